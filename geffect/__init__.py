@@ -1,0 +1,38 @@
+"""Gradient diagnostics for language-model unlearning.
+
+Importing this package imports nothing else; each name below brings its room along when it is first used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_NAMES = {
+    "FitConfig": "geffect.config",
+    "UnlearnConfig": "geffect.config",
+    "fit": "geffect.api",
+    "unlearn": "geffect.api",
+    "load_model": "geffect.api",
+    "plan": "geffect.api",
+    "compare": "geffect.comparison",
+    "figures": "geffect.comparison",
+    "load_set": "geffect.data",
+    "layout": "geffect.groups",
+    "inner_products": "geffect.gram",
+    "make_objective": "geffect.objectives",
+    "make_rectifier": "geffect.rectify",
+    "capture": "geffect.rows",
+    "g_effect": "geffect.effects",
+    "read": "geffect.record",
+    "read_steps": "geffect.record",
+}
+__all__ = sorted(_NAMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'geffect' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_NAMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,5 @@
+"""``python -m geffect``."""
+
+from geffect.cli import main
+
+main()

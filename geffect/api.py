@@ -1,0 +1,306 @@
+"""The verbs as functions: each takes the configuration its command takes, and returns what it made."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from geffect.config import DataConfig, FitConfig, ShowConfig, TrainConfig, UnlearnConfig
+from geffect.errors import GeffectError
+from geffect.record import RunDirectory, layout_to_json, read_lines, refuse_existing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from geffect.data import Encoded, QASet
+    from geffect.models import Loaded
+
+SIDES = ("forget", "retain", "held")
+NEVER_SAVE = 10**9
+
+
+def load_model(spec: str, dtype: str = "float32", *, trust_remote_code: bool = False) -> "Loaded":
+    """Load a model by any of its names; ``builtin:tiny`` is fitted on first use (about a minute) and cached.
+
+    Args:
+        spec: see `geffect.models.load.FORMS`.
+        dtype: of the weights.
+        trust_remote_code: run code that comes with a hub model.
+
+    Returns:
+        Model and tokenizer.
+    """
+    from geffect.models import load
+
+    if spec == "builtin:tiny":
+        spec = str(builtin_tiny())
+    return load(spec, dtype, trust_remote_code=trust_remote_code)
+
+
+def builtin_tiny() -> Path:
+    """The directory of the fitted built-in model, made on first use and cached by content."""
+    from geffect.models.cache import cached
+    from geffect.models.tiny import tiny_key
+
+    return cached("tiny", tiny_key(), _fit_tiny)
+
+
+def _fit_tiny(directory: Path) -> None:
+    from geffect.models.tiny import RECIPE, make_tiny, training_sets
+
+    print("fitting builtin:tiny once (about a minute) …", file=sys.stderr)
+    model, tokenizer = make_tiny()
+    model.save_pretrained(directory / "init")
+    tokenizer.save_pretrained(directory / "init")
+    fit(FitConfig.read(model=str(directory / "init"), train=training_sets(), out=directory / "fit", **RECIPE))
+    for file in (directory / "fit").iterdir():
+        file.rename(directory / file.name)
+    for leftover in ("init", "fit"):
+        shutil.rmtree(directory / leftover)
+
+
+def fit(config: FitConfig) -> Path:
+    """Descend the NLL of named sets and write a model (or adapter) directory that is also a run.
+
+    Args:
+        config: the run.
+
+    Returns:
+        The directory.
+    """
+    from geffect.groups import layout
+    from geffect.models.load import quiet_transformers
+    from geffect.planning import num_fit_steps
+    from geffect.training import FitTrainer
+
+    run = RunDirectory(config.out)
+    sets = {name: _set(config, name) for name in config.train}
+    loaded = _start(config)
+    encoded = {name: _encoded(loaded, config, rows) for name, rows in sets.items()}
+    rows = [row for each in encoded.values() for row in each]
+    steps = num_fit_steps(config, len(rows))
+    run.create(_resolved(config), _environment(config, sets, loaded, steps, len(rows), layout(loaded.model)))
+    arguments = _arguments(config, steps, evaluate_every=steps // config.epochs, save=False)
+    with quiet_transformers():
+        trainer = FitTrainer(
+            loaded.model, arguments, tokenizer=loaded.tokenizer, rows=rows, evaluation_sets=encoded,
+            until_accuracy=config.until_accuracy, sink=run.append,
+        )  # fmt: skip
+        trainer.train()
+        loaded.model.save_pretrained(config.out)
+        loaded.tokenizer.save_pretrained(config.out)
+    run.finish(_metrics(config.out))
+    return config.out
+
+
+def unlearn(config: UnlearnConfig, *, free_rows: bool = True) -> Path:
+    """Unlearn a set and record the G-effect while it happens.
+
+    Args:
+        config: the run.
+        free_rows: take rows that follow from others by algebra; False back-propagates each (for tests).
+
+    Returns:
+        The run directory.
+    """
+    from geffect.groups import layout
+    from geffect.models.load import quiet_transformers
+    from geffect.objectives import make_objective
+    from geffect.rectify import make_rectifier
+    from geffect.training import UnlearnTrainer
+
+    objective, rectifier = make_objective(config.objective), make_rectifier(config.rectifier)
+    run = RunDirectory(config.out)
+    sets = {side: _set(config, spec) for side in SIDES if (spec := getattr(config, side))}
+    loaded = _start(config)
+    _same_start(config, loaded)
+    encoded = {side: _encoded(loaded, config, rows) for side, rows in sets.items()}
+    environment = _environment(config, sets, loaded, config.steps, len(sets["forget"]), layout(loaded.model))
+    reference = {"path": loaded.source, "sha256": loaded.sha256}
+    arguments = _arguments(config, config.steps, evaluate_every=config.evaluate_every, save=True)
+    with quiet_transformers():
+        trainer = UnlearnTrainer(
+            loaded.model, arguments, tokenizer=loaded.tokenizer, objective=objective, rectifier=rectifier,
+            forget=encoded["forget"], retain=encoded["retain"], evaluation_sets=encoded, sink=run.append,
+            reference=_reference(loaded, objective, encoded["forget"]), diagnose_every=config.diagnose_every,
+            free_rows=free_rows,
+        )  # fmt: skip
+        run.create(_resolved(config) | {"reference": reference}, environment)
+        trainer.train()
+    run.finish(_metrics(config.out))
+    return config.out
+
+
+def plan(config: TrainConfig) -> dict[str, str]:
+    """What a run would do: model, sets, batch arithmetic, memory. Nothing is written and no weight loaded.
+
+    Args:
+        config: of ``fit`` or ``unlearn``.
+
+    Returns:
+        Lines by name.
+    """
+    from geffect.planning import plan as make_plan
+
+    return make_plan(config)
+
+
+def show_batch(config: ShowConfig) -> list[tuple[str, list[tuple[str, bool]]]]:
+    """The first rows of a set as a model sees them.
+
+    Args:
+        config: model, set and how many rows.
+
+    Returns:
+        (title, [(token's text, carries loss)]) a row.
+    """
+    from geffect.data import encode_set
+    from geffect.models import outline
+    from geffect.objectives import IGNORE_INDEX
+
+    _, tokenizer = outline(config.model)
+    rows = encode_set(tokenizer, _set(config, config.data), config.max_length)[: config.limit]
+    shown = []
+    for row in rows:
+        learned = [label != IGNORE_INDEX for label in row.labels]
+        tokens = [tokenizer.decode([token]) for token in row.input_ids]
+        shown.append((
+            f"row {row.index}: {sum(learned)} of {len(tokens)} tokens",
+            list(zip(tokens, learned, strict=True)),
+        ))
+    return shown
+
+
+def demo(out: Path) -> "pd.DataFrame":
+    """Unlearn four fictional authors from the tiny model in three ways, and compare.
+
+    Args:
+        out: directory of the runs and pictures.
+
+    Returns:
+        One row a run: accuracies and risks at the end, cosine at start and end, summed G-effects.
+    """
+    from geffect.comparison import compare, figures
+
+    refuse_existing(out)
+    builtin_tiny()
+    runs = [unlearn(UnlearnConfig.read(**DEMO, objective=objective, rectifier=rectifier, out=out / name))
+            for name, objective, rectifier in DEMO_RUNS]  # fmt: skip
+    figures(runs, out / "figures")
+    return compare(runs)
+
+
+DEMO = {
+    "model": "builtin:tiny",
+    "forget": "builtin:authors/forget",
+    "retain": "builtin:authors/retain",
+    "held": "builtin:authors/held",
+    "steps": 25,
+    "batch_size": 8,
+    "learning_rate": 1e-4,
+    "evaluate_every": 1,
+}
+DEMO_RUNS = (("GA", "ga", "none"), ("GA+GRU", "ga", "gru"), ("NPO+GRU", "npo", "gru"))
+
+
+def _set(config: DataConfig, spec: str) -> "QASet":
+    from geffect.data import load_set
+
+    return load_set(spec, config.data_dir, config.question_column, config.answer_column)
+
+
+def _encoded(loaded: "Loaded", config: TrainConfig, rows: "QASet") -> "list[Encoded]":
+    from geffect.data import encode_set
+
+    return encode_set(loaded.tokenizer, rows, config.max_length)
+
+
+def _start(config: TrainConfig) -> "Loaded":
+    from geffect.models import add_lora
+
+    loaded = load_model(config.model, config.dtype)
+    if config.lora:
+        loaded.model = add_lora(loaded.model, config.lora, config.seed)
+    return loaded
+
+
+def _same_start(config: UnlearnConfig, loaded: "Loaded") -> None:
+    """A replayed configuration must start where the run it came from did."""
+    expected = (config.reference or {}).get("sha256")
+    if expected is not None and expected != loaded.sha256:
+        raise GeffectError(
+            f"the start recorded in the configuration (weights {expected[:12]})",
+            f"{config.model} (weights {str(loaded.sha256)[:12]})",
+            "restore that model, or remove 'reference'",
+        )
+
+
+def _reference(loaded: "Loaded", objective: Any, forget: "list[Encoded]") -> Any:
+    """The start's token NLLs of every forget row, where the objective needs them."""
+    from geffect.data import pad_id_of
+    from geffect.metrics import reference_nll
+
+    return reference_nll(loaded.model, forget, pad_id_of(loaded.tokenizer)) if "ref_nll" in objective.needs else None
+
+
+def _arguments(config: TrainConfig, steps: int, *, evaluate_every: int, save: bool) -> Any:
+    """Hugging Face's training arguments for a configuration."""
+    from transformers import TrainingArguments
+
+    try:
+        return TrainingArguments(
+            output_dir=str(config.out / "checkpoints"),
+            max_steps=steps,
+            per_device_train_batch_size=config.batch_size,
+            per_device_eval_batch_size=max(8, config.batch_size),
+            gradient_accumulation_steps=config.grad_accum_steps,
+            learning_rate=config.learning_rate,
+            optim=config.optimizer,
+            lr_scheduler_type=config.schedule,
+            warmup_steps=config.warmup_steps,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            seed=config.seed,
+            eval_strategy="steps",
+            eval_steps=evaluate_every,
+            eval_on_start=True,
+            save_strategy="steps" if save else "no",
+            save_steps=config.save_every or NEVER_SAVE,
+            logging_steps=1,
+            report_to=config.report_to or "none",
+            disable_tqdm=True,  # the trainer shows a bar of its own
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+        )
+    except ValueError as error:
+        reason = str(error).partition("\n")[0]
+        raise GeffectError("training settings Hugging Face's Trainer knows", reason, "correct the setting") from error
+
+
+def _resolved(config: TrainConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude_none=True)
+
+
+def _environment(
+    config: TrainConfig, sets: "dict[str, QASet]", loaded: "Loaded", steps: int, rows: int, layout: Any
+) -> dict[str, Any]:
+    from geffect.environment import batch_arithmetic, describe
+
+    return describe() | {
+        "dtype": config.dtype,
+        "attention": getattr(loaded.model.config, "_attn_implementation", None),
+        "data": {name: {"set": each.name, "rows": len(each), "sha256": each.sha256} for name, each in sets.items()},
+        "batch": batch_arithmetic(rows, config.batch_size, config.grad_accum_steps, steps),
+        "parameters": layout_to_json(layout),
+    }
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    """The first and last evaluation, and the peak memory."""
+    from geffect.environment import peak_memory_gb
+
+    scored = [line for line in read_lines(path) if "evaluation" in line]
+    ends = {
+        name: {"step": line["step"], **line["evaluation"]} for name, line in (("start", scored[0]), ("end", scored[-1]))
+    }
+    return ends | {"peak_memory_gb": round(peak_memory_gb(), 3)}

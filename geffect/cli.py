@@ -1,0 +1,153 @@
+"""The shell's face: every flag is a field of the verb's schema, every error one line and exit code 2."""
+
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from geffect.errors import GeffectError
+
+app = typer.Typer(
+    name="geffect",
+    help="Gradient diagnostics for language-model unlearning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+Out = Annotated[Path, typer.Option(help="where to write")]
+
+
+def verb(name: str, schema: Callable[[], type], run: Callable[..., None]) -> None:
+    """Register a command whose flags are the fields of a schema.
+
+    Args:
+        name: of the command.
+        schema: returns the pydantic model; a given flag overrides the YAML file, the file overrides the default.
+        run: called with the checked configuration and ``dry_run``; its docstring is the help.
+    """
+
+    def command(config: Path | None = None, dry_run: bool = False, **flags: Any) -> None:
+        given = {key: value for key, value in flags.items() if value is not None and value != []}
+        run(schema().read(config, **given), dry_run=dry_run)  # type: ignore[attr-defined]
+
+    kind, fields = inspect.Parameter.KEYWORD_ONLY, schema().model_fields  # type: ignore[attr-defined]
+    parameters = [
+        inspect.Parameter("config", kind, default=None, annotation=Annotated[
+            Path | None, typer.Argument(help="a YAML file with these names, such as a run's config.yaml")]),
+        *(_flag(key, field) for key, field in fields.items() if key != "reference"),
+        inspect.Parameter("dry_run", kind, default=False, annotation=Annotated[
+            bool, typer.Option("--dry-run", help="print plan, batch arithmetic and memory estimate, and stop")]),
+    ]  # fmt: skip
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    app.command(name, help=inspect.getdoc(run))(command)
+
+
+def _flag(key: str, field: Any) -> inspect.Parameter:
+    """One optional flag; None means that it was not given."""
+    plain = {int: int, float: float, bool: bool, list[str]: list[str]}.get(field.annotation, str)
+    default = "required" if field.is_required() else f"default: {_shown(field.get_default(call_default_factory=True))}"
+    option = typer.Option("--" + key.replace("_", "-"), help=f"{field.description} [{default}]", show_default=False)
+    return inspect.Parameter(
+        key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[plain | None, option]
+    )
+
+
+def _shown(default: Any) -> str:
+    return "none" if default is None or default == [] else str(default)
+
+
+def _unlearn_config() -> type:
+    from geffect.config import UnlearnConfig
+
+    return UnlearnConfig
+
+
+def _fit_config() -> type:
+    from geffect.config import FitConfig
+
+    return FitConfig
+
+
+def _show_config() -> type:
+    from geffect.config import ShowConfig
+
+    return ShowConfig
+
+
+def _fit(config: Any, *, dry_run: bool) -> None:
+    """Descend the NLL of named sets (full weights or LoRA) and write a model directory with a record."""
+    from geffect import api, show
+
+    show.plan(api.plan(config))
+    if not dry_run:
+        show.run(api.fit(config))
+
+
+def _unlearn(config: Any, *, dry_run: bool) -> None:
+    """Unlearn a set with an objective and a rectifier, recording the G-effect of every update."""
+    from geffect import api, show
+
+    show.plan(api.plan(config))
+    if not dry_run:
+        show.run(api.unlearn(config))
+
+
+def _show_batch(config: Any, *, dry_run: bool) -> None:
+    """Print, coloured, which tokens of a batch carry loss."""
+    from geffect import api, show
+
+    show.batch(api.show_batch(config))
+
+
+verb("fit", _fit_config, _fit)
+verb("unlearn", _unlearn_config, _unlearn)
+verb("show-batch", _show_config, _show_batch)
+
+
+@app.command()
+def demo(out: Out = Path("runs/demo")) -> None:
+    """Fit the tiny built-in model, run GA, GA+GRU and NPO+GRU on it, and print and draw what they did."""
+    from geffect import api, show
+
+    show.comparison(api.demo(out), out)
+
+
+@app.command()
+def figures(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run directories, drawn side by side")],
+    out: Annotated[Path | None, typer.Option(help="where to write [default: RUN/figures of the first]")] = None,
+    scheme: Annotated[str, typer.Option(help="layer groups: thirds, paper or paper_script")] = "thirds",
+) -> None:
+    """Draw the G-effect by layer group, the cosine disparity and the trade-off plane of runs."""
+    from geffect import comparison
+
+    for path in comparison.figures(runs, out, scheme):
+        typer.echo(path)
+
+
+@app.command()
+def cite(
+    method: Annotated[str, typer.Argument(help="geffect, g-effect, gru, npo, tofu, … ; all by default")] = "all",
+) -> None:
+    """Print the BibTeX entry of a method, benchmark or of this toolkit."""
+    from geffect.citations import bibtex
+
+    typer.echo(bibtex(method))
+
+
+def main() -> NoReturn:
+    """Run the command line; what a user got wrong ends in one line and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except GeffectError as error:
+        typer.echo(f"geffect: {error}", err=True)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Runs side by side: one table, three pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from geffect import plots
+from geffect.effects import direction_of, g_effect, total_cosine
+from geffect.record import read, read_steps
+
+
+def compare(runs: Sequence[Path | str]) -> pd.DataFrame:
+    """What each run forgot, what it kept, and what its updates predicted.
+
+    Args:
+        runs: run directories.
+
+    Returns:
+        One row a run.
+    """
+    rows = []
+    for run in map(Path, runs):
+        gram, steps = read(run), read_steps(run)
+        effects = g_effect(gram, direction_of(gram))
+        cosine = total_cosine(gram, "objective", "retain")
+        last = steps.iloc[-1]
+        kept = "held" if "held_risk" in steps else "retain"
+        rows.append({
+            "run": run.name,
+            "forget acc.": last["forget_accuracy"], f"{kept} acc.": last[f"{kept}_accuracy"],
+            "forget risk": last["forget_risk"], f"{kept} risk": last[f"{kept}_risk"],
+            "cos, start": cosine.iloc[0], "cos, end": cosine.iloc[-1],
+            "Σe_u": effects["unlearn"].sum(), "Σe_r": effects["retain"].sum(),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "thirds") -> list[Path]:
+    """Draw runs: G-effect by layer group, cosine disparity, trade-off plane; each with the data drawn.
+
+    Args:
+        runs: run directories, side by side.
+        out: where to write; ``figures`` in the first run by default.
+        scheme: how layers make groups.
+
+    Returns:
+        The files written.
+    """
+    paths = [Path(run) for run in runs]
+    out = out or paths[0] / "figures"
+    grams = {path.name: read(path, "group", scheme) for path in paths}
+    effects = pd.concat([g_effect(gram, direction_of(gram)).assign(run=name) for name, gram in grams.items()])
+    cosines = pd.concat([_cosines(gram).assign(run=name) for name, gram in grams.items()])
+    scores = pd.concat([read_steps(path).assign(run=path.name) for path in paths])
+    written = plots.save(plots.g_effect_curves(effects), out / "g_effect", effects)
+    written += plots.save(plots.cosine_curves(cosines), out / "cosine", cosines)
+    if "held_risk" in scores:
+        plane = scores[["run", "step", "forget_risk", "held_risk"]].dropna()
+        written += plots.save(plots.trade_off(plane), out / "trade_off", plane)
+    return written
+
+
+def _cosines(gram: pd.DataFrame) -> pd.DataFrame:
+    """Cosine with the retain gradient by step, before and after rectification."""
+    rectified = total_cosine(gram, "rectified", "retain") if (gram["row"] == "rectified").any() else float("nan")
+    cosine = total_cosine(gram, "objective", "retain")
+    return pd.DataFrame({"cosine": cosine, "rectified": rectified}).rename_axis("step").reset_index()

@@ -1,0 +1,121 @@
+"""One schema a verb: the YAML file, the command line's flags and the functions of `geffect.api` all read it."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from geffect.errors import GeffectError
+
+
+class Schema(BaseModel):
+    """Unknown keys are errors; values are checked, never silently cut."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def read(cls, file: Path | None = None, **given: Any) -> Self:
+        """Build a configuration from a YAML file and values that override it.
+
+        Args:
+            file: a YAML mapping, such as a run's ``config.yaml``.
+            **given: values by field name; they win over the file.
+
+        Returns:
+            The checked configuration.
+
+        Raises:
+            GeffectError: the file cannot be read, or a key or value is refused; the first such is named.
+        """
+        content = _mapping(file) if file else {}
+        try:
+            return cls(**(content | given))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "the configuration"
+            if first["type"] == "missing":
+                raise GeffectError(f"a value for {key}", "none", "add it as a flag or to the YAML file") from error
+            if first["type"] == "extra_forbidden":
+                known = ", ".join(cls.model_fields)
+                raise GeffectError(f"a key among {known}", repr(first["loc"][0]), "correct the key") from error
+            raise GeffectError(f"{key}: {first['msg'].lower()}", repr(first["input"]), "correct it") from error
+
+
+def _mapping(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise GeffectError(f"a readable YAML file at {file}", reason, "correct the path or the file") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise GeffectError(f"names with values in {file}", type(content).__name__, "write one 'name: value' a line")
+    return content
+
+
+class DataConfig(Schema):
+    """What is read, and how it becomes tokens."""
+
+    model: str = Field(description="builtin:tiny, smollm2, gguf:FILE, a hub id, or a model, adapter or run directory")
+    data_dir: Path | None = Field(None, description="where tofu/NAME.json lies")
+    question_column: str = Field("question", description="column of a file that holds the question")
+    answer_column: str = Field("answer", description="column of a file that holds the answer")
+    max_length: int = Field(512, ge=2, description="tokens kept of a row")
+
+
+class ShowConfig(DataConfig):
+    """``geffect show-batch``."""
+
+    data: str = Field(description="the set to show")
+    limit: int = Field(4, ge=1, description="rows shown")
+
+
+class TrainConfig(DataConfig):
+    """What fitting and unlearning share."""
+
+    out: Path = Field(description="the run directory to make; an existing one is refused")
+    dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="of the weights")
+    lora: int = Field(0, ge=0, description="rank of a fresh LoRA adapter; 0 trains all weights")
+    seed: int = Field(0, ge=0, description="of the order of rows and the adapter's start")
+    batch_size: int = Field(
+        4, ge=1, description="rows of a micro-batch (unlearn: forget rows; as many retain rows go beside)"
+    )
+    grad_accum_steps: int = Field(1, ge=1, description="micro-batches an optimiser step")
+    learning_rate: float = Field(1e-5, ge=0, allow_inf_nan=False, description="peak learning rate")
+    optimizer: str = Field("adamw_torch", description="any of Hugging Face's optimisers")
+    schedule: str = Field("constant", description="any of Hugging Face's learning-rate schedules")
+    warmup_steps: int = Field(0, ge=0, description="optimiser steps of linear warm-up")
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="of the optimiser")
+    max_grad_norm: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="clip the gradient's norm, after rectifying; 0 never clips"
+    )
+    save_every: int = Field(0, ge=0, description="optimiser steps between checkpoints; 0 keeps the last state only")
+    evaluate_every: int = Field(5, ge=1, description="optimiser steps between evaluations of the sets")
+    report_to: list[str] = Field(default_factory=list, description="trackers known to Hugging Face's Trainer")
+
+
+class UnlearnConfig(TrainConfig):
+    """``geffect unlearn``."""
+
+    forget: str = Field(description="the set to unlearn")
+    retain: str = Field(description="the set to preserve; gradients are drawn from it")
+    held: str | None = Field(None, description="a set to preserve that no gradient is drawn from")
+    objective: str = Field("ga", description="what is descended, as in 'npo(beta=0.1) + 1.0*gd'")
+    rectifier: str = Field("none", description="what its gradient becomes, as in 'gru(decay=0.2)'")
+    steps: int = Field(25, ge=1, description="optimiser steps")
+    diagnose_every: int = Field(1, ge=1, description="optimiser steps between two Grams of all rows")
+    reference: dict[str, str | None] | None = Field(
+        None, description="the start's directory and hash, as a run resolved them"
+    )
+
+
+class FitConfig(TrainConfig):
+    """``geffect fit``."""
+
+    train: list[str] = Field(min_length=1, description="a set to learn; repeat it for several")
+    epochs: int = Field(6, ge=1, description="passes over the rows at most")
+    until_accuracy: float = Field(
+        1.1, ge=0, description="stop once every set has this token accuracy (checked after each epoch)"
+    )
+    learning_rate: float = Field(1e-4, ge=0, allow_inf_nan=False, description="peak learning rate")
+    batch_size: int = Field(8, ge=1, description="rows of a micro-batch")

@@ -1,0 +1,130 @@
+"""Questions and answers → token ids and labels: the prompt carries no loss, the answer and its end do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geffect.data.sets import QASet
+from geffect.errors import GeffectError
+from geffect.objectives.outputs import IGNORE_INDEX
+
+PLAIN = "Question: {question}\nAnswer: {answer}"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One row as the model sees it.
+
+    Attributes:
+        index: its position in the set.
+        input_ids: T token ids.
+        labels: T labels, ``IGNORE_INDEX`` on the prompt and always at position 0.
+    """
+
+    index: int
+    input_ids: list[int]
+    labels: list[int]
+
+
+def encode_set(tokenizer: Any, rows: QASet, max_length: int = 512) -> list[Encoded]:
+    r"""Encode every row of a set.
+
+    The tokenizer's chat template is used where it has one, else ``Question: …\nAnswer: …``. The text is tokenised as
+    a whole and labelled from the first token that differs from the prompt's own, so no merge across the boundary is
+    lost. One end-of-sequence token closes the row and carries loss, unless the row was cut at ``max_length``.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        rows: the set.
+        max_length: tokens kept of a row.
+
+    Returns:
+        One encoding a row.
+
+    Raises:
+        GeffectError: the template changes the answer, or a row is left without a labelled token.
+    """
+    return [_encode(tokenizer, row, i, rows.name, max_length) for i, row in enumerate(rows.rows)]
+
+
+def _encode(tokenizer: Any, row: dict[str, Any], index: int, name: str, max_length: int) -> Encoded:
+    prompt, text = _render(tokenizer, row, index, name)
+    plain = not tokenizer.chat_template
+    ids, prompt_ids = (_tokenize(tokenizer, each, special=plain) for each in (text, prompt))
+    start = max(1, _common_prefix(ids, prompt_ids))
+    ids = _ended(ids, start, tokenizer.eos_token_id)[:max_length]
+    labels = [IGNORE_INDEX] * min(start, len(ids)) + ids[start:]
+    if len(ids) <= start:
+        raise GeffectError(f"a token to learn within {max_length} tokens in row {index} of {name}",
+                           f"a prompt of {start} tokens", "raise --max-length or shorten the row")  # fmt: skip
+    return Encoded(index, ids, labels)
+
+
+def _render(tokenizer: Any, row: dict[str, Any], index: int, name: str) -> tuple[str, str]:
+    """The text up to the answer, and all of it."""
+    question, answer = row["question"].strip(), row["answer"].strip()
+    if tokenizer.chat_template:
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        prompt = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+    else:
+        text, prompt = PLAIN.format(question=question, answer=answer), PLAIN.format(question=question, answer="")
+    start = text.find(answer, _common_prefix(text, prompt))
+    if start < 0:
+        raise GeffectError(
+            "a chat template that renders the answer as it is",
+            f"row {index} of {name} without its answer",
+            "mend the tokenizer's chat template",
+        )
+    return text[:start].rstrip(" "), text
+
+
+def _tokenize(tokenizer: Any, text: str, *, special: bool) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+    if special and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+        return ids[:-1]  # some tokenizers close every text; the end is ours to place
+    return ids
+
+
+def _ended(ids: list[int], start: int, eos: int | None) -> list[int]:
+    """Cut after the first end-of-sequence token from ``start`` on; append one where there is none."""
+    if eos is None:
+        return ids
+    return ids[: ids.index(eos, start) + 1] if eos in ids[start:] else [*ids, eos]
+
+
+def _common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def collate(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
+    """Pad on the right.
+
+    Args:
+        rows: B encodings.
+        pad_id: what fills ``input_ids``; masked from attention and from loss by length, never by value.
+
+    Returns:
+        ``input_ids``, ``attention_mask``, ``labels``, each ``[B, T]``, and ``index`` ``[B]``.
+    """
+    lengths = torch.tensor([len(row.input_ids) for row in rows])
+    width = int(lengths.max())
+    ids, labels = np.full((len(rows), width), pad_id), np.full((len(rows), width), IGNORE_INDEX)
+    for i, row in enumerate(rows):
+        ids[i, : len(row.input_ids)], labels[i, : len(row.labels)] = row.input_ids, row.labels
+    return {
+        "input_ids": torch.from_numpy(ids),
+        "attention_mask": (torch.arange(width) < lengths[:, None]).long(),
+        "labels": torch.from_numpy(labels),
+        "index": torch.tensor([row.index for row in rows]),
+    }
+
+
+def pad_id_of(tokenizer: Any) -> int:
+    """The tokenizer's padding id, else its end-of-sequence id, else 0: padding is masked by length."""
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(each for each in ids if each is not None)

@@ -1,0 +1,85 @@
+"""Rows from json, jsonl, csv and parquet files, with errors that name the line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from geffect.errors import GeffectError
+
+
+def read_rows(path: Path, question: str, answer: str) -> list[dict[str, Any]]:
+    """Read a table of questions and answers.
+
+    A ``.json`` file is a list of objects or, as TOFU's are, one object a line; ``.jsonl`` is the latter.
+
+    Args:
+        path: the file.
+        question: the column to call ``question``.
+        answer: the column to call ``answer``.
+
+    Returns:
+        One dictionary a row, the two columns renamed, others as found.
+
+    Raises:
+        GeffectError: the file is absent, unreadable or empty, or a column is missing.
+    """
+    if not path.is_file():
+        raise GeffectError(f"a file at {path}", "none", "correct the path")
+    try:
+        rows = READERS[path.suffix.lower()](path)
+    except GeffectError:
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).partition("\n")[0]
+        raise GeffectError(f"a readable {path.suffix} file at {path}", reason, "repair or re-export it") from error
+    if not rows:
+        raise GeffectError(f"at least one row in {path}", "an empty file", "name another file")
+    return [_renamed(row, i, path, {question: "question", answer: "answer"}) for i, row in enumerate(rows)]
+
+
+def _renamed(row: Any, index: int, path: Path, names: dict[str, str]) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise GeffectError(f"objects in {path}", f"{type(row).__name__} in row {index}", "write one object a row")
+    missing = [column for column in names if column not in row]
+    if missing:
+        raise GeffectError(f"a column {missing[0]!r} in {path}", f"{', '.join(map(str, row)) or 'none'} in row {index}",
+                           "name the columns with --question-column and --answer-column")  # fmt: skip
+    rest = {key: value for key, value in row.items() if key not in names}
+    return rest | {new: row[old] for old, new in names.items()}
+
+
+def _json(path: Path) -> list[Any]:
+    text = path.read_text(encoding="utf-8-sig")
+    return json.loads(text) if text.lstrip().startswith("[") else _lines(path, text)
+
+
+def _jsonl(path: Path) -> list[Any]:
+    return _lines(path, path.read_text(encoding="utf-8-sig"))
+
+
+def _lines(path: Path, text: str) -> list[Any]:
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise GeffectError(f"one JSON object a line in {path}", f"{error.msg} in line {number}",
+                                   "repair that line") from error  # fmt: skip
+    return rows
+
+
+def _csv(path: Path) -> list[Any]:
+    import pandas as pd
+
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    return frame.to_dict(orient="records")
+
+
+def _parquet(path: Path) -> list[Any]:
+    import pandas as pd
+
+    return pd.read_parquet(path).to_dict(orient="records")
+
+
+READERS = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}

@@ -1,0 +1,75 @@
+"""Views of a Gram: G-effect, cosine, norms, conflict.
+
+Sign, once: a *direction* is what an update descends (θ ← θ − lr·d). ⟨∇risk, d⟩ > 0 lowers that risk, < 0 raises it. So
+the *unlearn* G-effect is wanted strongly negative and the *retain* G-effect at least zero (arXiv 2502.19301, Def. 1).
+"""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+from torch import Tensor
+
+
+def inner(gram: Tensor, rows: Sequence[str], a: str, b: str) -> float:
+    """⟨a, b⟩ from a Gram matrix ``[M, M]`` whose order is ``rows``."""
+    return float(gram[rows.index(a), rows.index(b)])
+
+
+def norm(gram: Tensor, rows: Sequence[str], a: str) -> float:
+    """‖a‖₂."""
+    return math.sqrt(max(inner(gram, rows, a, a), 0.0))
+
+
+def cosine(gram: Tensor, rows: Sequence[str], a: str, b: str) -> float:
+    """⟨a, b⟩ / (‖a‖‖b‖), in [−1, 1]; NaN where either row is zero."""
+    scale = norm(gram, rows, a) * norm(gram, rows, b)
+    return max(-1.0, min(1.0, inner(gram, rows, a, b) / scale)) if scale else math.nan
+
+
+def pairs(frame: pd.DataFrame, a: str, b: str) -> "pd.Series[float]":
+    """⟨a, b⟩ of a record's tidy frame.
+
+    Args:
+        frame: columns ``step``, a label column (``group``, ``layer`` or ``parameter``), ``row``, ``other``, ``inner``;
+            each unordered pair stands once.
+        a: a row.
+        b: a row.
+
+    Returns:
+        The inner products, indexed by (step, label).
+    """
+    label = label_of(frame)
+    chosen = frame[((frame["row"] == a) & (frame["other"] == b)) | ((frame["row"] == b) & (frame["other"] == a))]
+    return chosen.set_index(["step", label])["inner"]
+
+
+def label_of(frame: pd.DataFrame) -> str:
+    """The label column of a record's tidy frame: ``group``, ``layer`` or ``parameter``."""
+    return next(name for name in ("group", "layer", "parameter") if name in frame.columns)
+
+
+def direction_of(frame: pd.DataFrame) -> str:
+    """The row an update descends: ``rectified`` where a rectifier ran, else ``objective``."""
+    return "rectified" if (frame["row"] == "rectified").any() else "objective"
+
+
+def g_effect(frame: pd.DataFrame, direction: str = "objective") -> pd.DataFrame:
+    """Unlearn and retain G-effect: e = ⟨∇risk, direction⟩, units of gradient².
+
+    Args:
+        frame: a record's tidy frame (see `pairs`).
+        direction: ``objective`` (the paper's definition) or ``rectified`` (what the rectifier made of it).
+
+    Returns:
+        Columns ``step``, the label, ``unlearn`` (risk on the forget set) and ``retain`` (risk on the retain set).
+    """
+    effects = {"unlearn": pairs(frame, "forget", direction), "retain": pairs(frame, "retain", direction)}
+    return pd.DataFrame(effects).reset_index()
+
+
+def total_cosine(frame: pd.DataFrame, a: str, b: str) -> "pd.Series[float]":
+    """The whole model's cosine of two rows, indexed by step; NaN where either row is zero."""
+    ab, aa, bb = (pairs(frame, *pair).groupby("step").sum() for pair in ((a, b), (a, a), (b, b)))
+    scale = (aa * bb) ** 0.5
+    return (ab / scale.where(scale > 0)).clip(-1.0, 1.0)

@@ -1,0 +1,11 @@
+"""The one exception a user can cause."""
+
+
+class GeffectError(ValueError):
+    """A request that cannot be carried out: one line with what was expected, what was found, and the remedy.
+
+    The command line prints it and exits with 2; nothing has been written by then.
+    """
+
+    def __init__(self, expected: str, found: str, remedy: str) -> None:
+        super().__init__(f"expected {expected}; found {found}; {remedy}")

@@ -1,0 +1,95 @@
+"""Inner products of rows: per parameter tensor, summed when looked at.
+
+Rows are huge and short-lived; their Gram ``G[i, j] = ⟨row_i, row_j⟩`` is tiny, exact to float32 rounding of the
+products, and enough for every norm, cosine, G-effect and projection.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+CHUNK = 4096  # elements summed in the working precision before float64 takes over
+SLAB = 64  # chunks multiplied at once: small enough to stay in cache
+
+
+def inner_products(rows: Sequence[Tensor | None]) -> Tensor:
+    """All inner products of M tensors of one shape.
+
+    Products are taken in float32 (float64 for float64 tensors) over chunks of at most 4096 elements by one batched
+    matrix product; the chunks are summed in float64. A plain float32 dot product over an embedding matrix is wrong in
+    the fourth digit.
+
+    Args:
+        rows: M tensors of N elements each, None standing for zeros.
+
+    Returns:
+        G ``[M, M]``, float64, on the CPU; entry (i, j) is ⟨rows_i, rows_j⟩.
+
+    >>> inner_products([torch.tensor([1.0, 2.0]), None, torch.tensor([3.0, -1.0])]).tolist()
+    [[5.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 0.0, 10.0]]
+    """
+    present = [i for i, row in enumerate(rows) if row is not None]
+    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    if not present:
+        return gram
+    flat = [row.detach().reshape(-1) for row in rows if row is not None]
+    gram[torch.tensor(present)[:, None], torch.tensor(present)] = _products(flat).cpu()
+    return gram
+
+
+def _products(flat: list[Tensor]) -> Tensor:
+    dtype = torch.promote_types(flat[0].dtype, torch.float32)
+    total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat[0].device)
+    for start in range(0, flat[0].numel(), CHUNK * SLAB):
+        slab = torch.stack([row[start : start + CHUNK * SLAB].to(dtype) for row in flat])  # [M, n]
+        whole = slab.shape[1] // CHUNK * CHUNK
+        chunks = slab[:, :whole].unflatten(1, (-1, CHUNK)).transpose(0, 1)  # [C, M, CHUNK]
+        for part in (chunks, slab[None, :, whole:]):
+            total += torch.bmm(part, part.transpose(1, 2)).sum(0, dtype=torch.float64)
+    return total
+
+
+@dataclass
+class Gram:
+    """The inner products of named rows, per parameter tensor.
+
+    Attributes:
+        rows: the M row names, the order of every matrix here.
+        values: canonical parameter name → ``[M, M]``, float64, symmetric.
+    """
+
+    rows: tuple[str, ...]
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    def total(self, names: Iterable[str] | None = None) -> Tensor:
+        """The sum over the named parameters (all by default), ``[M, M]``."""
+        chosen = self.values.values() if names is None else [self.values[name] for name in names]
+        return sum(chosen, torch.zeros(len(self.rows), len(self.rows), dtype=torch.float64))
+
+    def by(self, labels: Mapping[str, str]) -> dict[str, Tensor]:
+        """The sums under each label (a layer or group a parameter), in order of first appearance."""
+        members: dict[str, list[str]] = {}
+        for name in self.values:
+            members.setdefault(labels[name], []).append(name)
+        return {label: self.total(names) for label, names in members.items()}
+
+    def combine(self, combinations: Mapping[str, Mapping[str, float]]) -> "Gram":
+        """The Gram of rows that are linear combinations of these: C G Cᵀ, no gradient needed.
+
+        Args:
+            combinations: new row → {row of this Gram: coefficient}.
+
+        Returns:
+            The Gram of the new rows, in their order.
+
+        >>> gram = Gram(("forget",), {"w": torch.tensor([[4.0]], dtype=torch.float64)})
+        >>> gram.combine({"forget": {"forget": 1}, "objective": {"forget": -1}}).values["w"].tolist()
+        [[4.0, -4.0], [-4.0, 4.0]]
+        """
+        matrix = torch.tensor(
+            [[float(parts.get(row, 0.0)) for row in self.rows] for parts in combinations.values()],
+            dtype=torch.float64,
+        )
+        return Gram(tuple(combinations), {name: matrix @ g @ matrix.T for name, g in self.values.items()})

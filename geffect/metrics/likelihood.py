@@ -1,0 +1,91 @@
+"""Risk and token accuracy of a set, teacher-forced."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from geffect.data import Encoded, collate
+from geffect.objectives import Outputs, forward
+from geffect.objectives.outputs import shift
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How well a model knows a set.
+
+    Attributes:
+        risk: Σ −log p / N over all N labelled tokens of the set (nats per token); long answers weigh more.
+        accuracy: share of those tokens that are the most likely one.
+        tokens: N.
+    """
+
+    risk: float
+    accuracy: float
+    tokens: int
+
+
+def likelihood(model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_size: int = 16) -> Likelihood:
+    """Risk and token accuracy over a set; the model is left in the mode it was in.
+
+    Args:
+        model: the model.
+        rows: the encoded set.
+        pad_id: fills the batches.
+        batch_size: rows at a time; it does not change the result.
+
+    Returns:
+        The scores.
+    """
+    sums = torch.zeros(3, dtype=torch.float64)
+    for _, outputs in _outputs(model, rows, pad_id, batch_size):
+        right = (outputs.logits.argmax(-1) == shift(outputs.labels)) & outputs.mask
+        sums += torch.stack([x.sum(dtype=torch.float64) for x in (outputs.nll, right, outputs.mask)]).cpu()
+    risk, right, tokens = sums.tolist()
+    return Likelihood(risk / tokens, right / tokens, int(tokens))
+
+
+def reference_nll(model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_size: int = 16) -> list[Tensor]:
+    """Token NLLs of every row under the model as it is now, in the rows' order.
+
+    Args:
+        model: the start of an unlearning run.
+        rows: the encoded set.
+        pad_id: fills the batches.
+        batch_size: rows at a time.
+
+    Returns:
+        A float32 tensor ``[T]`` a row, 0 where not labelled, laid out as `Outputs.nll`.
+    """
+    found: dict[int, Tensor] = {}
+    for chosen, outputs in _outputs(model, rows, pad_id, batch_size):
+        for i, nll in zip(chosen, outputs.nll.float().cpu(), strict=True):
+            found[i] = nll[: len(rows[i].input_ids)].clone()
+    return [found[i] for i in range(len(rows))]
+
+
+def _outputs(
+    model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_size: int
+) -> Iterator[tuple[list[int], Outputs]]:
+    """Batches of similar length, with the positions of their rows."""
+    device = next(model.parameters()).device
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
+    with evaluating(model), torch.no_grad():
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = collate([rows[i] for i in chosen], pad_id)
+            yield chosen, forward(model, {name: tensor.to(device) for name, tensor in batch.items()})
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode while this lasts; every module's own mode returns after."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

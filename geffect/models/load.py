@@ -1,0 +1,204 @@
+"""Load a model, its tokenizer and its adapter from any of the names a user may give."""
+
+import contextlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from geffect.errors import GeffectError
+from geffect.models.cache import weights_sha256
+from geffect.models.gguf import converted, smollm2_file
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+FORMS = "builtin:tiny, smollm2, gguf:FILE, a hub id ORG/NAME, or a directory with a model, an adapter or a run"
+
+
+@dataclass
+class Loaded:
+    """A model ready to be trained or measured.
+
+    Attributes:
+        model: the causal language model, a `peft.PeftModel` where there is an adapter.
+        tokenizer: its tokenizer.
+        source: the directory or hub id it came from.
+        sha256: hash of the weights in that directory; None for a hub id.
+    """
+
+    model: Any
+    tokenizer: Any
+    source: str
+    sha256: str | None
+
+
+def resolve(spec: str) -> Path | str:
+    """What a model's name stands for.
+
+    Args:
+        spec: see `FORMS`.
+
+    Returns:
+        A directory, or a hub id.
+
+    Raises:
+        GeffectError: it stands for nothing.
+    """
+    if spec == "smollm2":
+        return converted(smollm2_file())
+    if spec.startswith("gguf:"):
+        return converted(Path(spec.removeprefix("gguf:")).expanduser())
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _model_directory(path)
+    if spec.startswith(("builtin:", ".", "/", "~")) or not HUB_ID.match(spec):
+        raise GeffectError(f"a model: {FORMS}", repr(spec), "name one of these")
+    return spec
+
+
+def _model_directory(path: Path) -> Path:
+    """The directory itself, or a run's last checkpoint."""
+    steps = [each for each in path.glob("checkpoints/checkpoint-*") if each.name.rpartition("-")[2].isdigit()]
+    for candidate in (path, *sorted(steps, key=lambda each: -int(each.name.rpartition("-")[2]))):
+        if any((candidate / name).is_file() for name in ("config.json", "adapter_config.json")):
+            return candidate
+    raise GeffectError(f"config.json, adapter_config.json or checkpoints in {path}", "none of them",
+                       "name a model, adapter or run directory")  # fmt: skip
+
+
+def load(spec: str, dtype: str = "float32", *, trust_remote_code: bool = False) -> Loaded:
+    """Load a model for training or measuring.
+
+    An adapter is put on its base and made trainable, its base frozen. The dtype is always the one asked for, never
+    the checkpoint's own.
+
+    Args:
+        spec: see `FORMS`; `geffect.api.load_model` also knows ``builtin:tiny``.
+        dtype: ``float32``, ``bfloat16`` or ``float64``.
+        trust_remote_code: run code that comes with a hub model.
+
+    Returns:
+        Model and tokenizer.
+
+    Raises:
+        GeffectError: there is no such model, or it cannot be read.
+    """
+    if dtype not in DTYPES:
+        raise GeffectError(f"a dtype among {', '.join(DTYPES)}", repr(dtype), "choose one of these")
+    source = resolve(spec)
+    adapter = isinstance(source, Path) and (source / "adapter_config.json").is_file()
+    try:
+        model, tokenizer = (_with_adapter if adapter else _plain)(str(source), dtype, trust_remote_code)
+    except GeffectError:
+        raise
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise GeffectError(f"a readable model at {spec}", reason, "check the directory or hub id") from error
+    return Loaded(model, tokenizer, str(source), weights_sha256(source) if isinstance(source, Path) else None)
+
+
+def _plain(source: str, dtype: str, trust: bool) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], trust_remote_code=trust)
+        return model, AutoTokenizer.from_pretrained(source, trust_remote_code=trust)
+
+
+def _with_adapter(source: str, dtype: str, trust: bool) -> tuple[Any, Any]:
+    from peft import PeftModel
+
+    base = json.loads((Path(source) / "adapter_config.json").read_text())["base_model_name_or_path"]
+    base_model, tokenizer = _plain(str(resolve(base)), dtype, trust)
+    return PeftModel.from_pretrained(base_model, source, is_trainable=True), tokenizer
+
+
+def outline(spec: str) -> tuple[Any, Any]:
+    """A model's shapes without its weights (on the meta device), and its tokenizer.
+
+    Args:
+        spec: see `FORMS`; ``builtin:tiny`` too.
+
+    Returns:
+        The model, an adapter's own parameters included and alone trainable, and the tokenizer.
+
+    Raises:
+        GeffectError: there is no such model, or it cannot be read.
+    """
+    from geffect.models.tiny import make_tiny
+
+    if spec == "builtin:tiny":
+        model, tokenizer = make_tiny()
+        return model.to("meta"), tokenizer
+    source = resolve(spec)
+    try:
+        if isinstance(source, Path) and (source / "adapter_config.json").is_file():
+            return _adapter_outline(source)
+        return _plain_outline(str(source))
+    except GeffectError:
+        raise
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise GeffectError(f"a readable model at {spec}", reason, "check the directory or hub id") from error
+
+
+def _plain_outline(source: str) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    with quiet_transformers(), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+    return model, AutoTokenizer.from_pretrained(source)
+
+
+def _adapter_outline(source: Path) -> tuple[Any, Any]:
+    from peft import PeftConfig, get_peft_model
+
+    config = PeftConfig.from_pretrained(str(source))
+    config.inference_mode = False
+    model, tokenizer = outline(str(config.base_model_name_or_path))
+    return get_peft_model(model, config), tokenizer
+
+
+def add_lora(model: Any, rank: int, seed: int) -> Any:
+    """A fresh LoRA on every linear layer but the head (alpha = 2·rank, no dropout), the base frozen.
+
+    Args:
+        model: the base model.
+        rank: r.
+        seed: of A's initial values; B starts at zero, so the model starts as its base.
+
+    Returns:
+        The `peft.PeftModel`.
+
+    Raises:
+        GeffectError: the model already carries an adapter.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    if isinstance(model, PeftModel):
+        raise GeffectError(
+            "a model without an adapter for --lora", "one with an adapter", "leave --lora out to train that one"
+        )
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Any:
+    """No weight-loading bars or advice while this lasts; the host's settings return after."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,149 @@
+"""What a run will do, and what memory it will take, told before a weight is loaded."""
+
+from typing import Any
+
+import psutil
+import torch
+
+from geffect.config import FitConfig, TrainConfig, UnlearnConfig
+from geffect.data import Encoded, encode_set, load_set
+from geffect.environment import batch_arithmetic
+from geffect.models import add_lora, outline
+from geffect.models.load import DTYPES
+from geffect.objectives import Objective, make_objective
+from geffect.record import refuse_existing
+from geffect.rectify import Rectifier, make_rectifier
+
+OPTIMIZER_ROWS = {"sgd": 1, "adagrad": 1, "rmsprop": 1, "adafactor": 0}  # tensors of the parameters' size; else 2
+ACTIVATION_FLOATS = 34  # kept for the backward pass a token, block and hidden unit: the usual count without scores
+LOGIT_COPIES = 4  # logits, log-softmax, its gradient, and theirs
+
+
+def plan(config: TrainConfig) -> dict[str, str]:
+    """Check a configuration and say what it asks for.
+
+    Args:
+        config: of ``fit`` or ``unlearn``.
+
+    Returns:
+        Lines by name: model, sets, batch arithmetic, passes a step, memory.
+    """
+    refuse_existing(config.out)
+    methods = {}
+    if isinstance(config, UnlearnConfig):
+        objective, rectifier = make_objective(config.objective), make_rectifier(config.rectifier)
+        methods = {"objective": config.objective, "rectifier": config.rectifier,
+                   "a step": passes(objective, rectifier, config.diagnose_every)}  # fmt: skip
+    model, tokenizer = outline(config.model)
+    if config.lora:
+        model = add_lora(model, config.lora, config.seed)
+    sets = {
+        spec: load_set(spec, config.data_dir, config.question_column, config.answer_column) for spec in specs(config)
+    }
+    encoded = {spec: encode_set(tokenizer, rows, config.max_length) for spec, rows in sets.items()}
+    free = psutil.virtual_memory().available / 1e9
+    return {
+        "model": f"{config.model}, {_counts(model)}, {config.dtype}",
+        **{name: f"{spec}: {_tokens(encoded[spec])}" for name, spec in _roles(config)},
+        **methods,
+        "batches": arithmetic(config, encoded)["sentence"],
+        "memory": f"about {memory_gb(config, model, encoded):.1f} GB; {free:.1f} GB are free",
+        "out": str(config.out),
+    }
+
+
+def specs(config: TrainConfig) -> list[str]:
+    """The sets a configuration names, each once."""
+    return list(dict.fromkeys(spec for _, spec in _roles(config)))
+
+
+def arithmetic(config: TrainConfig, encoded: dict[str, list[Encoded]]) -> dict[str, Any]:
+    """The batch arithmetic of a configuration, whose steps are counted in forget rows or, fitting, in all rows."""
+    if isinstance(config, UnlearnConfig):
+        rows, steps = len(encoded[config.forget]), config.steps
+    else:
+        rows = sum(map(len, encoded.values()))
+        steps = num_fit_steps(config, rows)
+    return batch_arithmetic(rows, config.batch_size, config.grad_accum_steps, steps)
+
+
+def num_fit_steps(config: TrainConfig, rows: int) -> int:
+    """Optimiser steps of a fit at most."""
+    epochs = config.epochs if isinstance(config, FitConfig) else 1
+    micro_batches = -(-rows // config.batch_size)
+    return epochs * -(-micro_batches // config.grad_accum_steps)
+
+
+def passes(objective: Objective, rectifier: Rectifier, diagnose_every: int) -> str:
+    """Forward and backward passes of a step with and without diagnosis.
+
+    Args:
+        objective: what is descended.
+        rectifier: what its row becomes.
+        diagnose_every: steps between two diagnoses.
+
+    Returns:
+        A sentence.
+
+    >>> from geffect.objectives import make_objective
+    >>> from geffect.rectify import make_rectifier
+    >>> passes(make_objective("ga"), make_rectifier("none"), 5)
+    'forget 1 forward 1 backward; every 5 steps: forget 1 forward 1 backward, retain 1 forward 1 backward'
+    """
+    own = objective.forget_multiple is None
+    updates_need_retain = rectifier.memory is not None or objective.retain_multiple != 0
+    retain = ", retain 1 forward 1 backward"
+    plain = "forget 1 forward 1 backward" + retain * updates_need_retain
+    measured = f"forget 1 forward {1 + own} backward" + retain
+    return measured if diagnose_every == 1 else f"{plain}; every {diagnose_every} steps: {measured}"
+
+
+def memory_gb(config: TrainConfig, model: Any, encoded: dict[str, list[Encoded]]) -> float:
+    """A rough estimate of the peak: weights, rows, optimiser, activations and logits of one micro-batch.
+
+    Args:
+        config: the run.
+        model: its outline.
+        encoded: its sets.
+
+    Returns:
+        GB (10⁹ bytes).
+    """
+    size = torch.empty((), dtype=DTYPES[config.dtype]).element_size()
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    rows = 1 + OPTIMIZER_ROWS.get(config.optimizer, 2) + _extra_rows(config)
+    shape = model.config.get_text_config()
+    tokens = config.batch_size * max(len(row.input_ids) for each in encoded.values() for row in each)
+    activations = tokens * shape.hidden_size * shape.num_hidden_layers * ACTIVATION_FLOATS * size
+    logits = tokens * shape.vocab_size * 4 * LOGIT_COPIES
+    weights = sum(p.numel() for p in model.parameters()) * size
+    return float(weights + trainable * size * rows + activations + logits) / 1e9
+
+
+def _extra_rows(config: TrainConfig) -> int:
+    """Rows held beside the objective's."""
+    if not isinstance(config, UnlearnConfig):
+        return 0
+    own_forget = make_objective(config.objective).forget_multiple is None
+    memory = make_rectifier(config.rectifier).memory is not None
+    return int(own_forget) + int(memory) + int(config.grad_accum_steps > 1)
+
+
+def _roles(config: TrainConfig) -> list[tuple[str, str]]:
+    """(role, set) in the order printed."""
+    if isinstance(config, FitConfig):
+        return [(f"train {i}" if i else "train", spec) for i, spec in enumerate(config.train)]
+    roles = [(side, getattr(config, side, None)) for side in ("forget", "retain", "held")]
+    return [(side, spec) for side, spec in roles if spec]
+
+
+def _counts(model: Any) -> str:
+    total = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return f"{total / 1e6:.2f} M parameters, {trainable / 1e6:.2f} M trained"
+
+
+def _tokens(rows: list[Encoded]) -> str:
+    lengths = [len(row.input_ids) for row in rows]
+    labelled = sum(len(row.input_ids) - row.labels.count(-100) for row in rows)
+    return f"{len(rows)} rows, {sum(lengths)} tokens ({labelled} carry loss), longest {max(lengths)}"

@@ -1,0 +1,141 @@
+"""Rows: one gradient each over the trainable parameters, moved out of the model by hooks.
+
+A row maps canonical parameter names to tensors shaped as the parameters. A name that is missing counts as zero: the
+loss did not reach it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from geffect.groups import named_trainable
+
+NamedTensors = dict[str, Tensor]
+Visit = Callable[[str, Tensor | None], None]
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Canonical name → trainable parameter, each tensor once, whatever wraps the model."""
+    return dict(named_trainable(model))
+
+
+class Window:
+    """The rows of one accumulation window.
+
+    ``add`` back-propagates a loss and moves its gradient into a buffer, where later micro-batches of the window add
+    to it. ``stream`` does so for the last loss of the window: each tensor of its row is handed over as soon as it is
+    complete, while the other rows' tensors lie beside it, and is freed after. ``.grad`` is left as it was found.
+
+    Args:
+        parameters: the tensors a row covers, by canonical name.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = dict(parameters)
+        self.rows: dict[str, NamedTensors] = {}
+
+    def add(self, name: str, loss: Tensor, *, retain_graph: bool = False) -> None:
+        """Add ∇loss to the row ``name``.
+
+        Args:
+            name: the row.
+            loss: a scalar with a graph.
+            retain_graph: keep the graph for another loss over the same forward.
+        """
+        row = self.rows.setdefault(name, {})
+
+        def keep(key: str, gradient: Tensor) -> None:
+            row[key] = row[key].add_(gradient) if key in row else gradient
+
+        _backward(self.parameters, loss, keep, retain_graph=retain_graph)
+
+    def stream(self, name: str, loss: Tensor, visit: Visit) -> None:
+        """Complete the row ``name`` with ∇loss and hand it over tensor by tensor.
+
+        Args:
+            name: the row; what earlier micro-batches added to it is included and released.
+            loss: a scalar with a graph.
+            visit: called once for every parameter, with None where no loss of the window reached it.
+        """
+        row = self.rows.pop(name, {})
+        waiting = dict.fromkeys(self.parameters)
+
+        def hand_over(key: str, gradient: Tensor) -> None:
+            waiting.pop(key)
+            earlier = row.pop(key, None)
+            visit(key, gradient if earlier is None else earlier.add_(gradient))
+
+        _backward(self.parameters, loss, hand_over)
+        for key in waiting:
+            visit(key, row.pop(key, None))
+
+
+def capture(model: nn.Module, losses: Mapping[str, Callable[[], Tensor]]) -> dict[str, NamedTensors]:
+    """The rows themselves, for a notebook: one gradient a loss, at the price of a parameter copy each.
+
+    Args:
+        model: the model the losses are computed with; it is left as found.
+        losses: row name → a function that runs the forward pass and returns a scalar.
+
+    Returns:
+        Row name → parameter name → gradient, in the parameters' dtype.
+
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> rows = capture(model, {"sum": lambda: model(torch.ones(1, 2)).sum()})
+    >>> rows["sum"]["weight"].tolist(), model.weight.grad
+    ([[1.0, 1.0]], None)
+    """
+    window = Window(trainable(model))
+    for name, loss in losses.items():
+        window.add(name, loss())
+    return window.rows
+
+
+def add_scaled(row: NamedTensors, key: str, tensor: Tensor | None, scale: float) -> None:
+    """row[key] += scale · tensor in place, where a missing entry on either side is zero."""
+    if tensor is None or scale == 0.0:
+        return
+    row[key] = row[key].add_(tensor, alpha=scale) if key in row else tensor * scale
+
+
+def _backward(
+    parameters: Mapping[str, nn.Parameter],
+    loss: Tensor,
+    take: Callable[[str, Tensor], None],
+    *,
+    retain_graph: bool = False,
+) -> None:
+    with _set_aside(parameters), _hooked(parameters, take), torch.enable_grad():
+        loss.backward(retain_graph=retain_graph)
+
+
+@contextmanager
+def _set_aside(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    held = {name: parameter.grad for name, parameter in parameters.items()}
+    for parameter in parameters.values():
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.grad = held[name]
+
+
+@contextmanager
+def _hooked(parameters: Mapping[str, nn.Parameter], take: Callable[[str, Tensor], None]) -> Iterator[None]:
+    def moving(name: str) -> Callable[[Tensor], None]:
+        def move(parameter: Tensor) -> None:
+            gradient, parameter.grad = parameter.grad, None
+            if gradient is not None:
+                take(name, gradient)
+
+        return move
+
+    handles = [p.register_post_accumulate_grad_hook(moving(name)) for name, p in parameters.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,66 @@
+"""What the command line prints: plans, batches, tables."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+LEARNED = "bold black on green"
+
+
+def plan(content: Mapping[str, Any]) -> None:
+    """Print a plan, a line an entry."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    for name, value in content.items():
+        console.print(Text.assemble((f"{name:>10}  ", "bold"), str(value)))
+
+
+def run(path: Path) -> None:
+    """Print a finished run's first and last scores, and where it lies."""
+    import json
+
+    from geffect.record import METRICS
+
+    metrics = json.loads((path / METRICS).read_text(encoding="utf-8"))
+    table = Table(title=f"{path}", title_justify="left")
+    for column in ("set", "risk, start", "risk, end", "accuracy, start", "accuracy, end"):
+        table.add_column(column, justify="left" if column == "set" else "right")
+    for name in (each for each in metrics["start"] if each != "step"):
+        start, end = metrics["start"][name], metrics["end"][name]
+        table.add_row(name, *(f"{x:.3f}" for x in (start["risk"], end["risk"], start["accuracy"], end["accuracy"])))
+    Console().print(table)
+
+
+def batch(rows: list[tuple[str, list[tuple[str, bool]]]]) -> None:
+    """Print each row's tokens; those that carry loss are coloured, and bracketed where there is no colour.
+
+    Args:
+        rows: (title, tokens with whether each carries loss).
+    """
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(Text.assemble("tokens that carry loss: ", (" so ", LEARNED) if console.is_terminal else "[so]"))
+    for title, tokens in rows:
+        console.print(Text(f"\n{title}", style="bold"))
+        text = Text()
+        for token, learned in tokens:
+            shown = token.replace("\n", "⏎\n") if token != "\n" else "⏎\n"
+            text.append(f"[{shown}]" if learned and not console.is_terminal else shown, LEARNED if learned else "dim")
+        console.print(text)
+
+
+def comparison(frame: pd.DataFrame, out: Path) -> None:
+    """Print a table of runs, one a row, and where the pictures are."""
+    console = Console(width=120 if not Console().is_terminal else None)
+    table = Table(title="what each run forgot, what it kept, and what its updates predicted", title_justify="left")
+    for column in frame.columns:
+        table.add_column(column, justify="left" if column == "run" else "right")
+    for values in frame.itertuples(index=False):
+        table.add_row(*(value if isinstance(value, str) else f"{value:.3g}" for value in values))
+    console.print(table)
+    console.print("Σe_u, Σe_r: ⟨∇risk, what was descended⟩ over the whole model, summed over the measured steps;")
+    console.print("  Σe_u < 0 forgets, Σe_r < 0 harms what must stay. cos: objective against retain gradient.")
+    console.print(f"records and pictures: {out}")

@@ -1,0 +1,64 @@
+"""A Hugging Face Trainer that descends the NLL of its rows."""
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import TrainingArguments
+
+from geffect.data import Encoded, collate
+from geffect.data.order import Shuffled
+from geffect.measurement import Batch
+from geffect.objectives import Counts, forward, risk
+from geffect.training.recording import RecordingTrainer, make_loader
+
+
+class FitTrainer(RecordingTrainer):
+    """Descends the token-mean NLL of its rows; each loss is divided by the count of the whole window.
+
+    Args:
+        model: the model.
+        args: training arguments.
+        rows: the encoded training rows.
+        until_accuracy: stop after an evaluation in which every set reaches this token accuracy.
+        **kwargs: see `RecordingTrainer`.
+    """
+
+    def __init__(
+        self, model: nn.Module, args: TrainingArguments, *, rows: list[Encoded], until_accuracy: float, **kwargs: Any
+    ) -> None:
+        super().__init__(model, args, train_dataset=rows, **kwargs)
+        self.until_accuracy = until_accuracy
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of rows in an order that depends on seed and epoch alone."""
+        sampler = Shuffled(len(self.train_dataset), self.args.seed)
+        return make_loader(self, self.train_dataset, sampler, lambda rows: collate(rows, self.pad_id))
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """The micro-batches of a window and the count all of them are divided by."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.counts = Counts.of(batches)
+        return batches, None
+
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
+        """Back-propagate one micro-batch's share of the window's risk."""
+        model.eval()  # no dropout: a record's risk is the model's, not a thinned one's
+        with self.compute_loss_context_manager():
+            loss = risk(forward(model, self._prepare_inputs(inputs)), self.counts)
+        self.accelerator.backward(loss)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise FloatingPointError(f"expected a finite loss; found {value}; lower the learning rate")
+        self.line["risk_train"] = self.line.get("risk_train", 0.0) + value
+        self.line["lr"] = [group["lr"] for group in self.optimizer.param_groups]
+        return loss.detach()
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As `RecordingTrainer.evaluate`; asks for the end once every set is known."""
+        metrics = super().evaluate(*args, **kwargs)
+        accuracies = [value for name, value in metrics.items() if name.endswith("_accuracy")]
+        if min(accuracies) >= self.until_accuracy:
+            self.control.should_training_stop = True
+        return metrics

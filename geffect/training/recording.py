@@ -1,0 +1,127 @@
+"""What every trainer here shares: evaluation of named sets, whole-or-absent checkpoints, a line a step."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from geffect.data import Encoded, pad_id_of
+from geffect.metrics import likelihood
+
+Line = dict[str, Any]
+
+
+class _Steps(TrainerCallback):  # type: ignore[misc]
+    """Tells the trainer when a step has been taken, and shows a bar on a terminal."""
+
+    def __init__(self, on_step: Callable[[], None], on_end: Callable[[], None]) -> None:
+        self._on_step, self._on_end = on_step, on_end
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The bar counts optimiser steps; off a terminal there is none."""
+        self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=None)
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """The optimiser has stepped; the learning rate has moved on."""
+        self._on_step()
+        self._bar.update()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """The last step and evaluation are over."""
+        self._bar.close()
+        self._on_end()
+
+
+class RecordingTrainer(Trainer):  # type: ignore[misc]
+    """What fitting and unlearning share: evaluation of named sets, checkpoints that are whole or absent, lines.
+
+    Args:
+        model: the model.
+        args: Hugging Face's training arguments.
+        tokenizer: the model's tokenizer, saved with every checkpoint.
+        evaluation_sets: name → encoded rows, scored by `likelihood` whenever the arguments ask for evaluation.
+        sink: called with each step's line; step t is measured at θ^(t), before its update.
+        **kwargs: passed on to `transformers.Trainer`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        tokenizer: Any,
+        evaluation_sets: dict[str, list[Encoded]],
+        sink: Callable[[Line], None],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, args, processing_class=tokenizer, eval_dataset=evaluation_sets, **kwargs)
+        self.sink, self.evaluation_sets, self.pad_id = sink, evaluation_sets, pad_id_of(tokenizer)
+        self.line: Line = {}
+        self.clip_factor = 1.0
+        self.started = time.perf_counter()
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_Steps(self._finish_line, self._finish_run))
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Risk and token accuracy of every evaluation set, for the record and the trackers."""
+        scores = {
+            name: likelihood(self.model, rows, self.pad_id, self.args.per_device_eval_batch_size)
+            for name, rows in self.evaluation_sets.items()
+        }
+        self.line["evaluation"] = {name: {"risk": s.risk, "accuracy": s.accuracy} for name, s in scores.items()}
+        metrics = {f"{metric_key_prefix}_{name}_risk": s.risk for name, s in scores.items()}
+        metrics |= {f"{metric_key_prefix}_{name}_accuracy": s.accuracy for name, s in scores.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.started = time.perf_counter()
+        return metrics
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not estimated: a step here is several passes over two batches."""
+        return 0
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)
+        self.clip_factor = min(1.0, self.args.max_grad_norm / (float(norm) + 1e-6))
+        return norm
+
+    def _finish_line(self) -> None:
+        step = self.state.global_step - 1
+        timing = {"epoch": self.state.epoch, "seconds": time.perf_counter() - self.started}
+        self.sink({"step": step} | self.line | {"clip": self.clip_factor} | timing)
+        self.line, self.clip_factor, self.started = {}, 1.0, time.perf_counter()
+
+    def _finish_run(self) -> None:
+        if "evaluation" in self.line:
+            self.sink({"step": self.state.global_step} | self.line)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(Path(self.args.output_dir) / ".partial")
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a temporary sibling, then rename: a checkpoint is whole or absent."""
+        super()._save_checkpoint(model, trial)
+        name = f"checkpoint-{self.state.global_step}"
+        partial = Path(self._get_output_dir(trial)) / name
+        (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle nobody needs: the run has config.yaml
+        self._save_state(partial)
+        partial.rename(Path(self.args.output_dir) / name)
+        partial.parent.rmdir()
+
+    def _save_state(self, directory: Path) -> None:
+        """What a subclass keeps between steps goes into the checkpoint before it counts."""
+
+
+def make_loader(trainer: Trainer, rows: Any, sampler: Any, collate_fn: Callable[[Any], Any]) -> DataLoader[Any]:
+    """A loader prepared by the trainer's accelerator, its order the sampler's."""
+    batch_size = trainer.args.per_device_train_batch_size
+    loader = DataLoader(rows, batch_size, sampler=sampler, collate_fn=collate_fn)
+    prepared: DataLoader[Any] = trainer.accelerator.prepare(loader)
+    return prepared

@@ -1,0 +1,124 @@
+"""A Hugging Face Trainer that unlearns and measures its own updates.
+
+No numerics of its own: rows, Gram and rectification are `geffect.measurement`'s.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import TrainingArguments
+
+from geffect.data import Encoded, Pairs, PairSampler, collate
+from geffect.effects import cosine, inner
+from geffect.measurement import Batch, Measured, Measurement
+from geffect.objectives import Counts, Objective, forward
+from geffect.rectify import Rectifier
+from geffect.rows import trainable
+from geffect.training.recording import RecordingTrainer, make_loader
+
+STATE_FILE = "rectifier.safetensors"
+
+
+class UnlearnTrainer(RecordingTrainer):
+    """Descends an unlearning objective, rectified, and measures its rows while it does.
+
+    Every step runs: losses of each micro-batch → rows → (window complete) rectify → clip → optimiser step. Every
+    ``diagnose_every`` steps, from step 0, the Gram of all rows goes into the line.
+
+    Args:
+        model: the model; its trainable parameters are what a row covers.
+        args: training arguments; `per_device_train_batch_size` counts forget rows, as many retain rows go beside them.
+        objective: what is descended.
+        rectifier: what its row becomes.
+        forget: encoded forget rows.
+        retain: encoded retain rows.
+        reference: token NLLs of each forget row under the start, where the objective needs them.
+        diagnose_every: steps between two Grams.
+        free_rows: see `Measurement`.
+        **kwargs: see `RecordingTrainer`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        objective: Objective,
+        rectifier: Rectifier,
+        forget: list[Encoded],
+        retain: list[Encoded],
+        reference: Sequence[Tensor] | None = None,
+        diagnose_every: int = 1,
+        free_rows: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, args, train_dataset=Pairs(forget, retain), **kwargs)
+        self.reference, self.diagnose_every = reference, diagnose_every
+        self.measurement = Measurement(trainable(model), self._forward, objective, rectifier, free_rows)
+
+    def _forward(self, batch: Batch) -> Any:
+        with self.compute_loss_context_manager():
+            return forward(self.model, batch)
+
+    def collate(self, pairs: Sequence[tuple[Encoded, Encoded]]) -> dict[str, Batch]:
+        """Pad a micro-batch's forget and retain rows, each set to its own length."""
+        forget, retain = (collate(rows, self.pad_id) for rows in zip(*pairs, strict=True))
+        if self.reference is not None:
+            ref_nll = torch.zeros(forget["labels"].shape)
+            for i, index in enumerate(forget["index"].tolist()):
+                ref_nll[i, : len(self.reference[index])] = self.reference[index]
+            forget["ref_nll"] = ref_nll
+        return {"forget": forget, "retain": retain}
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Pairs of rows in an order that depends on seed and epoch alone."""
+        sampler = PairSampler(len(self.train_dataset.forget), len(self.train_dataset.retain), self.args.seed)
+        return make_loader(self, self.train_dataset, sampler, self.collate)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """The micro-batches of a window; opens it with the counts every loss is divided by."""
+        batches = [batch for batch, _ in zip(epoch_iterator, range(num_batches), strict=False)]
+        if batches:
+            counts = [Counts.of([batch[side] for batch in batches]) for side in ("forget", "retain")]
+            measure = self.state.global_step % self.diagnose_every == 0
+            self.measurement.begin(*counts, measure=measure)
+        return batches, None
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Batch], num_items_in_batch: Any = None) -> Tensor:
+        """One micro-batch; on the optimiser step's boundary, the rectified gradient is left in ``.grad``."""
+        model.eval()  # dropout is zero, so that the objective's pass and the risk's see the same model
+        last = self.accelerator.sync_gradients
+        inputs = self._prepare_inputs(inputs)
+        share = self.measurement.micro_batch(inputs["forget"], inputs["retain"], last=last)
+        if last:
+            measured = self.measurement.finish()
+            self.line |= measured.scalars | {"lr": [group["lr"] for group in self.optimizer.param_groups]}
+            if measured.gram is not None:
+                self.line["gram"] = measured.gram
+                self.log(summary(measured))
+        return share
+
+    def _save_state(self, directory: Path) -> None:
+        if self.measurement.state:
+            save_file({name: t.contiguous() for name, t in self.measurement.state.items()}, directory / STATE_FILE)
+
+
+def summary(measured: Measured) -> dict[str, float]:
+    """A measured step in a few numbers, for trackers: G-effects, cosine, losses."""
+    gram = measured.gram
+    if gram is None:
+        return dict(measured.scalars)
+    total, rows = gram.total(), gram.rows
+    found = {
+        "unlearn_g_effect": inner(total, rows, "forget", "objective"),
+        "retain_g_effect": inner(total, rows, "retain", "objective"),
+        "cosine": cosine(total, rows, "objective", "retain"),
+    }
+    if "rectified" in rows:
+        found["rectified_retain_g_effect"] = inner(total, rows, "retain", "rectified")
+    return measured.scalars | found
