@@ -256,7 +256,7 @@ def _arguments(config: TrainConfig, steps: int, *, evaluate_every: int, save: bo
             gradient_accumulation_steps=config.grad_accum_steps,
             learning_rate=config.learning_rate,
             optim=config.optimizer,
-            lr_scheduler_type=config.schedule,
+            lr_scheduler_type=_schedule(config),
             warmup_steps=config.warmup_steps,
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
@@ -275,6 +275,11 @@ def _arguments(config: TrainConfig, steps: int, *, evaluate_every: int, save: bo
     except ValueError as error:
         reason = str(error).partition("\n")[0]
         raise GeffectError("training settings Hugging Face's Trainer knows", reason, "correct the setting") from error
+
+
+def _schedule(config: TrainConfig) -> str:
+    """Hugging Face's ``constant`` would pass over a warm-up in silence."""
+    return "constant_with_warmup" if config.schedule == "constant" and config.warmup_steps else config.schedule
 
 
 def _resolved(config: TrainConfig) -> dict[str, Any]:

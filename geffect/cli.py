@@ -144,7 +144,7 @@ def main() -> NoReturn:
     """Run the command line; what a user got wrong ends in one line and exit code 2."""
     try:
         app(standalone_mode=True)
-    except GeffectError as error:
+    except (GeffectError, FloatingPointError) as error:  # the latter: a loss that left the finite numbers
         typer.echo(f"geffect: {error}", err=True)
     sys.exit(2)
 

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from geffect.errors import GeffectError
 
@@ -14,8 +15,15 @@ class Schema(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @field_validator("*", mode="before")
     @classmethod
-    def read(cls, file: Path | None = None, **given: Any) -> Self:
+    def _no_switch(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise PydanticCustomError("bool", "a number or text")  # pydantic would read 'lora: true' as rank 1
+        return value
+
+    @classmethod
+    def read(cls, file: Path | None = None, /, **given: Any) -> Self:
         """Build a configuration from a YAML file and values that override it.
 
         Args:
@@ -45,7 +53,7 @@ class Schema(BaseModel):
 def _mapping(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise GeffectError(f"a readable YAML file at {file}", reason, "correct the path or the file") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -56,7 +64,9 @@ def _mapping(file: Path) -> dict[str, Any]:
 class DataConfig(Schema):
     """What is read, and how it becomes tokens."""
 
-    model: str = Field(description="builtin:tiny, smollm2, gguf:FILE, a hub id, or a model, adapter or run directory")
+    model: str = Field(
+        min_length=1, description="builtin:tiny, smollm2, gguf:FILE, a hub id, or a model, adapter or run directory"
+    )
     data_dir: Path | None = Field(None, description="where tofu/NAME.json lies")
     question_column: str = Field("question", description="column of a file that holds the question")
     answer_column: str = Field("answer", description="column of a file that holds the answer")
@@ -66,7 +76,7 @@ class DataConfig(Schema):
 class ShowConfig(DataConfig):
     """``geffect show-batch``."""
 
-    data: str = Field(description="the set to show")
+    data: str = Field(min_length=1, description="the set to show")
     limit: int = Field(4, ge=1, description="rows shown")
 
 
@@ -76,7 +86,7 @@ class TrainConfig(DataConfig):
     out: Path = Field(description="the run directory to make; an existing one is refused")
     dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="of the weights")
     lora: int = Field(0, ge=0, description="rank of a fresh LoRA adapter; 0 trains all weights")
-    seed: int = Field(0, ge=0, description="of the order of rows and the adapter's start")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the order of rows and the adapter's start")
     batch_size: int = Field(
         4, ge=1, description="rows of a micro-batch (unlearn: forget rows; as many retain rows go beside)"
     )
@@ -93,13 +103,24 @@ class TrainConfig(DataConfig):
     evaluate_every: int = Field(5, ge=1, description="optimiser steps between evaluations of the sets")
     report_to: list[str] = Field(default_factory=list, description="trackers known to Hugging Face's Trainer")
 
+    @field_validator("optimizer", "schedule")
+    @classmethod
+    def _known(cls, value: str, info: ValidationInfo) -> str:
+        from transformers import SchedulerType
+        from transformers.training_args import OptimizerNames
+
+        known = [str(each.value) for each in (OptimizerNames if info.field_name == "optimizer" else SchedulerType)]
+        if value not in known:
+            raise PydanticCustomError("unknown", f"one of {', '.join(known)}")
+        return value
+
 
 class UnlearnConfig(TrainConfig):
     """``geffect unlearn``."""
 
-    forget: str = Field(description="the set to unlearn")
-    retain: str = Field(description="the set to preserve; gradients are drawn from it")
-    held: str | None = Field(None, description="a set to preserve that no gradient is drawn from")
+    forget: str = Field(min_length=1, description="the set to unlearn")
+    retain: str = Field(min_length=1, description="the set to preserve; gradients are drawn from it")
+    held: str | None = Field(None, min_length=1, description="a set to preserve that no gradient is drawn from")
     objective: str = Field("ga", description="what is descended, as in 'npo(beta=0.1) + 1.0*gd'")
     rectifier: str = Field("none", description="what its gradient becomes, as in 'gru(decay=0.2)'")
     steps: int = Field(25, ge=1, description="optimiser steps")

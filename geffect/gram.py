@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-CHUNK = 4096  # elements summed in the working precision before float64 takes over
-SLAB = 64  # chunks multiplied at once: small enough to stay in cache
+CHUNK = 1024  # elements summed in float32 before float64 takes over; 4096 is no faster and four times less exact
+SLAB = 256  # chunks multiplied at once: small enough to stay in cache
 
 
 def inner_products(rows: Sequence[Tensor | None]) -> Tensor:
     """All inner products of M tensors of one shape.
 
-    Products are taken in float32 (float64 for float64 tensors) over chunks of at most 4096 elements by one batched
+    Products are taken in float32 (float64 for float64 tensors) over chunks of 1024 elements by one batched
     matrix product; the chunks are summed in float64. A plain float32 dot product over an embedding matrix is wrong in
     the fourth digit.
 

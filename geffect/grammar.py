@@ -1,6 +1,7 @@
 """The one grammar of objectives and rectifiers: ``0.5*npo(beta=0.1) + 1.0*gd``."""
 
 import ast
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -36,7 +37,7 @@ def parse(text: str) -> list[Call]:
     """
     try:
         return _sum(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, AttributeError) as error:
+    except (SyntaxError, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
         raise GeffectError(SHAPE, repr(text), "write names, numbers, *, + and named parameters only") from error
 
 
@@ -49,7 +50,7 @@ def _sum(node: ast.expr) -> list[Call]:
 def _term(node: ast.expr) -> Call:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
         weight = ast.literal_eval(node.left)
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
+        if not _is_number(weight):
             raise ValueError(f"a weight is a number, not {weight!r}")
         inner = _term(node.right)
         return Call(inner.name, inner.parameters, weight * inner.weight)
@@ -61,6 +62,10 @@ def _term(node: ast.expr) -> Call:
             raise ValueError("each parameter is named once")
         return Call(node.func.id, {str(k.arg): ast.literal_eval(k.value) for k in node.keywords})
     raise ValueError(f"not a term: {ast.unparse(node)}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def choose(table: dict[str, type[Any]], call: Call, kind: str) -> Any:
@@ -86,6 +91,6 @@ def choose(table: dict[str, type[Any]], call: Call, kind: str) -> Any:
         has = ", ".join(known) or "none"
         raise GeffectError(f"parameters of {call.name} among: {has}", repr(unknown[0]), "correct the name")
     for name, value in call.parameters.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not _is_number(value):
             raise GeffectError(f"a number for {name} of {call.name}", repr(value), "give a number")
     return cls(**call.parameters)

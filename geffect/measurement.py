@@ -114,8 +114,7 @@ class Measurement:
         scalars = {name: float(value) for name, value in self.sums.items()}
         broken = [name for name, value in scalars.items() if not math.isfinite(value)]
         if broken:
-            raise FloatingPointError(f"expected finite losses; found {broken[0]} = {scalars[broken[0]]}; "
-                                     "lower the learning rate or clip the gradient norm")  # fmt: skip
+            raise FloatingPointError(f"{broken[0]} = {scalars[broken[0]]}")
         rectified = self._rectified()
         row = self.window.rows.pop("objective")
         for key, tensor in self.state.items():

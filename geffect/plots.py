@@ -1,7 +1,4 @@
-"""Figures of a run's diagnostics: data frame in, matplotlib figure out; global settings stay untouched.
-
-Colours are safe for colour-blind readers, and markers and dashes tell lines apart in grey print.
-"""
+"""A data frame of diagnostics in, a matplotlib figure out; legible in grey, and no global setting touched."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -206,7 +203,9 @@ def _number_steps(axes: Axes, paths: dict[str, pd.DataFrame], looks: dict[str, L
         place = plane.transform(point)
         if min(np.hypot(*(place - other)) for other in taken) > 0.13:
             text = f"{'step ' if len(taken) == len(paths) else ''}{paths[run].index[index]:g}"
-            axes.annotate(text, point, (-3, 3), textcoords="offset points", size=6, ha="right")
+            falls = point[1] < paths[run].iloc[0, 1]  # keep the number off the path it belongs to
+            shift, side = ((3, 3), "left") if falls else ((-3, 3), "right")
+            axes.annotate(text, point, shift, textcoords="offset points", size=6, ha=side)
             axes.plot(*point, **looks[run])
             taken.append(place)
 

@@ -26,7 +26,7 @@ class RunDirectory:
         path: the directory; it must not exist, or be empty.
 
     Raises:
-        GeffectError: it exists.
+        GeffectError: it exists, or cannot be made.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,18 +58,22 @@ class RunDirectory:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise where a run's directory is taken.
+    """Raise where a run's directory is taken, or where none can be made.
 
     Args:
         path: the directory asked for.
 
     Raises:
-        GeffectError: it exists and is not an empty directory.
+        GeffectError: it exists and is not an empty directory, or what it would lie in cannot be written to.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise GeffectError(
             f"a new directory for --out {path}", "something there already", "choose another name or move it away"
         )
+    full = path.absolute()
+    ground = next(each for each in (full, *full.parents) if each.exists())
+    if not ground.is_dir() or not os.access(ground, os.W_OK):
+        raise GeffectError(f"a directory to write --out {path} in", str(ground), "choose another place")
 
 
 def layout_to_json(layout: Layout) -> dict[str, Any]:
@@ -170,13 +174,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         raise GeffectError(
             f"a run with {STEPS} in {path}", "none", "name a directory written by geffect unlearn or fit"
         )
-    texts = file.read_text(encoding="utf-8").split("\n")
+    texts = file.read_bytes().split(b"\n")
     lines = []
     for number, text in enumerate(texts[:-1], start=1):  # what follows the last newline was torn
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise GeffectError(f"one JSON object a line in {file}", f"{error.msg} in line {number}",
+            lines.append(_json_object(text))
+        except ValueError as error:
+            raise GeffectError(f"one JSON object a line in {file}", f"{error} in line {number}",
                                "restore the file from a copy") from error  # fmt: skip
     return lines
 
@@ -194,12 +198,22 @@ def read_environment(path: Path) -> dict[str, Any]:
         GeffectError: there is none, or it cannot be read.
     """
     try:
-        content: dict[str, Any] = json.loads((path / ENVIRONMENT).read_text(encoding="utf-8"))
+        content = _json_object((path / ENVIRONMENT).read_bytes())
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise GeffectError(
             f"a run with {ENVIRONMENT} in {path}", reason, "name a directory written by geffect"
         ) from error
+    return content
+
+
+def _json_object(text: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(error.msg) from error
+    if not isinstance(content, dict):
+        raise ValueError(type(content).__name__)
     return content
 
 

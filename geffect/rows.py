@@ -76,7 +76,7 @@ def capture(model: nn.Module, losses: Mapping[str, Callable[[], Tensor]]) -> dic
     """The rows themselves, for a notebook: one gradient a loss, at the price of a parameter copy each.
 
     Args:
-        model: the model the losses are computed with; it is left as found.
+        model: the model the losses are computed with; it is left as found, the random state too.
         losses: row name → a function that runs the forward pass and returns a scalar.
 
     Returns:
@@ -88,8 +88,10 @@ def capture(model: nn.Module, losses: Mapping[str, Callable[[], Tensor]]) -> dic
     ([[1.0, 1.0]], None)
     """
     window = Window(trainable(model))
-    for name, loss in losses.items():
-        window.add(name, loss())
+    devices = {p.device.index for p in window.parameters.values() if p.device.type == "cuda"}
+    with torch.random.fork_rng(sorted(each or 0 for each in devices)):
+        for name, loss in losses.items():
+            window.add(name, loss())
     return window.rows
 
 

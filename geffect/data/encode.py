@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from geffect.data.sets import QASet
@@ -67,20 +68,28 @@ def _encode(tokenizer: Any, row: dict[str, Any], index: int, name: str, max_leng
 def _render(tokenizer: Any, row: dict[str, Any], index: int, name: str) -> tuple[str, str]:
     """The text up to the answer, and all of it."""
     question, answer = row["question"].strip(), row["answer"].strip()
-    if tokenizer.chat_template:
-        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
-        prompt = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
-    else:
-        text, prompt = PLAIN.format(question=question, answer=answer), PLAIN.format(question=question, answer="")
-    start = text.find(answer, _common_prefix(text, prompt))
-    if start < 0:
+    other = "b" if answer.startswith("a") else "a"  # two answers that part at their first character show where it goes
+    text, counterpart = (_written(tokenizer, question, each) for each in (answer, other))
+    start = _common_prefix(text, counterpart)
+    if not text.startswith(answer, start):
         raise GeffectError(
             "a chat template that renders the answer as it is",
             f"row {index} of {name} without its answer",
             "mend the tokenizer's chat template",
         )
     return text[:start].rstrip(" "), text
+
+
+def _written(tokenizer: Any, question: str, answer: str) -> str:
+    if not tokenizer.chat_template:
+        return PLAIN.format(question=question, answer=answer)
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except TemplateError as error:
+        reason = str(error).partition("\n")[0]
+        raise GeffectError("a chat template that renders a question and its answer", reason,
+                           "mend the tokenizer's chat template") from error  # fmt: skip
 
 
 def _tokenize(tokenizer: Any, text: str, *, special: bool) -> list[int]:

@@ -23,29 +23,29 @@ def read_rows(path: Path, question: str, answer: str) -> list[dict[str, Any]]:
     Raises:
         GeffectError: the file is absent, unreadable or empty, or a column is missing.
     """
-    if not path.is_file():
-        raise GeffectError(f"a file at {path}", "none", "correct the path")
     try:
+        if not path.is_file():
+            raise GeffectError(f"a file at {path}", "none", "correct the path")
         rows = READERS[path.suffix.lower()](path)
     except GeffectError:
         raise
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RecursionError) as error:
         reason = str(error).partition("\n")[0]
         raise GeffectError(f"a readable {path.suffix} file at {path}", reason, "repair or re-export it") from error
     if not rows:
         raise GeffectError(f"at least one row in {path}", "an empty file", "name another file")
-    return [_renamed(row, i, path, {question: "question", answer: "answer"}) for i, row in enumerate(rows)]
+    return [_renamed(row, i, path, {"question": question, "answer": answer}) for i, row in enumerate(rows)]
 
 
 def _renamed(row: Any, index: int, path: Path, names: dict[str, str]) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise GeffectError(f"objects in {path}", f"{type(row).__name__} in row {index}", "write one object a row")
-    missing = [column for column in names if column not in row]
+    missing = [column for column in names.values() if column not in row]
     if missing:
         raise GeffectError(f"a column {missing[0]!r} in {path}", f"{', '.join(map(str, row)) or 'none'} in row {index}",
                            "name the columns with --question-column and --answer-column")  # fmt: skip
-    rest = {key: value for key, value in row.items() if key not in names}
-    return rest | {new: row[old] for old, new in names.items()}
+    rest = {key: value for key, value in row.items() if key not in names.values()}
+    return rest | {new: row[old] for new, old in names.items()}
 
 
 def _json(path: Path) -> list[Any]:
@@ -73,6 +73,8 @@ def _csv(path: Path) -> list[Any]:
     import pandas as pd
 
     frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes surplus fields for an index, and shifts the rest
+        raise ValueError("rows with more fields than the header has columns")
     return frame.to_dict(orient="records")
 
 

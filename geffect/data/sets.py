@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def _rows(name: str, data_dir: Path | None, question: str, answer: str) -> list[
         if data_dir is None:
             raise GeffectError(f"--data-dir with tofu/{rest}.json below it for {name}", "no --data-dir", "add it")
         return read_rows(_tofu(data_dir, rest), "question", "answer")
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # as pathlib's, but an unknown ~user stays as written
     if path.suffix.lower() not in {".json", ".jsonl", ".csv", ".parquet"}:
         raise GeffectError(f"a set: {FORMS}", repr(name), "name one of these")
     return read_rows(path, question, answer)
@@ -94,7 +95,7 @@ def _builtin(rest: str) -> list[dict[str, Any]]:
 
 
 def _tofu(data_dir: Path, name: str) -> Path:
-    folder = data_dir.expanduser() / "tofu"
+    folder = Path(os.path.expanduser(data_dir)) / "tofu"
     known = sorted(path.stem for path in folder.glob("*.json"))
     if name not in known:
         have = ", ".join(known) or "no .json file"
@@ -104,7 +105,12 @@ def _tofu(data_dir: Path, name: str) -> Path:
 
 def _checked(row: dict[str, Any], index: int, spec: str) -> dict[str, Any]:
     for field in ("question", "answer"):
-        if not isinstance(row[field], str) or not row[field].strip():
+        if not _is_text(row[field]):
             raise GeffectError(f"text in the {field} of every row of {spec}", f"{row[field]!r} in row {index}",
                                "fill it in or remove the row")  # fmt: skip
     return row
+
+
+def _is_text(value: Any) -> bool:
+    """Some characters, none of them half a surrogate pair (which JSON can spell and no tokenizer takes)."""
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= each <= "\udfff" for each in value)

@@ -33,10 +33,18 @@ def cached(name: str, key: str, make: Callable[[Path], None]) -> Path:
         partial.mkdir(parents=True)
         try:
             make(partial)
-            partial.rename(path)
+            _settle(partial, path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return path
+
+
+def _settle(partial: Path, path: Path) -> None:
+    try:
+        partial.rename(path)
+    except OSError:
+        if not path.is_dir():  # else another process made the same one meanwhile
+            raise
 
 
 def file_sha256(path: Path) -> str:

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import re
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,32 +90,53 @@ def load(spec: str, dtype: str = "float32", *, trust_remote_code: bool = False) 
     """
     if dtype not in DTYPES:
         raise GeffectError(f"a dtype among {', '.join(DTYPES)}", repr(dtype), "choose one of these")
-    source = resolve(spec)
-    adapter = isinstance(source, Path) and (source / "adapter_config.json").is_file()
-    try:
+    with _reading(spec):
+        source = resolve(spec)
+        adapter = isinstance(source, Path) and (source / "adapter_config.json").is_file()
         model, tokenizer = (_with_adapter if adapter else _plain)(str(source), dtype, trust_remote_code)
+        return Loaded(model, tokenizer, str(source), weights_sha256(source) if isinstance(source, Path) else None)
+
+
+@contextlib.contextmanager
+def _reading(spec: str) -> Iterator[None]:
+    """Turn whatever a broken file makes its reader raise into one line; each kind of file has its own exceptions."""
+    try:
+        yield
     except GeffectError:
         raise
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise GeffectError(f"a readable model at {spec}", reason, "check the directory or hub id") from error
-    return Loaded(model, tokenizer, str(source), weights_sha256(source) if isinstance(source, Path) else None)
 
 
 def _plain(source: str, dtype: str, trust: bool) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], trust_remote_code=trust)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, dtype=DTYPES[dtype], trust_remote_code=trust, output_loading_info=True
+        )
+        if info["missing_keys"]:  # transformers would draw them at random
+            raise GeffectError(f"all weights of the model in {source}", f"no {min(info['missing_keys'])}",
+                               "restore its weight files, or the config.json they belong to")  # fmt: skip
         return model, AutoTokenizer.from_pretrained(source, trust_remote_code=trust)
 
 
 def _with_adapter(source: str, dtype: str, trust: bool) -> tuple[Any, Any]:
     from peft import PeftModel
 
-    base = json.loads((Path(source) / "adapter_config.json").read_text())["base_model_name_or_path"]
-    base_model, tokenizer = _plain(str(resolve(base)), dtype, trust)
-    return PeftModel.from_pretrained(base_model, source, is_trainable=True), tokenizer
+    base_model, tokenizer = _plain(str(resolve(_base_of(Path(source)))), dtype, trust)
+    with quiet_transformers():
+        return PeftModel.from_pretrained(base_model, source, is_trainable=True), tokenizer
+
+
+def _base_of(adapter: Path) -> str:
+    base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise GeffectError(
+            f"base_model_name_or_path in {adapter / 'adapter_config.json'}", "none", "name the base there"
+        )
+    return str(base)
 
 
 def outline(spec: str) -> tuple[Any, Any]:
@@ -133,16 +156,11 @@ def outline(spec: str) -> tuple[Any, Any]:
     if spec == "builtin:tiny":
         model, tokenizer = make_tiny()
         return model.to("meta"), tokenizer
-    source = resolve(spec)
-    try:
+    with _reading(spec):
+        source = resolve(spec)
         if isinstance(source, Path) and (source / "adapter_config.json").is_file():
             return _adapter_outline(source)
         return _plain_outline(str(source))
-    except GeffectError:
-        raise
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise GeffectError(f"a readable model at {spec}", reason, "check the directory or hub id") from error
 
 
 def _plain_outline(source: str) -> tuple[Any, Any]:
@@ -158,8 +176,9 @@ def _adapter_outline(source: Path) -> tuple[Any, Any]:
 
     config = PeftConfig.from_pretrained(str(source))
     config.inference_mode = False
-    model, tokenizer = outline(str(config.base_model_name_or_path))
-    return get_peft_model(model, config), tokenizer
+    model, tokenizer = outline(_base_of(source))
+    with quiet_transformers():
+        return get_peft_model(model, config), tokenizer
 
 
 def add_lora(model: Any, rank: int, seed: int) -> Any:
@@ -183,7 +202,7 @@ def add_lora(model: Any, rank: int, seed: int) -> Any:
             "a model without an adapter for --lora", "one with an adapter", "leave --lora out to train that one"
         )
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    with torch.random.fork_rng():
+    with quiet_transformers(), torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, config)
 
@@ -197,7 +216,10 @@ def quiet_transformers() -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # peft 0.21 reads a property that transformers 5.23 renamed
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:

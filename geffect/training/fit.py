@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from geffect.data import Encoded, collate
 from geffect.data.order import Shuffled
+from geffect.errors import GeffectError
 from geffect.measurement import Batch
 from geffect.objectives import Counts, forward, risk
 from geffect.training.recording import RecordingTrainer, make_loader
@@ -50,7 +51,7 @@ class FitTrainer(RecordingTrainer):
         self.accelerator.backward(loss)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise FloatingPointError(f"expected a finite loss; found {value}; lower the learning rate")
+            raise GeffectError("a finite loss", f"{value} in step {self.state.global_step}", "lower --learning-rate")
         self.line["risk_train"] = self.line.get("risk_train", 0.0) + value
         self.line["lr"] = [group["lr"] for group in self.optimizer.param_groups]
         return loss.detach()

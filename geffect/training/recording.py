@@ -62,6 +62,7 @@ class RecordingTrainer(Trainer):  # type: ignore[misc]
         super().__init__(model, args, processing_class=tokenizer, eval_dataset=evaluation_sets, **kwargs)
         self.sink, self.evaluation_sets, self.pad_id = sink, evaluation_sets, pad_id_of(tokenizer)
         self.line: Line = {}
+        self.control: Any
         self.clip_factor = 1.0
         self.started = time.perf_counter()
         self.remove_callback(PrinterCallback)

@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from geffect.data import Encoded, Pairs, PairSampler, collate
 from geffect.effects import cosine, inner
+from geffect.errors import GeffectError
 from geffect.measurement import Batch, Measured, Measurement
 from geffect.objectives import Counts, Objective, forward
 from geffect.rectify import Rectifier
@@ -82,7 +83,7 @@ class UnlearnTrainer(RecordingTrainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The micro-batches of a window; opens it with the counts every loss is divided by."""
-        batches = [batch for batch, _ in zip(epoch_iterator, range(num_batches), strict=False)]
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             counts = [Counts.of([batch[side] for batch in batches]) for side in ("forget", "retain")]
             measure = self.state.global_step % self.diagnose_every == 0
@@ -96,12 +97,19 @@ class UnlearnTrainer(RecordingTrainer):
         inputs = self._prepare_inputs(inputs)
         share = self.measurement.micro_batch(inputs["forget"], inputs["retain"], last=last)
         if last:
-            measured = self.measurement.finish()
+            measured = self._measured()
             self.line |= measured.scalars | {"lr": [group["lr"] for group in self.optimizer.param_groups]}
             if measured.gram is not None:
                 self.line["gram"] = measured.gram
                 self.log(summary(measured))
         return share
+
+    def _measured(self) -> Measured:
+        try:
+            return self.measurement.finish()
+        except FloatingPointError as error:
+            remedy = "lower --learning-rate or set --max-grad-norm"
+            raise GeffectError("finite losses", f"{error} in step {self.state.global_step}", remedy) from error
 
     def _save_state(self, directory: Path) -> None:
         if self.measurement.state:

@@ -1,0 +1,54 @@
+"""Small starts that several tests share, made once a session."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from geffect.config import UnlearnConfig
+
+SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model directory of some 80 thousand parameters."""
+    from geffect.models import make_tiny
+    from geffect.models.load import quiet_transformers
+
+    path = tmp_path_factory.mktemp("start")
+    model, tokenizer = make_tiny(**SHAPE)
+    with quiet_transformers():
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing a test makes lands in the user's cache."""
+    monkeypatch.setenv("GEFFECT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    yield
+
+
+def config(start: Path, out: Path, **changes: Any) -> UnlearnConfig:
+    """A short run on the built-in benchmark."""
+    plain: dict[str, Any] = {
+        "model": str(start),
+        "forget": "builtin:authors/forget[:12]",
+        "retain": "builtin:authors/retain[:20]",
+        "held": "builtin:authors/held[:6]",
+        "steps": 4,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "evaluate_every": 2,
+        "out": str(out),
+    }
+    return UnlearnConfig.read(None, **(plain | changes))
