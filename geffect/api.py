@@ -1,7 +1,7 @@
 """The verbs as functions: each takes the configuration its command takes, and returns what it made."""
 
+import logging
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from geffect.data import Encoded, QASet
     from geffect.models import Loaded
 
+LOGGER = logging.getLogger(__name__)
 SIDES = ("forget", "retain", "held")
 NEVER_SAVE = 10**9
+VANISHES = 1e-4  # a bfloat16 weight near 1 moves by 1/128 or not at all
 
 
 def load_model(spec: str, dtype: str = "float32", *, trust_remote_code: bool = False) -> "Loaded":
@@ -48,7 +50,7 @@ def builtin_tiny() -> Path:
 def _fit_tiny(directory: Path) -> None:
     from geffect.models.tiny import RECIPE, make_tiny, training_sets
 
-    print("fitting builtin:tiny once (about a minute) …", file=sys.stderr)
+    LOGGER.info("fitting builtin:tiny once, about a minute; it is kept in %s", directory.parent)
     model, tokenizer = make_tiny()
     model.save_pretrained(directory / "init")
     tokenizer.save_pretrained(directory / "init")
@@ -79,13 +81,14 @@ def fit(config: FitConfig) -> Path:
     encoded = {name: _encoded(loaded, config, rows) for name, rows in sets.items()}
     rows = [row for each in encoded.values() for row in each]
     steps = num_fit_steps(config, len(rows))
-    run.create(_resolved(config), _environment(config, sets, loaded, steps, len(rows), layout(loaded.model)))
     arguments = _arguments(config, steps, evaluate_every=steps // config.epochs, save=False)
+    environment = _environment(config, sets, loaded, steps, len(rows), layout(loaded.model))
     with quiet_transformers():
         trainer = FitTrainer(
             loaded.model, arguments, tokenizer=loaded.tokenizer, rows=rows, evaluation_sets=encoded,
             until_accuracy=config.until_accuracy, sink=run.append,
         )  # fmt: skip
+        run.create(_resolved(config), environment)
         trainer.train()
         loaded.model.save_pretrained(config.out)
         loaded.tokenizer.save_pretrained(config.out)
@@ -114,6 +117,8 @@ def unlearn(config: UnlearnConfig, *, free_rows: bool = True) -> Path:
     sets = {side: _set(config, spec) for side in SIDES if (spec := getattr(config, side))}
     loaded = _start(config)
     _same_start(config, loaded)
+    if config.dtype == "bfloat16" and config.learning_rate < VANISHES:
+        LOGGER.warning("steps of %g vanish in bfloat16's rounding: use --dtype float32", config.learning_rate)
     encoded = {side: _encoded(loaded, config, rows) for side, rows in sets.items()}
     environment = _environment(config, sets, loaded, config.steps, len(sets["forget"]), layout(loaded.model))
     reference = {"path": loaded.source, "sha256": loaded.sha256}
@@ -245,10 +250,11 @@ def _reference(loaded: "Loaded", objective: Any, forget: "list[Encoded]") -> Any
 
 def _arguments(config: TrainConfig, steps: int, *, evaluate_every: int, save: bool) -> Any:
     """Hugging Face's training arguments for a configuration."""
-    from transformers import TrainingArguments
+    from transformers import Trainer, TrainingArguments
+    from transformers.integrations import get_reporting_integration_callbacks
 
     try:
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=str(config.out / "checkpoints"),
             max_steps=steps,
             per_device_train_batch_size=config.batch_size,
@@ -272,9 +278,12 @@ def _arguments(config: TrainConfig, steps: int, *, evaluate_every: int, save: bo
             remove_unused_columns=False,
             dataloader_pin_memory=False,
         )
-    except ValueError as error:
+        Trainer.get_optimizer_cls_and_kwargs(arguments)  # what is not installed shows here, before anything is written
+        get_reporting_integration_callbacks(arguments.report_to)
+    except (ValueError, RuntimeError, ImportError) as error:
         reason = str(error).partition("\n")[0]
         raise GeffectError("training settings Hugging Face's Trainer knows", reason, "correct the setting") from error
+    return arguments
 
 
 def _schedule(config: TrainConfig) -> str:

@@ -1,6 +1,8 @@
 """The shell's face: every flag is a field of the verb's schema, every error one line and exit code 2."""
 
 import inspect
+import itertools
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-Out = Annotated[Path, typer.Option(help="where to write")]
 
 
 def verb(name: str, schema: Callable[[], type], run: Callable[..., None]) -> None:
@@ -110,10 +111,14 @@ verb("show-batch", _show_config, _show_batch)
 
 
 @app.command()
-def demo(out: Out = Path("runs/demo")) -> None:
+def demo(
+    out: Annotated[Path | None, typer.Option(help="where to write [default: runs/demo, or the next free number]")] = None,
+) -> None:
     """Fit the tiny built-in model, run GA, GA+GRU and NPO+GRU on it, and print and draw what they did."""
     from geffect import api, show
 
+    numbered = (Path(f"runs/demo-{number}") for number in itertools.count(2))
+    out = out or next(path for path in itertools.chain([Path("runs/demo")], numbered) if not path.exists())
     show.comparison(api.demo(out), out)
 
 
@@ -142,6 +147,8 @@ def cite(
 
 def main() -> NoReturn:
     """Run the command line; what a user got wrong ends in one line and exit code 2."""
+    logging.basicConfig(format="geffect: %(message)s", level=logging.WARNING)
+    logging.getLogger("geffect").setLevel(logging.INFO)
     try:
         app(standalone_mode=True)
     except (GeffectError, FloatingPointError) as error:  # the latter: a loss that left the finite numbers

@@ -51,7 +51,10 @@ class Measurement:
     objective: Objective
     rectifier: Rectifier
     free_rows: bool = True
-    state: NamedTensors = field(default_factory=dict)
+    state: NamedTensors = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.state = self.rectifier.init()
 
     def begin(self, forget: Counts, retain: Counts, *, measure: bool) -> None:
         """Open a window.

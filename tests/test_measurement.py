@@ -217,7 +217,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_gradient_is_handed_back() ->
     model = CASES["llama"]()
     with torch.no_grad():
         model.lm_head.weight[3] = float("nan")
-    with pytest.raises(FloatingPointError, match="risk_forget|risk_retain|loss_objective"):
+    with pytest.raises(FloatingPointError, match=r"loss_objective = nan"):
         _step(_measurement(model, "ga", "gru"), [FORGET], [RETAIN])
     assert not _gradients(model)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from geffect.errors import GeffectError
 from geffect.objectives import Counts, Objective, Outputs, forward, make_objective, risk
+from geffect.rows import trainable
 from tests import oracles
 from tests.cases import gpt2, llama, make_batch
 from tests.properties import assert_rows_close
@@ -109,8 +110,8 @@ def test_a_directional_derivative_equals_finite_differences(text: str) -> None:
     values = []
     for sign in (1, -2):
         with torch.no_grad():
-            for name, parameter in oracles.trainable(model).items():
-                parameter += sign * step * gradient[name]
+            for name, parameter in trainable(model).items():
+                parameter.add_(gradient[name], alpha=sign * step)
             values.append(float(_loss(model, objective, BATCH)))
     assert (values[0] - values[1]) / (2 * step) == pytest.approx(slope, rel=1e-6)
 

@@ -102,7 +102,11 @@ def test_a_tensor_no_loss_reaches_is_missing_and_visited_as_none() -> None:
     spare = {name for name in trainable(model) if "spare" in name}
     assert not spare & set(capture(model, {"risk": lambda: _risk(model, FORGET)})["risk"])
     visited: dict[str, bool] = {}
-    Window(trainable(model)).stream("r", _risk(model, FORGET), lambda n, g: visited.update({n: g is None}))
+
+    def visit(name: str, gradient: Tensor | None) -> None:
+        visited[name] = gradient is None
+
+    Window(trainable(model)).stream("r", _risk(model, FORGET), visit)
     assert {name for name, missing in visited.items() if missing} == spare
     assert len(visited) == len(trainable(model))
 

@@ -21,7 +21,8 @@ from tests.conftest import config
 
 def _weights(run: Path) -> dict[str, torch.Tensor]:
     (checkpoint,) = sorted((run / "checkpoints").iterdir(), key=lambda p: int(p.name.split("-")[1]))[-1:]
-    return load_file(checkpoint / "model.safetensors")
+    tensors: dict[str, torch.Tensor] = load_file(checkpoint / "model.safetensors")
+    return tensors
 
 
 def _assert_same_run(a: Path, b: Path, tolerance: float) -> None:
@@ -43,7 +44,7 @@ def test_one_by_eight_equals_eight_by_one(start: Path, tmp_path: Path, objective
         api.unlearn(config(start, tmp_path / f"{size}", batch_size=size, grad_accum_steps=8 // size, **common))
         for size in (8, 1)
     ]
-    _assert_same_run(*runs, tolerance=1e-5)
+    _assert_same_run(runs[0], runs[1], 1e-5)
     lengths = {len(line["gram"]["values"]) for line in read_lines(runs[0]) if "gram" in line}
     assert lengths == {len(read_environment(runs[0])["parameters"]["names"])}
 
@@ -100,7 +101,7 @@ def test_under_sgd_the_recorded_effects_predict_the_measured_change(start: Path,
 
 def test_free_rows_off_gives_the_same_record(start: Path, tmp_path: Path) -> None:
     runs = [api.unlearn(config(start, tmp_path / str(free), steps=3), free_rows=free) for free in (True, False)]
-    _assert_same_run(*runs, tolerance=1e-5)
+    _assert_same_run(runs[0], runs[1], 1e-5)
     gram = read(runs[1])
     e, f = (pairs(gram, "forget", other).groupby("step").sum() for other in ("objective", "forget"))
     assert np.allclose(e, -f, rtol=1e-5)

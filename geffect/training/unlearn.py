@@ -3,6 +3,7 @@
 No numerics of its own: rows, Gram and rectification are `geffect.measurement`'s.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from geffect.rectify import Rectifier
 from geffect.rows import trainable
 from geffect.training.recording import RecordingTrainer, make_loader
 
+LOGGER = logging.getLogger(__name__)
 STATE_FILE = "rectifier.safetensors"
+KNOWN = 0.9  # token accuracy below which there is little to unlearn, or to keep
 
 
 class UnlearnTrainer(RecordingTrainer):
@@ -61,6 +64,17 @@ class UnlearnTrainer(RecordingTrainer):
         super().__init__(model, args, train_dataset=Pairs(forget, retain), **kwargs)
         self.reference, self.diagnose_every = reference, diagnose_every
         self.measurement = Measurement(trainable(model), self._forward, objective, rectifier, free_rows)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As `RecordingTrainer.evaluate`; at the start it says how well the model knows each set."""
+        metrics = super().evaluate(*args, **kwargs)
+        for name, scores in self.line["evaluation"].items() if self.state.global_step == 0 else ():
+            LOGGER.info("start: token accuracy %.3f on %s", scores["accuracy"], name)
+            if scores["accuracy"] < KNOWN:
+                LOGGER.warning(
+                    "this model does not know the %s set (below %s): fit it first (geffect fit)", name, KNOWN
+                )
+        return metrics
 
     def _forward(self, batch: Batch) -> Any:
         with self.compute_loss_context_manager():

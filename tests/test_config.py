@@ -1,0 +1,162 @@
+"""The schemas: a file, flags and a mixture say the same; nothing unknown or out of range gets through."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from geffect import api
+from geffect.config import FitConfig, Schema, ShowConfig, UnlearnConfig
+from geffect.errors import GeffectError
+from geffect.record import CONFIG, read_environment
+
+REQUIRED = {"model": "builtin:tiny", "out": "runs/x", "forget": "builtin:authors/forget", "retain": "rows.json[:9]"}
+CHANGED: dict[str, Any] = REQUIRED | {
+    "held": "tofu:real_authors",
+    "data_dir": "data",
+    "objective": "npo(beta=0.2) + 1.0*gd",
+    "rectifier": "gru(decay=0.3)",
+    "steps": 7,
+    "learning_rate": 1e-05,
+    "weight_decay": 0.01,
+    "optimizer": "adafactor",
+    "schedule": "cosine",
+    "dtype": "bfloat16",
+    "seed": 3,
+    "report_to": ["tensorboard", "wandb"],
+}
+
+
+def written(path: Path, content: Any) -> Path:
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("in_file", [set(), {"model", "steps", "learning_rate", "report_to", "out"}, set(CHANGED)])
+def test_a_file_flags_and_a_mixture_resolve_equally(in_file: set[str], tmp_path: Path) -> None:
+    file = written(tmp_path / "run.yaml", {key: CHANGED[key] for key in in_file} | {"batch_size": 4})
+    given = {key: value for key, value in CHANGED.items() if key not in in_file}
+    assert UnlearnConfig.read(file, **given) == UnlearnConfig(**CHANGED)
+
+
+@pytest.mark.parametrize("key", [key for key in CHANGED if key not in {"report_to", "data_dir", "held"}])
+def test_what_is_given_wins_over_the_file(key: str, tmp_path: Path) -> None:
+    plain = UnlearnConfig.read(**REQUIRED)
+    file = written(tmp_path / "run.yaml", CHANGED)
+    back = getattr(plain, key)
+    read = UnlearnConfig.read(file, **{key: back})
+    assert read == UnlearnConfig(**(CHANGED | {key: back}))
+
+
+def test_a_value_in_neither_is_the_default(tmp_path: Path) -> None:
+    file = written(tmp_path / "run.yaml", REQUIRED)
+    assert UnlearnConfig.read(file).model_dump(exclude_unset=True).keys() == REQUIRED.keys()
+    assert UnlearnConfig.read(file).steps == 25
+
+
+def test_yaml_numbers_without_a_point_are_numbers(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("learning_rate: 1e-4\n", encoding="utf-8")  # text, to YAML 1.1
+    assert UnlearnConfig.read(tmp_path / "run.yaml", **REQUIRED).learning_rate == 1e-4
+
+
+def test_a_runs_configuration_reads_back_and_replays(start: Path, tmp_path: Path) -> None:
+    config = UnlearnConfig.read(
+        model=str(start), forget="builtin:authors/forget[:4]", retain="builtin:authors/retain[:4]", steps=1,
+        out=tmp_path / "first", objective="npo(beta=0.2)", learning_rate=1e-5,
+    )  # fmt: skip
+    first = api.unlearn(config)
+    again = UnlearnConfig.read(first / CONFIG, out=tmp_path / "second")
+    second = api.unlearn(again)
+    assert again.model_copy(update={"out": config.out, "reference": None}) == config
+    assert read_environment(first)["data"] == read_environment(second)["data"]
+    assert (second / CONFIG).read_text() == (first / CONFIG).read_text().replace("first", "second")
+
+
+def test_a_replay_from_another_start_is_refused(start: Path, tmp_path: Path) -> None:
+    config = UnlearnConfig.read(**(REQUIRED | {"model": str(start), "retain": "builtin:authors/retain"}),
+                                reference={"path": "elsewhere", "sha256": "0" * 64})  # fmt: skip
+    with pytest.raises(GeffectError, match=r"the start recorded in the configuration \(weights 000000000000\)"):
+        api.unlearn(config.model_copy(update={"out": tmp_path / "out"}))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("schema", [UnlearnConfig, FitConfig, ShowConfig])
+def test_every_field_says_what_it_is(schema: type[Schema]) -> None:
+    assert [name for name, field in schema.model_fields.items() if not field.description] == []
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        UnlearnConfig.read(**REQUIRED).steps = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("steps", 0, "--steps: input should be greater than or equal to 1; found 0;"),
+        ("steps", 1.5, "--steps: input should be a valid integer"),
+        ("batch_size", "x", "--batch-size: input should be a valid integer"),
+        ("batch_size", -1, "--batch-size"),
+        ("learning_rate", float("nan"), "--learning-rate: input should be a finite number; found nan;"),
+        ("learning_rate", float("inf"), "--learning-rate: input should be a finite number; found inf;"),
+        ("learning_rate", -1e-5, "--learning-rate"),
+        ("weight_decay", float("inf"), "--weight-decay"),
+        ("max_grad_norm", -1, "--max-grad-norm"),
+        ("max_length", 1, "--max-length"),
+        ("lora", -1, "--lora"),
+        ("lora", True, "--lora: a number or text; found True;"),
+        ("seed", -1, "--seed"),
+        ("seed", 2**32, "--seed: input should be less than 4294967296"),
+        ("dtype", "int8", "--dtype: input should be 'float32', 'bfloat16' or 'float64'; found 'int8'"),
+        ("optimizer", "adamm", "--optimizer: one of adamw_torch, .*; found 'adamm'"),
+        ("schedule", "cosinus", "--schedule: one of linear, .*; found 'cosinus'"),
+        ("forget", "", "--forget: string should have at least 1 character"),
+        ("retain", "", "--retain"),
+        ("held", "", "--held"),
+        ("model", "", "--model"),
+        ("model", None, "--model: input should be a valid string"),
+        ("report_to", "wandb", "--report-to: input should be a valid list"),
+        ("report_to", [1], "--report-to"),
+        ("reference", {"sha256": 1}, "--reference"),
+    ],
+)
+def test_a_value_out_of_range_names_its_flag_in_one_line(key: str, value: object, says: str) -> None:
+    with pytest.raises(GeffectError, match=rf"^expected {says}[^\n]*$"):
+        UnlearnConfig.read(**(REQUIRED | {key: value}))
+
+
+@pytest.mark.parametrize("key", REQUIRED)
+def test_a_required_value_is_asked_for(key: str) -> None:
+    with pytest.raises(GeffectError, match=f"^expected a value for --{key}; found none; add it as a flag or to the"):
+        UnlearnConfig.read(**{name: value for name, value in REQUIRED.items() if name != key})
+
+
+def test_fitting_asks_for_a_set() -> None:
+    with pytest.raises(GeffectError, match="--train: list should have at least 1 item"):
+        FitConfig.read(model="builtin:tiny", out="x", train=[])
+
+
+def test_an_unknown_key_is_named_beside_the_known(tmp_path: Path) -> None:
+    file = written(tmp_path / "run.yaml", REQUIRED | {"learning_rte": 1e-5})
+    with pytest.raises(GeffectError, match=r"a key among model, .*learning_rate, .*; found 'learning_rte'"):
+        UnlearnConfig.read(file)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b"- a\n- b\n", b"only text", b"1: 2\n", b"a: [1", b"a: b: c\n", b"\tx: 1\n", b"\xff\xfe\x00", b"out: 2023-13-45\n",
+        b"steps: !!int many\n", b"a: !!python/object/apply:os.getcwd []\n", b"[" * 5000, b"x: \x07\n",
+    ],
+)  # fmt: skip
+def test_what_is_no_mapping_of_names_is_refused_in_one_line(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes(text)
+    with pytest.raises(GeffectError, match=r"^expected (a readable YAML file at|names with values in) [^\n]*$"):
+        UnlearnConfig.read(tmp_path / "run.yaml", **REQUIRED)
+
+
+def test_a_file_that_is_absent_or_a_directory_is_refused(tmp_path: Path) -> None:
+    for file in (tmp_path / "absent.yaml", tmp_path):
+        with pytest.raises(GeffectError, match="expected a readable YAML file at"):
+            UnlearnConfig.read(file, **REQUIRED)

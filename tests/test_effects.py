@@ -1,0 +1,70 @@
+"""Views of a Gram with numbers a hand can check."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from geffect.effects import cosine, direction_of, g_effect, inner, norm, pairs, total_cosine
+
+ROWS = ("objective", "forget", "retain")
+GRAM = torch.tensor([[4.0, -4.0, -1.0], [-4.0, 4.0, 1.0], [-1.0, 1.0, 9.0]], dtype=torch.float64)
+
+
+def _frame(values: dict[tuple[int, str, str, str], float]) -> pd.DataFrame:
+    rows = [(*key, value) for key, value in values.items()]
+    return pd.DataFrame(rows, columns=["step", "group", "row", "other", "inner"])
+
+
+FRAME = _frame({
+    (0, "embed", "objective", "objective"): 4.0,
+    (0, "embed", "objective", "forget"): -4.0,
+    (0, "embed", "objective", "retain"): -1.0,
+    (0, "embed", "retain", "retain"): 9.0,
+    (0, "deep", "objective", "objective"): 12.0,
+    (0, "deep", "objective", "forget"): -12.0,
+    (0, "deep", "objective", "retain"): 5.0,
+    (0, "deep", "retain", "retain"): 16.0,
+})
+
+
+def test_entries_norms_and_cosines() -> None:
+    assert inner(GRAM, ROWS, "retain", "objective") == -1
+    assert norm(GRAM, ROWS, "retain") == 3
+    assert cosine(GRAM, ROWS, "objective", "retain") == pytest.approx(-1 / 6)
+    assert cosine(GRAM, ROWS, "objective", "forget") == -1
+
+
+def test_a_zero_row_has_no_angle() -> None:
+    assert math.isnan(cosine(torch.zeros(2, 2), ("a", "b"), "a", "b"))
+
+
+@given(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
+def test_cosine_ignores_scale_and_the_effect_is_bilinear(a: float, b: float) -> None:
+    scale = torch.tensor([a, 1.0, b], dtype=torch.float64)
+    scaled = scale[:, None] * GRAM * scale
+    assert cosine(scaled, ROWS, "objective", "retain") == pytest.approx(-1 / 6)
+    assert inner(scaled, ROWS, "objective", "retain") == pytest.approx(-a * b)
+
+
+def test_the_order_of_a_pair_does_not_matter() -> None:
+    assert pairs(FRAME, "retain", "objective").equals(pairs(FRAME, "objective", "retain"))
+
+
+def test_the_g_effect_pairs_each_risk_with_the_direction() -> None:
+    effects = g_effect(FRAME).set_index("group")
+    assert effects.loc["embed", ["unlearn", "retain"]].tolist() == [-4, -1]
+    assert effects.loc["deep", ["unlearn", "retain"]].tolist() == [-12, 5]
+
+
+def test_the_total_cosine_is_of_the_whole_vectors() -> None:
+    assert total_cosine(FRAME, "objective", "retain").loc[0] == pytest.approx(4 / math.sqrt(16 * 25))
+
+
+def test_the_direction_is_what_was_descended() -> None:
+    assert direction_of(FRAME) == "objective"
+    rectified = pd.concat([FRAME, _frame({(0, "deep", "rectified", "rectified"): 1.0})])
+    assert direction_of(rectified) == "rectified"

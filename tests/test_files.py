@@ -1,0 +1,169 @@
+"""Tables from four formats: the same rows whatever the format, and errors that say where."""
+
+import csv
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geffect.data.files import read_rows
+from geffect.errors import GeffectError
+
+Rows = list[dict[str, Any]]
+TEXT = st.text(alphabet="ab,;\"'\n\t []{}:é漢😀", min_size=1)
+TABLES = st.lists(st.fixed_dictionaries({"question": TEXT, "answer": TEXT}), min_size=1, max_size=4)
+
+
+def write_json(path: Path, rows: Rows) -> None:
+    path.write_text(json.dumps(rows, indent=2), encoding="utf-8")
+
+
+def write_lines(path: Path, rows: Rows) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_csv(path: Path, rows: Rows) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_parquet(path: Path, rows: Rows) -> None:
+    pytest.importorskip("pyarrow")
+    pd.DataFrame(rows).to_parquet(path)
+
+
+WRITERS: dict[str, tuple[str, Callable[[Path, Rows], None]]] = {
+    "a JSON list": ("rows.json", write_json),
+    "JSON lines called .json": ("rows.json", write_lines),
+    "JSON lines": ("rows.JSONL", write_lines),
+    "CSV": ("rows.csv", write_csv),
+    "Parquet": ("rows.parquet", write_parquet),
+}
+FILES = ("rows.json", "rows.jsonl", "rows.csv", "rows.parquet")
+
+
+@pytest.mark.parametrize("form", WRITERS)
+@settings(deadline=None)
+@given(rows=TABLES)
+def test_what_was_written_is_read(form: str, rows: Rows) -> None:
+    name, write = WRITERS[form]
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder, name), rows)
+        assert read_rows(Path(folder, name), "question", "answer") == rows
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_columns_are_renamed_and_others_kept(form: str, tmp_path: Path) -> None:
+    name, write = WRITERS[form]
+    write(tmp_path / name, [{"q": "Q?", "a": "A.", "question": "other", "author": "X"}])
+    expected = [{"question": "Q?", "answer": "A.", "author": "X"}]
+    assert read_rows(tmp_path / name, "q", "a") == expected
+
+
+def test_columns_may_trade_names_and_one_may_serve_as_both(tmp_path: Path) -> None:
+    write_lines(tmp_path / "rows.jsonl", [{"question": "Q?", "answer": "A."}])
+    traded, both = (read_rows(tmp_path / "rows.jsonl", q, "question") for q in ("answer", "question"))
+    assert traded == [{"question": "A.", "answer": "Q?"}]
+    assert both == [{"answer": "Q?", "question": "Q?"}]
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_a_missing_column_is_an_error_that_lists_those_found(form: str, tmp_path: Path) -> None:
+    name, write = WRITERS[form]
+    write(tmp_path / name, [{"prompt": "Q?", "reply": "A."}])
+    with pytest.raises(GeffectError, match=r"a column 'answer' in .*; found prompt, reply in row 0; .*--answer-column"):
+        read_rows(tmp_path / name, "prompt", "answer")
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.csv"])
+def test_a_byte_order_mark_is_no_part_of_the_first_column(name: str, tmp_path: Path) -> None:
+    write = write_csv if name == "rows.csv" else write_lines
+    write(tmp_path / name, [{"question": "Q?", "answer": "A."}])
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + (tmp_path / name).read_bytes())
+    assert read_rows(tmp_path / name, "question", "answer") == [{"question": "Q?", "answer": "A."}]
+
+
+def test_csv_values_stay_text(tmp_path: Path) -> None:
+    values = ["NA", "null", "007", "1e3", "True", "nan"]
+    rows = [{"question": value, "answer": value} for value in values]
+    write_csv(tmp_path / "rows.csv", rows)
+    assert read_rows(tmp_path / "rows.csv", "question", "answer") == rows
+
+
+def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
+    line = json.dumps({"question": "Q?", "answer": "A."})
+    (tmp_path / "rows.json").write_text(f"\n{line}\r\n  \n{line}\n\n", encoding="utf-8")
+    assert len(read_rows(tmp_path / "rows.json", "question", "answer")) == 2
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+@pytest.mark.parametrize("bad", [1, 2, 3])
+def test_a_garbled_line_is_named(name: str, bad: int, tmp_path: Path) -> None:
+    lines = [json.dumps({"question": "Q?", "answer": "A."})] * 3
+    lines[bad - 1] = lines[bad - 1][:-9]
+    (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(GeffectError, match=rf"one JSON object a line in .* in line {bad};"):
+        read_rows(tmp_path / name, "question", "answer")
+
+
+def test_a_garbled_list_is_an_error_that_names_the_line(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text('[{"question": "Q?", "answer": "A."},\n{"question":\n', encoding="utf-8")
+    with pytest.raises(GeffectError, match=r"a readable \.json file at .*line 3"):
+        read_rows(tmp_path / "rows.json", "question", "answer")
+
+
+@pytest.mark.parametrize("text", ['["Q?", "A."]', '"Q?"', "[[1]]"])
+def test_a_row_that_is_no_object_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(text, encoding="utf-8")
+    with pytest.raises(GeffectError, match=r"expected objects in .* in row 0"):
+        read_rows(tmp_path / "rows.json", "question", "answer")
+
+
+@pytest.mark.parametrize("rows", ["Q?,A.,more\n", "Q?,A.,more\nQ?,A.,more\n", "Q?,A.\nQ?,A.,more\n"])
+def test_surplus_csv_fields_are_refused_and_shift_nothing(rows: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("question,answer\n" + rows, encoding="utf-8")
+    with pytest.raises(GeffectError, match=r"a readable \.csv file at .* fields"):
+        read_rows(tmp_path / "rows.csv", "question", "answer")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_bytes_that_are_not_of_the_format_are_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"question,answer\ncaf\xe9,caf\xe9\n")
+    with pytest.raises(GeffectError, match=r"^expected a readable \.\w+ file at [^\n]*$"):
+        read_rows(tmp_path / name, "question", "answer")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("rows.json", ""),
+        ("rows.json", "[]"),
+        ("rows.jsonl", "\n \n"),
+        ("rows.csv", ""),
+        ("rows.csv", "question,answer\n"),
+    ],
+)
+def test_a_file_without_rows_is_refused(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(GeffectError, match="an empty file|No columns"):
+        read_rows(tmp_path / name, "question", "answer")
+
+
+def test_json_nested_beyond_reason_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(GeffectError, match=r"a readable \.json file"):
+        read_rows(tmp_path / "rows.json", "question", "answer")
+
+
+def test_a_directory_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").mkdir()
+    with pytest.raises(GeffectError, match="expected a file at"):
+        read_rows(tmp_path / "rows.json", "question", "answer")

@@ -1,0 +1,100 @@
+"""Which rows meet: permutations and partners that depend on seed, epoch and row, and on nothing else."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geffect.data import Encoded, Pairs, PairSampler
+from geffect.data.order import Shuffled, partner, shuffled
+
+SEEDS = st.integers(0, 2**32 - 1)
+EPOCHS = st.integers(0, 1000)
+SIZES = st.integers(1, 200)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 200), SEEDS, EPOCHS)
+def test_an_order_is_a_permutation(rows: int, seed: int, epoch: int) -> None:
+    assert sorted(shuffled(rows, seed, epoch)) == list(range(rows))
+
+
+@settings(deadline=None)
+@given(SIZES, SEEDS, EPOCHS, st.integers(0, 10**6))
+def test_a_partner_is_a_retain_row(rows: int, seed: int, epoch: int, row: int) -> None:
+    assert 0 <= partner(rows, seed, epoch, row) < rows
+
+
+@settings(deadline=None)
+@given(SIZES, SEEDS, EPOCHS)
+def test_global_random_states_are_neither_read_nor_moved(rows: int, seed: int, epoch: int) -> None:
+    first = shuffled(rows, seed, epoch), partner(rows, seed, epoch, 3)
+    np.random.seed(seed % 1000)
+    torch.manual_seed(epoch)
+    before = torch.get_rng_state(), np.random.get_state(legacy=True)[1].tolist()
+    assert (shuffled(rows, seed, epoch), partner(rows, seed, epoch, 3)) == first
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state(legacy=True)[1].tolist() == before[1]
+
+
+def test_orders_and_partners_do_not_drift() -> None:
+    assert shuffled(10, 0, 0) == [4, 6, 2, 7, 3, 5, 9, 0, 8, 1]
+    assert [partner(10, 0, 0, row) for row in range(10)] == [3, 9, 8, 0, 0, 0, 6, 3, 8, 5]
+
+
+def test_seed_and_epoch_each_change_the_order() -> None:
+    orders = [tuple(shuffled(50, seed, epoch)) for seed in range(5) for epoch in range(5)]
+    assert len(set(orders)) == 25
+
+
+def test_partners_differ_between_epochs_and_seeds() -> None:
+    drawn = [tuple(partner(50, seed, epoch, row) for row in range(20)) for seed in range(5) for epoch in range(5)]
+    assert len(set(drawn)) == 25
+
+
+def test_partners_are_drawn_evenly() -> None:
+    counts = Counter(partner(5, 0, epoch, row) for epoch in range(50) for row in range(40))
+    assert sorted(counts) == list(range(5))
+    assert all(abs(count - 400) < 80 for count in counts.values())  # four standard deviations are 72
+
+
+@settings(deadline=None)
+@given(SIZES, SIZES, SEEDS, EPOCHS)
+def test_an_epoch_of_pairs_has_each_forget_row_once_with_its_partner(
+    forget: int, retain: int, seed: int, epoch: int
+) -> None:
+    sampler = PairSampler(forget, retain, seed)
+    sampler.set_epoch(epoch)
+    pairs = list(sampler)
+    assert [row for row, _ in pairs] == shuffled(forget, seed, epoch)
+    assert [other for _, other in pairs] == [partner(retain, seed, epoch, row) for row, _ in pairs]
+    assert len(pairs) == len(sampler)
+
+
+@pytest.mark.parametrize("sampler", [PairSampler(30, 20, 0), Shuffled(30, 0)])
+def test_the_same_epoch_repeats_and_another_does_not(sampler: PairSampler | Shuffled) -> None:
+    first = list(sampler)
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    sampler.set_epoch(0)
+    assert list(sampler) == first
+
+
+@settings(deadline=None)
+@given(SIZES, SEEDS, EPOCHS)
+def test_an_epoch_of_rows_is_the_order(rows: int, seed: int, epoch: int) -> None:
+    sampler = Shuffled(rows, seed)
+    sampler.set_epoch(epoch)
+    assert list(sampler) == shuffled(rows, seed, epoch)
+    assert len(sampler) == rows
+
+
+def test_a_pair_is_the_two_rows_asked_for() -> None:
+    forget, retain = ([Encoded(i, [i, base], [-100, base]) for i in range(4)] for base in (7, 8))
+    pairs = Pairs(forget, retain)
+    assert pairs[2, 3] == (forget[2], retain[3])
+    assert len(pairs) == 4
