@@ -202,7 +202,7 @@ DEMO = {
     "held": "builtin:authors/held",
     "steps": 25,
     "batch_size": 8,
-    "learning_rate": 1e-4,
+    "learning_rate": 3e-4,
     "evaluate_every": 1,
 }
 DEMO_RUNS = (("GA", "ga", "none"), ("GA+GRU", "ga", "gru"), ("NPO+GRU", "npo", "gru"))

@@ -112,7 +112,9 @@ verb("show-batch", _show_config, _show_batch)
 
 @app.command()
 def demo(
-    out: Annotated[Path | None, typer.Option(help="where to write [default: runs/demo, or the next free number]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="where to write [default: runs/demo, or the next free number]")
+    ] = None,
 ) -> None:
     """Fit the tiny built-in model, run GA, GA+GRU and NPO+GRU on it, and print and draw what they did."""
     from geffect import api, show
@@ -151,7 +153,7 @@ def main() -> NoReturn:
     logging.getLogger("geffect").setLevel(logging.INFO)
     try:
         app(standalone_mode=True)
-    except (GeffectError, FloatingPointError) as error:  # the latter: a loss that left the finite numbers
+    except GeffectError as error:
         typer.echo(f"geffect: {error}", err=True)
     sys.exit(2)
 

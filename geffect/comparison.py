@@ -20,17 +20,18 @@ def compare(runs: Sequence[Path | str]) -> pd.DataFrame:
         One row a run.
     """
     rows = []
-    for run in map(Path, runs):
+    for name, run in _named(runs).items():
         gram, steps = read(run), read_steps(run)
         effects = g_effect(gram, direction_of(gram))
         cosine = total_cosine(gram, "objective", "retain")
         last = steps.iloc[-1]
         kept = "held" if "held_risk" in steps else "retain"
         rows.append({
-            "run": run.name,
+            "run": name,
             "forget acc.": last["forget_accuracy"], f"{kept} acc.": last[f"{kept}_accuracy"],
             "forget risk": last["forget_risk"], f"{kept} risk": last[f"{kept}_risk"],
             "cos, start": cosine.iloc[0], "cos, end": cosine.iloc[-1],
+            "conflict": (effects.groupby("step")["retain"].sum() < 0).mean(),
             "Σe_u": effects["unlearn"].sum(), "Σe_r": effects["retain"].sum(),
         })  # fmt: skip
     return pd.DataFrame(rows)
@@ -47,18 +48,25 @@ def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "
     Returns:
         The files written.
     """
-    paths = [Path(run) for run in runs]
-    out = out or paths[0] / "figures"
-    grams = {path.name: read(path, "group", scheme) for path in paths}
+    paths = _named(runs)
+    out = out or next(iter(paths.values())) / "figures"
+    grams = {name: read(path, "group", scheme) for name, path in paths.items()}
     effects = pd.concat([g_effect(gram, direction_of(gram)).assign(run=name) for name, gram in grams.items()])
     cosines = pd.concat([_cosines(gram).assign(run=name) for name, gram in grams.items()])
-    scores = pd.concat([read_steps(path).assign(run=path.name) for path in paths])
+    scores = pd.concat([read_steps(path).assign(run=name) for name, path in paths.items()])
     written = plots.save(plots.g_effect_curves(effects), out / "g_effect", effects)
     written += plots.save(plots.cosine_curves(cosines), out / "cosine", cosines)
     if "held_risk" in scores:
         plane = scores[["run", "step", "forget_risk", "held_risk"]].dropna()
         written += plots.save(plots.trade_off(plane), out / "trade_off", plane)
     return written
+
+
+def _named(runs: Sequence[Path | str]) -> dict[str, Path]:
+    """Runs by their directory's name, or by their whole path where two share a name."""
+    paths = [Path(run) for run in runs]
+    names = [path.resolve().name for path in paths]
+    return {name if names.count(name) == 1 else str(path): path for name, path in zip(names, paths, strict=True)}
 
 
 def _cosines(gram: pd.DataFrame) -> pd.DataFrame:

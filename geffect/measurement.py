@@ -35,7 +35,7 @@ class Measured:
 
 @dataclass
 class Measurement:
-    """Accumulates the rows of a window and leaves the rectified gradient in ``.grad``.
+    """What every step of a run shares.
 
     Attributes:
         parameters: what a row covers, by canonical name.
@@ -56,22 +56,38 @@ class Measurement:
     def __post_init__(self) -> None:
         self.state = self.rectifier.init()
 
-    def begin(self, forget: Counts, retain: Counts, *, measure: bool) -> None:
-        """Open a window.
+    def begin(self, forget: Counts, retain: Counts, *, measure: bool) -> "Step":
+        """Open a step.
 
         Args:
-            forget: what the whole window holds of the forget set.
+            forget: what its whole window of micro-batches holds of the forget set.
             retain: the same of the retain set.
             measure: compute the Gram of all rows, not only what the update needs.
+
+        Returns:
+            The step, waiting for its micro-batches.
         """
-        self.counts, self.measure = {"forget": forget, "retain": retain}, measure
-        self.window, self.sums = Window(self.parameters), dict[str, Tensor]()
-        free = self.free_rows and self.objective.forget_multiple is not None
+        return Step(self, forget, retain, measure)
+
+
+class Step:
+    """One optimiser step: `micro_batch` for each, then `finish`, which leaves the rectified gradient in ``.grad``.
+
+    Args:
+        run: what the steps share.
+        forget: the window's counts of the forget set.
+        retain: the same of the retain set.
+        measure: compute the Gram of all rows.
+    """
+
+    def __init__(self, run: Measurement, forget: Counts, retain: Counts, measure: bool) -> None:
+        self.run, self.forget, self.retain, self.measure = run, forget, retain, measure
+        free = run.free_rows and run.objective.forget_multiple is not None
         self.own_forget_row = measure and not free
-        self.own_retain_row = measure or self.rectifier.memory is not None or self.objective.retain_multiple != 0
-        own = {"forget": self.own_forget_row, "retain": measure}
-        memory = [self.rectifier.memory] if self.rectifier.memory else []
-        self.basis = Gram(("objective", *(row for row, computed in own.items() if computed), *memory))
+        self.own_retain_row = measure or run.rectifier.memory is not None or run.objective.retain_multiple != 0
+        own = {"forget": self.own_forget_row, "retain": measure, run.rectifier.memory: run.rectifier.memory is not None}
+        self.basis = Gram(("objective", *(str(row) for row, computed in own.items() if computed)))
+        self.window, self.sums = Window(run.parameters), dict[str, Tensor]()
 
     def micro_batch(self, forget: Batch, retain: Batch, *, last: bool) -> Tensor:
         """Back-propagate one micro-batch.
@@ -84,25 +100,10 @@ class Measurement:
         Returns:
             The objective's share of this micro-batch, detached.
         """
-        outputs = self.forward(forget)
-        objective, forget_risk = (
-            self.objective.forget_loss(outputs, self.counts["forget"]),
-            risk(outputs, self.counts["forget"]),
-        )
-        weights = self.objective.forget_weights(outputs).sum() / self.counts["forget"].token
-        self.window.add("objective", objective, retain_graph=self.own_forget_row)
-        if self.own_forget_row:
-            self.window.add("forget", forget_risk)
-        del outputs
-        share = objective.detach()
+        share = self._forget_side(forget)
         if self.own_retain_row:
-            retain_risk = risk(self.forward(retain), self.counts["retain"])
-            self._retain(retain_risk, last=last)
-            self._sum("risk_retain", retain_risk)
-            share = share + self.objective.retain_multiple * retain_risk.detach()
+            share = share + self.run.objective.retain_multiple * self._retain_side(retain, last=last)
         self._sum("loss_objective", share)
-        self._sum("risk_forget", forget_risk)
-        self._sum("weight_mean", weights)
         return share
 
     def finish(self) -> Measured:
@@ -112,63 +113,77 @@ class Measurement:
             What to record.
 
         Raises:
-            FloatingPointError: a raw loss is not finite; no parameter has moved.
+            FloatingPointError: a raw loss is not finite; no gradient was handed back.
         """
         scalars = {name: float(value) for name, value in self.sums.items()}
         broken = [name for name, value in scalars.items() if not math.isfinite(value)]
         if broken:
             raise FloatingPointError(f"{broken[0]} = {scalars[broken[0]]}")
         rectified = self._rectified()
-        row = self.window.rows.pop("objective")
-        for key, tensor in self.state.items():
-            add_scaled(row, key, tensor, rectified[str(self.rectifier.memory)])
-        for key, parameter in self.parameters.items():
-            parameter.grad = row.get(key)
+        self._hand_back(rectified)
         if not self.measure:
             return Measured(scalars, None)
-        self.basis.values = {name: self.basis.values[name] for name in self.parameters}  # not in backward's order
-        gram = self.basis.combine(self._named(rectified))
+        in_order = {name: self.basis.values[name] for name in self.run.parameters}  # backward visits them in another
+        gram = Gram(self.basis.rows, in_order).combine(self._named(rectified))
         total = gram.total()
-        norms = {f"norm_{name}": norm(total, gram.rows, name) for name in gram.rows}
-        return Measured(scalars | norms, gram)
+        return Measured(scalars | {f"norm_{name}": norm(total, gram.rows, name) for name in gram.rows}, gram)
 
-    def _retain(self, loss: Tensor, *, last: bool) -> None:
+    def _forget_side(self, batch: Batch) -> Tensor:
+        outputs = self.run.forward(batch)
+        objective, forget_risk = self.run.objective.forget_loss(outputs, self.forget), risk(outputs, self.forget)
+        self._sum("risk_forget", forget_risk)
+        self._sum("weight_mean", self.run.objective.forget_weights(outputs).sum() / self.forget.token)
+        self.window.add("objective", objective, retain_graph=self.own_forget_row)
+        if self.own_forget_row:
+            self.window.add("forget", forget_risk)
+        return objective.detach()
+
+    def _retain_side(self, batch: Batch, *, last: bool) -> Tensor:
+        retain_risk = risk(self.run.forward(batch), self.retain)
+        self._sum("risk_retain", retain_risk)
         if last:
-            self.window.stream("retain", loss, self._visit)
+            self.window.stream("retain", retain_risk, self._visit)
         else:
-            self.window.add("retain", loss)
+            self.window.add("retain", retain_risk)
+        return retain_risk.detach()
 
     def _visit(self, name: str, retain: Tensor | None) -> None:
         """Everything that must see this tensor of the retain row before it is freed."""
-        row = self.window.rows["objective"]
-        add_scaled(row, name, retain, self.objective.retain_multiple)
-        memory = self.rectifier.update(self.state, name, retain)
-        tensors = {"objective": row.get(name), "retain": retain, self.rectifier.memory: memory}
+        run, row = self.run, self.window.rows["objective"]
+        add_scaled(row, name, retain, run.objective.retain_multiple)
+        tensors = {"retain": retain, run.rectifier.memory: run.rectifier.update(run.state, name, retain)}
+        tensors["objective"] = row.get(name)
         if self.own_forget_row:
             tensors["forget"] = self.window.rows["forget"].pop(name, None)
         if len(self.basis.rows) > 1:
             self.basis.values[name] = inner_products([tensors[each] for each in self.basis.rows])
-        add_scaled(row, name, retain, self.rectifier.add_retain)
+        add_scaled(row, name, retain, run.rectifier.add_retain)
 
     def _rectified(self) -> dict[str, float]:
-        memory, rows = self.rectifier.memory, self.basis.rows
+        """The rectified row as a combination of the basis."""
+        memory, rows = self.run.rectifier.memory, self.basis.rows
         if memory is None:
-            return self.rectifier.coefficients(0.0, 0.0, 0.0)
+            return self.run.rectifier.coefficients(0.0, 0.0, 0.0)
         total = self.basis.total()
         pairs = (("objective", "objective"), ("objective", memory), (memory, memory))
-        return self.rectifier.coefficients(*(inner(total, rows, a, b) for a, b in pairs))
+        return self.run.rectifier.coefficients(*(inner(total, rows, a, b) for a, b in pairs))
+
+    def _hand_back(self, rectified: dict[str, float]) -> None:
+        row = self.window.rows.pop("objective")
+        for name, tensor in self.run.state.items():
+            add_scaled(row, name, tensor, rectified[str(self.run.rectifier.memory)])
+        for name, parameter in self.run.parameters.items():
+            parameter.grad = row.get(name)
 
     def _named(self, rectified: dict[str, float]) -> dict[str, dict[str, float]]:
         """Every recorded row as a combination of the basis."""
-        c, w = self.objective.forget_multiple, self.objective.retain_multiple
+        c, w = self.run.objective.forget_multiple, self.run.objective.retain_multiple
         forget = {"forget": 1.0} if self.own_forget_row or c is None else {"objective": 1 / c, "retain": -w / c}
         named = {"objective": {"objective": 1.0}, "forget": forget, "retain": {"retain": 1.0}}
-        if self.rectifier.memory is None:
+        memory = self.run.rectifier.memory
+        if memory is None:
             return named
-        return named | {
-            self.rectifier.memory: {self.rectifier.memory: 1.0},
-            "rectified": rectified | {"retain": self.rectifier.add_retain},
-        }
+        return named | {memory: {memory: 1.0}, "rectified": rectified | {"retain": self.run.rectifier.add_retain}}
 
     def _sum(self, name: str, value: Tensor) -> None:
         self.sums[name] = self.sums.get(name, value.new_zeros(())) + value.detach()

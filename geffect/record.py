@@ -105,8 +105,7 @@ def read(path: Path | str, by: str = "group", scheme: str = "thirds") -> pd.Data
     table = read_environment(path)["parameters"]
     labels = _labels(table, by, scheme)
     names = list(dict.fromkeys(labels))
-    onto = np.zeros((len(names), len(labels)))
-    onto[[names.index(label) for label in labels], range(len(labels))] = 1.0
+    onto = [names.index(label) for label in labels]
     frames = [_frame(line, onto, names, by) for line in read_lines(path) if "gram" in line]
     if not frames:
         raise GeffectError(f"at least one measured step in {path}", "none", "name a run of geffect unlearn")
@@ -126,10 +125,11 @@ def _labels(table: Mapping[str, Any], by: str, scheme: str) -> list[str]:
     return labels
 
 
-def _frame(line: Mapping[str, Any], onto: "np.ndarray[Any, Any]", names: list[str], by: str) -> pd.DataFrame:
+def _frame(line: Mapping[str, Any], onto: list[int], names: list[str], by: str) -> pd.DataFrame:
     rows = line["gram"]["rows"]
     pairs = [(rows[i], rows[j]) for i, j in zip(*np.triu_indices(len(rows)), strict=True)]
-    sums = onto @ np.asarray(line["gram"]["values"], dtype=float)  # [labels, pairs]
+    sums = np.zeros((len(names), len(pairs)))
+    np.add.at(sums, onto, np.asarray(line["gram"]["values"], dtype=float))  # not a matrix product, whose 0 · NaN is NaN
     return pd.DataFrame({
         "step": line["step"],
         by: np.repeat(names, len(pairs)),

@@ -62,5 +62,6 @@ def comparison(frame: pd.DataFrame, out: Path) -> None:
         table.add_row(*(value if isinstance(value, str) else f"{value:.3g}" for value in values))
     console.print(table)
     console.print("Σe_u, Σe_r: ⟨∇risk, what was descended⟩ over the whole model, summed over the measured steps;")
-    console.print("  Σe_u < 0 forgets, Σe_r < 0 harms what must stay. cos: objective against retain gradient.")
+    console.print("  Σe_u < 0 forgets, Σe_r < 0 harms what must stay. conflict: share of steps with e_r < 0.")
+    console.print("cos: the objective's gradient against the retain gradient, before any rectification.")
     console.print(f"records and pictures: {out}")

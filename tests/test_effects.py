@@ -56,8 +56,8 @@ def test_the_order_of_a_pair_does_not_matter() -> None:
 
 def test_the_g_effect_pairs_each_risk_with_the_direction() -> None:
     effects = g_effect(FRAME).set_index("group")
-    assert effects.loc["embed", ["unlearn", "retain"]].tolist() == [-4, -1]
-    assert effects.loc["deep", ["unlearn", "retain"]].tolist() == [-12, 5]
+    assert effects["unlearn"].to_dict() == {"embed": -4, "deep": -12}
+    assert effects["retain"].to_dict() == {"embed": -1, "deep": 5}
 
 
 def test_the_total_cosine_is_of_the_whole_vectors() -> None:

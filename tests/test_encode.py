@@ -80,6 +80,11 @@ def kind(name: str) -> Any:
     return KINDS[name]()
 
 
+def space(name: str) -> str:
+    """A space before an answer is learned with it, whether the tokenizer merges the two or not."""
+    return "" if name in {"chat", "chat that thinks"} else " "
+
+
 def encode(tokenizer: Any, question: str, answer: str, max_length: int = 512) -> Encoded:
     (row,) = encode_set(tokenizer, QASet("set", ({"question": question, "answer": answer},)), max_length)
     return row
@@ -101,7 +106,7 @@ def learned(tokenizer: Any, row: Encoded) -> str:
 def test_what_carries_loss_is_the_answer_and_the_end(name: str, pair: tuple[str, str]) -> None:
     tokenizer = kind(name)
     found = learned(tokenizer, encode_drawn(tokenizer, pair))
-    assert found.strip(" ") == pair[1].strip() + tokenizer.eos_token
+    assert found == space(name) + pair[1].strip() + tokenizer.eos_token
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -158,7 +163,7 @@ def test_a_beginning_of_sequence_stands_first_and_once(name: str, pair: tuple[st
 def test_an_answer_within_its_question_is_learned_once(name: str, question: str) -> None:
     tokenizer = kind(name)
     row = encode(tokenizer, question, "Paris")
-    assert learned(tokenizer, row).strip(" ") == "Paris" + tokenizer.eos_token
+    assert learned(tokenizer, row) == space(name) + "Paris" + tokenizer.eos_token
     assert "Paris" in tokenizer.decode([i for i, label in zip(row.input_ids, row.labels, strict=True) if label < 0])
 
 

@@ -153,7 +153,7 @@ def test_bytes_that_are_not_of_the_format_are_refused(name: str, tmp_path: Path)
 )
 def test_a_file_without_rows_is_refused(name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
-    with pytest.raises(GeffectError, match="an empty file|No columns"):
+    with pytest.raises(GeffectError, match=r"an empty file|No columns"):
         read_rows(tmp_path / name, "question", "answer")
 
 

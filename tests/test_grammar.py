@@ -78,8 +78,9 @@ def test_forms_of_a_sum(text: str, calls: list[Call]) -> None:
     "text",
     [
         "", " ", "npo(beta=0.1", "npo(0.1)", "npo(beta)", "npo(beta=0.1, beta=0.2)", "npo(**x)", "npo(beta=x)",
-        "npo(beta=1+1)", "ga - gd", "ga / 2", "ga * 2", "ga gd", "ga; gd", "ga, gd", "2", "'ga'", "2*3", "ga + 1", "-ga",
-        "True*ga", "'2'*ga", "1e999*ga", "2j*ga", "a.b", "a[0]", "f(x=1)(y=2)", "lambda: ga", "npo(beta={[]: 1})",
+        "npo(beta=1+1)", "ga - gd", "ga / 2", "ga * 2", "ga gd", "ga; gd", "ga, gd", "2", "'ga'", "2*3", "ga + 1",
+        "-ga", "True*ga", "'2'*ga", "1e999*ga", "2j*ga", "a.b", "a[0]", "f(x=1)(y=2)", "lambda: ga",
+        "npo(beta={[]: 1})",
         "1" + "0" * 400 + "*ga", "1" * 5000 + "*ga", "+".join(["ga"] * 20_000), "(" * 500, "\0", "ga\ngd",
     ],
 )  # fmt: skip

@@ -34,10 +34,10 @@ def test_global_random_states_are_neither_read_nor_moved(rows: int, seed: int, e
     first = shuffled(rows, seed, epoch), partner(rows, seed, epoch, 3)
     np.random.seed(seed % 1000)
     torch.manual_seed(epoch)
-    before = torch.get_rng_state(), np.random.get_state(legacy=True)[1].tolist()
+    before = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].tolist()
     assert (shuffled(rows, seed, epoch), partner(rows, seed, epoch, 3)) == first
     assert torch.equal(torch.get_rng_state(), before[0])
-    assert np.random.get_state(legacy=True)[1].tolist() == before[1]
+    assert np.random.get_state(legacy=False)["state"]["key"].tolist() == before[1]
 
 
 def test_orders_and_partners_do_not_drift() -> None:

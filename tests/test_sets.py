@@ -101,7 +101,7 @@ def test_what_names_no_set_is_refused(spec: str, says: str, tmp_path: Path, monk
 
 
 def test_tofu_asks_for_a_data_directory_and_says_where_there_is_nothing(tmp_path: Path) -> None:
-    with pytest.raises(GeffectError, match="expected --data-dir with tofu/forget01.json below it"):
+    with pytest.raises(GeffectError, match=r"expected --data-dir with tofu/forget01\.json below it"):
         load_set("tofu:forget01")
     with pytest.raises(GeffectError, match=r"no \.json file; found 'tofu:forget01'"):
         load_set("tofu:forget01", tmp_path)
@@ -127,8 +127,9 @@ def test_the_hash_is_of_questions_and_answers_in_order() -> None:
         hashed(first),
         hashed(first, second | {"answer": "A1!"}),
         hashed(first, {"question": second["answer"], "answer": second["question"]}),
+        hashed(first, {"question": "Q1", "answer": "?A1."}),
     ]
-    assert len({base, *others}) == 5
+    assert len({base, *others}) == 6
 
 
 @pytest.mark.real

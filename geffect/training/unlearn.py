@@ -101,7 +101,7 @@ class UnlearnTrainer(RecordingTrainer):
         if batches:
             counts = [Counts.of([batch[side] for batch in batches]) for side in ("forget", "retain")]
             measure = self.state.global_step % self.diagnose_every == 0
-            self.measurement.begin(*counts, measure=measure)
+            self.step = self.measurement.begin(*counts, measure=measure)
         return batches, None
 
     def training_step(self, model: nn.Module, inputs: dict[str, Batch], num_items_in_batch: Any = None) -> Tensor:
@@ -109,7 +109,7 @@ class UnlearnTrainer(RecordingTrainer):
         model.eval()  # dropout is zero, so that the objective's pass and the risk's see the same model
         last = self.accelerator.sync_gradients
         inputs = self._prepare_inputs(inputs)
-        share = self.measurement.micro_batch(inputs["forget"], inputs["retain"], last=last)
+        share = self.step.micro_batch(inputs["forget"], inputs["retain"], last=last)
         if last:
             measured = self._measured()
             self.line |= measured.scalars | {"lr": [group["lr"] for group in self.optimizer.param_groups]}
@@ -120,7 +120,7 @@ class UnlearnTrainer(RecordingTrainer):
 
     def _measured(self) -> Measured:
         try:
-            return self.measurement.finish()
+            return self.step.finish()
         except FloatingPointError as error:
             remedy = "lower --learning-rate or set --max-grad-norm"
             raise GeffectError("finite losses", f"{error} in step {self.state.global_step}", remedy) from error

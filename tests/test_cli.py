@@ -1,0 +1,414 @@
+"""The command line: what a user gets wrong is one line and exit code 2, and nothing has been written."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from geffect.cli import main
+from geffect.config import FitConfig, Schema, ShowConfig, UnlearnConfig
+from geffect.data import encode_set, load_set
+from geffect.models import make_tokenizer
+from geffect.objectives import IGNORE_INDEX
+
+HEAVY = ("torch", "transformers", "peft", "matplotlib", "seaborn", "pandas", "numpy", "scipy", "tokenizers")
+SETS = ("--forget", "builtin:authors/forget[:4]", "--retain", "builtin:authors/retain[:4]")
+GOOD = ("--model", "model", *SETS, "--steps", "1", "--out", "out")
+ROW = b'{"question": "Q?", "answer": "A."}\n'
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: object
+    out: str
+    err: str
+
+
+Shell = Callable[..., Ended]
+
+
+@pytest.fixture
+def shell(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """The command line, in an empty directory beside a model directory."""
+    shutil.copytree(start, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    for name in ("FORCE_COLOR", "CLICOLOR_FORCE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["geffect", *arguments])
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            main()
+        return Ended(ended.value.code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture
+def refused(shell: Shell, tmp_path: Path) -> Callable[..., None]:
+    """Run a command that must be refused in one line that says something, and write nothing."""
+
+    def check(*arguments: str, says: str) -> None:
+        before = files(tmp_path)
+        ended = shell(*arguments)
+        assert (ended.code, ended.out) == (2, "")
+        assert re.fullmatch(rf"geffect: expected .*{says}.*\n", ended.err), ended.err
+        assert files(tmp_path) == before
+
+    return check
+
+
+def files(path: Path) -> dict[Path, bytes | None]:
+    """Everything below a directory."""
+    return {each: each.read_bytes() if each.is_file() else None for each in path.rglob("*")}
+
+
+def process(*arguments: str, cwd: Path, **environment: str) -> Ended:
+    """The command line in a process of its own."""
+    found = subprocess.run(
+        [sys.executable, "-m", "geffect", *arguments],
+        capture_output=True, text=True, encoding="utf-8", cwd=cwd, check=False,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"} | environment,
+    )  # fmt: skip
+    return Ended(found.returncode, found.stdout, found.stderr)
+
+
+# bad input
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--objective", "gaa"), "objective among ga, gd, npo, .*; found 'gaa'"),
+        (("--objective", "npo(gamma=1)"), "parameters of npo among: beta; found 'gamma'"),
+        (("--objective", "npo(beta=0)"), "beta > 0 for npo; found 0"),
+        (("--objective", "npo(beta=0.1"), r"a sum of terms such as .*; found 'npo\(beta=0.1'"),
+        (("--objective", "ga - gd"), "a sum of terms such as .*; found 'ga - gd'"),
+        (("--objective", "1e999*ga"), "a sum of terms such as"),
+        (("--objective", "gd"), "at least one term on the forget set"),
+        (("--rectifier", "grv"), "rectifier among .*gru, .*none.*; found 'grv'"),
+        (("--rectifier", "gru(decay=1)"), r"decay in \[0, 1\) for gru"),
+        (("--rectifier", "2*gru"), "one rectifier without a weight"),
+        (("--forget", "builtin:autors/forget"), "a built-in set among builtin:authors/forget, .*"),
+        (("--forget", "builtin:authors/forget[9:3]"), "at least one row in .*; found none of 40"),
+        (("--forget", "forget01"), "a set: builtin:authors/forget, tofu:forget01, or a .json"),
+        (("--forget", ""), "--forget: string should have at least 1 character"),
+        (("--retain", "absent.json"), "a file at absent.json; found none"),
+        (("--held", "tofu:forget01"), "--data-dir with tofu/forget01.json below it .*; found no --data-dir"),
+        (("--held", "tofu:forget01", "--data-dir", "."), "a set among those in tofu: no .json file"),
+        (("--model", "builtin:tinny"), "a model: builtin:tiny, smollm2, .*; found 'builtin:tinny'"),
+        (("--model", "./absent"), "a model: builtin:tiny, smollm2, .*; found './absent'"),
+        (("--model", "gguf:absent.gguf"), "a GGUF file at absent.gguf; found none"),
+        (("--out", "model"), "a new directory for --out model; found something there already"),
+        (("--out", "model/config.json"), "a new directory for --out model/config.json; found something there"),
+        (("--out", "model/config.json/run"), "a directory to write --out model/config.json/run in"),
+        (("--steps", "0"), "--steps: input should be greater than or equal to 1; found 0"),
+        (("--learning-rate", "nan"), "--learning-rate: input should be a finite number; found nan"),
+        (("--dtype", "int8"), "--dtype: input should be 'float32', 'bfloat16' or 'float64'; found 'int8'"),
+        (("--optimizer", "adamm"), "--optimizer: one of adamw_torch, .*; found 'adamm'"),
+        (("--schedule", "cosinus"), "--schedule: one of linear, .*; found 'cosinus'"),
+        (("--max-length", "4"), "a token to learn within 4 tokens in row 0 of builtin:authors/forget"),
+    ],
+)
+def test_a_bad_flag_is_refused(flags: tuple[str, ...], says: str, refused: Callable[..., None]) -> None:
+    refused("unlearn", *GOOD, *flags, says=says)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("rows.json", b"", "at least one row in rows.json; found an empty file"),
+        ("rows.jsonl", b"\n", "at least one row in rows.jsonl; found an empty file"),
+        ("rows.csv", b"", "a readable .csv file at rows.csv"),
+        ("rows.csv", b"question,answer\n", "at least one row in rows.csv; found an empty file"),
+        ("rows.json", ROW + ROW[:9], "one JSON object a line in rows.json; found .* in line 2"),
+        ("rows.json", b"[" + ROW + b"," + ROW[:9], "a readable .json file at rows.json; found .*line 2"),
+        ("rows.json", b'{"q": "Q?", "a": "A."}', "a column 'question' in rows.json; found q, a in row 0"),
+        ("rows.csv", b"q,a\nQ?,A.\n", "a column 'question' in rows.csv; found q, a in row 0"),
+        ("rows.json", ROW + b'{"question": "Q?", "answer": " "}', "text in the answer .*; found ' ' in row 1"),
+        ("rows.csv", b"question,answer\nQ?,\n", "text in the answer of every row of rows.csv; found '' in row 0"),
+        ("rows.csv", b"question,answer\nQ?,A., B.\n", "a readable .csv file at rows.csv; found rows with more fields"),
+        ("rows.csv", b"question,answer\ncaf\xe9?,A.\n", "a readable .csv file at rows.csv; found 'utf-8' codec"),
+        ("rows.json", b'{"question": "caf\xe9?"}', "a readable .json file at rows.json; found 'utf-8' codec"),
+        ("rows.json", b'{"question": "\\ud800", "answer": "A."}', r"text in the question .*; found '\\ud800' in row 0"),
+        ("rows.parquet", b"garbage", "a readable .parquet file at rows.parquet"),
+        ("rows.txt", ROW, "a set: builtin:authors/forget, .*; found 'rows.txt'"),
+    ],
+)
+def test_a_bad_data_file_is_refused(
+    name: str, content: bytes, says: str, refused: Callable[..., None], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    refused("unlearn", *GOOD, "--forget", name, says=says)
+
+
+def test_an_unknown_tofu_set_is_refused_and_the_known_are_listed(refused: Callable[..., None], tmp_path: Path) -> None:
+    (tmp_path / "tofu").mkdir()
+    for name in ("forget01", "retain99"):
+        (tmp_path / "tofu" / f"{name}.json").write_bytes(ROW)
+    refused("unlearn", *GOOD, "--data-dir", ".", "--forget", "tofu:forget02",
+            says="a set among those in tofu: forget01, retain99; found 'tofu:forget02'")  # fmt: skip
+
+
+@pytest.mark.parametrize("content", ["garbage", "[1]", "null", "{}", '{"model_type": "llama", "hidden_size": "wide"}'])
+def test_a_model_with_a_garbled_config_is_refused(content: str, refused: Callable[..., None], tmp_path: Path) -> None:
+    (tmp_path / "model" / "config.json").write_text(content, encoding="utf-8")
+    refused("unlearn", *GOOD, says="a readable model at model; found")
+
+
+def test_a_model_directory_without_a_model_is_refused(refused: Callable[..., None], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused("unlearn", *GOOD, "--model", "empty", says="config.json, adapter_config.json or checkpoints in empty")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"stepz: 3\n", "a key among model, .*; found 'stepz'"),
+        (b"- steps\n", "names with values in run.yaml; found list"),
+        (b"", "names with values in run.yaml; found NoneType"),
+        (b"steps: [", "a readable YAML file at run.yaml"),
+        (b"out: 2023-13-45\n", "a readable YAML file at run.yaml; found month must be in 1..12"),
+        (b"\xff\xfe", "a readable YAML file at run.yaml; found 'utf-8' codec"),
+        (b"lora: true\n", "--lora: a number or text; found True"),
+        (b"batch_size: x\n", "--batch-size: input should be a valid integer"),
+    ],
+)
+def test_a_bad_yaml_file_is_refused(content: bytes, says: str, refused: Callable[..., None], tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes(content)
+    refused("unlearn", "run.yaml", *GOOD, says=says)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("unlearn", *GOOD[:-2]), "a value for --out; found none"),
+        (("unlearn", *GOOD[2:]), "a value for --model; found none"),
+        (("unlearn", "absent.yaml"), "a readable YAML file at absent.yaml"),
+        (("fit", "--model", "model", "--out", "out"), "a value for --train; found none"),
+        (("fit", "--model", "model", "--out", "out", "--train", "builtin:x"), "a built-in set among"),
+        (("fit", "--model", "model", "--out", "model", "--train", "builtin:authors/held"), "a new directory for --out"),
+        (("show-batch", "--model", "model"), "a value for --data; found none"),
+        (("show-batch", "--model", "model", "--data", "builtin:authors/held", "--limit", "0"), "--limit"),
+        (("show-batch", "--model", "model", "--data", "builtin:authors/hold"), "a built-in set among"),
+        (("demo", "--out", "model"), "a new directory for --out model"),
+        (("figures", "model"), "a run with environment.json in model"),
+        (("figures", "absent", "model"), "a run with environment.json in absent"),
+        (("cite", "adam"), "a method among geffect, g-effect, gru, .*; found 'adam'"),
+    ],
+)
+def test_a_bad_command_is_refused(arguments: tuple[str, ...], says: str, refused: Callable[..., None]) -> None:
+    refused(*arguments, says=says)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("unlern",), ("unlearn", "--no-such-flag"), ("unlearn", *GOOD, "--batch-size", "x"), ("figures",),
+        ("unlearn", "a.yaml", "b.yaml"), ("unlearn", "--out"),
+    ],
+)  # fmt: skip
+def test_a_usage_error_exits_with_2_and_writes_nothing(
+    arguments: tuple[str, ...], shell: Shell, tmp_path: Path
+) -> None:
+    before = files(tmp_path)
+    ended = shell(*arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.splitlines()[-1].startswith("Error: ")
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("cite", "adam"), "a method among geffect"),
+        (("unlearn", *GOOD, "--model", "builtin:tiny", "--objective", "gaa"), "objective among ga"),
+        (("show-batch", "--model", "no-such-org/no-such-model", "--data", "builtin:authors/held"), "a readable model"),
+    ],
+)
+def test_a_process_refuses_in_one_line_with_exit_code_2(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    home = tmp_path / "home"  # so that no model is found, nor asked for
+    work = tmp_path / "work"
+    work.mkdir()
+    ended = process(*arguments, cwd=work, HF_HUB_OFFLINE="1", HF_HOME=str(home))
+    assert (ended.code, ended.out) == (2, "")
+    assert re.fullmatch(rf"geffect: expected {says}.*\n", ended.err), ended.err
+    assert not list(work.iterdir())
+
+
+# what is imported, and help
+
+
+@pytest.mark.parametrize("command", [["--help"], ["unlearn", "--help"], ["cite", "gru"]])
+def test_help_and_citations_load_nothing_heavy(command: list[str], tmp_path: Path) -> None:
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['geffect', *{command}]\n"
+        "try:\n    runpy.run_module('geffect', run_name='__main__')\n"
+        "except SystemExit as ended:\n    assert not ended.code, ended.code\n"
+        f"assert not {set(HEAVY)} & set(sys.modules), {set(HEAVY)} & set(sys.modules)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout
+
+
+def test_importing_the_package_imports_nothing_else(tmp_path: Path) -> None:
+    code = "import geffect, sys; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    modules = found.stdout.split()
+    assert [name for name in modules if name.startswith("geffect")] == ["geffect"]
+    assert not {*HEAVY, "pydantic", "typer", "yaml"} & set(modules)
+
+
+def test_help_lists_the_commands(shell: Shell) -> None:
+    ended = shell("--help")
+    assert ended.code == 0
+    for command in ("fit", "unlearn", "show-batch", "demo", "figures", "cite"):
+        assert re.search(rf"^  {command}  +[A-Z]", ended.out, re.MULTILINE), command
+
+
+@pytest.mark.parametrize(
+    ("command", "schema"), [("fit", FitConfig), ("unlearn", UnlearnConfig), ("show-batch", ShowConfig)]
+)
+def test_help_names_and_explains_every_field(command: str, schema: type[Schema], shell: Shell) -> None:
+    ended = shell(command, "--help")
+    assert ended.code == 0
+    text = " ".join(ended.out.split())
+    for name, field in schema.model_fields.items():
+        if name != "reference":  # what a run writes for itself
+            assert f"--{name.replace('_', '-')} <" in text, name
+            assert f"{field.description} [" in text, name
+    assert "--reference" not in text
+
+
+def test_help_tells_defaults_and_what_is_required(shell: Shell) -> None:
+    text = " ".join(shell("unlearn", "--help").out.split())
+    assert "the set to unlearn [required]" in text
+    assert "what is descended, as in 'npo(beta=0.1) + 1.0*gd' [default: ga]" in text
+    assert "that no gradient is drawn from [default: none]" in text
+
+
+def test_no_arguments_show_help(shell: Shell) -> None:
+    ended = shell()
+    assert ended.code in {0, 2}
+    assert re.search(r"^Usage: .*^Commands:", ended.out + ended.err, re.MULTILINE | re.DOTALL)
+
+
+# dry runs
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("unlearn", *GOOD),
+        ("unlearn", *GOOD, "--model", "builtin:tiny"),
+        ("unlearn", *GOOD, "--lora", "2", "--objective", "npo + 1.0*gd", "--rectifier", "gru"),
+        ("fit", "--model", "model", "--train", "builtin:authors/held", "--train", "rows.csv", "--out", "out"),
+    ],
+)
+def test_a_dry_run_tells_the_plan_and_writes_nothing(arguments: tuple[str, ...], shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("question,answer\nQ?,A.\n", encoding="utf-8")
+    cache = Path(os.environ["GEFFECT_CACHE"])
+    before, cached = files(tmp_path), files(cache)
+    ended = shell(*arguments, "--dry-run")
+    assert (ended.code, ended.out) == (0, "")
+    for line in ("model  ", "batches  ", "memory  about ", "out  "):
+        assert re.search(rf"^ *{line}", ended.err, re.MULTILINE), line
+    assert files(tmp_path) == before
+    assert files(cache) == cached
+
+
+def test_a_dry_run_loads_no_weight(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "model" / "model.safetensors").unlink()
+    assert shell("unlearn", *GOOD, "--dry-run").code == 0
+
+
+def test_a_plan_counts_what_the_configuration_asks_for(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("steps: 99\nbatch_size: 3\ngrad_accum_steps: 2\n", encoding="utf-8")
+    ended = shell("unlearn", "run.yaml", *GOOD, "--dry-run")
+    sentence = "3 rows × 2 micro-batches × 1 process = 6 rows a step; 4 rows make 1 steps an epoch; 1 steps are"
+    assert sentence in ended.err
+    rows = encode_set(make_tokenizer(), load_set(SETS[1]))
+    labelled = sum(label != IGNORE_INDEX for row in rows for label in row.labels)
+    assert f"4 rows, {sum(len(row.labels) for row in rows)} tokens ({labelled} carry loss)" in ended.err
+
+
+def test_a_file_flags_and_a_mixture_plan_the_same_run(shell: Shell, tmp_path: Path) -> None:
+    whole = (
+        "forget: rows.csv\nretain: builtin:authors/retain[:4]\nsteps: 7\nlora: 2\nobjective: npo(beta=0.2) + 1.0*gd\n"
+    )
+    (tmp_path / "rows.csv").write_text("q,answer\nQ?,A.\n", encoding="utf-8")
+    (tmp_path / "whole.yaml").write_text(whole + "question_column: q\nmodel: model\nout: out\n", encoding="utf-8")
+    (tmp_path / "part.yaml").write_text(whole.replace("7", "8") + "question_column: other\n", encoding="utf-8")
+    rest = ("--model", "model", "--out", "out", "--question-column", "q", "--steps", "7")
+    flags = ("--forget", "rows.csv", *SETS[2:], "--lora", "2", "--objective", "npo(beta=0.2) + 1.0*gd")
+    ways = (("whole.yaml",), ("part.yaml", *rest), (*rest, *flags))
+    plans = [shell("unlearn", *way, "--dry-run").err for way in ways]
+    told = {re.sub(r"[\d.]+ GB are free", "", plan) for plan in plans}
+    assert len(told) == 1
+    assert "7 steps are 7.0 epochs" in told.pop()
+
+
+# a batch, shown
+
+
+def test_brackets_stand_around_the_tokens_that_carry_loss_and_no_others(shell: Shell, tmp_path: Path) -> None:
+    content = [{"question": "What is it?", "answer": "A book,\nby Umeko."}, {"question": "Who?", "answer": "Umeko"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, content)), encoding="utf-8")
+    ended = shell("show-batch", "--model", "model", "--data", "rows.jsonl")
+    assert (ended.code, ended.err) == (0, "")
+    tokenizer = make_tokenizer()
+    for row in encode_set(tokenizer, load_set("rows.jsonl")):
+        tokens = [tokenizer.decode([token]).replace("\n", "⏎\n") for token in row.input_ids]
+        learned = [label != IGNORE_INDEX for label in row.labels]
+        shown = "".join(f"[{token}]" if own else token for token, own in zip(tokens, learned, strict=True))
+        assert f"\nrow {row.index}: {sum(learned)} of {len(tokens)} tokens\n{shown}\n" in ended.out
+
+
+def test_a_limit_shows_the_first_rows(shell: Shell) -> None:
+    ended = shell("show-batch", "--model", "model", "--data", "builtin:authors/held", "--limit", "2")
+    assert re.findall(r"^row \d+", ended.out, re.MULTILINE) == ["row 0", "row 1"]
+
+
+# citations
+
+
+def test_every_entry_is_cited_by_its_name_and_all_by_none(shell: Shell) -> None:
+    everything = shell("cite").out
+    for method in ("geffect", "g-effect", "gru", "grail", "npo", "tofu", "GRU"):
+        ended = shell("cite", method)
+        assert ended.code == 0
+        assert ended.out.startswith("@")
+        assert ended.out.strip() in everything
+
+
+def test_an_entry_is_balanced_and_has_author_title_and_year(shell: Shell) -> None:
+    for entry in re.split(r"\n\n", shell("cite").out.strip()):
+        assert re.match(r"@\w+\{[\w-]+,\n", entry)
+        assert entry.count("{") == entry.count("}")
+        assert all(re.search(rf"^  {field} +=", entry, re.MULTILINE) for field in ("author", "title", "year"))
+
+
+# losses that leave the finite numbers
+
+
+def test_a_loss_that_is_not_finite_ends_in_a_line_of_advice(shell: Shell) -> None:
+    flags = ("--optimizer", "sgd", "--learning-rate", "1e30", "--steps", "3")
+    ended = shell("unlearn", *GOOD, *flags)
+    assert ended.code == 2
+    assert re.search(r"^geffect: expected finite losses; found .*; lower .*learning.rate", ended.err, re.MULTILINE)
+    assert not Path("out", "DONE").exists()

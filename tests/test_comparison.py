@@ -1,0 +1,61 @@
+"""Tables and pictures of runs."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from geffect import api
+from geffect.comparison import compare, figures
+from geffect.errors import GeffectError
+from tests.conftest import config
+
+
+@pytest.fixture(scope="module")
+def runs(start: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    path = tmp_path_factory.mktemp("runs")
+    return [api.unlearn(config(start, path / name, rectifier=name)) for name in ("none", "gru")]
+
+
+def test_the_table_sums_what_the_record_holds(runs: list[Path]) -> None:
+    from geffect.effects import pairs
+    from geffect.record import read, read_lines
+
+    table = compare(runs)
+    none, gru = table.to_dict(orient="records")
+    assert (none["run"], gru["run"]) == ("none", "gru")
+    assert none["Σe_u"] == pytest.approx(pairs(read(runs[0]), "forget", "objective").sum())
+    assert gru["Σe_r"] == pytest.approx(pairs(read(runs[1]), "retain", "rectified").sum())
+    assert table["conflict"].between(0, 1).all()
+    assert none["forget risk"] == read_lines(runs[0])[-1]["evaluation"]["forget"]["risk"]
+
+
+def test_pictures_come_with_the_data_drawn(runs: list[Path], tmp_path: Path) -> None:
+    written = figures(runs, tmp_path)
+    assert {p.name for p in written} == {
+        f"{name}.{kind}" for name in ("g_effect", "cosine", "trade_off") for kind in ("png", "pdf", "csv")
+    }
+    drawn = pd.read_csv(tmp_path / "g_effect.csv")
+    assert set(drawn["run"]) == {"none", "gru"}
+    assert set(drawn["group"]) == {"embed", "shallow", "middle", "deep", "lm_head"}
+    cosines = pd.read_csv(tmp_path / "cosine.csv")
+    assert (cosines["rectified"].isna() == (cosines["run"] == "none")).all()
+
+
+def test_runs_that_share_a_name_are_told_apart(start: Path, runs: list[Path], tmp_path: Path) -> None:
+    twin = api.unlearn(config(start, tmp_path / "none", steps=1))
+    assert compare([runs[0], twin])["run"].tolist() == [str(runs[0]), str(twin)]
+
+
+def test_a_run_without_a_held_set_has_no_trade_off_plane(start: Path, tmp_path: Path) -> None:
+    run = api.unlearn(config(start, tmp_path / "run", steps=1, held=None))
+    assert {p.stem for p in figures([run])} == {"g_effect", "cosine"}
+    assert "retain risk" in compare([run])
+
+
+def test_a_fit_has_nothing_to_draw(start: Path, tmp_path: Path) -> None:
+    from geffect.config import FitConfig
+
+    run = api.fit(FitConfig.read(model=str(start), train=["builtin:authors/held[:4]"], epochs=1, out=tmp_path / "fit"))
+    with pytest.raises(GeffectError, match="measured step"):
+        figures([run])
