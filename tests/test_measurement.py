@@ -183,7 +183,7 @@ def test_weight_means_run_over_labelled_tokens_only() -> None:
 def test_scalars_are_the_risks_and_the_objective() -> None:
     model = CASES["llama"]()
     scalars = _step(_measurement(model, "ga + 0.5*gd", "gru"), _split(FORGET, 1), _split(RETAIN, 1)).scalars
-    forget, retain = float(oracles.risk(model, FORGET)), float(oracles.risk(model, RETAIN))
+    forget, retain = (oracles.risk(model, batch).item() for batch in (FORGET, RETAIN))
     assert scalars["risk_forget"] == pytest.approx(forget, rel=1e-5)
     assert scalars["risk_retain"] == pytest.approx(retain, rel=1e-5)
     assert scalars["loss_objective"] == pytest.approx(-forget + 0.5 * retain, rel=1e-4)

@@ -1,0 +1,92 @@
+"""What README shows is run here, in its order, and must print what it shows; digits may differ between machines."""
+
+import contextlib
+import io
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from geffect.cli import app
+from geffect.record import read_steps
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"```(sh|python)\n(.*?)```\n```text\n(.*?)```", re.DOTALL)
+EXACT = ("geffect show-batch", "geffect figures")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A command or program with the output README prints below it."""
+
+    language: str
+    source: str
+    output: str
+
+
+def _blocks() -> list[Shown]:
+    return [Shown(*found) for found in BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))]
+
+
+def _run(shown: Shown) -> str:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        if shown.language == "python":
+            exec(shown.source, {})
+        else:
+            _, *arguments = shlex.split(shown.source.replace("\\\n", " "))
+            app(arguments, standalone_mode=False)
+    return out.getvalue()
+
+
+def _words(text: str) -> list[str]:
+    """What is left without digits, signs and the frames of tables."""
+    return re.findall(r"[^\W\d_]{2,}[\w./+]*", re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", " ", text))
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("readme")
+    with contextlib.chdir(path):
+        yield path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("shown", _blocks(), ids=lambda shown: shown.source.split("\n")[0])
+def test_readme_prints_what_it_shows(shown: Shown, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    found = _run(shown)
+    if shown.source.startswith(EXACT):
+        assert found.strip() == shown.output.strip()
+    else:
+        assert _words(found) == _words(shown.output)
+
+
+@pytest.mark.slow
+def test_what_readme_says_of_the_demo_is_so(workplace: Path) -> None:
+    """All three forget; at equal forget risk the held risk is lower with GRU, at every level that all reach."""
+    runs = {name: read_steps(workplace / "runs" / "demo" / name) for name in ("GA", "GA+GRU", "NPO+GRU")}
+    for steps in runs.values():
+        assert steps["forget_accuracy"].iloc[-1] < 0.6
+    level = np.linspace(0.5, min(steps["forget_risk"].max() for steps in runs.values()), 20)
+    held = {name: np.interp(level, steps["forget_risk"], steps["held_risk"]) for name, steps in runs.items()}
+    assert (held["GA+GRU"] < held["GA"]).all()
+    assert (held["NPO+GRU"] < held["GA"]).all()
+
+
+def test_there_are_blocks_to_run() -> None:
+    assert [block.source.split()[:2] for block in _blocks() if block.language == "sh"] == [
+        ["geffect", verb] for verb in ("demo", "unlearn", "figures", "show-batch")
+    ]
+
+
+def test_files_that_readme_links_to_exist() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
+    assert links
+    assert not [link for link in links if not (ROOT / link).exists()]
