@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger(__name__)
 SIDES = ("forget", "retain", "held")
-NEVER_SAVE = 10**9
 VANISHES = 1e-4  # a bfloat16 weight near 1 moves by 1/128 or not at all
 
 
@@ -70,6 +69,7 @@ def fit(config: FitConfig) -> Path:
     Returns:
         The directory.
     """
+    from geffect.arguments import training_arguments
     from geffect.groups import layout
     from geffect.models.load import quiet_transformers
     from geffect.planning import num_fit_steps
@@ -81,7 +81,7 @@ def fit(config: FitConfig) -> Path:
     encoded = {name: _encoded(loaded, config, rows) for name, rows in sets.items()}
     rows = [row for each in encoded.values() for row in each]
     steps = num_fit_steps(config, len(rows))
-    arguments = _arguments(config, steps, evaluate_every=steps // config.epochs, save=False)
+    arguments = training_arguments(config, steps)
     environment = _environment(config, sets, loaded, steps, len(rows), layout(loaded.model))
     with quiet_transformers():
         trainer = FitTrainer(
@@ -106,6 +106,7 @@ def unlearn(config: UnlearnConfig, *, free_rows: bool = True) -> Path:
     Returns:
         The run directory.
     """
+    from geffect.arguments import training_arguments
     from geffect.groups import layout
     from geffect.models.load import quiet_transformers
     from geffect.objectives import make_objective
@@ -122,7 +123,7 @@ def unlearn(config: UnlearnConfig, *, free_rows: bool = True) -> Path:
     encoded = {side: _encoded(loaded, config, rows) for side, rows in sets.items()}
     environment = _environment(config, sets, loaded, config.steps, len(sets["forget"]), layout(loaded.model))
     reference = {"path": loaded.source, "sha256": loaded.sha256}
-    arguments = _arguments(config, config.steps, evaluate_every=config.evaluate_every, save=True)
+    arguments = training_arguments(config, config.steps)
     with quiet_transformers():
         trainer = UnlearnTrainer(
             loaded.model, arguments, tokenizer=loaded.tokenizer, objective=objective, rectifier=rectifier,
@@ -246,49 +247,6 @@ def _reference(loaded: "Loaded", objective: Any, forget: "list[Encoded]") -> Any
     from geffect.metrics import reference_nll
 
     return reference_nll(loaded.model, forget, pad_id_of(loaded.tokenizer)) if "ref_nll" in objective.needs else None
-
-
-def _arguments(config: TrainConfig, steps: int, *, evaluate_every: int, save: bool) -> Any:
-    """Hugging Face's training arguments for a configuration."""
-    from transformers import Trainer, TrainingArguments
-    from transformers.integrations import get_reporting_integration_callbacks
-
-    try:
-        arguments = TrainingArguments(
-            output_dir=str(config.out / "checkpoints"),
-            max_steps=steps,
-            per_device_train_batch_size=config.batch_size,
-            per_device_eval_batch_size=max(8, config.batch_size),
-            gradient_accumulation_steps=config.grad_accum_steps,
-            learning_rate=config.learning_rate,
-            optim=config.optimizer,
-            lr_scheduler_type=_schedule(config),
-            warmup_steps=config.warmup_steps,
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-            seed=config.seed,
-            eval_strategy="steps",
-            eval_steps=evaluate_every,
-            eval_on_start=True,
-            save_strategy="steps" if save else "no",
-            save_steps=config.save_every or NEVER_SAVE,
-            logging_steps=1,
-            report_to=config.report_to or "none",
-            disable_tqdm=True,  # the trainer shows a bar of its own
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-        )
-        Trainer.get_optimizer_cls_and_kwargs(arguments)  # what is not installed shows here, before anything is written
-        get_reporting_integration_callbacks(arguments.report_to)
-    except (ValueError, RuntimeError, ImportError) as error:
-        reason = str(error).partition("\n")[0]
-        raise GeffectError("training settings Hugging Face's Trainer knows", reason, "correct the setting") from error
-    return arguments
-
-
-def _schedule(config: TrainConfig) -> str:
-    """Hugging Face's ``constant`` would pass over a warm-up in silence."""
-    return "constant_with_warmup" if config.schedule == "constant" and config.warmup_steps else config.schedule
 
 
 def _resolved(config: TrainConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from geffect.config import FitConfig, Schema, ShowConfig, TrainConfig, UnlearnConfig
 from geffect.errors import GeffectError
 
 app = typer.Typer(
@@ -22,65 +23,49 @@ app = typer.Typer(
 )
 
 
-def verb(name: str, schema: Callable[[], type], run: Callable[..., None]) -> None:
+def verb(name: str, schema: type[Schema], run: Callable[..., None]) -> None:
     """Register a command whose flags are the fields of a schema.
 
     Args:
         name: of the command.
-        schema: returns the pydantic model; a given flag overrides the YAML file, the file overrides the default.
-        run: called with the checked configuration and ``dry_run``; its docstring is the help.
+        schema: what it reads; a given flag overrides the YAML file, the file overrides the default.
+        run: called with the checked configuration and, where it trains, ``dry_run``; its docstring is the help.
     """
 
-    def command(config: Path | None = None, dry_run: bool = False, **flags: Any) -> None:
+    def command(config: Path | None = None, **flags: Any) -> None:
+        others = {key: flags.pop(key) for key in ("dry_run",) if key in flags}
         given = {key: value for key, value in flags.items() if value is not None and value != []}
-        run(schema().read(config, **given), dry_run=dry_run)  # type: ignore[attr-defined]
+        run(schema.read(config, **given), **others)
 
-    kind, fields = inspect.Parameter.KEYWORD_ONLY, schema().model_fields  # type: ignore[attr-defined]
     parameters = [
-        inspect.Parameter("config", kind, default=None, annotation=Annotated[
-            Path | None, typer.Argument(help="a YAML file with these names, such as a run's config.yaml")]),
-        *(_flag(key, field) for key, field in fields.items() if key != "reference"),
-        inspect.Parameter("dry_run", kind, default=False, annotation=Annotated[
-            bool, typer.Option("--dry-run", help="print plan, batch arithmetic and memory estimate, and stop")]),
-    ]  # fmt: skip
+        _parameter("config", None, Path | None, typer.Argument(help="a YAML file with these names, as a run's own")),
+        *(_flag(key, field) for key, field in schema.model_fields.items() if key != "reference"),
+    ]
+    if issubclass(schema, TrainConfig):
+        told = typer.Option("--dry-run", help="print plan, batch arithmetic and memory estimate, and stop")
+        parameters.append(_parameter("dry_run", False, bool, told))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     app.command(name, help=inspect.getdoc(run))(command)
 
 
+def _parameter(name: str, default: Any, kind: Any, told: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, told])
+
+
 def _flag(key: str, field: Any) -> inspect.Parameter:
     """One optional flag; None means that it was not given."""
-    plain = {int: int, float: float, bool: bool, list[str]: list[str]}.get(field.annotation, str)
+    plain = {int: int, float: float, list[str]: list[str]}.get(field.annotation, str)
     default = "required" if field.is_required() else f"default: {_shown(field.get_default(call_default_factory=True))}"
-    option = typer.Option("--" + key.replace("_", "-"), help=f"{field.description} [{default}]", show_default=False)
-    return inspect.Parameter(
-        key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[plain | None, option]
-    )
+    told = typer.Option("--" + key.replace("_", "-"), help=f"{field.description} [{default}]", show_default=False)
+    return _parameter(key, None, plain | None, told)
 
 
 def _shown(default: Any) -> str:
     return "none" if default is None or default == [] else str(default)
 
 
-def _unlearn_config() -> type:
-    from geffect.config import UnlearnConfig
-
-    return UnlearnConfig
-
-
-def _fit_config() -> type:
-    from geffect.config import FitConfig
-
-    return FitConfig
-
-
-def _show_config() -> type:
-    from geffect.config import ShowConfig
-
-    return ShowConfig
-
-
-def _fit(config: Any, *, dry_run: bool) -> None:
+def _fit(config: FitConfig, *, dry_run: bool) -> None:
     """Descend the NLL of named sets (full weights or LoRA) and write a model directory with a record."""
     from geffect import api, show
 
@@ -89,7 +74,7 @@ def _fit(config: Any, *, dry_run: bool) -> None:
         show.run(api.fit(config))
 
 
-def _unlearn(config: Any, *, dry_run: bool) -> None:
+def _unlearn(config: UnlearnConfig, *, dry_run: bool) -> None:
     """Unlearn a set with an objective and a rectifier, recording the G-effect of every update."""
     from geffect import api, show
 
@@ -98,16 +83,16 @@ def _unlearn(config: Any, *, dry_run: bool) -> None:
         show.run(api.unlearn(config))
 
 
-def _show_batch(config: Any, *, dry_run: bool) -> None:
+def _show_batch(config: ShowConfig) -> None:
     """Print, coloured, which tokens of a batch carry loss."""
     from geffect import api, show
 
     show.batch(api.show_batch(config))
 
 
-verb("fit", _fit_config, _fit)
-verb("unlearn", _unlearn_config, _unlearn)
-verb("show-batch", _show_config, _show_batch)
+verb("fit", FitConfig, _fit)
+verb("unlearn", UnlearnConfig, _unlearn)
+verb("show-batch", ShowConfig, _show_batch)
 
 
 @app.command()

@@ -49,11 +49,8 @@ def _sum(node: ast.expr) -> list[Call]:
 
 def _term(node: ast.expr) -> Call:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
-        weight = ast.literal_eval(node.left)
-        if not _is_number(weight):
-            raise ValueError(f"a weight is a number, not {weight!r}")
         inner = _term(node.right)
-        return Call(inner.name, inner.parameters, weight * inner.weight)
+        return Call(inner.name, inner.parameters, _weight(node.left) * inner.weight)
     if isinstance(node, ast.Name):
         return Call(node.id)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
@@ -62,6 +59,15 @@ def _term(node: ast.expr) -> Call:
             raise ValueError("each parameter is named once")
         return Call(node.func.id, {str(k.arg): ast.literal_eval(k.value) for k in node.keywords})
     raise ValueError(f"not a term: {ast.unparse(node)}")
+
+
+def _weight(node: ast.expr) -> float:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        return _weight(node.left) * _weight(node.right)  # Python reads 2*0.5*ga from the left
+    weight: float = ast.literal_eval(node)
+    if not _is_number(weight):
+        raise ValueError(f"a weight is a number, not {weight!r}")
+    return weight
 
 
 def _is_number(value: object) -> bool:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from geffect.errors import GeffectError
+
 GROUPS = ("embed", "shallow", "middle", "deep", "lm_head", "tied")
 SCHEMES = ("thirds", "paper", "paper_script")
 
@@ -48,7 +50,7 @@ def layout(model: nn.Module) -> Layout:
         The layout.
 
     Raises:
-        ValueError: a trainable parameter has no home; it is named.
+        GeffectError: a trainable parameter has no home; it is named.
     """
     base = unwrap(model)
     path, blocks = _blocks(base)
@@ -56,10 +58,8 @@ def layout(model: nn.Module) -> Layout:
     layers, numel = {}, {}
     for name, parameter in named_trainable(model):
         if id(parameter) not in places:
-            raise ValueError(
-                f"expected every trainable parameter inside the decoder or its head; found {name} outside; "
-                "freeze it, or move it out of the model"
-            )
+            raise GeffectError("every trainable parameter inside the decoder or its head", f"{name} outside",
+                               "freeze it, or move it out of the model")  # fmt: skip
         layers[name], numel[name] = places[id(parameter)], parameter.numel()
     return Layout(layers, numel, len(blocks))
 
@@ -85,7 +85,7 @@ def block_groups(num_blocks: int, scheme: str = "thirds") -> list[str]:
         L names among ``shallow``, ``middle``, ``deep``.
 
     Raises:
-        ValueError: the scheme is unknown.
+        GeffectError: the scheme is unknown.
 
     >>> block_groups(7)
     ['shallow', 'shallow', 'shallow', 'middle', 'middle', 'deep', 'deep']
@@ -99,7 +99,7 @@ def block_groups(num_blocks: int, scheme: str = "thirds") -> list[str]:
     elif scheme == "paper_script":
         sizes = [min(num_blocks, 10), min(max(num_blocks - 10, 0), 10), max(num_blocks - 20, 0)]
     else:
-        raise ValueError(f"expected a scheme among {', '.join(SCHEMES)}; found {scheme!r}; choose one of these")
+        raise GeffectError(f"a scheme among {', '.join(SCHEMES)}", repr(scheme), "choose one of these")
     return [group for group, size in zip(thirds, sizes, strict=True) for _ in range(size)]
 
 
@@ -125,8 +125,8 @@ def _blocks(base: nn.Module) -> tuple[str, nn.ModuleList]:
     lists = {name: module for name, module in base.named_modules() if isinstance(module, nn.ModuleList)}
     outermost = {n: m for n, m in lists.items() if not any(n.startswith(f"{o}.") for o in lists)}
     if not outermost:
-        raise ValueError(f"expected a decoder whose blocks stand in a ModuleList; found none in {type(base).__name__}; "
-                         "use a Hugging Face causal language model")  # fmt: skip
+        raise GeffectError("a decoder whose blocks stand in a ModuleList", type(base).__name__,
+                           "use a Hugging Face causal language model")  # fmt: skip
     return max(outermost.items(), key=lambda item: sum(p.numel() for p in item[1].parameters()))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import psutil
 import torch
 
+from geffect.arguments import training_arguments
 from geffect.config import FitConfig, TrainConfig, UnlearnConfig
 from geffect.data import Encoded, encode_set, load_set
 from geffect.environment import batch_arithmetic
@@ -42,6 +43,7 @@ def plan(config: TrainConfig) -> dict[str, str]:
     }
     encoded = {spec: encode_set(tokenizer, rows, config.max_length) for spec, rows in sets.items()}
     free = psutil.virtual_memory().available / 1e9
+    training_arguments(config, arithmetic(config, encoded)["steps"])
     return {
         "model": f"{config.model}, {_counts(model)}, {config.dtype}",
         **{name: f"{spec}: {_tokens(encoded[spec])}" for name, spec in _roles(config)},

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 
+from geffect.errors import GeffectError
+
 Look = dict[str, Any]  # how a line looks: keywords of Line2D
 ONE_COLUMN, TWO_COLUMN = 3.4, 7.0  # inches
 NOTE: Final[Look] = {"color": "0.35", "size": 6}  # text inside a panel
@@ -142,13 +144,13 @@ def save(figure: Figure, path: Path, data: pd.DataFrame) -> list[Path]:
 def _runs(frame: pd.DataFrame, columns: tuple[str, ...], most: int) -> dict[str, pd.DataFrame]:
     # the frame, checked and split by run in order of appearance, each part sorted by step
     if frame.empty or not set(columns) <= set(frame.columns):
-        raise ValueError(f"expected columns {list(columns)}; found {len(frame)} rows of {list(frame)}")
+        raise GeffectError(f"columns {', '.join(columns)}", f"{len(frame)} rows of {list(frame)}", "draw a run's frame")
     if "group" in columns and (unknown := set(frame["group"]) - set(GROUPS)):
-        raise ValueError(f"expected groups among {', '.join(GROUPS)}; found {sorted(map(str, unknown))}")
+        raise GeffectError(f"groups among {', '.join(GROUPS)}", str(sorted(map(str, unknown))), "sum by group")
     parts = frame.sort_values("step", kind="stable").groupby("run")
     runs = {str(run): parts.get_group(run) for run in frame["run"].unique()}
     if len(runs) > most:
-        raise ValueError(f"expected at most {most} runs; found {len(runs)}: {', '.join(runs)}")
+        raise GeffectError(f"at most {most} runs in a picture", f"{len(runs)}: {', '.join(runs)}", "name fewer")
     return runs
 
 

@@ -47,7 +47,7 @@ def batch(rows: list[tuple[str, list[tuple[str, bool]]]]) -> None:
         console.print(Text(f"\n{title}", style="bold"))
         text = Text()
         for token, learned in tokens:
-            shown = token.replace("\n", "⏎\n") if token != "\n" else "⏎\n"
+            shown = token.replace("\n", "⏎\n")
             text.append(f"[{shown}]" if learned and not console.is_terminal else shown, LEARNED if learned else "dim")
         console.print(text)
 

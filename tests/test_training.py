@@ -217,6 +217,27 @@ def test_npo_starts_at_weight_one_from_a_fitted_adapter_too(start: Path, tmp_pat
     assert lines[2]["weight_mean"] < 0.999
 
 
+def test_another_models_reference_is_refused(start: Path, tmp_path: Path) -> None:
+    from geffect.arguments import training_arguments
+    from geffect.data import encode_set, load_set, pad_id_of
+    from geffect.metrics import reference_nll
+    from geffect.objectives import make_objective
+    from geffect.rectify import make_rectifier
+    from geffect.training import UnlearnTrainer
+
+    chosen = config(start, tmp_path / "run")
+    loaded = api.load_model(chosen.model)
+    rows = encode_set(loaded.tokenizer, load_set(chosen.forget))
+    reference = [nll * 1.5 for nll in reference_nll(loaded.model, rows, pad_id_of(loaded.tokenizer))]
+    trainer = UnlearnTrainer(
+        loaded.model, training_arguments(chosen, 2), tokenizer=loaded.tokenizer, objective=make_objective("npo"),
+        rectifier=make_rectifier("none"), forget=rows, retain=rows, evaluation_sets={"forget": rows},
+        sink=[].append, reference=reference,
+    )  # fmt: skip
+    with pytest.raises(GeffectError, match="every weight is 1; found weights from"):
+        trainer.train()
+
+
 def test_fit_learns_and_stops_when_it_knows(start: Path, tmp_path: Path) -> None:
     common: dict[str, Any] = {
         "model": str(start), "train": ["builtin:authors/forget[:6]", "builtin:authors/held[:2]"], "batch_size": 4,
@@ -265,6 +286,7 @@ def test_a_loss_that_breaks_leaves_a_clean_record(start: Path, tmp_path: Path) -
 def test_trackers_are_told_of_every_measured_step(start: Path, tmp_path: Path) -> None:
     from transformers import TrainerCallback
 
+    from geffect.arguments import training_arguments
     from geffect.data import encode_set, load_set
     from geffect.objectives import make_objective
     from geffect.rectify import make_rectifier
@@ -281,7 +303,7 @@ def test_trackers_are_told_of_every_measured_step(start: Path, tmp_path: Path) -
     rows = encode_set(loaded.tokenizer, load_set(chosen.forget))
     lines: list[dict[str, Any]] = []
     trainer = UnlearnTrainer(
-        loaded.model, api._arguments(chosen, 3, evaluate_every=3, save=False), tokenizer=loaded.tokenizer,
+        loaded.model, training_arguments(chosen, 3), tokenizer=loaded.tokenizer,
         objective=make_objective("ga"), rectifier=make_rectifier("gru"), forget=rows, retain=rows,
         evaluation_sets={"forget": rows}, sink=lines.append, callbacks=[Tracker()],
     )  # fmt: skip

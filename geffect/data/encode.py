@@ -94,8 +94,6 @@ def _written(tokenizer: Any, question: str, answer: str) -> str:
 
 def _tokenize(tokenizer: Any, text: str, *, special: bool) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
-    if special and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
-        return ids[:-1]  # some tokenizers close every text; the end is ours to place
     return ids
 
 

@@ -18,6 +18,7 @@ from geffect.data import Encoded, Pairs, PairSampler, collate
 from geffect.effects import cosine, inner
 from geffect.errors import GeffectError
 from geffect.measurement import Batch, Measured, Measurement
+from geffect.metrics.likelihood import evaluating
 from geffect.objectives import Counts, Objective, forward
 from geffect.rectify import Rectifier
 from geffect.rows import trainable
@@ -65,6 +66,11 @@ class UnlearnTrainer(RecordingTrainer):
         self.reference, self.diagnose_every = reference, diagnose_every
         self.measurement = Measurement(trainable(model), self._forward, objective, rectifier, free_rows)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As Hugging Face's, once the reference is seen to be the start."""
+        self._check_reference()
+        return super().train(*args, **kwargs)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As `RecordingTrainer.evaluate`; at the start it says how well the model knows each set."""
         metrics = super().evaluate(*args, **kwargs)
@@ -75,6 +81,21 @@ class UnlearnTrainer(RecordingTrainer):
                     "this model does not know the %s set (below %s): fit it first (geffect fit)", name, KNOWN
                 )
         return metrics
+
+    def _check_reference(self) -> None:
+        """Where θ = θ₀ every weight relative to the reference is 1; anything else is another model's reference."""
+        terms = [term for _, term in self.measurement.objective.terms if "ref_nll" in term.needs]
+        if not terms:
+            return
+        batch = self.collate([(row, row) for row in self.train_dataset.forget[:8]])["forget"]
+        with evaluating(self.model), torch.no_grad():
+            outputs = self._forward(self._prepare_inputs(batch))
+        for term in terms:
+            weight = term.weights(outputs)[outputs.mask]
+            if not torch.allclose(weight, torch.ones_like(weight), atol=1e-3):
+                raise GeffectError("a reference that is the run's start, so that every weight is 1",
+                                   f"weights from {weight.min():.3g} to {weight.max():.3g}",
+                                   "compute the reference with the model as it is now")  # fmt: skip
 
     def _forward(self, batch: Batch) -> Any:
         with self.compute_loss_context_manager():

@@ -1,0 +1,78 @@
+"""A configuration as Hugging Face's training arguments, and a check that this machine can carry them out."""
+
+from typing import TYPE_CHECKING
+
+from geffect.config import FitConfig, TrainConfig
+from geffect.errors import GeffectError
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+NEVER = 10**9
+
+
+def training_arguments(config: TrainConfig, steps: int) -> "TrainingArguments":
+    """Hugging Face's training arguments for a run.
+
+    Args:
+        config: of ``fit`` (evaluated after each epoch, saved at the end by the caller) or ``unlearn``.
+        steps: optimiser steps.
+
+    Returns:
+        The arguments.
+
+    Raises:
+        GeffectError: a setting is unknown, or needs a package that is not installed.
+    """
+    from transformers import TrainingArguments
+
+    fitting = isinstance(config, FitConfig)
+    try:
+        arguments = TrainingArguments(
+            output_dir=str(config.out / "checkpoints"),
+            max_steps=steps,
+            per_device_train_batch_size=config.batch_size,
+            per_device_eval_batch_size=max(8, config.batch_size),
+            gradient_accumulation_steps=config.grad_accum_steps,
+            learning_rate=config.learning_rate,
+            optim=config.optimizer,
+            lr_scheduler_type=_schedule(config),
+            warmup_steps=config.warmup_steps,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            seed=config.seed,
+            eval_strategy="steps",
+            eval_steps=steps // config.epochs if isinstance(config, FitConfig) else config.evaluate_every,
+            eval_on_start=True,
+            save_strategy="no" if fitting else "steps",
+            save_steps=config.save_every or NEVER,
+            logging_steps=1,
+            report_to=config.report_to or "none",
+            disable_tqdm=True,  # the trainer shows a bar of its own
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+        )
+        _try_out(arguments, steps)
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise GeffectError("training settings this machine can carry out", reason, "correct the setting") from error
+    return arguments
+
+
+def _try_out(arguments: "TrainingArguments", steps: int) -> None:
+    """Make optimiser, schedule and trackers once for a parameter of one number: what is missing shows here."""
+    import torch
+    from transformers import Trainer
+    from transformers.integrations import get_reporting_integration_callbacks
+    from transformers.optimization import get_scheduler
+
+    cls, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    optimizer = cls([torch.nn.Parameter(torch.zeros(1))], **settings)
+    get_scheduler(arguments.lr_scheduler_type, optimizer, arguments.warmup_steps, steps)
+    for tracker in get_reporting_integration_callbacks(arguments.report_to):
+        tracker()
+
+
+def _schedule(config: TrainConfig) -> str:
+    """Hugging Face's ``constant`` would pass over a warm-up in silence."""
+    return "constant_with_warmup" if config.schedule == "constant" and config.warmup_steps else config.schedule
