@@ -1,13 +1,16 @@
-"""Draw ``figures/demo/``: what README shows, from the runs of ``geffect demo``.
+"""Draw ``figures/demo/``, what README shows, from the runs of ``geffect demo``.
 
     python -m analysis.demo_figures [DEMO]
 
-Starts the demo where DEMO (``runs/demo``) is not there yet. Everything goes through the command line.
+Starts the demo where DEMO (``runs/demo``) is not there yet. Everything goes through the command line; the
+configuration and environment of each run are kept beside the pictures.
 """
 
 import subprocess
 import sys
 from pathlib import Path
+
+import yaml
 
 RUNS = ("GA", "GA+GRU", "NPO+GRU")
 
@@ -16,8 +19,12 @@ def main(demo: Path = Path("runs/demo"), out: Path = Path("figures/demo")) -> No
     """Run what is missing, then draw."""
     if not demo.exists():
         subprocess.run([sys.executable, "-m", "geffect", "demo", "--out", str(demo)], check=True)
-    runs = [str(demo / name) for name in RUNS]
-    subprocess.run([sys.executable, "-m", "geffect", "figures", *runs, "--out", str(out)], check=True)
+    runs = [demo / name for name in RUNS]
+    subprocess.run([sys.executable, "-m", "geffect", "figures", *map(str, runs), "--out", str(out)], check=True)
+    for run in runs:
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        config["reference"].pop("path")  # where this machine keeps the model; its hash stays
+        (out / f"{run.name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -47,12 +47,14 @@ def builtin_tiny() -> Path:
 
 
 def _fit_tiny(directory: Path) -> None:
+    from geffect.models.load import quiet_transformers
     from geffect.models.tiny import RECIPE, make_tiny, training_sets
 
     LOGGER.info("fitting builtin:tiny once, about a minute; it is kept in %s", directory.parent)
     model, tokenizer = make_tiny()
-    model.save_pretrained(directory / "init")
-    tokenizer.save_pretrained(directory / "init")
+    with quiet_transformers():
+        model.save_pretrained(directory / "init")
+        tokenizer.save_pretrained(directory / "init")
     fit(FitConfig.read(model=str(directory / "init"), train=training_sets(), out=directory / "fit", **RECIPE))
     for file in (directory / "fit").iterdir():
         file.rename(directory / file.name)

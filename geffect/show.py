@@ -52,6 +52,10 @@ def batch(rows: list[tuple[str, list[tuple[str, bool]]]]) -> None:
         console.print(text)
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def comparison(frame: pd.DataFrame, out: Path) -> None:
     """Print a table of runs, one a row, and where the pictures are."""
     console = Console(width=120 if not Console().is_terminal else None)
@@ -59,7 +63,7 @@ def comparison(frame: pd.DataFrame, out: Path) -> None:
     for column in frame.columns:
         table.add_column(column, justify="left" if column == "run" else "right")
     for values in frame.itertuples(index=False):
-        table.add_row(*(value if isinstance(value, str) else f"{value:.3g}" for value in values))
+        table.add_row(*(value if isinstance(value, str) else _number(value) for value in values))
     console.print(table)
     console.print("Σe_u, Σe_r: ⟨∇risk, what was descended⟩ over the whole model, summed over the measured steps;")
     console.print("  Σe_u < 0 forgets, Σe_r < 0 harms what must stay. conflict: share of steps with e_r < 0.")

@@ -74,13 +74,14 @@ class UnlearnTrainer(RecordingTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As `RecordingTrainer.evaluate`; at the start it says how well the model knows each set."""
         metrics = super().evaluate(*args, **kwargs)
-        for name, scores in self.line["evaluation"].items() if self.state.global_step == 0 else ():
-            LOGGER.info("start: token accuracy %.3f on %s", scores["accuracy"], name)
-            if scores["accuracy"] < KNOWN:
-                LOGGER.warning(
-                    "this model does not know the %s set (below %s): fit it first (geffect fit)", name, KNOWN
-                )
+        if self.state.global_step == 0:
+            self._introduce({name: scores["accuracy"] for name, scores in self.line["evaluation"].items()})
         return metrics
+
+    def _introduce(self, accuracies: dict[str, float]) -> None:
+        LOGGER.info("start: token accuracy %s", ", ".join(f"{name} {value:.3f}" for name, value in accuracies.items()))
+        for name in (name for name, value in accuracies.items() if value < KNOWN):
+            LOGGER.warning("this model does not know the %s set (below %s): fit it first (geffect fit)", name, KNOWN)
 
     def _check_reference(self) -> None:
         """Where θ = θ₀ every weight relative to the reference is 1; anything else is another model's reference."""
