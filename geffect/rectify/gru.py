@@ -109,6 +109,7 @@ def rectify(objective: Tensor, memory: Tensor, cos_clip: float = -1.0) -> Tensor
     Returns:
         x* ``[N]``, in g's dtype.
 
+    >>> import torch
     >>> rectify(torch.tensor([1.0, -1.0]), torch.tensor([0.0, 2.0])).tolist()
     [1.0, 0.0]
     """
