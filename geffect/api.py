@@ -133,6 +133,7 @@ def unlearn(config: UnlearnConfig, *, free_rows: bool = True) -> Path:
             reference=_reference(loaded, objective, encoded["forget"]), diagnose_every=config.diagnose_every,
             free_rows=free_rows,
         )  # fmt: skip
+        trainer.check_reference()
         run.create(_resolved(config) | {"reference": reference}, environment)
         trainer.train()
     run.finish(_metrics(config.out))
@@ -171,12 +172,23 @@ def show_batch(config: ShowConfig) -> list[tuple[str, list[tuple[str, bool]]]]:
     shown = []
     for row in rows:
         learned = [label != IGNORE_INDEX for label in row.labels]
-        tokens = [tokenizer.decode([token]) for token in row.input_ids]
+        tokens = _texts(tokenizer, row.input_ids)
         shown.append((
             f"row {row.index}: {sum(learned)} of {len(tokens)} tokens",
             list(zip(tokens, learned, strict=True)),
         ))
     return shown
+
+
+def _texts(tokenizer: Any, ids: list[int]) -> list[str]:
+    """What each token adds to the text; a character's bytes stand with the token that completes it."""
+    texts, before = [], ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False)
+        whole = end == len(ids) or not text.endswith("\N{REPLACEMENT CHARACTER}")
+        texts.append(text[len(before) :] if whole else "")
+        before = text if whole else before
+    return texts
 
 
 def demo(out: Path) -> "pd.DataFrame":

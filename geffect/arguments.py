@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from geffect.config import FitConfig, TrainConfig
+from geffect.config import FitConfig, TrainConfig, UnlearnConfig
 from geffect.errors import GeffectError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def training_arguments(config: TrainConfig, steps: int) -> "TrainingArguments":
     """
     from transformers import TrainingArguments
 
-    fitting = isinstance(config, FitConfig)
+    unlearning = isinstance(config, UnlearnConfig)
     try:
         arguments = TrainingArguments(
             output_dir=str(config.out / "checkpoints"),
@@ -42,10 +42,10 @@ def training_arguments(config: TrainConfig, steps: int) -> "TrainingArguments":
             max_grad_norm=config.max_grad_norm,
             seed=config.seed,
             eval_strategy="steps",
-            eval_steps=steps // config.epochs if isinstance(config, FitConfig) else config.evaluate_every,
+            eval_steps=config.evaluate_every if isinstance(config, UnlearnConfig) else _an_epoch(config, steps),
             eval_on_start=True,
-            save_strategy="no" if fitting else "steps",
-            save_steps=config.save_every or NEVER,
+            save_strategy="steps" if unlearning else "no",
+            save_steps=config.save_every or NEVER if isinstance(config, UnlearnConfig) else NEVER,
             logging_steps=1,
             report_to=config.report_to or "none",
             disable_tqdm=True,  # the trainer shows a bar of its own
@@ -66,11 +66,19 @@ def _try_out(arguments: "TrainingArguments", steps: int) -> None:
     from transformers.integrations import get_reporting_integration_callbacks
     from transformers.optimization import get_scheduler
 
+    if arguments.lr_scheduler_type in {"reduce_lr_on_plateau", "greedy"}:
+        raise ValueError(
+            f"{arguments.lr_scheduler_type}, which follows one evaluation loss where there are several sets"
+        )
     cls, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
     optimizer = cls([torch.nn.Parameter(torch.zeros(1))], **settings)
     get_scheduler(arguments.lr_scheduler_type, optimizer, arguments.warmup_steps, steps)
     for tracker in get_reporting_integration_callbacks(arguments.report_to):
         tracker()
+
+
+def _an_epoch(config: TrainConfig, steps: int) -> int:
+    return steps // config.epochs if isinstance(config, FitConfig) else steps
 
 
 def _schedule(config: TrainConfig) -> str:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from geffect import plots
 from geffect.effects import direction_of, g_effect, total_cosine
+from geffect.errors import GeffectError
 from geffect.record import read, read_steps
 
 
@@ -66,7 +67,10 @@ def _named(runs: Sequence[Path | str]) -> dict[str, Path]:
     """Runs by their directory's name, or by their whole path where two share a name."""
     paths = [Path(run) for run in runs]
     names = [path.resolve().name for path in paths]
-    return {name if names.count(name) == 1 else str(path): path for name, path in zip(names, paths, strict=True)}
+    named = {name if names.count(name) == 1 else str(path): path for name, path in zip(names, paths, strict=True)}
+    if len(named) < len(paths):
+        raise GeffectError("different runs", "one given twice", "name each once")
+    return named
 
 
 def _cosines(gram: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """One schema a verb: the YAML file, the command line's flags and the functions of `geffect.api` all read it."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -23,7 +24,7 @@ class Schema(BaseModel):
         return value
 
     @classmethod
-    def read(cls, file: Path | None = None, /, **given: Any) -> Self:
+    def read(cls, file: Path | str | None = None, /, **given: Any) -> Self:
         """Build a configuration from a YAML file and values that override it.
 
         Args:
@@ -36,7 +37,7 @@ class Schema(BaseModel):
         Raises:
             GeffectError: the file cannot be read, or a key or value is refused; the first such is named.
         """
-        content = _mapping(file) if file else {}
+        content = _mapping(Path(file)) if file else {}
         try:
             return cls(**(content | given))
         except ValidationError as error:
@@ -84,7 +85,9 @@ class TrainConfig(DataConfig):
     """What fitting and unlearning share."""
 
     out: Path = Field(description="the run directory to make; an existing one is refused")
-    dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="of the weights")
+    dtype: Literal["float32", "bfloat16", "float64"] = Field(
+        "float32", description="of the weights (LoRA on bfloat16 stays float32)"
+    )
     lora: int = Field(0, ge=0, description="rank of a fresh LoRA adapter; 0 trains all weights")
     seed: int = Field(0, ge=0, lt=2**32, description="of the order of rows and the adapter's start")
     batch_size: int = Field(
@@ -99,9 +102,12 @@ class TrainConfig(DataConfig):
     max_grad_norm: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="clip the gradient's norm, after rectifying; 0 never clips"
     )
-    save_every: int = Field(0, ge=0, description="optimiser steps between checkpoints; 0 keeps the last state only")
-    evaluate_every: int = Field(5, ge=1, description="optimiser steps between evaluations of the sets")
     report_to: list[str] = Field(default_factory=list, description="trackers known to Hugging Face's Trainer")
+
+    @field_validator("out")
+    @classmethod
+    def _home(cls, value: Path) -> Path:
+        return Path(os.path.expanduser(value))
 
     @field_validator("optimizer", "schedule")
     @classmethod
@@ -125,6 +131,8 @@ class UnlearnConfig(TrainConfig):
     rectifier: str = Field("none", description="what its gradient becomes, as in 'gru(decay=0.2)'")
     steps: int = Field(25, ge=1, description="optimiser steps")
     diagnose_every: int = Field(1, ge=1, description="optimiser steps between two Grams of all rows")
+    evaluate_every: int = Field(5, ge=1, description="optimiser steps between evaluations of the sets")
+    save_every: int = Field(0, ge=0, description="optimiser steps between checkpoints; 0 keeps the last state only")
     reference: dict[str, str | None] | None = Field(
         None, description="the start's directory and hash, as a run resolved them"
     )
@@ -136,7 +144,7 @@ class FitConfig(TrainConfig):
     train: list[str] = Field(min_length=1, description="a set to learn; repeat it for several")
     epochs: int = Field(6, ge=1, description="passes over the rows at most")
     until_accuracy: float = Field(
-        1.1, ge=0, description="stop once every set has this token accuracy (checked after each epoch)"
+        1.1, ge=0, description="stop once every set has this token accuracy, checked after each epoch; above 1: never"
     )
     learning_rate: float = Field(1e-4, ge=0, allow_inf_nan=False, description="peak learning rate")
     batch_size: int = Field(8, ge=1, description="rows of a micro-batch")

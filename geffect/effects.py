@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import pandas as pd
 from torch import Tensor
 
+from geffect.errors import GeffectError
+
 
 def inner(gram: Tensor, rows: Sequence[str], a: str, b: str) -> float:
     """⟨a, b⟩ from a Gram matrix ``[M, M]`` whose order is ``rows``."""
@@ -38,8 +40,16 @@ def pairs(frame: pd.DataFrame, a: str, b: str) -> "pd.Series[float]":
 
     Returns:
         The inner products, indexed by (step, label).
+
+    Raises:
+        GeffectError: the record has no such row.
     """
     label = label_of(frame)
+    known = sorted({*frame["row"], *frame["other"]})
+    if missing := {a, b} - set(known):
+        raise GeffectError(
+            f"rows among {', '.join(known)}", repr(min(missing)), "a run without rectifier has no 'rectified'"
+        )
     chosen = frame[((frame["row"] == a) & (frame["other"] == b)) | ((frame["row"] == b) & (frame["other"] == a))]
     return chosen.set_index(["step", label])["inner"]
 

@@ -41,13 +41,16 @@ def inner_products(rows: Sequence[Tensor | None]) -> Tensor:
 
 def _products(flat: list[Tensor]) -> Tensor:
     dtype = torch.promote_types(flat[0].dtype, torch.float32)
-    total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat[0].device)
+    device = flat[0].device
+    without_float64 = device.type == "mps"  # Apple's GPUs have none
+    total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device="cpu" if without_float64 else device)
     for start in range(0, flat[0].numel(), CHUNK * SLAB):
         slab = torch.stack([row[start : start + CHUNK * SLAB].to(dtype) for row in flat])  # [M, n]
         whole = slab.shape[1] // CHUNK * CHUNK
         chunks = slab[:, :whole].unflatten(1, (-1, CHUNK)).transpose(0, 1)  # [C, M, CHUNK]
         for part in (chunks, slab[None, :, whole:]):
-            total += torch.bmm(part, part.transpose(1, 2)).sum(0, dtype=torch.float64)
+            products = torch.bmm(part, part.transpose(1, 2))  # [C, M, M]
+            total += (products.cpu() if without_float64 else products).sum(0, dtype=torch.float64)
     return total
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from geffect.errors import GeffectError
 
 Value = float | int | str | bool
-SHAPE = "a sum of terms such as 'npo(beta=0.1) + 1.0*gd'"
+SHAPE = "names with parameters, such as 'npo(beta=0.1) + 1.0*gd' or 'gru(decay=0.2)'"
 
 
 @dataclass(frozen=True)

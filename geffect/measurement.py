@@ -85,7 +85,10 @@ class Step:
         free = run.free_rows and run.objective.forget_multiple is not None
         self.own_forget_row = measure and not free
         self.own_retain_row = measure or run.rectifier.memory is not None or run.objective.retain_multiple != 0
-        own = {"forget": self.own_forget_row, "retain": measure, run.rectifier.memory: run.rectifier.memory is not None}
+        # where a retain part is added to the objective, the forget row is kept from before: afterwards it would cancel
+        self.forget_aside = measure and free and run.objective.retain_multiple != 0
+        kept = self.own_forget_row or self.forget_aside
+        own = {"forget": kept, "retain": measure, run.rectifier.memory: run.rectifier.memory is not None}
         self.basis = Gram(("objective", *(str(row) for row, computed in own.items() if computed)))
         self.window, self.sums = Window(run.parameters), dict[str, Tensor]()
 
@@ -150,14 +153,19 @@ class Step:
     def _visit(self, name: str, retain: Tensor | None) -> None:
         """Everything that must see this tensor of the retain row before it is freed."""
         run, row = self.run, self.window.rows["objective"]
+        tensors: dict[str | None, Tensor | None] = {"retain": retain, "forget": self._forget_row(name)}
         add_scaled(row, name, retain, run.objective.retain_multiple)
-        tensors = {"retain": retain, run.rectifier.memory: run.rectifier.update(run.state, name, retain)}
-        tensors["objective"] = row.get(name)
-        if self.own_forget_row:
-            tensors["forget"] = self.window.rows["forget"].pop(name, None)
+        tensors |= {"objective": row.get(name), run.rectifier.memory: run.rectifier.update(run.state, name, retain)}
         if len(self.basis.rows) > 1:
             self.basis.values[name] = inner_products([tensors[each] for each in self.basis.rows])
         add_scaled(row, name, retain, run.rectifier.add_retain)
+
+    def _forget_row(self, name: str) -> Tensor | None:
+        """This tensor of the forget row where it is part of the basis."""
+        if self.own_forget_row:
+            return self.window.rows["forget"].pop(name, None)
+        side, c = self.window.rows["objective"].get(name), self.run.objective.forget_multiple
+        return side / c if self.forget_aside and side is not None and c is not None else None
 
     def _rectified(self) -> dict[str, float]:
         """The rectified row as a combination of the basis."""
@@ -177,8 +185,8 @@ class Step:
 
     def _named(self, rectified: dict[str, float]) -> dict[str, dict[str, float]]:
         """Every recorded row as a combination of the basis."""
-        c, w = self.run.objective.forget_multiple, self.run.objective.retain_multiple
-        forget = {"forget": 1.0} if self.own_forget_row or c is None else {"objective": 1 / c, "retain": -w / c}
+        c = self.run.objective.forget_multiple
+        forget = {"forget": 1.0} if "forget" in self.basis.rows or c is None else {"objective": 1 / c}
         named = {"objective": {"objective": 1.0}, "forget": forget, "retain": {"retain": 1.0}}
         memory = self.run.rectifier.memory
         if memory is None:

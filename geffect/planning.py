@@ -1,5 +1,7 @@
 """What a run will do, and what memory it will take, told before a weight is loaded."""
 
+import itertools
+import logging
 from typing import Any
 
 import psutil
@@ -7,7 +9,7 @@ import torch
 
 from geffect.arguments import training_arguments
 from geffect.config import FitConfig, TrainConfig, UnlearnConfig
-from geffect.data import Encoded, encode_set, load_set
+from geffect.data import Encoded, QASet, encode_set, load_set
 from geffect.environment import batch_arithmetic
 from geffect.models import add_lora, outline
 from geffect.models.load import DTYPES
@@ -15,7 +17,8 @@ from geffect.objectives import Objective, make_objective
 from geffect.record import refuse_existing
 from geffect.rectify import Rectifier, make_rectifier
 
-OPTIMIZER_ROWS = {"sgd": 1, "adagrad": 1, "rmsprop": 1, "adafactor": 0}  # tensors of the parameters' size; else 2
+LOGGER = logging.getLogger(__name__)
+OPTIMIZER_ROWS = {"sgd": 0, "adagrad": 1, "rmsprop": 1, "adafactor": 0}  # tensors of the parameters' size; else 2
 ACTIVATION_FLOATS = 34  # kept for the backward pass a token, block and hidden unit: the usual count without scores
 LOGIT_COPIES = 4  # logits, log-softmax, its gradient, and theirs
 
@@ -41,6 +44,7 @@ def plan(config: TrainConfig) -> dict[str, str]:
     sets = {
         spec: load_set(spec, config.data_dir, config.question_column, config.answer_column) for spec in specs(config)
     }
+    _warn_of_overlap(config, sets)
     encoded = {spec: encode_set(tokenizer, rows, config.max_length) for spec, rows in sets.items()}
     free = psutil.virtual_memory().available / 1e9
     training_arguments(config, arithmetic(config, encoded)["steps"])
@@ -52,6 +56,16 @@ def plan(config: TrainConfig) -> dict[str, str]:
         "memory": f"about {memory_gb(config, model, encoded):.1f} GB; {free:.1f} GB are free",
         "out": str(config.out),
     }
+
+
+def _warn_of_overlap(config: TrainConfig, sets: dict[str, QASet]) -> None:
+    """What is forgotten cannot be kept, and what a gradient was drawn from is not held."""
+    if not isinstance(config, UnlearnConfig):
+        return
+    roles = [(role, {(row["question"], row["answer"]) for row in sets[spec].rows}) for role, spec in _roles(config)]
+    for (one, left), (other, right) in itertools.combinations(roles, 2):
+        if left & right:
+            LOGGER.warning("the %s and %s sets share %d rows", one, other, len(left & right))
 
 
 def specs(config: TrainConfig) -> list[str]:

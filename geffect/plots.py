@@ -156,6 +156,8 @@ def _runs(frame: pd.DataFrame, columns: tuple[str, ...], most: int) -> dict[str,
 
 def _curve(axes: Axes, rows: pd.DataFrame, column: str, label: str, look: Look) -> None:
     """Draw one column by step, with about six markers, staggered from line to line."""
+    if rows.empty:  # a run that has no such group; an empty line would upset the layout
+        return
     every = max(1, len(rows) // 6)
     marked = (len(axes.lines) * every // 5 % every, every)
     axes.plot(rows["step"], rows[column], label=label, markevery=marked, clip_on=False, **look)

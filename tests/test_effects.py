@@ -60,6 +60,11 @@ def test_the_g_effect_pairs_each_risk_with_the_direction() -> None:
     assert effects["retain"].to_dict() == {"embed": -1, "deep": 5}
 
 
+def test_a_row_that_was_not_recorded_is_named() -> None:
+    with pytest.raises(ValueError, match="rows among forget, objective, retain; found .rectified."):
+        g_effect(FRAME, "rectified")
+
+
 def test_the_total_cosine_is_of_the_whole_vectors() -> None:
     assert total_cosine(FRAME, "objective", "retain").loc[0] == pytest.approx(4 / math.sqrt(16 * 25))
 

@@ -85,7 +85,7 @@ def test_forms_of_a_sum(text: str, calls: list[Call]) -> None:
     ],
 )  # fmt: skip
 def test_another_form_is_refused_in_one_line(text: str) -> None:
-    with pytest.raises(GeffectError, match=r"^expected a sum of terms such as [^\n]*$"):
+    with pytest.raises(GeffectError, match=r"^expected names with parameters, such as [^\n]*$"):
         parse(text)
 
 

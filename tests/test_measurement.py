@@ -81,7 +81,7 @@ def test_rows_and_gradient_equal_the_oracles(case: str, text: str, size: int) ->
     assert_rows_close(_gradients(model), expected[0], 1e-5)
 
 
-@pytest.mark.parametrize("text", ["ga", "ga + 0.5*gd", "0.5*ga + 2.0*gd"])
+@pytest.mark.parametrize("text", ["ga", "ga + 0.5*gd", "0.5*ga + 2.0*gd", "ga + 100*gd", "0.001*ga + gd"])
 def test_a_free_row_equals_the_one_propagated_apart(text: str) -> None:
     grams = []
     for free_rows in (True, False):

@@ -100,7 +100,7 @@ def test_a_directory_goes_before_a_hub_id_of_its_name(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "name").mkdir(parents=True)
     (tmp_path / "org" / "name" / "config.json").touch()
-    assert resolve("org/name") == Path("org/name")
+    assert resolve("org/name") == (tmp_path / "org" / "name").resolve()
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_an_adapter_alone_is_trainable_and_computes_what_it_did(adapter: Path, d
         if "lora_B" in name:
             nn.init.constant_(parameter, 0.1)
     torch.testing.assert_close(logits(loaded.model), logits(again), rtol=0, atol=1e-6)
-    assert loaded.sha256 == weights_sha256(adapter) != weights_sha256(directory)
+    assert loaded.sha256 not in {None, weights_sha256(adapter), weights_sha256(directory)}  # of both
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -320,3 +320,32 @@ def test_cosines_are_those_of_the_rows(start: Path, tmp_path: Path) -> None:
     gram = read(api.unlearn(config(start, tmp_path / "run", steps=2)))
     assert total_cosine(gram, "objective", "forget").tolist() == pytest.approx([-1, -1])
     assert total_cosine(gram, "objective", "retain").abs().max() < 1
+
+
+def test_a_fit_of_what_is_known_is_refused_and_writes_no_model(start: Path, tmp_path: Path) -> None:
+    with pytest.raises(GeffectError, match="known less well"):
+        api.fit(
+            FitConfig.read(model=str(start), train=["builtin:authors/held[:4]"], until_accuracy=0, out=tmp_path / "r")
+        )
+    assert not list((tmp_path / "r").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(("dtype", "rel"), [("bfloat16", 1e-2), ("float64", 1e-12)])
+def test_npo_starts_at_weight_one_in_every_dtype(start: Path, tmp_path: Path, dtype: str, rel: float) -> None:
+    changes: dict[str, Any] = {"objective": "npo", "dtype": dtype, "batch_size": 12, "learning_rate": 1e-3, "steps": 1}
+    line = read_lines(api.unlearn(config(start, tmp_path / "run", **changes)))[0]
+    assert line["loss_objective"] == pytest.approx(2 / 0.1 * math.log(2), rel=rel)
+
+
+def test_a_base_that_changed_under_its_adapter_is_noticed(start: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import save_file
+
+    base = tmp_path / "base"
+    shutil.copytree(start, base)
+    run = api.unlearn(config(base, tmp_path / "run", lora=2, steps=1))
+    before = api.load_model(str(run)).sha256
+    tensors = load_file(base / "model.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, base / "model.safetensors", {"format": "pt"})
+    assert api.load_model(str(run)).sha256 != before

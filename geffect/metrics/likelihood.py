@@ -42,7 +42,7 @@ def likelihood(model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_siz
     sums = torch.zeros(3, dtype=torch.float64)
     for _, outputs in _outputs(model, rows, pad_id, batch_size):
         right = (outputs.logits.argmax(-1) == shift(outputs.labels)) & outputs.mask
-        sums += torch.stack([x.sum(dtype=torch.float64) for x in (outputs.nll, right, outputs.mask)]).cpu()
+        sums += torch.stack([x.cpu().sum(dtype=torch.float64) for x in (outputs.nll, right, outputs.mask)])
     risk, right, tokens = sums.tolist()
     return Likelihood(risk / tokens, right / tokens, int(tokens))
 
@@ -57,11 +57,11 @@ def reference_nll(model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_
         batch_size: rows at a time.
 
     Returns:
-        A float32 tensor ``[T]`` a row, 0 where not labelled, laid out as `Outputs.nll`.
+        A tensor ``[T]`` a row, float32 or better, 0 where not labelled, laid out as `Outputs.nll`.
     """
     found: dict[int, Tensor] = {}
     for chosen, outputs in _outputs(model, rows, pad_id, batch_size):
-        for i, nll in zip(chosen, outputs.nll.float().cpu(), strict=True):
+        for i, nll in zip(chosen, outputs.nll.cpu(), strict=True):
             found[i] = nll[: len(rows[i].input_ids)].clone()
     return [found[i] for i in range(len(rows))]
 

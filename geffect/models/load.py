@@ -1,7 +1,9 @@
 """Load a model, its tokenizer and its adapter from any of the names a user may give."""
 
 import contextlib
+import hashlib
 import json
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from geffect.errors import GeffectError
 from geffect.models.cache import weights_sha256
 from geffect.models.gguf import converted, smollm2_file
 
+LOGGER = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 FORMS = "builtin:tiny, smollm2, gguf:FILE, a hub id ORG/NAME, or a directory with a model, an adapter or a run"
@@ -55,8 +58,9 @@ def resolve(spec: str) -> Path | str:
         return converted(Path(spec.removeprefix("gguf:")).expanduser())
     path = Path(spec).expanduser()
     if path.is_dir():
-        return _model_directory(path)
-    if spec.startswith(("builtin:", ".", "/", "~")) or not HUB_ID.match(spec):
+        return _model_directory(path).resolve()  # an adapter made from it names it by this
+    local = "/" in spec and Path(spec.partition("/")[0]).is_dir()  # runs/nope is a missing directory, no hub id
+    if local or spec.startswith(("builtin:", ".", "/", "~")) or not HUB_ID.match(spec):
         raise GeffectError(f"a model: {FORMS}", repr(spec), "name one of these")
     return spec
 
@@ -66,6 +70,8 @@ def _model_directory(path: Path) -> Path:
     steps = [each for each in path.glob("checkpoints/checkpoint-*") if each.name.rpartition("-")[2].isdigit()]
     for candidate in (path, *sorted(steps, key=lambda each: -int(each.name.rpartition("-")[2]))):
         if any((candidate / name).is_file() for name in ("config.json", "adapter_config.json")):
+            if candidate != path and not (path / "DONE").exists():
+                LOGGER.warning("%s did not finish; its last whole state is %s", path, candidate.name)
             return candidate
     raise GeffectError(f"config.json, adapter_config.json or checkpoints in {path}", "none of them",
                        "name a model, adapter or run directory")  # fmt: skip
@@ -94,7 +100,16 @@ def load(spec: str, dtype: str = "float32", *, trust_remote_code: bool = False) 
         source = resolve(spec)
         adapter = isinstance(source, Path) and (source / "adapter_config.json").is_file()
         model, tokenizer = (_with_adapter if adapter else _plain)(str(source), dtype, trust_remote_code)
-        return Loaded(model, tokenizer, str(source), weights_sha256(source) if isinstance(source, Path) else None)
+        return Loaded(model, tokenizer, str(source), _sha256(source))
+
+
+def _sha256(source: Path | str) -> str | None:
+    """The hash of a directory's weights, those under an adapter included."""
+    if not isinstance(source, Path):
+        return None
+    if not (source / "adapter_config.json").is_file():
+        return weights_sha256(source)
+    return hashlib.sha256(f"{weights_sha256(source)}{_sha256(resolve(_base_of(source)))}".encode()).hexdigest()
 
 
 @contextlib.contextmanager

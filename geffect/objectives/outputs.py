@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from geffect.errors import GeffectError
+
 IGNORE_INDEX = -100
 
 
@@ -67,10 +69,10 @@ class Outputs:
         """``[B, T]`` reference NLLs.
 
         Raises:
-            ValueError: they were not supplied; declare ``needs = {"ref_nll"}``.
+            GeffectError: they were not supplied.
         """
         if self.ref_nll is None:
-            raise ValueError("expected reference NLLs; found none; the objective must declare needs={'ref_nll'}")
+            raise GeffectError("reference NLLs (ref_nll)", "none", "pass reference=reference_nll(model, rows, pad_id)")
         return self.ref_nll
 
 

@@ -60,6 +60,9 @@ class FitTrainer(RecordingTrainer):
         """As `RecordingTrainer.evaluate`; asks for the end once every set is known."""
         metrics = super().evaluate(*args, **kwargs)
         accuracies = [value for name, value in metrics.items() if name.endswith("_accuracy")]
-        if min(accuracies) >= self.until_accuracy:
-            self.control.should_training_stop = True
+        known = min(accuracies) >= self.until_accuracy
+        if known and self.state.global_step == 0:  # told to stop here, Hugging Face's loop would still take a step
+            remedy = "raise --until-accuracy, or use the model as it is"
+            raise GeffectError(f"a set known less well than {self.until_accuracy}", f"{min(accuracies):.3f}", remedy)
+        self.control.should_training_stop |= known
         return metrics

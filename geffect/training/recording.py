@@ -115,6 +115,7 @@ class RecordingTrainer(Trainer):  # type: ignore[misc]
         self._save_state(partial)
         partial.rename(Path(self.args.output_dir) / name)
         partial.parent.rmdir()
+        self.started = time.perf_counter()  # a step's seconds are its own
 
     def _save_state(self, directory: Path) -> None:
         """What a subclass keeps between steps goes into the checkpoint before it counts."""

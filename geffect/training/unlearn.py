@@ -64,11 +64,15 @@ class UnlearnTrainer(RecordingTrainer):
     ) -> None:
         super().__init__(model, args, train_dataset=Pairs(forget, retain), **kwargs)
         self.reference, self.diagnose_every = reference, diagnose_every
+        self.dtype = next(model.parameters()).dtype
         self.measurement = Measurement(trainable(model), self._forward, objective, rectifier, free_rows)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As Hugging Face's, once the reference is seen to be the start."""
-        self._check_reference()
+        self.check_reference()
+        if any(Path(self.args.output_dir).glob("checkpoint-*")):
+            remedy = "name another output_dir"
+            raise GeffectError(f"no checkpoints yet in {self.args.output_dir}", "those of another run", remedy)
         return super().train(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -83,8 +87,12 @@ class UnlearnTrainer(RecordingTrainer):
         for name in (name for name, value in accuracies.items() if value < KNOWN):
             LOGGER.warning("this model does not know the %s set (below %s): fit it first (geffect fit)", name, KNOWN)
 
-    def _check_reference(self) -> None:
-        """Where θ = θ₀ every weight relative to the reference is 1; anything else is another model's reference."""
+    def check_reference(self) -> None:
+        """Where θ = θ₀ every weight relative to the reference is 1; anything else is another model's reference.
+
+        Raises:
+            GeffectError: a weight differs from 1 by more than rounding.
+        """
         terms = [term for _, term in self.measurement.objective.terms if "ref_nll" in term.needs]
         if not terms:
             return
@@ -93,7 +101,7 @@ class UnlearnTrainer(RecordingTrainer):
             outputs = self._forward(self._prepare_inputs(batch))
         for term in terms:
             weight = term.weights(outputs)[outputs.mask]
-            if not torch.allclose(weight, torch.ones_like(weight), atol=1e-3):
+            if not torch.allclose(weight, torch.ones_like(weight), atol=max(1e-3, 10 * torch.finfo(self.dtype).eps)):
                 raise GeffectError("a reference that is the run's start, so that every weight is 1",
                                    f"weights from {weight.min():.3g} to {weight.max():.3g}",
                                    "compute the reference with the model as it is now")  # fmt: skip
@@ -106,7 +114,7 @@ class UnlearnTrainer(RecordingTrainer):
         """Pad a micro-batch's forget and retain rows, each set to its own length."""
         forget, retain = (collate(rows, self.pad_id) for rows in zip(*pairs, strict=True))
         if self.reference is not None:
-            ref_nll = torch.zeros(forget["labels"].shape)
+            ref_nll = torch.zeros(forget["labels"].shape, dtype=self.reference[0].dtype)
             for i, index in enumerate(forget["index"].tolist()):
                 ref_nll[i, : len(self.reference[index])] = self.reference[index]
             forget["ref_nll"] = ref_nll
