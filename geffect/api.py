@@ -1,7 +1,9 @@
 """The verbs as functions: each takes the configuration its command takes, and returns what it made."""
 
+import contextlib
 import logging
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,12 +87,11 @@ def fit(config: FitConfig) -> Path:
     steps = num_fit_steps(config, len(rows))
     arguments = training_arguments(config, steps)
     environment = _environment(config, sets, loaded, steps, len(rows), layout(loaded.model))
-    with quiet_transformers():
+    with quiet_transformers(), _started(run, _resolved(config), environment) as sink:
         trainer = FitTrainer(
             loaded.model, arguments, tokenizer=loaded.tokenizer, rows=rows, evaluation_sets=encoded,
-            until_accuracy=config.until_accuracy, sink=run.append,
+            until_accuracy=config.until_accuracy, sink=sink,
         )  # fmt: skip
-        run.create(_resolved(config), environment)
         trainer.train()
         loaded.model.save_pretrained(config.out)
         loaded.tokenizer.save_pretrained(config.out)
@@ -124,17 +125,15 @@ def unlearn(config: UnlearnConfig, *, free_rows: bool = True) -> Path:
         LOGGER.warning("steps of %g vanish in bfloat16's rounding: use --dtype float32", config.learning_rate)
     encoded = {side: _encoded(loaded, config, rows) for side, rows in sets.items()}
     environment = _environment(config, sets, loaded, config.steps, len(sets["forget"]), layout(loaded.model))
-    reference = {"path": loaded.source, "sha256": loaded.sha256}
+    resolved = _resolved(config) | {"reference": {"path": loaded.source, "sha256": loaded.sha256}}
     arguments = training_arguments(config, config.steps)
-    with quiet_transformers():
+    with quiet_transformers(), _started(run, resolved, environment) as sink:
         trainer = UnlearnTrainer(
             loaded.model, arguments, tokenizer=loaded.tokenizer, objective=objective, rectifier=rectifier,
-            forget=encoded["forget"], retain=encoded["retain"], evaluation_sets=encoded, sink=run.append,
+            forget=encoded["forget"], retain=encoded["retain"], evaluation_sets=encoded, sink=sink,
             reference=_reference(loaded, objective, encoded["forget"]), diagnose_every=config.diagnose_every,
             free_rows=free_rows,
         )  # fmt: skip
-        trainer.check_reference()
-        run.create(_resolved(config) | {"reference": reference}, environment)
         trainer.train()
     run.finish(_metrics(config.out))
     return config.out
@@ -221,6 +220,21 @@ DEMO = {
     "evaluate_every": 1,
 }
 DEMO_RUNS = (("GA", "ga", "none"), ("GA+GRU", "ga", "gru"), ("NPO+GRU", "npo", "gru"))
+
+
+@contextlib.contextmanager
+def _started(run: RunDirectory, config: dict[str, Any], environment: dict[str, Any]) -> Iterator[Callable[..., None]]:
+    """A sink for a run's lines: the directory is made with the first, so a start that fails leaves nothing."""
+
+    def sink(line: dict[str, Any]) -> None:
+        if not run.begun:
+            run.create(config, environment)
+        run.append(line)
+
+    try:
+        yield sink
+    finally:
+        run.abandon()
 
 
 def _set(config: DataConfig, spec: str) -> "QASet":

@@ -1,5 +1,6 @@
 """The run directory: written once, line by line, and read back as tidy frames."""
 
+import contextlib
 import json
 import math
 import os
@@ -38,6 +39,17 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
         self._json(ENVIRONMENT, environment)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the directory has its configuration."""
+        return (self.path / CONFIG).exists()
+
+    def abandon(self) -> None:
+        """Remove what a start that failed left behind, where nothing has been written into it."""
+        for folder in (self.path / "checkpoints", self.path):
+            with contextlib.suppress(OSError):  # not empty, or not there
+                folder.rmdir()
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Add one step's line to ``steps.jsonl`` and see it on disk; NaN and infinities become null."""

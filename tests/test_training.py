@@ -327,7 +327,7 @@ def test_a_fit_of_what_is_known_is_refused_and_writes_no_model(start: Path, tmp_
         api.fit(
             FitConfig.read(model=str(start), train=["builtin:authors/held[:4]"], until_accuracy=0, out=tmp_path / "r")
         )
-    assert not list((tmp_path / "r").glob("*.safetensors"))
+    assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.parametrize(("dtype", "rel"), [("bfloat16", 1e-2), ("float64", 1e-12)])
