@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from geffect.config import DataConfig, FitConfig, ShowConfig, TrainConfig, UnlearnConfig
 from geffect.errors import GeffectError
-from geffect.record import RunDirectory, layout_to_json, read_lines, refuse_existing
+from geffect.record import RunDirectory, layout_to_json, read_lines
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from geffect.data import Encoded, QASet
     from geffect.models import Loaded
 
@@ -188,38 +186,6 @@ def _texts(tokenizer: Any, ids: list[int]) -> list[str]:
         texts.append(text[len(before) :] if whole else "")
         before = text if whole else before
     return texts
-
-
-def demo(out: Path) -> "pd.DataFrame":
-    """Unlearn four fictional authors from the tiny model in three ways, and compare.
-
-    Args:
-        out: directory of the runs and pictures.
-
-    Returns:
-        One row a run: accuracies and risks at the end, cosine at start and end, summed G-effects.
-    """
-    from geffect.comparison import compare, figures
-
-    refuse_existing(out)
-    builtin_tiny()
-    runs = [unlearn(UnlearnConfig.read(**DEMO, objective=objective, rectifier=rectifier, out=out / name))
-            for name, objective, rectifier in DEMO_RUNS]  # fmt: skip
-    figures(runs, out / "figures")
-    return compare(runs)
-
-
-DEMO = {
-    "model": "builtin:tiny",
-    "forget": "builtin:authors/forget",
-    "retain": "builtin:authors/retain",
-    "held": "builtin:authors/held",
-    "steps": 25,
-    "batch_size": 8,
-    "learning_rate": 3e-4,
-    "evaluate_every": 1,
-}
-DEMO_RUNS = (("GA", "ga", "none"), ("GA+GRU", "ga", "gru"), ("NPO+GRU", "npo", "gru"))
 
 
 @contextlib.contextmanager

@@ -102,11 +102,11 @@ def demo(
     ] = None,
 ) -> None:
     """Fit the tiny built-in model, run GA, GA+GRU and NPO+GRU on it, and print and draw what they did."""
-    from geffect import api, show
+    from geffect import demonstration, show
 
     numbered = (Path(f"runs/demo-{number}") for number in itertools.count(2))
     out = out or next(path for path in itertools.chain([Path("runs/demo")], numbered) if not path.exists())
-    show.comparison(api.demo(out), out)
+    show.comparison(demonstration.demo(out), out)
 
 
 @app.command()

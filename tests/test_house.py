@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "geffect"
 ORDER = [
     "errors", "grammar", "groups", "rows", "gram", "effects", "objectives", "rectify", "measurement", "data", "models",
     "metrics", "training", "record", "plots", "comparison", "config", "environment", "arguments", "planning", "api",
-    "citations", "show", "cli", "__main__",
+    "demonstration", "citations", "show", "cli", "__main__",
 ]  # fmt: skip
 
 
