@@ -2,8 +2,8 @@
 
     python -m analysis.demo_figures [DEMO]
 
-Starts the demo where DEMO (``runs/demo``) is not there yet. Everything goes through the command line; the
-configuration and environment of each run are kept beside the pictures.
+Starts the demo where DEMO (``runs/demo``) is not there yet. Everything goes through the command line; each run's
+configuration, with the hash of its start, is kept beside the pictures.
 """
 
 import subprocess

@@ -80,8 +80,8 @@ def _model_directory(path: Path) -> Path:
 def load(spec: str, dtype: str = "float32", *, trust_remote_code: bool = False) -> Loaded:
     """Load a model for training or measuring.
 
-    An adapter is put on its base and made trainable, its base frozen. The dtype is always the one asked for, never
-    the checkpoint's own.
+    An adapter is put on its base and made trainable, its base frozen. The dtype of the weights is always the one
+    asked for, never the checkpoint's own; on a bfloat16 base PEFT keeps the adapter's in float32.
 
     Args:
         spec: see `FORMS`; `geffect.api.load_model` also knows ``builtin:tiny``.
