@@ -7,17 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geffect.config import DataConfig, FitConfig, ShowConfig, TrainConfig, UnlearnConfig
-from geffect.errors import GeffectError
-from geffect.record import RunDirectory, layout_to_json, read_lines
+from geffect.config import FitConfig, ShowConfig, TrainConfig, UnlearnConfig
+from geffect.record import RunDirectory, read_lines
 
 if TYPE_CHECKING:
-    from geffect.data import Encoded, QASet
     from geffect.models import Loaded
 
 LOGGER = logging.getLogger(__name__)
 SIDES = ("forget", "retain", "held")
-VANISHES = 1e-4  # a bfloat16 weight near 1 moves by 1/128 or not at all
 
 
 def load_model(spec: str, dtype: str = "float32", *, trust_remote_code: bool = False) -> "Loaded":
@@ -72,23 +69,21 @@ def fit(config: FitConfig) -> Path:
         The directory.
     """
     from geffect.arguments import training_arguments
-    from geffect.groups import layout
     from geffect.models.load import quiet_transformers
     from geffect.planning import num_fit_steps
+    from geffect.preparation import read_start
     from geffect.training import FitTrainer
 
     run = RunDirectory(config.out)
-    sets = {name: _set(config, name) for name in config.train}
-    loaded = _start(config)
-    encoded = {name: _encoded(loaded, config, rows) for name, rows in sets.items()}
-    rows = [row for each in encoded.values() for row in each]
+    start = read_start(config, load_model(config.model, config.dtype))
+    loaded, rows = start.loaded, [row for each in start.encoded.values() for row in each]
     steps = num_fit_steps(config, len(rows))
     arguments = training_arguments(config, steps)
-    environment = _environment(config, sets, loaded, steps, len(rows), layout(loaded.model))
-    with quiet_transformers(), _started(run, _resolved(config), environment) as sink:
+    with quiet_transformers(), _started(run, _resolved(config), start.environment(config, steps)) as sink:
         trainer = FitTrainer(
-            loaded.model, arguments, tokenizer=loaded.tokenizer, rows=rows, evaluation_sets=encoded,
-            until_accuracy=config.until_accuracy, sink=sink,
+            loaded.model, arguments, tokenizer=loaded.tokenizer, rows=rows, evaluation_sets=start.encoded,
+            until_accuracy=config.until_accuracy,
+            keep_dropout=config.keep_dropout, autocast=config.autocasts, sink=sink,
         )  # fmt: skip
         trainer.train()
         loaded.model.save_pretrained(config.out)
@@ -108,29 +103,33 @@ def unlearn(config: UnlearnConfig, *, free_rows: bool = True) -> Path:
         The run directory.
     """
     from geffect.arguments import training_arguments
-    from geffect.groups import layout
     from geffect.models.load import quiet_transformers
+    from geffect.models.reference import Reference
     from geffect.objectives import make_objective
+    from geffect.preparation import read_start, training_sets
     from geffect.rectify import make_rectifier
-    from geffect.training import UnlearnTrainer
+    from geffect.training import Diagnostics, UnlearnTrainer
+    from geffect.training.columns import compute_columns
 
     objective, rectifier = make_objective(config.objective), make_rectifier(config.rectifier)
     run = RunDirectory(config.out)
-    sets = {side: _set(config, spec) for side in SIDES if (spec := getattr(config, side))}
-    loaded = _start(config)
-    _same_start(config, loaded)
-    if config.dtype == "bfloat16" and config.learning_rate < VANISHES:
-        LOGGER.warning("steps of %g vanish in bfloat16's rounding: use --dtype float32", config.learning_rate)
-    encoded = {side: _encoded(loaded, config, rows) for side, rows in sets.items()}
-    environment = _environment(config, sets, loaded, config.steps, len(sets["forget"]), layout(loaded.model))
+    start = read_start(config, load_model(config.model, config.dtype))
+    loaded, sets = start.loaded, training_sets(config, start, objective)
     resolved = _resolved(config) | {"reference": {"path": loaded.source, "sha256": loaded.sha256}}
     arguments = training_arguments(config, config.steps)
-    with quiet_transformers(), _started(run, resolved, environment) as sink:
+    diagnostics = Diagnostics(
+        config.diagnose_every, config.support, config.ledger, tuple(config.save_rows), config.standard_errors,
+        config.mode, free_rows, start.layout.layers,
+    )  # fmt: skip
+    with quiet_transformers(), _started(run, resolved, start.environment(config, config.steps)) as sink:
         trainer = UnlearnTrainer(
-            loaded.model, arguments, tokenizer=loaded.tokenizer, objective=objective, rectifier=rectifier,
-            forget=encoded["forget"], retain=encoded["retain"], evaluation_sets=encoded, sink=sink,
-            reference=_reference(loaded, objective, encoded["forget"]), diagnose_every=config.diagnose_every,
-            free_rows=free_rows,
+            loaded.model, arguments, tokenizer=loaded.tokenizer, objective=objective, rectifier=rectifier, sets=sets,
+            columns=compute_columns(
+                loaded.model, loaded.tokenizer, objective, sets, config.seed, autocast=config.autocasts
+            ),
+            reference=Reference(loaded.model) if objective.needs & {"ref_logits", "ref_hidden"} else None,
+            diagnostics=diagnostics, keep_dropout=config.keep_dropout, autocast=config.autocasts, sink=sink,
+            evaluation_sets={role: start.encoded[role] for role in SIDES if role in start.encoded},
         )  # fmt: skip
         trainer.train()
     run.finish(_metrics(config.out))
@@ -163,9 +162,10 @@ def show_batch(config: ShowConfig) -> list[tuple[str, list[tuple[str, bool]]]]:
     from geffect.data import encode_set
     from geffect.models import outline
     from geffect.objectives import IGNORE_INDEX
+    from geffect.preparation import read_set
 
     _, tokenizer = outline(config.model)
-    rows = encode_set(tokenizer, _set(config, config.data), config.max_length)[: config.limit]
+    rows = encode_set(tokenizer, read_set(config, config.data), config.max_length)[: config.limit]
     shown = []
     for row in rows:
         learned = [label != IGNORE_INDEX for label in row.labels]
@@ -203,62 +203,8 @@ def _started(run: RunDirectory, config: dict[str, Any], environment: dict[str, A
         run.abandon()
 
 
-def _set(config: DataConfig, spec: str) -> "QASet":
-    from geffect.data import load_set
-
-    return load_set(spec, config.data_dir, config.question_column, config.answer_column)
-
-
-def _encoded(loaded: "Loaded", config: TrainConfig, rows: "QASet") -> "list[Encoded]":
-    from geffect.data import encode_set
-
-    return encode_set(loaded.tokenizer, rows, config.max_length)
-
-
-def _start(config: TrainConfig) -> "Loaded":
-    from geffect.models import add_lora
-
-    loaded = load_model(config.model, config.dtype)
-    if config.lora:
-        loaded.model = add_lora(loaded.model, config.lora, config.seed)
-    return loaded
-
-
-def _same_start(config: UnlearnConfig, loaded: "Loaded") -> None:
-    """A replayed configuration must start where the run it came from did."""
-    expected = (config.reference or {}).get("sha256")
-    if expected is not None and expected != loaded.sha256:
-        raise GeffectError(
-            f"the start recorded in the configuration (weights {expected[:12]})",
-            f"{config.model} (weights {str(loaded.sha256)[:12]})",
-            "restore that model, or remove 'reference'",
-        )
-
-
-def _reference(loaded: "Loaded", objective: Any, forget: "list[Encoded]") -> Any:
-    """The start's token NLLs of every forget row, where the objective needs them."""
-    from geffect.data import pad_id_of
-    from geffect.metrics import reference_nll
-
-    return reference_nll(loaded.model, forget, pad_id_of(loaded.tokenizer)) if "ref_nll" in objective.needs else None
-
-
 def _resolved(config: TrainConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude_none=True)
-
-
-def _environment(
-    config: TrainConfig, sets: "dict[str, QASet]", loaded: "Loaded", steps: int, rows: int, layout: Any
-) -> dict[str, Any]:
-    from geffect.environment import batch_arithmetic, describe
-
-    return describe() | {
-        "dtype": config.dtype,
-        "attention": getattr(loaded.model.config, "_attn_implementation", None),
-        "data": {name: {"set": each.name, "rows": len(each), "sha256": each.sha256} for name, each in sets.items()},
-        "batch": batch_arithmetic(rows, config.batch_size, config.grad_accum_steps, steps),
-        "parameters": layout_to_json(layout),
-    }
 
 
 def _metrics(path: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A configuration as Hugging Face's training arguments, and a check that this machine can carry them out."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from geffect.config import FitConfig, TrainConfig, UnlearnConfig
 from geffect.errors import GeffectError
@@ -51,6 +51,7 @@ def training_arguments(config: TrainConfig, steps: int) -> "TrainingArguments":
             disable_tqdm=True,  # the trainer shows a bar of its own
             remove_unused_columns=False,
             dataloader_pin_memory=False,
+            **_checkpointing(config),
         )
         _try_out(arguments, steps)
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
@@ -75,6 +76,17 @@ def _try_out(arguments: "TrainingArguments", steps: int) -> None:
     get_scheduler(arguments.lr_scheduler_type, optimizer, arguments.warmup_steps, steps)
     for tracker in get_reporting_integration_callbacks(arguments.report_to):
         tracker()
+
+
+def _checkpointing(config: TrainConfig) -> dict[str, Any]:
+    """Not reentrant: rows are moved by hooks, and two losses may share a forward."""
+    from transformers import TrainingArguments
+
+    if not config.gradient_checkpointing:
+        return {}
+    new = "activation_checkpointing" in TrainingArguments.__dataclass_fields__  # renamed within transformers 5
+    name = "activation_checkpointing" if new else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 def _an_epoch(config: TrainConfig, steps: int) -> int:

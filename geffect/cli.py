@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_origin
 
 import typer
 
@@ -55,7 +55,8 @@ def _parameter(name: str, default: Any, kind: Any, told: Any) -> inspect.Paramet
 
 def _flag(key: str, field: Any) -> inspect.Parameter:
     """One optional flag; None means that it was not given."""
-    plain = {int: int, float: float, list[str]: list[str]}.get(field.annotation, str)
+    plain = {int: int, float: float, bool: bool}.get(field.annotation, str)
+    plain = list[str] if get_origin(field.annotation) is list else plain
     default = "required" if field.is_required() else f"default: {_shown(field.get_default(call_default_factory=True))}"
     told = typer.Option("--" + key.replace("_", "-"), help=f"{field.description} [{default}]", show_default=False)
     return _parameter(key, None, plain | None, told)

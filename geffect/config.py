@@ -18,8 +18,8 @@ class Schema(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_switch(cls, value: Any) -> Any:
-        if isinstance(value, bool):
+    def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise PydanticCustomError("bool", "a number or text")  # pydantic would read 'lora: true' as rank 1
         return value
 
@@ -68,10 +68,11 @@ class DataConfig(Schema):
     model: str = Field(
         min_length=1, description="builtin:tiny, smollm2, gguf:FILE, a hub id, or a model, adapter or run directory"
     )
-    data_dir: Path | None = Field(None, description="where tofu/NAME.json lies")
+    data_dir: Path | None = Field(None, description="where tofu/NAME.json, knowundo, muse and wmdp lie")
     question_column: str = Field("question", description="column of a file that holds the question")
     answer_column: str = Field("answer", description="column of a file that holds the answer")
-    max_length: int = Field(512, ge=2, description="tokens kept of a row")
+    text_column: str = Field("text", description="column of a file without questions that holds texts")
+    max_length: int = Field(512, ge=2, description="tokens kept of a row, or of a chunk of texts")
 
 
 class ShowConfig(DataConfig):
@@ -102,7 +103,15 @@ class TrainConfig(DataConfig):
     max_grad_norm: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="clip the gradient's norm, after rectifying; 0 never clips"
     )
+    keep_dropout: bool = Field(False, description="train with the model's dropout; risks are measured without")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+    autocast: Literal["none", "bfloat16"] = Field("none", description="compute in it, with the weights in --dtype")
     report_to: list[str] = Field(default_factory=list, description="trackers known to Hugging Face's Trainer")
+
+    @property
+    def autocasts(self) -> bool:
+        """Whether losses are computed in bfloat16 whatever the weights' dtype."""
+        return self.autocast == "bfloat16"
 
     @field_validator("out")
     @classmethod
@@ -121,18 +130,27 @@ class TrainConfig(DataConfig):
         return value
 
 
+Row = Literal["objective", "forget", "retain", "retain_average", "rectified"]
+
+
 class UnlearnConfig(TrainConfig):
     """``geffect unlearn``."""
 
     forget: str = Field(min_length=1, description="the set to unlearn")
     retain: str = Field(min_length=1, description="the set to preserve; gradients are drawn from it")
     held: str | None = Field(None, min_length=1, description="a set to preserve that no gradient is drawn from")
+    general: str | None = Field(None, min_length=1, description="a further set for gd, kl and rr (on=general)")
     objective: str = Field("ga", description="what is descended, as in 'npo(beta=0.1) + 1.0*gd'")
     rectifier: str = Field("none", description="what its gradient becomes, as in 'gru(decay=0.2)'")
     steps: int = Field(25, ge=1, description="optimiser steps")
     diagnose_every: int = Field(1, ge=1, description="optimiser steps between two Grams of all rows")
     evaluate_every: int = Field(5, ge=1, description="optimiser steps between evaluations of the sets")
     save_every: int = Field(0, ge=0, description="optimiser steps between checkpoints; 0 keeps the last state only")
+    support: float = Field(0.0, ge=0, le=1, description="share of a row's largest entries whose overlaps are recorded")
+    ledger: int = Field(0, ge=0, description="probe rows of each set whose risk's change is predicted and measured")
+    standard_errors: bool = Field(False, description="go over each window's micro-batches again for standard errors")
+    save_rows: list[Row] = Field(default_factory=list, description="a row to write as safetensors; repeat it")
+    mode: Literal["exact", "paper"] = Field("exact", description="paper: the published script's estimates too")
     reference: dict[str, str | None] | None = Field(
         None, description="the start's directory and hash, as a run resolved them"
     )

@@ -7,6 +7,7 @@ the *unlearn* G-effect is wanted strongly negative and the *retain* G-effect at 
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 from torch import Tensor
 
@@ -83,3 +84,21 @@ def total_cosine(frame: pd.DataFrame, a: str, b: str) -> "pd.Series[float]":
     ab, aa, bb = (pairs(frame, *pair).groupby("step").sum() for pair in ((a, b), (a, a), (b, b)))
     scale = (aa * bb) ** 0.5
     return (ab / scale.where(scale > 0)).clip(-1.0, 1.0)
+
+
+def r_squared(predicted: Sequence[float], measured: Sequence[float]) -> float:
+    """R² = 1 − Σ(measured − predicted)² / Σ(measured − mean)² of a prediction nothing was fitted to; may be negative.
+
+    Args:
+        predicted: changes.
+        measured: changes, as many.
+
+    Returns:
+        R²; NaN where all measured changes are equal.
+
+    >>> r_squared([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]), r_squared([0.0, 0.0], [1.0, -1.0])
+    (1.0, 0.0)
+    """
+    x, y = np.asarray(predicted, dtype=float), np.asarray(measured, dtype=float)
+    spread = float(((y - y.mean()) ** 2).sum())
+    return 1 - float(((y - x) ** 2).sum()) / spread if spread else math.nan

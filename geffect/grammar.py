@@ -8,6 +8,7 @@ from typing import Any
 from geffect.errors import GeffectError
 
 Value = float | int | str | bool
+KINDS: dict[Any, str] = {float: "a number", int: "a whole number", str: "a word"}
 SHAPE = "names with parameters, such as 'npo(beta=0.1) + 1.0*gd' or 'gru(decay=0.2)'"
 
 
@@ -57,8 +58,14 @@ def _term(node: ast.expr) -> Call:
         names = [str(keyword.arg) for keyword in node.keywords]
         if len(set(names)) < len(names) or "None" in names:
             raise ValueError("each parameter is named once")
-        return Call(node.func.id, {str(k.arg): ast.literal_eval(k.value) for k in node.keywords})
+        return Call(node.func.id, {str(k.arg): _value(k.value) for k in node.keywords})
     raise ValueError(f"not a term: {ast.unparse(node)}")
+
+
+def _value(node: ast.expr) -> Value:
+    """A literal, or a bare name for text: ``on=general``."""
+    value: Value = node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+    return value
 
 
 def _weight(node: ast.expr) -> float:
@@ -91,12 +98,19 @@ def choose(table: dict[str, type[Any]], call: Call, kind: str) -> Any:
     if call.name not in table:
         raise GeffectError(f"{kind} among {', '.join(sorted(table))}", repr(call.name), "choose one of these")
     cls = table[call.name]
-    known = [each.name for each in fields(cls)]
+    known = {each.name: each.type for each in fields(cls)}
     unknown = [name for name in call.parameters if name not in known]
     if unknown:
         has = ", ".join(known) or "none"
         raise GeffectError(f"parameters of {call.name} among: {has}", repr(unknown[0]), "correct the name")
     for name, value in call.parameters.items():
-        if not _is_number(value):
-            raise GeffectError(f"a number for {name} of {call.name}", repr(value), "give a number")
+        if not _fits(value, known[name]):
+            kind = KINDS[known[name]]
+            raise GeffectError(f"{kind} for {name} of {call.name}", repr(value), f"give {kind}")
     return cls(**call.parameters)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    if kind is str:
+        return isinstance(value, str)
+    return _is_number(value) and (kind is float or isinstance(value, int))

@@ -9,11 +9,13 @@ import torch
 
 from geffect.arguments import training_arguments
 from geffect.config import FitConfig, TrainConfig, UnlearnConfig
-from geffect.data import Encoded, QASet, encode_set, load_set
+from geffect.data import Encoded, RowSet
 from geffect.environment import batch_arithmetic
-from geffect.models import add_lora, outline
+from geffect.models import Loaded, add_lora, outline
 from geffect.models.load import DTYPES
+from geffect.models.reference import check_trainable
 from geffect.objectives import Objective, make_objective
+from geffect.preparation import check_method, encode, read_set, roles
 from geffect.record import refuse_existing
 from geffect.rectify import Rectifier, make_rectifier
 
@@ -36,21 +38,21 @@ def plan(config: TrainConfig) -> dict[str, str]:
     methods = {}
     if isinstance(config, UnlearnConfig):
         objective, rectifier = make_objective(config.objective), make_rectifier(config.rectifier)
+        check_method(config, objective, rectifier)
         methods = {"objective": config.objective, "rectifier": config.rectifier,
                    "a step": passes(objective, rectifier, config.diagnose_every)}  # fmt: skip
     model, tokenizer = outline(config.model)
     if config.lora:
         model = add_lora(model, config.lora, config.seed)
-    sets = {
-        spec: load_set(spec, config.data_dir, config.question_column, config.answer_column) for spec in specs(config)
-    }
+    check_trainable(model)
+    sets = {spec: read_set(config, spec) for spec in specs(config)}
     _warn_of_overlap(config, sets)
-    encoded = {spec: encode_set(tokenizer, rows, config.max_length) for spec, rows in sets.items()}
+    encoded = {spec: encode(config, Loaded(model, tokenizer, "", None), rows) for spec, rows in sets.items()}
     free = psutil.virtual_memory().available / 1e9
     training_arguments(config, arithmetic(config, encoded)["steps"])
     return {
         "model": f"{config.model}, {_counts(model)}, {config.dtype}",
-        **{name: f"{spec}: {_tokens(encoded[spec])}" for name, spec in _roles(config)},
+        **{name: f"{spec}: {_tokens(encoded[spec])}" for name, spec in roles(config)},
         **methods,
         "batches": arithmetic(config, encoded)["sentence"],
         "memory": f"about {memory_gb(config, model, encoded):.1f} GB; {free:.1f} GB are free",
@@ -58,19 +60,19 @@ def plan(config: TrainConfig) -> dict[str, str]:
     }
 
 
-def _warn_of_overlap(config: TrainConfig, sets: dict[str, QASet]) -> None:
+def _warn_of_overlap(config: TrainConfig, sets: dict[str, RowSet]) -> None:
     """What is forgotten cannot be kept, and what a gradient was drawn from is not held."""
     if not isinstance(config, UnlearnConfig):
         return
-    roles = [(role, {(row["question"], row["answer"]) for row in sets[spec].rows}) for role, spec in _roles(config)]
-    for (one, left), (other, right) in itertools.combinations(roles, 2):
+    contents = [(role, set(sets[spec].contents)) for role, spec in roles(config)]
+    for (one, left), (other, right) in itertools.combinations(contents, 2):
         if left & right:
             LOGGER.warning("the %s and %s sets share %d rows", one, other, len(left & right))
 
 
 def specs(config: TrainConfig) -> list[str]:
     """The sets a configuration names, each once."""
-    return list(dict.fromkeys(spec for _, spec in _roles(config)))
+    return list(dict.fromkeys(spec for _, spec in roles(config)))
 
 
 def arithmetic(config: TrainConfig, encoded: dict[str, list[Encoded]]) -> dict[str, Any]:
@@ -106,12 +108,18 @@ def passes(objective: Objective, rectifier: Rectifier, diagnose_every: int) -> s
     >>> passes(make_objective("ga"), make_rectifier("none"), 5)
     'forget 1 forward 1 backward; every 5 steps: forget 1 forward 1 backward, retain 1 forward 1 backward'
     """
-    own = objective.forget_multiple is None
-    updates_need_retain = rectifier.memory is not None or objective.retain_multiple != 0
-    retain = ", retain 1 forward 1 backward"
-    plain = "forget 1 forward 1 backward" + retain * updates_need_retain
-    measured = f"forget 1 forward {1 + own} backward" + retain
-    return measured if diagnose_every == 1 else f"{plain}; every {diagnose_every} steps: {measured}"
+
+    def taken(*, measure: bool) -> str:
+        own = bool(objective.on("forget"))
+        risk = measure and objective.forget_multiple is None
+        terms = any(term.multiple_of_risk is None for _, term in objective.on("retain"))
+        retain = measure or rectifier.memory is not None or objective.retain_multiple != 0
+        backwards = {"forget": own + risk, "alternative": bool(objective.on("alternative")),
+                     "general": bool(objective.on("general")), "retain": terms + retain}  # fmt: skip
+        return ", ".join(f"{name} 1 forward {count} backward" for name, count in backwards.items() if count)
+
+    measured = taken(measure=True)
+    return measured if diagnose_every == 1 else f"{taken(measure=False)}; every {diagnose_every} steps: {measured}"
 
 
 def memory_gb(config: TrainConfig, model: Any, encoded: dict[str, list[Encoded]]) -> float:
@@ -140,17 +148,14 @@ def _extra_rows(config: TrainConfig) -> int:
     """Rows held beside the objective's."""
     if not isinstance(config, UnlearnConfig):
         return 0
-    own_forget = make_objective(config.objective).forget_multiple is None
-    memory = make_rectifier(config.rectifier).memory is not None
-    return int(own_forget) + int(memory) + int(config.grad_accum_steps > 1)
-
-
-def _roles(config: TrainConfig) -> list[tuple[str, str]]:
-    """(role, set) in the order printed."""
-    if isinstance(config, FitConfig):
-        return [(f"train {i}" if i else "train", spec) for i, spec in enumerate(config.train)]
-    roles = [(side, getattr(config, side, None)) for side in ("forget", "retain", "held")]
-    return [(side, spec) for side, spec in roles if spec]
+    objective, rectifier = make_objective(config.objective), make_rectifier(config.rectifier)
+    own = objective.forget_multiple is None
+    streamed = config.grad_accum_steps == 1
+    keeps = bool(config.ledger or config.save_rows or config.standard_errors)
+    copies = keeps or rectifier.corrects  # θ before the optimiser's step
+    copied = bool(objective.needs & {"ref_logits", "ref_hidden"}) and not config.lora
+    probes = 2 * bool(config.ledger) + 2 * config.standard_errors + 3 * (config.mode == "paper")
+    return own + (rectifier.memory is not None) + (not streamed) + 3 * keeps + copies + copied + probes
 
 
 def _counts(model: Any) -> str:

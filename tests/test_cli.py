@@ -92,7 +92,7 @@ def process(*arguments: str, cwd: Path, **environment: str) -> Ended:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (("--objective", "gaa"), "objective among ga, gd, npo, .*; found 'gaa'"),
+        (("--objective", "gaa"), "objective among adversarial, dpo, ga, .*; found 'gaa'"),
         (("--objective", "npo(gamma=1)"), "parameters of npo among: beta; found 'gamma'"),
         (("--objective", "npo(beta=0)"), "beta > 0 for npo; found 0"),
         (("--objective", "npo(beta=0.1"), r"names with parameters, such as .*; found 'npo\(beta=0.1'"),
@@ -104,7 +104,7 @@ def process(*arguments: str, cwd: Path, **environment: str) -> Ended:
         (("--rectifier", "2*gru"), "one rectifier without a weight"),
         (("--forget", "builtin:autors/forget"), "a built-in set among builtin:authors/forget, .*"),
         (("--forget", "builtin:authors/forget[9:3]"), "at least one row in .*; found none of 40"),
-        (("--forget", "forget01"), "a set: builtin:authors/forget, tofu:forget01, or a .json"),
+        (("--forget", "forget01"), "a set: builtin:authors/forget, tofu:forget01, knowundo:"),
         (("--forget", ""), "--forget: string should have at least 1 character"),
         (("--retain", "absent.json"), "a file at absent.json; found none"),
         (("--held", "tofu:forget01"), "--data-dir with tofu/forget01.json below it .*; found no --data-dir"),
@@ -145,7 +145,7 @@ def test_a_bad_flag_is_refused(flags: tuple[str, ...], says: str, refused: Calla
         ("rows.json", b'{"question": "caf\xe9?"}', "a readable .json file at rows.json; found 'utf-8' codec"),
         ("rows.json", b'{"question": "\\ud800", "answer": "A."}', r"text in the question .*; found '\\ud800' in row 0"),
         ("rows.parquet", b"garbage", "a readable .parquet file at rows.parquet"),
-        ("rows.txt", ROW, "a set: builtin:authors/forget, .*; found 'rows.txt'"),
+        ("rows.md", ROW, "a set: builtin:authors/forget, .*; found 'rows.md'"),
     ],
 )
 def test_a_bad_data_file_is_refused(
@@ -235,7 +235,7 @@ def test_a_usage_error_exits_with_2_and_writes_nothing(
     ("arguments", "says"),
     [
         (("cite", "adam"), "a method among geffect"),
-        (("unlearn", *GOOD, "--model", "builtin:tiny", "--objective", "gaa"), "objective among ga"),
+        (("unlearn", *GOOD, "--model", "builtin:tiny", "--objective", "gaa"), "objective among adversarial"),
         (("show-batch", "--model", "no-such-org/no-such-model", "--data", "builtin:authors/held"), "a readable model"),
     ],
 )
@@ -290,7 +290,8 @@ def test_help_names_and_explains_every_field(command: str, schema: type[Schema],
     text = " ".join(ended.out.split())
     for name, field in schema.model_fields.items():
         if name != "reference":  # what a run writes for itself
-            assert f"--{name.replace('_', '-')} <" in text, name
+            flag = f"--{name.replace('_', '-')} "
+            assert (flag if field.annotation is bool else flag + "<") in text, name
             assert f"{field.description} [" in text, name
     assert "--reference" not in text
 

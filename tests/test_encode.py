@@ -215,6 +215,17 @@ def test_a_template_that_fails_is_refused_in_one_line(template: str) -> None:
         encode(chat(template), "Who?", "Ada.")
 
 
+def test_a_row_beyond_the_models_context_is_refused_and_names_the_flag() -> None:
+    rows = QASet("set", tuple({"question": "Who?", "answer": "word " * n} for n in (2, 40)))
+    lengths = [len(row.input_ids) for row in encode_set(kind("plain"), rows)]
+    assert lengths[0] < 30 < lengths[1]
+    says = rf"^expected rows within the model's context of 30 tokens; found {lengths[1]} tokens in row 1 of set; .*"
+    with pytest.raises(GeffectError, match=says + r"--max-length 30$"):
+        encode_set(kind("plain"), rows, context=30)
+    for fits in ({"max_length": 30, "context": 30}, {"context": lengths[1]}):
+        assert encode_set(kind("plain"), rows, **fits) == encode_set(kind("plain"), rows, fits.get("max_length", 512))
+
+
 def test_rows_are_numbered_as_the_set_has_them() -> None:
     rows = encode_set(kind("plain"), load_set("builtin:authors/forget[3:9]"))
     assert [row.index for row in rows] == [0, 1, 2, 3, 4, 5]

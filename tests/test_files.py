@@ -1,4 +1,4 @@
-"""Tables from four formats: the same rows whatever the format, and errors that say where."""
+"""Tables from four formats, and plain text: the same rows whatever the format, and errors that say where."""
 
 import csv
 import json
@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geffect.data import load_set
 from geffect.data.files import read_rows
 from geffect.errors import GeffectError
 
@@ -47,7 +48,7 @@ WRITERS: dict[str, tuple[str, Callable[[Path, Rows], None]]] = {
     "CSV": ("rows.csv", write_csv),
     "Parquet": ("rows.parquet", write_parquet),
 }
-FILES = ("rows.json", "rows.jsonl", "rows.csv", "rows.parquet")
+FILES = ("rows.json", "rows.jsonl", "rows.csv", "rows.parquet", "rows.txt")
 
 
 @pytest.mark.parametrize("form", WRITERS)
@@ -57,7 +58,7 @@ def test_what_was_written_is_read(form: str, rows: Rows) -> None:
     name, write = WRITERS[form]
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder, name), rows)
-        assert read_rows(Path(folder, name), "question", "answer") == rows
+        assert read_rows(Path(folder, name)) == rows
 
 
 @pytest.mark.parametrize("form", WRITERS)
@@ -65,14 +66,15 @@ def test_columns_are_renamed_and_others_kept(form: str, tmp_path: Path) -> None:
     name, write = WRITERS[form]
     write(tmp_path / name, [{"q": "Q?", "a": "A.", "question": "other", "author": "X"}])
     expected = [{"question": "Q?", "answer": "A.", "author": "X"}]
-    assert read_rows(tmp_path / name, "q", "a") == expected
+    assert list(load_set(str(tmp_path / name), None, "q", "a").rows) == expected
 
 
-def test_columns_may_trade_names_and_one_may_serve_as_both(tmp_path: Path) -> None:
+def test_columns_may_trade_names_but_none_serves_as_both(tmp_path: Path) -> None:
     write_lines(tmp_path / "rows.jsonl", [{"question": "Q?", "answer": "A."}])
-    traded, both = (read_rows(tmp_path / "rows.jsonl", q, "question") for q in ("answer", "question"))
-    assert traded == [{"question": "A.", "answer": "Q?"}]
-    assert both == [{"answer": "Q?", "question": "Q?"}]
+    traded = load_set(str(tmp_path / "rows.jsonl"), None, "answer", "question")
+    assert traded.rows == ({"question": "A.", "answer": "Q?"},)
+    with pytest.raises(GeffectError, match=r"^expected two columns, [^\n]*; found 'question' for both; [^\n]*-column$"):
+        load_set(str(tmp_path / "rows.jsonl"), None, "question", "question")
 
 
 @pytest.mark.parametrize("form", WRITERS)
@@ -80,7 +82,7 @@ def test_a_missing_column_is_an_error_that_lists_those_found(form: str, tmp_path
     name, write = WRITERS[form]
     write(tmp_path / name, [{"prompt": "Q?", "reply": "A."}])
     with pytest.raises(GeffectError, match=r"a column 'answer' in .*; found prompt, reply in row 0; .*--answer-column"):
-        read_rows(tmp_path / name, "prompt", "answer")
+        load_set(str(tmp_path / name), None, "prompt", "answer")
 
 
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.csv"])
@@ -88,20 +90,20 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(name: str, tmp_path: P
     write = write_csv if name == "rows.csv" else write_lines
     write(tmp_path / name, [{"question": "Q?", "answer": "A."}])
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + (tmp_path / name).read_bytes())
-    assert read_rows(tmp_path / name, "question", "answer") == [{"question": "Q?", "answer": "A."}]
+    assert read_rows(tmp_path / name) == [{"question": "Q?", "answer": "A."}]
 
 
 def test_csv_values_stay_text(tmp_path: Path) -> None:
     values = ["NA", "null", "007", "1e3", "True", "nan"]
     rows = [{"question": value, "answer": value} for value in values]
     write_csv(tmp_path / "rows.csv", rows)
-    assert read_rows(tmp_path / "rows.csv", "question", "answer") == rows
+    assert read_rows(tmp_path / "rows.csv") == rows
 
 
 def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
     line = json.dumps({"question": "Q?", "answer": "A."})
     (tmp_path / "rows.json").write_text(f"\n{line}\r\n  \n{line}\n\n", encoding="utf-8")
-    assert len(read_rows(tmp_path / "rows.json", "question", "answer")) == 2
+    assert len(read_rows(tmp_path / "rows.json")) == 2
 
 
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
@@ -111,34 +113,44 @@ def test_a_garbled_line_is_named(name: str, bad: int, tmp_path: Path) -> None:
     lines[bad - 1] = lines[bad - 1][:-9]
     (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(GeffectError, match=rf"one JSON object a line in .* in line {bad};"):
-        read_rows(tmp_path / name, "question", "answer")
+        read_rows(tmp_path / name)
 
 
 def test_a_garbled_list_is_an_error_that_names_the_line(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text('[{"question": "Q?", "answer": "A."},\n{"question":\n', encoding="utf-8")
     with pytest.raises(GeffectError, match=r"a readable \.json file at .*line 3"):
-        read_rows(tmp_path / "rows.json", "question", "answer")
+        read_rows(tmp_path / "rows.json")
 
 
-@pytest.mark.parametrize("text", ['["Q?", "A."]', '"Q?"', "[[1]]"])
-def test_a_row_that_is_no_object_is_refused(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("[[1]]", "list in row 0"), ("[5]", "int in row 0"), ("[null]", "NoneType in row 0"),
+     ('[{"question": "Q?", "answer": "A."}, "Q?"]', "str in row 1"), ('["a text", ["another"]]', "list in row 1")],
+)  # fmt: skip
+def test_a_row_that_is_no_object_is_refused(text: str, found: str, tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(text, encoding="utf-8")
-    with pytest.raises(GeffectError, match=r"expected objects in .* in row 0"):
-        read_rows(tmp_path / "rows.json", "question", "answer")
+    with pytest.raises(GeffectError, match=rf"expected objects in .*; found {found};"):
+        load_set(str(tmp_path / "rows.json"))
+
+
+def test_a_plain_file_is_one_text_as_it_stands(tmp_path: Path) -> None:
+    text = ' First line.\n\n["not", "json"]\nLast: é漢😀\n'
+    (tmp_path / "rows.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read_rows(tmp_path / "rows.txt") == [text]
 
 
 @pytest.mark.parametrize("rows", ["Q?,A.,more\n", "Q?,A.,more\nQ?,A.,more\n", "Q?,A.\nQ?,A.,more\n"])
 def test_surplus_csv_fields_are_refused_and_shift_nothing(rows: str, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("question,answer\n" + rows, encoding="utf-8")
     with pytest.raises(GeffectError, match=r"a readable \.csv file at .* fields"):
-        read_rows(tmp_path / "rows.csv", "question", "answer")
+        read_rows(tmp_path / "rows.csv")
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_bytes_that_are_not_of_the_format_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"question,answer\ncaf\xe9,caf\xe9\n")
     with pytest.raises(GeffectError, match=r"^expected a readable \.\w+ file at [^\n]*$"):
-        read_rows(tmp_path / name, "question", "answer")
+        read_rows(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -154,16 +166,16 @@ def test_bytes_that_are_not_of_the_format_are_refused(name: str, tmp_path: Path)
 def test_a_file_without_rows_is_refused(name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(GeffectError, match=r"an empty file|No columns"):
-        read_rows(tmp_path / name, "question", "answer")
+        read_rows(tmp_path / name)
 
 
 def test_json_nested_beyond_reason_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text("[" * 100_000, encoding="utf-8")
     with pytest.raises(GeffectError, match=r"a readable \.json file"):
-        read_rows(tmp_path / "rows.json", "question", "answer")
+        read_rows(tmp_path / "rows.json")
 
 
 def test_a_directory_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "rows.json").mkdir()
     with pytest.raises(GeffectError, match="expected a file at"):
-        read_rows(tmp_path / "rows.json", "question", "answer")
+        read_rows(tmp_path / "rows.json")

@@ -9,9 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "geffect"
 ORDER = [
-    "errors", "grammar", "groups", "rows", "gram", "effects", "objectives", "rectify", "measurement", "data", "models",
-    "metrics", "training", "record", "plots", "comparison", "config", "environment", "arguments", "planning", "api",
-    "demonstration", "citations", "show", "cli", "__main__",
+    "errors", "grammar", "groups", "rows", "gram", "support", "effects", "ties", "objectives", "rectify", "ledger",
+    "measurement", "data", "models", "metrics", "training", "record", "plots", "comparison", "config", "environment",
+    "arguments", "preparation", "planning", "api", "demonstration", "citations", "show", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geffect.data import Encoded, Pairs, PairSampler
+from geffect.data import Encoded, Meetings, Together
 from geffect.data.order import Shuffled, partner, shuffled
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -66,7 +66,7 @@ def test_partners_are_drawn_evenly() -> None:
 def test_an_epoch_of_pairs_has_each_forget_row_once_with_its_partner(
     forget: int, retain: int, seed: int, epoch: int
 ) -> None:
-    sampler = PairSampler(forget, retain, seed)
+    sampler = Meetings({"forget": forget, "retain": retain}, seed)
     sampler.set_epoch(epoch)
     pairs = list(sampler)
     assert [row for row, _ in pairs] == shuffled(forget, seed, epoch)
@@ -74,8 +74,26 @@ def test_an_epoch_of_pairs_has_each_forget_row_once_with_its_partner(
     assert len(pairs) == len(sampler)
 
 
-@pytest.mark.parametrize("sampler", [PairSampler(30, 20, 0), Shuffled(30, 0)])
-def test_the_same_epoch_repeats_and_another_does_not(sampler: PairSampler | Shuffled) -> None:
+@settings(deadline=None)
+@given(SIZES, SIZES, SEEDS, EPOCHS)
+def test_further_sets_do_not_move_the_pairs(forget: int, other: int, seed: int, epoch: int) -> None:
+    two = Meetings({"forget": forget, "retain": other}, seed)
+    four = Meetings({"forget": forget, "retain": other, "general": other, "alternative": 3 * forget}, seed)
+    for sampler in (two, four):
+        sampler.set_epoch(epoch)
+    met = list(four)
+    assert [each[:2] for each in met] == list(two)
+    assert [each[3] for each in met] == [(epoch * forget + each[0]) % (3 * forget) for each in met]
+    assert all(0 <= each[2] < other for each in met)
+
+
+def test_general_rows_are_drawn_apart_from_retain_rows() -> None:
+    met = list(Meetings({"forget": 200, "retain": 50, "general": 50}, 0))
+    assert sum(retain == general for _, retain, general in met) < 20
+
+
+@pytest.mark.parametrize("sampler", [Meetings({"forget": 30, "retain": 20}, 0), Shuffled(30, 0)])
+def test_the_same_epoch_repeats_and_another_does_not(sampler: Meetings | Shuffled) -> None:
     first = list(sampler)
     assert list(sampler) == first
     sampler.set_epoch(1)
@@ -95,6 +113,6 @@ def test_an_epoch_of_rows_is_the_order(rows: int, seed: int, epoch: int) -> None
 
 def test_a_pair_is_the_two_rows_asked_for() -> None:
     forget, retain = ([Encoded(i, [i, base], [-100, base]) for i in range(4)] for base in (7, 8))
-    pairs = Pairs(forget, retain)
-    assert pairs[2, 3] == (forget[2], retain[3])
+    pairs = Together({"forget": forget, "retain": retain})
+    assert pairs[2, 3] == {"forget": forget[2], "retain": retain[3]}
     assert len(pairs) == 4

@@ -248,7 +248,7 @@ def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
         "plots.save(plots.g_effect_curves(frame), Path(sys.argv[2]), frame)\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
-    root = Path(plots.__file__).parents[1]
+    root = Path(plots.__file__).parents[2]
     subprocess.run([sys.executable, "-B", "-c", code, here[2], tmp_path / "there"], check=True, cwd=root)
     for path in here:
         assert path.read_bytes() == (tmp_path / f"there{path.suffix}").read_bytes()
@@ -282,3 +282,224 @@ def test_a_failed_save_changes_no_file(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(OSError, match="no space"):
         plots.save(plots.g_effect_curves(make(scale=10)), tmp_path / "figure", frame)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == old
+
+
+def overlaps(runs: Sequence[str] = BOTH) -> pd.DataFrame:
+    """Two pairs of rows, a row a run, step, group and pair."""
+    rows = [
+        (run, step, group, row, other, (1 + i + ENDS.index(group)) / (10 + step) + (row == "objective") / 2)
+        for i, run in enumerate(runs)
+        for step in range(0, 50, 5)
+        for group in ENDS
+        for row, other in (("forget", "retain"), ("objective", "forget"))
+    ]
+    return pd.DataFrame(rows, columns=["run", "step", "group", "row", "other", "jaccard"])
+
+
+def ledger(runs: Sequence[str] = BOTH, scale: float = 0.5) -> pd.DataFrame:
+    """The update's reading is right to a tenth; the gradient's is off by a factor."""
+    rows = []
+    for i, run in enumerate(runs):
+        for step in range(20):
+            for risk, sign in (("forget", 1), ("retain", (-1) ** step)):
+                measured = sign * (1 + i + np.sin(step)) / 10
+                rows.append((run, step, risk, "gradient", scale * measured, measured))
+                rows.append((run, step, risk, "update", 1.1 * measured, measured))
+    return pd.DataFrame(rows, columns=["run", "step", "risk", "reading", "predicted", "measured"])
+
+
+def runs_of(objectives: int, rectifiers: Sequence[str] = ("none", "gru"), seeds: int = 3) -> pd.DataFrame:
+    rows = [
+        (f"o{i}", rectifier, seed, step, 0.5 + i + step * (1 + seed), 1 - step * (3 - j) / 100, 1 - step / 50)
+        for i in range(objectives)
+        for j, rectifier in enumerate(rectifiers)
+        for seed in range(seeds)
+        for step in range(0, 20, 5)
+    ]
+    names = ["objective", "rectifier", "seed", "step", "forget_risk", "held_accuracy", "forget_accuracy"]
+    return pd.DataFrame(rows, columns=names)
+
+
+@pytest.mark.parametrize("runs", [["one"], BOTH])
+@pytest.mark.parametrize("pair", [("retain", "forget"), ("forget", "retain")])
+def test_overlaps_drawn_are_the_frames_against_chance(runs: list[str], pair: tuple[str, str]) -> None:
+    frame = overlaps(runs)
+    panels = plots.jaccard_curves(frame, *pair, 0.1).axes
+    chosen = frame[(frame["row"] == "forget") & (frame["other"] == "retain")]
+    for run, axes in zip(runs, panels, strict=True):
+        for group in ENDS:
+            (line,) = lines(axes, group)
+            same(line, chosen[(chosen["run"] == run) & (chosen["group"] == group)], "step", "jaccard")
+        (chance,) = lines(axes, "chance")
+        assert (chance.get_ydata()[0], chance.get_linestyle()) == (pytest.approx(0.1 / 1.9), "--")  # type: ignore[index]
+        assert axes.get_ylim() == pytest.approx((0, min(1, 1.1 * chosen["jaccard"].max())))
+        assert axes.get_ylim()[1] > chosen["jaccard"].max()
+    assert "chance\n0.053" in [text.get_text() for text in panels[-1].texts]
+    assert "largest 10 %" in panels[0].get_ylabel()
+
+
+def test_overlaps_need_no_run_and_may_be_unknown() -> None:
+    frame = overlaps(["one"]).drop(columns="run")
+    frame.loc[frame["group"] == "deep", "jaccard"] = np.nan
+    (axes,) = plots.jaccard_curves(frame, "forget", "retain", 0.1).axes
+    assert axes.get_title() == ""
+    plots.jaccard_curves(frame.assign(jaccard=np.nan), "forget", "retain", 0.1)
+
+
+def test_an_unknown_pair_of_rows_is_refused() -> None:
+    line = r"^expected two rows among forget, objective, retain; found 'forget' and 'rectified'; [^\n]*$"
+    with pytest.raises(ValueError, match=line):
+        plots.jaccard_curves(overlaps(), "forget", "rectified", 0.1)
+
+
+@pytest.mark.parametrize("runs", [["one"], BOTH])
+def test_changes_drawn_are_the_frames_on_one_scale(runs: list[str]) -> None:
+    frame = ledger(runs)
+    panels = iter(plots.ledger_plane(frame).axes)
+    for run in runs:
+        for risk in ("forget", "retain"):
+            axes = next(panels)
+            cell = frame[(frame["run"] == run) & (frame["risk"] == risk)]
+            for reading, rows in cell.groupby("reading"):
+                (line,) = [each for each in axes.lines if str(each.get_label()).startswith(f"{reading}: R² = ")]
+                same(line, rows, "predicted", "measured")
+                assert (line.get_linestyle(), line.get_color()) == ("None", plots.READINGS[str(reading)]["c"])
+            assert axes.get_xlim() == axes.get_ylim()
+            low, high = axes.get_xlim()
+            assert low < min(0, cell[["predicted", "measured"]].min().min())
+            assert high > max(0, cell[["predicted", "measured"]].max().max())
+            (diagonal,) = [each for each in axes.lines if each.get_linestyle() == "--"]
+            np.testing.assert_array_equal(diagonal.get_xdata(), diagonal.get_ydata())
+
+
+def test_r_squared_is_of_the_prediction_as_it_stands() -> None:
+    frame = ledger(["one"])
+    frame.loc[3, "predicted"] = np.nan
+    legend = plots.ledger_plane(frame).axes[0].get_legend()
+    assert legend is not None
+    assert legend.get_title().get_text() == "one: forget risk"
+    for text, reading in zip(legend.get_texts(), ("gradient", "update"), strict=True):
+        rows = frame[(frame["risk"] == "forget") & (frame["reading"] == reading)].dropna()
+        errors, measured = rows["measured"] - rows["predicted"], rows["measured"]
+        expected = 1 - (errors**2).sum() / ((measured - measured.mean()) ** 2).sum()
+        assert text.get_text() == f"{reading}: R² = {expected:.3f}".replace("-", "−")
+
+
+@pytest.mark.parametrize(("scale", "kind"), [(1e-4, "linear"), (5, "linear"), (1e4, "symlog")])
+def test_predictions_that_dwarf_what_happened_get_symlog_axes_and_say_so(scale: float, kind: str) -> None:
+    axes = plots.ledger_plane(ledger(["one"], scale)).axes[0]
+    legend = axes.get_legend()
+    assert legend is not None
+    assert axes.get_xscale() == axes.get_yscale() == kind
+    assert ("symlog" in legend.get_title().get_text()) == (kind == "symlog")
+    assert axes.get_xlim() == axes.get_ylim()
+
+
+@pytest.mark.parametrize("scale", [0.5, 1e4])
+def test_sums_drawn_are_the_frames_from_the_first_step_on(scale: float) -> None:
+    frame = ledger(["one"], scale).sample(frac=1, random_state=0)
+    frame.loc[frame["step"] == 4, "predicted"] = np.nan  # adds nothing
+    for axes, risk in zip(plots.ledger_sums(frame).axes, ("forget", "retain"), strict=True):
+        cell = frame[frame["risk"] == risk].sort_values("step").fillna(0)
+        update = cell[cell["reading"] == "update"]
+        drawn = {"gradient": cell[cell["reading"] == "gradient"]["predicted"], "update": update["predicted"]}
+        for name, changes in (drawn | {"measured": update["measured"]}).items():
+            (line,) = lines(axes, name)
+            np.testing.assert_allclose(np.asarray(line.get_ydata(), float), changes.cumsum(), rtol=1e-12)
+            np.testing.assert_array_equal(line.get_xdata(), range(20))
+            low, high = axes.get_ylim()
+            assert low < min(0, changes.cumsum().min()) <= max(0, changes.cumsum().max()) < high
+        assert ("symlog" in axes.get_ylabel()) == (axes.get_yscale() == "symlog")
+
+
+@pytest.mark.parametrize("draw", [plots.ledger_plane, plots.ledger_sums])
+def test_one_reading_of_one_risk_is_enough_and_nothing_may_happen(draw: Draw) -> None:
+    frame = ledger(["one"]).drop(columns="run")
+    assert len(draw(frame[(frame["risk"] == "retain") & (frame["reading"] == "update")]).axes) == 1
+    for value in (0.0, np.nan):
+        draw(frame.assign(predicted=value, measured=value))
+
+
+@pytest.mark.parametrize("draw", [plots.ledger_plane, plots.ledger_sums])
+@pytest.mark.parametrize(("column", "value"), [("risk", "held"), ("reading", "applied")])
+def test_an_unknown_risk_or_reading_is_refused(draw: Draw, column: str, value: str) -> None:
+    with pytest.raises(ValueError, match=rf"^expected {column}s among [^\n]*; found \['{value}'\]; [^\n]*$"):
+        draw(ledger().assign(**{column: value}))
+
+
+@pytest.mark.parametrize("x", ["forget_risk", "forget_accuracy"])
+@pytest.mark.parametrize("objectives", [1, 3, 6, 16])
+def test_a_panel_an_objective_with_a_line_a_seed_and_one_for_the_mean(x: str, objectives: int) -> None:
+    frame = runs_of(objectives)
+    panels = plots.trade_off_grid(frame.sample(frac=1, random_state=0).sort_values("objective"), x).axes
+    assert [axes.get_title() for axes in panels] == sorted(frame["objective"].unique())
+    for axes in panels:
+        assert (axes.get_xlim(), axes.get_ylim()) == (panels[0].get_xlim(), panels[0].get_ylim())
+        cell = frame[frame["objective"] == axes.get_title()]
+        drawn = [np.asarray(line.get_xydata()).tolist() for line in axes.lines]
+        for _, run in cell.groupby("rectifier"):
+            for _, path in run.groupby("seed"):
+                assert path[[x, "held_accuracy"]].to_numpy().tolist() in drawn
+            mean = run.groupby("step")[[x, "held_accuracy"]].mean().to_numpy()
+            assert any(np.shape(each) == mean.shape and np.allclose(each, mean) for each in drawn)
+
+
+def test_the_mean_stops_where_the_first_seed_does() -> None:
+    frame = runs_of(1, ("none",))
+    (axes,) = plots.trade_off_grid(frame[(frame["seed"] > 0) | (frame["step"] < 10)]).axes
+    thick = [line for line in axes.lines if line.get_linewidth() > 1.2]
+    assert [len(line.get_xydata()) for line in thick] == [2]  # type: ignore[arg-type]
+
+
+def test_the_grids_legend_has_what_is_drawn_with_no_rectifier_first() -> None:
+    for seeds, extra in ((3, ["one seed"]), (1, [])):
+        figure = plots.trade_off_grid(runs_of(2, ("gru", "none"), seeds))
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == ["none", "gru", *extra, "start"]
+
+
+@pytest.mark.parametrize(("frame", "says"), [
+    (runs_of(17), "at most 16 objectives in a picture; found 17"),
+    (runs_of(1, list("abcdefg")), "at most 6 rectifiers in a picture; found 7"),
+    (runs_of(1).assign(held_accuracy=np.nan), "evaluations with forget_risk and held_accuracy; found only NaN"),
+    (runs_of(1).drop(columns="seed"), "columns objective, rectifier, seed, step, forget_risk, held_accuracy; found 24"),
+])  # fmt: skip
+def test_what_the_grid_cannot_draw_is_refused(frame: pd.DataFrame, says: str) -> None:
+    with pytest.raises(ValueError, match=rf"^expected {says}[^\n]*$"):
+        plots.trade_off_grid(frame)
+    with pytest.raises(ValueError, match="x among forget_risk, forget_accuracy; found 'loss'"):
+        plots.trade_off_grid(frame, "loss")
+
+
+LATER: dict[str, Callable[[], Figure]] = {
+    "jaccard": lambda: plots.jaccard_curves(overlaps(), "forget", "retain", 0.1),
+    "jaccard of one": lambda: plots.jaccard_curves(overlaps(["one"]), "forget", "retain", 0.1),
+    "plane": lambda: plots.ledger_plane(ledger()),
+    "plane of one": lambda: plots.ledger_plane(ledger(["one"])),
+    "wide plane": lambda: plots.ledger_plane(ledger(["one"], 1e4)),
+    "sums": lambda: plots.ledger_sums(ledger()),
+    "wide sums": lambda: plots.ledger_sums(ledger(["one"], 1e4)),
+    **{f"grid of {n}": lambda n=n: plots.trade_off_grid(runs_of(n)) for n in (1, 2, 5, 13, 16)},  # type: ignore[misc]
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_no_text_or_legend_leaves_the_page_or_lies_on_another(name: str) -> None:
+    figure = LATER[name]()
+    with matplotlib.rc_context(plots.STYLE):
+        figure.draw_without_rendering()
+    texts = [text for axes in figure.axes for text in (axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts)]
+    legends = [legend for axes in figure.axes if (legend := axes.get_legend()) is not None] + figure.legends
+    whole = [text for text in texts + figure.texts if text.get_text()]
+    boxes = [each.get_window_extent() for each in (*whole, *legends)]
+    for i, box in enumerate(boxes):
+        assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1
+        assert not any(box.overlaps(other) for other in boxes[:i])
+    assert figure.get_figwidth() in {plots.ONE_COLUMN, plots.TWO_COLUMN}
+
+
+@pytest.mark.parametrize("name", ["jaccard", "plane", "sums", "grid of 5"])
+def test_the_later_figures_are_saved_with_the_same_bytes_twice(name: str, tmp_path: Path) -> None:
+    first, again = (plots.save(LATER[name](), tmp_path / each, make()) for each in ("first", "again"))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]

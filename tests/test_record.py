@@ -29,8 +29,10 @@ from geffect.record import (
     read_environment,
     read_lines,
     read_steps,
+    read_support,
     refuse_existing,
 )
+from geffect.support import Support, jaccard, overlaps, pack, top_mask
 
 NUM_BLOCKS = 4
 LAYERS = ["embed", *(f"block_{i}" for i in range(NUM_BLOCKS)), "final_norm", "lm_head"]
@@ -51,6 +53,22 @@ def make_run(path: Path, grams: list[Gram]) -> Path:
     for step, gram in enumerate(grams):
         run.append({"step": step, "gram": gram})
     return path
+
+
+def make_support(seed: int) -> Support:
+    """Overlaps of 17 entries a parameter; the first row is zero in every third parameter."""
+    generator, values = torch.Generator().manual_seed(seed), {}
+    for i, name in enumerate(LAYOUT.layers):
+        masks = [pack(top_mask(row, 0.3)) for row in torch.randn(3, 17, generator=generator)]
+        values[name] = overlaps([None if i % 3 == 0 else masks[0], *masks[1:]])
+    return Support(ROWS, 0.3, values)
+
+
+def make_supported(path: Path, supports: list[Support | None]) -> Path:
+    run = make_run(path, [])
+    for step, support in enumerate(supports):
+        RunDirectory.append(_at(run), {"step": 2 * step, "support": support})
+    return run
 
 
 @contextmanager
@@ -99,6 +117,57 @@ def test_parameters_sum_to_layers_to_groups_to_the_whole(seed: int, exponent: fl
             _, row, other = map(str, pair)
             expected = total[ROWS.index(row), ROWS.index(other)].item()
             assert abs(rows["inner"].sum() - expected) <= 1e-7 * size, by
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 1000), st.sampled_from(["parameter", "layer", "group"]), st.sampled_from(SCHEMES))
+def test_overlaps_are_read_back_summed_and_exact(seed: int, by: str, scheme: str) -> None:
+    supports = [make_support(seed), make_support(seed + 1)]
+    groups = LAYOUT.groups(scheme)
+    labels = {
+        name: {"parameter": name, "layer": layer, "group": groups[name]}[by] for name, layer in LAYOUT.layers.items()
+    }
+    with folder() as path:
+        frame = read_support(make_supported(path / "run", [*supports]), by, scheme)
+    expected = []
+    for step, support in enumerate(supports):
+        for label, counts in support.by(labels).items():
+            for i, j in ((0, 1), (0, 2), (1, 2)):
+                both, either = int(counts[i, j]), int(counts[i, i] + counts[j, j] - counts[i, j])
+                expected.append((2 * step, label, ROWS[i], ROWS[j], both, either, float(jaccard(counts)[i, j])))
+    columns = ["step", by, "row", "other", "intersection", "union", "jaccard"]
+    pd.testing.assert_frame_equal(frame, pd.DataFrame(expected, columns=columns), check_exact=True)
+
+
+def test_the_line_holds_whole_numbers_in_the_tables_order(tmp_path: Path) -> None:
+    support = make_support(0)
+    (line,) = read_lines(make_supported(tmp_path / "run", [support]))
+    assert list(line["support"]) == ["share", "rows", "values"]
+    assert (line["support"]["share"], line["support"]["rows"]) == (0.3, list(ROWS))
+    for counts, written in zip(support.values.values(), line["support"]["values"], strict=True):
+        assert written == [int(counts[i, j]) for i in range(3) for j in range(i, 3)]
+        assert all(isinstance(each, int) for each in written)
+
+
+def test_an_empty_union_has_no_jaccard_index(tmp_path: Path) -> None:
+    nothing = Support(ROWS, 0.1, {name: torch.zeros(3, 3, dtype=torch.int64) for name in LAYOUT.layers})
+    frame = read_support(make_supported(tmp_path / "run", [nothing]))
+    assert frame["jaccard"].isna().all()
+    assert (frame[["intersection", "union"]] == 0).all(axis=None)
+
+
+def test_steps_without_supports_are_passed_over(tmp_path: Path) -> None:
+    run = make_supported(tmp_path / "run", [None, make_support(0)])
+    assert set(read_support(run)["step"]) == {2}
+    assert list(read_steps(run).columns) == ["step"]
+
+
+def test_a_run_without_supports_is_refused_with_the_flag(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [make_gram(0)])
+    with pytest.raises(GeffectError, match=r"^expected supports in [^\n]*; found none; [^\n]*--support 0\.1$"):
+        read_support(run)
+    with pytest.raises(GeffectError, match="by among parameter, layer, group; found 'head'"):
+        read_support(run, "head")
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

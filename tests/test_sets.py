@@ -1,4 +1,4 @@
-"""Named sets: what a specification stands for, sliced as Python slices, and what is refused."""
+"""Named sets: what a specification stands for, sliced as Python slices, what is refused, and refusals."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geffect.data import QASet, load_set
+from geffect.data import REFUSALS, QASet, RowSet, load_set, refused
 from geffect.data.authors import PARTS, generate
 from geffect.errors import GeffectError
 
@@ -33,7 +33,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def pairs(rows: QASet) -> list[tuple[str, str]]:
+def pairs(rows: RowSet) -> list[tuple[str, str]]:
     return [(row["question"], row["answer"]) for row in rows.rows]
 
 
@@ -80,8 +80,8 @@ def test_the_columns_asked_for_are_those_of_files_alone(tmp_path: Path) -> None:
     [
         ("", "expected a set: builtin:authors/forget, tofu:forget01"),
         ("forget01", "expected a set: builtin:authors/forget, tofu:forget01"),
-        ("rows.txt", "expected a set: builtin:authors/forget, tofu:forget01"),
-        ("~nobody-of-that-name/rows.txt", "expected a set: builtin:authors/forget, tofu:forget01"),
+        ("rows.md", "expected a set: builtin:authors/forget, tofu:forget01"),
+        ("~nobody-of-that-name/rows.md", "expected a set: builtin:authors/forget, tofu:forget01"),
         ("builtin:authors", "a built-in set among builtin:authors/forget, builtin:authors/retain, builtin:authors/h"),
         ("builtin:authors/forget[-2:]", "a built-in set among"),
         ("builtin:authors/forget[::2]", "a built-in set among"),
@@ -130,6 +130,136 @@ def test_the_hash_is_of_questions_and_answers_in_order() -> None:
         hashed(first, {"question": "Q1", "answer": "?A1."}),
     ]
     assert len({base, *others}) == 6
+
+
+def knowundo(folder: Path) -> Path:
+    """KnowUnDo's layout, generated: a whole domain, one without its val parts and one without its train parts."""
+    for domain, parts in (("privacy", ("train", "val")), ("copyright", ("train",)), ("health", ("val",))):
+        for side in ("unlearn", "retention"):
+            for part in parts:
+                rows = [{"text": f"{domain} {side} {part} {i}?", "labels": f"{part} {i}."} for i in range(3)]
+                file = folder / "knowundo" / domain / f"{side}_{part}.json"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(json.dumps(rows, indent=4), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("privacy/unlearn", ["train"]),
+        ("privacy/unlearn/train", ["train"]),
+        ("privacy/unlearn/val", ["val"]),
+        ("privacy/unlearn/all", ["train", "val"]),
+        ("privacy/retention", ["train"]),
+        ("privacy/retention/all", ["train", "val"]),
+        ("copyright/unlearn", ["train"]),
+    ],
+)
+def test_a_knowundo_set_is_its_train_part_unless_it_is_asked_otherwise(
+    name: str, parts: list[str], tmp_path: Path
+) -> None:
+    domain, side = name.split("/")[:2]
+    rows = load_set(f"knowundo:{name}", knowundo(tmp_path))
+    assert isinstance(rows, QASet)
+    assert pairs(rows) == [(f"{domain} {side} {part} {i}?", f"{part} {i}.") for part in parts for i in range(3)]
+    assert pairs(load_set(f"knowundo:{name}[2:]", tmp_path)) == pairs(rows)[2:]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "privacy",
+        "privacy/forget",
+        "medicine/unlearn",
+        "privacy/unlearn/test",
+        "copyright/unlearn/all",
+        "health/unlearn",
+        "../knowundo/",
+    ],
+)
+def test_an_unknown_part_of_knowundo_lists_those_there(name: str, tmp_path: Path) -> None:
+    with pytest.raises(GeffectError, match=r"^expected a set among those in [^\n]*$") as caught:
+        load_set(f"knowundo:{name}", knowundo(tmp_path))
+    listed = str(caught.value).partition("knowundo: ")[2].partition(";")[0].split(", ")
+    assert "privacy/unlearn/all" in listed
+    assert {each for each in listed if not each.startswith("privacy")} == {
+        "copyright/unlearn", "copyright/unlearn/train", "copyright/retention", "copyright/retention/train",
+        "health/unlearn/val", "health/retention/val",
+    }  # fmt: skip
+
+
+def test_a_file_of_knowundo_named_by_its_path_is_questions_and_answers(tmp_path: Path) -> None:
+    file = knowundo(tmp_path) / "knowundo" / "privacy" / "unlearn_val.json"
+    assert pairs(load_set(str(file))) == pairs(load_set("knowundo:privacy/unlearn/val", tmp_path))
+
+
+@pytest.mark.parametrize("benchmark", ["tofu", "knowundo", "muse", "wmdp"])
+def test_every_benchmark_asks_for_a_data_directory_and_says_where_there_is_nothing(
+    benchmark: str, tmp_path: Path
+) -> None:
+    with pytest.raises(GeffectError, match=rf"^expected --data-dir with {benchmark}/\S+ below it for {benchmark}:x;"):
+        load_set(f"{benchmark}:x")
+    with pytest.raises(GeffectError, match=rf"no \.json\w* .*file; found '{benchmark}:x'|no \.json file; found"):
+        load_set(f"{benchmark}:x", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["news/knowmem/forget_qa", "books/verbmem/forget"])
+def test_muses_questions_and_verbatim_rows_are_questions_and_answers(name: str, tmp_path: Path) -> None:
+    keys = ("question", "answer") if "qa" in name else ("prompt", "gt")
+    rows = [dict(zip(keys, (f"Q{i}?", f"A{i}."), strict=True)) for i in range(4)]
+    file = tmp_path / "muse" / f"{name}.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    assert pairs(load_set(f"muse:{name}[1:3]", tmp_path)) == [("Q1?", "A1."), ("Q2?", "A2.")]
+
+
+def test_a_benchmark_whose_columns_are_not_its_own_is_refused(tmp_path: Path) -> None:
+    write_lines(tmp_path / "tofu" / "forget01.json", [{"q": "Q?", "a": "A."}])
+    with pytest.raises(GeffectError, match=r"a column 'question' in tofu:forget01; found q, a in row 0; restore"):
+        load_set("tofu:forget01", tmp_path)
+
+
+def test_there_are_a_hundred_ways_of_not_knowing() -> None:
+    assert len(set(REFUSALS)) == len(REFUSALS) == 100
+    for refusal in REFUSALS:
+        assert refusal[0].isupper() and refusal.endswith(".") and "{" not in refusal and "  " not in refusal
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 50))
+def test_a_refusal_depends_on_seed_epoch_and_row_alone(seed: int, epoch: int) -> None:
+    rows = QASet("rows", tuple(ROWS))
+    whole = refused(rows, epoch, seed)
+    assert whole == refused(rows, epoch, seed)
+    assert pairs(refused(QASet("first", tuple(ROWS[:4])), epoch, seed)) == pairs(whole)[:4]
+    assert [row["question"] for row in whole.rows] == [row["question"] for row in ROWS]
+    assert all(row["answer"] in REFUSALS for row in whole.rows)
+    assert pairs(rows) == [(f"Q{i}?", f"A{i}.") for i in range(7)]
+
+
+def test_refusals_are_all_drawn_and_differ_between_seeds_and_epochs() -> None:
+    rows = QASet("rows", tuple({"question": f"Q{i}?", "answer": "A."} for i in range(1000)))
+    drawn = {key: [row["answer"] for row in refused(rows, *key).rows] for key in ((0, 0), (1, 0), (0, 1))}
+    assert all(set(answers) == set(REFUSALS) for answers in drawn.values())
+    for one, other in (((0, 0), (1, 0)), ((0, 0), (0, 1)), ((1, 0), (0, 1))):
+        assert sum(a == b for a, b in zip(drawn[one], drawn[other], strict=True)) < 50  # 10 are expected
+
+
+def test_a_refusal_keeps_what_else_a_row_holds() -> None:
+    (row,) = refused(QASet("rows", (ROWS[0] | {"author": "X"},)), 0, 0).rows
+    assert (row["question"], row["author"]) == ("Q0?", "X")
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("side", "train", "val"), [("unlearn", 400, 110), ("retention", 441, 108)])
+def test_the_real_knowundo_has_the_sizes_it_is_known_by(side: str, train: int, val: int, data_dir: Path) -> None:
+    parts = [pairs(load_set(f"knowundo:privacy/{side}{part}", data_dir)) for part in ("", "/train", "/val", "/all")]
+    assert [len(part) for part in parts] == [train, train, val, train + val]
+    assert parts[0] == parts[1]
+    assert parts[3] == parts[1] + parts[2]
+    raw = json.loads((data_dir / "knowundo" / "privacy" / f"{side}_train.json").read_text(encoding="utf-8"))
+    assert parts[0] == [(row["text"], row["labels"]) for row in raw]
 
 
 @pytest.mark.real

@@ -1,7 +1,11 @@
-"""Sets of questions and answers: named, sliced, encoded, padded, paired."""
+"""Sets of questions and answers, or of texts: named, sliced, encoded, padded, paired."""
 
 from geffect.data.encode import Encoded, collate, encode_set, pad_id_of
-from geffect.data.order import Pairs, PairSampler
-from geffect.data.sets import QASet, load_set
+from geffect.data.order import Meetings, Together
+from geffect.data.refusals import REFUSALS, refused
+from geffect.data.sets import QASet, RowSet, TextSet, load_set
 
-__all__ = ["Encoded", "PairSampler", "Pairs", "QASet", "collate", "encode_set", "load_set", "pad_id_of"]
+__all__ = [
+    "REFUSALS", "Encoded", "Meetings", "QASet", "RowSet", "TextSet", "Together", "collate", "encode_set", "load_set",
+    "pad_id_of", "refused",
+]  # fmt: skip

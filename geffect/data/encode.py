@@ -1,4 +1,7 @@
-"""Questions and answers → token ids and labels: the prompt carries no loss, the answer and its end do."""
+"""Sets → token ids and labels.
+
+Of questions and answers, the prompt carries no loss, the answer and its end do; of texts, all tokens do.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +12,7 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from geffect.data.sets import QASet
+from geffect.data.sets import RowSet, TextSet
 from geffect.errors import GeffectError
 from geffect.objectives.outputs import IGNORE_INDEX
 
@@ -18,12 +21,12 @@ PLAIN = "Question: {question}\nAnswer: {answer}"
 
 @dataclass(frozen=True)
 class Encoded:
-    """One row as the model sees it.
+    """One row, or one chunk of a set of texts, as the model sees it.
 
     Attributes:
-        index: its position in the set.
+        index: its position among those of the set.
         input_ids: T token ids.
-        labels: T labels, ``IGNORE_INDEX`` on the prompt and always at position 0.
+        labels: T labels, ``IGNORE_INDEX`` on a prompt and always at position 0.
     """
 
     index: int
@@ -31,25 +34,50 @@ class Encoded:
     labels: list[int]
 
 
-def encode_set(tokenizer: Any, rows: QASet, max_length: int = 512) -> list[Encoded]:
-    r"""Encode every row of a set.
+def encode_set(tokenizer: Any, rows: RowSet, max_length: int = 512, context: int | None = None) -> list[Encoded]:
+    r"""Encode a set.
 
-    The tokenizer's chat template is used where it has one, else ``Question: …\nAnswer: …``. The text is tokenised as
-    a whole and labelled from the first token that differs from the prompt's own, so no merge across the boundary is
-    lost. One end-of-sequence token closes the row and carries loss, unless the row was cut at ``max_length``.
+    Of questions and answers, the tokenizer's chat template is used where it has one, else ``Question: …\nAnswer: …``.
+    The text is tokenised as a whole and labelled from the first token that differs from the prompt's own, so no merge
+    across the boundary is lost. One end-of-sequence token closes the row and carries loss, unless the row was cut at
+    ``max_length``.
+
+    Texts are joined by an empty line and tokenised as one stream, without a template or special tokens, which is cut
+    every ``max_length`` tokens. All of a chunk but its first token carries loss; a last chunk of one token is dropped.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
         rows: the set.
-        max_length: tokens kept of a row.
+        max_length: tokens kept of a row, or of a chunk.
+        context: positions the model has, where that is known.
 
     Returns:
-        One encoding a row.
+        One encoding a row, or a chunk.
 
     Raises:
-        GeffectError: the template changes the answer, or a row is left without a labelled token.
+        GeffectError: the template changes the answer, a row is left without a labelled token, or one is longer than the
+            context.
     """
-    return [_encode(tokenizer, row, i, rows.name, max_length) for i, row in enumerate(rows.rows)]
+    if isinstance(rows, TextSet):
+        encoded = _chunks(tokenizer, rows, max_length)
+    else:
+        encoded = [_encode(tokenizer, row, i, rows.name, max_length) for i, row in enumerate(rows.rows)]
+    for row in encoded:
+        if context is not None and len(row.input_ids) > context:
+            raise GeffectError(f"rows within the model's context of {context} tokens",
+                               f"{len(row.input_ids)} tokens in row {row.index} of {rows.name}",
+                               f"cut them with --max-length {context}")  # fmt: skip
+    return encoded
+
+
+def _chunks(tokenizer: Any, texts: TextSet, max_length: int) -> list[Encoded]:
+    ids = _tokenize(tokenizer, "\n\n".join(row["text"] for row in texts.rows), special=False)
+    if len(ids) < 2 or max_length < 2:
+        raise GeffectError(f"a token to learn after the first of a chunk of {texts.name}",
+                           f"{len(ids)} tokens in chunks of {max_length}",
+                           "name longer texts or raise --max-length")  # fmt: skip
+    chunks = [ids[i : i + max_length] for i in range(0, len(ids) - 1, max_length)]
+    return [Encoded(i, chunk, [IGNORE_INDEX, *chunk[1:]]) for i, chunk in enumerate(chunks)]
 
 
 def _encode(tokenizer: Any, row: dict[str, Any], index: int, name: str, max_length: int) -> Encoded:

@@ -1,4 +1,4 @@
-"""Rows from json, jsonl, csv and parquet files, with errors that name the line."""
+"""Rows from json, jsonl, csv, parquet and txt files, with errors that name the line."""
 
 import json
 from pathlib import Path
@@ -7,21 +7,20 @@ from typing import Any
 from geffect.errors import GeffectError
 
 
-def read_rows(path: Path, question: str, answer: str) -> list[dict[str, Any]]:
-    """Read a table of questions and answers.
+def read_rows(path: Path) -> list[Any]:
+    """Read a table, or a list of texts.
 
-    A ``.json`` file is a list of objects or, as TOFU's are, one object a line; ``.jsonl`` is the latter.
+    A ``.json`` file is a list or, as TOFU's are, one object a line; ``.jsonl`` is the latter. A ``.txt`` file is one
+    text.
 
     Args:
         path: the file.
-        question: the column to call ``question``.
-        answer: the column to call ``answer``.
 
     Returns:
-        One dictionary a row, the two columns renamed, others as found.
+        One object a row as it stands in the file: a dictionary by column, or a text.
 
     Raises:
-        GeffectError: the file is absent, unreadable or empty, or a column is missing.
+        GeffectError: the file is absent, unreadable or empty.
     """
     try:
         if not path.is_file():
@@ -34,18 +33,7 @@ def read_rows(path: Path, question: str, answer: str) -> list[dict[str, Any]]:
         raise GeffectError(f"a readable {path.suffix} file at {path}", reason, "repair or re-export it") from error
     if not rows:
         raise GeffectError(f"at least one row in {path}", "an empty file", "name another file")
-    return [_renamed(row, i, path, {"question": question, "answer": answer}) for i, row in enumerate(rows)]
-
-
-def _renamed(row: Any, index: int, path: Path, names: dict[str, str]) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise GeffectError(f"objects in {path}", f"{type(row).__name__} in row {index}", "write one object a row")
-    missing = [column for column in names.values() if column not in row]
-    if missing:
-        raise GeffectError(f"a column {missing[0]!r} in {path}", f"{', '.join(map(str, row)) or 'none'} in row {index}",
-                           "name the columns with --question-column and --answer-column")  # fmt: skip
-    rest = {key: value for key, value in row.items() if key not in names.values()}
-    return rest | {new: row[old] for new, old in names.items()}
+    return rows
 
 
 def _json(path: Path) -> list[Any]:
@@ -84,4 +72,8 @@ def _parquet(path: Path) -> list[Any]:
     return pd.read_parquet(path).to_dict(orient="records")
 
 
-READERS = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+def _txt(path: Path) -> list[Any]:
+    return [path.read_text(encoding="utf-8-sig")]
+
+
+READERS = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet, ".txt": _txt}

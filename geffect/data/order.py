@@ -1,13 +1,14 @@
 """Which rows meet in a step: pure functions of (seed, epoch, row index), never of a global random state."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from geffect.data.encode import Encoded
 
-Pair = tuple[Encoded, Encoded]
+Rows = dict[str, Encoded]
+STREAMS = {"retain": 1, "general": 3}  # 2 draws refusals, 4 random labels
 
 
 def shuffled(num_rows: int, seed: int, epoch: int) -> list[int]:
@@ -15,41 +16,56 @@ def shuffled(num_rows: int, seed: int, epoch: int) -> list[int]:
     return [int(i) for i in np.random.default_rng([seed, epoch]).permutation(num_rows)]
 
 
-def partner(num_retain: int, seed: int, epoch: int, row: int) -> int:
-    """The retain row drawn, uniformly, to go beside a forget row."""
-    return int(np.random.default_rng([seed, epoch, row, 1]).integers(num_retain))
+def partner(num_rows: int, seed: int, epoch: int, row: int, stream: int = 1) -> int:
+    """The row of another set drawn, uniformly, to go beside a forget row; each set draws from a stream of its own."""
+    return int(np.random.default_rng([seed, epoch, row, stream]).integers(num_rows))
 
 
-class Pairs(Dataset[Pair]):
-    """Forget rows with a retain row each; indexed by (forget row, retain row)."""
+class Together(Dataset[Rows]):
+    """Rows of several sets that meet in a step; indexed by one position a set."""
 
-    def __init__(self, forget: list[Encoded], retain: list[Encoded]) -> None:
-        self.forget, self.retain = forget, retain
+    def __init__(self, sets: Mapping[str, Sequence[Encoded]]) -> None:
+        self.sets = dict(sets)
 
     def __len__(self) -> int:
-        return len(self.forget)
+        return len(self.sets["forget"])
 
-    def __getitem__(self, pair: tuple[int, int]) -> Pair:
-        """The two rows."""
-        return self.forget[pair[0]], self.retain[pair[1]]
+    def __getitem__(self, positions: tuple[int, ...]) -> Rows:
+        """Set → its row."""
+        return {name: rows[i] for (name, rows), i in zip(self.sets.items(), positions, strict=True)}
 
 
-class PairSampler(Sampler[tuple[int, int]]):
-    """An epoch of pairs; ``set_epoch`` chooses which."""
+class Meetings(Sampler[tuple[int, ...]]):
+    """An epoch of forget rows, each with a row of every other set; ``set_epoch`` chooses which.
 
-    def __init__(self, num_forget: int, num_retain: int, seed: int) -> None:
-        self.num_forget, self.num_retain, self.seed, self.epoch = num_forget, num_retain, seed, 0
+    Beside forget row i go a retain row and a general row, each drawn uniformly, and the alternative of row i: where
+    there are more alternatives than forget rows, every epoch has its own.
+
+    Args:
+        sizes: set → number of rows, ``forget`` among them.
+        seed: of the draws.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], seed: int) -> None:
+        self.sizes, self.seed, self.epoch = dict(sizes), seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch the next iteration yields."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.num_forget
+        return self.sizes["forget"]
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        for row in shuffled(self.num_forget, self.seed, self.epoch):
-            yield row, partner(self.num_retain, self.seed, self.epoch, row)
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        for row in shuffled(self.sizes["forget"], self.seed, self.epoch):
+            yield tuple(self._position(name, size, row) for name, size in self.sizes.items())
+
+    def _position(self, name: str, size: int, row: int) -> int:
+        if name == "forget":
+            return row
+        if name == "alternative":
+            return (self.epoch * self.sizes["forget"] + row) % size
+        return partner(size, self.seed, self.epoch, row, STREAMS[name])
 
 
 class Shuffled(Sampler[int]):

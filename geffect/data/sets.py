@@ -1,35 +1,52 @@
 """Named sets: what ``--forget``, ``--retain``, ``--held`` and ``--train`` accept.
 
-``builtin:authors/forget``, ``tofu:forget01``, or a json, jsonl, csv or parquet file; each may end in a slice ``[a:b]``.
+A set is of questions and answers, or of texts. Each name may end in a slice ``[a:b]``, which chooses rows.
+
+- ``builtin:authors/forget``: invented by this program.
+- ``tofu:forget01``, ``knowundo:privacy/unlearn`` (its train part; or ``/train``, ``/val``, ``/all``: train, then val),
+  ``muse:news/raw/forget``, ``wmdp:bio-retain``: files below ``--data-dir``, see `geffect.data.layouts`. MUSE's
+  ``verbmem`` is loaded as questions (``prompt``) and answers (``gt``), and so asked as a question where MUSE has a
+  plain continuation.
+- ``hub:ORG/NAME/CONFIG/SPLIT`` or ``hub:ORG/NAME/SPLIT``: see `geffect.data.hub`.
+- a ``.json``, ``.jsonl``, ``.csv`` or ``.parquet`` file with columns of questions and answers or, having neither, a
+  column of texts; a JSON list of texts; a ``.txt`` file, which is one text.
 """
 
 import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from geffect.data import authors
-from geffect.data.files import read_rows
+from geffect.data.columns import QUESTIONS, Columns, choose, rename, settable
+from geffect.data.files import READERS, read_rows
+from geffect.data.hub import hub_rows
+from geffect.data.layouts import LAYOUTS, locate
 from geffect.errors import GeffectError
 
 SPEC = re.compile(r"^(?P<name>.+?)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?$")
 FORMS = (
-    "builtin:authors/forget, tofu:forget01, or a .json, .jsonl, .csv or .parquet file, with a slice like [:120] or not"
+    "builtin:authors/forget, tofu:forget01, knowundo:privacy/unlearn, muse:news/raw/forget, wmdp:bio-retain, "
+    "hub:ORG/NAME/CONFIG/SPLIT, or a .json, .jsonl, .csv, .parquet or .txt file, with a slice like [:120] or not"
 )
+NAME_COLUMNS = "name the columns with --question-column and --answer-column, or that of texts with --text-column"
+RESTORE = "restore the file, or name it by its path and its columns with --question-column and --answer-column"
 
 
 @dataclass(frozen=True)
-class QASet:
-    """Questions with their answers.
+class RowSet:
+    """Rows with the fields a model sees, text each.
 
     Attributes:
         name: as the user wrote it.
-        rows: each with ``question`` and ``answer``, whatever the columns were called, and further columns as found.
+        rows: each with ``FIELDS``, whatever the columns were called, and further columns as found.
     """
 
+    FIELDS: ClassVar[tuple[str, ...]] = ()
     name: str
     rows: tuple[dict[str, Any], ...]
 
@@ -37,26 +54,45 @@ class QASet:
         return len(self.rows)
 
     @property
+    def contents(self) -> list[tuple[str, ...]]:
+        """What a model sees of each row."""
+        return [tuple(row[field] for field in self.FIELDS) for row in self.rows]
+
+    @property
     def sha256(self) -> str:
-        """The hash of what a model sees: questions and answers in order."""
-        text = json.dumps([[row["question"], row["answer"]] for row in self.rows], ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """The hash of what a model sees, in order."""
+        return hashlib.sha256(json.dumps(self.contents, ensure_ascii=False).encode()).hexdigest()
 
 
-def load_set(spec: str, data_dir: Path | None = None, question: str = "question", answer: str = "answer") -> QASet:
+class QASet(RowSet):
+    """Questions with their answers; a row is one encoding, and its answer carries loss."""
+
+    FIELDS = ("question", "answer")
+
+
+class TextSet(RowSet):
+    """Texts, which are joined to one stream of tokens; all of it carries loss."""
+
+    FIELDS = ("text",)
+
+
+def load_set(
+    spec: str, data_dir: Path | None = None, question: str = "question", answer: str = "answer", text: str = "text"
+) -> RowSet:
     """Load a named set.
 
     Args:
         spec: see the module's docstring.
-        data_dir: where ``tofu/NAME.json`` lies.
-        question: the column of a file that holds the question.
-        answer: the column of a file that holds the answer.
+        data_dir: where ``tofu/NAME.json`` and the other benchmarks lie.
+        question: the column of a file or a hub's set that holds the question.
+        answer: the column that holds the answer.
+        text: the column that holds a text, where there is neither question nor answer.
 
     Returns:
-        The set, sliced.
+        The set, sliced: a `QASet` or a `TextSet`.
 
     Raises:
-        GeffectError: no such set or file, a column is missing, an answer is empty, or nothing is left.
+        GeffectError: no such set or file, a column is missing, a field holds no text, or nothing is left.
 
     >>> len(load_set("builtin:authors/forget[:7]"))
     7
@@ -64,26 +100,33 @@ def load_set(spec: str, data_dir: Path | None = None, question: str = "question"
     match = SPEC.match(spec)
     if match is None:
         raise GeffectError(f"a set: {FORMS}", repr(spec), "name one of these")
+    rows, choices, remedy = _table(match["name"], data_dir, settable(question, answer, text))
+    columns = choose(rows[0] if rows else None, choices)
+    kind = TextSet if "text" in columns else QASet
+    whole = kind(spec, rename(rows, columns, match["name"], remedy))
+    _refuse_gaps(whole)
     start, stop = (int(match[part]) if match[part] else None for part in ("start", "stop"))
-    rows = [_checked(row, i, spec) for i, row in enumerate(_rows(match["name"], data_dir, question, answer))]
-    chosen = tuple(rows[start:stop])
-    if not chosen:
-        raise GeffectError(f"at least one row in {spec}", f"none of {len(rows)}", "widen the slice or name another set")
-    return QASet(spec, chosen)
+    chosen = replace(whole, rows=whole.rows[start:stop])
+    if not any(field.strip() for content in chosen.contents for field in content):
+        found = f"{len(chosen)} blank ones" if chosen.rows else f"none of {len(rows)}"
+        raise GeffectError(f"at least one row in {spec}", found, "widen the slice or name another set")
+    return chosen
 
 
-def _rows(name: str, data_dir: Path | None, question: str, answer: str) -> list[dict[str, Any]]:
+def _table(name: str, data_dir: Path | None, asked: Sequence[Columns]) -> tuple[list[Any], Sequence[Columns], str]:
+    """The rows, what their columns may be called, and the remedy where they are not."""
     kind, _, rest = name.partition(":")
     if kind == "builtin":
-        return _builtin(rest)
-    if kind == "tofu":
-        if data_dir is None:
-            raise GeffectError(f"--data-dir with tofu/{rest}.json below it for {name}", "no --data-dir", "add it")
-        return read_rows(_tofu(data_dir, rest), "question", "answer")
+        return _builtin(rest), (QUESTIONS,), RESTORE
+    if kind in LAYOUTS:
+        rows = [row for file in locate(kind, rest, data_dir) for row in read_rows(file)]
+        return rows, LAYOUTS[kind].choices, RESTORE
+    if kind == "hub":
+        return hub_rows(rest), asked, NAME_COLUMNS
     path = Path(os.path.expanduser(name))  # as pathlib's, but an unknown ~user stays as written
-    if path.suffix.lower() not in {".json", ".jsonl", ".csv", ".parquet"}:
+    if path.suffix.lower() not in READERS:
         raise GeffectError(f"a set: {FORMS}", repr(name), "name one of these")
-    return read_rows(path, question, answer)
+    return read_rows(path), asked, NAME_COLUMNS
 
 
 def _builtin(rest: str) -> list[dict[str, Any]]:
@@ -94,23 +137,15 @@ def _builtin(rest: str) -> list[dict[str, Any]]:
     return authors.generate(part)
 
 
-def _tofu(data_dir: Path, name: str) -> Path:
-    folder = Path(os.path.expanduser(data_dir)) / "tofu"
-    known = sorted(path.stem for path in folder.glob("*.json"))
-    if name not in known:
-        have = ", ".join(known) or "no .json file"
-        raise GeffectError(f"a set among those in {folder}: {have}", repr(f"tofu:{name}"), "name one of these")
-    return folder / f"{name}.json"
-
-
-def _checked(row: dict[str, Any], index: int, spec: str) -> dict[str, Any]:
-    for field in ("question", "answer"):
-        if not _is_text(row[field]):
-            raise GeffectError(f"text in the {field} of every row of {spec}", f"{row[field]!r} in row {index}",
-                               "fill it in or remove the row")  # fmt: skip
-    return row
+def _refuse_gaps(rows: RowSet) -> None:
+    """Every field is text; of texts only, a corpus may have blank ones."""
+    for index, content in enumerate(rows.contents):
+        for field, value in zip(rows.FIELDS, content, strict=True):
+            if not _is_text(value) or not (value.strip() or field == "text"):
+                raise GeffectError(f"text in the {field} of every row of {rows.name}", f"{value!r} in row {index}",
+                                   "fill it in or remove the row")  # fmt: skip
 
 
 def _is_text(value: Any) -> bool:
-    """Some characters, none of them half a surrogate pair (which JSON can spell and no tokenizer takes)."""
-    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= each <= "\udfff" for each in value)
+    """Characters, none of them half a surrogate pair (which JSON can spell and no tokenizer takes)."""
+    return isinstance(value, str) and not any("\ud800" <= each <= "\udfff" for each in value)

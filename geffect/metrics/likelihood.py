@@ -40,7 +40,7 @@ def likelihood(model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_siz
         The scores.
     """
     sums = torch.zeros(3, dtype=torch.float64)
-    for _, outputs in _outputs(model, rows, pad_id, batch_size):
+    for _, outputs in outputs_of(model, rows, pad_id, batch_size):
         right = (outputs.logits.argmax(-1) == shift(outputs.labels)) & outputs.mask
         sums += torch.stack([x.cpu().sum(dtype=torch.float64) for x in (outputs.nll, right, outputs.mask)])
     risk, right, tokens = sums.tolist()
@@ -60,13 +60,13 @@ def reference_nll(model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_
         A tensor ``[T]`` a row, float32 or better, 0 where not labelled, laid out as `Outputs.nll`.
     """
     found: dict[int, Tensor] = {}
-    for chosen, outputs in _outputs(model, rows, pad_id, batch_size):
+    for chosen, outputs in outputs_of(model, rows, pad_id, batch_size):
         for i, nll in zip(chosen, outputs.nll.cpu(), strict=True):
             found[i] = nll[: len(rows[i].input_ids)].clone()
     return [found[i] for i in range(len(rows))]
 
 
-def _outputs(
+def outputs_of(
     model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_size: int
 ) -> Iterator[tuple[list[int], Outputs]]:
     """Batches of similar length, with the positions of their rows."""

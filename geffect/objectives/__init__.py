@@ -4,15 +4,18 @@ from typing import Any
 
 from geffect.errors import GeffectError
 from geffect.grammar import choose, parse
-from geffect.objectives.npo import NPO
-from geffect.objectives.objective import Counts, Objective, risk
+from geffect.objectives.npo import NPO, TNPO, WTNPO, SimNPO
+from geffect.objectives.objective import SETS, Counts, Objective, risk
 from geffect.objectives.outputs import IGNORE_INDEX, Outputs, forward, token_nll
-from geffect.objectives.retain import GD
-from geffect.objectives.weighted import GA, WGA
+from geffect.objectives.preference import DPO, PO, AdversarialLabels, RandomLabels
+from geffect.objectives.retain import GD, KL, RR
+from geffect.objectives.rmu import RMU
+from geffect.objectives.weighted import GA, WGA, SatImp
 
 __all__ = [
     "IGNORE_INDEX",
     "OBJECTIVES",
+    "SETS",
     "Counts",
     "Objective",
     "Outputs",
@@ -33,17 +36,33 @@ def make_objective(text: str) -> Objective:
         The objective.
 
     Raises:
-        GeffectError: a name or parameter is unknown, or no term runs on the forget set.
+        GeffectError: a name or parameter is unknown, or no term unlearns.
 
-    >>> [(weight, term.side) for weight, term in make_objective("ga + 0.5*gd").terms]
-    [(1.0, 'forget'), (0.5, 'retain')]
+    >>> [(weight, term.on) for weight, term in make_objective("ga + 0.5*kl(on=general)").terms]
+    [(1.0, 'forget'), (0.5, 'general')]
     """
     terms = tuple((call.weight, choose(OBJECTIVES, call, "objective")) for call in parse(text))
-    if not any(term.side == "forget" for _, term in terms):
+    if not any(term.on in ("forget", "alternative") for _, term in terms):
         raise GeffectError(
             "at least one term on the forget set (ga, npo, …)", repr(text), "add one, as in 'ga + 1.0*gd'"
         )
     return Objective(text, terms)
 
 
-OBJECTIVES: dict[str, type[Any]] = {"ga": GA, "gd": GD, "npo": NPO, "wga": WGA}
+OBJECTIVES: dict[str, type[Any]] = {
+    "adversarial": AdversarialLabels,
+    "dpo": DPO,
+    "ga": GA,
+    "gd": GD,
+    "kl": KL,
+    "npo": NPO,
+    "po": PO,
+    "random": RandomLabels,
+    "rmu": RMU,
+    "rr": RR,
+    "satimp": SatImp,
+    "simnpo": SimNPO,
+    "tnpo": TNPO,
+    "wga": WGA,
+    "wtnpo": WTNPO,
+}

@@ -1,31 +1,41 @@
 """A weighted sum of terms, and which of its gradients come for free."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
 from geffect.objectives.outputs import IGNORE_INDEX, Outputs
+
+SETS = ("forget", "alternative", "general", "retain")  # the order of passes: the retain row comes last, and streams
 
 
 class Term(Protocol):
     """One named loss over one set's batch: a pure function of `Outputs`.
 
     Attributes:
-        unit: what the loss is a sum of, hence what it is divided by: labelled tokens or rows.
-        needs: fields of `Outputs` beyond logits and labels.
-        side: the set it runs on.
+        unit: what the loss is a sum of, hence what it is divided by (see `Counts`).
+        needs: fields of `Outputs` beyond logits and labels, or labellings.
         multiple_of_risk: c where the loss is c times that set's risk, so that its gradient is too; else None.
     """
 
-    unit: ClassVar[str]
     needs: ClassVar[frozenset[str]]
-    side: ClassVar[str]
-    multiple_of_risk: ClassVar[float | None]
 
-    def weights(self, outputs: Outputs) -> Tensor:
-        """``[B, T]`` weights w_i on ∇log p_i (ascent side), zero where not labelled."""
+    @property
+    def on(self) -> str:
+        """The set it runs on, one of `SETS`."""
+
+    @property
+    def unit(self) -> str:
+        """What the loss is a sum of."""
+
+    @property
+    def multiple_of_risk(self) -> float | None:
+        """c where the loss is c times its set's risk."""
+
+    def weights(self, outputs: Outputs) -> Tensor | None:
+        """``[B, T]`` weights w_i on ∇log p_i of the set's own labels (ascent side); None without such a form."""
 
     def loss(self, outputs: Outputs) -> Tensor:
         """The loss summed over the batch's units."""
@@ -38,20 +48,34 @@ class Counts:
     Attributes:
         token: labelled tokens.
         row: rows.
+        position: all positions, prompts and padding included (only variants of published code divide by it).
+        labelled: labelling → tokens it labels.
     """
 
     token: int
     row: int
+    position: int = 0
+    labelled: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, batches: list[Mapping[str, Tensor]]) -> "Counts":
+    def of(cls, batches: Sequence[Mapping[str, Tensor]]) -> "Counts":
         """Count the collated batches of a window; index 0 is never labelled, so shifting loses none."""
         labels = [batch["labels"] for batch in batches]
-        return cls(sum(int((each != IGNORE_INDEX).sum()) for each in labels), sum(len(each) for each in labels))
+        others = [name for name in (batches[0] if batches else ()) if name.endswith("_labels")]
+        return cls(
+            sum(map(_labelled, labels)),
+            sum(len(each) for each in labels),
+            sum(each.numel() for each in labels),
+            {name: sum(_labelled(batch[name]) for batch in batches) for name in others},
+        )
 
     def per(self, unit: str) -> int:
-        """The count of ``unit``."""
-        return int(getattr(self, unit))
+        """The count of ``unit``: ``token``, ``row``, ``position``, or the name of a labelling."""
+        return self.labelled[unit] if unit in self.labelled else int(getattr(self, unit))
+
+
+def _labelled(labels: Tensor) -> int:
+    return int((labels[:, 1:] != IGNORE_INDEX).sum())
 
 
 @dataclass(frozen=True)
@@ -60,7 +84,7 @@ class Objective:
 
     Attributes:
         text: as the user wrote it.
-        terms: (weight, term) in the order written; at least one runs on the forget set.
+        terms: (weight, term) in the order written; at least one runs on the forget set or its alternative answers.
     """
 
     text: str
@@ -69,35 +93,62 @@ class Objective:
     @property
     def needs(self) -> frozenset[str]:
         """The union of what the terms need."""
-        return frozenset[str]().union(*(term.needs for _, term in self.terms))
+        return self.needs_on(*SETS)
 
-    def side(self, side: Literal["forget", "retain"]) -> list[tuple[float, Term]]:
+    def needs_on(self, *sets: str) -> frozenset[str]:
+        """What the terms on these sets need."""
+        return frozenset[str]().union(*(term.needs for _, term in self.terms if term.on in sets))
+
+    @property
+    def sets(self) -> frozenset[str]:
+        """The sets whose batches a step must supply for the objective alone."""
+        return frozenset(term.on for _, term in self.terms) | (self.needs & {"alternative"})
+
+    def on(self, name: str) -> list[tuple[float, Term]]:
         """The terms that run on one set."""
-        return [(weight, term) for weight, term in self.terms if term.side == side]
+        return [(weight, term) for weight, term in self.terms if term.on == name]
 
     @property
     def forget_multiple(self) -> float | None:
-        """c where the forget side is c times the forget risk, so that its row is free; else None."""
-        multiples = [term.multiple_of_risk for _, term in self.side("forget")]
+        """c where the terms on the forget set are together c times its risk, so that its row is free; else None."""
+        multiples = [term.multiple_of_risk for _, term in self.on("forget")]
         if any(multiple is None for multiple in multiples):
             return None
-        c = sum(w * (m or 0.0) for (w, _), m in zip(self.side("forget"), multiples, strict=True))
+        c = sum(w * (m or 0.0) for (w, _), m in zip(self.on("forget"), multiples, strict=True))
         return c or None
 
     @property
     def retain_multiple(self) -> float:
-        """w where the retain side is w times the retain risk (0 where there is none)."""
-        return sum(weight * (term.multiple_of_risk or 0.0) for weight, term in self.side("retain"))
+        """w where the terms on the retain set contain w times its risk (0 where none does)."""
+        return sum(weight * (term.multiple_of_risk or 0.0) for weight, term in self.on("retain"))
 
-    def forget_loss(self, outputs: Outputs, counts: Counts) -> Tensor:
-        """The forget side's loss: each term's sum divided by the window's count of its unit."""
-        losses = [w * term.loss(outputs) / counts.per(term.unit) for w, term in self.side("forget")]
+    def loss(self, name: str, outputs: Outputs, counts: Mapping[str, Counts], *, besides_risk: bool = False) -> Tensor:
+        """The loss of one set's terms: each term's sum divided by the window's count of its unit.
+
+        Args:
+            name: the set.
+            outputs: of its batch.
+            counts: set → what the window holds.
+            besides_risk: leave out the terms that are multiples of the set's risk.
+
+        Returns:
+            A scalar.
+        """
+        terms = [(w, t) for w, t in self.on(name) if not (besides_risk and t.multiple_of_risk is not None)]
+        losses = [w * term.loss(outputs) / self._count(term, counts) for w, term in terms]
         return sum(losses[1:], losses[0])
 
-    def forget_weights(self, outputs: Outputs) -> Tensor:
-        """``[B, T]`` the forget side's weights on ∇log p_i, before division by counts; no graph."""
-        weights = [w * term.weights(outputs) for w, term in self.side("forget")]
-        return sum(weights[1:], weights[0]).detach()
+    def _count(self, term: Term, counts: Mapping[str, Counts]) -> int:
+        if term.unit != "pooled":
+            return counts[term.on].per(term.unit)
+        pooled = {each.on for _, each in self.terms if each.unit == "pooled"}
+        return sum(counts[name].token for name in pooled)
+
+    def forget_weights(self, outputs: Outputs) -> Tensor | None:
+        """``[B, T]`` the forget terms' weights on ∇log p_i, undivided; no graph; None without such a form."""
+        weights = [(w, term.weights(outputs)) for w, term in self.on("forget")]
+        known = [w * each for w, each in weights if each is not None]
+        return sum(known[1:], known[0]).detach() if known and len(known) == len(weights) else None
 
 
 def risk(outputs: Outputs, counts: Counts) -> Tensor:

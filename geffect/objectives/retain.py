@@ -1,26 +1,122 @@
-"""Retain parts: what is descended on the retain set beside an unlearning objective."""
+"""Retain parts: what is descended on the retain set, or a general one, beside an unlearning objective."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from geffect.objectives.outputs import Outputs
+from geffect.errors import GeffectError
+from geffect.objectives.outputs import Outputs, widened
+from geffect.objectives.preference import check_variant
+from geffect.objectives.rmu import hidden_layer, reduced
+
+
+def _check_set(name: str, on: str) -> None:
+    if on not in ("retain", "general"):
+        raise GeffectError(f"on=retain or on=general for {name}", repr(on), "choose one of these")
 
 
 @dataclass(frozen=True)
 class GD:
-    """Gradient descent on the retain risk: L = −(1/N) Σ_i log p_i over the retain batch's labelled tokens."""
+    """Gradient descent on a set's risk: L = −(1/N) Σ_i log p_i over the batch's labelled tokens.
 
-    unit: ClassVar[str] = "token"
+    Attributes:
+        on: ``retain`` (in distribution) or ``general`` (the set of ``--general``, out of distribution).
+        variant: ``mean``, or ``pooled`` with the refusals' tokens (see `PO`).
+    """
+
+    on: str = "retain"
+    variant: str = "mean"
     needs: ClassVar[frozenset[str]] = frozenset()
-    side: ClassVar[str] = "retain"
-    multiple_of_risk: ClassVar[float | None] = 1.0
+
+    def __post_init__(self) -> None:
+        _check_set("gd", self.on)
+        check_variant("gd", self.variant, ("mean", "pooled"))
+
+    @property
+    def unit(self) -> str:
+        """Labelled tokens, of this set or of all that is pooled."""
+        return "token" if self.variant == "mean" else "pooled"
+
+    @property
+    def multiple_of_risk(self) -> float | None:
+        """1: it is the risk; None where it is divided by a pooled count."""
+        return 1.0 if self.variant == "mean" else None
 
     def weights(self, outputs: Outputs) -> Tensor:
-        """``[B, T]`` ones on labelled tokens, zeros elsewhere."""
-        return outputs.mask.to(outputs.nll.dtype)
+        """``[B, T]`` minus ones on labelled tokens (it descends), zeros elsewhere."""
+        return -outputs.mask.to(outputs.nll.dtype)
 
     def loss(self, outputs: Outputs) -> Tensor:
         """−Σ_i log p_i over the batch's labelled tokens; the caller divides by their count N."""
         return outputs.nll.sum()
+
+
+@dataclass(frozen=True)
+class KL:
+    """L = (1/N) Σ_i KL(p_ref(·|i) ‖ p(·|i)) over the positions that predict a labelled token: 0 at the start.
+
+    Attributes:
+        on: ``retain`` or ``general``.
+        variant: ``labelled``, or ``tofu``: the mean over all positions, prompts and padding included, as the code of
+            TOFU, NPO, G-effect and GRU takes it (so it depends on how a batch is padded).
+    """
+
+    on: str = "retain"
+    variant: str = "labelled"
+    needs: ClassVar[frozenset[str]] = frozenset({"ref_logits"})
+    multiple_of_risk: ClassVar[float | None] = None
+
+    def __post_init__(self) -> None:
+        _check_set("kl", self.on)
+        check_variant("kl", self.variant, ("labelled", "tofu"))
+
+    @property
+    def unit(self) -> str:
+        """Labelled tokens, or every position."""
+        return "token" if self.variant == "labelled" else "position"
+
+    def weights(self, outputs: Outputs) -> None:
+        """None: it weighs the whole vocabulary, not the labels."""
+
+    def loss(self, outputs: Outputs) -> Tensor:
+        """Σ_i Σ_v p_ref(v) (log p_ref(v) − log p(v)); the caller divides by the count of positions summed."""
+        positions = outputs.mask if self.variant == "labelled" else torch.ones_like(outputs.mask)
+        log_p = widened(outputs.logits[positions]).log_softmax(-1)  # [N, V]
+        log_ref = widened(outputs.need("ref_logits")[positions]).log_softmax(-1)
+        return (log_ref.exp() * (log_ref - log_p)).sum()
+
+
+@dataclass(frozen=True)
+class RR:
+    """Representation retention: L = (1/N) Σ_i ‖φ_i − φ_i^ref‖² / d at a layer, where a labelled token is predicted.
+
+    arXiv 2502.19301 names this regulariser; its exact formula could not be confirmed. This is RMU's retain part as
+    open-unlearning has it (``EMBED_DIFF``), over labelled tokens.
+
+    Attributes:
+        on: ``retain`` or ``general``.
+        layer: as `RMU`'s; −1 the middle block's output.
+        dims: ``mean`` over the d dimensions or their ``sum``.
+    """
+
+    on: str = "retain"
+    layer: int = -1
+    dims: str = "mean"
+    unit: ClassVar[str] = "token"
+    needs: ClassVar[frozenset[str]] = frozenset({"hidden", "ref_hidden"})
+    multiple_of_risk: ClassVar[float | None] = None
+
+    def __post_init__(self) -> None:
+        _check_set("rr", self.on)
+        check_variant("rr's dims", self.dims, ("mean", "sum"))
+
+    def weights(self, outputs: Outputs) -> None:
+        """None: it is no weighted likelihood."""
+
+    def loss(self, outputs: Outputs) -> Tensor:
+        """Σ_i ‖φ_i − φ_i^ref‖² / d over the labelled tokens; the caller divides by their count N."""
+        phi = hidden_layer(outputs.need("hidden"), self.layer)
+        ref = hidden_layer(outputs.need("ref_hidden"), self.layer)
+        return (reduced((phi - ref).square(), self.dims) * outputs.mask).sum()

@@ -13,9 +13,9 @@ from geffect.objectives.outputs import Outputs
 class GA:
     """Gradient ascent: L = (1/N) Σ_i log p_i, the forget risk with its sign turned; w_i = 1."""
 
+    on: ClassVar[str] = "forget"
     unit: ClassVar[str] = "token"
     needs: ClassVar[frozenset[str]] = frozenset()
-    side: ClassVar[str] = "forget"
     multiple_of_risk: ClassVar[float | None] = -1.0
 
     def weights(self, outputs: Outputs) -> Tensor:
@@ -27,8 +27,25 @@ class GA:
         return -outputs.nll.sum()
 
 
+class _Weighted:
+    """What token-weighted ascents share; a subclass says its weights."""
+
+    on: ClassVar[str] = "forget"
+    unit: ClassVar[str] = "token"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    multiple_of_risk: ClassVar[float | None] = None
+
+    def weights(self, outputs: Outputs) -> Tensor:
+        """``[B, T]`` w_i on labelled tokens, zeros elsewhere; no graph."""
+        raise NotImplementedError
+
+    def loss(self, outputs: Outputs) -> Tensor:
+        """Σ_i w_i log p_i over the batch's labelled tokens; the caller divides by their count N."""
+        return -(self.weights(outputs) * outputs.nll).sum()
+
+
 @dataclass(frozen=True)
-class WGA:
+class WGA(_Weighted):
     """Weighted gradient ascent: w_i = p_i^α, detached (arXiv 2502.19301).
 
     Its gradient at α = 1 is the mean ∇p_i: the factor 1/p_i of ∇log p_i cancels. α = 0 is `GA`.
@@ -38,15 +55,25 @@ class WGA:
     """
 
     alpha: float = 1.0
-    unit: ClassVar[str] = "token"
-    needs: ClassVar[frozenset[str]] = frozenset()
-    side: ClassVar[str] = "forget"
-    multiple_of_risk: ClassVar[float | None] = None
 
     def weights(self, outputs: Outputs) -> Tensor:
         """``[B, T]`` w_i = p_i^α on labelled tokens, zeros elsewhere; no graph."""
         return torch.exp(-self.alpha * outputs.nll.detach()) * outputs.mask
 
-    def loss(self, outputs: Outputs) -> Tensor:
-        """Σ_i w_i log p_i over the batch's labelled tokens; the caller divides by their count N."""
-        return -(self.weights(outputs) * outputs.nll).sum()
+
+@dataclass(frozen=True)
+class SatImp(_Weighted):
+    """Saturation and importance: w_i = p_i^β₁ (1 − p_i)^β₂, detached; β₂ = 0 is `WGA` (as open-unlearning has it).
+
+    Attributes:
+        beta1: β₁ ≥ 0, how much already unlikely tokens count less.
+        beta2: β₂ ≥ 0, how much certain tokens count less.
+    """
+
+    beta1: float = 5.0
+    beta2: float = 1.0
+
+    def weights(self, outputs: Outputs) -> Tensor:
+        """``[B, T]`` w_i = p_i^β₁ (1 − p_i)^β₂ on labelled tokens, zeros elsewhere; no graph."""
+        nll = outputs.nll.detach()
+        return torch.exp(-self.beta1 * nll) * (-torch.expm1(-nll)) ** self.beta2 * outputs.mask

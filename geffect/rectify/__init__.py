@@ -33,6 +33,13 @@ class Rectifier(Protocol):
     def coefficients(self, objective: float, conflict: float, memory: float) -> dict[str, float]:
         """Row → coefficient of the rectified row, from ‖objective‖², ⟨objective, memory⟩ and ‖memory‖²."""
 
+    @property
+    def corrects(self) -> bool:
+        """Whether θ is corrected once the optimiser has stepped."""
+
+    def correction(self, update: float, conflict: float, memory: float) -> float:
+        """How much of the memory is taken off θ, from ‖update‖², ⟨update, memory⟩ and ‖memory‖²."""
+
 
 @dataclass(frozen=True)
 class NoRectifier:
@@ -59,6 +66,15 @@ class NoRectifier:
     def coefficients(self, objective: float, conflict: float, memory: float) -> dict[str, float]:
         """The objective itself."""
         return {"objective": 1.0}
+
+    @property
+    def corrects(self) -> bool:
+        """The optimiser's step stands."""
+        return False
+
+    def correction(self, update: float, conflict: float, memory: float) -> float:
+        """Nothing is taken off."""
+        return 0.0
 
 
 def make_rectifier(text: str) -> Rectifier:

@@ -9,6 +9,7 @@ from geffect.errors import GeffectError
 from geffect.rows import NamedTensors
 
 EPS = 1e-30
+SPACES = ("gradient", "update", "both")
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,23 @@ class GRU:
         decay: weight on the past, in [0, 1); the published ``moving_avg`` is 1 − decay (0.8).
         cos_clip: c in [−1, 0]; what is left of the conflict is ‖g‖‖m‖(cos θ − c) < 0 where cos θ < c.
         add_retain: weight of this step's raw retain row, added after the projection and unconstrained (``+ce``).
+        space: what is projected: the ``gradient`` (the paper's), the ``update`` −Δθ that the optimiser makes of it, or
+            ``both``. The latter two are this toolkit's: under AdamW a gradient without conflict still moves θ against
+            m, so θ ← θ − max(0, ⟨m, Δθ⟩)/‖m‖² · m after the optimiser's step, the same form for any optimiser.
     """
 
     decay: float = 0.2
     cos_clip: float = -1.0
     add_retain: float = 0.0
+    space: str = "gradient"
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
             raise GeffectError("decay in [0, 1) for gru", str(self.decay), "it weighs the past; 0.2 is the default")
         if not -1 <= self.cos_clip <= 0:
             raise GeffectError("cos_clip in [-1, 0] for gru", str(self.cos_clip), "-1 removes the whole conflict")
+        if self.space not in SPACES:
+            raise GeffectError(f"space of gru among {', '.join(SPACES)}", repr(self.space), "choose one of these")
 
     @property
     def memory(self) -> str | None:
@@ -77,7 +84,30 @@ class GRU:
         >>> GRU().coefficients(objective=1.0, conflict=-0.5, memory=0.25)
         {'objective': 1.0, 'retain_average': 2.0}
         """
-        return {"objective": 1.0, "retain_average": projection(objective, conflict, memory, self.cos_clip)}
+        here = self.space in ("gradient", "both")
+        scale = projection(objective, conflict, memory, self.cos_clip) if here else 0.0
+        return {"objective": 1.0, "retain_average": scale}
+
+    @property
+    def corrects(self) -> bool:
+        """Whether θ is corrected once the optimiser has stepped."""
+        return self.space in ("update", "both")
+
+    def correction(self, update: float, conflict: float, memory: float) -> float:
+        """The coefficient of m in what is taken off θ: `projection` of the update −Δθ.
+
+        Args:
+            update: ‖Δθ‖².
+            conflict: ⟨−Δθ, m⟩.
+            memory: ‖m‖².
+
+        Returns:
+            A number ≥ 0, 0 in gradient space.
+
+        >>> GRU(space="update").correction(update=1.0, conflict=-0.5, memory=0.25)
+        2.0
+        """
+        return projection(update, conflict, memory, self.cos_clip) if self.corrects else 0.0
 
 
 def projection(objective: float, conflict: float, memory: float, cos_clip: float = -1.0) -> float:

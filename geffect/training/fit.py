@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
@@ -11,7 +12,9 @@ from geffect.data import Encoded, collate
 from geffect.data.order import Shuffled
 from geffect.errors import GeffectError
 from geffect.measurement import Batch
+from geffect.models.reference import check_trainable
 from geffect.objectives import Counts, forward, risk
+from geffect.training.modes import set_mode
 from geffect.training.recording import RecordingTrainer, make_loader
 
 
@@ -23,14 +26,18 @@ class FitTrainer(RecordingTrainer):
         args: training arguments.
         rows: the encoded training rows.
         until_accuracy: stop after an evaluation in which every set reaches this token accuracy.
+        keep_dropout: train with dropout.
+        autocast: compute losses in bfloat16, whatever the weights' dtype.
         **kwargs: see `RecordingTrainer`.
     """
 
     def __init__(
-        self, model: nn.Module, args: TrainingArguments, *, rows: list[Encoded], until_accuracy: float, **kwargs: Any
-    ) -> None:
+        self, model: nn.Module, args: TrainingArguments, *, rows: list[Encoded], until_accuracy: float,
+        keep_dropout: bool = False, autocast: bool = False, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        check_trainable(model)
         super().__init__(model, args, train_dataset=rows, **kwargs)
-        self.until_accuracy = until_accuracy
+        self.until_accuracy, self.keep_dropout, self.autocast = until_accuracy, keep_dropout, autocast
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of rows in an order that depends on seed and epoch alone."""
@@ -45,8 +52,8 @@ class FitTrainer(RecordingTrainer):
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         """Back-propagate one micro-batch's share of the window's risk."""
-        model.eval()  # no dropout: a record's risk is the model's, not a thinned one's
-        with self.compute_loss_context_manager():
+        set_mode(model, dropout=self.keep_dropout)  # without: a record's risk is the model's, not a thinned one's
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.autocast):
             loss = risk(forward(model, self._prepare_inputs(inputs)), self.counts)
         self.accelerator.backward(loss)
         value = float(loss.detach())

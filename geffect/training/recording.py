@@ -19,22 +19,26 @@ Line = dict[str, Any]
 class _Steps(TrainerCallback):  # type: ignore[misc]
     """Tells the trainer when a step has been taken, and shows a bar on a terminal."""
 
-    def __init__(self, on_step: Callable[[], None], on_end: Callable[[], None]) -> None:
-        self._on_step, self._on_end = on_step, on_end
+    def __init__(self, trainer: "RecordingTrainer") -> None:
+        self._trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The bar counts optimiser steps; off a terminal there is none."""
         self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=None)
 
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """The optimiser has stepped; the learning rate has not moved yet."""
+        self._trainer.after_update()
+
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """The optimiser has stepped; the learning rate has moved on."""
-        self._on_step()
+        """The learning rate has moved on."""
+        self._trainer.finish_line()
         self._bar.update()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """The last step and evaluation are over."""
         self._bar.close()
-        self._on_end()
+        self._trainer.finish_run()
 
 
 class RecordingTrainer(Trainer):  # type: ignore[misc]
@@ -66,7 +70,7 @@ class RecordingTrainer(Trainer):  # type: ignore[misc]
         self.clip_factor = 1.0
         self.started = time.perf_counter()
         self.remove_callback(PrinterCallback)
-        self.add_callback(_Steps(self._finish_line, self._finish_run))
+        self.add_callback(_Steps(self))
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -93,13 +97,18 @@ class RecordingTrainer(Trainer):  # type: ignore[misc]
         self.clip_factor = min(1.0, self.args.max_grad_norm / (float(norm) + 1e-6))
         return norm
 
-    def _finish_line(self) -> None:
+    def after_update(self) -> None:
+        """What a subclass does between the optimiser's step and the schedule's."""
+
+    def finish_line(self) -> None:
+        """Hand over the step's line."""
         step = self.state.global_step - 1
         timing = {"epoch": self.state.epoch, "seconds": time.perf_counter() - self.started}
         self.sink({"step": step} | self.line | {"clip": self.clip_factor} | timing)
         self.line, self.clip_factor, self.started = {}, 1.0, time.perf_counter()
 
-    def _finish_run(self) -> None:
+    def finish_run(self) -> None:
+        """Hand over the last evaluation."""
         if "evaluation" in self.line:
             self.sink({"step": self.state.global_step} | self.line)
 

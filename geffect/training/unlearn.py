@@ -4,7 +4,8 @@ No numerics of its own: rows, Gram and rectification are `geffect.measurement`'s
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
-from geffect.data import Encoded, Pairs, PairSampler, collate
-from geffect.effects import cosine, inner
+from geffect.data import Encoded, Meetings, Together, collate
 from geffect.errors import GeffectError
+from geffect.ledger import Ledger
 from geffect.measurement import Batch, Measured, Measurement
 from geffect.metrics.likelihood import evaluating
-from geffect.objectives import Counts, Objective, forward
+from geffect.models.reference import Reference, check_trainable
+from geffect.objectives import Counts, Objective, Outputs, forward
 from geffect.rectify import Rectifier
 from geffect.rows import trainable
+from geffect.ties import find_tie
+from geffect.training.columns import Columns, padded
+from geffect.training.diagnostics import Diagnostics, published_lines, summary
+from geffect.training.modes import set_mode
 from geffect.training.recording import RecordingTrainer, make_loader
 
 LOGGER = logging.getLogger(__name__)
@@ -32,19 +38,20 @@ KNOWN = 0.9  # token accuracy below which there is little to unlearn, or to keep
 class UnlearnTrainer(RecordingTrainer):
     """Descends an unlearning objective, rectified, and measures its rows while it does.
 
-    Every step runs: losses of each micro-batch → rows → (window complete) rectify → clip → optimiser step. Every
-    ``diagnose_every`` steps, from step 0, the Gram of all rows goes into the line.
+    Every step runs: losses of each micro-batch → rows → (window complete) rectify → clip → optimiser step → correct.
+    Every ``diagnostics.every`` steps, from step 0, the Gram of all rows goes into the line.
 
     Args:
         model: the model; its trainable parameters are what a row covers.
-        args: training arguments; `per_device_train_batch_size` counts forget rows, as many retain rows go beside them.
+        args: training arguments; `per_device_train_batch_size` counts forget rows, as many of each other set beside.
         objective: what is descended.
         rectifier: what its row becomes.
-        forget: encoded forget rows.
-        retain: encoded retain rows.
-        reference: token NLLs of each forget row under the start, where the objective needs them.
-        diagnose_every: steps between two Grams.
-        free_rows: see `Measurement`.
+        sets: set → encoded rows: ``forget``, ``retain``, and ``general`` and ``alternative`` where needed.
+        columns: what the objective needs of each row (`compute_columns`).
+        reference: the frozen start, where the objective needs more of it than token NLLs.
+        diagnostics: what is measured, and when.
+        keep_dropout: train with dropout; risks are measured without.
+        autocast: compute losses in bfloat16, whatever the weights' dtype.
         **kwargs: see `RecordingTrainer`.
     """
 
@@ -55,17 +62,25 @@ class UnlearnTrainer(RecordingTrainer):
         *,
         objective: Objective,
         rectifier: Rectifier,
-        forget: list[Encoded],
-        retain: list[Encoded],
-        reference: Sequence[Tensor] | None = None,
-        diagnose_every: int = 1,
-        free_rows: bool = True,
+        sets: Mapping[str, list[Encoded]],
+        columns: Columns | None = None,
+        reference: Reference | None = None,
+        diagnostics: Diagnostics | None = None,
+        keep_dropout: bool = False,
+        autocast: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(model, args, train_dataset=Pairs(forget, retain), **kwargs)
-        self.reference, self.diagnose_every = reference, diagnose_every
-        self.dtype = next(model.parameters()).dtype
-        self.measurement = Measurement(trainable(model), self._forward, objective, rectifier, free_rows)
+        check_trainable(model)
+        super().__init__(model, args, train_dataset=Together(sets), **kwargs)
+        self.sets, self.columns, self.reference = dict(sets), columns or {}, reference
+        self.diagnostics, self.keep_dropout = diagnostics or Diagnostics(), keep_dropout
+        self.autocast = autocast or args.bf16
+        self.dtype = torch.bfloat16 if self.autocast else next(model.parameters()).dtype
+        self.measurement = Measurement(
+            trainable(model), self._forward, objective, rectifier, self.diagnostics.free_rows, keep_dropout,
+            find_tie(model), self.diagnostics.support, bool(self.diagnostics.save_rows), self._ledger(model),
+            self.diagnostics.standard_errors, self.diagnostics.labels,
+        )  # fmt: skip
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As Hugging Face's, once the reference is seen to be the start."""
@@ -80,6 +95,9 @@ class UnlearnTrainer(RecordingTrainer):
         metrics = super().evaluate(*args, **kwargs)
         if self.state.global_step == 0:
             self._introduce({name: scores["accuracy"] for name, scores in self.line["evaluation"].items()})
+        if self.diagnostics.mode == "paper":
+            loader = self.get_train_dataloader()
+            self.line["paper"] = published_lines(self.measurement, map(self._prepare_inputs, loader))
         return metrics
 
     def _introduce(self, accuracies: dict[str, float]) -> None:
@@ -88,65 +106,78 @@ class UnlearnTrainer(RecordingTrainer):
             LOGGER.warning("this model does not know the %s set (below %s): fit it first (geffect fit)", name, KNOWN)
 
     def check_reference(self) -> None:
-        """Where θ = θ₀ every weight relative to the reference is 1; anything else is another model's reference.
+        """Where θ = θ₀ every likelihood is the reference's; anything else is another model's reference.
 
         Raises:
-            GeffectError: a weight differs from 1 by more than rounding.
+            GeffectError: the weight 2p/(p + p₀) of a token differs from 1 by more than rounding.
         """
-        terms = [term for _, term in self.measurement.objective.terms if "ref_nll" in term.needs]
-        if not terms:
+        if "ref_nll" not in self.columns.get("forget", {}):
             return
-        batch = self.collate([(row, row) for row in self.train_dataset.forget[:8]])["forget"]
+        batch = self.collate([{"forget": row} for row in self.sets["forget"][:8]])["forget"]
         with evaluating(self.model), torch.no_grad():
-            outputs = self._forward(self._prepare_inputs(batch))
-        for term in terms:
-            weight = term.weights(outputs)[outputs.mask]
-            if not torch.allclose(weight, torch.ones_like(weight), atol=max(1e-3, 10 * torch.finfo(self.dtype).eps)):
-                raise GeffectError("a reference that is the run's start, so that every weight is 1",
-                                   f"weights from {weight.min():.3g} to {weight.max():.3g}",
-                                   "compute the reference with the model as it is now")  # fmt: skip
+            outputs = self._forward(self._prepare_inputs(batch), frozenset(), dropout=False)
+        weight = 2 * torch.sigmoid(outputs.ref - outputs.nll)[outputs.mask]
+        if not torch.allclose(weight, torch.ones_like(weight), atol=max(1e-3, 10 * torch.finfo(self.dtype).eps)):
+            raise GeffectError("a reference that is the run's start, so that every weight is 1",
+                               f"weights from {weight.min():.3g} to {weight.max():.3g}",
+                               "compute the reference with the model as it is now")  # fmt: skip
 
-    def _forward(self, batch: Batch) -> Any:
-        with self.compute_loss_context_manager():
-            return forward(self.model, batch)
+    def _forward(self, batch: Batch, needs: frozenset[str], *, dropout: bool) -> Outputs:
+        if self.model.training != dropout or not dropout:
+            set_mode(self.model, dropout=dropout, checkpointing=not self.keep_dropout)
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.autocast):
+            outputs = forward(self.model, batch, hidden="hidden" in needs)
+            if not needs & {"ref_logits", "ref_hidden"}:
+                return outputs
+            if self.reference is None:
+                missing = ", ".join(sorted(needs & {"ref_logits", "ref_hidden"}))
+                remedy = "pass reference=Reference(model) before training"
+                raise GeffectError(f"a frozen reference for {missing}", "none", remedy)
+            ref_logits, ref_hidden = self.reference(batch, hidden="ref_hidden" in needs)
+        return replace(outputs, ref_logits=ref_logits, ref_hidden=ref_hidden)
 
-    def collate(self, pairs: Sequence[tuple[Encoded, Encoded]]) -> dict[str, Batch]:
-        """Pad a micro-batch's forget and retain rows, each set to its own length."""
-        forget, retain = (collate(rows, self.pad_id) for rows in zip(*pairs, strict=True))
-        if self.reference is not None:
-            ref_nll = torch.zeros(forget["labels"].shape, dtype=self.reference[0].dtype)
-            for i, index in enumerate(forget["index"].tolist()):
-                ref_nll[i, : len(self.reference[index])] = self.reference[index]
-            forget["ref_nll"] = ref_nll
-        return {"forget": forget, "retain": retain}
+    def collate(self, meetings: Sequence[Mapping[str, Encoded]]) -> dict[str, Batch]:
+        """Pad a micro-batch's rows, each set to its own length, with the columns of each."""
+        batches: dict[str, Batch] = {}
+        for name in meetings[0]:
+            batch = collate([rows[name] for rows in meetings], self.pad_id)
+            extra = padded(self.columns.get(name, {}), batch["index"].tolist(), batch["labels"].shape[1])
+            batches[name] = batch | extra
+        return batches
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Pairs of rows in an order that depends on seed and epoch alone."""
-        sampler = PairSampler(len(self.train_dataset.forget), len(self.train_dataset.retain), self.args.seed)
+        """Rows that meet in an order that depends on seed and epoch alone."""
+        sampler = Meetings({name: len(rows) for name, rows in self.sets.items()}, self.args.seed)
         return make_loader(self, self.train_dataset, sampler, self.collate)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The micro-batches of a window; opens it with the counts every loss is divided by."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
-            counts = [Counts.of([batch[side] for batch in batches]) for side in ("forget", "retain")]
-            measure = self.state.global_step % self.diagnose_every == 0
-            self.step = self.measurement.begin(*counts, measure=measure)
+            counts = {name: Counts.of([batch[name] for batch in batches]) for name in batches[0]}
+            measure = self.state.global_step % self.diagnostics.every == 0
+            self.step = self.measurement.begin(counts, measure=measure)
         return batches, None
 
     def training_step(self, model: nn.Module, inputs: dict[str, Batch], num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch; on the optimiser step's boundary, the rectified gradient is left in ``.grad``."""
-        model.eval()  # dropout is zero, so that the objective's pass and the risk's see the same model
         last = self.accelerator.sync_gradients
-        inputs = self._prepare_inputs(inputs)
-        share = self.step.micro_batch(inputs["forget"], inputs["retain"], last=last)
+        share = self.step.micro_batch(self._prepare_inputs(inputs), last=last)
         if last:
             measured = self._measured()
-            self.line |= measured.scalars | {"lr": [group["lr"] for group in self.optimizer.param_groups]}
+            self.line |= measured.line() | {"lr": [group["lr"] for group in self.optimizer.param_groups]}
             if measured.gram is not None:
-                self.line["gram"] = measured.gram
                 self.log(summary(measured))
+                self._save_rows()
         return share
+
+    def after_update(self) -> None:
+        """The optimiser has stepped, the learning rate has not moved: correct, and measure what was applied."""
+        rates = {id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]}
+        by_name = {name: float(rates.get(id(p), 0.0)) for name, p in self.measurement.parameters.items()}
+        measured = self.step.after(by_name)
+        if measured is not None:
+            self.line |= measured.line()
 
     def _measured(self) -> Measured:
         try:
@@ -155,22 +186,27 @@ class UnlearnTrainer(RecordingTrainer):
             remedy = "lower --learning-rate or set --max-grad-norm"
             raise GeffectError("finite losses", f"{error} in step {self.state.global_step}", remedy) from error
 
+    def _ledger(self, model: nn.Module) -> Ledger | None:
+        """The first of evenly spaced rows of both sets, padded once."""
+        if not self.diagnostics.ledger:
+            return None
+        probe: dict[str, list[Batch]] = {}
+        size = self.args.per_device_train_batch_size
+        for name in ("forget", "retain"):
+            rows = self.sets[name]
+            count = min(self.diagnostics.ledger, len(rows))
+            chosen = [rows[i * len(rows) // count] for i in range(count)]
+            batches = [collate(chosen[i : i + size], self.pad_id) for i in range(0, count, size)]
+            probe[name] = [self._prepare_inputs(batch) for batch in batches]
+        return Ledger(trainable(model), lambda batch: self._forward(batch, frozenset(), dropout=False), probe)
+
+    def _save_rows(self) -> None:
+        directory = Path(self.args.output_dir).parent / "rows" / f"step-{self.state.global_step}"
+        for name in self.diagnostics.save_rows:
+            directory.mkdir(parents=True, exist_ok=True)
+            row = {key: tensor.contiguous() for key, tensor in self.step.row(name).items()}
+            save_file(row, directory / f"{name}.safetensors")
+
     def _save_state(self, directory: Path) -> None:
         if self.measurement.state:
             save_file({name: t.contiguous() for name, t in self.measurement.state.items()}, directory / STATE_FILE)
-
-
-def summary(measured: Measured) -> dict[str, float]:
-    """A measured step in a few numbers, for trackers: G-effects, cosine, losses."""
-    gram = measured.gram
-    if gram is None:
-        return dict(measured.scalars)
-    total, rows = gram.total(), gram.rows
-    found = {
-        "unlearn_g_effect": inner(total, rows, "forget", "objective"),
-        "retain_g_effect": inner(total, rows, "retain", "objective"),
-        "cosine": cosine(total, rows, "objective", "retain"),
-    }
-    if "rectified" in rows:
-        found["rectified_retain_g_effect"] = inner(total, rows, "retain", "rectified")
-    return measured.scalars | found

@@ -1,0 +1,96 @@
+"""What the optimiser made of a gradient, and what a rectifier makes of that."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from geffect.effects import norm
+from geffect.gram import Gram, inner_products
+from geffect.measurement.basis import Basis
+from geffect.measurement.masks import Masks
+from geffect.measurement.run import Measured, Measurement
+from geffect.rows import NamedTensors
+
+Named = Mapping[str, Mapping[str, float]]
+
+
+class Applied:
+    """Made before the optimiser steps, closed after it: rows ``update`` and ``applied``, both −Δθ.
+
+    ``update`` is what the optimiser did, ``applied`` what is left of it once the rectifier has corrected θ; both hold
+    the learning rate, momentum and weight decay, so ΔR ≈ −⟨∇R, applied⟩.
+
+    Args:
+        run: what the steps share.
+        basis: the step's rows.
+        named: every recorded row as a combination of them.
+        kept: the rows themselves, as they were before rectification; None where only a correction is asked for.
+        embeds: row → the tied tensor's part as embedding.
+        masks: supports so far.
+    """
+
+    def __init__(
+        self, run: Measurement, basis: Basis, named: Named, kept: dict[str, NamedTensors] | None,
+        embeds: Mapping[str, Tensor | None] | None, masks: Masks | None,
+    ) -> None:  # fmt: skip
+        self.run, self.basis, self.named, self.kept, self.embeds, self.masks = run, basis, named, kept, embeds, masks
+        self.before = {name: parameter.detach().clone() for name, parameter in run.parameters.items()}
+        if run.ledger is not None and kept is not None:
+            run.ledger.open()
+
+    @torch.no_grad()
+    def close(self, learning_rates: Mapping[str, float]) -> Measured | None:
+        """Correct θ, then measure.
+
+        Args:
+            learning_rates: of every parameter.
+
+        Returns:
+            The numbers; None where only a correction was asked for.
+        """
+        scale = self._correction()
+        names = ("update", "applied")
+        basis = Basis((*self.basis.rows, *names), self.run.tie)
+        for name, parameter in self.run.parameters.items():
+            update = self._moved(name)
+            if scale and name in self.run.state:
+                parameter.sub_(self.run.state[name].to(parameter.dtype), alpha=scale)
+            if self.kept is not None:
+                self._measure(basis, name, update, self._moved(name), learning_rates[name])
+        if self.kept is None:
+            return None
+        named = dict(self.named) | {name: {name: 1.0} for name in names}
+        gram = basis.named(named, list(self.run.parameters))
+        found = Measured({f"norm_{name}": norm(gram.total(), gram.rows, name) for name in names}, gram)
+        if self.masks is not None:
+            found.support = self.masks.support(named, list(self.run.parameters), self.run.tie)
+        found.ledger = self.run.ledger.close() if self.run.ledger is not None else None
+        return found
+
+    def _moved(self, name: str) -> Tensor:
+        """θ_before − θ of one tensor, in float32 or better."""
+        parameter = self.run.parameters[name].detach()
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        return self.before[name].to(wide) - parameter.to(wide)
+
+    def _correction(self) -> float:
+        """How much of the memory is taken off θ, so that the update no longer runs against it."""
+        rectifier = self.run.rectifier
+        if not rectifier.corrects:
+            return 0.0
+        gram = Gram(("update", "memory"))
+        for name in self.run.parameters:
+            gram.values[name] = inner_products([self._moved(name), self.run.state.get(name)])
+        total = gram.total()
+        return rectifier.correction(float(total[0, 0]), float(total[0, 1]), float(total[1, 1]))
+
+    def _measure(self, basis: Basis, name: str, update: Tensor, applied: Tensor, lr: float) -> None:
+        stored = {**(self.kept or {}), str(self.run.rectifier.memory): self.run.state}
+        tensors = {row: stored.get(row, {}).get(name) for row in self.basis.rows}
+        tied = self.run.tie is not None and name == self.run.tie.name
+        basis.add(name, {**tensors, "update": update, "applied": applied}, self.embeds if tied else None)
+        if self.masks is not None:
+            self.masks.add(name, {"update": update, "applied": applied})
+        if self.run.ledger is not None:
+            self.run.ledger.add(name, self.run.parameters[name].grad, applied, lr)

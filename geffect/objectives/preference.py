@@ -1,0 +1,155 @@
+"""Other answers in place of the true one: refusals, random labels, adversarial labels."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from geffect.errors import GeffectError
+from geffect.objectives.outputs import Outputs, token_nll
+
+
+def check_variant(name: str, variant: str, known: tuple[str, ...]) -> None:
+    """Raise unless ``variant`` is one of ``known``; ``name`` is the objective's, for the message.
+
+    Raises:
+        GeffectError: it is not.
+    """
+    if variant not in known:
+        raise GeffectError(f"a variant of {name} among {', '.join(known)}", repr(variant), "choose one of these")
+
+
+@dataclass(frozen=True)
+class PO:
+    """Preference for a refusal: L = −(1/N) Σ_i log p_i over refusals given to the forget questions ("IDK", TOFU).
+
+    Attributes:
+        variant: ``mean`` divides by the refusals' own tokens; ``pooled``, beside ``gd(variant=pooled)``, by those of
+            refusals and retain answers together, as TOFU's and GRU's code does with one concatenated batch.
+    """
+
+    variant: str = "mean"
+    on: ClassVar[str] = "alternative"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    multiple_of_risk: ClassVar[float | None] = None
+
+    def __post_init__(self) -> None:
+        check_variant("po", self.variant, ("mean", "pooled"))
+
+    @property
+    def unit(self) -> str:
+        """Labelled tokens, of the refusals or of all that is pooled."""
+        return "token" if self.variant == "mean" else "pooled"
+
+    def weights(self, outputs: Outputs) -> None:
+        """None: the forget answers themselves are not touched."""
+
+    def loss(self, outputs: Outputs) -> Tensor:
+        """−Σ_i log p_i over the refusals' labelled tokens; the caller divides by their count."""
+        return outputs.nll.sum()
+
+
+@dataclass(frozen=True)
+class DPO:
+    """L = −c (1/B) Σ_s log σ(βΔ), Δ = log(p_w/p0_w) − log(p_l/p0_l): a refusal w over the true answer l.
+
+    Its gradient is −cβ (1/B) Σ_s σ(−βΔ) (∇log p_w − ∇log p_l), on sequence sums.
+
+    Attributes:
+        beta: β > 0.
+        variant: c = 2/β (``npo``, as in NPO's code and open-unlearning) or c = 1 (``tofu``).
+    """
+
+    beta: float = 0.1
+    variant: str = "npo"
+    on: ClassVar[str] = "forget"
+    unit: ClassVar[str] = "row"
+    needs: ClassVar[frozenset[str]] = frozenset({"ref_nll", "alternative"})
+    multiple_of_risk: ClassVar[float | None] = None
+
+    def __post_init__(self) -> None:
+        check_variant("dpo", self.variant, ("npo", "tofu"))
+        if not self.beta > 0:
+            raise GeffectError("beta > 0 for dpo", str(self.beta), "0.1 is the usual value")
+
+    @property
+    def scale(self) -> float:
+        """The factor c."""
+        return 2 / self.beta if self.variant == "npo" else 1.0
+
+    def margin(self, outputs: Outputs) -> Tensor:
+        """``[B]`` βΔ."""
+        other: Outputs = outputs.need("alternative")
+        gained = other.ref.sum(1) - other.sequence_nll  # log p_w/p0_w
+        lost = outputs.sequence_nll - outputs.ref.sum(1)  # −log p_l/p0_l
+        return self.beta * (gained + lost)
+
+    def weights(self, outputs: Outputs) -> Tensor:
+        """``[B, T]`` cβσ(−βΔ) on the true answer's labelled tokens (the refusal's carry its negative); no graph."""
+        pull = torch.sigmoid(-self.margin(outputs).detach())
+        return self.scale * self.beta * pull[:, None] * outputs.mask
+
+    def loss(self, outputs: Outputs) -> Tensor:
+        """−c Σ_s log σ(βΔ) over the batch's rows; the caller divides by their count B."""
+        return -self.scale * functional.logsigmoid(self.margin(outputs)).sum()
+
+
+@dataclass(frozen=True)
+class _Relabelled:
+    """L = −(1/N) Σ_i log p(other label_i) over the N tokens that a labelling labels.
+
+    Attributes:
+        variant: which labelling.
+    """
+
+    variant: str = "aligned"
+    name: ClassVar[str] = ""
+    on: ClassVar[str] = "forget"
+    multiple_of_risk: ClassVar[float | None] = None
+
+    def __post_init__(self) -> None:
+        check_variant(self.name, self.variant, ("aligned", "knowundo"))
+
+    @property
+    def unit(self) -> str:
+        """The labelling's name: its labelled tokens are counted."""
+        return f"{self.name}_{self.variant}_labels"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The labelling."""
+        return frozenset({self.unit})
+
+    def weights(self, outputs: Outputs) -> None:
+        """None: the true answers are not what is descended or ascended."""
+
+    def loss(self, outputs: Outputs) -> Tensor:
+        """−Σ_i log p(other label_i); the caller divides by their count."""
+        return token_nll(outputs.logits, outputs.labelling(self.unit)).sum()
+
+
+@dataclass(frozen=True)
+class RandomLabels(_Relabelled):
+    """Fine-tuning on random labels: each labelled token's label is drawn from the vocabulary, inputs unchanged.
+
+    Attributes:
+        variant: ``aligned`` draws for the answer's tokens; ``knowundo`` for the prompt's too, special tokens keeping
+            their own (arXiv 2407.01920's code).
+    """
+
+    name: ClassVar[str] = "random"
+
+
+@dataclass(frozen=True)
+class AdversarialLabels(_Relabelled):
+    """Fine-tuning on adversarial labels: the start's most likely token but the true one.
+
+    Attributes:
+        variant: ``aligned`` takes, for each token of the answer, the best other token at the position that predicts
+            it; ``knowundo`` is misaligned by one as arXiv 2407.01920's code is: the label of position j is read off
+            the prediction of j + 1, with token j banned, on every position.
+    """
+
+    name: ClassVar[str] = "adversarial"

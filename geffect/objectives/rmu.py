@@ -1,0 +1,80 @@
+"""Representation misdirection: push a layer's hidden states of forget tokens towards a random vector."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from geffect.errors import GeffectError
+from geffect.objectives.outputs import Outputs, widened
+from geffect.objectives.preference import check_variant
+
+
+def hidden_layer(states: tuple[Tensor, ...], layer: int) -> Tensor:
+    """One of L + 1 hidden states, in float32 or better.
+
+    Args:
+        states: the embedding's output, then each block's.
+        layer: an index of these; −1 is the middle block's output, ⌈L/2⌉.
+
+    Returns:
+        The state ``[B, T, d]``.
+
+    Raises:
+        GeffectError: there is no such layer.
+    """
+    last = len(states) - 1
+    if not -1 <= layer <= last:
+        raise GeffectError(f"a layer from 0 (embedding) to {last} (last block), or -1", str(layer), "choose one")
+    return widened(states[(last + 1) // 2 if layer == -1 else layer])
+
+
+@dataclass(frozen=True)
+class RMU:
+    """L = (1/N) Σ_i ‖φ_i − c·u‖², φ_i a layer's hidden state where a labelled token is predicted (arXiv 2403.03218).
+
+    Published forms differ: arXiv 2502.19301 writes ‖·‖² with u ~ U[0,1)^d, its code averages over the d dimensions
+    with u not normalised, and RMU's own code averages with u of length 1. So c does not carry over between them.
+
+    Attributes:
+        layer: index of the hidden state: 0 the embedding's output, l that of block l; −1 the middle block's.
+        c: the length of the target in units of u.
+        vector: ``raw`` (u ~ U[0,1)^d) or ``normalised`` (of length 1).
+        dims: ``mean`` over the d dimensions or their ``sum``.
+        seed: of u, which is drawn once.
+    """
+
+    layer: int = -1
+    c: float = 20.0
+    vector: str = "normalised"
+    dims: str = "mean"
+    seed: int = 0
+    on: ClassVar[str] = "forget"
+    unit: ClassVar[str] = "token"
+    needs: ClassVar[frozenset[str]] = frozenset({"hidden"})
+    multiple_of_risk: ClassVar[float | None] = None
+
+    def __post_init__(self) -> None:
+        check_variant("rmu's vector", self.vector, ("raw", "normalised"))
+        check_variant("rmu's dims", self.dims, ("mean", "sum"))
+
+    def direction(self, size: int) -> Tensor:
+        """u ``[d]``: the same for the same seed and d, on every machine."""
+        u = torch.rand(size, generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
+        return u / u.norm() if self.vector == "normalised" else u
+
+    def weights(self, outputs: Outputs) -> None:
+        """None: it is no weighted likelihood."""
+
+    def loss(self, outputs: Outputs) -> Tensor:
+        """Σ_i ‖φ_i − c·u‖² (or its mean over d) over the labelled tokens; the caller divides by their count N."""
+        phi = hidden_layer(outputs.need("hidden"), self.layer)
+        target = self.c * self.direction(phi.shape[-1]).to(phi)
+        squares = (phi - target).square()
+        return (reduced(squares, self.dims) * outputs.mask).sum()
+
+
+def reduced(squares: Tensor, dims: str) -> Tensor:
+    """``[B, T, d]`` → ``[B, T]`` by mean or sum."""
+    return squares.mean(-1) if dims == "mean" else squares.sum(-1)

@@ -1,0 +1,25 @@
+"""A data frame of diagnostics in, a matplotlib figure out; legible in grey, and no global setting touched."""
+
+from geffect.plots.curves import cosine_curves, g_effect_curves, jaccard_curves
+from geffect.plots.grid import trade_off_grid
+from geffect.plots.ledger import ledger_plane, ledger_sums
+from geffect.plots.planes import trade_off
+from geffect.plots.saving import save
+from geffect.plots.style import GROUPS, ONE_COLUMN, READINGS, RUNS, STYLE, TWO_COLUMN
+
+__all__ = [
+    "GROUPS",
+    "ONE_COLUMN",
+    "READINGS",
+    "RUNS",
+    "STYLE",
+    "TWO_COLUMN",
+    "cosine_curves",
+    "g_effect_curves",
+    "jaccard_curves",
+    "ledger_plane",
+    "ledger_sums",
+    "save",
+    "trade_off",
+    "trade_off_grid",
+]

@@ -1,0 +1,177 @@
+"""What a run starts from: its model, its sets as the model sees them, and what its objective needs of each row."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from geffect.config import DataConfig, FitConfig, TrainConfig, UnlearnConfig
+from geffect.data import Encoded, QASet, RowSet, encode_set, load_set, refused
+from geffect.environment import batch_arithmetic, describe
+from geffect.errors import GeffectError
+from geffect.groups import Layout, layout
+from geffect.models import Loaded, add_lora
+from geffect.objectives import Objective, make_objective
+from geffect.record import layout_to_json
+from geffect.rectify import Rectifier, make_rectifier
+from geffect.ties import find_tie, split_layout
+
+LOGGER = logging.getLogger(__name__)
+ROLES = ("forget", "retain", "general", "held")
+VANISHES = 1e-4  # a bfloat16 weight near 1 moves by 1/128 or not at all
+
+
+@dataclass
+class Start:
+    """A run about to begin.
+
+    Attributes:
+        loaded: model and tokenizer.
+        sets: role or name → set.
+        encoded: the same as the model sees them.
+        layout: where each parameter lies.
+    """
+
+    loaded: Loaded
+    sets: dict[str, RowSet]
+    encoded: dict[str, list[Encoded]]
+    layout: Layout
+
+    def environment(self, config: TrainConfig, steps: int) -> dict[str, Any]:
+        """What a run's ``environment.json`` says of it."""
+        unlearning = isinstance(config, UnlearnConfig)
+        rows = len(self.encoded["forget"]) if unlearning else sum(map(len, self.encoded.values()))
+        return describe() | {
+            "dtype": config.dtype,
+            "attention": getattr(self.loaded.model.config, "_attn_implementation", None),
+            "data": {k: {"set": s.name, "rows": len(s), "sha256": s.sha256} for k, s in self.sets.items()},
+            "batch": batch_arithmetic(rows, config.batch_size, config.grad_accum_steps, steps),
+            "parameters": layout_to_json(self.layout),
+        }
+
+
+def read_set(config: DataConfig, spec: str) -> RowSet:
+    """Load a set with a configuration's columns.
+
+    Args:
+        config: columns and data directory.
+        spec: the set.
+
+    Returns:
+        The set.
+    """
+    return load_set(spec, config.data_dir, config.question_column, config.answer_column, config.text_column)
+
+
+def roles(config: TrainConfig) -> list[tuple[str, str]]:
+    """(role, set) of a configuration, in the order printed."""
+    if isinstance(config, FitConfig):
+        return [(f"train {i}" if i else "train", spec) for i, spec in enumerate(config.train)]
+    return [(role, spec) for role in ROLES if (spec := getattr(config, role, None))]
+
+
+def read_start(config: TrainConfig, loaded: Loaded) -> Start:
+    """Put a model and a configuration's sets together.
+
+    Args:
+        config: of ``fit`` or ``unlearn``.
+        loaded: its model, without the adapter that ``config.lora`` asks for.
+
+    Returns:
+        The start.
+
+    Raises:
+        GeffectError: a set is missing or cannot be encoded, or the start is not the recorded one.
+    """
+    if config.lora:
+        loaded.model = add_lora(loaded.model, config.lora, config.seed)
+    if isinstance(config, UnlearnConfig):
+        check_method(config, make_objective(config.objective), make_rectifier(config.rectifier))
+        _check_recorded(config, loaded)
+    if config.dtype == "bfloat16" and config.learning_rate < VANISHES:
+        LOGGER.warning("steps of %g vanish in bfloat16's rounding: use --dtype float32", config.learning_rate)
+    named = roles(config) if isinstance(config, UnlearnConfig) else [(spec, spec) for _, spec in roles(config)]
+    sets = {name: read_set(config, spec) for name, spec in named}
+    encoded = {name: encode(config, loaded, rows) for name, rows in sets.items()}
+    whole = layout(loaded.model)
+    split = split_layout(whole, find_tie(loaded.model)) if isinstance(config, UnlearnConfig) else whole
+    return Start(loaded, sets, encoded, split)
+
+
+def encode(config: DataConfig, loaded: Loaded, rows: RowSet) -> list[Encoded]:
+    """A set as the model sees it.
+
+    Args:
+        config: the length kept of a row.
+        loaded: tokenizer, and the model's context.
+        rows: the set.
+
+    Returns:
+        One encoding a row.
+    """
+    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    return encode_set(loaded.tokenizer, rows, config.max_length, context)
+
+
+def check_method(config: UnlearnConfig, objective: Objective, rectifier: Rectifier) -> None:
+    """Raise where a configuration lacks what its own method or diagnostics need.
+
+    Args:
+        config: the run.
+        objective: its objective.
+        rectifier: its rectifier.
+
+    Raises:
+        GeffectError: what is missing, and how to supply it.
+    """
+    if "general" in objective.sets and config.general is None:
+        raise GeffectError(f"a set for on=general in {objective.text!r}", "none", "name one with --general")
+    if config.standard_errors and config.grad_accum_steps < 2:
+        remedy = "add --grad-accum-steps 4, or leave --standard-errors out"
+        raise GeffectError("two or more micro-batches a step for --standard-errors", "one", remedy)
+    averaged = {"retain_average", "rectified"} & set(config.save_rows)
+    if averaged and rectifier.memory is None:
+        raise GeffectError(f"a rectifier, for --save-rows {min(averaged)}", "none", "add --rectifier gru")
+
+
+def alternatives(config: UnlearnConfig, start: Start) -> list[Encoded]:
+    """The forget questions with refusals, an epoch of the run after another.
+
+    Args:
+        config: the run.
+        start: its forget set.
+
+    Returns:
+        One encoding a question and epoch.
+
+    Raises:
+        GeffectError: the forget set has no questions.
+    """
+    rows = start.sets["forget"]
+    if not isinstance(rows, QASet):
+        remedy = "name a set of questions, or another objective"
+        raise GeffectError(f"questions to refuse in {rows.name}, which {config.objective!r} needs", "texts", remedy)
+    epochs = -(-config.steps * config.grad_accum_steps // -(-len(rows) // config.batch_size))
+    found: list[Encoded] = []
+    for epoch in range(epochs):
+        each = encode(config, start.loaded, refused(rows, epoch, config.seed))
+        found += [Encoded(len(found) + i, row.input_ids, row.labels) for i, row in enumerate(each)]
+    return found
+
+
+def training_sets(config: UnlearnConfig, start: Start, objective: Objective) -> dict[str, list[Encoded]]:
+    """The sets whose rows meet in a step."""
+    sets = {name: start.encoded[name] for name in ("forget", "retain")}
+    if "general" in objective.sets:
+        sets["general"] = start.encoded["general"]
+    return sets | ({"alternative": alternatives(config, start)} if "alternative" in objective.sets else {})
+
+
+def _check_recorded(config: UnlearnConfig, loaded: Loaded) -> None:
+    """A replayed configuration must start where the run it came from did."""
+    expected = (config.reference or {}).get("sha256")
+    if expected is not None and expected != loaded.sha256:
+        raise GeffectError(
+            f"the start recorded in the configuration (weights {expected[:12]})",
+            f"{config.model} (weights {str(loaded.sha256)[:12]})",
+            "restore that model, or remove 'reference'",
+        )

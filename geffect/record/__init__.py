@@ -1,0 +1,22 @@
+"""The run directory: written once, line by line, and read back as tidy frames."""
+
+from geffect.record.frames import read, read_published, read_support
+from geffect.record.ledger import read_ledger
+from geffect.record.lines import read_environment, read_lines, read_steps
+from geffect.record.spread import read_standard_errors
+from geffect.record.writing import (
+    CONFIG,
+    DONE,
+    ENVIRONMENT,
+    METRICS,
+    STEPS,
+    RunDirectory,
+    layout_to_json,
+    refuse_existing,
+)
+
+__all__ = [
+    "CONFIG", "DONE", "ENVIRONMENT", "METRICS", "STEPS", "RunDirectory", "layout_to_json", "read", "read_environment",
+    "read_ledger", "read_lines", "read_published", "read_standard_errors", "read_steps", "read_support",
+    "refuse_existing",
+]  # fmt: skip

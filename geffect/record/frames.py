@@ -1,0 +1,135 @@
+"""A run's Grams and supports as tidy frames."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from geffect.errors import GeffectError
+from geffect.groups import layer_groups
+from geffect.record.lines import read_environment, read_lines
+from geffect.record.writing import STEPS
+
+
+def read(path: Path | str, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
+    """The inner products of a run's rows.
+
+    Args:
+        path: the run directory.
+        by: sum parameters up to ``group``, ``layer``, or not at all (``parameter``).
+        scheme: how layers make groups (`geffect.groups.block_groups`).
+
+    Returns:
+        Columns ``step``, ``by``, ``row``, ``other``, ``inner``; each unordered pair of rows once.
+
+    Raises:
+        GeffectError: no run is there, or ``by`` is unknown.
+    """
+    path = Path(path)
+    onto, names = _onto(path, by, scheme)
+    frames = [_frame(line, onto, names, by) for line in read_lines(path) if "gram" in line]
+    if not frames:
+        raise GeffectError(f"at least one measured step in {path}", "none", "name a run of geffect unlearn")
+    return pd.concat(frames, ignore_index=True)
+
+
+def read_published(path: Path | str, by: str = "group", scheme: str = "paper_script") -> pd.DataFrame:
+    """The published script's running averages (`geffect.measurement.published`), in its own groups.
+
+    Args:
+        path: the run directory.
+        by: sum parameters up to ``group``, ``layer``, or not at all (``parameter``).
+        scheme: how layers make groups; the script cuts at blocks 10 and 20, and a tied tensor is ``embed``.
+
+    Returns:
+        Columns ``step`` (of the checkpoint), ``call`` (3, 7, …), ``by``, ``row``, ``other``, ``inner``.
+
+    Raises:
+        GeffectError: no run is there, ``by`` is unknown, or no such estimates were recorded.
+    """
+    path = Path(path)
+    onto, names = _onto(path, by, scheme)
+    frames = [
+        _frame({"step": line["step"], "gram": each["gram"]}, onto, names, by).assign(call=each["call"])
+        for line in read_lines(path)
+        for each in line.get("paper") or []
+    ]
+    if not frames:
+        remedy = "run geffect unlearn with --mode paper and a forget set of four micro-batches or more"
+        raise GeffectError(f"the published script's estimates in {path / STEPS}", "none", remedy)
+    return pd.concat(frames, ignore_index=True)
+
+
+def read_support(path: Path | str, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
+    """The overlaps of the supports of a run's rows (`geffect.support`), counted in entries.
+
+    Args:
+        path: the run directory.
+        by: sum parameters up to ``group``, ``layer``, or not at all (``parameter``).
+        scheme: how layers make groups (`geffect.groups.block_groups`).
+
+    Returns:
+        Columns ``step``, ``by``, ``row``, ``other``, ``intersection``, ``union``, ``jaccard`` (of the summed counts;
+        NaN where the union is empty); each unordered pair of two rows once.
+
+    Raises:
+        GeffectError: no run is there, ``by`` is unknown, or no supports were recorded.
+    """
+    path = Path(path)
+    onto, names = _onto(path, by, scheme)
+    frames = [_overlap_frame(line, onto, names, by) for line in read_lines(path) if line.get("support")]
+    if not frames:
+        raise GeffectError(f"supports in {path / STEPS}", "none", "run geffect unlearn with --support 0.1")
+    frame = pd.concat(frames, ignore_index=True)
+    return frame.assign(jaccard=frame["intersection"] / frame["union"].where(frame["union"] > 0))
+
+
+def _onto(path: Path, by: str, scheme: str) -> tuple[list[int], list[str]]:
+    # each parameter's place among the labels, and the labels
+    labels = _labels(read_environment(path)["parameters"], by, scheme)
+    names = list(dict.fromkeys(labels))
+    return [names.index(label) for label in labels], names
+
+
+def _labels(table: Mapping[str, Any], by: str, scheme: str) -> list[str]:
+    groups = layer_groups(table["num_blocks"], scheme)
+    columns = {
+        "parameter": table["names"],
+        "layer": table["layers"],
+        "group": [groups[each] for each in table["layers"]],
+    }
+    if by not in columns:
+        raise GeffectError(f"by among {', '.join(columns)}", repr(by), "choose one of these")
+    labels: list[str] = columns[by]
+    return labels
+
+
+def _frame(line: Mapping[str, Any], onto: list[int], names: list[str], by: str) -> pd.DataFrame:
+    rows = line["gram"]["rows"]
+    sums = _sums(line["gram"], onto, len(names), float)
+    return _keys(line["step"], by, names, rows, *np.triu_indices(len(rows))).assign(inner=sums.ravel())
+
+
+def _overlap_frame(line: Mapping[str, Any], onto: list[int], names: list[str], by: str) -> pd.DataFrame:
+    rows = line["support"]["rows"]
+    upper, (i, j) = np.triu_indices(len(rows)), np.triu_indices(len(rows), 1)
+    counts = np.zeros((len(names), len(rows), len(rows)), dtype=np.int64)
+    counts[:, *upper] = _sums(line["support"], onto, len(names), np.int64)
+    both = counts[:, i, j]
+    either = counts[:, i, i] + counts[:, j, j] - both
+    return _keys(line["step"], by, names, rows, i, j).assign(intersection=both.ravel(), union=either.ravel())
+
+
+def _sums(part: Mapping[str, Any], onto: list[int], size: int, dtype: type) -> "np.ndarray[Any, Any]":
+    # upper triangles summed onto labels, [labels, pairs]; not by a matrix product, whose 0 · NaN is NaN
+    values: np.ndarray[Any, Any] = np.asarray(part["values"], dtype)
+    sums = np.zeros((size, values.shape[1]), values.dtype)
+    np.add.at(sums, onto, values)
+    return sums
+
+
+def _keys(step: int, by: str, names: list[str], rows: list[str], first: Any, second: Any) -> pd.DataFrame:
+    pairs = {"row": [rows[i] for i in first] * len(names), "other": [rows[j] for j in second] * len(names)}
+    return pd.DataFrame({"step": step, by: np.repeat(names, len(first))} | pairs)

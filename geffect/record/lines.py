@@ -1,0 +1,90 @@
+"""A run directory's lines and environment, as they stand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from geffect.errors import GeffectError
+from geffect.record.writing import ENVIRONMENT, STEPS
+
+NESTED = {"gram", "support", "ledger", "spread", "paper", "evaluation"}
+
+
+def read_steps(path: Path | str) -> pd.DataFrame:
+    """A run's scalars: one row a step, evaluations as ``forget_risk``, ``held_accuracy`` and so on.
+
+    Args:
+        path: the run directory.
+
+    Returns:
+        A frame with ``step`` and whatever was recorded; NaN where a step did not record it.
+    """
+    lines = []
+    for line in read_lines(Path(path)):
+        scores = {
+            f"{name}_{kind}": value for name, both in line.get("evaluation", {}).items() for kind, value in both.items()
+        }
+        lines.append({k: v for k, v in line.items() if k not in NESTED} | scores)
+    return pd.DataFrame(lines)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of ``steps.jsonl``; a torn last line is dropped.
+
+    Args:
+        path: the run directory.
+
+    Returns:
+        The lines in order.
+
+    Raises:
+        GeffectError: there is no record, or a line other than the last cannot be read.
+    """
+    file = path / STEPS
+    if not file.is_file():
+        raise GeffectError(
+            f"a run with {STEPS} in {path}", "none", "name a directory written by geffect unlearn or fit"
+        )
+    texts = file.read_bytes().split(b"\n")
+    lines = []
+    for number, text in enumerate(texts[:-1], start=1):  # what follows the last newline was torn
+        try:
+            lines.append(_json_object(text))
+        except ValueError as error:
+            raise GeffectError(f"one JSON object a line in {file}", f"{error} in line {number}",
+                               "restore the file from a copy") from error  # fmt: skip
+    return lines
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """A run's ``environment.json``.
+
+    Args:
+        path: the run directory.
+
+    Returns:
+        Its content.
+
+    Raises:
+        GeffectError: there is none, or it cannot be read.
+    """
+    try:
+        content = _json_object((path / ENVIRONMENT).read_bytes())
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise GeffectError(
+            f"a run with {ENVIRONMENT} in {path}", reason, "name a directory written by geffect"
+        ) from error
+    return content
+
+
+def _json_object(text: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(error.msg) from error
+    if not isinstance(content, dict):
+        raise ValueError(type(content).__name__)
+    return content

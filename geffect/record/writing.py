@@ -1,0 +1,134 @@
+"""The run directory being written: once, line by line, never over anything."""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from torch import Tensor
+
+from geffect.errors import GeffectError
+from geffect.gram import Gram
+from geffect.groups import Layout
+from geffect.measurement import Spread
+from geffect.support import Support
+
+STEPS, ENVIRONMENT, CONFIG, METRICS, DONE = "steps.jsonl", "environment.json", "config.yaml", "metrics.json", "DONE"
+DIGITS = 9  # significant digits of an inner product: more than float32 products hold
+
+
+class RunDirectory:
+    """A run being written. Nothing that exists is ever overwritten.
+
+    Args:
+        path: the directory; it must not exist, or be empty.
+
+    Raises:
+        GeffectError: it exists, or cannot be made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        refuse_existing(path)
+
+    def create(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        """Make the directory with its configuration and environment."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+        self._json(ENVIRONMENT, environment)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the directory has its configuration."""
+        return (self.path / CONFIG).exists()
+
+    def abandon(self) -> None:
+        """Remove what a start that failed left behind, where nothing has been written into it."""
+        for folder in (self.path / "checkpoints", self.path):
+            with contextlib.suppress(OSError):  # not empty, or not there
+                folder.rmdir()
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Add one step's line to ``steps.jsonl`` and see it on disk; NaN and infinities become null."""
+        text = json.dumps(_plain(dict(line)), allow_nan=False)
+        with (self.path / STEPS).open("a", encoding="utf-8") as stream:
+            stream.write(text + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def finish(self, metrics: Mapping[str, Any]) -> None:
+        """Write ``metrics.json``, then ``DONE``, last of all."""
+        self._json(METRICS, metrics)
+        (self.path / DONE).touch()
+
+    def _json(self, name: str, content: Mapping[str, Any]) -> None:
+        text = json.dumps(_plain(dict(content)), indent=1, allow_nan=False)
+        (self.path / name).write_text(text + "\n", encoding="utf-8")
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise where a run's directory is taken, or where none can be made.
+
+    Args:
+        path: the directory asked for.
+
+    Raises:
+        GeffectError: it exists and is not an empty directory, or what it would lie in cannot be written to.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise GeffectError(
+            f"a new directory for --out {path}", "something there already", "choose another name or move it away"
+        )
+    full = path.absolute()
+    ground = next(each for each in (full, *full.parents) if each.exists())
+    if not ground.is_dir() or not os.access(ground, os.W_OK):
+        raise GeffectError(f"a directory to write --out {path} in", str(ground), "choose another place")
+
+
+def layout_to_json(layout: Layout) -> dict[str, Any]:
+    """The parameter table of a run's environment: names, layers, sizes, number of blocks."""
+    names = list(layout.layers)
+    return {
+        "num_blocks": layout.num_blocks,
+        "names": names,
+        "layers": [layout.layers[name] for name in names],
+        "numel": [layout.numel[name] for name in names],
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON's own types; a Gram or a Support as its upper triangles."""
+    if isinstance(value, Gram):
+        return {"rows": list(value.rows), "values": [[_rounded(x) for x in each] for each in _triangles(value)]}
+    if isinstance(value, Support):
+        return {"share": value.share, "rows": list(value.rows), "values": list(_triangles(value))}
+    if isinstance(value, Spread):
+        matrices = {"linearised": value.linearised, "halves": value.halves}
+        return {"rows": list(value.rows), "labels": list(value.halves)} | {
+            name: [_plain(_upper(each)) for each in parts.values()] for name, parts in matrices.items()
+        }
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return _rounded(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _triangles(part: Gram | Support) -> Iterator[list[Any]]:
+    return (_upper(matrix) for matrix in part.values.values())
+
+
+def _upper(matrices: Tensor) -> list[Any]:
+    """``[…, M, M]`` → the upper triangles, line by line."""
+    i, j = np.triu_indices(matrices.shape[-1])
+    found: list[Any] = matrices.numpy()[..., i, j].tolist()
+    return found
+
+
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None

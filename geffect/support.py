@@ -1,0 +1,148 @@
+"""Supports: where rows are large, as top-share masks a tensor and the counts of their overlaps.
+
+A mask keeps the entries of largest magnitude of one tensor of one row, a bit an entry. The counts ``[M, M]`` of the
+intersections are all that is kept of M masks; unions and Jaccard indices follow from them, and counts add up over
+parameters. Masks are made on the CPU and do not depend on threads.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geffect.errors import GeffectError
+
+
+def top_mask(tensor: Tensor, share: float) -> Tensor:
+    """The entries of largest magnitude: ⌈share · N⌉ of N, ties going to the lowest flat index.
+
+    Zeros are never in a mask, so a tensor with fewer other entries than that has a smaller mask, and one of zeros an
+    empty mask. Infinities are the largest of all. ``share`` is read as the decimal it prints as: 0.07 of 100 are 7.
+
+    Args:
+        tensor: N entries of any shape and floating-point dtype.
+        share: in (0, 1].
+
+    Returns:
+        The mask, bool, of the tensor's shape, on the CPU.
+
+    Raises:
+        GeffectError: the share is not in (0, 1], or an entry is NaN.
+
+    >>> top_mask(torch.tensor([[0.5, -3.0], [0.0, 0.5]]), 0.5).tolist()
+    [[True, True], [False, False]]
+    """
+    count = _count(tensor.numel(), share)
+    sizes = _sizes(tensor)
+    mask = sizes > 0
+    if np.count_nonzero(mask) > count:
+        present = sizes[mask]  # without the zeros: many equal entries would slow the partition tenfold
+        threshold = np.partition(present, -count)[-count]  # torch's kthvalue and topk take ten times as long
+        mask = sizes > threshold
+        ties = np.flatnonzero(sizes == threshold)
+        mask[ties[: count - np.count_nonzero(mask)]] = True
+    return torch.from_numpy(mask).view(tensor.shape)
+
+
+def _count(numel: int, share: float) -> int:
+    if not 0 < share <= 1:
+        raise GeffectError("a share of a tensor's entries in (0, 1]", repr(share), "0.1 keeps the largest tenth")
+    return math.ceil(Fraction(str(float(share))) * numel)
+
+
+def _sizes(tensor: Tensor) -> "np.ndarray[tuple[int], np.dtype[np.floating]]":
+    # magnitudes as a flat array; NumPy has no bfloat16, and float32 holds it exactly
+    exact = tensor.dtype if tensor.dtype == torch.float64 else torch.float32
+    sizes = tensor.detach().reshape(-1).cpu().to(exact).abs().numpy()
+    if np.isnan(sizes.max(initial=0)):
+        raise GeffectError(
+            "a gradient of numbers to take the support of", f"{np.isnan(sizes).sum()} NaN in a tensor of {sizes.size}",
+            "lower the learning rate, or run without --support",
+        )  # fmt: skip
+    return sizes
+
+
+def pack(mask: Tensor) -> Tensor:
+    """A mask's bits in row-major order, the first the highest of its byte: ⌈N / 8⌉ bytes, uint8."""
+    return torch.from_numpy(np.packbits(mask.reshape(-1).numpy(force=True)))
+
+
+def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
+    """The mask of a shape that `pack` made these bits of."""
+    flat = np.unpackbits(bits.numpy(), count=math.prod(shape))
+    return torch.from_numpy(flat).bool().view(tuple(shape))
+
+
+def overlaps(masks: Sequence[Tensor | None]) -> Tensor:
+    """All intersections of M masks of one shape, counted on their bits.
+
+    Args:
+        masks: M packed masks (`pack`), None standing for the empty one.
+
+    Returns:
+        ``[M, M]``, int64; entry (i, j) is |A_i ∩ A_j|, the diagonal the masks' sizes.
+
+    >>> overlaps([pack(torch.tensor([True, True])), None, pack(torch.tensor([False, True]))]).tolist()
+    [[2, 0, 1], [0, 0, 0], [1, 0, 1]]
+    """
+    present = [i for i, mask in enumerate(masks) if mask is not None]
+    counts = torch.zeros(len(masks), len(masks), dtype=torch.int64)
+    if not present:
+        return counts
+    bits = torch.stack([mask for mask in masks if mask is not None]).numpy()  # [K, bytes]
+    for place, i in enumerate(present):
+        row = np.bitwise_count(bits[place:] & bits[place]).sum(1, dtype=np.int64)
+        counts[i, present[place:]] = counts[present[place:], i] = torch.from_numpy(row)
+    return counts
+
+
+def jaccard(intersections: Tensor) -> Tensor:
+    """J[i, j] = |A_i ∩ A_j| / |A_i ∪ A_j|.
+
+    Args:
+        intersections: ``[M, M]``, as of `overlaps` or a sum of such.
+
+    Returns:
+        ``[M, M]``, float64, symmetric; NaN where both masks are empty.
+
+    >>> jaccard(torch.tensor([[2, 1, 0], [1, 2, 0], [0, 0, 0]])).tolist()
+    [[1.0, 0.3333333333333333, 0.0], [0.3333333333333333, 1.0, 0.0], [0.0, 0.0, nan]]
+    """
+    sizes = intersections.diagonal()
+    return intersections.double() / (sizes[:, None] + sizes - intersections).double()
+
+
+def chance(share: float) -> float:
+    """The Jaccard index of two independent random masks of a large tensor: share / (2 − share)."""
+    return share / (2 - share)
+
+
+@dataclass
+class Support:
+    """The overlaps of named rows' masks, per parameter tensor.
+
+    Attributes:
+        rows: the M row names, the order of every matrix here.
+        share: of each tensor's entries that a mask keeps.
+        values: canonical parameter name → intersections ``[M, M]``, int64, symmetric.
+    """
+
+    rows: tuple[str, ...]
+    share: float
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    def total(self, names: Iterable[str] | None = None) -> Tensor:
+        """The sum over the named parameters (all by default), ``[M, M]``."""
+        chosen = self.values.values() if names is None else [self.values[name] for name in names]
+        return sum(chosen, torch.zeros(len(self.rows), len(self.rows), dtype=torch.int64))
+
+    def by(self, labels: Mapping[str, str]) -> dict[str, Tensor]:
+        """The sums under each label (a layer or group a parameter), in order of first appearance."""
+        members: dict[str, list[str]] = {}
+        for name in self.values:
+            members.setdefault(labels[name], []).append(name)
+        return {label: self.total(names) for label, names in members.items()}

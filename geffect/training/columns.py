@@ -1,0 +1,60 @@
+"""What an objective needs beside a row's own tokens, computed once per data row before a run starts."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geffect.data import Encoded, pad_id_of
+from geffect.data.relabel import random_labels
+from geffect.metrics import adversarial_labels, reference_nll
+from geffect.objectives import IGNORE_INDEX, Objective
+
+Columns = dict[str, dict[str, list[Tensor]]]
+
+
+def compute_columns(
+    model: Any, tokenizer: Any, objective: Objective, sets: Mapping[str, Sequence[Encoded]], seed: int,
+    *, autocast: bool = False,
+) -> Columns:  # fmt: skip
+    """Reference NLLs and other labels of the rows an objective needs them for.
+
+    Args:
+        model: the start of the run, as it is now.
+        tokenizer: its tokenizer.
+        objective: what is descended.
+        sets: set → encoded rows.
+        seed: of random labels.
+        autocast: compute in bfloat16, as the run will.
+
+    Returns:
+        Set → column → one tensor ``[T]`` a row.
+    """
+    needs, forget, pad_id = objective.needs, sets["forget"], pad_id_of(tokenizer)
+    found: Columns = {"forget": {}}
+    with torch.autocast(model.device.type, torch.bfloat16) if autocast else contextlib.nullcontext():
+        if "ref_nll" in needs:
+            sides = ["forget", *(["alternative"] if "alternative" in needs else [])]
+            found |= {side: {"ref_nll": reference_nll(model, sets[side], pad_id)} for side in sides}
+        for need in sorted(needs):
+            kind, _, variant = need.removesuffix("_labels").partition("_")
+            if kind == "adversarial":
+                found["forget"][need] = adversarial_labels(model, forget, pad_id, misaligned=variant == "knowundo")
+            if kind == "random":
+                vocabulary, special = int(model.config.get_text_config().vocab_size), tokenizer.all_special_ids
+                everywhere = variant == "knowundo"
+                found["forget"][need] = random_labels(forget, vocabulary, special, seed, everywhere=everywhere)
+    return found
+
+
+def padded(columns: Mapping[str, Sequence[Tensor]], positions: Sequence[int], width: int) -> dict[str, Tensor]:
+    """Some rows of every column as ``[B, T]``; NLLs are padded with 0, labels with ``IGNORE_INDEX``."""
+    batch: dict[str, Tensor] = {}
+    for name, column in columns.items():
+        fill = IGNORE_INDEX if name.endswith("_labels") else 0
+        batch[name] = torch.full((len(positions), width), fill, dtype=column[positions[0]].dtype)
+        for i, position in enumerate(positions):
+            batch[name][i, : len(column[position])] = column[position]
+    return batch

@@ -1,0 +1,90 @@
+"""Steps of a measurement on tiny models, and what the optimiser makes of them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geffect.measurement import Measured, Measurement, Step
+from geffect.objectives import Counts, Outputs, forward, make_objective
+from geffect.rectify import make_rectifier
+from geffect.rows import trainable
+from tests.cases import make_batch
+
+Batch = dict[str, Tensor]
+Batches = dict[str, Batch]
+FORGET, RETAIN = make_batch([9, 5, 7, 12], seed=1), make_batch([6, 8, 4, 11], seed=2)
+GENERAL, REFUSAL = make_batch([10, 3, 6, 6], seed=3), make_batch([7, 9, 5, 8], seed=4)
+
+
+def with_reference(model: Any, batch: Batch) -> Batch:
+    """A reference unlike the model, so that NPO's weights are not one."""
+    nll = forward(model, batch).nll.detach()
+    return batch | {"ref_nll": nll * 0.7}
+
+
+def make_batches(model: Any) -> Batches:
+    """Every set an objective may run on."""
+    return {
+        "forget": with_reference(model, FORGET),
+        "alternative": with_reference(model, REFUSAL),
+        "general": GENERAL,
+        "retain": RETAIN,
+    }
+
+
+def split(batches: Mapping[str, Batch], size: int) -> list[Batches]:
+    """Micro-batches of so many rows."""
+    total = len(batches["forget"]["labels"])
+    return [
+        {name: {key: t[i : i + size] for key, t in batch.items()} for name, batch in batches.items()}
+        for i in range(0, total, size)
+    ]
+
+
+def model_forward(model: Any, reference: Any = None) -> Callable[..., Outputs]:
+    """The trainer's forward pass without a trainer."""
+    from dataclasses import replace
+
+    def run(batch: Batch, needs: frozenset[str], *, dropout: bool = False) -> Outputs:
+        model.train(dropout)
+        outputs = forward(model, batch, hidden="hidden" in needs)
+        if not needs & {"ref_logits", "ref_hidden"}:
+            return outputs
+        with torch.no_grad():
+            other = forward(reference, batch, hidden=True)
+        return replace(outputs, ref_logits=other.logits, ref_hidden=other.hidden)
+
+    return run
+
+
+def make_measurement(model: Any, objective: str, rectifier: str = "none", **settings: Any) -> Measurement:
+    """A measurement of a tiny model."""
+    reference = settings.pop("reference", None)
+    return Measurement(
+        trainable(model),
+        model_forward(model, reference),
+        make_objective(objective),
+        make_rectifier(rectifier),
+        **settings,
+    )
+
+
+def open_step(measurement: Measurement, micro_batches: list[Batches], *, measure: bool = True) -> Step:
+    """A step whose micro-batches are through."""
+    counts = {name: Counts.of([batches[name] for batches in micro_batches]) for name in micro_batches[0]}
+    step = measurement.begin(counts, measure=measure)
+    for i, batches in enumerate(micro_batches):
+        step.micro_batch(batches, last=i == len(micro_batches) - 1)
+    return step
+
+
+def take_step(measurement: Measurement, micro_batches: list[Batches], *, measure: bool = True) -> Measured:
+    """A step that has been finished."""
+    return open_step(measurement, micro_batches, measure=measure).finish()
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    """What a step left in ``.grad``."""
+    return {name: p.grad for name, p in trainable(model).items() if p.grad is not None}

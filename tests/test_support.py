@@ -1,0 +1,184 @@
+"""Masks against a sorted list, overlaps against Python's sets."""
+
+import math
+import os
+import subprocess
+import sys
+from decimal import Decimal
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from geffect.errors import GeffectError
+from geffect.support import Support, chance, jaccard, overlaps, pack, top_mask, unpack
+
+FEW = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 1e-40, math.inf])  # many ties, and a subnormal
+ENTRIES = st.lists(st.one_of(FEW, st.floats(width=16, allow_nan=False)), max_size=60)
+SHARES = st.sampled_from(["1", "0.5", "0.1", "0.07", "0.29", "1e-05", "0.999"])
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float64])
+BITS = st.lists(st.lists(st.booleans(), min_size=19, max_size=19), min_size=1, max_size=5)
+
+
+def by_sorting(entries: list[float], share: str) -> set[int]:
+    """The definition: by magnitude, then by place, as many as exact arithmetic says, zeros left out."""
+    count = math.ceil(Decimal(share) * len(entries))
+    order = sorted(range(len(entries)), key=lambda i: (-abs(entries[i]), i))
+    return {i for i in order[:count] if entries[i] != 0}
+
+
+def members(mask: Tensor) -> set[int]:
+    return set(torch.nonzero(mask.reshape(-1)).reshape(-1).tolist())
+
+
+@given(entries=ENTRIES, share=SHARES, dtype=DTYPES)
+@settings(max_examples=300, deadline=None)
+def test_a_mask_holds_the_largest_entries_and_of_equal_ones_the_first(
+    entries: list[float], share: str, dtype: torch.dtype
+) -> None:
+    tensor = torch.tensor(entries, dtype=dtype)
+    assert members(top_mask(tensor, float(share))) == by_sorting(tensor.tolist(), share)
+
+
+@pytest.mark.parametrize(("share", "numel", "count"), [
+    (0.1, 30, 3), (0.1, 31, 4), (0.07, 100, 7), (0.29, 100, 29), (1.0, 5, 5), (1, 5, 5), (1e-9, 5, 1),
+])  # fmt: skip
+def test_the_count_is_the_decimals_ceiling(share: float, numel: int, count: int) -> None:
+    assert int(top_mask(torch.arange(1.0, numel + 1), share).sum()) == count
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (4, 6), (2, 3, 5)])
+def test_a_mask_has_its_tensors_shape_and_leaves_it_alone(shape: tuple[int, ...]) -> None:
+    tensor = torch.full(shape, -2.0, requires_grad=True)
+    mask = top_mask(tensor, 0.5)
+    assert (mask.shape, mask.dtype) == (tensor.shape, torch.bool)
+    assert members(mask) == set(range(math.ceil(tensor.numel() / 2)))
+    assert (tensor == -2).all()
+
+
+def test_strides_do_not_matter() -> None:
+    tensor = torch.randn(6, 7, generator=torch.Generator().manual_seed(0)).round().T
+    assert not tensor.is_contiguous()
+    assert torch.equal(top_mask(tensor, 0.3), top_mask(tensor.contiguous(), 0.3))
+    mask = top_mask(tensor.T.contiguous(), 0.3).T
+    assert torch.equal(pack(mask), pack(mask.contiguous()))
+
+
+def test_zeros_are_in_no_mask() -> None:
+    assert not top_mask(torch.zeros(3, 4), 1.0).any()
+    assert members(top_mask(torch.tensor([0.0, 5.0, -0.0, 0.0]), 0.75)) == {1}
+
+
+@given(scale=st.sampled_from([1e-20, -1.0, 2.0**20]), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_masks_and_jaccard_ignore_scale(scale: float, seed: int) -> None:
+    a, b = torch.randn(2, 500, generator=torch.Generator().manual_seed(seed)).round(decimals=1)
+    scaled = overlaps([pack(top_mask(row, 0.1)) for row in (scale * a, b)])
+    assert torch.equal(jaccard(scaled), jaccard(overlaps([pack(top_mask(row, 0.1)) for row in (a, b)])))
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.0001, math.nan, math.inf])
+def test_a_share_outside_its_range_is_refused(share: float) -> None:
+    with pytest.raises(GeffectError, match=r"^expected a share of a tensor's entries in \(0, 1\]; found [^\n]*$"):
+        top_mask(torch.ones(3), share)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_tensor_with_nan_is_refused(dtype: torch.dtype) -> None:
+    tensor = torch.ones(50, dtype=dtype)
+    tensor[[3, 40]] = math.nan
+    with pytest.raises(GeffectError, match=r"found 2 NaN in a tensor of 50; [^\n]*--support$"):
+        top_mask(tensor, 0.1)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_change_no_bit(threads: int) -> None:
+    code = (
+        "import sys, torch; from geffect.support import pack, top_mask\n"
+        f"torch.set_num_threads({threads})\n"
+        "row = torch.randn(300_001, generator=torch.Generator().manual_seed(0)).bfloat16()\n"
+        "sys.stdout.buffer.write(pack(top_mask(row, 0.1)).numpy().tobytes())"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment).stdout
+    row = torch.randn(300_001, generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = by_sorting(row.tolist(), "0.1")
+    assert members(unpack(torch.frombuffer(bytearray(found), dtype=torch.uint8), row.shape)) == expected
+
+
+@given(bits=st.lists(st.booleans(), max_size=40), columns=st.integers(1, 4))
+@settings(deadline=None)
+def test_packing_loses_nothing(bits: list[bool], columns: int) -> None:
+    mask = torch.tensor(bits[: len(bits) // columns * columns], dtype=torch.bool).view(-1, columns)
+    packed = pack(mask)
+    assert (packed.dtype, packed.numel()) == (torch.uint8, math.ceil(mask.numel() / 8))
+    assert torch.equal(unpack(packed, mask.shape), mask)
+
+
+@given(rows=BITS, missing=st.sets(st.integers(0, 4)))
+@settings(deadline=None)
+def test_overlaps_count_what_sets_share(rows: list[list[bool]], missing: set[int]) -> None:
+    masks = [None if i in missing else pack(torch.tensor(row)) for i, row in enumerate(rows)]
+    sets: list[set[int]] = [set() if i in missing else members(torch.tensor(row)) for i, row in enumerate(rows)]
+    counts = overlaps(masks)
+    assert counts.dtype == torch.int64
+    assert counts.tolist() == [[len(a & b) for b in sets] for a in sets]
+    assert torch.equal(counts, counts.T)
+    expected = [[len(a & b) / len(a | b) if a | b else math.nan for b in sets] for a in sets]
+    assert torch.equal(jaccard(counts).nan_to_num(-1), torch.tensor(expected, dtype=torch.float64).nan_to_num(-1))
+
+
+def test_bits_fill_bytes_from_the_highest() -> None:
+    assert pack(torch.tensor([True, *[False] * 6, True, True])).tolist() == [129, 128]
+
+
+def test_masks_of_two_lengths_are_no_family() -> None:
+    with pytest.raises(RuntimeError, match="equal size"):
+        overlaps([pack(torch.ones(8).bool()), pack(torch.ones(16).bool())])
+
+
+def test_every_mask_is_itself_and_an_empty_one_is_nothing() -> None:
+    values = jaccard(overlaps([pack(torch.tensor([True, False])), None, pack(torch.tensor([False, True]))]))
+    assert values[[0, 2], [0, 2]].tolist() == [1, 1]
+    assert values[1, 1].isnan()
+    assert values[0].tolist() == [1, 0, 0]
+
+
+def test_counts_past_two_to_the_53_stay_exact_until_divided() -> None:
+    huge = torch.tensor([[2**60 + 1, 2**60], [2**60, 2**60 + 1]])
+    assert Support(("a", "b"), 0.1, {"w": huge, "v": huge}).total()[0, 0].item() == 2**61 + 2
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.5])
+def test_random_masks_meet_at_chance(share: float) -> None:
+    rows = torch.randn(2, 400_000, generator=torch.Generator().manual_seed(0))
+    found = jaccard(overlaps([pack(top_mask(row, share)) for row in rows]))[0, 1].item()
+    assert found == pytest.approx(chance(share), abs=0.003)
+    assert chance(1.0) == 1.0
+
+
+def make_support() -> Support:
+    """Three rows over parameters of eleven entries each; a row of zeros in every second."""
+    values = dict[str, Tensor]()
+    for i, name in enumerate("abcd"):
+        rows = torch.randn(3, 11, generator=torch.Generator().manual_seed(i))
+        masks = [pack(top_mask(row, 0.4)) for row in rows]
+        values[name] = overlaps([None if i % 2 else masks[0], *masks[1:]])
+    return Support(("x", "y", "z"), 0.4, values)
+
+
+def test_parts_sum_to_the_whole() -> None:
+    support = make_support()
+    parts = support.by({"a": "one", "b": "two", "c": "one", "d": "three"})
+    assert list(parts) == ["one", "two", "three"]
+    assert torch.equal(parts["one"], support.total(["a", "c"]))
+    assert torch.equal(torch.stack([*parts.values()]).sum(0), support.total())
+    assert support.total().dtype == torch.int64
+    assert support.total().diagonal().tolist() == [10, 20, 20]  # ⌈0.4 · 11⌉ a parameter, none where there are zeros
+
+
+def test_a_support_of_nothing_is_zeros() -> None:
+    assert Support(("x", "y", "z"), 0.4).total().tolist() == [[0] * 3] * 3
+    assert make_support().total([]).tolist() == [[0] * 3] * 3
