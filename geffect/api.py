@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from geffect.models import Loaded
 
 LOGGER = logging.getLogger(__name__)
-SIDES = ("forget", "retain", "held")
 
 
 def load_model(spec: str, dtype: str = "float32", *, trust_remote_code: bool = False) -> "Loaded":
@@ -119,7 +118,7 @@ def unlearn(config: UnlearnConfig, *, free_rows: bool = True) -> Path:
     arguments = training_arguments(config, config.steps)
     diagnostics = Diagnostics(
         config.diagnose_every, config.support, config.ledger, tuple(config.save_rows), config.standard_errors,
-        config.mode, free_rows, start.layout.layers,
+        config.until_accuracy, config.mode, free_rows, start.layout.layers,
     )  # fmt: skip
     with quiet_transformers(), _started(run, resolved, start.environment(config, config.steps)) as sink:
         trainer = UnlearnTrainer(
@@ -129,7 +128,7 @@ def unlearn(config: UnlearnConfig, *, free_rows: bool = True) -> Path:
             ),
             reference=Reference(loaded.model) if objective.needs & {"ref_logits", "ref_hidden"} else None,
             diagnostics=diagnostics, keep_dropout=config.keep_dropout, autocast=config.autocasts, sink=sink,
-            evaluation_sets={role: start.encoded[role] for role in SIDES if role in start.encoded},
+            evaluation_sets={role: start.encoded[role] for role in config.evaluate or start.encoded},
         )  # fmt: skip
         trainer.train()
     run.finish(_metrics(config.out))

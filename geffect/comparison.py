@@ -8,7 +8,7 @@ import pandas as pd
 from geffect import plots
 from geffect.effects import direction_of, g_effect, total_cosine
 from geffect.errors import GeffectError
-from geffect.record import read, read_steps
+from geffect.record import read, read_ledger, read_lines, read_steps, read_support
 
 
 def compare(runs: Sequence[Path | str]) -> pd.DataFrame:
@@ -41,6 +41,8 @@ def compare(runs: Sequence[Path | str]) -> pd.DataFrame:
 def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "thirds") -> list[Path]:
     """Draw runs: G-effect by layer group, cosine disparity, trade-off plane; each with the data drawn.
 
+    Where every run kept a ledger, or recorded supports, those are drawn too.
+
     Args:
         runs: run directories, side by side.
         out: where to write; ``figures`` in the first run by default.
@@ -53,6 +55,7 @@ def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "
     out = out or next(iter(paths.values())) / "figures"
     grams = {name: read(path, "group", scheme) for name, path in paths.items()}
     effects = pd.concat([g_effect(gram, direction_of(gram)).assign(run=name) for name, gram in grams.items()])
+    effects = effects[(effects["group"] != "tied") | effects[["unlearn", "retain"]].any(axis=1)]  # told apart by use
     cosines = pd.concat([_cosines(gram).assign(run=name) for name, gram in grams.items()])
     scores = pd.concat([read_steps(path).assign(run=name) for name, path in paths.items()])
     written = plots.save(plots.g_effect_curves(effects), out / "g_effect", effects)
@@ -60,6 +63,16 @@ def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "
     if "held_risk" in scores:
         plane = scores[["run", "step", "forget_risk", "held_risk"]].dropna()
         written += plots.save(plots.trade_off(plane), out / "trade_off", plane)
+    lines = {name: read_lines(path) for name, path in paths.items()}
+    if all(any("ledger" in line for line in each) for each in lines.values()):
+        ledger = pd.concat([read_ledger(path).assign(run=name) for name, path in paths.items()])
+        written += plots.save(plots.ledger_plane(ledger), out / "ledger", ledger)
+        written += plots.save(plots.ledger_sums(ledger), out / "ledger_sums", ledger)
+    shares = {line["support"]["share"] for each in lines.values() for line in each if line.get("support")}
+    if len(shares) == 1 and all(any(line.get("support") for line in each) for each in lines.values()):
+        overlaps = pd.concat([read_support(path, "group", scheme).assign(run=name) for name, path in paths.items()])
+        curves = plots.jaccard_curves(overlaps, "objective", "retain", shares.pop())
+        written += plots.save(curves, out / "jaccard", overlaps)
     return written
 
 

@@ -83,7 +83,7 @@ def read_start(config: TrainConfig, loaded: Loaded) -> Start:
         GeffectError: a set is missing or cannot be encoded, or the start is not the recorded one.
     """
     if config.lora:
-        loaded.model = add_lora(loaded.model, config.lora, config.seed)
+        loaded.model = add_lora(loaded.model, config.lora, config.seed, config.lora_dropout)
     if isinstance(config, UnlearnConfig):
         check_method(config, make_objective(config.objective), make_rectifier(config.rectifier))
         _check_recorded(config, loaded)
@@ -125,6 +125,11 @@ def check_method(config: UnlearnConfig, objective: Objective, rectifier: Rectifi
     """
     if "general" in objective.sets and config.general is None:
         raise GeffectError(f"a set for on=general in {objective.text!r}", "none", "name one with --general")
+    absent = [role for role in config.evaluate if getattr(config, role) is None]
+    if absent:
+        raise GeffectError(f"a set for --evaluate {absent[0]}", "none", f"name one with --{absent[0]}")
+    if config.until_accuracy and "forget" not in (config.evaluate or ["forget"]):
+        raise GeffectError("the forget set evaluated, for --until-accuracy", "it is not", "add --evaluate forget")
     if config.standard_errors and config.grad_accum_steps < 2:
         remedy = "add --grad-accum-steps 4, or leave --standard-errors out"
         raise GeffectError("two or more micro-batches a step for --standard-errors", "one", remedy)

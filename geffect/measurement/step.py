@@ -103,7 +103,7 @@ class Step:
         found = Measured(dict(scalars) | norms(gram), gram)
         if self.masks is not None:
             found.support = self.masks.support(named, list(self.run.parameters), self.run.tie)
-        if self.run.standard_errors and self.kept is not None:
+        if len(self.batches) > 1:  # an epoch's last window may hold one, which says nothing of their spread
             found.spread = self._spread()
         return found
 

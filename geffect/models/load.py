@@ -196,13 +196,14 @@ def _adapter_outline(source: Path) -> tuple[Any, Any]:
         return get_peft_model(model, config), tokenizer
 
 
-def add_lora(model: Any, rank: int, seed: int) -> Any:
-    """A fresh LoRA on every linear layer but the head (alpha = 2·rank, no dropout), the base frozen.
+def add_lora(model: Any, rank: int, seed: int, dropout: float = 0.0) -> Any:
+    """A fresh LoRA on every linear layer but the head (alpha = 2·rank), the base frozen.
 
     Args:
         model: the base model.
         rank: r.
         seed: of A's initial values; B starts at zero, so the model starts as its base.
+        dropout: on the adapter's inputs, where a run keeps dropout.
 
     Returns:
         The `peft.PeftModel`.
@@ -216,7 +217,9 @@ def add_lora(model: Any, rank: int, seed: int) -> Any:
         raise GeffectError(
             "a model without an adapter for --lora", "one with an adapter", "leave --lora out to train that one"
         )
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     with quiet_transformers(), torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, config)

@@ -19,6 +19,7 @@ class Diagnostics:
         ledger: probe rows of each set whose risk's change is predicted and measured; 0 keeps no ledger.
         save_rows: rows written to ``rows/step-N/ROW.safetensors`` at measured steps.
         standard_errors: go over each measured window's micro-batches again.
+        until_accuracy: stop after an evaluation with the forget set's token accuracy below this.
         mode: ``exact``, or ``paper``: the published script's estimates too, at every evaluation.
         free_rows: see `Measurement`.
         labels: see `Measurement`.
@@ -29,6 +30,7 @@ class Diagnostics:
     ledger: int = 0
     save_rows: tuple[str, ...] = ()
     standard_errors: bool = False
+    until_accuracy: float = 0.0
     mode: str = "exact"
     free_rows: bool = True
     labels: Mapping[str, str] = field(default_factory=dict)

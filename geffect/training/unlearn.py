@@ -93,8 +93,10 @@ class UnlearnTrainer(RecordingTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As `RecordingTrainer.evaluate`; at the start it says how well the model knows each set."""
         metrics = super().evaluate(*args, **kwargs)
+        accuracies = {name: scores["accuracy"] for name, scores in self.line["evaluation"].items()}
         if self.state.global_step == 0:
-            self._introduce({name: scores["accuracy"] for name, scores in self.line["evaluation"].items()})
+            self._introduce(accuracies)
+        self.control.should_training_stop |= accuracies.get("forget", 1.0) < self.diagnostics.until_accuracy
         if self.diagnostics.mode == "paper":
             loader = self.get_train_dataloader()
             self.line["paper"] = published_lines(self.measurement, map(self._prepare_inputs, loader))

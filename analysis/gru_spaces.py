@@ -1,0 +1,85 @@
+"""Draw ``figures/gru_spaces/``: GRU on the gradient, on the optimiser's update, and on both, under AdamW.
+
+    python -m analysis.gru_spaces [RUNS]             the built-in model, three seeds
+    python -m analysis.gru_spaces --real START DATA  SmolLM2 fitted to TOFU in START, one seed
+
+The paper rectifies the gradient; the other two spaces are this toolkit's. Compared are the share of steps on which the
+*measured* risk of held rows rises, and held accuracy at equal forget risk.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.runs import AUTHORS, ensure, keep_configs
+from analysis.trade_off import interpolated
+from geffect import plots
+from geffect.record import read_steps
+
+SPACES = {"none": "none", "gradient": "gru", "update": "gru(space=update)", "both": "gru(space=both)"}
+OBJECTIVES = {"GA": "ga", "NPO": "npo"}
+TINY = AUTHORS | {"held": "builtin:authors/held[:64]", "learning_rate": 3e-4, "steps": 25}
+REAL = {
+    "forget": "tofu:forget01",
+    "retain": "tofu:retain99[:56]",
+    "held": "tofu:retain99[56:120]",
+    "batch_size": 8,
+    "learning_rate": 5e-5,
+    "steps": 40,
+    "until_accuracy": 0.3,
+    "evaluate": ["forget", "held"],
+}
+
+
+def main(settings: dict[str, Any], seeds: tuple[int, ...], risks: tuple[float, ...], runs: Path, out: Path) -> None:
+    """Run what is missing, then draw and tabulate."""
+    cells = [(name, space, seed) for name in OBJECTIVES for space in SPACES for seed in seeds]
+    paths = ensure([
+        settings | {"objective": OBJECTIVES[name], "rectifier": SPACES[space], "seed": seed, "evaluate_every": 1,
+                    "diagnose_every": 5, "out": runs / f"{name}-{space}-{seed}"}
+        for name, space, seed in cells
+    ])  # fmt: skip
+    columns = ["step", "forget_risk", "forget_accuracy", "held_risk", "held_accuracy"]
+    frame = pd.concat([
+        read_steps(path)[columns].assign(objective=name, rectifier=space, seed=seed)
+        for path, (name, space, seed) in zip(paths, cells, strict=True)
+    ])
+    plots.save(plots.trade_off_grid(frame), out / "by_risk", frame)
+    table = tabulate(frame, risks)
+    table.to_csv(out / "table.csv", index=False, float_format="%.4f")
+    keep_configs(paths, out)
+    print(table.to_string(index=False, float_format="%.3f"))
+
+
+def tabulate(frame: pd.DataFrame, risks: tuple[float, ...]) -> pd.DataFrame:
+    """A row a run: share of steps on which the held risk rises, and held accuracy at given forget risks.
+
+    Args:
+        frame: the evaluations of all runs, one a step.
+        risks: forget risks (nats a token).
+
+    Returns:
+        The table; NaN where a run never got there.
+    """
+    rows = []
+    for (objective, space, seed), run in frame.groupby(["objective", "rectifier", "seed"], sort=False):
+        path = run.sort_values("step")
+        last = path.iloc[-1]
+        rows.append({
+            "objective": objective, "space": space, "seed": seed, "steps": int(last["step"]),
+            "held risk rises": float((path["held_risk"].diff().dropna() > 0).mean()),
+            "forget acc.": last["forget_accuracy"], "held acc.": last["held_accuracy"],
+        } | {f"held acc. at {risk:g}": interpolated(path, "held_accuracy", risk) for risk in risks})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--real"]:
+        start, data = sys.argv[2:4]
+        real = REAL | {"model": start, "data_dir": data}
+        main(real, (0,), (2.0, 4.0), Path("runs/gru_spaces_real"), Path("figures/gru_spaces_real"))
+    else:
+        tiny_runs = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/gru_spaces")
+        main(TINY, (0, 1, 2), (2.0, 4.0), tiny_runs, Path("figures/gru_spaces"))

@@ -1,0 +1,89 @@
+"""Draw ``figures/trade_off/``: every objective, with and without GRU, on the built-in authors, three seeds.
+
+    python -m analysis.trade_off [RUNS]
+
+Runs what is missing in RUNS (``runs/trade_off``). A small model of 1.7 million parameters on generated text: what
+holds here need not hold elsewhere.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.runs import AUTHORS, ensure, keep_configs
+from geffect import plots
+from geffect.record import read_steps
+
+OBJECTIVES = {
+    "GA": "ga", "WGA": "wga", "SatImp": "satimp", "NPO": "npo", "SimNPO": "simnpo", "TNPO": "tnpo", "WTNPO": "wtnpo",
+    "PO": "po", "DPO": "dpo", "RMU + RR": "rmu + rr", "random labels": "random", "adversarial": "adversarial",
+    "GA + GD": "ga + gd", "GA + KL": "ga + kl", "NPO + GD": "npo + gd", "NPO + KL": "npo + kl",
+}  # fmt: skip
+RECTIFIERS = ("none", "gru")
+SEEDS = (0, 1, 2)
+STEPS, RATE = 25, 3e-4
+AT_RISK = 3.0  # nats a token: where held accuracies are compared
+
+
+def main(runs: Path = Path("runs/trade_off"), out: Path = Path("figures/trade_off")) -> None:
+    """Run what is missing, then draw and tabulate."""
+    started = time.perf_counter()
+    cells = [(name, rectifier, seed) for name in OBJECTIVES for rectifier in RECTIFIERS for seed in SEEDS]
+    paths = ensure([
+        AUTHORS | {"objective": OBJECTIVES[name], "rectifier": rectifier, "seed": seed, "steps": STEPS,
+                   "learning_rate": RATE, "evaluate_every": 1, "diagnose_every": 5,
+                   "out": runs / f"{name.replace(' ', '')}-{rectifier}-{seed}"}
+        for name, rectifier, seed in cells
+    ])  # fmt: skip
+    frame = pd.concat([
+        read_steps(path).assign(objective=name, rectifier=rectifier, seed=seed)
+        for path, (name, rectifier, seed) in zip(paths, cells, strict=True)
+    ])
+    drawn = frame[["objective", "rectifier", "seed", "step", "forget_risk", "forget_accuracy", "held_risk", "held_accuracy"]]
+    plots.save(plots.trade_off_grid(drawn, x="forget_accuracy"), out / "by_accuracy", drawn)
+    plots.save(plots.trade_off_grid(drawn), out / "by_risk", drawn)
+    table = tabulate(drawn)
+    table.to_csv(out / "table.csv", index=False, float_format="%.4f")
+    keep_configs(paths, out)
+    print(table.to_string(index=False, float_format="%.3f"))
+    print(f"{len(paths)} runs, {(time.perf_counter() - started) / 60:.1f} min")
+
+
+def tabulate(frame: pd.DataFrame, at: float = AT_RISK) -> pd.DataFrame:
+    """Per objective and rectifier: where the runs end, and the held accuracy where the forget risk first passes ``at``.
+
+    Args:
+        frame: the evaluations of all runs.
+        at: forget risk (nats a token).
+
+    Returns:
+        Means over seeds, with the smallest and largest; NaN where a seed never got there.
+    """
+    rows = []
+    for (objective, rectifier), cell in frame.groupby(["objective", "rectifier"], sort=False):
+        ends = cell.sort_values("step").groupby("seed").last()
+        reached = [interpolated(run, "held_accuracy", at) for _, run in cell.sort_values("step").groupby("seed")]
+        rows.append({
+            "objective": objective, "rectifier": rectifier, "forget acc.": ends["forget_accuracy"].mean(),
+            "forget risk": ends["forget_risk"].mean(), "held acc.": ends["held_accuracy"].mean(),
+            f"held acc. at forget risk {at:g}": np.mean(reached), "min": np.min(reached), "max": np.max(reached),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def interpolated(run: pd.DataFrame, column: str, at: float) -> float:
+    """A column where the forget risk first reaches ``at``, linear between evaluations; NaN where it never does."""
+    risk, values = run["forget_risk"].to_numpy(), run[column].to_numpy()
+    above = np.flatnonzero(risk >= at)
+    if not len(above) or above[0] == 0:
+        return float("nan")
+    i = above[0]
+    share = (at - risk[i - 1]) / (risk[i] - risk[i - 1])
+    return float(values[i - 1] + share * (values[i] - values[i - 1]))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:2]))

@@ -1,0 +1,207 @@
+"""A run's further measurements, through the trainer and the record."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from geffect import api
+from geffect.comparison import figures
+from geffect.effects import g_effect, pairs, r_squared
+from geffect.errors import GeffectError
+from geffect.record import (
+    read, read_environment, read_ledger, read_lines, read_published, read_standard_errors, read_support,
+)  # fmt: skip
+from tests.conftest import config
+
+
+def _weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / "checkpoint-4" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def watched(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run under AdamW with everything switched on."""
+    return api.unlearn(config(
+        start, tmp_path_factory.mktemp("watched") / "run", rectifier="gru(space=both)", batch_size=2, grad_accum_steps=2,
+        ledger=6, support=0.1, standard_errors=True, mode="paper", max_grad_norm=1.0, warmup_steps=2,
+        save_rows=["objective", "forget", "retain", "retain_average", "rectified"], forget="builtin:authors/forget[:9]",
+    ))  # fmt: skip
+
+
+def test_watching_changes_no_bit_of_the_weights(start: Path, watched: Path, tmp_path: Path) -> None:
+    plain = api.unlearn(config(
+        start, tmp_path / "run", rectifier="gru(space=both)", batch_size=2, grad_accum_steps=2, diagnose_every=3,
+        max_grad_norm=1.0, warmup_steps=2, forget="builtin:authors/forget[:9]",
+    ))  # fmt: skip
+    left, right = _weights(watched), _weights(plain)
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_the_ledger_adds_up_over_the_run_and_the_update_explains_it(watched: Path) -> None:
+    frame = read_ledger(watched)
+    assert list(frame["step"].unique()) == [0, 1, 2, 3]
+    for _, rows in frame.groupby(["risk", "reading"]):
+        assert rows["measured"].sum() == pytest.approx(rows["after"].iloc[-1] - rows["before"].iloc[0], abs=1e-9)
+        assert rows["before"].iloc[1:].to_numpy() == pytest.approx(rows["after"].iloc[:-1].to_numpy(), abs=1e-6)
+    forget = frame[frame["risk"] == "forget"].set_index(["reading", "step"])
+    measured = list(forget.loc["update", "measured"])
+    assert forget["measured"].loc["gradient", 0] == 0  # warm-up: the first step's learning rate is zero
+    assert r_squared(list(forget.loc["update", "predicted"]), measured) > 0.9
+    assert r_squared(list(forget.loc["gradient", "predicted"]), measured) < 0.5
+
+
+def test_a_step_of_rate_zero_moves_nothing_and_is_predicted_so(watched: Path) -> None:
+    frame = read_ledger(watched)
+    first = frame[frame["step"] == 0]
+    assert (first["predicted"] == 0).all()
+    gram = read(watched)
+    assert pairs(gram, "update", "update").loc[0].sum() == 0
+    assert pairs(gram, "update", "update").loc[1].sum() > 0
+
+
+def test_supports_are_read_by_group_and_a_row_shares_its_multiples_mask(watched: Path) -> None:
+    frame = read_support(watched)
+    both = frame[(frame["row"] == "objective") & (frame["other"] == "forget")]
+    assert (both["jaccard"] == 1).all()
+    other = frame[(frame["row"] == "objective") & (frame["other"] == "retain")]
+    assert other["jaccard"].between(0.02, 0.95).all()
+    assert {"rectified", "update", "applied"} <= {*frame["row"], *frame["other"]}
+
+
+def test_standard_errors_stand_beside_the_windows_own_products(watched: Path) -> None:
+    frame = read_standard_errors(watched, by="group").set_index(["step", "group", "row", "other"])
+    gram = read(watched).set_index(["step", "group", "row", "other"])["inner"]
+    assert sorted({step for step, *_ in frame.index}) == [0, 1, 3]  # step 2 closes an epoch with one micro-batch
+    shared = gram.index.intersection(frame.index)
+    assert len(shared) == len(frame)
+    scale = gram.abs().max()
+    assert np.allclose(frame.loc[shared, "inner"], gram.loc[shared], atol=1e-5 * scale)
+    assert (frame["standard_error"] >= 0).all()
+    total = read_standard_errors(watched, by="total").set_index(["step", "row", "other"])
+    own = total.xs(("objective", "objective"), level=("row", "other"))
+    assert (own["halves"] < own["inner"]).all()
+    with pytest.raises(GeffectError, match="by among total, group, layer"):
+        read_standard_errors(watched, by="parameter")
+
+
+def test_the_published_estimates_stand_at_every_evaluation(watched: Path) -> None:
+    frame = read_published(watched)
+    assert sorted(frame["step"].unique()) == [0, 2, 4]
+    assert set(frame["call"]) == {3}  # nine rows by twos are five calls
+    effects = g_effect(frame.drop(columns="call"))
+    assert (effects.groupby("step")["unlearn"].sum() < 0).all()
+    exact = g_effect(read(watched)).groupby("step")["unlearn"].sum()
+    assert exact[0] != effects.groupby("step")["unlearn"].sum()[0]
+
+
+def test_saved_rows_are_the_gradients_of_the_record(watched: Path) -> None:
+    gram = read(watched, by="parameter")
+    folder = watched / "rows" / "step-1"
+    rows = {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
+    assert set(rows) == {"objective", "forget", "retain", "retain_average", "rectified"}
+    for a in rows:
+        for b in rows:
+            recorded = pairs(gram, a, b).loc[1]
+            for name, value in recorded.items():
+                found = float((rows[a][str(name)].double() * rows[b][str(name)].double()).sum())
+                scale = float(rows[a][str(name)].norm() * rows[b][str(name)].norm())
+                assert abs(found - value) <= 1e-5 * scale + 1e-12, (a, b, name)
+
+
+def test_figures_draw_what_was_recorded(watched: Path, tmp_path: Path) -> None:
+    names = {path.stem for path in figures([watched], tmp_path)}
+    assert names == {"g_effect", "cosine", "trade_off", "ledger", "ledger_sums", "jaccard"}
+
+
+@pytest.mark.parametrize("reader", [read_ledger, read_support, read_standard_errors, read_published])
+def test_what_a_run_did_not_record_is_said(start: Path, tmp_path: Path, reader: Any) -> None:
+    run = api.unlearn(config(start, tmp_path / "run", steps=1))
+    with pytest.raises(GeffectError, match="run geffect unlearn with --"):
+        reader(run)
+
+
+def test_gradient_checkpointing_changes_no_bit_and_recomputes(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    calls = {"n": 0}
+    plain = LlamaMLP.forward
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls["n"] += 1
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
+    found = []
+    for checkpointing in (False, True):
+        calls["n"] = 0
+        run = api.unlearn(config(start, tmp_path / str(checkpointing), objective="npo + kl", rectifier="gru",
+                                 gradient_checkpointing=checkpointing))  # fmt: skip
+        found.append((_weights(run), read(run), calls["n"]))
+    (weights, gram, fewer), (others, twin, more) = found
+    assert more > 1.3 * fewer
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    assert gram.equals(twin)
+
+
+def test_autocast_computes_in_bfloat16_and_keeps_float32_weights(start: Path, tmp_path: Path) -> None:
+    runs = [api.unlearn(config(start, tmp_path / kind, objective="npo", autocast=kind)) for kind in ("none", "bfloat16")]
+    exact, low = (read_lines(run)[0] for run in runs)
+    assert low["loss_objective"] == pytest.approx(exact["loss_objective"], rel=1e-3)
+    assert low["norm_objective"] != exact["norm_objective"]
+    assert low["norm_objective"] == pytest.approx(exact["norm_objective"], rel=0.05)
+    assert all(tensor.dtype == torch.float32 for tensor in _weights(runs[1]).values())
+
+
+def test_kept_dropout_thins_the_objective_and_not_the_risks(start: Path, tmp_path: Path) -> None:
+    runs = {
+        keep: api.unlearn(config(start, tmp_path / str(keep), lora=2, lora_dropout=0.5, keep_dropout=keep, steps=1))
+        for keep in (False, True)
+    }
+    without, kept = (read_lines(run)[0] for run in runs.values())
+    assert kept["risk_forget"] == pytest.approx(without["risk_forget"], rel=1e-6)
+    assert kept["norm_forget"] == pytest.approx(without["norm_forget"], rel=1e-5)
+    assert abs(kept["norm_objective"] / without["norm_objective"] - 1) > 1e-3
+
+
+def test_a_run_stops_once_the_forget_set_is_unknown(start: Path, tmp_path: Path) -> None:
+    run = api.unlearn(config(start, tmp_path / "run", until_accuracy=1.0, evaluate_every=1, steps=9))
+    assert read_lines(run)[-1]["step"] < 9
+    assert (run / "DONE").exists()
+
+
+def test_a_tied_model_is_recorded_by_use(start: Path, tmp_path: Path) -> None:
+    from geffect.models import make_tiny
+    from geffect.models.load import quiet_transformers
+    from tests.conftest import SHAPE
+
+    model, tokenizer = make_tiny(**SHAPE, tie_word_embeddings=True)
+    with quiet_transformers():
+        model.save_pretrained(tmp_path / "tied")
+        tokenizer.save_pretrained(tmp_path / "tied")
+    run = api.unlearn(config(tmp_path / "tied", tmp_path / "run", ledger=4, mode="paper", batch_size=2,
+                             support=0.1, rectifier="gru"))  # fmt: skip
+    table = read_environment(run)["parameters"]
+    assert sum(table["numel"]) == sum(p.numel() for p in model.parameters())
+    effects = g_effect(read(run), "applied").set_index(["step", "group"])
+    assert (effects.xs("tied", level="group") == 0).all(axis=None)
+    assert (effects.xs("lm_head", level="group")["unlearn"] != 0).all()
+    assert (effects.xs("embed", level="group")["unlearn"] != 0).all()
+    assert set(read_published(run)["group"]) == {"embed", "shallow", "deep", "lm_head", "tied"}
+    assert set(read_support(run)["group"]) >= {"embed", "tied"}
+
+
+def test_a_general_set_and_refusals_meet_in_a_step(start: Path, tmp_path: Path) -> None:
+    run = api.unlearn(config(
+        start, tmp_path / "run", objective="dpo + po + kl(on=general) + 0.5*gd(on=general)",
+        general="builtin:authors/retain[20:30]", steps=7,
+    ))  # fmt: skip
+    lines = read_lines(run)
+    assert lines[0]["weight_mean"] == pytest.approx(1, abs=1e-5)
+    assert set(read_environment(run)["data"]) == {"forget", "retain", "general", "held"}
+    assert set(lines[0]["evaluation"]) == {"forget", "retain", "general", "held"}
