@@ -22,7 +22,12 @@ _NAMES = {
     "make_rectifier": "geffect.rectify",
     "capture": "geffect.rows",
     "g_effect": "geffect.effects",
+    "r_squared": "geffect.effects",
     "read": "geffect.record",
+    "read_ledger": "geffect.record",
+    "read_published": "geffect.record",
+    "read_standard_errors": "geffect.record",
+    "read_support": "geffect.record",
     "read_steps": "geffect.record",
 }
 __all__ = sorted(_NAMES)

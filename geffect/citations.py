@@ -60,6 +60,27 @@ ENTRIES = {
         2024,
         "Ruiqi Zhang and Licong Lin and Yu Bai and Song Mei",
     ),
+    "simnpo": _arxiv(
+        "fan2024simnpo",
+        "Simplicity Prevails: Rethinking Negative Preference Optimization for LLM Unlearning",
+        "2410.07163",
+        2024,
+        "Chongyu Fan and Jiancheng Liu and Licong Lin and Jinghan Jia and Ruiqi Zhang and Song Mei and Sijia Liu",
+    ),
+    "rmu": _arxiv(
+        "li2024wmdp",
+        "The WMDP Benchmark: Measuring and Reducing Malicious Use With Unlearning",
+        "2403.03218",
+        2024,
+        "Nathaniel Li and others",
+    ),
+    "knowundo": _arxiv(
+        "tian2024knowundo",
+        "To Forget or Not? Towards Practical Knowledge Unlearning for Large Language Models",
+        "2407.01920",
+        2024,
+        "Bozhong Tian and others",
+    ),
     "tofu": _arxiv(
         "maini2024tofu",
         "TOFU: A Task of Fictitious Unlearning for LLMs",

@@ -90,7 +90,7 @@ class TrainConfig(DataConfig):
         "float32", description="of the weights (LoRA on bfloat16 stays float32)"
     )
     lora: int = Field(0, ge=0, description="rank of a fresh LoRA adapter; 0 trains all weights")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="on a fresh adapter's inputs; it takes --keep-dropout")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="on a fresh adapter's inputs, where dropout is kept")
     seed: int = Field(0, ge=0, lt=2**32, description="of the order of rows and the adapter's start")
     batch_size: int = Field(
         4, ge=1, description="rows of a micro-batch (unlearn: forget rows; as many retain rows go beside)"
@@ -147,11 +147,16 @@ class UnlearnConfig(TrainConfig):
     rectifier: str = Field("none", description="what its gradient becomes, as in 'gru(decay=0.2)'")
     steps: int = Field(25, ge=1, description="optimiser steps")
     until_accuracy: float = Field(
-        0.0, ge=0, le=1, description="stop after an evaluation with the forget set's token accuracy below this; 0: never"
+        0.0,
+        ge=0,
+        le=1,
+        description="stop after an evaluation with the forget set's token accuracy below this; 0: never",
     )
     diagnose_every: int = Field(1, ge=1, description="optimiser steps between two Grams of all rows")
     evaluate_every: int = Field(5, ge=1, description="optimiser steps between evaluations of the sets")
-    evaluate: list[Role] = Field(default_factory=list, description="a set to evaluate; repeat it; all where none is named")
+    evaluate: list[Role] = Field(
+        default_factory=list, description="a set to evaluate; repeat it; all where none is named"
+    )
     save_every: int = Field(0, ge=0, description="optimiser steps between checkpoints; 0 keeps the last state only")
     support: float = Field(0.0, ge=0, le=1, description="share of a row's largest entries whose overlaps are recorded")
     ledger: int = Field(0, ge=0, description="probe rows of each set whose risk's change is predicted and measured")

@@ -114,8 +114,8 @@ def passes(objective: Objective, rectifier: Rectifier, diagnose_every: int) -> s
         risk = measure and objective.forget_multiple is None
         terms = any(term.multiple_of_risk is None for _, term in objective.on("retain"))
         retain = measure or rectifier.memory is not None or objective.retain_multiple != 0
-        backwards = {"forget": own + risk, "alternative": bool(objective.on("alternative")),
-                     "general": bool(objective.on("general")), "retain": terms + retain}  # fmt: skip
+        backwards = {"forget": own + risk, "alternative": int(bool(objective.on("alternative"))),
+                     "general": int(bool(objective.on("general"))), "retain": terms + retain}  # fmt: skip
         return ", ".join(f"{name} 1 forward {count} backward" for name, count in backwards.items() if count)
 
     measured = taken(measure=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from geffect.data import Encoded, pad_id_of
 from geffect.data.relabel import random_labels
+from geffect.errors import GeffectError
 from geffect.metrics import adversarial_labels, reference_nll
 from geffect.objectives import IGNORE_INDEX, Objective
 
@@ -47,6 +48,27 @@ def compute_columns(
                 everywhere = variant == "knowundo"
                 found["forget"][need] = random_labels(forget, vocabulary, special, seed, everywhere=everywhere)
     return found
+
+
+def check_columns(sets: Mapping[str, Sequence[Encoded]], columns: Columns) -> None:
+    """Raise unless every column has one number a token of its set.
+
+    Args:
+        sets: set → encoded rows.
+        columns: set → column → one tensor a row.
+
+    Raises:
+        GeffectError: a column is of other rows, or of another tokenizer's tokens; it is named.
+    """
+    for name, named in columns.items():
+        lengths = [len(row.input_ids) for row in sets[name]]
+        for column, rows in named.items():
+            found = [len(row) for row in rows]
+            if found != lengths:
+                i = next((i for i, pair in enumerate(zip(found, lengths, strict=False)) if pair[0] != pair[1]), None)
+                other = f"{len(found)} rows" if i is None else f"{found[i]} tokens in row {i}, not {lengths[i]}"
+                raise GeffectError(f"{column} of the {name} set's own {len(lengths)} rows and tokens", other,
+                                   "compute it with the run's start and tokenizer")  # fmt: skip
 
 
 def padded(columns: Mapping[str, Sequence[Tensor]], positions: Sequence[int], width: int) -> dict[str, Tensor]:

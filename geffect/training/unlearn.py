@@ -20,12 +20,12 @@ from geffect.errors import GeffectError
 from geffect.ledger import Ledger
 from geffect.measurement import Batch, Measured, Measurement
 from geffect.metrics.likelihood import evaluating
-from geffect.models.reference import Reference, check_trainable
+from geffect.models.reference import Reference, check_same_shape, check_trainable
 from geffect.objectives import Counts, Objective, Outputs, forward
 from geffect.rectify import Rectifier
 from geffect.rows import trainable
 from geffect.ties import find_tie
-from geffect.training.columns import Columns, padded
+from geffect.training.columns import Columns, check_columns, padded
 from geffect.training.diagnostics import Diagnostics, published_lines, summary
 from geffect.training.modes import set_mode
 from geffect.training.recording import RecordingTrainer, make_loader
@@ -73,6 +73,9 @@ class UnlearnTrainer(RecordingTrainer):
         check_trainable(model)
         super().__init__(model, args, train_dataset=Together(sets), **kwargs)
         self.sets, self.columns, self.reference = dict(sets), columns or {}, reference
+        check_columns(self.sets, self.columns)
+        if reference is not None:
+            check_same_shape(model, reference.model)
         self.diagnostics, self.keep_dropout = diagnostics or Diagnostics(), keep_dropout
         self.autocast = autocast or args.bf16
         self.dtype = torch.bfloat16 if self.autocast else next(model.parameters()).dtype

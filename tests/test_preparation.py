@@ -1,0 +1,153 @@
+"""What a run needs before it starts, and what is said where it is missing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from geffect import api
+from geffect.errors import GeffectError
+from geffect.models.reference import Reference
+from geffect.objectives import make_objective
+from geffect.planning import passes
+from geffect.preparation import alternatives, read_start, training_sets
+from geffect.rectify import make_rectifier
+from tests.conftest import SHAPE, config
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"objective": "ga + kl(on=general)"}, "a set for on=general in .*; found none; name one with --general"),
+        ({"standard_errors": True}, "two or more micro-batches a step for --standard-errors; found one"),
+        ({"save_rows": ["rectified"]}, "a rectifier, for --save-rows rectified; found none"),
+        ({"evaluate": ["general"]}, "a set for --evaluate general; found none"),
+        ({"evaluate": ["held"], "until_accuracy": 0.3}, "the forget set evaluated, for --until-accuracy"),
+        ({"objective": "rmu(layer=9)"}, r"a layer from 0 \(embedding\) to 3 \(last block\), or -1; found 9"),
+        ({"objective": "kl"}, "at least one term on the forget set"),
+        ({"objective": "npo(variant=tofu)"}, "parameters of npo among: beta; found 'variant'"),
+        ({"objective": "po(variant=idk)"}, "a variant of po among mean, pooled; found 'idk'"),
+        ({"rectifier": "gru(space=updates)"}, "space of gru among gradient, update, both; found 'updates'"),
+        ({"rectifier": "gru(space=1)"}, "a word for space of gru; found 1"),
+    ],
+)
+def test_what_is_missing_or_unknown_is_named_and_nothing_is_left(
+    start: Path, tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(GeffectError, match=says):
+        api.unlearn(config(start, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("changes", [{"support": -0.1}, {"support": 2}, {"ledger": -1}, {"mode": "papr"},
+                                     {"save_rows": ["update"]}, {"autocast": "float16"}, {"keep_dropout": "maybe"},
+                                     {"lora_dropout": 1}, {"until_accuracy": 2}])  # fmt: skip
+def test_values_out_of_bounds_are_refused_in_one_line(start: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(GeffectError, match=rf"^expected --{next(iter(changes)).replace('_', '-')}[^\n]*$"):
+        config(start, tmp_path / "run", **changes)
+
+
+def test_texts_have_no_questions_to_refuse(start: Path, tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("A long text. " * 200, encoding="utf-8")
+    chosen = config(start, tmp_path / "run", objective="dpo", forget=str(tmp_path / "corpus.txt"), max_length=64)
+    with pytest.raises(GeffectError, match="questions to refuse in .*corpus.txt, which 'dpo' needs; found texts"):
+        api.unlearn(chosen)
+
+
+def test_a_text_set_is_unlearned_in_chunks(start: Path, tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("A long text about nothing. " * 200, encoding="utf-8")
+    chosen = config(start, tmp_path / "run", objective="npo + gd", forget=str(tmp_path / "corpus.txt"), max_length=32,
+                    steps=1)  # fmt: skip
+    prepared = read_start(chosen, api.load_model(chosen.model))
+    assert len(prepared.encoded["forget"]) > 10
+    assert all(row.labels[0] == -100 and row.labels[1:] == row.input_ids[1:] for row in prepared.encoded["forget"])
+    assert (api.unlearn(chosen) / "DONE").exists()
+
+
+def test_a_row_longer_than_the_models_context_is_refused(tmp_path: Path) -> None:
+    from geffect.models import make_tiny
+    from geffect.models.load import quiet_transformers
+
+    model, tokenizer = make_tiny(**SHAPE, max_position_embeddings=12)
+    with quiet_transformers():
+        model.save_pretrained(tmp_path / "short")
+        tokenizer.save_pretrained(tmp_path / "short")
+    with pytest.raises(GeffectError, match="12.*--max-length"):
+        api.unlearn(config(tmp_path / "short", tmp_path / "run"))
+    with pytest.raises(GeffectError, match="12.*--max-length"):
+        api.plan(config(tmp_path / "short", tmp_path / "run"))
+
+
+def test_every_epoch_has_refusals_of_its_own(start: Path, tmp_path: Path) -> None:
+    chosen = config(start, tmp_path / "run", objective="dpo", steps=7)  # 12 rows by fours: 2⅓ epochs
+    prepared = read_start(chosen, api.load_model(chosen.model))
+    rows = alternatives(chosen, prepared)
+    assert [row.index for row in rows] == list(range(36))
+    assert rows[0].input_ids != rows[12].input_ids
+    sets = training_sets(chosen, prepared, make_objective("ga + gd(on=retain)"))
+    assert set(sets) == {"forget", "retain"}
+    assert set(training_sets(chosen, prepared, make_objective("dpo"))) == {"forget", "retain", "alternative"}
+
+
+def _trainer(start: Path, out: Path, **changes: Any) -> Any:
+    from geffect.arguments import training_arguments
+    from geffect.training import UnlearnTrainer
+
+    chosen = config(start, out)
+    loaded = changes.pop("loaded", None) or api.load_model(chosen.model)
+    prepared = read_start(chosen, loaded)
+    sets = {name: prepared.encoded[name] for name in ("forget", "retain")}
+    settings: dict[str, Any] = {
+        "tokenizer": loaded.tokenizer, "objective": make_objective("ga + kl"), "rectifier": make_rectifier("none"),
+        "sets": sets, "evaluation_sets": sets, "sink": [].append,
+    }  # fmt: skip
+    return UnlearnTrainer(loaded.model, training_arguments(chosen, 2), **(settings | changes))
+
+
+def test_a_reference_of_another_architecture_is_refused(start: Path, tmp_path: Path) -> None:
+    from geffect.models import make_tiny
+
+    other, _ = make_tiny(**(SHAPE | {"intermediate_size": 40}))
+    with pytest.raises(GeffectError, match="a reference of the model's own architecture, with .*mlp.*; found"):
+        _trainer(start, tmp_path / "run", reference=Reference(other))
+
+
+def test_reference_numbers_of_other_tokens_are_refused(start: Path, tmp_path: Path) -> None:
+    import torch
+
+    columns = {"forget": {"ref_nll": [torch.zeros(3)] * 12}}
+    with pytest.raises(
+        GeffectError, match="ref_nll of the forget set's own 12 rows and tokens; found 3 tokens in row 0"
+    ):
+        _trainer(start, tmp_path / "run", objective=make_objective("npo"), columns=columns)
+
+
+def test_a_missing_reference_is_named(start: Path, tmp_path: Path) -> None:
+    with pytest.raises(GeffectError, match="a frozen reference for ref_logits; found none"):
+        _trainer(start, tmp_path / "run").train()
+
+
+def test_weights_that_carry_no_gradient_are_refused(start: Path, tmp_path: Path) -> None:
+    loaded = api.load_model(str(start))
+    loaded.model.requires_grad_(False)
+    with pytest.raises(GeffectError, match="weights that carry gradients; found every weight frozen; .* --lora"):
+        _trainer(start, tmp_path / "run", loaded=loaded)
+    loaded = api.load_model(str(start))
+    loaded.model.is_quantized = True  # as transformers marks what it loads in 4 or 8 bits
+    with pytest.raises(GeffectError, match="found quantised weights"):
+        _trainer(start, tmp_path / "run", loaded=loaded)
+
+
+@pytest.mark.parametrize(
+    ("objective", "rectifier", "says"),
+    [
+        ("po", "none", "alternative 1 forward 1 backward; every 5 steps: forget 1 forward 1 backward, "
+         "alternative 1 forward 1 backward, retain 1 forward 1 backward"),
+        ("npo + kl", "gru", "forget 1 forward 1 backward, retain 1 forward 2 backward; every 5 steps: "
+         "forget 1 forward 2 backward, retain 1 forward 2 backward"),
+        ("ga + gd(on=general)", "none", "forget 1 forward 1 backward, general 1 forward 1 backward; every 5 steps: "
+         "forget 1 forward 1 backward, general 1 forward 1 backward, retain 1 forward 1 backward"),
+    ],
+)  # fmt: skip
+def test_the_plan_counts_the_passes_of_a_step(objective: str, rectifier: str, says: str) -> None:
+    assert passes(make_objective(objective), make_rectifier(rectifier), 5) == says
