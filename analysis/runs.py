@@ -47,7 +47,9 @@ def _ensure(config: UnlearnConfig) -> Path:
         LOGGER.info("reused: %s", config.out)
         return config.out
     if config.out.exists():
-        aside = next(p for i in range(1000) if not (p := config.out.with_name(f"{config.out.name}.stopped-{i}")).exists())
+        aside = next(
+            p for i in range(1000) if not (p := config.out.with_name(f"{config.out.name}.stopped-{i}")).exists()
+        )
         config.out.rename(aside)
         LOGGER.info("unfinished, moved to %s", aside)
     return unlearn(config)

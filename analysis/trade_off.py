@@ -42,7 +42,9 @@ def main(runs: Path = Path("runs/trade_off"), out: Path = Path("figures/trade_of
         read_steps(path).assign(objective=name, rectifier=rectifier, seed=seed)
         for path, (name, rectifier, seed) in zip(paths, cells, strict=True)
     ])
-    drawn = frame[["objective", "rectifier", "seed", "step", "forget_risk", "forget_accuracy", "held_risk", "held_accuracy"]]
+    drawn = frame[
+        ["objective", "rectifier", "seed", "step", "forget_risk", "forget_accuracy", "held_risk", "held_accuracy"]
+    ]
     plots.save(plots.trade_off_grid(drawn, x="forget_accuracy"), out / "by_accuracy", drawn)
     plots.save(plots.trade_off_grid(drawn), out / "by_risk", drawn)
     table = tabulate(drawn)

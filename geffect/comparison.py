@@ -29,8 +29,8 @@ def compare(runs: Sequence[Path | str]) -> pd.DataFrame:
         kept = "held" if "held_risk" in steps else "retain"
         rows.append({
             "run": name,
-            "forget acc.": last["forget_accuracy"], f"{kept} acc.": last[f"{kept}_accuracy"],
-            "forget risk": last["forget_risk"], f"{kept} risk": last[f"{kept}_risk"],
+            **{f"{role} acc.": last.get(f"{role}_accuracy") for role in ("forget", kept)},
+            **{f"{role} risk": last.get(f"{role}_risk") for role in ("forget", kept)},
             "cos, start": cosine.iloc[0], "cos, end": cosine.iloc[-1],
             "conflict": (effects.groupby("step")["retain"].sum() < 0).mean(),
             "Σe_u": effects["unlearn"].sum(), "Σe_r": effects["retain"].sum(),
@@ -60,7 +60,7 @@ def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "
     scores = pd.concat([read_steps(path).assign(run=name) for name, path in paths.items()])
     written = plots.save(plots.g_effect_curves(effects), out / "g_effect", effects)
     written += plots.save(plots.cosine_curves(cosines), out / "cosine", cosines)
-    if "held_risk" in scores:
+    if {"forget_risk", "held_risk"} <= set(scores):
         plane = scores[["run", "step", "forget_risk", "held_risk"]].dropna()
         written += plots.save(plots.trade_off(plane), out / "trade_off", plane)
     lines = {name: read_lines(path) for name, path in paths.items()}

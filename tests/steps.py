@@ -74,7 +74,7 @@ def make_measurement(model: Any, objective: str, rectifier: str = "none", **sett
 def open_step(measurement: Measurement, micro_batches: list[Batches], *, measure: bool = True) -> Step:
     """A step whose micro-batches are through."""
     counts = {name: Counts.of([batches[name] for batches in micro_batches]) for name in micro_batches[0]}
-    step = measurement.begin(counts, measure=measure)
+    step = Step(measurement, counts, measure=measure)
     for i, batches in enumerate(micro_batches):
         step.micro_batch(batches, last=i == len(micro_batches) - 1)
     return step

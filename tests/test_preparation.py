@@ -50,7 +50,7 @@ def test_values_out_of_bounds_are_refused_in_one_line(start: Path, tmp_path: Pat
 def test_texts_have_no_questions_to_refuse(start: Path, tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("A long text. " * 200, encoding="utf-8")
     chosen = config(start, tmp_path / "run", objective="dpo", forget=str(tmp_path / "corpus.txt"), max_length=64)
-    with pytest.raises(GeffectError, match="questions to refuse in .*corpus.txt, which 'dpo' needs; found texts"):
+    with pytest.raises(GeffectError, match=r"questions to refuse in .*corpus.txt, which 'dpo' needs; found texts"):
         api.unlearn(chosen)
 
 
@@ -72,9 +72,9 @@ def test_a_row_longer_than_the_models_context_is_refused(tmp_path: Path) -> None
     with quiet_transformers():
         model.save_pretrained(tmp_path / "short")
         tokenizer.save_pretrained(tmp_path / "short")
-    with pytest.raises(GeffectError, match="12.*--max-length"):
+    with pytest.raises(GeffectError, match=r"12.*--max-length"):
         api.unlearn(config(tmp_path / "short", tmp_path / "run"))
-    with pytest.raises(GeffectError, match="12.*--max-length"):
+    with pytest.raises(GeffectError, match=r"12.*--max-length"):
         api.plan(config(tmp_path / "short", tmp_path / "run"))
 
 
@@ -108,7 +108,7 @@ def test_a_reference_of_another_architecture_is_refused(start: Path, tmp_path: P
     from geffect.models import make_tiny
 
     other, _ = make_tiny(**(SHAPE | {"intermediate_size": 40}))
-    with pytest.raises(GeffectError, match="a reference of the model's own architecture, with .*mlp.*; found"):
+    with pytest.raises(GeffectError, match=r"a reference of the model's own architecture, with .*mlp.*; found"):
         _trainer(start, tmp_path / "run", reference=Reference(other))
 
 
@@ -130,7 +130,7 @@ def test_a_missing_reference_is_named(start: Path, tmp_path: Path) -> None:
 def test_weights_that_carry_no_gradient_are_refused(start: Path, tmp_path: Path) -> None:
     loaded = api.load_model(str(start))
     loaded.model.requires_grad_(False)
-    with pytest.raises(GeffectError, match="weights that carry gradients; found every weight frozen; .* --lora"):
+    with pytest.raises(GeffectError, match=r"weights that carry gradients; found every weight frozen; .* --lora"):
         _trainer(start, tmp_path / "run", loaded=loaded)
     loaded = api.load_model(str(start))
     loaded.model.is_quantized = True  # as transformers marks what it loads in 4 or 8 bits

@@ -2,20 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from geffect.gram import Gram
 from geffect.measurement.spread import Spread
-from geffect.objectives import Counts, Objective, Outputs
+from geffect.objectives import Objective, Outputs
 from geffect.rectify import Rectifier
 from geffect.rows import NamedTensors
 from geffect.support import Support
 from geffect.ties import Tie
-
-if TYPE_CHECKING:
-    from geffect.measurement.step import Step
 
 Batch = dict[str, Tensor]
 
@@ -95,20 +92,6 @@ class Measurement:
         """The parameters a backward pass reaches, the tied one's stand-in among them."""
         alias = {self.tie.head_name: self.tie.alias} if self.tie else {}
         return dict(self.parameters) | alias
-
-    def begin(self, counts: Mapping[str, Counts], *, measure: bool) -> "Step":
-        """Open a step.
-
-        Args:
-            counts: set → what its whole window of micro-batches holds.
-            measure: compute the Gram of all rows, not only what the update needs.
-
-        Returns:
-            The step, waiting for its micro-batches.
-        """
-        from geffect.measurement.step import Step
-
-        return Step(self, counts, measure=measure)
 
     def outputs(self, name: str, batches: Mapping[str, Batch], *, dropout: bool) -> Outputs:
         """One set's forward pass, with whatever the objective's terms on it need.

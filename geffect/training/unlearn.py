@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 from geffect.data import Encoded, Meetings, Together, collate
 from geffect.errors import GeffectError
 from geffect.ledger import Ledger
-from geffect.measurement import Batch, Measured, Measurement
+from geffect.measurement import Batch, Measured, Measurement, Step
 from geffect.metrics.likelihood import evaluating
 from geffect.models.reference import Reference, check_same_shape, check_trainable
 from geffect.objectives import Counts, Objective, Outputs, forward
@@ -161,7 +161,7 @@ class UnlearnTrainer(RecordingTrainer):
         if batches:
             counts = {name: Counts.of([batch[name] for batch in batches]) for name in batches[0]}
             measure = self.state.global_step % self.diagnostics.every == 0
-            self.step = self.measurement.begin(counts, measure=measure)
+            self.step = Step(self.measurement, counts, measure=measure)
         return batches, None
 
     def training_step(self, model: nn.Module, inputs: dict[str, Batch], num_items_in_batch: Any = None) -> Tensor:
