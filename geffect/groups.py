@@ -6,8 +6,10 @@ both embedding and head. A *group* is a run of layers under a scheme, chosen whe
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from geffect.errors import GeffectError
@@ -40,8 +42,10 @@ def layout(model: nn.Module) -> Layout:
     """Assign every trainable parameter to its layer.
 
     Blocks are the children of the largest outermost ``ModuleList``; the embedding and the head are what the model
-    itself answers to ``get_input_embeddings`` and ``get_output_embeddings``; of the rest, what its decoder registers
-    before the blocks belongs to ``embed`` and what it registers after them to ``final_norm``.
+    itself answers to ``get_input_embeddings`` and ``get_output_embeddings``; of the rest, what its decoder runs before
+    the blocks belongs to ``embed`` and what it runs after them to ``final_norm``. The order is read off a forward pass
+    over two tokens, since some decoders (OPT) register their final norm first; what that pass does not call, or all
+    where it fails, is placed by the order of registration. The model is left as found.
 
     Args:
         model: a causal language model, bare or wrapped by DDP, PEFT or ``torch.compile``.
@@ -134,16 +138,42 @@ def _places(base: nn.Module, path: str, blocks: nn.ModuleList) -> dict[int, str]
     """id(parameter) → layer; later lines win, so the specific ones come last."""
     places: dict[int, str] = {}
     decoder, side = base.get_submodule(path.rpartition(".")[0]), "embed"
+    ran = _order_of_calls(base, decoder, blocks)
     if decoder is not base:  # a bare decoder has no head beside it, so nothing can be told apart by owner
         places |= dict.fromkeys(map(id, decoder.parameters()), "embed")
     for child in decoder.children():
         side = "final_norm" if child is blocks else side
-        places |= dict.fromkeys(map(id, child.parameters()), side)
+        places |= dict.fromkeys(map(id, child.parameters()), ran.get(id(child), side))
     for i, block in enumerate(blocks):
         places |= dict.fromkeys(map(id, block.parameters()), f"block_{i}")
     embed, head = _parameters(base, "get_input_embeddings"), _parameters(base, "get_output_embeddings")
     places |= dict.fromkeys(embed, "embed") | dict.fromkeys(head, "lm_head")
     return places | dict.fromkeys(embed & head, "tied")
+
+
+def _order_of_calls(base: nn.Module, decoder: nn.Module, blocks: nn.ModuleList) -> dict[int, str]:
+    """id(child of the decoder) → ``embed`` or ``final_norm``: first called before the first block, or after it."""
+    sides: dict[int, str] = {}
+    begun = []
+
+    def note(module: nn.Module, _: Any) -> None:
+        sides.setdefault(id(module), "final_norm" if begun else "embed")
+
+    handles = [child.register_forward_pre_hook(note) for child in decoder.children() if child is not blocks]
+    handles += [block.register_forward_pre_hook(lambda *_: begun.append(True)) for block in blocks]
+    modes = {module: module.training for module in base.modules()}
+    devices = [p.device for p in base.parameters()]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            base.eval()(torch.zeros(1, 2, dtype=torch.long, device=devices[0]), use_cache=False)
+    except Exception:  # any model's own: registration decides then
+        sides.clear()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    return sides
 
 
 def _parameters(base: nn.Module, accessor: str) -> set[int]:
