@@ -154,7 +154,7 @@ def _places(base: nn.Module, path: str, blocks: nn.ModuleList) -> dict[int, str]
 def _order_of_calls(base: nn.Module, decoder: nn.Module, blocks: nn.ModuleList) -> dict[int, str]:
     """id(child of the decoder) → ``embed`` or ``final_norm``: first called before the first block, or after it."""
     sides: dict[int, str] = {}
-    begun = []
+    begun: list[bool] = []
 
     def note(module: nn.Module, _: Any) -> None:
         sides.setdefault(id(module), "final_norm" if begun else "embed")
