@@ -3,12 +3,20 @@
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geffect.config import FitConfig, ShowConfig, TrainConfig, UnlearnConfig
-from geffect.record import RunDirectory, read_lines
+from geffect.record import (
+    RunDirectory,
+    check_same_data,
+    check_unfinished,
+    cut_back,
+    last_checkpoint,
+    read_environment,
+    read_lines,
+)
 
 if TYPE_CHECKING:
     from geffect.models import Loaded
@@ -91,11 +99,13 @@ def fit(config: FitConfig) -> Path:
     return config.out
 
 
-def unlearn(config: UnlearnConfig, *, free_rows: bool = True) -> Path:
+def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = True) -> Path:
     """Unlearn a set and record the G-effect while it happens.
 
     Args:
         config: the run.
+        resume: go on from the last whole checkpoint of the run that ``config.out`` holds, to the same record and
+            weights; the reference is still the run's start.
         free_rows: take rows that follow from others by algebra; False back-propagates each (for tests).
 
     Returns:
@@ -111,7 +121,9 @@ def unlearn(config: UnlearnConfig, *, free_rows: bool = True) -> Path:
     from geffect.training.columns import compute_columns
 
     objective, rectifier = make_objective(config.objective), make_rectifier(config.rectifier)
-    run = RunDirectory(config.out)
+    if resume:
+        config = UnlearnConfig.read(**check_unfinished(config.out, _resolved(config)))
+    run = RunDirectory(config.out, resume=resume)
     start = read_start(config, load_model(config.model, config.dtype))
     loaded, sets = start.loaded, training_sets(config, start, objective)
     resolved = _resolved(config) | {"reference": {"path": loaded.source, "sha256": loaded.sha256}}
@@ -120,7 +132,9 @@ def unlearn(config: UnlearnConfig, *, free_rows: bool = True) -> Path:
         config.diagnose_every, config.support, config.ledger, tuple(config.save_rows), config.standard_errors,
         config.until_accuracy, config.mode, free_rows, start.layout.layers,
     )  # fmt: skip
-    with quiet_transformers(), _started(run, resolved, start.environment(config, config.steps)) as sink:
+    environment = start.environment(config, config.steps)
+    checkpoint = _taken_up(config.out, environment) if resume else None
+    with quiet_transformers(), _started(run, resolved, environment) as sink:
         trainer = UnlearnTrainer(
             loaded.model, arguments, tokenizer=loaded.tokenizer, objective=objective, rectifier=rectifier, sets=sets,
             columns=compute_columns(
@@ -130,23 +144,39 @@ def unlearn(config: UnlearnConfig, *, free_rows: bool = True) -> Path:
             diagnostics=diagnostics, keep_dropout=config.keep_dropout, autocast=config.autocasts, sink=sink,
             evaluation_sets={role: start.encoded[role] for role in config.evaluate or start.encoded},
         )  # fmt: skip
-        trainer.train()
+        trainer.train(resume_from_checkpoint=checkpoint)
     run.finish(_metrics(config.out))
     return config.out
 
 
-def plan(config: TrainConfig) -> dict[str, str]:
+def _taken_up(path: Path, environment: Mapping[str, Any]) -> Path | None:
+    """The checkpoint an unfinished run goes on from, its lines cut back to it; None where it begins again."""
+    check_same_data(path, environment)
+    threads = read_environment(path)["threads"], environment["threads"]
+    if threads[0] != threads[1]:
+        LOGGER.warning("the run began with %d threads and goes on with %d: last digits may differ", *threads)
+    checkpoint = last_checkpoint(path)
+    step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    cut_back(path, step)
+    LOGGER.info("resuming %s at step %d", path, step)
+    return checkpoint
+
+
+def plan(config: TrainConfig, *, resume: bool = False) -> dict[str, str]:
     """What a run would do: model, sets, batch arithmetic, memory. Nothing is written and no weight loaded.
 
     Args:
         config: of ``fit`` or ``unlearn``.
+        resume: the run directory is there already.
 
     Returns:
         Lines by name.
     """
     from geffect.planning import plan as make_plan
 
-    return make_plan(config)
+    if resume:
+        check_unfinished(config.out, _resolved(config))
+    return make_plan(config, resume=resume)
 
 
 def show_batch(config: ShowConfig) -> list[tuple[str, list[tuple[str, bool]]]]:

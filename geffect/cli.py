@@ -29,11 +29,12 @@ def verb(name: str, schema: type[Schema], run: Callable[..., None]) -> None:
     Args:
         name: of the command.
         schema: what it reads; a given flag overrides the YAML file, the file overrides the default.
-        run: called with the checked configuration and, where it trains, ``dry_run``; its docstring is the help.
+        run: called with the checked configuration and, where it trains, ``dry_run``, where it unlearns, ``resume``; its
+            docstring is the help.
     """
 
     def command(config: Path | None = None, **flags: Any) -> None:
-        others = {key: flags.pop(key) for key in ("dry_run",) if key in flags}
+        others = {key: flags.pop(key) for key in ("dry_run", "resume") if key in flags}
         given = {key: value for key, value in flags.items() if value is not None and value != []}
         run(schema.read(config, **given), **others)
 
@@ -44,6 +45,9 @@ def verb(name: str, schema: type[Schema], run: Callable[..., None]) -> None:
     if issubclass(schema, TrainConfig):
         told = typer.Option("--dry-run", help="print plan, batch arithmetic and memory estimate, and stop")
         parameters.append(_parameter("dry_run", False, bool, told))
+    if issubclass(schema, UnlearnConfig):
+        told = typer.Option("--resume", help="go on from the last checkpoint of the unfinished run in --out")
+        parameters.append(_parameter("resume", False, bool, told))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     app.command(name, help=inspect.getdoc(run))(command)
@@ -75,13 +79,13 @@ def _fit(config: FitConfig, *, dry_run: bool) -> None:
         show.run(api.fit(config))
 
 
-def _unlearn(config: UnlearnConfig, *, dry_run: bool) -> None:
+def _unlearn(config: UnlearnConfig, *, dry_run: bool, resume: bool) -> None:
     """Unlearn a set with an objective and a rectifier, recording the G-effect of every update."""
     from geffect import api, show
 
-    show.plan(api.plan(config))
+    show.plan(api.plan(config, resume=resume))
     if not dry_run:
-        show.run(api.unlearn(config))
+        show.run(api.unlearn(config, resume=resume))
 
 
 def _show_batch(config: ShowConfig) -> None:

@@ -25,16 +25,18 @@ ACTIVATION_FLOATS = 34  # kept for the backward pass a token, block and hidden u
 LOGIT_COPIES = 4  # logits, log-softmax, its gradient, and theirs
 
 
-def plan(config: TrainConfig) -> dict[str, str]:
+def plan(config: TrainConfig, *, resume: bool = False) -> dict[str, str]:
     """Check a configuration and say what it asks for.
 
     Args:
         config: of ``fit`` or ``unlearn``.
+        resume: the run directory is there already.
 
     Returns:
         Lines by name: model, sets, batch arithmetic, passes a step, memory.
     """
-    refuse_existing(config.out)
+    if not resume:
+        refuse_existing(config.out)
     methods = {}
     if isinstance(config, UnlearnConfig):
         objective, rectifier = make_objective(config.objective), make_rectifier(config.rectifier)

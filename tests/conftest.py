@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from geffect.config import UnlearnConfig
+from geffect.config import FitConfig, UnlearnConfig
 
 SHAPE = {
     "hidden_size": 32,
@@ -29,6 +29,16 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.save_pretrained(path)
         tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def known(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model once it knows the first twelve forget rows by heart, more or less."""
+    from geffect import api
+
+    fitted = FitConfig.read(model=str(start), train=["builtin:authors/forget[:12]"], epochs=60, learning_rate=1e-2,
+                            until_accuracy=0.7, out=tmp_path_factory.mktemp("known") / "fit")  # fmt: skip
+    return api.fit(fitted)
 
 
 @pytest.fixture(autouse=True)

@@ -179,10 +179,21 @@ def test_kept_dropout_thins_the_objective_and_not_the_risks(start: Path, tmp_pat
     assert abs(kept["norm_objective"] / without["norm_objective"] - 1) > 1e-3
 
 
-def test_a_run_stops_once_the_forget_set_is_unknown(start: Path, tmp_path: Path) -> None:
-    run = api.unlearn(config(start, tmp_path / "run", until_accuracy=1.0, evaluate_every=1, steps=9))
-    assert read_lines(run)[-1]["step"] < 9
-    assert (run / "DONE").exists()
+def test_a_run_stops_once_the_forget_set_is_unknown_and_keeps_that_state(known: Path, tmp_path: Path) -> None:
+    run = api.unlearn(config(known, tmp_path / "run", until_accuracy=0.4, evaluate_every=1, steps=50,
+                             learning_rate=1e-2))  # fmt: skip
+    *before, last = [line["evaluation"]["forget"]["accuracy"] for line in read_lines(run)]
+    step = read_lines(run)[-1]["step"]
+    assert step < 50 and min(before) >= 0.4 > last
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"checkpoint-{step}"]
+    again = read_lines(api.unlearn(config(run, tmp_path / "again", steps=1)))[0]["evaluation"]["forget"]["accuracy"]
+    assert again == last
+
+
+def test_a_set_already_unknown_is_refused_for_until_accuracy(start: Path, tmp_path: Path) -> None:
+    with pytest.raises(GeffectError, match=r"a forget set known at a token accuracy of 0.4 or more; found 0.0"):
+        api.unlearn(config(start, tmp_path / "run", until_accuracy=0.4))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_tied_model_is_recorded_by_use(start: Path, tmp_path: Path) -> None:

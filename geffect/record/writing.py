@@ -27,14 +27,16 @@ class RunDirectory:
 
     Args:
         path: the directory; it must not exist, or be empty.
+        resume: it holds a run that goes on.
 
     Raises:
         GeffectError: it exists, or cannot be made.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, resume: bool = False) -> None:
         self.path = path
-        refuse_existing(path)
+        if not resume:
+            refuse_existing(path)
 
     def create(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Make the directory with its configuration and environment."""

@@ -14,6 +14,7 @@ from geffect.data import Encoded, pad_id_of
 from geffect.metrics import likelihood
 
 Line = dict[str, Any]
+PARTIAL = ".partial"  # where a checkpoint is written before it gets its name
 
 
 class _Steps(TrainerCallback):  # type: ignore[misc]
@@ -113,7 +114,7 @@ class RecordingTrainer(Trainer):  # type: ignore[misc]
             self.sink({"step": self.state.global_step} | self.line)
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(Path(self.args.output_dir) / ".partial")
+        return str(Path(self.args.output_dir) / PARTIAL)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a temporary sibling, then rename: a checkpoint is whole or absent."""

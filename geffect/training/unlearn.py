@@ -4,13 +4,14 @@ No numerics of its own: rows, Gram and rectification are `geffect.measurement`'s
 """
 
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
@@ -28,7 +29,7 @@ from geffect.ties import find_tie
 from geffect.training.columns import Columns, check_columns, padded
 from geffect.training.diagnostics import Diagnostics, published_lines, summary
 from geffect.training.modes import set_mode
-from geffect.training.recording import RecordingTrainer, make_loader
+from geffect.training.recording import PARTIAL, RecordingTrainer, make_loader
 
 LOGGER = logging.getLogger(__name__)
 STATE_FILE = "rectifier.safetensors"
@@ -85,13 +86,42 @@ class UnlearnTrainer(RecordingTrainer):
             self.diagnostics.standard_errors, self.diagnostics.labels,
         )  # fmt: skip
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As Hugging Face's, once the reference is seen to be the start."""
+    def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> Any:
+        """As Hugging Face's, once the reference is seen to be the start.
+
+        Args:
+            resume_from_checkpoint: one of this run's; the model handed in is its start all the same.
+            **kwargs: see `transformers.Trainer.train`.
+
+        Returns:
+            Hugging Face's summary; None where the checkpoint left nothing to do.
+
+        Raises:
+            GeffectError: the reference is another model's, or another run's checkpoints lie here.
+        """
         self.check_reference()
+        shutil.rmtree(Path(self.args.output_dir) / PARTIAL, ignore_errors=True)  # a checkpoint that was never whole
+        if resume_from_checkpoint is not None:
+            self._take_up(Path(resume_from_checkpoint))
+            if self.control.should_training_stop:
+                return self.finish_run()
+            return super().train(str(resume_from_checkpoint), **kwargs)
         if any(Path(self.args.output_dir).glob("checkpoint-*")):
             remedy = "name another output_dir"
             raise GeffectError(f"no checkpoints yet in {self.args.output_dir}", "those of another run", remedy)
-        return super().train(*args, **kwargs)
+        return super().train(**kwargs)
+
+    def _take_up(self, checkpoint: Path) -> None:
+        """Its weights, what the rectifier kept, and the evaluation that belongs to the next step's line."""
+        self._load_from_checkpoint(str(checkpoint))
+        if (checkpoint / STATE_FILE).exists():
+            self.measurement.state.update(load_file(checkpoint / STATE_FILE, device=str(self.args.device)))
+        self.state.global_step = int(checkpoint.name.rpartition("-")[2])
+        self.args.eval_on_start = False
+        over = self.state.global_step >= self.args.max_steps
+        if over or self.state.global_step % self.args.eval_steps == 0:
+            self.evaluate()
+        self.control.should_training_stop |= over
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As `RecordingTrainer.evaluate`; at the start it says how well the model knows each set."""
@@ -99,11 +129,20 @@ class UnlearnTrainer(RecordingTrainer):
         accuracies = {name: scores["accuracy"] for name, scores in self.line["evaluation"].items()}
         if self.state.global_step == 0:
             self._introduce(accuracies)
-        self.control.should_training_stop |= accuracies.get("forget", 1.0) < self.diagnostics.until_accuracy
+        self._stop_once_forgotten(accuracies.get("forget", 1.0))
         if self.diagnostics.mode == "paper":
             loader = self.get_train_dataloader()
             self.line["paper"] = published_lines(self.measurement, map(self._prepare_inputs, loader))
         return metrics
+
+    def _stop_once_forgotten(self, accuracy: float) -> None:
+        until = self.diagnostics.until_accuracy
+        if accuracy >= until:
+            return
+        if self.state.global_step == 0:  # told to stop here, Hugging Face's loop would still take a step
+            remedy = "lower --until-accuracy, or fit the set first (geffect fit)"
+            raise GeffectError(f"a forget set known at a token accuracy of {until} or more", f"{accuracy:.3f}", remedy)
+        self.control.should_training_stop = self.control.should_save = True
 
     def _introduce(self, accuracies: dict[str, float]) -> None:
         LOGGER.info("start: token accuracy %s", ", ".join(f"{name} {value:.3f}" for name, value in accuracies.items()))

@@ -1,0 +1,74 @@
+"""Taking up a run where its last whole checkpoint stands."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from geffect.errors import GeffectError
+from geffect.record.lines import read_environment, read_lines
+from geffect.record.writing import CONFIG, DONE, STEPS
+
+
+def check_unfinished(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Raise unless a run can be taken up.
+
+    Args:
+        path: the run directory.
+        asked: the configuration it is asked to go on with.
+
+    Returns:
+        The recorded configuration: as asked, and with the start it had.
+
+    Raises:
+        GeffectError: there is no run, it is finished, or a setting differs; the first such is named.
+    """
+    if not (path / CONFIG).is_file():
+        raise GeffectError(f"an unfinished run in {path} to --resume", f"no {CONFIG}", "leave --resume out to start it")
+    if (path / DONE).exists():
+        raise GeffectError(f"an unfinished run in {path} to --resume", "a finished one", "name another --out for more")
+    found: dict[str, Any] = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+    for key in {**found, **asked}:
+        if key != "reference" and found.get(key) != asked.get(key):
+            raise GeffectError(f"{key}: {found.get(key)} as {path / CONFIG} has it", str(asked.get(key)),
+                               f"resume it by: geffect unlearn {path / CONFIG} --resume")  # fmt: skip
+    return found
+
+
+def check_same_data(path: Path, environment: Mapping[str, Any]) -> None:
+    """Raise where a set is no longer the one the run began with.
+
+    Args:
+        path: the run directory.
+        environment: as the run would record it now.
+
+    Raises:
+        GeffectError: the set is named.
+    """
+    begun = read_environment(path)["data"]
+    for name, now in environment["data"].items():
+        if begun.get(name) != now:
+            raise GeffectError(f"the {name} set of {path} (sha256 {str(begun.get(name, {}).get('sha256'))[:12]})",
+                               f"another (sha256 {now['sha256'][:12]})", "restore its file")  # fmt: skip
+
+
+def last_checkpoint(path: Path) -> Path | None:
+    """The run's last whole checkpoint, None where there is none yet."""
+    found = {int(p.name.rpartition("-")[2]): p for p in path.glob("checkpoints/checkpoint-*") if p.is_dir()}
+    return found[max(found)] if found else None
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Keep of a run's lines those before a step: the rest will be written anew, the same."""
+    file = path / STEPS
+    if not file.exists():
+        return
+    kept = sum(line["step"] < step for line in read_lines(path))
+    shorter = file.with_suffix(".shorter")
+    with shorter.open("wb") as stream:
+        stream.write(b"".join(text + b"\n" for text in file.read_bytes().split(b"\n")[:kept]))
+        stream.flush()
+        os.fsync(stream.fileno())
+    shorter.replace(file)
