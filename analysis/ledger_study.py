@@ -25,7 +25,7 @@ REAL = {
     "retain": "tofu:retain99[:56]",
     "held": "tofu:retain99[56:120]",
     "batch_size": 8,
-    "ledger": 16,
+    "ledger": 8,
     "evaluate": ["forget"],
 }
 

@@ -11,7 +11,7 @@ from geffect.data import Encoded, pad_id_of
 from geffect.data.relabel import random_labels
 from geffect.errors import GeffectError
 from geffect.metrics import adversarial_labels, reference_nll
-from geffect.objectives import IGNORE_INDEX, Objective
+from geffect.objectives import IGNORE_INDEX, Objective, Outputs
 
 Columns = dict[str, dict[str, list[Tensor]]]
 
@@ -69,6 +69,23 @@ def check_columns(sets: Mapping[str, Sequence[Encoded]], columns: Columns) -> No
                 other = f"{len(found)} rows" if i is None else f"{found[i]} tokens in row {i}, not {lengths[i]}"
                 raise GeffectError(f"{column} of the {name} set's own {len(lengths)} rows and tokens", other,
                                    "compute it with the run's start and tokenizer")  # fmt: skip
+
+
+def check_starts_at_one(outputs: Outputs, atol: float) -> None:
+    """Raise unless every token's weight 2p/(p + p₀) is 1, as it is where θ = θ₀.
+
+    Args:
+        outputs: of the run's start.
+        atol: what rounding may do.
+
+    Raises:
+        GeffectError: the reference is another model's.
+    """
+    weight = 2 * torch.sigmoid(outputs.ref - outputs.nll)[outputs.mask]
+    if not torch.allclose(weight, torch.ones_like(weight), atol=atol):
+        raise GeffectError("a reference that is the run's start, so that every weight is 1",
+                           f"weights from {weight.min():.3g} to {weight.max():.3g}",
+                           "compute the reference with the model as it is now")  # fmt: skip
 
 
 def padded(columns: Mapping[str, Sequence[Tensor]], positions: Sequence[int], width: int) -> dict[str, Tensor]:

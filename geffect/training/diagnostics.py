@@ -1,9 +1,10 @@
 """What a run measures beside its objective, and a measured step in a few numbers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from geffect.data import Encoded, collate
 from geffect.effects import cosine, inner
 from geffect.measurement import Batch, Measured, Measurement
 from geffect.measurement.published import published_estimates
@@ -34,6 +35,13 @@ class Diagnostics:
     mode: str = "exact"
     free_rows: bool = True
     labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def probe_batches(rows: Sequence[Encoded], count: int, batch_size: int, pad_id: int) -> list[Batch]:
+    """Evenly spaced rows of a set, all where there are fewer, padded in batches."""
+    count = min(count, len(rows))
+    chosen = [rows[i * len(rows) // count] for i in range(count)]
+    return [collate(chosen[i : i + batch_size], pad_id) for i in range(0, count, batch_size)]
 
 
 def published_lines(run: Measurement, micro_batches: Iterable[Mapping[str, Batch]]) -> list[dict[str, Any]]:

@@ -26,8 +26,8 @@ from geffect.objectives import Counts, Objective, Outputs, forward
 from geffect.rectify import Rectifier
 from geffect.rows import trainable
 from geffect.ties import find_tie
-from geffect.training.columns import Columns, check_columns, padded
-from geffect.training.diagnostics import Diagnostics, published_lines, summary
+from geffect.training.columns import Columns, check_columns, check_starts_at_one, padded
+from geffect.training.diagnostics import Diagnostics, probe_batches, published_lines, summary
 from geffect.training.modes import set_mode
 from geffect.training.recording import PARTIAL, RecordingTrainer, make_loader
 
@@ -150,21 +150,13 @@ class UnlearnTrainer(RecordingTrainer):
             LOGGER.warning("this model does not know the %s set (below %s): fit it first (geffect fit)", name, KNOWN)
 
     def check_reference(self) -> None:
-        """Where θ = θ₀ every likelihood is the reference's; anything else is another model's reference.
-
-        Raises:
-            GeffectError: the weight 2p/(p + p₀) of a token differs from 1 by more than rounding.
-        """
+        """Raise where the likelihoods of the first forget rows are not the reference's: it is another model's then."""
         if "ref_nll" not in self.columns.get("forget", {}):
             return
         batch = self.collate([{"forget": row} for row in self.sets["forget"][:8]])["forget"]
         with evaluating(self.model), torch.no_grad():
             outputs = self._forward(self._prepare_inputs(batch), frozenset(), dropout=False)
-        weight = 2 * torch.sigmoid(outputs.ref - outputs.nll)[outputs.mask]
-        if not torch.allclose(weight, torch.ones_like(weight), atol=max(1e-3, 10 * torch.finfo(self.dtype).eps)):
-            raise GeffectError("a reference that is the run's start, so that every weight is 1",
-                               f"weights from {weight.min():.3g} to {weight.max():.3g}",
-                               "compute the reference with the model as it is now")  # fmt: skip
+        check_starts_at_one(outputs, atol=max(1e-3, 10 * torch.finfo(self.dtype).eps))
 
     def _forward(self, batch: Batch, needs: frozenset[str], *, dropout: bool) -> Outputs:
         if self.model.training != dropout or not dropout:
@@ -231,17 +223,16 @@ class UnlearnTrainer(RecordingTrainer):
             raise GeffectError("finite losses", f"{error} in step {self.state.global_step}", remedy) from error
 
     def _ledger(self, model: nn.Module) -> Ledger | None:
-        """The first of evenly spaced rows of both sets, padded once."""
         if not self.diagnostics.ledger:
             return None
-        probe: dict[str, list[Batch]] = {}
         size = self.args.per_device_train_batch_size
-        for name in ("forget", "retain"):
-            rows = self.sets[name]
-            count = min(self.diagnostics.ledger, len(rows))
-            chosen = [rows[i * len(rows) // count] for i in range(count)]
-            batches = [collate(chosen[i : i + size], self.pad_id) for i in range(0, count, size)]
-            probe[name] = [self._prepare_inputs(batch) for batch in batches]
+        probe = {
+            name: [
+                self._prepare_inputs(batch) for batch in probe_batches(rows, self.diagnostics.ledger, size, self.pad_id)
+            ]
+            for name, rows in self.sets.items()
+            if name in ("forget", "retain")
+        }
         return Ledger(trainable(model), lambda batch: self._forward(batch, frozenset(), dropout=False), probe)
 
     def _save_rows(self) -> None:
