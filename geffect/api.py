@@ -4,11 +4,14 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geffect.config import FitConfig, ShowConfig, TrainConfig, UnlearnConfig
+from geffect.errors import GeffectError, Interrupted
 from geffect.record import (
+    CONFIG,
     RunDirectory,
     check_same_data,
     check_unfinished,
@@ -20,6 +23,7 @@ from geffect.record import (
 
 if TYPE_CHECKING:
     from geffect.models import Loaded
+    from geffect.training.recording import RecordingTrainer
 
 LOGGER = logging.getLogger(__name__)
 
@@ -59,18 +63,23 @@ def _fit_tiny(directory: Path) -> None:
     with quiet_transformers():
         model.save_pretrained(directory / "init")
         tokenizer.save_pretrained(directory / "init")
-    fit(FitConfig.read(model=str(directory / "init"), train=training_sets(), out=directory / "fit", **RECIPE))
+    recipe = FitConfig.read(model=str(directory / "init"), train=training_sets(), out=directory / "fit", **RECIPE)
+    try:
+        fit(recipe)
+    except Interrupted:
+        raise KeyboardInterrupt from None  # a cache holds nothing unfinished
     for file in (directory / "fit").iterdir():
         file.rename(directory / file.name)
     for leftover in ("init", "fit"):
         shutil.rmtree(directory / leftover)
 
 
-def fit(config: FitConfig) -> Path:
+def fit(config: FitConfig, *, resume: bool = False) -> Path:
     """Descend the NLL of named sets and write a model (or adapter) directory that is also a run.
 
     Args:
         config: the run.
+        resume: as of `unlearn`; the checkpoints are removed once the model is written.
 
     Returns:
         The directory.
@@ -81,21 +90,27 @@ def fit(config: FitConfig) -> Path:
     from geffect.preparation import read_start
     from geffect.training import FitTrainer
 
-    run = RunDirectory(config.out)
+    if resume:
+        config = FitConfig.read(**check_unfinished(config.out, _resolved(config)))
+    run = RunDirectory(config.out, resume=resume)
     start = read_start(config, load_model(config.model, config.dtype))
-    loaded, rows = start.loaded, [row for each in start.encoded.values() for row in each]
+    each_row = (row for rows in start.encoded.values() for row in rows)
+    loaded, rows = start.loaded, [replace(row, index=i) for i, row in enumerate(each_row)]
     steps = num_fit_steps(config, len(rows))
     arguments = training_arguments(config, steps)
-    with quiet_transformers(), _started(run, _resolved(config), start.environment(config, steps)) as sink:
+    environment = start.environment(config, steps)
+    checkpoint = _taken_up(config.out, environment) if resume else None
+    with quiet_transformers(), _started(run, _resolved(config), environment) as sink:
         trainer = FitTrainer(
             loaded.model, arguments, tokenizer=loaded.tokenizer, rows=rows, evaluation_sets=start.encoded,
             until_accuracy=config.until_accuracy,
             keep_dropout=config.keep_dropout, autocast=config.autocasts, sink=sink,
         )  # fmt: skip
-        trainer.train()
+        _train(trainer, checkpoint, f"geffect fit {config.out / CONFIG} --resume")
         loaded.model.save_pretrained(config.out)
         loaded.tokenizer.save_pretrained(config.out)
-    run.finish(_metrics(config.out))
+        shutil.rmtree(config.out / "checkpoints", ignore_errors=True)
+        run.finish(_metrics(config.out))
     return config.out
 
 
@@ -144,19 +159,29 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
             diagnostics=diagnostics, keep_dropout=config.keep_dropout, autocast=config.autocasts, sink=sink,
             evaluation_sets={role: start.encoded[role] for role in config.evaluate or start.encoded},
         )  # fmt: skip
-        trainer.train(resume_from_checkpoint=checkpoint)
-    run.finish(_metrics(config.out))
+        _train(trainer, checkpoint, f"geffect unlearn {config.out / CONFIG} --resume")
+        run.finish(_metrics(config.out))
     return config.out
+
+
+def _train(trainer: "RecordingTrainer", checkpoint: Path | None, again: str) -> None:
+    """Train, and tell how to go on where Ctrl-C stopped it."""
+    trainer.train(resume_from_checkpoint=checkpoint)
+    done, steps = trainer.state.global_step, trainer.args.max_steps
+    if trainer.interrupted and done < steps:
+        raise Interrupted(f"stopped after step {done} of {steps}, whose state is kept; go on with: {again}")
 
 
 def _taken_up(path: Path, environment: Mapping[str, Any]) -> Path | None:
     """The checkpoint an unfinished run goes on from, its lines cut back to it; None where it begins again."""
+    from geffect.training.checkpoints import step_of
+
     check_same_data(path, environment)
     threads = read_environment(path)["threads"], environment["threads"]
     if threads[0] != threads[1]:
         LOGGER.warning("the run began with %d threads and goes on with %d: last digits may differ", *threads)
     checkpoint = last_checkpoint(path)
-    step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    step = step_of(checkpoint) if checkpoint else 0
     cut_back(path, step)
     LOGGER.info("resuming %s at step %d", path, step)
     return checkpoint
@@ -219,7 +244,15 @@ def _texts(tokenizer: Any, ids: list[int]) -> list[str]:
 
 @contextlib.contextmanager
 def _started(run: RunDirectory, config: dict[str, Any], environment: dict[str, Any]) -> Iterator[Callable[..., None]]:
-    """A sink for a run's lines: the directory is made with the first, so a start that fails leaves nothing."""
+    """A sink for a run's lines: the directory is made with the first, so a start that fails leaves nothing.
+
+    Yields:
+        The sink.
+
+    Raises:
+        GeffectError: the disk is full or cannot be written to.
+    """
+    from safetensors import SafetensorError
 
     def sink(line: dict[str, Any]) -> None:
         if not run.begun:
@@ -228,6 +261,10 @@ def _started(run: RunDirectory, config: dict[str, Any], environment: dict[str, A
 
     try:
         yield sink
+    except (OSError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        remedy = "make room, or mend what is in the way; a run that has begun goes on with --resume"
+        raise GeffectError(f"a disk that {run.path} can be written to", reason, remedy) from error
     finally:
         run.abandon()
 

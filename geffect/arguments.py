@@ -44,8 +44,8 @@ def training_arguments(config: TrainConfig, steps: int) -> "TrainingArguments":
             eval_strategy="steps",
             eval_steps=config.evaluate_every if isinstance(config, UnlearnConfig) else _an_epoch(config, steps),
             eval_on_start=True,
-            save_strategy="steps" if unlearning else "no",
-            save_steps=config.save_every or NEVER if isinstance(config, UnlearnConfig) else NEVER,
+            save_strategy="steps" if unlearning or config.save_every else "no",
+            save_steps=config.save_every or NEVER,
             logging_steps=1,
             report_to=config.report_to or "none",
             disable_tqdm=True,  # the trainer shows a bar of its own

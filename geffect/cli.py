@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn, get_origin
 import typer
 
 from geffect.config import FitConfig, Schema, ShowConfig, TrainConfig, UnlearnConfig
-from geffect.errors import GeffectError
+from geffect.errors import GeffectError, Interrupted
 
 app = typer.Typer(
     name="geffect",
@@ -29,14 +29,18 @@ def verb(name: str, schema: type[Schema], run: Callable[..., None]) -> None:
     Args:
         name: of the command.
         schema: what it reads; a given flag overrides the YAML file, the file overrides the default.
-        run: called with the checked configuration and, where it trains, ``dry_run``, where it unlearns, ``resume``; its
-            docstring is the help.
+        run: called with the checked configuration and, where it trains, ``dry_run`` and ``resume``; its docstring is
+            the help.
     """
 
     def command(config: Path | None = None, **flags: Any) -> None:
         others = {key: flags.pop(key) for key in ("dry_run", "resume") if key in flags}
         given = {key: value for key, value in flags.items() if value is not None and value != []}
-        run(schema.read(config, **given), **others)
+        try:
+            run(schema.read(config, **given), **others)
+        except Interrupted as stopped:
+            typer.echo(f"geffect: {stopped}", err=True)
+            raise typer.Exit(130) from None
 
     parameters = [
         _parameter("config", None, Path | None, typer.Argument(help="a YAML file with these names, as a run's own")),
@@ -45,7 +49,6 @@ def verb(name: str, schema: type[Schema], run: Callable[..., None]) -> None:
     if issubclass(schema, TrainConfig):
         told = typer.Option("--dry-run", help="print plan, batch arithmetic and memory estimate, and stop")
         parameters.append(_parameter("dry_run", False, bool, told))
-    if issubclass(schema, UnlearnConfig):
         told = typer.Option("--resume", help="go on from the last checkpoint of the unfinished run in --out")
         parameters.append(_parameter("resume", False, bool, told))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -70,13 +73,13 @@ def _shown(default: Any) -> str:
     return "none" if default is None or default == [] else str(default)
 
 
-def _fit(config: FitConfig, *, dry_run: bool) -> None:
+def _fit(config: FitConfig, *, dry_run: bool, resume: bool) -> None:
     """Descend the NLL of named sets (full weights or LoRA) and write a model directory with a record."""
     from geffect import api, show
 
-    show.plan(api.plan(config))
+    show.plan(api.plan(config, resume=resume))
     if not dry_run:
-        show.run(api.fit(config))
+        show.run(api.fit(config, resume=resume))
 
 
 def _unlearn(config: UnlearnConfig, *, dry_run: bool, resume: bool) -> None:

@@ -107,6 +107,7 @@ class TrainConfig(DataConfig):
     keep_dropout: bool = Field(False, description="train with the model's dropout; risks are measured without")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
     autocast: Literal["none", "bfloat16"] = Field("none", description="compute in it, with the weights in --dtype")
+    save_every: int = Field(0, ge=0, description="optimiser steps between checkpoints; 0 keeps the last state only")
     report_to: list[str] = Field(default_factory=list, description="trackers known to Hugging Face's Trainer")
 
     @property
@@ -157,7 +158,6 @@ class UnlearnConfig(TrainConfig):
     evaluate: list[Role] = Field(
         default_factory=list, description="a set to evaluate; repeat it; all where none is named"
     )
-    save_every: int = Field(0, ge=0, description="optimiser steps between checkpoints; 0 keeps the last state only")
     support: float = Field(0.0, ge=0, le=1, description="share of a row's largest entries whose overlaps are recorded")
     ledger: int = Field(0, ge=0, description="probe rows of each set whose risk's change is predicted and measured")
     standard_errors: bool = Field(False, description="go over each window's micro-batches again for standard errors")

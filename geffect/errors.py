@@ -1,4 +1,8 @@
-"""The one exception a user can cause."""
+"""The exceptions a user can cause."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run stopped by Ctrl-C after a whole step, its state kept: the message tells how to go on."""
 
 
 class GeffectError(ValueError):

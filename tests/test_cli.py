@@ -411,5 +411,7 @@ def test_a_loss_that_is_not_finite_ends_in_a_line_of_advice(shell: Shell) -> Non
     flags = ("--optimizer", "sgd", "--learning-rate", "1e30", "--steps", "3")
     ended = shell("unlearn", *GOOD, *flags)
     assert ended.code == 2
-    assert re.search(r"^geffect: expected finite losses; found .*; lower .*learning.rate", ended.err, re.MULTILINE)
+    assert re.search(
+        r"^geffect: expected finite losses and gradients; found .*; lower .*learning.rate", ended.err, re.MULTILINE
+    )
     assert not Path("out", "DONE").exists()

@@ -18,6 +18,7 @@ from tests.steps import (
     RETAIN,
     Batch,
     gradients,
+    make_batches,
     make_measurement,
     model_forward,
     split,
@@ -201,6 +202,17 @@ def test_a_loss_that_is_not_finite_stops_before_the_gradient_is_handed_back() ->
         model.lm_head.weight[3] = float("nan")
     with pytest.raises(FloatingPointError, match="risk_forget = nan"):
         take_step(make_measurement(model, "ga", "gru"), [TWO])
+    assert not gradients(model)
+
+
+@pytest.mark.parametrize("measure", [True, False])
+@pytest.mark.parametrize("rectifier", ["none", "gru"])
+@pytest.mark.parametrize("size", [4, 2])
+def test_a_row_that_is_not_finite_stops_though_its_loss_is(rectifier: str, measure: bool, size: int) -> None:
+    model = CASES["llama"]()
+    model.model.layers[1].mlp.up_proj.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(FloatingPointError, match=r"norm_(objective|forget|retain) = nan"):
+        take_step(make_measurement(model, "npo", rectifier), split(make_batches(model), size), measure=measure)
     assert not gradients(model)
 
 

@@ -1,7 +1,6 @@
 """A run that was stopped goes on to the record and weights of one that was not."""
 
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from geffect import api
 from geffect.config import FitConfig, UnlearnConfig
 from geffect.errors import GeffectError
 from geffect.record import CONFIG, DONE, STEPS, RunDirectory, read_lines
-from tests.conftest import config
+from tests.conftest import SHAPE, config
 
 SETTINGS: dict[str, Any] = {
     "objective": "npo(beta=0.5) + 0.5*gd", "rectifier": "gru(space=both)", "steps": 7, "batch_size": 2,
@@ -79,19 +78,12 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     _assert_same(api.unlearn(chosen, resume=True), whole, 7)
 
 
-def test_it_goes_on_after_kill_9(start: Path, whole: Path, tmp_path: Path) -> None:
-    recorded = yaml.safe_load((whole / CONFIG).read_text(encoding="utf-8")) | {"out": str(tmp_path / "run")}
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(recorded), encoding="utf-8")
+def test_it_goes_on_after_kill_9(whole: Path, tmp_path: Path) -> None:
+    file = _written(tmp_path, yaml.safe_load((whole / CONFIG).read_text(encoding="utf-8")))
     steps = tmp_path / "run" / STEPS
-    with subprocess.Popen(
-        [sys.executable, "-m", "geffect", "unlearn", str(file)], stderr=subprocess.DEVNULL
-    ) as process:
-        deadline = time.monotonic() + 120
-        while not steps.exists() or steps.read_bytes().count(b"\n") < 4:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
+    with _process("unlearn", file) as process:
+        _wait_for(steps, 4, process)
+        process.kill()
     assert not (tmp_path / "run" / DONE).exists()
     with steps.open("ab") as stream:
         stream.write(b'{"step": 9, "gra')  # as a line torn by the fall
@@ -150,7 +142,7 @@ def _stop(*_: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"learning_rate": 0.5}, r"learning_rate: 0.001 as .*config.yaml has it; found 0.5; resume it by: geffect"),
+        ({"learning_rate": 0.5}, r"learning_rate: 0.001 as .*config.yaml has it; found 0.5; resume it from its own "),
         ({"steps": 9}, "steps: 7 as "),
         ({"held": None}, r"held: builtin:authors/held\[:6\] as .*; found None"),
     ],
@@ -189,3 +181,134 @@ def test_a_set_that_changed_meanwhile_is_refused(start: Path, tmp_path: Path, mo
     with pytest.raises(GeffectError, match=r"the forget set of .*run \(sha256 .*; found another"):
         api.unlearn(chosen, resume=True)
     assert _lines(tmp_path / "run") == lines
+
+
+def _process(verb: str, file: Path, **kwargs: Any) -> "subprocess.Popen[str]":
+    return subprocess.Popen([sys.executable, "-m", "geffect", verb, str(file)], stderr=subprocess.PIPE, text=True,
+                            **kwargs)  # fmt: skip
+
+
+def _wait_for(file: Path, lines: int, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 120
+    while not file.exists() or file.read_bytes().count(b"\n") < lines:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_ctrl_c_stops_after_the_step_and_tells_how_to_go_on(whole: Path, tmp_path: Path) -> None:
+    file = _written(tmp_path, yaml.safe_load((whole / CONFIG).read_text(encoding="utf-8")))
+    with _process("unlearn", file) as process:
+        _wait_for(tmp_path / "run" / STEPS, 3, process)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert process.returncode == 130
+    steps = len(read_lines(tmp_path / "run"))
+    assert said.strip().split("\n")[-1] == (
+        f"geffect: stopped after step {steps} of 7, whose state is kept; "
+        f"go on with: geffect unlearn {tmp_path / 'run' / CONFIG} --resume"
+    )
+    assert "Traceback" not in said
+    assert (tmp_path / "run" / "checkpoints" / f"checkpoint-{steps}").is_dir()
+    _assert_same(api.unlearn(UnlearnConfig.read(file), resume=True), whole, 7)
+
+
+def _written(folder: Path, recorded: dict[str, Any]) -> Path:
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(recorded | {"out": str(folder / "run")}), encoding="utf-8")
+    return file
+
+
+def test_a_fit_goes_on_to_the_same_end(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(name: str) -> FitConfig:
+        return FitConfig.read(model=str(start), train=["builtin:authors/forget[:12]"], out=tmp_path / name, epochs=3,
+                              batch_size=4, lora=2, lora_dropout=0.3, keep_dropout=True, learning_rate=1e-2,
+                              save_every=2, weight_decay=0.1)  # fmt: skip
+
+    straight = api.fit(chosen("straight"))
+    for lines in (3, 8):
+        with monkeypatch.context() as patch, pytest.raises(Stopped):
+            _stop_after(lines, patch)
+            api.fit(chosen(f"run-{lines}"))
+        run = api.fit(chosen(f"run-{lines}"), resume=True)
+        assert _lines(run) == _lines(straight)
+        left, right = (load_file(each / "adapter_model.safetensors") for each in (run, straight))
+        assert all(torch.equal(left[name], right[name]) for name in left)
+        assert not (run / "checkpoints").exists()
+
+
+@pytest.fixture
+def stopped(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that fell after its second checkpoint."""
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        _stop_after(5, patch)
+        api.unlearn(config(start, tmp_path / "run", **SETTINGS))
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "rectifier.safetensors",
+     "model.safetensors"],
+)  # fmt: skip
+@pytest.mark.parametrize("harm", ["gone", "cut", "garbled"])
+def test_a_broken_checkpoint_is_refused_and_the_one_before_serves(
+    start: Path, whole: Path, stopped: Path, name: str, harm: str
+) -> None:
+    checkpoint = stopped / "checkpoints" / "checkpoint-4"
+    content = (checkpoint / name).read_bytes()
+    (checkpoint / name).unlink()
+    if harm != "gone":
+        (checkpoint / name).write_bytes(content[:50] if harm == "cut" else b"\x00garbled" + content[9:])
+    chosen = config(start, stopped, **SETTINGS)
+    with pytest.raises(GeffectError, match=r"checkpoint-4.*; found .*; move that directory away") as raised:
+        api.unlearn(chosen, resume=True)
+    assert "\n" not in str(raised.value)
+    checkpoint.rename(stopped / "aside")
+    if name == "rectifier.safetensors" and harm == "gone":  # the repair is tried once
+        _assert_same(api.unlearn(chosen, resume=True), whole, 7)
+
+
+def test_another_models_checkpoint_is_refused(start: Path, stopped: Path, tmp_path: Path) -> None:
+    from geffect.models import make_tiny
+
+    other, _ = make_tiny(**(SHAPE | {"intermediate_size": 40}))
+    other.save_pretrained(stopped / "checkpoints" / "checkpoint-4")
+    with pytest.raises(GeffectError, match=r"this model's own weights in .*checkpoint-4, .*mlp.*; found shape"):
+        api.unlearn(config(start, stopped, **SETTINGS), resume=True)
+
+
+def test_a_checkpoint_under_another_steps_name_is_refused(start: Path, stopped: Path) -> None:
+    (stopped / "checkpoints" / "checkpoint-4").rename(stopped / "checkpoints" / "checkpoint-5")
+    with pytest.raises(GeffectError, match=r"the state of step 5 in .*; found that of step 4"):
+        api.unlearn(config(start, stopped, **SETTINGS), resume=True)
+
+
+LIMITED = """
+import resource, sys
+from geffect.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes}, {bytes}))
+sys.argv = ["geffect", "unlearn", {file!r}]
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the limit on a file's size is POSIX's")
+@pytest.mark.parametrize(("size", "steps"), [(200_000, 2), (5_000, 0), (3_000, None)])
+def test_a_disk_without_room_ends_in_one_line_and_the_run_goes_on_later(
+    whole: Path, tmp_path: Path, size: int, steps: int | None
+) -> None:
+    """No file may grow beyond: the weights (some 380 kB), already the first line, or even the environment."""
+    file = _written(tmp_path, yaml.safe_load((whole / CONFIG).read_text(encoding="utf-8")))
+    ended = subprocess.run([sys.executable, "-c", LIMITED.format(bytes=size, file=str(file))], capture_output=True,
+                           text=True, check=False)  # fmt: skip
+    assert ended.returncode == 2, ended.stderr
+    last = ended.stderr.strip().split("\n")[-1]
+    assert last.startswith(f"geffect: expected a disk that {tmp_path / 'run'} can be written to; found ")
+    assert last.endswith("; make room, or mend what is in the way; a run that has begun goes on with --resume")
+    assert "Traceback" not in ended.stderr
+    if steps is None:
+        assert not (tmp_path / "run").exists()
+        return
+    assert len(read_lines(tmp_path / "run")) == steps
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    _assert_same(api.unlearn(UnlearnConfig.read(file), resume=True), whole, 7)

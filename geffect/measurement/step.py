@@ -65,14 +65,13 @@ class Step:
             What to record.
 
         Raises:
-            FloatingPointError: a raw loss is not finite; no gradient was handed back.
+            FloatingPointError: a raw loss or a row is not finite; no gradient was handed back.
         """
         scalars = {name: float(value) for name, value in self.passes.sums.items()}
-        broken = [name for name, value in scalars.items() if not math.isfinite(value)]
-        if broken:
-            raise FloatingPointError(f"{broken[0]} = {scalars[broken[0]]}")
+        refuse_broken(scalars)
         for name in () if self.passes.streamed else self.run.differentiated:
             self._visit(name, None)
+        refuse_broken(self._norms())
         named = self._named(self._rectified())
         self._hand_back(named)
         if self.kept is not None or self.run.rectifier.corrects:
@@ -176,6 +175,14 @@ class Step:
             if tensor is not None:  # the objective's is rectified and clipped in place
                 self.kept.setdefault(row, {})[name] = tensor.clone() if row == "objective" else tensor
 
+    def _norms(self) -> dict[str, float]:
+        """‖row‖ of what was back-propagated: not finite where one of its entries is not."""
+        found = norms(self.basis.gram) | norms(self.conflict)
+        if not self.measure and not self.conflict.values:
+            row = self.passes.window.rows.get("objective", {})
+            found["norm_objective"] = float(torch.nn.utils.get_total_norm(row.values()))
+        return found
+
     def _rectified(self) -> dict[str, float]:
         """The rectified row as a combination of the basis."""
         in_order = [self.conflict.values[name] for name in self.run.parameters if name in self.conflict.values]
@@ -199,6 +206,17 @@ class Step:
         if memory is None:
             return named
         return named | {memory: {memory: 1.0}, "rectified": rectified | {"retain": self.run.rectifier.add_retain}}
+
+
+def refuse_broken(numbers: Mapping[str, float]) -> None:
+    """Raise where a number is not finite; it is named.
+
+    Raises:
+        FloatingPointError: the first such.
+    """
+    for name, value in numbers.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(f"{name} = {value}")
 
 
 def norms(gram: Gram) -> dict[str, float]:

@@ -99,6 +99,7 @@ def _points(axes: Axes, cell: pd.DataFrame, title: str) -> None:
         label = f"{reading}: R² = {_number(_fit(points))}"
         axes.plot(points["predicted"], points["measured"], label=label, **look)
     title += " (symlog)" if _same_scales(axes, cell) else ""
+    axes.yaxis.get_offset_text().set_horizontalalignment("right")  # beside what stands above the panel
     axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1), title=title, title_fontsize=8, alignment="left", handlelength=1
     )

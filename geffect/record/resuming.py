@@ -33,7 +33,7 @@ def check_unfinished(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     for key in {**found, **asked}:
         if key != "reference" and found.get(key) != asked.get(key):
             raise GeffectError(f"{key}: {found.get(key)} as {path / CONFIG} has it", str(asked.get(key)),
-                               f"resume it by: geffect unlearn {path / CONFIG} --resume")  # fmt: skip
+                               f"resume it from its own {path / CONFIG}")  # fmt: skip
     return found
 
 

@@ -39,10 +39,15 @@ class RunDirectory:
             refuse_existing(path)
 
     def create(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        """Make the directory with its configuration and environment."""
+        """Make the directory with its environment and, last, its configuration: both or neither."""
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
-        self._json(ENVIRONMENT, environment)
+        try:
+            self._json(ENVIRONMENT, environment)
+            (self.path / CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+        except OSError:
+            for name in (CONFIG, ENVIRONMENT):
+                (self.path / name).unlink(missing_ok=True)
+            raise
 
     @property
     def begun(self) -> bool:

@@ -15,7 +15,7 @@ from geffect.measurement import Batch
 from geffect.models.reference import check_trainable
 from geffect.objectives import Counts, forward, risk
 from geffect.training.modes import set_mode
-from geffect.training.recording import RecordingTrainer, make_loader
+from geffect.training.recording import RecordingTrainer, make_loader, rows_of
 
 
 class FitTrainer(RecordingTrainer):
@@ -47,7 +47,7 @@ class FitTrainer(RecordingTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The micro-batches of a window and the count all of them are divided by."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.counts = Counts.of(batches)
+        self.counts, self.met = Counts.of(batches), rows_of(batches)
         return batches, None
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
@@ -58,7 +58,8 @@ class FitTrainer(RecordingTrainer):
         self.accelerator.backward(loss)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise GeffectError("a finite loss", f"{value} in step {self.state.global_step}", "lower --learning-rate")
+            found = f"{value} in step {self.state.global_step}, rows {self.met} of the sets in their order"
+            raise GeffectError("a finite loss", found, "lower --learning-rate, and look at those rows")
         self.line["risk_train"] = self.line.get("risk_train", 0.0) + value
         self.line["lr"] = [group["lr"] for group in self.optimizer.param_groups]
         return loss.detach()

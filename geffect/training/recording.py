@@ -1,20 +1,27 @@
 """What every trainer here shares: evaluation of named sets, whole-or-absent checkpoints, a line a step."""
 
+import contextlib
+import logging
+import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from geffect.data import Encoded, pad_id_of
+from geffect.errors import GeffectError
 from geffect.metrics import likelihood
+from geffect.training.checkpoints import PARTIAL, check_whole, reading, step_of, writing
 
+LOGGER = logging.getLogger(__name__)
 Line = dict[str, Any]
-PARTIAL = ".partial"  # where a checkpoint is written before it gets its name
 
 
 class _Steps(TrainerCallback):  # type: ignore[misc]
@@ -31,15 +38,22 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         """The optimiser has stepped; the learning rate has not moved yet."""
         self._trainer.after_update()
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The learning rate has moved on."""
         self._trainer.finish_line()
         self._bar.update()
+        if self._trainer.interrupted:
+            control.should_training_stop = control.should_save = True
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """The last step and evaluation are over."""
         self._bar.close()
         self._trainer.finish_run()
+
+
+def rows_of(batches: Sequence[Mapping[str, Tensor]]) -> str:
+    """The rows of collated batches, for a message."""
+    return ", ".join(str(i) for batch in batches for i in batch["index"].tolist())
 
 
 class RecordingTrainer(Trainer):  # type: ignore[misc]
@@ -69,9 +83,71 @@ class RecordingTrainer(Trainer):  # type: ignore[misc]
         self.line: Line = {}
         self.control: Any
         self.clip_factor = 1.0
+        self.interrupted = False
         self.started = time.perf_counter()
         self.remove_callback(PrinterCallback)
         self.add_callback(_Steps(self))
+
+    def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> Any:
+        """As Hugging Face's. Ctrl-C stops it after the step it is in, with a checkpoint; a second one at once.
+
+        Args:
+            resume_from_checkpoint: one of this run's; the model handed in is its start all the same.
+            **kwargs: see `transformers.Trainer.train`.
+
+        Returns:
+            Hugging Face's summary; None where the checkpoint left nothing to do.
+
+        Raises:
+            GeffectError: another run's checkpoints lie here.
+        """
+        shutil.rmtree(Path(self.args.output_dir) / PARTIAL, ignore_errors=True)  # a checkpoint that was never whole
+        with self._interruptible():
+            if resume_from_checkpoint is not None:
+                self._take_up(Path(resume_from_checkpoint))
+                if self.control.should_training_stop:
+                    return self.finish_run()
+                return super().train(str(resume_from_checkpoint), **kwargs)
+            if any(Path(self.args.output_dir).glob("checkpoint-*")):
+                remedy = "name another output_dir"
+                raise GeffectError(f"no checkpoints yet in {self.args.output_dir}", "those of another run", remedy)
+            return super().train(**kwargs)
+
+    def _take_up(self, checkpoint: Path) -> None:
+        """Its weights, what a subclass keeps, and the evaluation that belongs to the next step's line."""
+        check_whole(checkpoint, self.model, self._state_files())
+        with reading(checkpoint):
+            self.state.global_step = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step
+            self._load_from_checkpoint(str(checkpoint))
+            self._load_state(checkpoint)
+        found, named = self.state.global_step, step_of(checkpoint)
+        if found != named:
+            raise GeffectError(
+                f"the state of step {named} in {checkpoint}", f"that of step {found}", "restore its name"
+            )
+        self.args.eval_on_start = False
+        over = self.state.global_step >= self.args.max_steps
+        if over or self.state.global_step % self.args.eval_steps == 0:
+            self.evaluate()
+        self.control.should_training_stop |= over
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.getsignal(signal.SIGINT)
+
+        def stop_after_step(*_: Any) -> None:
+            self.interrupted = True
+            signal.signal(signal.SIGINT, before)
+            LOGGER.warning("stopping after this step; Ctrl-C again stops at once")
+
+        signal.signal(signal.SIGINT, stop_after_step)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -118,17 +194,37 @@ class RecordingTrainer(Trainer):  # type: ignore[misc]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a temporary sibling, then rename: a checkpoint is whole or absent."""
-        super()._save_checkpoint(model, trial)
         name = f"checkpoint-{self.state.global_step}"
         partial = Path(self._get_output_dir(trial)) / name
-        (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle nobody needs: the run has config.yaml
-        self._save_state(partial)
+        try:
+            with writing(partial):
+                super()._save_checkpoint(model, trial)
+                (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle nobody needs: there is config.yaml
+                self._save_state(partial)
+        except OSError:
+            shutil.rmtree(partial.parent, ignore_errors=True)  # what room it took is free again
+            raise
         partial.rename(Path(self.args.output_dir) / name)
         partial.parent.rmdir()
         self.started = time.perf_counter()  # a step's seconds are its own
 
     def _save_state(self, directory: Path) -> None:
         """What a subclass keeps between steps goes into the checkpoint before it counts."""
+
+    def _state_files(self) -> list[str]:
+        """What `_save_state` is bound to have written."""
+        return []
+
+    def _load_state(self, directory: Path) -> None:
+        """What `_save_state` wrote."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading(str(checkpoint)):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(str(checkpoint)):
+            super()._load_rng_state(checkpoint)
 
 
 def make_loader(trainer: Trainer, rows: Any, sampler: Any, collate_fn: Callable[[Any], Any]) -> DataLoader[Any]:

@@ -4,7 +4,6 @@ No numerics of its own: rows, Gram and rectification are `geffect.measurement`'s
 """
 
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,10 +28,11 @@ from geffect.ties import find_tie
 from geffect.training.columns import Columns, check_columns, check_starts_at_one, padded
 from geffect.training.diagnostics import Diagnostics, probe_batches, published_lines, summary
 from geffect.training.modes import set_mode
-from geffect.training.recording import PARTIAL, RecordingTrainer, make_loader
+from geffect.training.recording import RecordingTrainer, make_loader, rows_of
 
 LOGGER = logging.getLogger(__name__)
 STATE_FILE = "rectifier.safetensors"
+BROKEN = "lower --learning-rate or set --max-grad-norm, and look at those rows with geffect show-batch"
 KNOWN = 0.9  # token accuracy below which there is little to unlearn, or to keep
 
 
@@ -87,41 +87,9 @@ class UnlearnTrainer(RecordingTrainer):
         )  # fmt: skip
 
     def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> Any:
-        """As Hugging Face's, once the reference is seen to be the start.
-
-        Args:
-            resume_from_checkpoint: one of this run's; the model handed in is its start all the same.
-            **kwargs: see `transformers.Trainer.train`.
-
-        Returns:
-            Hugging Face's summary; None where the checkpoint left nothing to do.
-
-        Raises:
-            GeffectError: the reference is another model's, or another run's checkpoints lie here.
-        """
+        """As `RecordingTrainer.train`, once the reference is seen to be the start."""
         self.check_reference()
-        shutil.rmtree(Path(self.args.output_dir) / PARTIAL, ignore_errors=True)  # a checkpoint that was never whole
-        if resume_from_checkpoint is not None:
-            self._take_up(Path(resume_from_checkpoint))
-            if self.control.should_training_stop:
-                return self.finish_run()
-            return super().train(str(resume_from_checkpoint), **kwargs)
-        if any(Path(self.args.output_dir).glob("checkpoint-*")):
-            remedy = "name another output_dir"
-            raise GeffectError(f"no checkpoints yet in {self.args.output_dir}", "those of another run", remedy)
-        return super().train(**kwargs)
-
-    def _take_up(self, checkpoint: Path) -> None:
-        """Its weights, what the rectifier kept, and the evaluation that belongs to the next step's line."""
-        self._load_from_checkpoint(str(checkpoint))
-        if (checkpoint / STATE_FILE).exists():
-            self.measurement.state.update(load_file(checkpoint / STATE_FILE, device=str(self.args.device)))
-        self.state.global_step = int(checkpoint.name.rpartition("-")[2])
-        self.args.eval_on_start = False
-        over = self.state.global_step >= self.args.max_steps
-        if over or self.state.global_step % self.args.eval_steps == 0:
-            self.evaluate()
-        self.control.should_training_stop |= over
+        return super().train(resume_from_checkpoint, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As `RecordingTrainer.evaluate`; at the start it says how well the model knows each set."""
@@ -193,6 +161,7 @@ class UnlearnTrainer(RecordingTrainer):
             counts = {name: Counts.of([batch[name] for batch in batches]) for name in batches[0]}
             measure = self.state.global_step % self.diagnostics.every == 0
             self.step = Step(self.measurement, counts, measure=measure)
+            self.met = "; ".join(f"{name} {rows_of([batch[name] for batch in batches])}" for name in batches[0])
         return batches, None
 
     def training_step(self, model: nn.Module, inputs: dict[str, Batch], num_items_in_batch: Any = None) -> Tensor:
@@ -219,8 +188,8 @@ class UnlearnTrainer(RecordingTrainer):
         try:
             return self.step.finish()
         except FloatingPointError as error:
-            remedy = "lower --learning-rate or set --max-grad-norm"
-            raise GeffectError("finite losses", f"{error} in step {self.state.global_step}", remedy) from error
+            found = f"{error} in step {self.state.global_step}, rows: {self.met}"
+            raise GeffectError("finite losses and gradients", found, BROKEN) from error
 
     def _ledger(self, model: nn.Module) -> Ledger | None:
         if not self.diagnostics.ledger:
@@ -245,3 +214,10 @@ class UnlearnTrainer(RecordingTrainer):
     def _save_state(self, directory: Path) -> None:
         if self.measurement.state:
             save_file({name: t.contiguous() for name, t in self.measurement.state.items()}, directory / STATE_FILE)
+
+    def _state_files(self) -> list[str]:
+        return [STATE_FILE] if self.measurement.rectifier.memory is not None else []
+
+    def _load_state(self, directory: Path) -> None:
+        if (directory / STATE_FILE).exists():
+            self.measurement.state.update(load_file(directory / STATE_FILE, device=str(self.args.device)))

@@ -1,0 +1,82 @@
+"""Checkpoints that are whole or refused: written aside and renamed, checked before a run goes on from one."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from geffect.errors import GeffectError
+
+PARTIAL = ".partial"  # where a checkpoint is written before it gets its name
+FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+REMEDY = "move that directory away to go on from the one before it"
+
+
+def step_of(checkpoint: Path) -> int:
+    """N of ``checkpoint-N``."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+@contextlib.contextmanager
+def reading(checkpoint: Path | str) -> Iterator[None]:
+    """Turn whatever a broken file makes its reader raise into one line; each kind of file has its own exceptions."""
+    try:
+        yield
+    except GeffectError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise GeffectError(f"a readable checkpoint at {checkpoint}", reason, REMEDY) from error
+
+
+def check_whole(checkpoint: Path, model: nn.Module, others: Sequence[str] = ()) -> None:
+    """Raise unless a checkpoint has all its files and the weights of this very model.
+
+    Hugging Face's Trainer passes over a missing optimiser state, and over weights that are missing or too many.
+
+    Args:
+        checkpoint: the directory.
+        model: whose state it should be.
+        others: further files it must have.
+
+    Raises:
+        GeffectError: a file is missing, or a tensor is missing, surplus or of another shape; it is named.
+    """
+    missing = [name for name in (*FILES, *others) if not (checkpoint / name).is_file()]
+    if missing:
+        raise GeffectError(f"{missing[0]} in {checkpoint}", "none", REMEDY)
+    with reading(checkpoint):
+        saved = _shapes(checkpoint)
+    own = _state(model)
+    kept = {own[name].data_ptr() for name in saved if name in own}  # a tied tensor is saved once
+    for name in sorted({*saved, *(n for n, tensor in own.items() if tensor.data_ptr() not in kept)}):
+        expected = tuple(own[name].shape) if name in own else None
+        if saved.get(name) != expected:
+            raise GeffectError(f"this model's own weights in {checkpoint}, {name} of shape {expected}",
+                               f"shape {saved.get(name)}", REMEDY)  # fmt: skip
+
+
+def _state(model: Any) -> dict[str, Any]:
+    from peft import PeftModel, get_peft_model_state_dict
+
+    return dict(get_peft_model_state_dict(model) if isinstance(model, PeftModel) else model.state_dict())
+
+
+def _shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for file in checkpoint.glob("*model*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    return found
+
+
+@contextlib.contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Turn what a full or read-only disk makes a writer raise into `OSError`: torch's and safetensors' have others."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(f"{str(error).strip().partition(chr(10))[0]} ({directory})") from error
