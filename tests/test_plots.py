@@ -444,6 +444,14 @@ def test_a_panel_an_objective_with_a_line_a_seed_and_one_for_the_mean(x: str, ob
             assert any(np.shape(each) == mean.shape and np.allclose(each, mean) for each in drawn)
 
 
+def test_a_risks_axis_may_be_logarithmic_an_accuracys_never() -> None:
+    frame = runs_of(1).assign(forget_risk=lambda f: 0.01 * 2.0 ** f["step"], forget_accuracy=lambda f: 0.5 ** f["step"])
+    for x, scale in (("forget_risk", "log"), ("forget_accuracy", "linear")):
+        figure = plots.trade_off_grid(frame, x)
+        assert figure.axes[0].get_xscale() == scale
+        assert (", log" in figure.get_supxlabel()) == (scale == "log")
+
+
 def test_the_mean_stops_where_the_first_seed_does() -> None:
     frame = runs_of(1, ("none",))
     (axes,) = plots.trade_off_grid(frame[(frame["seed"] > 0) | (frame["step"] < 10)]).axes

@@ -92,9 +92,11 @@ def _paths(axes: Axes, cell: pd.DataFrame, x: str, look: Look) -> None:
 
 
 def _name_axes(figure: Figure, axes: Axes, values: "pd.Series[float]") -> None:
-    """Name what all panels share, once."""
-    name_risk(axes.xaxis, X[str(values.name)], (values.min(), values.max()))
-    label = axes.get_xlabel()
-    axes.set_xlabel("")
+    """Name what all panels share, once; an accuracy's axis is never logarithmic."""
+    label = X[str(values.name)]
+    if values.name == "forget_risk":
+        name_risk(axes.xaxis, label, (values.min(), values.max()))
+        label = axes.get_xlabel()
+        axes.set_xlabel("")
     figure.supxlabel(label, size=8)
     figure.supylabel("held accuracy (up: kept)", size=8)
