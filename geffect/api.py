@@ -1,29 +1,18 @@
 """The verbs as functions: each takes the configuration its command takes, and returns what it made."""
 
-import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geffect.config import FitConfig, ShowConfig, TrainConfig, UnlearnConfig
-from geffect.errors import GeffectError, Interrupted
-from geffect.record import (
-    CONFIG,
-    RunDirectory,
-    check_same_data,
-    check_unfinished,
-    cut_back,
-    last_checkpoint,
-    read_environment,
-    read_lines,
-)
+from geffect.errors import Interrupted
+from geffect.lifecycle import ends, resolved, started, take_up, train
+from geffect.record import CONFIG, RunDirectory, check_unfinished
 
 if TYPE_CHECKING:
     from geffect.models import Loaded
-    from geffect.training.recording import RecordingTrainer
 
 LOGGER = logging.getLogger(__name__)
 
@@ -91,7 +80,7 @@ def fit(config: FitConfig, *, resume: bool = False) -> Path:
     from geffect.training import FitTrainer
 
     if resume:
-        config = FitConfig.read(**check_unfinished(config.out, _resolved(config)))
+        config = FitConfig.read(**check_unfinished(config.out, resolved(config)))
     run = RunDirectory(config.out, resume=resume)
     start = read_start(config, load_model(config.model, config.dtype))
     each_row = (row for rows in start.encoded.values() for row in rows)
@@ -99,18 +88,18 @@ def fit(config: FitConfig, *, resume: bool = False) -> Path:
     steps = num_fit_steps(config, len(rows))
     arguments = training_arguments(config, steps)
     environment = start.environment(config, steps)
-    checkpoint = _taken_up(config.out, environment) if resume else None
-    with quiet_transformers(), _started(run, _resolved(config), environment) as sink:
+    checkpoint = take_up(config.out, environment) if resume else None
+    with quiet_transformers(), started(run, resolved(config), environment, checkpoint) as sink:
         trainer = FitTrainer(
             loaded.model, arguments, tokenizer=loaded.tokenizer, rows=rows, evaluation_sets=start.encoded,
             until_accuracy=config.until_accuracy,
             keep_dropout=config.keep_dropout, autocast=config.autocasts, sink=sink,
         )  # fmt: skip
-        _train(trainer, checkpoint, f"geffect fit {config.out / CONFIG} --resume")
+        train(trainer, checkpoint, f"geffect fit {config.out / CONFIG} --resume")
         loaded.model.save_pretrained(config.out)
         loaded.tokenizer.save_pretrained(config.out)
         shutil.rmtree(config.out / "checkpoints", ignore_errors=True)
-        run.finish(_metrics(config.out))
+        run.finish(ends(config.out))
     return config.out
 
 
@@ -137,19 +126,19 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
 
     objective, rectifier = make_objective(config.objective), make_rectifier(config.rectifier)
     if resume:
-        config = UnlearnConfig.read(**check_unfinished(config.out, _resolved(config)))
+        config = UnlearnConfig.read(**check_unfinished(config.out, resolved(config)))
     run = RunDirectory(config.out, resume=resume)
     start = read_start(config, load_model(config.model, config.dtype))
     loaded, sets = start.loaded, training_sets(config, start, objective)
-    resolved = _resolved(config) | {"reference": {"path": loaded.source, "sha256": loaded.sha256}}
+    whole = resolved(config) | {"reference": {"path": loaded.source, "sha256": loaded.sha256}}
     arguments = training_arguments(config, config.steps)
     diagnostics = Diagnostics(
         config.diagnose_every, config.support, config.ledger, tuple(config.save_rows), config.standard_errors,
         config.until_accuracy, config.mode, free_rows, start.layout.layers,
     )  # fmt: skip
     environment = start.environment(config, config.steps)
-    checkpoint = _taken_up(config.out, environment) if resume else None
-    with quiet_transformers(), _started(run, resolved, environment) as sink:
+    checkpoint = take_up(config.out, environment) if resume else None
+    with quiet_transformers(), started(run, whole, environment, checkpoint) as sink:
         trainer = UnlearnTrainer(
             loaded.model, arguments, tokenizer=loaded.tokenizer, objective=objective, rectifier=rectifier, sets=sets,
             columns=compute_columns(
@@ -159,32 +148,9 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
             diagnostics=diagnostics, keep_dropout=config.keep_dropout, autocast=config.autocasts, sink=sink,
             evaluation_sets={role: start.encoded[role] for role in config.evaluate or start.encoded},
         )  # fmt: skip
-        _train(trainer, checkpoint, f"geffect unlearn {config.out / CONFIG} --resume")
-        run.finish(_metrics(config.out))
+        train(trainer, checkpoint, f"geffect unlearn {config.out / CONFIG} --resume")
+        run.finish(ends(config.out))
     return config.out
-
-
-def _train(trainer: "RecordingTrainer", checkpoint: Path | None, again: str) -> None:
-    """Train, and tell how to go on where Ctrl-C stopped it."""
-    trainer.train(resume_from_checkpoint=checkpoint)
-    done, steps = trainer.state.global_step, trainer.args.max_steps
-    if trainer.interrupted and done < steps:
-        raise Interrupted(f"stopped after step {done} of {steps}, whose state is kept; go on with: {again}")
-
-
-def _taken_up(path: Path, environment: Mapping[str, Any]) -> Path | None:
-    """The checkpoint an unfinished run goes on from, its lines cut back to it; None where it begins again."""
-    from geffect.training.checkpoints import step_of
-
-    check_same_data(path, environment)
-    threads = read_environment(path)["threads"], environment["threads"]
-    if threads[0] != threads[1]:
-        LOGGER.warning("the run began with %d threads and goes on with %d: last digits may differ", *threads)
-    checkpoint = last_checkpoint(path)
-    step = step_of(checkpoint) if checkpoint else 0
-    cut_back(path, step)
-    LOGGER.info("resuming %s at step %d", path, step)
-    return checkpoint
 
 
 def plan(config: TrainConfig, *, resume: bool = False) -> dict[str, str]:
@@ -200,7 +166,7 @@ def plan(config: TrainConfig, *, resume: bool = False) -> dict[str, str]:
     from geffect.planning import plan as make_plan
 
     if resume:
-        check_unfinished(config.out, _resolved(config))
+        check_unfinished(config.out, resolved(config))
     return make_plan(config, resume=resume)
 
 
@@ -240,45 +206,3 @@ def _texts(tokenizer: Any, ids: list[int]) -> list[str]:
         texts.append(text[len(before) :] if whole else "")
         before = text if whole else before
     return texts
-
-
-@contextlib.contextmanager
-def _started(run: RunDirectory, config: dict[str, Any], environment: dict[str, Any]) -> Iterator[Callable[..., None]]:
-    """A sink for a run's lines: the directory is made with the first, so a start that fails leaves nothing.
-
-    Yields:
-        The sink.
-
-    Raises:
-        GeffectError: the disk is full or cannot be written to.
-    """
-    from safetensors import SafetensorError
-
-    def sink(line: dict[str, Any]) -> None:
-        if not run.begun:
-            run.create(config, environment)
-        run.append(line)
-
-    try:
-        yield sink
-    except (OSError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        remedy = "make room, or mend what is in the way; a run that has begun goes on with --resume"
-        raise GeffectError(f"a disk that {run.path} can be written to", reason, remedy) from error
-    finally:
-        run.abandon()
-
-
-def _resolved(config: TrainConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude_none=True)
-
-
-def _metrics(path: Path) -> dict[str, Any]:
-    """The first and last evaluation, and the peak memory."""
-    from geffect.environment import peak_memory_gb
-
-    scored = [line for line in read_lines(path) if "evaluation" in line]
-    ends = {
-        name: {"step": line["step"], **line["evaluation"]} for name, line in (("start", scored[0]), ("end", scored[-1]))
-    }
-    return ends | {"peak_memory_gb": round(peak_memory_gb(), 3)}

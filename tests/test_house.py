@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "geffect"
 ORDER = [
     "errors", "grammar", "groups", "rows", "gram", "support", "effects", "ties", "objectives", "rectify", "ledger",
     "measurement", "data", "models", "metrics", "training", "record", "plots", "comparison", "config", "environment",
-    "arguments", "preparation", "planning", "api", "demonstration", "citations", "show", "cli", "__main__",
+    "arguments", "preparation", "planning", "lifecycle", "doctor", "api", "demonstration", "citations", "show", "cli",
+    "__main__",
 ]  # fmt: skip
 
 

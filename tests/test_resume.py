@@ -259,10 +259,11 @@ def test_a_broken_checkpoint_is_refused_and_the_one_before_serves(
     (checkpoint / name).unlink()
     if harm != "gone":
         (checkpoint / name).write_bytes(content[:50] if harm == "cut" else b"\x00garbled" + content[9:])
-    chosen = config(start, stopped, **SETTINGS)
+    chosen, lines = config(start, stopped, **SETTINGS), _lines(stopped)
     with pytest.raises(GeffectError, match=r"checkpoint-4.*; found .*; move that directory away") as raised:
         api.unlearn(chosen, resume=True)
     assert "\n" not in str(raised.value)
+    assert _lines(stopped) == lines
     checkpoint.rename(stopped / "aside")
     if name == "rectifier.safetensors" and harm == "gone":  # the repair is tried once
         _assert_same(api.unlearn(chosen, resume=True), whole, 7)

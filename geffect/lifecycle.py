@@ -1,0 +1,98 @@
+"""A run's beginning and end: its directory, its sink, where it goes on, and what it leaves."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from geffect.config import TrainConfig
+from geffect.errors import GeffectError, Interrupted
+from geffect.record import RunDirectory, check_same_data, cut_back, last_checkpoint, read_environment, read_lines
+
+if TYPE_CHECKING:
+    from geffect.training.recording import RecordingTrainer
+
+LOGGER = logging.getLogger(__name__)
+
+
+def resolved(config: TrainConfig) -> dict[str, Any]:
+    """A configuration as a run records it."""
+    return config.model_dump(mode="json", exclude_none=True)
+
+
+@contextlib.contextmanager
+def started(
+    run: RunDirectory, config: dict[str, Any], environment: dict[str, Any], checkpoint: Path | None
+) -> Iterator[Callable[..., None]]:
+    """A sink for a run's lines.
+
+    With the first line the directory is made, so that a start that fails leaves nothing, or a run that goes on has its
+    lines cut back to where it does, so that a checkpoint that is refused costs none.
+
+    Args:
+        run: the directory.
+        config: as recorded.
+        environment: as recorded.
+        checkpoint: where a run that has begun goes on from; None at its beginning.
+
+    Yields:
+        The sink.
+
+    Raises:
+        GeffectError: the disk is full or cannot be written to.
+    """
+    from safetensors import SafetensorError
+
+    from geffect.training.checkpoints import step_of
+
+    fresh = True
+
+    def sink(line: dict[str, Any]) -> None:
+        nonlocal fresh
+        if fresh and run.begun:
+            cut_back(run.path, step_of(checkpoint) if checkpoint else 0)
+        elif fresh:
+            run.create(config, environment)
+        fresh = False
+        run.append(line)
+
+    try:
+        yield sink
+    except (OSError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        remedy = "make room, or mend what is in the way; a run that has begun goes on with --resume"
+        raise GeffectError(f"a disk that {run.path} can be written to", reason, remedy) from error
+    finally:
+        run.abandon()
+
+
+def take_up(path: Path, environment: Mapping[str, Any]) -> Path | None:
+    """The checkpoint an unfinished run goes on from; None where it has none and begins again."""
+    from geffect.training.checkpoints import step_of
+
+    check_same_data(path, environment)
+    threads = read_environment(path)["threads"], environment["threads"]
+    if threads[0] != threads[1]:
+        LOGGER.warning("the run began with %d threads and goes on with %d: last digits may differ", *threads)
+    checkpoint = last_checkpoint(path)
+    LOGGER.info("resuming %s at step %d", path, step_of(checkpoint) if checkpoint else 0)
+    return checkpoint
+
+
+def train(trainer: "RecordingTrainer", checkpoint: Path | None, again: str) -> None:
+    """Train, and tell how to go on where Ctrl-C stopped it."""
+    trainer.train(resume_from_checkpoint=checkpoint)
+    done, steps = trainer.state.global_step, trainer.args.max_steps
+    if trainer.interrupted and done < steps:
+        raise Interrupted(f"stopped after step {done} of {steps}, whose state is kept; go on with: {again}")
+
+
+def ends(path: Path) -> dict[str, Any]:
+    """The first and last evaluation, and the peak memory."""
+    from geffect.environment import peak_memory_gb
+
+    scored = [line for line in read_lines(path) if "evaluation" in line]
+    both = {"start": scored[0], "end": scored[-1]}
+    scores = {name: {"step": line["step"], **line["evaluation"]} for name, line in both.items()}
+    return scores | {"peak_memory_gb": round(peak_memory_gb(), 3)}
