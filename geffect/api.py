@@ -2,16 +2,18 @@
 
 import logging
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geffect.config import FitConfig, ShowConfig, TrainConfig, UnlearnConfig
+from geffect.config import DoctorConfig, FitConfig, ShowConfig, TrainConfig, UnlearnConfig
 from geffect.errors import Interrupted
 from geffect.lifecycle import ends, resolved, started, take_up, train
 from geffect.record import CONFIG, RunDirectory, check_unfinished
 
 if TYPE_CHECKING:
+    from geffect.doctor import Finding
     from geffect.models import Loaded
 
 LOGGER = logging.getLogger(__name__)
@@ -168,6 +170,21 @@ def plan(config: TrainConfig, *, resume: bool = False) -> dict[str, str]:
     if resume:
         check_unfinished(config.out, resolved(config))
     return make_plan(config, resume=resume)
+
+
+def doctor(config: DoctorConfig) -> "Iterator[Finding]":
+    """Look at a run that has not begun; nothing is written.
+
+    Args:
+        config: of the run.
+
+    Yields:
+        One finding after the other, each with its remedy.
+    """
+    from geffect.doctor import examine
+    from geffect.preparation import read_start
+
+    yield from examine(config, read_start(config, load_model(config.model, config.dtype)))
 
 
 def show_batch(config: ShowConfig) -> list[tuple[str, list[tuple[str, bool]]]]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn, get_origin
 
 import typer
 
-from geffect.config import FitConfig, Schema, ShowConfig, TrainConfig, UnlearnConfig
+from geffect.config import DoctorConfig, FitConfig, Schema, ShowConfig, UnlearnConfig
 from geffect.errors import GeffectError, Interrupted
 
 app = typer.Typer(
@@ -23,18 +23,22 @@ app = typer.Typer(
 )
 
 
-def verb(name: str, schema: type[Schema], run: Callable[..., None]) -> None:
+DRY_RUN = {"dry_run": "print plan, batch arithmetic and memory estimate, and stop"}
+RESUME = {"resume": "go on from the last checkpoint of the unfinished run in --out"}
+
+
+def verb(name: str, schema: type[Schema], run: Callable[..., None], **switches: str) -> None:
     """Register a command whose flags are the fields of a schema.
 
     Args:
         name: of the command.
         schema: what it reads; a given flag overrides the YAML file, the file overrides the default.
-        run: called with the checked configuration and, where it trains, ``dry_run`` and ``resume``; its docstring is
-            the help.
+        run: called with the checked configuration and the switches; its docstring is the help.
+        **switches: flags that are no field of the schema, with their help.
     """
 
     def command(config: Path | None = None, **flags: Any) -> None:
-        others = {key: flags.pop(key) for key in ("dry_run", "resume") if key in flags}
+        others = {key: flags.pop(key) for key in switches}
         given = {key: value for key, value in flags.items() if value is not None and value != []}
         try:
             run(schema.read(config, **given), **others)
@@ -46,11 +50,8 @@ def verb(name: str, schema: type[Schema], run: Callable[..., None]) -> None:
         _parameter("config", None, Path | None, typer.Argument(help="a YAML file with these names, as a run's own")),
         *(_flag(key, field) for key, field in schema.model_fields.items() if key != "reference"),
     ]
-    if issubclass(schema, TrainConfig):
-        told = typer.Option("--dry-run", help="print plan, batch arithmetic and memory estimate, and stop")
-        parameters.append(_parameter("dry_run", False, bool, told))
-        told = typer.Option("--resume", help="go on from the last checkpoint of the unfinished run in --out")
-        parameters.append(_parameter("resume", False, bool, told))
+    for key, told in switches.items():
+        parameters.append(_parameter(key, False, bool, typer.Option("--" + key.replace("_", "-"), help=told)))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     app.command(name, help=inspect.getdoc(run))(command)
@@ -98,9 +99,18 @@ def _show_batch(config: ShowConfig) -> None:
     show.batch(api.show_batch(config))
 
 
-verb("fit", FitConfig, _fit)
-verb("unlearn", UnlearnConfig, _unlearn)
+def _doctor(config: DoctorConfig, *, json: bool) -> None:
+    """Look at a run before it begins: precision, determinism, masks, ties, what the model knows, memory."""
+    from geffect import api, show
+
+    if show.findings(api.doctor(config), as_json=json):
+        raise typer.Exit(1)
+
+
+verb("fit", FitConfig, _fit, **DRY_RUN, **RESUME)
+verb("unlearn", UnlearnConfig, _unlearn, **DRY_RUN, **RESUME)
 verb("show-batch", ShowConfig, _show_batch)
+verb("doctor", DoctorConfig, _doctor, json="print the findings as a JSON list")
 
 
 @app.command()

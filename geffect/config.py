@@ -168,6 +168,12 @@ class UnlearnConfig(TrainConfig):
     )
 
 
+class DoctorConfig(UnlearnConfig):
+    """``geffect doctor``: the configuration of the run it looks at."""
+
+    out: Path = Field(Path("runs/unlearn"), description="the run directory; not written to")
+
+
 class FitConfig(TrainConfig):
     """``geffect fit``."""
 

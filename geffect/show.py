@@ -1,15 +1,19 @@
 """What the command line prints: plans, batches, tables."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+if TYPE_CHECKING:
+    from geffect.doctor import Finding
+
 LEARNED = "bold black on green"
+STATUS = {"good": "green", "warning": "yellow", "bad": "bold red"}
 
 
 def plan(content: Mapping[str, Any]) -> None:
@@ -33,6 +37,31 @@ def run(path: Path) -> None:
         start, end = metrics["start"][name], metrics["end"][name]
         table.add_row(name, *(f"{x:.3f}" for x in (start["risk"], end["risk"], start["accuracy"], end["accuracy"])))
     Console().print(table)
+
+
+def findings(found: "Iterable[Finding]", *, as_json: bool) -> bool:
+    """Print findings as they come, or as one JSON list.
+
+    Args:
+        found: one after the other.
+        as_json: as a list of objects.
+
+    Returns:
+        Whether any is bad.
+    """
+    import json
+    from dataclasses import asdict
+
+    console, kept = Console(soft_wrap=True, highlight=False), []
+    for each in found:
+        kept.append(each)
+        if not as_json:
+            console.print(Text.assemble((f"{each.status:>8}", STATUS[each.status]), f"  {each.name}: {each.found}"))
+            if each.remedy:
+                console.print(Text(f"{'':>8}  → {each.remedy}"))
+    if as_json:
+        console.print_json(json.dumps([asdict(each) for each in kept]))
+    return any(each.status == "bad" for each in kept)
 
 
 def batch(rows: list[tuple[str, list[tuple[str, bool]]]]) -> None:

@@ -1,0 +1,52 @@
+"""Of a set's rows as the model sees them: masks, ends, and whether it knows them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from geffect.data import Encoded
+from geffect.doctor.finding import Finding
+from geffect.metrics import likelihood
+from geffect.objectives import IGNORE_INDEX
+
+KNOWN = 0.9  # token accuracy below which there is little to unlearn
+LOOK = "see them with geffect show-batch"
+MEND = "mend the tokenizer's chat template so that it writes {{ bos_token }} once"
+CUT = "raise --max-length if rows were cut; else this tokenizer's end is another token"
+
+
+def masks(name: str, rows: Sequence[Encoded]) -> Finding:
+    """The share of tokens that carry loss; a row whose only such token is its end has an empty answer."""
+    labelled = [sum(label != IGNORE_INDEX for label in row.labels) for row in rows]
+    share = sum(labelled) / sum(len(row.labels) for row in rows)
+    found = f"{share:.0%} of its tokens carry loss; rows have {min(labelled)} to {max(labelled)} such"
+    poor = [str(row.index) for row, count in zip(rows, labelled, strict=True) if count < 2]
+    if poor:
+        return Finding(f"masks, {name}", "warning", f"{found}; one alone in rows {', '.join(poor[:5])}", LOOK)
+    return Finding(f"masks, {name}", "good", found)
+
+
+def ends(name: str, rows: Sequence[Encoded], tokenizer: Any) -> Finding:
+    """A beginning-of-sequence token, once, where the tokenizer itself puts one; an end that is learned."""
+    title, bos, eos = f"ends, {name}", tokenizer.bos_token_id, tokenizer.eos_token_id
+    puts = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+    for wrong, what in (
+        (sum(row.input_ids[0] != bos for row in rows) if puts else 0, "without"),
+        (sum(row.input_ids[:2] == [bos, bos] for row in rows) if bos is not None else 0, "twice with"),
+    ):
+        if wrong:
+            found = f"{wrong} of {len(rows)} rows begin {what} {tokenizer.bos_token}, which plain texts begin with once"
+            return Finding(title, "bad", found, MEND)
+    unended = sum(row.labels[-1] != eos for row in rows)
+    if unended:
+        return Finding(title, "warning", f"{unended} of {len(rows)} rows do not end with {tokenizer.eos_token}", CUT)
+    return Finding(title, "good", f"rows begin as plain texts do and end with a learned {tokenizer.eos_token}")
+
+
+def known(name: str, rows: Sequence[Encoded], model: Any, pad_id: int) -> Finding:
+    """Token accuracy and risk of the start."""
+    scores = likelihood(model, rows, pad_id, 8)
+    found = f"token accuracy {scores.accuracy:.3f}, risk {scores.risk:.3g} nats a token"
+    if scores.accuracy >= KNOWN:
+        return Finding(f"knows {name}", "good", found)
+    lost, remedy = f"{found}: this model does not know the set", "fit it first: geffect fit --train SET"
+    return Finding(f"knows {name}", "bad" if name == "forget" else "warning", lost, remedy)
