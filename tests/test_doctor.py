@@ -29,7 +29,7 @@ def test_of_a_good_set_up_nothing_is_bad(known: Path) -> None:
     found = examine(known, forget="builtin:authors/forget[:4]")
     assert list(found) == [
         "memory", "batches", "weights", "tie", "masks, forget", "ends, forget", "masks, retain", "ends, retain",
-        "knows forget", "knows retain", "determinism", "precision, bfloat16", "precision, float32",
+        "knows forget", "knows retain", "determinism", "derivative", "precision, bfloat16", "precision, float32",
     ]  # fmt: skip
     assert not [each for each in found.values() if each.status == "bad" and not each.name.startswith("knows")]
     assert all(bool(each.remedy) == (each.status != "good") for each in found.values())
@@ -120,6 +120,23 @@ def test_too_little_memory_is_bad(start: Path, monkeypatch: pytest.MonkeyPatch) 
     found = examine(start)
     assert found["memory"].status == "bad" and "--batch-size" in found["memory"].remedy
     assert found["precision"].found.startswith("not measured: it takes ")
+
+
+def test_a_gradient_that_is_wrong_is_bad_and_a_right_one_good(start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert examine(start)["derivative"].status == "good"
+    assert examine(start, lora=2)["derivative"].status == "good"
+    load = api.load_model
+
+    def doubled(*args: Any, **kwargs: Any) -> Any:
+        loaded = load(*args, **kwargs)
+        for parameter in loaded.model.parameters():
+            parameter.register_hook(lambda gradient: 2 * gradient)
+        return loaded
+
+    monkeypatch.setattr(api, "load_model", doubled)
+    found = examine(start)["derivative"]
+    assert found.status == "bad"  # half the norm is missing
+    assert found.remedy.startswith("do not trust these gradients")
 
 
 def test_looking_leaves_the_model_alone_and_writes_nothing(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from geffect.config import UnlearnConfig
 from geffect.data import collate, pad_id_of
 from geffect.doctor.finding import Finding
-from geffect.doctor.numbers import determinism, precision
+from geffect.doctor.numbers import derivative, determinism, precision
 from geffect.doctor.rows import ends, known, masks
 from geffect.doctor.setup import batches, memory, tie, weights
 from geffect.preparation import Start
@@ -36,4 +36,5 @@ def examine(config: UnlearnConfig, start: Start) -> Iterator[Finding]:
     if any(p.requires_grad for p in model.parameters()):
         probe = {n: collate(start.encoded[n][: config.batch_size], pad_id_of(tokenizer)) for n in ("forget", "retain")}
         yield determinism(model, probe)
+        yield derivative(model, probe)
         yield from precision(config, model, probe)

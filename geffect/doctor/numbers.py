@@ -21,6 +21,8 @@ from geffect.rows import NamedTensors, capture
 
 Batches = Mapping[str, Mapping[str, Tensor]]
 DIGITS = 2.0  # of an inner product: fewer say little of a G-effect's size
+TOLERANCE, LARGE = 0.1, 0.3  # relative errors of a derivative: rounding and curvature stay below the first
+WRONG = "do not trust these gradients: use full weights in float32, or another attention or quantisation kernel"
 REPEAT = "runs will not repeat bit for bit: on a GPU set CUBLAS_WORKSPACE_CONFIG=:4096:8, on a CPU use fewer threads"
 
 
@@ -32,6 +34,42 @@ def determinism(model: Any, batches: Batches) -> Finding:
         found = f"the same batch twice: {len(differing)} gradients differ, that of {differing[0]} first"
         return Finding("determinism", "warning", found, REPEAT)
     return Finding("determinism", "good", "the same batch twice: the same gradients bit for bit")
+
+
+@torch.no_grad()
+def derivative(model: Any, batches: Batches) -> Finding:
+    """A central difference of the forget risk along its own gradient against ‖∇R‖; weights are put back bit for bit.
+
+    Some kernels, such as those of quantised weights, pass no gradient or a wrong one without a word.
+
+    Args:
+        model: left as it is.
+        batches: of both risks.
+
+    Returns:
+        The finding.
+    """
+    gradient = _rows(model, {"forget": batches["forget"]})["forget"]
+    norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradient.values()))
+    parameters, kept = dict(named_trainable(model)), {n: p.detach().clone() for n, p in named_trainable(model)}
+    counts = Counts.of([batches["forget"]])
+
+    def at(step: float) -> float:
+        for name, g in gradient.items():
+            parameters[name].copy_(kept[name] + step / norm * g)
+        with evaluating(model):
+            value = float(risk(forward(model, _here(model, batches["forget"])), counts))
+        for name in gradient:
+            parameters[name].copy_(kept[name])
+        return value
+
+    step = min(0.1 * at(0.0), 0.005) / norm if norm else 0.0
+    slope = (at(step) - at(-step)) / (2 * step) if step else 0.0
+    found = f"a finite difference of the forget risk along its gradient is {slope:.4g}, the gradient's norm {norm:.4g}"
+    error = abs(slope - norm) / norm if norm else math.inf
+    if error > TOLERANCE:
+        return Finding("derivative", "bad" if error > LARGE else "warning", found, WRONG)
+    return Finding("derivative", "good", found)
 
 
 def precision(config: UnlearnConfig, model: Any, batches: Batches) -> Iterator[Finding]:
@@ -60,12 +98,15 @@ def precision(config: UnlearnConfig, model: Any, batches: Batches) -> Iterator[F
         yield Finding(f"precision, {name}", "warning" if poor else "good", found, FLOAT32 if poor else "")
 
 
+def _here(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(model.device) for name, tensor in batch.items()}
+
+
 def _rows(model: Any, batches: Batches) -> dict[str, NamedTensors]:
     def loss(batch: Mapping[str, Tensor]) -> Callable[[], Tensor]:
-        here = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        return lambda: risk(forward(model, here), Counts.of([batch]))
+        return lambda: risk(forward(model, _here(model, batch)), Counts.of([batch]))
 
-    with evaluating(model):
+    with evaluating(model), torch.enable_grad():
         return capture(model, {name: loss(batch) for name, batch in batches.items()})
 
 
