@@ -1,6 +1,7 @@
 """A run that was stopped goes on to the record and weights of one that was not."""
 
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -313,3 +314,12 @@ def test_a_disk_without_room_ends_in_one_line_and_the_run_goes_on_later(
     assert len(read_lines(tmp_path / "run")) == steps
     assert not list((tmp_path / "run").glob("checkpoints/*"))
     _assert_same(api.unlearn(UnlearnConfig.read(file), resume=True), whole, 7)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="children are forked")
+def test_killed_while_it_writes_a_checkpoint_and_at_a_random_moment(tmp_path: Path) -> None:
+    """Twenty and more by hand: ``python -m tests.kills``. A process of its own, as this one's threads do not fork."""
+    ended = subprocess.run([sys.executable, "-m", "tests.kills", "2"], capture_output=True, text=True, check=False,
+                           env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)})  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "0: killed in a checkpoint" in ended.stdout and ended.stdout.strip().endswith("2 of 2 the same")

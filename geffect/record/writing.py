@@ -26,7 +26,7 @@ class RunDirectory:
     """A run being written. Nothing that exists is ever overwritten.
 
     Args:
-        path: the directory; it must not exist, or be empty.
+        path: the directory; it must not exist, or hold no file.
         resume: it holds a run that goes on.
 
     Raises:
@@ -85,9 +85,9 @@ def refuse_existing(path: Path) -> None:
         path: the directory asked for.
 
     Raises:
-        GeffectError: it exists and is not an empty directory, or what it would lie in cannot be written to.
+        GeffectError: it holds a file, or what it would lie in cannot be written to.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or not _never_begun(path)):
         raise GeffectError(
             f"a new directory for --out {path}", "something there already", "choose another name or move it away"
         )
@@ -95,6 +95,12 @@ def refuse_existing(path: Path) -> None:
     ground = next(each for each in (full, *full.parents) if each.exists())
     if not ground.is_dir() or not os.access(ground, os.W_OK):
         raise GeffectError(f"a directory to write --out {path} in", str(ground), "choose another place")
+
+
+def _never_begun(path: Path) -> bool:
+    """Whether a directory holds no file but, at most, what a start killed before its first line leaves behind."""
+    files = [each for each in path.rglob("*") if not each.is_dir()]
+    return not files or (files == [path / ENVIRONMENT] and '"parameters"' in files[0].read_text(encoding="utf-8"))
 
 
 def layout_to_json(layout: Layout) -> dict[str, Any]:
