@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from geffect.config import DoctorConfig, FitConfig, ShowConfig, TrainConfig, UnlearnConfig
 from geffect.errors import Interrupted
-from geffect.lifecycle import ends, resolved, started, take_up, train
-from geffect.record import CONFIG, RunDirectory, check_unfinished
+from geffect.lifecycle import ends, resolved, started, take_up, train, unfinished
+from geffect.record import CONFIG, RunDirectory
 
 if TYPE_CHECKING:
     from geffect.doctor import Finding
@@ -82,7 +82,7 @@ def fit(config: FitConfig, *, resume: bool = False) -> Path:
     from geffect.training import FitTrainer
 
     if resume:
-        config = FitConfig.read(**check_unfinished(config.out, resolved(config)))
+        config = unfinished(config)
     run = RunDirectory(config.out, resume=resume)
     start = read_start(config, load_model(config.model, config.dtype))
     each_row = (row for rows in start.encoded.values() for row in rows)
@@ -128,7 +128,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
 
     objective, rectifier = make_objective(config.objective), make_rectifier(config.rectifier)
     if resume:
-        config = UnlearnConfig.read(**check_unfinished(config.out, resolved(config)))
+        config = unfinished(config)
     run = RunDirectory(config.out, resume=resume)
     start = read_start(config, load_model(config.model, config.dtype))
     loaded, sets = start.loaded, training_sets(config, start, objective)
@@ -168,7 +168,7 @@ def plan(config: TrainConfig, *, resume: bool = False) -> dict[str, str]:
     from geffect.planning import plan as make_plan
 
     if resume:
-        check_unfinished(config.out, resolved(config))
+        unfinished(config)
     return make_plan(config, resume=resume)
 
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from geffect import plots
 from geffect.effects import direction_of, g_effect, total_cosine
 from geffect.errors import GeffectError
-from geffect.record import read, read_ledger, read_lines, read_steps, read_support
+from geffect.record import as_written, read, read_ledger, read_lines, read_steps, read_support
 
 
 def compare(runs: Sequence[Path | str]) -> pd.DataFrame:
@@ -20,22 +21,23 @@ def compare(runs: Sequence[Path | str]) -> pd.DataFrame:
     Returns:
         One row a run.
     """
-    rows = []
-    for name, run in _named(runs).items():
-        gram, steps = read(run), read_steps(run)
-        effects = g_effect(gram, direction_of(gram))
-        cosine = total_cosine(gram, "objective", "retain")
-        last = steps.iloc[-1]
-        kept = "held" if "held_risk" in steps else "retain"
-        rows.append({
-            "run": name,
-            **{f"{role} acc.": last.get(f"{role}_accuracy") for role in ("forget", kept)},
-            **{f"{role} risk": last.get(f"{role}_risk") for role in ("forget", kept)},
-            "cos, start": cosine.iloc[0], "cos, end": cosine.iloc[-1],
-            "conflict": (effects.groupby("step")["retain"].sum() < 0).mean(),
-            "Σe_u": effects["unlearn"].sum(), "Σe_r": effects["retain"].sum(),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame([{"run": name} | _row(path) for name, path in _named(runs).items()])
+
+
+@as_written
+def _row(run: Path | str) -> dict[str, Any]:
+    gram, steps = read(run), read_steps(run)
+    effects = g_effect(gram, direction_of(gram))
+    cosine = total_cosine(gram, "objective", "retain")
+    last = steps.iloc[-1]
+    kept = "held" if "held_risk" in steps else "retain"
+    return {
+        **{f"{role} acc.": last.get(f"{role}_accuracy") for role in ("forget", kept)},
+        **{f"{role} risk": last.get(f"{role}_risk") for role in ("forget", kept)},
+        "cos, start": cosine.iloc[0], "cos, end": cosine.iloc[-1],
+        "conflict": (effects.groupby("step")["retain"].sum() < 0).mean(),
+        "Σe_u": effects["unlearn"].sum(), "Σe_r": effects["retain"].sum(),
+    }  # fmt: skip
 
 
 def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "thirds") -> list[Path]:

@@ -4,21 +4,53 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from geffect.config import TrainConfig
 from geffect.errors import GeffectError, Interrupted
-from geffect.record import RunDirectory, check_same_data, cut_back, last_checkpoint, read_environment, read_lines
+from geffect.record import (
+    CONFIG,
+    RunDirectory,
+    check_same_data,
+    check_unfinished,
+    cut_back,
+    last_checkpoint,
+    read_environment,
+    read_lines,
+)
 
 if TYPE_CHECKING:
     from geffect.training.recording import RecordingTrainer
 
 LOGGER = logging.getLogger(__name__)
+Config = TypeVar("Config", bound=TrainConfig)
 
 
 def resolved(config: TrainConfig) -> dict[str, Any]:
     """A configuration as a run records it."""
     return config.model_dump(mode="json", exclude_none=True)
+
+
+def unfinished(config: Config) -> Config:
+    """The recorded configuration of the unfinished run in ``config.out``.
+
+    Args:
+        config: what is asked for.
+
+    Returns:
+        The same, with the start the run had.
+
+    Raises:
+        GeffectError: there is no such run, it is finished, or a setting differs; the first such is named.
+    """
+    check_unfinished(config.out)
+    found = type(config).read(config.out / CONFIG, out=config.out)
+    recorded, asked = resolved(found), resolved(config)
+    for key in {**recorded, **asked}:
+        if key != "reference" and recorded.get(key) != asked.get(key):
+            raise GeffectError(f"{key}: {recorded.get(key)} as {config.out / CONFIG} has it", str(asked.get(key)),
+                               "resume it from that file")  # fmt: skip
+    return found
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Kill a run with SIGKILL at random moments, resume it, and compare it with one that was left alone.
 
-    python -m tests.kills [COUNT] [SEED]
+    python -m tests.kills [--count 20] [--seed 0]
 
 One of the moments lies inside the writing of a checkpoint. Children are forked, so that a kill costs no import.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from safetensors.torch import load_file
 
 from geffect import api
@@ -106,4 +107,4 @@ def _same(whole: Path, run: Path) -> bool:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:3]))
+    typer.run(main)

@@ -143,7 +143,7 @@ def _stop(*_: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"learning_rate": 0.5}, r"learning_rate: 0.001 as .*config.yaml has it; found 0.5; resume it from its own "),
+        ({"learning_rate": 0.5}, r"learning_rate: 0.001 as .*config.yaml has it; found 0.5; resume it from that file"),
         ({"steps": 9}, "steps: 7 as "),
         ({"held": None}, r"held: builtin:authors/held\[:6\] as .*; found None"),
     ],
@@ -319,7 +319,8 @@ def test_a_disk_without_room_ends_in_one_line_and_the_run_goes_on_later(
 @pytest.mark.skipif(sys.platform == "win32", reason="children are forked")
 def test_killed_while_it_writes_a_checkpoint_and_at_a_random_moment(tmp_path: Path) -> None:
     """Twenty and more by hand: ``python -m tests.kills``. A process of its own, as this one's threads do not fork."""
-    ended = subprocess.run([sys.executable, "-m", "tests.kills", "2"], capture_output=True, text=True, check=False,
-                           env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)})  # fmt: skip
+    command = [sys.executable, "-m", "tests.kills", "--count", "2"]
+    alone = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "0: killed in a checkpoint" in ended.stdout and ended.stdout.strip().endswith("2 of 2 the same")

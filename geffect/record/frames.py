@@ -9,10 +9,11 @@ import pandas as pd
 
 from geffect.errors import GeffectError
 from geffect.groups import layer_groups
-from geffect.record.lines import read_environment, read_lines
+from geffect.record.lines import as_written, read_environment, read_lines
 from geffect.record.writing import STEPS
 
 
+@as_written
 def read(path: Path | str, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
     """The inner products of a run's rows.
 
@@ -35,6 +36,7 @@ def read(path: Path | str, by: str = "group", scheme: str = "thirds") -> pd.Data
     return pd.concat(frames, ignore_index=True)
 
 
+@as_written
 def read_published(path: Path | str, by: str = "group", scheme: str = "paper_script") -> pd.DataFrame:
     """The published script's running averages (`geffect.measurement.published`), in its own groups.
 
@@ -62,6 +64,7 @@ def read_published(path: Path | str, by: str = "group", scheme: str = "paper_scr
     return pd.concat(frames, ignore_index=True)
 
 
+@as_written
 def read_support(path: Path | str, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
     """The overlaps of the supports of a run's rows (`geffect.support`), counted in entries.
 

@@ -5,12 +5,13 @@ from pathlib import Path
 import pandas as pd
 
 from geffect.errors import GeffectError
-from geffect.record.lines import read_lines
+from geffect.record.lines import as_written, read_lines
 from geffect.record.writing import STEPS
 
 READINGS = ("gradient", "update")
 
 
+@as_written
 def read_ledger(path: Path | str) -> pd.DataFrame:
     """Predicted and measured change of each probe risk, a step and reading a row (`geffect.ledger`).
 

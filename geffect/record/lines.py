@@ -1,17 +1,41 @@
 """A run directory's lines and environment, as they stand."""
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pandas as pd
 
 from geffect.errors import GeffectError
 from geffect.record.writing import ENVIRONMENT, STEPS
 
+RESTORE = "restore its files from a copy"
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 NESTED = {"gram", "support", "ledger", "spread", "paper", "evaluation"}
 
 
+def as_written(
+    read: Callable[Concatenate[Path | str, Parameters], Result],
+) -> Callable[Concatenate[Path | str, Parameters], Result]:
+    """A reader of a run whose files may have been harmed: whatever it then stumbles over becomes one line."""
+
+    @functools.wraps(read)
+    def checked(path: Path | str, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        try:
+            return read(path, *args, **kwargs)
+        except GeffectError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise GeffectError(f"a record as geffect writes it in {path}", reason, RESTORE) from error
+
+    return checked
+
+
+@as_written
 def read_steps(path: Path | str) -> pd.DataFrame:
     """A run's scalars: one row a step, evaluations as ``forget_risk``, ``held_accuracy`` and so on.
 

@@ -5,36 +5,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from geffect.errors import GeffectError
 from geffect.record.lines import read_environment, read_lines
 from geffect.record.writing import CONFIG, DONE, STEPS
 
 
-def check_unfinished(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+def check_unfinished(path: Path) -> None:
     """Raise unless a run can be taken up.
 
     Args:
         path: the run directory.
-        asked: the configuration it is asked to go on with.
-
-    Returns:
-        The recorded configuration: as asked, and with the start it had.
 
     Raises:
-        GeffectError: there is no run, it is finished, or a setting differs; the first such is named.
+        GeffectError: there is no run, or it is finished.
     """
     if not (path / CONFIG).is_file():
         raise GeffectError(f"an unfinished run in {path} to --resume", f"no {CONFIG}", "leave --resume out to start it")
     if (path / DONE).exists():
         raise GeffectError(f"an unfinished run in {path} to --resume", "a finished one", "name another --out for more")
-    found: dict[str, Any] = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
-    for key in {**found, **asked}:
-        if key != "reference" and found.get(key) != asked.get(key):
-            raise GeffectError(f"{key}: {found.get(key)} as {path / CONFIG} has it", str(asked.get(key)),
-                               f"resume it from its own {path / CONFIG}")  # fmt: skip
-    return found
 
 
 def check_same_data(path: Path, environment: Mapping[str, Any]) -> None:

@@ -9,10 +9,11 @@ import pandas as pd
 
 from geffect.errors import GeffectError
 from geffect.groups import layer_groups
-from geffect.record.lines import read_environment, read_lines
+from geffect.record.lines import as_written, read_environment, read_lines
 from geffect.record.writing import STEPS
 
 
+@as_written
 def read_standard_errors(path: Path | str, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
     """Inner products with their standard errors (`geffect.measurement.spread`).
 
