@@ -84,7 +84,7 @@ def fit(config: FitConfig, *, resume: bool = False) -> Path:
     if resume:
         config = unfinished(config)
     run = RunDirectory(config.out, resume=resume)
-    start = read_start(config, load_model(config.model, config.dtype))
+    start = read_start(config, load_model(config.model, config.dtype, trust_remote_code=config.trust_remote_code))
     each_row = (row for rows in start.encoded.values() for row in rows)
     loaded, rows = start.loaded, [replace(row, index=i) for i, row in enumerate(each_row)]
     steps = num_fit_steps(config, len(rows))
@@ -130,7 +130,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
     if resume:
         config = unfinished(config)
     run = RunDirectory(config.out, resume=resume)
-    start = read_start(config, load_model(config.model, config.dtype))
+    start = read_start(config, load_model(config.model, config.dtype, trust_remote_code=config.trust_remote_code))
     loaded, sets = start.loaded, training_sets(config, start, objective)
     whole = resolved(config) | {"reference": {"path": loaded.source, "sha256": loaded.sha256}}
     arguments = training_arguments(config, config.steps)
@@ -184,7 +184,9 @@ def doctor(config: DoctorConfig) -> "Iterator[Finding]":
     from geffect.doctor import examine
     from geffect.preparation import read_start
 
-    yield from examine(config, read_start(config, load_model(config.model, config.dtype)))
+    yield from examine(
+        config, read_start(config, load_model(config.model, config.dtype, trust_remote_code=config.trust_remote_code))
+    )
 
 
 def show_batch(config: ShowConfig) -> list[tuple[str, list[tuple[str, bool]]]]:
@@ -201,7 +203,7 @@ def show_batch(config: ShowConfig) -> list[tuple[str, list[tuple[str, bool]]]]:
     from geffect.objectives import IGNORE_INDEX
     from geffect.preparation import read_set
 
-    _, tokenizer = outline(config.model)
+    _, tokenizer = outline(config.model, trust_remote_code=config.trust_remote_code)
     rows = encode_set(tokenizer, read_set(config, config.data), config.max_length)[: config.limit]
     shown = []
     for row in rows:

@@ -68,6 +68,7 @@ class DataConfig(Schema):
     model: str = Field(
         min_length=1, description="builtin:tiny, smollm2, gguf:FILE, a hub id, or a model, adapter or run directory"
     )
+    trust_remote_code: bool = Field(False, description="run code that comes with a hub model")
     data_dir: Path | None = Field(None, description="where tofu/NAME.json, knowundo, muse and wmdp lie")
     question_column: str = Field("question", description="column of a file that holds the question")
     answer_column: str = Field("answer", description="column of a file that holds the answer")

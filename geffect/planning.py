@@ -43,7 +43,7 @@ def plan(config: TrainConfig, *, resume: bool = False) -> dict[str, str]:
         check_method(config, objective, rectifier)
         methods = {"objective": config.objective, "rectifier": config.rectifier,
                    "a step": passes(objective, rectifier, config.diagnose_every)}  # fmt: skip
-    model, tokenizer = outline(config.model)
+    model, tokenizer = outline(config.model, trust_remote_code=config.trust_remote_code)
     if config.lora:
         model = add_lora(model, config.lora, config.seed)
     check_trainable(model)

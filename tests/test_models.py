@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from geffect.errors import GeffectError
@@ -213,7 +214,12 @@ def no_tokenizer(path: Path) -> None:
         file.unlink()
 
 
-WEIGHTS = (no_weights, garbled_weights, cut_weights, more_blocks, other_shape)
+def pickled_weights(path: Path) -> None:
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    no_weights(path)
+
+
+WEIGHTS = (no_weights, garbled_weights, cut_weights, more_blocks, other_shape, pickled_weights)
 CONFIGS = {
     "garbage": config_of("garbage"),
     "a list": config_of("[1]"),
@@ -254,6 +260,13 @@ def test_an_adapter_without_a_base_is_refused_in_one_line(
     (tmp_path / "adapter_config.json").write_text(text, encoding="utf-8")
     with pytest.raises(GeffectError, match=r"^expected (a readable model at|base_model_name|a model: )[^\n]*$"):
         reader(str(tmp_path))
+
+
+def test_a_pickled_adapter_is_refused(adapter: Path) -> None:
+    torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(GeffectError, match=r"adapter_model.safetensors in .*; found none"):
+        load(str(adapter))
 
 
 @pytest.mark.parametrize("reader", [load, outline])

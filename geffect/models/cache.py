@@ -1,10 +1,13 @@
 """The user's cache: directories keyed by content, complete or absent."""
 
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+
+LOGGER = logging.getLogger(__name__)
 
 
 def cache_home() -> Path:
@@ -36,6 +39,8 @@ def cached(name: str, key: str, make: Callable[[Path], None]) -> Path:
             _settle(partial, path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+    else:
+        LOGGER.info("reused from the cache, by its content: %s", path)
     return path
 
 

@@ -129,7 +129,7 @@ def _plain(source: str, dtype: str, trust: bool) -> tuple[Any, Any]:
 
     with quiet_transformers():
         model, info = AutoModelForCausalLM.from_pretrained(
-            source, dtype=DTYPES[dtype], trust_remote_code=trust, output_loading_info=True
+            source, dtype=DTYPES[dtype], trust_remote_code=trust, output_loading_info=True, use_safetensors=True
         )
         if info["missing_keys"]:  # transformers would draw them at random
             raise GeffectError(f"all weights of the model in {source}", f"no {min(info['missing_keys'])}",
@@ -140,7 +140,10 @@ def _plain(source: str, dtype: str, trust: bool) -> tuple[Any, Any]:
 def _with_adapter(source: str, dtype: str, trust: bool) -> tuple[Any, Any]:
     from peft import PeftModel
 
-    base_model, tokenizer = _plain(str(resolve(_base_of(Path(source)))), dtype, trust)
+    base = str(resolve(_base_of(Path(source))))
+    if not list(Path(source).glob("adapter_model*.safetensors")):
+        raise GeffectError(f"adapter_model.safetensors in {source}", "none", "save the adapter anew as safetensors")
+    base_model, tokenizer = _plain(base, dtype, trust)
     with quiet_transformers():
         return PeftModel.from_pretrained(base_model, source, is_trainable=True), tokenizer
 
@@ -154,11 +157,12 @@ def _base_of(adapter: Path) -> str:
     return str(base)
 
 
-def outline(spec: str) -> tuple[Any, Any]:
+def outline(spec: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """A model's shapes without its weights (on the meta device), and its tokenizer.
 
     Args:
         spec: see `FORMS`; ``builtin:tiny`` too.
+        trust_remote_code: run code that comes with a hub model.
 
     Returns:
         The model, an adapter's own parameters included and alone trainable, and the tokenizer.
@@ -173,25 +177,25 @@ def outline(spec: str) -> tuple[Any, Any]:
         return model.to("meta"), tokenizer
     with _reading(spec):
         source = resolve(spec)
-        if isinstance(source, Path) and (source / "adapter_config.json").is_file():
-            return _adapter_outline(source)
-        return _plain_outline(str(source))
+        adapter = isinstance(source, Path) and (source / "adapter_config.json").is_file()
+        return (_adapter_outline if adapter else _plain_outline)(str(source), trust_remote_code)
 
 
-def _plain_outline(source: str) -> tuple[Any, Any]:
+def _plain_outline(source: str, trust: bool) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     with quiet_transformers(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
-    return model, AutoTokenizer.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+    return model, AutoTokenizer.from_pretrained(source, trust_remote_code=trust)
 
 
-def _adapter_outline(source: Path) -> tuple[Any, Any]:
+def _adapter_outline(source: str, trust: bool) -> tuple[Any, Any]:
     from peft import PeftConfig, get_peft_model
 
-    config = PeftConfig.from_pretrained(str(source))
+    config = PeftConfig.from_pretrained(source)
     config.inference_mode = False
-    model, tokenizer = outline(_base_of(source))
+    model, tokenizer = outline(_base_of(Path(source)), trust_remote_code=trust)
     with quiet_transformers():
         return get_peft_model(model, config), tokenizer
 
