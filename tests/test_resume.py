@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from geffect import api
 from geffect.config import FitConfig, UnlearnConfig
 from geffect.errors import GeffectError
+from geffect.models.checksums import write_checksums
 from geffect.record import CONFIG, DONE, STEPS, RunDirectory, read_lines
 from tests.conftest import SHAPE, config
 
@@ -203,7 +204,7 @@ def test_ctrl_c_stops_after_the_step_and_tells_how_to_go_on(whole: Path, tmp_pat
         process.send_signal(signal.SIGINT)
         _, said = process.communicate()
     assert process.returncode == 130
-    steps = len(read_lines(tmp_path / "run"))
+    steps = sum("loss_objective" in line for line in read_lines(tmp_path / "run"))
     assert said.strip().split("\n")[-1] == (
         f"geffect: stopped after step {steps} of 7, whose state is kept; "
         f"go on with: geffect unlearn {tmp_path / 'run' / CONFIG} --resume"
@@ -261,7 +262,7 @@ def test_a_broken_checkpoint_is_refused_and_the_one_before_serves(
     if harm != "gone":
         (checkpoint / name).write_bytes(content[:50] if harm == "cut" else b"\x00garbled" + content[9:])
     chosen, lines = config(start, stopped, **SETTINGS), _lines(stopped)
-    with pytest.raises(GeffectError, match=r"checkpoint-4.*; found .*; move that directory away") as raised:
+    with pytest.raises(GeffectError, match=rf"{name} in .*checkpoint-4 as it was written .*; found") as raised:
         api.unlearn(chosen, resume=True)
     assert "\n" not in str(raised.value)
     assert _lines(stopped) == lines
@@ -270,11 +271,25 @@ def test_a_broken_checkpoint_is_refused_and_the_one_before_serves(
         _assert_same(api.unlearn(chosen, resume=True), whole, 7)
 
 
+def test_a_bit_that_flipped_in_the_weights_is_noticed_by_whoever_loads_them(stopped: Path) -> None:
+    file = stopped / "checkpoints" / "checkpoint-4" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(GeffectError, match=r"model.safetensors in .*checkpoint-4 as it was written .*; found another"):
+        api.load_model(str(stopped))
+
+
 def test_another_models_checkpoint_is_refused(start: Path, stopped: Path, tmp_path: Path) -> None:
     from geffect.models import make_tiny
 
+    checkpoint = stopped / "checkpoints" / "checkpoint-4"
     other, _ = make_tiny(**(SHAPE | {"intermediate_size": 40}))
-    other.save_pretrained(stopped / "checkpoints" / "checkpoint-4")
+    other.save_pretrained(checkpoint)
+    (checkpoint / "checksums.json").unlink()
+    with pytest.raises(GeffectError, match=r"checksums in .*checkpoint-4/checksums.json; found"):
+        api.unlearn(config(start, stopped, **SETTINGS), resume=True)
+    write_checksums(checkpoint)
     with pytest.raises(GeffectError, match=r"this model's own weights in .*checkpoint-4, .*mlp.*; found shape"):
         api.unlearn(config(start, stopped, **SETTINGS), resume=True)
 

@@ -15,6 +15,7 @@ import torch
 
 from geffect.errors import GeffectError
 from geffect.models.cache import weights_sha256
+from geffect.models.checksums import CHECKSUMS, check_checksums
 from geffect.models.gguf import converted, smollm2_file
 
 LOGGER = logging.getLogger(__name__)
@@ -98,6 +99,8 @@ def load(spec: str, dtype: str = "float32", *, trust_remote_code: bool = False) 
         raise GeffectError(f"a dtype among {', '.join(DTYPES)}", repr(dtype), "choose one of these")
     with _reading(spec):
         source = resolve(spec)
+        if isinstance(source, Path) and (source / CHECKSUMS).exists():
+            check_checksums(source, "*.safetensors")
         adapter = isinstance(source, Path) and (source / "adapter_config.json").is_file()
         model, tokenizer = (_with_adapter if adapter else _plain)(str(source), dtype, trust_remote_code)
         return Loaded(model, tokenizer, str(source), _sha256(source))

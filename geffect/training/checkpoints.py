@@ -9,10 +9,10 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from geffect.errors import GeffectError
+from geffect.models.checksums import REMEDY, check_checksums
 
 PARTIAL = ".partial"  # where a checkpoint is written before it gets its name
 FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
-REMEDY = "move that directory away to go on from the one before it"
 
 
 def step_of(checkpoint: Path) -> int:
@@ -33,7 +33,7 @@ def reading(checkpoint: Path | str) -> Iterator[None]:
 
 
 def check_whole(checkpoint: Path, model: nn.Module, others: Sequence[str] = ()) -> None:
-    """Raise unless a checkpoint has all its files and the weights of this very model.
+    """Raise unless a checkpoint has all its files, as they were written, and the weights of this very model.
 
     Hugging Face's Trainer passes over a missing optimiser state, and over weights that are missing or too many.
 
@@ -45,6 +45,7 @@ def check_whole(checkpoint: Path, model: nn.Module, others: Sequence[str] = ()) 
     Raises:
         GeffectError: a file is missing, or a tensor is missing, surplus or of another shape; it is named.
     """
+    check_checksums(checkpoint)
     missing = [name for name in (*FILES, *others) if not (checkpoint / name).is_file()]
     if missing:
         raise GeffectError(f"{missing[0]} in {checkpoint}", "none", REMEDY)

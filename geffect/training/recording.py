@@ -18,6 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 from geffect.data import Encoded, pad_id_of
 from geffect.errors import GeffectError
 from geffect.metrics import likelihood
+from geffect.models.checksums import write_checksums
 from geffect.training.checkpoints import PARTIAL, check_whole, reading, step_of, writing
 
 LOGGER = logging.getLogger(__name__)
@@ -201,6 +202,7 @@ class RecordingTrainer(Trainer):  # type: ignore[misc]
                 super()._save_checkpoint(model, trial)
                 (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle nobody needs: there is config.yaml
                 self._save_state(partial)
+                write_checksums(partial)
         except OSError:
             shutil.rmtree(partial.parent, ignore_errors=True)  # what room it took is free again
             raise
