@@ -48,7 +48,8 @@ class Schema(BaseModel):
             if first["type"] == "extra_forbidden":
                 known = ", ".join(cls.model_fields)
                 raise GeffectError(f"a key among {known}", repr(first["loc"][0]), "correct the key") from error
-            raise GeffectError(f"{key}: {first['msg'].lower()}", repr(first["input"]), "correct it") from error
+            wanted = "a path" if first["type"] == "path_type" else first["msg"].lower()
+            raise GeffectError(f"{key}: {wanted}", repr(first["input"]), "correct it") from error
 
 
 def _mapping(file: Path) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The exceptions a user can cause."""
 
+LONGEST = 400  # characters shown of what was found
+
 
 class Interrupted(KeyboardInterrupt):
     """A run stopped by Ctrl-C after a whole step, its state kept: the message tells how to go on."""
@@ -13,4 +15,5 @@ class GeffectError(ValueError):
     """
 
     def __init__(self, expected: str, found: str, remedy: str) -> None:
-        super().__init__(f"expected {expected}; found {found}; {remedy}")
+        shown = found if len(found) <= LONGEST else f"{found[:LONGEST]}… ({len(found)} characters)"
+        super().__init__(f"expected {expected}; found {shown}; {remedy}")

@@ -161,3 +161,15 @@ def test_a_file_that_is_absent_or_a_directory_is_refused(tmp_path: Path) -> None
     for file in (tmp_path / "absent.yaml", tmp_path):
         with pytest.raises(GeffectError, match="expected a readable YAML file at"):
             UnlearnConfig.read(file, **REQUIRED)
+
+
+def test_what_was_found_is_shown_up_to_a_length() -> None:
+    with pytest.raises(GeffectError, match=r"expected --out: a path; found 9{400}… \(5000 characters\); correct it$"):
+        UnlearnConfig.read(model="m", forget="f", retain="r", out=_Wide())
+
+
+class _Wide:
+    """Something whose text is too long for a terminal."""
+
+    def __repr__(self) -> str:
+        return "9" * 5000

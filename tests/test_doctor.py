@@ -42,6 +42,7 @@ def test_bfloat16_weights_are_warned_of(start: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("geffect.doctor.numbers.DIGITS", 3.0)  # so small a model keeps more than two
     found = examine(start, dtype="bfloat16", learning_rate=1e-5)
     assert found["weights"].status == "warning" and "vanish in bfloat16" in found["weights"].found
+    assert found["derivative"].found == "not measured: 16-bit weights do not move by so little"
     assert found["precision, bfloat16"].status == "warning"
     assert found["precision, bfloat16"].remedy.startswith("use --dtype float32")
     assert found["precision, float32"].status == "good"

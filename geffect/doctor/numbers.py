@@ -22,6 +22,7 @@ from geffect.rows import NamedTensors, capture
 Batches = Mapping[str, Mapping[str, Tensor]]
 DIGITS = 2.0  # of an inner product: fewer say little of a G-effect's size
 TOLERANCE, LARGE = 0.1, 0.3  # relative errors of a derivative: rounding and curvature stay below the first
+FULL = 4  # bytes of a float32
 WRONG = "do not trust these gradients: use full weights in float32, or another attention or quantisation kernel"
 REPEAT = "runs will not repeat bit for bit: on a GPU set CUBLAS_WORKSPACE_CONFIG=:4096:8, on a CPU use fewer threads"
 
@@ -49,6 +50,8 @@ def derivative(model: Any, batches: Batches) -> Finding:
     Returns:
         The finding.
     """
+    if any(p.element_size() < FULL for _, p in named_trainable(model)):
+        return Finding("derivative", "good", "not measured: 16-bit weights do not move by so little")
     gradient = _rows(model, {"forget": batches["forget"]})["forget"]
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradient.values()))
     parameters, kept = dict(named_trainable(model)), {n: p.detach().clone() for n, p in named_trainable(model)}

@@ -20,7 +20,8 @@ def check_unfinished(path: Path) -> None:
         GeffectError: there is no run, or it is finished.
     """
     if not (path / CONFIG).is_file():
-        raise GeffectError(f"an unfinished run in {path} to --resume", f"no {CONFIG}", "leave --resume out to start it")
+        remedy = "restore it" if (path / STEPS).exists() else "leave --resume out to start it"
+        raise GeffectError(f"an unfinished run in {path} to --resume", f"no {CONFIG}", remedy)
     if (path / DONE).exists():
         raise GeffectError(f"an unfinished run in {path} to --resume", "a finished one", "name another --out for more")
 
