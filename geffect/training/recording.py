@@ -1,12 +1,8 @@
 """What every trainer here shares: evaluation of named sets, whole-or-absent checkpoints, a line a step."""
 
-import contextlib
-import logging
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +16,8 @@ from geffect.errors import GeffectError
 from geffect.metrics import likelihood
 from geffect.models.checksums import write_checksums
 from geffect.training.checkpoints import PARTIAL, check_whole, reading, step_of, writing
+from geffect.training.interruption import deferred
 
-LOGGER = logging.getLogger(__name__)
 Line = dict[str, Any]
 
 
@@ -103,7 +99,7 @@ class RecordingTrainer(Trainer):  # type: ignore[misc]
             GeffectError: another run's checkpoints lie here.
         """
         shutil.rmtree(Path(self.args.output_dir) / PARTIAL, ignore_errors=True)  # a checkpoint that was never whole
-        with self._interruptible():
+        with deferred(self.interrupt):
             if resume_from_checkpoint is not None:
                 self._take_up(Path(resume_from_checkpoint))
                 if self.control.should_training_stop:
@@ -132,23 +128,9 @@ class RecordingTrainer(Trainer):  # type: ignore[misc]
             self.evaluate()
         self.control.should_training_stop |= over
 
-    @contextlib.contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.getsignal(signal.SIGINT)
-
-        def stop_after_step(*_: Any) -> None:
-            self.interrupted = True
-            signal.signal(signal.SIGINT, before)
-            LOGGER.warning("stopping after this step; Ctrl-C again stops at once")
-
-        signal.signal(signal.SIGINT, stop_after_step)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+    def interrupt(self) -> None:
+        """End after the step that runs, with a checkpoint."""
+        self.interrupted = True
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
