@@ -89,8 +89,10 @@ def test_nothing_is_left_to_fill_in() -> None:
     assert not re.findall(r"\b[A-Z]+_[A-Z]+\b", (ROOT / "README.md").read_text(encoding="utf-8"))
 
 
-def test_files_that_readme_links_to_exist() -> None:
+def test_what_readme_links_to_exists() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
-    assert links
-    assert not [link for link in links if not (ROOT / link).exists()]
+    headings = {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in re.findall(r"^#+ (.+)$", text, re.M)}
+    assert {"#" + each for each in headings} & set(links)
+    assert not [link for link in links if link[0] != "#" and not (ROOT / link).exists()]
+    assert not [link for link in links if link[0] == "#" and link[1:] not in headings]
