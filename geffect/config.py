@@ -10,6 +10,8 @@ from pydantic_core import PydanticCustomError
 
 from geffect.errors import GeffectError
 
+MANY = 10**9  # a count beyond it is a slip of the pen
+
 
 class Schema(BaseModel):
     """Unknown keys are errors; values are checked, never silently cut."""
@@ -74,14 +76,14 @@ class DataConfig(Schema):
     question_column: str = Field("question", description="column of a file that holds the question")
     answer_column: str = Field("answer", description="column of a file that holds the answer")
     text_column: str = Field("text", description="column of a file without questions that holds texts")
-    max_length: int = Field(512, ge=2, description="tokens kept of a row, or of a chunk of texts")
+    max_length: int = Field(512, ge=2, le=MANY, description="tokens kept of a row, or of a chunk of texts")
 
 
 class ShowConfig(DataConfig):
     """``geffect show-batch``."""
 
     data: str = Field(min_length=1, description="the set to show")
-    limit: int = Field(4, ge=1, description="rows shown")
+    limit: int = Field(4, ge=1, le=MANY, description="rows shown")
 
 
 class TrainConfig(DataConfig):
@@ -91,17 +93,17 @@ class TrainConfig(DataConfig):
     dtype: Literal["float32", "bfloat16", "float64"] = Field(
         "float32", description="of the weights (LoRA on bfloat16 stays float32)"
     )
-    lora: int = Field(0, ge=0, description="rank of a fresh LoRA adapter; 0 trains all weights")
+    lora: int = Field(0, ge=0, le=MANY, description="rank of a fresh LoRA adapter; 0 trains all weights")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="on a fresh adapter's inputs, where dropout is kept")
     seed: int = Field(0, ge=0, lt=2**32, description="of the order of rows and the adapter's start")
     batch_size: int = Field(
-        4, ge=1, description="rows of a micro-batch (unlearn: forget rows; as many retain rows go beside)"
+        4, ge=1, le=MANY, description="rows of a micro-batch (unlearn: forget rows; as many retain rows go beside)"
     )
-    grad_accum_steps: int = Field(1, ge=1, description="micro-batches an optimiser step")
+    grad_accum_steps: int = Field(1, ge=1, le=MANY, description="micro-batches an optimiser step")
     learning_rate: float = Field(1e-5, ge=0, allow_inf_nan=False, description="peak learning rate")
     optimizer: str = Field("adamw_torch", description="any of Hugging Face's optimisers")
     schedule: str = Field("constant", description="any of Hugging Face's learning-rate schedules")
-    warmup_steps: int = Field(0, ge=0, description="optimiser steps of linear warm-up")
+    warmup_steps: int = Field(0, ge=0, le=MANY, description="optimiser steps of linear warm-up")
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="of the optimiser")
     max_grad_norm: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="clip the gradient's norm, after rectifying; 0 never clips"
@@ -109,7 +111,9 @@ class TrainConfig(DataConfig):
     keep_dropout: bool = Field(False, description="train with the model's dropout; risks are measured without")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
     autocast: Literal["none", "bfloat16"] = Field("none", description="compute in it, with the weights in --dtype")
-    save_every: int = Field(0, ge=0, description="optimiser steps between checkpoints; 0 keeps the last state only")
+    save_every: int = Field(
+        0, ge=0, le=MANY, description="optimiser steps between checkpoints; 0 keeps the last state only"
+    )
     report_to: list[str] = Field(default_factory=list, description="trackers known to Hugging Face's Trainer")
 
     @property
@@ -148,20 +152,22 @@ class UnlearnConfig(TrainConfig):
     general: str | None = Field(None, min_length=1, description="a further set for gd, kl and rr (on=general)")
     objective: str = Field("ga", description="what is descended, as in 'npo(beta=0.1) + 1.0*gd'")
     rectifier: str = Field("none", description="what its gradient becomes, as in 'gru(decay=0.2)'")
-    steps: int = Field(25, ge=1, description="optimiser steps")
+    steps: int = Field(25, ge=1, le=MANY, description="optimiser steps")
     until_accuracy: float = Field(
         0.0,
         ge=0,
         le=1,
         description="stop after an evaluation with the forget set's token accuracy below this; 0: never",
     )
-    diagnose_every: int = Field(1, ge=1, description="optimiser steps between two Grams of all rows")
-    evaluate_every: int = Field(5, ge=1, description="optimiser steps between evaluations of the sets")
+    diagnose_every: int = Field(1, ge=1, le=MANY, description="optimiser steps between two Grams of all rows")
+    evaluate_every: int = Field(5, ge=1, le=MANY, description="optimiser steps between evaluations of the sets")
     evaluate: list[Role] = Field(
         default_factory=list, description="a set to evaluate; repeat it; all where none is named"
     )
     support: float = Field(0.0, ge=0, le=1, description="share of a row's largest entries whose overlaps are recorded")
-    ledger: int = Field(0, ge=0, description="probe rows of each set whose risk's change is predicted and measured")
+    ledger: int = Field(
+        0, ge=0, le=MANY, description="probe rows of each set whose risk's change is predicted and measured"
+    )
     standard_errors: bool = Field(False, description="go over each window's micro-batches again for standard errors")
     save_rows: list[Row] = Field(default_factory=list, description="a row to write as safetensors; repeat it")
     mode: Literal["exact", "paper"] = Field("exact", description="paper: the published script's estimates too")
@@ -180,9 +186,9 @@ class FitConfig(TrainConfig):
     """``geffect fit``."""
 
     train: list[str] = Field(min_length=1, description="a set to learn; repeat it for several")
-    epochs: int = Field(6, ge=1, description="passes over the rows at most")
+    epochs: int = Field(6, ge=1, le=MANY, description="passes over the rows at most")
     until_accuracy: float = Field(
         1.1, ge=0, description="stop once every set has this token accuracy, checked after each epoch; above 1: never"
     )
     learning_rate: float = Field(1e-4, ge=0, allow_inf_nan=False, description="peak learning rate")
-    batch_size: int = Field(8, ge=1, description="rows of a micro-batch")
+    batch_size: int = Field(8, ge=1, le=MANY, description="rows of a micro-batch")

@@ -1,6 +1,5 @@
 """What a run was made with: versions, machine, data, batch arithmetic."""
 
-import math
 import os
 import platform
 import subprocess
@@ -49,7 +48,7 @@ def batch_arithmetic(
     '4 rows × 2 micro-batches × 1 process = 8 rows a step; 40 rows make 5 steps an epoch; 25 steps are 5.0 epochs'
     """
     a_step = batch_size * grad_accum_steps * processes
-    per_epoch = math.ceil(rows / a_step)
+    per_epoch = -(-rows // a_step)
     word = "process" if processes == 1 else "processes"
     return {
         "batch_size": batch_size,

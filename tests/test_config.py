@@ -173,3 +173,12 @@ class _Wide:
 
     def __repr__(self) -> str:
         return "9" * 5000
+
+
+@pytest.mark.parametrize("key", ["batch_size", "grad_accum_steps", "steps", "warmup_steps", "lora", "ledger"])
+def test_a_count_beyond_all_measure_is_refused(key: str) -> None:
+    flag = "--" + key.replace("_", "-")
+    with pytest.raises(
+        GeffectError, match=rf"expected {flag}: input should be less than or equal to 1000000000; found"
+    ):
+        UnlearnConfig.read(model="m", forget="f", retain="r", out="o", **{key: 10**400})
