@@ -15,6 +15,7 @@ from geffect.record import CONFIG, RunDirectory
 if TYPE_CHECKING:
     from geffect.doctor import Finding
     from geffect.models import Loaded
+    from geffect.preparation import Start
 
 LOGGER = logging.getLogger(__name__)
 
@@ -78,13 +79,12 @@ def fit(config: FitConfig, *, resume: bool = False) -> Path:
     from geffect.arguments import training_arguments
     from geffect.models.load import quiet_transformers
     from geffect.planning import num_fit_steps
-    from geffect.preparation import read_start
     from geffect.training import FitTrainer
 
     if resume:
         config = unfinished(config)
     run = RunDirectory(config.out, resume=resume)
-    start = read_start(config, load_model(config.model, config.dtype, trust_remote_code=config.trust_remote_code))
+    start = _start(config)
     each_row = (row for rows in start.encoded.values() for row in rows)
     loaded, rows = start.loaded, [replace(row, index=i) for i, row in enumerate(each_row)]
     steps = num_fit_steps(config, len(rows))
@@ -121,7 +121,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
     from geffect.models.load import quiet_transformers
     from geffect.models.reference import Reference
     from geffect.objectives import make_objective
-    from geffect.preparation import read_start, training_sets
+    from geffect.preparation import training_sets
     from geffect.rectify import make_rectifier
     from geffect.training import Diagnostics, UnlearnTrainer
     from geffect.training.columns import compute_columns
@@ -130,7 +130,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
     if resume:
         config = unfinished(config)
     run = RunDirectory(config.out, resume=resume)
-    start = read_start(config, load_model(config.model, config.dtype, trust_remote_code=config.trust_remote_code))
+    start = _start(config)
     loaded, sets = start.loaded, training_sets(config, start, objective)
     whole = resolved(config) | {"reference": {"path": loaded.source, "sha256": loaded.sha256}}
     arguments = training_arguments(config, config.steps)
@@ -153,6 +153,12 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
         train(trainer, checkpoint, f"geffect unlearn {config.out / CONFIG} --resume")
         run.finish(ends(config.out))
     return config.out
+
+
+def _start(config: TrainConfig) -> "Start":
+    from geffect.preparation import read_start
+
+    return read_start(config, load_model(config.model, config.dtype, trust_remote_code=config.trust_remote_code))
 
 
 def plan(config: TrainConfig, *, resume: bool = False) -> dict[str, str]:
@@ -182,11 +188,8 @@ def doctor(config: DoctorConfig) -> "Iterator[Finding]":
         One finding after the other, each with its remedy.
     """
     from geffect.doctor import examine
-    from geffect.preparation import read_start
 
-    yield from examine(
-        config, read_start(config, load_model(config.model, config.dtype, trust_remote_code=config.trust_remote_code))
-    )
+    yield from examine(config, _start(config))
 
 
 def show_batch(config: ShowConfig) -> list[tuple[str, list[tuple[str, bool]]]]:

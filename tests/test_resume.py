@@ -309,7 +309,6 @@ main()
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the limit on a file's size is POSIX's")
 @pytest.mark.parametrize(("size", "steps"), [(200_000, 2), (5_000, 0), (3_000, None)])
 def test_a_disk_without_room_ends_in_one_line_and_the_run_goes_on_later(
     whole: Path, tmp_path: Path, size: int, steps: int | None
@@ -331,7 +330,6 @@ def test_a_disk_without_room_ends_in_one_line_and_the_run_goes_on_later(
     _assert_same(api.unlearn(UnlearnConfig.read(file), resume=True), whole, 7)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="children are forked")
 def test_killed_while_it_writes_a_checkpoint_and_at_a_random_moment(tmp_path: Path) -> None:
     """Twenty and more by hand: ``python -m tests.kills``. A process of its own, as this one's threads do not fork."""
     command = [sys.executable, "-m", "tests.kills", "--count", "2"]

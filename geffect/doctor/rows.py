@@ -7,8 +7,8 @@ from geffect.data import Encoded
 from geffect.doctor.finding import Finding
 from geffect.metrics import likelihood
 from geffect.objectives import IGNORE_INDEX
+from geffect.training.unlearn import KNOWN
 
-KNOWN = 0.9  # token accuracy below which there is little to unlearn
 LOOK = "see them with geffect show-batch"
 MEND = "mend the tokenizer's chat template so that it writes {{ bos_token }} once"
 CUT = "raise --max-length if rows were cut; else this tokenizer's end is another token"

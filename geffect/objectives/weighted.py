@@ -1,5 +1,6 @@
 """Token-weighted ascent: L = (1/N) Σ_i w_i log p_i over the labelled tokens, weights detached."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,7 +28,7 @@ class GA:
         return -outputs.nll.sum()
 
 
-class _Weighted:
+class _Weighted(ABC):
     """What token-weighted ascents share; a subclass says its weights."""
 
     on: ClassVar[str] = "forget"
@@ -35,9 +36,9 @@ class _Weighted:
     needs: ClassVar[frozenset[str]] = frozenset()
     multiple_of_risk: ClassVar[float | None] = None
 
+    @abstractmethod
     def weights(self, outputs: Outputs) -> Tensor:
         """``[B, T]`` w_i on labelled tokens, zeros elsewhere; no graph."""
-        raise NotImplementedError
 
     def loss(self, outputs: Outputs) -> Tensor:
         """Σ_i w_i log p_i over the batch's labelled tokens; the caller divides by their count N."""

@@ -99,8 +99,10 @@ def refuse_existing(path: Path) -> None:
 
 def _never_begun(path: Path) -> bool:
     """Whether a directory holds no file but, at most, what a start killed before its first line leaves behind."""
-    files = [each for each in path.rglob("*") if not each.is_dir()]
-    return not files or (files == [path / ENVIRONMENT] and '"parameters"' in files[0].read_text(encoding="utf-8"))
+    left = path / ENVIRONMENT
+    if any(each != left and not each.is_dir() for each in path.rglob("*")):  # ends at the first
+        return False
+    return not left.is_file() or '"parameters"' in left.read_text(encoding="utf-8", errors="replace")
 
 
 def layout_to_json(layout: Layout) -> dict[str, Any]:

@@ -194,13 +194,10 @@ class UnlearnTrainer(RecordingTrainer):
     def _ledger(self, model: nn.Module) -> Ledger | None:
         if not self.diagnostics.ledger:
             return None
-        size = self.args.per_device_train_batch_size
+        count, size = self.diagnostics.ledger, self.args.per_device_train_batch_size
         probe = {
-            name: [
-                self._prepare_inputs(batch) for batch in probe_batches(rows, self.diagnostics.ledger, size, self.pad_id)
-            ]
-            for name, rows in self.sets.items()
-            if name in ("forget", "retain")
+            name: [self._prepare_inputs(each) for each in probe_batches(self.sets[name], count, size, self.pad_id)]
+            for name in ("forget", "retain")
         }
         return Ledger(trainable(model), lambda batch: self._forward(batch, frozenset(), dropout=False), probe)
 
