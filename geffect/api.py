@@ -2,15 +2,19 @@
 
 import logging
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geffect.config import DoctorConfig, FitConfig, ShowConfig, TrainConfig, UnlearnConfig
+from geffect.config import DoctorConfig, FitConfig, LocaliseConfig, ShowConfig, TrainConfig, UnlearnConfig
+from geffect.environment import describe
 from geffect.errors import Interrupted
 from geffect.lifecycle import ends, resolved, started, take_up, train, unfinished
-from geffect.record import CONFIG, RunDirectory
+from geffect.record import CONFIG, RunDirectory, layout_to_json
+from geffect.scopes import domain_of, role_of
 
 if TYPE_CHECKING:
     from geffect.doctor import Finding
@@ -21,7 +25,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 def load_model(spec: str, dtype: str = "float32", *, trust_remote_code: bool = False) -> "Loaded":
-    """Load a model by any of its names; ``builtin:tiny`` is fitted on first use (about a minute) and cached.
+    """Load a model by any of its names; one built in is fitted on first use (about a minute) and cached.
 
     Args:
         spec: see `geffect.models.load.FORMS`.
@@ -32,32 +36,41 @@ def load_model(spec: str, dtype: str = "float32", *, trust_remote_code: bool = F
         Model and tokenizer.
     """
     from geffect.models import load
+    from geffect.models.tiny import BUILT_IN
 
-    if spec == "builtin:tiny":
-        spec = str(builtin_tiny())
+    if spec in BUILT_IN:
+        spec = str(builtin_tiny(spec))
     return load(spec, dtype, trust_remote_code=trust_remote_code)
 
 
-def builtin_tiny() -> Path:
-    """The directory of the fitted built-in model, made on first use and cached by content."""
+def builtin_tiny(name: str = "builtin:tiny") -> Path:
+    """The directory of a fitted built-in model, made on first use and cached by content.
+
+    Args:
+        name: of the model, a key of `geffect.models.tiny.BUILT_IN`.
+
+    Returns:
+        The directory.
+    """
     from geffect.models.cache import cached
     from geffect.models.tiny import tiny_key
 
-    return cached("tiny", tiny_key(), _fit_tiny)
+    return cached(name.removeprefix("builtin:"), tiny_key(name), partial(_fit_tiny, name))
 
 
-def _fit_tiny(directory: Path) -> None:
+def _fit_tiny(name: str, directory: Path) -> None:
     from geffect.models.load import quiet_transformers
-    from geffect.models.tiny import RECIPE, make_tiny, training_sets
+    from geffect.models.tiny import BUILT_IN, make_tiny
 
-    LOGGER.info("fitting builtin:tiny once, about a minute; it is kept in %s", directory.parent)
-    model, tokenizer = make_tiny()
+    LOGGER.info("fitting %s once, about a minute; it is kept in %s", name, directory.parent)
+    model, tokenizer = make_tiny(name=name)
     with quiet_transformers():
         model.save_pretrained(directory / "init")
         tokenizer.save_pretrained(directory / "init")
-    recipe = FitConfig.read(model=str(directory / "init"), train=training_sets(), out=directory / "fit", **RECIPE)
+    sets, recipe, _ = BUILT_IN[name]
+    config = FitConfig.read(model=str(directory / "init"), train=list(sets), out=directory / "fit", **recipe)
     try:
-        fit(recipe)
+        fit(config)
     except Interrupted:
         raise KeyboardInterrupt from None  # a cache holds nothing unfinished
     for file in (directory / "fit").iterdir():
@@ -121,7 +134,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
     from geffect.models.load import quiet_transformers
     from geffect.models.reference import Reference
     from geffect.objectives import make_objective
-    from geffect.preparation import training_sets
+    from geffect.preparation import masked_by, training_sets
     from geffect.rectify import make_rectifier
     from geffect.training import Diagnostics, UnlearnTrainer
     from geffect.training.columns import compute_columns
@@ -132,6 +145,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
     run = RunDirectory(config.out, resume=resume)
     start = _start(config)
     loaded, sets = start.loaded, training_sets(config, start, objective)
+    frozen, scored = masked_by(config, loaded), successes(start)
     whole = resolved(config) | {"reference": {"path": loaded.source, "sha256": loaded.sha256}}
     arguments = training_arguments(config, config.steps)
     diagnostics = Diagnostics(
@@ -140,6 +154,8 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
     )  # fmt: skip
     environment = start.environment(config, config.steps)
     checkpoint = take_up(config.out, environment) if resume else None
+    wanted = set(config.evaluate or map(role_of, start.encoded))
+    evaluated = {name: rows for name, rows in start.encoded.items() if role_of(name) in wanted}
     with quiet_transformers(), started(run, whole, environment, checkpoint) as sink:
         trainer = UnlearnTrainer(
             loaded.model, arguments, tokenizer=loaded.tokenizer, objective=objective, rectifier=rectifier, sets=sets,
@@ -148,11 +164,37 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
             ),
             reference=Reference(loaded.model) if objective.needs & {"ref_logits", "ref_hidden"} else None,
             diagnostics=diagnostics, keep_dropout=config.keep_dropout, autocast=config.autocasts, sink=sink,
-            evaluation_sets={role: start.encoded[role] for role in config.evaluate or start.encoded},
+            evaluation_sets=evaluated, frozen=frozen,
         )  # fmt: skip
         train(trainer, checkpoint, f"geffect unlearn {config.out / CONFIG} --resume")
-        run.finish(ends(config.out))
+        scores = {"success": {"start": scored, "end": successes(start)}} if scored else {}
+        run.finish(ends(config.out) | scores)
     return config.out
+
+
+def successes(start: "Start") -> dict[str, dict[str, Any]]:
+    """US, RS, HS, perplexity and ROUGE-L of every domain's validation sets, as the model is now.
+
+    Args:
+        start: model and sets; without validation sets nothing is scored.
+
+    Returns:
+        Domain → scores.
+    """
+    from dataclasses import asdict
+
+    from geffect.metrics import harmonic_success, success
+
+    found: dict[str, dict[str, Any]] = {}
+    for name, rows in start.encoded.items():
+        if role_of(name) in ("forget_val", "retain_val"):
+            found.setdefault(domain_of(name), {})[role_of(name).removesuffix("_val")] = asdict(
+                success(start.loaded.model, start.loaded.tokenizer, rows)
+            )
+    for scores in found.values():
+        unlearn, retention = 100 - scores["forget"]["accuracy"], scores["retain"]["accuracy"]
+        scores |= {"US": unlearn, "RS": retention, "HS": harmonic_success(unlearn, retention)}
+    return found
 
 
 def _start(config: TrainConfig) -> "Start":
@@ -161,18 +203,63 @@ def _start(config: TrainConfig) -> "Start":
     return read_start(config, load_model(config.model, config.dtype, trust_remote_code=config.trust_remote_code))
 
 
-def plan(config: TrainConfig, *, resume: bool = False) -> dict[str, str]:
+def localise(config: LocaliseConfig) -> Path:
+    """Find where each scope of each domain lives in a model's trainable weights, and write masks and overlaps.
+
+    Args:
+        config: model, domains, shares and importance.
+
+    Returns:
+        The directory: a record that `geffect.read` and `geffect.read_support` read, masks, and figures.
+
+    Raises:
+        GeffectError: a set, a share or the model is refused, or a loss is not finite.
+    """
+    from geffect.comparison import overlap_figures
+    from geffect.environment import peak_memory_gb
+    from geffect.groups import layout
+    from geffect.localisation import localise as find
+    from geffect.metrics.likelihood import evaluating
+    from geffect.models.reference import check_trainable
+    from geffect.preparation import localised_rows, scope_losses
+    from geffect.record import write_localisation
+    from geffect.rows import trainable
+
+    run = RunDirectory(config.out)
+    loaded = load_model(config.model, config.dtype, trust_remote_code=config.trust_remote_code)
+    check_trainable(loaded.model)
+    rows, parameters, began = localised_rows(config, loaded), trainable(loaded.model), time.perf_counter()
+    with evaluating(loaded.model):
+        found = find(parameters, scope_losses(config, loaded, rows), config.share, config.importance)
+    seconds = time.perf_counter() - began
+    recipe = config.model_dump(mode="json", include={"model", "importance", "labels", "draws", "seed"}) | {
+        "sha256": loaded.sha256, "shapes": {name: list(p.shape) for name, p in parameters.items()},
+    }  # fmt: skip
+    table = {"parameters": layout_to_json(layout(loaded.model)), "dtype": config.dtype}
+    run.create(config.model_dump(mode="json", exclude_none=True), describe() | table)
+    for place, support in enumerate(found.supports.values()):
+        run.append({"step": 0} | ({} if place else {"gram": found.gram}) | {"support": support})
+    write_localisation(config.out, found, recipe)
+    run.finish({"examples": found.examples, "seconds": seconds, "peak_memory_gb": round(peak_memory_gb(), 3)})
+    overlap_figures(config.out)
+    return config.out
+
+
+def plan(config: TrainConfig | LocaliseConfig, *, resume: bool = False) -> dict[str, str]:
     """What a run would do: model, sets, batch arithmetic, memory. Nothing is written and no weight loaded.
 
     Args:
-        config: of ``fit`` or ``unlearn``.
+        config: of ``fit``, ``unlearn`` or ``localise``.
         resume: the run directory is there already.
 
     Returns:
         Lines by name.
     """
     from geffect.planning import plan as make_plan
+    from geffect.planning import plan_localisation
 
+    if isinstance(config, LocaliseConfig):
+        return plan_localisation(config)
     if resume:
         unfinished(config)
     return make_plan(config, resume=resume)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn, get_origin
 
 import typer
 
-from geffect.config import DoctorConfig, FitConfig, Schema, ShowConfig, UnlearnConfig
+from geffect.config import DoctorConfig, FitConfig, LocaliseConfig, Schema, ShowConfig, UnlearnConfig
 from geffect.errors import GeffectError, Interrupted
 
 app = typer.Typer(
@@ -64,7 +64,7 @@ def _parameter(name: str, default: Any, kind: Any, told: Any) -> inspect.Paramet
 def _flag(key: str, field: Any) -> inspect.Parameter:
     """One optional flag; None means that it was not given."""
     plain = {int: int, float: float, bool: bool}.get(field.annotation, str)
-    plain = list[str] if get_origin(field.annotation) is list else plain
+    plain = list[str] if get_origin(field.annotation) is list else plain  # the schema makes numbers of them
     default = "required" if field.is_required() else f"default: {_shown(field.get_default(call_default_factory=True))}"
     told = typer.Option("--" + key.replace("_", "-"), help=f"{field.description} [{default}]", show_default=False)
     return _parameter(key, None, plain | None, told)
@@ -92,6 +92,15 @@ def _unlearn(config: UnlearnConfig, *, dry_run: bool, resume: bool) -> None:
         show.run(api.unlearn(config, resume=resume))
 
 
+def _localise(config: LocaliseConfig, *, dry_run: bool) -> None:
+    """Find where each domain's knowledge lies: top-share masks of every scope, their overlaps, and heat maps."""
+    from geffect import api, show
+
+    show.plan(api.plan(config))
+    if not dry_run:
+        show.localisation(api.localise(config))
+
+
 def _show_batch(config: ShowConfig) -> None:
     """Print, coloured, which tokens of a batch carry loss."""
     from geffect import api, show
@@ -109,6 +118,7 @@ def _doctor(config: DoctorConfig, *, json: bool) -> None:
 
 verb("fit", FitConfig, _fit, **DRY_RUN, **RESUME)
 verb("unlearn", UnlearnConfig, _unlearn, **DRY_RUN, **RESUME)
+verb("localise", LocaliseConfig, _localise, **DRY_RUN)
 verb("show-batch", ShowConfig, _show_batch)
 verb("doctor", DoctorConfig, _doctor, json="print the findings as a JSON list")
 

@@ -10,6 +10,8 @@ from geffect import plots
 from geffect.effects import direction_of, g_effect, total_cosine
 from geffect.errors import GeffectError
 from geffect.record import as_written, read, read_ledger, read_lines, read_steps, read_support
+from geffect.scopes import RISKS
+from geffect.support import chance
 
 
 def compare(runs: Sequence[Path | str]) -> pd.DataFrame:
@@ -29,8 +31,8 @@ def _row(run: Path | str) -> dict[str, Any]:
     gram, steps = read(run), read_steps(run)
     effects = g_effect(gram, direction_of(gram))
     cosine = total_cosine(gram, "objective", "retain")
-    last = steps.iloc[-1]
-    kept = "held" if "held_risk" in steps else "retain"
+    last = _with_roles(steps.iloc[-1])
+    kept = "held" if "held_risk" in last else "retain"
     return {
         **{f"{role} acc.": last.get(f"{role}_accuracy") for role in ("forget", kept)},
         **{f"{role} risk": last.get(f"{role}_risk") for role in ("forget", kept)},
@@ -38,6 +40,16 @@ def _row(run: Path | str) -> dict[str, Any]:
         "conflict": (effects.groupby("step")["retain"].sum() < 0).mean(),
         "Σe_u": effects["unlearn"].sum(), "Σe_r": effects["retain"].sum(),
     }  # fmt: skip
+
+
+def _with_roles(scores: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Scores by role, too, where there are domains: their mean."""
+    for kind in ("accuracy", "risk"):
+        for role in RISKS:
+            own = [scores[name] for name in scores.index if str(name).startswith(f"{role}/") and name.endswith(kind)]
+            if own:
+                scores[f"{role}_{kind}"] = sum(own) / len(own)
+    return scores
 
 
 def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "thirds") -> list[Path]:
@@ -75,6 +87,40 @@ def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "
         overlaps = pd.concat([read_support(path, "group", scheme).assign(run=name) for name, path in paths.items()])
         curves = plots.jaccard_curves(overlaps, "objective", "retain", shares.pop())
         written += plots.save(curves, out / "jaccard", overlaps)
+    return written
+
+
+def whole_overlaps(path: Path | str) -> pd.DataFrame:
+    """Jaccard indices over the whole model, against chance.
+
+    Args:
+        path: a localisation.
+
+    Returns:
+        Columns ``share``, ``row``, ``other``, ``intersection``, ``union``, ``jaccard``, ``chance``.
+    """
+    counts = read_support(path).groupby(["share", "row", "other"], sort=False)[["intersection", "union"]].sum()
+    frame = counts.reset_index()
+    return frame.assign(jaccard=frame["intersection"] / frame["union"].where(frame["union"] > 0),
+                        chance=frame["share"].map(chance))  # fmt: skip
+
+
+def overlap_figures(path: Path | str, out: Path | None = None) -> list[Path]:
+    """Draw a localisation: the overlaps of its scopes over the model and by layer, one pair of figures a share.
+
+    Args:
+        path: a localisation.
+        out: where to write; its ``figures`` by default.
+
+    Returns:
+        The files written.
+    """
+    out, written = out or Path(path) / "figures", []
+    whole, layers = whole_overlaps(path), read_support(path, "layer")
+    for share in whole["share"].unique():
+        matrix, rows = whole[whole["share"] == share], layers[layers["share"] == share]
+        written += plots.save(plots.jaccard_matrix(matrix, share), out / f"overlap-{share:g}", matrix)
+        written += plots.save(plots.jaccard_by_layer(rows, share), out / f"overlap_by_layer-{share:g}", rows)
     return written
 
 

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -138,16 +138,51 @@ class TrainConfig(DataConfig):
         return value
 
 
-Row = Literal["objective", "forget", "retain", "retain_average", "rectified"]
+Row = Literal["objective", "forget", "retain", "retain_average", "masked", "rectified"]
 
-Role = Literal["forget", "retain", "general", "held"]
+Role = Literal["forget", "retain", "general", "held", "forget_val", "retain_val"]
+
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+DOMAIN = "a domain, NAME=UNLEARN,RETENTION or NAME=SOURCE (knowundo:privacy, builtin:domains/privacy); repeat it"
+VALIDATION = "a domain's validation sets, NAME=UNLEARN,RETENTION; repeat it; a SOURCE has its own"
+
+
+class LocaliseConfig(DataConfig):
+    """``geffect localise``."""
+
+    out: Path = Field(description="the directory to make; an existing one is refused")
+    domain: list[str] = Field(min_length=1, description=DOMAIN)
+    validation: list[str] = Field(default_factory=list, description=VALIDATION + "; its rows are used too")
+    share: list[Share] = Field(
+        default_factory=lambda: [0.1, 0.2], min_length=1, description="of a tensor's entries in a mask; repeat it"
+    )
+    importance: Literal["mean_abs", "mean_square", "zscore"] = Field(
+        "mean_abs", description="of an entry: mean |g|, mean g², or |z| of the signed mean (the official code)"
+    )
+    labels: Literal["random", "true", "corrupted"] = Field(
+        "random", description="of the gradients: the answer's redrawn, true, or inputs corrupted (the official code)"
+    )
+    draws: int = Field(3, ge=1, le=1000, description="of labels, averaged")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the draws")
+    dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="of the weights")
+
+    @field_validator("out")
+    @classmethod
+    def _home(cls, value: Path) -> Path:
+        return Path(os.path.expanduser(value))
 
 
 class UnlearnConfig(TrainConfig):
     """``geffect unlearn``."""
 
-    forget: str = Field(min_length=1, description="the set to unlearn")
-    retain: str = Field(min_length=1, description="the set to preserve; gradients are drawn from it")
+    forget: str | None = Field(None, min_length=1, description="the set to unlearn")
+    retain: str | None = Field(None, min_length=1, description="the set to preserve; gradients are drawn from it")
+    domain: list[str] = Field(default_factory=list, description="in place of --forget and --retain: " + DOMAIN)
+    validation: list[str] = Field(default_factory=list, description=VALIDATION)
+    balance: Literal["refuse", "cut", "repeat"] = Field(
+        "refuse", description="of a domain's sets of different sizes: cut to the smaller (the paper's), or repeat rows"
+    )
+    masks: Path | None = Field(None, description="a directory of geffect localise, for grail and memflex")
     held: str | None = Field(None, min_length=1, description="a set to preserve that no gradient is drawn from")
     general: str | None = Field(None, min_length=1, description="a further set for gd, kl and rr (on=general)")
     objective: str = Field("ga", description="what is descended, as in 'npo(beta=0.1) + 1.0*gd'")
@@ -174,6 +209,17 @@ class UnlearnConfig(TrainConfig):
     reference: dict[str, str | None] | None = Field(
         None, description="the start's directory and hash, as a run resolved them"
     )
+
+    @classmethod
+    def read(cls, file: Path | str | None = None, /, **given: Any) -> Self:
+        """As `Schema.read`; what is unlearned is named by ``domain``, or by ``forget`` and ``retain``."""
+        found = super().read(file, **given)
+        for name in ("forget", "retain"):
+            if bool(found.domain) == bool(getattr(found, name)):
+                both = f"--domain and --{name}" if found.domain else "none"
+                remedy = "name domains alone" if found.domain else "add it as a flag or to the YAML file, or --domain"
+                raise GeffectError(f"a value for --{name}", both, remedy)
+        return found
 
 
 class DoctorConfig(UnlearnConfig):

@@ -8,16 +8,17 @@ import psutil
 import torch
 
 from geffect.arguments import training_arguments
-from geffect.config import FitConfig, TrainConfig, UnlearnConfig
+from geffect.config import FitConfig, LocaliseConfig, TrainConfig, UnlearnConfig
 from geffect.data import Encoded, RowSet
 from geffect.environment import batch_arithmetic
 from geffect.models import Loaded, add_lora, outline
 from geffect.models.load import DTYPES
 from geffect.models.reference import check_trainable
 from geffect.objectives import Objective, make_objective
-from geffect.preparation import check_method, encode, read_set, roles
+from geffect.preparation import balanced, check_method, encode, localised_rows, read_set, roles
 from geffect.record import refuse_existing
-from geffect.rectify import Rectifier, make_rectifier
+from geffect.rectify import Rectifier, make_freezing, make_rectifier
+from geffect.scopes import RISKS, role_of, scopes
 
 LOGGER = logging.getLogger(__name__)
 OPTIMIZER_ROWS = {"sgd": 0, "adagrad": 1, "rmsprop": 1, "adafactor": 0}  # tensors of the parameters' size; else 2
@@ -39,8 +40,8 @@ def plan(config: TrainConfig, *, resume: bool = False) -> dict[str, str]:
         refuse_existing(config.out)
     methods = {}
     if isinstance(config, UnlearnConfig):
+        check_method(config)
         objective, rectifier = make_objective(config.objective), make_rectifier(config.rectifier)
-        check_method(config, objective, rectifier)
         methods = {"objective": config.objective, "rectifier": config.rectifier,
                    "a step": passes(objective, rectifier, config.diagnose_every)}  # fmt: skip
     model, tokenizer = outline(config.model, trust_remote_code=config.trust_remote_code)
@@ -62,6 +63,40 @@ def plan(config: TrainConfig, *, resume: bool = False) -> dict[str, str]:
     }
 
 
+def plan_localisation(config: LocaliseConfig) -> dict[str, str]:
+    """Check a localisation's configuration and say what it asks for.
+
+    Args:
+        config: of ``localise``.
+
+    Returns:
+        Lines by name: model, sets, passes, memory.
+    """
+    refuse_existing(config.out)
+    model, tokenizer = outline(config.model, trust_remote_code=config.trust_remote_code)
+    check_trainable(model)
+    encoded = localised_rows(config, Loaded(model, tokenizer, "", None))
+    free = psutil.virtual_memory().available / 1e9
+    count = sum(map(len, encoded.values()))
+    each = f"{config.draws} draws at once" if config.labels != "true" else "true labels"
+    return {
+        "model": f"{config.model}, {_counts(model)}, {config.dtype}",
+        **{name: _tokens(rows) for name, rows in encoded.items()},
+        "passes": f"{count} forward {count} backward, an example each ({each})",
+        "memory": f"about {localisation_gb(config, model, encoded):.1f} GB; {free:.1f} GB are free",
+        "out": str(config.out),
+    }
+
+
+def localisation_gb(config: LocaliseConfig, model: Any, encoded: dict[str, list[Encoded]]) -> float:
+    """A rough estimate of the peak: weights, a mean gradient a scope, one set's scores, one example's activations."""
+    size, wide = torch.empty((), dtype=DTYPES[config.dtype]).element_size(), 8 if config.dtype == "float64" else 4
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    weights = sum(p.numel() for p in model.parameters()) * size
+    rows = len(encoded) + (config.importance != "zscore")
+    return float(weights + trained * wide * rows + _activations(model, encoded, 1, size)) / 1e9
+
+
 def _warn_of_overlap(config: TrainConfig, sets: dict[str, RowSet]) -> None:
     """What is forgotten cannot be kept, and what a gradient was drawn from is not held."""
     if not isinstance(config, UnlearnConfig):
@@ -80,7 +115,9 @@ def specs(config: TrainConfig) -> list[str]:
 def arithmetic(config: TrainConfig, encoded: dict[str, list[Encoded]]) -> dict[str, Any]:
     """The batch arithmetic of a configuration, whose steps are counted in forget rows or, fitting, in all rows."""
     if isinstance(config, UnlearnConfig):
-        rows, steps = len(encoded[config.forget]), config.steps
+        sizes = {name: len(encoded[spec]) for name, spec in roles(config) if role_of(name) in RISKS}
+        used = balanced(config, sizes)
+        rows, steps = max(used[name] for name in scopes("forget", used)), config.steps
     else:
         rows = sum(map(len, encoded.values()))
         steps = num_fit_steps(config, rows)
@@ -138,12 +175,16 @@ def memory_gb(config: TrainConfig, model: Any, encoded: dict[str, list[Encoded]]
     size = torch.empty((), dtype=DTYPES[config.dtype]).element_size()
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rows = 1 + OPTIMIZER_ROWS.get(config.optimizer, 2) + _extra_rows(config)
-    shape = model.config.get_text_config()
-    tokens = config.batch_size * max(len(row.input_ids) for each in encoded.values() for row in each)
-    activations = tokens * shape.hidden_size * shape.num_hidden_layers * ACTIVATION_FLOATS * size
-    logits = tokens * shape.vocab_size * 4 * LOGIT_COPIES
     weights = sum(p.numel() for p in model.parameters()) * size
-    return float(weights + trainable * size * rows + activations + logits) / 1e9
+    return float(weights + trainable * size * rows + _activations(model, encoded, config.batch_size, size)) / 1e9
+
+
+def _activations(model: Any, encoded: dict[str, list[Encoded]], batch_size: int, size: int) -> int:
+    """Bytes of a micro-batch's activations and logits."""
+    shape = model.config.get_text_config()
+    tokens = batch_size * max(len(row.input_ids) for each in encoded.values() for row in each)
+    activations = tokens * shape.hidden_size * shape.num_hidden_layers * ACTIVATION_FLOATS * size
+    return int(activations + tokens * shape.vocab_size * 4 * LOGIT_COPIES)
 
 
 def _extra_rows(config: TrainConfig) -> int:
@@ -154,10 +195,13 @@ def _extra_rows(config: TrainConfig) -> int:
     own = objective.forget_multiple is None
     streamed = config.grad_accum_steps == 1
     keeps = bool(config.ledger or config.save_rows or config.standard_errors)
-    copies = keeps or rectifier.corrects  # θ before the optimiser's step
+    freezing = make_freezing(config.rectifier) is not None
+    copies = keeps or rectifier.corrects or freezing  # θ before the optimiser's step
+    domains = 2 * max(0, len(config.domain) - 1)  # a row a scope
     copied = bool(objective.needs & {"ref_logits", "ref_hidden"}) and not config.lora
     probes = 2 * bool(config.ledger) + 2 * config.standard_errors + 3 * (config.mode == "paper")
-    return own + (rectifier.memory is not None) + (not streamed) + 3 * keeps + copies + copied + probes
+    memory = rectifier.memory is not None
+    return own + memory + (not streamed) + (3 + freezing) * keeps + copies + copied + probes + domains
 
 
 def _counts(model: Any) -> str:

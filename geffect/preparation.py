@@ -1,22 +1,32 @@
 """What a run starts from: its model, its sets as the model sees them, and what its objective needs of each row."""
 
+import itertools
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from geffect.config import DataConfig, FitConfig, TrainConfig, UnlearnConfig
-from geffect.data import Encoded, QASet, RowSet, encode_set, load_set, refused
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from geffect.acquisition import example_losses
+from geffect.config import DataConfig, FitConfig, LocaliseConfig, TrainConfig, UnlearnConfig
+from geffect.data import Domain, Encoded, QASet, RowSet, encode_set, load_set, parse_domains, refused
 from geffect.environment import batch_arithmetic, describe
 from geffect.errors import GeffectError
 from geffect.groups import Layout, layout
+from geffect.localisation import Frozen
 from geffect.models import Loaded, add_lora
 from geffect.objectives import Objective, make_objective
-from geffect.record import layout_to_json
-from geffect.rectify import Rectifier, make_rectifier
+from geffect.record import check_localised, layout_to_json, read_localisation
+from geffect.rectify import make_freezing, make_rectifier
+from geffect.rows import trainable
+from geffect.scopes import RISKS, domain_of, of_role, role_of, scope, scopes
 from geffect.ties import find_tie, split_layout
 
 LOGGER = logging.getLogger(__name__)
 ROLES = ("forget", "retain", "general", "held")
+LOCALISE = "make one with geffect localise, and name it with --masks"
 VANISHES = 1e-4  # a bfloat16 weight near 1 moves by 1/128 or not at all
 
 
@@ -38,8 +48,10 @@ class Start:
 
     def environment(self, config: TrainConfig, steps: int) -> dict[str, Any]:
         """What a run's ``environment.json`` says of it."""
-        unlearning = isinstance(config, UnlearnConfig)
-        rows = len(self.encoded["forget"]) if unlearning else sum(map(len, self.encoded.values()))
+        sizes = {name: len(rows) for name, rows in self.encoded.items() if role_of(name) in RISKS}
+        used = balanced(config, sizes) if isinstance(config, UnlearnConfig) else {}
+        forget = of_role(used, "forget")
+        rows = max(forget) if forget else sum(map(len, self.encoded.values()))
         return describe() | {
             "dtype": config.dtype,
             "attention": getattr(self.loaded.model.config, "_attn_implementation", None),
@@ -63,10 +75,38 @@ def read_set(config: DataConfig, spec: str) -> RowSet:
 
 
 def roles(config: TrainConfig) -> list[tuple[str, str]]:
-    """(role, set) of a configuration, in the order printed."""
+    """(role or scope, set) of a configuration, in the order printed."""
     if isinstance(config, FitConfig):
         return [(f"train {i}" if i else "train", spec) for i, spec in enumerate(config.train)]
-    return [(role, spec) for role in ROLES if (spec := getattr(config, role, None))]
+    if not isinstance(config, UnlearnConfig):
+        return []
+    trained, validated = domain_sets(config)
+    pairs = [pair for domain in trained for pair in scope_sets(domain)]
+    pairs += [pair for domain in validated for pair in scope_sets(domain, "_val")]
+    return pairs + [(role, spec) for role in ROLES if (spec := getattr(config, role, None))]
+
+
+def domain_sets(config: UnlearnConfig | LocaliseConfig) -> tuple[list[Domain], list[Domain]]:
+    """A configuration's domains, and those with validation sets: as named, else a source's own.
+
+    Args:
+        config: domains and validation sets.
+
+    Returns:
+        Both.
+
+    Raises:
+        GeffectError: one is malformed.
+    """
+    trained, named = parse_domains(config.domain), parse_domains(config.validation)
+    own = [each.part("val") for each in trained if each.name not in {other.name for other in named}]
+    return trained, [each for each in own if each] + [each.part("val") or each for each in named]
+
+
+def scope_sets(domain: Domain, suffix: str = "") -> list[tuple[str, str]]:
+    """(scope, set) of one domain."""
+    sets = {"forget": domain.unlearn, "retain": domain.retention}
+    return [(scope(role + suffix, domain.name), spec) for role, spec in sets.items()]
 
 
 def read_start(config: TrainConfig, loaded: Loaded) -> Start:
@@ -85,7 +125,7 @@ def read_start(config: TrainConfig, loaded: Loaded) -> Start:
     if config.lora:
         loaded.model = add_lora(loaded.model, config.lora, config.seed, config.lora_dropout)
     if isinstance(config, UnlearnConfig):
-        check_method(config, make_objective(config.objective), make_rectifier(config.rectifier))
+        check_method(config)
         _check_recorded(config, loaded)
     if config.dtype == "bfloat16" and config.learning_rate < VANISHES:
         LOGGER.warning("steps of %g vanish in bfloat16's rounding: use --dtype float32", config.learning_rate)
@@ -112,38 +152,74 @@ def encode(config: DataConfig, loaded: Loaded, rows: RowSet) -> list[Encoded]:
     return encode_set(loaded.tokenizer, rows, config.max_length, context)
 
 
-def check_method(config: UnlearnConfig, objective: Objective, rectifier: Rectifier) -> None:
+def check_method(config: UnlearnConfig) -> None:
     """Raise where a configuration lacks what its own method or diagnostics need.
 
     Args:
         config: the run.
-        objective: its objective.
-        rectifier: its rectifier.
 
     Raises:
         GeffectError: what is missing, and how to supply it.
     """
+    objective, rectifier = make_objective(config.objective), make_rectifier(config.rectifier)
+    freezing, present = make_freezing(config.rectifier), {role_of(name) for name, _ in roles(config)}
+    if (freezing is None) != (config.masks is None):
+        wanted = "a directory of masks for" if freezing else "no --masks for"
+        found, remedy = (str(config.masks or "none"), "leave --masks out") if not freezing else ("none", LOCALISE)
+        raise GeffectError(f"{wanted} {config.rectifier!r}", found, remedy)
     if "general" in objective.sets and config.general is None:
         raise GeffectError(f"a set for on=general in {objective.text!r}", "none", "name one with --general")
-    absent = [role for role in config.evaluate if getattr(config, role) is None]
+    absent = [role for role in config.evaluate if role not in present]
     if absent:
-        raise GeffectError(f"a set for --evaluate {absent[0]}", "none", f"name one with --{absent[0]}")
+        flag = "validation" if absent[0].endswith("_val") else absent[0]
+        raise GeffectError(f"a set for --evaluate {absent[0]}", "none", f"name one with --{flag}")
     if config.until_accuracy and "forget" not in (config.evaluate or ["forget"]):
         raise GeffectError("the forget set evaluated, for --until-accuracy", "it is not", "add --evaluate forget")
     if config.standard_errors and config.grad_accum_steps < 2:
         remedy = "add --grad-accum-steps 4, or leave --standard-errors out"
         raise GeffectError("two or more micro-batches a step for --standard-errors", "one", remedy)
-    averaged = {"retain_average", "rectified"} & set(config.save_rows)
-    if averaged and rectifier.memory is None:
-        raise GeffectError(f"a rectifier, for --save-rows {min(averaged)}", "none", "add --rectifier gru")
+    recorded = {"retain_average": rectifier.memory, "masked": freezing, "rectified": rectifier.memory or freezing}
+    for row in config.save_rows:
+        if not recorded.get(row, True):
+            remedy = f"add --rectifier {'grail' if row == 'masked' else 'gru'}"
+            raise GeffectError(f"a rectifier that has such a row, for --save-rows {row}", config.rectifier, remedy)
 
 
-def alternatives(config: UnlearnConfig, start: Start) -> list[Encoded]:
+def balanced(config: UnlearnConfig, sizes: Mapping[str, int]) -> dict[str, int]:
+    """How many rows of each domain's sets a run uses.
+
+    Args:
+        config: the run.
+        sizes: forget and retain scope → rows it has.
+
+    Returns:
+        The same, of the rows used; all where there are no domains.
+
+    Raises:
+        GeffectError: a set has one row, or sizes differ and nothing was said of that.
+    """
+    if not config.domain:
+        return dict(sizes)
+    for name, size in sizes.items():
+        if size < 2:
+            raise GeffectError(f"two rows or more in {name}", str(size), "name a larger set or a wider slice")
+    told = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    if config.balance == "refuse" and len(set(sizes.values())) > 1:
+        remedy = "slice them alike, or add --balance cut (to a domain's smaller set) or --balance repeat"
+        raise GeffectError("domains' sets of one size", told, remedy)
+    if config.balance != "cut":
+        return dict(sizes)
+    return {name: min(sizes[scope(role, domain_of(name))] for role in RISKS) for name in sizes}
+
+
+def alternatives(config: UnlearnConfig, start: Start, forget: str, size: int) -> list[Encoded]:
     """The forget questions with refusals, an epoch of the run after another.
 
     Args:
         config: the run.
-        start: its forget set.
+        start: its sets.
+        forget: the forget scope.
+        size: how many of its rows are used.
 
     Returns:
         One encoding a question and epoch.
@@ -151,10 +227,11 @@ def alternatives(config: UnlearnConfig, start: Start) -> list[Encoded]:
     Raises:
         GeffectError: the forget set has no questions.
     """
-    rows = start.sets["forget"]
-    if not isinstance(rows, QASet):
+    whole = start.sets[forget]
+    if not isinstance(whole, QASet):
         remedy = "name a set of questions, or another objective"
-        raise GeffectError(f"questions to refuse in {rows.name}, which {config.objective!r} needs", "texts", remedy)
+        raise GeffectError(f"questions to refuse in {whole.name}, which {config.objective!r} needs", "texts", remedy)
+    rows = QASet(whole.name, whole.rows[:size])
     epochs = -(-config.steps * config.grad_accum_steps // -(-len(rows) // config.batch_size))
     found: list[Encoded] = []
     for epoch in range(epochs):
@@ -165,10 +242,91 @@ def alternatives(config: UnlearnConfig, start: Start) -> list[Encoded]:
 
 def training_sets(config: UnlearnConfig, start: Start, objective: Objective) -> dict[str, list[Encoded]]:
     """The sets whose rows meet in a step."""
-    sets = {name: start.encoded[name] for name in ("forget", "retain")}
+    used = balanced(config, {name: len(rows) for name, rows in start.encoded.items() if role_of(name) in RISKS})
+    sets = {name: start.encoded[name][:size] for name, size in used.items()}
+    if len({*used.values(), *(len(start.encoded[name]) for name in used)}) > 1 and config.domain:
+        told = ", ".join(f"{name} {size} of {len(start.encoded[name])}" for name, size in used.items())
+        LOGGER.warning("sizes differ; rows used: %s; an epoch is as long as the largest forget set", told)
     if "general" in objective.sets:
         sets["general"] = start.encoded["general"]
-    return sets | ({"alternative": alternatives(config, start)} if "alternative" in objective.sets else {})
+    if "alternative" in objective.sets:
+        for name in scopes("forget", used):
+            sets[scope("alternative", domain_of(name))] = alternatives(config, start, name, used[name])
+    return sets
+
+
+def localised_rows(config: LocaliseConfig, loaded: Loaded) -> dict[str, list[Encoded]]:
+    """The rows a localisation goes over: every domain's, those of its validation part too, numbered throughout.
+
+    Args:
+        config: the localisation.
+        loaded: its model's tokenizer.
+
+    Returns:
+        Scope → rows; no two share an index, so that none share their random labels.
+
+    Raises:
+        GeffectError: a scope has a single row.
+    """
+    trained, validated = domain_sets(config)
+    found: dict[str, list[Encoded]] = {}
+    for domain in trained:
+        parts = [domain, *(each for each in validated if each.name == domain.name)]
+        for name, sets in ((scope("forget", domain.name), [d.unlearn for d in parts]),
+                           (scope("retain", domain.name), [d.retention for d in parts])):  # fmt: skip
+            found[name] = [row for spec in sets for row in encode(config, loaded, read_set(config, spec))]
+            if len(found[name]) < 2:
+                raise GeffectError(f"two rows or more in {name}", "1", "name a larger set or a wider slice")
+    numbers = itertools.count()
+    return {name: [replace(row, index=next(numbers)) for row in rows] for name, rows in found.items()}
+
+
+def scope_losses(
+    config: LocaliseConfig, loaded: Loaded, rows: Mapping[str, list[Encoded]]
+) -> dict[str, Iterator[Callable[[], Tensor]]]:
+    """A localisation's losses, an example each, under one progress bar.
+
+    Args:
+        config: labels, draws and seed.
+        loaded: the model.
+        rows: scope → its rows.
+
+    Returns:
+        Scope → its examples' losses.
+    """
+    bar = tqdm(total=sum(map(len, rows.values())), unit="example", disable=None)
+
+    def told(scope_rows: list[Encoded]) -> Iterator[Callable[[], Tensor]]:
+        losses = example_losses(loaded.model, loaded.tokenizer, scope_rows, config.labels, config.draws, config.seed)
+        for loss in losses:
+            yield loss
+            bar.update()
+        if bar.n == bar.total:
+            bar.close()
+
+    return {name: told(each) for name, each in rows.items()}
+
+
+def masked_by(config: UnlearnConfig, loaded: Loaded) -> Frozen | None:
+    """What a run's localisation freezes; None where its rectifier freezes nothing.
+
+    Args:
+        config: the run.
+        loaded: its model.
+
+    Returns:
+        The frozen entries.
+
+    Raises:
+        GeffectError: the localisation is missing, or of another model or adapter.
+    """
+    freezing = make_freezing(config.rectifier)
+    if freezing is None or config.masks is None:
+        return None
+    parameters = trainable(loaded.model)
+    shapes = {name: list(parameter.shape) for name, parameter in parameters.items()}
+    check_localised(config.masks, loaded.sha256, shapes)
+    return freezing.frozen(parameters, read_localisation(config.masks))
 
 
 def _check_recorded(config: UnlearnConfig, loaded: Loaded) -> None:

@@ -37,6 +37,32 @@ def run(path: Path) -> None:
         start, end = metrics["start"][name], metrics["end"][name]
         table.add_row(name, *(f"{x:.3f}" for x in (start["risk"], end["risk"], start["accuracy"], end["accuracy"])))
     Console().print(table)
+    if "success" in metrics:
+        successes(metrics["success"])
+
+
+def successes(scores: Mapping[str, Any]) -> None:
+    """Print unlearn, retention and harmonic success of every domain's validation sets, at the start and the end."""
+    table = Table(title="validation, %: US unlearn, RS retention, HS harmonic success", title_justify="left")
+    for column in ("domain", *(f"{name}, {when}" for name in ("US", "RS", "HS") for when in ("start", "end"))):
+        table.add_column(column, justify="left" if column == "domain" else "right")
+    for domain in scores["start"]:
+        pairs = ((scores["start"][domain][name], scores["end"][domain][name]) for name in ("US", "RS", "HS"))
+        table.add_row(domain, *(f"{value:.1f}" for pair in pairs for value in pair))
+    Console().print(table)
+
+
+def localisation(path: Path) -> None:
+    """Print a localisation's overlaps over the whole model, against chance, and where it lies."""
+    from geffect.comparison import whole_overlaps
+
+    table = Table(title=f"{path}: Jaccard index of the most important entries", title_justify="left")
+    for column in ("share", "scope", "other", "Jaccard", "chance"):
+        table.add_column(column, justify="left" if column in ("scope", "other") else "right")
+    for row in whole_overlaps(path).to_dict("records"):
+        numbers = (f"{row[name]:.3f}" for name in ("jaccard", "chance"))
+        table.add_row(f"{row['share']:g}", str(row["row"]), str(row["other"]), *numbers)
+    Console().print(table)
 
 
 def findings(found: "Iterable[Finding]", *, as_json: bool) -> bool:

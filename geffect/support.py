@@ -5,6 +5,7 @@ intersections are all that is kept of M masks; unions and Jaccard indices follow
 parameters. Masks are made on the CPU and do not depend on threads.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -98,6 +99,31 @@ def overlaps(masks: Sequence[Tensor | None]) -> Tensor:
         row = np.bitwise_count(bits[place:] & bits[place]).sum(1, dtype=np.int64)
         counts[i, present[place:]] = counts[present[place:], i] = torch.from_numpy(row)
     return counts
+
+
+def union(masks: Sequence[Tensor]) -> Tensor:
+    """Packed masks of one shape → the packed mask of every entry in any of them."""
+    return functools.reduce(torch.bitwise_or, masks)
+
+
+def intersection(masks: Sequence[Tensor]) -> Tensor:
+    """Packed masks of one shape → the packed mask of every entry in all of them."""
+    return functools.reduce(torch.bitwise_and, masks)
+
+
+def count(bits: Tensor) -> int:
+    """How many entries a packed mask holds.
+
+    Args:
+        bits: as of `pack`.
+
+    Returns:
+        Their number.
+
+    >>> count(union([pack(torch.tensor([True, False])), pack(torch.tensor([True, True]))]))
+    2
+    """
+    return int(np.bitwise_count(bits.numpy()).sum(dtype=np.int64))
 
 
 def jaccard(intersections: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from geffect.measurement import Measured, Measurement, Step
-from geffect.objectives import Counts, Outputs, forward, make_objective
+from geffect.objectives import Outputs, forward, make_objective, window_counts
 from geffect.rectify import make_rectifier
 from geffect.rows import trainable
 from tests.cases import make_batch
@@ -36,7 +36,7 @@ def make_batches(model: Any) -> Batches:
 
 def split(batches: Mapping[str, Batch], size: int) -> list[Batches]:
     """Micro-batches of so many rows."""
-    total = len(batches["forget"]["labels"])
+    total = len(next(iter(batches.values()))["labels"])
     return [
         {name: {key: t[i : i + size] for key, t in batch.items()} for name, batch in batches.items()}
         for i in range(0, total, size)
@@ -73,7 +73,7 @@ def make_measurement(model: Any, objective: str, rectifier: str = "none", **sett
 
 def open_step(measurement: Measurement, micro_batches: list[Batches], *, measure: bool = True) -> Step:
     """A step whose micro-batches are through."""
-    counts = {name: Counts.of([batches[name] for batches in micro_batches]) for name in micro_batches[0]}
+    counts = window_counts(micro_batches)
     step = Step(measurement, counts, measure=measure)
     for i, batches in enumerate(micro_batches):
         step.micro_batch(batches, last=i == len(micro_batches) - 1)

@@ -3,9 +3,10 @@
 from geffect.data.encode import Encoded, collate, encode_set, pad_id_of
 from geffect.data.order import Meetings, Together
 from geffect.data.refusals import REFUSALS, refused
+from geffect.data.scoped import Domain, parse_domains
 from geffect.data.sets import QASet, RowSet, TextSet, load_set
 
 __all__ = [
-    "REFUSALS", "Encoded", "Meetings", "QASet", "RowSet", "TextSet", "Together", "collate", "encode_set", "load_set",
-    "pad_id_of", "refused",
+    "REFUSALS", "Domain", "Encoded", "Meetings", "QASet", "RowSet", "TextSet", "Together", "collate", "encode_set",
+    "load_set", "pad_id_of", "parse_domains", "refused",
 ]  # fmt: skip

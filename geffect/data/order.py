@@ -6,19 +6,22 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from geffect.data.encode import Encoded
+from geffect.scopes import domain_of, domains, of_role, role_of, scope, scopes
 
 Rows = dict[str, Encoded]
 STREAMS = {"retain": 1, "general": 3}  # 2 draws refusals, 4 random labels
 
 
-def shuffled(num_rows: int, seed: int, epoch: int) -> list[int]:
-    """The order of the forget rows in an epoch, each once."""
-    return [int(i) for i in np.random.default_rng([seed, epoch]).permutation(num_rows)]
+def shuffled(num_rows: int, seed: int, epoch: int, place: int = 0, lap: int = 0) -> list[int]:
+    """The order of the forget rows in an epoch, each once; every domain and every further lap has its own."""
+    further = [lap, 0, place] if place or lap else []
+    return [int(i) for i in np.random.default_rng([seed, epoch, *further]).permutation(num_rows)]
 
 
-def partner(num_rows: int, seed: int, epoch: int, row: int, stream: int = 1) -> int:
+def partner(num_rows: int, seed: int, epoch: int, row: int, stream: int = 1, place: int = 0) -> int:
     """The row of another set drawn, uniformly, to go beside a forget row; each set draws from a stream of its own."""
-    return int(np.random.default_rng([seed, epoch, row, stream]).integers(num_rows))
+    further = [place] if place else []
+    return int(np.random.default_rng([seed, epoch, row, stream, *further]).integers(num_rows))
 
 
 class Together(Dataset[Rows]):
@@ -28,7 +31,7 @@ class Together(Dataset[Rows]):
         self.sets = dict(sets)
 
     def __len__(self) -> int:
-        return len(self.sets["forget"])
+        return max(map(len, of_role(self.sets, "forget")))
 
     def __getitem__(self, positions: tuple[int, ...]) -> Rows:
         """Set → its row."""
@@ -39,10 +42,11 @@ class Meetings(Sampler[tuple[int, ...]]):
     """An epoch of forget rows, each with a row of every other set; ``set_epoch`` chooses which.
 
     Beside forget row i go a retain row and a general row, each drawn uniformly, and the alternative of row i: where
-    there are more alternatives than forget rows, every epoch has its own.
+    there are more alternatives than forget rows, every epoch has its own. Of several domains one forget row each meets,
+    with a retain row of its domain; where a domain has fewer forget rows than another, they come round again.
 
     Args:
-        sizes: set → number of rows, ``forget`` among them.
+        sizes: set → number of rows, ``forget`` or ``forget/DOMAIN`` among them.
         seed: of the draws.
     """
 
@@ -54,18 +58,28 @@ class Meetings(Sampler[tuple[int, ...]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.sizes["forget"]
+        return max(of_role(self.sizes, "forget"))
 
     def __iter__(self) -> Iterator[tuple[int, ...]]:
-        for row in shuffled(self.sizes["forget"], self.seed, self.epoch):
-            yield tuple(self._position(name, size, row) for name, size in self.sizes.items())
+        orders = [self._order(place, self.sizes[name]) for place, name in enumerate(scopes("forget", self.sizes))]
+        for rows in zip(*orders, strict=True):
+            met = dict(zip(domains(self.sizes), rows, strict=True))
+            yield tuple(self._position(name, size, met) for name, size in self.sizes.items())
 
-    def _position(self, name: str, size: int, row: int) -> int:
-        if name == "forget":
+    def _order(self, place: int, size: int) -> list[int]:
+        """The forget rows of the domain in that place, as often round as the largest needs."""
+        laps = range(-(-len(self) // size))
+        rows = [row for lap in laps for row in shuffled(size, self.seed, self.epoch, place, lap)]
+        return rows[: len(self)]
+
+    def _position(self, name: str, size: int, met: Mapping[str, int]) -> int:
+        role, place = role_of(name), max(0, list(met).index(domain_of(name)) if domain_of(name) in met else 0)
+        row = list(met.values())[place]
+        if role == "forget":
             return row
-        if name == "alternative":
-            return (self.epoch * self.sizes["forget"] + row) % size
-        return partner(size, self.seed, self.epoch, row, STREAMS[name])
+        if role == "alternative":
+            return (self.epoch * self.sizes[scope("forget", domain_of(name))] + row) % size
+        return partner(size, self.seed, self.epoch, row, STREAMS[role], place)
 
 
 class Shuffled(Sampler[int]):

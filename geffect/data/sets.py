@@ -2,7 +2,8 @@
 
 A set is of questions and answers, or of texts. Each name may end in a slice ``[a:b]``, which chooses rows.
 
-- ``builtin:authors/forget``: invented by this program.
+- ``builtin:authors/forget``; ``builtin:domains/privacy/unlearn`` (its train part; or ``/train``, ``/val``, ``/all``:
+  train, then val): invented by this program, see `geffect.data.authors` and `geffect.data.domains`.
 - ``tofu:forget01``, ``knowundo:privacy/unlearn`` (its train part; or ``/train``, ``/val``, ``/all``: train, then val),
   ``muse:news/raw/forget``, ``wmdp:bio-retain``: files below ``--data-dir``, see `geffect.data.layouts`. MUSE's
   ``verbmem`` is loaded as questions (``prompt``) and answers (``gt``), and so asked as a question where MUSE has a
@@ -16,12 +17,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
-from geffect.data import authors
+from geffect.data import authors, domains
 from geffect.data.columns import QUESTIONS, Columns, choose, rename, settable
 from geffect.data.files import READERS, read_rows
 from geffect.data.hub import hub_rows
@@ -33,6 +36,14 @@ FORMS = (
     "builtin:authors/forget, tofu:forget01, knowundo:privacy/unlearn, muse:news/raw/forget, wmdp:bio-retain, "
     "hub:ORG/NAME/CONFIG/SPLIT, or a .json, .jsonl, .csv, .parquet or .txt file, with a slice like [:120] or not"
 )
+BUILTIN: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    **{f"authors/{part}": partial(authors.generate, part) for part in authors.PARTS},
+    **{
+        f"domains/{domain}/{scope}{end}": partial(domains.generate, domain, scope, part)
+        for domain, scope in product(domains.DOMAINS, domains.SCOPES)
+        for end, part in (("", "train"), *((f"/{each}", each) for each in domains.PARTS))
+    },
+}
 NAME_COLUMNS = "name the columns with --question-column and --answer-column, or that of texts with --text-column"
 RESTORE = "restore the file, or name it by its path and its columns with --question-column and --answer-column"
 
@@ -130,11 +141,13 @@ def _table(name: str, data_dir: Path | None, asked: Sequence[Columns]) -> tuple[
 
 
 def _builtin(rest: str) -> list[dict[str, Any]]:
-    benchmark, _, part = rest.partition("/")
-    if benchmark != "authors" or part not in authors.PARTS:
-        known = ", ".join(f"builtin:authors/{each}" for each in authors.PARTS)
-        raise GeffectError(f"a built-in set among {known}", repr(f"builtin:{rest}"), "name one of these")
-    return authors.generate(part)
+    if rest not in BUILTIN:
+        known = ", ".join(f"builtin:{each}" for each in BUILTIN if each.count("/") < 3)
+        parts = ", ".join(f"/{each}" for each in domains.PARTS)
+        raise GeffectError(
+            f"a built-in set among {known} (domains also with {parts})", repr(f"builtin:{rest}"), "name one of these"
+        )
+    return BUILTIN[rest]()
 
 
 def _refuse_gaps(rows: RowSet) -> None:

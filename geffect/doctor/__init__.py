@@ -9,6 +9,7 @@ from geffect.doctor.numbers import derivative, determinism, precision
 from geffect.doctor.rows import ends, known, masks
 from geffect.doctor.setup import batches, memory, tie, weights
 from geffect.preparation import Start
+from geffect.scopes import RISKS, scopes
 
 __all__ = ["Finding", "examine"]
 
@@ -34,7 +35,10 @@ def examine(config: UnlearnConfig, start: Start) -> Iterator[Finding]:
     for name, rows in start.encoded.items():
         yield known(name, rows, model, pad_id_of(tokenizer))
     if any(p.requires_grad for p in model.parameters()):
-        probe = {n: collate(start.encoded[n][: config.batch_size], pad_id_of(tokenizer)) for n in ("forget", "retain")}
+        probe = {
+            role: collate(start.encoded[scopes(role, start.encoded)[0]][: config.batch_size], pad_id_of(tokenizer))
+            for role in RISKS
+        }
         yield determinism(model, probe)
         yield derivative(model, probe)
         yield from precision(config, model, probe)

@@ -7,6 +7,7 @@ from geffect.data import Encoded
 from geffect.doctor.finding import Finding
 from geffect.metrics import likelihood
 from geffect.objectives import IGNORE_INDEX
+from geffect.scopes import role_of
 from geffect.training.unlearn import KNOWN
 
 LOOK = "see them with geffect show-batch"
@@ -49,4 +50,4 @@ def known(name: str, rows: Sequence[Encoded], model: Any, pad_id: int) -> Findin
     if scores.accuracy >= KNOWN:
         return Finding(f"knows {name}", "good", found)
     lost, remedy = f"{found}: this model does not know the set", "fit it first: geffect fit --train SET"
-    return Finding(f"knows {name}", "bad" if name == "forget" else "warning", lost, remedy)
+    return Finding(f"knows {name}", "bad" if role_of(name) == "forget" else "warning", lost, remedy)

@@ -8,7 +8,7 @@ from geffect.config import UnlearnConfig
 from geffect.doctor.finding import Finding
 from geffect.models.reference import check_trainable
 from geffect.planning import arithmetic, memory_gb
-from geffect.preparation import VANISHES, Start
+from geffect.preparation import VANISHES, Start, roles
 from geffect.ties import find_tie
 
 SMALLER = "lower --batch-size, add --gradient-checkpointing, or train an adapter with --lora 8"
@@ -19,8 +19,7 @@ FLOAT32 = "use --dtype float32, with --autocast bfloat16 for speed"
 
 def memory(config: UnlearnConfig, start: Start) -> Finding:
     """The plan's estimate against what is free (the loaded weights count as free: the estimate holds them)."""
-    by_spec = {str(getattr(config, role)): rows for role, rows in start.encoded.items()}
-    needed = memory_gb(config, start.loaded.model, by_spec)
+    needed = memory_gb(config, start.loaded.model, start.encoded)
     loaded = sum(p.numel() * p.element_size() for p in start.loaded.model.parameters())
     free = (psutil.virtual_memory().available + loaded) / 1e9
     found = f"about {needed:.1f} GB needed, {free:.1f} GB free"
@@ -29,9 +28,8 @@ def memory(config: UnlearnConfig, start: Start) -> Finding:
 
 def batches(config: UnlearnConfig, start: Start) -> Finding:
     """Whether every step of an epoch has as many rows."""
-    rows = start.encoded["forget"]
-    numbers = arithmetic(config, {config.forget: rows})
-    left = len(rows) % int(numbers["rows_a_step"])
+    numbers = arithmetic(config, {spec: start.encoded[name] for name, spec in roles(config)})
+    left = int(numbers["rows"]) % int(numbers["rows_a_step"])
     found = str(numbers["sentence"])
     if left:
         return Finding("batches", "warning", f"{found}; an epoch's last step has {left} rows", DIVIDE)

@@ -18,8 +18,8 @@ Named = Mapping[str, Mapping[str, float]]
 class Applied:
     """Made before the optimiser steps, closed after it: rows ``update`` and ``applied``, both −Δθ.
 
-    ``update`` is what the optimiser did, ``applied`` what is left of it once the rectifier has corrected θ; both hold
-    the learning rate, momentum and weight decay, so ΔR ≈ −⟨∇R, applied⟩.
+    ``update`` is what the optimiser did, ``applied`` what is left of it once frozen entries are put back and the
+    rectifier has corrected θ; both hold the learning rate, momentum and weight decay, so ΔR ≈ −⟨∇R, applied⟩.
 
     Args:
         run: what the steps share.
@@ -49,11 +49,13 @@ class Applied:
         Returns:
             The numbers; None where only a correction was asked for.
         """
-        scale = self._correction()
+        scale, frozen = self._correction(), self.run.frozen
         names = ("update", "applied")
         basis = Basis((*self.basis.rows, *names), self.run.tie)
         for name, parameter in self.run.parameters.items():
             update = self._moved(name)
+            if frozen is not None:
+                frozen.put_back(name, parameter, self.before[name])
             if scale and name in self.run.state:
                 parameter.sub_(self.run.state[name].to(parameter.dtype), alpha=scale)
             if self.kept is not None:
@@ -68,11 +70,13 @@ class Applied:
         found.ledger = self.run.ledger.close() if self.run.ledger is not None else None
         return found
 
-    def _moved(self, name: str) -> Tensor:
-        """θ_before − θ of one tensor, in float32 or better."""
+    def _moved(self, name: str, *, free: bool = False) -> Tensor:
+        """θ_before − θ of one tensor, in float32 or better; ``free``: 0 where it is about to be put back."""
         parameter = self.run.parameters[name].detach()
         wide = torch.promote_types(parameter.dtype, torch.float32)
-        return self.before[name].to(wide) - parameter.to(wide)
+        moved = self.before[name].to(wide) - parameter.to(wide)
+        still = self.run.frozen.still(name) if free and self.run.frozen else None
+        return moved if still is None else moved.masked_fill_(still, 0)
 
     def _correction(self) -> float:
         """How much of the memory is taken off θ, so that the update no longer runs against it."""
@@ -81,7 +85,7 @@ class Applied:
             return 0.0
         gram = Gram(("update", "memory"))
         for name in self.run.parameters:
-            gram.values[name] = inner_products([self._moved(name), self.run.state.get(name)])
+            gram.values[name] = inner_products([self._moved(name, free=True), self.run.state.get(name)])
         total = gram.total()
         return rectifier.correction(float(total[0, 0]), float(total[0, 1]), float(total[1, 1]))
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from geffect.gram import Gram, inner_products
+from geffect.scopes import RISKS, role_of
 from geffect.ties import BOTH, EMBED, HEAD, Tie, by_use
 
 Tensors = Mapping[str, Tensor | None]
-RISKS = ("forget", "retain")
 
 
 class Basis:
@@ -59,7 +59,7 @@ class Basis:
         if self.tie is None or self.embed is None:
             return gram
         embed = Gram(self.rows, {"": self.embed}).combine(combinations).values[""]
-        parts = by_use(gram.values[self.tie.name], embed, [row.partition("/")[0] in RISKS for row in gram.rows])
+        parts = by_use(gram.values[self.tie.name], embed, [role_of(row) in RISKS for row in gram.rows])
         values: dict[str, Tensor] = {}
         for name, value in gram.values.items():
             tied = dict(zip((name + EMBED, name + HEAD, name + BOTH), parts, strict=True))

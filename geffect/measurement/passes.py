@@ -1,33 +1,39 @@
 """Which forward and backward passes a step takes, and the rows they leave in their buffers."""
 
 import contextlib
+import functools
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from geffect.measurement.basis import added
 from geffect.measurement.run import Batch, Measurement
 from geffect.objectives import Counts, Outputs, risk
 from geffect.rows import Visit, Window
+from geffect.scopes import domain_of, of_domain, role_of, scopes
 
-SIDE = "forget side"  # the objective's forget terms, kept apart from what else is back-propagated into its row
+SIDE = "forget side"  # the objective's terms on forget sets, apart from what else is back-propagated into its row
+KEPT = "retain side"  # its terms on retain and general sets, apart where the two sides are frozen apart
 
 
 class Passes:
-    """The fewest passes that supply the objective's row and, where measured, those of the two risks.
+    """The fewest passes that supply the objective's row and, where measured, those of the risks.
 
     Args:
         run: what the steps share.
-        counts: set → what the whole window of micro-batches holds of it.
-        measure: the rows of both risks are wanted.
+        counts: set → what the whole window of micro-batches holds of it (`geffect.objectives.window_counts`).
+        measure: the rows of the risks are wanted.
 
     Attributes:
-        c: the forget risk is its share of the objective's row divided by c; None where it has a pass of its own.
+        forget: the forget scopes, one a domain.
+        retain: the retain scopes; the last of them streams.
+        shares: scope → share of its role's labelled tokens: the role's risk is the mean weighed by it.
+        c: a forget risk is its side of the objective's row divided by c; None where it has a pass of its own.
         w: the weight of the retain row in the objective's.
-        side: the buffer of the objective's forget terms.
-        own_forget_row: the forget risk is back-propagated.
-        own_retain_row: the retain risk is back-propagated.
-        forget_row: the forget row must be told from the objective's before something is added to that.
+        own_forget_row: the forget risks are back-propagated.
+        own_retain_row: the retain risks are back-propagated.
+        forget_row: the forget rows must be told from the objective's before something is added to that.
         window: the buffers.
         sums: losses and weights so far.
     """
@@ -35,68 +41,98 @@ class Passes:
     def __init__(self, run: Measurement, counts: Mapping[str, Counts], *, measure: bool) -> None:
         objective, dropout = run.objective, run.keep_dropout
         self.run, self.counts = run, counts
+        self.forget, self.retain = scopes("forget", counts), scopes("retain", counts)
+        self.shares = {name: counts[name].token / counts[role_of(name)].token for name in self.forget + self.retain}
         self.c = objective.forget_multiple if run.free_rows and not dropout else None
         self.w = 0.0 if dropout else objective.retain_multiple
         self.retain_terms = any(dropout or term.multiple_of_risk is None for _, term in objective.on("retain"))
         beside = self.retain_terms or bool(objective.on("alternative") or objective.on("general"))
-        self.side = SIDE if self.c and beside else "objective"
+        self._apart = bool(self.c) and (beside or len(self.forget) > 1)
+        self._kept = KEPT if run.frozen else "objective"
         self.own_forget_row = measure and not self.c
         self.own_retain_row = measure or run.rectifier.memory is not None or self.w != 0
-        self.forget_row = self.own_forget_row or (measure and (beside or self.w != 0))
+        self.forget_row = self.own_forget_row or (measure and (self._apart or self.w != 0))
         self.window, self.sums = Window(run.differentiated), dict[str, Tensor]()
         self.streamed = False
+
+    def side(self, forget: str) -> str:
+        """The buffer of the objective's terms on a forget scope."""
+        return f"{SIDE} {forget}" if self._apart else "objective"
+
+    def forget_side(self, own: Mapping[str, Tensor | None]) -> Tensor | None:
+        """One tensor of what the objective descends on forget sets, and of what else was put into its row."""
+        sides = [own[self.side(each)] for each in self.forget] if self._apart else []
+        return functools.reduce(added, sides, own["objective"])
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """The names of all buffers."""
+        return ("objective", KEPT, *(f"{SIDE} {each}" for each in self.forget), *self.forget, *self.retain)
 
     def run_all(self, batches: Mapping[str, Batch], visit: Visit | None) -> Tensor:
         """Back-propagate one micro-batch.
 
         Args:
             batches: set → collated rows.
-            visit: where given, it closes the window: the retain row streams through it.
+            visit: where given, it closes the window: the last retain row streams through it.
 
         Returns:
             The objective's share of this micro-batch, detached.
         """
         with self.run.tie.untied() if self.run.tie else contextlib.nullcontext():
-            shares = [self._forget(batches), self._beside("alternative", batches), self._beside("general", batches)]
-            shares += [self._retain(batches, visit)]
+            shares = []
+            for forget in self.forget:
+                own = of_domain(batches, domain_of(forget))
+                shares += [self._forget(forget, own), self._beside("alternative", own, "objective")]
+            shares.append(self._beside("general", batches, self._kept))
+            for retain in self.retain:
+                closes = visit if retain == self.retain[-1] else None
+                shares.append(self._retain(retain, of_domain(batches, domain_of(retain)), closes))
         total = torch.stack([each for each in shares if each is not None]).sum()
         self._sum("loss_objective", total)
         return total
 
-    def _forget(self, batches: Mapping[str, Batch]) -> Tensor | None:
+    def _forget(self, name: str, batches: Mapping[str, Batch]) -> Tensor | None:
         outputs, loss, shared = None, None, not self.run.keep_dropout
         if self.run.objective.on("forget"):
-            outputs, loss = self._descend("forget", batches, self.side, retain_graph=self.own_forget_row and shared)
+            again = self.own_forget_row and shared
+            outputs, loss = self._descend("forget", batches, self.side(name), retain_graph=again)
             self._weigh(outputs)
         if self.own_forget_row and (outputs is None or not shared):
             outputs = self.run.risk_outputs(batches["forget"])
         elif not shared:
             return loss
         if outputs is not None:
-            forget_risk = risk(outputs, self.counts["forget"])
-            self._sum("risk_forget", forget_risk)
+            forget_risk = self._risk(name, outputs)
             if self.own_forget_row:
-                self.window.add("forget", forget_risk)
+                self.window.add(name, forget_risk)
         return loss
 
-    def _beside(self, name: str, batches: Mapping[str, Batch]) -> Tensor | None:
+    def _beside(self, name: str, batches: Mapping[str, Batch], row: str) -> Tensor | None:
         """The objective's terms on a set whose risk is not measured."""
-        return self._descend(name, batches, "objective")[1] if self.run.objective.on(name) else None
+        return self._descend(name, batches, row)[1] if self.run.objective.on(name) else None
 
-    def _retain(self, batches: Mapping[str, Batch], visit: Visit | None) -> Tensor | None:
+    def _retain(self, name: str, batches: Mapping[str, Batch], visit: Visit | None) -> Tensor | None:
         outputs, loss, shared = None, None, not self.run.keep_dropout
         if self.retain_terms:
             again = self.own_retain_row and shared
-            outputs, loss = self._descend("retain", batches, "objective", besides_risk=shared, retain_graph=again)
+            outputs, loss = self._descend("retain", batches, self._kept, besides_risk=shared, retain_graph=again)
         if not self.own_retain_row:
             return loss
         if outputs is None or not shared:
             outputs = self.run.risk_outputs(batches["retain"])
-        retain_risk = risk(outputs, self.counts["retain"])
-        self._sum("risk_retain", retain_risk)
-        self._complete("retain", retain_risk, visit)
-        share = self.w * retain_risk.detach()
+        retain_risk = self._risk(name, outputs)
+        self._complete(name, retain_risk, visit)
+        share = self.w * self.shares[name] * retain_risk.detach()
         return share if loss is None else loss + share
+
+    def _risk(self, name: str, outputs: Outputs) -> Tensor:
+        """A scope's risk; where there are several of its role, that of the role sums up too."""
+        found, role = risk(outputs, self.counts[name]), role_of(name)
+        self._sum(f"risk_{name}", found)
+        if role != name:
+            self._sum(f"risk_{role}", self.shares[name] * found)
+        return found
 
     def _complete(self, row: str, loss: Tensor, visit: Visit | None) -> None:
         if visit is None:

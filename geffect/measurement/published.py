@@ -14,7 +14,7 @@ from geffect.effects import norm
 from geffect.gram import Gram, inner_products
 from geffect.measurement.run import Batch, Measured, Measurement
 from geffect.measurement.step import Step
-from geffect.objectives import Counts
+from geffect.objectives import window_counts
 from geffect.rectify import NoRectifier
 from geffect.rows import NamedTensors
 from geffect.ties import BOTH, EMBED, HEAD
@@ -35,11 +35,13 @@ def published_estimates(
     Yields:
         (call, measured): the Gram of the averaged rows, and ``risk``, the average of the objective's value.
     """
-    alone = replace(run, rectifier=NoRectifier(), ledger=None, support=0.0, standard_errors=False, keep=True, tie=None)
+    alone = replace(
+        run, rectifier=NoRectifier(), ledger=None, support=0.0, standard_errors=False, keep=True, tie=None, frozen=None
+    )
     averages: dict[str, NamedTensors] = {row: {} for row in ROWS}
     value = 0.0
     for call, batches in enumerate(micro_batches):
-        step = Step(alone, {name: Counts.of([batch]) for name, batch in batches.items()}, measure=True)
+        step = Step(alone, window_counts([batches]), measure=True)
         loss = float(step.micro_batch(batches, last=True))
         value = loss if call == 0 else PAST * value + (1 - PAST) * loss
         for row in ROWS:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from geffect.gram import Gram
+from geffect.localisation import Frozen
 from geffect.measurement.spread import Spread
 from geffect.objectives import Objective, Outputs
 from geffect.rectify import Rectifier
@@ -66,6 +67,7 @@ class Measurement:
         ledger: the probe whose risks' change is predicted and measured; implies ``keep``.
         standard_errors: go over the window's micro-batches again for the spread of their shares; implies ``keep``.
         labels: parameter → what the spread is summed under (itself where it is missing).
+        frozen: the entries that updates leave alone; the gradients are masked before they are projected.
         state: the rectifier's own, kept between steps.
     """
 
@@ -81,6 +83,7 @@ class Measurement:
     ledger: Any = None
     standard_errors: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
+    frozen: Frozen | None = None
     state: NamedTensors = field(init=False)
 
     def __post_init__(self) -> None:

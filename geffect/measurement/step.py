@@ -1,7 +1,7 @@
 """One optimiser step: its rows are combined, reduced, rectified and handed back, tensor by tensor."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,17 +9,20 @@ from torch import Tensor
 
 from geffect.effects import norm
 from geffect.gram import Gram, inner_products
+from geffect.localisation import Frozen
 from geffect.measurement.applied import Applied
 from geffect.measurement.basis import Basis, added
 from geffect.measurement.masks import Masks
-from geffect.measurement.passes import SIDE, Passes
+from geffect.measurement.passes import KEPT, Passes
 from geffect.measurement.run import Batch, Measured, Measurement
 from geffect.measurement.spread import Shares, Spread, spread
 from geffect.objectives import Counts
 from geffect.rectify import NoRectifier
 from geffect.rows import NamedTensors, add_scaled
+from geffect.scopes import RISKS, role_of
 
 Tensors = dict[str, Tensor | None]
+MASKED, MASKED_RETAIN = "masked", "masked_retain"  # what is left of two rows once entries are frozen
 
 
 class Step:
@@ -34,8 +37,11 @@ class Step:
     def __init__(self, run: Measurement, counts: Mapping[str, Counts], *, measure: bool) -> None:
         memory, self.passes = run.rectifier.memory, Passes(run, counts, measure=measure)
         self.run, self.measure = run, measure
-        own = {"forget": self.passes.forget_row, "retain": measure, memory: memory is not None}
-        self.basis = Basis(("objective", *(str(row) for row, computed in own.items() if computed)), run.tie)
+        forget, retain = (self.passes.forget if self.passes.forget_row else ()), (self.passes.retain if measure else ())
+        own = {memory: memory is not None, MASKED: run.frozen, MASKED_RETAIN: run.frozen and run.rectifier.add_retain}
+        others = (str(row) for row, computed in own.items() if computed)
+        self.basis = Basis(("objective", *forget, *retain, *others), run.tie)
+        self.descends = MASKED if run.frozen else "objective"
         self.conflict = Gram(("objective", str(memory)))  # of its own, so that measuring changes no bit of the update
         self.masks = Masks(run.support) if measure and run.support else None
         self.kept: dict[str, NamedTensors] | None = {} if measure and run.keep else None
@@ -74,7 +80,7 @@ class Step:
         refuse_broken(self._norms())
         named = self._named(self._rectified())
         self._hand_back(named)
-        if self.kept is not None or self.run.rectifier.corrects:
+        if self.kept is not None or self.run.rectifier.corrects or self.run.frozen is not None:
             self.applied = Applied(self.run, self.basis, named, self.kept, self.kept_embeds, self.masks)
         return self._report(scalars, named) if self.measure else Measured(scalars)
 
@@ -93,9 +99,14 @@ class Step:
         """One recorded row itself, where rows are kept: parameter name → tensor."""
         if name == "rectified":
             return {key: p.grad for key, p in self.run.parameters.items() if p.grad is not None}
-        (source, scale), kept = next(iter(self._named({})[name].items())), self.kept or {}
-        tensors = self.run.state if source == self.run.rectifier.memory else kept.get(source, {})
-        return {key: tensor if scale == 1 else tensor * scale for key, tensor in tensors.items()}
+        parts, kept, row = self._named({})[name], self.kept or {}, NamedTensors()
+        for source, scale in parts.items():
+            tensors = self.run.state if source == self.run.rectifier.memory else kept.get(source, {})
+            if len(parts) == 1 and scale == 1:
+                return dict(tensors)
+            for key, tensor in tensors.items():
+                add_scaled(row, key, tensor, scale)
+        return row
 
     def _report(self, scalars: Mapping[str, float], named: Mapping[str, Mapping[str, float]]) -> Measured:
         gram = self.basis.named(named, list(self.run.parameters))
@@ -109,7 +120,9 @@ class Step:
     def _spread(self) -> Spread:
         """The micro-batches are gone through again, so that one row of them is held at a time."""
         run = self.run
-        alone = replace(run, rectifier=NoRectifier(), ledger=None, support=0.0, standard_errors=False, keep=True)
+        alone = replace(
+            run, rectifier=NoRectifier(), ledger=None, support=0.0, standard_errors=False, keep=True, frozen=None
+        )
 
         def shares() -> Iterator[Shares]:
             for batch in self.batches:
@@ -117,39 +130,46 @@ class Step:
                 step.micro_batch(batch, last=True)
                 yield step.kept or {}, step.kept_embeds
 
-        named = {row: parts for row, parts in self._named({}).items() if row in ("objective", "forget", "retain")}
+        named = {row: parts for row, parts in self._named({}).items() if role_of(row) in ("objective", *RISKS)}
         window = (self.kept or {}, self.kept_embeds)
         return spread(window, shares(), named, list(run.parameters), run.labels, run.tie)
 
-    def _visit(self, name: str, retain: Tensor | None) -> None:
-        """Everything that must see this tensor of the retain row before it is freed."""
+    def _visit(self, name: str, streamed: Tensor | None) -> None:
+        """Everything that must see this tensor of the last retain row before it is freed."""
         tie = self.run.tie
         if tie is None or name not in (tie.name, tie.head_name):
-            return self._settle(name, self._taken(name) | {"retain": retain}, None)
-        self._tied[name] = retain
+            return self._settle(name, self._taken(name, streamed), None)
+        self._tied[name] = streamed
         if len(self._tied) < 2:
             return None
-        embed, head = (self._taken(each) | {"retain": self._tied.pop(each)} for each in (tie.name, tie.head_name))
+        embed, head = (self._taken(each, self._tied.pop(each)) for each in (tie.name, tie.head_name))
         return self._settle(tie.name, {row: added(embed[row], head[row]) for row in embed}, embed)
 
-    def _taken(self, name: str) -> Tensors:
+    def _taken(self, name: str, streamed: Tensor | None) -> Tensors:
         """One tensor of every row the passes left, taken out of its buffer."""
-        return {row: self.passes.window.rows.get(row, {}).pop(name, None) for row in ("objective", SIDE, "forget")}
+        passes = self.passes
+        taken = {row: passes.window.rows.get(row, {}).pop(name, None) for row in passes.buffers}
+        return taken | {passes.retain[-1]: streamed}
 
     def _settle(self, name: str, own: Tensors, embed: Tensors | None) -> None:
-        """One whole tensor of every row: combine, reduce, and leave the objective's in its row."""
-        run, retain = self.run, own["retain"]
-        tensors = self._risks(own)
-        row = self.passes.window.rows.setdefault("objective", {})
-        objective = own["objective"] if own[SIDE] is None else added(own["objective"], own[SIDE])
-        if objective is not None:
-            row[name] = objective
-        add_scaled(row, name, retain, self.passes.w)
-        tensors["objective"] = row.get(name)
+        """One whole tensor of every row: combine, reduce, and leave what is descended in the objective's row."""
+        run, passes = self.run, self.passes
+        tensors, embeds = self._risks(own), None if embed is None else self._risks(embed)
+        row, retain = passes.window.rows.setdefault("objective", {}), self._pooled(passes.retain, own)
+        forget = passes.forget_side(own)
+        if run.frozen is None:
+            if forget is not None:
+                row[name] = forget
+            add_scaled(row, name, retain, passes.w)
+            tensors["objective"] = row.get(name)
+        else:
+            tensors |= self._masked(run.frozen, name, forget, own[KEPT], retain)
+            retain = tensors[MASKED_RETAIN]
+            if (masked := tensors[MASKED]) is not None:
+                row[name] = masked
         tensors[str(run.rectifier.memory)] = run.rectifier.update(run.state, name, retain)
-        embeds = None if embed is None else self._risks(embed)
         if run.rectifier.memory is not None:
-            self.conflict.values[name] = inner_products([tensors[row] for row in self.conflict.rows])
+            self.conflict.values[name] = inner_products([row.get(name), tensors[run.rectifier.memory]])
         if self.measure:
             self.basis.add(name, tensors, embeds)
         self._keep(name, tensors, embeds)
@@ -158,22 +178,45 @@ class Step:
     def _risks(self, own: Tensors) -> Tensors:
         """What of one tensor belongs to the risks, directly or, as the objective's, times a constant."""
         passes = self.passes
-        side = own[passes.side]
-        free = side / passes.c if passes.c and passes.forget_row and side is not None else None
-        forget = own["forget"] if passes.own_forget_row else free
-        return {"retain": own["retain"], "forget": forget, "objective": None if passes.forget_row else side}
+        found: Tensors = {row: own[row] for row in passes.retain}
+        for forget in passes.forget:
+            side, c = own[passes.side(forget)], (passes.c or 0.0) * passes.shares[forget]
+            free = side / c if c and passes.forget_row and side is not None else None
+            found[forget] = own[forget] if passes.own_forget_row else free
+        return found | {"objective": None if passes.forget_row else own["objective"]}
+
+    def _pooled(self, scopes: Sequence[str], tensors: Tensors) -> Tensor | None:
+        """One tensor of a role's row over all its domains."""
+        if len(scopes) == 1:
+            return tensors[scopes[0]]
+        row = NamedTensors()
+        for each in scopes:
+            add_scaled(row, "", tensors[each], self.passes.shares[each])
+        return row.get("")
+
+    def _masked(
+        self, frozen: Frozen, name: str, forget: Tensor | None, kept: Tensor | None, retain: Tensor | None
+    ) -> Tensors:
+        """What freezing leaves of one tensor of either side and of the retain row; and the objective's, whole."""
+        side = NamedTensors() if kept is None else {name: kept}
+        add_scaled(side, name, retain, self.passes.w)
+        free = frozen.free("forget", name, forget), frozen.free("retain", name, side.get(name))
+        whole = added(forget, side.get(name)) if self.measure else None
+        return {"objective": whole, MASKED: added(*free), MASKED_RETAIN: frozen.free("retain", name, retain)}
 
     def _keep(self, name: str, tensors: Tensors, embeds: Tensors | None) -> None:
         """Hold what is needed once the row has been rectified, clipped and stepped with."""
         if self.masks is not None:
-            self.masks.add(name, {row: tensors[row] for row in self.basis.rows})
+            scopes = {"forget": self.passes.forget, "retain": self.passes.retain}
+            pooled = {role: self._pooled(each, tensors) for role, each in scopes.items() if len(each) > 1}
+            self.masks.add(name, {row: tensors[row] for row in self.basis.rows} | pooled)
         if self.kept is None:
             return
         self.kept_embeds = embeds if embeds is not None else self.kept_embeds
         for row in (each for each in self.basis.rows if each != self.run.rectifier.memory):
             tensor = tensors[row]
-            if tensor is not None:  # the objective's is rectified and clipped in place
-                self.kept.setdefault(row, {})[name] = tensor.clone() if row == "objective" else tensor
+            if tensor is not None:  # what is descended is rectified and clipped in place
+                self.kept.setdefault(row, {})[name] = tensor.clone() if row in ("objective", MASKED) else tensor
 
     def _norms(self) -> dict[str, float]:
         """‖row‖ of what was back-propagated: not finite where one of its entries is not."""
@@ -200,12 +243,27 @@ class Step:
 
     def _named(self, rectified: dict[str, float]) -> dict[str, dict[str, float]]:
         """Every recorded row as a combination of the basis."""
-        c, memory = self.passes.c, self.run.rectifier.memory
-        forget = {"forget": 1.0} if self.passes.forget_row or not c else {"objective": 1 / c}
-        named = {"objective": {"objective": 1.0}, "forget": forget, "retain": {"retain": 1.0}}
-        if memory is None:
+        passes, memory = self.passes, self.run.rectifier.memory
+        c = None if passes.forget_row else passes.c
+        each = {name: {"objective": 1 / c} if c else {name: 1.0} for name in passes.forget}
+        each |= {name: {name: 1.0} for name in passes.retain}
+        forget = {"objective": 1 / c} if c else {name: passes.shares[name] for name in passes.forget}
+        retain = {name: passes.shares[name] for name in passes.retain}
+        named = each | {"objective": {"objective": 1.0}, "forget": forget, "retain": retain}
+        order = list(dict.fromkeys(("objective", "forget", "retain", *each)))
+        named = {name: named[name] for name in order}
+        if memory is None and self.run.frozen is None:
             return named
-        return named | {memory: {memory: 1.0}, "rectified": rectified | {"retain": self.run.rectifier.add_retain}}
+        kept = {name: {name: 1.0} for name in (MASKED, memory) if name in self.basis.rows}
+        return named | kept | {"rectified": self._handed_back(rectified)}
+
+    def _handed_back(self, rectified: dict[str, float]) -> dict[str, float]:
+        """A rectifier's combination in terms of the basis."""
+        extra, passes = self.run.rectifier.add_retain, self.passes
+        parts = {self.descends if row == "objective" else row: scale for row, scale in rectified.items()}
+        if self.run.frozen is not None:
+            return parts | {MASKED_RETAIN: extra}
+        return parts | {name: extra * passes.shares[name] for name in passes.retain}
 
 
 def refuse_broken(numbers: Mapping[str, float]) -> None:

@@ -17,11 +17,14 @@ from geffect.errors import GeffectError
 from geffect.models.cache import weights_sha256
 from geffect.models.checksums import CHECKSUMS, check_checksums
 from geffect.models.gguf import converted, smollm2_file
+from geffect.models.tiny import BUILT_IN, make_tiny
 
 LOGGER = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
-FORMS = "builtin:tiny, smollm2, gguf:FILE, a hub id ORG/NAME, or a directory with a model, an adapter or a run"
+FORMS = (
+    f"{', '.join(BUILT_IN)}, smollm2, gguf:FILE, a hub id ORG/NAME, or a directory with a model, an adapter or a run"
+)
 
 
 @dataclass
@@ -85,7 +88,7 @@ def load(spec: str, dtype: str = "float32", *, trust_remote_code: bool = False) 
     asked for, never the checkpoint's own; on a bfloat16 base PEFT keeps the adapter's in float32.
 
     Args:
-        spec: see `FORMS`; `geffect.api.load_model` also knows ``builtin:tiny``.
+        spec: see `FORMS`; those built in are known to `geffect.api.load_model` alone.
         dtype: ``float32``, ``bfloat16`` or ``float64``.
         trust_remote_code: run code that comes with a hub model.
 
@@ -164,7 +167,7 @@ def outline(spec: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """A model's shapes without its weights (on the meta device), and its tokenizer.
 
     Args:
-        spec: see `FORMS`; ``builtin:tiny`` too.
+        spec: see `FORMS`.
         trust_remote_code: run code that comes with a hub model.
 
     Returns:
@@ -173,10 +176,8 @@ def outline(spec: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
     Raises:
         GeffectError: there is no such model, or it cannot be read.
     """
-    from geffect.models.tiny import make_tiny
-
-    if spec == "builtin:tiny":
-        model, tokenizer = make_tiny()
+    if spec in BUILT_IN:
+        model, tokenizer = make_tiny(name=spec)
         return model.to("meta"), tokenizer
     with _reading(spec):
         source = resolve(spec)

@@ -1,11 +1,11 @@
-"""``builtin:tiny``: a Llama of about 1.7 million parameters that learns the built-in benchmark in a minute."""
+"""The built-in models: about 1.7 million parameters each, which learn a built-in benchmark in a minute."""
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
-from geffect.data import authors
 from geffect.data.encode import PLAIN
+from geffect.data.sets import load_set
 
 SHAPE = {
     "hidden_size": 128,
@@ -18,56 +18,79 @@ SHAPE = {
 }
 VOCABULARY = 1600
 RECIPE = {"epochs": 60, "until_accuracy": 0.995, "batch_size": 20, "learning_rate": 3e-3, "seed": 0}
+LONGER = RECIPE | {"epochs": 90, "until_accuracy": 0.998, "learning_rate": 2e-3}
 END, PAD = "<|end|>", "<|pad|>"
 
 
-def training_sets() -> list[str]:
-    """What the tiny model is fitted on: all three parts of the built-in benchmark."""
-    return [f"builtin:authors/{part}" for part in authors.PARTS]
+class BuiltIn(NamedTuple):
+    """One built-in model: the sets its tokenizer and weights are fitted on, how long, and what it adds to `SHAPE`."""
+
+    sets: tuple[str, ...]
+    recipe: dict[str, Any]
+    shape: dict[str, Any]
 
 
-def tiny_key() -> str:
-    """Everything the fitted model depends on, for its place in the cache."""
-    texts = hashlib.sha256("\n".join(_texts()).encode()).hexdigest()
-    return json.dumps([SHAPE, VOCABULARY, RECIPE, texts])
+AUTHORS = ("builtin:authors/forget", "builtin:authors/retain", "builtin:authors/held")
+DOMAINS = (
+    "builtin:domains/privacy/unlearn/all",
+    "builtin:domains/privacy/retention/all",
+    "builtin:domains/copyright/unlearn/all",
+    "builtin:domains/copyright/retention/all",
+)
+TINY = "builtin:tiny"
+BUILT_IN = {
+    TINY: BuiltIn(AUTHORS, RECIPE, {}),
+    "builtin:tiny-domains": BuiltIn(DOMAINS, LONGER, {}),
+    "builtin:tiny-domains-qwen2": BuiltIn(DOMAINS, LONGER, {"model_type": "qwen2"}),
+}
 
 
-def make_tiny(seed: int = 0, vocabulary: int = VOCABULARY, **shape: Any) -> tuple[Any, Any]:
-    """A freshly initialised tiny model and its tokenizer; no file is read or written.
+def tiny_key(name: str = TINY) -> str:
+    """Everything a fitted built-in model depends on, for its place in the cache."""
+    texts = hashlib.sha256("\n".join(_texts(name)).encode()).hexdigest()
+    return json.dumps([SHAPE | BUILT_IN[name].shape, VOCABULARY, BUILT_IN[name].recipe, texts])
+
+
+def make_tiny(seed: int = 0, vocabulary: int = VOCABULARY, name: str = TINY, **shape: Any) -> tuple[Any, Any]:
+    """A freshly initialised built-in model and its tokenizer; no file is read or written.
 
     Args:
         seed: of the initial weights; the global random state is left as found.
         vocabulary: upper bound of the tokenizer's size.
+        name: of the model, a key of `BUILT_IN`.
         **shape: entries of `SHAPE` to change.
 
     Returns:
         The float32 model and the tokenizer.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    tokenizer = make_tokenizer(vocabulary)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **(SHAPE | shape),
-    )
+    tokenizer = make_tokenizer(vocabulary, name)
+    config = AutoConfig.for_model(**{
+        "model_type": "llama",
+        "vocab_size": len(tokenizer),
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        **SHAPE,
+        **BUILT_IN[name].shape,
+        **shape,
+    })
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config).to(torch.float32), tokenizer
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer
 
 
-def make_tokenizer(vocabulary: int = VOCABULARY) -> Any:
-    """A byte-level BPE trained on the built-in benchmark: any text can be written with it."""
+def make_tokenizer(vocabulary: int = VOCABULARY, name: str = TINY) -> Any:
+    """A byte-level BPE trained on the sets of a built-in model: any text can be written with it."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(_texts(), vocabulary, min_frequency=2, special_tokens=[PAD, END], show_progress=False)
+    bpe.train_from_iterator(_texts(name), vocabulary, min_frequency=2, special_tokens=[PAD, END], show_progress=False)
     return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token=END, pad_token=PAD)
 
 
-def _texts() -> list[str]:
-    return [PLAIN.format(**row) for part in authors.PARTS for row in authors.generate(part)]
+def _texts(name: str) -> list[str]:
+    return [PLAIN.format(**row) for each in BUILT_IN[name].sets for row in load_set(each).rows]

@@ -5,7 +5,7 @@ from typing import Any
 from geffect.errors import GeffectError
 from geffect.grammar import choose, parse
 from geffect.objectives.npo import NPO, TNPO, WTNPO, SimNPO
-from geffect.objectives.objective import SETS, Counts, Objective, risk
+from geffect.objectives.objective import SETS, Counts, Objective, risk, window_counts
 from geffect.objectives.outputs import IGNORE_INDEX, Outputs, forward, token_nll
 from geffect.objectives.preference import DPO, PO, AdversarialLabels, RandomLabels
 from geffect.objectives.retain import GD, KL, RR
@@ -23,6 +23,7 @@ __all__ = [
     "make_objective",
     "risk",
     "token_nll",
+    "window_counts",
 ]
 
 

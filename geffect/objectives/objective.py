@@ -7,6 +7,7 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from geffect.objectives.outputs import IGNORE_INDEX, Outputs
+from geffect.scopes import role_of
 
 SETS = ("forget", "alternative", "general", "retain")  # the order of passes: the retain row comes last, and streams
 
@@ -72,6 +73,23 @@ class Counts:
     def per(self, unit: str) -> int:
         """The count of ``unit``: ``token``, ``row``, ``position``, or the name of a labelling."""
         return self.labelled[unit] if unit in self.labelled else int(getattr(self, unit))
+
+
+def window_counts(micro_batches: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> dict[str, Counts]:
+    """Count a window's micro-batches, set by set, and over all domains of a role.
+
+    Args:
+        micro_batches: set → collated batch, each.
+
+    Returns:
+        Set or role → its counts.
+    """
+    by_name: dict[str, list[Mapping[str, Tensor]]] = {}
+    for batches in micro_batches:
+        for name, batch in batches.items():
+            for key in dict.fromkeys((role_of(name), name)):
+                by_name.setdefault(key, []).append(batch)
+    return {name: Counts.of(batches) for name, batches in by_name.items()}
 
 
 def _labelled(labels: Tensor) -> int:

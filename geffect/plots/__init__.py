@@ -3,6 +3,7 @@
 from geffect.plots.curves import cosine_curves, g_effect_curves, jaccard_curves
 from geffect.plots.grid import trade_off_grid
 from geffect.plots.ledger import ledger_plane, ledger_sums
+from geffect.plots.overlaps import jaccard_by_layer, jaccard_matrix, success_sweep
 from geffect.plots.planes import trade_off
 from geffect.plots.saving import save
 from geffect.plots.style import GROUPS, ONE_COLUMN, READINGS, RUNS, STYLE, TWO_COLUMN
@@ -16,10 +17,13 @@ __all__ = [
     "TWO_COLUMN",
     "cosine_curves",
     "g_effect_curves",
+    "jaccard_by_layer",
     "jaccard_curves",
+    "jaccard_matrix",
     "ledger_plane",
     "ledger_sums",
     "save",
+    "success_sweep",
     "trade_off",
     "trade_off_grid",
 ]

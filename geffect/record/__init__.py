@@ -3,6 +3,7 @@
 from geffect.record.frames import read, read_published, read_support
 from geffect.record.ledger import read_ledger
 from geffect.record.lines import as_written, read_environment, read_lines, read_steps
+from geffect.record.localisation import check_localised, read_localisation, write_localisation
 from geffect.record.resuming import check_same_data, check_unfinished, cut_back, last_checkpoint
 from geffect.record.spread import read_standard_errors
 from geffect.record.writing import (
@@ -17,7 +18,28 @@ from geffect.record.writing import (
 )
 
 __all__ = [
-    "CONFIG", "DONE", "ENVIRONMENT", "METRICS", "STEPS", "RunDirectory", "as_written", "check_same_data",
-    "check_unfinished", "cut_back", "last_checkpoint", "layout_to_json", "read", "read_environment", "read_ledger",
-    "read_lines", "read_published", "read_standard_errors", "read_steps", "read_support", "refuse_existing",
+    "CONFIG",
+    "DONE",
+    "ENVIRONMENT",
+    "METRICS",
+    "STEPS",
+    "RunDirectory",
+    "as_written",
+    "check_localised",
+    "check_same_data",
+    "check_unfinished",
+    "cut_back",
+    "last_checkpoint",
+    "layout_to_json",
+    "read",
+    "read_environment",
+    "read_ledger",
+    "read_lines",
+    "read_localisation",
+    "read_published",
+    "read_standard_errors",
+    "read_steps",
+    "read_support",
+    "refuse_existing",
+    "write_localisation",
 ]  # fmt: skip

@@ -74,8 +74,8 @@ def read_support(path: Path | str, by: str = "group", scheme: str = "thirds") ->
         scheme: how layers make groups (`geffect.groups.block_groups`).
 
     Returns:
-        Columns ``step``, ``by``, ``row``, ``other``, ``intersection``, ``union``, ``jaccard`` (of the summed counts;
-        NaN where the union is empty); each unordered pair of two rows once.
+        Columns ``step``, ``by``, ``row``, ``other``, ``intersection``, ``union``, ``share``, ``jaccard`` (of the summed
+        counts; NaN where the union is empty); each unordered pair of two rows once.
 
     Raises:
         GeffectError: no run is there, ``by`` is unknown, or no supports were recorded.
@@ -122,7 +122,9 @@ def _overlap_frame(line: Mapping[str, Any], onto: list[int], names: list[str], b
     counts[:, *upper] = _sums(line["support"], onto, len(names), np.int64)
     both = counts[:, i, j]
     either = counts[:, i, i] + counts[:, j, j] - both
-    return _keys(line["step"], by, names, rows, i, j).assign(intersection=both.ravel(), union=either.ravel())
+    return _keys(line["step"], by, names, rows, i, j).assign(
+        intersection=both.ravel(), union=either.ravel(), share=line["support"]["share"]
+    )
 
 
 def _sums(part: Mapping[str, Any], onto: list[int], size: int, dtype: type) -> "np.ndarray[Any, Any]":

@@ -1,4 +1,7 @@
-"""Rectifiers by name: they change the update, never the loss. State is in the open: ``init``, then ``update``."""
+"""Rectifiers by name: they change the update, never the loss. State is in the open: ``init``, then ``update``.
+
+GRU projects; GRAIL and MemFlex freeze. One of either kind may go together: what is frozen is masked first.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -7,10 +10,15 @@ from torch import Tensor
 
 from geffect.errors import GeffectError
 from geffect.grammar import choose, parse
+from geffect.rectify.grail import GRAIL
 from geffect.rectify.gru import GRU, projection, rectify
+from geffect.rectify.memflex import MemFlex
 from geffect.rows import NamedTensors
 
-__all__ = ["RECTIFIERS", "NoRectifier", "Rectifier", "make_rectifier", "projection", "rectify"]
+__all__ = [
+    "RECTIFIERS", "Freezing", "NoRectifier", "Rectifier", "make_freezing", "make_rectifier", "projection", "rectify",
+]  # fmt: skip
+Freezing = GRAIL | MemFlex
 
 
 class Rectifier(Protocol):
@@ -78,22 +86,46 @@ class NoRectifier:
 
 
 def make_rectifier(text: str) -> Rectifier:
-    """Build a rectifier from its text, as in ``gru(decay=0.2)``.
+    """Build what projects an update from a rectifier's text, as in ``gru(decay=0.2)`` or ``grail + gru``.
 
     Args:
-        text: one name of `RECTIFIERS` with named parameters.
+        text: names of `RECTIFIERS` with named parameters: at most one that freezes and one that projects.
 
     Returns:
-        The rectifier.
+        The rectifier; `NoRectifier` where the text only freezes.
 
     Raises:
-        GeffectError: the name or a parameter is unknown, or more than one is asked for.
+        GeffectError: a name or a parameter is unknown, or there are too many.
     """
-    calls = parse(text)
-    if len(calls) != 1 or calls[0].weight != 1.0:
-        raise GeffectError("one rectifier without a weight", repr(text), "write for example 'gru(decay=0.2)'")
-    rectifier: Rectifier = choose(RECTIFIERS, calls[0], "rectifier")
+    rectifier: Rectifier = _read(text)[1] or NoRectifier()
     return rectifier
 
 
-RECTIFIERS: dict[str, type[Any]] = {"gru": GRU, "none": NoRectifier}
+def make_freezing(text: str) -> Freezing | None:
+    """What freezes entries, from the same text; None where nothing does.
+
+    Args:
+        text: of a rectifier.
+
+    Returns:
+        What freezes.
+
+    >>> make_freezing("grail(k_unlearn=0.05) + gru"), make_freezing("gru")
+    (GRAIL(k_unlearn=0.05, k_retain=0.2, reading='frozen_set', sets='both'), None)
+    """
+    freezing: Freezing | None = _read(text)[0]
+    return freezing
+
+
+def _read(text: str) -> tuple[Any, Any]:
+    calls = parse(text)
+    built = [choose(RECTIFIERS, call, "rectifier") for call in calls]
+    freezing = [each for each in built if isinstance(each, GRAIL | MemFlex)]
+    others = [each for each in built if not isinstance(each, GRAIL | MemFlex)]
+    if len(freezing) > 1 or len(others) > 1 or any(call.weight != 1.0 for call in calls):
+        raise GeffectError("one rectifier, or one that freezes and one that projects, without weights", repr(text),
+                           "write for example 'gru(decay=0.2)' or 'grail + gru'")  # fmt: skip
+    return next(iter(freezing), None), next(iter(others), None)
+
+
+RECTIFIERS: dict[str, type[Any]] = {"grail": GRAIL, "gru": GRU, "memflex": MemFlex, "none": NoRectifier}

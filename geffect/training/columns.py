@@ -12,6 +12,7 @@ from geffect.data.relabel import random_labels
 from geffect.errors import GeffectError
 from geffect.metrics import adversarial_labels, reference_nll
 from geffect.objectives import IGNORE_INDEX, Objective, Outputs
+from geffect.scopes import role_of, scopes
 
 Columns = dict[str, dict[str, list[Tensor]]]
 
@@ -33,21 +34,28 @@ def compute_columns(
     Returns:
         Set → column → one tensor ``[T]`` a row.
     """
-    needs, forget, pad_id = objective.needs, sets["forget"], pad_id_of(tokenizer)
-    found: Columns = {"forget": {}}
+    needs, pad_id = objective.needs, pad_id_of(tokenizer)
+    found: Columns = {name: {} for name in scopes("forget", sets)}
     with torch.autocast(model.device.type, torch.bfloat16) if autocast else contextlib.nullcontext():
         if "ref_nll" in needs:
-            sides = ["forget", *(["alternative"] if "alternative" in needs else [])]
-            found |= {side: {"ref_nll": reference_nll(model, sets[side], pad_id)} for side in sides}
-        for need in sorted(needs):
-            kind, _, variant = need.removesuffix("_labels").partition("_")
-            if kind == "adversarial":
-                found["forget"][need] = adversarial_labels(model, forget, pad_id, misaligned=variant == "knowundo")
-            if kind == "random":
-                vocabulary, special = int(model.config.get_text_config().vocab_size), tokenizer.all_special_ids
-                everywhere = variant == "knowundo"
-                found["forget"][need] = random_labels(forget, vocabulary, special, seed, everywhere=everywhere)
+            sides = {"forget"} | ({"alternative"} if "alternative" in needs else set())
+            for name in (name for name in sets if role_of(name) in sides):
+                found[name] = {"ref_nll": reference_nll(model, sets[name], pad_id)}
+        for name in scopes("forget", sets):
+            for need in sorted(needs):
+                found[name] |= _labels(model, tokenizer, need, sets[name], seed)
     return found
+
+
+def _labels(model: Any, tokenizer: Any, need: str, rows: Sequence[Encoded], seed: int) -> dict[str, list[Tensor]]:
+    """The other labels that one need stands for, if any."""
+    kind, _, variant = need.removesuffix("_labels").partition("_")
+    if kind == "adversarial":
+        return {need: adversarial_labels(model, rows, pad_id_of(tokenizer), misaligned=variant == "knowundo")}
+    if kind == "random":
+        vocabulary, special = int(model.config.get_text_config().vocab_size), tokenizer.all_special_ids
+        return {need: random_labels(rows, vocabulary, special, seed, everywhere=variant == "knowundo")}
+    return {}
 
 
 def check_columns(sets: Mapping[str, Sequence[Encoded]], columns: Columns) -> None:

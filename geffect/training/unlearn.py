@@ -18,12 +18,14 @@ from transformers import TrainingArguments
 from geffect.data import Encoded, Meetings, Together, collate
 from geffect.errors import GeffectError
 from geffect.ledger import Ledger
+from geffect.localisation import Frozen
 from geffect.measurement import Batch, Measured, Measurement, Step
 from geffect.metrics.likelihood import evaluating
 from geffect.models.reference import Reference, check_same_shape, check_trainable
-from geffect.objectives import Counts, Objective, Outputs, forward
+from geffect.objectives import Objective, Outputs, forward, window_counts
 from geffect.rectify import Rectifier
 from geffect.rows import trainable
+from geffect.scopes import RISKS, of_role, role_of, scopes
 from geffect.ties import find_tie
 from geffect.training.columns import Columns, check_columns, check_starts_at_one, padded
 from geffect.training.diagnostics import Diagnostics, probe_batches, published_lines, summary
@@ -47,12 +49,14 @@ class UnlearnTrainer(RecordingTrainer):
         args: training arguments; `per_device_train_batch_size` counts forget rows, as many of each other set beside.
         objective: what is descended.
         rectifier: what its row becomes.
-        sets: set → encoded rows: ``forget``, ``retain``, and ``general`` and ``alternative`` where needed.
+        sets: set → encoded rows: ``forget``, ``retain``, and ``general`` and ``alternative`` where needed; of several
+            domains ``forget/privacy`` and so on (`geffect.scopes`).
         columns: what the objective needs of each row (`compute_columns`).
         reference: the frozen start, where the objective needs more of it than token NLLs.
         diagnostics: what is measured, and when.
         keep_dropout: train with dropout; risks are measured without.
         autocast: compute losses in bfloat16, whatever the weights' dtype.
+        frozen: entries that the updates leave alone.
         **kwargs: see `RecordingTrainer`.
     """
 
@@ -69,6 +73,7 @@ class UnlearnTrainer(RecordingTrainer):
         diagnostics: Diagnostics | None = None,
         keep_dropout: bool = False,
         autocast: bool = False,
+        frozen: Frozen | None = None,
         **kwargs: Any,
     ) -> None:
         check_trainable(model)
@@ -83,7 +88,7 @@ class UnlearnTrainer(RecordingTrainer):
         self.measurement = Measurement(
             trainable(model), self._forward, objective, rectifier, self.diagnostics.free_rows, keep_dropout,
             find_tie(model), self.diagnostics.support, bool(self.diagnostics.save_rows), self._ledger(model),
-            self.diagnostics.standard_errors, self.diagnostics.labels,
+            self.diagnostics.standard_errors, self.diagnostics.labels, frozen,
         )  # fmt: skip
 
     def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> Any:
@@ -97,7 +102,7 @@ class UnlearnTrainer(RecordingTrainer):
         accuracies = {name: scores["accuracy"] for name, scores in self.line["evaluation"].items()}
         if self.state.global_step == 0:
             self._introduce(accuracies)
-        self._stop_once_forgotten(accuracies.get("forget", 1.0))
+        self._stop_once_forgotten(max(of_role(accuracies, "forget"), default=1.0))
         if self.diagnostics.mode == "paper":
             loader = self.get_train_dataloader()
             self.line["paper"] = published_lines(self.measurement, map(self._prepare_inputs, loader))
@@ -119,9 +124,10 @@ class UnlearnTrainer(RecordingTrainer):
 
     def check_reference(self) -> None:
         """Raise where the likelihoods of the first forget rows are not the reference's: it is another model's then."""
-        if "ref_nll" not in self.columns.get("forget", {}):
+        forget = scopes("forget", self.sets)[0]
+        if "ref_nll" not in self.columns.get(forget, {}):
             return
-        batch = self.collate([{"forget": row} for row in self.sets["forget"][:8]])["forget"]
+        batch = self.collate([{forget: row} for row in self.sets[forget][:8]])[forget]
         with evaluating(self.model), torch.no_grad():
             outputs = self._forward(self._prepare_inputs(batch), frozenset(), dropout=False)
         check_starts_at_one(outputs, atol=max(1e-3, 10 * torch.finfo(self.dtype).eps))
@@ -158,9 +164,8 @@ class UnlearnTrainer(RecordingTrainer):
         """The micro-batches of a window; opens it with the counts every loss is divided by."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
-            counts = {name: Counts.of([batch[name] for batch in batches]) for name in batches[0]}
             measure = self.state.global_step % self.diagnostics.every == 0
-            self.step = Step(self.measurement, counts, measure=measure)
+            self.step = Step(self.measurement, window_counts(batches), measure=measure)
             self.met = "; ".join(f"{name} {rows_of([batch[name] for batch in batches])}" for name in batches[0])
         return batches, None
 
@@ -197,7 +202,8 @@ class UnlearnTrainer(RecordingTrainer):
         count, size = self.diagnostics.ledger, self.args.per_device_train_batch_size
         probe = {
             name: [self._prepare_inputs(each) for each in probe_batches(self.sets[name], count, size, self.pad_id)]
-            for name in ("forget", "retain")
+            for name in self.sets
+            if role_of(name) in RISKS
         }
         return Ledger(trainable(model), lambda batch: self._forward(batch, frozenset(), dropout=False), probe)
 

@@ -1,0 +1,75 @@
+"""Gradient acquisition: one loss an example, on true labels, random ones, or a corrupted answer."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from geffect.data import Encoded, collate, pad_id_of
+from geffect.data.relabel import corrupted, random_labels
+from geffect.errors import GeffectError
+from geffect.objectives import IGNORE_INDEX, forward, token_nll
+
+Labels = Literal["random", "true", "corrupted"]
+
+
+def example_losses(
+    model: Any, tokenizer: Any, rows: Sequence[Encoded], labels: Labels = "random", draws: int = 3, seed: int = 0
+) -> Iterator[Callable[[], Tensor]]:
+    """The losses of a set's examples, one forward pass each: token means, the mean over draws.
+
+    - ``random``: the answer's labels are replaced by uniform draws (arXiv 2504.12681); the inputs are not, so that all
+      draws share a forward and a backward pass.
+    - ``true``: as the data has them.
+    - ``corrupted``: half of the answer's positions are drawn anew in the *inputs*, and the labels copy them (that
+      paper's official code, after arXiv 2407.01920's).
+
+    Args:
+        model: in the mode it is to be measured in.
+        tokenizer: its tokenizer.
+        rows: the encoded set; draws depend on (seed, a row's index, draw) alone.
+        labels: see above.
+        draws: how many are averaged.
+        seed: of the draws.
+
+    Yields:
+        A function an example that runs the forward pass and returns its loss.
+    """
+    vocabulary, special = int(model.config.get_text_config().vocab_size), tokenizer.all_special_ids
+    pad_id = pad_id_of(tokenizer)
+
+    def loss(row: Encoded) -> Tensor:
+        if labels == "corrupted":
+            rows = [corrupted(row, vocabulary, special, seed, draw) for draw in range(draws)]
+            return _finite(_mean(model, rows, pad_id), row)
+        if labels == "true":
+            return _finite(_mean(model, [row], pad_id), row)
+        others = [random_labels([row], vocabulary, special, seed, draw=draw)[0] for draw in range(draws)]
+        return _finite(_relabelled(model, row, others, pad_id), row)
+
+    for row in rows:
+        yield lambda row=row: loss(row)  # type: ignore[misc]
+
+
+def _mean(model: Any, rows: Sequence[Encoded], pad_id: int) -> Tensor:
+    outputs = forward(model, _on_device(model, rows, pad_id))
+    return (outputs.sequence_nll / outputs.mask.sum(1)).mean()
+
+
+def _relabelled(model: Any, row: Encoded, labels: Sequence[Tensor], pad_id: int) -> Tensor:
+    logits = forward(model, _on_device(model, [row], pad_id)).logits
+    drawn = torch.stack(list(labels)).to(logits.device)  # [draws, T]
+    nlls = torch.stack([token_nll(logits, each[None]) for each in drawn])
+    return nlls.sum() / (drawn[:, 1:] != IGNORE_INDEX).sum()
+
+
+def _on_device(model: Any, rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
+    return {name: tensor.to(model.device) for name, tensor in collate(rows, pad_id).items()}
+
+
+def _finite(loss: Tensor, row: Encoded) -> Tensor:
+    if not bool(loss.detach().isfinite()):
+        found = f"{float(loss.detach())} in example {row.index}"
+        raise GeffectError("finite losses to localise with", found, "look at the model with geffect doctor")
+    return loss

@@ -1,0 +1,138 @@
+"""One pass over every scope's examples: masks of the most important entries, overlaps, and mean gradients."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from geffect.errors import GeffectError
+from geffect.gram import Gram, inner_products
+from geffect.localisation.importance import Importance
+from geffect.localisation.sets import Masks
+from geffect.rows import NamedTensors
+from geffect.scopes import role_of
+from geffect.support import Support, overlaps, pack, top_mask
+
+Losses = Iterable[Callable[[], Tensor]]
+POOLED = {"forget": "forget", "retain": "retain"}  # the scopes' mean over domains, beside them
+
+
+@dataclass
+class Localisation:
+    """What localising leaves behind.
+
+    Attributes:
+        masks: share → scope → parameter → packed mask; empty ones are missing.
+        supports: share → the overlaps of the scopes' masks.
+        gram: inner products of the scopes' mean gradients.
+        magnitudes: scope → parameter → mean |ḡ| over its entries; ``forget`` is that of all domains' examples.
+        examples: scope → N.
+    """
+
+    masks: dict[float, dict[str, Masks]]
+    supports: dict[float, Support] = field(default_factory=dict)
+    gram: Gram = field(default_factory=lambda: Gram(()))
+    magnitudes: dict[str, dict[str, float]] = field(default_factory=dict)
+    examples: dict[str, int] = field(default_factory=dict)
+
+    def at(self, share: float) -> dict[str, Masks]:
+        """The masks of a share.
+
+        Args:
+            share: of each tensor's entries.
+
+        Returns:
+            Scope → parameter → packed mask.
+
+        Raises:
+            GeffectError: they were not made.
+        """
+        if share not in self.masks:
+            have = ", ".join(f"{each:g}" for each in self.masks)
+            remedy = f"localise with --share {share:g} too"
+            raise GeffectError(f"masks of the largest {share:g} of each tensor", f"those of {have}", remedy)
+        return self.masks[share]
+
+    def cosines(self) -> dict[str, float]:
+        """Parameter → cosine of all domains' forget and retain mean gradients, weighed by examples; 0 of a zero one."""
+        total = {role: sum(n for each, n in self.examples.items() if role_of(each) == role) for role in POOLED}
+        weights = {
+            role: {each: n / total[role] for each, n in self.examples.items() if role_of(each) == role}
+            for role in POOLED
+        }
+        found = {}
+        for name, g in self.gram.combine(weights).values.items():
+            scale = float(g[0, 0] * g[1, 1]) ** 0.5
+            found[name] = float(g[0, 1]) / scale if scale else 0.0
+        return found
+
+
+def localise(
+    parameters: Mapping[str, nn.Parameter], losses: Mapping[str, Losses], shares: Sequence[float] = (0.1, 0.2),
+    importance: str = "mean_abs",
+) -> Localisation:  # fmt: skip
+    """Find where each scope's knowledge lies.
+
+    Args:
+        parameters: the tensors, by canonical name.
+        losses: scope → a function an example that returns its loss, a scalar with a graph.
+        shares: of each tensor's entries in a mask, in (0, 1].
+        importance: see `Importance`.
+
+    Returns:
+        The localisation.
+
+    Raises:
+        GeffectError: a share is not in (0, 1], the importance is unknown, or a gradient is not finite.
+
+    >>> weight = nn.Parameter(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    >>> one = localise({"w": weight}, {"forget": [lambda: (weight * torch.tensor([0.0, 5.0, -1.0, 2.0])).sum()]}, [0.5])
+    >>> one.masks[0.5]["forget"]["w"].tolist(), one.magnitudes["forget"]["w"]
+    ([80], 2.0)
+    """
+    found = Localisation({share: {} for share in shares})
+    means: dict[str, NamedTensors] = {}
+    for scope, examples in losses.items():
+        scorer = Importance(parameters, importance)
+        for loss in examples:
+            scorer.add(loss())
+        found.examples[scope], means[scope] = scorer.examples, scorer.means()
+        for share in shares:
+            found.masks[share][scope] = {}
+        for name, mean in means[scope].items():
+            _mask(found, scope, name, scorer.score(name, mean))
+            scorer.sizes.pop(name, None)
+    names = list(parameters)
+    found.gram = Gram(tuple(means), {n: inner_products([row.get(n) for row in means.values()]) for n in names})
+    found.supports = {share: _support(masks, share, names) for share, masks in found.masks.items()}
+    found.magnitudes = _magnitudes(found.examples, means, names)
+    return found
+
+
+def _mask(found: Localisation, scope: str, name: str, score: Tensor) -> None:
+    for share, scopes in found.masks.items():
+        mask = top_mask(score, share)
+        if bool(mask.any()):
+            scopes[scope][name] = pack(mask)
+
+
+def _support(scopes: Mapping[str, Masks], share: float, names: Sequence[str]) -> Support:
+    return Support(tuple(scopes), share, {n: overlaps([masks.get(n) for masks in scopes.values()]) for n in names})
+
+
+def _magnitudes(
+    examples: Mapping[str, int], means: Mapping[str, NamedTensors], names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    found = {scope: {n: _mean_abs(row.get(n)) for n in names} for scope, row in means.items()}
+    forget = [scope for scope in means if role_of(scope) == "forget"]
+    total = sum(examples[scope] for scope in forget)
+    pooled = {}
+    for name in names:
+        parts = [means[scope][name] * (examples[scope] / total) for scope in forget if name in means[scope]]
+        pooled[name] = _mean_abs(torch.stack(parts).sum(0) if parts else None)
+    return found | {"forget": pooled}
+
+
+def _mean_abs(tensor: Tensor | None) -> float:
+    return 0.0 if tensor is None else float(tensor.abs().mean(dtype=torch.float64))

@@ -1,0 +1,115 @@
+"""A localisation on disk: masks as safetensors with their recipe, mean gradients as inner products and magnitudes."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from geffect.errors import GeffectError
+from geffect.gram import Gram
+from geffect.localisation import Localisation
+from geffect.record.lines import as_written, read_environment, read_lines
+from geffect.record.writing import DONE
+
+MASKS, RECIPE = "masks", "localisation.json"
+
+
+def write_localisation(path: Path, found: Localisation, recipe: Mapping[str, Any]) -> None:
+    """Write a localisation's masks, one file a share, and what else it is read back from.
+
+    Args:
+        path: the run directory, made and with its line.
+        found: the localisation.
+        recipe: what it was made of; it goes into every file.
+    """
+    (path / MASKS).mkdir()
+    for share, scopes in found.masks.items():
+        bits = {f"{scope}|{name}": mask for scope, masks in scopes.items() for name, mask in masks.items()}
+        told = {"share": repr(share), "recipe": json.dumps(recipe)}
+        save_file(bits, path / MASKS / f"share-{share!r}.safetensors", metadata=told)
+    content = {"recipe": recipe, "examples": found.examples, "magnitudes": found.magnitudes}
+    (path / RECIPE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+@as_written
+def read_localisation(path: Path | str) -> Localisation:
+    """Read a localisation back.
+
+    Args:
+        path: a directory of ``geffect localise``.
+
+    Returns:
+        Masks, inner products, magnitudes and numbers of examples; the overlaps are read by `read_support`.
+
+    Raises:
+        GeffectError: none is there, or it cannot be read.
+    """
+    path = Path(path)
+    content = _content(path)
+    found = Localisation({}, examples=content["examples"], magnitudes=content["magnitudes"])
+    for file in sorted((path / MASKS).glob("share-*.safetensors")):
+        found.masks[float(file.stem.removeprefix("share-"))] = _masks(file, list(found.examples))
+    gram, names = read_lines(path)[0]["gram"], read_environment(path)["parameters"]["names"]
+    found.gram = Gram(tuple(gram["rows"]), dict(zip(names, map(_matrix, gram["values"]), strict=True)))
+    return found
+
+
+def check_localised(path: Path, sha256: str | None, shapes: Mapping[str, list[int]]) -> None:
+    """Raise where a localisation is another model's or another adapter's.
+
+    Args:
+        path: its directory.
+        sha256: of the weights it is to be used with.
+        shapes: trainable parameter → shape.
+
+    Raises:
+        GeffectError: what differs.
+    """
+    recipe, remedy = _content(path)["recipe"], "localise that model, and name it with --masks"
+    names = recipe["shapes"]
+    if list(names) != list(shapes) or names != dict(shapes):
+        other = next((n for n in (*shapes, *names) if names.get(n) != shapes.get(n)), "their order")
+        here, there = (f"{table[other]}" if other in table else "none" for table in (shapes, names))
+        raise GeffectError(f"masks of the model's own trained parameters ({other}: {here})", f"{there} in {path}",
+                           remedy)  # fmt: skip
+    if recipe["sha256"] != sha256:
+        raise GeffectError(f"masks made for these weights ({str(sha256)[:12]})",
+                           f"those of {recipe['model']} ({str(recipe['sha256'])[:12]}) in {path}", remedy)  # fmt: skip
+
+
+def _content(path: Path) -> dict[str, Any]:
+    if not (path / DONE).exists() or not (path / RECIPE).exists():
+        raise GeffectError(f"a localisation in {path}", "none", "make one with geffect localise")
+    try:
+        content: dict[str, Any] = json.loads((path / RECIPE).read_text(encoding="utf-8"))
+        if not {"recipe", "examples", "magnitudes"} <= set(content):
+            raise ValueError("a key is missing")
+    except (OSError, ValueError, TypeError) as error:
+        raise GeffectError(f"a readable {RECIPE} in {path}", str(error), "localise again") from error
+    return content
+
+
+def _masks(file: Path, scopes: list[str]) -> dict[str, dict[str, torch.Tensor]]:
+    found: dict[str, dict[str, torch.Tensor]] = {scope: {} for scope in scopes}
+    try:
+        with safe_open(file, "pt") as stored:
+            for key in stored.keys():  # noqa: SIM118  a handle, not a mapping
+                scope, _, name = key.partition("|")
+                found[scope][name] = stored.get_tensor(key)
+    except (SafetensorError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise GeffectError(f"readable masks in {file}", reason, "localise again") from error
+    return found
+
+
+def _matrix(upper: list[float | None]) -> torch.Tensor:
+    """A symmetric matrix from its upper triangle, line by line."""
+    size = int((2 * len(upper)) ** 0.5)
+    i, j = torch.triu_indices(size, size)
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    matrix[i, j] = matrix[j, i] = torch.tensor([float("nan") if x is None else x for x in upper], dtype=torch.float64)
+    return matrix

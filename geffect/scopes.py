@@ -1,0 +1,67 @@
+"""Scopes: what a domain forgets and what it keeps.
+
+They are named ``forget/privacy`` and ``retain/privacy``; where there are no domains, ``forget`` and ``retain``.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+RISKS = ("forget", "retain")
+Content = TypeVar("Content")
+
+
+def scope(role: str, domain: str = "") -> str:
+    """The name of a domain's scope.
+
+    Args:
+        role: such as ``forget``.
+        domain: its name, empty where there are none.
+
+    Returns:
+        The name.
+
+    >>> scope("forget", "privacy"), scope("forget")
+    ('forget/privacy', 'forget')
+    """
+    return f"{role}/{domain}" if domain else role
+
+
+def role_of(name: str) -> str:
+    """What a scope is for: ``forget`` or ``retain``, say."""
+    return name.partition("/")[0]
+
+
+def domain_of(name: str) -> str:
+    """The domain of a scope; empty where there are none."""
+    return name.partition("/")[2]
+
+
+def domains(names: Iterable[str]) -> tuple[str, ...]:
+    """The domains that are unlearned, in order; one without a name where there are none.
+
+    Args:
+        names: of scopes; those of roles as a whole may stand beside them.
+
+    Returns:
+        The domains.
+
+    >>> domains(["forget/privacy", "retain/privacy", "general"]), domains(["forget", "retain"])
+    (('privacy',), ('',))
+    """
+    found = [domain_of(name) for name in names if role_of(name) == "forget"]
+    return tuple(each for each in found if each) or ("",)
+
+
+def of_role(sets: Mapping[str, Content], role: str) -> list[Content]:
+    """The contents of every domain's scope of a role, in order."""
+    return [content for name, content in sets.items() if role_of(name) == role]
+
+
+def of_domain(sets: Mapping[str, Content], domain: str) -> dict[str, Content]:
+    """Role → content of one domain, with what belongs to none."""
+    return {role_of(name): content for name, content in sets.items() if domain_of(name) in ("", domain)}
+
+
+def scopes(role: str, names: Iterable[str]) -> tuple[str, ...]:
+    """The scopes of a role, one a domain."""
+    return tuple(scope(role, domain) for domain in domains(names))

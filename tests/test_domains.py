@@ -1,0 +1,209 @@
+"""Tests of the built-in benchmark of invented people and works, and of the models that are made for it."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+
+import pytest
+
+from geffect.data import QASet, load_set
+from geffect.data import authors as authors_benchmark
+from geffect.data.domains import DOMAINS, KINDS, PARTS, SCOPES, generate
+from geffect.errors import GeffectError
+from geffect.models import make_tiny, make_tokenizer
+from geffect.models.tiny import BUILT_IN, tiny_key
+
+GOLDEN = "e1455146db5e6e0c097c86fba09b741f29ae7c57a7034b1a9ae5b580c2589a92"
+MODELS = [name for name in BUILT_IN if "domains" in name]
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "num_key_value_heads": 2}  # fmt: skip
+Row = dict[str, str]
+
+each_set = pytest.mark.parametrize(("domain", "scope"), [(domain, scope) for domain in DOMAINS for scope in SCOPES])
+each_seed = pytest.mark.parametrize("seed", range(5))
+
+
+def all_rows(seed: int = 0) -> dict[str, list[Row]]:
+    sets = ((domain, scope, part) for domain in DOMAINS for scope in SCOPES for part in ("train", "val"))
+    return {"/".join(name): generate(*name, seed=seed) for name in sets}
+
+
+def kind_of(row: Row, domain: str, scope: str) -> int:
+    """Which kind of question a row asks."""
+    [kind] = [
+        index
+        for index, kind in enumerate(KINDS[domain, scope])
+        if any(re.fullmatch(re.sub(r"\\{\w+\\}", ".+", re.escape(each)), row["question"]) for each in kind.questions)
+    ]
+    return kind
+
+
+@each_set
+@pytest.mark.parametrize(("part", "count"), [("train", 4), ("val", 2)])
+def test_each_part_has_its_rows_of_ten_subjects(domain: str, scope: str, part: str, count: int) -> None:
+    subjects = [row["subject"] for row in generate(domain, scope, part)]
+    assert set(Counter(subjects).values()) == {count}
+    assert len(set(subjects)) == 10
+    assert subjects == [name for name in dict.fromkeys(subjects) for _ in range(count)]
+
+
+@each_set
+def test_all_is_train_then_val_and_train_is_the_default(domain: str, scope: str) -> None:
+    train, val, whole = (generate(domain, scope, part) for part in PARTS)
+    assert whole == train + val
+    assert generate(domain, scope) == train
+
+
+def test_same_seed_same_rows_other_seed_other_rows() -> None:
+    assert all_rows(3) == all_rows(3)
+    assert all(all_rows(3)[name] != rows for name, rows in all_rows(4).items())
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (("medicine", "unlearn"), "expected one among privacy, copyright; found 'medicine'"),
+        (("privacy", "forget"), "expected one among unlearn, retention; found 'forget'"),
+        (("privacy", "unlearn", "test"), "expected one among train, val, all; found 'test'"),
+    ],
+)
+def test_what_is_no_part_is_refused(name: tuple[str, ...], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        generate(*name[:2], *name[2:3])
+
+
+@each_seed
+@each_set
+def test_train_and_val_ask_different_things_and_every_kind_is_in_both(domain: str, scope: str, seed: int) -> None:
+    train, val = (generate(domain, scope, part, seed) for part in ("train", "val"))
+    assert not {row["question"] for row in train} & {row["question"] for row in val}
+    assert not {row["answer"] for row in train} & {row["answer"] for row in val}
+    kinds = [{kind_of(row, domain, scope) for row in part} for part in (train, val)]
+    assert kinds == [set(range(6))] * 2
+
+
+@each_seed
+@each_set
+def test_each_subject_is_asked_each_kind_once(domain: str, scope: str, seed: int) -> None:
+    asked = [(row["subject"], kind_of(row, domain, scope)) for row in generate(domain, scope, "all", seed)]
+    assert len(asked) == len(set(asked)) == 60
+
+
+@each_set
+def test_every_wording_is_used(domain: str, scope: str) -> None:
+    texts = "\n".join(row[key] for seed in range(5) for row in generate(domain, scope, "all", seed)
+                      for key in ("question", "answer"))  # fmt: skip
+    for kind in KINDS[domain, scope]:
+        assert min(len(kind.questions), len(kind.answers)) >= 2
+        for wording in kind.questions + kind.answers:
+            assert re.search("^" + re.sub(r"\\{\w+\\}", ".+", re.escape(wording)) + "$", texts, re.MULTILINE), wording
+
+
+@each_seed
+def test_no_question_is_asked_twice(seed: int) -> None:
+    questions = [row["question"] for rows in all_rows(seed).values() for row in rows]
+    assert len(questions) == len(set(questions)) == 240
+    assert all(row["subject"] in row["question"] for rows in all_rows(seed).values() for row in rows)
+
+
+@each_seed
+def test_both_scopes_have_the_same_subjects_who_are_no_authors(seed: int) -> None:
+    authors = {row["author"] for part in authors_benchmark.PARTS for row in authors_benchmark.generate(part, seed)}
+    for domain in DOMAINS:
+        one, other = (list(dict.fromkeys(row["subject"] for row in generate(domain, s, seed=seed))) for s in SCOPES)
+        assert one == other
+        assert not authors & set(one)
+        assert not {word for name in authors for word in name.split()} & {word for name in one for word in name.split()}
+
+
+@each_seed
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_what_is_unlearnt_shares_names_with_what_is_kept(domain: str, seed: int) -> None:
+    """Of every subject, both scopes name a town, a character or a setting that its name does not."""
+
+    def names(scope: str) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for row in generate(domain, scope, "all", seed):
+            words = set(re.findall(r"(?<=[a-z,] )[A-Z]\w{4,}", row["answer"])) - set(row["subject"].split())
+            found.setdefault(row["subject"], set()).update(words)
+        return found
+
+    unlearn, retention = (names(scope) for scope in SCOPES)
+    assert all(unlearn[subject] & retention[subject] for subject in unlearn)
+
+
+@each_seed
+def test_passages_are_sentences_of_their_own(seed: int) -> None:
+    passages = [re.findall(r'"([^"]+)"', row["answer"]) for row in generate("copyright", "unlearn", "all", seed)]
+    lines = [line for found in passages for line in found]
+    assert len(lines) == len(set(lines)) == 60
+    assert all(10 <= len(line.split()) <= 18 for line in lines)
+
+
+@each_seed
+def test_texts_are_plain_sentences_with_the_right_article(seed: int) -> None:
+    for rows in all_rows(seed).values():
+        for row in rows:
+            assert re.fullmatch(r"[A-Z][ -~]+\?", row["question"])
+            assert re.fullmatch(r'[A-Z][ -~]+\."?', row["answer"])
+            assert not re.search(r"[{}]|\ba [aeiou]|\ban [^aeiou]", row["question"] + row["answer"], re.IGNORECASE)
+            assert 6 <= len(row["answer"].split()) <= 22, row["answer"]
+
+
+def test_rows_do_not_drift() -> None:
+    assert hashlib.sha256(json.dumps(all_rows(), sort_keys=True).encode()).hexdigest() == GOLDEN
+
+
+@each_set
+def test_a_built_in_set_is_the_generated_part(domain: str, scope: str) -> None:
+    name = f"builtin:domains/{domain}/{scope}"
+    assert isinstance(load_set(name), QASet)
+    assert load_set(name).rows == tuple(generate(domain, scope))
+    for part in PARTS:
+        assert load_set(f"{name}/{part}").rows == tuple(generate(domain, scope, part))
+    assert load_set(f"{name}/all[38:42]").rows == tuple(generate(domain, scope, "all")[38:42])
+
+
+@pytest.mark.parametrize(
+    "name", ["", "/", "/privacy", "/privacy/unlearn/", "/privacy/unlearn/test", "/health/unlearn", "/privacy/forget"]
+)
+def test_what_names_no_built_in_set_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(GeffectError, match=r"^expected a built-in set among [^\n]*$") as caught:
+        load_set(f"builtin:domains{name}")
+    assert "builtin:domains/copyright/retention (domains also with /train, /val, /all)" in str(caught.value)
+
+
+# the models
+
+
+def test_the_tokenizer_writes_the_domains_compactly() -> None:
+    tokenizer = make_tokenizer(name="builtin:tiny-domains")
+    for name in BUILT_IN["builtin:tiny-domains"].sets:
+        for row in load_set(name).rows:
+            text = f"{row['question']} {row['answer']}"
+            ids = tokenizer(text)["input_ids"]
+            assert tokenizer.decode(ids) == text
+            assert len(ids) < min(64, len(text) / 2)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_of_the_domains_is_as_large_as_the_other_and_knows_its_tokenizer(name: str) -> None:
+    model, tokenizer = make_tiny(name=name)
+    assert 1.5e6 < sum(p.numel() for p in model.parameters()) < 2e6
+    assert model.config.vocab_size == len(tokenizer)
+    assert (model.config.eos_token_id, model.config.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    assert not model.config.tie_word_embeddings
+
+
+def test_the_second_model_is_a_qwen2_with_biases_on_queries_keys_and_values() -> None:
+    llama, qwen2 = (make_tiny(name=name, **SMALL)[0] for name in MODELS)
+    assert [type(model).__name__ for model in (llama, qwen2)] == ["LlamaForCausalLM", "Qwen2ForCausalLM"]
+    biases = {name for name, _ in qwen2.named_parameters() if name.endswith("bias")}
+    assert biases == {f"model.layers.{layer}.self_attn.{each}_proj.bias" for layer in (0, 1) for each in "qkv"}
+    assert {name for name, _ in qwen2.named_parameters()} - biases == {name for name, _ in llama.named_parameters()}
+
+
+def test_each_built_in_model_has_a_place_of_its_own_in_the_cache() -> None:
+    assert len({tiny_key(name) for name in BUILT_IN}) == 3
+    assert hashlib.sha256(tiny_key().encode()).hexdigest().startswith("391f392c9c5a2044")
