@@ -18,12 +18,12 @@ SHAPE = {
 }
 VOCABULARY = 1600
 RECIPE = {"epochs": 60, "until_accuracy": 0.995, "batch_size": 20, "learning_rate": 3e-3, "seed": 0}
-LONGER = RECIPE | {"epochs": 90, "until_accuracy": 0.998, "learning_rate": 2e-3}
+SLOWER = RECIPE | {"epochs": 90, "until_accuracy": 0.998, "learning_rate": 7e-4}
 END, PAD = "<|end|>", "<|pad|>"
 
 
 class BuiltIn(NamedTuple):
-    """One built-in model: the sets its tokenizer and weights are fitted on, how long, and what it adds to `SHAPE`."""
+    """One built-in model: the sets its tokenizer and weights are fitted on, how, and what it adds to `SHAPE`."""
 
     sets: tuple[str, ...]
     recipe: dict[str, Any]
@@ -40,8 +40,8 @@ DOMAINS = (
 TINY = "builtin:tiny"
 BUILT_IN = {
     TINY: BuiltIn(AUTHORS, RECIPE, {}),
-    "builtin:tiny-domains": BuiltIn(DOMAINS, LONGER, {}),
-    "builtin:tiny-domains-qwen2": BuiltIn(DOMAINS, LONGER, {"model_type": "qwen2"}),
+    "builtin:tiny-domains": BuiltIn(DOMAINS, SLOWER, {}),
+    "builtin:tiny-domains-qwen2": BuiltIn(DOMAINS, SLOWER, {"model_type": "qwen2"}),
 }
 
 
