@@ -5,14 +5,15 @@ the command line would read.
 """
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from tqdm.auto import tqdm
 
-from geffect.api import unlearn
-from geffect.config import UnlearnConfig
+from geffect.api import fit, localise, unlearn
+from geffect.config import FitConfig, LocaliseConfig, UnlearnConfig
 from geffect.errors import GeffectError
 
 LOGGER = logging.getLogger("geffect.analysis")
@@ -26,11 +27,19 @@ AUTHORS = {
 }
 
 
-def ensure(settings: list[dict[str, Any]]) -> list[Path]:
+VERBS: dict[str, tuple[Any, Any]] = {
+    "unlearn": (UnlearnConfig, unlearn),
+    "localise": (LocaliseConfig, localise),
+    "fit": (FitConfig, fit),
+}
+
+
+def ensure(settings: list[dict[str, Any]], verb: str = "unlearn") -> list[Path]:
     """Run what is missing.
 
     Args:
-        settings: of ``geffect unlearn``, one mapping a run.
+        settings: of ``geffect VERB``, one mapping a run.
+        verb: ``unlearn``, ``localise`` or ``fit``.
 
     Returns:
         The run directories, in order.
@@ -38,24 +47,26 @@ def ensure(settings: list[dict[str, Any]]) -> list[Path]:
     logging.basicConfig(format="geffect: %(message)s", level=logging.WARNING)
     LOGGER.setLevel(logging.INFO)
     logging.getLogger("geffect.training").setLevel(logging.ERROR)
-    return [_ensure(UnlearnConfig.read(**each)) for each in tqdm(settings, unit="run", disable=None)]
+    schema, run = VERBS[verb]
+    return [_ensure(schema.read(**each), run) for each in tqdm(settings, unit="run", disable=None)]
 
 
-def _ensure(config: UnlearnConfig) -> Path:
+def _ensure(config: Any, run: Callable[[Any], Path]) -> Path:
     if (config.out / DONE).exists():
         _check_same(config)
         LOGGER.info("reused: %s", config.out)
-        return config.out
+        return Path(config.out)
     if config.out.exists():
         aside = next(
             p for i in range(1000) if not (p := config.out.with_name(f"{config.out.name}.stopped-{i}")).exists()
         )
         config.out.rename(aside)
         LOGGER.info("unfinished, moved to %s", aside)
-    return unlearn(config)
+    made: Path = run(config)
+    return made
 
 
-def _check_same(config: UnlearnConfig) -> None:
+def _check_same(config: Any) -> None:
     """A finished run under this name must be the one asked for."""
     asked = config.model_dump(mode="json", exclude_none=True)
     found = yaml.safe_load((config.out / CONFIG).read_text(encoding="utf-8"))
@@ -70,8 +81,8 @@ def keep_configs(runs: list[Path], out: Path) -> None:
     configs = {}
     for run in runs:
         config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-        config["reference"].pop("path")
-        for key in ("data_dir", "out"):
+        config.get("reference", {}).pop("path", None)
+        for key in ("data_dir", "out", "masks"):
             config.pop(key, None)
         configs[run.name] = config
     out.mkdir(parents=True, exist_ok=True)

@@ -63,7 +63,7 @@ def _fit_tiny(name: str, directory: Path) -> None:
     from geffect.models.tiny import BUILT_IN, make_tiny
 
     LOGGER.info("fitting %s once, about a minute; it is kept in %s", name, directory.parent)
-    model, tokenizer = make_tiny(name=name)
+    model, tokenizer = make_tiny(0, name)
     with quiet_transformers():
         model.save_pretrained(directory / "init")
         tokenizer.save_pretrained(directory / "init")
@@ -152,7 +152,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
         config.diagnose_every, config.support, config.ledger, tuple(config.save_rows), config.standard_errors,
         config.until_accuracy, config.mode, free_rows, start.layout.layers,
     )  # fmt: skip
-    environment = start.environment(config, config.steps)
+    environment = start.environment(config, config.steps) | ({"frozen": frozen.shares()} if frozen else {})
     checkpoint = take_up(config.out, environment) if resume else None
     wanted = set(config.evaluate or map(role_of, start.encoded))
     evaluated = {name: rows for name, rows in start.encoded.items() if role_of(name) in wanted}

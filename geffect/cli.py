@@ -128,6 +128,9 @@ def demo(
     out: Annotated[
         Path | None, typer.Option(help="where to write [default: runs/demo, or the next free number]")
     ] = None,
+    grail: Annotated[
+        bool, typer.Option("--grail", help="then localise two domains and unlearn them with GRAIL")
+    ] = False,
 ) -> None:
     """Fit the tiny built-in model, run GA, GA+GRU and NPO+GRU on it, and print and draw what they did."""
     from geffect import demonstration, show
@@ -135,6 +138,11 @@ def demo(
     numbered = (Path(f"runs/demo-{number}") for number in itertools.count(2))
     out = out or next(path for path in itertools.chain([Path("runs/demo")], numbered) if not path.exists())
     show.comparison(demonstration.demo(out), out)
+    if grail:
+        localised, runs = demonstration.demo_grail(out)
+        show.localisation(localised)
+        for path in runs:
+            show.run(path)
 
 
 @app.command()

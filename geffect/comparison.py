@@ -10,7 +10,7 @@ from geffect import plots
 from geffect.effects import direction_of, g_effect, total_cosine
 from geffect.errors import GeffectError
 from geffect.record import as_written, read, read_ledger, read_lines, read_steps, read_support
-from geffect.scopes import RISKS
+from geffect.scopes import RISKS, domain_of
 from geffect.support import chance
 
 
@@ -117,9 +117,12 @@ def overlap_figures(path: Path | str, out: Path | None = None) -> list[Path]:
     """
     out, written = out or Path(path) / "figures", []
     whole, layers = whole_overlaps(path), read_support(path, "layer")
+    scopes = dict.fromkeys([*whole["row"], *whole["other"]])
+    pairs = {domain: [name for name in scopes if domain_of(name) == domain] for domain in map(domain_of, scopes)}
+    within = [names for names in pairs.values() if len(names) == 2]
     for share in whole["share"].unique():
         matrix, rows = whole[whole["share"] == share], layers[layers["share"] == share]
-        written += plots.save(plots.jaccard_matrix(matrix, share), out / f"overlap-{share:g}", matrix)
+        written += plots.save(plots.jaccard_matrix(matrix, share, within), out / f"overlap-{share:g}", matrix)
         written += plots.save(plots.jaccard_by_layer(rows, share), out / f"overlap_by_layer-{share:g}", rows)
     return written
 

@@ -69,7 +69,8 @@ class DataConfig(Schema):
     """What is read, and how it becomes tokens."""
 
     model: str = Field(
-        min_length=1, description="builtin:tiny, smollm2, gguf:FILE, a hub id, or a model, adapter or run directory"
+        min_length=1,
+        description="builtin:tiny (or -domains), smollm2, gguf:FILE, a hub id, or a model, adapter or run directory",
     )
     trust_remote_code: bool = Field(False, description="run code that comes with a hub model")
     data_dir: Path | None = Field(None, description="where tofu/NAME.json, knowundo, muse and wmdp lie")

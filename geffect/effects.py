@@ -79,6 +79,20 @@ def g_effect(frame: pd.DataFrame, direction: str = "objective") -> pd.DataFrame:
     return pd.DataFrame(effects).reset_index()
 
 
+def removed_g_effect(frame: pd.DataFrame) -> pd.DataFrame:
+    """What freezing took out of the G-effect: ⟨∇risk, objective − masked⟩, units of gradient².
+
+    Args:
+        frame: a record's tidy frame of a run that froze entries.
+
+    Returns:
+        As `g_effect`; unlearn < 0: forgetting that was given up, retain < 0: harm that was averted.
+    """
+    whole, masked = (g_effect(frame, row) for row in ("objective", "masked"))
+    names = ["unlearn", "retain"]
+    return whole.assign(**{name: whole[name] - masked[name] for name in names})
+
+
 def total_cosine(frame: pd.DataFrame, a: str, b: str) -> "pd.Series[float]":
     """The whole model's cosine of two rows, indexed by step; NaN where either row is zero."""
     ab, aa, bb = (pairs(frame, *pair).groupby("step").sum() for pair in ((a, b), (a, a), (b, b)))

@@ -99,8 +99,9 @@ def domain_sets(config: UnlearnConfig | LocaliseConfig) -> tuple[list[Domain], l
         GeffectError: one is malformed.
     """
     trained, named = parse_domains(config.domain), parse_domains(config.validation)
-    own = [each.part("val") for each in trained if each.name not in {other.name for other in named}]
-    return trained, [each for each in own if each] + [each.part("val") or each for each in named]
+    given = {each.name: each.part("val") or each for each in named}
+    own = {each.name: given.pop(each.name, None) or each.part("val") for each in trained}
+    return trained, [each for each in (*own.values(), *given.values()) if each]
 
 
 def scope_sets(domain: Domain, suffix: str = "") -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,8 @@ from geffect.data import QASet, load_set
 from geffect.data import authors as authors_benchmark
 from geffect.data.domains import DOMAINS, KINDS, PARTS, SCOPES, generate
 from geffect.errors import GeffectError
-from geffect.models import make_tiny, make_tokenizer
+from geffect.models import load, make_tiny, make_tokenizer, outline
+from geffect.models.load import quiet_transformers
 from geffect.models.tiny import BUILT_IN, tiny_key
 
 GOLDEN = "e1455146db5e6e0c097c86fba09b741f29ae7c57a7034b1a9ae5b580c2589a92"
@@ -63,14 +65,14 @@ def test_same_seed_same_rows_other_seed_other_rows() -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        (("medicine", "unlearn"), "expected one among privacy, copyright; found 'medicine'"),
-        (("privacy", "forget"), "expected one among unlearn, retention; found 'forget'"),
+        (("medicine", "unlearn", "train"), "expected one among privacy, copyright; found 'medicine'"),
+        (("privacy", "forget", "train"), "expected one among unlearn, retention; found 'forget'"),
         (("privacy", "unlearn", "test"), "expected one among train, val, all; found 'test'"),
     ],
 )
-def test_what_is_no_part_is_refused(name: tuple[str, ...], says: str) -> None:
+def test_what_is_no_part_is_refused(name: tuple[str, str, str], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        generate(*name[:2], *name[2:3])
+        generate(*name)
 
 
 @each_seed
@@ -177,10 +179,11 @@ def test_what_names_no_built_in_set_is_refused_in_one_line(name: str) -> None:
 # the models
 
 
-def test_the_tokenizer_writes_the_domains_compactly() -> None:
-    tokenizer = make_tokenizer(name="builtin:tiny-domains")
-    for name in BUILT_IN["builtin:tiny-domains"].sets:
-        for row in load_set(name).rows:
+@pytest.mark.parametrize("name", MODELS)
+def test_the_tokenizer_writes_the_domains_compactly(name: str) -> None:
+    tokenizer = make_tokenizer(name=name)
+    for each in BUILT_IN[name].sets:
+        for row in load_set(each).rows:
             text = f"{row['question']} {row['answer']}"
             ids = tokenizer(text)["input_ids"]
             assert tokenizer.decode(ids) == text
@@ -189,15 +192,35 @@ def test_the_tokenizer_writes_the_domains_compactly() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_of_the_domains_is_as_large_as_the_other_and_knows_its_tokenizer(name: str) -> None:
-    model, tokenizer = make_tiny(name=name)
+    model, tokenizer = make_tiny(0, name)
     assert 1.5e6 < sum(p.numel() for p in model.parameters()) < 2e6
     assert model.config.vocab_size == len(tokenizer)
     assert (model.config.eos_token_id, model.config.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
     assert not model.config.tie_word_embeddings
 
 
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_saved_model_comes_back_with_the_tokenizer_it_was_made_with(name: str, tmp_path: Path) -> None:
+    model, tokenizer = make_tiny(0, name, **SMALL)
+    with quiet_transformers():
+        model.save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+    loaded = load(str(tmp_path))
+    assert len(loaded.tokenizer) == len(tokenizer) == model.config.vocab_size
+    assert loaded.tokenizer.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    assert type(loaded.model) is type(model)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_an_outline_is_that_of_the_built_in_model(name: str) -> None:
+    (model, tokenizer), (outlined, again) = make_tiny(0, name), outline(name)
+    assert type(outlined) is type(model)
+    assert [(n, p.shape) for n, p in outlined.named_parameters()] == [(n, p.shape) for n, p in model.named_parameters()]
+    assert again.get_vocab() == tokenizer.get_vocab()
+
+
 def test_the_second_model_is_a_qwen2_with_biases_on_queries_keys_and_values() -> None:
-    llama, qwen2 = (make_tiny(name=name, **SMALL)[0] for name in MODELS)
+    llama, qwen2 = (make_tiny(0, name, **SMALL)[0] for name in MODELS)
     assert [type(model).__name__ for model in (llama, qwen2)] == ["LlamaForCausalLM", "Qwen2ForCausalLM"]
     biases = {name for name, _ in qwen2.named_parameters() if name.endswith("bias")}
     assert biases == {f"model.layers.{layer}.self_attn.{each}_proj.bias" for layer in (0, 1) for each in "qkv"}

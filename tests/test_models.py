@@ -111,7 +111,7 @@ def test_what_names_no_model_is_refused(spec: str, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(
-        GeffectError, match=r"^expected (a model: builtin:tiny, smollm2|config\.json, .* in \.;)[^\n]*$"
+        GeffectError, match=r"^expected (a model: builtin:tiny, .*, smollm2|config\.json, .* in \.;)[^\n]*$"
     ):
         resolve(spec)
 

@@ -81,7 +81,7 @@ def test_a_row_longer_than_the_models_context_is_refused(tmp_path: Path) -> None
 def test_every_epoch_has_refusals_of_its_own(start: Path, tmp_path: Path) -> None:
     chosen = config(start, tmp_path / "run", objective="dpo", steps=7)  # 12 rows by fours: 2⅓ epochs
     prepared = read_start(chosen, api.load_model(chosen.model))
-    rows = alternatives(chosen, prepared)
+    rows = alternatives(chosen, prepared, "forget", 12)
     assert [row.index for row in rows] == list(range(36))
     assert rows[0].input_ids != rows[12].input_ids
     sets = training_sets(chosen, prepared, make_objective("ga + gd(on=retain)"))

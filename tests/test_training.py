@@ -227,7 +227,7 @@ def test_another_models_reference_is_refused(start: Path, tmp_path: Path) -> Non
 
     chosen = config(start, tmp_path / "run")
     loaded = api.load_model(chosen.model)
-    rows = encode_set(loaded.tokenizer, load_set(chosen.forget))
+    rows = encode_set(loaded.tokenizer, load_set(str(chosen.forget)))
     reference = [nll * 1.5 for nll in reference_nll(loaded.model, rows, pad_id_of(loaded.tokenizer))]
     trainer = UnlearnTrainer(
         loaded.model, training_arguments(chosen, 2), tokenizer=loaded.tokenizer, objective=make_objective("npo"),
@@ -301,7 +301,7 @@ def test_trackers_are_told_of_every_measured_step(start: Path, tmp_path: Path) -
 
     chosen = config(start, tmp_path / "run")
     loaded = api.load_model(chosen.model)
-    rows = encode_set(loaded.tokenizer, load_set(chosen.forget))
+    rows = encode_set(loaded.tokenizer, load_set(str(chosen.forget)))
     lines: list[dict[str, Any]] = []
     trainer = UnlearnTrainer(
         loaded.model, training_arguments(chosen, 3), tokenizer=loaded.tokenizer,

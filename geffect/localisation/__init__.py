@@ -3,9 +3,9 @@
 from geffect.localisation.freezing import Frozen
 from geffect.localisation.importance import IMPORTANCES, Importance, scores
 from geffect.localisation.localise import Localisation, localise
-from geffect.localisation.sets import Masks, frozen_shares, op_rr, op_ur, region, united
+from geffect.localisation.sets import Masks, op_rr, op_ur, region, united
 
 __all__ = [
-    "IMPORTANCES", "Frozen", "Importance", "Localisation", "Masks", "frozen_shares", "localise", "op_rr", "op_ur",
+    "IMPORTANCES", "Frozen", "Importance", "Localisation", "Masks", "localise", "op_rr", "op_ur",
     "region", "scores", "united",
 ]  # fmt: skip

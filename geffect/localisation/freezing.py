@@ -25,6 +25,7 @@ class Frozen:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], forget: Masks, retain: Masks) -> None:
+        self._names = list(parameters)
         self.forget = _unpacked(parameters, forget)
         self.retain = self.forget if retain is forget else _unpacked(parameters, retain)
 
@@ -50,6 +51,15 @@ class Frozen:
         if forget is None or retain is None:
             return None
         return forget if forget is retain else forget & retain
+
+    def shares(self) -> dict[str, dict[str, float]]:
+        """Parameter → share of its entries frozen, to either side (``forget``, ``retain``) and to both (``never``)."""
+        still = {name: mask for name in self._names if (mask := self.still(name)) is not None}
+        sides = {"forget": self.forget, "retain": self.retain, "never": still}
+        return {
+            side: {n: float(masks[n].double().mean()) if n in masks else 0.0 for n in self._names}
+            for side, masks in sides.items()
+        }
 
     @torch.no_grad()
     def put_back(self, name: str, parameter: Tensor, before: Tensor) -> None:

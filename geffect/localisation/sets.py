@@ -77,8 +77,3 @@ def region(
         raise GeffectError(f"tensors with cosine < {low:.3g} and magnitude > {high:.3g} for memflex's region", has,
                            "choose other thresholds, or memflex(mu=0.8, sigma=0.2, thresholds=quantile)")  # fmt: skip
     return found
-
-
-def frozen_shares(masks: Masks, numel: Mapping[str, int]) -> dict[str, float]:
-    """Parameter → share of its entries in a mask."""
-    return {name: count(masks[name]) / size if name in masks else 0.0 for name, size in numel.items()}

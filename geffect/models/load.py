@@ -177,7 +177,7 @@ def outline(spec: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
         GeffectError: there is no such model, or it cannot be read.
     """
     if spec in BUILT_IN:
-        model, tokenizer = make_tiny(name=spec)
+        model, tokenizer = make_tiny(0, spec)
         return model.to("meta"), tokenizer
     with _reading(spec):
         source = resolve(spec)

@@ -51,13 +51,13 @@ def tiny_key(name: str = TINY) -> str:
     return json.dumps([SHAPE | BUILT_IN[name].shape, VOCABULARY, BUILT_IN[name].recipe, texts])
 
 
-def make_tiny(seed: int = 0, vocabulary: int = VOCABULARY, name: str = TINY, **shape: Any) -> tuple[Any, Any]:
+def make_tiny(seed: int = 0, name: str = TINY, /, vocabulary: int = VOCABULARY, **shape: Any) -> tuple[Any, Any]:
     """A freshly initialised built-in model and its tokenizer; no file is read or written.
 
     Args:
         seed: of the initial weights; the global random state is left as found.
-        vocabulary: upper bound of the tokenizer's size.
         name: of the model, a key of `BUILT_IN`.
+        vocabulary: upper bound of the tokenizer's size.
         **shape: entries of `SHAPE` to change.
 
     Returns:
@@ -85,10 +85,14 @@ def make_tiny(seed: int = 0, vocabulary: int = VOCABULARY, name: str = TINY, **s
 def make_tokenizer(vocabulary: int = VOCABULARY, name: str = TINY) -> Any:
     """A byte-level BPE trained on the sets of a built-in model: any text can be written with it."""
     from tokenizers import ByteLevelBPETokenizer
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
+    texts = _texts(name)
+    if BUILT_IN[name].shape.get("model_type") == "qwen2":  # transformers reads any tokenizer of a Qwen2 as this class
+        empty = Qwen2Tokenizer(unk_token=None, eos_token=END, pad_token=PAD)
+        return empty.train_new_from_iterator(texts, vocabulary, min_frequency=2, show_progress=False)
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(_texts(name), vocabulary, min_frequency=2, special_tokens=[PAD, END], show_progress=False)
+    bpe.train_from_iterator(texts, vocabulary, min_frequency=2, special_tokens=[PAD, END], show_progress=False)
     return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token=END, pad_token=PAD)
 
 

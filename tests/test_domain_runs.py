@@ -1,0 +1,319 @@
+"""Localising and unlearning over domains from end to end, and what is refused in one line."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from geffect import api
+from geffect.comparison import compare, whole_overlaps
+from geffect.config import FitConfig, LocaliseConfig, UnlearnConfig
+from geffect.data import parse_domains
+from geffect.effects import removed_g_effect
+from geffect.errors import GeffectError
+from geffect.metrics import success
+from geffect.preparation import localised_rows, read_start, training_sets
+from geffect.record import check_localised, read, read_localisation, read_steps, read_support
+from geffect.rectify import make_freezing
+from geffect.rows import trainable
+
+DOMAINS = ["privacy=builtin:domains/privacy[:6]", "copyright=builtin:domains/copyright[:6]"]
+SCOPES = ["forget/privacy", "retain/privacy", "forget/copyright", "retain/copyright"]
+GRAIL = "grail(k_unlearn=0.1, k_retain=0.2)"
+
+
+def _localise(model: Path, out: Path, **changes: Any) -> Path:
+    return api.localise(LocaliseConfig.read(**({"model": str(model), "domain": DOMAINS, "out": out} | changes)))
+
+
+def _config(model: Path, out: Path, **changes: Any) -> UnlearnConfig:
+    plain: dict[str, Any] = {"model": str(model), "domain": DOMAINS, "objective": "0.4*ga + 2*gd", "steps": 3,
+                             "batch_size": 2, "learning_rate": 1e-2, "weight_decay": 0.1, "out": out}  # fmt: skip
+    return UnlearnConfig.read(**(plain | changes))
+
+
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    return {name: p.detach() for name, p in trainable(api.load_model(str(path)).model).items()}
+
+
+@pytest.fixture(scope="module")
+def localised(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _localise(start, tmp_path_factory.mktemp("localised") / "masks")
+
+
+@pytest.fixture(scope="module")
+def adapted(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that does something."""
+    fitted = FitConfig.read(model=str(start), train=["builtin:domains/privacy/unlearn[:4]"], lora=2, epochs=2,
+                            learning_rate=1e-2, out=tmp_path_factory.mktemp("adapted") / "fit")  # fmt: skip
+    return api.fit(fitted)
+
+
+def test_a_localisation_is_a_record_with_masks_overlaps_and_pictures(localised: Path, start: Path) -> None:
+    frame = read_support(localised, "parameter")
+    assert set(frame["share"]) == {0.1, 0.2}
+    assert len(frame) == 2 * 6 * len(set(frame["parameter"]))
+    assert set(read(localised)["row"]) | set(read(localised)["other"]) == set(SCOPES)
+    whole = whole_overlaps(localised)
+    assert whole["jaccard"].between(0, 1).all()
+    assert whole["chance"].round(4).tolist() == [0.0526] * 6 + [0.1111] * 6
+    names = {each.name for each in (localised / "figures").iterdir()}
+    assert {"overlap-0.1.png", "overlap-0.1.csv", "overlap_by_layer-0.2.pdf"} <= names
+    drawn = pd.read_csv(localised / "figures" / "overlap-0.1.csv")
+    assert drawn["jaccard"].tolist() == pytest.approx(whole[whole["share"] == 0.1]["jaccard"].tolist())
+    assert json.loads((localised / "metrics.json").read_text())["examples"] == dict.fromkeys(
+        SCOPES, 12
+    )  # train and val
+    back = read_localisation(localised)
+    sizes = {n: p.numel() for n, p in _weights(start).items()}
+    kept = sum(int(torch.bitwise_count(mask).sum()) if hasattr(torch, "bitwise_count") else _count(mask)
+               for mask in back.at(0.1)["forget/privacy"].values())  # fmt: skip
+    assert 0.08 < kept / sum(sizes.values()) <= 0.101
+    assert all(-1.0001 <= cosine <= 1.0001 for cosine in back.cosines().values())
+
+
+def _count(mask: torch.Tensor) -> int:
+    return sum(bin(byte).count("1") for byte in mask.tolist())
+
+
+def test_localising_twice_is_the_same_and_another_seed_is_not(localised: Path, start: Path, tmp_path: Path) -> None:
+    again = read_localisation(_localise(start, tmp_path / "again"))
+    other = read_localisation(_localise(start, tmp_path / "other", seed=1))
+    first = read_localisation(localised)
+    for name, mask in first.at(0.1)["retain/copyright"].items():
+        assert torch.equal(mask, again.at(0.1)["retain/copyright"][name])
+    assert any(
+        not torch.equal(m, other.at(0.1)["forget/privacy"][n]) for n, m in first.at(0.1)["forget/privacy"].items()
+    )
+
+
+@pytest.mark.parametrize("labels", ["true", "corrupted"])
+@pytest.mark.parametrize("importance", ["mean_square", "zscore"])
+def test_every_importance_and_labelling_localises(labels: str, importance: str, start: Path, tmp_path: Path) -> None:
+    path = _localise(start, tmp_path / "masks", labels=labels, importance=importance, share=[0.3], draws=2,
+                     domain=[each.replace("[:6]", "[:2]") for each in DOMAINS])  # fmt: skip
+    assert list(read_localisation(path).masks) == [0.3]
+
+
+@pytest.mark.parametrize("space", ["", " + gru", " + gru(space=update)", " + gru(space=both)"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_frozen_entries_end_where_they_started(
+    space: str, accumulate: int, localised: Path, start: Path, tmp_path: Path
+) -> None:
+    """Under the real Trainer, AdamW, momentum and weight decay."""
+    path = api.unlearn(_config(start, tmp_path / "run", rectifier=GRAIL + space, masks=localised,
+                               grad_accum_steps=accumulate, diagnose_every=2))  # fmt: skip
+    before, after = _weights(start), _weights(path)
+    freezing = make_freezing(GRAIL)
+    assert freezing is not None
+    frozen = freezing.frozen(trainable(api.load_model(str(start)).model), read_localisation(localised))
+    moved = still = 0
+    for name, tensor in after.items():
+        mask = frozen.still(name)
+        if mask is not None:
+            assert torch.equal(tensor[mask], before[name][mask]), name
+            still += int(mask.sum())
+            moved += int((tensor[~mask] != before[name][~mask]).sum())
+    assert still > 0 and moved > 10 * still / 100
+
+
+def test_a_run_over_domains_records_its_scopes_masks_and_success(localised: Path, start: Path, tmp_path: Path) -> None:
+    path = api.unlearn(
+        _config(start, tmp_path / "run", rectifier=f"{GRAIL} + gru", masks=localised, support=0.1, ledger=4)
+    )
+    rows = set(read(path)["row"])
+    assert {"objective", "forget", "retain", *SCOPES, "masked", "retain_average", "rectified", "applied"} <= rows
+    removed = removed_g_effect(read(path))
+    effects = read(path).query("row == 'objective' and other == 'forget'")["inner"].sum()
+    assert list(removed.columns) == ["step", "group", "unlearn", "retain"]
+    assert 0 < removed["unlearn"].abs().sum() < 2 * abs(effects)
+    steps = read_steps(path)
+    assert {f"risk_{scope}" for scope in SCOPES} <= set(steps)
+    assert steps["forget_val/privacy_accuracy"].notna().any()
+    environment = json.loads((path / "environment.json").read_text())
+    shares = environment["frozen"]
+    assert set(shares) == {"forget", "retain", "never"}
+    assert all(0 <= each <= 1 for each in shares["never"].values())
+    scores = json.loads((path / "metrics.json").read_text())["success"]
+    model = api.load_model(str(path))
+    prepared = read_start(_config(start, tmp_path / "other"), api.load_model(str(start)))
+    for domain in ("privacy", "copyright"):
+        known = success(model.model, model.tokenizer, prepared.encoded[f"retain_val/{domain}"])
+        assert scores["end"][domain]["RS"] == pytest.approx(known.accuracy)
+        assert scores["end"][domain]["US"] == pytest.approx(100 - scores["end"][domain]["forget"]["accuracy"])
+    assert compare([path])["forget acc."].notna().all()
+
+
+def test_what_is_recorded_of_the_mask_is_what_was_frozen(localised: Path, start: Path, tmp_path: Path) -> None:
+    path = api.unlearn(_config(start, tmp_path / "run", rectifier="memflex(mu=0.9, sigma=0.1, thresholds=quantile)",
+                               masks=localised, steps=2))  # fmt: skip
+    before, after = _weights(start), _weights(path)
+    shares = json.loads((path / "environment.json").read_text())["frozen"]["never"]
+    assert set(shares.values()) == {0.0, 1.0}
+    for name, tensor in after.items():
+        assert torch.equal(tensor, before[name]) == (shares[name] == 1.0), name
+
+
+def test_it_works_on_an_adapter(adapted: Path, tmp_path: Path) -> None:
+    masks = _localise(adapted, tmp_path / "masks")
+    before = _weights(adapted)
+    assert all("lora" in name for name in before)
+    path = api.unlearn(_config(adapted, tmp_path / "run", rectifier=GRAIL, masks=masks))
+    freezing = make_freezing(GRAIL)
+    assert freezing is not None
+    frozen = freezing.frozen(trainable(api.load_model(str(adapted)).model), read_localisation(masks))
+    for name, tensor in _weights(path).items():
+        mask = frozen.still(name)
+        assert mask is None or torch.equal(tensor[mask], before[name][mask])
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in _weights(path).items())
+
+
+def test_a_killed_run_over_domains_goes_on_bit_by_bit(localised: Path, start: Path, tmp_path: Path) -> None:
+    whole = api.unlearn(_config(start, tmp_path / "whole", rectifier=f"{GRAIL} + gru", masks=localised, save_every=1))
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    for name in ("DONE", "metrics.json"):
+        (cut / name).unlink()
+    for step in (2, 3):
+        shutil.rmtree(cut / "checkpoints" / f"checkpoint-{step}")
+    config = (cut / "config.yaml").read_text().replace(str(whole), str(cut))
+    (cut / "config.yaml").write_text(config)
+    api.unlearn(UnlearnConfig.read(cut / "config.yaml"), resume=True)
+    for name, tensor in _weights(cut).items():
+        assert torch.equal(tensor, _weights(whole)[name])
+    assert json.loads((cut / "metrics.json").read_text())["success"] == json.loads(
+        (whole / "metrics.json").read_text())["success"]  # fmt: skip
+
+
+def test_one_domain_validates_another(start: Path, tmp_path: Path) -> None:
+    path = api.unlearn(
+        _config(start, tmp_path / "run", domain=DOMAINS[:1], validation=["copyright=builtin:domains/copyright[:4]"])
+    )
+    scores = json.loads((path / "metrics.json").read_text())["success"]["end"]
+    assert list(scores) == ["privacy", "copyright"]
+    assert scores["copyright"]["forget"]["rows"] == 4
+
+
+def test_three_domains_from_any_source(start: Path, tmp_path: Path) -> None:
+    third = "authors=builtin:authors/forget[:6],builtin:authors/retain[:6]"
+    path = api.unlearn(_config(start, tmp_path / "run", domain=[*DOMAINS, third], steps=2))
+    assert {"forget/authors", "retain/authors"} <= set(read(path)["row"])
+
+
+def test_sizes_are_balanced_as_asked_for(start: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    domains = ["a=builtin:domains/privacy/unlearn[:6],builtin:domains/privacy/retention[:4]",
+               "b=builtin:domains/copyright/unlearn[:3],builtin:domains/copyright/retention[:5]"]  # fmt: skip
+    loaded = api.load_model(str(start))
+    for balance, expected in {"cut": [4, 4, 3, 3], "repeat": [6, 4, 3, 5]}.items():
+        chosen = _config(start, tmp_path / balance, domain=domains, balance=balance)
+        sets = training_sets(chosen, read_start(chosen, loaded), _objective())
+        assert [len(rows) for rows in sets.values()] == expected
+        assert f"forget/a {expected[0]} of 6" in caplog.text
+        assert f"{max(expected[0], expected[2])} rows make" in api.plan(chosen)["batches"]
+
+
+def _objective() -> Any:
+    from geffect.objectives import make_objective
+
+    return make_objective("ga + gd")
+
+
+def test_no_two_rows_of_a_localisation_share_their_random_labels(start: Path) -> None:
+    config = LocaliseConfig.read(model=str(start), domain=DOMAINS, out="nowhere")
+    rows = localised_rows(config, api.load_model(str(start)))
+    indices = [row.index for each in rows.values() for row in each]
+    assert indices == list(range(48))
+
+
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Run the command line; it must end with 2 and say this in one line, and leave nothing."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(arguments: list[str], says: str) -> None:
+        import re
+        import sys
+
+        from geffect.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["geffect", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("geffect: expected")]
+        assert ended.value.code == 2
+        assert len(error) == 1 and re.search(says, error[0]), error
+        assert not (tmp_path / "out").exists()
+
+    return run
+
+
+TWO = ["--domain", DOMAINS[0], "--domain", DOMAINS[1]]
+
+
+@pytest.mark.parametrize(("verb", "flags", "says"), [
+    ("localise", ["--domain", "privacy=tofu:forget01"], "one to retain for the domain privacy"),
+    ("unlearn", ["--domain", "privacy=builtin:authors/forget"], "one to retain for the domain privacy"),
+    ("unlearn", ["--domain", "privacy=builtin:domains/privacy/unlearn"], "one to retain for the domain privacy"),
+    ("localise", ["--domain", "privacy"], "a domain with its sets"),
+    ("localise", [*TWO, "--share", "0"], "--share"),
+    ("localise", [*TWO, "--share", "1.5"], "--share"),
+    ("localise", [*TWO, "--share", "nan"], "--share"),
+    ("localise", [*TWO, "--share", "a"], "--share"),
+    ("localise", [], "--domain"),
+    ("localise", ["--domain", "a=builtin:domains/privacy[:1]"], r"a token|two rows or more"),
+    ("unlearn", ["--domain", "a=builtin:authors/forget[:1],builtin:authors/retain[:1]"], "two rows or more in forget/a"),
+    ("unlearn", ["--domain", "a=builtin:authors/forget[:4],builtin:authors/retain[:3]"], "one size; found forget/a 4"),
+    ("unlearn", [*TWO, "--domain", "c=builtin:domains/privacy[:3]"], "sets of one size.*--balance"),
+    ("unlearn", ["--domain", DOMAINS[0], "--domain", DOMAINS[0]], "'privacy' twice"),
+    ("unlearn", [*TWO, "--rectifier", "grail"], "a directory of masks for 'grail'; found none; make one with geffect loc"),
+    ("unlearn", [*TWO, "--rectifier", "grail(k_unlearn=0)", "--masks", "."], r"k_unlearn in \(0, 1\]"),
+    ("unlearn", [*TWO, "--masks", "."], "no --masks for 'none'"),
+    ("unlearn", [*TWO, "--rectifier", "grail", "--masks", "nowhere"], "a localisation in nowhere"),
+    ("unlearn", [*TWO, "--forget", "builtin:authors/forget"], "a value for --forget"),
+    ("unlearn", ["--forget", "builtin:authors/forget"], "a value for --retain"),
+])  # fmt: skip
+def test_bad_input_is_refused_in_one_line(
+    verb: str, flags: list[str], says: str, start: Path, refused: Callable[..., None]
+) -> None:
+    refused([verb, "--model", str(start), *flags, "--out", "out"], says)
+
+
+def test_masks_of_another_model_or_adapter_are_refused(
+    localised: Path, known: Path, adapted: Path, start: Path, refused: Callable[..., None]
+) -> None:
+    flags = [*TWO, "--rectifier", "grail", "--masks", str(localised), "--out", "out"]
+    refused(["unlearn", "--model", str(known), *flags], "masks made for these weights")
+    refused(["unlearn", "--model", str(adapted), *flags], "masks of the model's own trained parameters")
+    refused(["unlearn", "--model", str(start), "--lora", "2", *flags], "masks of the model's own trained parameters")
+    memflex = ["memflex(mu=-2)", "--masks", str(localised), "--out", "out"]
+    refused(["unlearn", "--model", str(start), *TWO, "--rectifier", *memflex], "memflex's region")
+    share = ["grail(k_unlearn=0.3)", "--masks", str(localised), "--out", "out"]
+    refused(["unlearn", "--model", str(start), *TWO, "--rectifier", *share], "localise with --share 0.3 too")
+
+
+def test_harmed_masks_are_refused(localised: Path, start: Path, tmp_path: Path) -> None:
+    harmed = tmp_path / "harmed"
+    shutil.copytree(localised, harmed)
+    (harmed / "masks" / "share-0.1.safetensors").write_bytes(b"no masks")
+    with pytest.raises(GeffectError, match="readable masks"):
+        read_localisation(harmed)
+    (harmed / "localisation.json").write_text("{}")
+    with pytest.raises(GeffectError, match="a key is missing"):
+        check_localised(harmed, None, {})
+    os.remove(harmed / "DONE")
+    with pytest.raises(GeffectError, match="a localisation in"):
+        read_localisation(harmed)
+
+
+def test_domains_are_read_as_written() -> None:
+    (one,) = parse_domains(["p=builtin:domains/privacy[2:4]"])
+    assert (one.unlearn, one.part("val").retention) == (  # type: ignore[union-attr]
+        "builtin:domains/privacy/unlearn/train[2:4]", "builtin:domains/privacy/retention/val[2:4]")  # fmt: skip
+    (two,) = parse_domains(["p=a.json[:3], b.csv"])
+    assert (two.unlearn, two.retention, two.part("val")) == ("a.json[:3]", "b.csv", None)
