@@ -183,7 +183,7 @@ def check_method(config: UnlearnConfig) -> None:
     for row in config.save_rows:
         if not recorded.get(row, True):
             remedy = f"add --rectifier {'grail' if row == 'masked' else 'gru'}"
-            raise GeffectError(f"a rectifier that has such a row, for --save-rows {row}", config.rectifier, remedy)
+            raise GeffectError(f"a rectifier, for --save-rows {row}", config.rectifier, remedy)
 
 
 def balanced(config: UnlearnConfig, sizes: Mapping[str, int]) -> dict[str, int]:

@@ -22,6 +22,7 @@ from geffect.preparation import localised_rows, read_start, training_sets
 from geffect.record import check_localised, read, read_localisation, read_steps, read_support
 from geffect.rectify import make_freezing
 from geffect.rows import trainable
+from geffect.support import count
 
 DOMAINS = ["privacy=builtin:domains/privacy[:6]", "copyright=builtin:domains/copyright[:6]"]
 SCOPES = ["forget/privacy", "retain/privacy", "forget/copyright", "retain/copyright"]
@@ -67,19 +68,13 @@ def test_a_localisation_is_a_record_with_masks_overlaps_and_pictures(localised: 
     assert {"overlap-0.1.png", "overlap-0.1.csv", "overlap_by_layer-0.2.pdf"} <= names
     drawn = pd.read_csv(localised / "figures" / "overlap-0.1.csv")
     assert drawn["jaccard"].tolist() == pytest.approx(whole[whole["share"] == 0.1]["jaccard"].tolist())
-    assert json.loads((localised / "metrics.json").read_text())["examples"] == dict.fromkeys(
-        SCOPES, 12
-    )  # train and val
+    examples = json.loads((localised / "metrics.json").read_text())["examples"]
+    assert examples == dict.fromkeys(SCOPES, 12), "train and val"
     back = read_localisation(localised)
     sizes = {n: p.numel() for n, p in _weights(start).items()}
-    kept = sum(int(torch.bitwise_count(mask).sum()) if hasattr(torch, "bitwise_count") else _count(mask)
-               for mask in back.at(0.1)["forget/privacy"].values())  # fmt: skip
+    kept = sum(count(mask) for mask in back.at(0.1)["forget/privacy"].values())
     assert 0.08 < kept / sum(sizes.values()) <= 0.101
     assert all(-1.0001 <= cosine <= 1.0001 for cosine in back.cosines().values())
-
-
-def _count(mask: torch.Tensor) -> int:
-    return sum(bin(byte).count("1") for byte in mask.tolist())
 
 
 def test_localising_twice_is_the_same_and_another_seed_is_not(localised: Path, start: Path, tmp_path: Path) -> None:
@@ -88,9 +83,8 @@ def test_localising_twice_is_the_same_and_another_seed_is_not(localised: Path, s
     first = read_localisation(localised)
     for name, mask in first.at(0.1)["retain/copyright"].items():
         assert torch.equal(mask, again.at(0.1)["retain/copyright"][name])
-    assert any(
-        not torch.equal(m, other.at(0.1)["forget/privacy"][n]) for n, m in first.at(0.1)["forget/privacy"].items()
-    )
+    one, two = (each.at(0.1)["forget/privacy"] for each in (first, other))
+    assert any(not torch.equal(mask, two[name]) for name, mask in one.items())
 
 
 @pytest.mark.parametrize("labels", ["true", "corrupted"])
@@ -124,9 +118,8 @@ def test_frozen_entries_end_where_they_started(
 
 
 def test_a_run_over_domains_records_its_scopes_masks_and_success(localised: Path, start: Path, tmp_path: Path) -> None:
-    path = api.unlearn(
-        _config(start, tmp_path / "run", rectifier=f"{GRAIL} + gru", masks=localised, support=0.1, ledger=4)
-    )
+    settings = {"rectifier": f"{GRAIL} + gru", "masks": localised, "support": 0.1, "ledger": 4}
+    path = api.unlearn(_config(start, tmp_path / "run", **settings))
     rows = set(read(path)["row"])
     assert {"objective", "forget", "retain", *SCOPES, "masked", "retain_average", "rectified", "applied"} <= rows
     removed = removed_g_effect(read(path))
@@ -192,9 +185,8 @@ def test_a_killed_run_over_domains_goes_on_bit_by_bit(localised: Path, start: Pa
 
 
 def test_one_domain_validates_another(start: Path, tmp_path: Path) -> None:
-    path = api.unlearn(
-        _config(start, tmp_path / "run", domain=DOMAINS[:1], validation=["copyright=builtin:domains/copyright[:4]"])
-    )
+    other = ["copyright=builtin:domains/copyright[:4]"]
+    path = api.unlearn(_config(start, tmp_path / "run", domain=DOMAINS[:1], validation=other))
     scores = json.loads((path / "metrics.json").read_text())["success"]["end"]
     assert list(scores) == ["privacy", "copyright"]
     assert scores["copyright"]["forget"]["rows"] == 4
@@ -256,25 +248,37 @@ def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
 TWO = ["--domain", DOMAINS[0], "--domain", DOMAINS[1]]
 
 
+def _pair(unlearn: str, retention: str) -> list[str]:
+    return ["--domain", f"a=builtin:authors/{unlearn},builtin:authors/{retention}"]
+
+
+def _named(*texts: str) -> list[str]:
+    return [flag for text in texts for flag in ("--domain", text)]
+
+
+GRAIL_FLAGS = [*TWO, "--rectifier", "grail"]
+NO_RETENTION = "one to retain for the domain privacy"
+
+
 @pytest.mark.parametrize(("verb", "flags", "says"), [
-    ("localise", ["--domain", "privacy=tofu:forget01"], "one to retain for the domain privacy"),
-    ("unlearn", ["--domain", "privacy=builtin:authors/forget"], "one to retain for the domain privacy"),
-    ("unlearn", ["--domain", "privacy=builtin:domains/privacy/unlearn"], "one to retain for the domain privacy"),
-    ("localise", ["--domain", "privacy"], "a domain with its sets"),
+    ("localise", _named("privacy=tofu:forget01"), NO_RETENTION),
+    ("unlearn", _named("privacy=builtin:authors/forget"), NO_RETENTION),
+    ("unlearn", _named("privacy=builtin:domains/privacy/unlearn"), NO_RETENTION),
+    ("localise", _named("privacy"), "a domain with its sets"),
     ("localise", [*TWO, "--share", "0"], "--share"),
     ("localise", [*TWO, "--share", "1.5"], "--share"),
     ("localise", [*TWO, "--share", "nan"], "--share"),
     ("localise", [*TWO, "--share", "a"], "--share"),
     ("localise", [], "--domain"),
-    ("localise", ["--domain", "a=builtin:domains/privacy[:1]"], r"a token|two rows or more"),
-    ("unlearn", ["--domain", "a=builtin:authors/forget[:1],builtin:authors/retain[:1]"], "two rows or more in forget/a"),
-    ("unlearn", ["--domain", "a=builtin:authors/forget[:4],builtin:authors/retain[:3]"], "one size; found forget/a 4"),
-    ("unlearn", [*TWO, "--domain", "c=builtin:domains/privacy[:3]"], "sets of one size.*--balance"),
-    ("unlearn", ["--domain", DOMAINS[0], "--domain", DOMAINS[0]], "'privacy' twice"),
-    ("unlearn", [*TWO, "--rectifier", "grail"], "a directory of masks for 'grail'; found none; make one with geffect loc"),
+    ("localise", _pair("forget[:1]", "retain"), "two rows or more in forget/a"),
+    ("unlearn", _pair("forget[:1]", "retain[:1]"), "two rows or more in forget/a"),
+    ("unlearn", _pair("forget[:4]", "retain[:3]"), "sets of one size; found forget/a 4"),
+    ("unlearn", [*TWO, *_named("c=builtin:domains/privacy[:3]")], "sets of one size.*--balance"),
+    ("unlearn", _named(DOMAINS[0], DOMAINS[0]), "'privacy' twice"),
+    ("unlearn", GRAIL_FLAGS, "a directory of masks for 'grail'; found none; make one with geffect localise"),
     ("unlearn", [*TWO, "--rectifier", "grail(k_unlearn=0)", "--masks", "."], r"k_unlearn in \(0, 1\]"),
     ("unlearn", [*TWO, "--masks", "."], "no --masks for 'none'"),
-    ("unlearn", [*TWO, "--rectifier", "grail", "--masks", "nowhere"], "a localisation in nowhere"),
+    ("unlearn", [*GRAIL_FLAGS, "--masks", "nowhere"], "a localisation in nowhere"),
     ("unlearn", [*TWO, "--forget", "builtin:authors/forget"], "a value for --forget"),
     ("unlearn", ["--forget", "builtin:authors/forget"], "a value for --retain"),
 ])  # fmt: skip
