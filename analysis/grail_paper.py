@@ -28,7 +28,7 @@ from analysis.grail_settings import (
     TUNING,
     method,
 )  # fmt: skip
-from analysis.grail_tables import Cell, known, sweep, table, tabulate
+from analysis.grail_tables import Cell, sweep, table, tabulate
 from analysis.runs import ensure, keep_configs
 from geffect import plots
 from geffect.comparison import overlap_figures
@@ -82,7 +82,7 @@ def interactions(study: Study, settings: Settings) -> list[Cell]:
         for first, second in (("privacy", "copyright"), ("copyright", "privacy")):
             alone = _single(study, f"only {first}", study.base["model"], first, seed, settings)
             after = _single(study, f"{first} then {second}", str(alone), second, seed, settings)
-            cells += [Cell(f"only {first}", seed, alone), Cell(f"{first} then {second}", seed, after)]
+            cells += [Cell(f"only {first}", seed, alone), Cell(f"{first} then {second}", seed, after, alone)]
     return sorted(cells, key=lambda cell: [each.name for each in cells].index(cell.name))
 
 
@@ -116,7 +116,7 @@ def _further(study: Study, tuned: dict[str, Settings], cells: list[Cell], out: P
     six = [c for name, rectifier in ABLATIONS.items() for c in
            study.cells(name, tuned["GRAIL"] | {"rectifier": rectifier})]  # fmt: skip
     table([*by_name["GRAIL"], *six], out / "table6", relative_to="without both")
-    overlap_figures(study.localised(SEEDS[0]), out / "figure3")
+    overlap_figures(study.localised(SEEDS[0]), out / "figure3", [0.1])
     swept = [
         (which, share, cell) for which, name in SWEPT.items() for share in SHARES
         for cell in study.cells(f"GRAIL {name}={share:g}", tuned["GRAIL"] | method(f"grail({name}={share:g})"))
@@ -130,9 +130,9 @@ def real(data: str, runs: Path = Path("runs/grail_real"), out: Path = Path("figu
     fitted, base = REAL(data, runs)
     ensure([fitted], "fit")
     study = Study(runs, base)
-    overlap_figures(study.localised(0, share=[0.1, 0.2]), out / "figure3")
+    overlap_figures(study.localised(0, share=[0.1, 0.2]), out / "figure3", [0.1])
     cells = [cell for name, settings in REAL_METHODS.items() for cell in study.cells(name, settings, (0,))]
-    table([cell for cell in cells if known(cell.path)], out / "table", start=True, costs=True)
+    table(cells, out / "table", start=True, costs=True)
     keep_configs(study.made, out)
 
 

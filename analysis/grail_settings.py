@@ -67,7 +67,7 @@ def REAL(data: str, runs: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     domains = [f"privacy={pairs['train']}", f"copyright={DOMAINS['copyright']}"]
     base = {
         "model": str(runs / "start"), "data_dir": data, "domain": domains, "validation": [f"privacy={pairs['val']}"],
-        "batch_size": 4, "steps": 30, "learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 1,
+        "batch_size": 4, "steps": 30, "learning_rate": 4e-3, "schedule": "cosine", "warmup_steps": 1,
         "diagnose_every": 10, "evaluate_every": 30,
     }  # fmt: skip
     return fitted, base

@@ -19,11 +19,13 @@ class Cell(NamedTuple):
         name: its row.
         seed: of the run.
         path: the run directory.
+        before: of several runs one after another, the first.
     """
 
     name: str
     seed: int
     path: Path
+    before: Path | None = None
 
 
 def metrics(path: Path) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def scores(cell: Cell, when: str = "end") -> dict[str, Any]:
 
 def tabulate(cells: Sequence[Cell], *, start: bool = False) -> pd.DataFrame:
     """A row a run, those whose start did not know a set left out."""
-    rows = [scores(cell) for cell in cells if known(cell.path)]
+    rows = [scores(cell) for cell in cells if known(cell.before or cell.path)]
     first = [scores(cells[0], "start")] if start else []
     return pd.DataFrame([*first, *rows])
 

@@ -105,12 +105,13 @@ def whole_overlaps(path: Path | str) -> pd.DataFrame:
                         chance=frame["share"].map(chance))  # fmt: skip
 
 
-def overlap_figures(path: Path | str, out: Path | None = None) -> list[Path]:
+def overlap_figures(path: Path | str, out: Path | None = None, shares: Sequence[float] = ()) -> list[Path]:
     """Draw a localisation: the overlaps of its scopes over the model and by layer, one pair of figures a share.
 
     Args:
         path: a localisation.
         out: where to write; its ``figures`` by default.
+        shares: of the masks drawn; all by default.
 
     Returns:
         The files written.
@@ -120,7 +121,7 @@ def overlap_figures(path: Path | str, out: Path | None = None) -> list[Path]:
     scopes = dict.fromkeys([*whole["row"], *whole["other"]])
     pairs = {domain: [name for name in scopes if domain_of(name) == domain] for domain in map(domain_of, scopes)}
     within = [names for names in pairs.values() if len(names) == 2]
-    for share in whole["share"].unique():
+    for share in shares or whole["share"].unique():
         matrix, rows = whole[whole["share"] == share], layers[layers["share"] == share]
         written += plots.save(plots.jaccard_matrix(matrix, share, within), out / f"overlap-{share:g}", matrix)
         written += plots.save(plots.jaccard_by_layer(rows, share), out / f"overlap_by_layer-{share:g}", rows)
