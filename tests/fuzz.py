@@ -26,10 +26,11 @@ import typer
 import yaml
 
 from geffect import api
-from geffect.comparison import compare, figures
-from geffect.config import UnlearnConfig
+from geffect.comparison import compare, figures, whole_overlaps
+from geffect.config import LocaliseConfig, UnlearnConfig
 from geffect.data import authors, encode_set, load_set
 from geffect.errors import GeffectError
+from geffect.preparation import masked_by
 from geffect.record import (
     read,
     read_ledger,
@@ -48,7 +49,7 @@ VALUES = [
     "null", "true", "-1", "0", "1e999", ".nan", "''", "[]", "{}", "[1, 2]", "{a: b}", "!!python/object:os.system x",
     "&a [*a]", "9" * 400, "\\ud800", "../../etc/passwd", "~", "\u0000", "NaN", "Infinity", '"\\x00"',
 ]  # fmt: skip
-KINDS = ("configuration", "set", "record", "checkpoint")
+KINDS = ("configuration", "set", "record", "checkpoint", "localisation")
 
 
 class World:
@@ -66,6 +67,10 @@ class World:
             self.tokenizer.save_pretrained(folder / "start")
         self.config = UnlearnConfig.read(model=str(folder / "start"), out=folder / "run", **RUN)
         api.unlearn(self.config)
+        domain = ["a=builtin:domains/privacy[:2]"]
+        api.localise(
+            LocaliseConfig.read(model=str(folder / "start"), domain=domain, share=[0.1], out=folder / "localised")
+        )
         rows = [{k: row[k] for k in ("question", "answer")} for row in authors.generate("forget")[:5]]
         (folder / "sets").mkdir()
         (folder / "sets" / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -197,7 +202,19 @@ def checkpoint(world: World, draw: random.Random) -> Callable[[], object]:
     return lambda: api.unlearn(config, resume=True)
 
 
-MAKERS = dict(zip(KINDS, (configuration, data, record, checkpoint), strict=True))
+def localisation(world: World, draw: random.Random) -> Callable[[], object]:
+    """Freeze by a garbled localisation, or look at it."""
+    path = world.copy("localised")
+    names = ["localisation.json", "steps.jsonl", "environment.json", "masks/share-0.1.safetensors"]
+    file = path / draw.choice(names)
+    file.write_bytes(garbled(file.read_bytes(), draw))
+    text = draw.choice(["grail(k_retain=0.1)", "memflex(mu=0.9, sigma=0.1, thresholds=quantile)"])
+    config = world.config.model_copy(update={"masks": path, "rectifier": text})
+    loaded = api.load_model(world.config.model)
+    return draw.choice([lambda: masked_by(config, loaded), lambda: whole_overlaps(path), lambda: read(path)])
+
+
+MAKERS = dict(zip(KINDS, (configuration, data, record, checkpoint, localisation), strict=True))
 
 
 def trial(world: World, kind: str, seed: int) -> tuple[str, str]:

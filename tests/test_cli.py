@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from geffect.cli import main
-from geffect.config import FitConfig, Schema, ShowConfig, UnlearnConfig
+from geffect.config import FitConfig, LocaliseConfig, Schema, ShowConfig, UnlearnConfig
 from geffect.data import encode_set, load_set
 from geffect.models import make_tokenizer
 from geffect.objectives import IGNORE_INDEX
@@ -101,7 +101,7 @@ def process(*arguments: str, cwd: Path, **environment: str) -> Ended:
         (("--objective", "gd"), "at least one term on the forget set"),
         (("--rectifier", "grv"), "rectifier among .*gru, .*none.*; found 'grv'"),
         (("--rectifier", "gru(decay=1)"), r"decay in \[0, 1\) for gru"),
-        (("--rectifier", "2*gru"), "one rectifier without a weight"),
+        (("--rectifier", "2*gru"), "one rectifier, or one that freezes and one that projects"),
         (("--forget", "builtin:autors/forget"), "a built-in set among builtin:authors/forget, .*"),
         (("--forget", "builtin:authors/forget[9:3]"), "at least one row in .*; found none of 40"),
         (("--forget", "forget01"), "a set: builtin:authors/forget, tofu:forget01, knowundo:"),
@@ -277,12 +277,13 @@ def test_importing_the_package_imports_nothing_else(tmp_path: Path) -> None:
 def test_help_lists_the_commands(shell: Shell) -> None:
     ended = shell("--help")
     assert ended.code == 0
-    for command in ("fit", "unlearn", "show-batch", "demo", "figures", "cite"):
+    for command in ("fit", "unlearn", "localise", "doctor", "show-batch", "demo", "figures", "cite"):
         assert re.search(rf"^  {command}  +[A-Z]", ended.out, re.MULTILINE), command
 
 
 @pytest.mark.parametrize(
-    ("command", "schema"), [("fit", FitConfig), ("unlearn", UnlearnConfig), ("show-batch", ShowConfig)]
+    ("command", "schema"),
+    [("fit", FitConfig), ("unlearn", UnlearnConfig), ("localise", LocaliseConfig), ("show-batch", ShowConfig)],
 )
 def test_help_names_and_explains_every_field(command: str, schema: type[Schema], shell: Shell) -> None:
     ended = shell(command, "--help")

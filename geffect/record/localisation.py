@@ -1,6 +1,7 @@
 """A localisation on disk: masks as safetensors with their recipe, mean gradients as inner products and magnitudes."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def read_localisation(path: Path | str) -> Localisation:
     content = _content(path)
     found = Localisation({}, examples=content["examples"], magnitudes=content["magnitudes"])
     for file in sorted((path / MASKS).glob("share-*.safetensors")):
-        found.masks[float(file.stem.removeprefix("share-"))] = _masks(file, list(found.examples))
+        found.masks[float(file.stem.removeprefix("share-"))] = _masks(file, list(found.examples), content["recipe"])
     gram, names = read_lines(path)[0]["gram"], read_environment(path)["parameters"]["names"]
     found.gram = Gram(tuple(gram["rows"]), dict(zip(names, map(_matrix, gram["values"]), strict=True)))
     return found
@@ -93,14 +94,16 @@ def _content(path: Path) -> dict[str, Any]:
     return content
 
 
-def _masks(file: Path, scopes: list[str]) -> dict[str, dict[str, torch.Tensor]]:
+def _masks(file: Path, scopes: list[str], recipe: Mapping[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
     found: dict[str, dict[str, torch.Tensor]] = {scope: {} for scope in scopes}
     try:
         with safe_open(file, "pt") as stored:
             for key in stored.keys():  # noqa: SIM118  a handle, not a mapping
                 scope, _, name = key.partition("|")
-                found[scope][name] = stored.get_tensor(key)
-    except (SafetensorError, OSError) as error:
+                found[scope][name] = mask = stored.get_tensor(key)
+                if mask.dtype != torch.uint8 or len(mask) != -(-math.prod(recipe["shapes"][name]) // 8):
+                    raise ValueError(f"{mask.numel()} numbers of {mask.dtype} for {name}")
+    except (SafetensorError, OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise GeffectError(f"readable masks in {file}", reason, "localise again") from error
     return found
