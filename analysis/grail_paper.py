@@ -101,8 +101,10 @@ def main(runs: Path = Path("runs/grail"), out: Path = Path("figures/grail")) -> 
         study = Study(runs / label, STARTS[model])
         tuned = {name: study.tuned(name, settings) for name, settings in METHODS.items()}
         cells = [cell for name, settings in tuned.items() for cell in study.cells(name, settings)]
-        table(cells, out / label, start=True)
+        wide = table(cells, out / label, start=True)
         if model == LLAMA:
+            harmonic = [name for name in wide if name == "method" or name.startswith("HS")]
+            wide[harmonic].to_csv(out / "table5.csv", index=False, float_format="%.4f")
             _further(study, tuned, cells, out)
         keep_configs(study.made, out / label)
 

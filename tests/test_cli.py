@@ -299,7 +299,7 @@ def test_help_names_and_explains_every_field(command: str, schema: type[Schema],
 
 def test_help_tells_defaults_and_what_is_required(shell: Shell) -> None:
     text = " ".join(shell("unlearn", "--help").out.split())
-    assert "the set to unlearn [required]" in text
+    assert "the set to unlearn [default: none]" in text
     assert "what is descended, as in 'npo(beta=0.1) + 1.0*gd' [default: ga]" in text
     assert "that no gradient is drawn from [default: none]" in text
 
