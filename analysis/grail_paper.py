@@ -103,7 +103,7 @@ def main(runs: Path = Path("runs/grail"), out: Path = Path("figures/grail")) -> 
         cells = [cell for name, settings in tuned.items() for cell in study.cells(name, settings)]
         wide = table(cells, out / label, start=True)
         if model == LLAMA:
-            harmonic = [name for name in wide if name == "method" or name.startswith("HS")]
+            harmonic = [name for name in wide if name == "method" or str(name).startswith("HS")]
             wide[harmonic].to_csv(out / "table5.csv", index=False, float_format="%.4f")
             _further(study, tuned, cells, out)
         keep_configs(study.made, out / label)

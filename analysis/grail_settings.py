@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 SEEDS, TUNING = (0, 1, 2), 100
-LADDER = (3e-4, 1e-3, 3e-3)
+LADDER = (1e-4, 3e-4, 1e-3, 3e-3)
 DOMAINS = {"privacy": "builtin:domains/privacy", "copyright": "builtin:domains/copyright"}
 LLAMA, QWEN2 = "builtin:tiny-domains", "builtin:tiny-domains-qwen2"
 COMMON: dict[str, Any] = {"batch_size": 4, "steps": 40, "diagnose_every": 20, "evaluate_every": 40}
