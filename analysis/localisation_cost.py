@@ -14,12 +14,12 @@ import time
 from statistics import median
 from typing import Any
 
+from geffect.acquisition import localised_rows, scope_losses
 from geffect.api import load_model
 from geffect.config import LocaliseConfig
 from geffect.environment import peak_memory_gb
 from geffect.localisation import localise
 from geffect.metrics.likelihood import evaluating
-from geffect.preparation import localised_rows, scope_losses
 from geffect.rows import trainable
 
 KINDS = ("passes", "localise")

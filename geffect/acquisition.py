@@ -1,17 +1,76 @@
 """Gradient acquisition: one loss an example, on true labels, random ones, or a corrupted answer."""
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
+from geffect.config import LocaliseConfig
 from geffect.data import Encoded, collate, pad_id_of
 from geffect.data.relabel import corrupted, random_labels
+from geffect.domains import domain_sets, scope_sets
 from geffect.errors import GeffectError
+from geffect.models import Loaded
 from geffect.objectives import IGNORE_INDEX, forward, token_nll
+from geffect.preparation import encode, read_set
 
 Labels = Literal["random", "true", "corrupted"]
+
+
+def localised_rows(config: LocaliseConfig, loaded: Loaded) -> dict[str, list[Encoded]]:
+    """The rows a localisation goes over: every domain's, those of its validation part too, numbered throughout.
+
+    Args:
+        config: the localisation.
+        loaded: its model's tokenizer.
+
+    Returns:
+        Scope → rows; no two share an index, so that none share their random labels.
+
+    Raises:
+        GeffectError: a scope has a single row.
+    """
+    trained, validated = domain_sets(config)
+    found: dict[str, list[Encoded]] = {}
+    names = {domain.name for domain in trained}
+    for domain in (*trained, *(each for each in validated if each.name in names)):
+        for name, spec in scope_sets(domain):
+            found.setdefault(name, []).extend(encode(config, loaded, read_set(config, spec)))
+    for name, rows in found.items():
+        if len(rows) < 2:
+            raise GeffectError(f"two rows or more in {name}", "1", "name a larger set or a wider slice")
+    numbers = itertools.count()
+    return {name: [replace(row, index=next(numbers)) for row in rows] for name, rows in found.items()}
+
+
+def scope_losses(
+    config: LocaliseConfig, loaded: Loaded, rows: Mapping[str, list[Encoded]]
+) -> dict[str, Iterator[Callable[[], Tensor]]]:
+    """A localisation's losses, an example each, under one progress bar.
+
+    Args:
+        config: labels, draws and seed.
+        loaded: the model.
+        rows: scope → its rows.
+
+    Returns:
+        Scope → its examples' losses.
+    """
+    bar = tqdm(total=sum(map(len, rows.values())), unit="example", disable=None)
+
+    def told(scope_rows: list[Encoded]) -> Iterator[Callable[[], Tensor]]:
+        losses = example_losses(loaded.model, loaded.tokenizer, scope_rows, config.labels, config.draws, config.seed)
+        for loss in losses:
+            yield loss
+            bar.update()
+        if bar.n == bar.total:
+            bar.close()
+
+    return {name: told(each) for name, each in rows.items()}
 
 
 def example_losses(

@@ -14,7 +14,7 @@ from geffect.environment import describe
 from geffect.errors import Interrupted
 from geffect.lifecycle import ends, resolved, started, take_up, train, unfinished
 from geffect.record import CONFIG, RunDirectory, layout_to_json
-from geffect.scopes import domain_of, role_of
+from geffect.scopes import role_of
 
 if TYPE_CHECKING:
     from geffect.doctor import Finding
@@ -131,6 +131,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
         The run directory.
     """
     from geffect.arguments import training_arguments
+    from geffect.metrics.success import successes
     from geffect.models.load import quiet_transformers
     from geffect.models.reference import Reference
     from geffect.objectives import make_objective
@@ -145,7 +146,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
     run = RunDirectory(config.out, resume=resume)
     start = _start(config)
     loaded, sets = start.loaded, training_sets(config, start, objective)
-    frozen, scored = masked_by(config, loaded), successes(start)
+    frozen, scored = masked_by(config, loaded), successes(loaded.model, loaded.tokenizer, start.encoded)
     whole = resolved(config) | {"reference": {"path": loaded.source, "sha256": loaded.sha256}}
     arguments = training_arguments(config, config.steps)
     diagnostics = Diagnostics(
@@ -167,40 +168,9 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
             evaluation_sets=evaluated, frozen=frozen,
         )  # fmt: skip
         train(trainer, checkpoint, f"geffect unlearn {config.out / CONFIG} --resume")
-        scores = {"success": {"start": scored, "end": successes(start)}} if scored else {}
-        run.finish(ends(config.out) | scores)
+        end = successes(loaded.model, loaded.tokenizer, start.encoded)
+        run.finish(ends(config.out) | ({"success": {"start": scored, "end": end}} if scored else {}))
     return config.out
-
-
-def successes(start: "Start") -> dict[str, dict[str, Any]]:
-    """US, RS, HS, perplexity and ROUGE-L of every domain's validation sets, as the model is now.
-
-    Args:
-        start: model and sets; without validation sets nothing is scored.
-
-    Returns:
-        Domain → scores.
-    """
-    from dataclasses import asdict
-
-    from geffect.metrics import harmonic_success, success
-
-    found: dict[str, dict[str, Any]] = {}
-    for name, rows in start.encoded.items():
-        if role_of(name) in ("forget_val", "retain_val"):
-            found.setdefault(domain_of(name), {})[role_of(name).removesuffix("_val")] = asdict(
-                success(start.loaded.model, start.loaded.tokenizer, rows)
-            )
-    for scores in found.values():
-        unlearn, retention = 100 - scores["forget"]["accuracy"], scores["retain"]["accuracy"]
-        scores |= {"US": unlearn, "RS": retention, "HS": harmonic_success(unlearn, retention)}
-    return found
-
-
-def _start(config: TrainConfig) -> "Start":
-    from geffect.preparation import read_start
-
-    return read_start(config, load_model(config.model, config.dtype, trust_remote_code=config.trust_remote_code))
 
 
 def localise(config: LocaliseConfig) -> Path:
@@ -215,13 +185,13 @@ def localise(config: LocaliseConfig) -> Path:
     Raises:
         GeffectError: a set, a share or the model is refused, or a loss is not finite.
     """
+    from geffect.acquisition import localised_rows, scope_losses
     from geffect.comparison import overlap_figures
     from geffect.environment import peak_memory_gb
     from geffect.groups import layout
     from geffect.localisation import localise as find
     from geffect.metrics.likelihood import evaluating
     from geffect.models.reference import check_trainable
-    from geffect.preparation import localised_rows, scope_losses
     from geffect.record import write_localisation
     from geffect.rows import trainable
 
@@ -237,12 +207,16 @@ def localise(config: LocaliseConfig) -> Path:
     }  # fmt: skip
     table = {"parameters": layout_to_json(layout(loaded.model)), "dtype": config.dtype}
     run.create(config.model_dump(mode="json", exclude_none=True), describe() | table)
-    for place, support in enumerate(found.supports.values()):
-        run.append({"step": 0} | ({} if place else {"gram": found.gram}) | {"support": support})
-    write_localisation(config.out, found, recipe)
+    write_localisation(run, found, recipe)
     run.finish({"examples": found.examples, "seconds": seconds, "peak_memory_gb": round(peak_memory_gb(), 3)})
     overlap_figures(config.out)
     return config.out
+
+
+def _start(config: TrainConfig) -> "Start":
+    from geffect.preparation import read_start
+
+    return read_start(config, load_model(config.model, config.dtype, trust_remote_code=config.trust_remote_code))
 
 
 def plan(config: TrainConfig | LocaliseConfig, *, resume: bool = False) -> dict[str, str]:

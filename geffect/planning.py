@@ -7,15 +7,17 @@ from typing import Any
 import psutil
 import torch
 
+from geffect.acquisition import localised_rows
 from geffect.arguments import training_arguments
 from geffect.config import FitConfig, LocaliseConfig, TrainConfig, UnlearnConfig
 from geffect.data import Encoded, RowSet
+from geffect.domains import balanced
 from geffect.environment import batch_arithmetic
 from geffect.models import Loaded, add_lora, outline
 from geffect.models.load import DTYPES
 from geffect.models.reference import check_trainable
 from geffect.objectives import Objective, make_objective
-from geffect.preparation import balanced, check_method, encode, localised_rows, read_set, roles
+from geffect.preparation import check_method, encode, read_set, roles
 from geffect.record import refuse_existing
 from geffect.rectify import Rectifier, make_freezing, make_rectifier
 from geffect.scopes import RISKS, role_of, scopes

@@ -1,24 +1,20 @@
 """What a run starts from: its model, its sets as the model sees them, and what its objective needs of each row."""
 
-import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-from tqdm.auto import tqdm
-
-from geffect.acquisition import example_losses
-from geffect.config import DataConfig, FitConfig, LocaliseConfig, TrainConfig, UnlearnConfig
-from geffect.data import Domain, Encoded, QASet, RowSet, encode_set, load_set, parse_domains, refused
+from geffect.config import DataConfig, FitConfig, TrainConfig, UnlearnConfig
+from geffect.data import Encoded, QASet, RowSet, encode_set, load_set, refused
+from geffect.domains import balanced, domain_sets, scope_sets
 from geffect.environment import batch_arithmetic, describe
 from geffect.errors import GeffectError
 from geffect.groups import Layout, layout
 from geffect.localisation import Frozen
 from geffect.models import Loaded, add_lora
+from geffect.models.cache import weights_sha256
 from geffect.objectives import Objective, make_objective
-from geffect.record import check_localised, layout_to_json, read_localisation
+from geffect.record import MASKS, check_localised, layout_to_json, read_localisation
 from geffect.rectify import make_freezing, make_rectifier
 from geffect.rows import trainable
 from geffect.scopes import RISKS, domain_of, of_role, role_of, scope, scopes
@@ -50,12 +46,13 @@ class Start:
         """What a run's ``environment.json`` says of it."""
         sizes = {name: len(rows) for name, rows in self.encoded.items() if role_of(name) in RISKS}
         used = balanced(config, sizes) if isinstance(config, UnlearnConfig) else {}
-        forget = of_role(used, "forget")
+        forget, path = of_role(used, "forget"), getattr(config, "masks", None)
+        masks = {"masks": {"set": str(path), "sha256": weights_sha256(path / MASKS)}} if path else {}
         rows = max(forget) if forget else sum(map(len, self.encoded.values()))
         return describe() | {
             "dtype": config.dtype,
             "attention": getattr(self.loaded.model.config, "_attn_implementation", None),
-            "data": {k: {"set": s.name, "rows": len(s), "sha256": s.sha256} for k, s in self.sets.items()},
+            "data": {k: {"set": s.name, "rows": len(s), "sha256": s.sha256} for k, s in self.sets.items()} | masks,
             "batch": batch_arithmetic(rows, config.batch_size, config.grad_accum_steps, steps),
             "parameters": layout_to_json(self.layout),
         }
@@ -84,30 +81,6 @@ def roles(config: TrainConfig) -> list[tuple[str, str]]:
     pairs = [pair for domain in trained for pair in scope_sets(domain)]
     pairs += [pair for domain in validated for pair in scope_sets(domain, "_val")]
     return pairs + [(role, spec) for role in ROLES if (spec := getattr(config, role, None))]
-
-
-def domain_sets(config: UnlearnConfig | LocaliseConfig) -> tuple[list[Domain], list[Domain]]:
-    """A configuration's domains, and those with validation sets: as named, else a source's own.
-
-    Args:
-        config: domains and validation sets.
-
-    Returns:
-        Both.
-
-    Raises:
-        GeffectError: one is malformed.
-    """
-    trained, named = parse_domains(config.domain), parse_domains(config.validation)
-    given = {each.name: each.part("val") or each for each in named}
-    own = {each.name: given.pop(each.name, None) or each.part("val") for each in trained}
-    return trained, [each for each in (*own.values(), *given.values()) if each]
-
-
-def scope_sets(domain: Domain, suffix: str = "") -> list[tuple[str, str]]:
-    """(scope, set) of one domain."""
-    sets = {"forget": domain.unlearn, "retain": domain.retention}
-    return [(scope(role + suffix, domain.name), spec) for role, spec in sets.items()]
 
 
 def read_start(config: TrainConfig, loaded: Loaded) -> Start:
@@ -186,33 +159,6 @@ def check_method(config: UnlearnConfig) -> None:
             raise GeffectError(f"a rectifier, for --save-rows {row}", config.rectifier, remedy)
 
 
-def balanced(config: UnlearnConfig, sizes: Mapping[str, int]) -> dict[str, int]:
-    """How many rows of each domain's sets a run uses.
-
-    Args:
-        config: the run.
-        sizes: forget and retain scope → rows it has.
-
-    Returns:
-        The same, of the rows used; all where there are no domains.
-
-    Raises:
-        GeffectError: a set has one row, or sizes differ and nothing was said of that.
-    """
-    if not config.domain:
-        return dict(sizes)
-    for name, size in sizes.items():
-        if size < 2:
-            raise GeffectError(f"two rows or more in {name}", str(size), "name a larger set or a wider slice")
-    told = ", ".join(f"{name} {size}" for name, size in sizes.items())
-    if config.balance == "refuse" and len(set(sizes.values())) > 1:
-        remedy = "slice them alike, or add --balance cut (to a domain's smaller set) or --balance repeat"
-        raise GeffectError("domains' sets of one size", told, remedy)
-    if config.balance != "cut":
-        return dict(sizes)
-    return {name: min(sizes[scope(role, domain_of(name))] for role in RISKS) for name in sizes}
-
-
 def alternatives(config: UnlearnConfig, start: Start, forget: str, size: int) -> list[Encoded]:
     """The forget questions with refusals, an epoch of the run after another.
 
@@ -245,7 +191,7 @@ def training_sets(config: UnlearnConfig, start: Start, objective: Objective) -> 
     """The sets whose rows meet in a step."""
     used = balanced(config, {name: len(rows) for name, rows in start.encoded.items() if role_of(name) in RISKS})
     sets = {name: start.encoded[name][:size] for name, size in used.items()}
-    if len({*used.values(), *(len(start.encoded[name]) for name in used)}) > 1 and config.domain:
+    if config.domain and len({*used.values(), *(len(start.encoded[name]) for name in used)}) > 1:
         told = ", ".join(f"{name} {size} of {len(start.encoded[name])}" for name, size in used.items())
         LOGGER.warning("sizes differ; rows used: %s; an epoch is as long as the largest forget set", told)
     if "general" in objective.sets:
@@ -254,58 +200,6 @@ def training_sets(config: UnlearnConfig, start: Start, objective: Objective) -> 
         for name in scopes("forget", used):
             sets[scope("alternative", domain_of(name))] = alternatives(config, start, name, used[name])
     return sets
-
-
-def localised_rows(config: LocaliseConfig, loaded: Loaded) -> dict[str, list[Encoded]]:
-    """The rows a localisation goes over: every domain's, those of its validation part too, numbered throughout.
-
-    Args:
-        config: the localisation.
-        loaded: its model's tokenizer.
-
-    Returns:
-        Scope → rows; no two share an index, so that none share their random labels.
-
-    Raises:
-        GeffectError: a scope has a single row.
-    """
-    trained, validated = domain_sets(config)
-    found: dict[str, list[Encoded]] = {}
-    for domain in trained:
-        parts = [domain, *(each for each in validated if each.name == domain.name)]
-        for name, sets in ((scope("forget", domain.name), [d.unlearn for d in parts]),
-                           (scope("retain", domain.name), [d.retention for d in parts])):  # fmt: skip
-            found[name] = [row for spec in sets for row in encode(config, loaded, read_set(config, spec))]
-            if len(found[name]) < 2:
-                raise GeffectError(f"two rows or more in {name}", "1", "name a larger set or a wider slice")
-    numbers = itertools.count()
-    return {name: [replace(row, index=next(numbers)) for row in rows] for name, rows in found.items()}
-
-
-def scope_losses(
-    config: LocaliseConfig, loaded: Loaded, rows: Mapping[str, list[Encoded]]
-) -> dict[str, Iterator[Callable[[], Tensor]]]:
-    """A localisation's losses, an example each, under one progress bar.
-
-    Args:
-        config: labels, draws and seed.
-        loaded: the model.
-        rows: scope → its rows.
-
-    Returns:
-        Scope → its examples' losses.
-    """
-    bar = tqdm(total=sum(map(len, rows.values())), unit="example", disable=None)
-
-    def told(scope_rows: list[Encoded]) -> Iterator[Callable[[], Tensor]]:
-        losses = example_losses(loaded.model, loaded.tokenizer, scope_rows, config.labels, config.draws, config.seed)
-        for loss in losses:
-            yield loss
-            bar.update()
-        if bar.n == bar.total:
-            bar.close()
-
-    return {name: told(each) for name, each in rows.items()}
 
 
 def masked_by(config: UnlearnConfig, loaded: Loaded) -> Frozen | None:

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from geffect import api
+from geffect.acquisition import localised_rows
 from geffect.comparison import compare, whole_overlaps
 from geffect.config import FitConfig, LocaliseConfig, UnlearnConfig
 from geffect.data import parse_domains
 from geffect.effects import removed_g_effect
 from geffect.errors import GeffectError
 from geffect.metrics import success
-from geffect.preparation import localised_rows, read_start, training_sets
+from geffect.preparation import read_start, training_sets
 from geffect.record import check_localised, read, read_localisation, read_steps, read_support
 from geffect.rectify import make_freezing
 from geffect.rows import trainable

@@ -10,9 +10,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "geffect"
 ORDER = [
     "errors", "grammar", "scopes", "groups", "rows", "gram", "support", "localisation", "effects", "ties", "objectives",
-    "rectify", "ledger", "measurement", "data", "models", "metrics", "acquisition", "training", "record", "plots",
-    "comparison", "config", "environment", "arguments", "preparation", "planning", "lifecycle", "doctor", "api",
-    "demonstration", "citations", "show", "cli", "__main__",
+    "rectify", "ledger", "measurement", "data", "models", "metrics", "training", "record", "plots", "comparison",
+    "config", "environment", "arguments", "domains", "preparation", "acquisition", "planning", "lifecycle", "doctor",
+    "api", "demonstration", "citations", "show", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Unlearn and retention success as KnowUnDo and GRAIL report them, teacher-forced (arXiv 2407.01920, 2504.12681)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from geffect.errors import GeffectError
 from geffect.metrics.likelihood import outputs_of
 from geffect.objectives import IGNORE_INDEX, Outputs
 from geffect.objectives.outputs import shift
+from geffect.scopes import domain_of, role_of
 
 Measure = Literal["fmeasure", "recall", "precision"]
 
@@ -87,6 +88,28 @@ def harmonic_success(unlearn: float, retention: float) -> float:
     87.95
     """
     return 2 * unlearn * retention / (unlearn + retention) if unlearn + retention else 0.0
+
+
+def successes(model: nn.Module, tokenizer: Any, sets: Mapping[str, Sequence[Encoded]]) -> dict[str, dict[str, Any]]:
+    """US, RS, HS, perplexity and ROUGE-L of every domain's validation sets.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        sets: scope → rows; ``forget_val/DOMAIN`` and ``retain_val/DOMAIN`` are scored, others are not.
+
+    Returns:
+        Domain → ``US``, ``RS``, ``HS``, and both sets' `Success` as ``forget`` and ``retain``.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, rows in sets.items():
+        role, _, validation = role_of(name).partition("_")
+        if validation == "val":
+            found.setdefault(domain_of(name), {})[role] = asdict(success(model, tokenizer, rows))
+    for scores in found.values():
+        unlearn, retention = 100 - scores["forget"]["accuracy"], scores["retain"]["accuracy"]
+        scores |= {"US": unlearn, "RS": retention, "HS": harmonic_success(unlearn, retention)}
+    return found
 
 
 def _check(rows: Sequence[Encoded]) -> None:

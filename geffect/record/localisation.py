@@ -14,19 +14,22 @@ from geffect.errors import GeffectError
 from geffect.gram import Gram
 from geffect.localisation import Localisation
 from geffect.record.lines import as_written, read_environment, read_lines
-from geffect.record.writing import DONE
+from geffect.record.writing import DONE, RunDirectory
 
 MASKS, RECIPE = "masks", "localisation.json"
 
 
-def write_localisation(path: Path, found: Localisation, recipe: Mapping[str, Any]) -> None:
-    """Write a localisation's masks, one file a share, and what else it is read back from.
+def write_localisation(run: RunDirectory, found: Localisation, recipe: Mapping[str, Any]) -> None:
+    """Write a localisation's lines, its masks, one file a share, and what else it is read back from.
 
     Args:
-        path: the run directory, made and with its line.
+        run: the directory, made.
         found: the localisation.
         recipe: what it was made of; it goes into every file.
     """
+    path = run.path
+    for place, support in enumerate(found.supports.values()):
+        run.append({"step": 0} | ({} if place else {"gram": found.gram}) | {"support": support})
     (path / MASKS).mkdir()
     for share, scopes in found.masks.items():
         bits = {f"{scope}|{name}": mask for scope, masks in scopes.items() for name, mask in masks.items()}

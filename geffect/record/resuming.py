@@ -39,7 +39,8 @@ def check_same_data(path: Path, environment: Mapping[str, Any]) -> None:
     begun = read_environment(path)["data"]
     for name, now in environment["data"].items():
         if begun.get(name) != now:
-            raise GeffectError(f"the {name} set of {path} (sha256 {str(begun.get(name, {}).get('sha256'))[:12]})",
+            what = name if name == "masks" else f"{name} set"
+            raise GeffectError(f"the {what} of {path} (sha256 {str(begun.get(name, {}).get('sha256'))[:12]})",
                                f"another (sha256 {now['sha256'][:12]})", "restore its file")  # fmt: skip
 
 
