@@ -42,15 +42,16 @@ class Study:
     Args:
         runs: where they lie.
         base: settings all of them share: model, domains, steps.
+        shares: of the masks of every localisation.
     """
 
-    def __init__(self, runs: Path, base: Settings) -> None:
-        self.runs, self.base, self.made = runs, base, list[Path]()
+    def __init__(self, runs: Path, base: Settings, shares: tuple[float, ...] = SHARES) -> None:
+        self.runs, self.base, self.shares, self.made = runs, base, shares, list[Path]()
 
     def localised(self, seed: int, **changes: Any) -> Path:
         """The localisation of a start and its domains."""
         base = {key: self.base[key] for key in ("model", "domain", "validation", "data_dir") if key in self.base}
-        settings = base | {"share": list(SHARES), "seed": seed} | changes
+        settings = base | {"share": list(self.shares), "seed": seed} | changes
         name = changes.pop("name", "all")
         settings.pop("name", None)
         return ensure([settings | {"out": self.runs / f"localised-{name}-{seed}"}], "localise")[0]
@@ -131,8 +132,8 @@ def real(data: str, runs: Path = Path("runs/grail_real"), out: Path = Path("figu
     """Fit, localise, and unlearn in three ways on SmolLM2; one seed."""
     fitted, base = REAL(data, runs)
     ensure([fitted], "fit")
-    study = Study(runs, base)
-    overlap_figures(study.localised(0, share=[0.1, 0.2]), out / "figure3", [0.1])
+    study = Study(runs, base, shares=(0.1, 0.2))
+    overlap_figures(study.localised(0), out / "figure3", [0.1])
     cells = [cell for name, settings in REAL_METHODS.items() for cell in study.cells(name, settings, (0,))]
     table(cells, out / "table", start=True, costs=True)
     keep_configs(study.made, out)

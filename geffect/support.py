@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,16 +38,42 @@ def top_mask(tensor: Tensor, share: float) -> Tensor:
     >>> top_mask(torch.tensor([[0.5, -3.0], [0.0, 0.5]]), 0.5).tolist()
     [[True, True], [False, False]]
     """
-    count = _count(tensor.numel(), share)
+    return top_masks(tensor, [share])[0]
+
+
+def top_masks(tensor: Tensor, shares: Sequence[float]) -> list[Tensor]:
+    """`top_mask` for several shares at little more than the price of one.
+
+    Args:
+        tensor: as of `top_mask`.
+        shares: each in (0, 1].
+
+    Returns:
+        A mask a share.
+
+    >>> [int(mask.sum()) for mask in top_masks(torch.arange(10.0), [0.1, 0.5, 1])]
+    [1, 5, 9]
+    """
+    counts = [_count(tensor.numel(), share) for share in shares]
     sizes = _sizes(tensor)
-    mask = sizes > 0
-    if np.count_nonzero(mask) > count:
-        present = sizes[mask]  # without the zeros: many equal entries would slow the partition tenfold
-        threshold = np.partition(present, -count)[-count]  # torch's kthvalue and topk take ten times as long
-        mask = sizes > threshold
-        ties = np.flatnonzero(sizes == threshold)
-        mask[ties[: count - np.count_nonzero(mask)]] = True
-    return torch.from_numpy(mask).view(tensor.shape)
+    present = sizes[sizes > 0]  # without the zeros: many equal entries would slow the partition tenfold
+    places = sorted({len(present) - count for count in counts if count < len(present)})
+    ranked = np.partition(present, places) if places else present  # torch's kthvalue and topk take ten times as long
+    masks = [_largest(sizes, ranked, count) for count in counts]
+    return [torch.from_numpy(mask).view(tensor.shape) for mask in masks]
+
+
+def _largest(
+    sizes: "np.ndarray[Any, Any]", ranked: "np.ndarray[Any, Any]", count: int
+) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+    # the mask of so many entries; of the others, ranked holds the largest in its place
+    if count >= len(ranked):
+        return np.asarray(sizes > 0)
+    threshold = ranked[len(ranked) - count]
+    mask = np.asarray(sizes > threshold)
+    ties = np.flatnonzero(sizes == threshold)
+    mask[ties[: count - np.count_nonzero(mask)]] = True
+    return mask
 
 
 def _count(numel: int, share: float) -> int:

@@ -12,7 +12,7 @@ from geffect.localisation.importance import Importance
 from geffect.localisation.sets import Masks
 from geffect.rows import NamedTensors
 from geffect.scopes import role_of
-from geffect.support import Support, overlaps, pack, top_mask
+from geffect.support import Support, overlaps, pack, top_masks
 
 Losses = Iterable[Callable[[], Tensor]]
 POOLED = {"forget": "forget", "retain": "retain"}  # the scopes' mean over domains, beside them
@@ -111,8 +111,7 @@ def localise(
 
 
 def _mask(found: Localisation, scope: str, name: str, score: Tensor) -> None:
-    for share, scopes in found.masks.items():
-        mask = top_mask(score, share)
+    for scopes, mask in zip(found.masks.values(), top_masks(score, list(found.masks)), strict=True):
         if bool(mask.any()):
             scopes[scope][name] = pack(mask)
 
