@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -79,9 +80,16 @@ def test_what_readme_says_of_the_demo_is_so(workplace: Path) -> None:
     assert (held["NPO+GRU"] < held["GA"]).all()
 
 
+@pytest.mark.slow
+def test_what_readme_says_of_grail_is_so(workplace: Path) -> None:
+    """Nearly all is forgotten in both domains, and most of what must stay is kept."""
+    scores = json.loads((workplace / "runs" / "grail" / "metrics.json").read_text())["success"]["end"]
+    assert all(each["US"] > 90 and each["RS"] > 65 for each in scores.values())
+
+
 def test_there_are_blocks_to_run() -> None:
     assert [block.source.split()[:2] for block in _blocks() if block.language == "sh"] == [
-        ["geffect", verb] for verb in ("demo", "unlearn", "figures", "show-batch")
+        ["geffect", verb] for verb in ("demo", "unlearn", "figures", "show-batch", "localise", "unlearn")
     ]
 
 
