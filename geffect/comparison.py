@@ -9,7 +9,7 @@ import pandas as pd
 from geffect import plots
 from geffect.effects import direction_of, g_effect, total_cosine
 from geffect.errors import GeffectError
-from geffect.record import as_written, read, read_ledger, read_lines, read_steps, read_support
+from geffect.record import RECIPE, as_written, read, read_ledger, read_lines, read_steps, read_support
 from geffect.scopes import RISKS, domain_of
 from geffect.support import chance
 
@@ -55,7 +55,7 @@ def _with_roles(scores: "pd.Series[Any]") -> "pd.Series[Any]":
 def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "thirds") -> list[Path]:
     """Draw runs: G-effect by layer group, cosine disparity, trade-off plane; each with the data drawn.
 
-    Where every run kept a ledger, or recorded supports, those are drawn too.
+    Where every run kept a ledger, or recorded supports, those are drawn too. Of a localisation its overlaps are drawn.
 
     Args:
         runs: run directories, side by side.
@@ -66,6 +66,8 @@ def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "
         The files written.
     """
     paths = _named(runs)
+    if all((path / RECIPE).exists() for path in paths.values()):
+        return [file for name, path in paths.items() for file in overlap_figures(path, out / name if out else None)]
     out = out or next(iter(paths.values())) / "figures"
     grams = {name: read(path, "group", scheme) for name, path in paths.items()}
     effects = pd.concat([g_effect(gram, direction_of(gram)).assign(run=name) for name, gram in grams.items()])

@@ -51,6 +51,7 @@ def batch_arithmetic(
     per_epoch = -(-rows // a_step)
     word = "process" if processes == 1 else "processes"
     return {
+        "rows": rows,
         "batch_size": batch_size,
         "grad_accum_steps": grad_accum_steps,
         "processes": processes,

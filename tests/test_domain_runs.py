@@ -13,8 +13,8 @@ import torch
 
 from geffect import api
 from geffect.acquisition import localised_rows
-from geffect.comparison import compare, whole_overlaps
-from geffect.config import FitConfig, LocaliseConfig, UnlearnConfig
+from geffect.comparison import compare, figures, whole_overlaps
+from geffect.config import DoctorConfig, FitConfig, LocaliseConfig, UnlearnConfig
 from geffect.data import parse_domains
 from geffect.effects import removed_g_effect
 from geffect.errors import GeffectError
@@ -76,6 +76,18 @@ def test_a_localisation_is_a_record_with_masks_overlaps_and_pictures(localised: 
     kept = sum(count(mask) for mask in back.at(0.1)["forget/privacy"].values())
     assert 0.08 < kept / sum(sizes.values()) <= 0.101
     assert all(-1.0001 <= cosine <= 1.0001 for cosine in back.cosines().values())
+
+
+def test_geffect_figures_draws_a_localisation_anew(localised: Path, tmp_path: Path) -> None:
+    written = figures([localised], tmp_path / "drawn")
+    assert {path.name for path in written} >= {"overlap-0.1.png", "overlap_by_layer-0.2.csv"}
+    assert all(path.is_file() for path in written)
+
+
+def test_the_doctor_looks_at_every_scope(start: Path, tmp_path: Path) -> None:
+    config = DoctorConfig.read(model=str(start), domain=DOMAINS, out=tmp_path / "run")
+    names = [finding.name for finding in api.doctor(config)]
+    assert {f"knows {scope}" for scope in SCOPES} | {"memory", "batches", "determinism"} <= set(names)
 
 
 def test_localising_twice_is_the_same_and_another_seed_is_not(localised: Path, start: Path, tmp_path: Path) -> None:
