@@ -134,8 +134,8 @@ def test_overlaps_are_read_back_summed_and_exact(seed: int, by: str, scheme: str
         for label, counts in support.by(labels).items():
             for i, j in ((0, 1), (0, 2), (1, 2)):
                 both, either = int(counts[i, j]), int(counts[i, i] + counts[j, j] - counts[i, j])
-                expected.append((2 * step, label, ROWS[i], ROWS[j], both, either, float(jaccard(counts)[i, j])))
-    columns = ["step", by, "row", "other", "intersection", "union", "jaccard"]
+                expected.append((2 * step, label, ROWS[i], ROWS[j], both, either, 0.3, float(jaccard(counts)[i, j])))
+    columns = ["step", by, "row", "other", "intersection", "union", "share", "jaccard"]
     pd.testing.assert_frame_equal(frame, pd.DataFrame(expected, columns=columns), check_exact=True)
 
 

@@ -2,7 +2,7 @@
 
 from geffect.localisation.freezing import Frozen
 from geffect.localisation.importance import IMPORTANCES, Importance, scores
-from geffect.localisation.localise import Localisation, localise
+from geffect.localisation.passes import Localisation, localise
 from geffect.localisation.sets import Masks, op_rr, op_ur, region, united
 
 __all__ = [
