@@ -48,12 +48,10 @@ class Study:
     def __init__(self, runs: Path, base: Settings, shares: tuple[float, ...] = SHARES) -> None:
         self.runs, self.base, self.shares, self.made = runs, base, shares, list[Path]()
 
-    def localised(self, seed: int, **changes: Any) -> Path:
+    def localised(self, seed: int, name: str = "all", **changes: Any) -> Path:
         """The localisation of a start and its domains."""
         base = {key: self.base[key] for key in ("model", "domain", "validation", "data_dir") if key in self.base}
         settings = base | {"share": list(self.shares), "seed": seed} | changes
-        name = changes.pop("name", "all")
-        settings.pop("name", None)
         return ensure([settings | {"out": self.runs / f"localised-{name}-{seed}"}], "localise")[0]
 
     def run(self, name: str, seed: int, **settings: Any) -> Path:

@@ -84,7 +84,7 @@ def table(
         frame["GB"] = [metrics(paths[n])["peak_memory_gb"] if n in paths else float("nan") for n in frame["method"]]
     numbers = [name for name in frame.columns if name not in ("method", "seed")]
     grouped = frame.groupby("method", sort=False)
-    wide = grouped[numbers].mean().add_suffix("")
+    wide = grouped[numbers].mean()
     wide.insert(0, "seeds", grouped["seed"].agg(lambda each: " ".join(map(str, each))))
     for kind in ("min", "max"):
         wide = wide.join(grouped[numbers].agg(kind).add_suffix(f", {kind}"))

@@ -98,7 +98,10 @@ class TrainConfig(DataConfig):
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="on a fresh adapter's inputs, where dropout is kept")
     seed: int = Field(0, ge=0, lt=2**32, description="of the order of rows and the adapter's start")
     batch_size: int = Field(
-        4, ge=1, le=MANY, description="rows of a micro-batch (unlearn: forget rows; as many retain rows go beside)"
+        4,
+        ge=1,
+        le=MANY,
+        description="rows of a micro-batch (unlearn: forget rows, of each domain; as many retain rows go beside)",
     )
     grad_accum_steps: int = Field(1, ge=1, le=MANY, description="micro-batches an optimiser step")
     learning_rate: float = Field(1e-5, ge=0, allow_inf_nan=False, description="peak learning rate")

@@ -41,6 +41,18 @@ def known(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return api.fit(fitted)
 
 
+@pytest.fixture
+def untouched_style() -> Iterator[None]:
+    """Drawing leaves matplotlib's settings alone, and no figure open."""
+    import matplotlib
+    from matplotlib import pyplot
+
+    before = dict(matplotlib.rcParams)
+    yield
+    assert dict(matplotlib.rcParams) == before
+    assert pyplot.get_fignums() == []
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing a test makes lands in the user's cache."""

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "geffect"
 ORDER = [
-    "errors", "grammar", "scopes", "groups", "rows", "gram", "support", "localisation", "effects", "ties", "objectives",
+    "errors", "grammar", "scopes", "groups", "rows", "gram", "support", "effects", "localisation", "ties", "objectives",
     "rectify", "ledger", "measurement", "data", "models", "metrics", "training", "record", "plots", "comparison",
     "config", "environment", "arguments", "domains", "preparation", "acquisition", "planning", "lifecycle", "doctor",
     "api", "demonstration", "citations", "show", "cli", "__main__",

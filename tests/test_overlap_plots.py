@@ -1,6 +1,6 @@
 """Figures of overlaps and of what freezing them brings: what is drawn is what was handed in."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -8,7 +8,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -53,12 +52,7 @@ def drawn(figure: Figure) -> np.ndarray:
     return np.ma.filled(np.ma.asarray(mesh_of(figure).get_array(), dtype=float), np.nan)
 
 
-@pytest.fixture(autouse=True)
-def untouched() -> Iterator[None]:
-    before = dict(matplotlib.rcParams)
-    yield
-    assert dict(matplotlib.rcParams) == before
-    assert plt.get_fignums() == []
+pytestmark = pytest.mark.usefixtures("untouched_style")
 
 
 @pytest.mark.parametrize("size", [2, 4, 10, 12])

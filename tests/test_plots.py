@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -53,12 +52,7 @@ def same(line: Line2D, rows: pd.DataFrame, x: str, y: str) -> None:
     np.testing.assert_array_equal(np.asarray(line.get_xydata()), rows[[x, y]].to_numpy(float))
 
 
-@pytest.fixture(autouse=True)
-def untouched() -> Iterator[None]:
-    before = dict(matplotlib.rcParams)
-    yield
-    assert dict(matplotlib.rcParams) == before
-    assert plt.get_fignums() == []
+pytestmark = pytest.mark.usefixtures("untouched_style")
 
 
 @pytest.mark.parametrize("runs", [["one"], BOTH, list("abcd")])

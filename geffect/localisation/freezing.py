@@ -28,6 +28,7 @@ class Frozen:
         self._names = list(parameters)
         self.forget = _unpacked(parameters, forget)
         self.retain = self.forget if retain is forget else _unpacked(parameters, retain)
+        self._still = {n: self.forget[n] & self.retain[n] for n in self.forget if n in self.retain}
 
     def free(self, side: str, name: str, tensor: Tensor | None) -> Tensor | None:
         """One side's gradient with zeros where it is frozen; what is given is not changed.
@@ -47,15 +48,11 @@ class Frozen:
 
     def still(self, name: str) -> Tensor | None:
         """The mask of one tensor's entries that never move; None where all may."""
-        forget, retain = self.forget.get(name), self.retain.get(name)
-        if forget is None or retain is None:
-            return None
-        return forget if forget is retain else forget & retain
+        return self._still.get(name)
 
     def shares(self) -> dict[str, dict[str, float]]:
         """Parameter → share of its entries frozen, to either side (``forget``, ``retain``) and to both (``never``)."""
-        still = {name: mask for name in self._names if (mask := self.still(name)) is not None}
-        sides = {"forget": self.forget, "retain": self.retain, "never": still}
+        sides = {"forget": self.forget, "retain": self.retain, "never": self._still}
         return {
             side: {n: float(masks[n].double().mean()) if n in masks else 0.0 for n in self._names}
             for side, masks in sides.items()

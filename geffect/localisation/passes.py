@@ -1,21 +1,22 @@
 """One pass over every scope's examples: masks of the most important entries, overlaps, and mean gradients."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from geffect.effects import cosine
 from geffect.errors import GeffectError
 from geffect.gram import Gram, inner_products
 from geffect.localisation.importance import Importance
 from geffect.localisation.sets import Masks
 from geffect.rows import NamedTensors
-from geffect.scopes import role_of
+from geffect.scopes import RISKS, of_role, role_of
 from geffect.support import Support, overlaps, pack, top_masks
 
 Losses = Iterable[Callable[[], Tensor]]
-POOLED = {"forget": "forget", "retain": "retain"}  # the scopes' mean over domains, beside them
 
 
 @dataclass
@@ -56,16 +57,14 @@ class Localisation:
 
     def cosines(self) -> dict[str, float]:
         """Parameter → cosine of all domains' forget and retain mean gradients, weighed by examples; 0 of a zero one."""
-        total = {role: sum(n for each, n in self.examples.items() if role_of(each) == role) for role in POOLED}
+        total = {role: sum(of_role(self.examples, role)) for role in RISKS}
         weights = {
             role: {each: n / total[role] for each, n in self.examples.items() if role_of(each) == role}
-            for role in POOLED
+            for role in RISKS
         }
-        found = {}
-        for name, g in self.gram.combine(weights).values.items():
-            scale = float(g[0, 0] * g[1, 1]) ** 0.5
-            found[name] = float(g[0, 1]) / scale if scale else 0.0
-        return found
+        pooled = self.gram.combine(weights)
+        found = {name: cosine(g, pooled.rows, *RISKS) for name, g in pooled.values.items()}
+        return {name: 0.0 if math.isnan(value) else value for name, value in found.items()}
 
 
 def localise(
