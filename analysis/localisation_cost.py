@@ -2,8 +2,8 @@
 
     python -m analysis.localisation_cost [--model smollm2] [--rows 15] [--repeats 2]
 
-Both are run in turn, each in a process of its own, on the same examples of the built-in domains; loading does not
-count.
+The passes alone, masks only, and masks with mean gradients run in turn, each in a process of its own, on the same
+examples of the built-in domains; loading does not count.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from geffect.localisation import localise
 from geffect.metrics.likelihood import evaluating
 from geffect.rows import trainable
 
-KINDS = ("passes", "localise")
+KINDS = ("passes", "masks only", "localise")
 
 
 def measure(kind: str, model: str, rows: int) -> dict[str, float]:
@@ -34,8 +34,8 @@ def measure(kind: str, model: str, rows: int) -> dict[str, float]:
     loaded_gb, began = peak_memory_gb(), time.perf_counter()
     with evaluating(loaded.model):
         losses = scope_losses(config, loaded, examples)
-        if kind == "localise":
-            localise(parameters, losses)
+        if kind != "passes":
+            localise(parameters, losses, masks_only=kind == "masks only")
         else:
             for each in losses.values():
                 for loss in each:
@@ -47,7 +47,7 @@ def measure(kind: str, model: str, rows: int) -> dict[str, float]:
 
 
 def main(model: str, rows: int, repeats: int) -> None:
-    """Alternate both kinds and print medians and ratios."""
+    """Alternate the kinds and print medians and ratios."""
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
     for _ in range(repeats):
         for kind in KINDS:
@@ -55,8 +55,11 @@ def main(model: str, rows: int, repeats: int) -> None:
             told = subprocess.run([*command, "--only", kind], check=True, capture_output=True, text=True).stdout
             found[kind].append(json.loads(told.splitlines()[-1]))
     for key in ("seconds", "GB"):
-        both = [median(each[key] for each in found[kind]) for kind in KINDS]
-        print(f"{key}: passes alone {both[0]:.2f}, localising {both[1]:.2f}, ratio {both[1] / both[0]:.2f}")
+        alone, *others = (median(each[key] for each in found[kind]) for kind in KINDS)
+        told = ", ".join(
+            f"{kind} {each:.2f} ({each / alone:.2f} ×)" for kind, each in zip(KINDS[1:], others, strict=True)
+        )
+        print(f"{key}: passes alone {alone:.2f}, {told}")
     first = found["localise"][0]
     print(f"{first['examples']} examples; {first['loaded GB']:.2f} GB once the model is loaded")
 

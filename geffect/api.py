@@ -200,7 +200,8 @@ def localise(config: LocaliseConfig) -> Path:
     check_trainable(loaded.model)
     rows, parameters, began = localised_rows(config, loaded), trainable(loaded.model), time.perf_counter()
     with evaluating(loaded.model):
-        found = find(parameters, scope_losses(config, loaded, rows), config.share, config.importance)
+        losses = scope_losses(config, loaded, rows)
+        found = find(parameters, losses, config.share, config.importance, masks_only=config.masks_only)
     seconds = time.perf_counter() - began
     recipe = config.model_dump(mode="json", include={"model", "importance", "labels", "draws", "seed"}) | {
         "sha256": loaded.sha256, "shapes": {name: list(p.shape) for name, p in parameters.items()},

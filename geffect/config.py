@@ -167,6 +167,9 @@ class LocaliseConfig(DataConfig):
         "random", description="of the gradients: the answer's redrawn, true, or inputs corrupted (the official code)"
     )
     draws: int = Field(3, ge=1, le=1000, description="of labels, averaged")
+    masks_only: bool = Field(
+        False, description="leave out the scopes' mean gradients, which memflex needs: less time and memory"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="of the draws")
     dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="of the weights")
 

@@ -91,11 +91,12 @@ def plan_localisation(config: LocaliseConfig) -> dict[str, str]:
 
 
 def localisation_gb(config: LocaliseConfig, model: Any, encoded: dict[str, list[Encoded]]) -> float:
-    """A rough estimate of the peak: weights, a mean gradient a scope, one set's scores, one example's activations."""
+    """A rough estimate of the peak: weights, a mean gradient a scope if any, scores, one example's activations."""
     size, wide = torch.empty((), dtype=DTYPES[config.dtype]).element_size(), 8 if config.dtype == "float64" else 4
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     weights = sum(p.numel() for p in model.parameters()) * size
-    rows = len(encoded) + (config.importance != "zscore")
+    held = 0 if config.masks_only else len(encoded)
+    rows = max(held, config.importance == "zscore") + (config.importance != "zscore")
     return float(weights + trained * wide * rows + _activations(model, encoded, 1, size)) / 1e9
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from geffect.errors import GeffectError
 
+SPARSE, MARGIN = 64, 1.1  # every 64th entry says where the largest are, give or take a tenth
+
 
 def top_mask(tensor: Tensor, share: float) -> Tensor:
     """The entries of largest magnitude: ⌈share · N⌉ of N, ties going to the lowest flat index.
@@ -56,23 +58,35 @@ def top_masks(tensor: Tensor, shares: Sequence[float]) -> list[Tensor]:
     """
     counts = [_count(tensor.numel(), share) for share in shares]
     sizes = _sizes(tensor)
-    present = sizes[sizes > 0]  # without the zeros: many equal entries would slow the partition tenfold
-    places = sorted({len(present) - count for count in counts if count < len(present)})
-    ranked = np.partition(present, places) if places else present  # torch's kthvalue and topk take ten times as long
+    large = _large(sizes, max(counts, default=0))
+    places = sorted({max(len(large) - count, 0) for count in counts})
+    ranked = np.partition(large, places) if len(large) else large  # torch's kthvalue and topk take ten times as long
     masks = [_largest(sizes, ranked, count) for count in counts]
     return [torch.from_numpy(mask).view(tensor.shape) for mask in masks]
+
+
+def _large(sizes: "np.ndarray[Any, Any]", count: int) -> "np.ndarray[Any, Any]":
+    # the entries to rank: so many of the largest at least, and none that is zero, unless there are fewer. A sample says
+    # where to cut; were it wrong, or were zeros in it, all others are ranked: many equal ones would slow that tenfold
+    sample = np.sort(sizes[::SPARSE])
+    place = len(sample) - math.ceil(len(sample) * MARGIN * count / max(len(sizes), 1))
+    bound = sample[place] if 0 <= place < len(sample) else 0
+    large = sizes.compress(sizes >= bound) if bound > 0 else sizes[:0]  # a third of the time of sizes[…]
+    return large if len(large) >= count else sizes.compress(sizes > 0)
 
 
 def _largest(
     sizes: "np.ndarray[Any, Any]", ranked: "np.ndarray[Any, Any]", count: int
 ) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-    # the mask of so many entries; of the others, ranked holds the largest in its place
-    if count >= len(ranked):
-        return np.asarray(sizes > 0)
-    threshold = ranked[len(ranked) - count]
-    mask = np.asarray(sizes > threshold)
-    ties = np.flatnonzero(sizes == threshold)
-    mask[ties[: count - np.count_nonzero(mask)]] = True
+    # the mask of so many entries; of the largest ones, ranked holds the smallest in its place
+    if not len(ranked):
+        return np.zeros(len(sizes), dtype=bool)
+    threshold = ranked[max(len(ranked) - count, 0)]
+    mask = np.asarray(sizes >= threshold)
+    excess = np.count_nonzero(mask) - count
+    if excess > 0:
+        ties = np.flatnonzero(sizes == threshold)
+        mask[ties[len(ties) - excess :]] = False
     return mask
 
 
@@ -97,6 +111,23 @@ def _sizes(tensor: Tensor) -> "np.ndarray[tuple[int], np.dtype[np.floating]]":
 def pack(mask: Tensor) -> Tensor:
     """A mask's bits in row-major order, the first the highest of its byte: ⌈N / 8⌉ bytes, uint8."""
     return torch.from_numpy(np.packbits(mask.reshape(-1).numpy(force=True)))
+
+
+def empty(sizes: Mapping[str, int]) -> dict[str, Tensor]:
+    """A packed mask of nothing for every tensor.
+
+    Args:
+        sizes: name → N.
+
+    Returns:
+        Name → ⌈N / 8⌉ zero bytes, all in one buffer: many small ones that stay would scatter over the memory that
+        later passes need in one piece.
+
+    >>> {name: mask.tolist() for name, mask in empty({"a": 8, "b": 9}).items()}
+    {'a': [0], 'b': [0, 0]}
+    """
+    lengths = [math.ceil(numel / 8) for numel in sizes.values()]
+    return dict(zip(sizes, torch.zeros(sum(lengths), dtype=torch.uint8).split(lengths), strict=True))
 
 
 def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:

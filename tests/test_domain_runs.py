@@ -20,7 +20,7 @@ from geffect.effects import removed_g_effect
 from geffect.errors import GeffectError
 from geffect.metrics import success
 from geffect.preparation import read_start, training_sets
-from geffect.record import check_localised, read, read_localisation, read_steps, read_support
+from geffect.record import check_localised, read, read_lines, read_localisation, read_steps, read_support
 from geffect.rectify import make_freezing
 from geffect.rows import trainable
 from geffect.support import count
@@ -302,7 +302,7 @@ def test_bad_input_is_refused_in_one_line(
 
 
 def test_masks_of_another_model_or_adapter_are_refused(
-    localised: Path, known: Path, adapted: Path, start: Path, refused: Callable[..., None]
+    localised: Path, known: Path, adapted: Path, start: Path, refused: Callable[..., None], tmp_path: Path
 ) -> None:
     flags = [*TWO, "--rectifier", "grail", "--masks", str(localised), "--out", "out"]
     refused(["unlearn", "--model", str(known), *flags], "masks made for these weights")
@@ -310,6 +310,10 @@ def test_masks_of_another_model_or_adapter_are_refused(
     refused(["unlearn", "--model", str(start), "--lora", "2", *flags], "masks of the model's own trained parameters")
     memflex = ["memflex(mu=-2)", "--masks", str(localised), "--out", "out"]
     refused(["unlearn", "--model", str(start), *TWO, "--rectifier", *memflex], "memflex's region")
+    bare = _localise(start, tmp_path / "bare", masks_only=True)
+    assert "gram" not in read_lines(bare)[0]
+    memflex = ["memflex(mu=0.9)", "--masks", str(bare), "--out", "out"]
+    refused(["unlearn", "--model", str(start), *TWO, "--rectifier", *memflex], "localise without --masks-only")
     share = ["grail(k_unlearn=0.3)", "--masks", str(localised), "--out", "out"]
     refused(["unlearn", "--model", str(start), *TWO, "--rectifier", *share], "localise with --share 0.3 too")
 

@@ -66,7 +66,27 @@ def test_importance_equals_a_loop_over_examples(case: str, mode: str) -> None:
         mean = stacked.mean(0)
         expected["zscore"] = ((mean - mean.mean()) / mean.std(correction=0)).abs() * mean.std(correction=0)
         assert torch.allclose(means[name], mean, atol=1e-12)
-        assert torch.allclose(found.score(name, means[name]), expected[mode], atol=1e-12), name
+        score = found.take(name) / (1 if mode == "zscore" else len(gradients))
+        assert torch.allclose(score, expected[mode], atol=1e-12), name
+
+
+@pytest.mark.parametrize("mode", IMPORTANCES)
+def test_masks_alone_are_the_same_masks(mode: str) -> None:
+    model = CASES["unused"]()
+    whole, alone = (
+        localise(trainable(model), {name: _losses(model, seed=i) for name, i in SCOPES.items()}, [0.1, 0.3], mode,
+                 masks_only=only)
+        for only in (False, True)
+    )  # fmt: skip
+    assert alone.masks.keys() == whole.masks.keys()
+    for share, scopes in whole.masks.items():
+        for scope, masks in scopes.items():
+            assert masks.keys() == alone.masks[share][scope].keys()
+            assert all(torch.equal(mask, alone.masks[share][scope][name]) for name, mask in masks.items())
+        assert torch.equal(whole.supports[share].total(), alone.supports[share].total())
+    assert (whole.gram.rows, alone.gram.rows, alone.magnitudes) == (tuple(SCOPES), (), {})
+    with pytest.raises(GeffectError, match="localise without --masks-only"):
+        alone.cosines()
 
 
 def test_cancelling_gradients_matter_to_magnitudes_and_not_to_the_signed_mean() -> None:
@@ -76,7 +96,7 @@ def test_cancelling_gradients_matter_to_magnitudes_and_not_to_the_signed_mean() 
         importance = Importance({"w": weight}, mode)
         for sign in (1.0, -1.0):
             importance.add((weight * torch.tensor([5.0 * sign, 1.0, 2.0])).sum())
-        found[mode] = int(importance.score("w", importance.means()["w"]).argmax())
+        found[mode] = int(importance.take("w").argmax())
     assert found["mean_abs"] == found["mean_square"] == 0
     mean = torch.tensor([0.0, 1.0, 2.0])
     assert torch.equal(scores(mean), torch.tensor([1.0, 0.0, 1.0]))

@@ -42,6 +42,21 @@ def test_a_mask_holds_the_largest_entries_and_of_equal_ones_the_first(
     assert members(top_mask(tensor, float(share))) == by_sorting(tensor.tolist(), share)
 
 
+def _every_64th(value: float) -> Tensor:
+    entries = torch.randn(5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    entries[::64] = value
+    return entries
+
+
+@pytest.mark.parametrize("tensor", [
+    _every_64th(0.0), _every_64th(1e9), _every_64th(math.inf), _every_64th(1e-9), torch.arange(5000.0),
+    torch.ones(5000), torch.arange(5000.0).floor_divide(700), torch.eye(70),
+], ids=["zeros", "large", "infinite", "small", "ascending", "equal", "few values", "sparse"])  # fmt: skip
+@pytest.mark.parametrize("share", ["0.001", "0.02", "0.1", "0.5", "0.95", "1.0"])
+def test_a_mask_does_not_depend_on_what_a_sample_says(tensor: Tensor, share: str) -> None:
+    assert members(top_mask(tensor, float(share))) == by_sorting(tensor.flatten().tolist(), share)
+
+
 @pytest.mark.parametrize(("share", "numel", "count"), [
     (0.1, 30, 3), (0.1, 31, 4), (0.07, 100, 7), (0.29, 100, 29), (1.0, 5, 5), (1, 5, 5), (1e-9, 5, 1),
 ])  # fmt: skip

@@ -24,17 +24,19 @@ class Importance:
     Args:
         parameters: the tensors, by canonical name.
         mode: one of `IMPORTANCES`.
+        signed: sum g_i too where the mode does not need it.
 
     Raises:
         GeffectError: the mode is unknown.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], mode: str = "mean_abs") -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], mode: str = "mean_abs", *, signed: bool = True) -> None:
         if mode not in IMPORTANCES:
             raise GeffectError(f"an importance among {', '.join(IMPORTANCES)}", repr(mode), "choose one of these")
         self.parameters, self.mode, self.examples = dict(parameters), mode, 0
-        self.sums: NamedTensors = {}
-        self.sizes: NamedTensors = {}
+        self.sums = _zeros(self.parameters) if signed or mode == "zscore" else {}
+        self.sizes = _zeros(self.parameters) if mode != "zscore" else {}
+        self._reached: set[str] = set()
 
     def add(self, loss: Tensor) -> None:
         """Back-propagate one example's loss.
@@ -49,11 +51,9 @@ class Importance:
         if gradient is None:
             return
         gradient = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
-        if name not in self.sums:
-            self.sums[name] = torch.zeros_like(gradient)
-            if self.mode != "zscore":
-                self.sizes[name] = torch.zeros_like(gradient)
-        self.sums[name].add_(gradient)
+        self._reached.add(name)
+        if self.sums:
+            self.sums[name].add_(gradient)
         if self.mode == "mean_abs":
             self.sizes[name].add_(gradient.abs_())  # the gradient itself is freed with this call
         elif self.mode == "mean_square":
@@ -61,19 +61,27 @@ class Importance:
 
     def means(self) -> NamedTensors:
         """The signed mean ḡ, taken out of the sums in place; a tensor that no loss reached is missing."""
-        return {name: tensor.div_(self.examples) for name, tensor in self.sums.items()}
+        return {name: self.sums[name].div_(self.examples) for name in self.reached if self.sums}
 
-    def score(self, name: str, mean: Tensor) -> Tensor:
-        """The importance of one tensor's entries, up to a factor: what ranks them.
+    @property
+    def reached(self) -> dict[str, int]:
+        """Tensor that a loss reached → entries."""
+        return {name: parameter.numel() for name, parameter in self.parameters.items() if name in self._reached}
+
+    def take(self, name: str) -> Tensor:
+        """The importance of one tensor's entries, up to a factor: what ranks them. Its magnitudes are let go.
 
         Args:
             name: the parameter.
-            mean: its signed mean.
 
         Returns:
             Non-negative, of the tensor's shape.
         """
-        return scores(mean) if self.mode == "zscore" else self.sizes[name] / self.examples
+        return scores(self.sums[name]) if self.mode == "zscore" else self.sizes.pop(name)
+
+
+def _zeros(parameters: Mapping[str, nn.Parameter]) -> NamedTensors:
+    return {n: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for n, p in parameters.items()}
 
 
 def scores(mean: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from geffect.errors import GeffectError
 from geffect.gram import Gram, inner_products
 from geffect.localisation.importance import Importance
 from geffect.localisation.sets import Masks
-from geffect.rows import NamedTensors
+from geffect.rows import NamedTensors, add_scaled
 from geffect.scopes import RISKS, of_role, role_of
-from geffect.support import Support, overlaps, pack, top_masks
+from geffect.support import Support, empty, overlaps, pack, top_masks
 
 Losses = Iterable[Callable[[], Tensor]]
 
@@ -56,7 +56,16 @@ class Localisation:
         return self.masks[share]
 
     def cosines(self) -> dict[str, float]:
-        """Parameter → cosine of all domains' forget and retain mean gradients, weighed by examples; 0 of a zero one."""
+        """Parameter → cosine of all domains' forget and retain mean gradients, weighed by examples; 0 of a zero one.
+
+        Returns:
+            The cosines.
+
+        Raises:
+            GeffectError: the mean gradients were left out.
+        """
+        if not self.gram.rows:
+            raise GeffectError("mean gradients beside the masks", "masks alone", "localise without --masks-only")
         total = {role: sum(of_role(self.examples, role)) for role in RISKS}
         weights = {
             role: {each: n / total[role] for each, n in self.examples.items() if role_of(each) == role}
@@ -69,7 +78,7 @@ class Localisation:
 
 def localise(
     parameters: Mapping[str, nn.Parameter], losses: Mapping[str, Losses], shares: Sequence[float] = (0.1, 0.2),
-    importance: str = "mean_abs",
+    importance: str = "mean_abs", *, masks_only: bool = False,
 ) -> Localisation:  # fmt: skip
     """Find where each scope's knowledge lies.
 
@@ -78,6 +87,7 @@ def localise(
         losses: scope → a function an example that returns its loss, a scalar with a graph.
         shares: of each tensor's entries in a mask, in (0, 1].
         importance: see `Importance`.
+        masks_only: hold no mean gradient a scope: less time and memory, and no Gram, magnitudes or `region`.
 
     Returns:
         The localisation.
@@ -93,26 +103,30 @@ def localise(
     found = Localisation({share: {} for share in shares})
     means: dict[str, NamedTensors] = {}
     for scope, examples in losses.items():
-        scorer = Importance(parameters, importance)
+        scorer = Importance(parameters, importance, signed=not masks_only)
         for loss in examples:
             scorer.add(loss())
-        found.examples[scope], means[scope] = scorer.examples, scorer.means()
+        found.examples[scope], kept = scorer.examples, scorer.means()
         for share in shares:
-            found.masks[share][scope] = {}
-        for name, mean in means[scope].items():
-            _mask(found, scope, name, scorer.score(name, mean))
-            scorer.sizes.pop(name, None)
+            found.masks[share][scope] = empty(scorer.reached)
+        for name in scorer.reached:
+            _mask(found, scope, name, scorer.take(name))
+        if not masks_only:
+            means[scope] = kept
     names = list(parameters)
-    found.gram = Gram(tuple(means), {n: inner_products([row.get(n) for row in means.values()]) for n in names})
     found.supports = {share: _support(masks, share, names) for share, masks in found.masks.items()}
-    found.magnitudes = _magnitudes(found.examples, means, names)
+    if means:
+        found.gram = Gram(tuple(means), {n: inner_products([row.get(n) for row in means.values()]) for n in names})
+        found.magnitudes = _magnitudes(found.examples, means, names)
     return found
 
 
 def _mask(found: Localisation, scope: str, name: str, score: Tensor) -> None:
     for scopes, mask in zip(found.masks.values(), top_masks(score, list(found.masks)), strict=True):
         if bool(mask.any()):
-            scopes[scope][name] = pack(mask)
+            scopes[scope][name].copy_(pack(mask))
+        else:
+            del scopes[scope][name]
 
 
 def _support(scopes: Mapping[str, Masks], share: float, names: Sequence[str]) -> Support:
@@ -127,10 +141,12 @@ def _magnitudes(
     total = sum(examples[scope] for scope in forget)
     pooled = {}
     for name in names:
-        parts = [means[scope][name] * (examples[scope] / total) for scope in forget if name in means[scope]]
-        pooled[name] = _mean_abs(torch.stack(parts).sum(0) if parts else None)
+        row: NamedTensors = {}
+        for scope in forget:
+            add_scaled(row, name, means[scope].get(name), examples[scope] / total)
+        pooled[name] = _mean_abs(row.get(name))
     return found | {"forget": pooled}
 
 
 def _mean_abs(tensor: Tensor | None) -> float:
-    return 0.0 if tensor is None else float(tensor.abs().mean(dtype=torch.float64))
+    return 0.0 if tensor is None else float(tensor.norm(1, dtype=torch.float64)) / tensor.numel()

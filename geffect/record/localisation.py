@@ -29,7 +29,8 @@ def write_localisation(run: RunDirectory, found: Localisation, recipe: Mapping[s
     """
     path = run.path
     for place, support in enumerate(found.supports.values()):
-        run.append({"step": 0} | ({} if place else {"gram": found.gram}) | {"support": support})
+        gram = {"gram": found.gram} if found.gram.rows and not place else {}
+        run.append({"step": 0} | gram | {"support": support})
     (path / MASKS).mkdir()
     for share, scopes in found.masks.items():
         bits = {f"{scope}|{name}": mask for scope, masks in scopes.items() for name, mask in masks.items()}
@@ -57,8 +58,9 @@ def read_localisation(path: Path | str) -> Localisation:
     found = Localisation({}, examples=content["examples"], magnitudes=content["magnitudes"])
     for file in sorted((path / MASKS).glob("share-*.safetensors")):
         found.masks[float(file.stem.removeprefix("share-"))] = _masks(file, list(found.examples), content["recipe"])
-    gram, names = read_lines(path)[0]["gram"], read_environment(path)["parameters"]["names"]
-    found.gram = Gram(tuple(gram["rows"]), dict(zip(names, map(_matrix, gram["values"]), strict=True)))
+    gram, names = read_lines(path)[0].get("gram"), read_environment(path)["parameters"]["names"]
+    if gram is not None:
+        found.gram = Gram(tuple(gram["rows"]), dict(zip(names, map(_matrix, gram["values"]), strict=True)))
     return found
 
 
