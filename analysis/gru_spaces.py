@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.runs import AUTHORS, ensure, keep_configs
-from analysis.trade_off import interpolated
 from geffect import plots
+from geffect.alignment import at_forget_risk
 from geffect.record import read_steps
 
 SPACES = {"none": "none", "gradient": "gru", "update": "gru(space=update)", "both": "gru(space=both)"}
@@ -75,7 +75,7 @@ def tabulate(frame: pd.DataFrame, risks: tuple[float, ...]) -> pd.DataFrame:
             "objective": objective, "space": space, "seed": seed, "steps": int(last["step"]),
             "held risk rises": float((path["held_risk"].diff().dropna() > 0).mean()),
             "forget acc.": last["forget_accuracy"], "held acc.": last["held_accuracy"],
-        } | {f"held acc. at {risk:g}": interpolated(path, "held_accuracy", risk) for risk in risks})  # fmt: skip
+        } | {f"held acc. at {risk:g}": at_forget_risk(path, "held_accuracy", risk) for risk in risks})  # fmt: skip
     return pd.DataFrame(rows)
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 
 from analysis.runs import AUTHORS, ensure, keep_configs
 from geffect import plots
+from geffect.alignment import at_forget_risk
 from geffect.record import read_steps
 
 OBJECTIVES = {
@@ -67,24 +68,13 @@ def tabulate(frame: pd.DataFrame, at: float = AT_RISK) -> pd.DataFrame:
     rows = []
     for (objective, rectifier), cell in frame.groupby(["objective", "rectifier"], sort=False):
         ends = cell.sort_values("step").groupby("seed").last()
-        reached = [interpolated(run, "held_accuracy", at) for _, run in cell.sort_values("step").groupby("seed")]
+        reached = [at_forget_risk(run, "held_accuracy", at) for _, run in cell.sort_values("step").groupby("seed")]
         rows.append({
             "objective": objective, "rectifier": rectifier, "forget acc.": ends["forget_accuracy"].mean(),
             "forget risk": ends["forget_risk"].mean(), "held acc.": ends["held_accuracy"].mean(),
             f"held acc. at forget risk {at:g}": np.mean(reached), "min": np.min(reached), "max": np.max(reached),
         })  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def interpolated(run: pd.DataFrame, column: str, at: float) -> float:
-    """A column where the forget risk first reaches ``at``, linear between evaluations; NaN where it never does."""
-    risk, values = run["forget_risk"].to_numpy(), run[column].to_numpy()
-    above = np.flatnonzero(risk >= at)
-    if not len(above) or above[0] == 0:
-        return float("nan")
-    i = above[0]
-    share = (at - risk[i - 1]) / (risk[i] - risk[i - 1])
-    return float(values[i - 1] + share * (values[i] - values[i - 1]))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ from importlib import import_module
 from typing import Any
 
 _NAMES = {
+    "EvaluateConfig": "geffect.config",
     "FitConfig": "geffect.config",
     "LocaliseConfig": "geffect.config",
     "UnlearnConfig": "geffect.config",
+    "evaluate": "geffect.api",
     "fit": "geffect.api",
     "localise": "geffect.api",
     "unlearn": "geffect.api",
@@ -28,6 +30,7 @@ _NAMES = {
     "r_squared": "geffect.effects",
     "removed_g_effect": "geffect.effects",
     "read": "geffect.record",
+    "read_evaluation": "geffect.evaluation",
     "read_ledger": "geffect.record",
     "read_localisation": "geffect.record",
     "read_published": "geffect.record",

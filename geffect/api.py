@@ -9,7 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geffect.config import DoctorConfig, FitConfig, LocaliseConfig, ShowConfig, TrainConfig, UnlearnConfig
+from geffect.config import (
+    DoctorConfig,
+    EvaluateConfig,
+    FitConfig,
+    LocaliseConfig,
+    ShowConfig,
+    TrainConfig,
+    UnlearnConfig,
+)
 from geffect.environment import describe
 from geffect.errors import Interrupted
 from geffect.lifecycle import ends, resolved, started, take_up, train, unfinished
@@ -211,6 +219,49 @@ def localise(config: LocaliseConfig) -> Path:
     write_localisation(run, found, recipe)
     run.finish({"examples": found.examples, "seconds": seconds, "peak_memory_gb": round(peak_memory_gb(), 3)})
     overlap_figures(config.out)
+    return config.out
+
+
+def evaluate(config: EvaluateConfig) -> Path:
+    """Score a model, an adapter or every checkpoint of a run, row by row.
+
+    What was computed before, by the same weights, rows, options and code, is taken from the cache, and said.
+
+    Args:
+        config: model, suite or metrics and sets.
+
+    Returns:
+        The directory: ``examples.csv`` (`geffect.read_evaluation`), ``texts.jsonl`` (what the model wrote) and
+        ``metrics.json`` (means with intervals, and numbers made of several sets).
+
+    Raises:
+        GeffectError: a metric, a set or a reference is refused.
+    """
+    import pandas as pd
+
+    from geffect.evaluation import EXAMPLES, evaluated, read_evaluation, read_reference, rows_of, summary, write_texts
+    from geffect.models.load import quiet_transformers
+    from geffect.models.series import series
+    from geffect.suites import parts
+
+    run, chosen, began = RunDirectory(config.out), parts(config), time.perf_counter()
+    for part in chosen:
+        rows_of(config, part)  # refused before a model is loaded
+    if config.reference is not None:
+        read_evaluation(config.reference)
+    frames, texts = [], []
+    for label, spec in series(config.model) if config.checkpoints else [(config.model, config.model)]:
+        loaded = load_model(spec, config.dtype, trust_remote_code=config.trust_remote_code)
+        with quiet_transformers():
+            frame, said = evaluated(config, chosen, loaded, label)
+        frames.append(frame)
+        texts += said
+    examples = pd.concat(frames, ignore_index=True)
+    found = summary(config, examples, read_reference(config, examples))
+    run.create(config.model_dump(mode="json", exclude_none=True), describe() | {"dtype": config.dtype})
+    examples.to_csv(config.out / EXAMPLES, index=False)
+    write_texts(config.out, texts)
+    run.finish({"models": found, "seconds": round(time.perf_counter() - began, 3)})
     return config.out
 
 

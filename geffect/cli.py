@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn, get_origin
 
 import typer
 
-from geffect.config import DoctorConfig, FitConfig, LocaliseConfig, Schema, ShowConfig, UnlearnConfig
+from geffect.config import DoctorConfig, EvaluateConfig, FitConfig, LocaliseConfig, Schema, ShowConfig, UnlearnConfig
 from geffect.errors import GeffectError, Interrupted
 
 app = typer.Typer(
@@ -101,6 +101,13 @@ def _localise(config: LocaliseConfig, *, dry_run: bool) -> None:
         show.localisation(api.localise(config))
 
 
+def _evaluate(config: EvaluateConfig, *, json: bool) -> None:
+    """Score a model, an adapter or a run's checkpoints on a suite, or on sets by named metrics."""
+    from geffect import api, show
+
+    show.evaluation(api.evaluate(config), as_json=json)
+
+
 def _show_batch(config: ShowConfig) -> None:
     """Print, coloured, which tokens of a batch carry loss."""
     from geffect import api, show
@@ -119,6 +126,7 @@ def _doctor(config: DoctorConfig, *, json: bool) -> None:
 verb("fit", FitConfig, _fit, **DRY_RUN, **RESUME)
 verb("unlearn", UnlearnConfig, _unlearn, **DRY_RUN, **RESUME)
 verb("localise", LocaliseConfig, _localise, **DRY_RUN)
+verb("evaluate", EvaluateConfig, _evaluate, json="print metrics.json, and no table")
 verb("show-batch", ShowConfig, _show_batch)
 verb("doctor", DoctorConfig, _doctor, json="print the findings as a JSON list")
 
@@ -143,6 +151,21 @@ def demo(
         show.localisation(localised)
         for path in runs:
             show.run(path)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run directories; the first is compared with")],
+    at: Annotated[float | None, typer.Option(help="forget risk [default: the largest that every run reached]")] = None,
+    seed: Annotated[int, typer.Option(help="of the bootstrap")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="print both tables as JSON")] = False,
+) -> None:
+    """Show what runs kept at the same forget risk, and every setting in which they differ."""
+    from geffect import alignment, show
+    from geffect.comparison import named
+
+    paths = named(runs)
+    show.aligned(alignment.align(paths, at, seed), alignment.differences(paths), as_json=json)
 
 
 @app.command()

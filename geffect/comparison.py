@@ -23,7 +23,7 @@ def compare(runs: Sequence[Path | str]) -> pd.DataFrame:
     Returns:
         One row a run.
     """
-    return pd.DataFrame([{"run": name} | _row(path) for name, path in _named(runs).items()])
+    return pd.DataFrame([{"run": name} | _row(path) for name, path in named(runs).items()])
 
 
 @as_written
@@ -65,7 +65,7 @@ def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "
     Returns:
         The files written.
     """
-    paths = _named(runs)
+    paths = named(runs)
     if all((path / RECIPE).exists() for path in paths.values()):
         return [file for name, path in paths.items() for file in overlap_figures(path, out / name if out else None)]
     out = out or next(iter(paths.values())) / "figures"
@@ -130,8 +130,18 @@ def overlap_figures(path: Path | str, out: Path | None = None, shares: Sequence[
     return written
 
 
-def _named(runs: Sequence[Path | str]) -> dict[str, Path]:
-    """Runs by their directory's name, or by their whole path where two share a name."""
+def named(runs: Sequence[Path | str]) -> dict[str, Path]:
+    """Runs by their directory's name, or by their whole path where two share a name.
+
+    Args:
+        runs: directories.
+
+    Returns:
+        Name → directory.
+
+    Raises:
+        GeffectError: one is given twice.
+    """
     paths = [Path(run) for run in runs]
     names = [path.resolve().name for path in paths]
     named = {name if names.count(name) == 1 else str(path): path for name, path in zip(names, paths, strict=True)}

@@ -179,6 +179,37 @@ class LocaliseConfig(DataConfig):
         return Path(os.path.expanduser(value))
 
 
+class EvaluateConfig(DataConfig):
+    """``geffect evaluate``."""
+
+    out: Path = Field(description="the directory to make; an existing one is refused")
+    checkpoints: bool = Field(False, description="every checkpoint of the run directory --model, not its last alone")
+    suite: Literal["builtin", "tofu", "knowundo"] | None = Field(None, description="sets and metrics of a benchmark")
+    split: str = Field("forget01", min_length=1, description="the forget set of the tofu suite")
+    domain: list[str] = Field(
+        default_factory=lambda: ["privacy=knowundo:privacy"], description="of the knowundo suite: " + DOMAIN
+    )
+    metric: list[str] = Field(default_factory=list, description="a metric, taken on every --set; repeat it")
+    set: list[str] = Field(
+        default_factory=list, description="NAME=SET to take --metric on (forget, holdout, …); repeat it"
+    )
+    reference: Path | None = Field(
+        None, description="the evaluation of a model that never saw the forget set, for forget_quality and privleak"
+    )
+    limit: int = Field(0, ge=0, le=MANY, description="rows of each set, its first; 0: all")
+    rounded: bool = Field(False, description="evaluate the weights rounded to 8 bits, too")
+    batch_size: int = Field(16, ge=1, le=MANY, description="rows at a time; it does not change a result")
+    max_new_tokens: int = Field(200, ge=1, le=MANY, description="of an answer the model writes itself")
+    confidence: float = Field(0.95, gt=0, lt=1, allow_inf_nan=False, description="of the bootstrap intervals")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the bootstrap")
+    dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="of the weights")
+
+    @field_validator("out")
+    @classmethod
+    def _home(cls, value: Path) -> Path:
+        return Path(os.path.expanduser(value))
+
+
 class UnlearnConfig(TrainConfig):
     """``geffect unlearn``."""
 

@@ -65,6 +65,35 @@ def localisation(path: Path) -> None:
     Console().print(table)
 
 
+def evaluation(path: Path, *, as_json: bool = False) -> None:
+    """Print an evaluation's means with their intervals, and the numbers made of several sets."""
+    import json
+
+    from geffect.record import METRICS
+
+    content = (path / METRICS).read_text(encoding="utf-8")
+    console = Console(soft_wrap=True)
+    if as_json:
+        console.print_json(content)
+        return
+    for model, found in json.loads(content)["models"].items():
+        table = Table(title=f"{path}: {model}", title_justify="left")
+        for column in ("set", "metric", "mean", "interval", "rows"):
+            table.add_column(column, justify="left" if column in ("set", "metric") else "right")
+        for name, metrics in found["sets"].items():
+            for kind, each in metrics.items():
+                ends = " – ".join(_decimal(each[end]) for end in ("low", "high"))
+                table.add_row(name, kind, _decimal(each["mean"]), ends, str(each["rows"]))
+        console.print(table)
+        for name, value in found["totals"].items():
+            told = ", ".join(f"{k} {v:.1f}" for k, v in value.items()) if isinstance(value, dict) else _decimal(value)
+            console.print(f"{name}: {told}")
+
+
+def _decimal(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
 def findings(found: "Iterable[Finding]", *, as_json: bool) -> bool:
     """Print findings as they come, or as one JSON list.
 
@@ -111,15 +140,38 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def aligned(frame: pd.DataFrame, differences: pd.DataFrame, *, as_json: bool = False) -> None:
+    """Print runs at equal forgetting, and the settings in which they differ."""
+    import json
+
+    console = Console(width=140 if not Console().is_terminal else None)
+    if as_json:
+        both = {"runs": json.loads(frame.to_json(orient="records")), "differences": differences.T.to_dict()}
+        console.print_json(json.dumps(both))
+        return
+    title = f"at a forget risk of {frame['forget risk'].iloc[0]:.3g} nats a token"
+    console.print(_table(frame.drop(columns="forget risk"), title, "run"))
+    console.print("gained, harm: rise of the forget risk and of the kept set's from the start (nats a token).")
+    console.print(f"more harm: than {frame['run'].iloc[0]}, row by row; low, high: its 95 % interval over rows.")
+    if len(differences):
+        console.print(_table(differences.rename_axis("setting").reset_index(), "settings that differ", "setting"))
+    else:
+        console.print("no setting differs")
+
+
+def _table(frame: pd.DataFrame, title: str, first: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in frame.columns:
+        table.add_column(str(column), justify="left" if column == first else "right")
+    for values in frame.itertuples(index=False):
+        table.add_row(*(value if isinstance(value, str) else _number(value) for value in values))
+    return table
+
+
 def comparison(frame: pd.DataFrame, out: Path) -> None:
     """Print a table of runs, one a row, and where the pictures are."""
     console = Console(width=120 if not Console().is_terminal else None)
-    table = Table(title="what each run forgot, what it kept, and what its updates predicted", title_justify="left")
-    for column in frame.columns:
-        table.add_column(column, justify="left" if column == "run" else "right")
-    for values in frame.itertuples(index=False):
-        table.add_row(*(value if isinstance(value, str) else _number(value) for value in values))
-    console.print(table)
+    console.print(_table(frame, "what each run forgot, what it kept, and what its updates predicted", "run"))
     console.print("Σe_u, Σe_r: ⟨∇risk, what was descended⟩ over the whole model, summed over the measured steps;")
     console.print("  Σe_u < 0 forgets, Σe_r < 0 harms what must stay. conflict: share of steps with e_r < 0.")
     console.print("cos: the objective's gradient against the retain gradient, before any rectification.")

@@ -53,11 +53,12 @@ def untouched_style() -> Iterator[None]:
     assert pyplot.get_fignums() == []
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing a test makes lands in the user's cache."""
-    monkeypatch.setenv("GEFFECT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GEFFECT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
 
 
 def config(start: Path, out: Path, **changes: Any) -> UnlearnConfig:

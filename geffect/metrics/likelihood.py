@@ -20,11 +20,15 @@ class Likelihood:
         risk: Σ −log p / N over all N labelled tokens of the set (nats per token); long answers weigh more.
         accuracy: share of those tokens that are the most likely one.
         tokens: N.
+        row_nll: Σ −log p of each row, in the rows' order.
+        row_tokens: labelled tokens of each.
     """
 
     risk: float
     accuracy: float
     tokens: int
+    row_nll: tuple[float, ...] = ()
+    row_tokens: tuple[int, ...] = ()
 
 
 def likelihood(model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_size: int = 16) -> Likelihood:
@@ -39,12 +43,15 @@ def likelihood(model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_siz
     Returns:
         The scores.
     """
-    sums = torch.zeros(3, dtype=torch.float64)
-    for _, outputs in outputs_of(model, rows, pad_id, batch_size):
+    by_row = torch.zeros(len(rows), 3, dtype=torch.float64)
+    for chosen, outputs in outputs_of(model, rows, pad_id, batch_size):
         right = (outputs.logits.argmax(-1) == shift(outputs.labels)) & outputs.mask
-        sums += torch.stack([x.cpu().sum(dtype=torch.float64) for x in (outputs.nll, right, outputs.mask)])
-    risk, right, tokens = sums.tolist()
-    return Likelihood(risk / tokens, right / tokens, int(tokens))
+        by_row[chosen] = torch.stack(
+            [x.cpu().sum(1, dtype=torch.float64) for x in (outputs.nll, right, outputs.mask)], 1
+        )
+    risk, right, tokens = by_row.sum(0).tolist()
+    counts = tuple(int(each) for each in by_row[:, 2])
+    return Likelihood(risk / tokens, right / tokens, int(tokens), tuple(by_row[:, 0].tolist()), counts)
 
 
 def reference_nll(model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_size: int = 16) -> list[Tensor]:

@@ -14,7 +14,7 @@ from geffect.record.writing import ENVIRONMENT, STEPS
 RESTORE = "restore its files from a copy"
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
-NESTED = {"gram", "support", "ledger", "spread", "paper", "evaluation"}
+NESTED = {"gram", "support", "ledger", "spread", "paper", "evaluation", "evaluation_rows"}
 
 
 def as_written(

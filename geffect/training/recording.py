@@ -19,6 +19,7 @@ from geffect.training.checkpoints import PARTIAL, check_whole, reading, step_of,
 from geffect.training.interruption import deferred
 
 Line = dict[str, Any]
+ROW_DIGITS = 6  # decimals of a row's nats in a record
 
 
 class _Steps(TrainerCallback):  # type: ignore[misc]
@@ -141,6 +142,10 @@ class RecordingTrainer(Trainer):  # type: ignore[misc]
             for name, rows in self.evaluation_sets.items()
         }
         self.line["evaluation"] = {name: {"risk": s.risk, "accuracy": s.accuracy} for name, s in scores.items()}
+        self.line["evaluation_rows"] = {
+            name: {"nll": [round(each, ROW_DIGITS) for each in s.row_nll], "tokens": list(s.row_tokens)}
+            for name, s in scores.items()
+        }
         metrics = {f"{metric_key_prefix}_{name}_risk": s.risk for name, s in scores.items()}
         metrics |= {f"{metric_key_prefix}_{name}_accuracy": s.accuracy for name, s in scores.items()}
         self.log(dict(metrics))

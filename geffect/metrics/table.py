@@ -1,0 +1,157 @@
+"""The metrics of a row by name: each a function of a set under a model, one number a row.
+
+A row without what a metric needs (an answer of no token) has NaN, and does not count in its mean.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from geffect.data import QASet, RowSet
+from geffect.errors import GeffectError
+from geffect.metrics import membership
+from geffect.metrics.generation import generate, prompt_of
+from geffect.metrics.memorization import answer_probability, exact_memorization, extraction_strength
+from geffect.metrics.rouge import Measure, rouge_l
+from geffect.metrics.truth import Aggregation, forget_truth, normalised_probability, retain_truth, truth_ratio
+from geffect.metrics.view import View
+from geffect.objectives import IGNORE_INDEX
+
+VERBATIM_TOKENS = 128  # MUSE's
+
+PerRow = Callable[[View], list[float]]
+
+
+def _each(score: Callable[..., float]) -> PerRow:
+    return lambda view: [score(row) for row in view.scores()]
+
+
+def _accuracy(view: View) -> list[float]:
+    return [row.right.double().mean().item() for row in view.scores()]
+
+
+def _rouge(measure: Measure) -> PerRow:
+    def score(view: View) -> list[float]:
+        true = [row["answer"] for row in view.questions().rows]
+        return [rouge_l(said, each, measure) for said, each in zip(view.said(), true, strict=True)]
+
+    return score
+
+
+def _probabilities(view: View, *fields: str) -> list[list[float]]:
+    return [[answer_probability(each) for each in row] for row in view.variants(*fields)]
+
+
+def _normalised(view: View) -> list[float]:
+    right, wrong = _probabilities(view, "answer"), _probabilities(view, "perturbed_answer")
+    return [normalised_probability(p, others) for [p], others in zip(right, wrong, strict=True)]
+
+
+def _truth(aggregation: Aggregation = "arithmetic", of: Callable[[float], float] = float) -> PerRow:
+    def score(view: View) -> list[float]:
+        wrong = _probabilities(view, "perturbed_answer")
+        right = _probabilities(view, "paraphrased_answer", "answer")
+        return [of(truth_ratio(p, others, aggregation)) for [p], others in zip(right, wrong, strict=True)]
+
+    return score
+
+
+def _zlib(view: View) -> list[float]:
+    return [membership.zlib(row, text) for row, text in zip(view.scores(), view.targets(), strict=True)]
+
+
+def _extraction_by_generation(view: View) -> list[float]:
+    """The fewest tokens after which greedy decoding writes the rest, by bisection (arXiv 2406.09179)."""
+    answers = [[label for label in row.labels if label != IGNORE_INDEX][:-1] for row in view.encoded]
+    least, most = [0] * len(answers), [len(answer) for answer in answers]
+    while unsettled := [i for i in range(len(answers)) if least[i] < most[i]]:
+        middle = {i: (least[i] + most[i]) // 2 for i in unsettled}
+        prompts = [prompt_of(view.encoded[i]) + answers[i][:k] for i, k in middle.items()]
+        left = max(len(answers[i]) - k for i, k in middle.items())
+        for (i, k), said in zip(middle.items(), generate(view.model, view.tokenizer, prompts, left, view.batch_size),
+                                strict=True):  # fmt: skip
+            if said[: len(answers[i]) - k] == answers[i][k:]:
+                most[i] = k
+            else:
+                least[i] = k + 1
+    return [1 - k / len(answer) if answer else math.nan for k, answer in zip(most, answers, strict=True)]
+
+
+def _verbatim(view: View) -> list[float]:
+    """MUSE's VerbMem: ROUGE-L F1 of 128 tokens that continue a prompt, without a template."""
+    rows = view.questions().rows
+    prompts = [view.tokenizer(row["question"])["input_ids"] for row in rows]
+    said = generate(view.model, view.tokenizer, prompts, VERBATIM_TOKENS, view.batch_size)
+    return [rouge_l(view.text(ids), row["answer"], "fmeasure") for ids, row in zip(said, rows, strict=True)]
+
+
+METRICS: dict[str, PerRow] = {
+    "loss": _each(membership.loss),
+    "perplexity": _each(lambda row: math.exp(row.nll)),
+    "accuracy": _accuracy,
+    "probability": _each(answer_probability),
+    "probability_normalised": _normalised,
+    "exact_memorization": _each(exact_memorization),
+    "extraction_strength": _each(extraction_strength),
+    "extraction_strength_floored": _each(lambda row: extraction_strength(row, floor=True)),
+    "extraction_strength_generated": _extraction_by_generation,
+    "rouge_l_recall": _rouge("recall"),
+    "rouge_l_f1": _rouge("fmeasure"),
+    "truth_ratio": _truth(),
+    "truth_ratio_geometric": _truth("geometric"),
+    "forget_truth": _truth(of=forget_truth),
+    "retain_truth": _truth(of=retain_truth),
+    "verbmem": _verbatim,
+    "min_k": _each(membership.min_k),
+    "min_k_plus_plus": _each(membership.min_k_plus_plus),
+    "zlib": _zlib,
+}
+
+
+COLUMNS = {
+    name: ("perturbed_answer",)
+    for name in ("probability_normalised", "truth_ratio", "truth_ratio_geometric", "forget_truth", "retain_truth")
+}
+ASKED = {"rouge_l_recall", "rouge_l_f1", "verbmem", "extraction_strength_generated", *COLUMNS}
+
+
+def check_fields(name: str, rows: RowSet) -> None:
+    """Raise where a set lacks what a metric needs.
+
+    Args:
+        name: of the metric.
+        rows: the set.
+
+    Raises:
+        GeffectError: what is missing.
+    """
+    if name in ASKED and not isinstance(rows, QASet):
+        raise GeffectError(f"questions and answers in {rows.name} for {name}", "texts", "name a set of questions")
+    for column in COLUMNS.get(name, ()):
+        lacking = next((i for i, row in enumerate(rows.rows) if not _texts(row.get(column))), None)
+        if lacking is not None:
+            have = f"{', '.join(rows.rows[lacking])} in row {lacking}"
+            remedy = "name a set that has it, such as tofu:forget01_perturbed or builtin:authors/forget"
+            raise GeffectError(f"texts in a column {column!r} of {rows.name} for {name}", have, remedy)
+
+
+def _texts(value: Any) -> bool:
+    texts = [value] if isinstance(value, str) else value
+    return isinstance(texts, list) and bool(texts) and all(isinstance(each, str) and each.strip() for each in texts)
+
+
+def metric(name: str) -> PerRow:
+    """A metric by its name.
+
+    Args:
+        name: a key of `METRICS`.
+
+    Returns:
+        A function of a set under a model, one number a row.
+
+    Raises:
+        GeffectError: there is none.
+    """
+    if name not in METRICS:
+        raise GeffectError(f"a metric among {', '.join(METRICS)}", repr(name), "choose one of these")
+    return METRICS[name]

@@ -1,0 +1,110 @@
+"""Runs at equal forgetting: read off by hand, paired by row, and every setting that differs is told."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from geffect import api
+from geffect.alignment import align, at_forget_risk, differences
+from geffect.errors import GeffectError
+from geffect.record import read_lines, read_steps
+from tests.conftest import config
+
+
+@pytest.fixture(scope="module")
+def runs(known: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    home = tmp_path_factory.mktemp("aligned")
+    changes: dict[str, dict[str, Any]] = {"ga": {}, "gru": {"rectifier": "gru", "seed": 1}}
+    return {name: api.unlearn(config(known, home / name, evaluate_every=1, steps=6, **each))
+            for name, each in changes.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize(("at", "value"), [
+    (1.0, 10.0), (2.0, 20.0), (2.5, 17.5), (3.0, 15.0), (3.5, 26.0), (0.5, math.nan), (9.0, math.nan),
+])  # fmt: skip
+def test_a_level_is_read_off_where_it_is_first_reached(at: float, value: float) -> None:
+    run = pd.DataFrame({"forget_risk": [1.0, 2.0, 3.0, 2.5, 5.0], "held_risk": [10.0, 20.0, 15.0, 0.0, 65.0]})
+    assert at_forget_risk(run, "held_risk", at) == pytest.approx(value, nan_ok=True)
+
+
+@given(st.lists(st.floats(0, 10), min_size=2, max_size=8), st.floats(0, 10))
+def test_the_forget_risk_read_off_is_the_level(risks: list[float], at: float) -> None:
+    run = pd.DataFrame({"forget_risk": risks})
+    found = at_forget_risk(run, "forget_risk", at)
+    reached = any(each >= at for each in risks) and risks[0] <= at
+    assert found == pytest.approx(at) if reached else math.isnan(found)
+
+
+def test_rows_of_an_evaluation_add_up(runs: dict[str, Path]) -> None:
+    for line in read_lines(runs["ga"]):
+        for name, scores in line["evaluation"].items():
+            rows = line["evaluation_rows"][name]
+            assert sum(rows["nll"]) / sum(rows["tokens"]) == pytest.approx(scores["risk"], abs=1e-6)
+
+
+def test_runs_at_the_same_forget_risk(runs: dict[str, Path]) -> None:
+    rows = {str(row["run"]): row for row in align(runs).to_dict("records")}
+    steps = {name: read_steps(path) for name, path in runs.items()}
+    level = min(each["forget_risk"].max() for each in steps.values())
+    for name, curve in steps.items():
+        held = at_forget_risk(curve, "held_risk", level)
+        assert rows[name]["held risk"] == pytest.approx(held)
+        assert rows[name]["harm"] == pytest.approx(held - curve["held_risk"].iloc[0])
+        assert rows[name]["gained"] == pytest.approx(level - curve["forget_risk"].iloc[0])
+    more = rows["gru"]["held risk"] - rows["ga"]["held risk"]
+    assert rows["gru"]["more harm"] == pytest.approx(more, abs=1e-5)
+    assert rows["gru"]["low"] < more < rows["gru"]["high"]
+    assert [rows["ga"][each] for each in ("more harm", "low", "high")] == [0, 0, 0]
+
+
+def test_a_paired_interval_is_a_bootstrap_over_rows() -> None:
+    from geffect.alignment import _paired
+
+    rng = np.random.default_rng(1)
+    tokens, noise = np.full(200, 10), rng.normal(2.0, 5.0, 200)
+    shared = rng.normal(0, 100, 200)  # what both runs do to a row cancels
+    found = _paired((shared + noise, tokens), (shared, tokens), 0)
+    error = noise.std(ddof=1) / 10 / math.sqrt(200)
+    assert found["more harm"] == pytest.approx(noise.mean() / 10)
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_a_run_that_never_gets_there_has_no_numbers(runs: dict[str, Path]) -> None:
+    frame = align(runs, at=1e6)
+    assert frame.drop(columns=["run", "forget risk", "gained"]).isna().all(axis=None)
+
+
+def test_every_setting_that_differs_is_told(runs: dict[str, Path]) -> None:
+    frame = differences(runs)
+    assert set(frame.index) == {"rectifier", "seed"}
+    assert frame.T["rectifier"].tolist() == ["none", "gru"]
+
+
+def test_the_command_prints_both_tables(runs: dict[str, Path]) -> None:
+    command = [sys.executable, "-m", "geffect", "compare", *map(str, runs.values())]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "gained per harm" in told.replace("\n", " ")
+    assert "rectifier" in told
+    both = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
+    assert both["runs"][1]["run"] == "gru"
+    assert both["differences"]["seed"] == {"ga": "0", "gru": "1"}
+
+
+def test_what_cannot_be_compared(runs: dict[str, Path], known: Path, tmp_path: Path) -> None:
+    with pytest.raises(GeffectError, match=r"a forget risk above the start's"):
+        align(runs, at=0.0)
+    other = api.unlearn(config(known, tmp_path / "other", held="builtin:authors/held[6:12]", evaluate_every=1))
+    with pytest.raises(GeffectError, match="evaluated on the same held rows; found different ones"):
+        align(runs | {"other": other})
+    assert differences(runs | {"other": other}).T["held"].tolist()[2] == "builtin:authors/held[6:12]"
+    with pytest.raises(GeffectError, match=r"a run with steps.jsonl"):
+        align({"nowhere": tmp_path / "nowhere"})

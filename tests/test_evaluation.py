@@ -1,0 +1,176 @@
+"""Evaluating models end to end: the same numbers again, kept results that say so, and what is refused in one line."""
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from scipy.stats import hmean, ks_2samp
+
+from geffect import api
+from geffect.config import EvaluateConfig, UnlearnConfig
+from geffect.errors import GeffectError
+from geffect.evaluation import read_evaluation, rows_by_metric
+from tests.conftest import config
+
+ATTACKED = ["forget=builtin:authors/forget[:8]", "holdout=builtin:authors/retain[:8]"]
+
+
+def evaluate(model: Path, out: Path, **changes: Any) -> Path:
+    given = {"model": str(model), "suite": "builtin", "limit": 5, "max_new_tokens": 16, "out": out} | changes
+    return api.evaluate(EvaluateConfig.read(**given))
+
+
+def found(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((path / "metrics.json").read_text())
+    return content
+
+
+@pytest.fixture(scope="module")
+def reference(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The evaluation of a model that never saw the forget set."""
+    return evaluate(start, tmp_path_factory.mktemp("reference") / "out")
+
+
+@pytest.fixture(scope="module")
+def evaluated(known: Path, reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return evaluate(known, tmp_path_factory.mktemp("evaluated") / "out", reference=reference)
+
+
+def test_a_suite_is_rows_and_their_means(evaluated: Path, reference: Path, known: Path) -> None:
+    frame, metrics = read_evaluation(evaluated), found(evaluated)["models"][str(known)]
+    assert set(frame["set"]) == {"forget", "retain", "held"}
+    assert len(frame) == 5 * (6 + 4 + 4)
+    values, others = (rows_by_metric(each) for each in (frame, read_evaluation(reference)))
+    for (name, kind), each in values.items():
+        told = metrics["sets"][name][kind]
+        assert told["mean"] == pytest.approx(sum(each) / 5)
+        assert told["low"] <= told["mean"] <= told["high"]
+        assert told["rows"] == 5
+    kept = [metrics["sets"]["held"][kind]["mean"] for kind in ("probability", "rouge_l_recall", "retain_truth")]
+    assert metrics["totals"]["model_utility"] == pytest.approx(hmean(kept) if min(kept) > 0 else 0)
+    ratios = [each["forget", "truth_ratio_geometric"] for each in (values, others)]
+    assert metrics["totals"]["forget_quality"] == pytest.approx(ks_2samp(*ratios).pvalue)
+    known_well, unknown = (metrics["sets"][name]["probability"]["mean"] for name in ("forget", "held"))
+    assert known_well > 2 * unknown
+    assert "forget_quality" not in found(reference)["models"][next(iter(found(reference)["models"]))]["totals"]
+
+
+def test_what_the_model_wrote_is_kept(evaluated: Path) -> None:
+    texts = pd.read_json(evaluated / "texts.jsonl", lines=True)
+    assert len(texts) == 15
+    assert texts["said"].map(len).gt(0).any()
+    assert texts["true"].iloc[0] in Path(evaluated / "texts.jsonl").read_text()
+
+
+def test_again_is_the_same_and_says_that_it_reused(
+    evaluated: Path, reference: Path, known: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "geffect"):
+        again = evaluate(known, tmp_path / "again", reference=reference)
+    assert sum("reused" in message for message in caplog.messages) == 3
+    for name in ("examples.csv", "texts.jsonl"):
+        assert (again / name).read_bytes() == (evaluated / name).read_bytes()
+    assert found(again)["models"] == found(evaluated)["models"]
+
+
+def test_a_fresh_cache_and_another_batch_size_change_nothing(
+    evaluated: Path, reference: Path, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEFFECT_CACHE", str(tmp_path / "cache"))
+    same = evaluate(known, tmp_path / "same", reference=reference)
+    assert (same / "examples.csv").read_bytes() == (evaluated / "examples.csv").read_bytes()
+    monkeypatch.setenv("GEFFECT_CACHE", str(tmp_path / "other"))
+    single = read_evaluation(evaluate(known, tmp_path / "single", reference=reference, batch_size=1))
+    assert single["value"].tolist() == pytest.approx(read_evaluation(evaluated)["value"].tolist(), rel=1e-5, abs=1e-5)
+
+
+def test_other_rows_and_options_are_not_reused(
+    evaluated: Path, known: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "geffect"):
+        evaluate(known, tmp_path / "fewer", limit=4)
+        evaluate(known, tmp_path / "shorter", max_new_tokens=4)
+    assert not any("reused" in message for message in caplog.messages)
+
+
+def test_attacks_stand_on_two_sets(known: Path, reference: Path, tmp_path: Path) -> None:
+    names = ["auc_loss", "auc_zlib", "auc_min_k", "auc_min_k_plus_plus", "privleak"]
+    path = evaluate(known, tmp_path / "out", suite=None, metric=names, set=ATTACKED, limit=0)
+    totals = found(path)["models"][str(known)]["totals"]
+    assert totals["auc_loss"] > 0.9  # the first twelve rows were learnt by heart, those of retain never seen
+    assert totals["privleak"] == pytest.approx(100 * (0.5 - totals["auc_min_k"]) / 0.5)
+    values = rows_by_metric(read_evaluation(path))
+    pairs = [a < b for a in values["forget", "loss"] for b in values["holdout", "loss"]]
+    assert totals["auc_loss"] == pytest.approx(sum(pairs) / len(pairs))
+
+
+def test_a_reference_calibrates_an_attack(known: Path, start: Path, tmp_path: Path) -> None:
+    ground = evaluate(start, tmp_path / "ground", suite=None, metric=["auc_loss"], set=ATTACKED, limit=0)
+    path = evaluate(known, tmp_path / "out", suite=None, metric=["auc_reference"], set=ATTACKED, limit=0,
+                    reference=ground)  # fmt: skip
+    assert found(path)["models"][str(known)]["totals"]["auc_reference"] > 0.9
+
+
+def test_domains_have_success(known: Path, tmp_path: Path) -> None:
+    path = evaluate(known, tmp_path / "out", suite="knowundo", domain=["privacy=builtin:domains/privacy"], limit=3)
+    scores = found(path)["models"][str(known)]
+    totals = scores["totals"]["privacy"]
+    assert totals["US"] == pytest.approx(100 * (1 - scores["sets"]["forget/privacy"]["accuracy"]["mean"]))
+    assert totals["HS"] == pytest.approx(hmean([totals["US"], totals["RS"]]))
+
+
+def test_every_checkpoint_of_a_run_and_its_rounded_weights(known: Path, tmp_path: Path) -> None:
+    run = api.unlearn(UnlearnConfig.read(**(config(known, tmp_path / "run").model_dump() | {"save_every": 2})))
+    path = evaluate(run, tmp_path / "out", checkpoints=True, rounded=True, suite=None, metric=["probability"],
+                    set=["forget=builtin:authors/forget"])  # fmt: skip
+    models = found(path)["models"]
+    assert list(models) == ["checkpoint-2", "checkpoint-2 8bit", "checkpoint-4", "checkpoint-4 8bit"]
+    first, last = (models[f"checkpoint-{step}"]["sets"]["forget"]["probability"]["mean"] for step in (2, 4))
+    assert last < first
+    rounded = models["checkpoint-4 8bit"]["sets"]["forget"]["probability"]["mean"]
+    assert rounded != last
+    assert rounded == pytest.approx(last, rel=0.2)
+
+
+def test_texts_have_a_likelihood_and_no_answers(known: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.json").write_text(json.dumps(["Veldmark lies by the sea. " * 20, "Ilmaren does not."]))
+    texts = {"suite": None, "set": [f"forget={tmp_path / 'texts.json'}"], "limit": 0, "max_length": 32}
+    path = evaluate(known, tmp_path / "out", metric=["loss", "min_k"], **texts)
+    values = rows_by_metric(read_evaluation(path))
+    assert len(values["forget", "loss"]) > 2
+    assert all(math.isfinite(each) for each in values["forget", "min_k"])
+    with pytest.raises(GeffectError, match=r"expected questions and answers in .* for rouge_l_recall; found texts"):
+        evaluate(known, tmp_path / "refused", metric=["rouge_l_recall"], **texts)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"suite": "muse"}, "--suite: input should be 'builtin', 'tofu' or 'knowundo'"),
+    ({"metric": ["rouge"], "set": ATTACKED}, "a metric among loss, .*'rouge'; choose one of these"),
+    ({"metric": ["loss"]}, "a --set to take loss on; found none"),
+    ({"suite": None}, "a suite, or sets with metrics; found neither"),
+    ({"suite": None, "set": ATTACKED}, "no metric for --set forget"),
+    ({"set": ["forget=builtin:authors/held"], "metric": ["loss"]}, "'forget' twice"),
+    ({"set": ["builtin:authors/held"], "metric": ["loss"]}, "a set as NAME=SET"),
+    ({"metric": ["forget_quality"]}, "a reference for forget_quality; found none; evaluate a model fitted without"),
+    ({"metric": ["auc_loss"]}, "a set named holdout for auc_loss"),
+    ({"suite": "tofu"}, "--data-dir with tofu/forget01_perturbed.json"),
+    ({"suite": None, "metric": ["truth_ratio"], "set": ["forget=builtin:domains/privacy/unlearn"]},
+     "texts in a column 'perturbed_answer' of .* for truth_ratio; found subject, question, answer in row 0"),
+    ({"checkpoints": True}, "a run directory with checkpoints"),
+    ({"reference": "nowhere"}, "an evaluation with examples.csv in nowhere"),
+])  # fmt: skip
+def test_what_cannot_be_evaluated(changes: dict[str, Any], message: str, known: Path, tmp_path: Path) -> None:
+    with pytest.raises(GeffectError, match=message) as caught:
+        evaluate(known, tmp_path / "out", **changes)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reference_is_of_the_same_rows(known: Path, reference: Path, tmp_path: Path) -> None:
+    with pytest.raises(GeffectError, match=r"the same forget rows in .*; found other rows"):
+        evaluate(known, tmp_path / "out", reference=reference, limit=4)
+    assert not (tmp_path / "out").exists()

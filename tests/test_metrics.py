@@ -1,0 +1,311 @@
+"""Metrics of a row: hand-computed examples, slow and independent implementations, edges."""
+
+import math
+import zlib
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from geffect.data import QASet, RowSet, encode_set, load_set, pad_id_of
+from geffect.errors import GeffectError
+from geffect.metrics import membership
+from geffect.metrics.calibration import calibrate, mixed
+from geffect.metrics.generation import generate, prompt_of
+from geffect.metrics.intervals import mean_interval
+from geffect.metrics.memorization import answer_probability, exact_memorization, extraction_strength
+from geffect.metrics.rouge import rouge_l
+from geffect.metrics.rounding import rounded
+from geffect.metrics.table import METRICS
+from geffect.metrics.tokenwise import TokenScores, token_scores
+from geffect.metrics.truth import forget_quality, forget_truth, model_utility, retain_truth, truth_ratio
+from geffect.metrics.view import View
+from geffect.models import Loaded, load
+
+LONG = "geffect's own rows are of several lengths, so that batches are padded"
+
+
+@pytest.fixture(scope="module")
+def loaded(known: Path) -> Loaded:
+    return load(str(known))
+
+
+@pytest.fixture(scope="module")
+def rows() -> RowSet:
+    return load_set("builtin:authors/forget[:14]")
+
+
+def view_of(loaded: Loaded, rows: RowSet, batch_size: int = 16) -> View:
+    return View(loaded.model, loaded.tokenizer, rows, partial(encode_set, loaded.tokenizer), batch_size, 24)
+
+
+def tokens(log_p: Sequence[float], right: Sequence[bool] = (), mean: float = 0.0, std: float = 1.0) -> TokenScores:
+    n = len(log_p)
+    return TokenScores(torch.tensor(log_p, dtype=torch.float64), torch.tensor(list(right) or [True] * n),
+                       torch.full((n,), mean).double(), torch.full((n,), std).double())  # fmt: skip
+
+
+def test_tokens_are_scored_as_one_by_one(loaded: Loaded, rows: RowSet) -> None:
+    encoded = encode_set(loaded.tokenizer, rows)
+    model = loaded.model.double()
+    try:
+        for row, scores in zip(encoded, token_scores(model, encoded, pad_id_of(loaded.tokenizer), 5), strict=True):
+            logits = model(torch.tensor([row.input_ids])).logits[0].detach()
+            places = [i for i, label in enumerate(row.labels) if label != -100]
+            assert len(scores.log_p) == len(places)
+            for at, place in enumerate(places):
+                p = [math.exp(x - float(logits[place - 1].max())) for x in logits[place - 1].tolist()]
+                p = [each / math.fsum(p) for each in p]
+                mean = math.fsum(each * math.log(each) for each in p)
+                second = math.fsum(each * math.log(each) ** 2 for each in p)
+                assert float(scores.log_p[at]) == pytest.approx(math.log(p[row.labels[place]]), abs=1e-10)
+                assert bool(scores.right[at]) == (max(range(len(p)), key=p.__getitem__) == row.labels[place])
+                assert float(scores.mean[at]) == pytest.approx(mean, abs=1e-10)
+                assert float(scores.std[at]) == pytest.approx(math.sqrt(second - mean**2), abs=1e-8)
+    finally:
+        model.float()
+
+
+def test_a_certain_model_has_no_spread() -> None:
+    from geffect.metrics.tokenwise import _scored
+
+    scores = _scored(torch.tensor([[0.0, -torch.inf, -torch.inf]]), torch.tensor([0]))
+    assert (scores.log_p.item(), scores.mean.item(), scores.std.item()) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("name", list(METRICS))
+def test_batches_change_nothing(name: str, loaded: Loaded, rows: RowSet) -> None:
+    one, many = (METRICS[name](view_of(loaded, rows, size)) for size in (1, 16))
+    assert len(one) == len(rows)
+    assert many == pytest.approx(one, rel=1e-5, abs=1e-5)
+
+
+def test_answers_by_hand() -> None:
+    answer = tokens([math.log(0.5), math.log(0.125), 0.0], [True, False, True])
+    assert answer_probability(answer) == pytest.approx(0.0625 ** (1 / 3))
+    assert exact_memorization(answer) == 0.5
+
+
+@pytest.mark.parametrize(("right", "strength", "floored", "memorized"), [
+    ([1, 1, 1, 1, 0], 1, 1, 1), ([0, 0, 0, 0, 1], 0, 1 / 4, 0), ([0, 0, 0, 1, 1], 1 / 4, 1 / 4, 1 / 4),
+    ([0, 1, 1, 1, 1], 3 / 4, 3 / 4, 3 / 4), ([1, 1, 0, 1, 0], 1 / 4, 1 / 4, 3 / 4), ([1, 0], 1, 1, 1),
+    ([0, 1], 0, 1, 0), ([1], math.nan, 0, math.nan), ([], math.nan, 0, math.nan),
+])  # fmt: skip
+def test_what_an_answer_gives_away(right: list[int], strength: float, floored: float, memorized: float) -> None:
+    answer = tokens([-1.0] * len(right), [bool(each) for each in right])
+    assert extraction_strength(answer) == pytest.approx(strength, nan_ok=True)
+    assert extraction_strength(answer, floor=True) == pytest.approx(floored)
+    assert exact_memorization(answer) == pytest.approx(memorized, nan_ok=True)
+
+
+@given(right=st.lists(st.booleans(), min_size=2, max_size=12))
+def test_extraction_strength_is_its_definition(right: list[bool]) -> None:
+    n = len(right) - 1
+    k = min(k for k in range(n + 1) if all(right[k:n]))
+    assert extraction_strength(tokens([-1.0] * len(right), right)) == 1 - k / n
+
+
+def test_extraction_by_generation_is_that_by_teacher_forcing(loaded: Loaded, rows: RowSet) -> None:
+    """Greedy decoding from a true prefix writes the rest where each next token is the likeliest one."""
+    forced, generated = (METRICS[f"extraction_strength{kind}"](view_of(loaded, rows)) for kind in ("", "_generated"))
+    assert generated == forced
+    assert len(set(forced)) > 2
+
+
+def test_greedy_text_is_that_of_a_loop_and_of_any_batch(loaded: Loaded, rows: RowSet) -> None:
+    prompts = [prompt_of(row) for row in encode_set(loaded.tokenizer, rows)]
+    prompts.append(prompts[0][:1])
+    together = generate(loaded.model, loaded.tokenizer, prompts, 24)
+    assert together == generate(loaded.model, loaded.tokenizer, prompts, 24, batch_size=1)
+    assert together == [_greedy(loaded, prompt, 24) for prompt in prompts]
+    assert len({len(each) for each in together}) > 1
+
+
+def _greedy(loaded: Loaded, prompt: list[int], most: int) -> list[int]:
+    said: list[int] = []
+    while len(said) < most:
+        with torch.no_grad():
+            token = int(loaded.model(torch.tensor([prompt + said])).logits[0, -1].argmax())
+        if token == loaded.tokenizer.eos_token_id:
+            break
+        said.append(token)
+    return said
+
+
+def test_an_answer_that_ends_at_once_is_empty(loaded: Loaded) -> None:
+    prompt = prompt_of(encode_set(loaded.tokenizer, load_set("builtin:authors/forget[:1]"))[0])
+    first = generate(loaded.model, loaded.tokenizer, [prompt], 1)[0][0]
+    end = loaded.tokenizer.eos_token
+    loaded.tokenizer.eos_token = loaded.tokenizer.convert_ids_to_tokens(first)
+    try:
+        assert generate(loaded.model, loaded.tokenizer, [prompt], 8) == [[]]
+    finally:
+        loaded.tokenizer.eos_token = end
+
+
+def _lcs(a: list[str], b: list[str]) -> int:
+    return max(map(len, _common(a, b)))
+
+
+def _common(a: list[str], b: list[str]) -> Any:
+    """Every subsequence of a that is one of b."""
+    for chosen in product([False, True], repeat=len(a)):
+        words = [word for word, kept in zip(a, chosen, strict=True) if kept]
+        rest = iter(b)
+        if all(word in rest for word in words):
+            yield words
+
+
+@given(*[st.lists(st.sampled_from(["red", "blue", "ox", "tin"]), min_size=1, max_size=6)] * 2)
+@settings(deadline=None)
+def test_rouge_is_a_longest_common_subsequence(said: list[str], true: list[str]) -> None:
+    longest = _lcs(said, true)
+    recall, precision = longest / len(true), longest / len(said)
+    f1 = 2 * recall * precision / (recall + precision) if longest else 0
+    pair = " ".join(said), " ".join(true)
+    assert [rouge_l(*pair, each) for each in ("recall", "precision", "fmeasure")] == pytest.approx([
+        recall,
+        precision,
+        f1,
+    ])
+
+
+def test_rouge_is_rouge_scores() -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    pairs = [("He published Maps of Clay", "Maps of Clays were published by her"), ("", "an answer"), ("一", "二")]
+    for said, true in pairs:
+        expected = RougeScorer(["rougeL"], use_stemmer=True).score(true, said)["rougeL"]
+        assert rouge_l(said, true) == expected.recall
+        assert rouge_l(said, true, "fmeasure") == expected.fmeasure
+
+
+def test_truth_by_hand() -> None:
+    assert truth_ratio(0.4, [0.1, 0.2, 0.3]) == pytest.approx(0.5)
+    assert truth_ratio(0.4, [0.1, 0.2, 0.3], "geometric") == pytest.approx(0.006 ** (1 / 3) / 0.4)
+    assert truth_ratio(0.4, [0.0, 0.2], "geometric") == 0
+    assert truth_ratio(0.0, [0.1]) == math.inf
+    assert [forget_truth(each) for each in (0.5, 1.0, 2.0, 0.0, math.inf)] == [0.5, 1, 0.5, 0, 0]
+    assert [retain_truth(each) for each in (0.25, 1.0, 3.0, 0.0, math.inf)] == [0.75, 0, 0, 1, 0]
+
+
+def test_truth_of_rows_by_hand(loaded: Loaded, rows: RowSet) -> None:
+    found = METRICS["truth_ratio"](view_of(loaded, rows))
+    for row, ratio in list(zip(rows.rows, found, strict=True))[:3]:
+        right, *wrong = [_probability(loaded, row["question"], each)
+                         for each in (row["paraphrased_answer"], *row["perturbed_answer"])]  # fmt: skip
+        assert ratio == pytest.approx(sum(wrong) / len(wrong) / right, rel=1e-4)
+
+
+def test_choices_without_a_paraphrase_use_the_answer(loaded: Loaded) -> None:
+    row = {"question": "Where?", "answer": "In Quenza", "perturbed_answer": ["In Ilmaren", "In Kambira"]}
+    view = view_of(loaded, QASet("choices", (row,)))
+    right, *wrong = [_probability(loaded, "Where?", each) for each in ("In Quenza", "In Ilmaren", "In Kambira")]
+    assert METRICS["truth_ratio"](view)[0] == pytest.approx(sum(wrong) / 2 / right, rel=1e-4)
+    assert METRICS["probability_normalised"](view)[0] == pytest.approx(right / (right + sum(wrong)), rel=1e-4)
+
+
+def _probability(loaded: Loaded, question: str, answer: str) -> float:
+    [row] = encode_set(loaded.tokenizer, QASet("one", ({"question": question, "answer": answer},)))
+    with torch.no_grad():
+        logits = loaded.model(torch.tensor([row.input_ids])).logits[0].double().log_softmax(-1)
+    found = [logits[i - 1, label].item() for i, label in enumerate(row.labels) if label != -100]
+    return math.exp(sum(found) / len(found))
+
+
+def test_utility_and_quality() -> None:
+    assert model_utility([0.5, 1.0, 0.25]) == pytest.approx(3 / (2 + 1 + 4))
+    assert model_utility([0.5, 0.0]) == 0
+    for bad in ([], [0.5, math.nan], [-0.1]):
+        with pytest.raises(GeffectError, match="model utility"):
+            model_utility(bad)
+    assert forget_quality([1, 2, 3], [4, 5, 6]) == pytest.approx(2 / math.comb(6, 3))  # D = 1: two of 20 orders
+    ratios, others = [0.2, 0.9, 1.4, 3.0], [0.1, 0.8, 2.0, 2.5]
+    inverted = forget_quality([1 / each for each in ratios], [1 / each for each in others])
+    assert forget_quality(ratios, others) == pytest.approx(inverted)
+
+
+SCORES = st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 7.0]), min_size=1, max_size=8)
+
+
+@given(SCORES, SCORES)
+@settings(deadline=None)
+def test_auc_counts_pairs(members: list[float], others: list[float]) -> None:
+    wins = sum(1.0 * (a < b) + 0.5 * (a == b) for a, b in product(members, others))
+    assert membership.auc(members, others) == pytest.approx(wins / len(members) / len(others))
+
+
+def test_attacks_by_hand() -> None:
+    text = tokens([-1.0, -4.0, -2.0, -3.0, -0.5], mean=-2.0, std=0.5)
+    assert membership.loss(text) == pytest.approx(2.1)
+    assert membership.min_k(text) == pytest.approx(3.5)  # two of five tokens
+    assert membership.min_k(text, 0.01) == 4
+    assert membership.min_k_plus_plus(text) == pytest.approx(3.0)  # (−4 + 2)/0.5 = −4 and (−3 + 2)/0.5 = −2
+    assert membership.min_k_plus_plus(tokens([-1.0], std=0.0)) == pytest.approx(1e3)
+    assert membership.zlib(text, LONG) == pytest.approx(2.1 / len(zlib.compress(LONG.encode())))
+    assert membership.reference(text, tokens([-0.1])) == pytest.approx(2.0)
+    assert math.isnan(membership.min_k(tokens([])))
+    assert membership.auc([1.0], [1.0]) == 0.5
+    for sides in (([], [1.0]), ([1.0], []), ([math.nan], [1.0])):
+        with pytest.raises(GeffectError, match="members and of others"):
+            membership.auc(*sides)
+    assert membership.privleak(0.75, 0.5) == pytest.approx(-50)
+    assert membership.privleak(0.6, 0.6) == 0
+
+
+def _weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def test_rounding_is_undone(loaded: Loaded) -> None:
+    before = _weights(loaded.model)
+    with rounded(loaded.model, 4):
+        for name, weight in loaded.model.named_parameters():
+            scale = before[name].abs().amax(-1, keepdim=True) / 7
+            if weight.dim() > 1:
+                assert ((weight - before[name]).abs() <= scale / 2 + 1e-7).all()
+                assert all(len(row.unique()) <= 15 for row in weight[:5])
+                assert not torch.equal(weight, before[name])
+            else:
+                assert torch.equal(weight, before[name])
+    assert all(torch.equal(weight, before[name]) for name, weight in loaded.model.named_parameters())
+
+
+def test_mixing_goes_from_the_start_to_the_model(loaded: Loaded, start: Path) -> None:
+    first, last = _weights(load(str(start)).model), _weights(loaded.model)
+    for alpha in (0.0, 0.25, 1.0):
+        with mixed(loaded.model, first, alpha):
+            for name, weight in loaded.model.named_parameters():
+                torch.testing.assert_close(weight, (1 - alpha) * first[name] + alpha * last[name])
+    assert all(torch.equal(weight, last[name]) for name, weight in loaded.model.named_parameters())
+    first.pop("lm_head.weight")
+    with pytest.raises(GeffectError, match="the run's own start"), mixed(loaded.model, first, 0.5):
+        pass
+
+
+@pytest.mark.parametrize(("retained", "alpha"), [
+    (lambda a: 1.0, 1.0), (lambda a: 1 - a, 0.05), (lambda a: float(a == 0), 0.0), (lambda a: float(a < 0.6), 0.6),
+])  # fmt: skip
+def test_calibration_keeps_enough(retained: Any, alpha: float) -> None:
+    found = calibrate(retained, 0.95, 1e-4)
+    assert found == pytest.approx(alpha, abs=1e-4)
+    assert retained(found) >= 0.95 * retained(0.0)
+
+
+def test_intervals_hold_the_mean() -> None:
+    values = [float(i % 7) for i in range(50)] + [math.nan]
+    mean, low, high = mean_interval(values)
+    assert mean == pytest.approx(sum(values[:50]) / 50)
+    assert low < mean < high
+    assert mean_interval(values) == (mean, low, high)
+    spread = 1.96 * torch.tensor(values[:50]).double().std().item() / math.sqrt(50)  # the normal one, for comparison
+    assert high - low == pytest.approx(2 * spread, rel=0.1)
+    assert mean_interval([3.0]) == (3, 3, 3)
+    assert all(map(math.isnan, mean_interval([])))
