@@ -20,7 +20,7 @@ from geffect.config import (
 )
 from geffect.environment import describe
 from geffect.errors import Interrupted
-from geffect.lifecycle import ends, resolved, started, take_up, train, unfinished
+from geffect.lifecycle import ends, lines_before, resolved, started, take_up, train, unfinished
 from geffect.record import CONFIG, RunDirectory, layout_to_json
 from geffect.scopes import role_of
 
@@ -145,10 +145,12 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
     from geffect.objectives import make_objective
     from geffect.preparation import masked_by, training_sets
     from geffect.rectify import make_rectifier
+    from geffect.rules import make_rules
     from geffect.training import Diagnostics, UnlearnTrainer
     from geffect.training.columns import compute_columns
 
     objective, rectifier = make_objective(config.objective), make_rectifier(config.rectifier)
+    rules = make_rules(config.stop)
     if resume:
         config = unfinished(config)
     run = RunDirectory(config.out, resume=resume)
@@ -173,11 +175,11 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
             ),
             reference=Reference(loaded.model) if objective.needs & {"ref_logits", "ref_hidden"} else None,
             diagnostics=diagnostics, keep_dropout=config.keep_dropout, autocast=config.autocasts, sink=sink,
-            evaluation_sets=evaluated, frozen=frozen,
+            evaluation_sets=evaluated, frozen=frozen, rules=rules, past=lines_before(config.out, checkpoint),
         )  # fmt: skip
         train(trainer, checkpoint, f"geffect unlearn {config.out / CONFIG} --resume")
         end = successes(loaded.model, loaded.tokenizer, start.encoded)
-        run.finish(ends(config.out) | ({"success": {"start": scored, "end": end}} if scored else {}))
+        run.finish(ends(config.out, rules) | ({"success": {"start": scored, "end": end}} if scored else {}))
     return config.out
 
 

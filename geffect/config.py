@@ -232,6 +232,9 @@ class UnlearnConfig(TrainConfig):
         le=1,
         description="stop after an evaluation with the forget set's token accuracy below this; 0: never",
     )
+    stop: str = Field(
+        "", description="rules that end the run and choose its checkpoint, as in 'kept(share=0.9) + knee + collapse'"
+    )
     diagnose_every: int = Field(1, ge=1, le=MANY, description="optimiser steps between two Grams of all rows")
     evaluate_every: int = Field(5, ge=1, le=MANY, description="optimiser steps between evaluations of the sets")
     evaluate: list[Role] = Field(

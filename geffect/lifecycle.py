@@ -20,6 +20,7 @@ from geffect.record import (
 )
 
 if TYPE_CHECKING:
+    from geffect.rules import Rule
     from geffect.training.recording import RecordingTrainer
 
 LOGGER = logging.getLogger(__name__)
@@ -120,11 +121,23 @@ def train(trainer: "RecordingTrainer", checkpoint: Path | None, again: str) -> N
         raise Interrupted(f"stopped after step {done} of {steps}, whose state is kept; go on with: {again}")
 
 
-def ends(path: Path) -> dict[str, Any]:
-    """The first and last evaluation, and the peak memory."""
+def lines_before(path: Path, checkpoint: Path | None) -> list[dict[str, Any]]:
+    """The lines of a run up to the checkpoint it goes on from; none where it begins."""
+    from geffect.training.checkpoints import step_of
+
+    return [] if checkpoint is None else [line for line in read_lines(path) if line["step"] < step_of(checkpoint)]
+
+
+def ends(path: Path, rules: "Mapping[str, Rule] | None" = None) -> dict[str, Any]:
+    """The first and last evaluation, the checkpoint that rules choose, and the peak memory."""
     from geffect.environment import peak_memory_gb
+    from geffect.rules import chosen
+    from geffect.training.checkpoints import step_of
 
     scored = [line for line in read_lines(path) if "evaluation" in line]
     both = {"start": scored[0], "end": scored[-1]}
     scores = {name: {"step": line["step"], **line["evaluation"]} for name, line in both.items()}
+    if rules:
+        kept = [step_of(each) for each in path.glob("checkpoints/checkpoint-*")]
+        scores["chosen"] = chosen(rules, read_lines(path), kept)
     return scores | {"peak_memory_gb": round(peak_memory_gb(), 3)}

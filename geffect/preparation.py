@@ -17,6 +17,7 @@ from geffect.objectives import Objective, make_objective
 from geffect.record import MASKS, check_localised, layout_to_json, read_localisation
 from geffect.rectify import make_freezing, make_rectifier
 from geffect.rows import trainable
+from geffect.rules import make_rules
 from geffect.scopes import RISKS, domain_of, of_role, role_of, scope, scopes
 from geffect.ties import find_tie, split_layout
 
@@ -152,6 +153,11 @@ def check_method(config: UnlearnConfig) -> None:
     if config.standard_errors and config.grad_accum_steps < 2:
         remedy = "add --grad-accum-steps 4, or leave --standard-errors out"
         raise GeffectError("two or more micro-batches a step for --standard-errors", "one", remedy)
+    make_rules(config.stop)
+    evaluated = set(config.evaluate) or present
+    if config.stop and not ("forget" in evaluated and {"retain", "held"} & evaluated and not config.domain):
+        remedy = "add --evaluate forget --evaluate held, or leave --stop out; rules are for one domain"
+        raise GeffectError("a forget set and a kept set evaluated, for --stop", ", ".join(sorted(evaluated)), remedy)
     recorded = {"retain_average": rectifier.memory, "masked": freezing, "rectified": rectifier.memory or freezing}
     for row in config.save_rows:
         if not recorded.get(row, True):

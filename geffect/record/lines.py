@@ -14,7 +14,7 @@ from geffect.record.writing import ENVIRONMENT, STEPS
 RESTORE = "restore its files from a copy"
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
-NESTED = {"gram", "support", "ledger", "spread", "paper", "evaluation", "evaluation_rows"}
+NESTED = {"gram", "support", "ledger", "spread", "paper", "evaluation", "evaluation_rows", "stopped"}
 
 
 def as_written(

@@ -25,12 +25,13 @@ from geffect.models.reference import Reference, check_same_shape, check_trainabl
 from geffect.objectives import Objective, Outputs, forward, window_counts
 from geffect.rectify import Rectifier
 from geffect.rows import trainable
+from geffect.rules import Rule, first_broken
 from geffect.scopes import RISKS, of_role, role_of, scopes
 from geffect.ties import find_tie
 from geffect.training.columns import Columns, check_columns, check_starts_at_one, padded
 from geffect.training.diagnostics import Diagnostics, probe_batches, published_lines, summary
 from geffect.training.modes import set_mode
-from geffect.training.recording import RecordingTrainer, make_loader, rows_of
+from geffect.training.recording import Line, RecordingTrainer, make_loader, rows_of
 
 LOGGER = logging.getLogger(__name__)
 STATE_FILE = "rectifier.safetensors"
@@ -57,6 +58,8 @@ class UnlearnTrainer(RecordingTrainer):
         keep_dropout: train with dropout; risks are measured without.
         autocast: compute losses in bfloat16, whatever the weights' dtype.
         frozen: entries that the updates leave alone.
+        rules: by name; the first that is broken ends the run (`geffect.rules`).
+        past: the lines of a run that goes on.
         **kwargs: see `RecordingTrainer`.
     """
 
@@ -74,10 +77,13 @@ class UnlearnTrainer(RecordingTrainer):
         keep_dropout: bool = False,
         autocast: bool = False,
         frozen: Frozen | None = None,
+        rules: Mapping[str, Rule] | None = None,
+        past: Sequence[Line] = (),
         **kwargs: Any,
     ) -> None:
         check_trainable(model)
         super().__init__(model, args, train_dataset=Together(sets), **kwargs)
+        self.rules, self.past = rules or {}, list(past)
         self.sets, self.columns, self.reference = dict(sets), columns or {}, reference
         check_columns(self.sets, self.columns)
         if reference is not None:
@@ -103,6 +109,7 @@ class UnlearnTrainer(RecordingTrainer):
         if self.state.global_step == 0:
             self._introduce(accuracies)
         self._stop_once_forgotten(max(of_role(accuracies, "forget"), default=1.0))
+        self._stop_where_broken([*self.past, self.line])
         if self.diagnostics.mode == "paper":
             loader = self.get_train_dataloader()
             self.line["paper"] = published_lines(self.measurement, map(self._prepare_inputs, loader))
@@ -115,6 +122,21 @@ class UnlearnTrainer(RecordingTrainer):
         if self.state.global_step == 0:  # told to stop here, Hugging Face's loop would still take a step
             remedy = "lower --until-accuracy, or fit the set first (geffect fit)"
             raise GeffectError(f"a forget set known at a token accuracy of {until} or more", f"{accuracy:.3f}", remedy)
+        self.control.should_training_stop = self.control.should_save = True
+
+    def finish_line(self) -> None:
+        """As `RecordingTrainer.finish_line`; then the rules look at it."""
+        self.past.append({"step": self.state.global_step - 1} | self.line)
+        super().finish_line()
+        self._stop_where_broken(self.past)
+
+    def _stop_where_broken(self, lines: Sequence[Line]) -> None:
+        broken = first_broken(self.rules, lines)
+        if broken is None or "stopped" in self.line:
+            return
+        LOGGER.info("stopping after step %d: %s", self.state.global_step, broken["reason"])
+        self.line["stopped"] = broken
+        self.control.should_evaluate |= "evaluation" not in self.line
         self.control.should_training_stop = self.control.should_save = True
 
     def _introduce(self, accuracies: dict[str, float]) -> None:

@@ -1,0 +1,109 @@
+"""Rules end a run, say why, and choose a checkpoint; a run that goes on keeps them."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from geffect import api
+from geffect.errors import GeffectError
+from geffect.record import read_lines
+from geffect.rules import Collapse, Kept, Knee, chosen, first_broken, make_rules
+from tests.conftest import config
+
+
+def line(step: int, forget: float, held: float, accuracy: float = 1.0, norm: float | None = None) -> dict[str, Any]:
+    scores = {"forget": {"risk": forget, "accuracy": 0.5}, "held": {"risk": held, "accuracy": accuracy}}
+    return {"step": step, "evaluation": scores} | ({} if norm is None else {"norm_objective": norm})
+
+
+def test_rules_by_hand() -> None:
+    assert Kept(0.9).broken([line(0, 1, 1, 0.8), line(1, 2, 1, 0.725)]) is None
+    assert Kept(0.9).broken([line(0, 1, 1, 0.8), line(1, 2, 1, 0.71)]) == (
+        "held accuracy 0.710 is below 0.9 of the start's 0.800"
+    )
+    assert Knee(1.0).broken([line(0, 1, 1), line(1, 3, 2)]) is None
+    assert Knee(0.4).broken([line(0, 1, 1), line(1, 3, 2)]) == (
+        "held risk rose by 1, more than 0.4 times the 2 of the forget risk"
+    )
+    assert Knee(1.0).broken([line(0, 3, 1), line(1, 2, 0.5)]) is None  # neither is harmed
+    assert Knee(1.0).broken([line(0, 3, 1), line(1, 2, 1.5)]) is not None  # remembers, and harms
+    assert Collapse(0.1).broken([line(0, 1, 1, norm=5.0), line(1, 1, 1, norm=0.6)]) is None
+    assert Collapse(0.1).broken([line(0, 1, 1, norm=5.0), line(1, 1, 1, norm=0.4)]) == (
+        "the objective's gradient has norm 0.4, below 0.1 of the first's 5"
+    )
+    for rule in (Kept(), Knee(), Collapse()):
+        assert rule.broken([]) is None
+        assert rule.broken([{"step": 0}]) is None
+        assert rule.broken([line(0, 1, 1, 0.0, 0.0)]) is None
+
+
+def test_the_last_checkpoint_before_a_rule_is_broken_is_chosen() -> None:
+    rules = make_rules("kept(share=0.9)")
+    lines = [line(0, 1, 1), line(2, 2, 1, 0.95), line(4, 3, 2, 0.92), line(6, 9, 8, 0.5)]
+    assert first_broken(rules, lines) == {"rule": "kept", "reason": Kept(0.9).broken(lines)}
+    assert chosen(rules, lines, [2, 4, 6])["checkpoint"] == "checkpoint-4"
+    assert chosen(rules, lines, [2, 3, 6])["checkpoint"] == "checkpoint-2"
+    assert chosen(rules, lines, [6]) == {
+        "checkpoint": None, "reason": "none was kept and evaluated before a rule was broken: lower --save-every",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["kept(share=0)", "kept(share=1.5)", "knee(harm=0)", "collapse(share=2)", "2*kept",
+                                  "kept + kept", "patience", "kept(below=1)"])  # fmt: skip
+def test_what_is_no_rule(text: str) -> None:
+    with pytest.raises(GeffectError, match="expected") as caught:
+        make_rules(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def stopped(known: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    changes = {"stop": "collapse + kept(share=0.8)", "evaluate_every": 1, "save_every": 1, "steps": 30,
+               "learning_rate": 3e-3, "held": None}  # fmt: skip
+    return api.unlearn(config(known, tmp_path_factory.mktemp("stopped") / "run", **changes))
+
+
+def test_a_run_ends_with_its_reason_and_names_the_checkpoint_before(stopped: Path) -> None:
+    lines = read_lines(stopped)
+    *others, last = lines
+    assert last["stopped"]["rule"] == "kept"
+    assert last["step"] < 30
+    assert last["stopped"]["reason"].startswith("retain accuracy")
+    assert not any("stopped" in each for each in others)
+    found = json.loads((stopped / "metrics.json").read_text())["chosen"]
+    before = [each["step"] for each in others if each["step"]]
+    assert found["checkpoint"] == (f"checkpoint-{before[-1]}" if before else None)
+    assert last["evaluation"]["retain"]["accuracy"] < 0.8 * lines[0]["evaluation"]["retain"]["accuracy"]
+
+
+def test_a_run_that_goes_on_ends_where_it_would_have(stopped: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(stopped, again)
+    for name in ("DONE", "metrics.json"):
+        (again / name).unlink()
+    folders = sorted((again / "checkpoints").iterdir(), key=lambda each: int(each.name[11:]))
+    for folder in folders[1:]:
+        shutil.rmtree(folder)
+    from geffect.config import UnlearnConfig
+
+    api.unlearn(UnlearnConfig.read(again / "config.yaml", out=again), resume=True)
+    assert read_lines(again)[-1]["stopped"] == read_lines(stopped)[-1]["stopped"]
+    assert read_lines(again)[-1]["step"] == read_lines(stopped)[-1]["step"]
+    assert (again / "metrics.json").exists()
+
+
+def test_a_collapsed_gradient_ends_a_run_between_evaluations(known: Path, tmp_path: Path) -> None:
+    run = api.unlearn(config(known, tmp_path / "run", objective="npo(beta=0.1)", stop="collapse(share=0.9999)",
+                             steps=20, evaluate_every=20, learning_rate=1e-2))  # fmt: skip
+    last = read_lines(run)[-1]
+    assert last["stopped"]["rule"] == "collapse"
+    assert 0 < last["step"] < 20
+    assert "evaluation" in last
+
+
+def test_rules_need_the_sets_they_look_at(known: Path, tmp_path: Path) -> None:
+    with pytest.raises(GeffectError, match="a forget set and a kept set evaluated, for --stop"):
+        api.unlearn(config(known, tmp_path / "run", stop="kept", evaluate=["forget"]))
