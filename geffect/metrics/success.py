@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from geffect.data import Encoded, pad_id_of
 from geffect.errors import GeffectError
 from geffect.metrics.likelihood import outputs_of
+from geffect.metrics.rouge import Measure, rouge_l
 from geffect.objectives import IGNORE_INDEX, Outputs
 from geffect.objectives.outputs import shift
 from geffect.scopes import domain_of, role_of
-
-Measure = Literal["fmeasure", "recall", "precision"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def success(
 
     ROUGE-L compares two texts without special tokens: what is most likely at each labelled position, given the true
     tokens before it, and the labels. The papers' own scorer is unreleased; the F-measure with Porter's stemmer is this
-    toolkit's choice. The scorer knows letters a–z and digits only: a row without any has 0. The end-of-sequence token
+    toolkit's choice. A row without letters a–z or digits has 0 (`rouge_l`). The end-of-sequence token
     that `encode_set` labels counts in accuracy and perplexity; the papers' validation rows have none.
 
     Args:
@@ -60,16 +59,13 @@ def success(
     Raises:
         GeffectError: there are no rows, or one has no labelled token.
     """
-    from rouge_score.rouge_scorer import RougeScorer  # brings nltk, a second to import
-
     _check(rows)
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
     parts, rouge = [], 0.0
     for _, outputs in outputs_of(model, rows, pad_id_of(tokenizer), batch_size):
         likely = outputs.logits.argmax(-1)
         parts.append(_means(outputs, likely).cpu())
         for said, true in _texts(tokenizer, outputs, likely):
-            rouge += getattr(scorer.score(true, said)["rougeL"], measure)
+            rouge += rouge_l(said, true, measure)
     accuracy, nll = torch.cat(parts).mean(0)
     return Success(100 * accuracy.item(), nll.exp().item(), 100 * rouge / len(rows), len(rows))
 
