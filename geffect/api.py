@@ -246,9 +246,8 @@ def evaluate(config: EvaluateConfig) -> Path:
     from geffect.models.series import series
     from geffect.suites import parts
 
-    run, chosen, began = RunDirectory(config.out), parts(config), time.perf_counter()
-    for part in chosen:
-        rows_of(config, part)  # refused before a model is loaded
+    run, began = RunDirectory(config.out), time.perf_counter()
+    chosen = [(part, rows_of(config, part)) for part in parts(config)]
     if config.reference is not None:
         read_evaluation(config.reference)
     frames, texts = [], []

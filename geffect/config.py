@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from geffect.errors import GeffectError
 
+Home = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]  # ~ as a shell reads it
 MANY = 10**9  # a count beyond it is a slip of the pen
 
 
@@ -90,7 +91,7 @@ class ShowConfig(DataConfig):
 class TrainConfig(DataConfig):
     """What fitting and unlearning share."""
 
-    out: Path = Field(description="the run directory to make; an existing one is refused")
+    out: Home = Field(description="the run directory to make; an existing one is refused")
     dtype: Literal["float32", "bfloat16", "float64"] = Field(
         "float32", description="of the weights (LoRA on bfloat16 stays float32)"
     )
@@ -125,11 +126,6 @@ class TrainConfig(DataConfig):
         """Whether losses are computed in bfloat16 whatever the weights' dtype."""
         return self.autocast == "bfloat16"
 
-    @field_validator("out")
-    @classmethod
-    def _home(cls, value: Path) -> Path:
-        return Path(os.path.expanduser(value))
-
     @field_validator("optimizer", "schedule")
     @classmethod
     def _known(cls, value: str, info: ValidationInfo) -> str:
@@ -154,7 +150,7 @@ VALIDATION = "a domain's validation sets, NAME=UNLEARN,RETENTION; repeat it; a S
 class LocaliseConfig(DataConfig):
     """``geffect localise``."""
 
-    out: Path = Field(description="the directory to make; an existing one is refused")
+    out: Home = Field(description="the directory to make; an existing one is refused")
     domain: list[str] = Field(min_length=1, description=DOMAIN)
     validation: list[str] = Field(default_factory=list, description=VALIDATION + "; its rows are used too")
     share: list[Share] = Field(
@@ -173,16 +169,11 @@ class LocaliseConfig(DataConfig):
     seed: int = Field(0, ge=0, lt=2**32, description="of the draws")
     dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="of the weights")
 
-    @field_validator("out")
-    @classmethod
-    def _home(cls, value: Path) -> Path:
-        return Path(os.path.expanduser(value))
-
 
 class EvaluateConfig(DataConfig):
     """``geffect evaluate``."""
 
-    out: Path = Field(description="the directory to make; an existing one is refused")
+    out: Home = Field(description="the directory to make; an existing one is refused")
     checkpoints: bool = Field(False, description="every checkpoint of the run directory --model, not its last alone")
     suite: Literal["builtin", "tofu", "knowundo"] | None = Field(None, description="sets and metrics of a benchmark")
     split: str = Field("forget01", min_length=1, description="the forget set of the tofu suite")
@@ -203,11 +194,6 @@ class EvaluateConfig(DataConfig):
     confidence: float = Field(0.95, gt=0, lt=1, allow_inf_nan=False, description="of the bootstrap intervals")
     seed: int = Field(0, ge=0, lt=2**32, description="of the bootstrap")
     dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="of the weights")
-
-    @field_validator("out")
-    @classmethod
-    def _home(cls, value: Path) -> Path:
-        return Path(os.path.expanduser(value))
 
 
 class UnlearnConfig(TrainConfig):
@@ -266,7 +252,7 @@ class UnlearnConfig(TrainConfig):
 class DoctorConfig(UnlearnConfig):
     """``geffect doctor``: the configuration of the run it looks at."""
 
-    out: Path = Field(Path("runs/unlearn"), description="the run directory; not written to")
+    out: Home = Field(Path("runs/unlearn"), description="the run directory; not written to")
 
 
 class FitConfig(TrainConfig):

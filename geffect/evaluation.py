@@ -23,7 +23,7 @@ from geffect.metrics.view import View
 from geffect.models import Loaded
 from geffect.models.cache import cached
 from geffect.preparation import encode, read_set
-from geffect.record import METRICS, as_written
+from geffect.record import as_written
 from geffect.suites import DERIVED, Part, Values, totals
 
 EXAMPLES, TEXTS = "examples.csv", "texts.jsonl"
@@ -32,13 +32,13 @@ KEEP = ["set", "sha256", "index", "metric", "value"]
 
 
 def evaluated(
-    config: EvaluateConfig, chosen: Sequence[Part], loaded: Loaded, label: str
+    config: EvaluateConfig, chosen: Sequence[tuple[Part, RowSet]], loaded: Loaded, label: str
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Every metric of every row under one model; what was computed before is taken from the cache, and said.
 
     Args:
         config: how.
-        chosen: the sets and their metrics.
+        chosen: the parts and their rows.
         loaded: the model.
         label: its name in the result.
 
@@ -49,8 +49,7 @@ def evaluated(
     frames, texts = [], []
     for weights in ("", "8bit") if config.rounded else ("",):
         name = f"{label} {weights}".strip()
-        for part in tqdm(chosen, desc=name, unit="set", disable=None):
-            rows = rows_of(config, part)
+        for part, rows in tqdm(chosen, desc=name, unit="set", disable=None):
             make = partial(_write, config, part, rows, loaded, weights)
             frame, said = _kept(_key(config, part, rows, loaded, weights), make)
             frames.append(frame.assign(model=name))
@@ -222,6 +221,3 @@ def read_evaluation(path: Path | str) -> pd.DataFrame:
 def _read(file: Path) -> pd.DataFrame:
     # Python's own float reads back what was written; pandas 2's parser may be off by a last bit
     return pd.read_csv(file, converters={"value": lambda text: float(text or "nan")})
-
-
-__all__ = ["EXAMPLES", "METRICS", "evaluated", "read_evaluation", "read_reference", "rows_of", "summary", "write_texts"]

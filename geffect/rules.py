@@ -8,6 +8,7 @@ from geffect.errors import GeffectError
 from geffect.grammar import choose, parse
 
 Lines = Sequence[Mapping[str, Any]]
+SEEN = ("step", "evaluation", "norm_objective")  # all that rules look at in a line
 
 
 class Rule(Protocol):

@@ -8,6 +8,7 @@ from geffect.config import EvaluateConfig
 from geffect.data import parse_domains
 from geffect.errors import GeffectError
 from geffect.metrics.membership import auc, privleak
+from geffect.metrics.membership import reference as difference
 from geffect.metrics.success import harmonic_success
 from geffect.metrics.table import METRICS
 from geffect.metrics.truth import forget_quality, model_utility
@@ -143,8 +144,8 @@ def _privleak(values: Values, reference: Values | None) -> float:
 def _reference_auc(values: Values, reference: Values | None) -> float:
     sides = []
     for side in ("forget", "holdout"):
-        own, other = values[side, "loss"], (reference or {})[side, "loss"]
-        sides.append([a - b for a, b in zip(own, other, strict=True)])
+        both = values[side, "loss"], (reference or {})[side, "loss"]
+        sides.append([difference(*each) for each in zip(*both, strict=True)])
     return auc(*sides)
 
 

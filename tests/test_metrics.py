@@ -250,7 +250,7 @@ def test_attacks_by_hand() -> None:
     assert membership.min_k_plus_plus(text) == pytest.approx(3.0)  # (−4 + 2)/0.5 = −4 and (−3 + 2)/0.5 = −2
     assert membership.min_k_plus_plus(tokens([-1.0], std=0.0)) == pytest.approx(1e3)
     assert membership.zlib(text, LONG) == pytest.approx(2.1 / len(zlib.compress(LONG.encode())))
-    assert membership.reference(text, tokens([-0.1])) == pytest.approx(2.0)
+    assert membership.reference(text.nll, tokens([-0.1]).nll) == pytest.approx(2.0)
     assert math.isnan(membership.min_k(tokens([])))
     assert membership.auc([1.0], [1.0]) == 0.5
     for sides in (([], [1.0]), ([1.0], []), ([math.nan], [1.0])):

@@ -60,9 +60,9 @@ def min_k_plus_plus(text: TokenScores, k: float = K) -> float:
     return -_least((text.log_p - text.mean) / text.std.clamp_min(1e-3), k)
 
 
-def reference(text: TokenScores, under_reference: TokenScores) -> float:
+def reference(own: float, under_reference: float) -> float:
     """LOSS − LOSS under a reference model (arXiv 2012.07805)."""
-    return text.nll - under_reference.nll
+    return own - under_reference
 
 
 def _least(values: torch.Tensor, k: float) -> float:

@@ -17,6 +17,7 @@ from geffect.errors import GeffectError
 from geffect.models.cache import weights_sha256
 from geffect.models.checksums import CHECKSUMS, check_checksums
 from geffect.models.gguf import converted, smollm2_file
+from geffect.models.series import checkpoints
 from geffect.models.tiny import BUILT_IN, make_tiny
 
 LOGGER = logging.getLogger(__name__)
@@ -71,8 +72,7 @@ def resolve(spec: str) -> Path | str:
 
 def _model_directory(path: Path) -> Path:
     """The directory itself, or a run's last checkpoint."""
-    steps = [each for each in path.glob("checkpoints/checkpoint-*") if each.name.rpartition("-")[2].isdigit()]
-    for candidate in (path, *sorted(steps, key=lambda each: -int(each.name.rpartition("-")[2]))):
+    for candidate in (path, *reversed(checkpoints(path))):
         if any((candidate / name).is_file() for name in ("config.json", "adapter_config.json")):
             if candidate != path and not (path / "DONE").exists():
                 LOGGER.warning("%s did not finish; its last whole state is %s", path, candidate.name)

@@ -25,7 +25,7 @@ from geffect.models.reference import Reference, check_same_shape, check_trainabl
 from geffect.objectives import Objective, Outputs, forward, window_counts
 from geffect.rectify import Rectifier
 from geffect.rows import trainable
-from geffect.rules import Rule, first_broken
+from geffect.rules import SEEN, Rule, first_broken
 from geffect.scopes import RISKS, of_role, role_of, scopes
 from geffect.ties import find_tie
 from geffect.training.columns import Columns, check_columns, check_starts_at_one, padded
@@ -126,7 +126,8 @@ class UnlearnTrainer(RecordingTrainer):
 
     def finish_line(self) -> None:
         """As `RecordingTrainer.finish_line`; then the rules look at it."""
-        self.past.append({"step": self.state.global_step - 1} | self.line)
+        line = {"step": self.state.global_step - 1} | self.line
+        self.past.append({key: line[key] for key in SEEN if key in line})  # a line's Gram would add up over a run
         super().finish_line()
         self._stop_where_broken(self.past)
 
