@@ -241,27 +241,34 @@ def evaluate(config: EvaluateConfig) -> Path:
     """
     import pandas as pd
 
-    from geffect.evaluation import EXAMPLES, evaluated, read_evaluation, read_reference, rows_of, summary, write_texts
+    from geffect import evaluation as room
+    from geffect.metrics.harness import check_tasks
     from geffect.models.load import quiet_transformers
     from geffect.models.series import series
+    from geffect.probes import check_probes, probes
     from geffect.suites import parts
 
     run, began = RunDirectory(config.out), time.perf_counter()
-    chosen = [(part, rows_of(config, part)) for part in parts(config)]
+    chosen = [(part, room.rows_of(config, part)) for part in parts(config)]
+    check_probes(config, chosen)
+    if config.task:
+        check_tasks(config.task, config.task_dir)
     if config.reference is not None:
-        read_evaluation(config.reference)
-    frames, texts = [], []
+        room.read_evaluation(config.reference)
+    load = partial(load_model, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
+    frames, texts, told = [], [], {}
     for label, spec in series(config.model) if config.checkpoints else [(config.model, config.model)]:
-        loaded = load_model(spec, config.dtype, trust_remote_code=config.trust_remote_code)
-        with quiet_transformers():
-            frame, said = evaluated(config, chosen, loaded, label)
-        frames.append(frame)
-        texts += said
+        for probe in probes(config, spec, label, chosen, load, partial(room.view_of, config), fit):
+            with quiet_transformers():
+                frame, said = room.evaluated(config, chosen, probe)
+                told[probe.label] = probe.told, room.tasks_of(config, probe)
+            frames.append(frame)
+            texts += said
     examples = pd.concat(frames, ignore_index=True)
-    found = summary(config, examples, read_reference(config, examples))
+    found = room.summary(config, examples, room.read_reference(config, examples), told)
     run.create(config.model_dump(mode="json", exclude_none=True), describe() | {"dtype": config.dtype})
-    examples.to_csv(config.out / EXAMPLES, index=False)
-    write_texts(config.out, texts)
+    examples.to_csv(config.out / room.EXAMPLES, index=False)
+    room.write_texts(config.out, texts)
     run.finish({"models": found, "seconds": round(time.perf_counter() - began, 3)})
     return config.out
 

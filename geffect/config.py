@@ -188,7 +188,20 @@ class EvaluateConfig(DataConfig):
         None, description="the evaluation of a model that never saw the forget set, for forget_quality and privleak"
     )
     limit: int = Field(0, ge=0, le=MANY, description="rows of each set, its first; 0: all")
+    task: list[str] = Field(
+        default_factory=list, description="a task of lm-evaluation-harness (mmlu, arc_easy, wmdp_bio, …); repeat it"
+    )
+    task_dir: Path | None = Field(None, description="a directory with such tasks of your own")
+    shots: str | None = Field(
+        None, min_length=1, description="the set whose first ten rows precede knowmem's questions"
+    )
     rounded: bool = Field(False, description="evaluate the weights rounded to 8 bits, too")
+    calibrate: str | None = Field(
+        None, min_length=1, description="the start, mixed in until --tau of what it extracts on the retain set is kept"
+    )
+    tau: float = Field(0.95, gt=0, le=1, allow_inf_nan=False, description="share kept, for --calibrate")
+    relearn: int = Field(0, ge=0, le=MANY, description="evaluate after so many steps of fit on the forget set, too")
+    relearn_rate: float = Field(1e-5, gt=0, allow_inf_nan=False, description="learning rate, for --relearn")
     batch_size: int = Field(16, ge=1, le=MANY, description="rows at a time; it does not change a result")
     max_new_tokens: int = Field(200, ge=1, le=MANY, description="of an answer the model writes itself")
     confidence: float = Field(0.95, gt=0, lt=1, allow_inf_nan=False, description="of the bootstrap intervals")
@@ -260,6 +273,9 @@ class FitConfig(TrainConfig):
 
     train: list[str] = Field(min_length=1, description="a set to learn; repeat it for several")
     epochs: int = Field(6, ge=1, le=MANY, description="passes over the rows at most")
+    steps: int = Field(
+        0, ge=0, le=MANY, description="optimiser steps at most, in place of --epochs; 0: as --epochs say"
+    )
     until_accuracy: float = Field(
         1.1, ge=0, description="stop once every set has this token accuracy, checked after each epoch; above 1: never"
     )

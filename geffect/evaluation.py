@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,45 +18,92 @@ import geffect
 from geffect.config import EvaluateConfig
 from geffect.data import QASet, RowSet
 from geffect.errors import GeffectError
+from geffect.metrics.harness import Scores, harness
 from geffect.metrics.intervals import mean_interval
-from geffect.metrics.rounding import rounded
-from geffect.metrics.table import check_fields, metric
+from geffect.metrics.table import SHOTS, check_fields, metric
 from geffect.metrics.view import View
 from geffect.models import Loaded
-from geffect.models.cache import cached
+from geffect.models.cache import cached, file_sha256
 from geffect.preparation import encode, read_set
+from geffect.probes import Probe
 from geffect.record import as_written
 from geffect.suites import DERIVED, Part, Values, totals
 
-EXAMPLES, TEXTS = "examples.csv", "texts.jsonl"
+EXAMPLES, TEXTS, TASKS = "examples.csv", "texts.jsonl", "tasks.json"
 CODE = ("metrics", "objectives/outputs.py", "data/encode.py")  # what a kept result depends on
 KEEP = ["set", "sha256", "index", "metric", "value"]
 
 
 def evaluated(
-    config: EvaluateConfig, chosen: Sequence[tuple[Part, RowSet]], loaded: Loaded, label: str
+    config: EvaluateConfig, chosen: Sequence[tuple[Part, RowSet]], probe: Probe
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-    """Every metric of every row under one model; what was computed before is taken from the cache, and said.
+    """Every metric of every row under one probe of a model; what was computed before is taken from the cache, and said.
 
     Args:
         config: how.
         chosen: the parts and their rows.
-        loaded: the model.
-        label: its name in the result.
+        probe: the model, and what is done to its weights.
 
     Returns:
         A frame with ``model``, ``set``, ``sha256`` (of the set), ``index``, ``metric``, ``value``, and the texts that
         the model wrote.
     """
     frames, texts = [], []
-    for weights in ("", "8bit") if config.rounded else ("",):
-        name = f"{label} {weights}".strip()
-        for part, rows in tqdm(chosen, desc=name, unit="set", disable=None):
-            make = partial(_write, config, part, rows, loaded, weights)
-            frame, said = _kept(_key(config, part, rows, loaded, weights), make)
-            frames.append(frame.assign(model=name))
-            texts += [{"model": name} | each for each in said]
-    return pd.concat(frames, ignore_index=True)[["model", *KEEP]], texts
+    for part, rows in tqdm(chosen, desc=probe.label, unit="set", disable=None):
+        make = partial(_write, config, part, rows, probe)
+        frame, said = _kept(_key(config, part, rows, probe), make)
+        frames.append(frame.assign(model=probe.label))
+        texts += [{"model": probe.label} | each for each in said]
+    found = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["model", *KEEP])
+    return found[["model", *KEEP]], texts
+
+
+def tasks_of(config: EvaluateConfig, probe: Probe) -> Scores:
+    """The tasks of lm-evaluation-harness under one probe of a model, kept as `evaluated` keeps its values.
+
+    Args:
+        config: which tasks.
+        probe: the model, and what is done to its weights.
+
+    Returns:
+        Task → metric → value; empty where none is asked for.
+    """
+    if not config.task:
+        return {}
+
+    def make(directory: Path) -> None:
+        with probe.context():
+            found = harness(probe.loaded.model, probe.loaded.tokenizer, config.task, config.task_dir, config.limit,
+                            config.batch_size)  # fmt: skip
+        (directory / TASKS).write_text(json.dumps(found), encoding="utf-8")
+
+    with _home("tasks", _tasks_key(config, probe), make) as directory:
+        scores: Scores = json.loads((directory / TASKS).read_text(encoding="utf-8"))
+        return scores
+
+
+def _tasks_key(config: EvaluateConfig, probe: Probe) -> str | None:
+    if probe.loaded.sha256 is None:
+        return None
+    files = sorted(each for each in config.task_dir.rglob("*") if each.is_file()) if config.task_dir else []
+    content = [_code(), probe.loaded.sha256, probe.weights, version("lm_eval"), config.task, config.limit, config.dtype]
+    return json.dumps([*content, [(str(each), file_sha256(each)) for each in files]])
+
+
+def view_of(config: EvaluateConfig, rows: RowSet, loaded: Loaded) -> View:
+    """A set under a model.
+
+    Args:
+        config: how rows become tokens, and how many at a time.
+        rows: the set.
+        loaded: the model.
+
+    Returns:
+        What metrics see.
+    """
+    shots = read_set(config, config.shots).rows[:SHOTS] if config.shots else ()
+    return View(loaded.model, loaded.tokenizer, rows, partial(encode, config, loaded), config.batch_size,
+                config.max_new_tokens, shots)  # fmt: skip
 
 
 def rows_of(config: EvaluateConfig, part: Part) -> RowSet:
@@ -73,7 +122,18 @@ def rows_of(config: EvaluateConfig, part: Part) -> RowSet:
     rows = read_set(config, part.spec)
     for name in part.metrics:
         check_fields(name, rows)
+    if "knowmem" in part.metrics:
+        _check_shots(config)
     return replace(rows, rows=rows.rows[: config.limit]) if config.limit else rows
+
+
+def _check_shots(config: EvaluateConfig) -> None:
+    if config.shots is None:
+        raise GeffectError("a set of answered questions for knowmem", "none", "add --shots SET, of other rows")
+    shots = read_set(config, config.shots)
+    check_fields("knowmem", shots)
+    if len(shots.rows) < SHOTS:
+        raise GeffectError(f"{SHOTS} rows in {config.shots}, for knowmem", str(len(shots.rows)), "name a larger set")
 
 
 def _sha256(rows: RowSet) -> str:
@@ -81,12 +141,14 @@ def _sha256(rows: RowSet) -> str:
     return hashlib.sha256(json.dumps(rows.rows, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def _key(config: EvaluateConfig, part: Part, rows: RowSet, loaded: Loaded, weights: str) -> str | None:
+def _key(config: EvaluateConfig, part: Part, rows: RowSet, probe: Probe) -> str | None:
     """Everything a result depends on; None where the model's weights have no hash."""
-    if loaded.sha256 is None:
+    if probe.loaded.sha256 is None:
         return None
     options = config.model_dump(include={"max_length", "max_new_tokens", "dtype"})
-    content = [_code(), loaded.sha256, weights, _sha256(rows), part.name, part.metrics, options]
+    shots = _sha256(read_set(config, config.shots)) if config.shots else None
+    weights = [probe.loaded.sha256, probe.weights]
+    content = [_code(), weights, _sha256(rows), part.name, part.metrics, options, shots]
     return json.dumps(content, sort_keys=True)
 
 
@@ -101,21 +163,26 @@ def _code() -> str:
 
 
 def _kept(key: str | None, make: Callable[[Path], None]) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() if key is None else nullcontext("") as scratch:
-        if key is None:
-            make(Path(scratch))
-        directory = Path(scratch) if key is None else cached("evaluation", key, make)
+    with _home("evaluation", key, make) as directory:
         frame = _read(directory / EXAMPLES)
         lines = (directory / TEXTS).read_text(encoding="utf-8").splitlines()
         return frame, [json.loads(line) for line in lines]
 
 
-def _write(config: EvaluateConfig, part: Part, rows: RowSet, loaded: Loaded, weights: str, directory: Path) -> None:
-    with rounded(loaded.model) if weights else nullcontext():
-        view = View(loaded.model, loaded.tokenizer, rows, partial(encode, config, loaded), config.batch_size,
-                    config.max_new_tokens)  # fmt: skip
+@contextmanager
+def _home(name: str, key: str | None, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Where a result lies: in the cache, or, where it has no key, in a directory that goes."""
+    if key is not None:
+        yield cached(name, key, make)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        make(Path(scratch))
+        yield Path(scratch)
+
+
+def _write(config: EvaluateConfig, part: Part, rows: RowSet, probe: Probe, directory: Path) -> None:
+    with probe.context():
+        view = view_of(config, rows, probe.loaded)
         values = {name: metric(name)(view) for name in part.metrics}
     sha256 = _sha256(rows)
     frame = pd.DataFrame([
@@ -140,27 +207,33 @@ def write_texts(directory: Path, texts: Sequence[Mapping[str, Any]]) -> None:
     (directory / TEXTS).write_text(lines, encoding="utf-8")
 
 
-def summary(config: EvaluateConfig, examples: pd.DataFrame, reference: Values | None) -> dict[str, Any]:
+def summary(
+    config: EvaluateConfig, examples: pd.DataFrame, reference: Values | None,
+    told: Mapping[str, tuple[Mapping[str, float], Scores]],
+) -> dict[str, Any]:  # fmt: skip
     """Means with their intervals, and the numbers made of several sets.
 
     Args:
         config: suite, metrics, confidence and seed.
         examples: as of `evaluated`.
         reference: the rows of the reference's evaluation; None without one.
+        told: model → numbers that describe it, and its tasks' scores.
 
     Returns:
-        Model → ``sets`` (set → metric → ``mean``, ``low``, ``high``, ``rows``) and ``totals``.
+        Model → ``sets`` (set → metric → ``mean``, ``low``, ``high``, ``rows``), ``totals`` and, where there are any,
+        ``tasks`` (task → metric → value).
     """
     found = {}
-    for model, frame in examples.groupby("model", sort=False):
-        values = rows_by_metric(frame)
+    for model, (numbers, tasks) in told.items():
+        values = rows_by_metric(examples[examples["model"] == model])
         means: dict[tuple[str, str], float] = {}
         sets: dict[str, dict[str, Any]] = {}
         for (name, kind), each in values.items():
             mean, low, high = mean_interval(each, config.confidence, config.seed)
             means[name, kind] = mean
             sets.setdefault(name, {})[kind] = {"mean": mean, "low": low, "high": high, "rows": len(each)}
-        found[str(model)] = {"sets": sets, "totals": totals(config, means, values, reference)}
+        whole = totals(config, means, values, reference) | dict(numbers)
+        found[model] = {"sets": sets, "totals": whole} | ({"tasks": tasks} if tasks else {})
     return found
 
 

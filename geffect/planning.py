@@ -129,6 +129,8 @@ def arithmetic(config: TrainConfig, encoded: dict[str, list[Encoded]]) -> dict[s
 
 def num_fit_steps(config: TrainConfig, rows: int) -> int:
     """Optimiser steps of a fit at most."""
+    if isinstance(config, FitConfig) and config.steps:
+        return config.steps
     epochs = config.epochs if isinstance(config, FitConfig) else 1
     micro_batches = -(-rows // config.batch_size)
     return epochs * -(-micro_batches // config.grad_accum_steps)

@@ -90,7 +90,29 @@ class Collapse:
         return f"the objective's gradient has norm {norms[-1]:.3g}, below {self.share:g} of the first's {norms[0]:.3g}"
 
 
-RULES: dict[str, type[Any]] = {"collapse": Collapse, "kept": Kept, "knee": Knee}
+@dataclass(frozen=True)
+class Forgotten:
+    """The forget risk has come to a level: enough is forgotten.
+
+    Attributes:
+        risk: the level (nats a token).
+    """
+
+    risk: float = 3.0
+
+    def __post_init__(self) -> None:
+        """Refuse a level that every model is at."""
+        _check("risk of forgotten", self.risk, 0, float("inf"))
+
+    def broken(self, lines: Lines) -> str | None:
+        """As `Rule.broken`."""
+        found = _evaluations(lines)
+        if not found or found[-1]["forget"]["risk"] < self.risk:
+            return None
+        return f"the forget risk {found[-1]['forget']['risk']:.3g} has come to {self.risk:g}"
+
+
+RULES: dict[str, type[Any]] = {"collapse": Collapse, "forgotten": Forgotten, "kept": Kept, "knee": Knee}
 
 
 def make_rules(text: str) -> dict[str, Rule]:

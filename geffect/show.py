@@ -77,17 +77,25 @@ def evaluation(path: Path, *, as_json: bool = False) -> None:
         console.print_json(content)
         return
     for model, found in json.loads(content)["models"].items():
-        table = Table(title=f"{path}: {model}", title_justify="left")
-        for column in ("set", "metric", "mean", "interval", "rows"):
-            table.add_column(column, justify="left" if column in ("set", "metric") else "right")
-        for name, metrics in found["sets"].items():
-            for kind, each in metrics.items():
-                ends = " – ".join(_decimal(each[end]) for end in ("low", "high"))
-                table.add_row(name, kind, _decimal(each["mean"]), ends, str(each["rows"]))
-        console.print(table)
+        if found["sets"]:
+            console.print(_of_sets(f"{path}: {model}", found["sets"]))
+        for name, scores in found.get("tasks", {}).items():
+            console.print(f"{model}, {name}: " + ", ".join(f"{key} {_decimal(value)}" for key, value in scores.items()))
         for name, value in found["totals"].items():
             told = ", ".join(f"{k} {v:.1f}" for k, v in value.items()) if isinstance(value, dict) else _decimal(value)
             console.print(f"{name}: {told}")
+
+
+def _of_sets(title: str, sets: Mapping[str, Any]) -> Table:
+    """A table, a line a set and metric."""
+    table = Table(title=title, title_justify="left")
+    for column in ("set", "metric", "mean", "interval", "rows"):
+        table.add_column(column, justify="left" if column in ("set", "metric") else "right")
+    for name, metrics in sets.items():
+        for kind, each in metrics.items():
+            ends = " – ".join(_decimal(each[end]) for end in ("low", "high"))
+            table.add_row(name, kind, _decimal(each["mean"]), ends, str(each["rows"]))
+    return table
 
 
 def _decimal(value: float | None) -> str:

@@ -71,8 +71,9 @@ def parts(config: EvaluateConfig) -> list[Part]:
     for name, each in derived.items():
         _add_rows(found, name, each, config)
     bare = [name for name, part in found.items() if not part.metrics]
-    if bare or not found:
-        expected, remedy = "a suite, or sets with metrics", "add --suite builtin, or --metric and --set"
+    if bare or not (found or config.task):
+        expected = "a suite, sets with metrics, or a task"
+        remedy = "add --suite builtin, or --metric and --set, or --task"
         raise GeffectError(expected, f"no metric for --set {bare[0]}" if bare else "neither", remedy)
     return list(found.values())
 

@@ -1,19 +1,27 @@
 """Evaluating models end to end: the same numbers again, kept results that say so, and what is refused in one line."""
 
+import importlib.util
+import itertools
 import json
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import hmean, ks_2samp
 
 from geffect import api
-from geffect.config import EvaluateConfig, UnlearnConfig
+from geffect.config import EvaluateConfig, FitConfig, UnlearnConfig
+from geffect.data import load_set
 from geffect.errors import GeffectError
 from geffect.evaluation import read_evaluation, rows_by_metric
+from geffect.metrics.harness import check_tasks
+from geffect.metrics.rouge import rouge_l
+from geffect.models import load
 from tests.conftest import config
 
 ATTACKED = ["forget=builtin:authors/forget[:8]", "holdout=builtin:authors/retain[:8]"]
@@ -151,7 +159,7 @@ def test_texts_have_a_likelihood_and_no_answers(known: Path, tmp_path: Path) -> 
     ({"suite": "muse"}, "--suite: input should be 'builtin', 'tofu' or 'knowundo'"),
     ({"metric": ["rouge"], "set": ATTACKED}, "a metric among loss, .*'rouge'; choose one of these"),
     ({"metric": ["loss"]}, "a --set to take loss on; found none"),
-    ({"suite": None}, "a suite, or sets with metrics; found neither"),
+    ({"suite": None}, "a suite, sets with metrics, or a task; found neither"),
     ({"suite": None, "set": ATTACKED}, "no metric for --set forget"),
     ({"set": ["forget=builtin:authors/held"], "metric": ["loss"]}, "'forget' twice"),
     ({"set": ["builtin:authors/held"], "metric": ["loss"]}, "a set as NAME=SET"),
@@ -161,6 +169,14 @@ def test_texts_have_a_likelihood_and_no_answers(known: Path, tmp_path: Path) -> 
     ({"suite": None, "metric": ["truth_ratio"], "set": ["forget=builtin:domains/privacy/unlearn"]},
      "texts in a column 'perturbed_answer' of .* for truth_ratio; found subject, question, answer in row 0"),
     ({"checkpoints": True}, "a run directory with checkpoints"),
+    ({"suite": None, "metric": ["knowmem"], "set": ATTACKED}, "answered questions for knowmem; found none; add"),
+    ({"suite": None, "metric": ["knowmem"], "set": ATTACKED, "shots": "builtin:authors/held[:3]"},
+     r"10 rows in .*, for knowmem; found 3"),
+    ({"suite": None, "metric": ["loss"], "set": ["other=builtin:authors/held"], "relearn": 2},
+     "a set named forget for --relearn; found other"),
+    ({"suite": None, "metric": ["loss"], "set": ["forget=builtin:authors/held"], "calibrate": "builtin:tiny"},
+     "a set named retain, or held, for --calibrate; found forget"),
+    ({"task": ["capitals"], "task_dir": "nowhere"}, "a directory of tasks at nowhere"),
     ({"reference": "nowhere"}, "an evaluation with examples.csv in nowhere"),
 ])  # fmt: skip
 def test_what_cannot_be_evaluated(changes: dict[str, Any], message: str, known: Path, tmp_path: Path) -> None:
@@ -174,3 +190,119 @@ def test_a_reference_is_of_the_same_rows(known: Path, reference: Path, tmp_path:
     with pytest.raises(GeffectError, match=r"the same forget rows in .*; found other rows"):
         evaluate(known, tmp_path / "out", reference=reference, limit=4)
     assert not (tmp_path / "out").exists()
+
+
+def scores(path: Path, model: str, name: str = "forget") -> dict[str, float]:
+    return {kind: each["mean"] for kind, each in found(path)["models"][model]["sets"][name].items()}
+
+
+SETS = ["forget=builtin:authors/forget[:12]", "retain=builtin:authors/forget[:12]"]
+
+
+def test_a_calibrated_model_keeps_what_tau_says(
+    known: Path, start: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = api.unlearn(config(known, tmp_path / "run", steps=8, learning_rate=2e-3))
+    given = {"suite": None, "metric": ["extraction_strength"], "set": SETS, "limit": 0, "calibrate": str(known)}
+    path = evaluate(run, tmp_path / "out", tau=0.8, **given)
+    models = found(path)["models"]
+    assert list(models) == [str(run), f"{run} calibrated"]
+    alpha = models[f"{run} calibrated"]["totals"]["alpha"]
+    assert 0 < alpha < 1
+    before = scores(evaluate(known, tmp_path / "before", **(given | {"calibrate": None})), str(known), "retain")
+    kept = scores(path, f"{run} calibrated", "retain")["extraction_strength"]
+    assert kept >= 0.8 * before["extraction_strength"] > scores(path, str(run), "retain")["extraction_strength"]
+    with caplog.at_level(logging.INFO, "geffect"):
+        again = evaluate(run, tmp_path / "again", tau=0.8, **given)
+    assert sum("reused" in message for message in caplog.messages) == 5  # two sets of two models, and the search
+    assert (again / "examples.csv").read_bytes() == (path / "examples.csv").read_bytes()
+
+
+def test_an_adapter_is_calibrated_as_its_merged_weights(known: Path, tmp_path: Path) -> None:
+    run = api.unlearn(config(known, tmp_path / "run", lora=4, steps=8, learning_rate=2e-2))
+    given = {"suite": None, "metric": ["probability"], "set": SETS, "limit": 0, "calibrate": str(known)}
+    path = evaluate(run, tmp_path / "out", tau=0.5, **given)
+    assert 0 < found(path)["models"][f"{run} calibrated"]["totals"]["alpha"] < 1
+    before, mixed = (scores(path, each)["probability"] for each in (str(run), f"{run} calibrated"))
+    assert before < mixed
+
+
+def test_what_was_unlearned_comes_back(known: Path, tmp_path: Path) -> None:
+    run = api.unlearn(config(known, tmp_path / "run", steps=4, learning_rate=2e-3))
+    path = evaluate(run, tmp_path / "out", suite=None, metric=["probability"], set=SETS, limit=0, relearn=12,
+                    relearn_rate=3e-3)  # fmt: skip
+    forgotten, back = (scores(path, each)["probability"] for each in (str(run), f"{run} relearnt"))
+    assert back > forgotten
+    assert found(path)["models"][f"{run} relearnt"]["totals"] == {"relearn_steps": 12}
+    fitted = api.fit(FitConfig.read(model=str(run), train=SETS[0].split("=")[1:], steps=12, learning_rate=3e-3,
+                                    out=tmp_path / "fit"))  # fmt: skip
+    alone = evaluate(fitted, tmp_path / "alone", suite=None, metric=["probability"], set=SETS, limit=0)
+    assert scores(alone, str(fitted))["probability"] == back
+
+
+def test_knowledge_after_ten_answered_questions(known: Path, tmp_path: Path) -> None:
+    given = {"suite": None, "metric": ["knowmem"], "set": ["forget=builtin:authors/forget[:3]"], "limit": 0}
+    path = evaluate(known, tmp_path / "out", shots="builtin:authors/held[:12]", **given)
+    values = rows_by_metric(read_evaluation(path))["forget", "knowmem"]
+    loaded, shots = load(str(known)), load_set("builtin:authors/held[:10]").rows
+    for value, row in zip(values, load_set("builtin:authors/forget[:3]").rows, strict=True):
+        text = "".join(f"Question: {each['question']}\nAnswer: {each['answer']}\n\n" for each in shots)
+        ids = loaded.tokenizer(f"{text}Question: {row['question']}\nAnswer: ", return_tensors="pt")["input_ids"]
+        start = ids.shape[1]
+        for _ in range(32):
+            token = loaded.model(ids).logits[0, -1].argmax()
+            if token == loaded.tokenizer.eos_token_id:
+                break
+            ids = torch.cat([ids, token.view(1, 1)], 1)
+        said = re.split(r"\n\n|\nQuestion|Question:", loaded.tokenizer.decode(ids[0, start:], skip_special_tokens=True))
+        assert value == rouge_l(said[0], row["answer"], "fmeasure")
+
+
+TASK = """
+task: capitals
+dataset_path: json
+dataset_kwargs: {data_files: {test: FILE}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{answer}}"
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
+
+@pytest.mark.filterwarnings("default")  # the harness's dependencies are not ours to mend
+def test_a_task_from_a_folder_is_scored_as_a_loop_does(
+    known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    rows = [{"question": row["question"], "choices": [" " + row["answer"], " " + other["answer"]], "answer": 0}
+            for row, other in itertools.pairwise(load_set("builtin:authors/forget[:9]").rows)]  # fmt: skip
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "capitals.yaml").write_text(TASK.replace("FILE", str(folder / "rows.jsonl")))
+    given = {"suite": None, "limit": 0, "task": ["capitals"], "task_dir": folder}
+    path = evaluate(known, tmp_path / "out", **given)
+    loaded, right = load(str(known)), 0
+    for row in rows:
+        sums = []
+        for choice in row["choices"]:
+            asked, whole = (loaded.tokenizer(text)["input_ids"] for text in (row["question"], row["question"] + choice))
+            log_p = loaded.model(torch.tensor([whole])).logits[0].log_softmax(-1)
+            sums.append(sum(log_p[i - 1, whole[i]].item() for i in range(len(asked), len(whole))))
+        right += sums[0] > sums[1]
+    accuracy = found(path)["models"][str(known)]["tasks"]["capitals"]["acc"]
+    assert accuracy == pytest.approx(right / len(rows))
+    with caplog.at_level(logging.INFO, "geffect"):
+        again = evaluate(known, tmp_path / "again", **given)
+    assert any("reused" in message for message in caplog.messages)
+    assert found(again)["models"] == found(path)["models"]
+    with pytest.raises(GeffectError, match=r"a task of lm-evaluation-harness; found 'kapitals'; see lm_eval ls"):
+        check_tasks(["kapitals"], folder)
+
+
+def test_a_missing_harness_names_its_installation(known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(GeffectError, match=r"found not installed; run pip install 'lm-eval>=0.4.9'"):
+        evaluate(known, tmp_path / "out", task=["mmlu"])

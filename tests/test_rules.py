@@ -10,7 +10,7 @@ import pytest
 from geffect import api
 from geffect.errors import GeffectError
 from geffect.record import read_lines
-from geffect.rules import Collapse, Kept, Knee, chosen, first_broken, make_rules
+from geffect.rules import Collapse, Forgotten, Kept, Knee, chosen, first_broken, make_rules
 from tests.conftest import config
 
 
@@ -34,7 +34,9 @@ def test_rules_by_hand() -> None:
     assert Collapse(0.1).broken([line(0, 1, 1, norm=5.0), line(1, 1, 1, norm=0.4)]) == (
         "the objective's gradient has norm 0.4, below 0.1 of the first's 5"
     )
-    for rule in (Kept(), Knee(), Collapse()):
+    assert Forgotten(3.0).broken([line(0, 1, 1), line(1, 2.9, 1)]) is None
+    assert Forgotten(3.0).broken([line(0, 1, 1), line(1, 3, 1)]) == "the forget risk 3 has come to 3"
+    for rule in (Kept(), Knee(), Collapse(), Forgotten()):
         assert rule.broken([]) is None
         assert rule.broken([{"step": 0}]) is None
         assert rule.broken([line(0, 1, 1, 0.0, 0.0)]) is None
@@ -51,7 +53,8 @@ def test_the_last_checkpoint_before_a_rule_is_broken_is_chosen() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("text", ["kept(share=0)", "kept(share=1.5)", "knee(harm=0)", "collapse(share=2)", "2*kept",
+@pytest.mark.parametrize("text", ["kept(share=0)", "kept(share=1.5)", "knee(harm=0)", "forgotten(risk=0)",
+                                  "collapse(share=2)", "2*kept",
                                   "kept + kept", "patience", "kept(below=1)"])  # fmt: skip
 def test_what_is_no_rule(text: str) -> None:
     with pytest.raises(GeffectError, match="expected") as caught:

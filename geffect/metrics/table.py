@@ -4,7 +4,7 @@ A row without what a metric needs (an answer of no token) has NaN, and does not 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from geffect.data import QASet, RowSet
@@ -17,7 +17,9 @@ from geffect.metrics.truth import Aggregation, forget_truth, normalised_probabil
 from geffect.metrics.view import View
 from geffect.objectives import IGNORE_INDEX
 
-VERBATIM_TOKENS = 128  # MUSE's
+VERBATIM_TOKENS, KNOWLEDGE_TOKENS = 128, 32  # MUSE's
+SHOTS = 10  # MUSE's
+ENDS = ("\n\n", "\nQuestion", "Question:")  # where MUSE cuts an answer
 
 PerRow = Callable[[View], list[float]]
 
@@ -85,6 +87,50 @@ def _verbatim(view: View) -> list[float]:
     return [rouge_l(view.text(ids), row["answer"], "fmeasure") for ids, row in zip(said, rows, strict=True)]
 
 
+def knowledge_prompt(question: str, shots: Sequence[Mapping[str, Any]]) -> str:
+    r"""MUSE's prompt: answered questions, then one more.
+
+    Args:
+        question: the one more.
+        shots: rows with ``question`` and ``answer``.
+
+    Returns:
+        The text.
+
+    >>> knowledge_prompt("Who?", [{"question": "Where?", "answer": "Here."}])
+    'Question: Where?\nAnswer: Here.\n\nQuestion: Who?\nAnswer: '
+    """
+    shown = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in shots)
+    return f"{shown}Question: {question}\nAnswer: "
+
+
+def cut(text: str) -> str:
+    r"""An answer up to where the model goes on to another question.
+
+    Args:
+        text: what it wrote.
+
+    Returns:
+        The answer.
+
+    >>> cut("Here.\n\nQuestion: Why?")
+    'Here.'
+    """
+    for end in ENDS:
+        text = text.partition(end)[0]
+    return text
+
+
+def _knowledge(view: View) -> list[float]:
+    """MUSE's KnowMem: ROUGE-L F1 of 32 tokens, after ten answered questions and without a template."""
+    rows = view.questions().rows
+    texts = [knowledge_prompt(row["question"], view.shots[:SHOTS]) for row in rows]
+    prompts = [view.tokenizer(text)["input_ids"] for text in texts]
+    said = generate(view.model, view.tokenizer, prompts, KNOWLEDGE_TOKENS, view.batch_size)
+    answers = [cut(view.tokenizer.decode(ids, skip_special_tokens=True)) for ids in said]
+    return [rouge_l(answer, row["answer"], "fmeasure") for answer, row in zip(answers, rows, strict=True)]
+
+
 METRICS: dict[str, PerRow] = {
     "loss": _each(membership.loss),
     "perplexity": _each(lambda row: math.exp(row.nll)),
@@ -102,6 +148,7 @@ METRICS: dict[str, PerRow] = {
     "forget_truth": _truth(of=forget_truth),
     "retain_truth": _truth(of=retain_truth),
     "verbmem": _verbatim,
+    "knowmem": _knowledge,
     "min_k": _each(membership.min_k),
     "min_k_plus_plus": _each(membership.min_k_plus_plus),
     "zlib": _zlib,
@@ -112,7 +159,7 @@ COLUMNS = {
     name: ("perturbed_answer",)
     for name in ("probability_normalised", "truth_ratio", "truth_ratio_geometric", "forget_truth", "retain_truth")
 }
-ASKED = {"rouge_l_recall", "rouge_l_f1", "verbmem", "extraction_strength_generated", *COLUMNS}
+ASKED = {"rouge_l_recall", "rouge_l_f1", "verbmem", "knowmem", "extraction_strength_generated", *COLUMNS}
 
 
 def check_fields(name: str, rows: RowSet) -> None:

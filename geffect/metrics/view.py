@@ -1,6 +1,6 @@
 """A set under a model: token scores and texts, each computed once, when a metric first asks for it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ class View:
         encode: a set as the model sees it.
         batch_size: rows at a time; it does not change a result.
         max_new_tokens: of an answer the model writes itself.
+        shots: rows shown before a question, to `knowmem` alone.
 
     Attributes:
         rows: the set.
@@ -31,10 +32,10 @@ class View:
 
     def __init__(
         self, model: nn.Module, tokenizer: Any, rows: RowSet, encode: Callable[[RowSet], list[Encoded]],
-        batch_size: int = 16, max_new_tokens: int = 200,
+        batch_size: int = 16, max_new_tokens: int = 200, shots: Sequence[Mapping[str, Any]] = (),
     ) -> None:  # fmt: skip
         self.model, self.tokenizer, self.rows = model, tokenizer, rows
-        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
+        self.batch_size, self.max_new_tokens, self.shots = batch_size, max_new_tokens, shots
         self._encode, self.encoded = encode, encode(rows)
         self._scores: dict[str, list[list[TokenScores]]] = {}
         self._said: list[str] | None = None
