@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from tqdm.auto import tqdm
 
-from geffect.api import fit, localise, unlearn
-from geffect.config import FitConfig, LocaliseConfig, UnlearnConfig
+from geffect.api import evaluate, fit, localise, unlearn
+from geffect.config import EvaluateConfig, FitConfig, LocaliseConfig, UnlearnConfig
 from geffect.errors import GeffectError
 
 LOGGER = logging.getLogger("geffect.analysis")
@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[Any, Any]] = {
     "unlearn": (UnlearnConfig, unlearn),
     "localise": (LocaliseConfig, localise),
     "fit": (FitConfig, fit),
+    "evaluate": (EvaluateConfig, evaluate),
 }
 
 
@@ -39,7 +40,7 @@ def ensure(settings: list[dict[str, Any]], verb: str = "unlearn") -> list[Path]:
 
     Args:
         settings: of ``geffect VERB``, one mapping a run.
-        verb: ``unlearn``, ``localise`` or ``fit``.
+        verb: ``unlearn``, ``localise``, ``fit`` or ``evaluate``.
 
     Returns:
         The run directories, in order.

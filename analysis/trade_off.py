@@ -9,6 +9,7 @@ holds here need not hold elsewhere.
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ OBJECTIVES = {
     "PO": "po", "DPO": "dpo", "RMU + RR": "rmu + rr", "random labels": "random", "adversarial": "adversarial",
     "GA + GD": "ga + gd", "GA + KL": "ga + kl", "NPO + GD": "npo + gd", "NPO + KL": "npo + kl",
 }  # fmt: skip
+Cell = tuple[str, str, int]
 RECTIFIERS = ("none", "gru")
 SEEDS = (0, 1, 2)
 STEPS, RATE = 25, 3e-4
@@ -32,16 +34,10 @@ AT_RISK = 3.0  # nats a token: where held accuracies are compared
 def main(runs: Path = Path("runs/trade_off"), out: Path = Path("figures/trade_off")) -> None:
     """Run what is missing, then draw and tabulate."""
     started = time.perf_counter()
-    cells = [(name, rectifier, seed) for name in OBJECTIVES for rectifier in RECTIFIERS for seed in SEEDS]
-    paths = ensure([
-        AUTHORS | {"objective": OBJECTIVES[name], "rectifier": rectifier, "seed": seed, "steps": STEPS,
-                   "learning_rate": RATE, "evaluate_every": 1, "diagnose_every": 5,
-                   "out": runs / f"{name.replace(' ', '')}-{rectifier}-{seed}"}
-        for name, rectifier, seed in cells
-    ])  # fmt: skip
+    each, paths = curves(runs)
     frame = pd.concat([
         read_steps(path).assign(objective=name, rectifier=rectifier, seed=seed)
-        for path, (name, rectifier, seed) in zip(paths, cells, strict=True)
+        for path, (name, rectifier, seed) in zip(paths, each, strict=True)
     ])
     drawn = frame[
         ["objective", "rectifier", "seed", "step", "forget_risk", "forget_accuracy", "held_risk", "held_accuracy"]
@@ -53,6 +49,26 @@ def main(runs: Path = Path("runs/trade_off"), out: Path = Path("figures/trade_of
     keep_configs(paths, out)
     print(table.to_string(index=False, float_format="%.3f"))
     print(f"{len(paths)} runs, {(time.perf_counter() - started) / 60:.1f} min")
+
+
+def settings(runs: Path) -> list[dict[str, Any]]:
+    """Of every run, in the order of `cells`."""
+    return [
+        AUTHORS | {"objective": OBJECTIVES[name], "rectifier": rectifier, "seed": seed, "steps": STEPS,
+                   "learning_rate": RATE, "evaluate_every": 1, "diagnose_every": 5,
+                   "out": runs / f"{name.replace(' ', '')}-{rectifier}-{seed}"}
+        for name, rectifier, seed in cells()
+    ]  # fmt: skip
+
+
+def cells() -> list[Cell]:
+    """(objective, rectifier, seed) of every run."""
+    return [(name, rectifier, seed) for name in OBJECTIVES for rectifier in RECTIFIERS for seed in SEEDS]
+
+
+def curves(runs: Path) -> tuple[list[Cell], list[Path]]:
+    """Run what is missing; what each run is, and where."""
+    return cells(), ensure(settings(runs))
 
 
 def tabulate(frame: pd.DataFrame, at: float = AT_RISK) -> pd.DataFrame:

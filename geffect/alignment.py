@@ -102,17 +102,32 @@ def _kept(curve: pd.DataFrame, kept: str, level: float) -> dict[str, float]:
     }  # fmt: skip
 
 
-RowHarm = tuple[Any, Any] | None  # rise of each row's Σ −log p, and its labelled tokens
+def rows_at(path: Path | str, kept: str, level: float) -> tuple[Any, Any, Any] | None:
+    """The rows of a set where the forget risk first reaches a level, linear between evaluations.
 
+    Args:
+        path: run directory.
+        kept: the set.
+        level: the forget risk (nats a token).
 
-def _row_harm(path: Path | str, kept: str, level: float) -> RowHarm:
-    """How much each row's NLL had risen when the forget risk reached a level; None where rows were not recorded."""
+    Returns:
+        Arrays, a number a row: Σ −log p there, that of the first evaluation, labelled tokens. None where the level is
+        never reached, or rows were not recorded.
+    """
     lines = [line for line in read_lines(Path(path)) if "evaluation" in line]
     place = _place(np.array([line["evaluation"]["forget"]["risk"] for line in lines]), level)
     if place is None or not all(kept in line.get("evaluation_rows", {}) for line in lines):
         return None
     nll = np.array([line["evaluation_rows"][kept]["nll"] for line in lines])
-    return _between(nll, *place) - nll[0], np.array(lines[0]["evaluation_rows"][kept]["tokens"])
+    return _between(nll, *place), nll[0], np.array(lines[0]["evaluation_rows"][kept]["tokens"])
+
+
+RowHarm = tuple[Any, Any] | None  # rise of each row's Σ −log p, and its labelled tokens
+
+
+def _row_harm(path: Path | str, kept: str, level: float) -> RowHarm:
+    found = rows_at(path, kept, level)
+    return None if found is None else (found[0] - found[1], found[2])
 
 
 def _check_same_rows(harms: Mapping[str, RowHarm], kept: str) -> None:

@@ -473,7 +473,60 @@ def test_what_the_grid_cannot_draw_is_refused(frame: pd.DataFrame, says: str) ->
         plots.trade_off_grid(frame, "loss")
 
 
+def board(methods: int) -> pd.DataFrame:
+    """Of every method's mean at one level; the last objective never got there."""
+    frame = runs_of(methods).groupby(["objective", "rectifier"], sort=False)["held_accuracy"].mean()
+    rows = frame.rename("mean").reset_index()
+    rows.loc[rows["objective"] == f"o{methods - 1}", "mean"] = np.nan
+    rows["mean"] += np.arange(len(rows)) / 100
+    return rows.assign(low=rows["mean"] - 0.02, high=rows["mean"] + 0.01)
+
+
+def bands(objectives: int) -> pd.DataFrame:
+    frame = runs_of(objectives, seeds=1).rename(columns={"held_accuracy": "mean"})
+    return frame.assign(low=frame["mean"] - 0.1, high=frame["mean"] + 0.05).drop(columns=["seed", "step"])
+
+
+def test_a_leaderboard_is_sorted_and_marks_each_mean_in_its_interval() -> None:
+    frame = board(5)
+    (axes,) = plots.leaderboard(frame, "kept").axes
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    best = frame.groupby("objective")["mean"].max()
+    assert names[0] == "o4"  # never got there
+    assert [text.get_text().strip() for text in axes.texts] == ["never got there"]
+    assert list(best[names[1:]]) == sorted(best.dropna())
+    for container, rectifier in zip(axes.containers, ("none", "gru"), strict=True):
+        line, _, (bars,) = container.lines  # type: ignore[attr-defined]
+        rows = frame[frame["rectifier"] == rectifier].set_index("objective").loc[names]
+        np.testing.assert_allclose(np.asarray(line.get_xdata(), float), rows["mean"])
+        ends = np.array([segment[:, 0] for segment in bars.get_segments() if len(segment)])
+        np.testing.assert_allclose(ends, rows[["low", "high"]].dropna())
+    with pytest.raises(ValueError, match="a method that forgets as much as asked; found none"):
+        plots.leaderboard(frame.assign(mean=np.nan), "kept")
+
+
+@pytest.mark.parametrize("objectives", [1, 6])
+def test_bands_hold_their_lines(objectives: int) -> None:
+    frame = bands(objectives)
+    panels = plots.trade_off_bands(frame, "kept").axes
+    assert [axes.get_title() for axes in panels] == list(frame["objective"].unique())
+    for axes in panels:
+        cell = frame[frame["objective"] == axes.get_title()]
+        for line, band, rectifier in zip(axes.lines, axes.collections, ("none", "gru"), strict=True):
+            rows = cell[cell["rectifier"] == rectifier]
+            np.testing.assert_allclose(np.asarray(line.get_xydata()), rows[["forget_risk", "mean"]])
+            corners = np.asarray(band.get_paths()[0].vertices, float)
+            for column in ("low", "high"):
+                assert {tuple(each) for each in rows[["forget_risk", column]].round(9).to_numpy()} <= {
+                    tuple(each) for each in np.round(corners, 9)
+                }
+    with pytest.raises(ValueError, match="at most 16 objectives"):
+        plots.trade_off_bands(bands(17), "kept")
+
+
 LATER: dict[str, Callable[[], Figure]] = {
+    **{f"board of {n}": lambda n=n: plots.leaderboard(board(n), "kept at 3 nats") for n in (2, 16)},  # type: ignore[misc]
+    **{f"bands of {n}": lambda n=n: plots.trade_off_bands(bands(n), "kept") for n in (1, 5, 16)},  # type: ignore[misc]
     "jaccard": lambda: plots.jaccard_curves(overlaps(), "forget", "retain", 0.1),
     "jaccard of one": lambda: plots.jaccard_curves(overlaps(["one"]), "forget", "retain", 0.1),
     "plane": lambda: plots.ledger_plane(ledger()),
@@ -501,7 +554,7 @@ def test_no_text_or_legend_leaves_the_page_or_lies_on_another(name: str) -> None
     assert figure.get_figwidth() in {plots.ONE_COLUMN, plots.TWO_COLUMN}
 
 
-@pytest.mark.parametrize("name", ["jaccard", "plane", "sums", "grid of 5"])
+@pytest.mark.parametrize("name", ["jaccard", "plane", "sums", "grid of 5", "board of 16", "bands of 5"])
 def test_the_later_figures_are_saved_with_the_same_bytes_twice(name: str, tmp_path: Path) -> None:
     first, again = (plots.save(LATER[name](), tmp_path / each, make()) for each in ("first", "again"))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]

@@ -2,6 +2,7 @@
 
 from geffect.plots.curves import cosine_curves, g_effect_curves, jaccard_curves
 from geffect.plots.grid import trade_off_grid
+from geffect.plots.leaderboard import leaderboard, trade_off_bands
 from geffect.plots.ledger import ledger_plane, ledger_sums
 from geffect.plots.overlaps import jaccard_by_layer, jaccard_matrix, success_sweep
 from geffect.plots.planes import trade_off
@@ -20,10 +21,12 @@ __all__ = [
     "jaccard_by_layer",
     "jaccard_curves",
     "jaccard_matrix",
+    "leaderboard",
     "ledger_plane",
     "ledger_sums",
     "save",
     "success_sweep",
     "trade_off",
+    "trade_off_bands",
     "trade_off_grid",
 ]

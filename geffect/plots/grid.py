@@ -37,7 +37,7 @@ def trade_off_grid(frame: pd.DataFrame, x: str = "forget_risk") -> Figure:
         seed reached, its end marked.
     """
     rows = _evaluations(frame, x)
-    objectives, looks = list(rows["objective"].unique()), _looks(rows)
+    objectives, looks = list(rows["objective"].unique()), looks_of(rows)
     columns = min(COLUMNS, len(objectives))
     width, lines = TWO_COLUMN if columns > 1 else ONE_COLUMN, -(-len(objectives) // columns)
     with matplotlib.rc_context(STYLE):
@@ -73,8 +73,15 @@ def _evaluations(frame: pd.DataFrame, x: str) -> pd.DataFrame:
     return rows.assign(place=rows["objective"].map(places)).sort_values(["place", "step"], kind="stable")
 
 
-def _looks(rows: pd.DataFrame) -> dict[str, Look]:
-    """How each rectifier's paths look, that of none first."""
+def looks_of(rows: pd.DataFrame) -> dict[str, Look]:
+    """How each rectifier's paths look, that of none first.
+
+    Args:
+        rows: with a column ``rectifier``.
+
+    Returns:
+        Rectifier → look.
+    """
     names = sorted(rows["rectifier"].unique(), key=lambda name: bool(name != "none"))
     return dict(zip(names, RECTIFIERS, strict=False))
 

@@ -1,0 +1,136 @@
+"""Draw ``figures/leaderboard/``: every objective, with and without GRU, at equal forgetting on the built-in authors.
+
+    python -m analysis.leaderboard [RUNS] [RUNS_TO_LEVEL]
+
+The curves are those of ``analysis.trade_off``. What held authors' answers are worth where the forget risk comes to 3
+nats a token is read off between the two steps around it: the probability of held answers from the record, with
+intervals over rows and seeds, and model utility from the two checkpoints of a second run that ends there. A small model
+of 1.7 million parameters on generated text: what holds here need not hold elsewhere.
+"""
+
+import json
+import math
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from analysis.runs import ensure, keep_configs
+from analysis.trade_off import AT_RISK, Cell, curves, settings
+from geffect import plots
+from geffect.alignment import at_forget_risk, rows_at
+from geffect.metrics.truth import model_utility
+from geffect.models.series import checkpoints
+from geffect.record import read_steps
+
+Numbers = npt.NDArray[np.float64]
+RESAMPLES, SEED = 2000, 0
+LEVELS = np.round(np.arange(0.25, 6.01, 0.25), 2)
+UTILITY = ("probability", "rouge_l_recall", "retain_truth")
+HELD = "held answer probability"
+
+
+def main(
+    runs: Path = Path("runs/trade_off"), to_level: Path = Path("runs/leaderboard"),
+    out: Path = Path("figures/leaderboard"),
+) -> None:  # fmt: skip
+    """Run what is missing, then draw and tabulate."""
+    started = time.perf_counter()
+    cells, paths = curves(runs)
+    methods = grouped(cells, paths)
+    board = pd.DataFrame([at_level(name, methods, AT_RISK) for name in methods])
+    stopped = ensure([each | {"stop": f"forgotten(risk={AT_RISK:g})", "save_every": 1} for each in settings(to_level)])
+    utilities = {cell: utility(path) for cell, path in zip(cells, stopped, strict=True)}
+    board = board.merge(pd.DataFrame(utility_rows(utilities)), on=["objective", "rectifier"])
+    board = board.sort_values("mean", ascending=False, na_position="last")
+    bands = pd.DataFrame([
+        {"objective": name[0], "rectifier": name[1], "forget_risk": level} | interval(probabilities(each, level))
+        for name, each in methods.items()
+        for level in LEVELS
+    ])
+    label = f"{HELD} at a forget risk of {AT_RISK:g} nats/token"
+    plots.save(plots.leaderboard(board, label), out / "board", board)
+    plots.save(plots.trade_off_bands(bands, HELD), out / "bands", bands)
+    board.to_csv(out / "table.csv", index=False, float_format="%.4f")
+    keep_configs(stopped, out)
+    print(board.to_string(index=False, float_format="%.3f"))
+    print(f"{2 * len(paths)} runs, {(time.perf_counter() - started) / 60:.1f} min")
+
+
+def grouped(cells: list[Cell], paths: list[Path]) -> dict[tuple[str, str], list[Path]]:
+    """(objective, rectifier) → its seeds' runs."""
+    found: dict[tuple[str, str], list[Path]] = {}
+    for (objective, rectifier, _), path in zip(cells, paths, strict=True):
+        found.setdefault((objective, rectifier), []).append(path)
+    return found
+
+
+def probabilities(paths: list[Path], level: float) -> Numbers | None:
+    """exp(−NLL / tokens) of every held row at a forget risk, ``[seeds, rows]``; None where a seed never got there."""
+    found = [rows_at(path, "held", level) for path in paths]
+    if any(each is None for each in found):
+        return None
+    return np.array([np.exp(-each[0] / each[2]) for each in found if each is not None])
+
+
+def interval(values: Numbers | None) -> dict[str, float]:
+    """Mean over seeds and rows, and its 95 % bootstrap interval, both drawn anew."""
+    if values is None:
+        return {"mean": math.nan, "low": math.nan, "high": math.nan}
+    random = np.random.default_rng(SEED)
+    seeds, rows = (random.integers(size, size=(RESAMPLES, size)) for size in values.shape)
+    found = values[seeds[:, :, None], rows[:, None, :]].mean((1, 2))
+    low, high = np.quantile(found, [0.025, 0.975])
+    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+
+
+def at_level(name: tuple[str, str], methods: dict[tuple[str, str], list[Path]], level: float) -> dict[str, Any]:
+    """A method's line: held answer probability at a forget risk, and how much more than GA's, row by row."""
+    own, first = (probabilities(methods[each], level) for each in (name, ("GA", "none")))
+    more = interval(None if own is None or first is None else own - first)
+    steps = [at_forget_risk(read_steps(path), "step", level) for path in methods[name]]
+    return {"objective": name[0], "rectifier": name[1], "step": float(np.mean(steps))} | interval(own) | {
+        f"more than GA{', ' + key if key != 'mean' else ''}": value for key, value in more.items()
+    }  # fmt: skip
+
+
+def utility(run: Path) -> float:
+    """Held model utility where a run's forget risk comes to the level, between the checkpoints around it."""
+    steps = read_steps(run)
+    place = at_forget_risk(steps, "step", AT_RISK)
+    if math.isnan(place):
+        return math.nan
+    before, after = math.floor(place), math.ceil(place)
+    for folder in checkpoints(run):  # the two are kept, of twenty megabytes each
+        if folder.name not in {f"checkpoint-{before}", f"checkpoint-{after}"}:
+            shutil.rmtree(folder)
+    found = [_utility(run, step) for step in (before, after)]
+    return found[0] + (place - before) * (found[1] - found[0])
+
+
+def _utility(run: Path, step: int) -> float:
+    model = str(run / "checkpoints" / f"checkpoint-{step}") if step else "builtin:tiny"
+    given = {"model": model, "metric": list(UTILITY), "set": ["held=builtin:authors/held"]}
+    (path,) = ensure([given | {"out": run.parent / "utility" / f"{run.name}-{step}"}], "evaluate")
+    (scores,) = json.loads((path / "metrics.json").read_text(encoding="utf-8"))["models"].values()
+    return model_utility([scores["sets"]["held"][name]["mean"] for name in UTILITY])
+
+
+def utility_rows(found: dict[Cell, float]) -> list[dict[str, Any]]:
+    """Means over seeds with the smallest and largest; NaN where a seed never got there."""
+    names = dict.fromkeys((objective, rectifier) for objective, rectifier, _ in found)
+    rows = []
+    for name in names:
+        values = np.array([value for cell, value in found.items() if cell[:2] == name])
+        rows.append({"objective": name[0], "rectifier": name[1], "held utility": values.mean(),
+                     "held utility, min": values.min(), "held utility, max": values.max()})  # fmt: skip
+    return rows
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:3]))
