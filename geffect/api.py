@@ -44,37 +44,45 @@ def load_model(spec: str, dtype: str = "float32", *, trust_remote_code: bool = F
         Model and tokenizer.
     """
     from geffect.models import load
-    from geffect.models.tiny import BUILT_IN
+    from geffect.models.tiny import is_built_in
 
-    if spec in BUILT_IN:
+    if is_built_in(spec):
         spec = str(builtin_tiny(spec))
     return load(spec, dtype, trust_remote_code=trust_remote_code)
 
 
 def builtin_tiny(name: str = "builtin:tiny") -> Path:
-    """The directory of a fitted built-in model, made on first use and cached by content.
+    """The directory of a built-in model, made on first use and cached by content.
 
     Args:
-        name: of the model, a key of `geffect.models.tiny.BUILT_IN`.
+        name: of the model, a key of `geffect.models.tiny.BUILT_IN`; with ``-untrained`` after it, before it was fitted.
 
     Returns:
         The directory.
     """
     from geffect.models.cache import cached
-    from geffect.models.tiny import tiny_key
+    from geffect.models.tiny import UNTRAINED, tiny_key
 
-    return cached(name.removeprefix("builtin:"), tiny_key(name), partial(_fit_tiny, name))
+    base = name.removesuffix(UNTRAINED)
+    make = partial(_save_tiny if name != base else _fit_tiny, base)
+    return cached(name.removeprefix("builtin:"), tiny_key(base), make)
+
+
+def _save_tiny(name: str, directory: Path) -> None:
+    from geffect.models.load import quiet_transformers
+    from geffect.models.tiny import make_tiny
+
+    model, tokenizer = make_tiny(0, name)
+    with quiet_transformers():
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
 
 
 def _fit_tiny(name: str, directory: Path) -> None:
-    from geffect.models.load import quiet_transformers
-    from geffect.models.tiny import BUILT_IN, make_tiny
+    from geffect.models.tiny import BUILT_IN
 
     LOGGER.info("fitting %s once, about a minute; it is kept in %s", name, directory.parent)
-    model, tokenizer = make_tiny(0, name)
-    with quiet_transformers():
-        model.save_pretrained(directory / "init")
-        tokenizer.save_pretrained(directory / "init")
+    _save_tiny(name, directory / "init")
     sets, recipe, _ = BUILT_IN[name]
     config = FitConfig.read(model=str(directory / "init"), train=list(sets), out=directory / "fit", **recipe)
     try:

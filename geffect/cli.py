@@ -10,7 +10,16 @@ from typing import Annotated, Any, NoReturn, get_origin
 
 import typer
 
-from geffect.config import DoctorConfig, EvaluateConfig, FitConfig, LocaliseConfig, Schema, ShowConfig, UnlearnConfig
+from geffect.config import (
+    NO_FLAG,
+    DoctorConfig,
+    EvaluateConfig,
+    FitConfig,
+    LocaliseConfig,
+    Schema,
+    ShowConfig,
+    UnlearnConfig,
+)
 from geffect.errors import GeffectError, Interrupted
 
 app = typer.Typer(
@@ -48,7 +57,7 @@ def verb(name: str, schema: type[Schema], run: Callable[..., None], **switches: 
 
     parameters = [
         _parameter("config", None, Path | None, typer.Argument(help="a YAML file with these names, as a run's own")),
-        *(_flag(key, field) for key, field in schema.model_fields.items() if key != "reference"),
+        *(_flag(key, field) for key, field in schema.model_fields.items() if field.json_schema_extra != NO_FLAG),
     ]
     for key, told in switches.items():
         parameters.append(_parameter(key, False, bool, typer.Option("--" + key.replace("_", "-"), help=told)))

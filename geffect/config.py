@@ -14,6 +14,9 @@ Home = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)
 MANY = 10**9  # a count beyond it is a slip of the pen
 
 
+NO_FLAG: dict[str, Any] = {"flag": False}  # a field that runs write and nobody types
+
+
 class Schema(BaseModel):
     """Unknown keys are errors; values are checked, never silently cut."""
 
@@ -71,7 +74,8 @@ class DataConfig(Schema):
 
     model: str = Field(
         min_length=1,
-        description="builtin:tiny (or -domains), smollm2, gguf:FILE, a hub id, or a model, adapter or run directory",
+        description="builtin:tiny (or -domains; each also -untrained), smollm2, gguf:FILE, a hub id, or a directory of "
+        "a model, adapter or run",
     )
     trust_remote_code: bool = Field(False, description="run code that comes with a hub model")
     data_dir: Path | None = Field(None, description="where tofu/NAME.json, knowundo, muse and wmdp lie")
@@ -247,7 +251,7 @@ class UnlearnConfig(TrainConfig):
     save_rows: list[Row] = Field(default_factory=list, description="a row to write as safetensors; repeat it")
     mode: Literal["exact", "paper"] = Field("exact", description="paper: the published script's estimates too")
     reference: dict[str, str | None] | None = Field(
-        None, description="the start's directory and hash, as a run resolved them"
+        None, description="the start's directory and hash, as a run resolved them", json_schema_extra=NO_FLAG
     )
 
     @classmethod

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from geffect.cli import main
-from geffect.config import FitConfig, LocaliseConfig, Schema, ShowConfig, UnlearnConfig
+from geffect.config import EvaluateConfig, FitConfig, LocaliseConfig, Schema, ShowConfig, UnlearnConfig
 from geffect.data import encode_set, load_set
 from geffect.models import make_tokenizer
 from geffect.objectives import IGNORE_INDEX
@@ -416,3 +416,12 @@ def test_a_loss_that_is_not_finite_ends_in_a_line_of_advice(shell: Shell) -> Non
         r"^geffect: expected finite losses and gradients; found .*; lower .*learning.rate", ended.err, re.MULTILINE
     )
     assert not Path("out", "DONE").exists()
+
+
+def test_every_field_has_its_flag_but_what_runs_write() -> None:
+    for name, schema in {"evaluate": EvaluateConfig, "unlearn": UnlearnConfig, "fit": FitConfig}.items():
+        told = subprocess.run([sys.executable, "-m", "geffect", name, "--help"], capture_output=True, text=True,
+                              check=True, env=os.environ | {"COLUMNS": "400"}).stdout  # fmt: skip
+        flags = set(re.findall(r"--[a-z][a-z-]*", told))
+        for key in schema.model_fields:
+            assert ("--" + key.replace("_", "-") in flags) == ((name, key) != ("unlearn", "reference")), key

@@ -18,13 +18,14 @@ from geffect.models.cache import weights_sha256
 from geffect.models.checksums import CHECKSUMS, check_checksums
 from geffect.models.gguf import converted, smollm2_file
 from geffect.models.series import checkpoints
-from geffect.models.tiny import BUILT_IN, make_tiny
+from geffect.models.tiny import BUILT_IN, UNTRAINED, is_built_in, make_tiny
 
 LOGGER = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 FORMS = (
-    f"{', '.join(BUILT_IN)}, smollm2, gguf:FILE, a hub id ORG/NAME, or a directory with a model, an adapter or a run"
+    f"{', '.join(BUILT_IN)} (each also {UNTRAINED}), smollm2, gguf:FILE, a hub id ORG/NAME, "
+    "or a directory with a model, an adapter or a run"
 )
 
 
@@ -176,8 +177,8 @@ def outline(spec: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
     Raises:
         GeffectError: there is no such model, or it cannot be read.
     """
-    if spec in BUILT_IN:
-        model, tokenizer = make_tiny(0, spec)
+    if is_built_in(spec):
+        model, tokenizer = make_tiny(0, spec.removesuffix(UNTRAINED))
         return model.to("meta"), tokenizer
     with _reading(spec):
         source = resolve(spec)

@@ -45,6 +45,14 @@ BUILT_IN = {
 }
 
 
+UNTRAINED = "-untrained"  # after a built-in model's name: its tokenizer and first weights
+
+
+def is_built_in(spec: str) -> bool:
+    """Whether a model's name is that of a built-in one, fitted or not."""
+    return spec.removesuffix(UNTRAINED) in BUILT_IN
+
+
 def tiny_key(name: str = TINY) -> str:
     """Everything a fitted built-in model depends on, for its place in the cache."""
     texts = hashlib.sha256("\n".join(_texts(name)).encode()).hexdigest()
