@@ -419,7 +419,8 @@ def test_a_loss_that_is_not_finite_ends_in_a_line_of_advice(shell: Shell) -> Non
 
 
 def test_every_field_has_its_flag_but_what_runs_write() -> None:
-    for name, schema in {"evaluate": EvaluateConfig, "unlearn": UnlearnConfig, "fit": FitConfig}.items():
+    schemas: dict[str, type[Schema]] = {"evaluate": EvaluateConfig, "unlearn": UnlearnConfig, "fit": FitConfig}
+    for name, schema in schemas.items():
         told = subprocess.run([sys.executable, "-m", "geffect", name, "--help"], capture_output=True, text=True,
                               check=True, env=os.environ | {"COLUMNS": "400"}).stdout  # fmt: skip
         flags = set(re.findall(r"--[a-z][a-z-]*", told))
