@@ -31,6 +31,8 @@ from geffect.record import read_steps
 Numbers = npt.NDArray[np.float64]
 RESAMPLES, SEED = 2000, 0
 LEVELS = np.round(np.arange(0.25, 6.01, 0.25), 2)
+TO_LEVEL = {"stop": f"forgotten(risk={AT_RISK:g})", "save_every": 1, "evaluate": ["forget", "held"],
+            "diagnose_every": 25}  # fmt: skip
 UTILITY = ("probability", "rouge_l_recall", "retain_truth")
 HELD = "held answer probability"
 
@@ -44,8 +46,11 @@ def main(
     cells, paths = curves(runs)
     methods = grouped(cells, paths)
     board = pd.DataFrame([at_level(name, methods, AT_RISK) for name in methods])
-    stopped = ensure([each | {"stop": f"forgotten(risk={AT_RISK:g})", "save_every": 1} for each in settings(to_level)])
-    utilities = {cell: utility(path) for cell, path in zip(cells, stopped, strict=True)}
+    there = [not math.isnan(at_forget_risk(read_steps(path), "step", AT_RISK)) for path in paths]
+    to_level_settings = [each for each, reached in zip(settings(to_level), there, strict=True) if reached]
+    stopped = ensure([each | TO_LEVEL for each in to_level_settings])
+    found = iter(map(utility, stopped))
+    utilities = {cell: next(found) if reached else math.nan for cell, reached in zip(cells, there, strict=True)}
     board = board.merge(pd.DataFrame(utility_rows(utilities)), on=["objective", "rectifier"])
     board = board.sort_values("mean", ascending=False, na_position="last")
     bands = pd.DataFrame([
@@ -59,7 +64,7 @@ def main(
     board.to_csv(out / "table.csv", index=False, float_format="%.4f")
     keep_configs(stopped, out)
     print(board.to_string(index=False, float_format="%.3f"))
-    print(f"{2 * len(paths)} runs, {(time.perf_counter() - started) / 60:.1f} min")
+    print(f"{len(paths) + len(stopped)} runs, {(time.perf_counter() - started) / 60:.1f} min")
 
 
 def grouped(cells: list[Cell], paths: list[Path]) -> dict[tuple[str, str], list[Path]]:

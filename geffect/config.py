@@ -201,7 +201,9 @@ class EvaluateConfig(DataConfig):
     )
     rounded: bool = Field(False, description="evaluate the weights rounded to 8 bits, too")
     calibrate: str | None = Field(
-        None, min_length=1, description="the start, mixed in until --tau of what it extracts on the retain set is kept"
+        None,
+        min_length=1,
+        description="the start, mixed in until --tau of what it extracts on the held (else retain) set is kept",
     )
     tau: float = Field(0.95, gt=0, le=1, allow_inf_nan=False, description="share kept, for --calibrate")
     relearn: int = Field(0, ge=0, le=MANY, description="evaluate after so many steps of fit on the forget set, too")
@@ -236,7 +238,9 @@ class UnlearnConfig(TrainConfig):
         description="stop after an evaluation with the forget set's token accuracy below this; 0: never",
     )
     stop: str = Field(
-        "", description="rules that end the run and choose its checkpoint, as in 'kept(share=0.9) + knee + collapse'"
+        "",
+        description="rules that end the run and choose its checkpoint, as in 'kept(share=0.9) + knee + collapse', "
+        "or 'forgotten(risk=3)'",
     )
     diagnose_every: int = Field(1, ge=1, le=MANY, description="optimiser steps between two Grams of all rows")
     evaluate_every: int = Field(5, ge=1, le=MANY, description="optimiser steps between evaluations of the sets")

@@ -94,8 +94,8 @@ def _kept_rows(chosen: Chosen) -> RowSet:
     found = {part.name: rows for part, rows in chosen if part.name in ("retain", "held")}
     if not found:
         names = ", ".join(part.name for part, _ in chosen)
-        raise GeffectError("a set named retain, or held, for --calibrate", names, "add --set retain=SET")
-    return found.get("retain") or found["held"]
+        raise GeffectError("a set named held, or retain, for --calibrate", names, "add --set held=SET")
+    return found.get("held") or found["retain"]  # held: no gradient was drawn from it
 
 
 def _calibrated(
