@@ -16,7 +16,7 @@ from geffect.metrics.calibration import calibrate, mixed
 from geffect.metrics.memorization import extraction_strength
 from geffect.metrics.rounding import rounded
 from geffect.metrics.view import View
-from geffect.models import Loaded
+from geffect.models import Loaded, outline
 from geffect.models.cache import cached
 from geffect.scopes import role_of
 from geffect.suites import Part
@@ -82,10 +82,11 @@ def check_probes(config: EvaluateConfig, chosen: Chosen) -> None:
         chosen: the parts and their rows.
 
     Raises:
-        GeffectError: calibration has no retain set, or relearning no forget set.
+        GeffectError: calibration has no retain set or no start, or relearning no forget set.
     """
     if config.calibrate is not None:
         _kept_rows(chosen)
+        outline(config.calibrate, trust_remote_code=config.trust_remote_code)
     if config.relearn:
         _relearning(config, "", chosen, Path())
 

@@ -176,6 +176,7 @@ def test_texts_have_a_likelihood_and_no_answers(known: Path, tmp_path: Path) -> 
      "a set named forget for --relearn; found other"),
     ({"suite": None, "metric": ["loss"], "set": ["forget=builtin:authors/held"], "calibrate": "builtin:tiny"},
      "a set named held, or retain, for --calibrate; found forget"),
+    ({"calibrate": "nowhere/at/all"}, "a model: builtin:tiny.*; found 'nowhere/at/all'"),
     ({"task": ["capitals"], "task_dir": "nowhere"}, "a directory of tasks at nowhere"),
     ({"reference": "nowhere"}, "an evaluation with examples.csv in nowhere"),
 ])  # fmt: skip
