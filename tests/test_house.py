@@ -10,10 +10,10 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "geffect"
 ORDER = [
     "errors", "grammar", "scopes", "groups", "rows", "gram", "support", "effects", "localisation", "ties",
-    "objectives", "rectify", "ledger", "measurement", "data", "models", "metrics", "rules", "training", "record",
-    "plots", "comparison", "alignment", "config", "environment", "arguments", "domains", "preparation", "suites",
-    "probes", "evaluation", "acquisition", "planning", "lifecycle", "doctor", "api", "demonstration", "citations",
-    "show", "cli", "__main__",
+    "objectives", "tokens", "rectify", "ledger", "measurement", "data", "models", "metrics", "rules", "training",
+    "record", "plots", "comparison", "alignment", "config", "environment", "arguments", "domains", "preparation",
+    "suites", "probes", "evaluation", "acquisition", "planning", "lifecycle", "doctor", "api", "demonstration",
+    "citations", "show", "cli", "__main__",
 ]  # fmt: skip
 
 
