@@ -30,7 +30,7 @@ from geffect.record import read_steps
 
 Numbers = npt.NDArray[np.float64]
 RESAMPLES, SEED = 2000, 0
-LEVELS = np.round(np.arange(0.25, 6.01, 0.25), 2)
+LEVELS = np.round(np.arange(0.1, 6.01, 0.1), 2)
 TO_LEVEL = {"stop": f"forgotten(risk={AT_RISK:g})", "save_every": 1, "evaluate": ["forget", "held"],
             "diagnose_every": 25}  # fmt: skip
 UTILITY = ("probability", "rouge_l_recall", "retain_truth")
@@ -58,7 +58,7 @@ def main(
         for name, each in methods.items()
         for level in LEVELS
     ])
-    label = f"{HELD} at a forget risk of {AT_RISK:g} nats/token"
+    label = f"{HELD}\nat a forget risk of {AT_RISK:g} nats/token"
     plots.save(plots.leaderboard(board, label), out / "board", board)
     plots.save(plots.trade_off_bands(bands, HELD), out / "bands", bands)
     board.to_csv(out / "table.csv", index=False, float_format="%.4f")

@@ -525,7 +525,7 @@ def test_bands_hold_their_lines(objectives: int) -> None:
 
 
 LATER: dict[str, Callable[[], Figure]] = {
-    **{f"board of {n}": lambda n=n: plots.leaderboard(board(n), "kept at 3 nats") for n in (2, 16)},  # type: ignore[misc]
+    **{f"board of {n}": lambda n=n: plots.leaderboard(board(n), "kept\nat 3 nats") for n in (2, 16)},  # type: ignore[misc]
     **{f"bands of {n}": lambda n=n: plots.trade_off_bands(bands(n), "kept") for n in (1, 5, 16)},  # type: ignore[misc]
     "jaccard": lambda: plots.jaccard_curves(overlaps(), "forget", "retain", 0.1),
     "jaccard of one": lambda: plots.jaccard_curves(overlaps(["one"]), "forget", "retain", 0.1),
