@@ -38,23 +38,36 @@ def trade_off_grid(frame: pd.DataFrame, x: str = "forget_risk") -> Figure:
     """
     rows = _evaluations(frame, x)
     objectives, looks = list(rows["objective"].unique()), looks_of(rows)
-    columns = min(COLUMNS, len(objectives))
-    width, lines = TWO_COLUMN if columns > 1 else ONE_COLUMN, -(-len(objectives) // columns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, 0.8 + 0.78 * width / columns * lines), layout="constrained")
-        panels = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
+        figure, panels, columns = small_panels(len(objectives))
         for objective, axes in zip(objectives, panels, strict=False):
             for rectifier, look in looks.items():
                 _paths(axes, rows[(rows["objective"] == objective) & (rows["rectifier"] == rectifier)], x, look)
             axes.set_title(objective)
-        for axes in panels[len(objectives) :]:
-            axes.remove()
-        for axes in panels[len(objectives) - columns : len(objectives)]:
-            axes.tick_params(labelbottom=True)  # below some of these stands no panel
         _name_axes(figure, panels[0], rows[x])
         seed = {"one seed": SEED} if rows["seed"].nunique() > 1 else {}
         finish(figure, looks | seed | {"start": START}, 6 if columns > 1 else 2, above=True)
     return figure
+
+
+def small_panels(count: int) -> tuple[Figure, list[Axes], int]:
+    """An empty figure of panels that share both axes, those at the bottom labelled.
+
+    Args:
+        count: of panels.
+
+    Returns:
+        The figure, its panels, and how many stand side by side.
+    """
+    columns = min(COLUMNS, count)
+    width, lines = TWO_COLUMN if columns > 1 else ONE_COLUMN, -(-count // columns)
+    figure = Figure(figsize=(width, 0.8 + 0.78 * width / columns * lines), layout="constrained")
+    panels = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
+    for axes in panels[count:]:
+        axes.remove()
+    for axes in panels[count - columns : count]:
+        axes.tick_params(labelbottom=True)  # below some of these stands no panel
+    return figure, panels[:count], columns
 
 
 def _evaluations(frame: pd.DataFrame, x: str) -> pd.DataFrame:

@@ -6,9 +6,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from geffect.errors import GeffectError
-from geffect.plots.grid import COLUMNS, MOST, looks_of
+from geffect.plots.grid import MOST, looks_of, small_panels
 from geffect.plots.panels import check, finish
-from geffect.plots.style import ONE_COLUMN, STYLE, TWO_COLUMN
+from geffect.plots.style import ONE_COLUMN, STYLE
 
 
 def leaderboard(frame: pd.DataFrame, label: str) -> Figure:
@@ -69,22 +69,15 @@ def trade_off_bands(frame: pd.DataFrame, label: str) -> Figure:
     objectives, looks = list(frame["objective"].unique()), looks_of(frame)
     if len(objectives) > MOST:
         raise GeffectError(f"at most {MOST} objectives in a picture", str(len(objectives)), "leave some out")
-    columns = min(COLUMNS, len(objectives))
-    width, lines = TWO_COLUMN if columns > 1 else ONE_COLUMN, -(-len(objectives) // columns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, 0.8 + 0.78 * width / columns * lines), layout="constrained")
-        panels = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
-        for objective, axes in zip(objectives, panels, strict=False):
+        figure, panels, _ = small_panels(len(objectives))
+        for objective, axes in zip(objectives, panels, strict=True):
             for rectifier, look in looks.items():
                 rows = frame[(frame["objective"] == objective) & (frame["rectifier"] == rectifier)]
                 rows = rows.dropna().sort_values("forget_risk")
                 axes.fill_between(rows["forget_risk"], rows["low"], rows["high"], color=look["c"], alpha=0.2, lw=0)
                 axes.plot(rows["forget_risk"], rows["mean"], c=look["c"], ls=look["ls"])
             axes.set_title(objective)
-        for axes in panels[len(objectives) :]:
-            axes.remove()
-        for axes in panels[len(objectives) - columns : len(objectives)]:
-            axes.tick_params(labelbottom=True)
         figure.supxlabel("forget risk (nats/token; right: forgotten)", size=8)
         figure.supylabel(label, size=8)
         finish(figure, {name: {"c": look["c"], "ls": look["ls"]} for name, look in looks.items()}, 6, above=True)
