@@ -113,6 +113,8 @@ def _run(model: nn.Module, duals: Mapping[str, Tensor], inputs: Mapping[str, obj
         logits: Tensor = functional_call(model, dict(duals), (), dict(inputs)).logits
     except (RuntimeError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0]
+        if not any(word in reason for word in ("jvp", "forward AD", "forward mode")):
+            raise  # no memory, say: not the architecture's doing
         raise GeffectError(f"an architecture with a forward mode, as {type(model).__name__} has none", reason,
                            "measure its rows by the Gram instead") from error  # fmt: skip
     return logits
