@@ -249,8 +249,8 @@ def inspect(config: InspectConfig, *, resume: bool = False) -> list[Path]:
     """
     from geffect import inspection
 
+    series = inspection.readable(inspection.places(config.checkpoints), skip_broken=config.skip_broken)
     whole = inspection.completed(config)
-    series = inspection.readable(inspection.places(whole.checkpoints), skip_broken=whole.skip_broken)
     load = partial(load_model, dtype=whole.dtype, trust_remote_code=whole.trust_remote_code)
     inspection.inspect(whole, series, load, resume=resume)
     return [inspection.record_of(whole, objective) for objective in whole.objective]

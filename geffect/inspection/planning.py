@@ -31,8 +31,8 @@ def plan_inspection(config: InspectConfig, *, resume: bool = False) -> dict[str,
     Raises:
         GeffectError: something cannot be read, or a directory is taken.
     """
+    series = readable(places(config.checkpoints), skip_broken=config.skip_broken)
     whole = completed(config)
-    series = readable(places(whole.checkpoints), skip_broken=whole.skip_broken)
     tasks(whole, resume=resume)
     model, tokenizer = outline(series[0].spec, trust_remote_code=whole.trust_remote_code)
     check_trainable(model)

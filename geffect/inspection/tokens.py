@@ -38,18 +38,19 @@ def token_lines(
     for name, rows in sets.items():
         means = [_row_means(model, batch, direction) for batch in _batches(rows, {}, pad_id, batch_size)]
         order = torch.cat(means).argsort(descending=name not in HARMED, stable=True)[:count].tolist()
-        for position in order:
-            row = rows[position]
-            batch = next(_batches([row], {}, pad_id, 1))
+        chosen = [rows[position] for position in order]
+        for start, batch in enumerate(_batches(chosen, {}, pad_id, batch_size)):
             effects = token_effects(model, _on(model, batch), direction, groups)
-            yield {
-                "set": name,
-                "row": row.index,
-                "tokens": token_texts(tokenizer, row.input_ids),
-                "labelled": [label != IGNORE_INDEX for label in row.labels],
-                "effect": _at_token(effects.total[0]),
-                "groups": {group: _at_token(each[0]) for group, each in effects.groups.items()},
-            }
+            for i, row in enumerate(chosen[start * batch_size : (start + 1) * batch_size]):
+                size = len(row.input_ids)
+                yield {
+                    "set": name,
+                    "row": row.index,
+                    "tokens": token_texts(tokenizer, row.input_ids),
+                    "labelled": [label != IGNORE_INDEX for label in row.labels],
+                    "effect": _at_token(effects.total[i, :size]),
+                    "groups": {group: _at_token(each[i, :size]) for group, each in effects.groups.items()},
+                }
 
 
 def point_lines(
