@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from geffect import plots
-from geffect.effects import direction_of, g_effect, total_cosine
+from geffect.effects import cosines, direction_of, g_effect, total_cosine
 from geffect.errors import GeffectError
 from geffect.record import RECIPE, as_written, read, read_ledger, read_lines, read_steps, read_support
 from geffect.scopes import RISKS, domain_of
@@ -70,12 +70,11 @@ def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "
         return [file for name, path in paths.items() for file in overlap_figures(path, out / name if out else None)]
     out = out or next(iter(paths.values())) / "figures"
     grams = {name: read(path, "group", scheme) for name, path in paths.items()}
-    effects = pd.concat([g_effect(gram, direction_of(gram)).assign(run=name) for name, gram in grams.items()])
-    effects = effects[(effects["group"] != "tied") | effects[["unlearn", "retain"]].any(axis=1)]  # told apart by use
-    cosines = pd.concat([_cosines(gram).assign(run=name) for name, gram in grams.items()])
+    effects = pd.concat([descended(gram).assign(run=name) for name, gram in grams.items()])
+    disparities = pd.concat([cosines(gram).assign(run=name) for name, gram in grams.items()])
     scores = pd.concat([read_steps(path).assign(run=name) for name, path in paths.items()])
     written = plots.save(plots.g_effect_curves(effects), out / "g_effect", effects)
-    written += plots.save(plots.cosine_curves(cosines), out / "cosine", cosines)
+    written += plots.save(plots.cosine_curves(disparities), out / "cosine", disparities)
     if {"forget_risk", "held_risk"} <= set(scores):
         plane = scores[["run", "step", "forget_risk", "held_risk"]].dropna()
         written += plots.save(plots.trade_off(plane), out / "trade_off", plane)
@@ -90,6 +89,19 @@ def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "
         curves = plots.jaccard_curves(overlaps, "objective", "retain", shares.pop())
         written += plots.save(curves, out / "jaccard", overlaps)
     return written
+
+
+def descended(gram: pd.DataFrame) -> pd.DataFrame:
+    """The G-effects by group of what was descended, as they are drawn.
+
+    Args:
+        gram: a record's tidy frame by group.
+
+    Returns:
+        As `g_effect`, without the tied tensor's group where its parts are told apart by use.
+    """
+    effects = g_effect(gram, direction_of(gram))
+    return effects[(effects["group"] != "tied") | effects[["unlearn", "retain"]].any(axis=1)]
 
 
 def whole_overlaps(path: Path | str) -> pd.DataFrame:
@@ -148,10 +160,3 @@ def named(runs: Sequence[Path | str]) -> dict[str, Path]:
     if len(named) < len(paths):
         raise GeffectError("different runs", "one given twice", "name each once")
     return named
-
-
-def _cosines(gram: pd.DataFrame) -> pd.DataFrame:
-    """Cosine with the retain gradient by step, before and after rectification."""
-    rectified = total_cosine(gram, "rectified", "retain") if (gram["row"] == "rectified").any() else float("nan")
-    cosine = total_cosine(gram, "objective", "retain")
-    return pd.DataFrame({"cosine": cosine, "rectified": rectified}).rename_axis("step").reset_index()

@@ -100,6 +100,20 @@ def total_cosine(frame: pd.DataFrame, a: str, b: str) -> "pd.Series[float]":
     return (ab / scale.where(scale > 0)).clip(-1.0, 1.0)
 
 
+def cosines(frame: pd.DataFrame) -> pd.DataFrame:
+    """Cosine with the retain gradient by step, before and after rectification.
+
+    Args:
+        frame: a record's tidy frame.
+
+    Returns:
+        Columns ``step``, ``cosine`` (of the objective's row), ``rectified`` (NaN where no rectifier ran).
+    """
+    rectified = total_cosine(frame, "rectified", "retain") if direction_of(frame) == "rectified" else math.nan
+    cosine = total_cosine(frame, "objective", "retain")
+    return pd.DataFrame({"cosine": cosine, "rectified": rectified}).rename_axis("step").reset_index()
+
+
 def r_squared(predicted: Sequence[float], measured: Sequence[float]) -> float:
     """R² = 1 − Σ(measured − predicted)² / Σ(measured − mean)² of a prediction nothing was fitted to; may be negative.
 

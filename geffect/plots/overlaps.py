@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from geffect.errors import GeffectError
+from geffect.plots.figure import Figure
 from geffect.plots.panels import Numbers, check, finish
 from geffect.plots.style import NOTE, ONE_COLUMN, RUNS, STYLE, TWO_COLUMN, Look
 
