@@ -136,9 +136,12 @@ class Gram:
         lines = [(label, self.rows[i], self.rows[j], float(g[i, j])) for label, g in sums.items() for i, j in pairs]
         return pd.DataFrame(lines, columns=["parameter" if labels is None else by, "row", "other", "inner"])
 
+    def __repr__(self) -> str:
+        return f"Gram({', '.join(self.rows)}; {len(self.values)} tensors)"
+
     def _repr_html_(self) -> str:
         import pandas as pd
 
         whole = pd.DataFrame(self.total().numpy(), self.rows, self.rows)
-        title = f"inner products of {len(self.rows)} rows, summed over {len(self.values)} tensors"
+        title = f"inner products, summed over {len(self.values)} tensors"
         return f"<p>{title}</p>{whole.to_html(float_format='{:.4g}'.format)}"

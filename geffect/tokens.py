@@ -61,6 +61,9 @@ class TokenEffects:
         columns = {"row": row, "position": position} | {name: each[:, :-1].reshape(-1) for name, each in parts.items()}
         return pd.DataFrame({name: each.numpy(force=True) for name, each in columns.items()})
 
+    def __repr__(self) -> str:
+        return f"TokenEffects({len(self.total)} rows, {int(self.labelled.sum())} labelled tokens)"
+
     def _repr_html_(self) -> str:
         frame = self.to_frame()
         rows = frame[frame["labelled"]].groupby("row")["effect"].agg(["size", "sum", "min", "max"])

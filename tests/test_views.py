@@ -165,3 +165,10 @@ def test_token_effects_stand_under_the_tokens_own_position() -> None:
     shown = found._repr_html_()
     assert shown.count("<tr") == 4  # two lines of names, two rows
     assert "<td>2</td>" in shown
+
+
+def test_grams_and_effects_are_short_in_a_shell() -> None:
+    gram = Gram.of({"a": {"w": torch.ones(2)}, "b": {"v": torch.ones(2)}})
+    effects = TokenEffects(torch.ones(2, 3), {}, torch.ones(2, 3, dtype=torch.bool))
+    assert repr(gram) == "Gram(a, b; 2 tensors)"
+    assert repr(effects) == "TokenEffects(2 rows, 6 labelled tokens)"
