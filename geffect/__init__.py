@@ -9,12 +9,14 @@ from typing import Any
 _NAMES = {
     "EvaluateConfig": "geffect.config",
     "FitConfig": "geffect.config",
+    "InspectConfig": "geffect.config",
     "LocaliseConfig": "geffect.config",
     "UnlearnConfig": "geffect.config",
     "Gram": "geffect.gram",
     "Run": "geffect.views",
     "evaluate": "geffect.api",
     "fit": "geffect.api",
+    "inspect": "geffect.api",
     "localise": "geffect.api",
     "unlearn": "geffect.api",
     "load_model": "geffect.api",
@@ -39,10 +41,12 @@ _NAMES = {
     "read_evaluation": "geffect.evaluation",
     "read_ledger": "geffect.record",
     "read_localisation": "geffect.record",
+    "read_points": "geffect.record",
     "read_published": "geffect.record",
     "read_standard_errors": "geffect.record",
     "read_support": "geffect.record",
     "read_steps": "geffect.record",
+    "read_tokens": "geffect.record",
 }
 __all__ = sorted(_NAMES)
 

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from geffect.config import (
     DoctorConfig,
     EvaluateConfig,
     FitConfig,
+    InspectConfig,
     LocaliseConfig,
     ShowConfig,
     TrainConfig,
@@ -20,7 +21,7 @@ from geffect.config import (
 )
 from geffect.environment import describe
 from geffect.errors import Interrupted
-from geffect.lifecycle import ends, lines_before, resolved, started, take_up, train, unfinished
+from geffect.lifecycle import ends, first_step, lines_before, resolved, started, take_up, train, unfinished
 from geffect.record import CONFIG, RunDirectory, layout_to_json
 from geffect.scopes import role_of
 
@@ -120,7 +121,7 @@ def fit(config: FitConfig, *, resume: bool = False) -> Path:
     arguments = training_arguments(config, steps)
     environment = start.environment(config, steps)
     checkpoint = take_up(config.out, environment) if resume else None
-    with quiet_transformers(), started(run, resolved(config), environment, checkpoint) as sink:
+    with quiet_transformers(), started(run, resolved(config), environment, first_step(checkpoint)) as sink:
         trainer = FitTrainer(
             loaded.model, arguments, tokenizer=loaded.tokenizer, rows=rows, evaluation_sets=start.encoded,
             until_accuracy=config.until_accuracy,
@@ -175,7 +176,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
     checkpoint = take_up(config.out, environment) if resume else None
     wanted = set(config.evaluate or map(role_of, start.encoded))
     evaluated = {name: rows for name, rows in start.encoded.items() if role_of(name) in wanted}
-    with quiet_transformers(), started(run, whole, environment, checkpoint) as sink:
+    with quiet_transformers(), started(run, whole, environment, first_step(checkpoint)) as sink:
         trainer = UnlearnTrainer(
             loaded.model, arguments, tokenizer=loaded.tokenizer, objective=objective, rectifier=rectifier, sets=sets,
             columns=compute_columns(
@@ -230,6 +231,29 @@ def localise(config: LocaliseConfig) -> Path:
     run.finish({"examples": found.examples, "seconds": seconds, "peak_memory_gb": round(peak_memory_gb(), 3)})
     overlap_figures(config.out)
     return config.out
+
+
+def inspect(config: InspectConfig, *, resume: bool = False) -> list[Path]:
+    """Measure objectives at every checkpoint of a series, over whole sets and without training.
+
+    Args:
+        config: checkpoints, sets and objectives; of a run of `unlearn`, what is not given is taken from it.
+        resume: go on with an inspection that was stopped; what is finished is left as it is.
+
+    Returns:
+        One record an objective, which everything that reads a run reads.
+
+    Raises:
+        GeffectError: a set is missing, or a checkpoint cannot be read, is of another architecture or not finite.
+        Interrupted: by Ctrl-C; what was measured is kept.
+    """
+    from geffect import inspection
+
+    whole = inspection.completed(config)
+    series = inspection.readable(inspection.places(whole.checkpoints), skip_broken=whole.skip_broken)
+    load = partial(load_model, dtype=whole.dtype, trust_remote_code=whole.trust_remote_code)
+    inspection.inspect(whole, series, load, resume=resume)
+    return [inspection.record_of(whole, objective) for objective in whole.objective]
 
 
 def evaluate(config: EvaluateConfig) -> Path:
@@ -287,11 +311,11 @@ def _start(config: TrainConfig) -> "Start":
     return read_start(config, load_model(config.model, config.dtype, trust_remote_code=config.trust_remote_code))
 
 
-def plan(config: TrainConfig | LocaliseConfig, *, resume: bool = False) -> dict[str, str]:
+def plan(config: TrainConfig | LocaliseConfig | InspectConfig, *, resume: bool = False) -> dict[str, str]:
     """What a run would do: model, sets, batch arithmetic, memory. Nothing is written and no weight loaded.
 
     Args:
-        config: of ``fit``, ``unlearn`` or ``localise``.
+        config: of ``fit``, ``unlearn``, ``localise`` or ``inspect``.
         resume: the run directory is there already.
 
     Returns:
@@ -302,6 +326,10 @@ def plan(config: TrainConfig | LocaliseConfig, *, resume: bool = False) -> dict[
 
     if isinstance(config, LocaliseConfig):
         return plan_localisation(config)
+    if isinstance(config, InspectConfig):
+        from geffect.inspection import plan_inspection
+
+        return plan_inspection(config, resume=resume)
     if resume:
         unfinished(config)
     return make_plan(config, resume=resume)
@@ -330,7 +358,7 @@ def show_batch(config: ShowConfig) -> list[tuple[str, list[tuple[str, bool]]]]:
     Returns:
         (title, [(token's text, carries loss)]) a row.
     """
-    from geffect.data import encode_set
+    from geffect.data import encode_set, token_texts
     from geffect.models import outline
     from geffect.objectives import IGNORE_INDEX
     from geffect.preparation import read_set
@@ -340,20 +368,9 @@ def show_batch(config: ShowConfig) -> list[tuple[str, list[tuple[str, bool]]]]:
     shown = []
     for row in rows:
         learned = [label != IGNORE_INDEX for label in row.labels]
-        tokens = _texts(tokenizer, row.input_ids)
+        tokens = token_texts(tokenizer, row.input_ids)
         shown.append((
             f"row {row.index}: {sum(learned)} of {len(tokens)} tokens",
             list(zip(tokens, learned, strict=True)),
         ))
     return shown
-
-
-def _texts(tokenizer: Any, ids: list[int]) -> list[str]:
-    """What each token adds to the text; a character's bytes stand with the token that completes it."""
-    texts, before = [], ""
-    for end in range(1, len(ids) + 1):
-        text = tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False)
-        whole = end == len(ids) or not text.endswith("\N{REPLACEMENT CHARACTER}")
-        texts.append(text[len(before) :] if whole else "")
-        before = text if whole else before
-    return texts

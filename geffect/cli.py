@@ -11,10 +11,11 @@ from typing import Annotated, Any, NoReturn, get_origin
 import typer
 
 from geffect.config import (
-    NO_FLAG,
+    ARGUMENT,
     DoctorConfig,
     EvaluateConfig,
     FitConfig,
+    InspectConfig,
     LocaliseConfig,
     Schema,
     ShowConfig,
@@ -45,25 +46,36 @@ def verb(name: str, schema: type[Schema], run: Callable[..., None], **switches: 
         run: called with the checked configuration and the switches; its docstring is the help.
         **switches: flags that are no field of the schema, with their help.
     """
+    unflagged = next((key for key, field in schema.model_fields.items() if field.json_schema_extra == ARGUMENT), "")
 
-    def command(config: Path | None = None, **flags: Any) -> None:
+    def command(config: Any = None, **flags: Any) -> None:
         others = {key: flags.pop(key) for key in switches}
+        file, values = (config, None) if not unflagged else _file_or_values(config or [])
         given = {key: value for key, value in flags.items() if value is not None and value != []}
         try:
-            run(schema.read(config, **given), **others)
+            run(schema.read(file, **given, **({unflagged: values} if values else {})), **others)
         except Interrupted as stopped:
             typer.echo(f"geffect: {stopped}", err=True)
             raise typer.Exit(130) from None
 
-    parameters = [
-        _parameter("config", None, Path | None, typer.Argument(help="a YAML file with these names, as a run's own")),
-        *(_flag(key, field) for key, field in schema.model_fields.items() if field.json_schema_extra != NO_FLAG),
-    ]
+    yaml = "a YAML file with these names, as a run's own"
+    argument = _parameter("config", None, Path | None, typer.Argument(help=yaml))
+    if unflagged:
+        told = f"{schema.model_fields[unflagged].description}; or {yaml}"
+        argument = _parameter("config", None, list[str] | None, typer.Argument(help=told, metavar="PATH..."))
+    flagged = {key: field for key, field in schema.model_fields.items() if not field.json_schema_extra}
+    parameters = [argument, *(_flag(key, field) for key, field in flagged.items())]
     for key, told in switches.items():
         parameters.append(_parameter(key, False, bool, typer.Option("--" + key.replace("_", "-"), help=told)))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     app.command(name, help=inspect.getdoc(run))(command)
+
+
+def _file_or_values(given: list[str]) -> tuple[Path | None, list[str] | None]:
+    if len(given) == 1 and given[0].endswith((".yaml", ".yml")):
+        return Path(given[0]), None
+    return None, given
 
 
 def _parameter(name: str, default: Any, kind: Any, told: Any) -> inspect.Parameter:
@@ -110,6 +122,19 @@ def _localise(config: LocaliseConfig, *, dry_run: bool) -> None:
         show.localisation(api.localise(config))
 
 
+def _inspect(config: InspectConfig, *, dry_run: bool, resume: bool) -> None:
+    """Measure objectives at every checkpoint of a series, over whole sets and without training.
+
+    PATH is a directory with checkpoints (a run's, or Hugging Face's checkpoint-N), or models, adapters and hub
+    revisions one by one. Of a run of geffect unlearn, what is not given is taken from its configuration.
+    """
+    from geffect import api, show
+
+    show.plan(api.plan(config, resume=resume))
+    if not dry_run:
+        show.inspected(api.inspect(config, resume=resume))
+
+
 def _evaluate(config: EvaluateConfig, *, json: bool) -> None:
     """Score a model, an adapter or a run's checkpoints on a suite, or on sets by named metrics."""
     from geffect import api, show
@@ -135,6 +160,7 @@ def _doctor(config: DoctorConfig, *, json: bool) -> None:
 verb("fit", FitConfig, _fit, **DRY_RUN, **RESUME)
 verb("unlearn", UnlearnConfig, _unlearn, **DRY_RUN, **RESUME)
 verb("localise", LocaliseConfig, _localise, **DRY_RUN)
+verb("inspect", InspectConfig, _inspect, **DRY_RUN, resume="go on where an unfinished inspection in --out stopped")
 verb("evaluate", EvaluateConfig, _evaluate, json="print metrics.json, and no table")
 verb("show-batch", ShowConfig, _show_batch)
 verb("doctor", DoctorConfig, _doctor, json="print the findings as a JSON list")

@@ -9,7 +9,16 @@ import pandas as pd
 from geffect import plots
 from geffect.effects import cosines, direction_of, g_effect, total_cosine
 from geffect.errors import GeffectError
-from geffect.record import RECIPE, as_written, read, read_ledger, read_lines, read_steps, read_support
+from geffect.record import (
+    RECIPE,
+    as_written,
+    read,
+    read_ledger,
+    read_lines,
+    read_standard_errors,
+    read_steps,
+    read_support,
+)
 from geffect.scopes import RISKS, domain_of
 from geffect.support import chance
 
@@ -50,6 +59,29 @@ def _with_roles(scores: "pd.Series[Any]") -> "pd.Series[Any]":
             if own:
                 scores[f"{role}_{kind}"] = sum(own) / len(own)
     return scores
+
+
+def at_checkpoints(path: Path | str) -> pd.DataFrame:
+    """What an inspection found at every checkpoint.
+
+    Args:
+        path: its record.
+
+    Returns:
+        Columns ``step``, the risks of the sets, ``unlearn`` and ``retain`` (G-effects, units of gradient²), where there
+        are standard errors ``± unlearn`` and ``± retain``, and ``cosine`` (of the objective's and the retain gradient).
+    """
+    gram, steps = read(path), read_steps(path).set_index("step")
+    found = g_effect(gram).groupby("step")[["unlearn", "retain"]].sum()
+    risks = steps[[name for name in steps.columns if name.endswith("_risk") and name.count("_") == 1]]
+    parts = [risks[[name for name in ("forget_risk", "retain_risk", "held_risk") if name in risks]], found]
+    if any("spread" in line for line in read_lines(Path(path))):
+        errors = read_standard_errors(path, "total")
+        for effect, row in zip(("unlearn", "retain"), RISKS, strict=True):
+            own = errors[(errors["row"] == "objective") & (errors["other"] == row)].set_index("step")
+            parts.append(own["standard_error"].rename(f"± {effect}").to_frame())
+    parts.append(total_cosine(gram, "objective", "retain").rename("cosine").to_frame())
+    return pd.concat(parts, axis=1).rename_axis("step").reset_index()
 
 
 def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "thirds") -> list[Path]:

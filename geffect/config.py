@@ -15,6 +15,7 @@ MANY = 10**9  # a count beyond it is a slip of the pen
 
 
 NO_FLAG: dict[str, Any] = {"flag": False}  # a field that runs write and nobody types
+ARGUMENT: dict[str, Any] = {"flag": False, "argument": True}  # a field that stands without a flag
 
 
 class Schema(BaseModel):
@@ -69,20 +70,27 @@ def _mapping(file: Path) -> dict[str, Any]:
     return content
 
 
-class DataConfig(Schema):
-    """What is read, and how it becomes tokens."""
+class TextConfig(Schema):
+    """How sets are read, and how they become tokens."""
 
-    model: str = Field(
-        min_length=1,
-        description="builtin:tiny (or -domains; each also -untrained), smollm2, gguf:FILE, a hub id, or a directory of "
-        "a model, adapter or run",
-    )
     trust_remote_code: bool = Field(False, description="run code that comes with a hub model")
     data_dir: Path | None = Field(None, description="where tofu/NAME.json, knowundo, muse and wmdp lie")
     question_column: str = Field("question", description="column of a file that holds the question")
     answer_column: str = Field("answer", description="column of a file that holds the answer")
     text_column: str = Field("text", description="column of a file without questions that holds texts")
     max_length: int = Field(512, ge=2, le=MANY, description="tokens kept of a row, or of a chunk of texts")
+
+
+MODEL = (
+    "builtin:tiny (or -domains; each also -untrained), smollm2, gguf:FILE, a hub id (ORG/NAME or ORG/NAME@REVISION), "
+    "or a directory of a model, adapter or run"
+)
+
+
+class DataConfig(TextConfig):
+    """A model, and the sets it is shown."""
+
+    model: str = Field(min_length=1, description=MODEL)
 
 
 class ShowConfig(DataConfig):
@@ -172,6 +180,43 @@ class LocaliseConfig(DataConfig):
     )
     seed: int = Field(0, ge=0, lt=2**32, description="of the draws")
     dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="of the weights")
+
+
+class InspectConfig(TextConfig):
+    """``geffect inspect``."""
+
+    checkpoints: list[str] = Field(min_length=1, description="what is inspected, in order", json_schema_extra=ARGUMENT)
+    out: Home = Field(description="the record to make (with several objectives, one below it each)")
+    start: str | None = Field(
+        None, min_length=1, description=f"the model before unlearning: step 0, and NPO's reference: {MODEL}"
+    )
+    forget: str | None = Field(None, min_length=1, description="the set that was to go")
+    retain: str | None = Field(None, min_length=1, description="the set that was to stay")
+    held: str | None = Field(None, min_length=1, description="a further set to evaluate, in no gradient")
+    general: str | None = Field(None, min_length=1, description="a further set for gd, kl and rr (on=general)")
+    objective: list[str] = Field(
+        default_factory=list, description="whose gradient is measured at every checkpoint; repeat it"
+    )
+    batch_size: int = Field(8, ge=1, le=MANY, description="rows of each set at a time")
+    one_pass: bool = Field(False, description="leave out standard errors over batches: half the time, less memory")
+    support: float = Field(0.0, ge=0, le=1, description="share of a row's largest entries whose overlaps are recorded")
+    mode: Literal["exact", "paper"] = Field("exact", description="paper: the published script's estimates too")
+    tokens: int = Field(
+        0, ge=0, le=MANY, description="rows of each set, those the objective harms most, whose tokens are told apart"
+    )
+    points: list[str] = Field(
+        default_factory=list,
+        description="record every forget row's own effects (PG), and this objective's weight on it; repeat it",
+    )
+    skip_broken: bool = Field(False, description="leave out checkpoints that cannot be read, and say which")
+    lora: int = Field(0, ge=0, le=MANY, description="rank of the fresh adapter that the start carried")
+    dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="of the weights")
+    seed: int = Field(0, ge=0, lt=2**32, description="of retain draws (--mode paper) and of the adapter's start")
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value  # as a record holds its own
 
 
 class EvaluateConfig(DataConfig):

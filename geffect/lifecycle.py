@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from geffect.config import TrainConfig
+from geffect.config import FitConfig, InspectConfig, TrainConfig, UnlearnConfig
 from geffect.errors import GeffectError, Interrupted
 from geffect.record import (
     CONFIG,
+    STEPS,
     RunDirectory,
     check_same_data,
     check_unfinished,
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
     from geffect.training.recording import RecordingTrainer
 
 LOGGER = logging.getLogger(__name__)
-Config = TypeVar("Config", bound=TrainConfig)
+Config = TypeVar("Config", TrainConfig, UnlearnConfig, FitConfig, InspectConfig)
 
 
-def resolved(config: TrainConfig) -> dict[str, Any]:
+def resolved(config: TrainConfig | InspectConfig) -> dict[str, Any]:
     """A configuration as a run records it."""
     return config.model_dump(mode="json", exclude_none=True)
 
@@ -56,7 +57,7 @@ def unfinished(config: Config) -> Config:
 
 @contextlib.contextmanager
 def started(
-    run: RunDirectory, config: dict[str, Any], environment: dict[str, Any], checkpoint: Path | None
+    run: RunDirectory, config: dict[str, Any], environment: dict[str, Any], step: int
 ) -> Iterator[Callable[..., None]]:
     """A sink for a run's lines.
 
@@ -67,7 +68,7 @@ def started(
         run: the directory.
         config: as recorded.
         environment: as recorded.
-        checkpoint: where a run that has begun goes on from; None at its beginning.
+        step: of the first line; those a run that has begun holds from there on are written anew.
 
     Yields:
         The sink.
@@ -77,18 +78,16 @@ def started(
     """
     from safetensors import SafetensorError
 
-    from geffect.training.checkpoints import step_of
-
     fresh = True
 
-    def sink(line: dict[str, Any]) -> None:
+    def sink(line: dict[str, Any], file: str = STEPS) -> None:
         nonlocal fresh
         if fresh and run.begun:
-            cut_back(run.path, step_of(checkpoint) if checkpoint else 0)
+            cut_back(run.path, step)
         elif fresh:
             run.create(config, environment)
         fresh = False
-        run.append(line)
+        run.append(line, file)
 
     try:
         yield sink
@@ -102,14 +101,12 @@ def started(
 
 def take_up(path: Path, environment: Mapping[str, Any]) -> Path | None:
     """The checkpoint an unfinished run goes on from; None where it has none and begins again."""
-    from geffect.training.checkpoints import step_of
-
     check_same_data(path, environment)
     threads = read_environment(path)["threads"], environment["threads"]
     if threads[0] != threads[1]:
         LOGGER.warning("the run began with %d threads and goes on with %d: last digits may differ", *threads)
     checkpoint = last_checkpoint(path)
-    LOGGER.info("resuming %s at step %d", path, step_of(checkpoint) if checkpoint else 0)
+    LOGGER.info("resuming %s at step %d", path, first_step(checkpoint))
     return checkpoint
 
 
@@ -121,11 +118,16 @@ def train(trainer: "RecordingTrainer", checkpoint: Path | None, again: str) -> N
         raise Interrupted(f"stopped after step {done} of {steps}, whose state is kept; go on with: {again}")
 
 
-def lines_before(path: Path, checkpoint: Path | None) -> list[dict[str, Any]]:
-    """The lines of a run up to the checkpoint it goes on from; none where it begins."""
+def first_step(checkpoint: Path | None) -> int:
+    """The step a run goes on with from a checkpoint; 0 where it begins."""
     from geffect.training.checkpoints import step_of
 
-    return [] if checkpoint is None else [line for line in read_lines(path) if line["step"] < step_of(checkpoint)]
+    return 0 if checkpoint is None else step_of(checkpoint)
+
+
+def lines_before(path: Path, checkpoint: Path | None) -> list[dict[str, Any]]:
+    """The lines of a run up to the checkpoint it goes on from; none where it begins."""
+    return [] if checkpoint is None else [line for line in read_lines(path) if line["step"] < first_step(checkpoint)]
 
 
 def ends(path: Path, rules: "Mapping[str, Rule] | None" = None) -> dict[str, Any]:

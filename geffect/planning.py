@@ -56,8 +56,8 @@ def plan(config: TrainConfig, *, resume: bool = False) -> dict[str, str]:
     free = psutil.virtual_memory().available / 1e9
     training_arguments(config, arithmetic(config, encoded)["steps"])
     return {
-        "model": f"{config.model}, {_counts(model)}, {config.dtype}",
-        **{name: f"{spec}: {_tokens(encoded[spec])}" for name, spec in roles(config)},
+        "model": f"{config.model}, {counted(model)}, {config.dtype}",
+        **{name: f"{spec}: {tokens_of(encoded[spec])}" for name, spec in roles(config)},
         **methods,
         "batches": arithmetic(config, encoded)["sentence"],
         "memory": f"about {memory_gb(config, model, encoded):.1f} GB; {free:.1f} GB are free",
@@ -82,8 +82,8 @@ def plan_localisation(config: LocaliseConfig) -> dict[str, str]:
     count = sum(map(len, encoded.values()))
     each = f"{config.draws} draws at once" if config.labels != "true" else "true labels"
     return {
-        "model": f"{config.model}, {_counts(model)}, {config.dtype}",
-        **{name: _tokens(rows) for name, rows in encoded.items()},
+        "model": f"{config.model}, {counted(model)}, {config.dtype}",
+        **{name: tokens_of(rows) for name, rows in encoded.items()},
         "passes": f"{count} forward {count} backward, an example each ({each})",
         "memory": f"about {localisation_gb(config, model, encoded):.1f} GB; {free:.1f} GB are free",
         "out": str(config.out),
@@ -97,7 +97,7 @@ def localisation_gb(config: LocaliseConfig, model: Any, encoded: dict[str, list[
     weights = sum(p.numel() for p in model.parameters()) * size
     held = 0 if config.masks_only else len(encoded)
     rows = max(held, config.importance == "zscore") + (config.importance != "zscore")
-    return float(weights + trained * wide * rows + _activations(model, encoded, 1, size)) / 1e9
+    return float(weights + trained * wide * rows + activations_bytes(model, encoded, 1, size)) / 1e9
 
 
 def _warn_of_overlap(config: TrainConfig, sets: dict[str, RowSet]) -> None:
@@ -181,11 +181,21 @@ def memory_gb(config: TrainConfig, model: Any, encoded: dict[str, list[Encoded]]
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rows = 1 + OPTIMIZER_ROWS.get(config.optimizer, 2) + _extra_rows(config)
     weights = sum(p.numel() for p in model.parameters()) * size
-    return float(weights + trainable * size * rows + _activations(model, encoded, config.batch_size, size)) / 1e9
+    return float(weights + trainable * size * rows + activations_bytes(model, encoded, config.batch_size, size)) / 1e9
 
 
-def _activations(model: Any, encoded: dict[str, list[Encoded]], batch_size: int, size: int) -> int:
-    """Bytes of a micro-batch's activations and logits."""
+def activations_bytes(model: Any, encoded: dict[str, list[Encoded]], batch_size: int, size: int) -> int:
+    """Bytes of a micro-batch's activations and logits.
+
+    Args:
+        model: its outline.
+        encoded: the sets.
+        batch_size: rows of a micro-batch.
+        size: bytes of a number.
+
+    Returns:
+        The bytes.
+    """
     shape = model.config.get_text_config()
     tokens = batch_size * max(len(row.input_ids) for each in encoded.values() for row in each)
     activations = tokens * shape.hidden_size * shape.num_hidden_layers * ACTIVATION_FLOATS * size
@@ -209,13 +219,15 @@ def _extra_rows(config: TrainConfig) -> int:
     return own + memory + (not streamed) + (3 + freezing) * keeps + copies + copied + probes + domains
 
 
-def _counts(model: Any) -> str:
+def counted(model: Any) -> str:
+    """How many parameters a model has, and how many of them are trained."""
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return f"{total / 1e6:.2f} M parameters, {trainable / 1e6:.2f} M trained"
 
 
-def _tokens(rows: list[Encoded]) -> str:
+def tokens_of(rows: list[Encoded]) -> str:
+    """How many rows and tokens a set has."""
     lengths = [len(row.input_ids) for row in rows]
     labelled = sum(len(row.input_ids) - row.labels.count(-100) for row in rows)
     return f"{len(rows)} rows, {sum(lengths)} tokens ({labelled} carry loss), longest {max(lengths)}"

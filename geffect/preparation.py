@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from geffect.config import DataConfig, FitConfig, TrainConfig, UnlearnConfig
+from geffect.config import FitConfig, TextConfig, TrainConfig, UnlearnConfig
 from geffect.data import Encoded, QASet, RowSet, encode_set, load_set, refused
 from geffect.domains import balanced, domain_sets, scope_sets
 from geffect.environment import batch_arithmetic, describe
@@ -59,7 +59,7 @@ class Start:
         }
 
 
-def read_set(config: DataConfig, spec: str) -> RowSet:
+def read_set(config: TextConfig, spec: str) -> RowSet:
     """Load a set with a configuration's columns.
 
     Args:
@@ -112,7 +112,7 @@ def read_start(config: TrainConfig, loaded: Loaded) -> Start:
     return Start(loaded, sets, encoded, split)
 
 
-def encode(config: DataConfig, loaded: Loaded, rows: RowSet) -> list[Encoded]:
+def encode(config: TextConfig, loaded: Loaded, rows: RowSet) -> list[Encoded]:
     """A set as the model sees it.
 
     Args:

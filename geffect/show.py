@@ -65,6 +65,30 @@ def localisation(path: Path) -> None:
     Console().print(table)
 
 
+def inspected(paths: Iterable[Path]) -> None:
+    """Print what each objective does at every checkpoint: G-effects with their standard errors, and both risks."""
+    from geffect.comparison import at_checkpoints
+
+    for path in paths:
+        table = Table(title=f"{path}", title_justify="left")
+        frame = at_checkpoints(path)
+        columns = [name for name in frame.columns if not name.startswith("±")]
+        for column in columns:
+            table.add_column(column.replace("_", " "), justify="right")
+        for row in frame.astype({"step": str}).to_dict("records"):
+            table.add_row(*(_with_error(row, name) for name in columns))
+        Console().print(table)
+    Console(soft_wrap=True).print(Text("G-effects: ⟨∇risk, objective⟩ over whole sets, with standard errors over "
+                                       "batches; unlearn < 0 forgets, retain < 0 harms what must stay."))  # fmt: skip
+
+
+def _with_error(row: Mapping[Any, Any], name: str) -> str:
+    value, error = row[name], row.get(f"± {name}")
+    if isinstance(value, str):
+        return value
+    return f"{value:,.3g}" if error is None else f"{value:,.3g} ± {error:,.2g}"
+
+
 def evaluation(path: Path, *, as_json: bool = False) -> None:
     """Print an evaluation's means with their intervals, and the numbers made of several sets."""
     import json

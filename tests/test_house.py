@@ -12,8 +12,8 @@ ORDER = [
     "errors", "grammar", "scopes", "groups", "rows", "gram", "support", "effects", "localisation", "ties",
     "objectives", "tokens", "rectify", "ledger", "measurement", "data", "models", "metrics", "rules", "training",
     "record", "plots", "comparison", "alignment", "config", "environment", "arguments", "domains", "preparation",
-    "suites", "probes", "evaluation", "acquisition", "planning", "lifecycle", "doctor", "api", "demonstration",
-    "citations", "views", "show", "cli", "__main__",
+    "suites", "probes", "evaluation", "acquisition", "planning", "lifecycle", "inspection", "doctor", "api",
+    "demonstration", "citations", "views", "show", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Sets of questions and answers, or of texts: named, sliced, encoded, padded, paired."""
 
-from geffect.data.encode import Encoded, collate, encode_set, pad_id_of
+from geffect.data.encode import Encoded, collate, encode_set, pad_id_of, token_texts
 from geffect.data.order import Meetings, Together
 from geffect.data.refusals import REFUSALS, refused
 from geffect.data.scoped import Domain, parse_domains
@@ -8,5 +8,5 @@ from geffect.data.sets import QASet, RowSet, TextSet, load_set
 
 __all__ = [
     "REFUSALS", "Domain", "Encoded", "Meetings", "QASet", "RowSet", "TextSet", "Together", "collate", "encode_set",
-    "load_set", "pad_id_of", "parse_domains", "refused",
+    "load_set", "pad_id_of", "parse_domains", "refused", "token_texts",
 ]  # fmt: skip

@@ -163,3 +163,22 @@ def pad_id_of(tokenizer: Any) -> int:
     """The tokenizer's padding id, else its end-of-sequence id, else 0: padding is masked by length."""
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(each for each in ids if each is not None)
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text; a character's bytes stand with the token that completes it.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        ids: of the tokens.
+
+    Returns:
+        A text a token; together they are the whole.
+    """
+    texts, before = [], ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(list(ids[:end]), clean_up_tokenization_spaces=False)
+        whole = end == len(ids) or not text.endswith("\N{REPLACEMENT CHARACTER}")
+        texts.append(text[len(before) :] if whole else "")
+        before = text if whole else before
+    return texts

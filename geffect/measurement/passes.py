@@ -73,7 +73,7 @@ class Passes:
         """Back-propagate one micro-batch.
 
         Args:
-            batches: set → collated rows.
+            batches: set → collated rows; of a window over sets of different sizes, some may be missing.
             visit: where given, it closes the window: the last retain row streams through it.
 
         Returns:
@@ -81,14 +81,15 @@ class Passes:
         """
         with self.run.tie.untied() if self.run.tie else contextlib.nullcontext():
             shares = []
-            for forget in self.forget:
+            for forget in (each for each in self.forget if each in batches):
                 own = of_domain(batches, domain_of(forget))
                 shares += [self._forget(forget, own), self._beside("alternative", own, "objective")]
             shares.append(self._beside("general", batches, self._kept))
-            for retain in self.retain:
+            for retain in (each for each in self.retain if each in batches):
                 closes = visit if retain == self.retain[-1] else None
                 shares.append(self._retain(retain, of_domain(batches, domain_of(retain)), closes))
-        total = torch.stack([each for each in shares if each is not None]).sum()
+        found = [each for each in shares if each is not None]
+        total = torch.stack(found).sum() if found else torch.zeros(())
         self._sum("loss_objective", total)
         return total
 
@@ -110,7 +111,7 @@ class Passes:
 
     def _beside(self, name: str, batches: Mapping[str, Batch], row: str) -> Tensor | None:
         """The objective's terms on a set whose risk is not measured."""
-        return self._descend(name, batches, row)[1] if self.run.objective.on(name) else None
+        return self._descend(name, batches, row)[1] if self.run.objective.on(name) and name in batches else None
 
     def _retain(self, name: str, batches: Mapping[str, Batch], visit: Visit | None) -> Tensor | None:
         outputs, loss, shared = None, None, not self.run.keep_dropout
@@ -161,4 +162,4 @@ class Passes:
             self._sum("weight_mean", weights.sum() / self.counts["forget"].token)
 
     def _sum(self, name: str, value: Tensor) -> None:
-        self.sums[name] = self.sums.get(name, value.new_zeros(())) + value.detach()
+        self.sums[name] = self.sums.get(name, 0.0) + value.detach()

@@ -46,22 +46,23 @@ class Step:
         self.masks = Masks(run.support) if measure and run.support else None
         self.kept: dict[str, NamedTensors] | None = {} if measure and run.keep else None
         self.kept_embeds: Tensors | None = None
-        self.batches: list[Mapping[str, Batch]] = []
+        self.parts: list[list[Mapping[str, Batch]]] = []  # of the window, whose spread is told: its micro-batches
         self.applied: Applied | None = None
         self._tied = Tensors()  # the tied tensor's two parts arrive apart
 
-    def micro_batch(self, batches: Mapping[str, Batch], *, last: bool) -> Tensor:
+    def micro_batch(self, batches: Mapping[str, Batch], *, last: bool, part: int | None = None) -> Tensor:
         """Back-propagate one micro-batch.
 
         Args:
             batches: set → collated rows.
             last: it closes the window, so the retain row may stream.
+            part: of the window that it belongs to, as standard errors see it; one of its own by default.
 
         Returns:
             The objective's share of this micro-batch, detached.
         """
         if self.measure and self.run.standard_errors:
-            self.batches.append(batches)
+            self._note(batches, part)
         return self.passes.run_all(batches, self._visit if last else None)
 
     def finish(self) -> Measured:
@@ -113,9 +114,14 @@ class Step:
         found = Measured(dict(scalars) | norms(gram), gram)
         if self.masks is not None:
             found.support = self.masks.support(named, list(self.run.parameters), self.run.tie)
-        if len(self.batches) > 1:  # an epoch's last window may hold one, which says nothing of their spread
+        if len(self.parts) > 1:  # an epoch's last window may hold one, which says nothing of their spread
             found.spread = self._spread()
         return found
+
+    def _note(self, batches: Mapping[str, Batch], part: int | None) -> None:
+        if part is None or part == len(self.parts):
+            self.parts.append([])
+        self.parts[-1].append(batches)
 
     def _spread(self) -> Spread:
         """The micro-batches are gone through again, so that one row of them is held at a time."""
@@ -125,9 +131,10 @@ class Step:
         )
 
         def shares() -> Iterator[Shares]:
-            for batch in self.batches:
+            for part in self.parts:
                 step = Step(alone, self.passes.counts, measure=True)
-                step.micro_batch(batch, last=True)
+                for batches in part:
+                    step.micro_batch(batches, last=batches is part[-1])
                 yield step.kept or {}, step.kept_embeds
 
         named = {row: parts for row, parts in self._named({}).items() if role_of(row) in ("objective", *RISKS)}

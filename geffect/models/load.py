@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -22,9 +22,9 @@ from geffect.models.tiny import BUILT_IN, UNTRAINED, is_built_in, make_tiny
 
 LOGGER = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?(@[\w./-]+)?$")
 FORMS = (
-    f"{', '.join(BUILT_IN)} (each also {UNTRAINED}), smollm2, gguf:FILE, a hub id ORG/NAME, "
+    f"{', '.join(BUILT_IN)} (each also {UNTRAINED}), smollm2, gguf:FILE, a hub id ORG/NAME or ORG/NAME@REVISION, "
     "or a directory with a model, an adapter or a run"
 )
 
@@ -101,27 +101,41 @@ def load(spec: str, dtype: str = "float32", *, trust_remote_code: bool = False) 
     """
     if dtype not in DTYPES:
         raise GeffectError(f"a dtype among {', '.join(DTYPES)}", repr(dtype), "choose one of these")
-    with _reading(spec):
+    with reading(spec):
         source = resolve(spec)
         if isinstance(source, Path) and (source / CHECKSUMS).exists():
             check_checksums(source, "*.safetensors")
-        adapter = isinstance(source, Path) and (source / "adapter_config.json").is_file()
+        adapter = _is_adapter(source)
         model, tokenizer = (_with_adapter if adapter else _plain)(str(source), dtype, trust_remote_code)
-        return Loaded(model, tokenizer, str(source), _sha256(source))
+        return Loaded(model, tokenizer, str(source), sha256_of(source))
 
 
-def _sha256(source: Path | str) -> str | None:
+def _is_adapter(source: Path | str) -> TypeGuard[Path]:
+    return isinstance(source, Path) and (source / "adapter_config.json").is_file()
+
+
+def sha256_of(source: Path | str) -> str | None:
     """The hash of a directory's weights, those under an adapter included."""
     if not isinstance(source, Path):
         return None
-    if not (source / "adapter_config.json").is_file():
+    if not _is_adapter(source):
         return weights_sha256(source)
-    return hashlib.sha256(f"{weights_sha256(source)}{_sha256(resolve(_base_of(source)))}".encode()).hexdigest()
+    return hashlib.sha256(f"{weights_sha256(source)}{sha256_of(resolve(_base_of(source)))}".encode()).hexdigest()
 
 
 @contextlib.contextmanager
-def _reading(spec: str) -> Iterator[None]:
-    """Turn whatever a broken file makes its reader raise into one line; each kind of file has its own exceptions."""
+def reading(spec: str) -> Iterator[None]:
+    """Turn whatever a broken file makes its reader raise into one line; each kind of file has its own exceptions.
+
+    Args:
+        spec: what is read.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        GeffectError: it cannot be read.
+    """
     try:
         yield
     except GeffectError:
@@ -135,13 +149,25 @@ def _plain(source: str, dtype: str, trust: bool) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with quiet_transformers():
+        name, revision = _revision(source)
         model, info = AutoModelForCausalLM.from_pretrained(
-            source, dtype=DTYPES[dtype], trust_remote_code=trust, output_loading_info=True, use_safetensors=True
+            name,
+            dtype=DTYPES[dtype],
+            trust_remote_code=trust,
+            output_loading_info=True,
+            use_safetensors=True,
+            **revision,
         )
         if info["missing_keys"]:  # transformers would draw them at random
             raise GeffectError(f"all weights of the model in {source}", f"no {min(info['missing_keys'])}",
                                "restore its weight files, or the config.json they belong to")  # fmt: skip
-        return model, AutoTokenizer.from_pretrained(source, trust_remote_code=trust)
+        return model, AutoTokenizer.from_pretrained(name, trust_remote_code=trust, **revision)
+
+
+def _revision(source: str) -> tuple[str, dict[str, str]]:
+    """A hub id without its revision, and the revision; a directory may have an @ in its name."""
+    name, at, revision = source.partition("@")
+    return (source, {}) if not at or Path(source).exists() else (name, {"revision": revision})
 
 
 def _with_adapter(source: str, dtype: str, trust: bool) -> tuple[Any, Any]:
@@ -153,6 +179,24 @@ def _with_adapter(source: str, dtype: str, trust: bool) -> tuple[Any, Any]:
     base_model, tokenizer = _plain(base, dtype, trust)
     with quiet_transformers():
         return PeftModel.from_pretrained(base_model, source, is_trainable=True), tokenizer
+
+
+def adapter_of(source: Path | str) -> str | None:
+    """What the base of an adapter directory stands for; None where the directory holds none.
+
+    Args:
+        source: as of `resolve`.
+
+    Returns:
+        The base's directory or hub id.
+
+    Raises:
+        GeffectError: the base is missing, or is not named.
+    """
+    if not _is_adapter(source):
+        return None
+    with reading(str(source)):
+        return str(resolve(_base_of(source)))
 
 
 def _base_of(adapter: Path) -> str:
@@ -180,19 +224,20 @@ def outline(spec: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
     if is_built_in(spec):
         model, tokenizer = make_tiny(0, spec.removesuffix(UNTRAINED))
         return model.to("meta"), tokenizer
-    with _reading(spec):
+    with reading(spec):
         source = resolve(spec)
-        adapter = isinstance(source, Path) and (source / "adapter_config.json").is_file()
-        return (_adapter_outline if adapter else _plain_outline)(str(source), trust_remote_code)
+        outlined = _adapter_outline if _is_adapter(source) else _plain_outline
+        return outlined(str(source), trust_remote_code)
 
 
 def _plain_outline(source: str, trust: bool) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     with quiet_transformers(), torch.device("meta"):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust)
+        name, revision = _revision(source)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust, **revision)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
-    return model, AutoTokenizer.from_pretrained(source, trust_remote_code=trust)
+    return model, AutoTokenizer.from_pretrained(name, trust_remote_code=trust, **revision)
 
 
 def _adapter_outline(source: str, trust: bool) -> tuple[Any, Any]:

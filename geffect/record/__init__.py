@@ -6,12 +6,15 @@ from geffect.record.lines import as_written, read_environment, read_lines, read_
 from geffect.record.localisation import MASKS, RECIPE, check_localised, read_localisation, write_localisation
 from geffect.record.resuming import check_same_data, check_unfinished, cut_back, last_checkpoint
 from geffect.record.spread import read_standard_errors
+from geffect.record.tokens import read_points, read_tokens
 from geffect.record.writing import (
     CONFIG,
     DONE,
     ENVIRONMENT,
     METRICS,
+    POINTS,
     STEPS,
+    TOKENS,
     RunDirectory,
     layout_to_json,
     refuse_existing,
@@ -23,8 +26,10 @@ __all__ = [
     "ENVIRONMENT",
     "MASKS",
     "METRICS",
+    "POINTS",
     "RECIPE",
     "STEPS",
+    "TOKENS",
     "RunDirectory",
     "as_written",
     "check_localised",
@@ -38,10 +43,12 @@ __all__ = [
     "read_ledger",
     "read_lines",
     "read_localisation",
+    "read_points",
     "read_published",
     "read_standard_errors",
     "read_steps",
     "read_support",
+    "read_tokens",
     "refuse_existing",
     "write_localisation",
 ]  # fmt: skip

@@ -9,8 +9,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import pandas as pd
 
 from geffect.errors import GeffectError
-from geffect.record.writing import ENVIRONMENT, STEPS
+from geffect.record.writing import ENVIRONMENT, POINTS, STEPS, TOKENS
 
+NO_RUN = "name a directory written by geffect unlearn, fit or inspect"
+MADE_BY = {TOKENS: "make them with geffect inspect --tokens 3", POINTS: "make them with geffect inspect --points ga"}
 RESTORE = "restore its files from a copy"
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -54,11 +56,12 @@ def read_steps(path: Path | str) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of ``steps.jsonl``; a torn last line is dropped.
+def read_lines(path: Path, name: str = STEPS) -> list[dict[str, Any]]:
+    """The lines of ``steps.jsonl`` or of a file beside it; a torn last line is dropped.
 
     Args:
         path: the run directory.
+        name: of the file.
 
     Returns:
         The lines in order.
@@ -66,11 +69,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         GeffectError: there is no record, or a line other than the last cannot be read.
     """
-    file = path / STEPS
+    file = path / name
     if not file.is_file():
-        raise GeffectError(
-            f"a run with {STEPS} in {path}", "none", "name a directory written by geffect unlearn or fit"
-        )
+        raise GeffectError(f"a run with {name} in {path}", "none", MADE_BY.get(name, NO_RUN))
     texts = file.read_bytes().split(b"\n")
     lines = []
     for number, text in enumerate(texts[:-1], start=1):  # what follows the last newline was torn

@@ -7,7 +7,7 @@ from typing import Any
 
 from geffect.errors import GeffectError
 from geffect.record.lines import read_environment, read_lines
-from geffect.record.writing import CONFIG, DONE, STEPS
+from geffect.record.writing import CONFIG, DONE, POINTS, STEPS, TOKENS
 
 
 def check_unfinished(path: Path) -> None:
@@ -52,10 +52,14 @@ def last_checkpoint(path: Path) -> Path | None:
 
 def cut_back(path: Path, step: int) -> None:
     """Keep of a run's lines those before a step: the rest will be written anew, the same."""
-    file = path / STEPS
-    if not file.exists():
-        return
-    kept = sum(line["step"] < step for line in read_lines(path))
+    for name in (STEPS, TOKENS, POINTS):
+        if (path / name).exists():
+            _cut_back(path, name, step)
+
+
+def _cut_back(path: Path, name: str, step: int) -> None:
+    file = path / name
+    kept = sum(line["step"] < step for line in read_lines(path, name))
     shorter = file.with_suffix(".shorter")
     with shorter.open("wb") as stream:
         stream.write(b"".join(text + b"\n" for text in file.read_bytes().split(b"\n")[:kept]))

@@ -19,6 +19,7 @@ from geffect.measurement import Spread
 from geffect.support import Support
 
 STEPS, ENVIRONMENT, CONFIG, METRICS, DONE = "steps.jsonl", "environment.json", "config.yaml", "metrics.json", "DONE"
+TOKENS, POINTS = "tokens.jsonl", "points.jsonl"  # lines of a step that stand beside its own
 DIGITS = 9  # significant digits of an inner product: more than float32 products hold
 
 
@@ -60,10 +61,10 @@ class RunDirectory:
             with contextlib.suppress(OSError):  # not empty, or not there
                 folder.rmdir()
 
-    def append(self, line: Mapping[str, Any]) -> None:
-        """Add one step's line to ``steps.jsonl`` and see it on disk; NaN and infinities become null."""
+    def append(self, line: Mapping[str, Any], file: str = STEPS) -> None:
+        """Add one line to ``steps.jsonl`` or a file beside it, and see it on disk; NaN and infinities become null."""
         text = json.dumps(_plain(dict(line)), allow_nan=False)
-        with (self.path / STEPS).open("a", encoding="utf-8") as stream:
+        with (self.path / file).open("a", encoding="utf-8") as stream:
             stream.write(text + "\n")
             stream.flush()
             os.fsync(stream.fileno())

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geffect.data import Encoded, pad_id_of
+from geffect.data import Encoded, collate, pad_id_of
 from geffect.data.relabel import random_labels
 from geffect.errors import GeffectError
 from geffect.metrics import adversarial_labels, reference_nll
@@ -94,6 +94,25 @@ def check_starts_at_one(outputs: Outputs, atol: float) -> None:
         raise GeffectError("a reference that is the run's start, so that every weight is 1",
                            f"weights from {weight.min():.3g} to {weight.max():.3g}",
                            "compute the reference with the model as it is now")  # fmt: skip
+
+
+def collated(rows: Mapping[str, Sequence[Encoded]], columns: Columns, pad_id: int) -> dict[str, dict[str, Tensor]]:
+    """Some rows of each set, padded to each set's own length, with the columns of each.
+
+    Args:
+        rows: set → its rows.
+        columns: set → column → one tensor a row of the whole set.
+        pad_id: fills the batches.
+
+    Returns:
+        Set → batch.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, each in rows.items():
+        batch = collate(each, pad_id)
+        extra = padded(columns.get(name, {}), batch["index"].tolist(), batch["labels"].shape[1])
+        found[name] = batch | extra
+    return found
 
 
 def padded(columns: Mapping[str, Sequence[Tensor]], positions: Sequence[int], width: int) -> dict[str, Tensor]:

@@ -54,6 +54,28 @@ def rows_of(batches: Sequence[Mapping[str, Tensor]]) -> str:
     return ", ".join(str(i) for batch in batches for i in batch["index"].tolist())
 
 
+def evaluated(model: nn.Module, sets: Mapping[str, list[Encoded]], pad_id: int, batch_size: int) -> Line:
+    """What a record's line holds of an evaluation: each set's risk and token accuracy, and each row's nats.
+
+    Args:
+        model: the model.
+        sets: name → encoded rows.
+        pad_id: fills the batches.
+        batch_size: rows at a time.
+
+    Returns:
+        ``evaluation`` and ``evaluation_rows``.
+    """
+    scores = {name: likelihood(model, rows, pad_id, batch_size) for name, rows in sets.items()}
+    return {
+        "evaluation": {name: {"risk": s.risk, "accuracy": s.accuracy} for name, s in scores.items()},
+        "evaluation_rows": {
+            name: {"nll": [round(each, ROW_DIGITS) for each in s.row_nll], "tokens": list(s.row_tokens)}
+            for name, s in scores.items()
+        },
+    }
+
+
 class RecordingTrainer(Trainer):  # type: ignore[misc]
     """What fitting and unlearning share: evaluation of named sets, checkpoints that are whole or absent, lines.
 
@@ -137,17 +159,11 @@ class RecordingTrainer(Trainer):  # type: ignore[misc]
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Risk and token accuracy of every evaluation set, for the record and the trackers."""
-        scores = {
-            name: likelihood(self.model, rows, self.pad_id, self.args.per_device_eval_batch_size)
-            for name, rows in self.evaluation_sets.items()
-        }
-        self.line["evaluation"] = {name: {"risk": s.risk, "accuracy": s.accuracy} for name, s in scores.items()}
-        self.line["evaluation_rows"] = {
-            name: {"nll": [round(each, ROW_DIGITS) for each in s.row_nll], "tokens": list(s.row_tokens)}
-            for name, s in scores.items()
-        }
-        metrics = {f"{metric_key_prefix}_{name}_risk": s.risk for name, s in scores.items()}
-        metrics |= {f"{metric_key_prefix}_{name}_accuracy": s.accuracy for name, s in scores.items()}
+        found = evaluated(self.model, self.evaluation_sets, self.pad_id, self.args.per_device_eval_batch_size)
+        self.line |= found
+        scores = found["evaluation"]
+        metrics = {f"{metric_key_prefix}_{name}_{kind}": scores[name][kind]
+                   for kind in ("risk", "accuracy") for name in scores}  # fmt: skip
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.started = time.perf_counter()

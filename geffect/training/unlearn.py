@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
-from geffect.data import Encoded, Meetings, Together, collate
+from geffect.data import Encoded, Meetings, Together
 from geffect.errors import GeffectError
 from geffect.ledger import Ledger
 from geffect.localisation import Frozen
@@ -28,7 +28,7 @@ from geffect.rows import trainable
 from geffect.rules import SEEN, Rule, first_broken
 from geffect.scopes import RISKS, of_role, role_of, scopes
 from geffect.ties import find_tie
-from geffect.training.columns import Columns, check_columns, check_starts_at_one, padded
+from geffect.training.columns import Columns, check_columns, check_starts_at_one, collated
 from geffect.training.diagnostics import Diagnostics, probe_batches, published_lines, summary
 from geffect.training.modes import set_mode
 from geffect.training.recording import Line, RecordingTrainer, make_loader, rows_of
@@ -171,12 +171,8 @@ class UnlearnTrainer(RecordingTrainer):
 
     def collate(self, meetings: Sequence[Mapping[str, Encoded]]) -> dict[str, Batch]:
         """Pad a micro-batch's rows, each set to its own length, with the columns of each."""
-        batches: dict[str, Batch] = {}
-        for name in meetings[0]:
-            batch = collate([rows[name] for rows in meetings], self.pad_id)
-            extra = padded(self.columns.get(name, {}), batch["index"].tolist(), batch["labels"].shape[1])
-            batches[name] = batch | extra
-        return batches
+        rows = {name: [each[name] for each in meetings] for name in meetings[0]}
+        return collated(rows, self.columns, self.pad_id)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Rows that meet in an order that depends on seed and epoch alone."""

@@ -1,0 +1,142 @@
+"""One objective's record: what it holds already, what it is measured with, and where its lines go."""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from geffect.config import InspectConfig, UnlearnConfig
+from geffect.data import Encoded, pad_id_of
+from geffect.errors import GeffectError
+from geffect.inspection.completing import as_run
+from geffect.inspection.measuring import Given
+from geffect.lifecycle import resolved, started, unfinished
+from geffect.models import Loaded
+from geffect.models.reference import Reference
+from geffect.objectives import Objective, make_objective
+from geffect.preparation import Start, read_start, training_sets
+from geffect.record import CONFIG, DONE, STEPS, RunDirectory, check_same_data, read_lines
+from geffect.training.columns import Columns, compute_columns
+
+EVALUATED = ("forget", "retain", "held")
+FROM_START = frozenset({"ref_nll", "ref_logits", "ref_hidden"})
+Sink = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One objective's record, begun or not.
+
+    Attributes:
+        config: of the inspection, with this objective alone.
+        run: the same as a run's, for what reads sets and objectives.
+        done: the steps it holds.
+    """
+
+    config: InspectConfig
+    run: UnlearnConfig
+    done: frozenset[int]
+
+    def first(self, steps: Sequence[int]) -> int:
+        """The first step that is missing; one past the last where none is."""
+        return next((step for step in steps if step not in self.done), max(steps) + 1)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A task that can be carried out.
+
+    Attributes:
+        task: it.
+        given: what every checkpoint is measured with.
+        points: name → objective whose weights are told beside each forget row's own effects.
+        evaluated: the sets that are scored, and whose tokens are told.
+        sink: takes lines.
+    """
+
+    task: Task
+    given: Given
+    points: dict[str, Objective]
+    evaluated: dict[str, list[Encoded]]
+    sink: Sink
+
+
+def record_of(config: InspectConfig, objective: str) -> Path:
+    """Where an objective's record lies: ``out`` itself, or below it where there are several."""
+    several = len(config.objective) > 1
+    return config.out / re.sub(r"[^\w.]+", "-", objective).strip("-") if several else config.out
+
+
+def tasks(config: InspectConfig, *, resume: bool) -> list[Task]:
+    """What is left to do, an objective each.
+
+    Args:
+        config: the inspection, completed.
+        resume: leave what is finished, and go on with what was begun.
+
+    Returns:
+        The tasks.
+
+    Raises:
+        GeffectError: a directory is taken, or what was begun is another inspection.
+    """
+    found = []
+    for text in config.objective:
+        own = config.model_copy(update={"objective": [text], "out": record_of(config, text)})
+        begun = resume and (own.out / CONFIG).exists()
+        if begun and (own.out / DONE).exists():
+            continue
+        if begun:
+            own = unfinished(own)
+        else:
+            RunDirectory(own.out)  # refuses what is there
+        lines = read_lines(own.out) if begun and (own.out / STEPS).exists() else []
+        found.append(Task(own, as_run(own, text), frozenset(line["step"] for line in lines)))
+    return found
+
+
+@contextlib.contextmanager
+def ready(task: Task, loaded: Loaded, start: Loaded | None, steps: Sequence[int]) -> Iterator[Ready]:
+    """Read a task's sets, compute what its objective needs of the start, and open its record.
+
+    Args:
+        task: the task.
+        loaded: the first checkpoint that is measured.
+        start: the model before unlearning, where it is known.
+        steps: of all checkpoints.
+
+    Yields:
+        The task, ready; its record is closed when this ends.
+
+    Raises:
+        GeffectError: a set cannot be read, the objective needs a start, or the record began with other sets.
+    """
+    read = read_start(task.run.model_copy(update={"lora": 0}), loaded)  # an adapter is there already
+    points = {text: make_objective(text) for text in task.config.points}
+    given = _given(task, read, points, start)
+    environment = read.environment(task.run, len(steps))
+    environment["batch"]["sentence"] = f"whole sets, {task.config.batch_size} rows of each at a time"
+    if task.done:
+        check_same_data(task.config.out, environment)
+    evaluated = {name: read.encoded[name] for name in EVALUATED if name in read.encoded}
+    run = RunDirectory(task.config.out, resume=bool(task.done))
+    with started(run, resolved(task.config), environment, task.first(steps)) as sink:
+        yield Ready(task, given, points, evaluated, sink)
+
+
+def _given(task: Task, read: Start, points: dict[str, Objective], start: Loaded | None) -> Given:
+    objective, origin = make_objective(task.run.objective), start or read.loaded
+    sets = training_sets(task.run, read, objective)
+    asked = [objective, *points.values()]
+    if start is None and any(each.needs & FROM_START for each in asked):
+        text = next(each.text for each in asked if each.needs & FROM_START)
+        raise GeffectError(f"a start for {text!r}", "none", "name the model before unlearning with --start")
+    if start is not None and points:
+        asked.append(make_objective("npo"))  # every row's NLL at the start stands beside its points
+    columns: Columns = {}
+    for each in asked:
+        for name, found in compute_columns(origin.model, origin.tokenizer, each, sets, task.config.seed).items():
+            columns[name] = columns.get(name, {}) | found
+    reference = Reference(origin.model) if objective.needs & {"ref_logits", "ref_hidden"} else None
+    return Given(objective, sets, columns, reference, read.layout.layers, pad_id_of(origin.tokenizer))

@@ -1,0 +1,112 @@
+"""A checkpoint's rows one by one, token by token: what a record's ``tokens.jsonl`` and ``points.jsonl`` hold."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geffect.data import Encoded, token_texts
+from geffect.groups import layout
+from geffect.objectives import IGNORE_INDEX, Objective, forward
+from geffect.rows import NamedTensors
+from geffect.tokens import token_effects
+from geffect.training.columns import Columns, collated
+
+HARMED = ("retain", "held")  # where the rows told are those whose risk is raised most; of others, least
+
+
+def token_lines(
+    model: Any, tokenizer: Any, sets: Mapping[str, Sequence[Encoded]], direction: NamedTensors, pad_id: int,
+    count: int, batch_size: int,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """The rows of each set that a direction serves worst, and its effect on each of their tokens.
+
+    Args:
+        model: the checkpoint's.
+        tokenizer: its tokenizer.
+        sets: set → encoded rows.
+        direction: what is descended, parameter → tensor.
+        pad_id: fills the batches.
+        count: rows told of each set: those kept whose risk is raised most, those to forget whose risk is raised least.
+        batch_size: rows at a time.
+
+    Yields:
+        A line a row: ``tokens``, ``labelled``, ``effect`` = ⟨∇ℓ_i, direction⟩ of every token i, and its ``groups``.
+    """
+    groups = layout(model).groups()
+    for name, rows in sets.items():
+        means = [_row_means(model, batch, direction) for batch in _batches(rows, {}, pad_id, batch_size)]
+        order = torch.cat(means).argsort(descending=name not in HARMED, stable=True)[:count].tolist()
+        for position in order:
+            row = rows[position]
+            batch = next(_batches([row], {}, pad_id, 1))
+            effects = token_effects(model, _on(model, batch), direction, groups)
+            yield {
+                "set": name,
+                "row": row.index,
+                "tokens": token_texts(tokenizer, row.input_ids),
+                "labelled": [label != IGNORE_INDEX for label in row.labels],
+                "effect": _at_token(effects.total[0]),
+                "groups": {group: _at_token(each[0]) for group, each in effects.groups.items()},
+            }
+
+
+def point_lines(
+    model: Any, rows: Sequence[Encoded], columns: Columns, risks: Mapping[str, NamedTensors],
+    objectives: Mapping[str, Objective], pad_id: int, batch_size: int,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Every forget row's own effect on both risks (PG-effect, arXiv 2502.19301 §5), and objectives' weights on it.
+
+    PG(s; D) = ⟨∇R(D), ∇log p(s)⟩, log p(s) the sum over the row's labelled tokens: what gradient ascent on s alone
+    would do. Below 0 on the forget set it unlearns, below 0 on the retain set it harms.
+
+    Args:
+        model: the checkpoint's.
+        rows: the encoded forget set.
+        columns: its columns, ``ref_nll`` among them where there is a start.
+        risks: ``unlearn`` and ``retain`` → the gradient of that risk.
+        objectives: name → whose weights are told, the mean over a row's labelled tokens.
+        pad_id: fills the batches.
+        batch_size: rows at a time.
+
+    Yields:
+        A line a row.
+    """
+    for batch in _batches(rows, columns, pad_id, batch_size):
+        here = _on(model, batch)
+        effects = {name: -token_effects(model, here, row).by_row() for name, row in risks.items()}
+        with torch.no_grad():
+            outputs = forward(model, here)
+            counts = outputs.mask.sum(1)
+            weights = {name: each.forget_weights(outputs) for name, each in objectives.items()}
+        start = None if outputs.ref_nll is None else outputs.ref_nll.sum(1)
+        for i, index in enumerate(batch["index"].tolist()):
+            yield {
+                "row": index,
+                **{name: float(effect[i]) for name, effect in effects.items()},
+                "nll": float(outputs.sequence_nll[i]),
+                "reference_nll": None if start is None else float(start[i]),
+                "num_tokens": int(counts[i]),
+                "weights": {name: float(w[i].sum() / counts[i]) for name, w in weights.items() if w is not None},
+            }
+
+
+def _row_means(model: Any, batch: Mapping[str, Tensor], direction: NamedTensors) -> Tensor:
+    effects = token_effects(model, _on(model, batch), direction)
+    return effects.by_row() / effects.labelled.sum(1)
+
+
+def _batches(rows: Sequence[Encoded], columns: Columns, pad_id: int, size: int) -> Iterator[dict[str, Tensor]]:
+    for i in range(0, len(rows), size):
+        yield collated({"forget": rows[i : i + size]}, columns, pad_id)["forget"]
+
+
+def _on(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    device = next(model.parameters()).device
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def _at_token(effect: Tensor) -> list[float]:
+    """From the position that predicts a token to the token itself; a row's first token is predicted by none."""
+    return [0.0, *(float(f"{x:.9g}") for x in effect[:-1].tolist())]

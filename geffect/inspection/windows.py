@@ -1,0 +1,67 @@
+"""Whole sets as one window of micro-batches, so that a row is a set's gradient and not a batch's."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from geffect.data import Encoded, Meetings, Together
+from geffect.measurement import Batch
+from geffect.training.columns import Columns, collated
+
+FEWEST = 2  # parts whose spread can be told
+
+
+def dataset_parts(
+    sets: Mapping[str, Sequence[Encoded]], columns: Columns, pad_id: int, batch_size: int
+) -> list[list[dict[str, Batch]]]:
+    """Every row of every set once: parts alike in their shares of all sets, each in micro-batches.
+
+    Standard errors see the parts; there are as many as the smallest set fills batches. A part holds an equal share of
+    each set, cut into batches; where a set has fewer of them, it stands in the last, so that every part ends with all.
+
+    Args:
+        sets: set → encoded rows.
+        columns: what the objective needs of each row.
+        pad_id: fills the batches.
+        batch_size: rows of a set at most in a micro-batch.
+
+    Returns:
+        Parts of micro-batches, each set → batch.
+    """
+    smallest = min(map(len, sets.values()))
+    count = min(smallest, max(FEWEST, -(-smallest // batch_size)))
+    found = []
+    for part in range(count):
+        shares = {name: _share(rows, part, count) for name, rows in sets.items()}
+        chunks = {name: [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+                  for name, rows in shares.items()}  # fmt: skip
+        longest = max(map(len, chunks.values()))
+        found.append([
+            collated(
+                {name: each[i - longest] for name, each in chunks.items() if longest - i <= len(each)}, columns, pad_id
+            )
+            for i in range(longest)
+        ])
+    return found
+
+
+def _share(rows: Sequence[Encoded], part: int, count: int) -> Sequence[Encoded]:
+    return rows[part * len(rows) // count : (part + 1) * len(rows) // count]
+
+
+def published_batches(
+    sets: Mapping[str, Sequence[Encoded]], columns: Columns, pad_id: int, batch_size: int, seed: int
+) -> Iterator[dict[str, Batch]]:
+    """One pass over the forget rows, as many random rows of each other set beside them, as a run draws them.
+
+    Args:
+        sets: set → encoded rows.
+        columns: what the objective needs of each row.
+        pad_id: fills the batches.
+        batch_size: forget rows of a micro-batch.
+        seed: of the draws.
+
+    Yields:
+        Set → batch.
+    """
+    met = [Together(sets)[each] for each in Meetings({name: len(rows) for name, rows in sets.items()}, seed)]
+    for i in range(0, len(met), batch_size):
+        yield collated({name: [row[name] for row in met[i : i + batch_size]] for name in sets}, columns, pad_id)
