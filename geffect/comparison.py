@@ -55,7 +55,8 @@ def _with_roles(scores: "pd.Series[Any]") -> "pd.Series[Any]":
 def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "thirds") -> list[Path]:
     """Draw runs: G-effect by layer group, cosine disparity, trade-off plane; each with the data drawn.
 
-    Where every run kept a ledger, or recorded supports, those are drawn too. Of a localisation its overlaps are drawn.
+    A single run is drawn by layer, too. Where every run kept a ledger, or recorded supports, those are drawn as well.
+    Of a localisation its overlaps are drawn.
 
     Args:
         runs: run directories, side by side.
@@ -71,10 +72,14 @@ def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "
     out = out or next(iter(paths.values())) / "figures"
     grams = {name: read(path, "group", scheme) for name, path in paths.items()}
     effects = pd.concat([g_effect(gram, direction_of(gram)).assign(run=name) for name, gram in grams.items()])
-    effects = effects[(effects["group"] != "tied") | effects[["unlearn", "retain"]].any(axis=1)]  # told apart by use
+    effects = _by_use(effects, "group")
     cosines = pd.concat([_cosines(gram).assign(run=name) for name, gram in grams.items()])
     scores = pd.concat([read_steps(path).assign(run=name) for name, path in paths.items()])
     written = plots.save(plots.g_effect_curves(effects), out / "g_effect", effects)
+    if len(paths) == 1:
+        layers = read(next(iter(paths.values())), "layer")
+        by_layer = _by_use(g_effect(layers, direction_of(layers)), "layer")
+        written += plots.save(plots.layer_heat_map(by_layer), out / "layers", by_layer)
     written += plots.save(plots.cosine_curves(cosines), out / "cosine", cosines)
     if {"forget_risk", "held_risk"} <= set(scores):
         plane = scores[["run", "step", "forget_risk", "held_risk"]].dropna()
@@ -148,6 +153,11 @@ def named(runs: Sequence[Path | str]) -> dict[str, Path]:
     if len(named) < len(paths):
         raise GeffectError("different runs", "one given twice", "name each once")
     return named
+
+
+def _by_use(effects: pd.DataFrame, label: str) -> pd.DataFrame:
+    """Without the tied tensor where its parts are told apart by use and nothing is left of it."""
+    return effects[(effects[label] != "tied") | effects[["unlearn", "retain"]].any(axis=1)]
 
 
 def _cosines(gram: pd.DataFrame) -> pd.DataFrame:
