@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 import yaml
@@ -12,12 +12,36 @@ from geffect import plots
 from geffect.comparison import descended, named
 from geffect.effects import cosines, direction_of, g_effect
 from geffect.errors import GeffectError
-from geffect.record import CONFIG, DONE, as_written, read, read_environment, read_ledger, read_lines, read_steps
+from geffect.record import (
+    CONFIG,
+    DONE,
+    as_written,
+    read,
+    read_environment,
+    read_ledger,
+    read_lines,
+    read_points,
+    read_standard_errors,
+    read_steps,
+    read_tokens,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SETTINGS = ("model", "train", "forget", "retain", "held", "domain", "objective", "rectifier", "learning_rate")
+SETTINGS = (
+    "model",
+    "checkpoints",
+    "start",
+    "train",
+    "forget",
+    "retain",
+    "held",
+    "domain",
+    "objective",
+    "rectifier",
+    "learning_rate",
+)
 
 
 class Run:
@@ -87,24 +111,40 @@ class Run:
         """Predicted against measured change of the risks, where recorded, as `geffect.read_ledger`."""
         return read_ledger(self.path)
 
-    def plot(self, kind: str = "g_effect", *others: "Run") -> "Figure":
+    def standard_errors(self, by: str = "total", scheme: str = "thirds") -> pd.DataFrame:
+        """Inner products with their standard errors, where recorded, as `geffect.read_standard_errors`."""
+        return read_standard_errors(self.path, by, scheme)
+
+    def tokens(self) -> pd.DataFrame:
+        """Effects on single tokens, where recorded, as `geffect.read_tokens`."""
+        return read_tokens(self.path)
+
+    def points(self) -> pd.DataFrame:
+        """Single rows' effects on both risks, where recorded, as `geffect.read_points`."""
+        return read_points(self.path)
+
+    def plot(self, kind: str = "g_effect", *others: "Run", **options: Any) -> "Figure":
         """Draw the run, alone or with others.
 
         Args:
             kind: a key of `KINDS`.
             *others: runs to draw with it, told apart by their directories' names.
+            **options: of the function of `geffect.plots` that draws the kind: ``step`` of ``gram`` and ``plane``,
+                ``weight`` of ``points``, ``column`` of ``tokens``.
 
         Returns:
             The figure, which a notebook shows.
 
         Raises:
-            GeffectError: the kind is unknown, a run has nothing of it, or there are too many.
+            GeffectError: the kind is unknown, a run has nothing of it, or there are too many runs.
         """
         if kind not in KINDS:
             raise GeffectError(f"a kind among {', '.join(KINDS)}", repr(kind), "choose one of these")
-        frame_of, draw = KINDS[kind]
-        paths = named([each.path for each in (self, *others)])
-        return draw(pd.concat([frame_of(Run(path)).assign(run=name) for name, path in paths.items()]))
+        chosen, paths = KINDS[kind], named([each.path for each in (self, *others)])
+        if chosen.alone and others:
+            raise GeffectError(f"one run in a picture of {kind}", f"{len(paths)}", "draw each by itself")
+        frames = [chosen.frame(Run(path)).assign(run=name) for name, path in paths.items()]
+        return chosen.draw(pd.concat(frames), **options)
 
 
 @as_written
@@ -148,10 +188,28 @@ def _plane(run: Run) -> pd.DataFrame:
     return found
 
 
-KINDS: dict[str, tuple[Callable[[Run], pd.DataFrame], Callable[[pd.DataFrame], "Figure"]]] = {
-    "g_effect": (lambda run: descended(run.to_frame()), plots.g_effect_curves),
-    "cosine": (Run.cosine, plots.cosine_curves),
-    "trade_off": (_plane, plots.trade_off),
-    "ledger": (Run.ledger, plots.ledger_plane),
-    "ledger_sums": (Run.ledger, plots.ledger_sums),
+def _last_tokens(run: Run) -> pd.DataFrame:
+    tokens: pd.DataFrame = run.tokens()
+    return tokens.loc[tokens["step"] == tokens["step"].max()]
+
+
+class Kind(NamedTuple):
+    """A kind of picture: what is drawn of a run, what draws it, and whether it holds one run alone."""
+
+    frame: Callable[[Run], pd.DataFrame]
+    draw: Callable[..., "Figure"]
+    alone: bool = False
+
+
+KINDS = {
+    "g_effect": Kind(lambda run: descended(run.to_frame()), plots.g_effect_curves),
+    "layers": Kind(lambda run: descended(run.to_frame("layer")), plots.layer_heat_map, alone=True),
+    "cosine": Kind(Run.cosine, plots.cosine_curves),
+    "trade_off": Kind(_plane, plots.trade_off),
+    "gram": Kind(Run.to_frame, plots.gram_heat_map, alone=True),
+    "plane": Kind(Run.to_frame, plots.g_effect_plane),
+    "ledger": Kind(Run.ledger, plots.ledger_plane),
+    "ledger_sums": Kind(Run.ledger, plots.ledger_sums),
+    "tokens": Kind(_last_tokens, plots.token_strip, alone=True),
+    "points": Kind(Run.points, plots.point_plane, alone=True),
 }
