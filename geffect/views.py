@@ -189,8 +189,9 @@ def _plane(run: Run) -> pd.DataFrame:
 
 
 def _last_tokens(run: Run) -> pd.DataFrame:
-    tokens: pd.DataFrame = run.tokens()
-    return tokens.loc[tokens["step"] == tokens["step"].max()]
+    tokens = run.tokens()
+    found: pd.DataFrame = tokens[tokens["step"] == tokens["step"].max()]
+    return found
 
 
 class Kind(NamedTuple):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,7 +19,11 @@ from geffect.tokens import TokenEffects
 from geffect.views import KINDS
 from tests.conftest import config
 
-RECORDED = ["g_effect", "cosine", "trade_off", "ledger", "ledger_sums"]
+TOGETHER: dict[str, dict[str, Any]] = {
+    "g_effect": {}, "cosine": {}, "trade_off": {}, "plane": {"step": 0}, "ledger": {}, "ledger_sums": {},
+}  # fmt: skip
+ALONE: dict[str, dict[str, Any]] = {"layers": {}, "gram": {"step": 0}}
+INSPECTED: dict[str, dict[str, Any]] = {"tokens": {"column": "embed"}, "points": {"weight": "wga"}}
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +33,16 @@ def runs(start: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
         name: api.unlearn(config(start, path / name, rectifier=name, ledger=4, objective="ga + 0.1*gd"))
         for name in ("none", "gru")
     }
+
+
+@pytest.fixture(scope="module")
+def inspected(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The record of a run's checkpoints, with tokens and points."""
+    path = tmp_path_factory.mktemp("inspected")
+    run = api.unlearn(config(start, path / "run", save_every=2))
+    found = api.inspect(geffect.InspectConfig.read(
+        checkpoints=[str(run)], out=path / "record", tokens=2, points=["wga"], batch_size=6))  # fmt: skip
+    return found[0]
 
 
 def test_a_summary_goes_from_the_first_evaluation_to_the_last(runs: dict[str, Path]) -> None:
@@ -91,11 +106,33 @@ def test_the_cosine_is_that_of_the_whole_model(runs: dict[str, Path]) -> None:
 
 
 @pytest.mark.usefixtures("untouched_style")
-@pytest.mark.parametrize("kind", RECORDED)
-def test_every_kind_draws_a_picture_that_shows_itself(kind: str, runs: dict[str, Path]) -> None:
-    figure = geffect.Run(runs["none"]).plot(kind, geffect.Run(runs["gru"]))
+@pytest.mark.parametrize("kind", TOGETHER)
+def test_runs_are_drawn_side_by_side(kind: str, runs: dict[str, Path]) -> None:
+    figure = geffect.Run(runs["none"]).plot(kind, geffect.Run(runs["gru"]), **TOGETHER[kind])
     texts = {text.get_text() for text in figure.findobj(lambda each: hasattr(each, "get_text"))}
     assert {"none", "gru"} <= texts or any("gru" in text for text in texts)
+    assert_shows_itself(figure)
+
+
+@pytest.mark.usefixtures("untouched_style")
+@pytest.mark.parametrize("kind", ALONE)
+def test_some_kinds_hold_one_run(kind: str, runs: dict[str, Path]) -> None:
+    run = geffect.Run(runs["gru"])
+    assert_shows_itself(run.plot(kind, **ALONE[kind]))
+    with pytest.raises(GeffectError, match=f"one run in a picture of {kind}; found 2"):
+        run.plot(kind, geffect.Run(runs["none"]), **ALONE[kind])
+
+
+@pytest.mark.usefixtures("untouched_style")
+@pytest.mark.parametrize("kind", INSPECTED)
+def test_tokens_and_points_are_drawn_of_an_inspection(kind: str, inspected: Path, runs: dict[str, Path]) -> None:
+    assert_shows_itself(geffect.Run(inspected).plot(kind, **INSPECTED[kind]))
+    with pytest.raises(GeffectError, match=f"{kind}\\.jsonl"):
+        geffect.Run(runs["none"]).plot(kind, **INSPECTED[kind])
+
+
+def assert_shows_itself(figure: Any) -> None:
+    """A notebook draws it, and draws it alike twice."""
     png = figure._repr_png_()
     assert png.startswith(b"\x89PNG")
     assert png == figure._repr_png_()
@@ -121,7 +158,17 @@ def test_a_fit_shows_itself_too(start: Path, tmp_path: Path) -> None:
 
 
 def test_every_kind_is_tested() -> None:
-    assert set(KINDS) == set(RECORDED)
+    assert set(KINDS) == {*TOGETHER, *ALONE, *INSPECTED}
+
+
+def test_an_inspection_is_a_run_like_any_other(inspected: Path) -> None:
+    run = geffect.Run(inspected)
+    found = run.summary()
+    assert (found["objective"], found["last step"], found["finished"]) == ("ga", "4", "yes")
+    assert run.evaluations()["step"].unique().tolist() == [0, 2, 4]
+    pd.testing.assert_frame_equal(run.tokens(), geffect.read_tokens(inspected))
+    pd.testing.assert_frame_equal(run.points(), geffect.read_points(inspected))
+    pd.testing.assert_frame_equal(run.standard_errors(), geffect.read_standard_errors(inspected, "total"))
 
 
 def test_the_gram_of_rows_at_hand() -> None:
