@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from geffect import plots
-from geffect.effects import direction_of, g_effect, total_cosine
+from geffect.effects import cosines, direction_of, g_effect, label_of, total_cosine
 from geffect.errors import GeffectError
 from geffect.record import (
     RECIPE,
@@ -87,7 +87,8 @@ def at_checkpoints(path: Path | str) -> pd.DataFrame:
 def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "thirds") -> list[Path]:
     """Draw runs: G-effect by layer group, cosine disparity, trade-off plane; each with the data drawn.
 
-    Where every run kept a ledger, or recorded supports, those are drawn too. Of a localisation its overlaps are drawn.
+    A single run is drawn by layer, too. Where every run kept a ledger, or recorded supports, those are drawn as well.
+    Of a localisation its overlaps are drawn.
 
     Args:
         runs: run directories, side by side.
@@ -102,12 +103,14 @@ def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "
         return [file for name, path in paths.items() for file in overlap_figures(path, out / name if out else None)]
     out = out or next(iter(paths.values())) / "figures"
     grams = {name: read(path, "group", scheme) for name, path in paths.items()}
-    effects = pd.concat([g_effect(gram, direction_of(gram)).assign(run=name) for name, gram in grams.items()])
-    effects = effects[(effects["group"] != "tied") | effects[["unlearn", "retain"]].any(axis=1)]  # told apart by use
-    cosines = pd.concat([_cosines(gram).assign(run=name) for name, gram in grams.items()])
+    effects = pd.concat([descended(gram).assign(run=name) for name, gram in grams.items()])
+    disparities = pd.concat([cosines(gram).assign(run=name) for name, gram in grams.items()])
     scores = pd.concat([read_steps(path).assign(run=name) for name, path in paths.items()])
     written = plots.save(plots.g_effect_curves(effects), out / "g_effect", effects)
-    written += plots.save(plots.cosine_curves(cosines), out / "cosine", cosines)
+    if len(paths) == 1:
+        by_layer = descended(read(next(iter(paths.values())), "layer"))
+        written += plots.save(plots.layer_heat_map(by_layer), out / "layers", by_layer)
+    written += plots.save(plots.cosine_curves(disparities), out / "cosine", disparities)
     if {"forget_risk", "held_risk"} <= set(scores):
         plane = scores[["run", "step", "forget_risk", "held_risk"]].dropna()
         written += plots.save(plots.trade_off(plane), out / "trade_off", plane)
@@ -122,6 +125,19 @@ def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "
         curves = plots.jaccard_curves(overlaps, "objective", "retain", shares.pop())
         written += plots.save(curves, out / "jaccard", overlaps)
     return written
+
+
+def descended(gram: pd.DataFrame) -> pd.DataFrame:
+    """The G-effects of what was descended, as they are drawn.
+
+    Args:
+        gram: a record's tidy frame by group or layer.
+
+    Returns:
+        As `g_effect`, without the tied tensor where its parts are told apart by use and nothing is left of it.
+    """
+    effects = g_effect(gram, direction_of(gram))
+    return effects[(effects[label_of(gram)] != "tied") | effects[["unlearn", "retain"]].any(axis=1)]
 
 
 def whole_overlaps(path: Path | str) -> pd.DataFrame:
@@ -180,10 +196,3 @@ def named(runs: Sequence[Path | str]) -> dict[str, Path]:
     if len(named) < len(paths):
         raise GeffectError("different runs", "one given twice", "name each once")
     return named
-
-
-def _cosines(gram: pd.DataFrame) -> pd.DataFrame:
-    """Cosine with the retain gradient by step, before and after rectification."""
-    rectified = total_cosine(gram, "rectified", "retain") if (gram["row"] == "rectified").any() else float("nan")
-    cosine = total_cosine(gram, "objective", "retain")
-    return pd.DataFrame({"cosine": cosine, "rectified": rectified}).rename_axis("step").reset_index()

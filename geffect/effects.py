@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from torch import Tensor
 
@@ -98,6 +99,69 @@ def total_cosine(frame: pd.DataFrame, a: str, b: str) -> "pd.Series[float]":
     ab, aa, bb = (pairs(frame, *pair).groupby("step").sum() for pair in ((a, b), (a, a), (b, b)))
     scale = (aa * bb) ** 0.5
     return (ab / scale.where(scale > 0)).clip(-1.0, 1.0)
+
+
+def cosines(frame: pd.DataFrame) -> pd.DataFrame:
+    """Cosine with the retain gradient by step, before and after rectification.
+
+    Args:
+        frame: a record's tidy frame.
+
+    Returns:
+        Columns ``step``, ``cosine`` (of the objective's row), ``rectified`` (NaN where no rectifier ran).
+    """
+    rectified = total_cosine(frame, "rectified", "retain") if direction_of(frame) == "rectified" else math.nan
+    cosine = total_cosine(frame, "objective", "retain")
+    return pd.DataFrame({"cosine": cosine, "rectified": rectified}).rename_axis("step").reset_index()
+
+
+def gram_at(frame: pd.DataFrame, step: int | None = None) -> pd.DataFrame:
+    """The whole model's inner products of all rows at one step.
+
+    Args:
+        frame: columns ``step``, ``row``, ``other``, ``inner``; each unordered pair stands once a label (see `pairs`),
+            and labels are summed.
+        step: which; may be left out where there is one.
+
+    Returns:
+        ``[M, M]``, symmetric, rows and columns named in order of first appearance; NaN for a pair that is missing.
+
+    Raises:
+        GeffectError: there is no such step, or none was chosen among several.
+    """
+    steps = sorted(frame["step"].unique())
+    if step is None and len(steps) == 1:
+        step = steps[0]
+    if step not in steps:
+        found = "several, and none chosen" if step is None else str(step)
+        raise GeffectError(f"a step among {', '.join(map(str, steps))}", found, "name one of these")
+    sums = frame[frame["step"] == step].groupby(["row", "other"], sort=False)["inner"].sum(min_count=1)
+    rows = list(dict.fromkeys(name for pair in sums.index for name in pair))
+    upper = sums.unstack("other").reindex(index=rows, columns=rows)
+    return upper.combine_first(upper.T).loc[rows, rows].rename_axis(index=None, columns=None)
+
+
+def plane_coordinates(gram: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Where vectors fall in the plane of the first two of them, by Gram-Schmidt on their inner products.
+
+    Args:
+        gram: ``[M, M]``, the inner products of M ≥ 2 vectors.
+
+    Returns:
+        ``[M, 2]``: each vector's components along the first one, and along what of the second is orthogonal to it. The
+        latter is 0 for all where the two are parallel (to 1e-12 of ‖second‖²); NaN where the first is zero.
+
+    >>> plane_coordinates(np.array([[4.0, 2.0, -2.0], [2.0, 2.0, 3.0], [-2.0, 3.0, 99.0]])).tolist()
+    [[2.0, 0.0], [1.0, 1.0], [-1.0, 4.0]]
+    """
+    length = math.sqrt(gram[0, 0]) or math.nan
+    along = gram[:, 0] / length  # ⟨v, e₁⟩
+    rest = gram[1, 1] - along[1] ** 2  # ‖second − ⟨second, e₁⟩e₁‖²
+    across = gram[:, 1] - along[1] * along
+    across[0] = 0.0
+    if not rest <= 1e-12 * gram[1, 1]:  # NaN goes on
+        return np.stack([along, across / math.sqrt(rest)], axis=1)
+    return np.stack([along, np.zeros_like(along)], axis=1)
 
 
 def r_squared(predicted: Sequence[float], measured: Sequence[float]) -> float:

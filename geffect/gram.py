@@ -6,9 +6,15 @@ products, and enough for every norm, cosine, G-effect and projection.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
+
+from geffect.rows import NamedTensors
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CHUNK = 1024  # elements summed in float32 before float64 takes over; 4096 is no faster and four times less exact
 SLAB = 256  # chunks multiplied at once: small enough to stay in cache
@@ -66,6 +72,22 @@ class Gram:
     rows: tuple[str, ...]
     values: dict[str, Tensor] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, rows: Mapping[str, NamedTensors]) -> Self:
+        """The Gram of rows at hand, as `geffect.capture` returns them.
+
+        Args:
+            rows: row name → parameter name → tensor; a parameter that is missing counts as zero.
+
+        Returns:
+            Its inner products.
+
+        >>> Gram.of({"a": {"w": torch.tensor([1.0, 2.0])}, "b": {}}).values["w"].tolist()
+        [[5.0, 0.0], [0.0, 0.0]]
+        """
+        names = dict.fromkeys(name for row in rows.values() for name in row)
+        return cls(tuple(rows), {name: inner_products([row.get(name) for row in rows.values()]) for name in names})
+
     def total(self, names: Iterable[str] | None = None) -> Tensor:
         """The sum over the named parameters (all by default), ``[M, M]``."""
         chosen = self.values.values() if names is None else [self.values[name] for name in names]
@@ -96,3 +118,30 @@ class Gram:
             dtype=torch.float64,
         )
         return Gram(tuple(combinations), {name: matrix @ g @ matrix.T for name, g in self.values.items()})
+
+    def to_frame(self, labels: Mapping[str, str] | None = None, by: str = "group") -> "pd.DataFrame":
+        """The inner products as a record's tidy frame has them, without a step.
+
+        Args:
+            labels: parameter → label to sum under, such as `geffect.groups.Layout.groups`; none are summed by default.
+            by: what the labels are, the name of their column: ``group`` or ``layer``.
+
+        Returns:
+            Columns ``by`` (``parameter`` without labels), ``row``, ``other``, ``inner``; each unordered pair once.
+        """
+        import pandas as pd
+
+        sums = self.values if labels is None else self.by(labels)
+        pairs = [(i, j) for i in range(len(self.rows)) for j in range(i, len(self.rows))]
+        lines = [(label, self.rows[i], self.rows[j], float(g[i, j])) for label, g in sums.items() for i, j in pairs]
+        return pd.DataFrame(lines, columns=["parameter" if labels is None else by, "row", "other", "inner"])
+
+    def __repr__(self) -> str:
+        return f"Gram({', '.join(self.rows)}; {len(self.values)} tensors)"
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        whole = pd.DataFrame(self.total().numpy(), self.rows, self.rows)
+        title = f"inner products, summed over {len(self.values)} tensors"
+        return f"<p>{title}</p>{whole.to_html(float_format='{:.4g}'.format)}"

@@ -80,7 +80,7 @@ def capture(model: nn.Module, losses: Mapping[str, Callable[[], Tensor]]) -> dic
         losses: row name → a function that runs the forward pass and returns a scalar.
 
     Returns:
-        Row name → parameter name → gradient, in the parameters' dtype.
+        Row name → parameter name → gradient, in the parameters' order and dtype.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> rows = capture(model, {"sum": lambda: model(torch.ones(1, 2)).sum()})
@@ -92,7 +92,10 @@ def capture(model: nn.Module, losses: Mapping[str, Callable[[], Tensor]]) -> dic
     with torch.random.fork_rng(sorted(each or 0 for each in devices)):
         for name, loss in losses.items():
             window.add(name, loss())
-    return window.rows
+    return {
+        name: {key: row[key] for key in window.parameters if key in row}  # a backward pass fills them from the end
+        for name, row in window.rows.items()
+    }
 
 
 def add_scaled(row: NamedTensors, key: str, tensor: Tensor | None, scale: float) -> None:

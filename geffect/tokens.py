@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from geffect.errors import GeffectError
 from geffect.objectives import IGNORE_INDEX, token_nll
 from geffect.rows import trainable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EXPERTS = "_experts_implementation"  # where transformers keeps how it multiplies a mixture's experts
 
@@ -39,6 +43,32 @@ class TokenEffects:
     def by_row(self) -> Tensor:
         """Each row's sum over its tokens ``[B]``."""
         return self.total.sum(1)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """A line a token, under its own position: what stands at position t here is of the token after it.
+
+        Returns:
+            Columns ``row``, ``position`` (from 1: nothing predicts the first token), ``labelled``, ``effect``, then a
+            column a group.
+        """
+        import pandas as pd
+
+        B, T = self.total.shape
+        row, position = (
+            each.reshape(-1) for each in torch.meshgrid(torch.arange(B), torch.arange(1, T), indexing="ij")
+        )
+        parts = {"labelled": self.labelled, "effect": self.total} | self.groups  # [B, T] each
+        columns = {"row": row, "position": position} | {name: each[:, :-1].reshape(-1) for name, each in parts.items()}
+        return pd.DataFrame({name: each.numpy(force=True) for name, each in columns.items()})
+
+    def __repr__(self) -> str:
+        return f"TokenEffects({len(self.total)} rows, {int(self.labelled.sum())} labelled tokens)"
+
+    def _repr_html_(self) -> str:
+        frame = self.to_frame()
+        rows = frame[frame["labelled"]].groupby("row")["effect"].agg(["size", "sum", "min", "max"])
+        names = {"size": "labelled tokens", "sum": "effect", "min": "lowest token", "max": "highest token"}
+        return f"<p>effect of a direction, by row</p>{rows.rename(columns=names).to_html(float_format='{:.4g}'.format)}"
 
 
 def token_effects(

@@ -49,7 +49,7 @@ def test_runs_that_share_a_name_are_told_apart(start: Path, runs: list[Path], tm
 
 def test_a_run_without_a_held_set_has_no_trade_off_plane(start: Path, tmp_path: Path) -> None:
     run = api.unlearn(config(start, tmp_path / "run", steps=1, held=None))
-    assert {p.stem for p in figures([run])} == {"g_effect", "cosine"}
+    assert {p.stem for p in figures([run])} == {"g_effect", "layers", "cosine"}
     assert "retain risk" in compare([run])
 
 

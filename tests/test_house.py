@@ -13,7 +13,7 @@ ORDER = [
     "objectives", "tokens", "rectify", "ledger", "measurement", "data", "models", "metrics", "rules", "training",
     "record", "plots", "comparison", "alignment", "config", "environment", "arguments", "domains", "preparation",
     "suites", "probes", "evaluation", "acquisition", "planning", "lifecycle", "inspection", "doctor", "api",
-    "demonstration", "citations", "show", "cli", "__main__",
+    "demonstration", "citations", "views", "show", "cli", "__main__",
 ]  # fmt: skip
 
 

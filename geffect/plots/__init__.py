@@ -1,12 +1,17 @@
 """A data frame of diagnostics in, a matplotlib figure out; legible in grey, and no global setting touched."""
 
 from geffect.plots.curves import cosine_curves, g_effect_curves, jaccard_curves
+from geffect.plots.gradients import g_effect_plane
 from geffect.plots.grid import trade_off_grid
+from geffect.plots.layers import gram_heat_map, layer_heat_map
 from geffect.plots.leaderboard import leaderboard, trade_off_bands
 from geffect.plots.ledger import ledger_plane, ledger_sums
+from geffect.plots.methods import g_effect_panels
 from geffect.plots.overlaps import jaccard_by_layer, jaccard_matrix, success_sweep
 from geffect.plots.planes import trade_off
+from geffect.plots.points import point_plane, weight_curves
 from geffect.plots.saving import save
+from geffect.plots.strips import token_strip
 from geffect.plots.style import GROUPS, ONE_COLUMN, READINGS, RUNS, STYLE, TWO_COLUMN
 
 __all__ = [
@@ -18,15 +23,22 @@ __all__ = [
     "TWO_COLUMN",
     "cosine_curves",
     "g_effect_curves",
+    "g_effect_panels",
+    "g_effect_plane",
+    "gram_heat_map",
     "jaccard_by_layer",
     "jaccard_curves",
     "jaccard_matrix",
+    "layer_heat_map",
     "leaderboard",
     "ledger_plane",
     "ledger_sums",
+    "point_plane",
     "save",
     "success_sweep",
+    "token_strip",
     "trade_off",
     "trade_off_bands",
     "trade_off_grid",
+    "weight_curves",
 ]

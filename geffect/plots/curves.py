@@ -4,9 +4,9 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from geffect.errors import GeffectError
+from geffect.plots.figure import Figure
 from geffect.plots.panels import by_run, centre, check, curve, finish, furnish
 from geffect.plots.style import GROUPS, NOTE, ONE_COLUMN, RUNS, STYLE, TWO_COLUMN
 

@@ -3,9 +3,9 @@
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from geffect.errors import GeffectError
+from geffect.plots.figure import Figure
 from geffect.plots.panels import check, finish
 from geffect.plots.planes import name_risk
 from geffect.plots.style import ONE_COLUMN, RUNS, STYLE, TWO_COLUMN, Look

@@ -3,9 +3,9 @@
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from geffect.errors import GeffectError
+from geffect.plots.figure import Figure
 from geffect.plots.grid import MOST, looks_of, small_panels
 from geffect.plots.panels import check, finish
 from geffect.plots.style import ONE_COLUMN, STYLE

@@ -6,11 +6,11 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from geffect.effects import r_squared
 from geffect.errors import GeffectError
+from geffect.plots.figure import Figure
 from geffect.plots.panels import around_zero, by_run, centre, curve, finish, finite, furnish
 from geffect.plots.style import READINGS, STYLE, TWO_COLUMN, Look
 

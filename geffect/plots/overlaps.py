@@ -7,16 +7,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from geffect.errors import GeffectError
-from geffect.plots.panels import Numbers, check, finish
+from geffect.plots.cells import heat, name_columns, number
+from geffect.plots.figure import Figure
+from geffect.plots.panels import check, finish, once
 from geffect.plots.style import NOTE, ONE_COLUMN, RUNS, STYLE, TWO_COLUMN, Look
 
 MOST, BAR = 12, 0.09  # rows, and how high the colour bar is in inches
 MAP = "YlGnBu"  # from light to dark in grey too
-DIAGONAL, UNKNOWN = "0.82", "0.75"
+DIAGONAL = "0.82"
 BAND: Look = {"c": "0.8", "lw": 6, "solid_capstyle": "butt"}
 SWEEP = ("which", "share", "domain", "unlearn_success", "retention_success", "seed")
 SUCCESSES = {"unlearn_success": "unlearn success (%)", "retention_success": "retention success (%)"}
@@ -47,7 +48,7 @@ def jaccard_matrix(frame: pd.DataFrame, share: float, within: Sequence[Sequence[
         mesh = _heat(axes, matrix.set_axis(names).set_axis(names, axis=1), share)
         for i in range(len(rows)):
             axes.add_patch(Rectangle((i, i), 1, 1, fc=DIAGONAL, ec="white", lw=0.5))
-        _number(axes, mesh, matrix.to_numpy(float))
+        number(axes, mesh, matrix.to_numpy(float))
         _frame_groups(axes, [len(group) for group in within])
         _settle(figure, bar, mesh, share)
     return figure
@@ -121,21 +122,15 @@ def _pairs(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     first: dict[frozenset[str], tuple[str, str]] = {}
     pairs = [first.setdefault(frozenset(pair), pair) for pair in zip(frame["row"], frame["other"], strict=True)]
     named = frame.assign(row=[row for row, _ in pairs], other=[other for _, other in pairs])
-    _once(named, [*keys, "row", "other"])
+    once(named, [*keys, "row", "other"])
     if same := [row for row, other in pairs if row == other]:
         raise GeffectError("pairs of different rows", f"{same[0]} with itself", "leave it out")
     return named.set_index([*keys, "row", "other"])
 
 
-def _once(frame: pd.DataFrame, keys: list[str]) -> None:
-    if (again := frame.duplicated(keys)).any():
-        found = ", ".join(map(str, frame.loc[again, keys].iloc[0]))
-        raise GeffectError(f"each {', '.join(keys)} once", f"{found} again", "draw one step of one run")
-
-
 def _domains(frame: pd.DataFrame) -> dict[str, Look]:
     check(frame, SWEEP)
-    _once(frame, ["which", "share", "domain", "seed"])
+    once(frame, ["which", "share", "domain", "seed"])
     for column, most in (("which", 4), ("domain", len(RUNS))):
         if (found := frame[column].nunique()) > most:
             raise GeffectError(f"at most {most} values of {column} in a picture", str(found), "leave some out")
@@ -147,32 +142,9 @@ def _heat(axes: Axes, table: pd.DataFrame, share: float) -> QuadMesh:
     values = table.to_numpy(float)
     top = max(np.nanmax(values, initial=0), 2 * share / (2 - share))
     step = 0.1 if top > 0.2 else 0.02
-    axes.patch.set(facecolor="white", edgecolor=UNKNOWN, hatch="//////")
-    mesh = axes.pcolormesh(values, cmap=MAP, vmin=0, vmax=min(1.0, step * np.ceil(top / step)), ec="white", lw=0.5)
-    axes.set(ylim=(len(table), 0), yticks=np.arange(len(table)) + 0.5, yticklabels=table.index)
-    _name_columns(axes, list(map(str, table.columns)))
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+    mesh = heat(axes, table, cmap=MAP, vmin=0, vmax=min(1.0, step * np.ceil(top / step)))
+    name_columns(axes, list(map(str, table.columns)))
     return mesh
-
-
-def _name_columns(axes: Axes, names: list[str]) -> None:
-    """Upright where they would meet; every so many where even that is too dense."""
-    width = 65 * (axes.figure.bbox.width / axes.figure.dpi - 1) / len(names)  # points a column has, about
-    turned = max(len(line) for name in names for line in name.split("\n")) * 4.2 > width
-    every = int(np.ceil(9 / width)) if turned else 1
-    places = range(0, len(names), every)
-    axes.set_xticks([i + 0.5 for i in places], [names[i] for i in places], rotation=90 if turned else 0)
-
-
-def _number(axes: Axes, mesh: QuadMesh, matrix: Numbers) -> None:
-    """Every number in its cell, dark on light and light on dark."""
-    size = 8 - 0.35 * max(0, len(matrix) - 4)
-    light = mesh.to_rgba(np.nan_to_num(matrix))[..., :3] @ (0.3, 0.59, 0.11)
-    for (i, j), value in np.ndenumerate(matrix):
-        text = "1" if i == j else f"{value:.2f}" if np.isfinite(value) else "–"
-        colour = "white" if light[i, j] < 0.5 else "black"
-        axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=colour, size=size)
 
 
 def _frame_groups(axes: Axes, sizes: list[int]) -> None:

@@ -31,6 +31,13 @@ def check(frame: pd.DataFrame, columns: tuple[str, ...]) -> None:
         raise GeffectError(f"groups among {', '.join(GROUPS)}", str(sorted(map(str, unknown))), "sum by group")
 
 
+def once(frame: pd.DataFrame, keys: list[str]) -> None:
+    """Raise where two rows have the same keys."""
+    if (again := frame.duplicated(keys)).any():
+        found = ", ".join(map(str, frame.loc[again, keys].iloc[0]))
+        raise GeffectError(f"each {', '.join(keys)} once", f"{found} again", "draw one step of one run")
+
+
 def by_run(frame: pd.DataFrame, columns: tuple[str, ...], most: int) -> dict[str, pd.DataFrame]:
     """The frame, checked and split by run.
 
@@ -71,18 +78,44 @@ def furnish(axes: Axes, note: str) -> Axes:
     return axes
 
 
-def centre(axes: Axes, values: "pd.Series[float]", label: str, unit: str = "gradient² units") -> None:
-    """Centre the y-axis on zero and name it; symlog where the largest value dwarfs the median."""
-    sizes = np.abs(values[np.isfinite(values) & (values != 0)].to_numpy(float))
-    top, room = float(sizes.max(initial=0)) or 1.0, 1.3  # the margin holds the note
-    wide = sizes.size > 0 and top > 100 * np.median(sizes)
-    if wide:
-        low, high = np.floor(np.log10([max(np.quantile(sizes, 0.25), top / 1e6), top])).astype(int)
+def centre(
+    axes: Axes, values: "pd.Series[float]", label: str, unit: str = "gradient² units", ticks: int = 3,
+    ratio: float = 100,
+) -> None:  # fmt: skip
+    """Centre the y-axis on zero and name it; symlog where the largest value dwarfs the median by more than a ratio."""
+    top, exponents = spread(finite(values), ratio)
+    room = 1.3  # the margin holds the note
+    if exponents:
+        low, high = exponents
         axes.set_yscale("symlog", linthresh=10.0**low)
-        ticks = 10.0 ** np.arange(high, low, -max(1, -(-(high - low) // 3)))
-        axes.set_yticks([*-ticks, 0, *ticks[::-1]])
+        axes.set_yticks(decades(low, high, ticks))
         room = 10 ** (0.3 * (np.log10(top) - low + 1))
-    axes.set(ylim=(-room * top, room * top), ylabel=f"{label}\n({unit}{', symlog' if wide else ''})")
+    axes.set(ylim=(-room * top, room * top), ylabel=f"{label}\n({unit}{', symlog' if exponents else ''})")
+
+
+def spread(values: Numbers, ratio: float = 100) -> tuple[float, tuple[int, int] | None]:
+    """How far values reach from zero, and whether they need a symmetric logarithm.
+
+    Args:
+        values: any; those not finite are left out.
+        ratio: of the largest size to the median from which on a linear scale would hide most.
+
+    Returns:
+        The largest size (1 where all are zero), and the exponents of ten below which the scale is linear and at which
+        it ends; None where it is linear.
+    """
+    sizes = np.abs(values[np.isfinite(values) & (values != 0)])
+    top = float(sizes.max(initial=0)) or 1.0
+    if sizes.size == 0 or top <= ratio * np.median(sizes):
+        return top, None
+    low, high = np.floor(np.log10([max(np.quantile(sizes, 0.25), top / 1e6), top])).astype(int)
+    return top, (int(low), int(high))
+
+
+def decades(low: int, high: int, most: int) -> list[float]:
+    """Ticks at powers of ten on either side of zero, the largest first, at most so many a side, and at zero."""
+    ticks = 10.0 ** np.arange(high, low, -max(1, -(-(high - low) // most)))
+    return [*-ticks, 0, *ticks[::-1]]
 
 
 def finite(values: "pd.Series[float]") -> Numbers:

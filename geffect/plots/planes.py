@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import XAxis, YAxis
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from geffect.plots.figure import Figure
 from geffect.plots.panels import by_run, finish
 from geffect.plots.style import NOTE, ONE_COLUMN, RUNS, STYLE, Look
 
