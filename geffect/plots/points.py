@@ -104,10 +104,9 @@ def _range(axes: Axes, points: Numbers, inside: "np.ndarray[tuple[int, ...], np.
 
 def _contours(axes: Axes, points: Numbers) -> None:
     """Contours of the density over the axes as scaled; none where the points lie on a line."""
-    try:
-        density = gaussian_kde(points.T)
-    except np.linalg.LinAlgError:
-        return
+    if np.linalg.svd(points - points.mean(0), compute_uv=False)[-1] <= 1e-9 * np.abs(points).max():
+        return  # nothing but rounding across the line
+    density = gaussian_kde(points.T)
     low, high = axes.transScale.transform(np.transpose([axes.get_xlim(), axes.get_ylim()]))
     x, y = np.linspace(low, high, GRID).T
     heights = density(np.stack(np.meshgrid(x, y)).reshape(2, -1)).reshape(GRID, GRID)

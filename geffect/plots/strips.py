@@ -78,9 +78,8 @@ def token_strip(tokens: pd.DataFrame, column: str = "effect") -> Figure:
             top += boxes[-1].line + 2.3
         below = figure.add_axes((0.2, (BELOW - 0.14) / height, 0.6, 0.09 / height))
         of = "effect" if column == "effect" else f"effect within {column}"
-        label = (
-            f"{of} on a token's NLL (nats per unit of the direction{'; ' if says else ''}{says}; below 0: less likely)"
-        )
+        says = "; ".join(["nats per unit of the direction", *([says] if says else []), "below 0: less likely"])
+        label = f"{of} on a token's NLL ({says}; grey: no loss)"
         bar(figure, below, colours, label, ticks).ax.xaxis.label.set_fontsize(7)
     return figure
 
