@@ -73,8 +73,8 @@ def at_checkpoints(path: Path | str) -> pd.DataFrame:
     """
     gram, steps = read(path), read_steps(path).set_index("step")
     found = g_effect(gram).groupby("step")[["unlearn", "retain"]].sum()
-    risks = steps[[name for name in steps.columns if name.endswith("_risk") and name.count("_") == 1]]
-    parts = [risks[[name for name in ("forget_risk", "retain_risk", "held_risk") if name in risks]], found]
+    risks = [name for name in ("forget_risk", "retain_risk", "held_risk") if name in steps]
+    parts = [steps[risks], found]
     if any("spread" in line for line in read_lines(Path(path))):
         errors = read_standard_errors(path, "total")
         for effect, row in zip(("unlearn", "retain"), RISKS, strict=True):

@@ -1,9 +1,11 @@
 """Checkpoints are measured over whole sets: as a run would have, whoever wrote them, and to the end."""
 
+import gc
 import json
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +263,26 @@ def test_adapters_on_one_base_are_exchanged_not_loaded_anew(known: Path, tmp_pat
     recorded, now = total(made, 0), total(found, 0)
     assert now["forget", "forget"] == pytest.approx(recorded["forget", "forget"], rel=1e-6)
     assert "lora" in geffect.read(found, by="parameter")["parameter"].iloc[0]
+
+
+@pytest.mark.parametrize("objective", ["ga", "npo(beta=0.1) + kl"])
+def test_one_checkpoint_is_in_memory_at_a_time(run: Path, tmp_path: Path, objective: str) -> None:
+    """When the third is measured the first is gone, though its sets and its layout are still in use."""
+    from geffect.inspection import completed, inspect
+
+    held: list[weakref.ref[Any]] = []
+    alive = []
+
+    def load(spec: str) -> Any:
+        gc.collect()
+        alive.append(sum(each() is not None for each in held))
+        loaded = api.load_model(spec)
+        held.append(weakref.ref(loaded.model))
+        return loaded
+
+    whole = completed(inspected(tmp_path / "one", run, objective=objective))
+    inspect(whole, places([str(run)]), load, resume=False)
+    assert alive == [0, 0, 0, 0]
 
 
 def test_a_trainers_own_checkpoints_are_inspected(known: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_both_sides_share_one_scale_centred_on_zero_and_the_bar_says_how() -> No
         figure = plots.layer_heat_map(frame)
         top = frame[["unlearn", "retain"]].abs().max().max()
         assert {mesh.get_clim() for mesh in meshes(figure)} == {(-top, top)}
-        assert meshes(figure)[0].norm(0) == pytest.approx(0.5)
+        assert np.asarray(meshes(figure)[0].norm(np.zeros(1))).item() == pytest.approx(0.5)
         label = figure.axes[2].get_xlabel()
         assert ("symlog, linear within ±" in label) == wide
         assert "gradient² units" in label
@@ -61,7 +61,7 @@ def test_cells_above_zero_bear_a_dot_where_there_is_room() -> None:
         (dots,) = [each for each in axes.collections if isinstance(each, PathCollection)]
         table = frame.pivot(index="layer", columns="step", values=side).loc[LAYERS]
         places = {(table.columns[round(x)], LAYERS[int(y)]) for x, y in np.asarray(dots.get_offsets())}
-        assert places == {(step, layer) for layer in LAYERS for step in table.columns if table.loc[layer, step] > 0}
+        assert places == {(step, layer) for layer in LAYERS for step in table.columns if float(table[step][layer]) > 0}
     crowded = plots.layer_heat_map(make(steps=range(200)))
     assert not [each for each in crowded.axes[0].collections if isinstance(each, PathCollection)]
 
@@ -71,7 +71,7 @@ def test_steps_far_apart_are_drawn_so_and_what_is_missing_is_unknown() -> None:
     figure = plots.layer_heat_map(frame.iloc[1:])
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["tied", "block_9", "block_10", "lm_head"]
     mesh = meshes(figure)[0]
-    np.testing.assert_array_equal(mesh.get_coordinates()[0, :, 0], [-5, 5, 25, 55])
+    np.testing.assert_array_equal(np.asarray(mesh.get_coordinates())[0, :, 0], [-5, 5, 25, 55])
     assert np.argwhere(np.isnan(cells(mesh))).tolist() == [[3, 0]]
 
 
@@ -138,5 +138,5 @@ def test_a_step_must_be_chosen_and_be_there() -> None:
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
-    same_bytes(*(plots.layer_heat_map(make()) for _ in range(2)), tmp_path / "layers")
-    same_bytes(*(plots.gram_heat_map(record(0)) for _ in range(2)), tmp_path / "gram")
+    same_bytes(plots.layer_heat_map(make()), plots.layer_heat_map(make()), tmp_path / "layers")
+    same_bytes(plots.gram_heat_map(record(0)), plots.gram_heat_map(record(0)), tmp_path / "gram")

@@ -42,7 +42,9 @@ def test_parallel_gradients_span_a_line_and_a_zero_one_nothing() -> None:
     first, other = np.array([3.0, 4.0]), np.array([1.0, 1.0])
     for factor in (-2.0, 0.5, 0.0):
         vectors = np.stack([first, factor * first, other])
-        np.testing.assert_allclose(plane_coordinates(vectors @ vectors.T), [[5, 0], [5 * factor, 0], [1.4, 0]])
+        np.testing.assert_allclose(
+            plane_coordinates(vectors @ vectors.T), np.array([[5, 0], [5 * factor, 0], [1.4, 0]])
+        )
     vectors = np.stack([0 * first, first, other])
     assert np.isnan(plane_coordinates(vectors @ vectors.T)).all()
 
@@ -69,7 +71,7 @@ def test_a_gram_sums_its_labels_and_is_symmetric() -> None:
     vectors = vectors_of(0)
     frame = record("one", vectors, (0, 4))
     gram = gram_at(frame, 4)
-    expected = np.array([[vectors[a] @ vectors[b] for b in gram] for a in gram.index])
+    expected = np.array([[vectors[str(a)] @ vectors[str(b)] for b in gram] for a in gram.index])
     np.testing.assert_allclose(gram, expected)
     assert gram_at(frame[frame["other"] != "retain"], 0).isna().any().any()
     with pytest.raises(ValueError, match=r"^expected a step among 0, 4; found several, and none chosen"):
@@ -192,7 +194,7 @@ def test_a_contour_holds_its_share_of_a_ranges_points_and_few_points_have_none()
         for contour, share in zip(contours, (0.5, 0.9), strict=False):
             held = np.zeros(len(inside), dtype=bool)
             for polygon in contour.get_paths()[0].to_polygons():
-                held ^= [bool(each) for each in _within(polygon, inside)]
+                held ^= [bool(each) for each in _within(np.asarray(polygon), inside)]
             assert held.mean() == pytest.approx(share, abs=0.08)
 
 
@@ -239,7 +241,8 @@ def test_weights_are_means_in_a_band_of_their_standard_errors() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [NPO, "wga"]
     (line,) = [each for each in axes.lines if each.get_label() == NPO]
     by_step = frame.groupby("step")[NPO]
-    mean, error = by_step.mean(), by_step.std(ddof=1) / np.sqrt(by_step.size())
+    mean: pd.Series[float] = by_step.mean()
+    error: pd.Series[float] = by_step.std(ddof=1) / np.sqrt(by_step.size())
     np.testing.assert_allclose(np.asarray(line.get_xydata()), mean.reset_index())
     corners = np.asarray(axes.collections[0].get_paths()[0].vertices)
     for edge in (mean - error, mean + error):
@@ -256,5 +259,5 @@ def test_one_row_a_step_has_no_band_and_weights_may_be_chosen() -> None:
 
 
 def test_the_points_are_saved_alike(tmp_path: Path) -> None:
-    same_bytes(*(plots.point_plane(points(), NPO) for _ in range(2)), tmp_path / "plane")
-    same_bytes(*(plots.weight_curves(points()) for _ in range(2)), tmp_path / "weights")
+    same_bytes(plots.point_plane(points(), NPO), plots.point_plane(points(), NPO), tmp_path / "plane")
+    same_bytes(plots.weight_curves(points()), plots.weight_curves(points()), tmp_path / "weights")

@@ -66,8 +66,7 @@ def as_run(config: InspectConfig, objective: str) -> UnlearnConfig:
     Returns:
         A configuration; it is never run.
     """
-    names = ("forget", "retain", "held", "general", "data_dir", "question_column", "answer_column", "text_column",
-             "max_length", "trust_remote_code", "lora", "seed", "batch_size", "dtype", "support", "mode")  # fmt: skip
+    names = (*FROM_RUN, "dtype", "support", "mode")
     shared = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     return UnlearnConfig.read(None, **shared, model=config.start or config.checkpoints[0], objective=objective,
                               steps=1, out=config.out)  # fmt: skip

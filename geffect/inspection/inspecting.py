@@ -16,7 +16,7 @@ from geffect.inspection.places import Place
 from geffect.inspection.tasks import Ready, ready, tasks
 from geffect.inspection.tokens import point_lines, token_lines
 from geffect.inspection.walking import walk
-from geffect.inspection.windows import dataset_parts, published_batches
+from geffect.inspection.windows import published_batches
 from geffect.lifecycle import ends
 from geffect.measurement import Measurement, Step
 from geffect.metrics.likelihood import evaluating
@@ -47,7 +47,7 @@ def inspect(config: InspectConfig, series: Sequence[Place], load: Load, *, resum
     if not left:
         return
     start = _start_of(config, load)
-    begins = start is not None and _same_parameters(start, series[0])
+    begins = start is not None and _same_parameters(start, series[0], trust_remote_code=config.trust_remote_code)
     steps = [0] * begins + [place.step for place in series]
     first = min(task.first(steps) for task in left)
     stops = _stops(start if begins and first == 0 else None, [p for p in series if p.step >= first], load)
@@ -84,13 +84,11 @@ def _start_of(config: InspectConfig, load: Load) -> Loaded | None:
     return loaded
 
 
-def _same_parameters(start: Loaded, first: Place) -> bool:
+def _same_parameters(start: Loaded, first: Place, *, trust_remote_code: bool) -> bool:
     """Whether the start's rows are those of the checkpoints: not where these alone have an adapter."""
-    shapes = [
-        {name: tuple(p.shape) for name, p in trainable(model).items()}
-        for model in (start.model, outline(first.spec)[0])
-    ]
-    return shapes[0] == shapes[1]
+    models = start.model, outline(first.spec, trust_remote_code=trust_remote_code)[0]
+    own, its = ({name: p.shape for name, p in trainable(model).items()} for model in models)
+    return own == its
 
 
 def _stops(start: Loaded | None, series: Sequence[Place], load: Load) -> Iterator[tuple[int, Loaded]]:
@@ -99,6 +97,7 @@ def _stops(start: Loaded | None, series: Sequence[Place], load: Load) -> Iterato
     del start
     for place, loaded in walk(series, load):
         yield place.step, loaded
+        del loaded
 
 
 def _visit(step: int, loaded: Loaded, each_ready: Sequence[Ready]) -> None:
@@ -119,8 +118,7 @@ def _line(step: int, loaded: Loaded, here: Ready) -> dict[str, Any]:
     config, given = here.task.config, here.given
     singly = bool(config.tokens or config.points)
     run = measurement(loaded.model, given, config.support, standard_errors=not config.one_pass, keep=singly)
-    parts = dataset_parts(given.sets, given.columns, given.pad_id, config.batch_size)
-    taken, measured = dataset_step(run, parts)
+    taken, measured = dataset_step(run, here.parts)
     line = measured.line()
     if singly:
         for file, extra in _singly(loaded, here, taken):

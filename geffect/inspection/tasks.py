@@ -11,7 +11,9 @@ from geffect.data import Encoded, pad_id_of
 from geffect.errors import GeffectError
 from geffect.inspection.completing import as_run
 from geffect.inspection.measuring import Given
+from geffect.inspection.windows import dataset_parts
 from geffect.lifecycle import resolved, started, unfinished
+from geffect.measurement import Batch
 from geffect.models import Loaded
 from geffect.models.reference import Reference
 from geffect.objectives import Objective, make_objective
@@ -50,6 +52,7 @@ class Ready:
     Attributes:
         task: it.
         given: what every checkpoint is measured with.
+        parts: every row of its sets, in micro-batches (`geffect.inspection.windows.dataset_parts`).
         points: name → objective whose weights are told beside each forget row's own effects.
         evaluated: the sets that are scored, and whose tokens are told.
         sink: takes lines.
@@ -57,6 +60,7 @@ class Ready:
 
     task: Task
     given: Given
+    parts: list[list[dict[str, Batch]]]
     points: dict[str, Objective]
     evaluated: dict[str, list[Encoded]]
     sink: Sink
@@ -120,9 +124,11 @@ def ready(task: Task, loaded: Loaded, start: Loaded | None, steps: Sequence[int]
     if task.done:
         check_same_data(task.config.out, environment)
     evaluated = {name: read.encoded[name] for name in EVALUATED if name in read.encoded}
+    parts = dataset_parts(given.sets, given.columns, given.pad_id, task.config.batch_size)
     run = RunDirectory(task.config.out, resume=bool(task.done))
+    del read, loaded, start  # one model at a time: nothing here holds the first once the next is loaded
     with started(run, resolved(task.config), environment, task.first(steps)) as sink:
-        yield Ready(task, given, points, evaluated, sink)
+        yield Ready(task, given, parts, points, evaluated, sink)
 
 
 def _given(task: Task, read: Start, points: dict[str, Objective], start: Loaded | None) -> Given:
