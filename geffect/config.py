@@ -87,10 +87,14 @@ MODEL = (
 )
 
 
-class DataConfig(TextConfig):
-    """A model, and the sets it is shown."""
+class ModelConfig(Schema):
+    """What is read, trained or measured."""
 
     model: str = Field(min_length=1, description=MODEL)
+
+
+class DataConfig(TextConfig, ModelConfig):  # fields stand in the reverse of this order: the model first
+    """A model, and the sets it is shown."""
 
 
 class ShowConfig(DataConfig):

@@ -122,7 +122,7 @@ def test_saved_rows_are_the_gradients_of_the_record(watched: Path) -> None:
 
 def test_figures_draw_what_was_recorded(watched: Path, tmp_path: Path) -> None:
     names = {path.stem for path in figures([watched], tmp_path)}
-    assert names == {"g_effect", "cosine", "trade_off", "ledger", "ledger_sums", "jaccard"}
+    assert names == {"g_effect", "layers", "cosine", "trade_off", "ledger", "ledger_sums", "jaccard"}
 
 
 @pytest.mark.parametrize("reader", [read_ledger, read_support, read_standard_errors, read_published])

@@ -35,8 +35,8 @@ class Stopped(BaseException):
 def _stop_after(lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
     append, written = RunDirectory.append, {"n": 0}
 
-    def counting(self: RunDirectory, line: Any) -> None:
-        append(self, line)
+    def counting(self: RunDirectory, *given: Any) -> None:
+        append(self, *given)
         written["n"] += 1
         if written["n"] == lines:
             raise Stopped
