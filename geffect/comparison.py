@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from geffect import plots
-from geffect.effects import cosines, direction_of, g_effect, label_of, total_cosine
+from geffect.effects import asked_of, cosines, direction_of, g_effect, label_of, total_cosine
 from geffect.errors import GeffectError
 from geffect.record import (
     RECIPE,
@@ -39,7 +39,7 @@ def compare(runs: Sequence[Path | str]) -> pd.DataFrame:
 def _row(run: Path | str) -> dict[str, Any]:
     gram, steps = read(run), read_steps(run)
     effects = g_effect(gram, direction_of(gram))
-    cosine = total_cosine(gram, "objective", "retain")
+    cosine = total_cosine(gram, asked_of(gram), "retain")
     last = _with_roles(steps.iloc[-1])
     kept = "held" if "held_risk" in last else "retain"
     return {

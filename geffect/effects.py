@@ -62,8 +62,13 @@ def label_of(frame: pd.DataFrame) -> str:
 
 
 def direction_of(frame: pd.DataFrame) -> str:
-    """The row an update descends: ``rectified`` where a rectifier ran, else ``objective``."""
-    return "rectified" if (frame["row"] == "rectified").any() else "objective"
+    """The row an update descends: ``rectified`` where a rectifier ran, else what was asked for (`asked_of`)."""
+    return "rectified" if (frame["row"] == "rectified").any() else asked_of(frame)
+
+
+def asked_of(frame: pd.DataFrame) -> str:
+    """The row of what was asked for: ``objective``; ``applied_gradient`` where another's training was watched."""
+    return "applied_gradient" if (frame["row"] == "applied_gradient").any() else "objective"
 
 
 def g_effect(frame: pd.DataFrame, direction: str = "objective") -> pd.DataFrame:
@@ -108,10 +113,10 @@ def cosines(frame: pd.DataFrame) -> pd.DataFrame:
         frame: a record's tidy frame.
 
     Returns:
-        Columns ``step``, ``cosine`` (of the objective's row), ``rectified`` (NaN where no rectifier ran).
+        Columns ``step``, ``cosine`` (of `asked_of`), ``rectified`` (NaN where no rectifier ran).
     """
     rectified = total_cosine(frame, "rectified", "retain") if direction_of(frame) == "rectified" else math.nan
-    cosine = total_cosine(frame, "objective", "retain")
+    cosine = total_cosine(frame, asked_of(frame), "retain")
     return pd.DataFrame({"cosine": cosine, "rectified": rectified}).rename_axis("step").reset_index()
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,13 @@ class Likelihood:
     row_nll: tuple[float, ...] = ()
     row_tokens: tuple[int, ...] = ()
 
+    @classmethod
+    def of(cls, by_row: Tensor) -> Self:
+        """Scores of a set from those of its rows, ``[N, 3]`` as `row_scores` gives them."""
+        risk, right, tokens = by_row.sum(0).tolist()
+        counts = tuple(int(each) for each in by_row[:, 2])
+        return cls(risk / tokens, right / tokens, int(tokens), tuple(by_row[:, 0].tolist()), counts)
+
 
 def likelihood(model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_size: int = 16) -> Likelihood:
     """Risk and token accuracy over a set; the model is left in the mode it was in.
@@ -45,13 +53,15 @@ def likelihood(model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_siz
     """
     by_row = torch.zeros(len(rows), 3, dtype=torch.float64)
     for chosen, outputs in outputs_of(model, rows, pad_id, batch_size):
-        right = (outputs.logits.argmax(-1) == shift(outputs.labels)) & outputs.mask
-        by_row[chosen] = torch.stack(
-            [x.cpu().sum(1, dtype=torch.float64) for x in (outputs.nll, right, outputs.mask)], 1
-        )
-    risk, right, tokens = by_row.sum(0).tolist()
-    counts = tuple(int(each) for each in by_row[:, 2])
-    return Likelihood(risk / tokens, right / tokens, int(tokens), tuple(by_row[:, 0].tolist()), counts)
+        by_row[chosen] = row_scores(outputs)
+    return Likelihood.of(by_row)
+
+
+def row_scores(outputs: Outputs) -> Tensor:
+    """``[B, 3]``, float64, on the CPU: nats, most likely tokens that are right, and labelled tokens of every row."""
+    right = (outputs.logits.argmax(-1) == shift(outputs.labels)) & outputs.mask
+    parts = [x.detach().cpu().sum(1, dtype=torch.float64) for x in (outputs.nll, right, outputs.mask)]
+    return torch.stack(parts, 1)
 
 
 def reference_nll(model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_size: int = 16) -> list[Tensor]:

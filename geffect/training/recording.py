@@ -14,6 +14,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 from geffect.data import Encoded, pad_id_of
 from geffect.errors import GeffectError
 from geffect.metrics import likelihood
+from geffect.metrics.likelihood import Likelihood
 from geffect.models.checksums import write_checksums
 from geffect.training.checkpoints import PARTIAL, check_whole, reading, step_of, writing
 from geffect.training.interruption import deferred
@@ -66,7 +67,11 @@ def evaluated(model: nn.Module, sets: Mapping[str, list[Encoded]], pad_id: int, 
     Returns:
         ``evaluation`` and ``evaluation_rows``.
     """
-    scores = {name: likelihood(model, rows, pad_id, batch_size) for name, rows in sets.items()}
+    return evaluation_line({name: likelihood(model, rows, pad_id, batch_size) for name, rows in sets.items()})
+
+
+def evaluation_line(scores: Mapping[str, Likelihood]) -> Line:
+    """What a record's line holds of the scores of named sets."""
     return {
         "evaluation": {name: {"risk": s.risk, "accuracy": s.accuracy} for name, s in scores.items()},
         "evaluation_rows": {

@@ -1,0 +1,184 @@
+"""Another's training, watched: what each of its steps does to what must go and to what must stay."""
+
+import contextlib
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from geffect.environment import describe
+from geffect.errors import GeffectError
+from geffect.groups import layout, unwrap
+from geffect.lifecycle import ends, started
+from geffect.measurement.step import norms
+from geffect.record import RunDirectory, layout_to_json
+from geffect.replicas import is_sharded, local, rank
+from geffect.rows import NamedTensors, trainable
+from geffect.ties import find_tie, split_layout
+from geffect.training.recording import evaluation_line
+from geffect.views import Run
+from geffect.watching.measuring import GRADIENT, UPDATE, gram_of, risk_rows
+from geffect.watching.probe import ProbeSet, make_probe
+
+_WATCHED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+
+
+class Watch:
+    """Measures the steps of a training loop that is not geffect's, and changes no bit of it.
+
+    Used as ``with geffect.watch(model, forget=…, retain=…) as watch:``, with ``watch.step()`` between the backward pass
+    and ``optimizer.step()``. What lies in ``.grad`` then is the row ``applied_gradient``, whatever accumulation,
+    clipping, noise or averaging over processes made it; beside it stand ``forget`` and ``retain``, ∇ of the token-mean
+    NLL of the two probe sets at the same weights, without dropout. ⟨∇R, applied_gradient⟩ > 0: plain descent of it
+    lowers R. Under Adam the honest row is ``update`` = −Δθ, for which ΔR ≈ −⟨∇R, update⟩: ask for it with ``update``,
+    and call ``watch.updated()`` after ``optimizer.step()``.
+
+    A measured step costs the forward and backward passes over both probe sets and the memory of two gradients, with
+    ``update`` that of two more. Gradients that a scaler has scaled must be unscaled before ``step``.
+
+    Args:
+        model: a causal language model, bare or wrapped by DDP, ``fully_shard``, PEFT or ``torch.compile``.
+        forget: what must go: a set's name, a set, or rows with ``input_ids`` and ``labels``.
+        retain: what must stay, likewise.
+        tokenizer: to encode sets that are given by name.
+        every: steps between two that are measured, the first one included.
+        update: measure the optimiser's own update too.
+        batch_size: rows of a probe's pass.
+        out: the run directory that is written; a temporary one by default, gone with this object.
+        settings: what else ``config.yaml`` shall say of the training.
+
+    Raises:
+        GeffectError: a set cannot be read, ``out`` is taken, or the model is being watched already.
+    """
+
+    def __init__(
+        self, model: nn.Module, forget: ProbeSet, retain: ProbeSet, *, tokenizer: Any = None, every: int = 1,
+        update: bool = False, batch_size: int = 8, out: Path | str | None = None,
+        settings: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        if every < 1 or batch_size < 1:
+            raise GeffectError("every and batch_size of at least 1", f"{every} and {batch_size}", "correct them")
+        self.model, self.every, self.update, self.steps = model, every, update, 0
+        context = getattr(getattr(unwrap(model), "config", None), "max_position_embeddings", None)
+        given = {"forget": forget, "retain": retain}
+        self.probes = {name: make_probe(name, each, tokenizer, batch_size, context) for name, each in given.items()}
+        self.path = Path(out) if out is not None else _temporary(self)
+        self.settings = (settings or {}) | {name: probe.name for name, probe in self.probes.items()} | {
+            "every": every, "update": update, "batch_size": batch_size,
+        }  # fmt: skip
+        self._stack = contextlib.ExitStack()
+        self._rows: dict[str, NamedTensors] | None = None
+
+    @property
+    def run(self) -> Run:
+        """The record so far, which shows itself in a notebook."""
+        return Run(self.path)
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close(finished=kind is None)
+
+    def open(self, step: int = 0) -> Self:
+        """Begin, or go on with what ``out`` holds.
+
+        Args:
+            step: the first that is coming; beyond 0 a record in ``out`` is cut back to it and goes on.
+
+        Returns:
+            This.
+
+        Raises:
+            GeffectError: ``out`` is taken, gradients cannot be seen, or the model is being watched already.
+        """
+        if unwrap(self.model) in _WATCHED:
+            raise GeffectError("one watch on a model", "a second one", "remove one, or close the first")
+        _refuse_hidden(self.model)
+        self.parameters, self.tie = trainable(self.model), find_tie(self.model)
+        table = split_layout(layout(self.model), self.tie)
+        self.steps, resumes = step, step > 0 and (self.path / "config.yaml").exists()
+        if rank() == 0:
+            run = RunDirectory(self.path, resume=resumes)
+            environment = describe() | {
+                "dtype": str(next(iter(self.parameters.values())).dtype).removeprefix("torch."),
+                "data": {name: probe.data for name, probe in self.probes.items()},
+                "parameters": layout_to_json(table),
+            }
+            self._sink = self._stack.enter_context(started(run, self.settings, environment, step))
+        _WATCHED.add(unwrap(self.model))
+        return self
+
+    def step(self) -> None:
+        """Measure what lies in ``.grad``: call it between the backward pass and the optimiser's step.
+
+        Raises:
+            GeffectError: no parameter has a gradient.
+        """
+        at, self.steps = self.steps, self.steps + 1
+        if at % self.every:
+            return
+        gradient = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        if not gradient:
+            raise GeffectError("gradients in .grad before the optimiser's step", f"none of {len(self.parameters)}",
+                               "call step() after backward() and before optimizer.step() and zero_grad()")  # fmt: skip
+        batches = {name: probe.batches for name, probe in self.probes.items()}
+        risks, scores = risk_rows(self.model, self.parameters, batches, self.tie)
+        rows = {GRADIENT: {name: local(each) for name, each in gradient.items()}} | risks
+        self._line = {"step": at} | evaluation_line(scores)
+        if not self.update:
+            self._write(rows)
+            return
+        rows[GRADIENT] = {name: each.clone() for name, each in rows[GRADIENT].items()}  # until it has been stepped with
+        self._rows, self._before = rows, {name: local(p.detach()).clone() for name, p in self.parameters.items()}
+
+    def updated(self) -> None:
+        """Measure −Δθ of a measured step: call it after the optimiser's step."""
+        if self._rows is None:
+            return
+        rows, self._rows = self._rows, None
+        self._write(rows | {UPDATE: {name: self._moved(name) for name in self.parameters}})
+        self._before = {}
+
+    def close(self, *, finished: bool = True) -> None:
+        """End: the record is marked as finished, and the model can be watched anew.
+
+        Args:
+            finished: the training came to its end.
+        """
+        self._stack.close()
+        _WATCHED.discard(unwrap(self.model))
+        if finished and rank() == 0 and (self.path / "config.yaml").exists():
+            RunDirectory(self.path, resume=True).finish(ends(self.path))
+
+    def _moved(self, name: str) -> Tensor:
+        after = local(self.parameters[name].detach())
+        wide = torch.promote_types(after.dtype, torch.float32)
+        return self._before[name].to(wide) - after.to(wide)
+
+    def _write(self, rows: dict[str, NamedTensors]) -> None:
+        gram = gram_of(rows, self.parameters, self.tie)
+        if rank() == 0:
+            self._sink(self._line | norms(gram) | {"gram": gram})
+
+
+def _temporary(owner: Watch) -> Path:
+    path = Path(tempfile.mkdtemp(prefix="geffect-watch-"))
+    weakref.finalize(owner, shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+def _refuse_hidden(model: nn.Module) -> None:
+    """Raise where a wrapper keeps gradients out of sight."""
+    names = {type(module).__name__ for module in model.modules()}
+    if hidden := sorted(names & {"FullyShardedDataParallel", "DeepSpeedEngine"}):
+        raise GeffectError("gradients that lie in .grad", f"a {hidden[0]}, which keeps its own",
+                           "shard with FSDP2 (fsdp_version: 2, fully_shard), or train with DDP")  # fmt: skip
+    is_sharded(trainable(model))
