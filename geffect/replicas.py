@@ -58,16 +58,21 @@ def is_sharded(parameters: Mapping[str, nn.Parameter]) -> bool:
     Raises:
         GeffectError: they lie in parts over more than one dimension of a mesh.
     """
-    meshes = [p.device_mesh for p in parameters.values() if hasattr(p, "device_mesh")]
+    meshes = [p.device_mesh for p in parameters.values() if is_shard(p)]
     if any(mesh.ndim > 1 for mesh in meshes):
         raise GeffectError("shards over one dimension of a mesh", f"{meshes[0].ndim} dimensions",
                            "shard with fully_shard alone, without tensor parallelism or replicated groups")  # fmt: skip
     return bool(meshes)
 
 
+def is_shard(tensor: object) -> bool:
+    """Whether a tensor is this process's part of one that lies in parts."""
+    return hasattr(tensor, "device_mesh")
+
+
 def local(tensor: Tensor) -> Tensor:
     """A tensor's part on this process: itself where it is whole."""
-    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    part: Tensor = tensor.to_local() if is_shard(tensor) else tensor
     return part
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from geffect.groups import Layout, named_trainable, unwrap
+from geffect.replicas import is_shard
 
 EMBED, HEAD, BOTH = "@embed", "@lm_head", "@tied"
 GATHERING = ("DistributedDataParallel", "FullyShardedDataParallel")
@@ -46,7 +47,7 @@ class Tie:
 
 
 def find_tie(model: nn.Module) -> Tie | None:
-    """The tied tensor of a model; None where there is none, where it is frozen, or where a wrapper gathers gradients.
+    """The tied tensor of a model; None where there is none, where it is frozen or a shard, or where a wrapper gathers.
 
     Args:
         model: a causal language model, bare or wrapped.
@@ -61,7 +62,7 @@ def find_tie(model: nn.Module) -> Tie | None:
     )
     weight = getattr(embedding, "weight", None)
     gathers = any(type(module).__name__ in GATHERING for module in model.modules())
-    if gathers or not isinstance(head, nn.Module) or getattr(head, "weight", None) is not weight:
+    if gathers or is_shard(weight) or not isinstance(head, nn.Module) or getattr(head, "weight", None) is not weight:
         return None
     names = {id(parameter): name for name, parameter in named_trainable(model)}
     if not isinstance(weight, nn.Parameter) or id(weight) not in names:

@@ -22,7 +22,7 @@ from geffect.rows import NamedTensors, trainable
 from geffect.ties import find_tie, split_layout
 from geffect.training.recording import evaluation_line
 from geffect.views import Run
-from geffect.watching.measuring import GRADIENT, UPDATE, gram_of, risk_rows
+from geffect.watching.measuring import GRADIENT, UPDATE, bare, gram_of, risk_rows
 from geffect.watching.probe import ProbeSet, make_probe
 
 _WATCHED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
@@ -102,7 +102,7 @@ class Watch:
         if unwrap(self.model) in _WATCHED:
             raise GeffectError("one watch on a model", "a second one", "remove one, or close the first")
         _refuse_hidden(self.model)
-        self.parameters, self.tie = trainable(self.model), find_tie(self.model)
+        self.parameters, self.tie = trainable(self.model), find_tie(bare(self.model))
         table = split_layout(layout(self.model), self.tie)
         self.steps, resumes = step, step > 0 and (self.path / "config.yaml").exists()
         if rank() == 0:

@@ -46,7 +46,7 @@ def risk_rows(
     with _unseen(model, tie, device):
         for name, own in batches.items():
             for batch, weight in dealt(own):
-                outputs = forward(_bare(model), {key: tensor.to(device) for key, tensor in batch.items()})
+                outputs = forward(bare(model), {key: tensor.to(device) for key, tensor in batch.items()})
                 window.add(name, weight * risk(outputs, counts[name]))
                 if weight:
                     scores[name][batch["index"]] = row_scores(outputs)
@@ -79,7 +79,7 @@ def gram_of(
     return basis.named({row: {row: 1.0} for row in rows}, list(parameters))
 
 
-def _bare(model: nn.Module) -> Any:
+def bare(model: nn.Module) -> Any:
     """The model without DDP's wrapper; an adapter, a compiled model and shards run as they are."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
