@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
 
 from geffect.errors import GeffectError
 from geffect.gram import Gram
@@ -58,7 +59,7 @@ def is_sharded(parameters: Mapping[str, nn.Parameter]) -> bool:
     Raises:
         GeffectError: they lie in parts over more than one dimension of a mesh.
     """
-    meshes = [p.device_mesh for p in parameters.values() if is_shard(p)]
+    meshes = [p.device_mesh for p in parameters.values() if isinstance(p, DTensor)]
     if any(mesh.ndim > 1 for mesh in meshes):
         raise GeffectError("shards over one dimension of a mesh", f"{meshes[0].ndim} dimensions",
                            "shard with fully_shard alone, without tensor parallelism or replicated groups")  # fmt: skip
@@ -67,13 +68,12 @@ def is_sharded(parameters: Mapping[str, nn.Parameter]) -> bool:
 
 def is_shard(tensor: object) -> bool:
     """Whether a tensor is this process's part of one that lies in parts."""
-    return hasattr(tensor, "device_mesh")
+    return isinstance(tensor, DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
     """A tensor's part on this process: itself where it is whole."""
-    part: Tensor = tensor.to_local() if is_shard(tensor) else tensor
-    return part
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def summed_rows(rows: Mapping[str, NamedTensors], parameters: Mapping[str, nn.Parameter]) -> dict[str, NamedTensors]:

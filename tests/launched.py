@@ -1,6 +1,7 @@
-"""What a launched process does: ``torchrun -m tests.launched KIND OUT``, KIND one of ``alone``, ``ddp``, ``fsdp2``.
+"""What every launched process does: ``torchrun -m tests.launched OUT``.
 
-A tiny model in float64 is trained for three steps on rows that are dealt over the processes, and watched.
+A tiny model in float64 is trained for three steps on rows that are dealt over the processes, and watched, once as
+replicas and once as shards. Then a Hugging Face Trainer trains twice, with and without the callback.
 """
 
 import sys
@@ -9,38 +10,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from geffect.replicas import processes, rank
-from geffect.watching import Watch
+from geffect.watching import GEffectCallback, Watch
 from tests.cases import gpt2, llama
 from tests.rows import made_rows, nats, padded
 
 FORGET, RETAIN, TRAIN = made_rows([7, 5, 9, 6, 8], 0), made_rows([6, 8, 5, 7], 1), made_rows([6, 9, 7, 5], 2)
-STEPS = 3
+STEPS, MODELS = 3, {"gpt2": gpt2, "llama": llama}
 
 
-def main(kind: str, out: Path) -> None:
-    """Train and watch."""
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
-    model = wrapped((llama if "llama" in out.name else gpt2)().double(), kind)
+def watch(kind: str, out: Path) -> None:
+    """Train in a bare loop and watch."""
+    model = wrapped(MODELS[out.name.partition("-")[0]]().double(), kind)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     counted = sum(sum(label != -100 for label in row["labels"][1:]) for row in TRAIN)
-    with Watch(model, FORGET, RETAIN, update=True, batch_size=2, out=out) as watch:
+    with Watch(model, FORGET, RETAIN, update=True, batch_size=2, out=out) as watched:
         for _ in range(STEPS):
             own = TRAIN[rank() :: processes()]
             loss = -nats(model, padded(own)).sum() / counted
-            (loss * processes()).backward()  # both kinds of replicas divide by their number
-            watch.step()
+            (loss * processes()).backward()  # both kinds divide by their number
+            watched.step()
             optimizer.step()
-            watch.updated()
+            watched.updated()
             optimizer.zero_grad()
-    distributed.destroy_process_group()
 
 
-def wrapped(model: Any, kind: str) -> nn.Module:
+def wrapped(model: Any, kind: str) -> Any:
     """The model as replicas or shards."""
     if kind == "ddp":
         return DistributedDataParallel(model)
@@ -49,8 +49,39 @@ def wrapped(model: Any, kind: str) -> nn.Module:
         for block in blocks:
             fully_shard(block)
         fully_shard(model)
-    return model  # type: ignore[no-any-return]
+    return model
+
+
+def trainer(out: Path) -> None:
+    """A Trainer's weights with the callback and without."""
+    from transformers import Trainer, TrainingArguments
+
+    for name in ("plain", "watched"):
+        model = gpt2()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.2
+        arguments = TrainingArguments(
+            output_dir=str(out / f"{name}-checkpoints"), max_steps=STEPS, per_device_train_batch_size=1,
+            gradient_accumulation_steps=2, learning_rate=1e-2, max_grad_norm=0.5, save_strategy="no", use_cpu=True,
+            report_to="none", disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=False, seed=3,
+        )  # fmt: skip
+        callbacks = [GEffectCallback(FORGET, RETAIN, update=True, out=out / "run")] if name == "watched" else []
+        Trainer(model, arguments, train_dataset=FORGET + TRAIN, data_collator=padded, callbacks=callbacks).train()
+        if rank() == 0:
+            untied = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+            save_file(untied, out / f"{name}.safetensors")
+
+
+def main(out: Path) -> None:
+    """All of it in one launch: most of its time goes into importing."""
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=120))
+    for name in MODELS:
+        for kind in ("ddp", "fsdp2"):
+            watch(kind, out / f"{name}-{kind}")
+    trainer(out)
+    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

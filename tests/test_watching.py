@@ -17,19 +17,11 @@ from geffect.gram import Gram
 from geffect.record import read, read_lines
 from geffect.rows import capture
 from geffect.watching import GEffectCallback, Watch
-from tests.cases import VOCABULARY, gpt2, llama, lora, neox
-
-Rows = list[dict[str, Any]]
-
-
-def _rows(lengths: list[int], seed: int) -> Rows:
-    random = torch.Generator().manual_seed(seed)
-    ids = [torch.randint(2, VOCABULARY, (n,), generator=random).tolist() for n in lengths]
-    return [{"input_ids": each, "labels": [-100, -100, *each[2:]]} for each in ids]
-
+from tests.cases import gpt2, llama, lora, neox
+from tests.rows import Rows, made_rows, padded
 
 CHECKPOINTING = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if hasattr(TrainingArguments, n))
-FORGET, RETAIN = _rows([7, 5, 9, 6, 8], 0), _rows([6, 8, 5, 7], 1)
+FORGET, RETAIN = made_rows([7, 5, 9, 6, 8], 0), made_rows([6, 8, 5, 7], 1)
 
 
 def _risk(model: Any, rows: Rows) -> Tensor:
@@ -45,14 +37,6 @@ def _risk(model: Any, rows: Rows) -> Tensor:
 
 def _flat(row: dict[str, Tensor], model: nn.Module) -> Tensor:
     return torch.cat([row.get(n, torch.zeros_like(p)).double().reshape(-1) for n, p in model.named_parameters()])
-
-
-def _padded(rows: Rows) -> dict[str, Tensor]:
-    fills = {"input_ids": 0, "labels": -100}
-    width = max(len(row["labels"]) for row in rows)
-    batch = {k: torch.tensor([row[k] + [v] * (width - len(row[k])) for row in rows]) for k, v in fills.items()}
-    lengths = torch.tensor([len(row["labels"]) for row in rows])
-    return batch | {"attention_mask": (torch.arange(width) < lengths[:, None]).long()}
 
 
 @pytest.fixture
@@ -73,7 +57,7 @@ def _trained(
         "logging_strategy": "no", "use_cpu": True, "dataloader_pin_memory": False,
     }  # fmt: skip
     args = TrainingArguments(output_dir=str(out), **arguments | settings)
-    trainer = host(model, args, train_dataset=FORGET + RETAIN, data_collator=_padded, callbacks=list(callbacks))
+    trainer = host(model, args, train_dataset=FORGET + RETAIN, data_collator=padded, callbacks=list(callbacks))
     trainer.train()
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
@@ -151,7 +135,7 @@ def test_a_loop_is_left_as_found(dropout_model: Any) -> None:
     for name, parameter in model.named_parameters():
         assert parameter.grad is before[name]
         copied = copies[name]
-        assert copied is None or torch.equal(before[name], copied)  # type: ignore[arg-type]
+        assert copied is None or torch.equal(before[name], copied)
         assert not parameter._post_accumulate_grad_hooks
     assert modes == {m: m.training for m in model.modules()}
     assert torch.equal(state, torch.random.get_rng_state())
@@ -201,7 +185,7 @@ def test_a_resumed_host_goes_on_in_its_record(tmp_path: Path) -> None:
             "max_grad_norm": 0.5, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "seed": 3,
             "logging_strategy": "no", "use_cpu": True, "dataloader_pin_memory": False}  # fmt: skip
     trainer = Trainer(gpt2(), TrainingArguments(output_dir=str(tmp_path / "b"), **args),
-                      train_dataset=FORGET + RETAIN, data_collator=_padded, callbacks=[again])  # fmt: skip
+                      train_dataset=FORGET + RETAIN, data_collator=padded, callbacks=[again])  # fmt: skip
     trainer.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-2"))
     left, right = (read_lines(tmp_path / name) for name in ("whole", "run"))
     assert [line["step"] for line in right] == [0, 1, 2, 3]
