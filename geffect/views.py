@@ -9,7 +9,7 @@ import pandas as pd
 import yaml
 
 from geffect import plots
-from geffect.comparison import descended, named, overlap_matrix, whole_overlaps
+from geffect.comparison import at_checkpoints, descended, named, overlap_matrix, whole_overlaps
 from geffect.effects import cosines, direction_of, g_effect
 from geffect.errors import GeffectError
 from geffect.plots.strips import MOST
@@ -116,6 +116,10 @@ class Run:
     def ledger(self) -> pd.DataFrame:
         """Predicted against measured change of the risks, where recorded, as `geffect.read_ledger`."""
         return read_ledger(self.path)
+
+    def checkpoints(self) -> pd.DataFrame:
+        """What an inspection found at every checkpoint, as the command prints it."""
+        return at_checkpoints(self.path)
 
     def standard_errors(self, by: str = "total", scheme: str = "thirds") -> pd.DataFrame:
         """Inner products with their standard errors, where recorded, as `geffect.read_standard_errors`."""
