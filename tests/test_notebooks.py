@@ -34,7 +34,12 @@ def _texts(path: Path) -> list[str]:
 
 
 def test_there_are_notebooks() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["g_effect_tour", "grail_localisation", "gru_geometry", "inspect_checkpoints"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "g_effect_tour",
+        "grail_localisation",
+        "gru_geometry",
+        "inspect_checkpoints",
+    ]
 
 
 @pytest.mark.slow
