@@ -219,6 +219,9 @@ def test_an_inspection_is_a_run_like_any_other(inspected: Path) -> None:
     found = run.summary()
     assert (found["objective"], found["last step"], found["finished"]) == ("ga", "4", "yes")
     assert run.evaluations()["step"].unique().tolist() == [0, 2, 4]
+    found_at = run.checkpoints()
+    assert found_at["step"].tolist() == [0, 2, 4]
+    assert {"forget_risk", "unlearn", "± unlearn", "retain", "± retain", "cosine"} < set(found_at)
     pd.testing.assert_frame_equal(run.tokens(), geffect.read_tokens(inspected))
     pd.testing.assert_frame_equal(run.points(), geffect.read_points(inspected))
     pd.testing.assert_frame_equal(run.standard_errors(), geffect.read_standard_errors(inspected, "total"))
