@@ -208,7 +208,8 @@ def _last_tokens(run: Run) -> pd.DataFrame:
     tokens = run.tokens()
     last = tokens[tokens["step"] == tokens["step"].max()]
     texts = last[["set", "row"]].drop_duplicates()
-    return last.merge(texts.groupby("set", sort=False).head(max(1, MOST // texts["set"].nunique())))
+    found: pd.DataFrame = last.merge(texts.groupby("set", sort=False).head(max(1, MOST // texts["set"].nunique())))
+    return found
 
 
 def _overlaps(frame: Callable[[Path], pd.DataFrame]) -> Callable[[Run], pd.DataFrame]:
