@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -21,6 +21,9 @@ from geffect.record import (
 )
 from geffect.scopes import RISKS, domain_of
 from geffect.support import chance
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def compare(runs: Sequence[Path | str]) -> pd.DataFrame:
@@ -168,14 +171,26 @@ def overlap_figures(path: Path | str, out: Path | None = None, shares: Sequence[
     """
     out, written = out or Path(path) / "figures", []
     whole, layers = whole_overlaps(path), read_support(path, "layer")
-    scopes = dict.fromkeys([*whole["row"], *whole["other"]])
-    pairs = {domain: [name for name in scopes if domain_of(name) == domain] for domain in map(domain_of, scopes)}
-    within = [names for names in pairs.values() if len(names) == 2]
     for share in shares or whole["share"].unique():
         matrix, rows = whole[whole["share"] == share], layers[layers["share"] == share]
-        written += plots.save(plots.jaccard_matrix(matrix, share, within), out / f"overlap-{share:g}", matrix)
+        written += plots.save(overlap_matrix(matrix, share), out / f"overlap-{share:g}", matrix)
         written += plots.save(plots.jaccard_by_layer(rows, share), out / f"overlap_by_layer-{share:g}", rows)
     return written
+
+
+def overlap_matrix(frame: pd.DataFrame, share: float) -> "Figure":
+    """Draw the overlaps of a localisation's scopes, those of a domain framed.
+
+    Args:
+        frame: as of `whole_overlaps`, of one share.
+        share: it.
+
+    Returns:
+        As `geffect.plots.jaccard_matrix`.
+    """
+    scopes = dict.fromkeys([*frame["row"], *frame["other"]])
+    pairs = {domain: [name for name in scopes if domain_of(name) == domain] for domain in map(domain_of, scopes)}
+    return plots.jaccard_matrix(frame, share, [names for names in pairs.values() if len(names) == 2])
 
 
 def named(runs: Sequence[Path | str]) -> dict[str, Path]:

@@ -36,7 +36,7 @@ class Schema(BaseModel):
 
         Args:
             file: a YAML mapping, such as a run's ``config.yaml``.
-            **given: values by field name; they win over the file.
+            **given: values by field name; they win over the file. A path may stand where a text does.
 
         Returns:
             The checked configuration.
@@ -46,7 +46,7 @@ class Schema(BaseModel):
         """
         content = _mapping(Path(file)) if file else {}
         try:
-            return cls(**(content | given))
+            return cls(**(content | {name: _written(value) for name, value in given.items()}))
         except ValidationError as error:
             first = error.errors()[0]
             key = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "the configuration"
@@ -57,6 +57,13 @@ class Schema(BaseModel):
                 raise GeffectError(f"a key among {known}", repr(first["loc"][0]), "correct the key") from error
             wanted = "a path" if first["type"] == "path_type" else first["msg"].lower()
             raise GeffectError(f"{key}: {wanted}", repr(first["input"]), "correct it") from error
+
+
+def _written(value: Any) -> Any:
+    """A path, or each of a list, as the shell would have it: text."""
+    if isinstance(value, list | tuple):
+        return [_written(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _mapping(file: Path) -> dict[str, Any]:
@@ -217,7 +224,7 @@ class InspectConfig(TextConfig):
     dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="of the weights")
     seed: int = Field(0, ge=0, lt=2**32, description="of retain draws (--mode paper) and of the adapter's start")
 
-    @field_validator("objective", mode="before")
+    @field_validator("checkpoints", "objective", "points", mode="before")
     @classmethod
     def _several(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value  # as a record holds its own

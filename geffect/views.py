@@ -9,12 +9,14 @@ import pandas as pd
 import yaml
 
 from geffect import plots
-from geffect.comparison import descended, named
+from geffect.comparison import at_checkpoints, descended, named, overlap_matrix, whole_overlaps
 from geffect.effects import cosines, direction_of, g_effect
 from geffect.errors import GeffectError
+from geffect.plots.strips import MOST
 from geffect.record import (
     CONFIG,
     DONE,
+    RECIPE,
     as_written,
     read,
     read_environment,
@@ -23,6 +25,7 @@ from geffect.record import (
     read_points,
     read_standard_errors,
     read_steps,
+    read_support,
     read_tokens,
 )
 
@@ -41,11 +44,14 @@ SETTINGS = (
     "objective",
     "rectifier",
     "learning_rate",
+    "share",
+    "importance",
+    "labels",
 )
 
 
 class Run:
-    """A run directory to look at, of ``geffect unlearn``, ``fit`` or ``inspect``; nothing is kept but its path.
+    """A directory to look at, of ``geffect unlearn``, ``fit``, ``inspect`` or ``localise``; only its path is kept.
 
     As the last value of a notebook's cell it is a table of `summary`. A run that is still going on is read as far as
     it has come.
@@ -111,9 +117,17 @@ class Run:
         """Predicted against measured change of the risks, where recorded, as `geffect.read_ledger`."""
         return read_ledger(self.path)
 
+    def checkpoints(self) -> pd.DataFrame:
+        """What an inspection found at every checkpoint, as the command prints it."""
+        return at_checkpoints(self.path)
+
     def standard_errors(self, by: str = "total", scheme: str = "thirds") -> pd.DataFrame:
         """Inner products with their standard errors, where recorded, as `geffect.read_standard_errors`."""
         return read_standard_errors(self.path, by, scheme)
+
+    def support(self, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
+        """The overlaps of the rows' largest entries, where recorded, as `geffect.read_support`."""
+        return read_support(self.path, by, scheme)
 
     def tokens(self) -> pd.DataFrame:
         """Effects on single tokens, where recorded, as `geffect.read_tokens`."""
@@ -130,7 +144,7 @@ class Run:
             kind: a key of `KINDS`.
             *others: runs to draw with it, told apart by their directories' names.
             **options: of the function of `geffect.plots` that draws the kind: ``step`` of ``gram`` and ``plane``,
-                ``weight`` of ``points``, ``column`` of ``tokens``.
+                ``weight`` of ``points``, ``column`` of ``tokens``, ``share`` of ``jaccard`` and ``jaccard_by_layer``.
 
         Returns:
             The figure, which a notebook shows.
@@ -154,7 +168,8 @@ def _summary(path: Path | str) -> list[tuple[str, str]]:
     lines, finished = read_lines(path), (path / DONE).exists()
     last = lines[-1]["step"] if lines else "none"
     told = [(name, _text(config[name])) for name in SETTINGS if config.get(name)]
-    told += [("last step", f"{last} of {config['steps']}" if config.get("steps") else str(last))]
+    if not (path / RECIPE).exists():
+        told += [("last step", f"{last} of {config['steps']}" if config.get("steps") else str(last))]
     told += [("finished", "yes" if finished else "no")]
     told += [("stopped", str(line["stopped"]["reason"])) for line in lines if "stopped" in line]
     scored = [line["evaluation"] for line in lines if "evaluation" in line]
@@ -189,9 +204,33 @@ def _plane(run: Run) -> pd.DataFrame:
 
 
 def _last_tokens(run: Run) -> pd.DataFrame:
+    """The last checkpoint's; of each set the worst rows, as many as a picture holds."""
     tokens = run.tokens()
-    found: pd.DataFrame = tokens[tokens["step"] == tokens["step"].max()]
+    last = tokens[tokens["step"] == tokens["step"].max()]
+    texts = last[["set", "row"]].drop_duplicates()
+    found: pd.DataFrame = last.merge(texts.groupby("set", sort=False).head(max(1, MOST // texts["set"].nunique())))
     return found
+
+
+def _overlaps(frame: Callable[[Path], pd.DataFrame]) -> Callable[[Run], pd.DataFrame]:
+    """A localisation's overlaps."""
+
+    def found(run: Run) -> pd.DataFrame:
+        if not (run.path / RECIPE).exists():
+            raise GeffectError(f"a localisation in {run.path}", "none", "name a directory of geffect localise")
+        return frame(run.path)
+
+    return found
+
+
+def _of_share(draw: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
+    """A picture of the masks of one share: the smallest by default."""
+
+    def drawn(frame: pd.DataFrame, share: float = 0.0) -> "Figure":
+        chosen = share or float(frame["share"].min())
+        return draw(frame[frame["share"] == chosen], chosen)
+
+    return drawn
 
 
 class Kind(NamedTuple):
@@ -213,4 +252,8 @@ KINDS = {
     "ledger_sums": Kind(Run.ledger, plots.ledger_sums),
     "tokens": Kind(_last_tokens, plots.token_strip, alone=True),
     "points": Kind(Run.points, plots.point_plane, alone=True),
+    "jaccard": Kind(_overlaps(whole_overlaps), _of_share(overlap_matrix), alone=True),
+    "jaccard_by_layer": Kind(
+        _overlaps(lambda path: read_support(path, "layer")), _of_share(plots.jaccard_by_layer), alone=True
+    ),
 }

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from geffect import api
-from geffect.config import FitConfig, Schema, ShowConfig, UnlearnConfig
+from geffect.config import FitConfig, InspectConfig, Schema, ShowConfig, UnlearnConfig
 from geffect.errors import GeffectError
 from geffect.record import CONFIG, read_environment
 
@@ -53,6 +53,15 @@ def test_a_value_in_neither_is_the_default(tmp_path: Path) -> None:
     file = written(tmp_path / "run.yaml", REQUIRED)
     assert UnlearnConfig.read(file).model_dump(exclude_unset=True).keys() == REQUIRED.keys()
     assert UnlearnConfig.read(file).steps == 25
+
+
+def test_a_path_may_stand_where_a_text_does(tmp_path: Path) -> None:
+    series = [tmp_path / "checkpoint-1", tmp_path / "checkpoint-2"]
+    found = InspectConfig.read(checkpoints=series, start=tmp_path, out=tmp_path / "out")
+    assert (found.checkpoints, found.start) == ([str(each) for each in series], str(tmp_path))
+    alone = InspectConfig.read(checkpoints=series[0], points="wga", out=tmp_path / "out")
+    assert (alone.checkpoints, alone.points) == ([str(series[0])], ["wga"])
+    assert alone.out == tmp_path / "out"
 
 
 def test_yaml_numbers_without_a_point_are_numbers(tmp_path: Path) -> None:

@@ -174,6 +174,14 @@ def test_what_is_not_given_comes_from_the_run(run: Path, tmp_path: Path) -> None
     assert {path.name for path in geffect.figures([found])} >= {"g_effect.png", "cosine.csv", "trade_off.pdf"}
 
 
+def test_a_built_in_model_is_a_checkpoint_by_its_name(tmp_path: Path) -> None:
+    given: dict[str, Any] = SETS | {"checkpoints": "builtin:tiny-untrained", "objective": "ga", "one_pass": True}
+    chosen = InspectConfig.read(**given, out=tmp_path / "record")
+    assert api.plan(chosen)["steps"] == "1 checkpoints: 1"
+    (line,) = read_lines(api.inspect(chosen)[0])
+    assert line["evaluation"]["held"]["accuracy"] < 0.1
+
+
 def test_several_objectives_have_a_record_each(run: Path, tmp_path: Path) -> None:
     made = api.inspect(inspected(tmp_path / "all", run, objective=["ga", "npo(beta=0.1)"], one_pass=True))
     assert [path.name for path in made] == ["ga", "npo-beta-0.1"]

@@ -34,7 +34,13 @@ def _texts(path: Path) -> list[str]:
 
 
 def test_there_are_notebooks() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["g_effect_tour", "gru_geometry", "own_trainer"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "g_effect_tour",
+        "grail_localisation",
+        "gru_geometry",
+        "inspect_checkpoints",
+        "own_trainer",
+    ]
 
 
 @pytest.mark.slow

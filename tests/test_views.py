@@ -15,6 +15,7 @@ from geffect.effects import pairs
 from geffect.errors import GeffectError
 from geffect.gram import Gram
 from geffect.record import DONE, STEPS, read_lines
+from geffect.support import count
 from geffect.tokens import TokenEffects
 from geffect.views import KINDS
 from tests.conftest import config
@@ -24,6 +25,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 ALONE: dict[str, dict[str, Any]] = {"layers": {}, "gram": {"step": 0}}
 INSPECTED: dict[str, dict[str, Any]] = {"tokens": {"column": "embed"}, "points": {"weight": "wga"}}
+LOCALISED: dict[str, dict[str, Any]] = {"jaccard": {}, "jaccard_by_layer": {"share": 0.2}}
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,13 @@ def inspected(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = api.inspect(geffect.InspectConfig.read(
         checkpoints=[str(run)], out=path / "record", tokens=2, points=["wga"], batch_size=6))  # fmt: skip
     return found[0]
+
+
+@pytest.fixture(scope="module")
+def localised(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    domains = [f"{name}=builtin:domains/{name}[:3]" for name in ("privacy", "copyright")]
+    out = tmp_path_factory.mktemp("localised") / "masks"
+    return api.localise(geffect.LocaliseConfig.read(model=start, domain=domains, draws=1, out=out))
 
 
 def test_a_summary_goes_from_the_first_evaluation_to_the_last(runs: dict[str, Path]) -> None:
@@ -131,6 +140,50 @@ def test_tokens_and_points_are_drawn_of_an_inspection(kind: str, inspected: Path
         geffect.Run(runs["none"]).plot(kind, **INSPECTED[kind])
 
 
+@pytest.mark.usefixtures("untouched_style")
+@pytest.mark.parametrize("kind", LOCALISED)
+def test_overlaps_are_drawn_of_a_localisation(kind: str, localised: Path, runs: dict[str, Path]) -> None:
+    figure = geffect.Run(localised).plot(kind, **LOCALISED[kind])
+    share = LOCALISED[kind].get("share", 0.1)
+    labels = {axes.get_xlabel() for axes in figure.axes}
+    assert f"Jaccard index of the top {100 * share:g} % of entries" in labels
+    assert_shows_itself(figure)
+    with pytest.raises(GeffectError, match="expected a localisation in"):
+        geffect.Run(runs["none"]).plot(kind, **LOCALISED[kind])
+    with pytest.raises(GeffectError, match="row, other, jaccard; found 0 rows"):
+        geffect.Run(localised).plot(kind, share=0.7)
+
+
+def test_a_localisation_shows_itself(localised: Path) -> None:
+    shown = geffect.Run(localised).summary()
+    assert (shown["share"], shown["importance"], shown["finished"]) == ("0.1, 0.2", "mean_abs", "yes")
+    assert "last step" not in shown
+    found = geffect.read_localisation(localised)
+    frame = found.to_frame()
+    assert list(frame.columns) == ["examples", "top 10 %", "top 20 %"]
+    assert frame.index.tolist() == ["forget/privacy", "retain/privacy", "forget/copyright", "retain/copyright"]
+    mask = found.at(0.1)["forget/privacy"]
+    assert frame.loc["forget/privacy", "top 10 %"] == sum(map(count, mask.values())) > 0
+    assert repr(found).startswith("Localisation(forget/privacy, retain/privacy")
+    assert "top 20 %" in found._repr_html_()
+    pd.testing.assert_frame_equal(geffect.Run(localised).support(), geffect.read_support(localised))
+
+
+@pytest.mark.usefixtures("untouched_style")
+def test_the_worst_rows_of_each_set_fit_the_picture(inspected: Path, tmp_path: Path) -> None:
+    """Three rows of three sets are nine texts; a picture holds eight."""
+    copy = shutil.copytree(inspected, tmp_path / "copy")
+    lines = read_lines(copy, "tokens.jsonl")
+    last = [line for line in lines if line["step"] == 4]
+    more = [line | {"row": 90 + i} for i, line in enumerate(last) if last[i - 1]["set"] != line["set"]]
+    assert len(last) + len(more) == 9
+    (copy / "tokens.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, *more]))
+    titles = {text.get_text() for text in geffect.Run(copy).plot("tokens").axes[0].texts}
+    for line in last:
+        assert f"{line['set']} row {line['row']}, step 4, along the objective" in titles
+    assert sum(", step 4, " in title for title in titles) == 6
+
+
 def assert_shows_itself(figure: Any) -> None:
     """A notebook draws it, and draws it alike twice."""
     png = figure._repr_png_()
@@ -158,7 +211,7 @@ def test_a_fit_shows_itself_too(start: Path, tmp_path: Path) -> None:
 
 
 def test_every_kind_is_tested() -> None:
-    assert set(KINDS) == {*TOGETHER, *ALONE, *INSPECTED}
+    assert set(KINDS) == {*TOGETHER, *ALONE, *INSPECTED, *LOCALISED}
 
 
 def test_an_inspection_is_a_run_like_any_other(inspected: Path) -> None:
@@ -166,6 +219,9 @@ def test_an_inspection_is_a_run_like_any_other(inspected: Path) -> None:
     found = run.summary()
     assert (found["objective"], found["last step"], found["finished"]) == ("ga", "4", "yes")
     assert run.evaluations()["step"].unique().tolist() == [0, 2, 4]
+    found_at = run.checkpoints()
+    assert found_at["step"].tolist() == [0, 2, 4]
+    assert {"forget_risk", "unlearn", "± unlearn", "retain", "± retain", "cosine"} < set(found_at)
     pd.testing.assert_frame_equal(run.tokens(), geffect.read_tokens(inspected))
     pd.testing.assert_frame_equal(run.points(), geffect.read_points(inspected))
     pd.testing.assert_frame_equal(run.standard_errors(), geffect.read_standard_errors(inspected, "total"))

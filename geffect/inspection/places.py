@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from geffect.errors import GeffectError
 from geffect.models.load import adapter_of, resolve
 from geffect.models.series import children, number_of
+from geffect.models.tiny import is_built_in
 
 LOGGER = logging.getLogger(__name__)
 SKIP = "restore it, or leave such out with --skip-broken"
@@ -105,8 +106,8 @@ def readable(series: Sequence[Place], *, skip_broken: bool) -> list[Place]:
 
 
 def _architecture(spec: str) -> Any:
-    """(adapter's configuration and base, or nothing; tensor → shape); None for what lies on a hub."""
-    source = resolve(spec)
+    """(adapter's configuration and base, or nothing; tensor → shape); None for what is built in or lies on a hub."""
+    source = spec if is_built_in(spec) else resolve(spec)
     if not isinstance(source, Path):
         return None
     adapter = adapter_of(source)

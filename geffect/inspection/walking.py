@@ -10,6 +10,7 @@ from geffect.inspection.places import Place
 from geffect.models import Loaded, resolve
 from geffect.models.checksums import CHECKSUMS, check_checksums
 from geffect.models.load import adapter_of, reading, sha256_of
+from geffect.models.tiny import is_built_in
 
 
 def walk(series: Sequence[Place], load: Callable[[str], Loaded]) -> Iterator[tuple[Place, Loaded]]:
@@ -27,7 +28,7 @@ def walk(series: Sequence[Place], load: Callable[[str], Loaded]) -> Iterator[tup
     """
     held: Loaded | None = None
     for place in series:
-        source = resolve(place.spec)
+        source = place.spec if is_built_in(place.spec) else resolve(place.spec)
         if held is not None and isinstance(source, Path) and adapter_of(source) is not None:
             _exchange(held, source)
         else:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,15 @@ from geffect.localisation.importance import Importance
 from geffect.localisation.sets import Masks
 from geffect.rows import NamedTensors, add_scaled
 from geffect.scopes import RISKS, of_role, role_of
-from geffect.support import Support, empty, overlaps, pack, top_masks
+from geffect.support import Support, count, empty, overlaps, pack, top_masks
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Losses = Iterable[Callable[[], Tensor]]
 
 
-@dataclass
+@dataclass(repr=False)
 class Localisation:
     """What localising leaves behind.
 
@@ -74,6 +78,26 @@ class Localisation:
         pooled = self.gram.combine(weights)
         found = {name: cosine(g, pooled.rows, *RISKS) for name, g in pooled.values.items()}
         return {name: 0.0 if math.isnan(value) else value for name, value in found.items()}
+
+    def to_frame(self) -> "pd.DataFrame":
+        """A line a scope: its examples, and how many entries each share's masks hold.
+
+        Returns:
+            Columns ``examples`` and ``top 10 %``, say, indexed by scope.
+        """
+        import pandas as pd
+
+        sizes = {
+            f"top {100 * share:g} %": {scope: sum(map(count, masks.values())) for scope, masks in scopes.items()}
+            for share, scopes in self.masks.items()
+        }
+        return pd.DataFrame({"examples": self.examples} | sizes).rename_axis("scope")
+
+    def __repr__(self) -> str:
+        return f"Localisation({', '.join(self.examples)}; shares {', '.join(f'{each:g}' for each in self.masks)})"
+
+    def _repr_html_(self) -> str:
+        return f"<p>entries in the masks of each scope</p>{self.to_frame().to_html()}"
 
 
 def localise(

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
 from geffect.errors import GeffectError
@@ -16,6 +17,7 @@ from geffect.plots.panels import check, finish, once
 from geffect.plots.style import NOTE, ONE_COLUMN, RUNS, STYLE, TWO_COLUMN, Look
 
 MOST, BAR = 12, 0.09  # rows, and how high the colour bar is in inches
+SPARE = 0.1  # inches beside long names, which are wider in a notebook's coarser picture
 MAP = "YlGnBu"  # from light to dark in grey too
 DIAGONAL = "0.82"
 BAND: Look = {"c": "0.8", "lw": 6, "solid_capstyle": "butt"}
@@ -72,7 +74,7 @@ def jaccard_by_layer(frame: pd.DataFrame, share: float) -> Figure:
     pairs = [f"{row} ∩ {other}" for row, other in table.index]
     size = TWO_COLUMN if table.shape[1] > 12 else ONE_COLUMN, 1.35 + 0.18 * len(pairs)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=SPARE))
         axes, bar = figure.subplots(2, height_ratios=[0.18 * len(pairs), BAR])
         mesh = _heat(axes, table.set_axis(pairs), share)
         _settle(figure, bar, mesh, share)
