@@ -1,0 +1,41 @@
+"""One thing a run shows."""
+
+from typing import NamedTuple
+
+
+class Finding(NamedTuple):
+    """One thing a run shows, which its test told from noise.
+
+    Attributes:
+        kind: ``conflict``, ``start``, ``layers``, ``removed``, ``applied``, ``forgotten`` or ``kept``.
+        text: in plain words, with the number and its 95 % interval.
+        value: the number.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        run: whose.
+    """
+
+    kind: str
+    text: str
+    value: float
+    low: float
+    high: float
+    run: str = ""
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number as it is printed, with a real minus.
+
+    >>> number(-0.316), number(3.14159, 1)
+    ('−0.32', '3.1')
+    """
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def within(low: float, high: float, digits: int = 2) -> str:
+    """An interval as it is printed.
+
+    >>> within(0.6, 0.75), within(64, 78, 0)
+    ('[0.60, 0.75]', '[64, 78]')
+    """
+    return f"[{number(low, digits)}, {number(high, digits)}]"
