@@ -53,7 +53,7 @@ def start(frame: pd.DataFrame) -> Finding | None:
         return None
     if after is None or not after.below(0, tests=len(values)) or after.value > -TRIVIAL:
         return None
-    drawn = smooth + (values - smooth)[resampled(len(values))]
+    drawn = smooth + (values - smooth)[resampled(len(values), block_length(values))]
     ends = np.quantile(_start(_smoothed(drawn)), [0.025, 0.975]).clip(max=len(values) - 1)
     low, high = (float(steps[int(end)]) for end in ends)
     text = f"Harm to the retain set starts at step {steps[place]} [{low:.0f}, {high:.0f}], and stays."
@@ -157,10 +157,10 @@ def _clipped(found: Estimate, least: float, most: float) -> tuple[float, float]:
 
 
 def _smoothed(values: Numbers) -> Numbers:
-    """A centred moving average over `block_length` steps, shorter at the ends."""
+    """A centred moving average over about √n steps, the ends repeated."""
     from scipy.ndimage import uniform_filter1d
 
-    found: Numbers = uniform_filter1d(values, block_length(values.shape[-1]), axis=-1, mode="nearest")
+    found: Numbers = uniform_filter1d(values, round(values.shape[-1] ** 0.5), axis=-1, mode="nearest")
     return found
 
 
