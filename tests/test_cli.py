@@ -277,7 +277,7 @@ def test_importing_the_package_imports_nothing_else(tmp_path: Path) -> None:
 def test_help_lists_the_commands(shell: Shell) -> None:
     ended = shell("--help")
     assert ended.code == 0
-    for command in ("fit", "unlearn", "localise", "doctor", "show-batch", "demo", "figures", "cite"):
+    for command in ("fit", "unlearn", "localise", "doctor", "show-batch", "demo", "figures", "report", "cite"):
         assert re.search(rf"^  {command}  +[A-Z]", ended.out, re.MULTILINE), command
 
 

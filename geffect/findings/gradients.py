@@ -82,7 +82,7 @@ def layers(frame: pd.DataFrame) -> Finding | None:
         return None
     low, high = _clipped(found, 0, np.inf)
     name = NAMES.get(str(effects.columns[place]), str(effects.columns[place]))
-    text = (f"{name} {found.value:.0%} of the retain harm {within(100 * low, 100 * high, 0)}; "
+    text = (f"{name} {found.value:.0%} of the objective's retain harm {within(100 * low, 100 * high, 0)}; "
             f"an equal share of {values.shape[1]} groups would be {equal:.0%}.")  # fmt: skip
     return Finding("layers", text.replace("%", " %"), found.value, low, high)
 
@@ -116,7 +116,8 @@ def removed(frame: pd.DataFrame, name: str = "The rectifier") -> Finding | None:
     if found is None or not found.above(0) or found.value < CLEAR:
         return None
     low, high = _clipped(found, -np.inf, 1)
-    text = f"{name} removed {found.value:.0%} of it {within(100 * low, 100 * high, 0)}, step by step and to first order."
+    text = (f"{name} removed {found.value:.0%} of the objective's retain harm {within(100 * low, 100 * high, 0)}, "
+            "to first order and on the rows of each step.")  # fmt: skip
     return Finding("removed", text.replace("%", " %"), found.value, low, high)
 
 

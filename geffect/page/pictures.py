@@ -14,6 +14,7 @@ from geffect.views import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+WIDE = 5  # inches: it stands alone
 READING = {
     "g_effect": ("G-effects by layer group", (
         "Each line is a layer group's inner product of a risk's gradient with what was descended. Upper panel: below "
@@ -47,6 +48,7 @@ class Picture(NamedTuple):
     source: str
     alternative: str
     reading: str
+    wide: bool
 
 
 def pictures(runs: Sequence[Run], kinds: Sequence[str] = tuple(READING)) -> list[Picture]:
@@ -70,7 +72,7 @@ def _drawn(runs: Sequence[Run], kind: str) -> Iterator[Picture]:
         return
     title, reading = READING[kind]
     of = ", ".join(run.path.name for run in runs)
-    yield Picture(title, data_uri(figure), f"{title}, of {of}. {reading}", reading)
+    yield Picture(title, data_uri(figure), f"{title}, of {of}. {reading}", reading, figure.get_figwidth() > WIDE)
 
 
 def _options(run: Run, kind: str) -> dict[str, Any]:
