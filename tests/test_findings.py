@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from geffect.data import collate, encode_set, load_set
-from geffect.findings import LEVEL, Finding, find, in_rows, over_steps
+from geffect.findings import LEVEL, Finding, in_rows, over_steps
 from geffect.findings.evaluations import evaluations
 from geffect.groups import layer_groups, layout
 from geffect.objectives import forward
@@ -150,8 +150,7 @@ def test_a_planted_conflict_is_found(pool: tuple[dict[str, Numbers], int]) -> No
     assert {"conflict", "layers", "removed"} <= set(found)
     assert found["conflict"].high < 0
     assert found["removed"].value == pytest.approx(1)  # GRU against the measured row itself
-    frame = found["layers"]
-    assert 0.3 < frame.low < frame.value < frame.high < 1
+    assert 0.3 < found["layers"].low < found["layers"].value < found["layers"].high < 1
 
 
 def test_ascent_on_half_a_pool_harms_the_other_half(pool: tuple[dict[str, Numbers], int]) -> None:

@@ -15,9 +15,9 @@ from geffect.record import CONFIG, as_written, read, read_lines, read_standard_e
 def find(path: Path | str, run: str = "", scheme: str = "thirds") -> list[Finding]:
     """What a run shows beyond noise.
 
-    Seven claims are tested, each at `geffect.findings.LEVEL`: over steps by the moving-block bootstrap, over checkpoints
-    by their standard errors where an inspection recorded them, over rows where evaluations are compared. Where and
-    since when the retain set is harmed, and what undid it, is asked only where it is harmed at all.
+    Seven claims are tested, each at `geffect.findings.LEVEL`: over steps by the moving-block bootstrap, over
+    checkpoints by their standard errors where an inspection recorded them, over rows where evaluations are compared.
+    In which layers the retain set is harmed, and what undid it, is asked only where it is harmed at all.
 
     Args:
         path: the run directory.

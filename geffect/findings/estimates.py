@@ -22,7 +22,13 @@ class Estimate(NamedTuple):
     freedom: float
 
     def interval(self, level: float = 0.05) -> tuple[float, float]:
-        """The two-sided interval value ± t·error at confidence 1 − level, with Student's t.
+        """The two-sided interval value ± t·error, with Student's t.
+
+        Args:
+            level: what is left outside it.
+
+        Returns:
+            Its lower and upper end.
 
         >>> low, high = Estimate(1.0, 0.5, 4).interval()
         >>> round(low, 3), round(high, 3)

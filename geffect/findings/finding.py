@@ -24,18 +24,15 @@ class Finding(NamedTuple):
 
 
 def number(value: float, digits: int = 2) -> str:
-    """A number as it is printed, with a real minus.
-
-    >>> number(-0.316), number(3.14159, 1)
-    ('−0.32', '3.1')
-    """
+    """A number as it is printed, with a real minus."""
     return f"{value:.{digits}f}".replace("-", "−")
 
 
-def within(low: float, high: float, digits: int = 2) -> str:
-    """An interval as it is printed.
+def percent(share: float) -> str:
+    """A share as it is printed: ``71 %``."""
+    return f"{number(100 * share, 0)} %"
 
-    >>> within(0.6, 0.75), within(64, 78, 0)
-    ('[0.60, 0.75]', '[64, 78]')
-    """
+
+def within(low: float, high: float, digits: int = 2) -> str:
+    """An interval as it is printed: ``[0.60, 0.75]``."""
     return f"[{number(low, digits)}, {number(high, digits)}]"

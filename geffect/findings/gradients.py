@@ -1,11 +1,11 @@
-"""What the measured rows of a run show: conflict with what must stay, since when, in which layers, and what undid it."""
+"""What the measured rows of a run show: harm to what must stay, since when, in which layers, and what undid it."""
 
 import numpy as np
 import pandas as pd
 
 from geffect.effects import direction_of, pairs, total_cosine
 from geffect.findings.estimates import Estimate, Numbers, block_length, over_steps, resampled
-from geffect.findings.finding import Finding, number, within
+from geffect.findings.finding import Finding, number, percent, within
 
 TRIVIAL = 0.02  # a mean cosine nearer to zero is not spoken of
 CLEAR = 0.1  # a share of the harm, beyond what is compared with
@@ -25,9 +25,10 @@ def conflict(frame: pd.DataFrame) -> Finding | None:
     if found is None or not found.below(0) or found.value > -TRIVIAL:
         return None
     low, high = _clipped(found, -1, 1)
-    text = (f"The objective works against the retain set: at {np.mean(cosine < 0):.0%} of {len(cosine)} steps a step "
-            f"along its gradient would raise the retain risk (mean cosine {number(found.value)} {within(low, high)}).")  # fmt: skip
-    return Finding("conflict", text.replace("%", " %", 1), found.value, low, high)
+    share = percent(float(np.mean(cosine < 0)))
+    text = (f"The objective works against the retain set: at {share} of {len(cosine)} steps a step along its gradient "
+            f"would raise the retain risk (mean cosine {number(found.value)} {within(low, high)}).")  # fmt: skip
+    return Finding("conflict", text, found.value, low, high)
 
 
 def start(frame: pd.DataFrame) -> Finding | None:
@@ -82,9 +83,9 @@ def layers(frame: pd.DataFrame) -> Finding | None:
         return None
     low, high = _clipped(found, 0, np.inf)
     name = NAMES.get(str(effects.columns[place]), str(effects.columns[place]))
-    text = (f"{name} {found.value:.0%} of the objective's retain harm {within(100 * low, 100 * high, 0)}; "
-            f"an equal share of {values.shape[1]} groups would be {equal:.0%}.")  # fmt: skip
-    return Finding("layers", text.replace("%", " %"), found.value, low, high)
+    text = (f"{name} {percent(found.value)} of the objective's retain harm {within(100 * low, 100 * high, 0)}; "
+            f"an equal share of {values.shape[1]} groups would be {percent(equal)}.")  # fmt: skip
+    return Finding("layers", text, found.value, low, high)
 
 
 NAMES = {
@@ -116,9 +117,9 @@ def removed(frame: pd.DataFrame, name: str = "The rectifier") -> Finding | None:
     if found is None or not found.above(0) or found.value < CLEAR:
         return None
     low, high = _clipped(found, -np.inf, 1)
-    text = (f"{name} removed {found.value:.0%} of the objective's retain harm {within(100 * low, 100 * high, 0)}, "
+    text = (f"{name} removed {percent(found.value)} of the objective's retain harm {within(100 * low, 100 * high, 0)}, "
             "to first order and on the rows of each step.")  # fmt: skip
-    return Finding("removed", text.replace("%", " %"), found.value, low, high)
+    return Finding("removed", text, found.value, low, high)
 
 
 def applied(frame: pd.DataFrame) -> Finding | None:
@@ -143,8 +144,8 @@ def applied(frame: pd.DataFrame) -> Finding | None:
     low, high = _clipped(found, -1, 1)
     text = (f"What the optimiser applied harms the retain set although the gradient it was given does not: mean cosine "
             f"{number(found.value)} {within(low, high)} against {number(given.value)}; their signs differ at "
-            f"{np.mean(both[:, 0] * both[:, 1] < 0):.0%} of {len(both)} steps.")  # fmt: skip
-    return Finding("applied", text.replace("%", " %"), found.value, low, high)
+            f"{percent(float(np.mean(both[:, 0] * both[:, 1] < 0)))} of {len(both)} steps.")  # fmt: skip
+    return Finding("applied", text, found.value, low, high)
 
 
 def _mean(values: Numbers) -> Numbers:

@@ -81,11 +81,7 @@ def _rows(table: pd.DataFrame, colours: ScalarMappable) -> dict[str, list[Cell]]
 
 
 def signed_text(value: float) -> str:
-    """A number with its sign, three digits.
-
-    >>> signed_text(-0.000314), signed_text(2.0), signed_text(float("nan"))
-    ('−0.000314', '+2', 'unknown')
-    """
+    """A number with its sign, three digits; ``unknown`` where it is not finite."""
     return f"{value:+.3g}".replace("-", "−") if np.isfinite(value) else "unknown"
 
 
