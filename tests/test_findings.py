@@ -68,7 +68,7 @@ def steps(size: int, drawn: Iterator[list[Numbers]]) -> Iterator[dict[str, Numbe
 
 def record(grams: dict[str, Numbers], made: Iterator[dict[str, Numbers]]) -> pd.DataFrame:
     """Those rows' inner products, as `geffect.read` gives them."""
-    whole, lines = sum(grams.values()), []
+    whole, lines = np.sum(list(grams.values()), axis=0), []
     for step, rows in enumerate(made):
         g, m = rows["objective"], rows["retain"]
         rows = rows | {"rectified": g + max(0.0, -float(g @ whole @ m)) / float(m @ whole @ m) * m}
@@ -81,7 +81,8 @@ def record(grams: dict[str, Numbers], made: Iterator[dict[str, Numbers]]) -> pd.
 
 def scores(grams: dict[str, Numbers], made: list[dict[str, Numbers]], labels: Numbers) -> list[dict[str, Any]]:
     """Evaluations before and after those steps, each row's risk moved to first order by their sum."""
-    moved = -1e-2 * sum(grams.values()) @ sum(each["objective"] for each in made)
+    whole, moves = np.sum(list(grams.values()), axis=0), np.sum([each["objective"] for each in made], axis=0)
+    moved = -1e-2 * whole @ moves
     sets = {"forget": np.flatnonzero(labels == 0), "held": np.flatnonzero(labels == 1)}
     found = []
     for nll in (np.full(len(labels), 5.0), 5.0 + moved):

@@ -69,8 +69,8 @@ def block_length(series: Numbers) -> int:
     power = float(rest @ rest)
     known = power > 1e-18 * float(series @ series)
     rho = min(max(float(rest[1:] @ rest[:-1]) / power, 0.0), 0.99) if known else 0.0
-    longer = max(1.0, (2 * rho / (1 - rho**2)) ** (2 / 3))
-    return max(1, min(math.ceil(longer * len(series) ** (1 / 3) - 1e-9), len(series) // 3))
+    length: float = max(1.0, (2 * rho / (1 - rho**2)) ** (2 / 3)) * len(series) ** (1 / 3)
+    return max(1, min(math.ceil(length - 1e-9), len(series) // 3))
 
 
 def influence(values: Numbers, statistic: Statistic) -> Numbers:

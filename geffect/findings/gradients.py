@@ -20,7 +20,7 @@ def conflict(frame: pd.DataFrame) -> Finding | None:
     Returns:
         The mean cosine, with the share of steps below zero.
     """
-    cosine = total_cosine(frame, "objective", "retain").dropna().to_numpy(float)
+    cosine = np.asarray(total_cosine(frame, "objective", "retain").dropna(), dtype=np.float64)
     found = over_steps(cosine[:, None], _mean)
     if found is None or not found.below(0) or found.value > -TRIVIAL:
         return None
@@ -44,7 +44,7 @@ def start(frame: pd.DataFrame) -> Finding | None:
         The step; none where harm is there from the first step on, or never is.
     """
     cosine = total_cosine(frame, "objective", "retain").dropna()
-    values, steps = cosine.to_numpy(float), cosine.index.to_numpy()
+    values, steps = np.asarray(cosine, dtype=np.float64), cosine.index.to_numpy()
     if not len(values):
         return None
     smooth = _smoothed(values)
@@ -54,7 +54,8 @@ def start(frame: pd.DataFrame) -> Finding | None:
         return None
     if after is None or not after.below(0, tests=len(values)) or after.value > -TRIVIAL:
         return None
-    drawn = smooth + (values - smooth)[resampled(len(values), block_length(values))]
+    rest: Numbers = values - smooth
+    drawn = smooth + rest[resampled(len(values), block_length(values))]
     ends = np.quantile(_start(_smoothed(drawn)), [0.025, 0.975]).clip(max=len(values) - 1)
     low, high = (float(steps[int(end)]) for end in ends)
     text = f"Harm to the retain set starts at step {steps[place]} [{low:.0f}, {high:.0f}], and stays."
@@ -76,7 +77,7 @@ def layers(frame: pd.DataFrame) -> Finding | None:
     effects = effects.loc[:, (effects != 0).any()]
     if effects.shape[1] < 2 or not len(effects):
         return None
-    values, place = effects.to_numpy(float), int(effects.sum().argmin())
+    values, place = effects.to_numpy(np.float64), int(effects.sum().argmin())
     found = over_steps(values, lambda x: x[..., place].sum(-1) / x.sum((-2, -1)))
     equal = 1 / values.shape[1]
     if found is None or not found.above(equal, tests=values.shape[1]) or found.value < equal + CLEAR:
@@ -112,7 +113,7 @@ def removed(frame: pd.DataFrame, name: str = "The rectifier") -> Finding | None:
     if after is None:
         return None
     effects = pd.concat([pairs(frame, "retain", row).groupby("step").sum() for row in ("objective", after)], axis=1)
-    harm = np.maximum(0, -effects.dropna().to_numpy(float))
+    harm = np.maximum(0, -effects.dropna().to_numpy(np.float64))
     found = over_steps(harm, lambda x: 1 - x[..., 1].sum(-1) / x[..., 0].sum(-1)) if len(harm) else None
     if found is None or not found.above(0) or found.value < CLEAR:
         return None
@@ -134,7 +135,7 @@ def applied(frame: pd.DataFrame) -> Finding | None:
     if not (frame["row"] == "applied").any() and not (frame["other"] == "applied").any():
         return None
     rows = (direction_of(frame), "applied")
-    both = pd.concat([total_cosine(frame, row, "retain") for row in rows], axis=1).dropna().to_numpy(float)
+    both = pd.concat([total_cosine(frame, row, "retain") for row in rows], axis=1).dropna().to_numpy(np.float64)
     given, found = (over_steps(column[:, None], _mean) for column in both.T)
     apart = over_steps(both, lambda x: (x[..., 1] - x[..., 0]).mean(-1))
     if found is None or given is None or apart is None:

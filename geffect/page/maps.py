@@ -87,4 +87,5 @@ def signed_text(value: float) -> str:
 
 def colour_of(value: float, colours: ScalarMappable) -> str:
     """A number's colour as ``#rrggbb``; grey where it is not finite."""
-    return to_hex(colours.to_rgba(value)) if np.isfinite(value) else "#bfbfbf"
+    red, green, blue, _ = colours.to_rgba(np.nan_to_num(value))
+    return to_hex((red, green, blue)) if np.isfinite(value) else "#bfbfbf"

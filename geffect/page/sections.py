@@ -1,5 +1,6 @@
 """What a page says of runs: one section a run, and one of all where there are several."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +111,6 @@ def _table(frame: pd.DataFrame) -> Table:
 def _text(value: Any) -> str:
     if not isinstance(value, int | float):
         return str(value)
-    if pd.isna(value):
+    if math.isnan(value):
         return "–"
     return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}").replace("-", "−")
