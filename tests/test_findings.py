@@ -196,7 +196,8 @@ def test_shares_of_layers_are_those_planted() -> None:
     noise = 0.05 * np.random.default_rng(0).standard_normal(40)
     found = next(each for each in in_rows(frame_of(-0.3 + noise)) if each.kind == "layers")
     assert found.value == pytest.approx(0.75)
-    assert found.text.startswith("Deep layers carry 75 % of the objective's retain harm [75, 75]")
+    text = found.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert text.startswith("Deep layers carry 75 % of the objective's retain harm [75, 75]")
 
 
 def test_an_optimiser_that_turns_a_harmless_gradient_is_found() -> None:

@@ -49,16 +49,28 @@ def page(runs: list[Path], inspected: Path, tmp_path_factory: pytest.TempPathFac
     return api.report(ReportConfig.read(None, runs=[*runs, inspected], out=out)).path
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Debian's Chromium; where it is missing, that fails in CI and skips elsewhere."""
-    from playwright.sync_api import sync_playwright
-
+def chromium() -> str:
+    """Debian's; where it is missing, that fails in CI and skips elsewhere."""
     program = shutil.which("chromium")
     if program is None and os.environ.get("CI"):
         pytest.fail("no chromium: .ci/run installs it")
     if program is None:
         pytest.skip("no chromium: apt-get install chromium")
+    return program
+
+
+def test_with_ci_set_a_missing_browser_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="no chromium"):
+        chromium()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    program = chromium()
     with sync_playwright() as driver:
         found = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield found
@@ -150,6 +162,8 @@ def test_tokens_tell_their_effects(opened: Opened, inspected: Path) -> None:
     tab = opened("phone")
     board = tab.locator("#run-2 .board:has(.text)").first
     token = board.locator(".text span[style]").first
+    token.hover()
+    assert board.locator("output").text_content().endswith(token.get_attribute("data-says"))
     token.click()
     assert board.locator("output").text_content() == f"“{token.text_content()}”: {token.get_attribute('data-says')}"
     assert tab.evaluate("document.activeElement.dataset.says") == token.get_attribute("data-says")

@@ -29,10 +29,10 @@ def number(value: float, digits: int = 2) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as it is printed: ``71 %``."""
-    return f"{number(100 * share, 0)} %"
+    """A share as it is printed: ``71 %``, never broken into two lines."""
+    return f"{number(100 * share, 0)}\N{NO-BREAK SPACE}%"
 
 
 def within(low: float, high: float, digits: int = 2) -> str:
-    """An interval as it is printed: ``[0.60, 0.75]``."""
-    return f"[{number(low, digits)}, {number(high, digits)}]"
+    """An interval as it is printed: ``[0.60, 0.75]``, never broken into two lines."""
+    return f"[{number(low, digits)},\N{NO-BREAK SPACE}{number(high, digits)}]"
