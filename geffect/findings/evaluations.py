@@ -11,6 +11,7 @@ import numpy as np
 
 from geffect.findings.estimates import Numbers, over_rows
 from geffect.findings.finding import Finding, number, within
+from geffect.scopes import role_of
 
 TRIVIAL = 0.05  # nats a token
 
@@ -26,10 +27,11 @@ def evaluations(lines: Sequence[Mapping[str, Any]]) -> list[Finding]:
         forget set's. Neither where the difference is not told from noise.
     """
     scored = [line for line in lines if "evaluation_rows" in line]
-    kept = next((name for name in ("held", "retain") if scored and name in scored[0]["evaluation_rows"]), None)
-    if kept is None or "forget" not in scored[0]["evaluation_rows"]:
+    roles = {role_of(name) for name in scored[0]["evaluation_rows"]} if scored else set()
+    kept = next((role for role in ("held", "retain") if role in roles), None)
+    if kept is None or "forget" not in roles:
         return []
-    groups = [_rises(scored, name) for name in ("forget", kept)]
+    groups = [_rises(scored, role) for role in ("forget", kept)]
     difference = over_rows(groups, lambda a, b: _mean(a) - _mean(b))
     if difference is None or not difference.above(0) or difference.value < TRIVIAL:
         return []
@@ -48,11 +50,12 @@ def evaluations(lines: Sequence[Mapping[str, Any]]) -> list[Finding]:
     return found
 
 
-def _rises(scored: Sequence[Mapping[str, Any]], name: str) -> Numbers:
-    """``[rows, 2]``: the rise of each row's Σ −log p, and its labelled tokens."""
-    first, last = (scored[place]["evaluation_rows"][name] for place in (0, -1))
-    rise = np.asarray(last["nll"], float) - np.asarray(first["nll"], float)
-    return np.stack([rise, np.asarray(first["tokens"], float)], axis=-1)
+def _rises(scored: Sequence[Mapping[str, Any]], role: str) -> Numbers:
+    """``[rows, 2]``: the rise of each row's Σ −log p, and its labelled tokens; the rows of all domains together."""
+    first, last = (scored[place]["evaluation_rows"] for place in (0, -1))
+    parts = [(last[name]["nll"], first[name]["nll"], first[name]["tokens"]) for name in first if role_of(name) == role]
+    after, before, tokens = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return np.stack([after - before, tokens.astype(np.float64)], axis=-1)
 
 
 def _mean(rows: Numbers) -> Any:
@@ -60,5 +63,9 @@ def _mean(rows: Numbers) -> Any:
     return rows[..., 0].sum(-1) / rows[..., 1].sum(-1)
 
 
-def _ends(first: Mapping[str, Any], last: Mapping[str, Any], name: str, kind: str) -> str:
-    return " to ".join(number(each[name][kind]) for each in (first, last))
+def _ends(first: Mapping[str, Any], last: Mapping[str, Any], role: str, kind: str) -> str:
+    """Of several domains their mean."""
+    return " to ".join(
+        number(float(np.mean([scores[kind] for name, scores in each.items() if role_of(name) == role])))
+        for each in (first, last)
+    )
