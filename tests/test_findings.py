@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from geffect.data import collate, encode_set, load_set
-from geffect.findings import LEVEL, Finding, in_rows, over_steps
+from geffect.findings import LEVEL, Finding, checkpoints, in_rows, over_steps
 from geffect.findings.evaluations import evaluations
 from geffect.groups import layer_groups, layout
 from geffect.objectives import forward
@@ -224,3 +224,44 @@ def test_dependent_steps_are_not_taken_for_independent_ones() -> None:
         rejected += found.below(0) or found.above(0)
     assert LEVEL == 0.001
     assert rejected <= 8
+
+
+def errors_of(inner: list[float], error: float) -> pd.DataFrame:
+    return pd.DataFrame({"step": [0, 10, 20], "row": "objective", "other": "retain", "inner": inner,
+                         "standard_error": error})  # fmt: skip
+
+
+def test_checkpoints_are_judged_by_their_standard_errors() -> None:
+    found = checkpoints.conflict(errors_of([0.5, -40.0, -60.0], 2.0), batches=20)
+    assert found is not None
+    assert found.value == -60
+    assert found.low == pytest.approx(-60 - 2.093 * 2, abs=1e-3)  # t of 19 degrees of freedom
+    assert "at 2 of 3 checkpoints; at step 20" in found.text
+    assert checkpoints.conflict(errors_of([0.5, -4.0, -6.0], 2.0), batches=20) is None
+    assert checkpoints.conflict(errors_of([0.5, -40.0, -60.0], 2.0), batches=2) is None
+
+
+def evaluated(forget: float, held: float, domain: str = "") -> list[dict[str, Any]]:
+    """Forty rows of ten tokens in each set, whose risk rises by so much, give or take a tenth."""
+    generator, lines = np.random.default_rng(0), []
+    for rise in (0, 1):
+        rows, means = {}, {}
+        for name, mean in ((f"forget{domain}", forget), (f"held{domain}", held)):
+            nll = 10 * (1 + rise * (mean + 0.1 * generator.standard_normal(40)))
+            rows[name] = {"nll": nll.tolist(), "tokens": [10] * 40}
+            means[name] = {"risk": float(nll.mean() / 10), "accuracy": 0.9}
+        lines.append({"evaluation": means, "evaluation_rows": rows})
+    return lines
+
+
+@pytest.mark.parametrize("domain", ["", "/privacy"])
+def test_forgetting_is_what_rises_more_than_what_must_stay(domain: str) -> None:
+    forgotten, kept = evaluations(evaluated(4.0, 1.0, domain))
+    assert forgotten.low < 3 < forgotten.high
+    assert kept.low < 0.25 < kept.high
+    assert "from 1.00 to" in forgotten.text
+
+
+def test_a_rise_that_is_alike_on_both_sets_is_no_forgetting() -> None:
+    assert evaluations(evaluated(4.0, 4.0)) == []
+    assert evaluations([]) == []

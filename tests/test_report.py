@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -9,12 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from geffect import api
 from geffect.cli import app
 from geffect.config import InspectConfig, ReportConfig
 from geffect.errors import GeffectError
+from geffect.page.maps import layer_maps
 from geffect.page.writing import MARK
 from tests.conftest import config
 
@@ -229,3 +232,23 @@ def test_what_is_no_measured_run_is_refused(runs: list[Path], known: Path, tmp_p
     with pytest.raises(GeffectError, match="given twice"):
         api.report(ReportConfig.read(None, runs=[runs[0], runs[0]], out=tmp_path / "page.html"))
     assert not (tmp_path / "page.html").exists()
+
+
+def test_a_long_run_is_pooled_and_every_cell_has_its_number() -> None:
+    steps, layers = range(150), ("lm_head", "embed", "block_10", "block_2")
+    frame = pd.DataFrame([(step, layer, step, -step) for step in steps for layer in layers],
+                         columns=["step", "layer", "unlearn", "retain"])  # fmt: skip
+    retain, unlearn = layer_maps(frame)
+    assert list(retain.rows) == ["embed", "block_2", "block_10", "lm_head"]
+    assert retain.pooled == 3
+    assert [name for name, _ in retain.columns][:2] == ["0–2", "3–5"]
+    assert [cell.text for cell in retain.rows["embed"]][:3] == ["−1", "−4", "−7"]
+    assert [cell.above for cell in unlearn.rows["embed"]] == [True] * 50
+    assert len({cell.colour for cell in retain.rows["embed"]} & {cell.colour for cell in unlearn.rows["embed"]}) <= 1
+
+
+def test_a_number_nobody_knows_is_grey() -> None:
+    frame = pd.DataFrame({"step": [0], "layer": ["embed"], "unlearn": [math.nan], "retain": [1.0]})
+    retain, unlearn = layer_maps(frame)
+    assert unlearn.rows["embed"][0] == ("unknown", "#bfbfbf", False)
+    assert retain.rows["embed"][0].text == "+1"

@@ -75,10 +75,8 @@ def block_length(series: Numbers) -> int:
 
 def influence(values: Numbers, statistic: Statistic) -> Numbers:
     """What each step adds to a statistic: its value on all steps less that without the step, ``[n]``."""
-    steps = len(values)
-    others = np.flatnonzero(~np.eye(steps, dtype=bool).ravel()).reshape(steps, -1) % steps
-    found: Numbers = statistic(values) - statistic(values[others])
-    return found
+    whole = statistic(values)
+    return np.array([whole - statistic(np.delete(values, step, axis=0)) for step in range(len(values))])
 
 
 def resampled(steps: int, block: int, seed: int = 0) -> npt.NDArray[np.int64]:
@@ -114,7 +112,8 @@ def over_steps(values: Numbers, statistic: Statistic) -> Estimate | None:
         if not np.isfinite(single).all():
             return None
         block = block_length(single)
-        replicates = statistic(values[resampled(steps, block)])
+        parts = np.array_split(resampled(steps, block), 20)  # a long run's replicates are not in memory at once
+        replicates = np.concatenate([statistic(values[part]) for part in parts])
         error = float(np.std(replicates)) * math.sqrt(steps / (steps - block))
         found = Estimate(float(statistic(values)), error, steps // block - 1)
     return found if math.isfinite(found.value) and math.isfinite(found.error) else None
