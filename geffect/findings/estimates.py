@@ -61,7 +61,7 @@ def block_length(series: Numbers) -> int:
         The length.
 
     >>> block_length(np.arange(27.0)), block_length(np.repeat([1.0, -1.0, 2.0], 9))
-    (3, 8)
+    (3, 9)
     """
     from scipy.signal import detrend
 
