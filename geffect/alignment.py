@@ -155,14 +155,22 @@ def differences(runs: Mapping[str, Path | str]) -> pd.DataFrame:
     Returns:
         Indexed by setting, a column a run; ``–`` where it has none. Directories and times of the runs do not count.
     """
-    told = {name: _settings(Path(path)) for name, path in runs.items()}
+    told = {name: settings(Path(path)) for name, path in runs.items()}
     keys = dict.fromkeys(key for each in told.values() for key in each)
     rows = {key: [each.get(key, "–") for each in told.values()] for key in keys}
     return pd.DataFrame({key: values for key, values in rows.items() if len(set(values)) > 1}, index=list(told)).T
 
 
 @as_written
-def _settings(path: Path | str) -> dict[str, str]:
+def settings(path: Path | str) -> dict[str, str]:
+    """A run's configuration, versions and hashes of data, flat; not where it lies.
+
+    Args:
+        path: run directory.
+
+    Returns:
+        Name → value as text.
+    """
     path = Path(path)
     config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
     environment = read_environment(path)

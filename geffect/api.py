@@ -15,6 +15,7 @@ from geffect.config import (
     FitConfig,
     InspectConfig,
     LocaliseConfig,
+    ReportConfig,
     ShowConfig,
     TrainConfig,
     UnlearnConfig,
@@ -28,6 +29,7 @@ from geffect.scopes import role_of
 if TYPE_CHECKING:
     from geffect.doctor import Finding
     from geffect.models import Loaded
+    from geffect.page import Report
     from geffect.preparation import Start
 
 LOGGER = logging.getLogger(__name__)
@@ -303,6 +305,24 @@ def evaluate(config: EvaluateConfig) -> Path:
     room.write_texts(config.out, texts)
     run.finish({"models": found, "seconds": round(time.perf_counter() - began, 3)})
     return config.out
+
+
+def report(config: ReportConfig) -> "Report":
+    """Write runs as one offline HTML page, what they show beyond noise first.
+
+    Args:
+        config: runs, file and scheme of layer groups.
+
+    Returns:
+        ``path`` of the page and ``findings`` (`geffect.findings.Finding`) of all runs.
+
+    Raises:
+        GeffectError: there is no run or no measured step, or the file is none of ours or cannot be written.
+    """
+    from geffect import page
+    from geffect.comparison import named
+
+    return page.write(named(config.runs), config.page, config.scheme)
 
 
 def _start(config: TrainConfig) -> "Start":

@@ -17,6 +17,7 @@ from geffect.config import (
     FitConfig,
     InspectConfig,
     LocaliseConfig,
+    ReportConfig,
     Schema,
     ShowConfig,
     UnlearnConfig,
@@ -142,6 +143,13 @@ def _evaluate(config: EvaluateConfig, *, json: bool) -> None:
     show.evaluation(api.evaluate(config), as_json=json)
 
 
+def _report(config: ReportConfig, *, json: bool) -> None:
+    """Write runs as one HTML page for any browser, offline: findings first, then figures, layers, worst examples."""
+    from geffect import api, show
+
+    show.report(api.report(config), as_json=json)
+
+
 def _show_batch(config: ShowConfig) -> None:
     """Print, coloured, which tokens of a batch carry loss."""
     from geffect import api, show
@@ -162,6 +170,7 @@ verb("unlearn", UnlearnConfig, _unlearn, **DRY_RUN, **RESUME)
 verb("localise", LocaliseConfig, _localise, **DRY_RUN)
 verb("inspect", InspectConfig, _inspect, **DRY_RUN, resume="go on where an unfinished inspection in --out stopped")
 verb("evaluate", EvaluateConfig, _evaluate, json="print metrics.json, and no table")
+verb("report", ReportConfig, _report, json="print the findings as a JSON list")
 verb("show-batch", ShowConfig, _show_batch)
 verb("doctor", DoctorConfig, _doctor, json="print the findings as a JSON list")
 

@@ -271,6 +271,25 @@ class EvaluateConfig(DataConfig):
     dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="of the weights")
 
 
+class ReportConfig(Schema):
+    """``geffect report``."""
+
+    runs: list[Path] = Field(min_length=1, description="run directories", json_schema_extra=ARGUMENT)
+    out: Home | None = Field(None, description="the page to write; of one run its report.html by default")
+    scheme: Literal["thirds", "paper", "paper_script"] = Field("thirds", description="how layers make groups")
+
+    @property
+    def page(self) -> Path:
+        """The file to write.
+
+        Raises:
+            GeffectError: several runs, and no file is named.
+        """
+        if self.out is None and len(self.runs) > 1:
+            raise GeffectError("a value for --out", f"none for {len(self.runs)} runs", "name the page to write")
+        return self.out or self.runs[0] / "report.html"
+
+
 class UnlearnConfig(TrainConfig):
     """``geffect unlearn``."""
 

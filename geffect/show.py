@@ -11,6 +11,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from geffect.doctor import Finding
+    from geffect.page import Report
 
 LEARNED = "bold black on green"
 STATUS = {"good": "green", "warning": "yellow", "bad": "bold red"}
@@ -149,6 +150,27 @@ def findings(found: "Iterable[Finding]", *, as_json: bool) -> bool:
     if as_json:
         console.print_json(json.dumps([asdict(each) for each in kept]))
     return any(each.status == "bad" for each in kept)
+
+
+def report(found: "Report", *, as_json: bool = False) -> None:
+    """Print what a report found, and where the page is.
+
+    Args:
+        found: the report.
+        as_json: the findings as a list of objects, alone.
+    """
+    import json
+
+    console = Console(soft_wrap=True, highlight=False)
+    if as_json:
+        console.print_json(json.dumps([each._asdict() for each in found.findings]))
+        return
+    several = len({each.run for each in found.findings}) > 1
+    for each in found.findings:
+        console.print(Text(f"- {each.run}: {each.text}" if several else f"- {each.text}"))
+    if not found.findings:
+        console.print(Text("nothing can be told from noise"))
+    console.print(Text(f"page: {found.path}"))
 
 
 def batch(rows: list[tuple[str, list[tuple[str, bool]]]]) -> None:

@@ -207,6 +207,11 @@ def test_a_bad_yaml_file_is_refused(content: bytes, says: str, refused: Callable
         (("demo", "--out", "model"), "a new directory for --out model"),
         (("figures", "model"), "a run with environment.json in model"),
         (("figures", "absent", "model"), "a run with environment.json in absent"),
+        (("report",), "a value for --runs"),
+        (("report", "model"), "a run with environment.json in model"),
+        (("report", "absent", "--out", "absent/page.html"), "a directory to write --out absent/page.html in"),
+        (("report", "absent", "model"), "a value for --out; found none for 2 runs"),
+        (("report", "absent", "--scheme", "halves"), "--scheme"),
         (("cite", "adam"), "a method among geffect, g-effect, gru, .*; found 'adam'"),
     ],
 )
@@ -234,6 +239,11 @@ def test_a_usage_error_exits_with_2_and_writes_nothing(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (("report",), "a value for --runs"),
+        (("report", "model"), "a run with environment.json in model"),
+        (("report", "absent", "--out", "absent/page.html"), "a directory to write --out absent/page.html in"),
+        (("report", "absent", "model"), "a value for --out; found none for 2 runs"),
+        (("report", "absent", "--scheme", "halves"), "--scheme"),
         (("cite", "adam"), "a method among geffect"),
         (("unlearn", *GOOD, "--model", "builtin:tiny", "--objective", "gaa"), "objective among adversarial"),
         (("show-batch", "--model", "no-such-org/no-such-model", "--data", "builtin:authors/held"), "a readable model"),
@@ -277,7 +287,7 @@ def test_importing_the_package_imports_nothing_else(tmp_path: Path) -> None:
 def test_help_lists_the_commands(shell: Shell) -> None:
     ended = shell("--help")
     assert ended.code == 0
-    for command in ("fit", "unlearn", "localise", "doctor", "show-batch", "demo", "figures", "cite"):
+    for command in ("fit", "unlearn", "localise", "doctor", "show-batch", "demo", "figures", "report", "cite"):
         assert re.search(rf"^  {command}  +[A-Z]", ended.out, re.MULTILINE), command
 
 

@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).resolve().parent.parent / "geffect"
 ORDER = [
     "errors", "grammar", "scopes", "groups", "rows", "gram", "replicas", "support", "effects", "localisation", "ties",
     "objectives", "tokens", "rectify", "ledger", "measurement", "data", "models", "metrics", "rules", "training",
-    "record", "plots", "comparison", "alignment", "config", "environment", "arguments", "domains", "preparation",
-    "suites", "probes", "evaluation", "acquisition", "planning", "lifecycle", "inspection", "doctor", "api",
-    "demonstration", "citations", "views", "watching", "show", "cli", "__main__",
+    "record", "plots", "comparison", "alignment", "views", "findings", "page", "config", "environment", "arguments",
+    "domains", "preparation", "suites", "probes", "evaluation", "acquisition", "planning", "lifecycle", "inspection",
+    "doctor", "api", "demonstration", "citations", "watching", "show", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def layer_heat_map(frame: pd.DataFrame) -> Figure:
     """
     check(frame, ("step", "layer", "unlearn", "retain"))
     once(frame, ["step", "layer"])
-    layers = sorted(frame["layer"].unique(), key=_depth)
+    layers = sorted(frame["layer"].unique(), key=depth)
     scale, says, ticks = signed(frame[list(SIDES)].to_numpy(float).ravel())
     height = min(6.0, max(1.2, 0.15 * len(layers)))
     with matplotlib.rc_context(STYLE):
@@ -81,7 +81,8 @@ def _dot(axes: Axes, mesh: QuadMesh, values: Numbers, edges: Numbers) -> None:
     axes.scatter((edges[columns] + edges[columns + 1]) / 2, lines + 0.5, s=3, c=colours, lw=0)
 
 
-def _depth(layer: str) -> tuple[int, int]:
+def depth(layer: str) -> tuple[int, int]:
+    """Where a layer stands between the embedding and the head: sorts them from top to bottom of a picture."""
     block = re.fullmatch(r"block_(\d+)", layer)
     return ENDS.get(layer, 0), int(block[1]) if block else 0
 

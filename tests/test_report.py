@@ -1,0 +1,254 @@
+"""The report: what it says, what it refuses, and how it behaves in a real browser, offline."""
+
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from geffect import api
+from geffect.cli import app
+from geffect.config import InspectConfig, ReportConfig
+from geffect.errors import GeffectError
+from geffect.page.maps import layer_maps
+from geffect.page.writing import MARK
+from tests.conftest import config
+
+WIDTHS = {"desktop": (1280, 800), "phone": (375, 740)}
+
+
+@pytest.fixture(scope="module")
+def runs(known: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Twelve steps with a ledger, without and with GRU; the first set's name is not a kind one."""
+    path = tmp_path_factory.mktemp("reported")
+    evil = path / "<script>alert(1)</script>.json"
+    evil.parent.mkdir(parents=True)
+    evil.write_text(json.dumps([{"question": f"<b>Q{i}</b>?", "answer": "<img src=x>"} for i in range(8)]))
+    settings: dict[str, Any] = {"steps": 12, "evaluate_every": 4, "save_every": 12, "ledger": 4}
+    return [
+        api.unlearn(config(known, path / "GA", forget=str(evil), **settings)),
+        api.unlearn(config(known, path / "GA+GRU", rectifier="gru", **settings)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def inspected(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The second run's checkpoints with effects on tokens."""
+    out = tmp_path_factory.mktemp("inspected") / "tokens"
+    sets = {"forget": "builtin:authors/forget[:8]", "retain": "builtin:authors/retain[:8]"}
+    return api.inspect(InspectConfig.read(None, checkpoints=[str(runs[1])], out=out, tokens=2, batch_size=2, **sets))[0]
+
+
+@pytest.fixture(scope="module")
+def page(runs: list[Path], inspected: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("page") / "report.html"
+    return api.report(ReportConfig.read(None, runs=[*runs, inspected], out=out)).path
+
+
+def chromium() -> str:
+    """Debian's; where it is missing, that fails in CI and skips elsewhere."""
+    program = shutil.which("chromium")
+    if program is None and os.environ.get("CI"):
+        pytest.fail("no chromium: .ci/run installs it")
+    if program is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    return program
+
+
+def test_with_ci_set_a_missing_browser_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="no chromium"):
+        chromium()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    program = chromium()
+    with sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+Opened = Callable[[str], Any]
+
+
+@pytest.fixture
+def opened(browser: Any, page: Path) -> Iterator[Opened]:
+    """The page at a width; whatever it asked of a network, or complained of, fails the test."""
+    told: list[str] = []
+    with contextlib.ExitStack() as stack:
+
+        def open_at(width: str) -> Any:
+            wide, high = WIDTHS[width]
+            context = stack.enter_context(browser.new_context(viewport={"width": wide, "height": high}))
+            tab = context.new_page()
+            tab.on("request", lambda each: told.append(each.url))
+            tab.on("console", lambda each: told.append(each.text))
+            tab.on("pageerror", lambda each: told.append(str(each)))
+            tab.goto(page.as_uri())
+            return tab
+
+        yield open_at
+    assert [each for each in told if not each.startswith("data:") and each != page.as_uri()] == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_runs_over_the_side_and_every_picture_is_there(opened: Opened, width: str) -> None:
+    tab = opened(width)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= WIDTHS[width][0]
+    sizes = tab.evaluate("[...document.images].map(each => [each.complete, each.naturalWidth, each.alt.length])")
+    assert len(sizes) >= 6
+    assert all(complete and width > 100 and words > 20 for complete, width, words in sizes)
+    assert tab.locator("script").count() == 1  # the set's name made none
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_hovering_a_cell_tells_its_layer_step_and_number(opened: Opened, width: str) -> None:
+    tab = opened(width)
+    board = tab.locator("#run-0 .board").first
+    cell = board.locator("tbody tr").nth(1).locator("td").nth(2)
+    cell.hover()
+    layer = board.locator("tbody tr").nth(1).locator("th").text_content()
+    said = board.locator("output").text_content()
+    assert said.startswith(f"{layer}, step 2: {cell.text_content()}")
+    assert re.search(r"[−+]\d.*risk", said)
+
+
+def test_arrow_keys_go_from_cell_to_cell(opened: Opened) -> None:
+    tab = opened("desktop")
+    board = tab.locator("#run-0 .board").first
+    assert board.locator("[tabindex='0']").count() == 1
+    board.locator("td[tabindex='0']").focus()
+
+    def place() -> list[int]:
+        found: list[int] = tab.evaluate(
+            "[document.activeElement.parentElement.sectionRowIndex, document.activeElement.cellIndex]"
+        )
+        return found
+
+    for key, expected in {"ArrowRight": [0, 2], "ArrowDown": [1, 2], "End": [1, 12], "Home": [1, 1]}.items():
+        tab.keyboard.press(key)
+        assert place() == expected, key
+    tab.keyboard.press("ArrowLeft")
+    assert place() == [1, 1]
+    assert board.locator("output").text_content().startswith(board.locator("tbody th").nth(1).text_content())
+    assert board.locator("[tabindex='0']").count() == 1
+    tab.keyboard.press("Tab")  # leaves the board
+    assert not board.evaluate("each => each.contains(document.activeElement)")
+
+
+def test_explanations_open_by_keyboard(opened: Opened) -> None:
+    tab = opened("phone")
+    for details in tab.locator("details").all()[:3]:
+        assert not details.evaluate("each => each.open")
+        details.locator("summary").focus()
+        tab.keyboard.press("Enter")
+        assert details.evaluate("each => each.open")
+        assert len(details.locator("p").inner_text()) > 50
+    assert tab.evaluate("document.documentElement.scrollWidth") <= WIDTHS["phone"][0]
+
+
+def test_tokens_tell_their_effects(opened: Opened, inspected: Path) -> None:
+    from geffect import read_tokens
+
+    tab = opened("phone")
+    board = tab.locator("#run-2 .board:has(.text)").first
+    token = board.locator(".text span[style]").first
+    token.hover()
+    assert board.locator("output").text_content().endswith(token.get_attribute("data-says"))
+    token.click()
+    assert board.locator("output").text_content() == f"“{token.text_content()}”: {token.get_attribute('data-says')}"
+    assert tab.evaluate("document.activeElement.dataset.says") == token.get_attribute("data-says")
+    texts = read_tokens(inspected)
+    last = texts[texts["step"] == texts["step"].max()]
+    assert tab.locator("#run-2 .text span").count() == len(last)
+    assert tab.locator("#run-2 .text span[style]").count() == last["labelled"].sum()
+
+
+def test_what_users_name_is_escaped(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(1)" in text
+    assert "<script>alert" not in text
+    assert text.count("<script>") == 1
+
+
+def test_findings_come_first_and_the_shell_prints_them(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "one.html"
+    app(["report", str(runs[0]), "--out", str(out)], standalone_mode=False)
+    printed, text = capsys.readouterr().out, out.read_text(encoding="utf-8")
+    assert printed.rstrip().endswith(str(out))
+    assert text.index("<h2>Findings") < text.index("<figure")
+    app(["report", str(runs[0]), "--out", str(out), "--json"], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    assert [f"- {each['text']}" for each in found] == printed.splitlines()[:-1]
+    assert text.count("<li data-kind=") == len(found)
+    assert all(each["low"] <= each["value"] <= each["high"] for each in found)
+
+
+def test_the_same_runs_give_the_same_bytes_and_a_report_may_be_drawn_again(runs: list[Path], tmp_path: Path) -> None:
+    first = api.report(ReportConfig.read(None, runs=[runs[1]], out=tmp_path / "report.html")).path.read_bytes()
+    assert api.report(ReportConfig.read(None, runs=[runs[1]], out=tmp_path / "report.html")).path.read_bytes() == first
+    assert MARK in first
+    assert b"http" not in re.sub(rb"http-equiv|xmlns[^>]*", b"", first)
+
+
+def test_of_one_run_the_page_stands_in_it(runs: list[Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(runs[0], tmp_path / "copy")
+    assert api.report(ReportConfig.read(None, runs=[copy])).path == copy / "report.html"
+
+
+def test_a_file_of_somebody_elses_is_left_alone(runs: list[Path], tmp_path: Path) -> None:
+    other = tmp_path / "page.html"
+    other.write_text("<p>mine</p>")
+    with pytest.raises(GeffectError, match=r"a report of geffect's own.*another.*choose another name"):
+        api.report(ReportConfig.read(None, runs=[runs[0]], out=other))
+    assert other.read_text() == "<p>mine</p>"
+    with pytest.raises(GeffectError, match="directory to write"):
+        api.report(ReportConfig.read(None, runs=[runs[0]], out=tmp_path / "no" / "page.html"))
+    with pytest.raises(GeffectError, match="another"):
+        api.report(ReportConfig.read(None, runs=[runs[0]], out=tmp_path))
+
+
+def test_what_is_no_measured_run_is_refused(runs: list[Path], known: Path, tmp_path: Path) -> None:
+    with pytest.raises(GeffectError, match="a value for --out"):
+        api.report(ReportConfig.read(None, runs=runs))
+    with pytest.raises(GeffectError, match="a run with"):
+        api.report(ReportConfig.read(None, runs=[tmp_path]))
+    with pytest.raises(GeffectError, match="measured step"):
+        api.report(ReportConfig.read(None, runs=[known], out=tmp_path / "page.html"))
+    with pytest.raises(GeffectError, match="given twice"):
+        api.report(ReportConfig.read(None, runs=[runs[0], runs[0]], out=tmp_path / "page.html"))
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_long_run_is_pooled_and_every_cell_has_its_number() -> None:
+    steps, layers = range(150), ("lm_head", "embed", "block_10", "block_2")
+    frame = pd.DataFrame([(step, layer, step, -step) for step in steps for layer in layers],
+                         columns=["step", "layer", "unlearn", "retain"])  # fmt: skip
+    retain, unlearn = layer_maps(frame)
+    assert list(retain.rows) == ["embed", "block_2", "block_10", "lm_head"]
+    assert retain.pooled == 3
+    assert [name for name, _ in retain.columns][:2] == ["0–2", "3–5"]
+    assert [cell.text for cell in retain.rows["embed"]][:3] == ["−1", "−4", "−7"]
+    assert [cell.above for cell in unlearn.rows["embed"]] == [True] * 50
+    assert len({cell.colour for cell in retain.rows["embed"]} & {cell.colour for cell in unlearn.rows["embed"]}) <= 1
+
+
+def test_a_number_nobody_knows_is_grey() -> None:
+    frame = pd.DataFrame({"step": [0], "layer": ["embed"], "unlearn": [math.nan], "retain": [1.0]})
+    retain, unlearn = layer_maps(frame)
+    assert unlearn.rows["embed"][0] == ("unknown", "#bfbfbf", False)
+    assert retain.rows["embed"][0].text == "+1"
