@@ -66,9 +66,7 @@ def run_of(record: Path) -> Path:
 def rmu_ends(study: Study) -> Records:
     """RMU's runs by layer and c, which are scored but not measured."""
     base = {key: value for key, value in study.base.items() if key != "save_every"}
-    settings = [
-        base | {"objective": text, "out": study.runs / f"RMU-{slug(name)}"} for name, text in study.rmu.items()
-    ]
+    settings = [base | {"objective": text, "out": study.runs / f"RMU-{slug(name)}"} for name, text in study.rmu.items()]
     return dict(zip(study.rmu, ensure(settings), strict=True))
 
 
@@ -151,4 +149,6 @@ if __name__ == "__main__":
         place = Path(sys.argv[4]) if len(sys.argv) > 4 else Path("runs/geffect_real")
         main(real(*sys.argv[2:4], place), Path("figures/geffect_real"))
     else:
-        main(tiny(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/geffect_paper")), Path("figures/geffect_paper"))
+        main(
+            tiny(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/geffect_paper")), Path("figures/geffect_paper")
+        )
