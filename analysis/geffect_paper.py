@@ -78,10 +78,7 @@ def draw(study: Study, found: Records, out: Path) -> None:
         found: its records.
         out: where to write.
     """
-    import pandas as pd
-
     from geffect import plots
-    from geffect.comparison import at_checkpoints
 
     draw_planes(study, found, out)
     whole = effects(found)
@@ -95,8 +92,7 @@ def draw(study: Study, found: Records, out: Path) -> None:
     for name in (each for each in BY_LAYER if each in found):
         layers = effects({name: found[name]}, "layer")
         plots.save(plots.layer_heat_map(layers), out / f"layers_{name}", layers)
-    table = pd.concat([at_checkpoints(path).assign(run=name) for name, path in found.items()])
-    table.to_csv(out / "checkpoints.csv", index=False, float_format="%.6g")
+    at_all(found).to_csv(out / "checkpoints.csv", index=False, float_format="%.6g")
 
 
 def draw_planes(study: Study, found: Records, out: Path) -> None:
@@ -142,6 +138,22 @@ def effects(found: Records, by: str = "group") -> "pd.DataFrame":
     from geffect.record import read
 
     return pd.concat([descended(read(path, by)).assign(run=name) for name, path in found.items()])
+
+
+def at_all(found: Records) -> "pd.DataFrame":
+    """Risks, whole-model G-effects with standard errors, and cosines of every method at every checkpoint.
+
+    Args:
+        found: method → record.
+
+    Returns:
+        As `geffect.comparison.at_checkpoints`, and ``run``.
+    """
+    import pandas as pd
+
+    from geffect.comparison import at_checkpoints
+
+    return pd.concat([at_checkpoints(path).assign(run=name) for name, path in found.items()])
 
 
 if __name__ == "__main__":
