@@ -71,22 +71,22 @@ def draw(paths: dict[Cell, Path], out: Path) -> "pd.DataFrame":
 
 
 def steps(path: Path) -> "pd.DataFrame":
-    """What a run's every step descended and what became of the held set.
+    """What every step of a run descends, and what that does to the held set.
 
     Args:
         path: the run.
 
     Returns:
-        Columns ``step``, ``forget_risk``, ``forget_accuracy``, ``held_risk``, ``held_accuracy`` (after it),
-        ``held_rise`` (of the held risk over it), ``cosine`` and ``rectified`` (with the step's retain gradient, before
-        it and after rectification); NaN at step 0, the start.
+        Columns ``step``, ``forget_risk``, ``forget_accuracy``, ``held_risk``, ``held_accuracy``, ``cosine`` and
+        ``rectified`` (with the step's retain gradient, of the objective's gradient and of what the rectifier made of
+        it), all at θ^(t), and ``held_rise``: by how much step t then raises the held risk; NaN at the end.
     """
     from geffect.effects import cosines
     from geffect.record import read, read_steps
 
     columns = ["step", "forget_risk", "forget_accuracy", "held_risk", "held_accuracy"]
     found = read_steps(path)[columns].sort_values("step")
-    found = found.assign(held_rise=found["held_risk"].diff())
+    found = found.assign(held_rise=found["held_risk"].diff().shift(-1))
     return found.merge(cosines(read(path)), on="step", how="left")
 
 

@@ -70,7 +70,8 @@ def inspected(run: dict[str, Any], at: Collection[int], **inspection: Any) -> Pa
     if not (record / DONE).exists():
         ensure([run])
         _remove_checkpoints(out, at)
-    shared = {name: run[name] for name in ("forget", "retain", "held", "data_dir", "objective") if name in run}
+    names = ("forget", "retain", "held", "data_dir", "objective", "batch_size")
+    shared = {name: run[name] for name in names if name in run}
     settings = shared | {"checkpoints": [str(out)], "start": str(run["model"]), "out": record} | inspection
     ensure([settings], "inspect")
     _remove_checkpoints(out)

@@ -10,7 +10,7 @@ from geffect.plots.panels import check, finish
 from geffect.plots.style import NOTE, ONE_COLUMN, RUNS, STYLE, TWO_COLUMN, Look
 
 Y = {
-    "held_accuracy": "held accuracy after the step (up: kept)",
+    "held_accuracy": "held accuracy where the step starts (up: kept)",
     "held_rise": "rise of the held risk over the step\n(nats/token; above 0: harm)",
 }
 MOST = 4
@@ -26,7 +26,8 @@ def retain_by_cosine(frame: pd.DataFrame, y: str = "held_rise") -> Figure:
         frame: Columns ``run`` (the objective; at most six), ``rectifier`` (at most four), ``step``, ``cosine`` (of the
             objective's gradient), ``rectified`` (NaN where the run has no rectifier) and what ``y`` names; a row a step
             of a run, those with NaN in ``cosine`` or ``y`` left out.
-        y: ``held_accuracy``, or ``held_rise``: by how much the held risk rose over the step (nats per token).
+        y: ``held_accuracy`` (of the state that the step starts from), or ``held_rise``: by how much the held risk rises
+            over the step (nats per token).
 
     Returns:
         A figure whose panels share both axes, the negative half shaded as conflict. A filled mark is a step at the
