@@ -6,7 +6,7 @@ SMOLLM2 := .venv/.smollm2
 DATA ?=
 START ?= runs/start
 
-.PHONY: demo figures figures-geffect figures-others figures-real check-data test lint smollm2
+.PHONY: demo figures figures-plain figures-others figures-real check-data test lint smollm2
 
 demo: $(INSTALLED)  ## fit the tiny model, unlearn it in three ways, print a table, draw three pictures
 	$(BIN)/geffect demo
@@ -15,14 +15,16 @@ demo: $(INSTALLED)  ## fit the tiny model, unlearn it in three ways, print a tab
 figures: export OMP_NUM_THREADS = 1
 figures: $(INSTALLED)  ## what figures/ shows of the built-in model and takes minutes; finished runs are reused
 	$(BIN)/python -m analysis.demo_figures
-	$(MAKE) -j2 figures-geffect figures-others
-
-figures-geffect: $(INSTALLED)
+	$(MAKE) -j2 figures-plain figures-others
 	$(BIN)/python -m analysis.geffect_paper
 
+figures-plain: $(INSTALLED)
+	$(BIN)/python -m analysis.geffect_paper --runs plain
+
 figures-others: $(INSTALLED)
-	$(BIN)/python -m analysis.gru_paper
 	$(BIN)/python -m analysis.ledger_study
+	$(BIN)/python -m analysis.gru_paper
+	$(BIN)/python -m analysis.geffect_paper --runs regularised
 
 figures-real: check-data $(SMOLLM2) $(START)/DONE  ## SmolLM2 on TOFU, hours: make figures-real DATA=folder; again: goes on
 	$(BIN)/python -m analysis.ledger_study --real $(START) $(DATA)

@@ -1,6 +1,7 @@
 """Draw ``figures/geffect_paper/``: the designs of the G-effect paper's figures (arXiv 2502.19301).
 
     python -m analysis.geffect_paper [RUNS]                    the built-in model: twelve objectives
+    python -m analysis.geffect_paper --runs PART               make runs, plain or regularised, and draw nothing
     python -m analysis.geffect_paper --real START DATA [RUNS]  SmolLM2 fitted to TOFU in START: GA, WGA, NPO, TNPO
 
 The paper's protocol: train with an objective, keep checkpoints, then measure the G-effects of the very objective at
@@ -10,6 +11,7 @@ they are measured. ``claims.csv`` holds the paper's findings against what was me
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -156,11 +158,20 @@ def at_all(found: Records) -> "pd.DataFrame":
     return pd.concat([at_checkpoints(path).assign(run=name) for name, path in found.items()])
 
 
+def make(part: str, study: Study) -> None:
+    """Run what is missing of the objectives that are ``plain`` (and RMU's settings) or ``regularised``."""
+    chosen = {"plain": PLAIN, "regularised": REGULARISED}[part]
+    records(replace(study, methods=chosen))
+    if part == "plain":
+        rmu_ends(study)
+
+
 if __name__ == "__main__":
+    TINY_RUNS = Path("runs/geffect_paper")
     if sys.argv[1:2] == ["--real"]:
         place = Path(sys.argv[4]) if len(sys.argv) > 4 else Path("runs/geffect_real")
         main(real(*sys.argv[2:4], place), Path("figures/geffect_real"))
+    elif sys.argv[1:2] == ["--runs"]:
+        make(sys.argv[2], tiny(TINY_RUNS))
     else:
-        main(
-            tiny(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/geffect_paper")), Path("figures/geffect_paper")
-        )
+        main(tiny(Path(sys.argv[1]) if len(sys.argv) > 1 else TINY_RUNS), Path("figures/geffect_paper"))

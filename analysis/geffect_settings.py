@@ -57,7 +57,7 @@ def tiny(runs: Path) -> Study:
 
 
 def real(start: str, data: str, runs: Path) -> Study:
-    """SmolLM2 fitted to TOFU forget01 and 120 retain rows: 20 steps of AdamW at 5e-5.
+    """SmolLM2 fitted to TOFU forget01 and 120 retain rows: 15 steps of AdamW at 3e-5.
 
     Args:
         start: the fitted model's directory.
@@ -69,8 +69,8 @@ def real(start: str, data: str, runs: Path) -> Study:
     """
     base = {
         "model": start, "data_dir": data, "forget": "tofu:forget01", "retain": "tofu:retain99[:40]",
-        "held": "tofu:retain99[80:120]", "batch_size": 8, "learning_rate": 5e-5, "steps": 20, "save_every": 5,
-        "diagnose_every": 20, "evaluate_every": 20, "evaluate": ["forget"],
+        "held": "tofu:retain99[80:120]", "batch_size": 8, "learning_rate": 3e-5, "steps": 15, "save_every": 5,
+        "diagnose_every": 15, "evaluate_every": 15, "evaluate": ["forget"],
     }  # fmt: skip
     methods = {name: PLAIN[name] for name in ZOOMED}
-    return Study(runs, base, methods, (5, 10, 15, 20), (0, 10), 10, {})
+    return Study(runs, base, methods, (5, 10, 15), (0, 10), 10, {})

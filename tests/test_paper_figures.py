@@ -76,7 +76,7 @@ def test_records_hold_standard_errors_at_every_checkpoint_and_are_reused_without
     assert table.groupby("run")["step"].apply(list).to_dict() == {name: [0, 1, 2] for name in METHODS}
     assert (table[["± unlearn", "± retain"]] > 0).all(axis=None)
     before = {path: (path / "DONE").stat().st_mtime_ns for path in found.values()}
-    assert not list(study.runs.glob("*/checkpoints/*"))
+    assert not [folder for path in found.values() for folder in geffect_paper.run_of(path).glob("checkpoints/*")]
     geffect_paper.records(study)
     assert {path: (path / "DONE").stat().st_mtime_ns for path in before} == before
 
