@@ -180,6 +180,13 @@ def test_the_best_regulariser_is_that_of_the_lowest_held_risk(kl: float | None, 
     assert "GA + GD 1.500" in claim.measured
 
 
+@pytest.mark.parametrize(("last", "agrees"), [(0.1, ["yes", "no"]), (-2.0, ["no", "no"]), (2.0, ["yes", "yes"])])
+def test_po_is_held_against_twice_the_standard_error(last: float, agrees: list[str]) -> None:
+    frame = pd.DataFrame({"step": [0, 4, 10], "unlearn": [0.0, -1.0, last], "± unlearn": 0.3,
+                          "forget_risk": [0.0, 1.0, 2.0]})  # fmt: skip
+    assert [claim.agrees for claim in geffect_claims.later({"PO": frame})] == agrees
+
+
 @pytest.mark.parametrize(("sign", "agrees"), [(1, "yes"), (-1, "no")])
 def test_weights_are_held_against_the_retain_effect(sign: int, agrees: str) -> None:
     weight = np.linspace(0.01, 0.99, 40)
