@@ -61,8 +61,8 @@ def totals(groups: pd.DataFrame) -> pd.DataFrame:
 
 def peak(groups: pd.DataFrame) -> float:
     """The unlearn G-effect of the step where it is largest in size."""
-    values = totals(groups)["unlearn"]
-    return float(values.loc[values.abs().idxmax()])
+    values = totals(groups)["unlearn"].to_numpy(float)
+    return float(values[abs(values).argmax()])
 
 
 def ascent(groups: Frames) -> Iterator[Claim]:
@@ -108,7 +108,7 @@ def npo(table: Frames, groups: Frames) -> Iterator[Claim]:
     scale = float(totals(groups["NPO"])["unlearn"].iloc[0] / totals(groups["GA"])["unlearn"].iloc[0])
     yield Claim(
         "NPO's G-effects are smaller than GA's", "largest |e_u| of NPO, on GA's scale, below GA's",
-        f"NPO {sizes['NPO']:.4g} (a row's sum; over {scale:.1f}, their ratio at the start, {sizes['NPO'] / scale:.3g}), "
+        f"NPO {sizes['NPO']:.4g} (a row's sum; {sizes['NPO'] / scale:.3g} over {scale:.1f}, their ratio at the start), "
         f"GA {sizes['GA']:.4g} (a token's mean)", told(sizes["NPO"] / scale < sizes["GA"]),
     )  # fmt: skip
     left = {name: abs(totals(groups[name])["unlearn"].iloc[-1]) / sizes[name] for name in sizes}
@@ -134,12 +134,13 @@ def later(table: Frames) -> Iterator[Claim]:
         f"e_u by step {told_values}; forget risk {risk[half].iloc[-1]:.3g} after the first half, {risk.iloc[-1]:.3g} "
         "at the end", told(bool(forgets[half].any() and not forgets[~half].any())),
     )  # fmt: skip
-    again = effect > 2 * error
+    after, its = effect.iloc[1:], error.iloc[1:]
+    most = int(after.argmax())
     falls = bool((risk.diff() < 0).iloc[1:].any())
     yield Claim(
         "PO may relearn later", "e_u above 0 by two standard errors at a later checkpoint",
-        f"largest e_u after the start {effect.iloc[1:].max():.3g} ± {error[effect.iloc[1:].idxmax()]:.2g}; the forget "
-        f"risk falls between two checkpoints: {told(falls)}", told(bool(again.iloc[1:].any())),
+        f"largest e_u after the start {after.iloc[most]:.3g} ± {its.iloc[most]:.2g}; the forget risk falls between two "
+        f"checkpoints: {told(falls)}", told(bool((after > 2 * its).any())),
     )  # fmt: skip
 
 

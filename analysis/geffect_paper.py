@@ -170,7 +170,7 @@ if __name__ == "__main__":
     TINY_RUNS = Path("runs/geffect_paper")
     if sys.argv[1:2] == ["--real"]:
         place = Path(sys.argv[4]) if len(sys.argv) > 4 else Path("runs/geffect_real")
-        main(real(*sys.argv[2:4], place), Path("figures/geffect_real"))
+        main(real(sys.argv[2], sys.argv[3], place), Path("figures/geffect_real"))
     elif sys.argv[1:2] == ["--runs"]:
         make(sys.argv[2], tiny(TINY_RUNS))
     else:

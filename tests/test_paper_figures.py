@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from analysis import geffect_claims, geffect_paper, gru_paper
 from analysis.geffect_settings import Study, tiny
+from analysis.runs import ensure
 from geffect import plots
 from geffect.errors import GeffectError
 from tests.pictures import fits, same_bytes
@@ -94,7 +95,7 @@ def test_gru_is_drawn_step_by_step(known: Path, drawn: Drawn, tmp_path: Path) ->
     base = SMALL | {"model": str(known), "diagnose_every": 1, "evaluate_every": 1}
     base.pop("save_every")
     settings = gru_paper.settings(tmp_path / "runs", base)
-    paths = dict(zip(gru_paper.cells(), gru_paper.ensure(settings), strict=True))
+    paths = dict(zip(gru_paper.cells(), ensure(settings), strict=True))
     frame = gru_paper.draw(paths, tmp_path / "out")
     assert set(drawn) == {"held_rise_by_cosine", "held_accuracy_by_cosine", "cosine", "trade_off"}
     for name, (figure, data) in drawn.items():

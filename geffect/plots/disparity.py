@@ -68,6 +68,7 @@ def _furnish(axes: Axes, title: str) -> None:
     axes.axhline(0, color="0.55", lw=0.7, zorder=1)
     axes.text(0.02, 0.98, "conflict", transform=axes.transAxes, va="top", in_layout=False, **NOTE)
     axes.set(title=title, xlim=(-1, 1), xticks=[-1, -0.5, 0, 0.5, 1])
+    axes.xaxis.set_major_formatter("{x:g}")
 
 
 def _steps(axes: Axes, rows: pd.DataFrame, y: str, look: Look) -> None:
