@@ -51,7 +51,7 @@ def records(study: Study) -> Records:
     for name, objective in study.methods.items():
         run = study.base | {"objective": objective, "out": study.runs / slug(name)}
         points = {"points": list(WEIGHTS)} if name == "NPO" else {}
-        found[name] = inspected(run, study.at, **points)
+        found[name] = inspected(run, study.at, one_pass=study.one_pass, **points)
     return found
 
 

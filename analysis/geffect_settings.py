@@ -31,6 +31,7 @@ class Study:
         at: the steps whose checkpoints are measured, beside the start.
         zoom: first and last step of Figure 3b's window.
         later: the step of the second picture of Figure 1.
+        one_pass: leave out standard errors.
         rmu: name → objective of runs that are only scored at their end; empty: none.
     """
 
@@ -40,6 +41,7 @@ class Study:
     at: tuple[int, ...]
     zoom: tuple[int, int]
     later: int
+    one_pass: bool
     rmu: dict[str, str]
 
 
@@ -53,7 +55,7 @@ def tiny(runs: Path) -> Study:
         The study.
     """
     base = AUTHORS | {"learning_rate": 3e-4, "steps": 25, "save_every": 1, "diagnose_every": 25, "evaluate_every": 25}
-    return Study(runs, base, PLAIN | REGULARISED, (1, 3, 5, 8, 12, 18, 25), (0, 5), 5, RMU_GRID)
+    return Study(runs, base, PLAIN | REGULARISED, (1, 3, 5, 8, 12, 18, 25), (0, 5), 5, False, RMU_GRID)
 
 
 def real(start: str, data: str, runs: Path) -> Study:
@@ -73,4 +75,4 @@ def real(start: str, data: str, runs: Path) -> Study:
         "diagnose_every": 15, "evaluate_every": 15, "evaluate": ["forget"],
     }  # fmt: skip
     methods = {name: PLAIN[name] for name in ZOOMED}
-    return Study(runs, base, methods, (5, 10, 15), (0, 10), 10, {})
+    return Study(runs, base, methods, (5, 10, 15), (0, 10), 10, True, {})

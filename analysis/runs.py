@@ -51,7 +51,7 @@ def ensure(settings: list[dict[str, Any]], verb: str = "unlearn") -> list[Path]:
     logging.getLogger("geffect.training").setLevel(logging.ERROR)
     schema = getattr(import_module("geffect.config"), SCHEMAS[verb])
     run = getattr(import_module("geffect.api"), verb)  # here, so that a figure script imports no torch
-    return [_ensure(schema.read(**each), run) for each in tqdm(settings, unit="run", disable=None)]
+    return [_ensure(schema.read(**each), run, verb) for each in tqdm(settings, unit="run", disable=None)]
 
 
 def inspected(run: dict[str, Any], at: Collection[int], **inspection: Any) -> Path:
@@ -85,23 +85,33 @@ def _remove_checkpoints(run: Path, but: Collection[int] = ()) -> None:
             shutil.rmtree(folder)
 
 
-def _ensure(config: Any, run: Callable[[Any], Any]) -> Path:
-    if (config.out / DONE).exists():
+def _ensure(config: Any, run: Callable[..., Any], verb: str) -> Path:
+    """One run; what is unfinished is gone on with where that can be, else moved aside."""
+    out = Path(config.out)
+    if (out / DONE).exists():
         _check_same(config)
-        LOGGER.info("reused: %s", config.out)
-        return Path(config.out)
-    if config.out.exists():
-        aside = next(
-            p for i in range(1000) if not (p := config.out.with_name(f"{config.out.name}.stopped-{i}")).exists()
-        )
-        config.out.rename(aside)
-        LOGGER.info("unfinished, moved to %s", aside)
-    run(config)
-    return Path(config.out)
+        LOGGER.info("reused: %s", out)
+    elif _resumable(out, verb):
+        _check_same(config)
+        LOGGER.info("going on with %s", out)
+        run(config, resume=True)
+    else:
+        if out.exists():
+            aside = next(p for i in range(1000) if not (p := out.with_name(f"{out.name}.stopped-{i}")).exists())
+            out.rename(aside)
+            LOGGER.info("unfinished, moved to %s", aside)
+        run(config)
+    return out
+
+
+def _resumable(out: Path, verb: str) -> bool:
+    """An inspection goes on after any line, an unlearning from its last checkpoint."""
+    has_checkpoint = any((out / "checkpoints").glob("checkpoint-*"))
+    return (out / CONFIG).exists() and (verb == "inspect" or (verb == "unlearn" and has_checkpoint))
 
 
 def _check_same(config: Any) -> None:
-    """A finished run under this name must be the one asked for."""
+    """A run under this name must be the one asked for."""
     asked = config.model_dump(mode="json", exclude_none=True)
     found = yaml.safe_load((config.out / CONFIG).read_text(encoding="utf-8"))
     differing = [key for key, value in asked.items() if found.get(key) != value]

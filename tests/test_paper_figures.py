@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from matplotlib.figure import Figure
 
 from analysis import geffect_claims, geffect_paper, gru_paper
@@ -48,7 +49,7 @@ def study(known: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """Two steps of four objectives, and RMU at one layer."""
     layers = {f"layer {layer}, c = 20": f"rmu(layer={layer}, c=20)" for layer in (1,)}
     base = SMALL | {"model": str(known)}
-    return Study(tmp_path_factory.mktemp("paper"), base, METHODS, (1, 2), (0, 1), 2, layers)
+    return Study(tmp_path_factory.mktemp("paper"), base, METHODS, (1, 2), (0, 1), 2, False, layers)
 
 
 def test_figures_have_their_panels_and_the_csv_is_what_was_drawn(study: Study, drawn: Drawn, tmp_path: Path) -> None:
@@ -89,6 +90,20 @@ def test_a_record_of_other_settings_is_refused(study: Study) -> None:
     )
     with pytest.raises(GeffectError, match="retain"):
         geffect_paper.records(other)
+
+
+def test_an_inspection_that_was_stopped_goes_on(study: Study) -> None:
+    (record, *_) = geffect_paper.records(study).values()
+    lines = (record / "steps.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    other = study.runs / "begun"
+    shutil.copytree(record, other)
+    (other / "DONE").unlink()
+    config = yaml.safe_load((other / "config.yaml").read_text(encoding="utf-8")) | {"out": str(other)}
+    (other / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    with pytest.raises(GeffectError, match="checkpoint"):  # their weights are gone: it is gone on with, not begun anew
+        ensure([config], "inspect")
+    assert (other / "steps.jsonl").read_text(encoding="utf-8") == "".join(lines)
+    assert not (study.runs / "begun.stopped-0").exists()
 
 
 def test_gru_is_drawn_step_by_step(known: Path, drawn: Drawn, tmp_path: Path) -> None:
