@@ -86,7 +86,7 @@ def test_records_hold_standard_errors_at_every_checkpoint_and_are_reused_without
 def test_a_record_of_other_settings_is_refused(study: Study) -> None:
     geffect_paper.records(study)
     other = Study(
-        study.runs, study.base | {"retain": "builtin:authors/retain[:6]"}, study.methods, (1, 3), (0, 1), 3, {}
+        study.runs, study.base | {"retain": "builtin:authors/retain[:6]"}, study.methods, (1, 2), (0, 1), 2, False, {}
     )
     with pytest.raises(GeffectError, match="retain"):
         geffect_paper.records(other)
