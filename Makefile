@@ -1,13 +1,43 @@
-# make demo | test | lint | smollm2: each sets up .venv by itself; only Python is needed.
+# make demo | figures | figures-real | test | lint | smollm2: each sets up .venv by itself; only Python is needed.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 SMOLLM2 := .venv/.smollm2
+DATA ?=
+START ?= runs/start
 
-.PHONY: demo test lint smollm2
+.PHONY: demo figures figures-plain figures-others figures-real check-data test lint smollm2
 
 demo: $(INSTALLED)  ## fit the tiny model, unlearn it in three ways, print a table, draw three pictures
 	$(BIN)/geffect demo
+
+# one thread each: two scripts at a time, and the same numbers on any number of cores
+figures: export OMP_NUM_THREADS = 1
+figures: $(INSTALLED)  ## what figures/ shows of the built-in model and takes minutes; finished runs are reused
+	$(BIN)/python -m analysis.demo_figures
+	$(MAKE) -j2 figures-plain figures-others
+	$(BIN)/python -m analysis.geffect_paper
+
+figures-plain: $(INSTALLED)
+	$(BIN)/python -m analysis.geffect_paper --runs plain
+
+figures-others: $(INSTALLED)
+	$(BIN)/python -m analysis.ledger_study
+	$(BIN)/python -m analysis.gru_paper
+	$(BIN)/python -m analysis.geffect_paper --runs regularised
+
+figures-real: check-data $(SMOLLM2) $(START)/DONE  ## SmolLM2 on TOFU, hours: make figures-real DATA=folder; again: goes on
+	$(BIN)/python -m analysis.ledger_study --real $(START) $(DATA)
+	$(BIN)/python -m analysis.geffect_paper --real $(START) $(DATA)
+	$(BIN)/python -m analysis.gru_spaces --real $(START) $(DATA)
+	$(BIN)/python -m analysis.grail_paper --real $(DATA)
+
+check-data:
+	@test -d "$(DATA)/tofu" || { echo "make: expected DATA=folder that holds tofu, found '$(DATA)'; name it as in make figures-real DATA=data" >&2; exit 2; }
+
+$(START)/DONE: | check-data $(SMOLLM2)
+	$(BIN)/geffect fit --model smollm2 --data-dir $(DATA) --train tofu:forget01 --train 'tofu:retain99[:120]' \
+		--learning-rate 1e-4 --epochs 6 --until-accuracy 0.93 --out $(START)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -5,15 +5,15 @@ the command line would read.
 """
 
 import logging
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Collection
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
 from tqdm.auto import tqdm
 
-from geffect.api import evaluate, fit, localise, unlearn
-from geffect.config import EvaluateConfig, FitConfig, LocaliseConfig, UnlearnConfig
 from geffect.errors import GeffectError
 
 LOGGER = logging.getLogger("geffect.analysis")
@@ -27,11 +27,12 @@ AUTHORS = {
 }
 
 
-VERBS: dict[str, tuple[Any, Any]] = {
-    "unlearn": (UnlearnConfig, unlearn),
-    "localise": (LocaliseConfig, localise),
-    "fit": (FitConfig, fit),
-    "evaluate": (EvaluateConfig, evaluate),
+SCHEMAS = {
+    "unlearn": "UnlearnConfig",
+    "inspect": "InspectConfig",
+    "localise": "LocaliseConfig",
+    "fit": "FitConfig",
+    "evaluate": "EvaluateConfig",
 }
 
 
@@ -40,7 +41,7 @@ def ensure(settings: list[dict[str, Any]], verb: str = "unlearn") -> list[Path]:
 
     Args:
         settings: of ``geffect VERB``, one mapping a run.
-        verb: ``unlearn``, ``localise``, ``fit`` or ``evaluate``.
+        verb: ``unlearn``, ``inspect``, ``localise``, ``fit`` or ``evaluate``.
 
     Returns:
         The run directories, in order.
@@ -48,27 +49,69 @@ def ensure(settings: list[dict[str, Any]], verb: str = "unlearn") -> list[Path]:
     logging.basicConfig(format="geffect: %(message)s", level=logging.WARNING)
     LOGGER.setLevel(logging.INFO)
     logging.getLogger("geffect.training").setLevel(logging.ERROR)
-    schema, run = VERBS[verb]
-    return [_ensure(schema.read(**each), run) for each in tqdm(settings, unit="run", disable=None)]
+    schema = getattr(import_module("geffect.config"), SCHEMAS[verb])
+    run = getattr(import_module("geffect.api"), verb)  # here, so that a figure script imports no torch
+    return [_ensure(schema.read(**each), run, verb) for each in tqdm(settings, unit="run", disable=None)]
 
 
-def _ensure(config: Any, run: Callable[[Any], Path]) -> Path:
-    if (config.out / DONE).exists():
+def inspected(run: dict[str, Any], at: Collection[int], **inspection: Any) -> Path:
+    """One objective at checkpoints of its own run, over whole sets; the run's weights are removed afterwards.
+
+    Args:
+        run: settings of ``geffect unlearn``, with ``save_every``.
+        at: the steps whose checkpoints are measured.
+        inspection: settings of ``geffect inspect`` beside those it takes from the run.
+
+    Returns:
+        The record, ``OUT-inspected`` beside the run.
+    """
+    out = Path(run["out"])
+    record = out.with_name(f"{out.name}-inspected")
+    if not (record / DONE).exists():
+        ensure([run])
+        _remove_checkpoints(out, at)
+    names = ("forget", "retain", "held", "data_dir", "objective", "batch_size")
+    shared = {name: run[name] for name in names if name in run}
+    settings = shared | {"checkpoints": [str(out)], "start": str(run["model"]), "out": record} | inspection
+    ensure([settings], "inspect")
+    _remove_checkpoints(out)
+    return record
+
+
+def _remove_checkpoints(run: Path, but: Collection[int] = ()) -> None:
+    kept = {f"checkpoint-{step}" for step in but}
+    for folder in (run / "checkpoints").glob("checkpoint-*"):
+        if folder.name not in kept:
+            shutil.rmtree(folder)
+
+
+def _ensure(config: Any, run: Callable[..., Any], verb: str) -> Path:
+    """One run; what is unfinished is gone on with where that can be, else moved aside."""
+    out = Path(config.out)
+    if (out / DONE).exists():
         _check_same(config)
-        LOGGER.info("reused: %s", config.out)
-        return Path(config.out)
-    if config.out.exists():
-        aside = next(
-            p for i in range(1000) if not (p := config.out.with_name(f"{config.out.name}.stopped-{i}")).exists()
-        )
-        config.out.rename(aside)
-        LOGGER.info("unfinished, moved to %s", aside)
-    made: Path = run(config)
-    return made
+        LOGGER.info("reused: %s", out)
+    elif _resumable(out, verb):
+        _check_same(config)
+        LOGGER.info("going on with %s", out)
+        run(config, resume=True)
+    else:
+        if out.exists():
+            aside = next(p for i in range(1000) if not (p := out.with_name(f"{out.name}.stopped-{i}")).exists())
+            out.rename(aside)
+            LOGGER.info("unfinished, moved to %s", aside)
+        run(config)
+    return out
+
+
+def _resumable(out: Path, verb: str) -> bool:
+    """An inspection goes on after any line, an unlearning from its last checkpoint."""
+    has_checkpoint = any((out / "checkpoints").glob("checkpoint-*"))
+    return (out / CONFIG).exists() and (verb == "inspect" or (verb == "unlearn" and has_checkpoint))
 
 
 def _check_same(config: Any) -> None:
-    """A finished run under this name must be the one asked for."""
+    """A run under this name must be the one asked for."""
     asked = config.model_dump(mode="json", exclude_none=True)
     found = yaml.safe_load((config.out / CONFIG).read_text(encoding="utf-8"))
     differing = [key for key, value in asked.items() if found.get(key) != value]
@@ -83,8 +126,13 @@ def keep_configs(runs: list[Path], out: Path) -> None:
     for run in runs:
         config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
         config.get("reference", {}).pop("path", None)
-        for key in ("data_dir", "out", "masks"):
+        for key in ("data_dir", "out", "masks", "checkpoints"):
             config.pop(key, None)
-        configs[run.name] = config
+        configs[run.name] = {key: _nameless(value) for key, value in config.items()}
     out.mkdir(parents=True, exist_ok=True)
     (out / "configs.yaml").write_text(yaml.safe_dump(configs, sort_keys=False), encoding="utf-8")
+
+
+def _nameless(value: Any) -> Any:
+    """An absolute path's last part; anything else as it is."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

@@ -1,6 +1,7 @@
 """A data frame of diagnostics in, a matplotlib figure out; legible in grey, and no global setting touched."""
 
 from geffect.plots.curves import cosine_curves, g_effect_curves, jaccard_curves
+from geffect.plots.disparity import retain_by_cosine
 from geffect.plots.gradients import g_effect_plane
 from geffect.plots.grid import trade_off_grid
 from geffect.plots.layers import gram_heat_map, layer_heat_map
@@ -34,6 +35,7 @@ __all__ = [
     "ledger_plane",
     "ledger_sums",
     "point_plane",
+    "retain_by_cosine",
     "save",
     "success_sweep",
     "token_strip",

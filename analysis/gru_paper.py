@@ -1,0 +1,124 @@
+"""Draw ``figures/gru_paper/``: what the cosine of two gradients costs, and what GRU buys (arXiv 2503.09117).
+
+    python -m analysis.gru_paper [RUNS]
+
+GA, NPO and WGA on the built-in authors, with and without GRU on the gradient as published, one seed, every step
+measured and evaluated. ``analysis.trade_off`` has more objectives and seeds.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.runs import AUTHORS, ensure, keep_configs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OBJECTIVES = {"GA": "ga", "NPO": "npo", "WGA": "wga"}
+RECTIFIERS = {"none": "none", "GRU": "gru"}
+LEVELS = (1.0, 3.0)  # forget risks (nats a token) at which held sets are compared
+TINY = AUTHORS | {"learning_rate": 3e-4, "steps": 25, "diagnose_every": 1, "evaluate_every": 1,
+                  "evaluate": ["forget", "held"]}  # fmt: skip
+Cell = tuple[str, str]
+
+
+def main(runs: Path = Path("runs/gru_paper"), out: Path = Path("figures/gru_paper")) -> None:
+    """Run what is missing, then draw and tabulate."""
+    paths = dict(zip(cells(), ensure(settings(runs)), strict=True))
+    frame = draw(paths, out)
+    table = tabulate(frame)
+    table.to_csv(out / "table.csv", index=False, float_format="%.4f")
+    keep_configs(list(paths.values()), out)
+    print(table.to_string(index=False, float_format="%.3f"))
+
+
+def cells() -> list[Cell]:
+    """(objective, rectifier) of every run."""
+    return [(name, rectifier) for name in OBJECTIVES for rectifier in RECTIFIERS]
+
+
+def settings(runs: Path, base: dict[str, Any] = TINY) -> list[dict[str, Any]]:
+    """Of every run, in the order of `cells`."""
+    return [
+        base | {"objective": OBJECTIVES[name], "rectifier": RECTIFIERS[rectifier], "out": runs / f"{name}-{rectifier}"}
+        for name, rectifier in cells()
+    ]
+
+
+def draw(paths: dict[Cell, Path], out: Path) -> "pd.DataFrame":
+    """All pictures, each with the data drawn.
+
+    Args:
+        paths: what each run is, and where.
+        out: where to write.
+
+    Returns:
+        A row a step of every run, as of `steps`.
+    """
+    import pandas as pd
+
+    from geffect import plots
+
+    frame = pd.concat([steps(path).assign(run=name, rectifier=rectifier) for (name, rectifier), path in paths.items()])
+    for y in ("held_rise", "held_accuracy"):
+        plots.save(plots.retain_by_cosine(frame, y), out / f"{y}_by_cosine", frame)
+    curves = frame[frame["rectifier"] != "none"].dropna(subset=["cosine"])
+    plots.save(plots.cosine_curves(curves), out / "cosine", curves)
+    plane = frame.rename(columns={"run": "objective"}).assign(seed=0)
+    plots.save(plots.trade_off_grid(plane), out / "trade_off", plane)
+    return frame
+
+
+def steps(path: Path) -> "pd.DataFrame":
+    """What every step of a run descends, and what that does to the held set.
+
+    Args:
+        path: the run.
+
+    Returns:
+        Columns ``step``, ``forget_risk``, ``forget_accuracy``, ``held_risk``, ``held_accuracy``, ``cosine`` and
+        ``rectified`` (with the step's retain gradient, of the objective's gradient and of what the rectifier made of
+        it), all at θ^(t), and ``held_rise``: by how much step t then raises the held risk; NaN at the end.
+    """
+    from geffect.effects import cosines
+    from geffect.record import read, read_steps
+
+    columns = ["step", "forget_risk", "forget_accuracy", "held_risk", "held_accuracy"]
+    found = read_steps(path)[columns].sort_values("step")
+    found = found.assign(held_rise=found["held_risk"].diff().shift(-1))
+    return found.merge(cosines(read(path)), on="step", how="left")
+
+
+def tabulate(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """A row a run: conflicts before and after rectification, and the held set at equal forgetting.
+
+    Args:
+        frame: as of `steps`, with ``run`` and ``rectifier``.
+
+    Returns:
+        Shares of steps with a negative cosine, the Spearman correlation of the cosine descended with the rise of the
+        held risk, the share of steps on which it rose, and held accuracy and risk at forget risks (NaN: not reached).
+    """
+    import pandas as pd
+
+    from geffect.alignment import at_forget_risk
+
+    rows = []
+    for (run, rectifier), path in frame.groupby(["run", "rectifier"], sort=False):
+        taken = path.dropna(subset=["cosine"])
+        descended = taken["rectified"].fillna(taken["cosine"])
+        rows.append({
+            "objective": run, "rectifier": rectifier, "mean cosine": taken["cosine"].mean(),
+            "mean cosine, descended": descended.mean(), "conflict": (taken["cosine"] < 0).mean(),
+            "conflict, descended": (descended < 0).mean(), "held risk rises": (taken["held_rise"] > 0).mean(),
+            "Spearman, cosine descended and rise": descended.rank().corr(taken["held_rise"].rank()),
+        } | {
+            f"{name} at forget risk {level:g}": at_forget_risk(path, column, level)
+            for level in LEVELS for name, column in (("held acc.", "held_accuracy"), ("held risk", "held_risk"))
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:2]))
