@@ -1,4 +1,4 @@
-"""Peak memory of single steps, each in a process of its own: ``python -m analysis.benchmarks.memory KIND MODEL ROWS``."""
+"""Peak memory of single steps, each in a process: ``python -m analysis.benchmarks.memory KIND MODEL ROWS``."""
 
 import json
 import subprocess
@@ -88,7 +88,9 @@ def benchmark(model: str, rows: int, repeats: int, data_dir: Path | None = None)
         for kind in KINDS:
             command = [sys.executable, "-m", "analysis.benchmarks.memory", kind, model, str(rows)]
             command += [str(data_dir)] if data_dir else []
-            told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+            told = json.loads(
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+            )
             above[kind].append(told["peak"] - told["loaded"])
             gradient, whole[kind] = told["gradient"], told["peak"]
     parts = {kind: Spread.of(a / b for a, b in zip(above[kind], above["plain"], strict=True)) for kind in KINDS}

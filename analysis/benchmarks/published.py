@@ -21,7 +21,7 @@ Flat = dict[str, Tensor]
 
 
 class ThreeBackwards:
-    """The G-effect script (arXiv 2502.19301): three losses, three forward and backward passes, three averages on the CPU.
+    """The G-effect script (arXiv 2502.19301): three forward and backward passes, three averages on the CPU.
 
     Args:
         setting: model and batches; the objective is GA.

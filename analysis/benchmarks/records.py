@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ print(json.dumps([time.process_time() - began, peak_memory_gb(), loaded, len(fra
 
 
 def smollm2_layout(num_blocks: int = 30) -> Layout:
-    """The parameter table of a tied Llama of 30 blocks: 273 tensors for the embedding's three parts, blocks and norm."""
+    """The parameter table of a tied Llama of 30 blocks: the embedding's three parts, 270 tensors, the norm."""
     layers = {f"embed_tokens{part}": layer for part, layer in ((EMBED, "embed"), (HEAD, "lm_head"), (BOTH, "tied"))}
     layers |= {f"layers.{i}.{name}": f"block_{i}" for i in range(num_blocks) for name in BLOCK}
     layers |= {"norm": "final_norm"}
@@ -89,7 +88,9 @@ def benchmark(repeats: int, steps: int = STEPS, compared: int = COMPARED) -> tup
         runs = [synthesise(Path(folder, f"run-{i}"), compared, smollm2_layout(6)) for i in range(max(RUNS))]
         variants = {f"compare {n}": lambda n=n: compare(runs[:n]) for n in RUNS}
         seconds = interleave(variants, repeats, label="runs compared")
-    each = [all_ / max(RUNS) / one for all_, one in zip(seconds[f"compare {max(RUNS)}"], seconds["compare 1"], strict=True)]
+    each = [
+        all_ / max(RUNS) / one for all_, one in zip(seconds[f"compare {max(RUNS)}"], seconds["compare 1"], strict=True)
+    ]
     took, peak, loaded = zip(*read, strict=True)
     told = f"{steps} lines, {size:.0f} MB"
     return [

@@ -44,7 +44,12 @@ def benchmark(setting: Setting, repeats: int) -> tuple[list[Finding], Seconds]:
     seconds = interleave(variants(setting), repeats, setting.clear, label=f"steps of {setting.name}")
     setting.clear()
     script, flat = ratio(seconds, "three backwards", "plain"), ratio(seconds, "flat projection", "plain")
-    against = {"bare": ("plain forget", None), "ga": ("plain", script), "gru": ("plain", flat), "gru rows": ("gru", None)}
+    against = {
+        "bare": ("plain forget", None),
+        "ga": ("plain", script),
+        "gru": ("plain", flat),
+        "gru rows": ("gru", None),
+    }
     against |= {name: ("plain", script) for name in OBJECTIVES} | {}
     found = [
         Finding(name, setting.name, ratio(seconds, name, other), published)
@@ -53,5 +58,8 @@ def benchmark(setting: Setting, repeats: int) -> tuple[list[Finding], Seconds]:
     every = [a / b for a, b in zip(seconds["ga"], seconds["bare"], strict=True)]
     tenth = [(each + 9) / 10 for each in every]
     told = "computed from the two steps' seconds"
-    found += [Finding("every", setting.name, Spread.of(every)), Finding("tenth", setting.name, Spread.of(tenth), note=told)]
+    found += [
+        Finding("every", setting.name, Spread.of(every)),
+        Finding("tenth", setting.name, Spread.of(tenth), note=told),
+    ]
     return found, seconds

@@ -1,6 +1,6 @@
 """The budgets of this toolkit, what was found, and the table of both."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -65,6 +65,23 @@ class Finding:
         return asdict(self) | {"budget": asdict(budget), "met": budget.met(self.ours)}
 
 
+def read_findings(benchmarks: Mapping[str, Any]) -> list[Finding]:
+    """The findings of a JSON file.
+
+    Args:
+        benchmarks: its content, name → benchmark.
+
+    Returns:
+        Their findings.
+    """
+    lines = [line for each in benchmarks.values() for line in each["findings"]]
+    return [
+        Finding(line["key"], line["model"], Spread(**line["ours"]),
+                Spread(**line["published"]) if line["published"] else None, line["note"])
+        for line in lines
+    ]  # fmt: skip
+
+
 PLAIN = "against plain forward + backward of the same two batches"
 BUDGETS = {
     "bare": Budget("a GA step without any diagnostics, against plain forward + backward of its forget batch", None),
@@ -74,18 +91,23 @@ BUDGETS = {
     "wga": Budget(f"a WGA step with all rows, {PLAIN} (floor 1.33 ×)", 1.45),
     "npo": Budget(f"an NPO step with all rows, {PLAIN} (floor 1.33 ×)", 1.45),
     "tnpo": Budget(f"a TNPO step with all rows, {PLAIN} (floor 1.33 ×)", 1.45),
-    "every": Budget("a pure GA run diagnosed on every step, against one that is not (it runs the retain pass too)", None),
+    "every": Budget("a pure GA run diagnosed on every step, against one that is not: the retain pass too", None),
     "tenth": Budget("a pure GA run diagnosed on every tenth step, against one that is not", None),
     "memory": Budget("peak memory of a GA step with its rows, against the plain one, above the loaded model", 1.15),
     "memory row": Budget("peak memory of a further independent row (NPO's forget row)", 1.1, "gradients"),
     "tokens": Budget("token effects of a batch over the whole model, against one forward pass", 5),
     "tokens by group": Budget("token effects of a batch in all five groups, against one forward pass", 16),
-    "tokens speed": Budget("token effects of a batch against a backward pass a token: times faster", 100, at_least=True),
+    "tokens speed": Budget("token effects of a batch: times faster than a backward pass a token", 100, at_least=True),
     "localise": Budget("localisation of four sets (masks, Jaccard, mean gradients), against its passes alone", 1.2),
     "help": Budget("geffect --help (published: importing Trainer and peft alone)", 0.5, "s"),
     "record": Budget("reading a record of 5,000 SmolLM2 steps by group", 30, "s"),
     "record memory": Budget("peak memory of that", 1, "GB"),
     "compare": Budget("comparing eight runs, a run, against one alone", 1.1),
+    "growth, tokens": Budget("a GA step grows with tokens a row, to the power", None, ""),
+    "growth, layers": Budget("a GA step grows with layers, to the power", None, ""),
+    "growth, rows": Budget("a GA step grows with rows, to the power", None, ""),
+    "growth, steps": Budget("reading a record grows with its steps, to the power", None, ""),
+    "growth, checkpoints": Budget("inspecting grows with checkpoints, to the power", None, ""),
     "demo first": Budget("geffect demo, the tiny model fitted first", 240, "s"),
     "demo": Budget("geffect demo, the tiny model cached", 120, "s"),
     "suite": Budget("make test", 720, "s"),
@@ -115,7 +137,7 @@ def table(findings: Iterable[Finding]) -> Table:
 
 
 def _told(found: Spread, unit: str) -> str:
-    told = f"{_three(found.median)} {unit}"
+    told = f"{_three(found.median)} {unit}".strip()
     return told if found.repeats == 1 else f"{told} ({_three(found.low)}–{_three(found.high)})"
 
 

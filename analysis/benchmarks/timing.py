@@ -37,6 +37,12 @@ class Spread:
     def of(cls, values: Iterable[float]) -> "Spread":
         """Summarise repeats.
 
+        Args:
+            values: one a repeat.
+
+        Returns:
+            Their median and range.
+
         >>> Spread.of([3.0, 1.0, 2.0])
         Spread(median=2.0, low=1.0, high=3.0, repeats=3)
         """
