@@ -3,17 +3,20 @@
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter, LogLocator, NullLocator
 
 from analysis.benchmarks.timing import clock
 from geffect import plots
 from geffect.plots.figure import Figure
+from geffect.plots.style import Look
 
 OURS, PLAIN = "geffect", "plain passes"
 LABELS = {
     "tokens": "tokens a row", "layers": "layers", "rows": "rows of each batch", "steps": "steps of a record, read",
     "checkpoints": "checkpoints inspected",
 }  # fmt: skip
-LOOKS = {OURS: {"c": "#0072B2", "marker": "o"}, PLAIN: {"c": "#E69F00", "marker": "s"}}
+LOOKS: dict[str, Look] = {OURS: {"c": "#0072B2", "marker": "o"}, PLAIN: {"c": "#E69F00", "marker": "s"}}
 
 
 def slope(frame: pd.DataFrame) -> float:
@@ -46,14 +49,19 @@ def draw(frame: pd.DataFrame) -> Figure:
         panels = figure.subplots(2, 3, squeeze=False).ravel()
         for axis, panel in zip(axes_named, panels, strict=False):
             for what, own in frame[frame["axis"] == axis].groupby("what", sort=False):
-                panel.plot(own["size"], own["seconds"], **LOOKS[str(what)], label=f"size^{slope(own):.2f}")
+                panel.plot(own["size"], own["seconds"], **LOOKS[str(what)], label=f"size$^{{{slope(own):.2f}}}$")
             panel.set(xscale="log", yscale="log", xlabel=LABELS[axis], ylabel=clock()[0])
             ticks = sorted(frame.loc[frame["axis"] == axis, "size"].unique())
             panel.set_xticks(ticks, [str(tick) for tick in ticks])
-            panel.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+            panel.xaxis.set_minor_locator(NullLocator())
+            low, high = panel.get_ylim()
+            panel.set_ylim(low, high * (high / low) ** 0.45)  # room for the legend
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(9, 9)))
+            panel.yaxis.set_minor_locator(NullLocator())
             panel.legend(loc="upper left")
         for panel in panels[len(axes_named) :]:
             panel.axis("off")
-        handles = [matplotlib.lines.Line2D([], [], **look, label=what) for what, look in LOOKS.items()]
-        panels[-1].legend(handles=handles, loc="center", title="the last two panels: ours alone")
+        handles = [Line2D([], [], **look, label=what) for what, look in LOOKS.items()]
+        panels[-1].legend(handles=handles, loc="center", title="lower panels: geffect alone")
     return figure

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def measure(kind: str, model: str, rows: int, data_dir: Path | None = None) -> d
     from geffect.rows import trainable
 
     setting = make_setting(model, rows, data_dir)
-    made = {
+    made: dict[str, Callable[[], Callable[[], object]]] = {
         "plain": lambda: setting.plain("forget", "retain"),
         "ga": lambda: setting.stepping("ga"),
         "npo": lambda: setting.stepping("npo(beta=0.1)"),

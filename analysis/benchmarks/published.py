@@ -60,16 +60,16 @@ class FlatProjection:
     """
 
     def __init__(self, setting: Setting) -> None:
-        self.setting, self.average = setting, None
+        self.setting = setting
+        self.average: Tensor | None = None
 
     def __call__(self) -> None:
         """One step; the rectified gradient is left in ``.grad``."""
         forget, retain = (self._flat(name, sign) for name, sign in (("forget", -1.0), ("retain", 1.0)))
-        old: Any = torch.zeros_like(retain) if self.average is None else self.average
-        self.average = NEW * retain + (1 - NEW) * old
-        dot = torch.dot(forget, self.average)
-        if dot < 0:
-            g, m = forget.numpy().astype(np.float64), self.average.numpy().astype(np.float64)
+        old = torch.zeros_like(retain) if self.average is None else self.average
+        self.average = average = NEW * retain + (1 - NEW) * old
+        if torch.dot(forget, average) < 0:
+            g, m = forget.numpy().astype(np.float64), average.numpy().astype(np.float64)
             forget = torch.from_numpy(g - (g @ m) / (m @ m) * m).to(retain.dtype)
         start = 0
         for parameter in trainable(self.setting.model).values():
