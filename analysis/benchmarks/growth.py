@@ -1,7 +1,7 @@
 """How cost grows: with tokens, layers and rows of a step, steps of a record, checkpoints inspected."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ SIZES = {
     "steps": (25, 50, 100, 200, 400),
     "checkpoints": (1, 2, 4, 8),
 }
-Sizes = dict[str, Sequence[int]]
+Sizes = Mapping[str, Sequence[int]]
 
 
 class Point(NamedTuple):
