@@ -49,8 +49,8 @@ def main(
     try:
         found = json.loads(json_file.read_text(encoding="utf-8")) if json_file and json_file.exists() else {}
         for name, run in chosen(only or [*OF_MODELS, *ALONE], model or list(MODELS), repeats, rows, data_dir, figures):
-            findings, seconds = run()
-            found[name] = environment() | {"findings": [each.line() for each in findings], "seconds": seconds}
+            own, seconds = run()
+            found[name] = environment() | {"findings": [each.line() for each in own], "seconds": seconds}
             if json_file:
                 json_file.parent.mkdir(parents=True, exist_ok=True)
                 json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -59,8 +59,13 @@ def main(
         raise typer.Exit(2) from None
     here = environment()
     console = Console()
-    console.print(table(read_findings(found)))
-    console.print(f"{here['threads']} thread(s), {here['clock']}; medians, lowest and highest of repeats in brackets")
+    findings = read_findings(found)
+    console.print(table(findings))
+    for each in findings:
+        if each.note:
+            console.print(f"{each.key}, {each.model}: {each.note}", style="dim")
+    console.print(f"{here['threads']} thread(s), {here['clock']}; medians, lowest and highest of repeats in brackets.")
+    console.print("The budgets are SmolLM2's, 8 + 8 rows; of a tiny model's step more is fixed costs. Published: GA's.")
 
 
 def chosen(

@@ -50,7 +50,7 @@ def benchmark(setting: Setting, repeats: int) -> tuple[list[Finding], Seconds]:
         "gru": ("plain", flat),
         "gru rows": ("gru", None),
     }
-    against |= {name: ("plain", script) for name in OBJECTIVES} | {}
+    against |= {name: ("plain", script) for name in OBJECTIVES}
     found = [
         Finding(name, setting.name, ratio(seconds, name, other), published)
         for name, (other, published) in against.items()
