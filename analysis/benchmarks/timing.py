@@ -73,6 +73,7 @@ def interleave(
     names, (_, now) = list(variants), clock()
     found: Seconds = {name: [] for name in names}
     bar = tqdm(total=len(names) * (repeats + 1), unit="call", disable=None, desc=label)
+    gc.freeze()  # what is there already need not be gone through at every collection
     for repeat in range(-1, repeats):
         turn = repeat % len(names)
         for name in names[turn:] + names[:turn]:
@@ -85,6 +86,7 @@ def interleave(
             if repeat >= 0:
                 found[name].append(took)
             bar.update()
+    gc.unfreeze()
     bar.close()
     return found
 

@@ -57,7 +57,9 @@ def benchmark(setting: Setting, repeats: int) -> tuple[list[Finding], Seconds]:
     faster = ratio(seconds, "a backward a token", "whole")
     scale = labelled / min(TIMED, first)
     faster = Spread(faster.median * scale, faster.low * scale, faster.high * scale, faster.repeats)
-    told = f"extrapolated to the batch's {labelled} labelled tokens from {min(TIMED, first)} of its first row, run alone"
+    told = (
+        f"extrapolated to the batch's {labelled} labelled tokens from {min(TIMED, first)} of its first row, run alone"
+    )
     sequence = ratio(seconds, "a backward a sequence", "forward")
     note = "published: a backward pass a row, which tells rows apart, not tokens"
     return [
