@@ -4,7 +4,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from analysis.benchmarks.timing import clock
 from geffect import plots
@@ -57,7 +57,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             low, high = panel.get_ylim()
             panel.set_ylim(low, high * (high / low) ** 0.45)  # room for the legend
             panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            panel.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(9, 9)))
+            panel.yaxis.set_major_formatter(FormatStrFormatter("%g"))
             panel.yaxis.set_minor_locator(NullLocator())
             panel.legend(loc="upper left")
         for panel in panels[len(axes_named) :]:
