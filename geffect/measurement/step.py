@@ -150,7 +150,7 @@ class Step:
         if len(self._tied) < 2:
             return None
         embed, head = (self._taken(each, self._tied.pop(each)) for each in (tie.name, tie.head_name))
-        return self._settle(tie.name, {row: added(embed[row], head[row]) for row in embed}, embed)
+        return self._settle(tie.name, {row: _onto(head[row], embed[row]) for row in embed}, embed)
 
     def _taken(self, name: str, streamed: Tensor | None) -> Tensors:
         """One tensor of every row the passes left, taken out of its buffer."""
@@ -271,6 +271,11 @@ class Step:
         if self.run.frozen is not None:
             return parts | {MASKED_RETAIN: extra}
         return parts | {name: extra * passes.shares[name] for name in passes.retain}
+
+
+def _onto(ours: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """As `added`, in the first one's memory, which is nobody else's."""
+    return added(ours, other) if ours is None or other is None else ours.add_(other)
 
 
 def refuse_broken(numbers: Mapping[str, float]) -> None:

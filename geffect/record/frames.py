@@ -1,6 +1,8 @@
 """A run's Grams and supports as tidy frames."""
 
-from collections.abc import Mapping
+import itertools
+import operator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,10 @@ import pandas as pd
 
 from geffect.errors import GeffectError
 from geffect.groups import layer_groups
-from geffect.record.lines import as_written, read_environment, read_lines
+from geffect.record.lines import as_written, each_line, read_environment
 from geffect.record.writing import STEPS
+
+Summed = tuple[tuple[str, ...], "np.ndarray[Any, Any]"]  # the rows, and [labels, pairs]
 
 
 @as_written
@@ -30,10 +34,10 @@ def read(path: Path | str, by: str = "group", scheme: str = "thirds") -> pd.Data
     """
     path = Path(path)
     onto, names = _onto(path, by, scheme)
-    frames = [_frame(line, onto, names, by) for line in read_lines(path) if "gram" in line]
-    if not frames:
+    found = [(line["step"], *_summed(line["gram"], onto, names)) for line in each_line(path) if "gram" in line]
+    if not found:
         raise GeffectError(f"at least one measured step in {path}", "none", "name a run of geffect unlearn")
-    return pd.concat(frames, ignore_index=True)
+    return _frame(found, names, by)
 
 
 @as_written
@@ -54,8 +58,8 @@ def read_published(path: Path | str, by: str = "group", scheme: str = "paper_scr
     path = Path(path)
     onto, names = _onto(path, by, scheme)
     frames = [
-        _frame({"step": line["step"], "gram": each["gram"]}, onto, names, by).assign(call=each["call"])
-        for line in read_lines(path)
+        _frame([(line["step"], *_summed(each["gram"], onto, names))], names, by).assign(call=each["call"])
+        for line in each_line(path)
         for each in line.get("paper") or []
     ]
     if not frames:
@@ -82,7 +86,7 @@ def read_support(path: Path | str, by: str = "group", scheme: str = "thirds") ->
     """
     path = Path(path)
     onto, names = _onto(path, by, scheme)
-    frames = [_overlap_frame(line, onto, names, by) for line in read_lines(path) if line.get("support")]
+    frames = [_overlap_frame(line, onto, names, by) for line in each_line(path) if line.get("support")]
     if not frames:
         raise GeffectError(f"supports in {path / STEPS}", "none", "run geffect unlearn with --support 0.1")
     frame = pd.concat(frames, ignore_index=True)
@@ -109,10 +113,19 @@ def _labels(table: Mapping[str, Any], by: str, scheme: str) -> list[str]:
     return labels
 
 
-def _frame(line: Mapping[str, Any], onto: list[int], names: list[str], by: str) -> pd.DataFrame:
-    rows = line["gram"]["rows"]
-    sums = _sums(line["gram"], onto, len(names), float)
-    return _keys(line["step"], by, names, rows, *np.triu_indices(len(rows))).assign(inner=sums.ravel())
+def _summed(part: Mapping[str, Any], onto: list[int], names: list[str]) -> Summed:
+    return tuple(part["rows"]), _sums(part, onto, len(names), float)
+
+
+def _frame(found: Sequence[tuple[int, *Summed]], names: list[str], by: str) -> pd.DataFrame:
+    # (step, rows, sums) of every line; steps with the same rows share their keys, which is most of a frame's cost
+    frames = []
+    for rows, lines in itertools.groupby(found, key=operator.itemgetter(1)):
+        steps, _, sums = zip(*lines, strict=True)
+        keys = _keys(0, by, names, list(rows), *np.triu_indices(len(rows)))
+        whole = keys.iloc[np.tile(np.arange(len(keys)), len(steps))]
+        frames.append(whole.assign(step=np.repeat(steps, len(keys)), inner=np.concatenate(sums).ravel()))
+    return pd.concat(frames, ignore_index=True)
 
 
 def _overlap_frame(line: Mapping[str, Any], onto: list[int], names: list[str], by: str) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from geffect.errors import GeffectError
-from geffect.record.lines import as_written, read_lines
+from geffect.record.lines import as_written, each_line
 from geffect.record.writing import STEPS
 
 READINGS = ("gradient", "update")
@@ -29,7 +29,7 @@ def read_ledger(path: Path | str) -> pd.DataFrame:
     rows = [
         {"step": line["step"], "risk": risk, "reading": reading, "predicted": entry[reading],
          "measured": _difference(entry), "before": entry["before"], "after": entry["after"]}
-        for line in read_lines(Path(path))
+        for line in each_line(Path(path))
         for risk, entry in (line.get("ledger") or {}).items()
         for reading in READINGS
     ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -48,7 +48,7 @@ def read_steps(path: Path | str) -> pd.DataFrame:
         A frame with ``step`` and whatever was recorded; NaN where a step did not record it.
     """
     lines = []
-    for line in read_lines(Path(path)):
+    for line in each_line(Path(path)):
         scores = {
             f"{name}_{kind}": value for name, both in line.get("evaluation", {}).items() for kind, value in both.items()
         }
@@ -69,18 +69,35 @@ def read_lines(path: Path, name: str = STEPS) -> list[dict[str, Any]]:
     Raises:
         GeffectError: there is no record, or a line other than the last cannot be read.
     """
+    return list(each_line(path, name))
+
+
+def each_line(path: Path, name: str = STEPS) -> Iterator[dict[str, Any]]:
+    """As `read_lines`, one at a time: a long record is larger than memory once it is parsed.
+
+    Args:
+        path: the run directory.
+        name: of the file.
+
+    Yields:
+        The lines in order.
+
+    Raises:
+        GeffectError: there is no record, or a line other than the last cannot be read.
+    """
     file = path / name
     if not file.is_file():
         raise GeffectError(f"a run with {name} in {path}", "none", MADE_BY.get(name, NO_RUN))
-    texts = file.read_bytes().split(b"\n")
-    lines = []
-    for number, text in enumerate(texts[:-1], start=1):  # what follows the last newline was torn
-        try:
-            lines.append(_json_object(text))
-        except ValueError as error:
-            raise GeffectError(f"one JSON object a line in {file}", f"{error} in line {number}",
-                               "restore the file from a copy") from error  # fmt: skip
-    return lines
+    with file.open("rb") as stream:
+        for number, text in enumerate(stream, start=1):
+            if not text.endswith(b"\n"):
+                return  # torn
+            try:
+                line = _json_object(text)
+            except ValueError as error:
+                raise GeffectError(f"one JSON object a line in {file}", f"{error} in line {number}",
+                                   "restore the file from a copy") from error  # fmt: skip
+            yield line
 
 
 def read_environment(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from geffect.errors import GeffectError
 from geffect.groups import layer_groups
-from geffect.record.lines import as_written, read_environment, read_lines
+from geffect.record.lines import as_written, each_line, read_environment
 from geffect.record.writing import STEPS
 
 
@@ -35,7 +35,7 @@ def read_standard_errors(path: Path | str, by: str = "group", scheme: str = "thi
         raise GeffectError("by among total, group, layer", repr(by), "choose one of these")
     groups = layer_groups(read_environment(path)["parameters"]["num_blocks"], scheme)
     names = {"total": lambda _: "total", "group": groups.__getitem__, "layer": str}[by]
-    frames = [_frame(line, by, names) for line in read_lines(path) if line.get("spread")]
+    frames = [_frame(line, by, names) for line in each_line(path) if line.get("spread")]
     if not frames:
         remedy = "run geffect unlearn with --standard-errors"
         raise GeffectError(f"standard errors in {path / STEPS}", "none", remedy)

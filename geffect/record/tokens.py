@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from geffect.record.lines import as_written, read_lines
+from geffect.record.lines import as_written, each_line
 from geffect.record.writing import POINTS, TOKENS
 
 
@@ -23,7 +23,7 @@ def read_tokens(path: Path | str) -> pd.DataFrame:
         GeffectError: there is no such record, or it holds none.
     """
     frames = []
-    for line in read_lines(Path(path), TOKENS):
+    for line in each_line(Path(path), TOKENS):
         columns = {"token": line["tokens"], "labelled": line["labelled"], "effect": line["effect"]} | line["groups"]
         keys = {name: line[name] for name in ("step", "set", "row")}
         frame = pd.DataFrame(columns).assign(**keys, direction=line["direction"], position=range(len(line["tokens"])))
@@ -47,5 +47,5 @@ def read_points(path: Path | str) -> pd.DataFrame:
         GeffectError: there is no such record, or it holds none.
     """
     lines = [{k: v for k, v in line.items() if k != "weights"} | line["weights"]
-             for line in read_lines(Path(path), POINTS)]  # fmt: skip
+             for line in each_line(Path(path), POINTS)]  # fmt: skip
     return pd.DataFrame(lines).astype({"reference_nll": float})

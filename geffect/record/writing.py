@@ -1,6 +1,7 @@
 """The run directory being written: once, line by line, never over anything."""
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from geffect.support import Support
 STEPS, ENVIRONMENT, CONFIG, METRICS, DONE = "steps.jsonl", "environment.json", "config.yaml", "metrics.json", "DONE"
 TOKENS, POINTS = "tokens.jsonl", "points.jsonl"  # lines of a step that stand beside its own
 DIGITS = 9  # significant digits of an inner product: more than float32 products hold
+_triu_indices = functools.cache(np.triu_indices)  # a Gram a tensor asks for the same ones
 
 
 class RunDirectory:
@@ -141,7 +143,7 @@ def _triangles(part: Gram | Support) -> Iterator[list[Any]]:
 
 def _upper(matrices: Tensor) -> list[Any]:
     """``[…, M, M]`` → the upper triangles, line by line."""
-    i, j = np.triu_indices(matrices.shape[-1])
+    i, j = _triu_indices(matrices.shape[-1])
     found: list[Any] = matrices.numpy()[..., i, j].tolist()
     return found
 

@@ -1,0 +1,67 @@
+"""What localising costs beside its own gradient passes."""
+
+from collections.abc import Callable
+from functools import partial
+
+from analysis.benchmarks.table import Finding
+from analysis.benchmarks.timing import Seconds, interleave, ratio
+from geffect.acquisition import localised_rows, scope_losses
+from geffect.api import load_model
+from geffect.config import LocaliseConfig
+from geffect.localisation import localise
+from geffect.metrics.likelihood import evaluating
+from geffect.rows import trainable
+
+PARTS = ("unlearn", "retention")
+
+
+def passes(model: str, rows: int) -> dict[str, Callable[[], object]]:
+    """The passes alone, masks alone, and masks with mean gradients, over the same rows of the built-in domains.
+
+    Args:
+        model: a model spec.
+        rows: of each of the four sets.
+
+    Returns:
+        Name → what is timed.
+    """
+    domain = [
+        f"{name}=" + ",".join(f"builtin:domains/{name}/{part}/train[:{rows}]" for part in PARTS)
+        for name in ("privacy", "copyright")
+    ]
+    config, loaded = LocaliseConfig.read(model=model, domain=domain, out="unused"), load_model(model)
+    examples, parameters = localised_rows(config, loaded), trainable(loaded.model)
+
+    def alone() -> None:
+        with evaluating(loaded.model):
+            for losses in scope_losses(config, loaded, examples).values():
+                for loss in losses:
+                    loss().backward()
+                    loaded.model.zero_grad()
+
+    def whole(*, masks_only: bool) -> None:
+        with evaluating(loaded.model):
+            localise(parameters, scope_losses(config, loaded, examples), masks_only=masks_only)
+
+    return {
+        "passes": alone,
+        "masks only": partial(whole, masks_only=True),
+        "localise": partial(whole, masks_only=False),
+    }
+
+
+def benchmark(model: str, rows: int, repeats: int) -> tuple[list[Finding], Seconds]:
+    """Time all three.
+
+    Args:
+        model: a model spec.
+        rows: of each of the four sets.
+        repeats: of each.
+
+    Returns:
+        The finding, and the seconds it was made of.
+    """
+    seconds = interleave(passes(model, rows), repeats, label=f"localisation of {model}")
+    masks = ratio(seconds, "masks only", "passes")
+    note = f"{rows} rows a set; masks alone: {masks.median:.2f} ×"
+    return [Finding("localise", model, ratio(seconds, "localise", "passes"), note=note)], seconds

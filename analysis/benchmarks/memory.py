@@ -1,0 +1,109 @@
+"""Peak memory of single steps, each in a process: ``python -m analysis.benchmarks.memory KIND MODEL ROWS``."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from analysis.benchmarks.table import Finding
+from analysis.benchmarks.timing import Seconds, Spread
+
+KINDS = ("plain", "ga", "npo", "three backwards")
+PAUSE = 0.002  # seconds between two looks
+
+
+@contextmanager
+def watched() -> Iterator[list[int]]:
+    """The resident bytes of this process while a block runs: the first is from before it, the last the highest."""
+    process, done = psutil.Process(), threading.Event()
+    seen = [process.memory_info().rss] * 2
+
+    def look() -> None:
+        while not done.is_set():
+            seen[1] = max(seen[1], process.memory_info().rss)
+            time.sleep(PAUSE)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        thread.join()
+
+
+def measure(kind: str, model: str, rows: int, data_dir: Path | None = None) -> dict[str, float]:
+    """Two steps of one kind in this process.
+
+    Args:
+        kind: one of `KINDS`.
+        model: a model spec.
+        rows: of each batch.
+        data_dir: see `make_setting`.
+
+    Returns:
+        Bytes: resident once the model is ``loaded``, at the ``peak``, and of one ``gradient``.
+    """
+    from analysis.benchmarks.published import ThreeBackwards
+    from analysis.benchmarks.setting import make_setting
+    from geffect.rows import trainable
+
+    setting = make_setting(model, rows, data_dir)
+    made: dict[str, Callable[[], Callable[[], object]]] = {
+        "plain": lambda: setting.plain("forget", "retain"),
+        "ga": lambda: setting.stepping("ga"),
+        "npo": lambda: setting.stepping("npo(beta=0.1)"),
+        "three backwards": lambda: ThreeBackwards(setting),
+    }
+    step = made[kind]()
+    with watched() as seen:
+        for _ in range(2):
+            setting.clear()
+            step()
+    gradient = sum(p.numel() * p.element_size() for p in trainable(setting.model).values())
+    return {"loaded": seen[0], "peak": seen[1], "gradient": gradient}
+
+
+def benchmark(model: str, rows: int, repeats: int, data_dir: Path | None = None) -> tuple[list[Finding], Seconds]:
+    """A process a kind, in turn.
+
+    Args:
+        model: a model spec.
+        rows: of each batch.
+        repeats: of each.
+        data_dir: see `make_setting`.
+
+    Returns:
+        The findings, and the bytes above the loaded model that they were made of.
+    """
+    above: Seconds = {kind: [] for kind in KINDS}
+    gradient, whole = 1.0, dict.fromkeys(KINDS, 0.0)
+    for _ in range(repeats):
+        for kind in KINDS:
+            command = [sys.executable, "-m", "analysis.benchmarks.memory", kind, model, str(rows)]
+            command += [str(data_dir)] if data_dir else []
+            told = json.loads(
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+            )
+            above[kind].append(told["peak"] - told["loaded"])
+            gradient, whole[kind] = told["gradient"], told["peak"]
+    parts = {kind: Spread.of(a / b for a, b in zip(above[kind], above["plain"], strict=True)) for kind in KINDS}
+    extra = Spread.of((a - b) / gradient for a, b in zip(above["npo"], above["ga"], strict=True))
+    note = "of the whole process: {:.2f} ×, published {:.2f} ×".format(
+        *(whole[kind] / whole["plain"] for kind in ("ga", "three backwards"))
+    )
+    return [
+        Finding("memory", model, parts["ga"], parts["three backwards"], note),
+        Finding("memory row", model, extra, note=f"one gradient is {gradient / 1e6:.0f} MB"),
+    ], above
+
+
+if __name__ == "__main__":
+    kind, model, rows, *rest = sys.argv[1:]
+    print(json.dumps(measure(kind, model, int(rows), Path(rest[0]) if rest else None)))

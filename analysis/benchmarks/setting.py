@@ -1,0 +1,99 @@
+"""What the variants share: one model, one forget and one retain batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geffect.api import load_model
+from geffect.data import collate, encode_set, load_set, pad_id_of
+from geffect.measurement import Batch, Measured, Measurement, Step
+from geffect.objectives import Counts, Outputs, forward, make_objective, risk, window_counts
+from geffect.rectify import make_rectifier
+from geffect.rows import NamedTensors, capture, trainable
+from geffect.ties import find_tie
+
+BUILT_IN = {"forget": "builtin:authors/forget", "retain": "builtin:authors/retain"}
+TOFU = {"forget": "tofu:forget01", "retain": "tofu:retain99"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model in evaluation mode, and the batches every variant sees.
+
+    Attributes:
+        name: the model's.
+        model: a causal language model.
+        batches: ``forget`` (with its reference NLLs) and ``retain``.
+    """
+
+    name: str
+    model: Any
+    batches: dict[str, Batch]
+
+    def risk(self, name: str) -> Tensor:
+        """R of one batch, with a graph."""
+        batch = self.batches[name]
+        return risk(forward(self.model, batch), Counts.of([batch]))
+
+    def clear(self) -> None:
+        """Leave no gradient behind."""
+        self.model.zero_grad(set_to_none=True)
+
+    def direction(self) -> NamedTensors:
+        """∇R of the retain batch."""
+        return capture(self.model, {"retain": lambda: self.risk("retain")})["retain"]
+
+    def measurement(self, objective: str, rectifier: str = "none") -> Measurement:
+        """What steps of an objective share, as the trainer makes it."""
+
+        def run(batch: Batch, needs: frozenset[str], *, dropout: bool) -> Outputs:
+            return forward(self.model, batch, hidden="hidden" in needs)
+
+        tie = find_tie(self.model)
+        return Measurement(trainable(self.model), run, make_objective(objective), make_rectifier(rectifier), tie=tie)
+
+    def stepping(self, objective: str, rectifier: str = "none", *, measure: bool = True) -> Callable[[], Measured]:
+        """A function that takes one step, all but the optimiser's, and leaves its gradient in ``.grad``."""
+        measurement, counts = self.measurement(objective, rectifier), window_counts([self.batches])
+
+        def step() -> Measured:
+            taken = Step(measurement, counts, measure=measure)
+            taken.micro_batch(self.batches, last=True)
+            return taken.finish()
+
+        return step
+
+    def plain(self, *names: str) -> Callable[[], None]:
+        """A function that runs nothing but a forward and a backward pass over the named batches."""
+
+        def passes() -> None:
+            for name in names:
+                self.risk(name).backward()
+
+        return passes
+
+
+def make_setting(spec: str, rows: int = 8, data_dir: Path | None = None) -> Setting:
+    """Load a model and the first rows of two sets.
+
+    Args:
+        spec: of the model.
+        rows: of each batch.
+        data_dir: where ``tofu/*.json`` lies; without it the built-in authors are used.
+
+    Returns:
+        The setting.
+    """
+    loaded = load_model(spec)
+    batches = {}
+    for name, source in (TOFU if data_dir else BUILT_IN).items():
+        encoded = encode_set(loaded.tokenizer, load_set(f"{source}[:{rows}]", data_dir))
+        batches[name] = collate(encoded, pad_id_of(loaded.tokenizer))
+    model = loaded.model.eval()
+    with torch.no_grad():
+        batches["forget"]["ref_nll"] = forward(model, batches["forget"]).nll
+    return Setting(spec, model, batches)

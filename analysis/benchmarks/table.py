@@ -1,0 +1,145 @@
+"""The budgets of this toolkit, what was found, and the table of both."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from analysis.benchmarks.timing import Spread
+
+NOT_RUN = "not run"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What something may cost.
+
+    Attributes:
+        what: in words.
+        limit: the highest median allowed (the lowest, of a speed-up); None where there is none.
+        unit: ``×``, ``s``, ``GB`` or ``gradients``.
+        at_least: the limit is a lower one.
+    """
+
+    what: str
+    limit: float | None
+    unit: str = "×"
+    at_least: bool = False
+
+    @property
+    def told(self) -> str:
+        """The limit in words."""
+        if self.limit is None:
+            return "–"
+        return f"{'≥' if self.at_least else '≤'} {self.limit:g} {self.unit}"
+
+    def met(self, found: Spread) -> bool | None:
+        """Whether a median stays within; None without a limit."""
+        if self.limit is None:
+            return None
+        return found.median >= self.limit if self.at_least else found.median <= self.limit
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row of the table.
+
+    Attributes:
+        key: of its budget, in `BUDGETS`.
+        model: what it was measured on.
+        ours: what was found, in the budget's unit.
+        published: the same by the published protocol.
+        note: what a reader should know of it.
+    """
+
+    key: str
+    model: str
+    ours: Spread
+    published: Spread | None = None
+    note: str = ""
+
+    def line(self) -> dict[str, Any]:
+        """For JSON, its budget included."""
+        budget = BUDGETS[self.key]
+        return asdict(self) | {"budget": asdict(budget), "met": budget.met(self.ours)}
+
+
+def read_findings(benchmarks: Mapping[str, Any]) -> list[Finding]:
+    """The findings of a JSON file.
+
+    Args:
+        benchmarks: its content, name → benchmark.
+
+    Returns:
+        Their findings.
+    """
+    lines = [line for each in benchmarks.values() for line in each["findings"]]
+    return [
+        Finding(line["key"], line["model"], Spread(**line["ours"]),
+                Spread(**line["published"]) if line["published"] else None, line["note"])
+        for line in lines
+    ]  # fmt: skip
+
+
+PLAIN = "against plain forward + backward of the same two batches"
+BUDGETS = {
+    "bare": Budget("a GA step without any diagnostics, against plain forward + backward of its forget batch", None),
+    "ga": Budget(f"a GA step with rows objective, forget, retain, {PLAIN}", 1.10),
+    "gru": Budget(f"a GA + GRU step without diagnostics, {PLAIN}", None),
+    "gru rows": Budget("a GA + GRU step, diagnostics on against off", 1.05),
+    "wga": Budget(f"a WGA step with all rows, {PLAIN} (floor 1.33 ×)", 1.45),
+    "npo": Budget(f"an NPO step with all rows, {PLAIN} (floor 1.33 ×)", 1.45),
+    "tnpo": Budget(f"a TNPO step with all rows, {PLAIN} (floor 1.33 ×)", 1.45),
+    "every": Budget("a pure GA run diagnosed on every step, against one that is not: the retain pass too", None),
+    "tenth": Budget("a pure GA run diagnosed on every tenth step, against one that is not", None),
+    "memory": Budget("peak memory of a GA step with its rows, against the plain one, above the loaded model", 1.15),
+    "memory row": Budget("peak memory of a further independent row (NPO's forget row)", 1.1, "gradients"),
+    "tokens": Budget("token effects of a batch over the whole model, against one forward pass", 5),
+    "tokens by group": Budget("token effects of a batch in all five groups, against one forward pass", 16),
+    "tokens speed": Budget("token effects: times faster than a backward pass a token, rows alone", 100, at_least=True),
+    "localise": Budget("localisation of four sets (masks, Jaccard, mean gradients), against its passes alone", 1.2),
+    "help": Budget("geffect --help (published: importing Trainer and peft alone)", 0.5, "s"),
+    "record": Budget("reading a record of 5,000 SmolLM2 steps by group", 30, "s"),
+    "record memory": Budget("peak memory of that", 1, "GB"),
+    "compare": Budget("comparing eight runs, a run, against one alone", 1.1),
+    "growth, tokens": Budget("a GA step grows with tokens a row, to the power", None, ""),
+    "growth, layers": Budget("a GA step grows with layers, to the power", None, ""),
+    "growth, rows": Budget("a GA step grows with rows, to the power", None, ""),
+    "growth, steps": Budget("reading a record grows with its steps, to the power", None, ""),
+    "growth, checkpoints": Budget("inspecting grows with checkpoints, to the power", None, ""),
+    "demo first": Budget("geffect demo, the tiny model fitted first", 240, "s"),
+    "demo": Budget("geffect demo, the tiny model cached", 120, "s"),
+    "suite": Budget("make test", 720, "s"),
+}  # fmt: skip
+
+
+def table(findings: Iterable[Finding]) -> Table:
+    """All budgets, with what was found.
+
+    Args:
+        findings: in any order; a budget without one is said not to have been run.
+
+    Returns:
+        The table.
+    """
+    made = Table("what", "model", "ours", "budget", "published protocol", "met?", show_lines=True)
+    found = list(findings)
+    for key, budget in BUDGETS.items():
+        own = [each for each in found if each.key == key]
+        for each in own:
+            met = {None: "–", True: "yes", False: "no"}[budget.met(each.ours)]
+            published = _told(each.published, budget.unit) if each.published else "–"
+            made.add_row(budget.what, each.model, _told(each.ours, budget.unit), budget.told, published, met)
+        if not own:
+            made.add_row(budget.what, "–", NOT_RUN, budget.told, "–", "–")
+    return made
+
+
+def _told(found: Spread, unit: str) -> str:
+    told = f"{_three(found.median)} {unit}".strip()
+    return told if found.repeats == 1 else f"{told} ({_three(found.low)}–{_three(found.high)})"
+
+
+def _three(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
