@@ -22,6 +22,7 @@ from geffect.config import (
 )
 from geffect.environment import describe
 from geffect.errors import Interrupted
+from geffect.launched import refuse_several
 from geffect.lifecycle import ends, first_step, lines_before, resolved, started, take_up, train, unfinished
 from geffect.record import CONFIG, RunDirectory, layout_to_json
 from geffect.scopes import role_of
@@ -113,6 +114,7 @@ def fit(config: FitConfig, *, resume: bool = False) -> Path:
     from geffect.planning import num_fit_steps
     from geffect.training import FitTrainer
 
+    refuse_several("geffect fit")
     if resume:
         config = unfinished(config)
     run = RunDirectory(config.out, resume=resume)
@@ -154,8 +156,9 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
     from geffect.models.load import quiet_transformers
     from geffect.models.reference import Reference
     from geffect.objectives import make_objective
-    from geffect.preparation import masked_by, training_sets
+    from geffect.preparation import check_launched, masked_by, training_sets
     from geffect.rectify import make_rectifier
+    from geffect.replicas import rank, wait
     from geffect.rules import make_rules
     from geffect.training import Diagnostics, UnlearnTrainer
     from geffect.training.columns import compute_columns
@@ -167,6 +170,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
     run = RunDirectory(config.out, resume=resume)
     start = _start(config)
     loaded, sets = start.loaded, training_sets(config, start, objective)
+    check_launched(config, sets)
     frozen, scored = masked_by(config, loaded), successes(loaded.model, loaded.tokenizer, start.encoded)
     whole = resolved(config) | {"reference": {"path": loaded.source, "sha256": loaded.sha256}}
     arguments = training_arguments(config, config.steps)
@@ -190,7 +194,9 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
         )  # fmt: skip
         train(trainer, checkpoint, f"geffect unlearn {config.out / CONFIG} --resume")
         end = successes(loaded.model, loaded.tokenizer, start.encoded)
-        run.finish(ends(config.out, rules) | ({"success": {"start": scored, "end": end}} if scored else {}))
+        if rank() == 0:
+            run.finish(ends(config.out, rules) | ({"success": {"start": scored, "end": end}} if scored else {}))
+        wait()  # the others read what the first has written
     return config.out
 
 

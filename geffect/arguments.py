@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from geffect.config import FitConfig, TrainConfig, UnlearnConfig
 from geffect.errors import GeffectError
+from geffect.launched import launched
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -24,6 +25,7 @@ def training_arguments(config: TrainConfig, steps: int) -> "TrainingArguments":
     Raises:
         GeffectError: a setting is unknown, or needs a package that is not installed.
     """
+    from torch.cuda import is_available
     from transformers import TrainingArguments
 
     unlearning = isinstance(config, UnlearnConfig)
@@ -51,6 +53,7 @@ def training_arguments(config: TrainConfig, steps: int) -> "TrainingArguments":
             disable_tqdm=True,  # the trainer shows a bar of its own
             remove_unused_columns=False,
             dataloader_pin_memory=False,
+            use_cpu=launched()[1] > 1 and not is_available(),  # else processes on a CPU would not find one another
             **_checkpointing(config),
         )
         _try_out(arguments, steps)

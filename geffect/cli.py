@@ -1,8 +1,10 @@
 """The shell's face: every flag is a field of the verb's schema, every error one line and exit code 2."""
 
+import contextlib
 import inspect
 import itertools
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,7 @@ from geffect.config import (
     UnlearnConfig,
 )
 from geffect.errors import GeffectError, Interrupted
+from geffect.launched import launched, refuse_several
 
 app = typer.Typer(
     name="geffect",
@@ -53,6 +56,8 @@ def verb(name: str, schema: type[Schema], run: Callable[..., None], **switches: 
         others = {key: flags.pop(key) for key in switches}
         file, values = (config, None) if not unflagged else _file_or_values(config or [])
         given = {key: value for key, value in flags.items() if value is not None and value != []}
+        if name != "unlearn":
+            refuse_several(f"geffect {name}")
         try:
             run(schema.read(file, **given, **({unflagged: values} if values else {})), **others)
         except Interrupted as stopped:
@@ -238,9 +243,12 @@ def cite(
 def main() -> NoReturn:
     """Run the command line; what a user got wrong ends in one line and exit code 2."""
     logging.basicConfig(format="geffect: %(message)s", level=logging.WARNING)
-    logging.getLogger("geffect").setLevel(logging.INFO)
+    logging.getLogger("geffect").setLevel(logging.ERROR if launched()[0] else logging.INFO)
     try:
-        app(standalone_mode=True)
+        if launched()[0] == 0:
+            app(standalone_mode=True)
+        with Path(os.devnull).open("w") as silent, contextlib.redirect_stdout(silent):  # the first process speaks
+            app(standalone_mode=True)
     except GeffectError as error:
         typer.echo(f"geffect: {error}", err=True)
     sys.exit(2)

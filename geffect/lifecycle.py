@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from geffect.config import FitConfig, InspectConfig, TrainConfig, UnlearnConfig
 from geffect.errors import GeffectError, Interrupted
+from geffect.launched import launched
 from geffect.record import (
     CONFIG,
     STEPS,
@@ -82,6 +83,8 @@ def started(
 
     def sink(line: dict[str, Any], file: str = STEPS) -> None:
         nonlocal fresh
+        if launched()[0]:
+            return
         if fresh and run.begun:
             cut_back(run.path, step)
         elif fresh:
@@ -96,13 +99,18 @@ def started(
         remedy = "make room, or mend what is in the way; a run that has begun goes on with --resume"
         raise GeffectError(f"a disk that {run.path} can be written to", reason, remedy) from error
     finally:
-        run.abandon()
+        if launched()[0] == 0:
+            run.abandon()
 
 
 def take_up(path: Path, environment: Mapping[str, Any]) -> Path | None:
     """The checkpoint an unfinished run goes on from; None where it has none and begins again."""
     check_same_data(path, environment)
-    threads = read_environment(path)["threads"], environment["threads"]
+    begun = read_environment(path)
+    processes = begun["batch"]["processes"], environment["batch"]["processes"]
+    if processes[0] != processes[1]:
+        raise GeffectError(f"{processes[0]} processes, as {path} began with", f"{processes[1]}", "launch as many")
+    threads = begun["threads"], environment["threads"]
     if threads[0] != threads[1]:
         LOGGER.warning("the run began with %d threads and goes on with %d: last digits may differ", *threads)
     checkpoint = last_checkpoint(path)

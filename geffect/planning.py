@@ -13,6 +13,7 @@ from geffect.config import FitConfig, LocaliseConfig, TrainConfig, UnlearnConfig
 from geffect.data import Encoded, RowSet
 from geffect.domains import balanced
 from geffect.environment import batch_arithmetic
+from geffect.launched import launched
 from geffect.models import Loaded, add_lora, outline
 from geffect.models.load import DTYPES
 from geffect.models.reference import check_trainable
@@ -124,7 +125,7 @@ def arithmetic(config: TrainConfig, encoded: dict[str, list[Encoded]]) -> dict[s
     else:
         rows = sum(map(len, encoded.values()))
         steps = num_fit_steps(config, rows)
-    return batch_arithmetic(rows, config.batch_size, config.grad_accum_steps, steps)
+    return batch_arithmetic(rows, config.batch_size, config.grad_accum_steps, steps, launched()[1])
 
 
 def num_fit_steps(config: TrainConfig, rows: int) -> int:

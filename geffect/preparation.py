@@ -1,6 +1,7 @@
 """What a run starts from: its model, its sets as the model sees them, and what its objective needs of each row."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from geffect.domains import balanced, domain_sets, scope_sets
 from geffect.environment import batch_arithmetic, describe
 from geffect.errors import GeffectError
 from geffect.groups import Layout, layout
+from geffect.launched import launched
 from geffect.localisation import Frozen
 from geffect.models import Loaded, add_lora
 from geffect.models.cache import weights_sha256
@@ -54,7 +56,7 @@ class Start:
             "dtype": config.dtype,
             "attention": getattr(self.loaded.model.config, "_attn_implementation", None),
             "data": {k: {"set": s.name, "rows": len(s), "sha256": s.sha256} for k, s in self.sets.items()} | masks,
-            "batch": batch_arithmetic(rows, config.batch_size, config.grad_accum_steps, steps),
+            "batch": batch_arithmetic(rows, config.batch_size, config.grad_accum_steps, steps, launched()[1]),
             "parameters": layout_to_json(self.layout),
         }
 
@@ -163,6 +165,28 @@ def check_method(config: UnlearnConfig) -> None:
         if not recorded.get(row, True):
             remedy = f"add --rectifier {'grail' if row == 'masked' else 'gru'}"
             raise GeffectError(f"a rectifier, for --save-rows {row}", config.rectifier, remedy)
+
+
+def check_launched(config: UnlearnConfig, sets: Mapping[str, Sequence[Encoded]]) -> None:
+    """Raise where a run cannot be shared among the processes that were launched.
+
+    Args:
+        config: the run.
+        sets: the sets whose rows meet in a step.
+
+    Raises:
+        GeffectError: a diagnostic is of one process, or rows do not divide.
+    """
+    size = launched()[1]
+    if size == 1:
+        return
+    alone = {"--standard-errors": config.standard_errors, "--mode paper": config.mode == "paper"}
+    for flag in (flag for flag, asked in alone.items() if asked):
+        raise GeffectError(f"one process for {flag}", f"{size}", "leave it out, or inspect the checkpoints after")
+    rows, step = max(of_role({name: len(each) for name, each in sets.items()}, "forget")), config.batch_size * size
+    if rows % step:
+        remedy = f"slice the set to {rows // step * step} rows, or choose another --batch-size"
+        raise GeffectError(f"forget rows that divide by {config.batch_size} rows × {size} processes", f"{rows}", remedy)
 
 
 def alternatives(config: UnlearnConfig, start: Start, forget: str, size: int) -> list[Encoded]:

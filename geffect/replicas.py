@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from geffect.errors import GeffectError
 from geffect.gram import Gram
+from geffect.launched import launched
 from geffect.rows import NamedTensors
 
 Item = TypeVar("Item")
@@ -25,8 +26,8 @@ def processes() -> int:
 
 
 def rank() -> int:
-    """Which of them this is; 0 keeps the record."""
-    return distributed.get_rank() if processes() > 1 else 0
+    """Which of them this is, known from the launcher before they have met; 0 keeps the record."""
+    return distributed.get_rank() if processes() > 1 else launched()[0]
 
 
 def dealt(items: Sequence[Item]) -> list[tuple[Item, float]]:
@@ -107,6 +108,12 @@ def summed_gram(gram: Gram, *, sharded: bool) -> Gram:
     whole = torch.stack(list(gram.values.values()))  # [P, M, M]
     distributed.all_reduce(whole)
     return Gram(gram.rows, dict(zip(gram.values, whole, strict=True)))
+
+
+def wait() -> None:
+    """Go on once every process has come here."""
+    if processes() > 1:
+        distributed.barrier()
 
 
 def summed(values: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from geffect.measurement.basis import added
 from geffect.measurement.run import Batch, Measurement
 from geffect.objectives import Counts, Outputs, risk
+from geffect.replicas import processes, summed, summed_rows
 from geffect.rows import Visit, Window
 from geffect.scopes import domain_of, of_domain, role_of, scopes
 
@@ -92,6 +93,14 @@ class Passes:
         total = torch.stack(found).sum() if found else torch.zeros(())
         self._sum("loss_objective", total)
         return total
+
+    def gather(self) -> None:
+        """Add up what all processes back-propagated of the window, rows and sums alike."""
+        if processes() == 1:
+            return
+        self.window.rows = summed_rows(self.window.rows, self.run.differentiated)
+        values = summed(torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in self.sums.values()]))
+        self.sums = dict(zip(self.sums, values, strict=True))
 
     def _forget(self, name: str, batches: Mapping[str, Batch]) -> Tensor | None:
         outputs, loss, shared = None, None, not self.run.keep_dropout

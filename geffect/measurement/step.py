@@ -18,6 +18,7 @@ from geffect.measurement.run import Batch, Measured, Measurement
 from geffect.measurement.spread import Shares, Spread, spread
 from geffect.objectives import Counts
 from geffect.rectify import NoRectifier
+from geffect.replicas import processes
 from geffect.rows import NamedTensors, add_scaled
 from geffect.scopes import RISKS, role_of
 
@@ -63,7 +64,8 @@ class Step:
         """
         if self.measure and self.run.standard_errors:
             self._note(batches, part)
-        return self.passes.run_all(batches, self._visit if last else None)
+        streams = last and processes() == 1  # of several, each row is added up before anything is made of it
+        return self.passes.run_all(batches, self._visit if streams else None)
 
     def finish(self) -> Measured:
         """Close the window: rectify, hand the gradient back, and report.
@@ -74,6 +76,7 @@ class Step:
         Raises:
             FloatingPointError: a raw loss or a row is not finite; no gradient was handed back.
         """
+        self.passes.gather()
         scalars = {name: float(value) for name, value in self.passes.sums.items()}
         refuse_broken(scalars)
         for name in () if self.passes.streamed else self.run.differentiated:
@@ -156,7 +159,7 @@ class Step:
         """One tensor of every row the passes left, taken out of its buffer."""
         passes = self.passes
         taken = {row: passes.window.rows.get(row, {}).pop(name, None) for row in passes.buffers}
-        return taken | {passes.retain[-1]: streamed}
+        return taken if streamed is None else taken | {passes.retain[-1]: streamed}
 
     def _settle(self, name: str, own: Tensors, embed: Tensors | None) -> None:
         """One whole tensor of every row: combine, reduce, and leave what is descended in the objective's row."""

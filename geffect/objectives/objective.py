@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from geffect.objectives.outputs import IGNORE_INDEX, Outputs
+from geffect.replicas import summed
 from geffect.scopes import role_of
 
 SETS = ("forget", "alternative", "general", "retain")  # the order of passes: the retain row comes last, and streams
@@ -69,6 +71,12 @@ class Counts:
             sum(each.numel() for each in labels),
             {name: sum(_labelled(batch[name]) for batch in batches) for name in others},
         )
+
+    def summed(self) -> "Counts":
+        """The same over all processes, each of which holds other batches of the window."""
+        own = torch.tensor([self.token, self.row, self.position, *self.labelled.values()], dtype=torch.float64)
+        token, row, position, *labelled = (int(each) for each in summed(own).tolist())
+        return Counts(token, row, position, dict(zip(self.labelled, labelled, strict=True)))
 
     def per(self, unit: str) -> int:
         """The count of ``unit``: ``token``, ``row``, ``position``, or the name of a labelling."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from geffect.errors import GeffectError
 from geffect.gram import Gram
 from geffect.groups import Layout
+from geffect.launched import launched
 from geffect.measurement import Spread
 from geffect.support import Support
 
@@ -90,6 +91,8 @@ def refuse_existing(path: Path) -> None:
     Raises:
         GeffectError: it holds a file, or what it would lie in cannot be written to.
     """
+    if launched()[0]:  # of several processes the first writes, and may have begun
+        return
     if path.exists() and (not path.is_dir() or not _never_begun(path)):
         raise GeffectError(
             f"a new directory for --out {path}", "something there already", "choose another name or move it away"

@@ -10,9 +10,10 @@ from torch import nn
 
 from geffect.errors import GeffectError
 from geffect.models.checksums import REMEDY, check_checksums
+from geffect.replicas import processes, rank
 
 PARTIAL = ".partial"  # where a checkpoint is written before it gets its name
-FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
 
 def step_of(checkpoint: Path) -> int:
@@ -46,7 +47,7 @@ def check_whole(checkpoint: Path, model: nn.Module, others: Sequence[str] = ()) 
         GeffectError: a file is missing, or a tensor is missing, surplus or of another shape; it is named.
     """
     check_checksums(checkpoint)
-    missing = [name for name in (*FILES, *others) if not (checkpoint / name).is_file()]
+    missing = [name for name in (*FILES, _random_state(), *others) if not (checkpoint / name).is_file()]
     if missing:
         raise GeffectError(f"{missing[0]} in {checkpoint}", "none", REMEDY)
     with reading(checkpoint):
@@ -58,6 +59,11 @@ def check_whole(checkpoint: Path, model: nn.Module, others: Sequence[str] = ()) 
         if saved.get(name) != expected:
             raise GeffectError(f"this model's own weights in {checkpoint}, {name} of shape {expected}",
                                f"shape {saved.get(name)}", REMEDY)  # fmt: skip
+
+
+def _random_state() -> str:
+    """The file that Hugging Face keeps this process's random state in."""
+    return f"rng_state_{rank()}.pth" if processes() > 1 else "rng_state.pth"
 
 
 def _state(model: Any) -> dict[str, Any]:

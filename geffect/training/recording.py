@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -16,6 +17,7 @@ from geffect.errors import GeffectError
 from geffect.metrics import likelihood
 from geffect.metrics.likelihood import Likelihood
 from geffect.models.checksums import write_checksums
+from geffect.replicas import rank, summed, wait
 from geffect.training.checkpoints import PARTIAL, check_whole, reading, step_of, writing
 from geffect.training.interruption import deferred
 
@@ -31,7 +33,9 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The bar counts optimiser steps; off a terminal there is none."""
-        self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=None)
+        self._bar = tqdm(
+            total=state.max_steps, initial=state.global_step, unit="step", disable=True if rank() else None
+        )
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         """The optimiser has stepped; the learning rate has not moved yet."""
@@ -41,7 +45,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         """The learning rate has moved on."""
         self._trainer.finish_line()
         self._bar.update()
-        if self._trainer.interrupted:
+        if float(summed(torch.tensor(float(self._trainer.interrupted)))):  # in any process
             control.should_training_stop = control.should_save = True
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
@@ -126,7 +130,9 @@ class RecordingTrainer(Trainer):  # type: ignore[misc]
         Raises:
             GeffectError: another run's checkpoints lie here.
         """
-        shutil.rmtree(Path(self.args.output_dir) / PARTIAL, ignore_errors=True)  # a checkpoint that was never whole
+        if rank() == 0:  # a checkpoint that was never whole
+            shutil.rmtree(Path(self.args.output_dir) / PARTIAL, ignore_errors=True)
+        wait()
         with deferred(self.interrupt):
             if resume_from_checkpoint is not None:
                 self._take_up(Path(resume_from_checkpoint))
@@ -210,12 +216,16 @@ class RecordingTrainer(Trainer):  # type: ignore[misc]
                 super()._save_checkpoint(model, trial)
                 (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle nobody needs: there is config.yaml
                 self._save_state(partial)
-                write_checksums(partial)
+                wait()
+                if rank() == 0:
+                    write_checksums(partial)
         except OSError:
             shutil.rmtree(partial.parent, ignore_errors=True)  # what room it took is free again
             raise
-        partial.rename(Path(self.args.output_dir) / name)
-        partial.parent.rmdir()
+        if rank() == 0:
+            partial.rename(Path(self.args.output_dir) / name)
+            partial.parent.rmdir()
+        wait()
         self.started = time.perf_counter()  # a step's seconds are its own
 
     def _save_state(self, directory: Path) -> None:

@@ -24,6 +24,7 @@ from geffect.metrics.likelihood import evaluating
 from geffect.models.reference import Reference, check_same_shape, check_trainable
 from geffect.objectives import Objective, Outputs, forward, window_counts
 from geffect.rectify import Rectifier
+from geffect.replicas import rank
 from geffect.rows import trainable
 from geffect.rules import SEEN, Rule, first_broken
 from geffect.scopes import RISKS, of_role, role_of, scopes
@@ -184,7 +185,8 @@ class UnlearnTrainer(RecordingTrainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             measure = self.state.global_step % self.diagnostics.every == 0
-            self.step = Step(self.measurement, window_counts(batches), measure=measure)
+            counts = {name: each.summed() for name, each in window_counts(batches).items()}
+            self.step = Step(self.measurement, counts, measure=measure)
             self.met = "; ".join(f"{name} {rows_of([batch[name] for batch in batches])}" for name in batches[0])
         return batches, None
 
@@ -228,13 +230,13 @@ class UnlearnTrainer(RecordingTrainer):
 
     def _save_rows(self) -> None:
         directory = Path(self.args.output_dir).parent / "rows" / f"step-{self.state.global_step}"
-        for name in self.diagnostics.save_rows:
+        for name in self.diagnostics.save_rows if rank() == 0 else ():
             directory.mkdir(parents=True, exist_ok=True)
             row = {key: tensor.contiguous() for key, tensor in self.step.row(name).items()}
             save_file(row, directory / f"{name}.safetensors")
 
     def _save_state(self, directory: Path) -> None:
-        if self.measurement.state:
+        if self.measurement.state and rank() == 0:
             save_file({name: t.contiguous() for name, t in self.measurement.state.items()}, directory / STATE_FILE)
 
     def _state_files(self) -> list[str]:
