@@ -192,6 +192,7 @@ def demo(
     """Fit the tiny built-in model, run GA, GA+GRU and NPO+GRU on it, and print and draw what they did."""
     from geffect import demonstration, show
 
+    refuse_several("geffect demo")
     numbered = (Path(f"runs/demo-{number}") for number in itertools.count(2))
     out = out or next(path for path in itertools.chain([Path("runs/demo")], numbered) if not path.exists())
     show.comparison(demonstration.demo(out), out)

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from geffect.launched import launched
+
 if TYPE_CHECKING:
     from geffect.doctor import Finding
     from geffect.page import Report
@@ -19,7 +21,7 @@ STATUS = {"good": "green", "warning": "yellow", "bad": "bold red"}
 
 def plan(content: Mapping[str, Any]) -> None:
     """Print a plan, a line an entry."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=launched()[0] > 0)
     for name, value in content.items():
         console.print(Text.assemble((f"{name:>10}  ", "bold"), str(value)))
 

@@ -1,5 +1,6 @@
 """Small starts that several tests share, made once a session."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,9 @@ def untouched_style() -> Iterator[None]:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing a test makes lands in the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GEFFECT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        base = tmp_path_factory.getbasetemp()
+        shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # one cache for all workers
+        patch.setenv("GEFFECT_CACHE", str(shared / "cache"))
         yield
 
 

@@ -90,7 +90,18 @@ def test_what_readme_says_of_grail_is_so(workplace: Path) -> None:
 def test_there_are_blocks_to_run() -> None:
     assert [block.source.split()[:2] for block in _blocks() if block.language == "sh"] == [
         ["geffect", verb]
-        for verb in ("demo", "unlearn", "figures", "show-batch", "evaluate", "compare", "localise", "unlearn")
+        for verb in (
+            "demo",
+            "unlearn",
+            "figures",
+            "show-batch",
+            "evaluate",
+            "compare",
+            "localise",
+            "unlearn",
+            "inspect",
+            "report",
+        )
     ]
 
 

@@ -244,4 +244,5 @@ class UnlearnTrainer(RecordingTrainer):
 
     def _load_state(self, directory: Path) -> None:
         if (directory / STATE_FILE).exists():
-            self.measurement.state.update(load_file(directory / STATE_FILE, device=str(self.args.device)))
+            device = str(next(iter(self.measurement.parameters.values())).device)
+            self.measurement.state.update(load_file(directory / STATE_FILE, device=device))

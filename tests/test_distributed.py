@@ -1,0 +1,135 @@
+"""geffect unlearn in two processes, launched from the shell over gloo: one run, and it goes on when killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from geffect import api
+from geffect.config import UnlearnConfig
+from geffect.record import read, read_environment, read_lines
+from tests.conftest import config
+
+pytestmark = pytest.mark.slow
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "geffect"]
+STEPS, KEYS = 8, ["step", "parameter", "row", "other"]
+METHOD = {"objective": "npo + gd", "rectifier": "gru", "optimizer": "adamw_torch", "ledger": 4, "support": 0.1}
+
+
+def settings(start: Path, out: Path) -> UnlearnConfig:
+    """Two rows a process."""
+    return config(start, out, batch_size=2, steps=STEPS, save_every=2, held="builtin:authors/held[:2]", **METHOD)
+
+
+def launched(path: Path, *flags: str) -> "subprocess.Popen[str]":
+    """Start two processes on a configuration."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*LAUNCH, "unlearn", str(path), *flags], text=True, env=environment,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """Those of the last checkpoint."""
+    found: dict[str, torch.Tensor] = load_file(run / "checkpoints" / f"checkpoint-{STEPS}" / "model.safetensors")
+    return found
+
+
+@pytest.fixture(scope="module")
+def one(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same rows in one process: two micro-batches a step."""
+    whole = settings(start, tmp_path_factory.mktemp("one") / "run")
+    return api.unlearn(whole.model_copy(update={"grad_accum_steps": 2}))
+
+
+@pytest.fixture(scope="module")
+def recipe(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file to launch from."""
+    import yaml
+
+    path = tmp_path_factory.mktemp("two") / "recipe.yaml"
+    plain = settings(start, path.parent / "run").model_dump(mode="json", exclude_none=True)
+    path.write_text(yaml.safe_dump(plain))
+    return path
+
+
+@pytest.fixture(scope="module")
+def two(recipe: Path) -> tuple[Path, str]:
+    """A run in two processes, one of which was killed once it had a checkpoint; and what was printed at last."""
+    first, run = launched(recipe), recipe.parent / "run"
+    deadline = time.monotonic() + 200
+    while not (run / "checkpoints" / "checkpoint-2").exists():
+        assert first.poll() is None, first.communicate()[0][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    workers = psutil.Process(first.pid).children()
+    workers[-1].send_signal(signal.SIGKILL)
+    first.communicate(timeout=120)
+    assert first.returncode != 0
+    again = launched(recipe, "--resume")
+    told = again.communicate(timeout=250)[0]
+    assert again.returncode == 0, told[:3000]
+    return run, told
+
+
+def test_two_processes_make_the_run_of_one(one: Path, two: tuple[Path, str]) -> None:
+    left, right = (read(path, "parameter").set_index(KEYS)["inner"] for path in (one, two[0]))
+    pd.testing.assert_series_equal(right, left, rtol=1e-4, atol=1e-5 * left.abs().max())
+    before, after = weights(one), weights(two[0])
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=1e-5, atol=1e-5)
+    for own, other in zip(read_lines(one), read_lines(two[0]), strict=True):
+        assert own.get("evaluation", {}).keys() == other.get("evaluation", {}).keys()
+        assert other.get("risk_forget", 0.0) == pytest.approx(own.get("risk_forget", 0.0), rel=1e-5)
+
+
+def test_it_is_one_run_with_one_record(two: tuple[Path, str]) -> None:
+    run, told = two
+    assert [line["step"] for line in read_lines(run)] == [*range(STEPS), STEPS]
+    assert read_environment(run)["batch"]["processes"] == 2
+    assert told.count("accuracy, end") == 1
+    assert (run / "DONE").exists()
+
+
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"batch_size": 5}, "forget rows that divide by 5 rows × 2 processes; found 12; slice the set to 10 rows"),
+    ({"grad_accum_steps": 2, "standard_errors": True}, "one process for --standard-errors; found 2"),
+    ({"mode": "paper"}, "one process for --mode paper; found 2"),
+], ids=str)  # fmt: skip
+def test_what_cannot_be_shared_is_refused(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], told: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ValueError, match=told):
+        api.unlearn(config(start, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("verb", ["fit", "inspect", "localise", "evaluate", "demo"])
+def test_other_verbs_take_one_process(verb: str, tmp_path: Path) -> None:
+    flags = {"fit": ["--train", "builtin:authors/forget"], "inspect": ["runs/none"], "demo": [],
+             "localise": ["--domain", "a=builtin:domains/privacy"], "evaluate": ["--suite", "builtin"]}  # fmt: skip
+    environment = os.environ | {"WORLD_SIZE": "2", "RANK": "0"}
+    found = subprocess.run([sys.executable, "-m", "geffect", verb, *flags[verb], "--out", str(tmp_path / "run")],
+                           text=True, capture_output=True, env=environment)  # fmt: skip
+    assert (found.returncode, found.stderr.count("\n")) == (2, 1), found.stderr
+    assert f"one process for geffect {verb}" in found.stderr
+
+
+def test_another_number_of_processes_does_not_go_on(two: tuple[Path, str], start: Path, tmp_path: Path) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(two[0], run)
+    for name in ("DONE", "metrics.json"):
+        (run / name).unlink()
+    with pytest.raises(ValueError, match="2 processes"):
+        api.unlearn(settings(start, run), resume=True)
