@@ -51,7 +51,9 @@ class Schema(BaseModel):
             first = error.errors()[0]
             key = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "the configuration"
             if first["type"] == "missing":
-                raise GeffectError(f"a value for {key}", "none", "add it as a flag or to the YAML file") from error
+                stands = cls.model_fields[str(first["loc"][0])].json_schema_extra == ARGUMENT
+                wanted, place = (key[2:], "after the verb") if stands else (f"a value for {key}", "as a flag")
+                raise GeffectError(wanted, "none", f"add it {place} or to the YAML file") from error
             if first["type"] == "extra_forbidden":
                 known = ", ".join(cls.model_fields)
                 raise GeffectError(f"a key among {known}", repr(first["loc"][0]), "correct the key") from error

@@ -207,9 +207,9 @@ def test_a_bad_yaml_file_is_refused(content: bytes, says: str, refused: Callable
         (("demo", "--out", "model"), "a new directory for --out model"),
         (("figures", "model"), "a run with environment.json in model"),
         (("figures", "absent", "model"), "a run with environment.json in absent"),
-        (("report",), "a value for --runs"),
+        (("report",), "runs; found none; add it after the verb"),
         (("report", "model"), "a run with environment.json in model"),
-        (("report", "absent", "--out", "absent/page.html"), "a directory to write --out absent/page.html in"),
+        (("report", "absent", "--out", "absent/page.html"), "a run with environment.json in absent"),
         (("report", "absent", "model"), "a value for --out; found none for 2 runs"),
         (("report", "absent", "--scheme", "halves"), "--scheme"),
         (("cite", "adam"), "a method among geffect, g-effect, gru, .*; found 'adam'"),
@@ -239,9 +239,9 @@ def test_a_usage_error_exits_with_2_and_writes_nothing(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("report",), "a value for --runs"),
+        (("report",), "runs; found none; add it after the verb"),
         (("report", "model"), "a run with environment.json in model"),
-        (("report", "absent", "--out", "absent/page.html"), "a directory to write --out absent/page.html in"),
+        (("report", "absent", "--out", "absent/page.html"), "a run with environment.json in absent"),
         (("report", "absent", "model"), "a value for --out; found none for 2 runs"),
         (("report", "absent", "--scheme", "halves"), "--scheme"),
         (("cite", "adam"), "a method among geffect"),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from geffect.errors import GeffectError
 from geffect.findings import Finding
 from geffect.page.sections import comparison, section
+from geffect.record import read_environment
 
 MARK = b'<meta name="generator" content="geffect report">'  # what was drawn once may be drawn again
 
@@ -32,6 +33,8 @@ def write(runs: Mapping[str, Path], out: Path, scheme: str = "thirds") -> Report
     Raises:
         GeffectError: a run cannot be read, or the file is none of ours or cannot be written.
     """
+    for path in runs.values():
+        read_environment(path)
     _check(out)
     sections = [section(path, name, f"run-{i}", scheme) for i, (name, path) in enumerate(runs.items())]
     together = comparison(runs) if len(sections) > 1 else None
