@@ -332,8 +332,9 @@ def report(config: ReportConfig) -> "Report":
 
 
 def _start(config: TrainConfig) -> "Start":
-    from geffect.preparation import read_start
+    from geffect.preparation import read_start, warn_of_rounding
 
+    warn_of_rounding(config)
     return read_start(config, load_model(config.model, config.dtype, trust_remote_code=config.trust_remote_code))
 
 

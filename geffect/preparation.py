@@ -86,6 +86,12 @@ def roles(config: TrainConfig) -> list[tuple[str, str]]:
     return pairs + [(role, spec) for role in ROLES if (spec := getattr(config, role, None))]
 
 
+def warn_of_rounding(config: TrainConfig) -> None:
+    """Say so where a run's steps are lost in its weights' precision."""
+    if config.dtype == "bfloat16" and config.learning_rate < VANISHES:
+        LOGGER.warning("steps of %g vanish in bfloat16's rounding: use --dtype float32", config.learning_rate)
+
+
 def read_start(config: TrainConfig, loaded: Loaded) -> Start:
     """Put a model and a configuration's sets together.
 
@@ -104,8 +110,6 @@ def read_start(config: TrainConfig, loaded: Loaded) -> Start:
     if isinstance(config, UnlearnConfig):
         check_method(config)
         _check_recorded(config, loaded)
-    if config.dtype == "bfloat16" and config.learning_rate < VANISHES:
-        LOGGER.warning("steps of %g vanish in bfloat16's rounding: use --dtype float32", config.learning_rate)
     named = roles(config) if isinstance(config, UnlearnConfig) else [(spec, spec) for _, spec in roles(config)]
     sets = {name: read_set(config, spec) for name, spec in named}
     encoded = {name: encode(config, loaded, rows) for name, rows in sets.items()}

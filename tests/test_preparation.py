@@ -10,7 +10,7 @@ from geffect.errors import GeffectError
 from geffect.models.reference import Reference
 from geffect.objectives import make_objective
 from geffect.planning import passes
-from geffect.preparation import alternatives, read_start, training_sets
+from geffect.preparation import alternatives, read_start, training_sets, warn_of_rounding
 from geffect.rectify import make_rectifier
 from tests.conftest import SHAPE, config
 
@@ -151,3 +151,13 @@ def test_weights_that_carry_no_gradient_are_refused(start: Path, tmp_path: Path)
 )  # fmt: skip
 def test_the_plan_counts_the_passes_of_a_step(objective: str, rectifier: str, says: str) -> None:
     assert passes(make_objective(objective), make_rectifier(rectifier), 5) == says
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rate", "told"), [("bfloat16", 1e-5, 1), ("bfloat16", 1e-3, 0), ("float32", 1e-5, 0)]
+)
+def test_steps_lost_in_rounding_are_told(
+    dtype: str, rate: float, told: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_rounding(config(tmp_path, tmp_path / "run", dtype=dtype, learning_rate=rate))
+    assert sum("vanish in bfloat16" in record.message for record in caplog.records) == told
