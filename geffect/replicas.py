@@ -92,12 +92,11 @@ def summed_rows(rows: Mapping[str, NamedTensors], parameters: Mapping[str, nn.Pa
     if is_sharded(parameters):  # the reduction divided by the number of processes
         return {name: {key: local(t) * processes() for key, t in row.items()} for name, row in rows.items()}
     places = [(name, key) for name in rows for key in parameters]
-    reached = torch.tensor([float(key in rows[name]) for name, key in places])
-    distributed.all_reduce(reached)
+    reached = summed(torch.tensor([float(key in rows[name]) for name, key in places]))
     for (name, key), count in zip(places, reached.tolist(), strict=True):
         if count:
             tensor = rows[name].setdefault(key, torch.zeros_like(parameters[key]))
-            distributed.all_reduce(tensor)
+            summed(tensor)
     return dict(rows)
 
 
@@ -105,8 +104,7 @@ def summed_gram(gram: Gram, *, sharded: bool) -> Gram:
     """A Gram of shards added up over the processes; of replicas, itself."""
     if not sharded or processes() == 1:
         return gram
-    whole = torch.stack(list(gram.values.values()))  # [P, M, M]
-    distributed.all_reduce(whole)
+    whole = summed(torch.stack(list(gram.values.values())))  # [P, M, M]
     return Gram(gram.rows, dict(zip(gram.values, whole, strict=True)))
 
 
@@ -118,6 +116,8 @@ def wait() -> None:
 
 def summed(values: Tensor) -> Tensor:
     """Numbers added up over the processes, in place."""
-    if processes() > 1:
-        distributed.all_reduce(values)
-    return values
+    if processes() == 1:
+        return values
+    there = values.cuda() if distributed.get_backend() == "nccl" else values  # which takes no tensor on the CPU
+    distributed.all_reduce(there)
+    return values if there is values else values.copy_(there)

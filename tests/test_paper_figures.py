@@ -219,7 +219,6 @@ def test_figure_scripts_import_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_figures_runs_the_scripts_of_minutes_and_the_real_ones_need_data() -> None:
     told = subprocess.run(["make", "-n", "figures"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for script in ("demo_figures", "ledger_study", "gru_paper", "geffect_paper"):

@@ -54,9 +54,7 @@ def risk_rows(
     return rows, {name: Likelihood.of(summed(each)) for name, each in scores.items()}
 
 
-def gram_of(
-    rows: Mapping[str, NamedTensors], parameters: Mapping[str, nn.Parameter], tie: Tie | None
-) -> Gram:  # fmt: skip
+def gram_of(rows: Mapping[str, NamedTensors], parameters: Mapping[str, nn.Parameter], tie: Tie | None) -> Gram:
     """All inner products of rows, per parameter; the risks' are told apart by use where a tensor is tied.
 
     Args:
