@@ -379,7 +379,7 @@ SHELL = {
     "objective": (["{run}", "--objective", "nope"], "nope"),
     "points": (["{run}", "--points", "nope"], "nope"),
     "taken": (["{run}", "--out", "{run}"], "something there already"),
-    "nothing": ([], "--checkpoints"),
+    "nothing": ([], "expected checkpoints; found none"),
     "revision": (["org/model@main", "--forget", SETS["forget"], "--retain", SETS["retain"]], "org/model@main"),
 }  # fmt: skip
 
