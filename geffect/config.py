@@ -329,6 +329,9 @@ class UnlearnConfig(TrainConfig):
         0, ge=0, le=MANY, description="probe rows of each set whose risk's change is predicted and measured"
     )
     standard_errors: bool = Field(False, description="go over each window's micro-batches again for standard errors")
+    shard: bool = Field(
+        False, description="leave each launched process a part of weights, gradients and optimiser state (FSDP2)"
+    )
     save_rows: list[Row] = Field(default_factory=list, description="a row to write as safetensors; repeat it")
     mode: Literal["exact", "paper"] = Field("exact", description="paper: the published script's estimates too")
     reference: dict[str, str | None] | None = Field(

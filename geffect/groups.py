@@ -57,7 +57,7 @@ def layout(model: nn.Module) -> Layout:
         GeffectError: a trainable parameter has no home; it is named.
     """
     base = unwrap(model)
-    path, blocks = _blocks(base)
+    path, blocks = block_list(base)
     places = _places(base, path, blocks)
     layers, numel = {}, {}
     for name, parameter in named_trainable(model):
@@ -125,7 +125,12 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def _blocks(base: nn.Module) -> tuple[str, nn.ModuleList]:
+def block_list(base: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Where the decoder blocks of a bare language model stand, and the blocks.
+
+    Raises:
+        GeffectError: there is no list of them.
+    """
     lists = {name: module for name, module in base.named_modules() if isinstance(module, nn.ModuleList)}
     outermost = {n: m for n, m in lists.items() if not any(n.startswith(f"{o}.") for o in lists)}
     if not outermost:

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from geffect.gram import inner_products
 from geffect.objectives import Counts, Outputs, risk
+from geffect.replicas import summed
 from geffect.rows import NamedTensors, Window
+from geffect.shards import is_sharded, local
 
 Batch = dict[str, Tensor]
 
@@ -45,7 +47,7 @@ class Ledger:
                 before += float(share.detach())
                 window.add(name, share)
             self.entries[name] = {"before": before, "gradient": 0.0, "update": 0.0}
-        self.rows = window.rows
+        self.rows = {name: {key: local(t) for key, t in row.items()} for name, row in window.rows.items()}
 
     def add(self, name: str, gradient: Tensor | None, applied: Tensor, learning_rate: float) -> None:
         """One tensor's share of both predictions.
@@ -68,7 +70,17 @@ class Ledger:
         Returns:
             Probe → ``before``, ``after`` (nats a token) and the change predicted by ``gradient`` and by ``update``.
         """
+        if is_sharded(self.parameters):  # each process has added up its own part of every tensor
+            self._sum_up()
         for name, batches in self.probe.items():
             shares = [float(risk(self.forward(batch), self.counts[name])) for batch in batches]
             self.entries[name]["after"] = sum(shares)
         return self.entries
+
+    def _sum_up(self) -> None:
+        kinds = ("gradient", "update")
+        parts = [[entry[kind] for kind in kinds] for entry in self.entries.values()]
+        for entry, sums in zip(
+            self.entries.values(), summed(torch.tensor(parts, dtype=torch.float64)).tolist(), strict=True
+        ):
+            entry |= dict(zip(kinds, sums, strict=True))

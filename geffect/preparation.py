@@ -1,6 +1,7 @@
 """What a run starts from: its model, its sets as the model sees them, and what its objective needs of each row."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -183,7 +184,16 @@ def check_launched(config: UnlearnConfig, sets: Mapping[str, Sequence[Encoded]])
     """
     size = launched()[1]
     if size == 1:
+        if config.shard:
+            remedy = "start it with torchrun --nproc-per-node 2 -m geffect unlearn, or leave --shard out"
+            raise GeffectError("several processes for --shard", "one", remedy)
         return
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1"):
+        raise GeffectError(
+            "a launch without accelerate's own sharding",
+            "ACCELERATE_USE_FSDP",
+            "launch with accelerate launch --multi_gpu or torchrun, and add --shard",
+        )
     alone = {"--standard-errors": config.standard_errors, "--mode paper": config.mode == "paper"}
     for flag in (flag for flag, asked in alone.items() if asked):
         raise GeffectError(f"one process for {flag}", f"{size}", "leave it out, or inspect the checkpoints after")

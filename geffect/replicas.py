@@ -10,12 +10,11 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.tensor import DTensor
 
-from geffect.errors import GeffectError
 from geffect.gram import Gram
 from geffect.launched import launched
 from geffect.rows import NamedTensors
+from geffect.shards import is_sharded, local
 
 Item = TypeVar("Item")
 
@@ -46,35 +45,6 @@ def dealt(items: Sequence[Item]) -> list[tuple[Item, float]]:
     turns = -(-len(items) // world)
     places = [turn * world + here for turn in range(turns)]
     return [(items[place % len(items)], float(place < len(items))) for place in places]
-
-
-def is_sharded(parameters: Mapping[str, nn.Parameter]) -> bool:
-    """Whether the parameters lie in parts over the processes.
-
-    Args:
-        parameters: of a model.
-
-    Returns:
-        Whether any is a shard.
-
-    Raises:
-        GeffectError: they lie in parts over more than one dimension of a mesh.
-    """
-    meshes = [p.device_mesh for p in parameters.values() if isinstance(p, DTensor)]
-    if any(mesh.ndim > 1 for mesh in meshes):
-        raise GeffectError("shards over one dimension of a mesh", f"{meshes[0].ndim} dimensions",
-                           "shard with fully_shard alone, without tensor parallelism or replicated groups")  # fmt: skip
-    return bool(meshes)
-
-
-def is_shard(tensor: object) -> bool:
-    """Whether a tensor is this process's part of one that lies in parts."""
-    return isinstance(tensor, DTensor)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """A tensor's part on this process: itself where it is whole."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def summed_rows(rows: Mapping[str, NamedTensors], parameters: Mapping[str, nn.Parameter]) -> dict[str, NamedTensors]:

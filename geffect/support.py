@@ -56,8 +56,8 @@ def top_masks(tensor: Tensor, shares: Sequence[float]) -> list[Tensor]:
     >>> [int(mask.sum()) for mask in top_masks(torch.arange(10.0), [0.1, 0.5, 1])]
     [1, 5, 9]
     """
-    counts = [_count(tensor.numel(), share) for share in shares]
-    sizes = _sizes(tensor)
+    counts = [share_of(tensor.numel(), share) for share in shares]
+    sizes = magnitudes(tensor)
     large = _large(sizes, max(counts, default=0))
     places = sorted({max(len(large) - count, 0) for count in counts})
     ranked = np.partition(large, places) if len(large) else large  # torch's kthvalue and topk take ten times as long
@@ -90,14 +90,23 @@ def _largest(
     return mask
 
 
-def _count(numel: int, share: float) -> int:
+def share_of(numel: int, share: float) -> int:
+    """⌈share · N⌉, the share read as the decimal it prints as.
+
+    Raises:
+        GeffectError: it is not in (0, 1].
+    """
     if not 0 < share <= 1:
         raise GeffectError("a share of a tensor's entries in (0, 1]", repr(share), "0.1 keeps the largest tenth")
     return math.ceil(Fraction(str(float(share))) * numel)
 
 
-def _sizes(tensor: Tensor) -> "np.ndarray[tuple[int], np.dtype[np.floating]]":
-    # magnitudes as a flat array; NumPy has no bfloat16, and float32 holds it exactly
+def magnitudes(tensor: Tensor) -> "np.ndarray[tuple[int], np.dtype[np.floating]]":
+    """|tensor| as a flat array on the CPU; NumPy has no bfloat16, and float32 holds it exactly.
+
+    Raises:
+        GeffectError: an entry is NaN.
+    """
     exact = tensor.dtype if tensor.dtype == torch.float64 else torch.float32
     sizes = tensor.detach().reshape(-1).cpu().to(exact).abs().numpy()
     if np.isnan(sizes.max(initial=0)):

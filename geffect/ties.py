@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from geffect.groups import Layout, named_trainable, unwrap
-from geffect.replicas import is_shard
+from geffect.shards import is_shard
 
 EMBED, HEAD, BOTH = "@embed", "@lm_head", "@tied"
 GATHERING = ("DistributedDataParallel", "FullyShardedDataParallel")

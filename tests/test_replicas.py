@@ -13,7 +13,8 @@ from torch import nn
 
 from geffect.gram import Gram
 from geffect.record import read, read_steps
-from geffect.replicas import dealt, is_sharded, local, processes, rank, summed_gram, summed_rows
+from geffect.replicas import dealt, processes, rank, summed_gram, summed_rows
+from geffect.shards import is_sharded, local
 from tests.launched import MODELS, watch
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,11 +1,13 @@
 """Entries that updates leave alone."""
 
+import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from geffect.localisation.sets import Masks
+from geffect.shards import part
 from geffect.support import unpack
 
 
@@ -29,6 +31,8 @@ class Frozen:
         self.forget = _unpacked(parameters, forget)
         self.retain = self.forget if retain is forget else _unpacked(parameters, retain)
         self._still = {n: self.forget[n] & self.retain[n] for n in self.forget if n in self.retain}
+        sides = {"forget": self.forget, "retain": self.retain}
+        self._closed = {(side, n) for side, masks in sides.items() for n, mask in masks.items() if bool(mask.all())}
 
     def free(self, side: str, name: str, tensor: Tensor | None) -> Tensor | None:
         """One side's gradient with zeros where it is frozen; what is given is not changed.
@@ -44,7 +48,23 @@ class Frozen:
         mask = (self.forget if side == "forget" else self.retain).get(name)
         if tensor is None or mask is None:
             return tensor
-        return None if bool(mask.all()) else tensor.masked_fill(mask, 0)
+        return None if (side, name) in self._closed else tensor.masked_fill(mask, 0)
+
+    def parts(self, parameters: Mapping[str, nn.Parameter]) -> "Frozen":
+        """What of the masks belongs to this process, where the parameters lie in parts.
+
+        Args:
+            parameters: the same ones, by now in parts.
+
+        Returns:
+            The frozen entries of these parts; a tensor is closed to a side where the whole of it is.
+        """
+        found = copy.copy(self)
+        found.forget, found.retain, found._still = (
+            {name: part(mask, parameters[name]) for name, mask in masks.items()}
+            for masks in (self.forget, self.retain, self._still)
+        )
+        return found
 
     def still(self, name: str) -> Tensor | None:
         """The mask of one tensor's entries that never move; None where all may."""

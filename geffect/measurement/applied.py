@@ -10,7 +10,9 @@ from geffect.gram import Gram, inner_products
 from geffect.measurement.basis import Basis
 from geffect.measurement.masks import Masks
 from geffect.measurement.run import Measured, Measurement
+from geffect.replicas import summed_gram
 from geffect.rows import NamedTensors
+from geffect.shards import local
 
 Named = Mapping[str, Mapping[str, float]]
 
@@ -35,7 +37,7 @@ class Applied:
         embeds: Mapping[str, Tensor | None] | None, masks: Masks | None,
     ) -> None:  # fmt: skip
         self.run, self.basis, self.named, self.kept, self.embeds, self.masks = run, basis, named, kept, embeds, masks
-        self.before = {name: parameter.detach().clone() for name, parameter in run.parameters.items()}
+        self.before = {name: local(parameter.detach()).clone() for name, parameter in run.parameters.items()}
         if run.ledger is not None and kept is not None:
             run.ledger.open()
 
@@ -52,7 +54,7 @@ class Applied:
         scale, frozen = self._correction(), self.run.frozen
         names = ("update", "applied")
         basis = Basis((*self.basis.rows, *names), self.run.tie)
-        for name, parameter in self.run.parameters.items():
+        for name, parameter in ((n, local(p.detach())) for n, p in self.run.parameters.items()):
             update = self._moved(name)
             if frozen is not None:
                 frozen.put_back(name, parameter, self.before[name])
@@ -62,6 +64,7 @@ class Applied:
                 self._measure(basis, name, update, self._moved(name), learning_rates[name])
         if self.kept is None:
             return None
+        basis.sum_up(sharded=self.run.sharded)
         named = dict(self.named) | {name: {name: 1.0} for name in names}
         gram = basis.named(named, list(self.run.parameters))
         found = Measured({f"norm_{name}": norm(gram.total(), gram.rows, name) for name in names}, gram)
@@ -72,7 +75,7 @@ class Applied:
 
     def _moved(self, name: str, *, free: bool = False) -> Tensor:
         """θ_before − θ of one tensor, in float32 or better; ``free``: 0 where it is about to be put back."""
-        parameter = self.run.parameters[name].detach()
+        parameter = local(self.run.parameters[name].detach())
         wide = torch.promote_types(parameter.dtype, torch.float32)
         moved = self.before[name].to(wide) - parameter.to(wide)
         still = self.run.frozen.still(name) if free and self.run.frozen else None
@@ -86,7 +89,7 @@ class Applied:
         gram = Gram(("update", "memory"))
         for name in self.run.parameters:
             gram.values[name] = inner_products([self._moved(name, free=True), self.run.state.get(name)])
-        total = gram.total()
+        total = summed_gram(gram, sharded=self.run.sharded).total()
         return rectifier.correction(float(total[0, 0]), float(total[0, 1]), float(total[1, 1]))
 
     def _measure(self, basis: Basis, name: str, update: Tensor, applied: Tensor, lr: float) -> None:
@@ -97,4 +100,5 @@ class Applied:
         if self.masks is not None:
             self.masks.add(name, {"update": update, "applied": applied})
         if self.run.ledger is not None:
-            self.run.ledger.add(name, self.run.parameters[name].grad, applied, lr)
+            gradient = self.run.parameters[name].grad
+            self.run.ledger.add(name, None if gradient is None else local(gradient), applied, lr)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from geffect.gram import Gram, inner_products
+from geffect.replicas import summed_gram
 from geffect.scopes import RISKS, role_of
 from geffect.ties import BOTH, EMBED, HEAD, Tie, by_use
 
@@ -44,6 +45,10 @@ class Basis:
         both = inner_products([*(embeds.get(row) for row in self.rows), *wholes])
         size = len(wholes)
         self.gram.values[name], self.embed = both[size:, size:], both[:size, size:]
+
+    def sum_up(self, *, sharded: bool) -> None:
+        """Add up what all processes reduced; of whole rows nothing is left to add. Before `named`, and once."""
+        self.gram = summed_gram(self.gram, sharded=sharded)
 
     def named(self, combinations: Mapping[str, Mapping[str, float]], order: Sequence[str]) -> Gram:
         """The Gram of every recorded row.

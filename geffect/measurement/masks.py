@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from geffect.measurement.thresholds import top_mask_of_parts
+from geffect.replicas import summed
 from geffect.support import Support, overlaps, pack, top_mask
 from geffect.ties import BOTH, EMBED, HEAD, Tie
 
@@ -14,17 +16,23 @@ class Masks:
 
     Args:
         share: of a tensor's entries in its mask.
+        sharded: rows are this process's parts of tensors, a mask the part of the whole tensor's.
     """
 
-    def __init__(self, share: float) -> None:
-        self.share = share
+    def __init__(self, share: float, *, sharded: bool = False) -> None:
+        self.share, self.sharded = share, sharded
         self.packed: dict[str, dict[str, Tensor]] = {}
 
     def add(self, name: str, tensors: Mapping[str, Tensor | None]) -> None:
         """Mask one tensor of some rows; None is a row of zeros, whose mask is empty."""
         for row, tensor in tensors.items():
-            if tensor is not None and not bool(tensor.isnan().any()):  # a broken loss is reported by the step itself
-                self.packed.setdefault(row, {})[name] = pack(top_mask(tensor, self.share))
+            if tensor is not None and not self._broken(tensor):  # a broken loss is reported by the step itself
+                mask = top_mask_of_parts(tensor, self.share) if self.sharded else top_mask(tensor, self.share)
+                self.packed.setdefault(row, {})[name] = pack(mask)
+
+    def _broken(self, tensor: Tensor) -> bool:
+        found = tensor.isnan().any()
+        return bool(summed(found.long()) if self.sharded else found)
 
     def support(self, named: Mapping[str, Mapping[str, float]], order: Sequence[str], tie: Tie | None) -> Support:
         """Overlaps of all named rows; a row that is a multiple of another shares its mask.
@@ -38,9 +46,9 @@ class Masks:
             The counts.
         """
         source = {row: row if row in self.packed else next(iter(parts)) for row, parts in named.items()}
+        found = torch.stack([overlaps([self.packed.get(source[row], {}).get(n) for row in named]) for n in order])
         values: dict[str, Tensor] = {}
-        for name in order:
-            counts = overlaps([self.packed.get(source[row], {}).get(name) for row in named])
+        for name, counts in zip(order, summed(found) if self.sharded else found, strict=True):
             nothing = torch.zeros_like(counts)
             if tie is not None and name == tie.name:
                 values |= {name + EMBED: nothing, name + HEAD: nothing, name + BOTH: counts}

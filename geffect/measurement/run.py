@@ -12,6 +12,7 @@ from geffect.measurement.spread import Spread
 from geffect.objectives import Objective, Outputs
 from geffect.rectify import Rectifier
 from geffect.rows import NamedTensors
+from geffect.shards import is_sharded
 from geffect.support import Support
 from geffect.ties import Tie
 
@@ -69,6 +70,7 @@ class Measurement:
         labels: parameter → what the spread is summed under (itself where it is missing).
         frozen: the entries that updates leave alone; the gradients are masked before they are projected.
         state: the rectifier's own, kept between steps.
+        sharded: the parameters lie in parts over processes; rows and state hold this process's part.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -85,9 +87,10 @@ class Measurement:
     labels: Mapping[str, str] = field(default_factory=dict)
     frozen: Frozen | None = None
     state: NamedTensors = field(init=False)
+    sharded: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.state = self.rectifier.init()
+        self.state, self.sharded = self.rectifier.init(), is_sharded(self.parameters)
         self.keep = self.keep or self.ledger is not None or self.standard_errors
 
     @property

@@ -18,9 +18,10 @@ from geffect.measurement.run import Batch, Measured, Measurement
 from geffect.measurement.spread import Shares, Spread, spread
 from geffect.objectives import Counts
 from geffect.rectify import NoRectifier
-from geffect.replicas import processes
+from geffect.replicas import processes, summed, summed_gram
 from geffect.rows import NamedTensors, add_scaled
 from geffect.scopes import RISKS, role_of
+from geffect.shards import as_part_of, local
 
 Tensors = dict[str, Tensor | None]
 MASKED, MASKED_RETAIN = "masked", "masked_retain"  # what is left of two rows once entries are frozen
@@ -44,7 +45,7 @@ class Step:
         self.basis = Basis(("objective", *forget, *retain, *others), run.tie)
         self.descends = MASKED if run.frozen else "objective"
         self.conflict = Gram(("objective", str(memory)))  # of its own, so that measuring changes no bit of the update
-        self.masks = Masks(run.support) if measure and run.support else None
+        self.masks = Masks(run.support, sharded=run.sharded) if measure and run.support else None
         self.kept: dict[str, NamedTensors] | None = {} if measure and run.keep else None
         self.kept_embeds: Tensors | None = None
         self.parts: list[list[Mapping[str, Batch]]] = []  # of the window, whose spread is told: its micro-batches
@@ -81,6 +82,8 @@ class Step:
         refuse_broken(scalars)
         for name in () if self.passes.streamed else self.run.differentiated:
             self._visit(name, None)
+        self.basis.sum_up(sharded=self.run.sharded)
+        self.conflict = summed_gram(self.conflict, sharded=self.run.sharded)
         refuse_broken(self._norms())
         named = self._named(self._rectified())
         self._hand_back(named)
@@ -100,9 +103,9 @@ class Step:
         return self.applied.close(learning_rates) if self.applied else None
 
     def row(self, name: str) -> NamedTensors:
-        """One recorded row itself, where rows are kept: parameter name → tensor."""
+        """One recorded row itself, where rows are kept: parameter name → tensor, of shards this process's part."""
         if name == "rectified":
-            return {key: p.grad for key, p in self.run.parameters.items() if p.grad is not None}
+            return {key: local(p.grad) for key, p in self.run.parameters.items() if p.grad is not None}
         parts, kept, row = self._named({})[name], self.kept or {}, NamedTensors()
         for source, scale in parts.items():
             tensors = self.run.state if source == self.run.rectifier.memory else kept.get(source, {})
@@ -233,7 +236,8 @@ class Step:
         found = norms(self.basis.gram) | norms(self.conflict)
         if not self.measure and not self.conflict.values:
             row = self.passes.window.rows.get("objective", {})
-            found["norm_objective"] = float(torch.nn.utils.get_total_norm(row.values()))
+            square = torch.nn.utils.get_total_norm(row.values()).double() ** 2
+            found["norm_objective"] = math.sqrt(float(summed(square) if self.run.sharded else square))
         return found
 
     def _rectified(self) -> dict[str, float]:
@@ -247,9 +251,9 @@ class Step:
         for name, tensor in self.run.state.items():
             add_scaled(row, name, tensor, named["rectified"].get(str(self.run.rectifier.memory), 0.0))
         for name, parameter in self.run.parameters.items():
-            parameter.grad = row.get(name)
+            parameter.grad = as_part_of(row.get(name), parameter)
             if self.masks is not None and "rectified" in named:
-                self.masks.add(name, {"rectified": parameter.grad})
+                self.masks.add(name, {"rectified": row.get(name)})
 
     def _named(self, rectified: dict[str, float]) -> dict[str, dict[str, float]]:
         """Every recorded row as a combination of the basis."""

@@ -11,9 +11,11 @@ from torch import nn
 from geffect.errors import GeffectError
 from geffect.models.checksums import REMEDY, check_checksums
 from geffect.replicas import processes, rank
+from geffect.shards import local
 
 PARTIAL = ".partial"  # where a checkpoint is written before it gets its name
-FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
+FILES = ("trainer_state.json", OPTIMIZER, SCHEDULER)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -52,9 +54,10 @@ def check_whole(checkpoint: Path, model: nn.Module, others: Sequence[str] = ()) 
         raise GeffectError(f"{missing[0]} in {checkpoint}", "none", REMEDY)
     with reading(checkpoint):
         saved = _shapes(checkpoint)
-    own = _state(model)
-    kept = {own[name].data_ptr() for name in saved if name in own}  # a tied tensor is saved once
-    for name in sorted({*saved, *(n for n, tensor in own.items() if tensor.data_ptr() not in kept)}):
+    own = saved_state(model)
+    places = {name: local(tensor).data_ptr() for name, tensor in own.items()}
+    kept = {places[name] for name in saved if places.get(name)}  # a tied tensor is saved once; a part may be empty
+    for name in sorted({*saved, *(name for name, place in places.items() if place not in kept)}):
         expected = tuple(own[name].shape) if name in own else None
         if saved.get(name) != expected:
             raise GeffectError(f"this model's own weights in {checkpoint}, {name} of shape {expected}",
@@ -66,7 +69,8 @@ def _random_state() -> str:
     return f"rng_state_{rank()}.pth" if processes() > 1 else "rng_state.pth"
 
 
-def _state(model: Any) -> dict[str, Any]:
+def saved_state(model: Any) -> dict[str, Any]:
+    """A model's tensors by the names its checkpoints have, over the same memory: of an adapted model the adapter's."""
     from peft import PeftModel, get_peft_model_state_dict
 
     return dict(get_peft_model_state_dict(model) if isinstance(model, PeftModel) else model.state_dict())

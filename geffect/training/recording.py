@@ -20,6 +20,7 @@ from geffect.models.checksums import write_checksums
 from geffect.replicas import rank, summed, wait
 from geffect.training.checkpoints import PARTIAL, check_whole, reading, step_of, writing
 from geffect.training.interruption import deferred
+from geffect.training.sharding import ShardedTrainer
 
 Line = dict[str, Any]
 ROW_DIGITS = 6  # decimals of a row's nats in a record
@@ -85,7 +86,7 @@ def evaluation_line(scores: Mapping[str, Likelihood]) -> Line:
     }
 
 
-class RecordingTrainer(Trainer):  # type: ignore[misc]
+class RecordingTrainer(ShardedTrainer):
     """What fitting and unlearning share: evaluation of named sets, checkpoints that are whole or absent, lines.
 
     Args:

@@ -25,9 +25,10 @@ from geffect.models.reference import Reference, check_same_shape, check_trainabl
 from geffect.objectives import Objective, Outputs, forward, window_counts
 from geffect.rectify import Rectifier
 from geffect.replicas import rank
-from geffect.rows import trainable
+from geffect.rows import NamedTensors, trainable
 from geffect.rules import SEEN, Rule, first_broken
 from geffect.scopes import RISKS, of_role, role_of, scopes
+from geffect.shards import as_part_of, part, shard, whole
 from geffect.ties import find_tie
 from geffect.training.columns import Columns, check_columns, check_starts_at_one, collated
 from geffect.training.diagnostics import Diagnostics, probe_batches, published_lines, summary
@@ -59,6 +60,7 @@ class UnlearnTrainer(RecordingTrainer):
         keep_dropout: train with dropout; risks are measured without.
         autocast: compute losses in bfloat16, whatever the weights' dtype.
         frozen: entries that the updates leave alone.
+        sharded: leave each process a part of the model (FSDP2), and of the reference; both whole so far.
         rules: by name; the first that is broken ends the run (`geffect.rules`).
         past: the lines of a run that goes on.
         **kwargs: see `RecordingTrainer`.
@@ -78,11 +80,17 @@ class UnlearnTrainer(RecordingTrainer):
         keep_dropout: bool = False,
         autocast: bool = False,
         frozen: Frozen | None = None,
+        sharded: bool = False,
         rules: Mapping[str, Rule] | None = None,
         past: Sequence[Line] = (),
         **kwargs: Any,
     ) -> None:
         check_trainable(model)
+        if sharded:
+            shard(model)
+            frozen = frozen.parts(trainable(model)) if frozen else None
+        if sharded and reference is not None and reference.model is not model:
+            shard(reference.model)
         super().__init__(model, args, train_dataset=Together(sets), **kwargs)
         self.rules, self.past = rules or {}, list(past)
         self.sets, self.columns, self.reference = dict(sets), columns or {}, reference
@@ -230,19 +238,33 @@ class UnlearnTrainer(RecordingTrainer):
 
     def _save_rows(self) -> None:
         directory = Path(self.args.output_dir).parent / "rows" / f"step-{self.state.global_step}"
-        for name in self.diagnostics.save_rows if rank() == 0 else ():
+        for name in self.diagnostics.save_rows:
+            row = self._whole(self.step.row(name))
+            if rank():
+                continue
             directory.mkdir(parents=True, exist_ok=True)
-            row = {key: tensor.contiguous() for key, tensor in self.step.row(name).items()}
             save_file(row, directory / f"{name}.safetensors")
 
     def _save_state(self, directory: Path) -> None:
-        if self.measurement.state and rank() == 0:
-            save_file({name: t.contiguous() for name, t in self.measurement.state.items()}, directory / STATE_FILE)
+        state = self._whole(self.measurement.state)
+        if state and rank() == 0:
+            save_file(state, directory / STATE_FILE)
+
+    def _whole(self, tensors: NamedTensors) -> NamedTensors:
+        """A row or a state as one process would have it, put together on the first."""
+        parameters, found = self.measurement.parameters, NamedTensors()
+        for name in (name for name in parameters if name in tensors):
+            tensor = whole(as_part_of(tensors[name], parameters[name]))
+            if rank() == 0:
+                found[name] = tensor.contiguous()
+        return found
 
     def _state_files(self) -> list[str]:
         return [STATE_FILE] if self.measurement.rectifier.memory is not None else []
 
     def _load_state(self, directory: Path) -> None:
         if (directory / STATE_FILE).exists():
-            device = str(next(iter(self.measurement.parameters.values())).device)
-            self.measurement.state.update(load_file(directory / STATE_FILE, device=device))
+            parameters = self.measurement.parameters
+            device = str(next(iter(parameters.values())).device)
+            saved = load_file(directory / STATE_FILE, device=device)
+            self.measurement.state.update({name: part(tensor, parameters[name]) for name, tensor in saved.items()})

@@ -17,8 +17,9 @@ from geffect.groups import layout, unwrap
 from geffect.lifecycle import ends, started
 from geffect.measurement.step import norms
 from geffect.record import RunDirectory, layout_to_json
-from geffect.replicas import is_sharded, local, rank
+from geffect.replicas import rank
 from geffect.rows import NamedTensors, trainable
+from geffect.shards import is_sharded, local
 from geffect.ties import find_tie, split_layout
 from geffect.training.recording import evaluation_line
 from geffect.views import Run

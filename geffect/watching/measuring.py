@@ -13,8 +13,9 @@ from geffect.measurement import Basis, Batch
 from geffect.measurement.basis import added
 from geffect.metrics.likelihood import Likelihood, evaluating, row_scores
 from geffect.objectives import Counts, forward, risk
-from geffect.replicas import dealt, is_sharded, summed, summed_gram, summed_rows
+from geffect.replicas import dealt, summed, summed_rows
 from geffect.rows import NamedTensors, Window
+from geffect.shards import is_sharded
 from geffect.ties import Tie
 
 GRADIENT, UPDATE = "applied_gradient", "update"
@@ -73,7 +74,7 @@ def gram_of(rows: Mapping[str, NamedTensors], parameters: Mapping[str, nn.Parame
             basis.add(name, embeds)
         else:
             basis.add(name, {row: added(embeds[row], rows[row].get(tie.head_name)) for row in rows}, embeds)
-    basis.gram = summed_gram(basis.gram, sharded=is_sharded(parameters))
+    basis.sum_up(sharded=is_sharded(parameters))
     return basis.named({row: {row: 1.0} for row in rows}, list(parameters))
 
 

@@ -1,0 +1,57 @@
+"""Top-share masks of tensors that lie in parts: one threshold for all processes, found from counts alone."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geffect.replicas import processes, rank, summed
+from geffect.support import magnitudes, share_of
+
+DIGIT = 16  # bits of a magnitude told apart in one round: two rounds for float32, four for float64
+
+
+def top_mask_of_parts(tensor: Tensor, share: float) -> Tensor:
+    """`geffect.support.top_mask` of a whole tensor, of which every process holds a part and gets that part's mask.
+
+    Magnitudes of floats are ordered as their bits are, so the threshold is read off histograms of 16 bits at a time,
+    added up over the processes. Entries equal to it are taken in the order of the parts, as the whole's would be.
+
+    Args:
+        tensor: this process's part along the first dimension, the parts in the processes' order; without NaN.
+        share: in (0, 1].
+
+    Returns:
+        The part's mask, bool, on the CPU.
+    """
+    sizes = magnitudes(tensor)
+    bits = sizes.view(np.int64 if sizes.itemsize == 8 else np.int32)
+    numel, others = summed(torch.tensor([len(bits), np.count_nonzero(bits)])).tolist()
+    wanted = min(share_of(numel, share), others)  # zeros are in no mask
+    mask = np.zeros(len(bits), dtype=bool)
+    if wanted:
+        threshold, ties = _threshold(bits, wanted)
+        mask = bits > threshold
+        equal = np.flatnonzero(bits == threshold)
+        mask[equal[: _own_ties(len(equal), ties)]] = True
+    return torch.from_numpy(mask).view(tensor.shape)
+
+
+def _threshold(bits: "np.ndarray[tuple[int], np.dtype[np.signedinteger]]", wanted: int) -> tuple[int, int]:
+    """The magnitude that the wanted-th largest of all has, as bits, and how many that equal it are wanted."""
+    threshold, candidates = 0, bits
+    for shift in range(8 * bits.itemsize - DIGIT, -1, -DIGIT):
+        digits = (candidates >> shift) & ((1 << DIGIT) - 1)
+        histogram = summed(torch.from_numpy(np.bincount(digits, minlength=1 << DIGIT))).numpy()
+        from_top = np.cumsum(histogram[::-1])
+        digit = len(histogram) - 1 - int(np.searchsorted(from_top, wanted))
+        wanted -= int(from_top[-1 - digit]) - int(histogram[digit])
+        threshold, candidates = threshold << DIGIT | digit, candidates[digits == digit]
+    return threshold, wanted
+
+
+def _own_ties(here: int, wanted: int) -> int:
+    """How many of this process's entries at the threshold are wanted: those of earlier processes come first."""
+    counts = torch.zeros(processes(), dtype=torch.int64)
+    counts[rank()] = here
+    before = int(summed(counts)[: rank()].sum())
+    return max(0, min(wanted - before, here))
