@@ -190,7 +190,8 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
             ),
             reference=Reference(loaded.model) if objective.needs & {"ref_logits", "ref_hidden"} else None,
             diagnostics=diagnostics, keep_dropout=config.keep_dropout, autocast=config.autocasts, sink=sink,
-            evaluation_sets=evaluated, frozen=frozen, sharded=config.shard, rules=rules, past=lines_before(config.out, checkpoint),
+            evaluation_sets=evaluated, frozen=frozen, sharded=config.shard, rules=rules,
+            past=lines_before(config.out, checkpoint),
         )  # fmt: skip
         train(trainer, checkpoint, f"geffect unlearn {config.out / CONFIG} --resume")
         end = successes(loaded.model, loaded.tokenizer, start.encoded)

@@ -128,8 +128,14 @@ def unwrap(model: nn.Module) -> nn.Module:
 def block_list(base: nn.Module) -> tuple[str, nn.ModuleList]:
     """Where the decoder blocks of a bare language model stand, and the blocks.
 
+    Args:
+        base: the model, without wrappers.
+
+    Returns:
+        The list's name in the model, and the list.
+
     Raises:
-        GeffectError: there is no list of them.
+        GeffectError: there is none.
     """
     lists = {name: module for name, module in base.named_modules() if isinstance(module, nn.ModuleList)}
     outermost = {n: m for n, m in lists.items() if not any(n.startswith(f"{o}.") for o in lists)}

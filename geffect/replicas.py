@@ -72,7 +72,7 @@ def summed_rows(rows: Mapping[str, NamedTensors], parameters: Mapping[str, nn.Pa
 
 def summed_gram(gram: Gram, *, sharded: bool) -> Gram:
     """A Gram of shards added up over the processes; of replicas, itself."""
-    if not sharded or processes() == 1:
+    if not (sharded and gram.values) or processes() == 1:
         return gram
     whole = summed(torch.stack(list(gram.values.values())))  # [P, M, M]
     return Gram(gram.rows, dict(zip(gram.values, whole, strict=True)))

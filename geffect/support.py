@@ -91,7 +91,14 @@ def _largest(
 
 
 def share_of(numel: int, share: float) -> int:
-    """⌈share · N⌉, the share read as the decimal it prints as.
+    """How many entries a mask keeps.
+
+    Args:
+        numel: N.
+        share: in (0, 1], read as the decimal it prints as.
+
+    Returns:
+        ⌈share · N⌉.
 
     Raises:
         GeffectError: it is not in (0, 1].
@@ -103,6 +110,12 @@ def share_of(numel: int, share: float) -> int:
 
 def magnitudes(tensor: Tensor) -> "np.ndarray[tuple[int], np.dtype[np.floating]]":
     """|tensor| as a flat array on the CPU; NumPy has no bfloat16, and float32 holds it exactly.
+
+    Args:
+        tensor: N entries of any shape.
+
+    Returns:
+        Magnitudes ``[N]``, float32 or float64.
 
     Raises:
         GeffectError: an entry is NaN.

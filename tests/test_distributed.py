@@ -36,6 +36,12 @@ def launched(path: Path, *flags: str) -> "subprocess.Popen[str]":
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 
 
+def whole(frame: pd.DataFrame, value: str = "inner") -> "pd.Series[float]":
+    """What is recorded of pairs of rows, with the tied tensor's put together: in parts it is not told apart by use."""
+    frame["parameter"] = frame["parameter"].str.replace(r"@(embed|lm_head|tied)$", "", regex=True)
+    return frame.groupby(KEYS, sort=True)[value].sum()
+
+
 def weights(run: Path) -> dict[str, torch.Tensor]:
     """Those of the last checkpoint."""
     found: dict[str, torch.Tensor] = load_file(run / "checkpoints" / f"checkpoint-{STEPS}" / "model.safetensors")
@@ -49,14 +55,14 @@ def one(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return api.unlearn(whole.model_copy(update={"grad_accum_steps": 2}))
 
 
-@pytest.fixture(scope="module")
-def recipe(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[False, True], ids=["replicas", "shards"])
+def recipe(request: pytest.FixtureRequest, start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file to launch from."""
     import yaml
 
     path = tmp_path_factory.mktemp("two") / "recipe.yaml"
     plain = settings(start, path.parent / "run").model_dump(mode="json", exclude_none=True)
-    path.write_text(yaml.safe_dump(plain))
+    path.write_text(yaml.safe_dump(plain | {"shard": request.param}))
     return path
 
 
@@ -80,7 +86,7 @@ def two(recipe: Path) -> tuple[Path, str]:
 
 
 def test_two_processes_make_the_run_of_one(one: Path, two: tuple[Path, str]) -> None:
-    left, right = (read(path, "parameter").set_index(KEYS)["inner"] for path in (one, two[0]))
+    left, right = (whole(read(path, "parameter")) for path in (one, two[0]))
     pd.testing.assert_series_equal(right, left, rtol=1e-4, atol=1e-5 * left.abs().max())
     before, after = weights(one), weights(two[0])
     for name, tensor in before.items():
@@ -102,12 +108,14 @@ def test_it_is_one_run_with_one_record(two: tuple[Path, str]) -> None:
     ({"batch_size": 5}, "forget rows that divide by 5 rows × 2 processes; found 12; slice the set to 10 rows"),
     ({"grad_accum_steps": 2, "standard_errors": True}, "one process for --standard-errors; found 2"),
     ({"mode": "paper"}, "one process for --mode paper; found 2"),
+    ({"shard": True}, "a launch without accelerate's own sharding; found ACCELERATE_USE_FSDP"),
 ], ids=str)  # fmt: skip
 def test_what_cannot_be_shared_is_refused(
     start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], told: str
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true" if "shard" in changes else "false")
     with pytest.raises(ValueError, match=told):
         api.unlearn(config(start, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
@@ -131,5 +139,6 @@ def test_another_number_of_processes_does_not_go_on(two: tuple[Path, str], start
     shutil.copytree(two[0], run)
     for name in ("DONE", "metrics.json"):
         (run / name).unlink()
-    with pytest.raises(ValueError, match="2 processes"):
-        api.unlearn(settings(start, run), resume=True)
+    begun = UnlearnConfig.read(run / "config.yaml", out=run)
+    with pytest.raises(ValueError, match="several processes" if begun.shard else "2 processes"):
+        api.unlearn(begun, resume=True)

@@ -1,12 +1,16 @@
 """Top-share masks of tensors that lie in parts: one threshold for all processes, found from counts alone."""
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from geffect.replicas import processes, rank, summed
 from geffect.support import magnitudes, share_of
 
+Bits = npt.NDArray[np.signedinteger[Any]]
 DIGIT = 16  # bits of a magnitude told apart in one round: two rounds for float32, four for float64
 
 
@@ -24,7 +28,7 @@ def top_mask_of_parts(tensor: Tensor, share: float) -> Tensor:
         The part's mask, bool, on the CPU.
     """
     sizes = magnitudes(tensor)
-    bits = sizes.view(np.int64 if sizes.itemsize == 8 else np.int32)
+    bits: Bits = sizes.view(np.int64 if sizes.itemsize == 8 else np.int32)
     numel, others = summed(torch.tensor([len(bits), np.count_nonzero(bits)])).tolist()
     wanted = min(share_of(numel, share), others)  # zeros are in no mask
     mask = np.zeros(len(bits), dtype=bool)
@@ -36,7 +40,7 @@ def top_mask_of_parts(tensor: Tensor, share: float) -> Tensor:
     return torch.from_numpy(mask).view(tensor.shape)
 
 
-def _threshold(bits: "np.ndarray[tuple[int], np.dtype[np.signedinteger]]", wanted: int) -> tuple[int, int]:
+def _threshold(bits: Bits, wanted: int) -> tuple[int, int]:
     """The magnitude that the wanted-th largest of all has, as bits, and how many that equal it are wanted."""
     threshold, candidates = 0, bits
     for shift in range(8 * bits.itemsize - DIGIT, -1, -DIGIT):

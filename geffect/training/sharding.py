@@ -19,7 +19,7 @@ from geffect.training.checkpoints import OPTIMIZER, SCHEDULER, saved_state
 
 
 class ShardedTrainer(Trainer):  # type: ignore[misc]
-    """As Hugging Face's, whose own way to shard (accelerate's) does not work on CPUs and wraps what is sharded again."""
+    """As Hugging Face's, which would replicate what is sharded already; accelerate's own sharding works on no CPU."""
 
     @property
     def sharded(self) -> bool:
