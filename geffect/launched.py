@@ -4,11 +4,29 @@ import os
 
 from geffect.errors import GeffectError
 
+SETTINGS = {
+    "ACCELERATE_USE_FSDP": ("accelerate's own sharding", "launch several processes plainly, and add --shard"),
+    "ACCELERATE_USE_DEEPSPEED": ("DeepSpeed, which keeps gradients to itself", "launch plainly, and add --shard"),
+    "ACCELERATE_MIXED_PRECISION": ("mixed precision of its own", "leave it to --autocast bfloat16"),
+}
+
 
 def launched() -> tuple[int, int]:
     """This process's rank, and how many were started: (0, 1) where nothing was launched."""
     size = int(os.environ.get("WORLD_SIZE") or 1)
     return (int(os.environ.get("RANK") or 0) if size > 1 else 0), size
+
+
+def refuse_settings() -> None:
+    """Raise where ``accelerate launch`` was told to do what a run's own settings say, or what hides gradients.
+
+    Raises:
+        GeffectError: it was.
+    """
+    for name, (kind, remedy) in SETTINGS.items():
+        found = os.environ.get(name, "").lower()
+        if found not in ("", "no", "false", "0"):
+            raise GeffectError(f"a launch without {kind}", f"{name}={found}", remedy)
 
 
 def refuse_several(what: str) -> None:

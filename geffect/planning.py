@@ -168,7 +168,9 @@ def passes(objective: Objective, rectifier: Rectifier, diagnose_every: int) -> s
 
 
 def memory_gb(config: TrainConfig, model: Any, encoded: dict[str, list[Encoded]]) -> float:
-    """A rough estimate of the peak: weights, rows, optimiser, activations and logits of one micro-batch.
+    """A rough estimate of a process's peak: weights, rows, optimiser, activations and logits of one micro-batch.
+
+    Shards are parts of a model that every process has loaded whole.
 
     Args:
         config: the run.
@@ -182,7 +184,10 @@ def memory_gb(config: TrainConfig, model: Any, encoded: dict[str, list[Encoded]]
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rows = 1 + OPTIMIZER_ROWS.get(config.optimizer, 2) + _extra_rows(config)
     weights = sum(p.numel() for p in model.parameters()) * size
-    return float(weights + trainable * size * rows + activations_bytes(model, encoded, config.batch_size, size)) / 1e9
+    held = weights + trainable * size * rows
+    if isinstance(config, UnlearnConfig) and config.shard:
+        held = max(weights, held // launched()[1])
+    return float(held + activations_bytes(model, encoded, config.batch_size, size)) / 1e9
 
 
 def activations_bytes(model: Any, encoded: dict[str, list[Encoded]], batch_size: int, size: int) -> int:
@@ -209,7 +214,7 @@ def _extra_rows(config: TrainConfig) -> int:
         return 0
     objective, rectifier = make_objective(config.objective), make_rectifier(config.rectifier)
     own = objective.forget_multiple is None
-    streamed = config.grad_accum_steps == 1
+    streamed = config.grad_accum_steps == launched()[1] == 1
     keeps = bool(config.ledger or config.save_rows or config.standard_errors)
     freezing = make_freezing(config.rectifier) is not None
     copies = keeps or rectifier.corrects or freezing  # θ before the optimiser's step

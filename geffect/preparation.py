@@ -1,7 +1,6 @@
 """What a run starts from: its model, its sets as the model sees them, and what its objective needs of each row."""
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from geffect.domains import balanced, domain_sets, scope_sets
 from geffect.environment import batch_arithmetic, describe
 from geffect.errors import GeffectError
 from geffect.groups import Layout, layout
-from geffect.launched import launched
+from geffect.launched import launched, refuse_settings
 from geffect.localisation import Frozen
 from geffect.models import Loaded, add_lora
 from geffect.models.cache import weights_sha256
@@ -180,20 +179,15 @@ def check_launched(config: UnlearnConfig, sets: Mapping[str, Sequence[Encoded]])
         sets: the sets whose rows meet in a step.
 
     Raises:
-        GeffectError: a diagnostic is of one process, or rows do not divide.
+        GeffectError: the launcher was told what it must not be, a diagnostic is of one process, or rows do not divide.
     """
+    refuse_settings()
     size = launched()[1]
     if size == 1:
         if config.shard:
             remedy = "start it with torchrun --nproc-per-node 2 -m geffect unlearn, or leave --shard out"
             raise GeffectError("several processes for --shard", "one", remedy)
         return
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1"):
-        raise GeffectError(
-            "a launch without accelerate's own sharding",
-            "ACCELERATE_USE_FSDP",
-            "launch with accelerate launch --multi_gpu or torchrun, and add --shard",
-        )
     alone = {"--standard-errors": config.standard_errors, "--mode paper": config.mode == "paper"}
     for flag in (flag for flag, asked in alone.items() if asked):
         raise GeffectError(f"one process for {flag}", f"{size}", "leave it out, or inspect the checkpoints after")

@@ -108,17 +108,34 @@ def test_it_is_one_run_with_one_record(two: tuple[Path, str]) -> None:
     ({"batch_size": 5}, "forget rows that divide by 5 rows × 2 processes; found 12; slice the set to 10 rows"),
     ({"grad_accum_steps": 2, "standard_errors": True}, "one process for --standard-errors; found 2"),
     ({"mode": "paper"}, "one process for --mode paper; found 2"),
-    ({"shard": True}, "a launch without accelerate's own sharding; found ACCELERATE_USE_FSDP"),
 ], ids=str)  # fmt: skip
 def test_what_cannot_be_shared_is_refused(
     start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], told: str
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true" if "shard" in changes else "false")
     with pytest.raises(ValueError, match=told):
         api.unlearn(config(start, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "value", "told"), [
+    ("ACCELERATE_USE_FSDP", "true", "launch several processes plainly, and add --shard"),
+    ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed, which keeps gradients to itself"),
+    ("ACCELERATE_MIXED_PRECISION", "fp16", "mixed precision of its own; found ACCELERATE_MIXED_PRECISION=fp16"),
+])  # fmt: skip
+def test_what_a_launcher_must_leave_alone_is_refused(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=told):
+        api.unlearn(config(start, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_process_holds_no_shards(start: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="several processes for --shard; found one"):
+        api.unlearn(config(start, tmp_path / "run", shard=True))
 
 
 @pytest.mark.parametrize("verb", ["fit", "inspect", "localise", "evaluate", "demo"])

@@ -47,8 +47,8 @@ def test_shards_make_the_run_of_one(name: str, two: Path, start: Path, masks: Pa
     assert len(left) > 100
     pd.testing.assert_series_equal(right, left, rtol=1e-7, atol=1e-8 * left.abs().max())  # a record keeps nine digits
     if METHODS[name].get("support"):
-        own, other = (whole(read_support(path, by="parameter"), "intersection") for path in (one, two / name))
-        pd.testing.assert_series_equal(other, own)
+        counted, again = (whole(read_support(path, by="parameter"), "intersection") for path in (one, two / name))
+        pd.testing.assert_series_equal(again, counted)
     for own, other in zip(read_lines(one), read_lines(two / name), strict=True):
         ledgers: list[Any] = [line.get("ledger", {}) for line in (own, other)]
         for risk, numbers in ledgers[0].items():
