@@ -1,7 +1,7 @@
 """What every launched process does: ``torchrun -m tests.launched OUT``.
 
 A tiny model in float64 is trained for three steps on rows that are dealt over the processes, and watched, once as
-replicas and once as shards. Then a Hugging Face Trainer trains twice, with and without the callback.
+replicas and once as shards. FSDP1 is refused. Then a Hugging Face Trainer trains twice, with the callback and without.
 """
 
 import sys
@@ -15,6 +15,7 @@ from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from geffect.errors import GeffectError
 from geffect.replicas import processes, rank
 from geffect.watching import GEffectCallback, Watch
 from tests.cases import gpt2, llama
@@ -73,12 +74,23 @@ def trainer(out: Path) -> None:
             save_file(untied, out / f"{name}.safetensors")
 
 
+def hidden(out: Path) -> None:
+    """FSDP1 keeps gradients in flat parameters of its own; what is said of it goes into a file."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    try:
+        Watch(FullyShardedDataParallel(gpt2(), device_id=torch.device("cpu")), FORGET, RETAIN).open()
+    except GeffectError as error:
+        (out / f"hidden-{rank()}.txt").write_text(str(error), encoding="utf-8")
+
+
 def main(out: Path) -> None:
     """All of it in one launch: most of its time goes into importing."""
     distributed.init_process_group("gloo", timeout=timedelta(seconds=120))
     for name in MODELS:
         for kind in ("ddp", "fsdp2"):
             watch(kind, out / f"{name}-{kind}")
+    hidden(out)
     trainer(out)
     distributed.destroy_process_group()
 

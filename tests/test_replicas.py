@@ -62,6 +62,13 @@ def test_a_trainer_under_ddp_trains_to_the_same_bits(launched: Path) -> None:
     assert (launched / "run" / "DONE").exists()
 
 
+@pytest.mark.slow
+def test_a_plan_that_hides_gradients_is_refused(launched: Path) -> None:
+    told = {path.read_text(encoding="utf-8") for path in launched.glob("hidden-*.txt")}
+    assert told == {"expected gradients that lie in .grad; found a FullyShardedDataParallel, which keeps its own; "
+                    "shard with FSDP2 (fsdp_version: 2, fully_shard), or train with DDP"}  # fmt: skip
+
+
 def test_alone_there_is_nothing_to_add_up() -> None:
     parameter, rows = nn.Parameter(torch.ones(2)), {"forget": {"w": torch.ones(2)}}
     gram = Gram.of(rows)
