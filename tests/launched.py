@@ -17,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from geffect.errors import GeffectError
 from geffect.replicas import processes, rank
+from geffect.shards import shard, whole
+from geffect.training.sharding import ShardedTrainer
 from geffect.watching import GEffectCallback, Watch
 from tests.cases import gpt2, llama
 from tests.rows import made_rows, nats, padded
@@ -53,9 +55,9 @@ def wrapped(model: Any, kind: str) -> Any:
     return model
 
 
-def trainer(out: Path) -> None:
+def trainer(out: Path, kind: str) -> None:
     """A Trainer's weights with the callback and without."""
-    from transformers import Trainer, TrainingArguments
+    from transformers import TrainingArguments
 
     for name in ("plain", "watched"):
         model = gpt2()
@@ -63,15 +65,19 @@ def trainer(out: Path) -> None:
             if isinstance(module, nn.Dropout):
                 module.p = 0.2
         arguments = TrainingArguments(
-            output_dir=str(out / f"{name}-checkpoints"), max_steps=STEPS, per_device_train_batch_size=1,
+            output_dir=str(out / kind / f"{name}-checkpoints"), max_steps=STEPS, per_device_train_batch_size=1,
             gradient_accumulation_steps=2, learning_rate=1e-2, max_grad_norm=0.5, save_strategy="no", use_cpu=True,
             report_to="none", disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=False, seed=3,
         )  # fmt: skip
-        callbacks = [GEffectCallback(FORGET, RETAIN, update=True, out=out / "run")] if name == "watched" else []
-        Trainer(model, arguments, train_dataset=FORGET + TRAIN, data_collator=padded, callbacks=callbacks).train()
+        callbacks = [GEffectCallback(FORGET, RETAIN, update=True, out=out / kind / "run")] if name == "watched" else []
+        if kind == "fsdp2":
+            shard(model)
+        ShardedTrainer(
+            model, arguments, train_dataset=FORGET + TRAIN, data_collator=padded, callbacks=callbacks
+        ).train()
+        untied = {key: whole(tensor).clone() for key, tensor in model.state_dict().items()}
         if rank() == 0:
-            untied = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-            save_file(untied, out / f"{name}.safetensors")
+            save_file(untied, out / kind / f"{name}.safetensors")
 
 
 def hidden(out: Path) -> None:
@@ -91,7 +97,8 @@ def main(out: Path) -> None:
         for kind in ("ddp", "fsdp2"):
             watch(kind, out / f"{name}-{kind}")
     hidden(out)
-    trainer(out)
+    for kind in ("ddp", "fsdp2"):
+        trainer(out, kind)
     distributed.destroy_process_group()
 
 

@@ -54,12 +54,13 @@ def test_two_processes_are_one(name: str, kind: str, launched: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_trainer_under_ddp_trains_to_the_same_bits(launched: Path) -> None:
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_a_trainer_trains_to_the_same_bits(kind: str, launched: Path) -> None:
     """With dropout, accumulation, clipping and AdamW in two processes."""
-    plain, watched = (load_file(launched / f"{name}.safetensors") for name in ("plain", "watched"))
+    plain, watched = (load_file(launched / kind / f"{name}.safetensors") for name in ("plain", "watched"))
     assert all(torch.equal(plain[name], watched[name]) for name in plain)
-    assert list(read_steps(launched / "run")["step"]) == [0, 1, 2]
-    assert (launched / "run" / "DONE").exists()
+    assert list(read_steps(launched / kind / "run")["step"]) == [0, 1, 2]
+    assert (launched / kind / "run" / "DONE").exists()
 
 
 @pytest.mark.slow
