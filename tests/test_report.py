@@ -18,7 +18,9 @@ from geffect.cli import app
 from geffect.config import InspectConfig, ReportConfig
 from geffect.errors import GeffectError
 from geffect.page.maps import layer_maps
+from geffect.page.worst import worst_rows
 from geffect.page.writing import MARK
+from geffect.record import read_lines
 from tests.conftest import config
 
 WIDTHS = {"desktop": (1280, 800), "phone": (375, 740)}
@@ -43,7 +45,9 @@ def inspected(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Pat
     """The second run's checkpoints with effects on tokens."""
     out = tmp_path_factory.mktemp("inspected") / "tokens"
     sets = {"forget": "builtin:authors/forget[:8]", "retain": "builtin:authors/retain[:8]"}
-    return api.inspect(InspectConfig.read(None, checkpoints=[str(runs[1])], out=out, tokens=2, batch_size=2, **sets))[0]
+    return api.inspect(
+        InspectConfig.read(None, checkpoints=[str(runs[1])], out=out, tokens=2, points=["npo"], batch_size=2, **sets)
+    )[0]
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +178,21 @@ def test_tokens_tell_their_effects(opened: Opened, inspected: Path) -> None:
     last = texts[texts["step"] == texts["step"].max()]
     assert tab.locator("#run-2 .text span").count() == len(last)
     assert tab.locator("#run-2 .text span[style]").count() == last["labelled"].sum()
+
+
+def test_the_rows_served_worst_stand_there_without_tokens(runs: list[Path], page: Path) -> None:
+    """Against a loop over the rows of the first and the last evaluation."""
+    scored = [line["evaluation_rows"] for line in read_lines(runs[0]) if "evaluation_rows" in line]
+    assert len(scored) >= 2
+    found = worst_rows(runs[0])
+    for name in ("forget", "retain", "held"):
+        rises = []
+        for row, tokens in enumerate(scored[0][name]["tokens"]):
+            rises.append(((scored[-1][name]["nll"][row] - scored[0][name]["nll"][row]) / tokens, row))
+        expected = sorted(rises, reverse=name != "forget")[:3]
+        assert list(found.loc[found["set"] == name, "row"]) == [row for _, row in expected]
+        assert list(found.loc[found["set"] == name, "rise"]) == pytest.approx([rise for rise, _ in expected])
+    assert page.read_text(encoding="utf-8").count("nats a token, start</th>") == 2  # of the inspection, tokens
 
 
 def test_what_users_name_is_escaped(page: Path) -> None:

@@ -24,7 +24,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "g_effect": {}, "cosine": {}, "trade_off": {}, "plane": {"step": 0}, "ledger": {}, "ledger_sums": {},
 }  # fmt: skip
 ALONE: dict[str, dict[str, Any]] = {"layers": {}, "gram": {"step": 0}}
-INSPECTED: dict[str, dict[str, Any]] = {"tokens": {"column": "embed"}, "points": {"weight": "wga"}}
+INSPECTED: dict[str, dict[str, Any]] = {"tokens": {"column": "embed"}, "points": {}}
 LOCALISED: dict[str, dict[str, Any]] = {"jaccard": {}, "jaccard_by_layer": {"share": 0.2}}
 
 

@@ -15,6 +15,7 @@ from geffect.findings import Finding, find
 from geffect.page.maps import LayerMap, layer_maps
 from geffect.page.pictures import Picture, pictures
 from geffect.page.texts import Text, texts
+from geffect.page.worst import worst_rows
 from geffect.record import TOKENS
 from geffect.views import Run
 
@@ -41,6 +42,7 @@ class Section:
     figures: list[Picture]
     maps: list[LayerMap]
     texts: list[Text]
+    worst: Table  # by likelihood, where no tokens were recorded
     settings: dict[str, str]
 
 
@@ -71,7 +73,8 @@ def section(path: Path, name: str, key: str, scheme: str = "thirds") -> Section:
     found = find(path, name, scheme)  # first, as it refuses what is no measured run
     maps = layer_maps(descended(run.to_frame("layer")))
     told = texts(run.tokens()) if (path / TOKENS).exists() else []
-    return Section(name, str(path), key, found, _scores(run), pictures([run]), maps, told, settings(path))
+    worst = _table(worst_rows(path))
+    return Section(name, str(path), key, found, _scores(run), pictures([run]), maps, told, worst, settings(path))
 
 
 def comparison(runs: Mapping[str, Path]) -> Comparison:

@@ -24,7 +24,7 @@ POINT: Look = {"c": "#004488", "ls": "", "marker": "o", "ms": 2.2, "mec": "none"
 CONTOUR: Look = {"c": "#BB5566", "lw": 1.0}
 
 
-def point_plane(points: pd.DataFrame, weight: str) -> Figure:
+def point_plane(points: pd.DataFrame, weight: str = "") -> Figure:
     """Draw every forget row's PG-effect on the forget (x) and the retain (y) risk, a panel a range of its weight.
 
     PG(s; D) = ⟨∇R(D), ∇log p(s)⟩: what gradient ascent on row s alone does, with the sign of a G-effect.
@@ -32,7 +32,7 @@ def point_plane(points: pd.DataFrame, weight: str) -> Figure:
     Args:
         points: Columns ``unlearn``, ``retain`` (gradient² units) and what ``weight`` names; a row a step and forget
             row, all steps pooled.
-        weight: The column of an objective's weights.
+        weight: The column of an objective's weights; the first by default.
 
     Returns:
         A figure whose panels share both axes: the range's points on grey ones of all others, and where there are at
@@ -41,6 +41,7 @@ def point_plane(points: pd.DataFrame, weight: str) -> Figure:
     Raises:
         GeffectError: a column is missing, or no row has all three numbers.
     """
+    weight = weight or next(iter(_weights(points)), "a column of weights")
     check(points, ("unlearn", "retain", weight))
     rows = points[["unlearn", "retain", weight]].replace([np.inf, -np.inf], np.nan).dropna()
     if rows.empty:
@@ -70,6 +71,10 @@ def point_plane(points: pd.DataFrame, weight: str) -> Figure:
             figure, {"a row at a step": POINT, "of another weight": REST} | contours, 4 if across > 1 else 2, above=True
         )
     return figure
+
+
+def _weights(points: pd.DataFrame) -> list[str]:
+    return [name for name in points.columns if name not in (*FIXED, "run")]
 
 
 def _name(place: int) -> str:
@@ -130,7 +135,7 @@ def weight_curves(points: pd.DataFrame, weights: Sequence[str] = ()) -> Figure:
     Raises:
         GeffectError: a column is missing, or there are none or too many.
     """
-    chosen = list(weights) or [name for name in points.columns if name not in (*FIXED, "run")]
+    chosen = list(weights) or _weights(points)
     if not 0 < len(chosen) <= len(RUNS):
         raise GeffectError(f"one to {len(RUNS)} columns of weights", f"{len(chosen)} in {list(points)}", "name some")
     check(points, ("step", *chosen))
