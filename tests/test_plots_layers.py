@@ -62,6 +62,7 @@ def test_cells_above_zero_bear_a_dot_where_there_is_room() -> None:
         table = frame.pivot(index="layer", columns="step", values=side).loc[LAYERS]
         places = {(table.columns[round(x)], LAYERS[int(y)]) for x, y in np.asarray(dots.get_offsets())}
         assert places == {(step, layer) for layer in LAYERS for step in table.columns if float(table[step][layer]) > 0}
+    assert list(plots.layer_heat_map(make(steps=[0, 5, 15])).axes[0].get_xticks()) == [0, 5, 15]
     crowded = plots.layer_heat_map(make(steps=range(200)))
     assert not [each for each in crowded.axes[0].collections if isinstance(each, PathCollection)]
 

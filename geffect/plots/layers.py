@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from geffect.effects import gram_at
 from geffect.errors import GeffectError
@@ -22,6 +22,7 @@ BAR, MOST = 0.09, 12  # how high a colour bar is in inches, rows of a Gram
 SIDES = {"unlearn": "below 0: forgets", "retain": "below 0: harms what must stay"}
 ENDS = {"embed": -2, "tied": -1, "final_norm": 1, "lm_head": 2}  # blocks between, by their number
 DOT = 4  # points a cell must have for its mark
+STEPS = 6  # named below a panel
 
 
 def layer_heat_map(frame: pd.DataFrame) -> Figure:
@@ -66,7 +67,8 @@ def _side(axes: Axes, table: pd.DataFrame, scale: Normalize, high: float) -> Qua
     mesh = heat(axes, table, edges, cmap=SIGNED, norm=scale)
     every = int(np.ceil(8.5 / high))  # points a name needs
     axes.set_yticks(np.arange(0, len(table), every) + 0.5, table.index[::every])
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    few = table.shape[1] <= STEPS
+    axes.xaxis.set_major_locator(FixedLocator(table.columns) if few else MaxNLocator(nbins=STEPS, integer=True))
     if min(high, 190 / table.shape[1]) >= DOT:  # points a panel is wide, about
         _dot(axes, mesh, table.to_numpy(float), edges)
     else:
