@@ -27,6 +27,7 @@ LOGGER = logging.getLogger(__name__)
 OPTIMIZER_ROWS = {"sgd": 0, "adagrad": 1, "rmsprop": 1, "adafactor": 0}  # tensors of the parameters' size; else 2
 ACTIVATION_FLOATS = 34  # kept for the backward pass a token, block and hidden unit: the usual count without scores
 LOGIT_COPIES = 4  # logits, log-softmax, its gradient, and theirs
+PROCESS = 500_000_000  # bytes of a process that has imported torch, transformers and peft
 
 
 def plan(config: TrainConfig, *, resume: bool = False) -> dict[str, str]:
@@ -98,7 +99,7 @@ def localisation_gb(config: LocaliseConfig, model: Any, encoded: dict[str, list[
     weights = sum(p.numel() for p in model.parameters()) * size
     held = 0 if config.masks_only else len(encoded)
     rows = max(held, config.importance == "zscore") + (config.importance != "zscore")
-    return float(weights + trained * wide * rows + activations_bytes(model, encoded, 1, size)) / 1e9
+    return float(PROCESS + weights + trained * wide * rows + activations_bytes(model, encoded, 1, size)) / 1e9
 
 
 def _warn_of_overlap(config: TrainConfig, sets: dict[str, RowSet]) -> None:
@@ -187,23 +188,23 @@ def memory_gb(config: TrainConfig, model: Any, encoded: dict[str, list[Encoded]]
     held = weights + trainable * size * rows
     if isinstance(config, UnlearnConfig) and config.shard:
         held = max(weights, held // launched()[1])
-    return float(held + activations_bytes(model, encoded, config.batch_size, size)) / 1e9
+    return float(PROCESS + held + activations_bytes(model, encoded, config.batch_size, size)) / 1e9
 
 
 def activations_bytes(model: Any, encoded: dict[str, list[Encoded]], batch_size: int, size: int) -> int:
-    """Bytes of a micro-batch's activations and logits.
+    """Bytes of a micro-batch's activations and logits: of that set whose are the most, as others come after it.
 
     Args:
         model: its outline.
         encoded: the sets.
-        batch_size: rows of a micro-batch.
+        batch_size: rows of a micro-batch at most.
         size: bytes of a number.
 
     Returns:
         The bytes.
     """
     shape = model.config.get_text_config()
-    tokens = batch_size * max(len(row.input_ids) for each in encoded.values() for row in each)
+    tokens = max(min(batch_size, len(each)) * max(len(row.input_ids) for row in each) for each in encoded.values())
     activations = tokens * shape.hidden_size * shape.num_hidden_layers * ACTIVATION_FLOATS * size
     return int(activations + tokens * shape.vocab_size * 4 * LOGIT_COPIES)
 

@@ -16,7 +16,7 @@ DOMAINS = {"domain": ["a=builtin:domains/privacy[:8]", "b=builtin:domains/copyri
 METHODS: dict[str, dict[str, Any]] = {
     "npo": AUTHORS | {"objective": "npo + gd", "rectifier": "gru(space=both)", "max_grad_norm": 0.5, "support": 0.1,
                       "ledger": 4, "save_rows": ["retain_average"]},
-    "kl": AUTHORS | {"objective": "ga + kl", "optimizer": "sgd", "weight_decay": 0.1, "diagnose_every": 4},
+    "kl": AUTHORS | {"objective": "ga + kl", "optimizer": "sgd", "weight_decay": 0.1},
     "rmu": AUTHORS | {"objective": "rmu(layer=2, c=2)", "gradient_checkpointing": True},
     "grail": DOMAINS | {"objective": "0.4*ga + 2*gd", "rectifier": "grail + gru", "weight_decay": 0.1, "support": 0.1},
     "lora": AUTHORS | {"objective": "npo", "rectifier": "gru", "lora": 2},
@@ -38,7 +38,7 @@ def run(name: str, start: Path, masks: Path, out: Path, **changes: Any) -> Path:
     """
     plain: dict[str, Any] = {
         "model": str(start), "dtype": "float64", "steps": STEPS, "batch_size": 2, "learning_rate": 1e-3,
-        "evaluate_every": STEPS, "save_every": STEPS, "out": out / name,
+        "diagnose_every": 3, "evaluate_every": STEPS, "save_every": STEPS, "out": out / name,
     }  # fmt: skip
     frozen = {"masks": masks} if name == "grail" else {}
     return api.unlearn(UnlearnConfig.read(None, **(plain | METHODS[name] | frozen | changes)))

@@ -273,6 +273,25 @@ def test_adapters_on_one_base_are_exchanged_not_loaded_anew(known: Path, tmp_pat
     assert "lora" in geffect.read(found, by="parameter")["parameter"].iloc[0]
 
 
+def test_a_memory_estimate_sees_the_parts(run: Path, tmp_path: Path) -> None:
+    """One retain row makes one part, whose spread cannot be told: no rows are held for it."""
+    from geffect.inspection.planning import inspection_gb
+
+    loaded = api.load_model(str(run))
+    rows = encode_set(loaded.tokenizer, load_set("builtin:authors/forget[:16]"))
+    weights = sum(p.numel() for p in loaded.model.parameters()) * 4e-9
+    given = SETS | {"checkpoints": str(run), "objective": "ga", "out": tmp_path / "out"}
+
+    def estimate(num_retain: int, batch_size: int, *, one_pass: bool) -> float:
+        asked = InspectConfig.read(None, **(given | {"batch_size": batch_size, "one_pass": one_pass}))
+        return inspection_gb(asked, loaded.model, {"forget": rows, "retain": rows[:num_retain]})
+
+    assert estimate(16, 8, one_pass=False) - estimate(16, 8, one_pass=True) == pytest.approx(3 * weights, rel=1e-6)
+    assert estimate(1, 8, one_pass=False) - estimate(1, 8, one_pass=True) == pytest.approx(weights, rel=1e-6)
+    assert estimate(16, 16, one_pass=True) == estimate(16, 8, one_pass=True)  # two parts of eight rows either way
+    assert estimate(16, 4, one_pass=True) < estimate(16, 8, one_pass=True)
+
+
 @pytest.mark.parametrize("objective", ["ga", "npo(beta=0.1) + kl"])
 def test_one_checkpoint_is_in_memory_at_a_time(run: Path, tmp_path: Path, objective: str) -> None:
     """When the third is measured the first is gone, though its sets and its layout are still in use."""

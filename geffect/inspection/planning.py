@@ -10,11 +10,12 @@ from geffect.data import Encoded
 from geffect.inspection.completing import as_run, completed
 from geffect.inspection.places import places, readable
 from geffect.inspection.tasks import tasks
+from geffect.inspection.windows import num_parts
 from geffect.models import Loaded, outline
 from geffect.models.load import DTYPES
 from geffect.models.reference import check_trainable
 from geffect.objectives import make_objective
-from geffect.planning import activations_bytes, counted, tokens_of
+from geffect.planning import PROCESS, activations_bytes, counted, tokens_of
 from geffect.preparation import encode, read_set, roles
 
 
@@ -72,9 +73,12 @@ def inspection_gb(config: InspectConfig, model: Any, encoded: dict[str, list[Enc
     objectives = [make_objective(each) for each in config.objective]
     own = any(each.forget_multiple is None for each in objectives)
     copies = any(each.needs & {"ref_logits", "ref_hidden"} for each in objectives)  # the start stays beside
-    rows = 2 + own
+    rows, parts = 2 + own, num_parts(min(map(len, encoded.values())), config.batch_size)
+    twice = not config.one_pass and parts > 1
     keeps = not config.one_pass or bool(config.tokens or config.points)
-    held = rows + keeps + rows * (not config.one_pass) + 3 * (config.mode == "paper")
+    held = rows + keeps + rows * twice + 3 * (config.mode == "paper")
     forward_mode = 2 if config.tokens or config.points else 1  # a tangent beside every activation, no graph
-    activations = activations_bytes(model, encoded, config.batch_size, size) * forward_mode
-    return float(weights * (1 + copies) + trained * size * held + activations) / 1e9
+    longest = {name: sorted(each, key=lambda row: -len(row.input_ids)) for name, each in encoded.items()}
+    a_part = {name: each[: -(-len(each) // parts)] for name, each in longest.items()}
+    activations = activations_bytes(model, a_part, config.batch_size, size) * forward_mode
+    return float(PROCESS + weights * (1 + copies) + trained * size * held + activations) / 1e9

@@ -26,8 +26,7 @@ def dataset_parts(
     Returns:
         Parts of micro-batches, each set → batch.
     """
-    smallest = min(map(len, sets.values()))
-    count = min(smallest, max(FEWEST, -(-smallest // batch_size)))
+    count = num_parts(min(map(len, sets.values())), batch_size)
     found = []
     for part in range(count):
         shares = {name: _share(rows, part, count) for name, rows in sets.items()}
@@ -41,6 +40,22 @@ def dataset_parts(
             for i in range(longest)
         ])
     return found
+
+
+def num_parts(smallest: int, batch_size: int) -> int:
+    """Parts that standard errors see.
+
+    Args:
+        smallest: rows of the smallest set.
+        batch_size: rows of a batch at most.
+
+    Returns:
+        Their number.
+
+    >>> num_parts(40, 8), num_parts(8, 8), num_parts(1, 8)
+    (5, 2, 1)
+    """
+    return min(smallest, max(FEWEST, -(-smallest // batch_size)))
 
 
 def _share(rows: Sequence[Encoded], part: int, count: int) -> Sequence[Encoded]:

@@ -68,7 +68,9 @@ def _side(axes: Axes, table: pd.DataFrame, scale: Normalize, high: float) -> Qua
     every = int(np.ceil(8.5 / high))  # points a name needs
     axes.set_yticks(np.arange(0, len(table), every) + 0.5, table.index[::every])
     few = table.shape[1] <= STEPS
-    axes.xaxis.set_major_locator(FixedLocator(table.columns) if few else MaxNLocator(nbins=STEPS, integer=True))
+    axes.xaxis.set_major_locator(
+        FixedLocator(list(map(float, table.columns))) if few else MaxNLocator(nbins=STEPS, integer=True)
+    )
     if min(high, 190 / table.shape[1]) >= DOT:  # points a panel is wide, about
         _dot(axes, mesh, table.to_numpy(float), edges)
     else:
