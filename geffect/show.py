@@ -72,17 +72,20 @@ def inspected(paths: Iterable[Path]) -> None:
     """Print what each objective does at every checkpoint: G-effects with their standard errors, and both risks."""
     from geffect.comparison import at_checkpoints
 
+    errors = False
     for path in paths:
         table = Table(title=f"{path}", title_justify="left")
         frame = at_checkpoints(path)
+        errors = errors or frame.filter(like="±").notna().any(axis=None)
         columns = [name for name in frame.columns if not name.startswith("±")]
         for column in columns:
             table.add_column(column.replace("_", " "), justify="right")
         for row in frame.astype({"step": str}).to_dict("records"):
             table.add_row(*(_with_error(row, name) for name in columns))
         Console().print(table)
-    Console(soft_wrap=True).print(Text("G-effects: ⟨∇risk, objective⟩ over whole sets, with standard errors over "
-                                       "batches; unlearn < 0 forgets, retain < 0 harms what must stay."))  # fmt: skip
+    told = ", with standard errors over batches" if errors else ""
+    Console(soft_wrap=True).print(Text(f"G-effects: ⟨∇risk, objective⟩ over whole sets{told}; "
+                                       "unlearn < 0 forgets, retain < 0 harms what must stay."))  # fmt: skip
 
 
 def _with_error(row: Mapping[Any, Any], name: str) -> str:
