@@ -76,7 +76,7 @@ def inspected(paths: Iterable[Path]) -> None:
     for path in paths:
         table = Table(title=f"{path}", title_justify="left")
         frame = at_checkpoints(path)
-        errors = errors or frame.filter(like="±").notna().any(axis=None)
+        errors |= bool(frame.filter(like="±").notna().to_numpy().any())
         columns = [name for name in frame.columns if not name.startswith("±")]
         for column in columns:
             table.add_column(column.replace("_", " "), justify="right")
