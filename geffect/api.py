@@ -22,7 +22,7 @@ from geffect.config import (
 )
 from geffect.environment import describe
 from geffect.errors import Interrupted
-from geffect.launched import refuse_several
+from geffect.launched import launcher, refuse_several
 from geffect.lifecycle import ends, first_step, lines_before, resolved, started, take_up, train, unfinished
 from geffect.record import CONFIG, RunDirectory, layout_to_json
 from geffect.scopes import role_of
@@ -193,7 +193,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
             evaluation_sets=evaluated, frozen=frozen, sharded=config.shard, rules=rules,
             past=lines_before(config.out, checkpoint),
         )  # fmt: skip
-        train(trainer, checkpoint, f"geffect unlearn {config.out / CONFIG} --resume")
+        train(trainer, checkpoint, f"{launcher()}geffect unlearn {config.out / CONFIG} --resume")
         end = successes(loaded.model, loaded.tokenizer, start.encoded)
         if rank() == 0:
             run.finish(ends(config.out, rules) | ({"success": {"start": scored, "end": end}} if scored else {}))

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from geffect.config import FitConfig, TrainConfig, UnlearnConfig
 from geffect.errors import GeffectError
-from geffect.launched import launched
+from geffect.launched import launched, refuse_settings
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -23,11 +23,12 @@ def training_arguments(config: TrainConfig, steps: int) -> "TrainingArguments":
         The arguments.
 
     Raises:
-        GeffectError: a setting is unknown, or needs a package that is not installed.
+        GeffectError: a setting is unknown, needs a package that is not installed, or was given to the launcher.
     """
     from torch.cuda import is_available
     from transformers import TrainingArguments
 
+    refuse_settings()
     unlearning = isinstance(config, UnlearnConfig)
     try:
         arguments = TrainingArguments(

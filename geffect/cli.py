@@ -61,7 +61,8 @@ def verb(name: str, schema: type[Schema], run: Callable[..., None], **switches: 
         try:
             run(schema.read(file, **given, **({unflagged: values} if values else {})), **others)
         except Interrupted as stopped:
-            typer.echo(f"geffect: {stopped}", err=True)
+            if launched()[0] == 0:
+                typer.echo(f"geffect: {stopped}", err=True)
             raise typer.Exit(130) from None
 
     yaml = "a YAML file with these names, as a run's own"

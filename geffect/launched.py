@@ -17,6 +17,12 @@ def launched() -> tuple[int, int]:
     return (int(os.environ.get("RANK") or 0) if size > 1 else 0), size
 
 
+def launcher() -> str:
+    """What goes before a command so that it runs in as many processes again: nothing where there is one."""
+    size = launched()[1]
+    return f"torchrun --nproc-per-node {size} -m " if size > 1 else ""
+
+
 def refuse_settings() -> None:
     """Raise where ``accelerate launch`` was told to do what a run's own settings say, or what hides gradients.
 

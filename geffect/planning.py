@@ -13,6 +13,7 @@ from geffect.config import FitConfig, LocaliseConfig, TrainConfig, UnlearnConfig
 from geffect.data import Encoded, RowSet
 from geffect.domains import balanced
 from geffect.environment import batch_arithmetic
+from geffect.groups import block_list, unwrap
 from geffect.launched import launched
 from geffect.models import Loaded, add_lora, outline
 from geffect.models.load import DTYPES
@@ -187,7 +188,9 @@ def memory_gb(config: TrainConfig, model: Any, encoded: dict[str, list[Encoded]]
     weights = sum(p.numel() for p in model.parameters()) * size
     held = weights + trainable * size * rows
     if isinstance(config, UnlearnConfig) and config.shard:
-        held = max(weights, held // launched()[1])
+        around = weights - sum(p.numel() for p in block_list(unwrap(model))[1].parameters()) * size
+        copied = bool(make_objective(config.objective).needs & {"ref_logits", "ref_hidden"}) and not config.lora
+        held = max(weights * (1 + copied), held // launched()[1] + 2 * around)  # these and their gradients are whole
     return float(PROCESS + held + activations_bytes(model, encoded, config.batch_size, size)) / 1e9
 
 

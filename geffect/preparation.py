@@ -11,7 +11,7 @@ from geffect.domains import balanced, domain_sets, scope_sets
 from geffect.environment import batch_arithmetic, describe
 from geffect.errors import GeffectError
 from geffect.groups import Layout, layout
-from geffect.launched import launched, refuse_settings
+from geffect.launched import launched
 from geffect.localisation import Frozen
 from geffect.models import Loaded, add_lora
 from geffect.models.cache import weights_sha256
@@ -26,6 +26,7 @@ from geffect.ties import find_tie, split_layout
 LOGGER = logging.getLogger(__name__)
 ROLES = ("forget", "retain", "general", "held")
 LOCALISE = "make one with geffect localise, and name it with --masks"
+ON_SHARDS = ("adamw_torch", "sgd", "adagrad", "rmsprop")  # whose state lies in parts as the parameters do
 VANISHES = 1e-4  # a bfloat16 weight near 1 moves by 1/128 or not at all
 
 
@@ -114,8 +115,9 @@ def read_start(config: TrainConfig, loaded: Loaded) -> Start:
     sets = {name: read_set(config, spec) for name, spec in named}
     encoded = {name: encode(config, loaded, rows) for name, rows in sets.items()}
     whole = layout(loaded.model)
-    split = split_layout(whole, find_tie(loaded.model)) if isinstance(config, UnlearnConfig) else whole
-    return Start(loaded, sets, encoded, split)
+    if isinstance(config, UnlearnConfig) and not config.shard:  # in parts a tied tensor is not told apart by use
+        whole = split_layout(whole, find_tie(loaded.model))
+    return Start(loaded, sets, encoded, whole)
 
 
 def encode(config: TextConfig, loaded: Loaded, rows: RowSet) -> list[Encoded]:
@@ -148,6 +150,12 @@ def check_method(config: UnlearnConfig) -> None:
         wanted = "a directory of masks for" if freezing else "no --masks for"
         found, remedy = (str(config.masks or "none"), "leave --masks out") if not freezing else ("none", LOCALISE)
         raise GeffectError(f"{wanted} {config.rectifier!r}", found, remedy)
+    if config.shard and launched()[1] == 1:
+        remedy = "start it with torchrun --nproc-per-node 2 -m geffect unlearn, or leave --shard out"
+        raise GeffectError("several processes for --shard", "one", remedy)
+    if config.shard and config.optimizer not in ON_SHARDS:
+        raise GeffectError(f"an optimizer among {', '.join(ON_SHARDS)} for --shard", config.optimizer,
+                           "choose one of these, or leave --shard out")  # fmt: skip
     if "general" in objective.sets and config.general is None:
         raise GeffectError(f"a set for on=general in {objective.text!r}", "none", "name one with --general")
     absent = [role for role in config.evaluate if role not in present]
@@ -179,14 +187,10 @@ def check_launched(config: UnlearnConfig, sets: Mapping[str, Sequence[Encoded]])
         sets: the sets whose rows meet in a step.
 
     Raises:
-        GeffectError: the launcher was told what it must not be, a diagnostic is of one process, or rows do not divide.
+        GeffectError: a diagnostic is of one process, or rows do not divide.
     """
-    refuse_settings()
     size = launched()[1]
     if size == 1:
-        if config.shard:
-            remedy = "start it with torchrun --nproc-per-node 2 -m geffect unlearn, or leave --shard out"
-            raise GeffectError("several processes for --shard", "one", remedy)
         return
     alone = {"--standard-errors": config.standard_errors, "--mode paper": config.mode == "paper"}
     for flag in (flag for flag, asked in alone.items() if asked):
@@ -217,7 +221,8 @@ def alternatives(config: UnlearnConfig, start: Start, forget: str, size: int) ->
         remedy = "name a set of questions, or another objective"
         raise GeffectError(f"questions to refuse in {whole.name}, which {config.objective!r} needs", "texts", remedy)
     rows = QASet(whole.name, whole.rows[:size])
-    epochs = -(-config.steps * config.grad_accum_steps // -(-len(rows) // config.batch_size))
+    batches = config.steps * config.grad_accum_steps * launched()[1]
+    epochs = -(-batches // -(-len(rows) // config.batch_size))
     found: list[Encoded] = []
     for epoch in range(epochs):
         each = encode(config, start.loaded, refused(rows, epoch, config.seed))

@@ -51,7 +51,7 @@ def summed_rows(rows: Mapping[str, NamedTensors], parameters: Mapping[str, nn.Pa
     """Rows added up over the processes, each back-propagated from this process's share of a sum.
 
     Args:
-        rows: row → parameter name → gradient; replicas' are added up in place.
+        rows: row → parameter name → gradient; they are changed in place.
         parameters: what rows cover, in an order that is everybody's.
 
     Returns:
@@ -60,7 +60,7 @@ def summed_rows(rows: Mapping[str, NamedTensors], parameters: Mapping[str, nn.Pa
     if processes() == 1:
         return dict(rows)
     if is_sharded(parameters):  # the reduction divided by the number of processes
-        return {name: {key: local(t) * processes() for key, t in row.items()} for name, row in rows.items()}
+        return {name: {key: local(t).mul_(processes()) for key, t in row.items()} for name, row in rows.items()}
     places = [(name, key) for name in rows for key in parameters]
     reached = summed(torch.tensor([float(key in rows[name]) for name, key in places]))
     for (name, key), count in zip(places, reached.tolist(), strict=True):

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from geffect.errors import GeffectError
@@ -16,7 +17,7 @@ from geffect.groups import block_list, unwrap
 MESH = "shard with fully_shard over one mesh dimension, along each tensor's first dimension (its default)"
 
 
-def shard(model: nn.Module) -> None:
+def shard(model: nn.Module, device: str) -> None:
     """Leave each process a part of every parameter: block by block, then what is around the blocks.
 
     Weights are gathered for a block's passes and let go after each, those around the blocks too: a pass without a
@@ -24,13 +25,13 @@ def shard(model: nn.Module) -> None:
 
     Args:
         model: a causal language model, bare or with adapters; the same in every process.
+        device: the type of device that the parts come to lie on.
     """
     from torch.distributed.fsdp import fully_shard
 
-    base = unwrap(model)
-    for block in block_list(base)[1]:
-        fully_shard(block, reshard_after_forward=True)
-    fully_shard(base, reshard_after_forward=True)
+    mesh, base = init_device_mesh(device, (distributed.get_world_size(),)), unwrap(model)
+    for module in (*block_list(base)[1], base):
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
 def is_sharded(parameters: Mapping[str, nn.Parameter]) -> bool:

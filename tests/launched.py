@@ -71,7 +71,7 @@ def trainer(out: Path, kind: str) -> None:
         )  # fmt: skip
         callbacks = [GEffectCallback(FORGET, RETAIN, update=True, out=out / kind / "run")] if name == "watched" else []
         if kind == "fsdp2":
-            shard(model)
+            shard(model, "cpu")
         ShardedTrainer(
             model, arguments, train_dataset=FORGET + TRAIN, data_collator=padded, callbacks=callbacks
         ).train()

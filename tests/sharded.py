@@ -16,6 +16,7 @@ DOMAINS = {"domain": ["a=builtin:domains/privacy[:8]", "b=builtin:domains/copyri
 METHODS: dict[str, dict[str, Any]] = {
     "npo": AUTHORS | {"objective": "npo + gd", "rectifier": "gru(space=both)", "max_grad_norm": 0.5, "support": 0.1,
                       "ledger": 4, "save_rows": ["retain_average"]},
+    "dpo": AUTHORS | {"objective": "dpo + gd"},
     "kl": AUTHORS | {"objective": "ga + kl", "optimizer": "sgd", "weight_decay": 0.1},
     "rmu": AUTHORS | {"objective": "rmu(layer=2, c=2)", "gradient_checkpointing": True},
     "grail": DOMAINS | {"objective": "0.4*ga + 2*gd", "rectifier": "grail + gru", "weight_decay": 0.1, "support": 0.1},

@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 
 from geffect import api
 from geffect.config import LocaliseConfig
+from geffect.models import make_tiny
 from geffect.record import read, read_lines, read_support
+from tests.conftest import SHAPE
 from tests.sharded import DOMAINS, METHODS, STEPS, run
 from tests.test_distributed import whole
 
@@ -22,29 +24,39 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def masks(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A start whose head is its embedding."""
+    path = tmp_path_factory.mktemp("tied")
+    for part in make_tiny(**SHAPE, tie_word_embeddings=True):
+        part.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def masks(tied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What GRAIL freezes."""
-    settings = {"model": str(start), "dtype": "float64", "out": tmp_path_factory.mktemp("localised") / "masks"}
+    settings = {"model": str(tied), "dtype": "float64", "out": tmp_path_factory.mktemp("localised") / "masks"}
     return api.localise(LocaliseConfig.read(**(settings | DOMAINS)))
 
 
 @pytest.fixture(scope="module")
-def two(start: Path, masks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(tied: Path, masks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All methods in two processes."""
     out = tmp_path_factory.mktemp("two")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    found = subprocess.run([*command, "-m", "tests.sharded", str(start), str(masks), str(out)], cwd=ROOT, text=True,
+    found = subprocess.run([*command, "-m", "tests.sharded", str(tied), str(masks), str(out)], cwd=ROOT, text=True,
                            env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)  # fmt: skip
     assert found.returncode == 0, found.stderr[:5000]
     return out
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_shards_make_the_run_of_one(name: str, two: Path, start: Path, masks: Path, tmp_path: Path) -> None:
+def test_shards_make_the_run_of_one(name: str, two: Path, tied: Path, masks: Path, tmp_path: Path) -> None:
     """Gram, update, masks, ledger and weights after ten steps in float64."""
-    one = run(name, start, masks, tmp_path, grad_accum_steps=2)
+    one = run(name, tied, masks, tmp_path, grad_accum_steps=2)
     left, right = (whole(read(path, "parameter")) for path in (one, two / name))
     assert len(left) > 100
+    assert set(read(two / name, "layer")["layer"]) >= {"block_0", "block_2"}
     pd.testing.assert_series_equal(right, left, rtol=1e-7, atol=1e-8 * left.abs().max())  # a record keeps nine digits
     if METHODS[name].get("support"):
         counted, again = (whole(read_support(path, by="parameter"), "intersection") for path in (one, two / name))

@@ -1,6 +1,5 @@
 """Entries that updates leave alone."""
 
-import copy
 from collections.abc import Mapping
 
 import torch
@@ -50,21 +49,14 @@ class Frozen:
             return tensor
         return None if (side, name) in self._closed else tensor.masked_fill(mask, 0)
 
-    def parts(self, parameters: Mapping[str, nn.Parameter]) -> "Frozen":
-        """What of the masks belongs to this process, where the parameters lie in parts.
+    def cut(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Keep what of the masks belongs to this process; a tensor is closed to a side where the whole of it is.
 
         Args:
             parameters: the same ones, by now in parts.
-
-        Returns:
-            The frozen entries of these parts; a tensor is closed to a side where the whole of it is.
         """
-        found = copy.copy(self)
-        found.forget, found.retain, found._still = (
-            {name: part(mask, parameters[name]) for name, mask in masks.items()}
-            for masks in (self.forget, self.retain, self._still)
-        )
-        return found
+        for masks in {id(each): each for each in (self.forget, self.retain, self._still)}.values():
+            masks |= {name: part(mask, parameters[name]) for name, mask in masks.items()}
 
     def still(self, name: str) -> Tensor | None:
         """The mask of one tensor's entries that never move; None where all may."""

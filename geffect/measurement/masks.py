@@ -26,13 +26,15 @@ class Masks:
     def add(self, name: str, tensors: Mapping[str, Tensor | None]) -> None:
         """Mask one tensor of some rows; None is a row of zeros, whose mask is empty."""
         for row, tensor in tensors.items():
-            if tensor is not None and not self._broken(tensor):  # a broken loss is reported by the step itself
-                mask = top_mask_of_parts(tensor, self.share) if self.sharded else top_mask(tensor, self.share)
+            mask = None if tensor is None else self._mask(tensor)
+            if mask is not None:
                 self.packed.setdefault(row, {})[name] = pack(mask)
 
-    def _broken(self, tensor: Tensor) -> bool:
-        found = tensor.isnan().any()
-        return bool(summed(found.long()) if self.sharded else found)
+    def _mask(self, tensor: Tensor) -> Tensor | None:
+        """None where there is a NaN: a broken loss is reported by the step itself."""
+        if self.sharded:
+            return top_mask_of_parts(tensor, self.share)
+        return None if bool(tensor.isnan().any()) else top_mask(tensor, self.share)
 
     def support(self, named: Mapping[str, Mapping[str, float]], order: Sequence[str], tie: Tie | None) -> Support:
         """Overlaps of all named rows; a row that is a multiple of another shares its mask.

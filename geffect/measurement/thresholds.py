@@ -14,22 +14,25 @@ Bits = npt.NDArray[np.signedinteger[Any]]
 DIGIT = 16  # bits of a magnitude told apart in one round: two rounds for float32, four for float64
 
 
-def top_mask_of_parts(tensor: Tensor, share: float) -> Tensor:
+def top_mask_of_parts(tensor: Tensor, share: float) -> Tensor | None:
     """`geffect.support.top_mask` of a whole tensor, of which every process holds a part and gets that part's mask.
 
     Magnitudes of floats are ordered as their bits are, so the threshold is read off histograms of 16 bits at a time,
     added up over the processes. Entries equal to it are taken in the order of the parts, as the whole's would be.
 
     Args:
-        tensor: this process's part along the first dimension, the parts in the processes' order; without NaN.
+        tensor: this process's part along the first dimension, the parts in the processes' order.
         share: in (0, 1].
 
     Returns:
-        The part's mask, bool, on the CPU.
+        The part's mask, bool, on the CPU; None in every process where any part has a NaN.
     """
-    sizes = magnitudes(tensor)
+    broken = bool(tensor.isnan().any())
+    sizes = magnitudes(torch.zeros_like(tensor) if broken else tensor)
     bits: Bits = sizes.view(np.int64 if sizes.itemsize == 8 else np.int32)
-    numel, others = summed(torch.tensor([len(bits), np.count_nonzero(bits)])).tolist()
+    numel, others, anywhere = summed(torch.tensor([len(bits), np.count_nonzero(bits), broken])).tolist()
+    if anywhere:
+        return None
     wanted = min(share_of(numel, share), others)  # zeros are in no mask
     mask = np.zeros(len(bits), dtype=bool)
     if wanted:

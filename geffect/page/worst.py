@@ -29,6 +29,6 @@ def worst_rows(path: Path, count: int = COUNT) -> pd.DataFrame:
     for name, first in scored[0].items():
         frame = pd.DataFrame({"start": first["nll"], "end": scored[-1][name]["nll"]}).div(first["tokens"], axis=0)
         frame["rise"] = frame["end"] - frame["start"]
-        chosen = frame.sort_values("rise", ascending=role_of(name) == "forget").head(count)
+        chosen = frame.sort_values("rise", ascending=role_of(name).startswith("forget")).head(count)  # or forget_val
         found.append(chosen.rename_axis("row").reset_index().assign(set=name))
     return pd.concat(found)[["set", "row", "start", "end", "rise"]].set_axis(COLUMNS, axis=1)

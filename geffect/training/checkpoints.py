@@ -7,6 +7,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch.distributed import DistError
 
 from geffect.errors import GeffectError
 from geffect.models.checksums import REMEDY, check_checksums
@@ -90,4 +91,6 @@ def writing(directory: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
+        if isinstance(error, DistError) or "gloo" in str(error):  # another process is gone: no fault of the disk's
+            raise
         raise OSError(f"{str(error).strip().partition(chr(10))[0]} ({directory})") from error

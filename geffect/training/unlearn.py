@@ -87,10 +87,10 @@ class UnlearnTrainer(RecordingTrainer):
     ) -> None:
         check_trainable(model)
         if sharded:
-            shard(model)
-            frozen = frozen.parts(trainable(model)) if frozen else None
-        if sharded and reference is not None and reference.model is not model:
-            shard(reference.model)
+            for each in dict.fromkeys((model, reference.model if reference else model)):  # in everybody's order
+                shard(each, args.device.type)
+            if frozen is not None:
+                frozen.cut(trainable(model))
         super().__init__(model, args, train_dataset=Together(sets), **kwargs)
         self.rules, self.past = rules or {}, list(past)
         self.sets, self.columns, self.reference = dict(sets), columns or {}, reference
