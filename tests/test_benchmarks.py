@@ -89,8 +89,8 @@ def test_steps_and_tokens_have_their_findings(setting: Setting) -> None:
     assert all(len(each) == 1 for each in seconds.values())
     assert {each.key: each.published is not None for each in found}["ga"]
     told, _ = tokens.benchmark(setting, 1)
-    assert [each.key for each in told] == ["tokens", "tokens by group", "tokens speed"]
-    assert "extrapolated" in told[-1].note
+    assert [each.key for each in told] == ["tokens", "tokens by group", "tokens speed", "tokens speed long"]
+    assert "510 labelled tokens" in told[-1].note
     assert all(p.grad is None for p in setting.model.parameters())
 
 

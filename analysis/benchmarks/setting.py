@@ -1,7 +1,7 @@
 """What the variants share: one model, one forget and one retain batch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,13 @@ class Setting:
         """R of one batch, with a graph."""
         batch = self.batches[name]
         return risk(forward(self.model, batch), Counts.of([batch]))
+
+    def of_random_rows(self, rows: int, tokens: int) -> "Setting":
+        """The same model with other forget rows: random ones of equal length, labelled throughout."""
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(self.model.config.vocab_size, (rows, tokens), generator=generator)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+        return replace(self, batches=self.batches | {"forget": batch})
 
     def clear(self) -> None:
         """Leave no gradient behind."""

@@ -1,20 +1,23 @@
 """What the effects of a direction on every token cost, by forward mode and by backward passes."""
 
+from collections.abc import Callable
+
 import torch
 
 from analysis.benchmarks.published import backward_per_sequence, backward_per_token
 from analysis.benchmarks.setting import Setting
 from analysis.benchmarks.table import Finding
-from analysis.benchmarks.timing import Seconds, Spread, Variants, interleave, ratio
+from analysis.benchmarks.timing import Seconds, Spread, interleave, ratio
 from geffect.groups import layout
 from geffect.objectives import forward
 from geffect.rows import NamedTensors
 from geffect.tokens import token_effects
 
 TIMED = 4  # tokens that are back-propagated one by one; the rest of the batch is extrapolated
+LONG = (2, 256)  # rows and tokens of the batch of long answers
 
 
-def variants(setting: Setting, direction: NamedTensors) -> Variants:
+def variants(setting: Setting, direction: NamedTensors) -> dict[str, Callable[[], object]]:
     """One forward pass, our effects of the forget batch's tokens, and those of rows and tokens by backward passes.
 
     Args:
@@ -50,20 +53,24 @@ def benchmark(setting: Setting, repeats: int) -> tuple[list[Finding], Seconds]:
     Returns:
         The findings, and the seconds they were made of.
     """
-    direction = setting.direction()
-    seconds = interleave(variants(setting, direction), repeats, setting.clear, label=f"tokens of {setting.name}")
-    labelled = int((setting.batches["forget"]["labels"][:, 1:] >= 0).sum())
-    first = int((setting.batches["forget"]["labels"][0, 1:] >= 0).sum())
-    faster = ratio(seconds, "a backward a token", "whole")
-    scale = labelled / min(TIMED, first)
-    faster = Spread(faster.median * scale, faster.low * scale, faster.high * scale, faster.repeats)
-    told = (
-        f"extrapolated to the batch's {labelled} labelled tokens from {min(TIMED, first)} of its first row, run alone"
-    )
+    direction, long = setting.direction(), setting.of_random_rows(*LONG)
+    timed = variants(setting, direction)
+    timed |= {f"{name}, long answers": variants(long, direction)[name] for name in ("whole", "a backward a token")}
+    seconds = interleave(timed, repeats, setting.clear, label=f"tokens of {setting.name}")
     sequence = ratio(seconds, "a backward a sequence", "forward")
     note = "published: a backward pass a row, which tells rows apart, not tokens"
     return [
         Finding("tokens", setting.name, ratio(seconds, "whole", "forward"), sequence, note),
         Finding("tokens by group", setting.name, ratio(seconds, "groups", "forward"), sequence, note),
-        Finding("tokens speed", setting.name, faster, note=told),
+        _faster("tokens speed", setting, seconds, ""),
+        _faster("tokens speed long", long, seconds, ", long answers"),
     ], seconds
+
+
+def _faster(key: str, setting: Setting, seconds: Seconds, suffix: str) -> Finding:
+    labelled = (setting.batches["forget"]["labels"][:, 1:] >= 0).sum(1).tolist()
+    timed = min(TIMED, labelled[0])
+    found, scale = ratio(seconds, f"a backward a token{suffix}", f"whole{suffix}"), sum(labelled) / timed
+    spread = Spread(found.median * scale, found.low * scale, found.high * scale, found.repeats)
+    told = f"extrapolated to the batch's {sum(labelled)} labelled tokens from {timed} of its first row, run alone"
+    return Finding(key, setting.name, spread, note=f"{told}; {len(labelled)} rows")
