@@ -36,18 +36,22 @@ class Window:
         self.parameters = dict(parameters)
         self.rows: dict[str, NamedTensors] = {}
 
-    def add(self, name: str, loss: Tensor, *, retain_graph: bool = False) -> None:
+    def add(
+        self, name: str, loss: Tensor, *, retain_graph: bool = False, merged: Mapping[str, str] | None = None
+    ) -> None:
         """Add ∇loss to the row ``name``.
 
         Args:
             name: the row.
             loss: a scalar with a graph.
             retain_graph: keep the graph for another loss over the same forward.
+            merged: tensor → the tensor in whose place its gradient is added up.
         """
-        row = self.rows.setdefault(name, {})
+        row, places = self.rows.setdefault(name, {}), merged or {}
 
         def keep(key: str, gradient: Tensor) -> None:
-            row[key] = row[key].add_(gradient) if key in row else gradient
+            place = places.get(key, key)
+            row[place] = row[place].add_(gradient) if place in row else gradient
 
         _backward(self.parameters, loss, keep, retain_graph=retain_graph)
 

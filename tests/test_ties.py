@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from geffect.groups import layout
+from geffect.measurement import Step
+from geffect.objectives import window_counts
 from geffect.rows import trainable
 from geffect.ties import BOTH, EMBED, HEAD, find_tie, split_layout
 from tests import oracles
@@ -82,6 +84,23 @@ def test_the_parts_sum_exactly_and_the_update_is_the_same(case: str) -> None:
     unsplit = told.values[name + BOTH]
     assert not unsplit[risk].any() and not unsplit[:, risk].any()
     assert_rows_close(with_tie, without, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "apart"), [("ga", {"objective", "retain"}), ("npo", {"forget", "retain"}), ("po", {"forget", "retain"})]
+)
+def test_both_uses_are_held_apart_only_in_rows_that_risks_are_read_from(text: str, apart: set[str]) -> None:
+    model, windows = gpt2(), []
+    for measure in (True, False):
+        step = Step(
+            make_measurement(model, text, tie=find_tie(model)), window_counts([make_batches(model)]), measure=measure
+        )
+        step.micro_batch(make_batches(model), last=False)
+        windows.append({
+            row for row, held in step.passes.window.rows.items() if "transformer.wte.weight@lm_head" in held
+        })
+    assert windows[0] == apart
+    assert windows[1] == apart & {"objective"}
 
 
 def test_the_model_is_tied_again_after_every_pass() -> None:

@@ -162,8 +162,14 @@ class Passes:
         """Back-propagate the objective's terms on one set; its outputs and the loss, detached."""
         outputs = self.run.outputs(name, batches, dropout=self.run.keep_dropout)
         loss = self.run.objective.loss(name, outputs, self.counts, besides_risk=besides_risk)
-        self.window.add(row, loss, retain_graph=retain_graph)
+        self.window.add(row, loss, retain_graph=retain_graph, merged=self._merged(row))
         return outputs, loss.detach()
+
+    def _merged(self, row: str) -> Mapping[str, str]:
+        """Of a row that no risk is read from, both uses of a tied tensor lie in one: a second costs as much again."""
+        tie = self.run.tie
+        risks = (*self.forget, *self.retain, *(self.side(each) for each in self.forget if self.c))
+        return {} if tie is None or row in risks else {tie.head_name: tie.name}
 
     def _weigh(self, outputs: Outputs) -> None:
         weights = self.run.objective.forget_weights(outputs)
