@@ -75,17 +75,17 @@ def started(
         The sink.
 
     Raises:
-        GeffectError: the disk is full or cannot be written to.
+        GeffectError: the disk is full or cannot be written to, or another process writes there.
     """
     from safetensors import SafetensorError
 
-    fresh = True
+    fresh, writes = True, launched()[0] == 0
 
     def sink(line: dict[str, Any], file: str = STEPS) -> None:
         nonlocal fresh
-        if launched()[0]:
+        if not writes:
             return
-        if fresh and run.begun:
+        if fresh and run.resume:
             cut_back(run.path, step)
         elif fresh:
             run.create(config, environment)
@@ -93,13 +93,16 @@ def started(
         run.append(line, file)
 
     try:
+        if run.resume and writes:
+            run.take()
         yield sink
     except (OSError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
         remedy = "make room, or mend what is in the way; a run that has begun goes on with --resume"
         raise GeffectError(f"a disk that {run.path} can be written to", reason, remedy) from error
     finally:
-        if launched()[0] == 0:
+        if writes:
+            run.release()
             run.abandon()
 
 

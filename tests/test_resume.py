@@ -19,6 +19,7 @@ from geffect.config import FitConfig, UnlearnConfig
 from geffect.errors import GeffectError
 from geffect.models.checksums import write_checksums
 from geffect.record import CONFIG, DONE, STEPS, RunDirectory, read_lines
+from geffect.record.writing import LOCK
 from tests.conftest import SHAPE, config
 
 SETTINGS: dict[str, Any] = {
@@ -195,6 +196,34 @@ def _wait_for(file: Path, lines: int, process: "subprocess.Popen[str]") -> None:
     while not file.exists() or file.read_bytes().count(b"\n") < lines:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
+
+
+def test_one_process_at_a_time_writes_a_run(whole: Path, tmp_path: Path) -> None:
+    file = _written(tmp_path, yaml.safe_load((whole / CONFIG).read_text(encoding="utf-8")) | {"steps": 400})
+    with _process("unlearn", file) as process:
+        _wait_for(tmp_path / "run" / STEPS, 4, process)
+        with pytest.raises(GeffectError, match=r"no other process that writes .*run; found one at work; wait"):
+            api.unlearn(UnlearnConfig.read(file), resume=True)
+        assert process.poll() is None
+        lines = read_lines(tmp_path / "run")
+        process.kill()
+    assert read_lines(tmp_path / "run")[: len(lines)] == lines
+    again = RunDirectory(tmp_path / "run", resume=True)
+    again.take()  # what a killed one held is free
+    again.release()
+    assert not (tmp_path / "run" / LOCK).exists()
+
+
+def test_of_two_that_found_a_directory_free_one_begins(tmp_path: Path) -> None:
+    first, second = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run")
+    first.create({"model": "first"}, {})
+    with pytest.raises(GeffectError, match="no other process that writes"):
+        second.create({"model": "second"}, {})
+    first.finish({})
+    with pytest.raises(GeffectError, match="something there already"):
+        second.create({"model": "second"}, {})
+    assert yaml.safe_load((tmp_path / "run" / CONFIG).read_text(encoding="utf-8")) == {"model": "first"}
+    assert not (tmp_path / "run" / LOCK).exists()
 
 
 def test_ctrl_c_stops_after_the_step_and_tells_how_to_go_on(whole: Path, tmp_path: Path) -> None:

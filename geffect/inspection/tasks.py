@@ -125,7 +125,7 @@ def ready(task: Task, loaded: Loaded, start: Loaded | None, steps: Sequence[int]
         check_same_data(task.config.out, environment)
     evaluated = {name: read.encoded[name] for name in EVALUATED if name in read.encoded}
     parts = dataset_parts(given.sets, given.columns, given.pad_id, task.config.batch_size)
-    run = RunDirectory(task.config.out, resume=bool(task.done))
+    run = RunDirectory(task.config.out, resume=(task.config.out / CONFIG).exists())
     del read, loaded, start  # one model at a time: nothing here holds the first once the next is loaded
     with started(run, resolved(task.config), environment, task.first(steps)) as sink:
         yield Ready(task, given, parts, points, evaluated, sink)

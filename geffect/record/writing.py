@@ -21,13 +21,14 @@ from geffect.measurement import Spread
 from geffect.support import Support
 
 STEPS, ENVIRONMENT, CONFIG, METRICS, DONE = "steps.jsonl", "environment.json", "config.yaml", "metrics.json", "DONE"
+LOCK = ".lock"  # held, and there, while a process writes
 TOKENS, POINTS = "tokens.jsonl", "points.jsonl"  # lines of a step that stand beside its own
 DIGITS = 9  # significant digits of an inner product: more than float32 products hold
 _triu_indices = functools.cache(np.triu_indices)  # a Gram a tensor asks for the same ones
 
 
 class RunDirectory:
-    """A run being written. Nothing that exists is ever overwritten.
+    """A run being written, by one process. Nothing that exists is ever overwritten.
 
     Args:
         path: the directory; it must not exist, or hold no file.
@@ -38,13 +39,51 @@ class RunDirectory:
     """
 
     def __init__(self, path: Path, *, resume: bool = False) -> None:
-        self.path = path
+        self.path, self.resume = path, resume
+        self._lock: Any = None
         if not resume:
             refuse_existing(path)
 
+    def take(self) -> None:
+        """Keep other processes from writing here until `release`, or until this one ends, however it does.
+
+        Raises:
+            GeffectError: another one writes.
+        """
+        from filelock import FileLock, Timeout  # a seventh of a second, which reading a record need not wait
+
+        lock = FileLock(self.path / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            remedy = "wait until it has ended, or stop it, and use --resume"
+            raise GeffectError(f"no other process that writes {self.path}", "one at work", remedy) from None
+        self._lock = lock
+
+    def release(self) -> None:
+        """Let others write here."""
+        if self._lock is not None:
+            with contextlib.suppress(OSError):  # open files stay on some systems
+                (self.path / LOCK).unlink()
+            self._lock.release()
+            self._lock = None
+
     def create(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        """Make the directory with its environment and, last, its configuration: both or neither."""
+        """Take the directory and write its environment and, last, its configuration: both or neither.
+
+        Raises:
+            GeffectError: another process has begun in it since it was found free.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        self.take()
+        try:
+            refuse_existing(self.path)
+            self._begin(config, environment)
+        except BaseException:
+            self.release()
+            raise
+
+    def _begin(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         try:
             self._json(ENVIRONMENT, environment)
             (self.path / CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
@@ -52,11 +91,6 @@ class RunDirectory:
             for name in (CONFIG, ENVIRONMENT):
                 (self.path / name).unlink(missing_ok=True)
             raise
-
-    @property
-    def begun(self) -> bool:
-        """Whether the directory has its configuration."""
-        return (self.path / CONFIG).exists()
 
     def abandon(self) -> None:
         """Remove what a start that failed left behind, where nothing has been written into it."""
@@ -73,9 +107,10 @@ class RunDirectory:
             os.fsync(stream.fileno())
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
-        """Write ``metrics.json``, then ``DONE``, last of all."""
+        """Write ``metrics.json``, then ``DONE``, last of all, and let go."""
         self._json(METRICS, metrics)
         (self.path / DONE).touch()
+        self.release()
 
     def _json(self, name: str, content: Mapping[str, Any]) -> None:
         text = json.dumps(_plain(dict(content)), indent=1, allow_nan=False)
@@ -106,7 +141,7 @@ def refuse_existing(path: Path) -> None:
 def _never_begun(path: Path) -> bool:
     """Whether a directory holds no file but, at most, what a start killed before its first line leaves behind."""
     left = path / ENVIRONMENT
-    if any(each != left and not each.is_dir() for each in path.rglob("*")):  # ends at the first
+    if any(each not in (left, path / LOCK) and not each.is_dir() for each in path.rglob("*")):  # ends at the first
         return False
     return not left.is_file() or '"parameters"' in left.read_text(encoding="utf-8", errors="replace")
 
