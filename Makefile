@@ -40,7 +40,7 @@ $(START)/DONE: | check-data $(SMOLLM2)
 		--learning-rate 1e-4 --epochs 6 --until-accuracy 0.93 --out $(START)
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
