@@ -63,6 +63,7 @@ def spread(
             whole[label], one = both[:size, :size], both[size:, :size]
             linearised.setdefault(label, []).append(one + one.T)
             inside[label] = inside.get(label, torch.zeros(())) + both[size:, size:]
+        del shares  # or it would hold these rows while the next micro-batch's are made
     count = len(next(iter(linearised.values())))
     return Spread(
         tuple(named),
