@@ -1,5 +1,7 @@
 """Standard errors of a window, and norms without the gradient's own variance, against stored micro-batch rows."""
 
+import weakref
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor
 
 from geffect.groups import layout
+from geffect.measurement.spread import Shares, spread
 from geffect.objectives import Counts, make_objective
 from geffect.rows import trainable
 from geffect.ties import find_tie, split_layout
@@ -87,3 +90,17 @@ def test_the_second_pass_leaves_update_and_memory_alone() -> None:
     for a, b in zip(found[0], found[1], strict=True):
         assert a.keys() == b.keys()
         assert_rows_close(a, b, 1e-12)
+
+
+def test_one_part_of_a_window_is_held_at_a_time() -> None:
+    def parts() -> Iterator[Shares]:
+        for _ in range(3):
+            tensor = torch.ones(4)
+            held = weakref.ref(tensor)
+            yield {"objective": {"w": tensor}}, None
+            del tensor
+            assert held() is None
+
+    found = spread(({"objective": {"w": 3 * torch.ones(4)}}, None), parts(), {"objective": {"objective": 1.0}}, ["w"],
+                   {}, None)  # fmt: skip
+    assert found.halves["w"].tolist() == [[36.0]]
