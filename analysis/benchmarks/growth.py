@@ -11,7 +11,7 @@ import torch
 
 from analysis.benchmarks.drawing import OURS, PLAIN, draw, slope
 from analysis.benchmarks.records import smollm2_layout, synthesise
-from analysis.benchmarks.setting import BUILT_IN, Setting
+from analysis.benchmarks.setting import BUILT_IN, Setting, random_batch
 from analysis.benchmarks.table import Finding
 from analysis.benchmarks.timing import Seconds, Spread, interleave
 from geffect import plots
@@ -110,10 +110,7 @@ def random_setting(tokens: int, layers: int, rows: int) -> Setting:
 
     shape = SHAPE | {"num_hidden_layers": layers, "vocab_size": VOCABULARY, "model_type": "llama"}
     generator = torch.Generator().manual_seed(0)
-    batches = {}
-    for name in ("forget", "retain"):
-        ids = torch.randint(VOCABULARY, (rows, tokens), generator=generator)
-        batches[name] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    batches = {name: random_batch(VOCABULARY, rows, tokens, generator) for name in ("forget", "retain")}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape)).eval()

@@ -41,10 +41,8 @@ class Setting:
 
     def of_random_rows(self, rows: int, tokens: int) -> "Setting":
         """The same model with other forget rows: random ones of equal length, labelled throughout."""
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(self.model.config.vocab_size, (rows, tokens), generator=generator)
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-        return replace(self, batches=self.batches | {"forget": batch})
+        forget = random_batch(self.model.config.vocab_size, rows, tokens, torch.Generator().manual_seed(0))
+        return replace(self, batches=self.batches | {"forget": forget})
 
     def clear(self) -> None:
         """Leave no gradient behind."""
@@ -82,6 +80,12 @@ class Setting:
                 self.risk(name).backward()
 
         return passes
+
+
+def random_batch(vocabulary: int, rows: int, tokens: int, generator: torch.Generator) -> Batch:
+    """Random rows of equal length, labelled throughout."""
+    ids = torch.randint(vocabulary, (rows, tokens), generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
 
 def make_setting(spec: str, rows: int = 8, data_dir: Path | None = None) -> Setting:

@@ -54,8 +54,8 @@ def benchmark(setting: Setting, repeats: int) -> tuple[list[Finding], Seconds]:
         The findings, and the seconds they were made of.
     """
     direction, long = setting.direction(), setting.of_random_rows(*LONG)
-    timed = variants(setting, direction)
-    timed |= {f"{name}, long answers": variants(long, direction)[name] for name in ("whole", "a backward a token")}
+    timed, of_long = variants(setting, direction), variants(long, direction)
+    timed |= {f"{name}, long answers": of_long[name] for name in ("whole", "a backward a token")}
     seconds = interleave(timed, repeats, setting.clear, label=f"tokens of {setting.name}")
     sequence = ratio(seconds, "a backward a sequence", "forward")
     note = "published: a backward pass a row, which tells rows apart, not tokens"
