@@ -77,7 +77,8 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         self.take()
         try:
-            refuse_existing(self.path)
+            if (self.path / CONFIG).exists():  # rows that this run has saved may be there before
+                raise GeffectError(*_taken(self.path))
             self._begin(config, environment)
         except BaseException:
             self.release()
@@ -129,13 +130,15 @@ def refuse_existing(path: Path) -> None:
     if launched()[0]:  # of several processes the first writes, and may have begun
         return
     if path.exists() and (not path.is_dir() or not _never_begun(path)):
-        raise GeffectError(
-            f"a new directory for --out {path}", "something there already", "choose another name or move it away"
-        )
+        raise GeffectError(*_taken(path))
     full = path.absolute()
     ground = next(each for each in (full, *full.parents) if each.exists())
     if not ground.is_dir() or not os.access(ground, os.W_OK):
         raise GeffectError(f"a directory to write --out {path} in", str(ground), "choose another place")
+
+
+def _taken(path: Path) -> tuple[str, str, str]:
+    return f"a new directory for --out {path}", "something there already", "choose another name or move it away"
 
 
 def _never_begun(path: Path) -> bool:
