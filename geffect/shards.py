@@ -3,16 +3,18 @@
 Rows, averages, masks and copies of weights are plain tensors everywhere else; a shard's are its own part of them.
 """
 
+import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from geffect.errors import GeffectError
 from geffect.groups import block_list, unwrap
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 MESH = "shard with fully_shard over one mesh dimension, along each tensor's first dimension (its default)"
 
@@ -27,6 +29,7 @@ def shard(model: nn.Module, device: str) -> None:
         model: a causal language model, bare or with adapters; the same in every process.
         device: the type of device that the parts come to lie on.
     """
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh, base = init_device_mesh(device, (distributed.get_world_size(),)), unwrap(model)
@@ -46,27 +49,28 @@ def is_sharded(parameters: Mapping[str, nn.Parameter]) -> bool:
     Raises:
         GeffectError: they lie in parts over several dimensions of a mesh, or along another than their first.
     """
-    shards = [p for p in parameters.values() if isinstance(p, DTensor)]
+    shards = [p for p in parameters.values() if is_shard(p)]
     for mesh in (p.device_mesh for p in shards if p.device_mesh.ndim > 1):
         raise GeffectError("shards over one dimension of a mesh", f"{mesh.ndim} dimensions", MESH)
-    for found in (p.placements[0] for p in shards if p.placements[0] != Shard(0)):
+    for found in (p.placements[0] for p in shards if not p.placements[0].is_shard(0)):
         raise GeffectError("shards along each tensor's first dimension", str(found), MESH)
     return bool(shards)
 
 
-def is_shard(tensor: object) -> bool:
+def is_shard(tensor: object) -> TypeGuard["DTensor"]:
     """Whether a tensor is this process's part of one that lies in parts."""
-    return isinstance(tensor, DTensor)
+    loaded = sys.modules.get("torch.distributed.tensor")  # a second to import: where nobody has, there is no shard
+    return loaded is not None and isinstance(tensor, loaded.DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
     """A tensor's part on this process, over the same memory: itself where it is whole."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_shard(tensor) else tensor
 
 
 def whole(tensor: Any) -> Any:
     """All parts of a shard put together, for every process to call at once; anything else as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_shard(tensor) else tensor
 
 
 def part(tensor: Tensor, like: Tensor) -> Tensor:
@@ -79,8 +83,10 @@ def part(tensor: Tensor, like: Tensor) -> Tensor:
     Returns:
         A copy of the part; the tensor itself where the parameter is whole.
     """
-    if not isinstance(like, DTensor):
+    if not is_shard(like):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     there = tensor.to(like.device_mesh.device_type)
     return distribute_tensor(there, like.device_mesh, like.placements, src_data_rank=None).to_local().clone()
 
@@ -95,8 +101,10 @@ def as_part_of(tensor: Tensor | None, like: Tensor) -> Tensor | None:
     Returns:
         A shard over the same memory; the tensor itself where the parameter is whole.
     """
-    if tensor is None or not isinstance(like, DTensor):
+    if tensor is None or not is_shard(like):
         return tensor
+    from torch.distributed.tensor import DTensor
+
     return DTensor.from_local(
         tensor, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )

@@ -244,8 +244,16 @@ def test_a_usage_error_exits_with_2_and_writes_nothing(
         (("report", "absent", "--out", "absent/page.html"), "a run with environment.json in absent"),
         (("report", "absent", "model"), "a value for --out; found none for 2 runs"),
         (("report", "absent", "--scheme", "halves"), "--scheme"),
+    ],
+)
+def test_a_report_is_refused(arguments: tuple[str, ...], says: str, refused: Callable[..., None]) -> None:
+    refused(*arguments, says=says)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
         (("cite", "adam"), "a method among geffect"),
-        (("unlearn", *GOOD, "--model", "builtin:tiny", "--objective", "gaa"), "objective among adversarial"),
         (("show-batch", "--model", "no-such-org/no-such-model", "--data", "builtin:authors/held"), "a readable model"),
     ],
 )

@@ -14,9 +14,11 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from huggingface_hub import constants
 
 import geffect
 from geffect import api
+from geffect.cli import main
 from geffect.config import InspectConfig
 from geffect.data import collate, encode_set, load_set
 from geffect.data.order import partner, shuffled
@@ -404,7 +406,9 @@ SHELL = {
 
 
 @pytest.mark.parametrize("case", SHELL)
-def test_bad_input_is_one_line_and_leaves_nothing(case: str, run: Path, known: Path, tmp_path: Path) -> None:
+def test_bad_input_is_one_line_and_leaves_nothing(
+    case: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments, told = SHELL[case]
     (tmp_path / "empty").mkdir()
     adapter = tmp_path / "adapter"
@@ -412,20 +416,15 @@ def test_bad_input_is_one_line_and_leaves_nothing(case: str, run: Path, known: P
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "gone")}))
     names = {"empty": tmp_path / "empty", "run": run, "adapter": adapter}
     out = [] if "--out" in arguments else ["--out", str(tmp_path / "out")]
-    command = [sys.executable, "-m", "geffect", "inspect", *(each.format(**names) for each in arguments), *out]
-    ended = subprocess.run(command, capture_output=True, text=True, env=offline())
-    assert ended.returncode == 2, ended.stderr
-    last = ended.stderr.strip().splitlines()[-1]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(sys, "argv", ["geffect", "inspect", *(each.format(**names) for each in arguments), *out])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("geffect: expected")
     assert told in last
-    assert "Traceback" not in ended.stderr
     assert not (tmp_path / "out").exists()
-
-
-def offline() -> dict[str, str]:
-    import os
-
-    return dict(os.environ) | {"HF_HUB_OFFLINE": "1"}
 
 
 def test_the_shell_prints_a_table_and_a_plan(run: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.scale import SymmetricalLogScale
-from scipy.stats import gaussian_kde
 
 from geffect.errors import GeffectError
 from geffect.plots.figure import Figure
@@ -109,6 +108,8 @@ def _range(axes: Axes, points: Numbers, inside: "np.ndarray[tuple[int, ...], np.
 
 def _contours(axes: Axes, points: Numbers) -> None:
     """Contours of the density over the axes as scaled; none where the points lie on a line."""
+    from scipy.stats import gaussian_kde
+
     if np.linalg.svd(points - points.mean(0), compute_uv=False)[-1] <= 1e-9 * np.abs(points).max():
         return  # nothing but rounding across the line
     density = gaussian_kde(points.T)
