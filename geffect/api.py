@@ -23,7 +23,7 @@ from geffect.config import (
 from geffect.environment import describe
 from geffect.errors import Interrupted
 from geffect.launched import launcher, refuse_several
-from geffect.lifecycle import ends, first_step, lines_before, resolved, started, take_up, train, unfinished
+from geffect.lifecycle import ends, first_step, lines_before, resolved, started, take_up, to_disk, train, unfinished
 from geffect.record import CONFIG, RunDirectory, layout_to_json
 from geffect.scopes import role_of
 
@@ -117,25 +117,25 @@ def fit(config: FitConfig, *, resume: bool = False) -> Path:
     refuse_several("geffect fit")
     if resume:
         config = unfinished(config)
-    run = RunDirectory(config.out, resume=resume)
-    start = _start(config)
-    each_row = (row for rows in start.encoded.values() for row in rows)
-    loaded, rows = start.loaded, [replace(row, index=i) for i, row in enumerate(each_row)]
-    steps = num_fit_steps(config, len(rows))
-    arguments = training_arguments(config, steps)
-    environment = start.environment(config, steps)
-    checkpoint = take_up(config.out, environment) if resume else None
-    with quiet_transformers(), started(run, resolved(config), environment, first_step(checkpoint)) as sink:
-        trainer = FitTrainer(
-            loaded.model, arguments, tokenizer=loaded.tokenizer, rows=rows, evaluation_sets=start.encoded,
-            until_accuracy=config.until_accuracy,
-            keep_dropout=config.keep_dropout, autocast=config.autocasts, sink=sink,
-        )  # fmt: skip
-        train(trainer, checkpoint, f"geffect fit {config.out / CONFIG} --resume")
-        loaded.model.save_pretrained(config.out)
-        loaded.tokenizer.save_pretrained(config.out)
-        shutil.rmtree(config.out / "checkpoints", ignore_errors=True)
-        run.finish(ends(config.out))
+    with RunDirectory(config.out, resume=resume) as run:
+        start = _start(config)
+        each_row = (row for rows in start.encoded.values() for row in rows)
+        loaded, rows = start.loaded, [replace(row, index=i) for i, row in enumerate(each_row)]
+        steps = num_fit_steps(config, len(rows))
+        arguments = training_arguments(config, steps)
+        environment = start.environment(config, steps)
+        checkpoint = take_up(config.out, environment) if resume else None
+        with quiet_transformers(), started(run, resolved(config), environment, first_step(checkpoint)) as sink:
+            trainer = FitTrainer(
+                loaded.model, arguments, tokenizer=loaded.tokenizer, rows=rows, evaluation_sets=start.encoded,
+                until_accuracy=config.until_accuracy,
+                keep_dropout=config.keep_dropout, autocast=config.autocasts, sink=sink,
+            )  # fmt: skip
+            train(trainer, checkpoint, f"geffect fit {config.out / CONFIG} --resume")
+            loaded.model.save_pretrained(config.out)
+            loaded.tokenizer.save_pretrained(config.out)
+            shutil.rmtree(config.out / "checkpoints", ignore_errors=True)
+            run.finish(ends(config.out))
     return config.out
 
 
@@ -167,37 +167,37 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
     rules = make_rules(config.stop)
     if resume:
         config = unfinished(config)
-    run = RunDirectory(config.out, resume=resume)
-    start = _start(config)
-    loaded, sets = start.loaded, training_sets(config, start, objective)
-    check_launched(config, sets)
-    frozen, scored = masked_by(config, loaded), successes(loaded.model, loaded.tokenizer, start.encoded)
-    whole = resolved(config) | {"reference": {"path": loaded.source, "sha256": loaded.sha256}}
-    arguments = training_arguments(config, config.steps)
-    diagnostics = Diagnostics(
-        config.diagnose_every, config.support, config.ledger, tuple(config.save_rows), config.standard_errors,
-        config.until_accuracy, config.mode, free_rows, start.layout.layers,
-    )  # fmt: skip
-    environment = start.environment(config, config.steps) | ({"frozen": frozen.shares()} if frozen else {})
-    checkpoint = take_up(config.out, environment) if resume else None
-    wanted = set(config.evaluate or map(role_of, start.encoded))
-    evaluated = {name: rows for name, rows in start.encoded.items() if role_of(name) in wanted}
-    with quiet_transformers(), started(run, whole, environment, first_step(checkpoint)) as sink:
-        trainer = UnlearnTrainer(
-            loaded.model, arguments, tokenizer=loaded.tokenizer, objective=objective, rectifier=rectifier, sets=sets,
-            columns=compute_columns(
-                loaded.model, loaded.tokenizer, objective, sets, config.seed, autocast=config.autocasts
-            ),
-            reference=Reference(loaded.model) if objective.needs & {"ref_logits", "ref_hidden"} else None,
-            diagnostics=diagnostics, keep_dropout=config.keep_dropout, autocast=config.autocasts, sink=sink,
-            evaluation_sets=evaluated, frozen=frozen, sharded=config.shard, rules=rules,
-            past=lines_before(config.out, checkpoint),
+    with RunDirectory(config.out, resume=resume) as run:
+        start = _start(config)
+        loaded, sets = start.loaded, training_sets(config, start, objective)
+        check_launched(config, sets)
+        frozen, scored = masked_by(config, loaded), successes(loaded.model, loaded.tokenizer, start.encoded)
+        whole = resolved(config) | {"reference": {"path": loaded.source, "sha256": loaded.sha256}}
+        arguments = training_arguments(config, config.steps)
+        diagnostics = Diagnostics(
+            config.diagnose_every, config.support, config.ledger, tuple(config.save_rows), config.standard_errors,
+            config.until_accuracy, config.mode, free_rows, start.layout.layers,
         )  # fmt: skip
-        train(trainer, checkpoint, f"{launcher()}geffect unlearn {config.out / CONFIG} --resume")
-        end = successes(loaded.model, loaded.tokenizer, start.encoded)
-        if rank() == 0:
-            run.finish(ends(config.out, rules) | ({"success": {"start": scored, "end": end}} if scored else {}))
-        wait()  # the others read what the first has written
+        environment = start.environment(config, config.steps) | ({"frozen": frozen.shares()} if frozen else {})
+        checkpoint = take_up(config.out, environment) if resume else None
+        wanted = set(config.evaluate or map(role_of, start.encoded))
+        evaluated = {name: rows for name, rows in start.encoded.items() if role_of(name) in wanted}
+        with quiet_transformers(), started(run, whole, environment, first_step(checkpoint)) as sink:
+            trainer = UnlearnTrainer(
+                loaded.model, arguments, tokenizer=loaded.tokenizer, objective=objective, rectifier=rectifier,
+                sets=sets, columns=compute_columns(
+                    loaded.model, loaded.tokenizer, objective, sets, config.seed, autocast=config.autocasts
+                ),
+                reference=Reference(loaded.model) if objective.needs & {"ref_logits", "ref_hidden"} else None,
+                diagnostics=diagnostics, keep_dropout=config.keep_dropout, autocast=config.autocasts, sink=sink,
+                evaluation_sets=evaluated, frozen=frozen, sharded=config.shard, rules=rules,
+                past=lines_before(config.out, checkpoint),
+            )  # fmt: skip
+            train(trainer, checkpoint, f"{launcher()}geffect unlearn {config.out / CONFIG} --resume")
+            end = successes(loaded.model, loaded.tokenizer, start.encoded)
+            if rank() == 0:
+                run.finish(ends(config.out, rules) | ({"success": {"start": scored, "end": end}} if scored else {}))
+            wait()  # the others read what the first has written
     return config.out
 
 
@@ -223,21 +223,22 @@ def localise(config: LocaliseConfig) -> Path:
     from geffect.record import write_localisation
     from geffect.rows import trainable
 
-    run = RunDirectory(config.out)
-    loaded = load_model(config.model, config.dtype, trust_remote_code=config.trust_remote_code)
-    check_trainable(loaded.model)
-    rows, parameters, began = localised_rows(config, loaded), trainable(loaded.model), time.perf_counter()
-    with evaluating(loaded.model):
-        losses = scope_losses(config, loaded, rows)
-        found = find(parameters, losses, config.share, config.importance, masks_only=config.masks_only)
-    seconds = time.perf_counter() - began
-    recipe = config.model_dump(mode="json", include={"model", "importance", "labels", "draws", "seed"}) | {
-        "sha256": loaded.sha256, "shapes": {name: list(p.shape) for name, p in parameters.items()},
-    }  # fmt: skip
-    table = {"parameters": layout_to_json(layout(loaded.model)), "dtype": config.dtype}
-    run.create(config.model_dump(mode="json", exclude_none=True), describe() | table)
-    write_localisation(run, found, recipe)
-    run.finish({"examples": found.examples, "seconds": seconds, "peak_memory_gb": round(peak_memory_gb(), 3)})
+    with RunDirectory(config.out) as run:
+        loaded = load_model(config.model, config.dtype, trust_remote_code=config.trust_remote_code)
+        check_trainable(loaded.model)
+        rows, parameters, began = localised_rows(config, loaded), trainable(loaded.model), time.perf_counter()
+        with evaluating(loaded.model):
+            losses = scope_losses(config, loaded, rows)
+            found = find(parameters, losses, config.share, config.importance, masks_only=config.masks_only)
+        seconds = time.perf_counter() - began
+        recipe = config.model_dump(mode="json", include={"model", "importance", "labels", "draws", "seed"}) | {
+            "sha256": loaded.sha256, "shapes": {name: list(p.shape) for name, p in parameters.items()},
+        }  # fmt: skip
+        table = {"parameters": layout_to_json(layout(loaded.model)), "dtype": config.dtype}
+        with to_disk(config.out, "name another --out"):
+            run.create(config.model_dump(mode="json", exclude_none=True), describe() | table)
+            write_localisation(run, found, recipe)
+            run.finish({"examples": found.examples, "seconds": seconds, "peak_memory_gb": round(peak_memory_gb(), 3)})
     overlap_figures(config.out)
     return config.out
 
@@ -289,28 +290,30 @@ def evaluate(config: EvaluateConfig) -> Path:
     from geffect.probes import check_probes, probes
     from geffect.suites import parts
 
-    run, began = RunDirectory(config.out), time.perf_counter()
-    chosen = [(part, room.rows_of(config, part)) for part in parts(config)]
-    check_probes(config, chosen)
-    if config.task:
-        check_tasks(config.task, config.task_dir)
-    if config.reference is not None:
-        room.read_evaluation(config.reference)
-    load = partial(load_model, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
-    frames, texts, told = [], [], {}
-    for label, spec in series(config.model) if config.checkpoints else [(config.model, config.model)]:
-        for probe in probes(config, spec, label, chosen, load, partial(room.view_of, config), fit):
-            with quiet_transformers():
-                frame, said = room.evaluated(config, chosen, probe)
-                told[probe.label] = probe.told, room.tasks_of(config, probe)
-            frames.append(frame)
-            texts += said
-    examples = pd.concat(frames, ignore_index=True)
-    found = room.summary(config, examples, room.read_reference(config, examples), told)
-    run.create(config.model_dump(mode="json", exclude_none=True), describe() | {"dtype": config.dtype})
-    examples.to_csv(config.out / room.EXAMPLES, index=False)
-    room.write_texts(config.out, texts)
-    run.finish({"models": found, "seconds": round(time.perf_counter() - began, 3)})
+    began = time.perf_counter()
+    with RunDirectory(config.out) as run:
+        chosen = [(part, room.rows_of(config, part)) for part in parts(config)]
+        check_probes(config, chosen)
+        if config.task:
+            check_tasks(config.task, config.task_dir)
+        if config.reference is not None:
+            room.read_evaluation(config.reference)
+        load = partial(load_model, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
+        frames, texts, told = [], [], {}
+        for label, spec in series(config.model) if config.checkpoints else [(config.model, config.model)]:
+            for probe in probes(config, spec, label, chosen, load, partial(room.view_of, config), fit):
+                with quiet_transformers():
+                    frame, said = room.evaluated(config, chosen, probe)
+                    told[probe.label] = probe.told, room.tasks_of(config, probe)
+                frames.append(frame)
+                texts += said
+        examples = pd.concat(frames, ignore_index=True)
+        found = room.summary(config, examples, room.read_reference(config, examples), told)
+        with to_disk(config.out, "name another --out"):
+            run.create(config.model_dump(mode="json", exclude_none=True), describe() | {"dtype": config.dtype})
+            examples.to_csv(config.out / room.EXAMPLES, index=False)
+            room.write_texts(config.out, texts)
+            run.finish({"models": found, "seconds": round(time.perf_counter() - began, 3)})
     return config.out
 
 

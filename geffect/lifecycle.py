@@ -62,11 +62,11 @@ def started(
 ) -> Iterator[Callable[..., None]]:
     """A sink for a run's lines.
 
-    With the first line the directory is made, so that a start that fails leaves nothing, or a run that goes on has its
-    lines cut back to where it does, so that a checkpoint that is refused costs none.
+    With the first line the configuration is written, so that a start that fails leaves nothing, or a run that goes on
+    has its lines cut back to where it does, so that a checkpoint that is refused costs none.
 
     Args:
-        run: the directory.
+        run: the directory, held.
         config: as recorded.
         environment: as recorded.
         step: of the first line; those a run that has begun holds from there on are written anew.
@@ -75,10 +75,8 @@ def started(
         The sink.
 
     Raises:
-        GeffectError: the disk is full or cannot be written to, or another process writes there.
+        GeffectError: the disk is full or cannot be written to.
     """
-    from safetensors import SafetensorError
-
     fresh, writes = True, launched()[0] == 0
 
     def sink(line: dict[str, Any], file: str = STEPS) -> None:
@@ -92,22 +90,45 @@ def started(
         fresh = False
         run.append(line, file)
 
-    try:
-        if run.resume and writes:
-            run.take()
+    with to_disk(run.path, "a run that has begun goes on with --resume"):
         yield sink
+
+
+@contextlib.contextmanager
+def to_disk(path: Path, then: str) -> Iterator[None]:
+    """Tell a disk's error in one line.
+
+    Args:
+        path: what is written.
+        then: what to do once the disk is mended.
+
+    Raises:
+        GeffectError: the disk is full or cannot be written to.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
-        remedy = "make room, or mend what is in the way; a run that has begun goes on with --resume"
-        raise GeffectError(f"a disk that {run.path} can be written to", reason, remedy) from error
-    finally:
-        if writes:
-            run.release()
-            run.abandon()
+        remedy = f"make room, or mend what is in the way; {then}"
+        raise GeffectError(f"a disk that {path} can be written to", reason, remedy) from error
 
 
 def take_up(path: Path, environment: Mapping[str, Any]) -> Path | None:
-    """The checkpoint an unfinished run goes on from; None where it has none and begins again."""
+    """The checkpoint an unfinished run goes on from; None where it has none and begins again.
+
+    Args:
+        path: the run directory, held.
+        environment: as the run would record it now.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        GeffectError: another process has finished the run meanwhile, or its data or number of processes differ.
+    """
+    check_unfinished(path)
     check_same_data(path, environment)
     begun = read_environment(path)
     processes = begun["batch"]["processes"], environment["batch"]["processes"]

@@ -137,12 +137,12 @@ def test_a_synthetic_record_is_one_of_ours(tmp_path: Path) -> None:
 
 def test_steps_of_other_rows_lie_in_one_frame(tmp_path: Path) -> None:
     layout = Layout({"a": "embed", "b": "block_0"}, {"a": 1, "b": 1}, 1)
-    run = RunDirectory(tmp_path / "run")
-    run.create({}, {"parameters": layout_to_json(layout)})
     rows = (("x", "y"), ("x",), ("x",), ("x", "y"))
-    for step, names in enumerate(rows):
-        values = {name: torch.full((len(names),) * 2, step + i, dtype=torch.float64) for i, name in enumerate("ab")}
-        run.append({"step": step, "gram": Gram(names, values)})
+    with RunDirectory(tmp_path / "run") as run:
+        run.create({}, {"parameters": layout_to_json(layout)})
+        for step, names in enumerate(rows):
+            values = {name: torch.full((len(names),) * 2, step + i, dtype=torch.float64) for i, name in enumerate("ab")}
+            run.append({"step": step, "gram": Gram(names, values)})
     frame = read(tmp_path / "run", by="parameter")
     expected = [
         (step, parameter, row, other, step + i)

@@ -230,6 +230,26 @@ def test_an_interrupted_inspection_goes_on_to_the_same_record(
     assert (broken.out / "steps.jsonl").read_bytes() == before
 
 
+def test_nobody_inspects_into_what_another_writes(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from geffect.inspection import inspecting
+
+    asked, load = inspected(tmp_path / "out", run), inspecting._start_of
+
+    def beside_another(*given: Any) -> Any:
+        monkeypatch.setattr(inspecting, "_start_of", load)
+        with pytest.raises(GeffectError, match="no other process that writes"):
+            api.inspect(asked)
+        return load(*given)
+
+    monkeypatch.setattr(inspecting, "_start_of", beside_another)
+    api.inspect(asked)
+    whole = (tmp_path / "out" / "steps.jsonl").read_bytes()
+    (tmp_path / "out" / "DONE").unlink()  # as a kill between the last line and the end leaves it
+    api.inspect(asked, resume=True)
+    assert (tmp_path / "out" / "DONE").exists()
+    assert (tmp_path / "out" / "steps.jsonl").read_bytes() == whole
+
+
 def test_tokens_and_points_add_up_to_the_record(run: Path, tmp_path: Path) -> None:
     """Two engines, one truth: sums over tokens are the Gram's entries, sums of PG-effects NPO's G-effect (Eq. 5)."""
     found = api.inspect(inspected(tmp_path / "told", run, tokens=9, points=["npo(beta=0.1)", "ga"]))[0]

@@ -32,6 +32,7 @@ from geffect.record import (
     read_support,
     refuse_existing,
 )
+from geffect.record.writing import LOCK
 from geffect.support import Support, jaccard, overlaps, pack, top_mask
 
 NUM_BLOCKS = 4
@@ -48,10 +49,10 @@ def make_gram(seed: int, scale: float = 1.0) -> Gram:
 
 
 def make_run(path: Path, grams: list[Gram]) -> Path:
-    run = RunDirectory(path)
-    run.create({"steps": len(grams)}, {"parameters": layout_to_json(LAYOUT)})
-    for step, gram in enumerate(grams):
-        run.append({"step": step, "gram": gram})
+    with RunDirectory(path) as run:
+        run.create({"steps": len(grams)}, {"parameters": layout_to_json(LAYOUT)})
+        for step, gram in enumerate(grams):
+            run.append({"step": step, "gram": gram})
     return path
 
 
@@ -250,8 +251,18 @@ def test_done_is_written_after_the_metrics_or_not_at_all(tmp_path: Path) -> None
 def test_a_new_or_empty_directory_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path in (tmp_path / "empty", tmp_path / "new" / "deep"):
-        RunDirectory(path).create({}, {})
+        with RunDirectory(path) as run:
+            run.create({}, {})
         assert read_environment(path) == {}
+
+
+def test_a_start_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for path in (tmp_path / "mine", tmp_path / "new" / "deep"):
+        with pytest.raises(KeyboardInterrupt), RunDirectory(path):
+            assert (path / LOCK).exists()
+            raise KeyboardInterrupt
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
 
 
 def test_what_exists_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from geffect import api
+from geffect import api, lifecycle
 from geffect.config import FitConfig, UnlearnConfig
 from geffect.errors import GeffectError
 from geffect.models.checksums import write_checksums
@@ -208,22 +208,69 @@ def test_one_process_at_a_time_writes_a_run(whole: Path, tmp_path: Path) -> None
         lines = read_lines(tmp_path / "run")
         process.kill()
     assert read_lines(tmp_path / "run")[: len(lines)] == lines
-    again = RunDirectory(tmp_path / "run", resume=True)
-    again.take()  # what a killed one held is free
-    again.release()
+    with RunDirectory(tmp_path / "run", resume=True):
+        assert (tmp_path / "run" / LOCK).exists()  # what a killed one held is free
     assert not (tmp_path / "run" / LOCK).exists()
 
 
 def test_of_two_that_found_a_directory_free_one_begins(tmp_path: Path) -> None:
     first, second = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run")
-    first.create({"model": "first"}, {})
-    with pytest.raises(GeffectError, match="no other process that writes"):
-        second.create({"model": "second"}, {})
-    first.finish({})
-    with pytest.raises(GeffectError, match="something there already"):
-        second.create({"model": "second"}, {})
+    with first:
+        with pytest.raises(GeffectError, match="no other process that writes"), second:
+            pass
+        first.create({"model": "first"}, {})
+        first.finish({})
+    with pytest.raises(GeffectError, match="something there already"), second:
+        pass
     assert yaml.safe_load((tmp_path / "run" / CONFIG).read_text(encoding="utf-8")) == {"model": "first"}
     assert not (tmp_path / "run" / LOCK).exists()
+
+
+def test_a_run_that_ended_meanwhile_is_left_alone(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process ends it after it was found unfinished; and nobody else begins while a model is being loaded."""
+    chosen = config(start, tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        _stop_after(3, patch)
+        api.unlearn(chosen)
+    found, begun = lifecycle.unfinished, api._start
+
+    def and_ends_elsewhere(asked: Any) -> Any:
+        monkeypatch.setattr(api, "unfinished", found)
+        monkeypatch.setattr(api, "_start", while_loading)
+        api.unlearn(chosen, resume=True)
+        return asked
+
+    def while_loading(asked: Any) -> Any:
+        monkeypatch.setattr(api, "_start", begun)
+        with pytest.raises(GeffectError, match="no other process that writes"):
+            api.unlearn(chosen, resume=True)
+        return begun(asked)
+
+    monkeypatch.setattr(api, "unfinished", and_ends_elsewhere)
+    with pytest.raises(GeffectError, match=r"an unfinished run .*found a finished one"):
+        api.unlearn(chosen, resume=True)
+    assert len(_lines(tmp_path / "run")) == 5
+    assert (tmp_path / "run" / DONE).exists()
+
+
+def test_who_is_refused_leaves_the_first_ones_rows(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = config(start, tmp_path / "run", steps=1, save_rows=["objective"])
+    second, begun = first.model_copy(update={"seed": 7}), api._start
+
+    def beside_another(asked: Any) -> Any:
+        monkeypatch.setattr(api, "_start", begun)
+        with pytest.raises(GeffectError, match="no other process that writes"):
+            api.unlearn(second)
+        return begun(asked)
+
+    monkeypatch.setattr(api, "_start", beside_another)
+    api.unlearn(first)
+    row = load_file(tmp_path / "run" / "rows" / "step-0" / "objective.safetensors")
+    alone = api.unlearn(first.model_copy(update={"out": tmp_path / "alone"}))
+    same = load_file(alone / "rows" / "step-0" / "objective.safetensors")
+    assert all(torch.equal(row[name], same[name]) for name in same)
 
 
 def test_ctrl_c_stops_after_the_step_and_tells_how_to_go_on(whole: Path, tmp_path: Path) -> None:

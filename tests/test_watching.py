@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import geffect
 from geffect.errors import GeffectError
@@ -49,7 +49,7 @@ def dropout_model() -> Any:
 
 
 def _trained(
-    model: Any, out: Path, *callbacks: Any, host: type[Trainer] = Trainer, **settings: Any
+    model: Any, out: Path, *callbacks: Any, host: type[Trainer] = Trainer, resume: bool = False, **settings: Any
 ) -> dict[str, Tensor]:
     arguments: dict[str, Any] = {
         "max_steps": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 1e-2,
@@ -58,7 +58,7 @@ def _trained(
     }  # fmt: skip
     args = TrainingArguments(output_dir=str(out), **arguments | settings)
     trainer = host(model, args, train_dataset=FORGET + RETAIN, data_collator=padded, callbacks=list(callbacks))
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
@@ -190,6 +190,42 @@ def test_a_resumed_host_goes_on_in_its_record(tmp_path: Path) -> None:
     left, right = (read_lines(tmp_path / name) for name in ("whole", "run"))
     assert [line["step"] for line in right] == [0, 1, 2, 3]
     assert [line["gram"] for line in left] == [line["gram"] for line in right]
+
+
+class Broken(TrainerCallback):  # type: ignore[misc]
+    """Ends a training after its third step, once."""
+
+    def __init__(self) -> None:
+        self.over = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 3 and not self.over:
+            self.over = True
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("anew", [True, False], ids=["a new callback and model", "the same ones"])
+def test_a_host_that_failed_goes_on_in_the_same_notebook(anew: bool, tmp_path: Path) -> None:
+    """An interpreter keeps the last exception, and with it the callback that nobody told."""
+    callbacks = [GEffectCallback(FORGET, RETAIN, out=tmp_path / "run"), Broken()]
+    model, settings = gpt2(), dict[str, Any](save_strategy="steps", save_steps=2)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        _trained(model, tmp_path / "host", *callbacks, **settings)
+    if anew:
+        callbacks[0], model = GEffectCallback(FORGET, RETAIN, out=tmp_path / "run"), gpt2()
+    _trained(model, tmp_path / "host", *callbacks, resume=True, **settings)
+    assert kept.value is not None
+    assert [line["step"] for line in read_lines(tmp_path / "run")] == [0, 1, 2, 3]
+    assert (tmp_path / "run" / "DONE").exists()
+
+
+def test_a_watch_that_was_never_opened_ends_nothing(tmp_path: Path) -> None:
+    with Watch(llama(), FORGET, RETAIN, out=tmp_path / "run") as watch:
+        _risk(watch.model, FORGET).backward()
+        watch.step()
+    (tmp_path / "run" / "DONE").unlink()
+    Watch(llama(), FORGET, RETAIN, out=tmp_path / "run").close()
+    assert not (tmp_path / "run" / "DONE").exists()
 
 
 @pytest.mark.parametrize(

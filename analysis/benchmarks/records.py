@@ -49,17 +49,17 @@ def synthesise(path: Path, steps: int, layout: Layout) -> Path:
     Returns:
         The directory.
     """
-    run, generator = RunDirectory(path), torch.Generator().manual_seed(0)
-    run.create({"steps": steps}, {"parameters": layout_to_json(layout)})
-    scores = {"risk": 1.0, "accuracy": 0.5}
-    for step in range(steps):
-        rows = torch.randn(len(layout.layers), len(ROWS), 8, dtype=torch.float64, generator=generator)
-        line: dict[str, Any] = {"step": step, "loss_objective": -1.0, "risk_forget": 1.0, "risk_retain": 1.0}
-        line["gram"] = Gram(ROWS, dict(zip(layout.layers, rows @ rows.mT, strict=True)))
-        if step in (0, steps - 1):
-            line["evaluation"] = {name: scores for name in ("forget", "retain", "held")}
-        run.append(line)
-    run.finish({})
+    generator, scores = torch.Generator().manual_seed(0), {"risk": 1.0, "accuracy": 0.5}
+    with RunDirectory(path) as run:
+        run.create({"steps": steps}, {"parameters": layout_to_json(layout)})
+        for step in range(steps):
+            rows = torch.randn(len(layout.layers), len(ROWS), 8, dtype=torch.float64, generator=generator)
+            line: dict[str, Any] = {"step": step, "loss_objective": -1.0, "risk_forget": 1.0, "risk_retain": 1.0}
+            line["gram"] = Gram(ROWS, dict(zip(layout.layers, rows @ rows.mT, strict=True)))
+            if step in (0, steps - 1):
+                line["evaluation"] = {name: scores for name in ("forget", "retain", "held")}
+            run.append(line)
+        run.finish({})
     return path
 
 

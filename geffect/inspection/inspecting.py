@@ -13,7 +13,7 @@ from geffect.errors import GeffectError, Interrupted
 from geffect.inspection.completing import recorded_start
 from geffect.inspection.measuring import dataset_step, measurement
 from geffect.inspection.places import Place
-from geffect.inspection.tasks import Ready, ready, tasks
+from geffect.inspection.tasks import Ready, Task, ready, tasks
 from geffect.inspection.tokens import point_lines, token_lines
 from geffect.inspection.walking import walk
 from geffect.inspection.windows import published_batches
@@ -22,7 +22,7 @@ from geffect.measurement import Measurement, Step
 from geffect.metrics.likelihood import evaluating
 from geffect.models import Loaded, add_lora, outline
 from geffect.models.load import quiet_transformers
-from geffect.record import POINTS, TOKENS, RunDirectory
+from geffect.record import POINTS, TOKENS, check_unfinished
 from geffect.rows import trainable
 from geffect.training.diagnostics import published_lines
 from geffect.training.recording import evaluated
@@ -44,12 +44,25 @@ def inspect(config: InspectConfig, series: Sequence[Place], load: Load, *, resum
         Interrupted: by Ctrl-C; what was measured is kept.
     """
     left = tasks(config, resume=resume)
-    if not left:
-        return
+    with contextlib.ExitStack() as held:
+        for task in left:
+            held.enter_context(task.directory)
+            if task.directory.resume:
+                check_unfinished(task.config.out)  # another process may have ended it meanwhile
+        if left:
+            _measure(config, left, series, load)
+        for task in left:
+            task.directory.finish(ends(task.config.out))
+
+
+def _measure(config: InspectConfig, left: Sequence[Task], series: Sequence[Place], load: Load) -> None:
+    """Every checkpoint that any of the tasks lacks, none where all are there and only their end is missing."""
     start = _start_of(config, load)
     begins = start is not None and _same_parameters(start, series[0], trust_remote_code=config.trust_remote_code)
     steps = [0] * begins + [place.step for place in series]
     first = min(task.first(steps) for task in left)
+    if first > max(steps):
+        return
     stops = _stops(start if begins and first == 0 else None, [p for p in series if p.step >= first], load)
     with contextlib.ExitStack() as stack, quiet_transformers():
         step, loaded = next(stops)
@@ -67,8 +80,6 @@ def inspect(config: InspectConfig, series: Sequence[Place], load: Load, *, resum
         except KeyboardInterrupt:
             again = "go on with the same command and --resume"
             raise Interrupted(f"stopped at step {step}; the checkpoints before it are kept; {again}") from None
-    for task in left:
-        RunDirectory(task.config.out, resume=True).finish(ends(task.config.out))
 
 
 def _start_of(config: InspectConfig, load: Load) -> Loaded | None:

@@ -1,6 +1,7 @@
 """One objective's record: what it holds already, what it is measured with, and where its lines go."""
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,12 +34,18 @@ class Task:
     Attributes:
         config: of the inspection, with this objective alone.
         run: the same as a run's, for what reads sets and objectives.
-        done: the steps it holds.
+        directory: its record, to be held before it is looked into.
     """
 
     config: InspectConfig
     run: UnlearnConfig
-    done: frozenset[int]
+    directory: RunDirectory
+
+    @functools.cached_property
+    def done(self) -> frozenset[int]:
+        """The steps that its record holds."""
+        begun = self.directory.resume and (self.directory.path / STEPS).exists()
+        return frozenset(line["step"] for line in read_lines(self.directory.path)) if begun else frozenset()
 
     def first(self, steps: Sequence[int]) -> int:
         """The first step that is missing; one past the last where none is."""
@@ -93,10 +100,7 @@ def tasks(config: InspectConfig, *, resume: bool) -> list[Task]:
             continue
         if begun:
             own = unfinished(own)
-        else:
-            RunDirectory(own.out)  # refuses what is there
-        lines = read_lines(own.out) if begun and (own.out / STEPS).exists() else []
-        found.append(Task(own, as_run(own, text), frozenset(line["step"] for line in lines)))
+        found.append(Task(own, as_run(own, text), RunDirectory(own.out, resume=begun)))
     return found
 
 
@@ -121,13 +125,12 @@ def ready(task: Task, loaded: Loaded, start: Loaded | None, steps: Sequence[int]
     given = _given(task, read, points, start)
     environment = read.environment(task.run, len(steps))
     environment["batch"]["sentence"] = f"whole sets, {task.config.batch_size} rows of each at a time"
-    if task.done:
+    if task.directory.resume:
         check_same_data(task.config.out, environment)
     evaluated = {name: read.encoded[name] for name in EVALUATED if name in read.encoded}
     parts = dataset_parts(given.sets, given.columns, given.pad_id, task.config.batch_size)
-    run = RunDirectory(task.config.out, resume=(task.config.out / CONFIG).exists())
     del read, loaded, start  # one model at a time: nothing here holds the first once the next is loaded
-    with started(run, resolved(task.config), environment, task.first(steps)) as sink:
+    with started(task.directory, resolved(task.config), environment, task.first(steps)) as sink:
         yield Ready(task, given, parts, points, evaluated, sink)
 
 

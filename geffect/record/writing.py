@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import yaml
@@ -28,7 +28,10 @@ _triu_indices = functools.cache(np.triu_indices)  # a Gram a tensor asks for the
 
 
 class RunDirectory:
-    """A run being written, by one process. Nothing that exists is ever overwritten.
+    """A run being written, by one process at a time: ``with RunDirectory(path) as run:``.
+
+    Nothing that exists is ever overwritten. What is found in the directory once it is held stays as it is: what a run
+    goes on from is read inside.
 
     Args:
         path: the directory; it must not exist, or hold no file.
@@ -41,50 +44,62 @@ class RunDirectory:
     def __init__(self, path: Path, *, resume: bool = False) -> None:
         self.path, self.resume = path, resume
         self._lock: Any = None
+        self._made: list[Path] = []
         if not resume:
             refuse_existing(path)
 
-    def take(self) -> None:
-        """Keep other processes from writing here until `release`, or until this one ends, however it does.
+    def __enter__(self) -> Self:
+        """Keep other processes from writing here until the end, or until this one dies, however it does.
+
+        Returns:
+            This.
 
         Raises:
-            GeffectError: another one writes.
+            GeffectError: another one writes, has written since the directory was found free, or nobody can.
         """
+        if launched()[0] == 0:
+            self._made = [each for each in (self.path, *self.path.parents) if not each.exists()]
+            try:
+                self._take()
+                if not self.resume:
+                    refuse_existing(self.path)
+            except BaseException:
+                self._let_go()
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let others write, and remove the directory where nothing has been written into it."""
+        if launched()[0] == 0:
+            self._let_go()
+
+    def _take(self) -> None:
         from filelock import FileLock, Timeout  # a seventh of a second, which reading a record need not wait
 
-        lock = FileLock(self.path / LOCK, timeout=0)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / LOCK, timeout=0)
             lock.acquire()
         except Timeout:
-            remedy = "wait until it has ended, or stop it, and use --resume"
+            remedy = f"wait until it has ended, or stop it, and use --resume; if there is none, remove {LOCK}"
             raise GeffectError(f"no other process that writes {self.path}", "one at work", remedy) from None
+        except OSError as error:
+            found, remedy = str(error).partition("\n")[0], "choose another place"
+            raise GeffectError(f"a directory to write --out {self.path} in", found, remedy) from error
         self._lock = lock
 
-    def release(self) -> None:
-        """Let others write here."""
+    def _let_go(self) -> None:
         if self._lock is not None:
             with contextlib.suppress(OSError):  # open files stay on some systems
                 (self.path / LOCK).unlink()
             self._lock.release()
             self._lock = None
+        for folder in (self.path / "checkpoints", *self._made):
+            with contextlib.suppress(OSError):  # not empty, or not there
+                folder.rmdir()
 
     def create(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        """Take the directory and write its environment and, last, its configuration: both or neither.
-
-        Raises:
-            GeffectError: another process has begun in it since it was found free.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.take()
-        try:
-            if (self.path / CONFIG).exists():  # rows that this run has saved may be there before
-                raise GeffectError(*_taken(self.path))
-            self._begin(config, environment)
-        except BaseException:
-            self.release()
-            raise
-
-    def _begin(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        """Write the environment and, last, the configuration: both or neither."""
         try:
             self._json(ENVIRONMENT, environment)
             (self.path / CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
@@ -92,12 +107,6 @@ class RunDirectory:
             for name in (CONFIG, ENVIRONMENT):
                 (self.path / name).unlink(missing_ok=True)
             raise
-
-    def abandon(self) -> None:
-        """Remove what a start that failed left behind, where nothing has been written into it."""
-        for folder in (self.path / "checkpoints", self.path):
-            with contextlib.suppress(OSError):  # not empty, or not there
-                folder.rmdir()
 
     def append(self, line: Mapping[str, Any], file: str = STEPS) -> None:
         """Add one line to ``steps.jsonl`` or a file beside it, and see it on disk; NaN and infinities become null."""
@@ -108,10 +117,9 @@ class RunDirectory:
             os.fsync(stream.fileno())
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
-        """Write ``metrics.json``, then ``DONE``, last of all, and let go."""
+        """Write ``metrics.json``, then ``DONE``, last of all."""
         self._json(METRICS, metrics)
         (self.path / DONE).touch()
-        self.release()
 
     def _json(self, name: str, content: Mapping[str, Any]) -> None:
         text = json.dumps(_plain(dict(content)), indent=1, allow_nan=False)
@@ -130,15 +138,13 @@ def refuse_existing(path: Path) -> None:
     if launched()[0]:  # of several processes the first writes, and may have begun
         return
     if path.exists() and (not path.is_dir() or not _never_begun(path)):
-        raise GeffectError(*_taken(path))
+        raise GeffectError(
+            f"a new directory for --out {path}", "something there already", "choose another name or move it away"
+        )
     full = path.absolute()
     ground = next(each for each in (full, *full.parents) if each.exists())
     if not ground.is_dir() or not os.access(ground, os.W_OK):
         raise GeffectError(f"a directory to write --out {path} in", str(ground), "choose another place")
-
-
-def _taken(path: Path) -> tuple[str, str, str]:
-    return f"a new directory for --out {path}", "something there already", "choose another name or move it away"
 
 
 def _never_begun(path: Path) -> bool:

@@ -26,7 +26,7 @@ from geffect.views import Run
 from geffect.watching.measuring import GRADIENT, UPDATE, bare, gram_of, risk_rows
 from geffect.watching.probe import ProbeSet, make_probe
 
-_WATCHED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+_OPEN: "weakref.WeakSet[Watch]" = weakref.WeakSet()
 
 
 class Watch:
@@ -73,6 +73,7 @@ class Watch:
             "every": every, "update": update, "batch_size": batch_size,
         }  # fmt: skip
         self._stack = contextlib.ExitStack()
+        self._directory: RunDirectory | None = None  # held by the first process from `open` to `close`
         self._rows: dict[str, NamedTensors] | None = None
 
     @property
@@ -95,26 +96,29 @@ class Watch:
             step: the first that is coming; beyond 0 a record in ``out`` is cut back to it and goes on.
 
         Returns:
-            This.
+            This. An open watch of this process on the same record is closed before it goes on: nobody tells a watch
+            that its training has ended in an exception.
 
         Raises:
             GeffectError: ``out`` is taken, gradients cannot be seen, or the model is being watched already.
         """
-        if unwrap(self.model) in _WATCHED:
+        for other in [each for each in _OPEN if step > 0 and each.path.resolve() == self.path.resolve()]:
+            other.close(finished=False)
+        if any(unwrap(each.model) is unwrap(self.model) for each in _OPEN):
             raise GeffectError("one watch on a model", "a second one", "remove one, or close the first")
         _refuse_hidden(self.model)
         self.parameters, self.tie = trainable(self.model), find_tie(bare(self.model))
         table = split_layout(layout(self.model), self.tie)
         self.steps, resumes = step, step > 0 and (self.path / "config.yaml").exists()
+        environment = describe() | {
+            "dtype": str(next(iter(self.parameters.values())).dtype).removeprefix("torch."),
+            "data": {name: probe.data for name, probe in self.probes.items()},
+            "parameters": layout_to_json(table),
+        }
         if rank() == 0:
-            run = RunDirectory(self.path, resume=resumes)
-            environment = describe() | {
-                "dtype": str(next(iter(self.parameters.values())).dtype).removeprefix("torch."),
-                "data": {name: probe.data for name, probe in self.probes.items()},
-                "parameters": layout_to_json(table),
-            }
-            self._sink = self._stack.enter_context(started(run, self.settings, environment, step))
-        _WATCHED.add(unwrap(self.model))
+            self._directory = self._stack.enter_context(RunDirectory(self.path, resume=resumes))
+            self._sink = self._stack.enter_context(started(self._directory, self.settings, environment, step))
+        _OPEN.add(self)
         return self
 
     def step(self) -> None:
@@ -154,10 +158,11 @@ class Watch:
         Args:
             finished: the training came to its end.
         """
-        self._stack.close()
-        _WATCHED.discard(unwrap(self.model))
-        if finished and rank() == 0 and (self.path / "config.yaml").exists():
-            RunDirectory(self.path, resume=True).finish(ends(self.path))
+        with self._stack:
+            _OPEN.discard(self)
+            held, self._directory = self._directory, None
+            if finished and held and (self.path / "config.yaml").exists():
+                held.finish(ends(self.path))
 
     def _moved(self, name: str) -> Tensor:
         after = local(self.parameters[name].detach())
