@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,21 @@ def test_a_localisation_is_a_record_with_masks_overlaps_and_pictures(localised: 
     kept = sum(count(mask) for mask in back.at(0.1)["forget/privacy"].values())
     assert 0.08 < kept / sum(sizes.values()) <= 0.101
     assert all(-1.0001 <= cosine <= 1.0001 for cosine in back.cosines().values())
+
+
+@pytest.mark.parametrize(("size", "left"), [(1_000, False), (20_000, True)])
+def test_a_disk_without_room_is_told_in_one_line(start: Path, tmp_path: Path, size: int, left: bool) -> None:
+    """No file may grow beyond: already the environment, or the masks."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(GeffectError, match=r"a disk that .*masks can be written to; .*; name another --out"):
+            _localise(start, tmp_path / "masks")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "masks").exists() == left
+    assert not (tmp_path / "masks" / ".lock").exists()
+    assert not (tmp_path / "masks" / "DONE").exists()
 
 
 def test_geffect_figures_draws_a_localisation_anew(localised: Path, tmp_path: Path) -> None:
