@@ -92,10 +92,12 @@ class RunDirectory:
         if self._lock is not None:
             with contextlib.suppress(OSError):  # open files stay on some systems
                 (self.path / LOCK).unlink()
+            with contextlib.suppress(OSError):  # not empty, or not there
+                (self.path / "checkpoints").rmdir()
             self._lock.release()
             self._lock = None
-        for folder in (self.path / "checkpoints", *self._made):
-            with contextlib.suppress(OSError):  # not empty, or not there
+        for folder in self._made:
+            with contextlib.suppress(OSError):  # not empty
                 folder.rmdir()
 
     def create(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
