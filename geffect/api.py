@@ -223,6 +223,7 @@ def localise(config: LocaliseConfig) -> Path:
     from geffect.record import write_localisation
     from geffect.rows import trainable
 
+    refuse_several("geffect localise")
     with RunDirectory(config.out) as run:
         loaded = load_model(config.model, config.dtype, trust_remote_code=config.trust_remote_code)
         check_trainable(loaded.model)
@@ -259,6 +260,7 @@ def inspect(config: InspectConfig, *, resume: bool = False) -> list[Path]:
     """
     from geffect import inspection
 
+    refuse_several("geffect inspect")
     series = inspection.readable(inspection.places(config.checkpoints), skip_broken=config.skip_broken)
     whole = inspection.completed(config)
     load = partial(load_model, dtype=whole.dtype, trust_remote_code=whole.trust_remote_code)
@@ -290,6 +292,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     from geffect.probes import check_probes, probes
     from geffect.suites import parts
 
+    refuse_several("geffect evaluate")
     began = time.perf_counter()
     with RunDirectory(config.out) as run:
         chosen = [(part, room.rows_of(config, part)) for part in parts(config)]

@@ -1,7 +1,8 @@
 """Small starts that several tests share, made once a session."""
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,22 @@ def known(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     fitted = FitConfig.read(model=str(start), train=["builtin:authors/forget[:12]"], epochs=60, learning_rate=1e-2,
                             until_accuracy=0.7, out=tmp_path_factory.mktemp("known") / "fit")  # fmt: skip
     return api.fit(fitted)
+
+
+@pytest.fixture
+def says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
+    """What a command that ends well writes to stdout and stderr; a process of its own takes ten seconds to begin."""
+    from geffect.cli import main
+
+    def run(*arguments: object) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["geffect", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        out, err = capsys.readouterr()
+        return out, err
+
+    return run
 
 
 @pytest.fixture

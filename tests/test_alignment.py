@@ -2,8 +2,7 @@
 
 import json
 import math
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +88,11 @@ def test_every_setting_that_differs_is_told(runs: dict[str, Path]) -> None:
     assert frame.T["rectifier"].tolist() == ["none", "gru"]
 
 
-def test_the_command_prints_both_tables(runs: dict[str, Path]) -> None:
-    command = [sys.executable, "-m", "geffect", "compare", *map(str, runs.values())]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def test_the_command_prints_both_tables(runs: dict[str, Path], says: Callable[..., tuple[str, str]]) -> None:
+    told, _ = says("compare", *runs.values())
     assert "gained per harm" in told.replace("\n", " ")
     assert "rectifier" in told
-    both = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
+    both = json.loads(says("compare", *runs.values(), "--json")[0])
     assert both["runs"][1]["run"] == "gru"
     assert both["differences"]["seed"] == {"ga": "0", "gru": "1"}
 

@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -14,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from geffect import api
-from geffect.config import UnlearnConfig
+from geffect.config import EvaluateConfig, InspectConfig, LocaliseConfig, UnlearnConfig
+from geffect.errors import GeffectError
 from geffect.record import read, read_environment, read_lines
 from tests.conftest import config
 
@@ -147,6 +150,18 @@ def test_other_verbs_take_one_process(verb: str, tmp_path: Path) -> None:
                            text=True, capture_output=True, env=environment)  # fmt: skip
     assert (found.returncode, found.stderr.count("\n")) == (2, 1), found.stderr
     assert f"one process for geffect {verb}" in found.stderr
+
+
+@pytest.mark.parametrize(("run", "asked"), [
+    (api.localise, LocaliseConfig.read(model="none", domain=["a=builtin:domains/privacy"], out="none")),
+    (api.evaluate, EvaluateConfig.read(model="none", suite="builtin", out="none")),
+    (api.inspect, InspectConfig.read(checkpoints=["none"], out="none")),
+], ids=["localise", "evaluate", "inspect"])  # fmt: skip
+def test_so_they_do_from_python(run: Callable[[Any], Any], asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")  # which would not see who else writes
+    with pytest.raises(GeffectError, match="one process for geffect"):
+        run(asked)
 
 
 def test_another_number_of_processes_does_not_go_on(two: tuple[Path, str], start: Path, tmp_path: Path) -> None:

@@ -3,9 +3,9 @@
 import gc
 import json
 import shutil
-import subprocess
 import sys
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -420,6 +420,7 @@ SHELL = {
     "objective": (["{run}", "--objective", "nope"], "nope"),
     "points": (["{run}", "--points", "nope"], "nope"),
     "taken": (["{run}", "--out", "{run}"], "something there already"),
+    "twice": (["{run}", "--objective", "ga", "--objective", "ga"], "objectives that differ; found ga, ga"),
     "nothing": ([], "expected checkpoints; found none"),
     "revision": (["org/model@main", "--forget", SETS["forget"], "--retain", SETS["retain"]], "org/model@main"),
 }  # fmt: skip
@@ -447,13 +448,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_shell_prints_a_table_and_a_plan(run: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "geffect", "inspect", str(run), "--out", str(tmp_path / "seen")]
-    planned = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=True)
-    assert "the start, 3 checkpoints: 1, 2, 3" in planned.stderr
-    assert not (tmp_path / "seen").exists()
-    ended = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "unlearn" in ended.stdout
-    assert "±" in ended.stdout
-    replay = [*command[:4], str(tmp_path / "seen" / "config.yaml"), "--out", str(tmp_path / "again"), "--dry-run"]
-    assert "3 checkpoints" in subprocess.run(replay, capture_output=True, text=True, check=True).stderr
+def test_the_shell_prints_a_table_and_a_plan(run: Path, tmp_path: Path, says: Callable[..., tuple[str, str]]) -> None:
+    seen = tmp_path / "seen"
+    assert "the start, 3 checkpoints: 1, 2, 3" in says("inspect", run, "--out", seen, "--dry-run")[1]
+    assert not seen.exists()
+    printed, _ = says("inspect", run, "--out", seen)
+    assert "unlearn" in printed
+    assert "±" in printed
+    assert "3 checkpoints" in says("inspect", seen / "config.yaml", "--out", tmp_path / "again", "--dry-run")[1]

@@ -265,6 +265,12 @@ def test_a_start_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
 
 
+def test_a_killed_start_below_leaves_the_directory_free(tmp_path: Path) -> None:
+    (tmp_path / "run" / "ga").mkdir(parents=True)
+    (tmp_path / "run" / "ga" / LOCK).touch()
+    refuse_existing(tmp_path / "run")
+
+
 def test_what_exists_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes").write_text("mine")

@@ -219,6 +219,25 @@ def test_a_host_that_failed_goes_on_in_the_same_notebook(anew: bool, tmp_path: P
     assert (tmp_path / "run" / "DONE").exists()
 
 
+def test_a_host_that_failed_leaves_its_model_to_another_callback(tmp_path: Path) -> None:
+    model = gpt2()
+    with pytest.raises(KeyboardInterrupt) as kept:
+        _trained(model, tmp_path / "host", GEffectCallback(FORGET, RETAIN), Broken())
+    again = GEffectCallback(FORGET, RETAIN, out=tmp_path / "run")
+    _trained(model, tmp_path / "host", again)
+    assert kept.value is not None
+    assert [line["step"] for line in read_lines(tmp_path / "run")] == [0, 1, 2, 3]
+
+
+def test_a_closed_watch_writes_nothing(tmp_path: Path) -> None:
+    with Watch(llama(), FORGET, RETAIN, out=tmp_path / "run") as watch:
+        _risk(watch.model, FORGET).backward()
+        watch.step()
+    with pytest.raises(GeffectError, match="an open watch; found one that is closed"):
+        watch.step()
+    assert len(read_lines(tmp_path / "run")) == 1
+
+
 def test_a_watch_that_was_never_opened_ends_nothing(tmp_path: Path) -> None:
     with Watch(llama(), FORGET, RETAIN, out=tmp_path / "run") as watch:
         _risk(watch.model, FORGET).backward()

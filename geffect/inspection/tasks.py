@@ -92,7 +92,9 @@ def tasks(config: InspectConfig, *, resume: bool) -> list[Task]:
     Raises:
         GeffectError: a directory is taken, or what was begun is another inspection.
     """
-    found = []
+    found, places = [], [record_of(config, text) for text in config.objective]
+    if len(set(places)) < len(places):
+        raise GeffectError("objectives that differ", ", ".join(config.objective), "name each once")
     for text in config.objective:
         own = config.model_copy(update={"objective": [text], "out": record_of(config, text)})
         begun = resume and (own.out / CONFIG).exists()

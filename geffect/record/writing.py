@@ -70,8 +70,7 @@ class RunDirectory:
 
     def __exit__(self, *_: object) -> None:
         """Let others write, and remove the directory where nothing has been written into it."""
-        if launched()[0] == 0:
-            self._let_go()
+        self._let_go()
 
     def _take(self) -> None:
         from filelock import FileLock, Timeout  # a seventh of a second, which reading a record need not wait
@@ -84,7 +83,8 @@ class RunDirectory:
             remedy = f"wait until it has ended, or stop it, and use --resume; if there is none, remove {LOCK}"
             raise GeffectError(f"no other process that writes {self.path}", "one at work", remedy) from None
         except OSError as error:
-            found, remedy = str(error).partition("\n")[0], "choose another place"
+            found = str(error).partition("\n")[0]
+            remedy = "make it writable" if self.resume else "choose another place"
             raise GeffectError(f"a directory to write --out {self.path} in", found, remedy) from error
         self._lock = lock
 
@@ -152,7 +152,7 @@ def refuse_existing(path: Path) -> None:
 def _never_begun(path: Path) -> bool:
     """Whether a directory holds no file but, at most, what a start killed before its first line leaves behind."""
     left = path / ENVIRONMENT
-    if any(each not in (left, path / LOCK) and not each.is_dir() for each in path.rglob("*")):  # ends at the first
+    if any(each != left and each.name != LOCK and not each.is_dir() for each in path.rglob("*")):  # ends at the first
         return False
     return not left.is_file() or '"parameters"' in left.read_text(encoding="utf-8", errors="replace")
 

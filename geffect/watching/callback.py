@@ -65,12 +65,10 @@ class GEffectCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Read the probe sets and open the record."""
         _refuse(args)
-        if self.watch:  # a training before this one may have ended in an exception, which nobody tells a callback
-            self.watch.close(finished=False)
         settings = {"host": "transformers.Trainer", "model": getattr(model.config, "_name_or_path", "")}
         settings |= {"steps": state.max_steps} | {name: _plain(getattr(args, name, None)) for name in SETTINGS}
         tokenizer = self._tokenizer or getattr(processing_class, "tokenizer", processing_class)
-        self.watch = self._make(model, tokenizer=tokenizer, settings=settings).open(state.global_step)
+        self.watch = self._make(model, tokenizer=tokenizer, settings=settings, training=state).open(state.global_step)
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         """Gradients are accumulated, averaged and clipped; the optimiser has not stepped."""

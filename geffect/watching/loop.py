@@ -52,6 +52,8 @@ class Watch:
         batch_size: rows of a probe's pass.
         out: the run directory that is written; a temporary one by default, gone with this object.
         settings: what else ``config.yaml`` shall say of the training.
+        training: stands for the host's training, where the host does not tell when that ends in an exception: a watch
+            of another one, on the same model or record, is closed unfinished when this one opens.
 
     Raises:
         GeffectError: a set cannot be read, ``out`` is taken, or the model is being watched already.
@@ -60,11 +62,11 @@ class Watch:
     def __init__(
         self, model: nn.Module, forget: ProbeSet, retain: ProbeSet, *, tokenizer: Any = None, every: int = 1,
         update: bool = False, batch_size: int = 8, out: Path | str | None = None,
-        settings: dict[str, Any] | None = None,
+        settings: dict[str, Any] | None = None, training: object = None,
     ) -> None:  # fmt: skip
         if every < 1 or batch_size < 1:
             raise GeffectError("every and batch_size of at least 1", f"{every} and {batch_size}", "correct them")
-        self.model, self.every, self.update, self.steps = model, every, update, 0
+        self.model, self.every, self.update, self.steps, self.training = model, every, update, 0, training
         context = getattr(getattr(unwrap(model), "config", None), "max_position_embeddings", None)
         given = {"forget": forget, "retain": retain}
         self.probes = {name: make_probe(name, each, tokenizer, batch_size, context) for name, each in given.items()}
@@ -96,14 +98,12 @@ class Watch:
             step: the first that is coming; beyond 0 a record in ``out`` is cut back to it and goes on.
 
         Returns:
-            This. An open watch of this process on the same record is closed before it goes on: nobody tells a watch
-            that its training has ended in an exception.
+            This.
 
         Raises:
             GeffectError: ``out`` is taken, gradients cannot be seen, or the model is being watched already.
         """
-        for other in [each for each in _OPEN if step > 0 and each.path.resolve() == self.path.resolve()]:
-            other.close(finished=False)
+        self._close_dead()
         if any(unwrap(each.model) is unwrap(self.model) for each in _OPEN):
             raise GeffectError("one watch on a model", "a second one", "remove one, or close the first")
         _refuse_hidden(self.model)
@@ -125,8 +125,10 @@ class Watch:
         """Measure what lies in ``.grad``: call it between the backward pass and the optimiser's step.
 
         Raises:
-            GeffectError: no parameter has a gradient.
+            GeffectError: no parameter has a gradient, or this is closed.
         """
+        if self not in _OPEN:
+            raise GeffectError("an open watch", "one that is closed", "open it, or use with")
         at, self.steps = self.steps, self.steps + 1
         if at % self.every:
             return
@@ -160,9 +162,18 @@ class Watch:
         """
         with self._stack:
             _OPEN.discard(self)
+            self._rows = None
             held, self._directory = self._directory, None
             if finished and held and (self.path / "config.yaml").exists():
                 held.finish(ends(self.path))
+
+    def _close_dead(self) -> None:
+        """Let go what trainings that ended in an exception have left open: a notebook keeps the last one alive."""
+        for each in list(_OPEN):
+            another = None not in (each.training, self.training) and each.training is not self.training
+            meets = unwrap(each.model) is unwrap(self.model) or each.path.resolve() == self.path.resolve()
+            if another and meets:
+                each.close(finished=False)
 
     def _moved(self, name: str) -> Tensor:
         after = local(self.parameters[name].detach())
