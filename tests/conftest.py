@@ -1,8 +1,11 @@
-"""Small starts that several tests share, made once a session."""
+"""What several tests share: small starts, made once a session, and the command line."""
 
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +52,29 @@ def known(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return api.fit(fitted)
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: object
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+
+
 @pytest.fixture
-def says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
-    """What a command that ends well writes to stdout and stderr; a process of its own takes ten seconds to begin."""
+def invoke(monkeypatch: pytest.MonkeyPatch) -> Command:
+    """The command line, in this process: one of its own takes ten seconds to begin."""
     from geffect.cli import main
 
-    def run(*arguments: object) -> tuple[str, str]:
+    def run(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["geffect", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
             main()
-        assert not ended.value.code
-        out, err = capsys.readouterr()
-        return out, err
+        return Ended(ended.value.code, out.getvalue(), err.getvalue())
 
     return run
 

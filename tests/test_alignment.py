@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from geffect import api
 from geffect.alignment import align, at_forget_risk, differences
 from geffect.errors import GeffectError
 from geffect.record import read_lines, read_steps
-from tests.conftest import config
+from tests.conftest import Command, config
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +87,11 @@ def test_every_setting_that_differs_is_told(runs: dict[str, Path]) -> None:
     assert frame.T["rectifier"].tolist() == ["none", "gru"]
 
 
-def test_the_command_prints_both_tables(runs: dict[str, Path], says: Callable[..., tuple[str, str]]) -> None:
-    told, _ = says("compare", *runs.values())
+def test_the_command_prints_both_tables(runs: dict[str, Path], invoke: Command) -> None:
+    told = invoke("compare", *runs.values()).out
     assert "gained per harm" in told.replace("\n", " ")
     assert "rectifier" in told
-    both = json.loads(says("compare", *runs.values(), "--json")[0])
+    both = json.loads(invoke("compare", *runs.values(), "--json").out)
     assert both["runs"][1]["run"] == "gru"
     assert both["differences"]["seed"] == {"ga": "0", "gru": "1"}
 

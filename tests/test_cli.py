@@ -1,7 +1,5 @@
 """The command line: what a user gets wrong is one line and exit code 2, and nothing has been written."""
 
-import contextlib
-import io
 import json
 import os
 import re
@@ -9,16 +7,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from geffect.cli import main
 from geffect.config import EvaluateConfig, FitConfig, LocaliseConfig, Schema, ShowConfig, UnlearnConfig
 from geffect.data import encode_set, load_set
 from geffect.models import make_tokenizer
 from geffect.objectives import IGNORE_INDEX
+from tests.conftest import Command, Ended
 
 HEAVY = ("torch", "transformers", "peft", "matplotlib", "seaborn", "pandas", "numpy", "scipy", "tokenizers")
 SETS = ("--forget", "builtin:authors/forget[:4]", "--retain", "builtin:authors/retain[:4]")
@@ -26,20 +23,8 @@ GOOD = ("--model", "model", *SETS, "--steps", "1", "--out", "out")
 ROW = b'{"question": "Q?", "answer": "A."}\n'
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: object
-    out: str
-    err: str
-
-
-Shell = Callable[..., Ended]
-
-
 @pytest.fixture
-def shell(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+def shell(invoke: Command, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """The command line, in an empty directory beside a model directory."""
     shutil.copytree(start, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
@@ -47,18 +32,11 @@ def shell(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell
     for name in ("FORCE_COLOR", "CLICOLOR_FORCE"):
         monkeypatch.delenv(name, raising=False)
 
-    def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["geffect", *arguments])
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
-            main()
-        return Ended(ended.value.code, out.getvalue(), err.getvalue())
-
-    return run
+    return invoke
 
 
 @pytest.fixture
-def refused(shell: Shell, tmp_path: Path) -> Callable[..., None]:
+def refused(shell: Command, tmp_path: Path) -> Callable[..., None]:
     """Run a command that must be refused in one line that says something, and write nothing."""
 
     def check(*arguments: str, says: str) -> None:
@@ -227,7 +205,7 @@ def test_a_bad_command_is_refused(arguments: tuple[str, ...], says: str, refused
     ],
 )  # fmt: skip
 def test_a_usage_error_exits_with_2_and_writes_nothing(
-    arguments: tuple[str, ...], shell: Shell, tmp_path: Path
+    arguments: tuple[str, ...], shell: Command, tmp_path: Path
 ) -> None:
     before = files(tmp_path)
     ended = shell(*arguments)
@@ -292,7 +270,7 @@ def test_importing_the_package_imports_nothing_else(tmp_path: Path) -> None:
     assert not {*HEAVY, "pydantic", "typer", "yaml"} & set(modules)
 
 
-def test_help_lists_the_commands(shell: Shell) -> None:
+def test_help_lists_the_commands(shell: Command) -> None:
     ended = shell("--help")
     assert ended.code == 0
     for command in ("fit", "unlearn", "localise", "doctor", "show-batch", "demo", "figures", "report", "cite"):
@@ -303,7 +281,7 @@ def test_help_lists_the_commands(shell: Shell) -> None:
     ("command", "schema"),
     [("fit", FitConfig), ("unlearn", UnlearnConfig), ("localise", LocaliseConfig), ("show-batch", ShowConfig)],
 )
-def test_help_names_and_explains_every_field(command: str, schema: type[Schema], shell: Shell) -> None:
+def test_help_names_and_explains_every_field(command: str, schema: type[Schema], shell: Command) -> None:
     ended = shell(command, "--help")
     assert ended.code == 0
     text = " ".join(ended.out.split())
@@ -315,14 +293,14 @@ def test_help_names_and_explains_every_field(command: str, schema: type[Schema],
     assert "--reference" not in text
 
 
-def test_help_tells_defaults_and_what_is_required(shell: Shell) -> None:
+def test_help_tells_defaults_and_what_is_required(shell: Command) -> None:
     text = " ".join(shell("unlearn", "--help").out.split())
     assert "the set to unlearn [default: none]" in text
     assert "what is descended, as in 'npo(beta=0.1) + 1.0*gd' [default: ga]" in text
     assert "that no gradient is drawn from [default: none]" in text
 
 
-def test_no_arguments_show_help(shell: Shell) -> None:
+def test_no_arguments_show_help(shell: Command) -> None:
     ended = shell()
     assert ended.code in {0, 2}
     assert re.search(r"^Usage: .*^Commands:", ended.out + ended.err, re.MULTILINE | re.DOTALL)
@@ -340,7 +318,9 @@ def test_no_arguments_show_help(shell: Shell) -> None:
         ("fit", "--model", "model", "--train", "builtin:authors/held", "--train", "rows.csv", "--out", "out"),
     ],
 )
-def test_a_dry_run_tells_the_plan_and_writes_nothing(arguments: tuple[str, ...], shell: Shell, tmp_path: Path) -> None:
+def test_a_dry_run_tells_the_plan_and_writes_nothing(
+    arguments: tuple[str, ...], shell: Command, tmp_path: Path
+) -> None:
     (tmp_path / "rows.csv").write_text("question,answer\nQ?,A.\n", encoding="utf-8")
     cache = Path(os.environ["GEFFECT_CACHE"])
     before, cached = files(tmp_path), files(cache)
@@ -352,12 +332,12 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(arguments: tuple[str, ...],
     assert files(cache) == cached
 
 
-def test_a_dry_run_loads_no_weight(shell: Shell, tmp_path: Path) -> None:
+def test_a_dry_run_loads_no_weight(shell: Command, tmp_path: Path) -> None:
     (tmp_path / "model" / "model.safetensors").unlink()
     assert shell("unlearn", *GOOD, "--dry-run").code == 0
 
 
-def test_a_plan_counts_what_the_configuration_asks_for(shell: Shell, tmp_path: Path) -> None:
+def test_a_plan_counts_what_the_configuration_asks_for(shell: Command, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("steps: 99\nbatch_size: 3\ngrad_accum_steps: 2\n", encoding="utf-8")
     ended = shell("unlearn", "run.yaml", *GOOD, "--dry-run")
     sentence = "3 rows × 2 micro-batches × 1 process = 6 rows a step; 4 rows make 1 steps an epoch; 1 steps are"
@@ -367,7 +347,7 @@ def test_a_plan_counts_what_the_configuration_asks_for(shell: Shell, tmp_path: P
     assert f"4 rows, {sum(len(row.labels) for row in rows)} tokens ({labelled} carry loss)" in ended.err
 
 
-def test_a_file_flags_and_a_mixture_plan_the_same_run(shell: Shell, tmp_path: Path) -> None:
+def test_a_file_flags_and_a_mixture_plan_the_same_run(shell: Command, tmp_path: Path) -> None:
     whole = (
         "forget: rows.csv\nretain: builtin:authors/retain[:4]\nsteps: 7\nlora: 2\nobjective: npo(beta=0.2) + 1.0*gd\n"
     )
@@ -386,7 +366,7 @@ def test_a_file_flags_and_a_mixture_plan_the_same_run(shell: Shell, tmp_path: Pa
 # a batch, shown
 
 
-def test_brackets_stand_around_the_tokens_that_carry_loss_and_no_others(shell: Shell, tmp_path: Path) -> None:
+def test_brackets_stand_around_the_tokens_that_carry_loss_and_no_others(shell: Command, tmp_path: Path) -> None:
     content = [{"question": "What is it?", "answer": "A book,\nby Umeko."}, {"question": "Who?", "answer": "Umeko"}]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, content)), encoding="utf-8")
     ended = shell("show-batch", "--model", "model", "--data", "rows.jsonl")
@@ -399,7 +379,7 @@ def test_brackets_stand_around_the_tokens_that_carry_loss_and_no_others(shell: S
         assert f"\nrow {row.index}: {sum(learned)} of {len(tokens)} tokens\n{shown}\n" in ended.out
 
 
-def test_a_limit_shows_the_first_rows(shell: Shell) -> None:
+def test_a_limit_shows_the_first_rows(shell: Command) -> None:
     ended = shell("show-batch", "--model", "model", "--data", "builtin:authors/held", "--limit", "2")
     assert re.findall(r"^row \d+", ended.out, re.MULTILINE) == ["row 0", "row 1"]
 
@@ -407,7 +387,7 @@ def test_a_limit_shows_the_first_rows(shell: Shell) -> None:
 # citations
 
 
-def test_every_entry_is_cited_by_its_name_and_all_by_none(shell: Shell) -> None:
+def test_every_entry_is_cited_by_its_name_and_all_by_none(shell: Command) -> None:
     everything = shell("cite").out
     for method in ("geffect", "g-effect", "gru", "grail", "npo", "tofu", "GRU"):
         ended = shell("cite", method)
@@ -416,7 +396,7 @@ def test_every_entry_is_cited_by_its_name_and_all_by_none(shell: Shell) -> None:
         assert ended.out.strip() in everything
 
 
-def test_an_entry_is_balanced_and_has_author_title_and_year(shell: Shell) -> None:
+def test_an_entry_is_balanced_and_has_author_title_and_year(shell: Command) -> None:
     for entry in re.split(r"\n\n", shell("cite").out.strip()):
         assert re.match(r"@\w+\{[\w-]+,\n", entry)
         assert entry.count("{") == entry.count("}")
@@ -426,7 +406,7 @@ def test_an_entry_is_balanced_and_has_author_title_and_year(shell: Shell) -> Non
 # losses that leave the finite numbers
 
 
-def test_a_loss_that_is_not_finite_ends_in_a_line_of_advice(shell: Shell) -> None:
+def test_a_loss_that_is_not_finite_ends_in_a_line_of_advice(shell: Command) -> None:
     flags = ("--optimizer", "sgd", "--learning-rate", "1e30", "--steps", "3")
     ended = shell("unlearn", *GOOD, *flags)
     assert ended.code == 2

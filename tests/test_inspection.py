@@ -3,9 +3,7 @@
 import gc
 import json
 import shutil
-import sys
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from huggingface_hub import constants
 
 import geffect
 from geffect import api
-from geffect.cli import main
 from geffect.config import InspectConfig
 from geffect.data import collate, encode_set, load_set
 from geffect.data.order import partner, shuffled
@@ -29,7 +26,7 @@ from geffect.metrics.likelihood import likelihood
 from geffect.objectives import forward
 from geffect.record import read_lines
 from tests.cases import gpt2
-from tests.conftest import config
+from tests.conftest import Command, config
 from tests.steps import make_measurement
 
 SETS = {
@@ -428,7 +425,7 @@ SHELL = {
 
 @pytest.mark.parametrize("case", SHELL)
 def test_bad_input_is_one_line_and_leaves_nothing(
-    case: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    case: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Command
 ) -> None:
     arguments, told = SHELL[case]
     (tmp_path / "empty").mkdir()
@@ -438,21 +435,19 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     names = {"empty": tmp_path / "empty", "run": run, "adapter": adapter}
     out = [] if "--out" in arguments else ["--out", str(tmp_path / "out")]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(sys, "argv", ["geffect", "inspect", *(each.format(**names) for each in arguments), *out])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    last = capsys.readouterr().err.strip().splitlines()[-1]
+    ended = invoke("inspect", *(each.format(**names) for each in arguments), *out)
+    assert ended.code == 2
+    last = ended.err.strip().splitlines()[-1]
     assert last.startswith("geffect: expected")
     assert told in last
     assert not (tmp_path / "out").exists()
 
 
-def test_the_shell_prints_a_table_and_a_plan(run: Path, tmp_path: Path, says: Callable[..., tuple[str, str]]) -> None:
+def test_the_shell_prints_a_table_and_a_plan(run: Path, tmp_path: Path, invoke: Command) -> None:
     seen = tmp_path / "seen"
-    assert "the start, 3 checkpoints: 1, 2, 3" in says("inspect", run, "--out", seen, "--dry-run")[1]
+    assert "the start, 3 checkpoints: 1, 2, 3" in invoke("inspect", run, "--out", seen, "--dry-run").err
     assert not seen.exists()
-    printed, _ = says("inspect", run, "--out", seen)
+    printed = invoke("inspect", run, "--out", seen).out
     assert "unlearn" in printed
     assert "±" in printed
-    assert "3 checkpoints" in says("inspect", seen / "config.yaml", "--out", tmp_path / "again", "--dry-run")[1]
+    assert "3 checkpoints" in invoke("inspect", seen / "config.yaml", "--out", tmp_path / "again", "--dry-run").err

@@ -95,8 +95,8 @@ def tasks(config: InspectConfig, *, resume: bool) -> list[Task]:
     found, places = [], [record_of(config, text) for text in config.objective]
     if len(set(places)) < len(places):
         raise GeffectError("objectives that differ", ", ".join(config.objective), "name each once")
-    for text in config.objective:
-        own = config.model_copy(update={"objective": [text], "out": record_of(config, text)})
+    for text, place in zip(config.objective, places, strict=True):
+        own = config.model_copy(update={"objective": [text], "out": place})
         begun = resume and (own.out / CONFIG).exists()
         if begun and (own.out / DONE).exists():
             continue
