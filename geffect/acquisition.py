@@ -15,7 +15,7 @@ from geffect.data.relabel import corrupted, random_labels
 from geffect.domains import domain_sets, scope_sets
 from geffect.errors import GeffectError
 from geffect.models import Loaded
-from geffect.objectives import IGNORE_INDEX, forward, token_nll
+from geffect.objectives import IGNORE_INDEX, forward
 from geffect.preparation import encode, read_set
 
 Labels = Literal["random", "true", "corrupted"]
@@ -117,9 +117,9 @@ def _mean(model: Any, rows: Sequence[Encoded], pad_id: int) -> Tensor:
 
 
 def _relabelled(model: Any, row: Encoded, labels: Sequence[Tensor], pad_id: int) -> Tensor:
-    logits = forward(model, _on_device(model, [row], pad_id)).logits
-    drawn = torch.stack(list(labels)).to(logits.device)  # [draws, T]
-    nlls = torch.stack([token_nll(logits, each[None]) for each in drawn])
+    outputs = forward(model, _on_device(model, [row], pad_id))
+    drawn = torch.stack(list(labels)).to(outputs.logits.device)  # [draws, T]
+    nlls = torch.stack([outputs.nll_of(each[None]) for each in drawn])
     return nlls.sum() / (drawn[:, 1:] != IGNORE_INDEX).sum()
 
 

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from geffect.errors import GeffectError
-from geffect.objectives import IGNORE_INDEX, token_nll
+from geffect.objectives.outputs import IGNORE_INDEX, Outputs, labelled_positions, logits_at
 from geffect.rows import trainable
 
 if TYPE_CHECKING:
@@ -130,24 +130,26 @@ def _pushed(model: nn.Module, batch: Mapping[str, Tensor], direction: Mapping[st
                 names[id(parameters[name])]: forward_ad.make_dual(parameters[name].detach(), v.to(parameters[name]))
                 for name, v in direction.items()
             }
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-        nll = token_nll(_run(model, duals, inputs), batch["labels"])
+        nll = _nll(model, duals, batch)
         tangent = forward_ad.unpack_dual(nll).tangent
         labelled = batch["labels"][:, 1:] != IGNORE_INDEX
         found = torch.zeros_like(nll) if tangent is None else tangent.clone()
     return found, nn.functional.pad(labelled, (0, 1))
 
 
-def _run(model: nn.Module, duals: Mapping[str, Tensor], inputs: Mapping[str, object]) -> Tensor:
+def _nll(model: nn.Module, duals: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+    index = labelled_positions(batch["labels"])
     try:
-        logits: Tensor = functional_call(model, dict(duals), (), dict(inputs)).logits
+        logits, _ = logits_at(
+            model, batch, index, call=lambda **inputs: functional_call(model, dict(duals), (), inputs)
+        )
     except (RuntimeError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0]
         if not any(word in reason for word in ("jvp", "forward AD", "forward mode")):
             raise  # no memory, say: not the architecture's doing
         raise GeffectError(f"an architecture with a forward mode, as {type(model).__name__} has none", reason,
                            "measure its rows by the Gram instead") from error  # fmt: skip
-    return logits
+    return Outputs(logits, batch["labels"], index).nll
 
 
 @contextmanager

@@ -49,11 +49,11 @@ def model_forward(model: Any, reference: Any = None) -> Callable[..., Outputs]:
 
     def run(batch: Batch, needs: frozenset[str], *, dropout: bool = False) -> Outputs:
         model.train(dropout)
-        outputs = forward(model, batch, hidden="hidden" in needs)
+        outputs = forward(model, batch, needs)
         if not needs & {"ref_logits", "ref_hidden"}:
             return outputs
         with torch.no_grad():
-            other = forward(reference, batch, hidden=True)
+            other = forward(reference, batch, {*needs, "hidden"})
         return replace(outputs, ref_logits=other.logits, ref_hidden=other.hidden)
 
     return run

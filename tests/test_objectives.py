@@ -355,7 +355,7 @@ def test_at_the_start_a_reference_part_is_zero_with_zero_gradient(text: str, wor
 
 
 def test_simnpo_weighs_a_certain_row_by_one_over_its_length() -> None:
-    outputs = Outputs(torch.zeros(1, 4, 3), torch.tensor([[-100, 1, 1, 1]]))
+    outputs = Outputs(torch.zeros(3, 3), torch.tensor([[-100, 1, 1, 1]]), torch.arange(3))
     object.__setattr__(outputs, "nll", torch.zeros(1, 4))
     weights = make_objective("simnpo").forget_weights(outputs)
     assert weights is not None
@@ -365,8 +365,8 @@ def test_simnpo_weighs_a_certain_row_by_one_over_its_length() -> None:
 @pytest.mark.parametrize("text", ["npo", "dpo", "tnpo", "wtnpo", "satimp", "simnpo"])
 def test_sequences_whose_probability_underflows_stay_finite(text: str) -> None:
     nll = torch.full((1, 4), 1e4, requires_grad=True)
-    other = Outputs(torch.zeros(1, 4, 3), torch.tensor([[-100, 1, 1, 1]]), torch.zeros(1, 4))
-    outputs = Outputs(torch.zeros(1, 4, 3), other.labels, torch.zeros(1, 4), alternative=other)
+    other = Outputs(torch.zeros(3, 3), torch.tensor([[-100, 1, 1, 1]]), torch.arange(3), torch.zeros(1, 4))
+    outputs = Outputs(torch.zeros(3, 3), other.labels, torch.arange(3), torch.zeros(1, 4), alternative=other)
     object.__setattr__(outputs, "nll", nll * outputs.mask)
     object.__setattr__(other, "nll", torch.full((1, 4), 5e3) * other.mask)
     loss = make_objective(text).loss("forget", outputs, {"forget": Counts(3, 1)})

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from geffect.errors import GeffectError
 from geffect.gram import inner_products
 from geffect.groups import layout
-from geffect.objectives import Counts, forward, risk, token_nll
+from geffect.objectives import Counts, forward, risk
 from geffect.rows import capture, trainable
 from geffect.tokens import token_effects
 from tests.architectures import FAMILIES, make
@@ -27,7 +27,7 @@ def a_backward_a_token(
     model: nn.Module, batch: dict[str, Tensor], direction: dict[str, Tensor], groups: dict[str, str]
 ) -> dict[str, Tensor]:
     """Group → ⟨∇ℓ, v⟩ ``[B, T]``, and ``total``."""
-    nll = token_nll(forward(model, batch).logits, batch["labels"])
+    nll = forward(model, batch).nll
     found = {group: torch.zeros_like(nll) for group in ["total", *dict.fromkeys(groups.values())]}
     for i, t in (nll != 0).nonzero().tolist():
         model.zero_grad()
@@ -90,7 +90,7 @@ def test_a_step_along_the_direction_does_what_was_said() -> None:
         with torch.no_grad():
             for name, parameter in trainable(model).items():
                 parameter.add_(direction[name], alpha=sign * size)
-            measured.append(token_nll(forward(model, batch).logits, batch["labels"]))
+            measured.append(forward(model, batch).nll)
             for name, parameter in trainable(model).items():
                 parameter.sub_(direction[name], alpha=sign * size)
     assert ((measured[0] - measured[1]) / (2 * size) - found).abs().max() <= 1e-6 * found.abs().max()

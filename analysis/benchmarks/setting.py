@@ -56,7 +56,7 @@ class Setting:
         """What steps of an objective share, as the trainer makes it."""
 
         def run(batch: Batch, needs: frozenset[str], *, dropout: bool) -> Outputs:
-            return forward(self.model, batch, hidden="hidden" in needs)
+            return forward(self.model, batch, needs)
 
         tie = find_tie(self.model)
         return Measurement(trainable(self.model), run, make_objective(objective), make_rectifier(rectifier), tie=tie)

@@ -1,7 +1,7 @@
 """One checkpoint's rows over whole sets, and its forget rows one by one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from geffect.data import Encoded
@@ -55,13 +55,12 @@ def measurement(
 
     def run(batch: Batch, needs: frozenset[str], *, dropout: bool) -> Outputs:
         here = {name: tensor.to(device) for name, tensor in batch.items()}
-        outputs = forward(model, here, hidden="hidden" in needs)
+        outputs = forward(model, here, needs)
         if not needs & {"ref_logits", "ref_hidden"}:
             return outputs
         if given.reference is None:
             raise GeffectError(f"a start for {given.objective.text!r}", "none", "name it with --start")
-        ref_logits, ref_hidden = given.reference(here, hidden="ref_hidden" in needs)
-        return replace(outputs, ref_logits=ref_logits, ref_hidden=ref_hidden)
+        return given.reference(here, outputs, needs)
 
     return Measurement(
         trainable(model), run, given.objective, NoRectifier(), tie=find_tie(model), support=support, keep=keep,

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from geffect.data import Encoded
 from geffect.metrics.likelihood import outputs_of
-from geffect.objectives.outputs import IGNORE_INDEX
+from geffect.objectives.outputs import ALL_LOGITS, IGNORE_INDEX
 
 
 def adversarial_labels(
@@ -30,21 +30,26 @@ def adversarial_labels(
         Labels ``[T]`` a row, ``IGNORE_INDEX`` where no loss is carried.
     """
     found: dict[int, Tensor] = {}
-    for chosen, outputs in outputs_of(model, rows, pad_id, batch_size):
-        for i, logits in zip(chosen, outputs.logits.cpu(), strict=True):
-            row = rows[i]
-            found[i] = (_misaligned if misaligned else _aligned)(logits[: len(row.input_ids)].clone(), row)
+    label = _misaligned if misaligned else _aligned
+    for chosen, outputs in outputs_of(model, rows, pad_id, batch_size, {ALL_LOGITS} if misaligned else ()):
+        for i, logits in zip(chosen, outputs.logits_by_row(), strict=True):
+            found[i] = label(logits.cpu(), rows[i])
     return [found[i] for i in range(len(rows))]
 
 
 def _aligned(logits: Tensor, row: Encoded) -> Tensor:
-    ids = torch.tensor(row.input_ids)
-    before = logits[:-1].scatter(1, ids[1:, None], -torch.inf)  # [T-1, V]: position t-1 predicts token t
-    best = torch.cat([ids[:1], before.argmax(-1)])
-    return torch.where(torch.tensor(row.labels) != IGNORE_INDEX, best, IGNORE_INDEX)
+    """Of the n labelled tokens' predictions ``[n, V]``."""
+    labels = torch.tensor(row.labels)
+    labelled = labels[1:] != IGNORE_INDEX  # nothing predicts a row's first token
+    true = torch.tensor(row.input_ids)[1:][labelled]
+    best = logits.scatter(1, true[:, None], -torch.inf).argmax(-1)
+    labels[1:][labelled] = best
+    return labels
 
 
 def _misaligned(logits: Tensor, row: Encoded) -> Tensor:
-    banned = logits.scatter(1, torch.tensor(row.input_ids)[:, None], -torch.inf)
+    """Of every position's prediction, padding included."""
+    ids = torch.tensor(row.input_ids)
+    banned = logits[: len(ids)].scatter(1, ids[:, None], -torch.inf)
     banned[:, -1] = -torch.inf
     return banned.argmax(-1)

@@ -1,6 +1,6 @@
 """Risk and token accuracy of a set, teacher-forced."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from geffect.data import Encoded, collate
 from geffect.objectives import Outputs, forward
-from geffect.objectives.outputs import shift
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,7 @@ def likelihood(model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_siz
 
 def row_scores(outputs: Outputs) -> Tensor:
     """``[B, 3]``, float64, on the CPU: nats, most likely tokens that are right, and labelled tokens of every row."""
-    right = (outputs.logits.argmax(-1) == shift(outputs.labels)) & outputs.mask
-    parts = [x.detach().cpu().sum(1, dtype=torch.float64) for x in (outputs.nll, right, outputs.mask)]
+    parts = [x.detach().cpu().sum(1, dtype=torch.float64) for x in (outputs.nll, outputs.right, outputs.mask)]
     return torch.stack(parts, 1)
 
 
@@ -84,16 +82,16 @@ def reference_nll(model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_
 
 
 def outputs_of(
-    model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_size: int
+    model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_size: int, needs: Collection[str] = ()
 ) -> Iterator[tuple[list[int], Outputs]]:
-    """Batches of similar length, with the positions of their rows."""
+    """Batches of similar length, with the positions of their rows; ``needs`` as of `geffect.objectives.forward`."""
     device = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
     with evaluating(model), torch.no_grad():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = collate([rows[i] for i in chosen], pad_id)
-            yield chosen, forward(model, {name: tensor.to(device) for name, tensor in batch.items()})
+            yield chosen, forward(model, {name: tensor.to(device) for name, tensor in batch.items()}, needs)
 
 
 @contextmanager

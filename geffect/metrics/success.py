@@ -62,8 +62,8 @@ def success(
     _check(rows)
     parts, rouge = [], 0.0
     for _, outputs in outputs_of(model, rows, pad_id_of(tokenizer), batch_size):
-        likely = outputs.logits.argmax(-1)
-        parts.append(_means(outputs, likely).cpu())
+        likely = outputs.spread(outputs.logits.argmax(-1))
+        parts.append(_means(outputs).cpu())
         for said, true in _texts(tokenizer, outputs, likely):
             rouge += rouge_l(said, true, measure)
     accuracy, nll = torch.cat(parts).mean(0)
@@ -115,10 +115,9 @@ def _check(rows: Sequence[Encoded]) -> None:
         raise GeffectError("rows with a labelled token each", found, "encode a set that has answers")
 
 
-def _means(outputs: Outputs, likely: Tensor) -> Tensor:
+def _means(outputs: Outputs) -> Tensor:
     """``[B, 2]``: each row's token accuracy and nats per token."""
-    right = (likely == shift(outputs.labels)) & outputs.mask
-    sums = torch.stack([each.sum(1, dtype=torch.float64) for each in (right, outputs.nll)], 1)
+    sums = torch.stack([each.sum(1, dtype=torch.float64) for each in (outputs.right, outputs.nll)], 1)
     return sums / outputs.mask.sum(1, keepdim=True)
 
 

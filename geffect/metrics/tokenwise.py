@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from geffect.data import Encoded
+from geffect.heads import log_probabilities, nll_at
 from geffect.metrics.likelihood import outputs_of
-from geffect.objectives.outputs import shift, widened
+from geffect.objectives.outputs import shift
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,18 @@ def token_scores(model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_s
     found: dict[int, TokenScores] = {}
     for chosen, outputs in outputs_of(model, rows, pad_id, batch_size):
         labels = shift(outputs.labels)
-        for place, i in enumerate(chosen):
-            mask = outputs.mask[place]
-            found[i] = _scored(outputs.logits[place][mask], labels[place][mask])
+        for i, logits, shifted, mask in zip(chosen, outputs.logits_by_row(), labels, outputs.mask, strict=True):
+            found[i] = _scored(logits, shifted[mask])
     return [found[i] for i in range(len(rows))]
 
 
 def _scored(logits: Tensor, labels: Tensor) -> TokenScores:
-    log_ps = widened(logits).log_softmax(-1)  # [n, V]
+    log_ps = log_probabilities(logits)  # [n, V]
     p = log_ps.exp()
     mean = (p * log_ps).nan_to_num().sum(-1)  # 0 · log 0 is 0
     second = (p * log_ps.square()).nan_to_num().sum(-1)
     std = (second - mean.square()).clamp_min(0).sqrt()
-    log_p = log_ps.gather(-1, labels[:, None])[:, 0]
+    log_p = -nll_at(logits, labels)
     return TokenScores(
         log_p.cpu().double(), (logits.argmax(-1) == labels).cpu(), mean.cpu().double(), std.cpu().double()
     )

@@ -2,12 +2,15 @@
 
 import contextlib
 import copy
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from geffect.errors import GeffectError
+from geffect.objectives.outputs import Outputs, logits_at
 
 Batch = dict[str, Tensor]
 
@@ -26,16 +29,20 @@ class Reference:
         self.model: Any = model if self.fresh else copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def __call__(self, batch: Batch, *, hidden: bool) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        """Logits ``[B, T, V]`` and, where asked for, the hidden states."""
+    def __call__(self, batch: Batch, outputs: Outputs, needs: Collection[str]) -> Outputs:
+        """The model's outputs with what an objective needs of the reference at the same positions.
+
+        Args:
+            batch: what the model ran on.
+            outputs: the model's.
+            needs: of the objective, ``ref_logits`` and ``ref_hidden`` among others.
+
+        Returns:
+            The outputs, with ``ref_logits`` and, where needed, ``ref_hidden``.
+        """
         with self.model.disable_adapter() if self.fresh else contextlib.nullcontext():
-            found = self.model(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                use_cache=False,
-                output_hidden_states=hidden,
-            )
-        return found.logits, found.hidden_states if hidden else None
+            logits, hidden = logits_at(self.model, batch, outputs.index, hidden="ref_hidden" in needs)
+        return replace(outputs, ref_logits=logits, ref_hidden=hidden)
 
 
 def is_fresh_adapter(model: nn.Module) -> bool:

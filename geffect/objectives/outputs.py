@@ -1,12 +1,14 @@
 """What one forward pass gives an objective, and the negative log-likelihood all of them share.
 
-Letters: B rows, T tokens, V vocabulary, L blocks, d hidden size. Labels are shifted here and nowhere else: position t
-predicts token t+1.
+Letters: B rows, T tokens, N of the B·T positions, V vocabulary, L blocks, d hidden size. Labels are shifted here and
+nowhere else: position t predicts token t+1.
 """
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
@@ -14,8 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from geffect.errors import GeffectError
+from geffect.groups import unwrap
+from geffect.heads import nll_at
 
 IGNORE_INDEX = -100
+ALL_LOGITS = "all_logits"  # a need: the logits of every position, prompts and padding included
 SUPPLY = {
     "ref_nll": "pass reference=reference_nll(model, rows, pad_id)",
     "ref_logits": "give the forward pass a frozen reference model",
@@ -31,7 +36,7 @@ def shift(labels: Tensor) -> Tensor:
 
 
 def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """−log p(label) of every labelled token, 0 elsewhere; computed in float32 or better.
+    """−log p(label) of every labelled token, 0 elsewhere; computed in float32 or better (`geffect.heads`).
 
     Args:
         logits: ``[B, T, V]``.
@@ -40,14 +45,14 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         ``[B, T]`` in nats, at the position that predicts the token.
     """
-    wide = widened(logits).flatten(0, 1)  # [B*T, V]
-    nll = functional.cross_entropy(wide, shift(labels).flatten(), ignore_index=IGNORE_INDEX, reduction="none")
-    return nll.view(labels.shape)
+    index = labelled_positions(labels)
+    return Outputs(logits.flatten(0, 1)[index], labels, index).nll
 
 
-def widened(tensor: Tensor) -> Tensor:
-    """The tensor in float32 or better."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+def labelled_positions(*labellings: Tensor) -> Tensor:
+    """``[N]`` the flat positions b·T + t that predict a token which any of these labels ``[B, T]`` names."""
+    carries = torch.stack([shift(labels) != IGNORE_INDEX for labels in labellings]).any(0)
+    return carries.flatten().nonzero()[:, 0]
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,12 @@ class Outputs:
     """One forward pass over a batch, with what else an objective may need.
 
     Attributes:
-        logits: ``[B, T, V]``, with a graph.
+        logits: ``[N, V]`` at the positions of ``index``, with a graph.
         labels: ``[B, T]``, ``IGNORE_INDEX`` where no loss is carried.
+        index: ``[N]`` flat positions b·T + t, ascending; those that predict a labelled token are among them.
         ref_nll: ``[B, T]`` token NLLs under the frozen reference, laid out as `nll`; None unless needed, as all below.
         hidden: L + 1 hidden states ``[B, T, d]``: the embedding's output, then each block's (the last one normed).
-        ref_logits: ``[B, T, V]`` of the frozen reference.
+        ref_logits: ``[N, V]`` of the frozen reference.
         ref_hidden: its hidden states.
         alternative: the same questions with other answers.
         relabelled: labelling → other labels ``[B, T]`` for the same inputs.
@@ -67,6 +73,7 @@ class Outputs:
 
     logits: Tensor
     labels: Tensor
+    index: Tensor
     ref_nll: Tensor | None = None
     hidden: tuple[Tensor, ...] | None = None
     ref_logits: Tensor | None = None
@@ -82,7 +89,27 @@ class Outputs:
     @cached_property
     def nll(self) -> Tensor:
         """``[B, T]`` token NLLs in nats, 0 where not labelled."""
-        return token_nll(self.logits, self.labels)
+        return self.nll_of(self.labels)
+
+    def nll_of(self, labels: Tensor) -> Tensor:
+        """``[B, T]`` token NLLs of other labels ``[B, T]`` for the same inputs, 0 where not labelled."""
+        shifted = shift(labels).flatten()[self.index]  # [N]
+        nll = nll_at(self.logits, shifted.clamp(min=0))
+        return self.spread(torch.where(shifted == IGNORE_INDEX, 0.0, nll))
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Values ``[N]`` at the positions of ``index`` → ``[B, T]``, 0 elsewhere."""
+        return values.new_zeros(self.labels.numel()).index_copy(0, self.index, values).view(self.labels.shape)
+
+    @cached_property
+    def right(self) -> Tensor:
+        """``[B, T]`` bool: the positions whose most likely token is the labelled one."""
+        return self.spread(self.logits.argmax(-1) == shift(self.labels).flatten()[self.index]) & self.mask
+
+    def logits_by_row(self) -> list[Tensor]:
+        """``[n, V]`` a row: the logits at its own positions of ``index``, in order."""
+        counts = torch.bincount(self.index // self.labels.shape[1], minlength=len(self.labels))
+        return list(self.logits.split(counts.tolist()))
 
     @cached_property
     def sequence_nll(self) -> Tensor:
@@ -129,25 +156,67 @@ class Outputs:
         return self.relabelled[name]
 
 
-def forward(model: nn.Module, batch: Mapping[str, Tensor], *, hidden: bool = False) -> Outputs:
+def forward(model: nn.Module, batch: Mapping[str, Tensor], needs: Collection[str] = ()) -> Outputs:
     """Run the model over a collated batch.
 
     Args:
         model: a causal language model.
         batch: ``input_ids``, ``attention_mask``, ``labels``, perhaps ``ref_nll`` and other labellings (``*_labels``).
-        hidden: keep the hidden states.
+        needs: of an objective; ``hidden`` keeps the hidden states, `ALL_LOGITS` the logits of every position.
 
     Returns:
         Its outputs.
     """
-    found = model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        use_cache=False,
-        output_hidden_states=hidden,
-    )
     relabelled = {name: labels for name, labels in batch.items() if name.endswith("_labels")}
-    return Outputs(
-        found.logits, batch["labels"], batch.get("ref_nll"), found.hidden_states if hidden else None,
-        relabelled=relabelled,
+    labels = batch["labels"]
+    everywhere = ALL_LOGITS in needs
+    index = torch.arange(labels.numel(), device=labels.device) if everywhere else labelled_positions(
+        labels, *relabelled.values()
     )  # fmt: skip
+    logits, hidden = logits_at(model, batch, index, hidden="hidden" in needs)
+    return Outputs(logits, labels, index, batch.get("ref_nll"), hidden, relabelled=relabelled)
+
+
+def logits_at(
+    model: nn.Module, batch: Mapping[str, Tensor], index: Tensor, *, hidden: bool = False,
+    call: Callable[..., Any] | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...] | None]:  # fmt: skip
+    """The logits at some positions of a batch; where the model takes ``logits_to_keep``, no others are computed.
+
+    Args:
+        model: a causal language model.
+        batch: ``input_ids`` and ``attention_mask``, each ``[B, T]``.
+        index: ``[N]`` flat positions b·T + t.
+        hidden: give the hidden states, too.
+        call: runs the model instead of calling it, as `torch.func.functional_call` does with other parameters.
+
+    Returns:
+        Logits ``[N, V]``, and the L + 1 hidden states ``[B, T, d]`` where asked for.
+
+    Raises:
+        GeffectError: the model's logits are of other positions than its inputs, as with virtual tokens.
+    """
+    shape = batch["input_ids"].shape
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    if _keeps_positions(model):
+        inputs["logits_to_keep"] = torch.zeros(shape, dtype=torch.bool, device=index.device).flatten().index_fill(
+            0, index, True
+        ).view(shape)  # fmt: skip
+    found = (call or model)(**inputs, output_hidden_states=hidden)
+    logits, states = found.logits, found.hidden_states if hidden else None
+    if logits.shape[:-1] == (len(index),):
+        return logits, states
+    if logits.shape[:-1] != shape:
+        raise GeffectError(f"logits of {shape[0]} × {shape[1]} positions, as many as inputs",
+                           " × ".join(map(str, logits.shape[:-1])),
+                           "merge or drop virtual tokens (prompt tuning) first")  # fmt: skip
+    return logits.flatten(0, 1)[index], states
+
+
+def _keeps_positions(model: nn.Module) -> bool:
+    """Whether a mask of positions can be given to the model, for its head to see no others."""
+    base = unwrap(model)
+    if "logits_to_keep" not in signature(base.forward).parameters:
+        return False
+    code = sys.modules[type(base).__module__]
+    return hasattr(code, "slice_logits_to_keep")  # transformers' own, which takes masks; older ones take ranges only

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from geffect.errors import GeffectError
-from geffect.objectives.outputs import Outputs, token_nll
+from geffect.objectives.outputs import Outputs
 
 
 def check_variant(name: str, variant: str, known: tuple[str, ...]) -> None:
@@ -127,7 +127,7 @@ class _Relabelled:
 
     def loss(self, outputs: Outputs) -> Tensor:
         """−Σ_i log p(other label_i); the caller divides by their count."""
-        return token_nll(outputs.logits, outputs.labelling(self.unit)).sum()
+        return outputs.nll_of(outputs.labelling(self.unit)).sum()
 
 
 @dataclass(frozen=True)

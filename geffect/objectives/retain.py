@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from geffect.errors import GeffectError
-from geffect.objectives.outputs import Outputs, widened
+from geffect.heads import kl_at
+from geffect.objectives.outputs import ALL_LOGITS, Outputs
 from geffect.objectives.preference import check_variant
 from geffect.objectives.rmu import hidden_layer, reduced
 
@@ -65,12 +65,16 @@ class KL:
 
     on: str = "retain"
     variant: str = "labelled"
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logits"})
     multiple_of_risk: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
         _check_set("kl", self.on)
         check_variant("kl", self.variant, ("labelled", "tofu"))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The reference's logits, at labelled positions or at all."""
+        return frozenset({"ref_logits"} | ({ALL_LOGITS} if self.variant == "tofu" else set()))
 
     @property
     def unit(self) -> str:
@@ -82,10 +86,8 @@ class KL:
 
     def loss(self, outputs: Outputs) -> Tensor:
         """Σ_i Σ_v p_ref(v) (log p_ref(v) − log p(v)); the caller divides by the count of positions summed."""
-        positions = outputs.mask if self.variant == "labelled" else torch.ones_like(outputs.mask)
-        log_p = widened(outputs.logits[positions]).log_softmax(-1)  # [N, V]
-        log_ref = widened(outputs.need("ref_logits")[positions]).log_softmax(-1)
-        return (log_ref.exp() * (log_ref - log_p)).sum()
+        divergence = outputs.spread(kl_at(outputs.logits, outputs.need("ref_logits")))  # [B, T]
+        return (divergence if self.variant == "tofu" else divergence * outputs.mask).sum()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from geffect.errors import GeffectError
-from geffect.objectives.outputs import Outputs, widened
+from geffect.heads import widened
+from geffect.objectives.outputs import Outputs
 from geffect.objectives.preference import check_variant
 
 

@@ -5,7 +5,6 @@ No numerics of its own: rows, Gram and rectification are `geffect.measurement`'s
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,15 +167,14 @@ class UnlearnTrainer(RecordingTrainer):
         if self.model.training != dropout or not dropout:
             set_mode(self.model, dropout=dropout, checkpointing=not self.keep_dropout)
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.autocast):
-            outputs = forward(self.model, batch, hidden="hidden" in needs)
+            outputs = forward(self.model, batch, needs)
             if not needs & {"ref_logits", "ref_hidden"}:
                 return outputs
             if self.reference is None:
                 missing = ", ".join(sorted(needs & {"ref_logits", "ref_hidden"}))
                 remedy = "pass reference=Reference(model) before training"
                 raise GeffectError(f"a frozen reference for {missing}", "none", remedy)
-            ref_logits, ref_hidden = self.reference(batch, hidden="ref_hidden" in needs)
-        return replace(outputs, ref_logits=ref_logits, ref_hidden=ref_hidden)
+            return self.reference(batch, outputs, needs)
 
     def collate(self, meetings: Sequence[Mapping[str, Encoded]]) -> dict[str, Batch]:
         """Pad a micro-batch's rows, each set to its own length, with the columns of each."""
