@@ -5,8 +5,10 @@ gradients over vocabularies and certainties; with it, those of the Gram of a mod
 """
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pandas as pd
@@ -91,13 +93,32 @@ def gram_errors(start: Path, data: Path) -> pd.DataFrame:
     for weights in (torch.float32, torch.bfloat16):
         model, batches = _loaded(start, data)
         model = model.to(weights)  # rounds them
-        truth = _gradients(model.double(), batches, functional_risk)
+        with float64_norms(model.double()):
+            truth = _gradients(model, batches, functional_risk)
         for compute in dict.fromkeys((torch.float32, weights)):
             for name, loss in HEADS.items():
                 rows = _gradients(model.to(compute), batches, loss)
                 found.append({"weights": _name(weights), "computed in": _name(compute), "head": name}
                              | _errors(rows, truth))  # fmt: skip
     return pd.DataFrame(found)
+
+
+@contextmanager
+def float64_norms(model: Any) -> Iterator[None]:
+    """While this lasts RMS norms stay in float64; transformers' take theirs in float32 whatever their input."""
+
+    def norm(self: Any, x: Tensor) -> Tensor:
+        scaled: Tensor = self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
+        return scaled
+
+    norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
+    for module in norms:
+        module.forward = MethodType(norm, module)
+    try:
+        yield
+    finally:
+        for module in norms:
+            del module.forward
 
 
 def functional_risk(model: Any, batch: Mapping[str, Tensor]) -> Tensor:

@@ -35,7 +35,7 @@ def nll_at(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         ``[N]``, in float32 or better.
     """
-    nll: Tensor = _NLL.apply(logits, labels)
+    nll: Tensor = _NLL.apply(logits, labels)  # type: ignore[no-untyped-call]
     return nll
 
 
@@ -51,7 +51,7 @@ def kl_at(logits: Tensor, reference: Tensor) -> Tensor:
     Returns:
         ``[N]``, in float32 or better.
     """
-    divergence: Tensor = _KL.apply(logits, reference)
+    divergence: Tensor = _KL.apply(logits, reference)  # type: ignore[no-untyped-call]
     return divergence
 
 
