@@ -18,7 +18,7 @@ from geffect.launched import launched
 from geffect.models import Loaded, add_lora, outline
 from geffect.models.load import DTYPES
 from geffect.models.reference import check_trainable
-from geffect.objectives import Objective, make_objective
+from geffect.objectives import IGNORE_INDEX, Objective, make_objective
 from geffect.preparation import check_method, encode, read_set, roles
 from geffect.record import refuse_existing
 from geffect.rectify import Rectifier, make_freezing, make_rectifier
@@ -27,7 +27,7 @@ from geffect.scopes import RISKS, role_of, scopes
 LOGGER = logging.getLogger(__name__)
 OPTIMIZER_ROWS = {"sgd": 0, "adagrad": 1, "rmsprop": 1, "adafactor": 0}  # tensors of the parameters' size; else 2
 ACTIVATION_FLOATS = 34  # kept for the backward pass a token, block and hidden unit: the usual count without scores
-LOGIT_COPIES = 4  # logits, log-softmax, its gradient, and theirs
+LOGIT_COPIES = 3  # logits, their gradient, and a cast or a reference's
 PROCESS = 500_000_000  # bytes of a process that has imported torch, transformers and peft
 
 
@@ -209,7 +209,11 @@ def activations_bytes(model: Any, encoded: dict[str, list[Encoded]], batch_size:
     shape = model.config.get_text_config()
     tokens = max(min(batch_size, len(each)) * max(len(row.input_ids) for row in each) for each in encoded.values())
     activations = tokens * shape.hidden_size * shape.num_hidden_layers * ACTIVATION_FLOATS * size
-    return int(activations + tokens * shape.vocab_size * 4 * LOGIT_COPIES)
+    labelled = max(
+        min(batch_size, len(each)) * max(sum(label != IGNORE_INDEX for label in row.labels) for row in each)
+        for each in encoded.values()
+    )
+    return int(activations + labelled * shape.vocab_size * 4 * LOGIT_COPIES)
 
 
 def _extra_rows(config: TrainConfig) -> int:
