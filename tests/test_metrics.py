@@ -1,16 +1,17 @@
 """Metrics of a row: hand-computed examples, slow and independent implementations, edges."""
 
 import math
+import string
 import zlib
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from geffect.metrics.calibration import calibrate, mixed
 from geffect.metrics.generation import generate, prompt_of
 from geffect.metrics.intervals import mean_interval
 from geffect.metrics.memorization import answer_probability, exact_memorization, extraction_strength
-from geffect.metrics.rouge import rouge_l
+from geffect.metrics.rouge import Measure, rouge_l, words
 from geffect.metrics.rounding import rounded
 from geffect.metrics.table import METRICS
 from geffect.metrics.tokenwise import TokenScores, token_scores
@@ -185,6 +186,52 @@ def test_rouge_is_rouge_scores() -> None:
         expected = RougeScorer(["rougeL"], use_stemmer=True).score(true, said)["rougeL"]
         assert rouge_l(said, true) == expected.recall
         assert rouge_l(said, true, "fmeasure") == expected.fmeasure
+
+
+LATIN = st.text(st.sampled_from(string.printable) | st.sampled_from("éÀßñœÅİıſﬁ²µ“”–…"), max_size=40)
+LETTERS = st.text(st.characters(categories=["L", "N", "M", "Z", "S"]), max_size=30)
+
+
+@given(LATIN, LATIN)
+@settings(deadline=None)
+def test_latin_texts_have_their_published_score(said: str, true: str) -> None:
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    published = DefaultTokenizer(use_stemmer=True)
+    assume(all(published.tokenize(each) for each in (said, true)))
+    a, b = (set(published.tokenize(each)) for each in (said, true))
+    assert [words(each) for each in (said, true)] == [published.tokenize(each) for each in (said, true)]
+    assert rouge_l(said, true, "fmeasure") == rouge_l(true, said, "fmeasure")
+    assert (rouge_l(said, true) > 0) == bool(a & b)
+
+
+@given(LETTERS)
+@settings(deadline=None)
+def test_a_text_of_any_script_is_all_of_itself(text: str) -> None:
+    for measure in get_args(Measure):
+        assert rouge_l(text, text, measure) == (1 if text.strip() else 0)
+
+
+@given(LETTERS, LETTERS)
+@settings(deadline=None)
+def test_what_is_published_is_a_part_of_the_words(first: str, second: str) -> None:
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    text = f"{first} Oskar writes {second}"
+    kept = [word for word in words(text) if word.isascii()]
+    assert kept == DefaultTokenizer(use_stemmer=True).tokenize(text)
+
+
+@pytest.mark.parametrize(("said", "true", "recall", "precision"), [
+    ("他住在东京", "他住在北京", 4 / 5, 4 / 5), ("東京タワー", "東京", 1, 2 / 5), ("서울에 산다", "그는 서울에 산다", 2 / 3, 1),
+    ("Она живёт в Москве", "ОНА ЖИВЁТ В ЛОНДОНЕ", 3 / 4, 3 / 4), ("γράφει ΒΙΒΛΊΑ", "γράφει βιβλία", 1, 1),
+    ("هو يكتب ١٩٩٠", "هي تكتب ١٩٩٠", 1 / 3, 1 / 3), ("वह लिखता है", "वह पढ़ता है", 2 / 3, 2 / 3),
+    ("ลา", "ลาว", 2 / 3, 1), ("1990年", "1991年", 1 / 2, 1 / 2), ("Oskar пишет", "Oskar writes", 1 / 2, 1 / 2),
+    ("й", "и\u0306", 1, 1), ("José", "Jos", 1, 1), ("", "東京", 0, 0), ("...", "...", 0, 0), ("京東", "東京", 1 / 2, 1 / 2),
+])  # fmt: skip
+def test_rouge_of_other_scripts_by_hand(said: str, true: str, recall: float, precision: float) -> None:
+    assert rouge_l(said, true) == pytest.approx(recall)
+    assert rouge_l(said, true, "precision") == pytest.approx(precision)
 
 
 def test_truth_by_hand() -> None:
