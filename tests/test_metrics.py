@@ -4,6 +4,8 @@ import math
 import string
 import zlib
 from collections.abc import Sequence
+from copy import deepcopy
+from decimal import Decimal
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -20,13 +22,20 @@ from geffect.errors import GeffectError
 from geffect.metrics import membership
 from geffect.metrics.calibration import calibrate, mixed
 from geffect.metrics.generation import generate, prompt_of
-from geffect.metrics.intervals import mean_interval
+from geffect.metrics.intervals import geometric_interval, mean_interval
 from geffect.metrics.memorization import answer_probability, exact_memorization, extraction_strength
 from geffect.metrics.rouge import Measure, rouge_l, words
 from geffect.metrics.rounding import rounded
 from geffect.metrics.table import METRICS
 from geffect.metrics.tokenwise import TokenScores, token_scores
-from geffect.metrics.truth import forget_quality, forget_truth, model_utility, retain_truth, truth_ratio
+from geffect.metrics.truth import (
+    forget_quality,
+    forget_truth,
+    log_truth_ratio,
+    model_utility,
+    retain_truth,
+    truth_ratio,
+)
 from geffect.metrics.view import View
 from geffect.models import Loaded, load
 
@@ -223,11 +232,13 @@ def test_what_is_published_is_a_part_of_the_words(first: str, second: str) -> No
 
 
 @pytest.mark.parametrize(("said", "true", "recall", "precision"), [
-    ("他住在东京", "他住在北京", 4 / 5, 4 / 5), ("東京タワー", "東京", 1, 2 / 5), ("서울에 산다", "그는 서울에 산다", 2 / 3, 1),
+    ("他住在东京", "他住在北京", 4 / 5, 4 / 5), ("東京タワー", "東京", 1, 2 / 5),
+    ("서울에 산다", "그는 서울에 산다", 2 / 3, 1),
     ("Она живёт в Москве", "ОНА ЖИВЁТ В ЛОНДОНЕ", 3 / 4, 3 / 4), ("γράφει ΒΙΒΛΊΑ", "γράφει βιβλία", 1, 1),
     ("هو يكتب ١٩٩٠", "هي تكتب ١٩٩٠", 1 / 3, 1 / 3), ("वह लिखता है", "वह पढ़ता है", 2 / 3, 2 / 3),
     ("ลา", "ลาว", 2 / 3, 1), ("1990年", "1991年", 1 / 2, 1 / 2), ("Oskar пишет", "Oskar writes", 1 / 2, 1 / 2),
-    ("й", "и\u0306", 1, 1), ("José", "Jos", 1, 1), ("", "東京", 0, 0), ("...", "...", 0, 0), ("京東", "東京", 1 / 2, 1 / 2),
+    ("й", "и\u0306", 1, 1), ("José", "Jos", 1, 1), ("", "東京", 0, 0), ("...", "...", 0, 0),
+    ("京東", "東京", 1 / 2, 1 / 2),
 ])  # fmt: skip
 def test_rouge_of_other_scripts_by_hand(said: str, true: str, recall: float, precision: float) -> None:
     assert rouge_l(said, true) == pytest.approx(recall)
@@ -235,12 +246,81 @@ def test_rouge_of_other_scripts_by_hand(said: str, true: str, recall: float, pre
 
 
 def test_truth_by_hand() -> None:
-    assert truth_ratio(0.4, [0.1, 0.2, 0.3]) == pytest.approx(0.5)
-    assert truth_ratio(0.4, [0.1, 0.2, 0.3], "geometric") == pytest.approx(0.006 ** (1 / 3) / 0.4)
-    assert truth_ratio(0.4, [0.0, 0.2], "geometric") == 0
-    assert truth_ratio(0.0, [0.1]) == math.inf
-    assert [forget_truth(each) for each in (0.5, 1.0, 2.0, 0.0, math.inf)] == [0.5, 1, 0.5, 0, 0]
-    assert [retain_truth(each) for each in (0.25, 1.0, 3.0, 0.0, math.inf)] == [0.75, 0, 0, 1, 0]
+    right, wrong = math.log(0.4), [math.log(each) for each in (0.1, 0.2, 0.3)]
+    assert truth_ratio(log_truth_ratio(right, wrong)) == pytest.approx(0.5)
+    assert truth_ratio(log_truth_ratio(right, wrong, "geometric")) == pytest.approx(0.006 ** (1 / 3) / 0.4)
+    assert log_truth_ratio(right, [-math.inf, -1], "geometric") == -math.inf
+    assert log_truth_ratio(-math.inf, [-1]) == math.inf
+    assert math.isnan(log_truth_ratio(-math.inf, [-math.inf]))
+    logs = [math.log(0.5), 0.0, math.log(2), -math.inf, math.inf, math.nan]
+    assert [forget_truth(each) for each in logs] == pytest.approx([0.5, 1, 0.5, 0, 0, math.nan], nan_ok=True)
+    assert [retain_truth(each) for each in logs] == pytest.approx([0.5, 0, 0, 1, 0, math.nan], nan_ok=True)
+    assert [truth_ratio(each) for each in logs] == pytest.approx([0.5, 1, 2, 0, math.inf, math.nan], nan_ok=True)
+
+
+LOGS = st.floats(-2000, 0)
+
+
+@given(LOGS, st.lists(LOGS, min_size=1, max_size=5))
+def test_truth_ratios_are_those_of_exact_arithmetic(right: float, wrong: list[float]) -> None:
+    """Decimals hold e^-2000, which no float64 does."""
+    p, others = Decimal(right).exp(), [Decimal(each).exp() for each in wrong]
+    product_of = math.prod(others, start=Decimal(1))
+    for aggregation, expected in (
+        ("arithmetic", sum(others) / len(others) / p),
+        ("geometric", product_of ** (Decimal(1) / len(others)) / p),
+    ):
+        found = log_truth_ratio(right, wrong, aggregation)  # type: ignore[arg-type]
+        assert found == pytest.approx(float(expected.ln()), rel=1e-9, abs=1e-9)
+        assert forget_truth(found) == pytest.approx(float(min(expected, 1 / expected)), rel=1e-9)
+        assert retain_truth(found) == pytest.approx(float(max(Decimal(0), 1 - expected)), rel=1e-9, abs=1e-9)
+        if float(expected) < math.inf:
+            assert truth_ratio(found) == pytest.approx(float(expected), rel=1e-9)
+
+
+def _log_p(model: Any, loaded: Loaded, question: str, answer: str) -> Decimal:
+    """The mean log p of an answer's tokens, one at a time."""
+    [row] = encode_set(loaded.tokenizer, QASet("one", ({"question": question, "answer": answer},)))
+    with torch.no_grad():
+        logits = model(torch.tensor([row.input_ids])).logits[0]
+    found = []
+    for i, label in enumerate(row.labels):
+        if label != -100:
+            values = logits[i - 1].tolist()
+            top = max(values)
+            found.append(values[label] - top - math.log(math.fsum(math.exp(each - top) for each in values)))
+    return Decimal(math.fsum(found) / len(found))
+
+
+def test_a_diverged_model_has_its_truth_ratios(loaded: Loaded, rows: RowSet) -> None:
+    model = deepcopy(loaded.model).double()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(400)  # answers take hundreds of nats a token
+    view = View(model, loaded.tokenizer, rows, partial(encode_set, loaded.tokenizer))
+    found = {name: METRICS[name](view) for name in METRICS if "truth" in name}
+    logs = []
+    for i, row in enumerate(rows.rows):
+        right, *wrong = [_log_p(model, loaded, row["question"], each)
+                         for each in (row["paraphrased_answer"], *row["perturbed_answer"])]  # fmt: skip
+        ratio = sum(each.exp() for each in wrong) / len(wrong) / right.exp()
+        logs.append(right)
+        assert found["forget_truth"][i] == pytest.approx(float(min(ratio, 1 / ratio)), rel=1e-6)
+        assert found["retain_truth"][i] == pytest.approx(float(max(Decimal(0), 1 - ratio)), abs=1e-6)
+        assert found["truth_ratio"][i] == pytest.approx(float(ratio), rel=1e-6)
+        geometric = sum(wrong) / len(wrong) - right
+        assert found["log_truth_ratio_geometric"][i] == pytest.approx(float(geometric), rel=1e-6)
+    assert min(logs) < -760
+    assert max(found["forget_truth"]) > 0
+    likelihoods = {name: METRICS[name](view) for name in ("probability", "perplexity", "mean_perplexity", "loss")}
+    assert max(likelihoods["loss"]) > 710
+    assert max(likelihoods["perplexity"]) == max(likelihoods["mean_perplexity"]) == math.inf
+    assert min(likelihoods["probability"]) == 0
+
+
+def test_quality_sees_the_order_of_ratios_no_float_holds() -> None:
+    ratios = [-900.0, -800.0, 750.0, 900.0]
+    assert forget_quality(ratios, ratios[::-1]) == 1
+    assert forget_quality([-900.0] * 5, [-800.0] * 5) == pytest.approx(2 / math.comb(10, 5))
 
 
 def test_truth_of_rows_by_hand(loaded: Loaded, rows: RowSet) -> None:
@@ -290,21 +370,52 @@ def test_auc_counts_pairs(members: list[float], others: list[float]) -> None:
 
 
 def test_attacks_by_hand() -> None:
-    text = tokens([-1.0, -4.0, -2.0, -3.0, -0.5], mean=-2.0, std=0.5)
-    assert membership.loss(text) == pytest.approx(2.1)
-    assert membership.min_k(text) == pytest.approx(3.5)  # two of five tokens
+    text = tokens([-1.0, -4.0, -2.0, -3.0, -0.5, -9.0], mean=-2.0, std=0.5)
+    assert membership.loss(text) == pytest.approx(3.25)
+    assert membership.min_k(text) == pytest.approx(3.5)  # two of the five tokens before the last
     assert membership.min_k(text, 0.01) == 4
     assert membership.min_k_plus_plus(text) == pytest.approx(3.0)  # (−4 + 2)/0.5 = −4 and (−3 + 2)/0.5 = −2
-    assert membership.min_k_plus_plus(tokens([-1.0], std=0.0)) == pytest.approx(1e3)
-    assert membership.zlib(text, LONG) == pytest.approx(2.1 / len(zlib.compress(LONG.encode())))
-    assert membership.reference(text.nll, tokens([-0.1]).nll) == pytest.approx(2.0)
-    assert math.isnan(membership.min_k(tokens([])))
+    assert membership.min_k_plus_plus(tokens([-1.0, -9.0], std=0.0)) == pytest.approx(1e3)
+    assert membership.zlib(text, LONG) == pytest.approx(3.25 / len(zlib.compress(LONG.encode())))
+    assert membership.reference(text.nll, tokens([-0.1]).nll) == pytest.approx(3.15)
+    for short in ([], [-1.0]):
+        assert math.isnan(membership.min_k(tokens(short)))
+        assert math.isnan(membership.min_k_plus_plus(tokens(short)))
     assert membership.auc([1.0], [1.0]) == 0.5
     for sides in (([], [1.0]), ([1.0], []), ([math.nan], [1.0])):
         with pytest.raises(GeffectError, match="members and of others"):
             membership.auc(*sides)
     assert membership.privleak(0.75, 0.5) == pytest.approx(-50)
     assert membership.privleak(0.6, 0.6) == 0
+
+
+def test_attacks_are_those_of_open_unlearning(loaded: Loaded, rows: RowSet) -> None:
+    """From the logits of one row at a time, in float64: all labelled tokens for LOSS, all but the last for Min-K."""
+    model, k = deepcopy(loaded.model).double(), 0.4
+    view = View(model, loaded.tokenizer, rows, partial(encode_set, loaded.tokenizer), 5)
+    found = {name: METRICS[name](view) for name in ("loss", "zlib", "min_k", "min_k_plus_plus")}
+    for i, row in enumerate(view.encoded):
+        with torch.no_grad():
+            logits = model(torch.tensor([row.input_ids])).logits[0]
+        log_ps, normed = [], []
+        for place, label in enumerate(row.labels):
+            if label == -100:
+                continue
+            shifted = [x - float(logits[place - 1].max()) for x in logits[place - 1].tolist()]
+            total = math.log(math.fsum(map(math.exp, shifted)))
+            logs = [x - total for x in shifted]
+            mean = math.fsum(math.exp(x) * x for x in logs)
+            variance = max(1e-6, math.fsum(math.exp(x) * x**2 for x in logs) - mean**2)
+            log_ps.append(logs[label])
+            normed.append((logs[label] - mean) / math.sqrt(variance))
+        count = max(1, int(k * (len(log_ps) - 1)))
+        loss = -math.fsum(log_ps) / len(log_ps)
+        text = loaded.tokenizer.decode([each for each in row.labels if each != -100], skip_special_tokens=True)
+        assert found["loss"][i] == pytest.approx(loss, rel=1e-9)
+        assert found["zlib"][i] == pytest.approx(loss / len(zlib.compress(text.encode())), rel=1e-9)
+        assert found["min_k"][i] == pytest.approx(-math.fsum(sorted(log_ps[:-1])[:count]) / count, rel=1e-9)
+        least = -math.fsum(sorted(normed[:-1])[:count]) / count
+        assert found["min_k_plus_plus"][i] == pytest.approx(least, rel=1e-6)
 
 
 def _weights(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -356,3 +467,14 @@ def test_intervals_hold_the_mean() -> None:
     assert high - low == pytest.approx(2 * spread, rel=0.1)
     assert mean_interval([3.0]) == (3, 3, 3)
     assert all(map(math.isnan, mean_interval([])))
+    assert mean_interval([math.inf, math.inf, 1.0]) == (math.inf,) * 3
+
+
+def test_a_geometric_mean_is_that_of_logarithms() -> None:
+    values = [2.0, 8.0, 32.0, math.nan]
+    mean, low, high = geometric_interval(values)
+    assert mean == pytest.approx(8)
+    assert 2 <= low < mean < high <= 32
+    assert (low, high) == pytest.approx(tuple(map(math.exp, mean_interval([math.log(each) for each in values])[1:])))
+    assert geometric_interval([math.inf, 1.0]) == (math.inf,) * 3
+    assert all(map(math.isnan, geometric_interval([])))

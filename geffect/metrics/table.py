@@ -11,9 +11,16 @@ from geffect.data import QASet, RowSet
 from geffect.errors import GeffectError
 from geffect.metrics import membership
 from geffect.metrics.generation import generate, prompt_of
-from geffect.metrics.memorization import answer_probability, exact_memorization, extraction_strength
+from geffect.metrics.memorization import answer_probability, exact_memorization, extraction_strength, perplexity
 from geffect.metrics.rouge import Measure, rouge_l
-from geffect.metrics.truth import Aggregation, forget_truth, normalised_probability, retain_truth, truth_ratio
+from geffect.metrics.truth import (
+    Aggregation,
+    forget_truth,
+    log_truth_ratio,
+    normalised_probability,
+    retain_truth,
+    truth_ratio,
+)
 from geffect.metrics.view import View
 from geffect.objectives import IGNORE_INDEX
 
@@ -40,20 +47,17 @@ def _rouge(measure: Measure) -> PerRow:
     return score
 
 
-def _probabilities(view: View, *fields: str) -> list[list[float]]:
-    return [[answer_probability(each) for each in row] for row in view.variants(*fields)]
-
-
 def _normalised(view: View) -> list[float]:
-    right, wrong = _probabilities(view, "answer"), _probabilities(view, "perturbed_answer")
+    right, wrong = ([[answer_probability(each) for each in row] for row in view.variants(field)]
+                    for field in ("answer", "perturbed_answer"))  # fmt: skip
     return [normalised_probability(p, others) for [p], others in zip(right, wrong, strict=True)]
 
 
-def _truth(aggregation: Aggregation = "arithmetic", of: Callable[[float], float] = float) -> PerRow:
+def _truth(aggregation: Aggregation = "arithmetic", of: Callable[[float], float] = truth_ratio) -> PerRow:
     def score(view: View) -> list[float]:
-        wrong = _probabilities(view, "perturbed_answer")
-        right = _probabilities(view, "paraphrased_answer", "answer")
-        return [of(truth_ratio(p, others, aggregation)) for [p], others in zip(right, wrong, strict=True)]
+        right, wrong = ([[-each.nll for each in row] for row in view.variants(*fields)]
+                        for fields in (("paraphrased_answer", "answer"), ("perturbed_answer",)))  # fmt: skip
+        return [of(log_truth_ratio(p, others, aggregation)) for [p], others in zip(right, wrong, strict=True)]
 
     return score
 
@@ -133,7 +137,8 @@ def _knowledge(view: View) -> list[float]:
 
 METRICS: dict[str, PerRow] = {
     "loss": _each(membership.loss),
-    "perplexity": _each(lambda row: math.exp(row.nll)),
+    "perplexity": _each(perplexity),
+    "mean_perplexity": _each(perplexity),
     "accuracy": _accuracy,
     "probability": _each(answer_probability),
     "probability_normalised": _normalised,
@@ -145,6 +150,7 @@ METRICS: dict[str, PerRow] = {
     "rouge_l_f1": _rouge("fmeasure"),
     "truth_ratio": _truth(),
     "truth_ratio_geometric": _truth("geometric"),
+    "log_truth_ratio_geometric": _truth("geometric", of=float),
     "forget_truth": _truth(of=forget_truth),
     "retain_truth": _truth(of=retain_truth),
     "verbmem": _verbatim,
@@ -155,10 +161,13 @@ METRICS: dict[str, PerRow] = {
 }
 
 
+GEOMETRIC = {"perplexity"}  # of a set, the geometric mean over its rows; of every other metric, the arithmetic one
+
 COLUMNS = {
     name: ("perturbed_answer",)
-    for name in ("probability_normalised", "truth_ratio", "truth_ratio_geometric", "forget_truth", "retain_truth")
-}
+    for name in ("probability_normalised", "truth_ratio", "truth_ratio_geometric", "log_truth_ratio_geometric",
+                 "forget_truth", "retain_truth")
+}  # fmt: skip
 ASKED = {"rouge_l_recall", "rouge_l_f1", "verbmem", "knowmem", "extraction_strength_generated", *COLUMNS}
 
 
