@@ -3,7 +3,7 @@
 import math
 import string
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from decimal import Decimal
 from functools import partial
@@ -16,12 +16,13 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import GenerationConfig
 
 from geffect.data import QASet, RowSet, encode_set, load_set, pad_id_of
 from geffect.errors import GeffectError
 from geffect.metrics import membership
 from geffect.metrics.calibration import calibrate, mixed
-from geffect.metrics.generation import generate, prompt_of
+from geffect.metrics.generation import end_ids, generate, prompt_of
 from geffect.metrics.intervals import geometric_interval, mean_interval
 from geffect.metrics.memorization import answer_probability, exact_memorization, extraction_strength
 from geffect.metrics.rouge import Measure, rouge_l, words
@@ -37,7 +38,7 @@ from geffect.metrics.truth import (
     truth_ratio,
 )
 from geffect.metrics.view import View
-from geffect.models import Loaded, load
+from geffect.models import Loaded, add_lora, load
 
 LONG = "geffect's own rows are of several lengths, so that batches are padded"
 
@@ -158,6 +159,63 @@ def test_an_answer_that_ends_at_once_is_empty(loaded: Loaded) -> None:
         assert generate(loaded.model, loaded.tokenizer, [prompt], 8) == [[]]
     finally:
         loaded.tokenizer.eos_token = end
+
+
+@pytest.fixture
+def two_ends(loaded: Loaded) -> Iterator[tuple[Any, int, list[int]]]:
+    """A model that knows nothing of its tokenizer's end, the token it says third, and what it says before."""
+    model, tokenizer = deepcopy(loaded.model), loaded.tokenizer
+    prompt = prompt_of(encode_set(tokenizer, load_set("builtin:authors/forget[:1]"))[0])
+    said = _greedy(loaded, prompt, 8)
+    end = next(i for i, token in enumerate(said) if i >= 2 and token not in said[:i])
+    yield model, said[end], prompt
+    assert generate(model, tokenizer, [prompt], 8) == [said[:end]]
+    assert generate(model, tokenizer, [prompt, prompt[:1], prompt], 8)[::2] == [said[:end]] * 2
+
+
+ENDS: dict[str, Any] = {
+    "one": lambda end: end, "a list": lambda end: [1_000, end], "one of one": lambda end: [end],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ENDS)
+@pytest.mark.parametrize("place", ["generation_config", "config"])
+def test_an_answer_ends_with_any_end_the_model_names(
+    place: str, form: str, two_ends: tuple[Any, int, list[int]]
+) -> None:
+    model, end, _ = two_ends
+    getattr(model, place).eos_token_id = ENDS[form](end)
+
+
+def test_an_adapters_answer_ends_with_its_bases_ends(two_ends: tuple[Any, int, list[int]], loaded: Loaded) -> None:
+    model, end, prompt = two_ends
+    model.generation_config.eos_token_id = [1_000, end]
+    adapter = add_lora(deepcopy(model), rank=2, seed=0)
+    assert generate(adapter, loaded.tokenizer, [prompt], 8) == generate(model, loaded.tokenizer, [prompt], 8)
+
+
+def test_an_answer_ends_where_the_template_ends_the_turn(two_ends: tuple[Any, int, list[int]], loaded: Loaded) -> None:
+    _, end, prompt = two_ends
+    tokenizer = deepcopy(loaded.tokenizer)
+    tokenizer.add_tokens([tokenizer.convert_ids_to_tokens(end)], special_tokens=True)
+    tokenizer.chat_template = "{{ messages[0].content }}{{ messages[1].content }}" + tokenizer.decode([end])
+    model = deepcopy(loaded.model)
+    found = generate(model, tokenizer, [prompt], 8)
+    assert end_ids(model, tokenizer) == {end, tokenizer.eos_token_id}
+    two_ends[0].config.eos_token_id = end
+    assert found == generate(two_ends[0], loaded.tokenizer, [prompt], 8)
+
+
+def test_text_is_greedy_whatever_the_models_own_settings(loaded: Loaded, rows: RowSet) -> None:
+    model = deepcopy(loaded.model)
+    prompts = [prompt_of(row) for row in encode_set(loaded.tokenizer, rows)][:4]
+    own = GenerationConfig(repetition_penalty=9.0, no_repeat_ngram_size=1, min_new_tokens=20, do_sample=True, top_k=3,
+                           temperature=4.0, suppress_tokens=list(range(50)), num_beams=2)  # fmt: skip
+    model.generation_config = own
+    before = own.to_dict()
+    assert generate(model, loaded.tokenizer, prompts, 24) == [_greedy(loaded, prompt, 24) for prompt in prompts]
+    assert model.generation_config is own
+    assert own.to_dict() == before
 
 
 def _lcs(a: list[str], b: list[str]) -> int:
