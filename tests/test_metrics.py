@@ -325,7 +325,7 @@ def test_truth_ratios_are_those_of_exact_arithmetic(right: float, wrong: list[fl
     p, others = Decimal(right).exp(), [Decimal(each).exp() for each in wrong]
     product_of = math.prod(others, start=Decimal(1))
     for aggregation, expected in (
-        ("arithmetic", sum(others) / len(others) / p),
+        ("arithmetic", sum(others, Decimal(0)) / len(others) / p),
         ("geometric", product_of ** (Decimal(1) / len(others)) / p),
     ):
         found = log_truth_ratio(right, wrong, aggregation)  # type: ignore[arg-type]
@@ -360,12 +360,12 @@ def test_a_diverged_model_has_its_truth_ratios(loaded: Loaded, rows: RowSet) -> 
     for i, row in enumerate(rows.rows):
         right, *wrong = [_log_p(model, loaded, row["question"], each)
                          for each in (row["paraphrased_answer"], *row["perturbed_answer"])]  # fmt: skip
-        ratio = sum(each.exp() for each in wrong) / len(wrong) / right.exp()
+        ratio = sum((each.exp() for each in wrong), Decimal(0)) / len(wrong) / right.exp()
         logs.append(right)
         assert found["forget_truth"][i] == pytest.approx(float(min(ratio, 1 / ratio)), rel=1e-6)
         assert found["retain_truth"][i] == pytest.approx(float(max(Decimal(0), 1 - ratio)), abs=1e-6)
         assert found["truth_ratio"][i] == pytest.approx(float(ratio), rel=1e-6)
-        geometric = sum(wrong) / len(wrong) - right
+        geometric = sum(wrong, Decimal(0)) / len(wrong) - right
         assert found["log_truth_ratio_geometric"][i] == pytest.approx(float(geometric), rel=1e-6)
     assert min(logs) < -760
     assert max(found["forget_truth"]) > 0

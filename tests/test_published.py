@@ -65,20 +65,19 @@ def test_a_pass_moves_nothing() -> None:
 def test_the_first_reading_weighs_three_micro_batches() -> None:
     model = CASES["llama"]()
     [(call, measured)] = published_estimates(make_measurement(model, "ga"), _stream(6))
-    names, weights = list(trainable(model)), (0.36, 0.24, 0.40)
+    names, weights = list(trainable(model)), torch.tensor([0.36, 0.24, 0.40]).double()
     averages, value = [], 0.0
     for side in ("forget", "retain"):
         risks = [partial(oracles.risk, model, batches[side]) for batches in _stream(3)]
         gradients = [oracles.flat(oracles.gradient(model, risk), names) for risk in risks]
-        averages.append(sum(weight * each for weight, each in zip(weights, gradients, strict=True)))
+        averages.append(weights @ torch.stack(gradients))
         if side == "forget":
-            value = -sum(weight * risk().item() for weight, risk in zip(weights, risks, strict=True))
-    forget, retain = averages
+            value = -float(weights @ torch.tensor([risk().item() for risk in risks]).double())
+    rows = torch.stack([-averages[0], *averages])
     assert call == 3
     assert measured.scalars["risk"] == pytest.approx(value, rel=1e-5)
     assert measured.gram is not None
-    assert_gram_close(measured.gram.total(), torch.stack([-forget, forget, retain]) @ torch.stack(
-        [-forget, forget, retain]).T, 1e-5)  # fmt: skip
+    assert_gram_close(measured.gram.total(), rows @ rows.T, 1e-5)
 
 
 @pytest.mark.parametrize(("count", "calls"), [(2, []), (3, [3]), (6, [3]), (7, [3, 7]), (12, [3, 7, 11])])

@@ -29,7 +29,7 @@ def end_ids(model: nn.Module, tokenizer: Any) -> set[int]:
     Returns:
         The union.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     decoder = config.get_text_config() if hasattr(config, "get_text_config") else None
     places = (tokenizer, getattr(model, "generation_config", None), config, decoder)
     named = [turn_end(tokenizer), *(getattr(place, "eos_token_id", None) for place in places)]
@@ -86,7 +86,7 @@ def _own_settings_aside(model: nn.Module) -> Iterator[None]:
     own = [(module, vars(module)["generation_config"]) for module in model.modules()
            if "generation_config" in vars(module)]  # fmt: skip
     for module, _ in own:
-        module.generation_config = GenerationConfig()  # type: ignore[assignment]
+        module.generation_config = GenerationConfig()
     try:
         yield
     finally:
