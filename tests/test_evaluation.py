@@ -267,6 +267,25 @@ def test_what_cannot_be_evaluated(changes: dict[str, Any], message: str, known: 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"metric": ["truth_ratio"]}, "texts in a column 'paraphrased_answer' of .* for truth_ratio; found .* in row 1"),
+    ({"metric": ["loss"], "calibrate": "builtin:tiny"},
+     "a row of .*short.json with two labelled tokens, for --calibrate; found none; name a set of longer rows"),
+])  # fmt: skip
+def test_rows_that_cannot_be_scored_are_refused(
+    changes: dict[str, Any], message: str, known: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    row = {"question": "Who?", "answer": "Ada", "perturbed_answer": ["Bo"], "paraphrased_answer": "Ada Lo"}
+    (tmp_path / "rows.json").write_text(json.dumps([row, row | {"paraphrased_answer": " "}]))
+    (tmp_path / "short.json").write_text(json.dumps(["a", "b"]))
+    sets = [f"forget={tmp_path / 'rows.json'}", f"held={tmp_path / 'short.json'}"]
+    calibrated = {"calibrate": str(known)} if "calibrate" in changes else {}
+    given = {"suite": None, "limit": 0, "set": sets[: 1 + len(calibrated)]} | changes | calibrated
+    with pytest.raises(GeffectError, match=message):
+        evaluate(known, tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_reference_is_of_the_same_rows(known: Path, reference: Path, tmp_path: Path) -> None:
     with pytest.raises(GeffectError, match=r"the same forget rows in .*; found other rows"):
         evaluate(known, tmp_path / "out", reference=reference, limit=4)

@@ -397,6 +397,31 @@ def test_choices_without_a_paraphrase_use_the_answer(loaded: Loaded) -> None:
     assert METRICS["probability_normalised"](view)[0] == pytest.approx(right / (right + sum(wrong)), rel=1e-4)
 
 
+def test_several_paraphrases_have_their_mean_loss(loaded: Loaded) -> None:
+    right, wrong = ["In Quenza", "She lives in Quenza"], ["In Ilmaren", "In Kambira"]
+    row = {"question": "Where?", "answer": "Quenza", "paraphrased_answer": right, "perturbed_answer": wrong}
+    p, others = ([_probability(loaded, "Where?", each) for each in answers] for answers in (right, wrong))
+    [found] = METRICS["truth_ratio"](view_of(loaded, QASet("choices", (row,))))
+    assert found == pytest.approx(sum(others) / 2 / math.sqrt(p[0] * p[1]), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["verbmem", "knowmem"])
+def test_a_prompt_is_continued_although_the_tokenizer_ends_texts(name: str, loaded: Loaded, rows: RowSet) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    ending = deepcopy(loaded.tokenizer)
+    end = ending.eos_token
+    ending.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, ending.eos_token_id)]
+    )
+    assert ending("x")["input_ids"][-1] == ending.eos_token_id
+    empty = {"question": "", "answer": "Quenza"}
+    both = QASet("set", (*rows.rows[:3], empty))
+    found, plain = (METRICS[name](View(loaded.model, each, both, partial(encode_set, loaded.tokenizer)))
+                    for each in (ending, loaded.tokenizer))  # fmt: skip
+    assert found == plain
+
+
 def _probability(loaded: Loaded, question: str, answer: str) -> float:
     [row] = encode_set(loaded.tokenizer, QASet("one", ({"question": question, "answer": answer},)))
     with torch.no_grad():

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from geffect.data import QASet, RowSet
+from geffect.data import QASet, RowSet, pad_id_of
 from geffect.errors import GeffectError
 from geffect.metrics import membership
 from geffect.metrics.generation import generate, prompt_of
@@ -57,7 +57,8 @@ def _truth(aggregation: Aggregation = "arithmetic", of: Callable[[float], float]
     def score(view: View) -> list[float]:
         right, wrong = ([[-each.nll for each in row] for row in view.variants(*fields)]
                         for fields in (("paraphrased_answer", "answer"), ("perturbed_answer",)))  # fmt: skip
-        return [of(log_truth_ratio(p, others, aggregation)) for [p], others in zip(right, wrong, strict=True)]
+        means = [math.fsum(each) / len(each) for each in right]  # of several paraphrases, as open-unlearning
+        return [of(log_truth_ratio(p, others, aggregation)) for p, others in zip(means, wrong, strict=True)]
 
     return score
 
@@ -83,10 +84,18 @@ def _extraction_by_generation(view: View) -> list[float]:
     return [1 - k / len(answer) if answer else math.nan for k, answer in zip(most, answers, strict=True)]
 
 
+def _begun(view: View, text: str) -> list[int]:
+    """A text to continue: as the tokenizer begins one, without the end that some put after it."""
+    ids: list[int] = view.tokenizer(text)["input_ids"]
+    bare: list[int] = view.tokenizer(text, add_special_tokens=False)["input_ids"]
+    end = view.tokenizer.eos_token_id
+    return (ids[:-1] if ids[-1:] == [end] and bare[-1:] != [end] else ids) or [pad_id_of(view.tokenizer)]
+
+
 def _verbatim(view: View) -> list[float]:
     """MUSE's VerbMem: ROUGE-L F1 of 128 tokens that continue a prompt, without a template."""
     rows = view.questions().rows
-    prompts = [view.tokenizer(row["question"])["input_ids"] for row in rows]
+    prompts = [_begun(view, row["question"]) for row in rows]
     said = generate(view.model, view.tokenizer, prompts, VERBATIM_TOKENS, view.batch_size)
     return [rouge_l(view.text(ids), row["answer"], "fmeasure") for ids, row in zip(said, rows, strict=True)]
 
@@ -128,8 +137,7 @@ def cut(text: str) -> str:
 def _knowledge(view: View) -> list[float]:
     """MUSE's KnowMem: ROUGE-L F1 of 32 tokens, after ten answered questions and without a template."""
     rows = view.questions().rows
-    texts = [knowledge_prompt(row["question"], view.shots[:SHOTS]) for row in rows]
-    prompts = [view.tokenizer(text)["input_ids"] for text in texts]
+    prompts = [_begun(view, knowledge_prompt(row["question"], view.shots[:SHOTS])) for row in rows]
     said = generate(view.model, view.tokenizer, prompts, KNOWLEDGE_TOKENS, view.batch_size)
     answers = [cut(view.tokenizer.decode(ids, skip_special_tokens=True)) for ids in said]
     return [rouge_l(answer, row["answer"], "fmeasure") for answer, row in zip(answers, rows, strict=True)]
@@ -168,6 +176,9 @@ COLUMNS = {
     for name in ("probability_normalised", "truth_ratio", "truth_ratio_geometric", "log_truth_ratio_geometric",
                  "forget_truth", "retain_truth")
 }  # fmt: skip
+PARAPHRASED = {
+    name for name in COLUMNS if "truth" in name
+}  # a paraphrased_answer, where every row has it, is the right one
 ASKED = {"rouge_l_recall", "rouge_l_f1", "verbmem", "knowmem", "extraction_strength_generated", *COLUMNS}
 
 
@@ -183,7 +194,10 @@ def check_fields(name: str, rows: RowSet) -> None:
     """
     if name in ASKED and not isinstance(rows, QASet):
         raise GeffectError(f"questions and answers in {rows.name} for {name}", "texts", "name a set of questions")
-    for column in COLUMNS.get(name, ()):
+    columns = COLUMNS.get(name, ())
+    if name in PARAPHRASED and all("paraphrased_answer" in row for row in rows.rows):
+        columns = (*columns, "paraphrased_answer")
+    for column in columns:
         lacking = next((i for i, row in enumerate(rows.rows) if not _texts(row.get(column))), None)
         if lacking is not None:
             have = f"{', '.join(rows.rows[lacking])} in row {lacking}"
