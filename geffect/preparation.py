@@ -1,7 +1,7 @@
 """What a run starts from: its model, its sets as the model sees them, and what its objective needs of each row."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,19 +120,22 @@ def read_start(config: TrainConfig, loaded: Loaded) -> Start:
     return Start(loaded, sets, encoded, whole)
 
 
-def encode(config: TextConfig, loaded: Loaded, rows: RowSet) -> list[Encoded]:
+def encode(
+    config: TextConfig, loaded: Loaded, rows: RowSet, *, by: Callable[..., list[Encoded]] = encode_set
+) -> list[Encoded]:  # fmt: skip
     """A set as the model sees it.
 
     Args:
         config: the length kept of a row.
         loaded: tokenizer, and the model's context.
         rows: the set.
+        by: `encode_set`, or `encode_examples`, which differ for texts.
 
     Returns:
         One encoding a row.
     """
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    return encode_set(loaded.tokenizer, rows, config.max_length, context)
+    return by(loaded.tokenizer, rows, config.max_length, context)
 
 
 def check_method(config: UnlearnConfig) -> None:

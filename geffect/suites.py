@@ -20,8 +20,8 @@ Values = Mapping[tuple[str, str], Sequence[float]]  # (set, metric) → one a ro
 KEPT = ("probability", "rouge_l_recall", "retain_truth", "extraction_strength")
 CHOICES = ("probability_normalised", "rouge_l_recall", "retain_truth")
 FORGOTTEN = (
-    "probability", "rouge_l_recall", "forget_truth", "truth_ratio_geometric", "extraction_strength",
-    "exact_memorization",
+    "probability", "rouge_l_recall", "forget_truth", "truth_ratio_geometric", "log_truth_ratio_geometric",
+    "extraction_strength", "exact_memorization",
 )  # fmt: skip
 SUCCESS = ("accuracy", "perplexity", "loss")
 UTILITY = ("probability", "probability_normalised", "rouge_l_recall", "retain_truth")
@@ -120,17 +120,19 @@ class Derived:
         rows: the metrics of a row that it is made of.
         sets: the sets they are taken on.
         make: its value, of this evaluation's rows and, if any, the reference's.
+        compares: whether it looks at the reference, where there is one.
         reference: whether it cannot do without a reference.
     """
 
     rows: tuple[str, ...]
     sets: tuple[str, ...]
     make: Callable[[Values, Values | None], float]
+    compares: bool = False
     reference: bool = False
 
 
 def _quality(values: Values, reference: Values | None) -> float:
-    key = ("forget", "truth_ratio_geometric")
+    key = ("forget", "log_truth_ratio_geometric")
     return forget_quality(values[key], (reference or {})[key])
 
 
@@ -151,9 +153,9 @@ def _reference_auc(values: Values, reference: Values | None) -> float:
 
 
 DERIVED: dict[str, Derived] = {
-    "forget_quality": Derived(("truth_ratio_geometric",), ("forget",), _quality, reference=True),
-    "privleak": Derived(("min_k",), ("forget", "holdout"), _privleak),
-    "auc_reference": Derived(("loss",), ("forget", "holdout"), _reference_auc, reference=True),
+    "forget_quality": Derived(("log_truth_ratio_geometric",), ("forget",), _quality, compares=True, reference=True),
+    "privleak": Derived(("min_k",), ("forget", "holdout"), _privleak, compares=True),
+    "auc_reference": Derived(("loss",), ("forget", "holdout"), _reference_auc, compares=True, reference=True),
     **{f"auc_{name}": Derived((name,), ("forget", "holdout"), _auc(name)) for name in ATTACKS},
 }
 

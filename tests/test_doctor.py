@@ -11,12 +11,12 @@ import torch
 from geffect import api
 from geffect.cli import main
 from geffect.config import DoctorConfig
-from geffect.data import Encoded
+from geffect.data import Encoded, QASet, encode_set
 from geffect.doctor import Finding
 from geffect.doctor.rows import ends, masks
 from geffect.models.load import quiet_transformers
 from tests.conftest import SHAPE
-from tests.test_encode import BOS, CHAT, adding
+from tests.test_encode import BOS, CHAT, STOP, TURN_END, adding, ended_by
 
 
 def examine(model: Path | str, **changes: Any) -> dict[str, Finding]:
@@ -79,6 +79,11 @@ def test_a_beginning_put_twice_an_end_cut_off_and_an_empty_answer_are_found() ->
     assert ends("held", [twice, once], tokenizer).found.startswith(f"1 of 2 rows begin twice with {BOS}")
     assert ends("held", [once], tokenizer).status == "good"
     assert ends("held", [once, cut], tokenizer).found.startswith("1 of 2 rows do not end with")
+    turned = ended_by(CHAT.replace(STOP, TURN_END))
+    [row] = encode_set(turned, QASet("set", ({"question": "Who?", "answer": "Ada."},)))
+    assert ends("held", [row], turned) == Finding(
+        "ends, held", "good", f"rows begin as plain texts do and end with a learned {TURN_END}"
+    )
     empty = Encoded(7, [bos, 5, eos], [-100, -100, eos])
     assert masks("held", [once, empty]).found.endswith("rows have 1 to 2 such; one alone in rows 7")
     assert masks("held", [once]).status == "good"

@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from geffect.data import Encoded, QASet, collate, encode_set, load_set, pad_id_of
+from geffect.data import Encoded, QASet, collate, encode_set, load_set, pad_id_of, turn_end
 from geffect.errors import GeffectError
 from geffect.models import make_tokenizer
 from geffect.objectives import IGNORE_INDEX
@@ -137,6 +137,45 @@ def test_without_a_template_the_text_is_the_plain_form(name: str, pair: tuple[st
     text = tokenizer.decode(encode_drawn(tokenizer, pair).input_ids)
     question, answer = (each.strip() for each in pair)
     assert text.removeprefix(BOS) == f"Question: {question}\nAnswer: {answer}{tokenizer.eos_token}"
+
+
+TURN_END = "<end_of_turn>"
+
+
+def ended_by(template: str, end: str = TURN_END, *, special: bool = True) -> Any:
+    """A chat tokenizer whose template ends a turn with another token than the end of sequence."""
+    tokenizer = chat(template)
+    tokenizer.add_tokens([end], special_tokens=special)
+    return tokenizer
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize(
+    "after", [TURN_END, TURN_END + "\n", "\n" + TURN_END, TURN_END + "\n" + STOP, TURN_END + TURN_END]
+)
+def test_a_template_that_ends_the_turn_gets_no_second_end(after: str, special: bool) -> None:
+    tokenizer = ended_by(CHAT.replace(STOP, after), special=special)
+    end = tokenizer.convert_tokens_to_ids(TURN_END)
+    row = encode(tokenizer, "Where does she live?", "In Quenza.")
+    assert learned(tokenizer, row) == "In Quenza." + after.partition(TURN_END)[0] + TURN_END
+    assert (row.labels[-1], row.labels.count(end), turn_end(tokenizer)) == (end, 1, end)
+    assert tokenizer.eos_token_id not in row.labels
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Where does she live?"}, {"role": "assistant", "content": "In Quenza."}],
+        tokenize=False,
+    )
+    assert rendered.startswith(tokenizer.decode(row.input_ids))
+
+
+@pytest.mark.parametrize(("template", "end"), [
+    (None, STOP), (CHAT, STOP), (CHAT.replace(STOP, ""), STOP), (CHAT.replace(STOP, "</answer>"), STOP),
+    (CHAT.replace(STOP, STOP + TURN_END), STOP), ("{{ messages[0]['content'] }}" + TURN_END, STOP),
+    (CHAT.replace(STOP, BOS), STOP),
+])  # fmt: skip
+def test_where_no_turn_is_ended_the_end_of_sequence_is_learned(template: str | None, end: str) -> None:
+    tokenizer = ended_by(template or "")
+    tokenizer.chat_template = template
+    assert turn_end(tokenizer) == tokenizer.convert_tokens_to_ids(end)
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if "chat" in name])

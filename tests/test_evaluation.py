@@ -16,12 +16,13 @@ from scipy.stats import hmean, ks_2samp
 
 from geffect import api
 from geffect.config import EvaluateConfig, FitConfig, UnlearnConfig
-from geffect.data import load_set
+from geffect.data import encode_set, load_set
 from geffect.errors import GeffectError
 from geffect.evaluation import read_evaluation, rows_by_metric
 from geffect.metrics.harness import check_tasks
 from geffect.metrics.rouge import rouge_l
-from geffect.models import load
+from geffect.metrics.success import success
+from geffect.models import Loaded, load
 from tests.conftest import config
 
 ATTACKED = ["forget=builtin:authors/forget[:8]", "holdout=builtin:authors/retain[:8]"]
@@ -51,7 +52,7 @@ def evaluated(known: Path, reference: Path, tmp_path_factory: pytest.TempPathFac
 def test_a_suite_is_rows_and_their_means(evaluated: Path, reference: Path, known: Path) -> None:
     frame, metrics = read_evaluation(evaluated), found(evaluated)["models"][str(known)]
     assert set(frame["set"]) == {"forget", "retain", "held"}
-    assert len(frame) == 5 * (6 + 4 + 4)
+    assert len(frame) == 5 * (7 + 4 + 4)
     values, others = (rows_by_metric(each) for each in (frame, read_evaluation(reference)))
     for (name, kind), each in values.items():
         told = metrics["sets"][name][kind]
@@ -60,7 +61,8 @@ def test_a_suite_is_rows_and_their_means(evaluated: Path, reference: Path, known
         assert told["rows"] == 5
     kept = [metrics["sets"]["held"][kind]["mean"] for kind in ("probability", "rouge_l_recall", "retain_truth")]
     assert metrics["totals"]["model_utility"] == pytest.approx(hmean(kept) if min(kept) > 0 else 0)
-    ratios = [each["forget", "truth_ratio_geometric"] for each in (values, others)]
+    ratios = [[math.exp(x) for x in each["forget", "log_truth_ratio_geometric"]] for each in (values, others)]
+    assert ratios[0] == pytest.approx(values["forget", "truth_ratio_geometric"])
     assert metrics["totals"]["forget_quality"] == pytest.approx(ks_2samp(*ratios).pvalue)
     known_well, unknown = (metrics["sets"][name]["probability"]["mean"] for name in ("forget", "held"))
     assert known_well > 2 * unknown
@@ -123,12 +125,86 @@ def test_a_reference_calibrates_an_attack(known: Path, start: Path, tmp_path: Pa
     assert found(path)["models"][str(known)]["totals"]["auc_reference"] > 0.9
 
 
+MUSE = {
+    "forget": [
+        "Oskar wrote of the sea.",
+        "The sea is cold and grey. " * 12,
+        "Ilmaren",
+        "She was born in Quenza in 1950.",
+    ],
+    "holdout": ["A house stands on the hill.", "He paints. " * 9, "Kambira is a town by the river.", "No."],
+}
+
+
+def _min_k(loaded: Loaded, text: str, length: int) -> float:
+    """Of one text, cut: every token but the first, and of these all but the last, count."""
+    ids = loaded.tokenizer(text)["input_ids"][:length]
+    log_p = loaded.model.double()(torch.tensor([ids])).logits[0].log_softmax(-1)
+    picked = sorted(log_p[i - 1, ids[i]].item() for i in range(1, len(ids)))
+    last = log_p[len(ids) - 2, ids[-1]].item()
+    picked.remove(last)
+    count = max(1, int(0.4 * len(picked)))
+    return -math.fsum(picked[:count]) / count
+
+
+def test_membership_is_of_texts_however_training_joins_them(known: Path, tmp_path: Path) -> None:
+    for name, texts in MUSE.items():
+        folder = tmp_path / "data" / "muse" / "news" / "privleak"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.json").write_text(json.dumps(texts))
+    loaded = load(str(known))
+    given = {"suite": None, "limit": 0, "data_dir": tmp_path / "data", "max_length": 24,
+             "set": [f"{name}=muse:news/privleak/{name}" for name in MUSE]}  # fmt: skip
+    path = evaluate(known, tmp_path / "out", metric=["auc_min_k", "privleak"], **given)
+    values, totals = rows_by_metric(read_evaluation(path)), found(path)["models"][str(known)]["totals"]
+    scores = {name: [_min_k(loaded, text, 24) for text in texts] for name, texts in MUSE.items()}
+    for name in MUSE:
+        assert values[name, "min_k"] == pytest.approx(scores[name], rel=1e-5)
+    wins = sum(1.0 * (a < b) + 0.5 * (a == b) for a in scores["forget"] for b in scores["holdout"])
+    assert totals["auc_min_k"] == wins / 16
+    assert totals["privleak"] == pytest.approx(100 * (0.5 - wins / 16) / 0.5)
+    assert len(encode_set(loaded.tokenizer, load_set("muse:news/privleak/holdout", tmp_path / "data"))) == 1
+
+
+@pytest.mark.parametrize(("metric", "lacking"), [("privleak", "min_k"), ("auc_reference", "loss")])
+def test_a_reference_without_a_metric_is_refused(
+    metric: str, lacking: str, known: Path, start: Path, tmp_path: Path
+) -> None:
+    ground = evaluate(start, tmp_path / "ground", suite=None, metric=["accuracy"], set=ATTACKED, limit=0)
+    given = {"suite": None, "set": ATTACKED, "limit": 0, "reference": ground}
+    with pytest.raises(GeffectError, match=f"{lacking} of the forget rows in .*, for {metric}; found none; evaluate"):
+        evaluate(known, tmp_path / "out", metric=[metric], **given)
+    assert not (tmp_path / "out").exists()
+    assert found(evaluate(known, tmp_path / "alone", metric=["auc_loss"], **given))
+
+
 def test_domains_have_success(known: Path, tmp_path: Path) -> None:
     path = evaluate(known, tmp_path / "out", suite="knowundo", domain=["privacy=builtin:domains/privacy"], limit=3)
     scores = found(path)["models"][str(known)]
     totals = scores["totals"]["privacy"]
     assert totals["US"] == pytest.approx(100 * (1 - scores["sets"]["forget/privacy"]["accuracy"]["mean"]))
     assert totals["HS"] == pytest.approx(hmean([totals["US"], totals["RS"]]))
+    loaded = load(str(known))
+    encoded = encode_set(loaded.tokenizer, load_set("builtin:domains/privacy/retention/val[:3]"))
+    told = success(loaded.model, loaded.tokenizer, encoded)
+    assert scores["sets"]["retain/privacy"]["perplexity"]["mean"] == pytest.approx(told.perplexity, rel=1e-5)
+
+
+def test_two_perplexities_have_two_names(known: Path, tmp_path: Path) -> None:
+    given = {"suite": None, "metric": ["perplexity", "mean_perplexity", "loss"], "limit": 0}
+    path = evaluate(known, tmp_path / "out", set=["held=builtin:authors/held[:6]"], **given)
+    scores = found(path)["models"][str(known)]["sets"]["held"]
+    loaded = load(str(known))
+    model, losses = loaded.model.double(), []
+    for row in encode_set(loaded.tokenizer, load_set("builtin:authors/held[:6]")):
+        log_p = model(torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
+        picked = [log_p[i - 1, label].item() for i, label in enumerate(row.labels) if label != -100]
+        losses.append(-math.fsum(picked) / len(picked))
+    assert scores["perplexity"]["mean"] == pytest.approx(math.exp(math.fsum(losses) / 6), rel=1e-5)
+    assert scores["mean_perplexity"]["mean"] == pytest.approx(math.fsum(map(math.exp, losses)) / 6, rel=1e-5)
+    assert scores["mean_perplexity"]["mean"] > 1.01 * scores["perplexity"]["mean"]
+    for end in ("low", "high"):
+        assert math.log(scores["perplexity"][end]) == pytest.approx(scores["loss"][end], rel=1e-9)
 
 
 def test_every_checkpoint_of_a_run_and_its_rounded_weights(known: Path, tmp_path: Path) -> None:
@@ -144,13 +220,17 @@ def test_every_checkpoint_of_a_run_and_its_rounded_weights(known: Path, tmp_path
     assert rounded == pytest.approx(last, rel=0.2)
 
 
-def test_texts_have_a_likelihood_and_no_answers(known: Path, tmp_path: Path) -> None:
-    (tmp_path / "texts.json").write_text(json.dumps(["Veldmark lies by the sea. " * 20, "Ilmaren does not."]))
+def test_texts_have_a_likelihood_and_no_answers(
+    known: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    (tmp_path / "texts.json").write_text(json.dumps(["Veldmark lies by the sea. " * 20, "Ilmaren does not.", " ", "a"]))
     texts = {"suite": None, "set": [f"forget={tmp_path / 'texts.json'}"], "limit": 0, "max_length": 32}
-    path = evaluate(known, tmp_path / "out", metric=["loss", "min_k"], **texts)
-    values = rows_by_metric(read_evaluation(path))
-    assert len(values["forget", "loss"]) > 2
-    assert all(math.isfinite(each) for each in values["forget", "min_k"])
+    with caplog.at_level(logging.WARNING, "geffect"):
+        path = evaluate(known, tmp_path / "out", metric=["loss", "min_k", "perplexity", "accuracy", "zlib"], **texts)
+    assert "1 of 4 texts of" in caplog.text
+    assert "longer than 32 tokens: their first 32 are scored (--max-length)" in caplog.text
+    for values in rows_by_metric(read_evaluation(path)).values():
+        assert [math.isnan(each) for each in values] == [False, False, True, True]
     with pytest.raises(GeffectError, match=r"expected questions and answers in .* for rouge_l_recall; found texts"):
         evaluate(known, tmp_path / "refused", metric=["rouge_l_recall"], **texts)
 
@@ -184,6 +264,25 @@ def test_what_cannot_be_evaluated(changes: dict[str, Any], message: str, known: 
     with pytest.raises(GeffectError, match=message) as caught:
         evaluate(known, tmp_path / "out", **changes)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"metric": ["truth_ratio"]}, "texts in a column 'paraphrased_answer' of .* for truth_ratio; found .* in row 1"),
+    ({"metric": ["loss"], "calibrate": "builtin:tiny"},
+     "a row of .*short.json with two labelled tokens, for --calibrate; found none; name a set of longer rows"),
+])  # fmt: skip
+def test_rows_that_cannot_be_scored_are_refused(
+    changes: dict[str, Any], message: str, known: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    row = {"question": "Who?", "answer": "Ada", "perturbed_answer": ["Bo"], "paraphrased_answer": "Ada Lo"}
+    (tmp_path / "rows.json").write_text(json.dumps([row, row | {"paraphrased_answer": " "}]))
+    (tmp_path / "short.json").write_text(json.dumps(["a", "b"]))
+    sets = [f"forget={tmp_path / 'rows.json'}", f"held={tmp_path / 'short.json'}"]
+    calibrated = {"calibrate": str(known)} if "calibrate" in changes else {}
+    given = {"suite": None, "limit": 0, "set": sets[: 1 + len(calibrated)]} | changes | calibrated
+    with pytest.raises(GeffectError, match=message):
+        evaluate(known, tmp_path / "out", **given)
     assert not (tmp_path / "out").exists()
 
 

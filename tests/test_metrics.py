@@ -1,33 +1,44 @@
 """Metrics of a row: hand-computed examples, slow and independent implementations, edges."""
 
 import math
+import string
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from decimal import Decimal
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import GenerationConfig
 
 from geffect.data import QASet, RowSet, encode_set, load_set, pad_id_of
 from geffect.errors import GeffectError
 from geffect.metrics import membership
 from geffect.metrics.calibration import calibrate, mixed
-from geffect.metrics.generation import generate, prompt_of
-from geffect.metrics.intervals import mean_interval
+from geffect.metrics.generation import end_ids, generate, prompt_of
+from geffect.metrics.intervals import geometric_interval, mean_interval
 from geffect.metrics.memorization import answer_probability, exact_memorization, extraction_strength
-from geffect.metrics.rouge import rouge_l
+from geffect.metrics.rouge import Measure, rouge_l, words
 from geffect.metrics.rounding import rounded
 from geffect.metrics.table import METRICS
 from geffect.metrics.tokenwise import TokenScores, token_scores
-from geffect.metrics.truth import forget_quality, forget_truth, model_utility, retain_truth, truth_ratio
+from geffect.metrics.truth import (
+    forget_quality,
+    forget_truth,
+    log_truth_ratio,
+    model_utility,
+    retain_truth,
+    truth_ratio,
+)
 from geffect.metrics.view import View
-from geffect.models import Loaded, load
+from geffect.models import Loaded, add_lora, load
 
 LONG = "geffect's own rows are of several lengths, so that batches are padded"
 
@@ -150,6 +161,63 @@ def test_an_answer_that_ends_at_once_is_empty(loaded: Loaded) -> None:
         loaded.tokenizer.eos_token = end
 
 
+@pytest.fixture
+def two_ends(loaded: Loaded) -> Iterator[tuple[Any, int, list[int]]]:
+    """A model that knows nothing of its tokenizer's end, the token it says third, and what it says before."""
+    model, tokenizer = deepcopy(loaded.model), loaded.tokenizer
+    prompt = prompt_of(encode_set(tokenizer, load_set("builtin:authors/forget[:1]"))[0])
+    said = _greedy(loaded, prompt, 8)
+    end = next(i for i, token in enumerate(said) if i >= 2 and token not in said[:i])
+    yield model, said[end], prompt
+    assert generate(model, tokenizer, [prompt], 8) == [said[:end]]
+    assert generate(model, tokenizer, [prompt, prompt[:1], prompt], 8)[::2] == [said[:end]] * 2
+
+
+ENDS: dict[str, Any] = {
+    "one": lambda end: end, "a list": lambda end: [1_000, end], "one of one": lambda end: [end],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ENDS)
+@pytest.mark.parametrize("place", ["generation_config", "config"])
+def test_an_answer_ends_with_any_end_the_model_names(
+    place: str, form: str, two_ends: tuple[Any, int, list[int]]
+) -> None:
+    model, end, _ = two_ends
+    getattr(model, place).eos_token_id = ENDS[form](end)
+
+
+def test_an_adapters_answer_ends_with_its_bases_ends(two_ends: tuple[Any, int, list[int]], loaded: Loaded) -> None:
+    model, end, prompt = two_ends
+    model.generation_config.eos_token_id = [1_000, end]
+    adapter = add_lora(deepcopy(model), rank=2, seed=0)
+    assert generate(adapter, loaded.tokenizer, [prompt], 8) == generate(model, loaded.tokenizer, [prompt], 8)
+
+
+def test_an_answer_ends_where_the_template_ends_the_turn(two_ends: tuple[Any, int, list[int]], loaded: Loaded) -> None:
+    _, end, prompt = two_ends
+    tokenizer = deepcopy(loaded.tokenizer)
+    tokenizer.add_tokens([tokenizer.convert_ids_to_tokens(end)], special_tokens=True)
+    tokenizer.chat_template = "{{ messages[0].content }}{{ messages[1].content }}" + tokenizer.decode([end])
+    model = deepcopy(loaded.model)
+    found = generate(model, tokenizer, [prompt], 8)
+    assert end_ids(model, tokenizer) == {end, tokenizer.eos_token_id}
+    two_ends[0].config.eos_token_id = end
+    assert found == generate(two_ends[0], loaded.tokenizer, [prompt], 8)
+
+
+def test_text_is_greedy_whatever_the_models_own_settings(loaded: Loaded, rows: RowSet) -> None:
+    model = deepcopy(loaded.model)
+    prompts = [prompt_of(row) for row in encode_set(loaded.tokenizer, rows)][:4]
+    own = GenerationConfig(repetition_penalty=9.0, no_repeat_ngram_size=1, min_new_tokens=20, do_sample=True, top_k=3,
+                           temperature=4.0, suppress_tokens=list(range(50)), num_beams=2)  # fmt: skip
+    model.generation_config = own
+    before = own.to_dict()
+    assert generate(model, loaded.tokenizer, prompts, 24) == [_greedy(loaded, prompt, 24) for prompt in prompts]
+    assert model.generation_config is own
+    assert own.to_dict() == before
+
+
 def _lcs(a: list[str], b: list[str]) -> int:
     return max(map(len, _common(a, b)))
 
@@ -187,13 +255,130 @@ def test_rouge_is_rouge_scores() -> None:
         assert rouge_l(said, true, "fmeasure") == expected.fmeasure
 
 
+LATIN = st.text(st.sampled_from(string.printable) | st.sampled_from("éÀßñœÅİıſﬁ²µ“”–…"), max_size=40)
+LETTERS = st.text(st.characters(categories=["L", "N", "M", "Z", "S"]), max_size=30)
+
+
+@given(LATIN, LATIN)
+@settings(deadline=None)
+def test_latin_texts_have_their_published_score(said: str, true: str) -> None:
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    published = DefaultTokenizer(use_stemmer=True)
+    assume(all(published.tokenize(each) for each in (said, true)))
+    a, b = (set(published.tokenize(each)) for each in (said, true))
+    assert [words(each) for each in (said, true)] == [published.tokenize(each) for each in (said, true)]
+    assert rouge_l(said, true, "fmeasure") == rouge_l(true, said, "fmeasure")
+    assert (rouge_l(said, true) > 0) == bool(a & b)
+
+
+@given(LETTERS)
+@settings(deadline=None)
+def test_a_text_of_any_script_is_all_of_itself(text: str) -> None:
+    for measure in get_args(Measure):
+        assert rouge_l(text, text, measure) == (1 if text.strip() else 0)
+
+
+@given(LETTERS, LETTERS)
+@settings(deadline=None)
+def test_what_is_published_is_a_part_of_the_words(first: str, second: str) -> None:
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    text = f"{first} Oskar writes {second}"
+    kept = [word for word in words(text) if word.isascii()]
+    assert kept == DefaultTokenizer(use_stemmer=True).tokenize(text)
+
+
+@pytest.mark.parametrize(("said", "true", "recall", "precision"), [
+    ("他住在东京", "他住在北京", 4 / 5, 4 / 5), ("東京タワー", "東京", 1, 2 / 5),
+    ("서울에 산다", "그는 서울에 산다", 2 / 3, 1),
+    ("Она живёт в Москве", "ОНА ЖИВЁТ В ЛОНДОНЕ", 3 / 4, 3 / 4), ("γράφει ΒΙΒΛΊΑ", "γράφει βιβλία", 1, 1),
+    ("هو يكتب ١٩٩٠", "هي تكتب ١٩٩٠", 1 / 3, 1 / 3), ("वह लिखता है", "वह पढ़ता है", 2 / 3, 2 / 3),
+    ("ลา", "ลาว", 2 / 3, 1), ("1990年", "1991年", 1 / 2, 1 / 2), ("Oskar пишет", "Oskar writes", 1 / 2, 1 / 2),
+    ("й", "и\u0306", 1, 1), ("José", "Jos", 1, 1), ("", "東京", 0, 0), ("...", "...", 0, 0),
+    ("京東", "東京", 1 / 2, 1 / 2),
+])  # fmt: skip
+def test_rouge_of_other_scripts_by_hand(said: str, true: str, recall: float, precision: float) -> None:
+    assert rouge_l(said, true) == pytest.approx(recall)
+    assert rouge_l(said, true, "precision") == pytest.approx(precision)
+
+
 def test_truth_by_hand() -> None:
-    assert truth_ratio(0.4, [0.1, 0.2, 0.3]) == pytest.approx(0.5)
-    assert truth_ratio(0.4, [0.1, 0.2, 0.3], "geometric") == pytest.approx(0.006 ** (1 / 3) / 0.4)
-    assert truth_ratio(0.4, [0.0, 0.2], "geometric") == 0
-    assert truth_ratio(0.0, [0.1]) == math.inf
-    assert [forget_truth(each) for each in (0.5, 1.0, 2.0, 0.0, math.inf)] == [0.5, 1, 0.5, 0, 0]
-    assert [retain_truth(each) for each in (0.25, 1.0, 3.0, 0.0, math.inf)] == [0.75, 0, 0, 1, 0]
+    right, wrong = math.log(0.4), [math.log(each) for each in (0.1, 0.2, 0.3)]
+    assert truth_ratio(log_truth_ratio(right, wrong)) == pytest.approx(0.5)
+    assert truth_ratio(log_truth_ratio(right, wrong, "geometric")) == pytest.approx(0.006 ** (1 / 3) / 0.4)
+    assert log_truth_ratio(right, [-math.inf, -1], "geometric") == -math.inf
+    assert log_truth_ratio(-math.inf, [-1]) == math.inf
+    assert math.isnan(log_truth_ratio(-math.inf, [-math.inf]))
+    logs = [math.log(0.5), 0.0, math.log(2), -math.inf, math.inf, math.nan]
+    assert [forget_truth(each) for each in logs] == pytest.approx([0.5, 1, 0.5, 0, 0, math.nan], nan_ok=True)
+    assert [retain_truth(each) for each in logs] == pytest.approx([0.5, 0, 0, 1, 0, math.nan], nan_ok=True)
+    assert [truth_ratio(each) for each in logs] == pytest.approx([0.5, 1, 2, 0, math.inf, math.nan], nan_ok=True)
+
+
+LOGS = st.floats(-2000, 0)
+
+
+@given(LOGS, st.lists(LOGS, min_size=1, max_size=5))
+def test_truth_ratios_are_those_of_exact_arithmetic(right: float, wrong: list[float]) -> None:
+    """Decimals hold e^-2000, which no float64 does."""
+    p, others = Decimal(right).exp(), [Decimal(each).exp() for each in wrong]
+    product_of = math.prod(others, start=Decimal(1))
+    for aggregation, expected in (
+        ("arithmetic", sum(others, Decimal(0)) / len(others) / p),
+        ("geometric", product_of ** (Decimal(1) / len(others)) / p),
+    ):
+        found = log_truth_ratio(right, wrong, aggregation)  # type: ignore[arg-type]
+        assert found == pytest.approx(float(expected.ln()), rel=1e-9, abs=1e-9)
+        assert forget_truth(found) == pytest.approx(float(min(expected, 1 / expected)), rel=1e-9)
+        assert retain_truth(found) == pytest.approx(float(max(Decimal(0), 1 - expected)), rel=1e-9, abs=1e-9)
+        if float(expected) < math.inf:
+            assert truth_ratio(found) == pytest.approx(float(expected), rel=1e-9)
+
+
+def _log_p(model: Any, loaded: Loaded, question: str, answer: str) -> Decimal:
+    """The mean log p of an answer's tokens, one at a time."""
+    [row] = encode_set(loaded.tokenizer, QASet("one", ({"question": question, "answer": answer},)))
+    with torch.no_grad():
+        logits = model(torch.tensor([row.input_ids])).logits[0]
+    found = []
+    for i, label in enumerate(row.labels):
+        if label != -100:
+            values = logits[i - 1].tolist()
+            top = max(values)
+            found.append(values[label] - top - math.log(math.fsum(math.exp(each - top) for each in values)))
+    return Decimal(math.fsum(found) / len(found))
+
+
+def test_a_diverged_model_has_its_truth_ratios(loaded: Loaded, rows: RowSet) -> None:
+    model = deepcopy(loaded.model).double()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(400)  # answers take hundreds of nats a token
+    view = View(model, loaded.tokenizer, rows, partial(encode_set, loaded.tokenizer))
+    found = {name: METRICS[name](view) for name in METRICS if "truth" in name}
+    logs = []
+    for i, row in enumerate(rows.rows):
+        right, *wrong = [_log_p(model, loaded, row["question"], each)
+                         for each in (row["paraphrased_answer"], *row["perturbed_answer"])]  # fmt: skip
+        ratio = sum((each.exp() for each in wrong), Decimal(0)) / len(wrong) / right.exp()
+        logs.append(right)
+        assert found["forget_truth"][i] == pytest.approx(float(min(ratio, 1 / ratio)), rel=1e-6)
+        assert found["retain_truth"][i] == pytest.approx(float(max(Decimal(0), 1 - ratio)), abs=1e-6)
+        assert found["truth_ratio"][i] == pytest.approx(float(ratio), rel=1e-6)
+        geometric = sum(wrong, Decimal(0)) / len(wrong) - right
+        assert found["log_truth_ratio_geometric"][i] == pytest.approx(float(geometric), rel=1e-6)
+    assert min(logs) < -760
+    assert max(found["forget_truth"]) > 0
+    likelihoods = {name: METRICS[name](view) for name in ("probability", "perplexity", "mean_perplexity", "loss")}
+    assert max(likelihoods["loss"]) > 710
+    assert max(likelihoods["perplexity"]) == max(likelihoods["mean_perplexity"]) == math.inf
+    assert min(likelihoods["probability"]) == 0
+
+
+def test_quality_sees_the_order_of_ratios_no_float_holds() -> None:
+    ratios = [-900.0, -800.0, 750.0, 900.0]
+    assert forget_quality(ratios, ratios[::-1]) == 1
+    assert forget_quality([-900.0] * 5, [-800.0] * 5) == pytest.approx(2 / math.comb(10, 5))
 
 
 def test_truth_of_rows_by_hand(loaded: Loaded, rows: RowSet) -> None:
@@ -210,6 +395,31 @@ def test_choices_without_a_paraphrase_use_the_answer(loaded: Loaded) -> None:
     right, *wrong = [_probability(loaded, "Where?", each) for each in ("In Quenza", "In Ilmaren", "In Kambira")]
     assert METRICS["truth_ratio"](view)[0] == pytest.approx(sum(wrong) / 2 / right, rel=1e-4)
     assert METRICS["probability_normalised"](view)[0] == pytest.approx(right / (right + sum(wrong)), rel=1e-4)
+
+
+def test_several_paraphrases_have_their_mean_loss(loaded: Loaded) -> None:
+    right, wrong = ["In Quenza", "She lives in Quenza"], ["In Ilmaren", "In Kambira"]
+    row = {"question": "Where?", "answer": "Quenza", "paraphrased_answer": right, "perturbed_answer": wrong}
+    p, others = ([_probability(loaded, "Where?", each) for each in answers] for answers in (right, wrong))
+    [found] = METRICS["truth_ratio"](view_of(loaded, QASet("choices", (row,))))
+    assert found == pytest.approx(sum(others) / 2 / math.sqrt(p[0] * p[1]), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["verbmem", "knowmem"])
+def test_a_prompt_is_continued_although_the_tokenizer_ends_texts(name: str, loaded: Loaded, rows: RowSet) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    ending = deepcopy(loaded.tokenizer)
+    end = ending.eos_token
+    ending.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, ending.eos_token_id)]
+    )
+    assert ending("x")["input_ids"][-1] == ending.eos_token_id
+    empty = {"question": "", "answer": "Quenza"}
+    both = QASet("set", (*rows.rows[:3], empty))
+    found, plain = (METRICS[name](View(loaded.model, each, both, partial(encode_set, loaded.tokenizer)))
+                    for each in (ending, loaded.tokenizer))  # fmt: skip
+    assert found == plain
 
 
 def _probability(loaded: Loaded, question: str, answer: str) -> float:
@@ -243,21 +453,52 @@ def test_auc_counts_pairs(members: list[float], others: list[float]) -> None:
 
 
 def test_attacks_by_hand() -> None:
-    text = tokens([-1.0, -4.0, -2.0, -3.0, -0.5], mean=-2.0, std=0.5)
-    assert membership.loss(text) == pytest.approx(2.1)
-    assert membership.min_k(text) == pytest.approx(3.5)  # two of five tokens
+    text = tokens([-1.0, -4.0, -2.0, -3.0, -0.5, -9.0], mean=-2.0, std=0.5)
+    assert membership.loss(text) == pytest.approx(3.25)
+    assert membership.min_k(text) == pytest.approx(3.5)  # two of the five tokens before the last
     assert membership.min_k(text, 0.01) == 4
     assert membership.min_k_plus_plus(text) == pytest.approx(3.0)  # (−4 + 2)/0.5 = −4 and (−3 + 2)/0.5 = −2
-    assert membership.min_k_plus_plus(tokens([-1.0], std=0.0)) == pytest.approx(1e3)
-    assert membership.zlib(text, LONG) == pytest.approx(2.1 / len(zlib.compress(LONG.encode())))
-    assert membership.reference(text.nll, tokens([-0.1]).nll) == pytest.approx(2.0)
-    assert math.isnan(membership.min_k(tokens([])))
+    assert membership.min_k_plus_plus(tokens([-1.0, -9.0], std=0.0)) == pytest.approx(1e3)
+    assert membership.zlib(text, LONG) == pytest.approx(3.25 / len(zlib.compress(LONG.encode())))
+    assert membership.reference(text.nll, tokens([-0.1]).nll) == pytest.approx(3.15)
+    for short in ([], [-1.0]):
+        assert math.isnan(membership.min_k(tokens(short)))
+        assert math.isnan(membership.min_k_plus_plus(tokens(short)))
     assert membership.auc([1.0], [1.0]) == 0.5
     for sides in (([], [1.0]), ([1.0], []), ([math.nan], [1.0])):
         with pytest.raises(GeffectError, match="members and of others"):
             membership.auc(*sides)
     assert membership.privleak(0.75, 0.5) == pytest.approx(-50)
     assert membership.privleak(0.6, 0.6) == 0
+
+
+def test_attacks_are_those_of_open_unlearning(loaded: Loaded, rows: RowSet) -> None:
+    """From the logits of one row at a time, in float64: all labelled tokens for LOSS, all but the last for Min-K."""
+    model, k = deepcopy(loaded.model).double(), 0.4
+    view = View(model, loaded.tokenizer, rows, partial(encode_set, loaded.tokenizer), 5)
+    found = {name: METRICS[name](view) for name in ("loss", "zlib", "min_k", "min_k_plus_plus")}
+    for i, row in enumerate(view.encoded):
+        with torch.no_grad():
+            logits = model(torch.tensor([row.input_ids])).logits[0]
+        log_ps, normed = [], []
+        for place, label in enumerate(row.labels):
+            if label == -100:
+                continue
+            shifted = [x - float(logits[place - 1].max()) for x in logits[place - 1].tolist()]
+            total = math.log(math.fsum(map(math.exp, shifted)))
+            logs = [x - total for x in shifted]
+            mean = math.fsum(math.exp(x) * x for x in logs)
+            variance = max(1e-6, math.fsum(math.exp(x) * x**2 for x in logs) - mean**2)
+            log_ps.append(logs[label])
+            normed.append((logs[label] - mean) / math.sqrt(variance))
+        count = max(1, int(k * (len(log_ps) - 1)))
+        loss = -math.fsum(log_ps) / len(log_ps)
+        text = loaded.tokenizer.decode([each for each in row.labels if each != -100], skip_special_tokens=True)
+        assert found["loss"][i] == pytest.approx(loss, rel=1e-9)
+        assert found["zlib"][i] == pytest.approx(loss / len(zlib.compress(text.encode())), rel=1e-9)
+        assert found["min_k"][i] == pytest.approx(-math.fsum(sorted(log_ps[:-1])[:count]) / count, rel=1e-9)
+        least = -math.fsum(sorted(normed[:-1])[:count]) / count
+        assert found["min_k_plus_plus"][i] == pytest.approx(least, rel=1e-6)
 
 
 def _weights(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -309,3 +550,14 @@ def test_intervals_hold_the_mean() -> None:
     assert high - low == pytest.approx(2 * spread, rel=0.1)
     assert mean_interval([3.0]) == (3, 3, 3)
     assert all(map(math.isnan, mean_interval([])))
+    assert mean_interval([math.inf, math.inf, 1.0]) == (math.inf,) * 3
+
+
+def test_a_geometric_mean_is_that_of_logarithms() -> None:
+    values = [2.0, 8.0, 32.0, math.nan]
+    mean, low, high = geometric_interval(values)
+    assert mean == pytest.approx(8)
+    assert 2 <= low < mean < high <= 32
+    assert (low, high) == pytest.approx(tuple(map(math.exp, mean_interval([math.log(each) for each in values])[1:])))
+    assert geometric_interval([math.inf, 1.0]) == (math.inf,) * 3
+    assert all(map(math.isnan, geometric_interval([])))

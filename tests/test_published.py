@@ -29,7 +29,7 @@ def test_averages_and_cadence(text: str) -> None:
     average: list[dict[str, torch.Tensor]] = []
     alpha = 2.0 if text != "ga" else 0.0
     grams = {}
-    for call, batches in enumerate(_stream(9)):
+    for call, batches in enumerate(_stream(9), start=1):
 
         def objective(batch: dict[str, torch.Tensor] = batches["forget"]) -> torch.Tensor:
             nll = torch.cat([oracles.row_nll(model, batch, i) for i in range(2)])
@@ -37,7 +37,7 @@ def test_averages_and_cadence(text: str) -> None:
 
         rows = [oracles.gradient(model, objective)]
         rows += [oracles.gradient(model, partial(oracles.risk, model, batches[side])) for side in ("forget", "retain")]
-        average = rows if call == 0 else [
+        average = rows if call == 1 else [
             {name: 0.6 * old[name] + 0.4 * new[name] for name in names} for old, new in zip(average, rows, strict=True)
         ]  # fmt: skip
         grams[call] = oracles.gram(average, names)
@@ -62,5 +62,25 @@ def test_a_pass_moves_nothing() -> None:
     assert measurement.state == {}
 
 
-def test_fewer_calls_than_the_cadence_read_nothing() -> None:
-    assert list(published_estimates(make_measurement(CASES["llama"](), "ga"), _stream(3))) == []
+def test_the_first_reading_weighs_three_micro_batches() -> None:
+    model = CASES["llama"]()
+    [(call, measured)] = published_estimates(make_measurement(model, "ga"), _stream(6))
+    names, weights = list(trainable(model)), torch.tensor([0.36, 0.24, 0.40]).double()
+    averages, value = [], 0.0
+    for side in ("forget", "retain"):
+        risks = [partial(oracles.risk, model, batches[side]) for batches in _stream(3)]
+        gradients = [oracles.flat(oracles.gradient(model, risk), names) for risk in risks]
+        averages.append(weights @ torch.stack(gradients))
+        if side == "forget":
+            value = -float(weights @ torch.tensor([risk().item() for risk in risks]).double())
+    rows = torch.stack([-averages[0], *averages])
+    assert call == 3
+    assert measured.scalars["risk"] == pytest.approx(value, rel=1e-5)
+    assert measured.gram is not None
+    assert_gram_close(measured.gram.total(), rows @ rows.T, 1e-5)
+
+
+@pytest.mark.parametrize(("count", "calls"), [(2, []), (3, [3]), (6, [3]), (7, [3, 7]), (12, [3, 7, 11])])
+def test_readings_come_after_micro_batches_3_7_11(count: int, calls: list[int]) -> None:
+    found = published_estimates(make_measurement(CASES["llama"](), "ga"), _stream(count))
+    assert [call for call, _ in found] == calls

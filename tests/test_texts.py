@@ -12,10 +12,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from geffect.data import Encoded, QASet, RowSet, TextSet, encode_set, load_set
+from geffect.data import Encoded, QASet, RowSet, TextSet, encode_examples, encode_set, load_set, pad_id_of
 from geffect.errors import GeffectError
 from geffect.models import make_tokenizer
 from geffect.objectives import IGNORE_INDEX
+from tests.test_encode import BOS, adding
 
 STORY = ["A man went to town.", " It rained;\n\nhe bought\tbread. ", "", "The end: é漢😀"]
 TEXT = st.text(max_size=40)
@@ -191,6 +192,36 @@ def test_no_template_and_no_special_token_is_put_to_texts() -> None:
     (chunk,) = encode(STORY, 512, tokenizer)
     assert chunk.input_ids == stream(STORY)
     assert eos[1] not in chunk.input_ids
+
+
+def adds_bos() -> Any:
+    """A tokenizer that puts a beginning of sequence before every text."""
+    return adding(f"{BOS} $A")
+
+
+@pytest.mark.parametrize("make", [make_tokenizer, adds_bos])
+@pytest.mark.parametrize("length", [2, 5, 512])
+def test_examples_of_texts_are_the_texts_alone_and_cut(make: Callable[[], Any], length: int) -> None:
+    tokenizer, texts = make(), ("The sea is cold.", "Who lives in Quenza? " * 9, "a", "", " ")
+    rows = TextSet("set", tuple({"text": text} for text in texts))
+    found = encode_examples(tokenizer, rows, length)
+    for i, (row, text) in enumerate(zip(found, texts, strict=True)):
+        ids = tokenizer(text)["input_ids"][:length] or [pad_id_of(tokenizer)]
+        assert row == Encoded(i, ids, [IGNORE_INDEX, *ids[1:]])
+    for more in texts:  # another text beside it changes nothing
+        together = TextSet("set", ({"text": texts[0]}, {"text": more}))
+        assert encode_examples(tokenizer, together, length)[0] == found[0]
+    answers = load_set("builtin:authors/forget[:3]")
+    assert encode_examples(tokenizer, answers) == encode_set(tokenizer, answers)
+
+
+def test_a_text_beyond_the_models_context_is_refused() -> None:
+    rows = TextSet("set", ({"text": "short"}, {"text": "word " * 40}))
+    with pytest.raises(
+        GeffectError, match=r"context of 30 tokens; found \d+ tokens in row 1 of set; .*--max-length 30$"
+    ):
+        encode_examples(make_tokenizer(), rows, context=30)
+    assert len(encode_examples(make_tokenizer(), rows, 30, context=30)) == 2
 
 
 def test_a_stream_longer_than_the_tokenizers_limit_goes_without_a_warning(

@@ -1,12 +1,12 @@
 """Sets of questions and answers, or of texts: named, sliced, encoded, padded, paired."""
 
-from geffect.data.encode import Encoded, collate, encode_set, pad_id_of, token_texts
+from geffect.data.encode import Encoded, collate, encode_examples, encode_set, pad_id_of, token_texts, turn_end
 from geffect.data.order import Meetings, Together
 from geffect.data.refusals import REFUSALS, refused
 from geffect.data.scoped import Domain, parse_domains
 from geffect.data.sets import QASet, RowSet, TextSet, load_set
 
 __all__ = [
-    "REFUSALS", "Domain", "Encoded", "Meetings", "QASet", "RowSet", "TextSet", "Together", "collate", "encode_set",
-    "load_set", "pad_id_of", "parse_domains", "refused", "token_texts",
+    "REFUSALS", "Domain", "Encoded", "Meetings", "QASet", "RowSet", "TextSet", "Together", "collate", "encode_examples",
+    "encode_set", "load_set", "pad_id_of", "parse_domains", "refused", "token_texts", "turn_end",
 ]  # fmt: skip

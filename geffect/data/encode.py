@@ -3,6 +3,7 @@
 Of questions and answers, the prompt carries no loss, the answer and its end do; of texts, all tokens do.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from torch import Tensor
 from geffect.data.sets import RowSet, TextSet
 from geffect.errors import GeffectError
 from geffect.objectives.outputs import IGNORE_INDEX
+
+LOGGER = logging.getLogger(__name__)
 
 PLAIN = "Question: {question}\nAnswer: {answer}"
 
@@ -39,7 +42,7 @@ def encode_set(tokenizer: Any, rows: RowSet, max_length: int = 512, context: int
 
     Of questions and answers, the tokenizer's chat template is used where it has one, else ``Question: …\nAnswer: …``.
     The text is tokenised as a whole and labelled from the first token that differs from the prompt's own, so no merge
-    across the boundary is lost. One end-of-sequence token closes the row and carries loss, unless the row was cut at
+    across the boundary is lost. One end (`turn_end`) closes the row and carries loss, unless the row was cut at
     ``max_length``.
 
     Texts are joined by an empty line and tokenised as one stream, without a template or special tokens, which is cut
@@ -61,13 +64,74 @@ def encode_set(tokenizer: Any, rows: RowSet, max_length: int = 512, context: int
     if isinstance(rows, TextSet):
         encoded = _chunks(tokenizer, rows, max_length)
     else:
-        encoded = [_encode(tokenizer, row, i, rows.name, max_length) for i, row in enumerate(rows.rows)]
+        end = turn_end(tokenizer)
+        encoded = [_encode(tokenizer, row, i, rows.name, max_length, end) for i, row in enumerate(rows.rows)]
+    return _within(context, rows, encoded)
+
+
+def encode_examples(
+    tokenizer: Any, rows: RowSet, max_length: int = 512, context: int | None = None
+) -> list[Encoded]:  # fmt: skip
+    """Encode a set, one encoding an example: texts are scored one each, where `encode_set` trains on their stream.
+
+    A text is tokenized alone, with the special tokens that the tokenizer puts around any text, and cut at
+    ``max_length``, which a warning tells. All of it but its first token carries loss; a text of one token or none
+    carries no loss. Questions and answers are encoded as by `encode_set`.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        rows: the set.
+        max_length: tokens kept of an example, the first.
+        context: positions the model has, where that is known.
+
+    Returns:
+        One encoding an example, in the set's order.
+
+    Raises:
+        GeffectError: as `encode_set`, for questions and answers, or an example is longer than the context.
+    """
+    if not isinstance(rows, TextSet):
+        return encode_set(tokenizer, rows, max_length, context)
+    whole = [_tokenize(tokenizer, row["text"], special=True) for row in rows.rows]
+    cut = sum(len(ids) > max_length for ids in whole)
+    if cut:
+        LOGGER.warning("%d of %d texts of %s are longer than %d tokens: their first %d are scored (--max-length)",
+                       cut, len(whole), rows.name, max_length, max_length)  # fmt: skip
+    kept = [ids[:max_length] or [pad_id_of(tokenizer)] for ids in whole]  # a model does not take a row of no token
+    return _within(context, rows, [Encoded(i, ids, [IGNORE_INDEX, *ids[1:]]) for i, ids in enumerate(kept)])
+
+
+def _within(context: int | None, rows: RowSet, encoded: list[Encoded]) -> list[Encoded]:
     for row in encoded:
         if context is not None and len(row.input_ids) > context:
             raise GeffectError(f"rows within the model's context of {context} tokens",
                                f"{len(row.input_ids)} tokens in row {row.index} of {rows.name}",
                                f"cut them with --max-length {context}")  # fmt: skip
     return encoded
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The token that ends an answer.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+
+    Returns:
+        The first added token, such as ``<end_of_turn>`` or ``<|im_end|>``, that the chat template writes after an
+        answer; the tokenizer's end of sequence where there is no such token or no template; None without either.
+
+    Raises:
+        GeffectError: the template fails.
+    """
+    end: int | None = tokenizer.eos_token_id
+    if not tokenizer.chat_template:
+        return end
+    answer = "Quenza"  # stands nowhere in a template
+    _, written, after = _written(tokenizer, "a", answer).rpartition(answer)
+    if not written:
+        return end
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if str(token).strip()} - {tokenizer.bos_token_id}
+    return next((i for i in _tokenize(tokenizer, after, special=False) if i == end or i in added), end)
 
 
 def _chunks(tokenizer: Any, texts: TextSet, max_length: int) -> list[Encoded]:
@@ -80,12 +144,14 @@ def _chunks(tokenizer: Any, texts: TextSet, max_length: int) -> list[Encoded]:
     return [Encoded(i, chunk, [IGNORE_INDEX, *chunk[1:]]) for i, chunk in enumerate(chunks)]
 
 
-def _encode(tokenizer: Any, row: dict[str, Any], index: int, name: str, max_length: int) -> Encoded:
+def _encode(
+    tokenizer: Any, row: dict[str, Any], index: int, name: str, max_length: int, end: int | None
+) -> Encoded:  # fmt: skip
     prompt, text = _render(tokenizer, row, index, name)
     plain = not tokenizer.chat_template
     ids, prompt_ids = (_tokenize(tokenizer, each, special=plain) for each in (text, prompt))
     start = max(1, _common_prefix(ids, prompt_ids))
-    ids = _ended(ids, start, tokenizer.eos_token_id)[:max_length]
+    ids = _ended(ids, start, end)[:max_length]
     labels = [IGNORE_INDEX] * min(start, len(ids)) + ids[start:]
     if len(ids) <= start:
         raise GeffectError(f"a token to learn within {max_length} tokens in row {index} of {name}",
@@ -125,11 +191,11 @@ def _tokenize(tokenizer: Any, text: str, *, special: bool) -> list[int]:
     return ids
 
 
-def _ended(ids: list[int], start: int, eos: int | None) -> list[int]:
-    """Cut after the first end-of-sequence token from ``start`` on; append one where there is none."""
-    if eos is None:
+def _ended(ids: list[int], start: int, end: int | None) -> list[int]:
+    """Cut after the first end from ``start`` on; append one where there is none."""
+    if end is None:
         return ids
-    return ids[: ids.index(eos, start) + 1] if eos in ids[start:] else [*ids, eos]
+    return ids[: ids.index(end, start) + 1] if end in ids[start:] else [*ids, end]
 
 
 def _common_prefix(a: Sequence[object], b: Sequence[object]) -> int:

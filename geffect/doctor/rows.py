@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from geffect.data import Encoded
+from geffect.data import Encoded, turn_end
 from geffect.doctor.finding import Finding
 from geffect.metrics import likelihood
 from geffect.objectives import IGNORE_INDEX
@@ -28,7 +28,7 @@ def masks(name: str, rows: Sequence[Encoded]) -> Finding:
 
 def ends(name: str, rows: Sequence[Encoded], tokenizer: Any) -> Finding:
     """A beginning-of-sequence token, once, where the tokenizer itself puts one; an end that is learned."""
-    title, bos, eos = f"ends, {name}", tokenizer.bos_token_id, tokenizer.eos_token_id
+    title, bos, end = f"ends, {name}", tokenizer.bos_token_id, turn_end(tokenizer)
     puts = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
     for wrong, what in (
         (sum(row.input_ids[0] != bos for row in rows) if puts else 0, "without"),
@@ -37,10 +37,10 @@ def ends(name: str, rows: Sequence[Encoded], tokenizer: Any) -> Finding:
         if wrong:
             found = f"{wrong} of {len(rows)} rows begin {what} {tokenizer.bos_token}, which plain texts begin with once"
             return Finding(title, "bad", found, MEND)
-    unended = sum(row.labels[-1] != eos for row in rows)
+    unended, token = sum(row.labels[-1] != end for row in rows), tokenizer.decode([end]) if end is not None else None
     if unended:
-        return Finding(title, "warning", f"{unended} of {len(rows)} rows do not end with {tokenizer.eos_token}", CUT)
-    return Finding(title, "good", f"rows begin as plain texts do and end with a learned {tokenizer.eos_token}")
+        return Finding(title, "warning", f"{unended} of {len(rows)} rows do not end with {token}", CUT)
+    return Finding(title, "good", f"rows begin as plain texts do and end with a learned {token}")
 
 
 def known(name: str, rows: Sequence[Encoded], model: Any, pad_id: int) -> Finding:

@@ -10,7 +10,8 @@ import pandas as pd
 from geffect.config import EvaluateConfig
 from geffect.errors import GeffectError
 from geffect.metrics.harness import Scores
-from geffect.metrics.intervals import mean_interval
+from geffect.metrics.intervals import geometric_interval, mean_interval
+from geffect.metrics.table import GEOMETRIC
 from geffect.record import as_written
 from geffect.suites import DERIVED, Values, totals
 
@@ -40,7 +41,8 @@ def summary(
         means: dict[tuple[str, str], float] = {}
         sets: dict[str, dict[str, Any]] = {}
         for (name, kind), each in values.items():
-            mean, low, high = mean_interval(each, config.confidence, config.seed)
+            interval = geometric_interval if kind in GEOMETRIC else mean_interval
+            mean, low, high = interval(each, config.confidence, config.seed)
             means[name, kind] = mean
             sets.setdefault(name, {})[kind] = {"mean": mean, "low": low, "high": high, "rows": len(each)}
         whole = totals(config, means, values, reference) | dict(numbers)
@@ -65,7 +67,7 @@ def read_reference(config: EvaluateConfig, examples: pd.DataFrame) -> Values | N
         (set, metric) → a value a row; None where no reference is named.
 
     Raises:
-        GeffectError: it is no evaluation of one model, or of other rows.
+        GeffectError: it is no evaluation of one model, of other rows, or lacks a metric.
     """
     if config.reference is None:
         return None
@@ -73,14 +75,23 @@ def read_reference(config: EvaluateConfig, examples: pd.DataFrame) -> Values | N
     label = other["model"].iloc[0]
     other = other[other["model"] == label]
     needed = {"forget_quality"} if config.suite in ("builtin", "tofu") else set()
-    for name in needed | (set(config.metric) & set(DERIVED)):
+    for name in sorted(needed | {each for each in config.metric if each in DERIVED and DERIVED[each].compares}):
         for one in DERIVED[name].sets:
-            theirs, ours = (frame.loc[frame["set"] == one, "sha256"].unique().tolist() for frame in (other, examples))
-            if theirs != ours:
-                found = "no such set" if not theirs else f"other rows ({len(other[other['set'] == one])} values)"
-                raise GeffectError(f"the same {one} rows in {config.reference}", found,
-                                   "evaluate the reference with the same sets and --limit")  # fmt: skip
+            _check_comparable(config, name, *(frame[frame["set"] == one] for frame in (other, examples)))
     return rows_by_metric(other)
+
+
+def _check_comparable(config: EvaluateConfig, name: str, theirs: pd.DataFrame, ours: pd.DataFrame) -> None:
+    """Raise where a set's rows in the reference are others than here, or lack what a number is made of."""
+    one = ours["set"].iloc[0]
+    if theirs["sha256"].unique().tolist() != ours["sha256"].unique().tolist():
+        found = "no such set" if theirs.empty else f"other rows ({len(theirs)} values)"
+        raise GeffectError(f"the same {one} rows in {config.reference}", found,
+                           "evaluate the reference with the same sets and --limit")  # fmt: skip
+    lacking = set(DERIVED[name].rows) - set(theirs["metric"])
+    if lacking:
+        raise GeffectError(f"{min(lacking)} of the {one} rows in {config.reference}, for {name}", "none",
+                           "evaluate the reference again, with the same --suite or --metric")  # fmt: skip
 
 
 @as_written

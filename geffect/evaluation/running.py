@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 import geffect
 from geffect.config import EvaluateConfig
-from geffect.data import QASet, RowSet
+from geffect.data import QASet, RowSet, encode_examples
 from geffect.errors import GeffectError
 from geffect.evaluation.reading import EXAMPLES, KEEP, TEXTS, read_values, write_texts
 from geffect.metrics.harness import Scores, harness
@@ -100,8 +100,8 @@ def view_of(config: EvaluateConfig, rows: RowSet, loaded: Loaded) -> View:
         What metrics see.
     """
     shots = read_set(config, config.shots).rows[:SHOTS] if config.shots else ()
-    return View(loaded.model, loaded.tokenizer, rows, partial(encode, config, loaded), config.batch_size,
-                config.max_new_tokens, shots)  # fmt: skip
+    return View(loaded.model, loaded.tokenizer, rows, partial(encode, config, loaded, by=encode_examples),
+                config.batch_size, config.max_new_tokens, shots)  # fmt: skip
 
 
 def rows_of(config: EvaluateConfig, part: Part) -> RowSet:

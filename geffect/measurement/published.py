@@ -1,8 +1,9 @@
 """The G-effect as the published script estimates it, beside the exact one.
 
 Running averages of micro-batch gradients, 0.6 on the past, begun with the first and not corrected for it; fresh at
-each checkpoint, one pass over the forget set, read at calls 3, 7, 11, … (arXiv 2502.19301's code). Its steady state
-weighs about four micro-batches, so it is a noisy reading: compare it with the dataset's own rows.
+each checkpoint, one pass over the forget set, read after micro-batches 3, 7, 11, … (arXiv 2502.19301's code), so the
+first reading weighs three of them .36, .24, .40. Its steady state weighs about four micro-batches, so it is a noisy
+reading: compare it with the dataset's own rows.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +20,8 @@ from geffect.rectify import NoRectifier
 from geffect.rows import NamedTensors
 from geffect.ties import BOTH, EMBED, HEAD
 
-PAST, CADENCE = 0.6, 4
+PAST = 0.6
+CADENCE, FIRST = 4, 3  # the script counts a micro-batch, then reads where its count mod 4 is 3
 ROWS = ("objective", "forget", "retain")
 
 
@@ -33,20 +35,21 @@ def published_estimates(
         micro_batches: one pass over the forget set, each with as many retain rows.
 
     Yields:
-        (call, measured): the Gram of the averaged rows, and ``risk``, the average of the objective's value.
+        (call, measured): the micro-batches averaged so far, 3, 7, 11, …; the Gram of the averaged rows, and ``risk``,
+        the average of the objective's value.
     """
     alone = replace(
         run, rectifier=NoRectifier(), ledger=None, support=0.0, standard_errors=False, keep=True, tie=None, frozen=None
     )
     averages: dict[str, NamedTensors] = {row: {} for row in ROWS}
     value = 0.0
-    for call, batches in enumerate(micro_batches):
+    for call, batches in enumerate(micro_batches, start=1):
         step = Step(alone, window_counts([batches]), measure=True)
         loss = float(step.micro_batch(batches, last=True))
-        value = loss if call == 0 else PAST * value + (1 - PAST) * loss
+        value = loss if call == 1 else PAST * value + (1 - PAST) * loss
         for row in ROWS:
             _fold(averages[row], step.row(row))
-        if call % CADENCE == CADENCE - 1:
+        if call % CADENCE == FIRST:
             yield call, _read(averages, run, value)
 
 

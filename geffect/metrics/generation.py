@@ -1,12 +1,14 @@
 """What a model says: greedy continuations of prompts, in batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import nn
 
-from geffect.data import Encoded, pad_id_of
+from geffect.data import Encoded, pad_id_of, turn_end
 from geffect.metrics.likelihood import evaluating
 from geffect.objectives import IGNORE_INDEX
 
@@ -17,18 +19,38 @@ def prompt_of(row: Encoded) -> list[int]:
     return row.input_ids[:start]
 
 
+def end_ids(model: nn.Module, tokenizer: Any) -> set[int]:
+    """Every token that ends an answer, each place naming none, one or several.
+
+    Args:
+        model: its ``generation_config`` and ``config`` are read, the text decoder's too.
+        tokenizer: its end of sequence, and what its chat template closes an answer with.
+
+    Returns:
+        The union.
+    """
+    config: Any = getattr(model, "config", None)
+    decoder = config.get_text_config() if hasattr(config, "get_text_config") else None
+    places = (tokenizer, getattr(model, "generation_config", None), config, decoder)
+    named = [turn_end(tokenizer), *(getattr(place, "eos_token_id", None) for place in places)]
+    lists = [torch.as_tensor(each).flatten().tolist() for each in named if each is not None]
+    return {int(each) for ids in lists for each in ids}
+
+
 def generate(
     model: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int = 200, batch_size: int = 16
 ) -> list[list[int]]:
     """Continue prompts greedily; the model is left in the mode it was in.
 
     Batches are padded on the left and masked there, so that a prompt's continuation does not depend on the others'.
+    Each token is the most likely one: penalties, forced or banned tokens and least lengths in the model's generation
+    settings do not apply.
 
     Args:
         model: the model.
         tokenizer: its tokenizer.
         prompts: token ids.
-        max_new_tokens: at most; an end-of-sequence token ends one before.
+        max_new_tokens: at most; a token of `end_ids` ends one before.
         batch_size: prompts at a time, those of similar length together.
 
     Returns:
@@ -36,11 +58,13 @@ def generate(
     """
     from transformers import GenerationConfig
 
-    eos, pad = tokenizer.eos_token_id, pad_id_of(tokenizer)
-    greedy = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=eos)
+    ends, pad = end_ids(model, tokenizer), pad_id_of(tokenizer)
+    greedy = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=sorted(ends) or None
+    )
     device, found = next(model.parameters()).device, dict[int, list[int]]()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), _own_settings_aside(model), torch.no_grad():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             width = max(len(prompts[i]) for i in chosen)
@@ -50,5 +74,21 @@ def generate(
             )
             said = model.generate(inputs=ids, attention_mask=mask, generation_config=greedy)  # type: ignore[operator]
             for i, tokens in zip(chosen, said[:, width:].tolist(), strict=True):
-                found[i] = tokens[: tokens.index(eos)] if eos in tokens else tokens
+                found[i] = list(takewhile(lambda token: token not in ends, tokens))
     return [found[i] for i in range(len(prompts))]
+
+
+@contextmanager
+def _own_settings_aside(model: nn.Module) -> Iterator[None]:
+    """Set the model's generation settings aside: ``generate`` takes from them what its own leave unset."""
+    from transformers import GenerationConfig
+
+    own = [(module, vars(module)["generation_config"]) for module in model.modules()
+           if "generation_config" in vars(module)]  # fmt: skip
+    for module, _ in own:
+        module.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for module, settings in own:
+            module.generation_config = settings

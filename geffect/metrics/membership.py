@@ -1,6 +1,6 @@
 """Membership inference: from how likely a text is, was it trained on?
 
-Every score has the orientation of a loss: *lower* for a text that looks trained on.
+Every score is of one text or answer, and has the orientation of a loss: *lower* for one that looks trained on.
 """
 
 import math
@@ -37,25 +37,27 @@ def zlib(text: TokenScores, content: str) -> float:
 def min_k(text: TokenScores, k: float = K) -> float:
     """Min-K %: the mean −log p of the share k of least likely tokens (arXiv 2310.16789).
 
+    The last labelled token, of an answer its end, does not count, as in open-unlearning's code.
+
     Args:
         text: its scores.
-        k: in (0, 1]; ⌊k·n⌋ tokens, one at least.
+        k: in (0, 1]; ⌊k·n⌋ of the n tokens before the last, one at least.
 
     Returns:
-        In nats.
+        In nats; NaN where there is no token but the last (open-unlearning has 0).
     """
     return -_least(text.log_p, k)
 
 
 def min_k_plus_plus(text: TokenScores, k: float = K) -> float:
-    """Min-K%++: as `min_k`, of (log p − μ)/σ over the vocabulary at each position (arXiv 2404.02936).
+    """Min-K%++: as `min_k`, the last token left out, of (log p − μ)/σ over the vocabulary (arXiv 2404.02936).
 
     Args:
         text: its scores.
         k: in (0, 1].
 
     Returns:
-        In standard deviations; σ² is 1e-6 at least.
+        In standard deviations; σ² is 1e-6 at least. NaN where there is no token but the last.
     """
     return -_least((text.log_p - text.mean) / text.std.clamp_min(1e-3), k)
 
@@ -66,6 +68,7 @@ def reference(own: float, under_reference: float) -> float:
 
 
 def _least(values: torch.Tensor, k: float) -> float:
+    values = values[:-1]
     if not len(values):
         return math.nan
     count = max(1, int(k * len(values)))
@@ -96,7 +99,9 @@ def auc(members: Sequence[float], others: Sequence[float]) -> float:
     values = np.asarray([*members, *others], dtype=np.float64)
     if not len(members) or not len(others) or np.isnan(values).any():
         found = f"{len(members)} and {len(others)} scores, {np.isnan(values).sum()} of them NaN"
-        raise GeffectError("scores of members and of others", found, "name two sets whose rows have labelled tokens")
+        raise GeffectError(
+            "scores of members and of others", found, "remove the rows of fewer than two labelled tokens"
+        )
     wins = mannwhitneyu(others, members, alternative="two-sided", method="asymptotic").statistic
     return float(wins / (len(members) * len(others)))
 

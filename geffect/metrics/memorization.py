@@ -1,8 +1,26 @@
 """How much of an answer a model has by heart, teacher-forced."""
 
 import math
+import sys
 
 from geffect.metrics.tokenwise import TokenScores
+
+LARGEST = math.log(sys.float_info.max)
+
+
+def exponential(value: float) -> float:
+    """exp(x); infinite beyond what a float64 holds, where `math.exp` raises.
+
+    Args:
+        value: x.
+
+    Returns:
+        Non-negative; NaN of NaN.
+
+    >>> exponential(0.0), exponential(710.0), exponential(-800.0)
+    (1.0, inf, 0.0)
+    """
+    return math.inf if value > LARGEST else math.exp(value)
 
 
 def answer_probability(answer: TokenScores) -> float:
@@ -14,7 +32,22 @@ def answer_probability(answer: TokenScores) -> float:
     Returns:
         In (0, 1]; NaN where n = 0.
     """
-    return math.exp(-answer.nll)
+    return exponential(-answer.nll)
+
+
+def perplexity(example: TokenScores) -> float:
+    """exp(−(1/n) Σ log p) over an example's n labelled tokens.
+
+    Of a set, ``perplexity`` is exp of the exponent's mean over examples, the geometric mean of this number (arXiv
+    2407.01920's, and that of `geffect.metrics.success`), and ``mean_perplexity`` the arithmetic mean, which is larger.
+
+    Args:
+        example: its scores.
+
+    Returns:
+        1 or more; infinite beyond 709 nats a token, NaN where n = 0.
+    """
+    return exponential(example.nll)
 
 
 def exact_memorization(answer: TokenScores) -> float:

@@ -25,7 +25,7 @@ class Success:
 
     Attributes:
         accuracy: share of a row's labelled tokens that are the most likely one, meant over the rows, × 100.
-        perplexity: exp of a row's nats per labelled token, meant over the rows.
+        perplexity: exp of the mean over the rows of a row's nats per labelled token.
         rouge_l: ROUGE-L of the most likely tokens against the labelled ones, meant over the rows, × 100.
         rows: how many.
     """
@@ -43,8 +43,8 @@ def success(
 
     ROUGE-L compares two texts without special tokens: what is most likely at each labelled position, given the true
     tokens before it, and the labels. The papers' own scorer is unreleased; the F-measure with Porter's stemmer is this
-    toolkit's choice. A row without letters a–z or digits has 0 (`rouge_l`). The end-of-sequence token
-    that `encode_set` labels counts in accuracy and perplexity; the papers' validation rows have none.
+    toolkit's choice. The end-of-sequence token that `encode_set` labels counts in accuracy and perplexity; the papers'
+    validation rows have none.
 
     Args:
         model: the model.

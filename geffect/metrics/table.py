@@ -7,13 +7,20 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from geffect.data import QASet, RowSet
+from geffect.data import QASet, RowSet, pad_id_of
 from geffect.errors import GeffectError
 from geffect.metrics import membership
 from geffect.metrics.generation import generate, prompt_of
-from geffect.metrics.memorization import answer_probability, exact_memorization, extraction_strength
+from geffect.metrics.memorization import answer_probability, exact_memorization, extraction_strength, perplexity
 from geffect.metrics.rouge import Measure, rouge_l
-from geffect.metrics.truth import Aggregation, forget_truth, normalised_probability, retain_truth, truth_ratio
+from geffect.metrics.truth import (
+    Aggregation,
+    forget_truth,
+    log_truth_ratio,
+    normalised_probability,
+    retain_truth,
+    truth_ratio,
+)
 from geffect.metrics.view import View
 from geffect.objectives import IGNORE_INDEX
 
@@ -40,20 +47,18 @@ def _rouge(measure: Measure) -> PerRow:
     return score
 
 
-def _probabilities(view: View, *fields: str) -> list[list[float]]:
-    return [[answer_probability(each) for each in row] for row in view.variants(*fields)]
-
-
 def _normalised(view: View) -> list[float]:
-    right, wrong = _probabilities(view, "answer"), _probabilities(view, "perturbed_answer")
+    right, wrong = ([[answer_probability(each) for each in row] for row in view.variants(field)]
+                    for field in ("answer", "perturbed_answer"))  # fmt: skip
     return [normalised_probability(p, others) for [p], others in zip(right, wrong, strict=True)]
 
 
-def _truth(aggregation: Aggregation = "arithmetic", of: Callable[[float], float] = float) -> PerRow:
+def _truth(aggregation: Aggregation = "arithmetic", of: Callable[[float], float] = truth_ratio) -> PerRow:
     def score(view: View) -> list[float]:
-        wrong = _probabilities(view, "perturbed_answer")
-        right = _probabilities(view, "paraphrased_answer", "answer")
-        return [of(truth_ratio(p, others, aggregation)) for [p], others in zip(right, wrong, strict=True)]
+        right, wrong = ([[-each.nll for each in row] for row in view.variants(*fields)]
+                        for fields in (("paraphrased_answer", "answer"), ("perturbed_answer",)))  # fmt: skip
+        means = [math.fsum(each) / len(each) for each in right]  # of several paraphrases, as open-unlearning
+        return [of(log_truth_ratio(p, others, aggregation)) for p, others in zip(means, wrong, strict=True)]
 
     return score
 
@@ -79,10 +84,18 @@ def _extraction_by_generation(view: View) -> list[float]:
     return [1 - k / len(answer) if answer else math.nan for k, answer in zip(most, answers, strict=True)]
 
 
+def _begun(view: View, text: str) -> list[int]:
+    """A text to continue: as the tokenizer begins one, without the end that some put after it."""
+    ids: list[int] = view.tokenizer(text)["input_ids"]
+    bare: list[int] = view.tokenizer(text, add_special_tokens=False)["input_ids"]
+    end = view.tokenizer.eos_token_id
+    return (ids[:-1] if ids[-1:] == [end] and bare[-1:] != [end] else ids) or [pad_id_of(view.tokenizer)]
+
+
 def _verbatim(view: View) -> list[float]:
     """MUSE's VerbMem: ROUGE-L F1 of 128 tokens that continue a prompt, without a template."""
     rows = view.questions().rows
-    prompts = [view.tokenizer(row["question"])["input_ids"] for row in rows]
+    prompts = [_begun(view, row["question"]) for row in rows]
     said = generate(view.model, view.tokenizer, prompts, VERBATIM_TOKENS, view.batch_size)
     return [rouge_l(view.text(ids), row["answer"], "fmeasure") for ids, row in zip(said, rows, strict=True)]
 
@@ -124,8 +137,7 @@ def cut(text: str) -> str:
 def _knowledge(view: View) -> list[float]:
     """MUSE's KnowMem: ROUGE-L F1 of 32 tokens, after ten answered questions and without a template."""
     rows = view.questions().rows
-    texts = [knowledge_prompt(row["question"], view.shots[:SHOTS]) for row in rows]
-    prompts = [view.tokenizer(text)["input_ids"] for text in texts]
+    prompts = [_begun(view, knowledge_prompt(row["question"], view.shots[:SHOTS])) for row in rows]
     said = generate(view.model, view.tokenizer, prompts, KNOWLEDGE_TOKENS, view.batch_size)
     answers = [cut(view.tokenizer.decode(ids, skip_special_tokens=True)) for ids in said]
     return [rouge_l(answer, row["answer"], "fmeasure") for answer, row in zip(answers, rows, strict=True)]
@@ -133,7 +145,8 @@ def _knowledge(view: View) -> list[float]:
 
 METRICS: dict[str, PerRow] = {
     "loss": _each(membership.loss),
-    "perplexity": _each(lambda row: math.exp(row.nll)),
+    "perplexity": _each(perplexity),
+    "mean_perplexity": _each(perplexity),
     "accuracy": _accuracy,
     "probability": _each(answer_probability),
     "probability_normalised": _normalised,
@@ -145,6 +158,7 @@ METRICS: dict[str, PerRow] = {
     "rouge_l_f1": _rouge("fmeasure"),
     "truth_ratio": _truth(),
     "truth_ratio_geometric": _truth("geometric"),
+    "log_truth_ratio_geometric": _truth("geometric", of=float),
     "forget_truth": _truth(of=forget_truth),
     "retain_truth": _truth(of=retain_truth),
     "verbmem": _verbatim,
@@ -155,10 +169,16 @@ METRICS: dict[str, PerRow] = {
 }
 
 
+GEOMETRIC = {"perplexity"}  # of a set, the geometric mean over its rows; of every other metric, the arithmetic one
+
 COLUMNS = {
     name: ("perturbed_answer",)
-    for name in ("probability_normalised", "truth_ratio", "truth_ratio_geometric", "forget_truth", "retain_truth")
-}
+    for name in ("probability_normalised", "truth_ratio", "truth_ratio_geometric", "log_truth_ratio_geometric",
+                 "forget_truth", "retain_truth")
+}  # fmt: skip
+PARAPHRASED = {
+    name for name in COLUMNS if "truth" in name
+}  # a paraphrased_answer, where every row has it, is the right one
 ASKED = {"rouge_l_recall", "rouge_l_f1", "verbmem", "knowmem", "extraction_strength_generated", *COLUMNS}
 
 
@@ -174,7 +194,10 @@ def check_fields(name: str, rows: RowSet) -> None:
     """
     if name in ASKED and not isinstance(rows, QASet):
         raise GeffectError(f"questions and answers in {rows.name} for {name}", "texts", "name a set of questions")
-    for column in COLUMNS.get(name, ()):
+    columns = COLUMNS.get(name, ())
+    if name in PARAPHRASED and all("paraphrased_answer" in row for row in rows.rows):
+        columns = (*columns, "paraphrased_answer")
+    for column in columns:
         lacking = next((i for i, row in enumerate(rows.rows) if not _texts(row.get(column))), None)
         if lacking is not None:
             have = f"{', '.join(rows.rows[lacking])} in row {lacking}"

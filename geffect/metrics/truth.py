@@ -7,41 +7,58 @@ from typing import Literal
 import numpy as np
 
 from geffect.errors import GeffectError
+from geffect.metrics.memorization import exponential
 
 Aggregation = Literal["arithmetic", "geometric"]
 
 
-def truth_ratio(right: float, wrong: Sequence[float], aggregation: Aggregation = "arithmetic") -> float:
-    """TR = agg_j P(wrong_j) / P(right), of length-normalised probabilities; below 1 the right answer is likelier.
+def log_truth_ratio(right: float, wrong: Sequence[float], aggregation: Aggregation = "arithmetic") -> float:
+    """log TR, with TR = agg_j P(wrong_j) / P(right) of length-normalised probabilities.
 
-    The sources disagree on agg: TOFU's utility code takes the arithmetic mean of probabilities, its forget quality and
-    the forks of NPO and GRU the geometric one.
+    Below 0 the right answer is likelier. The sources disagree on agg: TOFU's utility code takes the arithmetic mean of
+    probabilities, its forget quality and the forks of NPO and GRU the geometric one. No probability is formed, so that
+    answers of any length and likelihood have their ratio.
 
     Args:
-        right: P of the paraphrased answer, or of the answer where there is no paraphrase.
-        wrong: P of each wrong answer.
+        right: log P of the paraphrased answer, or of the answer where there is no paraphrase.
+        wrong: log P of each wrong answer.
         aggregation: of the wrong ones.
 
     Returns:
-        Non-negative; infinite where P(right) is 0.
+        In nats; infinite where P(right) is exactly 0, NaN where those of the wrong answers are too.
 
-    >>> truth_ratio(0.5, [0.1, 0.4]), round(truth_ratio(0.5, [0.1, 0.4], "geometric"), 3)
-    (0.5, 0.4)
+    >>> round(log_truth_ratio(-760, [-760, -761]), 6), log_truth_ratio(-760, [-760, -761], "geometric")
+    (-0.379885, -0.5)
     """
-    values = np.asarray(wrong, dtype=np.float64)
-    with np.errstate(divide="ignore"):
-        together = values.mean() if aggregation == "arithmetic" else np.exp(np.log(values).mean())
-    return float(together / right) if right else math.inf
+    logs = np.asarray(wrong, dtype=np.float64)
+    if aggregation == "geometric":
+        return float(logs.mean()) - right
+    return float(np.logaddexp.reduce(logs)) - math.log(len(logs)) - right
 
 
-def forget_truth(ratio: float) -> float:
+def truth_ratio(log_ratio: float) -> float:
+    """TR of its logarithm; infinite beyond what a float64 holds.
+
+    Args:
+        log_ratio: `log_truth_ratio`.
+
+    Returns:
+        Non-negative.
+
+    >>> round(truth_ratio(math.log(0.5)), 12), truth_ratio(800.0)
+    (0.5, inf)
+    """
+    return exponential(log_ratio)
+
+
+def forget_truth(log_ratio: float) -> float:
     """min(TR, 1/TR) of a forget row: 1 where right and wrong are equally likely, small where they are told apart."""
-    return min(ratio, 1 / ratio) if ratio else 0.0
+    return math.exp(-abs(log_ratio))
 
 
-def retain_truth(ratio: float) -> float:
+def retain_truth(log_ratio: float) -> float:
     """max(0, 1 − TR) of a row to be kept: 1 where the wrong answers are impossible."""
-    return max(0.0, 1 - ratio)
+    return -math.expm1(log_ratio) if not log_ratio >= 0 else 0.0
 
 
 def normalised_probability(right: float, wrong: Sequence[float]) -> float:
@@ -86,11 +103,11 @@ def forget_quality(unlearned: Sequence[float], retained: Sequence[float]) -> flo
     """The p-value of the two-sided Kolmogorov–Smirnov test between truth ratios of the forget set.
 
     High: the unlearned model cannot be told from one that never saw the set. Transforms that keep or turn the order, as
-    1/TR, do not change it.
+    log TR or 1/TR, do not change it.
 
     Args:
-        unlearned: TR a row, of the unlearned model.
-        retained: TR a row, of a model trained on the retain set alone.
+        unlearned: TR a row, or its logarithm, of the unlearned model.
+        retained: the same of a model trained on the retain set alone.
 
     Returns:
         In [0, 1].

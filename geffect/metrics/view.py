@@ -20,14 +20,14 @@ class View:
         model: the model.
         tokenizer: its tokenizer.
         rows: the set.
-        encode: a set as the model sees it.
+        encode: a set as the model sees it, one encoding an example (`encode_examples`).
         batch_size: rows at a time; it does not change a result.
         max_new_tokens: of an answer the model writes itself.
         shots: rows shown before a question, to `knowmem` alone.
 
     Attributes:
         rows: the set.
-        encoded: its rows as the model sees them; of texts, chunks.
+        encoded: its rows as the model sees them, one each.
     """
 
     def __init__(
@@ -96,12 +96,15 @@ class View:
 
     def targets(self) -> list[str]:
         """The text of every row's labelled tokens."""
-        return [self.text([label for label in row.labels if label != IGNORE_INDEX]) for row in self.encoded]
+        return [self._decoded([label for label in row.labels if label != IGNORE_INDEX]) for row in self.encoded]
 
     def text(self, ids: Sequence[int]) -> str:
-        """Tokens as text, without special ones."""
+        """Tokens as text, without special ones and outer spaces."""
+        return self._decoded(ids).strip()
+
+    def _decoded(self, ids: Sequence[int]) -> str:
         found: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return found.strip()
+        return found
 
     def _scored(self, rows: Sequence[Encoded]) -> list[TokenScores]:
         return token_scores(self.model, rows, pad_id_of(self.tokenizer), self.batch_size)

@@ -50,7 +50,8 @@ def read_published(path: Path | str, by: str = "group", scheme: str = "paper_scr
         scheme: how layers make groups; the script cuts at blocks 10 and 20, and a tied tensor is ``embed``.
 
     Returns:
-        Columns ``step`` (of the checkpoint), ``call`` (3, 7, …), ``by``, ``row``, ``other``, ``inner``.
+        Columns ``step`` (of the checkpoint), ``call`` (micro-batches averaged: 3, 7, …), ``by``, ``row``, ``other``,
+        ``inner``.
 
     Raises:
         GeffectError: no run is there, ``by`` is unknown, or no such estimates were recorded.
@@ -63,7 +64,7 @@ def read_published(path: Path | str, by: str = "group", scheme: str = "paper_scr
         for each in line.get("paper") or []
     ]
     if not frames:
-        remedy = "run geffect unlearn with --mode paper and a forget set of four micro-batches or more"
+        remedy = "run geffect unlearn with --mode paper and a forget set of three micro-batches or more"
         raise GeffectError(f"the published script's estimates in {path / STEPS}", "none", remedy)
     return pd.concat(frames, ignore_index=True)
 
