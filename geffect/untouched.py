@@ -85,7 +85,7 @@ class Untouched:
                 writes.keep(each)
         try:
             with ExitStack() as stack:
-                stack.enter_context(_random_states(self.model))
+                stack.enter_context(random_states({p.device for p in self.model.parameters()}))
                 stack.enter_context(_hooks_aside(self.model))
                 evaluation_mode(self.model) if evaluate else keep_scale(self.model)
                 if self._first:
@@ -103,8 +103,9 @@ def _refuse(changed: list[str], lost: list[str]) -> None:
         raise GeffectError("passes that change no more than the first one did", f"{lost[0]} written into",
                            "go on from the last checkpoint and do not watch this model")  # fmt: skip
     if changed:
-        raise GeffectError("a forward pass in evaluation mode that leaves the trainable weights alone",
-                           f"{changed[0]} changed by it, which is put back", "do not watch this model")  # fmt: skip
+        raise GeffectError("a forward pass that leaves the trainable weights alone",
+                           f"{changed[0]} changed by it (now put back), so that gradients are of other weights",
+                           "take that out of the model's forward pass")  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -119,7 +120,7 @@ class _Kept:
         self.version, self.requires_grad = self.tensor._version, self.tensor.requires_grad
         self.leaf = self.tensor.is_leaf
         self.grad = self.tensor.grad if self.leaf else None
-        if self.leaf and not isinstance(self.tensor, nn.Parameter):
+        if self.leaf and self.grad is not None:
             self.tensor.grad = None  # a backward pass would add to it
 
     @property
@@ -275,11 +276,16 @@ def _refill(container: Any, held: list[Any]) -> None:
 
 
 @contextmanager
-def _random_states(model: nn.Module) -> Iterator[None]:
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+def random_states(devices: Iterable[torch.device] = ()) -> Iterator[None]:
+    """Let Python, NumPy and torch go on after this as if nobody had drawn.
+
+    Args:
+        devices: whose generators may be drawn from, besides the CPU's.
+    """
+    gpus = sorted({each.index or 0 for each in devices if each.type == "cuda"})
     own, numpys = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(gpus):
             yield
     finally:
         random.setstate(own)
