@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from geffect.errors import GeffectError
 from geffect.groups import named_trainable
 from geffect.untouched import Untouched
 
@@ -20,6 +21,20 @@ Visit = Callable[[str, Tensor | None], None]
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Canonical name → trainable parameter, each tensor once, whatever wraps the model."""
     return dict(named_trainable(model))
+
+
+def check_no_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Raise where others have hooks on the parameters: those do not run on what is back-propagated here.
+
+    Args:
+        parameters: by canonical name.
+
+    Raises:
+        GeffectError: one has a hook.
+    """
+    for name, parameter in parameters.items():
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            raise GeffectError("parameters without hooks, which would not run here", f"one on {name}", "remove it")
 
 
 class Window:

@@ -118,7 +118,11 @@ def test_gradients_move_and_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> N
     pointers: dict[str, int] = {}
 
     def noting(parameters: Any, take: Any) -> Any:
-        return hooked(parameters, lambda name, g: (pointers.update({name: g.data_ptr()}), take(name, g)))
+        def note(name: str, gradient: Tensor) -> None:
+            pointers[name] = gradient.data_ptr()
+            take(name, gradient)
+
+        return hooked(parameters, note)
 
     monkeypatch.setattr(geffect.rows, "_hooked", noting)
     rows = capture(model, {"risk": lambda: _risk(model, FORGET)})["risk"]

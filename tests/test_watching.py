@@ -351,7 +351,7 @@ class Small(Trainer):  # type: ignore[misc]
         return super().training_step(model, inputs, *args, **kwargs)
 
 
-AGAIN = {
+AGAIN: dict[str, Any] = {
     "host": Small,
     "auto_find_batch_size": True,
     "per_device_train_batch_size": 3,

@@ -30,10 +30,11 @@ class GEffectCallback(TrainerCallback):  # type: ignore[misc]
         update: measure the optimiser's own update, too.
         batch_size: rows of a probe's pass.
         out: the run directory that is written; a temporary one by default. Where the Trainer resumes, it goes on there.
+            Where ``auto_find_batch_size`` begins the training again, the record begins again, too.
 
     Raises:
         GeffectError: when training begins: a set cannot be read, ``out`` is taken, a model is watched twice, or
-            gradients are scaled (fp16) or kept out of sight (DeepSpeed).
+            gradients are scaled (fp16), kept out of sight (DeepSpeed) or used in the backward pass.
 
     >>> from geffect import GEffectCallback
     >>> callback = GEffectCallback("builtin:authors/forget", "builtin:authors/retain[:40]", every=5)
@@ -100,7 +101,8 @@ def _refuse(args: Any) -> None:
 
 def _begins_again(args: Any, state: Any) -> bool:
     """Whether the Trainer ran out of memory and repeats its loop, from the first step, with smaller batches."""
-    return args.auto_find_batch_size and state.train_batch_size < args.train_batch_size and state.global_step == 0
+    smaller = args.auto_find_batch_size and state.train_batch_size < args.train_batch_size
+    return bool(smaller) and state.global_step == 0
 
 
 def _plain(value: Any) -> Any:

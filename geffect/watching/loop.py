@@ -44,6 +44,11 @@ class Watch:
     A measured step costs the forward and backward passes over both probe sets and the memory of two gradients, with
     ``update`` that of two more. Gradients that a scaler has scaled must be unscaled before ``step``.
 
+    The model, its hooks and the random states are left bit for bit as they were found (`geffect.untouched`). Hooks on
+    parameters and backward hooks of modules do not run on the passes of a measured step, forward hooks do. Refused are
+    post-accumulate-grad hooks, since an optimizer that steps in them leaves no gradient, and a model whose forward pass
+    changes trainable weights.
+
     Args:
         model: a causal language model, bare or wrapped by DDP, ``fully_shard``, PEFT or ``torch.compile``.
         forget: what must go: a set's name, a set, or rows with ``input_ids`` and ``labels``.
@@ -104,7 +109,8 @@ class Watch:
             This.
 
         Raises:
-            GeffectError: ``out`` is taken, gradients cannot be seen, or the model is being watched already.
+            GeffectError: ``out`` is taken, gradients cannot be seen or may be used in the backward pass, or the model
+                is being watched already.
         """
         self._close_dead()
         if any(unwrap(each.model) is unwrap(self.model) for each in _OPEN):
@@ -154,7 +160,7 @@ class Watch:
         self._rows, self._before = rows, {name: local(p.detach()).clone() for name, p in self.parameters.items()}
 
     def updated(self) -> None:
-        """Measure −Δθ of a measured step: call it after the optimiser's step."""
+        """Measure −Δθ of a measured step: call it after every step of the optimizer."""
         if self._rows is None:
             return
         rows, self._rows = self._rows, None
