@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter as preserve_versions
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
@@ -155,7 +156,7 @@ class _Found:
                     tensors[id(tensor)] = _Kept(name.strip("."), tensor)
             self.containers[id(vars(module))] = vars(module), list(vars(module).items())
         self.tensors = list(tensors.values())
-        self._versions = torch.autograd._unsafe_preserve_version_counter(tuple(each.tensor for each in self.tensors))
+        self._versions = preserve_versions(tuple(each.tensor for each in self.tensors))
 
     def _inside(self, name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
         """The tensors in an attribute; the containers on the way are noted."""
@@ -196,7 +197,7 @@ class _Writes(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, tensors: Iterable[_Kept]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.copies: dict[int, Tensor] = {}
         self.seen: list[_Kept] = []
         self._by_storage: dict[int, list[_Kept]] = {}
@@ -237,8 +238,8 @@ def _written(func: Any) -> tuple[tuple[int, str], ...]:
 
 def _plain(tensor: Tensor) -> bool:
     """Whether a tensor has memory and a version of its own."""
-    hidden = is_traceable_wrapper_subclass(tensor) or tensor.is_inference() or tensor.device.type == "meta"
-    return not hidden and tensor.layout == torch.strided
+    known = tensor.layout == torch.strided and tensor.device.type != "meta" and not tensor.is_inference()
+    return known and not is_traceable_wrapper_subclass(tensor)
 
 
 def _rewired(module: nn.Module) -> set[str]:

@@ -22,7 +22,7 @@ from geffect.training.modes import set_mode
 from geffect.untouched import SMALL
 from geffect.watching import GEffectCallback, Watch
 from tests.cases import llama
-from tests.hosts import ARCHITECTURES, VOCABULARY, differences, everything, make_host, unless_unsupported
+from tests.hosts import ARCHITECTURES, VOCABULARY, differences, everything, make_host
 from tests.rows import made_rows, padded
 
 FORGET, RETAIN = made_rows([7, 5], 0), made_rows([6, 14], 1)
@@ -76,7 +76,7 @@ def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 @each
 def test_a_watched_loop_is_left_as_found(name: str, kind: str) -> None:
-    model = unless_unsupported(lambda: make_host(name, kind))
+    model = make_host(name, kind)
     alone = make_host(name, kind)
     assert _loop(model, lambda: Watch(model, FORGET, RETAIN)) == []
     _loop(alone, None)
@@ -87,7 +87,7 @@ def test_a_watched_loop_is_left_as_found(name: str, kind: str) -> None:
 def test_a_trainer_with_a_callback_is_left_as_found(name: str, kind: str, tmp_path: Path) -> None:
     ends: list[dict[str, Any]] = []
     for watched in (False, True):
-        model = unless_unsupported(lambda: make_host(name, kind))
+        model = make_host(name, kind)
         callbacks = [GEffectCallback(FORGET, RETAIN, out=tmp_path / "run")] if watched else []
         arguments = TrainingArguments(
             str(tmp_path / "host"), max_steps=2, per_device_train_batch_size=2, report_to="none", use_cpu=True,
@@ -97,8 +97,10 @@ def test_a_trainer_with_a_callback_is_left_as_found(name: str, kind: str, tmp_pa
         trainer.train()
         logs = [{key: line.get(key) for key in ("loss", "grad_norm", "step")} for line in trainer.state.log_history]
         state = everything(model)
-        names = [key for key in state if key.endswith((".order", ".training", ".requires_grad"))]
-        ends.append(_ends(model) | {"logs": logs, "names": names} | {key: state[key] for key in (*names, *STATES)})
+        hooks = {key: len(value) for key, value in state.items() if key.endswith("hooks") and isinstance(value, list)}
+        modes = {key: value for key, value in state.items() if key.endswith(".training")}
+        own = {name: state[name] for name in STATES}
+        ends.append(_ends(model) | own | {"logs": logs, "names": list(state), "hooks": hooks, "modules": modes})
     assert [line["step"] for line in read_lines(tmp_path / "run")] == [0, 1]
     assert differences(*ends) == []
 
@@ -108,7 +110,7 @@ def test_an_inspection_leaves_checkpoints_models_and_the_process(
     name: str, kind: str, start: Path, tmp_path: Path
 ) -> None:
     tokenizer = api.load_model(str(start)).tokenizer
-    model = unless_unsupported(lambda: make_host(name, kind))
+    model = make_host(name, kind)
     whole = model.get_base_model() if kind == "lora" else model
     loaded = Loaded(model, tokenizer, str(tmp_path), "0" * 64)
     assert len(tokenizer) <= VOCABULARY
