@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from geffect.errors import GeffectError
+from geffect.untouched import Untouched
 
 GROUPS = ("embed", "shallow", "middle", "deep", "lm_head", "tied")
 SCHEMES = ("thirds", "paper", "paper_script")
@@ -172,18 +173,15 @@ def _order_of_calls(base: nn.Module, decoder: nn.Module, blocks: nn.ModuleList) 
 
     handles = [child.register_forward_pre_hook(note) for child in decoder.children() if child is not blocks]
     handles += [block.register_forward_pre_hook(lambda *_: begun.append(True)) for block in blocks]
-    modes = {module: module.training for module in base.modules()}
-    devices = [p.device for p in base.parameters()]
+    device = next(base.parameters()).device
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            base.eval()(torch.zeros(1, 2, dtype=torch.long, device=devices[0]), use_cache=False)
+        with torch.no_grad(), Untouched(base).look():
+            base(torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False)
     except Exception:  # any model's own: registration decides then
         sides.clear()
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return sides
 
 

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from geffect.errors import GeffectError
 from geffect.groups import named_trainable
+from geffect.untouched import Untouched
 
 NamedTensors = dict[str, Tensor]
 Visit = Callable[[str, Tensor | None], None]
@@ -19,6 +21,20 @@ Visit = Callable[[str, Tensor | None], None]
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Canonical name → trainable parameter, each tensor once, whatever wraps the model."""
     return dict(named_trainable(model))
+
+
+def check_no_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Raise where others have hooks on the parameters: those do not run on what is back-propagated here.
+
+    Args:
+        parameters: by canonical name.
+
+    Raises:
+        GeffectError: one has a hook.
+    """
+    for name, parameter in parameters.items():
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            raise GeffectError("parameters without hooks, which would not run here", f"one on {name}", "remove it")
 
 
 class Window:
@@ -80,11 +96,14 @@ def capture(model: nn.Module, losses: Mapping[str, Callable[[], Tensor]]) -> dic
     """The rows themselves, for a notebook: one gradient a loss, at the price of a parameter copy each.
 
     Args:
-        model: the model the losses are computed with; it is left as found, the random state too.
+        model: the model the losses are computed with, in the mode it is in; it is left as found, the random states too.
         losses: row name → a function that runs the forward pass and returns a scalar.
 
     Returns:
         Row name → parameter name → gradient, in the parameters' order and dtype.
+
+    Raises:
+        GeffectError: a loss changed a trainable weight (see `geffect.untouched.Untouched`).
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> rows = capture(model, {"sum": lambda: model(torch.ones(1, 2)).sum()})
@@ -92,8 +111,7 @@ def capture(model: nn.Module, losses: Mapping[str, Callable[[], Tensor]]) -> dic
     ([[1.0, 1.0]], None)
     """
     window = Window(trainable(model))
-    devices = {p.device.index for p in window.parameters.values() if p.device.type == "cuda"}
-    with torch.random.fork_rng(sorted(each or 0 for each in devices)):
+    with Untouched(model).look(evaluate=False):
         for name, loss in losses.items():
             window.add(name, loss())
     return {
@@ -122,14 +140,16 @@ def _backward(
 
 @contextmanager
 def _set_aside(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    held = {name: parameter.grad for name, parameter in parameters.items()}
-    for parameter in parameters.values():
-        parameter.grad = None
+    """Gradients, and whatever hooks others have on the parameters: what is back-propagated here is for rows alone."""
+    names = ("grad", "_backward_hooks", "_post_accumulate_grad_hooks")
+    held = [[(p, name, getattr(p, name)) for name in names] for p in parameters.values()]
+    for parameter, name, _ in (each for own in held for each in own):
+        setattr(parameter, name, None)
     try:
         yield
     finally:
-        for name, parameter in parameters.items():
-            parameter.grad = held[name]
+        for parameter, name, value in (each for own in held for each in own):
+            setattr(parameter, name, value)
 
 
 @contextmanager

@@ -21,13 +21,13 @@ class Tie:
     Attributes:
         name: its canonical name.
         parameter: the tensor.
-        head: the module that scores with it.
+        heads: the modules, and the names there, through which it scores; inside an adapter's wrapper, say.
         alias: a parameter over the same storage, which stands in for it in the head while rows are measured.
     """
 
     name: str
     parameter: nn.Parameter
-    head: nn.Module
+    heads: tuple[tuple[nn.Module, str], ...]
     alias: nn.Parameter
 
     @property
@@ -39,15 +39,19 @@ class Tie:
     def untied(self) -> Iterator[None]:
         """While this lasts a forward pass reads the head's weight from the alias; values are the same."""
         self.alias.data = self.parameter.data
-        self.head._parameters["weight"] = self.alias
+        for module, name in self.heads:
+            module._parameters[name] = self.alias
         try:
             yield
         finally:
-            self.head._parameters["weight"] = self.parameter
+            for module, name in self.heads:
+                module._parameters[name] = self.parameter
 
 
 def find_tie(model: nn.Module) -> Tie | None:
     """The tied tensor of a model; None where there is none, where it is frozen or a shard, or where a wrapper gathers.
+
+    None, too, where embedding and head are one module, whose uses cannot be told apart.
 
     Args:
         model: a causal language model, bare or wrapped.
@@ -67,7 +71,10 @@ def find_tie(model: nn.Module) -> Tie | None:
     names = {id(parameter): name for name, parameter in named_trainable(model)}
     if not isinstance(weight, nn.Parameter) or id(weight) not in names:
         return None
-    return Tie(names[id(weight)], weight, head, nn.Parameter(weight.data))
+    embeds = set(embedding.modules()) if isinstance(embedding, nn.Module) else set()
+    heads = tuple((module, name) for module in head.modules() if module not in embeds
+                  for name, parameter in module._parameters.items() if parameter is weight)  # fmt: skip
+    return Tie(names[id(weight)], weight, heads, nn.Parameter(weight.data)) if heads else None
 
 
 def split_layout(layout: Layout, tie: Tie | None) -> Layout:

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from geffect.errors import GeffectError
 from geffect.objectives.outputs import IGNORE_INDEX, Outputs, labelled_positions, logits_at
 from geffect.rows import trainable
+from geffect.untouched import evaluation_mode
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,7 +160,7 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
     before = {key: getattr(config, EXPERTS, None) for key, config in configs.items()}
     modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()  # gradient checkpointing rests in it, too
+        evaluation_mode(model)  # gradient checkpointing rests in it, too
         for key, config in configs.items():
             if before[key] is not None:
                 setattr(config, EXPERTS, "eager")

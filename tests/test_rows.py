@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import geffect.rows
 from geffect.gram import Gram, inner_products
 from geffect.objectives import Counts, forward
 from geffect.objectives import risk as fast_risk
@@ -112,17 +113,19 @@ def test_a_tensor_no_loss_reaches_is_missing_and_visited_as_none() -> None:
     assert len(visited) == len(trainable(model))
 
 
-def test_gradients_move_and_are_not_copied() -> None:
-    model = CASES["llama"]()
+def test_gradients_move_and_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, hooked = CASES["llama"](), geffect.rows._hooked
     pointers: dict[str, int] = {}
 
-    def note(name: str) -> Any:
-        return lambda p: pointers.update({name: p.grad.data_ptr()})
+    def noting(parameters: Any, take: Any) -> Any:
+        def note(name: str, gradient: Tensor) -> None:
+            pointers[name] = gradient.data_ptr()
+            take(name, gradient)
 
-    handles = [p.register_post_accumulate_grad_hook(note(n)) for n, p in trainable(model).items()]
+        return hooked(parameters, note)
+
+    monkeypatch.setattr(geffect.rows, "_hooked", noting)
     rows = capture(model, {"risk": lambda: _risk(model, FORGET)})["risk"]
-    for handle in handles:
-        handle.remove()
     assert {name: tensor.data_ptr() for name, tensor in rows.items()} == pointers
 
 

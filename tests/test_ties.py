@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import peft
 import pytest
 import torch
 
@@ -136,3 +137,28 @@ def test_a_layout_holds_the_three_parts_and_counts_elements_once() -> None:
     assert measured.gram is not None
     assert list(measured.gram.values) == list(told.layers)
     assert split_layout(whole, None) is whole
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("saved", ["embed_tokens", "lm_head"])
+def test_a_tie_inside_an_adapter_s_wrapper_is_split_as_in_the_bare_model(saved: str) -> None:
+    """PEFT's ``modules_to_save`` with ``ensure_weight_tying``: embedding and head are wrappers over one tensor."""
+    bare = llama(tied=True)
+    settings = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", "modules_to_save": [saved]}
+    model = peft.get_peft_model(llama(tied=True), peft.LoraConfig(ensure_weight_tying=True, **settings))
+    keys, found = list(model.state_dict()), []
+    for each in (bare, model):
+        tie = find_tie(each)
+        assert tie is not None
+        measured = take_step(make_measurement(each, "npo + gd", tie=tie), split(make_batches(each), 4))
+        assert measured.gram is not None
+        found.append([measured.gram.values[tie.name + part] for part in (EMBED, HEAD, BOTH)])
+    for expected, own in zip(*found, strict=True):
+        assert torch.allclose(own, expected, rtol=1e-5, atol=1e-9)
+    assert list(model.state_dict()) == keys
+
+
+def test_an_embedding_that_is_its_own_head_has_no_two_uses_to_tell_apart() -> None:
+    model = gpt2()
+    model.lm_head = model.transformer.wte
+    assert find_tie(model) is None

@@ -340,3 +340,78 @@ def test_the_gram_is_that_of_rows_at_hand() -> None:
     frame = read(watch.path, "parameter")
     total = frame.groupby(["row", "other"])["inner"].sum()
     assert total["forget", "retain"] == pytest.approx(float(Gram.of(rows).total()[0, 1]), rel=1e-5)
+
+
+class Small(Trainer):  # type: ignore[misc]
+    """A GPU whose memory is full once two steps are done with more than two rows."""
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(inputs["input_ids"]) > 2 and self.state.global_step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+AGAIN: dict[str, Any] = {
+    "host": Small,
+    "auto_find_batch_size": True,
+    "per_device_train_batch_size": 3,
+    "gradient_accumulation_steps": 1,
+}
+
+
+def test_a_trainer_that_begins_again_with_smaller_batches_begins_its_record_again(tmp_path: Path) -> None:
+    callback = GEffectCallback(FORGET, RETAIN, update=True, out=tmp_path / "run")
+    _trained(gpt2(), tmp_path / "host", callback, **AGAIN)
+    assert callback.run.steps()["step"].tolist() == [0, 1, 2, 3]
+    assert (tmp_path / "run" / "DONE").exists()
+    assert "per_device_train_batch_size: 2\n" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+class Stopped(TrainerCallback):  # type: ignore[misc]
+    """Ctrl-C after the first step."""
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_record_that_was_interrupted_is_not_taken_for_one_that_begins_again(tmp_path: Path) -> None:
+    model, callback = gpt2(), GEffectCallback(FORGET, RETAIN, out=tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        _trained(model, tmp_path / "host", callback, Stopped(), **AGAIN)
+    with pytest.raises(GeffectError, match="something there already"):
+        _trained(model, tmp_path / "host", callback, **AGAIN | {"per_device_train_batch_size": 2})
+    assert [line["step"] for line in read_lines(tmp_path / "run")] == [0]
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_an_update_that_was_never_told_is_refused_at_the_next_step(every: int) -> None:
+    model = llama()
+    with Watch(model, FORGET, RETAIN, update=True, every=every) as watch:
+        _risk(model, FORGET).backward()
+        watch.step()
+        with pytest.raises(GeffectError, match=r"updated\(\) after every optimizer.step\(\); found none after step 0"):
+            watch.step()
+
+
+def test_an_update_that_was_never_told_is_refused_at_the_end(tmp_path: Path) -> None:
+    model = llama()
+    watch = Watch(model, FORGET, RETAIN, update=True, out=tmp_path / "run").open()
+    for _ in range(2):
+        _risk(model, FORGET).backward()
+        watch.step()
+        if watch.steps == 1:
+            watch.updated()
+    with pytest.raises(GeffectError, match="none after step 1"):
+        watch.close()
+    assert [line["step"] for line in read_lines(tmp_path / "run")] == [0]
+    assert not (tmp_path / "run" / "DONE").exists()
+    with Watch(model, FORGET, RETAIN):
+        pass
+
+
+def test_a_loop_that_fails_before_its_update_tells_its_own_error() -> None:
+    model = llama()
+    with pytest.raises(RuntimeError, match="broken"), Watch(model, FORGET, RETAIN, update=True) as watch:
+        _risk(model, FORGET).backward()
+        watch.step()
+        raise RuntimeError("broken")

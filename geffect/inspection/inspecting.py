@@ -19,13 +19,13 @@ from geffect.inspection.walking import walk
 from geffect.inspection.windows import published_batches
 from geffect.lifecycle import ends
 from geffect.measurement import Measurement, Step
-from geffect.metrics.likelihood import evaluating
 from geffect.models import Loaded, add_lora, outline
 from geffect.models.load import quiet_transformers
 from geffect.record import POINTS, TOKENS, check_unfinished
 from geffect.rows import trainable
 from geffect.training.diagnostics import published_lines
 from geffect.training.recording import evaluated
+from geffect.untouched import Untouched, random_states
 
 Load = Callable[[str], Loaded]
 
@@ -45,6 +45,7 @@ def inspect(config: InspectConfig, series: Sequence[Place], load: Load, *, resum
     """
     left = tasks(config, resume=resume)
     with contextlib.ExitStack() as held:
+        held.enter_context(random_states())  # loading a model draws
         for task in left:
             held.enter_context(task.directory)
             if task.directory.resume:
@@ -116,8 +117,8 @@ def _visit(step: int, loaded: Loaded, each_ready: Sequence[Ready]) -> None:
     scores: dict[str, Any] = {}
     for here in (each for each in each_ready if step not in each.task.done):
         began = time.perf_counter()
-        scores = scores or evaluated(loaded.model, here.evaluated, here.given.pad_id, here.task.config.batch_size)
-        with evaluating(loaded.model):
+        with Untouched(loaded.model).look():
+            scores = scores or evaluated(loaded.model, here.evaluated, here.given.pad_id, here.task.config.batch_size)
             line = _line(step, loaded, here)
         head = {"step": step, "checkpoint": Path(loaded.source).name, "sha256": loaded.sha256}
         here.sink(head | scores | line | {"seconds": round(time.perf_counter() - began, 3)})

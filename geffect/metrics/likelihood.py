@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from geffect.data import Encoded, collate
 from geffect.objectives import Outputs, forward
+from geffect.untouched import evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def outputs_of(
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode while this lasts; every module's own mode returns after."""
     modes = {module: module.training for module in model.modules()}
-    model.eval()
+    evaluation_mode(model)
     try:
         yield
     finally:

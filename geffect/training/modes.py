@@ -3,6 +3,8 @@
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from geffect.untouched import keep_scale
+
 
 def set_mode(model: nn.Module, *, dropout: bool, checkpointing: bool = True) -> None:
     """Training mode with dropout, or evaluation mode in which gradient checkpointing still works.
@@ -16,6 +18,7 @@ def set_mode(model: nn.Module, *, dropout: bool, checkpointing: bool = True) -> 
         checkpointing: let blocks recompute their activations; not where the model returns to dropout after.
     """
     model.train(dropout)
+    keep_scale(model)
     if dropout or not checkpointing:
         return
     for module in model.modules():

@@ -24,7 +24,7 @@ from geffect.models.reference import Reference, check_same_shape, check_trainabl
 from geffect.objectives import Objective, Outputs, forward, window_counts
 from geffect.rectify import Rectifier
 from geffect.replicas import rank
-from geffect.rows import NamedTensors, trainable
+from geffect.rows import NamedTensors, check_no_hooks, trainable
 from geffect.rules import SEEN, Rule, first_broken
 from geffect.scopes import RISKS, of_role, role_of, scopes
 from geffect.shards import as_part_of, part, shard, whole
@@ -85,6 +85,7 @@ class UnlearnTrainer(RecordingTrainer):
         **kwargs: Any,
     ) -> None:
         check_trainable(model)
+        check_no_hooks(trainable(model))
         if sharded:
             for each in dict.fromkeys((model, reference.model if reference else model)):  # in everybody's order
                 shard(each, args.device.type)

@@ -30,10 +30,11 @@ class GEffectCallback(TrainerCallback):  # type: ignore[misc]
         update: measure the optimiser's own update, too.
         batch_size: rows of a probe's pass.
         out: the run directory that is written; a temporary one by default. Where the Trainer resumes, it goes on there.
+            Where ``auto_find_batch_size`` begins the training again, the record begins again, too.
 
     Raises:
         GeffectError: when training begins: a set cannot be read, ``out`` is taken, a model is watched twice, or
-            gradients are scaled (fp16) or kept out of sight (DeepSpeed).
+            gradients are scaled (fp16), kept out of sight (DeepSpeed) or used in the backward pass.
 
     >>> from geffect import GEffectCallback
     >>> callback = GEffectCallback("builtin:authors/forget", "builtin:authors/retain[:40]", every=5)
@@ -67,7 +68,11 @@ class GEffectCallback(TrainerCallback):  # type: ignore[misc]
         _refuse(args)
         settings = {"host": "transformers.Trainer", "model": getattr(model.config, "_name_or_path", "")}
         settings |= {"steps": state.max_steps} | {name: _plain(getattr(args, name, None)) for name in SETTINGS}
+        if args.auto_find_batch_size:
+            settings["per_device_train_batch_size"] = state.train_batch_size // max(1, args.n_gpu)
         tokenizer = self._tokenizer or getattr(processing_class, "tokenizer", processing_class)
+        if self.watch and _begins_again(args, state):
+            self.watch.withdraw()
         self.watch = self._make(model, tokenizer=tokenizer, settings=settings, training=state).open(state.global_step)
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
@@ -92,6 +97,12 @@ def _refuse(args: Any) -> None:
     if getattr(args, "deepspeed", None):
         raise GeffectError("gradients that lie in .grad", "DeepSpeed, which keeps its own",
                            "shard with FSDP2 (fsdp_version: 2), or train with DDP")  # fmt: skip
+
+
+def _begins_again(args: Any, state: Any) -> bool:
+    """Whether the Trainer ran out of memory and repeats its loop, from the first step, with smaller batches."""
+    smaller = args.auto_find_batch_size and state.train_batch_size < args.train_batch_size
+    return bool(smaller) and state.global_step == 0
 
 
 def _plain(value: Any) -> Any:

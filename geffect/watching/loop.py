@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import tempfile
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,12 +17,13 @@ from geffect.errors import GeffectError
 from geffect.groups import layout, unwrap
 from geffect.lifecycle import ends, started
 from geffect.measurement.step import norms
-from geffect.record import RunDirectory, layout_to_json
+from geffect.record import CONFIG, ENVIRONMENT, STEPS, RunDirectory, layout_to_json
 from geffect.replicas import rank
 from geffect.rows import NamedTensors, trainable
 from geffect.shards import is_sharded, local
 from geffect.ties import find_tie, split_layout
 from geffect.training.recording import evaluation_line
+from geffect.untouched import Untouched
 from geffect.views import Run
 from geffect.watching.measuring import GRADIENT, UPDATE, bare, gram_of, risk_rows
 from geffect.watching.probe import ProbeSet, make_probe
@@ -41,6 +43,11 @@ class Watch:
 
     A measured step costs the forward and backward passes over both probe sets and the memory of two gradients, with
     ``update`` that of two more. Gradients that a scaler has scaled must be unscaled before ``step``.
+
+    The model, its hooks and the random states are left bit for bit as they were found (`geffect.untouched`). Hooks on
+    parameters and backward hooks of modules do not run on the passes of a measured step, forward hooks do. Refused are
+    post-accumulate-grad hooks, since an optimizer that steps in them leaves no gradient, and a model whose forward pass
+    changes trainable weights.
 
     Args:
         model: a causal language model, bare or wrapped by DDP, ``fully_shard``, PEFT or ``torch.compile``.
@@ -76,7 +83,8 @@ class Watch:
         }  # fmt: skip
         self._stack = contextlib.ExitStack()
         self._directory: RunDirectory | None = None  # held by the first process from `open` to `close`
-        self._rows: dict[str, NamedTensors] | None = None
+        self._rows: dict[str, NamedTensors] | None = None  # of a measured step whose update is still to come
+        self._before: NamedTensors = {}
 
     @property
     def run(self) -> Run:
@@ -101,15 +109,17 @@ class Watch:
             This.
 
         Raises:
-            GeffectError: ``out`` is taken, gradients cannot be seen, or the model is being watched already.
+            GeffectError: ``out`` is taken, gradients cannot be seen or may be used in the backward pass, or the model
+                is being watched already.
         """
         self._close_dead()
         if any(unwrap(each.model) is unwrap(self.model) for each in _OPEN):
             raise GeffectError("one watch on a model", "a second one", "remove one, or close the first")
         _refuse_hidden(self.model)
         self.parameters, self.tie = trainable(self.model), find_tie(bare(self.model))
+        self._untouched = Untouched(self.model)
         table = split_layout(layout(self.model), self.tie)
-        self.steps, resumes = step, step > 0 and (self.path / "config.yaml").exists()
+        self.steps, resumes = step, step > 0 and (self.path / CONFIG).exists()
         environment = describe() | {
             "dtype": str(next(iter(self.parameters.values())).dtype).removeprefix("torch."),
             "data": {name: probe.data for name, probe in self.probes.items()},
@@ -125,10 +135,13 @@ class Watch:
         """Measure what lies in ``.grad``: call it between the backward pass and the optimiser's step.
 
         Raises:
-            GeffectError: no parameter has a gradient, or this is closed.
+            GeffectError: no parameter has a gradient, a hook that may have used it is there, `updated` was left out
+                after the step before, a pass changes the trainable weights, or this is closed.
         """
         if self not in _OPEN:
             raise GeffectError("an open watch", "one that is closed", "open it, or use with")
+        self._refuse_lost()
+        _refuse_hooks(self.parameters)
         at, self.steps = self.steps, self.steps + 1
         if at % self.every:
             return
@@ -137,7 +150,7 @@ class Watch:
             raise GeffectError("gradients in .grad before the optimiser's step", f"none of {len(self.parameters)}",
                                "call step() after backward() and before optimizer.step() and zero_grad()")  # fmt: skip
         batches = {name: probe.batches for name, probe in self.probes.items()}
-        risks, scores = risk_rows(self.model, self.parameters, batches, self.tie)
+        risks, scores = risk_rows(self.model, self.parameters, batches, self.tie, self._untouched)
         rows = {GRADIENT: {name: local(each) for name, each in gradient.items()}} | risks
         self._line = {"step": at} | evaluation_line(scores)
         if not self.update:
@@ -147,7 +160,7 @@ class Watch:
         self._rows, self._before = rows, {name: local(p.detach()).clone() for name, p in self.parameters.items()}
 
     def updated(self) -> None:
-        """Measure −Δθ of a measured step: call it after the optimiser's step."""
+        """Measure −Δθ of a measured step: call it after every step of the optimizer."""
         if self._rows is None:
             return
         rows, self._rows = self._rows, None
@@ -159,13 +172,36 @@ class Watch:
 
         Args:
             finished: the training came to its end.
+
+        Raises:
+            GeffectError: it did, but `updated` was left out after the last step.
         """
         with self._stack:
             _OPEN.discard(self)
-            self._rows = None
             held, self._directory = self._directory, None
-            if finished and held and (self.path / "config.yaml").exists():
+            try:
+                if finished:
+                    self._refuse_lost()
+            finally:
+                self._rows, self._before = None, {}
+            if finished and held and (self.path / CONFIG).exists():
                 held.finish(ends(self.path))
+
+    def withdraw(self) -> None:
+        """End, and remove what was written since this was opened: the training takes its steps back and begins anew."""
+        held = self._directory
+        if held and not held.resume:
+            for name in (STEPS, CONFIG, ENVIRONMENT):
+                (self.path / name).unlink(missing_ok=True)
+        self.close(finished=False)
+
+    def _refuse_lost(self) -> None:
+        """Raise where a measured step waits for `updated`, which would have written it."""
+        if self._rows is not None:
+            found = f"none after step {self._line['step']}, which is not recorded"
+            self._rows = None
+            raise GeffectError("a call of updated() after every optimizer.step()", found,
+                               "call watch.updated(), or watch without update=True")  # fmt: skip
 
     def _close_dead(self) -> None:
         """Let go what trainings that ended in an exception have left open: a notebook keeps the last one alive."""
@@ -199,3 +235,13 @@ def _refuse_hidden(model: nn.Module) -> None:
         raise GeffectError("gradients that lie in .grad", f"a {hidden[0]}, which keeps its own",
                            "shard with FSDP2 (fsdp_version: 2, fully_shard), or train with DDP")  # fmt: skip
     is_sharded(trainable(model))
+    _refuse_hooks(trainable(model))
+
+
+def _refuse_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Raise where an optimiser may step inside the backward pass: no gradient is left to look at then."""
+    for name, parameter in parameters.items():
+        if parameter._post_accumulate_grad_hooks:
+            raise GeffectError("gradients that stay in .grad until the optimizer steps",
+                               f"a post-accumulate-grad hook on {name}, as an optimizer in the backward pass has",
+                               "step the optimizer after the backward pass and remove the hooks")  # fmt: skip

@@ -1,39 +1,41 @@
 """One look at a host's step: the gradient it is about to descend against the gradients of two risks."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from geffect.gram import Gram
-from geffect.groups import unwrap
 from geffect.measurement import Basis, Batch
 from geffect.measurement.basis import added
-from geffect.metrics.likelihood import Likelihood, evaluating, row_scores
+from geffect.metrics.likelihood import Likelihood, row_scores
 from geffect.objectives import Counts, forward, risk
 from geffect.replicas import dealt, summed, summed_rows
 from geffect.rows import NamedTensors, Window
 from geffect.shards import is_sharded
 from geffect.ties import Tie
+from geffect.untouched import Untouched
 
 GRADIENT, UPDATE = "applied_gradient", "update"
 
 
 def risk_rows(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Mapping[str, Sequence[Batch]], tie: Tie | None
-) -> tuple[dict[str, NamedTensors], dict[str, Likelihood]]:
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Mapping[str, Sequence[Batch]], tie: Tie | None,
+    untouched: Untouched,
+) -> tuple[dict[str, NamedTensors], dict[str, Likelihood]]:  # fmt: skip
     """∇R of every set, R its token-mean NLL, and how well the model knows it.
 
-    The model is left as found: weights, ``.grad``, mode and random state. Under DDP the wrapper is passed by, so that
-    it averages nothing behind the host's back.
+    The model is left as found (`geffect.untouched`), and hooks on its parameters do not run. Under DDP the wrapper is
+    passed by, so that it averages nothing behind the host's back.
 
     Args:
         model: wrapped or not.
         parameters: what a row covers.
         batches: set → its rows, the same in every process; each takes its share.
         tie: the tied tensor, told apart by use.
+        untouched: of the model.
 
     Returns:
         Set → its row, added up over processes; set → its scores.
@@ -44,7 +46,7 @@ def risk_rows(
     sizes = {name: sum(len(each["index"]) for each in own) for name, own in batches.items()}
     scores = {name: torch.zeros(size, 3, dtype=torch.float64) for name, size in sizes.items()}
     counts = {name: Counts.of(own) for name, own in batches.items()}
-    with _unseen(model, tie, device):
+    with untouched.look(), torch.enable_grad(), tie.untied() if tie else contextlib.nullcontext():
         for name, own in batches.items():
             for batch, weight in dealt(own):
                 outputs = forward(bare(model), {key: tensor.to(device) for key, tensor in batch.items()})
@@ -81,15 +83,3 @@ def gram_of(rows: Mapping[str, NamedTensors], parameters: Mapping[str, nn.Parame
 def bare(model: nn.Module) -> Any:
     """The model without DDP's wrapper; an adapter, a compiled model and shards run as they are."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-
-
-@contextlib.contextmanager
-def _unseen(model: nn.Module, tie: Tie | None, device: torch.device) -> Iterator[None]:
-    devices = [device] if device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices),
-        evaluating(unwrap(model)),
-        torch.enable_grad(),
-        tie.untied() if tie else contextlib.nullcontext(),
-    ):
-        yield

@@ -1,0 +1,308 @@
+"""A model and the random states, left bit for bit as they were found.
+
+A forward pass may change what it runs on, in evaluation mode too: buffers grow, counters count, caches fill, weights
+are rescaled. `Untouched` runs passes and puts all of it back.
+"""
+
+import random
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter as preserve_versions
+from torch.nn.modules import module as torch_module
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+
+from geffect.errors import GeffectError
+
+DICTS, LISTS, SETS = (dict, OrderedDict, defaultdict), (list, deque), (set,)
+HOOKS = ("_backward_hooks", "_backward_pre_hooks")
+SMALL = 1 << 16  # elements of a buffer that is copied before every look
+DEPTH, WIDTH = 4, 1000  # how deep, and into how large a container, tensors are looked for
+
+
+def evaluation_mode(model: nn.Module) -> None:
+    """Put a model into evaluation mode, without letting it rescale its weights.
+
+    RWKV divides weights in place at the first pass in evaluation mode and multiplies them back at the first one in
+    training mode. That module itself, which has no dropout, stays in the mode that its weights are scaled for.
+
+    Args:
+        model: the model.
+    """
+    model.eval()
+    keep_scale(model)
+
+
+def keep_scale(model: nn.Module) -> None:
+    """Put the modules that rescale their weights into the mode that the weights are scaled for."""
+    for module in model.modules():
+        if hasattr(module, "layers_are_rescaled"):
+            module.training = not module.layers_are_rescaled
+
+
+class Untouched:
+    """Runs passes of a model and leaves no trace: ``with Untouched(model).look(): …``.
+
+    Put back are the random states of Python, NumPy and torch and, of every module and its configuration, attributes,
+    parameters, buffers and hooks (identity, order, and what lists and dictionaries among them hold), and of every
+    tensor among these its values, version, ``.grad`` and ``requires_grad``. Backward hooks of modules are set aside
+    during a look. Forward hooks run, since they are part of what the model computes.
+
+    The first look sees every operation and copies a tensor before something is written into it. Later looks copy those
+    tensors beforehand, and small buffers; that nothing else has changed is told by version counters.
+
+    Args:
+        model: bare or wrapped. Of a model that `fully_shard` has sharded, parameters and hooks are left to it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._first = True
+        self._written: set[str] = set()
+
+    @contextmanager
+    def look(self, *, evaluate: bool = True) -> Iterator[None]:
+        """Run passes while this lasts, then put everything back.
+
+        Args:
+            evaluate: in evaluation mode; else in the modes that modules are in.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            GeffectError: the passes changed a trainable weight, which is put back, or something that cannot be.
+        """
+        found = _Found(self.model)
+        writes = _Writes(found.tensors)
+        for each in found.tensors:
+            if each.name in self._written or (not isinstance(each.tensor, nn.Parameter) and each.small):
+                writes.keep(each)
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(random_states({p.device for p in self.model.parameters()}))
+                stack.enter_context(_hooks_aside(self.model))
+                evaluation_mode(self.model) if evaluate else keep_scale(self.model)
+                if self._first:
+                    stack.enter_context(writes)
+                yield
+        finally:
+            changed, lost = found.put_back(writes.copies)
+            self._written |= {each.name for each in writes.seen}
+        self._first = False
+        _refuse(changed, lost)
+
+
+def _refuse(changed: list[str], lost: list[str]) -> None:
+    if lost:
+        raise GeffectError("passes that change no more than the first one did", f"{lost[0]} written into",
+                           "go on from the last checkpoint and do not watch this model")  # fmt: skip
+    if changed:
+        raise GeffectError("a forward pass that leaves the trainable weights alone",
+                           f"{changed[0]} changed by it (now put back), so that gradients are of other weights",
+                           "take that out of the model's forward pass")  # fmt: skip
+
+
+@dataclass(eq=False)
+class _Kept:
+    """A tensor of the model as it was found."""
+
+    name: str
+    tensor: Tensor
+
+    def __post_init__(self) -> None:
+        self.memory, self.place = self.tensor.detach(), self.tensor.data_ptr()
+        self.version, self.requires_grad = self.tensor._version, self.tensor.requires_grad
+        self.leaf = self.tensor.is_leaf
+        self.grad = self.tensor.grad if self.leaf else None
+        if self.leaf and self.grad is not None:
+            self.tensor.grad = None  # a backward pass would add to it
+
+    @property
+    def small(self) -> bool:
+        return self.tensor.numel() <= SMALL
+
+    def put_back(self, copy: Tensor | None) -> bool:
+        """Restore it; whether its values had changed, as far as a copy or another memory tells."""
+        changed = False
+        if self.tensor.data_ptr() != self.place or self.tensor.shape != self.memory.shape:
+            changed, self.tensor.data = not _same(self.tensor.detach(), self.memory), self.memory
+        if copy is not None:
+            changed |= self.requires_grad and not _same(self.memory, copy)
+            self.memory.data.copy_(copy)
+        if self.leaf and self.tensor.requires_grad != self.requires_grad:
+            self.tensor.requires_grad_(self.requires_grad)
+        if self.leaf and self.tensor.grad is not self.grad:
+            self.tensor.grad = self.grad
+        return changed
+
+
+class _Found:
+    """What a model consists of: containers with what they hold, and tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.containers: dict[int, tuple[Any, list[Any]]] = {}
+        tensors: dict[int, _Kept] = {}
+        for path, module in model.named_modules():
+            own = _rewired(module)
+            for name, tensor in self._inside(f"{path}.", {k: v for k, v in vars(module).items() if k not in own}):
+                if id(tensor) not in tensors and _plain(tensor):
+                    tensors[id(tensor)] = _Kept(name.strip("."), tensor)
+            self.containers[id(vars(module))] = vars(module), list(vars(module).items())
+        self.tensors = list(tensors.values())
+        self._versions = preserve_versions(tuple(each.tensor for each in self.tensors))
+
+    def _inside(self, name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+        """The tensors in an attribute; the containers on the way are noted."""
+        if isinstance(value, Tensor):
+            yield name, value
+        kind = type(value)
+        if kind not in (*DICTS, *LISTS, *SETS, tuple) or depth > DEPTH or id(value) in self.containers:
+            return
+        if kind is not tuple and depth:
+            self.containers[id(value)] = value, list(value.items() if kind in DICTS else value)
+        for key, each in _items(value):
+            if key == "config" and hasattr(each, "__dict__"):
+                each = vars(each)
+            yield from self._inside(name if key in ("_parameters", "_buffers") else name + key, each, depth + 1)
+
+    @torch.no_grad()
+    def put_back(self, copies: Mapping[int, Tensor]) -> tuple[list[str], list[str]]:
+        """Restore everything.
+
+        Args:
+            copies: id of a tensor → its values.
+
+        Returns:
+            The trainable tensors that had changed, and those that were written into of which there is no copy.
+        """
+        for container, held in self.containers.values():
+            _refill(container, held)
+        lost = [each.name for each in self.tensors
+                if each.tensor._version != each.version and id(each.tensor) not in copies]  # fmt: skip
+        changed = [each for each in self.tensors if each.put_back(copies.get(id(each.tensor)))]
+        self._versions.__exit__()  # what was written is undone, so a graph of the host's may go on using it
+        return [each.name for each in changed if each.requires_grad], lost
+
+
+class _Writes(TorchDispatchMode):
+    """Copies a tensor before the first operation that writes into its memory."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, tensors: Iterable[_Kept]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.copies: dict[int, Tensor] = {}
+        self.seen: list[_Kept] = []
+        self._by_storage: dict[int, list[_Kept]] = {}
+        for each in tensors:
+            self._by_storage.setdefault(each.memory.untyped_storage()._cdata, []).append(each)
+        self._places: dict[Any, tuple[tuple[int, str], ...]] = {}
+
+    def keep(self, each: _Kept) -> None:
+        """Copy a tensor, once."""
+        if id(each.tensor) not in self.copies:
+            self.copies[id(each.tensor)] = each.memory.clone()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look at the arguments that the operation writes into, then run it."""
+        if func not in self._places:
+            self._places[func] = _written(func)
+        for at, name in self._places[func]:
+            self._note(args[at] if at < len(args) else (kwargs or {}).get(name))
+        return func(*args, **(kwargs or {}))
+
+    def _note(self, argument: Any) -> None:
+        for tensor in argument if isinstance(argument, list | tuple) else (argument,):
+            if isinstance(tensor, Tensor) and _plain(tensor):
+                for each in self._by_storage.get(tensor.untyped_storage()._cdata, ()):
+                    self.keep(each)
+                    self.seen.append(each)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)
+
+
+def _written(func: Any) -> tuple[tuple[int, str], ...]:
+    """Position and name of the arguments that an operation writes into."""
+    arguments = getattr(getattr(func, "_schema", None), "arguments", ())
+    return tuple((i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write)
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Whether a tensor has memory and a version of its own."""
+    known = tensor.layout == torch.strided and tensor.device.type != "meta" and not tensor.is_inference()
+    return known and not is_traceable_wrapper_subclass(tensor)
+
+
+def _rewired(module: nn.Module) -> set[str]:
+    """The attributes of a module that FSDP2 exchanges while it runs, and sets up in its first pass."""
+    if not any(base.__name__ == "FSDPModule" for base in type(module).__mro__) and not _sharded(module):
+        return set()
+    return {"_parameters", *(name for name in vars(module) if name.endswith("hooks"))}
+
+
+def _sharded(module: nn.Module) -> bool:
+    return any(type(each).__name__ == "DTensor" for each in module._parameters.values())
+
+
+def _items(value: Any) -> Iterator[tuple[str, Any]]:
+    if len(value) <= WIDTH:
+        yield from ((str(k), v) for k, v in value.items()) if type(value) in DICTS else (("", v) for v in value)
+
+
+def _refill(container: Any, held: list[Any]) -> None:
+    """Let a container hold what it held."""
+    if type(container) not in DICTS:
+        if len(container) != len(held) or any(a is not b for a, b in zip(container, held, strict=True)):
+            container.clear()
+            container.update(held) if type(container) in SETS else container.extend(held)
+        return
+    now = container.items()
+    if len(now) == len(held) and all(k is a and v is b for (k, v), (a, b) in zip(now, held, strict=True)):
+        return
+    before = dict(held)
+    for key in [key for key in container if key not in before]:
+        del container[key]
+    if list(container) != list(before):
+        container.clear()
+    container.update(before)
+
+
+@contextmanager
+def random_states(devices: Iterable[torch.device] = ()) -> Iterator[None]:
+    """Let Python, NumPy and torch go on after this as if nobody had drawn.
+
+    Args:
+        devices: whose generators may be drawn from, besides the CPU's.
+    """
+    gpus = sorted({each.index or 0 for each in devices if each.type == "cuda"})
+    own, numpys = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(gpus):
+            yield
+    finally:
+        random.setstate(own)
+        np.random.set_state(numpys)
+
+
+@contextmanager
+def _hooks_aside(model: nn.Module) -> Iterator[None]:
+    """Let no backward hook of a module see the passes; their handles work again after."""
+    places: list[tuple[dict[str, Any], str]] = [(vars(torch_module), f"_global{name}") for name in HOOKS]
+    places += [(vars(module), name) for module in model.modules() for name in HOOKS]
+    held = [(owner, name, owner[name]) for owner, name in places if owner.get(name)]
+    for owner, name, _ in held:
+        owner[name] = OrderedDict()
+    try:
+        yield
+    finally:
+        for owner, name, hooks in held:
+            owner[name] = hooks
