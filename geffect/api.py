@@ -26,6 +26,7 @@ from geffect.launched import launcher, refuse_several
 from geffect.lifecycle import ends, first_step, lines_before, resolved, started, take_up, to_disk, train, unfinished
 from geffect.record import CONFIG, RunDirectory, layout_to_json
 from geffect.scopes import role_of
+from geffect.signals import terminable
 
 if TYPE_CHECKING:
     from geffect.doctor import Finding
@@ -91,14 +92,15 @@ def _fit_tiny(name: str, directory: Path) -> None:
     config = FitConfig.read(model=str(directory / "init"), train=list(sets), out=directory / "fit", **recipe)
     try:
         fit(config)
-    except Interrupted:
-        raise KeyboardInterrupt from None  # a cache holds nothing unfinished
+    except Interrupted as stopped:  # a cache holds nothing unfinished
+        raise Interrupted(f"stopped while {name} was fitted; nothing of it is kept", stopped.signum) from None
     for file in (directory / "fit").iterdir():
         file.rename(directory / file.name)
     for leftover in ("init", "fit"):
         shutil.rmtree(directory / leftover)
 
 
+@terminable()
 def fit(config: FitConfig, *, resume: bool = False) -> Path:
     """Descend the NLL of named sets and write a model (or adapter) directory that is also a run.
 
@@ -134,11 +136,12 @@ def fit(config: FitConfig, *, resume: bool = False) -> Path:
             train(trainer, checkpoint, f"geffect fit {config.out / CONFIG} --resume")
             loaded.model.save_pretrained(config.out)
             loaded.tokenizer.save_pretrained(config.out)
-            shutil.rmtree(config.out / "checkpoints", ignore_errors=True)
             run.finish(ends(config.out))
+            shutil.rmtree(config.out / "checkpoints", ignore_errors=True)  # last: half of them would be no checkpoint
     return config.out
 
 
+@terminable()
 def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = True) -> Path:
     """Unlearn a set and record the G-effect while it happens.
 
@@ -201,6 +204,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
     return config.out
 
 
+@terminable()
 def localise(config: LocaliseConfig) -> Path:
     """Find where each scope of each domain lives in a model's trainable weights, and write masks and overlaps.
 
@@ -244,6 +248,7 @@ def localise(config: LocaliseConfig) -> Path:
     return config.out
 
 
+@terminable()
 def inspect(config: InspectConfig, *, resume: bool = False) -> list[Path]:
     """Measure objectives at every checkpoint of a series, over whole sets and without training.
 
@@ -268,6 +273,7 @@ def inspect(config: InspectConfig, *, resume: bool = False) -> list[Path]:
     return [inspection.record_of(whole, objective) for objective in whole.objective]
 
 
+@terminable()
 def evaluate(config: EvaluateConfig) -> Path:
     """Score a model, an adapter or every checkpoint of a run, row by row.
 

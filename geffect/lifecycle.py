@@ -143,11 +143,12 @@ def take_up(path: Path, environment: Mapping[str, Any]) -> Path | None:
 
 
 def train(trainer: "RecordingTrainer", checkpoint: Path | None, again: str) -> None:
-    """Train, and tell how to go on where Ctrl-C stopped it."""
+    """Train, and tell how to go on where Ctrl-C or a signal stopped it."""
     trainer.train(resume_from_checkpoint=checkpoint)
     done, steps = trainer.state.global_step, trainer.args.max_steps
     if trainer.interrupted and done < steps:
-        raise Interrupted(f"stopped after step {done} of {steps}, whose state is kept; go on with: {again}")
+        message = f"stopped after step {done} of {steps}, whose state is kept; go on with: {again}"
+        raise Interrupted(message, trainer.interrupted)
 
 
 def first_step(checkpoint: Path | None) -> int:
