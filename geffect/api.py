@@ -23,8 +23,19 @@ from geffect.config import (
 from geffect.environment import describe
 from geffect.errors import Interrupted
 from geffect.launched import launcher, refuse_several
-from geffect.lifecycle import ends, first_step, lines_before, resolved, started, take_up, to_disk, train, unfinished
-from geffect.record import CONFIG, RunDirectory, layout_to_json
+from geffect.lifecycle import (
+    again,
+    ends,
+    first_step,
+    lines_before,
+    resolved,
+    started,
+    take_up,
+    to_disk,
+    train,
+    unfinished,
+)
+from geffect.record import RunDirectory, layout_to_json
 from geffect.scopes import role_of
 from geffect.signals import terminable
 
@@ -43,7 +54,7 @@ def load_model(spec: str, dtype: str = "float32", *, trust_remote_code: bool = F
     Args:
         spec: see `geffect.models.load.FORMS`.
         dtype: of the weights.
-        trust_remote_code: run code that comes with a hub model.
+        trust_remote_code: run code that comes with the model.
 
     Returns:
         Model and tokenizer.
@@ -133,7 +144,7 @@ def fit(config: FitConfig, *, resume: bool = False) -> Path:
                 until_accuracy=config.until_accuracy,
                 keep_dropout=config.keep_dropout, autocast=config.autocasts, sink=sink,
             )  # fmt: skip
-            train(trainer, checkpoint, f"geffect fit {config.out / CONFIG} --resume")
+            train(trainer, checkpoint, f"geffect fit {again(config)}")
             loaded.model.save_pretrained(config.out)
             loaded.tokenizer.save_pretrained(config.out)
             run.finish(ends(config.out))
@@ -196,7 +207,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
                 evaluation_sets=evaluated, frozen=frozen, sharded=config.shard, rules=rules,
                 past=lines_before(config.out, checkpoint),
             )  # fmt: skip
-            train(trainer, checkpoint, f"{launcher()}geffect unlearn {config.out / CONFIG} --resume")
+            train(trainer, checkpoint, f"{launcher()}geffect unlearn {again(config)}")
             end = successes(loaded.model, loaded.tokenizer, start.encoded)
             if rank() == 0:
                 run.finish(ends(config.out, rules) | ({"success": {"start": scored, "end": end}} if scored else {}))
@@ -371,7 +382,7 @@ def plan(config: TrainConfig | LocaliseConfig | InspectConfig, *, resume: bool =
 
         return plan_inspection(config, resume=resume)
     if resume:
-        unfinished(config)
+        config = unfinished(config)
     return make_plan(config, resume=resume)
 
 

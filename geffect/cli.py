@@ -61,6 +61,8 @@ def verb(name: str, schema: type[Schema], run: Callable[..., None], **switches: 
         given = {key: value for key, value in flags.items() if value is not None and value != []}
         if name != "unlearn":
             refuse_several(f"geffect {name}")
+        if others.get("resume") and file and "out" not in given:
+            given |= _where_it_lies(file)
         chosen = schema.read(file, **given, **({unflagged: values} if values else {}))
         with _stoppable(getattr(chosen, "out", None) if "resume" in switches else None):
             run(chosen, **others)
@@ -104,6 +106,12 @@ def _stoppable(out: Path | None = None) -> Iterator[None]:
         if launched()[0] == 0:
             _say(f"geffect: {told}", err=True)
         raise typer.Exit(128 + signal_of(stopped)) from None
+
+
+def _where_it_lies(file: Path) -> dict[str, str]:
+    """The run directory that a configuration lies in: it may have been moved since it was written."""
+    lies = file.name == "config.yaml" and (file.parent / "environment.json").is_file()
+    return {"out": str(file.parent)} if lies else {}
 
 
 def _say(text: object, *, err: bool = False) -> None:

@@ -160,7 +160,9 @@ def test_a_process_that_receives_it_says_how_to_continue(start: Path, tmp_path: 
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(plain))
     command = [sys.executable, "-m", "geffect", "unlearn", str(file)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    ) as process:
         deadline = time.monotonic() + 200
         while not (tmp_path / "run" / STEPS).exists():
             assert process.poll() is None and time.monotonic() < deadline

@@ -246,6 +246,9 @@ class RecordingTrainer(ShardedTrainer):
         with reading(str(checkpoint)):
             super()._load_optimizer_and_scheduler(checkpoint)
 
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Nothing here scales a loss, so that a file of this name is none of a run's own."""
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with reading(str(checkpoint)):
             super()._load_rng_state(checkpoint)
