@@ -2,6 +2,8 @@
 
 import signal
 
+from geffect.visible import visible
+
 LONGEST = 400  # characters shown of what was found
 
 
@@ -32,4 +34,4 @@ class GeffectError(ValueError):
 
     def __init__(self, expected: str, found: str, remedy: str) -> None:
         shown = found if len(found) <= LONGEST else f"{found[:LONGEST]}… ({len(found)} characters)"
-        super().__init__(f"expected {expected}; found {shown}; {remedy}")
+        super().__init__(visible(f"expected {expected}; found {shown}; {remedy}", lines=False))
