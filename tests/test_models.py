@@ -497,7 +497,7 @@ def test_what_a_killed_process_left_is_removed_and_what_is_being_made_is_not(cac
     with ThreadPoolExecutor() as others:
         first = others.submit(cached, "thing", "a", make_slowly)
         assert held.wait(30)
-        second = others.submit(cached, "thing", "a", pytest.fail)
+        second = others.submit(cached, "thing", "a", lambda directory: pytest.fail(f"{directory} was made twice"))
         with pytest.raises(TimeoutError):
             second.result(timeout=0.2)  # it waits, and removes nothing
         assert len(list(cache.glob(".thing-*/file"))) == 1

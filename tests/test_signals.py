@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -152,6 +153,13 @@ def test_before_anything_is_written_it_ends_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def _wait_for_lines(file: Path, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 200
+    while not file.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
 def test_a_process_that_receives_it_says_how_to_continue(start: Path, tmp_path: Path, signum: signal.Signals) -> None:
@@ -163,10 +171,7 @@ def test_a_process_that_receives_it_says_how_to_continue(start: Path, tmp_path: 
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     ) as process:
-        deadline = time.monotonic() + 200
-        while not (tmp_path / "run" / STEPS).exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
+        _wait_for_lines(tmp_path / "run" / STEPS, process)
         process.send_signal(signum)
         _, told = process.communicate()
     assert process.returncode == CODES[signum], told
@@ -184,3 +189,28 @@ def test_sigterm_at_random_moments_and_a_resume_make_the_run_left_alone(tmp_path
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "0: stopped in a checkpoint" in ended.stdout and ended.stdout.strip().endswith("3 of 3 the same")
+
+
+@pytest.mark.slow
+def test_launched_processes_stop_together_and_go_on(start: Path, tmp_path: Path) -> None:
+    """A cluster signals the launcher and its processes alike; the launcher passes the signal on once more."""
+    plain = config(start, tmp_path / "run", steps=60, save_every=0, batch_size=2, held="builtin:authors/held[:2]")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(plain.model_dump(mode="json", exclude_none=True)))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "geffect"]
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [*launch, "unlearn", str(file)]
+    with subprocess.Popen(command, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True, env=alone) as process:
+        _wait_for_lines(tmp_path / "run" / STEPS, process)
+        for each in psutil.Process(process.pid).children():
+            each.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        told, _ = process.communicate(timeout=200)
+    assert process.returncode != 0
+    assert told.count("whose state is kept; go on with: torchrun --nproc-per-node 2 -m geffect unlearn ") == 1, told
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    lines = sum("loss_objective" in line for line in read_lines(tmp_path / "run"))
+    assert checkpoint.name == f"checkpoint-{lines}" and lines < 60
+    again = subprocess.run([*command, "--resume"], env=alone, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert [line["step"] for line in read_lines(tmp_path / "run")] == list(range(61))

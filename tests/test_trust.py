@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from geffect import api
-from geffect.config import UnlearnConfig
+from geffect.config import EvaluateConfig, UnlearnConfig
 from geffect.data import encode_set, load_set
 from geffect.errors import GeffectError
 from geffect.models import add_lora, load, outline
@@ -107,7 +107,7 @@ def test_a_file_does_not_ask_in_the_users_place(theirs: Path, marker: Path, tmp_
     with pytest.raises(GeffectError, match="--task-dir beside a file"):
         file = tmp_path / "evaluate.yaml"
         file.write_text(yaml.safe_dump({"model": "builtin:tiny", "out": "o", "task": ["x"], "task_dir": str(tmp_path)}))
-        api.EvaluateConfig.read(file)
+        EvaluateConfig.read(file)
 
 
 def test_with_the_flag_it_runs(theirs: Path, marker: Path, tmp_path: Path, invoke: Command) -> None:
