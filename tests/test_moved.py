@@ -9,10 +9,20 @@ import pytest
 
 import geffect
 from geffect import api
-from geffect.config import FitConfig, InspectConfig, ReportConfig, UnlearnConfig
+from geffect.config import EvaluateConfig, FitConfig, InspectConfig, LocaliseConfig, ReportConfig, UnlearnConfig
 from geffect.errors import GeffectError
 from geffect.models import load, make_tiny
-from geffect.record import CONFIG, DONE, ENVIRONMENT, FORMAT, RunDirectory, read, read_environment, read_lines
+from geffect.record import (
+    CONFIG,
+    DONE,
+    ENVIRONMENT,
+    FORMAT,
+    RunDirectory,
+    read,
+    read_environment,
+    read_lines,
+    read_localisation,
+)
 from tests.conftest import SHAPE, Command, config
 
 
@@ -133,6 +143,19 @@ def test_a_run_in_another_format_is_refused_in_one_line(
         with pytest.raises(GeffectError, match="expected a run in format 1"):
             reader(Path("whole"))
     assert before == {each: each.read_bytes() for each in project.rglob("*") if each.is_file()}
+
+
+def test_an_evaluation_and_a_localisation_are_refused_likewise(start: Path, tmp_path: Path) -> None:
+    evaluated = api.evaluate(EvaluateConfig.read(model=str(start), set=["forget=builtin:authors/forget[:2]"],
+                                                 metric=["loss"], out=tmp_path / "evaluated"))  # fmt: skip
+    localised = api.localise(LocaliseConfig.read(model=str(start), domain=["a=builtin:domains/privacy"], share=[0.1],
+                                                 draws=1, labels="true", out=tmp_path / "localised"))  # fmt: skip
+    for path, reader in ((evaluated, geffect.read_evaluation), (localised, read_localisation)):
+        assert reader(path) is not None
+        content = json.loads((path / ENVIRONMENT).read_text())
+        (path / ENVIRONMENT).write_text(json.dumps(content | {"format": 0}))
+        with pytest.raises(GeffectError, match=r"a run in format 1, .*; found format 0 \(written by geffect "):
+            reader(path)
 
 
 def test_its_weights_are_read_in_any_format(project: Path) -> None:
