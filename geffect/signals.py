@@ -37,8 +37,9 @@ def terminable() -> Iterator[None]:
 def install(installed: contextlib.ExitStack, signum: int, handler: Handler) -> None:
     """Set a handler until a stack closes.
 
-    Outside the main thread nothing is changed: signals do not arrive there. Nor is a signal that is ignored, nor a
-    handler that Python cannot put back, because something else has set it.
+    Outside the main thread nothing is changed: signals do not arrive there. Nor is a SIGTERM or SIGHUP that is ignored
+    (a shell makes its background jobs ignore SIGINT, which says nothing of what their user wants), nor a handler that
+    Python cannot put back, because something else has set it.
 
     Args:
         installed: puts the handler before back.
@@ -47,7 +48,8 @@ def install(installed: contextlib.ExitStack, signum: int, handler: Handler) -> N
     """
     before = signal.getsignal(signum)
     main = threading.current_thread() is threading.main_thread()
-    if main and before not in (None, signal.SIG_IGN):
+    ignored = before is signal.SIG_IGN and signum != signal.SIGINT
+    if main and before is not None and not ignored:
         signal.signal(signum, handler)
         installed.callback(signal.signal, signum, before)
 

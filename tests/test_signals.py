@@ -79,6 +79,17 @@ def test_an_ignored_signal_stays_ignored_as_under_nohup() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_sigint_is_heard_in_a_background_job_which_a_shell_starts_with_it_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        noted: list[int] = []
+        with deferred(noted.append):
+            signal.raise_signal(signal.SIGINT)
+        assert noted == [signal.SIGINT] and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_hosts_own_handler_is_left_in_place(own: list[int]) -> None:
     with terminable():
         signal.raise_signal(signal.SIGTERM)

@@ -18,8 +18,8 @@ TWICE = 5.0  # seconds in which a launcher may pass on the signal that its proce
 def deferred(tell: Callable[[int], None]) -> Iterator[None]:
     """The first Ctrl-C, SIGTERM or SIGHUP only calls ``tell``; a second one does what it did before.
 
-    A signal that is ignored stays ignored (``nohup``). Outside the main thread nothing is changed: signals do not
-    arrive there. The handlers are put back at the end.
+    A SIGTERM or SIGHUP that is ignored stays ignored (``nohup``). Outside the main thread nothing is changed: signals
+    do not arrive there. The handlers are put back at the end.
 
     Args:
         tell: notes that the work should end soon; it receives the signal's number.
