@@ -26,10 +26,13 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """Every test leaves the handlers as it found them."""
+    """Every test leaves the handlers as it found them; a shell's background job would begin with SIGINT ignored."""
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = [signal.getsignal(each) for each in SIGNALS]
     yield
-    assert [signal.getsignal(each) for each in SIGNALS] == before
+    after = [signal.getsignal(each) for each in SIGNALS]
+    signal.signal(signal.SIGINT, outside)
+    assert after == before
 
 
 @pytest.fixture
