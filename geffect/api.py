@@ -23,9 +23,21 @@ from geffect.config import (
 from geffect.environment import describe
 from geffect.errors import Interrupted
 from geffect.launched import launcher, refuse_several
-from geffect.lifecycle import ends, first_step, lines_before, resolved, started, take_up, to_disk, train, unfinished
-from geffect.record import CONFIG, RunDirectory, layout_to_json
+from geffect.lifecycle import (
+    again,
+    ends,
+    first_step,
+    lines_before,
+    resolved,
+    started,
+    take_up,
+    to_disk,
+    train,
+    unfinished,
+)
+from geffect.record import RunDirectory, layout_to_json
 from geffect.scopes import role_of
+from geffect.signals import terminable
 
 if TYPE_CHECKING:
     from geffect.doctor import Finding
@@ -42,7 +54,7 @@ def load_model(spec: str, dtype: str = "float32", *, trust_remote_code: bool = F
     Args:
         spec: see `geffect.models.load.FORMS`.
         dtype: of the weights.
-        trust_remote_code: run code that comes with a hub model.
+        trust_remote_code: run code that comes with the model.
 
     Returns:
         Model and tokenizer.
@@ -91,14 +103,15 @@ def _fit_tiny(name: str, directory: Path) -> None:
     config = FitConfig.read(model=str(directory / "init"), train=list(sets), out=directory / "fit", **recipe)
     try:
         fit(config)
-    except Interrupted:
-        raise KeyboardInterrupt from None  # a cache holds nothing unfinished
+    except Interrupted as stopped:  # a cache holds nothing unfinished
+        raise Interrupted(f"stopped while {name} was fitted; nothing of it is kept", stopped.signum) from None
     for file in (directory / "fit").iterdir():
         file.rename(directory / file.name)
     for leftover in ("init", "fit"):
         shutil.rmtree(directory / leftover)
 
 
+@terminable()
 def fit(config: FitConfig, *, resume: bool = False) -> Path:
     """Descend the NLL of named sets and write a model (or adapter) directory that is also a run.
 
@@ -131,14 +144,15 @@ def fit(config: FitConfig, *, resume: bool = False) -> Path:
                 until_accuracy=config.until_accuracy,
                 keep_dropout=config.keep_dropout, autocast=config.autocasts, sink=sink,
             )  # fmt: skip
-            train(trainer, checkpoint, f"geffect fit {config.out / CONFIG} --resume")
+            train(trainer, checkpoint, f"geffect fit {again(config)}")
             loaded.model.save_pretrained(config.out)
             loaded.tokenizer.save_pretrained(config.out)
-            shutil.rmtree(config.out / "checkpoints", ignore_errors=True)
             run.finish(ends(config.out))
+            shutil.rmtree(config.out / "checkpoints", ignore_errors=True)  # last: half of them would be no checkpoint
     return config.out
 
 
+@terminable()
 def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = True) -> Path:
     """Unlearn a set and record the G-effect while it happens.
 
@@ -193,7 +207,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
                 evaluation_sets=evaluated, frozen=frozen, sharded=config.shard, rules=rules,
                 past=lines_before(config.out, checkpoint),
             )  # fmt: skip
-            train(trainer, checkpoint, f"{launcher()}geffect unlearn {config.out / CONFIG} --resume")
+            train(trainer, checkpoint, f"{launcher()}geffect unlearn {again(config)}")
             end = successes(loaded.model, loaded.tokenizer, start.encoded)
             if rank() == 0:
                 run.finish(ends(config.out, rules) | ({"success": {"start": scored, "end": end}} if scored else {}))
@@ -201,6 +215,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
     return config.out
 
 
+@terminable()
 def localise(config: LocaliseConfig) -> Path:
     """Find where each scope of each domain lives in a model's trainable weights, and write masks and overlaps.
 
@@ -244,6 +259,7 @@ def localise(config: LocaliseConfig) -> Path:
     return config.out
 
 
+@terminable()
 def inspect(config: InspectConfig, *, resume: bool = False) -> list[Path]:
     """Measure objectives at every checkpoint of a series, over whole sets and without training.
 
@@ -268,6 +284,7 @@ def inspect(config: InspectConfig, *, resume: bool = False) -> list[Path]:
     return [inspection.record_of(whole, objective) for objective in whole.objective]
 
 
+@terminable()
 def evaluate(config: EvaluateConfig) -> Path:
     """Score a model, an adapter or every checkpoint of a run, row by row.
 
@@ -365,7 +382,7 @@ def plan(config: TrainConfig | LocaliseConfig | InspectConfig, *, resume: bool =
 
         return plan_inspection(config, resume=resume)
     if resume:
-        unfinished(config)
+        config = unfinished(config)
     return make_plan(config, resume=resume)
 
 

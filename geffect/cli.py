@@ -6,7 +6,8 @@ import itertools
 import logging
 import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_origin
 
@@ -24,8 +25,10 @@ from geffect.config import (
     ShowConfig,
     UnlearnConfig,
 )
-from geffect.errors import GeffectError, Interrupted
+from geffect.errors import GeffectError
 from geffect.launched import launched, refuse_several
+from geffect.signals import signal_of, terminable
+from geffect.visible import VisibleRecord, formatted_warning, visible
 
 app = typer.Typer(
     name="geffect",
@@ -58,12 +61,11 @@ def verb(name: str, schema: type[Schema], run: Callable[..., None], **switches: 
         given = {key: value for key, value in flags.items() if value is not None and value != []}
         if name != "unlearn":
             refuse_several(f"geffect {name}")
-        try:
-            run(schema.read(file, **given, **({unflagged: values} if values else {})), **others)
-        except Interrupted as stopped:
-            if launched()[0] == 0:
-                typer.echo(f"geffect: {stopped}", err=True)
-            raise typer.Exit(130) from None
+        if others.get("resume") and file and "out" not in given:
+            given |= _where_it_lies(file)
+        chosen = schema.read(file, **given, **({unflagged: values} if values else {}))
+        with _stoppable(getattr(chosen, "out", None) if "resume" in switches else None):
+            run(chosen, **others)
 
     yaml = "a YAML file with these names, as a run's own"
     argument = _parameter("config", None, Path | None, typer.Argument(help=yaml))
@@ -77,6 +79,43 @@ def verb(name: str, schema: type[Schema], run: Callable[..., None], **switches: 
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     app.command(name, help=inspect.getdoc(run))(command)
+
+
+@contextlib.contextmanager
+def _stoppable(out: Path | None = None) -> Iterator[None]:
+    """End with one line and 128 + the signal's number where Ctrl-C, SIGTERM or SIGHUP stops the work.
+
+    Args:
+        out: a run that can be resumed.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        Exit: it was stopped.
+    """
+    try:
+        with terminable():
+            yield
+    except KeyboardInterrupt as stopped:
+        from geffect.record import CONFIG, DONE
+
+        told = str(stopped) or "stopped by Ctrl-C"
+        if out and "--resume" not in told and (out / CONFIG).exists() and not (out / DONE).exists():
+            told += "; go on with the same command and --resume"
+        if launched()[0] == 0:
+            _say(f"geffect: {told}", err=True)
+        raise typer.Exit(128 + signal_of(stopped)) from None
+
+
+def _where_it_lies(file: Path) -> dict[str, str]:
+    """The run directory that a configuration lies in: it may have been moved since it was written."""
+    lies = file.name == "config.yaml" and (file.parent / "environment.json").is_file()
+    return {"out": str(file.parent)} if lies else {}
+
+
+def _say(text: object, *, err: bool = False) -> None:
+    typer.echo(visible(str(text), lines=not err), err=err)
 
 
 def _file_or_values(given: list[str]) -> tuple[Path | None, list[str] | None]:
@@ -191,9 +230,14 @@ def demo(
     ] = False,
 ) -> None:
     """Fit the tiny built-in model, run GA, GA+GRU and NPO+GRU on it, and print and draw what they did."""
+    refuse_several("geffect demo")
+    with _stoppable():
+        _demo(out, grail=grail)
+
+
+def _demo(out: Path | None, *, grail: bool) -> None:
     from geffect import demonstration, show
 
-    refuse_several("geffect demo")
     numbered = (Path(f"runs/demo-{number}") for number in itertools.count(2))
     out = out or next(path for path in itertools.chain([Path("runs/demo")], numbered) if not path.exists())
     show.comparison(demonstration.demo(out), out)
@@ -229,7 +273,7 @@ def figures(
     from geffect import comparison
 
     for path in comparison.figures(runs, out, scheme):
-        typer.echo(path)
+        _say(path)
 
 
 @app.command()
@@ -244,6 +288,8 @@ def cite(
 
 def main() -> NoReturn:
     """Run the command line; what a user got wrong ends in one line and exit code 2."""
+    logging.setLogRecordFactory(VisibleRecord)
+    warnings.formatwarning = formatted_warning
     logging.basicConfig(format="geffect: %(message)s", level=logging.WARNING)
     logging.getLogger("geffect").setLevel(logging.ERROR if launched()[0] else logging.INFO)
     try:
@@ -252,7 +298,7 @@ def main() -> NoReturn:
         with Path(os.devnull).open("w") as silent, contextlib.redirect_stdout(silent):  # the first process speaks
             app(standalone_mode=True)
     except GeffectError as error:
-        typer.echo(f"geffect: {error}", err=True)
+        _say(f"geffect: {error}", err=True)
     sys.exit(2)
 
 

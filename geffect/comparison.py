@@ -21,6 +21,7 @@ from geffect.record import (
 )
 from geffect.scopes import RISKS, domain_of
 from geffect.support import chance
+from geffect.visible import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -194,7 +195,7 @@ def overlap_matrix(frame: pd.DataFrame, share: float) -> "Figure":
 
 
 def named(runs: Sequence[Path | str]) -> dict[str, Path]:
-    """Runs by their directory's name, or by their whole path where two share a name.
+    """Runs by their directory's name, or by their whole path where two share a name, each in its visible form.
 
     Args:
         runs: directories.
@@ -207,7 +208,8 @@ def named(runs: Sequence[Path | str]) -> dict[str, Path]:
     """
     paths = [Path(run) for run in runs]
     names = [path.resolve().name for path in paths]
-    named = {name if names.count(name) == 1 else str(path): path for name, path in zip(names, paths, strict=True)}
+    labels = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
+    named = {visible(label, lines=False): path for label, path in zip(labels, paths, strict=True)}
     if len(named) < len(paths):
         raise GeffectError("different runs", "one given twice", "name each once")
     return named

@@ -15,6 +15,7 @@ MANY = 10**9  # a count beyond it is a slip of the pen
 
 
 NO_FLAG: dict[str, Any] = {"flag": False}  # a field that runs write and nobody types
+RUNS_CODE = ("trust_remote_code", "task_dir")  # what a file may not ask for on its own
 ARGUMENT: dict[str, Any] = {"flag": False, "argument": True}  # a field that stands without a flag
 
 
@@ -42,11 +43,12 @@ class Schema(BaseModel):
             The checked configuration.
 
         Raises:
-            GeffectError: the file cannot be read, or a key or value is refused; the first such is named.
+            GeffectError: the file cannot be read, or a key or value is refused; the first such is named. So is a file
+                that asks to run code (`RUNS_CODE`): files are passed on, and only the command itself may ask for that.
         """
         content = _mapping(Path(file)) if file else {}
         try:
-            return cls(**(content | {name: _written(value) for name, value in given.items()}))
+            found = cls(**(content | {name: _written(value) for name, value in given.items()}))
         except ValidationError as error:
             first = error.errors()[0]
             key = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "the configuration"
@@ -59,6 +61,11 @@ class Schema(BaseModel):
                 raise GeffectError(f"a key among {known}", repr(first["loc"][0]), "correct the key") from error
             wanted = "a path" if first["type"] == "path_type" else first["msg"].lower()
             raise GeffectError(f"{key}: {wanted}", repr(first["input"]), "correct it") from error
+        for name in (name for name in RUNS_CODE if getattr(found, name, None) and name not in given):
+            flag, what = "--" + name.replace("_", "-"), f"{name}: {content[name]} in {file}"
+            raise GeffectError(f"{flag} beside a file that asks to run code", what,
+                               f"add {flag} to the command if you trust that code, else delete the line")  # fmt: skip
+        return found
 
 
 def _written(value: Any) -> Any:
@@ -82,7 +89,9 @@ def _mapping(file: Path) -> dict[str, Any]:
 class TextConfig(Schema):
     """How sets are read, and how they become tokens."""
 
-    trust_remote_code: bool = Field(False, description="run code that comes with a hub model")
+    trust_remote_code: bool = Field(
+        False, description="run code that comes with a model; never taken from a file or a run"
+    )
     data_dir: Path | None = Field(None, description="where tofu/NAME.json, knowundo, muse and wmdp lie")
     question_column: str = Field("question", description="column of a file that holds the question")
     answer_column: str = Field("answer", description="column of a file that holds the answer")
@@ -253,7 +262,9 @@ class EvaluateConfig(DataConfig):
     task: list[str] = Field(
         default_factory=list, description="a task of lm-evaluation-harness (mmlu, arc_easy, wmdp_bio, …); repeat it"
     )
-    task_dir: Path | None = Field(None, description="a directory with such tasks of your own")
+    task_dir: Path | None = Field(
+        None, description="a directory with such tasks of your own, whose code runs; not read from a file"
+    )
     shots: str | None = Field(
         None, min_length=1, description="the set whose first ten rows precede knowmem's questions"
     )

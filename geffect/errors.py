@@ -1,10 +1,28 @@
 """The exceptions a user can cause."""
 
+import signal
+
+from geffect.visible import visible
+
 LONGEST = 400  # characters shown of what was found
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run stopped by Ctrl-C after a whole step, its state kept: the message tells how to go on."""
+    """Work stopped by Ctrl-C, SIGTERM or SIGHUP: the message tells what is kept and how to continue.
+
+    Attributes:
+        signum: the signal.
+        exit_code: 128 + the signal's number, as a shell reports it: 130 (Ctrl-C), 143 (SIGTERM), 129 (SIGHUP).
+    """
+
+    def __init__(self, message: str, signum: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.signum = int(signum)
+
+    @property
+    def exit_code(self) -> int:
+        """What the command line exits with."""
+        return 128 + self.signum
 
 
 class GeffectError(ValueError):
@@ -16,4 +34,4 @@ class GeffectError(ValueError):
 
     def __init__(self, expected: str, found: str, remedy: str) -> None:
         shown = found if len(found) <= LONGEST else f"{found[:LONGEST]}… ({len(found)} characters)"
-        super().__init__(f"expected {expected}; found {shown}; {remedy}")
+        super().__init__(visible(f"expected {expected}; found {shown}; {remedy}", lines=False))

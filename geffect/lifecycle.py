@@ -14,6 +14,7 @@ from geffect.record import (
     STEPS,
     RunDirectory,
     check_same_data,
+    check_same_start,
     check_unfinished,
     cut_back,
     last_checkpoint,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from geffect.training.recording import RecordingTrainer
 
 LOGGER = logging.getLogger(__name__)
+ELSEWHERE = ("model", "reference", "trust_remote_code")  # the start is told by its weights, not by where it lies
 Config = TypeVar("Config", TrainConfig, UnlearnConfig, FitConfig, InspectConfig)
 
 
@@ -47,13 +49,23 @@ def unfinished(config: Config) -> Config:
         GeffectError: there is no such run, it is finished, or a setting differs; the first such is named.
     """
     check_unfinished(config.out)
-    found = type(config).read(config.out / CONFIG, out=config.out)
+    found = type(config).read(config.out / CONFIG, out=config.out, trust_remote_code=config.trust_remote_code)
     recorded, asked = resolved(found), resolved(config)
     for key in {**recorded, **asked}:
-        if key != "reference" and recorded.get(key) != asked.get(key):
+        if key not in ELSEWHERE and recorded.get(key) != asked.get(key):
             raise GeffectError(f"{key}: {recorded.get(key)} as {config.out / CONFIG} has it", str(asked.get(key)),
                                "resume it from that file")  # fmt: skip
-    return found
+    if isinstance(found, InspectConfig) or isinstance(config, InspectConfig):
+        return found
+    begun = read_environment(config.out)["start"]["path"]
+    return found.model_copy(update={"model": where_it_is(config.model, begun)})
+
+
+def where_it_is(model: str, recorded: object) -> str:
+    """A model's name, or the directory it stood for when a run recorded it, where a path leads nowhere from here."""
+    there = isinstance(recorded, str) and Path(recorded).is_dir()
+    is_path = not model.startswith(("builtin:", "gguf:")) and model != "smollm2"
+    return str(recorded) if is_path and there and not Path(model).expanduser().exists() else model
 
 
 @contextlib.contextmanager
@@ -129,6 +141,7 @@ def take_up(path: Path, environment: Mapping[str, Any]) -> Path | None:
         GeffectError: another process has finished the run meanwhile, or its data or number of processes differ.
     """
     check_unfinished(path)
+    check_same_start(path, environment)
     check_same_data(path, environment)
     begun = read_environment(path)
     processes = begun["batch"]["processes"], environment["batch"]["processes"]
@@ -143,11 +156,17 @@ def take_up(path: Path, environment: Mapping[str, Any]) -> Path | None:
 
 
 def train(trainer: "RecordingTrainer", checkpoint: Path | None, again: str) -> None:
-    """Train, and tell how to go on where Ctrl-C stopped it."""
+    """Train, and tell how to go on where Ctrl-C or a signal stopped it."""
     trainer.train(resume_from_checkpoint=checkpoint)
     done, steps = trainer.state.global_step, trainer.args.max_steps
     if trainer.interrupted and done < steps:
-        raise Interrupted(f"stopped after step {done} of {steps}, whose state is kept; go on with: {again}")
+        message = f"stopped after step {done} of {steps}, whose state is kept; go on with: {again}"
+        raise Interrupted(message, trainer.interrupted)
+
+
+def again(config: TrainConfig) -> str:
+    """What to add to a verb so that it continues a run; what runs code has to be asked for again."""
+    return f"{config.out / CONFIG} --resume{' --trust-remote-code' if config.trust_remote_code else ''}"
 
 
 def first_step(checkpoint: Path | None) -> int:

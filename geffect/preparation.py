@@ -55,6 +55,7 @@ class Start:
         rows = max(forget) if forget else sum(map(len, self.encoded.values()))
         return describe() | {
             "dtype": config.dtype,
+            "start": {"path": self.loaded.source, "sha256": self.loaded.sha256},
             "attention": getattr(self.loaded.model.config, "_attn_implementation", None),
             "data": {k: {"set": s.name, "rows": len(s), "sha256": s.sha256} for k, s in self.sets.items()} | masks,
             "batch": batch_arithmetic(rows, config.batch_size, config.grad_accum_steps, steps, launched()[1]),

@@ -11,7 +11,7 @@ from typing import Any
 
 from geffect.config import EvaluateConfig, FitConfig
 from geffect.data import RowSet
-from geffect.errors import GeffectError
+from geffect.errors import GeffectError, Interrupted
 from geffect.metrics.calibration import calibrate, mixed
 from geffect.metrics.memorization import extraction_strength
 from geffect.metrics.rounding import rounded
@@ -61,6 +61,9 @@ def probes(
 
     Yields:
         What is to be evaluated.
+
+    Raises:
+        Interrupted: by Ctrl-C, SIGTERM or SIGHUP.
     """
     loaded = load(spec)
     yield Probe(label, loaded)
@@ -70,7 +73,10 @@ def probes(
         yield _calibrated(config, label, loaded, load(config.calibrate), _kept_rows(chosen), view)
     if config.relearn:
         with tempfile.TemporaryDirectory() as scratch:
-            path = fit(_relearning(config, spec, chosen, Path(scratch) / "fit"))
+            try:
+                path = fit(_relearning(config, spec, chosen, Path(scratch) / "fit"))
+            except Interrupted as stopped:  # its directory goes
+                raise Interrupted("stopped while relearning; nothing of that is kept", stopped.signum) from None
             yield Probe(f"{label} relearnt", load(str(path)), told={"relearn_steps": config.relearn})
 
 

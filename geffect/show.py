@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from rich.console import Console
+from rich import console as rich_console
+from rich import text as rich_text
+from rich.highlighter import JSONHighlighter
+from rich.segment import Segment
 from rich.table import Table
-from rich.text import Text
 
 from geffect.launched import launched
+from geffect.visible import visible
 
 if TYPE_CHECKING:
     from geffect.doctor import Finding
@@ -17,6 +20,41 @@ if TYPE_CHECKING:
 
 LEARNED = "bold black on green"
 STATUS = {"good": "green", "warning": "yellow", "bad": "bold red"}
+
+
+class Text(rich_text.Text):
+    """Text in its visible form: Rich drops some characters that act on a terminal, and stumbles over surrogates."""
+
+    def __init__(self, text: str = "", *args: Any, **options: Any) -> None:
+        super().__init__(visible(text), *args, **options)
+
+    def append(self, text: "rich_text.Text | str", *args: Any, **options: Any) -> "rich_text.Text":
+        """As Rich's."""
+        return super().append(visible(text) if isinstance(text, str) else text, *args, **options)
+
+
+class Console(rich_console.Console):
+    """Prints text as it is: no markup is read in it, and no character of it acts on a terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> rich_text.Text:
+        """As Rich's, of a string's visible form: the cells of a table are measured by it."""
+        return super().render_str(visible(text), **options)
+
+    def render(
+        self, renderable: rich_console.RenderableType, options: rich_console.ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """As Rich's, each piece of text in its visible form; Rich's own control codes stay."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else visible(text), style, control)
+
+    def print_json(self, json: str) -> None:  # type: ignore[override]
+        """As Rich's; a character that is not visible stands as JSON's escape."""
+        from json import dumps, loads
+
+        self.print(JSONHighlighter()(Text(dumps(loads(json), indent=2, ensure_ascii=False))), soft_wrap=True)
 
 
 def plan(content: Mapping[str, Any]) -> None:

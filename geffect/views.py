@@ -28,6 +28,7 @@ from geffect.record import (
     read_support,
     read_tokens,
 )
+from geffect.visible import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,9 +72,9 @@ class Run:
         return f"geffect.Run({str(self.path)!r})"
 
     def _repr_html_(self) -> str:
-        table = pd.Series(self.summary()).to_frame()
+        table = pd.Series({name: visible(text) for name, text in self.summary().items()}).to_frame()
         with pd.option_context("display.max_colwidth", None):
-            return f"<p><b>{escape(str(self.path))}</b></p>{table.to_html(header=False)}"
+            return f"<p><b>{escape(visible(str(self.path)))}</b></p>{table.to_html(header=False)}"
 
     def summary(self) -> dict[str, str]:
         """What was run, how far it came, and every set's risk and accuracy from the first evaluation to the last.

@@ -1,9 +1,14 @@
 """Models by name: what a name stands for, what is loaded, what an outline tells beforehand, and the cache."""
 
+import contextlib
+import errno
 import hashlib
 import json
+import os
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +21,7 @@ from torch import Tensor, nn
 
 from geffect.errors import GeffectError
 from geffect.models import Loaded, add_lora, load, make_tiny, make_tokenizer, outline, resolve
-from geffect.models.cache import cache_home, cached, file_sha256, weights_sha256
+from geffect.models.cache import MANIFEST, cache_home, cached, file_sha256, weights_sha256
 from geffect.models.load import DTYPES, quiet_transformers
 
 SHAPE = {
@@ -439,18 +444,93 @@ def test_a_directory_is_complete_when_it_gets_its_name(cache: Path) -> None:
         fill(directory)
         assert not list(cache.glob("thing-*"))
 
-    assert [path.name for path in cached("thing", "a", make).iterdir()] == ["file"]
+    assert sorted(path.name for path in cached("thing", "a", make).iterdir()) == [MANIFEST, "file"]
 
 
-def test_whoever_is_first_wins(cache: Path) -> None:
+def test_whoever_is_first_wins(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a file system whose locks do not reach the other machine."""
+    monkeypatch.setattr("geffect.models.cache._held", lambda path: contextlib.nullcontext())
+    monkeypatch.setattr("geffect.models.cache._remove_rest", lambda path: None)
+
     def make(directory: Path) -> None:
-        fill(directory)
-        shutil.copytree(directory, cache / directory.name.removeprefix(".").rpartition(".")[0])
+        assert cached("thing", "a", fill) != directory
         (directory / "late").touch()
 
     path = cached("thing", "a", make)
-    assert [each.name for each in path.iterdir()] == ["file"]
+    assert sorted(each.name for each in path.iterdir()) == [MANIFEST, "file"]
     assert list(cache.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone", "more", "manifest", "no manifest", "a file", "same size"])
+def test_a_damaged_entry_is_made_again(cache: Path, harm: str) -> None:
+    path = cached("thing", "a", fill)
+    if harm == "cut":
+        (path / "file").write_text("ma")
+    elif harm == "same size":
+        (path / "file").write_text("fade")
+    elif harm == "gone":
+        (path / "file").unlink()
+    elif harm == "more":
+        (path / "late").touch()
+    elif harm == "a file":
+        shutil.rmtree(path)
+        path.touch()
+    else:
+        (path / MANIFEST).write_text("[") if harm == "manifest" else (path / MANIFEST).unlink()
+    assert cached("thing", "a", fill) == path
+    assert {each.name: each.read_text() for each in path.iterdir() if each.name != MANIFEST} == {"file": "made"}
+    assert list(cache.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_is_being_made_is_not(cache: Path) -> None:
+    """Both processes would have the same number in two containers: a lock tells who is alive."""
+    held, left = threading.Event(), threading.Event()
+
+    def make_slowly(directory: Path) -> None:
+        fill(directory)
+        held.set()
+        assert left.wait(30)
+
+    path = cache / f"thing-{hashlib.sha256(b'a').hexdigest()[:16]}"
+    (cache / f".{path.name}.1").mkdir(parents=True)
+    (cache / f".{path.name}.1" / "half").touch()
+    with ThreadPoolExecutor() as others:
+        first = others.submit(cached, "thing", "a", make_slowly)
+        assert held.wait(30)
+        second = others.submit(cached, "thing", "a", lambda directory: pytest.fail(f"{directory} was made twice"))
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.2)  # it waits, and removes nothing
+        assert len(list(cache.glob(".thing-*/file"))) == 1
+        left.set()
+        assert first.result(30) == second.result(30) == path
+    assert list(cache.iterdir()) == [path]
+
+
+def test_a_cache_without_room_or_leave_is_told(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(directory: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(GeffectError, match=r"cache directory .*cache that can be written to; found .*No space left"):
+        cached("thing", "a", full)
+    assert list(cache.iterdir()) == []
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GEFFECT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(GeffectError, match="or set GEFFECT_CACHE to another directory"):
+        cached("thing", "a", fill)
+
+
+def test_what_lies_in_a_read_only_cache_is_used(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = cached("thing", "a", fill)
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("mkdir", "touch", "unlink", "rename"):
+        monkeypatch.setattr(Path, name, read_only)
+    monkeypatch.setattr("tempfile.mkdtemp", read_only)
+    assert cached("thing", "a", fill) == path
+    with pytest.raises(GeffectError, match=r"found .*Read-only file system; make room or make it writable"):
+        cached("thing", "b", fill)
 
 
 def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,9 @@ from geffect.errors import GeffectError
 from geffect.page.maps import layer_maps
 from geffect.page.worst import worst_rows
 from geffect.page.writing import MARK
-from geffect.record import read_lines
-from tests.conftest import config
+from geffect.record import CONFIG, read_lines
+from geffect.visible import UNSEEN
+from tests.conftest import Command, config
 
 WIDTHS = {"desktop": (1280, 800), "phone": (375, 740)}
 
@@ -168,7 +169,7 @@ def test_tokens_tell_their_effects(opened: Opened, inspected: Path) -> None:
 
     tab = opened("phone")
     board = tab.locator("#run-2 .board:has(.text)").first
-    token = board.locator(".text span[style]").first
+    token = board.locator(".text span[class]").first
     token.hover()
     assert board.locator("output").text_content().endswith(token.get_attribute("data-says"))
     token.click()
@@ -177,7 +178,7 @@ def test_tokens_tell_their_effects(opened: Opened, inspected: Path) -> None:
     texts = read_tokens(inspected)
     last = texts[texts["step"] == texts["step"].max()]
     assert tab.locator("#run-2 .text span").count() == len(last)
-    assert tab.locator("#run-2 .text span[style]").count() == last["labelled"].sum()
+    assert tab.locator("#run-2 .text span[class]").count() == last["labelled"].sum()
 
 
 def test_the_rows_served_worst_stand_there_without_tokens(runs: list[Path], page: Path) -> None:
@@ -200,6 +201,51 @@ def test_what_users_name_is_escaped(page: Path) -> None:
     assert "&lt;script&gt;alert(1)" in text
     assert "<script>alert" not in text
     assert text.count("<script>") == 1
+
+
+def test_scripts_and_styles_are_allowed_by_hash_alone(opened: Opened, browser: Any, page: Path, tmp_path: Path) -> None:
+    """What would get into the page in spite of everything does not run; the page's own script and colors do."""
+    text = page.read_text(encoding="utf-8")
+    assert "unsafe" not in text
+    assert not re.search(r"<[^>]* (style|on\w+)=", text)
+    tab = opened("desktop")
+    cells = tab.locator("td[class*=shade-], span[class*=shade-]")
+    seen = cells.evaluate_all("all => all.map(e => [e.className, getComputedStyle(e).backgroundColor])")
+    assert len(seen) > 100
+    for name, color in seen:
+        red, green, blue = bytes.fromhex(re.findall(r"shade-(\w{6})", name)[0])
+        assert color == f"rgb({red}, {green}, {blue})"
+    evil = tmp_path / "evil.html"
+    act = "document.title = 'run'"
+    planted = f'<script>{act}</script><img src=x onerror="{act}"><style>main{{opacity:0}}</style>'
+    evil.write_text(text.replace("<main>", planted + "<main>"), encoding="utf-8")
+    other = browser.new_page()
+    other.goto(evil.as_uri())
+    other.locator(".board td[tabindex]").first.hover()
+    assert other.locator(".board output").first.text_content().startswith("embed")
+    assert other.title() != "run"
+    assert other.locator("main").evaluate("each => getComputedStyle(each).opacity") == "1"
+    other.close()
+
+
+def test_what_reverses_or_hides_text_is_written_out(runs: list[Path], tmp_path: Path, invoke: Command) -> None:
+    """In the page and on the terminal, in a run's name and in what it recorded."""
+    evil = "\u202egnp.\u2066\u200b\x1b[31m\x9b"
+    copy = shutil.copytree(runs[0], tmp_path / f"run{evil}")
+    content = (copy / CONFIG).read_text(encoding="utf-8")
+    (copy / CONFIG).write_text(
+        content.replace("forget: ", f"forget: {json.dumps('set' + evil)} # ", 1), encoding="utf-8"
+    )
+    page = api.report(ReportConfig.read(None, runs=[copy], out=tmp_path / "page.html")).path.read_text("utf-8")
+    words = (["report", copy, "--out", tmp_path / "other.html"], ["figures", copy, "--out", tmp_path / "drawn"],
+             ["compare", copy, runs[1]], ["compare", copy, runs[1], "--json"])  # fmt: skip
+    told = [invoke(*each) for each in words]
+    assert [each.code for each in told] == [0] * 4
+    shown = "\\u202egnp.\\u2066\\u200b\\u001b[31m\\u009b"
+    assert page.count(f"set{shown}") and page.count(f"run{shown}")
+    assert any(each["run"] == f"run{shown}" for each in json.loads(told[3].out)["runs"])
+    for text in (page, *(each.out + each.err for each in told)):
+        assert not UNSEEN.search(text)
 
 
 def test_findings_come_first_and_the_shell_prints_them(

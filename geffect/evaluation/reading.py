@@ -12,7 +12,7 @@ from geffect.errors import GeffectError
 from geffect.metrics.harness import Scores
 from geffect.metrics.intervals import geometric_interval, mean_interval
 from geffect.metrics.table import GEOMETRIC
-from geffect.record import as_written
+from geffect.record import as_written, check_format
 from geffect.suites import DERIVED, Values, totals
 
 EXAMPLES, TEXTS = "examples.csv", "texts.jsonl"
@@ -110,6 +110,7 @@ def read_evaluation(path: Path | str) -> pd.DataFrame:
     file = Path(path) / EXAMPLES
     if not file.is_file():
         raise GeffectError(f"an evaluation with {EXAMPLES} in {path}", "none", "name a directory of geffect evaluate")
+    check_format(Path(path))
     return read_values(file)[["model", *KEEP]]
 
 

@@ -27,6 +27,7 @@ from geffect.models.cache import cached, file_sha256
 from geffect.preparation import encode, read_set
 from geffect.probes import Probe
 from geffect.suites import Part
+from geffect.visible import visible
 
 TASKS = "tasks.json"
 CODE = ("metrics", "objectives/outputs.py", "data/encode.py")  # what a kept result depends on
@@ -47,7 +48,7 @@ def evaluated(
         the model wrote.
     """
     frames, texts = [], []
-    for part, rows in tqdm(chosen, desc=probe.label, unit="set", disable=None):
+    for part, rows in tqdm(chosen, desc=visible(probe.label, lines=False), unit="set", disable=None):
         make = partial(_write, config, part, rows, probe)
         frame, said = _kept(_key(config, part, rows, probe), make)
         frames.append(frame.assign(model=probe.label))

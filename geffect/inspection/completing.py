@@ -5,10 +5,11 @@ from typing import Any
 
 from geffect.config import InspectConfig, UnlearnConfig
 from geffect.errors import GeffectError
-from geffect.record import CONFIG
+from geffect.lifecycle import where_it_is
+from geffect.record import CONFIG, check_format
 
 FROM_RUN = ("forget", "retain", "held", "general", "data_dir", "question_column", "answer_column", "text_column",
-            "max_length", "trust_remote_code", "lora", "seed", "batch_size")  # fmt: skip
+            "max_length", "lora", "seed", "batch_size")  # fmt: skip
 
 
 def completed(config: InspectConfig) -> InspectConfig:
@@ -28,6 +29,8 @@ def completed(config: InspectConfig) -> InspectConfig:
     filled: dict[str, Any] = {name: found[name] for name in FROM_RUN if name in found and name not in given}
     filled |= {new: found[old] for new, old in (("start", "model"), ("objective", "objective"))
                if old in found and new not in given}  # fmt: skip
+    if "start" in filled:
+        filled["start"] = where_it_is(filled["start"], (found.get("reference") or {}).get("path"))
     if "objective" not in given and "objective" not in found:
         filled["objective"] = ["ga"]
     whole = InspectConfig.read(None, **(config.model_dump(exclude_unset=True) | filled))
@@ -41,7 +44,8 @@ def completed(config: InspectConfig) -> InspectConfig:
 def recorded_start(config: InspectConfig) -> str | None:
     """The hash of the weights that the run which is inspected began with, where its start is the one named."""
     found = _of_run(config.checkpoints)
-    return (found.get("reference") or {}).get("sha256") if found.get("model") == config.start else None
+    reference = found.get("reference") or {}
+    return reference.get("sha256") if config.start in (found.get("model"), reference.get("path")) else None
 
 
 def _of_run(checkpoints: list[str]) -> dict[str, Any]:
@@ -49,8 +53,9 @@ def _of_run(checkpoints: list[str]) -> dict[str, Any]:
     file = Path(checkpoints[0]).expanduser() / CONFIG
     if len(checkpoints) > 1 or not file.is_file():
         return {}
+    check_format(file.parent)
     try:
-        run = UnlearnConfig.read(file)
+        run = UnlearnConfig.read(file, trust_remote_code=False)  # whoever made the run does not speak for this command
     except GeffectError:
         return {}
     return run.model_dump(mode="json", exclude_none=True)

@@ -23,6 +23,7 @@ from geffect.models import Loaded, add_lora, outline
 from geffect.models.load import quiet_transformers
 from geffect.record import POINTS, TOKENS, check_unfinished
 from geffect.rows import trainable
+from geffect.signals import signal_of
 from geffect.training.diagnostics import published_lines
 from geffect.training.recording import evaluated
 from geffect.untouched import Untouched, random_states
@@ -41,7 +42,7 @@ def inspect(config: InspectConfig, series: Sequence[Place], load: Load, *, resum
 
     Raises:
         GeffectError: what was begun is another inspection, or a checkpoint cannot be measured.
-        Interrupted: by Ctrl-C; what was measured is kept.
+        Interrupted: by Ctrl-C, SIGTERM or SIGHUP; what was measured is kept.
     """
     left = tasks(config, resume=resume)
     with contextlib.ExitStack() as held:
@@ -78,9 +79,10 @@ def _measure(config: InspectConfig, left: Sequence[Task], series: Sequence[Place
                 _visit(step, loaded, each_ready)
                 bar.update()
                 del loaded
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             again = "go on with the same command and --resume"
-            raise Interrupted(f"stopped at step {step}; the checkpoints before it are kept; {again}") from None
+            message = f"stopped at step {step}; the checkpoints before it are kept; {again}"
+            raise Interrupted(message, signal_of(stopped)) from None
 
 
 def _start_of(config: InspectConfig, load: Load) -> Loaded | None:

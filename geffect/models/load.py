@@ -91,7 +91,7 @@ def load(spec: str, dtype: str = "float32", *, trust_remote_code: bool = False) 
     Args:
         spec: see `FORMS`; those built in are known to `geffect.api.load_model` alone.
         dtype: ``float32``, ``bfloat16`` or ``float64``.
-        trust_remote_code: run code that comes with a hub model.
+        trust_remote_code: run code that comes with the model.
 
     Returns:
         Model and tokenizer.
@@ -142,6 +142,9 @@ def reading(spec: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
+        if "trust_remote_code" in str(error):
+            reason, remedy = "one that comes with code of its own", "add --trust-remote-code if you trust that code"
+            raise GeffectError(f"a model at {spec} that transformers can load itself", reason, remedy) from error
         raise GeffectError(f"a readable model at {spec}", reason, "check the directory or hub id") from error
 
 
@@ -174,7 +177,7 @@ def _with_adapter(source: str, dtype: str, trust: bool) -> tuple[Any, Any]:
     from peft import PeftModel
 
     base = str(resolve(_base_of(Path(source))))
-    if not list(Path(source).glob("adapter_model*.safetensors")):
+    if not Path(source, "adapter_model.safetensors").is_file():  # PEFT would read a pickle
         raise GeffectError(f"adapter_model.safetensors in {source}", "none", "save the adapter anew as safetensors")
     base_model, tokenizer = _plain(base, dtype, trust)
     with quiet_transformers():
@@ -205,7 +208,11 @@ def _base_of(adapter: Path) -> str:
         raise GeffectError(
             f"base_model_name_or_path in {adapter / 'adapter_config.json'}", "none", "name the base there"
         )
-    return str(base)
+    here, beside = Path(str(base)).expanduser(), adapter / str(base)
+    if here.is_absolute() and not here.exists():
+        remedy = f"move it back, or correct base_model_name_or_path in {adapter / 'adapter_config.json'}"
+        raise GeffectError(f"the base of the adapter in {adapter} at {base}", "none", remedy)
+    return str(beside if beside.is_dir() and not here.exists() else base)
 
 
 def outline(spec: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -213,7 +220,7 @@ def outline(spec: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
 
     Args:
         spec: see `FORMS`.
-        trust_remote_code: run code that comes with a hub model.
+        trust_remote_code: run code that comes with the model.
 
     Returns:
         The model, an adapter's own parameters included and alone trainable, and the tokenizer.

@@ -1,5 +1,7 @@
 """The page on disk."""
 
+import base64
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -8,6 +10,7 @@ from geffect.errors import GeffectError
 from geffect.findings import Finding
 from geffect.page.sections import comparison, section
 from geffect.record import read_environment
+from geffect.visible import visible
 
 MARK = b'<meta name="generator" content="geffect report">'  # what was drawn once may be drawn again
 
@@ -57,11 +60,41 @@ def _check(out: Path) -> None:
         )
 
 
+class Shades:
+    """The colors of a page as classes: a policy that allows its style by hash allows no style in an element."""
+
+    def __init__(self) -> None:
+        self._rules: dict[str, str] = {}
+
+    def __call__(self, ground: str, ink: str = "") -> str:
+        """The classes of a background, ``#rrggbb``, and of a text's color on it, a name."""
+        names = {f"shade-{ground[1:]}": f"background:{ground}"} | ({f"ink-{ink}": f"color:{ink}"} if ink else {})
+        self._rules |= names
+        return " ".join(names)
+
+    def rules(self) -> str:
+        """The style sheet of all classes that were asked for."""
+        return "\n".join(f".{name} {{ {rule} }}" for name, rule in sorted(self._rules.items()))
+
+
+def digest(content: str) -> str:
+    """A script or a style as a Content-Security-Policy allows it."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+
+
+def _shown(value: object) -> object:
+    """What a template prints: of text from a run, a model or a file, the visible form."""
+    from markupsafe import Markup
+
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _render(**content: object) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     templates = Environment(
-        loader=PackageLoader("geffect.page"), autoescape=True, undefined=StrictUndefined,
+        loader=PackageLoader("geffect.page"), autoescape=True, undefined=StrictUndefined, finalize=_shown,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    return templates.get_template("report.html").render(**content)
+    templates.filters["digest"] = digest
+    return templates.get_template("report.html").render(**content, shade=Shades())

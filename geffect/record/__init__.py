@@ -2,15 +2,16 @@
 
 from geffect.record.frames import read, read_published, read_support
 from geffect.record.ledger import read_ledger
-from geffect.record.lines import as_written, read_environment, read_lines, read_steps
+from geffect.record.lines import as_written, check_format, read_environment, read_lines, read_steps
 from geffect.record.localisation import MASKS, RECIPE, check_localised, read_localisation, write_localisation
-from geffect.record.resuming import check_same_data, check_unfinished, cut_back, last_checkpoint
+from geffect.record.resuming import check_same_data, check_same_start, check_unfinished, cut_back, last_checkpoint
 from geffect.record.spread import read_standard_errors
 from geffect.record.tokens import read_points, read_tokens
 from geffect.record.writing import (
     CONFIG,
     DONE,
     ENVIRONMENT,
+    FORMAT,
     METRICS,
     POINTS,
     STEPS,
@@ -24,6 +25,7 @@ __all__ = [
     "CONFIG",
     "DONE",
     "ENVIRONMENT",
+    "FORMAT",
     "MASKS",
     "METRICS",
     "POINTS",
@@ -32,8 +34,10 @@ __all__ = [
     "TOKENS",
     "RunDirectory",
     "as_written",
+    "check_format",
     "check_localised",
     "check_same_data",
+    "check_same_start",
     "check_unfinished",
     "cut_back",
     "last_checkpoint",

@@ -9,7 +9,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import pandas as pd
 
 from geffect.errors import GeffectError
-from geffect.record.writing import ENVIRONMENT, POINTS, STEPS, TOKENS
+from geffect.record.writing import ENVIRONMENT, FORMAT, POINTS, STEPS, TOKENS
 
 NO_RUN = "name a directory written by geffect unlearn, fit or inspect"
 MADE_BY = {TOKENS: "make them with geffect inspect --tokens 3", POINTS: "make them with geffect inspect --points ga"}
@@ -85,6 +85,7 @@ def each_line(path: Path, name: str = STEPS) -> Iterator[dict[str, Any]]:
     Raises:
         GeffectError: there is no record, or a line other than the last cannot be read.
     """
+    check_format(path)
     file = path / name
     if not file.is_file():
         raise GeffectError(f"a run with {name} in {path}", "none", MADE_BY.get(name, NO_RUN))
@@ -107,11 +108,12 @@ def read_environment(path: Path) -> dict[str, Any]:
         path: the run directory.
 
     Returns:
-        Its content.
+        Its content, without the format.
 
     Raises:
-        GeffectError: there is none, or it cannot be read.
+        GeffectError: there is none, it cannot be read, or the run has another format.
     """
+    check_format(path)
     try:
         content = _json_object((path / ENVIRONMENT).read_bytes())
     except (OSError, ValueError) as error:
@@ -119,7 +121,30 @@ def read_environment(path: Path) -> dict[str, Any]:
         raise GeffectError(
             f"a run with {ENVIRONMENT} in {path}", reason, "name a directory written by geffect"
         ) from error
-    return content
+    return {key: value for key, value in content.items() if key != "format"}
+
+
+def check_format(path: Path) -> None:
+    """Raise where a run was written in another format than this geffect reads.
+
+    Args:
+        path: the run directory; one without a readable environment is left to whoever reads that.
+
+    Raises:
+        GeffectError: the formats differ; both are named.
+    """
+    try:
+        content = _json_object((path / ENVIRONMENT).read_bytes())
+    except (OSError, ValueError):
+        return
+    found = content.get("format")
+    if type(found) is int and found == FORMAT:
+        return
+    versions = content.get("versions")
+    writer = f" (written by geffect {versions.get('geffect')})" if isinstance(versions, dict) else ""
+    told = "no format, as before format 1" if found is None else f"format {found}"
+    raise GeffectError(f"a run in format {FORMAT}, which this geffect reads, in {path}", told + writer,
+                       "read it with the geffect that wrote it, or make it again from its config.yaml")  # fmt: skip
 
 
 def _json_object(text: bytes) -> dict[str, Any]:

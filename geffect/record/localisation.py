@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from geffect.errors import GeffectError
 from geffect.gram import Gram
 from geffect.localisation import Localisation
-from geffect.record.lines import as_written, read_environment, read_lines
+from geffect.record.lines import as_written, check_format, read_environment, read_lines
 from geffect.record.writing import DONE, RunDirectory
 
 MASKS, RECIPE = "masks", "localisation.json"
@@ -90,6 +90,7 @@ def check_localised(path: Path, sha256: str | None, shapes: Mapping[str, list[in
 def _content(path: Path) -> dict[str, Any]:
     if not (path / DONE).exists() or not (path / RECIPE).exists():
         raise GeffectError(f"a localisation in {path}", "none", "make one with geffect localise")
+    check_format(path)
     try:
         content: dict[str, Any] = json.loads((path / RECIPE).read_text(encoding="utf-8"))
         if not {"recipe", "examples", "magnitudes"} <= set(content):

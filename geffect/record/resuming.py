@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from geffect.errors import GeffectError
-from geffect.record.lines import read_environment, read_lines
+from geffect.record.lines import check_format, read_environment, read_lines
 from geffect.record.writing import CONFIG, DONE, POINTS, STEPS, TOKENS
 
 
@@ -17,13 +17,31 @@ def check_unfinished(path: Path) -> None:
         path: the run directory.
 
     Raises:
-        GeffectError: there is no run, or it is finished.
+        GeffectError: there is no run, it has another format, or it is finished.
     """
+    check_format(path)
     if not (path / CONFIG).is_file():
         remedy = "restore it" if (path / STEPS).exists() else "leave --resume out to start it"
         raise GeffectError(f"an unfinished run in {path} to --resume", f"no {CONFIG}", remedy)
     if (path / DONE).exists():
         raise GeffectError(f"an unfinished run in {path} to --resume", "a finished one", "name another --out for more")
+
+
+def check_same_start(path: Path, environment: Mapping[str, Any]) -> None:
+    """Raise where the weights of the start are no longer those the run began with.
+
+    Args:
+        path: the run directory.
+        environment: as the run would record it now.
+
+    Raises:
+        GeffectError: they differ.
+    """
+    begun, now = (str(each["start"]["sha256"])[:12] for each in (read_environment(path), environment))
+    if begun != now:
+        where = environment["start"]["path"]
+        raise GeffectError(f"the start of {path} (weights {begun})", f"{where} (weights {now})",
+                           "restore it, or name where it is now with --model")  # fmt: skip
 
 
 def check_same_data(path: Path, environment: Mapping[str, Any]) -> None:

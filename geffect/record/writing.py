@@ -21,6 +21,7 @@ from geffect.measurement import Spread
 from geffect.support import Support
 
 STEPS, ENVIRONMENT, CONFIG, METRICS, DONE = "steps.jsonl", "environment.json", "config.yaml", "metrics.json", "DONE"
+FORMAT = 1  # of a run directory: the first key of its environment; a change that an older reader misreads raises it
 LOCK = ".lock"  # held, and there, while a process writes
 TOKENS, POINTS = "tokens.jsonl", "points.jsonl"  # lines of a step that stand beside its own
 DIGITS = 9  # significant digits of an inner product: more than float32 products hold
@@ -103,7 +104,7 @@ class RunDirectory:
     def create(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Write the environment and, last, the configuration: both or neither."""
         try:
-            self._json(ENVIRONMENT, environment)
+            self._json(ENVIRONMENT, {"format": FORMAT} | dict(environment))
             (self.path / CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
         except OSError:
             for name in (CONFIG, ENVIRONMENT):

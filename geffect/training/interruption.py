@@ -1,36 +1,46 @@
-"""Ctrl-C, once: the step that runs is finished first."""
+"""Ctrl-C, SIGTERM and SIGHUP: the step that runs is finished first."""
 
 import contextlib
 import logging
 import signal
-import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from geffect.launched import launched
+from geffect.signals import SIGNALS, install
+
 LOGGER = logging.getLogger(__name__)
+TWICE = 5.0  # seconds in which a launcher may pass on the signal that its processes have received themselves
 
 
 @contextlib.contextmanager
-def deferred(tell: Callable[[], None]) -> Iterator[None]:
-    """While this lasts the first Ctrl-C only calls ``tell``; a second one interrupts as ever.
+def deferred(tell: Callable[[int], None]) -> Iterator[None]:
+    """The first Ctrl-C, SIGTERM or SIGHUP only calls ``tell``; a second one does what it did before.
 
-    Outside the main thread nothing is changed: signals do not arrive there.
+    A SIGTERM or SIGHUP that is ignored stays ignored (``nohup``). Outside the main thread nothing is changed: signals
+    do not arrive there. The handlers are put back at the end.
 
     Args:
-        tell: notes that the work should end soon.
+        tell: notes that the work should end soon; it receives the signal's number.
+
+    Yields:
+        Nothing.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
+    with contextlib.ExitStack() as installed:
+        began: list[float] = []
 
-    def first(*_: Any) -> None:
-        signal.signal(signal.SIGINT, before)
-        LOGGER.warning("stopping after this step; Ctrl-C again stops at once")
-        tell()
+        def first(signum: int, _: Any) -> None:
+            if not began:
+                began.append(time.monotonic())
+                LOGGER.warning("stopping after this step; a second Ctrl-C or signal stops at once")
+                tell(signum)
+                if launched()[1] == 1:
+                    installed.close()
+            elif time.monotonic() - began[0] > TWICE:
+                installed.close()
+                signal.raise_signal(signum)
 
-    signal.signal(signal.SIGINT, first)
-    try:
+        for signum in SIGNALS:
+            install(installed, signum, first)
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)

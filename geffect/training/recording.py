@@ -18,6 +18,7 @@ from geffect.metrics import likelihood
 from geffect.metrics.likelihood import Likelihood
 from geffect.models.checksums import write_checksums
 from geffect.replicas import rank, summed, wait
+from geffect.signals import SIGNALS
 from geffect.training.checkpoints import PARTIAL, check_whole, reading, step_of, writing
 from geffect.training.interruption import deferred
 from geffect.training.sharding import ShardedTrainer
@@ -46,7 +47,9 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         """The learning rate has moved on."""
         self._trainer.finish_line()
         self._bar.update()
-        if float(summed(torch.tensor(float(self._trainer.interrupted)))):  # in any process
+        received = summed(torch.tensor([float(self._trainer.interrupted == each) for each in SIGNALS]))
+        if float(received.max()):  # in any process, and now in all
+            self._trainer.interrupted = int(SIGNALS[int(received.argmax())])
             control.should_training_stop = control.should_save = True
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
@@ -113,13 +116,13 @@ class RecordingTrainer(ShardedTrainer):
         self.line: Line = {}
         self.control: Any
         self.clip_factor = 1.0
-        self.interrupted = False
+        self.interrupted = 0  # the signal that asked for the end
         self.started = time.perf_counter()
         self.remove_callback(PrinterCallback)
         self.add_callback(_Steps(self))
 
     def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> Any:
-        """As Hugging Face's. Ctrl-C stops it after the step it is in, with a checkpoint; a second one at once.
+        """As Hugging Face's. Ctrl-C, SIGTERM or SIGHUP stops it after its step, with a checkpoint; a second, at once.
 
         Args:
             resume_from_checkpoint: one of this run's; the model handed in is its start all the same.
@@ -163,9 +166,9 @@ class RecordingTrainer(ShardedTrainer):
             self.evaluate()
         self.control.should_training_stop |= over
 
-    def interrupt(self) -> None:
+    def interrupt(self, signum: int) -> None:
         """End after the step that runs, with a checkpoint."""
-        self.interrupted = True
+        self.interrupted = signum
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -242,6 +245,9 @@ class RecordingTrainer(ShardedTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with reading(str(checkpoint)):
             super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Nothing here scales a loss, so that a file of this name is none of a run's own."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with reading(str(checkpoint)):
