@@ -10,6 +10,7 @@ import pandas as pd
 
 from geffect.errors import GeffectError
 from geffect.record.writing import ENVIRONMENT, POINTS, STEPS, TOKENS
+from geffect.unique import loads_json
 
 NO_RUN = "name a directory written by geffect unlearn, fit or inspect"
 MADE_BY = {TOKENS: "make them with geffect inspect --tokens 3", POINTS: "make them with geffect inspect --points ga"}
@@ -124,7 +125,7 @@ def read_environment(path: Path) -> dict[str, Any]:
 
 def _json_object(text: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(text)
+        content = loads_json(text)
     except json.JSONDecodeError as error:
         raise ValueError(error.msg) from error
     if not isinstance(content, dict):
