@@ -2,13 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from geffect.errors import GeffectError
+from geffect.unique import duplicate, loads_yaml
 
 Home = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]  # ~ as a shell reads it
 MANY = 10**9  # a count beyond it is a slip of the pen
@@ -18,16 +19,38 @@ NO_FLAG: dict[str, Any] = {"flag": False}  # a field that runs write and nobody 
 ARGUMENT: dict[str, Any] = {"flag": False, "argument": True}  # a field that stands without a flag
 
 
+class Need(NamedTuple):
+    """A setting that does nothing without another one.
+
+    Attributes:
+        name: of the field.
+        other: the field it needs.
+        values: of the other field, any of which will do; none: any but zero, false and nothing.
+    """
+
+    name: str
+    other: str
+    values: tuple[str, ...] = ()
+
+
 class Schema(BaseModel):
     """Unknown keys are errors; values are checked, never silently cut."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # --help reads none: a quarter of its time
+    NEEDS: ClassVar[tuple[Need, ...]] = ()
 
     @field_validator("*", mode="before")
     @classmethod
     def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise PydanticCustomError("bool", "a number or text")  # pydantic would read 'lora: true' as rank 1
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _no_twins(cls, value: Any) -> Any:
+        if isinstance(value, list) and duplicate(map(str, value)) is not None:
+            raise PydanticCustomError("twice", "each value once")
         return value
 
     @classmethod
@@ -46,7 +69,9 @@ class Schema(BaseModel):
         """
         content = _mapping(Path(file)) if file else {}
         try:
-            return cls(**(content | {name: _written(value) for name, value in given.items()}))
+            found = cls(**(content | {name: _written(value) for name, value in given.items()}))
+            found._refuse_idle()
+            return found
         except ValidationError as error:
             first = error.errors()[0]
             key = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "the configuration"
@@ -60,6 +85,16 @@ class Schema(BaseModel):
             wanted = "a path" if first["type"] == "path_type" else first["msg"].lower()
             raise GeffectError(f"{key}: {wanted}", repr(first["input"]), "correct it") from error
 
+    def _refuse_idle(self) -> None:
+        """A setting that changes nothing, given the others, is a slip."""
+        for name, other, values in self.NEEDS:
+            default, its = type(self).model_fields[name].get_default(call_default_factory=True), getattr(self, other)
+            if getattr(self, name) != default and not (its in values if values else its):
+                flag, wanted = (f"--{each.replace('_', '-')}" for each in (name, other))
+                wanted = f"{wanted} {' or '.join(values)}".strip()
+                raise GeffectError(f"{wanted} beside {flag}, which does nothing without it", str(its or "none"),
+                                   f"add {wanted}, or leave {flag} out")  # fmt: skip
+
 
 def _written(value: Any) -> Any:
     """A path, or each of a list, as the shell would have it: text."""
@@ -70,7 +105,7 @@ def _written(value: Any) -> Any:
 
 def _mapping(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = loads_yaml(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise GeffectError(f"a readable YAML file at {file}", reason, "correct the path or the file") from error
@@ -116,6 +151,7 @@ class ShowConfig(DataConfig):
 class TrainConfig(DataConfig):
     """What fitting and unlearning share."""
 
+    NEEDS = (Need("lora_dropout", "lora"),)
     out: Home = Field(description="the run directory to make; an existing one is refused")
     dtype: Literal["float32", "bfloat16", "float64"] = Field(
         "float32", description="of the weights (LoRA on bfloat16 stays float32)"
@@ -175,6 +211,7 @@ VALIDATION = "a domain's validation sets, NAME=UNLEARN,RETENTION; repeat it; a S
 class LocaliseConfig(DataConfig):
     """``geffect localise``."""
 
+    NEEDS = (Need("draws", "labels", ("random", "corrupted")),)
     out: Home = Field(description="the directory to make; an existing one is refused")
     domain: list[str] = Field(min_length=1, description=DOMAIN)
     validation: list[str] = Field(default_factory=list, description=VALIDATION + "; its rows are used too")
@@ -235,6 +272,10 @@ class InspectConfig(TextConfig):
 class EvaluateConfig(DataConfig):
     """``geffect evaluate``."""
 
+    NEEDS = (
+        Need("split", "suite", ("tofu",)), Need("domain", "suite", ("knowundo",)), Need("task_dir", "task"),
+        Need("tau", "calibrate"), Need("relearn_rate", "relearn"),
+    )  # fmt: skip
     out: Home = Field(description="the directory to make; an existing one is refused")
     checkpoints: bool = Field(False, description="every checkpoint of the run directory --model, not its last alone")
     suite: Literal["builtin", "tofu", "knowundo"] | None = Field(None, description="sets and metrics of a benchmark")
@@ -295,6 +336,7 @@ class ReportConfig(Schema):
 class UnlearnConfig(TrainConfig):
     """``geffect unlearn``."""
 
+    NEEDS = (*TrainConfig.NEEDS, Need("balance", "domain"))
     forget: str | None = Field(None, min_length=1, description="the set to unlearn")
     retain: str | None = Field(None, min_length=1, description="the set to preserve; gradients are drawn from it")
     domain: list[str] = Field(default_factory=list, description="in place of --forget and --retain: " + DOMAIN)
