@@ -13,6 +13,7 @@ from geffect.record import (
     CONFIG,
     STEPS,
     RunDirectory,
+    check_lines,
     check_same_data,
     check_unfinished,
     cut_back,
@@ -126,7 +127,8 @@ def take_up(path: Path, environment: Mapping[str, Any]) -> Path | None:
         The checkpoint.
 
     Raises:
-        GeffectError: another process has finished the run meanwhile, or its data or number of processes differ.
+        GeffectError: another process has finished the run meanwhile, its data or number of processes differ, or a line
+            of its record is missing, doubled or out of order.
     """
     check_unfinished(path)
     check_same_data(path, environment)
@@ -138,6 +140,7 @@ def take_up(path: Path, environment: Mapping[str, Any]) -> Path | None:
     if threads[0] != threads[1]:
         LOGGER.warning("the run began with %d threads and goes on with %d: last digits may differ", *threads)
     checkpoint = last_checkpoint(path)
+    check_lines(path, range(first_step(checkpoint)))
     LOGGER.info("resuming %s at step %d", path, first_step(checkpoint))
     return checkpoint
 
