@@ -215,6 +215,7 @@ def localise(config: LocaliseConfig) -> Path:
     """
     from geffect.acquisition import localised_rows, scope_losses
     from geffect.comparison import overlap_figures
+    from geffect.data import tell_cut
     from geffect.environment import peak_memory_gb
     from geffect.groups import layout
     from geffect.localisation import localise as find
@@ -228,6 +229,7 @@ def localise(config: LocaliseConfig) -> Path:
         loaded = load_model(config.model, config.dtype, trust_remote_code=config.trust_remote_code)
         check_trainable(loaded.model)
         rows, parameters, began = localised_rows(config, loaded), trainable(loaded.model), time.perf_counter()
+        tell_cut(rows)
         with evaluating(loaded.model):
             losses = scope_losses(config, loaded, rows)
             found = find(parameters, losses, config.share, config.importance, masks_only=config.masks_only)
@@ -392,19 +394,21 @@ def show_batch(config: ShowConfig) -> list[tuple[str, list[tuple[str, bool]]]]:
     Returns:
         (title, [(token's text, carries loss)]) a row.
     """
-    from geffect.data import encode_set, token_texts
+    from geffect.data import check_ids, encode_set, token_texts
     from geffect.models import outline
+    from geffect.models.vocabulary import num_tokens
     from geffect.objectives import IGNORE_INDEX
     from geffect.preparation import read_set
 
-    _, tokenizer = outline(config.model, trust_remote_code=config.trust_remote_code)
+    model, tokenizer = outline(config.model, trust_remote_code=config.trust_remote_code)
     rows = encode_set(tokenizer, read_set(config, config.data), config.max_length)[: config.limit]
+    check_ids(rows, num_tokens(model), config.data)
     shown = []
     for row in rows:
         learned = [label != IGNORE_INDEX for label in row.labels]
         tokens = token_texts(tokenizer, row.input_ids)
         shown.append((
-            f"row {row.index}: {sum(learned)} of {len(tokens)} tokens",
+            f"row {row.index}: {sum(learned)} of {len(tokens)} tokens" + (f", {row.cut} cut off" if row.cut else ""),
             list(zip(tokens, learned, strict=True)),
         ))
     return shown

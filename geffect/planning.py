@@ -240,4 +240,6 @@ def tokens_of(rows: list[Encoded]) -> str:
     """How many rows and tokens a set has."""
     lengths = [len(row.input_ids) for row in rows]
     labelled = sum(len(row.input_ids) - row.labels.count(-100) for row in rows)
-    return f"{len(rows)} rows, {sum(lengths)} tokens ({labelled} carry loss), longest {max(lengths)}"
+    cut = sum(row.cut > 0 for row in rows)
+    told = f", {cut} cut at --max-length" if cut else ""
+    return f"{len(rows)} rows, {sum(lengths)} tokens ({labelled} carry loss), longest {max(lengths)}{told}"

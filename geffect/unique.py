@@ -9,7 +9,13 @@ import yaml
 
 
 def duplicate(names: Iterable[Any]) -> Any | None:
-    """The first name that stands twice; None where each stands once.
+    """Look for a name that stands twice.
+
+    Args:
+        names: hashable.
+
+    Returns:
+        The first such; None where each stands once.
 
     >>> duplicate(["a", "b", "a"]), duplicate(["a", "b"])
     ('a', None)
@@ -69,7 +75,7 @@ class UniqueLoader(yaml.SafeLoader):
 
 
 def loads_yaml(text: str) -> Any:
-    """Read YAML.
+    r"""Read YAML.
 
     Args:
         text: the YAML.
@@ -80,7 +86,7 @@ def loads_yaml(text: str) -> Any:
     Raises:
         YAMLError: it is no YAML, or a mapping has a key twice.
 
-    >>> loads_yaml("a: 1\\nb: {a: 2}")
+    >>> loads_yaml("a: 1\nb: {a: 2}")
     {'a': 1, 'b': {'a': 2}}
     """
     return yaml.load(text, UniqueLoader)

@@ -59,7 +59,7 @@ def _check_index(index: Path, content: Any) -> None:
 
 
 def _check_surplus(directory: Path) -> None:
-    """Every file of weights that lies here is read: transformers prefers a single one, and reads what an index names."""
+    """Every file of weights that lies here is read: transformers prefers a single one, else those of the index."""
     index = directory / INDEX
     named = set(loads_json(index.read_bytes())["weight_map"].values()) if index.is_file() else {SINGLE}
     if surplus := sorted({each.name for each in directory.glob("*") if WEIGHTS.fullmatch(each.name)} - named):
