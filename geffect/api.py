@@ -23,7 +23,18 @@ from geffect.config import (
 from geffect.environment import describe
 from geffect.errors import Interrupted
 from geffect.launched import launcher, refuse_several
-from geffect.lifecycle import ends, first_step, lines_before, resolved, started, take_up, to_disk, train, unfinished
+from geffect.lifecycle import (
+    ends,
+    first_step,
+    lines_before,
+    resolved,
+    started,
+    take_up,
+    to_disk,
+    train,
+    unfinished,
+    unmet,
+)
 from geffect.record import CONFIG, RunDirectory, layout_to_json
 from geffect.scopes import role_of
 
@@ -135,7 +146,7 @@ def fit(config: FitConfig, *, resume: bool = False) -> Path:
             loaded.model.save_pretrained(config.out)
             loaded.tokenizer.save_pretrained(config.out)
             shutil.rmtree(config.out / "checkpoints", ignore_errors=True)
-            run.finish(ends(config.out))
+            run.finish(ends(config.out) | unmet(config))
     return config.out
 
 
@@ -196,7 +207,8 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
             train(trainer, checkpoint, f"{launcher()}geffect unlearn {config.out / CONFIG} --resume")
             end = successes(loaded.model, loaded.tokenizer, start.encoded)
             if rank() == 0:
-                run.finish(ends(config.out, rules) | ({"success": {"start": scored, "end": end}} if scored else {}))
+                success = {"success": {"start": scored, "end": end}} if scored else {}
+                run.finish(ends(config.out, rules) | unmet(config) | success)
             wait()  # the others read what the first has written
     return config.out
 
@@ -288,6 +300,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     import pandas as pd
 
     from geffect import evaluation as room
+    from geffect.data.shared import tell_shared
     from geffect.metrics.harness import check_tasks
     from geffect.models.load import quiet_transformers
     from geffect.models.series import series
@@ -299,6 +312,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     with RunDirectory(config.out) as run:
         chosen = [(part, room.rows_of(config, part)) for part in parts(config)]
         check_probes(config, chosen)
+        tell_shared({part.name: rows for part, rows in chosen})
         if config.task:
             check_tasks(config.task, config.task_dir)
         if config.reference is not None:

@@ -82,6 +82,9 @@ class Schema(BaseModel):
             if first["type"] == "extra_forbidden":
                 known = ", ".join(cls.model_fields)
                 raise GeffectError(f"a key among {known}", repr(first["loc"][0]), "correct the key") from error
+            if first["type"] == "twice":
+                found = f"{duplicate(map(str, first['input']))!r} twice"
+                raise GeffectError(f"each value of {key} once", found, "leave one of them out") from error
             wanted = "a path" if first["type"] == "path_type" else first["msg"].lower()
             raise GeffectError(f"{key}: {wanted}", repr(first["input"]), "correct it") from error
 
