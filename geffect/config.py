@@ -69,9 +69,9 @@ class Schema(BaseModel):
         """
         content = _mapping(Path(file)) if file else {}
         try:
-            found = cls(**(content | {name: _written(value) for name, value in given.items()}))
-            found._refuse_idle()
-            return found
+            made = cls(**(content | {name: _written(value) for name, value in given.items()}))
+            made._refuse_idle()
+            return made
         except ValidationError as error:
             first = error.errors()[0]
             key = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "the configuration"
@@ -154,7 +154,7 @@ class ShowConfig(DataConfig):
 class TrainConfig(DataConfig):
     """What fitting and unlearning share."""
 
-    NEEDS = (Need("lora_dropout", "lora"),)
+    NEEDS: ClassVar[tuple[Need, ...]] = (Need("lora_dropout", "lora"),)
     out: Home = Field(description="the run directory to make; an existing one is refused")
     dtype: Literal["float32", "bfloat16", "float64"] = Field(
         "float32", description="of the weights (LoRA on bfloat16 stays float32)"

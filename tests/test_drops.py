@@ -11,7 +11,7 @@ import torch
 
 from geffect import api
 from geffect.arguments import training_arguments
-from geffect.config import EvaluateConfig, FitConfig, LocaliseConfig, Schema, UnlearnConfig
+from geffect.config import EvaluateConfig, FitConfig, InspectConfig, LocaliseConfig, Schema, UnlearnConfig
 from geffect.data import Encoded, QASet, TextSet, check_ids, encode_set, load_set
 from geffect.data.files import read_rows
 from geffect.data.shared import shared_examples
@@ -197,7 +197,7 @@ def test_given_ids_that_the_model_lacks_are_refused(wrong: int, where: str, tmp_
     says = rf"^expected token ids from 0 to {VOCABULARY - 1}, .* in the retain set; found {wrong} in row 1;"
     with pytest.raises(GeffectError, match=says):
         Watch(llama(), [good], [good, bad], out=tmp_path / "run")
-    check_ids([Encoded(0, **good)], VOCABULARY, "set")
+    check_ids([Encoded(0, good["input_ids"], good["labels"])], VOCABULARY, "set")
 
 
 def test_a_tokenizer_longer_than_the_embedding_is_refused_in_every_verb(
@@ -223,7 +223,7 @@ def test_a_tokenizer_longer_than_the_embedding_is_refused_in_every_verb(
 # a resume
 
 
-LINES = {
+LINES: dict[str, tuple[list[Any], str]] = {
     "missing": ([0, 2, 3, 4], r"step 1, once, as line 2 of .*; found that of step 2;"),
     "missing at the end": ([0, 1], r"step 2, once, as line 3 of .*; found none;"),
     "doubled": ([0, 1, 1, 2, 3], r"step 1, once, as line 2 of .*; found 2 of it;"),
@@ -288,7 +288,7 @@ def test_shared_examples_are_told_before_a_run_an_inspection_and_an_evaluation(
     one.write_text(json.dumps(rows), encoding="utf-8")
     near.write_text(json.dumps([{k: v.upper() for k, v in row.items()} for row in rows[1:]]), encoding="utf-8")
     plain = config(start, tmp_path / "run", forget=str(one), held=str(near))
-    inspected = api.InspectConfig.read(checkpoints=[str(start)], forget=str(one), retain=str(near), out=tmp_path / "i")
+    inspected = InspectConfig.read(checkpoints=[str(start)], forget=str(one), retain=str(near), out=tmp_path / "i")
     scored = EvaluateConfig.read(model=str(start), metric=["loss"], set=[f"forget={one}", f"holdout={near}"],
                                  out=tmp_path / "e")  # fmt: skip
     for other, run in (("held", lambda: api.plan(plain)), ("retain", lambda: plan_inspection(inspected)),

@@ -20,7 +20,7 @@ from geffect.models.load import quiet_transformers
 from geffect.models.vocabulary import num_tokens
 from tests.test_models import IDS, SHAPE, TOKENIZER, edit, logits, save
 
-Change = Callable[[Path], None]
+Change = Callable[[Path], object]
 WEIGHTS, ADAPTER, INDEX = "model.safetensors", "adapter_model.safetensors", "model.safetensors.index.json"
 ROWS = make_tiny(**SHAPE)[0].get_input_embeddings().weight.shape[0]
 
@@ -68,7 +68,7 @@ def shards(change: Callable[[Path, dict[str, str]], object] = lambda *_: None) -
     def do(path: Path) -> None:
         whole = load_file(path / WEIGHTS)
         (path / WEIGHTS).unlink()
-        places = {}
+        places: dict[str, str] = {}
         for number, names in enumerate((sorted(whole)[:5], sorted(whole)[5:]), start=1):
             file = f"model-{number:05}-of-00002.safetensors"
             save_file({name: whole[name] for name in names}, path / file, metadata={"format": "pt"})
