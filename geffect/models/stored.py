@@ -28,14 +28,15 @@ def check_directory(directory: Path) -> None:
         directory: of a model or an adapter.
 
     Raises:
-        GeffectError: the file is named.
+        GeffectError: a file of weights is missing, surplus or elsewhere; it is named.
+        ValueError: a JSON file cannot be read; it is named.
     """
     for file in sorted(each for name in READ for each in directory.glob(name)):
         try:
             content = loads_json(file.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
             reason = str(error).partition("\n")[0]
-            raise GeffectError(f"a readable model at {directory}", f"{reason} in {file.name}", "repair it") from error
+            raise ValueError(f"{reason} in {file.name}") from error  # told as whatever else a reader may raise
         if file.name == INDEX:
             _check_index(file, content)
     _check_surplus(directory)

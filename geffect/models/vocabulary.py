@@ -15,7 +15,7 @@ def num_tokens(model: Any) -> int | None:
     found = []
     for name in ("get_input_embeddings", "get_output_embeddings"):
         layer = getattr(model, name, lambda: None)()
-        shape = getattr(getattr(layer, "weight", None), "shape", ())
+        shape: tuple[int, ...] = getattr(getattr(layer, "weight", None), "shape", ())
         if len(shape) == 2:
             found.append(int(shape[0]))
     return min(found, default=None)
