@@ -32,12 +32,15 @@ def localised_rows(config: LocaliseConfig, loaded: Loaded) -> dict[str, list[Enc
         Scope → rows; no two share an index, so that none share their random labels.
 
     Raises:
-        GeffectError: a scope has a single row.
+        GeffectError: a scope has a single row, or a validation set is of no domain.
     """
     trained, validated = domain_sets(config)
     found: dict[str, list[Encoded]] = {}
-    names = {domain.name for domain in trained}
-    for domain in (*trained, *(each for each in validated if each.name in names)):
+    names = [domain.name for domain in trained]
+    for other in (each.name for each in validated if each.name not in names):
+        remedy = f"add --domain {other}=UNLEARN,RETENTION, or leave that --validation out"
+        raise GeffectError(f"--validation of a domain among {', '.join(names)}", other, remedy)
+    for domain in (*trained, *validated):
         for name, spec in scope_sets(domain):
             found.setdefault(name, []).extend(encode(config, loaded, read_set(config, spec)))
     for name, rows in found.items():

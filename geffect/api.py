@@ -34,6 +34,7 @@ from geffect.lifecycle import (
     to_disk,
     train,
     unfinished,
+    unmet,
 )
 from geffect.record import RunDirectory, layout_to_json
 from geffect.scopes import role_of
@@ -147,7 +148,7 @@ def fit(config: FitConfig, *, resume: bool = False) -> Path:
             train(trainer, checkpoint, f"geffect fit {again(config)}")
             loaded.model.save_pretrained(config.out)
             loaded.tokenizer.save_pretrained(config.out)
-            run.finish(ends(config.out))
+            run.finish(ends(config.out) | unmet(config))
             shutil.rmtree(config.out / "checkpoints", ignore_errors=True)  # last: half of them would be no checkpoint
     return config.out
 
@@ -210,7 +211,8 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
             train(trainer, checkpoint, f"{launcher()}geffect unlearn {again(config)}")
             end = successes(loaded.model, loaded.tokenizer, start.encoded)
             if rank() == 0:
-                run.finish(ends(config.out, rules) | ({"success": {"start": scored, "end": end}} if scored else {}))
+                success = {"success": {"start": scored, "end": end}} if scored else {}
+                run.finish(ends(config.out, rules) | unmet(config) | success)
             wait()  # the others read what the first has written
     return config.out
 
@@ -230,6 +232,7 @@ def localise(config: LocaliseConfig) -> Path:
     """
     from geffect.acquisition import localised_rows, scope_losses
     from geffect.comparison import overlap_figures
+    from geffect.data import tell_cut
     from geffect.environment import peak_memory_gb
     from geffect.groups import layout
     from geffect.localisation import localise as find
@@ -243,6 +246,7 @@ def localise(config: LocaliseConfig) -> Path:
         loaded = load_model(config.model, config.dtype, trust_remote_code=config.trust_remote_code)
         check_trainable(loaded.model)
         rows, parameters, began = localised_rows(config, loaded), trainable(loaded.model), time.perf_counter()
+        tell_cut(rows)
         with evaluating(loaded.model):
             losses = scope_losses(config, loaded, rows)
             found = find(parameters, losses, config.share, config.importance, masks_only=config.masks_only)
@@ -303,6 +307,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     import pandas as pd
 
     from geffect import evaluation as room
+    from geffect.data.shared import tell_shared
     from geffect.metrics.harness import check_tasks
     from geffect.models.load import quiet_transformers
     from geffect.models.series import series
@@ -314,6 +319,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     with RunDirectory(config.out) as run:
         chosen = [(part, room.rows_of(config, part)) for part in parts(config)]
         check_probes(config, chosen)
+        tell_shared({part.name: rows for part, rows in chosen})
         if config.task:
             check_tasks(config.task, config.task_dir)
         if config.reference is not None:
@@ -409,19 +415,21 @@ def show_batch(config: ShowConfig) -> list[tuple[str, list[tuple[str, bool]]]]:
     Returns:
         (title, [(token's text, carries loss)]) a row.
     """
-    from geffect.data import encode_set, token_texts
+    from geffect.data import check_ids, encode_set, token_texts
     from geffect.models import outline
+    from geffect.models.vocabulary import num_tokens
     from geffect.objectives import IGNORE_INDEX
     from geffect.preparation import read_set
 
-    _, tokenizer = outline(config.model, trust_remote_code=config.trust_remote_code)
+    model, tokenizer = outline(config.model, trust_remote_code=config.trust_remote_code)
     rows = encode_set(tokenizer, read_set(config, config.data), config.max_length)[: config.limit]
+    check_ids(rows, num_tokens(model), config.data)
     shown = []
     for row in rows:
         learned = [label != IGNORE_INDEX for label in row.labels]
         tokens = token_texts(tokenizer, row.input_ids)
         shown.append((
-            f"row {row.index}: {sum(learned)} of {len(tokens)} tokens",
+            f"row {row.index}: {sum(learned)} of {len(tokens)} tokens" + (f", {row.cut} cut off" if row.cut else ""),
             list(zip(tokens, learned, strict=True)),
         ))
     return shown

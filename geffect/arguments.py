@@ -23,12 +23,14 @@ def training_arguments(config: TrainConfig, steps: int) -> "TrainingArguments":
         The arguments.
 
     Raises:
-        GeffectError: a setting is unknown, needs a package that is not installed, or was given to the launcher.
+        GeffectError: the warm-up is longer than the run, or a setting is unknown, needs a package that is not
+            installed, or was given to the launcher.
     """
     from torch.cuda import is_available
     from transformers import TrainingArguments
 
     refuse_settings()
+    _check_warm_up(config, steps)
     unlearning = isinstance(config, UnlearnConfig)
     try:
         arguments = TrainingArguments(
@@ -62,6 +64,13 @@ def training_arguments(config: TrainConfig, steps: int) -> "TrainingArguments":
         reason = str(error).strip().partition("\n")[0]
         raise GeffectError("training settings this machine can carry out", reason, "correct the setting") from error
     return arguments
+
+
+def _check_warm_up(config: TrainConfig, steps: int) -> None:
+    """The peak learning rate is reached within the run."""
+    if config.warmup_steps > steps:
+        remedy = f"lower --warmup-steps to {steps} or fewer, or train for longer"
+        raise GeffectError(f"a warm-up within the {steps} steps of the run", f"{config.warmup_steps} steps", remedy)
 
 
 def _try_out(arguments: "TrainingArguments", steps: int) -> None:

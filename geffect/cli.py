@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_origin
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from geffect.config import (
     ARGUMENT,
@@ -28,6 +29,7 @@ from geffect.config import (
 from geffect.errors import GeffectError
 from geffect.launched import launched, refuse_several
 from geffect.signals import signal_of, terminable
+from geffect.unique import duplicate
 from geffect.visible import VisibleRecord, formatted_warning, visible
 
 app = typer.Typer(
@@ -38,6 +40,29 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+class OnceCommand(TyperCommand):
+    """A command that refuses a flag given twice: the parser keeps the last one and drops the first without a word."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As Typer's, once every flag that takes one value is seen to stand once.
+
+        Args:
+            ctx: the command's context.
+            args: the command line.
+
+        Returns:
+            What is left of it.
+
+        Raises:
+            GeffectError: a flag stands twice.
+        """
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        once = (each.opts[0] for each in given if isinstance(each, TyperOption) and not (each.multiple or each.count))
+        if (twice := duplicate(once)) is not None:
+            raise GeffectError(f"{twice} once", "it twice", "keep one of them")
+        return super().parse_args(ctx, args)
 
 
 DRY_RUN = {"dry_run": "print plan, batch arithmetic and memory estimate, and stop"}
@@ -78,7 +103,7 @@ def verb(name: str, schema: type[Schema], run: Callable[..., None], **switches: 
         parameters.append(_parameter(key, False, bool, typer.Option("--" + key.replace("_", "-"), help=told)))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
-    app.command(name, help=inspect.getdoc(run))(command)
+    app.command(name, cls=OnceCommand, help=inspect.getdoc(run))(command)
 
 
 @contextlib.contextmanager
@@ -220,7 +245,7 @@ verb("show-batch", ShowConfig, _show_batch)
 verb("doctor", DoctorConfig, _doctor, json="print the findings as a JSON list")
 
 
-@app.command()
+@app.command(cls=OnceCommand)
 def demo(
     out: Annotated[
         Path | None, typer.Option(help="where to write [default: runs/demo, or the next free number]")
@@ -248,7 +273,7 @@ def _demo(out: Path | None, *, grail: bool) -> None:
             show.run(path)
 
 
-@app.command()
+@app.command(cls=OnceCommand)
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run directories; the first is compared with")],
     at: Annotated[float | None, typer.Option(help="forget risk [default: the largest that every run reached]")] = None,
@@ -263,7 +288,7 @@ def compare(
     show.aligned(alignment.align(paths, at, seed), alignment.differences(paths), as_json=json)
 
 
-@app.command()
+@app.command(cls=OnceCommand)
 def figures(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run directories, drawn side by side")],
     out: Annotated[Path | None, typer.Option(help="where to write [default: RUN/figures of the first]")] = None,
@@ -276,7 +301,7 @@ def figures(
         _say(path)
 
 
-@app.command()
+@app.command(cls=OnceCommand)
 def cite(
     method: Annotated[str, typer.Argument(help="geffect, g-effect, gru, npo, tofu, … ; all by default")] = "all",
 ) -> None:

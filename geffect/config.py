@@ -2,13 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from geffect.errors import GeffectError
+from geffect.unique import duplicate, loads_yaml
 
 Home = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]  # ~ as a shell reads it
 MANY = 10**9  # a count beyond it is a slip of the pen
@@ -19,16 +20,38 @@ RUNS_CODE = ("trust_remote_code", "task_dir")  # what a file may not ask for on 
 ARGUMENT: dict[str, Any] = {"flag": False, "argument": True}  # a field that stands without a flag
 
 
+class Need(NamedTuple):
+    """A setting that does nothing without another one.
+
+    Attributes:
+        name: of the field.
+        other: the field it needs.
+        values: of the other field, any of which will do; none: any but zero, false and nothing.
+    """
+
+    name: str
+    other: str
+    values: tuple[str, ...] = ()
+
+
 class Schema(BaseModel):
     """Unknown keys are errors; values are checked, never silently cut."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # --help reads none: a quarter of its time
+    NEEDS: ClassVar[tuple[Need, ...]] = ()
 
     @field_validator("*", mode="before")
     @classmethod
     def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise PydanticCustomError("bool", "a number or text")  # pydantic would read 'lora: true' as rank 1
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _no_twins(cls, value: Any) -> Any:
+        if isinstance(value, list) and duplicate(map(str, value)) is not None:
+            raise PydanticCustomError("twice", "each value once")
         return value
 
     @classmethod
@@ -49,6 +72,7 @@ class Schema(BaseModel):
         content = _mapping(Path(file)) if file else {}
         try:
             found = cls(**(content | {name: _written(value) for name, value in given.items()}))
+            found._refuse_idle()
         except ValidationError as error:
             first = error.errors()[0]
             key = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "the configuration"
@@ -59,6 +83,11 @@ class Schema(BaseModel):
             if first["type"] == "extra_forbidden":
                 known = ", ".join(cls.model_fields)
                 raise GeffectError(f"a key among {known}", repr(first["loc"][0]), "correct the key") from error
+            if first["type"] == "twice":
+                found = f"{duplicate(map(str, first['input']))!r} twice"
+                name = str(first["loc"][0])
+                shown = name if cls.model_fields[name].json_schema_extra == ARGUMENT else key
+                raise GeffectError(f"each value of {shown} once", found, "leave one of them out") from error
             wanted = "a path" if first["type"] == "path_type" else first["msg"].lower()
             raise GeffectError(f"{key}: {wanted}", repr(first["input"]), "correct it") from error
         for name in (name for name in RUNS_CODE if getattr(found, name, None) and name not in given):
@@ -66,6 +95,16 @@ class Schema(BaseModel):
             raise GeffectError(f"{flag} beside a file that asks to run code", what,
                                f"add {flag} to the command if you trust that code, else delete the line")  # fmt: skip
         return found
+
+    def _refuse_idle(self) -> None:
+        """A setting that changes nothing, given the others, is a slip."""
+        for name, other, values in self.NEEDS:
+            default, its = type(self).model_fields[name].get_default(call_default_factory=True), getattr(self, other)
+            if getattr(self, name) != default and not (its in values if values else its):
+                flag, wanted = (f"--{each.replace('_', '-')}" for each in (name, other))
+                wanted = f"{wanted} {' or '.join(values)}".strip()
+                raise GeffectError(f"{wanted} beside {flag}, which does nothing without it", str(its or "none"),
+                                   f"add {wanted}, or leave {flag} out")  # fmt: skip
 
 
 def _written(value: Any) -> Any:
@@ -77,7 +116,7 @@ def _written(value: Any) -> Any:
 
 def _mapping(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = loads_yaml(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise GeffectError(f"a readable YAML file at {file}", reason, "correct the path or the file") from error
@@ -125,6 +164,7 @@ class ShowConfig(DataConfig):
 class TrainConfig(DataConfig):
     """What fitting and unlearning share."""
 
+    NEEDS: ClassVar[tuple[Need, ...]] = (Need("lora_dropout", "lora"),)
     out: Home = Field(description="the run directory to make; an existing one is refused")
     dtype: Literal["float32", "bfloat16", "float64"] = Field(
         "float32", description="of the weights (LoRA on bfloat16 stays float32)"
@@ -184,6 +224,7 @@ VALIDATION = "a domain's validation sets, NAME=UNLEARN,RETENTION; repeat it; a S
 class LocaliseConfig(DataConfig):
     """``geffect localise``."""
 
+    NEEDS = (Need("draws", "labels", ("random", "corrupted")),)
     out: Home = Field(description="the directory to make; an existing one is refused")
     domain: list[str] = Field(min_length=1, description=DOMAIN)
     validation: list[str] = Field(default_factory=list, description=VALIDATION + "; its rows are used too")
@@ -244,6 +285,10 @@ class InspectConfig(TextConfig):
 class EvaluateConfig(DataConfig):
     """``geffect evaluate``."""
 
+    NEEDS = (
+        Need("split", "suite", ("tofu",)), Need("domain", "suite", ("knowundo",)), Need("task_dir", "task"),
+        Need("tau", "calibrate"), Need("relearn_rate", "relearn"),
+    )  # fmt: skip
     out: Home = Field(description="the directory to make; an existing one is refused")
     checkpoints: bool = Field(False, description="every checkpoint of the run directory --model, not its last alone")
     suite: Literal["builtin", "tofu", "knowundo"] | None = Field(None, description="sets and metrics of a benchmark")
@@ -306,6 +351,7 @@ class ReportConfig(Schema):
 class UnlearnConfig(TrainConfig):
     """``geffect unlearn``."""
 
+    NEEDS = (*TrainConfig.NEEDS, Need("balance", "domain"))
     forget: str | None = Field(None, min_length=1, description="the set to unlearn")
     retain: str | None = Field(None, min_length=1, description="the set to preserve; gradients are drawn from it")
     domain: list[str] = Field(default_factory=list, description="in place of --forget and --retain: " + DOMAIN)

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +13,7 @@ from geffect.record import (
     CONFIG,
     STEPS,
     RunDirectory,
+    check_lines,
     check_same_data,
     check_same_start,
     check_unfinished,
@@ -21,6 +22,7 @@ from geffect.record import (
     read_environment,
     read_lines,
 )
+from geffect.scopes import role_of
 
 if TYPE_CHECKING:
     from geffect.rules import Rule
@@ -138,7 +140,8 @@ def take_up(path: Path, environment: Mapping[str, Any]) -> Path | None:
         The checkpoint.
 
     Raises:
-        GeffectError: another process has finished the run meanwhile, or its data or number of processes differ.
+        GeffectError: another process has finished the run meanwhile, its data or number of processes differ, or a line
+            of its record is missing, doubled or out of order.
     """
     check_unfinished(path)
     check_same_start(path, environment)
@@ -151,6 +154,7 @@ def take_up(path: Path, environment: Mapping[str, Any]) -> Path | None:
     if threads[0] != threads[1]:
         LOGGER.warning("the run began with %d threads and goes on with %d: last digits may differ", *threads)
     checkpoint = last_checkpoint(path)
+    check_lines(path, range(first_step(checkpoint)))
     LOGGER.info("resuming %s at step %d", path, first_step(checkpoint))
     return checkpoint
 
@@ -194,3 +198,40 @@ def ends(path: Path, rules: "Mapping[str, Rule] | None" = None) -> dict[str, Any
         kept = [step_of(each) for each in path.glob("checkpoints/checkpoint-*")]
         scores["chosen"] = chosen(rules, read_lines(path), kept)
     return scores | {"peak_memory_gb": round(peak_memory_gb(), 3)}
+
+
+def unmet(config: FitConfig | UnlearnConfig) -> dict[str, list[str]]:
+    """What a run was to come to and did not; it is told.
+
+    Args:
+        config: of a run that has taken all its steps.
+
+    Returns:
+        ``unmet``, a sentence each, for ``metrics.json``; nothing where all was met.
+    """
+    lines = read_lines(config.out)
+    found = [told for told in (_unmet_accuracy(config, lines), _unmet_rules(config, lines)) if told]
+    for told in found:
+        LOGGER.warning("%s", told)
+    return {"unmet": found} if found else {}
+
+
+def _unmet_accuracy(config: FitConfig | UnlearnConfig, lines: Sequence[Mapping[str, Any]]) -> str:
+    last = [line for line in lines if "evaluation" in line][-1]
+    scores, until = {name: each["accuracy"] for name, each in last["evaluation"].items()}, config.until_accuracy
+    if isinstance(config, FitConfig):
+        missed = {name: value for name, value in scores.items() if value < until <= 1}
+        more = "--steps" if config.steps else "--epochs"
+    else:
+        missed = {name: value for name, value in scores.items() if role_of(name) == "forget" and value >= until > 0}
+        more = "--steps"
+    each = ", ".join(f"{value:.3f} on {name}" for name, value in missed.items())
+    told = f"--until-accuracy {until:g} was not reached: after {last['step']} steps the token accuracy is {each}"
+    return f"{told}; raise {more} or --learning-rate" if missed else ""
+
+
+def _unmet_rules(config: FitConfig | UnlearnConfig, lines: Sequence[Mapping[str, Any]]) -> str:
+    rules = config.stop if isinstance(config, UnlearnConfig) else ""
+    if not rules or any("stopped" in line for line in lines):
+        return ""
+    return f"no rule of --stop {rules!r} was met: the run took all its {config.steps} steps"

@@ -1,7 +1,5 @@
 """What a run will do, and what memory it will take, told before a weight is loaded."""
 
-import itertools
-import logging
 from typing import Any
 
 import psutil
@@ -10,7 +8,8 @@ import torch
 from geffect.acquisition import localised_rows
 from geffect.arguments import training_arguments
 from geffect.config import FitConfig, LocaliseConfig, TrainConfig, UnlearnConfig
-from geffect.data import Encoded, RowSet
+from geffect.data import Encoded
+from geffect.data.shared import tell_shared
 from geffect.domains import balanced
 from geffect.environment import batch_arithmetic
 from geffect.groups import block_list, unwrap
@@ -24,7 +23,6 @@ from geffect.record import refuse_existing
 from geffect.rectify import Rectifier, make_freezing, make_rectifier
 from geffect.scopes import RISKS, role_of, scopes
 
-LOGGER = logging.getLogger(__name__)
 OPTIMIZER_ROWS = {"sgd": 0, "adagrad": 1, "rmsprop": 1, "adafactor": 0}  # tensors of the parameters' size; else 2
 ACTIVATION_FLOATS = 34  # kept for the backward pass a token, block and hidden unit: the usual count without scores
 LOGIT_COPIES = 3  # logits, their gradient, and a cast or a reference's
@@ -54,7 +52,8 @@ def plan(config: TrainConfig, *, resume: bool = False) -> dict[str, str]:
         model = add_lora(model, config.lora, config.seed)
     check_trainable(model)
     sets = {spec: read_set(config, spec) for spec in specs(config)}
-    _warn_of_overlap(config, sets)
+    if isinstance(config, UnlearnConfig):
+        tell_shared({role: sets[spec] for role, spec in roles(config)})
     encoded = {spec: encode(config, Loaded(model, tokenizer, "", None), rows) for spec, rows in sets.items()}
     free = psutil.virtual_memory().available / 1e9
     training_arguments(config, arithmetic(config, encoded)["steps"])
@@ -101,16 +100,6 @@ def localisation_gb(config: LocaliseConfig, model: Any, encoded: dict[str, list[
     held = 0 if config.masks_only else len(encoded)
     rows = max(held, config.importance == "zscore") + (config.importance != "zscore")
     return float(PROCESS + weights + trained * wide * rows + activations_bytes(model, encoded, 1, size)) / 1e9
-
-
-def _warn_of_overlap(config: TrainConfig, sets: dict[str, RowSet]) -> None:
-    """What is forgotten cannot be kept, and what a gradient was drawn from is not held."""
-    if not isinstance(config, UnlearnConfig):
-        return
-    contents = [(role, set(sets[spec].contents)) for role, spec in roles(config)]
-    for (one, left), (other, right) in itertools.combinations(contents, 2):
-        if left & right:
-            LOGGER.warning("the %s and %s sets share %d rows", one, other, len(left & right))
 
 
 def specs(config: TrainConfig) -> list[str]:
@@ -244,4 +233,6 @@ def tokens_of(rows: list[Encoded]) -> str:
     """How many rows and tokens a set has."""
     lengths = [len(row.input_ids) for row in rows]
     labelled = sum(len(row.input_ids) - row.labels.count(-100) for row in rows)
-    return f"{len(rows)} rows, {sum(lengths)} tokens ({labelled} carry loss), longest {max(lengths)}"
+    cut = sum(row.cut > 0 for row in rows)
+    told = f", {cut} cut at --max-length" if cut else ""
+    return f"{len(rows)} rows, {sum(lengths)} tokens ({labelled} carry loss), longest {max(lengths)}{told}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from geffect.config import FitConfig, TextConfig, TrainConfig, UnlearnConfig
-from geffect.data import Encoded, QASet, RowSet, encode_set, load_set, refused
+from geffect.data import Encoded, QASet, RowSet, check_ids, encode_set, load_set, pad_id_of, refused, tell_cut
 from geffect.domains import balanced, domain_sets, scope_sets
 from geffect.environment import batch_arithmetic, describe
 from geffect.errors import GeffectError
@@ -15,6 +15,7 @@ from geffect.launched import launched
 from geffect.localisation import Frozen
 from geffect.models import Loaded, add_lora
 from geffect.models.cache import weights_sha256
+from geffect.models.vocabulary import num_tokens
 from geffect.objectives import Objective, make_objective
 from geffect.record import MASKS, check_localised, layout_to_json, read_localisation
 from geffect.rectify import make_freezing, make_rectifier
@@ -115,6 +116,7 @@ def read_start(config: TrainConfig, loaded: Loaded) -> Start:
     named = roles(config) if isinstance(config, UnlearnConfig) else [(spec, spec) for _, spec in roles(config)]
     sets = {name: read_set(config, spec) for name, spec in named}
     encoded = {name: encode(config, loaded, rows) for name, rows in sets.items()}
+    tell_cut(encoded)
     whole = layout(loaded.model)
     if isinstance(config, UnlearnConfig) and not config.shard:  # in parts a tied tensor is not told apart by use
         whole = split_layout(whole, find_tie(loaded.model))
@@ -134,9 +136,14 @@ def encode(
 
     Returns:
         One encoding a row.
+
+    Raises:
+        GeffectError: as of `geffect.data.encode_set`, or a token is none of the model's.
     """
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    return by(loaded.tokenizer, rows, config.max_length, context)
+    encoded = by(loaded.tokenizer, rows, config.max_length, context)
+    check_ids(encoded, num_tokens(loaded.model), rows.name, pad_id_of(loaded.tokenizer))
+    return encoded
 
 
 def check_method(config: UnlearnConfig) -> None:

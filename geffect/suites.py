@@ -70,12 +70,23 @@ def parts(config: EvaluateConfig) -> list[Part]:
         found[name] = Part(name, spec, plain)
     for name, each in derived.items():
         _add_rows(found, name, each, config)
+    _refuse_idle(config, list(found.values()))
     bare = [name for name, part in found.items() if not part.metrics]
     if bare or not (found or config.task):
         expected = "a suite, sets with metrics, or a task"
         remedy = "add --suite builtin, or --metric and --set, or --task"
         raise GeffectError(expected, f"no metric for --set {bare[0]}" if bare else "neither", remedy)
     return list(found.values())
+
+
+def _refuse_idle(config: EvaluateConfig, found: Sequence[Part]) -> None:
+    """What no metric looks at was named for one that is missing."""
+    if config.shots is not None and not any("knowmem" in part.metrics for part in found):
+        remedy = "add --metric knowmem, or leave --shots out"
+        raise GeffectError("--metric knowmem beside --shots, which does nothing without it", "none", remedy)
+    if config.reference is not None and config.suite not in REFERRED and not set(REFERRING) & set(config.metric):
+        expected = f"--metric {' or '.join(REFERRING)} beside --reference, which does nothing without it"
+        raise GeffectError(expected, "none", "add one of these, or leave --reference out")
 
 
 def _add_rows(found: dict[str, Part], name: str, derived: "Derived", config: EvaluateConfig) -> None:
@@ -160,6 +171,10 @@ DERIVED: dict[str, Derived] = {
 }
 
 
+REFERRING = ("privleak", *(name for name, each in DERIVED.items() if each.reference))
+REFERRED = ("builtin", "tofu")  # suites whose forget quality a reference brings
+
+
 def totals(config: EvaluateConfig, means: Means, values: Values, reference: Values | None) -> dict[str, Any]:
     """The numbers made of several sets.
 
@@ -173,7 +188,7 @@ def totals(config: EvaluateConfig, means: Means, values: Values, reference: Valu
         Name → number; of the knowundo suite, US, RS and HS of each domain, in %.
     """
     found: dict[str, Any] = {}
-    if config.suite in ("builtin", "tofu"):
+    if config.suite in REFERRED:
         found["model_utility"] = model_utility([
             value for (name, kind), value in means.items() if name in _utility_sets(config) and kind in UTILITY
         ])

@@ -11,7 +11,7 @@ import torch
 from geffect import api
 from geffect.cli import main
 from geffect.config import DoctorConfig
-from geffect.data import Encoded, QASet, encode_set
+from geffect.data import Encoded, QASet, encode_set, load_set
 from geffect.doctor import Finding
 from geffect.doctor.rows import ends, masks
 from geffect.models.load import quiet_transformers
@@ -26,16 +26,29 @@ def examine(model: Path | str, **changes: Any) -> dict[str, Finding]:
 
 
 def test_of_a_good_set_up_nothing_is_bad(known: Path) -> None:
-    found = examine(known, forget="builtin:authors/forget[:4]")
+    found = examine(known, forget="builtin:authors/forget[:2]")
     assert list(found) == [
-        "memory", "batches", "weights", "tie", "masks, forget", "ends, forget", "masks, retain", "ends, retain",
-        "knows forget", "knows retain", "determinism", "derivative", "precision, bfloat16", "precision, float32",
+        "memory", "batches", "weights", "tie", "shared", "masks, forget", "ends, forget", "masks, retain",
+        "ends, retain", "knows forget", "knows retain", "determinism", "derivative", "precision, bfloat16",
+        "precision, float32",
     ]  # fmt: skip
     assert not [each for each in found.values() if each.status == "bad" and not each.name.startswith("knows")]
     assert all(bool(each.remedy) == (each.status != "good") for each in found.values())
     digits = {name: float(found[f"precision, {name}"].found.split()[3]) for name in ("bfloat16", "float32")}
     assert digits["bfloat16"] < 3 < 4.5 < digits["float32"]
     assert found["determinism"].status == "good"
+
+
+def test_examples_that_two_sets_share_are_warned_of(start: Path, tmp_path: Path) -> None:
+    near = tmp_path / "near.json"
+    near.write_text(json.dumps([{"question": q.upper(), "answer": f" {a.lower()} "} for q, a in
+                                load_set("builtin:authors/forget[3:5]").contents]), encoding="utf-8")  # fmt: skip
+    found = examine(start, held=str(near))
+    assert found["shared, forget and retain"].status == "warning" and "shared" not in found
+    assert found["shared, forget and retain"].found.startswith("10 examples of forget stand in retain (rows 2, 3, 4,")
+    told = "2 examples of forget stand in held, 2 but for case, spaces and punctuation (rows 3, 4)"
+    assert found["shared, forget and held"].found == told
+    assert found["shared, forget and held"].remedy.startswith("leave them out of one set")
 
 
 def test_bfloat16_weights_are_warned_of(start: Path, monkeypatch: pytest.MonkeyPatch) -> None:

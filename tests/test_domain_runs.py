@@ -119,7 +119,8 @@ def test_localising_twice_is_the_same_and_another_seed_is_not(localised: Path, s
 @pytest.mark.parametrize("labels", ["true", "corrupted"])
 @pytest.mark.parametrize("importance", ["mean_square", "zscore"])
 def test_every_importance_and_labelling_localises(labels: str, importance: str, start: Path, tmp_path: Path) -> None:
-    path = _localise(start, tmp_path / "masks", labels=labels, importance=importance, share=[0.3], draws=2,
+    draws = {"draws": 2} if labels == "corrupted" else {}
+    path = _localise(start, tmp_path / "masks", labels=labels, importance=importance, share=[0.3], **draws,
                      domain=[each.replace("[:6]", "[:2]") for each in DOMAINS])  # fmt: skip
     assert list(read_localisation(path).masks) == [0.3]
 
@@ -303,7 +304,7 @@ NO_RETENTION = "one to retain for the domain privacy"
     ("unlearn", _pair("forget[:1]", "retain[:1]"), "two rows or more in forget/a"),
     ("unlearn", _pair("forget[:4]", "retain[:3]"), "sets of one size; found forget/a 4"),
     ("unlearn", [*TWO, *_named("c=builtin:domains/privacy[:3]")], "sets of one size.*--balance"),
-    ("unlearn", _named(DOMAINS[0], DOMAINS[0]), "'privacy' twice"),
+    ("unlearn", _named(DOMAINS[0], DOMAINS[0]), "found 'privacy=[^ ]*' twice"),
     ("unlearn", GRAIL_FLAGS, "a directory of masks for 'grail'; found none; make one with geffect localise"),
     ("unlearn", [*TWO, "--rectifier", "grail(k_unlearn=0)", "--masks", "."], r"k_unlearn in \(0, 1\]"),
     ("unlearn", [*TWO, "--masks", "."], "no --masks for 'none'"),
@@ -337,15 +338,46 @@ def test_masks_of_another_model_or_adapter_are_refused(
 def test_harmed_masks_are_refused(localised: Path, start: Path, tmp_path: Path) -> None:
     harmed = tmp_path / "harmed"
     shutil.copytree(localised, harmed)
-    (harmed / "masks" / "share-0.1.safetensors").write_bytes(b"no masks")
-    with pytest.raises(GeffectError, match="readable masks"):
-        read_localisation(harmed)
     (harmed / "localisation.json").write_text("{}")
     with pytest.raises(GeffectError, match="a key is missing"):
         check_localised(harmed, None, {})
     os.remove(harmed / "DONE")
     with pytest.raises(GeffectError, match="a localisation in"):
         read_localisation(harmed)
+
+
+HARMED = ("masks/share-0.1.safetensors", "localisation.json", "steps.jsonl", "environment.json")
+
+
+@pytest.mark.parametrize("name", HARMED)
+def test_a_bit_that_flipped_in_a_localisation_is_refused(name: str, localised: Path, tmp_path: Path) -> None:
+    """Masks, magnitudes and inner products are numbers like any other once they have flipped."""
+    harmed = tmp_path / "harmed"
+    shutil.copytree(localised, harmed)
+    content = (harmed / name).read_bytes()
+    digits = [i for i, each in enumerate(content) if chr(each) in "1234567"]
+    place = digits[-1] if name != HARMED[0] else len(content) - 40
+    (harmed / name).write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    with pytest.raises(GeffectError, match=f"{name} in .* as it was written .*; found another; .* or localise again$"):
+        read_localisation(harmed)
+
+
+def test_masks_without_a_checksum_are_refused(localised: Path, tmp_path: Path) -> None:
+    added, bare = tmp_path / "added", tmp_path / "bare"
+    for path in (added, bare):
+        shutil.copytree(localised, path)
+    shutil.copy(added / "masks" / "share-0.1.safetensors", added / "masks" / "share-0.4.safetensors")
+    with pytest.raises(GeffectError, match=r"a checksum of masks/share-0\.4\.safetensors in .*; found none; .*again$"):
+        read_localisation(added)
+    os.remove(bare / "checksums.json")
+    with pytest.raises(GeffectError, match=r"checksums in .*checksums\.json; .*; restore it from a copy, or localise"):
+        read_localisation(bare)
+
+
+def test_localising_refuses_validation_sets_of_no_domain(start: Path, tmp_path: Path) -> None:
+    with pytest.raises(GeffectError, match=r"--validation of a domain among privacy, copyright; found other;"):
+        _localise(start, tmp_path / "masks", validation=["other=builtin:domains/privacy"])
+    assert not (tmp_path / "masks").exists()
 
 
 def test_domains_are_read_as_written() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "geffect"
 ORDER = [
-    "visible", "errors", "launched", "signals",
+    "visible", "errors", "unique", "launched", "signals",
     "grammar", "scopes", "untouched", "groups", "heads", "shards", "rows", "gram", "replicas",
     "support", "effects", "localisation", "ties",
     "objectives", "tokens", "rectify", "ledger", "measurement", "data", "models", "metrics", "rules", "training",

@@ -417,7 +417,7 @@ SHELL = {
     "objective": (["{run}", "--objective", "nope"], "nope"),
     "points": (["{run}", "--points", "nope"], "nope"),
     "taken": (["{run}", "--out", "{run}"], "something there already"),
-    "twice": (["{run}", "--objective", "ga", "--objective", "ga"], "objectives that differ; found ga, ga"),
+    "twice": (["{run}", "--objective", "ga", "--objective", "ga"], "each value of --objective once; found 'ga' twice"),
     "nothing": ([], "expected checkpoints; found none"),
     "revision": (["org/model@main", "--forget", SETS["forget"], "--retain", SETS["retain"]], "org/model@main"),
 }  # fmt: skip

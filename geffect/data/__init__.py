@@ -1,5 +1,6 @@
 """Sets of questions and answers, or of texts: named, sliced, encoded, padded, paired."""
 
+from geffect.data.checks import check_ids, tell_cut
 from geffect.data.encode import Encoded, collate, encode_examples, encode_set, pad_id_of, token_texts, turn_end
 from geffect.data.order import Meetings, Together
 from geffect.data.refusals import REFUSALS, refused
@@ -7,6 +8,7 @@ from geffect.data.scoped import Domain, parse_domains
 from geffect.data.sets import QASet, RowSet, TextSet, load_set
 
 __all__ = [
-    "REFUSALS", "Domain", "Encoded", "Meetings", "QASet", "RowSet", "TextSet", "Together", "collate", "encode_examples",
-    "encode_set", "load_set", "pad_id_of", "parse_domains", "refused", "token_texts", "turn_end",
+    "REFUSALS", "Domain", "Encoded", "Meetings", "QASet", "RowSet", "TextSet", "Together", "check_ids", "collate",
+    "encode_examples", "encode_set", "load_set", "pad_id_of", "parse_domains", "refused", "tell_cut", "token_texts",
+    "turn_end",
 ]  # fmt: skip

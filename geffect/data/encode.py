@@ -13,6 +13,7 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
+from geffect.data.checks import check_control_texts, tell_unknown
 from geffect.data.sets import RowSet, TextSet
 from geffect.errors import GeffectError
 from geffect.objectives.outputs import IGNORE_INDEX
@@ -30,11 +31,13 @@ class Encoded:
         index: its position among those of the set.
         input_ids: T token ids.
         labels: T labels, ``IGNORE_INDEX`` on a prompt and always at position 0.
+        cut: tokens of the answer that ``max_length`` left out.
     """
 
     index: int
     input_ids: list[int]
     labels: list[int]
+    cut: int = 0
 
 
 def encode_set(tokenizer: Any, rows: RowSet, max_length: int = 512, context: int | None = None) -> list[Encoded]:
@@ -58,14 +61,16 @@ def encode_set(tokenizer: Any, rows: RowSet, max_length: int = 512, context: int
         One encoding a row, or a chunk.
 
     Raises:
-        GeffectError: the template changes the answer, a row is left without a labelled token, or one is longer than the
-            context.
+        GeffectError: the template changes the answer, a question or an answer holds a control token's text, a row is
+            left without a labelled token, or one is longer than the context.
     """
+    check_control_texts(tokenizer, rows)
     if isinstance(rows, TextSet):
         encoded = _chunks(tokenizer, rows, max_length)
     else:
         end = turn_end(tokenizer)
         encoded = [_encode(tokenizer, row, i, rows.name, max_length, end) for i, row in enumerate(rows.rows)]
+    tell_unknown(tokenizer, encoded, rows.name)
     return _within(context, rows, encoded)
 
 
@@ -151,12 +156,13 @@ def _encode(
     plain = not tokenizer.chat_template
     ids, prompt_ids = (_tokenize(tokenizer, each, special=plain) for each in (text, prompt))
     start = max(1, _common_prefix(ids, prompt_ids))
-    ids = _ended(ids, start, end)[:max_length]
+    whole = _ended(ids, start, end)
+    ids = whole[:max_length]
     labels = [IGNORE_INDEX] * min(start, len(ids)) + ids[start:]
     if len(ids) <= start:
         raise GeffectError(f"a token to learn within {max_length} tokens in row {index} of {name}",
                            f"a prompt of {start} tokens", "raise --max-length or shorten the row")  # fmt: skip
-    return Encoded(index, ids, labels)
+    return Encoded(index, ids, labels, len(whole) - len(ids))
 
 
 def _render(tokenizer: Any, row: dict[str, Any], index: int, name: str) -> tuple[str, str]:

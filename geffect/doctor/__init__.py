@@ -6,7 +6,7 @@ from geffect.config import UnlearnConfig
 from geffect.data import collate, pad_id_of
 from geffect.doctor.finding import Finding
 from geffect.doctor.numbers import derivative, determinism, precision
-from geffect.doctor.rows import ends, known, masks
+from geffect.doctor.rows import ends, known, masks, shared
 from geffect.doctor.setup import batches, memory, tie, weights
 from geffect.preparation import Start
 from geffect.scopes import RISKS, scopes
@@ -29,6 +29,7 @@ def examine(config: UnlearnConfig, start: Start) -> Iterator[Finding]:
     yield batches(config, start)
     yield weights(config, model)
     yield tie(model)
+    yield from shared(start.sets)
     for name, rows in start.encoded.items():
         yield masks(name, rows)
         yield ends(name, rows, tokenizer)

@@ -1,18 +1,29 @@
 """Of a set's rows as the model sees them: masks, ends, and whether it knows them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from geffect.data import Encoded, turn_end
+from geffect.data import Encoded, RowSet, turn_end
+from geffect.data.shared import shared_examples
 from geffect.doctor.finding import Finding
 from geffect.metrics import likelihood
 from geffect.objectives import IGNORE_INDEX
 from geffect.scopes import role_of
 from geffect.training.unlearn import KNOWN
 
+APART = "leave them out of one set: what is forgotten cannot be kept, and what is trained on is not held out"
 LOOK = "see them with geffect show-batch"
 MEND = "mend the tokenizer's chat template so that it writes {{ bos_token }} once"
 CUT = "raise --max-length if rows were cut; else this tokenizer's end is another token"
+
+
+def shared(sets: Mapping[str, RowSet]) -> Iterator[Finding]:
+    """Examples that stand in two sets, a pair each; one finding where there are none."""
+    pairs = list(shared_examples(sets))
+    if not pairs:
+        yield Finding("shared", "good", f"no example stands in two of {', '.join(sets)}")
+    for each in pairs:
+        yield Finding(f"shared, {each.one} and {each.other}", "warning", str(each), APART)
 
 
 def masks(name: str, rows: Sequence[Encoded]) -> Finding:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 import geffect
 from geffect.config import EvaluateConfig
-from geffect.data import QASet, RowSet, encode_examples
+from geffect.data import QASet, RowSet, encode_examples, tell_cut
 from geffect.errors import GeffectError
 from geffect.evaluation.reading import EXAMPLES, KEEP, TEXTS, read_values, write_texts
 from geffect.metrics.harness import Scores, harness
@@ -182,6 +182,7 @@ def _home(name: str, key: str | None, make: Callable[[Path], None]) -> Iterator[
 def _write(config: EvaluateConfig, part: Part, rows: RowSet, probe: Probe, directory: Path) -> None:
     with probe.context():
         view = view_of(config, rows, probe.loaded)
+        tell_cut({part.name: view.encoded})
         values = {name: metric(name)(view) for name in part.metrics}
     sha256 = _sha256(rows)
     frame = pd.DataFrame([

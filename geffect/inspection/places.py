@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from geffect.errors import GeffectError
 from geffect.models.load import adapter_of, resolve
 from geffect.models.series import children, number_of
+from geffect.models.stored import Shapes, stored_shapes
 from geffect.models.tiny import is_built_in
 
 LOGGER = logging.getLogger(__name__)
 SKIP = "restore it, or leave such out with --skip-broken"
 PASSING = {"base_model_name_or_path", "inference_mode", "revision", "peft_version"}  # of an adapter's configuration
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -127,15 +127,11 @@ def _shapes(source: Path) -> Shapes:
     files = sorted(source.glob("*model*.safetensors"))
     if not files:
         raise GeffectError(f"weights as safetensors in {source}", "none", SKIP)
-    found: Shapes = {}
     try:
         _whole_index(source, files)
-        for file in files:
-            with safe_open(file, "pt") as tensors:
-                found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        return stored_shapes(files)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise GeffectError(f"whole weights in {source}", str(error).partition("\n")[0], SKIP) from error
-    return found
 
 
 def _whole_index(source: Path, files: Sequence[Path]) -> None:

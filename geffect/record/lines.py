@@ -10,6 +10,7 @@ import pandas as pd
 
 from geffect.errors import GeffectError
 from geffect.record.writing import ENVIRONMENT, FORMAT, POINTS, STEPS, TOKENS
+from geffect.unique import loads_json
 
 NO_RUN = "name a directory written by geffect unlearn, fit or inspect"
 MADE_BY = {TOKENS: "make them with geffect inspect --tokens 3", POINTS: "make them with geffect inspect --points ga"}
@@ -149,7 +150,7 @@ def check_format(path: Path) -> None:
 
 def _json_object(text: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(text)
+        content = loads_json(text)
     except json.JSONDecodeError as error:
         raise ValueError(error.msg) from error
     if not isinstance(content, dict):

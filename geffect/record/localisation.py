@@ -13,10 +13,14 @@ from safetensors.torch import save_file
 from geffect.errors import GeffectError
 from geffect.gram import Gram
 from geffect.localisation import Localisation
+from geffect.models.checksums import CHECKSUMS, check_checksums, read_checksums, write_checksums
 from geffect.record.lines import as_written, check_format, read_environment, read_lines
-from geffect.record.writing import DONE, RunDirectory
+from geffect.record.writing import DONE, ENVIRONMENT, STEPS, RunDirectory
+from geffect.unique import loads_json
 
 MASKS, RECIPE = "masks", "localisation.json"
+READ = (RECIPE, STEPS, ENVIRONMENT)  # what a localisation is read back from, beside its masks
+AGAIN = "restore it from a copy, or localise again"
 
 
 def write_localisation(run: RunDirectory, found: Localisation, recipe: Mapping[str, Any]) -> None:
@@ -38,6 +42,7 @@ def write_localisation(run: RunDirectory, found: Localisation, recipe: Mapping[s
         save_file(bits, path / MASKS / f"share-{share!r}.safetensors", metadata=told)
     content = {"recipe": recipe, "examples": found.examples, "magnitudes": found.magnitudes}
     (path / RECIPE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_checksums(path, [*(path / name for name in READ), *(path / MASKS).iterdir()])
 
 
 @as_written
@@ -55,6 +60,7 @@ def read_localisation(path: Path | str) -> Localisation:
     """
     path = Path(path)
     content = _content(path)
+    _check_unharmed(path)
     found = Localisation({}, examples=content["examples"], magnitudes=content["magnitudes"])
     for file in sorted((path / MASKS).glob("share-*.safetensors")):
         found.masks[float(file.stem.removeprefix("share-"))] = _masks(file, list(found.examples), content["recipe"])
@@ -62,6 +68,15 @@ def read_localisation(path: Path | str) -> Localisation:
     if gram is not None:
         found.gram = Gram(tuple(gram["rows"]), dict(zip(names, map(_matrix, gram["values"]), strict=True)))
     return found
+
+
+def _check_unharmed(path: Path) -> None:
+    """Every file that is read is the one that was written, and there is no mask beside them."""
+    check_checksums(path, remedy=AGAIN)
+    known = read_checksums(path, AGAIN)
+    for name in (*READ, *(f"{MASKS}/{each.name}" for each in sorted((path / MASKS).glob("share-*.safetensors")))):
+        if name not in known:
+            raise GeffectError(f"a checksum of {name} in {path / CHECKSUMS}", "none", AGAIN)
 
 
 def check_localised(path: Path, sha256: str | None, shapes: Mapping[str, list[int]]) -> None:
@@ -92,7 +107,7 @@ def _content(path: Path) -> dict[str, Any]:
         raise GeffectError(f"a localisation in {path}", "none", "make one with geffect localise")
     check_format(path)
     try:
-        content: dict[str, Any] = json.loads((path / RECIPE).read_text(encoding="utf-8"))
+        content: dict[str, Any] = loads_json((path / RECIPE).read_text(encoding="utf-8"))
         if not {"recipe", "examples", "magnitudes"} <= set(content):
             raise ValueError("a key is missing")
     except (OSError, ValueError, TypeError) as error:

@@ -1,12 +1,14 @@
 """Taking up a run where its last whole checkpoint stands."""
 
+import itertools
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from geffect.errors import GeffectError
-from geffect.record.lines import check_format, read_environment, read_lines
+from geffect.record.lines import check_format, each_line, read_environment, read_lines
 from geffect.record.writing import CONFIG, DONE, POINTS, STEPS, TOKENS
 
 
@@ -66,6 +68,31 @@ def last_checkpoint(path: Path) -> Path | None:
     """The run's last whole checkpoint, None where there is none yet."""
     found = {int(p.name.rpartition("-")[2]): p for p in path.glob("checkpoints/checkpoint-*") if p.is_dir()}
     return found[max(found)] if found else None
+
+
+def check_lines(path: Path, expected: Sequence[int]) -> None:
+    """Raise unless a record holds a line for every step before it goes on, each once and in order.
+
+    Args:
+        path: the run directory.
+        expected: those steps.
+
+    Raises:
+        GeffectError: the first step that is missing, doubled or out of order.
+    """
+    found = steps_of(path)
+    counts = Counter(found)
+    for number, (step, here) in enumerate(itertools.zip_longest(expected, found[: len(expected)]), start=1):
+        if here != step or counts[step] > 1:
+            told = f"{counts[step]} of it" if counts[step] > 1 else "none" if here is None else f"that of step {here}"
+            raise GeffectError(f"the line of step {step}, once, as line {number} of {path / STEPS}", told,
+                               "restore the file from a copy, or begin again with another --out")  # fmt: skip
+
+
+def steps_of(path: Path) -> list[int | None]:
+    """The step of every line of a record, in order; None of a line that names none."""
+    steps = (line.get("step") for line in each_line(path))
+    return [step if type(step) is int else None for step in steps]
 
 
 def cut_back(path: Path, step: int) -> None:

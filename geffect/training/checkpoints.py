@@ -5,12 +5,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 from torch.distributed import DistError
 
 from geffect.errors import GeffectError
 from geffect.models.checksums import REMEDY, check_checksums
+from geffect.models.stored import stored_shapes
 from geffect.replicas import processes, rank
 from geffect.shards import local
 
@@ -54,7 +55,7 @@ def check_whole(checkpoint: Path, model: nn.Module, others: Sequence[str] = ()) 
     if missing:
         raise GeffectError(f"{missing[0]} in {checkpoint}", "none", REMEDY)
     with reading(checkpoint):
-        saved = _shapes(checkpoint)
+        saved = stored_shapes(checkpoint.glob("*model*.safetensors"))
     own = saved_state(model)
     places = {name: local(tensor).data_ptr() for name, tensor in own.items()}
     kept = {places[name] for name in saved if places.get(name)}  # a tied tensor is saved once; a part may be empty
@@ -75,14 +76,6 @@ def saved_state(model: Any) -> dict[str, Any]:
     from peft import PeftModel, get_peft_model_state_dict
 
     return dict(get_peft_model_state_dict(model) if isinstance(model, PeftModel) else model.state_dict())
-
-
-def _shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {}
-    for file in checkpoint.glob("*model*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    return found
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ from geffect.errors import GeffectError
 from geffect.groups import layout, unwrap
 from geffect.lifecycle import ends, started
 from geffect.measurement.step import norms
-from geffect.record import CONFIG, ENVIRONMENT, STEPS, RunDirectory, layout_to_json
+from geffect.models.vocabulary import num_tokens
+from geffect.record import CONFIG, ENVIRONMENT, STEPS, RunDirectory, check_lines, layout_to_json, steps_of
 from geffect.replicas import rank
 from geffect.rows import NamedTensors, trainable
 from geffect.shards import is_sharded, local
@@ -75,8 +76,8 @@ class Watch:
             raise GeffectError("every and batch_size of at least 1", f"{every} and {batch_size}", "correct them")
         self.model, self.every, self.update, self.steps, self.training = model, every, update, 0, training
         context = getattr(getattr(unwrap(model), "config", None), "max_position_embeddings", None)
-        given = {"forget": forget, "retain": retain}
-        self.probes = {name: make_probe(name, each, tokenizer, batch_size, context) for name, each in given.items()}
+        given, known = {"forget": forget, "retain": retain}, num_tokens(unwrap(model))
+        self.probes = {n: make_probe(n, each, tokenizer, batch_size, context, known) for n, each in given.items()}
         self.path = Path(out) if out is not None else _temporary(self)
         self.settings = (settings or {}) | {name: probe.name for name, probe in self.probes.items()} | {
             "every": every, "update": update, "batch_size": batch_size,
@@ -127,6 +128,8 @@ class Watch:
         }
         if rank() == 0:
             self._directory = self._stack.enter_context(RunDirectory(self.path, resume=resumes))
+            if resumes:
+                self._check_lines(step)
             self._sink = self._stack.enter_context(started(self._directory, self.settings, environment, step))
         _OPEN.add(self)
         return self
@@ -202,6 +205,12 @@ class Watch:
             self._rows = None
             raise GeffectError("a call of updated() after every optimizer.step()", found,
                                "call watch.updated(), or watch without update=True")  # fmt: skip
+
+    def _check_lines(self, step: int) -> None:
+        """A record that goes on holds a line for every step that was measured, from its first to this one."""
+        first = next(iter(steps_of(self.path)), None) if (self.path / STEPS).exists() else None
+        if first is not None:
+            check_lines(self.path, [each for each in range(first, step) if each % self.every == 0])
 
     def _close_dead(self) -> None:
         """Let go what trainings that ended in an exception have left open: a notebook keeps the last one alive."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from geffect.data import Encoded, RowSet, collate, encode_set, load_set, pad_id_of
+from geffect.data import Encoded, RowSet, check_ids, collate, encode_set, load_set, pad_id_of, tell_cut
 from geffect.errors import GeffectError
 from geffect.measurement import Batch
 from geffect.objectives import IGNORE_INDEX
@@ -36,7 +36,9 @@ class Probe:
         return {"set": self.name, "rows": len(self.rows), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def make_probe(role: str, given: ProbeSet, tokenizer: Any, batch_size: int, context: int | None) -> Probe:
+def make_probe(
+    role: str, given: ProbeSet, tokenizer: Any, batch_size: int, context: int | None, vocabulary: int | None = None
+) -> Probe:
     """Read a set and put it into batches.
 
     Args:
@@ -45,12 +47,13 @@ def make_probe(role: str, given: ProbeSet, tokenizer: Any, batch_size: int, cont
         tokenizer: of the model; rows that are encoded do without.
         batch_size: rows of a batch.
         context: positions the model has, where known.
+        vocabulary: tokens the model has, where known.
 
     Returns:
         The probe.
 
     Raises:
-        GeffectError: the set cannot be read or encoded, or a row has no label.
+        GeffectError: the set cannot be read or encoded, a row has no label, or a token is none of the model's.
     """
     name, rows = _rows(role, given, tokenizer, context)
     for row in rows:
@@ -59,6 +62,8 @@ def make_probe(role: str, given: ProbeSet, tokenizer: Any, batch_size: int, cont
             raise GeffectError(f"a label for every token of the {role} set, and one that carries loss", found,
                                "label the answer with its own ids and the prompt with -100")  # fmt: skip
     pad_id = 0 if tokenizer is None else pad_id_of(tokenizer)
+    check_ids(rows, vocabulary, f"the {role} set", pad_id)
+    tell_cut({f"the {role} set": rows})
     return Probe(name, rows, [collate(rows[i : i + batch_size], pad_id) for i in range(0, len(rows), batch_size)])
 
 
