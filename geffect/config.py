@@ -84,10 +84,10 @@ class Schema(BaseModel):
                 known = ", ".join(cls.model_fields)
                 raise GeffectError(f"a key among {known}", repr(first["loc"][0]), "correct the key") from error
             if first["type"] == "twice":
-                found = f"{duplicate(map(str, first['input']))!r} twice"
+                value = f"{duplicate(map(str, first['input']))!r} twice"
                 name = str(first["loc"][0])
                 shown = name if cls.model_fields[name].json_schema_extra == ARGUMENT else key
-                raise GeffectError(f"each value of {shown} once", found, "leave one of them out") from error
+                raise GeffectError(f"each value of {shown} once", value, "leave one of them out") from error
             wanted = "a path" if first["type"] == "path_type" else first["msg"].lower()
             raise GeffectError(f"{key}: {wanted}", repr(first["input"]), "correct it") from error
         for name in (name for name in RUNS_CODE if getattr(found, name, None) and name not in given):

@@ -148,8 +148,7 @@ def test_a_gradient_that_is_wrong_is_bad_and_a_right_one_good(start: Path, monke
 
     def doubled(*args: Any, **kwargs: Any) -> Any:
         loaded = load(*args, **kwargs)
-        for parameter in loaded.model.parameters():
-            parameter.register_hook(lambda gradient: 2 * gradient)
+        loaded.model.lm_head.register_forward_hook(lambda _, inputs, out: 2 * out - out.detach())
         return loaded
 
     monkeypatch.setattr(api, "load_model", doubled)

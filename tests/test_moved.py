@@ -149,7 +149,7 @@ def test_an_evaluation_and_a_localisation_are_refused_likewise(start: Path, tmp_
     evaluated = api.evaluate(EvaluateConfig.read(model=str(start), set=["forget=builtin:authors/forget[:2]"],
                                                  metric=["loss"], out=tmp_path / "evaluated"))  # fmt: skip
     localised = api.localise(LocaliseConfig.read(model=str(start), domain=["a=builtin:domains/privacy"], share=[0.1],
-                                                 draws=1, labels="true", out=tmp_path / "localised"))  # fmt: skip
+                                                 labels="true", out=tmp_path / "localised"))  # fmt: skip
     for path, reader in ((evaluated, geffect.read_evaluation), (localised, read_localisation)):
         assert reader(path) is not None
         content = json.loads((path / ENVIRONMENT).read_text())

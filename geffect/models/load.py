@@ -326,6 +326,7 @@ def quiet_transformers() -> Any:
             # peft 0.21 reads a property that transformers 5.23 renamed
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             warnings.filterwarnings("ignore", ".* keys did not match any targeted module", RuntimeWarning)  # told by us
+            warnings.filterwarnings("ignore", "The PEFT config's `base_model_name_or_path` was renamed")  # a moved base
             yield
     finally:
         logging.set_verbosity(verbosity)
