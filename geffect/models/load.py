@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 import torch
 
 from geffect.errors import GeffectError
+from geffect.kinds import CAUSAL, check_causal, check_class, freeze_beside_text
 from geffect.models.cache import weights_sha256
 from geffect.models.checksums import CHECKSUMS, check_checksums
 from geffect.models.gguf import converted, smollm2_file
@@ -146,11 +147,12 @@ def reading(spec: str) -> Iterator[None]:
 
 
 def _plain(source: str, dtype: str, trust: bool) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     with quiet_transformers():
         name, revision = _revision(source)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust, **revision)
+        model, info = _auto_class(config).from_pretrained(
             name,
             dtype=DTYPES[dtype],
             trust_remote_code=trust,
@@ -161,7 +163,34 @@ def _plain(source: str, dtype: str, trust: bool) -> tuple[Any, Any]:
         if info["missing_keys"]:  # transformers would draw them at random
             raise GeffectError(f"all weights of the model in {source}", f"no {min(info['missing_keys'])}",
                                "restore its weight files, or the config.json they belong to")  # fmt: skip
+        check_causal(model)
+        freeze_beside_text(model)
         return model, AutoTokenizer.from_pretrained(name, trust_remote_code=trust, **revision)
+
+
+def _auto_class(config: Any) -> Any:
+    """The class that loads a model of this configuration, multimodal where the weights are.
+
+    Args:
+        config: the configuration.
+
+    Returns:
+        One of transformers' auto classes.
+
+    Raises:
+        GeffectError: the model is no causal language model.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
+
+    names = getattr(config, "architectures", None) or [config.model_type]
+    check_class(names[0], config)
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return AutoModelForCausalLM
+    autos = [each for each in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
+             if type(config) in each._model_mapping]  # fmt: skip
+    if not autos:
+        raise GeffectError(CAUSAL, f"{names[0]}, of the model type {config.model_type}", "choose another model")
+    return next((each for each in autos if each._model_mapping[type(config)].__name__ == names[0]), autos[0])
 
 
 def _revision(source: str) -> tuple[str, dict[str, str]]:
@@ -231,12 +260,13 @@ def outline(spec: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
 
 
 def _plain_outline(source: str, trust: bool) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     with quiet_transformers(), torch.device("meta"):
         name, revision = _revision(source)
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust, **revision)
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+        model = _auto_class(config).from_config(config, trust_remote_code=trust)
+        freeze_beside_text(model)
     return model, AutoTokenizer.from_pretrained(name, trust_remote_code=trust, **revision)
 
 
