@@ -46,28 +46,60 @@ def check_class(name: str, config: Any) -> None:
                            "name the causal language model it was made from")  # fmt: skip
 
 
-def check_causal(base: nn.Module, answer: Any = None) -> None:
-    """Refuse a model whose prediction at a token depends on later tokens.
+def check_causal(base: nn.Module, answer: Any) -> None:
+    """Refuse a model whose prediction at a token depends on later tokens, or on padding after it.
 
     Args:
-        base: the model, without wrappers; on the meta device, or where it does not run on tokens alone, nothing is
-            checked.
-        answer: to `geffect.uses.short_pass`, where that was run already.
+        base: the model, without wrappers.
+        answer: to `geffect.uses.short_pass`; None, or on the meta device, tells nothing.
 
     Raises:
-        GeffectError: an earlier token's logits move with a later token, by more than rounding.
+        GeffectError: an earlier token's logits move with what comes later, by more than rounding.
     """
+    logits = getattr(answer, "logits", None)
+    if logits is None or logits.device.type == "meta":
+        return
+    one, *others = logits[:, 0].detach()
+    rounding = torch.finfo(logits.dtype).eps ** 0.5 * float(one.abs().max())
+    moved = [float((one - other).abs().max()) > rounding for other in others]
+    remedies = {
+        "later tokens too": "set is_decoder: true in its config.json (of XLM: causal: true) if it was trained as a "
+        "decoder, or choose another model",
+        "padding on the right": "choose another model",
+    }
+    for (cause, remedy), wrong in zip(remedies.items(), moved, strict=True):
+        if wrong:
+            raise GeffectError(CAUSAL, f"{type(base).__name__}, whose predictions depend on {cause}", remedy)
+
+
+def check_runs(base: nn.Module) -> None:
+    """Refuse a model that does not run on tokens alone, forward and backward, or is not causal.
+
+    Args:
+        base: the model, without wrappers; it is left as found.
+
+    Raises:
+        GeffectError: it fails, answers without logits, or predicts from later tokens.
+    """
+    beside = set(map(id, beside_text(base).values()))
+    seen = [p for p in base.parameters() if p.requires_grad and id(p) not in beside and not _is_hooked(p)]
     try:
-        logits = (short_pass(base) if answer is None else answer).logits[:, 0].detach()
-    except Exception:  # the model's own: what runs it next tells more
-        return
-    if logits.device.type == "meta":
-        return
-    moved, scale = float((logits[0] - logits[1]).abs().max()), float(logits.abs().max())
-    if moved > torch.finfo(logits.dtype).eps ** 0.5 * scale:
-        raise GeffectError(CAUSAL, f"{type(base).__name__}, whose predictions depend on later tokens too",
-                           "set is_decoder: true in its config.json (of XLM: causal: true) if it was trained as a "
-                           "decoder, or choose another model")  # fmt: skip
+        answer = short_pass(base, graph=bool(seen))
+        _B, _T, _V = answer.logits.shape
+        if seen:
+            torch.autograd.grad(answer.logits.float().sum(), seen[:1], allow_unused=True)
+    except Exception as error:  # any model's own
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        expected = "a model that makes logits of token ids and a mask, and gradients in evaluation mode"
+        raise GeffectError(
+            expected, f"{type(base).__name__}, which fails ({reason})", "choose another model"
+        ) from error
+    check_causal(base, answer)
+
+
+def _is_hooked(parameter: nn.Parameter) -> bool:
+    # a host's own hooks, and those that gather shards, are none of a check's business
+    return bool(parameter._backward_hooks) or hasattr(parameter, "device_mesh")
 
 
 def text_decoder(base: nn.Module) -> nn.Module | None:

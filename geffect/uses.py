@@ -94,14 +94,17 @@ class Trace(TorchFunctionMode):
         self._note(map(id, module.parameters(recurse=False)))
 
 
-def short_pass(base: nn.Module) -> Any:
-    """Run the model over two texts that differ in their last token alone; it is left as found.
+def short_pass(base: nn.Module, *, graph: bool = False) -> Any:
+    """Run the model over three texts that differ in the last place alone: two tokens, and padding.
+
+    The model is left as found.
 
     Args:
         base: a causal language model, without wrappers.
+        graph: keep what a backward pass needs.
 
     Returns:
-        What it answers, without a graph.
+        What it answers.
 
     Raises:
         Exception: the model's own, where it does not run on token ids and a mask.
@@ -110,7 +113,7 @@ def short_pass(base: nn.Module) -> Any:
     device = next(base.parameters()).device
     try:
         base.eval()
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.set_grad_enabled(graph), torch.random.fork_rng([device] if device.type == "cuda" else []):
             for length in LENGTHS[:-1]:
                 with contextlib.suppress(Exception):  # of any kind: a chunk too short
                     return _answer(base, length, device)
@@ -121,19 +124,22 @@ def short_pass(base: nn.Module) -> Any:
 
 
 def _answer(base: nn.Module, length: int, device: torch.device) -> Any:
-    one, other = _plain_ids(base)
-    ids = torch.full((2, length), one, device=device)
-    ids[1, -1] = other
-    mask = {} if device.type == "meta" else {"attention_mask": torch.ones_like(ids)}  # a mask's values are looked at
-    return base(input_ids=ids, use_cache=False, **mask)
+    one, other, padding = _ids(base)
+    ids = torch.full((3, length), one, device=device)
+    ids[1:, -1] = torch.tensor([other, padding], device=device)
+    if device.type == "meta":  # no value of a mask can be looked at
+        return base(input_ids=ids, use_cache=False)
+    mask = torch.ones_like(ids)
+    mask[2, -1] = 0
+    return base(input_ids=ids, attention_mask=mask, use_cache=False)
 
 
-def _plain_ids(base: nn.Module) -> tuple[int, int]:
-    # two tokens that stand for nothing but themselves: positions and masks of some models follow from padding
+def _ids(base: nn.Module) -> tuple[int, int, int]:
+    # two tokens without a meaning of their own, since positions and masks of some models follow from padding; and that
     config = getattr(base, "config", None)
-    special = {getattr(config, f"{kind}_token_id", None) for kind in ("pad", "bos", "eos")}
-    one, other, *_ = (token for token in range(8) if token not in special)
-    return one, other
+    padding, *special = (getattr(config, f"{kind}_token_id", None) for kind in ("pad", "bos", "eos"))
+    one, other, *_ = (token for token in range(8) if token not in (0, padding, *special))
+    return one, other, padding if isinstance(padding, int) else 0
 
 
 def _flat(value: Any) -> Iterator[Any]:

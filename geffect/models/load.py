@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 import torch
 
 from geffect.errors import GeffectError
-from geffect.kinds import CAUSAL, check_causal, check_class, freeze_beside_text
+from geffect.kinds import CAUSAL, check_class, check_runs, freeze_beside_text
 from geffect.models.cache import weights_sha256
 from geffect.models.checksums import CHECKSUMS, check_checksums
 from geffect.models.gguf import converted, smollm2_file
@@ -163,8 +163,8 @@ def _plain(source: str, dtype: str, trust: bool) -> tuple[Any, Any]:
         if info["missing_keys"]:  # transformers would draw them at random
             raise GeffectError(f"all weights of the model in {source}", f"no {min(info['missing_keys'])}",
                                "restore its weight files, or the config.json they belong to")  # fmt: skip
-        check_causal(model)
         freeze_beside_text(model)
+        check_runs(model)
         return model, AutoTokenizer.from_pretrained(name, trust_remote_code=trust, **revision)
 
 
