@@ -79,6 +79,7 @@ OTHERS: dict[str, dict[str, Any]] = {  # what a model type needs beyond the abov
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
     "mamba2": {"expand": 2, "num_heads": 8, "n_groups": 1},
     "mllama": {"pad_token_id": 0, "cross_attention_layers": []},
+    "nemotron": {"num_key_value_heads": HEADS},
     "nemotron_h": {"n_groups": 1, "ssm_state_size": 8},
     "reformer": {"axial_pos_embds": False, "num_buckets": 2, "attn_layers": ["local", "lsh", "local"],
                  "local_attn_chunk_length": 8, "lsh_attn_chunk_length": 8},
@@ -182,7 +183,6 @@ def faults(model: Any) -> Iterator[str]:
     """
     logging.getLogger("geffect").setLevel(logging.ERROR)
     layout = geffect.layout(model)
-    yield from layout_faults(model, layout.layers)
     forget, retain = rows(1), rows(2)
     parameters = trainable(model)
     before = state(model)
@@ -192,12 +192,13 @@ def faults(model: Any) -> Iterator[str]:
         before = state(model)
         watch.step()
     yield from changes(before, state(model))
+    yield from layout_faults(model, layout.layers)
     tolerance = 1e-6 if next(iter(parameters.values())).dtype == torch.float64 else 1e-4
     steps, by_layer = watch.run.steps(), watch.run.to_frame("layer")
     gradients: dict[str, dict[str, Tensor]] = {}
     for name, texts in (("forget", forget), ("retain", retain)):
         loss = one_by_one(model, texts)
-        if abs(float(steps[f"{name}_risk"].iloc[0]) - float(loss)) > tolerance * float(loss):
+        if not abs(float(steps[f"{name}_risk"].astype(float).iloc[0]) - float(loss)) <= tolerance * float(loss):
             yield f"{name}'s loss is {float(steps[f'{name}_risk'].iloc[0])!r}, one by one {float(loss)!r}"
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         gradients[name] = {

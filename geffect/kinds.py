@@ -1,6 +1,7 @@
 """Which kinds of model are measured: causal language models, and the text decoder of multimodal ones."""
 
 import logging
+from math import isfinite
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ def check_causal(base: nn.Module, answer: Any) -> None:
 
     Args:
         base: the model, without wrappers.
-        answer: to `geffect.uses.short_pass`; None, or on the meta device, tells nothing.
+        answer: to `geffect.uses.short_pass`; None, on the meta device or not finite it tells nothing.
 
     Raises:
         GeffectError: an earlier token's logits move with what comes later, by more than rounding.
@@ -61,7 +62,9 @@ def check_causal(base: nn.Module, answer: Any) -> None:
         return
     one, *others = logits[:, 0].detach()
     rounding = torch.finfo(logits.dtype).eps ** 0.5 * float(one.abs().max())
-    moved = [float((one - other).abs().max()) > rounding for other in others]
+    if not isfinite(rounding):
+        return
+    moved = [not float((one - other).abs().max()) <= rounding for other in others]
     remedies = {
         "later tokens too": "set is_decoder: true in its config.json (of XLM: causal: true) if it was trained as a "
         "decoder, or choose another model",
