@@ -297,9 +297,17 @@ def same(a: Any, b: Any) -> bool:
 
 
 def runs(model: nn.Module) -> None:
-    """Run a model on token ids, which is all that is asked of it."""
+    """Run a model on token ids, which is all that is asked of it.
+
+    Args:
+        model: small and random.
+
+    Raises:
+        ArithmeticError: its loss is not finite.
+    """
     with torch.no_grad():
-        one_by_one(model, rows(0))
+        if not one_by_one(model, rows(0)).isfinite():
+            raise ArithmeticError("the loss is not finite")
 
 
 def outcome(kind: str, name: str) -> dict[str, str]:
