@@ -23,7 +23,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -219,7 +219,9 @@ def layout_faults(model: Any, layers: dict[str, str]) -> Iterator[str]:
     Yields:
         What is wrong.
     """
-    base, names, calls = unwrap(model), {}, Counter()
+    base = unwrap(model)
+    names: dict[int, set[str]] = {}
+    calls: Counter[int] = Counter()
     for name, parameter in base.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), set()).add(name)
     path, blocks = block_list(base)
@@ -262,8 +264,8 @@ def gram_faults(
     split = {"embed", "lm_head", "tied"} if "tied" in set(layers.values()) else set()
     norms = {row: sum(float((g**2).sum()) for g in each.values()) ** 0.5 for row, each in gradients.items()}
     for (a, b), pairs in frame.groupby(["row", "other"], sort=False):
-        expected: Counter[str] = Counter()
-        found: Counter[str] = Counter()
+        expected: defaultdict[str, float] = defaultdict(float)
+        found: defaultdict[str, float] = defaultdict(float)
         for name, layer in layers.items():
             expected["ends" if layer in split else layer] += float((gradients[a][name] * gradients[b][name]).sum())
         for layer, inner in zip(pairs["layer"], pairs["inner"], strict=True):

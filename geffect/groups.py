@@ -238,7 +238,7 @@ def _places(base: nn.Module, lists: Sequence[nn.ModuleList], trace: Trace) -> di
 def _owners(base: nn.Module, lists: Sequence[nn.ModuleList]) -> dict[int, set[str]]:
     """id(parameter) → the layers whose modules hold it."""
     owners: dict[int, set[str]] = {}
-    held = [(f"block_{i}", block.parameters()) for blocks in lists for i, block in enumerate(blocks)]
+    held = [(f"block_{i}", list(block.parameters())) for blocks in lists for i, block in enumerate(blocks)]
     held += [
         ("embed", _parameters(base, "get_input_embeddings")),
         ("lm_head", _parameters(base, "get_output_embeddings")),

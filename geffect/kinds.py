@@ -107,10 +107,10 @@ def _is_hooked(parameter: nn.Parameter) -> bool:
 
 def text_decoder(base: nn.Module) -> nn.Module | None:
     """The text decoder inside a multimodal model; None of a model of text alone."""
-    config = getattr(base, "config", None)
+    config: Any = getattr(base, "config", None)
     if not hasattr(config, "get_text_config") or not hasattr(base, "get_decoder"):
         return None
-    decoder = base.get_decoder() if config.get_text_config(decoder=True) is not config else base
+    decoder = base.get_decoder() if config.get_text_config(decoder=True) is not config else base  # type: ignore[operator]
     return decoder if isinstance(decoder, nn.Module) and decoder is not base else None
 
 
