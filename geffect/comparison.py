@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from geffect import plots
-from geffect.effects import asked_of, cosines, direction_of, g_effect, label_of, total_cosine
+from geffect.effects import asked_of, cosines, direction_of, g_effect, total_cosine
 from geffect.errors import GeffectError
 from geffect.record import (
     RECIPE,
@@ -138,10 +138,9 @@ def descended(gram: pd.DataFrame) -> pd.DataFrame:
         gram: a record's tidy frame by group or layer.
 
     Returns:
-        As `g_effect`, without the tied tensor where its parts are told apart by use and nothing is left of it.
+        As `g_effect`.
     """
-    effects = g_effect(gram, direction_of(gram))
-    return effects[(effects[label_of(gram)] != "tied") | effects[["unlearn", "retain"]].any(axis=1)]
+    return g_effect(gram, direction_of(gram))
 
 
 def whole_overlaps(path: Path | str) -> pd.DataFrame:

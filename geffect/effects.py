@@ -79,10 +79,20 @@ def g_effect(frame: pd.DataFrame, direction: str = "objective") -> pd.DataFrame:
         direction: ``objective`` (the paper's definition) or ``rectified`` (what the rectifier made of it).
 
     Returns:
-        Columns ``step``, the label, ``unlearn`` (risk on the forget set) and ``retain`` (risk on the retain set).
+        Columns ``step``, the label, ``unlearn`` (risk on the forget set) and ``retain`` (risk on the retain set). A
+        tied tensor whose two uses stand under ``embed`` and ``lm_head`` has no line of its own.
     """
+    return _without_rest(_effects(frame, direction))
+
+
+def _effects(frame: pd.DataFrame, direction: str) -> pd.DataFrame:
     effects = {"unlearn": pairs(frame, "forget", direction), "retain": pairs(frame, "retain", direction)}
     return pd.DataFrame(effects).reset_index()
+
+
+def _without_rest(effects: pd.DataFrame) -> pd.DataFrame:
+    tied = effects[label_of(effects)].str.rpartition("@")[2] == "tied"  # of parameters NAME@tied
+    return effects[~tied | effects[["unlearn", "retain"]].any(axis=1)].reset_index(drop=True)
 
 
 def removed_g_effect(frame: pd.DataFrame) -> pd.DataFrame:
@@ -94,9 +104,9 @@ def removed_g_effect(frame: pd.DataFrame) -> pd.DataFrame:
     Returns:
         As `g_effect`; unlearn < 0: forgetting that was given up, retain < 0: harm that was averted.
     """
-    whole, masked = (g_effect(frame, row) for row in ("objective", "masked"))
+    whole, masked = (_effects(frame, row) for row in ("objective", "masked"))
     names = ["unlearn", "retain"]
-    return whole.assign(**{name: whole[name] - masked[name] for name in names})
+    return _without_rest(whole.assign(**{name: whole[name] - masked[name] for name in names}))
 
 
 def total_cosine(frame: pd.DataFrame, a: str, b: str) -> "pd.Series[float]":

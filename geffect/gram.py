@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
+from geffect.groups import depth
 from geffect.rows import NamedTensors
 
 if TYPE_CHECKING:
@@ -94,11 +95,11 @@ class Gram:
         return sum(chosen, torch.zeros(len(self.rows), len(self.rows), dtype=torch.float64))
 
     def by(self, labels: Mapping[str, str]) -> dict[str, Tensor]:
-        """The sums under each label (a layer or group a parameter), in order of first appearance."""
+        """The sums under each label (a layer or group a parameter), from the embedding to the head (`depth`)."""
         members: dict[str, list[str]] = {}
         for name in self.values:
             members.setdefault(labels[name], []).append(name)
-        return {label: self.total(names) for label, names in members.items()}
+        return {label: self.total(members[label]) for label in sorted(members, key=depth)}
 
     def combine(self, combinations: Mapping[str, Mapping[str, float]]) -> "Gram":
         """The Gram of rows that are linear combinations of these: C G Cᵀ, no gradient needed.

@@ -17,6 +17,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from geffect.errors import GeffectError
+from geffect.groups import depth
 from geffect.objectives.outputs import IGNORE_INDEX, Outputs, labelled_positions, logits_at
 from geffect.rows import trainable
 from geffect.untouched import evaluation_mode
@@ -98,7 +99,7 @@ def token_effects(
     _check(parameters, direction)
     with _differentiable(model):
         total, labelled = _pushed(model, batch, direction)
-        names = list(dict.fromkeys(groups[name] for name in parameters)) if groups else []
+        names = sorted(dict.fromkeys(groups[name] for name in parameters), key=depth) if groups else []
         parts = {}
         for group in names[:-1]:
             within = {name: v for name, v in direction.items() if (groups or {})[name] == group}

@@ -208,3 +208,45 @@ TABLES: dict[str, tuple[tuple[str, str], dict[str, str], str]] = {
         "mlp.gate_proj.weight mlp.up_proj.weight mlp.down_proj.weight input_layernorm.weight",
     ),
 }
+
+# models whose blocks are not all in one list, or share tensors, or have more before and after them: name → layer
+UNUSUAL: dict[str, dict[str, str]] = {
+    "bert": {
+        r"bert\.embeddings\.word_embeddings\.weight": "tied",
+        r"bert\.embeddings\.(?:position_embeddings|token_type_embeddings|LayerNorm)\..*": "embed",
+        r"bert\.encoder\.layer\.(\d)\..*": "block_{}",
+        r"cls\.predictions\.transform\..*": "final_norm",
+        r"cls\.predictions\.bias": "lm_head",
+    },
+    "modernbert-decoder": {
+        r"model\.embeddings\.tok_embeddings\.weight": "tied",
+        r"model\.embeddings\.norm\.weight": "embed",
+        r"model\.layers\.(\d)\..*": "block_{}",
+        r"model\.final_norm\.weight|lm_head\.(?:dense|norm)\.weight": "final_norm",
+        r"decoder\.bias": "lm_head",
+    },
+    "xlm": {
+        r"transformer\.embeddings\.weight": "embed",
+        r"transformer\.(?:position_embeddings|layer_norm_emb)\..*": "embed",
+        r"transformer\.(?:attentions|layer_norm1|ffns|layer_norm2)\.(\d)\..*": "block_{}",
+        r"pred_layer\.proj\..*": "lm_head",
+    },
+    "gemma3n": {
+        r"model\.embed_tokens\.weight": "tied",
+        r"model\.(?:embed_tokens_per_layer|per_layer_.*|altup_projections\.\d)\.weight": "embed",
+        r"model\.layers\.(\d)\..*": "block_{}",
+        r"model\.(?:norm|altup_unembed_projections\.\d)\.weight": "final_norm",
+    },
+    "zamba2": {
+        r"model\.embed_tokens\.weight": "tied",
+        r"model\.layers\.\d\.shared_transformer\..*": "shared",
+        r"model\.layers\.(\d)\.(?!shared_transformer).*": "block_{}",
+        r"model\.final_layernorm\.weight": "final_norm",
+    },
+    "llava": {
+        r"model\.language_model\.embed_tokens\.weight": "embed",
+        r"model\.language_model\.layers\.(\d)\..*": "block_{}",
+        r"model\.language_model\.norm\.weight": "final_norm",
+        r"lm_head\.weight": "lm_head",
+    },
+}

@@ -1,6 +1,8 @@
 """Layers and groups on many decoder families, tied and untied, bare and wrapped."""
 
+import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import peft
@@ -14,8 +16,9 @@ from geffect.models.load import quiet_transformers
 from geffect.objectives import Counts, forward, risk
 from geffect.rows import capture, trainable
 from geffect.ties import find_tie, split_layout
-from tests.architecture_tables import TABLES
-from tests.architectures import FAMILIES, make
+from tests import oracles
+from tests.architecture_tables import TABLES, UNUSUAL
+from tests.architectures import FAMILIES, make, make_unusual
 from tests.cases import make_batch
 from tests.steps import make_batches, make_measurement, split, take_step
 
@@ -44,6 +47,41 @@ def test_every_parameter_lies_where_the_table_says(family: str, tied: bool) -> N
     assert found.num_blocks == 2
     groups = found.groups()
     assert all(groups[name] == "deep" for name, layer in found.layers.items() if layer == "final_norm")
+
+
+@pytest.mark.parametrize("family", UNUSUAL)
+def test_every_parameter_of_an_unusual_kind_lies_where_the_table_says(family: str) -> None:
+    model = make_unusual(family)
+    layers, used = layout(model).layers, set()
+    for name, layer in layers.items():
+        (pattern,) = [each for each in UNUSUAL[family] if re.fullmatch(each, name)]
+        found = re.fullmatch(pattern, name)
+        assert found is not None
+        assert layer == UNUSUAL[family][pattern].format(*found.groups()), name
+        used.add(pattern)
+    assert used == set(UNUSUAL[family])
+    assert list(layers) == list(trainable(model))
+
+
+@pytest.mark.parametrize("family", ["xlm", "zamba2", "bert", "llava"])
+def test_wrappers_change_nothing_of_an_unusual_kind(family: str) -> None:
+    model = make_unusual(family)
+    assert layout(_Wrapper("_orig_mod", _Wrapper("module", model))) == layout(model)
+
+
+def test_a_step_on_blocks_that_share_a_tensor_is_that_of_flattened_gradients() -> None:
+    model = make_unusual("zamba2")
+    batches = {"forget": make_batch(LENGTHS, seed=1), "retain": make_batch(LENGTHS, seed=2)}
+    gram = take_step(make_measurement(model, "ga"), [batches]).gram
+    assert gram is not None
+    rows = [oracles.gradient(model, partial(oracles.risk, model, batch)) for batch in batches.values()]
+    layers = layout(model).layers
+    by_layer = gram.by(layers)
+    assert list(by_layer) == ["block_0", "block_1", "block_2", "final_norm", "shared", "tied"]
+    whole = oracles.gram(rows, list(layers))
+    for layer, found in by_layer.items():
+        expected = oracles.gram(rows, [name for name in layers if layers[name] == layer])
+        assert (found[1:, 1:] - expected).abs().max() <= 1e-5 * whole.diagonal().max(), layer
 
 
 @pytest.mark.parametrize("tied", [False, True])

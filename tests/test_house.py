@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "geffect"
 ORDER = [
     "visible", "errors", "unique", "launched", "signals",
-    "grammar", "scopes", "untouched", "groups", "heads", "shards", "rows", "gram", "replicas",
+    "grammar", "scopes", "untouched", "uses", "kinds", "groups", "heads", "shards", "rows", "gram", "replicas",
     "support", "effects", "localisation", "ties",
     "objectives", "tokens", "rectify", "ledger", "measurement", "data", "models", "metrics", "rules", "training",
     "record", "plots", "comparison", "alignment", "views", "findings", "page", "config", "environment", "arguments",

@@ -70,10 +70,10 @@ def test_cells_above_zero_bear_a_dot_where_there_is_room() -> None:
 def test_steps_far_apart_are_drawn_so_and_what_is_missing_is_unknown() -> None:
     frame = make(["lm_head", "tied", "block_10", "block_9"], steps=[0, 10, 40])
     figure = plots.layer_heat_map(frame.iloc[1:])
-    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["tied", "block_9", "block_10", "lm_head"]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["block_9", "block_10", "lm_head", "tied"]
     mesh = meshes(figure)[0]
     np.testing.assert_array_equal(np.asarray(mesh.get_coordinates())[0, :, 0], [-5, 5, 25, 55])
-    assert np.argwhere(np.isnan(cells(mesh))).tolist() == [[3, 0]]
+    assert np.argwhere(np.isnan(cells(mesh))).tolist() == [[2, 0]]
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan])

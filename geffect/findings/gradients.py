@@ -95,6 +95,7 @@ NAMES = {
     "middle": "Middle layers carry",
     "deep": "Deep layers carry",
     "lm_head": "The output head carries",
+    "shared": "Parameters that several blocks share carry",
     "tied": "The tied embedding carries",
 }
 

@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 import torch
 
 from geffect.errors import GeffectError
+from geffect.kinds import CAUSAL, check_class, check_runs, freeze_beside_text
 from geffect.models.adapters import FILE, check_adapter, check_patterns, grow_vocabulary
 from geffect.models.cache import weights_sha256
 from geffect.models.checksums import CHECKSUMS, check_checksums
@@ -151,14 +152,15 @@ def reading(spec: str) -> Iterator[None]:
 
 
 def _plain(source: str, dtype: str, trust: bool) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     outlined = _on_meta(source, trust)  # refuses what would fill the memory first
     if Path(source).is_dir():
         check_size(Path(source), sum(p.numel() for p in outlined.parameters()))
     with quiet_transformers():
         name, revision = _revision(source)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust, **revision)
+        model, info = _auto_class(config).from_pretrained(
             name,
             dtype=DTYPES[dtype],
             trust_remote_code=trust,
@@ -168,7 +170,34 @@ def _plain(source: str, dtype: str, trust: bool) -> tuple[Any, Any]:
             **revision,
         )
         check_loaded(source, info)
+        freeze_beside_text(model)
+        check_runs(model)
         return model, AutoTokenizer.from_pretrained(name, trust_remote_code=trust, **revision)
+
+
+def _auto_class(config: Any) -> Any:
+    """The class that loads a model of this configuration, multimodal where the weights are.
+
+    Args:
+        config: the configuration.
+
+    Returns:
+        One of transformers' auto classes.
+
+    Raises:
+        GeffectError: the model is no causal language model.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
+
+    names = getattr(config, "architectures", None) or [config.model_type]
+    check_class(names[0], config)
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return AutoModelForCausalLM
+    autos = [each for each in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
+             if type(config) in each._model_mapping]  # fmt: skip
+    if not autos:
+        raise GeffectError(CAUSAL, f"{names[0]}, of the model type {config.model_type}", "choose another model")
+    return next((each for each in autos if each._model_mapping[type(config)].__name__ == names[0]), autos[0])
 
 
 def _revision(source: str) -> tuple[str, dict[str, str]]:
@@ -248,12 +277,13 @@ def _plain_outline(source: str, trust: bool) -> tuple[Any, Any]:
 
     name, revision = _revision(source)
     model = _on_meta(source, trust)
+    freeze_beside_text(model)
     return model, AutoTokenizer.from_pretrained(name, trust_remote_code=trust, **revision)
 
 
 def _on_meta(source: str, trust: bool) -> Any:
     """A model's shapes, once its files and its configuration are seen to be in order."""
-    from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+    from transformers import AutoConfig, PretrainedConfig
 
     if Path(source).is_dir():
         check_directory(Path(source))
@@ -261,7 +291,7 @@ def _on_meta(source: str, trust: bool) -> Any:
         name, revision = _revision(source)
         check_config(source, PretrainedConfig.get_config_dict(name, **revision)[0])
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust, **revision)
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+        return _auto_class(config).from_config(config, trust_remote_code=trust)
 
 
 def _adapter_outline(source: str, trust: bool) -> tuple[Any, Any]:

@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_hex
 
+from geffect.groups import depth
 from geffect.plots.cells import SIGNED, signed
-from geffect.plots.layers import depth
 
 MOST, LABELS = 60, 12  # columns of a map; about as many of them are named
 SIDES = {

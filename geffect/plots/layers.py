@@ -1,7 +1,5 @@
 """A G-effect by layer and step, and the cosines of all rows at one step, as heat maps."""
 
-import re
-
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -13,6 +11,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from geffect.effects import gram_at
 from geffect.errors import GeffectError
 from geffect.gram import Gram
+from geffect.groups import depth
 from geffect.plots.cells import SIGNED, bar, heat, ink, name_columns, number, signed
 from geffect.plots.figure import Figure
 from geffect.plots.panels import Numbers, check, once
@@ -20,7 +19,6 @@ from geffect.plots.style import NOTE, ONE_COLUMN, STYLE, TWO_COLUMN
 
 BAR, MOST = 0.09, 12  # how high a colour bar is in inches, rows of a Gram
 SIDES = {"unlearn": "below 0: forgets", "retain": "below 0: harms what must stay"}
-ENDS = {"embed": -2, "tied": -1, "final_norm": 1, "lm_head": 2}  # blocks between, by their number
 DOT = 4  # points a cell must have for its mark
 STEPS = 6  # named below a panel
 
@@ -34,8 +32,8 @@ def layer_heat_map(frame: pd.DataFrame) -> Figure:
 
     Returns:
         A figure with one colour scale for both sides, centred on zero (symmetric logarithm where a few cells dwarf the
-        rest; the colour bar says so): layers from the embedding at the top to the head at the bottom. Where cells are
-        large enough, those above zero bear a dot, so that signs are told apart in grey.
+        rest; the colour bar says so): layers from the embedding at the top to the head, then what is in several. Where
+        cells are large enough, those above zero bear a dot, so that signs are told apart in grey.
 
     Raises:
         GeffectError: a column is missing, or a layer stands twice at a step.
@@ -83,12 +81,6 @@ def _dot(axes: Axes, mesh: QuadMesh, values: Numbers, edges: Numbers) -> None:
     lines, columns = np.nonzero(values > 0)
     colours = [ink(mesh, value) for value in values[lines, columns]]
     axes.scatter((edges[columns] + edges[columns + 1]) / 2, lines + 0.5, s=3, c=colours, lw=0)
-
-
-def depth(layer: str) -> tuple[int, int]:
-    """Where a layer stands between the embedding and the head: sorts them from top to bottom of a picture."""
-    block = re.fullmatch(r"block_(\d+)", layer)
-    return ENDS.get(layer, 0), int(block[1]) if block else 0
 
 
 def _edges(steps: Numbers) -> Numbers:

@@ -11,6 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
 from geffect.errors import GeffectError
+from geffect.groups import depth
 from geffect.plots.cells import heat, name_columns, number
 from geffect.plots.figure import Figure
 from geffect.plots.panels import check, finish, once
@@ -65,12 +66,13 @@ def jaccard_by_layer(frame: pd.DataFrame, share: float) -> Figure:
         share: As of `jaccard_matrix`.
 
     Returns:
-        A one-panel figure, layers from left to right and pairs from top to bottom in order of first appearance, chance
-        marked on the colour bar.
+        A one-panel figure, layers from the embedding at the left to the head at the right, pairs from top to bottom in
+        order of first appearance, chance marked on the colour bar.
     """
     check(frame, ("layer", "row", "other", "jaccard"))
     _order(frame, ())
     table = _pairs(frame, ("layer",))["jaccard"].unstack("layer", sort=False)
+    table = table[sorted([str(layer) for layer in table.columns], key=depth)]
     pairs = [f"{row} ∩ {other}" for row, other in table.index]
     size = TWO_COLUMN if table.shape[1] > 12 else ONE_COLUMN, 1.35 + 0.18 * len(pairs)
     with matplotlib.rc_context(STYLE):

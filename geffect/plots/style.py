@@ -21,6 +21,7 @@ GROUPS: Final[dict[str, Look]] = {
     "middle": {"c": "#009E73", "marker": "^", "ls": (0, (5, 1.5, 1, 1.5))},
     "deep": {"c": "#D55E00", "marker": "D", "ls": (0, (1, 1))},
     "lm_head": {"c": "#CC79A7", "marker": "v", "ls": (0, (3, 1, 1, 1, 1, 1))},
+    "shared": {"c": "#56B4E9", "marker": "X", "ls": (0, (2, 1.5, 6, 1.5))},
     "tied": {"c": "#000000", "marker": "P", "ls": (0, (8, 2))},
 }
 RUNS: Final[tuple[Look, ...]] = (

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from geffect.errors import GeffectError
-from geffect.groups import layer_groups
+from geffect.groups import depth, layer_groups
 from geffect.record.lines import as_written, each_line, read_environment
 from geffect.record.writing import STEPS
 
@@ -95,9 +95,11 @@ def read_support(path: Path | str, by: str = "group", scheme: str = "thirds") ->
 
 
 def _onto(path: Path, by: str, scheme: str) -> tuple[list[int], list[str]]:
-    # each parameter's place among the labels, and the labels
+    # each parameter's place among the labels, and the labels: layers and groups from the embedding to the head
     labels = _labels(read_environment(path)["parameters"], by, scheme)
     names = list(dict.fromkeys(labels))
+    if by != "parameter":
+        names.sort(key=depth)
     return [names.index(label) for label in labels], names
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from geffect.errors import GeffectError
-from geffect.groups import layer_groups
+from geffect.groups import depth, layer_groups
 from geffect.record.lines import as_written, each_line, read_environment
 from geffect.record.writing import STEPS
 
@@ -45,7 +45,7 @@ def read_standard_errors(path: Path | str, by: str = "group", scheme: str = "thi
 def _frame(line: Mapping[str, Any], by: str, names: Any) -> pd.DataFrame:
     spread = line["spread"]
     labels = [names(layer) for layer in spread["labels"]]
-    known = list(dict.fromkeys(labels))
+    known = sorted(dict.fromkeys(labels), key=depth)
     onto = [known.index(label) for label in labels]
     products = np.asarray(spread["linearised"], dtype=float)  # [labels, B, pairs]
     halves = np.asarray(spread["halves"], dtype=float)  # [labels, pairs]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from geffect.groups import depth
 from geffect.record.lines import as_written, each_line
 from geffect.record.writing import POINTS, TOKENS
 
@@ -28,7 +29,7 @@ def read_tokens(path: Path | str) -> pd.DataFrame:
         keys = {name: line[name] for name in ("step", "set", "row")}
         frame = pd.DataFrame(columns).assign(**keys, direction=line["direction"], position=range(len(line["tokens"])))
         first = [*keys, "position", "token", "labelled", "direction", "effect"]
-        frames.append(frame[[*first, *line["groups"]]])
+        frames.append(frame[[*first, *sorted(line["groups"], key=depth)]])
     return pd.concat(frames, ignore_index=True)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from geffect.environment import describe
 from geffect.errors import GeffectError
 from geffect.groups import layout, unwrap
+from geffect.kinds import check_kind, check_runs
 from geffect.lifecycle import ends, started
 from geffect.measurement.step import norms
 from geffect.models.vocabulary import num_tokens
@@ -117,6 +118,8 @@ class Watch:
         if any(unwrap(each.model) is unwrap(self.model) for each in _OPEN):
             raise GeffectError("one watch on a model", "a second one", "remove one, or close the first")
         _refuse_hidden(self.model)
+        check_kind(unwrap(self.model))
+        check_runs(unwrap(self.model))
         self.parameters, self.tie = trainable(self.model), find_tie(bare(self.model))
         self._untouched = Untouched(self.model)
         table = split_layout(layout(self.model), self.tie)
