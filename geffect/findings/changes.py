@@ -96,13 +96,15 @@ def _columns(first: Line, last: Line, name: str) -> Numbers:
 def change_of(first: Line, last: Line, role: str) -> SetChange:
     """What became of the sets of a role; of several domains, of all their examples together."""
     found = examples_of(first, last, role)
-    losses, accuracies = (found[:, each].sum(0) / found[:, TOKENS].sum() for each in (NLL, RIGHT))
-    if np.isnan(accuracies).any():
-        both = [[each["accuracy"] for name, each in line["evaluation"].items() if role_of(name) == role]
-                for line in (first, last)]  # fmt: skip
-        accuracies = np.mean(both, axis=1)
-    accuracy = Change(*map(float, accuracies), interval(lost_accuracy, found))
-    return SetChange(NAMES[role], len(found), accuracy, Change(*map(float, losses), interval(rise, found)))
+    losses, accuracies = ((found[:, each].sum(0) / found[:, TOKENS].sum()).tolist() for each in (NLL, RIGHT))
+    if any(map(math.isnan, accuracies)):
+        accuracies = [_mean_accuracy(line, role) for line in (first, last)]
+    accuracy = Change(accuracies[0], accuracies[1], interval(lost_accuracy, found))
+    return SetChange(NAMES[role], len(found), accuracy, Change(losses[0], losses[1], interval(rise, found)))
+
+
+def _mean_accuracy(line: Line, role: str) -> float:
+    return float(np.mean([each["accuracy"] for name, each in line["evaluation"].items() if role_of(name) == role]))
 
 
 def interval(statistic: Callable[..., Any], *sets: Numbers) -> Interval:
