@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import sys
 import time
 from pathlib import Path
@@ -104,6 +105,15 @@ def test_what_no_longer_fits_is_skipped_and_what_still_runs_is_stopped(place: Pl
     assert "still running" in stopped.error
     (elsewhere,) = results([Check("only", raising, only_cuda=True)], place, 5.0)
     assert elsewhere.status == SKIPPED
+
+
+def test_a_callers_own_timer_runs_on(place: Place) -> None:
+    theirs = signal.setitimer(signal.ITIMER_REAL, 200)
+    try:
+        list(results([Check("fine", fine)], place, 5.0))
+        assert 100 < signal.getitimer(signal.ITIMER_REAL)[0] <= 200
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *theirs)
 
 
 def test_interrupting_stops_the_whole(place: Place) -> None:

@@ -198,12 +198,13 @@ def _limited(seconds: float) -> Iterator[None]:
         raise OutOfTime("it was still running when the time was over")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    theirs = signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *theirs)  # a caller's own, as of a test's timeout
 
 
 def seconds_of(place: Place, run: Callable[[], object], repeats: int = 3) -> float:
