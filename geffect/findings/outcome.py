@@ -161,7 +161,9 @@ def _shares(verdict: str, scale: str | None, sets: list[Numbers]) -> str:
         if apart.known and all(one.known for one in each):
             what = "accuracy" if name == "accuracy" else "probability of a token"
             noise = (
-                "the difference is not told from noise" if apart.low <= 0 <= apart.high else "half would be selective"
+                "the difference is not told from noise"
+                if apart.low <= 0 <= apart.high
+                else "less than half of it would be selective"
             )
             said = f"; {noise}" if verdict in {NOT_SELECTIVE, NOT_TOLD} else ""
             return f"Share lost of the {what}: {' against '.join(map(_share, each))}{said}."
