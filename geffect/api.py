@@ -344,13 +344,14 @@ def evaluate(config: EvaluateConfig) -> Path:
 
 
 def report(config: ReportConfig) -> "Report":
-    """Write runs as one offline HTML page, what they show beyond noise first.
+    """Write runs as one offline HTML page: the outcome first, then what they show beyond noise.
 
     Args:
         config: runs, file and scheme of layer groups.
 
     Returns:
-        ``path`` of the page and ``findings`` (`geffect.findings.Finding`) of all runs.
+        ``path`` of the page, ``findings`` (`geffect.findings.Finding`) of all runs, and ``outcomes``
+        (`geffect.findings.Outcome`) by run.
 
     Raises:
         GeffectError: there is no run or no measured step, or the file is none of ours or cannot be written.

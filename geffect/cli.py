@@ -181,7 +181,7 @@ def _unlearn(config: UnlearnConfig, *, dry_run: bool, resume: bool) -> None:
 
     show.plan(api.plan(config, resume=resume))
     if not dry_run:
-        show.run(api.unlearn(config, resume=resume))
+        show.unlearned(api.unlearn(config, resume=resume))
 
 
 def _localise(config: LocaliseConfig, *, dry_run: bool) -> None:
@@ -214,7 +214,7 @@ def _evaluate(config: EvaluateConfig, *, json: bool) -> None:
 
 
 def _report(config: ReportConfig, *, json: bool) -> None:
-    """Write runs as one HTML page for any browser, offline: findings first, then figures, layers, worst examples."""
+    """Write runs as one HTML page for any browser, offline: the outcome, findings, figures, layers, worst examples."""
     from geffect import api, show
 
     show.report(api.report(config), as_json=json)
@@ -240,7 +240,7 @@ verb("unlearn", UnlearnConfig, _unlearn, **DRY_RUN, **RESUME)
 verb("localise", LocaliseConfig, _localise, **DRY_RUN)
 verb("inspect", InspectConfig, _inspect, **DRY_RUN, resume="go on where an unfinished inspection in --out stopped")
 verb("evaluate", EvaluateConfig, _evaluate, json="print metrics.json, and no table")
-verb("report", ReportConfig, _report, json="print the findings as a JSON list")
+verb("report", ReportConfig, _report, json="print each run's outcome and findings as JSON")
 verb("show-batch", ShowConfig, _show_batch)
 verb("doctor", DoctorConfig, _doctor, json="print the findings as a JSON list")
 
@@ -270,7 +270,7 @@ def _demo(out: Path | None, *, grail: bool) -> None:
         localised, runs = demonstration.demo_grail(out)
         show.localisation(localised)
         for path in runs:
-            show.run(path)
+            show.unlearned(path)
 
 
 @app.command(cls=OnceCommand)

@@ -5,8 +5,9 @@ products, and enough for every norm, cosine, G-effect and projection.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -42,8 +43,14 @@ def inner_products(rows: Sequence[Tensor | None]) -> Tensor:
     if not present:
         return gram
     flat = [row.detach().reshape(-1) for row in rows if row is not None]
-    gram[torch.tensor(present)[:, None], torch.tensor(present)] = _products(flat).cpu()
+    with _own_precision(flat[0].device.type):
+        gram[torch.tensor(present)[:, None], torch.tensor(present)] = _products(flat).cpu()
     return gram
+
+
+def _own_precision(device: str) -> AbstractContextManager[Any]:
+    """Outside of a caller's autocast, which would round what is multiplied to 16 bits."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _products(flat: list[Tensor]) -> Tensor:

@@ -82,6 +82,14 @@ def run(path: Path) -> None:
         successes(metrics["success"])
 
 
+def unlearned(path: Path) -> None:
+    """Print a finished unlearning run: whether it forgot selectively, then as `run`."""
+    from geffect.findings import outcome
+
+    Console(soft_wrap=True, highlight=False).print(Text(outcome(path).sentence))
+    run(path)
+
+
 def successes(scores: Mapping[str, Any]) -> None:
     """Print unlearn, retention and harmonic success of every domain's validation sets, at the start and the end."""
     table = Table(title="validation, %: US unlearn, RS retention, HS harmonic success", title_justify="left")
@@ -196,23 +204,27 @@ def findings(found: "Iterable[Finding]", *, as_json: bool) -> bool:
 
 
 def report(found: "Report", *, as_json: bool = False) -> None:
-    """Print what a report found, and where the page is.
+    """Print each run's outcome and findings, and where the page is.
 
     Args:
         found: the report.
-        as_json: the findings as a list of objects, alone.
+        as_json: alone, as ``{"page": …, "runs": [{"run": …, "outcome": {…}, "findings": [{…}]}]}``.
     """
     import json
 
     console = Console(soft_wrap=True, highlight=False)
+    findings = {run: [each for each in found.findings if each.run == run] for run in found.outcomes}
     if as_json:
-        console.print_json(json.dumps([each._asdict() for each in found.findings]))
+        runs = [{"run": run, "outcome": outcome.to_json(), "findings": [each._asdict() for each in findings[run]]}
+                for run, outcome in found.outcomes.items()]  # fmt: skip
+        console.print_json(json.dumps({"page": str(found.path), "runs": runs}))
         return
-    several = len({each.run for each in found.findings}) > 1
-    for each in found.findings:
-        console.print(Text(f"- {each.run}: {each.text}" if several else f"- {each.text}"))
-    if not found.findings:
-        console.print(Text("nothing can be told from noise"))
+    for run, outcome in found.outcomes.items():
+        console.print(Text(f"{run}: {outcome.sentence}" if len(found.outcomes) > 1 else outcome.sentence))
+        for each in findings[run]:
+            console.print(Text(f"- {each.text}"))
+        if not findings[run]:
+            console.print(Text("- No finding on its gradients can be told from noise."))
     console.print(Text(f"page: {found.path}"))
 
 

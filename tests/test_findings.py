@@ -11,7 +11,6 @@ import torch
 
 from geffect.data import collate, encode_set, load_set
 from geffect.findings import LEVEL, Finding, checkpoints, in_rows, over_steps
-from geffect.findings.evaluations import evaluations
 from geffect.groups import layer_groups, layout
 from geffect.objectives import forward
 
@@ -79,21 +78,8 @@ def record(grams: dict[str, Numbers], made: Iterator[dict[str, Numbers]]) -> pd.
     return pd.DataFrame(lines, columns=["step", "group", "row", "other", "inner"])
 
 
-def scores(grams: dict[str, Numbers], made: list[dict[str, Numbers]], labels: Numbers) -> list[dict[str, Any]]:
-    """Evaluations before and after those steps, each row's risk moved to first order by their sum."""
-    whole, moves = np.sum(list(grams.values()), axis=0), np.sum([each["objective"] for each in made], axis=0)
-    moved = -1e-2 * whole @ moves
-    sets = {"forget": np.flatnonzero(labels == 0), "held": np.flatnonzero(labels == 1)}
-    found = []
-    for nll in (np.full(len(labels), 5.0), 5.0 + moved):
-        rows = {name: {"nll": (20 * nll[own]).tolist(), "tokens": [20] * len(own)} for name, own in sets.items()}
-        means = {name: {"risk": nll[own].mean(), "accuracy": 0.5} for name, own in sets.items()}
-        found.append({"evaluation": means, "evaluation_rows": rows})
-    return found
-
-
-def reported(grams: dict[str, Numbers], made: list[dict[str, Numbers]], labels: Numbers) -> list[Finding]:
-    return in_rows(record(grams, iter(made)), "GRU") + evaluations(scores(grams, made, labels))
+def reported(grams: dict[str, Numbers], made: list[dict[str, Numbers]]) -> list[Finding]:
+    return in_rows(record(grams, iter(made)), "GRU")
 
 
 TRUE = np.repeat([0, 1], 40)
@@ -102,7 +88,7 @@ TRUE = np.repeat([0, 1], 40)
 def noise(grams: dict[str, Numbers], size: int, seed: int) -> list[Finding]:
     generator = np.random.default_rng(seed)
     drawn = (batches(generator.permutation(TRUE), generator) for _ in range(STEPS))
-    return reported(grams, list(steps(size, drawn)), generator.permutation(TRUE))
+    return reported(grams, list(steps(size, drawn)))
 
 
 def planted(grams: dict[str, Numbers], size: int) -> list[Finding]:
@@ -113,7 +99,7 @@ def planted(grams: dict[str, Numbers], size: int) -> list[Finding]:
         ascended, forget, descended, _ = batches(TRUE, generator)
         others = np.setdiff1d(np.flatnonzero(TRUE == 0), [*ascended, *forget])
         drawn.append([ascended, forget, descended, generator.permutation(others)[:BATCH]])
-    return reported(grams, list(steps(size, iter(drawn))), TRUE)
+    return reported(grams, list(steps(size, iter(drawn))))
 
 
 @pytest.mark.slow
@@ -123,8 +109,8 @@ def test_permuted_labels_show_nothing(pool: tuple[dict[str, Numbers], int]) -> N
     The objective is GradDiff, whose only meaning is the label: rows labelled forget are ascended, rows labelled retain
     descended. Both risks are measured on further rows of each label. Where labels say nothing about rows, swapping the
     ascended and the descended batch is as likely as not, so every inner product of a risk with the objective is
-    symmetric about zero: no conflict, no layer that carries it, no step at which it starts, nothing for GRU to remove,
-    and no set whose risk rises more. Labels are drawn at every step and not once a run, as any one split of eighty rows
+    symmetric about zero: no conflict, no layer that carries it, no step at which it starts, nothing for GRU to remove.
+    Labels are drawn at every step and not once a run, as any one split of eighty rows
     makes two sets that truly differ a little.
 
     Plain ascent (GA) is no such null: to ascend on one half of a pool harms the other half, which is alike. That is
@@ -142,7 +128,6 @@ def test_the_same_noise_is_printed_at_a_lax_level(
     grams, size = pool
     monkeypatch.setattr("geffect.findings.estimates.LEVEL", 0.5)
     monkeypatch.setattr("geffect.findings.gradients.TRIVIAL", 0.0)
-    monkeypatch.setattr("geffect.findings.evaluations.TRIVIAL", 0.0)
     assert any(noise(grams, size, seed) for seed in range(8))
 
 
@@ -197,7 +182,31 @@ def test_shares_of_layers_are_those_planted() -> None:
     found = next(each for each in in_rows(frame_of(-0.3 + noise)) if each.kind == "layers")
     assert found.value == pytest.approx(0.75)
     text = found.text.replace("\N{NO-BREAK SPACE}", " ")
-    assert text.startswith("Deep layers carry 75 % of the objective's retain harm [75, 75]")
+    assert text.startswith("Deep layers carry 75 % [75, 75] of the harm that the objective would do to the retain set")
+
+
+@pytest.mark.parametrize(("before", "kind"), [(-0.4, "conflict"), (0.3, "start")])
+def test_findings_say_of_which_gradient_they_speak(before: float, kind: str) -> None:
+    """Where GRU ran, all but what it removed and what was applied is about the gradient before it."""
+    noise = 0.05 * np.random.default_rng(0).standard_normal((3, 60))
+    harmful = np.where(np.arange(60) < 24, before, -0.4) + noise[0]
+    plain = {each.kind: each for each in in_rows(frame_of(harmful))}
+    rows = {"rectified": 0.1 + noise[1], "applied": -0.2 + noise[2]}
+    found = {each.kind: each for each in in_rows(frame_of(harmful, **rows), "GRU")}
+    assert kind in plain
+    assert set(found) == {*plain, "removed", "applied"}
+    for about in plain:
+        assert "before" not in plain[about].text
+        assert "he objective before GRU " in found[about].text
+        assert found[about].gradient == "objective"
+    assert found["removed"].gradient == "rectified"
+    assert found["removed"].text.startswith("GRU removed")
+    assert found["applied"].gradient == "applied"
+
+
+def test_a_rectifier_that_no_row_tells_of_is_named_all_the_same() -> None:
+    """One that corrects the update alone leaves the gradient as it is; the objective still is not what was applied."""
+    assert "before GRU " in in_rows(frame_of(np.full(30, -0.3)), "GRU")[0].text
 
 
 def test_an_optimiser_that_turns_a_harmless_gradient_is_found() -> None:
@@ -239,29 +248,3 @@ def test_checkpoints_are_judged_by_their_standard_errors() -> None:
     assert "at 2 of 3 checkpoints; at step 20" in found.text
     assert checkpoints.conflict(errors_of([0.5, -4.0, -6.0], 2.0), batches=20) is None
     assert checkpoints.conflict(errors_of([0.5, -40.0, -60.0], 2.0), batches=2) is None
-
-
-def evaluated(forget: float, held: float, domain: str = "") -> list[dict[str, Any]]:
-    """Forty rows of ten tokens in each set, whose risk rises by so much, give or take a tenth."""
-    generator, lines = np.random.default_rng(0), []
-    for rise in (0, 1):
-        rows, means = {}, {}
-        for name, mean in ((f"forget{domain}", forget), (f"held{domain}", held)):
-            nll = 10 * (1 + rise * (mean + 0.1 * generator.standard_normal(40)))
-            rows[name] = {"nll": nll.tolist(), "tokens": [10] * 40}
-            means[name] = {"risk": float(nll.mean() / 10), "accuracy": 0.9}
-        lines.append({"evaluation": means, "evaluation_rows": rows})
-    return lines
-
-
-@pytest.mark.parametrize("domain", ["", "/privacy"])
-def test_forgetting_is_what_rises_more_than_what_must_stay(domain: str) -> None:
-    forgotten, kept = evaluations(evaluated(4.0, 1.0, domain))
-    assert forgotten.low < 3 < forgotten.high
-    assert kept.low < 0.25 < kept.high
-    assert "from 1.00 to" in forgotten.text
-
-
-def test_a_rise_that_is_alike_on_both_sets_is_no_forgetting() -> None:
-    assert evaluations(evaluated(4.0, 4.0)) == []
-    assert evaluations([]) == []

@@ -24,6 +24,15 @@ def test_every_entry_is_the_float64_inner_product(numel: int, num_rows: int, exp
     assert_gram_close(inner_products(rows), stacked @ stacked.T, 1e-6)
 
 
+def test_a_callers_autocast_rounds_nothing() -> None:
+    rows = [_random((5000,), i) for i in range(3)]
+    rows[1] -= 0.999 * rows[0]
+    stacked = torch.stack(rows).double()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_gram_close(inner_products(rows), stacked @ stacked.T, 1e-6)
+        assert torch.is_autocast_enabled("cpu")
+
+
 def test_a_missing_row_is_zero() -> None:
     gram = inner_products([None, torch.ones(3), None])
     assert gram.tolist() == [[0, 0, 0], [0, 3, 0], [0, 0, 0]]

@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 
 from geffect import api
-from geffect.cli import app
 from geffect.config import InspectConfig, ReportConfig
 from geffect.errors import GeffectError
+from geffect.findings import outcome
 from geffect.page.maps import layer_maps
 from geffect.page.worst import worst_rows
 from geffect.page.writing import MARK
@@ -248,19 +248,39 @@ def test_what_reverses_or_hides_text_is_written_out(runs: list[Path], tmp_path: 
         assert not UNSEEN.search(text)
 
 
-def test_findings_come_first_and_the_shell_prints_them(
-    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_outcome_comes_first_then_the_findings(runs: list[Path], tmp_path: Path, invoke: Command) -> None:
     out = tmp_path / "one.html"
-    app(["report", str(runs[0]), "--out", str(out)], standalone_mode=False)
-    printed, text = capsys.readouterr().out, out.read_text(encoding="utf-8")
-    assert printed.rstrip().endswith(str(out))
+    printed = invoke("report", runs[0], "--out", out).out.splitlines()
+    text, expected = out.read_text(encoding="utf-8"), outcome(runs[0])
+    assert printed[0] == expected.sentence
+    assert printed[-1].endswith(str(out))
+    assert text.index("<h2>Outcome") < text.index(f'data-verdict="{expected.verdict}"') < text.index("<h2>Findings")
     assert text.index("<h2>Findings") < text.index("<figure")
-    app(["report", str(runs[0]), "--out", str(out), "--json"], standalone_mode=False)
-    found = json.loads(capsys.readouterr().out)
-    assert [f"- {each['text']}" for each in found] == printed.splitlines()[:-1]
+    told = json.loads(invoke("report", runs[0], "--out", out, "--json").out)
+    found = told["runs"][0]["findings"]
+    assert told["page"] == str(out)
+    nothing = ["- No finding on its gradients can be told from noise."]
+    assert ([f"- {each['text']}" for each in found] or nothing) == printed[1:-1]
     assert text.count("<li data-kind=") == len(found)
-    assert all(each["low"] <= each["value"] <= each["high"] for each in found)
+    assert all(each["low"] <= each["value"] <= each["high"] and each["gradient"] for each in found)
+    assert told["runs"][0]["outcome"] == expected.to_json()
+
+
+def test_of_several_runs_each_has_its_outcome(
+    runs: list[Path], inspected: Path, tmp_path: Path, invoke: Command
+) -> None:
+    out = tmp_path / "several.html"
+    printed = invoke("report", *runs, inspected, "--out", out).out
+    told = json.loads(invoke("report", *runs, inspected, "--out", out, "--json").out)["runs"]
+    names = ["GA", "GA+GRU", "tokens"]
+    assert [each["run"] for each in told] == names
+    for each, path in zip(told, [*runs, inspected], strict=True):
+        assert each["outcome"]["sentence"] == outcome(path).sentence
+        assert f"{each['run']}: {each['outcome']['sentence']}" in printed
+        assert all(one["run"] == each["run"] for one in each["findings"])
+    text = out.read_text(encoding="utf-8")
+    assert text.count("data-verdict=") == len(names)
+    assert text.index("data-verdict=") < text.index("<table")
 
 
 def test_the_same_runs_give_the_same_bytes_and_a_report_may_be_drawn_again(runs: list[Path], tmp_path: Path) -> None:

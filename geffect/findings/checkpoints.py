@@ -8,7 +8,7 @@ from geffect.findings.finding import Finding, number, within
 
 
 def conflict(errors: pd.DataFrame, batches: int) -> Finding | None:
-    """Whether a step on the objective would raise the retain risk at the checkpoint where it would most surely.
+    """Whether a step on the objective would raise the retain loss at the checkpoint where it would most surely.
 
     Args:
         errors: `geffect.read_standard_errors` of the whole model.
@@ -31,6 +31,6 @@ def conflict(errors: pd.DataFrame, batches: int) -> Finding | None:
     last = max(below)
     low, high = found[last].interval()
     digits = int(np.clip(3 - np.floor(np.log10(abs(found[last].value))), 0, 6))
-    text = (f"The objective works against the retain set at {len(below)} of {len(found)} checkpoints; at step {last} "
+    text = (f"The objective conflicts with the retain set at {len(below)} of {len(found)} checkpoints; at step {last} "
             f"the retain G-effect is {number(found[last].value, digits)} {within(low, high, digits)}.")  # fmt: skip
     return Finding("conflict", text, found[last].value, low, high)

@@ -1,12 +1,12 @@
 """All findings of a run."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
 from geffect.findings import checkpoints, gradients
-from geffect.findings.evaluations import evaluations
 from geffect.findings.finding import Finding
 from geffect.record import CONFIG, as_written, read, read_lines, read_standard_errors
 
@@ -15,9 +15,9 @@ from geffect.record import CONFIG, as_written, read, read_lines, read_standard_e
 def find(path: Path | str, run: str = "", scheme: str = "thirds") -> list[Finding]:
     """What a run shows beyond noise.
 
-    Seven claims are tested, each at `geffect.findings.LEVEL`: over steps by the moving-block bootstrap, over
-    checkpoints by their standard errors where an inspection recorded them, over rows where evaluations are compared.
-    In which layers the retain set is harmed, and what undid it, is asked only where it is harmed at all.
+    Five claims on gradients are tested, each at `geffect.findings.LEVEL`: over steps by the moving-block bootstrap,
+    over checkpoints by their standard errors where an inspection recorded them. In which layers the retain set is
+    harmed, and what undid it, is asked only where it is harmed at all. What became of the sets: `outcome`.
 
     Args:
         path: the run directory.
@@ -38,21 +38,23 @@ def find(path: Path | str, run: str = "", scheme: str = "thirds") -> list[Findin
     if spread and not any(each.kind == "conflict" for each in found):
         batches = len(spread[0]["linearised"][0])
         found = [*_made(checkpoints.conflict(read_standard_errors(path, "total"), batches)), *found]
-    return [each._replace(run=run) for each in (*found, *evaluations(lines))]
+    return [each._replace(run=run) for each in found]
 
 
-def in_rows(frame: pd.DataFrame, rectifier: str = "The rectifier") -> list[Finding]:
-    """What the measured rows of a run show.
+def in_rows(frame: pd.DataFrame, rectifier: str = "") -> list[Finding]:
+    """What the measured gradients of a run show.
 
     Args:
         frame: a record's tidy frame by group.
-        rectifier: what is named as having removed harm.
+        rectifier: what changed the objective's gradient; empty where nothing did.
 
     Returns:
         The findings.
     """
-    harm = _made(gradients.conflict(frame), gradients.start(frame))
-    where = _made(gradients.layers(frame), gradients.removed(frame, rectifier)) if harm else []
+    rectifier = rectifier or ("the rectifier" if frame["row"].isin(["rectified", "masked"]).any() else "")
+    who = f"The objective before {rectifier}" if rectifier else "The objective"
+    harm = _made(gradients.conflict(frame, who), gradients.start(frame, who))
+    where = _made(gradients.layers(frame, who), gradients.removed(frame, _capital(rectifier))) if harm else []
     return [*harm, *where, *_made(gradients.applied(frame))]
 
 
@@ -61,5 +63,9 @@ def _made(*found: Finding | None) -> list[Finding]:
 
 
 def _rectifier(written: str) -> str:
-    """``gru(decay=0.2)`` → GRU."""
-    return "The rectifier" if written == "none" else written.partition("(")[0].upper()
+    """``grail(k_unlearn=0.1) + gru(decay=0.2)`` → GRAIL + GRU; empty for none."""
+    return "" if written == "none" else re.sub(r"\(.*?\)", "", written).upper()
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 Numbers = npt.NDArray[np.float64]
 Statistic = Callable[[Numbers], Any]
-LEVEL = 0.001  # of each kind's test; with seven kinds fewer than one page in a hundred shows what is noise
+LEVEL = 0.001  # of each kind's test; with five kinds fewer than one page in a hundred shows what is noise
 RESAMPLES = 2000
 FEWEST = 9  # steps: three blocks of three
 

@@ -7,11 +7,13 @@ class Finding(NamedTuple):
     """One thing a run shows, which its test told from noise.
 
     Attributes:
-        kind: ``conflict``, ``start``, ``layers``, ``removed``, ``applied``, ``forgotten`` or ``kept``.
+        kind: ``conflict``, ``start``, ``layers``, ``removed`` or ``applied``.
         text: in plain words, with the number and its 95 % interval.
         value: the number.
         low: lower end of its 95 % interval.
         high: upper end.
+        gradient: which one it speaks of: ``objective``, before any rectifier; ``rectified``, what was left of it; or
+            ``applied``, what the optimizer made of that.
         run: whose.
     """
 
@@ -20,6 +22,7 @@ class Finding(NamedTuple):
     value: float
     low: float
     high: float
+    gradient: str = "objective"
     run: str = ""
 
 

@@ -1,4 +1,8 @@
-"""What the measured rows of a run show: harm to what must stay, since when, in which layers, and what undid it."""
+"""What the measured gradients of a run show: conflict with the retain set, since when, where, and what undid it.
+
+`conflict`, `start` and `layers` speak of the objective's gradient as it is before any rectifier, and say so where one
+ran: `who` is how it is called.
+"""
 
 import numpy as np
 import pandas as pd
@@ -11,11 +15,12 @@ TRIVIAL = 0.02  # a mean cosine nearer to zero is not spoken of
 CLEAR = 0.1  # a share of the harm, beyond what is compared with
 
 
-def conflict(frame: pd.DataFrame) -> Finding | None:
-    """Whether the objective's gradient works against the retain gradient: mean cosine over steps below zero.
+def conflict(frame: pd.DataFrame, who: str = "The objective") -> Finding | None:
+    """Whether the objective's gradient conflicts with the retain gradient: mean cosine over steps below zero.
 
     Args:
         frame: a record's tidy frame.
+        who: the objective, as the text calls it.
 
     Returns:
         The mean cosine, with the share of steps below zero.
@@ -26,19 +31,20 @@ def conflict(frame: pd.DataFrame) -> Finding | None:
         return None
     low, high = _clipped(found, -1, 1)
     share = percent(float(np.mean(cosine < 0)))
-    text = (f"The objective works against the retain set: at {share} of {len(cosine)} steps a step along its gradient "
-            f"would raise the retain risk (mean cosine {number(found.value)} {within(low, high)}).")  # fmt: skip
+    text = (f"{who} conflicts with the retain set: at {share} of {len(cosine)} steps a step along its gradient "
+            f"would raise the retain loss (mean cosine {number(found.value)} {within(low, high)}).")  # fmt: skip
     return Finding("conflict", text, found.value, low, high)
 
 
-def start(frame: pd.DataFrame) -> Finding | None:
-    """The first step from which the smoothed cosine with the retain gradient stays below zero.
+def start(frame: pd.DataFrame, who: str = "The objective") -> Finding | None:
+    """The first step from which the smoothed cosine of the objective's and the retain gradient stays below zero.
 
     The steps before it must not be in conflict by the same test, and those from it on must be, at `LEVEL` shared
     among all possible starts. Its interval repeats the search on the smoothed curve with blocks of its residuals.
 
     Args:
         frame: a record's tidy frame.
+        who: the objective, as the text calls it.
 
     Returns:
         The step; none where harm is there from the first step on, or never is.
@@ -58,17 +64,19 @@ def start(frame: pd.DataFrame) -> Finding | None:
     drawn = smooth + rest[resampled(len(values), block_length(values))]
     ends = np.quantile(_start(_smoothed(drawn)), [0.025, 0.975]).clip(max=len(values) - 1)
     low, high = (float(steps[int(end)]) for end in ends)
-    text = f"Harm to the retain set starts at step {steps[place]} [{low:.0f}, {high:.0f}], and stays."
+    text = (f"{who} conflicts with the retain set from step {steps[place]} "
+            f"[{low:.0f},\N{NO-BREAK SPACE}{high:.0f}] on, to the end.")  # fmt: skip
     return Finding("start", text, float(steps[place]), low, high)
 
 
-def layers(frame: pd.DataFrame) -> Finding | None:
+def layers(frame: pd.DataFrame, who: str = "The objective") -> Finding | None:
     """The layer group with the largest share of the retain harm, where it is more than an equal share.
 
     The share is Σ e_g / Σ e of the retain G-effects ⟨∇R_r, objective⟩ over the measured steps.
 
     Args:
         frame: a record's tidy frame by group, of a run in conflict (`conflict`).
+        who: the objective, as the text calls it.
 
     Returns:
         The share.
@@ -84,7 +92,8 @@ def layers(frame: pd.DataFrame) -> Finding | None:
         return None
     low, high = _clipped(found, 0, np.inf)
     name = NAMES.get(str(effects.columns[place]), str(effects.columns[place]))
-    text = (f"{name} {percent(found.value)} of the objective's retain harm {within(100 * low, 100 * high, 0)}; "
+    text = (f"{name} {percent(found.value)} {within(100 * low, 100 * high, 0)} of the harm that {_inside(who)} would "
+            f"do to the retain set, to first order; "
             f"an equal share of {values.shape[1]} groups would be {percent(equal)}.")  # fmt: skip
     return Finding("layers", text, found.value, low, high)
 
@@ -119,9 +128,10 @@ def removed(frame: pd.DataFrame, name: str = "The rectifier") -> Finding | None:
     if found is None or not found.above(0) or found.value < CLEAR:
         return None
     low, high = _clipped(found, -np.inf, 1)
-    text = (f"{name} removed {percent(found.value)} of the objective's retain harm {within(100 * low, 100 * high, 0)}, "
-            "to first order and on the rows of each step.")  # fmt: skip
-    return Finding("removed", text, found.value, low, high)
+    text = (f"{name} removed {percent(found.value)} {within(100 * low, 100 * high, 0)} of the harm that the "
+            "objective's gradient would do to the retain set: to first order, on the examples of each step, and before "
+            "the optimizer.")  # fmt: skip
+    return Finding("removed", text, found.value, low, high, "rectified")
 
 
 def applied(frame: pd.DataFrame) -> Finding | None:
@@ -144,10 +154,14 @@ def applied(frame: pd.DataFrame) -> Finding | None:
     if not found.below(0) or not apart.below(0) or given.value < 0 or found.value > -TRIVIAL:
         return None
     low, high = _clipped(found, -1, 1)
-    text = (f"What the optimiser applied harms the retain set although the gradient it was given does not: mean cosine "
+    text = (f"What the optimizer applied harms the retain set although the gradient it was given does not: mean cosine "
             f"{number(found.value)} {within(low, high)} against {number(given.value)}; their signs differ at "
             f"{percent(float(np.mean(both[:, 0] * both[:, 1] < 0)))} of {len(both)} steps.")  # fmt: skip
-    return Finding("applied", text, found.value, low, high)
+    return Finding("applied", text, found.value, low, high, "applied")
+
+
+def _inside(who: str) -> str:
+    return who[0].lower() + who[1:]
 
 
 def _mean(values: Numbers) -> Numbers:

@@ -23,6 +23,7 @@ class Likelihood:
         tokens: N.
         row_nll: Σ −log p of each row, in the rows' order.
         row_tokens: labelled tokens of each.
+        row_right: those of them that are the most likely one.
     """
 
     risk: float
@@ -30,13 +31,14 @@ class Likelihood:
     tokens: int
     row_nll: tuple[float, ...] = ()
     row_tokens: tuple[int, ...] = ()
+    row_right: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, by_row: Tensor) -> Self:
         """Scores of a set from those of its rows, ``[N, 3]`` as `row_scores` gives them."""
         risk, right, tokens = by_row.sum(0).tolist()
-        counts = tuple(int(each) for each in by_row[:, 2])
-        return cls(risk / tokens, right / tokens, int(tokens), tuple(by_row[:, 0].tolist()), counts)
+        rights, counts = (tuple(int(each) for each in by_row[:, column]) for column in (1, 2))
+        return cls(risk / tokens, right / tokens, int(tokens), tuple(by_row[:, 0].tolist()), counts, rights)
 
 
 def likelihood(model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_size: int = 16) -> Likelihood:

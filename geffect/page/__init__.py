@@ -1,4 +1,4 @@
-"""Runs as one offline HTML page: findings first, then the figures, the layers, the worst examples, the settings."""
+"""Runs as one offline HTML page: outcome first, then findings, figures, layers, worst examples, settings."""
 
 from geffect.page.writing import Report, write
 

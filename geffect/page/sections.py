@@ -11,7 +11,7 @@ import pandas as pd
 from geffect.alignment import align, differences, settings
 from geffect.comparison import compare, descended
 from geffect.errors import GeffectError
-from geffect.findings import Finding, find
+from geffect.findings import Finding, Outcome, find, outcome
 from geffect.page.maps import LayerMap, layer_maps
 from geffect.page.pictures import Picture, pictures
 from geffect.page.texts import Text, texts
@@ -37,6 +37,7 @@ class Section:
     name: str
     path: str
     key: str  # its anchor
+    outcome: Outcome
     findings: list[Finding]
     scores: Table
     figures: list[Picture]
@@ -74,7 +75,8 @@ def section(path: Path, name: str, key: str, scheme: str = "thirds") -> Section:
     maps = layer_maps(descended(run.to_frame("layer")))
     told = texts(run.tokens()) if (path / TOKENS).exists() else []
     worst = _table(worst_rows(path))
-    return Section(name, str(path), key, found, _scores(run), pictures([run]), maps, told, worst, settings(path))
+    return Section(name, str(path), key, outcome(path), found, _scores(run), pictures([run]), maps, told, worst,
+                   settings(path))  # fmt: skip
 
 
 def comparison(runs: Mapping[str, Path]) -> Comparison:

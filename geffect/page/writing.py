@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from geffect.errors import GeffectError
-from geffect.findings import Finding
+from geffect.findings import Finding, Outcome
 from geffect.page.sections import comparison, section
 from geffect.record import read_environment
 from geffect.visible import visible
@@ -16,10 +16,17 @@ MARK = b'<meta name="generator" content="geffect report">'  # what was drawn onc
 
 
 class Report(NamedTuple):
-    """A page and what it found."""
+    """A page and what it found.
+
+    Attributes:
+        path: of the page.
+        findings: of all runs.
+        outcomes: run → whether it forgot selectively.
+    """
 
     path: Path
     findings: list[Finding]
+    outcomes: dict[str, Outcome]
 
 
 def write(runs: Mapping[str, Path], out: Path, scheme: str = "thirds") -> Report:
@@ -31,7 +38,7 @@ def write(runs: Mapping[str, Path], out: Path, scheme: str = "thirds") -> Report
         scheme: how layers make groups.
 
     Returns:
-        The file, and the findings of all runs.
+        The file, and the findings and outcomes of all runs.
 
     Raises:
         GeffectError: a run cannot be read, or the file is none of ours or cannot be written.
@@ -46,7 +53,8 @@ def write(runs: Mapping[str, Path], out: Path, scheme: str = "thirds") -> Report
         out.write_text(page, encoding="utf-8")
     except OSError as error:
         raise GeffectError(f"a file to write at --out {out}", str(error.strerror), "choose another place") from error
-    return Report(out, [finding for each in sections for finding in each.findings])
+    findings = [finding for each in sections for finding in each.findings]
+    return Report(out, findings, {each.name: each.outcome for each in sections})
 
 
 def _check(out: Path) -> None:

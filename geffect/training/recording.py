@@ -64,7 +64,7 @@ def rows_of(batches: Sequence[Mapping[str, Tensor]]) -> str:
 
 
 def evaluated(model: nn.Module, sets: Mapping[str, list[Encoded]], pad_id: int, batch_size: int) -> Line:
-    """What a record's line holds of an evaluation: each set's risk and token accuracy, and each row's nats.
+    """What a record's line holds of an evaluation: each set's risk and token accuracy, and each row's.
 
     Args:
         model: the model.
@@ -83,7 +83,11 @@ def evaluation_line(scores: Mapping[str, Likelihood]) -> Line:
     return {
         "evaluation": {name: {"risk": s.risk, "accuracy": s.accuracy} for name, s in scores.items()},
         "evaluation_rows": {
-            name: {"nll": [round(each, ROW_DIGITS) for each in s.row_nll], "tokens": list(s.row_tokens)}
+            name: {
+                "nll": [round(each, ROW_DIGITS) for each in s.row_nll],
+                "right": list(s.row_right),
+                "tokens": list(s.row_tokens),
+            }
             for name, s in scores.items()
         },
     }
