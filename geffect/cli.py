@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import io
 import itertools
 import logging
 import os
@@ -23,6 +24,7 @@ from geffect.config import (
     Schema,
     ShowConfig,
     UnlearnConfig,
+    place,
 )
 from geffect.errors import GeffectError, Interrupted
 from geffect.launched import launched, refuse_several
@@ -195,7 +197,11 @@ def demo(
 
     refuse_several("geffect demo")
     numbered = (Path(f"runs/demo-{number}") for number in itertools.count(2))
-    out = out or next(path for path in itertools.chain([Path("runs/demo")], numbered) if not path.exists())
+    out = (
+        place(out)
+        if out
+        else next(path for path in itertools.chain([Path("runs/demo")], numbered) if not path.exists())
+    )
     show.comparison(demonstration.demo(out), out)
     if grail:
         localised, runs = demonstration.demo_grail(out)
@@ -227,8 +233,11 @@ def figures(
 ) -> None:
     """Draw the G-effect by layer group, the cosine disparity and the trade-off plane of runs."""
     from geffect import comparison
+    from geffect.lifecycle import to_disk
 
-    for path in comparison.figures(runs, out, scheme):
+    with to_disk(out or runs[0], "name another --out"):
+        written = comparison.figures(runs, out and place(out), scheme)
+    for path in written:
         typer.echo(path)
 
 
@@ -246,14 +255,57 @@ def main() -> NoReturn:
     """Run the command line; what a user got wrong ends in one line and exit code 2."""
     logging.basicConfig(format="geffect: %(message)s", level=logging.WARNING)
     logging.getLogger("geffect").setLevel(logging.ERROR if launched()[0] else logging.INFO)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may not know every character
+    code: object = 2
     try:
-        if launched()[0] == 0:
-            app(standalone_mode=True)
-        with Path(os.devnull).open("w") as silent, contextlib.redirect_stdout(silent):  # the first process speaks
-            app(standalone_mode=True)
+        _run()
+    except SystemExit as ended:
+        code = ended.code
     except GeffectError as error:
-        typer.echo(f"geffect: {error}", err=True)
-    sys.exit(2)
+        _tell(str(error))
+    except (OSError, MemoryError, RecursionError, UnicodeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        remedy = "correct the path, or free what is in the way"
+        _tell(str(GeffectError("files and memory that can be used", reason, remedy)))
+    sys.exit(_flushed(code))  # type: ignore[arg-type]
+
+
+def _run() -> None:
+    if launched()[0] == 0:
+        app(standalone_mode=True)
+    with Path(os.devnull).open("w") as silent, contextlib.redirect_stdout(silent):  # the first process speaks
+        app(standalone_mode=True)
+
+
+def _tell(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody listens, or there is no room
+        typer.echo(f"geffect: {text}", err=True)
+
+
+def _flushed(code: object) -> object:
+    """The exit code once everything is written; a closed pipe ends it quietly, a full disk in one line."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except BrokenPipeError:
+            code = code or 1
+            _close(stream)
+        except (OSError, ValueError) as error:
+            _close(stream)
+            _tell(str(GeffectError("an output that can be written to", str(error), "free its disk, or name another")))
+            code = 2
+    return code
+
+
+def _close(stream: Any) -> None:
+    """Let what is left to write go nowhere: the interpreter would try it again, and complain."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 if __name__ == "__main__":

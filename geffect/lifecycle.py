@@ -165,6 +165,7 @@ def lines_before(path: Path, checkpoint: Path | None) -> list[dict[str, Any]]:
 def ends(path: Path, rules: "Mapping[str, Rule] | None" = None) -> dict[str, Any]:
     """The first and last evaluation, the checkpoint that rules choose, and the peak memory."""
     from geffect.environment import peak_memory_gb
+    from geffect.models.series import checkpoints
     from geffect.rules import chosen
     from geffect.training.checkpoints import step_of
 
@@ -172,6 +173,6 @@ def ends(path: Path, rules: "Mapping[str, Rule] | None" = None) -> dict[str, Any
     both = {"start": scored[0], "end": scored[-1]}
     scores = {name: {"step": line["step"], **line["evaluation"]} for name, line in both.items()}
     if rules:
-        kept = [step_of(each) for each in path.glob("checkpoints/checkpoint-*")]
+        kept = [step_of(each) for each in checkpoints(path)]
         scores["chosen"] = chosen(rules, read_lines(path), kept)
     return scores | {"peak_memory_gb": round(peak_memory_gb(), 3)}

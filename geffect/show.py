@@ -1,20 +1,23 @@
 """What the command line prints: plans, batches, tables."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from rich.console import Console
+from rich import console as rich_console
 from rich.table import Table
 from rich.text import Text
 
 from geffect.launched import launched
+from geffect.reading import read_json, read_text
 
 if TYPE_CHECKING:
     from geffect.doctor import Finding
     from geffect.page import Report
 
+Console = functools.partial(rich_console.Console, markup=False, emoji=False)  # names are shown as they are
 LEARNED = "bold black on green"
 STATUS = {"good": "green", "warning": "yellow", "bad": "bold red"}
 
@@ -28,20 +31,22 @@ def plan(content: Mapping[str, Any]) -> None:
 
 def run(path: Path) -> None:
     """Print a finished run's first and last scores, and where it lies."""
-    import json
-
     from geffect.record import METRICS
 
-    metrics = json.loads((path / METRICS).read_text(encoding="utf-8"))
+    metrics = read_json(path / METRICS)
     table = Table(title=f"{path}", title_justify="left")
     for column in ("set", "risk, start", "risk, end", "accuracy, start", "accuracy, end"):
         table.add_column(column, justify="left" if column == "set" else "right")
     for name in (each for each in metrics["start"] if each != "step"):
         start, end = metrics["start"][name], metrics["end"][name]
-        table.add_row(name, *(f"{x:.3f}" for x in (start["risk"], end["risk"], start["accuracy"], end["accuracy"])))
+        table.add_row(name, *map(_three, (start["risk"], end["risk"], start["accuracy"], end["accuracy"])))
     Console().print(table)
     if "success" in metrics:
         successes(metrics["success"])
+
+
+def _three(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def successes(scores: Mapping[str, Any]) -> None:
@@ -51,7 +56,7 @@ def successes(scores: Mapping[str, Any]) -> None:
         table.add_column(column, justify="left" if column == "domain" else "right")
     for domain in scores["start"]:
         pairs = ((scores["start"][domain][name], scores["end"][domain][name]) for name in ("US", "RS", "HS"))
-        table.add_row(domain, *(f"{value:.1f}" for pair in pairs for value in pair))
+        table.add_row(domain, *("–" if value is None else f"{value:.1f}" for pair in pairs for value in pair))
     Console().print(table)
 
 
@@ -101,7 +106,7 @@ def evaluation(path: Path, *, as_json: bool = False) -> None:
 
     from geffect.record import METRICS
 
-    content = (path / METRICS).read_text(encoding="utf-8")
+    content = read_text(path / METRICS)
     console = Console(soft_wrap=True)
     if as_json:
         console.print_json(content)
@@ -112,7 +117,11 @@ def evaluation(path: Path, *, as_json: bool = False) -> None:
         for name, scores in found.get("tasks", {}).items():
             console.print(f"{model}, {name}: " + ", ".join(f"{key} {_decimal(value)}" for key, value in scores.items()))
         for name, value in found["totals"].items():
-            told = ", ".join(f"{k} {v:.1f}" for k, v in value.items()) if isinstance(value, dict) else _decimal(value)
+            told = (
+                ", ".join(f"{k} {_decimal(v)}" for k, v in value.items())
+                if isinstance(value, dict)
+                else _decimal(value)
+            )
             console.print(f"{name}: {told}")
 
 

@@ -26,6 +26,7 @@ from geffect.models import Loaded
 from geffect.models.cache import cached, file_sha256
 from geffect.preparation import encode, read_set
 from geffect.probes import Probe
+from geffect.reading import byte_lines, parse_json
 from geffect.suites import Part
 
 TASKS = "tasks.json"
@@ -163,8 +164,7 @@ def _code() -> str:
 def _kept(key: str | None, make: Callable[[Path], None]) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     with _home("evaluation", key, make) as directory:
         frame = read_values(directory / EXAMPLES)
-        lines = (directory / TEXTS).read_text(encoding="utf-8").splitlines()
-        return frame, [json.loads(line) for line in lines]
+        return frame, [parse_json(line) for line in byte_lines(directory / TEXTS)]
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from geffect.record.frames import read, read_published, read_support
 from geffect.record.ledger import read_ledger
-from geffect.record.lines import as_written, read_environment, read_lines, read_steps
+from geffect.record.lines import as_written, read_config, read_environment, read_lines, read_steps
 from geffect.record.localisation import MASKS, RECIPE, check_localised, read_localisation, write_localisation
 from geffect.record.resuming import check_same_data, check_unfinished, cut_back, last_checkpoint
 from geffect.record.spread import read_standard_errors
@@ -39,6 +39,7 @@ __all__ = [
     "last_checkpoint",
     "layout_to_json",
     "read",
+    "read_config",
     "read_environment",
     "read_ledger",
     "read_lines",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from geffect.errors import GeffectError
+from geffect.models.series import checkpoints
 from geffect.record.lines import read_environment, read_lines
 from geffect.record.writing import CONFIG, DONE, POINTS, STEPS, TOKENS
 
@@ -46,8 +47,7 @@ def check_same_data(path: Path, environment: Mapping[str, Any]) -> None:
 
 def last_checkpoint(path: Path) -> Path | None:
     """The run's last whole checkpoint, None where there is none yet."""
-    found = {int(p.name.rpartition("-")[2]): p for p in path.glob("checkpoints/checkpoint-*") if p.is_dir()}
-    return found[max(found)] if found else None
+    return next(reversed(checkpoints(path)), None)
 
 
 def cut_back(path: Path, step: int) -> None:
