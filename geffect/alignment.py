@@ -118,7 +118,7 @@ def rows_at(path: Path | str, kept: str, level: float) -> tuple[Any, Any, Any] |
         Arrays, a number a row: Σ −log p there, that of the first evaluation, labelled tokens. None where the level is
         never reached, or rows were not recorded.
     """
-    lines = [line for line in read_lines(Path(path)) if "evaluation" in line]
+    lines = [line for line in read_lines(Path(path)) if "evaluation" in line and "diverged" not in line]
     place = _place(np.array([line["evaluation"]["forget"]["risk"] for line in lines]), level)
     if place is None or not all(kept in line.get("evaluation_rows", {}) for line in lines):
         return None

@@ -23,7 +23,18 @@ from geffect.config import (
 from geffect.environment import describe
 from geffect.errors import Interrupted
 from geffect.launched import launcher, refuse_several
-from geffect.lifecycle import ends, first_step, lines_before, resolved, started, take_up, to_disk, train, unfinished
+from geffect.lifecycle import (
+    check_converged,
+    ends,
+    first_step,
+    lines_before,
+    resolved,
+    started,
+    take_up,
+    to_disk,
+    train,
+    unfinished,
+)
 from geffect.record import CONFIG, RunDirectory, layout_to_json
 from geffect.scopes import role_of
 
@@ -132,10 +143,12 @@ def fit(config: FitConfig, *, resume: bool = False) -> Path:
                 keep_dropout=config.keep_dropout, autocast=config.autocasts, sink=sink,
             )  # fmt: skip
             train(trainer, checkpoint, f"geffect fit {config.out / CONFIG} --resume")
-            loaded.model.save_pretrained(config.out)
-            loaded.tokenizer.save_pretrained(config.out)
+            if not trainer.diverged:
+                loaded.model.save_pretrained(config.out)
+                loaded.tokenizer.save_pretrained(config.out)
             shutil.rmtree(config.out / "checkpoints", ignore_errors=True)
             run.finish(ends(config.out))
+    check_converged(trainer, config.out)
     return config.out
 
 
@@ -194,10 +207,13 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
                 past=lines_before(config.out, checkpoint),
             )  # fmt: skip
             train(trainer, checkpoint, f"{launcher()}geffect unlearn {config.out / CONFIG} --resume")
-            end = successes(loaded.model, loaded.tokenizer, start.encoded)
+            if trainer.diverged:
+                scored = {}
+            end = successes(loaded.model, loaded.tokenizer, start.encoded) if scored else {}
             if rank() == 0:
                 run.finish(ends(config.out, rules) | ({"success": {"start": scored, "end": end}} if scored else {}))
             wait()  # the others read what the first has written
+    check_converged(trainer, config.out)
     return config.out
 
 

@@ -222,7 +222,10 @@ class LocaliseConfig(DataConfig):
     domain: list[str] = Field(min_length=1, description=DOMAIN)
     validation: list[str] = Field(default_factory=list, description=VALIDATION + "; its rows are used too")
     share: list[Share] = Field(
-        default_factory=lambda: [0.1, 0.2], min_length=1, description="of a tensor's entries in a mask; repeat it"
+        default_factory=lambda: [0.1, 0.2],
+        min_length=1,
+        max_length=100,
+        description="of a tensor's entries in a mask; repeat it",
     )
     importance: Literal["mean_abs", "mean_square", "zscore"] = Field(
         "mean_abs", description="of an entry: mean |g|, mean g², or |z| of the signed mean (the official code)"

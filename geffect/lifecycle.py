@@ -13,6 +13,7 @@ from geffect.record import (
     CONFIG,
     STEPS,
     RunDirectory,
+    as_written,
     check_same_data,
     check_unfinished,
     cut_back,
@@ -115,7 +116,8 @@ def to_disk(path: Path, then: str) -> Iterator[None]:
         raise GeffectError(f"a disk that {path} can be written to", reason, remedy) from error
 
 
-def take_up(path: Path, environment: Mapping[str, Any]) -> Path | None:
+@as_written
+def take_up(path: Path | str, environment: Mapping[str, Any]) -> Path | None:
     """The checkpoint an unfinished run goes on from; None where it has none and begins again.
 
     Args:
@@ -128,6 +130,7 @@ def take_up(path: Path, environment: Mapping[str, Any]) -> Path | None:
     Raises:
         GeffectError: another process has finished the run meanwhile, or its data or number of processes differ.
     """
+    path = Path(path)
     check_unfinished(path)
     check_same_data(path, environment)
     begun = read_environment(path)
@@ -148,6 +151,21 @@ def train(trainer: "RecordingTrainer", checkpoint: Path | None, again: str) -> N
     done, steps = trainer.state.global_step, trainer.args.max_steps
     if trainer.interrupted and done < steps:
         raise Interrupted(f"stopped after step {done} of {steps}, whose state is kept; go on with: {again}")
+
+
+def check_converged(trainer: "RecordingTrainer", path: Path) -> None:
+    """Raise where a run's last update left a model that is not finite; the record says so, and is kept.
+
+    Args:
+        trainer: the run's.
+        path: its directory.
+
+    Raises:
+        GeffectError: it diverged.
+    """
+    if trainer.diverged:
+        found = f"{trainer.diverged} after step {trainer.state.global_step - 1}, the last; the record in {path} is kept"
+        raise GeffectError("a model that is finite at the end", found, "lower --learning-rate or set --max-grad-norm")
 
 
 def first_step(checkpoint: Path | None) -> int:
@@ -172,6 +190,8 @@ def ends(path: Path, rules: "Mapping[str, Rule] | None" = None) -> dict[str, Any
     scored = [line for line in read_lines(path) if "evaluation" in line]
     both = {"start": scored[0], "end": scored[-1]}
     scores = {name: {"step": line["step"], **line["evaluation"]} for name, line in both.items()}
+    if "diverged" in scored[-1]:
+        scores["diverged"] = scored[-1]["diverged"]
     if rules:
         kept = [step_of(each) for each in checkpoints(path)]
         scores["chosen"] = chosen(rules, read_lines(path), kept)

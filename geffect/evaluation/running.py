@@ -101,8 +101,10 @@ def view_of(config: EvaluateConfig, rows: RowSet, loaded: Loaded) -> View:
         What metrics see.
     """
     shots = read_set(config, config.shots).rows[:SHOTS] if config.shots else ()
+    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    most = min(config.max_new_tokens, context or config.max_new_tokens)  # a model that never ends would go on and on
     return View(loaded.model, loaded.tokenizer, rows, partial(encode, config, loaded), config.batch_size,
-                config.max_new_tokens, shots)  # fmt: skip
+                most, shots)  # fmt: skip
 
 
 def rows_of(config: EvaluateConfig, part: Part) -> RowSet:

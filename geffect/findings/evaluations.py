@@ -26,7 +26,7 @@ def evaluations(lines: Sequence[Mapping[str, Any]]) -> list[Finding]:
         ``forgotten``: the difference of both rises (nats a token); ``kept``: the ratio of the kept set's to the
         forget set's. Neither where the difference is not told from noise.
     """
-    scored = [line for line in lines if "evaluation_rows" in line]
+    scored = [line for line in lines if "evaluation_rows" in line and "diverged" not in line]
     roles = {role_of(name) for name in scored[0]["evaluation_rows"]} if scored else set()
     kept = next((role for role in ("held", "retain") if role in roles), None)
     if kept is None or "forget" not in roles:

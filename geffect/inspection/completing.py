@@ -5,7 +5,7 @@ from typing import Any
 
 from geffect.config import InspectConfig, UnlearnConfig
 from geffect.errors import GeffectError
-from geffect.record import CONFIG
+from geffect.record import CONFIG, read_config
 
 FROM_RUN = ("forget", "retain", "held", "general", "data_dir", "question_column", "answer_column", "text_column",
             "max_length", "trust_remote_code", "lora", "seed", "batch_size")  # fmt: skip
@@ -49,6 +49,7 @@ def _of_run(checkpoints: list[str]) -> dict[str, Any]:
     file = Path(checkpoints[0]).expanduser() / CONFIG
     if len(checkpoints) > 1 or not file.is_file():
         return {}
+    read_config(file.parent)  # what cannot be read is no configuration of another command
     try:
         run = UnlearnConfig.read(file)
     except GeffectError:

@@ -13,12 +13,14 @@ from typing import Any, TypeGuard
 
 import torch
 
+from geffect.bounds import check_memory
 from geffect.errors import GeffectError
 from geffect.models.cache import weights_sha256
 from geffect.models.checksums import CHECKSUMS, check_checksums
 from geffect.models.gguf import converted, smollm2_file
 from geffect.models.series import checkpoints
 from geffect.models.tiny import BUILT_IN, UNTRAINED, is_built_in, make_tiny
+from geffect.reading import check_regular
 
 LOGGER = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -77,6 +79,7 @@ def _model_directory(path: Path) -> Path:
         if any((candidate / name).is_file() for name in ("config.json", "adapter_config.json")):
             if candidate != path and not (path / "DONE").exists():
                 LOGGER.warning("%s did not finish; its last whole state is %s", path, candidate.name)
+            check_regular(candidate)
             return candidate
     raise GeffectError(f"config.json, adapter_config.json or checkpoints in {path}", "none of them",
                        "name a model, adapter or run directory")  # fmt: skip
@@ -263,7 +266,7 @@ def add_lora(model: Any, rank: int, seed: int, dropout: float = 0.0) -> Any:
         The `peft.PeftModel`.
 
     Raises:
-        GeffectError: the model already carries an adapter.
+        GeffectError: the model already carries an adapter, or memory does not hold one of this rank.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -271,12 +274,20 @@ def add_lora(model: Any, rank: int, seed: int, dropout: float = 0.0) -> Any:
         raise GeffectError(
             "a model without an adapter for --lora", "one with an adapter", "leave --lora out to train that one"
         )
+    _check_rank(model, rank)
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
     )
     with quiet_transformers(), torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, config)
+
+
+def _check_rank(model: Any, rank: int) -> None:
+    """Raise where memory does not hold an adapter with its gradient and Adam's averages: before PEFT takes it."""
+    linear = [each for each in model.modules() if isinstance(each, torch.nn.Linear | torch.nn.Embedding)]
+    numbers = rank * sum(sum(each.weight.shape) for each in linear)
+    check_memory(f"an adapter of rank {rank}", 4 * 4 * numbers, "lower --lora")
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from geffect.errors import GeffectError
 from geffect.gram import Gram
 from geffect.localisation import Localisation
+from geffect.reading import read_json
 from geffect.record.lines import as_written, read_environment, read_lines
 from geffect.record.writing import DONE, RunDirectory
 
@@ -91,7 +92,7 @@ def _content(path: Path) -> dict[str, Any]:
     if not (path / DONE).exists() or not (path / RECIPE).exists():
         raise GeffectError(f"a localisation in {path}", "none", "make one with geffect localise")
     try:
-        content: dict[str, Any] = json.loads((path / RECIPE).read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(path / RECIPE)
         if not {"recipe", "examples", "magnitudes"} <= set(content):
             raise ValueError("a key is missing")
     except (OSError, ValueError, TypeError) as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 from geffect.errors import GeffectError
 from geffect.models.series import checkpoints
-from geffect.record.lines import read_environment, read_lines
+from geffect.record.lines import as_written, read_environment, read_lines
 from geffect.record.writing import CONFIG, DONE, POINTS, STEPS, TOKENS
 
 
@@ -27,7 +27,8 @@ def check_unfinished(path: Path) -> None:
         raise GeffectError(f"an unfinished run in {path} to --resume", "a finished one", "name another --out for more")
 
 
-def check_same_data(path: Path, environment: Mapping[str, Any]) -> None:
+@as_written
+def check_same_data(path: Path | str, environment: Mapping[str, Any]) -> None:
     """Raise where a set is no longer the one the run began with.
 
     Args:
@@ -37,7 +38,7 @@ def check_same_data(path: Path, environment: Mapping[str, Any]) -> None:
     Raises:
         GeffectError: the set is named.
     """
-    begun = read_environment(path)["data"]
+    begun = read_environment(Path(path))["data"]
     for name, now in environment["data"].items():
         if begun.get(name) != now:
             what = name if name == "masks" else f"{name} set"
