@@ -1,6 +1,7 @@
 """The shell's face: every flag is a field of the verb's schema, every error one line and exit code 2."""
 
 import contextlib
+import errno
 import inspect
 import io
 import itertools
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 
 
+OUTPUT = "an output that can be written to", "free its disk, or name another"
 DRY_RUN = {"dry_run": "print plan, batch arithmetic and memory estimate, and stop"}
 RESUME = {"resume": "go on from the last checkpoint of the unfinished run in --out"}
 
@@ -267,8 +269,10 @@ def main() -> NoReturn:
         _tell(str(error))
     except (OSError, MemoryError, RecursionError, UnicodeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        remedy = "correct the path, or free what is in the way"
-        _tell(str(GeffectError("files and memory that can be used", reason, remedy)))
+        remedy, wanted = "correct the path, or free what is in the way", "files and memory that can be used"
+        if getattr(error, "errno", None) == errno.ENOSPC and getattr(error, "filename", None) is None:
+            wanted, remedy = OUTPUT
+        _tell(str(GeffectError(wanted, reason, remedy)))
     sys.exit(_flushed(code))  # type: ignore[arg-type]
 
 
@@ -295,7 +299,8 @@ def _flushed(code: object) -> object:
             _close(stream)
         except (OSError, ValueError) as error:
             _close(stream)
-            _tell(str(GeffectError("an output that can be written to", str(error), "free its disk, or name another")))
+            if code != 2:  # else it was told
+                _tell(str(GeffectError(OUTPUT[0], str(error), OUTPUT[1])))
             code = 2
     return code
 

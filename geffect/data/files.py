@@ -92,16 +92,16 @@ def _csv(path: Path, most: int | None) -> list[Any]:
 
 
 def _parquet(path: Path, most: int | None) -> list[Any]:
-    return list(islice(_parquet_rows(path), most))
+    return list(islice(_parquet_rows(path, BATCH if most is None else min(most, BATCH)), most))
 
 
-def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file, a batch at a time, as JSON could write them."""
+def _parquet_rows(path: Path, together: int) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, so many read together, as JSON could write them."""
     import pyarrow.parquet as pq
 
     room = free_memory() // PARSED
     with opened(path) as stream, pq.ParquetFile(stream, buffer_size=2**20) as file:
-        for batch in file.iter_batches(BATCH):
+        for batch in file.iter_batches(together):
             room -= batch.nbytes
             if room < 0:
                 raise Unreadable("more rows than memory holds; name a slice such as [:1000]")

@@ -56,7 +56,7 @@ def write(runs: Mapping[str, Path], out: Path, scheme: str = "thirds") -> Report
 def _check(out: Path) -> None:
     if not out.parent.is_dir():
         raise GeffectError(f"a directory to write --out {out} in", "none", "make it, or choose another place")
-    if not out.exists():
+    if not out.exists() and not out.is_symlink():
         return
     if not out.is_file() or MARK not in _head(out):
         raise GeffectError(
