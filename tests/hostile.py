@@ -71,7 +71,7 @@ class Case:
 CASES: list[Case] = []
 
 
-def case(kind: str, given: str, command: list[str], expected: str = "refuse", says: str = "", **files: Any) -> None:
+def case(kind: str, given: str, command: list[str], expected: Any = "refuse", says: Any = "", **files: Any) -> None:
     """Add a case whose files have these contents, by name; ``__`` stands for a dot."""
 
     def make(folder: Path) -> list[str]:
@@ -201,10 +201,10 @@ YAMLS = {
     "aliases of aliases in a list": f"{BASE}report_to: *i\n", "the same as the objective": f"{BASE}objective: *i\n",
     "the same as a key": f"{BASE}? *i\n: 1\n",
 }  # fmt: skip
-for given, text in YAMLS.items():
-    case("yaml", given, ["unlearn", "c.yaml", "--dry-run"], c__yaml=BOMB.replace("\n", "\n") + text, says="aliases")
+for given, written in YAMLS.items():
+    case("yaml", given, ["unlearn", "c.yaml", "--dry-run"], c__yaml=BOMB + written, says="aliases")
 case("yaml", "merges of merges", ["unlearn", "c.yaml", "--dry-run"], c__yaml=MERGES + BASE, says="aliases")
-for given, text in {
+for given, written in {
     "an alias inside itself": "report_to: &a [*a]", "a number of 5,000 digits": f"steps: {'9' * 5000}",
     "a number to the base of 60": "steps: " + "1:" * 500 + "1", "a Python tag": "objective: !!python/name:os.system",
     "an empty integer": "steps: !!int ''", "no date": "objective: !!timestamp x", "NUL": 'objective: "\\0"',
@@ -212,7 +212,7 @@ for given, text in {
     "nested 5,000 deep": "report_to: " + "[" * 5000, "a text of a million letters": f"objective: {'g' * 200_000}",
     "infinity": "steps: .inf", "a set": "report_to: !!set {a, b}",
 }.items():  # fmt: skip
-    case("yaml", given, ["unlearn", "c.yaml", "--dry-run"], c__yaml=f"{BASE}{text}\n")
+    case("yaml", given, ["unlearn", "c.yaml", "--dry-run"], c__yaml=f"{BASE}{written}\n")
 case("yaml", "a megabyte", ["unlearn", "c.yaml", "--dry-run"], c__yaml=f"{BASE}# {'x' * 2**20}\n", says="bytes")
 for odd, put in ODD.items():
     case("yaml", f"{odd} in its place", ["unlearn", "c.yaml", "--dry-run"], c__yaml=put)
@@ -277,7 +277,7 @@ def _set(path: str, value: Any) -> Callable[[Path], None]:
     return lines(change)
 
 
-DAMAGE: dict[str, Callable[[Path], None]] = {
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "gram number as string": _set("gram/values/0/0", "1.5"), "gram 1e308": _set("gram/values/0/0", 1e308),
     "gram number true": _set("gram/values/0/0", True),
     "gram 1e999": lambda run: (run / "steps.jsonl").write_text(
@@ -333,7 +333,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     **{f"steps {odd}": odd_file("steps.jsonl", put) for odd, put in ODD.items()},
     **{f"environment {odd}": odd_file("environment.json", put) for odd, put in ODD.items()},
 }  # fmt: skip
-CONFIGS: dict[str, Callable[[Path], None]] = {  # figures read no configuration
+CONFIGS: dict[str, Callable[[Path], object]] = {  # figures read no configuration
     "config missing": lambda run: (run / "config.yaml").unlink(), "config garbage": text("config.yaml", "a: [}\n\x01"),
     "config YAML bomb": text("config.yaml", BOMB),
     "config python tag": text("config.yaml", "a: !!python/name:os.system"),
@@ -342,7 +342,7 @@ CONFIGS: dict[str, Callable[[Path], None]] = {  # figures read no configuration
 }  # fmt: skip
 
 
-def _damaged(damage: Callable[[Path], None], command: list[str], *, unfinished: bool = False) -> Make:
+def _damaged(damage: Callable[[Path], object], command: list[str], *, unfinished: bool = False) -> Make:
     def make(folder: Path) -> list[str]:
         damage(folder / "run")
         if unfinished:

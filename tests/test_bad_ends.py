@@ -9,8 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from geffect import api
@@ -28,6 +26,7 @@ from tests.conftest import Command
 from tests.fuzz import World
 from tests.hostile import BOMB, CASES, ENDS, MERGES, QA, ROW, TEXTS, Case, ended
 
+pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 QUICK = [each for i, each in enumerate(CASES) if each.kind != "rundirs" or i % 9 == 0]
 SETS: dict[str, Any] = {"forget": "builtin:authors/forget[:4]", "retain": "builtin:authors/retain[:4]"}
 DIVERGES: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 1e38, "steps": 1, "batch_size": 2}

@@ -97,8 +97,10 @@ def _parquet(path: Path, most: int | None) -> list[Any]:
 
 def _parquet_rows(path: Path, together: int) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet file, so many read together, as JSON could write them."""
-    import pyarrow.parquet as pq
-
+    try:
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise Unreadable("no pyarrow, which pip install 'geffect[parquet]' brings") from error
     room = free_memory() // PARSED
     with opened(path) as stream, pq.ParquetFile(stream, buffer_size=2**20) as file:
         for batch in file.iter_batches(together):
