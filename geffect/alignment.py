@@ -1,15 +1,15 @@
 """Runs at equal forgetting: what each kept where it had forgotten as much as the others, and how they differ."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from geffect.errors import GeffectError
-from geffect.record import CONFIG, as_written, read_environment, read_lines, read_steps
+from geffect.record import as_written, read_config, read_environment, read_lines, read_steps
 from geffect.scopes import role_of
 
 RESAMPLES = 2000
@@ -62,8 +62,12 @@ def align(runs: Mapping[str, Path | str], at: float | None = None, seed: int = 0
         One row a run; NaN where it never reached the level.
 
     Raises:
-        GeffectError: a run has no evaluations, they start beyond the level, or sets differ.
+        GeffectError: a run has no evaluations, they start beyond the level, sets differ, or a number is out of range.
     """
+    if at is not None and not math.isfinite(at):
+        raise GeffectError("a finite forget risk to compare runs at", str(at), "name another with --at")
+    if not 0 <= seed < 2**32:
+        raise GeffectError(f"a seed from 0 to {2**32 - 1}", str(seed), "name another with --seed")
     curves = {name: _curve(path) for name, path in runs.items()}
     kept = "held" if all("held_risk" in curve for curve in curves.values()) else "retain"
     level = min(curve["forget_risk"].max() for curve in curves.values()) if at is None else at
@@ -114,7 +118,7 @@ def rows_at(path: Path | str, kept: str, level: float) -> tuple[Any, Any, Any] |
         Arrays, a number a row: Σ −log p there, that of the first evaluation, labelled tokens. None where the level is
         never reached, or rows were not recorded.
     """
-    lines = [line for line in read_lines(Path(path)) if "evaluation" in line]
+    lines = [line for line in read_lines(Path(path)) if "evaluation" in line and "diverged" not in line]
     place = _place(np.array([line["evaluation"]["forget"]["risk"] for line in lines]), level)
     if place is None or not all(kept in line.get("evaluation_rows", {}) for line in lines):
         return None
@@ -172,7 +176,7 @@ def settings(path: Path | str) -> dict[str, str]:
         Name → value as text.
     """
     path = Path(path)
-    config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+    config = read_config(path)
     environment = read_environment(path)
     kept = {key: environment.get(key) for key in ("python", "versions", "git", "processor", "threads", "attention")}
     data = {f"data {name}": each["sha256"][:12] for name, each in environment.get("data", {}).items()}

@@ -25,6 +25,7 @@ from geffect.errors import Interrupted
 from geffect.launched import launcher, refuse_several
 from geffect.lifecycle import (
     again,
+    check_converged,
     ends,
     first_step,
     lines_before,
@@ -146,10 +147,12 @@ def fit(config: FitConfig, *, resume: bool = False) -> Path:
                 keep_dropout=config.keep_dropout, autocast=config.autocasts, sink=sink,
             )  # fmt: skip
             train(trainer, checkpoint, f"geffect fit {again(config)}")
-            loaded.model.save_pretrained(config.out)
-            loaded.tokenizer.save_pretrained(config.out)
+            if not trainer.diverged:
+                loaded.model.save_pretrained(config.out)
+                loaded.tokenizer.save_pretrained(config.out)
             run.finish(ends(config.out) | unmet(config))
             shutil.rmtree(config.out / "checkpoints", ignore_errors=True)  # last: half of them would be no checkpoint
+    check_converged(trainer, config.out)
     return config.out
 
 
@@ -209,11 +212,14 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
                 past=lines_before(config.out, checkpoint),
             )  # fmt: skip
             train(trainer, checkpoint, f"{launcher()}geffect unlearn {again(config)}")
-            end = successes(loaded.model, loaded.tokenizer, start.encoded)
+            if trainer.diverged:
+                scored = {}
+            end = successes(loaded.model, loaded.tokenizer, start.encoded) if scored else {}
             if rank() == 0:
                 success = {"success": {"start": scored, "end": end}} if scored else {}
                 run.finish(ends(config.out, rules) | unmet(config) | success)
             wait()  # the others read what the first has written
+    check_converged(trainer, config.out)
     return config.out
 
 

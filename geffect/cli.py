@@ -1,7 +1,9 @@
 """The shell's face: every flag is a field of the verb's schema, every error one line and exit code 2."""
 
 import contextlib
+import errno
 import inspect
+import io
 import itertools
 import logging
 import os
@@ -25,6 +27,7 @@ from geffect.config import (
     Schema,
     ShowConfig,
     UnlearnConfig,
+    place,
 )
 from geffect.errors import GeffectError
 from geffect.launched import launched, refuse_several
@@ -65,6 +68,7 @@ class OnceCommand(TyperCommand):
         return super().parse_args(ctx, args)
 
 
+OUTPUT = "an output that can be written to", "free its disk, or name another"
 DRY_RUN = {"dry_run": "print plan, batch arithmetic and memory estimate, and stop"}
 RESUME = {"resume": "go on from the last checkpoint of the unfinished run in --out"}
 
@@ -264,7 +268,11 @@ def _demo(out: Path | None, *, grail: bool) -> None:
     from geffect import demonstration, show
 
     numbered = (Path(f"runs/demo-{number}") for number in itertools.count(2))
-    out = out or next(path for path in itertools.chain([Path("runs/demo")], numbered) if not path.exists())
+    out = (
+        place(out)
+        if out
+        else next(path for path in itertools.chain([Path("runs/demo")], numbered) if not path.exists())
+    )
     show.comparison(demonstration.demo(out), out)
     if grail:
         localised, runs = demonstration.demo_grail(out)
@@ -296,8 +304,11 @@ def figures(
 ) -> None:
     """Draw the G-effect by layer group, the cosine disparity and the trade-off plane of runs."""
     from geffect import comparison
+    from geffect.lifecycle import to_disk
 
-    for path in comparison.figures(runs, out, scheme):
+    with to_disk(out or runs[0], "name another --out"):
+        written = comparison.figures(runs, out and place(out), scheme)
+    for path in written:
         _say(path)
 
 
@@ -317,14 +328,60 @@ def main() -> NoReturn:
     warnings.formatwarning = formatted_warning
     logging.basicConfig(format="geffect: %(message)s", level=logging.WARNING)
     logging.getLogger("geffect").setLevel(logging.ERROR if launched()[0] else logging.INFO)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may not know every character
+    code: object = 2
     try:
-        if launched()[0] == 0:
-            app(standalone_mode=True)
-        with Path(os.devnull).open("w") as silent, contextlib.redirect_stdout(silent):  # the first process speaks
-            app(standalone_mode=True)
+        _run()
+    except SystemExit as ended:
+        code = ended.code
     except GeffectError as error:
-        _say(f"geffect: {error}", err=True)
-    sys.exit(2)
+        _tell(str(error))
+    except (OSError, MemoryError, RecursionError, UnicodeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        remedy, wanted = "correct the path, or free what is in the way", "files and memory that can be used"
+        if getattr(error, "errno", None) == errno.ENOSPC and getattr(error, "filename", None) is None:
+            wanted, remedy = OUTPUT
+        _tell(str(GeffectError(wanted, reason, remedy)))
+    sys.exit(_flushed(code))  # type: ignore[arg-type]
+
+
+def _run() -> None:
+    if launched()[0] == 0:
+        app(standalone_mode=True)
+    with Path(os.devnull).open("w") as silent, contextlib.redirect_stdout(silent):  # the first process speaks
+        app(standalone_mode=True)
+
+
+def _tell(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody listens, or there is no room
+        _say(f"geffect: {text}", err=True)
+
+
+def _flushed(code: object) -> object:
+    """The exit code once everything is written; a closed pipe ends it quietly, a full disk in one line."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except BrokenPipeError:
+            code = code or 1
+            _close(stream)
+        except (OSError, ValueError) as error:
+            _close(stream)
+            if code != 2:  # else it was told
+                _tell(str(GeffectError(OUTPUT[0], str(error), OUTPUT[1])))
+            code = 2
+    return code
+
+
+def _close(stream: Any) -> None:
+    """Let what is left to write go nowhere: the interpreter would try it again, and complain."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 if __name__ == "__main__":

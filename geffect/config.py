@@ -4,14 +4,39 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from geffect.errors import GeffectError
-from geffect.unique import duplicate, loads_yaml
+from geffect.reading import Unreadable, read_yaml
+from geffect.unique import duplicate
 
-Home = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]  # ~ as a shell reads it
+PATH_BYTES, NAME_BYTES = 4000, 250  # Linux takes 4095 and 255; something is written below, and beside, what is named
+TEXT_LENGTH = 10_000  # characters of a setting
+
+
+def place(path: Path) -> Path:
+    """Where something is to be written.
+
+    Args:
+        path: as given; ``~`` is the home directory, as a shell reads it, and ``..`` is followed.
+
+    Returns:
+        The path.
+
+    Raises:
+        GeffectError: no file system takes it.
+    """
+    full = os.fsencode(os.path.abspath(path))
+    longest = max(map(len, full.split(os.fsencode(os.sep))))
+    if longest > NAME_BYTES or len(full) > PATH_BYTES:
+        raise GeffectError(f"a path of at most {NAME_BYTES} bytes a name and {PATH_BYTES} in all",
+                           f"{longest} in a name, {len(full)} in all", "shorten it")  # fmt: skip
+    expanded = Path(os.path.expanduser(path))
+    return Path(os.path.realpath(expanded)) if ".." in expanded.parts else expanded
+
+
+Home = Annotated[Path, AfterValidator(place)]
 MANY = 10**9  # a count beyond it is a slip of the pen
 
 
@@ -43,8 +68,12 @@ class Schema(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and annotation is not bool:
             raise PydanticCustomError("bool", "a number or text")  # pydantic would read 'lora: true' as rank 1
+        if value == "" and "Path" in str(annotation):
+            raise PydanticCustomError("path", "a path")  # pathlib would read it as the current directory
+        _check_texts(value)
         return value
 
     @field_validator("*")
@@ -75,6 +104,9 @@ class Schema(BaseModel):
             found._refuse_idle()
         except ValidationError as error:
             first = error.errors()[0]
+            cause = first.get("ctx", {}).get("error")
+            if isinstance(cause, GeffectError):
+                raise cause from None
             key = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "the configuration"
             if first["type"] == "missing":
                 stands = cls.model_fields[str(first["loc"][0])].json_schema_extra == ARGUMENT
@@ -107,6 +139,18 @@ class Schema(BaseModel):
                                    f"add {wanted}, or leave {flag} out")  # fmt: skip
 
 
+def _check_texts(value: Any) -> None:
+    """Raise where a text cannot be written to a file or handed to the system."""
+    if isinstance(value, str):
+        if "\0" in value or len(value) > TEXT_LENGTH or any("\ud800" <= each <= "\udfff" for each in value):
+            told = f"at most {TEXT_LENGTH} characters of UTF-8 without NUL"
+            raise PydanticCustomError("text", "{told}", {"told": told})
+    elif isinstance(value, list | tuple | dict):
+        for each in value:
+            _check_texts(each)
+        _check_texts(list(value.values()) if isinstance(value, dict) else None)
+
+
 def _written(value: Any) -> Any:
     """A path, or each of a list, as the shell would have it: text."""
     if isinstance(value, list | tuple):
@@ -116,10 +160,9 @@ def _written(value: Any) -> Any:
 
 def _mapping(file: Path) -> dict[str, Any]:
     try:
-        content = loads_yaml(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise GeffectError(f"a readable YAML file at {file}", reason, "correct the path or the file") from error
+        content = read_yaml(file)
+    except Unreadable as error:
+        raise GeffectError(f"a readable YAML file at {file}", str(error), "correct the path or the file") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise GeffectError(f"names with values in {file}", type(content).__name__, "write one 'name: value' a line")
     return content
@@ -229,7 +272,10 @@ class LocaliseConfig(DataConfig):
     domain: list[str] = Field(min_length=1, description=DOMAIN)
     validation: list[str] = Field(default_factory=list, description=VALIDATION + "; its rows are used too")
     share: list[Share] = Field(
-        default_factory=lambda: [0.1, 0.2], min_length=1, description="of a tensor's entries in a mask; repeat it"
+        default_factory=lambda: [0.1, 0.2],
+        min_length=1,
+        max_length=100,
+        description="of a tensor's entries in a mask; repeat it",
     )
     importance: Literal["mean_abs", "mean_square", "zscore"] = Field(
         "mean_abs", description="of an entry: mean |g|, mean g², or |z| of the signed mean (the official code)"

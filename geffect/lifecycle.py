@@ -13,6 +13,7 @@ from geffect.record import (
     CONFIG,
     STEPS,
     RunDirectory,
+    as_written,
     check_lines,
     check_same_data,
     check_same_start,
@@ -129,7 +130,8 @@ def to_disk(path: Path, then: str) -> Iterator[None]:
         raise GeffectError(f"a disk that {path} can be written to", reason, remedy) from error
 
 
-def take_up(path: Path, environment: Mapping[str, Any]) -> Path | None:
+@as_written
+def take_up(path: Path | str, environment: Mapping[str, Any]) -> Path | None:
     """The checkpoint an unfinished run goes on from; None where it has none and begins again.
 
     Args:
@@ -143,6 +145,7 @@ def take_up(path: Path, environment: Mapping[str, Any]) -> Path | None:
         GeffectError: another process has finished the run meanwhile, its data or number of processes differ, or a line
             of its record is missing, doubled or out of order.
     """
+    path = Path(path)
     check_unfinished(path)
     check_same_start(path, environment)
     check_same_data(path, environment)
@@ -173,6 +176,21 @@ def again(config: TrainConfig) -> str:
     return f"{config.out / CONFIG} --resume{' --trust-remote-code' if config.trust_remote_code else ''}"
 
 
+def check_converged(trainer: "RecordingTrainer", path: Path) -> None:
+    """Raise where a run's last update left a model that is not finite; the record says so, and is kept.
+
+    Args:
+        trainer: the run's.
+        path: its directory.
+
+    Raises:
+        GeffectError: it diverged.
+    """
+    if trainer.diverged:
+        found = f"{trainer.diverged} after step {trainer.state.global_step - 1}, the last; the record in {path} is kept"
+        raise GeffectError("a model that is finite at the end", found, "lower --learning-rate or set --max-grad-norm")
+
+
 def first_step(checkpoint: Path | None) -> int:
     """The step a run goes on with from a checkpoint; 0 where it begins."""
     from geffect.training.checkpoints import step_of
@@ -188,14 +206,17 @@ def lines_before(path: Path, checkpoint: Path | None) -> list[dict[str, Any]]:
 def ends(path: Path, rules: "Mapping[str, Rule] | None" = None) -> dict[str, Any]:
     """The first and last evaluation, the checkpoint that rules choose, and the peak memory."""
     from geffect.environment import peak_memory_gb
+    from geffect.models.series import checkpoints
     from geffect.rules import chosen
     from geffect.training.checkpoints import step_of
 
     scored = [line for line in read_lines(path) if "evaluation" in line]
     both = {"start": scored[0], "end": scored[-1]}
     scores = {name: {"step": line["step"], **line["evaluation"]} for name, line in both.items()}
+    if "diverged" in scored[-1]:
+        scores["diverged"] = scored[-1]["diverged"]
     if rules:
-        kept = [step_of(each) for each in path.glob("checkpoints/checkpoint-*")]
+        kept = [step_of(each) for each in checkpoints(path)]
         scores["chosen"] = chosen(rules, read_lines(path), kept)
     return scores | {"peak_memory_gb": round(peak_memory_gb(), 3)}
 

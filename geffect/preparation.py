@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from geffect.bounds import check_memory
 from geffect.config import FitConfig, TextConfig, TrainConfig, UnlearnConfig
 from geffect.data import Encoded, QASet, RowSet, check_ids, encode_set, load_set, pad_id_of, refused, tell_cut
 from geffect.domains import balanced, domain_sets, scope_sets
@@ -28,6 +29,7 @@ LOGGER = logging.getLogger(__name__)
 ROLES = ("forget", "retain", "general", "held")
 LOCALISE = "make one with geffect localise, and name it with --masks"
 ON_SHARDS = ("adamw_torch", "sgd", "adagrad", "rmsprop")  # whose state lies in parts as the parameters do
+ROW_BYTES, TOKEN_BYTES = 300, 16  # of an encoding in memory
 VANISHES = 1e-4  # a bfloat16 weight near 1 moves by 1/128 or not at all
 
 
@@ -225,7 +227,7 @@ def alternatives(config: UnlearnConfig, start: Start, forget: str, size: int) ->
         One encoding a question and epoch.
 
     Raises:
-        GeffectError: the forget set has no questions.
+        GeffectError: the forget set has no questions, or memory does not hold so many refusals.
     """
     whole = start.sets[forget]
     if not isinstance(whole, QASet):
@@ -237,6 +239,9 @@ def alternatives(config: UnlearnConfig, start: Start, forget: str, size: int) ->
     found: list[Encoded] = []
     for epoch in range(epochs):
         each = encode(config, start.loaded, refused(rows, epoch, config.seed))
+        if not found:
+            needed = epochs * sum(ROW_BYTES + TOKEN_BYTES * len(row.input_ids) for row in each)
+            check_memory(f"{epochs} epochs of refusals", needed, "lower --steps")
         found += [Encoded(len(found) + i, row.input_ids, row.labels) for i, row in enumerate(each)]
     return found
 

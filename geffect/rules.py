@@ -8,7 +8,7 @@ from geffect.errors import GeffectError
 from geffect.grammar import choose, parse
 
 Lines = Sequence[Mapping[str, Any]]
-SEEN = ("step", "evaluation", "norm_objective")  # all that rules look at in a line
+SEEN = ("step", "evaluation", "diverged", "norm_objective")  # all that rules look at in a line
 
 
 class Rule(Protocol):
@@ -165,7 +165,7 @@ def chosen(rules: Mapping[str, Rule], lines: Lines, checkpoints: Sequence[int]) 
     Returns:
         ``checkpoint`` (``checkpoint-N``, None where there is none) and ``reason``.
     """
-    evaluated = {line["step"] for line in lines if "evaluation" in line}
+    evaluated = {line["step"] for line in lines if "evaluation" in line and "diverged" not in line}
     for step in sorted(set(checkpoints) & evaluated, reverse=True):
         if first_broken(rules, [line for line in lines if line["step"] <= step]) is None:
             reason = f"the last evaluated one with no rule broken ({' + '.join(rules)})"
@@ -174,7 +174,7 @@ def chosen(rules: Mapping[str, Rule], lines: Lines, checkpoints: Sequence[int]) 
 
 
 def _evaluations(lines: Lines) -> list[Mapping[str, Any]]:
-    return [line["evaluation"] for line in lines if "evaluation" in line]
+    return [line["evaluation"] for line in lines if "evaluation" in line and "diverged" not in line]
 
 
 def _kept_set(evaluation: Mapping[str, Any]) -> str:

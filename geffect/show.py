@@ -12,6 +12,7 @@ from rich.segment import Segment
 from rich.table import Table
 
 from geffect.launched import launched
+from geffect.reading import read_json, read_text
 from geffect.visible import visible
 
 if TYPE_CHECKING:
@@ -66,17 +67,15 @@ def plan(content: Mapping[str, Any]) -> None:
 
 def run(path: Path) -> None:
     """Print a finished run's first and last scores, and where it lies."""
-    import json
-
     from geffect.record import METRICS
 
-    metrics = json.loads((path / METRICS).read_text(encoding="utf-8"))
+    metrics = read_json(path / METRICS)
     table = Table(title=f"{path}", title_justify="left")
     for column in ("set", "risk, start", "risk, end", "accuracy, start", "accuracy, end"):
         table.add_column(column, justify="left" if column == "set" else "right")
     for name in (each for each in metrics["start"] if each != "step"):
         start, end = metrics["start"][name], metrics["end"][name]
-        table.add_row(name, *(f"{x:.3f}" for x in (start["risk"], end["risk"], start["accuracy"], end["accuracy"])))
+        table.add_row(name, *map(_three, (start["risk"], end["risk"], start["accuracy"], end["accuracy"])))
     Console().print(table)
     if "success" in metrics:
         successes(metrics["success"])
@@ -90,6 +89,10 @@ def unlearned(path: Path) -> None:
     run(path)
 
 
+def _three(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
 def successes(scores: Mapping[str, Any]) -> None:
     """Print unlearn, retention and harmonic success of every domain's validation sets, at the start and the end."""
     table = Table(title="validation, %: US unlearn, RS retention, HS harmonic success", title_justify="left")
@@ -97,7 +100,7 @@ def successes(scores: Mapping[str, Any]) -> None:
         table.add_column(column, justify="left" if column == "domain" else "right")
     for domain in scores["start"]:
         pairs = ((scores["start"][domain][name], scores["end"][domain][name]) for name in ("US", "RS", "HS"))
-        table.add_row(domain, *(f"{value:.1f}" for pair in pairs for value in pair))
+        table.add_row(domain, *("–" if value is None else f"{value:.1f}" for pair in pairs for value in pair))
     Console().print(table)
 
 
@@ -147,7 +150,7 @@ def evaluation(path: Path, *, as_json: bool = False) -> None:
 
     from geffect.record import METRICS
 
-    content = (path / METRICS).read_text(encoding="utf-8")
+    content = read_text(path / METRICS)
     console = Console(soft_wrap=True)
     if as_json:
         console.print_json(content)
@@ -158,7 +161,11 @@ def evaluation(path: Path, *, as_json: bool = False) -> None:
         for name, scores in found.get("tasks", {}).items():
             console.print(f"{model}, {name}: " + ", ".join(f"{key} {_decimal(value)}" for key, value in scores.items()))
         for name, value in found["totals"].items():
-            told = ", ".join(f"{k} {v:.1f}" for k, v in value.items()) if isinstance(value, dict) else _decimal(value)
+            told = (
+                ", ".join(f"{k} {_decimal(v)}" for k, v in value.items())
+                if isinstance(value, dict)
+                else _decimal(value)
+            )
             console.print(f"{name}: {told}")
 
 

@@ -1,6 +1,5 @@
 """JSON and YAML in which a key stands once: their readers keep the last of two and drop the first without a word."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -23,28 +22,22 @@ def duplicate(names: Iterable[Any]) -> Any | None:
     return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
-def loads_json(text: str | bytes) -> Any:
-    """Read JSON.
+def unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, as `json.loads` takes it for ``object_pairs_hook``.
 
     Args:
-        text: the JSON.
+        pairs: its keys with their values.
 
     Returns:
-        Its content.
+        The object.
 
     Raises:
-        ValueError: it is no JSON, or an object has a key twice.
+        ValueError: a key stands twice.
 
-    >>> loads_json('{"a": 1, "b": {"a": 2}}')
-    {'a': 1, 'b': {'a': 2}}
-    >>> loads_json('{"a": 1, "a": 2}')
+    >>> unique_object([("a", 1), ("a", 2)])
     Traceback (most recent call last):
     ValueError: the key 'a' twice in one object
     """
-    return json.loads(text, object_pairs_hook=_object)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError(f"the key {duplicate(key for key, _ in pairs)!r} twice in one object")
@@ -72,21 +65,3 @@ class UniqueLoader(yaml.SafeLoader):
             mark = [key.start_mark for key in keys if (key.tag, key.value) == twice][1]
             raise yaml.composer.ComposerError(None, None, f"the key {twice[1]!r} twice", mark)
         return node
-
-
-def loads_yaml(text: str) -> Any:
-    r"""Read YAML.
-
-    Args:
-        text: the YAML.
-
-    Returns:
-        Its content.
-
-    Raises:
-        YAMLError: it is no YAML, or a mapping has a key twice.
-
-    >>> loads_yaml("a: 1\nb: {a: 2}")
-    {'a': 1, 'b': {'a': 2}}
-    """
-    return yaml.load(text, UniqueLoader)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
-import yaml
 
 from geffect import plots
 from geffect.comparison import at_checkpoints, descended, named, overlap_matrix, whole_overlaps
@@ -14,11 +13,11 @@ from geffect.effects import cosines, direction_of, g_effect
 from geffect.errors import GeffectError
 from geffect.plots.strips import MOST
 from geffect.record import (
-    CONFIG,
     DONE,
     RECIPE,
     as_written,
     read,
+    read_config,
     read_environment,
     read_ledger,
     read_lines,
@@ -165,7 +164,7 @@ class Run:
 @as_written
 def _summary(path: Path | str) -> list[tuple[str, str]]:
     path = Path(path)
-    config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+    config = read_config(path)
     lines, finished = read_lines(path), (path / DONE).exists()
     last = lines[-1]["step"] if lines else "none"
     told = [(name, _text(config[name])) for name in SETTINGS if config.get(name)]

@@ -26,10 +26,13 @@ import typer
 import yaml
 
 from geffect import api
+from geffect.alignment import align, differences
 from geffect.comparison import compare, figures, whole_overlaps
 from geffect.config import LocaliseConfig, UnlearnConfig
 from geffect.data import authors, encode_set, load_set
 from geffect.errors import GeffectError
+from geffect.findings import find
+from geffect.page.worst import worst_rows
 from geffect.preparation import masked_by
 from geffect.record import (
     read,
@@ -39,6 +42,7 @@ from geffect.record import (
     read_steps,
     read_support,
 )  # fmt: skip
+from geffect.views import Run
 
 RUN: dict[str, Any] = {
     "objective": "npo", "rectifier": "gru", "steps": 4, "batch_size": 2, "grad_accum_steps": 2, "save_every": 2,
@@ -49,7 +53,11 @@ VALUES = [
     "null", "true", "-1", "0", "1e999", ".nan", "''", "[]", "{}", "[1, 2]", "{a: b}", "!!python/object:os.system x",
     "&a [*a]", "9" * 400, "\\ud800", "../../etc/passwd", "~", "\u0000", "NaN", "Infinity", '"\\x00"',
 ]  # fmt: skip
-KINDS = ("configuration", "set", "record", "checkpoint", "localisation")
+ODD: list[Any] = [
+    None, True, -1, 0, 1e308, -1e308, 10**30, "", "1", "x" * 300, "[/]", [], {}, [[]], [None], {"a": 1}, 1.5, "\ud800",
+    float("inf"), float("nan"),
+]  # fmt: skip
+KINDS = ("configuration", "set", "record", "checkpoint", "localisation", "value")
 
 
 class World:
@@ -214,7 +222,41 @@ def localisation(world: World, draw: random.Random) -> Callable[[], object]:
     return draw.choice([lambda: masked_by(config, loaded), lambda: whole_overlaps(path), lambda: read(path)])
 
 
-MAKERS = dict(zip(KINDS, (configuration, data, record, checkpoint, localisation), strict=True))
+def value(world: World, draw: random.Random) -> Callable[[], object]:
+    """Read a record in which one value, wherever it stands, is another, is gone or stands twice."""
+    run = world.copy("run")
+    file = run / draw.choice(["steps.jsonl", "steps.jsonl", "environment.json"])
+    texts = file.read_text(encoding="utf-8").splitlines() if file.suffix == ".jsonl" else [file.read_text("utf-8")]
+    i = draw.randrange(len(texts))
+    content = json.loads(texts[i])
+    _change(content, draw)
+    texts[i] = json.dumps(content)
+    file.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
+    readers: list[Callable[[], object]] = [
+        lambda: read(run, "layer"), lambda: read_steps(run), lambda: read_ledger(run), lambda: read_support(run),
+        lambda: read_published(run), lambda: read_standard_errors(run), lambda: compare([run]), lambda: find(run),
+        lambda: align({"run": run}), lambda: differences({"run": run}), lambda: worst_rows(run),
+        lambda: Run(run).summary(),
+    ]  # fmt: skip
+    return draw.choice(readers)
+
+
+def _change(content: Any, draw: random.Random) -> None:
+    while True:
+        key = draw.choice(list(content) if isinstance(content, dict) else range(len(content)))
+        if not content[key] or not isinstance(content[key], dict | list) or draw.random() < 0.2:
+            break
+        content = content[key]
+    change = draw.random()
+    if change < 0.15:
+        del content[key]
+    elif change < 0.25 and isinstance(content, list):
+        content.insert(key, content[key])
+    else:
+        content[key] = draw.choice(ODD)
+
+
+MAKERS = dict(zip(KINDS, (configuration, data, record, checkpoint, localisation, value), strict=True))
 
 
 def trial(world: World, kind: str, seed: int) -> tuple[str, str]:

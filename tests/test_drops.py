@@ -18,9 +18,9 @@ from geffect.data.shared import shared_examples
 from geffect.errors import GeffectError
 from geffect.inspection.planning import plan_inspection
 from geffect.models import load, make_tokenizer
+from geffect.reading import parse_yaml
 from geffect.record import STEPS, check_lines, read_lines
 from geffect.suites import parts
-from geffect.unique import loads_yaml
 from geffect.watching import Watch
 from tests.cases import VOCABULARY, llama
 from tests.conftest import Command, config
@@ -72,7 +72,7 @@ def test_a_key_that_stands_twice_in_yaml_is_refused(text: str, tmp_path: Path) -
 
 
 def test_what_yaml_merges_in_may_be_overridden() -> None:
-    assert loads_yaml("x: &x {a: 1, b: 1}\ny: {<<: *x, a: 2}\nz: {<<: *x}")["y"] == {"a": 2, "b": 1}
+    assert parse_yaml("x: &x {a: 1, b: 1}\ny: {<<: *x, a: 2}\nz: {<<: *x}")["y"] == {"a": 2, "b": 1}
 
 
 @pytest.mark.parametrize(

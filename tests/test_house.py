@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "geffect"
 ORDER = [
-    "visible", "errors", "unique", "launched", "signals",
+    "visible", "errors", "bounds", "unique", "reading", "launched", "signals",
     "grammar", "scopes", "untouched", "uses", "kinds", "groups", "heads", "shards", "rows", "gram", "replicas",
     "support", "effects", "localisation", "ties",
     "objectives", "tokens", "rectify", "ledger", "measurement", "data", "models", "metrics", "rules", "training",

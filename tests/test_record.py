@@ -183,7 +183,8 @@ def test_numbers_that_are_not_finite_become_null_and_are_read_as_nan(tmp_path: P
     gram = make_gram(0)
     gram.values["embed.a"][0, 1] = gram.values["embed.a"][1, 0] = float("inf")
     run = make_run(tmp_path / "run", [gram])
-    RunDirectory.append(_at(run), {"step": 1, "loss": float("nan"), "evaluation": {"held": {"risk": float("-inf")}}})
+    last = {"step": 1, "loss": float("nan"), "evaluation": {"held": {"risk": float("-inf")}}, "diverged": "held"}
+    RunDirectory.append(_at(run), last)
     assert all(word not in (run / STEPS).read_text() for word in ("NaN", "Infinity"))
     frame = read(run, by="layer")
     broken = frame[frame["inner"].isna()]

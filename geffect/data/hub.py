@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from geffect.data.files import plain
 from geffect.errors import GeffectError
 
 FORM = "hub:ORG/NAME/CONFIG/SPLIT, or hub:ORG/NAME/SPLIT for the default configuration"
@@ -35,6 +36,7 @@ def hub_rows(name: str) -> list[Any]:
     config = parts[2] if len(parts) == 4 else None
     try:
         rows = load_dataset("/".join(parts[:2]), name=config, split=parts[-1]).to_list()
+        rows = [plain(row) for row in rows]
     except Exception as error:  # each builder, reader and network layer below has errors of its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise GeffectError(f"a data set at hub:{name}", reason,

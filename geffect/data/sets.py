@@ -31,7 +31,8 @@ from geffect.data.hub import hub_rows
 from geffect.data.layouts import LAYOUTS, locate
 from geffect.errors import GeffectError
 
-SPEC = re.compile(r"^(?P<name>.+?)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?$")
+SPEC = re.compile(r"^(?P<name>.+?)(?:\[(?P<start>[0-9]*):(?P<stop>[0-9]*)\])?$")
+DIGITS = 18  # of a slice's ends
 FORMS = (
     "builtin:authors/forget, tofu:forget01, knowundo:privacy/unlearn, muse:news/raw/forget, wmdp:bio-retain, "
     "hub:ORG/NAME/CONFIG/SPLIT, or a .json, .jsonl, .csv, .parquet or .txt file, with a slice like [:120] or not"
@@ -111,12 +112,12 @@ def load_set(
     match = SPEC.match(spec)
     if match is None:
         raise GeffectError(f"a set: {FORMS}", repr(spec), "name one of these")
-    rows, choices, remedy = _table(match["name"], data_dir, settable(question, answer, text))
+    start, stop = (_end(spec, match[part]) for part in ("start", "stop"))
+    rows, choices, remedy = _table(match["name"], data_dir, settable(question, answer, text), stop)
     columns = choose(rows[0] if rows else None, choices)
     kind = TextSet if "text" in columns else QASet
     whole = kind(spec, rename(rows, columns, match["name"], remedy))
     _refuse_gaps(whole)
-    start, stop = (int(match[part]) if match[part] else None for part in ("start", "stop"))
     chosen = replace(whole, rows=whole.rows[start:stop])
     if not any(field.strip() for content in chosen.contents for field in content):
         found = f"{len(chosen)} blank ones" if chosen.rows else f"none of {len(rows)}"
@@ -124,20 +125,32 @@ def load_set(
     return chosen
 
 
-def _table(name: str, data_dir: Path | None, asked: Sequence[Columns]) -> tuple[list[Any], Sequence[Columns], str]:
-    """The rows, what their columns may be called, and the remedy where they are not."""
+def _end(spec: str, digits: str | None) -> int | None:
+    if digits and len(digits) > DIGITS:
+        raise GeffectError(f"a slice of at most {DIGITS} digits in {spec[:50]}…", f"{len(digits)} digits", "shorten it")
+    return int(digits) if digits else None
+
+
+def _table(
+    name: str, data_dir: Path | None, asked: Sequence[Columns], stop: int | None
+) -> tuple[list[Any], Sequence[Columns], str]:
+    """The rows up to ``stop`` or more, what their columns may be called, and the remedy where they are not."""
+    most = None if stop is None else max(1, stop)  # the first tells the columns
     kind, _, rest = name.partition(":")
     if kind == "builtin":
         return _builtin(rest), (QUESTIONS,), RESTORE
     if kind in LAYOUTS:
-        rows = [row for file in locate(kind, rest, data_dir) for row in read_rows(file)]
+        rows: list[Any] = []
+        for file in locate(kind, rest, data_dir):
+            if most is None or len(rows) < most:
+                rows += read_rows(file, None if most is None else most - len(rows))
         return rows, LAYOUTS[kind].choices, RESTORE
     if kind == "hub":
         return hub_rows(rest), asked, NAME_COLUMNS
     path = Path(os.path.expanduser(name))  # as pathlib's, but an unknown ~user stays as written
     if path.suffix.lower() not in READERS:
         raise GeffectError(f"a set: {FORMS}", repr(name), "name one of these")
-    return read_rows(path), asked, NAME_COLUMNS
+    return read_rows(path, most), asked, NAME_COLUMNS
 
 
 def _builtin(rest: str) -> list[dict[str, Any]]:
@@ -157,8 +170,20 @@ def _refuse_gaps(rows: RowSet) -> None:
             if not _is_text(value) or not (value.strip() or field == "text"):
                 raise GeffectError(f"text in the {field} of every row of {rows.name}", f"{value!r} in row {index}",
                                    "fill it in or remove the row")  # fmt: skip
+    for index, row in enumerate(rows.rows):
+        if any(map(_halves_a_pair, row.values())):
+            raise GeffectError(f"text that UTF-8 can spell in {rows.name}", f"half a surrogate pair in row {index}",
+                               "repair that row")  # fmt: skip
 
 
 def _is_text(value: Any) -> bool:
-    """Characters, none of them half a surrogate pair (which JSON can spell and no tokenizer takes)."""
-    return isinstance(value, str) and not any("\ud800" <= each <= "\udfff" for each in value)
+    return isinstance(value, str) and not _halves_a_pair(value)
+
+
+def _halves_a_pair(value: Any) -> bool:
+    """Whether a text in this value has half a surrogate pair, which JSON can spell and no tokenizer takes."""
+    if isinstance(value, str):
+        return not value.isascii() and any("\ud800" <= each <= "\udfff" for each in value)
+    if isinstance(value, dict):
+        return any(map(_halves_a_pair, (*value, *value.values())))
+    return isinstance(value, list) and any(map(_halves_a_pair, value))

@@ -26,6 +26,7 @@ from geffect.models import Loaded
 from geffect.models.cache import cached, file_sha256
 from geffect.preparation import encode, read_set
 from geffect.probes import Probe
+from geffect.reading import byte_lines, parse_json
 from geffect.suites import Part
 from geffect.visible import visible
 
@@ -101,8 +102,10 @@ def view_of(config: EvaluateConfig, rows: RowSet, loaded: Loaded) -> View:
         What metrics see.
     """
     shots = read_set(config, config.shots).rows[:SHOTS] if config.shots else ()
+    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    most = min(config.max_new_tokens, context or config.max_new_tokens)  # a model that never ends would go on and on
     return View(loaded.model, loaded.tokenizer, rows, partial(encode, config, loaded, by=encode_examples),
-                config.batch_size, config.max_new_tokens, shots)  # fmt: skip
+                config.batch_size, most, shots)  # fmt: skip
 
 
 def rows_of(config: EvaluateConfig, part: Part) -> RowSet:
@@ -164,8 +167,7 @@ def _code() -> str:
 def _kept(key: str | None, make: Callable[[Path], None]) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     with _home("evaluation", key, make) as directory:
         frame = read_values(directory / EXAMPLES)
-        lines = (directory / TEXTS).read_text(encoding="utf-8").splitlines()
-        return frame, [json.loads(line) for line in lines]
+        return frame, [parse_json(line) for line in byte_lines(directory / TEXTS)]
 
 
 @contextmanager

@@ -4,11 +4,10 @@ import re
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from geffect.findings import checkpoints, gradients
 from geffect.findings.finding import Finding
-from geffect.record import CONFIG, as_written, read, read_lines, read_standard_errors
+from geffect.record import as_written, read, read_config, read_lines, read_standard_errors
 
 
 @as_written
@@ -32,7 +31,7 @@ def find(path: Path | str, run: str = "", scheme: str = "thirds") -> list[Findin
     """
     path = Path(path)
     frame, lines = read(path, "group", scheme), read_lines(path)
-    config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+    config = read_config(path)
     found = in_rows(frame, _rectifier(str(config.get("rectifier", "none"))))
     spread = [line["spread"] for line in lines if line.get("spread")]
     if spread and not any(each.kind == "conflict" for each in found):

@@ -6,7 +6,7 @@ from typing import Any
 from geffect.config import InspectConfig, UnlearnConfig
 from geffect.errors import GeffectError
 from geffect.lifecycle import where_it_is
-from geffect.record import CONFIG, check_format
+from geffect.record import CONFIG, check_format, read_config
 
 FROM_RUN = ("forget", "retain", "held", "general", "data_dir", "question_column", "answer_column", "text_column",
             "max_length", "lora", "seed", "batch_size")  # fmt: skip
@@ -54,6 +54,7 @@ def _of_run(checkpoints: list[str]) -> dict[str, Any]:
     if len(checkpoints) > 1 or not file.is_file():
         return {}
     check_format(file.parent)
+    read_config(file.parent)  # what cannot be read is no configuration of another command
     try:
         run = UnlearnConfig.read(file, trust_remote_code=False)  # whoever made the run does not speak for this command
     except GeffectError:

@@ -107,6 +107,9 @@ def tasks(config: InspectConfig, *, resume: bool) -> list[Task]:
     found, places = [], [record_of(config, text) for text in config.objective]
     if len(set(places)) < len(places):
         raise GeffectError("objectives that differ", ", ".join(config.objective), "name each once")
+    if resume and not any((place / CONFIG).exists() for place in places):
+        found_there = f"no {CONFIG} in {', '.join(map(str, places))}"
+        raise GeffectError("an unfinished inspection to --resume", found_there, "leave --resume out to start it")
     for text, place in zip(config.objective, places, strict=True):
         own = config.model_copy(update={"objective": [text], "out": place})
         begun = resume and (own.out / CONFIG).exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from geffect.errors import GeffectError
 from geffect.models.cache import file_sha256
-from geffect.unique import loads_json
+from geffect.reading import read_json
 
 CHECKSUMS = "checksums.json"
 REMEDY = "restore it, or go on from the checkpoint before by moving this one away"
@@ -57,7 +57,7 @@ def read_checksums(directory: Path, remedy: str = REMEDY) -> dict[str, str]:
         GeffectError: there are none, or one is of a file elsewhere.
     """
     try:
-        sums = {str(name): str(each) for name, each in loads_json((directory / CHECKSUMS).read_bytes()).items()}
+        sums = {str(name): str(each) for name, each in read_json(directory / CHECKSUMS).items()}
     except (OSError, ValueError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
         raise GeffectError(f"checksums in {directory / CHECKSUMS}", reason, remedy) from error

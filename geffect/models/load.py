@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 
 import torch
 
+from geffect.bounds import check_memory
 from geffect.errors import GeffectError
 from geffect.kinds import CAUSAL, check_class, check_runs, freeze_beside_text
 from geffect.models.adapters import FILE, check_adapter, check_patterns, grow_vocabulary
@@ -22,6 +23,7 @@ from geffect.models.gguf import converted, smollm2_file
 from geffect.models.series import checkpoints
 from geffect.models.stored import check_config, check_directory, check_loaded, check_size
 from geffect.models.tiny import BUILT_IN, UNTRAINED, is_built_in, make_tiny
+from geffect.reading import check_regular
 
 LOGGER = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -80,6 +82,7 @@ def _model_directory(path: Path) -> Path:
         if any((candidate / name).is_file() for name in ("config.json", "adapter_config.json")):
             if candidate != path and not (path / "DONE").exists():
                 LOGGER.warning("%s did not finish; its last whole state is %s", path, candidate.name)
+            check_regular(candidate)
             return candidate
     raise GeffectError(f"config.json, adapter_config.json or checkpoints in {path}", "none of them",
                        "name a model, adapter or run directory")  # fmt: skip
@@ -327,7 +330,7 @@ def add_lora(model: Any, rank: int, seed: int, dropout: float = 0.0) -> Any:
         The `peft.PeftModel`.
 
     Raises:
-        GeffectError: the model already carries an adapter.
+        GeffectError: the model already carries an adapter, or memory does not hold one of this rank.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -335,12 +338,20 @@ def add_lora(model: Any, rank: int, seed: int, dropout: float = 0.0) -> Any:
         raise GeffectError(
             "a model without an adapter for --lora", "one with an adapter", "leave --lora out to train that one"
         )
+    _check_rank(model, rank)
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
     )
     with quiet_transformers(), torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, config)
+
+
+def _check_rank(model: Any, rank: int) -> None:
+    """Raise where memory does not hold an adapter with its gradient and Adam's averages: before PEFT takes it."""
+    linear = [each for each in model.modules() if isinstance(each, torch.nn.Linear | torch.nn.Embedding)]
+    numbers = rank * sum(sum(each.weight.shape) for each in linear)
+    check_memory(f"an adapter of rank {rank}", 4 * 4 * numbers, "lower --lora")
 
 
 @contextlib.contextmanager

@@ -1,14 +1,17 @@
 """The checkpoints of a run, in order."""
 
+import re
 from pathlib import Path
 
 from geffect.errors import GeffectError
 
+NAME = re.compile(r"checkpoint-([0-9]{1,9})")  # of ASCII's digits: other scripts have digits, too
+
 
 def number_of(folder: Path) -> int | None:
     """N of a directory ``checkpoint-N``; None of another."""
-    name, _, number = folder.name.rpartition("-")
-    return int(number) if name == "checkpoint" and number.isdigit() else None
+    match = NAME.fullmatch(folder.name)
+    return int(match[1]) if match else None
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -17,8 +20,25 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def children(folder: Path) -> list[Path]:
-    """The directories ``checkpoint-N`` right below one, or below its ``checkpoints``, by N; none where it has none."""
-    found = {number: each for each in folder.iterdir() if (number := number_of(each)) is not None and each.is_dir()}
+    """The directories ``checkpoint-N`` right below one, or below its ``checkpoints``, by N.
+
+    Args:
+        folder: the directory.
+
+    Returns:
+        Their paths; none where it has none.
+
+    Raises:
+        GeffectError: two have one number.
+    """
+    found: dict[int, Path] = {}
+    for each in sorted(folder.iterdir()):
+        if (number := number_of(each)) is None or not each.is_dir():
+            continue
+        if number in found:
+            raise GeffectError(f"one checkpoint of step {number} in {folder}", f"{found[number].name} and {each.name}",
+                               "move one away")  # fmt: skip
+        found[number] = each
     return [found[number] for number in sorted(found)] or checkpoints(folder)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import safe_open
 
 from geffect.errors import GeffectError
-from geffect.unique import loads_json
+from geffect.reading import read_json
 
 Shapes = dict[str, tuple[int, ...]]
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -33,7 +33,7 @@ def check_directory(directory: Path) -> None:
     """
     for file in sorted(each for name in READ for each in directory.glob(name)):
         try:
-            content = loads_json(file.read_bytes())
+            content = read_json(file)
         except (OSError, ValueError, RecursionError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{reason} in {file.name}") from error  # told as whatever else a reader may raise
@@ -62,7 +62,7 @@ def _check_index(index: Path, content: Any) -> None:
 def _check_surplus(directory: Path) -> None:
     """Every file of weights that lies here is read: transformers prefers a single one, else those of the index."""
     index = directory / INDEX
-    named = set(loads_json(index.read_bytes())["weight_map"].values()) if index.is_file() else {SINGLE}
+    named = set(read_json(index)["weight_map"].values()) if index.is_file() else {SINGLE}
     if surplus := sorted({each.name for each in directory.glob("*") if WEIGHTS.fullmatch(each.name)} - named):
         told = f"those that {INDEX} names" if index.is_file() else SINGLE
         raise GeffectError(f"no weight files in {directory} but {told}", surplus[0],

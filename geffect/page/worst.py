@@ -22,7 +22,9 @@ def worst_rows(path: Path, count: int = COUNT) -> pd.DataFrame:
         `COLUMNS`: of a forget set the rows whose −log p rose least, of any other those whose rose most; no lines where
         fewer than two evaluations kept their rows.
     """
-    scored = [line["evaluation_rows"] for line in read_lines(path) if "evaluation_rows" in line]
+    scored = [
+        line["evaluation_rows"] for line in read_lines(path) if "evaluation_rows" in line and "diverged" not in line
+    ]
     if len(scored) < 2:
         return pd.DataFrame(columns=COLUMNS)
     found = []

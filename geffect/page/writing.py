@@ -1,7 +1,9 @@
 """The page on disk."""
 
 import base64
+import contextlib
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +11,7 @@ from typing import NamedTuple
 from geffect.errors import GeffectError
 from geffect.findings import Finding, Outcome
 from geffect.page.sections import comparison, section
+from geffect.reading import opened
 from geffect.record import read_environment
 from geffect.visible import visible
 
@@ -49,9 +52,13 @@ def write(runs: Mapping[str, Path], out: Path, scheme: str = "thirds") -> Report
     sections = [section(path, name, f"run-{i}", scheme) for i, (name, path) in enumerate(runs.items())]
     together = comparison(runs) if len(sections) > 1 else None
     page = _render(runs=sections, comparison=together)
+    partial = out.with_name(f".{out.name[:200]}.{os.getpid()}")
     try:
-        out.write_text(page, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(out)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise GeffectError(f"a file to write at --out {out}", str(error.strerror), "choose another place") from error
     findings = [finding for each in sections for finding in each.findings]
     return Report(out, findings, {each.name: each.outcome for each in sections})
@@ -60,9 +67,9 @@ def write(runs: Mapping[str, Path], out: Path, scheme: str = "thirds") -> Report
 def _check(out: Path) -> None:
     if not out.parent.is_dir():
         raise GeffectError(f"a directory to write --out {out} in", "none", "make it, or choose another place")
-    if not out.exists():
+    if not out.exists() and not out.is_symlink():
         return
-    if not out.is_file() or MARK not in out.read_bytes()[:2000]:
+    if not out.is_file() or MARK not in _head(out):
         raise GeffectError(
             f"no file, or a report of geffect's own, at --out {out}", "another", "choose another name or move it away"
         )
@@ -95,6 +102,11 @@ def _shown(value: object) -> object:
     from markupsafe import Markup
 
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _head(file: Path) -> bytes:
+    with opened(file) as stream:
+        return stream.read(2000)
 
 
 def _render(**content: object) -> str:

@@ -13,6 +13,7 @@ from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
 
 from geffect.plots.panels import Numbers, decades, spread
+from geffect.plots.style import literal
 
 SIGNED = "PuOr"  # orange below zero, purple above: told apart with every kind of colour vision
 UNKNOWN = "0.75"
@@ -63,7 +64,7 @@ def heat(axes: Axes, table: pd.DataFrame, x: Numbers | None = None, **scale: Any
     axes.patch.set(facecolor="white", edgecolor=UNKNOWN, hatch="//////")
     edges = np.arange(table.shape[1] + 1.0) if x is None else x
     mesh = axes.pcolormesh(edges, np.arange(len(table) + 1), table.to_numpy(float), ec="white", lw=0.5, **scale)
-    axes.set(ylim=(len(table), 0), yticks=np.arange(len(table)) + 0.5, yticklabels=table.index)
+    axes.set(ylim=(len(table), 0), yticks=np.arange(len(table)) + 0.5, yticklabels=[*map(literal, table.index)])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return mesh
@@ -75,7 +76,7 @@ def name_columns(axes: Axes, names: list[str]) -> None:
     turned = max(len(line) for name in names for line in name.split("\n")) * 4.2 > width
     every = int(np.ceil(9 / width)) if turned else 1
     places = range(0, len(names), every)
-    axes.set_xticks([i + 0.5 for i in places], [names[i] for i in places], rotation=90 if turned else 0)
+    axes.set_xticks([i + 0.5 for i in places], [literal(names[i]) for i in places], rotation=90 if turned else 0)
 
 
 def number(axes: Axes, mesh: QuadMesh, matrix: Numbers) -> None:

@@ -12,7 +12,7 @@ from geffect.effects import gram_at, plane_coordinates
 from geffect.errors import GeffectError
 from geffect.plots.figure import Figure
 from geffect.plots.panels import Numbers, check, finish
-from geffect.plots.style import NOTE, ONE_COLUMN, RUNS, STYLE, TWO_COLUMN, Look
+from geffect.plots.style import NOTE, ONE_COLUMN, RUNS, STYLE, TWO_COLUMN, Look, literal
 
 RISKS = {"forget": r"$\nabla R_f$", "retain": r"$\nabla R_r$"}
 DIRECTIONS = {"objective": "-", "rectified": (0, (4, 1.5))}
@@ -112,7 +112,7 @@ def _arrow(axes: Axes, tip: Numbers, look: Look, style: object, width: float) ->
 
 
 def _keys(arrows: dict[str, dict[str, Numbers]], looks: dict[str, Look]) -> dict[str, Look]:
-    keys = {name: {"c": look["c"]} for name, look in looks.items()}
+    keys = {literal(name): {"c": look["c"]} for name, look in looks.items()}
     if any("rectified" in each for each in arrows.values()):
         keys["rectified"] = {"c": RUNS[0]["c"] if len(looks) == 1 else "0.35", "ls": DIRECTIONS["rectified"]}
     return keys

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from geffect.errors import GeffectError
-from geffect.plots.style import GROUPS, NOTE, Look
+from geffect.plots.style import GROUPS, NOTE, Look, literal
 
 Numbers = npt.NDArray[np.float64]
 
@@ -55,7 +55,7 @@ def by_run(frame: pd.DataFrame, columns: tuple[str, ...], most: int) -> dict[str
     check(frame, columns)
     frame = frame if "run" in frame else frame.assign(run="")
     parts = frame.sort_values("step", kind="stable").groupby("run")
-    runs = {str(run): parts.get_group(run) for run in frame["run"].unique()}
+    runs = {literal(run): parts.get_group(run) for run in frame["run"].unique()}
     if len(runs) > most:
         raise GeffectError(f"at most {most} runs in a picture", f"{len(runs)}: {', '.join(runs)}", "name fewer")
     return runs

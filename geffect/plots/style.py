@@ -15,6 +15,13 @@ STYLE: Final[dict[Any, Any]] = {  # on top of the defaults, so that a user's own
     "legend.frameon": False, "legend.handlelength": 2.8, "legend.columnspacing": 1.2, "lines.linewidth": 1.1,
     "lines.markersize": 3.5, "figure.dpi": 200, "pdf.fonttype": 42, "ps.fonttype": 42,
 }  # fmt: skip
+
+
+def literal(name: object) -> str:
+    """A name as matplotlib shows it: dollars would make a formula of what is between them."""
+    return str(name).replace("$", r"\$")
+
+
 GROUPS: Final[dict[str, Look]] = {
     "embed": {"c": "#0072B2", "marker": "o", "ls": "-"},
     "shallow": {"c": "#E69F00", "marker": "s", "ls": (0, (5, 1.5))},

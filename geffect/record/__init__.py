@@ -2,7 +2,7 @@
 
 from geffect.record.frames import read, read_published, read_support
 from geffect.record.ledger import read_ledger
-from geffect.record.lines import as_written, check_format, read_environment, read_lines, read_steps
+from geffect.record.lines import as_written, check_format, read_config, read_environment, read_lines, read_steps
 from geffect.record.localisation import MASKS, RECIPE, check_localised, read_localisation, write_localisation
 from geffect.record.resuming import (
     check_lines,
@@ -52,6 +52,7 @@ __all__ = [
     "last_checkpoint",
     "layout_to_json",
     "read",
+    "read_config",
     "read_environment",
     "read_ledger",
     "read_lines",

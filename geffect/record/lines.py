@@ -1,7 +1,6 @@
 """A run directory's lines and environment, as they stand."""
 
 import functools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -9,8 +8,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import pandas as pd
 
 from geffect.errors import GeffectError
-from geffect.record.writing import ENVIRONMENT, FORMAT, POINTS, STEPS, TOKENS
-from geffect.unique import loads_json
+from geffect.reading import Unreadable, byte_lines, parse_json, read_bytes, read_yaml
+from geffect.record.checking import Lines, check_environment
+from geffect.record.writing import CONFIG, ENVIRONMENT, FORMAT, POINTS, STEPS, TOKENS
 
 NO_RUN = "name a directory written by geffect unlearn, fit or inspect"
 MADE_BY = {TOKENS: "make them with geffect inspect --tokens 3", POINTS: "make them with geffect inspect --points ga"}
@@ -90,16 +90,19 @@ def each_line(path: Path, name: str = STEPS) -> Iterator[dict[str, Any]]:
     file = path / name
     if not file.is_file():
         raise GeffectError(f"a run with {name} in {path}", "none", MADE_BY.get(name, NO_RUN))
-    with file.open("rb") as stream:
-        for number, text in enumerate(stream, start=1):
+    table = read_environment(path).get("parameters") if (path / ENVIRONMENT).exists() else None
+    lines, number = Lines(table, repeats=name != STEPS), 0
+    try:
+        for text in byte_lines(file):
+            number += 1
             if not text.endswith(b"\n"):
                 return  # torn
-            try:
-                line = _json_object(text)
-            except ValueError as error:
-                raise GeffectError(f"one JSON object a line in {file}", f"{error} in line {number}",
-                                   "restore the file from a copy") from error  # fmt: skip
+            line = _json_object(text)
+            lines.check(line)
             yield line
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = f"{error} in line {number}" if number else str(error)
+        raise GeffectError(f"one JSON object a line in {file}, as geffect writes it", reason, RESTORE) from error
 
 
 def read_environment(path: Path) -> dict[str, Any]:
@@ -116,11 +119,11 @@ def read_environment(path: Path) -> dict[str, Any]:
     """
     check_format(path)
     try:
-        content = _json_object((path / ENVIRONMENT).read_bytes())
-    except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
+        content = _json_object(read_bytes(path / ENVIRONMENT))
+        check_environment(content)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise GeffectError(
-            f"a run with {ENVIRONMENT} in {path}", reason, "name a directory written by geffect"
+            f"a run with {ENVIRONMENT} in {path}", str(error), "name a directory written by geffect"
         ) from error
     return {key: value for key, value in content.items() if key != "format"}
 
@@ -148,11 +151,29 @@ def check_format(path: Path) -> None:
                        "read it with the geffect that wrote it, or make it again from its config.yaml")  # fmt: skip
 
 
-def _json_object(text: bytes) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """A run's ``config.yaml``, of whichever command.
+
+    Args:
+        path: the run directory.
+
+    Returns:
+        Setting → value.
+
+    Raises:
+        GeffectError: there is none, or it cannot be read.
+    """
     try:
-        content = loads_json(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(error.msg) from error
+        content = read_yaml(path / CONFIG)
+    except Unreadable as error:
+        raise GeffectError(f"a readable {CONFIG} in {path}", str(error), RESTORE) from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise GeffectError(f"names with values in {path / CONFIG}", type(content).__name__, RESTORE)
+    return content
+
+
+def _json_object(text: bytes) -> dict[str, Any]:
+    content = parse_json(text)
     if not isinstance(content, dict):
-        raise ValueError(type(content).__name__)
+        raise Unreadable(type(content).__name__)
     return content

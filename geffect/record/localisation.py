@@ -14,9 +14,9 @@ from geffect.errors import GeffectError
 from geffect.gram import Gram
 from geffect.localisation import Localisation
 from geffect.models.checksums import CHECKSUMS, check_checksums, read_checksums, write_checksums
+from geffect.reading import read_json
 from geffect.record.lines import as_written, check_format, read_environment, read_lines
 from geffect.record.writing import DONE, ENVIRONMENT, STEPS, RunDirectory
-from geffect.unique import loads_json
 
 MASKS, RECIPE = "masks", "localisation.json"
 READ = (RECIPE, STEPS, ENVIRONMENT)  # what a localisation is read back from, beside its masks
@@ -107,7 +107,7 @@ def _content(path: Path) -> dict[str, Any]:
         raise GeffectError(f"a localisation in {path}", "none", "make one with geffect localise")
     check_format(path)
     try:
-        content: dict[str, Any] = loads_json((path / RECIPE).read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(path / RECIPE)
         if not {"recipe", "examples", "magnitudes"} <= set(content):
             raise ValueError("a key is missing")
     except (OSError, ValueError, TypeError) as error:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from geffect.errors import GeffectError
-from geffect.record.lines import check_format, each_line, read_environment, read_lines
+from geffect.models.series import checkpoints
+from geffect.record.lines import as_written, check_format, each_line, read_environment, read_lines
 from geffect.record.writing import CONFIG, DONE, POINTS, STEPS, TOKENS
 
 
@@ -46,7 +47,8 @@ def check_same_start(path: Path, environment: Mapping[str, Any]) -> None:
                            "restore it, or name where it is now with --model")  # fmt: skip
 
 
-def check_same_data(path: Path, environment: Mapping[str, Any]) -> None:
+@as_written
+def check_same_data(path: Path | str, environment: Mapping[str, Any]) -> None:
     """Raise where a set is no longer the one the run began with.
 
     Args:
@@ -56,7 +58,7 @@ def check_same_data(path: Path, environment: Mapping[str, Any]) -> None:
     Raises:
         GeffectError: the set is named.
     """
-    begun = read_environment(path)["data"]
+    begun = read_environment(Path(path))["data"]
     for name, now in environment["data"].items():
         if begun.get(name) != now:
             what = name if name == "masks" else f"{name} set"
@@ -66,8 +68,7 @@ def check_same_data(path: Path, environment: Mapping[str, Any]) -> None:
 
 def last_checkpoint(path: Path) -> Path | None:
     """The run's last whole checkpoint, None where there is none yet."""
-    found = {int(p.name.rpartition("-")[2]): p for p in path.glob("checkpoints/checkpoint-*") if p.is_dir()}
-    return found[max(found)] if found else None
+    return next(reversed(checkpoints(path)), None)
 
 
 def check_lines(path: Path, expected: Sequence[int]) -> None:

@@ -140,7 +140,7 @@ def refuse_existing(path: Path) -> None:
     """
     if launched()[0]:  # of several processes the first writes, and may have begun
         return
-    if path.exists() and (not path.is_dir() or not _never_begun(path)):
+    if _dangles(path) or (path.exists() and (not path.is_dir() or not _never_begun(path))):
         raise GeffectError(
             f"a new directory for --out {path}", "something there already", "choose another name or move it away"
         )
@@ -148,6 +148,11 @@ def refuse_existing(path: Path) -> None:
     ground = next(each for each in (full, *full.parents) if each.exists())
     if not ground.is_dir() or not os.access(ground, os.W_OK):
         raise GeffectError(f"a directory to write --out {path} in", str(ground), "choose another place")
+
+
+def _dangles(path: Path) -> bool:
+    """Whether a path is a symbolic link to nothing, which nothing can be made at."""
+    return path.is_symlink() and not path.exists()
 
 
 def _never_begun(path: Path) -> bool:

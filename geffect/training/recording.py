@@ -1,5 +1,6 @@
 """What every trainer here shares: evaluation of named sets, whole-or-absent checkpoints, a line a step."""
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from geffect.metrics import likelihood
 from geffect.metrics.likelihood import Likelihood
 from geffect.models.checksums import write_checksums
 from geffect.replicas import rank, summed, wait
+from geffect.shards import local
 from geffect.signals import SIGNALS
 from geffect.training.checkpoints import PARTIAL, check_whole, reading, step_of, writing
 from geffect.training.interruption import deferred
@@ -79,8 +81,10 @@ def evaluated(model: nn.Module, sets: Mapping[str, list[Encoded]], pad_id: int, 
 
 
 def evaluation_line(scores: Mapping[str, Likelihood]) -> Line:
-    """What a record's line holds of the scores of named sets."""
-    return {
+    """What a record's line holds of the scores of named sets; ``diverged`` names those that are not finite."""
+    diverged = [name for name, s in scores.items() if not math.isfinite(s.risk)]
+    marks = {"diverged": f"no finite risk of {', '.join(diverged)}"} if diverged else {}
+    return marks | {
         "evaluation": {name: {"risk": s.risk, "accuracy": s.accuracy} for name, s in scores.items()},
         "evaluation_rows": {
             name: {
@@ -121,6 +125,7 @@ class RecordingTrainer(ShardedTrainer):
         self.control: Any
         self.clip_factor = 1.0
         self.interrupted = 0  # the signal that asked for the end
+        self.diverged = ""
         self.started = time.perf_counter()
         self.remove_callback(PrinterCallback)
         self.add_callback(_Steps(self))
@@ -208,7 +213,10 @@ class RecordingTrainer(ShardedTrainer):
         self.line, self.clip_factor, self.started = {}, 1.0, time.perf_counter()
 
     def finish_run(self) -> None:
-        """Hand over the last evaluation."""
+        """Hand over the last evaluation, and whether the model came to its end finite."""
+        self.diverged = self.line.get("diverged") or _not_finite(self.model)
+        if self.diverged:
+            self.line["diverged"] = self.diverged
         if "evaluation" in self.line:
             self.sink({"step": self.state.global_step} | self.line)
 
@@ -256,6 +264,14 @@ class RecordingTrainer(ShardedTrainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with reading(str(checkpoint)):
             super()._load_rng_state(checkpoint)
+
+
+@torch.no_grad()
+def _not_finite(model: nn.Module) -> str:
+    """What is not finite of the trained parameters in any process; empty where all are."""
+    own = (bool(local(p).isfinite().all()) for p in model.parameters() if p.requires_grad)
+    broken = float(summed(torch.tensor(float(sum(not finite for finite in own)))))
+    return f"{broken:.0f} parameters with values that are not finite" if broken else ""
 
 
 def make_loader(trainer: Trainer, rows: Any, sampler: Any, collate_fn: Callable[[Any], Any]) -> DataLoader[Any]:
