@@ -1,12 +1,14 @@
 """Sets of questions and answers, or of texts: named, sliced, encoded, padded, paired."""
 
+from geffect.data.conversations import right_answers
 from geffect.data.encode import Encoded, collate, encode_set, pad_id_of, token_texts
 from geffect.data.order import Meetings, Together
+from geffect.data.prompts import Prompt
 from geffect.data.refusals import REFUSALS, refused
 from geffect.data.scoped import Domain, parse_domains
-from geffect.data.sets import QASet, RowSet, TextSet, load_set
+from geffect.data.sets import ChatSet, QASet, RowSet, TextSet, load_set
 
 __all__ = [
-    "REFUSALS", "Domain", "Encoded", "Meetings", "QASet", "RowSet", "TextSet", "Together", "collate", "encode_set",
-    "load_set", "pad_id_of", "parse_domains", "refused", "token_texts",
+    "REFUSALS", "ChatSet", "Domain", "Encoded", "Meetings", "Prompt", "QASet", "RowSet", "TextSet", "Together",
+    "collate", "encode_set", "load_set", "pad_id_of", "parse_domains", "refused", "right_answers", "token_texts",
 ]  # fmt: skip

@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
-from geffect.data.sets import RowSet, TextSet
+from geffect.data.prompts import Prompt, Turn, has_template, render
+from geffect.data.sets import ChatSet, RowSet, TextSet
 from geffect.errors import GeffectError
 from geffect.objectives.outputs import IGNORE_INDEX
 
 PLAIN = "Question: {question}\nAnswer: {answer}"
+PINNED = Prompt()
+NO_TEMPLATE = "name one with --chat-template FILE, or leave the system turn and earlier turns out"
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ class Encoded:
     labels: list[int]
 
 
-def encode_set(tokenizer: Any, rows: RowSet, max_length: int = 512, context: int | None = None) -> list[Encoded]:
+def encode_set(
+    tokenizer: Any, rows: RowSet, max_length: int = 512, context: int | None = None, prompt: Prompt = PINNED
+) -> list[Encoded]:
     r"""Encode a set.
 
     Of questions and answers, the tokenizer's chat template is used where it has one, else ``Question: …\nAnswer: …``.
@@ -50,18 +54,19 @@ def encode_set(tokenizer: Any, rows: RowSet, max_length: int = 512, context: int
         rows: the set.
         max_length: tokens kept of a row, or of a chunk.
         context: positions the model has, where that is known.
+        prompt: the date that a chat template sees, and the system turn.
 
     Returns:
         One encoding a row, or a chunk.
 
     Raises:
-        GeffectError: the template changes the answer, a row is left without a labelled token, or one is longer than the
-            context.
+        GeffectError: the template fails, leaves out the system turn or changes the answer, a row is left without a
+            labelled token, or one is longer than the context.
     """
     if isinstance(rows, TextSet):
         encoded = _chunks(tokenizer, rows, max_length)
     else:
-        encoded = [_encode(tokenizer, row, i, rows.name, max_length) for i, row in enumerate(rows.rows)]
+        encoded = [_encode(tokenizer, rows, i, max_length, prompt) for i in range(len(rows))]
     for row in encoded:
         if context is not None and len(row.input_ids) > context:
             raise GeffectError(f"rows within the model's context of {context} tokens",
@@ -80,44 +85,54 @@ def _chunks(tokenizer: Any, texts: TextSet, max_length: int) -> list[Encoded]:
     return [Encoded(i, chunk, [IGNORE_INDEX, *chunk[1:]]) for i, chunk in enumerate(chunks)]
 
 
-def _encode(tokenizer: Any, row: dict[str, Any], index: int, name: str, max_length: int) -> Encoded:
-    prompt, text = _render(tokenizer, row, index, name)
-    plain = not tokenizer.chat_template
-    ids, prompt_ids = (_tokenize(tokenizer, each, special=plain) for each in (text, prompt))
+def _encode(tokenizer: Any, rows: RowSet, index: int, max_length: int, prompt: Prompt) -> Encoded:
+    asked, text = _render(tokenizer, rows, index, prompt)
+    plain = not has_template(tokenizer)
+    ids, prompt_ids = (_tokenize(tokenizer, each, special=plain) for each in (text, asked))
     start = max(1, _common_prefix(ids, prompt_ids))
     ids = _ended(ids, start, tokenizer.eos_token_id)[:max_length]
     labels = [IGNORE_INDEX] * min(start, len(ids)) + ids[start:]
     if len(ids) <= start:
-        raise GeffectError(f"a token to learn within {max_length} tokens in row {index} of {name}",
+        raise GeffectError(f"a token to learn within {max_length} tokens in row {index} of {rows.name}",
                            f"a prompt of {start} tokens", "raise --max-length or shorten the row")  # fmt: skip
     return Encoded(index, ids, labels)
 
 
-def _render(tokenizer: Any, row: dict[str, Any], index: int, name: str) -> tuple[str, str]:
+def _render(tokenizer: Any, rows: RowSet, index: int, prompt: Prompt) -> tuple[str, str]:
     """The text up to the answer, and all of it."""
+    row = rows.rows[index]
     question, answer = row["question"].strip(), row["answer"].strip()
+    before = _before(row["before"] if isinstance(rows, ChatSet) else (), prompt)
     other = "b" if answer.startswith("a") else "a"  # two answers that part at their first character show where it goes
-    text, counterpart = (_written(tokenizer, question, each) for each in (answer, other))
+    text, counterpart = (_written(tokenizer, before, question, each, prompt) for each in (answer, other))
     start = _common_prefix(text, counterpart)
+    for turn in (turn for turn in before if turn["role"] == "system"):
+        if turn["content"].strip() not in text[:start]:
+            raise GeffectError("a chat template that renders the system turn", f"row {index} of {rows.name} without it",
+                               "choose another with --chat-template, or leave the system turn out")  # fmt: skip
     if not text.startswith(answer, start):
         raise GeffectError(
             "a chat template that renders the answer as it is",
-            f"row {index} of {name} without its answer",
+            f"row {index} of {rows.name} without its answer",
             "mend the tokenizer's chat template",
         )
     return text[:start].rstrip(" "), text
 
 
-def _written(tokenizer: Any, question: str, answer: str) -> str:
-    if not tokenizer.chat_template:
-        return PLAIN.format(question=question, answer=answer)
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except TemplateError as error:
-        reason = str(error).partition("\n")[0]
-        raise GeffectError("a chat template that renders a question and its answer", reason,
-                           "mend the tokenizer's chat template") from error  # fmt: skip
+def _before(turns: Sequence[Turn], prompt: Prompt) -> list[Turn]:
+    """The turns before a question, with the system's in front unless they begin with one."""
+    own = bool(turns) and turns[0]["role"] == "system"
+    system = [] if own or prompt.system is None else [{"role": "system", "content": prompt.system}]
+    return [*system, *turns]
+
+
+def _written(tokenizer: Any, before: Sequence[Turn], question: str, answer: str, prompt: Prompt) -> str:
+    if has_template(tokenizer):
+        asked = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return render(tokenizer, [*before, *asked], prompt)
+    if before:
+        raise GeffectError(f"a chat template for a {before[0]['role']} turn before a question", "none", NO_TEMPLATE)
+    return PLAIN.format(question=question, answer=answer)
 
 
 def _tokenize(tokenizer: Any, text: str, *, special: bool) -> list[int]:

@@ -4,7 +4,7 @@ from geffect.record.frames import read, read_published, read_support
 from geffect.record.ledger import read_ledger
 from geffect.record.lines import as_written, read_environment, read_lines, read_steps
 from geffect.record.localisation import MASKS, RECIPE, check_localised, read_localisation, write_localisation
-from geffect.record.resuming import check_same_data, check_unfinished, cut_back, last_checkpoint
+from geffect.record.resuming import check_same_data, check_unfinished, cut_back, last_checkpoint, recorded_prompts
 from geffect.record.spread import read_standard_errors
 from geffect.record.tokens import read_points, read_tokens
 from geffect.record.writing import (
@@ -49,6 +49,7 @@ __all__ = [
     "read_steps",
     "read_support",
     "read_tokens",
+    "recorded_prompts",
     "refuse_existing",
     "write_localisation",
 ]  # fmt: skip
