@@ -4,14 +4,16 @@ A template is code that came with a tokenizer. It is rendered in Hugging Face's 
 memory, on a day that does not move, so that the same row has the same tokens tomorrow.
 """
 
+import contextlib
 import datetime
 import functools
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from geffect.data.bounded import bounded
@@ -60,14 +62,27 @@ def render(tokenizer: Any, turns: Sequence[Turn], prompt: Prompt) -> str:
     now = datetime.datetime.combine(prompt.date, datetime.time())
     try:
         _refuse_powers(template)
-        with bounded(SECONDS, MEMORY):
+        with bounded(SECONDS, MEMORY), _clock(now):
             return str(tokenizer.apply_chat_template(
                 [dict(turn) for turn in turns], chat_template=template, tokenize=False,
-                date_string=now.strftime("%d %b %Y"), strftime_now=now.strftime,
+                date_string=now.strftime("%d %b %Y"),
             ))  # fmt: skip
     except Exception as error:  # a template raises whatever an expression can
         reason = " ".join((str(error).strip() or type(error).__name__).partition("\n")[0].split())
         raise GeffectError("a chat template that renders a question and its answer", reason, OTHER) from error
+
+
+@contextlib.contextmanager
+def _clock(now: datetime.datetime) -> Iterator[None]:
+    """Stop the clock of ``strftime_now``, which takes no date: Hugging Face makes text of a function passed to it."""
+    from transformers.utils import chat_template_utils
+
+    clock = chat_template_utils.datetime
+    chat_template_utils.datetime = SimpleNamespace(now=lambda: now)
+    try:
+        yield
+    finally:
+        chat_template_utils.datetime = clock
 
 
 def _template(tokenizer: Any) -> str:
