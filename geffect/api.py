@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from geffect.config import (
     LocaliseConfig,
     ReportConfig,
     ShowConfig,
+    TextConfig,
     TrainConfig,
     UnlearnConfig,
 )
@@ -50,13 +51,18 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger(__name__)
 
 
-def load_model(spec: str, dtype: str = "float32", *, trust_remote_code: bool = False) -> "Loaded":
+def load_model(
+    spec: str, dtype: str = "float32", *, trust_remote_code: bool = False, tokenizer: str | None = None,
+    chat_template: str | None = None,
+) -> "Loaded":  # fmt: skip
     """Load a model by any of its names; one built in is fitted on first use (about a minute) and cached.
 
     Args:
         spec: see `geffect.models.load.FORMS`.
         dtype: of the weights.
         trust_remote_code: run code that comes with the model.
+        tokenizer: a model or directory whose tokenizer takes the place of its own.
+        chat_template: ``none``, a file, or a name among the tokenizer's several, in place of the tokenizer's own.
 
     Returns:
         Model and tokenizer.
@@ -66,7 +72,13 @@ def load_model(spec: str, dtype: str = "float32", *, trust_remote_code: bool = F
 
     if is_built_in(spec):
         spec = str(builtin_tiny(spec))
-    return load(spec, dtype, trust_remote_code=trust_remote_code)
+    return load(spec, dtype, trust_remote_code=trust_remote_code, tokenizer=tokenizer, chat_template=chat_template)
+
+
+def _loader(config: TextConfig, dtype: str) -> "Callable[[str], Loaded]":
+    """Loads models by their names as a configuration says."""
+    return partial(load_model, dtype=dtype, trust_remote_code=config.trust_remote_code, tokenizer=config.tokenizer,
+                   chat_template=config.chat_template)  # fmt: skip
 
 
 def builtin_tiny(name: str = "builtin:tiny") -> Path:
@@ -244,13 +256,15 @@ def localise(config: LocaliseConfig) -> Path:
     from geffect.localisation import localise as find
     from geffect.metrics.likelihood import evaluating
     from geffect.models.reference import check_trainable
+    from geffect.preparation import prompts_of, warn_of_other_prompts
     from geffect.record import write_localisation
     from geffect.rows import trainable
 
     refuse_several("geffect localise")
     with RunDirectory(config.out) as run:
-        loaded = load_model(config.model, config.dtype, trust_remote_code=config.trust_remote_code)
+        loaded = _loader(config, config.dtype)(config.model)
         check_trainable(loaded.model)
+        warn_of_other_prompts(config, loaded)
         rows, parameters, began = localised_rows(config, loaded), trainable(loaded.model), time.perf_counter()
         tell_cut(rows)
         with evaluating(loaded.model):
@@ -260,7 +274,8 @@ def localise(config: LocaliseConfig) -> Path:
         recipe = config.model_dump(mode="json", include={"model", "importance", "labels", "draws", "seed"}) | {
             "sha256": loaded.sha256, "shapes": {name: list(p.shape) for name, p in parameters.items()},
         }  # fmt: skip
-        table = {"parameters": layout_to_json(layout(loaded.model)), "dtype": config.dtype}
+        table = {"parameters": layout_to_json(layout(loaded.model)), "dtype": config.dtype,
+                 "prompts": prompts_of(config, loaded.tokenizer)}  # fmt: skip
         with to_disk(config.out, "name another --out"):
             run.create(config.model_dump(mode="json", exclude_none=True), describe() | table)
             write_localisation(run, found, recipe)
@@ -289,8 +304,7 @@ def inspect(config: InspectConfig, *, resume: bool = False) -> list[Path]:
     refuse_several("geffect inspect")
     series = inspection.readable(inspection.places(config.checkpoints), skip_broken=config.skip_broken)
     whole = inspection.completed(config)
-    load = partial(load_model, dtype=whole.dtype, trust_remote_code=whole.trust_remote_code)
-    inspection.inspect(whole, series, load, resume=resume)
+    inspection.inspect(whole, series, _loader(whole, whole.dtype), resume=resume)
     return [inspection.record_of(whole, objective) for objective in whole.objective]
 
 
@@ -317,6 +331,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     from geffect.metrics.harness import check_tasks
     from geffect.models.load import quiet_transformers
     from geffect.models.series import series
+    from geffect.preparation import prompts_of, warn_of_other_prompts
     from geffect.probes import check_probes, probes
     from geffect.suites import parts
 
@@ -330,10 +345,13 @@ def evaluate(config: EvaluateConfig) -> Path:
             check_tasks(config.task, config.task_dir)
         if config.reference is not None:
             room.read_evaluation(config.reference)
-        load = partial(load_model, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
-        frames, texts, told = [], [], {}
+        load = _loader(config, config.dtype)
+        frames, texts, told, prompts = [], [], {}, {}
         for label, spec in series(config.model) if config.checkpoints else [(config.model, config.model)]:
             for probe in probes(config, spec, label, chosen, load, partial(room.view_of, config), fit):
+                prompts[probe.label] = prompts_of(config, probe.loaded.tokenizer)
+                if probe.label == label:
+                    warn_of_other_prompts(config, probe.loaded)
                 with quiet_transformers():
                     frame, said = room.evaluated(config, chosen, probe)
                     told[probe.label] = probe.told, room.tasks_of(config, probe)
@@ -342,7 +360,8 @@ def evaluate(config: EvaluateConfig) -> Path:
         examples = pd.concat(frames, ignore_index=True)
         found = room.summary(config, examples, room.read_reference(config, examples), told)
         with to_disk(config.out, "name another --out"):
-            run.create(config.model_dump(mode="json", exclude_none=True), describe() | {"dtype": config.dtype})
+            environment = describe() | {"dtype": config.dtype, "prompts": prompts}
+            run.create(config.model_dump(mode="json", exclude_none=True), environment)
             examples.to_csv(config.out / room.EXAMPLES, index=False)
             room.write_texts(config.out, texts)
             run.finish({"models": found, "seconds": round(time.perf_counter() - began, 3)})
@@ -372,7 +391,7 @@ def _start(config: TrainConfig) -> "Start":
     from geffect.preparation import read_start, warn_of_rounding
 
     warn_of_rounding(config)
-    return read_start(config, load_model(config.model, config.dtype, trust_remote_code=config.trust_remote_code))
+    return read_start(config, _loader(config, config.dtype)(config.model))
 
 
 def plan(config: TrainConfig | LocaliseConfig | InspectConfig, *, resume: bool = False) -> dict[str, str]:
@@ -423,18 +442,18 @@ def show_batch(config: ShowConfig) -> list[tuple[str, list[tuple[str, bool]]]]:
         (title, [(token's text, carries loss)]) a row.
     """
     from geffect.data import check_ids, encode_set, token_texts
-    from geffect.models import outline
     from geffect.models.vocabulary import num_tokens
     from geffect.objectives import IGNORE_INDEX
-    from geffect.preparation import read_set
+    from geffect.preparation import outlined, prompt_of, read_set, warn_of_other_prompts
 
-    model, tokenizer = outline(config.model, trust_remote_code=config.trust_remote_code)
-    rows = encode_set(tokenizer, read_set(config, config.data), config.max_length)[: config.limit]
-    check_ids(rows, num_tokens(model), config.data)
+    loaded = outlined(config, config.model)
+    rows = encode_set(loaded.tokenizer, read_set(config, config.data), config.max_length, prompt=prompt_of(config))
+    check_ids(rows[: config.limit], num_tokens(loaded.model), config.data)
+    warn_of_other_prompts(config, loaded)
     shown = []
-    for row in rows:
+    for row in rows[: config.limit]:
         learned = [label != IGNORE_INDEX for label in row.labels]
-        tokens = token_texts(tokenizer, row.input_ids)
+        tokens = token_texts(loaded.tokenizer, row.input_ids)
         shown.append((
             f"row {row.index}: {sum(learned)} of {len(tokens)} tokens" + (f", {row.cut} cut off" if row.cut else ""),
             list(zip(tokens, learned, strict=True)),

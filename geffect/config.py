@@ -1,10 +1,21 @@
 """One schema a verb: the YAML file, the command line's flags and the functions of `geffect.api` all read it."""
 
+import contextlib
+import datetime
 import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from geffect.errors import GeffectError
@@ -168,9 +179,38 @@ def _mapping(file: Path) -> dict[str, Any]:
     return content
 
 
+def _day(value: Any) -> Any:
+    """A date, as YYYY-MM-DD or 10 Apr 2025; ``today`` becomes the date it is, so that a record does not move."""
+    if value == "today":
+        return datetime.date.today()
+    if type(value) is datetime.date:  # as YAML reads one
+        return value
+    for form in ("%Y-%m-%d", "%d %b %Y"):
+        with contextlib.suppress(ValueError, TypeError):
+            return datetime.datetime.strptime(value, form).date()
+    raise PydanticCustomError("date", "a date as YYYY-MM-DD, or today")
+
+
+Day = Annotated[datetime.date, BeforeValidator(_day)]
+
+
 class TextConfig(Schema):
     """How sets are read, and how they become tokens."""
 
+    template_date: Day = Field(
+        datetime.date(2025, 4, 10), description="the date that a chat template takes for today's, or today"
+    )
+    system_prompt: str | None = Field(
+        None, description="the system turn of a chat template, where a conversation has none of its own"
+    )
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        description="none, a file, or a name among the tokenizer's several, in place of the tokenizer's own",
+    )
+    tokenizer: str | None = Field(
+        None, min_length=1, description="a model or a directory whose tokenizer takes the place of the model's"
+    )
     trust_remote_code: bool = Field(
         False, description="run code that comes with a model; never taken from a file or a run"
     )
@@ -179,6 +219,13 @@ class TextConfig(Schema):
     answer_column: str = Field("answer", description="column of a file that holds the answer")
     text_column: str = Field("text", description="column of a file without questions that holds texts")
     max_length: int = Field(512, ge=2, le=MANY, description="tokens kept of a row, or of a chunk of texts")
+
+    @field_validator("system_prompt")
+    @classmethod
+    def _characters(cls, value: str | None) -> str | None:
+        if value is not None and any("\ud800" <= each <= "\udfff" for each in value):
+            raise PydanticCustomError("characters", "text without halves of characters")
+        return value
 
 
 MODEL = (

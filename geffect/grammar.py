@@ -39,7 +39,9 @@ def parse(text: str) -> list[Call]:
     try:
         return _sum(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
-        raise GeffectError(SHAPE, repr(text), "write names, numbers, *, + and named parameters only") from error
+        raise GeffectError(
+            SHAPE, repr(text), "write names, numbers, *, + and named parameters only, a set's name in quotes"
+        ) from error
 
 
 def _sum(node: ast.expr) -> list[Call]:

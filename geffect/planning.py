@@ -14,11 +14,11 @@ from geffect.domains import balanced
 from geffect.environment import batch_arithmetic
 from geffect.groups import block_list, unwrap
 from geffect.launched import launched
-from geffect.models import Loaded, add_lora, outline
+from geffect.models import add_lora
 from geffect.models.load import DTYPES
 from geffect.models.reference import check_trainable
 from geffect.objectives import IGNORE_INDEX, Objective, make_objective
-from geffect.preparation import check_method, encode, read_set, roles
+from geffect.preparation import check_method, encode, outlined, read_set, roles
 from geffect.record import refuse_existing
 from geffect.rectify import Rectifier, make_freezing, make_rectifier
 from geffect.scopes import RISKS, role_of, scopes
@@ -47,14 +47,15 @@ def plan(config: TrainConfig, *, resume: bool = False) -> dict[str, str]:
         objective, rectifier = make_objective(config.objective), make_rectifier(config.rectifier)
         methods = {"objective": config.objective, "rectifier": config.rectifier,
                    "a step": passes(objective, rectifier, config.diagnose_every)}  # fmt: skip
-    model, tokenizer = outline(config.model, trust_remote_code=config.trust_remote_code)
+    loaded = outlined(config, config.model)
+    model = loaded.model
     if config.lora:
         model = add_lora(model, config.lora, config.seed)
     check_trainable(model)
     sets = {spec: read_set(config, spec) for spec in specs(config)}
     if isinstance(config, UnlearnConfig):
         tell_shared({role: sets[spec] for role, spec in roles(config)})
-    encoded = {spec: encode(config, Loaded(model, tokenizer, "", None), rows) for spec, rows in sets.items()}
+    encoded = {spec: encode(config, loaded, rows) for spec, rows in sets.items()}
     free = psutil.virtual_memory().available / 1e9
     training_arguments(config, arithmetic(config, encoded)["steps"])
     return {
@@ -77,9 +78,10 @@ def plan_localisation(config: LocaliseConfig) -> dict[str, str]:
         Lines by name: model, sets, passes, memory.
     """
     refuse_existing(config.out)
-    model, tokenizer = outline(config.model, trust_remote_code=config.trust_remote_code)
+    loaded = outlined(config, config.model)
+    model = loaded.model
     check_trainable(model)
-    encoded = localised_rows(config, Loaded(model, tokenizer, "", None))
+    encoded = localised_rows(config, loaded)
     free = psutil.virtual_memory().available / 1e9
     count = sum(map(len, encoded.values()))
     each = f"{config.draws} draws at once" if config.labels != "true" else "true labels"

@@ -2,23 +2,28 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from geffect.bounds import check_memory
-from geffect.config import FitConfig, TextConfig, TrainConfig, UnlearnConfig
-from geffect.data import Encoded, QASet, RowSet, check_ids, encode_set, load_set, pad_id_of, refused, tell_cut
+from geffect.config import EvaluateConfig, FitConfig, TextConfig, TrainConfig, UnlearnConfig
+from geffect.data import Encoded, Prompt, QASet, RowSet, check_ids, encode_set, load_set, pad_id_of, refused, tell_cut
+from geffect.data.prompts import described
+from geffect.data.refusals import BUILT_IN, Answers, read_answers
 from geffect.domains import balanced, domain_sets, scope_sets
 from geffect.environment import batch_arithmetic, describe
 from geffect.errors import GeffectError
 from geffect.groups import Layout, layout
 from geffect.launched import launched
 from geffect.localisation import Frozen
-from geffect.models import Loaded, add_lora
+from geffect.models import Loaded, add_lora, outline
 from geffect.models.cache import weights_sha256
+from geffect.models.fingerprint import fingerprint
 from geffect.models.vocabulary import num_tokens
 from geffect.objectives import Objective, make_objective
-from geffect.record import MASKS, check_localised, layout_to_json, read_localisation
+from geffect.record import MASKS, check_localised, layout_to_json, read_localisation, recorded_prompts
 from geffect.rectify import make_freezing, make_rectifier
 from geffect.rows import trainable
 from geffect.rules import make_rules
@@ -30,6 +35,7 @@ ROLES = ("forget", "retain", "general", "held")
 LOCALISE = "make one with geffect localise, and name it with --masks"
 ON_SHARDS = ("adamw_torch", "sgd", "adagrad", "rmsprop")  # whose state lies in parts as the parameters do
 ROW_BYTES, TOKEN_BYTES = 300, 16  # of an encoding in memory
+PROMPT_NAMES = {"template": "chat template", "date": "--template-date", "system": "--system-prompt"}
 VANISHES = 1e-4  # a bfloat16 weight near 1 moves by 1/128 or not at all
 
 
@@ -42,12 +48,14 @@ class Start:
         sets: role or name → set.
         encoded: the same as the model sees them.
         layout: where each parameter lies.
+        answers: what ``po`` and ``dpo`` answer forget questions with; None where no set of them is named.
     """
 
     loaded: Loaded
     sets: dict[str, RowSet]
     encoded: dict[str, list[Encoded]]
     layout: Layout
+    answers: Answers | None = None
 
     def environment(self, config: TrainConfig, steps: int) -> dict[str, Any]:
         """What a run's ``environment.json`` says of it."""
@@ -55,12 +63,14 @@ class Start:
         used = balanced(config, sizes) if isinstance(config, UnlearnConfig) else {}
         forget, path = of_role(used, "forget"), getattr(config, "masks", None)
         masks = {"masks": {"set": str(path), "sha256": weights_sha256(path / MASKS)}} if path else {}
+        others = masks | ({"answers": self.answers.data} if self.answers else {})
         rows = max(forget) if forget else sum(map(len, self.encoded.values()))
         return describe() | {
             "dtype": config.dtype,
             "start": {"path": self.loaded.source, "sha256": self.loaded.sha256},
             "attention": getattr(self.loaded.model.config, "_attn_implementation", None),
-            "data": {k: {"set": s.name, "rows": len(s), "sha256": s.sha256} for k, s in self.sets.items()} | masks,
+            "data": {k: {"set": s.name, "rows": len(s), "sha256": s.sha256} for k, s in self.sets.items()} | others,
+            "prompts": prompts_of(config, self.loaded.tokenizer),
             "batch": batch_arithmetic(rows, config.batch_size, config.grad_accum_steps, steps, launched()[1]),
             "parameters": layout_to_json(self.layout),
         }
@@ -119,10 +129,11 @@ def read_start(config: TrainConfig, loaded: Loaded) -> Start:
     sets = {name: read_set(config, spec) for name, spec in named}
     encoded = {name: encode(config, loaded, rows) for name, rows in sets.items()}
     tell_cut(encoded)
+    warn_of_other_prompts(config, loaded)
     whole = layout(loaded.model)
     if isinstance(config, UnlearnConfig) and not config.shard:  # in parts a tied tensor is not told apart by use
         whole = split_layout(whole, find_tie(loaded.model))
-    return Start(loaded, sets, encoded, whole)
+    return Start(loaded, sets, encoded, whole, answers_of(config) if isinstance(config, UnlearnConfig) else None)
 
 
 def encode(
@@ -143,9 +154,75 @@ def encode(
         GeffectError: as of `geffect.data.encode_set`, or a token is none of the model's.
     """
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    encoded = by(loaded.tokenizer, rows, config.max_length, context)
+    encoded = by(loaded.tokenizer, rows, config.max_length, context, prompt_of(config))
     check_ids(encoded, num_tokens(loaded.model), rows.name, pad_id_of(loaded.tokenizer))
     return encoded
+
+
+def outlined(config: TextConfig, spec: str) -> Loaded:
+    """A model's shapes without its weights, and the tokenizer it is used with."""
+    model, tokenizer = outline(spec, trust_remote_code=config.trust_remote_code, tokenizer=config.tokenizer,
+                               chat_template=config.chat_template)  # fmt: skip
+    return Loaded(model, tokenizer, spec, None)
+
+
+def prompt_of(config: TextConfig) -> Prompt:
+    """What a configuration tells a chat template beside the turns."""
+    return Prompt(config.template_date, config.system_prompt)
+
+
+def prompts_of(config: TextConfig, tokenizer: Any) -> dict[str, Any]:
+    """What decides a prompt: chat template, its date, the system turn and the tokenizer, for records and cache keys."""
+    return described(tokenizer, prompt_of(config))
+
+
+def decides(config: EvaluateConfig, loaded: Loaded) -> list[Any] | None:
+    """What decides a model's numbers beside the rows, for the key of a kept result.
+
+    Args:
+        config: dtype, date and system turn.
+        loaded: the model, before an adapter is merged into it.
+
+    Returns:
+        Model, dtype and prompts; None where the model's weights have no hash.
+    """
+    found = fingerprint(loaded)
+    return None if found is None else [found, config.dtype, prompts_of(config, loaded.tokenizer)]
+
+
+def warn_of_other_prompts(config: TextConfig, loaded: Loaded) -> None:
+    """Say so where a run's model or checkpoint is shown other prompts than the run showed it.
+
+    Args:
+        config: what is asked for.
+        loaded: the model.
+    """
+    asked, recorded = prompts_of(config, loaded.tokenizer), recorded_prompts(Path(loaded.source))
+    silent = {"date", "system"} if asked["template"] == recorded.get("template") is None else set()
+    for name, begun in recorded.items():
+        if name not in silent and asked.get(name) != begun:
+            both = f": {begun} there, {asked.get(name)} here" if name in ("date", "system") else ""
+            LOGGER.warning("%s was trained with another %s%s", loaded.source, PROMPT_NAMES.get(name, name), both)
+
+
+def answers_of(config: UnlearnConfig) -> Answers | None:
+    """The set that an objective's ``answers`` names; None where it names none.
+
+    Args:
+        config: the run.
+
+    Returns:
+        The answers.
+
+    Raises:
+        GeffectError: two terms name different ones, or the set cannot be read.
+    """
+    terms = [term for _, term in make_objective(config.objective).terms]
+    named = list(dict.fromkeys(term.answers for term in terms if hasattr(term, "answers")))
+    if len(named) > 1:
+        found = " and ".join(name or BUILT_IN.name for name in named)
+        raise GeffectError(f"one set of answers in {config.objective!r}", found, "name the same in each term")
+    return read_answers(named[0], partial(read_set, config)) if named and named[0] else None
 
 
 def check_method(config: UnlearnConfig) -> None:
@@ -169,6 +246,7 @@ def check_method(config: UnlearnConfig) -> None:
     if config.shard and config.optimizer not in ON_SHARDS:
         raise GeffectError(f"an optimizer among {', '.join(ON_SHARDS)} for --shard", config.optimizer,
                            "choose one of these, or leave --shard out")  # fmt: skip
+    answers_of(config)
     if "general" in objective.sets and config.general is None:
         raise GeffectError(f"a set for on=general in {objective.text!r}", "none", "name one with --general")
     absent = [role for role in config.evaluate if role not in present]
@@ -233,12 +311,12 @@ def alternatives(config: UnlearnConfig, start: Start, forget: str, size: int) ->
     if not isinstance(whole, QASet):
         remedy = "name a set of questions, or another objective"
         raise GeffectError(f"questions to refuse in {whole.name}, which {config.objective!r} needs", "texts", remedy)
-    rows = QASet(whole.name, whole.rows[:size])
+    rows = replace(whole, rows=whole.rows[:size])
     batches = config.steps * config.grad_accum_steps * launched()[1]
     epochs = -(-batches // -(-len(rows) // config.batch_size))
     found: list[Encoded] = []
     for epoch in range(epochs):
-        each = encode(config, start.loaded, refused(rows, epoch, config.seed))
+        each = encode(config, start.loaded, refused(rows, epoch, config.seed, start.answers or BUILT_IN))
         if not found:
             needed = epochs * sum(ROW_BYTES + TOKEN_BYTES * len(row.input_ids) for row in each)
             check_memory(f"{epochs} epochs of refusals", needed, "lower --steps")

@@ -18,6 +18,7 @@ from geffect.metrics.rounding import rounded
 from geffect.metrics.view import View
 from geffect.models import Loaded, outline
 from geffect.models.cache import cached
+from geffect.preparation import decides
 from geffect.scopes import role_of
 from geffect.suites import Part
 
@@ -110,6 +111,7 @@ def _calibrated(
     view: Callable[[RowSet, Loaded], View],
 ) -> Probe:  # fmt: skip
     """The model mixed with its start so that the start's extraction strength on the kept set is kept (UWC)."""
+    both = [decides(config, each) for each in (loaded, start)]
     loaded = replace(loaded, model=_merged(loaded.model))
     before = dict(_merged(start.model).named_parameters())
 
@@ -125,12 +127,12 @@ def _calibrated(
     def search(directory: Path) -> None:
         (directory / "alpha.json").write_text(json.dumps(calibrate(kept, config.tau)), encoding="utf-8")
 
-    key = json.dumps([loaded.sha256, start.sha256, config.tau, config.max_length, config.dtype, rows.rows])
-    if loaded.sha256 and start.sha256:
+    key = json.dumps([both, config.tau, config.max_length, rows.rows])
+    if all(both):
         alpha = json.loads((cached("calibration", key, search) / "alpha.json").read_text(encoding="utf-8"))
     else:
         alpha = calibrate(kept, config.tau)
-    weights = f"mixed {alpha} {start.sha256}"
+    weights = f"mixed {alpha} {json.dumps(both)}"
     found = replace(loaded, sha256=loaded.sha256 if start.sha256 else None)
     return Probe(f"{label} calibrated", found, weights, partial(mixed, loaded.model, before, alpha), {"alpha": alpha})
 
@@ -147,7 +149,7 @@ def _relearning(config: EvaluateConfig, spec: str, chosen: Chosen, out: Path) ->
         raise GeffectError("a set named forget for --relearn", names, "add --set forget=SET")
     shared = config.model_dump(
         include={"trust_remote_code", "data_dir", "question_column", "answer_column", "text_column", "max_length",
-                 "dtype", "seed"}, exclude_none=True,
+                 "template_date", "system_prompt", "chat_template", "tokenizer", "dtype", "seed"}, exclude_none=True,
     )  # fmt: skip
     given = {"model": spec or config.model, "train": train, "steps": config.relearn, "out": out,
              "learning_rate": config.relearn_rate}  # fmt: skip

@@ -261,8 +261,8 @@ def test_a_row_beyond_the_models_context_is_refused_and_names_the_flag() -> None
     says = rf"^expected rows within the model's context of 30 tokens; found {lengths[1]} tokens in row 1 of set; .*"
     with pytest.raises(GeffectError, match=says + r"--max-length 30$"):
         encode_set(kind("plain"), rows, context=30)
-    for fits in ({"max_length": 30, "context": 30}, {"context": lengths[1]}):
-        assert encode_set(kind("plain"), rows, **fits) == encode_set(kind("plain"), rows, fits.get("max_length", 512))
+    for length, context in ((30, 30), (512, lengths[1])):
+        assert encode_set(kind("plain"), rows, length, context) == encode_set(kind("plain"), rows, length)
 
 
 def test_rows_are_numbered_as_the_set_has_them() -> None:

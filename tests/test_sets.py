@@ -107,7 +107,7 @@ def test_tofu_asks_for_a_data_directory_and_says_where_there_is_nothing(tmp_path
         load_set("tofu:forget01", tmp_path)
 
 
-@pytest.mark.parametrize("value", ["", " \n", None, 5, ["text"], "half a pair \ud800"])
+@pytest.mark.parametrize("value", ["", " \n", None, 5, [], ["text", 5], ["text", " "], "half a pair \ud800"])
 @pytest.mark.parametrize("field", ["question", "answer"])
 def test_a_row_without_text_is_named(field: str, value: object, tmp_path: Path) -> None:
     file = write_lines(tmp_path / "rows.jsonl", [*ROWS[:3], ROWS[3] | {field: value}])

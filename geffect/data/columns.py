@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from geffect.errors import GeffectError
 
 Columns = Mapping[str, str]  # a field's column, by field
@@ -11,6 +13,7 @@ QUESTIONS: Columns = {"question": "question", "answer": "answer"}
 KNOWUNDO: Columns = {"question": "text", "answer": "labels"}
 VERBATIM: Columns = {"question": "prompt", "answer": "gt"}
 TEXTS: Columns = {"text": "text"}
+CHATS: Columns = {"messages": "messages"}
 
 
 def settable(question: str, answer: str, text: str) -> tuple[Columns, ...]:
@@ -23,7 +26,7 @@ def settable(question: str, answer: str, text: str) -> tuple[Columns, ...]:
 
     Returns:
         Choices, the first that fits counts: questions and answers win over texts, and so do KnowUnDo's own names
-        (``text`` beside ``labels``), whose ``text`` is a question.
+        (``text`` beside ``labels``), whose ``text`` is a question, and ``messages``.
 
     Raises:
         GeffectError: question and answer are one column.
@@ -31,7 +34,8 @@ def settable(question: str, answer: str, text: str) -> tuple[Columns, ...]:
     if question == answer:
         raise GeffectError("two columns, one of questions and one of answers", f"{question!r} for both",
                            "name another with --question-column or --answer-column")  # fmt: skip
-    return {"question": question, "answer": answer}, KNOWUNDO, {"text": text}
+    chats = () if text == CHATS["messages"] else (CHATS,)
+    return {"question": question, "answer": answer}, KNOWUNDO, *chats, {"text": text}
 
 
 def choose(row: Any, choices: Sequence[Columns]) -> Columns:
@@ -80,5 +84,14 @@ def _renamed(row: Any, index: int, columns: Columns, source: str, remedy: str) -
     if missing:
         found = ", ".join(map(str, row)) or "none"
         raise GeffectError(f"a column {missing[0]!r} in {source}", f"{found} in row {index}", remedy)
-    rest = {key: value for key, value in row.items() if key not in columns.values()}
-    return rest | {field: row[column] for field, column in columns.items()}
+    rest = {key: _listed(value) for key, value in row.items() if key not in columns.values()}
+    return rest | {field: _listed(row[column]) for field, column in columns.items()}
+
+
+def _listed(value: Any) -> Any:
+    """Lists as JSON has them: those of a parquet file are arrays, of objects that hold arrays too."""
+    if isinstance(value, dict):
+        return {key: _listed(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_listed(each) for each in (value.tolist() if isinstance(value, np.ndarray) else value)]
+    return value

@@ -10,17 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from geffect.data.checks import check_control_texts, tell_unknown
-from geffect.data.sets import RowSet, TextSet
+from geffect.data.prompts import Prompt, Turn, has_template, render
+from geffect.data.sets import ChatSet, RowSet, TextSet
 from geffect.errors import GeffectError
 from geffect.objectives.outputs import IGNORE_INDEX
 
 LOGGER = logging.getLogger(__name__)
 
 PLAIN = "Question: {question}\nAnswer: {answer}"
+PINNED = Prompt()
+NO_TEMPLATE = "name one with --chat-template FILE, or leave the system turn and earlier turns out"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class Encoded:
     cut: int = 0
 
 
-def encode_set(tokenizer: Any, rows: RowSet, max_length: int = 512, context: int | None = None) -> list[Encoded]:
+def encode_set(
+    tokenizer: Any, rows: RowSet, max_length: int = 512, context: int | None = None, prompt: Prompt = PINNED
+) -> list[Encoded]:
     r"""Encode a set.
 
     Of questions and answers, the tokenizer's chat template is used where it has one, else ``Question: …\nAnswer: …``.
@@ -56,27 +60,28 @@ def encode_set(tokenizer: Any, rows: RowSet, max_length: int = 512, context: int
         rows: the set.
         max_length: tokens kept of a row, or of a chunk.
         context: positions the model has, where that is known.
+        prompt: the date that a chat template sees, and the system turn.
 
     Returns:
         One encoding a row, or a chunk.
 
     Raises:
-        GeffectError: the template changes the answer, a question or an answer holds a control token's text, a row is
-            left without a labelled token, or one is longer than the context.
+        GeffectError: the template fails, leaves out the system turn or changes the answer, a question or an answer
+            holds a control token's text, a row is left without a labelled token, or one is longer than the context.
     """
     check_control_texts(tokenizer, rows)
     if isinstance(rows, TextSet):
         encoded = _chunks(tokenizer, rows, max_length)
     else:
-        end = turn_end(tokenizer)
-        encoded = [_encode(tokenizer, row, i, rows.name, max_length, end) for i, row in enumerate(rows.rows)]
+        end = turn_end(tokenizer, prompt)
+        encoded = [_encode(tokenizer, rows, i, max_length, prompt, end) for i in range(len(rows))]
     tell_unknown(tokenizer, encoded, rows.name)
     return _within(context, rows, encoded)
 
 
 def encode_examples(
-    tokenizer: Any, rows: RowSet, max_length: int = 512, context: int | None = None
-) -> list[Encoded]:  # fmt: skip
+    tokenizer: Any, rows: RowSet, max_length: int = 512, context: int | None = None, prompt: Prompt = PINNED
+) -> list[Encoded]:
     """Encode a set, one encoding an example: texts are scored one each, where `encode_set` trains on their stream.
 
     A text is tokenized alone, with the special tokens that the tokenizer puts around any text, and cut at
@@ -88,6 +93,7 @@ def encode_examples(
         rows: the set.
         max_length: tokens kept of an example, the first.
         context: positions the model has, where that is known.
+        prompt: as of `encode_set`.
 
     Returns:
         One encoding an example, in the set's order.
@@ -96,7 +102,7 @@ def encode_examples(
         GeffectError: as `encode_set`, for questions and answers, or an example is longer than the context.
     """
     if not isinstance(rows, TextSet):
-        return encode_set(tokenizer, rows, max_length, context)
+        return encode_set(tokenizer, rows, max_length, context, prompt)
     whole = [_tokenize(tokenizer, row["text"], special=True) for row in rows.rows]
     cut = sum(len(ids) > max_length for ids in whole)
     if cut:
@@ -115,11 +121,12 @@ def _within(context: int | None, rows: RowSet, encoded: list[Encoded]) -> list[E
     return encoded
 
 
-def turn_end(tokenizer: Any) -> int | None:
+def turn_end(tokenizer: Any, prompt: Prompt = PINNED) -> int | None:
     """The token that ends an answer.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
+        prompt: as of `encode_set`.
 
     Returns:
         The first added token, such as ``<end_of_turn>`` or ``<|im_end|>``, that the chat template writes after an
@@ -129,10 +136,10 @@ def turn_end(tokenizer: Any) -> int | None:
         GeffectError: the template fails.
     """
     end: int | None = tokenizer.eos_token_id
-    if not tokenizer.chat_template:
+    if not has_template(tokenizer):
         return end
     answer = "Quenza"  # stands nowhere in a template
-    _, written, after = _written(tokenizer, "a", answer).rpartition(answer)
+    _, written, after = _written(tokenizer, _before((), prompt), "a", answer, prompt).rpartition(answer)
     if not written:
         return end
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if str(token).strip()} - {tokenizer.bos_token_id}
@@ -150,46 +157,56 @@ def _chunks(tokenizer: Any, texts: TextSet, max_length: int) -> list[Encoded]:
 
 
 def _encode(
-    tokenizer: Any, row: dict[str, Any], index: int, name: str, max_length: int, end: int | None
+    tokenizer: Any, rows: RowSet, index: int, max_length: int, prompt: Prompt, end: int | None
 ) -> Encoded:  # fmt: skip
-    prompt, text = _render(tokenizer, row, index, name)
-    plain = not tokenizer.chat_template
-    ids, prompt_ids = (_tokenize(tokenizer, each, special=plain) for each in (text, prompt))
+    asked, text = _render(tokenizer, rows, index, prompt)
+    plain = not has_template(tokenizer)
+    ids, prompt_ids = (_tokenize(tokenizer, each, special=plain) for each in (text, asked))
     start = max(1, _common_prefix(ids, prompt_ids))
     whole = _ended(ids, start, end)
     ids = whole[:max_length]
     labels = [IGNORE_INDEX] * min(start, len(ids)) + ids[start:]
     if len(ids) <= start:
-        raise GeffectError(f"a token to learn within {max_length} tokens in row {index} of {name}",
+        raise GeffectError(f"a token to learn within {max_length} tokens in row {index} of {rows.name}",
                            f"a prompt of {start} tokens", "raise --max-length or shorten the row")  # fmt: skip
     return Encoded(index, ids, labels, len(whole) - len(ids))
 
 
-def _render(tokenizer: Any, row: dict[str, Any], index: int, name: str) -> tuple[str, str]:
+def _render(tokenizer: Any, rows: RowSet, index: int, prompt: Prompt) -> tuple[str, str]:
     """The text up to the answer, and all of it."""
+    row = rows.rows[index]
     question, answer = row["question"].strip(), row["answer"].strip()
+    before = _before(row["before"] if isinstance(rows, ChatSet) else (), prompt)
     other = "b" if answer.startswith("a") else "a"  # two answers that part at their first character show where it goes
-    text, counterpart = (_written(tokenizer, question, each) for each in (answer, other))
+    text, counterpart = (_written(tokenizer, before, question, each, prompt) for each in (answer, other))
     start = _common_prefix(text, counterpart)
+    for turn in (turn for turn in before if turn["role"] == "system"):
+        if turn["content"].strip() not in text[:start]:
+            raise GeffectError("a chat template that renders the system turn", f"row {index} of {rows.name} without it",
+                               "choose another with --chat-template, or leave the system turn out")  # fmt: skip
     if not text.startswith(answer, start):
         raise GeffectError(
             "a chat template that renders the answer as it is",
-            f"row {index} of {name} without its answer",
+            f"row {index} of {rows.name} without its answer",
             "mend the tokenizer's chat template",
         )
     return text[:start].rstrip(" "), text
 
 
-def _written(tokenizer: Any, question: str, answer: str) -> str:
-    if not tokenizer.chat_template:
-        return PLAIN.format(question=question, answer=answer)
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except TemplateError as error:
-        reason = str(error).partition("\n")[0]
-        raise GeffectError("a chat template that renders a question and its answer", reason,
-                           "mend the tokenizer's chat template") from error  # fmt: skip
+def _before(turns: Sequence[Turn], prompt: Prompt) -> list[Turn]:
+    """The turns before a question, with the system's in front unless they begin with one."""
+    own = bool(turns) and turns[0]["role"] == "system"
+    system = [] if own or prompt.system is None else [{"role": "system", "content": prompt.system}]
+    return [*system, *turns]
+
+
+def _written(tokenizer: Any, before: Sequence[Turn], question: str, answer: str, prompt: Prompt) -> str:
+    if has_template(tokenizer):
+        asked = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return render(tokenizer, [*before, *asked], prompt)
+    if before:
+        raise GeffectError(f"a chat template for a {before[0]['role']} turn before a question", "none", NO_TEMPLATE)
+    return PLAIN.format(question=question, answer=answer)
 
 
 def _tokenize(tokenizer: Any, text: str, *, special: bool) -> list[int]:

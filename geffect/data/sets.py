@@ -9,8 +9,12 @@ A set is of questions and answers, or of texts. Each name may end in a slice ``[
   ``verbmem`` is loaded as questions (``prompt``) and answers (``gt``), and so asked as a question where MUSE has a
   plain continuation.
 - ``hub:ORG/NAME/CONFIG/SPLIT`` or ``hub:ORG/NAME/SPLIT``: see `geffect.data.hub`.
-- a ``.json``, ``.jsonl``, ``.csv`` or ``.parquet`` file with columns of questions and answers or, having neither, a
-  column of texts; a JSON list of texts; a ``.txt`` file, which is one text.
+- a ``.json``, ``.jsonl``, ``.csv`` or ``.parquet`` file with columns of questions and answers or, having neither,
+  ``messages`` (conversations) or a column of texts; a JSON list of texts; a ``.txt`` file, which is one text.
+
+An answer may be a list of texts: the question then makes a row with each of them, which all hold the list as
+``answers``. A conversation makes a row of every assistant turn, asked by the user turn before it, after those before.
+A slice chooses among questions and conversations as they stand in the file.
 """
 
 import hashlib
@@ -18,7 +22,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -26,6 +30,7 @@ from typing import Any, ClassVar
 
 from geffect.data import authors, domains
 from geffect.data.columns import QUESTIONS, Columns, choose, rename, settable
+from geffect.data.conversations import each_answer, each_reply
 from geffect.data.files import READERS, read_rows
 from geffect.data.hub import hub_rows
 from geffect.data.layouts import LAYOUTS, locate
@@ -82,6 +87,19 @@ class QASet(RowSet):
     FIELDS = ("question", "answer")
 
 
+class ChatSet(QASet):
+    """Questions with their answers, and with the turns of a conversation that came before.
+
+    Each row has ``before`` too: turns with ``role`` and ``content``, in order.
+    """
+
+    @property
+    def contents(self) -> list[tuple[str, ...]]:
+        """What a model sees of each row: question, answer, and the role and content of every turn before."""
+        turns = [[turn[key] for turn in row["before"] for key in ("role", "content")] for row in self.rows]
+        return [(*fields, *each) for fields, each in zip(super().contents, turns, strict=True)]
+
+
 class TextSet(RowSet):
     """Texts, which are joined to one stream of tokens; all of it carries loss."""
 
@@ -115,10 +133,7 @@ def load_set(
     start, stop = (_end(spec, match[part]) for part in ("start", "stop"))
     rows, choices, remedy = _table(match["name"], data_dir, settable(question, answer, text), stop)
     columns = choose(rows[0] if rows else None, choices)
-    kind = TextSet if "text" in columns else QASet
-    whole = kind(spec, rename(rows, columns, match["name"], remedy))
-    _refuse_gaps(whole)
-    chosen = replace(whole, rows=whole.rows[start:stop])
+    chosen = _read(spec, rename(rows, columns, match["name"], remedy), columns, slice(start, stop))
     if not any(field.strip() for content in chosen.contents for field in content):
         found = f"{len(chosen)} blank ones" if chosen.rows else f"none of {len(rows)}"
         raise GeffectError(f"at least one row in {spec}", found, "widen the slice or name another set")
@@ -129,6 +144,17 @@ def _end(spec: str, digits: str | None) -> int | None:
     if digits and len(digits) > DIGITS:
         raise GeffectError(f"a slice of at most {DIGITS} digits in {spec[:50]}…", f"{len(digits)} digits", "shorten it")
     return int(digits) if digits else None
+
+
+def _read(spec: str, rows: Sequence[dict[str, Any]], columns: Columns, chosen: slice) -> RowSet:
+    """A set of the rows that were chosen, once all of the file are seen to be text."""
+    kind = TextSet if "text" in columns else ChatSet if "messages" in columns else QASet
+    made: list[list[dict[str, Any]]] = []
+    for index, row in enumerate(rows):
+        each = [row] if kind is TextSet else each_answer(row) if kind is QASet else each_reply(row, index, spec)
+        _refuse_gaps(kind(spec, tuple(each)), index)
+        made.append(each)
+    return kind(spec, tuple(row for each in made[chosen] for row in each))
 
 
 def _table(
@@ -163,17 +189,18 @@ def _builtin(rest: str) -> list[dict[str, Any]]:
     return BUILTIN[rest]()
 
 
-def _refuse_gaps(rows: RowSet) -> None:
-    """Every field is text; of texts only, a corpus may have blank ones."""
-    for index, content in enumerate(rows.contents):
-        for field, value in zip(rows.FIELDS, content, strict=True):
-            if not _is_text(value) or not (value.strip() or field == "text"):
-                raise GeffectError(f"text in the {field} of every row of {rows.name}", f"{value!r} in row {index}",
-                                   "fill it in or remove the row")  # fmt: skip
-    for index, row in enumerate(rows.rows):
-        if any(map(_halves_a_pair, row.values())):
-            raise GeffectError(f"text that UTF-8 can spell in {rows.name}", f"half a surrogate pair in row {index}",
-                               "repair that row")  # fmt: skip
+def _refuse_gaps(rows: RowSet, index: int) -> None:
+    """Every field of what a file's row makes is text; of texts only, a corpus may have blank ones."""
+    fields = [(field, row[field]) for row in rows.rows for field in rows.FIELDS]
+    if isinstance(rows, ChatSet):
+        fields += [("messages", turn["content"]) for row in rows.rows for turn in row["before"]]
+    for field, value in fields:
+        if not _is_text(value) or not (value.strip() or field == "text"):
+            raise GeffectError(f"text in the {field} of every row of {rows.name}", f"{value!r} in row {index}",
+                               "fill it in or remove the row")  # fmt: skip
+    if any(_halves_a_pair(value) for row in rows.rows for value in row.values()):
+        raise GeffectError(f"text that UTF-8 can spell in {rows.name}", f"half a surrogate pair in row {index}",
+                           "repair that row")  # fmt: skip
 
 
 def _is_text(value: Any) -> bool:

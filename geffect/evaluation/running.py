@@ -14,7 +14,6 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-import geffect
 from geffect.config import EvaluateConfig
 from geffect.data import QASet, RowSet, encode_examples, tell_cut
 from geffect.errors import GeffectError
@@ -24,14 +23,13 @@ from geffect.metrics.table import SHOTS, check_fields, metric
 from geffect.metrics.view import View
 from geffect.models import Loaded
 from geffect.models.cache import cached, file_sha256
-from geffect.preparation import encode, read_set
+from geffect.preparation import decides, encode, read_set
 from geffect.probes import Probe
 from geffect.reading import byte_lines, parse_json
 from geffect.suites import Part
 from geffect.visible import visible
 
 TASKS = "tasks.json"
-CODE = ("metrics", "objectives/outputs.py", "data/encode.py")  # what a kept result depends on
 
 
 def evaluated(
@@ -86,7 +84,7 @@ def _tasks_key(config: EvaluateConfig, probe: Probe) -> str | None:
     if probe.loaded.sha256 is None:
         return None
     files = sorted(each for each in config.task_dir.rglob("*") if each.is_file()) if config.task_dir else []
-    content = [_code(), probe.loaded.sha256, probe.weights, version("lm_eval"), config.task, config.limit, config.dtype]
+    content = [decides(config, probe.loaded), probe.weights, version("lm_eval"), config.task, config.limit]
     return json.dumps([*content, [(str(each), file_sha256(each)) for each in files]])
 
 
@@ -147,21 +145,11 @@ def _key(config: EvaluateConfig, part: Part, rows: RowSet, probe: Probe) -> str 
     """Everything a result depends on; None where the model's weights have no hash."""
     if probe.loaded.sha256 is None:
         return None
-    options = config.model_dump(include={"max_length", "max_new_tokens", "dtype"})
+    options = config.model_dump(include={"max_length", "max_new_tokens"})
     shots = _sha256(read_set(config, config.shots)) if config.shots else None
-    weights = [probe.loaded.sha256, probe.weights]
-    content = [_code(), weights, _sha256(rows), part.name, part.metrics, options, shots]
+    model = [decides(config, probe.loaded), probe.weights]
+    content = [model, _sha256(rows), part.name, part.metrics, options, shots]
     return json.dumps(content, sort_keys=True)
-
-
-def _code() -> str:
-    home = Path(geffect.__file__).parent
-    files = [
-        file
-        for name in CODE
-        for file in sorted((home / name).rglob("*.py") if (home / name).is_dir() else [home / name])
-    ]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _kept(key: str | None, make: Callable[[Path], None]) -> tuple[pd.DataFrame, list[dict[str, Any]]]:

@@ -1,5 +1,6 @@
 """An inspection whose blanks are filled from the run it looks at."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ from geffect.errors import GeffectError
 from geffect.lifecycle import where_it_is
 from geffect.record import CONFIG, check_format, read_config
 
+LOGGER = logging.getLogger(__name__)
+PROMPTS = ("template_date", "system_prompt", "chat_template", "tokenizer")
 FROM_RUN = ("forget", "retain", "held", "general", "data_dir", "question_column", "answer_column", "text_column",
-            "max_length", "lora", "seed", "batch_size")  # fmt: skip
+            "max_length", *PROMPTS, "lora", "seed", "batch_size")  # fmt: skip
 
 
 def completed(config: InspectConfig) -> InspectConfig:
@@ -33,12 +36,21 @@ def completed(config: InspectConfig) -> InspectConfig:
         filled["start"] = where_it_is(filled["start"], (found.get("reference") or {}).get("path"))
     if "objective" not in given and "objective" not in found:
         filled["objective"] = ["ga"]
+    _warn_of_other_prompts(config, found)
     whole = InspectConfig.read(None, **(config.model_dump(exclude_unset=True) | filled))
     for name in ("forget", "retain"):
         if getattr(whole, name) is None:
             remedy = "name domains' sets one by one" if found.get("domain") else "add it as a flag"
             raise GeffectError(f"a value for --{name}", "none", remedy)
     return whole
+
+
+def _warn_of_other_prompts(config: InspectConfig, found: dict[str, Any]) -> None:
+    for name in (name for name in PROMPTS if found and name in config.model_fields_set):
+        here = config.model_dump(mode="json")[name]
+        if here != found.get(name):
+            flag = f"--{name.replace('_', '-')}"
+            LOGGER.warning("the run had %s %s, this inspection has %s", flag, found.get(name), here)
 
 
 def recorded_start(config: InspectConfig) -> str | None:

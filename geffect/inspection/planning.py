@@ -12,12 +12,11 @@ from geffect.inspection.completing import as_run, completed
 from geffect.inspection.places import places, readable
 from geffect.inspection.tasks import tasks
 from geffect.inspection.windows import num_parts
-from geffect.models import Loaded, outline
 from geffect.models.load import DTYPES
 from geffect.models.reference import check_trainable
 from geffect.objectives import make_objective
 from geffect.planning import PROCESS, activations_bytes, counted, tokens_of
-from geffect.preparation import encode, read_set, roles
+from geffect.preparation import encode, outlined, read_set, roles
 
 
 def plan_inspection(config: InspectConfig, *, resume: bool = False) -> dict[str, str]:
@@ -36,14 +35,15 @@ def plan_inspection(config: InspectConfig, *, resume: bool = False) -> dict[str,
     series = readable(places(config.checkpoints), skip_broken=config.skip_broken)
     whole = completed(config)
     tasks(whole, resume=resume)
-    model, tokenizer = outline(series[0].spec, trust_remote_code=whole.trust_remote_code)
+    loaded = outlined(whole, series[0].spec)
+    model = loaded.model
     check_trainable(model)
     run = as_run(whole, whole.objective[0])
     for each in whole.points:
         make_objective(each)
     sets = {role: read_set(whole, spec) for role, spec in roles(run)}
     tell_shared(sets)
-    encoded = {role: encode(whole, Loaded(model, tokenizer, "", None), rows) for role, rows in sets.items()}
+    encoded = {role: encode(whole, loaded, rows) for role, rows in sets.items()}
     free = psutil.virtual_memory().available / 1e9
     steps = ", ".join(str(place.step) for place in series)
     return {

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from geffect.data import QASet, RowSet, pad_id_of
+from geffect.data import QASet, RowSet, pad_id_of, right_answers
 from geffect.errors import GeffectError
 from geffect.metrics import membership
 from geffect.metrics.generation import generate, prompt_of
@@ -41,10 +41,14 @@ def _accuracy(view: View) -> list[float]:
 
 def _rouge(measure: Measure) -> PerRow:
     def score(view: View) -> list[float]:
-        true = [row["answer"] for row in view.questions().rows]
-        return [rouge_l(said, each, measure) for said, each in zip(view.said(), true, strict=True)]
+        return [_best(said, row, measure) for said, row in zip(view.said(), view.questions().rows, strict=True)]
 
     return score
+
+
+def _best(said: str, row: Mapping[str, Any], measure: Measure) -> float:
+    """Against the likest of a question's right answers."""
+    return max(rouge_l(said, true, measure) for true in right_answers(row))
 
 
 def _normalised(view: View) -> list[float]:
@@ -97,7 +101,7 @@ def _verbatim(view: View) -> list[float]:
     rows = view.questions().rows
     prompts = [_begun(view, row["question"]) for row in rows]
     said = generate(view.model, view.tokenizer, prompts, VERBATIM_TOKENS, view.batch_size)
-    return [rouge_l(view.text(ids), row["answer"], "fmeasure") for ids, row in zip(said, rows, strict=True)]
+    return [_best(view.text(ids), row, "fmeasure") for ids, row in zip(said, rows, strict=True)]
 
 
 def knowledge_prompt(question: str, shots: Sequence[Mapping[str, Any]]) -> str:
@@ -140,7 +144,7 @@ def _knowledge(view: View) -> list[float]:
     prompts = [_begun(view, knowledge_prompt(row["question"], view.shots[:SHOTS])) for row in rows]
     said = generate(view.model, view.tokenizer, prompts, KNOWLEDGE_TOKENS, view.batch_size)
     answers = [cut(view.tokenizer.decode(ids, skip_special_tokens=True)) for ids in said]
-    return [rouge_l(answer, row["answer"], "fmeasure") for answer, row in zip(answers, rows, strict=True)]
+    return [_best(answer, row, "fmeasure") for answer, row in zip(answers, rows, strict=True)]
 
 
 METRICS: dict[str, PerRow] = {

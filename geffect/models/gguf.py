@@ -1,6 +1,8 @@
 """GGUF files → ordinary model directories, de-quantised once and cached."""
 
 import importlib.util
+import json
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -28,7 +30,8 @@ def converted(file: Path) -> Path:
         raise GeffectError(f"a GGUF file at {file}", "none", "correct the path")
     if importlib.util.find_spec("gguf") is None:
         raise GeffectError("the package gguf, to de-quantise", "it is not installed", "run: pip install gguf")
-    return cached(f"gguf-{file.stem}", file_sha256(file), lambda directory: _convert(file, directory))
+    key = json.dumps([file_sha256(file), version("gguf"), version("transformers")])  # which read weights and tokenizer
+    return cached(f"gguf-{file.stem}", key, lambda directory: _convert(file, directory))
 
 
 def smollm2_file() -> Path:

@@ -22,7 +22,8 @@ from geffect.models.checksums import CHECKSUMS, check_checksums
 from geffect.models.gguf import converted, smollm2_file
 from geffect.models.series import checkpoints
 from geffect.models.stored import check_config, check_directory, check_loaded, check_size
-from geffect.models.tiny import BUILT_IN, UNTRAINED, is_built_in, make_tiny
+from geffect.models.tiny import BUILT_IN, UNTRAINED, is_built_in, make_tiny, make_tokenizer
+from geffect.models.tokenizers import choose_template, holds_tokenizer, own_template, read_tokenizer
 from geffect.reading import check_regular
 
 LOGGER = logging.getLogger(__name__)
@@ -88,7 +89,10 @@ def _model_directory(path: Path) -> Path:
                        "name a model, adapter or run directory")  # fmt: skip
 
 
-def load(spec: str, dtype: str = "float32", *, trust_remote_code: bool = False) -> Loaded:
+def load(
+    spec: str, dtype: str = "float32", *, trust_remote_code: bool = False, tokenizer: str | None = None,
+    chat_template: str | None = None,
+) -> Loaded:  # fmt: skip
     """Load a model for training or measuring.
 
     An adapter is put on its base and made trainable, its base frozen. The dtype of the weights is always the one
@@ -98,6 +102,9 @@ def load(spec: str, dtype: str = "float32", *, trust_remote_code: bool = False) 
         spec: see `FORMS`; those built in are known to `geffect.api.load_model` alone.
         dtype: ``float32``, ``bfloat16`` or ``float64``.
         trust_remote_code: run code that comes with the model.
+        tokenizer: a model or directory whose tokenizer takes the place of its own, which is an adapter's before its
+            base's.
+        chat_template: as of `geffect.models.tokenizers.choose_template`.
 
     Returns:
         Model and tokenizer.
@@ -111,9 +118,9 @@ def load(spec: str, dtype: str = "float32", *, trust_remote_code: bool = False) 
         source = resolve(spec)
         if isinstance(source, Path) and (source / CHECKSUMS).exists():
             check_checksums(source, "*.safetensors")
-        adapter = _is_adapter(source)
-        model, tokenizer = (_with_adapter if adapter else _plain)(str(source), dtype, trust_remote_code)
-        return Loaded(model, tokenizer, str(source), sha256_of(source))
+        model = (_with_adapter if _is_adapter(source) else _plain)(str(source), dtype, trust_remote_code)
+        chosen = tokenizer_of(source, model.config, trust_remote_code, tokenizer, chat_template)
+        return Loaded(model, chosen, str(source), sha256_of(source))
 
 
 def _is_adapter(source: Path | str) -> TypeGuard[Path]:
@@ -130,11 +137,12 @@ def sha256_of(source: Path | str) -> str | None:
 
 
 @contextlib.contextmanager
-def reading(spec: str) -> Iterator[None]:
+def reading(spec: str, what: str = "model") -> Iterator[None]:
     """Turn whatever a broken file makes its reader raise into one line; each kind of file has its own exceptions.
 
     Args:
         spec: what is read.
+        what: it is.
 
     Yields:
         Nothing.
@@ -151,11 +159,50 @@ def reading(spec: str) -> Iterator[None]:
         if "trust_remote_code" in str(error):
             reason, remedy = "one that comes with code of its own", "add --trust-remote-code if you trust that code"
             raise GeffectError(f"a model at {spec} that transformers can load itself", reason, remedy) from error
-        raise GeffectError(f"a readable model at {spec}", reason, "check the directory or hub id") from error
+        raise GeffectError(f"a readable {what} at {spec}", reason, "check the directory or hub id") from error
 
 
-def _plain(source: str, dtype: str, trust: bool) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoTokenizer
+def tokenizer_of(
+    source: Path | str, config: Any, trust: bool, instead: str | None = None, chat_template: str | None = None
+) -> Any:
+    """The tokenizer a model is used with.
+
+    Args:
+        source: as of `resolve`.
+        config: of the model.
+        trust: run code that comes with the tokenizer.
+        instead: a model or directory whose tokenizer is taken.
+        chat_template: as of `geffect.models.tokenizers.choose_template`.
+
+    Returns:
+        The tokenizer.
+    """
+    if instead is None:
+        found = _own_tokenizer(source, config, trust)
+    elif is_built_in(instead):
+        found = make_tokenizer(name=instead.removesuffix(UNTRAINED))
+    else:
+        path = Path(instead).expanduser()
+        with reading(instead, "tokenizer"):
+            found = _own_tokenizer(path if path.is_dir() and holds_tokenizer(path) else resolve(instead), None, trust)
+    return choose_template(found, chat_template)
+
+
+def _own_tokenizer(source: Path | str, config: Any, trust: bool) -> Any:
+    """An adapter's own tokenizer, else its base's; a template of its own wins over its base's in either case."""
+    with quiet_transformers():
+        if not _is_adapter(source):
+            name, revision = _revision(str(source))
+            return read_tokenizer(name, trust, **revision)
+        if holds_tokenizer(source):
+            return read_tokenizer(str(source), trust, config)
+        found = _own_tokenizer(resolve(_base_of(source)), config, trust)
+        found.chat_template = own_template(source) or found.chat_template
+        return found
+
+
+def _plain(source: str, dtype: str, trust: bool) -> Any:
+    from transformers import AutoConfig
 
     outlined = _on_meta(source, trust)  # refuses what would fill the memory first
     if Path(source).is_dir():
@@ -175,7 +222,7 @@ def _plain(source: str, dtype: str, trust: bool) -> tuple[Any, Any]:
         check_loaded(source, info)
         freeze_beside_text(model)
         check_runs(model)
-        return model, AutoTokenizer.from_pretrained(name, trust_remote_code=trust, **revision)
+        return model
 
 
 def _auto_class(config: Any) -> Any:
@@ -209,17 +256,17 @@ def _revision(source: str) -> tuple[str, dict[str, str]]:
     return (source, {}) if not at or Path(source).exists() else (name, {"revision": revision})
 
 
-def _with_adapter(source: str, dtype: str, trust: bool) -> tuple[Any, Any]:
+def _with_adapter(source: str, dtype: str, trust: bool) -> Any:
     from peft import PeftModel
 
     base = str(resolve(_base_of(Path(source))))
     if not (Path(source) / FILE).is_file():
         raise GeffectError(f"{FILE} in {source}", "none", "save the adapter anew as safetensors")
     _adapter_outline(source, trust)  # refuses an adapter that is not whole
-    base_model, tokenizer = _plain(base, dtype, trust)
+    base_model = _plain(base, dtype, trust)
     grow_vocabulary(base_model, Path(source))
     with quiet_transformers():
-        return PeftModel.from_pretrained(base_model, source, is_trainable=True), tokenizer
+        return PeftModel.from_pretrained(base_model, source, is_trainable=True)
 
 
 def adapter_of(source: Path | str) -> str | None:
@@ -253,12 +300,16 @@ def _base_of(adapter: Path) -> str:
     return str(beside if beside.is_dir() and not here.exists() else base)
 
 
-def outline(spec: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
+def outline(
+    spec: str, *, trust_remote_code: bool = False, tokenizer: str | None = None, chat_template: str | None = None
+) -> tuple[Any, Any]:
     """A model's shapes without its weights (on the meta device), and its tokenizer.
 
     Args:
         spec: see `FORMS`.
         trust_remote_code: run code that comes with the model.
+        tokenizer: as of `load`.
+        chat_template: as of `load`.
 
     Returns:
         The model, an adapter's own parameters included and alone trainable, and the tokenizer.
@@ -267,21 +318,19 @@ def outline(spec: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
         GeffectError: there is no such model, or it cannot be read.
     """
     if is_built_in(spec):
-        model, tokenizer = make_tiny(0, spec.removesuffix(UNTRAINED))
-        return model.to("meta"), tokenizer
+        model, own = make_tiny(0, spec.removesuffix(UNTRAINED))
+        chosen = own if tokenizer is None else tokenizer_of(spec, model.config, trust_remote_code, tokenizer)
+        return model.to("meta"), choose_template(chosen, chat_template)
     with reading(spec):
         source = resolve(spec)
-        outlined = _adapter_outline if _is_adapter(source) else _plain_outline
-        return outlined(str(source), trust_remote_code)
+        model = (_adapter_outline if _is_adapter(source) else _plain_outline)(str(source), trust_remote_code)
+        return model, tokenizer_of(source, model.config, trust_remote_code, tokenizer, chat_template)
 
 
-def _plain_outline(source: str, trust: bool) -> tuple[Any, Any]:
-    from transformers import AutoTokenizer
-
-    name, revision = _revision(source)
+def _plain_outline(source: str, trust: bool) -> Any:
     model = _on_meta(source, trust)
     freeze_beside_text(model)
-    return model, AutoTokenizer.from_pretrained(name, trust_remote_code=trust, **revision)
+    return model
 
 
 def _on_meta(source: str, trust: bool) -> Any:
@@ -297,7 +346,7 @@ def _on_meta(source: str, trust: bool) -> Any:
         return _auto_class(config).from_config(config, trust_remote_code=trust)
 
 
-def _adapter_outline(source: str, trust: bool) -> tuple[Any, Any]:
+def _adapter_outline(source: str, trust: bool) -> Any:
     from peft import PeftConfig, get_peft_model
 
     check_directory(Path(source))
@@ -305,7 +354,8 @@ def _adapter_outline(source: str, trust: bool) -> tuple[Any, Any]:
     config.inference_mode = False
     if hasattr(config, "init_lora_weights"):
         config.init_lora_weights = True  # the values come from the file; some ways to draw them need the base's
-    model, tokenizer = outline(_base_of(Path(source)), trust_remote_code=trust)
+    base = resolve(_base_of(Path(source)))
+    model = (_adapter_outline if _is_adapter(base) else _plain_outline)(str(base), trust)
     check_patterns(config, [name for name, _ in model.named_modules()])
     with quiet_transformers(), torch.device("meta"):
         whole = (Path(source) / FILE).is_file()
@@ -314,7 +364,7 @@ def _adapter_outline(source: str, trust: bool) -> tuple[Any, Any]:
         adapted = get_peft_model(model, config)
         if whole:
             check_adapter(adapted, Path(source))
-        return adapted, tokenizer
+        return adapted
 
 
 def add_lora(model: Any, rank: int, seed: int, dropout: float = 0.0) -> Any:

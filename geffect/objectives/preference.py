@@ -28,9 +28,11 @@ class PO:
     Attributes:
         variant: ``mean`` divides by the refusals' own tokens; ``pooled``, beside ``gd(variant=pooled)``, by those of
             refusals and retain answers together, as TOFU's and GRU's code does with one concatenated batch.
+        answers: a set to take them from, in place of the built-in refusals.
     """
 
     variant: str = "mean"
+    answers: str = ""
     on: ClassVar[str] = "alternative"
     needs: ClassVar[frozenset[str]] = frozenset()
     multiple_of_risk: ClassVar[float | None] = None
@@ -60,10 +62,12 @@ class DPO:
     Attributes:
         beta: β > 0.
         variant: c = 2/β (``npo``, as in NPO's code and open-unlearning) or c = 1 (``tofu``).
+        answers: a set to take w from, in place of the built-in refusals (AltPO, arXiv 2409.13474).
     """
 
     beta: float = 0.1
     variant: str = "npo"
+    answers: str = ""
     on: ClassVar[str] = "forget"
     unit: ClassVar[str] = "row"
     needs: ClassVar[frozenset[str]] = frozenset({"ref_nll", "alternative"})

@@ -11,6 +11,7 @@ from geffect.record.resuming import (
     check_unfinished,
     cut_back,
     last_checkpoint,
+    recorded_prompts,
     steps_of,
 )
 from geffect.record.spread import read_standard_errors
@@ -63,6 +64,7 @@ __all__ = [
     "read_steps",
     "read_support",
     "read_tokens",
+    "recorded_prompts",
     "refuse_existing",
     "steps_of",
     "write_localisation",

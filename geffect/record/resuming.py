@@ -10,7 +10,9 @@ from typing import Any
 from geffect.errors import GeffectError
 from geffect.models.series import checkpoints
 from geffect.record.lines import as_written, check_format, each_line, read_environment, read_lines
-from geffect.record.writing import CONFIG, DONE, POINTS, STEPS, TOKENS
+from geffect.record.writing import CONFIG, DONE, ENVIRONMENT, POINTS, STEPS, TOKENS
+
+PROMPTS = {"template": "chat template", "date": "template's date", "system": "system turn"}
 
 
 def check_unfinished(path: Path) -> None:
@@ -49,21 +51,42 @@ def check_same_start(path: Path, environment: Mapping[str, Any]) -> None:
 
 @as_written
 def check_same_data(path: Path | str, environment: Mapping[str, Any]) -> None:
-    """Raise where a set is no longer the one the run began with.
+    """Raise where a set, or what decides its prompts, is no longer what the run began with.
 
     Args:
         path: the run directory.
         environment: as the run would record it now.
 
     Raises:
-        GeffectError: the set is named.
+        GeffectError: the set, or the part of the prompts, is named.
     """
     begun = read_environment(Path(path))["data"]
     for name, now in environment["data"].items():
         if begun.get(name) != now:
-            what = name if name == "masks" else f"{name} set"
+            what = name if name in ("masks", "answers") else f"{name} set"
             raise GeffectError(f"the {what} of {path} (sha256 {str(begun.get(name, {}).get('sha256'))[:12]})",
                                f"another (sha256 {now['sha256'][:12]})", "restore its file")  # fmt: skip
+    for name, then in recorded_prompts(Path(path)).items():
+        if environment["prompts"].get(name) != then:
+            remedy = f"restore its tokenizer's files, or start anew; {ENVIRONMENT} records what it was"
+            raise GeffectError(f"the {PROMPTS.get(name, name)} that {path} began with", "another", remedy)
+
+
+def recorded_prompts(path: Path) -> dict[str, Any]:
+    """What decided the prompts of the run that a directory is, or is a checkpoint of.
+
+    Args:
+        path: a directory; it need not be a run's.
+
+    Returns:
+        As of `geffect.data.prompts.described`; empty where nothing is recorded.
+    """
+    run = path.parent.parent if path.parent.name == "checkpoints" else path
+    try:
+        found = read_environment(run).get("prompts") if (run / ENVIRONMENT).is_file() else None
+    except (GeffectError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def last_checkpoint(path: Path) -> Path | None:
