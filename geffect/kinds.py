@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from geffect.errors import GeffectError
-from geffect.uses import short_pass
+from geffect.uses import LATER, short_pass
 
 LOGGER = logging.getLogger(__name__)
 REWARDS = ("ForSequenceClassification", "ForTokenClassification", "ForRewardModel", "RewardModel",
@@ -60,7 +60,7 @@ def check_causal(base: nn.Module, answer: Any) -> None:
     logits = getattr(answer, "logits", None)
     if logits is None or logits.device.type == "meta":
         return
-    one, *others = logits[:, 0].detach()
+    one, *others = logits[:, :-LATER].detach()
     rounding = torch.finfo(logits.dtype).eps ** 0.5 * float(one.abs().max())
     if not isfinite(rounding):
         return

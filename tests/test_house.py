@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "geffect"
 ORDER = [
-    "errors", "launched", "grammar", "scopes", "groups", "shards", "rows", "gram", "replicas", "support", "effects",
-    "localisation", "ties",
+    "errors", "launched", "grammar", "scopes", "uses", "kinds", "groups", "shards", "rows", "gram", "replicas",
+    "support", "effects", "localisation", "ties",
     "objectives", "tokens", "rectify", "ledger", "measurement", "data", "models", "metrics", "rules", "training",
     "record", "plots", "comparison", "alignment", "views", "findings", "page", "config", "environment", "arguments",
     "domains", "preparation", "suites", "probes", "evaluation", "acquisition", "planning", "lifecycle", "inspection",
