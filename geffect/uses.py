@@ -94,14 +94,15 @@ class Trace(TorchFunctionMode):
         self._note(map(id, module.parameters(recurse=False)))
 
 
-def short_pass(base: nn.Module, *, graph: bool = False) -> Any:
-    """Run the model over three texts that differ in the last `LATER` places alone: two tokens, two others, and padding.
+def short_pass(base: nn.Module, *, graph: bool = False, padded: bool = False) -> Any:
+    """Run the model over two texts that differ in the last `LATER` places alone.
 
     The model is left as found.
 
     Args:
         base: a causal language model, without wrappers.
         graph: keep what a backward pass needs.
+        padded: in these places the second text has padding, in place of other tokens.
 
     Returns:
         What it answers.
@@ -116,21 +117,21 @@ def short_pass(base: nn.Module, *, graph: bool = False) -> Any:
         with torch.set_grad_enabled(graph), torch.random.fork_rng([device] if device.type == "cuda" else []):
             for length in LENGTHS[:-1]:
                 with contextlib.suppress(Exception):  # of any kind: a chunk too short
-                    return _answer(base, length, device)
-            return _answer(base, LENGTHS[-1], device)
+                    return _answer(base, length, device, padded=padded)
+            return _answer(base, LENGTHS[-1], device, padded=padded)
     finally:
         for module, training in modes.items():
             module.training = training
 
 
-def _answer(base: nn.Module, length: int, device: torch.device) -> Any:
+def _answer(base: nn.Module, length: int, device: torch.device, *, padded: bool) -> Any:
     (other, *plain), padding = _ids(base)
-    ids = torch.tensor([plain[i % len(plain)] for i in range(length)], device=device).repeat(3, 1)
-    ids[1, -LATER:], ids[2, -LATER:] = other, padding
+    ids = torch.tensor([plain[i % len(plain)] for i in range(length)], device=device).repeat(2, 1)
+    ids[1, -LATER:] = padding if padded else other
     if device.type == "meta":  # no value of a mask can be looked at
         return base(input_ids=ids, use_cache=False)
     mask = torch.ones_like(ids)
-    mask[2, -LATER:] = 0
+    mask[1, -LATER:] = not padded
     return base(input_ids=ids, attention_mask=mask, use_cache=False)
 
 
