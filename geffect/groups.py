@@ -46,8 +46,8 @@ def layout(model: nn.Module) -> Layout:
     The embedding and the head are what the model answers to ``get_input_embeddings`` and ``get_output_embeddings``,
     blocks the children of its largest outermost ``ModuleList`` (see `block_list`). A tensor that is both embedding and
     head is ``tied``, one that several blocks hold or use is ``shared``. What stands outside lies where a forward pass
-    over two tokens uses it: before the first block in ``embed``, after the last in ``final_norm``, else in the block it
-    is used in or right after, and ``shared`` where these are several. What that pass does not use, or all where it
+    over a few tokens uses it: before the first block in ``embed``, after the last in ``final_norm``, else in the block
+    it is used in or right after, and ``shared`` where these are several. What that pass does not use, or all where it
     fails, is placed by the order of registration. The model is left as found.
 
     Args:

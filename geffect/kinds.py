@@ -9,7 +9,7 @@ from torch import nn
 
 from geffect.errors import GeffectError
 from geffect.untouched import Untouched
-from geffect.uses import short_pass
+from geffect.uses import LATER, short_pass
 
 LOGGER = logging.getLogger(__name__)
 REWARDS = ("ForSequenceClassification", "ForTokenClassification", "ForRewardModel", "RewardModel",
@@ -49,31 +49,29 @@ def check_class(name: str, config: Any) -> None:
 
 
 def check_causal(base: nn.Module, answer: Any) -> None:
-    """Refuse a model whose prediction at a token depends on later tokens, or on padding after it.
+    """Refuse a model whose prediction at a token depends on later tokens.
 
     Args:
         base: the model, without wrappers.
         answer: to `geffect.uses.short_pass`; None, on the meta device or not finite it tells nothing.
 
     Raises:
-        GeffectError: an earlier token's logits move with what comes later, by more than rounding.
+        GeffectError: an earlier token's logits move with later tokens, by more than rounding.
     """
+    if _differ(answer):
+        raise GeffectError(CAUSAL, f"{type(base).__name__}, whose predictions depend on later tokens too",
+                           "set is_decoder: true in its config.json (of XLM: causal: true) if it was trained as a "
+                           "decoder, or choose another model")  # fmt: skip
+
+
+def _differ(answer: Any) -> bool:
+    """Whether two texts' logits differ before their last tokens."""
     logits = getattr(answer, "logits", None)
     if logits is None or logits.device.type == "meta":
-        return
-    one, *others = logits[:, 0].detach()
+        return False
+    one, other = logits[:, :-LATER].detach()
     rounding = torch.finfo(logits.dtype).eps ** 0.5 * float(one.abs().max())
-    if not isfinite(rounding):
-        return
-    moved = [not float((one - other).abs().max()) <= rounding for other in others]
-    remedies = {
-        "later tokens too": "set is_decoder: true in its config.json (of XLM: causal: true) if it was trained as a "
-        "decoder, or choose another model",
-        "padding on the right": "choose another model",
-    }
-    for (cause, remedy), wrong in zip(remedies.items(), moved, strict=True):
-        if wrong:
-            raise GeffectError(CAUSAL, f"{type(base).__name__}, whose predictions depend on {cause}", remedy)
+    return isfinite(rounding) and not float((one - other).abs().max()) <= rounding
 
 
 def check_runs(base: nn.Module) -> None:
@@ -83,7 +81,7 @@ def check_runs(base: nn.Module) -> None:
         base: the model, without wrappers; it is left as found.
 
     Raises:
-        GeffectError: it fails, answers without logits, or predicts from later tokens.
+        GeffectError: it fails, answers without logits, or predicts from later tokens or from padding.
     """
     beside = set(map(id, beside_text(base).values()))
     seen = [p for p in base.parameters() if p.requires_grad and id(p) not in beside and not _is_hooked(p)]
@@ -93,6 +91,7 @@ def check_runs(base: nn.Module) -> None:
             _B, _T, _V = answer.logits.shape
             if seen:
                 torch.autograd.grad(answer.logits.float().sum(), seen[:1], allow_unused=True)
+            beside_padding = short_pass(base, padded=True)
     except GeffectError:
         raise
     except Exception as error:  # any model's own
@@ -102,6 +101,9 @@ def check_runs(base: nn.Module) -> None:
             expected, f"{type(base).__name__}, which fails ({reason})", "choose another model"
         ) from error
     check_causal(base, answer)
+    if _differ(beside_padding):
+        raise GeffectError(CAUSAL, f"{type(base).__name__}, whose predictions depend on padding on the right",
+                           "choose another model")  # fmt: skip
 
 
 def _is_hooked(parameter: nn.Parameter) -> bool:

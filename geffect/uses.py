@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from geffect.untouched import Untouched
 
 BEFORE, AFTER = -1, -2  # places that are no block's number
-LENGTHS = (2, 64)  # tokens of a short pass; some kinds of attention take whole chunks only
+LENGTHS, LATER = (8, 64), 2  # tokens of a short pass (some kinds of attention take whole chunks), and its texts' own
 
 
 class Trace(TorchFunctionMode):
@@ -96,14 +96,15 @@ class Trace(TorchFunctionMode):
         self._note(map(id, module.parameters(recurse=False)))
 
 
-def short_pass(base: nn.Module, *, graph: bool = False) -> Any:
-    """Run the model over three texts that differ in the last place alone: two tokens, and padding.
+def short_pass(base: nn.Module, *, graph: bool = False, padded: bool = False) -> Any:
+    """Run the model over two texts that differ in the last `LATER` places alone.
 
     Call it while the model is kept as it is (`geffect.untouched.Untouched`).
 
     Args:
         base: a causal language model, without wrappers.
         graph: keep what a backward pass needs.
+        padded: in these places the second text has padding, in place of other tokens.
 
     Returns:
         What it answers.
@@ -115,27 +116,27 @@ def short_pass(base: nn.Module, *, graph: bool = False) -> Any:
     with torch.set_grad_enabled(graph):
         for length in LENGTHS[:-1]:
             with contextlib.suppress(Exception):  # of any kind: a chunk too short
-                return _answer(base, length, device)
-        return _answer(base, LENGTHS[-1], device)
+                return _answer(base, length, device, padded=padded)
+        return _answer(base, LENGTHS[-1], device, padded=padded)
 
 
-def _answer(base: nn.Module, length: int, device: torch.device) -> Any:
-    one, other, padding = _ids(base)
-    ids = torch.full((3, length), one, device=device)
-    ids[1:, -1] = torch.tensor([other, padding], device=device)
+def _answer(base: nn.Module, length: int, device: torch.device, *, padded: bool) -> Any:
+    (other, *plain), padding = _ids(base)
+    ids = torch.tensor([plain[i % len(plain)] for i in range(length)], device=device).repeat(2, 1)
+    ids[1, -LATER:] = padding if padded else other
     if device.type == "meta":  # no value of a mask can be looked at
         return base(input_ids=ids, use_cache=False)
     mask = torch.ones_like(ids)
-    mask[2, -1] = 0
+    mask[1, -LATER:] = not padded
     return base(input_ids=ids, attention_mask=mask, use_cache=False)
 
 
-def _ids(base: nn.Module) -> tuple[int, int, int]:
-    # two tokens without a meaning of their own, since positions and masks of some models follow from padding; and that
+def _ids(base: nn.Module) -> tuple[list[int], int]:
+    # tokens without a meaning of their own, since positions and masks of some models follow from padding; and that
     config = getattr(base, "config", None)
     padding, *special = (getattr(config, f"{kind}_token_id", None) for kind in ("pad", "bos", "eos"))
-    one, other, *_ = (token for token in range(8) if token not in (0, padding, *special))
-    return one, other, padding if isinstance(padding, int) else 0
+    plain = [token for token in range(8) if token not in (0, padding, *special)]
+    return plain[:4], padding if isinstance(padding, int) else 0
 
 
 def _flat(value: Any) -> Iterator[Any]:

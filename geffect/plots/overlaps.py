@@ -72,8 +72,8 @@ def jaccard_by_layer(frame: pd.DataFrame, share: float) -> Figure:
     check(frame, ("layer", "row", "other", "jaccard"))
     _order(frame, ())
     table = _pairs(frame, ("layer",))["jaccard"].unstack("layer", sort=False)
-    names: list[str] = [str(each) for each in table.columns]
-    table = table[sorted(names, key=depth)]
+    layers: list[str] = sorted(map(str, table.columns), key=depth)
+    table = table[layers]
     pairs = [f"{row} ∩ {other}" for row, other in table.index]
     size = TWO_COLUMN if table.shape[1] > 12 else ONE_COLUMN, 1.35 + 0.18 * len(pairs)
     with matplotlib.rc_context(STYLE):
