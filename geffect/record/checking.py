@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -60,13 +61,17 @@ class Lines:
             _within(f"risk of {name}", each["risk"], -1e-6, math.inf, empty=diverged)
             _within(f"accuracy of {name}", each.get("accuracy", 0), 0, 1, empty=diverged)
         for name, each in rows.items():
-            check(name in scores and set(each) == {"nll", "tokens"}, f"the rows of {name}")
+            check(name in scores and set(each) - {"right"} == {"nll", "tokens"}, f"the rows of {name}")
+            right = each.get("right", [0] * len(each["tokens"]))
+            _numbers(right, (int,))
             _numbers(each["nll"], empty=diverged)
             _numbers(each["tokens"], (int,))
             check(
                 len(each["nll"]) == len(each["tokens"]), f"{len(each['nll'])} of {len(each['tokens'])} rows of {name}"
             )
             check(min(each["tokens"], default=0) >= 1, f"a row of {name} without tokens")
+            within = len(right) == len(each["tokens"]) and all(map(operator.le, right, each["tokens"]))
+            check(within and min(right, default=0) >= 0, f"more right tokens than tokens in {name}")
             check(self.tokens.setdefault(name, each["tokens"]) == each["tokens"], f"other rows of {name} than before")
 
 
