@@ -221,8 +221,14 @@ def test_what_a_pass_does_to_the_model_is_undone(what: str) -> None:
 
 def test_a_pass_that_changes_trainable_weights_is_refused_and_undone() -> None:
     model = _with_habit("rescales_data")
-    model.model.layers[0].input_layernorm[1].still.requires_grad_(True)
+    still = model.model.layers[0].input_layernorm[1].still.requires_grad_(True)
+    before = everything(model)
+    with pytest.raises(GeffectError, match=r"input_layernorm\.1\.still changed"):
+        Watch(model, FORGET, RETAIN).open()
+    assert differences(before, everything(model)) == []
+    still.requires_grad_(False)
     with Watch(model, FORGET, RETAIN) as watch:
+        still.requires_grad_(True)
         _loss(model).backward()
         before = everything(model)
         with pytest.raises(GeffectError, match=r"input_layernorm\.1\.still changed"):

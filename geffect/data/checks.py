@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from geffect.data.sets import RowSet, TextSet
@@ -45,7 +46,7 @@ def check_control_texts(tokenizer: Any, rows: RowSet) -> None:
         return
     pattern = re.compile("|".join(map(re.escape, texts)))
     found = [(i, field, match[0]) for i, content in enumerate(rows.contents)
-             for field, text in zip(rows.FIELDS, content, strict=True) if (match := pattern.search(text))]  # fmt: skip
+             for field, text in zip_longest(rows.FIELDS, content, fillvalue="conversation") if (match := pattern.search(text))]  # fmt: skip
     if not found:
         return
     count, (index, field, text) = len({i for i, _, _ in found}), found[0]
