@@ -45,8 +45,12 @@ def check_control_texts(tokenizer: Any, rows: RowSet) -> None:
     if not texts:
         return
     pattern = re.compile("|".join(map(re.escape, texts)))
-    found = [(i, field, match[0]) for i, content in enumerate(rows.contents)
-             for field, text in zip_longest(rows.FIELDS, content, fillvalue="conversation") if (match := pattern.search(text))]  # fmt: skip
+    found = [
+        (i, field, match[0])
+        for i, content in enumerate(rows.contents)
+        for field, text in zip_longest(rows.FIELDS, content, fillvalue="conversation")
+        if (match := pattern.search(text))
+    ]
     if not found:
         return
     count, (index, field, text) = len({i for i, _, _ in found}), found[0]
