@@ -71,6 +71,19 @@ class Case:
 CASES: list[Case] = []
 
 
+def given_last(command: list[str]) -> list[str]:
+    """The command line with the last of each flag that `UNLEARN` or `EVALUATE` gives before; twice is an error."""
+    flags = ("--model", "--forget", "--steps", "--batch-size", "--max-new-tokens", "--out")
+    names = [each.partition("=")[0] for each in command]
+    kept, i = [], 0
+    while i < len(command):
+        width = 1 if names[i] not in flags or "=" in command[i] else 2
+        if names[i] not in flags or names[i] not in names[i + 1 :]:
+            kept += command[i : i + width]
+        i += width
+    return kept
+
+
 def case(kind: str, given: str, command: list[str], expected: Any = "refuse", says: Any = "", **files: Any) -> None:
     """Add a case whose files have these contents, by name; ``__`` stands for a dot."""
 
@@ -79,7 +92,7 @@ def case(kind: str, given: str, command: list[str], expected: Any = "refuse", sa
             file = folder / name.replace("__", ".")
             file.parent.mkdir(parents=True, exist_ok=True)
             content(file) if callable(content) else file.write_bytes(content.encode(errors="surrogatepass"))
-        return command
+        return given_last(command)
 
     CASES.append(Case(kind, given, make, expected, says))
 
@@ -175,7 +188,7 @@ def _grounds(folder: Path) -> None:
 def _out(command: list[str], out: str) -> Make:
     def make(folder: Path) -> list[str]:
         _grounds(folder)
-        return [*command, f"--out={out}"]
+        return given_last([*command, f"--out={out}"])
 
     return make
 

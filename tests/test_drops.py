@@ -226,11 +226,11 @@ def test_a_tokenizer_longer_than_the_embedding_is_refused_in_every_verb(
 LINES: dict[str, tuple[list[Any], str]] = {
     "missing": ([0, 2, 3, 4], r"step 1, once, as line 2 of .*; found that of step 2;"),
     "missing at the end": ([0, 1], r"step 2, once, as line 3 of .*; found none;"),
-    "doubled": ([0, 1, 1, 2, 3], r"step 1, once, as line 2 of .*; found 2 of it;"),
-    "doubled behind": ([0, 1, 2, 3, 1], r"step 1, once, as line 2 of .*; found 2 of it;"),
-    "out of order": ([1, 0, 2, 3], r"step 0, once, as line 1 of .*; found that of step 1;"),
-    "no step": ([0, None, 2, 3], r"step 1, once, as line 2 of .*; found none;"),
-    "a text": ([0, "1", 2, 3], r"step 1, once, as line 2 of .*; found none;"),
+    "doubled": ([0, 1, 1, 2, 3], r"found step 1 after step 1 in line 3;"),
+    "doubled behind": ([0, 1, 2, 3, 1], r"found step 1 after step 3 in line 5;"),
+    "out of order": ([1, 0, 2, 3], r"found step 0 after step 1 in line 2;"),
+    "no step": ([0, None, 2, 3], r"found None for a step in line 2;"),
+    "a text": ([0, "1", 2, 3], r"found '1' for a step in line 2;"),
 }
 
 
@@ -240,7 +240,7 @@ def test_a_record_is_whole_before_it_goes_on(case: str, tmp_path: Path) -> None:
     (tmp_path / STEPS).write_text("".join(json.dumps({"step": step}) + "\n" for step in steps), encoding="utf-8")
     with pytest.raises(GeffectError, match=says):
         check_lines(tmp_path, range(3))
-    (tmp_path / STEPS).write_text("".join(json.dumps({"step": step}) + "\n" for step in (0, 1, 2, 5, 4)))
+    (tmp_path / STEPS).write_text("".join(json.dumps({"step": step}) + "\n" for step in (0, 1, 2, 5)))
     check_lines(tmp_path, range(3))
 
 
@@ -253,7 +253,7 @@ def test_a_run_whose_lines_were_lost_does_not_go_on(start: Path, tmp_path: Path)
     lines = (tmp_path / "run" / STEPS).read_bytes().splitlines(keepends=True)
     for spoiled in (lines[:1] + lines[2:], lines[:2] + lines[1:], lines[1::-1] + lines[2:]):
         (tmp_path / "run" / STEPS).write_bytes(b"".join(spoiled))
-        with pytest.raises(GeffectError, match=r"the line of step \d, once, as line \d of .*; begin|restore the file"):
+        with pytest.raises(GeffectError, match=r"the line of step \d, once|found step \d after step \d"):
             api.unlearn(chosen, resume=True)
         assert (tmp_path / "run" / STEPS).read_bytes() == b"".join(spoiled)
     (tmp_path / "run" / STEPS).write_bytes(b"".join(lines))
