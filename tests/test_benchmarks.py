@@ -137,7 +137,7 @@ def test_a_synthetic_record_is_one_of_ours(tmp_path: Path) -> None:
 
 def test_steps_of_other_rows_lie_in_one_frame(tmp_path: Path) -> None:
     layout = Layout({"a": "embed", "b": "block_0"}, {"a": 1, "b": 1}, 1)
-    rows = (("x", "y"), ("x",), ("x",), ("x", "y"))
+    rows = (("forget", "retain"), ("forget",), ("forget",), ("forget", "retain"))
     with RunDirectory(tmp_path / "run") as run:
         run.create({}, {"parameters": layout_to_json(layout)})
         for step, names in enumerate(rows):

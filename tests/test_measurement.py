@@ -210,7 +210,11 @@ def test_a_loss_that_is_not_finite_stops_before_the_gradient_is_handed_back() ->
 @pytest.mark.parametrize("size", [4, 2])
 def test_a_row_that_is_not_finite_stops_though_its_loss_is(rectifier: str, measure: bool, size: int) -> None:
     model = CASES["llama"]()
-    model.model.layers[1].mlp.up_proj.weight.register_hook(lambda gradient: gradient * float("nan"))
+    def spoil(_: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        output.register_hook(lambda gradient: gradient * float("nan"))
+        return output
+
+    model.model.layers[1].mlp.up_proj.register_forward_hook(spoil)
     with pytest.raises(FloatingPointError, match=r"norm_(objective|forget|retain) = nan"):
         take_step(make_measurement(model, "npo", rectifier), split(make_batches(model), size), measure=measure)
     assert not gradients(model)

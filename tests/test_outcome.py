@@ -208,5 +208,5 @@ def test_a_damaged_record_is_refused_in_one_line(both: Path, tmp_path: Path) -> 
     made = lines((0.93, 0.20), (0.94, 0.90))
     del made[1]["evaluation_rows"]["forget"]["nll"]
     (tmp_path / STEPS).write_text("".join(json.dumps(line) + "\n" for line in made), encoding="utf-8")
-    with pytest.raises(GeffectError, match="a record as geffect writes it"):
+    with pytest.raises(GeffectError, match="as geffect writes it; found the rows of forget"):
         outcome(tmp_path)

@@ -153,6 +153,10 @@ def adapter(start: Path, tmp_path: Path, marker: Path) -> Path:
 def test_an_adapter_brings_no_code(adapter: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(adapter)
     monkeypatch.syspath_prepend(str(adapter))
+    for read in (load, outline):
+        with pytest.raises(GeffectError, match="comes with code of its own"):  # its tokenizer
+            read(str(adapter))
+    (adapter / "tokenizer_config.json").unlink()
     load(str(adapter))
     outline(str(adapter))
     _change(adapter / "adapter_config.json", megatron_config={"a": 1}, megatron_core="modeling_evil")

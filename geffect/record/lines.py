@@ -138,7 +138,7 @@ def check_format(path: Path) -> None:
         GeffectError: the formats differ; both are named.
     """
     try:
-        content = _json_object((path / ENVIRONMENT).read_bytes())
+        content = _json_object(read_bytes(path / ENVIRONMENT))
     except (OSError, ValueError):
         return
     found = content.get("format")

@@ -119,7 +119,8 @@ class Watch:
             raise GeffectError("one watch on a model", "a second one", "remove one, or close the first")
         _refuse_hidden(self.model)
         check_kind(unwrap(self.model))
-        check_runs(unwrap(self.model))
+        if not is_sharded(trainable(self.model)):  # FSDP2 exchanges parameters during a pass
+            check_runs(unwrap(self.model))
         self.parameters, self.tie = trainable(self.model), find_tie(bare(self.model))
         self._untouched = Untouched(self.model)
         table = split_layout(layout(self.model), self.tie)
