@@ -210,6 +210,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_gradient_is_handed_back() ->
 @pytest.mark.parametrize("size", [4, 2])
 def test_a_row_that_is_not_finite_stops_though_its_loss_is(rectifier: str, measure: bool, size: int) -> None:
     model = CASES["llama"]()
+
     def spoil(_: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         output.register_hook(lambda gradient: gradient * float("nan"))
         return output
