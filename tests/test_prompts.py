@@ -295,6 +295,7 @@ def test_another_model_of_the_same_weights_is_not_taken_from_the_cache(
     first = evaluate(tmp_path / "model", tmp_path / "first")
     assert evaluate(tmp_path / "model", tmp_path / "again") == first
     edit(tmp_path / "model")
+    caplog.clear()
     with caplog.at_level(logging.INFO, "geffect"):
         other = evaluate(tmp_path / "model", tmp_path / "other")
     assert other != first
