@@ -6,11 +6,11 @@ Here nothing is subtracted that nearly cancels: with m the largest logit and res
 
     −log p(y) = log1p(rest) + (m − z_y),    1 − p(argmax) = rest / (1 + rest).
 
-Letters: N positions, V vocabulary. Half-precision logits are computed in float32, a chunk of positions at a time, so
-that no second array of ``[N, V]`` is made but the gradient.
+Letters: N positions, V vocabulary. NLLs and divergences of half-precision logits are computed in float32, a
+chunk of positions at a time, so that no second array of ``[N, V]`` is made but the gradient.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -84,9 +84,19 @@ def _split(wide: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return peak, best, others, others.sum(1)
 
 
-def _chunks(logits: Tensor) -> Iterator[slice]:
+def _in_chunks(make: Callable[..., Tensor], found: Tensor, logits: Tensor, *others: Tensor) -> Tensor:
+    """``found``, filled with what a function makes of the logits and other tensors, some positions at a time."""
     size = max(1, CHUNK.get(logits.device.type, DEVICE_CHUNK) // max(1, logits.shape[1]))
-    return (slice(start, start + size) for start in range(0, len(logits), size))
+    for chunk in (slice(start, start + size) for start in range(0, len(logits), size)):
+        found[chunk] = make(logits[chunk], *(each[chunk] for each in others))
+    return found
+
+
+def _nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """−log p(y) ``[N]``."""
+    wide = widened(logits)
+    peak, _, _, rest = _split(wide)
+    return rest.log1p_() + (peak - wide.gather(1, labels[:, None])[:, 0])
 
 
 def _nll_gradient(logits: Tensor, labels: Tensor) -> Tensor:
@@ -101,12 +111,7 @@ def _nll_gradient(logits: Tensor, labels: Tensor) -> Tensor:
 class _NLL(torch.autograd.Function):
     @staticmethod
     def forward(logits: Tensor, labels: Tensor) -> Tensor:
-        nll = widened(logits.new_empty(len(logits)))
-        for chunk in _chunks(logits):
-            wide = widened(logits[chunk])
-            peak, _, _, rest = _split(wide)
-            nll[chunk] = rest.log1p_() + (peak - wide.gather(1, labels[chunk, None])[:, 0])
-        return nll
+        return _in_chunks(_nll, widened(logits.new_empty(len(logits))), logits, labels)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -117,27 +122,18 @@ class _NLL(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         logits, labels = ctx.saved_tensors
-        found = torch.empty_like(logits)
-        for chunk in _chunks(logits):
-            found[chunk] = _nll_gradient(logits[chunk], labels[chunk]).mul_(grad[chunk, None])
-        return found, None
+        return _in_chunks(_scaled(_nll_gradient), torch.empty_like(logits), logits, labels, grad), None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         logits, labels = ctx.saved_tensors
-        found = widened(tangent.new_empty(len(tangent)))
-        for chunk in _chunks(logits):
-            found[chunk] = (_nll_gradient(logits[chunk], labels[chunk]) * tangent[chunk]).sum(1)
-        return found
+        return _in_chunks(_nll_tangent, widened(tangent.new_empty(len(tangent))), logits, labels, tangent)
 
 
 class _KL(torch.autograd.Function):
     @staticmethod
     def forward(logits: Tensor, reference: Tensor) -> Tensor:
-        found = widened(logits.new_empty(len(logits)))
-        for chunk in _chunks(logits):
-            found[chunk] = _kl_terms(*_log_ratio(logits[chunk], reference[chunk])).sum(1)
-        return found
+        return _in_chunks(_kl, widened(logits.new_empty(len(logits))), logits, reference)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -147,10 +143,24 @@ class _KL(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         logits, reference = ctx.saved_tensors
-        found = torch.empty_like(logits)
-        for chunk in _chunks(logits):
-            found[chunk] = _gained(*_log_ratio(logits[chunk], reference[chunk])).mul_(grad[chunk, None])
-        return found, None
+        return _in_chunks(_scaled(_kl_gradient), torch.empty_like(logits), logits, reference, grad), None
+
+
+def _scaled(gradient: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The gradient ``[N, V]`` times what comes from above ``[N]``."""
+    return lambda logits, other, grad: gradient(logits, other).mul_(grad[:, None])
+
+
+def _nll_tangent(logits: Tensor, labels: Tensor, tangent: Tensor) -> Tensor:
+    return (_nll_gradient(logits, labels) * tangent).sum(1)
+
+
+def _kl(logits: Tensor, reference: Tensor) -> Tensor:
+    return _kl_terms(*_log_ratio(logits, reference)).sum(1)
+
+
+def _kl_gradient(logits: Tensor, reference: Tensor) -> Tensor:
+    return _gained(*_log_ratio(logits, reference))
 
 
 def _log_ratio(logits: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

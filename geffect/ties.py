@@ -51,7 +51,7 @@ class Tie:
 def find_tie(model: nn.Module) -> Tie | None:
     """The tied tensor of a model; None where there is none, where it is frozen or a shard, or where a wrapper gathers.
 
-    None, too, where embedding and head are one module, whose uses cannot be told apart.
+    Also None where one module is both embedding and head: its two uses cannot be separated.
 
     Args:
         model: a causal language model, bare or wrapped.

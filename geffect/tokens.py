@@ -30,7 +30,7 @@ EXPERTS = "_experts_implementation"  # where transformers keeps how it multiplie
 
 @dataclass(frozen=True)
 class TokenEffects:
-    """⟨∇ℓ, v⟩ of every token, B rows of T positions, laid out as `geffect.objectives.token_nll`.
+    """⟨∇ℓ, v⟩ of every token, B rows of T positions, laid out as `Outputs.nll`.
 
     Attributes:
         total: over all parameters ``[B, T]`` (nats per unit of v), 0 where no loss is carried.

@@ -102,7 +102,7 @@ class Untouched:
 def _refuse(changed: list[str], lost: list[str]) -> None:
     if lost:
         raise GeffectError("passes that change no more than the first one did", f"{lost[0]} written into",
-                           "go on from the last checkpoint and do not watch this model")  # fmt: skip
+                           "resume from the last checkpoint without watching this model")  # fmt: skip
     if changed:
         raise GeffectError("a forward pass that leaves the trainable weights alone",
                            f"{changed[0]} changed by it (now put back), so that gradients are of other weights",

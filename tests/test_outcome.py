@@ -19,7 +19,7 @@ RETAIN = "builtin:authors/retain[:12]"
 
 @pytest.fixture(scope="module")
 def both(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model that knows what will be forgotten and what must stay."""
+    """A small model that knows the forget and the retain set."""
     known = ["builtin:authors/forget[:12]", RETAIN]
     fitted = FitConfig.read(model=str(start), train=known, epochs=80, learning_rate=1e-2, until_accuracy=0.9,
                             out=tmp_path_factory.mktemp("both") / "fit")  # fmt: skip
@@ -95,7 +95,7 @@ def test_a_ruined_model_is_not_selective() -> None:
     ((0.93, 0.20), (0.94, 0.90), SELECTIVE),
     ((0.93, 0.20), (0.94, 0.40), NOT_SELECTIVE),  # more than half as much, though the difference is told
     ((0.93, 0.93), (0.94, 0.94), NOTHING),
-    ((0.93, 0.93), (0.94, 0.50), NOT_SELECTIVE),  # what must stay went, what must go did not
+    ((0.93, 0.93), (0.94, 0.50), NOT_SELECTIVE),  # the heldout set was forgotten, the forget set was not
     ((0.50, 0.90), (0.94, 0.94), NOTHING),  # better known than before
     ((0.93, 0.20), (0.40, 0.15), NOT_SELECTIVE),  # shares count: a quarter of the tokens is most of what it knew
 ])  # fmt: skip

@@ -1,4 +1,4 @@
-"""What stands around a question: the same tokens on any day, recorded, and told apart in every kept result."""
+"""Prompts: the same tokens on any day, recorded, and part of the key of every kept result."""
 
 import datetime
 import json

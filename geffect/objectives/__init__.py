@@ -6,7 +6,7 @@ from geffect.errors import GeffectError
 from geffect.grammar import choose, parse
 from geffect.objectives.npo import NPO, TNPO, WTNPO, SimNPO
 from geffect.objectives.objective import SETS, Counts, Objective, risk, window_counts
-from geffect.objectives.outputs import IGNORE_INDEX, Outputs, forward, token_nll
+from geffect.objectives.outputs import IGNORE_INDEX, Outputs, forward
 from geffect.objectives.preference import DPO, PO, AdversarialLabels, RandomLabels
 from geffect.objectives.retain import GD, KL, RR
 from geffect.objectives.rmu import RMU
@@ -22,7 +22,6 @@ __all__ = [
     "forward",
     "make_objective",
     "risk",
-    "token_nll",
     "window_counts",
 ]
 

@@ -35,20 +35,6 @@ def shift(labels: Tensor) -> Tensor:
     return functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
-def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """−log p(label) of every labelled token, 0 elsewhere; computed in float32 or better (`geffect.heads`).
-
-    Args:
-        logits: ``[B, T, V]``.
-        labels: ``[B, T]``, unshifted, ``IGNORE_INDEX`` where no loss is carried.
-
-    Returns:
-        ``[B, T]`` in nats, at the position that predicts the token.
-    """
-    index = labelled_positions(labels)
-    return Outputs(logits.flatten(0, 1)[index], labels, index).nll
-
-
 def labelled_positions(*labellings: Tensor) -> Tensor:
     """``[N]`` the flat positions b·T + t that predict a token which any of these labels ``[B, T]`` names."""
     carries = torch.stack([shift(labels) != IGNORE_INDEX for labels in labellings]).any(0)
@@ -169,10 +155,10 @@ def forward(model: nn.Module, batch: Mapping[str, Tensor], needs: Collection[str
     """
     relabelled = {name: labels for name, labels in batch.items() if name.endswith("_labels")}
     labels = batch["labels"]
-    everywhere = ALL_LOGITS in needs
-    index = torch.arange(labels.numel(), device=labels.device) if everywhere else labelled_positions(
-        labels, *relabelled.values()
-    )  # fmt: skip
+    if ALL_LOGITS in needs:
+        index = torch.arange(labels.numel(), device=labels.device)
+    else:
+        index = labelled_positions(labels, *relabelled.values())
     logits, hidden = logits_at(model, batch, index, hidden="hidden" in needs)
     return Outputs(logits, labels, index, batch.get("ref_nll"), hidden, relabelled=relabelled)
 
@@ -199,9 +185,8 @@ def logits_at(
     shape = batch["input_ids"].shape
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
     if _keeps_positions(model):
-        inputs["logits_to_keep"] = torch.zeros(shape, dtype=torch.bool, device=index.device).flatten().index_fill(
-            0, index, True
-        ).view(shape)  # fmt: skip
+        nowhere = torch.zeros(shape.numel(), dtype=torch.bool, device=index.device)
+        inputs["logits_to_keep"] = nowhere.index_fill(0, index, True).view(shape)
     found = (call or model)(**inputs, output_hidden_states=hidden)
     logits, states = found.logits, found.hidden_states if hidden else None
     if logits.shape[:-1] == (len(index),):

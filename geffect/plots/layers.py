@@ -33,7 +33,7 @@ def layer_heat_map(frame: pd.DataFrame) -> Figure:
     Returns:
         A figure with one colour scale for both sides, centred on zero (symmetric logarithm where a few cells dwarf the
         rest; the colour bar says so): layers from the embedding at the top to the head, then what is in several. Where
-        cells are large enough, those above zero bear a dot, so that signs are told apart in grey.
+        cells are large enough, those above zero bear a dot, so that signs can be distinguished in gray.
 
     Raises:
         GeffectError: a column is missing, or a layer stands twice at a step.

@@ -117,10 +117,12 @@ def read_environment(path: Path) -> dict[str, Any]:
     Raises:
         GeffectError: there is none, it cannot be read, or the run has another format.
     """
-    check_format(path)
     try:
         content = _json_object(read_bytes(path / ENVIRONMENT))
+        _refuse_other_format(path, content)
         check_environment(content)
+    except GeffectError:  # a ValueError, too
+        raise
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise GeffectError(
             f"a run with {ENVIRONMENT} in {path}", str(error), "name a directory written by geffect"
@@ -141,6 +143,10 @@ def check_format(path: Path) -> None:
         content = _json_object(read_bytes(path / ENVIRONMENT))
     except (OSError, ValueError):
         return
+    _refuse_other_format(path, content)
+
+
+def _refuse_other_format(path: Path, content: dict[str, Any]) -> None:
     found = content.get("format")
     if type(found) is int and found == FORMAT:
         return
