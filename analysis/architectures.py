@@ -32,9 +32,9 @@ import torch
 from torch import Tensor, nn
 
 import geffect
+from geffect.core.gradients import trainable
+from geffect.core.layers import block_list, unwrap
 from geffect.errors import GeffectError
-from geffect.groups import block_list, unwrap
-from geffect.rows import trainable
 
 SECONDS = 120  # for one model
 VOCABULARY, WIDTH, INNER, BLOCKS, HEADS, HEAD = 96, 32, 48, 3, 4, 8

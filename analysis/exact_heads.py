@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from geffect.api import load_model
-from geffect.data import collate, encode_set, load_set, pad_id_of
-from geffect.heads import nll_at
-from geffect.objectives import Counts, forward, risk
-from geffect.objectives.outputs import shift
-from geffect.rows import NamedTensors, capture
+from geffect.core.forward import forward, shift
+from geffect.core.gradients import NamedTensors, capture
+from geffect.core.losses import nll_at
+from geffect.data.encode import collate, encode_set, pad_id_of
+from geffect.data.load import load_set
+from geffect.objectives.base import Counts, risk
 
 VOCABULARIES = (32_000, 49_152, 128_256, 262_144)
 MISSING = (1e-1, 1e-2, 1e-3, 1e-4)

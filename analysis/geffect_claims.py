@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis.geffect_settings import WEIGHTS
-from geffect.alignment import at_forget_risk
-from geffect.comparison import at_checkpoints, descended
-from geffect.record import read, read_points, read_steps
+from geffect.record.frames import read
+from geffect.record.reader import read_steps
+from geffect.record.token_effects import read_points
+from geffect.reports.compare import at_checkpoints, descended
+from geffect.reports.matched import at_forget_risk
 
 AT_RISK = 3.0  # nats a token: where regularisers are compared
 BLOCKS = ("shallow", "middle", "deep")

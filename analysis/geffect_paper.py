@@ -80,7 +80,7 @@ def draw(study: Study, found: Records, out: Path) -> None:
         found: its records.
         out: where to write.
     """
-    from geffect import plots
+    from geffect.reports import plots
 
     draw_planes(study, found, out)
     whole = effects(found)
@@ -101,8 +101,8 @@ def draw_planes(study: Study, found: Records, out: Path) -> None:
     """Figure 1: where objectives lie in the plane of the two risk gradients, at the start and later."""
     import pandas as pd
 
-    from geffect import plots
-    from geffect.record import read
+    from geffect.record.frames import read
+    from geffect.reports import plots
 
     chosen = {name: found[name] for name in PLANE if name in found}
     frame = pd.concat([read(path).assign(run=name) for name, path in chosen.items()])
@@ -113,8 +113,8 @@ def draw_planes(study: Study, found: Records, out: Path) -> None:
 
 def draw_points(found: Records, out: Path) -> None:
     """Figure 5: NPO's weights by step, its rows' PG-effects by weight, and TNPO's G-effect."""
-    from geffect import plots
-    from geffect.record import read_points
+    from geffect.record.token_effects import read_points
+    from geffect.reports import plots
 
     points = read_points(found["NPO"])
     plots.save(plots.weight_curves(points, WEIGHTS), out / "figure5a", points)
@@ -136,8 +136,8 @@ def effects(found: Records, by: str = "group") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    from geffect.comparison import descended
-    from geffect.record import read
+    from geffect.record.frames import read
+    from geffect.reports.compare import descended
 
     return pd.concat([descended(read(path, by)).assign(run=name) for name, path in found.items()])
 
@@ -149,11 +149,11 @@ def at_all(found: Records) -> "pd.DataFrame":
         found: method → record.
 
     Returns:
-        As `geffect.comparison.at_checkpoints`, and ``run``.
+        As `geffect.reports.compare.at_checkpoints`, and ``run``.
     """
     import pandas as pd
 
-    from geffect.comparison import at_checkpoints
+    from geffect.reports.compare import at_checkpoints
 
     return pd.concat([at_checkpoints(path).assign(run=name) for name, path in found.items()])
 

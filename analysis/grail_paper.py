@@ -30,8 +30,8 @@ from analysis.grail_settings import (
 )  # fmt: skip
 from analysis.grail_tables import Cell, sweep, table, tabulate
 from analysis.runs import ensure, keep_configs
-from geffect import plots
-from geffect.comparison import overlap_figures
+from geffect.reports import plots
+from geffect.reports.compare import overlap_figures
 
 Settings = dict[str, Any]
 

@@ -58,7 +58,7 @@ def draw(paths: dict[Cell, Path], out: Path) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    from geffect import plots
+    from geffect.reports import plots
 
     frame = pd.concat([steps(path).assign(run=name, rectifier=rectifier) for (name, rectifier), path in paths.items()])
     for y in ("held_rise", "held_accuracy"):
@@ -81,8 +81,9 @@ def steps(path: Path) -> "pd.DataFrame":
         ``rectified`` (with the step's retain gradient, of the objective's gradient and of what the rectifier made of
         it), all at θ^(t), and ``held_rise``: by how much step t then raises the held risk; NaN at the end.
     """
-    from geffect.effects import cosines
-    from geffect.record import read, read_steps
+    from geffect.core.effects import cosines
+    from geffect.record.frames import read
+    from geffect.record.reader import read_steps
 
     columns = ["step", "forget_risk", "forget_accuracy", "held_risk", "held_accuracy"]
     found = read_steps(path)[columns].sort_values("step")
@@ -102,7 +103,7 @@ def tabulate(frame: "pd.DataFrame") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    from geffect.alignment import at_forget_risk
+    from geffect.reports.matched import at_forget_risk
 
     rows = []
     for (run, rectifier), path in frame.groupby(["run", "rectifier"], sort=False):

@@ -14,9 +14,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.runs import AUTHORS, ensure, keep_configs
-from geffect import plots
-from geffect.alignment import at_forget_risk
-from geffect.record import read_steps
+from geffect.record.reader import read_steps
+from geffect.reports import plots
+from geffect.reports.matched import at_forget_risk
 
 SPACES = {"none": "none", "gradient": "gru", "update": "gru(space=update)", "both": "gru(space=both)"}
 OBJECTIVES = {"GA": "ga", "NPO": "npo"}

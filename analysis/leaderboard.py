@@ -22,11 +22,11 @@ import pandas as pd
 
 from analysis.runs import ensure, keep_configs
 from analysis.trade_off import AT_RISK, Cell, curves, settings
-from geffect import plots
-from geffect.alignment import at_forget_risk, rows_at
-from geffect.metrics.truth import model_utility
-from geffect.models.series import checkpoints
-from geffect.record import read_steps
+from geffect.evaluation.metrics.truth import model_utility
+from geffect.models.checkpoints import checkpoints
+from geffect.record.reader import read_steps
+from geffect.reports import plots
+from geffect.reports.matched import at_forget_risk, rows_at
 
 Numbers = npt.NDArray[np.float64]
 RESAMPLES, SEED = 2000, 0

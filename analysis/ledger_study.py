@@ -14,9 +14,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.runs import AUTHORS, ensure, keep_configs
-from geffect import plots
-from geffect.effects import r_squared
-from geffect.record import read_ledger
+from geffect.core.effects import r_squared
+from geffect.record.prediction import read_ledger
+from geffect.reports import plots
 
 OPTIMIZERS = {"AdamW 1e-5": ("adamw_torch", 1e-5), "SGD 1e-3": ("sgd", 1e-3)}
 TINY = AUTHORS | {"ledger": 32}

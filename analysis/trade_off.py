@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.runs import AUTHORS, ensure, keep_configs
-from geffect import plots
-from geffect.alignment import at_forget_risk
-from geffect.record import read_steps
+from geffect.record.reader import read_steps
+from geffect.reports import plots
+from geffect.reports.matched import at_forget_risk
 
 OBJECTIVES = {
     "GA": "ga", "WGA": "wga", "SatImp": "satimp", "NPO": "npo", "SimNPO": "simnpo", "TNPO": "tnpo", "WTNPO": "wtnpo",

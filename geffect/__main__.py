@@ -1,5 +1,5 @@
 """``python -m geffect``."""
 
-from geffect.cli import main
+from geffect.cli.main import main
 
 main()

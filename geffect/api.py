@@ -21,10 +21,13 @@ from geffect.config import (
     TrainConfig,
     UnlearnConfig,
 )
-from geffect.environment import describe
+from geffect.core.launch import launcher, refuse_several
+from geffect.core.splits import role_of
 from geffect.errors import Interrupted
-from geffect.launched import launcher, refuse_several
-from geffect.lifecycle import (
+from geffect.io.signals import terminable
+from geffect.record.environment import describe
+from geffect.record.writer import RunDirectory, layout_to_json
+from geffect.training.run import (
     again,
     check_converged,
     ends,
@@ -38,15 +41,12 @@ from geffect.lifecycle import (
     unfinished,
     unmet,
 )
-from geffect.record import RunDirectory, layout_to_json
-from geffect.scopes import role_of
-from geffect.signals import terminable
 
 if TYPE_CHECKING:
-    from geffect.doctor import Finding
-    from geffect.models import Loaded
-    from geffect.page import Report
-    from geffect.preparation import Start
+    from geffect.models.load import Loaded
+    from geffect.preflight.finding import Finding
+    from geffect.reports.html.page import Report
+    from geffect.training.setup import Start
 
 LOGGER = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def load_model(
     """Load a model by any of its names; one built in is fitted on first use (about a minute) and cached.
 
     Args:
-        spec: see `geffect.models.load.FORMS`.
+        spec: see `geffect.models.load.load.FORMS`.
         dtype: of the weights.
         trust_remote_code: run code that comes with the model.
         tokenizer: a model or directory whose tokenizer takes the place of its own.
@@ -67,8 +67,8 @@ def load_model(
     Returns:
         Model and tokenizer.
     """
-    from geffect.models import load
-    from geffect.models.tiny import is_built_in
+    from geffect.models.builtin import is_built_in
+    from geffect.models.load import load
 
     if is_built_in(spec):
         spec = str(builtin_tiny(spec))
@@ -85,13 +85,13 @@ def builtin_tiny(name: str = "builtin:tiny") -> Path:
     """The directory of a built-in model, made on first use and cached by content.
 
     Args:
-        name: of the model, a key of `geffect.models.tiny.BUILT_IN`; with ``-untrained`` after it, before it was fitted.
+        name: of the model, a key of `geffect.models.builtin.BUILT_IN`; with ``-untrained`` after it, before it was fitted.
 
     Returns:
         The directory.
     """
+    from geffect.models.builtin import UNTRAINED, tiny_key
     from geffect.models.cache import cached
-    from geffect.models.tiny import UNTRAINED, tiny_key
 
     base = name.removesuffix(UNTRAINED)
     make = partial(_save_tiny if name != base else _fit_tiny, base)
@@ -99,8 +99,8 @@ def builtin_tiny(name: str = "builtin:tiny") -> Path:
 
 
 def _save_tiny(name: str, directory: Path) -> None:
+    from geffect.models.builtin import make_tiny
     from geffect.models.load import quiet_transformers
-    from geffect.models.tiny import make_tiny
 
     model, tokenizer = make_tiny(0, name)
     with quiet_transformers():
@@ -109,7 +109,7 @@ def _save_tiny(name: str, directory: Path) -> None:
 
 
 def _fit_tiny(name: str, directory: Path) -> None:
-    from geffect.models.tiny import BUILT_IN
+    from geffect.models.builtin import BUILT_IN
 
     LOGGER.info("fitting %s once, about a minute; it is kept in %s", name, directory.parent)
     _save_tiny(name, directory / "init")
@@ -136,10 +136,10 @@ def fit(config: FitConfig, *, resume: bool = False) -> Path:
     Returns:
         The directory.
     """
-    from geffect.arguments import training_arguments
     from geffect.models.load import quiet_transformers
-    from geffect.planning import num_fit_steps
-    from geffect.training import FitTrainer
+    from geffect.training.dry_run import num_fit_steps
+    from geffect.training.finetune import FitTrainer
+    from geffect.training.hf_arguments import training_arguments
 
     refuse_several("geffect fit")
     if resume:
@@ -181,17 +181,18 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
     Returns:
         The run directory.
     """
-    from geffect.arguments import training_arguments
-    from geffect.metrics.success import successes
+    from geffect.core.distributed import rank, wait
+    from geffect.evaluation.metrics.success import successes
     from geffect.models.load import quiet_transformers
     from geffect.models.reference import Reference
-    from geffect.objectives import make_objective
-    from geffect.preparation import check_launched, masked_by, training_sets
-    from geffect.rectify import make_rectifier
-    from geffect.replicas import rank, wait
-    from geffect.rules import make_rules
-    from geffect.training import Diagnostics, UnlearnTrainer
-    from geffect.training.columns import compute_columns
+    from geffect.objectives.registry import make_objective
+    from geffect.rectifiers.registry import make_rectifier
+    from geffect.training.aux_inputs import compute_columns
+    from geffect.training.diagnostics import Diagnostics
+    from geffect.training.hf_arguments import training_arguments
+    from geffect.training.setup import check_launched, masked_by, training_sets
+    from geffect.training.stopping import make_rules
+    from geffect.training.unlearn import UnlearnTrainer
 
     objective, rectifier = make_objective(config.objective), make_rectifier(config.rectifier)
     rules = make_rules(config.stop)
@@ -248,17 +249,17 @@ def localise(config: LocaliseConfig) -> Path:
     Raises:
         GeffectError: a set, a share or the model is refused, or a loss is not finite.
     """
-    from geffect.acquisition import localised_rows, scope_losses
-    from geffect.comparison import overlap_figures
-    from geffect.data import tell_cut
-    from geffect.environment import peak_memory_gb
-    from geffect.groups import layout
-    from geffect.localisation import localise as find
-    from geffect.metrics.likelihood import evaluating
+    from geffect.core.gradients import trainable
+    from geffect.core.layers import layout
+    from geffect.data.checks import tell_cut
+    from geffect.localization.localize import localise as find
+    from geffect.localization.losses import scope_losses
     from geffect.models.reference import check_trainable
-    from geffect.preparation import prompts_of, warn_of_other_prompts
-    from geffect.record import write_localisation
-    from geffect.rows import trainable
+    from geffect.models.scoring import evaluating
+    from geffect.record.environment import peak_memory_gb
+    from geffect.record.localization import write_localisation
+    from geffect.reports.compare import overlap_figures
+    from geffect.training.setup import localised_rows, prompts_of, warn_of_other_prompts
 
     refuse_several("geffect localise")
     with RunDirectory(config.out) as run:
@@ -299,13 +300,16 @@ def inspect(config: InspectConfig, *, resume: bool = False) -> list[Path]:
         GeffectError: a set is missing, or a checkpoint cannot be read, is of another architecture or not finite.
         Interrupted: by Ctrl-C; what was measured is kept.
     """
-    from geffect import inspection
+    from geffect.inspection.defaults import completed
+    from geffect.inspection.places import places, readable
+    from geffect.inspection.run import inspect as inspect_all
+    from geffect.inspection.tasks import record_of
 
     refuse_several("geffect inspect")
-    series = inspection.readable(inspection.places(config.checkpoints), skip_broken=config.skip_broken)
-    whole = inspection.completed(config)
-    inspection.inspect(whole, series, _loader(whole, whole.dtype), resume=resume)
-    return [inspection.record_of(whole, objective) for objective in whole.objective]
+    series = readable(places(config.checkpoints), skip_broken=config.skip_broken)
+    whole = completed(config)
+    inspect_all(whole, series, _loader(whole, whole.dtype), resume=resume)
+    return [record_of(whole, objective) for objective in whole.objective]
 
 
 @terminable()
@@ -326,44 +330,45 @@ def evaluate(config: EvaluateConfig) -> Path:
     """
     import pandas as pd
 
-    from geffect import evaluation as room
     from geffect.data.shared import tell_shared
-    from geffect.metrics.harness import check_tasks
+    from geffect.evaluation.harness import check_tasks
+    from geffect.evaluation.results import EXAMPLES, read_evaluation, read_reference, summary, write_texts
+    from geffect.evaluation.run import evaluated, rows_of, tasks_of, view_of
+    from geffect.evaluation.suites import parts
+    from geffect.evaluation.variants import check_probes, probes
+    from geffect.models.checkpoints import series
     from geffect.models.load import quiet_transformers
-    from geffect.models.series import series
-    from geffect.preparation import prompts_of, warn_of_other_prompts
-    from geffect.probes import check_probes, probes
-    from geffect.suites import parts
+    from geffect.training.setup import prompts_of, warn_of_other_prompts
 
     refuse_several("geffect evaluate")
     began = time.perf_counter()
     with RunDirectory(config.out) as run:
-        chosen = [(part, room.rows_of(config, part)) for part in parts(config)]
+        chosen = [(part, rows_of(config, part)) for part in parts(config)]
         check_probes(config, chosen)
         tell_shared({part.name: rows for part, rows in chosen})
         if config.task:
             check_tasks(config.task, config.task_dir)
         if config.reference is not None:
-            room.read_evaluation(config.reference)
+            read_evaluation(config.reference)
         load = _loader(config, config.dtype)
         frames, texts, told, prompts = [], [], {}, {}
         for label, spec in series(config.model) if config.checkpoints else [(config.model, config.model)]:
-            for probe in probes(config, spec, label, chosen, load, partial(room.view_of, config), fit):
+            for probe in probes(config, spec, label, chosen, load, partial(view_of, config), fit):
                 prompts[probe.label] = prompts_of(config, probe.loaded.tokenizer)
                 if probe.label == label:
                     warn_of_other_prompts(config, probe.loaded)
                 with quiet_transformers():
-                    frame, said = room.evaluated(config, chosen, probe)
-                    told[probe.label] = probe.told, room.tasks_of(config, probe)
+                    frame, said = evaluated(config, chosen, probe)
+                    told[probe.label] = probe.told, tasks_of(config, probe)
                 frames.append(frame)
                 texts += said
         examples = pd.concat(frames, ignore_index=True)
-        found = room.summary(config, examples, room.read_reference(config, examples), told)
+        found = summary(config, examples, read_reference(config, examples), told)
         with to_disk(config.out, "name another --out"):
             environment = describe() | {"dtype": config.dtype, "prompts": prompts}
             run.create(config.model_dump(mode="json", exclude_none=True), environment)
-            examples.to_csv(config.out / room.EXAMPLES, index=False)
-            room.write_texts(config.out, texts)
+            examples.to_csv(config.out / EXAMPLES, index=False)
+            write_texts(config.out, texts)
             run.finish({"models": found, "seconds": round(time.perf_counter() - began, 3)})
     return config.out
 
@@ -375,20 +380,20 @@ def report(config: ReportConfig) -> "Report":
         config: runs, file and scheme of layer groups.
 
     Returns:
-        ``path`` of the page, ``findings`` (`geffect.findings.Finding`) of all runs, and ``outcomes``
-        (`geffect.findings.Outcome`) by run.
+        ``path`` of the page, ``findings`` (`geffect.reports.findings.finding.Finding`) of all runs, and ``outcomes``
+        (`geffect.reports.findings.outcome.Outcome`) by run.
 
     Raises:
         GeffectError: there is no run or no measured step, or the file is none of ours or cannot be written.
     """
-    from geffect import page
-    from geffect.comparison import named
+    from geffect.reports.compare import named
+    from geffect.reports.html.page import write
 
-    return page.write(named(config.runs), config.page, config.scheme)
+    return write(named(config.runs), config.page, config.scheme)
 
 
 def _start(config: TrainConfig) -> "Start":
-    from geffect.preparation import read_start, warn_of_rounding
+    from geffect.training.setup import read_start, warn_of_rounding
 
     warn_of_rounding(config)
     return read_start(config, _loader(config, config.dtype)(config.model))
@@ -404,13 +409,13 @@ def plan(config: TrainConfig | LocaliseConfig | InspectConfig, *, resume: bool =
     Returns:
         Lines by name.
     """
-    from geffect.planning import plan as make_plan
-    from geffect.planning import plan_localisation
+    from geffect.training.dry_run import plan as make_plan
+    from geffect.training.dry_run import plan_localisation
 
     if isinstance(config, LocaliseConfig):
         return plan_localisation(config)
     if isinstance(config, InspectConfig):
-        from geffect.inspection import plan_inspection
+        from geffect.inspection.dry_run import plan_inspection
 
         return plan_inspection(config, resume=resume)
     if resume:
@@ -427,7 +432,7 @@ def doctor(config: DoctorConfig) -> "Iterator[Finding]":
     Yields:
         One finding after the other, each with its remedy.
     """
-    from geffect.doctor import examine
+    from geffect.preflight.examine import examine
 
     yield from examine(config, _start(config))
 
@@ -441,10 +446,11 @@ def show_batch(config: ShowConfig) -> list[tuple[str, list[tuple[str, bool]]]]:
     Returns:
         (title, [(token's text, carries loss)]) a row.
     """
-    from geffect.data import check_ids, encode_set, token_texts
+    from geffect.core.forward import IGNORE_INDEX
+    from geffect.data.checks import check_ids
+    from geffect.data.encode import encode_set, token_texts
     from geffect.models.vocabulary import num_tokens
-    from geffect.objectives import IGNORE_INDEX
-    from geffect.preparation import outlined, prompt_of, read_set, warn_of_other_prompts
+    from geffect.training.setup import outlined, prompt_of, read_set, warn_of_other_prompts
 
     loaded = outlined(config, config.model)
     rows = encode_set(loaded.tokenizer, read_set(config, config.data), config.max_length, prompt=prompt_of(config))

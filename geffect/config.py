@@ -19,8 +19,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from geffect.errors import GeffectError
-from geffect.reading import Unreadable, read_yaml
-from geffect.unique import duplicate
+from geffect.io.readers import Unreadable, read_yaml
+from geffect.io.unique import duplicate
 
 PATH_BYTES, NAME_BYTES = 4000, 250  # Linux takes 4095 and 255; something is written below, and beside, what is named
 TEXT_LENGTH = 10_000  # characters of a setting

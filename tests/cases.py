@@ -52,7 +52,7 @@ def neox(num_blocks: int = 2) -> Any:
 
 
 def lora() -> Any:
-    from geffect.models import add_lora
+    from geffect.models.load import add_lora
 
     model = add_lora(llama(), rank=2, seed=0)
     with torch.random.fork_rng():

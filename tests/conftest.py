@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained model directory of some 80 thousand parameters."""
-    from geffect.models import make_tiny
+    from geffect.models.builtin import make_tiny
     from geffect.models.load import quiet_transformers
 
     path = tmp_path_factory.mktemp("start")
@@ -67,7 +67,7 @@ Command = Callable[..., Ended]
 @pytest.fixture
 def invoke(monkeypatch: pytest.MonkeyPatch) -> Command:
     """The command line, in this process: one of its own takes ten seconds to begin."""
-    from geffect.cli import main
+    from geffect.cli.main import main
 
     def run(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["geffect", *map(str, arguments)])

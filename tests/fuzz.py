@@ -26,23 +26,21 @@ import typer
 import yaml
 
 from geffect import api
-from geffect.alignment import align, differences
-from geffect.comparison import compare, figures, whole_overlaps
 from geffect.config import LocaliseConfig, UnlearnConfig
-from geffect.data import authors, encode_set, load_set
+from geffect.data.encode import encode_set
+from geffect.data.load import load_set
+from geffect.data.synthetic import authors
 from geffect.errors import GeffectError
-from geffect.findings import find
-from geffect.page.worst import worst_rows
-from geffect.preparation import masked_by
-from geffect.record import (
-    read,
-    read_ledger,
-    read_published,
-    read_standard_errors,
-    read_steps,
-    read_support,
-)  # fmt: skip
-from geffect.views import Run
+from geffect.record.frames import read, read_published, read_support
+from geffect.record.prediction import read_ledger
+from geffect.record.reader import read_steps
+from geffect.record.standard_errors import read_standard_errors
+from geffect.reports.compare import compare, figures, whole_overlaps
+from geffect.reports.findings.collecting import find
+from geffect.reports.html.worst import worst_rows
+from geffect.reports.matched import align, differences
+from geffect.reports.run import Run
+from geffect.training.setup import masked_by
 
 RUN: dict[str, Any] = {
     "objective": "npo", "rectifier": "gru", "steps": 4, "batch_size": 2, "grad_accum_steps": 2, "save_every": 2,
@@ -64,7 +62,7 @@ class World:
     """A start, a finished run, a stopped one and files of rows, from which every trial takes a copy."""
 
     def __init__(self, folder: Path) -> None:
-        from geffect.models import make_tiny
+        from geffect.models.builtin import make_tiny
         from geffect.models.load import quiet_transformers
         from tests.conftest import SHAPE
 

@@ -478,7 +478,7 @@ def ended(world: World, each: Case, folder: Path) -> tuple[str, str]:
     Returns:
         ``refused``, ``accepted``, ``usage``, or what is wrong; and what was said.
     """
-    from geffect import cli
+    from geffect.cli import main as cli
 
     for name in ("start", "run"):
         shutil.copytree(world.folder / name, folder / name)

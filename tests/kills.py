@@ -21,7 +21,8 @@ import typer
 
 from geffect import api
 from geffect.config import UnlearnConfig
-from geffect.record import CONFIG, DONE, read_lines
+from geffect.record.reader import read_lines
+from geffect.record.writer import CONFIG, DONE
 
 SETTINGS: dict[str, Any] = {
     "objective": "npo(beta=0.5) + 0.5*gd + kl", "rectifier": "gru(space=both)", "steps": 9, "batch_size": 2,
@@ -34,7 +35,7 @@ SETTINGS: dict[str, Any] = {
 
 def main(count: int = 20, seed: int = 0, signal: str = "KILL") -> None:
     """Print a line a signal, and how many ended as they should."""
-    from geffect.models import make_tiny
+    from geffect.models.builtin import make_tiny
     from tests.conftest import SHAPE
 
     with tempfile.TemporaryDirectory() as folder:

@@ -15,11 +15,12 @@ from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from geffect.core.distributed import processes, rank
+from geffect.core.fsdp import shard, whole
 from geffect.errors import GeffectError
-from geffect.replicas import processes, rank
-from geffect.shards import shard, whole
-from geffect.training.sharding import ShardedTrainer
-from geffect.watching import GEffectCallback, Watch
+from geffect.monitoring.callback import GEffectCallback
+from geffect.monitoring.loop import Watch
+from geffect.training.fsdp import ShardedTrainer
 from tests.cases import gpt2, llama
 from tests.rows import made_rows, nats, padded
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geffect.rows import trainable
+from geffect.core.gradients import trainable
 
 Batch = dict[str, Tensor]
 

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from geffect import plots
+from geffect.reports import plots
 
 
 def texts_of(figure: Figure) -> list[Text]:

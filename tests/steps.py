@@ -6,10 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geffect.measurement import Measured, Measurement, Step
-from geffect.objectives import Outputs, forward, make_objective, window_counts
-from geffect.rectify import make_rectifier
-from geffect.rows import trainable
+from geffect.core.forward import Outputs, forward
+from geffect.core.gradients import trainable
+from geffect.measurement.measurement import Measured, Measurement
+from geffect.measurement.step import Step
+from geffect.objectives.base import window_counts
+from geffect.objectives.registry import make_objective
+from geffect.rectifiers.registry import make_rectifier
 from tests.cases import make_batch
 
 Batch = dict[str, Tensor]

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geffect import api
-from geffect.alignment import align, at_forget_risk, differences
 from geffect.errors import GeffectError
-from geffect.record import read_lines, read_steps
+from geffect.record.reader import read_lines, read_steps
+from geffect.reports.matched import align, at_forget_risk, differences
 from tests.conftest import Command, config
 
 
@@ -65,7 +65,7 @@ def test_runs_at_the_same_forget_risk(runs: dict[str, Path]) -> None:
 
 
 def test_a_paired_interval_is_a_bootstrap_over_rows() -> None:
-    from geffect.alignment import _paired
+    from geffect.reports.matched import _paired
 
     rng = np.random.default_rng(1)
     tokens, noise = np.full(200, 10), rng.normal(2.0, 5.0, 200)

@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from geffect.effects import r_squared
-from geffect.ledger import Ledger
-from geffect.rows import trainable
-from geffect.ties import find_tie
+from geffect.core.effects import r_squared
+from geffect.core.gradients import trainable
+from geffect.core.tied import find_tie
+from geffect.measurement.prediction import Ledger
 from tests import oracles
 from tests.cases import CASES, gpt2, make_batch
 from tests.properties import assert_gram_close

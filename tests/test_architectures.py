@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from geffect.gram import Gram, inner_products
-from geffect.groups import layout
+from geffect.core.forward import forward
+from geffect.core.gradients import capture, trainable
+from geffect.core.gram import Gram, inner_products
+from geffect.core.layers import layout
+from geffect.core.tied import find_tie, split_layout
 from geffect.models.load import quiet_transformers
-from geffect.objectives import Counts, forward, risk
-from geffect.rows import capture, trainable
-from geffect.ties import find_tie, split_layout
+from geffect.objectives.base import Counts, risk
 from tests import oracles
 from tests.architecture_tables import TABLES, UNUSUAL
 from tests.architectures import FAMILIES, make, make_unusual

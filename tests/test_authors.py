@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from geffect.data.authors import KINDS, PARTS, generate
+from geffect.data.synthetic.authors import KINDS, PARTS, generate
 
 TEXTS = ("question", "answer", "paraphrased_question", "paraphrased_answer")
 GOLDEN = "4af9300dcda261368c52d634695b169f2e330c0badea039bb2abb9e9ff23e834"

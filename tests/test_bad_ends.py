@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from geffect import api
-from geffect.bounds import check_memory, free_memory, total_memory
-from geffect.comparison import compare
 from geffect.config import EvaluateConfig, FitConfig, ReportConfig, UnlearnConfig
-from geffect.data import load_set
 from geffect.data.files import read_rows
+from geffect.data.load import load_set
 from geffect.errors import GeffectError
-from geffect.evaluation import read_evaluation
-from geffect.models.series import children, number_of
-from geffect.reading import YAML_NODES, Unreadable, parse_json, parse_yaml, read_text, text_lines
-from geffect.record import read_lines
+from geffect.evaluation.results import read_evaluation
+from geffect.io.limits import check_memory, free_memory, total_memory
+from geffect.io.readers import YAML_NODES, Unreadable, parse_json, parse_yaml, read_text, text_lines
+from geffect.models.checkpoints import children, number_of
+from geffect.record.reader import read_lines
+from geffect.reports.compare import compare
 from tests.conftest import Command
 from tests.fuzz import World
 from tests.hostile import BOMB, CASES, ENDS, MERGES, QA, ROW, TEXTS, Case, ended
@@ -165,7 +165,7 @@ def test_a_run_that_diverges_on_its_last_step_says_so_and_keeps_its_record(
 def test_weights_that_are_not_finite_count_where_no_risk_shows_them(start: Path, tmp_path: Path) -> None:
     import torch
 
-    from geffect.training.recording import _not_finite
+    from geffect.training.trainer import _not_finite
 
     model = api.load_model(str(start)).model
     assert not _not_finite(model)
@@ -206,10 +206,12 @@ def test_names_are_shown_as_they_are(world: World, tmp_path: Path, invoke: Comma
 
 
 def test_dollars_in_a_name_make_no_formula(world: World) -> None:
-    from geffect import plots
-    from geffect.comparison import descended, overlap_matrix, whole_overlaps
-    from geffect.effects import cosines
-    from geffect.record import read, read_ledger, read_steps
+    from geffect.core.effects import cosines
+    from geffect.record.frames import read
+    from geffect.record.prediction import read_ledger
+    from geffect.record.reader import read_steps
+    from geffect.reports import plots
+    from geffect.reports.compare import descended, overlap_matrix, whole_overlaps
 
     run = world.folder / "run"
     gram, steps = read(run), read_steps(run).dropna(subset=["forget_risk"])

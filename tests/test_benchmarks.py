@@ -20,11 +20,13 @@ from analysis.benchmarks.setting import Setting
 from analysis.benchmarks.table import BUDGETS, Finding, read_findings, table
 from analysis.benchmarks.timing import Spread, interleave
 from geffect.api import builtin_tiny
-from geffect.gram import Gram
-from geffect.groups import Layout
-from geffect.record import RunDirectory, layout_to_json, read, read_lines
-from geffect.rows import trainable
-from geffect.tokens import token_effects
+from geffect.core.gradients import trainable
+from geffect.core.gram import Gram
+from geffect.core.layers import Layout
+from geffect.core.token_effects import token_effects
+from geffect.record.frames import read
+from geffect.record.reader import read_lines
+from geffect.record.writer import RunDirectory, layout_to_json
 from tests.cases import CASES
 from tests.steps import make_batches
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from geffect.config import EvaluateConfig, FitConfig, LocaliseConfig, Schema, ShowConfig, UnlearnConfig
-from geffect.data import encode_set, load_set
-from geffect.models import make_tokenizer
-from geffect.objectives import IGNORE_INDEX
+from geffect.core.forward import IGNORE_INDEX
+from geffect.data.encode import encode_set
+from geffect.data.load import load_set
+from geffect.models.builtin import make_tokenizer
 from tests.conftest import Command, Ended
 
 HEAVY = ("torch", "transformers", "peft", "matplotlib", "seaborn", "pandas", "numpy", "scipy", "tokenizers")

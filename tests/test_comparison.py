@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from geffect import api
-from geffect.comparison import compare, figures
 from geffect.errors import GeffectError
+from geffect.reports.compare import compare, figures
 from tests.conftest import config
 
 
@@ -18,8 +18,9 @@ def runs(start: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_the_table_sums_what_the_record_holds(runs: list[Path]) -> None:
-    from geffect.effects import pairs
-    from geffect.record import read, read_lines
+    from geffect.core.effects import pairs
+    from geffect.record.frames import read
+    from geffect.record.reader import read_lines
 
     table = compare(runs)
     none, gru = table.to_dict(orient="records")

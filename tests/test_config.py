@@ -9,7 +9,8 @@ import yaml
 from geffect import api
 from geffect.config import FitConfig, InspectConfig, Schema, ShowConfig, UnlearnConfig
 from geffect.errors import GeffectError
-from geffect.record import CONFIG, read_environment
+from geffect.record.reader import read_environment
+from geffect.record.writer import CONFIG
 
 REQUIRED = {"model": "builtin:tiny", "out": "runs/x", "forget": "builtin:authors/forget", "retain": "rows.json[:9]"}
 CHANGED: dict[str, Any] = REQUIRED | {

@@ -8,11 +8,14 @@ import pandas as pd
 import pytest
 
 from geffect import api
-from geffect.data import ChatSet, Prompt, QASet, encode_set, load_set, refused, right_answers
-from geffect.data.refusals import read_answers
+from geffect.data.conversations import right_answers
+from geffect.data.encode import encode_set
+from geffect.data.load import ChatSet, QASet, load_set
+from geffect.data.prompts import Prompt
+from geffect.data.refusals import read_answers, refused
 from geffect.errors import GeffectError
-from geffect.metrics.table import METRICS
-from geffect.preparation import alternatives, read_start
+from geffect.evaluation.metrics.table import METRICS
+from geffect.training.setup import alternatives, read_start
 from tests.conftest import config
 from tests.test_encode import chat, learned, plain
 

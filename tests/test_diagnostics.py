@@ -9,18 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from geffect import api
-from geffect.comparison import figures
-from geffect.effects import g_effect, pairs, r_squared
+from geffect.core.effects import g_effect, pairs, r_squared
 from geffect.errors import GeffectError
-from geffect.record import (
-    read,
-    read_environment,
-    read_ledger,
-    read_lines,
-    read_published,
-    read_standard_errors,
-    read_support,
-)  # fmt: skip
+from geffect.record.frames import read, read_published, read_support
+from geffect.record.prediction import read_ledger
+from geffect.record.reader import read_environment, read_lines
+from geffect.record.standard_errors import read_standard_errors
+from geffect.reports.compare import figures
 from tests.conftest import config
 
 
@@ -197,7 +192,7 @@ def test_a_set_already_unknown_is_refused_for_until_accuracy(start: Path, tmp_pa
 
 
 def test_a_tied_model_is_recorded_by_use(start: Path, tmp_path: Path) -> None:
-    from geffect.models import make_tiny
+    from geffect.models.builtin import make_tiny
     from geffect.models.load import quiet_transformers
     from tests.conftest import SHAPE
 

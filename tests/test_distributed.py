@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from geffect import api
 from geffect.config import EvaluateConfig, InspectConfig, LocaliseConfig, UnlearnConfig
 from geffect.errors import GeffectError
-from geffect.record import read, read_environment, read_lines
+from geffect.record.frames import read
+from geffect.record.reader import read_environment, read_lines
 from tests.conftest import config
 
 pytestmark = pytest.mark.slow

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from geffect import api
-from geffect.cli import main
+from geffect.cli.main import main
 from geffect.config import DoctorConfig
-from geffect.data import Encoded, QASet, encode_set, load_set
-from geffect.doctor import Finding
-from geffect.doctor.rows import ends, masks
+from geffect.data.encode import Encoded, encode_set
+from geffect.data.load import QASet, load_set
 from geffect.models.load import quiet_transformers
+from geffect.preflight.finding import Finding
+from geffect.preflight.rows import ends, masks
 from tests.conftest import SHAPE
 from tests.test_encode import BOS, CHAT, STOP, TURN_END, adding, ended_by
 
@@ -52,7 +53,7 @@ def test_examples_that_two_sets_share_are_warned_of(start: Path, tmp_path: Path)
 
 
 def test_bfloat16_weights_are_warned_of(start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geffect.doctor.numbers.DIGITS", 3.0)  # so small a model keeps more than two
+    monkeypatch.setattr("geffect.preflight.numerics.DIGITS", 3.0)  # so small a model keeps more than two
     found = examine(start, dtype="bfloat16", learning_rate=1e-5)
     assert found["weights"].status == "warning" and "vanish in bfloat16" in found["weights"].found
     assert found["derivative"].found == "not measured: 16-bit weights do not move by so little"
@@ -69,7 +70,7 @@ def test_a_set_the_model_never_knew_is_bad(start: Path) -> None:
 
 
 def test_a_chat_template_that_drops_the_beginning_is_bad(start: Path, tmp_path: Path) -> None:
-    from geffect.models import make_tiny
+    from geffect.models.builtin import make_tiny
 
     tokenizer = adding(f"{BOS} $A")
     tokenizer.chat_template = CHAT
@@ -120,7 +121,7 @@ def test_weights_without_gradients_are_bad_and_are_not_differentiated(
 
 
 def test_a_last_step_of_fewer_rows_and_a_tie_are_told(start: Path, tmp_path: Path) -> None:
-    from geffect.models import make_tiny
+    from geffect.models.builtin import make_tiny
 
     model, tokenizer = make_tiny(**SHAPE, tie_word_embeddings=True)
     with quiet_transformers():

@@ -13,18 +13,19 @@ import pytest
 import torch
 
 from geffect import api
-from geffect.acquisition import localised_rows
-from geffect.comparison import compare, figures, whole_overlaps
 from geffect.config import DoctorConfig, FitConfig, LocaliseConfig, UnlearnConfig
-from geffect.data import parse_domains
-from geffect.effects import removed_g_effect
+from geffect.core.effects import removed_g_effect
+from geffect.core.gradients import trainable
+from geffect.core.topk import count
+from geffect.data.domains import parse_domains
 from geffect.errors import GeffectError
-from geffect.metrics import success
-from geffect.preparation import read_start, training_sets
-from geffect.record import check_localised, read, read_lines, read_localisation, read_steps, read_support
-from geffect.rectify import make_freezing
-from geffect.rows import trainable
-from geffect.support import count
+from geffect.evaluation.metrics.success import success
+from geffect.record.frames import read, read_support
+from geffect.record.localization import check_localised, read_localisation
+from geffect.record.reader import read_lines, read_steps
+from geffect.rectifiers.registry import make_freezing
+from geffect.reports.compare import compare, figures, whole_overlaps
+from geffect.training.setup import localised_rows, read_start, training_sets
 
 DOMAINS = ["privacy=builtin:domains/privacy[:6]", "copyright=builtin:domains/copyright[:6]"]
 SCOPES = ["forget/privacy", "retain/privacy", "forget/copyright", "retain/copyright"]
@@ -241,7 +242,7 @@ def test_sizes_are_balanced_as_asked_for(start: Path, tmp_path: Path, caplog: py
 
 
 def _objective() -> Any:
-    from geffect.objectives import make_objective
+    from geffect.objectives.registry import make_objective
 
     return make_objective("ga + gd")
 
@@ -262,7 +263,7 @@ def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
         import re
         import sys
 
-        from geffect.cli import main
+        from geffect.cli.main import main
 
         monkeypatch.setattr(sys, "argv", ["geffect", *arguments])
         with pytest.raises(SystemExit) as ended:

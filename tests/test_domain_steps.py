@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from geffect.data.order import Meetings
-from geffect.objectives import make_objective, window_counts
-from geffect.rows import trainable
-from geffect.support import overlaps, pack, top_mask
-from geffect.ties import BOTH, EMBED, HEAD, find_tie
+from geffect.core.gradients import trainable
+from geffect.core.tied import BOTH, EMBED, HEAD, find_tie
+from geffect.core.topk import overlaps, pack, top_mask
+from geffect.data.pairing import Meetings
+from geffect.objectives.base import window_counts
+from geffect.objectives.registry import make_objective
 from tests import oracles
 from tests.cases import CASES, make_batch
 from tests.properties import assert_gram_close, assert_rows_close

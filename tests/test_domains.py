@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from geffect.data import QASet, load_set
-from geffect.data import authors as authors_benchmark
-from geffect.data.domains import DOMAINS, KINDS, PARTS, SCOPES, generate
+from geffect.data.load import QASet, load_set
+from geffect.data.synthetic import authors as authors_benchmark
+from geffect.data.synthetic.domains import DOMAINS, KINDS, PARTS, SCOPES, generate
 from geffect.errors import GeffectError
-from geffect.models import load, make_tiny, make_tokenizer, outline
-from geffect.models.load import quiet_transformers
-from geffect.models.tiny import BUILT_IN, tiny_key
+from geffect.models.builtin import BUILT_IN, make_tiny, make_tokenizer, tiny_key
+from geffect.models.load import load, outline, quiet_transformers
 
 GOLDEN = "e1455146db5e6e0c097c86fba09b741f29ae7c57a7034b1a9ae5b580c2589a92"
 MODELS = [name for name in BUILT_IN if "domains" in name]

@@ -10,18 +10,23 @@ import pytest
 import torch
 
 from geffect import api
-from geffect.arguments import training_arguments
 from geffect.config import EvaluateConfig, FitConfig, InspectConfig, LocaliseConfig, Schema, UnlearnConfig
-from geffect.data import Encoded, QASet, TextSet, check_ids, encode_set, load_set
+from geffect.data.checks import check_ids
+from geffect.data.encode import Encoded, encode_set
 from geffect.data.files import read_rows
+from geffect.data.load import QASet, TextSet, load_set
 from geffect.data.shared import shared_examples
 from geffect.errors import GeffectError
-from geffect.inspection.planning import plan_inspection
-from geffect.models import load, make_tokenizer
-from geffect.reading import parse_yaml
-from geffect.record import STEPS, check_lines, read_lines
-from geffect.suites import parts
-from geffect.watching import Watch
+from geffect.evaluation.suites import parts
+from geffect.inspection.dry_run import plan_inspection
+from geffect.io.readers import parse_yaml
+from geffect.models.builtin import make_tokenizer
+from geffect.models.load import load
+from geffect.monitoring.loop import Watch
+from geffect.record.reader import read_lines
+from geffect.record.resume import check_lines
+from geffect.record.writer import STEPS
+from geffect.training.hf_arguments import training_arguments
 from tests.cases import VOCABULARY, llama
 from tests.conftest import Command, config
 from tests.test_encode import CHAT, START, STOP, chat, learned

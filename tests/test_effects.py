@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geffect.effects import cosine, direction_of, g_effect, inner, norm, pairs, total_cosine
+from geffect.core.effects import cosine, direction_of, g_effect, inner, norm, pairs, total_cosine
 
 ROWS = ("objective", "forget", "retain")
 GRAM = torch.tensor([[4.0, -4.0, -1.0], [-4.0, 4.0, 1.0], [-1.0, 1.0, 9.0]], dtype=torch.float64)

@@ -9,10 +9,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from geffect.data import Encoded, QASet, collate, encode_set, load_set, pad_id_of, turn_end
+from geffect.core.forward import IGNORE_INDEX
+from geffect.data.encode import Encoded, collate, encode_set, pad_id_of, turn_end
+from geffect.data.load import QASet, load_set
 from geffect.errors import GeffectError
-from geffect.models import make_tokenizer
-from geffect.objectives import IGNORE_INDEX
+from geffect.models.builtin import make_tokenizer
 
 START, STOP, BOS = "<|start|>", "<|stop|>", "<|bos|>"
 TURN = START + "{{ m['role'] }}\n{{ m['content'] }}" + STOP + "\n"

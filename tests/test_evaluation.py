@@ -16,13 +16,14 @@ from scipy.stats import hmean, ks_2samp
 
 from geffect import api
 from geffect.config import EvaluateConfig, FitConfig, UnlearnConfig
-from geffect.data import encode_set, load_set
+from geffect.data.encode import encode_set
+from geffect.data.load import load_set
 from geffect.errors import GeffectError
-from geffect.evaluation import read_evaluation, rows_by_metric
-from geffect.metrics.harness import check_tasks
-from geffect.metrics.rouge import rouge_l
-from geffect.metrics.success import success
-from geffect.models import Loaded, load
+from geffect.evaluation.harness import check_tasks
+from geffect.evaluation.metrics.rouge import rouge_l
+from geffect.evaluation.metrics.success import success
+from geffect.evaluation.results import read_evaluation, rows_by_metric
+from geffect.models.load import Loaded, load
 from tests.conftest import config
 
 ATTACKED = ["forget=builtin:authors/forget[:8]", "holdout=builtin:authors/retain[:8]"]

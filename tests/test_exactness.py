@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geffect.rows import trainable
+from geffect.core.gradients import trainable
 from tests import oracles
 from tests.architectures import make
 from tests.steps import FORGET, RETAIN, make_measurement, split, take_step

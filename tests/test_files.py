@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geffect.data import load_set
 from geffect.data.files import read_rows
+from geffect.data.load import load_set
 from geffect.errors import GeffectError
 
 Rows = list[dict[str, Any]]

@@ -9,10 +9,14 @@ import pandas as pd
 import pytest
 import torch
 
-from geffect.data import collate, encode_set, load_set
-from geffect.findings import LEVEL, Finding, checkpoints, in_rows, over_steps
-from geffect.groups import layer_groups, layout
-from geffect.objectives import forward
+from geffect.core.forward import forward
+from geffect.core.layers import layer_groups, layout
+from geffect.data.encode import collate, encode_set
+from geffect.data.load import load_set
+from geffect.reports.findings import checkpoints
+from geffect.reports.findings.collecting import in_rows
+from geffect.reports.findings.estimates import LEVEL, over_steps
+from geffect.reports.findings.finding import Finding
 
 STEPS, BATCH, SEEDS = 60, 4, 20
 Numbers = np.ndarray[Any, Any]
@@ -126,8 +130,8 @@ def test_the_same_noise_is_printed_at_a_lax_level(
 ) -> None:
     """The null is near enough for the test above to fail: at a level of 0.5 its runs do show something."""
     grams, size = pool
-    monkeypatch.setattr("geffect.findings.estimates.LEVEL", 0.5)
-    monkeypatch.setattr("geffect.findings.gradients.TRIVIAL", 0.0)
+    monkeypatch.setattr("geffect.reports.findings.estimates.LEVEL", 0.5)
+    monkeypatch.setattr("geffect.reports.findings.gradients.TRIVIAL", 0.0)
     assert any(noise(grams, size, seed) for seed in range(8))
 
 

@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
+from geffect.core.gradients import trainable
+from geffect.core.tied import find_tie
+from geffect.core.topk import unpack
 from geffect.errors import GeffectError
-from geffect.localisation import Frozen, Localisation, localise
-from geffect.objectives import make_objective, window_counts
-from geffect.rectify import make_freezing, make_rectifier
-from geffect.rectify.grail import GRAIL
-from geffect.rectify.memflex import MemFlex
-from geffect.rows import trainable
-from geffect.support import unpack
-from geffect.ties import find_tie
+from geffect.localization.localize import Localisation, localise
+from geffect.localization.masks import Frozen
+from geffect.objectives.base import window_counts
+from geffect.objectives.registry import make_objective
+from geffect.rectifiers.grail import GRAIL
+from geffect.rectifiers.memflex import MemFlex
+from geffect.rectifiers.registry import make_freezing, make_rectifier
 from tests import oracles
 from tests.cases import CASES, make_batch
 from tests.properties import assert_gram_close, assert_rows_close

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from analysis.gpu import check as command
 from analysis.gpu import numbers
 from analysis.gpu.running import FAILED, OK, SKIPPED, Check, Number, Numbers, Place, results, seconds_of
-from geffect.gram import inner_products
+from geffect.core.gram import inner_products
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
 

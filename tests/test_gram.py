@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geffect.gram import CHUNK, SLAB, Gram, inner_products
+from geffect.core.gram import CHUNK, SLAB, Gram, inner_products
 from tests.properties import assert_gram_close
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geffect.core.grammar import Call, choose, parse
 from geffect.errors import GeffectError
-from geffect.grammar import Call, choose, parse
 
 NAMES = st.sampled_from(["ga", "gd", "npo", "wga", "gru", "_x1"])
 NUMBERS = st.integers(-(10**9), 10**9) | st.floats(allow_nan=False, allow_infinity=False)

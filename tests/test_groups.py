@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from geffect.groups import block_groups, layer_groups, layout
-from geffect.models import add_lora
+from geffect.core.layers import block_groups, layer_groups, layout
+from geffect.models.load import add_lora
 from tests import cases
 
 LLAMA = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geffect.heads import kl_at, log_probabilities, nll_at
+from geffect.core.losses import kl_at, log_probabilities, nll_at
 
 VOCABULARIES = [5, 49_152, 128_256]
 
@@ -80,7 +80,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         return [nll, kl, *torch.autograd.grad(nll.sum() + kl.sum(), logits)]
 
     whole = found()
-    monkeypatch.setattr("geffect.heads.CHUNK", {"cpu": 25})
+    monkeypatch.setattr("geffect.core.losses.CHUNK", {"cpu": 25})
     assert all(torch.equal(a, b) for a, b in zip(found(), whole, strict=True))
 
 

@@ -3,47 +3,62 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "geffect"
 ORDER = [
-    "visible", "errors", "bounds", "unique", "reading", "launched", "signals",
-    "grammar", "scopes", "untouched", "uses", "kinds", "groups", "heads", "shards", "rows", "gram", "replicas",
-    "support", "effects", "localisation", "ties",
-    "objectives", "tokens", "rectify", "ledger", "measurement", "data", "models", "metrics", "rules", "training",
-    "record", "plots", "comparison", "alignment", "views", "findings", "page", "config", "environment", "arguments",
-    "domains", "preparation", "suites", "probes", "evaluation", "acquisition", "planning", "lifecycle", "inspection",
-    "doctor", "api", "demonstration", "citations", "watching", "show", "cli", "__main__",
+    "errors", "io", "config", "core", "data", "models", "objectives", "localization", "rectifiers", "measurement",
+    "record", "training", "evaluation", "inspection", "preflight", "reports", "api", "cli", "monitoring", "__main__",
 ]  # fmt: skip
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent.name == "plots")
 
 
-def _room(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {_module(path): path for path in FILES}
+
+
+def _entry(module: str) -> str:
+    return module.split(".")[1]
 
 
 def _imports(path: Path) -> set[str]:
+    """The modules of the package that a file imports, in functions too; not those that only annotations name."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("geffect"):
-            names = [node.module] if node.module != "geffect" else [f"geffect.{each.name}" for each in node.names]
-            found |= {name.split(".")[1] for name in names}
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = {
+        each for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for each in node.body
+    }  # fmt: skip
+    for node in (node for node in ast.walk(tree) if node not in for_types):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "geffect":
+            names = [f"{node.module}.{each.name}" for each in node.names]
+            found |= {name if name in MODULES else str(node.module) for name in names}
         elif isinstance(node, ast.Import):
-            found |= {each.name.split(".")[1] for each in node.names if each.name.startswith("geffect.")}
-    return found
+            found |= {each.name for each in node.names if each.name.startswith("geffect.")}
+    return found - {"geffect"}
 
 
-def test_every_room_has_its_place() -> None:
-    rooms = {_room(path) for path in PACKAGE.rglob("*.py")} - {"__init__"}
-    assert rooms == set(ORDER)
+def test_every_entry_has_its_place() -> None:
+    assert {_entry(module) for module in MODULES} == set(ORDER)
 
 
-@pytest.mark.parametrize("path", [p for p in PACKAGE.rglob("*.py") if _room(p) != "__init__"], ids=str)
-def test_arrows_run_from_first_to_last(path: Path) -> None:
-    here = ORDER.index(_room(path))
-    back = {room for room in _imports(path) if ORDER.index(room) > here}
-    assert not back, f"{path.name} leans on {back}, which stand after it"
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module: str) -> None:
+    here = ORDER.index(_entry(module))
+    imported = _imports(MODULES[module])
+    assert imported <= set(MODULES), "an import names the file that defines the name, not its package"
+    back = {each for each in imported if ORDER.index(_entry(each)) > here}
+    assert not back, f"{module} imports {back}, which stand after it"
+
+
+def test_no_circle_among_files() -> None:
+    TopologicalSorter({module: _imports(path) for module, path in MODULES.items()}).prepare()
 
 
 @pytest.mark.parametrize("arguments", [["-c", "import geffect"], ["-m", "geffect", "--help"]])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from geffect.data import QASet, TextSet, load_set
+from geffect.data.load import QASet, TextSet, load_set
 from geffect.errors import GeffectError
 
 QA = [{"question": f"Q{i}?", "answer": f"A{i}."} for i in range(5)]

@@ -18,14 +18,15 @@ from huggingface_hub import constants
 import geffect
 from geffect import api
 from geffect.config import InspectConfig
-from geffect.data import collate, encode_set, load_set
-from geffect.data.order import partner, shuffled
+from geffect.core.forward import forward
+from geffect.data.encode import collate, encode_set
+from geffect.data.load import load_set
+from geffect.data.pairing import partner, shuffled
 from geffect.errors import GeffectError, Interrupted
-from geffect.inspection import Place, places, readable
+from geffect.inspection.places import Place, places, readable
 from geffect.inspection.windows import dataset_parts
-from geffect.metrics.likelihood import likelihood
-from geffect.objectives import forward
-from geffect.record import read_lines
+from geffect.models.scoring import likelihood
+from geffect.record.reader import read_lines
 from tests.cases import gpt2
 from tests.conftest import Command, config
 from tests.steps import make_measurement
@@ -134,8 +135,8 @@ def test_sets_of_different_sizes_are_as_one_batch(known: Path, tmp_path: Path, o
 
 def test_standard_errors_are_those_of_parts_however_they_are_cut() -> None:
     """A part cut into micro-batches counts as one, against the definition with whole gradients."""
-    from geffect.measurement import Step
-    from geffect.objectives import window_counts
+    from geffect.measurement.step import Step
+    from geffect.objectives.base import window_counts
     from tests.steps import FORGET, RETAIN
 
     def rows(batch: dict[str, torch.Tensor], *chosen: int) -> dict[str, torch.Tensor]:
@@ -195,7 +196,8 @@ def test_several_objectives_have_a_record_each(run: Path, tmp_path: Path) -> Non
 def test_an_interrupted_inspection_goes_on_to_the_same_record(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from geffect.inspection import inspecting, tokens
+    from geffect.inspection import run as inspecting
+    from geffect.inspection import tokens
 
     whole = api.inspect(inspected(tmp_path / "whole", run, tokens=2, points=["wga"]))[0]
     broken, calls = inspected(tmp_path / "broken", run, tokens=2, points=["wga"]), []
@@ -229,7 +231,7 @@ def test_an_interrupted_inspection_goes_on_to_the_same_record(
 
 
 def test_nobody_inspects_into_what_another_writes(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from geffect.inspection import inspecting
+    from geffect.inspection import run as inspecting
 
     asked, load = inspected(tmp_path / "out", run), inspecting._start_of
 
@@ -295,7 +297,7 @@ def test_adapters_on_one_base_are_exchanged_not_loaded_anew(known: Path, tmp_pat
 
 def test_a_memory_estimate_sees_the_parts(run: Path, tmp_path: Path) -> None:
     """One retain row makes one part, whose spread cannot be told: no rows are held for it."""
-    from geffect.inspection.planning import inspection_gb
+    from geffect.inspection.dry_run import inspection_gb
 
     loaded = api.load_model(str(run))
     rows = encode_set(loaded.tokenizer, load_set("builtin:authors/forget[:16]"))
@@ -315,7 +317,8 @@ def test_a_memory_estimate_sees_the_parts(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("objective", ["ga", "npo(beta=0.1) + kl"])
 def test_one_checkpoint_is_in_memory_at_a_time(run: Path, tmp_path: Path, objective: str) -> None:
     """When the third is measured the first is gone, though its sets and its layout are still in use."""
-    from geffect.inspection import completed, inspect
+    from geffect.inspection.defaults import completed
+    from geffect.inspection.run import inspect
 
     held: list[weakref.ref[Any]] = []
     alive = []

@@ -12,11 +12,10 @@ from torch import nn
 
 import geffect
 from analysis.architectures import changes, kinds, outcome, state
+from geffect.core.gradients import trainable
+from geffect.core.layers import layout
 from geffect.errors import GeffectError
-from geffect.groups import layout
-from geffect.models import load, outline
-from geffect.models.load import quiet_transformers
-from geffect.rows import trainable
+from geffect.models.load import load, outline, quiet_transformers
 from tests.architectures import LLAMA, SMALL, make, make_unusual
 from tests.cases import llama
 from tests.test_models import TOKENIZER

@@ -12,16 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from geffect.acquisition import example_losses
-from geffect.data import Encoded
+from geffect.core.gradients import trainable
+from geffect.core.gram import Gram
+from geffect.core.topk import chance, count, jaccard, pack, top_mask, unpack
+from geffect.data.encode import Encoded
 from geffect.data.relabel import corrupted, random_labels
 from geffect.errors import GeffectError
-from geffect.gram import Gram
-from geffect.localisation import IMPORTANCES, Importance, Localisation, localise, op_rr, op_ur, region, scores
-from geffect.models import make_tiny
-from geffect.record import read_localisation
-from geffect.rows import trainable
-from geffect.support import chance, count, jaccard, pack, top_mask, unpack
+from geffect.localization.importance import IMPORTANCES, Importance, scores
+from geffect.localization.localize import Localisation, localise
+from geffect.localization.losses import example_losses
+from geffect.localization.selection import op_rr, op_ur, region
+from geffect.models.builtin import make_tiny
+from geffect.record.localization import read_localisation
 from tests import oracles
 from tests.cases import CASES, make_batch
 from tests.conftest import SHAPE

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from geffect.effects import cosine, inner, norm
-from geffect.objectives import Counts, Outputs, forward, make_objective
-from geffect.rows import trainable
+from geffect.core.effects import cosine, inner, norm
+from geffect.core.forward import Outputs, forward
+from geffect.core.gradients import trainable
+from geffect.objectives.base import Counts
+from geffect.objectives.registry import make_objective
 from tests import oracles
 from tests.cases import CASES, make_batch
 from tests.properties import assert_gram_close, assert_rows_close
@@ -126,7 +128,7 @@ def test_rectified_entries_by_algebra_equal_those_of_the_gradient_left_behind() 
 
 
 def test_groups_sum_to_the_total() -> None:
-    from geffect.groups import layout
+    from geffect.core.layers import layout
 
     model = CASES["llama"]()
     gram = take_step(

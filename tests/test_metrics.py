@@ -18,18 +18,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import GenerationConfig
 
-from geffect.data import QASet, RowSet, encode_set, load_set, pad_id_of
+from geffect.data.encode import encode_set, pad_id_of
+from geffect.data.load import QASet, RowSet, load_set
 from geffect.errors import GeffectError
-from geffect.metrics import membership
-from geffect.metrics.calibration import calibrate, mixed
-from geffect.metrics.generation import end_ids, generate, prompt_of
-from geffect.metrics.intervals import geometric_interval, mean_interval
-from geffect.metrics.memorization import answer_probability, exact_memorization, extraction_strength
-from geffect.metrics.rouge import Measure, rouge_l, words
-from geffect.metrics.rounding import rounded
-from geffect.metrics.table import METRICS
-from geffect.metrics.tokenwise import TokenScores, token_scores
-from geffect.metrics.truth import (
+from geffect.evaluation.calibration import calibrate, mixed
+from geffect.evaluation.intervals import geometric_interval, mean_interval
+from geffect.evaluation.metrics import membership
+from geffect.evaluation.metrics.generation import end_ids, generate, prompt_of
+from geffect.evaluation.metrics.memorization import answer_probability, exact_memorization, extraction_strength
+from geffect.evaluation.metrics.rouge import Measure, rouge_l, words
+from geffect.evaluation.metrics.table import METRICS
+from geffect.evaluation.metrics.tokenwise import TokenScores, token_scores
+from geffect.evaluation.metrics.truth import (
     forget_quality,
     forget_truth,
     log_truth_ratio,
@@ -37,8 +37,9 @@ from geffect.metrics.truth import (
     retain_truth,
     truth_ratio,
 )
-from geffect.metrics.view import View
-from geffect.models import Loaded, add_lora, load
+from geffect.evaluation.rounding import rounded
+from geffect.evaluation.view import View
+from geffect.models.load import Loaded, add_lora, load
 
 LONG = "geffect's own rows are of several lengths, so that batches are padded"
 
@@ -85,7 +86,7 @@ def test_tokens_are_scored_as_one_by_one(loaded: Loaded, rows: RowSet) -> None:
 
 
 def test_a_certain_model_has_no_spread() -> None:
-    from geffect.metrics.tokenwise import _scored
+    from geffect.evaluation.metrics.tokenwise import _scored
 
     scores = _scored(torch.tensor([[0.0, -torch.inf, -torch.inf]]), torch.tensor([0]))
     assert (scores.log_p.item(), scores.mean.item(), scores.std.item()) == (0, 0, 0)

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from geffect.errors import GeffectError
-from geffect.models import Loaded, add_lora, load, make_tiny, make_tokenizer, outline, resolve
+from geffect.models.builtin import make_tiny, make_tokenizer
 from geffect.models.cache import MANIFEST, cache_home, cached, file_sha256, weights_sha256
-from geffect.models.load import DTYPES, quiet_transformers
+from geffect.models.load import DTYPES, Loaded, add_lora, load, outline, quiet_transformers, resolve
 
 SHAPE = {
     "hidden_size": 32,

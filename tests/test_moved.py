@@ -11,18 +11,12 @@ import geffect
 from geffect import api
 from geffect.config import EvaluateConfig, FitConfig, InspectConfig, LocaliseConfig, ReportConfig, UnlearnConfig
 from geffect.errors import GeffectError
-from geffect.models import load, make_tiny
-from geffect.record import (
-    CONFIG,
-    DONE,
-    ENVIRONMENT,
-    FORMAT,
-    RunDirectory,
-    read,
-    read_environment,
-    read_lines,
-    read_localisation,
-)
+from geffect.models.builtin import make_tiny
+from geffect.models.load import load
+from geffect.record.frames import read
+from geffect.record.localization import read_localisation
+from geffect.record.reader import read_environment, read_lines
+from geffect.record.writer import CONFIG, DONE, ENVIRONMENT, FORMAT, RunDirectory
 from tests.conftest import SHAPE, Command, config
 
 

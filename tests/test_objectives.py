@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from geffect.core.forward import Outputs, forward
+from geffect.core.gradients import trainable
 from geffect.errors import GeffectError
-from geffect.objectives import OBJECTIVES, Counts, Outputs, forward, make_objective, risk
-from geffect.rows import trainable
+from geffect.objectives.base import Counts, risk
+from geffect.objectives.registry import OBJECTIVES, make_objective
 from tests import oracles
 from tests.cases import llama
 from tests.properties import assert_rows_close

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geffect.data import Encoded, Meetings, Together
-from geffect.data.order import Shuffled, partner, shuffled
+from geffect.data.encode import Encoded
+from geffect.data.pairing import Meetings, Shuffled, Together, partner, shuffled
 
 SEEDS = st.integers(0, 2**32 - 1)
 EPOCHS = st.integers(0, 1000)

@@ -9,9 +9,9 @@ import pytest
 
 from geffect import api
 from geffect.config import FitConfig
-from geffect.findings import outcome
-from geffect.findings.outcome import NOT_SELECTIVE, NOT_TOLD, NOTHING, SELECTIVE, judged
-from geffect.record import STEPS, read_lines
+from geffect.record.reader import read_lines
+from geffect.record.writer import STEPS
+from geffect.reports.findings.outcome import NOT_SELECTIVE, NOT_TOLD, NOTHING, SELECTIVE, judged, outcome
 from tests.conftest import Command, config
 
 RETAIN = "builtin:authors/retain[:12]"

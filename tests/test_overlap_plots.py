@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from geffect import plots
+from geffect.reports import plots
 
 FOUR = ["privacy unlearn", "privacy retention", "copyright unlearn", "copyright retention"]
 LAYERS = ["embed", *(f"block_{i}" for i in range(32)), "final_norm", "lm_head"]

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from analysis import geffect_claims, geffect_paper, gru_paper
 from analysis.geffect_settings import Study, tiny
 from analysis.runs import ensure
-from geffect import plots
 from geffect.errors import GeffectError
+from geffect.reports import plots
 from tests.pictures import fits, same_bytes
 
 ROOT = Path(__file__).resolve().parent.parent

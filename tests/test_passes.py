@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from geffect.objectives import Counts, make_objective
-from geffect.rows import trainable
+from geffect.core.gradients import trainable
+from geffect.objectives.base import Counts
+from geffect.objectives.registry import make_objective
 from tests import oracles
 from tests.cases import CASES
 from tests.properties import assert_gram_close, assert_rows_close

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
 
-from geffect import plots
+from geffect.reports import plots
 
 Draw = Callable[[pd.DataFrame], Figure]
 DRAWS: list[Draw] = [plots.g_effect_curves, plots.cosine_curves, plots.trade_off]

@@ -11,8 +11,8 @@ import torch
 from matplotlib.collections import PathCollection, QuadMesh
 from matplotlib.figure import Figure
 
-from geffect import plots
-from geffect.gram import Gram
+from geffect.core.gram import Gram
+from geffect.reports import plots
 from tests.pictures import fits, same_bytes
 
 LAYERS = ["embed", *(f"block_{i}" for i in range(12)), "final_norm", "lm_head"]

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from geffect import plots
+from geffect.reports import plots
 from tests.pictures import fits, same_bytes
 
 GROUPS = ["embed", "shallow", "middle", "deep", "lm_head"]

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Wedge
 from matplotlib.text import Annotation
 
-from geffect import plots
-from geffect.effects import gram_at, plane_coordinates
+from geffect.core.effects import gram_at, plane_coordinates
+from geffect.reports import plots
 from tests.pictures import fits, same_bytes
 
 Vectors = Mapping[str, np.ndarray]

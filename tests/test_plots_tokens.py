@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from geffect import plots
+from geffect.reports import plots
 from tests.pictures import fits, same_bytes
 
 ODD = ["$x^2$", "\\frac", "{_", "}^", "\n", "\t", " ", "水", "\x00", "&%#", "é", "$"]

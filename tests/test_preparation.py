@@ -8,10 +8,10 @@ import pytest
 from geffect import api
 from geffect.errors import GeffectError
 from geffect.models.reference import Reference
-from geffect.objectives import make_objective
-from geffect.planning import passes
-from geffect.preparation import alternatives, read_start, training_sets, warn_of_rounding
-from geffect.rectify import make_rectifier
+from geffect.objectives.registry import make_objective
+from geffect.rectifiers.registry import make_rectifier
+from geffect.training.dry_run import passes
+from geffect.training.setup import alternatives, read_start, training_sets, warn_of_rounding
 from tests.conftest import SHAPE, config
 
 
@@ -65,7 +65,7 @@ def test_a_text_set_is_unlearned_in_chunks(start: Path, tmp_path: Path) -> None:
 
 
 def test_a_row_longer_than_the_models_context_is_refused(tmp_path: Path) -> None:
-    from geffect.models import make_tiny
+    from geffect.models.builtin import make_tiny
     from geffect.models.load import quiet_transformers
 
     model, tokenizer = make_tiny(**SHAPE, max_position_embeddings=12)
@@ -90,8 +90,8 @@ def test_every_epoch_has_refusals_of_its_own(start: Path, tmp_path: Path) -> Non
 
 
 def _trainer(start: Path, out: Path, **changes: Any) -> Any:
-    from geffect.arguments import training_arguments
-    from geffect.training import UnlearnTrainer
+    from geffect.training.hf_arguments import training_arguments
+    from geffect.training.unlearn import UnlearnTrainer
 
     chosen = config(start, out)
     loaded = changes.pop("loaded", None) or api.load_model(chosen.model)
@@ -105,7 +105,7 @@ def _trainer(start: Path, out: Path, **changes: Any) -> Any:
 
 
 def test_a_reference_of_another_architecture_is_refused(start: Path, tmp_path: Path) -> None:
-    from geffect.models import make_tiny
+    from geffect.models.builtin import make_tiny
 
     other, _ = make_tiny(**(SHAPE | {"intermediate_size": 40}))
     with pytest.raises(GeffectError, match=r"a reference of the model's own architecture, with .*mlp.*; found"):

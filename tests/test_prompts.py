@@ -15,15 +15,16 @@ import pytest
 
 from geffect import api
 from geffect.config import EvaluateConfig, InspectConfig, LocaliseConfig, ShowConfig, UnlearnConfig
-from geffect.data import Prompt, QASet, encode_set, prompts
-from geffect.data.prompts import described, tokenizer_sha256
+from geffect.data import prompts
+from geffect.data.encode import encode_set
+from geffect.data.load import QASet
+from geffect.data.prompts import Prompt, described, tokenizer_sha256
 from geffect.errors import GeffectError
-from geffect.evaluation import read_evaluation
-from geffect.inspection import completed
-from geffect.models import add_lora, load, outline
-from geffect.models.load import quiet_transformers
+from geffect.evaluation.results import read_evaluation
+from geffect.inspection.defaults import completed
+from geffect.models.load import add_lora, load, outline, quiet_transformers
 from geffect.models.tokenizers import choose_template
-from geffect.preparation import prompts_of
+from geffect.training.setup import prompts_of
 from tests.conftest import Command, config
 from tests.test_encode import CHAT, chat, learned, plain
 
@@ -391,7 +392,7 @@ class Stopped(Exception):
 @pytest.fixture
 def cut(dated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> UnlearnConfig:
     """A run that ended after its second step."""
-    from geffect.record import RunDirectory
+    from geffect.record.writer import RunDirectory
 
     shutil.copytree(dated, tmp_path / "model")
     (tmp_path / "no.txt").write_text("No idea.\nAsk another.\n", encoding="utf-8")

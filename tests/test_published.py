@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 import torch
 
-from geffect.measurement.published import published_estimates
-from geffect.rows import trainable
+from geffect.core.gradients import trainable
+from geffect.measurement.ema import published_estimates
 from tests import oracles
 from tests.cases import CASES, make_batch
 from tests.properties import assert_gram_close

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from geffect.cli import app
-from geffect.record import read_steps
+from geffect.cli.main import app
+from geffect.record.reader import read_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"```(sh|python)\n(.*?)```\n```text\n(.*?)```", re.DOTALL)

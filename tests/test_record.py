@@ -15,25 +15,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geffect.core.gram import Gram
+from geffect.core.layers import SCHEMES, Layout, block_groups
+from geffect.core.topk import Support, jaccard, overlaps, pack, top_mask
 from geffect.errors import GeffectError
-from geffect.gram import Gram
-from geffect.groups import SCHEMES, Layout, block_groups
-from geffect.record import (
-    DONE,
-    ENVIRONMENT,
-    METRICS,
-    STEPS,
-    RunDirectory,
-    layout_to_json,
-    read,
-    read_environment,
-    read_lines,
-    read_steps,
-    read_support,
-    refuse_existing,
-)
-from geffect.record.writing import LOCK
-from geffect.support import Support, jaccard, overlaps, pack, top_mask
+from geffect.record.frames import read, read_support
+from geffect.record.reader import read_environment, read_lines, read_steps
+from geffect.record.writer import DONE, ENVIRONMENT, LOCK, METRICS, STEPS, RunDirectory, layout_to_json, refuse_existing
 
 NUM_BLOCKS = 4
 LAYERS = ["embed", *(f"block_{i}" for i in range(NUM_BLOCKS)), "final_norm", "lm_head"]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from geffect.errors import GeffectError
-from geffect.rectify import make_rectifier, projection, rectify
-from geffect.rectify.gru import GRU
+from geffect.rectifiers.gru import GRU, projection, rectify
+from geffect.rectifiers.registry import make_rectifier
 
 VECTORS = st.lists(st.floats(-100, 100, width=32), min_size=4, max_size=4).map(
     lambda values: torch.tensor(values, dtype=torch.float64)

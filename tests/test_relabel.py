@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geffect.data import Encoded
+from geffect.data.encode import Encoded
 from geffect.data.relabel import random_labels
-from geffect.metrics import adversarial_labels
+from geffect.training.adversarial import adversarial_labels
 from tests.cases import VOCABULARY, gpt2
 
 ROWS = [

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from geffect.gram import Gram
-from geffect.record import read, read_steps
-from geffect.replicas import dealt, processes, rank, summed_gram, summed_rows
-from geffect.shards import is_sharded, local
+from geffect.core.distributed import dealt, processes, rank, summed_gram, summed_rows
+from geffect.core.fsdp import is_sharded, local
+from geffect.core.gram import Gram
+from geffect.record.frames import read
+from geffect.record.reader import read_steps
 from tests.launched import MODELS, watch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,10 +83,10 @@ def test_alone_there_is_nothing_to_add_up() -> None:
 
 def test_every_process_has_as_many_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five items over two processes: each once with weight, and one again without."""
-    monkeypatch.setattr("geffect.replicas.processes", lambda: 2)
+    monkeypatch.setattr("geffect.core.distributed.processes", lambda: 2)
     turns = []
     for here in (0, 1):
-        monkeypatch.setattr("geffect.replicas.rank", lambda here=here: here)
+        monkeypatch.setattr("geffect.core.distributed.rank", lambda here=here: here)
         turns.append(dealt([0, 1, 2, 3, 4]))
     assert [len(each) for each in turns] == [3, 3]
     assert sorted(item for each in turns for item, weight in each if weight) == [0, 1, 2, 3, 4]

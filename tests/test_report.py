@@ -15,13 +15,13 @@ import pytest
 
 from geffect import api
 from geffect.config import InspectConfig, ReportConfig
-from geffect.errors import GeffectError
-from geffect.findings import outcome
-from geffect.page.maps import layer_maps
-from geffect.page.worst import worst_rows
-from geffect.page.writing import MARK
-from geffect.record import CONFIG, read_lines
-from geffect.visible import UNSEEN
+from geffect.errors import UNSEEN, GeffectError
+from geffect.record.reader import read_lines
+from geffect.record.writer import CONFIG
+from geffect.reports.findings.outcome import outcome
+from geffect.reports.html.maps import layer_maps
+from geffect.reports.html.page import MARK
+from geffect.reports.html.worst import worst_rows
 from tests.conftest import Command, config
 
 WIDTHS = {"desktop": (1280, 800), "phone": (375, 740)}

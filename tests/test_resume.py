@@ -14,12 +14,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from geffect import api, lifecycle
+from geffect import api
 from geffect.config import FitConfig, UnlearnConfig
 from geffect.errors import GeffectError
 from geffect.models.checksums import write_checksums
-from geffect.record import CONFIG, DONE, STEPS, RunDirectory, read_lines
-from geffect.record.writing import LOCK
+from geffect.record.reader import read_lines
+from geffect.record.writer import CONFIG, DONE, LOCK, STEPS, RunDirectory
+from geffect.training import run as training_run
 from tests.conftest import SHAPE, config
 
 SETTINGS: dict[str, Any] = {
@@ -232,7 +233,7 @@ def test_a_run_that_ended_meanwhile_is_left_alone(start: Path, tmp_path: Path, m
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         _stop_after(3, patch)
         api.unlearn(chosen)
-    found, begun = lifecycle.unfinished, api._start
+    found, begun = training_run.unfinished, api._start
 
     def and_ends_elsewhere(asked: Any) -> Any:
         monkeypatch.setattr(api, "unfinished", found)
@@ -357,7 +358,7 @@ def test_a_bit_that_flipped_in_the_weights_is_noticed_by_whoever_loads_them(stop
 
 
 def test_another_models_checkpoint_is_refused(start: Path, stopped: Path, tmp_path: Path) -> None:
-    from geffect.models import make_tiny
+    from geffect.models.builtin import make_tiny
 
     checkpoint = stopped / "checkpoints" / "checkpoint-4"
     other, _ = make_tiny(**(SHAPE | {"intermediate_size": 40}))
@@ -378,7 +379,7 @@ def test_a_checkpoint_under_another_steps_name_is_refused(start: Path, stopped: 
 
 LIMITED = """
 import resource, sys
-from geffect.cli import main
+from geffect.cli.main import main
 resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes}, {bytes}))
 sys.argv = ["geffect", "unlearn", {file!r}]
 main()

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import geffect.rows
-from geffect.gram import Gram, inner_products
-from geffect.objectives import Counts, forward
-from geffect.objectives import risk as fast_risk
-from geffect.rows import NamedTensors, Window, add_scaled, capture, trainable
+import geffect.core.gradients
+from geffect.core.forward import forward
+from geffect.core.gradients import NamedTensors, Window, add_scaled, capture, trainable
+from geffect.core.gram import Gram, inner_products
+from geffect.objectives.base import Counts
+from geffect.objectives.base import risk as fast_risk
 from tests import oracles
 from tests.cases import CASES, make_batch
 from tests.properties import assert_gram_close, assert_rows_close, assert_unchanged, snapshot
@@ -114,7 +115,7 @@ def test_a_tensor_no_loss_reaches_is_missing_and_visited_as_none() -> None:
 
 
 def test_gradients_move_and_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, hooked = CASES["llama"](), geffect.rows._hooked
+    model, hooked = CASES["llama"](), geffect.core.gradients._hooked
     pointers: dict[str, int] = {}
 
     def noting(parameters: Any, take: Any) -> Any:
@@ -124,7 +125,7 @@ def test_gradients_move_and_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> N
 
         return hooked(parameters, note)
 
-    monkeypatch.setattr(geffect.rows, "_hooked", noting)
+    monkeypatch.setattr(geffect.core.gradients, "_hooked", noting)
     rows = capture(model, {"risk": lambda: _risk(model, FORGET)})["risk"]
     assert {name: tensor.data_ptr() for name, tensor in rows.items()} == pointers
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geffect.data import REFUSALS, QASet, RowSet, load_set, refused
-from geffect.data.authors import PARTS, generate
+from geffect.data.load import QASet, RowSet, load_set
+from geffect.data.refusals import REFUSALS, refused
+from geffect.data.synthetic.authors import PARTS, generate
 from geffect.errors import GeffectError
 
 ROWS = [{"question": f"Q{i}?", "answer": f"A{i}."} for i in range(7)]

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from geffect import api
 from geffect.config import LocaliseConfig
-from geffect.models import make_tiny
-from geffect.record import read, read_lines, read_support
+from geffect.models.builtin import make_tiny
+from geffect.record.frames import read, read_support
+from geffect.record.reader import read_lines
 from tests.conftest import SHAPE
 from tests.sharded import DOMAINS, METHODS, STEPS, run
 from tests.test_distributed import whole

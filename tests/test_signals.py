@@ -16,8 +16,9 @@ import yaml
 from geffect import api
 from geffect.config import InspectConfig, UnlearnConfig
 from geffect.errors import Interrupted
-from geffect.record import CONFIG, DONE, STEPS, RunDirectory, read_lines
-from geffect.signals import SIGNALS, terminable
+from geffect.io.signals import SIGNALS, terminable
+from geffect.record.reader import read_lines
+from geffect.record.writer import CONFIG, DONE, STEPS, RunDirectory
 from geffect.training.interruption import deferred
 from tests.conftest import config
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from geffect.groups import layout
-from geffect.measurement.spread import Shares, spread
-from geffect.objectives import Counts, make_objective
-from geffect.rows import trainable
-from geffect.ties import find_tie, split_layout
+from geffect.core.gradients import trainable
+from geffect.core.layers import layout
+from geffect.core.tied import find_tie, split_layout
+from geffect.measurement.standard_errors import Shares, spread
+from geffect.objectives.base import Counts
+from geffect.objectives.registry import make_objective
 from tests import oracles
 from tests.cases import CASES, gpt2
 from tests.properties import assert_rows_close

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from geffect.errors import GeffectError
-from geffect.models import add_lora, load, make_tiny, outline
-from geffect.models.load import quiet_transformers
+from geffect.models.builtin import make_tiny
+from geffect.models.load import add_lora, load, outline, quiet_transformers
 from geffect.models.vocabulary import num_tokens
 from tests.test_models import IDS, SHAPE, TOKENIZER, edit, logits, save
 

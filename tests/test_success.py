@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from geffect.data import Encoded, encode_set, load_set, pad_id_of
+from geffect.core.forward import IGNORE_INDEX
+from geffect.data.encode import Encoded, encode_set, pad_id_of
+from geffect.data.load import load_set
 from geffect.errors import GeffectError
-from geffect.metrics import harmonic_success, likelihood, success
-from geffect.models import make_tiny, make_tokenizer
-from geffect.objectives import IGNORE_INDEX
+from geffect.evaluation.metrics.success import harmonic_success, success
+from geffect.models.builtin import make_tiny, make_tokenizer
+from geffect.models.scoring import likelihood
 
 PERCENT = st.floats(0.01, 100) | st.just(0.0)
 

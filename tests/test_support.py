@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from geffect.core.topk import Support, chance, jaccard, overlaps, pack, top_mask, unpack
 from geffect.errors import GeffectError
-from geffect.support import Support, chance, jaccard, overlaps, pack, top_mask, unpack
 
 FEW = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 1e-40, math.inf])  # many ties, and a subnormal
 ENTRIES = st.lists(st.one_of(FEW, st.floats(width=16, allow_nan=False)), max_size=60)
@@ -111,7 +111,7 @@ def test_a_tensor_with_nan_is_refused(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_threads_change_no_bit(threads: int) -> None:
     code = (
-        "import sys, torch; from geffect.support import pack, top_mask\n"
+        "import sys, torch; from geffect.core.topk import pack, top_mask\n"
         f"torch.set_num_threads({threads})\n"
         "row = torch.randn(300_001, generator=torch.Generator().manual_seed(0)).bfloat16()\n"
         "sys.stdout.buffer.write(pack(top_mask(row, 0.1)).numpy().tobytes())"

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from geffect.data import Encoded, QASet, RowSet, TextSet, encode_examples, encode_set, load_set, pad_id_of
+from geffect.core.forward import IGNORE_INDEX
+from geffect.data.encode import Encoded, encode_examples, encode_set, pad_id_of
+from geffect.data.load import QASet, RowSet, TextSet, load_set
 from geffect.errors import GeffectError
-from geffect.models import make_tokenizer
-from geffect.objectives import IGNORE_INDEX
+from geffect.models.builtin import make_tokenizer
 from tests.test_encode import BOS, adding
 
 STORY = ["A man went to town.", " It rained;\n\nhe bought\tbread. ", "", "The end: é漢😀"]

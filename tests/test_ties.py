@@ -8,11 +8,11 @@ import peft
 import pytest
 import torch
 
-from geffect.groups import layout
-from geffect.measurement import Step
-from geffect.objectives import window_counts
-from geffect.rows import trainable
-from geffect.ties import BOTH, EMBED, HEAD, find_tie, split_layout
+from geffect.core.gradients import trainable
+from geffect.core.layers import layout
+from geffect.core.tied import BOTH, EMBED, HEAD, find_tie, split_layout
+from geffect.measurement.step import Step
+from geffect.objectives.base import window_counts
 from tests import oracles
 from tests.cases import CASES, gpt2, llama
 from tests.properties import assert_gram_close, assert_rows_close

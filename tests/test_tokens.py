@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from geffect.core.forward import forward
+from geffect.core.gradients import capture, trainable
+from geffect.core.gram import inner_products
+from geffect.core.layers import GROUPS, layout
+from geffect.core.token_effects import token_effects
 from geffect.errors import GeffectError
-from geffect.gram import inner_products
-from geffect.groups import GROUPS, layout
-from geffect.objectives import Counts, forward, risk
-from geffect.rows import capture, trainable
-from geffect.tokens import token_effects
+from geffect.objectives.base import Counts, risk
 from tests.architectures import FAMILIES, make
 from tests.cases import CASES, llama, make_batch
 

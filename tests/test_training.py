@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from geffect import api
 from geffect.config import FitConfig
-from geffect.effects import pairs, total_cosine
+from geffect.core.effects import pairs, total_cosine
 from geffect.errors import GeffectError
-from geffect.record import read, read_environment, read_lines, read_steps
+from geffect.record.frames import read
+from geffect.record.reader import read_environment, read_lines, read_steps
 from tests.conftest import config
 
 
@@ -218,12 +219,13 @@ def test_npo_starts_at_weight_one_from_a_fitted_adapter_too(start: Path, tmp_pat
 
 
 def test_another_models_reference_is_refused(start: Path, tmp_path: Path) -> None:
-    from geffect.arguments import training_arguments
-    from geffect.data import encode_set, load_set, pad_id_of
-    from geffect.metrics import reference_nll
-    from geffect.objectives import make_objective
-    from geffect.rectify import make_rectifier
-    from geffect.training import UnlearnTrainer
+    from geffect.data.encode import encode_set, pad_id_of
+    from geffect.data.load import load_set
+    from geffect.models.scoring import reference_nll
+    from geffect.objectives.registry import make_objective
+    from geffect.rectifiers.registry import make_rectifier
+    from geffect.training.hf_arguments import training_arguments
+    from geffect.training.unlearn import UnlearnTrainer
 
     chosen = config(start, tmp_path / "run")
     loaded = api.load_model(chosen.model)
@@ -287,11 +289,12 @@ def test_a_loss_that_breaks_leaves_a_clean_record(start: Path, tmp_path: Path) -
 def test_trackers_are_told_of_every_measured_step(start: Path, tmp_path: Path) -> None:
     from transformers import TrainerCallback
 
-    from geffect.arguments import training_arguments
-    from geffect.data import encode_set, load_set
-    from geffect.objectives import make_objective
-    from geffect.rectify import make_rectifier
-    from geffect.training import UnlearnTrainer
+    from geffect.data.encode import encode_set
+    from geffect.data.load import load_set
+    from geffect.objectives.registry import make_objective
+    from geffect.rectifiers.registry import make_rectifier
+    from geffect.training.hf_arguments import training_arguments
+    from geffect.training.unlearn import UnlearnTrainer
 
     told: list[dict[str, float]] = []
 

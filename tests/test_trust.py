@@ -11,12 +11,12 @@ import yaml
 
 from geffect import api
 from geffect.config import EvaluateConfig, UnlearnConfig
-from geffect.data import encode_set, load_set
+from geffect.data.encode import encode_set
+from geffect.data.load import load_set
 from geffect.errors import GeffectError
-from geffect.models import add_lora, load, outline
 from geffect.models.checksums import write_checksums
-from geffect.models.load import quiet_transformers
-from geffect.record import CONFIG, DONE
+from geffect.models.load import add_lora, load, outline, quiet_transformers
+from geffect.record.writer import CONFIG, DONE
 from tests.conftest import Command, config
 
 CODE = """

@@ -11,16 +11,19 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from geffect import api, inspection
+from geffect import api
 from geffect.config import InspectConfig
+from geffect.core.gradients import capture
+from geffect.core.host_state import SMALL
+from geffect.core.layers import layout
 from geffect.errors import GeffectError
-from geffect.groups import layout
-from geffect.models import Loaded
-from geffect.record import read_lines
-from geffect.rows import capture
+from geffect.inspection.places import Place
+from geffect.inspection.run import inspect
+from geffect.models.load import Loaded
+from geffect.monitoring.callback import GEffectCallback
+from geffect.monitoring.loop import Watch
+from geffect.record.reader import read_lines
 from geffect.training.modes import set_mode
-from geffect.untouched import SMALL
-from geffect.watching import GEffectCallback, Watch
 from tests.cases import llama
 from tests.hosts import ARCHITECTURES, VOCABULARY, differences, everything, make_host
 from tests.rows import made_rows, padded
@@ -120,8 +123,8 @@ def test_an_inspection_leaves_checkpoints_models_and_the_process(
     config = InspectConfig.read(None, checkpoints=[str(start)], out=tmp_path / "out", objective="ga", batch_size=2,
                                 **{part: str(path) for part, path in rows.items()})  # fmt: skip
     before = everything(model)
-    place = inspection.Place(0, str(start))
-    inspection.inspect(config, [place], lambda _: loaded, resume=False)
+    place = Place(0, str(start))
+    inspect(config, [place], lambda _: loaded, resume=False)
     assert differences(before, everything(model)) == []
     assert whole.training
     assert [line["step"] for line in read_lines(tmp_path / "out")] == [0]

@@ -11,13 +11,14 @@ import torch
 
 import geffect
 from geffect import api
-from geffect.effects import pairs
+from geffect.core.effects import pairs
+from geffect.core.gram import Gram
+from geffect.core.token_effects import TokenEffects
+from geffect.core.topk import count
 from geffect.errors import GeffectError
-from geffect.gram import Gram
-from geffect.record import DONE, STEPS, read_lines
-from geffect.support import count
-from geffect.tokens import TokenEffects
-from geffect.views import KINDS
+from geffect.record.reader import read_lines
+from geffect.record.writer import DONE, STEPS
+from geffect.reports.run import KINDS
 from tests.conftest import config
 
 TOGETHER: dict[str, dict[str, Any]] = {

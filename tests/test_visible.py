@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import geffect
-from geffect import api, show
+from geffect import api
+from geffect.cli import console
 from geffect.config import EvaluateConfig
-from geffect.doctor import Finding
-from geffect.errors import GeffectError
-from geffect.visible import UNSEEN, visible
+from geffect.errors import UNSEEN, GeffectError, visible
+from geffect.preflight.finding import Finding
 from tests.conftest import Command, config
 
 EVIL = "\x1b[31mred\x1b]0;title\x07\r\x08\x7f\x9b2J\u202egnp\u202c\u2066\u200b\u2060\ufeff\u2028\udc80\U000e0041"
@@ -67,30 +67,30 @@ def printed(*, terminal: bool) -> Iterator[io.StringIO]:
 @pytest.mark.parametrize("terminal", [False, True])
 def test_batches_plans_findings_and_tables(terminal: bool) -> None:
     with printed(terminal=terminal):
-        show.batch([(EVIL, [(EVIL, True), (EVIL, False)])])
-        show.plan({EVIL: EVIL})
-        show.findings([Finding(EVIL, "good", EVIL, EVIL)], as_json=False)
-        show.findings([Finding(EVIL, "good", EVIL, EVIL)], as_json=True)
-        show.comparison(pd.DataFrame({NAME: [NAME]}), Path(EVIL))
-        show.aligned(pd.DataFrame({"run": [NAME], "forget risk": [1.0]}), pd.DataFrame({NAME: [NAME]}, index=[NAME]))
+        console.batch([(EVIL, [(EVIL, True), (EVIL, False)])])
+        console.plan({EVIL: EVIL})
+        console.findings([Finding(EVIL, "good", EVIL, EVIL)], as_json=False)
+        console.findings([Finding(EVIL, "good", EVIL, EVIL)], as_json=True)
+        console.comparison(pd.DataFrame({NAME: [NAME]}), Path(EVIL))
+        console.aligned(pd.DataFrame({"run": [NAME], "forget risk": [1.0]}), pd.DataFrame({NAME: [NAME]}, index=[NAME]))
 
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_name_in_a_table_is_not_cut(terminal: bool) -> None:
     with printed(terminal=terminal) as stream:
-        show.comparison(pd.DataFrame({"run": [NAME]}), Path("out"))
+        console.comparison(pd.DataFrame({"run": [NAME]}), Path("out"))
     assert visible(NAME) in stream.getvalue()
 
 
 def test_the_terminals_own_colors_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
-    console = show.Console(file=stream, force_terminal=True, color_system="truecolor")
-    console.print(show.Text("a\x1b", style="red"))
+    terminal = console.Console(file=stream, force_terminal=True, color_system="truecolor")
+    terminal.print(console.Text("a\x1b", style="red"))
     assert stream.getvalue() == "\x1b[31ma\\u001b\x1b[0m\n"
 
 
 def test_brackets_in_a_name_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    show.comparison(pd.DataFrame({"run": ["[red]a[/red] :smile: [/nope]"]}), Path("[b]out"))
+    console.comparison(pd.DataFrame({"run": ["[red]a[/red] :smile: [/nope]"]}), Path("[b]out"))
     out = capsys.readouterr().out
     assert "[red]a[/red] :smile: [/nope]" in out and "[b]out" in out
 

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import geffect
+from geffect.core.gradients import capture
+from geffect.core.gram import Gram
 from geffect.errors import GeffectError
-from geffect.gram import Gram
-from geffect.record import read, read_lines
-from geffect.rows import capture
-from geffect.watching import GEffectCallback, Watch
+from geffect.monitoring.callback import GEffectCallback
+from geffect.monitoring.loop import Watch
+from geffect.record.frames import read
+from geffect.record.reader import read_lines
 from tests.cases import gpt2, llama, lora, neox
 from tests.rows import Rows, made_rows, padded
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geffect.objectives import Counts, Objective, Outputs, forward
+from geffect.core.forward import Outputs, forward
+from geffect.objectives.base import Counts, Objective
 from tests.cases import VOCABULARY, gpt2, make_batch
 from tests.steps import Batches, make_measurement
 

@@ -7,9 +7,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from analysis.benchmarks.timing import clock
-from geffect import plots
-from geffect.plots.figure import Figure
-from geffect.plots.style import Look
+from geffect.reports import plots
+from geffect.reports.plots.figure import Figure
+from geffect.reports.plots.style import Look
 
 OURS, PLAIN = "geffect", "plain passes"
 LABELS = {

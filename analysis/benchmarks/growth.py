@@ -14,12 +14,12 @@ from analysis.benchmarks.records import smollm2_layout, synthesise
 from analysis.benchmarks.setting import BUILT_IN, Setting, random_batch
 from analysis.benchmarks.table import Finding
 from analysis.benchmarks.timing import Seconds, Spread, interleave
-from geffect import plots
 from geffect.api import builtin_tiny, inspect
 from geffect.config import InspectConfig
+from geffect.models.builtin import SHAPE
 from geffect.models.load import quiet_transformers
-from geffect.models.tiny import SHAPE
-from geffect.record import read
+from geffect.record.frames import read
+from geffect.reports import plots
 
 VOCABULARY, TINY = 1600, "builtin:tiny-untrained"
 SIZES = {

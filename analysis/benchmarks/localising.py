@@ -5,12 +5,13 @@ from functools import partial
 
 from analysis.benchmarks.table import Finding
 from analysis.benchmarks.timing import Seconds, interleave, ratio
-from geffect.acquisition import localised_rows, scope_losses
 from geffect.api import load_model
 from geffect.config import LocaliseConfig
-from geffect.localisation import localise
-from geffect.metrics.likelihood import evaluating
-from geffect.rows import trainable
+from geffect.core.gradients import trainable
+from geffect.localization.localize import localise
+from geffect.localization.losses import scope_losses
+from geffect.models.scoring import evaluating
+from geffect.training.setup import localised_rows
 
 PARTS = ("unlearn", "retention")
 

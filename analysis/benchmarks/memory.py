@@ -52,7 +52,7 @@ def measure(kind: str, model: str, rows: int, data_dir: Path | None = None) -> d
     """
     from analysis.benchmarks.published import ThreeBackwards
     from analysis.benchmarks.setting import make_setting
-    from geffect.rows import trainable
+    from geffect.core.gradients import trainable
 
     setting = make_setting(model, rows, data_dir)
     made: dict[str, Callable[[], Callable[[], object]]] = {

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from analysis.benchmarks.setting import Setting
-from geffect.objectives import forward
-from geffect.rows import trainable
+from geffect.core.forward import forward
+from geffect.core.gradients import trainable
 
 PAST = 0.6  # of the G-effect script's running averages
 NEW = 0.8  # the GRU script's moving_avg, on the newest gradient

@@ -11,11 +11,11 @@ import torch
 
 from analysis.benchmarks.table import Finding
 from analysis.benchmarks.timing import Seconds, Spread, interleave
-from geffect.comparison import compare
-from geffect.gram import Gram
-from geffect.groups import Layout
-from geffect.record import RunDirectory, layout_to_json
-from geffect.ties import BOTH, EMBED, HEAD
+from geffect.core.gram import Gram
+from geffect.core.layers import Layout
+from geffect.core.tied import BOTH, EMBED, HEAD
+from geffect.record.writer import RunDirectory, layout_to_json
+from geffect.reports.compare import compare
 
 STEPS, RUNS, COMPARED = 5000, (1, 2, 4, 8), 60
 ROWS = ("objective", "forget", "retain", "retain_average", "rectified")

@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 
 from geffect.api import load_model
-from geffect.data import collate, encode_set, load_set, pad_id_of
-from geffect.measurement import Batch, Measured, Measurement, Step
-from geffect.objectives import Counts, Outputs, forward, make_objective, risk, window_counts
-from geffect.rectify import make_rectifier
-from geffect.rows import NamedTensors, capture, trainable
-from geffect.ties import find_tie
+from geffect.core.forward import Outputs, forward
+from geffect.core.gradients import NamedTensors, capture, trainable
+from geffect.core.tied import find_tie
+from geffect.data.encode import collate, encode_set, pad_id_of
+from geffect.data.load import load_set
+from geffect.measurement.measurement import Batch, Measured, Measurement
+from geffect.measurement.step import Step
+from geffect.objectives.base import Counts, risk, window_counts
+from geffect.objectives.registry import make_objective
+from geffect.rectifiers.registry import make_rectifier
 
 BUILT_IN = {"forget": "builtin:authors/forget", "retain": "builtin:authors/retain"}
 TOFU = {"forget": "tofu:forget01", "retain": "tofu:retain99"}

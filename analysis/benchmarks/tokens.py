@@ -8,10 +8,10 @@ from analysis.benchmarks.published import backward_per_sequence, backward_per_to
 from analysis.benchmarks.setting import Setting
 from analysis.benchmarks.table import Finding
 from analysis.benchmarks.timing import Seconds, Spread, interleave, ratio
-from geffect.groups import layout
-from geffect.objectives import forward
-from geffect.rows import NamedTensors
-from geffect.tokens import token_effects
+from geffect.core.forward import forward
+from geffect.core.gradients import NamedTensors
+from geffect.core.layers import layout
+from geffect.core.token_effects import token_effects
 
 TIMED = 4  # tokens that are back-propagated one by one; the rest of the batch is extrapolated
 LONG = (2, 256)  # rows and tokens of the batch of long answers

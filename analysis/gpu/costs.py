@@ -9,12 +9,12 @@ import torch
 from analysis.benchmarks.setting import Setting
 from analysis.gpu.models import llama, setting_of
 from analysis.gpu.running import Check, Number, Numbers, Place, seconds_of
-from geffect.gram import inner_products
-from geffect.groups import layout
-from geffect.models import add_lora
-from geffect.objectives import forward
-from geffect.support import top_mask
-from geffect.tokens import token_effects
+from geffect.core.forward import forward
+from geffect.core.gram import inner_products
+from geffect.core.layers import layout
+from geffect.core.token_effects import token_effects
+from geffect.core.topk import top_mask
+from geffect.models.load import add_lora
 
 MEASURED, NPO, MEMORY, SYNCHRONIZATIONS = 1.05, 1.40, 1.10, 10.0  # the budgets
 TOKENS, TOKENS_BY_GROUP = 3.0, 11.0
@@ -108,7 +108,7 @@ def slabs(place: Place) -> Numbers:
     rows = [[torch.randn(shape, dtype=dtype, device=place.device) for _ in range(3)] for shape, dtype in shapes]
     found = {}
     for slab in SLABS:
-        with mock.patch("geffect.gram.SLAB", slab):
+        with mock.patch("geffect.core.gram.SLAB", slab):
             found[f"slab of {slab}, s"] = Number(seconds_of(place, lambda: [inner_products(each) for each in rows], 1))
     return found
 

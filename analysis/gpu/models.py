@@ -6,8 +6,8 @@ import torch
 
 from analysis.benchmarks.setting import Setting, random_batch
 from analysis.gpu.running import Place
-from geffect.measurement import Batch
-from geffect.objectives import IGNORE_INDEX, forward
+from geffect.core.forward import IGNORE_INDEX, forward
+from geffect.measurement.measurement import Batch
 
 Shape = dict[str, Any]
 SHAPES: dict[str, Shape] = {

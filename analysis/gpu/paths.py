@@ -10,7 +10,8 @@ from typing import Any
 from analysis.gpu.running import Check, Number, Numbers, Place
 from geffect import api
 from geffect.config import EvaluateConfig, FitConfig, InspectConfig, LocaliseConfig, UnlearnConfig
-from geffect.record import METRICS, read_lines
+from geffect.record.reader import read_lines
+from geffect.record.writer import METRICS
 
 MODEL, FORGET, RETAIN = "builtin:tiny-untrained", "builtin:authors/forget[:8]", "builtin:authors/retain[:8]"
 DOMAIN = [f"a={FORGET},{RETAIN}"]
@@ -76,8 +77,9 @@ def _unlearned(place: Place, settings: dict[str, Any]) -> Numbers:
 @cache
 def _loss_on_the_cpu(dtype: str) -> float:
     """The forget loss of the start, nats a token, by the product's own function but on the CPU."""
-    from geffect.data import encode_set, load_set, pad_id_of
-    from geffect.metrics import likelihood
+    from geffect.data.encode import encode_set, pad_id_of
+    from geffect.data.load import load_set
+    from geffect.models.scoring import likelihood
 
     loaded = api.load_model(MODEL, dtype)
     rows = encode_set(loaded.tokenizer, load_set(FORGET))

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from geffect.data.sets import RowSet, TextSet
+from geffect.core.forward import IGNORE_INDEX
+from geffect.data.load import RowSet, TextSet
 from geffect.errors import GeffectError
-from geffect.objectives.outputs import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from geffect.data.encode import Encoded

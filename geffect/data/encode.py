@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geffect.core.forward import IGNORE_INDEX
 from geffect.data.checks import check_control_texts, tell_unknown
+from geffect.data.load import ChatSet, RowSet, TextSet
 from geffect.data.prompts import Prompt, Turn, has_template, render
-from geffect.data.sets import ChatSet, RowSet, TextSet
 from geffect.errors import GeffectError
-from geffect.objectives.outputs import IGNORE_INDEX
 
 LOGGER = logging.getLogger(__name__)
 

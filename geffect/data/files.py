@@ -8,10 +8,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from geffect.bounds import free_memory
 from geffect.errors import GeffectError
-from geffect.reading import PARSED, Unreadable, opened, parse_json, read_text, reasons, text_lines
-from geffect.unique import duplicate
+from geffect.io.limits import free_memory
+from geffect.io.readers import PARSED, Unreadable, opened, parse_json, read_text, reasons, text_lines
+from geffect.io.unique import duplicate
 
 BATCH = 256  # rows of a Parquet file read at a time
 HEAD = 2**16  # bytes looked at for the bracket that opens a list

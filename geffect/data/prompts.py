@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from geffect.data.bounded import bounded
+from geffect.data.templates import bounded
 from geffect.errors import GeffectError
 
 Turn = Mapping[str, str]  # role and content

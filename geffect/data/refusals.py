@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from geffect.data.files import read_rows
-from geffect.data.sets import SPEC, QASet, RowSet
+from geffect.data.load import SPEC, QASet, RowSet
 from geffect.errors import GeffectError
 
 OPENINGS = (
@@ -93,7 +93,7 @@ def read_answers(spec: str, load: Callable[[str], RowSet]) -> Answers:
     """Read a set of other answers.
 
     Args:
-        spec: as of `geffect.data.load_set`; texts serve any question, answers that to which they belong. A ``.txt``
+        spec: as of `geffect.data.load.load_set`; texts serve any question, answers that to which they belong. A ``.txt``
             file, or a ``.jsonl`` file that is none (TOFU's), holds a text a line.
         load: loads a set by its name.
 

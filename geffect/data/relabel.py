@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geffect.core.forward import IGNORE_INDEX
 from geffect.data.encode import Encoded
-from geffect.objectives.outputs import IGNORE_INDEX
 
 
 def random_labels(

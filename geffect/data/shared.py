@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from geffect.data.sets import RowSet
+from geffect.data.load import RowSet
 
 LOGGER = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 from geffect.errors import GeffectError
+from geffect.models.builtin import is_built_in
+from geffect.models.checkpoints import children, number_of
 from geffect.models.load import adapter_of, resolve
-from geffect.models.series import children, number_of
 from geffect.models.stored import Shapes, stored_shapes
-from geffect.models.tiny import is_built_in
 
 LOGGER = logging.getLogger(__name__)
 SKIP = "restore it, or leave such out with --skip-broken"

@@ -8,19 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from geffect.config import InspectConfig, UnlearnConfig
-from geffect.data import Encoded, pad_id_of
+from geffect.data.encode import Encoded, pad_id_of
 from geffect.errors import GeffectError
-from geffect.inspection.completing import as_run
-from geffect.inspection.measuring import Given
+from geffect.inspection.defaults import as_run
+from geffect.inspection.measure import Given
 from geffect.inspection.windows import dataset_parts
-from geffect.lifecycle import resolved, started, unfinished
-from geffect.measurement import Batch
-from geffect.models import Loaded
+from geffect.measurement.measurement import Batch
+from geffect.models.load import Loaded
 from geffect.models.reference import Reference
-from geffect.objectives import Objective, make_objective
-from geffect.preparation import Start, read_start, training_sets
-from geffect.record import CONFIG, DONE, STEPS, RunDirectory, check_lines, check_same_data, steps_of
-from geffect.training.columns import Columns, compute_columns
+from geffect.objectives.base import Objective
+from geffect.objectives.registry import make_objective
+from geffect.record.resume import check_lines, check_same_data, steps_of
+from geffect.record.writer import CONFIG, DONE, STEPS, RunDirectory
+from geffect.training.aux_inputs import Columns, compute_columns
+from geffect.training.run import resolved, started, unfinished
+from geffect.training.setup import Start, read_start, training_sets
 
 EVALUATED = ("forget", "retain", "held")
 FROM_START = frozenset({"ref_nll", "ref_logits", "ref_hidden"})

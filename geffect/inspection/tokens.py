@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geffect.data import Encoded, token_texts
-from geffect.groups import layout
-from geffect.objectives import IGNORE_INDEX, Objective, forward
-from geffect.rows import NamedTensors
-from geffect.tokens import token_effects
-from geffect.training.columns import Columns, collated
+from geffect.core.forward import IGNORE_INDEX, forward
+from geffect.core.gradients import NamedTensors
+from geffect.core.layers import layout
+from geffect.core.token_effects import token_effects
+from geffect.data.encode import Encoded, token_texts
+from geffect.objectives.base import Objective
+from geffect.training.aux_inputs import Columns, collated
 
 HARMED = ("retain", "held")  # where the rows told are those whose risk is raised most; of others, least
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from geffect.data import Encoded, Meetings, Together
-from geffect.measurement import Batch
-from geffect.training.columns import Columns, collated
+from geffect.data.encode import Encoded
+from geffect.data.pairing import Meetings, Together
+from geffect.measurement.measurement import Batch
+from geffect.training.aux_inputs import Columns, collated
 
 FEWEST = 2  # parts whose spread can be told
 

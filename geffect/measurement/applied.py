@@ -5,14 +5,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from geffect.effects import norm
-from geffect.gram import Gram, inner_products
+from geffect.core.distributed import summed_gram
+from geffect.core.effects import norm
+from geffect.core.fsdp import local
+from geffect.core.gradients import NamedTensors
+from geffect.core.gram import Gram, inner_products
 from geffect.measurement.basis import Basis
-from geffect.measurement.masks import Masks
-from geffect.measurement.run import Measured, Measurement
-from geffect.replicas import summed_gram
-from geffect.rows import NamedTensors
-from geffect.shards import local
+from geffect.measurement.measurement import Measured, Measurement
+from geffect.measurement.topk import Masks
 
 Named = Mapping[str, Mapping[str, float]]
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from geffect.gram import Gram, inner_products
-from geffect.replicas import summed_gram
-from geffect.scopes import RISKS, role_of
-from geffect.ties import BOTH, EMBED, HEAD, Tie, by_use
+from geffect.core.distributed import summed_gram
+from geffect.core.gram import Gram, inner_products
+from geffect.core.splits import RISKS, role_of
+from geffect.core.tied import BOTH, EMBED, HEAD, Tie, by_use
 
 Tensors = Mapping[str, Tensor | None]
 
@@ -58,7 +58,7 @@ class Basis:
             order: the parameters' own order (backward visits them in another).
 
         Returns:
-            The Gram; the tied tensor stands in it three times (see `geffect.ties.by_use`).
+            The Gram; the tied tensor stands in it three times (see `geffect.core.tied.by_use`).
         """
         gram = Gram(self.rows, {name: self.gram.values[name] for name in order}).combine(combinations)
         if self.tie is None or self.embed is None:

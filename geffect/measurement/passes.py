@@ -7,12 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from geffect.core.distributed import processes, summed, summed_rows
+from geffect.core.forward import Outputs
+from geffect.core.gradients import Visit, Window
+from geffect.core.splits import domain_of, of_domain, role_of, scopes
 from geffect.measurement.basis import added
-from geffect.measurement.run import Batch, Measurement
-from geffect.objectives import Counts, Outputs, risk
-from geffect.replicas import processes, summed, summed_rows
-from geffect.rows import Visit, Window
-from geffect.scopes import domain_of, of_domain, role_of, scopes
+from geffect.measurement.measurement import Batch, Measurement
+from geffect.objectives.base import Counts, risk
 
 SIDE = "forget side"  # the objective's terms on forget sets, apart from what else is back-propagated into its row
 KEPT = "retain side"  # its terms on retain and general sets, apart where the two sides are frozen apart
@@ -23,7 +24,7 @@ class Passes:
 
     Args:
         run: what the steps share.
-        counts: set → what the whole window of micro-batches holds of it (`geffect.objectives.window_counts`).
+        counts: set → what the whole window of micro-batches holds of it (`geffect.objectives.base.window_counts`).
         measure: the rows of the risks are wanted.
 
     Attributes:

@@ -7,21 +7,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from geffect.effects import norm
-from geffect.gram import Gram, inner_products
-from geffect.localisation import Frozen
+from geffect.core.distributed import processes, summed, summed_gram
+from geffect.core.effects import norm
+from geffect.core.fsdp import as_part_of, local
+from geffect.core.gradients import NamedTensors, add_scaled
+from geffect.core.gram import Gram, inner_products
+from geffect.core.splits import RISKS, role_of
+from geffect.localization.masks import Frozen
 from geffect.measurement.applied import Applied
 from geffect.measurement.basis import Basis, added
-from geffect.measurement.masks import Masks
+from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.passes import KEPT, Passes
-from geffect.measurement.run import Batch, Measured, Measurement
-from geffect.measurement.spread import Shares, Spread, spread
-from geffect.objectives import Counts
-from geffect.rectify import NoRectifier
-from geffect.replicas import processes, summed, summed_gram
-from geffect.rows import NamedTensors, add_scaled
-from geffect.scopes import RISKS, role_of
-from geffect.shards import as_part_of, local
+from geffect.measurement.standard_errors import Shares, Spread, spread
+from geffect.measurement.topk import Masks
+from geffect.objectives.base import Counts
+from geffect.rectifiers.registry import NoRectifier
 
 Tensors = dict[str, Tensor | None]
 MASKED, MASKED_RETAIN = "masked", "masked_retain"  # what is left of two rows once entries are frozen

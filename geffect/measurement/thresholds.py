@@ -7,15 +7,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from geffect.replicas import processes, rank, summed
-from geffect.support import magnitudes, share_of
+from geffect.core.distributed import processes, rank, summed
+from geffect.core.topk import magnitudes, share_of
 
 Bits = npt.NDArray[np.signedinteger[Any]]
 DIGIT = 16  # bits of a magnitude told apart in one round: two rounds for float32, four for float64
 
 
 def top_mask_of_parts(tensor: Tensor, share: float) -> Tensor | None:
-    """`geffect.support.top_mask` of a whole tensor, of which every process holds a part and gets that part's mask.
+    """`geffect.core.topk.top_mask` of a whole tensor, of which every process holds a part and gets that part's mask.
 
     Magnitudes of floats are ordered as their bits are, so the threshold is read off histograms of 16 bits at a time,
     added up over the processes. Entries equal to it are taken in the order of the parts, as the whole's would be.

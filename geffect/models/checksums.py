@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from geffect.errors import GeffectError
+from geffect.io.readers import read_json
 from geffect.models.cache import file_sha256
-from geffect.reading import read_json
 
 CHECKSUMS = "checksums.json"
 REMEDY = "restore it, or go on from the checkpoint before by moving this one away"

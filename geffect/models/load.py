@@ -13,18 +13,18 @@ from typing import Any, TypeGuard
 
 import torch
 
-from geffect.bounds import check_memory
+from geffect.core.architectures import CAUSAL, check_class, check_runs, freeze_beside_text
 from geffect.errors import GeffectError
-from geffect.kinds import CAUSAL, check_class, check_runs, freeze_beside_text
+from geffect.io.limits import check_memory
+from geffect.io.readers import check_regular
 from geffect.models.adapters import FILE, check_adapter, check_patterns, grow_vocabulary
+from geffect.models.builtin import BUILT_IN, UNTRAINED, is_built_in, make_tiny, make_tokenizer
 from geffect.models.cache import weights_sha256
+from geffect.models.checkpoints import checkpoints
 from geffect.models.checksums import CHECKSUMS, check_checksums
 from geffect.models.gguf import converted, smollm2_file
-from geffect.models.series import checkpoints
 from geffect.models.stored import check_config, check_directory, check_loaded, check_size
-from geffect.models.tiny import BUILT_IN, UNTRAINED, is_built_in, make_tiny, make_tokenizer
 from geffect.models.tokenizers import choose_template, holds_tokenizer, own_template, read_tokenizer
-from geffect.reading import check_regular
 
 LOGGER = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from geffect.core.forward import Outputs, logits_at
 from geffect.errors import GeffectError
-from geffect.objectives.outputs import Outputs, logits_at
 
 Batch = dict[str, Tensor]
 

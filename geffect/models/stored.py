@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import safe_open
 
 from geffect.errors import GeffectError
-from geffect.reading import read_json
+from geffect.io.readers import read_json
 
 Shapes = dict[str, tuple[int, ...]]
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from geffect.core.forward import Outputs
 from geffect.errors import GeffectError
-from geffect.objectives.outputs import Outputs
 from geffect.objectives.weighted import _Weighted
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from geffect.core.forward import Outputs
 from geffect.errors import GeffectError
-from geffect.objectives.outputs import Outputs
 
 
 def check_variant(name: str, variant: str, known: tuple[str, ...]) -> None:

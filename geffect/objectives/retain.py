@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from geffect.core.forward import ALL_LOGITS, Outputs
+from geffect.core.losses import kl_at
 from geffect.errors import GeffectError
-from geffect.heads import kl_at
-from geffect.objectives.outputs import ALL_LOGITS, Outputs
 from geffect.objectives.preference import check_variant
 from geffect.objectives.rmu import hidden_layer, reduced
 

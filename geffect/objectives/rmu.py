@@ -6,9 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from geffect.core.forward import Outputs
+from geffect.core.losses import widened
 from geffect.errors import GeffectError
-from geffect.heads import widened
-from geffect.objectives.outputs import Outputs
 from geffect.objectives.preference import check_variant
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from geffect.objectives.outputs import Outputs
+from geffect.core.forward import Outputs
 
 
 @dataclass(frozen=True)

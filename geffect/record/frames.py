@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from geffect.core.layers import depth, layer_groups
 from geffect.errors import GeffectError
-from geffect.groups import depth, layer_groups
-from geffect.record.lines import as_written, each_line, read_environment
-from geffect.record.writing import STEPS
+from geffect.record.reader import as_written, each_line, read_environment
+from geffect.record.writer import STEPS
 
 Summed = tuple[tuple[str, ...], "np.ndarray[Any, Any]"]  # the rows, and [labels, pairs]
 
@@ -24,7 +24,7 @@ def read(path: Path | str, by: str = "group", scheme: str = "thirds") -> pd.Data
     Args:
         path: the run directory.
         by: sum parameters up to ``group``, ``layer``, or not at all (``parameter``).
-        scheme: how layers make groups (`geffect.groups.block_groups`).
+        scheme: how layers make groups (`geffect.core.layers.block_groups`).
 
     Returns:
         Columns ``step``, ``by``, ``row``, ``other``, ``inner``; each unordered pair of rows once.
@@ -42,7 +42,7 @@ def read(path: Path | str, by: str = "group", scheme: str = "thirds") -> pd.Data
 
 @as_written
 def read_published(path: Path | str, by: str = "group", scheme: str = "paper_script") -> pd.DataFrame:
-    """The published script's running averages (`geffect.measurement.published`), in its own groups.
+    """The published script's running averages (`geffect.measurement.ema`), in its own groups.
 
     Args:
         path: the run directory.
@@ -71,12 +71,12 @@ def read_published(path: Path | str, by: str = "group", scheme: str = "paper_scr
 
 @as_written
 def read_support(path: Path | str, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
-    """The overlaps of the supports of a run's rows (`geffect.support`), counted in entries.
+    """The overlaps of the supports of a run's rows (`geffect.core.topk`), counted in entries.
 
     Args:
         path: the run directory.
         by: sum parameters up to ``group``, ``layer``, or not at all (``parameter``).
-        scheme: how layers make groups (`geffect.groups.block_groups`).
+        scheme: how layers make groups (`geffect.core.layers.block_groups`).
 
     Returns:
         Columns ``step``, ``by``, ``row``, ``other``, ``intersection``, ``union``, ``share``, ``jaccard`` (of the summed

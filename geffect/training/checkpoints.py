@@ -9,11 +9,11 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.distributed import DistError
 
+from geffect.core.distributed import processes, rank
+from geffect.core.fsdp import local
 from geffect.errors import GeffectError
 from geffect.models.checksums import REMEDY, check_checksums
 from geffect.models.stored import stored_shapes
-from geffect.replicas import processes, rank
-from geffect.shards import local
 
 PARTIAL = ".partial"  # where a checkpoint is written before it gets its name
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from geffect.data import Encoded, collate
-from geffect.effects import cosine, inner
-from geffect.measurement import Batch, Measured, Measurement
-from geffect.measurement.published import published_estimates
+from geffect.core.effects import cosine, inner
+from geffect.data.encode import Encoded, collate
+from geffect.measurement.ema import published_estimates
+from geffect.measurement.measurement import Batch, Measured, Measurement
 
 
 @dataclass(frozen=True)

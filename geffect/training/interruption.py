@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from geffect.launched import launched
-from geffect.signals import SIGNALS, install
+from geffect.core.launch import launched
+from geffect.io.signals import SIGNALS, install
 
 LOGGER = logging.getLogger(__name__)
 TWICE = 5.0  # seconds in which a launcher may pass on the signal that its processes have received themselves

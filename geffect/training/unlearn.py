@@ -14,25 +14,28 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
-from geffect.data import Encoded, Meetings, Together
+from geffect.core.distributed import rank
+from geffect.core.forward import Outputs, forward
+from geffect.core.fsdp import as_part_of, part, shard, whole
+from geffect.core.gradients import NamedTensors, check_no_hooks, trainable
+from geffect.core.splits import RISKS, of_role, role_of, scopes
+from geffect.core.tied import find_tie
+from geffect.data.encode import Encoded
+from geffect.data.pairing import Meetings, Together
 from geffect.errors import GeffectError
-from geffect.ledger import Ledger
-from geffect.localisation import Frozen
-from geffect.measurement import Batch, Measured, Measurement, Step
-from geffect.metrics.likelihood import evaluating
+from geffect.localization.masks import Frozen
+from geffect.measurement.measurement import Batch, Measured, Measurement
+from geffect.measurement.prediction import Ledger
+from geffect.measurement.step import Step
 from geffect.models.reference import Reference, check_same_shape, check_trainable
-from geffect.objectives import Objective, Outputs, forward, window_counts
-from geffect.rectify import Rectifier
-from geffect.replicas import rank
-from geffect.rows import NamedTensors, check_no_hooks, trainable
-from geffect.rules import SEEN, Rule, first_broken
-from geffect.scopes import RISKS, of_role, role_of, scopes
-from geffect.shards import as_part_of, part, shard, whole
-from geffect.ties import find_tie
-from geffect.training.columns import Columns, check_columns, check_starts_at_one, collated
+from geffect.models.scoring import evaluating
+from geffect.objectives.base import Objective, window_counts
+from geffect.rectifiers.registry import Rectifier
+from geffect.training.aux_inputs import Columns, check_columns, check_starts_at_one, collated
 from geffect.training.diagnostics import Diagnostics, probe_batches, published_lines, summary
 from geffect.training.modes import set_mode
-from geffect.training.recording import Line, RecordingTrainer, make_loader, rows_of
+from geffect.training.stopping import SEEN, Rule, first_broken
+from geffect.training.trainer import Line, RecordingTrainer, make_loader, rows_of
 
 LOGGER = logging.getLogger(__name__)
 STATE_FILE = "rectifier.safetensors"
@@ -52,7 +55,7 @@ class UnlearnTrainer(RecordingTrainer):
         objective: what is descended.
         rectifier: what its row becomes.
         sets: set → encoded rows: ``forget``, ``retain``, and ``general`` and ``alternative`` where needed; of several
-            domains ``forget/privacy`` and so on (`geffect.scopes`).
+            domains ``forget/privacy`` and so on (`geffect.core.splits`).
         columns: what the objective needs of each row (`compute_columns`).
         reference: the frozen start, where the objective needs more of it than token NLLs.
         diagnostics: what is measured, and when.
@@ -60,7 +63,7 @@ class UnlearnTrainer(RecordingTrainer):
         autocast: compute losses in bfloat16, whatever the weights' dtype.
         frozen: entries that the updates leave alone.
         sharded: leave each process a part of the model (FSDP2), and of the reference; both whole so far.
-        rules: by name; the first that is broken ends the run (`geffect.rules`).
+        rules: by name; the first that is broken ends the run (`geffect.training.stopping`).
         past: the lines of a run that goes on.
         **kwargs: see `RecordingTrainer`.
     """

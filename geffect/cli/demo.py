@@ -1,0 +1,65 @@
+"""The tiny model unlearns four fictional authors in three ways and, if asked, two domains with GRAIL and without."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from geffect.api import builtin_tiny, localise, unlearn
+from geffect.config import LocaliseConfig, UnlearnConfig
+from geffect.record.writer import refuse_existing
+from geffect.reports.compare import compare, figures
+
+SETTINGS = {
+    "model": "builtin:tiny",
+    "forget": "builtin:authors/forget",
+    "retain": "builtin:authors/retain",
+    "held": "builtin:authors/held",
+    "steps": 25,
+    "batch_size": 8,
+    "learning_rate": 3e-4,
+    "evaluate_every": 1,
+}
+DOMAINS = {
+    "model": "builtin:tiny-domains",
+    "domain": ["privacy=builtin:domains/privacy", "copyright=builtin:domains/copyright"],
+}
+WEIGHTED = {"objective": "0.4*ga + 2*gd", "steps": 40, "batch_size": 4, "learning_rate": 1e-3, "evaluate_every": 20}
+RUNS = (("GA", "ga", "none"), ("GA+GRU", "ga", "gru"), ("NPO+GRU", "npo", "gru"))
+
+
+def demo(out: Path) -> pd.DataFrame:
+    """Run all three, draw them, and compare.
+
+    Args:
+        out: directory of the runs and pictures.
+
+    Returns:
+        One row a run: accuracies and risks at the end, cosine at start and end, summed G-effects.
+    """
+    refuse_existing(out)
+    builtin_tiny()
+    configs = [
+        UnlearnConfig.read(**SETTINGS, objective=objective, rectifier=rectifier, out=out / name)
+        for name, objective, rectifier in RUNS
+    ]
+    runs = [unlearn(config) for config in configs]
+    figures(runs, out / "figures")
+    return compare(runs)
+
+
+def demo_grail(out: Path) -> tuple[Path, list[Path]]:
+    """Localise two domains, draw their overlaps, and unlearn them with nothing frozen and with GRAIL.
+
+    Args:
+        out: directory of the runs.
+
+    Returns:
+        The localisation, and both runs.
+    """
+    localised = localise(LocaliseConfig.read(**DOMAINS, out=out / "localised"))
+    frozen = {"none": {}, "grail": {"rectifier": "grail", "masks": localised}}
+    runs = [
+        unlearn(UnlearnConfig.read(**DOMAINS, **WEIGHTED, **settings, out=out / f"domains-{name}"))
+        for name, settings in frozen.items()
+    ]
+    return localised, runs

@@ -1,0 +1,397 @@
+"""The shell's face: every flag is a field of the verb's schema, every error one line and exit code 2."""
+
+import contextlib
+import errno
+import inspect
+import io
+import itertools
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, get_origin
+
+import typer
+from typer.core import TyperCommand, TyperOption
+
+from geffect.config import (
+    ARGUMENT,
+    DoctorConfig,
+    EvaluateConfig,
+    FitConfig,
+    InspectConfig,
+    LocaliseConfig,
+    ReportConfig,
+    Schema,
+    ShowConfig,
+    UnlearnConfig,
+    place,
+)
+from geffect.core.launch import launched, refuse_several
+from geffect.errors import GeffectError, VisibleRecord, formatted_warning, visible
+from geffect.io.signals import signal_of, terminable
+from geffect.io.unique import duplicate
+
+app = typer.Typer(
+    name="geffect",
+    help="Gradient diagnostics for language-model unlearning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class OnceCommand(TyperCommand):
+    """A command that refuses a flag given twice: the parser keeps the last one and drops the first without a word."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As Typer's, once every flag that takes one value is seen to stand once.
+
+        Args:
+            ctx: the command's context.
+            args: the command line.
+
+        Returns:
+            What is left of it.
+
+        Raises:
+            GeffectError: a flag stands twice.
+        """
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        once = (each.opts[0] for each in given if isinstance(each, TyperOption) and not (each.multiple or each.count))
+        if (twice := duplicate(once)) is not None:
+            raise GeffectError(f"{twice} once", "it twice", "keep one of them")
+        return super().parse_args(ctx, args)
+
+
+OUTPUT = "an output that can be written to", "free its disk, or name another"
+DRY_RUN = {"dry_run": "print plan, batch arithmetic and memory estimate, and stop"}
+RESUME = {"resume": "go on from the last checkpoint of the unfinished run in --out"}
+
+
+def verb(name: str, schema: type[Schema], run: Callable[..., None], **switches: str) -> None:
+    """Register a command whose flags are the fields of a schema.
+
+    Args:
+        name: of the command.
+        schema: what it reads; a given flag overrides the YAML file, the file overrides the default.
+        run: called with the checked configuration and the switches; its docstring is the help.
+        **switches: flags that are no field of the schema, with their help.
+    """
+    unflagged = next((key for key, field in schema.model_fields.items() if field.json_schema_extra == ARGUMENT), "")
+
+    def command(config: Any = None, **flags: Any) -> None:
+        others = {key: flags.pop(key) for key in switches}
+        file, values = (config, None) if not unflagged else _file_or_values(config or [])
+        given = {key: value for key, value in flags.items() if value is not None and value != []}
+        if name != "unlearn":
+            refuse_several(f"geffect {name}")
+        if others.get("resume") and file and "out" not in given:
+            given |= _where_it_lies(file)
+        chosen = schema.read(file, **given, **({unflagged: values} if values else {}))
+        with _stoppable(getattr(chosen, "out", None) if "resume" in switches else None):
+            run(chosen, **others)
+
+    yaml = "a YAML file with these names, as a run's own"
+    argument = _parameter("config", None, Path | None, typer.Argument(help=yaml))
+    if unflagged:
+        told = f"{schema.model_fields[unflagged].description}; or {yaml}"
+        argument = _parameter("config", None, list[str] | None, typer.Argument(help=told, metavar="PATH..."))
+    flagged = {key: field for key, field in schema.model_fields.items() if not field.json_schema_extra}
+    parameters = [argument, *(_flag(key, field) for key, field in flagged.items())]
+    for key, told in switches.items():
+        parameters.append(_parameter(key, False, bool, typer.Option("--" + key.replace("_", "-"), help=told)))
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    app.command(name, cls=OnceCommand, help=inspect.getdoc(run))(command)
+
+
+@contextlib.contextmanager
+def _stoppable(out: Path | None = None) -> Iterator[None]:
+    """End with one line and 128 + the signal's number where Ctrl-C, SIGTERM or SIGHUP stops the work.
+
+    Args:
+        out: a run that can be resumed.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        Exit: it was stopped.
+    """
+    try:
+        with terminable():
+            yield
+    except KeyboardInterrupt as stopped:
+        from geffect.record.writer import CONFIG, DONE
+
+        told = str(stopped) or "stopped by Ctrl-C"
+        if out and "--resume" not in told and (out / CONFIG).exists() and not (out / DONE).exists():
+            told += "; go on with the same command and --resume"
+        if launched()[0] == 0:
+            _say(f"geffect: {told}", err=True)
+        raise typer.Exit(128 + signal_of(stopped)) from None
+
+
+def _where_it_lies(file: Path) -> dict[str, str]:
+    """The run directory that a configuration lies in: it may have been moved since it was written."""
+    lies = file.name == "config.yaml" and (file.parent / "environment.json").is_file()
+    return {"out": str(file.parent)} if lies else {}
+
+
+def _say(text: object, *, err: bool = False) -> None:
+    typer.echo(visible(str(text), lines=not err), err=err)
+
+
+def _file_or_values(given: list[str]) -> tuple[Path | None, list[str] | None]:
+    if len(given) == 1 and given[0].endswith((".yaml", ".yml")):
+        return Path(given[0]), None
+    return None, given
+
+
+def _parameter(name: str, default: Any, kind: Any, told: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, told])
+
+
+def _flag(key: str, field: Any) -> inspect.Parameter:
+    """One optional flag; None means that it was not given."""
+    plain = {int: int, float: float, bool: bool}.get(field.annotation, str)
+    plain = list[str] if get_origin(field.annotation) is list else plain  # the schema makes numbers of them
+    default = "required" if field.is_required() else f"default: {_shown(field.get_default(call_default_factory=True))}"
+    told = typer.Option("--" + key.replace("_", "-"), help=f"{field.description} [{default}]", show_default=False)
+    return _parameter(key, None, plain | None, told)
+
+
+def _shown(default: Any) -> str:
+    return "none" if default is None or default == [] else str(default)
+
+
+def _fit(config: FitConfig, *, dry_run: bool, resume: bool) -> None:
+    """Descend the NLL of named sets (full weights or LoRA) and write a model directory with a record."""
+    from geffect import api
+    from geffect.cli import console
+
+    console.plan(api.plan(config, resume=resume))
+    if not dry_run:
+        console.run(api.fit(config, resume=resume))
+
+
+def _unlearn(config: UnlearnConfig, *, dry_run: bool, resume: bool) -> None:
+    """Unlearn a set with an objective and a rectifier, recording the G-effect of every update."""
+    from geffect import api
+    from geffect.cli import console
+
+    console.plan(api.plan(config, resume=resume))
+    if not dry_run:
+        console.unlearned(api.unlearn(config, resume=resume))
+
+
+def _localise(config: LocaliseConfig, *, dry_run: bool) -> None:
+    """Find where each domain's knowledge lies: top-share masks of every scope, their overlaps, and heat maps."""
+    from geffect import api
+    from geffect.cli import console
+
+    console.plan(api.plan(config))
+    if not dry_run:
+        console.localisation(api.localise(config))
+
+
+def _inspect(config: InspectConfig, *, dry_run: bool, resume: bool) -> None:
+    """Measure objectives at every checkpoint of a series, over whole sets and without training.
+
+    PATH is a directory with checkpoints (a run's, or Hugging Face's checkpoint-N), or models, adapters and hub
+    revisions one by one. Of a run of geffect unlearn, what is not given is taken from its configuration.
+    """
+    from geffect import api
+    from geffect.cli import console
+
+    console.plan(api.plan(config, resume=resume))
+    if not dry_run:
+        console.inspected(api.inspect(config, resume=resume))
+
+
+def _evaluate(config: EvaluateConfig, *, json: bool) -> None:
+    """Score a model, an adapter or a run's checkpoints on a suite, or on sets by named metrics."""
+    from geffect import api
+    from geffect.cli import console
+
+    console.evaluation(api.evaluate(config), as_json=json)
+
+
+def _report(config: ReportConfig, *, json: bool) -> None:
+    """Write runs as one HTML page for any browser, offline: the outcome, findings, figures, layers, worst examples."""
+    from geffect import api
+    from geffect.cli import console
+
+    console.report(api.report(config), as_json=json)
+
+
+def _show_batch(config: ShowConfig) -> None:
+    """Print, coloured, which tokens of a batch carry loss."""
+    from geffect import api
+    from geffect.cli import console
+
+    console.batch(api.show_batch(config))
+
+
+def _doctor(config: DoctorConfig, *, json: bool) -> None:
+    """Look at a run before it begins: precision, determinism, masks, ties, what the model knows, memory."""
+    from geffect import api
+    from geffect.cli import console
+
+    if console.findings(api.doctor(config), as_json=json):
+        raise typer.Exit(1)
+
+
+verb("fit", FitConfig, _fit, **DRY_RUN, **RESUME)
+verb("unlearn", UnlearnConfig, _unlearn, **DRY_RUN, **RESUME)
+verb("localise", LocaliseConfig, _localise, **DRY_RUN)
+verb("inspect", InspectConfig, _inspect, **DRY_RUN, resume="go on where an unfinished inspection in --out stopped")
+verb("evaluate", EvaluateConfig, _evaluate, json="print metrics.json, and no table")
+verb("report", ReportConfig, _report, json="print each run's outcome and findings as JSON")
+verb("show-batch", ShowConfig, _show_batch)
+verb("doctor", DoctorConfig, _doctor, json="print the findings as a JSON list")
+
+
+@app.command(cls=OnceCommand)
+def demo(
+    out: Annotated[
+        Path | None, typer.Option(help="where to write [default: runs/demo, or the next free number]")
+    ] = None,
+    grail: Annotated[
+        bool, typer.Option("--grail", help="then localise two domains and unlearn them with GRAIL")
+    ] = False,
+) -> None:
+    """Fit the tiny built-in model, run GA, GA+GRU and NPO+GRU on it, and print and draw what they did."""
+    refuse_several("geffect demo")
+    with _stoppable():
+        _demo(out, grail=grail)
+
+
+def _demo(out: Path | None, *, grail: bool) -> None:
+    from geffect.cli import console
+    from geffect.cli import demo as demo_
+
+    numbered = (Path(f"runs/demo-{number}") for number in itertools.count(2))
+    out = (
+        place(out)
+        if out
+        else next(path for path in itertools.chain([Path("runs/demo")], numbered) if not path.exists())
+    )
+    console.comparison(demo_.demo(out), out)
+    if grail:
+        localised, runs = demo_.demo_grail(out)
+        console.localisation(localised)
+        for path in runs:
+            console.unlearned(path)
+
+
+@app.command(cls=OnceCommand)
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run directories; the first is compared with")],
+    at: Annotated[float | None, typer.Option(help="forget risk [default: the largest that every run reached]")] = None,
+    seed: Annotated[int, typer.Option(help="of the bootstrap")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="print both tables as JSON")] = False,
+) -> None:
+    """Show what runs kept at the same forget risk, and every setting in which they differ."""
+    from geffect.cli import console
+    from geffect.reports import matched
+    from geffect.reports.compare import named
+
+    paths = named(runs)
+    console.aligned(matched.align(paths, at, seed), matched.differences(paths), as_json=json)
+
+
+@app.command(cls=OnceCommand)
+def figures(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run directories, drawn side by side")],
+    out: Annotated[Path | None, typer.Option(help="where to write [default: RUN/figures of the first]")] = None,
+    scheme: Annotated[str, typer.Option(help="layer groups: thirds, paper or paper_script")] = "thirds",
+) -> None:
+    """Draw the G-effect by layer group, the cosine disparity and the trade-off plane of runs."""
+    from geffect.reports import compare as compare_
+    from geffect.training.run import to_disk
+
+    with to_disk(out or runs[0], "name another --out"):
+        written = compare_.figures(runs, out and place(out), scheme)
+    for path in written:
+        _say(path)
+
+
+@app.command(cls=OnceCommand)
+def cite(
+    method: Annotated[str, typer.Argument(help="geffect, g-effect, gru, npo, tofu, … ; all by default")] = "all",
+) -> None:
+    """Print the BibTeX entry of a method, benchmark or of this toolkit."""
+    from geffect.cli.citations import bibtex
+
+    typer.echo(bibtex(method))
+
+
+def main() -> NoReturn:
+    """Run the command line; what a user got wrong ends in one line and exit code 2."""
+    logging.setLogRecordFactory(VisibleRecord)
+    warnings.formatwarning = formatted_warning
+    logging.basicConfig(format="geffect: %(message)s", level=logging.WARNING)
+    logging.getLogger("geffect").setLevel(logging.ERROR if launched()[0] else logging.INFO)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may not know every character
+    code: object = 2
+    try:
+        _run()
+    except SystemExit as ended:
+        code = ended.code
+    except GeffectError as error:
+        _tell(str(error))
+    except (OSError, MemoryError, RecursionError, UnicodeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        remedy, wanted = "correct the path, or free what is in the way", "files and memory that can be used"
+        if getattr(error, "errno", None) == errno.ENOSPC and getattr(error, "filename", None) is None:
+            wanted, remedy = OUTPUT
+        _tell(str(GeffectError(wanted, reason, remedy)))
+    sys.exit(_flushed(code))  # type: ignore[arg-type]
+
+
+def _run() -> None:
+    if launched()[0] == 0:
+        app(standalone_mode=True)
+    with Path(os.devnull).open("w") as silent, contextlib.redirect_stdout(silent):  # the first process speaks
+        app(standalone_mode=True)
+
+
+def _tell(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody listens, or there is no room
+        _say(f"geffect: {text}", err=True)
+
+
+def _flushed(code: object) -> object:
+    """The exit code once everything is written; a closed pipe ends it quietly, a full disk in one line."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except BrokenPipeError:
+            code = code or 1
+            _close(stream)
+        except (OSError, ValueError) as error:
+            _close(stream)
+            if code != 2:  # else it was told
+                _tell(str(GeffectError(OUTPUT[0], str(error), OUTPUT[1])))
+            code = 2
+    return code
+
+
+def _close(stream: Any) -> None:
+    """Let what is left to write go nowhere: the interpreter would try it again, and complain."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""What one forward pass gives an objective, and the negative log-likelihood all of them share.
+
+Letters: B rows, T tokens, N of the B·T positions, V vocabulary, L blocks, d hidden size. Labels are shifted here and
+nowhere else: position t predicts token t+1.
+"""
+
+import sys
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from geffect.core.layers import unwrap
+from geffect.core.losses import nll_at
+from geffect.errors import GeffectError
+
+IGNORE_INDEX = -100
+ALL_LOGITS = "all_logits"  # a need: the logits of every position, prompts and padding included
+SUPPLY = {
+    "ref_nll": "pass reference=reference_nll(model, rows, pad_id)",
+    "ref_logits": "give the forward pass a frozen reference model",
+    "ref_hidden": "give the forward pass a frozen reference model",
+    "hidden": "run the model with output_hidden_states=True",
+    "alternative": "give every forget row an alternative answer, as geffect unlearn does",
+}
+
+
+def shift(labels: Tensor) -> Tensor:
+    """labels ``[B, T]`` → the label each position predicts ``[B, T]``; the last position predicts nothing."""
+    return functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+
+
+def labelled_positions(*labellings: Tensor) -> Tensor:
+    """``[N]`` the flat positions b·T + t that predict a token which any of these labels ``[B, T]`` names."""
+    carries = torch.stack([shift(labels) != IGNORE_INDEX for labels in labellings]).any(0)
+    return carries.flatten().nonzero()[:, 0]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """One forward pass over a batch, with what else an objective may need.
+
+    Attributes:
+        logits: ``[N, V]`` at the positions of ``index``, with a graph.
+        labels: ``[B, T]``, ``IGNORE_INDEX`` where no loss is carried.
+        index: ``[N]`` flat positions b·T + t, ascending; those that predict a labelled token are among them.
+        ref_nll: ``[B, T]`` token NLLs under the frozen reference, laid out as `nll`; None unless needed, as all below.
+        hidden: L + 1 hidden states ``[B, T, d]``: the embedding's output, then each block's (the last one normed).
+        ref_logits: ``[N, V]`` of the frozen reference.
+        ref_hidden: its hidden states.
+        alternative: the same questions with other answers.
+        relabelled: labelling → other labels ``[B, T]`` for the same inputs.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    index: Tensor
+    ref_nll: Tensor | None = None
+    hidden: tuple[Tensor, ...] | None = None
+    ref_logits: Tensor | None = None
+    ref_hidden: tuple[Tensor, ...] | None = None
+    alternative: "Outputs | None" = None
+    relabelled: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """``[B, T]`` bool: the positions that predict a labelled token."""
+        return shift(self.labels) != IGNORE_INDEX
+
+    @cached_property
+    def nll(self) -> Tensor:
+        """``[B, T]`` token NLLs in nats, 0 where not labelled."""
+        return self.nll_of(self.labels)
+
+    def nll_of(self, labels: Tensor) -> Tensor:
+        """``[B, T]`` token NLLs of other labels ``[B, T]`` for the same inputs, 0 where not labelled."""
+        shifted = shift(labels).flatten()[self.index]  # [N]
+        nll = nll_at(self.logits, shifted.clamp(min=0))
+        return self.spread(torch.where(shifted == IGNORE_INDEX, 0.0, nll))
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Values ``[N]`` at the positions of ``index`` → ``[B, T]``, 0 elsewhere."""
+        return values.new_zeros(self.labels.numel()).index_copy(0, self.index, values).view(self.labels.shape)
+
+    @cached_property
+    def right(self) -> Tensor:
+        """``[B, T]`` bool: the positions whose most likely token is the labelled one."""
+        return self.spread(self.logits.argmax(-1) == shift(self.labels).flatten()[self.index]) & self.mask
+
+    def logits_by_row(self) -> list[Tensor]:
+        """``[n, V]`` a row: the logits at its own positions of ``index``, in order."""
+        counts = torch.bincount(self.index // self.labels.shape[1], minlength=len(self.labels))
+        return list(self.logits.split(counts.tolist()))
+
+    @cached_property
+    def sequence_nll(self) -> Tensor:
+        """``[B]`` sum of each row's token NLLs."""
+        return self.nll.sum(1)
+
+    @property
+    def ref(self) -> Tensor:
+        """``[B, T]`` reference NLLs."""
+        nll: Tensor = self.need("ref_nll")
+        return nll
+
+    def need(self, name: str) -> Any:
+        """What an objective cannot do without.
+
+        Args:
+            name: one of the optional attributes.
+
+        Returns:
+            Its value.
+
+        Raises:
+            GeffectError: it was not supplied.
+        """
+        found = getattr(self, name)
+        if found is None:
+            raise GeffectError(f"{name}, which this objective needs", "none", SUPPLY[name])
+        return found
+
+    def labelling(self, name: str) -> Tensor:
+        """``[B, T]`` other labels for the same inputs.
+
+        Args:
+            name: of the labelling.
+
+        Returns:
+            The labels, ``IGNORE_INDEX`` where no loss is carried.
+
+        Raises:
+            GeffectError: they were not supplied.
+        """
+        if name not in self.relabelled:
+            raise GeffectError(f"the labels {name!r}", "none", "add that column to the batch, as geffect unlearn does")
+        return self.relabelled[name]
+
+
+def forward(model: nn.Module, batch: Mapping[str, Tensor], needs: Collection[str] = ()) -> Outputs:
+    """Run the model over a collated batch.
+
+    Args:
+        model: a causal language model.
+        batch: ``input_ids``, ``attention_mask``, ``labels``, perhaps ``ref_nll`` and other labellings (``*_labels``).
+        needs: of an objective; ``hidden`` keeps the hidden states, `ALL_LOGITS` the logits of every position.
+
+    Returns:
+        Its outputs.
+    """
+    relabelled = {name: labels for name, labels in batch.items() if name.endswith("_labels")}
+    labels = batch["labels"]
+    if ALL_LOGITS in needs:
+        index = torch.arange(labels.numel(), device=labels.device)
+    else:
+        index = labelled_positions(labels, *relabelled.values())
+    logits, hidden = logits_at(model, batch, index, hidden="hidden" in needs)
+    return Outputs(logits, labels, index, batch.get("ref_nll"), hidden, relabelled=relabelled)
+
+
+def logits_at(
+    model: nn.Module, batch: Mapping[str, Tensor], index: Tensor, *, hidden: bool = False,
+    call: Callable[..., Any] | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...] | None]:  # fmt: skip
+    """The logits at some positions of a batch; where the model takes ``logits_to_keep``, no others are computed.
+
+    Args:
+        model: a causal language model.
+        batch: ``input_ids`` and ``attention_mask``, each ``[B, T]``.
+        index: ``[N]`` flat positions b·T + t.
+        hidden: give the hidden states, too.
+        call: runs the model instead of calling it, as `torch.func.functional_call` does with other parameters.
+
+    Returns:
+        Logits ``[N, V]``, and the L + 1 hidden states ``[B, T, d]`` where asked for.
+
+    Raises:
+        GeffectError: the model's logits are of other positions than its inputs, as with virtual tokens.
+    """
+    shape = batch["input_ids"].shape
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    if _keeps_positions(model):
+        nowhere = torch.zeros(shape.numel(), dtype=torch.bool, device=index.device)
+        inputs["logits_to_keep"] = nowhere.index_fill(0, index, True).view(shape)
+    found = (call or model)(**inputs, output_hidden_states=hidden)
+    logits, states = found.logits, found.hidden_states if hidden else None
+    if logits.shape[:-1] == (len(index),):
+        return logits, states
+    if logits.shape[:-1] != shape:
+        raise GeffectError(f"logits of {shape[0]} × {shape[1]} positions, as many as inputs",
+                           " × ".join(map(str, logits.shape[:-1])),
+                           "merge or drop virtual tokens (prompt tuning) first")  # fmt: skip
+    return logits.flatten(0, 1)[index], states
+
+
+def _keeps_positions(model: nn.Module) -> bool:
+    """Whether a mask of positions can be given to the model, for its head to see no others."""
+    base = unwrap(model)
+    if "logits_to_keep" not in signature(base.forward).parameters:
+        return False
+    code = sys.modules[type(base).__module__]
+    return hasattr(code, "slice_logits_to_keep")  # transformers' own, which takes masks; older ones take ranges only

@@ -1,0 +1,170 @@
+"""Rows: one gradient each over the trainable parameters, moved out of the model by hooks.
+
+A row maps canonical parameter names to tensors shaped as the parameters. A name that is missing counts as zero: the
+loss did not reach it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from geffect.core.host_state import Untouched
+from geffect.core.layers import named_trainable
+from geffect.errors import GeffectError
+
+NamedTensors = dict[str, Tensor]
+Visit = Callable[[str, Tensor | None], None]
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Canonical name → trainable parameter, each tensor once, whatever wraps the model."""
+    return dict(named_trainable(model))
+
+
+def check_no_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Raise where others have hooks on the parameters: those do not run on what is back-propagated here.
+
+    Args:
+        parameters: by canonical name.
+
+    Raises:
+        GeffectError: one has a hook.
+    """
+    for name, parameter in parameters.items():
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            raise GeffectError("parameters without hooks, which would not run here", f"one on {name}", "remove it")
+
+
+class Window:
+    """The rows of one accumulation window.
+
+    ``add`` back-propagates a loss and moves its gradient into a buffer, where later micro-batches of the window add
+    to it. ``stream`` does so for the last loss of the window: each tensor of its row is handed over as soon as it is
+    complete, while the other rows' tensors lie beside it, and is freed after. ``.grad`` is left as it was found.
+
+    Args:
+        parameters: the tensors a row covers, by canonical name.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = dict(parameters)
+        self.rows: dict[str, NamedTensors] = {}
+
+    def add(
+        self, name: str, loss: Tensor, *, retain_graph: bool = False, merged: Mapping[str, str] | None = None
+    ) -> None:
+        """Add ∇loss to the row ``name``.
+
+        Args:
+            name: the row.
+            loss: a scalar with a graph.
+            retain_graph: keep the graph for another loss over the same forward.
+            merged: tensor → the tensor in whose place its gradient is added up.
+        """
+        row, places = self.rows.setdefault(name, {}), merged or {}
+
+        def keep(key: str, gradient: Tensor) -> None:
+            place = places.get(key, key)
+            row[place] = row[place].add_(gradient) if place in row else gradient
+
+        _backward(self.parameters, loss, keep, retain_graph=retain_graph)
+
+    def stream(self, name: str, loss: Tensor, visit: Visit) -> None:
+        """Complete the row ``name`` with ∇loss and hand it over tensor by tensor.
+
+        Args:
+            name: the row; what earlier micro-batches added to it is included and released.
+            loss: a scalar with a graph.
+            visit: called once for every parameter, with None where no loss of the window reached it.
+        """
+        row = self.rows.pop(name, {})
+        waiting = dict.fromkeys(self.parameters)
+
+        def hand_over(key: str, gradient: Tensor) -> None:
+            waiting.pop(key)
+            earlier = row.pop(key, None)
+            visit(key, gradient if earlier is None else earlier.add_(gradient))
+
+        _backward(self.parameters, loss, hand_over)
+        for key in waiting:
+            visit(key, row.pop(key, None))
+
+
+def capture(model: nn.Module, losses: Mapping[str, Callable[[], Tensor]]) -> dict[str, NamedTensors]:
+    """The rows themselves, for a notebook: one gradient a loss, at the price of a parameter copy each.
+
+    Args:
+        model: the model the losses are computed with, in the mode it is in; it is left as found, the random states too.
+        losses: row name → a function that runs the forward pass and returns a scalar.
+
+    Returns:
+        Row name → parameter name → gradient, in the parameters' order and dtype.
+
+    Raises:
+        GeffectError: a loss changed a trainable weight (see `geffect.core.host_state.Untouched`).
+
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> rows = capture(model, {"sum": lambda: model(torch.ones(1, 2)).sum()})
+    >>> rows["sum"]["weight"].tolist(), model.weight.grad
+    ([[1.0, 1.0]], None)
+    """
+    window = Window(trainable(model))
+    with Untouched(model).look(evaluate=False):
+        for name, loss in losses.items():
+            window.add(name, loss())
+    return {
+        name: {key: row[key] for key in window.parameters if key in row}  # a backward pass fills them from the end
+        for name, row in window.rows.items()
+    }
+
+
+def add_scaled(row: NamedTensors, key: str, tensor: Tensor | None, scale: float) -> None:
+    """row[key] += scale · tensor in place, where a missing entry on either side is zero."""
+    if tensor is None or scale == 0.0:
+        return
+    row[key] = row[key].add_(tensor, alpha=scale) if key in row else tensor * scale
+
+
+def _backward(
+    parameters: Mapping[str, nn.Parameter],
+    loss: Tensor,
+    take: Callable[[str, Tensor], None],
+    *,
+    retain_graph: bool = False,
+) -> None:
+    with _set_aside(parameters), _hooked(parameters, take), torch.enable_grad():
+        loss.backward(retain_graph=retain_graph)
+
+
+@contextmanager
+def _set_aside(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Gradients, and whatever hooks others have on the parameters: what is back-propagated here is for rows alone."""
+    names = ("grad", "_backward_hooks", "_post_accumulate_grad_hooks")
+    held = [[(p, name, getattr(p, name)) for name in names] for p in parameters.values()]
+    for parameter, name, _ in (each for own in held for each in own):
+        setattr(parameter, name, None)
+    try:
+        yield
+    finally:
+        for parameter, name, value in (each for own in held for each in own):
+            setattr(parameter, name, value)
+
+
+@contextmanager
+def _hooked(parameters: Mapping[str, nn.Parameter], take: Callable[[str, Tensor], None]) -> Iterator[None]:
+    def moving(name: str) -> Callable[[Tensor], None]:
+        def move(parameter: Tensor) -> None:
+            gradient, parameter.grad = parameter.grad, None
+            if gradient is not None:
+                take(name, gradient)
+
+        return move
+
+    handles = [p.register_post_accumulate_grad_hook(moving(name)) for name, p in parameters.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,285 @@
+"""Parameter → layer → group, read off the module tree.
+
+A *layer* is ``embed``, ``block_0`` … ``block_{L-1}``, ``final_norm``, ``lm_head``, ``shared`` where several blocks have
+one tensor, or ``tied`` where one tensor is both embedding and head. A *group* is a run of layers under a scheme, chosen
+when a record is looked at.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from geffect.core.architectures import beside_text, check_causal, check_kind, tell, text_decoder
+from geffect.core.uses import AFTER, BEFORE, Trace
+from geffect.errors import GeffectError
+
+GROUPS = ("embed", "shallow", "middle", "deep", "lm_head", "shared", "tied")  # in the order they are shown in
+SCHEMES = ("thirds", "paper", "paper_script")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layer of every trainable parameter, in the model's own order.
+
+    Attributes:
+        layers: canonical parameter name → layer.
+        numel: canonical parameter name → number of elements.
+        num_blocks: how many decoder blocks the model has, trainable or not.
+    """
+
+    layers: dict[str, str]
+    numel: dict[str, int]
+    num_blocks: int
+
+    def groups(self, scheme: str = "thirds") -> dict[str, str]:
+        """Canonical parameter name → group under a scheme (see `block_groups`)."""
+        by_layer = layer_groups(self.num_blocks, scheme)
+        return {name: by_layer[layer] for name, layer in self.layers.items()}
+
+
+def layout(model: nn.Module) -> Layout:
+    """Assign every trainable parameter to its layer.
+
+    The embedding and the head are what the model answers to ``get_input_embeddings`` and ``get_output_embeddings``,
+    blocks the children of its largest outermost ``ModuleList`` (see `block_list`). A tensor that is both embedding and
+    head is ``tied``, one that several blocks hold or use is ``shared``. What stands outside lies where a forward pass
+    over a few tokens uses it: before the first block in ``embed``, after the last in ``final_norm``, else in the block
+    it is used in or right after, and ``shared`` where these are several. What that pass does not use, or all where it
+    fails, is placed by the order of registration. The model is left as found.
+
+    Args:
+        model: a causal language model, bare or wrapped by DDP, PEFT or ``torch.compile``.
+
+    Returns:
+        The layout.
+
+    Raises:
+        GeffectError: the model is no causal language model, or a trainable parameter has no home; it is named.
+    """
+    base = unwrap(model)
+    check_kind(base)
+    lists = parallel_lists(base)
+    trace = Trace.of(base, _numbers(lists))
+    check_causal(base, trace.answer)
+    places, rest = _places(base, lists, trace), {n: p for n, p in beside_text(base).items() if p.requires_grad}
+    if rest:
+        tell(base, rest, "left out")
+    layers, numel = {}, {}
+    for name, parameter in named_trainable(model):
+        if id(parameter) not in places:
+            raise GeffectError("every trainable parameter inside the decoder or its head", f"{name} outside",
+                               "freeze it, or move it out of the model")  # fmt: skip
+        layers[name], numel[name] = places[id(parameter)], parameter.numel()
+    return Layout(layers, numel, len(lists[0]))
+
+
+def depth(label: str) -> tuple[int, int]:
+    """Where a layer or group stands from the embedding to the head, then what is in several: a key to sort by.
+
+    Args:
+        label: a layer or a group; any other name comes last.
+
+    Returns:
+        The key.
+
+    >>> sorted(["tied", "lm_head", "block_10", "final_norm", "block_9", "embed", "shared"], key=depth)
+    ['embed', 'block_9', 'block_10', 'final_norm', 'lm_head', 'shared', 'tied']
+    >>> sorted(["shared", "lm_head", "deep", "middle", "embed", "shallow"], key=depth)
+    ['embed', 'shallow', 'middle', 'deep', 'lm_head', 'shared']
+    """
+    block = re.fullmatch(r"block_(\d+)", label)
+    order = (*GROUPS[:4], "block", "final_norm", *GROUPS[4:])
+    place = "block" if block else label
+    return order.index(place) if place in order else len(order), int(block[1]) if block else 0
+
+
+def layer_groups(num_blocks: int, scheme: str = "thirds") -> dict[str, str]:
+    """Layer → group for a model of ``num_blocks`` decoder blocks (see `block_groups`)."""
+    blocks = {f"block_{i}": group for i, group in enumerate(block_groups(num_blocks, scheme))}
+    return {"embed": "embed", **blocks, "final_norm": "deep", **{name: name for name in ("lm_head", "shared", "tied")}}
+
+
+def block_groups(num_blocks: int, scheme: str = "thirds") -> list[str]:
+    """The group of each decoder block.
+
+    ``thirds`` splits the blocks in three, the first parts the larger. ``paper`` splits the hidden states in three, of
+    which the first is the embedding's output (arXiv 2502.19301: states 1–11, 12–22, 23–33 of 32 blocks, hence blocks
+    10/11/11). ``paper_script`` cuts at blocks 10 and 20 whatever the depth, as the published script does (10/10/12).
+
+    Args:
+        num_blocks: L, the number of blocks.
+        scheme: ``thirds``, ``paper`` or ``paper_script``.
+
+    Returns:
+        L names among ``shallow``, ``middle``, ``deep``.
+
+    Raises:
+        GeffectError: the scheme is unknown.
+
+    >>> block_groups(7)
+    ['shallow', 'shallow', 'shallow', 'middle', 'middle', 'deep', 'deep']
+    """
+    thirds = ("shallow", "middle", "deep")
+    if scheme == "thirds":
+        sizes = [len(part) for part in np.array_split(np.arange(num_blocks), 3)]
+    elif scheme == "paper":
+        first, *rest = [len(part) for part in np.array_split(np.arange(num_blocks + 1), 3)]
+        sizes = [first - 1, *rest]
+    elif scheme == "paper_script":
+        sizes = [min(num_blocks, 10), min(max(num_blocks - 10, 0), 10), max(num_blocks - 20, 0)]
+    else:
+        raise GeffectError(f"a scheme among {', '.join(SCHEMES)}", repr(scheme), "choose one of these")
+    return [group for group, size in zip(thirds, sizes, strict=True) for _ in range(size)]
+
+
+def named_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Trainable parameters under the names they have in the unwrapped model, each tensor once.
+
+    Args:
+        model: bare or wrapped; of a multimodal one its text decoder alone counts (`geffect.core.architectures.beside_text`).
+
+    Yields:
+        Name and parameter.
+    """
+    base = unwrap(model)
+    names, left_out = {id(p): name for name, p in base.named_parameters()}, set(map(id, beside_text(base).values()))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in left_out:
+            yield names.get(id(parameter), name), parameter
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The language model inside DDP, PEFT and ``torch.compile`` wrappers; adapters stay in their places."""
+    for inner in ("module", "_orig_mod"):
+        if isinstance(getattr(model, inner, None), nn.Module):
+            return unwrap(getattr(model, inner))
+    if hasattr(model, "get_base_model"):
+        return unwrap(model.get_base_model())  # type: ignore[operator]
+    return model
+
+
+def block_list(base: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Where the decoder blocks of a bare language model stand, and the blocks.
+
+    Args:
+        base: the model, without wrappers.
+
+    Returns:
+        The list's name in the model, and the list.
+
+    Raises:
+        GeffectError: there is none.
+    """
+    decoder = text_decoder(base)
+    lists = {name: module for name, module in base.named_modules() if isinstance(module, nn.ModuleList)}
+    if decoder is not None:
+        inner = set(decoder.modules())
+        lists = {name: module for name, module in lists.items() if module in inner}
+    outermost = {n: m for n, m in lists.items() if not any(n.startswith(f"{o}.") for o in lists)}
+    if not outermost:
+        raise GeffectError("a decoder whose blocks stand in a ModuleList", type(base).__name__,
+                           "use a Hugging Face causal language model")  # fmt: skip
+    return max(outermost.items(), key=lambda item: sum(p.numel() for p in item[1].parameters()))
+
+
+def parallel_lists(base: nn.Module) -> list[nn.ModuleList]:
+    """The lists that hold the decoder's blocks: one, or several of one length side by side (XLM).
+
+    Such lists are the first one's siblings whose i-th modules run right before, in or after its i-th.
+
+    Args:
+        base: the model, without wrappers.
+
+    Returns:
+        The lists, that of `block_list` first.
+
+    Raises:
+        GeffectError: there is none, or it cannot be seen whether lists of one length run side by side.
+    """
+    path, blocks = block_list(base)
+    inside = set(map(id, blocks.parameters()))
+    beside = {
+        name: each
+        for name, each in base.get_submodule(path.rpartition(".")[0]).named_children()
+        if isinstance(each, nn.ModuleList) and len(each) == len(blocks) and {*map(id, each.parameters())} - inside
+    }
+    if not beside:
+        return [blocks]
+    trace = Trace.of(base, _numbers([blocks]))
+    if not trace.entered or len(blocks) == 1:
+        raise GeffectError("blocks in one ModuleList, or a pass over token ids that tells which run together",
+                           f"{', '.join(beside)} beside {path}", "use a model of two blocks or more")  # fmt: skip
+    return [blocks, *(each for each in beside.values() if _alternates(trace, each))]
+
+
+def _alternates(trace: Trace, modules: nn.ModuleList) -> bool:
+    """Whether the i-th module runs between the calls of the blocks i − 1 and i + 1."""
+    counts = [{count for p in each.parameters() for count, _ in trace.uses.get(id(p), ())} for each in modules]
+    return all(found and found <= {i, i + 1} for i, found in enumerate(counts))
+
+
+def _numbers(lists: Sequence[nn.ModuleList]) -> dict[nn.Module, int]:
+    return {block: i for blocks in lists for i, block in enumerate(blocks)}
+
+
+def _places(base: nn.Module, lists: Sequence[nn.ModuleList], trace: Trace) -> dict[int, str]:
+    """id(parameter) → layer."""
+    owners, places = _owners(base, lists), _registered(base)
+    for parameter in base.parameters():
+        if place := _place(owners.get(id(parameter), set()), set(map(_layer, trace.places(parameter)))):
+            places[id(parameter)] = place
+    looped = (p for block in trace.blocks if trace.repeats(block) for p in block.parameters())
+    return places | dict.fromkeys(map(id, looped), "shared")
+
+
+def _owners(base: nn.Module, lists: Sequence[nn.ModuleList]) -> dict[int, set[str]]:
+    """id(parameter) → the layers whose modules hold it."""
+    owners: dict[int, set[str]] = {}
+    held = [(f"block_{i}", list(block.parameters())) for blocks in lists for i, block in enumerate(blocks)]
+    held += [
+        ("embed", _parameters(base, "get_input_embeddings")),
+        ("lm_head", _parameters(base, "get_output_embeddings")),
+    ]
+    for layer, parameters in held:
+        for parameter in parameters:
+            owners.setdefault(id(parameter), set()).add(layer)
+    return owners
+
+
+def _layer(place: int) -> str:
+    return {BEFORE: "embed", AFTER: "final_norm"}.get(place, f"block_{place}")
+
+
+def _place(owners: set[str], used: set[str]) -> str | None:
+    """The layer of a parameter by what holds it and where it is used; None where neither tells."""
+    seen = owners | used
+    blocks = {layer for layer in seen if layer.startswith("block_")}
+    if len(blocks) > 1 or (blocks and owners - blocks):
+        return "shared"
+    if blocks and owners:
+        return blocks.pop()  # whatever else reads it: RWKV rescales its blocks before they run
+    if owners:
+        return "tied" if "embed" in seen and seen & {"lm_head", "final_norm"} else owners.pop()
+    return "shared" if len(used) > 1 else next(iter(used), None)
+
+
+def _registered(base: nn.Module) -> dict[int, str]:
+    """id(parameter) → ``embed`` or ``final_norm``, as its module is registered before the blocks or after them."""
+    places: dict[int, str] = {}
+    parts = block_list(base)[0].split(".")
+    for i in range(min(1, len(parts) - 1), len(parts)):  # beside the decoder stand heads, whose homes are not known
+        decoder, side = base.get_submodule(".".join(parts[:i])), "embed"
+        if decoder is not base:
+            places |= dict.fromkeys(map(id, decoder.parameters(recurse=False)), "embed")
+        for name, child in decoder.named_children():
+            side = "final_norm" if name == parts[i] else side
+            places |= dict.fromkeys(map(id, child.parameters()), side)
+    return places
+
+
+def _parameters(base: nn.Module, accessor: str) -> list[nn.Parameter]:
+    module: nn.Module | None = getattr(base, accessor)() if hasattr(base, accessor) else None
+    return list(module.parameters()) if module is not None else []

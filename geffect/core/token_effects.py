@@ -1,0 +1,175 @@
+"""Forward-mode effects: what a direction does to the risk of every answer token, to first order.
+
+A direction v over the parameters (a retain gradient, an objective's, an update) changes a token's NLL ℓ by ⟨∇ℓ, v⟩ per
+unit. One Jacobian-vector product has it for all tokens of all rows, where reverse mode needs a backward pass a token.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from geffect.core.forward import IGNORE_INDEX, Outputs, labelled_positions, logits_at
+from geffect.core.gradients import trainable
+from geffect.core.host_state import evaluation_mode
+from geffect.core.layers import depth
+from geffect.errors import GeffectError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+EXPERTS = "_experts_implementation"  # where transformers keeps how it multiplies a mixture's experts
+
+
+@dataclass(frozen=True)
+class TokenEffects:
+    """⟨∇ℓ, v⟩ of every token, B rows of T positions, laid out as `Outputs.nll`.
+
+    Attributes:
+        total: over all parameters ``[B, T]`` (nats per unit of v), 0 where no loss is carried.
+        groups: parameter group → its part ``[B, T]``; they add up to ``total``.
+        labelled: the positions that predict a labelled token, bool ``[B, T]``.
+    """
+
+    total: Tensor
+    groups: dict[str, Tensor]
+    labelled: Tensor
+
+    def by_row(self) -> Tensor:
+        """Each row's sum over its tokens ``[B]``."""
+        return self.total.sum(1)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """A line a token, under its own position: what stands at position t here is of the token after it.
+
+        Returns:
+            Columns ``row``, ``position`` (from 1: nothing predicts the first token), ``labelled``, ``effect``, then a
+            column a group.
+        """
+        import pandas as pd
+
+        B, T = self.total.shape
+        row, position = (
+            each.reshape(-1) for each in torch.meshgrid(torch.arange(B), torch.arange(1, T), indexing="ij")
+        )
+        parts = {"labelled": self.labelled, "effect": self.total} | self.groups  # [B, T] each
+        columns = {"row": row, "position": position} | {name: each[:, :-1].reshape(-1) for name, each in parts.items()}
+        return pd.DataFrame({name: each.numpy(force=True) for name, each in columns.items()})
+
+    def __repr__(self) -> str:
+        return f"TokenEffects({len(self.total)} rows, {int(self.labelled.sum())} labelled tokens)"
+
+    def _repr_html_(self) -> str:
+        frame = self.to_frame()
+        rows = frame[frame["labelled"]].groupby("row")["effect"].agg(["size", "sum", "min", "max"])
+        names = {"size": "labelled tokens", "sum": "effect", "min": "lowest token", "max": "highest token"}
+        return f"<p>effect of a direction, by row</p>{rows.rename(columns=names).to_html(float_format='{:.4g}'.format)}"
+
+
+def token_effects(
+    model: nn.Module, batch: Mapping[str, Tensor], direction: Mapping[str, Tensor],
+    groups: Mapping[str, str] | None = None,
+) -> TokenEffects:  # fmt: skip
+    """What a direction does to the NLL of every labelled token of a batch.
+
+    With G groups it takes G passes: one with the whole direction, one each for all groups but the last, whose part is
+    what is left. Nothing of the model is changed when this returns.
+
+    Args:
+        model: a causal language model, in float32 or float64.
+        batch: ``input_ids``, ``attention_mask`` and ``labels``, each ``[B, T]``.
+        direction: parameter name → v; one that is missing counts as zero.
+        groups: parameter name → group, as of `geffect.core.layers.Layout.groups`; none by default.
+
+    Returns:
+        The effects. A negative one is a token that a step along v makes likelier.
+
+    Raises:
+        GeffectError: the weights are in a half-precision type, the direction is another model's, or the architecture
+            has no forward mode.
+    """
+    parameters = trainable(model)
+    _check(parameters, direction)
+    with _differentiable(model):
+        total, labelled = _pushed(model, batch, direction)
+        names = sorted(dict.fromkeys(groups[name] for name in parameters), key=depth) if groups else []
+        parts = {}
+        for group in names[:-1]:
+            within = {name: v for name, v in direction.items() if (groups or {})[name] == group}
+            parts[group] = _pushed(model, batch, within)[0]
+        if names:
+            parts[names[-1]] = total - sum(parts.values(), torch.zeros_like(total))
+    return TokenEffects(total, parts, labelled)
+
+
+def _check(parameters: Mapping[str, nn.Parameter], direction: Mapping[str, Tensor]) -> None:
+    for name, v in direction.items():
+        shape = tuple(parameters[name].shape) if name in parameters else "none"
+        if shape != tuple(v.shape):
+            raise GeffectError(f"a direction of this model, {name} of shape {shape}", f"{tuple(v.shape)}",
+                               "take its rows from the same model")  # fmt: skip
+    for name, parameter in parameters.items():
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            raise GeffectError(f"{name} in float32 for forward mode", str(parameter.dtype).removeprefix("torch."),
+                               "load the model with dtype float32")  # fmt: skip
+
+
+def _pushed(model: nn.Module, batch: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The tangent of every token's NLL, and which are labelled."""
+    parameters = trainable(model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}  # in full, wrappers included
+    with torch.no_grad(), forward_ad.dual_level():
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*torch.jit.script.*", DeprecationWarning)  # torch's own, at first use
+            duals = {
+                names[id(parameters[name])]: forward_ad.make_dual(parameters[name].detach(), v.to(parameters[name]))
+                for name, v in direction.items()
+            }
+        nll = _nll(model, duals, batch)
+        tangent = forward_ad.unpack_dual(nll).tangent
+        labelled = batch["labels"][:, 1:] != IGNORE_INDEX
+        found = torch.zeros_like(nll) if tangent is None else tangent.clone()
+    return found, nn.functional.pad(labelled, (0, 1))
+
+
+def _nll(model: nn.Module, duals: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+    index = labelled_positions(batch["labels"])
+    try:
+        logits, _ = logits_at(
+            model, batch, index, call=lambda **inputs: functional_call(model, dict(duals), (), inputs)
+        )
+    except (RuntimeError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        if not any(word in reason for word in ("jvp", "forward AD", "forward mode")):
+            raise  # no memory, say: not the architecture's doing
+        raise GeffectError(f"an architecture with a forward mode, as {type(model).__name__} has none", reason,
+                           "measure its rows by the Gram instead") from error  # fmt: skip
+    return Outputs(logits, batch["labels"], index).nll
+
+
+@contextmanager
+def _differentiable(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, the attention kernel and the experts' loop that forward mode knows; all put back after."""
+    configs = {id(each.config): each.config for each in model.modules() if hasattr(each, "config")}
+    before = {key: getattr(config, EXPERTS, None) for key, config in configs.items()}
+    modes = {module: module.training for module in model.modules()}
+    try:
+        evaluation_mode(model)  # gradient checkpointing rests in it, too
+        for key, config in configs.items():
+            if before[key] is not None:
+                setattr(config, EXPERTS, "eager")
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        for key, config in configs.items():
+            if before[key] is not None:
+                setattr(config, EXPERTS, before[key])
+        for module, training in modes.items():
+            module.training = training

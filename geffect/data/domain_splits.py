@@ -1,0 +1,59 @@
+"""A configuration's domains: their sets, and how many rows of each are used."""
+
+from collections.abc import Mapping
+
+from geffect.config import LocaliseConfig, UnlearnConfig
+from geffect.core.splits import RISKS, domain_of, scope
+from geffect.data.domains import Domain, parse_domains
+from geffect.errors import GeffectError
+
+
+def domain_sets(config: UnlearnConfig | LocaliseConfig) -> tuple[list[Domain], list[Domain]]:
+    """A configuration's domains, and those with validation sets: as named, else a source's own.
+
+    Args:
+        config: domains and validation sets.
+
+    Returns:
+        Both.
+
+    Raises:
+        GeffectError: one is malformed.
+    """
+    trained, named = parse_domains(config.domain), parse_domains(config.validation)
+    given = {each.name: each.part("val") or each for each in named}
+    own = {each.name: given.pop(each.name, None) or each.part("val") for each in trained}
+    return trained, [each for each in (*own.values(), *given.values()) if each]
+
+
+def scope_sets(domain: Domain, suffix: str = "") -> list[tuple[str, str]]:
+    """(scope, set) of one domain."""
+    sets = {"forget": domain.unlearn, "retain": domain.retention}
+    return [(scope(role + suffix, domain.name), spec) for role, spec in sets.items()]
+
+
+def balanced(config: UnlearnConfig, sizes: Mapping[str, int]) -> dict[str, int]:
+    """How many rows of each domain's sets a run uses.
+
+    Args:
+        config: the run.
+        sizes: forget and retain scope → rows it has.
+
+    Returns:
+        The same, of the rows used; all where there are no domains.
+
+    Raises:
+        GeffectError: a set has one row, or sizes differ and nothing was said of that.
+    """
+    if not config.domain:
+        return dict(sizes)
+    for name, size in sizes.items():
+        if size < 2:
+            raise GeffectError(f"two rows or more in {name}", str(size), "name a larger set or a wider slice")
+    told = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    if config.balance == "refuse" and len(set(sizes.values())) > 1:
+        remedy = "slice them alike, or add --balance cut (to a domain's smaller set) or --balance repeat"
+        raise GeffectError("domains' sets of one size", told, remedy)
+    if config.balance != "cut":
+        return dict(sizes)
+    return {name: min(sizes[scope(role, domain_of(name))] for role in RISKS) for name in sizes}

@@ -1,0 +1,1 @@
+"""Built-in sets of invented authors and domains."""

@@ -1,0 +1,126 @@
+"""What an evaluation found: written, read, and made into means, intervals and numbers of several sets."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from geffect.config import EvaluateConfig
+from geffect.errors import GeffectError
+from geffect.evaluation.harness import Scores
+from geffect.evaluation.intervals import geometric_interval, mean_interval
+from geffect.evaluation.metrics.table import GEOMETRIC
+from geffect.evaluation.suites import DERIVED, Values, totals
+from geffect.record.reader import as_written, check_format
+
+EXAMPLES, TEXTS = "examples.csv", "texts.jsonl"
+KEEP = ["set", "sha256", "index", "metric", "value"]
+
+
+def summary(
+    config: EvaluateConfig, examples: pd.DataFrame, reference: Values | None,
+    told: Mapping[str, tuple[Mapping[str, float], Scores]],
+) -> dict[str, Any]:  # fmt: skip
+    """Means with their intervals, and the numbers made of several sets.
+
+    Args:
+        config: suite, metrics, confidence and seed.
+        examples: as of `evaluated`.
+        reference: the rows of the reference's evaluation; None without one.
+        told: model → numbers that describe it, and its tasks' scores.
+
+    Returns:
+        Model → ``sets`` (set → metric → ``mean``, ``low``, ``high``, ``rows``), ``totals`` and, where there are any,
+        ``tasks`` (task → metric → value).
+    """
+    found = {}
+    for model, (numbers, tasks) in told.items():
+        values = rows_by_metric(examples[examples["model"] == model])
+        means: dict[tuple[str, str], float] = {}
+        sets: dict[str, dict[str, Any]] = {}
+        for (name, kind), each in values.items():
+            interval = geometric_interval if kind in GEOMETRIC else mean_interval
+            mean, low, high = interval(each, config.confidence, config.seed)
+            means[name, kind] = mean
+            sets.setdefault(name, {})[kind] = {"mean": mean, "low": low, "high": high, "rows": len(each)}
+        whole = totals(config, means, values, reference) | dict(numbers)
+        found[model] = {"sets": sets, "totals": whole} | ({"tasks": tasks} if tasks else {})
+    return found
+
+
+def rows_by_metric(frame: pd.DataFrame) -> dict[tuple[str, str], list[float]]:
+    """(set, metric) → a value a row, in the rows' order."""
+    groups = frame.groupby(["set", "metric"], sort=False)["value"]
+    return {(str(key[0]), str(key[1])): each.tolist() for key, each in groups}
+
+
+def read_reference(config: EvaluateConfig, examples: pd.DataFrame) -> Values | None:
+    """The rows of the evaluation that ``config.reference`` names.
+
+    Args:
+        config: which.
+        examples: this evaluation's, which must be of the same rows.
+
+    Returns:
+        (set, metric) → a value a row; None where no reference is named.
+
+    Raises:
+        GeffectError: it is no evaluation of one model, of other rows, or lacks a metric.
+    """
+    if config.reference is None:
+        return None
+    other = read_evaluation(config.reference)
+    label = other["model"].iloc[0]
+    other = other[other["model"] == label]
+    needed = {"forget_quality"} if config.suite in ("builtin", "tofu") else set()
+    for name in sorted(needed | {each for each in config.metric if each in DERIVED and DERIVED[each].compares}):
+        for one in DERIVED[name].sets:
+            _check_comparable(config, name, *(frame[frame["set"] == one] for frame in (other, examples)))
+    return rows_by_metric(other)
+
+
+def _check_comparable(config: EvaluateConfig, name: str, theirs: pd.DataFrame, ours: pd.DataFrame) -> None:
+    """Raise where a set's rows in the reference are others than here, or lack what a number is made of."""
+    one = ours["set"].iloc[0]
+    if theirs["sha256"].unique().tolist() != ours["sha256"].unique().tolist():
+        found = "no such set" if theirs.empty else f"other rows ({len(theirs)} values)"
+        raise GeffectError(f"the same {one} rows in {config.reference}", found,
+                           "evaluate the reference with the same sets and --limit")  # fmt: skip
+    lacking = set(DERIVED[name].rows) - set(theirs["metric"])
+    if lacking:
+        raise GeffectError(f"{min(lacking)} of the {one} rows in {config.reference}, for {name}", "none",
+                           "evaluate the reference again, with the same --suite or --metric")  # fmt: skip
+
+
+@as_written
+def read_evaluation(path: Path | str) -> pd.DataFrame:
+    """The values of an evaluation, one a row, metric and model.
+
+    Args:
+        path: a directory of ``geffect evaluate``.
+
+    Returns:
+        Columns ``model``, ``set``, ``sha256``, ``index``, ``metric``, ``value``.
+
+    Raises:
+        GeffectError: none is there.
+    """
+    file = Path(path) / EXAMPLES
+    if not file.is_file():
+        raise GeffectError(f"an evaluation with {EXAMPLES} in {path}", "none", "name a directory of geffect evaluate")
+    check_format(Path(path))
+    return read_values(file)[["model", *KEEP]]
+
+
+def read_values(file: Path) -> pd.DataFrame:
+    """The values as they were written, to the last bit."""
+    # Python's own float reads back what was written; pandas 2's parser may be off by a last bit
+    return pd.read_csv(file, converters={"value": lambda text: float(text or "nan")})
+
+
+def write_texts(directory: Path, texts: Sequence[Mapping[str, Any]]) -> None:
+    """Write what a model wrote, a JSON object a line."""
+    lines = "".join(json.dumps(dict(each), ensure_ascii=False) + "\n" for each in texts)
+    (directory / TEXTS).write_text(lines, encoding="utf-8")

@@ -1,0 +1,192 @@
+"""Evaluate a model, part by part: one number a row and metric, kept by content, and their means."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from geffect.config import EvaluateConfig
+from geffect.data.checks import tell_cut
+from geffect.data.encode import encode_examples
+from geffect.data.load import QASet, RowSet
+from geffect.errors import GeffectError, visible
+from geffect.evaluation.harness import Scores, harness
+from geffect.evaluation.metrics.table import SHOTS, check_fields, metric
+from geffect.evaluation.results import EXAMPLES, KEEP, TEXTS, read_values, write_texts
+from geffect.evaluation.suites import Part
+from geffect.evaluation.variants import Probe
+from geffect.evaluation.view import View
+from geffect.io.readers import byte_lines, parse_json
+from geffect.models.cache import cached, file_sha256
+from geffect.models.load import Loaded
+from geffect.training.setup import decides, encode, read_set
+
+TASKS = "tasks.json"
+
+
+def evaluated(
+    config: EvaluateConfig, chosen: Sequence[tuple[Part, RowSet]], probe: Probe
+) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """Every metric of every row under one probe of a model; what was computed before is taken from the cache, and said.
+
+    Args:
+        config: how.
+        chosen: the parts and their rows.
+        probe: the model, and what is done to its weights.
+
+    Returns:
+        A frame with ``model``, ``set``, ``sha256`` (of the set), ``index``, ``metric``, ``value``, and the texts that
+        the model wrote.
+    """
+    frames, texts = [], []
+    for part, rows in tqdm(chosen, desc=visible(probe.label, lines=False), unit="set", disable=None):
+        make = partial(_write, config, part, rows, probe)
+        frame, said = _kept(_key(config, part, rows, probe), make)
+        frames.append(frame.assign(model=probe.label))
+        texts += [{"model": probe.label} | each for each in said]
+    found = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["model", *KEEP])
+    return found[["model", *KEEP]], texts
+
+
+def tasks_of(config: EvaluateConfig, probe: Probe) -> Scores:
+    """The tasks of lm-evaluation-harness under one probe of a model, kept as `evaluated` keeps its values.
+
+    Args:
+        config: which tasks.
+        probe: the model, and what is done to its weights.
+
+    Returns:
+        Task → metric → value; empty where none is asked for.
+    """
+    if not config.task:
+        return {}
+
+    def make(directory: Path) -> None:
+        with probe.context():
+            found = harness(probe.loaded.model, probe.loaded.tokenizer, config.task, config.task_dir, config.limit,
+                            config.batch_size)  # fmt: skip
+        (directory / TASKS).write_text(json.dumps(found), encoding="utf-8")
+
+    with _home("tasks", _tasks_key(config, probe), make) as directory:
+        scores: Scores = json.loads((directory / TASKS).read_text(encoding="utf-8"))
+        return scores
+
+
+def _tasks_key(config: EvaluateConfig, probe: Probe) -> str | None:
+    if probe.loaded.sha256 is None:
+        return None
+    files = sorted(each for each in config.task_dir.rglob("*") if each.is_file()) if config.task_dir else []
+    content = [decides(config, probe.loaded), probe.weights, version("lm_eval"), config.task, config.limit]
+    return json.dumps([*content, [(str(each), file_sha256(each)) for each in files]])
+
+
+def view_of(config: EvaluateConfig, rows: RowSet, loaded: Loaded) -> View:
+    """A set under a model.
+
+    Args:
+        config: how rows become tokens, and how many at a time.
+        rows: the set.
+        loaded: the model.
+
+    Returns:
+        What metrics see.
+    """
+    shots = read_set(config, config.shots).rows[:SHOTS] if config.shots else ()
+    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    most = min(config.max_new_tokens, context or config.max_new_tokens)  # a model that never ends would go on and on
+    return View(loaded.model, loaded.tokenizer, rows, partial(encode, config, loaded, by=encode_examples),
+                config.batch_size, most, shots)  # fmt: skip
+
+
+def rows_of(config: EvaluateConfig, part: Part) -> RowSet:
+    """The rows of a part, checked for what its metrics need.
+
+    Args:
+        config: columns and limit.
+        part: set and metrics.
+
+    Returns:
+        The set.
+
+    Raises:
+        GeffectError: there is no such set, or it lacks a column.
+    """
+    rows = read_set(config, part.spec)
+    for name in part.metrics:
+        check_fields(name, rows)
+    if "knowmem" in part.metrics:
+        _check_shots(config)
+    return replace(rows, rows=rows.rows[: config.limit]) if config.limit else rows
+
+
+def _check_shots(config: EvaluateConfig) -> None:
+    if config.shots is None:
+        raise GeffectError("a set of answered questions for knowmem", "none", "add --shots SET, of other rows")
+    shots = read_set(config, config.shots)
+    check_fields("knowmem", shots)
+    if len(shots.rows) < SHOTS:
+        raise GeffectError(f"{SHOTS} rows in {config.shots}, for knowmem", str(len(shots.rows)), "name a larger set")
+
+
+def _sha256(rows: RowSet) -> str:
+    """Of all columns: a wrong answer counts as much as the right one."""
+    return hashlib.sha256(json.dumps(rows.rows, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _key(config: EvaluateConfig, part: Part, rows: RowSet, probe: Probe) -> str | None:
+    """Everything a result depends on; None where the model's weights have no hash."""
+    if probe.loaded.sha256 is None:
+        return None
+    options = config.model_dump(include={"max_length", "max_new_tokens"})
+    shots = _sha256(read_set(config, config.shots)) if config.shots else None
+    model = [decides(config, probe.loaded), probe.weights]
+    content = [model, _sha256(rows), part.name, part.metrics, options, shots]
+    return json.dumps(content, sort_keys=True)
+
+
+def _kept(key: str | None, make: Callable[[Path], None]) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    with _home("evaluation", key, make) as directory:
+        frame = read_values(directory / EXAMPLES)
+        return frame, [parse_json(line) for line in byte_lines(directory / TEXTS)]
+
+
+@contextmanager
+def _home(name: str, key: str | None, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Where a result lies: in the cache, or, where it has no key, in a directory that goes."""
+    if key is not None:
+        yield cached(name, key, make)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        make(Path(scratch))
+        yield Path(scratch)
+
+
+def _write(config: EvaluateConfig, part: Part, rows: RowSet, probe: Probe, directory: Path) -> None:
+    with probe.context():
+        view = view_of(config, rows, probe.loaded)
+        tell_cut({part.name: view.encoded})
+        values = {name: metric(name)(view) for name in part.metrics}
+    sha256 = _sha256(rows)
+    frame = pd.DataFrame([
+        {"set": part.name, "sha256": sha256, "index": i, "metric": name, "value": value}
+        for name, each in values.items()
+        for i, value in enumerate(each)
+    ])
+    frame.to_csv(directory / EXAMPLES, index=False)
+    texts = [{"set": part.name, "index": i, "question": row["question"], "true": row["answer"], "said": said}
+             for i, (row, said) in enumerate(_said(view))]  # fmt: skip
+    write_texts(directory, texts)
+
+
+def _said(view: View) -> Iterator[tuple[dict[str, Any], str]]:
+    if view.wrote and isinstance(view.rows, QASet):
+        yield from zip(view.rows.rows, view.said(), strict=True)

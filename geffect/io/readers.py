@@ -1,0 +1,276 @@
+"""Bounded readers, through which every file that a user or a download supplies is read.
+
+A file is regular (no pipe, device, socket or directory), no larger than its kind ever is, UTF-8, nested within bounds,
+and its numbers are within bounds. Whatever is wrong becomes `Unreadable` with a reason of one line, which the caller
+puts into a sentence. ``docs/inputs.md`` lists the bounds.
+"""
+
+import contextlib
+import io
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from geffect.errors import GeffectError
+from geffect.io.limits import free_memory
+from geffect.io.unique import unique_object
+
+YAML_BYTES = 2**18  # the YAML parser takes four seconds for it
+JSON_BYTES = 2**28  # an index or a table of parameters has a few MiB
+LINE_BYTES = 2**28  # of a record, or of JSON lines
+YAML_NODES = 100_000  # once every alias is written out
+YAML_DIGITS = 400  # of a number: more than any float has
+PARSED = 10  # bytes of memory a byte of text takes once it is parsed
+
+
+class Unreadable(ValueError):
+    """Why a file cannot be read, in one line."""
+
+
+@contextlib.contextmanager
+def reasons() -> Iterator[None]:
+    """Turn whatever reading raises into `Unreadable`.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        GeffectError: as it came.
+        Unreadable: with the reason.
+    """
+    try:
+        yield
+    except (Unreadable, GeffectError):
+        raise
+    except RecursionError as error:
+        raise Unreadable("values nested too deeply") from error
+    except MemoryError as error:
+        raise Unreadable("more than memory holds") from error
+    except OSError as error:
+        raise Unreadable(error.strerror or str(error)) from error
+    except Exception as error:  # a YAML constructor raises almost anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, json.JSONDecodeError) and error.lineno == 1:
+            reason = error.msg
+        if isinstance(error, LookupError | AttributeError | TypeError):
+            reason = f"a value that does not fit its tag ({reason})"
+        raise Unreadable("a number of too many digits" if "integer string conversion" in reason else reason) from error
+
+
+@contextlib.contextmanager
+def opened(path: Path, most: int | None = None) -> Iterator[IO[bytes]]:
+    """Open a regular file; a pipe without a writer does not block.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+
+    Yields:
+        The stream.
+
+    Raises:
+        Unreadable: it is no regular file, is too large, or cannot be opened.
+    """
+    with reasons():
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        stream = os.fdopen(handle, "rb") if stat.S_ISREG(os.fstat(handle).st_mode) else None
+        if stream is None:
+            os.close(handle)
+            raise Unreadable("no regular file")
+    with stream:
+        size = os.fstat(handle).st_size
+        if most is not None and size > most:
+            raise Unreadable(f"{size} bytes, more than the {most} that it may have")
+        yield stream
+
+
+def check_regular(directory: Path) -> None:
+    """Refuse a directory whose files another library will read, where one is a pipe, a device or a socket.
+
+    Args:
+        directory: of a model, say.
+
+    Raises:
+        GeffectError: the entry is named.
+    """
+    for each in sorted(directory.iterdir()):
+        if each.exists() and not each.is_file() and not each.is_dir():
+            raise GeffectError(f"regular files in {directory}", f"{each.name}, which is none", "move it away")
+
+
+def read_bytes(path: Path, most: int = JSON_BYTES) -> bytes:
+    """The bytes of a regular file.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        Unreadable: it cannot be read, or is too large.
+    """
+    with opened(path, most) as stream, reasons():
+        content = stream.read(most + 1)
+    if len(content) > most:  # it has grown, or lies in a file system that tells no sizes
+        raise Unreadable(f"more than {most} bytes")
+    return content
+
+
+def read_text(path: Path, most: int | None = None) -> str:
+    """The text of a regular file, UTF-8, without a byte-order mark.
+
+    Args:
+        path: the file.
+        most: bytes that it may have; what memory holds by default.
+
+    Returns:
+        Its text, every line end a line feed.
+
+    Raises:
+        Unreadable: it cannot be read, or is too large.
+    """
+    content = read_bytes(path, free_memory() // PARSED if most is None else most)
+    with reasons():
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """The lines of a regular file, UTF-8, one at a time; a line ends in LF, CR LF or CR, in nothing else.
+
+    Args:
+        path: the file.
+
+    Yields:
+        A line with its end.
+
+    Raises:
+        Unreadable: it cannot be read, or a line is too long.
+    """
+    with opened(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as stream, reasons():
+        while line := stream.readline(LINE_BYTES + 1):
+            _check_line(line)
+            yield line
+
+
+def byte_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a regular file, one at a time; a line ends in LF.
+
+    Args:
+        path: the file.
+
+    Yields:
+        A line with its end.
+
+    Raises:
+        Unreadable: it cannot be read, or a line is too long.
+    """
+    with opened(path) as stream, reasons():
+        while line := stream.readline(LINE_BYTES + 1):
+            _check_line(line)
+            yield line
+
+
+def _check_line(line: str | bytes) -> None:
+    if len(line) > LINE_BYTES:
+        raise Unreadable(f"a line of more than {LINE_BYTES} bytes")
+
+
+def parse_json(text: str | bytes, *, constants: bool = False) -> Any:
+    """Parse one JSON value.
+
+    Args:
+        text: the value, of UTF-8 where it is bytes.
+        constants: take the words NaN and Infinity, which Python writes and JSON does not have.
+
+    Returns:
+        The value.
+
+    Raises:
+        Unreadable: it is no JSON, is nested too deeply, or has a number of too many digits.
+    """
+    with reasons():
+        refuse = None if constants else _refuse_constant
+        return json.loads(text, object_pairs_hook=unique_object, parse_constant=refuse)
+
+
+def _refuse_constant(word: str) -> None:
+    raise Unreadable(f"{word}, which is no JSON")
+
+
+def read_json(path: Path, most: int = JSON_BYTES) -> Any:
+    """The value in a JSON file.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+
+    Returns:
+        The value.
+
+    Raises:
+        Unreadable: it cannot be read.
+    """
+    return parse_json(read_bytes(path, most))
+
+
+def read_yaml(path: Path) -> Any:
+    """The value in a YAML file of plain tags.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The value.
+
+    Raises:
+        Unreadable: it cannot be read, or its aliases stand for more than `YAML_NODES` values.
+    """
+    return parse_yaml(read_text(path, YAML_BYTES))
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse one YAML document of plain tags.
+
+    Args:
+        text: the document.
+
+    Returns:
+        The value.
+
+    Raises:
+        Unreadable: it is no such document, or its aliases stand for more than `YAML_NODES` values.
+    """
+    from geffect.io.unique import UniqueLoader
+
+    with reasons():
+        loader = UniqueLoader(text)
+        try:
+            node = loader.get_single_node()
+            _count_nodes(node, {})
+            return None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
+
+
+def _count_nodes(node: Any, known: dict[int, int]) -> int:
+    """How many values a node stands for, aliases written out; each node is visited once."""
+    if id(node) in known:
+        if not known[id(node)]:
+            raise Unreadable("a value that contains itself")
+        return known[id(node)]
+    known[id(node)] = 0  # under way
+    value = getattr(node, "value", None)
+    below = [part for pair in value for part in (pair if isinstance(pair, tuple) else (pair,))] \
+        if isinstance(value, list) else []  # fmt: skip
+    if isinstance(value, str) and len(value) > YAML_DIGITS and node.tag.endswith((":int", ":float", ":timestamp")):
+        raise Unreadable(f"a number of {len(value)} digits")
+    count = 1 + sum(_count_nodes(part, known) for part in below)
+    if count > YAML_NODES:
+        raise Unreadable(f"more than {YAML_NODES} values once its aliases are written out")
+    known[id(node)] = count
+    return count

@@ -1,0 +1,104 @@
+"""Gradient acquisition: one loss an example, on true labels, random ones, or a corrupted answer."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from geffect.config import LocaliseConfig
+from geffect.core.forward import IGNORE_INDEX, forward
+from geffect.data.encode import Encoded, collate, pad_id_of
+from geffect.data.relabel import corrupted, random_labels
+from geffect.errors import GeffectError
+from geffect.models.load import Loaded
+
+Labels = Literal["random", "true", "corrupted"]
+
+
+def scope_losses(
+    config: LocaliseConfig, loaded: Loaded, rows: Mapping[str, list[Encoded]]
+) -> dict[str, Iterator[Callable[[], Tensor]]]:
+    """A localisation's losses, an example each, under one progress bar.
+
+    Args:
+        config: labels, draws and seed.
+        loaded: the model.
+        rows: scope → its rows.
+
+    Returns:
+        Scope → its examples' losses.
+    """
+    bar = tqdm(total=sum(map(len, rows.values())), unit="example", disable=None)
+
+    def told(scope_rows: list[Encoded]) -> Iterator[Callable[[], Tensor]]:
+        losses = example_losses(loaded.model, loaded.tokenizer, scope_rows, config.labels, config.draws, config.seed)
+        for loss in losses:
+            yield loss
+            bar.update()
+        if bar.n == bar.total:
+            bar.close()
+
+    return {name: told(each) for name, each in rows.items()}
+
+
+def example_losses(
+    model: Any, tokenizer: Any, rows: Sequence[Encoded], labels: Labels = "random", draws: int = 3, seed: int = 0
+) -> Iterator[Callable[[], Tensor]]:
+    """The losses of a set's examples, one forward pass each: token means, the mean over draws.
+
+    - ``random``: the answer's labels are replaced by uniform draws (arXiv 2504.12681); the inputs are not, so that all
+      draws share a forward and a backward pass.
+    - ``true``: as the data has them.
+    - ``corrupted``: half of the answer's positions are drawn anew in the *inputs*, and the labels copy them (that
+      paper's official code, after arXiv 2407.01920's).
+
+    Args:
+        model: in the mode it is to be measured in.
+        tokenizer: its tokenizer.
+        rows: the encoded set; draws depend on (seed, a row's index, draw) alone.
+        labels: see above.
+        draws: how many are averaged.
+        seed: of the draws.
+
+    Yields:
+        A function an example that runs the forward pass and returns its loss.
+    """
+    vocabulary, special = int(model.config.get_text_config().vocab_size), tokenizer.all_special_ids
+    pad_id = pad_id_of(tokenizer)
+
+    def loss(row: Encoded) -> Tensor:
+        if labels == "corrupted":
+            rows = [corrupted(row, vocabulary, special, seed, draw) for draw in range(draws)]
+            return _finite(_mean(model, rows, pad_id), row)
+        if labels == "true":
+            return _finite(_mean(model, [row], pad_id), row)
+        others = [random_labels([row], vocabulary, special, seed, draw=draw)[0] for draw in range(draws)]
+        return _finite(_relabelled(model, row, others, pad_id), row)
+
+    for row in rows:
+        yield lambda row=row: loss(row)  # type: ignore[misc]
+
+
+def _mean(model: Any, rows: Sequence[Encoded], pad_id: int) -> Tensor:
+    outputs = forward(model, _on_device(model, rows, pad_id))
+    return (outputs.sequence_nll / outputs.mask.sum(1)).mean()
+
+
+def _relabelled(model: Any, row: Encoded, labels: Sequence[Tensor], pad_id: int) -> Tensor:
+    outputs = forward(model, _on_device(model, [row], pad_id))
+    drawn = torch.stack(list(labels)).to(outputs.logits.device)  # [draws, T]
+    nlls = torch.stack([outputs.nll_of(each[None]) for each in drawn])
+    return nlls.sum() / (drawn[:, 1:] != IGNORE_INDEX).sum()
+
+
+def _on_device(model: Any, rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
+    return {name: tensor.to(model.device) for name, tensor in collate(rows, pad_id).items()}
+
+
+def _finite(loss: Tensor, row: Encoded) -> Tensor:
+    if not bool(loss.detach().isfinite()):
+        found = f"{float(loss.detach())} in example {row.index}"
+        raise GeffectError("finite losses to localise with", found, "look at the model with geffect doctor")
+    return loss

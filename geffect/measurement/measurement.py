@@ -1,0 +1,123 @@
+"""What every step of a run shares."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from geffect.core.forward import Outputs
+from geffect.core.fsdp import is_sharded
+from geffect.core.gradients import NamedTensors
+from geffect.core.gram import Gram
+from geffect.core.tied import Tie
+from geffect.core.topk import Support
+from geffect.localization.masks import Frozen
+from geffect.measurement.standard_errors import Spread
+from geffect.objectives.base import Objective
+from geffect.rectifiers.registry import Rectifier
+
+Batch = dict[str, Tensor]
+
+
+class Forward(Protocol):
+    """Runs the model over a batch and supplies what is needed."""
+
+    def __call__(self, batch: Batch, needs: frozenset[str], *, dropout: bool) -> Outputs:
+        """The outputs; ``dropout`` asks for the model as it is trained where dropout is kept."""
+
+
+@dataclass
+class Measured:
+    """What one optimiser step leaves behind.
+
+    Attributes:
+        scalars: ``loss_objective``, ``risk_forget``, ``risk_retain``, ``weight_mean`` (labelled tokens only) and the
+            norms; a risk that no pass computed is missing.
+        gram: the inner products of the named rows; None where the step was not measured.
+        support: overlaps of the rows' masks, where asked for.
+        ledger: predicted and measured change of the probe's risks, where asked for.
+        spread: of the window's micro-batches, where asked for.
+    """
+
+    scalars: dict[str, float]
+    gram: Gram | None = None
+    support: Support | None = None
+    ledger: dict[str, Any] | None = None
+    spread: Spread | None = None
+
+    def line(self) -> dict[str, Any]:
+        """What goes into a record: the scalars, and whatever else was measured under its name."""
+        others = {name: getattr(self, name) for name in ("gram", "support", "ledger", "spread")}
+        return self.scalars | {name: value for name, value in others.items() if value is not None}
+
+
+@dataclass
+class Measurement:
+    """What every step of a run shares.
+
+    Attributes:
+        parameters: what a row covers, by canonical name.
+        forward: runs the model over a collated batch.
+        objective: what is descended.
+        rectifier: what the objective's row becomes.
+        free_rows: take the forget row by algebra where the objective allows it; False back-propagates it apart.
+        keep_dropout: the objective sees dropout, the risks do not: then no pass is shared and no row is free.
+        tie: the tied tensor, whose risk rows are told apart by use.
+        support: share of the largest entries in a row's mask; 0 makes none.
+        keep: hold the rows until the optimiser has stepped, and measure its update.
+        ledger: the probe whose risks' change is predicted and measured; implies ``keep``.
+        standard_errors: go over the window's micro-batches again for the spread of their shares; implies ``keep``.
+        labels: parameter → what the spread is summed under (itself where it is missing).
+        frozen: the entries that updates leave alone; the gradients are masked before they are projected.
+        state: the rectifier's own, kept between steps.
+        sharded: the parameters lie in parts over processes; rows and state hold this process's part.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    forward: Forward
+    objective: Objective
+    rectifier: Rectifier
+    free_rows: bool = True
+    keep_dropout: bool = False
+    tie: Tie | None = None
+    support: float = 0.0
+    keep: bool = False
+    ledger: Any = None
+    standard_errors: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    frozen: Frozen | None = None
+    state: NamedTensors = field(init=False)
+    sharded: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.state, self.sharded = self.rectifier.init(), is_sharded(self.parameters)
+        self.keep = self.keep or self.ledger is not None or self.standard_errors
+
+    @property
+    def differentiated(self) -> dict[str, nn.Parameter]:
+        """The parameters a backward pass reaches, the tied one's stand-in among them."""
+        alias = {self.tie.head_name: self.tie.alias} if self.tie else {}
+        return dict(self.parameters) | alias
+
+    def outputs(self, name: str, batches: Mapping[str, Batch], *, dropout: bool) -> Outputs:
+        """One set's forward pass, with whatever the objective's terms on it need.
+
+        Args:
+            name: the set.
+            batches: set → collated batch.
+            dropout: run the model as it is trained.
+
+        Returns:
+            The outputs.
+        """
+        needs = self.objective.needs_on(name)
+        outputs = self.forward(batches[name], needs, dropout=dropout)
+        if "alternative" not in needs:
+            return outputs
+        other = self.forward(batches["alternative"], needs & {"ref_nll"}, dropout=dropout)
+        return replace(outputs, alternative=other)
+
+    def risk_outputs(self, batch: Batch) -> Outputs:
+        """One batch's forward pass for its risk alone, without dropout."""
+        return self.forward(batch, frozenset(), dropout=False)

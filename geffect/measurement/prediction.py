@@ -1,0 +1,87 @@
+"""Predicted against measured: how much of a risk's change a first-order reading explains.
+
+Two readings of one step: −lr·⟨∇R, gradient⟩, true for plain SGD and the published one (arXiv 2502.19301), and
+−⟨∇R, applied⟩ with what the optimiser made of the gradient. Both, and the measured change R(θ_{t+1}) − R(θ_t), are
+taken on the same fixed probe rows, so that they also add up over a run to R(θ_T) − R(θ_0).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geffect.core.distributed import summed
+from geffect.core.forward import Outputs
+from geffect.core.fsdp import is_sharded, local
+from geffect.core.gradients import NamedTensors, Window
+from geffect.core.gram import inner_products
+from geffect.objectives.base import Counts, risk
+
+Batch = dict[str, Tensor]
+
+
+class Ledger:
+    """Opened before a step, fed every tensor of it, closed after it.
+
+    Args:
+        parameters: what a row covers.
+        forward: runs the model over a batch, without dropout.
+        probe: risk → its fixed batches.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, Any], forward: Callable[[Batch], Outputs], probe: Mapping[str, Sequence[Batch]]
+    ) -> None:
+        self.parameters, self.forward, self.probe = parameters, forward, probe
+        self.counts = {name: Counts.of(batches) for name, batches in probe.items()}
+        self.rows: dict[str, NamedTensors] = {}
+        self.entries: dict[str, dict[str, float]] = {}
+
+    def open(self) -> None:
+        """Risk and gradient of every probe at θ_t."""
+        window = Window(self.parameters)
+        for name, batches in self.probe.items():
+            before = 0.0
+            for batch in batches:
+                share = risk(self.forward(batch), self.counts[name])
+                before += float(share.detach())
+                window.add(name, share)
+            self.entries[name] = {"before": before, "gradient": 0.0, "update": 0.0}
+        self.rows = {name: {key: local(t) for key, t in row.items()} for name, row in window.rows.items()}
+
+    def add(self, name: str, gradient: Tensor | None, applied: Tensor, learning_rate: float) -> None:
+        """One tensor's share of both predictions.
+
+        Args:
+            name: the parameter.
+            gradient: what the optimiser was given.
+            applied: −Δθ.
+            learning_rate: of its optimiser group, as the step was taken.
+        """
+        for probe, row in self.rows.items():
+            products = inner_products([row.pop(name, None), gradient, applied])[0]
+            self.entries[probe]["gradient"] -= learning_rate * float(products[1])
+            self.entries[probe]["update"] -= float(products[2])
+
+    @torch.no_grad()
+    def close(self) -> dict[str, dict[str, float]]:
+        """Measure the risks at θ_{t+1}.
+
+        Returns:
+            Probe → ``before``, ``after`` (nats a token) and the change predicted by ``gradient`` and by ``update``.
+        """
+        if is_sharded(self.parameters):  # each process has added up its own part of every tensor
+            self._sum_up()
+        for name, batches in self.probe.items():
+            shares = [float(risk(self.forward(batch), self.counts[name])) for batch in batches]
+            self.entries[name]["after"] = sum(shares)
+        return self.entries
+
+    def _sum_up(self) -> None:
+        kinds = ("gradient", "update")
+        parts = [[entry[kind] for kind in kinds] for entry in self.entries.values()]
+        for entry, sums in zip(
+            self.entries.values(), summed(torch.tensor(parts, dtype=torch.float64)).tolist(), strict=True
+        ):
+            entry |= dict(zip(kinds, sums, strict=True))

@@ -1,0 +1,59 @@
+"""Supports of a step's rows, bit-packed until all of them are known."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from geffect.core.distributed import summed
+from geffect.core.tied import BOTH, EMBED, HEAD, Tie
+from geffect.core.topk import Support, overlaps, pack, top_mask
+from geffect.measurement.thresholds import top_mask_of_parts
+
+
+class Masks:
+    """The top-share masks of named rows, one bit an entry.
+
+    Args:
+        share: of a tensor's entries in its mask.
+        sharded: rows are this process's parts of tensors, a mask the part of the whole tensor's.
+    """
+
+    def __init__(self, share: float, *, sharded: bool = False) -> None:
+        self.share, self.sharded = share, sharded
+        self.packed: dict[str, dict[str, Tensor]] = {}
+
+    def add(self, name: str, tensors: Mapping[str, Tensor | None]) -> None:
+        """Mask one tensor of some rows; None is a row of zeros, whose mask is empty."""
+        for row, tensor in tensors.items():
+            mask = None if tensor is None else self._mask(tensor)
+            if mask is not None:
+                self.packed.setdefault(row, {})[name] = pack(mask)
+
+    def _mask(self, tensor: Tensor) -> Tensor | None:
+        """None where there is a NaN: a broken loss is reported by the step itself."""
+        if self.sharded:
+            return top_mask_of_parts(tensor, self.share)
+        return None if bool(tensor.isnan().any()) else top_mask(tensor, self.share)
+
+    def support(self, named: Mapping[str, Mapping[str, float]], order: Sequence[str], tie: Tie | None) -> Support:
+        """Overlaps of all named rows; a row that is a multiple of another shares its mask.
+
+        Args:
+            named: row → {row: coefficient}.
+            order: the parameters' own order.
+            tie: the tied tensor, which is not told apart by use here.
+
+        Returns:
+            The counts.
+        """
+        source = {row: row if row in self.packed else next(iter(parts)) for row, parts in named.items()}
+        found = torch.stack([overlaps([self.packed.get(source[row], {}).get(n) for row in named]) for n in order])
+        values: dict[str, Tensor] = {}
+        for name, counts in zip(order, summed(found) if self.sharded else found, strict=True):
+            nothing = torch.zeros_like(counts)
+            if tie is not None and name == tie.name:
+                values |= {name + EMBED: nothing, name + HEAD: nothing, name + BOTH: counts}
+            else:
+                values[name] = counts
+        return Support(tuple(named), self.share, values)

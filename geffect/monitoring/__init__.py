@@ -1,0 +1,1 @@
+"""Monitor somebody else's training loop or Trainer."""

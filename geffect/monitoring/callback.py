@@ -1,0 +1,109 @@
+"""A watch for any Hugging Face Trainer."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from geffect.errors import GeffectError
+from geffect.monitoring.loop import Watch
+from geffect.monitoring.probes import ProbeSet
+from geffect.reports.run import Run
+
+SETTINGS = (
+    "learning_rate", "optim", "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "seed",
+)  # fmt: skip
+
+
+class GEffectCallback(TrainerCallback):  # type: ignore[misc]
+    """Measures the steps of any ``transformers.Trainer``, TRL's among them, and changes no bit of its training.
+
+    The Trainer accumulates and clips before anybody can look; so the row is named ``applied_gradient``. See
+    `geffect.watch` for the rows, their signs and what a measured step costs.
+
+    Args:
+        forget: what must go: a set's name, a set, or rows with ``input_ids`` and ``labels``.
+        retain: what must stay, likewise.
+        tokenizer: to encode named sets with; the Trainer's own by default.
+        every: optimiser steps between two that are measured.
+        update: measure the optimiser's own update, too.
+        batch_size: rows of a probe's pass.
+        out: the run directory that is written; a temporary one by default. Where the Trainer resumes, it goes on there.
+            Where ``auto_find_batch_size`` begins the training again, the record begins again, too.
+
+    Raises:
+        GeffectError: when training begins: a set cannot be read, ``out`` is taken, a model is watched twice, or
+            gradients are scaled (fp16), kept out of sight (DeepSpeed) or used in the backward pass.
+
+    >>> from geffect import GEffectCallback
+    >>> callback = GEffectCallback("builtin:authors/forget", "builtin:authors/retain[:40]", every=5)
+    """
+
+    def __init__(
+        self, forget: ProbeSet, retain: ProbeSet, *, tokenizer: Any = None, every: int = 1, update: bool = False,
+        batch_size: int = 8, out: Path | str | None = None,
+    ) -> None:  # fmt: skip
+        self._tokenizer = tokenizer
+        self.watch: Watch | None = None
+        self._make = partial(
+            Watch, forget=forget, retain=retain, every=every, update=update, batch_size=batch_size, out=out
+        )
+
+    @property
+    def run(self) -> Run:
+        """The record so far, which shows itself in a notebook.
+
+        Raises:
+            GeffectError: training has not begun.
+        """
+        if self.watch is None:
+            raise GeffectError("a training that has begun", "none", "call the Trainer's train() first")
+        return self.watch.run
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, processing_class: Any = None, **_: Any
+    ) -> None:
+        """Read the probe sets and open the record."""
+        _refuse(args)
+        settings = {"host": "transformers.Trainer", "model": getattr(model.config, "_name_or_path", "")}
+        settings |= {"steps": state.max_steps} | {name: _plain(getattr(args, name, None)) for name in SETTINGS}
+        if args.auto_find_batch_size:
+            settings["per_device_train_batch_size"] = state.train_batch_size // max(1, args.n_gpu)
+        tokenizer = self._tokenizer or getattr(processing_class, "tokenizer", processing_class)
+        if self.watch and _begins_again(args, state):
+            self.watch.withdraw()
+        self.watch = self._make(model, tokenizer=tokenizer, settings=settings, training=state).open(state.global_step)
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """Gradients are accumulated, averaged and clipped; the optimiser has not stepped."""
+        if self.watch:
+            self.watch.step()
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """The optimiser has stepped; the learning rate has not moved."""
+        if self.watch:
+            self.watch.updated()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Mark the record as finished."""
+        if self.watch:
+            self.watch.close()
+
+
+def _refuse(args: Any) -> None:
+    if getattr(args, "fp16", False):
+        raise GeffectError("gradients as they are", "fp16, which scales them", "train with bf16=True")
+    if getattr(args, "deepspeed", None):
+        raise GeffectError("gradients that lie in .grad", "DeepSpeed, which keeps its own",
+                           "shard with FSDP2 (fsdp_version: 2), or train with DDP")  # fmt: skip
+
+
+def _begins_again(args: Any, state: Any) -> bool:
+    """Whether the Trainer ran out of memory and repeats its loop, from the first step, with smaller batches."""
+    smaller = args.auto_find_batch_size and state.train_batch_size < args.train_batch_size
+    return bool(smaller) and state.global_step == 0
+
+
+def _plain(value: Any) -> Any:
+    return value if type(value) in (bool, int, float, str, type(None)) else str(getattr(value, "value", value))

@@ -1,0 +1,182 @@
+"""A weighted sum of terms, and which of its gradients come for free."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from geffect.core.distributed import summed
+from geffect.core.forward import IGNORE_INDEX, Outputs
+from geffect.core.splits import role_of
+
+SETS = ("forget", "alternative", "general", "retain")  # the order of passes: the retain row comes last, and streams
+
+
+class Term(Protocol):
+    """One named loss over one set's batch: a pure function of `Outputs`.
+
+    Attributes:
+        unit: what the loss is a sum of, hence what it is divided by (see `Counts`).
+        needs: fields of `Outputs` beyond logits and labels, or labellings.
+        multiple_of_risk: c where the loss is c times that set's risk, so that its gradient is too; else None.
+    """
+
+    needs: ClassVar[frozenset[str]]
+
+    @property
+    def on(self) -> str:
+        """The set it runs on, one of `SETS`."""
+
+    @property
+    def unit(self) -> str:
+        """What the loss is a sum of."""
+
+    @property
+    def multiple_of_risk(self) -> float | None:
+        """c where the loss is c times its set's risk."""
+
+    def weights(self, outputs: Outputs) -> Tensor | None:
+        """``[B, T]`` weights w_i on ∇log p_i of the set's own labels (ascent side); None without such a form."""
+
+    def loss(self, outputs: Outputs) -> Tensor:
+        """The loss summed over the batch's units."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a whole accumulation window holds of one set; every loss of the window is divided by it.
+
+    Attributes:
+        token: labelled tokens.
+        row: rows.
+        position: all positions, prompts and padding included (only variants of published code divide by it).
+        labelled: labelling → tokens it labels.
+    """
+
+    token: int
+    row: int
+    position: int = 0
+    labelled: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, batches: Sequence[Mapping[str, Tensor]]) -> "Counts":
+        """Count the collated batches of a window; index 0 is never labelled, so shifting loses none."""
+        labels = [batch["labels"] for batch in batches]
+        others = [name for name in (batches[0] if batches else ()) if name.endswith("_labels")]
+        return cls(
+            sum(map(_labelled, labels)),
+            sum(len(each) for each in labels),
+            sum(each.numel() for each in labels),
+            {name: sum(_labelled(batch[name]) for batch in batches) for name in others},
+        )
+
+    def summed(self) -> "Counts":
+        """The same over all processes, each of which holds other batches of the window."""
+        own = torch.tensor([self.token, self.row, self.position, *self.labelled.values()], dtype=torch.float64)
+        token, row, position, *labelled = (int(each) for each in summed(own).tolist())
+        return Counts(token, row, position, dict(zip(self.labelled, labelled, strict=True)))
+
+    def per(self, unit: str) -> int:
+        """The count of ``unit``: ``token``, ``row``, ``position``, or the name of a labelling."""
+        return self.labelled[unit] if unit in self.labelled else int(getattr(self, unit))
+
+
+def window_counts(micro_batches: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> dict[str, Counts]:
+    """Count a window's micro-batches, set by set, and over all domains of a role.
+
+    Args:
+        micro_batches: set → collated batch, each.
+
+    Returns:
+        Set or role → its counts.
+    """
+    by_name: dict[str, list[Mapping[str, Tensor]]] = {}
+    for batches in micro_batches:
+        for name, batch in batches.items():
+            for key in dict.fromkeys((role_of(name), name)):
+                by_name.setdefault(key, []).append(batch)
+    return {name: Counts.of(batches) for name, batches in by_name.items()}
+
+
+def _labelled(labels: Tensor) -> int:
+    return int((labels[:, 1:] != IGNORE_INDEX).sum())
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a method descends: Σ weight · term.
+
+    Attributes:
+        text: as the user wrote it.
+        terms: (weight, term) in the order written; at least one runs on the forget set or its alternative answers.
+    """
+
+    text: str
+    terms: tuple[tuple[float, Term], ...]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The union of what the terms need."""
+        return self.needs_on(*SETS)
+
+    def needs_on(self, *sets: str) -> frozenset[str]:
+        """What the terms on these sets need."""
+        return frozenset[str]().union(*(term.needs for _, term in self.terms if term.on in sets))
+
+    @property
+    def sets(self) -> frozenset[str]:
+        """The sets whose batches a step must supply for the objective alone."""
+        return frozenset(term.on for _, term in self.terms) | (self.needs & {"alternative"})
+
+    def on(self, name: str) -> list[tuple[float, Term]]:
+        """The terms that run on one set."""
+        return [(weight, term) for weight, term in self.terms if term.on == name]
+
+    @property
+    def forget_multiple(self) -> float | None:
+        """c where the terms on the forget set are together c times its risk, so that its row is free; else None."""
+        multiples = [term.multiple_of_risk for _, term in self.on("forget")]
+        if any(multiple is None for multiple in multiples):
+            return None
+        c = sum(w * (m or 0.0) for (w, _), m in zip(self.on("forget"), multiples, strict=True))
+        return c or None
+
+    @property
+    def retain_multiple(self) -> float:
+        """w where the terms on the retain set contain w times its risk (0 where none does)."""
+        return sum(weight * (term.multiple_of_risk or 0.0) for weight, term in self.on("retain"))
+
+    def loss(self, name: str, outputs: Outputs, counts: Mapping[str, Counts], *, besides_risk: bool = False) -> Tensor:
+        """The loss of one set's terms: each term's sum divided by the window's count of its unit.
+
+        Args:
+            name: the set.
+            outputs: of its batch.
+            counts: set → what the window holds.
+            besides_risk: leave out the terms that are multiples of the set's risk.
+
+        Returns:
+            A scalar.
+        """
+        terms = [(w, t) for w, t in self.on(name) if not (besides_risk and t.multiple_of_risk is not None)]
+        losses = [w * term.loss(outputs) / self._count(term, counts) for w, term in terms]
+        return sum(losses[1:], losses[0])
+
+    def _count(self, term: Term, counts: Mapping[str, Counts]) -> int:
+        if term.unit != "pooled":
+            return counts[term.on].per(term.unit)
+        pooled = {each.on for _, each in self.terms if each.unit == "pooled"}
+        return sum(counts[name].token for name in pooled)
+
+    def forget_weights(self, outputs: Outputs) -> Tensor | None:
+        """``[B, T]`` the forget terms' weights on ∇log p_i, undivided; no graph; None without such a form."""
+        weights = [(w, term.weights(outputs)) for w, term in self.on("forget")]
+        known = [w * each for w, each in weights if each is not None]
+        return sum(known[1:], known[0]).detach() if known and len(known) == len(weights) else None
+
+
+def risk(outputs: Outputs, counts: Counts) -> Tensor:
+    """R = (1/N) Σ_i −log p_i: the token-mean NLL, this batch's share of the window's N labelled tokens."""
+    return outputs.nll.sum() / counts.token

@@ -1,0 +1,1 @@
+"""Check a setup before a run is spent on it."""

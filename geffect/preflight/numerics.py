@@ -1,0 +1,128 @@
+"""Of a set-up's arithmetic: do gradients repeat, and how many digits of an inner product hold."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from geffect.config import UnlearnConfig
+from geffect.core.forward import forward
+from geffect.core.gradients import NamedTensors, capture
+from geffect.core.gram import Gram, inner_products
+from geffect.core.layers import named_trainable
+from geffect.models.load import DTYPES
+from geffect.models.scoring import evaluating
+from geffect.objectives.base import Counts, risk
+from geffect.preflight.finding import Finding
+from geffect.preflight.setup import FLOAT32, is_quantised
+
+Batches = Mapping[str, Mapping[str, Tensor]]
+DIGITS = 2.0  # of an inner product: fewer say little of a G-effect's size
+TOLERANCE, LARGE = 0.1, 0.3  # relative errors of a derivative: rounding and curvature stay below the first
+FULL = 4  # bytes of a float32
+WRONG = "do not trust these gradients: use full weights in float32, or another attention or quantisation kernel"
+REPEAT = "runs will not repeat bit for bit: on a GPU set CUBLAS_WORKSPACE_CONFIG=:4096:8, on a CPU use fewer threads"
+
+
+def determinism(model: Any, batches: Batches) -> Finding:
+    """The gradients of the same batches, twice."""
+    one, other = (_rows(model, batches) for _ in range(2))
+    differing = [name for row in one for name in one[row] if not torch.equal(one[row][name], other[row][name])]
+    if differing:
+        found = f"the same batch twice: {len(differing)} gradients differ, that of {differing[0]} first"
+        return Finding("determinism", "warning", found, REPEAT)
+    return Finding("determinism", "good", "the same batch twice: the same gradients bit for bit")
+
+
+@torch.no_grad()
+def derivative(model: Any, batches: Batches) -> Finding:
+    """A central difference of the forget risk along its own gradient against ‖∇R‖; weights are put back bit for bit.
+
+    Some kernels, such as those of quantised weights, pass no gradient or a wrong one without a word.
+
+    Args:
+        model: left as it is.
+        batches: of both risks.
+
+    Returns:
+        The finding.
+    """
+    if any(p.element_size() < FULL for _, p in named_trainable(model)):
+        return Finding("derivative", "good", "not measured: 16-bit weights do not move by so little")
+    gradient = _rows(model, {"forget": batches["forget"]})["forget"]
+    norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradient.values()))
+    parameters, kept = dict(named_trainable(model)), {n: p.detach().clone() for n, p in named_trainable(model)}
+    counts = Counts.of([batches["forget"]])
+
+    def at(step: float) -> float:
+        for name, g in gradient.items():
+            parameters[name].copy_(kept[name] + step / norm * g)
+        with evaluating(model):
+            value = float(risk(forward(model, _here(model, batches["forget"])), counts))
+        for name in gradient:
+            parameters[name].copy_(kept[name])
+        return value
+
+    step = min(0.1 * at(0.0), 0.005) / norm if norm else 0.0
+    slope = (at(step) - at(-step)) / (2 * step) if step else 0.0
+    found = f"a finite difference of the forget risk along its gradient is {slope:.4g}, the gradient's norm {norm:.4g}"
+    error = abs(slope - norm) / norm if norm else math.inf
+    if error > TOLERANCE:
+        return Finding("derivative", "bad" if error > LARGE else "warning", found, WRONG)
+    return Finding("derivative", "good", found)
+
+
+def precision(config: UnlearnConfig, model: Any, batches: Batches) -> Iterator[Finding]:
+    """Inner products of the risks' gradients with the whole model in bfloat16 and float32, against float64.
+
+    A Llama-like model computes its norms in float32 whatever the dtype, so its float64 is no better than that.
+
+    Args:
+        config: of the run.
+        model: left as it is.
+        batches: of both risks.
+
+    Yields:
+        A finding a dtype, or one that says why there is none.
+    """
+    needed, free = 32 * sum(p.numel() for p in model.parameters()) / 1e9, psutil.virtual_memory().available / 1e9
+    if is_quantised(model) or needed > free:
+        why = "quantised weights have no other dtype" if is_quantised(model) else f"it takes {needed:.1f} GB"
+        yield Finding("precision", "warning", f"not measured: {why}", "measure it on a smaller model of the family")
+        return
+    exact = _gram(model, torch.float64, batches)
+    for name in ("bfloat16", "float32"):
+        digits = _digits(_gram(model, DTYPES[name], batches), exact)
+        found = f"inner products hold {digits:.1f} digits of those in float64"
+        poor = name == config.dtype and digits < DIGITS
+        yield Finding(f"precision, {name}", "warning" if poor else "good", found, FLOAT32 if poor else "")
+
+
+def _here(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(model.device) for name, tensor in batch.items()}
+
+
+def _rows(model: Any, batches: Batches) -> dict[str, NamedTensors]:
+    def loss(batch: Mapping[str, Tensor]) -> Callable[[], Tensor]:
+        return lambda: risk(forward(model, _here(model, batch)), Counts.of([batch]))
+
+    with evaluating(model), torch.enable_grad():
+        return capture(model, {name: loss(batch) for name, batch in batches.items()})
+
+
+def _gram(model: Any, dtype: torch.dtype, batches: Batches) -> Tensor:
+    twin = copy.deepcopy(model).to(dtype)
+    rows = _rows(twin, batches)
+    names = [name for name, _ in named_trainable(twin)]
+    return Gram(tuple(rows), {n: inner_products([row.get(n) for row in rows.values()]) for n in names}).total()
+
+
+def _digits(found: Tensor, exact: Tensor) -> float:
+    """−log₁₀ of the largest error relative to ‖a‖·‖b‖, 16 at most."""
+    norms = exact.diagonal().sqrt()
+    error = float(((found - exact).abs() / (norms[:, None] * norms)).max())
+    return min(16.0, -math.log10(error)) if error > 0 else 16.0

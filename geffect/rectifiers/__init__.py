@@ -1,0 +1,1 @@
+"""Rectifiers by name: they change the update, never the loss."""

@@ -1,0 +1,68 @@
+"""GRAIL: freeze, over several domains, what unlearning and retaining both live on (arXiv 2504.12681)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from geffect.core.splits import of_role
+from geffect.errors import GeffectError
+from geffect.localization.localize import Localisation
+from geffect.localization.masks import Frozen
+from geffect.localization.selection import Masks, op_rr, op_ur, united
+
+READINGS = ("frozen_set", "micro_batch")
+SETS = ("both", "op_ur", "op_rr")
+
+
+@dataclass(frozen=True)
+class GRAIL:
+    """Freeze OP-UR = (∪ T_forget) ∩ (∪ T_retain) and OP-RR = ∩ T_retain, T the top-k masks of a localisation.
+
+    ``frozen_set`` is the paper's text: neither set moves at all. ``micro_batch`` is its official code's: what the
+    forget side back-propagates does not reach OP-UR, and what the retain side does not reach OP-RR, so that only the
+    entries of both stand still. (That code masks the gradient accumulated so far; here each mask meets the gradients
+    it belongs to, and no others.)
+
+    Attributes:
+        k_unlearn: share of each tensor in the masks OP-UR is made of.
+        k_retain: the same for OP-RR.
+        reading: ``frozen_set`` or ``micro_batch``.
+        sets: ``both``, or the ablations ``op_ur`` and ``op_rr``: that set alone.
+    """
+
+    k_unlearn: float = 0.1
+    k_retain: float = 0.2
+    reading: str = "frozen_set"
+    sets: str = "both"
+
+    def __post_init__(self) -> None:
+        for name in ("k_unlearn", "k_retain"):
+            if not 0 < getattr(self, name) <= 1:
+                raise GeffectError(f"{name} in (0, 1] for grail", str(getattr(self, name)), "0.1 is the largest tenth")
+        for name, known in (("reading", READINGS), ("sets", SETS)):
+            if getattr(self, name) not in known:
+                found = repr(getattr(self, name))
+                raise GeffectError(f"{name} of grail among {', '.join(known)}", found, "choose one of these")
+
+    def frozen(self, parameters: Mapping[str, nn.Parameter], localised: Localisation) -> Frozen:
+        """What a localisation freezes.
+
+        Args:
+            parameters: what a row covers.
+            localised: with masks of both shares.
+
+        Returns:
+            The frozen entries.
+        """
+        unlearn, retain = self.masks(localised)
+        if self.reading == "frozen_set":
+            unlearn = retain = united([unlearn, retain])
+        return Frozen(parameters, unlearn, retain)
+
+    def masks(self, localised: Localisation) -> tuple[Masks, Masks]:
+        """OP-UR and OP-RR; the one an ablation leaves out is empty."""
+        wide = localised.at(self.k_unlearn)
+        unlearn = op_ur(of_role(wide, "forget"), of_role(wide, "retain"))
+        retain = op_rr(of_role(localised.at(self.k_retain), "retain"))
+        return (unlearn if self.sets != "op_rr" else {}), (retain if self.sets != "op_ur" else {})

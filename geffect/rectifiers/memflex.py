@@ -1,0 +1,59 @@
+"""MemFlex: train only where forgetting is strong and points elsewhere than retaining (arXiv 2407.01920)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from geffect.core.topk import pack
+from geffect.errors import GeffectError
+from geffect.localization.localize import Localisation
+from geffect.localization.masks import Frozen
+from geffect.localization.selection import region
+
+THRESHOLDS = ("absolute", "quantile")
+
+
+@dataclass(frozen=True)
+class MemFlex:
+    """Freeze every tensor outside the region cos(ḡ_forget, ḡ_retain) < μ and mean |ḡ_forget| > σ.
+
+    Over several domains ḡ is the mean over all their examples: the merged data of arXiv 2504.12681's comparison.
+
+    Attributes:
+        mu: μ, 0.92 as published for Llama-2.
+        sigma: σ, 6e-4 as published; it depends on the model, its loss and its adapter.
+        thresholds: ``absolute``, or ``quantile``: μ and σ are quantiles over the tensors.
+    """
+
+    mu: float = 0.92
+    sigma: float = 6e-4
+    thresholds: str = "absolute"
+
+    def __post_init__(self) -> None:
+        if self.thresholds not in THRESHOLDS:
+            found = repr(self.thresholds)
+            raise GeffectError(f"thresholds of memflex among {', '.join(THRESHOLDS)}", found, "choose one of these")
+        if self.thresholds == "quantile" and not (0 <= self.mu <= 1 and 0 <= self.sigma <= 1):
+            found = f"mu={self.mu}, sigma={self.sigma}"
+            raise GeffectError("quantiles in [0, 1] for memflex", found, "0.8 and 0.2, for example")
+
+    def region(self, localised: Localisation) -> list[str]:
+        """The tensors that stay trainable."""
+        quantiles = self.thresholds == "quantile"
+        return region(localised.cosines(), localised.magnitudes["forget"], self.mu, self.sigma, quantiles=quantiles)
+
+    def frozen(self, parameters: Mapping[str, nn.Parameter], localised: Localisation) -> Frozen:
+        """What a localisation freezes.
+
+        Args:
+            parameters: what a row covers.
+            localised: with mean gradients.
+
+        Returns:
+            The frozen entries: whole tensors.
+        """
+        chosen = set(self.region(localised))
+        outside = {n: pack(torch.ones(p.shape, dtype=torch.bool)) for n, p in parameters.items() if n not in chosen}
+        return Frozen(parameters, outside, outside)

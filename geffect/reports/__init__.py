@@ -1,0 +1,1 @@
+"""What came of runs: tables, plots, findings, and the HTML page."""

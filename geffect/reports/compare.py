@@ -1,0 +1,208 @@
+"""Runs side by side: one table, three pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from geffect.core.effects import asked_of, cosines, direction_of, g_effect, total_cosine
+from geffect.core.splits import RISKS, domain_of
+from geffect.core.topk import chance
+from geffect.errors import GeffectError, visible
+from geffect.record.frames import read, read_support
+from geffect.record.localization import RECIPE
+from geffect.record.prediction import read_ledger
+from geffect.record.reader import as_written, read_lines, read_steps
+from geffect.record.standard_errors import read_standard_errors
+from geffect.reports import plots
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def compare(runs: Sequence[Path | str]) -> pd.DataFrame:
+    """What each run forgot, what it kept, and what its updates predicted.
+
+    Args:
+        runs: run directories.
+
+    Returns:
+        One row a run.
+    """
+    return pd.DataFrame([{"run": name} | _row(path) for name, path in named(runs).items()])
+
+
+@as_written
+def _row(run: Path | str) -> dict[str, Any]:
+    gram, steps = read(run), read_steps(run)
+    effects = g_effect(gram, direction_of(gram))
+    cosine = total_cosine(gram, asked_of(gram), "retain")
+    last = _with_roles(steps.iloc[-1])
+    kept = "held" if "held_risk" in last else "retain"
+    return {
+        **{f"{role} acc.": last.get(f"{role}_accuracy") for role in ("forget", kept)},
+        **{f"{role} risk": last.get(f"{role}_risk") for role in ("forget", kept)},
+        "cos, start": cosine.iloc[0], "cos, end": cosine.iloc[-1],
+        "conflict": (effects.groupby("step")["retain"].sum() < 0).mean(),
+        "Σe_u": effects["unlearn"].sum(), "Σe_r": effects["retain"].sum(),
+    }  # fmt: skip
+
+
+def _with_roles(scores: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Scores by role, too, where there are domains: their mean."""
+    for kind in ("accuracy", "risk"):
+        for role in RISKS:
+            own = [scores[name] for name in scores.index if str(name).startswith(f"{role}/") and name.endswith(kind)]
+            if own:
+                scores[f"{role}_{kind}"] = sum(own) / len(own)
+    return scores
+
+
+def at_checkpoints(path: Path | str) -> pd.DataFrame:
+    """What an inspection found at every checkpoint.
+
+    Args:
+        path: its record.
+
+    Returns:
+        Columns ``step``, the risks of the sets, ``unlearn`` and ``retain`` (G-effects, units of gradient²), where there
+        are standard errors ``± unlearn`` and ``± retain``, and ``cosine`` (of the objective's and the retain gradient).
+    """
+    gram, steps = read(path), read_steps(path).set_index("step")
+    found = g_effect(gram).groupby("step")[["unlearn", "retain"]].sum()
+    risks = [name for name in ("forget_risk", "retain_risk", "held_risk") if name in steps]
+    parts = [steps[risks], found]
+    if any("spread" in line for line in read_lines(Path(path))):
+        errors = read_standard_errors(path, "total")
+        for effect, row in zip(("unlearn", "retain"), RISKS, strict=True):
+            own = errors[(errors["row"] == "objective") & (errors["other"] == row)].set_index("step")
+            parts.append(own["standard_error"].rename(f"± {effect}").to_frame())
+    parts.append(total_cosine(gram, "objective", "retain").rename("cosine").to_frame())
+    return pd.concat(parts, axis=1).rename_axis("step").reset_index()
+
+
+def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "thirds") -> list[Path]:
+    """Draw runs: G-effect by layer group, cosine disparity, trade-off plane; each with the data drawn.
+
+    A single run is drawn by layer, too. Where every run kept a ledger, or recorded supports, those are drawn as well.
+    Of a localisation its overlaps are drawn.
+
+    Args:
+        runs: run directories, side by side.
+        out: where to write; ``figures`` in the first run by default.
+        scheme: how layers make groups.
+
+    Returns:
+        The files written.
+    """
+    paths = named(runs)
+    if all((path / RECIPE).exists() for path in paths.values()):
+        return [file for name, path in paths.items() for file in overlap_figures(path, out / name if out else None)]
+    out = out or next(iter(paths.values())) / "figures"
+    grams = {name: read(path, "group", scheme) for name, path in paths.items()}
+    effects = pd.concat([descended(gram).assign(run=name) for name, gram in grams.items()])
+    disparities = pd.concat([cosines(gram).assign(run=name) for name, gram in grams.items()])
+    scores = pd.concat([read_steps(path).assign(run=name) for name, path in paths.items()])
+    written = plots.save(plots.g_effect_curves(effects), out / "g_effect", effects)
+    if len(paths) == 1:
+        by_layer = descended(read(next(iter(paths.values())), "layer"))
+        written += plots.save(plots.layer_heat_map(by_layer), out / "layers", by_layer)
+    written += plots.save(plots.cosine_curves(disparities), out / "cosine", disparities)
+    if {"forget_risk", "held_risk"} <= set(scores):
+        plane = scores[["run", "step", "forget_risk", "held_risk"]].dropna()
+        written += plots.save(plots.trade_off(plane), out / "trade_off", plane)
+    lines = {name: read_lines(path) for name, path in paths.items()}
+    if all(any("ledger" in line for line in each) for each in lines.values()):
+        ledger = pd.concat([read_ledger(path).assign(run=name) for name, path in paths.items()])
+        written += plots.save(plots.ledger_plane(ledger), out / "ledger", ledger)
+        written += plots.save(plots.ledger_sums(ledger), out / "ledger_sums", ledger)
+    shares = {line["support"]["share"] for each in lines.values() for line in each if line.get("support")}
+    if len(shares) == 1 and all(any(line.get("support") for line in each) for each in lines.values()):
+        overlaps = pd.concat([read_support(path, "group", scheme).assign(run=name) for name, path in paths.items()])
+        curves = plots.jaccard_curves(overlaps, "objective", "retain", shares.pop())
+        written += plots.save(curves, out / "jaccard", overlaps)
+    return written
+
+
+def descended(gram: pd.DataFrame) -> pd.DataFrame:
+    """The G-effects of what was descended, as they are drawn.
+
+    Args:
+        gram: a record's tidy frame by group or layer.
+
+    Returns:
+        As `g_effect`.
+    """
+    return g_effect(gram, direction_of(gram))
+
+
+def whole_overlaps(path: Path | str) -> pd.DataFrame:
+    """Jaccard indices over the whole model, against chance.
+
+    Args:
+        path: a localisation.
+
+    Returns:
+        Columns ``share``, ``row``, ``other``, ``intersection``, ``union``, ``jaccard``, ``chance``.
+    """
+    counts = read_support(path).groupby(["share", "row", "other"], sort=False)[["intersection", "union"]].sum()
+    frame = counts.reset_index()
+    return frame.assign(jaccard=frame["intersection"] / frame["union"].where(frame["union"] > 0),
+                        chance=frame["share"].map(chance))  # fmt: skip
+
+
+def overlap_figures(path: Path | str, out: Path | None = None, shares: Sequence[float] = ()) -> list[Path]:
+    """Draw a localisation: the overlaps of its scopes over the model and by layer, one pair of figures a share.
+
+    Args:
+        path: a localisation.
+        out: where to write; its ``figures`` by default.
+        shares: of the masks drawn; all by default.
+
+    Returns:
+        The files written.
+    """
+    out, written = out or Path(path) / "figures", []
+    whole, layers = whole_overlaps(path), read_support(path, "layer")
+    for share in shares or whole["share"].unique():
+        matrix, rows = whole[whole["share"] == share], layers[layers["share"] == share]
+        written += plots.save(overlap_matrix(matrix, share), out / f"overlap-{share:g}", matrix)
+        written += plots.save(plots.jaccard_by_layer(rows, share), out / f"overlap_by_layer-{share:g}", rows)
+    return written
+
+
+def overlap_matrix(frame: pd.DataFrame, share: float) -> "Figure":
+    """Draw the overlaps of a localisation's scopes, those of a domain framed.
+
+    Args:
+        frame: as of `whole_overlaps`, of one share.
+        share: it.
+
+    Returns:
+        As `geffect.reports.plots.jaccard_matrix`.
+    """
+    scopes = dict.fromkeys([*frame["row"], *frame["other"]])
+    pairs = {domain: [name for name in scopes if domain_of(name) == domain] for domain in map(domain_of, scopes)}
+    return plots.jaccard_matrix(frame, share, [names for names in pairs.values() if len(names) == 2])
+
+
+def named(runs: Sequence[Path | str]) -> dict[str, Path]:
+    """Runs by their directory's name, or by their whole path where two share a name, each in its visible form.
+
+    Args:
+        runs: directories.
+
+    Returns:
+        Name → directory.
+
+    Raises:
+        GeffectError: one is given twice.
+    """
+    paths = [Path(run) for run in runs]
+    names = [path.resolve().name for path in paths]
+    labels = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
+    named = {visible(label, lines=False): path for label, path in zip(labels, paths, strict=True)}
+    if len(named) < len(paths):
+        raise GeffectError("different runs", "one given twice", "name each once")
+    return named

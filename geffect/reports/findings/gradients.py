@@ -1,0 +1,189 @@
+"""What the measured gradients of a run show: conflict with the retain set, since when, where, and what undid it.
+
+`conflict`, `start` and `layers` speak of the objective's gradient as it is before any rectifier, and say so where one
+ran: `who` is how it is called.
+"""
+
+import numpy as np
+import pandas as pd
+
+from geffect.core.effects import direction_of, pairs, total_cosine
+from geffect.reports.findings.estimates import Estimate, Numbers, block_length, over_steps, resampled
+from geffect.reports.findings.finding import Finding, number, percent, within
+
+TRIVIAL = 0.02  # a mean cosine nearer to zero is not spoken of
+CLEAR = 0.1  # a share of the harm, beyond what is compared with
+
+
+def conflict(frame: pd.DataFrame, who: str = "The objective") -> Finding | None:
+    """Whether the objective's gradient conflicts with the retain gradient: mean cosine over steps below zero.
+
+    Args:
+        frame: a record's tidy frame.
+        who: the objective, as the text calls it.
+
+    Returns:
+        The mean cosine, with the share of steps below zero.
+    """
+    cosine = np.asarray(total_cosine(frame, "objective", "retain").dropna(), dtype=np.float64)
+    found = over_steps(cosine[:, None], _mean)
+    if found is None or not found.below(0) or found.value > -TRIVIAL:
+        return None
+    low, high = _clipped(found, -1, 1)
+    share = percent(float(np.mean(cosine < 0)))
+    text = (f"{who} conflicts with the retain set: at {share} of {len(cosine)} steps a step along its gradient "
+            f"would raise the retain loss (mean cosine {number(found.value)} {within(low, high)}).")  # fmt: skip
+    return Finding("conflict", text, found.value, low, high)
+
+
+def start(frame: pd.DataFrame, who: str = "The objective") -> Finding | None:
+    """The first step from which the smoothed cosine of the objective's and the retain gradient stays below zero.
+
+    The steps before it must not be in conflict by the same test, and those from it on must be, at `LEVEL` shared
+    among all possible starts. Its interval repeats the search on the smoothed curve with blocks of its residuals.
+
+    Args:
+        frame: a record's tidy frame.
+        who: the objective, as the text calls it.
+
+    Returns:
+        The step; none where harm is there from the first step on, or never is.
+    """
+    cosine = total_cosine(frame, "objective", "retain").dropna()
+    values, steps = np.asarray(cosine, dtype=np.float64), cosine.index.to_numpy()
+    if not len(values):
+        return None
+    smooth = _smoothed(values)
+    place = int(_start(smooth))
+    after = over_steps(values[place:, None], _mean)
+    if not 0 < place < len(values) or values[:place].mean() < 0:
+        return None
+    if after is None or not after.below(0, tests=len(values)) or after.value > -TRIVIAL:
+        return None
+    rest: Numbers = values - smooth
+    drawn = smooth + rest[resampled(len(values), block_length(values))]
+    ends = np.quantile(_start(_smoothed(drawn)), [0.025, 0.975]).clip(max=len(values) - 1)
+    low, high = (float(steps[int(end)]) for end in ends)
+    text = (f"{who} conflicts with the retain set from step {steps[place]} "
+            f"[{low:.0f},\N{NO-BREAK SPACE}{high:.0f}] on, to the end.")  # fmt: skip
+    return Finding("start", text, float(steps[place]), low, high)
+
+
+def layers(frame: pd.DataFrame, who: str = "The objective") -> Finding | None:
+    """The layer group with the largest share of the retain harm, where it is more than an equal share.
+
+    The share is Σ e_g / Σ e of the retain G-effects ⟨∇R_r, objective⟩ over the measured steps.
+
+    Args:
+        frame: a record's tidy frame by group, of a run in conflict (`conflict`).
+        who: the objective, as the text calls it.
+
+    Returns:
+        The share.
+    """
+    effects = pairs(frame, "retain", "objective").unstack().dropna(how="any")
+    effects = effects.loc[:, (effects != 0).any()]
+    if effects.shape[1] < 2 or not len(effects):
+        return None
+    values, place = effects.to_numpy(np.float64), int(effects.sum().argmin())
+    found = over_steps(values, lambda x: x[..., place].sum(-1) / x.sum((-2, -1)))
+    equal = 1 / values.shape[1]
+    if found is None or not found.above(equal, tests=values.shape[1]) or found.value < equal + CLEAR:
+        return None
+    low, high = _clipped(found, 0, np.inf)
+    name = NAMES.get(str(effects.columns[place]), str(effects.columns[place]))
+    text = (f"{name} {percent(found.value)} {within(100 * low, 100 * high, 0)} of the harm that {_inside(who)} would "
+            f"do to the retain set, to first order; "
+            f"an equal share of {values.shape[1]} groups would be {percent(equal)}.")  # fmt: skip
+    return Finding("layers", text, found.value, low, high)
+
+
+NAMES = {
+    "embed": "The embedding carries",
+    "shallow": "Shallow layers carry",
+    "middle": "Middle layers carry",
+    "deep": "Deep layers carry",
+    "lm_head": "The output head carries",
+    "shared": "Parameters that several blocks share carry",
+    "tied": "The tied embedding carries",
+}
+
+
+def removed(frame: pd.DataFrame, name: str = "The rectifier") -> Finding | None:
+    """How much of the retain harm a rectifier or frozen entries took out: 1 − Σ max(0, −e_after) / Σ max(0, −e_before).
+
+    Args:
+        frame: a record's tidy frame of a run in conflict (`conflict`).
+        name: what did it.
+
+    Returns:
+        The share; none where nothing rectified.
+    """
+    after = next((row for row in ("rectified", "masked") if (frame["row"] == row).any()), None)
+    if after is None:
+        return None
+    effects = pd.concat([pairs(frame, "retain", row).groupby("step").sum() for row in ("objective", after)], axis=1)
+    harm = np.maximum(0, -effects.dropna().to_numpy(np.float64))
+    found = over_steps(harm, lambda x: 1 - x[..., 1].sum(-1) / x[..., 0].sum(-1)) if len(harm) else None
+    if found is None or not found.above(0) or found.value < CLEAR:
+        return None
+    low, high = _clipped(found, -np.inf, 1)
+    text = (f"{name} removed {percent(found.value)} {within(100 * low, 100 * high, 0)} of the harm that the "
+            "objective's gradient would do to the retain set: to first order, on the examples of each step, and before "
+            "the optimizer.")  # fmt: skip
+    return Finding("removed", text, found.value, low, high, "rectified")
+
+
+def applied(frame: pd.DataFrame) -> Finding | None:
+    """Whether what the optimiser applied harms the retain set where the gradient it was given does not.
+
+    Args:
+        frame: a record's tidy frame.
+
+    Returns:
+        The mean cosine of the row ``applied`` with the retain gradient; none where it was not recorded.
+    """
+    if not (frame["row"] == "applied").any() and not (frame["other"] == "applied").any():
+        return None
+    rows = (direction_of(frame), "applied")
+    both = pd.concat([total_cosine(frame, row, "retain") for row in rows], axis=1).dropna().to_numpy(np.float64)
+    given, found = (over_steps(column[:, None], _mean) for column in both.T)
+    apart = over_steps(both, lambda x: (x[..., 1] - x[..., 0]).mean(-1))
+    if found is None or given is None or apart is None:
+        return None
+    if not found.below(0) or not apart.below(0) or given.value < 0 or found.value > -TRIVIAL:
+        return None
+    low, high = _clipped(found, -1, 1)
+    text = (f"What the optimizer applied harms the retain set although the gradient it was given does not: mean cosine "
+            f"{number(found.value)} {within(low, high)} against {number(given.value)}; their signs differ at "
+            f"{percent(float(np.mean(both[:, 0] * both[:, 1] < 0)))} of {len(both)} steps.")  # fmt: skip
+    return Finding("applied", text, found.value, low, high, "applied")
+
+
+def _inside(who: str) -> str:
+    return who[0].lower() + who[1:]
+
+
+def _mean(values: Numbers) -> Numbers:
+    found: Numbers = values.mean((-2, -1))
+    return found
+
+
+def _clipped(found: Estimate, least: float, most: float) -> tuple[float, float]:
+    low, high = found.interval()
+    return max(low, least), min(high, most)
+
+
+def _smoothed(values: Numbers) -> Numbers:
+    """A centred moving average over about √n steps, the ends repeated."""
+    from scipy.ndimage import uniform_filter1d
+
+    found: Numbers = uniform_filter1d(values, round(values.shape[-1] ** 0.5), axis=-1, mode="nearest")
+    return found
+
+
+def _start(smooth: Numbers) -> Numbers:
+    """Place from which a curve stays below zero to its end; its length where the end is not below."""
+    above = smooth[..., ::-1] >= 0
+    found: Numbers = np.where(above.any(-1), smooth.shape[-1] - above.argmax(-1), 0)
+    return found

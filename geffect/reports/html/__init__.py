@@ -1,0 +1,1 @@
+"""Runs as one offline HTML page."""

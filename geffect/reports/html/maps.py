@@ -1,0 +1,91 @@
+"""A run's G-effects as a table of layers by steps, for hovering and the keyboard."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import to_hex
+
+from geffect.core.layers import depth
+from geffect.reports.plots.cells import SIGNED, signed
+
+MOST, LABELS = 60, 12  # columns of a map; about as many of them are named
+SIDES = {
+    "retain": ("raises the retain risk: harm", "lowers the retain risk"),
+    "unlearn": ("raises the forget risk: forgets", "lowers the forget risk"),
+}
+
+
+class Cell(NamedTuple):
+    """One layer at one step: its number as text, its colour, whether it is above zero."""
+
+    text: str
+    colour: str
+    above: bool
+
+
+class LayerMap(NamedTuple):
+    """One G-effect by layer and step.
+
+    Attributes:
+        side: ``retain`` or ``unlearn``.
+        below: what a number below zero means.
+        above: what one above zero means.
+        columns: a step, or steps that were averaged, and whether its name is shown.
+        rows: layer → cells.
+        pooled: steps in a column.
+    """
+
+    side: str
+    below: str
+    above: str
+    columns: list[tuple[str, bool]]
+    rows: dict[str, list[Cell]]
+    pooled: int
+
+
+def layer_maps(frame: pd.DataFrame) -> list[LayerMap]:
+    """Both G-effects by layer and step, on one colour scale centred on zero.
+
+    Args:
+        frame: columns ``step``, ``layer``, ``unlearn``, ``retain``.
+
+    Returns:
+        The retain side first. Of a run of more than 60 measured steps a column is the mean of several.
+    """
+    layers = sorted(frame["layer"].unique(), key=depth)
+    steps = np.sort(frame["step"].unique())
+    pooled = -(-len(steps) // MOST)
+    parts = [steps[at : at + pooled] for at in range(0, len(steps), pooled)]
+    place = {step: number for number, part in enumerate(parts) for step in part}
+    means = frame.groupby(["layer", frame["step"].map(place)])[list(SIDES)].mean()
+    colours = ScalarMappable(signed(means.to_numpy(float).ravel())[0], SIGNED)
+    every = -(-len(parts) // LABELS)
+    columns = [(_span(part), number % every == 0) for number, part in enumerate(parts)]
+    return [
+        LayerMap(side, *says, columns, _rows(means[side].unstack().loc[layers], colours), pooled)
+        for side, says in SIDES.items()
+    ]
+
+
+def _span(steps: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> str:
+    return str(steps[0]) if len(steps) == 1 else f"{steps[0]}–{steps[-1]}"
+
+
+def _rows(table: pd.DataFrame, colours: ScalarMappable) -> dict[str, list[Cell]]:
+    return {
+        str(layer): [Cell(signed_text(value), colour_of(value, colours), bool(value > 0)) for value in values]
+        for layer, values in zip(table.index, table.to_numpy(float), strict=True)
+    }
+
+
+def signed_text(value: float) -> str:
+    """A number with its sign, three digits; ``unknown`` where it is not finite."""
+    return f"{value:+.3g}".replace("-", "−") if np.isfinite(value) else "unknown"
+
+
+def colour_of(value: float, colours: ScalarMappable) -> str:
+    """A number's colour as ``#rrggbb``; grey where it is not finite."""
+    red, green, blue, _ = colours.to_rgba(np.nan_to_num(value))
+    return to_hex((red, green, blue)) if np.isfinite(value) else "#bfbfbf"

@@ -1,0 +1,120 @@
+"""The page on disk."""
+
+import base64
+import contextlib
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from geffect.errors import GeffectError, visible
+from geffect.io.readers import opened
+from geffect.record.reader import read_environment
+from geffect.reports.findings.finding import Finding
+from geffect.reports.findings.outcome import Outcome
+from geffect.reports.html.sections import comparison, section
+
+MARK = b'<meta name="generator" content="geffect report">'  # what was drawn once may be drawn again
+
+
+class Report(NamedTuple):
+    """A page and what it found.
+
+    Attributes:
+        path: of the page.
+        findings: of all runs.
+        outcomes: run → whether it forgot selectively.
+    """
+
+    path: Path
+    findings: list[Finding]
+    outcomes: dict[str, Outcome]
+
+
+def write(runs: Mapping[str, Path], out: Path, scheme: str = "thirds") -> Report:
+    """Write runs as one HTML page that needs no network.
+
+    Args:
+        runs: name → directory.
+        out: the file; a report that is there already is drawn again.
+        scheme: how layers make groups.
+
+    Returns:
+        The file, and the findings and outcomes of all runs.
+
+    Raises:
+        GeffectError: a run cannot be read, or the file is none of ours or cannot be written.
+    """
+    for path in runs.values():
+        read_environment(path)
+    _check(out)
+    sections = [section(path, name, f"run-{i}", scheme) for i, (name, path) in enumerate(runs.items())]
+    together = comparison(runs) if len(sections) > 1 else None
+    page = _render(runs=sections, comparison=together)
+    partial = out.with_name(f".{out.name[:200]}.{os.getpid()}")
+    try:
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(out)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise GeffectError(f"a file to write at --out {out}", str(error.strerror), "choose another place") from error
+    findings = [finding for each in sections for finding in each.findings]
+    return Report(out, findings, {each.name: each.outcome for each in sections})
+
+
+def _check(out: Path) -> None:
+    if not out.parent.is_dir():
+        raise GeffectError(f"a directory to write --out {out} in", "none", "make it, or choose another place")
+    if not out.exists() and not out.is_symlink():
+        return
+    if not out.is_file() or MARK not in _head(out):
+        raise GeffectError(
+            f"no file, or a report of geffect's own, at --out {out}", "another", "choose another name or move it away"
+        )
+
+
+class Shades:
+    """The colors of a page as classes: a policy that allows its style by hash allows no style in an element."""
+
+    def __init__(self) -> None:
+        self._rules: dict[str, str] = {}
+
+    def __call__(self, ground: str, ink: str = "") -> str:
+        """The classes of a background, ``#rrggbb``, and of a text's color on it, a name."""
+        names = {f"shade-{ground[1:]}": f"background:{ground}"} | ({f"ink-{ink}": f"color:{ink}"} if ink else {})
+        self._rules |= names
+        return " ".join(names)
+
+    def rules(self) -> str:
+        """The style sheet of all classes that were asked for."""
+        return "\n".join(f".{name} {{ {rule} }}" for name, rule in sorted(self._rules.items()))
+
+
+def digest(content: str) -> str:
+    """A script or a style as a Content-Security-Policy allows it."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+
+
+def _shown(value: object) -> object:
+    """What a template prints: of text from a run, a model or a file, the visible form."""
+    from markupsafe import Markup
+
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _head(file: Path) -> bytes:
+    with opened(file) as stream:
+        return stream.read(2000)
+
+
+def _render(**content: object) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    templates = Environment(
+        loader=PackageLoader("geffect.reports.html"), autoescape=True, undefined=StrictUndefined, finalize=_shown,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    templates.filters["digest"] = digest
+    return templates.get_template("report.html").render(**content, shade=Shades())

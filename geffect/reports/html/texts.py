@@ -1,0 +1,57 @@
+"""The worst examples, token by token, coloured by effect."""
+
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.cm import ScalarMappable
+
+from geffect.reports.html.maps import colour_of, signed_text
+from geffect.reports.plots.cells import SIGNED, ink, signed
+
+NO_LOSS = "no loss"
+
+
+class Token(NamedTuple):
+    """What is written, what is said of it, and its colours (empty: none)."""
+
+    text: str
+    says: str
+    colour: str
+    ink: str
+
+
+class Text(NamedTuple):
+    """One row of a set."""
+
+    title: str
+    tokens: list[Token]
+
+
+def texts(frame: pd.DataFrame) -> list[Text]:
+    """Texts on one colour scale, those of the last step.
+
+    Args:
+        frame: as `geffect.read_tokens`.
+
+    Returns:
+        A text a row of a set.
+    """
+    frame = frame[frame["step"] == frame["step"].max()]
+    labelled = frame["labelled"].astype(bool)
+    colours = ScalarMappable(signed(frame.loc[labelled, "effect"].to_numpy(float))[0], SIGNED)
+    found = []
+    for (name, row, direction), rows in frame.groupby(["set", "row", "direction"], sort=False):
+        tokens = rows.sort_values("position")
+        columns = (tokens["token"], tokens["labelled"], tokens["effect"])
+        found.append(Text(f"{name} row {row}, along the {direction}", [
+            _token(str(text), bool(known), float(effect), colours)
+            for text, known, effect in zip(*columns, strict=True)
+        ]))  # fmt: skip
+    return found
+
+
+def _token(text: str, labelled: bool, effect: float, colours: ScalarMappable) -> Token:
+    shown = text.replace("\n", "⏎").replace("\r", "␍").replace("\t", "⇥")
+    if not labelled:
+        return Token(shown, NO_LOSS, "", "")
+    return Token(shown, signed_text(effect), colour_of(effect, colours), ink(colours, effect))

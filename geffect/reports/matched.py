@@ -1,0 +1,190 @@
+"""Runs at equal forgetting: what each kept where it had forgotten as much as the others, and how they differ."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from geffect.core.splits import role_of
+from geffect.errors import GeffectError
+from geffect.record.reader import as_written, read_config, read_environment, read_lines, read_steps
+
+RESAMPLES = 2000
+
+
+def at_forget_risk(run: pd.DataFrame, column: str, at: float) -> float:
+    """A column where the forget risk first reaches a level, linear between evaluations.
+
+    Args:
+        run: a run's evaluations in order, with ``forget_risk``.
+        column: what is read off.
+        at: the level (nats a token).
+
+    Returns:
+        Its value; NaN where the level is never reached, or was passed before the first evaluation.
+    """
+    place = _place(run["forget_risk"].to_numpy(), at)
+    return float("nan") if place is None else _between(run[column].to_numpy(), *place)
+
+
+def _place(risk: Any, at: float) -> tuple[int, float] | None:
+    """The evaluation at which a level is reached, and how far it lies between that before and it."""
+    above = np.flatnonzero(risk >= at)
+    if not len(above) or (above[0] == 0 and risk[0] > at):
+        return None
+    if above[0] == 0:
+        return 1, 0.0
+    i = int(above[0])
+    return i, float((at - risk[i - 1]) / (risk[i] - risk[i - 1]))
+
+
+def _between(values: Any, i: int, share: float) -> Any:
+    return values[i - 1] + share * (values[i] - values[i - 1])
+
+
+def align(runs: Mapping[str, Path | str], at: float | None = None, seed: int = 0) -> pd.DataFrame:
+    """What runs kept at the same forget risk, not at the same step.
+
+    gained is the rise of the forget risk from the start, harm that of the kept set's (``held``, else ``retain``), and
+    gained per harm their ratio. The last columns compare each run with the first, row by row of the kept set:
+    harm − the first run's harm with its 95 % interval, from 2000 bootstrap samples of rows common to all runs. It tells
+    of other rows of the kind, not of other seeds.
+
+    Args:
+        runs: name → run directory.
+        at: the forget risk (nats a token); the largest that every run reached by default.
+        seed: of the bootstrap.
+
+    Returns:
+        One row a run; NaN where it never reached the level.
+
+    Raises:
+        GeffectError: a run has no evaluations, they start beyond the level, sets differ, or a number is out of range.
+    """
+    if at is not None and not math.isfinite(at):
+        raise GeffectError("a finite forget risk to compare runs at", str(at), "name another with --at")
+    if not 0 <= seed < 2**32:
+        raise GeffectError(f"a seed from 0 to {2**32 - 1}", str(seed), "name another with --seed")
+    curves = {name: _curve(path) for name, path in runs.items()}
+    kept = "held" if all("held_risk" in curve for curve in curves.values()) else "retain"
+    level = min(curve["forget_risk"].max() for curve in curves.values()) if at is None else at
+    start = max(curve["forget_risk"].iloc[0] for curve in curves.values())
+    if not level > start:
+        raise GeffectError(f"a forget risk above the start's {start:.3g} to compare runs at", f"{level:.3g}",
+                           "name a higher one with --at, or runs that forget")  # fmt: skip
+    harms = {name: _row_harm(path, kept, level) for name, path in runs.items()}
+    _check_same_rows(harms, kept)
+    first = next(iter(harms.values()))
+    rows = {name: _kept(curve, kept, level) | _paired(harms[name], first, seed) for name, curve in curves.items()}
+    return pd.DataFrame(list(rows.values())).assign(run=list(rows))[["run", *next(iter(rows.values()))]]
+
+
+@as_written
+def _curve(path: Path | str) -> pd.DataFrame:
+    steps = read_steps(path)
+    if "forget_risk" not in steps and any(role_of(str(name)) == "forget" for name in steps):
+        remedy = "compare the domains' own curves, from geffect.read_steps"
+        raise GeffectError(f"one forget set in {path}", "several domains", remedy)
+    if not {"forget_risk", "retain_risk"} & set(steps) or "forget_risk" not in steps:
+        raise GeffectError(f"evaluations of a forget set in {path}", "none", "name a run of geffect unlearn")
+    return steps.dropna(subset=["forget_risk"]).reset_index(drop=True)
+
+
+def _kept(curve: pd.DataFrame, kept: str, level: float) -> dict[str, float]:
+    start = curve.iloc[0]
+    harm = at_forget_risk(curve, f"{kept}_risk", level) - start[f"{kept}_risk"]
+    gained = level - start["forget_risk"]
+    return {
+        "step": at_forget_risk(curve, "step", level), "forget risk": level,
+        "forget acc.": at_forget_risk(curve, "forget_accuracy", level),
+        f"{kept} risk": at_forget_risk(curve, f"{kept}_risk", level),
+        f"{kept} acc.": at_forget_risk(curve, f"{kept}_accuracy", level),
+        "gained": gained, "harm": harm, "gained per harm": gained / harm if harm > 0 else float("nan"),
+    }  # fmt: skip
+
+
+def rows_at(path: Path | str, kept: str, level: float) -> tuple[Any, Any, Any] | None:
+    """The rows of a set where the forget risk first reaches a level, linear between evaluations.
+
+    Args:
+        path: run directory.
+        kept: the set.
+        level: the forget risk (nats a token).
+
+    Returns:
+        Arrays, a number a row: Σ −log p there, that of the first evaluation, labelled tokens. None where the level is
+        never reached, or rows were not recorded.
+    """
+    lines = [line for line in read_lines(Path(path)) if "evaluation" in line and "diverged" not in line]
+    place = _place(np.array([line["evaluation"]["forget"]["risk"] for line in lines]), level)
+    if place is None or not all(kept in line.get("evaluation_rows", {}) for line in lines):
+        return None
+    nll = np.array([line["evaluation_rows"][kept]["nll"] for line in lines])
+    return _between(nll, *place), nll[0], np.array(lines[0]["evaluation_rows"][kept]["tokens"])
+
+
+RowHarm = tuple[Any, Any] | None  # rise of each row's Σ −log p, and its labelled tokens
+
+
+def _row_harm(path: Path | str, kept: str, level: float) -> RowHarm:
+    found = rows_at(path, kept, level)
+    return None if found is None else (found[0] - found[1], found[2])
+
+
+def _check_same_rows(harms: Mapping[str, RowHarm], kept: str) -> None:
+    counts = [each[1].tolist() for each in harms.values() if each is not None]
+    if any(each != counts[0] for each in counts):
+        raise GeffectError(f"runs evaluated on the same {kept} rows", "different ones", "compare runs of the same sets")
+
+
+def _paired(own: RowHarm, first: RowHarm, seed: int) -> dict[str, float]:
+    if own is None or first is None:
+        return {"more harm": float("nan"), "low": float("nan"), "high": float("nan")}
+    difference, tokens = own[0] - first[0], own[1]
+    drawn = np.random.default_rng(seed).integers(len(tokens), size=(RESAMPLES, len(tokens)))
+    found = difference[drawn].sum(1) / tokens[drawn].sum(1)
+    low, high = np.quantile(found, [0.025, 0.975])
+    return {"more harm": float(difference.sum() / tokens.sum()), "low": float(low), "high": float(high)}
+
+
+def differences(runs: Mapping[str, Path | str]) -> pd.DataFrame:
+    """Every setting, data set and version in which runs differ.
+
+    Args:
+        runs: name → run directory.
+
+    Returns:
+        Indexed by setting, a column a run; ``–`` where it has none. Directories and times of the runs do not count.
+    """
+    told = {name: settings(Path(path)) for name, path in runs.items()}
+    keys = dict.fromkeys(key for each in told.values() for key in each)
+    rows = {key: [each.get(key, "–") for each in told.values()] for key in keys}
+    return pd.DataFrame({key: values for key, values in rows.items() if len(set(values)) > 1}, index=list(told)).T
+
+
+@as_written
+def settings(path: Path | str) -> dict[str, str]:
+    """A run's configuration, versions and hashes of data, flat; not where it lies.
+
+    Args:
+        path: run directory.
+
+    Returns:
+        Name → value as text.
+    """
+    path = Path(path)
+    config = read_config(path)
+    environment = read_environment(path)
+    kept = {key: environment.get(key) for key in ("python", "versions", "git", "processor", "threads", "attention")}
+    data = {f"data {name}": each["sha256"][:12] for name, each in environment.get("data", {}).items()}
+    return {key: str(value) for key, value in _flat({**config, **kept, **data}) if key != "out"}
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in content.items():
+        found += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return found

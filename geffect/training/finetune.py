@@ -1,0 +1,77 @@
+"""A Hugging Face Trainer that descends the NLL of its rows."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import TrainingArguments
+
+from geffect.core.forward import forward
+from geffect.data.encode import Encoded, collate
+from geffect.data.pairing import Shuffled
+from geffect.errors import GeffectError
+from geffect.measurement.measurement import Batch
+from geffect.models.reference import check_trainable
+from geffect.objectives.base import Counts, risk
+from geffect.training.modes import set_mode
+from geffect.training.trainer import RecordingTrainer, make_loader, rows_of
+
+
+class FitTrainer(RecordingTrainer):
+    """Descends the token-mean NLL of its rows; each loss is divided by the count of the whole window.
+
+    Args:
+        model: the model.
+        args: training arguments.
+        rows: the encoded training rows.
+        until_accuracy: stop after an evaluation in which every set reaches this token accuracy.
+        keep_dropout: train with dropout.
+        autocast: compute losses in bfloat16, whatever the weights' dtype.
+        **kwargs: see `RecordingTrainer`.
+    """
+
+    def __init__(
+        self, model: nn.Module, args: TrainingArguments, *, rows: list[Encoded], until_accuracy: float,
+        keep_dropout: bool = False, autocast: bool = False, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        check_trainable(model)
+        super().__init__(model, args, train_dataset=rows, **kwargs)
+        self.until_accuracy, self.keep_dropout, self.autocast = until_accuracy, keep_dropout, autocast
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of rows in an order that depends on seed and epoch alone."""
+        sampler = Shuffled(len(self.train_dataset), self.args.seed)
+        return make_loader(self, self.train_dataset, sampler, lambda rows: collate(rows, self.pad_id))
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """The micro-batches of a window and the count all of them are divided by."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.counts, self.met = Counts.of(batches), rows_of(batches)
+        return batches, None
+
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
+        """Back-propagate one micro-batch's share of the window's risk."""
+        set_mode(model, dropout=self.keep_dropout)  # without: a record's risk is the model's, not a thinned one's
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.autocast):
+            loss = risk(forward(model, self._prepare_inputs(inputs)), self.counts)
+        self.accelerator.backward(loss)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            found = f"{value} in step {self.state.global_step}, rows {self.met} of the sets in their order"
+            raise GeffectError("a finite loss", found, "lower --learning-rate, and look at those rows")
+        self.line["risk_train"] = self.line.get("risk_train", 0.0) + value
+        self.line["lr"] = [group["lr"] for group in self.optimizer.param_groups]
+        return loss.detach()
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As `RecordingTrainer.evaluate`; asks for the end once every set is known."""
+        metrics = super().evaluate(*args, **kwargs)
+        accuracies = [value for name, value in metrics.items() if name.endswith("_accuracy")]
+        known = min(accuracies) >= self.until_accuracy
+        if known and self.state.global_step == 0:  # told to stop here, Hugging Face's loop would still take a step
+            remedy = "raise --until-accuracy, or use the model as it is"
+            raise GeffectError(f"a set known less well than {self.until_accuracy}", f"{min(accuracies):.3f}", remedy)
+        self.control.should_training_stop |= known
+        return metrics

@@ -1,0 +1,254 @@
+"""A run's beginning and end: its directory, its sink, where it goes on, and what it leaves."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from geffect.config import FitConfig, InspectConfig, TrainConfig, UnlearnConfig
+from geffect.core.launch import launched
+from geffect.core.splits import role_of
+from geffect.errors import GeffectError, Interrupted
+from geffect.record.reader import as_written, read_environment, read_lines
+from geffect.record.resume import (
+    check_lines,
+    check_same_data,
+    check_same_start,
+    check_unfinished,
+    cut_back,
+    last_checkpoint,
+)
+from geffect.record.writer import CONFIG, STEPS, RunDirectory
+
+if TYPE_CHECKING:
+    from geffect.training.stopping import Rule
+    from geffect.training.trainer import RecordingTrainer
+
+LOGGER = logging.getLogger(__name__)
+ELSEWHERE = ("model", "reference", "trust_remote_code")  # the start is told by its weights, not by where it lies
+Config = TypeVar("Config", TrainConfig, UnlearnConfig, FitConfig, InspectConfig)
+
+
+def resolved(config: TrainConfig | InspectConfig) -> dict[str, Any]:
+    """A configuration as a run records it."""
+    return config.model_dump(mode="json", exclude_none=True)
+
+
+def unfinished(config: Config) -> Config:
+    """The recorded configuration of the unfinished run in ``config.out``.
+
+    Args:
+        config: what is asked for.
+
+    Returns:
+        The same, with the start the run had.
+
+    Raises:
+        GeffectError: there is no such run, it is finished, or a setting differs; the first such is named.
+    """
+    check_unfinished(config.out)
+    found = type(config).read(config.out / CONFIG, out=config.out, trust_remote_code=config.trust_remote_code)
+    recorded, asked = resolved(found), resolved(config)
+    for key in {**recorded, **asked}:
+        if key not in ELSEWHERE and recorded.get(key) != asked.get(key):
+            raise GeffectError(f"{key}: {recorded.get(key)} as {config.out / CONFIG} has it", str(asked.get(key)),
+                               "resume it from that file")  # fmt: skip
+    if isinstance(found, InspectConfig) or isinstance(config, InspectConfig):
+        return found
+    begun = read_environment(config.out)["start"]["path"]
+    return found.model_copy(update={"model": where_it_is(config.model, begun)})
+
+
+def where_it_is(model: str, recorded: object) -> str:
+    """A model's name, or the directory it stood for when a run recorded it, where a path leads nowhere from here."""
+    there = isinstance(recorded, str) and Path(recorded).is_dir()
+    is_path = not model.startswith(("builtin:", "gguf:")) and model != "smollm2"
+    return str(recorded) if is_path and there and not Path(model).expanduser().exists() else model
+
+
+@contextlib.contextmanager
+def started(
+    run: RunDirectory, config: dict[str, Any], environment: dict[str, Any], step: int
+) -> Iterator[Callable[..., None]]:
+    """A sink for a run's lines.
+
+    With the first line the configuration is written, so that a start that fails leaves nothing, or a run that goes on
+    has its lines cut back to where it does, so that a checkpoint that is refused costs none.
+
+    Args:
+        run: the directory, held.
+        config: as recorded.
+        environment: as recorded.
+        step: of the first line; those a run that has begun holds from there on are written anew.
+
+    Yields:
+        The sink.
+
+    Raises:
+        GeffectError: the disk is full or cannot be written to.
+    """
+    fresh, writes = True, launched()[0] == 0
+
+    def sink(line: dict[str, Any], file: str = STEPS) -> None:
+        nonlocal fresh
+        if not writes:
+            return
+        if fresh and run.resume:
+            cut_back(run.path, step)
+        elif fresh:
+            run.create(config, environment)
+        fresh = False
+        run.append(line, file)
+
+    with to_disk(run.path, "a run that has begun goes on with --resume"):
+        yield sink
+
+
+@contextlib.contextmanager
+def to_disk(path: Path, then: str) -> Iterator[None]:
+    """Tell a disk's error in one line.
+
+    Args:
+        path: what is written.
+        then: what to do once the disk is mended.
+
+    Raises:
+        GeffectError: the disk is full or cannot be written to.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        remedy = f"make room, or mend what is in the way; {then}"
+        raise GeffectError(f"a disk that {path} can be written to", reason, remedy) from error
+
+
+@as_written
+def take_up(path: Path | str, environment: Mapping[str, Any]) -> Path | None:
+    """The checkpoint an unfinished run goes on from; None where it has none and begins again.
+
+    Args:
+        path: the run directory, held.
+        environment: as the run would record it now.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        GeffectError: another process has finished the run meanwhile, its data or number of processes differ, or a line
+            of its record is missing, doubled or out of order.
+    """
+    path = Path(path)
+    check_unfinished(path)
+    check_same_start(path, environment)
+    check_same_data(path, environment)
+    begun = read_environment(path)
+    processes = begun["batch"]["processes"], environment["batch"]["processes"]
+    if processes[0] != processes[1]:
+        raise GeffectError(f"{processes[0]} processes, as {path} began with", f"{processes[1]}", "launch as many")
+    threads = begun["threads"], environment["threads"]
+    if threads[0] != threads[1]:
+        LOGGER.warning("the run began with %d threads and goes on with %d: last digits may differ", *threads)
+    checkpoint = last_checkpoint(path)
+    check_lines(path, range(first_step(checkpoint)))
+    LOGGER.info("resuming %s at step %d", path, first_step(checkpoint))
+    return checkpoint
+
+
+def train(trainer: "RecordingTrainer", checkpoint: Path | None, again: str) -> None:
+    """Train, and tell how to go on where Ctrl-C or a signal stopped it."""
+    trainer.train(resume_from_checkpoint=checkpoint)
+    done, steps = trainer.state.global_step, trainer.args.max_steps
+    if trainer.interrupted and done < steps:
+        message = f"stopped after step {done} of {steps}, whose state is kept; go on with: {again}"
+        raise Interrupted(message, trainer.interrupted)
+
+
+def again(config: TrainConfig) -> str:
+    """What to add to a verb so that it continues a run; what runs code has to be asked for again."""
+    return f"{config.out / CONFIG} --resume{' --trust-remote-code' if config.trust_remote_code else ''}"
+
+
+def check_converged(trainer: "RecordingTrainer", path: Path) -> None:
+    """Raise where a run's last update left a model that is not finite; the record says so, and is kept.
+
+    Args:
+        trainer: the run's.
+        path: its directory.
+
+    Raises:
+        GeffectError: it diverged.
+    """
+    if trainer.diverged:
+        found = f"{trainer.diverged} after step {trainer.state.global_step - 1}, the last; the record in {path} is kept"
+        raise GeffectError("a model that is finite at the end", found, "lower --learning-rate or set --max-grad-norm")
+
+
+def first_step(checkpoint: Path | None) -> int:
+    """The step a run goes on with from a checkpoint; 0 where it begins."""
+    from geffect.training.checkpoints import step_of
+
+    return 0 if checkpoint is None else step_of(checkpoint)
+
+
+def lines_before(path: Path, checkpoint: Path | None) -> list[dict[str, Any]]:
+    """The lines of a run up to the checkpoint it goes on from; none where it begins."""
+    return [] if checkpoint is None else [line for line in read_lines(path) if line["step"] < first_step(checkpoint)]
+
+
+def ends(path: Path, rules: "Mapping[str, Rule] | None" = None) -> dict[str, Any]:
+    """The first and last evaluation, the checkpoint that rules choose, and the peak memory."""
+    from geffect.models.checkpoints import checkpoints
+    from geffect.record.environment import peak_memory_gb
+    from geffect.training.checkpoints import step_of
+    from geffect.training.stopping import chosen
+
+    scored = [line for line in read_lines(path) if "evaluation" in line]
+    both = {"start": scored[0], "end": scored[-1]}
+    scores = {name: {"step": line["step"], **line["evaluation"]} for name, line in both.items()}
+    if "diverged" in scored[-1]:
+        scores["diverged"] = scored[-1]["diverged"]
+    if rules:
+        kept = [step_of(each) for each in checkpoints(path)]
+        scores["chosen"] = chosen(rules, read_lines(path), kept)
+    return scores | {"peak_memory_gb": round(peak_memory_gb(), 3)}
+
+
+def unmet(config: FitConfig | UnlearnConfig) -> dict[str, list[str]]:
+    """What a run was to come to and did not; it is told.
+
+    Args:
+        config: of a run that has taken all its steps.
+
+    Returns:
+        ``unmet``, a sentence each, for ``metrics.json``; nothing where all was met.
+    """
+    lines = read_lines(config.out)
+    found = [told for told in (_unmet_accuracy(config, lines), _unmet_rules(config, lines)) if told]
+    for told in found:
+        LOGGER.warning("%s", told)
+    return {"unmet": found} if found else {}
+
+
+def _unmet_accuracy(config: FitConfig | UnlearnConfig, lines: Sequence[Mapping[str, Any]]) -> str:
+    last = [line for line in lines if "evaluation" in line][-1]
+    scores, until = {name: each["accuracy"] for name, each in last["evaluation"].items()}, config.until_accuracy
+    if isinstance(config, FitConfig):
+        missed = {name: value for name, value in scores.items() if value < until <= 1}
+        more = "--steps" if config.steps else "--epochs"
+    else:
+        missed = {name: value for name, value in scores.items() if role_of(name) == "forget" and value >= until > 0}
+        more = "--steps"
+    each = ", ".join(f"{value:.3f} on {name}" for name, value in missed.items())
+    told = f"--until-accuracy {until:g} was not reached: after {last['step']} steps the token accuracy is {each}"
+    return f"{told}; raise {more} or --learning-rate" if missed else ""
+
+
+def _unmet_rules(config: FitConfig | UnlearnConfig, lines: Sequence[Mapping[str, Any]]) -> str:
+    rules = config.stop if isinstance(config, UnlearnConfig) else ""
+    if not rules or any("stopped" in line for line in lines):
+        return ""
+    return f"no rule of --stop {rules!r} was met: the run took all its {config.steps} steps"

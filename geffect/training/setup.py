@@ -1,0 +1,407 @@
+"""What a run starts from: its model, its sets as the model sees them, and what its objective needs of each row."""
+
+import itertools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from geffect.config import EvaluateConfig, FitConfig, LocaliseConfig, TextConfig, TrainConfig, UnlearnConfig
+from geffect.core.gradients import trainable
+from geffect.core.launch import launched
+from geffect.core.layers import Layout, layout
+from geffect.core.splits import RISKS, domain_of, of_role, role_of, scope, scopes
+from geffect.core.tied import find_tie, split_layout
+from geffect.data.checks import check_ids, tell_cut
+from geffect.data.domain_splits import balanced, domain_sets, scope_sets
+from geffect.data.encode import Encoded, encode_set, pad_id_of
+from geffect.data.load import QASet, RowSet, load_set
+from geffect.data.prompts import Prompt, described
+from geffect.data.refusals import BUILT_IN, Answers, read_answers, refused
+from geffect.errors import GeffectError
+from geffect.io.limits import check_memory
+from geffect.localization.masks import Frozen
+from geffect.models.cache import weights_sha256
+from geffect.models.fingerprint import fingerprint
+from geffect.models.load import Loaded, add_lora, outline
+from geffect.models.vocabulary import num_tokens
+from geffect.objectives.base import Objective
+from geffect.objectives.registry import make_objective
+from geffect.record.environment import batch_arithmetic, describe
+from geffect.record.localization import MASKS, check_localised, read_localisation
+from geffect.record.resume import recorded_prompts
+from geffect.record.writer import layout_to_json
+from geffect.rectifiers.registry import make_freezing, make_rectifier
+from geffect.training.stopping import make_rules
+
+LOGGER = logging.getLogger(__name__)
+ROLES = ("forget", "retain", "general", "held")
+LOCALISE = "make one with geffect localise, and name it with --masks"
+ON_SHARDS = ("adamw_torch", "sgd", "adagrad", "rmsprop")  # whose state lies in parts as the parameters do
+ROW_BYTES, TOKEN_BYTES = 300, 16  # of an encoding in memory
+PROMPT_NAMES = {"template": "chat template", "date": "--template-date", "system": "--system-prompt"}
+VANISHES = 1e-4  # a bfloat16 weight near 1 moves by 1/128 or not at all
+
+
+@dataclass
+class Start:
+    """A run about to begin.
+
+    Attributes:
+        loaded: model and tokenizer.
+        sets: role or name → set.
+        encoded: the same as the model sees them.
+        layout: where each parameter lies.
+        answers: what ``po`` and ``dpo`` answer forget questions with; None where no set of them is named.
+    """
+
+    loaded: Loaded
+    sets: dict[str, RowSet]
+    encoded: dict[str, list[Encoded]]
+    layout: Layout
+    answers: Answers | None = None
+
+    def environment(self, config: TrainConfig, steps: int) -> dict[str, Any]:
+        """What a run's ``environment.json`` says of it."""
+        sizes = {name: len(rows) for name, rows in self.encoded.items() if role_of(name) in RISKS}
+        used = balanced(config, sizes) if isinstance(config, UnlearnConfig) else {}
+        forget, path = of_role(used, "forget"), getattr(config, "masks", None)
+        masks = {"masks": {"set": str(path), "sha256": weights_sha256(path / MASKS)}} if path else {}
+        others = masks | ({"answers": self.answers.data} if self.answers else {})
+        rows = max(forget) if forget else sum(map(len, self.encoded.values()))
+        return describe() | {
+            "dtype": config.dtype,
+            "start": {"path": self.loaded.source, "sha256": self.loaded.sha256},
+            "attention": getattr(self.loaded.model.config, "_attn_implementation", None),
+            "data": {k: {"set": s.name, "rows": len(s), "sha256": s.sha256} for k, s in self.sets.items()} | others,
+            "prompts": prompts_of(config, self.loaded.tokenizer),
+            "batch": batch_arithmetic(rows, config.batch_size, config.grad_accum_steps, steps, launched()[1]),
+            "parameters": layout_to_json(self.layout),
+        }
+
+
+def read_set(config: TextConfig, spec: str) -> RowSet:
+    """Load a set with a configuration's columns.
+
+    Args:
+        config: columns and data directory.
+        spec: the set.
+
+    Returns:
+        The set.
+    """
+    return load_set(spec, config.data_dir, config.question_column, config.answer_column, config.text_column)
+
+
+def roles(config: TrainConfig) -> list[tuple[str, str]]:
+    """(role or scope, set) of a configuration, in the order printed."""
+    if isinstance(config, FitConfig):
+        return [(f"train {i}" if i else "train", spec) for i, spec in enumerate(config.train)]
+    if not isinstance(config, UnlearnConfig):
+        return []
+    trained, validated = domain_sets(config)
+    pairs = [pair for domain in trained for pair in scope_sets(domain)]
+    pairs += [pair for domain in validated for pair in scope_sets(domain, "_val")]
+    return pairs + [(role, spec) for role in ROLES if (spec := getattr(config, role, None))]
+
+
+def warn_of_rounding(config: TrainConfig) -> None:
+    """Say so where a run's steps are lost in its weights' precision."""
+    if config.dtype == "bfloat16" and config.learning_rate < VANISHES:
+        LOGGER.warning("steps of %g vanish in bfloat16's rounding: use --dtype float32", config.learning_rate)
+
+
+def read_start(config: TrainConfig, loaded: Loaded) -> Start:
+    """Put a model and a configuration's sets together.
+
+    Args:
+        config: of ``fit`` or ``unlearn``.
+        loaded: its model, without the adapter that ``config.lora`` asks for.
+
+    Returns:
+        The start.
+
+    Raises:
+        GeffectError: a set is missing or cannot be encoded, or the start is not the recorded one.
+    """
+    if config.lora:
+        loaded.model = add_lora(loaded.model, config.lora, config.seed, config.lora_dropout)
+    if isinstance(config, UnlearnConfig):
+        check_method(config)
+        _check_recorded(config, loaded)
+    named = roles(config) if isinstance(config, UnlearnConfig) else [(spec, spec) for _, spec in roles(config)]
+    sets = {name: read_set(config, spec) for name, spec in named}
+    encoded = {name: encode(config, loaded, rows) for name, rows in sets.items()}
+    tell_cut(encoded)
+    warn_of_other_prompts(config, loaded)
+    whole = layout(loaded.model)
+    if isinstance(config, UnlearnConfig) and not config.shard:  # in parts a tied tensor is not told apart by use
+        whole = split_layout(whole, find_tie(loaded.model))
+    return Start(loaded, sets, encoded, whole, answers_of(config) if isinstance(config, UnlearnConfig) else None)
+
+
+def encode(
+    config: TextConfig, loaded: Loaded, rows: RowSet, *, by: Callable[..., list[Encoded]] = encode_set
+) -> list[Encoded]:  # fmt: skip
+    """A set as the model sees it.
+
+    Args:
+        config: the length kept of a row.
+        loaded: tokenizer, and the model's context.
+        rows: the set.
+        by: `encode_set`, or `encode_examples`, which differ for texts.
+
+    Returns:
+        One encoding a row.
+
+    Raises:
+        GeffectError: as of `geffect.data.encode.encode_set`, or a token is none of the model's.
+    """
+    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    encoded = by(loaded.tokenizer, rows, config.max_length, context, prompt_of(config))
+    check_ids(encoded, num_tokens(loaded.model), rows.name, pad_id_of(loaded.tokenizer))
+    return encoded
+
+
+def localised_rows(config: LocaliseConfig, loaded: Loaded) -> dict[str, list[Encoded]]:
+    """The rows a localisation goes over: every domain's, those of its validation part too, numbered throughout.
+
+    Args:
+        config: the localisation.
+        loaded: its model's tokenizer.
+
+    Returns:
+        Scope → rows; no two share an index, so that none share their random labels.
+
+    Raises:
+        GeffectError: a scope has a single row, or a validation set is of no domain.
+    """
+    trained, validated = domain_sets(config)
+    found: dict[str, list[Encoded]] = {}
+    names = [domain.name for domain in trained]
+    for other in (each.name for each in validated if each.name not in names):
+        remedy = f"add --domain {other}=UNLEARN,RETENTION, or leave that --validation out"
+        raise GeffectError(f"--validation of a domain among {', '.join(names)}", other, remedy)
+    for domain in (*trained, *validated):
+        for name, spec in scope_sets(domain):
+            found.setdefault(name, []).extend(encode(config, loaded, read_set(config, spec)))
+    for name, rows in found.items():
+        if len(rows) < 2:
+            raise GeffectError(f"two rows or more in {name}", "1", "name a larger set or a wider slice")
+    numbers = itertools.count()
+    return {name: [replace(row, index=next(numbers)) for row in rows] for name, rows in found.items()}
+
+
+def outlined(config: TextConfig, spec: str) -> Loaded:
+    """A model's shapes without its weights, and the tokenizer it is used with."""
+    model, tokenizer = outline(spec, trust_remote_code=config.trust_remote_code, tokenizer=config.tokenizer,
+                               chat_template=config.chat_template)  # fmt: skip
+    return Loaded(model, tokenizer, spec, None)
+
+
+def prompt_of(config: TextConfig) -> Prompt:
+    """What a configuration tells a chat template beside the turns."""
+    return Prompt(config.template_date, config.system_prompt)
+
+
+def prompts_of(config: TextConfig, tokenizer: Any) -> dict[str, Any]:
+    """What decides a prompt: chat template, its date, the system turn and the tokenizer, for records and cache keys."""
+    return described(tokenizer, prompt_of(config))
+
+
+def decides(config: EvaluateConfig, loaded: Loaded) -> list[Any] | None:
+    """What decides a model's numbers beside the rows, for the key of a kept result.
+
+    Args:
+        config: dtype, date and system turn.
+        loaded: the model, before an adapter is merged into it.
+
+    Returns:
+        Model, dtype and prompts; None where the model's weights have no hash.
+    """
+    found = fingerprint(loaded)
+    return None if found is None else [found, config.dtype, prompts_of(config, loaded.tokenizer)]
+
+
+def warn_of_other_prompts(config: TextConfig, loaded: Loaded) -> None:
+    """Say so where a run's model or checkpoint is shown other prompts than the run showed it.
+
+    Args:
+        config: what is asked for.
+        loaded: the model.
+    """
+    asked, recorded = prompts_of(config, loaded.tokenizer), recorded_prompts(Path(loaded.source))
+    silent = {"date", "system"} if asked["template"] == recorded.get("template") is None else set()
+    for name, begun in recorded.items():
+        if name not in silent and asked.get(name) != begun:
+            both = f": {begun} there, {asked.get(name)} here" if name in ("date", "system") else ""
+            LOGGER.warning("%s was trained with another %s%s", loaded.source, PROMPT_NAMES.get(name, name), both)
+
+
+def answers_of(config: UnlearnConfig) -> Answers | None:
+    """The set that an objective's ``answers`` names; None where it names none.
+
+    Args:
+        config: the run.
+
+    Returns:
+        The answers.
+
+    Raises:
+        GeffectError: two terms name different ones, or the set cannot be read.
+    """
+    terms = [term for _, term in make_objective(config.objective).terms]
+    named = list(dict.fromkeys(term.answers for term in terms if hasattr(term, "answers")))
+    if len(named) > 1:
+        found = " and ".join(name or BUILT_IN.name for name in named)
+        raise GeffectError(f"one set of answers in {config.objective!r}", found, "name the same in each term")
+    return read_answers(named[0], partial(read_set, config)) if named and named[0] else None
+
+
+def check_method(config: UnlearnConfig) -> None:
+    """Raise where a configuration lacks what its own method or diagnostics need.
+
+    Args:
+        config: the run.
+
+    Raises:
+        GeffectError: what is missing, and how to supply it.
+    """
+    objective, rectifier = make_objective(config.objective), make_rectifier(config.rectifier)
+    freezing, present = make_freezing(config.rectifier), {role_of(name) for name, _ in roles(config)}
+    if (freezing is None) != (config.masks is None):
+        wanted = "a directory of masks for" if freezing else "no --masks for"
+        found, remedy = (str(config.masks or "none"), "leave --masks out") if not freezing else ("none", LOCALISE)
+        raise GeffectError(f"{wanted} {config.rectifier!r}", found, remedy)
+    if config.shard and launched()[1] == 1:
+        remedy = "start it with torchrun --nproc-per-node 2 -m geffect unlearn, or leave --shard out"
+        raise GeffectError("several processes for --shard", "one", remedy)
+    if config.shard and config.optimizer not in ON_SHARDS:
+        raise GeffectError(f"an optimizer among {', '.join(ON_SHARDS)} for --shard", config.optimizer,
+                           "choose one of these, or leave --shard out")  # fmt: skip
+    answers_of(config)
+    if "general" in objective.sets and config.general is None:
+        raise GeffectError(f"a set for on=general in {objective.text!r}", "none", "name one with --general")
+    absent = [role for role in config.evaluate if role not in present]
+    if absent:
+        flag = "validation" if absent[0].endswith("_val") else absent[0]
+        raise GeffectError(f"a set for --evaluate {absent[0]}", "none", f"name one with --{flag}")
+    if config.until_accuracy and "forget" not in (config.evaluate or ["forget"]):
+        raise GeffectError("the forget set evaluated, for --until-accuracy", "it is not", "add --evaluate forget")
+    if config.standard_errors and config.grad_accum_steps < 2:
+        remedy = "add --grad-accum-steps 4, or leave --standard-errors out"
+        raise GeffectError("two or more micro-batches a step for --standard-errors", "one", remedy)
+    make_rules(config.stop)
+    evaluated = set(config.evaluate) or present
+    if config.stop and not ("forget" in evaluated and {"retain", "held"} & evaluated and not config.domain):
+        remedy = "add --evaluate forget --evaluate held, or leave --stop out; rules are for one domain"
+        raise GeffectError("a forget set and a kept set evaluated, for --stop", ", ".join(sorted(evaluated)), remedy)
+    recorded = {"retain_average": rectifier.memory, "masked": freezing, "rectified": rectifier.memory or freezing}
+    for row in config.save_rows:
+        if not recorded.get(row, True):
+            remedy = f"add --rectifier {'grail' if row == 'masked' else 'gru'}"
+            raise GeffectError(f"a rectifier, for --save-rows {row}", config.rectifier, remedy)
+
+
+def check_launched(config: UnlearnConfig, sets: Mapping[str, Sequence[Encoded]]) -> None:
+    """Raise where a run cannot be shared among the processes that were launched.
+
+    Args:
+        config: the run.
+        sets: the sets whose rows meet in a step.
+
+    Raises:
+        GeffectError: a diagnostic is of one process, or rows do not divide.
+    """
+    size = launched()[1]
+    if size == 1:
+        return
+    alone = {"--standard-errors": config.standard_errors, "--mode paper": config.mode == "paper"}
+    for flag in (flag for flag, asked in alone.items() if asked):
+        raise GeffectError(f"one process for {flag}", f"{size}", "leave it out, or inspect the checkpoints after")
+    rows, step = max(of_role({name: len(each) for name, each in sets.items()}, "forget")), config.batch_size * size
+    if rows % step:
+        remedy = f"slice the set to {rows // step * step} rows, or choose another --batch-size"
+        raise GeffectError(f"forget rows that divide by {config.batch_size} rows × {size} processes", f"{rows}", remedy)
+
+
+def alternatives(config: UnlearnConfig, start: Start, forget: str, size: int) -> list[Encoded]:
+    """The forget questions with refusals, an epoch of the run after another.
+
+    Args:
+        config: the run.
+        start: its sets.
+        forget: the forget scope.
+        size: how many of its rows are used.
+
+    Returns:
+        One encoding a question and epoch.
+
+    Raises:
+        GeffectError: the forget set has no questions, or memory does not hold so many refusals.
+    """
+    whole = start.sets[forget]
+    if not isinstance(whole, QASet):
+        remedy = "name a set of questions, or another objective"
+        raise GeffectError(f"questions to refuse in {whole.name}, which {config.objective!r} needs", "texts", remedy)
+    rows = replace(whole, rows=whole.rows[:size])
+    batches = config.steps * config.grad_accum_steps * launched()[1]
+    epochs = -(-batches // -(-len(rows) // config.batch_size))
+    found: list[Encoded] = []
+    for epoch in range(epochs):
+        each = encode(config, start.loaded, refused(rows, epoch, config.seed, start.answers or BUILT_IN))
+        if not found:
+            needed = epochs * sum(ROW_BYTES + TOKEN_BYTES * len(row.input_ids) for row in each)
+            check_memory(f"{epochs} epochs of refusals", needed, "lower --steps")
+        found += [Encoded(len(found) + i, row.input_ids, row.labels) for i, row in enumerate(each)]
+    return found
+
+
+def training_sets(config: UnlearnConfig, start: Start, objective: Objective) -> dict[str, list[Encoded]]:
+    """The sets whose rows meet in a step."""
+    used = balanced(config, {name: len(rows) for name, rows in start.encoded.items() if role_of(name) in RISKS})
+    sets = {name: start.encoded[name][:size] for name, size in used.items()}
+    if config.domain and len({*used.values(), *(len(start.encoded[name]) for name in used)}) > 1:
+        told = ", ".join(f"{name} {size} of {len(start.encoded[name])}" for name, size in used.items())
+        LOGGER.warning("sizes differ; rows used: %s; an epoch is as long as the largest forget set", told)
+    if "general" in objective.sets:
+        sets["general"] = start.encoded["general"]
+    if "alternative" in objective.sets:
+        for name in scopes("forget", used):
+            sets[scope("alternative", domain_of(name))] = alternatives(config, start, name, used[name])
+    return sets
+
+
+def masked_by(config: UnlearnConfig, loaded: Loaded) -> Frozen | None:
+    """What a run's localisation freezes; None where its rectifier freezes nothing.
+
+    Args:
+        config: the run.
+        loaded: its model.
+
+    Returns:
+        The frozen entries.
+
+    Raises:
+        GeffectError: the localisation is missing, or of another model or adapter.
+    """
+    freezing = make_freezing(config.rectifier)
+    if freezing is None or config.masks is None:
+        return None
+    parameters = trainable(loaded.model)
+    shapes = {name: list(parameter.shape) for name, parameter in parameters.items()}
+    check_localised(config.masks, loaded.sha256, shapes)
+    return freezing.frozen(parameters, read_localisation(config.masks))
+
+
+def _check_recorded(config: UnlearnConfig, loaded: Loaded) -> None:
+    """A replayed configuration must start where the run it came from did."""
+    expected = (config.reference or {}).get("sha256")
+    if expected is not None and expected != loaded.sha256:
+        raise GeffectError(
+            f"the start recorded in the configuration (weights {expected[:12]})",
+            f"{config.model} (weights {str(loaded.sha256)[:12]})",
+            "restore that model, or remove 'reference'",
+        )

@@ -1,0 +1,186 @@
+"""Rules that end a run, and choose its checkpoint: pure functions of the lines recorded so far."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from geffect.core.grammar import choose, parse
+from geffect.errors import GeffectError
+
+Lines = Sequence[Mapping[str, Any]]
+SEEN = ("step", "evaluation", "diverged", "norm_objective")  # all that rules look at in a line
+
+
+class Rule(Protocol):
+    """Says when enough is enough."""
+
+    def broken(self, lines: Lines) -> str | None:
+        """Why the run should end after the last of these lines; None where it should not."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The kept set's token accuracy (held, else retain) is below a share of its start.
+
+    Attributes:
+        share: of the accuracy at the start.
+    """
+
+    share: float = 0.9
+
+    def __post_init__(self) -> None:
+        """Refuse a share that no run could keep."""
+        _check("share of kept", self.share, 0, 1)
+
+    def broken(self, lines: Lines) -> str | None:
+        """As `Rule.broken`."""
+        found = _evaluations(lines)
+        if not found:
+            return None
+        name = _kept_set(found[0])
+        start, now = (each[name]["accuracy"] for each in (found[0], found[-1]))
+        told = f"{name} accuracy {now:.3f} is below {self.share:g} of the start's {start:.3f}"
+        return told if now < self.share * start else None
+
+
+@dataclass(frozen=True)
+class Knee:
+    """Since the evaluation before, the kept set's risk rose by more than so many times the forget set's.
+
+    Attributes:
+        harm: nats lost on the kept set per nat gained on the forget set.
+    """
+
+    harm: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a harm that every step does."""
+        _check("harm of knee", self.harm, 0, float("inf"))
+
+    def broken(self, lines: Lines) -> str | None:
+        """As `Rule.broken`."""
+        found = _evaluations(lines)
+        if len(found) < 2:
+            return None
+        name = _kept_set(found[0])
+        gained, lost = (found[-1][each]["risk"] - found[-2][each]["risk"] for each in ("forget", name))
+        told = f"{name} risk rose by {lost:.3g}, more than {self.harm:g} times the {gained:.3g} of the forget risk"
+        return told if lost > 0 and lost > self.harm * gained else None
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """The objective's gradient is below a share of its first one: nothing more happens.
+
+    Attributes:
+        share: of the first measured norm.
+    """
+
+    share: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Refuse a share that the first step breaks."""
+        _check("share of collapse", self.share, 0, 1)
+
+    def broken(self, lines: Lines) -> str | None:
+        """As `Rule.broken`."""
+        norms = [line["norm_objective"] for line in lines if line.get("norm_objective") is not None]
+        if not norms or norms[-1] >= self.share * norms[0]:
+            return None
+        return f"the objective's gradient has norm {norms[-1]:.3g}, below {self.share:g} of the first's {norms[0]:.3g}"
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """The forget risk has come to a level: enough is forgotten.
+
+    Attributes:
+        risk: the level (nats a token).
+    """
+
+    risk: float = 3.0
+
+    def __post_init__(self) -> None:
+        """Refuse a level that every model is at."""
+        _check("risk of forgotten", self.risk, 0, float("inf"))
+
+    def broken(self, lines: Lines) -> str | None:
+        """As `Rule.broken`."""
+        found = _evaluations(lines)
+        if not found or found[-1]["forget"]["risk"] < self.risk:
+            return None
+        return f"the forget risk {found[-1]['forget']['risk']:.3g} has come to {self.risk:g}"
+
+
+RULES: dict[str, type[Any]] = {"collapse": Collapse, "forgotten": Forgotten, "kept": Kept, "knee": Knee}
+
+
+def make_rules(text: str) -> dict[str, Rule]:
+    """Read rules.
+
+    Args:
+        text: such as ``kept(share=0.9) + collapse``; the first that is broken ends the run. Empty: none.
+
+    Returns:
+        Rule by name.
+
+    Raises:
+        GeffectError: a name or a parameter is unknown, a rule is weighted, or named twice.
+
+    >>> make_rules("kept(share=0.8) + knee")
+    {'kept': Kept(share=0.8), 'knee': Knee(harm=1.0)}
+    """
+    calls = parse(text) if text.strip() else []
+    names = [call.name for call in calls]
+    if any(call.weight != 1 for call in calls) or len(set(names)) < len(names):
+        raise GeffectError("rules without weights, each once", repr(text), "write kept(share=0.9) + collapse, say")
+    return {call.name: choose(RULES, call, "a rule") for call in calls}
+
+
+def first_broken(rules: Mapping[str, Rule], lines: Lines) -> dict[str, str] | None:
+    """The first rule that says that the run should end after these lines.
+
+    Args:
+        rules: by name.
+        lines: a run's, from its first.
+
+    Returns:
+        ``rule`` and ``reason``; None where the run should go on.
+    """
+    for name, rule in rules.items():
+        reason = rule.broken(lines)
+        if reason:
+            return {"rule": name, "reason": reason}
+    return None
+
+
+def chosen(rules: Mapping[str, Rule], lines: Lines, checkpoints: Sequence[int]) -> dict[str, Any]:
+    """The checkpoint to use: the last that was evaluated before any rule was broken.
+
+    Args:
+        rules: by name.
+        lines: the whole record.
+        checkpoints: the N of those that were kept.
+
+    Returns:
+        ``checkpoint`` (``checkpoint-N``, None where there is none) and ``reason``.
+    """
+    evaluated = {line["step"] for line in lines if "evaluation" in line and "diverged" not in line}
+    for step in sorted(set(checkpoints) & evaluated, reverse=True):
+        if first_broken(rules, [line for line in lines if line["step"] <= step]) is None:
+            reason = f"the last evaluated one with no rule broken ({' + '.join(rules)})"
+            return {"checkpoint": f"checkpoint-{step}", "reason": reason}
+    return {"checkpoint": None, "reason": "none was kept and evaluated before a rule was broken: lower --save-every"}
+
+
+def _evaluations(lines: Lines) -> list[Mapping[str, Any]]:
+    return [line["evaluation"] for line in lines if "evaluation" in line and "diverged" not in line]
+
+
+def _kept_set(evaluation: Mapping[str, Any]) -> str:
+    return "held" if "held" in evaluation else "retain"
+
+
+def _check(what: str, value: float, low: float, high: float) -> None:
+    if not low < value <= high:
+        raise GeffectError(f"a {what} above {low:g} and at most {high:g}", f"{value:g}", "correct it")
