@@ -24,7 +24,7 @@ figures-plain: $(INSTALLED)
 figures-others: $(INSTALLED)
 	$(BIN)/python -m analysis.ledger_study
 	$(BIN)/python -m analysis.gru_paper
-	$(BIN)/python -m analysis.geffect_paper --runs regularised
+	$(BIN)/python -m analysis.geffect_paper --runs regularized
 
 figures-real: check-data $(SMOLLM2) $(START)/DONE  ## SmolLM2 on TOFU, hours: make figures-real DATA=folder; again: goes on
 	$(BIN)/python -m analysis.ledger_study --real $(START) $(DATA)

@@ -14,7 +14,7 @@ from geffect.record.token_effects import read_points
 from geffect.reports.compare import at_checkpoints, descended
 from geffect.reports.matched import at_forget_risk
 
-AT_RISK = 3.0  # nats a token: where regularisers are compared
+AT_RISK = 3.0  # nats a token: where regularizers are compared
 BLOCKS = ("shallow", "middle", "deep")
 Frames = dict[str, pd.DataFrame]
 
@@ -47,7 +47,7 @@ def check_claims(found: Mapping[str, Path], ends: Mapping[str, Path]) -> pd.Data
     """
     groups = {name: descended(read(path)) for name, path in found.items()}
     table = {name: at_checkpoints(path) for name, path in found.items()}
-    claims = [*ascent(groups), *npo(table, groups), *later(table), *rmu(ends), *regularisers(table)]
+    claims = [*ascent(groups), *npo(table, groups), *later(table), *rmu(ends), *regularizers(table)]
     return pd.DataFrame([*claims, *weights(read_points(found["NPO"]))])
 
 
@@ -159,7 +159,7 @@ def rmu(ends: Mapping[str, Path]) -> Iterator[Claim]:
                 "times the smallest", f"final risks {text}", told(max(risks) > 3 * min(risks)))  # fmt: skip
 
 
-def regularisers(table: Frames) -> Iterator[Claim]:
+def regularizers(table: Frames) -> Iterator[Claim]:
     """Among GD, KL and RR: which keeps most at equal forgetting."""
     for base in ("GA", "NPO"):
         names = [name for name in table if name.startswith(f"{base} + ")]
@@ -171,7 +171,7 @@ def regularisers(table: Frames) -> Iterator[Claim]:
         best = min(reached, key=lambda name: reached[name], default="")
         missing = len(reached) < len(names)
         yield Claim(
-            f"KL is the best regulariser ({base})",
+            f"KL is the best regularizer ({base})",
             f"{base} + KL has the lowest held risk where the forget risk comes to {AT_RISK:g}",
             f"held risk there: {text}{' (nan: not reached)' if missing else ''}",
             "—" if missing else told(best == f"{base} + KL"),

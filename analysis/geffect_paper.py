@@ -1,7 +1,7 @@
 """Draw ``figures/geffect_paper/``: the designs of the G-effect paper's figures (arXiv 2502.19301).
 
     python -m analysis.geffect_paper [RUNS]                    the built-in model: twelve objectives
-    python -m analysis.geffect_paper --runs PART               make runs, plain or regularised, and draw nothing
+    python -m analysis.geffect_paper --runs PART               make runs, plain or regularized, and draw nothing
     python -m analysis.geffect_paper --real START DATA [RUNS]  SmolLM2 fitted to TOFU in START: GA, WGA, NPO, TNPO
 
 The paper's protocol: train with an objective, keep checkpoints, then measure the G-effects of the very objective at
@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.geffect_settings import BY_LAYER, PLAIN, PLANE, REGULARISED, WEIGHTS, ZOOMED, Study, real, tiny
+from analysis.geffect_settings import BY_LAYER, PLAIN, PLANE, REGULARIZED, WEIGHTS, ZOOMED, Study, real, tiny
 from analysis.runs import ensure, inspected, keep_configs
 
 if TYPE_CHECKING:
@@ -84,9 +84,9 @@ def draw(study: Study, found: Records, out: Path) -> None:
 
     draw_planes(study, found, out)
     whole = effects(found)
-    for name, methods in (("figure3", PLAIN), ("figure4", ("GA", "NPO", *REGULARISED))):
+    for name, methods in (("figure3", PLAIN), ("figure4", ("GA", "NPO", *REGULARIZED))):
         chosen = whole[whole["run"].isin(methods)]
-        if name == "figure3" or set(REGULARISED) & set(found):
+        if name == "figure3" or set(REGULARIZED) & set(found):
             plots.save(plots.g_effect_panels(chosen), out / name, chosen)
     early = whole[whole["run"].isin(ZOOMED)]
     plots.save(plots.g_effect_panels(early, study.zoom), out / "figure3b", early)
@@ -159,8 +159,8 @@ def at_all(found: Records) -> "pd.DataFrame":
 
 
 def make(part: str, study: Study) -> None:
-    """Run what is missing of the objectives that are ``plain`` (and RMU's settings) or ``regularised``."""
-    chosen = {"plain": PLAIN, "regularised": REGULARISED}[part]
+    """Run what is missing of the objectives that are ``plain`` (and RMU's settings) or ``regularized``."""
+    chosen = {"plain": PLAIN, "regularized": REGULARIZED}[part]
     records(replace(study, methods=chosen))
     if part == "plain":
         rmu_ends(study)

@@ -8,7 +8,7 @@ from analysis.runs import AUTHORS
 
 Settings = dict[str, Any]
 PLAIN = {"GA": "ga", "WGA": "wga", "NPO": "npo", "TNPO": "tnpo", "WTNPO": "wtnpo", "PO": "po", "RMU": "rmu"}
-REGULARISED = {
+REGULARIZED = {
     "GA + GD": "ga + gd", "GA + KL": "ga + kl", "NPO + GD": "npo + gd", "NPO + KL": "npo + kl", "NPO + RR": "npo + rr",
 }  # fmt: skip
 PLANE = ("GA", "WGA", "NPO", "TNPO", "WTNPO", "PO", "RMU", "GA + GD")  # at the start KL's gradient is zero
@@ -55,7 +55,7 @@ def tiny(runs: Path) -> Study:
         The study.
     """
     base = AUTHORS | {"learning_rate": 3e-4, "steps": 25, "save_every": 1, "diagnose_every": 25, "evaluate_every": 25}
-    return Study(runs, base, PLAIN | REGULARISED, (1, 3, 5, 8, 12, 18, 25), (0, 5), 5, False, RMU_GRID)
+    return Study(runs, base, PLAIN | REGULARIZED, (1, 3, 5, 8, 12, 18, 25), (0, 5), 5, False, RMU_GRID)
 
 
 def real(start: str, data: str, runs: Path) -> Study:

@@ -4,7 +4,7 @@
     python -m analysis.grail_paper --real DATA  SmolLM2 with an adapter on KnowUnDo's privacy domain and the built-in
                                                 copyright domain: GA + GD, MemFlex and GRAIL, Figure 3
 
-Every stage (fit, localise, each method) is a run directory; what is finished is reused. The models are small ones of
+Every stage (fit, localize, each method) is a run directory; what is finished is reused. The models are small ones of
 1.8 million parameters, or 135 million; the paper's have 7 billion.
 """
 
@@ -42,22 +42,22 @@ class Study:
     Args:
         runs: where they lie.
         base: settings all of them share: model, domains, steps.
-        shares: of the masks of every localisation.
+        shares: of the masks of every localization.
     """
 
     def __init__(self, runs: Path, base: Settings, shares: tuple[float, ...] = SHARES) -> None:
         self.runs, self.base, self.shares, self.made = runs, base, shares, list[Path]()
 
-    def localised(self, seed: int, name: str = "all", **changes: Any) -> Path:
-        """The localisation of a start and its domains."""
+    def localized(self, seed: int, name: str = "all", **changes: Any) -> Path:
+        """The localization of a start and its domains."""
         base = {key: self.base[key] for key in ("model", "domain", "validation", "data_dir") if key in self.base}
         settings = base | {"share": list(self.shares), "seed": seed} | changes
-        return ensure([settings | {"out": self.runs / f"localised-{name}-{seed}"}], "localise")[0]
+        return ensure([settings | {"out": self.runs / f"localized-{name}-{seed}"}], "localize")[0]
 
     def run(self, name: str, seed: int, **settings: Any) -> Path:
-        """One run; what freezes is given the localisation of its own seed."""
+        """One run; what freezes is given the localization of its own seed."""
         if settings.get("rectifier", "none") != "none" and "masks" not in settings:
-            settings["masks"] = self.localised(seed)
+            settings["masks"] = self.localized(seed)
         out = self.runs / f"{name.replace(' ', '').replace(',', '-').replace('+', '-')}-{seed}"
         (path,) = ensure([self.base | settings | {"seed": seed, "out": out}])
         self.made.append(path)
@@ -75,7 +75,7 @@ class Study:
 
 
 def interactions(study: Study, settings: Settings) -> list[Cell]:
-    """Table IV: one domain alone, one after the other in both orders, both merged; MemFlex, each localised anew."""
+    """Table IV: one domain alone, one after the other in both orders, both merged; MemFlex, each localized anew."""
     cells = []
     for seed in SEEDS:
         for first, second in (("privacy", "copyright"), ("copyright", "privacy")):
@@ -89,7 +89,7 @@ def _single(study: Study, name: str, model: str, domain: str, seed: int, setting
     """MemFlex on one domain, from any start; both are validated."""
     own = [each for each in study.base["domain"] if each.startswith(f"{domain}=")]
     place = name.replace(" ", "-")
-    masks = study.localised(seed, name=place, model=model, domain=own)
+    masks = study.localized(seed, name=place, model=model, domain=own)
     validation = [f"{each}={DOMAINS[each]}" for each in DOMAINS if each != domain]
     return study.run(name, seed, **settings, model=model, domain=own, validation=validation, masks=masks)
 
@@ -117,7 +117,7 @@ def _further(study: Study, tuned: dict[str, Settings], cells: list[Cell], out: P
     six = [c for name, rectifier in ABLATIONS.items() for c in
            study.cells(name, tuned["GRAIL"] | {"rectifier": rectifier})]  # fmt: skip
     table([*by_name["GRAIL"], *six], out / "table6", relative_to="without both")
-    overlap_figures(study.localised(SEEDS[0]), out / "figure3", [0.1])
+    overlap_figures(study.localized(SEEDS[0]), out / "figure3", [0.1])
     swept = [
         (which, share, cell) for which, name in SWEPT.items() for share in SHARES
         for cell in study.cells(f"GRAIL {name}={share:g}", tuned["GRAIL"] | method(f"grail({name}={share:g})"))
@@ -127,11 +127,11 @@ def _further(study: Study, tuned: dict[str, Settings], cells: list[Cell], out: P
 
 
 def real(data: str, runs: Path = Path("runs/grail_real"), out: Path = Path("figures/grail_real")) -> None:
-    """Fit, localise, and unlearn in three ways on SmolLM2; one seed."""
+    """Fit, localize, and unlearn in three ways on SmolLM2; one seed."""
     fitted, base = REAL(data, runs)
     ensure([fitted], "fit")
     study = Study(runs, base, shares=(0.1, 0.2))
-    overlap_figures(study.localised(0), out / "figure3", [0.1])
+    overlap_figures(study.localized(0), out / "figure3", [0.1])
     cells = [cell for name, settings in REAL_METHODS.items() for cell in study.cells(name, settings, (0,))]
     table(cells, out / "table", start=True, costs=True)
     keep_configs(study.made, out)

@@ -1,4 +1,4 @@
-"""Draw ``figures/gru_spaces/``: GRU on the gradient, on the optimiser's update, and on both, under AdamW.
+"""Draw ``figures/gru_spaces/``: GRU on the gradient, on the optimizer's update, and on both, under AdamW.
 
     python -m analysis.gru_spaces [RUNS]             the built-in model, three seeds
     python -m analysis.gru_spaces --real START DATA  SmolLM2 fitted to TOFU in START, one seed

@@ -4,7 +4,7 @@
     python -m analysis.ledger_study --real START DATA  SmolLM2 fitted to TOFU in START
 
 Gradient ascent, 25 steps; both risks on fixed probe rows. Two readings: −lr·⟨∇R, gradient⟩, which is what the
-G-effect's definition predicts, and −⟨∇R, applied⟩ with what the optimiser made of it.
+G-effect's definition predicts, and −⟨∇R, applied⟩ with what the optimizer made of it.
 """
 
 import sys

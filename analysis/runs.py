@@ -30,7 +30,7 @@ AUTHORS = {
 SCHEMAS = {
     "unlearn": "UnlearnConfig",
     "inspect": "InspectConfig",
-    "localise": "LocaliseConfig",
+    "localize": "LocaliseConfig",
     "fit": "FitConfig",
     "evaluate": "EvaluateConfig",
 }
@@ -41,7 +41,7 @@ def ensure(settings: list[dict[str, Any]], verb: str = "unlearn") -> list[Path]:
 
     Args:
         settings: of ``geffect VERB``, one mapping a run.
-        verb: ``unlearn``, ``inspect``, ``localise``, ``fit`` or ``evaluate``.
+        verb: ``unlearn``, ``inspect``, ``localize``, ``fit`` or ``evaluate``.
 
     Returns:
         The run directories, in order.

@@ -237,7 +237,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
 
 
 @terminable()
-def localise(config: LocaliseConfig) -> Path:
+def localize(config: LocaliseConfig) -> Path:
     """Find where each scope of each domain lives in a model's trainable weights, and write masks and overlaps.
 
     Args:
@@ -252,21 +252,21 @@ def localise(config: LocaliseConfig) -> Path:
     from geffect.core.gradients import trainable
     from geffect.core.layers import layout
     from geffect.data.checks import tell_cut
-    from geffect.localization.localize import localise as find
+    from geffect.localization.localize import localize as find
     from geffect.localization.losses import scope_losses
     from geffect.models.reference import check_trainable
     from geffect.models.scoring import evaluating
     from geffect.record.environment import peak_memory_gb
-    from geffect.record.localization import write_localisation
+    from geffect.record.localization import write_localization
     from geffect.reports.compare import overlap_figures
-    from geffect.training.setup import localised_rows, prompts_of, warn_of_other_prompts
+    from geffect.training.setup import localized_rows, prompts_of, warn_of_other_prompts
 
-    refuse_several("geffect localise")
+    refuse_several("geffect localize")
     with RunDirectory(config.out) as run:
         loaded = _loader(config, config.dtype)(config.model)
         check_trainable(loaded.model)
         warn_of_other_prompts(config, loaded)
-        rows, parameters, began = localised_rows(config, loaded), trainable(loaded.model), time.perf_counter()
+        rows, parameters, began = localized_rows(config, loaded), trainable(loaded.model), time.perf_counter()
         tell_cut(rows)
         with evaluating(loaded.model):
             losses = scope_losses(config, loaded, rows)
@@ -279,7 +279,7 @@ def localise(config: LocaliseConfig) -> Path:
                  "prompts": prompts_of(config, loaded.tokenizer)}  # fmt: skip
         with to_disk(config.out, "name another --out"):
             run.create(config.model_dump(mode="json", exclude_none=True), describe() | table)
-            write_localisation(run, found, recipe)
+            write_localization(run, found, recipe)
             run.finish({"examples": found.examples, "seconds": seconds, "peak_memory_gb": round(peak_memory_gb(), 3)})
     overlap_figures(config.out)
     return config.out
@@ -403,17 +403,17 @@ def plan(config: TrainConfig | LocaliseConfig | InspectConfig, *, resume: bool =
     """What a run would do: model, sets, batch arithmetic, memory. Nothing is written and no weight loaded.
 
     Args:
-        config: of ``fit``, ``unlearn``, ``localise`` or ``inspect``.
+        config: of ``fit``, ``unlearn``, ``localize`` or ``inspect``.
         resume: the run directory is there already.
 
     Returns:
         Lines by name.
     """
     from geffect.training.dry_run import plan as make_plan
-    from geffect.training.dry_run import plan_localisation
+    from geffect.training.dry_run import plan_localization
 
     if isinstance(config, LocaliseConfig):
-        return plan_localisation(config)
+        return plan_localization(config)
     if isinstance(config, InspectConfig):
         from geffect.inspection.dry_run import plan_inspection
 

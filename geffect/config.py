@@ -268,12 +268,12 @@ class TrainConfig(DataConfig):
         le=MANY,
         description="rows of a micro-batch (unlearn: forget rows, of each domain; as many retain rows go beside)",
     )
-    grad_accum_steps: int = Field(1, ge=1, le=MANY, description="micro-batches an optimiser step")
+    grad_accum_steps: int = Field(1, ge=1, le=MANY, description="micro-batches an optimizer step")
     learning_rate: float = Field(1e-5, ge=0, allow_inf_nan=False, description="peak learning rate")
-    optimizer: str = Field("adamw_torch", description="any of Hugging Face's optimisers")
+    optimizer: str = Field("adamw_torch", description="any of Hugging Face's optimizers")
     schedule: str = Field("constant", description="any of Hugging Face's learning-rate schedules")
-    warmup_steps: int = Field(0, ge=0, le=MANY, description="optimiser steps of linear warm-up")
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="of the optimiser")
+    warmup_steps: int = Field(0, ge=0, le=MANY, description="optimizer steps of linear warm-up")
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="of the optimizer")
     max_grad_norm: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="clip the gradient's norm, after rectifying; 0 never clips"
     )
@@ -281,7 +281,7 @@ class TrainConfig(DataConfig):
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
     autocast: Literal["none", "bfloat16"] = Field("none", description="compute in it, with the weights in --dtype")
     save_every: int = Field(
-        0, ge=0, le=MANY, description="optimiser steps between checkpoints; 0 keeps the last state only"
+        0, ge=0, le=MANY, description="optimizer steps between checkpoints; 0 keeps the last state only"
     )
     report_to: list[str] = Field(default_factory=list, description="trackers known to Hugging Face's Trainer")
 
@@ -312,7 +312,7 @@ VALIDATION = "a domain's validation sets, NAME=UNLEARN,RETENTION; repeat it; a S
 
 
 class LocaliseConfig(DataConfig):
-    """``geffect localise``."""
+    """``geffect localize``."""
 
     NEEDS = (Need("draws", "labels", ("random", "corrupted")),)
     out: Home = Field(description="the directory to make; an existing one is refused")
@@ -452,12 +452,12 @@ class UnlearnConfig(TrainConfig):
     balance: Literal["refuse", "cut", "repeat"] = Field(
         "refuse", description="of a domain's sets of different sizes: cut to the smaller (the paper's), or repeat rows"
     )
-    masks: Path | None = Field(None, description="a directory of geffect localise, for grail and memflex")
+    masks: Path | None = Field(None, description="a directory of geffect localize, for grail and memflex")
     held: str | None = Field(None, min_length=1, description="a set to preserve that no gradient is drawn from")
     general: str | None = Field(None, min_length=1, description="a further set for gd, kl and rr (on=general)")
     objective: str = Field("ga", description="what is descended, as in 'npo(beta=0.1) + 1.0*gd'")
     rectifier: str = Field("none", description="what its gradient becomes, as in 'gru(decay=0.2)'")
-    steps: int = Field(25, ge=1, le=MANY, description="optimiser steps")
+    steps: int = Field(25, ge=1, le=MANY, description="optimizer steps")
     until_accuracy: float = Field(
         0.0,
         ge=0,
@@ -469,8 +469,8 @@ class UnlearnConfig(TrainConfig):
         description="rules that end the run and choose its checkpoint, as in 'kept(share=0.9) + knee + collapse', "
         "or 'forgotten(risk=3)'",
     )
-    diagnose_every: int = Field(1, ge=1, le=MANY, description="optimiser steps between two Grams of all rows")
-    evaluate_every: int = Field(5, ge=1, le=MANY, description="optimiser steps between evaluations of the sets")
+    diagnose_every: int = Field(1, ge=1, le=MANY, description="optimizer steps between two Grams of all rows")
+    evaluate_every: int = Field(5, ge=1, le=MANY, description="optimizer steps between evaluations of the sets")
     evaluate: list[Role] = Field(
         default_factory=list, description="a set to evaluate; repeat it; all where none is named"
     )
@@ -480,7 +480,7 @@ class UnlearnConfig(TrainConfig):
     )
     standard_errors: bool = Field(False, description="go over each window's micro-batches again for standard errors")
     shard: bool = Field(
-        False, description="leave each launched process a part of weights, gradients and optimiser state (FSDP2)"
+        False, description="leave each launched process a part of weights, gradients and optimizer state (FSDP2)"
     )
     save_rows: list[Row] = Field(default_factory=list, description="a row to write as safetensors; repeat it")
     mode: Literal["exact", "paper"] = Field("exact", description="paper: the published script's estimates too")
@@ -512,7 +512,7 @@ class FitConfig(TrainConfig):
     train: list[str] = Field(min_length=1, description="a set to learn; repeat it for several")
     epochs: int = Field(6, ge=1, le=MANY, description="passes over the rows at most")
     steps: int = Field(
-        0, ge=0, le=MANY, description="optimiser steps at most, in place of --epochs; 0: as --epochs say"
+        0, ge=0, le=MANY, description="optimizer steps at most, in place of --epochs; 0: as --epochs say"
     )
     until_accuracy: float = Field(
         1.1, ge=0, description="stop once every set has this token accuracy, checked after each epoch; above 1: never"

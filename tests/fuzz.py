@@ -55,7 +55,7 @@ ODD: list[Any] = [
     None, True, -1, 0, 1e308, -1e308, 10**30, "", "1", "x" * 300, "[/]", [], {}, [[]], [None], {"a": 1}, 1.5, "\ud800",
     float("inf"), float("nan"),
 ]  # fmt: skip
-KINDS = ("configuration", "set", "record", "checkpoint", "localisation", "value")
+KINDS = ("configuration", "set", "record", "checkpoint", "localization", "value")
 
 
 class World:
@@ -74,8 +74,8 @@ class World:
         self.config = UnlearnConfig.read(model=str(folder / "start"), out=folder / "run", **RUN)
         api.unlearn(self.config)
         domain = ["a=builtin:domains/privacy[:2]"]
-        api.localise(
-            LocaliseConfig.read(model=str(folder / "start"), domain=domain, share=[0.1], out=folder / "localised")
+        api.localize(
+            LocaliseConfig.read(model=str(folder / "start"), domain=domain, share=[0.1], out=folder / "localized")
         )
         rows = [{k: row[k] for k in ("question", "answer")} for row in authors.generate("forget")[:5]]
         (folder / "sets").mkdir()
@@ -208,10 +208,10 @@ def checkpoint(world: World, draw: random.Random) -> Callable[[], object]:
     return lambda: api.unlearn(config, resume=True)
 
 
-def localisation(world: World, draw: random.Random) -> Callable[[], object]:
-    """Freeze by a garbled localisation, or look at it."""
-    path = world.copy("localised")
-    names = ["localisation.json", "steps.jsonl", "environment.json", "masks/share-0.1.safetensors"]
+def localization(world: World, draw: random.Random) -> Callable[[], object]:
+    """Freeze by a garbled localization, or look at it."""
+    path = world.copy("localized")
+    names = ["localization.json", "steps.jsonl", "environment.json", "masks/share-0.1.safetensors"]
     file = path / draw.choice(names)
     file.write_bytes(garbled(file.read_bytes(), draw))
     text = draw.choice(["grail(k_retain=0.1)", "memflex(mu=0.9, sigma=0.1, thresholds=quantile)"])
@@ -254,7 +254,7 @@ def _change(content: Any, draw: random.Random) -> None:
         content[key] = draw.choice(ODD)
 
 
-MAKERS = dict(zip(KINDS, (configuration, data, record, checkpoint, localisation, value), strict=True))
+MAKERS = dict(zip(KINDS, (configuration, data, record, checkpoint, localization, value), strict=True))
 
 
 def trial(world: World, kind: str, seed: int) -> tuple[str, str]:

@@ -411,7 +411,7 @@ case("verbs", "a rank of 10**8, dry run", [*UNLEARN, "--dry-run", "--lora", "100
 case("verbs", "refusals of 10**9 steps", [*UNLEARN, "--objective", "po", "--steps", "9" * 9], says="lower --steps")
 case("verbs", "a batch of 10**9", [*UNLEARN, "--batch-size", "999999999", "--dry-run"], "accept")
 case("verbs", "rmu's middle layer", [*UNLEARN, "--dry-run", "--objective", "rmu(layer=-1)"], "accept")
-case("verbs", "shares without end", ["localise", "c.yaml", "--dry-run"], c__yaml="model: start\nout: out\n"
+case("verbs", "shares without end", ["localize", "c.yaml", "--dry-run"], c__yaml="model: start\nout: out\n"
      "domain: ['a=builtin:domains/privacy[:2]']\nshare: [" + "0.1, " * 1000 + "]\n", says="100")  # fmt: skip
 case("verbs", "a model's name of 5,000 bytes", [*UNLEARN, "--model", "x/" * 2500])
 case("verbs", "a data directory of 5,000 bytes", [*UNLEARN, "--forget", "tofu:a", "--data-dir", "x/" * 2500])

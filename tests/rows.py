@@ -1,4 +1,4 @@
-"""Rows of random tokens, half labelled, as a user's own data set has them."""
+"""Rows of random tokens, half labeled, as a user's own data set has them."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Steps of a measurement on tiny models, and what the optimiser makes of them."""
+"""Steps of a measurement on tiny models, and what the optimizer makes of them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What an optimiser makes of a gradient: rows update and applied, GRU in either space, the ledger."""
+"""What an optimizer makes of a gradient: rows update and applied, GRU in either space, the ledger."""
 
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ def _weights(model: Any) -> dict[str, Tensor]:
 
 
 def _available() -> list[str]:
-    """Hugging Face's optimisers that need no further package."""
+    """Hugging Face's optimizers that need no further package."""
     found = []
     for each in OptimizerNames:
         try:
@@ -52,7 +52,7 @@ def _optimizer(name: str, model: Any, lr: float = 1e-2) -> Any:
     return cls(list(trainable(model).values()), **settings, weight_decay=0.1, **extra)
 
 
-def test_common_optimisers_are_among_those_tried() -> None:
+def test_common_optimizers_are_among_those_tried() -> None:
     assert {"adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop", "adafactor"} <= set(OPTIMIZERS)
 
 

@@ -221,7 +221,7 @@ def test_dollars_in_a_name_make_no_formula(world: World) -> None:
         plots.trade_off(steps.assign(run=name))
         plots.ledger_plane(read_ledger(run).assign(run=name))
         plots.g_effect_plane(gram[gram["step"] == 0].assign(run=name))
-    overlaps = whole_overlaps(world.folder / "localised").replace({"forget/a": r"forget/$\frac$"})
+    overlaps = whole_overlaps(world.folder / "localized").replace({"forget/a": r"forget/$\frac$"})
     figure = overlap_matrix(overlaps, 0.1)
     assert any(r"\$\frac\$" in each.get_text() for each in figure.axes[0].get_yticklabels())
 

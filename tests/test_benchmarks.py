@@ -13,7 +13,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from analysis.benchmarks import __main__ as command
-from analysis.benchmarks import growth, localising, memory, records, steps, tokens
+from analysis.benchmarks import growth, localizing, memory, records, steps, tokens
 from analysis.benchmarks.drawing import OURS, PLAIN, slope
 from analysis.benchmarks.published import FlatProjection, ThreeBackwards, backward_per_sequence, backward_per_token
 from analysis.benchmarks.setting import Setting
@@ -32,7 +32,7 @@ from tests.steps import make_batches
 
 UNTRAINED = "builtin:tiny-untrained"
 DESIGN = ["ga", "gru rows", "wga", "npo", "tnpo", "memory", "memory row", "tokens", "tokens by group", "tokens speed",
-          "localise", "help", "demo first", "demo", "suite"]  # fmt: skip
+          "localize", "help", "demo first", "demo", "suite"]  # fmt: skip
 
 
 @pytest.fixture(params=["llama", "llama-tied"])
@@ -73,7 +73,7 @@ def test_backward_passes_find_the_token_effects(setting: Setting) -> None:
     effects = token_effects(setting.model, setting.batches["forget"], direction)
     by_row = torch.tensor(backward_per_sequence(setting, direction))
     assert torch.allclose(by_row, effects.by_row(), rtol=1e-4, atol=1e-6)
-    first = effects.total[0][effects.labelled[0]]
+    first = effects.total[0][effects.labeled[0]]
     assert torch.allclose(torch.tensor(backward_per_token(setting, direction, 99)), first, rtol=1e-4, atol=1e-6)
 
 
@@ -92,7 +92,7 @@ def test_steps_and_tokens_have_their_findings(setting: Setting) -> None:
     assert {each.key: each.published is not None for each in found}["ga"]
     told, _ = tokens.benchmark(setting, 1)
     assert [each.key for each in told] == ["tokens", "tokens by group", "tokens speed", "tokens speed long"]
-    assert "510 labelled tokens" in told[-1].note
+    assert "510 labeled tokens" in told[-1].note
     assert all(p.grad is None for p in setting.model.parameters())
 
 
@@ -127,7 +127,7 @@ def test_a_long_record_is_read_apart_and_runs_are_compared() -> None:
 
 
 def test_a_synthetic_record_is_one_of_ours(tmp_path: Path) -> None:
-    run = records.synthesise(tmp_path / "run", 3, records.smollm2_layout(6))
+    run = records.synthesize(tmp_path / "run", 3, records.smollm2_layout(6))
     frame = read(run)
     pairs = len(records.ROWS) * (len(records.ROWS) + 1) // 2
     assert len(frame) == 3 * 6 * pairs  # six groups, the tied one among them
@@ -178,15 +178,15 @@ def test_the_command_keeps_what_its_file_holds(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     told = command_line("--json", file, "--model", UNTRAINED, "--only", "tokens", "--repeats", 1, "--rows", 2)
     assert told.exit_code == 0, told.output
-    more = command_line("--json", file, "--model", UNTRAINED, "--only", "localise", "--repeats", 1, "--rows", 2)
+    more = command_line("--json", file, "--model", UNTRAINED, "--only", "localize", "--repeats", 1, "--rows", 2)
     assert more.exit_code == 0, more.output
     found = json.loads(file.read_text())
-    assert list(found) == [f"tokens, {UNTRAINED}", f"localise, {UNTRAINED}"]
-    expected = ["tokens", "tokens by group", "tokens speed", "tokens speed long", "localise"]
+    assert list(found) == [f"tokens, {UNTRAINED}", f"localize, {UNTRAINED}"]
+    expected = ["tokens", "tokens by group", "tokens speed", "tokens speed long", "localize"]
     assert [each.key for each in read_findings(found)] == expected
-    each = found[f"localise, {UNTRAINED}"]
+    each = found[f"localize, {UNTRAINED}"]
     assert {"threads", "clock", "versions", "findings", "seconds"} <= set(each)
-    assert set(each["seconds"]) == set(localising.passes(UNTRAINED, 2))
+    assert set(each["seconds"]) == set(localizing.passes(UNTRAINED, 2))
 
 
 def test_an_unknown_name_is_one_line() -> None:

@@ -282,13 +282,13 @@ def test_importing_the_package_imports_nothing_else(tmp_path: Path) -> None:
 def test_help_lists_the_commands(shell: Command) -> None:
     ended = shell("--help")
     assert ended.code == 0
-    for command in ("fit", "unlearn", "localise", "doctor", "show-batch", "demo", "figures", "report", "cite"):
+    for command in ("fit", "unlearn", "localize", "doctor", "show-batch", "demo", "figures", "report", "cite"):
         assert re.search(rf"^  {command}  +[A-Z]", ended.out, re.MULTILINE), command
 
 
 @pytest.mark.parametrize(
     ("command", "schema"),
-    [("fit", FitConfig), ("unlearn", UnlearnConfig), ("localise", LocaliseConfig), ("show-batch", ShowConfig)],
+    [("fit", FitConfig), ("unlearn", UnlearnConfig), ("localize", LocaliseConfig), ("show-batch", ShowConfig)],
 )
 def test_help_names_and_explains_every_field(command: str, schema: type[Schema], shell: Command) -> None:
     ended = shell(command, "--help")
@@ -352,8 +352,8 @@ def test_a_plan_counts_what_the_configuration_asks_for(shell: Command, tmp_path:
     sentence = "3 rows × 2 micro-batches × 1 process = 6 rows a step; 4 rows make 1 steps an epoch; 1 steps are"
     assert sentence in ended.err
     rows = encode_set(make_tokenizer(), load_set(SETS[1]))
-    labelled = sum(label != IGNORE_INDEX for row in rows for label in row.labels)
-    assert f"4 rows, {sum(len(row.labels) for row in rows)} tokens ({labelled} carry loss)" in ended.err
+    labeled = sum(label != IGNORE_INDEX for row in rows for label in row.labels)
+    assert f"4 rows, {sum(len(row.labels) for row in rows)} tokens ({labeled} carry loss)" in ended.err
 
 
 def test_a_file_flags_and_a_mixture_plan_the_same_run(shell: Command, tmp_path: Path) -> None:

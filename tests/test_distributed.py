@@ -142,10 +142,10 @@ def test_one_process_holds_no_shards(start: Path, tmp_path: Path) -> None:
         api.unlearn(config(start, tmp_path / "run", shard=True))
 
 
-@pytest.mark.parametrize("verb", ["fit", "inspect", "localise", "evaluate", "demo"])
+@pytest.mark.parametrize("verb", ["fit", "inspect", "localize", "evaluate", "demo"])
 def test_other_verbs_take_one_process(verb: str, tmp_path: Path) -> None:
     flags = {"fit": ["--train", "builtin:authors/forget"], "inspect": ["runs/none"], "demo": [],
-             "localise": ["--domain", "a=builtin:domains/privacy"], "evaluate": ["--suite", "builtin"]}  # fmt: skip
+             "localize": ["--domain", "a=builtin:domains/privacy"], "evaluate": ["--suite", "builtin"]}  # fmt: skip
     environment = os.environ | {"WORLD_SIZE": "2", "RANK": "0"}
     found = subprocess.run([sys.executable, "-m", "geffect", verb, *flags[verb], "--out", str(tmp_path / "run")],
                            text=True, capture_output=True, env=environment)  # fmt: skip
@@ -154,10 +154,10 @@ def test_other_verbs_take_one_process(verb: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("run", "asked"), [
-    (api.localise, LocaliseConfig.read(model="none", domain=["a=builtin:domains/privacy"], out="none")),
+    (api.localize, LocaliseConfig.read(model="none", domain=["a=builtin:domains/privacy"], out="none")),
     (api.evaluate, EvaluateConfig.read(model="none", suite="builtin", out="none")),
     (api.inspect, InspectConfig.read(checkpoints=["none"], out="none")),
-], ids=["localise", "evaluate", "inspect"])  # fmt: skip
+], ids=["localize", "evaluate", "inspect"])  # fmt: skip
 def test_so_they_do_from_python(run: Callable[[Any], Any], asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")  # which would not see who else writes

@@ -1,4 +1,4 @@
-"""Localising and unlearning over domains from end to end, and what is refused in one line."""
+"""Localizing and unlearning over domains from end to end, and what is refused in one line."""
 
 import json
 import os
@@ -21,19 +21,19 @@ from geffect.data.domains import parse_domains
 from geffect.errors import GeffectError
 from geffect.evaluation.metrics.success import success
 from geffect.record.frames import read, read_support
-from geffect.record.localization import check_localised, read_localisation
+from geffect.record.localization import check_localized, read_localization
 from geffect.record.reader import read_lines, read_steps
 from geffect.rectifiers.registry import make_freezing
 from geffect.reports.compare import compare, figures, whole_overlaps
-from geffect.training.setup import localised_rows, read_start, training_sets
+from geffect.training.setup import localized_rows, read_start, training_sets
 
 DOMAINS = ["privacy=builtin:domains/privacy[:6]", "copyright=builtin:domains/copyright[:6]"]
 SCOPES = ["forget/privacy", "retain/privacy", "forget/copyright", "retain/copyright"]
 GRAIL = "grail(k_unlearn=0.1, k_retain=0.2)"
 
 
-def _localise(model: Path, out: Path, **changes: Any) -> Path:
-    return api.localise(LocaliseConfig.read(**({"model": str(model), "domain": DOMAINS, "out": out} | changes)))
+def _localize(model: Path, out: Path, **changes: Any) -> Path:
+    return api.localize(LocaliseConfig.read(**({"model": str(model), "domain": DOMAINS, "out": out} | changes)))
 
 
 def _config(model: Path, out: Path, **changes: Any) -> UnlearnConfig:
@@ -47,8 +47,8 @@ def _weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def localised(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _localise(start, tmp_path_factory.mktemp("localised") / "masks")
+def localized(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _localize(start, tmp_path_factory.mktemp("localized") / "masks")
 
 
 @pytest.fixture(scope="module")
@@ -59,21 +59,21 @@ def adapted(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return api.fit(fitted)
 
 
-def test_a_localisation_is_a_record_with_masks_overlaps_and_pictures(localised: Path, start: Path) -> None:
-    frame = read_support(localised, "parameter")
+def test_a_localization_is_a_record_with_masks_overlaps_and_pictures(localized: Path, start: Path) -> None:
+    frame = read_support(localized, "parameter")
     assert set(frame["share"]) == {0.1, 0.2}
     assert len(frame) == 2 * 6 * len(set(frame["parameter"]))
-    assert set(read(localised)["row"]) | set(read(localised)["other"]) == set(SCOPES)
-    whole = whole_overlaps(localised)
+    assert set(read(localized)["row"]) | set(read(localized)["other"]) == set(SCOPES)
+    whole = whole_overlaps(localized)
     assert whole["jaccard"].between(0, 1).all()
     assert whole["chance"].round(4).tolist() == [0.0526] * 6 + [0.1111] * 6
-    names = {each.name for each in (localised / "figures").iterdir()}
+    names = {each.name for each in (localized / "figures").iterdir()}
     assert {"overlap-0.1.png", "overlap-0.1.csv", "overlap_by_layer-0.2.pdf"} <= names
-    drawn = pd.read_csv(localised / "figures" / "overlap-0.1.csv")
+    drawn = pd.read_csv(localized / "figures" / "overlap-0.1.csv")
     assert drawn["jaccard"].tolist() == pytest.approx(whole[whole["share"] == 0.1]["jaccard"].tolist())
-    examples = json.loads((localised / "metrics.json").read_text())["examples"]
+    examples = json.loads((localized / "metrics.json").read_text())["examples"]
     assert examples == dict.fromkeys(SCOPES, 12), "train and val"
-    back = read_localisation(localised)
+    back = read_localization(localized)
     sizes = {n: p.numel() for n, p in _weights(start).items()}
     kept = sum(count(mask) for mask in back.at(0.1)["forget/privacy"].values())
     assert 0.08 < kept / sum(sizes.values()) <= 0.101
@@ -87,7 +87,7 @@ def test_a_disk_without_room_is_told_in_one_line(start: Path, tmp_path: Path, si
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         with pytest.raises(GeffectError, match=r"a disk that .*masks can be written to; .*; name another --out"):
-            _localise(start, tmp_path / "masks")
+            _localize(start, tmp_path / "masks")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (tmp_path / "masks").exists() == left
@@ -95,8 +95,8 @@ def test_a_disk_without_room_is_told_in_one_line(start: Path, tmp_path: Path, si
     assert not (tmp_path / "masks" / "DONE").exists()
 
 
-def test_geffect_figures_draws_a_localisation_anew(localised: Path, tmp_path: Path) -> None:
-    written = figures([localised], tmp_path / "drawn")
+def test_geffect_figures_draws_a_localization_anew(localized: Path, tmp_path: Path) -> None:
+    written = figures([localized], tmp_path / "drawn")
     assert {path.name for path in written} >= {"overlap-0.1.png", "overlap_by_layer-0.2.csv"}
     assert all(path.is_file() for path in written)
 
@@ -107,10 +107,10 @@ def test_the_doctor_looks_at_every_scope(start: Path, tmp_path: Path) -> None:
     assert {f"knows {scope}" for scope in SCOPES} | {"memory", "batches", "determinism"} <= set(names)
 
 
-def test_localising_twice_is_the_same_and_another_seed_is_not(localised: Path, start: Path, tmp_path: Path) -> None:
-    again = read_localisation(_localise(start, tmp_path / "again"))
-    other = read_localisation(_localise(start, tmp_path / "other", seed=1))
-    first = read_localisation(localised)
+def test_localizing_twice_is_the_same_and_another_seed_is_not(localized: Path, start: Path, tmp_path: Path) -> None:
+    again = read_localization(_localize(start, tmp_path / "again"))
+    other = read_localization(_localize(start, tmp_path / "other", seed=1))
+    first = read_localization(localized)
     for name, mask in first.at(0.1)["retain/copyright"].items():
         assert torch.equal(mask, again.at(0.1)["retain/copyright"][name])
     one, two = (each.at(0.1)["forget/privacy"] for each in (first, other))
@@ -119,25 +119,25 @@ def test_localising_twice_is_the_same_and_another_seed_is_not(localised: Path, s
 
 @pytest.mark.parametrize("labels", ["true", "corrupted"])
 @pytest.mark.parametrize("importance", ["mean_square", "zscore"])
-def test_every_importance_and_labelling_localises(labels: str, importance: str, start: Path, tmp_path: Path) -> None:
+def test_every_importance_and_labeling_localizes(labels: str, importance: str, start: Path, tmp_path: Path) -> None:
     draws = {"draws": 2} if labels == "corrupted" else {}
-    path = _localise(start, tmp_path / "masks", labels=labels, importance=importance, share=[0.3], **draws,
+    path = _localize(start, tmp_path / "masks", labels=labels, importance=importance, share=[0.3], **draws,
                      domain=[each.replace("[:6]", "[:2]") for each in DOMAINS])  # fmt: skip
-    assert list(read_localisation(path).masks) == [0.3]
+    assert list(read_localization(path).masks) == [0.3]
 
 
 @pytest.mark.parametrize("space", ["", " + gru", " + gru(space=update)", " + gru(space=both)"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_frozen_entries_end_where_they_started(
-    space: str, accumulate: int, localised: Path, start: Path, tmp_path: Path
+    space: str, accumulate: int, localized: Path, start: Path, tmp_path: Path
 ) -> None:
     """Under the real Trainer, AdamW, momentum and weight decay."""
-    path = api.unlearn(_config(start, tmp_path / "run", rectifier=GRAIL + space, masks=localised,
+    path = api.unlearn(_config(start, tmp_path / "run", rectifier=GRAIL + space, masks=localized,
                                grad_accum_steps=accumulate, diagnose_every=2))  # fmt: skip
     before, after = _weights(start), _weights(path)
     freezing = make_freezing(GRAIL)
     assert freezing is not None
-    frozen = freezing.frozen(trainable(api.load_model(str(start)).model), read_localisation(localised))
+    frozen = freezing.frozen(trainable(api.load_model(str(start)).model), read_localization(localized))
     moved = still = 0
     for name, tensor in after.items():
         mask = frozen.still(name)
@@ -148,8 +148,8 @@ def test_frozen_entries_end_where_they_started(
     assert still > 0 and moved > 10 * still / 100
 
 
-def test_a_run_over_domains_records_its_scopes_masks_and_success(localised: Path, start: Path, tmp_path: Path) -> None:
-    settings = {"rectifier": f"{GRAIL} + gru", "masks": localised, "support": 0.1, "ledger": 4}
+def test_a_run_over_domains_records_its_scopes_masks_and_success(localized: Path, start: Path, tmp_path: Path) -> None:
+    settings = {"rectifier": f"{GRAIL} + gru", "masks": localized, "support": 0.1, "ledger": 4}
     path = api.unlearn(_config(start, tmp_path / "run", **settings))
     rows = set(read(path)["row"])
     assert {"objective", "forget", "retain", *SCOPES, "masked", "retain_average", "rectified", "applied"} <= rows
@@ -174,9 +174,9 @@ def test_a_run_over_domains_records_its_scopes_masks_and_success(localised: Path
     assert compare([path])["forget acc."].notna().all()
 
 
-def test_what_is_recorded_of_the_mask_is_what_was_frozen(localised: Path, start: Path, tmp_path: Path) -> None:
+def test_what_is_recorded_of_the_mask_is_what_was_frozen(localized: Path, start: Path, tmp_path: Path) -> None:
     path = api.unlearn(_config(start, tmp_path / "run", rectifier="memflex(mu=0.9, sigma=0.1, thresholds=quantile)",
-                               masks=localised, steps=2))  # fmt: skip
+                               masks=localized, steps=2))  # fmt: skip
     before, after = _weights(start), _weights(path)
     shares = json.loads((path / "environment.json").read_text())["frozen"]["never"]
     assert set(shares.values()) == {0.0, 1.0}
@@ -185,21 +185,21 @@ def test_what_is_recorded_of_the_mask_is_what_was_frozen(localised: Path, start:
 
 
 def test_it_works_on_an_adapter(adapted: Path, tmp_path: Path) -> None:
-    masks = _localise(adapted, tmp_path / "masks")
+    masks = _localize(adapted, tmp_path / "masks")
     before = _weights(adapted)
     assert all("lora" in name for name in before)
     path = api.unlearn(_config(adapted, tmp_path / "run", rectifier=GRAIL, masks=masks))
     freezing = make_freezing(GRAIL)
     assert freezing is not None
-    frozen = freezing.frozen(trainable(api.load_model(str(adapted)).model), read_localisation(masks))
+    frozen = freezing.frozen(trainable(api.load_model(str(adapted)).model), read_localization(masks))
     for name, tensor in _weights(path).items():
         mask = frozen.still(name)
         assert mask is None or torch.equal(tensor[mask], before[name][mask])
     assert any(not torch.equal(tensor, before[name]) for name, tensor in _weights(path).items())
 
 
-def test_a_killed_run_over_domains_goes_on_bit_by_bit(localised: Path, start: Path, tmp_path: Path) -> None:
-    whole = api.unlearn(_config(start, tmp_path / "whole", rectifier=f"{GRAIL} + gru", masks=localised, save_every=1))
+def test_a_killed_run_over_domains_goes_on_bit_by_bit(localized: Path, start: Path, tmp_path: Path) -> None:
+    whole = api.unlearn(_config(start, tmp_path / "whole", rectifier=f"{GRAIL} + gru", masks=localized, save_every=1))
     cut = tmp_path / "cut"
     shutil.copytree(whole, cut)
     for name in ("DONE", "metrics.json"):
@@ -247,9 +247,9 @@ def _objective() -> Any:
     return make_objective("ga + gd")
 
 
-def test_no_two_rows_of_a_localisation_share_their_random_labels(start: Path) -> None:
+def test_no_two_rows_of_a_localization_share_their_random_labels(start: Path) -> None:
     config = LocaliseConfig.read(model=str(start), domain=DOMAINS, out="nowhere")
-    rows = localised_rows(config, api.load_model(str(start)))
+    rows = localized_rows(config, api.load_model(str(start)))
     indices = [row.index for each in rows.values() for row in each]
     assert indices == list(range(48))
 
@@ -292,24 +292,24 @@ NO_RETENTION = "one to retain for the domain privacy"
 
 
 @pytest.mark.parametrize(("verb", "flags", "says"), [
-    ("localise", _named("privacy=tofu:forget01"), NO_RETENTION),
+    ("localize", _named("privacy=tofu:forget01"), NO_RETENTION),
     ("unlearn", _named("privacy=builtin:authors/forget"), NO_RETENTION),
     ("unlearn", _named("privacy=builtin:domains/privacy/unlearn"), NO_RETENTION),
-    ("localise", _named("privacy"), "a domain with its sets"),
-    ("localise", [*TWO, "--share", "0"], "--share"),
-    ("localise", [*TWO, "--share", "1.5"], "--share"),
-    ("localise", [*TWO, "--share", "nan"], "--share"),
-    ("localise", [*TWO, "--share", "a"], "--share"),
-    ("localise", [], "--domain"),
-    ("localise", _pair("forget[:1]", "retain"), "two rows or more in forget/a"),
+    ("localize", _named("privacy"), "a domain with its sets"),
+    ("localize", [*TWO, "--share", "0"], "--share"),
+    ("localize", [*TWO, "--share", "1.5"], "--share"),
+    ("localize", [*TWO, "--share", "nan"], "--share"),
+    ("localize", [*TWO, "--share", "a"], "--share"),
+    ("localize", [], "--domain"),
+    ("localize", _pair("forget[:1]", "retain"), "two rows or more in forget/a"),
     ("unlearn", _pair("forget[:1]", "retain[:1]"), "two rows or more in forget/a"),
     ("unlearn", _pair("forget[:4]", "retain[:3]"), "sets of one size; found forget/a 4"),
     ("unlearn", [*TWO, *_named("c=builtin:domains/privacy[:3]")], "sets of one size.*--balance"),
     ("unlearn", _named(DOMAINS[0], DOMAINS[0]), "found 'privacy=[^ ]*' twice"),
-    ("unlearn", GRAIL_FLAGS, "a directory of masks for 'grail'; found none; make one with geffect localise"),
+    ("unlearn", GRAIL_FLAGS, "a directory of masks for 'grail'; found none; make one with geffect localize"),
     ("unlearn", [*TWO, "--rectifier", "grail(k_unlearn=0)", "--masks", "."], r"k_unlearn in \(0, 1\]"),
     ("unlearn", [*TWO, "--masks", "."], "no --masks for 'none'"),
-    ("unlearn", [*GRAIL_FLAGS, "--masks", "nowhere"], "a localisation in nowhere"),
+    ("unlearn", [*GRAIL_FLAGS, "--masks", "nowhere"], "a localization in nowhere"),
     ("unlearn", [*TWO, "--forget", "builtin:authors/forget"], "a value for --forget"),
     ("unlearn", ["--forget", "builtin:authors/forget"], "a value for --retain"),
 ])  # fmt: skip
@@ -320,64 +320,64 @@ def test_bad_input_is_refused_in_one_line(
 
 
 def test_masks_of_another_model_or_adapter_are_refused(
-    localised: Path, known: Path, adapted: Path, start: Path, refused: Callable[..., None], tmp_path: Path
+    localized: Path, known: Path, adapted: Path, start: Path, refused: Callable[..., None], tmp_path: Path
 ) -> None:
-    flags = [*TWO, "--rectifier", "grail", "--masks", str(localised), "--out", "out"]
+    flags = [*TWO, "--rectifier", "grail", "--masks", str(localized), "--out", "out"]
     refused(["unlearn", "--model", str(known), *flags], "masks made for these weights")
     refused(["unlearn", "--model", str(adapted), *flags], "masks of the model's own trained parameters")
     refused(["unlearn", "--model", str(start), "--lora", "2", *flags], "masks of the model's own trained parameters")
-    memflex = ["memflex(mu=-2)", "--masks", str(localised), "--out", "out"]
+    memflex = ["memflex(mu=-2)", "--masks", str(localized), "--out", "out"]
     refused(["unlearn", "--model", str(start), *TWO, "--rectifier", *memflex], "memflex's region")
-    bare = _localise(start, tmp_path / "bare", masks_only=True)
+    bare = _localize(start, tmp_path / "bare", masks_only=True)
     assert "gram" not in read_lines(bare)[0]
     memflex = ["memflex(mu=0.9)", "--masks", str(bare), "--out", "out"]
-    refused(["unlearn", "--model", str(start), *TWO, "--rectifier", *memflex], "localise without --masks-only")
-    share = ["grail(k_unlearn=0.3)", "--masks", str(localised), "--out", "out"]
-    refused(["unlearn", "--model", str(start), *TWO, "--rectifier", *share], "localise with --share 0.3 too")
+    refused(["unlearn", "--model", str(start), *TWO, "--rectifier", *memflex], "localize without --masks-only")
+    share = ["grail(k_unlearn=0.3)", "--masks", str(localized), "--out", "out"]
+    refused(["unlearn", "--model", str(start), *TWO, "--rectifier", *share], "localize with --share 0.3 too")
 
 
-def test_harmed_masks_are_refused(localised: Path, start: Path, tmp_path: Path) -> None:
+def test_harmed_masks_are_refused(localized: Path, start: Path, tmp_path: Path) -> None:
     harmed = tmp_path / "harmed"
-    shutil.copytree(localised, harmed)
-    (harmed / "localisation.json").write_text("{}")
+    shutil.copytree(localized, harmed)
+    (harmed / "localization.json").write_text("{}")
     with pytest.raises(GeffectError, match="a key is missing"):
-        check_localised(harmed, None, {})
+        check_localized(harmed, None, {})
     os.remove(harmed / "DONE")
-    with pytest.raises(GeffectError, match="a localisation in"):
-        read_localisation(harmed)
+    with pytest.raises(GeffectError, match="a localization in"):
+        read_localization(harmed)
 
 
-HARMED = ("masks/share-0.1.safetensors", "localisation.json", "steps.jsonl", "environment.json")
+HARMED = ("masks/share-0.1.safetensors", "localization.json", "steps.jsonl", "environment.json")
 
 
 @pytest.mark.parametrize("name", HARMED)
-def test_a_bit_that_flipped_in_a_localisation_is_refused(name: str, localised: Path, tmp_path: Path) -> None:
+def test_a_bit_that_flipped_in_a_localization_is_refused(name: str, localized: Path, tmp_path: Path) -> None:
     """Masks, magnitudes and inner products are numbers like any other once they have flipped."""
     harmed = tmp_path / "harmed"
-    shutil.copytree(localised, harmed)
+    shutil.copytree(localized, harmed)
     content = (harmed / name).read_bytes()
     digits = [i for i, each in enumerate(content) if chr(each) in "1234567"]
     place = digits[-1] if name != HARMED[0] else len(content) - 40
     (harmed / name).write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-    with pytest.raises(GeffectError, match=f"{name} in .* as it was written .*; found another; .* or localise again$"):
-        read_localisation(harmed)
+    with pytest.raises(GeffectError, match=f"{name} in .* as it was written .*; found another; .* or localize again$"):
+        read_localization(harmed)
 
 
-def test_masks_without_a_checksum_are_refused(localised: Path, tmp_path: Path) -> None:
+def test_masks_without_a_checksum_are_refused(localized: Path, tmp_path: Path) -> None:
     added, bare = tmp_path / "added", tmp_path / "bare"
     for path in (added, bare):
-        shutil.copytree(localised, path)
+        shutil.copytree(localized, path)
     shutil.copy(added / "masks" / "share-0.1.safetensors", added / "masks" / "share-0.4.safetensors")
     with pytest.raises(GeffectError, match=r"a checksum of masks/share-0\.4\.safetensors in .*; found none; .*again$"):
-        read_localisation(added)
+        read_localization(added)
     os.remove(bare / "checksums.json")
-    with pytest.raises(GeffectError, match=r"checksums in .*checksums\.json; .*; restore it from a copy, or localise"):
-        read_localisation(bare)
+    with pytest.raises(GeffectError, match=r"checksums in .*checksums\.json; .*; restore it from a copy, or localize"):
+        read_localization(bare)
 
 
-def test_localising_refuses_validation_sets_of_no_domain(start: Path, tmp_path: Path) -> None:
+def test_localizing_refuses_validation_sets_of_no_domain(start: Path, tmp_path: Path) -> None:
     with pytest.raises(GeffectError, match=r"--validation of a domain among privacy, copyright; found other;"):
-        _localise(start, tmp_path / "masks", validation=["other=builtin:domains/privacy"])
+        _localize(start, tmp_path / "masks", validation=["other=builtin:domains/privacy"])
     assert not (tmp_path / "masks").exists()
 
 

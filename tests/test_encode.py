@@ -123,7 +123,7 @@ def test_the_end_of_sequence_is_there_once_where_it_is_learned(name: str, pair: 
 @pytest.mark.parametrize("name", KINDS)
 @settings(deadline=None)
 @given(pair=PAIRS)
-def test_labels_are_the_ids_after_an_unlabelled_prompt(name: str, pair: tuple[str, str]) -> None:
+def test_labels_are_the_ids_after_an_unlabeled_prompt(name: str, pair: tuple[str, str]) -> None:
     row = encode_drawn(kind(name), pair)
     prompt = row.labels.count(IGNORE_INDEX)
     assert 1 <= prompt < len(row.input_ids)
@@ -281,7 +281,7 @@ def encoded(pad_id: int = 0) -> st.SearchStrategy[list[Encoded]]:
 
 @settings(deadline=None)
 @given(encoded(), st.integers(0, 5))
-def test_padding_is_neither_attended_nor_labelled(rows: list[Encoded], pad_id: int) -> None:
+def test_padding_is_neither_attended_nor_labeled(rows: list[Encoded], pad_id: int) -> None:
     batch = collate(rows, pad_id)
     for i, row in enumerate(rows):
         length = len(row.input_ids)

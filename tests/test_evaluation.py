@@ -129,7 +129,7 @@ def test_a_reference_calibrates_an_attack(known: Path, start: Path, tmp_path: Pa
 MUSE = {
     "forget": [
         "Oskar wrote of the sea.",
-        "The sea is cold and grey. " * 12,
+        "The sea is cold and gray. " * 12,
         "Ilmaren",
         "She was born in Quenza in 1950.",
     ],
@@ -271,7 +271,7 @@ def test_what_cannot_be_evaluated(changes: dict[str, Any], message: str, known: 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"metric": ["truth_ratio"]}, "texts in a column 'paraphrased_answer' of .* for truth_ratio; found .* in row 1"),
     ({"metric": ["loss"], "calibrate": "builtin:tiny"},
-     "a row of .*short.json with two labelled tokens, for --calibrate; found none; name a set of longer rows"),
+     "a row of .*short.json with two labeled tokens, for --calibrate; found none; name a set of longer rows"),
 ])  # fmt: skip
 def test_rows_that_cannot_be_scored_are_refused(
     changes: dict[str, Any], message: str, known: Path, tmp_path: Path

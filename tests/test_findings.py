@@ -110,7 +110,7 @@ def planted(grams: dict[str, Numbers], size: int) -> list[Finding]:
 def test_permuted_labels_show_nothing(pool: tuple[dict[str, Numbers], int]) -> None:
     """Real gradients of rows of two kinds, their labels drawn anew at every step: twenty runs, one finding at most.
 
-    The objective is GradDiff, whose only meaning is the label: rows labelled forget are ascended, rows labelled retain
+    The objective is GradDiff, whose only meaning is the label: rows labeled forget are ascended, rows labeled retain
     descended. Both risks are measured on further rows of each label. Where labels say nothing about rows, swapping the
     ascended and the descended batch is as likely as not, so every inner product of a risk with the objective is
     symmetric about zero: no conflict, no layer that carries it, no step at which it starts, nothing for GRU to remove.
@@ -213,7 +213,7 @@ def test_a_rectifier_that_no_row_tells_of_is_named_all_the_same() -> None:
     assert "before GRU " in in_rows(frame_of(np.full(30, -0.3)), "GRU")[0].text
 
 
-def test_an_optimiser_that_turns_a_harmless_gradient_is_found() -> None:
+def test_an_optimizer_that_turns_a_harmless_gradient_is_found() -> None:
     noise = 0.05 * np.random.default_rng(0).standard_normal((2, 40))
     found = in_rows(frame_of(0.1 + noise[0], applied=-0.2 + noise[1]))
     assert [each.kind for each in found] == ["applied"]

@@ -12,7 +12,7 @@ from geffect.core.gradients import trainable
 from geffect.core.tied import find_tie
 from geffect.core.topk import unpack
 from geffect.errors import GeffectError
-from geffect.localization.localize import Localisation, localise
+from geffect.localization.localize import Localization, localize
 from geffect.localization.masks import Frozen
 from geffect.objectives.base import window_counts
 from geffect.objectives.registry import make_objective
@@ -30,20 +30,20 @@ RECTIFIERS = ["none", "gru", "gru(space=update)", "gru(space=both)", "gru(add_re
 FREEZINGS = ["grail", "grail(reading=micro_batch)", "memflex(mu=0.9, sigma=0.1, thresholds=quantile)"]
 
 
-def _localised(model: Any) -> Localisation:
+def _localized(model: Any) -> Localization:
     batches = {"forget/a": make_batch([5, 8, 6], seed=11), "retain/a": make_batch([7, 4, 9], seed=12),
                "forget/b": make_batch([6, 6, 6], seed=13), "retain/b": make_batch([9, 5, 4], seed=14)}  # fmt: skip
     losses = {
         name: [partial(lambda b, i: oracles.row_nll(model, b, i).mean(), batch, i) for i in range(3)]
         for name, batch in batches.items()
     }
-    return localise(trainable(model), losses, [0.1, 0.2, 0.5])
+    return localize(trainable(model), losses, [0.1, 0.2, 0.5])
 
 
 def _frozen(model: Any, text: str) -> Frozen:
     freezing = make_freezing(text)
     assert freezing is not None
-    return freezing.frozen(trainable(model), _localised(model))
+    return freezing.frozen(trainable(model), _localized(model))
 
 
 def _reference(model: Any) -> Any:
@@ -183,8 +183,8 @@ def test_what_is_applied_does_not_run_against_the_masked_memory(space: str) -> N
 
 def test_grail_freezes_what_its_sets_say() -> None:
     model = CASES["llama"]()
-    localised = _localised(model)
-    narrow, wide = localised.at(0.1), localised.at(0.2)
+    localized = _localized(model)
+    narrow, wide = localized.at(0.1), localized.at(0.2)
     for name, parameter in trainable(model).items():
         masks = [[unpack(each[scope][name], parameter.shape) for scope in
                   ("forget/a", "forget/b", "retain/a", "retain/b")] for each in (narrow, wide)]  # fmt: skip
@@ -196,21 +196,21 @@ def test_grail_freezes_what_its_sets_say() -> None:
         }.items():  # fmt: skip
             freezing = make_freezing(text)
             assert freezing is not None
-            still = freezing.frozen({name: parameter}, _only(localised, name)).still(name)
+            still = freezing.frozen({name: parameter}, _only(localized, name)).still(name)
             assert torch.equal(torch.zeros_like(expected) if still is None else still, expected), text
 
 
-def _only(localised: Localisation, name: str) -> Localisation:
+def _only(localized: Localization, name: str) -> Localization:
     masks = {share: {scope: {name: each[name]} for scope, each in scopes.items()}
-             for share, scopes in localised.masks.items()}  # fmt: skip
-    return Localisation(masks)
+             for share, scopes in localized.masks.items()}  # fmt: skip
+    return Localization(masks)
 
 
 def test_memflex_trains_its_region_alone() -> None:
     model = CASES["llama"]()
-    localised = _localised(model)
+    localized = _localized(model)
     memflex = MemFlex(mu=0.7, sigma=0.3, thresholds="quantile")
-    chosen, frozen = memflex.region(localised), memflex.frozen(trainable(model), localised)
+    chosen, frozen = memflex.region(localized), memflex.frozen(trainable(model), localized)
     assert 0 < len(chosen) < len(trainable(model))
     for name in trainable(model):
         still = frozen.still(name)

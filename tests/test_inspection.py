@@ -155,7 +155,7 @@ def test_standard_errors_are_those_of_parts_however_they_are_cut() -> None:
             step.micro_batch(each, last=i == len(flat) - 1, part=part)
         spread = step.finish().spread
         assert spread is not None
-        found.append(torch.stack(list(spread.linearised.values())))
+        found.append(torch.stack(list(spread.linearized.values())))
     assert found[0].shape[1] == 2
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6 * float(found[0].abs().max()))
 
@@ -259,7 +259,7 @@ def test_tokens_and_points_add_up_to_the_record(run: Path, tmp_path: Path) -> No
         at = tokens[tokens["step"] == step]
         for name, effect in (("forget", "unlearn"), ("retain", "retain")):
             own = at[at["set"] == name]
-            mean = own["effect"].sum() / own["labelled"].sum()
+            mean = own["effect"].sum() / own["labeled"].sum()
             assert mean == pytest.approx(effects.loc[step, effect], rel=1e-4)
             groups = own[["embed", "shallow", "middle", "deep", "lm_head"]].sum(axis=1)
             np.testing.assert_allclose(groups, own["effect"], atol=1e-5 * own["effect"].abs().max())
@@ -277,7 +277,7 @@ def test_tokens_and_points_add_up_to_the_record(run: Path, tmp_path: Path) -> No
     whole = "".join(first[first["row"] == first["row"].iloc[0]]["token"])
     assert text["question"] in whole
     assert text["answer"] in whole
-    means = first.groupby("row", sort=False).apply(lambda own: own["effect"].sum() / own["labelled"].sum())
+    means = first.groupby("row", sort=False).apply(lambda own: own["effect"].sum() / own["labeled"].sum())
     assert means.is_monotonic_increasing  # the most harmed first
 
 

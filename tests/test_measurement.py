@@ -157,7 +157,7 @@ def test_one_by_eight_equals_eight_by_one() -> None:
     assert one.scalars == pytest.approx(eight.scalars, rel=1e-5, abs=1e-6)  # one loss is a small difference
 
 
-def test_weight_means_run_over_labelled_tokens_only() -> None:
+def test_weight_means_run_over_labeled_tokens_only() -> None:
     model = CASES["llama"]()
     measured = take_step(make_measurement(model, "wga(alpha=2)", "none"), split(TWO, 2))
     tokens = torch.cat([oracles.row_nll(model, FORGET, i) for i in range(4)])

@@ -395,7 +395,7 @@ def test_choices_without_a_paraphrase_use_the_answer(loaded: Loaded) -> None:
     view = view_of(loaded, QASet("choices", (row,)))
     right, *wrong = [_probability(loaded, "Where?", each) for each in ("In Quenza", "In Ilmaren", "In Kambira")]
     assert METRICS["truth_ratio"](view)[0] == pytest.approx(sum(wrong) / 2 / right, rel=1e-4)
-    assert METRICS["probability_normalised"](view)[0] == pytest.approx(right / (right + sum(wrong)), rel=1e-4)
+    assert METRICS["probability_normalized"](view)[0] == pytest.approx(right / (right + sum(wrong)), rel=1e-4)
 
 
 def test_several_paraphrases_have_their_mean_loss(loaded: Loaded) -> None:
@@ -474,7 +474,7 @@ def test_attacks_by_hand() -> None:
 
 
 def test_attacks_are_those_of_open_unlearning(loaded: Loaded, rows: RowSet) -> None:
-    """From the logits of one row at a time, in float64: all labelled tokens for LOSS, all but the last for Min-K."""
+    """From the logits of one row at a time, in float64: all labeled tokens for LOSS, all but the last for Min-K."""
     model, k = deepcopy(loaded.model).double(), 0.4
     view = View(model, loaded.tokenizer, rows, partial(encode_set, loaded.tokenizer), 5)
     found = {name: METRICS[name](view) for name in ("loss", "zlib", "min_k", "min_k_plus_plus")}

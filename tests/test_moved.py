@@ -14,7 +14,7 @@ from geffect.errors import GeffectError
 from geffect.models.builtin import make_tiny
 from geffect.models.load import load
 from geffect.record.frames import read
-from geffect.record.localization import read_localisation
+from geffect.record.localization import read_localization
 from geffect.record.reader import read_environment, read_lines
 from geffect.record.writer import CONFIG, DONE, ENVIRONMENT, FORMAT, RunDirectory
 from tests.conftest import SHAPE, Command, config
@@ -139,12 +139,12 @@ def test_a_run_in_another_format_is_refused_in_one_line(
     assert before == {each: each.read_bytes() for each in project.rglob("*") if each.is_file()}
 
 
-def test_an_evaluation_and_a_localisation_are_refused_likewise(start: Path, tmp_path: Path) -> None:
+def test_an_evaluation_and_a_localization_are_refused_likewise(start: Path, tmp_path: Path) -> None:
     evaluated = api.evaluate(EvaluateConfig.read(model=str(start), set=["forget=builtin:authors/forget[:2]"],
                                                  metric=["loss"], out=tmp_path / "evaluated"))  # fmt: skip
-    localised = api.localise(LocaliseConfig.read(model=str(start), domain=["a=builtin:domains/privacy"], share=[0.1],
-                                                 labels="true", out=tmp_path / "localised"))  # fmt: skip
-    for path, reader in ((evaluated, geffect.read_evaluation), (localised, read_localisation)):
+    localized = api.localize(LocaliseConfig.read(model=str(start), domain=["a=builtin:domains/privacy"], share=[0.1],
+                                                 labels="true", out=tmp_path / "localized"))  # fmt: skip
+    for path, reader in ((evaluated, geffect.read_evaluation), (localized, read_localization)):
         assert reader(path) is not None
         content = json.loads((path / ENVIRONMENT).read_text())
         (path / ENVIRONMENT).write_text(json.dumps(content | {"format": 0}))

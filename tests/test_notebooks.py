@@ -36,7 +36,7 @@ def _texts(path: Path) -> list[str]:
 def test_there_are_notebooks() -> None:
     assert [path.stem for path in NOTEBOOKS] == [
         "g_effect_tour",
-        "grail_localisation",
+        "grail_localization",
         "gru_geometry",
         "inspect_checkpoints",
         "own_trainer",

@@ -87,14 +87,14 @@ def _dpo(beta: float, scale: float) -> Twin:
     return twin
 
 
-def _rmu(layer: int, c: float, *, normalised: bool, mean: bool) -> Twin:
+def _rmu(layer: int, c: float, *, normalized: bool, mean: bool) -> Twin:
     def twin(world: World) -> Tensor:
         u = torch.rand(16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        target = c * (u / u.norm() if normalised else u)
+        target = c * (u / u.norm() if normalized else u)
         found = [
             (world.hidden("forget", i, layer)[t - 1] - target).square()
             for i in world.rows("forget")
-            for t in world.labelled("forget", i)
+            for t in world.labeled("forget", i)
         ]
         return torch.stack([each.mean() if mean else each.sum() for each in found]).mean()
 
@@ -106,7 +106,7 @@ def _kl(name: str) -> Twin:
         found = []
         for i in world.rows(name):
             log_p, log_ref = world.log_p(name, i), world.log_p(name, i, start=True).detach()
-            for t in world.labelled(name, i):
+            for t in world.labeled(name, i):
                 terms = [r.exp() * (r - p) for r, p in zip(log_ref[t - 1], log_p[t - 1], strict=True)]
                 found.append(torch.stack(terms).sum())
         return torch.stack(found).mean()
@@ -127,7 +127,7 @@ def _rr(layer: int, *, mean: bool) -> Twin:
         found = []
         for i in world.rows("retain"):
             now, then = (world.hidden("retain", i, layer, start=start) for start in (False, True))
-            found += [(now[t - 1] - then[t - 1].detach()).square() for t in world.labelled("retain", i)]
+            found += [(now[t - 1] - then[t - 1].detach()).square() for t in world.labeled("retain", i)]
         return torch.stack([each.mean() if mean else each.sum() for each in found]).mean()
 
     return twin
@@ -173,9 +173,9 @@ SMOOTH: dict[str, Twin] = {
     "po(variant=pooled) + gd(variant=pooled)": _pooled,
     "dpo": _dpo(0.1, 2 / 0.1),
     "dpo(beta=0.5, variant=tofu)": _dpo(0.5, 1.0),
-    "rmu": _rmu(1, 20.0, normalised=True, mean=True),
-    "rmu(layer=2, c=2, vector=raw)": _rmu(2, 2.0, normalised=False, mean=True),
-    "rmu(layer=0, c=2, vector=raw, dims=sum)": _rmu(0, 2.0, normalised=False, mean=False),
+    "rmu": _rmu(1, 20.0, normalized=True, mean=True),
+    "rmu(layer=2, c=2, vector=raw)": _rmu(2, 2.0, normalized=False, mean=True),
+    "rmu(layer=0, c=2, vector=raw, dims=sum)": _rmu(0, 2.0, normalized=False, mean=False),
     "random": lambda world: _mean(world, "forget", "random_aligned_labels"),
     "random(variant=knowundo)": lambda world: _mean(world, "forget", "random_knowundo_labels"),
     "adversarial": lambda world: _mean(world, "forget", "adversarial_aligned_labels"),
@@ -385,7 +385,7 @@ def test_sequences_whose_probability_underflows_stay_finite(text: str) -> None:
 def test_a_need_that_is_not_met_is_named(text: str, need: str) -> None:
     batch = {k: v for k, v in make_world(llama).batches["forget"].items() if not k.endswith("_labels")}
     batch.pop("ref_nll")
-    counts = Counts(3, 1, labelled=dict.fromkeys(LABELLINGS, 1))
+    counts = Counts(3, 1, labeled=dict.fromkeys(LABELLINGS, 1))
     with pytest.raises(GeffectError, match=f"{need}.*; found none; "):
         make_objective(text).loss("forget", forward(llama(), batch), {"forget": counts})
 

@@ -84,15 +84,15 @@ def test_every_cell_has_its_number_that_stands_out_from_it() -> None:
             assert abs(fill - np.mean(to_rgb(text.get_color()))) > 0.3
 
 
-def test_the_diagonal_is_neutral_and_takes_no_colour() -> None:
+def test_the_diagonal_is_neutral_and_takes_no_color() -> None:
     figure = plots.jaccard_matrix(pairs(FOUR, top=0.3), 0.1)
     low, high = mesh_of(figure).get_clim()
     assert low == 0
     assert high == pytest.approx(0.3)
     assert np.isnan(np.diag(drawn(figure))).all()
-    greys = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle) and patch.get_fill()]
-    assert [patch.get_xy() for patch in greys] == [(i, i) for i in range(4)]
-    assert all(len(set(to_rgb(patch.get_facecolor()))) == 1 for patch in greys)
+    grays = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle) and patch.get_fill()]
+    assert [patch.get_xy() for patch in grays] == [(i, i) for i in range(4)]
+    assert all(len(set(to_rgb(patch.get_facecolor()))) == 1 for patch in grays)
 
 
 @pytest.mark.parametrize(("top", "share"), [(0.03, 0.1), (0.6, 0.1), (1.0, 0.2), (0.5, 0.9)])

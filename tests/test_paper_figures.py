@@ -186,12 +186,12 @@ def test_findings_on_ascent_agree_and_disagree_by_their_rules() -> None:
 
 
 @pytest.mark.parametrize(("kl", "agrees"), [(1.0, "yes"), (2.0, "no"), (None, "—")])
-def test_the_best_regulariser_is_that_of_the_lowest_held_risk(kl: float | None, agrees: str) -> None:
+def test_the_best_regularizer_is_that_of_the_lowest_held_risk(kl: float | None, agrees: str) -> None:
     def path(held: float, forget: float = 6.0) -> pd.DataFrame:
         return pd.DataFrame({"step": [0, 5], "forget_risk": [0.0, forget], "held_risk": [0.0, 2 * held]})
 
     table = {"GA": path(3.0), "GA + GD": path(1.5), "GA + KL": path(1.0, 1.0) if kl is None else path(kl)}
-    (claim,) = geffect_claims.regularisers(table)
+    (claim,) = geffect_claims.regularizers(table)
     assert claim.agrees == agrees
     assert "GA + GD 1.500" in claim.measured
 

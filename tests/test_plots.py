@@ -84,7 +84,7 @@ def test_one_legend_names_the_groups_once_in_fixed_order() -> None:
 
 
 @pytest.mark.parametrize("scale", [1, 10])
-def test_signed_axes_are_centred_and_shared_and_hold_the_data(scale: int) -> None:
+def test_signed_axes_are_centered_and_shared_and_hold_the_data(scale: int) -> None:
     frame = make(scale=scale)
     panels = plots.g_effect_curves(frame).axes
     for row, name in ((panels[:2], "unlearn"), (panels[2:], "retain")):
@@ -167,7 +167,7 @@ def test_risks_that_span_decades_get_log_axes_and_say_so() -> None:
 
 @pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize("runs", [["one"], BOTH])
-def test_every_outer_axis_is_labelled_and_no_text_leaves_the_page(draw: Draw, runs: list[str]) -> None:
+def test_every_outer_axis_is_labeled_and_no_text_leaves_the_page(draw: Draw, runs: list[str]) -> None:
     figure = draw(by_step(draw, runs))
     with matplotlib.rc_context(plots.STYLE):
         figure.draw_without_rendering()
@@ -254,7 +254,7 @@ def test_saved_files_carry_no_date_or_software_and_embed_type_42(tmp_path: Path)
     assert b"Software" not in png.read_bytes()
     text = pdf.read_bytes()
     assert not any(word in text for word in (b"CreationDate", b"Producer", b"Creator", b"/Type3"))
-    assert b"/FontFile2" in text  # the TrueType programme that a type 42 font is
+    assert b"/FontFile2" in text  # the TrueType program that a type 42 font is
 
 
 def test_saved_data_reads_back_exactly(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Heat maps by layer and of a Gram: every cell is the frame's, the scale is centred on zero."""
+"""Heat maps by layer and of a Gram: every cell is the frame's, the scale is centered on zero."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -43,7 +43,7 @@ def test_cells_are_the_frames_from_the_embedding_down_to_the_head() -> None:
         np.testing.assert_array_equal(cells(mesh), table)
 
 
-def test_both_sides_share_one_scale_centred_on_zero_and_the_bar_says_how() -> None:
+def test_both_sides_share_one_scale_centered_on_zero_and_the_bar_says_how() -> None:
     for wide in (False, True):
         frame = make(wide=wide)
         figure = plots.layer_heat_map(frame)

@@ -1,4 +1,4 @@
-"""Coloured texts: every token is there, in order, on the colour of its effect."""
+"""Colored texts: every token is there, in order, on the color of its effect."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +23,7 @@ def make(tokens: list[str], row: int = 0, prompt: int = 2, scale: float = 1.0) -
     effects = [0.0 if i < prompt else (-1) ** i * scale**i for i in range(len(tokens))]
     return pd.DataFrame({
         "step": 5, "set": "held", "row": row, "position": range(len(tokens)), "token": tokens,
-        "labelled": [i >= prompt for i in range(len(tokens))], "direction": "objective", "effect": effects,
+        "labeled": [i >= prompt for i in range(len(tokens))], "direction": "objective", "effect": effects,
         "embed": [effect / 2 for effect in effects],
     })  # fmt: skip
 
@@ -50,7 +50,7 @@ def test_tokens_stand_in_order_each_in_its_box() -> None:
         assert text.get_window_extent().x1 <= box.get_window_extent().x1 + 1
 
 
-def test_colours_are_the_effects_on_a_scale_centred_on_zero_and_prompts_are_grey() -> None:
+def test_colors_are_the_effects_on_a_scale_centered_on_zero_and_prompts_are_gray() -> None:
     frame = make(["a", "b", "c", "d", "e"])
     frame["effect"] = [9.0, 9.0, -2.0, 0.0, 2.0]  # those of a prompt count for nothing
     figure = plots.token_strip(frame)

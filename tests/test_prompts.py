@@ -437,14 +437,14 @@ def test_every_verb_that_encodes_takes_the_flags(dated: Path, tmp_path: Path, in
     assert shown.code == 0 and "2001-01-01" in shown.out and "Be brief." in shown.out
     none = invoke("show-batch", "--model", dated, "--data", "builtin:authors/forget[:1]", "--chat-template", "none")
     assert "Question:" in none.out
-    for verb in ("unlearn", "fit", "inspect", "localise", "evaluate", "doctor"):
+    for verb in ("unlearn", "fit", "inspect", "localize", "evaluate", "doctor"):
         told = invoke(verb, "--help").out
         assert all(flag in told for flag in ("--template-date", "--system-prompt", "--chat-template", "--tokenizer"))
 
 
-def test_a_localisation_records_its_prompts(dated: Path, tmp_path: Path) -> None:
+def test_a_localization_records_its_prompts(dated: Path, tmp_path: Path) -> None:
     sets = "one=builtin:authors/forget[:2],builtin:authors/retain[:2]"
     chosen = LocaliseConfig.read(model=str(dated), domain=[sets], out=tmp_path / "out", masks_only=True, draws=1,
                                  template_date="2001-01-01")  # fmt: skip
-    found = environment(api.localise(chosen))["prompts"]
+    found = environment(api.localize(chosen))["prompts"]
     assert found == prompts_of(chosen, load(str(dated)).tokenizer)

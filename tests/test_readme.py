@@ -97,7 +97,7 @@ def test_there_are_blocks_to_run() -> None:
             "show-batch",
             "evaluate",
             "compare",
-            "localise",
+            "localize",
             "unlearn",
             "inspect",
             "report",

@@ -178,7 +178,7 @@ def test_tokens_tell_their_effects(opened: Opened, inspected: Path) -> None:
     texts = read_tokens(inspected)
     last = texts[texts["step"] == texts["step"].max()]
     assert tab.locator("#run-2 .text span").count() == len(last)
-    assert tab.locator("#run-2 .text span[class]").count() == last["labelled"].sum()
+    assert tab.locator("#run-2 .text span[class]").count() == last["labeled"].sum()
 
 
 def test_the_rows_served_worst_stand_there_without_tokens(runs: list[Path], page: Path) -> None:
@@ -329,10 +329,10 @@ def test_a_long_run_is_pooled_and_every_cell_has_its_number() -> None:
     assert [name for name, _ in retain.columns][:2] == ["0–2", "3–5"]
     assert [cell.text for cell in retain.rows["embed"]][:3] == ["−1", "−4", "−7"]
     assert [cell.above for cell in unlearn.rows["embed"]] == [True] * 50
-    assert len({cell.colour for cell in retain.rows["embed"]} & {cell.colour for cell in unlearn.rows["embed"]}) <= 1
+    assert len({cell.color for cell in retain.rows["embed"]} & {cell.color for cell in unlearn.rows["embed"]}) <= 1
 
 
-def test_a_number_nobody_knows_is_grey() -> None:
+def test_a_number_nobody_knows_is_gray() -> None:
     frame = pd.DataFrame({"step": [0], "layer": ["embed"], "unlearn": [math.nan], "retain": [1.0]})
     retain, unlearn = layer_maps(frame)
     assert unlearn.rows["embed"][0] == ("unknown", "#bfbfbf", False)

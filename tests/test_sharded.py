@@ -36,8 +36,8 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def masks(tied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What GRAIL freezes."""
-    settings = {"model": str(tied), "dtype": "float64", "out": tmp_path_factory.mktemp("localised") / "masks"}
-    return api.localise(LocaliseConfig.read(**(settings | DOMAINS)))
+    settings = {"model": str(tied), "dtype": "float64", "out": tmp_path_factory.mktemp("localized") / "masks"}
+    return api.localize(LocaliseConfig.read(**(settings | DOMAINS)))
 
 
 @pytest.fixture(scope="module")

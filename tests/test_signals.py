@@ -146,7 +146,7 @@ def test_an_inspection_that_is_stopped_keeps_its_checkpoints(start: Path, tmp_pa
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
-@pytest.mark.parametrize("verb", ["unlearn", "evaluate", "localise"])
+@pytest.mark.parametrize("verb", ["unlearn", "evaluate", "localize"])
 def test_before_anything_is_written_it_ends_in_one_line(
     verb: str, signum: signal.Signals, start: Path, tmp_path: Path, invoke: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +159,7 @@ def test_before_anything_is_written_it_ends_in_one_line(
     sets = {
         "unlearn": ["--forget", "builtin:authors/forget[:2]", "--retain", "builtin:authors/retain[:2]"],
         "evaluate": ["--set", "a=builtin:authors/forget[:2]", "--metric", "accuracy"],
-        "localise": ["--domain", "privacy=builtin:domains/privacy"],
+        "localize": ["--domain", "privacy=builtin:domains/privacy"],
     }[verb]
     plan = ["--model", start, "--out", tmp_path / "out", *sets]
     ended = invoke(verb, *plan)

@@ -46,7 +46,7 @@ def _shares(model: Any, text: str, windows: list[Batches]) -> list[list[Tensor]]
 
 
 @pytest.mark.parametrize("text", ["ga", "npo + 0.5*gd", "ga + gd", "po"])
-def test_linearised_effects_and_halves_equal_stored_rows(text: str) -> None:
+def test_linearized_effects_and_halves_equal_stored_rows(text: str) -> None:
     model = CASES["llama"]()
     windows = split(make_batches(model), 1)
     shares = _shares(model, text, windows)
@@ -55,14 +55,14 @@ def test_linearised_effects_and_halves_equal_stored_rows(text: str) -> None:
     measurement = make_measurement(model, text, "gru", standard_errors=True)
     found = take_step(measurement, windows).spread
     assert found is not None and found.rows == ROWS
-    linearised = sum(found.linearised.values(), torch.zeros(count, 3, 3).double())
+    linearized = sum(found.linearized.values(), torch.zeros(count, 3, 3).double())
     halves = sum(found.halves.values(), torch.zeros(3, 3).double())
     for i in range(3):
         for j in range(3):
             scale = float(means[i].norm() * means[j].norm()) + 1e-12
             for b, share in enumerate(shares):
                 expected = float(share[i] @ means[j] + means[i] @ share[j] - means[i] @ means[j])
-                assert abs(float(linearised[b, i, j]) - expected) <= 3e-5 * max(scale, abs(expected))
+                assert abs(float(linearized[b, i, j]) - expected) <= 3e-5 * max(scale, abs(expected))
             pairs = [float(a[i] @ b[j]) for m, a in enumerate(shares) for n, b in enumerate(shares) if m != n]
             assert abs(float(halves[i, j]) - sum(pairs) / len(pairs)) <= 3e-5 * max(scale, max(map(abs, pairs)))
 
@@ -75,8 +75,8 @@ def test_their_mean_is_the_windows_own_product_also_by_use_of_a_tied_tensor() ->
     measured = take_step(measurement, split(make_batches(model), 1))
     assert measured.spread is not None and measured.gram is not None
     by_layer = measured.gram.by(labels)
-    assert set(measured.spread.linearised) == set(by_layer) >= {"embed", "lm_head", "tied", "block_0"}
-    for layer, values in measured.spread.linearised.items():
+    assert set(measured.spread.linearized) == set(by_layer) >= {"embed", "lm_head", "tied", "block_0"}
+    for layer, values in measured.spread.linearized.items():
         scale = by_layer[layer].abs().max() + 1e-12
         assert (values.mean(0) - by_layer[layer]).abs().max() <= 1e-5 * scale
 

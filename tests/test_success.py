@@ -172,7 +172,7 @@ def test_a_perplexity_out_of_range_is_infinite() -> None:
 ])  # fmt: skip
 def test_nothing_to_score_is_refused_in_one_line(rows: list[Encoded], found: str) -> None:
     tokenizer = make_tokenizer()
-    line = rf"^expected rows with a labelled token each; found {found}; [^\n]*$"
+    line = rf"^expected rows with a labeled token each; found {found}; [^\n]*$"
     with pytest.raises(GeffectError, match=line):
         success(Certain(len(tokenizer)), tokenizer, rows)
 

@@ -56,7 +56,7 @@ def test_effects_are_those_of_a_backward_pass_a_token(case: str) -> None:
     assert list(found.groups) == [each for each in GROUPS if each in groups.values()]
     for group, part in found.groups.items():
         assert (part - expected[group]).abs().max() <= exact * scale
-    assert torch.equal(found.labelled, expected["total"] != 0)
+    assert torch.equal(found.labeled, expected["total"] != 0)
 
 
 @pytest.mark.parametrize("family", [each for each in FAMILIES if each != "bloom"])
@@ -73,7 +73,7 @@ def test_tokens_add_up_to_the_inner_product_of_rows(family: str) -> None:
     assert isinstance(gram, Tensor)
     found = token_effects(model, forget, rows["retain"], groups)
     scale = float((gram[0, 0] * gram[1, 1]).sqrt())
-    tokens = int(found.labelled.sum())
+    tokens = int(found.labeled.sum())
     assert abs(float(found.total.double().sum()) / tokens - float(gram[0, 1])) <= 1e-5 * scale
     for group, part in found.groups.items():
         within = [inner_products([rows[r].get(n) for r in ("forget", "retain")])[0, 1] for n in names

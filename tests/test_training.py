@@ -270,7 +270,7 @@ def test_fit_does_not_depend_on_how_rows_are_accumulated(start: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "rmsprop", "adagrad"])
-def test_other_optimisers_of_hugging_face_run(start: Path, tmp_path: Path, optimizer: str) -> None:
+def test_other_optimizers_of_hugging_face_run(start: Path, tmp_path: Path, optimizer: str) -> None:
     run = api.unlearn(config(start, tmp_path / "run", optimizer=optimizer, schedule="cosine", rectifier="gru", steps=3))
     rates = [line["lr"][0] for line in read_lines(run)[:-1]]
     assert rates == sorted(rates, reverse=True)

@@ -26,7 +26,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 ALONE: dict[str, dict[str, Any]] = {"layers": {}, "gram": {"step": 0}}
 INSPECTED: dict[str, dict[str, Any]] = {"tokens": {"column": "embed"}, "points": {}}
-LOCALISED: dict[str, dict[str, Any]] = {"jaccard": {}, "jaccard_by_layer": {"share": 0.2}}
+LOCALIZED: dict[str, dict[str, Any]] = {"jaccard": {}, "jaccard_by_layer": {"share": 0.2}}
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +49,10 @@ def inspected(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def localised(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def localized(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     domains = [f"{name}=builtin:domains/{name}[:3]" for name in ("privacy", "copyright")]
-    out = tmp_path_factory.mktemp("localised") / "masks"
-    return api.localise(geffect.LocaliseConfig.read(model=start, domain=domains, draws=1, out=out))
+    out = tmp_path_factory.mktemp("localized") / "masks"
+    return api.localize(geffect.LocaliseConfig.read(model=start, domain=domains, draws=1, out=out))
 
 
 def test_a_summary_goes_from_the_first_evaluation_to_the_last(runs: dict[str, Path]) -> None:
@@ -142,32 +142,32 @@ def test_tokens_and_points_are_drawn_of_an_inspection(kind: str, inspected: Path
 
 
 @pytest.mark.usefixtures("untouched_style")
-@pytest.mark.parametrize("kind", LOCALISED)
-def test_overlaps_are_drawn_of_a_localisation(kind: str, localised: Path, runs: dict[str, Path]) -> None:
-    figure = geffect.Run(localised).plot(kind, **LOCALISED[kind])
-    share = LOCALISED[kind].get("share", 0.1)
+@pytest.mark.parametrize("kind", LOCALIZED)
+def test_overlaps_are_drawn_of_a_localization(kind: str, localized: Path, runs: dict[str, Path]) -> None:
+    figure = geffect.Run(localized).plot(kind, **LOCALIZED[kind])
+    share = LOCALIZED[kind].get("share", 0.1)
     labels = {axes.get_xlabel() for axes in figure.axes}
     assert f"Jaccard index of the top {100 * share:g} % of entries" in labels
     assert_shows_itself(figure)
-    with pytest.raises(GeffectError, match="expected a localisation in"):
-        geffect.Run(runs["none"]).plot(kind, **LOCALISED[kind])
+    with pytest.raises(GeffectError, match="expected a localization in"):
+        geffect.Run(runs["none"]).plot(kind, **LOCALIZED[kind])
     with pytest.raises(GeffectError, match="row, other, jaccard; found 0 rows"):
-        geffect.Run(localised).plot(kind, share=0.7)
+        geffect.Run(localized).plot(kind, share=0.7)
 
 
-def test_a_localisation_shows_itself(localised: Path) -> None:
-    shown = geffect.Run(localised).summary()
+def test_a_localization_shows_itself(localized: Path) -> None:
+    shown = geffect.Run(localized).summary()
     assert (shown["share"], shown["importance"], shown["finished"]) == ("0.1, 0.2", "mean_abs", "yes")
     assert "last step" not in shown
-    found = geffect.read_localisation(localised)
+    found = geffect.read_localization(localized)
     frame = found.to_frame()
     assert list(frame.columns) == ["examples", "top 10 %", "top 20 %"]
     assert frame.index.tolist() == ["forget/privacy", "retain/privacy", "forget/copyright", "retain/copyright"]
     mask = found.at(0.1)["forget/privacy"]
     assert frame.loc["forget/privacy", "top 10 %"] == sum(map(count, mask.values())) > 0
-    assert repr(found).startswith("Localisation(forget/privacy, retain/privacy")
+    assert repr(found).startswith("Localization(forget/privacy, retain/privacy")
     assert "top 20 %" in found._repr_html_()
-    pd.testing.assert_frame_equal(geffect.Run(localised).support(), geffect.read_support(localised))
+    pd.testing.assert_frame_equal(geffect.Run(localized).support(), geffect.read_support(localized))
 
 
 @pytest.mark.usefixtures("untouched_style")
@@ -212,7 +212,7 @@ def test_a_fit_shows_itself_too(start: Path, tmp_path: Path) -> None:
 
 
 def test_every_kind_is_tested() -> None:
-    assert set(KINDS) == {*TOGETHER, *ALONE, *INSPECTED, *LOCALISED}
+    assert set(KINDS) == {*TOGETHER, *ALONE, *INSPECTED, *LOCALIZED}
 
 
 def test_an_inspection_is_a_run_like_any_other(inspected: Path) -> None:
@@ -261,8 +261,8 @@ def test_token_effects_stand_under_the_tokens_own_position() -> None:
     total = torch.tensor([[0.0, -1.0, 2.0, 0.0], [3.0, 0.0, 0.0, 0.0]])
     found = TokenEffects(total, {"embed": total / 2, "deep": total / 2}, total != 0)
     frame = found.to_frame()
-    assert list(frame) == ["row", "position", "labelled", "effect", "embed", "deep"]
-    assert frame[frame["labelled"]][["row", "position", "effect", "deep"]].to_numpy().tolist() == [
+    assert list(frame) == ["row", "position", "labeled", "effect", "embed", "deep"]
+    assert frame[frame["labeled"]][["row", "position", "effect", "deep"]].to_numpy().tolist() == [
         [0, 2, -1, -0.5], [0, 3, 2, 1], [1, 1, 3, 1.5],
     ]  # fmt: skip
     assert len(frame) == 6
@@ -275,4 +275,4 @@ def test_grams_and_effects_are_short_in_a_shell() -> None:
     gram = Gram.of({"a": {"w": torch.ones(2)}, "b": {"v": torch.ones(2)}})
     effects = TokenEffects(torch.ones(2, 3), {}, torch.ones(2, 3, dtype=torch.bool))
     assert repr(gram) == "Gram(a, b; 2 tensors)"
-    assert repr(effects) == "TokenEffects(2 rows, 6 labelled tokens)"
+    assert repr(effects) == "TokenEffects(2 rows, 6 labeled tokens)"

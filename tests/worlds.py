@@ -59,17 +59,17 @@ class World:
         return states
 
     def nll(self, name: str, row: int, labels: str = "labels", *, start: bool = False) -> Tensor:
-        """``[n]`` −log p of one row's labelled tokens, picked one after another."""
+        """``[n]`` −log p of one row's labeled tokens, picked one after another."""
         log_p = self.log_p(name, row, start=start)
         chosen = self.batches[name][labels][row]
-        return torch.stack([-log_p[t - 1, chosen[t]] for t in self.labelled(name, row, labels)])
+        return torch.stack([-log_p[t - 1, chosen[t]] for t in self.labeled(name, row, labels)])
 
     def ref(self, name: str, row: int) -> Tensor:
         """``[n]`` the same under the start, without a graph."""
         return self.nll(name, row, start=True).detach()
 
-    def labelled(self, name: str, row: int, labels: str = "labels") -> list[int]:
-        """The positions of one row's labelled tokens; nothing predicts the first."""
+    def labeled(self, name: str, row: int, labels: str = "labels") -> list[int]:
+        """The positions of one row's labeled tokens; nothing predicts the first."""
         length = int(self.batches[name]["attention_mask"][row].sum())
         return [t for t in range(1, length) if self.batches[name][labels][row, t] != -100]
 
@@ -89,11 +89,11 @@ def make_world(make: Callable[[], Any] = lambda: gpt2().double()) -> World:
     batches = {name: make_batch(lengths, seed=seed) for seed, (name, lengths) in enumerate(LENGTHS.items())}
     for batch in batches.values():
         batch["ref_nll"] = forward(reference, batch).nll.detach()
-    return World(model, reference, batches | {"forget": batches["forget"] | _relabelled(batches["forget"])})
+    return World(model, reference, batches | {"forget": batches["forget"] | _relabeled(batches["forget"])})
 
 
 def one_token_world() -> World:
-    """Rows with one labelled token each."""
+    """Rows with one labeled token each."""
     world = make_world()
     batch = make_batch([5, 5, 5], prompt=4, seed=3)
     batch["ref_nll"] = forward(world.reference, batch).nll.detach()
@@ -126,7 +126,7 @@ def parts(batches: Batches, sizes: Sequence[int]) -> list[Batches]:
     ]
 
 
-def _relabelled(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def _relabeled(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Other labels: on the answer's tokens, or on the whole row."""
     found = {}
     for seed, name in enumerate(LABELLINGS):

@@ -22,7 +22,7 @@ from analysis.benchmarks.table import Finding, read_findings, table
 from geffect.errors import GeffectError
 
 MODELS = {"tiny": "builtin:tiny", "smollm2": "smollm2"}
-OF_MODELS, ALONE, LONG = ("steps", "memory", "tokens", "localise"), ("front", "records", "growth"), ("demo", "suite")
+OF_MODELS, ALONE, LONG = ("steps", "memory", "tokens", "localize"), ("front", "records", "growth"), ("demo", "suite")
 FIGURES = Path("figures/benchmarks")
 Benchmark = Callable[[], tuple[list[Finding], dict[str, list[float]]]]
 
@@ -87,7 +87,7 @@ def chosen(
     Raises:
         GeffectError: a name is unknown.
     """
-    from analysis.benchmarks import front, growth, localising, memory, records, steps, tokens
+    from analysis.benchmarks import front, growth, localizing, memory, records, steps, tokens
     from analysis.benchmarks.setting import make_setting
 
     known = (*OF_MODELS, *ALONE, *LONG)
@@ -98,7 +98,7 @@ def chosen(
         held = make_setting(spec, rows, data_dir) if {"steps", "tokens"} & set(only) else None
         of_model: dict[str, Benchmark] = {
             "memory": partial(memory.benchmark, spec, rows, min(repeats, 3), data_dir),
-            "localise": partial(localising.benchmark, spec, rows, repeats),
+            "localize": partial(localizing.benchmark, spec, rows, repeats),
         }
         if held:
             of_model |= {

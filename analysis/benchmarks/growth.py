@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from analysis.benchmarks.drawing import OURS, PLAIN, draw, slope
-from analysis.benchmarks.records import smollm2_layout, synthesise
+from analysis.benchmarks.records import smollm2_layout, synthesize
 from analysis.benchmarks.setting import BUILT_IN, Setting, random_batch
 from analysis.benchmarks.table import Finding
 from analysis.benchmarks.timing import Seconds, Spread, interleave
@@ -126,7 +126,7 @@ def _cleared(setting: Setting, run: Callable[[], object]) -> Callable[[], None]:
 
 
 def _reading(steps: int, folder: Path) -> Callable[[], object]:
-    run = synthesise(folder / f"steps-{steps}", steps, smollm2_layout(6))
+    run = synthesize(folder / f"steps-{steps}", steps, smollm2_layout(6))
     return lambda: read(run, by="group")
 
 

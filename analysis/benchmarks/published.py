@@ -93,7 +93,7 @@ def backward_per_sequence(setting: Setting, direction: Mapping[str, Tensor]) -> 
 
 
 def backward_per_token(setting: Setting, direction: Mapping[str, Tensor], most: int) -> list[float]:
-    """⟨∇ −log p of each labelled token, direction⟩ of the first forget row, a backward pass each.
+    """⟨∇ −log p of each labeled token, direction⟩ of the first forget row, a backward pass each.
 
     Args:
         setting: model and batches.

@@ -38,7 +38,7 @@ def smollm2_layout(num_blocks: int = 30) -> Layout:
     return Layout(layers, dict.fromkeys(layers, 1), num_blocks)
 
 
-def synthesise(path: Path, steps: int, layout: Layout) -> Path:
+def synthesize(path: Path, steps: int, layout: Layout) -> Path:
     """Write a record of so many steps of a GA + GRU run, with an evaluation on the first and the last.
 
     Args:
@@ -82,10 +82,10 @@ def benchmark(repeats: int, steps: int = STEPS, compared: int = COMPARED) -> tup
         The findings, and the numbers they were made of.
     """
     with tempfile.TemporaryDirectory() as folder:
-        run = synthesise(Path(folder, "long"), steps, smollm2_layout())
+        run = synthesize(Path(folder, "long"), steps, smollm2_layout())
         size = (run / "steps.jsonl").stat().st_size / 1e6
         read = [read_apart(run) for _ in range(repeats)]
-        runs = [synthesise(Path(folder, f"run-{i}"), compared, smollm2_layout(6)) for i in range(max(RUNS))]
+        runs = [synthesize(Path(folder, f"run-{i}"), compared, smollm2_layout(6)) for i in range(max(RUNS))]
         variants = {f"compare {n}": lambda n=n: compare(runs[:n]) for n in RUNS}
         seconds = interleave(variants, repeats, label="runs compared")
     each = [

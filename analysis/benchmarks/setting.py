@@ -44,7 +44,7 @@ class Setting:
         return risk(forward(self.model, batch), Counts.of([batch]))
 
     def of_random_rows(self, rows: int, tokens: int) -> "Setting":
-        """The same model with other forget rows: random ones of equal length, labelled throughout."""
+        """The same model with other forget rows: random ones of equal length, labeled throughout."""
         forget = random_batch(self.model.config.vocab_size, rows, tokens, torch.Generator().manual_seed(0))
         return replace(self, batches=self.batches | {"forget": forget})
 
@@ -66,7 +66,7 @@ class Setting:
         return Measurement(trainable(self.model), run, make_objective(objective), make_rectifier(rectifier), tie=tie)
 
     def stepping(self, objective: str, rectifier: str = "none", *, measure: bool = True) -> Callable[[], Measured]:
-        """A function that takes one step, all but the optimiser's, and leaves its gradient in ``.grad``."""
+        """A function that takes one step, all but the optimizer's, and leaves its gradient in ``.grad``."""
         measurement, counts = self.measurement(objective, rectifier), window_counts([self.batches])
 
         def step() -> Measured:
@@ -87,7 +87,7 @@ class Setting:
 
 
 def random_batch(vocabulary: int, rows: int, tokens: int, generator: torch.Generator) -> Batch:
-    """Random rows of equal length, labelled throughout."""
+    """Random rows of equal length, labeled throughout."""
     ids = torch.randint(vocabulary, (rows, tokens), generator=generator)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 

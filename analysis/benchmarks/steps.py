@@ -1,4 +1,4 @@
-"""What measuring adds to an optimiser step, beside the published protocols."""
+"""What measuring adds to an optimizer step, beside the published protocols."""
 
 from analysis.benchmarks.published import FlatProjection, ThreeBackwards
 from analysis.benchmarks.setting import Setting

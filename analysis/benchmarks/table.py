@@ -99,7 +99,7 @@ BUDGETS = {
     "tokens by group": Budget("token effects of a batch in all five groups, against one forward pass", 16),
     "tokens speed": Budget("token effects: times faster than a backward pass a token, rows alone", 100, at_least=True),
     "tokens speed long": Budget("the same of answers of 255 tokens", 100, at_least=True),
-    "localise": Budget("localisation of four sets (masks, Jaccard, mean gradients), against its passes alone", 1.2),
+    "localize": Budget("localization of four sets (masks, Jaccard, mean gradients), against its passes alone", 1.2),
     "help": Budget("geffect --help (published: importing Trainer and peft alone)", 0.5, "s"),
     "record": Budget("reading a record of 5,000 SmolLM2 steps by group", 30, "s"),
     "record memory": Budget("peak memory of that", 1, "GB"),

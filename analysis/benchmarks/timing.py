@@ -35,7 +35,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Spread":
-        """Summarise repeats.
+        """Summarize repeats.
 
         Args:
             values: one a repeat.

@@ -68,9 +68,9 @@ def benchmark(setting: Setting, repeats: int) -> tuple[list[Finding], Seconds]:
 
 
 def _faster(key: str, setting: Setting, seconds: Seconds, suffix: str) -> Finding:
-    labelled = (setting.batches["forget"]["labels"][:, 1:] >= 0).sum(1).tolist()
-    timed = min(TIMED, labelled[0])
-    found, scale = ratio(seconds, f"a backward a token{suffix}", f"whole{suffix}"), sum(labelled) / timed
+    labeled = (setting.batches["forget"]["labels"][:, 1:] >= 0).sum(1).tolist()
+    timed = min(TIMED, labeled[0])
+    found, scale = ratio(seconds, f"a backward a token{suffix}", f"whole{suffix}"), sum(labeled) / timed
     spread = Spread(found.median * scale, found.low * scale, found.high * scale, found.repeats)
-    told = f"extrapolated to the batch's {sum(labelled)} labelled tokens from {timed} of its first row, run alone"
-    return Finding(key, setting.name, spread, note=f"{told}; {len(labelled)} rows")
+    told = f"extrapolated to the batch's {sum(labeled)} labeled tokens from {timed} of its first row, run alone"
+    return Finding(key, setting.name, spread, note=f"{told}; {len(labeled)} rows")

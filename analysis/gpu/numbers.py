@@ -109,7 +109,7 @@ def _effects(setting: Setting) -> tuple[Tensor, float, float]:
     setting.risk("forget").backward()
     gradient = {name: p.grad for name, p in setting.model.named_parameters() if p.grad is not None}
     inner = sum(float((direction[name].double() * each.double()).sum()) for name, each in gradient.items())
-    return found.total, float(found.total.double().sum() / found.labelled.sum()), inner
+    return found.total, float(found.total.double().sum() / found.labeled.sum()), inner
 
 
 def _off(found: Tensor, truth: Tensor) -> float:

@@ -45,10 +45,10 @@ FREEZING = {"GRAIL": "grail", "MemFlex": "memflex(mu=1, sigma=0, thresholds=quan
 
 
 def checks() -> Iterator[Check]:
-    """Unlearn in many ways, localise and freeze, fit, evaluate, inspect."""
+    """Unlearn in many ways, localize and freeze, fit, evaluate, inspect."""
     for name, settings in UNLEARN.items():
         yield Check(f"paths/unlearn {name}", partial(_unlearned, settings=settings))
-    yield Check("paths/localise", _localised, seconds=15)
+    yield Check("paths/localize", _localized, seconds=15)
     for name, rectifier in FREEZING.items():
         yield Check(f"paths/unlearn {name}", partial(_frozen, rectifier=rectifier), seconds=20)
     yield Check("paths/fit", _fitted)
@@ -96,17 +96,17 @@ def _recorded(path: Path) -> dict[str, Number]:
 
 
 def _masks(place: Place) -> Path:
-    return api.localise(LocaliseConfig.read(None, model=MODEL, domain=DOMAIN, out=_free(place, "masks")))
+    return api.localize(LocaliseConfig.read(None, model=MODEL, domain=DOMAIN, out=_free(place, "masks")))
 
 
-def _localised(place: Place) -> Numbers:
+def _localized(place: Place) -> Numbers:
     _masks(place)
     return {}
 
 
 def _frozen(place: Place, rectifier: str) -> Numbers:
     masks = str(_masks(place))
-    place.clear()  # that localisation used the device is told by its own check
+    place.clear()  # that localization used the device is told by its own check
     return _recorded(_run(place, domain=DOMAIN, rectifier=rectifier, masks=masks, objective="ga + gd"))
 
 

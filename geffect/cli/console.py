@@ -104,8 +104,8 @@ def successes(scores: Mapping[str, Any]) -> None:
     Console().print(table)
 
 
-def localisation(path: Path) -> None:
-    """Print a localisation's overlaps over the whole model, against chance, and where it lies."""
+def localization(path: Path) -> None:
+    """Print a localization's overlaps over the whole model, against chance, and where it lies."""
     from geffect.reports.compare import whole_overlaps
 
     table = Table(title=f"{path}: Jaccard index of the most important entries", title_justify="left")
@@ -236,7 +236,7 @@ def report(found: "Report", *, as_json: bool = False) -> None:
 
 
 def batch(rows: list[tuple[str, list[tuple[str, bool]]]]) -> None:
-    """Print each row's tokens; those that carry loss are coloured, and bracketed where there is no colour.
+    """Print each row's tokens; those that carry loss are colored, and bracketed where there is no color.
 
     Args:
         rows: (title, tokens with whether each carries loss).

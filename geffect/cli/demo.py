@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from geffect.api import builtin_tiny, localise, unlearn
+from geffect.api import builtin_tiny, localize, unlearn
 from geffect.config import LocaliseConfig, UnlearnConfig
 from geffect.record.writer import refuse_existing
 from geffect.reports.compare import compare, figures
@@ -48,18 +48,18 @@ def demo(out: Path) -> pd.DataFrame:
 
 
 def demo_grail(out: Path) -> tuple[Path, list[Path]]:
-    """Localise two domains, draw their overlaps, and unlearn them with nothing frozen and with GRAIL.
+    """Localize two domains, draw their overlaps, and unlearn them with nothing frozen and with GRAIL.
 
     Args:
         out: directory of the runs.
 
     Returns:
-        The localisation, and both runs.
+        The localization, and both runs.
     """
-    localised = localise(LocaliseConfig.read(**DOMAINS, out=out / "localised"))
-    frozen = {"none": {}, "grail": {"rectifier": "grail", "masks": localised}}
+    localized = localize(LocaliseConfig.read(**DOMAINS, out=out / "localized"))
+    frozen = {"none": {}, "grail": {"rectifier": "grail", "masks": localized}}
     runs = [
         unlearn(UnlearnConfig.read(**DOMAINS, **WEIGHTED, **settings, out=out / f"domains-{name}"))
         for name, settings in frozen.items()
     ]
-    return localised, runs
+    return localized, runs

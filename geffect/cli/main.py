@@ -189,14 +189,14 @@ def _unlearn(config: UnlearnConfig, *, dry_run: bool, resume: bool) -> None:
         console.unlearned(api.unlearn(config, resume=resume))
 
 
-def _localise(config: LocaliseConfig, *, dry_run: bool) -> None:
+def _localize(config: LocaliseConfig, *, dry_run: bool) -> None:
     """Find where each domain's knowledge lies: top-share masks of every scope, their overlaps, and heat maps."""
     from geffect import api
     from geffect.cli import console
 
     console.plan(api.plan(config))
     if not dry_run:
-        console.localisation(api.localise(config))
+        console.localization(api.localize(config))
 
 
 def _inspect(config: InspectConfig, *, dry_run: bool, resume: bool) -> None:
@@ -230,7 +230,7 @@ def _report(config: ReportConfig, *, json: bool) -> None:
 
 
 def _show_batch(config: ShowConfig) -> None:
-    """Print, coloured, which tokens of a batch carry loss."""
+    """Print, colored, which tokens of a batch carry loss."""
     from geffect import api
     from geffect.cli import console
 
@@ -248,7 +248,7 @@ def _doctor(config: DoctorConfig, *, json: bool) -> None:
 
 verb("fit", FitConfig, _fit, **DRY_RUN, **RESUME)
 verb("unlearn", UnlearnConfig, _unlearn, **DRY_RUN, **RESUME)
-verb("localise", LocaliseConfig, _localise, **DRY_RUN)
+verb("localize", LocaliseConfig, _localize, **DRY_RUN)
 verb("inspect", InspectConfig, _inspect, **DRY_RUN, resume="go on where an unfinished inspection in --out stopped")
 verb("evaluate", EvaluateConfig, _evaluate, json="print metrics.json, and no table")
 verb("report", ReportConfig, _report, json="print each run's outcome and findings as JSON")
@@ -262,7 +262,7 @@ def demo(
         Path | None, typer.Option(help="where to write [default: runs/demo, or the next free number]")
     ] = None,
     grail: Annotated[
-        bool, typer.Option("--grail", help="then localise two domains and unlearn them with GRAIL")
+        bool, typer.Option("--grail", help="then localize two domains and unlearn them with GRAIL")
     ] = False,
 ) -> None:
     """Fit the tiny built-in model, run GA, GA+GRU and NPO+GRU on it, and print and draw what they did."""
@@ -283,8 +283,8 @@ def _demo(out: Path | None, *, grail: bool) -> None:
     )
     console.comparison(demo_.demo(out), out)
     if grail:
-        localised, runs = demo_.demo_grail(out)
-        console.localisation(localised)
+        localized, runs = demo_.demo_grail(out)
+        console.localization(localized)
         for path in runs:
             console.unlearned(path)
 

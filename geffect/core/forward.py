@@ -35,9 +35,9 @@ def shift(labels: Tensor) -> Tensor:
     return functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
-def labelled_positions(*labellings: Tensor) -> Tensor:
+def labeled_positions(*labelings: Tensor) -> Tensor:
     """``[N]`` the flat positions b·T + t that predict a token which any of these labels ``[B, T]`` names."""
-    carries = torch.stack([shift(labels) != IGNORE_INDEX for labels in labellings]).any(0)
+    carries = torch.stack([shift(labels) != IGNORE_INDEX for labels in labelings]).any(0)
     return carries.flatten().nonzero()[:, 0]
 
 
@@ -48,13 +48,13 @@ class Outputs:
     Attributes:
         logits: ``[N, V]`` at the positions of ``index``, with a graph.
         labels: ``[B, T]``, ``IGNORE_INDEX`` where no loss is carried.
-        index: ``[N]`` flat positions b·T + t, ascending; those that predict a labelled token are among them.
+        index: ``[N]`` flat positions b·T + t, ascending; those that predict a labeled token are among them.
         ref_nll: ``[B, T]`` token NLLs under the frozen reference, laid out as `nll`; None unless needed, as all below.
         hidden: L + 1 hidden states ``[B, T, d]``: the embedding's output, then each block's (the last one normed).
         ref_logits: ``[N, V]`` of the frozen reference.
         ref_hidden: its hidden states.
         alternative: the same questions with other answers.
-        relabelled: labelling → other labels ``[B, T]`` for the same inputs.
+        relabeled: labeling → other labels ``[B, T]`` for the same inputs.
     """
 
     logits: Tensor
@@ -65,20 +65,20 @@ class Outputs:
     ref_logits: Tensor | None = None
     ref_hidden: tuple[Tensor, ...] | None = None
     alternative: "Outputs | None" = None
-    relabelled: Mapping[str, Tensor] = field(default_factory=dict)
+    relabeled: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def mask(self) -> Tensor:
-        """``[B, T]`` bool: the positions that predict a labelled token."""
+        """``[B, T]`` bool: the positions that predict a labeled token."""
         return shift(self.labels) != IGNORE_INDEX
 
     @cached_property
     def nll(self) -> Tensor:
-        """``[B, T]`` token NLLs in nats, 0 where not labelled."""
+        """``[B, T]`` token NLLs in nats, 0 where not labeled."""
         return self.nll_of(self.labels)
 
     def nll_of(self, labels: Tensor) -> Tensor:
-        """``[B, T]`` token NLLs of other labels ``[B, T]`` for the same inputs, 0 where not labelled."""
+        """``[B, T]`` token NLLs of other labels ``[B, T]`` for the same inputs, 0 where not labeled."""
         shifted = shift(labels).flatten()[self.index]  # [N]
         nll = nll_at(self.logits, shifted.clamp(min=0))
         return self.spread(torch.where(shifted == IGNORE_INDEX, 0.0, nll))
@@ -89,7 +89,7 @@ class Outputs:
 
     @cached_property
     def right(self) -> Tensor:
-        """``[B, T]`` bool: the positions whose most likely token is the labelled one."""
+        """``[B, T]`` bool: the positions whose most likely token is the labeled one."""
         return self.spread(self.logits.argmax(-1) == shift(self.labels).flatten()[self.index]) & self.mask
 
     def logits_by_row(self) -> list[Tensor]:
@@ -125,11 +125,11 @@ class Outputs:
             raise GeffectError(f"{name}, which this objective needs", "none", SUPPLY[name])
         return found
 
-    def labelling(self, name: str) -> Tensor:
+    def labeling(self, name: str) -> Tensor:
         """``[B, T]`` other labels for the same inputs.
 
         Args:
-            name: of the labelling.
+            name: of the labeling.
 
         Returns:
             The labels, ``IGNORE_INDEX`` where no loss is carried.
@@ -137,9 +137,9 @@ class Outputs:
         Raises:
             GeffectError: they were not supplied.
         """
-        if name not in self.relabelled:
+        if name not in self.relabeled:
             raise GeffectError(f"the labels {name!r}", "none", "add that column to the batch, as geffect unlearn does")
-        return self.relabelled[name]
+        return self.relabeled[name]
 
 
 def forward(model: nn.Module, batch: Mapping[str, Tensor], needs: Collection[str] = ()) -> Outputs:
@@ -147,20 +147,20 @@ def forward(model: nn.Module, batch: Mapping[str, Tensor], needs: Collection[str
 
     Args:
         model: a causal language model.
-        batch: ``input_ids``, ``attention_mask``, ``labels``, perhaps ``ref_nll`` and other labellings (``*_labels``).
+        batch: ``input_ids``, ``attention_mask``, ``labels``, perhaps ``ref_nll`` and other labelings (``*_labels``).
         needs: of an objective; ``hidden`` keeps the hidden states, `ALL_LOGITS` the logits of every position.
 
     Returns:
         Its outputs.
     """
-    relabelled = {name: labels for name, labels in batch.items() if name.endswith("_labels")}
+    relabeled = {name: labels for name, labels in batch.items() if name.endswith("_labels")}
     labels = batch["labels"]
     if ALL_LOGITS in needs:
         index = torch.arange(labels.numel(), device=labels.device)
     else:
-        index = labelled_positions(labels, *relabelled.values())
+        index = labeled_positions(labels, *relabeled.values())
     logits, hidden = logits_at(model, batch, index, hidden="hidden" in needs)
-    return Outputs(logits, labels, index, batch.get("ref_nll"), hidden, relabelled=relabelled)
+    return Outputs(logits, labels, index, batch.get("ref_nll"), hidden, relabeled=relabeled)
 
 
 def logits_at(

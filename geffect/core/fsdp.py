@@ -23,7 +23,7 @@ def shard(model: nn.Module, device: str) -> None:
     """Leave each process a part of every parameter: block by block, then what is around the blocks.
 
     Weights are gathered for a block's passes and let go after each, those around the blocks too: a pass without a
-    backward one would else leave gathered weights behind, which the optimiser's step does not reach.
+    backward one would else leave gathered weights behind, which the optimizer's step does not reach.
 
     Args:
         model: a causal language model, bare or with adapters; the same in every process.
@@ -92,7 +92,7 @@ def part(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def as_part_of(tensor: Tensor | None, like: Tensor) -> Tensor | None:
-    """This process's part of a gradient, as the parameter's optimiser wants it.
+    """This process's part of a gradient, as the parameter's optimizer wants it.
 
     Args:
         tensor: the part; None for zeros.

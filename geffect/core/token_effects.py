@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from geffect.core.forward import IGNORE_INDEX, Outputs, labelled_positions, logits_at
+from geffect.core.forward import IGNORE_INDEX, Outputs, labeled_positions, logits_at
 from geffect.core.gradients import trainable
 from geffect.core.host_state import evaluation_mode
 from geffect.core.layers import depth
@@ -35,12 +35,12 @@ class TokenEffects:
     Attributes:
         total: over all parameters ``[B, T]`` (nats per unit of v), 0 where no loss is carried.
         groups: parameter group → its part ``[B, T]``; they add up to ``total``.
-        labelled: the positions that predict a labelled token, bool ``[B, T]``.
+        labeled: the positions that predict a labeled token, bool ``[B, T]``.
     """
 
     total: Tensor
     groups: dict[str, Tensor]
-    labelled: Tensor
+    labeled: Tensor
 
     def by_row(self) -> Tensor:
         """Each row's sum over its tokens ``[B]``."""
@@ -50,7 +50,7 @@ class TokenEffects:
         """A line a token, under its own position: what stands at position t here is of the token after it.
 
         Returns:
-            Columns ``row``, ``position`` (from 1: nothing predicts the first token), ``labelled``, ``effect``, then a
+            Columns ``row``, ``position`` (from 1: nothing predicts the first token), ``labeled``, ``effect``, then a
             column a group.
         """
         import pandas as pd
@@ -59,17 +59,17 @@ class TokenEffects:
         row, position = (
             each.reshape(-1) for each in torch.meshgrid(torch.arange(B), torch.arange(1, T), indexing="ij")
         )
-        parts = {"labelled": self.labelled, "effect": self.total} | self.groups  # [B, T] each
+        parts = {"labeled": self.labeled, "effect": self.total} | self.groups  # [B, T] each
         columns = {"row": row, "position": position} | {name: each[:, :-1].reshape(-1) for name, each in parts.items()}
         return pd.DataFrame({name: each.numpy(force=True) for name, each in columns.items()})
 
     def __repr__(self) -> str:
-        return f"TokenEffects({len(self.total)} rows, {int(self.labelled.sum())} labelled tokens)"
+        return f"TokenEffects({len(self.total)} rows, {int(self.labeled.sum())} labeled tokens)"
 
     def _repr_html_(self) -> str:
         frame = self.to_frame()
-        rows = frame[frame["labelled"]].groupby("row")["effect"].agg(["size", "sum", "min", "max"])
-        names = {"size": "labelled tokens", "sum": "effect", "min": "lowest token", "max": "highest token"}
+        rows = frame[frame["labeled"]].groupby("row")["effect"].agg(["size", "sum", "min", "max"])
+        names = {"size": "labeled tokens", "sum": "effect", "min": "lowest token", "max": "highest token"}
         return f"<p>effect of a direction, by row</p>{rows.rename(columns=names).to_html(float_format='{:.4g}'.format)}"
 
 
@@ -77,7 +77,7 @@ def token_effects(
     model: nn.Module, batch: Mapping[str, Tensor], direction: Mapping[str, Tensor],
     groups: Mapping[str, str] | None = None,
 ) -> TokenEffects:  # fmt: skip
-    """What a direction does to the NLL of every labelled token of a batch.
+    """What a direction does to the NLL of every labeled token of a batch.
 
     With G groups it takes G passes: one with the whole direction, one each for all groups but the last, whose part is
     what is left. Nothing of the model is changed when this returns.
@@ -98,7 +98,7 @@ def token_effects(
     parameters = trainable(model)
     _check(parameters, direction)
     with _differentiable(model):
-        total, labelled = _pushed(model, batch, direction)
+        total, labeled = _pushed(model, batch, direction)
         names = sorted(dict.fromkeys(groups[name] for name in parameters), key=depth) if groups else []
         parts = {}
         for group in names[:-1]:
@@ -106,7 +106,7 @@ def token_effects(
             parts[group] = _pushed(model, batch, within)[0]
         if names:
             parts[names[-1]] = total - sum(parts.values(), torch.zeros_like(total))
-    return TokenEffects(total, parts, labelled)
+    return TokenEffects(total, parts, labeled)
 
 
 def _check(parameters: Mapping[str, nn.Parameter], direction: Mapping[str, Tensor]) -> None:
@@ -122,7 +122,7 @@ def _check(parameters: Mapping[str, nn.Parameter], direction: Mapping[str, Tenso
 
 
 def _pushed(model: nn.Module, batch: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The tangent of every token's NLL, and which are labelled."""
+    """The tangent of every token's NLL, and which are labeled."""
     parameters = trainable(model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}  # in full, wrappers included
     with torch.no_grad(), forward_ad.dual_level():
@@ -134,13 +134,13 @@ def _pushed(model: nn.Module, batch: Mapping[str, Tensor], direction: Mapping[st
             }
         nll = _nll(model, duals, batch)
         tangent = forward_ad.unpack_dual(nll).tangent
-        labelled = batch["labels"][:, 1:] != IGNORE_INDEX
+        labeled = batch["labels"][:, 1:] != IGNORE_INDEX
         found = torch.zeros_like(nll) if tangent is None else tangent.clone()
-    return found, nn.functional.pad(labelled, (0, 1))
+    return found, nn.functional.pad(labeled, (0, 1))
 
 
 def _nll(model: nn.Module, duals: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
-    index = labelled_positions(batch["labels"])
+    index = labeled_positions(batch["labels"])
     try:
         logits, _ = logits_at(
             model, batch, index, call=lambda **inputs: functional_call(model, dict(duals), (), inputs)

@@ -48,11 +48,11 @@ def encode_set(
     r"""Encode a set.
 
     Of questions and answers, the tokenizer's chat template is used where it has one, else ``Question: …\nAnswer: …``.
-    The text is tokenised as a whole and labelled from the first token that differs from the prompt's own, so no merge
+    The text is tokenized as a whole and labeled from the first token that differs from the prompt's own, so no merge
     across the boundary is lost. One end (`turn_end`) closes the row and carries loss, unless the row was cut at
     ``max_length``.
 
-    Texts are joined by an empty line and tokenised as one stream, without a template or special tokens, which is cut
+    Texts are joined by an empty line and tokenized as one stream, without a template or special tokens, which is cut
     every ``max_length`` tokens. All of a chunk but its first token carries loss; a last chunk of one token is dropped.
 
     Args:
@@ -67,7 +67,7 @@ def encode_set(
 
     Raises:
         GeffectError: the template fails, leaves out the system turn or changes the answer, a question or an answer
-            holds a control token's text, a row is left without a labelled token, or one is longer than the context.
+            holds a control token's text, a row is left without a labeled token, or one is longer than the context.
     """
     check_control_texts(tokenizer, rows)
     if isinstance(rows, TextSet):

@@ -18,13 +18,13 @@ Means = Mapping[tuple[str, str], float]  # (set, metric) → mean over its rows
 Values = Mapping[tuple[str, str], Sequence[float]]  # (set, metric) → one a row
 
 KEPT = ("probability", "rouge_l_recall", "retain_truth", "extraction_strength")
-CHOICES = ("probability_normalised", "rouge_l_recall", "retain_truth")
+CHOICES = ("probability_normalized", "rouge_l_recall", "retain_truth")
 FORGOTTEN = (
     "probability", "rouge_l_recall", "forget_truth", "truth_ratio_geometric", "log_truth_ratio_geometric",
     "extraction_strength", "exact_memorization",
 )  # fmt: skip
 SUCCESS = ("accuracy", "perplexity", "loss")
-UTILITY = ("probability", "probability_normalised", "rouge_l_recall", "retain_truth")
+UTILITY = ("probability", "probability_normalized", "rouge_l_recall", "retain_truth")
 ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
 
 

@@ -120,7 +120,7 @@ def _calibrated(
             scores = [extraction_strength(each) for each in view(rows, loaded).scores()]
         known = [each for each in scores if each == each]
         if not known:
-            raise GeffectError(f"a row of {rows.name} with two labelled tokens, for --calibrate", "none",
+            raise GeffectError(f"a row of {rows.name} with two labeled tokens, for --calibrate", "none",
                                "name a set of longer rows or raise --max-length")  # fmt: skip
         return sum(known) / len(known)
 

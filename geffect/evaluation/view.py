@@ -42,7 +42,7 @@ class View:
         self._said: list[str] | None = None
 
     def scores(self) -> list[TokenScores]:
-        """Of every row's labelled tokens, as the set has them."""
+        """Of every row's labeled tokens, as the set has them."""
         if "" not in self._scores:
             self._scores[""] = [[each] for each in self._scored(self.encoded)]
         return [each for [each] in self._scores[""]]
@@ -96,7 +96,7 @@ class View:
         return self.rows
 
     def targets(self) -> list[str]:
-        """The text of every row's labelled tokens."""
+        """The text of every row's labeled tokens."""
         return [self._decoded([label for label in row.labels if label != IGNORE_INDEX]) for row in self.encoded]
 
     def text(self, ids: Sequence[int]) -> str:

@@ -33,7 +33,7 @@ def token_lines(
         batch_size: rows at a time.
 
     Yields:
-        A line a row: ``tokens``, ``labelled``, ``effect`` = ⟨∇ℓ_i, direction⟩ of every token i, and its ``groups``.
+        A line a row: ``tokens``, ``labeled``, ``effect`` = ⟨∇ℓ_i, direction⟩ of every token i, and its ``groups``.
     """
     groups = layout(model).groups()
     for name, rows in sets.items():
@@ -48,7 +48,7 @@ def token_lines(
                     "set": name,
                     "row": row.index,
                     "tokens": token_texts(tokenizer, row.input_ids),
-                    "labelled": [label != IGNORE_INDEX for label in row.labels],
+                    "labeled": [label != IGNORE_INDEX for label in row.labels],
                     "effect": _at_token(effects.total[i, :size]),
                     "groups": {group: _at_token(each[i, :size]) for group, each in effects.groups.items()},
                 }
@@ -60,7 +60,7 @@ def point_lines(
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Every forget row's own effect on both risks (PG-effect, arXiv 2502.19301 §5), and objectives' weights on it.
 
-    PG(s; D) = ⟨∇R(D), ∇log p(s)⟩, log p(s) the sum over the row's labelled tokens: what gradient ascent on s alone
+    PG(s; D) = ⟨∇R(D), ∇log p(s)⟩, log p(s) the sum over the row's labeled tokens: what gradient ascent on s alone
     would do. Below 0 on the forget set it unlearns, below 0 on the retain set it harms.
 
     Args:
@@ -68,7 +68,7 @@ def point_lines(
         rows: the encoded forget set.
         columns: its columns, ``ref_nll`` among them where there is a start.
         risks: ``unlearn`` and ``retain`` → the gradient of that risk.
-        objectives: name → whose weights are told, the mean over a row's labelled tokens.
+        objectives: name → whose weights are told, the mean over a row's labeled tokens.
         pad_id: fills the batches.
         batch_size: rows at a time.
 
@@ -96,7 +96,7 @@ def point_lines(
 
 def _row_means(model: Any, batch: Mapping[str, Tensor], direction: NamedTensors) -> Tensor:
     effects = token_effects(model, _on(model, batch), direction)
-    return effects.by_row() / effects.labelled.sum(1)
+    return effects.by_row() / effects.labeled.sum(1)
 
 
 def _batches(rows: Sequence[Encoded], columns: Columns, pad_id: int, size: int) -> Iterator[dict[str, Tensor]]:

@@ -96,5 +96,5 @@ def scores(mean: Tensor) -> Tensor:
     >>> scores(torch.tensor([1.0, 2.0, 6.0])).tolist()
     [2.0, 1.0, 3.0]
     """
-    centred = mean - mean.mean()
-    return centred.abs() if float(centred.square().mean().sqrt()) >= FLAT else torch.zeros_like(mean)
+    centered = mean - mean.mean()
+    return centered.abs() if float(centered.square().mean().sqrt()) >= FLAT else torch.zeros_like(mean)

@@ -24,8 +24,8 @@ Losses = Iterable[Callable[[], Tensor]]
 
 
 @dataclass(repr=False)
-class Localisation:
-    """What localising leaves behind.
+class Localization:
+    """What localizing leaves behind.
 
     Attributes:
         masks: share → scope → parameter → packed mask; empty ones are missing.
@@ -55,7 +55,7 @@ class Localisation:
         """
         if share not in self.masks:
             have = ", ".join(f"{each:g}" for each in self.masks)
-            remedy = f"localise with --share {share:g} too"
+            remedy = f"localize with --share {share:g} too"
             raise GeffectError(f"masks of the largest {share:g} of each tensor", f"those of {have}", remedy)
         return self.masks[share]
 
@@ -69,7 +69,7 @@ class Localisation:
             GeffectError: the mean gradients were left out.
         """
         if not self.gram.rows:
-            raise GeffectError("mean gradients beside the masks", "masks alone", "localise without --masks-only")
+            raise GeffectError("mean gradients beside the masks", "masks alone", "localize without --masks-only")
         total = {role: sum(of_role(self.examples, role)) for role in RISKS}
         weights = {
             role: {each: n / total[role] for each, n in self.examples.items() if role_of(each) == role}
@@ -94,16 +94,16 @@ class Localisation:
         return pd.DataFrame({"examples": self.examples} | sizes).rename_axis("scope")
 
     def __repr__(self) -> str:
-        return f"Localisation({', '.join(self.examples)}; shares {', '.join(f'{each:g}' for each in self.masks)})"
+        return f"Localization({', '.join(self.examples)}; shares {', '.join(f'{each:g}' for each in self.masks)})"
 
     def _repr_html_(self) -> str:
         return f"<p>entries in the masks of each scope</p>{self.to_frame().to_html()}"
 
 
-def localise(
+def localize(
     parameters: Mapping[str, nn.Parameter], losses: Mapping[str, Losses], shares: Sequence[float] = (0.1, 0.2),
     importance: str = "mean_abs", *, masks_only: bool = False,
-) -> Localisation:  # fmt: skip
+) -> Localization:  # fmt: skip
     """Find where each scope's knowledge lies.
 
     Args:
@@ -114,17 +114,17 @@ def localise(
         masks_only: hold no mean gradient a scope: less time and memory, and no Gram, magnitudes or `region`.
 
     Returns:
-        The localisation.
+        The localization.
 
     Raises:
         GeffectError: a share is not in (0, 1], the importance is unknown, or a gradient is not finite.
 
     >>> weight = nn.Parameter(torch.tensor([1.0, 2.0, 3.0, 4.0]))
-    >>> one = localise({"w": weight}, {"forget": [lambda: (weight * torch.tensor([0.0, 5.0, -1.0, 2.0])).sum()]}, [0.5])
+    >>> one = localize({"w": weight}, {"forget": [lambda: (weight * torch.tensor([0.0, 5.0, -1.0, 2.0])).sum()]}, [0.5])
     >>> one.masks[0.5]["forget"]["w"].tolist(), one.magnitudes["forget"]["w"]
     ([80], 2.0)
     """
-    found = Localisation({share: {} for share in shares})
+    found = Localization({share: {} for share in shares})
     means: dict[str, NamedTensors] = {}
     for scope, examples in losses.items():
         scorer = Importance(parameters, importance, signed=not masks_only)
@@ -145,7 +145,7 @@ def localise(
     return found
 
 
-def _mask(found: Localisation, scope: str, name: str, score: Tensor) -> None:
+def _mask(found: Localization, scope: str, name: str, score: Tensor) -> None:
     for scopes, mask in zip(found.masks.values(), top_masks(score, list(found.masks)), strict=True):
         if mask.numpy().any():  # ends at the first; torch's own looks at all
             scopes[scope][name].copy_(pack(mask))

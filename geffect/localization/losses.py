@@ -20,7 +20,7 @@ Labels = Literal["random", "true", "corrupted"]
 def scope_losses(
     config: LocaliseConfig, loaded: Loaded, rows: Mapping[str, list[Encoded]]
 ) -> dict[str, Iterator[Callable[[], Tensor]]]:
-    """A localisation's losses, an example each, under one progress bar.
+    """A localization's losses, an example each, under one progress bar.
 
     Args:
         config: labels, draws and seed.
@@ -75,7 +75,7 @@ def example_losses(
         if labels == "true":
             return _finite(_mean(model, [row], pad_id), row)
         others = [random_labels([row], vocabulary, special, seed, draw=draw)[0] for draw in range(draws)]
-        return _finite(_relabelled(model, row, others, pad_id), row)
+        return _finite(_relabeled(model, row, others, pad_id), row)
 
     for row in rows:
         yield lambda row=row: loss(row)  # type: ignore[misc]
@@ -86,7 +86,7 @@ def _mean(model: Any, rows: Sequence[Encoded], pad_id: int) -> Tensor:
     return (outputs.sequence_nll / outputs.mask.sum(1)).mean()
 
 
-def _relabelled(model: Any, row: Encoded, labels: Sequence[Tensor], pad_id: int) -> Tensor:
+def _relabeled(model: Any, row: Encoded, labels: Sequence[Tensor], pad_id: int) -> Tensor:
     outputs = forward(model, _on_device(model, [row], pad_id))
     drawn = torch.stack(list(labels)).to(outputs.logits.device)  # [draws, T]
     nlls = torch.stack([outputs.nll_of(each[None]) for each in drawn])
@@ -100,5 +100,5 @@ def _on_device(model: Any, rows: Sequence[Encoded], pad_id: int) -> dict[str, Te
 def _finite(loss: Tensor, row: Encoded) -> Tensor:
     if not bool(loss.detach().isfinite()):
         found = f"{float(loss.detach())} in example {row.index}"
-        raise GeffectError("finite losses to localise with", found, "look at the model with geffect doctor")
+        raise GeffectError("finite losses to localize with", found, "look at the model with geffect doctor")
     return loss

@@ -72,7 +72,7 @@ class Frozen:
 
     @torch.no_grad()
     def put_back(self, name: str, parameter: Tensor, before: Tensor) -> None:
-        """Undo what an optimiser did to entries that never move: weight decay, momentum from before."""
+        """Undo what an optimizer did to entries that never move: weight decay, momentum from before."""
         still = self.still(name)
         if still is not None:
             parameter.copy_(torch.where(still, before, parameter))

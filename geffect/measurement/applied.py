@@ -1,4 +1,4 @@
-"""What the optimiser made of a gradient, and what a rectifier makes of that."""
+"""What the optimizer made of a gradient, and what a rectifier makes of that."""
 
 from collections.abc import Mapping
 
@@ -18,9 +18,9 @@ Named = Mapping[str, Mapping[str, float]]
 
 
 class Applied:
-    """Made before the optimiser steps, closed after it: rows ``update`` and ``applied``, both −Δθ.
+    """Made before the optimizer steps, closed after it: rows ``update`` and ``applied``, both −Δθ.
 
-    ``update`` is what the optimiser did, ``applied`` what is left of it once frozen entries are put back and the
+    ``update`` is what the optimizer did, ``applied`` what is left of it once frozen entries are put back and the
     rectifier has corrected θ; both hold the learning rate, momentum and weight decay, so ΔR ≈ −⟨∇R, applied⟩.
 
     Args:

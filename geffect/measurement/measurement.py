@@ -29,10 +29,10 @@ class Forward(Protocol):
 
 @dataclass
 class Measured:
-    """What one optimiser step leaves behind.
+    """What one optimizer step leaves behind.
 
     Attributes:
-        scalars: ``loss_objective``, ``risk_forget``, ``risk_retain``, ``weight_mean`` (labelled tokens only) and the
+        scalars: ``loss_objective``, ``risk_forget``, ``risk_retain``, ``weight_mean`` (labeled tokens only) and the
             norms; a risk that no pass computed is missing.
         gram: the inner products of the named rows; None where the step was not measured.
         support: overlaps of the rows' masks, where asked for.
@@ -65,7 +65,7 @@ class Measurement:
         keep_dropout: the objective sees dropout, the risks do not: then no pass is shared and no row is free.
         tie: the tied tensor, whose risk rows are told apart by use.
         support: share of the largest entries in a row's mask; 0 makes none.
-        keep: hold the rows until the optimiser has stepped, and measure its update.
+        keep: hold the rows until the optimizer has stepped, and measure its update.
         ledger: the probe whose risks' change is predicted and measured; implies ``keep``.
         standard_errors: go over the window's micro-batches again for the spread of their shares; implies ``keep``.
         labels: parameter → what the spread is summed under (itself where it is missing).

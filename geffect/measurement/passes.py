@@ -30,7 +30,7 @@ class Passes:
     Attributes:
         forget: the forget scopes, one a domain.
         retain: the retain scopes; the last of them streams.
-        shares: scope → share of its role's labelled tokens: the role's risk is the mean weighed by it.
+        shares: scope → share of its role's labeled tokens: the role's risk is the mean weighed by it.
         c: a forget risk is its side of the objective's row divided by c; None where it has a pass of its own.
         w: the weight of the retain row in the objective's.
         own_forget_row: the forget risks are back-propagated.

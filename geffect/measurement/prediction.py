@@ -1,7 +1,7 @@
 """Predicted against measured: how much of a risk's change a first-order reading explains.
 
 Two readings of one step: −lr·⟨∇R, gradient⟩, true for plain SGD and the published one (arXiv 2502.19301), and
-−⟨∇R, applied⟩ with what the optimiser made of the gradient. Both, and the measured change R(θ_{t+1}) − R(θ_t), are
+−⟨∇R, applied⟩ with what the optimizer made of the gradient. Both, and the measured change R(θ_{t+1}) − R(θ_t), are
 taken on the same fixed probe rows, so that they also add up over a run to R(θ_T) − R(θ_0).
 """
 
@@ -55,9 +55,9 @@ class Ledger:
 
         Args:
             name: the parameter.
-            gradient: what the optimiser was given.
+            gradient: what the optimizer was given.
             applied: −Δθ.
-            learning_rate: of its optimiser group, as the step was taken.
+            learning_rate: of its optimizer group, as the step was taken.
         """
         for probe, row in self.rows.items():
             products = inner_products([row.pop(name, None), gradient, applied])[0]

@@ -22,14 +22,14 @@ class Spread:
 
     Attributes:
         rows: the M rows' names.
-        linearised: label → ``[B, M, M]``: e_b = ⟨f_b, O⟩ + ⟨F, o_b⟩ − ⟨F, O⟩ with f_b, o_b a micro-batch's rows and
+        linearized: label → ``[B, M, M]``: e_b = ⟨f_b, O⟩ + ⟨F, o_b⟩ − ⟨F, O⟩ with f_b, o_b a micro-batch's rows and
             F, O their means over the window. Their mean is ⟨F, O⟩ and, to first order, std(e_b)/√B its standard error.
         halves: label → ``[M, M]``: the mean of ⟨row_i over one half, row_j over the other⟩ over all ways to halve the
             window. Its expectation is that of the true gradients; ‖ĝ‖² itself is too large by the gradient's variance.
     """
 
     rows: tuple[str, ...]
-    linearised: dict[str, Tensor]
+    linearized: dict[str, Tensor]
     halves: dict[str, Tensor]
 
 
@@ -53,7 +53,7 @@ def spread(
     basis = list(dict.fromkeys(row for parts in named.values() for row in parts))
     doubled = {f"{row}/{part}": {f"{each}/{part}": c for each, c in parts.items()}
                for part in ("all", "one") for row, parts in named.items()}  # fmt: skip
-    linearised: dict[str, list[Tensor]] = {}
+    linearized: dict[str, list[Tensor]] = {}
     inside: dict[str, Tensor] = {}
     whole: dict[str, Tensor] = {}
     size = len(named)
@@ -61,13 +61,13 @@ def spread(
         gram = _products(basis, window, shares, order, tie).named(doubled, order)
         for label, both in Gram(gram.rows, gram.values).by({n: labels.get(n, n) for n in gram.values}).items():
             whole[label], one = both[:size, :size], both[size:, :size]
-            linearised.setdefault(label, []).append(one + one.T)
+            linearized.setdefault(label, []).append(one + one.T)
             inside[label] = inside.get(label, torch.zeros(())) + both[size:, size:]
         del shares  # or it would hold these rows while the next micro-batch's are made
-    count = len(next(iter(linearised.values())))
+    count = len(next(iter(linearized.values())))
     return Spread(
         tuple(named),
-        {label: torch.stack(each) * count - whole[label] for label, each in linearised.items()},
+        {label: torch.stack(each) * count - whole[label] for label, each in linearized.items()},
         {label: (whole[label] - inside[label]) * count / (count - 1) for label in whole},
     )
 

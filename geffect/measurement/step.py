@@ -1,4 +1,4 @@
-"""One optimiser step: its rows are combined, reduced, rectified and handed back, tensor by tensor."""
+"""One optimizer step: its rows are combined, reduced, rectified and handed back, tensor by tensor."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -92,7 +92,7 @@ class Step:
         return self._report(scalars, named) if self.measure else Measured(scalars)
 
     def after(self, learning_rates: Mapping[str, float]) -> Measured | None:
-        """What the optimiser made of the gradient, once it has stepped and before the learning rate moves.
+        """What the optimizer made of the gradient, once it has stepped and before the learning rate moves.
 
         Args:
             learning_rates: of every parameter.

@@ -60,7 +60,7 @@ def tiny_key(name: str = TINY) -> str:
 
 
 def make_tiny(seed: int = 0, name: str = TINY, /, vocabulary: int = VOCABULARY, **shape: Any) -> tuple[Any, Any]:
-    """A freshly initialised built-in model and its tokenizer; no file is read or written.
+    """A freshly initialized built-in model and its tokenizer; no file is read or written.
 
     Args:
         seed: of the initial weights; the global random state is left as found.

@@ -1,4 +1,4 @@
-"""Files as they were written, of a checkpoint or a localisation: a flipped bit would load without a word."""
+"""Files as they were written, of a checkpoint or a localization: a flipped bit would load without a word."""
 
 import json
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""GGUF files → ordinary model directories, de-quantised once and cached."""
+"""GGUF files → ordinary model directories, de-quantized once and cached."""
 
 import importlib.util
 import json
@@ -29,7 +29,7 @@ def converted(file: Path) -> Path:
     if not file.is_file():
         raise GeffectError(f"a GGUF file at {file}", "none", "correct the path")
     if importlib.util.find_spec("gguf") is None:
-        raise GeffectError("the package gguf, to de-quantise", "it is not installed", "run: pip install gguf")
+        raise GeffectError("the package gguf, to de-quantize", "it is not installed", "run: pip install gguf")
     key = json.dumps([file_sha256(file), version("gguf"), version("transformers")])  # which read weights and tokenizer
     return cached(f"gguf-{file.stem}", key, lambda directory: _convert(file, directory))
 

@@ -81,11 +81,11 @@ def check_trainable(model: nn.Module) -> None:
         model: about to be trained.
 
     Raises:
-        GeffectError: its weights are quantised, or all of them are frozen.
+        GeffectError: its weights are quantized, or all of them are frozen.
     """
     from peft import PeftModel
 
-    quantised = bool(getattr(model, "is_quantized", False)) and not isinstance(model, PeftModel)
-    if quantised or not any(p.requires_grad for p in model.parameters()):
-        found = "quantised weights, which carry none" if quantised else "every weight frozen"
+    quantized = bool(getattr(model, "is_quantized", False)) and not isinstance(model, PeftModel)
+    if quantized or not any(p.requires_grad for p in model.parameters()):
+        found = "quantized weights, which carry none" if quantized else "every weight frozen"
         raise GeffectError("weights that carry gradients", found, "train an adapter with --lora, or load full weights")

@@ -18,11 +18,11 @@ class Likelihood:
     """How well a model knows a set.
 
     Attributes:
-        risk: Σ −log p / N over all N labelled tokens of the set (nats per token); long answers weigh more.
+        risk: Σ −log p / N over all N labeled tokens of the set (nats per token); long answers weigh more.
         accuracy: share of those tokens that are the most likely one.
         tokens: N.
         row_nll: Σ −log p of each row, in the rows' order.
-        row_tokens: labelled tokens of each.
+        row_tokens: labeled tokens of each.
         row_right: those of them that are the most likely one.
     """
 
@@ -60,7 +60,7 @@ def likelihood(model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_siz
 
 
 def row_scores(outputs: Outputs) -> Tensor:
-    """``[B, 3]``, float64, on the CPU: nats, most likely tokens that are right, and labelled tokens of every row."""
+    """``[B, 3]``, float64, on the CPU: nats, most likely tokens that are right, and labeled tokens of every row."""
     parts = [x.detach().cpu().sum(1, dtype=torch.float64) for x in (outputs.nll, outputs.right, outputs.mask)]
     return torch.stack(parts, 1)
 
@@ -75,7 +75,7 @@ def reference_nll(model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_
         batch_size: rows at a time.
 
     Returns:
-        A tensor ``[T]`` a row, float32 or better, 0 where not labelled, laid out as `Outputs.nll`.
+        A tensor ``[T]`` a row, float32 or better, 0 where not labeled, laid out as `Outputs.nll`.
     """
     found: dict[int, Tensor] = {}
     for chosen, outputs in outputs_of(model, rows, pad_id, batch_size):

@@ -26,8 +26,8 @@ class GEffectCallback(TrainerCallback):  # type: ignore[misc]
         forget: what must go: a set's name, a set, or rows with ``input_ids`` and ``labels``.
         retain: what must stay, likewise.
         tokenizer: to encode named sets with; the Trainer's own by default.
-        every: optimiser steps between two that are measured.
-        update: measure the optimiser's own update, too.
+        every: optimizer steps between two that are measured.
+        update: measure the optimizer's own update, too.
         batch_size: rows of a probe's pass.
         out: the run directory that is written; a temporary one by default. Where the Trainer resumes, it goes on there.
             Where ``auto_find_batch_size`` begins the training again, the record begins again, too.
@@ -76,12 +76,12 @@ class GEffectCallback(TrainerCallback):  # type: ignore[misc]
         self.watch = self._make(model, tokenizer=tokenizer, settings=settings, training=state).open(state.global_step)
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-        """Gradients are accumulated, averaged and clipped; the optimiser has not stepped."""
+        """Gradients are accumulated, averaged and clipped; the optimizer has not stepped."""
         if self.watch:
             self.watch.step()
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
-        """The optimiser has stepped; the learning rate has not moved."""
+        """The optimizer has stepped; the learning rate has not moved."""
         if self.watch:
             self.watch.updated()
 

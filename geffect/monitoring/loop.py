@@ -58,7 +58,7 @@ class Watch:
         retain: what must stay, likewise.
         tokenizer: to encode sets that are given by name.
         every: steps between two that are measured, the first one included.
-        update: measure the optimiser's own update too.
+        update: measure the optimizer's own update too.
         batch_size: rows of a probe's pass.
         out: the run directory that is written; a temporary one by default, gone with this object.
         settings: what else ``config.yaml`` shall say of the training.
@@ -140,7 +140,7 @@ class Watch:
         return self
 
     def step(self) -> None:
-        """Measure what lies in ``.grad``: call it between the backward pass and the optimiser's step.
+        """Measure what lies in ``.grad``: call it between the backward pass and the optimizer's step.
 
         Raises:
             GeffectError: no parameter has a gradient, a hook that may have used it is there, `updated` was left out
@@ -155,7 +155,7 @@ class Watch:
             return
         gradient = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         if not gradient:
-            raise GeffectError("gradients in .grad before the optimiser's step", f"none of {len(self.parameters)}",
+            raise GeffectError("gradients in .grad before the optimizer's step", f"none of {len(self.parameters)}",
                                "call step() after backward() and before optimizer.step() and zero_grad()")  # fmt: skip
         batches = {name: probe.batches for name, probe in self.probes.items()}
         risks, scores = risk_rows(self.model, self.parameters, batches, self.tie, self._untouched)
@@ -253,7 +253,7 @@ def _refuse_hidden(model: nn.Module) -> None:
 
 
 def _refuse_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
-    """Raise where an optimiser may step inside the backward pass: no gradient is left to look at then."""
+    """Raise where an optimizer may step inside the backward pass: no gradient is left to look at then."""
     for name, parameter in parameters.items():
         if parameter._post_accumulate_grad_hooks:
             raise GeffectError("gradients that stay in .grad until the optimizer steps",

@@ -86,6 +86,6 @@ def _encoded(role: str, index: int, row: Any) -> Encoded:
         return Encoded(index, row.input_ids, row.labels)
     if not isinstance(row, Mapping) or not {"input_ids", "labels"} <= set(row):
         found = f"{', '.join(row)}" if isinstance(row, Mapping) else type(row).__name__
-        raise GeffectError(f"{FORMS}, as the {role} set", f"{found} in row {index}", "tokenise and label it")
+        raise GeffectError(f"{FORMS}, as the {role} set", f"{found} in row {index}", "tokenize and label it")
     ids, labels = ([int(each) for each in row[key]] for key in ("input_ids", "labels"))
     return Encoded(index, ids, labels)

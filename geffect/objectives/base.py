@@ -19,7 +19,7 @@ class Term(Protocol):
 
     Attributes:
         unit: what the loss is a sum of, hence what it is divided by (see `Counts`).
-        needs: fields of `Outputs` beyond logits and labels, or labellings.
+        needs: fields of `Outputs` beyond logits and labels, or labelings.
         multiple_of_risk: c where the loss is c times that set's risk, so that its gradient is too; else None.
     """
 
@@ -49,38 +49,38 @@ class Counts:
     """What a whole accumulation window holds of one set; every loss of the window is divided by it.
 
     Attributes:
-        token: labelled tokens.
+        token: labeled tokens.
         row: rows.
         position: all positions, prompts and padding included (only variants of published code divide by it).
-        labelled: labelling → tokens it labels.
+        labeled: labeling → tokens it labels.
     """
 
     token: int
     row: int
     position: int = 0
-    labelled: Mapping[str, int] = field(default_factory=dict)
+    labeled: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, batches: Sequence[Mapping[str, Tensor]]) -> "Counts":
-        """Count the collated batches of a window; index 0 is never labelled, so shifting loses none."""
+        """Count the collated batches of a window; index 0 is never labeled, so shifting loses none."""
         labels = [batch["labels"] for batch in batches]
         others = [name for name in (batches[0] if batches else ()) if name.endswith("_labels")]
         return cls(
-            sum(map(_labelled, labels)),
+            sum(map(_labeled, labels)),
             sum(len(each) for each in labels),
             sum(each.numel() for each in labels),
-            {name: sum(_labelled(batch[name]) for batch in batches) for name in others},
+            {name: sum(_labeled(batch[name]) for batch in batches) for name in others},
         )
 
     def summed(self) -> "Counts":
         """The same over all processes, each of which holds other batches of the window."""
-        own = torch.tensor([self.token, self.row, self.position, *self.labelled.values()], dtype=torch.float64)
-        token, row, position, *labelled = (int(each) for each in summed(own).tolist())
-        return Counts(token, row, position, dict(zip(self.labelled, labelled, strict=True)))
+        own = torch.tensor([self.token, self.row, self.position, *self.labeled.values()], dtype=torch.float64)
+        token, row, position, *labeled = (int(each) for each in summed(own).tolist())
+        return Counts(token, row, position, dict(zip(self.labeled, labeled, strict=True)))
 
     def per(self, unit: str) -> int:
-        """The count of ``unit``: ``token``, ``row``, ``position``, or the name of a labelling."""
-        return self.labelled[unit] if unit in self.labelled else int(getattr(self, unit))
+        """The count of ``unit``: ``token``, ``row``, ``position``, or the name of a labeling."""
+        return self.labeled[unit] if unit in self.labeled else int(getattr(self, unit))
 
 
 def window_counts(micro_batches: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> dict[str, Counts]:
@@ -100,7 +100,7 @@ def window_counts(micro_batches: Sequence[Mapping[str, Mapping[str, Tensor]]]) -
     return {name: Counts.of(batches) for name, batches in by_name.items()}
 
 
-def _labelled(labels: Tensor) -> int:
+def _labeled(labels: Tensor) -> int:
     return int((labels[:, 1:] != IGNORE_INDEX).sum())
 
 
@@ -178,5 +178,5 @@ class Objective:
 
 
 def risk(outputs: Outputs, counts: Counts) -> Tensor:
-    """R = (1/N) Σ_i −log p_i: the token-mean NLL, this batch's share of the window's N labelled tokens."""
+    """R = (1/N) Σ_i −log p_i: the token-mean NLL, this batch's share of the window's N labeled tokens."""
     return outputs.nll.sum() / counts.token

@@ -1,4 +1,4 @@
-"""Negative preference optimisation and its kin: ascent that saturates once a row or token has become unlikely."""
+"""Negative preference optimization and its kin: ascent that saturates once a row or token has become unlikely."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -43,7 +43,7 @@ class NPO:
         return self.beta * (outputs.sequence_nll - outputs.ref.sum(1))
 
     def weights(self, outputs: Outputs) -> Tensor:
-        """``[B, T]`` w(s) = 2σ(−β(ℓ − ℓ₀)) on the row's labelled tokens, zeros elsewhere; no graph."""
+        """``[B, T]`` w(s) = 2σ(−β(ℓ − ℓ₀)) on the row's labeled tokens, zeros elsewhere; no graph."""
         return 2 * torch.sigmoid(-self.margin(outputs).detach())[:, None] * outputs.mask
 
     def loss(self, outputs: Outputs) -> Tensor:
@@ -53,7 +53,7 @@ class NPO:
 
 @dataclass(frozen=True)
 class SimNPO:
-    """L = −(2/β) (1/B) Σ_s log σ(β(ℓ(s)/n(s) − γ)), n(s) the row's labelled tokens: no reference (arXiv 2410.07163).
+    """L = −(2/β) (1/B) Σ_s log σ(β(ℓ(s)/n(s) − γ)), n(s) the row's labeled tokens: no reference (arXiv 2410.07163).
 
     Its weight on ∇log p_i is w(s) = (2/n) σ(−β(ℓ/n − γ)). γ stands inside β(·), as in the published code.
 
@@ -77,7 +77,7 @@ class SimNPO:
         return self.beta * (outputs.sequence_nll / outputs.mask.sum(1) - self.gamma)
 
     def weights(self, outputs: Outputs) -> Tensor:
-        """``[B, T]`` (2/n) σ(−β(ℓ/n − γ)) on the row's labelled tokens, zeros elsewhere; no graph."""
+        """``[B, T]`` (2/n) σ(−β(ℓ/n − γ)) on the row's labeled tokens, zeros elsewhere; no graph."""
         saturation = torch.sigmoid(-self.margin(outputs).detach())
         return (2 * saturation / outputs.mask.sum(1))[:, None] * outputs.mask
 
@@ -109,11 +109,11 @@ class TNPO:
         _positive("tnpo", self.beta, "4")
 
     def weights(self, outputs: Outputs) -> Tensor:
-        """``[B, T]`` w_i on labelled tokens, zeros elsewhere; no graph."""
+        """``[B, T]`` w_i on labeled tokens, zeros elsewhere; no graph."""
         return _token_weights(outputs, self.beta, self.epsilon)
 
     def loss(self, outputs: Outputs) -> Tensor:
-        """(2/β) Σ_i log((p_i^β + p0_i^β + ε)/p0_i^β); the caller divides by the count N of labelled tokens."""
+        """(2/β) Σ_i log((p_i^β + p0_i^β + ε)/p0_i^β); the caller divides by the count N of labeled tokens."""
         excess = torch.logaddexp(-self.beta * outputs.nll, _log_base(outputs, self.beta, self.epsilon))
         return (2 / self.beta) * ((excess + self.beta * outputs.ref) * outputs.mask).sum()
 
@@ -137,7 +137,7 @@ class WTNPO(_Weighted):
         _positive("wtnpo", self.beta, "4")
 
     def weights(self, outputs: Outputs) -> Tensor:
-        """``[B, T]`` w_i on labelled tokens, zeros elsewhere; no graph."""
+        """``[B, T]`` w_i on labeled tokens, zeros elsewhere; no graph."""
         saturation = _token_weights(outputs, self.beta, self.epsilon)
         return saturation * torch.exp(-self.alpha * outputs.nll.detach())
 
@@ -149,6 +149,6 @@ def _log_base(outputs: Outputs, beta: float, epsilon: float) -> Tensor:
 
 
 def _token_weights(outputs: Outputs, beta: float, epsilon: float) -> Tensor:
-    """2 p^β/(p^β + p0^β + ε) on labelled tokens, by log-ratios: nothing under- or overflows."""
+    """2 p^β/(p^β + p0^β + ε) on labeled tokens, by log-ratios: nothing under- or overflows."""
     log_ratio = -beta * outputs.nll.detach() - _log_base(outputs, beta, epsilon)
     return 2 * torch.sigmoid(log_ratio) * outputs.mask

@@ -42,14 +42,14 @@ class PO:
 
     @property
     def unit(self) -> str:
-        """Labelled tokens, of the refusals or of all that is pooled."""
+        """Labeled tokens, of the refusals or of all that is pooled."""
         return "token" if self.variant == "mean" else "pooled"
 
     def weights(self, outputs: Outputs) -> None:
         """None: the forget answers themselves are not touched."""
 
     def loss(self, outputs: Outputs) -> Tensor:
-        """−Σ_i log p_i over the refusals' labelled tokens; the caller divides by their count."""
+        """−Σ_i log p_i over the refusals' labeled tokens; the caller divides by their count."""
         return outputs.nll.sum()
 
 
@@ -91,7 +91,7 @@ class DPO:
         return self.beta * (gained + lost)
 
     def weights(self, outputs: Outputs) -> Tensor:
-        """``[B, T]`` cβσ(−βΔ) on the true answer's labelled tokens (the refusal's carry its negative); no graph."""
+        """``[B, T]`` cβσ(−βΔ) on the true answer's labeled tokens (the refusal's carry its negative); no graph."""
         pull = torch.sigmoid(-self.margin(outputs).detach())
         return self.scale * self.beta * pull[:, None] * outputs.mask
 
@@ -101,11 +101,11 @@ class DPO:
 
 
 @dataclass(frozen=True)
-class _Relabelled:
-    """L = −(1/N) Σ_i log p(other label_i) over the N tokens that a labelling labels.
+class _Relabeled:
+    """L = −(1/N) Σ_i log p(other label_i) over the N tokens that a labeling labels.
 
     Attributes:
-        variant: which labelling.
+        variant: which labeling.
     """
 
     variant: str = "aligned"
@@ -118,12 +118,12 @@ class _Relabelled:
 
     @property
     def unit(self) -> str:
-        """The labelling's name: its labelled tokens are counted."""
+        """The labeling's name: its labeled tokens are counted."""
         return f"{self.name}_{self.variant}_labels"
 
     @property
     def needs(self) -> frozenset[str]:
-        """The labelling."""
+        """The labeling."""
         return frozenset({self.unit})
 
     def weights(self, outputs: Outputs) -> None:
@@ -131,12 +131,12 @@ class _Relabelled:
 
     def loss(self, outputs: Outputs) -> Tensor:
         """−Σ_i log p(other label_i); the caller divides by their count."""
-        return outputs.nll_of(outputs.labelling(self.unit)).sum()
+        return outputs.nll_of(outputs.labeling(self.unit)).sum()
 
 
 @dataclass(frozen=True)
-class RandomLabels(_Relabelled):
-    """Fine-tuning on random labels: each labelled token's label is drawn from the vocabulary, inputs unchanged.
+class RandomLabels(_Relabeled):
+    """Fine-tuning on random labels: each labeled token's label is drawn from the vocabulary, inputs unchanged.
 
     Attributes:
         variant: ``aligned`` draws for the answer's tokens; ``knowundo`` for the prompt's too, special tokens keeping
@@ -147,7 +147,7 @@ class RandomLabels(_Relabelled):
 
 
 @dataclass(frozen=True)
-class AdversarialLabels(_Relabelled):
+class AdversarialLabels(_Relabeled):
     """Fine-tuning on adversarial labels: the start's most likely token but the true one.
 
     Attributes:

@@ -19,7 +19,7 @@ def _check_set(name: str, on: str) -> None:
 
 @dataclass(frozen=True)
 class GD:
-    """Gradient descent on a set's risk: L = −(1/N) Σ_i log p_i over the batch's labelled tokens.
+    """Gradient descent on a set's risk: L = −(1/N) Σ_i log p_i over the batch's labeled tokens.
 
     Attributes:
         on: ``retain`` (in distribution) or ``general`` (the set of ``--general``, out of distribution).
@@ -36,7 +36,7 @@ class GD:
 
     @property
     def unit(self) -> str:
-        """Labelled tokens, of this set or of all that is pooled."""
+        """Labeled tokens, of this set or of all that is pooled."""
         return "token" if self.variant == "mean" else "pooled"
 
     @property
@@ -45,41 +45,41 @@ class GD:
         return 1.0 if self.variant == "mean" else None
 
     def weights(self, outputs: Outputs) -> Tensor:
-        """``[B, T]`` minus ones on labelled tokens (it descends), zeros elsewhere."""
+        """``[B, T]`` minus ones on labeled tokens (it descends), zeros elsewhere."""
         return -outputs.mask.to(outputs.nll.dtype)
 
     def loss(self, outputs: Outputs) -> Tensor:
-        """−Σ_i log p_i over the batch's labelled tokens; the caller divides by their count N."""
+        """−Σ_i log p_i over the batch's labeled tokens; the caller divides by their count N."""
         return outputs.nll.sum()
 
 
 @dataclass(frozen=True)
 class KL:
-    """L = (1/N) Σ_i KL(p_ref(·|i) ‖ p(·|i)) over the positions that predict a labelled token: 0 at the start.
+    """L = (1/N) Σ_i KL(p_ref(·|i) ‖ p(·|i)) over the positions that predict a labeled token: 0 at the start.
 
     Attributes:
         on: ``retain`` or ``general``.
-        variant: ``labelled``, or ``tofu``: the mean over all positions, prompts and padding included, as the code of
+        variant: ``labeled``, or ``tofu``: the mean over all positions, prompts and padding included, as the code of
             TOFU, NPO, G-effect and GRU takes it (so it depends on how a batch is padded).
     """
 
     on: str = "retain"
-    variant: str = "labelled"
+    variant: str = "labeled"
     multiple_of_risk: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
         _check_set("kl", self.on)
-        check_variant("kl", self.variant, ("labelled", "tofu"))
+        check_variant("kl", self.variant, ("labeled", "tofu"))
 
     @property
     def needs(self) -> frozenset[str]:
-        """The reference's logits, at labelled positions or at all."""
+        """The reference's logits, at labeled positions or at all."""
         return frozenset({"ref_logits"} | ({ALL_LOGITS} if self.variant == "tofu" else set()))
 
     @property
     def unit(self) -> str:
-        """Labelled tokens, or every position."""
-        return "token" if self.variant == "labelled" else "position"
+        """Labeled tokens, or every position."""
+        return "token" if self.variant == "labeled" else "position"
 
     def weights(self, outputs: Outputs) -> None:
         """None: it weighs the whole vocabulary, not the labels."""
@@ -92,10 +92,10 @@ class KL:
 
 @dataclass(frozen=True)
 class RR:
-    """Representation retention: L = (1/N) Σ_i ‖φ_i − φ_i^ref‖² / d at a layer, where a labelled token is predicted.
+    """Representation retention: L = (1/N) Σ_i ‖φ_i − φ_i^ref‖² / d at a layer, where a labeled token is predicted.
 
-    arXiv 2502.19301 names this regulariser; its exact formula could not be confirmed. This is RMU's retain part as
-    open-unlearning has it (``EMBED_DIFF``), over labelled tokens.
+    arXiv 2502.19301 names this regularizer; its exact formula could not be confirmed. This is RMU's retain part as
+    open-unlearning has it (``EMBED_DIFF``), over labeled tokens.
 
     Attributes:
         on: ``retain`` or ``general``.
@@ -118,7 +118,7 @@ class RR:
         """None: it is no weighted likelihood."""
 
     def loss(self, outputs: Outputs) -> Tensor:
-        """Σ_i ‖φ_i − φ_i^ref‖² / d over the labelled tokens; the caller divides by their count N."""
+        """Σ_i ‖φ_i − φ_i^ref‖² / d over the labeled tokens; the caller divides by their count N."""
         phi = hidden_layer(outputs.need("hidden"), self.layer)
         ref = hidden_layer(outputs.need("ref_hidden"), self.layer)
         return (reduced((phi - ref).square(), self.dims) * outputs.mask).sum()

@@ -33,22 +33,22 @@ def hidden_layer(states: tuple[Tensor, ...], layer: int) -> Tensor:
 
 @dataclass(frozen=True)
 class RMU:
-    """L = (1/N) Σ_i ‖φ_i − c·u‖², φ_i a layer's hidden state where a labelled token is predicted (arXiv 2403.03218).
+    """L = (1/N) Σ_i ‖φ_i − c·u‖², φ_i a layer's hidden state where a labeled token is predicted (arXiv 2403.03218).
 
     Published forms differ: arXiv 2502.19301 writes ‖·‖² with u ~ U[0,1)^d, its code averages over the d dimensions
-    with u not normalised, and RMU's own code averages with u of length 1. So c does not carry over between them.
+    with u not normalized, and RMU's own code averages with u of length 1. So c does not carry over between them.
 
     Attributes:
         layer: index of the hidden state: 0 the embedding's output, l that of block l; −1 the middle block's.
         c: the length of the target in units of u.
-        vector: ``raw`` (u ~ U[0,1)^d) or ``normalised`` (of length 1).
+        vector: ``raw`` (u ~ U[0,1)^d) or ``normalized`` (of length 1).
         dims: ``mean`` over the d dimensions or their ``sum``.
         seed: of u, which is drawn once.
     """
 
     layer: int = -1
     c: float = 20.0
-    vector: str = "normalised"
+    vector: str = "normalized"
     dims: str = "mean"
     seed: int = 0
     on: ClassVar[str] = "forget"
@@ -57,19 +57,19 @@ class RMU:
     multiple_of_risk: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
-        check_variant("rmu's vector", self.vector, ("raw", "normalised"))
+        check_variant("rmu's vector", self.vector, ("raw", "normalized"))
         check_variant("rmu's dims", self.dims, ("mean", "sum"))
 
     def direction(self, size: int) -> Tensor:
         """u ``[d]``: the same for the same seed and d, on every machine."""
         u = torch.rand(size, generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
-        return u / u.norm() if self.vector == "normalised" else u
+        return u / u.norm() if self.vector == "normalized" else u
 
     def weights(self, outputs: Outputs) -> None:
         """None: it is no weighted likelihood."""
 
     def loss(self, outputs: Outputs) -> Tensor:
-        """Σ_i ‖φ_i − c·u‖² (or its mean over d) over the labelled tokens; the caller divides by their count N."""
+        """Σ_i ‖φ_i − c·u‖² (or its mean over d) over the labeled tokens; the caller divides by their count N."""
         phi = hidden_layer(outputs.need("hidden"), self.layer)
         target = self.c * self.direction(phi.shape[-1]).to(phi)
         squares = (phi - target).square()

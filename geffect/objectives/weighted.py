@@ -1,4 +1,4 @@
-"""Token-weighted ascent: L = (1/N) Σ_i w_i log p_i over the labelled tokens, weights detached."""
+"""Token-weighted ascent: L = (1/N) Σ_i w_i log p_i over the labeled tokens, weights detached."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ class GA:
     multiple_of_risk: ClassVar[float | None] = -1.0
 
     def weights(self, outputs: Outputs) -> Tensor:
-        """``[B, T]`` ones on labelled tokens, zeros elsewhere."""
+        """``[B, T]`` ones on labeled tokens, zeros elsewhere."""
         return outputs.mask.to(outputs.nll.dtype)
 
     def loss(self, outputs: Outputs) -> Tensor:
-        """Σ_i log p_i over the batch's labelled tokens; the caller divides by their count N."""
+        """Σ_i log p_i over the batch's labeled tokens; the caller divides by their count N."""
         return -outputs.nll.sum()
 
 
@@ -38,10 +38,10 @@ class _Weighted(ABC):
 
     @abstractmethod
     def weights(self, outputs: Outputs) -> Tensor:
-        """``[B, T]`` w_i on labelled tokens, zeros elsewhere; no graph."""
+        """``[B, T]`` w_i on labeled tokens, zeros elsewhere; no graph."""
 
     def loss(self, outputs: Outputs) -> Tensor:
-        """Σ_i w_i log p_i over the batch's labelled tokens; the caller divides by their count N."""
+        """Σ_i w_i log p_i over the batch's labeled tokens; the caller divides by their count N."""
         return -(self.weights(outputs) * outputs.nll).sum()
 
 
@@ -58,7 +58,7 @@ class WGA(_Weighted):
     alpha: float = 1.0
 
     def weights(self, outputs: Outputs) -> Tensor:
-        """``[B, T]`` w_i = p_i^α on labelled tokens, zeros elsewhere; no graph."""
+        """``[B, T]`` w_i = p_i^α on labeled tokens, zeros elsewhere; no graph."""
         return torch.exp(-self.alpha * outputs.nll.detach()) * outputs.mask
 
 
@@ -75,6 +75,6 @@ class SatImp(_Weighted):
     beta2: float = 1.0
 
     def weights(self, outputs: Outputs) -> Tensor:
-        """``[B, T]`` w_i = p_i^β₁ (1 − p_i)^β₂ on labelled tokens, zeros elsewhere; no graph."""
+        """``[B, T]`` w_i = p_i^β₁ (1 − p_i)^β₂ on labeled tokens, zeros elsewhere; no graph."""
         nll = outputs.nll.detach()
         return torch.exp(-self.beta1 * nll) * (-torch.expm1(-nll)) ** self.beta2 * outputs.mask

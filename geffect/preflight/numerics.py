@@ -18,13 +18,13 @@ from geffect.models.load import DTYPES
 from geffect.models.scoring import evaluating
 from geffect.objectives.base import Counts, risk
 from geffect.preflight.finding import Finding
-from geffect.preflight.setup import FLOAT32, is_quantised
+from geffect.preflight.setup import FLOAT32, is_quantized
 
 Batches = Mapping[str, Mapping[str, Tensor]]
 DIGITS = 2.0  # of an inner product: fewer say little of a G-effect's size
 TOLERANCE, LARGE = 0.1, 0.3  # relative errors of a derivative: rounding and curvature stay below the first
 FULL = 4  # bytes of a float32
-WRONG = "do not trust these gradients: use full weights in float32, or another attention or quantisation kernel"
+WRONG = "do not trust these gradients: use full weights in float32, or another attention or quantization kernel"
 REPEAT = "runs will not repeat bit for bit: on a GPU set CUBLAS_WORKSPACE_CONFIG=:4096:8, on a CPU use fewer threads"
 
 
@@ -42,7 +42,7 @@ def determinism(model: Any, batches: Batches) -> Finding:
 def derivative(model: Any, batches: Batches) -> Finding:
     """A central difference of the forget risk along its own gradient against ‖∇R‖; weights are put back bit for bit.
 
-    Some kernels, such as those of quantised weights, pass no gradient or a wrong one without a word.
+    Some kernels, such as those of quantized weights, pass no gradient or a wrong one without a word.
 
     Args:
         model: left as it is.
@@ -90,8 +90,8 @@ def precision(config: UnlearnConfig, model: Any, batches: Batches) -> Iterator[F
         A finding a dtype, or one that says why there is none.
     """
     needed, free = 32 * sum(p.numel() for p in model.parameters()) / 1e9, psutil.virtual_memory().available / 1e9
-    if is_quantised(model) or needed > free:
-        why = "quantised weights have no other dtype" if is_quantised(model) else f"it takes {needed:.1f} GB"
+    if is_quantized(model) or needed > free:
+        why = "quantized weights have no other dtype" if is_quantized(model) else f"it takes {needed:.1f} GB"
         yield Finding("precision", "warning", f"not measured: {why}", "measure it on a smaller model of the family")
         return
     exact = _gram(model, torch.float64, batches)

@@ -29,10 +29,10 @@ def shared(sets: Mapping[str, RowSet]) -> Iterator[Finding]:
 
 def masks(name: str, rows: Sequence[Encoded]) -> Finding:
     """The share of tokens that carry loss; a row whose only such token is its end has an empty answer."""
-    labelled = [sum(label != IGNORE_INDEX for label in row.labels) for row in rows]
-    share = sum(labelled) / sum(len(row.labels) for row in rows)
-    found = f"{share:.0%} of its tokens carry loss; rows have {min(labelled)} to {max(labelled)} such"
-    poor = [str(row.index) for row, count in zip(rows, labelled, strict=True) if count < 2]
+    labeled = [sum(label != IGNORE_INDEX for label in row.labels) for row in rows]
+    share = sum(labeled) / sum(len(row.labels) for row in rows)
+    found = f"{share:.0%} of its tokens carry loss; rows have {min(labeled)} to {max(labeled)} such"
+    poor = [str(row.index) for row, count in zip(rows, labeled, strict=True) if count < 2]
     if poor:
         return Finding(f"masks, {name}", "warning", f"{found}; one alone in rows {', '.join(poor[:5])}", LOOK)
     return Finding(f"masks, {name}", "good", found)

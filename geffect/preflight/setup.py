@@ -46,16 +46,16 @@ def weights(config: UnlearnConfig, model: Any) -> Finding:
     except ValueError as error:
         reason, remedy = str(error).partition("found ")[2].split("; ")
         return Finding("weights", "bad", f"{found}; {reason}", remedy)
-    if is_quantised(model):
-        return Finding("weights", "warning", f"{found}; the base is quantised", ROUNDED)
+    if is_quantized(model):
+        return Finding("weights", "warning", f"{found}; the base is quantized", ROUNDED)
     if config.dtype == "bfloat16" and config.learning_rate < VANISHES:
         lost = f"{found}; steps of {config.learning_rate:g} vanish in bfloat16's rounding"
         return Finding("weights", "warning", lost, FLOAT32)
     return Finding("weights", "good", found)
 
 
-def is_quantised(model: Any) -> bool:
-    """Whether its weights, or those under its adapter, are quantised."""
+def is_quantized(model: Any) -> bool:
+    """Whether its weights, or those under its adapter, are quantized."""
     return bool(getattr(model, "is_quantized", False))
 
 

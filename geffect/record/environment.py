@@ -37,8 +37,8 @@ def batch_arithmetic(
     Args:
         rows: of the set that is counted.
         batch_size: rows of a micro-batch.
-        grad_accum_steps: micro-batches an optimiser step.
-        steps: optimiser steps.
+        grad_accum_steps: micro-batches an optimizer step.
+        steps: optimizer steps.
         processes: how many work side by side.
 
     Returns:

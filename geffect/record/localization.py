@@ -1,4 +1,4 @@
-"""A localisation on disk: masks as safetensors with their recipe, mean gradients as inner products and magnitudes."""
+"""A localization on disk: masks as safetensors with their recipe, mean gradients as inner products and magnitudes."""
 
 import json
 import math
@@ -13,22 +13,22 @@ from safetensors.torch import save_file
 from geffect.core.gram import Gram
 from geffect.errors import GeffectError
 from geffect.io.readers import read_json
-from geffect.localization.localize import Localisation
+from geffect.localization.localize import Localization
 from geffect.models.checksums import CHECKSUMS, check_checksums, read_checksums, write_checksums
 from geffect.record.reader import as_written, check_format, read_environment, read_lines
 from geffect.record.writer import DONE, ENVIRONMENT, STEPS, RunDirectory
 
-MASKS, RECIPE = "masks", "localisation.json"
-READ = (RECIPE, STEPS, ENVIRONMENT)  # what a localisation is read back from, beside its masks
-AGAIN = "restore it from a copy, or localise again"
+MASKS, RECIPE = "masks", "localization.json"
+READ = (RECIPE, STEPS, ENVIRONMENT)  # what a localization is read back from, beside its masks
+AGAIN = "restore it from a copy, or localize again"
 
 
-def write_localisation(run: RunDirectory, found: Localisation, recipe: Mapping[str, Any]) -> None:
-    """Write a localisation's lines, its masks, one file a share, and what else it is read back from.
+def write_localization(run: RunDirectory, found: Localization, recipe: Mapping[str, Any]) -> None:
+    """Write a localization's lines, its masks, one file a share, and what else it is read back from.
 
     Args:
         run: the directory, made.
-        found: the localisation.
+        found: the localization.
         recipe: what it was made of; it goes into every file.
     """
     path = run.path
@@ -46,11 +46,11 @@ def write_localisation(run: RunDirectory, found: Localisation, recipe: Mapping[s
 
 
 @as_written
-def read_localisation(path: Path | str) -> Localisation:
-    """Read a localisation back.
+def read_localization(path: Path | str) -> Localization:
+    """Read a localization back.
 
     Args:
-        path: a directory of ``geffect localise``.
+        path: a directory of ``geffect localize``.
 
     Returns:
         Masks, inner products, magnitudes and numbers of examples; the overlaps are read by `read_support`.
@@ -61,7 +61,7 @@ def read_localisation(path: Path | str) -> Localisation:
     path = Path(path)
     content = _content(path)
     _check_unharmed(path)
-    found = Localisation({}, examples=content["examples"], magnitudes=content["magnitudes"])
+    found = Localization({}, examples=content["examples"], magnitudes=content["magnitudes"])
     for file in sorted((path / MASKS).glob("share-*.safetensors")):
         found.masks[float(file.stem.removeprefix("share-"))] = _masks(file, list(found.examples), content["recipe"])
     gram, names = read_lines(path)[0].get("gram"), read_environment(path)["parameters"]["names"]
@@ -79,8 +79,8 @@ def _check_unharmed(path: Path) -> None:
             raise GeffectError(f"a checksum of {name} in {path / CHECKSUMS}", "none", AGAIN)
 
 
-def check_localised(path: Path, sha256: str | None, shapes: Mapping[str, list[int]]) -> None:
-    """Raise where a localisation is another model's or another adapter's.
+def check_localized(path: Path, sha256: str | None, shapes: Mapping[str, list[int]]) -> None:
+    """Raise where a localization is another model's or another adapter's.
 
     Args:
         path: its directory.
@@ -90,7 +90,7 @@ def check_localised(path: Path, sha256: str | None, shapes: Mapping[str, list[in
     Raises:
         GeffectError: what differs.
     """
-    recipe, remedy = _content(path)["recipe"], "localise that model, and name it with --masks"
+    recipe, remedy = _content(path)["recipe"], "localize that model, and name it with --masks"
     names = recipe["shapes"]
     if list(names) != list(shapes) or names != dict(shapes):
         other = next((n for n in (*shapes, *names) if names.get(n) != shapes.get(n)), "their order")
@@ -104,14 +104,14 @@ def check_localised(path: Path, sha256: str | None, shapes: Mapping[str, list[in
 
 def _content(path: Path) -> dict[str, Any]:
     if not (path / DONE).exists() or not (path / RECIPE).exists():
-        raise GeffectError(f"a localisation in {path}", "none", "make one with geffect localise")
+        raise GeffectError(f"a localization in {path}", "none", "make one with geffect localize")
     check_format(path)
     try:
         content: dict[str, Any] = read_json(path / RECIPE)
         if not {"recipe", "examples", "magnitudes"} <= set(content):
             raise ValueError("a key is missing")
     except (OSError, ValueError, TypeError) as error:
-        raise GeffectError(f"a readable {RECIPE} in {path}", str(error), "localise again") from error
+        raise GeffectError(f"a readable {RECIPE} in {path}", str(error), "localize again") from error
     return content
 
 
@@ -126,7 +126,7 @@ def _masks(file: Path, scopes: list[str], recipe: Mapping[str, Any]) -> dict[str
                     raise ValueError(f"{mask.numel()} numbers of {mask.dtype} for {name}")
     except (SafetensorError, OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise GeffectError(f"readable masks in {file}", reason, "localise again") from error
+        raise GeffectError(f"readable masks in {file}", reason, "localize again") from error
     return found
 
 

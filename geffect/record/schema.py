@@ -190,11 +190,11 @@ def _support(part: Any, table: Table | None) -> None:
 
 
 def _spread(part: Any, _: Table | None) -> None:
-    size = len(_rows(part, "labels", "linearised", "halves"))
+    size = len(_rows(part, "labels", "linearized", "halves"))
     pairs, labels = size * (size + 1) // 2, part["labels"]
     check(isinstance(labels, list) and {str} >= set(map(type, labels)), "no labels of a spread")
-    check(len(labels) == len(part["halves"]) == len(part["linearised"]), "a spread whose labels differ in number")
-    for batches, halves in zip(part["linearised"], part["halves"], strict=True):
+    check(len(labels) == len(part["halves"]) == len(part["linearized"]), "a spread whose labels differ in number")
+    for batches, halves in zip(part["linearized"], part["halves"], strict=True):
         for each in (*batches, halves):
             _numbers(each, empty=True)
             check(len(each) == pairs, f"{len(each)} products of {size} gradients in a spread")

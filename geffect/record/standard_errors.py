@@ -24,7 +24,7 @@ def read_standard_errors(path: Path | str, by: str = "group", scheme: str = "thi
 
     Returns:
         Columns ``step``, ``by``, ``row``, ``other``, ``inner`` (⟨row, other⟩ of the window), ``standard_error``
-        (std over its B micro-batches of the linearised products, over √B) and ``halves`` (the mean product of two
+        (std over its B micro-batches of the linearized products, over √B) and ``halves`` (the mean product of two
         disjoint halves: for a row with itself, ‖g‖² without the variance that ‖ĝ‖² adds).
 
     Raises:
@@ -47,7 +47,7 @@ def _frame(line: Mapping[str, Any], by: str, names: Any) -> pd.DataFrame:
     labels = [names(layer) for layer in spread["labels"]]
     known = sorted(dict.fromkeys(labels), key=depth)
     onto = [known.index(label) for label in labels]
-    products = np.asarray(spread["linearised"], dtype=float)  # [labels, B, pairs]
+    products = np.asarray(spread["linearized"], dtype=float)  # [labels, B, pairs]
     halves = np.asarray(spread["halves"], dtype=float)  # [labels, pairs]
     sums, half_sums = np.zeros((len(known), *products.shape[1:])), np.zeros((len(known), halves.shape[1]))
     np.add.at(sums, onto, products)

@@ -17,7 +17,7 @@ def read_tokens(path: Path | str) -> pd.DataFrame:
         path: the record.
 
     Returns:
-        A row a token: ``step``, ``set``, ``row``, ``position``, ``token``, ``labelled``, ``direction``, ``effect`` =
+        A row a token: ``step``, ``set``, ``row``, ``position``, ``token``, ``labeled``, ``direction``, ``effect`` =
         ⟨∇ℓ, direction⟩ (below 0: a step along it makes the token less likely), and a column a layer group.
 
     Raises:
@@ -25,10 +25,10 @@ def read_tokens(path: Path | str) -> pd.DataFrame:
     """
     frames = []
     for line in each_line(Path(path), TOKENS):
-        columns = {"token": line["tokens"], "labelled": line["labelled"], "effect": line["effect"]} | line["groups"]
+        columns = {"token": line["tokens"], "labeled": line["labeled"], "effect": line["effect"]} | line["groups"]
         keys = {name: line[name] for name in ("step", "set", "row")}
         frame = pd.DataFrame(columns).assign(**keys, direction=line["direction"], position=range(len(line["tokens"])))
-        first = [*keys, "position", "token", "labelled", "direction", "effect"]
+        first = [*keys, "position", "token", "labeled", "direction", "effect"]
         frames.append(frame[[*first, *sorted(line["groups"], key=depth)]])
     return pd.concat(frames, ignore_index=True)
 

@@ -181,7 +181,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Support):
         return {"share": value.share, "rows": list(value.rows), "values": list(_triangles(value))}
     if isinstance(value, Spread):
-        matrices = {"linearised": value.linearised, "halves": value.halves}
+        matrices = {"linearized": value.linearized, "halves": value.halves}
         return {"rows": list(value.rows), "labels": list(value.halves)} | {
             name: [_plain(_upper(each)) for each in parts.values()] for name, parts in matrices.items()
         }

@@ -7,7 +7,7 @@ from torch import nn
 
 from geffect.core.splits import of_role
 from geffect.errors import GeffectError
-from geffect.localization.localize import Localisation
+from geffect.localization.localize import Localization
 from geffect.localization.masks import Frozen
 from geffect.localization.selection import Masks, op_rr, op_ur, united
 
@@ -17,7 +17,7 @@ SETS = ("both", "op_ur", "op_rr")
 
 @dataclass(frozen=True)
 class GRAIL:
-    """Freeze OP-UR = (∪ T_forget) ∩ (∪ T_retain) and OP-RR = ∩ T_retain, T the top-k masks of a localisation.
+    """Freeze OP-UR = (∪ T_forget) ∩ (∪ T_retain) and OP-RR = ∩ T_retain, T the top-k masks of a localization.
 
     ``frozen_set`` is the paper's text: neither set moves at all. ``micro_batch`` is its official code's: what the
     forget side back-propagates does not reach OP-UR, and what the retain side does not reach OP-RR, so that only the
@@ -45,24 +45,24 @@ class GRAIL:
                 found = repr(getattr(self, name))
                 raise GeffectError(f"{name} of grail among {', '.join(known)}", found, "choose one of these")
 
-    def frozen(self, parameters: Mapping[str, nn.Parameter], localised: Localisation) -> Frozen:
-        """What a localisation freezes.
+    def frozen(self, parameters: Mapping[str, nn.Parameter], localized: Localization) -> Frozen:
+        """What a localization freezes.
 
         Args:
             parameters: what a row covers.
-            localised: with masks of both shares.
+            localized: with masks of both shares.
 
         Returns:
             The frozen entries.
         """
-        unlearn, retain = self.masks(localised)
+        unlearn, retain = self.masks(localized)
         if self.reading == "frozen_set":
             unlearn = retain = united([unlearn, retain])
         return Frozen(parameters, unlearn, retain)
 
-    def masks(self, localised: Localisation) -> tuple[Masks, Masks]:
+    def masks(self, localized: Localization) -> tuple[Masks, Masks]:
         """OP-UR and OP-RR; the one an ablation leaves out is empty."""
-        wide = localised.at(self.k_unlearn)
+        wide = localized.at(self.k_unlearn)
         unlearn = op_ur(of_role(wide, "forget"), of_role(wide, "retain"))
-        retain = op_rr(of_role(localised.at(self.k_retain), "retain"))
+        retain = op_rr(of_role(localized.at(self.k_retain), "retain"))
         return (unlearn if self.sets != "op_rr" else {}), (retain if self.sets != "op_ur" else {})

@@ -16,7 +16,7 @@ SPACES = ("gradient", "update", "both")
 class GRU:
     """x* = argmin ‖x − g‖² subject to ⟨x, m⟩ ≥ 0, that is g + max(0, −⟨g, m⟩)/‖m‖² · m.
 
-    g is the objective's row and m the *retain average*: m ← decay·m + (1 − decay)·∇R_retain once an optimiser step,
+    g is the objective's row and m the *retain average*: m ← decay·m + (1 − decay)·∇R_retain once an optimizer step,
     from m = 0 and without bias correction (the projection does not depend on m's length). Where cos(g, m) lies below
     ``cos_clip`` only the part down to it is removed, as the published code does with −0.5; −1 removes all of it.
 
@@ -24,9 +24,9 @@ class GRU:
         decay: weight on the past, in [0, 1); the published ``moving_avg`` is 1 − decay (0.8).
         cos_clip: c in [−1, 0]; what is left of the conflict is ‖g‖‖m‖(cos θ − c) < 0 where cos θ < c.
         add_retain: weight of this step's raw retain row, added after the projection and unconstrained (``+ce``).
-        space: what is projected: the ``gradient`` (the paper's), the ``update`` −Δθ that the optimiser makes of it, or
+        space: what is projected: the ``gradient`` (the paper's), the ``update`` −Δθ that the optimizer makes of it, or
             ``both``. The latter two are this toolkit's: under AdamW a gradient without conflict still moves θ against
-            m, so θ ← θ − max(0, ⟨m, Δθ⟩)/‖m‖² · m after the optimiser's step, the same form for any optimiser.
+            m, so θ ← θ − max(0, ⟨m, Δθ⟩)/‖m‖² · m after the optimizer's step, the same form for any optimizer.
     """
 
     decay: float = 0.2
@@ -90,7 +90,7 @@ class GRU:
 
     @property
     def corrects(self) -> bool:
-        """Whether θ is corrected once the optimiser has stepped."""
+        """Whether θ is corrected once the optimizer has stepped."""
         return self.space in ("update", "both")
 
     def correction(self, update: float, conflict: float, memory: float) -> float:

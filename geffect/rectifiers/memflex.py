@@ -8,7 +8,7 @@ from torch import nn
 
 from geffect.core.topk import pack
 from geffect.errors import GeffectError
-from geffect.localization.localize import Localisation
+from geffect.localization.localize import Localization
 from geffect.localization.masks import Frozen
 from geffect.localization.selection import region
 
@@ -39,21 +39,21 @@ class MemFlex:
             found = f"mu={self.mu}, sigma={self.sigma}"
             raise GeffectError("quantiles in [0, 1] for memflex", found, "0.8 and 0.2, for example")
 
-    def region(self, localised: Localisation) -> list[str]:
+    def region(self, localized: Localization) -> list[str]:
         """The tensors that stay trainable."""
         quantiles = self.thresholds == "quantile"
-        return region(localised.cosines(), localised.magnitudes["forget"], self.mu, self.sigma, quantiles=quantiles)
+        return region(localized.cosines(), localized.magnitudes["forget"], self.mu, self.sigma, quantiles=quantiles)
 
-    def frozen(self, parameters: Mapping[str, nn.Parameter], localised: Localisation) -> Frozen:
-        """What a localisation freezes.
+    def frozen(self, parameters: Mapping[str, nn.Parameter], localized: Localization) -> Frozen:
+        """What a localization freezes.
 
         Args:
             parameters: what a row covers.
-            localised: with mean gradients.
+            localized: with mean gradients.
 
         Returns:
             The frozen entries: whole tensors.
         """
-        chosen = set(self.region(localised))
+        chosen = set(self.region(localized))
         outside = {n: pack(torch.ones(p.shape, dtype=torch.bool)) for n, p in parameters.items() if n not in chosen}
         return Frozen(parameters, outside, outside)

@@ -43,7 +43,7 @@ class Rectifier(Protocol):
 
     @property
     def corrects(self) -> bool:
-        """Whether θ is corrected once the optimiser has stepped."""
+        """Whether θ is corrected once the optimizer has stepped."""
 
     def correction(self, update: float, conflict: float, memory: float) -> float:
         """How much of the memory is taken off θ, from ‖update‖², ⟨update, memory⟩ and ‖memory‖²."""
@@ -77,7 +77,7 @@ class NoRectifier:
 
     @property
     def corrects(self) -> bool:
-        """The optimiser's step stands."""
+        """The optimizer's step stands."""
         return False
 
     def correction(self, update: float, conflict: float, memory: float) -> float:

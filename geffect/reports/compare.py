@@ -86,7 +86,7 @@ def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "
     """Draw runs: G-effect by layer group, cosine disparity, trade-off plane; each with the data drawn.
 
     A single run is drawn by layer, too. Where every run kept a ledger, or recorded supports, those are drawn as well.
-    Of a localisation its overlaps are drawn.
+    Of a localization its overlaps are drawn.
 
     Args:
         runs: run directories, side by side.
@@ -141,7 +141,7 @@ def whole_overlaps(path: Path | str) -> pd.DataFrame:
     """Jaccard indices over the whole model, against chance.
 
     Args:
-        path: a localisation.
+        path: a localization.
 
     Returns:
         Columns ``share``, ``row``, ``other``, ``intersection``, ``union``, ``jaccard``, ``chance``.
@@ -153,10 +153,10 @@ def whole_overlaps(path: Path | str) -> pd.DataFrame:
 
 
 def overlap_figures(path: Path | str, out: Path | None = None, shares: Sequence[float] = ()) -> list[Path]:
-    """Draw a localisation: the overlaps of its scopes over the model and by layer, one pair of figures a share.
+    """Draw a localization: the overlaps of its scopes over the model and by layer, one pair of figures a share.
 
     Args:
-        path: a localisation.
+        path: a localization.
         out: where to write; its ``figures`` by default.
         shares: of the masks drawn; all by default.
 
@@ -173,7 +173,7 @@ def overlap_figures(path: Path | str, out: Path | None = None, shares: Sequence[
 
 
 def overlap_matrix(frame: pd.DataFrame, share: float) -> "Figure":
-    """Draw the overlaps of a localisation's scopes, those of a domain framed.
+    """Draw the overlaps of a localization's scopes, those of a domain framed.
 
     Args:
         frame: as of `whole_overlaps`, of one share.

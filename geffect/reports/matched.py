@@ -115,7 +115,7 @@ def rows_at(path: Path | str, kept: str, level: float) -> tuple[Any, Any, Any] |
         level: the forget risk (nats a token).
 
     Returns:
-        Arrays, a number a row: Σ −log p there, that of the first evaluation, labelled tokens. None where the level is
+        Arrays, a number a row: Σ −log p there, that of the first evaluation, labeled tokens. None where the level is
         never reached, or rows were not recorded.
     """
     lines = [line for line in read_lines(Path(path)) if "evaluation" in line and "diverged" not in line]
@@ -126,7 +126,7 @@ def rows_at(path: Path | str, kept: str, level: float) -> tuple[Any, Any, Any] |
     return _between(nll, *place), nll[0], np.array(lines[0]["evaluation_rows"][kept]["tokens"])
 
 
-RowHarm = tuple[Any, Any] | None  # rise of each row's Σ −log p, and its labelled tokens
+RowHarm = tuple[Any, Any] | None  # rise of each row's Σ −log p, and its labeled tokens
 
 
 def _row_harm(path: Path | str, kept: str, level: float) -> RowHarm:

@@ -42,7 +42,7 @@ SETTINGS = (
 
 
 class Run:
-    """A directory to look at, of ``geffect unlearn``, ``fit``, ``inspect`` or ``localise``; only its path is kept.
+    """A directory to look at, of ``geffect unlearn``, ``fit``, ``inspect`` or ``localize``; only its path is kept.
 
     As the last value of a notebook's cell it is a table of `summary`. A run that is still going on is read as far as
     it has come.
@@ -204,11 +204,11 @@ def _last_tokens(run: Run) -> pd.DataFrame:
 
 
 def _overlaps(frame: Callable[[Path], pd.DataFrame]) -> Callable[[Run], pd.DataFrame]:
-    """A localisation's overlaps."""
+    """A localization's overlaps."""
 
     def found(run: Run) -> pd.DataFrame:
         if not (run.path / RECIPE).exists():
-            raise GeffectError(f"a localisation in {run.path}", "none", "name a directory of geffect localise")
+            raise GeffectError(f"a localization in {run.path}", "none", "name a directory of geffect localize")
         return frame(run.path)
 
     return found

@@ -38,12 +38,12 @@ def adversarial_labels(
 
 
 def _aligned(logits: Tensor, row: Encoded) -> Tensor:
-    """Of the n labelled tokens' predictions ``[n, V]``."""
+    """Of the n labeled tokens' predictions ``[n, V]``."""
     labels = torch.tensor(row.labels)
-    labelled = labels[1:] != IGNORE_INDEX  # nothing predicts a row's first token
-    true = torch.tensor(row.input_ids)[1:][labelled]
+    labeled = labels[1:] != IGNORE_INDEX  # nothing predicts a row's first token
+    true = torch.tensor(row.input_ids)[1:][labeled]
     best = logits.scatter(1, true[:, None], -torch.inf).argmax(-1)
-    labels[1:][labelled] = best
+    labels[1:][labeled] = best
     return labels
 
 

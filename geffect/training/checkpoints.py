@@ -40,7 +40,7 @@ def reading(checkpoint: Path | str) -> Iterator[None]:
 def check_whole(checkpoint: Path, model: nn.Module, others: Sequence[str] = ()) -> None:
     """Raise unless a checkpoint has all its files, as they were written, and the weights of this very model.
 
-    Hugging Face's Trainer passes over a missing optimiser state, and over weights that are missing or too many.
+    Hugging Face's Trainer passes over a missing optimizer state, and over weights that are missing or too many.
 
     Args:
         checkpoint: the directory.

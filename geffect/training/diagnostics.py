@@ -15,7 +15,7 @@ class Diagnostics:
     """What is measured, and when.
 
     Attributes:
-        every: optimiser steps between two Grams of all rows.
+        every: optimizer steps between two Grams of all rows.
         support: share of the largest entries in a row's mask; 0 makes none.
         ledger: probe rows of each set whose risk's change is predicted and measured; 0 keeps no ledger.
         save_rows: rows written to ``rows/step-N/ROW.safetensors`` at measured steps.

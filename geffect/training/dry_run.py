@@ -21,7 +21,7 @@ from geffect.record.environment import batch_arithmetic
 from geffect.record.writer import refuse_existing
 from geffect.rectifiers.registry import Rectifier, make_freezing, make_rectifier
 from geffect.training.hf_arguments import training_arguments
-from geffect.training.setup import check_method, encode, localised_rows, outlined, read_set, roles
+from geffect.training.setup import check_method, encode, localized_rows, outlined, read_set, roles
 
 OPTIMIZER_ROWS = {"sgd": 0, "adagrad": 1, "rmsprop": 1, "adafactor": 0}  # tensors of the parameters' size; else 2
 ACTIVATION_FLOATS = 34  # kept for the backward pass a token, block and hidden unit: the usual count without scores
@@ -68,11 +68,11 @@ def plan(config: TrainConfig, *, resume: bool = False) -> dict[str, str]:
     }
 
 
-def plan_localisation(config: LocaliseConfig) -> dict[str, str]:
-    """Check a localisation's configuration and say what it asks for.
+def plan_localization(config: LocaliseConfig) -> dict[str, str]:
+    """Check a localization's configuration and say what it asks for.
 
     Args:
-        config: of ``localise``.
+        config: of ``localize``.
 
     Returns:
         Lines by name: model, sets, passes, memory.
@@ -81,7 +81,7 @@ def plan_localisation(config: LocaliseConfig) -> dict[str, str]:
     loaded = outlined(config, config.model)
     model = loaded.model
     check_trainable(model)
-    encoded = localised_rows(config, loaded)
+    encoded = localized_rows(config, loaded)
     free = psutil.virtual_memory().available / 1e9
     count = sum(map(len, encoded.values()))
     each = f"{config.draws} draws at once" if config.labels != "true" else "true labels"
@@ -89,12 +89,12 @@ def plan_localisation(config: LocaliseConfig) -> dict[str, str]:
         "model": f"{config.model}, {counted(model)}, {config.dtype}",
         **{name: tokens_of(rows) for name, rows in encoded.items()},
         "passes": f"{count} forward {count} backward, an example each ({each})",
-        "memory": f"about {localisation_gb(config, model, encoded):.1f} GB; {free:.1f} GB are free",
+        "memory": f"about {localization_gb(config, model, encoded):.1f} GB; {free:.1f} GB are free",
         "out": str(config.out),
     }
 
 
-def localisation_gb(config: LocaliseConfig, model: Any, encoded: dict[str, list[Encoded]]) -> float:
+def localization_gb(config: LocaliseConfig, model: Any, encoded: dict[str, list[Encoded]]) -> float:
     """A rough estimate of the peak: weights, a mean gradient a scope if any, scores, one example's activations."""
     size, wide = torch.empty((), dtype=DTYPES[config.dtype]).element_size(), 8 if config.dtype == "float64" else 4
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -122,7 +122,7 @@ def arithmetic(config: TrainConfig, encoded: dict[str, list[Encoded]]) -> dict[s
 
 
 def num_fit_steps(config: TrainConfig, rows: int) -> int:
-    """Optimiser steps of a fit at most."""
+    """Optimizer steps of a fit at most."""
     if isinstance(config, FitConfig) and config.steps:
         return config.steps
     epochs = config.epochs if isinstance(config, FitConfig) else 1
@@ -161,7 +161,7 @@ def passes(objective: Objective, rectifier: Rectifier, diagnose_every: int) -> s
 
 
 def memory_gb(config: TrainConfig, model: Any, encoded: dict[str, list[Encoded]]) -> float:
-    """A rough estimate of a process's peak: weights, rows, optimiser, activations and logits of one micro-batch.
+    """A rough estimate of a process's peak: weights, rows, optimizer, activations and logits of one micro-batch.
 
     Shards are parts of a model that every process has loaded whole.
 
@@ -200,11 +200,11 @@ def activations_bytes(model: Any, encoded: dict[str, list[Encoded]], batch_size:
     shape = model.config.get_text_config()
     tokens = max(min(batch_size, len(each)) * max(len(row.input_ids) for row in each) for each in encoded.values())
     activations = tokens * shape.hidden_size * shape.num_hidden_layers * ACTIVATION_FLOATS * size
-    labelled = max(
+    labeled = max(
         min(batch_size, len(each)) * max(sum(label != IGNORE_INDEX for label in row.labels) for row in each)
         for each in encoded.values()
     )
-    return int(activations + labelled * shape.vocab_size * 4 * LOGIT_COPIES)
+    return int(activations + labeled * shape.vocab_size * 4 * LOGIT_COPIES)
 
 
 def _extra_rows(config: TrainConfig) -> int:
@@ -216,7 +216,7 @@ def _extra_rows(config: TrainConfig) -> int:
     streamed = config.grad_accum_steps == launched()[1] == 1
     keeps = bool(config.ledger or config.save_rows or config.standard_errors)
     freezing = make_freezing(config.rectifier) is not None
-    copies = keeps or rectifier.corrects or freezing  # θ before the optimiser's step
+    copies = keeps or rectifier.corrects or freezing  # θ before the optimizer's step
     domains = 2 * max(0, len(config.domain) - 1)  # a row a scope
     copied = bool(objective.needs & {"ref_logits", "ref_hidden"}) and not config.lora
     probes = 2 * bool(config.ledger) + 2 * config.standard_errors + 3 * (config.mode == "paper")
@@ -234,7 +234,7 @@ def counted(model: Any) -> str:
 def tokens_of(rows: list[Encoded]) -> str:
     """How many rows and tokens a set has."""
     lengths = [len(row.input_ids) for row in rows]
-    labelled = sum(len(row.input_ids) - row.labels.count(-100) for row in rows)
+    labeled = sum(len(row.input_ids) - row.labels.count(-100) for row in rows)
     cut = sum(row.cut > 0 for row in rows)
     told = f", {cut} cut at --max-length" if cut else ""
-    return f"{len(rows)} rows, {sum(lengths)} tokens ({labelled} carry loss), longest {max(lengths)}{told}"
+    return f"{len(rows)} rows, {sum(lengths)} tokens ({labeled} carry loss), longest {max(lengths)}{told}"

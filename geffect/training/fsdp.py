@@ -80,7 +80,7 @@ def _kept(value: Any) -> Any:
 
 
 def _as_of(value: Any, parameter: Tensor) -> Any:
-    """A leaf of an optimiser's state: a part where it is as large as its parameter."""
+    """A leaf of an optimizer's state: a part where it is as large as its parameter."""
     of_entries = isinstance(value, Tensor) and value.shape == parameter.shape
     return as_part_of(part(value, parameter), parameter) if of_entries else value
 

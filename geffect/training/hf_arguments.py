@@ -17,7 +17,7 @@ def training_arguments(config: TrainConfig, steps: int) -> "TrainingArguments":
 
     Args:
         config: of ``fit`` (evaluated after each epoch, saved at the end by the caller) or ``unlearn``.
-        steps: optimiser steps.
+        steps: optimizer steps.
 
     Returns:
         The arguments.
@@ -74,7 +74,7 @@ def _check_warm_up(config: TrainConfig, steps: int) -> None:
 
 
 def _try_out(arguments: "TrainingArguments", steps: int) -> None:
-    """Make optimiser, schedule and trackers once for a parameter of one number: what is missing shows here."""
+    """Make optimizer, schedule and trackers once for a parameter of one number: what is missing shows here."""
     import torch
     from transformers import Trainer
     from transformers.integrations import get_reporting_integration_callbacks

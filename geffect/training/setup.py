@@ -30,7 +30,7 @@ from geffect.models.vocabulary import num_tokens
 from geffect.objectives.base import Objective
 from geffect.objectives.registry import make_objective
 from geffect.record.environment import batch_arithmetic, describe
-from geffect.record.localization import MASKS, check_localised, read_localisation
+from geffect.record.localization import MASKS, check_localized, read_localization
 from geffect.record.resume import recorded_prompts
 from geffect.record.writer import layout_to_json
 from geffect.rectifiers.registry import make_freezing, make_rectifier
@@ -38,7 +38,7 @@ from geffect.training.stopping import make_rules
 
 LOGGER = logging.getLogger(__name__)
 ROLES = ("forget", "retain", "general", "held")
-LOCALISE = "make one with geffect localise, and name it with --masks"
+LOCALIZE = "make one with geffect localize, and name it with --masks"
 ON_SHARDS = ("adamw_torch", "sgd", "adagrad", "rmsprop")  # whose state lies in parts as the parameters do
 ROW_BYTES, TOKEN_BYTES = 300, 16  # of an encoding in memory
 PROMPT_NAMES = {"template": "chat template", "date": "--template-date", "system": "--system-prompt"}
@@ -165,11 +165,11 @@ def encode(
     return encoded
 
 
-def localised_rows(config: LocaliseConfig, loaded: Loaded) -> dict[str, list[Encoded]]:
-    """The rows a localisation goes over: every domain's, those of its validation part too, numbered throughout.
+def localized_rows(config: LocaliseConfig, loaded: Loaded) -> dict[str, list[Encoded]]:
+    """The rows a localization goes over: every domain's, those of its validation part too, numbered throughout.
 
     Args:
-        config: the localisation.
+        config: the localization.
         loaded: its model's tokenizer.
 
     Returns:
@@ -273,7 +273,7 @@ def check_method(config: UnlearnConfig) -> None:
     freezing, present = make_freezing(config.rectifier), {role_of(name) for name, _ in roles(config)}
     if (freezing is None) != (config.masks is None):
         wanted = "a directory of masks for" if freezing else "no --masks for"
-        found, remedy = (str(config.masks or "none"), "leave --masks out") if not freezing else ("none", LOCALISE)
+        found, remedy = (str(config.masks or "none"), "leave --masks out") if not freezing else ("none", LOCALIZE)
         raise GeffectError(f"{wanted} {config.rectifier!r}", found, remedy)
     if config.shard and launched()[1] == 1:
         remedy = "start it with torchrun --nproc-per-node 2 -m geffect unlearn, or leave --shard out"
@@ -375,7 +375,7 @@ def training_sets(config: UnlearnConfig, start: Start, objective: Objective) -> 
 
 
 def masked_by(config: UnlearnConfig, loaded: Loaded) -> Frozen | None:
-    """What a run's localisation freezes; None where its rectifier freezes nothing.
+    """What a run's localization freezes; None where its rectifier freezes nothing.
 
     Args:
         config: the run.
@@ -385,15 +385,15 @@ def masked_by(config: UnlearnConfig, loaded: Loaded) -> Frozen | None:
         The frozen entries.
 
     Raises:
-        GeffectError: the localisation is missing, or of another model or adapter.
+        GeffectError: the localization is missing, or of another model or adapter.
     """
     freezing = make_freezing(config.rectifier)
     if freezing is None or config.masks is None:
         return None
     parameters = trainable(loaded.model)
     shapes = {name: list(parameter.shape) for name, parameter in parameters.items()}
-    check_localised(config.masks, loaded.sha256, shapes)
-    return freezing.frozen(parameters, read_localisation(config.masks))
+    check_localized(config.masks, loaded.sha256, shapes)
+    return freezing.frozen(parameters, read_localization(config.masks))
 
 
 def _check_recorded(config: UnlearnConfig, loaded: Loaded) -> None:

@@ -35,13 +35,13 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         self._trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The bar counts optimiser steps; off a terminal there is none."""
+        """The bar counts optimizer steps; off a terminal there is none."""
         self._bar = tqdm(
             total=state.max_steps, initial=state.global_step, unit="step", disable=True if rank() else None
         )
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
-        """The optimiser has stepped; the learning rate has not moved yet."""
+        """The optimizer has stepped; the learning rate has not moved yet."""
         self._trainer.after_update()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -202,7 +202,7 @@ class RecordingTrainer(ShardedTrainer):
         return norm
 
     def after_update(self) -> None:
-        """What a subclass does between the optimiser's step and the schedule's."""
+        """What a subclass does between the optimizer's step and the schedule's."""
 
     def finish_line(self) -> None:
         """Hand over the step's line."""

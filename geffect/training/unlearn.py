@@ -46,7 +46,7 @@ KNOWN = 0.9  # token accuracy below which there is little to unlearn, or to keep
 class UnlearnTrainer(RecordingTrainer):
     """Descends an unlearning objective, rectified, and measures its rows while it does.
 
-    Every step runs: losses of each micro-batch → rows → (window complete) rectify → clip → optimiser step → correct.
+    Every step runs: losses of each micro-batch → rows → (window complete) rectify → clip → optimizer step → correct.
     Every ``diagnostics.every`` steps, from step 0, the Gram of all rows goes into the line.
 
     Args:
@@ -201,7 +201,7 @@ class UnlearnTrainer(RecordingTrainer):
         return batches, None
 
     def training_step(self, model: nn.Module, inputs: dict[str, Batch], num_items_in_batch: Any = None) -> Tensor:
-        """One micro-batch; on the optimiser step's boundary, the rectified gradient is left in ``.grad``."""
+        """One micro-batch; on the optimizer step's boundary, the rectified gradient is left in ``.grad``."""
         last = self.accelerator.sync_gradients
         share = self.step.micro_batch(self._prepare_inputs(inputs), last=last)
         if last:
@@ -213,7 +213,7 @@ class UnlearnTrainer(RecordingTrainer):
         return share
 
     def after_update(self) -> None:
-        """The optimiser has stepped, the learning rate has not moved: correct, and measure what was applied."""
+        """The optimizer has stepped, the learning rate has not moved: correct, and measure what was applied."""
         rates = {id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]}
         by_name = {name: float(rates.get(id(p), 0.0)) for name, p in self.measurement.parameters.items()}
         measured = self.step.after(by_name)

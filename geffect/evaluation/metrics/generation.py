@@ -14,7 +14,7 @@ from geffect.models.scoring import evaluating
 
 
 def prompt_of(row: Encoded) -> list[int]:
-    """The tokens of a row before its first labelled one."""
+    """The tokens of a row before its first labeled one."""
     start = next((i for i, label in enumerate(row.labels) if label != IGNORE_INDEX), len(row.input_ids))
     return row.input_ids[:start]
 

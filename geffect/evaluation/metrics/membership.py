@@ -37,7 +37,7 @@ def zlib(text: TokenScores, content: str) -> float:
 def min_k(text: TokenScores, k: float = K) -> float:
     """Min-K %: the mean −log p of the share k of least likely tokens (arXiv 2310.16789).
 
-    The last labelled token, of an answer its end, does not count, as in open-unlearning's code.
+    The last labeled token, of an answer its end, does not count, as in open-unlearning's code.
 
     Args:
         text: its scores.
@@ -99,9 +99,7 @@ def auc(members: Sequence[float], others: Sequence[float]) -> float:
     values = np.asarray([*members, *others], dtype=np.float64)
     if not len(members) or not len(others) or np.isnan(values).any():
         found = f"{len(members)} and {len(others)} scores, {np.isnan(values).sum()} of them NaN"
-        raise GeffectError(
-            "scores of members and of others", found, "remove the rows of fewer than two labelled tokens"
-        )
+        raise GeffectError("scores of members and of others", found, "remove the rows of fewer than two labeled tokens")
     wins = mannwhitneyu(others, members, alternative="two-sided", method="asymptotic").statistic
     return float(wins / (len(members) * len(others)))
 

@@ -24,7 +24,7 @@ def exponential(value: float) -> float:
 
 
 def answer_probability(answer: TokenScores) -> float:
-    """P = exp((1/n) Σ log p) over an answer's n labelled tokens, its end included (TOFU, arXiv 2401.06121).
+    """P = exp((1/n) Σ log p) over an answer's n labeled tokens, its end included (TOFU, arXiv 2401.06121).
 
     Args:
         answer: its scores.
@@ -36,7 +36,7 @@ def answer_probability(answer: TokenScores) -> float:
 
 
 def perplexity(example: TokenScores) -> float:
-    """exp(−(1/n) Σ log p) over an example's n labelled tokens.
+    """exp(−(1/n) Σ log p) over an example's n labeled tokens.
 
     Of a set, ``perplexity`` is exp of the exponent's mean over examples, the geometric mean of this number (arXiv
     2407.01920's, and that of `geffect.evaluation.metrics.success`), and ``mean_perplexity`` the arithmetic mean, which is larger.
@@ -68,7 +68,7 @@ def exact_memorization(answer: TokenScores) -> float:
 def extraction_strength(answer: TokenScores, *, floor: bool = False) -> float:
     """ES = 1 − k/n, with k the fewest tokens of the answer after which all others are the most likely ones.
 
-    The last labelled token, the end, does not count (arXiv 2406.09179; teacher-forced as in open-unlearning).
+    The last labeled token, the end, does not count (arXiv 2406.09179; teacher-forced as in open-unlearning).
 
     Args:
         answer: its scores.

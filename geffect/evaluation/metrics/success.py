@@ -23,9 +23,9 @@ class Success:
     (US).
 
     Attributes:
-        accuracy: share of a row's labelled tokens that are the most likely one, meant over the rows, × 100.
-        perplexity: exp of the mean over the rows of a row's nats per labelled token.
-        rouge_l: ROUGE-L of the most likely tokens against the labelled ones, meant over the rows, × 100.
+        accuracy: share of a row's labeled tokens that are the most likely one, meant over the rows, × 100.
+        perplexity: exp of the mean over the rows of a row's nats per labeled token.
+        rouge_l: ROUGE-L of the most likely tokens against the labeled ones, meant over the rows, × 100.
         rows: how many.
     """
 
@@ -40,7 +40,7 @@ def success(
 ) -> Success:
     """Accuracy, perplexity and ROUGE-L over a set; the model is left in the mode it was in.
 
-    ROUGE-L compares two texts without special tokens: what is most likely at each labelled position, given the true
+    ROUGE-L compares two texts without special tokens: what is most likely at each labeled position, given the true
     tokens before it, and the labels. The papers' own scorer is unreleased; the F-measure with Porter's stemmer is this
     toolkit's choice. The end-of-sequence token that `encode_set` labels counts in accuracy and perplexity; the papers'
     validation rows have none.
@@ -56,7 +56,7 @@ def success(
         The scores.
 
     Raises:
-        GeffectError: there are no rows, or one has no labelled token.
+        GeffectError: there are no rows, or one has no labeled token.
     """
     _check(rows)
     parts, rouge = [], 0.0
@@ -111,7 +111,7 @@ def _check(rows: Sequence[Encoded]) -> None:
     bare = [row.index for row in rows if all(label == IGNORE_INDEX for label in row.labels[1:])]
     if bare or not rows:
         found = f"none in row {bare[0]}" if bare else "no rows"
-        raise GeffectError("rows with a labelled token each", found, "encode a set that has answers")
+        raise GeffectError("rows with a labeled token each", found, "encode a set that has answers")
 
 
 def _means(outputs: Outputs) -> Tensor:
@@ -121,7 +121,7 @@ def _means(outputs: Outputs) -> Tensor:
 
 
 def _texts(tokenizer: Any, outputs: Outputs, likely: Tensor) -> list[tuple[str, str]]:
-    """Each row's most likely and labelled tokens, as text."""
+    """Each row's most likely and labeled tokens, as text."""
     labels = shift(outputs.labels)
     return [
         (_text(tokenizer, said[mask]), _text(tokenizer, true[mask]))

@@ -25,7 +25,7 @@ from geffect.evaluation.metrics.truth import (
     Aggregation,
     forget_truth,
     log_truth_ratio,
-    normalised_probability,
+    normalized_probability,
     retain_truth,
     truth_ratio,
 )
@@ -58,10 +58,10 @@ def _best(said: str, row: Mapping[str, Any], measure: Measure) -> float:
     return max(rouge_l(said, true, measure) for true in right_answers(row))
 
 
-def _normalised(view: View) -> list[float]:
+def _normalized(view: View) -> list[float]:
     right, wrong = ([[answer_probability(each) for each in row] for row in view.variants(field)]
                     for field in ("answer", "perturbed_answer"))  # fmt: skip
-    return [normalised_probability(p, others) for [p], others in zip(right, wrong, strict=True)]
+    return [normalized_probability(p, others) for [p], others in zip(right, wrong, strict=True)]
 
 
 def _truth(aggregation: Aggregation = "arithmetic", of: Callable[[float], float] = truth_ratio) -> PerRow:
@@ -160,7 +160,7 @@ METRICS: dict[str, PerRow] = {
     "mean_perplexity": _each(perplexity),
     "accuracy": _accuracy,
     "probability": _each(answer_probability),
-    "probability_normalised": _normalised,
+    "probability_normalized": _normalized,
     "exact_memorization": _each(exact_memorization),
     "extraction_strength": _each(extraction_strength),
     "extraction_strength_floored": _each(lambda row: extraction_strength(row, floor=True)),
@@ -184,7 +184,7 @@ GEOMETRIC = {"perplexity"}  # of a set, the geometric mean over its rows; of eve
 
 COLUMNS = {
     name: ("perturbed_answer",)
-    for name in ("probability_normalised", "truth_ratio", "truth_ratio_geometric", "log_truth_ratio_geometric",
+    for name in ("probability_normalized", "truth_ratio", "truth_ratio_geometric", "log_truth_ratio_geometric",
                  "forget_truth", "retain_truth")
 }  # fmt: skip
 PARAPHRASED = {

@@ -1,4 +1,4 @@
-"""What a model thinks of every labelled token of a row, teacher-forced: the ground of all likelihood metrics."""
+"""What a model thinks of every labeled token of a row, teacher-forced: the ground of all likelihood metrics."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from geffect.models.scoring import outputs_of
 
 @dataclass(frozen=True)
 class TokenScores:
-    """One row's n labelled tokens, in order, on the CPU in float64.
+    """One row's n labeled tokens, in order, on the CPU in float64.
 
     Attributes:
         log_p: ``[n]`` log p of each, in nats.
@@ -34,7 +34,7 @@ class TokenScores:
 
 
 def token_scores(model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_size: int = 16) -> list[TokenScores]:
-    """Score every labelled token of a set; the model is left in the mode it was in.
+    """Score every labeled token of a set; the model is left in the mode it was in.
 
     Args:
         model: the model.

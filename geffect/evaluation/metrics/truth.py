@@ -13,7 +13,7 @@ Aggregation = Literal["arithmetic", "geometric"]
 
 
 def log_truth_ratio(right: float, wrong: Sequence[float], aggregation: Aggregation = "arithmetic") -> float:
-    """log TR, with TR = agg_j P(wrong_j) / P(right) of length-normalised probabilities.
+    """log TR, with TR = agg_j P(wrong_j) / P(right) of length-normalized probabilities.
 
     Below 0 the right answer is likelier. The sources disagree on agg: TOFU's utility code takes the arithmetic mean of
     probabilities, its forget quality and the forks of NPO and GRU the geometric one. No probability is formed, so that
@@ -61,7 +61,7 @@ def retain_truth(log_ratio: float) -> float:
     return -math.expm1(log_ratio) if not log_ratio >= 0 else 0.0
 
 
-def normalised_probability(right: float, wrong: Sequence[float]) -> float:
+def normalized_probability(right: float, wrong: Sequence[float]) -> float:
     """P(right) / (P(right) + Σ_j P(wrong_j) + 1e-10), of sets with choices (real authors, world facts).
 
     Args:
@@ -71,7 +71,7 @@ def normalised_probability(right: float, wrong: Sequence[float]) -> float:
     Returns:
         In [0, 1).
 
-    >>> round(normalised_probability(0.3, [0.1, 0.2]), 6)
+    >>> round(normalized_probability(0.3, [0.1, 0.2]), 6)
     0.5
     """
     return right / (right + math.fsum(wrong) + 1e-10)

@@ -76,7 +76,7 @@ def examples_of(first: Line, last: Line, role: str) -> Numbers:
         role: such as ``forget``.
 
     Returns:
-        ``[examples, 5]``: Σ −log p at both ends, right tokens at both ends, labelled tokens. A loss that is not finite
+        ``[examples, 5]``: Σ −log p at both ends, right tokens at both ends, labeled tokens. A loss that is not finite
         is infinite: a broken model knows nothing. Right tokens are NaN where a record has none an example.
     """
     names = [name for name in first["evaluation_rows"] if role_of(name) == role]

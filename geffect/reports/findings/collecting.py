@@ -37,7 +37,7 @@ def find(path: Path | str, run: str = "", scheme: str = "thirds") -> list[Findin
     found = in_rows(frame, _rectifier(str(config.get("rectifier", "none"))))
     spread = [line["spread"] for line in lines if line.get("spread")]
     if spread and not any(each.kind == "conflict" for each in found):
-        batches = len(spread[0]["linearised"][0])
+        batches = len(spread[0]["linearized"][0])
         found = [*_made(checkpoints.conflict(read_standard_errors(path, "total"), batches)), *found]
     return [each._replace(run=run) for each in found]
 

@@ -88,7 +88,7 @@ def resampled(steps: int, block: int, seed: int = 0) -> npt.NDArray[np.int64]:
 def over_steps(values: Numbers, statistic: Statistic) -> Estimate | None:
     """A statistic of a run's steps, with its standard error by the moving-block bootstrap (Künsch 1989).
 
-    Consecutive steps share weights and an optimiser's state, so that blocks of them are drawn, not single ones.
+    Consecutive steps share weights and an optimizer's state, so that blocks of them are drawn, not single ones.
     The error is the replicates' spread, times √(n / (n − block)) for blocks cut from one series; its degrees of
     freedom are the whole blocks in n less one, which keeps a short run from claiming much.
 

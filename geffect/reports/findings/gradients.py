@@ -135,7 +135,7 @@ def removed(frame: pd.DataFrame, name: str = "The rectifier") -> Finding | None:
 
 
 def applied(frame: pd.DataFrame) -> Finding | None:
-    """Whether what the optimiser applied harms the retain set where the gradient it was given does not.
+    """Whether what the optimizer applied harms the retain set where the gradient it was given does not.
 
     Args:
         frame: a record's tidy frame.
@@ -175,7 +175,7 @@ def _clipped(found: Estimate, least: float, most: float) -> tuple[float, float]:
 
 
 def _smoothed(values: Numbers) -> Numbers:
-    """A centred moving average over about √n steps, the ends repeated."""
+    """A centered moving average over about √n steps, the ends repeated."""
     from scipy.ndimage import uniform_filter1d
 
     found: Numbers = uniform_filter1d(values, round(values.shape[-1] ** 0.5), axis=-1, mode="nearest")

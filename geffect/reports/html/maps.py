@@ -18,10 +18,10 @@ SIDES = {
 
 
 class Cell(NamedTuple):
-    """One layer at one step: its number as text, its colour, whether it is above zero."""
+    """One layer at one step: its number as text, its color, whether it is above zero."""
 
     text: str
-    colour: str
+    color: str
     above: bool
 
 
@@ -46,7 +46,7 @@ class LayerMap(NamedTuple):
 
 
 def layer_maps(frame: pd.DataFrame) -> list[LayerMap]:
-    """Both G-effects by layer and step, on one colour scale centred on zero.
+    """Both G-effects by layer and step, on one color scale centered on zero.
 
     Args:
         frame: columns ``step``, ``layer``, ``unlearn``, ``retain``.
@@ -60,11 +60,11 @@ def layer_maps(frame: pd.DataFrame) -> list[LayerMap]:
     parts = [steps[at : at + pooled] for at in range(0, len(steps), pooled)]
     place = {step: number for number, part in enumerate(parts) for step in part}
     means = frame.groupby(["layer", frame["step"].map(place)])[list(SIDES)].mean()
-    colours = ScalarMappable(signed(means.to_numpy(float).ravel())[0], SIGNED)
+    colors = ScalarMappable(signed(means.to_numpy(float).ravel())[0], SIGNED)
     every = -(-len(parts) // LABELS)
     columns = [(_span(part), number % every == 0) for number, part in enumerate(parts)]
     return [
-        LayerMap(side, *says, columns, _rows(means[side].unstack().loc[layers], colours), pooled)
+        LayerMap(side, *says, columns, _rows(means[side].unstack().loc[layers], colors), pooled)
         for side, says in SIDES.items()
     ]
 
@@ -73,9 +73,9 @@ def _span(steps: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> str:
     return str(steps[0]) if len(steps) == 1 else f"{steps[0]}–{steps[-1]}"
 
 
-def _rows(table: pd.DataFrame, colours: ScalarMappable) -> dict[str, list[Cell]]:
+def _rows(table: pd.DataFrame, colors: ScalarMappable) -> dict[str, list[Cell]]:
     return {
-        str(layer): [Cell(signed_text(value), colour_of(value, colours), bool(value > 0)) for value in values]
+        str(layer): [Cell(signed_text(value), color_of(value, colors), bool(value > 0)) for value in values]
         for layer, values in zip(table.index, table.to_numpy(float), strict=True)
     }
 
@@ -85,7 +85,7 @@ def signed_text(value: float) -> str:
     return f"{value:+.3g}".replace("-", "−") if np.isfinite(value) else "unknown"
 
 
-def colour_of(value: float, colours: ScalarMappable) -> str:
-    """A number's colour as ``#rrggbb``; grey where it is not finite."""
-    red, green, blue, _ = colours.to_rgba(np.nan_to_num(value))
+def color_of(value: float, colors: ScalarMappable) -> str:
+    """A number's color as ``#rrggbb``; gray where it is not finite."""
+    red, green, blue, _ = colors.to_rgba(np.nan_to_num(value))
     return to_hex((red, green, blue)) if np.isfinite(value) else "#bfbfbf"

@@ -20,7 +20,7 @@ READING = {
         "Each line is a layer group's inner product of a risk's gradient with what was descended. Upper panel: below "
         "0, the step raises the forget risk, which is wanted. Lower panel: below 0, it raises the retain risk, which "
         "is harm. The sum of the lines is the whole model's G-effect. It predicts a change under plain SGD; an "
-        "adaptive optimiser applies something else.")),
+        "adaptive optimizer applies something else.")),
     "cosine": ("Conflict with the retain gradient", (
         "Cosine of the objective's gradient and the retain gradient over the whole model: below 0 the two pull apart. "
         "It does not depend on the gradients' lengths. Dashed, where a rectifier ran: what it made of the "
@@ -34,7 +34,7 @@ READING = {
         "the share of them that lies in it. In the shaded wedge a step forgets and does not harm.")),
     "ledger_sums": ("Predicted against measured change of the risks", (
         "Sums from the first step on, over probe rows. The black line is what happened. A reading that follows it "
-        "may be trusted: 'update' pairs the risk's gradient with what the optimiser applied, 'gradient' with the "
+        "may be trusted: 'update' pairs the risk's gradient with what the optimizer applied, 'gradient' with the "
         "objective's gradient times the learning rate.")),
     "points": ("Single rows of the forget set", (
         "Each point is a forget row: what ascending on it alone would do to both risks, to first order.")),

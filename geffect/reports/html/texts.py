@@ -1,22 +1,22 @@
-"""The worst examples, token by token, coloured by effect."""
+"""The worst examples, token by token, colored by effect."""
 
 from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.cm import ScalarMappable
 
-from geffect.reports.html.maps import colour_of, signed_text
+from geffect.reports.html.maps import color_of, signed_text
 from geffect.reports.plots.cells import SIGNED, ink, signed
 
 NO_LOSS = "no loss"
 
 
 class Token(NamedTuple):
-    """What is written, what is said of it, and its colours (empty: none)."""
+    """What is written, what is said of it, and its colors (empty: none)."""
 
     text: str
     says: str
-    colour: str
+    color: str
     ink: str
 
 
@@ -28,7 +28,7 @@ class Text(NamedTuple):
 
 
 def texts(frame: pd.DataFrame) -> list[Text]:
-    """Texts on one colour scale, those of the last step.
+    """Texts on one color scale, those of the last step.
 
     Args:
         frame: as `geffect.read_tokens`.
@@ -37,21 +37,21 @@ def texts(frame: pd.DataFrame) -> list[Text]:
         A text a row of a set.
     """
     frame = frame[frame["step"] == frame["step"].max()]
-    labelled = frame["labelled"].astype(bool)
-    colours = ScalarMappable(signed(frame.loc[labelled, "effect"].to_numpy(float))[0], SIGNED)
+    labeled = frame["labeled"].astype(bool)
+    colors = ScalarMappable(signed(frame.loc[labeled, "effect"].to_numpy(float))[0], SIGNED)
     found = []
     for (name, row, direction), rows in frame.groupby(["set", "row", "direction"], sort=False):
         tokens = rows.sort_values("position")
-        columns = (tokens["token"], tokens["labelled"], tokens["effect"])
+        columns = (tokens["token"], tokens["labeled"], tokens["effect"])
         found.append(Text(f"{name} row {row}, along the {direction}", [
-            _token(str(text), bool(known), float(effect), colours)
+            _token(str(text), bool(known), float(effect), colors)
             for text, known, effect in zip(*columns, strict=True)
         ]))  # fmt: skip
     return found
 
 
-def _token(text: str, labelled: bool, effect: float, colours: ScalarMappable) -> Token:
+def _token(text: str, labeled: bool, effect: float, colors: ScalarMappable) -> Token:
     shown = text.replace("\n", "⏎").replace("\r", "␍").replace("\t", "⇥")
-    if not labelled:
+    if not labeled:
         return Token(shown, NO_LOSS, "", "")
-    return Token(shown, signed_text(effect), colour_of(effect, colours), ink(colours, effect))
+    return Token(shown, signed_text(effect), color_of(effect, colors), ink(colors, effect))

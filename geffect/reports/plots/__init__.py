@@ -1,4 +1,4 @@
-"""A data frame of diagnostics in, a matplotlib figure out; legible in grey, and no global setting touched."""
+"""A data frame of diagnostics in, a matplotlib figure out; legible in gray, and no global setting touched."""
 
 from geffect.reports.plots.curves import cosine_curves, g_effect_curves, jaccard_curves
 from geffect.reports.plots.disparity import retain_by_cosine

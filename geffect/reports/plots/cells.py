@@ -15,15 +15,15 @@ from matplotlib.figure import Figure
 from geffect.reports.plots.panels import Numbers, decades, spread
 from geffect.reports.plots.style import literal
 
-SIGNED = "PuOr"  # orange below zero, purple above: told apart with every kind of colour vision
+SIGNED = "PuOr"  # orange below zero, purple above: told apart with every kind of color vision
 UNKNOWN = "0.75"
 
 
 def signed(values: Numbers) -> tuple[Normalize, str, list[float] | None]:
-    """A colour scale centred on zero.
+    """A color scale centered on zero.
 
     Args:
-        values: to be coloured; those not finite are left out.
+        values: to be colored; those not finite are left out.
 
     Returns:
         The scale, what its label must say of it (empty where it is linear), and its ticks (None: matplotlib's own).
@@ -40,7 +40,7 @@ def signed(values: Numbers) -> tuple[Normalize, str, list[float] | None]:
 
 
 def bar(figure: Figure, axes: Axes, mesh: ScalarMappable, label: str, ticks: Sequence[float] | None) -> Colorbar:
-    """Draw a horizontal colour bar, zero at its middle, into its own axes."""
+    """Draw a horizontal color bar, zero at its middle, into its own axes."""
     drawn = figure.colorbar(mesh, cax=axes, orientation="horizontal", label=label)
     if ticks is not None:
         drawn.set_ticks(list(ticks))
@@ -88,6 +88,6 @@ def number(axes: Axes, mesh: QuadMesh, matrix: Numbers) -> None:
 
 
 def ink(mesh: ScalarMappable, value: float) -> str:
-    """Black or white, whichever is read on a value's colour."""
+    """Black or white, whichever is read on a value's color."""
     red, green, blue, _ = mesh.to_rgba(np.nan_to_num(value))
     return "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else "black"

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from geffect.errors import GeffectError
 from geffect.reports.plots.figure import Figure
-from geffect.reports.plots.panels import by_run, centre, check, curve, finish, furnish
+from geffect.reports.plots.panels import by_run, center, check, curve, finish, furnish
 from geffect.reports.plots.style import GROUPS, NOTE, ONE_COLUMN, RUNS, STYLE, TWO_COLUMN
 
 
@@ -18,7 +18,7 @@ def g_effect_curves(frame: pd.DataFrame) -> Figure:
         frame: Columns ``run`` (at most four), ``step``, ``group`` (of ``GROUPS``), ``unlearn``, ``retain``.
 
     Returns:
-        A figure with one shared y-axis a row, centred on zero, and one legend of the groups.
+        A figure with one shared y-axis a row, centered on zero, and one legend of the groups.
     """
     runs = by_run(frame, ("run", "step", "group", "unlearn", "retain"), most=4)
     looks = {group: look for group, look in GROUPS.items() if group in set(frame["group"])}
@@ -31,8 +31,8 @@ def g_effect_curves(frame: pd.DataFrame) -> Figure:
                 curve(bottom, rows[rows["group"] == group], "retain", group, look)
             furnish(top, "below 0: forgets").set_title(run)
             furnish(bottom, "below 0: harms what must stay").set_xlabel("unlearning step")
-        centre(panels[0, 0], frame["unlearn"], r"unlearn G-effect  $\langle\nabla R_f,\, d\rangle$")
-        centre(panels[1, 0], frame["retain"], r"retain G-effect  $\langle\nabla R_r,\, d\rangle$")
+        center(panels[0, 0], frame["unlearn"], r"unlearn G-effect  $\langle\nabla R_f,\, d\rangle$")
+        center(panels[1, 0], frame["retain"], r"retain G-effect  $\langle\nabla R_r,\, d\rangle$")
         finish(figure, looks, 6 if len(runs) > 1 else 3)
     return figure
 

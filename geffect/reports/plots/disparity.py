@@ -31,7 +31,7 @@ def retain_by_cosine(frame: pd.DataFrame, y: str = "held_rise") -> Figure:
 
     Returns:
         A figure whose panels share both axes, the negative half shaded as conflict. A filled mark is a step at the
-        cosine of what it descended; where that was rectified, a hollow one, a grey line away, is at the cosine before.
+        cosine of what it descended; where that was rectified, a hollow one, a gray line away, is at the cosine before.
 
     Raises:
         GeffectError: a column is missing, ``y`` is unknown, nothing is left to draw, or there are too many.
@@ -73,9 +73,9 @@ def _furnish(axes: Axes, title: str) -> None:
 
 def _steps(axes: Axes, rows: pd.DataFrame, y: str, look: Look) -> None:
     """One objective's steps under one rectifier."""
-    colour = {"c": look["c"], "marker": look["marker"]}
+    color = {"c": look["c"], "marker": look["marker"]}
     moved = rows.dropna(subset=["rectified"])
     if not moved.empty:
         axes.plot(moved[["cosine", "rectified"]].to_numpy(float).T, moved[[y, y]].to_numpy(float).T, **WAY)
-        axes.plot(moved["cosine"], moved[y], **(BEFORE | colour))
-    axes.plot(rows["rectified"].fillna(rows["cosine"]), rows[y], **(DOT | colour))
+        axes.plot(moved["cosine"], moved[y], **(BEFORE | color))
+    axes.plot(rows["rectified"].fillna(rows["cosine"]), rows[y], **(DOT | color))

@@ -51,7 +51,7 @@ def trade_off_grid(frame: pd.DataFrame, x: str = "forget_risk") -> Figure:
 
 
 def small_panels(count: int) -> tuple[Figure, list[Axes], int]:
-    """An empty figure of panels that share both axes, those at the bottom labelled.
+    """An empty figure of panels that share both axes, those at the bottom labeled.
 
     Args:
         count: of panels.

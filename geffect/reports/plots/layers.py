@@ -17,7 +17,7 @@ from geffect.reports.plots.figure import Figure
 from geffect.reports.plots.panels import Numbers, check, once
 from geffect.reports.plots.style import NOTE, ONE_COLUMN, STYLE, TWO_COLUMN
 
-BAR, MOST = 0.09, 12  # how high a colour bar is in inches, rows of a Gram
+BAR, MOST = 0.09, 12  # how high a color bar is in inches, rows of a Gram
 SIDES = {"unlearn": "below 0: forgets", "retain": "below 0: harms what must stay"}
 DOT = 4  # points a cell must have for its mark
 STEPS = 6  # named below a panel
@@ -31,8 +31,8 @@ def layer_heat_map(frame: pd.DataFrame) -> Figure:
             each layer and step once. What is missing or NaN is drawn as unknown.
 
     Returns:
-        A figure with one colour scale for both sides, centred on zero (symmetric logarithm where a few cells dwarf the
-        rest; the colour bar says so): layers from the embedding at the top to the head, then what is in several. Where
+        A figure with one color scale for both sides, centered on zero (symmetric logarithm where a few cells dwarf the
+        rest; the color bar says so): layers from the embedding at the top to the head, then what is in several. Where
         cells are large enough, those above zero bear a dot, so that signs can be distinguished in gray.
 
     Raises:
@@ -79,8 +79,8 @@ def _side(axes: Axes, table: pd.DataFrame, scale: Normalize, high: float) -> Qua
 def _dot(axes: Axes, mesh: QuadMesh, values: Numbers, edges: Numbers) -> None:
     """A dot in every cell above zero."""
     lines, columns = np.nonzero(values > 0)
-    colours = [ink(mesh, value) for value in values[lines, columns]]
-    axes.scatter((edges[columns] + edges[columns + 1]) / 2, lines + 0.5, s=3, c=colours, lw=0)
+    colors = [ink(mesh, value) for value in values[lines, columns]]
+    axes.scatter((edges[columns] + edges[columns + 1]) / 2, lines + 0.5, s=3, c=colors, lw=0)
 
 
 def _edges(steps: Numbers) -> Numbers:

@@ -11,7 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from geffect.core.effects import r_squared
 from geffect.errors import GeffectError
 from geffect.reports.plots.figure import Figure
-from geffect.reports.plots.panels import around_zero, by_run, centre, curve, finish, finite, furnish
+from geffect.reports.plots.panels import around_zero, by_run, center, curve, finish, finite, furnish
 from geffect.reports.plots.style import READINGS, STYLE, TWO_COLUMN, Look
 
 COLUMNS = ("step", "risk", "reading", "predicted", "measured")
@@ -144,5 +144,5 @@ def _sums(axes: Axes, cell: pd.DataFrame, note: str) -> None:
         curve(axes, rows.assign(sum=rows["sum"].fillna(0).cumsum()), "sum", name, READINGS.get(name, MEASURED))
     drawn = pd.Series(np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines]))
     furnish(axes, note)
-    centre(axes, drawn, "summed change of risk", "nats/token")
+    center(axes, drawn, "summed change of risk", "nats/token")
     axes.set_ylim(*around_zero(axes.yaxis, finite(drawn), 0.15))  # most sums have one sign

@@ -8,7 +8,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from geffect.errors import GeffectError
 from geffect.reports.plots.figure import Figure
-from geffect.reports.plots.panels import by_run, centre, curve, finish, furnish
+from geffect.reports.plots.panels import by_run, center, curve, finish, furnish
 from geffect.reports.plots.style import GROUPS, ONE_COLUMN, STYLE, TWO_COLUMN, Look
 
 SIDES = {"unlearn": "unlearn; below 0: forgets", "retain": "retain; below 0: harms"}
@@ -27,7 +27,7 @@ def g_effect_panels(frame: pd.DataFrame, zoom: tuple[float, float] | None = None
 
     Returns:
         A figure with two methods side by side (with a zoom: one, its window to the right). The two panels of a method
-        share a y-axis centred on zero, no two methods do. A title says where it is a symmetric
+        share a y-axis centered on zero, no two methods do. A title says where it is a symmetric
         logarithm, which it never is with a zoom.
 
     Raises:
@@ -77,7 +77,7 @@ def _method(left: Axes, right: Axes, rows: pd.DataFrame, title: str, looks: dict
         for group, look in looks.items():
             curve(axes, rows[rows["group"] == group], side, group, look)
         furnish(axes, note)
-        centre(axes, pd.concat([part[name] for part in (total, rows) for name in SIDES]), "", ticks=2, ratio=ratio)
+        center(axes, pd.concat([part[name] for part in (total, rows) for name in SIDES]), "", ticks=2, ratio=ratio)
         axes.set(ylabel="", xlim=_wide(rows["step"].min(), rows["step"].max()))
         if axes.get_yscale() == "linear":
             axes.yaxis.set_major_locator(MaxNLocator(nbins=4, symmetric=True))

@@ -17,9 +17,9 @@ from geffect.reports.plots.figure import Figure
 from geffect.reports.plots.panels import check, finish, once
 from geffect.reports.plots.style import NOTE, ONE_COLUMN, RUNS, STYLE, TWO_COLUMN, Look
 
-MOST, BAR = 12, 0.09  # rows, and how high the colour bar is in inches
+MOST, BAR = 12, 0.09  # rows, and how high the color bar is in inches
 SPARE = 0.1  # inches beside long names, which are wider in a notebook's coarser picture
-MAP = "YlGnBu"  # from light to dark in grey too
+MAP = "YlGnBu"  # from light to dark in gray too
 DIAGONAL = "0.82"
 BAND: Look = {"c": "0.8", "lw": 6, "solid_capstyle": "butt"}
 SWEEP = ("which", "share", "domain", "unlearn_success", "retention_success", "seed")
@@ -36,7 +36,7 @@ def jaccard_matrix(frame: pd.DataFrame, share: float, within: Sequence[Sequence[
         within: Groups of rows, each put side by side and framed; the other rows follow.
 
     Returns:
-        A one-panel figure, symmetric, every number in its cell, the diagonal grey, chance marked on the colour bar.
+        A one-panel figure, symmetric, every number in its cell, the diagonal gray, chance marked on the color bar.
     """
     check(frame, ("row", "other", "jaccard"))
     rows = _order(frame, within)
@@ -67,7 +67,7 @@ def jaccard_by_layer(frame: pd.DataFrame, share: float) -> Figure:
 
     Returns:
         A one-panel figure, layers from the embedding at the left to the head at the right, pairs from top to bottom in
-        order of first appearance, chance marked on the colour bar.
+        order of first appearance, chance marked on the color bar.
     """
     check(frame, ("layer", "row", "other", "jaccard"))
     _order(frame, ())
@@ -158,7 +158,7 @@ def _frame_groups(axes: Axes, sizes: list[int]) -> None:
 
 
 def _settle(figure: Figure, axes: Axes, mesh: QuadMesh, share: float) -> None:
-    """Draw the colour bar with chance on it and settle the layout."""
+    """Draw the color bar with chance on it and settle the layout."""
     level = share / (2 - share)
     bar = figure.colorbar(mesh, cax=axes, orientation="horizontal")
     bar.set_label(f"Jaccard index of the top {100 * share:g} % of entries", loc="right")

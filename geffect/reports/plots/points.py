@@ -34,7 +34,7 @@ def point_plane(points: pd.DataFrame, weight: str = "") -> Figure:
         weight: The column of an objective's weights; the first by default.
 
     Returns:
-        A figure whose panels share both axes: the range's points on grey ones of all others, and where there are at
+        A figure whose panels share both axes: the range's points on gray ones of all others, and where there are at
         least twenty that do not lie on a line, contours of a kernel density that hold half and 90 % of them.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a direction does to the tokens of a text, as a coloured text."""
+"""What a direction does to the tokens of a text, as a colored text."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from geffect.reports.plots.style import NOTE, STYLE, TWO_COLUMN
 
 FONT, SIZE = "DejaVu Sans Mono", 7  # comes with matplotlib; every character has one width
 WIDTH, LINE = 0.617 * SIZE / 72, 0.17  # inches of a character (as wide as whole pixels make it) and of a line
-MARGIN, BELOW = 0.08, 0.55  # inches beside the text, and of the colour bar with its label
+MARGIN, BELOW = 0.08, 0.55  # inches beside the text, and of the color bar with its label
 ACROSS = int((TWO_COLUMN - 2 * MARGIN) / WIDTH)  # characters of a line
 MOST, LONGEST = 8, 40  # texts in a picture, characters of a token
 SHOWN = str.maketrans({"\n": "⏎", "\r": "␍", "\t": "⇥"})
@@ -38,30 +38,30 @@ class Box:
 
 
 def token_strip(tokens: pd.DataFrame, column: str = "effect") -> Figure:
-    """Draw texts token by token, each on the colour of its effect.
+    """Draw texts token by token, each on the color of its effect.
 
     Args:
-        tokens: Columns ``step``, ``set``, ``row``, ``position``, ``token``, ``labelled``, ``direction`` and what
+        tokens: Columns ``step``, ``set``, ``row``, ``position``, ``token``, ``labeled``, ``direction`` and what
             ``column`` names, as of `geffect.read_tokens`; at most eight texts (rows of a set at a step).
         column: ``effect``, or a layer group: nats per unit of the direction, below 0 for a token that a step along
             the direction makes less likely.
 
     Returns:
-        A figure of text in lines, under one colour scale centred on zero (symmetric logarithm where a few tokens dwarf
-        the rest; the colour bar says so). Tokens that carry no loss are grey. A line break is drawn as ⏎, a character
+        A figure of text in lines, under one color scale centered on zero (symmetric logarithm where a few tokens dwarf
+        the rest; the color bar says so). Tokens that carry no loss are gray. A line break is drawn as ⏎, a character
         that matplotlib's own font lacks as □.
 
     Raises:
         GeffectError: a column is missing, a token stands twice, or there are too many texts.
     """
     keys = ["step", "set", "row"]
-    check(tokens, (*keys, "position", "token", "labelled", "direction", column))
+    check(tokens, (*keys, "position", "token", "labeled", "direction", column))
     once(tokens, [*keys, "direction", "position"])
     texts = list(tokens.groupby([*keys, "direction"], sort=False))
     if len(texts) > MOST:
         raise GeffectError(f"at most {MOST} texts in a picture", str(len(texts)), "choose some rows, at one step")
-    scale, says, ticks = signed(tokens.loc[tokens["labelled"].astype(bool), column].to_numpy(float))
-    colours = ScalarMappable(scale, SIGNED)
+    scale, says, ticks = signed(tokens.loc[tokens["labeled"].astype(bool), column].to_numpy(float))
+    colors = ScalarMappable(scale, SIGNED)
     laid = [(_title(*key), rows.sort_values("position"), list(_lay(rows))) for key, rows in texts]
     lines = sum(boxes[-1].line + 2.3 for _, _, boxes in laid)
     height = lines * LINE + BELOW
@@ -74,13 +74,13 @@ def token_strip(tokens: pd.DataFrame, column: str = "effect") -> Figure:
         top = 0.0
         for title, rows, boxes in laid:
             axes.text(0, top + 0.65, title, va="center", parse_math=False, **NOTE)
-            _write(axes, rows, boxes, column, top + 1.1, colours)
+            _write(axes, rows, boxes, column, top + 1.1, colors)
             top += boxes[-1].line + 2.3
         below = figure.add_axes((0.2, (BELOW - 0.14) / height, 0.6, 0.09 / height))
         of = "effect" if column == "effect" else f"effect within {column}"
         says = "; ".join(["nats per unit of the direction", *([says] if says else []), "below 0: less likely"])
-        label = f"{of} on a token's NLL ({says}; grey: no loss)"
-        bar(figure, below, colours, label, ticks).ax.xaxis.label.set_fontsize(7)
+        label = f"{of} on a token's NLL ({says}; gray: no loss)"
+        bar(figure, below, colors, label, ticks).ax.xaxis.label.set_fontsize(7)
     return figure
 
 
@@ -112,11 +112,11 @@ def _drawable(char: str) -> bool:
     return char == " " or (char.isprintable() and FT2Font(findfont(FontProperties(FONT))).get_char_index(ord(char)) > 0)
 
 
-def _write(axes: Axes, rows: pd.DataFrame, boxes: list[Box], column: str, top: float, colours: ScalarMappable) -> None:
+def _write(axes: Axes, rows: pd.DataFrame, boxes: list[Box], column: str, top: float, colors: ScalarMappable) -> None:
     """One text: a rectangle and the letters of each token."""
-    for box, labelled, value in zip(boxes, rows["labelled"], rows[column], strict=True):
-        fill = colours.to_rgba(value) if labelled and np.isfinite(value) else PROMPT
-        pen = ink(colours, value) if labelled else "0.45"
+    for box, labeled, value in zip(boxes, rows["labeled"], rows[column], strict=True):
+        fill = colors.to_rgba(value) if labeled and np.isfinite(value) else PROMPT
+        pen = ink(colors, value) if labeled else "0.45"
         corner = (box.column, top + box.line)
         axes.add_patch(Rectangle(corner, len(box.text), 0.94, fc=fill, ec="white", lw=0.4))
         axes.text(corner[0], corner[1] + 0.5, box.text, va="center_baseline", family=FONT, size=SIZE, color=pen,

@@ -1,4 +1,4 @@
-"""How figures look: sizes, colours that survive grey and colour-blindness, and matplotlib's settings."""
+"""How figures look: sizes, colors that survive gray and color-blindness, and matplotlib's settings."""
 
 from typing import Any, Final
 

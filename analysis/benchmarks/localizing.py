@@ -1,4 +1,4 @@
-"""What localising costs beside its own gradient passes."""
+"""What localizing costs beside its own gradient passes."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,10 +8,10 @@ from analysis.benchmarks.timing import Seconds, interleave, ratio
 from geffect.api import load_model
 from geffect.config import LocaliseConfig
 from geffect.core.gradients import trainable
-from geffect.localization.localize import localise
+from geffect.localization.localize import localize
 from geffect.localization.losses import scope_losses
 from geffect.models.scoring import evaluating
-from geffect.training.setup import localised_rows
+from geffect.training.setup import localized_rows
 
 PARTS = ("unlearn", "retention")
 
@@ -31,7 +31,7 @@ def passes(model: str, rows: int) -> dict[str, Callable[[], object]]:
         for name in ("privacy", "copyright")
     ]
     config, loaded = LocaliseConfig.read(model=model, domain=domain, out="unused"), load_model(model)
-    examples, parameters = localised_rows(config, loaded), trainable(loaded.model)
+    examples, parameters = localized_rows(config, loaded), trainable(loaded.model)
 
     def alone() -> None:
         with evaluating(loaded.model):
@@ -42,12 +42,12 @@ def passes(model: str, rows: int) -> dict[str, Callable[[], object]]:
 
     def whole(*, masks_only: bool) -> None:
         with evaluating(loaded.model):
-            localise(parameters, scope_losses(config, loaded, examples), masks_only=masks_only)
+            localize(parameters, scope_losses(config, loaded, examples), masks_only=masks_only)
 
     return {
         "passes": alone,
         "masks only": partial(whole, masks_only=True),
-        "localise": partial(whole, masks_only=False),
+        "localize": partial(whole, masks_only=False),
     }
 
 
@@ -62,7 +62,7 @@ def benchmark(model: str, rows: int, repeats: int) -> tuple[list[Finding], Secon
     Returns:
         The finding, and the seconds it was made of.
     """
-    seconds = interleave(passes(model, rows), repeats, label=f"localisation of {model}")
+    seconds = interleave(passes(model, rows), repeats, label=f"localization of {model}")
     masks = ratio(seconds, "masks only", "passes")
     note = f"{rows} rows a set; masks alone: {masks.median:.2f} ×"
-    return [Finding("localise", model, ratio(seconds, "localise", "passes"), note=note)], seconds
+    return [Finding("localize", model, ratio(seconds, "localize", "passes"), note=note)], seconds

@@ -19,11 +19,11 @@ from geffect.data.encode import Encoded
 from geffect.data.relabel import corrupted, random_labels
 from geffect.errors import GeffectError
 from geffect.localization.importance import IMPORTANCES, Importance, scores
-from geffect.localization.localize import Localisation, localise
+from geffect.localization.localize import Localization, localize
 from geffect.localization.losses import example_losses
 from geffect.localization.selection import op_rr, op_ur, region
 from geffect.models.builtin import make_tiny
-from geffect.record.localization import read_localisation
+from geffect.record.localization import read_localization
 from tests import oracles
 from tests.cases import CASES, make_batch
 from tests.conftest import SHAPE
@@ -76,7 +76,7 @@ def test_importance_equals_a_loop_over_examples(case: str, mode: str) -> None:
 def test_masks_alone_are_the_same_masks(mode: str) -> None:
     model = CASES["unused"]()
     whole, alone = (
-        localise(trainable(model), {name: _losses(model, seed=i) for name, i in SCOPES.items()}, [0.1, 0.3], mode,
+        localize(trainable(model), {name: _losses(model, seed=i) for name, i in SCOPES.items()}, [0.1, 0.3], mode,
                  masks_only=only)
         for only in (False, True)
     )  # fmt: skip
@@ -87,7 +87,7 @@ def test_masks_alone_are_the_same_masks(mode: str) -> None:
             assert all(torch.equal(mask, alone.masks[share][scope][name]) for name, mask in masks.items())
         assert torch.equal(whole.supports[share].total(), alone.supports[share].total())
     assert (whole.gram.rows, alone.gram.rows, alone.magnitudes) == (tuple(SCOPES), (), {})
-    with pytest.raises(GeffectError, match="localise without --masks-only"):
+    with pytest.raises(GeffectError, match="localize without --masks-only"):
         alone.cosines()
 
 
@@ -110,10 +110,10 @@ def test_a_flat_tensor_ranks_nothing() -> None:
 
 
 @pytest.mark.parametrize("importance", IMPORTANCES)
-def test_localising_equals_means_masks_and_products_by_hand(importance: str) -> None:
+def test_localizing_equals_means_masks_and_products_by_hand(importance: str) -> None:
     model = CASES["llama-tied"]()
     before = snapshot(model)
-    found = localise(trainable(model), {s: _losses(model, seed) for s, seed in SCOPES.items()}, [0.1, 0.3], importance)
+    found = localize(trainable(model), {s: _losses(model, seed) for s, seed in SCOPES.items()}, [0.1, 0.3], importance)
     assert_unchanged(before, model)
     names = list(trainable(model))
     gradients = {s: _examples(model, seed) for s, seed in SCOPES.items()}
@@ -140,7 +140,7 @@ def test_pooled_cosines_and_magnitudes_are_those_of_the_merged_examples() -> Non
     model = CASES["llama"]()
     losses = {s: _losses(model, seed) for s, seed in SCOPES.items()}
     losses["forget/b"] = losses["forget/b"][:1]  # domains of different sizes: the merged mean weighs examples
-    found = localise(trainable(model), losses, [0.1])
+    found = localize(trainable(model), losses, [0.1])
     forget = [*_examples(model, 1), _examples(model, 3)[0]]
     retain = [*_examples(model, 2), *_examples(model, 4)]
     for name, cosine in found.cosines().items():
@@ -181,10 +181,10 @@ def test_masks_equal_a_plain_sort(values: list[float], share: float) -> None:
 
 def test_jaccard_is_symmetric_one_on_itself_and_nan_of_nothing() -> None:
     losses = {s: _losses(CASES["llama"](), seed) for s, seed in SCOPES.items()}
-    found = localise(trainable(CASES["llama"]()), losses, [0.1])  # another model's losses: no tensor is reached
+    found = localize(trainable(CASES["llama"]()), losses, [0.1])  # another model's losses: no tensor is reached
     assert torch.isnan(jaccard(found.supports[0.1].total())).all()
     model = CASES["llama"]()
-    index = jaccard(localise(trainable(model), {s: _losses(model, n) for s, n in SCOPES.items()}, [0.1])
+    index = jaccard(localize(trainable(model), {s: _losses(model, n) for s, n in SCOPES.items()}, [0.1])
                     .supports[0.1].total())  # fmt: skip
     assert torch.equal(index, index.T)
     assert torch.equal(index.diagonal(), torch.ones(4, dtype=torch.float64))
@@ -201,14 +201,14 @@ def test_a_region_is_strict_and_its_quantiles_are_over_tensors() -> None:
 
 
 def test_a_zero_gradient_has_cosine_zero() -> None:
-    found = Localisation({}, gram=Gram(("forget", "retain"), {"w": torch.zeros(2, 2, dtype=torch.float64)}),
+    found = Localization({}, gram=Gram(("forget", "retain"), {"w": torch.zeros(2, 2, dtype=torch.float64)}),
                          examples={"forget": 1, "retain": 1})  # fmt: skip
     assert found.cosines() == {"w": 0.0}
 
 
-def test_a_share_that_was_not_localised_is_named() -> None:
+def test_a_share_that_was_not_localized_is_named() -> None:
     with pytest.raises(GeffectError, match=r"largest 0\.3 of each tensor; found those of 0\.1, 0\.2"):
-        Localisation({0.1: {}, 0.2: {}}).at(0.3)
+        Localization({0.1: {}, 0.2: {}}).at(0.3)
 
 
 @pytest.fixture(scope="module")
@@ -272,6 +272,6 @@ def test_a_loss_that_is_not_finite_names_its_example(tiny: tuple[Any, Any]) -> N
         loss()
 
 
-def test_what_is_no_localisation_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(GeffectError, match="a localisation in"):
-        read_localisation(tmp_path)
+def test_what_is_no_localization_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(GeffectError, match="a localization in"):
+        read_localization(tmp_path)
