@@ -1,0 +1,200 @@
+"""The benchmarks' machinery on a very small model: structure and equalities, never seconds."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+from typer import Typer
+from typer.testing import CliRunner
+
+from analysis.benchmarks import __main__ as command
+from analysis.benchmarks import growth, localizing, memory, records, steps, tokens
+from analysis.benchmarks.drawing import OURS, PLAIN, slope
+from analysis.benchmarks.published import FlatProjection, ThreeBackwards, backward_per_sequence, backward_per_token
+from analysis.benchmarks.setting import Setting
+from analysis.benchmarks.table import BUDGETS, Finding, read_findings, table
+from analysis.benchmarks.timing import Spread, interleave
+from geffect.api import builtin_tiny
+from geffect.core.gradients import trainable
+from geffect.core.gram import Gram
+from geffect.core.layers import Layout
+from geffect.core.token_effects import token_effects
+from geffect.record.frames import read
+from geffect.record.reader import read_lines
+from geffect.record.writer import RunDirectory, layout_to_json
+from tests.support.cases import CASES
+from tests.support.steps import make_batches
+
+UNTRAINED = "builtin:tiny-untrained"
+DESIGN = ["ga", "gru rows", "wga", "npo", "tnpo", "memory", "memory row", "tokens", "tokens by group", "tokens speed",
+          "localize", "help", "demo first", "demo", "suite"]  # fmt: skip
+
+
+@pytest.fixture(params=["llama", "llama-tied"])
+def setting(request: pytest.FixtureRequest) -> Setting:
+    model = CASES[request.param]()
+    return Setting(request.param, model, make_batches(model))
+
+
+def gradient(setting: Setting) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in trainable(setting.model).values() if p.grad is not None]).clone()
+
+
+def test_the_published_script_begins_with_our_g_effects(setting: Setting) -> None:
+    measured = setting.stepping("ga")()
+    setting.clear()
+    script = ThreeBackwards(setting)
+    script()
+    assert measured.gram is not None
+    total, rows = measured.gram.total(), measured.gram.rows
+    for name, found in script.g_effects().items():
+        assert found == pytest.approx(float(total[rows.index("objective"), rows.index(name)]), rel=1e-5)
+    assert all(p.grad is None for p in setting.model.parameters())
+
+
+def test_the_published_projection_is_ours(setting: Setting) -> None:
+    ours, theirs = setting.stepping("ga", "gru", measure=False), FlatProjection(setting)
+    for _ in range(2):
+        ours()
+        expected = gradient(setting)
+        setting.clear()
+        theirs()
+        assert torch.linalg.norm(gradient(setting) - expected) < 1e-5 * torch.linalg.norm(expected)
+        setting.clear()
+
+
+def test_backward_passes_find_the_token_effects(setting: Setting) -> None:
+    direction = setting.direction()
+    effects = token_effects(setting.model, setting.batches["forget"], direction)
+    by_row = torch.tensor(backward_per_sequence(setting, direction))
+    assert torch.allclose(by_row, effects.by_row(), rtol=1e-4, atol=1e-6)
+    first = effects.total[0][effects.labeled[0]]
+    assert torch.allclose(torch.tensor(backward_per_token(setting, direction, 99)), first, rtol=1e-4, atol=1e-6)
+
+
+def test_a_plain_step_is_the_sum_of_both_gradients(setting: Setting) -> None:
+    setting.plain("forget", "retain")()
+    both = gradient(setting)
+    setting.clear()
+    torch.stack([setting.risk(name) for name in ("forget", "retain")]).sum().backward()
+    assert torch.allclose(both, gradient(setting), atol=1e-6)
+
+
+def test_steps_and_tokens_have_their_findings(setting: Setting) -> None:
+    found, seconds = steps.benchmark(setting, 1)
+    assert {each.key for each in found} >= {"bare", "ga", "gru", "gru rows", "wga", "npo", "tnpo", "every", "tenth"}
+    assert all(len(each) == 1 for each in seconds.values())
+    assert {each.key: each.published is not None for each in found}["ga"]
+    told, _ = tokens.benchmark(setting, 1)
+    assert [each.key for each in told] == ["tokens", "tokens by group", "tokens speed", "tokens speed long"]
+    assert "510 labeled tokens" in told[-1].note
+    assert all(p.grad is None for p in setting.model.parameters())
+
+
+def test_variants_take_turns() -> None:
+    calls: list[str] = []
+    found = interleave({name: partial(calls.append, name) for name in "abc"}, 2)
+    assert "".join(calls) == "cab" + "abc" + "bca"
+    assert {name: len(each) for name, each in found.items()} == dict.fromkeys("abc", 2)
+
+
+def test_the_table_holds_every_budget_and_says_what_was_missed() -> None:
+    assert set(DESIGN) <= set(BUDGETS)
+    budgets = ["≤ 1.1 ×", "≤ 1.05 ×", "≤ 1.45 ×", "≤ 1.45 ×", "≤ 1.45 ×", "≤ 1.15 ×"]
+    assert [BUDGETS[key].told for key in DESIGN[:6]] == budgets
+    missed = Finding("ga", "builtin:tiny", Spread(1.2, 1.1, 1.3, 3), Spread(2.0, 1.9, 2.1, 3))
+    fast = Finding("tokens speed", "builtin:tiny", Spread.of([150.0]))
+    assert (missed.line()["met"], fast.line()["met"]) == (False, True)
+    with (console := Console(width=300)).capture() as text:
+        console.print(table([missed, fast]))
+    lines = text.get().splitlines()
+    assert all(any(budget.what in line for line in lines) for budget in BUDGETS.values())
+    line = next(line for line in lines if BUDGETS["ga"].what in line)
+    assert all(told in line for told in ("1.2 × (1.1–1.3)", "≤ 1.1 ×", "2 × (1.9–2.1)", " no "))
+    assert sum("not run" in line for line in lines) == len(BUDGETS) - 2
+
+
+def test_a_long_record_is_read_apart_and_runs_are_compared() -> None:
+    found, numbers = records.benchmark(1, steps=3, compared=2)
+    assert [each.key for each in found] == ["record", "record memory", "compare"]
+    assert set(numbers) >= {f"compare {n}" for n in records.RUNS}
+    assert len(records.smollm2_layout().layers) == 274  # 272 tensors of the model: the tied one stands three times
+
+
+def test_a_synthetic_record_is_one_of_ours(tmp_path: Path) -> None:
+    run = records.synthesize(tmp_path / "run", 3, records.smollm2_layout(6))
+    frame = read(run)
+    pairs = len(records.ROWS) * (len(records.ROWS) + 1) // 2
+    assert len(frame) == 3 * 6 * pairs  # six groups, the tied one among them
+    lines = read_lines(run)
+    own = sum(each[0] for each in lines[1]["gram"]["values"])
+    first = frame[(frame["step"] == 1) & (frame["row"] == "objective") & (frame["other"] == "objective")]
+    assert float(first["inner"].sum()) == pytest.approx(own, rel=1e-8)
+
+
+def test_steps_of_other_rows_lie_in_one_frame(tmp_path: Path) -> None:
+    layout = Layout({"a": "embed", "b": "block_0"}, {"a": 1, "b": 1}, 1)
+    rows = (("forget", "retain"), ("forget",), ("forget",), ("forget", "retain"))
+    with RunDirectory(tmp_path / "run") as run:
+        run.create({}, {"parameters": layout_to_json(layout)})
+        for step, names in enumerate(rows):
+            values = {name: torch.full((len(names),) * 2, step + i, dtype=torch.float64) for i, name in enumerate("ab")}
+            run.append({"step": step, "gram": Gram(names, values)})
+    frame = read(tmp_path / "run", by="parameter")
+    expected = [
+        (step, parameter, row, other, step + i)
+        for step, names in enumerate(rows)
+        for i, parameter in enumerate("ab")
+        for k, row in enumerate(names)
+        for other in names[k:]
+    ]
+    columns = ["step", "parameter", "row", "other", "inner"]
+    expected_frame = pd.DataFrame(expected, columns=columns).astype({"inner": float})
+    pd.testing.assert_frame_equal(frame, expected_frame)
+
+
+def test_growth_is_fitted_and_drawn(tmp_path: Path) -> None:
+    sizes = {"tokens": (4, 8), "layers": (1, 2), "rows": (1, 2), "steps": (2, 4)}
+    found, _ = growth.benchmark(1, tmp_path, sizes)
+    assert [each.key for each in found] == [f"growth, {axis}" for axis in sizes]
+    frame = pd.read_csv(tmp_path / "growth.csv")
+    assert list(frame["what"].unique()) == [OURS, PLAIN]
+    assert (tmp_path / "growth.png").stat().st_size > 0
+    assert slope(pd.DataFrame({"size": [1, 2, 4], "seconds": [1.0, 4.0, 16.0]})) == 2.0
+
+
+def command_line(*arguments: Any) -> Any:
+    app = Typer(pretty_exceptions_enable=False)
+    app.command()(command.main)
+    return CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+def test_the_command_keeps_what_its_file_holds(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    told = command_line("--json", file, "--model", UNTRAINED, "--only", "tokens", "--repeats", 1, "--rows", 2)
+    assert told.exit_code == 0, told.output
+    more = command_line("--json", file, "--model", UNTRAINED, "--only", "localize", "--repeats", 1, "--rows", 2)
+    assert more.exit_code == 0, more.output
+    found = json.loads(file.read_text())
+    assert list(found) == [f"tokens, {UNTRAINED}", f"localize, {UNTRAINED}"]
+    expected = ["tokens", "tokens by group", "tokens speed", "tokens speed long", "localize"]
+    assert [each.key for each in read_findings(found)] == expected
+    each = found[f"localize, {UNTRAINED}"]
+    assert {"threads", "clock", "versions", "findings", "seconds"} <= set(each)
+    assert set(each["seconds"]) == set(localizing.passes(UNTRAINED, 2))
+
+
+def test_an_unknown_name_is_one_line() -> None:
+    told = command_line("--only", "stepz")
+    assert told.exit_code == 2
+    assert "'stepz'" in told.output
+
+
+def test_peak_memory_is_above_the_loaded_model() -> None:
+    found = memory.measure("ga", str(builtin_tiny(UNTRAINED)), 2)
+    assert found["peak"] > found["loaded"] > found["gradient"] > 1e6

@@ -1,0 +1,93 @@
+"""Every notebook runs afresh without an error, and what is stored in it reads well for those who do not run it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+LARGEST = 1_000_000  # bytes of a notebook, its pictures included
+PLACES = re.compile(r"""(?<![\w.:/<])/(?:home|root|tmp|usr|var|work|Users|private|opt|mnt)/|\b[A-Z]:\\|~/""")
+NOISE = re.compile(r"\w*Warning\b|WARNING|Traceback|\d+%\|")
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def _cells(path: Path) -> list[Any]:
+    cells: list[Any] = nbformat.read(path, as_version=4).cells
+    return cells
+
+
+def _outputs(path: Path) -> list[Any]:
+    return [output for cell in _cells(path) if cell.cell_type == "code" for output in cell.outputs]
+
+
+def _texts(path: Path) -> list[str]:
+    """What a reader sees as text: everything but pictures."""
+    found = [output.text for output in _outputs(path) if output.output_type == "stream"]
+    kinds = [output.data for output in _outputs(path) if "data" in output]
+    return found + [text for data in kinds for kind, text in data.items() if not kind.startswith("image/")]
+
+
+def test_there_are_notebooks() -> None:
+    assert [path.stem for path in NOTEBOOKS] == [
+        "g_effect_tour",
+        "grail_localization",
+        "gru_geometry",
+        "inspect_checkpoints",
+        "own_trainer",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@each_notebook
+def test_a_notebook_runs_afresh_in_silence(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))  # the kernel takes this checkout
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute()
+    said = [output for cell in notebook.cells for output in cell.get("outputs", []) if output.get("name") == "stderr"]
+    assert not said
+
+
+@each_notebook
+def test_stored_outputs_are_whole_and_clean(path: Path) -> None:
+    nbformat.validate(nbformat.read(path, as_version=4))
+    code = [cell for cell in _cells(path) if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = _outputs(path)
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    for text in _texts(path):
+        assert not PLACES.search(text)
+        assert not NOISE.search(text)
+    assert all(set(cell.metadata) == set() for cell in _cells(path))  # no time stamps
+    assert path.stat().st_size < LARGEST
+
+
+@each_notebook
+def test_a_notebook_is_told_in_words(path: Path) -> None:
+    """A title, headings, and no two long stretches of code without a word between them."""
+    cells = _cells(path)
+    told = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    assert told[0].startswith("# ")
+    assert sum(text.startswith("## ") or "\n## " in text for text in told) >= 3
+    assert cells[0].cell_type == "markdown"
+    assert cells[-1].cell_type == "markdown"
+
+
+@pytest.mark.parametrize("text", ["/home/someone/x", "see /tmp/a", "C:\\Users\\x", "~/runs"])
+def test_places_are_found(text: str) -> None:
+    assert PLACES.search(text)
+
+
+@pytest.mark.parametrize("text", ["runs/home/x", "</tmp>", "https://x.org/home/x", "and/or", "θ ~ N"])
+def test_other_slashes_are_not_places(text: str) -> None:
+    assert not PLACES.search(text)

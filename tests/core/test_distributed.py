@@ -1,0 +1,93 @@
+"""Two processes are one: launched in earnest, over gloo on the CPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from geffect.core.distributed import dealt, processes, rank, summed_gram, summed_rows
+from geffect.core.fsdp import is_sharded, local
+from geffect.core.gram import Gram
+from geffect.record.frames import read
+from geffect.record.reader import read_steps
+from tests.support.launched import MODELS, watch
+
+ROOT = Path(__file__).resolve().parents[2]
+KEYS = ["step", "group", "row", "other"]
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left behind."""
+    out = tmp_path_factory.mktemp("launched")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    found = subprocess.run(
+        [*command, "-m", "tests.support.launched", str(out)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr[-3000:]
+    return out
+
+
+def _inner(run: Path) -> "pd.Series[float]":
+    frame = read(run)
+    frame["group"] = frame["group"].replace({"embed": "tied", "lm_head": "tied"})  # a shard's tie is not split
+    return frame.groupby(KEYS)["inner"].sum()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_two_processes_are_one(name: str, kind: str, launched: Path, tmp_path: Path) -> None:
+    """Gram, risks and updates in float64: each process holds other rows of the batch and of the probes."""
+    watch("alone", tmp_path / f"{name}-alone")
+    alone, risks = _inner(tmp_path / f"{name}-alone"), read_steps(tmp_path / f"{name}-alone")
+    found, own = _inner(launched / f"{name}-{kind}"), read_steps(launched / f"{name}-{kind}")
+    pd.testing.assert_series_equal(found, alone, rtol=1e-7, atol=1e-8 * alone.abs().max())  # a record keeps nine digits
+    for column in ("forget_risk", "retain_accuracy", "norm_update"):
+        assert own[column].to_numpy() == pytest.approx(risks[column].to_numpy(), rel=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_a_trainer_trains_to_the_same_bits(kind: str, launched: Path) -> None:
+    """With dropout, accumulation, clipping and AdamW in two processes."""
+    plain, watched = (load_file(launched / kind / f"{name}.safetensors") for name in ("plain", "watched"))
+    assert all(torch.equal(plain[name], watched[name]) for name in plain)
+    assert list(read_steps(launched / kind / "run")["step"]) == [0, 1, 2]
+    assert (launched / kind / "run" / "DONE").exists()
+
+
+@pytest.mark.slow
+def test_a_plan_that_hides_gradients_is_refused(launched: Path) -> None:
+    told = {path.read_text(encoding="utf-8") for path in launched.glob("hidden-*.txt")}
+    assert told == {"expected gradients that lie in .grad; found a FullyShardedDataParallel, which keeps its own; "
+                    "shard with FSDP2 (fsdp_version: 2, fully_shard), or train with DDP"}  # fmt: skip
+
+
+def test_alone_there_is_nothing_to_add_up() -> None:
+    parameter, rows = nn.Parameter(torch.ones(2)), {"forget": {"w": torch.ones(2)}}
+    gram = Gram.of(rows)
+    assert (processes(), rank(), dealt("abc")) == (1, 0, [("a", 1.0), ("b", 1.0), ("c", 1.0)])
+    assert summed_rows(rows, {"w": parameter})["forget"]["w"] is rows["forget"]["w"]
+    assert summed_gram(gram, sharded=True) is gram
+    assert local(parameter) is parameter
+    assert not is_sharded({"w": parameter})
+
+
+def test_every_process_has_as_many_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five items over two processes: each once with weight, and one again without."""
+    monkeypatch.setattr("geffect.core.distributed.processes", lambda: 2)
+    turns = []
+    for here in (0, 1):
+        monkeypatch.setattr("geffect.core.distributed.rank", lambda here=here: here)
+        turns.append(dealt([0, 1, 2, 3, 4]))
+    assert [len(each) for each in turns] == [3, 3]
+    assert sorted(item for each in turns for item, weight in each if weight) == [0, 1, 2, 3, 4]
+    assert turns[1][-1] == (0, 0.0)

@@ -1,0 +1,139 @@
+"""Streamed = stored = a loop over examples; the model is left as found."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import geffect.core.gradients
+from geffect.core.forward import forward
+from geffect.core.gradients import NamedTensors, Window, add_scaled, capture, trainable
+from geffect.core.gram import Gram, inner_products
+from geffect.objectives.base import Counts
+from geffect.objectives.base import risk as fast_risk
+from tests.support import oracles
+from tests.support.cases import CASES, make_batch
+from tests.support.properties import assert_gram_close, assert_rows_close, assert_unchanged, snapshot
+
+FORGET, RETAIN = make_batch([9, 5, 7], seed=1), make_batch([6, 8, 4], seed=2)
+
+
+def _risk(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    return fast_risk(forward(model, batch), Counts.of([batch]))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_captured_rows_equal_a_loop_over_examples(case: str) -> None:
+    model = CASES[case]()
+    rows = capture(model, {"forget": lambda: _risk(model, FORGET), "retain": lambda: _risk(model, RETAIN)})
+    assert_rows_close(rows["forget"], oracles.gradient(model, lambda: oracles.risk(model, FORGET)), 1e-5)
+    assert_rows_close(rows["retain"], oracles.gradient(model, lambda: oracles.risk(model, RETAIN)), 1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_streamed_equals_stored_equals_flattened(case: str) -> None:
+    model = CASES[case]()
+    rows = capture(model, {"forget": lambda: _risk(model, FORGET), "retain": lambda: _risk(model, RETAIN)})
+    stored = Gram(
+        ("forget", "retain"), {n: inner_products([r.get(n) for r in rows.values()]) for n in trainable(model)}
+    )
+    streamed = Gram(("forget", "retain"))
+    window = Window(trainable(model))
+    window.add("forget", _risk(model, FORGET))
+
+    def visit(name: str, retain: Tensor | None) -> None:
+        streamed.values[name] = inner_products([window.rows["forget"].get(name), retain])
+
+    window.stream("retain", _risk(model, RETAIN), visit)
+    assert_gram_close(streamed.total(), stored.total(), 1e-12)
+    names = list(trainable(model))
+    losses = (lambda: oracles.risk(model, FORGET), lambda: oracles.risk(model, RETAIN))
+    assert_gram_close(streamed.total(), oracles.gram([oracles.gradient(model, loss) for loss in losses], names), 1e-5)
+
+
+def test_streaming_completes_what_earlier_micro_batches_added() -> None:
+    model = CASES["llama"]()
+    first, second = make_batch([9, 5], seed=3), make_batch([4, 8, 6], seed=4)
+    counts = Counts.of([first, second])
+    window, seen = Window(trainable(model)), dict[str, Tensor]()
+
+    def visit(name: str, gradient: Tensor | None) -> None:
+        assert gradient is not None
+        seen[name] = gradient.clone()
+
+    window.add("retain", fast_risk(forward(model, first), counts))
+    window.stream("retain", fast_risk(forward(model, second), counts), visit)
+    alone = {name: t * 0 for name, t in seen.items()}
+    for batch in (first, second):
+        share = Counts.of([batch]).token / counts.token
+        for name, gradient in oracles.gradient(model, partial(oracles.risk, model, batch)).items():
+            alone[name] += share * gradient
+    assert_rows_close(seen, alone, 1e-5)
+    assert "retain" not in window.rows
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_measuring_leaves_the_model_as_found(case: str) -> None:
+    model = CASES[case]()
+    for parameter in list(model.parameters())[::2]:
+        if parameter.requires_grad:
+            parameter.grad = torch.ones_like(parameter)
+    model.train()
+    before = snapshot(model)
+    capture(model, {"risk": lambda: _risk(model, FORGET)})
+    assert_unchanged(before, model)
+
+
+def test_a_failing_loss_leaves_no_hook_and_returns_the_gradients() -> None:
+    model = CASES["llama"]()
+    parameter = next(model.parameters())
+    parameter.grad = torch.ones_like(parameter)
+    before = snapshot(model)
+
+    def explode(name: str, gradient: Tensor | None) -> None:
+        raise RuntimeError(name)
+
+    with pytest.raises(RuntimeError):
+        Window(trainable(model)).stream("retain", _risk(model, FORGET), explode)
+    assert_unchanged(before, model)
+
+
+def test_a_tensor_no_loss_reaches_is_missing_and_visited_as_none() -> None:
+    model = CASES["unused"]()
+    spare = {name for name in trainable(model) if "spare" in name}
+    assert not spare & set(capture(model, {"risk": lambda: _risk(model, FORGET)})["risk"])
+    visited: dict[str, bool] = {}
+
+    def visit(name: str, gradient: Tensor | None) -> None:
+        visited[name] = gradient is None
+
+    Window(trainable(model)).stream("r", _risk(model, FORGET), visit)
+    assert {name for name, missing in visited.items() if missing} == spare
+    assert len(visited) == len(trainable(model))
+
+
+def test_gradients_move_and_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, hooked = CASES["llama"](), geffect.core.gradients._hooked
+    pointers: dict[str, int] = {}
+
+    def noting(parameters: Any, take: Any) -> Any:
+        def note(name: str, gradient: Tensor) -> None:
+            pointers[name] = gradient.data_ptr()
+            take(name, gradient)
+
+        return hooked(parameters, note)
+
+    monkeypatch.setattr(geffect.core.gradients, "_hooked", noting)
+    rows = capture(model, {"risk": lambda: _risk(model, FORGET)})["risk"]
+    assert {name: tensor.data_ptr() for name, tensor in rows.items()} == pointers
+
+
+def test_add_scaled_treats_missing_as_zero() -> None:
+    row: NamedTensors = {"a": torch.ones(2)}
+    add_scaled(row, "a", None, 2.0)
+    add_scaled(row, "b", None, 2.0)
+    add_scaled(row, "b", torch.ones(1), 2.0)
+    add_scaled(row, "a", torch.ones(2), -3.0)
+    assert {name: t.tolist() for name, t in row.items()} == {"a": [-2.0, -2.0], "b": [2.0]}

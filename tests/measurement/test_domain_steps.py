@@ -1,0 +1,129 @@
+"""Several domains: a row a scope against autograd, and their sum against one merged set."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from geffect.core.gradients import trainable
+from geffect.core.tied import BOTH, EMBED, HEAD, find_tie
+from geffect.core.topk import overlaps, pack, top_mask
+from geffect.data.pairing import Meetings
+from geffect.objectives.base import window_counts
+from geffect.objectives.registry import make_objective
+from tests.support import oracles
+from tests.support.cases import CASES, make_batch
+from tests.support.properties import assert_gram_close, assert_rows_close
+from tests.support.steps import GENERAL, Batches, gradients, make_measurement, split, take_step, with_reference
+
+SCOPES = ("forget/a", "forget/b", "retain/a", "retain/b")
+OBJECTIVES = ["ga", "0.4*ga + 2*gd", "npo + kl", "po + gd", "wga + kl(on=general)", "dpo + gd"]
+LENGTHS = {"forget/a": [9, 5, 7, 12], "forget/b": [4, 11, 6, 6], "retain/a": [6, 8, 4, 11], "retain/b": [5, 5, 9, 3],
+           "alternative/a": [7, 9, 5, 8], "alternative/b": [5, 4, 8, 6]}  # fmt: skip
+
+
+def _batches(model: Any) -> Batches:
+    made = {n: with_reference(model, make_batch(each, seed=i)) for i, (n, each) in enumerate(LENGTHS.items())}
+    return made | {"general": GENERAL}
+
+
+def _merged(batches: Batches, role: str) -> dict[str, torch.Tensor]:
+    """Both domains' rows in one padded batch."""
+    both = [batches[f"{role}/{domain}"] for domain in "ab"]
+    width = max(each["labels"].shape[1] for each in both)
+    fill = {"labels": -100}
+    return {
+        key: torch.cat([
+            torch.nn.functional.pad(each[key], (0, width - each[key].shape[1]), value=fill.get(key, 0)) for each in both
+        ])
+        for key in both[0]
+    }  # fmt: skip
+
+
+def _reference() -> Any:
+    reference = CASES["llama"]()
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.mul_(1.1)
+    return reference
+
+
+@pytest.mark.parametrize("size", [4, 2])
+@pytest.mark.parametrize("text", OBJECTIVES)
+def test_a_row_a_scope_and_the_sum_of_all_equal_autograd(text: str, size: int) -> None:
+    model, reference = CASES["llama"](), _reference()
+    batches = _batches(model)
+    whole = {role: _merged(batches, role) for role in ("forget", "retain", "alternative")} | {"general": GENERAL}
+    objective, measurement = make_objective(text), make_measurement(model, text, "gru", reference=reference)
+
+    def loss() -> torch.Tensor:
+        names = [name for name in whole if objective.on(name)]
+        counts = window_counts([whole])
+        parts = [objective.loss(n, measurement.outputs(n, whole, dropout=False), counts) for n in names]
+        return torch.stack(parts).sum()
+
+    risks = [whole["forget"], whole["retain"], *(batches[name] for name in SCOPES)]
+    rows = [oracles.gradient(model, partial(oracles.risk, model, batch)) for batch in risks]
+    expected = [oracles.gradient(model, loss), *rows]
+    measured = take_step(measurement, split(batches, size))
+    assert measured.gram is not None
+    assert measured.gram.rows == ("objective", "forget", "retain", *SCOPES, "retain_average", "rectified")
+    assert_gram_close(measured.gram.total()[:7, :7], oracles.gram(expected, list(trainable(model))), 3e-5)
+    plain = make_measurement(model, text, reference=reference)
+    take_step(plain, split(batches, size), measure=False)
+    assert_rows_close(gradients(model), expected[0], 3e-5)
+    for name, batch in zip(("forget", "retain", *SCOPES), risks, strict=True):
+        assert measured.scalars[f"risk_{name}"] == pytest.approx(float(oracles.risk(model, batch).detach()), rel=1e-5)
+
+
+def test_a_tied_tensor_is_told_apart_for_every_scope() -> None:
+    model = CASES["llama-tied"]()
+    batches = _batches(model)
+    measured = take_step(make_measurement(model, "ga + gd", tie=find_tie(model)), split(batches, 2))
+    assert measured.gram is not None
+    names = list(trainable(model))
+    scopes = [oracles.gradient(model, partial(oracles.risk, model, batches[name])) for name in SCOPES]
+    rows = [measured.gram.rows.index(name) for name in SCOPES]
+    assert_gram_close(measured.gram.total()[rows][:, rows], oracles.gram(scopes, names), 3e-5)
+    tied = sum(measured.gram.values["model.embed_tokens.weight" + part] for part in (EMBED, HEAD, BOTH))
+    expected = oracles.gram(scopes, ["model.embed_tokens.weight"])
+    assert_gram_close(tied[rows][:, rows], expected, 3e-5)  # type: ignore[index]
+
+
+def test_the_mask_of_a_roles_row_is_its_own_and_no_domains() -> None:
+    model = CASES["llama"]()
+    batches = _batches(model)
+    measured = take_step(make_measurement(model, "ga", support=0.1), split(batches, 2))
+    assert measured.support is not None and measured.gram is not None
+    pooled = oracles.gradient(model, partial(oracles.risk, model, _merged(batches, "forget")))
+    own = oracles.gradient(model, partial(oracles.risk, model, batches["forget/a"]))
+    rows = [measured.support.rows.index(name) for name in ("forget", "forget/a")]
+    name = "model.layers.0.mlp.up_proj.weight"
+    expected = overlaps([pack(top_mask(row[name], 0.1)) for row in (pooled, own)])
+    assert (measured.support.values[name][rows][:, rows] - expected).abs().max() <= 1
+    assert expected[0, 1] < expected[0, 0]
+
+
+def test_kept_rows_standard_errors_and_updates_know_domains() -> None:
+    model = CASES["llama"]()
+    measurement = make_measurement(model, "ga + gd", keep=True, standard_errors=True)
+    measured = take_step(measurement, split(_batches(model), 2))
+    assert measured.spread is not None
+    assert set(measured.spread.rows) == {"objective", "forget", "retain", *SCOPES}
+
+
+def test_domains_meet_row_by_row_and_the_smaller_comes_round_again() -> None:
+    sizes = {"forget/a": 6, "forget/b": 4, "retain/a": 6, "retain/b": 4, "general": 3}
+    order = Meetings(sizes, seed=0)
+    met = list(order)
+    assert len(met) == len(order) == 6
+    assert sorted(row[0] for row in met) == list(range(6))
+    assert sorted(row[1] for row in met[:4]) == list(range(4))
+    assert all(position < size for row in met for position, size in zip(row, sizes.values(), strict=True))
+    assert list(order) == met
+    order.set_epoch(1)
+    assert list(order) != met
+    both = list(Meetings({"forget/a": 50, "forget/b": 50, "retain/a": 50, "retain/b": 50}, seed=0))
+    assert [row[0] for row in both] != [row[1] for row in both], "domains of one size are shuffled apart"
+    assert [row[2] for row in both] != [row[3] for row in both]

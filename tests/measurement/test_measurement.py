@@ -1,0 +1,233 @@
+"""A step's rows and gradient against flattened oracles, whatever the accumulation."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from geffect.core.effects import cosine, inner, norm
+from geffect.core.forward import Outputs, forward
+from geffect.core.gradients import trainable
+from geffect.objectives.base import Counts
+from geffect.objectives.registry import make_objective
+from tests.support import oracles
+from tests.support.cases import CASES, make_batch
+from tests.support.properties import assert_gram_close, assert_rows_close
+from tests.support.steps import (
+    FORGET,
+    RETAIN,
+    Batch,
+    gradients,
+    make_batches,
+    make_measurement,
+    model_forward,
+    split,
+    take_step,
+    with_reference,
+)  # fmt: skip
+
+TWO = {"forget": FORGET, "retain": RETAIN}
+
+
+def _oracle(model: Any, text: str, forget: Batch) -> list[dict[str, Tensor]]:
+    """objective, forget, retain by `torch.autograd.grad`."""
+    objective, counts = make_objective(text), {"forget": Counts.of([forget])}
+    rows = [
+        oracles.gradient(model, lambda: objective.loss("forget", forward(model, forget), counts)),
+        oracles.gradient(model, lambda: oracles.risk(model, forget)),
+        oracles.gradient(model, lambda: oracles.risk(model, RETAIN)),
+    ]
+    rows[0] = {name: g + objective.retain_multiple * rows[2][name] for name, g in rows[0].items()}
+    return rows
+
+
+@pytest.mark.parametrize("size", [4, 2, 1])
+@pytest.mark.parametrize("text", ["ga", "ga + 0.5*gd", "wga", "npo(beta=0.5)", "npo + 2.0*gd"])
+@pytest.mark.parametrize("case", ["llama", "gpt2", "lora", "frozen", "unused"])
+def test_rows_and_gradient_equal_the_oracles(case: str, text: str, size: int) -> None:
+    model = CASES[case]()
+    forget = with_reference(model, FORGET)
+    names = list(trainable(model))
+    expected = _oracle(model, text, forget)
+    measured = take_step(make_measurement(model, text, "none"), split({"forget": forget, "retain": RETAIN}, size))
+    assert measured.gram is not None
+    assert measured.gram.rows == ("objective", "forget", "retain")
+    assert list(measured.gram.values) == names
+    assert_gram_close(measured.gram.total(), oracles.gram(expected, names), 1e-5)
+    for name in names:
+        assert_gram_close(measured.gram.values[name], oracles.gram(expected, [name]), 1e-4)
+    assert_rows_close(gradients(model), expected[0], 1e-5)
+
+
+@pytest.mark.parametrize("text", ["ga", "ga + 0.5*gd", "0.5*ga + 2.0*gd", "ga + 100*gd", "0.001*ga + gd"])
+def test_a_free_row_equals_the_one_propagated_apart(text: str) -> None:
+    grams = []
+    for free_rows in (True, False):
+        model = CASES["llama"]()
+        measured = take_step(make_measurement(model, text, "none", free_rows=free_rows), [TWO])
+        assert measured.gram is not None
+        grams.append(measured.gram)
+    assert_gram_close(grams[0].total(), grams[1].total(), 1e-5)
+
+
+def test_ga_propagated_apart_is_minus_the_objective_and_only_on_its_own_batch() -> None:
+    model = CASES["llama"]()
+    measurement = make_measurement(model, "ga", "none", free_rows=False)
+    gram = take_step(measurement, [TWO]).gram
+    assert gram is not None
+    total, rows = gram.total(), gram.rows
+    assert cosine(total, rows, "objective", "forget") == pytest.approx(-1, abs=1e-5)
+    assert inner(total, rows, "objective", "forget") == pytest.approx(-inner(total, rows, "forget", "forget"), rel=1e-5)
+
+    other = oracles.gradient(model, lambda: oracles.risk(model, make_batch([9, 5, 7, 12], seed=9)))
+    mine = oracles.gradient(model, lambda: oracles.risk(model, FORGET))
+    swapped = oracles.gram([{n: -g for n, g in mine.items()}, other], list(mine))
+    assert abs(float(swapped[0, 1] / swapped[1, 1]) + 1) > 0.05
+
+
+@pytest.mark.parametrize("measure", [True, False])
+@pytest.mark.parametrize("text", ["ga", "npo + 0.5*gd"])
+def test_gru_leaves_the_oracles_projection_in_grad(text: str, measure: bool) -> None:
+    model = CASES["llama"]()
+    forget, names = with_reference(model, FORGET), list(trainable(model))
+    measurement = make_measurement(model, text, "gru(decay=0.4)")
+    memory = {name: torch.zeros_like(p) for name, p in trainable(model).items()}
+    for retain in (RETAIN, make_batch([5, 7, 9, 6], seed=7), make_batch([8, 8, 8, 8], seed=8)):
+        g, r = (
+            {n: x.double() for n, x in oracles.gradient(model, loss).items()}
+            for loss in (
+                lambda: make_objective(text).loss("forget", forward(model, forget), {"forget": Counts.of([forget])}),
+                partial(oracles.risk, model, retain),
+            )
+        )
+        w = make_objective(text).retain_multiple
+        g = {n: x + w * r[n] for n, x in g.items()}
+        memory = {n: 0.4 * m + 0.6 * r[n] for n, m in memory.items()}
+        gram = oracles.gram([g, memory], names)
+        scale = max(0.0, -float(gram[0, 1])) / float(gram[1, 1])
+        measured = take_step(measurement, split({"forget": forget, "retain": retain}, 2), measure=measure)
+        assert_rows_close(gradients(model), {n: x + scale * memory[n] for n, x in g.items()}, 1e-5)
+        assert (measured.gram is not None) == measure
+
+
+def test_rectified_entries_by_algebra_equal_those_of_the_gradient_left_behind() -> None:
+    model = CASES["llama"]()
+    measurement = make_measurement(model, "ga", "gru(cos_clip=-0.1, add_retain=0.3)")
+    for _ in range(2):
+        measured = take_step(measurement, split(TWO, 2))
+    assert measured.gram is not None
+    retain = oracles.gradient(model, lambda: oracles.risk(model, RETAIN))
+    forget = oracles.gradient(model, lambda: oracles.risk(model, FORGET))
+    rows = [
+        {n: -g for n, g in forget.items()}, forget, retain, measurement.state, gradients(model),
+    ]  # fmt: skip
+    assert measured.gram.rows == ("objective", "forget", "retain", "retain_average", "rectified")
+    assert_gram_close(measured.gram.total(), oracles.gram(rows, list(forget)), 1e-5)
+
+
+def test_groups_sum_to_the_total() -> None:
+    from geffect.core.layers import layout
+
+    model = CASES["llama"]()
+    gram = take_step(
+        make_measurement(model, "npo", "gru"), [{"forget": with_reference(model, FORGET), "retain": RETAIN}]
+    ).gram
+    assert gram is not None
+    parts = gram.by(layout(model).groups())
+    assert set(parts) == {"embed", "shallow", "middle", "deep", "lm_head"}
+    assert torch.allclose(torch.stack(list(parts.values())).sum(0), gram.total(), rtol=1e-12)
+
+
+def test_one_by_eight_equals_eight_by_one() -> None:
+    found = []
+    for size in (8, 1):
+        model = CASES["llama"]()
+        forget = make_batch([4, 16, 7, 3, 11, 5, 9, 13], seed=3)
+        retain = make_batch([12, 3, 8, 8, 4, 15, 6, 5], seed=4)
+        measured = take_step(
+            make_measurement(model, "ga + gd", "gru"), split({"forget": forget, "retain": retain}, size)
+        )
+        found.append((measured, gradients(model)))
+    (one, one_grad), (eight, eight_grad) = found
+    assert one.gram is not None and eight.gram is not None
+    assert_gram_close(one.gram.total(), eight.gram.total(), 1e-5)
+    assert_rows_close(eight_grad, one_grad, 1e-5)
+    assert one.scalars == pytest.approx(eight.scalars, rel=1e-5, abs=1e-6)  # one loss is a small difference
+
+
+def test_weight_means_run_over_labeled_tokens_only() -> None:
+    model = CASES["llama"]()
+    measured = take_step(make_measurement(model, "wga(alpha=2)", "none"), split(TWO, 2))
+    tokens = torch.cat([oracles.row_nll(model, FORGET, i) for i in range(4)])
+    assert measured.scalars["weight_mean"] == pytest.approx(float(torch.exp(-2 * tokens.detach()).mean()), rel=1e-5)
+
+
+def test_scalars_are_the_risks_and_the_objective() -> None:
+    model = CASES["llama"]()
+    scalars = take_step(make_measurement(model, "ga + 0.5*gd", "gru"), split(TWO, 1)).scalars
+    forget, retain = (oracles.risk(model, batch).item() for batch in (FORGET, RETAIN))
+    assert scalars["risk_forget"] == pytest.approx(forget, rel=1e-5)
+    assert scalars["risk_retain"] == pytest.approx(retain, rel=1e-5)
+    assert scalars["loss_objective"] == pytest.approx(-forget + 0.5 * retain, rel=1e-4)
+
+
+def test_only_what_the_update_needs_is_computed_when_not_measuring() -> None:
+    model, passes = CASES["llama"](), []
+
+    def counted(batch: Batch, needs: frozenset[str], *, dropout: bool) -> Outputs:
+        passes.append(batch)
+        return model_forward(model)(batch, needs, dropout=dropout)
+
+    measurement = make_measurement(model, "ga", "none")
+    measurement.forward = counted
+    take_step(measurement, [TWO], measure=False)
+    assert len(passes) == 1
+    take_step(measurement, [TWO], measure=True)
+    assert len(passes) == 3
+
+
+def test_a_tensor_no_loss_reached_keeps_no_gradient() -> None:
+    model = CASES["unused"]()
+    measured = take_step(make_measurement(model, "ga", "gru"), [TWO])
+    assert measured.gram is not None
+    for name, parameter in trainable(model).items():
+        if "spare" in name:
+            assert parameter.grad is None
+            assert not measured.gram.values[name].any()
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_gradient_is_handed_back() -> None:
+    model = CASES["llama"]()
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    with pytest.raises(FloatingPointError, match="risk_forget = nan"):
+        take_step(make_measurement(model, "ga", "gru"), [TWO])
+    assert not gradients(model)
+
+
+@pytest.mark.parametrize("measure", [True, False])
+@pytest.mark.parametrize("rectifier", ["none", "gru"])
+@pytest.mark.parametrize("size", [4, 2])
+def test_a_row_that_is_not_finite_stops_though_its_loss_is(rectifier: str, measure: bool, size: int) -> None:
+    model = CASES["llama"]()
+
+    def spoil(_: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        output.register_hook(lambda gradient: gradient * float("nan"))
+        return output
+
+    model.model.layers[1].mlp.up_proj.register_forward_hook(spoil)
+    with pytest.raises(FloatingPointError, match=r"norm_(objective|forget|retain) = nan"):
+        take_step(make_measurement(model, "npo", rectifier), split(make_batches(model), size), measure=measure)
+    assert not gradients(model)
+
+
+def test_norms_are_those_of_the_rows() -> None:
+    model = CASES["llama"]()
+    measured = take_step(make_measurement(model, "ga", "gru"), [TWO])
+    assert measured.gram is not None
+    total = measured.gram.total()
+    assert measured.scalars["norm_rectified"] == norm(total, measured.gram.rows, "rectified")
+    left = torch.cat([g.flatten().double() for g in gradients(model).values()]).norm()
+    assert measured.scalars["norm_rectified"] == pytest.approx(float(left), rel=1e-5)

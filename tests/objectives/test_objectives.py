@@ -1,0 +1,419 @@
+"""Each objective against a hand-written float64 twin that goes through single rows and tokens."""
+
+import math
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from geffect.core.forward import Outputs, forward
+from geffect.core.gradients import trainable
+from geffect.errors import GeffectError
+from geffect.objectives.base import Counts, risk
+from geffect.objectives.registry import OBJECTIVES, make_objective
+from tests.support import oracles
+from tests.support.cases import llama
+from tests.support.properties import assert_rows_close
+from tests.support.worlds import LABELLINGS, World, at_the_start, make_world, one_token_world, padded, parts
+
+Twin = Callable[[World], Tensor]
+Weight = Callable[[Tensor, Tensor], Tensor]
+
+
+def _tokens(world: World, name: str, labels: str = "labels") -> Tensor:
+    return torch.cat([world.nll(name, i, labels) for i in world.rows(name)])
+
+
+def _mean(world: World, name: str, labels: str = "labels") -> Tensor:
+    tokens = _tokens(world, name, labels)
+    return tokens.sum() / len(tokens)
+
+
+def _weighted(weight: Weight) -> Twin:
+    """(1/N) Σ w(p, p₀) log p with w a number."""
+
+    def twin(world: World) -> Tensor:
+        found = []
+        for i in world.rows("forget"):
+            for nll, ref in zip(world.nll("forget", i), world.ref("forget", i), strict=True):
+                found.append(weight(torch.exp(-nll.detach()), torch.exp(-ref)) * -nll)
+        return torch.stack(found).sum() / len(found)
+
+    return twin
+
+
+def _npo(beta: float) -> Twin:
+    def twin(world: World) -> Tensor:
+        ratios = [
+            torch.exp(-world.nll("forget", i).sum()) / torch.exp(-world.ref("forget", i).sum())
+            for i in world.rows("forget")
+        ]
+        return torch.stack([2 / beta * torch.log(1 + ratio**beta) for ratio in ratios]).mean()
+
+    return twin
+
+
+def _simnpo(beta: float, gamma: float) -> Twin:
+    def twin(world: World) -> Tensor:
+        means = [world.nll("forget", i).mean() for i in world.rows("forget")]
+        sigmas = [1 / (1 + torch.exp(-beta * (mean - gamma))) for mean in means]
+        return torch.stack([-2 / beta * torch.log(sigma) for sigma in sigmas]).mean()
+
+    return twin
+
+
+def _tnpo(beta: float, epsilon: float = 0.0) -> Twin:
+    def twin(world: World) -> Tensor:
+        p = torch.exp(-_tokens(world, "forget"))
+        p0 = torch.exp(-torch.cat([world.ref("forget", i) for i in world.rows("forget")]))
+        return (2 / beta * torch.log((p**beta + p0**beta + epsilon) / p0**beta)).mean()
+
+    return twin
+
+
+def _dpo(beta: float, scale: float) -> Twin:
+    def twin(world: World) -> Tensor:
+        found = []
+        for i in world.rows("forget"):
+            won = world.ref("alternative", i).sum() - world.nll("alternative", i).sum()
+            lost = world.ref("forget", i).sum() - world.nll("forget", i).sum()
+            found.append(-scale * torch.log(1 / (1 + torch.exp(-beta * (won - lost)))))
+        return torch.stack(found).mean()
+
+    return twin
+
+
+def _rmu(layer: int, c: float, *, normalized: bool, mean: bool) -> Twin:
+    def twin(world: World) -> Tensor:
+        u = torch.rand(16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        target = c * (u / u.norm() if normalized else u)
+        found = [
+            (world.hidden("forget", i, layer)[t - 1] - target).square()
+            for i in world.rows("forget")
+            for t in world.labeled("forget", i)
+        ]
+        return torch.stack([each.mean() if mean else each.sum() for each in found]).mean()
+
+    return twin
+
+
+def _kl(name: str) -> Twin:
+    def twin(world: World) -> Tensor:
+        found = []
+        for i in world.rows(name):
+            log_p, log_ref = world.log_p(name, i), world.log_p(name, i, start=True).detach()
+            for t in world.labeled(name, i):
+                terms = [r.exp() * (r - p) for r, p in zip(log_ref[t - 1], log_p[t - 1], strict=True)]
+                found.append(torch.stack(terms).sum())
+        return torch.stack(found).mean()
+
+    return twin
+
+
+def _kl_everywhere(world: World) -> Tensor:
+    """Prompt and padding included: the batch as it is padded."""
+    batch = {key: world.batches["retain"][key] for key in ("input_ids", "attention_mask")}
+    log_p, log_ref = (model(**batch).logits.log_softmax(-1) for model in (world.model, world.reference))
+    found: Tensor = (log_ref.exp() * (log_ref - log_p)).sum(-1).mean()
+    return found
+
+
+def _rr(layer: int, *, mean: bool) -> Twin:
+    def twin(world: World) -> Tensor:
+        found = []
+        for i in world.rows("retain"):
+            now, then = (world.hidden("retain", i, layer, start=start) for start in (False, True))
+            found += [(now[t - 1] - then[t - 1].detach()).square() for t in world.labeled("retain", i)]
+        return torch.stack([each.mean() if mean else each.sum() for each in found]).mean()
+
+    return twin
+
+
+def _pooled(world: World) -> Tensor:
+    both = torch.cat([_tokens(world, "alternative"), _tokens(world, "retain")])
+    return both.sum() / len(both)
+
+
+def _ga(world: World) -> Tensor:
+    return -_mean(world, "forget")
+
+
+WEIGHTS: dict[str, Weight] = {
+    "ga": lambda p, _: p**0,
+    "wga(alpha=0)": lambda p, _: p**0,
+    "wga": lambda p, _: p,
+    "wga(alpha=5)": lambda p, _: p**5,
+    "satimp": lambda p, _: p**5 * (1 - p),
+    "satimp(beta1=2, beta2=0.5)": lambda p, _: p**2 * (1 - p) ** 0.5,
+    "satimp(beta1=1, beta2=0)": lambda p, _: p,
+    "tnpo": lambda p, q: 2 * p**4 / (p**4 + q**4),
+    "tnpo(beta=0.5)": lambda p, q: 2 * p**0.5 / (p**0.5 + q**0.5),
+    "tnpo(beta=2, epsilon=1e-5)": lambda p, q: 2 * p**2 / (p**2 + q**2 + 1e-5),
+    "wtnpo": lambda p, q: 2 * p**5.5 / (p**4 + q**4),
+    "wtnpo(beta=2, alpha=0)": lambda p, q: 2 * p**2 / (p**2 + q**2),
+    "wtnpo(beta=1, alpha=0.5, epsilon=1e-5)": lambda p, q: 2 * p**1.5 / (p + q + 1e-5),
+}
+# whose weights are detached: the loss is no potential of the gradient
+DETACHED = [text for text in WEIGHTS if text not in ("ga", "wga(alpha=0)") and not text.startswith("tnpo")]
+SMOOTH: dict[str, Twin] = {
+    "ga": _ga,
+    "wga(alpha=0)": _ga,
+    "npo(beta=0.1)": _npo(0.1),
+    "npo(beta=2)": _npo(2.0),
+    "simnpo": _simnpo(2.5, 0.0),
+    "simnpo(beta=4.5, gamma=0.3)": _simnpo(4.5, 0.3),
+    "tnpo": _tnpo(4.0),
+    "tnpo(beta=0.5)": _tnpo(0.5),
+    "tnpo(beta=2, epsilon=1e-5)": _tnpo(2.0, 1e-5),
+    "po": lambda world: _mean(world, "alternative"),
+    "po(variant=pooled) + gd(variant=pooled)": _pooled,
+    "dpo": _dpo(0.1, 2 / 0.1),
+    "dpo(beta=0.5, variant=tofu)": _dpo(0.5, 1.0),
+    "rmu": _rmu(1, 20.0, normalized=True, mean=True),
+    "rmu(layer=2, c=2, vector=raw)": _rmu(2, 2.0, normalized=False, mean=True),
+    "rmu(layer=0, c=2, vector=raw, dims=sum)": _rmu(0, 2.0, normalized=False, mean=False),
+    "random": lambda world: _mean(world, "forget", "random_aligned_labels"),
+    "random(variant=knowundo)": lambda world: _mean(world, "forget", "random_knowundo_labels"),
+    "adversarial": lambda world: _mean(world, "forget", "adversarial_aligned_labels"),
+    "adversarial(variant=knowundo)": lambda world: _mean(world, "forget", "adversarial_knowundo_labels"),
+    "ga + gd": lambda world: _ga(world) + _mean(world, "retain"),
+    "ga + 0.5*gd(on=general)": lambda world: _ga(world) + 0.5 * _mean(world, "general"),
+    "ga + kl": lambda world: _ga(world) + _kl("retain")(world),
+    "ga + 3*kl(on=general)": lambda world: _ga(world) + 3 * _kl("general")(world),
+    "ga + kl(variant=tofu)": lambda world: _ga(world) + _kl_everywhere(world),
+    "ga + rr": lambda world: _ga(world) + _rr(1, mean=True)(world),
+    "ga + rr(layer=2, dims=sum)": lambda world: _ga(world) + _rr(2, mean=False)(world),
+    "0.3*npo(beta=2) + 0.5*simnpo": lambda world: 0.3 * _npo(2.0)(world) + 0.5 * _simnpo(2.5, 0.0)(world),
+}
+ALL = sorted({*SMOOTH, *DETACHED})
+PADDED = [text for text in ALL if "variant=tofu" not in text or text.startswith("dpo")]
+LEVELS = {"npo(beta=0.1)": "row", "npo(beta=2)": "row", "simnpo": "row", "simnpo(beta=4.5, gamma=0.3)": "row"}
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return make_world()
+
+
+def test_every_objective_has_a_twin() -> None:
+    assert {name for text in ALL for name in re.findall(r"[a-z]+(?![a-z0-9]*=)", text)} >= set(OBJECTIVES)
+
+
+@pytest.mark.parametrize("text", ALL)
+def test_loss_and_gradient_equal_the_twin(text: str, world: World) -> None:
+    twin, objective = SMOOTH.get(text) or _weighted(WEIGHTS[text]), make_objective(text)
+    assert torch.allclose(world.loss(objective), twin(world), rtol=1e-10)
+    found = oracles.gradient(world.model, lambda: world.loss(objective))
+    assert_rows_close(found, oracles.gradient(world.model, lambda: twin(world)), 1e-10)
+
+
+@pytest.mark.parametrize("text", WEIGHTS)
+def test_token_weights_are_the_formulas(text: str, world: World) -> None:
+    objective = make_objective(text)
+    outputs = world.outputs(objective, "forget")
+    weights = objective.forget_weights(outputs)
+    assert weights is not None and not weights.requires_grad
+    assert not weights[~outputs.mask].any()
+    for i in world.rows("forget"):
+        p, q = torch.exp(-world.nll("forget", i).detach()), torch.exp(-world.ref("forget", i))
+        expected = torch.stack([WEIGHTS[text](a, b) for a, b in zip(p, q, strict=True)])
+        assert torch.allclose(weights[i][outputs.mask[i]], expected, rtol=1e-10), i
+
+
+@pytest.mark.parametrize("text", [*WEIGHTS, *LEVELS])
+def test_the_gradient_is_the_weighted_sum_of_token_gradients(text: str, world: World) -> None:
+    objective = make_objective(text)
+    outputs = world.outputs(objective, "forget")
+    weights = objective.forget_weights(outputs)
+    assert weights is not None
+    count = outputs.mask.sum() if LEVELS.get(text) is None else len(weights)
+
+    def weighted() -> Tensor:
+        return -(weights * forward(world.model, world.batches["forget"]).nll).sum() / count
+
+    found = oracles.gradient(world.model, lambda: world.loss(objective))
+    assert_rows_close(oracles.gradient(world.model, weighted), found, 1e-10)
+
+
+@pytest.mark.parametrize("text", ["dpo", "dpo(beta=0.5, variant=tofu)"])
+def test_dpo_pulls_both_answers_by_one_weight(text: str, world: World) -> None:
+    objective = make_objective(text)
+    outputs = world.outputs(objective, "forget")
+    weights = objective.forget_weights(outputs)
+    assert weights is not None
+    pull = weights.max(1).values  # [B]: one number a row
+
+    def weighted() -> Tensor:
+        lost, won = (forward(world.model, world.batches[name]).nll.sum(1) for name in ("forget", "alternative"))
+        return (pull * (won - lost)).mean()
+
+    found = oracles.gradient(world.model, lambda: world.loss(objective))
+    assert_rows_close(oracles.gradient(world.model, weighted), found, 1e-10)
+
+
+@pytest.mark.parametrize("text", SMOOTH)
+def test_a_directional_derivative_equals_finite_differences(text: str) -> None:
+    world, objective = make_world(), make_objective(text)
+    gradient = oracles.gradient(world.model, lambda: world.loss(objective))
+    slope = sum(float(g.square().sum()) for g in gradient.values())
+    step = 1e-5 / math.sqrt(slope)
+    values = []
+    for sign in (1, -2):
+        with torch.no_grad():
+            for name, parameter in trainable(world.model).items():
+                parameter.add_(gradient[name], alpha=sign * step)
+            values.append(float(world.loss(objective)))
+    assert (values[0] - values[1]) / (2 * step) == pytest.approx(slope, rel=1e-6)
+
+
+@pytest.mark.parametrize("text", [*PADDED, "risk"])
+def test_padding_changes_nothing(text: str) -> None:
+    world = make_world(llama)
+
+    def loss(batches: Any) -> Tensor:
+        if text == "risk":
+            return risk(forward(world.model, batches["forget"]), Counts.of([batches["forget"]]))
+        return world.loss(make_objective(text), batches)
+
+    wide = padded(world.batches, 6)
+    found = oracles.gradient(world.model, lambda: loss(wide))
+    assert_rows_close(found, oracles.gradient(world.model, lambda: loss(world.batches)), 1e-5)
+
+
+def test_the_published_mean_over_positions_does_depend_on_padding(world: World) -> None:
+    objective = make_objective("ga + kl(variant=tofu)")
+    narrow, wide = (world.loss(objective, batches) for batches in (world.batches, padded(world.batches, 6)))
+    assert not torch.allclose(narrow, wide, rtol=1e-6)
+
+
+@pytest.mark.parametrize("text", PADDED)
+def test_splitting_a_batch_changes_nothing_when_counts_are_the_windows(text: str, world: World) -> None:
+    objective = make_objective(text)
+    counts = {name: Counts.of([batch]) for name, batch in world.batches.items()}
+    for sizes in ((1, 1, 1), (2, 1)):
+        shares = [world.loss(objective, each, counts) for each in parts(world.batches, sizes)]
+        assert torch.allclose(torch.stack(shares).sum(), world.loss(objective), rtol=1e-12), sizes
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [("wga(alpha=0)", "ga"), ("satimp(beta1=3, beta2=0)", "wga(alpha=3)"), ("satimp(beta1=0, beta2=0)", "ga"),
+     ("wtnpo(beta=2, alpha=0)", "tnpo(beta=2)"), ("wtnpo(beta=2, alpha=0, epsilon=1e-5)", "tnpo(beta=2, epsilon=1e-5)"),
+     ("0.25*ga + 0.75*ga", "ga")],
+)  # fmt: skip
+def test_special_cases_have_the_same_gradient(text: str, other: str, world: World) -> None:
+    found, expected = (oracles.gradient(world.model, partial(world.loss, make_objective(t))) for t in (text, other))
+    assert_rows_close(found, expected, 1e-12)
+
+
+@pytest.mark.parametrize("beta", [0.5, 4.0])
+def test_on_rows_of_one_token_tnpo_is_npo(beta: float) -> None:
+    world = one_token_world()
+    token, row = (make_objective(f"{name}(beta={beta})") for name in ("tnpo", "npo"))
+    assert torch.allclose(world.loss(token), world.loss(row), rtol=1e-12)
+    found, expected = (oracles.gradient(world.model, partial(world.loss, each)) for each in (token, row))
+    assert_rows_close(found, expected, 1e-12)
+
+
+def test_npo_with_a_vanishing_beta_is_ascent_on_sequence_sums(world: World) -> None:
+    def ascent() -> Tensor:
+        return -torch.stack([world.nll("forget", i).sum() for i in world.rows("forget")]).mean()
+
+    found = oracles.gradient(world.model, lambda: world.loss(make_objective("npo(beta=1e-7)")))
+    assert_rows_close(found, oracles.gradient(world.model, ascent), 1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.05, 0.1, 1.0])
+def test_npo_starts_at_weight_one_and_two_over_beta_log_two(beta: float, world: World) -> None:
+    start = at_the_start(world)
+    for name in ("npo", "tnpo"):
+        objective = make_objective(f"{name}(beta={beta})")
+        outputs = start.outputs(objective, "forget")
+        weights = objective.forget_weights(outputs)
+        assert weights is not None
+        assert torch.allclose(weights[outputs.mask], torch.ones(()).double(), rtol=1e-12)
+        assert float(start.loss(objective).detach()) == pytest.approx(2 / beta * math.log(2), rel=1e-12)
+
+
+@pytest.mark.parametrize(("text", "weight"), [("dpo(beta=0.3)", 1.0), ("dpo(beta=0.3, variant=tofu)", 0.15)])
+def test_dpo_starts_at_c_beta_over_two(text: str, weight: float, world: World) -> None:
+    start, objective = at_the_start(world), make_objective(text)
+    outputs = start.outputs(objective, "forget")
+    weights = objective.forget_weights(outputs)
+    assert weights is not None
+    assert torch.allclose(weights[outputs.mask], torch.tensor(weight).double(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("text", ["kl", "kl(variant=tofu)", "kl(on=general)", "rr", "rr(on=general, dims=sum)"])
+def test_at_the_start_a_reference_part_is_zero_with_zero_gradient(text: str, world: World) -> None:
+    start, ga, both = at_the_start(world), make_objective("ga"), make_objective(f"ga + 7*{text}")
+    assert float(start.loss(both).detach()) == pytest.approx(float(start.loss(ga).detach()), abs=1e-12)
+    alone = oracles.gradient(start.model, lambda: start.loss(ga))
+    assert_rows_close(oracles.gradient(start.model, lambda: start.loss(both)), alone, 1e-12)
+
+
+def test_simnpo_weighs_a_certain_row_by_one_over_its_length() -> None:
+    outputs = Outputs(torch.zeros(3, 3), torch.tensor([[-100, 1, 1, 1]]), torch.arange(3))
+    object.__setattr__(outputs, "nll", torch.zeros(1, 4))
+    weights = make_objective("simnpo").forget_weights(outputs)
+    assert weights is not None
+    assert weights[0, :3].tolist() == pytest.approx([1 / 3] * 3)
+
+
+@pytest.mark.parametrize("text", ["npo", "dpo", "tnpo", "wtnpo", "satimp", "simnpo"])
+def test_sequences_whose_probability_underflows_stay_finite(text: str) -> None:
+    nll = torch.full((1, 4), 1e4, requires_grad=True)
+    other = Outputs(torch.zeros(3, 3), torch.tensor([[-100, 1, 1, 1]]), torch.arange(3), torch.zeros(1, 4))
+    outputs = Outputs(torch.zeros(3, 3), other.labels, torch.arange(3), torch.zeros(1, 4), alternative=other)
+    object.__setattr__(outputs, "nll", nll * outputs.mask)
+    object.__setattr__(other, "nll", torch.full((1, 4), 5e3) * other.mask)
+    loss = make_objective(text).loss("forget", outputs, {"forget": Counts(3, 1)})
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert nll.grad is not None and torch.isfinite(nll.grad).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "need"),
+    [("npo", "ref_nll"), ("tnpo", "ref_nll"), ("wtnpo", "ref_nll"), ("dpo", "alternative"), ("rmu", "hidden"),
+     ("random", "random_aligned_labels"), ("adversarial(variant=knowundo)", "adversarial_knowundo_labels")],
+)  # fmt: skip
+def test_a_need_that_is_not_met_is_named(text: str, need: str) -> None:
+    batch = {k: v for k, v in make_world(llama).batches["forget"].items() if not k.endswith("_labels")}
+    batch.pop("ref_nll")
+    counts = Counts(3, 1, labeled=dict.fromkeys(LABELLINGS, 1))
+    with pytest.raises(GeffectError, match=f"{need}.*; found none; "):
+        make_objective(text).loss("forget", forward(llama(), batch), {"forget": counts})
+
+
+@pytest.mark.parametrize(("text", "need"), [("ga + kl", "ref_logits"), ("ga + rr", "hidden")])
+def test_a_retain_parts_need_is_named(text: str, need: str) -> None:
+    batch = make_world(llama).batches["retain"]
+    with pytest.raises(GeffectError, match=f"{need}, which this objective needs; found none; "):
+        make_objective(text).loss("retain", forward(llama(), batch), {"retain": Counts.of([batch])})
+
+
+def test_needs_and_multiples_follow_from_the_terms() -> None:
+    both = make_objective("npo(beta=1) + 2.0*gd")
+    assert both.needs == {"ref_nll"}
+    assert both.forget_multiple is None
+    assert both.retain_multiple == 2.0
+    assert make_objective("0.5*ga + 0.25*ga").forget_multiple == -0.75
+    assert make_objective("ga").needs == frozenset()
+    assert make_objective("ga + kl + rr(on=general)").needs_on("general") == {"hidden", "ref_hidden"}
+
+
+@pytest.mark.parametrize("text", ["gd", "0.5*gd + gd", "kl", "rr + kl"])
+def test_an_objective_unlearns_something(text: str) -> None:
+    with pytest.raises(GeffectError, match="forget set"):
+        make_objective(text)
+
+
+@pytest.mark.parametrize("name", ["npo", "simnpo", "tnpo", "wtnpo", "dpo"])
+def test_a_beta_that_cannot_be_divided_by_is_refused(name: str) -> None:
+    with pytest.raises(GeffectError, match=f"beta > 0 for {name}"):
+        make_objective(f"{name}(beta=0)")

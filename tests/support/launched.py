@@ -1,0 +1,107 @@
+"""What every launched process does: ``torchrun -m tests.support.launched OUT``.
+
+A tiny model in float64 is trained for three steps on rows that are dealt over the processes, and watched, once as
+replicas and once as shards. FSDP1 is refused. Then a Hugging Face Trainer trains twice, with the callback and without.
+"""
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import distributed, nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from geffect.core.distributed import processes, rank
+from geffect.core.fsdp import shard, whole
+from geffect.errors import GeffectError
+from geffect.monitoring.callback import GEffectCallback
+from geffect.monitoring.loop import Watch
+from geffect.training.fsdp import ShardedTrainer
+from tests.support.cases import gpt2, llama
+from tests.support.rows import made_rows, nats, padded
+
+FORGET, RETAIN, TRAIN = made_rows([7, 5, 9, 6, 8], 0), made_rows([6, 8, 5, 7], 1), made_rows([6, 9, 7, 5], 2)
+STEPS, MODELS = 3, {"gpt2": gpt2, "llama": llama}
+
+
+def watch(kind: str, out: Path) -> None:
+    """Train in a bare loop and watch."""
+    model = wrapped(MODELS[out.name.partition("-")[0]]().double(), kind)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    counted = sum(sum(label != -100 for label in row["labels"][1:]) for row in TRAIN)
+    with Watch(model, FORGET, RETAIN, update=True, batch_size=2, out=out) as watched:
+        for _ in range(STEPS):
+            own = TRAIN[rank() :: processes()]
+            loss = -nats(model, padded(own)).sum() / counted
+            (loss * processes()).backward()  # both kinds divide by their number
+            watched.step()
+            optimizer.step()
+            watched.updated()
+            optimizer.zero_grad()
+
+
+def wrapped(model: Any, kind: str) -> Any:
+    """The model as replicas or shards."""
+    if kind == "ddp":
+        return DistributedDataParallel(model)
+    if kind == "fsdp2":
+        blocks = next(module for module in model.modules() if isinstance(module, nn.ModuleList))
+        for block in blocks:
+            fully_shard(block)
+        fully_shard(model)
+    return model
+
+
+def trainer(out: Path, kind: str) -> None:
+    """A Trainer's weights with the callback and without."""
+    from transformers import TrainingArguments
+
+    for name in ("plain", "watched"):
+        model = gpt2()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.2
+        arguments = TrainingArguments(
+            output_dir=str(out / kind / f"{name}-checkpoints"), max_steps=STEPS, per_device_train_batch_size=1,
+            gradient_accumulation_steps=2, learning_rate=1e-2, max_grad_norm=0.5, save_strategy="no", use_cpu=True,
+            report_to="none", disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=False, seed=3,
+        )  # fmt: skip
+        callbacks = [GEffectCallback(FORGET, RETAIN, update=True, out=out / kind / "run")] if name == "watched" else []
+        if kind == "fsdp2":
+            shard(model, "cpu")
+        ShardedTrainer(
+            model, arguments, train_dataset=FORGET + TRAIN, data_collator=padded, callbacks=callbacks
+        ).train()
+        untied = {key: whole(tensor).clone() for key, tensor in model.state_dict().items()}
+        if rank() == 0:
+            save_file(untied, out / kind / f"{name}.safetensors")
+
+
+def hidden(out: Path) -> None:
+    """FSDP1 keeps gradients in flat parameters of its own; what is said of it goes into a file."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    try:
+        Watch(FullyShardedDataParallel(gpt2(), device_id=torch.device("cpu")), FORGET, RETAIN).open()
+    except GeffectError as error:
+        (out / f"hidden-{rank()}.txt").write_text(str(error), encoding="utf-8")
+
+
+def main(out: Path) -> None:
+    """All of it in one launch: most of its time goes into importing."""
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=120))
+    for name in MODELS:
+        for kind in ("ddp", "fsdp2"):
+            watch(kind, out / f"{name}-{kind}")
+    hidden(out)
+    for kind in ("ddp", "fsdp2"):
+        trainer(out, kind)
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,50 @@
+"""What every launched process does: ``torchrun -m tests.support.sharded START MASKS OUT``.
+
+Methods are run one after another in float64 on shards of a tiny model: most of a launch's time goes into importing.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from geffect import api
+from geffect.config import UnlearnConfig
+
+STEPS = 10
+AUTHORS = {"forget": "builtin:authors/forget[:12]", "retain": "builtin:authors/retain[:12]"}
+DOMAINS = {"domain": ["a=builtin:domains/privacy[:8]", "b=builtin:domains/copyright[:8]"]}
+METHODS: dict[str, dict[str, Any]] = {
+    "npo": AUTHORS | {"objective": "npo + gd", "rectifier": "gru(space=both)", "max_grad_norm": 0.5, "support": 0.1,
+                      "ledger": 4, "save_rows": ["retain_average"]},
+    "dpo": AUTHORS | {"objective": "dpo + gd"},
+    "kl": AUTHORS | {"objective": "ga + kl", "optimizer": "sgd", "weight_decay": 0.1},
+    "rmu": AUTHORS | {"objective": "rmu(layer=2, c=2)", "gradient_checkpointing": True},
+    "grail": DOMAINS | {"objective": "0.4*ga + 2*gd", "rectifier": "grail + gru", "weight_decay": 0.1, "support": 0.1},
+    "lora": AUTHORS | {"objective": "npo", "rectifier": "gru", "lora": 2},
+}  # fmt: skip
+
+
+def run(name: str, start: Path, masks: Path, out: Path, **changes: Any) -> Path:
+    """Unlearn by one method.
+
+    Args:
+        name: of `METHODS`.
+        start: the model.
+        masks: what GRAIL freezes.
+        out: where the run goes.
+        **changes: further settings.
+
+    Returns:
+        The run.
+    """
+    plain: dict[str, Any] = {
+        "model": str(start), "dtype": "float64", "steps": STEPS, "batch_size": 2, "learning_rate": 1e-3,
+        "diagnose_every": 3, "evaluate_every": STEPS, "save_every": STEPS, "out": out / name,
+    }  # fmt: skip
+    frozen = {"masks": masks} if name == "grail" else {}
+    return api.unlearn(UnlearnConfig.read(None, **(plain | METHODS[name] | frozen | changes)))
+
+
+if __name__ == "__main__":
+    for each in METHODS:
+        run(each, *map(Path, sys.argv[1:4]), shard=True)

@@ -1,0 +1,85 @@
+"""geffect unlearn on shards: two processes hold a part of the model each, and make the run of one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from geffect import api
+from geffect.config import LocaliseConfig
+from geffect.models.builtin import make_tiny
+from geffect.record.frames import read, read_support
+from geffect.record.reader import read_lines
+from tests.conftest import SHAPE
+from tests.support.sharded import DOMAINS, METHODS, STEPS, run
+from tests.training.test_distributed import whole
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A start whose head is its embedding."""
+    path = tmp_path_factory.mktemp("tied")
+    for part in make_tiny(**SHAPE, tie_word_embeddings=True):
+        part.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def masks(tied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What GRAIL freezes."""
+    settings = {"model": str(tied), "dtype": "float64", "out": tmp_path_factory.mktemp("localized") / "masks"}
+    return api.localize(LocaliseConfig.read(**(settings | DOMAINS)))
+
+
+@pytest.fixture(scope="module")
+def two(tied: Path, masks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All methods in two processes."""
+    out = tmp_path_factory.mktemp("two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    found = subprocess.run([*command, "-m", "tests.support.sharded", str(tied), str(masks), str(out)], cwd=ROOT, text=True,
+                           env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)  # fmt: skip
+    assert found.returncode == 0, found.stderr[:5000]
+    return out
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_shards_make_the_run_of_one(name: str, two: Path, tied: Path, masks: Path, tmp_path: Path) -> None:
+    """Gram, update, masks, ledger and weights after ten steps in float64."""
+    one = run(name, tied, masks, tmp_path, grad_accum_steps=2)
+    left, right = (whole(read(path, "parameter")) for path in (one, two / name))
+    assert len(left) > 100
+    assert set(read(two / name, "layer")["layer"]) >= {"block_0", "block_2"}
+    pd.testing.assert_series_equal(right, left, rtol=1e-7, atol=1e-8 * left.abs().max())  # a record keeps nine digits
+    if METHODS[name].get("support"):
+        counted, again = (whole(read_support(path, by="parameter"), "intersection") for path in (one, two / name))
+        pd.testing.assert_series_equal(again, counted)
+    for own, other in zip(read_lines(one), read_lines(two / name), strict=True):
+        ledgers: list[Any] = [line.get("ledger", {}) for line in (own, other)]
+        for risk, numbers in ledgers[0].items():
+            assert ledgers[1][risk] == pytest.approx(numbers, rel=1e-7)
+        assert other.get("clip", 1.0) == pytest.approx(own.get("clip", 1.0), rel=1e-7)
+    _same_files(one, two / name)
+
+
+def _same_files(one: Path, two: Path) -> None:
+    """A checkpoint of shards holds what one process writes, under the same names."""
+    last = Path("checkpoints") / f"checkpoint-{STEPS}"
+    files = sorted(path.relative_to(one) for path in one.rglob("*.safetensors"))
+    assert files == sorted(path.relative_to(two) for path in two.rglob("*.safetensors"))
+    for file in files:
+        before, after = load_file(one / file), load_file(two / file)
+        assert before.keys() == after.keys()
+        for key, tensor in before.items():
+            torch.testing.assert_close(after[key], tensor, rtol=1e-9, atol=1e-9, msg=f"{file}: {key}")
+    own, other = (torch.load(path / last / "optimizer.pt")["state"] for path in (one, two))
+    for place, each in own.items():
+        torch.testing.assert_close(other[place], each, rtol=1e-9, atol=1e-9)
