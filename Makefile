@@ -22,12 +22,12 @@ figures-plain: $(INSTALLED)
 	$(BIN)/python -m analysis.geffect_paper --runs plain
 
 figures-others: $(INSTALLED)
-	$(BIN)/python -m analysis.ledger_study
+	$(BIN)/python -m analysis.prediction_study
 	$(BIN)/python -m analysis.gru_paper
 	$(BIN)/python -m analysis.geffect_paper --runs regularized
 
 figures-real: check-data $(SMOLLM2) $(START)/DONE  ## SmolLM2 on TOFU, hours: make figures-real DATA=folder; again: goes on
-	$(BIN)/python -m analysis.ledger_study --real $(START) $(DATA)
+	$(BIN)/python -m analysis.prediction_study --real $(START) $(DATA)
 	$(BIN)/python -m analysis.geffect_paper --real $(START) $(DATA)
 	$(BIN)/python -m analysis.gru_spaces --real $(START) $(DATA)
 	$(BIN)/python -m analysis.grail_paper --real $(DATA)
@@ -36,7 +36,7 @@ check-data:
 	@test -d "$(DATA)/tofu" || { echo "make: expected DATA=folder that holds tofu, found '$(DATA)'; name it as in make figures-real DATA=data" >&2; exit 2; }
 
 $(START)/DONE: | check-data $(SMOLLM2)
-	$(BIN)/geffect fit --model smollm2 --data-dir $(DATA) --train tofu:forget01 --train 'tofu:retain99[:120]' \
+	$(BIN)/geffect finetune --model smollm2 --data-dir $(DATA) --train tofu:forget01 --train 'tofu:retain99[:120]' \
 		--learning-rate 1e-4 --epochs 6 --until-accuracy 0.93 --out $(START)
 
 test: $(INSTALLED)

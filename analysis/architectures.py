@@ -40,56 +40,139 @@ SECONDS = 120  # for one model
 VOCABULARY, WIDTH, INNER, BLOCKS, HEADS, HEAD = 96, 32, 48, 3, 4, 8
 SIZES = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), VOCABULARY),
-    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "emb_dim", "dim_model", "word_embed_proj_dim", "lru_width"),
-                    WIDTH),
-    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "d_inner", "decoder_ffn_dim", "dim_ff",
-                     "ffn_hidden_size", "encoder_ffn_dim", "feed_forward_size"), INNER),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers",
-                     "num_blocks", "num_decoder_layers", "num_kv_shared_layers"), BLOCKS),
-    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads",
-                     "encoder_attention_heads", "mamba_n_heads", "n_mamba_heads", "mamba_num_heads"), HEADS),
+    **dict.fromkeys(
+        ("hidden_size", "d_model", "n_embd", "emb_dim", "dim_model", "word_embed_proj_dim", "lru_width"), WIDTH
+    ),
+    **dict.fromkeys(
+        (
+            "intermediate_size",
+            "ffn_dim",
+            "n_inner",
+            "d_inner",
+            "decoder_ffn_dim",
+            "dim_ff",
+            "ffn_hidden_size",
+            "encoder_ffn_dim",
+            "feed_forward_size",
+        ),
+        INNER,
+    ),
+    **dict.fromkeys(
+        (
+            "num_hidden_layers",
+            "n_layer",
+            "n_layers",
+            "num_layers",
+            "decoder_layers",
+            "encoder_layers",
+            "num_blocks",
+            "num_decoder_layers",
+            "num_kv_shared_layers",
+        ),
+        BLOCKS,
+    ),
+    **dict.fromkeys(
+        (
+            "num_attention_heads",
+            "n_head",
+            "n_heads",
+            "num_heads",
+            "decoder_attention_heads",
+            "encoder_attention_heads",
+            "mamba_n_heads",
+            "n_mamba_heads",
+            "mamba_num_heads",
+        ),
+        HEADS,
+    ),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "n_kv_heads"), HEADS // 2),
-    **dict.fromkeys(("head_dim", "attention_head_dim", "d_head", "d_kv", "dim_head", "v_head_dim", "qk_nope_head_dim",
-                     "qk_rope_head_dim", "swa_head_dim", "swa_v_head_dim"), HEAD),
-    **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "moe_intermediate_size", "shared_expert_intermediate_size",
-                     "expert_ffn_hidden_size", "mamba_headdim", "mamba_d_head", "mamba_head_dim", "qk_head_dim"),
-                    2 * HEAD),
+    **dict.fromkeys(
+        (
+            "head_dim",
+            "attention_head_dim",
+            "d_head",
+            "d_kv",
+            "dim_head",
+            "v_head_dim",
+            "qk_nope_head_dim",
+            "qk_rope_head_dim",
+            "swa_head_dim",
+            "swa_v_head_dim",
+        ),
+        HEAD,
+    ),
+    **dict.fromkeys(
+        (
+            "q_lora_rank",
+            "kv_lora_rank",
+            "moe_intermediate_size",
+            "shared_expert_intermediate_size",
+            "expert_ffn_hidden_size",
+            "mamba_headdim",
+            "mamba_d_head",
+            "mamba_head_dim",
+            "qk_head_dim",
+        ),
+        2 * HEAD,
+    ),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 64),
     **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_topk", "top_k", "moe_k", "num_experts_per_token"), 2),
     **dict.fromkeys(("n_group", "topk_group", "num_languages"), 1),
-    **dict.fromkeys(("sliding_window", "chunk_size", "state_size", "mamba_d_state", "hidden_size_per_layer_input"),
-                    HEAD),
-    "rotary_dim": 4, "hidden_dim": WIDTH,
-}  # fmt: skip
+    **dict.fromkeys(
+        ("sliding_window", "chunk_size", "state_size", "mamba_d_state", "hidden_size_per_layer_input"), HEAD
+    ),
+    "rotary_dim": 4,
+    "hidden_dim": WIDTH,
+}
 OTHERS: dict[str, dict[str, Any]] = {  # what a model type needs beyond the above
     "bailing_hybrid": {"n_group": 2},
-    "blt": {"patch_in_forward": False}, "blt_local_encoder": {"hidden_size_global": WIDTH},
+    "blt": {"patch_in_forward": False},
+    "blt_local_encoder": {"hidden_size_global": WIDTH},
     "blt_local_decoder": {"hidden_size_global": WIDTH},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0}},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "falcon_h1": {"mamba_d_ssm": None, "mamba_expand": 2},
-    "gemma3n_text": {"num_kv_shared_layers": 0, "laurel_rank": 4, "altup_num_inputs": 3,
-                     "activation_sparsity_pattern": [0.0] * BLOCKS},
-    "gemma4_text": {"num_kv_shared_layers": 0}, "gemma4_unified_text": {"num_kv_shared_layers": 0},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 0,
+        "laurel_rank": 4,
+        "altup_num_inputs": 3,
+        "activation_sparsity_pattern": [0.0] * BLOCKS,
+    },
+    "gemma4_text": {"num_kv_shared_layers": 0},
+    "gemma4_unified_text": {"num_kv_shared_layers": 0},
     "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]], "window_size": 8},
-    "hunyuan_v1_dense": {"head_dim": HEAD}, "hunyuan_v1_moe": {"head_dim": HEAD}, "ministral": {"head_dim": HEAD},
+    "hunyuan_v1_dense": {"head_dim": HEAD},
+    "hunyuan_v1_moe": {"head_dim": HEAD},
+    "ministral": {"head_dim": HEAD},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
     "mamba2": {"expand": 2, "num_heads": 8, "n_groups": 1},
     "mllama": {"pad_token_id": 0, "cross_attention_layers": []},
     "nemotron": {"num_key_value_heads": HEADS},
     "nemotron_h": {"n_groups": 1, "ssm_state_size": 8},
-    "reformer": {"axial_pos_embds": False, "num_buckets": 2, "attn_layers": ["local", "lsh", "local"],
-                 "local_attn_chunk_length": 8, "lsh_attn_chunk_length": 8},
-    "xlm": {"causal": True}, "xlnet": {"attn_type": "uni"},
+    "reformer": {
+        "axial_pos_embds": False,
+        "num_buckets": 2,
+        "attn_layers": ["local", "lsh", "local"],
+        "local_attn_chunk_length": 8,
+        "lsh_attn_chunk_length": 8,
+    },
+    "xlm": {"causal": True},
+    "xlnet": {"attn_type": "uni"},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"num_hidden_layers": 5, "attn_layer_period": 2, "attn_layer_offset": 1},
-    "zamba2": {"num_hidden_layers": 5, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid", "mamba"],
-               "mamba_ngroups": 1, "attention_head_dim": 16, "num_mem_blocks": 1, "adapter_rank": 4},
+    "zamba2": {
+        "num_hidden_layers": 5,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid", "mamba"],
+        "mamba_ngroups": 1,
+        "attention_head_dim": 16,
+        "num_mem_blocks": 1,
+        "adapter_rank": 4,
+    },
     "zaya": {"num_experts_per_tok": 1},
-}  # fmt: skip
+}
 
 
 def small_config(kind: str) -> Any:
@@ -148,7 +231,7 @@ def build(kind: str, name: str) -> Any:
 
 
 def rows(seed: int, lengths: tuple[int, ...] = (9, 16, 12)) -> list[dict[str, list[int]]]:
-    """Encoded texts of several lengths, their first three tokens without a label."""
+    """EncodedExample texts of several lengths, their first three tokens without a label."""
     generator = torch.Generator().manual_seed(seed)
     texts = [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
     return [{"input_ids": ids, "labels": [-100] * 3 + ids[3:]} for ids in texts]

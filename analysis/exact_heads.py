@@ -99,8 +99,9 @@ def gram_errors(start: Path, data: Path) -> pd.DataFrame:
         for compute in dict.fromkeys((torch.float32, weights)):
             for name, loss in HEADS.items():
                 rows = _gradients(model.to(compute), batches, loss)
-                found.append({"weights": _name(weights), "computed in": _name(compute), "head": name}
-                             | _errors(rows, truth))  # fmt: skip
+                found.append(
+                    {"weights": _name(weights), "computed in": _name(compute), "head": name} | _errors(rows, truth)
+                )
     return pd.DataFrame(found)
 
 

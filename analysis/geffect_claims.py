@@ -83,11 +83,19 @@ def ascent(groups: Frames) -> Iterator[Claim]:
     shares = sums / sums.sum()
     text = ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
     blocks = shares[[name for name in BLOCKS if name in shares]]
-    yield Claim("GA affects shallow layers most", "the largest share of Σ|e_u| among the block groups", text,
-                told(blocks.idxmax() == "shallow"))  # fmt: skip
+    yield Claim(
+        "GA affects shallow layers most",
+        "the largest share of Σ|e_u| among the block groups",
+        text,
+        told(blocks.idxmax() == "shallow"),
+    )
     if "embed" in shares:
-        yield Claim("the embedding's G-effect is negligible", "a share of GA's Σ|e_u| below 0.05",
-                    f"embed {shares['embed']:.3f}", told(bool(shares["embed"] < 0.05)))  # fmt: skip
+        yield Claim(
+            "the embedding's G-effect is negligible",
+            "a share of GA's Σ|e_u| below 0.05",
+            f"embed {shares['embed']:.3f}",
+            told(bool(shares["embed"] < 0.05)),
+        )
     if "lm_head" in shares:
         yield unembedding(groups["GA"], float(shares["lm_head"]))
 
@@ -99,8 +107,9 @@ def unembedding(groups: pd.DataFrame, share: float) -> Claim:
     return Claim(
         "the unembedding's G-effect is large and does not converge",
         "its share of GA's Σ|e_u| above an equal one, and its last |e_u| above 0.1 of its largest",
-        f"share {share:.3f} (equal: {others:.3f}); last / largest {left:.3f}", told(share > others and left > 0.1),
-    )  # fmt: skip
+        f"share {share:.3f} (equal: {others:.3f}); last / largest {left:.3f}",
+        told(share > others and left > 0.1),
+    )
 
 
 def npo(table: Frames, groups: Frames) -> Iterator[Claim]:
@@ -109,16 +118,19 @@ def npo(table: Frames, groups: Frames) -> Iterator[Claim]:
     risk = {name: table[name]["forget_risk"].iloc[-1] for name in sizes}
     scale = float(totals(groups["NPO"])["unlearn"].iloc[0] / totals(groups["GA"])["unlearn"].iloc[0])
     yield Claim(
-        "NPO's G-effects are smaller than GA's", "largest |e_u| of NPO, on GA's scale, below GA's",
+        "NPO's G-effects are smaller than GA's",
+        "largest |e_u| of NPO, on GA's scale, below GA's",
         f"NPO {sizes['NPO']:.4g} (a row's sum; {sizes['NPO'] / scale:.3g} over {scale:.1f}, their ratio at the start), "
-        f"GA {sizes['GA']:.4g} (a token's mean)", told(sizes["NPO"] / scale < sizes["GA"]),
-    )  # fmt: skip
+        f"GA {sizes['GA']:.4g} (a token's mean)",
+        told(sizes["NPO"] / scale < sizes["GA"]),
+    )
     left = {name: abs(totals(groups[name])["unlearn"].iloc[-1]) / sizes[name] for name in sizes}
     yield Claim(
-        "NPO converges faster than GA", "last |e_u| / largest |e_u| of NPO below GA's",
+        "NPO converges faster than GA",
+        "last |e_u| / largest |e_u| of NPO below GA's",
         ", ".join(f"{name} {left[name]:.4f} (forget risk {risk[name]:.2f} at the end)" for name in sizes),
         told(left["NPO"] < left["GA"]),
-    )  # fmt: skip
+    )
 
 
 def later(table: Frames) -> Iterator[Claim]:
@@ -134,16 +146,19 @@ def later(table: Frames) -> Iterator[Claim]:
         "PO unlearns in early steps only",
         "e_u below 0 by two standard errors somewhere in the first half of the steps, and nowhere in the second",
         f"e_u by step {told_values}; forget risk {risk[half].iloc[-1]:.3g} after the first half, {risk.iloc[-1]:.3g} "
-        "at the end", told(bool(forgets[half].any() and not forgets[~half].any())),
-    )  # fmt: skip
+        "at the end",
+        told(bool(forgets[half].any() and not forgets[~half].any())),
+    )
     after, its = effect.iloc[1:], error.iloc[1:]
     most = int(after.argmax())
     falls = bool((risk.diff() < 0).iloc[1:].any())
     yield Claim(
-        "PO may relearn later", "e_u above 0 by two standard errors at a later checkpoint",
+        "PO may relearn later",
+        "e_u above 0 by two standard errors at a later checkpoint",
         f"largest e_u after the start {after.iloc[most]:.3g} ± {its.iloc[most]:.2g}; the forget risk falls between two "
-        f"checkpoints: {told(falls)}", told(bool((after > 2 * its).any())),
-    )  # fmt: skip
+        f"checkpoints: {told(falls)}",
+        told(bool((after > 2 * its).any())),
+    )
 
 
 def rmu(ends: Mapping[str, Path]) -> Iterator[Claim]:
@@ -153,10 +168,14 @@ def rmu(ends: Mapping[str, Path]) -> Iterator[Claim]:
     last = {name: read_steps(path).iloc[-1] for name, path in ends.items()}
     risks = [row["forget_risk"] for row in last.values()]
     text = "; ".join(
-        f"{name}: forget {row['forget_risk']:.3g}, held {row['held_risk']:.3g}" for name, row in last.items()
+        f"{name}: forget {row['forget_risk']:.3g}, held {row['heldout_risk']:.3g}" for name, row in last.items()
     )
-    yield Claim("RMU is very sensitive to its layer and c", "largest final forget risk over five settings above three "
-                "times the smallest", f"final risks {text}", told(max(risks) > 3 * min(risks)))  # fmt: skip
+    yield Claim(
+        "RMU is very sensitive to its layer and c",
+        "largest final forget risk over five settings above three times the smallest",
+        f"final risks {text}",
+        told(max(risks) > 3 * min(risks)),
+    )
 
 
 def regularizers(table: Frames) -> Iterator[Claim]:
@@ -165,40 +184,44 @@ def regularizers(table: Frames) -> Iterator[Claim]:
         names = [name for name in table if name.startswith(f"{base} + ")]
         if len(names) < 2:
             continue
-        kept = {name: at_forget_risk(table[name], "held_risk", AT_RISK) for name in [base, *names]}
+        kept = {name: at_forget_risk(table[name], "heldout_risk", AT_RISK) for name in [base, *names]}
         reached = {name: risk for name, risk in kept.items() if not math.isnan(risk) and name != base}
         text = ", ".join(f"{name} {risk:.3f}" for name, risk in kept.items())
         best = min(reached, key=lambda name: reached[name], default="")
         missing = len(reached) < len(names)
         yield Claim(
             f"KL is the best regularizer ({base})",
-            f"{base} + KL has the lowest held risk where the forget risk comes to {AT_RISK:g}",
-            f"held risk there: {text}{' (nan: not reached)' if missing else ''}",
+            f"{base} + KL has the lowest heldout risk where the forget risk comes to {AT_RISK:g}",
+            f"heldout risk there: {text}{' (nan: not reached)' if missing else ''}",
             "—" if missing else told(best == f"{base} + KL"),
-        )  # fmt: skip
+        )
 
 
 def weights(points: pd.DataFrame) -> Iterator[Claim]:
     """NPO's weights against its rows' PG-effects."""
     pooled, weight = points[points["step"] > 0], WEIGHTS[0]
-    within = [
-        float(rows[weight].rank().corr(rows["retain"].abs().rank())) for _, rows in pooled.groupby("step")
-    ]  # fmt: skip
+    within = [float(rows[weight].rank().corr(rows["retain"].abs().rank())) for _, rows in pooled.groupby("step")]
     parts: dict[str, Any] = {
-        "above 0.6": pooled[pooled[weight] > 0.6], "0.4 to 0.6": pooled[pooled[weight].between(0.4, 0.6)],
+        "above 0.6": pooled[pooled[weight] > 0.6],
+        "0.4 to 0.6": pooled[pooled[weight].between(0.4, 0.6)],
         "below 0.2": pooled[pooled[weight] < 0.2],
-    }  # fmt: skip
+    }
     sizes = {name: float(rows["retain"].abs().median()) for name, rows in parts.items()}
     text = ", ".join(f"w {name}: {sizes[name]:.3g} (n = {len(rows)})" for name, rows in parts.items())
     told_by = all(len(parts[name]) > 0 for name in ("above 0.6", "below 0.2"))
-    yield Claim("NPO's high weights concentrate where the retain PG-effect is near 0",
-                "median |PG_re| at w > 0.6 below that at w < 0.2",
-                f"median |PG_re|, checkpoints pooled: {text}; Spearman of w and |PG_re| within a checkpoint, mean "
-                f"{sum(within) / len(within):.2f}",
-                told(sizes["above 0.6"] < sizes["below 0.2"]) if told_by else "—")  # fmt: skip
+    yield Claim(
+        "NPO's high weights concentrate where the retain PG-effect is near 0",
+        "median |PG_re| at w > 0.6 below that at w < 0.2",
+        f"median |PG_re|, checkpoints pooled: {text}; Spearman of w and |PG_re| within a checkpoint, mean "
+        f"{sum(within) / len(within):.2f}",
+        told(sizes["above 0.6"] < sizes["below 0.2"]) if told_by else "—",
+    )
     large = pooled["unlearn"].abs() >= pooled["unlearn"].abs().quantile(0.9)
     small = float((pooled.loc[large, weight] < 0.2).mean())
     rest = float((pooled.loc[~large, weight] < 0.2).mean())
-    yield Claim("NPO gives small weights to rows with a large unlearn PG-effect",
-                "a larger share of w < 0.2 among the tenth with the largest |PG_un| than among the others",
-                f"{small:.2f} against {rest:.2f}", told(small > rest))  # fmt: skip
+    yield Claim(
+        "NPO gives small weights to rows with a large unlearn PG-effect",
+        "a larger share of w < 0.2 among the tenth with the largest |PG_un| than among the others",
+        f"{small:.2f} against {rest:.2f}",
+        told(small > rest),
+    )

@@ -9,8 +9,12 @@ from analysis.runs import AUTHORS
 Settings = dict[str, Any]
 PLAIN = {"GA": "ga", "WGA": "wga", "NPO": "npo", "TNPO": "tnpo", "WTNPO": "wtnpo", "PO": "po", "RMU": "rmu"}
 REGULARIZED = {
-    "GA + GD": "ga + gd", "GA + KL": "ga + kl", "NPO + GD": "npo + gd", "NPO + KL": "npo + kl", "NPO + RR": "npo + rr",
-}  # fmt: skip
+    "GA + GD": "ga + gd",
+    "GA + KL": "ga + kl",
+    "NPO + GD": "npo + gd",
+    "NPO + KL": "npo + kl",
+    "NPO + RR": "npo + rr",
+}
 PLANE = ("GA", "WGA", "NPO", "TNPO", "WTNPO", "PO", "RMU", "GA + GD")  # at the start KL's gradient is zero
 ZOOMED = ("GA", "WGA", "NPO", "TNPO")
 BY_LAYER = ("GA", "NPO")
@@ -70,9 +74,18 @@ def real(start: str, data: str, runs: Path) -> Study:
         The study.
     """
     base = {
-        "model": start, "data_dir": data, "forget": "tofu:forget01", "retain": "tofu:retain99[:40]",
-        "held": "tofu:retain99[80:120]", "batch_size": 8, "learning_rate": 3e-5, "steps": 15, "save_every": 5,
-        "diagnose_every": 15, "evaluate_every": 15, "evaluate": ["forget"],
-    }  # fmt: skip
+        "model": start,
+        "data_dir": data,
+        "forget": "tofu:forget01",
+        "retain": "tofu:retain99[:40]",
+        "heldout": "tofu:retain99[80:120]",
+        "batch_size": 8,
+        "learning_rate": 3e-5,
+        "steps": 15,
+        "save_every": 5,
+        "diagnose_every": 15,
+        "evaluate_every": 15,
+        "evaluate": ["forget"],
+    }
     methods = {name: PLAIN[name] for name in ZOOMED}
     return Study(runs, base, methods, (5, 10, 15), (0, 10), 10, True, {})

@@ -27,7 +27,7 @@ from analysis.grail_settings import (
     SWEPT,
     TUNING,
     method,
-)  # fmt: skip
+)
 from analysis.grail_tables import Cell, sweep, table, tabulate
 from analysis.runs import ensure, keep_configs
 from geffect.reports import plots
@@ -114,14 +114,17 @@ def _further(study: Study, tuned: dict[str, Settings], cells: list[Cell], out: P
     four = interactions(study, tuned["MemFlex"])
     joint = [Cell("combined (MemFlex)", cell.seed, cell.path) for cell in by_name["MemFlex"]]
     table([*four, *joint, *by_name["GRAIL"]], out / "table4", start=True)
-    six = [c for name, rectifier in ABLATIONS.items() for c in
-           study.cells(name, tuned["GRAIL"] | {"rectifier": rectifier})]  # fmt: skip
+    six = [
+        c for name, rectifier in ABLATIONS.items() for c in study.cells(name, tuned["GRAIL"] | {"rectifier": rectifier})
+    ]
     table([*by_name["GRAIL"], *six], out / "table6", relative_to="without both")
     overlap_figures(study.localized(SEEDS[0]), out / "figure3", [0.1])
     swept = [
-        (which, share, cell) for which, name in SWEPT.items() for share in SHARES
+        (which, share, cell)
+        for which, name in SWEPT.items()
+        for share in SHARES
         for cell in study.cells(f"GRAIL {name}={share:g}", tuned["GRAIL"] | method(f"grail({name}={share:g})"))
-    ]  # fmt: skip
+    ]
     frame = sweep(swept)
     plots.save(plots.success_sweep(frame), out / "figure4", frame)
 

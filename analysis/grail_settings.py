@@ -54,7 +54,7 @@ def REAL(data: str, runs: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         runs: where the runs lie.
 
     Returns:
-        Settings of ``geffect fit`` and of ``geffect unlearn``.
+        Settings of ``geffect finetune`` and of ``geffect unlearn``.
     """
     pairs = {
         part: ",".join(f"knowundo:privacy/{scope}/{part}{rows}" for scope in ("unlearn", "retention"))
@@ -62,12 +62,28 @@ def REAL(data: str, runs: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     privacy = [f"knowundo:privacy/{s}/{part}{rows}" for s in ("unlearn", "retention") for part, rows in PARTS.items()]
     copyright_ = [f"{DOMAINS['copyright']}/{s}/{part}" for s in ("unlearn", "retention") for part in PARTS]
-    fitted = {"model": "smollm2", "lora": 8, "data_dir": data, "train": privacy + copyright_, "learning_rate": 1e-3,
-              "epochs": 30, "until_accuracy": 0.96, "out": runs / "start"}  # fmt: skip
+    fitted = {
+        "model": "smollm2",
+        "lora": 8,
+        "data_dir": data,
+        "train": privacy + copyright_,
+        "learning_rate": 1e-3,
+        "epochs": 30,
+        "until_accuracy": 0.96,
+        "out": runs / "start",
+    }
     domains = [f"privacy={pairs['train']}", f"copyright={DOMAINS['copyright']}"]
     base = {
-        "model": str(runs / "start"), "data_dir": data, "domain": domains, "validation": [f"privacy={pairs['val']}"],
-        "batch_size": 4, "steps": 30, "learning_rate": 4e-3, "schedule": "cosine", "warmup_steps": 1,
-        "diagnose_every": 10, "evaluate_every": 30,
-    }  # fmt: skip
+        "model": str(runs / "start"),
+        "data_dir": data,
+        "domain": domains,
+        "validation": [f"privacy={pairs['val']}"],
+        "batch_size": 4,
+        "steps": 30,
+        "learning_rate": 4e-3,
+        "schedule": "cosine",
+        "warmup_steps": 1,
+        "diagnose_every": 10,
+        "evaluate_every": 30,
+    }
     return fitted, base

@@ -102,11 +102,17 @@ def table(
 def sweep(swept: Sequence[tuple[str, float, Cell]]) -> pd.DataFrame:
     """The rows of Figure 4: a mask, its share, a domain, US and RS, a seed each."""
     return pd.DataFrame([
-        {"which": which, "share": share, "domain": domain, "unlearn_success": each["US"],
-         "retention_success": each["RS"], "seed": cell.seed}
+        {
+            "which": which,
+            "share": share,
+            "domain": domain,
+            "unlearn_success": each["US"],
+            "retention_success": each["RS"],
+            "seed": cell.seed,
+        }
         for which, share, cell in swept
         for domain, each in metrics(cell.path)["success"]["end"].items()
-    ])  # fmt: skip
+    ])
 
 
 def _minutes(path: Path) -> float:

@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 
 OBJECTIVES = {"GA": "ga", "NPO": "npo", "WGA": "wga"}
 RECTIFIERS = {"none": "none", "GRU": "gru"}
-LEVELS = (1.0, 3.0)  # forget risks (nats a token) at which held sets are compared
-TINY = AUTHORS | {"learning_rate": 3e-4, "steps": 25, "diagnose_every": 1, "evaluate_every": 1,
-                  "evaluate": ["forget", "held"]}  # fmt: skip
+LEVELS = (1.0, 3.0)  # forget risks (nats a token) at which heldout sets are compared
+TINY = AUTHORS | {
+    "learning_rate": 3e-4,
+    "steps": 25,
+    "diagnose_every": 1,
+    "evaluate_every": 1,
+    "evaluate": ["forget", "heldout"],
+}
 Cell = tuple[str, str]
 
 
@@ -61,7 +66,7 @@ def draw(paths: dict[Cell, Path], out: Path) -> "pd.DataFrame":
     from geffect.reports import plots
 
     frame = pd.concat([steps(path).assign(run=name, rectifier=rectifier) for (name, rectifier), path in paths.items()])
-    for y in ("held_rise", "held_accuracy"):
+    for y in ("heldout_rise", "heldout_accuracy"):
         plots.save(plots.retain_by_cosine(frame, y), out / f"{y}_by_cosine", frame)
     curves = frame[frame["rectifier"] != "none"].dropna(subset=["cosine"])
     plots.save(plots.cosine_curves(curves), out / "cosine", curves)
@@ -71,35 +76,36 @@ def draw(paths: dict[Cell, Path], out: Path) -> "pd.DataFrame":
 
 
 def steps(path: Path) -> "pd.DataFrame":
-    """What every step of a run descends, and what that does to the held set.
+    """What every step of a run descends, and what that does to the heldout set.
 
     Args:
         path: the run.
 
     Returns:
-        Columns ``step``, ``forget_risk``, ``forget_accuracy``, ``held_risk``, ``held_accuracy``, ``cosine`` and
+        Columns ``step``, ``forget_risk``, ``forget_accuracy``, ``heldout_risk``, ``heldout_accuracy``, ``cosine`` and
         ``rectified`` (with the step's retain gradient, of the objective's gradient and of what the rectifier made of
-        it), all at θ^(t), and ``held_rise``: by how much step t then raises the held risk; NaN at the end.
+        it), all at θ^(t), and ``heldout_rise``: by how much step t then raises the heldout risk; NaN at the end.
     """
     from geffect.core.effects import cosines
     from geffect.record.frames import read
     from geffect.record.reader import read_steps
 
-    columns = ["step", "forget_risk", "forget_accuracy", "held_risk", "held_accuracy"]
+    columns = ["step", "forget_risk", "forget_accuracy", "heldout_risk", "heldout_accuracy"]
     found = read_steps(path)[columns].sort_values("step")
-    found = found.assign(held_rise=found["held_risk"].diff().shift(-1))
+    found = found.assign(heldout_rise=found["heldout_risk"].diff().shift(-1))
     return found.merge(cosines(read(path)), on="step", how="left")
 
 
 def tabulate(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """A row a run: conflicts before and after rectification, and the held set at equal forgetting.
+    """A row a run: conflicts before and after rectification, and the heldout set at equal forgetting.
 
     Args:
         frame: as of `steps`, with ``run`` and ``rectifier``.
 
     Returns:
         Shares of steps with a negative cosine, the Spearman correlation of the cosine descended with the rise of the
-        held risk, the share of steps on which it rose, and held accuracy and risk at forget risks (NaN: not reached).
+        heldout risk, the share of steps on which it rose, and heldout accuracy and risk at forget risks (NaN: not
+        reached).
     """
     import pandas as pd
 
@@ -109,15 +115,23 @@ def tabulate(frame: "pd.DataFrame") -> "pd.DataFrame":
     for (run, rectifier), path in frame.groupby(["run", "rectifier"], sort=False):
         taken = path.dropna(subset=["cosine"])
         descended = taken["rectified"].fillna(taken["cosine"])
-        rows.append({
-            "objective": run, "rectifier": rectifier, "mean cosine": taken["cosine"].mean(),
-            "mean cosine, descended": descended.mean(), "conflict": (taken["cosine"] < 0).mean(),
-            "conflict, descended": (descended < 0).mean(), "held risk rises": (taken["held_rise"] > 0).mean(),
-            "Spearman, cosine descended and rise": descended.rank().corr(taken["held_rise"].rank()),
-        } | {
-            f"{name} at forget risk {level:g}": at_forget_risk(path, column, level)
-            for level in LEVELS for name, column in (("held acc.", "held_accuracy"), ("held risk", "held_risk"))
-        })  # fmt: skip
+        rows.append(
+            {
+                "objective": run,
+                "rectifier": rectifier,
+                "mean cosine": taken["cosine"].mean(),
+                "mean cosine, descended": descended.mean(),
+                "conflict": (taken["cosine"] < 0).mean(),
+                "conflict, descended": (descended < 0).mean(),
+                "heldout risk rises": (taken["heldout_rise"] > 0).mean(),
+                "Spearman, cosine descended and rise": descended.rank().corr(taken["heldout_rise"].rank()),
+            }
+            | {
+                f"{name} at forget risk {level:g}": at_forget_risk(path, column, level)
+                for level in LEVELS
+                for name, column in (("heldout acc.", "heldout_accuracy"), ("heldout risk", "heldout_risk"))
+            }
+        )
     return pd.DataFrame(rows)
 
 

@@ -4,7 +4,7 @@
     python -m analysis.gru_spaces --real START DATA  SmolLM2 fitted to TOFU in START, one seed
 
 The paper rectifies the gradient; the other two spaces are this toolkit's. Compared are the share of steps on which the
-*measured* risk of held rows rises, and held accuracy at equal forget risk.
+*measured* risk of heldout rows rises, and heldout accuracy at equal forget risk.
 """
 
 import sys
@@ -21,31 +21,42 @@ from geffect.reports.matched import at_forget_risk
 SPACES = {"none": "none", "gradient": "gru", "update": "gru(space=update)", "both": "gru(space=both)"}
 OBJECTIVES = {"GA": "ga", "NPO": "npo"}
 REAL_OBJECTIVES = {"GA": "ga", "NPO 0.01": "npo(beta=0.01)"}  # with β = 0.1 it comes to rest above an accuracy of 0.3
-TINY = AUTHORS | {"held": "builtin:authors/held[:64]", "learning_rate": 3e-4, "steps": 25}
+TINY = AUTHORS | {"heldout": "builtin:authors/heldout[:64]", "learning_rate": 3e-4, "steps": 25}
 REAL = {
     "forget": "tofu:forget01",
     "retain": "tofu:retain99[:56]",
-    "held": "tofu:retain99[56:120]",
+    "heldout": "tofu:retain99[56:120]",
     "batch_size": 8,
     "learning_rate": 5e-5,
     "steps": 40,
     "until_accuracy": 0.3,
-    "evaluate": ["forget", "held"],
+    "evaluate": ["forget", "heldout"],
 }
 
 
 def main(
-    settings: dict[str, Any], objectives: dict[str, str], seeds: tuple[int, ...], risks: tuple[float, ...], runs: Path,
+    settings: dict[str, Any],
+    objectives: dict[str, str],
+    seeds: tuple[int, ...],
+    risks: tuple[float, ...],
+    runs: Path,
     out: Path,
-) -> None:  # fmt: skip
+) -> None:
     """Run what is missing, then draw and tabulate."""
     cells = [(name, space, seed) for name in objectives for space in SPACES for seed in seeds]
     paths = ensure([
-        settings | {"objective": objectives[name], "rectifier": SPACES[space], "seed": seed, "evaluate_every": 1,
-                    "diagnose_every": 5, "out": runs / f"{name.replace(' ', '')}-{space}-{seed}"}
+        settings
+        | {
+            "objective": objectives[name],
+            "rectifier": SPACES[space],
+            "seed": seed,
+            "evaluate_every": 1,
+            "diagnose_every": 5,
+            "out": runs / f"{name.replace(' ', '')}-{space}-{seed}",
+        }
         for name, space, seed in cells
-    ])  # fmt: skip
-    columns = ["step", "forget_risk", "forget_accuracy", "held_risk", "held_accuracy"]
+    ])
+    columns = ["step", "forget_risk", "forget_accuracy", "heldout_risk", "heldout_accuracy"]
     frame = pd.concat([
         read_steps(path)[columns].assign(objective=name, rectifier=space, seed=seed)
         for path, (name, space, seed) in zip(paths, cells, strict=True)
@@ -58,7 +69,7 @@ def main(
 
 
 def tabulate(frame: pd.DataFrame, risks: tuple[float, ...]) -> pd.DataFrame:
-    """A row a run: share of steps on which the held risk rises, and held accuracy at given forget risks.
+    """A row a run: share of steps on which the heldout risk rises, and heldout accuracy at given forget risks.
 
     Args:
         frame: the evaluations of all runs, one a step.
@@ -71,11 +82,18 @@ def tabulate(frame: pd.DataFrame, risks: tuple[float, ...]) -> pd.DataFrame:
     for (objective, space, seed), run in frame.groupby(["objective", "rectifier", "seed"], sort=False):
         path = run.sort_values("step")
         last = path.iloc[-1]
-        rows.append({
-            "objective": objective, "space": space, "seed": seed, "steps": int(last["step"]),
-            "held risk rises": float((path["held_risk"].diff().dropna() > 0).mean()),
-            "forget acc.": last["forget_accuracy"], "held acc.": last["held_accuracy"],
-        } | {f"held acc. at {risk:g}": at_forget_risk(path, "held_accuracy", risk) for risk in risks})  # fmt: skip
+        rows.append(
+            {
+                "objective": objective,
+                "space": space,
+                "seed": seed,
+                "steps": int(last["step"]),
+                "heldout risk rises": float((path["heldout_risk"].diff().dropna() > 0).mean()),
+                "forget acc.": last["forget_accuracy"],
+                "heldout acc.": last["heldout_accuracy"],
+            }
+            | {f"heldout acc. at {risk:g}": at_forget_risk(path, "heldout_accuracy", risk) for risk in risks}
+        )
     return pd.DataFrame(rows)
 
 

@@ -2,7 +2,7 @@
 
     python -m analysis.leaderboard [RUNS] [RUNS_TO_LEVEL]
 
-The curves are those of ``analysis.trade_off``. What held authors' answers are worth where the forget risk comes to 3
+The curves are those of ``analysis.trade_off``. What heldout authors' answers are worth where the forget risk comes to 3
 nats a token is read off between the two steps around it: the probability of held answers from the record, with
 intervals over rows and seeds, and model utility from the two checkpoints of a second run that ends there. A small model
 of 1.7 million parameters on generated text: what holds here need not hold elsewhere.
@@ -31,16 +31,21 @@ from geffect.reports.matched import at_forget_risk, rows_at
 Numbers = npt.NDArray[np.float64]
 RESAMPLES, SEED = 2000, 0
 LEVELS = np.round(np.arange(0.1, 6.01, 0.1), 2)
-TO_LEVEL = {"stop": f"forgotten(risk={AT_RISK:g})", "save_every": 1, "evaluate": ["forget", "held"],
-            "diagnose_every": 25}  # fmt: skip
+TO_LEVEL = {
+    "stop": f"forgotten(risk={AT_RISK:g})",
+    "save_every": 1,
+    "evaluate": ["forget", "heldout"],
+    "diagnose_every": 25,
+}
 UTILITY = ("probability", "rouge_l_recall", "retain_truth")
-HELD = "held answer probability"
+HELD = "heldout answer probability"
 
 
 def main(
-    runs: Path = Path("runs/trade_off"), to_level: Path = Path("runs/leaderboard"),
+    runs: Path = Path("runs/trade_off"),
+    to_level: Path = Path("runs/leaderboard"),
     out: Path = Path("figures/leaderboard"),
-) -> None:  # fmt: skip
+) -> None:
     """Run what is missing, then draw and tabulate."""
     started = time.perf_counter()
     cells, paths = curves(runs)
@@ -77,7 +82,7 @@ def grouped(cells: list[Cell], paths: list[Path]) -> dict[tuple[str, str], list[
 
 def probabilities(paths: list[Path], level: float) -> Numbers | None:
     """exp(−NLL / tokens) of every held row at a forget risk, ``[seeds, rows]``; None where a seed never got there."""
-    found = [rows_at(path, "held", level) for path in paths]
+    found = [rows_at(path, "heldout", level) for path in paths]
     if any(each is None for each in found):
         return None
     return np.array([np.exp(-each[0] / each[2]) for each in found if each is not None])
@@ -99,9 +104,11 @@ def at_level(name: tuple[str, str], methods: dict[tuple[str, str], list[Path]], 
     own, first = (probabilities(methods[each], level) for each in (name, ("GA", "none")))
     more = interval(None if own is None or first is None else own - first)
     steps = [at_forget_risk(read_steps(path), "step", level) for path in methods[name]]
-    return {"objective": name[0], "rectifier": name[1], "step": float(np.mean(steps))} | interval(own) | {
-        f"more than GA{', ' + key if key != 'mean' else ''}": value for key, value in more.items()
-    }  # fmt: skip
+    return (
+        {"objective": name[0], "rectifier": name[1], "step": float(np.mean(steps))}
+        | interval(own)
+        | {f"more than GA{', ' + key if key != 'mean' else ''}": value for key, value in more.items()}
+    )
 
 
 def utility(run: Path) -> float:
@@ -120,10 +127,10 @@ def utility(run: Path) -> float:
 
 def _utility(run: Path, step: int) -> float:
     model = str(run / "checkpoints" / f"checkpoint-{step}") if step else "builtin:tiny"
-    given = {"model": model, "metric": list(UTILITY), "set": ["held=builtin:authors/held"]}
+    given = {"model": model, "metric": list(UTILITY), "set": ["heldout=builtin:authors/heldout"]}
     (path,) = ensure([given | {"out": run.parent / "utility" / f"{run.name}-{step}"}], "evaluate")
     (scores,) = json.loads((path / "metrics.json").read_text(encoding="utf-8"))["models"].values()
-    return model_utility([scores["sets"]["held"][name]["mean"] for name in UTILITY])
+    return model_utility([scores["sets"]["heldout"][name]["mean"] for name in UTILITY])
 
 
 def utility_rows(found: dict[Cell, float]) -> list[dict[str, Any]]:
@@ -132,8 +139,13 @@ def utility_rows(found: dict[Cell, float]) -> list[dict[str, Any]]:
     rows = []
     for name in names:
         values = np.array([value for cell, value in found.items() if cell[:2] == name])
-        rows.append({"objective": name[0], "rectifier": name[1], "held utility": values.mean(),
-                     "held utility, min": values.min(), "held utility, max": values.max()})  # fmt: skip
+        rows.append({
+            "objective": name[0],
+            "rectifier": name[1],
+            "heldout utility": values.mean(),
+            "heldout utility, min": values.min(),
+            "heldout utility, max": values.max(),
+        })
     return rows
 
 

@@ -22,7 +22,7 @@ AUTHORS = {
     "model": "builtin:tiny",
     "forget": "builtin:authors/forget",
     "retain": "builtin:authors/retain",
-    "held": "builtin:authors/held",
+    "heldout": "builtin:authors/heldout",
     "batch_size": 8,
 }
 
@@ -30,8 +30,8 @@ AUTHORS = {
 SCHEMAS = {
     "unlearn": "UnlearnConfig",
     "inspect": "InspectConfig",
-    "localize": "LocaliseConfig",
-    "fit": "FitConfig",
+    "localize": "LocalizeConfig",
+    "fit": "FinetuneConfig",
     "evaluate": "EvaluateConfig",
 }
 
@@ -70,7 +70,7 @@ def inspected(run: dict[str, Any], at: Collection[int], **inspection: Any) -> Pa
     if not (record / DONE).exists():
         ensure([run])
         _remove_checkpoints(out, at)
-    names = ("forget", "retain", "held", "data_dir", "objective", "batch_size")
+    names = ("forget", "retain", "heldout", "data_dir", "objective", "batch_size")
     shared = {name: run[name] for name in names if name in run}
     settings = shared | {"checkpoints": [str(out)], "start": str(run["model"]), "out": record} | inspection
     ensure([settings], "inspect")

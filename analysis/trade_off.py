@@ -20,10 +20,23 @@ from geffect.reports import plots
 from geffect.reports.matched import at_forget_risk
 
 OBJECTIVES = {
-    "GA": "ga", "WGA": "wga", "SatImp": "satimp", "NPO": "npo", "SimNPO": "simnpo", "TNPO": "tnpo", "WTNPO": "wtnpo",
-    "PO": "po", "DPO": "dpo", "RMU + RR": "rmu + rr", "random labels": "random", "adversarial": "adversarial",
-    "GA + GD": "ga + gd", "GA + KL": "ga + kl", "NPO + GD": "npo + gd", "NPO + KL": "npo + kl",
-}  # fmt: skip
+    "GA": "ga",
+    "WGA": "wga",
+    "SatImp": "satimp",
+    "NPO": "npo",
+    "SimNPO": "simnpo",
+    "TNPO": "tnpo",
+    "WTNPO": "wtnpo",
+    "PO": "po",
+    "DPO": "dpo",
+    "RMU + RR": "rmu + rr",
+    "random labels": "random",
+    "adversarial": "adversarial",
+    "GA + GD": "ga + gd",
+    "GA + KL": "ga + kl",
+    "NPO + GD": "npo + gd",
+    "NPO + KL": "npo + kl",
+}
 Cell = tuple[str, str, int]
 RECTIFIERS = ("none", "gru")
 SEEDS = (0, 1, 2)
@@ -40,7 +53,7 @@ def main(runs: Path = Path("runs/trade_off"), out: Path = Path("figures/trade_of
         for path, (name, rectifier, seed) in zip(paths, each, strict=True)
     ])
     drawn = frame[
-        ["objective", "rectifier", "seed", "step", "forget_risk", "forget_accuracy", "held_risk", "held_accuracy"]
+        ["objective", "rectifier", "seed", "step", "forget_risk", "forget_accuracy", "heldout_risk", "heldout_accuracy"]
     ]
     plots.save(plots.trade_off_grid(drawn, x="forget_accuracy"), out / "by_accuracy", drawn)
     plots.save(plots.trade_off_grid(drawn), out / "by_risk", drawn)
@@ -54,11 +67,19 @@ def main(runs: Path = Path("runs/trade_off"), out: Path = Path("figures/trade_of
 def settings(runs: Path) -> list[dict[str, Any]]:
     """Of every run, in the order of `cells`."""
     return [
-        AUTHORS | {"objective": OBJECTIVES[name], "rectifier": rectifier, "seed": seed, "steps": STEPS,
-                   "learning_rate": RATE, "evaluate_every": 1, "diagnose_every": 5,
-                   "out": runs / f"{name.replace(' ', '')}-{rectifier}-{seed}"}
+        AUTHORS
+        | {
+            "objective": OBJECTIVES[name],
+            "rectifier": rectifier,
+            "seed": seed,
+            "steps": STEPS,
+            "learning_rate": RATE,
+            "evaluate_every": 1,
+            "diagnose_every": 5,
+            "out": runs / f"{name.replace(' ', '')}-{rectifier}-{seed}",
+        }
         for name, rectifier, seed in cells()
-    ]  # fmt: skip
+    ]
 
 
 def cells() -> list[Cell]:
@@ -72,7 +93,7 @@ def curves(runs: Path) -> tuple[list[Cell], list[Path]]:
 
 
 def tabulate(frame: pd.DataFrame, at: float = AT_RISK) -> pd.DataFrame:
-    """Per objective and rectifier: where the runs end, and the held accuracy where the forget risk first passes ``at``.
+    """Per objective and rectifier: where runs end, and the heldout accuracy where the forget risk first passes ``at``.
 
     Args:
         frame: the evaluations of all runs.
@@ -84,12 +105,17 @@ def tabulate(frame: pd.DataFrame, at: float = AT_RISK) -> pd.DataFrame:
     rows = []
     for (objective, rectifier), cell in frame.groupby(["objective", "rectifier"], sort=False):
         ends = cell.sort_values("step").groupby("seed").last()
-        reached = [at_forget_risk(run, "held_accuracy", at) for _, run in cell.sort_values("step").groupby("seed")]
+        reached = [at_forget_risk(run, "heldout_accuracy", at) for _, run in cell.sort_values("step").groupby("seed")]
         rows.append({
-            "objective": objective, "rectifier": rectifier, "forget acc.": ends["forget_accuracy"].mean(),
-            "forget risk": ends["forget_risk"].mean(), "held acc.": ends["held_accuracy"].mean(),
-            f"held acc. at forget risk {at:g}": np.mean(reached), "min": np.min(reached), "max": np.max(reached),
-        })  # fmt: skip
+            "objective": objective,
+            "rectifier": rectifier,
+            "forget acc.": ends["forget_accuracy"].mean(),
+            "forget risk": ends["forget_risk"].mean(),
+            "heldout acc.": ends["heldout_accuracy"].mean(),
+            f"heldout acc. at forget risk {at:g}": np.mean(reached),
+            "min": np.min(reached),
+            "max": np.max(reached),
+        })
     return pd.DataFrame(rows)
 
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from geffect.config import (
     DoctorConfig,
     EvaluateConfig,
-    FitConfig,
+    FinetuneConfig,
     InspectConfig,
-    LocaliseConfig,
+    LocalizeConfig,
+    PreviewConfig,
     ReportConfig,
-    ShowConfig,
     TextConfig,
     TrainConfig,
     UnlearnConfig,
@@ -52,9 +52,13 @@ LOGGER = logging.getLogger(__name__)
 
 
 def load_model(
-    spec: str, dtype: str = "float32", *, trust_remote_code: bool = False, tokenizer: str | None = None,
+    spec: str,
+    dtype: str = "float32",
+    *,
+    trust_remote_code: bool = False,
+    tokenizer: str | None = None,
     chat_template: str | None = None,
-) -> "Loaded":  # fmt: skip
+) -> "Loaded":
     """Load a model by any of its names; one built in is fitted on first use (about a minute) and cached.
 
     Args:
@@ -77,15 +81,21 @@ def load_model(
 
 def _loader(config: TextConfig, dtype: str) -> "Callable[[str], Loaded]":
     """Loads models by their names as a configuration says."""
-    return partial(load_model, dtype=dtype, trust_remote_code=config.trust_remote_code, tokenizer=config.tokenizer,
-                   chat_template=config.chat_template)  # fmt: skip
+    return partial(
+        load_model,
+        dtype=dtype,
+        trust_remote_code=config.trust_remote_code,
+        tokenizer=config.tokenizer,
+        chat_template=config.chat_template,
+    )
 
 
 def builtin_tiny(name: str = "builtin:tiny") -> Path:
     """The directory of a built-in model, made on first use and cached by content.
 
     Args:
-        name: of the model, a key of `geffect.models.builtin.BUILT_IN`; with ``-untrained`` after it, before it was fitted.
+        name: of the model, a key of `geffect.models.builtin.BUILT_IN`; with ``-untrained`` after it, before it was
+            fitted.
 
     Returns:
         The directory.
@@ -114,9 +124,9 @@ def _fit_tiny(name: str, directory: Path) -> None:
     LOGGER.info("fitting %s once, about a minute; it is kept in %s", name, directory.parent)
     _save_tiny(name, directory / "init")
     sets, recipe, _ = BUILT_IN[name]
-    config = FitConfig.read(model=str(directory / "init"), train=list(sets), out=directory / "fit", **recipe)
+    config = FinetuneConfig.read(model=str(directory / "init"), train=list(sets), out=directory / "fit", **recipe)
     try:
-        fit(config)
+        finetune(config)
     except Interrupted as stopped:  # a cache holds nothing unfinished
         raise Interrupted(f"stopped while {name} was fitted; nothing of it is kept", stopped.signum) from None
     for file in (directory / "fit").iterdir():
@@ -126,7 +136,7 @@ def _fit_tiny(name: str, directory: Path) -> None:
 
 
 @terminable()
-def fit(config: FitConfig, *, resume: bool = False) -> Path:
+def finetune(config: FinetuneConfig, *, resume: bool = False) -> Path:
     """Descend the NLL of named sets and write a model (or adapter) directory that is also a run.
 
     Args:
@@ -138,10 +148,10 @@ def fit(config: FitConfig, *, resume: bool = False) -> Path:
     """
     from geffect.models.load import quiet_transformers
     from geffect.training.dry_run import num_fit_steps
-    from geffect.training.finetune import FitTrainer
+    from geffect.training.finetune import FinetuneTrainer
     from geffect.training.hf_arguments import training_arguments
 
-    refuse_several("geffect fit")
+    refuse_several("geffect finetune")
     if resume:
         config = unfinished(config)
     with RunDirectory(config.out, resume=resume) as run:
@@ -153,12 +163,18 @@ def fit(config: FitConfig, *, resume: bool = False) -> Path:
         environment = start.environment(config, steps)
         checkpoint = take_up(config.out, environment) if resume else None
         with quiet_transformers(), started(run, resolved(config), environment, first_step(checkpoint)) as sink:
-            trainer = FitTrainer(
-                loaded.model, arguments, tokenizer=loaded.tokenizer, rows=rows, evaluation_sets=start.encoded,
+            trainer = FinetuneTrainer(
+                loaded.model,
+                arguments,
+                tokenizer=loaded.tokenizer,
+                rows=rows,
+                evaluation_sets=start.encoded,
                 until_accuracy=config.until_accuracy,
-                keep_dropout=config.keep_dropout, autocast=config.autocasts, sink=sink,
-            )  # fmt: skip
-            train(trainer, checkpoint, f"geffect fit {again(config)}")
+                keep_dropout=config.keep_dropout,
+                autocast=config.autocasts,
+                sink=sink,
+            )
+            train(trainer, checkpoint, f"geffect finetune {again(config)}")
             if not trainer.diverged:
                 loaded.model.save_pretrained(config.out)
                 loaded.tokenizer.save_pretrained(config.out)
@@ -206,24 +222,42 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
         whole = resolved(config) | {"reference": {"path": loaded.source, "sha256": loaded.sha256}}
         arguments = training_arguments(config, config.steps)
         diagnostics = Diagnostics(
-            config.diagnose_every, config.support, config.ledger, tuple(config.save_rows), config.standard_errors,
-            config.until_accuracy, config.mode, free_rows, start.layout.layers,
-        )  # fmt: skip
+            config.diagnose_every,
+            config.overlap,
+            config.prediction,
+            tuple(config.save_rows),
+            config.standard_errors,
+            config.until_accuracy,
+            config.mode,
+            free_rows,
+            start.layout.layers,
+        )
         environment = start.environment(config, config.steps) | ({"frozen": frozen.shares()} if frozen else {})
         checkpoint = take_up(config.out, environment) if resume else None
         wanted = set(config.evaluate or map(role_of, start.encoded))
         evaluated = {name: rows for name, rows in start.encoded.items() if role_of(name) in wanted}
         with quiet_transformers(), started(run, whole, environment, first_step(checkpoint)) as sink:
             trainer = UnlearnTrainer(
-                loaded.model, arguments, tokenizer=loaded.tokenizer, objective=objective, rectifier=rectifier,
-                sets=sets, columns=compute_columns(
+                loaded.model,
+                arguments,
+                tokenizer=loaded.tokenizer,
+                objective=objective,
+                rectifier=rectifier,
+                sets=sets,
+                columns=compute_columns(
                     loaded.model, loaded.tokenizer, objective, sets, config.seed, autocast=config.autocasts
                 ),
                 reference=Reference(loaded.model) if objective.needs & {"ref_logits", "ref_hidden"} else None,
-                diagnostics=diagnostics, keep_dropout=config.keep_dropout, autocast=config.autocasts, sink=sink,
-                evaluation_sets=evaluated, frozen=frozen, sharded=config.shard, rules=rules,
+                diagnostics=diagnostics,
+                keep_dropout=config.keep_dropout,
+                autocast=config.autocasts,
+                sink=sink,
+                evaluation_sets=evaluated,
+                frozen=frozen,
+                sharded=config.shard,
+                rules=rules,
                 past=lines_before(config.out, checkpoint),
-            )  # fmt: skip
+            )
             train(trainer, checkpoint, f"{launcher()}geffect unlearn {again(config)}")
             if trainer.diverged:
                 scored = {}
@@ -237,14 +271,14 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
 
 
 @terminable()
-def localize(config: LocaliseConfig) -> Path:
+def localize(config: LocalizeConfig) -> Path:
     """Find where each scope of each domain lives in a model's trainable weights, and write masks and overlaps.
 
     Args:
         config: model, domains, shares and importance.
 
     Returns:
-        The directory: a record that `geffect.read` and `geffect.read_support` read, masks, and figures.
+        The directory: a record that `geffect.read` and `geffect.read_overlap` read, masks, and figures.
 
     Raises:
         GeffectError: a set, a share or the model is refused, or a loss is not finite.
@@ -273,10 +307,14 @@ def localize(config: LocaliseConfig) -> Path:
             found = find(parameters, losses, config.share, config.importance, masks_only=config.masks_only)
         seconds = time.perf_counter() - began
         recipe = config.model_dump(mode="json", include={"model", "importance", "labels", "draws", "seed"}) | {
-            "sha256": loaded.sha256, "shapes": {name: list(p.shape) for name, p in parameters.items()},
-        }  # fmt: skip
-        table = {"parameters": layout_to_json(layout(loaded.model)), "dtype": config.dtype,
-                 "prompts": prompts_of(config, loaded.tokenizer)}  # fmt: skip
+            "sha256": loaded.sha256,
+            "shapes": {name: list(p.shape) for name, p in parameters.items()},
+        }
+        table = {
+            "parameters": layout_to_json(layout(loaded.model)),
+            "dtype": config.dtype,
+            "prompts": prompts_of(config, loaded.tokenizer),
+        }
         with to_disk(config.out, "name another --out"):
             run.create(config.model_dump(mode="json", exclude_none=True), describe() | table)
             write_localization(run, found, recipe)
@@ -353,7 +391,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         load = _loader(config, config.dtype)
         frames, texts, told, prompts = [], [], {}, {}
         for label, spec in series(config.model) if config.checkpoints else [(config.model, config.model)]:
-            for probe in probes(config, spec, label, chosen, load, partial(view_of, config), fit):
+            for probe in probes(config, spec, label, chosen, load, partial(view_of, config), finetune):
                 prompts[probe.label] = prompts_of(config, probe.loaded.tokenizer)
                 if probe.label == label:
                     warn_of_other_prompts(config, probe.loaded)
@@ -399,7 +437,7 @@ def _start(config: TrainConfig) -> "Start":
     return read_start(config, _loader(config, config.dtype)(config.model))
 
 
-def plan(config: TrainConfig | LocaliseConfig | InspectConfig, *, resume: bool = False) -> dict[str, str]:
+def plan(config: TrainConfig | LocalizeConfig | InspectConfig, *, resume: bool = False) -> dict[str, str]:
     """What a run would do: model, sets, batch arithmetic, memory. Nothing is written and no weight loaded.
 
     Args:
@@ -412,7 +450,7 @@ def plan(config: TrainConfig | LocaliseConfig | InspectConfig, *, resume: bool =
     from geffect.training.dry_run import plan as make_plan
     from geffect.training.dry_run import plan_localization
 
-    if isinstance(config, LocaliseConfig):
+    if isinstance(config, LocalizeConfig):
         return plan_localization(config)
     if isinstance(config, InspectConfig):
         from geffect.inspection.dry_run import plan_inspection
@@ -437,7 +475,7 @@ def doctor(config: DoctorConfig) -> "Iterator[Finding]":
     yield from examine(config, _start(config))
 
 
-def show_batch(config: ShowConfig) -> list[tuple[str, list[tuple[str, bool]]]]:
+def preview(config: PreviewConfig) -> list[tuple[str, list[tuple[str, bool]]]]:
     """The first rows of a set as a model sees them.
 
     Args:

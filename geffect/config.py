@@ -41,8 +41,11 @@ def place(path: Path) -> Path:
     full = os.fsencode(os.path.abspath(path))
     longest = max(map(len, full.split(os.fsencode(os.sep))))
     if longest > NAME_BYTES or len(full) > PATH_BYTES:
-        raise GeffectError(f"a path of at most {NAME_BYTES} bytes a name and {PATH_BYTES} in all",
-                           f"{longest} in a name, {len(full)} in all", "shorten it")  # fmt: skip
+        raise GeffectError(
+            f"a path of at most {NAME_BYTES} bytes a name and {PATH_BYTES} in all",
+            f"{longest} in a name, {len(full)} in all",
+            "shorten it",
+        )
     expanded = Path(os.path.expanduser(path))
     return Path(os.path.realpath(expanded)) if ".." in expanded.parts else expanded
 
@@ -135,8 +138,11 @@ class Schema(BaseModel):
             raise GeffectError(f"{key}: {wanted}", repr(first["input"]), "correct it") from error
         for name in (name for name in RUNS_CODE if getattr(found, name, None) and name not in given):
             flag, what = "--" + name.replace("_", "-"), f"{name}: {content[name]} in {file}"
-            raise GeffectError(f"{flag} beside a file that asks to run code", what,
-                               f"add {flag} to the command if you trust that code, else delete the line")  # fmt: skip
+            raise GeffectError(
+                f"{flag} beside a file that asks to run code",
+                what,
+                f"add {flag} to the command if you trust that code, else delete the line",
+            )
         return found
 
     def _refuse_idle(self) -> None:
@@ -146,8 +152,11 @@ class Schema(BaseModel):
             if getattr(self, name) != default and not (its in values if values else its):
                 flag, wanted = (f"--{each.replace('_', '-')}" for each in (name, other))
                 wanted = f"{wanted} {' or '.join(values)}".strip()
-                raise GeffectError(f"{wanted} beside {flag}, which does nothing without it", str(its or "none"),
-                                   f"add {wanted}, or leave {flag} out")  # fmt: skip
+                raise GeffectError(
+                    f"{wanted} beside {flag}, which does nothing without it",
+                    str(its or "none"),
+                    f"add {wanted}, or leave {flag} out",
+                )
 
 
 def _check_texts(value: Any) -> None:
@@ -244,8 +253,8 @@ class DataConfig(TextConfig, ModelConfig):  # fields stand in the reverse of thi
     """A model, and the sets it is shown."""
 
 
-class ShowConfig(DataConfig):
-    """``geffect show-batch``."""
+class PreviewConfig(DataConfig):
+    """``geffect preview``."""
 
     data: str = Field(min_length=1, description="the set to show")
     limit: int = Field(4, ge=1, le=MANY, description="rows shown")
@@ -304,14 +313,14 @@ class TrainConfig(DataConfig):
 
 Row = Literal["objective", "forget", "retain", "retain_average", "masked", "rectified"]
 
-Role = Literal["forget", "retain", "general", "held", "forget_val", "retain_val"]
+Role = Literal["forget", "retain", "general", "heldout", "forget_val", "retain_val"]
 
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 DOMAIN = "a domain, NAME=UNLEARN,RETENTION or NAME=SOURCE (knowundo:privacy, builtin:domains/privacy); repeat it"
 VALIDATION = "a domain's validation sets, NAME=UNLEARN,RETENTION; repeat it; a SOURCE has its own"
 
 
-class LocaliseConfig(DataConfig):
+class LocalizeConfig(DataConfig):
     """``geffect localize``."""
 
     NEEDS = (Need("draws", "labels", ("random", "corrupted")),)
@@ -348,14 +357,14 @@ class InspectConfig(TextConfig):
     )
     forget: str | None = Field(None, min_length=1, description="the set that was to go")
     retain: str | None = Field(None, min_length=1, description="the set that was to stay")
-    held: str | None = Field(None, min_length=1, description="a further set to evaluate, in no gradient")
+    heldout: str | None = Field(None, min_length=1, description="a further set to evaluate, in no gradient")
     general: str | None = Field(None, min_length=1, description="a further set for gd, kl and rr (on=general)")
     objective: list[str] = Field(
         default_factory=list, description="whose gradient is measured at every checkpoint; repeat it"
     )
     batch_size: int = Field(8, ge=1, le=MANY, description="rows of each set at a time")
     one_pass: bool = Field(False, description="leave out standard errors over batches: half the time, less memory")
-    support: float = Field(0.0, ge=0, le=1, description="share of a row's largest entries whose overlaps are recorded")
+    overlap: float = Field(0.0, ge=0, le=1, description="share of a row's largest entries whose overlaps are recorded")
     mode: Literal["exact", "paper"] = Field("exact", description="paper: the published script's estimates too")
     tokens: int = Field(
         0, ge=0, le=MANY, description="rows of each set, those the objective harms most, whose tokens are told apart"
@@ -379,9 +388,12 @@ class EvaluateConfig(DataConfig):
     """``geffect evaluate``."""
 
     NEEDS = (
-        Need("split", "suite", ("tofu",)), Need("domain", "suite", ("knowundo",)), Need("task_dir", "task"),
-        Need("tau", "calibrate"), Need("relearn_rate", "relearn"),
-    )  # fmt: skip
+        Need("split", "suite", ("tofu",)),
+        Need("domain", "suite", ("knowundo",)),
+        Need("task_dir", "task"),
+        Need("tau", "calibrate"),
+        Need("relearn_rate", "relearn"),
+    )
     out: Home = Field(description="the directory to make; an existing one is refused")
     checkpoints: bool = Field(False, description="every checkpoint of the run directory --model, not its last alone")
     suite: Literal["builtin", "tofu", "knowundo"] | None = Field(None, description="sets and metrics of a benchmark")
@@ -410,7 +422,7 @@ class EvaluateConfig(DataConfig):
     calibrate: str | None = Field(
         None,
         min_length=1,
-        description="the start, mixed in until --tau of what it extracts on the held (else retain) set is kept",
+        description="the start, mixed in until --tau of what it extracts on the heldout (else retain) set is kept",
     )
     tau: float = Field(0.95, gt=0, le=1, allow_inf_nan=False, description="share kept, for --calibrate")
     relearn: int = Field(0, ge=0, le=MANY, description="evaluate after so many steps of fit on the forget set, too")
@@ -453,7 +465,7 @@ class UnlearnConfig(TrainConfig):
         "refuse", description="of a domain's sets of different sizes: cut to the smaller (the paper's), or repeat rows"
     )
     masks: Path | None = Field(None, description="a directory of geffect localize, for grail and memflex")
-    held: str | None = Field(None, min_length=1, description="a set to preserve that no gradient is drawn from")
+    heldout: str | None = Field(None, min_length=1, description="a set to preserve that no gradient is drawn from")
     general: str | None = Field(None, min_length=1, description="a further set for gd, kl and rr (on=general)")
     objective: str = Field("ga", description="what is descended, as in 'npo(beta=0.1) + 1.0*gd'")
     rectifier: str = Field("none", description="what its gradient becomes, as in 'gru(decay=0.2)'")
@@ -474,8 +486,8 @@ class UnlearnConfig(TrainConfig):
     evaluate: list[Role] = Field(
         default_factory=list, description="a set to evaluate; repeat it; all where none is named"
     )
-    support: float = Field(0.0, ge=0, le=1, description="share of a row's largest entries whose overlaps are recorded")
-    ledger: int = Field(
+    overlap: float = Field(0.0, ge=0, le=1, description="share of a row's largest entries whose overlaps are recorded")
+    prediction: int = Field(
         0, ge=0, le=MANY, description="probe rows of each set whose risk's change is predicted and measured"
     )
     standard_errors: bool = Field(False, description="go over each window's micro-batches again for standard errors")
@@ -506,8 +518,8 @@ class DoctorConfig(UnlearnConfig):
     out: Home = Field(Path("runs/unlearn"), description="the run directory; not written to")
 
 
-class FitConfig(TrainConfig):
-    """``geffect fit``."""
+class FinetuneConfig(TrainConfig):
+    """``geffect finetune``."""
 
     train: list[str] = Field(min_length=1, description="a set to learn; repeat it for several")
     epochs: int = Field(6, ge=1, le=MANY, description="passes over the rows at most")

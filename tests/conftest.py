@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from geffect.config import FitConfig, UnlearnConfig
+from geffect.config import FinetuneConfig, UnlearnConfig
 
 SHAPE = {
     "hidden_size": 32,
@@ -47,9 +47,15 @@ def known(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model once it knows the first twelve forget rows by heart, more or less."""
     from geffect import api
 
-    fitted = FitConfig.read(model=str(start), train=["builtin:authors/forget[:12]"], epochs=60, learning_rate=1e-2,
-                            until_accuracy=0.7, out=tmp_path_factory.mktemp("known") / "fit")  # fmt: skip
-    return api.fit(fitted)
+    fitted = FinetuneConfig.read(
+        model=str(start),
+        train=["builtin:authors/forget[:12]"],
+        epochs=60,
+        learning_rate=1e-2,
+        until_accuracy=0.7,
+        out=tmp_path_factory.mktemp("known") / "fit",
+    )
+    return api.finetune(fitted)
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ def config(start: Path, out: Path, **changes: Any) -> UnlearnConfig:
         "model": str(start),
         "forget": "builtin:authors/forget[:12]",
         "retain": "builtin:authors/retain[:20]",
-        "held": "builtin:authors/held[:6]",
+        "heldout": "builtin:authors/heldout[:6]",
         "steps": 4,
         "batch_size": 4,
         "learning_rate": 1e-3,

@@ -7,14 +7,14 @@ import pytest
 import yaml
 
 from geffect import api
-from geffect.config import FitConfig, InspectConfig, Schema, ShowConfig, UnlearnConfig
+from geffect.config import FinetuneConfig, InspectConfig, PreviewConfig, Schema, UnlearnConfig
 from geffect.errors import GeffectError
 from geffect.record.reader import read_environment
 from geffect.record.writer import CONFIG
 
 REQUIRED = {"model": "builtin:tiny", "out": "runs/x", "forget": "builtin:authors/forget", "retain": "rows.json[:9]"}
 CHANGED: dict[str, Any] = REQUIRED | {
-    "held": "tofu:real_authors",
+    "heldout": "tofu:real_authors",
     "data_dir": "data",
     "objective": "npo(beta=0.2) + 1.0*gd",
     "rectifier": "gru(decay=0.3)",
@@ -41,7 +41,7 @@ def test_a_file_flags_and_a_mixture_resolve_equally(in_file: set[str], tmp_path:
     assert UnlearnConfig.read(file, **given) == UnlearnConfig(**CHANGED)
 
 
-@pytest.mark.parametrize("key", [key for key in CHANGED if key not in {"report_to", "data_dir", "held"}])
+@pytest.mark.parametrize("key", [key for key in CHANGED if key not in {"report_to", "data_dir", "heldout"}])
 def test_what_is_given_wins_over_the_file(key: str, tmp_path: Path) -> None:
     plain = UnlearnConfig.read(**REQUIRED)
     file = written(tmp_path / "run.yaml", CHANGED)
@@ -72,9 +72,14 @@ def test_yaml_numbers_without_a_point_are_numbers(tmp_path: Path) -> None:
 
 def test_a_runs_configuration_reads_back_and_replays(start: Path, tmp_path: Path) -> None:
     config = UnlearnConfig.read(
-        model=str(start), forget="builtin:authors/forget[:4]", retain="builtin:authors/retain[:4]", steps=1,
-        out=tmp_path / "first", objective="npo(beta=0.2)", learning_rate=1e-5,
-    )  # fmt: skip
+        model=str(start),
+        forget="builtin:authors/forget[:4]",
+        retain="builtin:authors/retain[:4]",
+        steps=1,
+        out=tmp_path / "first",
+        objective="npo(beta=0.2)",
+        learning_rate=1e-5,
+    )
     first = api.unlearn(config)
     again = UnlearnConfig.read(first / CONFIG, out=tmp_path / "second")
     second = api.unlearn(again)
@@ -84,14 +89,16 @@ def test_a_runs_configuration_reads_back_and_replays(start: Path, tmp_path: Path
 
 
 def test_a_replay_from_another_start_is_refused(start: Path, tmp_path: Path) -> None:
-    config = UnlearnConfig.read(**(REQUIRED | {"model": str(start), "retain": "builtin:authors/retain"}),
-                                reference={"path": "elsewhere", "sha256": "0" * 64})  # fmt: skip
+    config = UnlearnConfig.read(
+        **(REQUIRED | {"model": str(start), "retain": "builtin:authors/retain"}),
+        reference={"path": "elsewhere", "sha256": "0" * 64},
+    )
     with pytest.raises(GeffectError, match=r"the start recorded in the configuration \(weights 000000000000\)"):
         api.unlearn(config.model_copy(update={"out": tmp_path / "out"}))
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("schema", [UnlearnConfig, FitConfig, ShowConfig])
+@pytest.mark.parametrize("schema", [UnlearnConfig, FinetuneConfig, PreviewConfig])
 def test_every_field_says_what_it_is(schema: type[Schema]) -> None:
     assert [name for name, field in schema.model_fields.items() if not field.description] == []
 
@@ -123,7 +130,7 @@ def test_a_configuration_cannot_be_changed() -> None:
         ("schedule", "cosinus", "--schedule: one of linear, .*; found 'cosinus'"),
         ("forget", "", "--forget: string should have at least 1 character"),
         ("retain", "", "--retain"),
-        ("held", "", "--held"),
+        ("heldout", "", "--heldout"),
         ("model", "", "--model"),
         ("model", None, "--model: input should be a valid string"),
         ("report_to", "wandb", "--report-to: input should be a valid list"),
@@ -144,7 +151,7 @@ def test_a_required_value_is_asked_for(key: str) -> None:
 
 def test_fitting_asks_for_a_set() -> None:
     with pytest.raises(GeffectError, match="--train: list should have at least 1 item"):
-        FitConfig.read(model="builtin:tiny", out="x", train=[])
+        FinetuneConfig.read(model="builtin:tiny", out="x", train=[])
 
 
 def test_an_unknown_key_is_named_beside_the_known(tmp_path: Path) -> None:
@@ -156,11 +163,21 @@ def test_an_unknown_key_is_named_beside_the_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        b"", b"- a\n- b\n", b"only text", b"1: 2\n", b"a: [1", b"a: b: c\n", b"\tx: 1\n", b"\xff\xfe\x00",
-        b"out: 2023-13-45\n", b"steps: !!int many\n", b"a: !!python/object/apply:os.getcwd []\n", b"[" * 5000,
+        b"",
+        b"- a\n- b\n",
+        b"only text",
+        b"1: 2\n",
+        b"a: [1",
+        b"a: b: c\n",
+        b"\tx: 1\n",
+        b"\xff\xfe\x00",
+        b"out: 2023-13-45\n",
+        b"steps: !!int many\n",
+        b"a: !!python/object/apply:os.getcwd []\n",
+        b"[" * 5000,
         b"x: \x07\n",
     ],
-)  # fmt: skip
+)
 def test_what_is_no_mapping_of_names_is_refused_in_one_line(text: bytes, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_bytes(text)
     with pytest.raises(GeffectError, match=r"^expected (a readable YAML file at|names with values in) [^\n]*$"):
@@ -185,7 +202,7 @@ class _Wide:
         return "9" * 5000
 
 
-@pytest.mark.parametrize("key", ["batch_size", "grad_accum_steps", "steps", "warmup_steps", "lora", "ledger"])
+@pytest.mark.parametrize("key", ["batch_size", "grad_accum_steps", "steps", "warmup_steps", "lora", "prediction"])
 def test_a_count_beyond_all_measure_is_refused(key: str) -> None:
     flag = "--" + key.replace("_", "-")
     with pytest.raises(

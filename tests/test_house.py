@@ -10,9 +10,27 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "geffect"
 ORDER = [
-    "errors", "io", "config", "core", "data", "models", "objectives", "localization", "rectifiers", "measurement",
-    "record", "training", "evaluation", "inspection", "preflight", "reports", "api", "cli", "monitoring", "__main__",
-]  # fmt: skip
+    "errors",
+    "io",
+    "config",
+    "core",
+    "data",
+    "models",
+    "objectives",
+    "localization",
+    "rectifiers",
+    "measurement",
+    "record",
+    "training",
+    "evaluation",
+    "inspection",
+    "preflight",
+    "reports",
+    "api",
+    "cli",
+    "monitoring",
+    "__main__",
+]
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent.name == "plots")
 
 
@@ -32,9 +50,11 @@ def _imports(path: Path) -> set[str]:
     found = set()
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for_types = {
-        each for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        each
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for each in node.body
-    }  # fmt: skip
+    }
     for node in (node for node in ast.walk(tree) if node not in for_types):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "geffect":
             names = [f"{node.module}.{each.name}" for each in node.names]

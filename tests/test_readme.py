@@ -17,7 +17,7 @@ from geffect.record.reader import read_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"```(sh|python)\n(.*?)```\n```text\n(.*?)```", re.DOTALL)
-EXACT = ("geffect show-batch", "geffect figures")
+EXACT = ("geffect preview", "geffect figures")
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ def test_readme_prints_what_it_shows(shown: Shown, workplace: Path, monkeypatch:
 
 @pytest.mark.slow
 def test_what_readme_says_of_the_demo_is_so(workplace: Path) -> None:
-    """All three forget; at equal forget risk the held risk is lower with GRU, at every level that all reach."""
+    """All three forget; at equal forget risk the heldout risk is lower with GRU, at every level that all reach."""
     runs = {name: read_steps(workplace / "runs" / "demo" / name) for name in ("GA", "GA+GRU", "NPO+GRU")}
     for steps in runs.values():
         assert steps["forget_accuracy"].iloc[-1] < 0.6
     level = np.linspace(0.5, min(steps["forget_risk"].max() for steps in runs.values()), 20)
-    held = {name: np.interp(level, steps["forget_risk"], steps["held_risk"]) for name, steps in runs.items()}
+    held = {name: np.interp(level, steps["forget_risk"], steps["heldout_risk"]) for name, steps in runs.items()}
     assert (held["GA+GRU"] < held["GA"]).all()
     assert (held["NPO+GRU"] < held["GA"]).all()
 
@@ -94,7 +94,7 @@ def test_there_are_blocks_to_run() -> None:
             "demo",
             "unlearn",
             "figures",
-            "show-batch",
+            "preview",
             "evaluate",
             "compare",
             "localize",

@@ -107,9 +107,12 @@ def chosen(
             }
         yield from ((f"{name}, {spec}", of_model[name]) for name in OF_MODELS if name in only)
     alone: dict[str, Benchmark] = {
-        "front": partial(front.benchmark, repeats), "records": partial(records.benchmark, min(repeats, 3)),
-        "growth": partial(growth.benchmark, repeats, figures), "demo": front.demonstration, "suite": front.suite,
-    }  # fmt: skip
+        "front": partial(front.benchmark, repeats),
+        "records": partial(records.benchmark, min(repeats, 3)),
+        "growth": partial(growth.benchmark, repeats, figures),
+        "demo": front.demonstration,
+        "suite": front.suite,
+    }
     yield from ((name, alone[name]) for name in (*ALONE, *LONG) if name in only)
 
 

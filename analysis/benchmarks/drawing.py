@@ -13,9 +13,12 @@ from geffect.reports.plots.style import Look
 
 OURS, PLAIN = "geffect", "plain passes"
 LABELS = {
-    "tokens": "tokens a row", "layers": "layers", "rows": "rows of each batch", "steps": "steps of a record, read",
+    "tokens": "tokens a row",
+    "layers": "layers",
+    "rows": "rows of each batch",
+    "steps": "steps of a record, read",
     "checkpoints": "checkpoints inspected",
-}  # fmt: skip
+}
 LOOKS: dict[str, Look] = {OURS: {"c": "#0072B2", "marker": "o"}, PLAIN: {"c": "#E69F00", "marker": "s"}}
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from analysis.benchmarks.table import Finding
-from analysis.benchmarks.timing import Seconds, Spread, child_seconds, interleave_with
+from analysis.benchmarks.timing import Seconds, StandardErrors, child_seconds, interleave_with
 
 HELP = [sys.executable, "-m", "geffect", "--help"]
 OTHERS = [sys.executable, "-c", "from transformers import Trainer; import peft"]
@@ -26,7 +26,9 @@ def benchmark(repeats: int) -> tuple[list[Finding], Seconds]:
     """
     variants = {"help": _running(HELP), "Trainer and peft": _running(OTHERS)}
     seconds = interleave_with(child_seconds, variants, repeats)
-    return [Finding("help", "–", Spread.of(seconds["help"]), Spread.of(seconds["Trainer and peft"]))], seconds
+    return [
+        Finding("help", "–", StandardErrors.of(seconds["help"]), StandardErrors.of(seconds["Trainer and peft"]))
+    ], seconds
 
 
 def demonstration() -> tuple[list[Finding], Seconds]:
@@ -41,7 +43,7 @@ def demonstration() -> tuple[list[Finding], Seconds]:
         for key in ("demo first", "demo"):
             command = [sys.executable, "-m", "geffect", "demo", "--out", str(Path(folder, key))]
             seconds[key] = [child_seconds(_running(command, environment))]
-    return [Finding(key, "builtin:tiny", Spread.of(each)) for key, each in seconds.items()], seconds
+    return [Finding(key, "builtin:tiny", StandardErrors.of(each)) for key, each in seconds.items()], seconds
 
 
 def suite() -> tuple[list[Finding], Seconds]:
@@ -53,7 +55,7 @@ def suite() -> tuple[list[Finding], Seconds]:
     began = time.perf_counter()
     _running([sys.executable, "-m", "pytest", "-q"])()
     seconds = {"suite": [time.perf_counter() - began]}
-    return [Finding("suite", "–", Spread.of(seconds["suite"]))], seconds
+    return [Finding("suite", "–", StandardErrors.of(seconds["suite"]))], seconds
 
 
 def _running(command: list[str], environment: dict[str, str] | None = None) -> Callable[[], object]:

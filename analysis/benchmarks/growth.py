@@ -13,7 +13,7 @@ from analysis.benchmarks.drawing import OURS, PLAIN, draw, slope
 from analysis.benchmarks.records import smollm2_layout, synthesize
 from analysis.benchmarks.setting import BUILT_IN, Setting, random_batch
 from analysis.benchmarks.table import Finding
-from analysis.benchmarks.timing import Seconds, Spread, interleave
+from analysis.benchmarks.timing import Seconds, StandardErrors, interleave
 from geffect.api import builtin_tiny, inspect
 from geffect.config import InspectConfig
 from geffect.models.builtin import SHAPE
@@ -70,7 +70,7 @@ def benchmark(repeats: int, out: Path, sizes: Sizes | None = None) -> tuple[list
     frame = pd.DataFrame(rows, columns=["axis", "size", "what", "seconds"])
     for axis in frame["axis"].unique():
         own = frame[(frame["axis"] == axis) & (frame["what"] == OURS)]
-        findings.append(Finding(f"growth, {axis}", "–", Spread.of([slope(own)]), note=_words(own)))
+        findings.append(Finding(f"growth, {axis}", "–", StandardErrors.of([slope(own)]), note=_words(own)))
     plots.save(draw(frame), out / "growth", frame)
     return findings, found
 

@@ -6,7 +6,7 @@ from functools import partial
 from analysis.benchmarks.table import Finding
 from analysis.benchmarks.timing import Seconds, interleave, ratio
 from geffect.api import load_model
-from geffect.config import LocaliseConfig
+from geffect.config import LocalizeConfig
 from geffect.core.gradients import trainable
 from geffect.localization.localize import localize
 from geffect.localization.losses import scope_losses
@@ -30,7 +30,7 @@ def passes(model: str, rows: int) -> dict[str, Callable[[], object]]:
         f"{name}=" + ",".join(f"builtin:domains/{name}/{part}/train[:{rows}]" for part in PARTS)
         for name in ("privacy", "copyright")
     ]
-    config, loaded = LocaliseConfig.read(model=model, domain=domain, out="unused"), load_model(model)
+    config, loaded = LocalizeConfig.read(model=model, domain=domain, out="unused"), load_model(model)
     examples, parameters = localized_rows(config, loaded), trainable(loaded.model)
 
     def alone() -> None:

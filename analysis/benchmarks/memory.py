@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from analysis.benchmarks.table import Finding
-from analysis.benchmarks.timing import Seconds, Spread
+from analysis.benchmarks.timing import Seconds, StandardErrors
 
 KINDS = ("plain", "ga", "npo", "three backwards")
 PAUSE = 0.002  # seconds between two looks
@@ -93,8 +93,8 @@ def benchmark(model: str, rows: int, repeats: int, data_dir: Path | None = None)
             )
             above[kind].append(told["peak"] - told["loaded"])
             gradient, whole[kind] = told["gradient"], told["peak"]
-    parts = {kind: Spread.of(a / b for a, b in zip(above[kind], above["plain"], strict=True)) for kind in KINDS}
-    extra = Spread.of((a - b) / gradient for a, b in zip(above["npo"], above["ga"], strict=True))
+    parts = {kind: StandardErrors.of(a / b for a, b in zip(above[kind], above["plain"], strict=True)) for kind in KINDS}
+    extra = StandardErrors.of((a - b) / gradient for a, b in zip(above["npo"], above["ga"], strict=True))
     note = "of the whole process: {:.2f} ×, published {:.2f} ×".format(
         *(whole[kind] / whole["plain"] for kind in ("ga", "three backwards"))
     )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from analysis.benchmarks.table import Finding
-from analysis.benchmarks.timing import Seconds, Spread, interleave
+from analysis.benchmarks.timing import Seconds, StandardErrors, interleave
 from geffect.core.gram import Gram
 from geffect.core.layers import Layout
 from geffect.core.tied import BOTH, EMBED, HEAD
@@ -57,7 +57,7 @@ def synthesize(path: Path, steps: int, layout: Layout) -> Path:
             line: dict[str, Any] = {"step": step, "loss_objective": -1.0, "risk_forget": 1.0, "risk_retain": 1.0}
             line["gram"] = Gram(ROWS, dict(zip(layout.layers, rows @ rows.mT, strict=True)))
             if step in (0, steps - 1):
-                line["evaluation"] = {name: scores for name in ("forget", "retain", "held")}
+                line["evaluation"] = {name: scores for name in ("forget", "retain", "heldout")}
             run.append(line)
         run.finish({})
     return path
@@ -94,7 +94,7 @@ def benchmark(repeats: int, steps: int = STEPS, compared: int = COMPARED) -> tup
     took, peak, loaded = zip(*read, strict=True)
     told = f"{steps} lines, {size:.0f} MB"
     return [
-        Finding("record", "–", Spread.of(took), note=told),
-        Finding("record memory", "–", Spread.of(peak), note=f"{loaded[0]:.2f} GB of it before reading"),
-        Finding("compare", "–", Spread.of(each)),
+        Finding("record", "–", StandardErrors.of(took), note=told),
+        Finding("record memory", "–", StandardErrors.of(peak), note=f"{loaded[0]:.2f} GB of it before reading"),
+        Finding("compare", "–", StandardErrors.of(each)),
     ], seconds | {"read": list(took), "peak GB": list(peak)}

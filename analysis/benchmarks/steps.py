@@ -3,7 +3,7 @@
 from analysis.benchmarks.published import FlatProjection, ThreeBackwards
 from analysis.benchmarks.setting import Setting
 from analysis.benchmarks.table import Finding
-from analysis.benchmarks.timing import Seconds, Spread, Variants, interleave, ratio
+from analysis.benchmarks.timing import Seconds, StandardErrors, Variants, interleave, ratio
 
 OBJECTIVES = {"wga": "wga", "npo": "npo(beta=0.1)", "tnpo": "tnpo(beta=4)"}
 
@@ -59,7 +59,7 @@ def benchmark(setting: Setting, repeats: int) -> tuple[list[Finding], Seconds]:
     tenth = [(each + 9) / 10 for each in every]
     told = "computed from the two steps' seconds"
     found += [
-        Finding("every", setting.name, Spread.of(every)),
-        Finding("tenth", setting.name, Spread.of(tenth), note=told),
+        Finding("every", setting.name, StandardErrors.of(every)),
+        Finding("tenth", setting.name, StandardErrors.of(tenth), note=told),
     ]
     return found, seconds

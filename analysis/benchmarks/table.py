@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from analysis.benchmarks.timing import Spread
+from analysis.benchmarks.timing import StandardErrors
 
 NOT_RUN = "not run"
 
@@ -34,7 +34,7 @@ class Budget:
             return "–"
         return f"{'≥' if self.at_least else '≤'} {self.limit:g} {self.unit}"
 
-    def met(self, found: Spread) -> bool | None:
+    def met(self, found: StandardErrors) -> bool | None:
         """Whether a median stays within; None without a limit."""
         if self.limit is None:
             return None
@@ -55,8 +55,8 @@ class Finding:
 
     key: str
     model: str
-    ours: Spread
-    published: Spread | None = None
+    ours: StandardErrors
+    published: StandardErrors | None = None
     note: str = ""
 
     def line(self) -> dict[str, Any]:
@@ -76,10 +76,15 @@ def read_findings(benchmarks: Mapping[str, Any]) -> list[Finding]:
     """
     lines = [line for each in benchmarks.values() for line in each["findings"]]
     return [
-        Finding(line["key"], line["model"], Spread(**line["ours"]),
-                Spread(**line["published"]) if line["published"] else None, line["note"])
+        Finding(
+            line["key"],
+            line["model"],
+            StandardErrors(**line["ours"]),
+            StandardErrors(**line["published"]) if line["published"] else None,
+            line["note"],
+        )
         for line in lines
-    ]  # fmt: skip
+    ]
 
 
 PLAIN = "against plain forward + backward of the same two batches"
@@ -112,7 +117,7 @@ BUDGETS = {
     "demo first": Budget("geffect demo, the tiny model fitted first", 240, "s"),
     "demo": Budget("geffect demo, the tiny model cached", 120, "s"),
     "suite": Budget("make test", 720, "s"),
-}  # fmt: skip
+}
 
 
 def table(findings: Iterable[Finding]) -> Table:
@@ -137,7 +142,7 @@ def table(findings: Iterable[Finding]) -> Table:
     return made
 
 
-def _told(found: Spread, unit: str) -> str:
+def _told(found: StandardErrors, unit: str) -> str:
     told = f"{_three(found.median)} {unit}".strip()
     return told if found.repeats == 1 else f"{told} ({_three(found.low)}–{_three(found.high)})"
 

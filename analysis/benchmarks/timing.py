@@ -18,7 +18,7 @@ Seconds = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
-class Spread:
+class StandardErrors:
     """What repeats of a measurement found.
 
     Attributes:
@@ -34,7 +34,7 @@ class Spread:
     repeats: int
 
     @classmethod
-    def of(cls, values: Iterable[float]) -> "Spread":
+    def of(cls, values: Iterable[float]) -> "StandardErrors":
         """Summarize repeats.
 
         Args:
@@ -43,8 +43,8 @@ class Spread:
         Returns:
             Their median and range.
 
-        >>> Spread.of([3.0, 1.0, 2.0])
-        Spread(median=2.0, low=1.0, high=3.0, repeats=3)
+        >>> StandardErrors.of([3.0, 1.0, 2.0])
+        StandardErrors(median=2.0, low=1.0, high=3.0, repeats=3)
         """
         found = list(values)
         return cls(statistics.median(found), min(found), max(found), len(found))
@@ -109,7 +109,7 @@ def interleave_with(take: Callable[[Callable[[], object]], float], variants: Var
     return found
 
 
-def ratio(seconds: Seconds, name: str, against: str) -> Spread:
+def ratio(seconds: Seconds, name: str, against: str) -> StandardErrors:
     """One variant against another, repeat by repeat.
 
     Args:
@@ -121,9 +121,9 @@ def ratio(seconds: Seconds, name: str, against: str) -> Spread:
         The ratios' spread.
 
     >>> ratio({"a": [2.0, 3.0], "b": [1.0, 2.0]}, "a", "b")
-    Spread(median=1.75, low=1.5, high=2.0, repeats=2)
+    StandardErrors(median=1.75, low=1.5, high=2.0, repeats=2)
     """
-    return Spread.of(a / b for a, b in zip(seconds[name], seconds[against], strict=True))
+    return StandardErrors.of(a / b for a, b in zip(seconds[name], seconds[against], strict=True))
 
 
 def child_seconds(run: Callable[[], Any]) -> float:

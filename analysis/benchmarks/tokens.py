@@ -7,7 +7,7 @@ import torch
 from analysis.benchmarks.published import backward_per_sequence, backward_per_token
 from analysis.benchmarks.setting import Setting
 from analysis.benchmarks.table import Finding
-from analysis.benchmarks.timing import Seconds, Spread, interleave, ratio
+from analysis.benchmarks.timing import Seconds, StandardErrors, interleave, ratio
 from geffect.core.forward import forward
 from geffect.core.gradients import NamedTensors
 from geffect.core.layers import layout
@@ -71,6 +71,6 @@ def _faster(key: str, setting: Setting, seconds: Seconds, suffix: str) -> Findin
     labeled = (setting.batches["forget"]["labels"][:, 1:] >= 0).sum(1).tolist()
     timed = min(TIMED, labeled[0])
     found, scale = ratio(seconds, f"a backward a token{suffix}", f"whole{suffix}"), sum(labeled) / timed
-    spread = Spread(found.median * scale, found.low * scale, found.high * scale, found.repeats)
+    spread = StandardErrors(found.median * scale, found.low * scale, found.high * scale, found.repeats)
     told = f"extrapolated to the batch's {sum(labeled)} labeled tokens from {timed} of its first row, run alone"
     return Finding(key, setting.name, spread, note=f"{told}; {len(labeled)} rows")

@@ -92,15 +92,22 @@ def environment(place: "Place") -> dict[str, Any]:
     from geffect.record.environment import describe
 
     found: dict[str, Any] = describe() | {
-        "at": datetime.now(UTC).isoformat(timespec="minutes"), "device": place.device, "small": place.small,
-        "cuda": torch.version.cuda, "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "at": datetime.now(UTC).isoformat(timespec="minutes"),
+        "device": place.device,
+        "small": place.small,
+        "cuda": torch.version.cuda,
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
         "matmul_precision": torch.get_float32_matmul_precision(),
-    }  # fmt: skip
+    }
     if place.cuda:
         properties = torch.cuda.get_device_properties(0)
-        found |= {"gpu": properties.name, "gpu_gb": round(place.total_gb(), 1),
-                  "capability": f"{properties.major}.{properties.minor}", "driver_devices": torch.cuda.device_count(),
-                  "cudnn": torch.backends.cudnn.version()}  # fmt: skip
+        found |= {
+            "gpu": properties.name,
+            "gpu_gb": round(place.total_gb(), 1),
+            "capability": f"{properties.major}.{properties.minor}",
+            "driver_devices": torch.cuda.device_count(),
+            "cudnn": torch.backends.cudnn.version(),
+        }
     return found
 
 
@@ -110,8 +117,11 @@ def table(found: "Iterable[Result]") -> Table:
     for column in (1, 2, 3):
         made.columns[column].no_wrap = True
     for each in found:
-        numbers = [f"{name} {one.value:.3g}" + (f" (≤ {one.limit:.3g})" if one.limit is not None else "")
-                   for name, one in (each.numbers or {}).items() if (one.value, one.limit) != (0, 0)]  # fmt: skip
+        numbers = [
+            f"{name} {one.value:.3g}" + (f" (≤ {one.limit:.3g})" if one.limit is not None else "")
+            for name, one in (each.numbers or {}).items()
+            if (one.value, one.limit) != (0, 0)
+        ]
         told = "\n".join([*([each.error] if each.error else []), *each.where[-1:], *numbers])
         memory = "–" if each.peak_gb is None else f"{each.peak_gb:.1f}"
         made.add_row(each.check, each.status, f"{each.seconds:.1f}", memory, told)

@@ -55,10 +55,13 @@ def steps(place: Place) -> Numbers:
     """Plain passes over both batches, against steps with their inner products."""
     setting = setting_of(llama("1b", torch.bfloat16, place))
     variants = {
-        "plain": setting.plain("forget", "retain"), "GA": setting.stepping("ga"),
-        "GRU, unmeasured": setting.stepping("ga", "gru", measure=False), "GRU": setting.stepping("ga", "gru"),
-        "NPO": setting.stepping("npo"), "NPO + GRU": setting.stepping("npo", "gru"),
-    }  # fmt: skip
+        "plain": setting.plain("forget", "retain"),
+        "GA": setting.stepping("ga"),
+        "GRU, unmeasured": setting.stepping("ga", "gru", measure=False),
+        "GRU": setting.stepping("ga", "gru"),
+        "NPO": setting.stepping("npo"),
+        "NPO + GRU": setting.stepping("npo", "gru"),
+    }
     costs = {name: _cost(place, setting, run) for name, run in variants.items()}
     found = {f"{name}, s": Number(seconds) for name, (seconds, _) in costs.items()}
     found |= {f"{name}, GB": Number(peak) for name, (_, peak) in costs.items() if place.cuda}
@@ -131,16 +134,20 @@ def tokens(place: Place) -> Numbers:
     whole = seconds_of(place, lambda: token_effects(setting.model, batch, direction), 1)
     grouped = seconds_of(place, lambda: token_effects(setting.model, batch, direction, groups), 1)
     return {
-        "forward, s": Number(plain), "whole / forward": Number(whole / plain, _limit(place, TOKENS)),
+        "forward, s": Number(plain),
+        "whole / forward": Number(whole / plain, _limit(place, TOKENS)),
         "five groups / forward": Number(grouped / plain, _limit(place, TOKENS_BY_GROUP)),
-    }  # fmt: skip
+    }
 
 
 def lora(place: Place) -> Numbers:
     """An adapter of rank 8: a plain step against measured ones."""
     setting = setting_of(add_lora(llama("8b", torch.bfloat16, place), 8, 0).eval())
-    variants = {"plain": setting.plain("forget", "retain"), "GA": setting.stepping("ga"),
-                "NPO + GRU": setting.stepping("npo", "gru")}  # fmt: skip
+    variants = {
+        "plain": setting.plain("forget", "retain"),
+        "GA": setting.stepping("ga"),
+        "NPO + GRU": setting.stepping("npo", "gru"),
+    }
     costs = {name: _cost(place, setting, run) for name, run in variants.items()}
     found = {f"{name}, s": Number(seconds) for name, (seconds, _) in costs.items()}
     found |= {f"{name}, GB": Number(peak) for name, (_, peak) in costs.items() if place.cuda}

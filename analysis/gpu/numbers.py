@@ -56,8 +56,10 @@ def masks(place: Place, dtype: torch.dtype) -> Numbers:
     generator = torch.Generator().manual_seed(2)
     tensor = torch.randn(1000, 400 // (10 if place.small else 1), generator=generator).to(dtype)
     tensor[::3] = tensor[::3].round()
-    differing = sum(int((top_mask(tensor.to(place.device), share).cpu() != top_mask(tensor, share)).sum())
-                    for share in (0.01, 0.1, 0.5))  # fmt: skip
+    differing = sum(
+        int((top_mask(tensor.to(place.device), share).cpu() != top_mask(tensor, share)).sum())
+        for share in (0.01, 0.1, 0.5)
+    )
     return {"differing entries": Number(differing, 0)}
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from analysis.gpu.running import Check, Number, Numbers, Place
 from geffect import api
-from geffect.config import EvaluateConfig, FitConfig, InspectConfig, LocaliseConfig, UnlearnConfig
+from geffect.config import EvaluateConfig, FinetuneConfig, InspectConfig, LocalizeConfig, UnlearnConfig
 from geffect.record.reader import read_lines
 from geffect.record.writer import METRICS
 
 MODEL, FORGET, RETAIN = "builtin:tiny-untrained", "builtin:authors/forget[:8]", "builtin:authors/retain[:8]"
 DOMAIN = [f"a={FORGET},{RETAIN}"]
-SETS: dict[str, Any] = {"forget": FORGET, "retain": RETAIN, "held": "builtin:authors/held[:8]"}
+SETS: dict[str, Any] = {"forget": FORGET, "retain": RETAIN, "heldout": "builtin:authors/heldout[:8]"}
 STEPS = 2
 WINDOW = {"grad_accum_steps": 2, "batch_size": 2}
 UNLEARN: dict[str, dict[str, Any]] = {
@@ -32,7 +32,7 @@ UNLEARN: dict[str, dict[str, Any]] = {
     "DPO": {"objective": "dpo"},
     "adversarial labels": {"objective": "adversarial"},
     "WTNPO, two micro-batches": {"objective": "wtnpo", **WINDOW},
-    "top-k overlap, ledger, saved rows": {"support": 0.1, "ledger": 4, "save_rows": ["objective", "retain"]},
+    "top-k overlap, prediction, saved rows": {"overlap": 0.1, "prediction": 4, "save_rows": ["objective", "retain"]},
     "standard errors": {"standard_errors": True, **WINDOW},
     "published mode": {"mode": "paper"},
     "every other step, clipped": {"diagnose_every": 2, "max_grad_norm": 1.0},
@@ -91,12 +91,15 @@ def _recorded(path: Path) -> dict[str, Number]:
     lines = [line for line in read_lines(path) if "loss_objective" in line]
     broken = sum(not math.isfinite(line["loss_objective"]) for line in lines)
     measured = sum("gram" in line for line in lines)
-    return {"steps missing": Number(STEPS - len(lines), 0), "losses not finite": Number(broken, 0),
-            "no step measured": Number(float(not measured), 0)}  # fmt: skip
+    return {
+        "steps missing": Number(STEPS - len(lines), 0),
+        "losses not finite": Number(broken, 0),
+        "no step measured": Number(float(not measured), 0),
+    }
 
 
 def _masks(place: Place) -> Path:
-    return api.localize(LocaliseConfig.read(None, model=MODEL, domain=DOMAIN, out=_free(place, "masks")))
+    return api.localize(LocalizeConfig.read(None, model=MODEL, domain=DOMAIN, out=_free(place, "masks")))
 
 
 def _localized(place: Place) -> Numbers:
@@ -111,7 +114,7 @@ def _frozen(place: Place, rectifier: str) -> Numbers:
 
 
 def _fitted(place: Place) -> Numbers:
-    api.fit(FitConfig.read(None, model=MODEL, train=[FORGET], epochs=1, out=_free(place, "fit")))
+    api.finetune(FinetuneConfig.read(None, model=MODEL, train=[FORGET], epochs=1, out=_free(place, "fit")))
     return {}
 
 

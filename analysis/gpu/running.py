@@ -124,13 +124,19 @@ class Result:
 
     def line(self) -> dict[str, Any]:
         """For JSON; a number that is not finite is null."""
-        numbers = {name: {"value": each.value if math.isfinite(each.value) else None, "limit": each.limit}
-                   for name, each in (self.numbers or {}).items()}  # fmt: skip
+        numbers = {
+            name: {"value": each.value if math.isfinite(each.value) else None, "limit": each.limit}
+            for name, each in (self.numbers or {}).items()
+        }
         return {
-            "check": self.check, "status": self.status, "seconds": round(self.seconds, 4),
+            "check": self.check,
+            "status": self.status,
+            "seconds": round(self.seconds, 4),
             "peak_gb": None if self.peak_gb is None else round(self.peak_gb, 3),
-            "numbers": numbers, "error": self.error, "where": list(self.where),
-        }  # fmt: skip
+            "numbers": numbers,
+            "error": self.error,
+            "where": list(self.where),
+        }
 
 
 def results(checks: Sequence[Check], place: Place, seconds: float) -> Iterator[Result]:
@@ -174,8 +180,10 @@ def _tried(check: Check, place: Place, seconds: float) -> Result:
         raise
     except BaseException as raised:  # an out-of-time or SystemExit of a check's own is its failure, too
         error = f"{type(raised).__name__}: {str(raised).strip()[:500]}".strip(": ")
-        where = tuple(f"{Path(each.filename).name}:{each.lineno} {each.name}"
-                      for each in traceback.extract_tb(raised.__traceback__)[-FRAMES:])  # fmt: skip
+        where = tuple(
+            f"{Path(each.filename).name}:{each.lineno} {each.name}"
+            for each in traceback.extract_tb(raised.__traceback__)[-FRAMES:]
+        )
     took, peak = time.perf_counter() - began, place.peak_gb()
     error = error or _missed(numbers) or ("the device was not used" if place.cuda and peak <= held else "")
     status = FAILED if error else OK

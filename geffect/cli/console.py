@@ -133,8 +133,12 @@ def inspected(paths: Iterable[Path]) -> None:
             table.add_row(*(_with_error(row, name) for name in columns))
         Console().print(table)
     told = ", with standard errors over batches" if errors else ""
-    Console(soft_wrap=True).print(Text(f"G-effects: ⟨∇risk, objective⟩ over whole sets{told}; "
-                                       "unlearn < 0 forgets, retain < 0 harms what must stay."))  # fmt: skip
+    Console(soft_wrap=True).print(
+        Text(
+            f"G-effects: ⟨∇risk, objective⟩ over whole sets{told}; "
+            "unlearn < 0 forgets, retain < 0 harms what must stay."
+        )
+    )
 
 
 def _with_error(row: Mapping[Any, Any], name: str) -> str:
@@ -222,8 +226,10 @@ def report(found: "Report", *, as_json: bool = False) -> None:
     console = Console(soft_wrap=True, highlight=False)
     findings = {run: [each for each in found.findings if each.run == run] for run in found.outcomes}
     if as_json:
-        runs = [{"run": run, "outcome": outcome.to_json(), "findings": [each._asdict() for each in findings[run]]}
-                for run, outcome in found.outcomes.items()]  # fmt: skip
+        runs = [
+            {"run": run, "outcome": outcome.to_json(), "findings": [each._asdict() for each in findings[run]]}
+            for run, outcome in found.outcomes.items()
+        ]
         console.print_json(json.dumps({"page": str(found.path), "runs": runs}))
         return
     for run, outcome in found.outcomes.items():

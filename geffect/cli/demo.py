@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from geffect.api import builtin_tiny, localize, unlearn
-from geffect.config import LocaliseConfig, UnlearnConfig
+from geffect.config import LocalizeConfig, UnlearnConfig
 from geffect.record.writer import refuse_existing
 from geffect.reports.compare import compare, figures
 
@@ -13,7 +13,7 @@ SETTINGS = {
     "model": "builtin:tiny",
     "forget": "builtin:authors/forget",
     "retain": "builtin:authors/retain",
-    "held": "builtin:authors/held",
+    "heldout": "builtin:authors/heldout",
     "steps": 25,
     "batch_size": 8,
     "learning_rate": 3e-4,
@@ -56,7 +56,7 @@ def demo_grail(out: Path) -> tuple[Path, list[Path]]:
     Returns:
         The localization, and both runs.
     """
-    localized = localize(LocaliseConfig.read(**DOMAINS, out=out / "localized"))
+    localized = localize(LocalizeConfig.read(**DOMAINS, out=out / "localized"))
     frozen = {"none": {}, "grail": {"rectifier": "grail", "masks": localized}}
     runs = [
         unlearn(UnlearnConfig.read(**DOMAINS, **WEIGHTED, **settings, out=out / f"domains-{name}"))

@@ -20,12 +20,12 @@ from geffect.config import (
     ARGUMENT,
     DoctorConfig,
     EvaluateConfig,
-    FitConfig,
+    FinetuneConfig,
     InspectConfig,
-    LocaliseConfig,
+    LocalizeConfig,
+    PreviewConfig,
     ReportConfig,
     Schema,
-    ShowConfig,
     UnlearnConfig,
     place,
 )
@@ -169,14 +169,14 @@ def _shown(default: Any) -> str:
     return "none" if default is None or default == [] else str(default)
 
 
-def _fit(config: FitConfig, *, dry_run: bool, resume: bool) -> None:
+def _fit(config: FinetuneConfig, *, dry_run: bool, resume: bool) -> None:
     """Descend the NLL of named sets (full weights or LoRA) and write a model directory with a record."""
     from geffect import api
     from geffect.cli import console
 
     console.plan(api.plan(config, resume=resume))
     if not dry_run:
-        console.run(api.fit(config, resume=resume))
+        console.run(api.finetune(config, resume=resume))
 
 
 def _unlearn(config: UnlearnConfig, *, dry_run: bool, resume: bool) -> None:
@@ -189,7 +189,7 @@ def _unlearn(config: UnlearnConfig, *, dry_run: bool, resume: bool) -> None:
         console.unlearned(api.unlearn(config, resume=resume))
 
 
-def _localize(config: LocaliseConfig, *, dry_run: bool) -> None:
+def _localize(config: LocalizeConfig, *, dry_run: bool) -> None:
     """Find where each domain's knowledge lies: top-share masks of every scope, their overlaps, and heat maps."""
     from geffect import api
     from geffect.cli import console
@@ -229,12 +229,12 @@ def _report(config: ReportConfig, *, json: bool) -> None:
     console.report(api.report(config), as_json=json)
 
 
-def _show_batch(config: ShowConfig) -> None:
+def _preview(config: PreviewConfig) -> None:
     """Print, colored, which tokens of a batch carry loss."""
     from geffect import api
     from geffect.cli import console
 
-    console.batch(api.show_batch(config))
+    console.batch(api.preview(config))
 
 
 def _doctor(config: DoctorConfig, *, json: bool) -> None:
@@ -246,13 +246,13 @@ def _doctor(config: DoctorConfig, *, json: bool) -> None:
         raise typer.Exit(1)
 
 
-verb("fit", FitConfig, _fit, **DRY_RUN, **RESUME)
+verb("fit", FinetuneConfig, _fit, **DRY_RUN, **RESUME)
 verb("unlearn", UnlearnConfig, _unlearn, **DRY_RUN, **RESUME)
-verb("localize", LocaliseConfig, _localize, **DRY_RUN)
+verb("localize", LocalizeConfig, _localize, **DRY_RUN)
 verb("inspect", InspectConfig, _inspect, **DRY_RUN, resume="go on where an unfinished inspection in --out stopped")
 verb("evaluate", EvaluateConfig, _evaluate, json="print metrics.json, and no table")
 verb("report", ReportConfig, _report, json="print each run's outcome and findings as JSON")
-verb("show-batch", ShowConfig, _show_batch)
+verb("preview", PreviewConfig, _preview)
 verb("doctor", DoctorConfig, _doctor, json="print the findings as a JSON list")
 
 

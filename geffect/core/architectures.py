@@ -12,8 +12,14 @@ from geffect.core.uses import LATER, short_pass
 from geffect.errors import GeffectError
 
 LOGGER = logging.getLogger(__name__)
-REWARDS = ("ForSequenceClassification", "ForTokenClassification", "ForRewardModel", "RewardModel",
-           "ForQuestionAnswering", "ForMultipleChoice")  # fmt: skip
+REWARDS = (
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForRewardModel",
+    "RewardModel",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+)
 CAUSAL = "a causal language model (decoder-only, with an output head over its vocabulary)"
 
 
@@ -44,8 +50,11 @@ def check_class(name: str, config: Any) -> None:
             CAUSAL, f"{name}, an encoder-decoder", "choose a decoder-only model, such as a Llama or Qwen"
         )
     if name.endswith(REWARDS):
-        raise GeffectError(CAUSAL, f"{name}, which scores texts and predicts no token",
-                           "name the causal language model it was made from")  # fmt: skip
+        raise GeffectError(
+            CAUSAL,
+            f"{name}, which scores texts and predicts no token",
+            "name the causal language model it was made from",
+        )
 
 
 def check_causal(base: nn.Module, answer: Any) -> None:
@@ -59,9 +68,12 @@ def check_causal(base: nn.Module, answer: Any) -> None:
         GeffectError: an earlier token's logits move with later tokens, by more than rounding.
     """
     if _differ(answer):
-        raise GeffectError(CAUSAL, f"{type(base).__name__}, whose predictions depend on later tokens too",
-                           "set is_decoder: true in its config.json (of XLM: causal: true) if it was trained as a "
-                           "decoder, or choose another model")  # fmt: skip
+        raise GeffectError(
+            CAUSAL,
+            f"{type(base).__name__}, whose predictions depend on later tokens too",
+            "set is_decoder: true in its config.json (of XLM: causal: true) if it was trained as a "
+            "decoder, or choose another model",
+        )
 
 
 def _differ(answer: Any) -> bool:
@@ -102,8 +114,9 @@ def check_runs(base: nn.Module) -> None:
         ) from error
     check_causal(base, answer)
     if _differ(beside_padding):
-        raise GeffectError(CAUSAL, f"{type(base).__name__}, whose predictions depend on padding on the right",
-                           "choose another model")  # fmt: skip
+        raise GeffectError(
+            CAUSAL, f"{type(base).__name__}, whose predictions depend on padding on the right", "choose another model"
+        )
 
 
 def _is_hooked(parameter: nn.Parameter) -> bool:
@@ -156,5 +169,10 @@ def tell(base: nn.Module, rest: dict[str, nn.Parameter], fate: str) -> None:
     """
     parts = sorted({".".join(name.split(".")[:2]) for name in rest})
     size = sum(parameter.numel() for parameter in rest.values())
-    LOGGER.warning("%s: its text decoder is measured; the other %d parameters (%s) are %s",
-                   type(base).__name__, size, ", ".join(parts), fate)  # fmt: skip
+    LOGGER.warning(
+        "%s: its text decoder is measured; the other %d parameters (%s) are %s",
+        type(base).__name__,
+        size,
+        ", ".join(parts),
+        fate,
+    )

@@ -164,9 +164,13 @@ def forward(model: nn.Module, batch: Mapping[str, Tensor], needs: Collection[str
 
 
 def logits_at(
-    model: nn.Module, batch: Mapping[str, Tensor], index: Tensor, *, hidden: bool = False,
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    index: Tensor,
+    *,
+    hidden: bool = False,
     call: Callable[..., Any] | None = None,
-) -> tuple[Tensor, tuple[Tensor, ...] | None]:  # fmt: skip
+) -> tuple[Tensor, tuple[Tensor, ...] | None]:
     """The logits at some positions of a batch; where the model takes ``logits_to_keep``, no others are computed.
 
     Args:
@@ -192,9 +196,11 @@ def logits_at(
     if logits.shape[:-1] == (len(index),):
         return logits, states
     if logits.shape[:-1] != shape:
-        raise GeffectError(f"logits of {shape[0]} × {shape[1]} positions, as many as inputs",
-                           " × ".join(map(str, logits.shape[:-1])),
-                           "merge or drop virtual tokens (prompt tuning) first")  # fmt: skip
+        raise GeffectError(
+            f"logits of {shape[0]} × {shape[1]} positions, as many as inputs",
+            " × ".join(map(str, logits.shape[:-1])),
+            "merge or drop virtual tokens (prompt tuning) first",
+        )
     return logits.flatten(0, 1)[index], states
 
 

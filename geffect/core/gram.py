@@ -122,8 +122,7 @@ class Gram:
         [[4.0, -4.0], [-4.0, 4.0]]
         """
         matrix = torch.tensor(
-            [[float(parts.get(row, 0.0)) for row in self.rows] for parts in combinations.values()],
-            dtype=torch.float64,
+            [[float(parts.get(row, 0.0)) for row in self.rows] for parts in combinations.values()], dtype=torch.float64
         )
         return Gram(tuple(combinations), {name: matrix @ g @ matrix.T for name, g in self.values.items()})
 
@@ -131,7 +130,8 @@ class Gram:
         """The inner products as a record's tidy frame has them, without a step.
 
         Args:
-            labels: parameter → label to sum under, such as `geffect.core.layers.Layout.groups`; none are summed by default.
+            labels: parameter → label to sum under, such as `geffect.core.layers.Layout.groups`; none are summed by
+                default.
             by: what the labels are, the name of their column: ``group`` or ``layer``.
 
         Returns:

@@ -101,12 +101,17 @@ class Untouched:
 
 def _refuse(changed: list[str], lost: list[str]) -> None:
     if lost:
-        raise GeffectError("passes that change no more than the first one did", f"{lost[0]} written into",
-                           "resume from the last checkpoint without watching this model")  # fmt: skip
+        raise GeffectError(
+            "passes that change no more than the first one did",
+            f"{lost[0]} written into",
+            "resume from the last checkpoint without watching this model",
+        )
     if changed:
-        raise GeffectError("a forward pass that leaves the trainable weights alone",
-                           f"{changed[0]} changed by it (now put back), so that gradients are of other weights",
-                           "take that out of the model's forward pass")  # fmt: skip
+        raise GeffectError(
+            "a forward pass that leaves the trainable weights alone",
+            f"{changed[0]} changed by it (now put back), so that gradients are of other weights",
+            "take that out of the model's forward pass",
+        )
 
 
 @dataclass(eq=False)
@@ -184,8 +189,9 @@ class _Found:
         """
         for container, held in self.containers.values():
             _refill(container, held)
-        lost = [each.name for each in self.tensors
-                if each.tensor._version != each.version and id(each.tensor) not in copies]  # fmt: skip
+        lost = [
+            each.name for each in self.tensors if each.tensor._version != each.version and id(each.tensor) not in copies
+        ]
         changed = [each for each in self.tensors if each.put_back(copies.get(id(each.tensor)))]
         self._versions.__exit__()  # what was written is undone, so a graph of the host's may go on using it
         return [each.name for each in changed if each.requires_grad], lost

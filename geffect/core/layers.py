@@ -70,8 +70,11 @@ def layout(model: nn.Module) -> Layout:
     layers, numel = {}, {}
     for name, parameter in named_trainable(model):
         if id(parameter) not in places:
-            raise GeffectError("every trainable parameter inside the decoder or its head", f"{name} outside",
-                               "freeze it, or move it out of the model")  # fmt: skip
+            raise GeffectError(
+                "every trainable parameter inside the decoder or its head",
+                f"{name} outside",
+                "freeze it, or move it out of the model",
+            )
         layers[name], numel[name] = places[id(parameter)], parameter.numel()
     return Layout(layers, numel, len(lists[0]))
 
@@ -139,7 +142,8 @@ def named_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Trainable parameters under the names they have in the unwrapped model, each tensor once.
 
     Args:
-        model: bare or wrapped; of a multimodal one its text decoder alone counts (`geffect.core.architectures.beside_text`).
+        model: bare or wrapped; of a multimodal one its text decoder alone counts
+            (`geffect.core.architectures.beside_text`).
 
     Yields:
         Name and parameter.
@@ -180,8 +184,11 @@ def block_list(base: nn.Module) -> tuple[str, nn.ModuleList]:
         lists = {name: module for name, module in lists.items() if module in inner}
     outermost = {n: m for n, m in lists.items() if not any(n.startswith(f"{o}.") for o in lists)}
     if not outermost:
-        raise GeffectError("a decoder whose blocks stand in a ModuleList", type(base).__name__,
-                           "use a Hugging Face causal language model")  # fmt: skip
+        raise GeffectError(
+            "a decoder whose blocks stand in a ModuleList",
+            type(base).__name__,
+            "use a Hugging Face causal language model",
+        )
     return max(outermost.items(), key=lambda item: sum(p.numel() for p in item[1].parameters()))
 
 
@@ -210,8 +217,11 @@ def parallel_lists(base: nn.Module) -> list[nn.ModuleList]:
         return [blocks]
     trace = Trace.of(base, _numbers([blocks]))
     if not trace.entered or len(blocks) == 1:
-        raise GeffectError("blocks in one ModuleList, or a pass over token ids that tells which run together",
-                           f"{', '.join(beside)} beside {path}", "use a model of two blocks or more")  # fmt: skip
+        raise GeffectError(
+            "blocks in one ModuleList, or a pass over token ids that tells which run together",
+            f"{', '.join(beside)} beside {path}",
+            "use a model of two blocks or more",
+        )
     return [blocks, *(each for each in beside.values() if _alternates(trace, each))]
 
 

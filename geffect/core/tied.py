@@ -72,8 +72,13 @@ def find_tie(model: nn.Module) -> Tie | None:
     if not isinstance(weight, nn.Parameter) or id(weight) not in names:
         return None
     embeds = set(embedding.modules()) if isinstance(embedding, nn.Module) else set()
-    heads = tuple((module, name) for module in head.modules() if module not in embeds
-                  for name, parameter in module._parameters.items() if parameter is weight)  # fmt: skip
+    heads = tuple(
+        (module, name)
+        for module in head.modules()
+        if module not in embeds
+        for name, parameter in module._parameters.items()
+        if parameter is weight
+    )
     return Tie(names[id(weight)], weight, heads, nn.Parameter(weight.data)) if heads else None
 
 

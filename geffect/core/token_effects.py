@@ -74,9 +74,11 @@ class TokenEffects:
 
 
 def token_effects(
-    model: nn.Module, batch: Mapping[str, Tensor], direction: Mapping[str, Tensor],
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    direction: Mapping[str, Tensor],
     groups: Mapping[str, str] | None = None,
-) -> TokenEffects:  # fmt: skip
+) -> TokenEffects:
     """What a direction does to the NLL of every labeled token of a batch.
 
     With G groups it takes G passes: one with the whole direction, one each for all groups but the last, whose part is
@@ -113,12 +115,18 @@ def _check(parameters: Mapping[str, nn.Parameter], direction: Mapping[str, Tenso
     for name, v in direction.items():
         shape = tuple(parameters[name].shape) if name in parameters else "none"
         if shape != tuple(v.shape):
-            raise GeffectError(f"a direction of this model, {name} of shape {shape}", f"{tuple(v.shape)}",
-                               "take its rows from the same model")  # fmt: skip
+            raise GeffectError(
+                f"a direction of this model, {name} of shape {shape}",
+                f"{tuple(v.shape)}",
+                "take its rows from the same model",
+            )
     for name, parameter in parameters.items():
         if parameter.dtype in (torch.bfloat16, torch.float16):
-            raise GeffectError(f"{name} in float32 for forward mode", str(parameter.dtype).removeprefix("torch."),
-                               "load the model with dtype float32")  # fmt: skip
+            raise GeffectError(
+                f"{name} in float32 for forward mode",
+                str(parameter.dtype).removeprefix("torch."),
+                "load the model with dtype float32",
+            )
 
 
 def _pushed(model: nn.Module, batch: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -149,8 +157,11 @@ def _nll(model: nn.Module, duals: Mapping[str, Tensor], batch: Mapping[str, Tens
         reason = str(error).strip().partition("\n")[0]
         if not any(word in reason for word in ("jvp", "forward AD", "forward mode")):
             raise  # no memory, say: not the architecture's doing
-        raise GeffectError(f"an architecture with a forward mode, as {type(model).__name__} has none", reason,
-                           "measure its rows by the Gram instead") from error  # fmt: skip
+        raise GeffectError(
+            f"an architecture with a forward mode, as {type(model).__name__} has none",
+            reason,
+            "measure its rows by the Gram instead",
+        ) from error
     return Outputs(logits, batch["labels"], index).nll
 
 

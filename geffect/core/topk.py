@@ -132,9 +132,10 @@ def magnitudes(tensor: Tensor) -> "np.ndarray[tuple[int], np.dtype[np.floating]]
     sizes = tensor.detach().reshape(-1).cpu().to(exact).abs().numpy()
     if np.isnan(sizes.max(initial=0)):
         raise GeffectError(
-            "a gradient of numbers to take the support of", f"{np.isnan(sizes).sum()} NaN in a tensor of {sizes.size}",
-            "lower the learning rate, or run without --support",
-        )  # fmt: skip
+            "a gradient of numbers to take the overlap of",
+            f"{np.isnan(sizes).sum()} NaN in a tensor of {sizes.size}",
+            "lower the learning rate, or run without --overlap",
+        )
     return sizes
 
 
@@ -236,7 +237,7 @@ def chance(share: float) -> float:
 
 
 @dataclass
-class Support:
+class Overlap:
     """The overlaps of named rows' masks, per parameter tensor.
 
     Attributes:

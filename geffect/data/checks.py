@@ -7,11 +7,11 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from geffect.core.forward import IGNORE_INDEX
-from geffect.data.load import RowSet, TextSet
+from geffect.data.load import ExampleSet, TextSet
 from geffect.errors import GeffectError
 
 if TYPE_CHECKING:
-    from geffect.data.encode import Encoded
+    from geffect.data.encode import EncodedExample
 
 LOGGER = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def control_texts(tokenizer: Any) -> set[str]:
     return {each for each in (*tokenizer.all_special_tokens, *(str(t) for t in added if t.special)) if each.strip()}
 
 
-def check_control_texts(tokenizer: Any, rows: RowSet) -> None:
+def check_control_texts(tokenizer: Any, rows: ExampleSet) -> None:
     """Raise where a question or an answer holds a control token's text: an answer would end at ``</s>``, say.
 
     Of a set of texts, which nothing cuts, it is told.
@@ -58,12 +58,14 @@ def check_control_texts(tokenizer: Any, rows: RowSet) -> None:
         told = "%d of %d texts of %s hold %r or another control token's text, which this tokenizer reads as that token"
         LOGGER.warning(told, count, len(rows), rows.name, text)
         return
-    raise GeffectError(f"questions and answers of {rows.name} without the texts of this tokenizer's control tokens",
-                       f"{text!r} in the {field} of row {index}, and such in {count} of {len(rows)} rows",
-                       "rewrite them in the file, or leave those rows out")  # fmt: skip
+    raise GeffectError(
+        f"questions and answers of {rows.name} without the texts of this tokenizer's control tokens",
+        f"{text!r} in the {field} of row {index}, and such in {count} of {len(rows)} rows",
+        "rewrite them in the file, or leave those rows out",
+    )
 
 
-def tell_unknown(tokenizer: Any, rows: Sequence["Encoded"], name: str) -> None:
+def tell_unknown(tokenizer: Any, rows: Sequence["EncodedExample"], name: str) -> None:
     """Warn of text that a tokenizer has no token for, and reads as its unknown token.
 
     Args:
@@ -79,7 +81,7 @@ def tell_unknown(tokenizer: Any, rows: Sequence["Encoded"], name: str) -> None:
         LOGGER.warning(told, count, len(rows), name, tokenizer.unk_token)
 
 
-def check_ids(rows: Sequence["Encoded"], vocabulary: int | None, name: str, pad_id: int = 0) -> None:
+def check_ids(rows: Sequence["EncodedExample"], vocabulary: int | None, name: str, pad_id: int = 0) -> None:
     """Raise where a token or a label is none of the model's.
 
     Args:
@@ -97,15 +99,20 @@ def check_ids(rows: Sequence["Encoded"], vocabulary: int | None, name: str, pad_
     for row in rows:
         ids = {*row.input_ids, *(label for label in row.labels if label != IGNORE_INDEX)}
         if wrong := sorted(each for each in ids if not 0 <= each < vocabulary):
-            raise GeffectError(f"token ids from 0 to {vocabulary - 1}, which the model's embedding has, in {name}",
-                               f"{wrong[-1] if wrong[-1] >= vocabulary else wrong[0]} in row {row.index}",
-                               remedy)  # fmt: skip
+            raise GeffectError(
+                f"token ids from 0 to {vocabulary - 1}, which the model's embedding has, in {name}",
+                f"{wrong[-1] if wrong[-1] >= vocabulary else wrong[0]} in row {row.index}",
+                remedy,
+            )
     if not 0 <= pad_id < vocabulary:
-        raise GeffectError(f"a padding token among the {vocabulary} of the model's embedding", str(pad_id),
-                           "choose another padding token in the tokenizer's files")  # fmt: skip
+        raise GeffectError(
+            f"a padding token among the {vocabulary} of the model's embedding",
+            str(pad_id),
+            "choose another padding token in the tokenizer's files",
+        )
 
 
-def tell_cut(sets: Mapping[str, Sequence["Encoded"]]) -> None:
+def tell_cut(sets: Mapping[str, Sequence["EncodedExample"]]) -> None:
     """Warn of examples that are cut.
 
     Args:

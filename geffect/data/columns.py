@@ -32,8 +32,11 @@ def settable(question: str, answer: str, text: str) -> tuple[Columns, ...]:
         GeffectError: question and answer are one column.
     """
     if question == answer:
-        raise GeffectError("two columns, one of questions and one of answers", f"{question!r} for both",
-                           "name another with --question-column or --answer-column")  # fmt: skip
+        raise GeffectError(
+            "two columns, one of questions and one of answers",
+            f"{question!r} for both",
+            "name another with --question-column or --answer-column",
+        )
     chats = () if text == CHATS["messages"] else (CHATS,)
     return {"question": question, "answer": answer}, KNOWUNDO, *chats, {"text": text}
 

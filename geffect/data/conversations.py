@@ -55,8 +55,11 @@ def each_reply(row: Mapping[str, Any], index: int, source: str) -> list[dict[str
     roles = [turn["role"] for turn in turns]
     replies = [i for i, role in enumerate(roles) if role == "assistant"]
     if not replies or roles[-1] != "assistant" or any(roles[i - 1 : i] != ["user"] for i in replies):
-        raise GeffectError(f"conversations in {source} whose assistant turns follow a user turn each, one at the end",
-                           f"{', '.join(roles) or 'no turn'} in row {index}", "correct its turns")  # fmt: skip
+        raise GeffectError(
+            f"conversations in {source} whose assistant turns follow a user turn each, one at the end",
+            f"{', '.join(roles) or 'no turn'} in row {index}",
+            "correct its turns",
+        )
     rest = {key: value for key, value in row.items() if key != "messages"}
     return [
         rest | {"question": turns[i - 1]["content"], "answer": turns[i]["content"], "before": turns[: i - 1]}
@@ -73,6 +76,7 @@ def _list(value: Any, index: int, source: str) -> Sequence[Any]:
 def _turn(value: Any, index: int, source: str) -> dict[str, str]:
     turn = {key: value.get(key) for key in ("role", "content")} if isinstance(value, Mapping) else {}
     if not turn or not all(isinstance(each, str) and each.strip() for each in turn.values()):
-        raise GeffectError(f"turns with a role and a content of text in {source}",
-                           f"{str(value)[:80]} in row {index}", FORM)  # fmt: skip
+        raise GeffectError(
+            f"turns with a role and a content of text in {source}", f"{str(value)[:80]} in row {index}", FORM
+        )
     return {key: str(each) for key, each in turn.items()}

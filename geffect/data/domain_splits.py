@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
-from geffect.config import LocaliseConfig, UnlearnConfig
+from geffect.config import LocalizeConfig, UnlearnConfig
 from geffect.core.splits import RISKS, domain_of, scope
 from geffect.data.domains import Domain, parse_domains
 from geffect.errors import GeffectError
 
 
-def domain_sets(config: UnlearnConfig | LocaliseConfig) -> tuple[list[Domain], list[Domain]]:
+def domain_sets(config: UnlearnConfig | LocalizeConfig) -> tuple[list[Domain], list[Domain]]:
     """A configuration's domains, and those with validation sets: as named, else a source's own.
 
     Args:

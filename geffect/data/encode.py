@@ -14,7 +14,7 @@ from torch import Tensor
 
 from geffect.core.forward import IGNORE_INDEX
 from geffect.data.checks import check_control_texts, tell_unknown
-from geffect.data.load import ChatSet, RowSet, TextSet
+from geffect.data.load import ChatSet, ExampleSet, TextSet
 from geffect.data.prompts import Prompt, Turn, has_template, render
 from geffect.errors import GeffectError
 
@@ -26,7 +26,7 @@ NO_TEMPLATE = "name one with --chat-template FILE, or leave the system turn and 
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedExample:
     """One row, or one chunk of a set of texts, as the model sees it.
 
     Attributes:
@@ -43,8 +43,8 @@ class Encoded:
 
 
 def encode_set(
-    tokenizer: Any, rows: RowSet, max_length: int = 512, context: int | None = None, prompt: Prompt = PINNED
-) -> list[Encoded]:
+    tokenizer: Any, rows: ExampleSet, max_length: int = 512, context: int | None = None, prompt: Prompt = PINNED
+) -> list[EncodedExample]:
     r"""Encode a set.
 
     Of questions and answers, the tokenizer's chat template is used where it has one, else ``Question: …\nAnswer: …``.
@@ -80,8 +80,8 @@ def encode_set(
 
 
 def encode_examples(
-    tokenizer: Any, rows: RowSet, max_length: int = 512, context: int | None = None, prompt: Prompt = PINNED
-) -> list[Encoded]:
+    tokenizer: Any, rows: ExampleSet, max_length: int = 512, context: int | None = None, prompt: Prompt = PINNED
+) -> list[EncodedExample]:
     """Encode a set, one encoding an example: texts are scored one each, where `encode_set` trains on their stream.
 
     A text is tokenized alone, with the special tokens that the tokenizer puts around any text, and cut at
@@ -106,18 +106,26 @@ def encode_examples(
     whole = [_tokenize(tokenizer, row["text"], special=True) for row in rows.rows]
     cut = sum(len(ids) > max_length for ids in whole)
     if cut:
-        LOGGER.warning("%d of %d texts of %s are longer than %d tokens: their first %d are scored (--max-length)",
-                       cut, len(whole), rows.name, max_length, max_length)  # fmt: skip
+        LOGGER.warning(
+            "%d of %d texts of %s are longer than %d tokens: their first %d are scored (--max-length)",
+            cut,
+            len(whole),
+            rows.name,
+            max_length,
+            max_length,
+        )
     kept = [ids[:max_length] or [pad_id_of(tokenizer)] for ids in whole]  # a model does not take a row of no token
-    return _within(context, rows, [Encoded(i, ids, [IGNORE_INDEX, *ids[1:]]) for i, ids in enumerate(kept)])
+    return _within(context, rows, [EncodedExample(i, ids, [IGNORE_INDEX, *ids[1:]]) for i, ids in enumerate(kept)])
 
 
-def _within(context: int | None, rows: RowSet, encoded: list[Encoded]) -> list[Encoded]:
+def _within(context: int | None, rows: ExampleSet, encoded: list[EncodedExample]) -> list[EncodedExample]:
     for row in encoded:
         if context is not None and len(row.input_ids) > context:
-            raise GeffectError(f"rows within the model's context of {context} tokens",
-                               f"{len(row.input_ids)} tokens in row {row.index} of {rows.name}",
-                               f"cut them with --max-length {context}")  # fmt: skip
+            raise GeffectError(
+                f"rows within the model's context of {context} tokens",
+                f"{len(row.input_ids)} tokens in row {row.index} of {rows.name}",
+                f"cut them with --max-length {context}",
+            )
     return encoded
 
 
@@ -146,19 +154,21 @@ def turn_end(tokenizer: Any, prompt: Prompt = PINNED) -> int | None:
     return next((i for i in _tokenize(tokenizer, after, special=False) if i == end or i in added), end)
 
 
-def _chunks(tokenizer: Any, texts: TextSet, max_length: int) -> list[Encoded]:
+def _chunks(tokenizer: Any, texts: TextSet, max_length: int) -> list[EncodedExample]:
     ids = _tokenize(tokenizer, "\n\n".join(row["text"] for row in texts.rows), special=False)
     if len(ids) < 2 or max_length < 2:
-        raise GeffectError(f"a token to learn after the first of a chunk of {texts.name}",
-                           f"{len(ids)} tokens in chunks of {max_length}",
-                           "name longer texts or raise --max-length")  # fmt: skip
+        raise GeffectError(
+            f"a token to learn after the first of a chunk of {texts.name}",
+            f"{len(ids)} tokens in chunks of {max_length}",
+            "name longer texts or raise --max-length",
+        )
     chunks = [ids[i : i + max_length] for i in range(0, len(ids) - 1, max_length)]
-    return [Encoded(i, chunk, [IGNORE_INDEX, *chunk[1:]]) for i, chunk in enumerate(chunks)]
+    return [EncodedExample(i, chunk, [IGNORE_INDEX, *chunk[1:]]) for i, chunk in enumerate(chunks)]
 
 
 def _encode(
-    tokenizer: Any, rows: RowSet, index: int, max_length: int, prompt: Prompt, end: int | None
-) -> Encoded:  # fmt: skip
+    tokenizer: Any, rows: ExampleSet, index: int, max_length: int, prompt: Prompt, end: int | None
+) -> EncodedExample:
     asked, text = _render(tokenizer, rows, index, prompt)
     plain = not has_template(tokenizer)
     ids, prompt_ids = (_tokenize(tokenizer, each, special=plain) for each in (text, asked))
@@ -167,12 +177,15 @@ def _encode(
     ids = whole[:max_length]
     labels = [IGNORE_INDEX] * min(start, len(ids)) + ids[start:]
     if len(ids) <= start:
-        raise GeffectError(f"a token to learn within {max_length} tokens in row {index} of {rows.name}",
-                           f"a prompt of {start} tokens", "raise --max-length or shorten the row")  # fmt: skip
-    return Encoded(index, ids, labels, len(whole) - len(ids))
+        raise GeffectError(
+            f"a token to learn within {max_length} tokens in row {index} of {rows.name}",
+            f"a prompt of {start} tokens",
+            "raise --max-length or shorten the row",
+        )
+    return EncodedExample(index, ids, labels, len(whole) - len(ids))
 
 
-def _render(tokenizer: Any, rows: RowSet, index: int, prompt: Prompt) -> tuple[str, str]:
+def _render(tokenizer: Any, rows: ExampleSet, index: int, prompt: Prompt) -> tuple[str, str]:
     """The text up to the answer, and all of it."""
     row = rows.rows[index]
     question, answer = row["question"].strip(), row["answer"].strip()
@@ -182,8 +195,11 @@ def _render(tokenizer: Any, rows: RowSet, index: int, prompt: Prompt) -> tuple[s
     start = _common_prefix(text, counterpart)
     for turn in (turn for turn in before if turn["role"] == "system"):
         if turn["content"].strip() not in text[:start]:
-            raise GeffectError("a chat template that renders the system turn", f"row {index} of {rows.name} without it",
-                               "choose another with --chat-template, or leave the system turn out")  # fmt: skip
+            raise GeffectError(
+                "a chat template that renders the system turn",
+                f"row {index} of {rows.name} without it",
+                "choose another with --chat-template, or leave the system turn out",
+            )
     if not text.startswith(answer, start):
         raise GeffectError(
             "a chat template that renders the answer as it is",
@@ -225,7 +241,7 @@ def _common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def collate(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
+def collate(rows: Sequence[EncodedExample], pad_id: int) -> dict[str, Tensor]:
     """Pad on the right.
 
     Args:

@@ -77,8 +77,9 @@ def _object(path: Path, number: int, line: str, *, texts: bool) -> Any:
         if isinstance(row, str) and not texts:
             raise Unreadable("a text")
     except Unreadable as error:
-        raise GeffectError(f"one JSON object a line in {path}", f"{error} in line {number}",
-                           "repair that line") from error  # fmt: skip
+        raise GeffectError(
+            f"one JSON object a line in {path}", f"{error} in line {number}", "repair that line"
+        ) from error
     return row
 
 

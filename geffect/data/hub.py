@@ -31,16 +31,18 @@ def hub_rows(name: str) -> list[Any]:
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise GeffectError(f"the datasets library for hub:{name}", str(error),
-                           "install it: pip install 'geffect[hub]'") from error  # fmt: skip
+        raise GeffectError(
+            f"the datasets library for hub:{name}", str(error), "install it: pip install 'geffect[hub]'"
+        ) from error
     config = parts[2] if len(parts) == 4 else None
     try:
         rows = load_dataset("/".join(parts[:2]), name=config, split=parts[-1]).to_list()
         rows = [plain(row) for row in rows]
     except Exception as error:  # each builder, reader and network layer below has errors of its own
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise GeffectError(f"a data set at hub:{name}", reason,
-                           "check the name, its configuration, its split and the network") from error  # fmt: skip
+        raise GeffectError(
+            f"a data set at hub:{name}", reason, "check the name, its configuration, its split and the network"
+        ) from error
     return _unfolded(rows)
 
 

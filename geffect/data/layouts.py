@@ -113,10 +113,7 @@ LAYOUTS: dict[str, Layout] = {
     "tofu": Layout("NAME.json", ("*.json",), _by_path, (QUESTIONS,)),
     "knowundo": Layout("DOMAIN/PART_train.json", ("*/*_train.json", "*/*_val.json"), _by_part, (KNOWUNDO,)),
     "muse": Layout(
-        "NAME.json",
-        ("**/*.json", "**/*.jsonl", "**/*.parquet", "**/*.txt"),
-        _by_path,
-        (QUESTIONS, VERBATIM, TEXTS),
+        "NAME.json", ("**/*.json", "**/*.jsonl", "**/*.parquet", "**/*.txt"), _by_path, (QUESTIONS, VERBATIM, TEXTS)
     ),
     "wmdp": Layout("NAME.jsonl", ("*.jsonl", "*.json", "*.parquet", "*/*.jsonl", "*/*.parquet"), _by_folder, (TEXTS,)),
 }

@@ -1,4 +1,4 @@
-"""Named sets: what ``--forget``, ``--retain``, ``--held`` and ``--train`` accept.
+"""Named sets: what ``--forget``, ``--retain``, ``--heldout`` and ``--train`` accept.
 
 A set is of questions and answers, or of texts. Each name may end in a slice ``[a:b]``, which chooses rows.
 
@@ -55,7 +55,7 @@ RESTORE = "restore the file, or name it by its path and its columns with --quest
 
 
 @dataclass(frozen=True)
-class RowSet:
+class ExampleSet:
     """Rows with the fields a model sees, text each.
 
     Attributes:
@@ -81,7 +81,7 @@ class RowSet:
         return hashlib.sha256(json.dumps(self.contents, ensure_ascii=False).encode()).hexdigest()
 
 
-class QASet(RowSet):
+class QASet(ExampleSet):
     """Questions with their answers; a row is one encoding, and its answer carries loss."""
 
     FIELDS = ("question", "answer")
@@ -100,7 +100,7 @@ class ChatSet(QASet):
         return [(*fields, *each) for fields, each in zip(super().contents, turns, strict=True)]
 
 
-class TextSet(RowSet):
+class TextSet(ExampleSet):
     """Texts, which are joined to one stream of tokens; all of it carries loss."""
 
     FIELDS = ("text",)
@@ -108,7 +108,7 @@ class TextSet(RowSet):
 
 def load_set(
     spec: str, data_dir: Path | None = None, question: str = "question", answer: str = "answer", text: str = "text"
-) -> RowSet:
+) -> ExampleSet:
     """Load a named set.
 
     Args:
@@ -146,7 +146,7 @@ def _end(spec: str, digits: str | None) -> int | None:
     return int(digits) if digits else None
 
 
-def _read(spec: str, rows: Sequence[dict[str, Any]], columns: Columns, chosen: slice) -> RowSet:
+def _read(spec: str, rows: Sequence[dict[str, Any]], columns: Columns, chosen: slice) -> ExampleSet:
     """A set of the rows that were chosen, once all of the file are seen to be text."""
     kind = TextSet if "text" in columns else ChatSet if "messages" in columns else QASet
     made: list[list[dict[str, Any]]] = []
@@ -189,18 +189,22 @@ def _builtin(rest: str) -> list[dict[str, Any]]:
     return BUILTIN[rest]()
 
 
-def _refuse_gaps(rows: RowSet, index: int) -> None:
+def _refuse_gaps(rows: ExampleSet, index: int) -> None:
     """Every field of what a file's row makes is text; of texts only, a corpus may have blank ones."""
     fields = [(field, row[field]) for row in rows.rows for field in rows.FIELDS]
     if isinstance(rows, ChatSet):
         fields += [("messages", turn["content"]) for row in rows.rows for turn in row["before"]]
     for field, value in fields:
         if not _is_text(value) or not (value.strip() or field == "text"):
-            raise GeffectError(f"text in the {field} of every row of {rows.name}", f"{value!r} in row {index}",
-                               "fill it in or remove the row")  # fmt: skip
+            raise GeffectError(
+                f"text in the {field} of every row of {rows.name}",
+                f"{value!r} in row {index}",
+                "fill it in or remove the row",
+            )
     if any(_halves_a_pair(value) for row in rows.rows for value in row.values()):
-        raise GeffectError(f"text that UTF-8 can spell in {rows.name}", f"half a surrogate pair in row {index}",
-                           "repair that row")  # fmt: skip
+        raise GeffectError(
+            f"text that UTF-8 can spell in {rows.name}", f"half a surrogate pair in row {index}", "repair that row"
+        )
 
 
 def _is_text(value: Any) -> bool:

@@ -6,9 +6,9 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from geffect.core.splits import domain_of, domains, of_role, role_of, scope, scopes
-from geffect.data.encode import Encoded
+from geffect.data.encode import EncodedExample
 
-Rows = dict[str, Encoded]
+Rows = dict[str, EncodedExample]
 STREAMS = {"retain": 1, "general": 3}  # 2 draws refusals, 4 random labels
 
 
@@ -24,10 +24,10 @@ def partner(num_rows: int, seed: int, epoch: int, row: int, stream: int = 1, pla
     return int(np.random.default_rng([seed, epoch, row, stream, *further]).integers(num_rows))
 
 
-class Together(Dataset[Rows]):
+class PairedDataset(Dataset[Rows]):
     """Rows of several sets that meet in a step; indexed by one position a set."""
 
-    def __init__(self, sets: Mapping[str, Sequence[Encoded]]) -> None:
+    def __init__(self, sets: Mapping[str, Sequence[EncodedExample]]) -> None:
         self.sets = dict(sets)
 
     def __len__(self) -> int:
@@ -38,7 +38,7 @@ class Together(Dataset[Rows]):
         return {name: rows[i] for (name, rows), i in zip(self.sets.items(), positions, strict=True)}
 
 
-class Meetings(Sampler[tuple[int, ...]]):
+class PairedSampler(Sampler[tuple[int, ...]]):
     """An epoch of forget rows, each with a row of every other set; ``set_epoch`` chooses which.
 
     Beside forget row i go a retain row and a general row, each drawn uniformly, and the alternative of row i: where

@@ -63,10 +63,14 @@ def render(tokenizer: Any, turns: Sequence[Turn], prompt: Prompt) -> str:
     try:
         _refuse_powers(template)
         with bounded(SECONDS, MEMORY), _clock(now):
-            return str(tokenizer.apply_chat_template(
-                [dict(turn) for turn in turns], chat_template=template, tokenize=False,
-                date_string=now.strftime("%d %b %Y"),
-            ))  # fmt: skip
+            return str(
+                tokenizer.apply_chat_template(
+                    [dict(turn) for turn in turns],
+                    chat_template=template,
+                    tokenize=False,
+                    date_string=now.strftime("%d %b %Y"),
+                )
+            )
     except Exception as error:  # a template raises whatever an expression can
         reason = " ".join((str(error).strip() or type(error).__name__).partition("\n")[0].split())
         raise GeffectError("a chat template that renders a question and its answer", reason, OTHER) from error
@@ -91,8 +95,9 @@ def _template(tokenizer: Any) -> str:
     if isinstance(template, Mapping):
         if "default" not in template:
             names = ", ".join(map(str, template))
-            raise GeffectError("one chat template, or a default among several", names,
-                               "choose one by name with --chat-template")  # fmt: skip
+            raise GeffectError(
+                "one chat template, or a default among several", names, "choose one by name with --chat-template"
+            )
         template = template["default"]
     if not isinstance(template, str):
         raise GeffectError("a chat template that is text", repr(template)[:80], OTHER)
@@ -130,8 +135,16 @@ def described(tokenizer: Any, prompt: Prompt) -> dict[str, Any]:
     }
 
 
-SETTINGS = ("add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces", "do_lower_case",
-            "legacy", "split_special_tokens", "spaces_between_special_tokens")  # fmt: skip
+SETTINGS = (
+    "add_bos_token",
+    "add_eos_token",
+    "add_prefix_space",
+    "clean_up_tokenization_spaces",
+    "do_lower_case",
+    "legacy",
+    "split_special_tokens",
+    "spaces_between_special_tokens",
+)
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:

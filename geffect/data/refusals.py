@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from geffect.data.files import read_rows
-from geffect.data.load import SPEC, QASet, RowSet
+from geffect.data.load import SPEC, ExampleSet, QASet
 from geffect.errors import GeffectError
 
 OPENINGS = (
@@ -74,8 +74,11 @@ class Answers:
             return [self.texts] * len(rows)
         for index, content in enumerate(rows.contents):
             if _asked(content) not in self.by_question:
-                raise GeffectError(f"answers in {self.name} to every question of {rows.name}",
-                                   f"none to that of row {index}", "add one, or name a set of texts")  # fmt: skip
+                raise GeffectError(
+                    f"answers in {self.name} to every question of {rows.name}",
+                    f"none to that of row {index}",
+                    "add one, or name a set of texts",
+                )
         return [self.by_question[_asked(content)] for content in rows.contents]
 
     @property
@@ -89,12 +92,12 @@ class Answers:
 BUILT_IN = Answers("built-in refusals", REFUSALS)
 
 
-def read_answers(spec: str, load: Callable[[str], RowSet]) -> Answers:
+def read_answers(spec: str, load: Callable[[str], ExampleSet]) -> Answers:
     """Read a set of other answers.
 
     Args:
-        spec: as of `geffect.data.load.load_set`; texts serve any question, answers that to which they belong. A ``.txt``
-            file, or a ``.jsonl`` file that is none (TOFU's), holds a text a line.
+        spec: as of `geffect.data.load.load_set`; texts serve any question, answers that to which they belong. A
+            ``.txt`` file, or a ``.jsonl`` file that is none (TOFU's), holds a text a line.
         load: loads a set by its name.
 
     Returns:

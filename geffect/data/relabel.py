@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from geffect.core.forward import IGNORE_INDEX
-from geffect.data.encode import Encoded
+from geffect.data.encode import EncodedExample
 
 
 def random_labels(
-    rows: Sequence[Encoded],
+    rows: Sequence[EncodedExample],
     vocabulary: int,
     special: Collection[int],
     seed: int,
@@ -44,7 +44,9 @@ def random_labels(
     return found
 
 
-def corrupted(row: Encoded, vocabulary: int, special: Collection[int], seed: int, draw: int = 0) -> Encoded:
+def corrupted(
+    row: EncodedExample, vocabulary: int, special: Collection[int], seed: int, draw: int = 0
+) -> EncodedExample:
     """Draw ⌊n/2⌋ of an answer's n positions anew, in inputs and labels alike (arXiv 2504.12681's official code).
 
     Positions are drawn with replacement; special tokens, the end of the answer among them, keep their place.
@@ -64,4 +66,4 @@ def corrupted(row: Encoded, vocabulary: int, special: Collection[int], seed: int
     places = np.flatnonzero((labels != IGNORE_INDEX) & ~np.isin(ids, list(special)))
     chosen = rng.choice(places, size=len(places) // 2) if len(places) else places
     ids[chosen] = labels[chosen] = rng.integers(vocabulary, size=len(chosen))
-    return Encoded(row.index, ids.tolist(), labels.tolist())
+    return EncodedExample(row.index, ids.tolist(), labels.tolist())

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from geffect.data.load import RowSet
+from geffect.data.load import ExampleSet
 
 LOGGER = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Shared:
         return f"{len(self.rows)} examples of {self.one} stand in {self.other}{near} (rows {first})"
 
 
-def shared_examples(sets: Mapping[str, RowSet]) -> Iterator[Shared]:
+def shared_examples(sets: Mapping[str, ExampleSet]) -> Iterator[Shared]:
     """Compare every two sets.
 
     Args:
@@ -51,7 +51,7 @@ def shared_examples(sets: Mapping[str, RowSet]) -> Iterator[Shared]:
             yield Shared(one, other, rows, sum(exact[one][i] not in same for i in rows))
 
 
-def tell_shared(sets: Mapping[str, RowSet]) -> None:
+def tell_shared(sets: Mapping[str, ExampleSet]) -> None:
     """Warn of examples that stand in two sets: what is forgotten cannot be kept, nor what is trained on be held out.
 
     Args:

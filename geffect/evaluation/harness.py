@@ -32,9 +32,13 @@ def check_tasks(names: Sequence[str], folder: Path | None) -> None:
 
 
 def harness(
-    model: nn.Module, tokenizer: Any, names: Sequence[str], folder: Path | None = None, limit: int = 0,
+    model: nn.Module,
+    tokenizer: Any,
+    names: Sequence[str],
+    folder: Path | None = None,
+    limit: int = 0,
     batch_size: int = 16,
-) -> Scores:  # fmt: skip
+) -> Scores:
     """Score a model on tasks of the harness, as it defines them; the model is left in the mode it was in.
 
     Args:
@@ -63,8 +67,9 @@ def harness(
             )
         except (OSError, ValueError) as error:  # a data hub out of reach is a ConnectionError
             reason = " ".join(str(error).split())
-            raise GeffectError(f"the data of {', '.join(names)}", reason, "connect to its hub, or correct the task") \
-                from error  # fmt: skip
+            raise GeffectError(
+                f"the data of {', '.join(names)}", reason, "connect to its hub, or correct the task"
+            ) from error
     results: dict[str, dict[str, Any]] = found["results"]
     return {name: _numbers(each) for name, each in results.items()}
 

@@ -34,14 +34,18 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95, seed: int =
         mean = float(present.mean())
     if not np.isfinite(mean) or np.ptp(present) == 0:
         return mean, mean, mean
-    found = bootstrap((present,), np.mean, n_resamples=2000, confidence_level=confidence, method="percentile",
-                      rng=np.random.default_rng(seed))  # fmt: skip
+    found = bootstrap(
+        (present,),
+        np.mean,
+        n_resamples=2000,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
     return mean, float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def geometric_interval(
-    values: Sequence[float], confidence: float = 0.95, seed: int = 0
-) -> tuple[float, float, float]:  # fmt: skip
+def geometric_interval(values: Sequence[float], confidence: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
     """A geometric mean over examples and its percentile bootstrap interval: exp of `mean_interval` of the logarithms.
 
     Args:

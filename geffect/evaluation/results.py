@@ -20,9 +20,11 @@ KEEP = ["set", "sha256", "index", "metric", "value"]
 
 
 def summary(
-    config: EvaluateConfig, examples: pd.DataFrame, reference: Values | None,
+    config: EvaluateConfig,
+    examples: pd.DataFrame,
+    reference: Values | None,
     told: Mapping[str, tuple[Mapping[str, float], Scores]],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Means with their intervals, and the numbers made of several sets.
 
     Args:
@@ -86,12 +88,16 @@ def _check_comparable(config: EvaluateConfig, name: str, theirs: pd.DataFrame, o
     one = ours["set"].iloc[0]
     if theirs["sha256"].unique().tolist() != ours["sha256"].unique().tolist():
         found = "no such set" if theirs.empty else f"other rows ({len(theirs)} values)"
-        raise GeffectError(f"the same {one} rows in {config.reference}", found,
-                           "evaluate the reference with the same sets and --limit")  # fmt: skip
+        raise GeffectError(
+            f"the same {one} rows in {config.reference}", found, "evaluate the reference with the same sets and --limit"
+        )
     lacking = set(DERIVED[name].rows) - set(theirs["metric"])
     if lacking:
-        raise GeffectError(f"{min(lacking)} of the {one} rows in {config.reference}, for {name}", "none",
-                           "evaluate the reference again, with the same --suite or --metric")  # fmt: skip
+        raise GeffectError(
+            f"{min(lacking)} of the {one} rows in {config.reference}, for {name}",
+            "none",
+            "evaluate the reference again, with the same --suite or --metric",
+        )
 
 
 @as_written

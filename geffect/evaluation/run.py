@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from geffect.config import EvaluateConfig
 from geffect.data.checks import tell_cut
 from geffect.data.encode import encode_examples
-from geffect.data.load import QASet, RowSet
+from geffect.data.load import ExampleSet, QASet
 from geffect.errors import GeffectError, visible
 from geffect.evaluation.harness import Scores, harness
 from geffect.evaluation.metrics.table import SHOTS, check_fields, metric
@@ -34,7 +34,7 @@ TASKS = "tasks.json"
 
 
 def evaluated(
-    config: EvaluateConfig, chosen: Sequence[tuple[Part, RowSet]], probe: Probe
+    config: EvaluateConfig, chosen: Sequence[tuple[Part, ExampleSet]], probe: Probe
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Every metric of every row under one probe of a model; what was computed before is taken from the cache, and said.
 
@@ -72,8 +72,14 @@ def tasks_of(config: EvaluateConfig, probe: Probe) -> Scores:
 
     def make(directory: Path) -> None:
         with probe.context():
-            found = harness(probe.loaded.model, probe.loaded.tokenizer, config.task, config.task_dir, config.limit,
-                            config.batch_size)  # fmt: skip
+            found = harness(
+                probe.loaded.model,
+                probe.loaded.tokenizer,
+                config.task,
+                config.task_dir,
+                config.limit,
+                config.batch_size,
+            )
         (directory / TASKS).write_text(json.dumps(found), encoding="utf-8")
 
     with _home("tasks", _tasks_key(config, probe), make) as directory:
@@ -89,7 +95,7 @@ def _tasks_key(config: EvaluateConfig, probe: Probe) -> str | None:
     return json.dumps([*content, [(str(each), file_sha256(each)) for each in files]])
 
 
-def view_of(config: EvaluateConfig, rows: RowSet, loaded: Loaded) -> View:
+def view_of(config: EvaluateConfig, rows: ExampleSet, loaded: Loaded) -> View:
     """A set under a model.
 
     Args:
@@ -103,11 +109,18 @@ def view_of(config: EvaluateConfig, rows: RowSet, loaded: Loaded) -> View:
     shots = read_set(config, config.shots).rows[:SHOTS] if config.shots else ()
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     most = min(config.max_new_tokens, context or config.max_new_tokens)  # a model that never ends would go on and on
-    return View(loaded.model, loaded.tokenizer, rows, partial(encode, config, loaded, by=encode_examples),
-                config.batch_size, most, shots)  # fmt: skip
+    return View(
+        loaded.model,
+        loaded.tokenizer,
+        rows,
+        partial(encode, config, loaded, by=encode_examples),
+        config.batch_size,
+        most,
+        shots,
+    )
 
 
-def rows_of(config: EvaluateConfig, part: Part) -> RowSet:
+def rows_of(config: EvaluateConfig, part: Part) -> ExampleSet:
     """The rows of a part, checked for what its metrics need.
 
     Args:
@@ -137,12 +150,12 @@ def _check_shots(config: EvaluateConfig) -> None:
         raise GeffectError(f"{SHOTS} rows in {config.shots}, for knowmem", str(len(shots.rows)), "name a larger set")
 
 
-def _sha256(rows: RowSet) -> str:
+def _sha256(rows: ExampleSet) -> str:
     """Of all columns: a wrong answer counts as much as the right one."""
     return hashlib.sha256(json.dumps(rows.rows, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def _key(config: EvaluateConfig, part: Part, rows: RowSet, probe: Probe) -> str | None:
+def _key(config: EvaluateConfig, part: Part, rows: ExampleSet, probe: Probe) -> str | None:
     """Everything a result depends on; None where the model's weights have no hash."""
     if probe.loaded.sha256 is None:
         return None
@@ -170,7 +183,7 @@ def _home(name: str, key: str | None, make: Callable[[Path], None]) -> Iterator[
         yield Path(scratch)
 
 
-def _write(config: EvaluateConfig, part: Part, rows: RowSet, probe: Probe, directory: Path) -> None:
+def _write(config: EvaluateConfig, part: Part, rows: ExampleSet, probe: Probe, directory: Path) -> None:
     with probe.context():
         view = view_of(config, rows, probe.loaded)
         tell_cut({part.name: view.encoded})
@@ -182,8 +195,10 @@ def _write(config: EvaluateConfig, part: Part, rows: RowSet, probe: Probe, direc
         for i, value in enumerate(each)
     ])
     frame.to_csv(directory / EXAMPLES, index=False)
-    texts = [{"set": part.name, "index": i, "question": row["question"], "true": row["answer"], "said": said}
-             for i, (row, said) in enumerate(_said(view))]  # fmt: skip
+    texts = [
+        {"set": part.name, "index": i, "question": row["question"], "true": row["answer"], "said": said}
+        for i, (row, said) in enumerate(_said(view))
+    ]
     write_texts(directory, texts)
 
 

@@ -20,9 +20,14 @@ Values = Mapping[tuple[str, str], Sequence[float]]  # (set, metric) → one a ro
 KEPT = ("probability", "rouge_l_recall", "retain_truth", "extraction_strength")
 CHOICES = ("probability_normalized", "rouge_l_recall", "retain_truth")
 FORGOTTEN = (
-    "probability", "rouge_l_recall", "forget_truth", "truth_ratio_geometric", "log_truth_ratio_geometric",
-    "extraction_strength", "exact_memorization",
-)  # fmt: skip
+    "probability",
+    "rouge_l_recall",
+    "forget_truth",
+    "truth_ratio_geometric",
+    "log_truth_ratio_geometric",
+    "extraction_strength",
+    "exact_memorization",
+)
 SUCCESS = ("accuracy", "perplexity", "loss")
 UTILITY = ("probability", "probability_normalized", "rouge_l_recall", "retain_truth")
 ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
@@ -110,16 +115,21 @@ def _named(text: str) -> tuple[str, str]:
 
 def _suite(config: EvaluateConfig) -> list[Part]:
     if config.suite == "builtin":
-        return [Part("forget", "builtin:authors/forget", FORGOTTEN),
-                *(Part(name, f"builtin:authors/{name}", KEPT) for name in ("retain", "held"))]  # fmt: skip
+        return [
+            Part("forget", "builtin:authors/forget", FORGOTTEN),
+            *(Part(name, f"builtin:authors/{name}", KEPT) for name in ("retain", "heldout")),
+        ]
     if config.suite == "tofu":
         forget = Part("forget", f"tofu:{config.split}_perturbed", FORGOTTEN)
         kinds = {"retain": KEPT, "real_authors": CHOICES, "world_facts": CHOICES}
         return [forget, *(Part(name, f"tofu:{name}_perturbed", each) for name, each in kinds.items())]
     if config.suite == "knowundo":
         validation = [domain.part("val") or domain for domain in parse_domains(config.domain)]
-        return [Part(scope(role, each.name), spec, SUCCESS) for each in validation
-                for role, spec in (("forget", each.unlearn), ("retain", each.retention))]  # fmt: skip
+        return [
+            Part(scope(role, each.name), spec, SUCCESS)
+            for each in validation
+            for role, spec in (("forget", each.unlearn), ("retain", each.retention))
+        ]
     return []
 
 
@@ -204,4 +214,4 @@ def totals(config: EvaluateConfig, means: Means, values: Values, reference: Valu
 
 
 def _utility_sets(config: EvaluateConfig) -> tuple[str, ...]:
-    return ("held",) if config.suite == "builtin" else ("retain", "real_authors", "world_facts")
+    return ("heldout",) if config.suite == "builtin" else ("retain", "real_authors", "world_facts")

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from geffect.config import EvaluateConfig, FitConfig
+from geffect.config import EvaluateConfig, FinetuneConfig
 from geffect.core.splits import role_of
-from geffect.data.load import RowSet
+from geffect.data.load import ExampleSet
 from geffect.errors import GeffectError, Interrupted
 from geffect.evaluation.calibration import calibrate, mixed
 from geffect.evaluation.metrics.memorization import extraction_strength
@@ -22,7 +22,7 @@ from geffect.models.cache import cached
 from geffect.models.load import Loaded, outline
 from geffect.training.setup import decides
 
-Chosen = Sequence[tuple[Part, RowSet]]
+Chosen = Sequence[tuple[Part, ExampleSet]]
 Load = Callable[[str], Loaded]
 
 
@@ -46,9 +46,14 @@ class Probe:
 
 
 def probes(
-    config: EvaluateConfig, spec: str, label: str, chosen: Chosen, load: Load, view: Callable[[RowSet, Loaded], View],
-    fit: Callable[[FitConfig], Path],
-) -> Iterator[Probe]:  # fmt: skip
+    config: EvaluateConfig,
+    spec: str,
+    label: str,
+    chosen: Chosen,
+    load: Load,
+    view: Callable[[ExampleSet, Loaded], View],
+    fit: Callable[[FinetuneConfig], Path],
+) -> Iterator[Probe]:
     """A model, then what ``--rounded``, ``--calibrate`` and ``--relearn`` make of it, one at a time.
 
     Args:
@@ -98,18 +103,22 @@ def check_probes(config: EvaluateConfig, chosen: Chosen) -> None:
         _relearning(config, "", chosen, Path())
 
 
-def _kept_rows(chosen: Chosen) -> RowSet:
-    found = {part.name: rows for part, rows in chosen if part.name in ("retain", "held")}
+def _kept_rows(chosen: Chosen) -> ExampleSet:
+    found = {part.name: rows for part, rows in chosen if part.name in ("retain", "heldout")}
     if not found:
         names = ", ".join(part.name for part, _ in chosen)
-        raise GeffectError("a set named held, or retain, for --calibrate", names, "add --set held=SET")
-    return found.get("held") or found["retain"]  # held: no gradient was drawn from it
+        raise GeffectError("a set named held, or retain, for --calibrate", names, "add --set heldout=SET")
+    return found.get("heldout") or found["retain"]  # heldout: no gradient was drawn from it
 
 
 def _calibrated(
-    config: EvaluateConfig, label: str, loaded: Loaded, start: Loaded, rows: RowSet,
-    view: Callable[[RowSet, Loaded], View],
-) -> Probe:  # fmt: skip
+    config: EvaluateConfig,
+    label: str,
+    loaded: Loaded,
+    start: Loaded,
+    rows: ExampleSet,
+    view: Callable[[ExampleSet, Loaded], View],
+) -> Probe:
     """The model mixed with its start so that the start's extraction strength on the kept set is kept (UWC)."""
     both = [decides(config, each) for each in (loaded, start)]
     loaded = replace(loaded, model=_merged(loaded.model))
@@ -120,8 +129,11 @@ def _calibrated(
             scores = [extraction_strength(each) for each in view(rows, loaded).scores()]
         known = [each for each in scores if each == each]
         if not known:
-            raise GeffectError(f"a row of {rows.name} with two labeled tokens, for --calibrate", "none",
-                               "name a set of longer rows or raise --max-length")  # fmt: skip
+            raise GeffectError(
+                f"a row of {rows.name} with two labeled tokens, for --calibrate",
+                "none",
+                "name a set of longer rows or raise --max-length",
+            )
         return sum(known) / len(known)
 
     def search(directory: Path) -> None:
@@ -142,15 +154,33 @@ def _merged(model: Any) -> Any:
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
-def _relearning(config: EvaluateConfig, spec: str, chosen: Chosen, out: Path) -> FitConfig:
+def _relearning(config: EvaluateConfig, spec: str, chosen: Chosen, out: Path) -> FinetuneConfig:
     train = [part.spec for part, _ in chosen if role_of(part.name) == "forget"]
     if not train:
         names = ", ".join(part.name for part, _ in chosen)
         raise GeffectError("a set named forget for --relearn", names, "add --set forget=SET")
     shared = config.model_dump(
-        include={"trust_remote_code", "data_dir", "question_column", "answer_column", "text_column", "max_length",
-                 "template_date", "system_prompt", "chat_template", "tokenizer", "dtype", "seed"}, exclude_none=True,
-    )  # fmt: skip
-    given = {"model": spec or config.model, "train": train, "steps": config.relearn, "out": out,
-             "learning_rate": config.relearn_rate}  # fmt: skip
-    return FitConfig.read(**(shared | given))
+        include={
+            "trust_remote_code",
+            "data_dir",
+            "question_column",
+            "answer_column",
+            "text_column",
+            "max_length",
+            "template_date",
+            "system_prompt",
+            "chat_template",
+            "tokenizer",
+            "dtype",
+            "seed",
+        },
+        exclude_none=True,
+    )
+    given = {
+        "model": spec or config.model,
+        "train": train,
+        "steps": config.relearn,
+        "out": out,
+        "learning_rate": config.relearn_rate,
+    }
+    return FinetuneConfig.read(**(shared | given))

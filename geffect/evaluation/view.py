@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from geffect.core.forward import IGNORE_INDEX
-from geffect.data.encode import Encoded, pad_id_of
-from geffect.data.load import QASet, RowSet
+from geffect.data.encode import EncodedExample, pad_id_of
+from geffect.data.load import ExampleSet, QASet
 from geffect.errors import GeffectError
 from geffect.evaluation.metrics.generation import generate, prompt_of
 from geffect.evaluation.metrics.tokenwise import TokenScores, token_scores
@@ -32,9 +32,15 @@ class View:
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, rows: RowSet, encode: Callable[[RowSet], list[Encoded]],
-        batch_size: int = 16, max_new_tokens: int = 200, shots: Sequence[Mapping[str, Any]] = (),
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        rows: ExampleSet,
+        encode: Callable[[ExampleSet], list[EncodedExample]],
+        batch_size: int = 16,
+        max_new_tokens: int = 200,
+        shots: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         self.model, self.tokenizer, self.rows = model, tokenizer, rows
         self.batch_size, self.max_new_tokens, self.shots = batch_size, max_new_tokens, shots
         self._encode, self.encoded = encode, encode(rows)
@@ -107,7 +113,7 @@ class View:
         found: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return found
 
-    def _scored(self, rows: Sequence[Encoded]) -> list[TokenScores]:
+    def _scored(self, rows: Sequence[EncodedExample]) -> list[TokenScores]:
         return token_scores(self.model, rows, pad_id_of(self.tokenizer), self.batch_size)
 
     def _of_column(self, field: str) -> list[list[TokenScores]]:

@@ -12,8 +12,21 @@ from geffect.training.run import where_it_is
 
 LOGGER = logging.getLogger(__name__)
 PROMPTS = ("template_date", "system_prompt", "chat_template", "tokenizer")
-FROM_RUN = ("forget", "retain", "held", "general", "data_dir", "question_column", "answer_column", "text_column",
-            "max_length", *PROMPTS, "lora", "seed", "batch_size")  # fmt: skip
+FROM_RUN = (
+    "forget",
+    "retain",
+    "heldout",
+    "general",
+    "data_dir",
+    "question_column",
+    "answer_column",
+    "text_column",
+    "max_length",
+    *PROMPTS,
+    "lora",
+    "seed",
+    "batch_size",
+)
 
 
 def completed(config: InspectConfig) -> InspectConfig:
@@ -31,8 +44,11 @@ def completed(config: InspectConfig) -> InspectConfig:
     found = _of_run(config.checkpoints)
     given = config.model_fields_set
     filled: dict[str, Any] = {name: found[name] for name in FROM_RUN if name in found and name not in given}
-    filled |= {new: found[old] for new, old in (("start", "model"), ("objective", "objective"))
-               if old in found and new not in given}  # fmt: skip
+    filled |= {
+        new: found[old]
+        for new, old in (("start", "model"), ("objective", "objective"))
+        if old in found and new not in given
+    }
     if "start" in filled:
         filled["start"] = where_it_is(filled["start"], (found.get("reference") or {}).get("path"))
     if "objective" not in given and "objective" not in found:
@@ -85,7 +101,8 @@ def as_run(config: InspectConfig, objective: str) -> UnlearnConfig:
     Returns:
         A configuration; it is never run.
     """
-    names = (*FROM_RUN, "dtype", "support", "mode")
+    names = (*FROM_RUN, "dtype", "overlap", "mode")
     shared = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
-    return UnlearnConfig.read(None, **shared, model=config.start or config.checkpoints[0], objective=objective,
-                              steps=1, out=config.out)  # fmt: skip
+    return UnlearnConfig.read(
+        None, **shared, model=config.start or config.checkpoints[0], objective=objective, steps=1, out=config.out
+    )

@@ -6,7 +6,7 @@ import psutil
 import torch
 
 from geffect.config import InspectConfig
-from geffect.data.encode import Encoded
+from geffect.data.encode import EncodedExample
 from geffect.data.shared import tell_shared
 from geffect.inspection.defaults import as_run, completed
 from geffect.inspection.places import places, readable
@@ -57,7 +57,7 @@ def plan_inspection(config: InspectConfig, *, resume: bool = False) -> dict[str,
     }
 
 
-def inspection_gb(config: InspectConfig, model: Any, encoded: dict[str, list[Encoded]]) -> float:
+def inspection_gb(config: InspectConfig, model: Any, encoded: dict[str, list[EncodedExample]]) -> float:
     """A rough estimate of the peak: weights, rows and a micro-batch's activations.
 
     Args:

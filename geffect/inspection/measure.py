@@ -7,7 +7,7 @@ from typing import Any
 from geffect.core.forward import Outputs, forward
 from geffect.core.gradients import trainable
 from geffect.core.tied import find_tie
-from geffect.data.encode import Encoded
+from geffect.data.encode import EncodedExample
 from geffect.errors import GeffectError
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.step import Step
@@ -31,7 +31,7 @@ class Given:
     """
 
     objective: Objective
-    sets: Mapping[str, list[Encoded]]
+    sets: Mapping[str, list[EncodedExample]]
     columns: Columns
     reference: Reference | None
     labels: Mapping[str, str]
@@ -39,14 +39,14 @@ class Given:
 
 
 def measurement(
-    model: Any, given: Given, support: float = 0.0, *, standard_errors: bool = False, keep: bool = False
+    model: Any, given: Given, overlap: float = 0.0, *, standard_errors: bool = False, keep: bool = False
 ) -> Measurement:
     """A measurement of one checkpoint, in evaluation mode.
 
     Args:
         model: the checkpoint's.
         given: objective and sets.
-        support: share of the largest entries in a row's mask.
+        overlap: share of the largest entries in a row's mask.
         standard_errors: go over the window's parts again.
         keep: hold the rows.
 
@@ -65,9 +65,16 @@ def measurement(
         return given.reference(here, outputs, needs)
 
     return Measurement(
-        trainable(model), run, given.objective, NoRectifier(), tie=find_tie(model), support=support, keep=keep,
-        standard_errors=standard_errors, labels=given.labels,
-    )  # fmt: skip
+        trainable(model),
+        run,
+        given.objective,
+        NoRectifier(),
+        tie=find_tie(model),
+        overlap=overlap,
+        keep=keep,
+        standard_errors=standard_errors,
+        labels=given.labels,
+    )
 
 
 def dataset_step(run: Measurement, parts: Sequence[Sequence[Mapping[str, Batch]]]) -> tuple[Step, Measured]:
@@ -90,6 +97,7 @@ def dataset_step(run: Measurement, parts: Sequence[Sequence[Mapping[str, Batch]]
     try:
         measured = step.finish()
     except FloatingPointError as error:
-        raise GeffectError("finite losses and gradients at every checkpoint", str(error),
-                           "inspect the checkpoints before it") from error  # fmt: skip
+        raise GeffectError(
+            "finite losses and gradients at every checkpoint", str(error), "inspect the checkpoints before it"
+        ) from error
     return step, measured

@@ -56,8 +56,11 @@ def places(given: Sequence[str]) -> list[Place]:
     found.sort(key=lambda place: place.step)
     for one, other in itertools.pairwise(found):
         if one.step == other.step:
-            raise GeffectError("checkpoints of one series", f"step {one.step} twice: {one.spec} and {other.spec}",
-                               "inspect one series at a time")  # fmt: skip
+            raise GeffectError(
+                "checkpoints of one series",
+                f"step {one.step} twice: {one.spec} and {other.spec}",
+                "inspect one series at a time",
+            )
     return found
 
 
@@ -68,8 +71,11 @@ def _expanded(given: str) -> list[str]:
         if below:
             return [str(each) for each in below]
         if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
-            raise GeffectError(f"checkpoint-N directories, a model or an adapter in {given}", "none of them",
-                               "name a run made with --save-every, or a Trainer's output directory")  # fmt: skip
+            raise GeffectError(
+                f"checkpoint-N directories, a model or an adapter in {given}",
+                "none of them",
+                "name a run made with --save-every, or a Trainer's output directory",
+            )
     return [given]
 
 
@@ -100,8 +106,11 @@ def readable(series: Sequence[Place], *, skip_broken: bool) -> list[Place]:
     for place, architecture in others:
         if (difference := _difference(expected, architecture)) is not None:
             wanted, got = difference
-            raise GeffectError(f"checkpoints of one architecture, {wanted} in {first.spec}", f"{got} in {place.spec}",
-                               "inspect them apart")  # fmt: skip
+            raise GeffectError(
+                f"checkpoints of one architecture, {wanted} in {first.spec}",
+                f"{got} in {place.spec}",
+                "inspect them apart",
+            )
     return [place for place, _ in found]
 
 

@@ -92,8 +92,11 @@ def _start_of(config: InspectConfig, load: Load) -> Loaded | None:
         return None
     loaded, expected = load(config.start), recorded_start(config)
     if expected not in (None, loaded.sha256):
-        raise GeffectError(f"the start that the run recorded (weights {str(expected)[:12]})",
-                           f"{config.start} (weights {str(loaded.sha256)[:12]})", "name it with --start")  # fmt: skip
+        raise GeffectError(
+            f"the start that the run recorded (weights {str(expected)[:12]})",
+            f"{config.start} (weights {str(loaded.sha256)[:12]})",
+            "name it with --start",
+        )
     if config.lora:
         loaded.model = add_lora(loaded.model, config.lora, config.seed)
     return loaded
@@ -132,7 +135,7 @@ def _line(step: int, loaded: Loaded, here: Ready) -> dict[str, Any]:
     """The numbers of one checkpoint; those of tokens and of single rows go to files of their own."""
     config, given = here.task.config, here.given
     singly = bool(config.tokens or config.points)
-    run = measurement(loaded.model, given, config.support, standard_errors=not config.one_pass, keep=singly)
+    run = measurement(loaded.model, given, config.overlap, standard_errors=not config.one_pass, keep=singly)
     taken, measured = dataset_step(run, here.parts)
     line = measured.line()
     if singly:
@@ -148,9 +151,7 @@ def _singly(loaded: Loaded, here: Ready, taken: Step) -> Iterator[tuple[str, dic
     config, given, size = here.task.config, here.given, here.task.config.batch_size
     if config.tokens:
         direction, tokenizer = taken.row("objective"), loaded.tokenizer
-        lines = token_lines(
-            loaded.model, tokenizer, here.evaluated, direction, given.pad_id, config.tokens, size
-        )  # fmt: skip
+        lines = token_lines(loaded.model, tokenizer, here.evaluated, direction, given.pad_id, config.tokens, size)
         yield from ((TOKENS, line | {"direction": "objective"}) for line in lines)
     if config.points:
         risks = {"unlearn": taken.row("forget"), "retain": taken.row("retain")}

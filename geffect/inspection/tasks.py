@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from geffect.config import InspectConfig, UnlearnConfig
-from geffect.data.encode import Encoded, pad_id_of
+from geffect.data.encode import EncodedExample, pad_id_of
 from geffect.errors import GeffectError
 from geffect.inspection.defaults import as_run
 from geffect.inspection.measure import Given
@@ -24,7 +24,7 @@ from geffect.training.aux_inputs import Columns, compute_columns
 from geffect.training.run import resolved, started, unfinished
 from geffect.training.setup import Start, read_start, training_sets
 
-EVALUATED = ("forget", "retain", "held")
+EVALUATED = ("forget", "retain", "heldout")
 FROM_START = frozenset({"ref_nll", "ref_logits", "ref_hidden"})
 Sink = Callable[..., None]
 
@@ -83,7 +83,7 @@ class Ready:
     given: Given
     parts: list[list[dict[str, Batch]]]
     points: dict[str, Objective]
-    evaluated: dict[str, list[Encoded]]
+    evaluated: dict[str, list[EncodedExample]]
     sink: Sink
 
 

@@ -10,17 +10,22 @@ from geffect.core.forward import IGNORE_INDEX, forward
 from geffect.core.gradients import NamedTensors
 from geffect.core.layers import layout
 from geffect.core.token_effects import token_effects
-from geffect.data.encode import Encoded, token_texts
+from geffect.data.encode import EncodedExample, token_texts
 from geffect.objectives.base import Objective
 from geffect.training.aux_inputs import Columns, collated
 
-HARMED = ("retain", "held")  # where the rows told are those whose risk is raised most; of others, least
+HARMED = ("retain", "heldout")  # where the rows told are those whose risk is raised most; of others, least
 
 
 def token_lines(
-    model: Any, tokenizer: Any, sets: Mapping[str, Sequence[Encoded]], direction: NamedTensors, pad_id: int,
-    count: int, batch_size: int,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+    model: Any,
+    tokenizer: Any,
+    sets: Mapping[str, Sequence[EncodedExample]],
+    direction: NamedTensors,
+    pad_id: int,
+    count: int,
+    batch_size: int,
+) -> Iterator[dict[str, Any]]:
     """The rows of each set that a direction serves worst, and its effect on each of their tokens.
 
     Args:
@@ -55,9 +60,14 @@ def token_lines(
 
 
 def point_lines(
-    model: Any, rows: Sequence[Encoded], columns: Columns, risks: Mapping[str, NamedTensors],
-    objectives: Mapping[str, Objective], pad_id: int, batch_size: int,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+    model: Any,
+    rows: Sequence[EncodedExample],
+    columns: Columns,
+    risks: Mapping[str, NamedTensors],
+    objectives: Mapping[str, Objective],
+    pad_id: int,
+    batch_size: int,
+) -> Iterator[dict[str, Any]]:
     """Every forget row's own effect on both risks (PG-effect, arXiv 2502.19301 §5), and objectives' weights on it.
 
     PG(s; D) = ⟨∇R(D), ∇log p(s)⟩, log p(s) the sum over the row's labeled tokens: what gradient ascent on s alone
@@ -99,7 +109,7 @@ def _row_means(model: Any, batch: Mapping[str, Tensor], direction: NamedTensors)
     return effects.by_row() / effects.labeled.sum(1)
 
 
-def _batches(rows: Sequence[Encoded], columns: Columns, pad_id: int, size: int) -> Iterator[dict[str, Tensor]]:
+def _batches(rows: Sequence[EncodedExample], columns: Columns, pad_id: int, size: int) -> Iterator[dict[str, Tensor]]:
     for i in range(0, len(rows), size):
         yield collated({"forget": rows[i : i + size]}, columns, pad_id)["forget"]
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from geffect.data.encode import Encoded
-from geffect.data.pairing import Meetings, Together
+from geffect.data.encode import EncodedExample
+from geffect.data.pairing import PairedDataset, PairedSampler
 from geffect.measurement.measurement import Batch
 from geffect.training.aux_inputs import Columns, collated
 
@@ -11,7 +11,7 @@ FEWEST = 2  # parts whose spread can be told
 
 
 def dataset_parts(
-    sets: Mapping[str, Sequence[Encoded]], columns: Columns, pad_id: int, batch_size: int
+    sets: Mapping[str, Sequence[EncodedExample]], columns: Columns, pad_id: int, batch_size: int
 ) -> list[list[dict[str, Batch]]]:
     """Every row of every set once: parts alike in their shares of all sets, each in micro-batches.
 
@@ -31,8 +31,9 @@ def dataset_parts(
     found = []
     for part in range(count):
         shares = {name: _share(rows, part, count) for name, rows in sets.items()}
-        chunks = {name: [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-                  for name, rows in shares.items()}  # fmt: skip
+        chunks = {
+            name: [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)] for name, rows in shares.items()
+        }
         longest = max(map(len, chunks.values()))
         found.append([
             collated(
@@ -59,12 +60,12 @@ def num_parts(smallest: int, batch_size: int) -> int:
     return min(smallest, max(FEWEST, -(-smallest // batch_size)))
 
 
-def _share(rows: Sequence[Encoded], part: int, count: int) -> Sequence[Encoded]:
+def _share(rows: Sequence[EncodedExample], part: int, count: int) -> Sequence[EncodedExample]:
     return rows[part * len(rows) // count : (part + 1) * len(rows) // count]
 
 
 def published_batches(
-    sets: Mapping[str, Sequence[Encoded]], columns: Columns, pad_id: int, batch_size: int, seed: int
+    sets: Mapping[str, Sequence[EncodedExample]], columns: Columns, pad_id: int, batch_size: int, seed: int
 ) -> Iterator[dict[str, Batch]]:
     """One pass over the forget rows, as many random rows of each other set beside them, as a run draws them.
 
@@ -78,6 +79,6 @@ def published_batches(
     Yields:
         Set → batch.
     """
-    met = [Together(sets)[each] for each in Meetings({name: len(rows) for name, rows in sets.items()}, seed)]
+    met = [PairedDataset(sets)[each] for each in PairedSampler({name: len(rows) for name, rows in sets.items()}, seed)]
     for i in range(0, len(met), batch_size):
         yield collated({name: [row[name] for row in met[i : i + batch_size]] for name in sets}, columns, pad_id)

@@ -265,8 +265,11 @@ def _count_nodes(node: Any, known: dict[int, int]) -> int:
         return known[id(node)]
     known[id(node)] = 0  # under way
     value = getattr(node, "value", None)
-    below = [part for pair in value for part in (pair if isinstance(pair, tuple) else (pair,))] \
-        if isinstance(value, list) else []  # fmt: skip
+    below = (
+        [part for pair in value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        if isinstance(value, list)
+        else []
+    )
     if isinstance(value, str) and len(value) > YAML_DIGITS and node.tag.endswith((":int", ":float", ":timestamp")):
         raise Unreadable(f"a number of {len(value)} digits")
     count = 1 + sum(_count_nodes(part, known) for part in below)

@@ -12,7 +12,7 @@ from geffect.core.effects import cosine
 from geffect.core.gradients import NamedTensors, add_scaled
 from geffect.core.gram import Gram, inner_products
 from geffect.core.splits import RISKS, of_role, role_of
-from geffect.core.topk import Support, count, empty, overlaps, pack, top_masks
+from geffect.core.topk import Overlap, count, empty, overlaps, pack, top_masks
 from geffect.errors import GeffectError
 from geffect.localization.importance import Importance
 from geffect.localization.selection import Masks
@@ -29,14 +29,14 @@ class Localization:
 
     Attributes:
         masks: share → scope → parameter → packed mask; empty ones are missing.
-        supports: share → the overlaps of the scopes' masks.
+        overlaps: share → the overlaps of the scopes' masks.
         gram: inner products of the scopes' mean gradients.
         magnitudes: scope → parameter → mean |ḡ| over its entries; ``forget`` is that of all domains' examples.
         examples: scope → N.
     """
 
     masks: dict[float, dict[str, Masks]]
-    supports: dict[float, Support] = field(default_factory=dict)
+    overlaps: dict[float, Overlap] = field(default_factory=dict)
     gram: Gram = field(default_factory=lambda: Gram(()))
     magnitudes: dict[str, dict[str, float]] = field(default_factory=dict)
     examples: dict[str, int] = field(default_factory=dict)
@@ -101,9 +101,13 @@ class Localization:
 
 
 def localize(
-    parameters: Mapping[str, nn.Parameter], losses: Mapping[str, Losses], shares: Sequence[float] = (0.1, 0.2),
-    importance: str = "mean_abs", *, masks_only: bool = False,
-) -> Localization:  # fmt: skip
+    parameters: Mapping[str, nn.Parameter],
+    losses: Mapping[str, Losses],
+    shares: Sequence[float] = (0.1, 0.2),
+    importance: str = "mean_abs",
+    *,
+    masks_only: bool = False,
+) -> Localization:
     """Find where each scope's knowledge lies.
 
     Args:
@@ -138,7 +142,7 @@ def localize(
         if not masks_only:
             means[scope] = kept
     names = list(parameters)
-    found.supports = {share: _support(masks, share, names) for share, masks in found.masks.items()}
+    found.overlaps = {share: _overlap(masks, share, names) for share, masks in found.masks.items()}
     if means:
         found.gram = Gram(tuple(means), {n: inner_products([row.get(n) for row in means.values()]) for n in names})
         found.magnitudes = _magnitudes(found.examples, means, names)
@@ -153,8 +157,8 @@ def _mask(found: Localization, scope: str, name: str, score: Tensor) -> None:
             del scopes[scope][name]
 
 
-def _support(scopes: Mapping[str, Masks], share: float, names: Sequence[str]) -> Support:
-    return Support(tuple(scopes), share, {n: overlaps([masks.get(n) for masks in scopes.values()]) for n in names})
+def _overlap(scopes: Mapping[str, Masks], share: float, names: Sequence[str]) -> Overlap:
+    return Overlap(tuple(scopes), share, {n: overlaps([masks.get(n) for masks in scopes.values()]) for n in names})
 
 
 def _magnitudes(

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from geffect.config import LocaliseConfig
+from geffect.config import LocalizeConfig
 from geffect.core.forward import IGNORE_INDEX, forward
-from geffect.data.encode import Encoded, collate, pad_id_of
+from geffect.data.encode import EncodedExample, collate, pad_id_of
 from geffect.data.relabel import corrupted, random_labels
 from geffect.errors import GeffectError
 from geffect.models.load import Loaded
@@ -18,7 +18,7 @@ Labels = Literal["random", "true", "corrupted"]
 
 
 def scope_losses(
-    config: LocaliseConfig, loaded: Loaded, rows: Mapping[str, list[Encoded]]
+    config: LocalizeConfig, loaded: Loaded, rows: Mapping[str, list[EncodedExample]]
 ) -> dict[str, Iterator[Callable[[], Tensor]]]:
     """A localization's losses, an example each, under one progress bar.
 
@@ -32,7 +32,7 @@ def scope_losses(
     """
     bar = tqdm(total=sum(map(len, rows.values())), unit="example", disable=None)
 
-    def told(scope_rows: list[Encoded]) -> Iterator[Callable[[], Tensor]]:
+    def told(scope_rows: list[EncodedExample]) -> Iterator[Callable[[], Tensor]]:
         losses = example_losses(loaded.model, loaded.tokenizer, scope_rows, config.labels, config.draws, config.seed)
         for loss in losses:
             yield loss
@@ -44,7 +44,7 @@ def scope_losses(
 
 
 def example_losses(
-    model: Any, tokenizer: Any, rows: Sequence[Encoded], labels: Labels = "random", draws: int = 3, seed: int = 0
+    model: Any, tokenizer: Any, rows: Sequence[EncodedExample], labels: Labels = "random", draws: int = 3, seed: int = 0
 ) -> Iterator[Callable[[], Tensor]]:
     """The losses of a set's examples, one forward pass each: token means, the mean over draws.
 
@@ -68,7 +68,7 @@ def example_losses(
     vocabulary, special = int(model.config.get_text_config().vocab_size), tokenizer.all_special_ids
     pad_id = pad_id_of(tokenizer)
 
-    def loss(row: Encoded) -> Tensor:
+    def loss(row: EncodedExample) -> Tensor:
         if labels == "corrupted":
             rows = [corrupted(row, vocabulary, special, seed, draw) for draw in range(draws)]
             return _finite(_mean(model, rows, pad_id), row)
@@ -81,23 +81,23 @@ def example_losses(
         yield lambda row=row: loss(row)  # type: ignore[misc]
 
 
-def _mean(model: Any, rows: Sequence[Encoded], pad_id: int) -> Tensor:
+def _mean(model: Any, rows: Sequence[EncodedExample], pad_id: int) -> Tensor:
     outputs = forward(model, _on_device(model, rows, pad_id))
     return (outputs.sequence_nll / outputs.mask.sum(1)).mean()
 
 
-def _relabeled(model: Any, row: Encoded, labels: Sequence[Tensor], pad_id: int) -> Tensor:
+def _relabeled(model: Any, row: EncodedExample, labels: Sequence[Tensor], pad_id: int) -> Tensor:
     outputs = forward(model, _on_device(model, [row], pad_id))
     drawn = torch.stack(list(labels)).to(outputs.logits.device)  # [draws, T]
     nlls = torch.stack([outputs.nll_of(each[None]) for each in drawn])
     return nlls.sum() / (drawn[:, 1:] != IGNORE_INDEX).sum()
 
 
-def _on_device(model: Any, rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
+def _on_device(model: Any, rows: Sequence[EncodedExample], pad_id: int) -> dict[str, Tensor]:
     return {name: tensor.to(model.device) for name, tensor in collate(rows, pad_id).items()}
 
 
-def _finite(loss: Tensor, row: Encoded) -> Tensor:
+def _finite(loss: Tensor, row: EncodedExample) -> Tensor:
     if not bool(loss.detach().isfinite()):
         found = f"{float(loss.detach())} in example {row.index}"
         raise GeffectError("finite losses to localize with", found, "look at the model with geffect doctor")

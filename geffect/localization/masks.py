@@ -10,7 +10,7 @@ from geffect.core.topk import unpack
 from geffect.localization.selection import Masks
 
 
-class Frozen:
+class GradientMask:
     """Two masks a tensor: which entries the forget side's gradients do not reach, and which the retain side's do not.
 
     A side is everything the objective back-propagates to that end. An entry that neither reaches never moves.

@@ -74,6 +74,9 @@ def region(
     found = [name for name in cosines if cosines[name] < low and magnitudes[name] > high]
     if not found:
         has = f"cosines from {limits[0].min():.3g} and magnitudes up to {limits[1].max():.3g}"
-        raise GeffectError(f"tensors with cosine < {low:.3g} and magnitude > {high:.3g} for memflex's region", has,
-                           "choose other thresholds, or memflex(mu=0.8, sigma=0.2, thresholds=quantile)")  # fmt: skip
+        raise GeffectError(
+            f"tensors with cosine < {low:.3g} and magnitude > {high:.3g} for memflex's region",
+            has,
+            "choose other thresholds, or memflex(mu=0.8, sigma=0.2, thresholds=quantile)",
+        )
     return found

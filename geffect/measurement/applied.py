@@ -29,17 +29,22 @@ class Applied:
         named: every recorded row as a combination of them.
         kept: the rows themselves, as they were before rectification; None where only a correction is asked for.
         embeds: row → the tied tensor's part as embedding.
-        masks: supports so far.
+        masks: overlaps so far.
     """
 
     def __init__(
-        self, run: Measurement, basis: Basis, named: Named, kept: dict[str, NamedTensors] | None,
-        embeds: Mapping[str, Tensor | None] | None, masks: Masks | None,
-    ) -> None:  # fmt: skip
+        self,
+        run: Measurement,
+        basis: Basis,
+        named: Named,
+        kept: dict[str, NamedTensors] | None,
+        embeds: Mapping[str, Tensor | None] | None,
+        masks: Masks | None,
+    ) -> None:
         self.run, self.basis, self.named, self.kept, self.embeds, self.masks = run, basis, named, kept, embeds, masks
         self.before = {name: local(parameter.detach()).clone() for name, parameter in run.parameters.items()}
-        if run.ledger is not None and kept is not None:
-            run.ledger.open()
+        if run.prediction is not None and kept is not None:
+            run.prediction.open()
 
     @torch.no_grad()
     def close(self, learning_rates: Mapping[str, float]) -> Measured | None:
@@ -69,8 +74,8 @@ class Applied:
         gram = basis.named(named, list(self.run.parameters))
         found = Measured({f"norm_{name}": norm(gram.total(), gram.rows, name) for name in names}, gram)
         if self.masks is not None:
-            found.support = self.masks.support(named, list(self.run.parameters), self.run.tie)
-        found.ledger = self.run.ledger.close() if self.run.ledger is not None else None
+            found.overlap = self.masks.overlap(named, list(self.run.parameters), self.run.tie)
+        found.prediction = self.run.prediction.close() if self.run.prediction is not None else None
         return found
 
     def _moved(self, name: str, *, free: bool = False) -> Tensor:
@@ -99,6 +104,6 @@ class Applied:
         basis.add(name, {**tensors, "update": update, "applied": applied}, self.embeds if tied else None)
         if self.masks is not None:
             self.masks.add(name, {"update": update, "applied": applied})
-        if self.run.ledger is not None:
+        if self.run.prediction is not None:
             gradient = self.run.parameters[name].grad
-            self.run.ledger.add(name, None if gradient is None else local(gradient), applied, lr)
+            self.run.prediction.add(name, None if gradient is None else local(gradient), applied, lr)

@@ -39,7 +39,14 @@ def published_estimates(
         the average of the objective's value.
     """
     alone = replace(
-        run, rectifier=NoRectifier(), ledger=None, support=0.0, standard_errors=False, keep=True, tie=None, frozen=None
+        run,
+        rectifier=NoRectifier(),
+        prediction=None,
+        overlap=0.0,
+        standard_errors=False,
+        keep=True,
+        tie=None,
+        frozen=None,
     )
     averages: dict[str, NamedTensors] = {row: {} for row in ROWS}
     value = 0.0

@@ -11,9 +11,9 @@ from geffect.core.fsdp import is_sharded
 from geffect.core.gradients import NamedTensors
 from geffect.core.gram import Gram
 from geffect.core.tied import Tie
-from geffect.core.topk import Support
-from geffect.localization.masks import Frozen
-from geffect.measurement.standard_errors import Spread
+from geffect.core.topk import Overlap
+from geffect.localization.masks import GradientMask
+from geffect.measurement.standard_errors import StandardErrors
 from geffect.objectives.base import Objective
 from geffect.rectifiers.registry import Rectifier
 
@@ -35,20 +35,20 @@ class Measured:
         scalars: ``loss_objective``, ``risk_forget``, ``risk_retain``, ``weight_mean`` (labeled tokens only) and the
             norms; a risk that no pass computed is missing.
         gram: the inner products of the named rows; None where the step was not measured.
-        support: overlaps of the rows' masks, where asked for.
-        ledger: predicted and measured change of the probe's risks, where asked for.
+        overlap: overlaps of the rows' masks, where asked for.
+        prediction: predicted and measured change of the probe's risks, where asked for.
         spread: of the window's micro-batches, where asked for.
     """
 
     scalars: dict[str, float]
     gram: Gram | None = None
-    support: Support | None = None
-    ledger: dict[str, Any] | None = None
-    spread: Spread | None = None
+    overlap: Overlap | None = None
+    prediction: dict[str, Any] | None = None
+    standard_errors: StandardErrors | None = None
 
     def line(self) -> dict[str, Any]:
         """What goes into a record: the scalars, and whatever else was measured under its name."""
-        others = {name: getattr(self, name) for name in ("gram", "support", "ledger", "spread")}
+        others = {name: getattr(self, name) for name in ("gram", "overlap", "prediction", "standard_errors")}
         return self.scalars | {name: value for name, value in others.items() if value is not None}
 
 
@@ -64,9 +64,9 @@ class Measurement:
         free_rows: take the forget row by algebra where the objective allows it; False back-propagates it apart.
         keep_dropout: the objective sees dropout, the risks do not: then no pass is shared and no row is free.
         tie: the tied tensor, whose risk rows are told apart by use.
-        support: share of the largest entries in a row's mask; 0 makes none.
+        overlap: share of the largest entries in a row's mask; 0 makes none.
         keep: hold the rows until the optimizer has stepped, and measure its update.
-        ledger: the probe whose risks' change is predicted and measured; implies ``keep``.
+        prediction: the probe whose risks' change is predicted and measured; implies ``keep``.
         standard_errors: go over the window's micro-batches again for the spread of their shares; implies ``keep``.
         labels: parameter → what the spread is summed under (itself where it is missing).
         frozen: the entries that updates leave alone; the gradients are masked before they are projected.
@@ -81,18 +81,18 @@ class Measurement:
     free_rows: bool = True
     keep_dropout: bool = False
     tie: Tie | None = None
-    support: float = 0.0
+    overlap: float = 0.0
     keep: bool = False
-    ledger: Any = None
+    prediction: Any = None
     standard_errors: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
-    frozen: Frozen | None = None
+    frozen: GradientMask | None = None
     state: NamedTensors = field(init=False)
     sharded: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.state, self.sharded = self.rectifier.init(), is_sharded(self.parameters)
-        self.keep = self.keep or self.ledger is not None or self.standard_errors
+        self.keep = self.keep or self.prediction is not None or self.standard_errors
 
     @property
     def differentiated(self) -> dict[str, nn.Parameter]:

@@ -21,7 +21,7 @@ from geffect.objectives.base import Counts, risk
 Batch = dict[str, Tensor]
 
 
-class Ledger:
+class PredictionCheck:
     """Opened before a step, fed every tensor of it, closed after it.
 
     Args:

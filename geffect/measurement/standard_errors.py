@@ -17,7 +17,7 @@ Shares = tuple[
 
 
 @dataclass
-class Spread:
+class StandardErrors:
     """Inner products of B micro-batches against their window's.
 
     Attributes:
@@ -34,9 +34,13 @@ class Spread:
 
 
 def spread(
-    window: Shares, micro_batches: Iterable[Shares], named: Mapping[str, Mapping[str, float]],
-    order: Sequence[str], labels: Mapping[str, str], tie: Tie | None,
-) -> Spread:  # fmt: skip
+    window: Shares,
+    micro_batches: Iterable[Shares],
+    named: Mapping[str, Mapping[str, float]],
+    order: Sequence[str],
+    labels: Mapping[str, str],
+    tie: Tie | None,
+) -> StandardErrors:
     """Compare the rows of each micro-batch with those of the window.
 
     Args:
@@ -51,8 +55,11 @@ def spread(
         The spread.
     """
     basis = list(dict.fromkeys(row for parts in named.values() for row in parts))
-    doubled = {f"{row}/{part}": {f"{each}/{part}": c for each, c in parts.items()}
-               for part in ("all", "one") for row, parts in named.items()}  # fmt: skip
+    doubled = {
+        f"{row}/{part}": {f"{each}/{part}": c for each, c in parts.items()}
+        for part in ("all", "one")
+        for row, parts in named.items()
+    }
     linearized: dict[str, list[Tensor]] = {}
     inside: dict[str, Tensor] = {}
     whole: dict[str, Tensor] = {}
@@ -65,7 +72,7 @@ def spread(
             inside[label] = inside.get(label, torch.zeros(())) + both[size:, size:]
         del shares  # or it would hold these rows while the next micro-batch's are made
     count = len(next(iter(linearized.values())))
-    return Spread(
+    return StandardErrors(
         tuple(named),
         {label: torch.stack(each) * count - whole[label] for label, each in linearized.items()},
         {label: (whole[label] - inside[label]) * count / (count - 1) for label in whole},

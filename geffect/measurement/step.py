@@ -13,12 +13,12 @@ from geffect.core.fsdp import as_part_of, local
 from geffect.core.gradients import NamedTensors, add_scaled
 from geffect.core.gram import Gram, inner_products
 from geffect.core.splits import RISKS, role_of
-from geffect.localization.masks import Frozen
+from geffect.localization.masks import GradientMask
 from geffect.measurement.applied import Applied
 from geffect.measurement.basis import Basis, added
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.passes import KEPT, Passes
-from geffect.measurement.standard_errors import Shares, Spread, spread
+from geffect.measurement.standard_errors import Shares, StandardErrors, spread
 from geffect.measurement.topk import Masks
 from geffect.objectives.base import Counts
 from geffect.rectifiers.registry import NoRectifier
@@ -45,7 +45,7 @@ class Step:
         self.basis = Basis(("objective", *forget, *retain, *others), run.tie)
         self.descends = MASKED if run.frozen else "objective"
         self.conflict = Gram(("objective", str(memory)))  # of its own, so that measuring changes no bit of the update
-        self.masks = Masks(run.support, sharded=run.sharded) if measure and run.support else None
+        self.masks = Masks(run.overlap, sharded=run.sharded) if measure and run.overlap else None
         self.kept: dict[str, NamedTensors] | None = {} if measure and run.keep else None
         self.kept_embeds: Tensors | None = None
         self.parts: list[list[Mapping[str, Batch]]] = []  # of the window, whose spread is told: its micro-batches
@@ -119,9 +119,9 @@ class Step:
         gram = self.basis.named(named, list(self.run.parameters))
         found = Measured(dict(scalars) | norms(gram), gram)
         if self.masks is not None:
-            found.support = self.masks.support(named, list(self.run.parameters), self.run.tie)
+            found.overlap = self.masks.overlap(named, list(self.run.parameters), self.run.tie)
         if len(self.parts) > 1:  # an epoch's last window may hold one, which says nothing of their spread
-            found.spread = self._spread()
+            found.standard_errors = self._spread()
         return found
 
     def _note(self, batches: Mapping[str, Batch], part: int | None) -> None:
@@ -129,11 +129,11 @@ class Step:
             self.parts.append([])
         self.parts[-1].append(batches)
 
-    def _spread(self) -> Spread:
+    def _spread(self) -> StandardErrors:
         """The micro-batches are gone through again, so that one row of them is held at a time."""
         run = self.run
         alone = replace(
-            run, rectifier=NoRectifier(), ledger=None, support=0.0, standard_errors=False, keep=True, frozen=None
+            run, rectifier=NoRectifier(), prediction=None, overlap=0.0, standard_errors=False, keep=True, frozen=None
         )
 
         def shares() -> Iterator[Shares]:
@@ -208,7 +208,7 @@ class Step:
         return row.get("")
 
     def _masked(
-        self, frozen: Frozen, name: str, forget: Tensor | None, kept: Tensor | None, retain: Tensor | None
+        self, frozen: GradientMask, name: str, forget: Tensor | None, kept: Tensor | None, retain: Tensor | None
     ) -> Tensors:
         """What freezing leaves of one tensor of either side and of the retain row; and the objective's, whole."""
         side = NamedTensors() if kept is None else {name: kept}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from geffect.core.distributed import summed
 from geffect.core.tied import BOTH, EMBED, HEAD, Tie
-from geffect.core.topk import Support, overlaps, pack, top_mask
+from geffect.core.topk import Overlap, overlaps, pack, top_mask
 from geffect.measurement.thresholds import top_mask_of_parts
 
 
@@ -36,7 +36,7 @@ class Masks:
             return top_mask_of_parts(tensor, self.share)
         return None if bool(tensor.isnan().any()) else top_mask(tensor, self.share)
 
-    def support(self, named: Mapping[str, Mapping[str, float]], order: Sequence[str], tie: Tie | None) -> Support:
+    def overlap(self, named: Mapping[str, Mapping[str, float]], order: Sequence[str], tie: Tie | None) -> Overlap:
         """Overlaps of all named rows; a row that is a multiple of another shares its mask.
 
         Args:
@@ -56,4 +56,4 @@ class Masks:
                 values |= {name + EMBED: nothing, name + HEAD: nothing, name + BOTH: counts}
             else:
                 values[name] = counts
-        return Support(tuple(named), self.share, values)
+        return Overlap(tuple(named), self.share, values)

@@ -31,18 +31,29 @@ def check_patterns(config: Any, names: Sequence[str]) -> None:
     Raises:
         GeffectError: the patterns take longer than `SECONDS`, or one is none.
     """
-    found = {key: _patterns(config, key) for key in ("target_modules", "exclude_modules", "layers_pattern",
-                                                     "rank_pattern", "alpha_pattern")}  # fmt: skip
+    found = {
+        key: _patterns(config, key)
+        for key in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern")
+    }
     for key, patterns in found.items():
         if not any(re.escape(each) != each.replace(".", r"\.") for each in patterns):
             continue  # plain names
         command = [sys.executable, "-I", "-S", "-c", MATCH]
         try:
-            subprocess.run(command, input=json.dumps([patterns, list(names)]), text=True, timeout=SECONDS, check=True,
-                           capture_output=True)  # fmt: skip
+            subprocess.run(
+                command,
+                input=json.dumps([patterns, list(names)]),
+                text=True,
+                timeout=SECONDS,
+                check=True,
+                capture_output=True,
+            )
         except subprocess.TimeoutExpired as error:
-            raise GeffectError(f"a {key} that is matched within {SECONDS:g} seconds in adapter_config.json",
-                               repr(patterns[0]), "name the modules in a list") from error  # fmt: skip
+            raise GeffectError(
+                f"a {key} that is matched within {SECONDS:g} seconds in adapter_config.json",
+                repr(patterns[0]),
+                "name the modules in a list",
+            ) from error
         except subprocess.CalledProcessError as error:
             reason = error.stderr.strip().rpartition("\n")[2]
             raise GeffectError(f"patterns as {key} in adapter_config.json", reason, "correct it") from error

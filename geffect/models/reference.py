@@ -70,8 +70,11 @@ def check_same_shape(model: nn.Module, reference: nn.Module) -> None:
     for name, shape in ours.items():
         if theirs.get(name) != shape:
             found = f"{name} of shape {theirs[name]}" if name in theirs else f"none named {name}"
-            raise GeffectError(f"a reference of the model's own architecture, with {name} of shape {shape}", found,
-                               "use the run's start as its reference")  # fmt: skip
+            raise GeffectError(
+                f"a reference of the model's own architecture, with {name} of shape {shape}",
+                found,
+                "use the run's start as its reference",
+            )
 
 
 def check_trainable(model: nn.Module) -> None:

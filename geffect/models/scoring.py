@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from geffect.core.forward import Outputs, forward
 from geffect.core.host_state import evaluation_mode
-from geffect.data.encode import Encoded, collate
+from geffect.data.encode import EncodedExample, collate
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Likelihood:
         return cls(risk / tokens, right / tokens, int(tokens), tuple(by_row[:, 0].tolist()), counts, rights)
 
 
-def likelihood(model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_size: int = 16) -> Likelihood:
+def likelihood(model: nn.Module, rows: Sequence[EncodedExample], pad_id: int, batch_size: int = 16) -> Likelihood:
     """Risk and token accuracy over a set; the model is left in the mode it was in.
 
     Args:
@@ -65,7 +65,7 @@ def row_scores(outputs: Outputs) -> Tensor:
     return torch.stack(parts, 1)
 
 
-def reference_nll(model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_size: int = 16) -> list[Tensor]:
+def reference_nll(model: nn.Module, rows: Sequence[EncodedExample], pad_id: int, batch_size: int = 16) -> list[Tensor]:
     """Token NLLs of every row under the model as it is now, in the rows' order.
 
     Args:
@@ -85,7 +85,7 @@ def reference_nll(model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_
 
 
 def outputs_of(
-    model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_size: int, needs: Collection[str] = ()
+    model: nn.Module, rows: Sequence[EncodedExample], pad_id: int, batch_size: int, needs: Collection[str] = ()
 ) -> Iterator[tuple[list[int], Outputs]]:
     """Batches of similar length, with the positions of their rows; ``needs`` as of `geffect.core.forward.forward`."""
     device = next(model.parameters()).device

@@ -65,8 +65,11 @@ def _check_surplus(directory: Path) -> None:
     named = set(read_json(index)["weight_map"].values()) if index.is_file() else {SINGLE}
     if surplus := sorted({each.name for each in directory.glob("*") if WEIGHTS.fullmatch(each.name)} - named):
         told = f"those that {INDEX} names" if index.is_file() else SINGLE
-        raise GeffectError(f"no weight files in {directory} but {told}", surplus[0],
-                           f"restore {INDEX} or the files that belong to it, and remove the others")  # fmt: skip
+        raise GeffectError(
+            f"no weight files in {directory} but {told}",
+            surplus[0],
+            f"restore {INDEX} or the files that belong to it, and remove the others",
+        )
 
 
 def check_config(source: str, content: Mapping[str, Any]) -> None:
@@ -85,8 +88,11 @@ def check_config(source: str, content: Mapping[str, Any]) -> None:
         elif LAYERS.fullmatch(str(key)) and isinstance(value, int | float) and not isinstance(value, bool):
             least = int(key in BLOCKS)
             if not least <= value <= MOST_LAYERS:
-                raise GeffectError(f"{key} from {least} to {MOST_LAYERS} in the config.json of {source}", f"{value}",
-                                   "restore the file")  # fmt: skip
+                raise GeffectError(
+                    f"{key} from {least} to {MOST_LAYERS} in the config.json of {source}",
+                    f"{value}",
+                    "restore the file",
+                )
 
 
 def check_size(directory: Path, parameters: int) -> None:
@@ -101,8 +107,11 @@ def check_size(directory: Path, parameters: int) -> None:
     """
     held = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
     if held and held * 8 < parameters * FEWEST_BITS:
-        raise GeffectError(f"all weights of the model in {directory}, {parameters} as its config.json says",
-                           f"files of {held} bytes", RESTORE)  # fmt: skip
+        raise GeffectError(
+            f"all weights of the model in {directory}, {parameters} as its config.json says",
+            f"files of {held} bytes",
+            RESTORE,
+        )
 
 
 def check_loaded(source: str, info: Mapping[str, Any], remedy: str = RESTORE) -> None:

@@ -6,8 +6,18 @@ from typing import Any
 
 from geffect.errors import GeffectError
 
-FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.spm", "*.tiktoken", "*.bpe.model",
-         "spiece.model", "sentencepiece.model", "tekken.json")  # fmt: skip
+FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "*.spm",
+    "*.tiktoken",
+    "*.bpe.model",
+    "spiece.model",
+    "sentencepiece.model",
+    "tekken.json",
+)
 SETTINGS, TEMPLATES = "tokenizer_config.json", ("chat_template.jinja", "chat_template.json")
 LARGEST = 1 << 20  # bytes of a template
 NONE = "none"

@@ -12,11 +12,16 @@ from geffect.monitoring.probes import ProbeSet
 from geffect.reports.run import Run
 
 SETTINGS = (
-    "learning_rate", "optim", "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "seed",
-)  # fmt: skip
+    "learning_rate",
+    "optim",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_grad_norm",
+    "seed",
+)
 
 
-class GEffectCallback(TrainerCallback):  # type: ignore[misc]
+class Callback(TrainerCallback):  # type: ignore[misc]
     """Measures the steps of any ``transformers.Trainer``, TRL's among them, and changes no bit of its training.
 
     The Trainer accumulates and clips before anybody can look; so the row is named ``applied_gradient``. See
@@ -36,14 +41,21 @@ class GEffectCallback(TrainerCallback):  # type: ignore[misc]
         GeffectError: when training begins: a set cannot be read, ``out`` is taken, a model is watched twice, or
             gradients are scaled (fp16), kept out of sight (DeepSpeed) or used in the backward pass.
 
-    >>> from geffect import GEffectCallback
-    >>> callback = GEffectCallback("builtin:authors/forget", "builtin:authors/retain[:40]", every=5)
+    >>> from geffect import Callback
+    >>> callback = Callback("builtin:authors/forget", "builtin:authors/retain[:40]", every=5)
     """
 
     def __init__(
-        self, forget: ProbeSet, retain: ProbeSet, *, tokenizer: Any = None, every: int = 1, update: bool = False,
-        batch_size: int = 8, out: Path | str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        forget: ProbeSet,
+        retain: ProbeSet,
+        *,
+        tokenizer: Any = None,
+        every: int = 1,
+        update: bool = False,
+        batch_size: int = 8,
+        out: Path | str | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
         self.watch: Watch | None = None
         self._make = partial(
@@ -95,8 +107,11 @@ def _refuse(args: Any) -> None:
     if getattr(args, "fp16", False):
         raise GeffectError("gradients as they are", "fp16, which scales them", "train with bf16=True")
     if getattr(args, "deepspeed", None):
-        raise GeffectError("gradients that lie in .grad", "DeepSpeed, which keeps its own",
-                           "shard with FSDP2 (fsdp_version: 2), or train with DDP")  # fmt: skip
+        raise GeffectError(
+            "gradients that lie in .grad",
+            "DeepSpeed, which keeps its own",
+            "shard with FSDP2 (fsdp_version: 2), or train with DDP",
+        )
 
 
 def _begins_again(args: Any, state: Any) -> bool:

@@ -47,7 +47,8 @@ class Watch:
     A measured step costs the forward and backward passes over both probe sets and the memory of two gradients, with
     ``update`` that of two more. Gradients that a scaler has scaled must be unscaled before ``step``.
 
-    The model, its hooks and the random states are left bit for bit as they were found (`geffect.core.host_state`). Hooks on
+    The model, its hooks and the random states are left bit for bit as they were found (`geffect.core.host_state`).
+    Hooks on
     parameters and backward hooks of modules do not run on the passes of a measured step, forward hooks do. Refused are
     post-accumulate-grad hooks, since an optimizer that steps in them leaves no gradient, and a model whose forward pass
     changes trainable weights.
@@ -70,10 +71,19 @@ class Watch:
     """
 
     def __init__(
-        self, model: nn.Module, forget: ProbeSet, retain: ProbeSet, *, tokenizer: Any = None, every: int = 1,
-        update: bool = False, batch_size: int = 8, out: Path | str | None = None,
-        settings: dict[str, Any] | None = None, training: object = None,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        forget: ProbeSet,
+        retain: ProbeSet,
+        *,
+        tokenizer: Any = None,
+        every: int = 1,
+        update: bool = False,
+        batch_size: int = 8,
+        out: Path | str | None = None,
+        settings: dict[str, Any] | None = None,
+        training: object = None,
+    ) -> None:
         if every < 1 or batch_size < 1:
             raise GeffectError("every and batch_size of at least 1", f"{every} and {batch_size}", "correct them")
         self.model, self.every, self.update, self.steps, self.training = model, every, update, 0, training
@@ -81,9 +91,11 @@ class Watch:
         given, known = {"forget": forget, "retain": retain}, num_tokens(unwrap(model))
         self.probes = {n: make_probe(n, each, tokenizer, batch_size, context, known) for n, each in given.items()}
         self.path = Path(out) if out is not None else _temporary(self)
-        self.settings = (settings or {}) | {name: probe.name for name, probe in self.probes.items()} | {
-            "every": every, "update": update, "batch_size": batch_size,
-        }  # fmt: skip
+        self.settings = (
+            (settings or {})
+            | {name: probe.name for name, probe in self.probes.items()}
+            | {"every": every, "update": update, "batch_size": batch_size}
+        )
         self._stack = contextlib.ExitStack()
         self._directory: RunDirectory | None = None  # held by the first process from `open` to `close`
         self._rows: dict[str, NamedTensors] | None = None  # of a measured step whose update is still to come
@@ -155,8 +167,11 @@ class Watch:
             return
         gradient = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         if not gradient:
-            raise GeffectError("gradients in .grad before the optimizer's step", f"none of {len(self.parameters)}",
-                               "call step() after backward() and before optimizer.step() and zero_grad()")  # fmt: skip
+            raise GeffectError(
+                "gradients in .grad before the optimizer's step",
+                f"none of {len(self.parameters)}",
+                "call step() after backward() and before optimizer.step() and zero_grad()",
+            )
         batches = {name: probe.batches for name, probe in self.probes.items()}
         risks, scores = risk_rows(self.model, self.parameters, batches, self.tie, self._untouched)
         rows = {GRADIENT: {name: local(each) for name, each in gradient.items()}} | risks
@@ -208,8 +223,11 @@ class Watch:
         if self._rows is not None:
             found = f"none after step {self._line['step']}, which is not recorded"
             self._rows = None
-            raise GeffectError("a call of updated() after every optimizer.step()", found,
-                               "call watch.updated(), or watch without update=True")  # fmt: skip
+            raise GeffectError(
+                "a call of updated() after every optimizer.step()",
+                found,
+                "call watch.updated(), or watch without update=True",
+            )
 
     def _check_lines(self, step: int) -> None:
         """A record that goes on holds a line for every step that was measured, from its first to this one."""
@@ -246,8 +264,11 @@ def _refuse_hidden(model: nn.Module) -> None:
     """Raise where a wrapper keeps gradients out of sight."""
     names = {type(module).__name__ for module in model.modules()}
     if hidden := sorted(names & {"FullyShardedDataParallel", "DeepSpeedEngine"}):
-        raise GeffectError("gradients that lie in .grad", f"a {hidden[0]}, which keeps its own",
-                           "shard with FSDP2 (fsdp_version: 2, fully_shard), or train with DDP")  # fmt: skip
+        raise GeffectError(
+            "gradients that lie in .grad",
+            f"a {hidden[0]}, which keeps its own",
+            "shard with FSDP2 (fsdp_version: 2, fully_shard), or train with DDP",
+        )
     is_sharded(trainable(model))
     _refuse_hooks(trainable(model))
 
@@ -256,9 +277,11 @@ def _refuse_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
     """Raise where an optimizer may step inside the backward pass: no gradient is left to look at then."""
     for name, parameter in parameters.items():
         if parameter._post_accumulate_grad_hooks:
-            raise GeffectError("gradients that stay in .grad until the optimizer steps",
-                               f"a post-accumulate-grad hook on {name}, as an optimizer in the backward pass has",
-                               "step the optimizer after the backward pass and remove the hooks")  # fmt: skip
+            raise GeffectError(
+                "gradients that stay in .grad until the optimizer steps",
+                f"a post-accumulate-grad hook on {name}, as an optimizer in the backward pass has",
+                "step the optimizer after the backward pass and remove the hooks",
+            )
 
 
 watch = Watch  # reads as a verb: with geffect.watch(model, …) as watch

@@ -23,13 +23,16 @@ GRADIENT, UPDATE = "applied_gradient", "update"
 
 
 def risk_rows(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Mapping[str, Sequence[Batch]], tie: Tie | None,
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    batches: Mapping[str, Sequence[Batch]],
+    tie: Tie | None,
     untouched: Untouched,
-) -> tuple[dict[str, NamedTensors], dict[str, Likelihood]]:  # fmt: skip
+) -> tuple[dict[str, NamedTensors], dict[str, Likelihood]]:
     """∇R of every set, R its token-mean NLL, and how well the model knows it.
 
-    The model is left as found (`geffect.core.host_state`), and hooks on its parameters do not run. Under DDP the wrapper is
-    passed by, so that it averages nothing behind the host's back.
+    The model is left as found (`geffect.core.host_state`), and hooks on its parameters do not run. Under DDP the
+    wrapper is passed by, so that it averages nothing behind the host's back.
 
     Args:
         model: wrapped or not.

@@ -8,12 +8,12 @@ from typing import Any
 
 from geffect.core.forward import IGNORE_INDEX
 from geffect.data.checks import check_ids, tell_cut
-from geffect.data.encode import Encoded, collate, encode_set, pad_id_of
-from geffect.data.load import RowSet, load_set
+from geffect.data.encode import EncodedExample, collate, encode_set, pad_id_of
+from geffect.data.load import ExampleSet, load_set
 from geffect.errors import GeffectError
 from geffect.measurement.measurement import Batch
 
-ProbeSet = str | RowSet | Sequence[Encoded] | Sequence[Mapping[str, Any]]
+ProbeSet = str | ExampleSet | Sequence[EncodedExample] | Sequence[Mapping[str, Any]]
 FORMS = "a set's name, geffect.load_set(…), or rows with input_ids and labels"
 
 
@@ -28,7 +28,7 @@ class Probe:
     """
 
     name: str
-    rows: list[Encoded]
+    rows: list[EncodedExample]
     batches: list[Batch]
 
     @property
@@ -61,16 +61,19 @@ def make_probe(
     for row in rows:
         if len(row.labels) != len(row.input_ids) or all(each == IGNORE_INDEX for each in row.labels[1:]):
             found = f"{len(row.labels)} labels of {len(row.input_ids)} tokens in row {row.index}"
-            raise GeffectError(f"a label for every token of the {role} set, and one that carries loss", found,
-                               "label the answer with its own ids and the prompt with -100")  # fmt: skip
+            raise GeffectError(
+                f"a label for every token of the {role} set, and one that carries loss",
+                found,
+                "label the answer with its own ids and the prompt with -100",
+            )
     pad_id = 0 if tokenizer is None else pad_id_of(tokenizer)
     check_ids(rows, vocabulary, f"the {role} set", pad_id)
     tell_cut({f"the {role} set": rows})
     return Probe(name, rows, [collate(rows[i : i + batch_size], pad_id) for i in range(0, len(rows), batch_size)])
 
 
-def _rows(role: str, given: ProbeSet, tokenizer: Any, context: int | None) -> tuple[str, list[Encoded]]:
-    if isinstance(given, str | RowSet):
+def _rows(role: str, given: ProbeSet, tokenizer: Any, context: int | None) -> tuple[str, list[EncodedExample]]:
+    if isinstance(given, str | ExampleSet):
         if tokenizer is None:
             raise GeffectError(f"a tokenizer to read the {role} set with", "none", "pass tokenizer=…")
         whole = load_set(given) if isinstance(given, str) else given
@@ -81,11 +84,11 @@ def _rows(role: str, given: ProbeSet, tokenizer: Any, context: int | None) -> tu
     return "rows", [_encoded(role, i, row) for i, row in enumerate(rows)]
 
 
-def _encoded(role: str, index: int, row: Any) -> Encoded:
-    if isinstance(row, Encoded):
-        return Encoded(index, row.input_ids, row.labels)
+def _encoded(role: str, index: int, row: Any) -> EncodedExample:
+    if isinstance(row, EncodedExample):
+        return EncodedExample(index, row.input_ids, row.labels)
     if not isinstance(row, Mapping) or not {"input_ids", "labels"} <= set(row):
         found = f"{', '.join(row)}" if isinstance(row, Mapping) else type(row).__name__
         raise GeffectError(f"{FORMS}, as the {role} set", f"{found} in row {index}", "tokenize and label it")
     ids, labels = ([int(each) for each in row[key]] for key in ("input_ids", "labels"))
-    return Encoded(index, ids, labels)
+    return EncodedExample(index, ids, labels)

@@ -5,20 +5,20 @@ from typing import Any
 
 from geffect.core.forward import IGNORE_INDEX
 from geffect.core.splits import role_of
-from geffect.data.encode import Encoded, turn_end
-from geffect.data.load import RowSet
+from geffect.data.encode import EncodedExample, turn_end
+from geffect.data.load import ExampleSet
 from geffect.data.shared import shared_examples
 from geffect.models.scoring import likelihood
 from geffect.preflight.finding import Finding
 from geffect.training.unlearn import KNOWN
 
 APART = "leave them out of one set: what is forgotten cannot be kept, and what is trained on is not held out"
-LOOK = "see them with geffect show-batch"
+LOOK = "see them with geffect preview"
 MEND = "mend the tokenizer's chat template so that it writes {{ bos_token }} once"
 CUT = "raise --max-length if rows were cut; else this tokenizer's end is another token"
 
 
-def shared(sets: Mapping[str, RowSet]) -> Iterator[Finding]:
+def shared(sets: Mapping[str, ExampleSet]) -> Iterator[Finding]:
     """Examples that stand in two sets, a pair each; one finding where there are none."""
     pairs = list(shared_examples(sets))
     if not pairs:
@@ -27,7 +27,7 @@ def shared(sets: Mapping[str, RowSet]) -> Iterator[Finding]:
         yield Finding(f"shared, {each.one} and {each.other}", "warning", str(each), APART)
 
 
-def masks(name: str, rows: Sequence[Encoded]) -> Finding:
+def masks(name: str, rows: Sequence[EncodedExample]) -> Finding:
     """The share of tokens that carry loss; a row whose only such token is its end has an empty answer."""
     labeled = [sum(label != IGNORE_INDEX for label in row.labels) for row in rows]
     share = sum(labeled) / sum(len(row.labels) for row in rows)
@@ -38,7 +38,7 @@ def masks(name: str, rows: Sequence[Encoded]) -> Finding:
     return Finding(f"masks, {name}", "good", found)
 
 
-def ends(name: str, rows: Sequence[Encoded], tokenizer: Any) -> Finding:
+def ends(name: str, rows: Sequence[EncodedExample], tokenizer: Any) -> Finding:
     """A beginning-of-sequence token, once, where the tokenizer itself puts one; an end that is learned."""
     title, bos, end = f"ends, {name}", tokenizer.bos_token_id, turn_end(tokenizer)
     puts = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
@@ -55,11 +55,11 @@ def ends(name: str, rows: Sequence[Encoded], tokenizer: Any) -> Finding:
     return Finding(title, "good", f"rows begin as plain texts do and end with a learned {token}")
 
 
-def known(name: str, rows: Sequence[Encoded], model: Any, pad_id: int) -> Finding:
+def known(name: str, rows: Sequence[EncodedExample], model: Any, pad_id: int) -> Finding:
     """Token accuracy and risk of the start."""
     scores = likelihood(model, rows, pad_id, 8)
     found = f"token accuracy {scores.accuracy:.3f}, risk {scores.risk:.3g} nats a token"
     if scores.accuracy >= KNOWN:
         return Finding(f"knows {name}", "good", found)
-    lost, remedy = f"{found}: this model does not know the set", "fit it first: geffect fit --train SET"
+    lost, remedy = f"{found}: this model does not know the set", "fit it first: geffect finetune --train SET"
     return Finding(f"knows {name}", "bad" if role_of(name) == "forget" else "warning", lost, remedy)

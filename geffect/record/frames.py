@@ -1,4 +1,4 @@
-"""A run's Grams and supports as tidy frames."""
+"""A run's Grams and overlaps as tidy frames."""
 
 import itertools
 import operator
@@ -70,8 +70,8 @@ def read_published(path: Path | str, by: str = "group", scheme: str = "paper_scr
 
 
 @as_written
-def read_support(path: Path | str, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
-    """The overlaps of the supports of a run's rows (`geffect.core.topk`), counted in entries.
+def read_overlap(path: Path | str, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
+    """The overlaps of the overlaps of a run's rows (`geffect.core.topk`), counted in entries.
 
     Args:
         path: the run directory.
@@ -83,13 +83,13 @@ def read_support(path: Path | str, by: str = "group", scheme: str = "thirds") ->
         counts; NaN where the union is empty); each unordered pair of two rows once.
 
     Raises:
-        GeffectError: no run is there, ``by`` is unknown, or no supports were recorded.
+        GeffectError: no run is there, ``by`` is unknown, or no overlaps were recorded.
     """
     path = Path(path)
     onto, names = _onto(path, by, scheme)
-    frames = [_overlap_frame(line, onto, names, by) for line in each_line(path) if line.get("support")]
+    frames = [_overlap_frame(line, onto, names, by) for line in each_line(path) if line.get("overlap")]
     if not frames:
-        raise GeffectError(f"supports in {path / STEPS}", "none", "run geffect unlearn with --support 0.1")
+        raise GeffectError(f"overlaps in {path / STEPS}", "none", "run geffect unlearn with --overlap 0.1")
     frame = pd.concat(frames, ignore_index=True)
     return frame.assign(jaccard=frame["intersection"] / frame["union"].where(frame["union"] > 0))
 
@@ -132,14 +132,14 @@ def _frame(found: Sequence[tuple[int, *Summed]], names: list[str], by: str) -> p
 
 
 def _overlap_frame(line: Mapping[str, Any], onto: list[int], names: list[str], by: str) -> pd.DataFrame:
-    rows = line["support"]["rows"]
+    rows = line["overlap"]["rows"]
     upper, (i, j) = np.triu_indices(len(rows)), np.triu_indices(len(rows), 1)
     counts = np.zeros((len(names), len(rows), len(rows)), dtype=np.int64)
-    counts[:, *upper] = _sums(line["support"], onto, len(names), np.int64)
+    counts[:, *upper] = _sums(line["overlap"], onto, len(names), np.int64)
     both = counts[:, i, j]
     either = counts[:, i, i] + counts[:, j, j] - both
     return _keys(line["step"], by, names, rows, i, j).assign(
-        intersection=both.ravel(), union=either.ravel(), share=line["support"]["share"]
+        intersection=both.ravel(), union=either.ravel(), share=line["overlap"]["share"]
     )
 
 

@@ -32,9 +32,9 @@ def write_localization(run: RunDirectory, found: Localization, recipe: Mapping[s
         recipe: what it was made of; it goes into every file.
     """
     path = run.path
-    for place, support in enumerate(found.supports.values()):
+    for place, overlap in enumerate(found.overlaps.values()):
         gram = {"gram": found.gram} if found.gram.rows and not place else {}
-        run.append({"step": 0} | gram | {"support": support})
+        run.append({"step": 0} | gram | {"overlap": overlap})
     (path / MASKS).mkdir()
     for share, scopes in found.masks.items():
         bits = {f"{scope}|{name}": mask for scope, masks in scopes.items() for name, mask in masks.items()}
@@ -53,7 +53,7 @@ def read_localization(path: Path | str) -> Localization:
         path: a directory of ``geffect localize``.
 
     Returns:
-        Masks, inner products, magnitudes and numbers of examples; the overlaps are read by `read_support`.
+        Masks, inner products, magnitudes and numbers of examples; the overlaps are read by `read_overlap`.
 
     Raises:
         GeffectError: none is there, or it cannot be read.
@@ -95,11 +95,15 @@ def check_localized(path: Path, sha256: str | None, shapes: Mapping[str, list[in
     if list(names) != list(shapes) or names != dict(shapes):
         other = next((n for n in (*shapes, *names) if names.get(n) != shapes.get(n)), "their order")
         here, there = (f"{table[other]}" if other in table else "none" for table in (shapes, names))
-        raise GeffectError(f"masks of the model's own trained parameters ({other}: {here})", f"{there} in {path}",
-                           remedy)  # fmt: skip
+        raise GeffectError(
+            f"masks of the model's own trained parameters ({other}: {here})", f"{there} in {path}", remedy
+        )
     if recipe["sha256"] != sha256:
-        raise GeffectError(f"masks made for these weights ({str(sha256)[:12]})",
-                           f"those of {recipe['model']} ({str(recipe['sha256'])[:12]}) in {path}", remedy)  # fmt: skip
+        raise GeffectError(
+            f"masks made for these weights ({str(sha256)[:12]})",
+            f"those of {recipe['model']} ({str(recipe['sha256'])[:12]}) in {path}",
+            remedy,
+        )
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A run's ledger: predicted against measured change of the probe's risks."""
+"""A run's prediction: predicted against measured change of the probe's risks."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ READINGS = ("gradient", "update")
 
 
 @as_written
-def read_ledger(path: Path | str) -> pd.DataFrame:
+def read_prediction(path: Path | str) -> pd.DataFrame:
     """Predicted and measured change of each probe risk, a step and reading a row (`geffect.measurement.prediction`).
 
     Args:
@@ -24,17 +24,24 @@ def read_ledger(path: Path | str) -> pd.DataFrame:
         of the whole run.
 
     Raises:
-        GeffectError: no run is there, or it kept no ledger.
+        GeffectError: no run is there, or it kept no prediction.
     """
     rows = [
-        {"step": line["step"], "risk": risk, "reading": reading, "predicted": entry[reading],
-         "measured": _difference(entry), "before": entry["before"], "after": entry["after"]}
+        {
+            "step": line["step"],
+            "risk": risk,
+            "reading": reading,
+            "predicted": entry[reading],
+            "measured": _difference(entry),
+            "before": entry["before"],
+            "after": entry["after"],
+        }
         for line in each_line(Path(path))
-        for risk, entry in (line.get("ledger") or {}).items()
+        for risk, entry in (line.get("prediction") or {}).items()
         for reading in READINGS
-    ]  # fmt: skip
+    ]
     if not rows:
-        raise GeffectError(f"a ledger in {Path(path) / STEPS}", "none", "run geffect unlearn with --ledger 16")
+        raise GeffectError(f"a prediction in {Path(path) / STEPS}", "none", "run geffect unlearn with --prediction 16")
     return pd.DataFrame(rows)
 
 

@@ -17,7 +17,7 @@ MADE_BY = {TOKENS: "make them with geffect inspect --tokens 3", POINTS: "make th
 RESTORE = "restore its files from a copy"
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
-NESTED = {"gram", "support", "ledger", "spread", "paper", "evaluation", "evaluation_rows", "stopped"}
+NESTED = {"gram", "overlap", "prediction", "standard_errors", "paper", "evaluation", "evaluation_rows", "stopped"}
 
 
 def as_written(
@@ -40,7 +40,7 @@ def as_written(
 
 @as_written
 def read_steps(path: Path | str) -> pd.DataFrame:
-    """A run's scalars: one row a step, evaluations as ``forget_risk``, ``held_accuracy`` and so on.
+    """A run's scalars: one row a step, evaluations as ``forget_risk``, ``heldout_accuracy`` and so on.
 
     Args:
         path: the run directory.
@@ -153,8 +153,11 @@ def _refuse_other_format(path: Path, content: dict[str, Any]) -> None:
     versions = content.get("versions")
     writer = f" (written by geffect {versions.get('geffect')})" if isinstance(versions, dict) else ""
     told = "no format, as before format 1" if found is None else f"format {found}"
-    raise GeffectError(f"a run in format {FORMAT}, which this geffect reads, in {path}", told + writer,
-                       "read it with the geffect that wrote it, or make it again from its config.yaml")  # fmt: skip
+    raise GeffectError(
+        f"a run in format {FORMAT}, which this geffect reads, in {path}",
+        told + writer,
+        "read it with the geffect that wrote it, or make it again from its config.yaml",
+    )
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -45,8 +45,11 @@ def check_same_start(path: Path, environment: Mapping[str, Any]) -> None:
     begun, now = (str(each["start"]["sha256"])[:12] for each in (read_environment(path), environment))
     if begun != now:
         where = environment["start"]["path"]
-        raise GeffectError(f"the start of {path} (weights {begun})", f"{where} (weights {now})",
-                           "restore it, or name where it is now with --model")  # fmt: skip
+        raise GeffectError(
+            f"the start of {path} (weights {begun})",
+            f"{where} (weights {now})",
+            "restore it, or name where it is now with --model",
+        )
 
 
 @as_written
@@ -64,8 +67,11 @@ def check_same_data(path: Path | str, environment: Mapping[str, Any]) -> None:
     for name, now in environment["data"].items():
         if begun.get(name) != now:
             what = name if name in ("masks", "answers") else f"{name} set"
-            raise GeffectError(f"the {what} of {path} (sha256 {str(begun.get(name, {}).get('sha256'))[:12]})",
-                               f"another (sha256 {now['sha256'][:12]})", "restore its file")  # fmt: skip
+            raise GeffectError(
+                f"the {what} of {path} (sha256 {str(begun.get(name, {}).get('sha256'))[:12]})",
+                f"another (sha256 {now['sha256'][:12]})",
+                "restore its file",
+            )
     for name, then in recorded_prompts(Path(path)).items():
         if environment["prompts"].get(name) != then:
             remedy = f"restore its tokenizer's files, or start anew; {ENVIRONMENT} records what it was"
@@ -109,8 +115,11 @@ def check_lines(path: Path, expected: Sequence[int]) -> None:
     for number, (step, here) in enumerate(itertools.zip_longest(expected, found[: len(expected)]), start=1):
         if here != step or counts[step] > 1:
             told = f"{counts[step]} of it" if counts[step] > 1 else "none" if here is None else f"that of step {here}"
-            raise GeffectError(f"the line of step {step}, once, as line {number} of {path / STEPS}", told,
-                               "restore the file from a copy, or begin again with another --out")  # fmt: skip
+            raise GeffectError(
+                f"the line of step {step}, once, as line {number} of {path / STEPS}",
+                told,
+                "restore the file from a copy, or begin again with another --out",
+            )
 
 
 def steps_of(path: Path) -> list[int | None]:

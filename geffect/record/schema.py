@@ -46,7 +46,7 @@ class Lines:
         self._evaluation(line)
 
     def _order(self, line: Mapping[str, Any]) -> None:
-        step, shares = line.get("step"), set(line) == {"step", "support"}  # one a share, of a localization
+        step, shares = line.get("step"), set(line) == {"step", "overlap"}  # one a share, of a localization
         if type(step) is not int or not 0 <= step <= MOST_STEPS:
             raise ValueError(f"{step!r:.50} for a step")
         if step < self.last or (step == self.last and not (self.repeats or shares)):
@@ -182,7 +182,7 @@ def _gram(part: Any, table: Table | None) -> None:
         check(not whole or least >= -NEGATIVE * most, f"a squared norm of {least:.3g} in {name}")
 
 
-def _support(part: Any, table: Table | None) -> None:
+def _overlap(part: Any, table: Table | None) -> None:
     _rows(part, "share", "values")
     _within("share", part["share"], 0, 1)
     _triangles(part, table, (int,), empty=False)
@@ -200,10 +200,10 @@ def _spread(part: Any, _: Table | None) -> None:
             check(len(each) == pairs, f"{len(each)} products of {size} gradients in a spread")
 
 
-def _ledger(part: Any, _: Table | None) -> None:
-    check(isinstance(part, dict), f"{part!r:.50} for a ledger")
+def _prediction(part: Any, _: Table | None) -> None:
+    check(isinstance(part, dict), f"{part!r:.50} for a prediction")
     for each in part.values():
-        check(isinstance(each, dict) and {"before", "after"} <= set(each), f"{each!r:.50} in a ledger")
+        check(isinstance(each, dict) and {"before", "after"} <= set(each), f"{each!r:.50} in a prediction")
         _numbers([value for value in each.values() if not isinstance(value, dict)], empty=True)
 
 
@@ -224,7 +224,15 @@ def _rates(part: Any, _: Table | None) -> None:
 
 Check = Callable[[Any, Table | None], None]
 CHECKS: Mapping[str, Check] = {
-    "gram": _gram, "support": _support, "spread": _spread, "ledger": _ledger, "paper": _paper,
-    "evaluation": _named, "evaluation_rows": _named, "stopped": _named, "lr": _rates, "seconds": _rates,
-}  # fmt: skip
+    "gram": _gram,
+    "overlap": _overlap,
+    "standard_errors": _spread,
+    "prediction": _prediction,
+    "paper": _paper,
+    "evaluation": _named,
+    "evaluation_rows": _named,
+    "stopped": _named,
+    "lr": _rates,
+    "seconds": _rates,
+}
 KINDS: Mapping[str, type[Any]] = {"parameters": dict, "data": dict, "batch": dict, "versions": dict}

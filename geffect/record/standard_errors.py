@@ -35,7 +35,7 @@ def read_standard_errors(path: Path | str, by: str = "group", scheme: str = "thi
         raise GeffectError("by among total, group, layer", repr(by), "choose one of these")
     groups = layer_groups(read_environment(path)["parameters"]["num_blocks"], scheme)
     names = {"total": lambda _: "total", "group": groups.__getitem__, "layer": str}[by]
-    frames = [_frame(line, by, names) for line in each_line(path) if line.get("spread")]
+    frames = [_frame(line, by, names) for line in each_line(path) if line.get("standard_errors")]
     if not frames:
         remedy = "run geffect unlearn with --standard-errors"
         raise GeffectError(f"standard errors in {path / STEPS}", "none", remedy)
@@ -43,7 +43,7 @@ def read_standard_errors(path: Path | str, by: str = "group", scheme: str = "thi
 
 
 def _frame(line: Mapping[str, Any], by: str, names: Any) -> pd.DataFrame:
-    spread = line["spread"]
+    spread = line["standard_errors"]
     labels = [names(layer) for layer in spread["labels"]]
     known = sorted(dict.fromkeys(labels), key=depth)
     onto = [known.index(label) for label in labels]

@@ -47,6 +47,7 @@ def read_points(path: Path | str) -> pd.DataFrame:
     Raises:
         GeffectError: there is no such record, or it holds none.
     """
-    lines = [{k: v for k, v in line.items() if k != "weights"} | line["weights"]
-             for line in each_line(Path(path), POINTS)]  # fmt: skip
+    lines = [
+        {k: v for k, v in line.items() if k != "weights"} | line["weights"] for line in each_line(Path(path), POINTS)
+    ]
     return pd.DataFrame(lines).astype({"reference_nll": float})

@@ -16,9 +16,9 @@ from torch import Tensor
 from geffect.core.gram import Gram
 from geffect.core.launch import launched
 from geffect.core.layers import Layout
-from geffect.core.topk import Support
+from geffect.core.topk import Overlap
 from geffect.errors import GeffectError
-from geffect.measurement.standard_errors import Spread
+from geffect.measurement.standard_errors import StandardErrors
 
 STEPS, ENVIRONMENT, CONFIG, METRICS, DONE = "steps.jsonl", "environment.json", "config.yaml", "metrics.json", "DONE"
 FORMAT = 1  # of a run directory: the first key of its environment; a change that an older reader misreads raises it
@@ -175,12 +175,12 @@ def layout_to_json(layout: Layout) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON's own types; a Gram or a Support as its upper triangles."""
+    """JSON's own types; a Gram or a Overlap as its upper triangles."""
     if isinstance(value, Gram):
         return {"rows": list(value.rows), "values": [[_rounded(x) for x in each] for each in _triangles(value)]}
-    if isinstance(value, Support):
+    if isinstance(value, Overlap):
         return {"share": value.share, "rows": list(value.rows), "values": list(_triangles(value))}
-    if isinstance(value, Spread):
+    if isinstance(value, StandardErrors):
         matrices = {"linearized": value.linearized, "halves": value.halves}
         return {"rows": list(value.rows), "labels": list(value.halves)} | {
             name: [_plain(_upper(each)) for each in parts.values()] for name, parts in matrices.items()
@@ -192,7 +192,7 @@ def _plain(value: Any) -> Any:
     return _rounded(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _triangles(part: Gram | Support) -> Iterator[list[Any]]:
+def _triangles(part: Gram | Overlap) -> Iterator[list[Any]]:
     return (_upper(matrix) for matrix in part.values.values())
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from geffect.core.splits import of_role
 from geffect.errors import GeffectError
 from geffect.localization.localize import Localization
-from geffect.localization.masks import Frozen
+from geffect.localization.masks import GradientMask
 from geffect.localization.selection import Masks, op_rr, op_ur, united
 
 READINGS = ("frozen_set", "micro_batch")
@@ -45,7 +45,7 @@ class GRAIL:
                 found = repr(getattr(self, name))
                 raise GeffectError(f"{name} of grail among {', '.join(known)}", found, "choose one of these")
 
-    def frozen(self, parameters: Mapping[str, nn.Parameter], localized: Localization) -> Frozen:
+    def frozen(self, parameters: Mapping[str, nn.Parameter], localized: Localization) -> GradientMask:
         """What a localization freezes.
 
         Args:
@@ -58,7 +58,7 @@ class GRAIL:
         unlearn, retain = self.masks(localized)
         if self.reading == "frozen_set":
             unlearn = retain = united([unlearn, retain])
-        return Frozen(parameters, unlearn, retain)
+        return GradientMask(parameters, unlearn, retain)
 
     def masks(self, localized: Localization) -> tuple[Masks, Masks]:
         """OP-UR and OP-RR; the one an ablation leaves out is empty."""

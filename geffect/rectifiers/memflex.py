@@ -9,7 +9,7 @@ from torch import nn
 from geffect.core.topk import pack
 from geffect.errors import GeffectError
 from geffect.localization.localize import Localization
-from geffect.localization.masks import Frozen
+from geffect.localization.masks import GradientMask
 from geffect.localization.selection import region
 
 THRESHOLDS = ("absolute", "quantile")
@@ -44,7 +44,7 @@ class MemFlex:
         quantiles = self.thresholds == "quantile"
         return region(localized.cosines(), localized.magnitudes["forget"], self.mu, self.sigma, quantiles=quantiles)
 
-    def frozen(self, parameters: Mapping[str, nn.Parameter], localized: Localization) -> Frozen:
+    def frozen(self, parameters: Mapping[str, nn.Parameter], localized: Localization) -> GradientMask:
         """What a localization freezes.
 
         Args:
@@ -56,4 +56,4 @@ class MemFlex:
         """
         chosen = set(self.region(localized))
         outside = {n: pack(torch.ones(p.shape, dtype=torch.bool)) for n, p in parameters.items() if n not in chosen}
-        return Frozen(parameters, outside, outside)
+        return GradientMask(parameters, outside, outside)

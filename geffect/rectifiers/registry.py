@@ -16,8 +16,15 @@ from geffect.rectifiers.gru import GRU, projection, rectify
 from geffect.rectifiers.memflex import MemFlex
 
 __all__ = [
-    "RECTIFIERS", "Freezing", "NoRectifier", "Rectifier", "make_freezing", "make_rectifier", "projection", "rectify",
-]  # fmt: skip
+    "RECTIFIERS",
+    "Freezing",
+    "NoRectifier",
+    "Rectifier",
+    "make_freezing",
+    "make_rectifier",
+    "projection",
+    "rectify",
+]
 Freezing = GRAIL | MemFlex
 
 
@@ -123,8 +130,11 @@ def _read(text: str) -> tuple[Any, Any]:
     freezing = [each for each in built if isinstance(each, GRAIL | MemFlex)]
     others = [each for each in built if not isinstance(each, GRAIL | MemFlex)]
     if len(freezing) > 1 or len(others) > 1 or any(call.weight != 1.0 for call in calls):
-        raise GeffectError("one rectifier, or one that freezes and one that projects, without weights", repr(text),
-                           "write for example 'gru(decay=0.2)' or 'grail + gru'")  # fmt: skip
+        raise GeffectError(
+            "one rectifier, or one that freezes and one that projects, without weights",
+            repr(text),
+            "write for example 'gru(decay=0.2)' or 'grail + gru'",
+        )
     return next(iter(freezing), None), next(iter(others), None)
 
 

@@ -10,9 +10,9 @@ from geffect.core.effects import asked_of, cosines, direction_of, g_effect, tota
 from geffect.core.splits import RISKS, domain_of
 from geffect.core.topk import chance
 from geffect.errors import GeffectError, visible
-from geffect.record.frames import read, read_support
+from geffect.record.frames import read, read_overlap
 from geffect.record.localization import RECIPE
-from geffect.record.prediction import read_ledger
+from geffect.record.prediction import read_prediction
 from geffect.record.reader import as_written, read_lines, read_steps
 from geffect.record.standard_errors import read_standard_errors
 from geffect.reports import plots
@@ -39,14 +39,16 @@ def _row(run: Path | str) -> dict[str, Any]:
     effects = g_effect(gram, direction_of(gram))
     cosine = total_cosine(gram, asked_of(gram), "retain")
     last = _with_roles(steps.iloc[-1])
-    kept = "held" if "held_risk" in last else "retain"
+    kept = "heldout" if "heldout_risk" in last else "retain"
     return {
         **{f"{role} acc.": last.get(f"{role}_accuracy") for role in ("forget", kept)},
         **{f"{role} risk": last.get(f"{role}_risk") for role in ("forget", kept)},
-        "cos, start": cosine.iloc[0], "cos, end": cosine.iloc[-1],
+        "cos, start": cosine.iloc[0],
+        "cos, end": cosine.iloc[-1],
         "conflict": (effects.groupby("step")["retain"].sum() < 0).mean(),
-        "Σe_u": effects["unlearn"].sum(), "Σe_r": effects["retain"].sum(),
-    }  # fmt: skip
+        "Σe_u": effects["unlearn"].sum(),
+        "Σe_r": effects["retain"].sum(),
+    }
 
 
 def _with_roles(scores: "pd.Series[Any]") -> "pd.Series[Any]":
@@ -71,7 +73,7 @@ def at_checkpoints(path: Path | str) -> pd.DataFrame:
     """
     gram, steps = read(path), read_steps(path).set_index("step")
     found = g_effect(gram).groupby("step")[["unlearn", "retain"]].sum()
-    risks = [name for name in ("forget_risk", "retain_risk", "held_risk") if name in steps]
+    risks = [name for name in ("forget_risk", "retain_risk", "heldout_risk") if name in steps]
     parts = [steps[risks], found]
     if any("spread" in line for line in read_lines(Path(path))):
         errors = read_standard_errors(path, "total")
@@ -85,8 +87,8 @@ def at_checkpoints(path: Path | str) -> pd.DataFrame:
 def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "thirds") -> list[Path]:
     """Draw runs: G-effect by layer group, cosine disparity, trade-off plane; each with the data drawn.
 
-    A single run is drawn by layer, too. Where every run kept a ledger, or recorded supports, those are drawn as well.
-    Of a localization its overlaps are drawn.
+    A single run is drawn by layer, too. Where every run kept a prediction, or recorded overlaps, those are drawn as
+    well. Of a localization its overlaps are drawn.
 
     Args:
         runs: run directories, side by side.
@@ -109,17 +111,17 @@ def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "
         by_layer = descended(read(next(iter(paths.values())), "layer"))
         written += plots.save(plots.layer_heat_map(by_layer), out / "layers", by_layer)
     written += plots.save(plots.cosine_curves(disparities), out / "cosine", disparities)
-    if {"forget_risk", "held_risk"} <= set(scores):
-        plane = scores[["run", "step", "forget_risk", "held_risk"]].dropna()
+    if {"forget_risk", "heldout_risk"} <= set(scores):
+        plane = scores[["run", "step", "forget_risk", "heldout_risk"]].dropna()
         written += plots.save(plots.trade_off(plane), out / "trade_off", plane)
     lines = {name: read_lines(path) for name, path in paths.items()}
-    if all(any("ledger" in line for line in each) for each in lines.values()):
-        ledger = pd.concat([read_ledger(path).assign(run=name) for name, path in paths.items()])
-        written += plots.save(plots.ledger_plane(ledger), out / "ledger", ledger)
-        written += plots.save(plots.ledger_sums(ledger), out / "ledger_sums", ledger)
-    shares = {line["support"]["share"] for each in lines.values() for line in each if line.get("support")}
-    if len(shares) == 1 and all(any(line.get("support") for line in each) for each in lines.values()):
-        overlaps = pd.concat([read_support(path, "group", scheme).assign(run=name) for name, path in paths.items()])
+    if all(any("prediction" in line for line in each) for each in lines.values()):
+        prediction = pd.concat([read_prediction(path).assign(run=name) for name, path in paths.items()])
+        written += plots.save(plots.prediction_plane(prediction), out / "prediction", prediction)
+        written += plots.save(plots.prediction_sums(prediction), out / "prediction_sums", prediction)
+    shares = {line["overlap"]["share"] for each in lines.values() for line in each if line.get("overlap")}
+    if len(shares) == 1 and all(any(line.get("overlap") for line in each) for each in lines.values()):
+        overlaps = pd.concat([read_overlap(path, "group", scheme).assign(run=name) for name, path in paths.items()])
         curves = plots.jaccard_curves(overlaps, "objective", "retain", shares.pop())
         written += plots.save(curves, out / "jaccard", overlaps)
     return written
@@ -146,10 +148,11 @@ def whole_overlaps(path: Path | str) -> pd.DataFrame:
     Returns:
         Columns ``share``, ``row``, ``other``, ``intersection``, ``union``, ``jaccard``, ``chance``.
     """
-    counts = read_support(path).groupby(["share", "row", "other"], sort=False)[["intersection", "union"]].sum()
+    counts = read_overlap(path).groupby(["share", "row", "other"], sort=False)[["intersection", "union"]].sum()
     frame = counts.reset_index()
-    return frame.assign(jaccard=frame["intersection"] / frame["union"].where(frame["union"] > 0),
-                        chance=frame["share"].map(chance))  # fmt: skip
+    return frame.assign(
+        jaccard=frame["intersection"] / frame["union"].where(frame["union"] > 0), chance=frame["share"].map(chance)
+    )
 
 
 def overlap_figures(path: Path | str, out: Path | None = None, shares: Sequence[float] = ()) -> list[Path]:
@@ -164,7 +167,7 @@ def overlap_figures(path: Path | str, out: Path | None = None, shares: Sequence[
         The files written.
     """
     out, written = out or Path(path) / "figures", []
-    whole, layers = whole_overlaps(path), read_support(path, "layer")
+    whole, layers = whole_overlaps(path), read_overlap(path, "layer")
     for share in shares or whole["share"].unique():
         matrix, rows = whole[whole["share"] == share], layers[layers["share"] == share]
         written += plots.save(overlap_matrix(matrix, share), out / f"overlap-{share:g}", matrix)

@@ -48,8 +48,8 @@ def _between(values: Any, i: int, share: float) -> Any:
 def align(runs: Mapping[str, Path | str], at: float | None = None, seed: int = 0) -> pd.DataFrame:
     """What runs kept at the same forget risk, not at the same step.
 
-    gained is the rise of the forget risk from the start, harm that of the kept set's (``held``, else ``retain``), and
-    gained per harm their ratio. The last columns compare each run with the first, row by row of the kept set:
+    gained is the rise of the forget risk from the start, harm that of the kept set's (``heldout``, else ``retain``),
+    and gained per harm their ratio. The last columns compare each run with the first, row by row of the kept set:
     harm − the first run's harm with its 95 % interval, from 2000 bootstrap samples of rows common to all runs. It tells
     of other rows of the kind, not of other seeds.
 
@@ -69,12 +69,15 @@ def align(runs: Mapping[str, Path | str], at: float | None = None, seed: int = 0
     if not 0 <= seed < 2**32:
         raise GeffectError(f"a seed from 0 to {2**32 - 1}", str(seed), "name another with --seed")
     curves = {name: _curve(path) for name, path in runs.items()}
-    kept = "held" if all("held_risk" in curve for curve in curves.values()) else "retain"
+    kept = "heldout" if all("heldout_risk" in curve for curve in curves.values()) else "retain"
     level = min(curve["forget_risk"].max() for curve in curves.values()) if at is None else at
     start = max(curve["forget_risk"].iloc[0] for curve in curves.values())
     if not level > start:
-        raise GeffectError(f"a forget risk above the start's {start:.3g} to compare runs at", f"{level:.3g}",
-                           "name a higher one with --at, or runs that forget")  # fmt: skip
+        raise GeffectError(
+            f"a forget risk above the start's {start:.3g} to compare runs at",
+            f"{level:.3g}",
+            "name a higher one with --at, or runs that forget",
+        )
     harms = {name: _row_harm(path, kept, level) for name, path in runs.items()}
     _check_same_rows(harms, kept)
     first = next(iter(harms.values()))
@@ -98,12 +101,15 @@ def _kept(curve: pd.DataFrame, kept: str, level: float) -> dict[str, float]:
     harm = at_forget_risk(curve, f"{kept}_risk", level) - start[f"{kept}_risk"]
     gained = level - start["forget_risk"]
     return {
-        "step": at_forget_risk(curve, "step", level), "forget risk": level,
+        "step": at_forget_risk(curve, "step", level),
+        "forget risk": level,
         "forget acc.": at_forget_risk(curve, "forget_accuracy", level),
         f"{kept} risk": at_forget_risk(curve, f"{kept}_risk", level),
         f"{kept} acc.": at_forget_risk(curve, f"{kept}_accuracy", level),
-        "gained": gained, "harm": harm, "gained per harm": gained / harm if harm > 0 else float("nan"),
-    }  # fmt: skip
+        "gained": gained,
+        "harm": harm,
+        "gained per harm": gained / harm if harm > 0 else float("nan"),
+    }
 
 
 def rows_at(path: Path | str, kept: str, level: float) -> tuple[Any, Any, Any] | None:

@@ -9,9 +9,9 @@ import pandas as pd
 
 from geffect.core.effects import cosines, direction_of, g_effect
 from geffect.errors import GeffectError, visible
-from geffect.record.frames import read, read_support
+from geffect.record.frames import read, read_overlap
 from geffect.record.localization import RECIPE
-from geffect.record.prediction import read_ledger
+from geffect.record.prediction import read_prediction
 from geffect.record.reader import as_written, read_config, read_environment, read_lines, read_steps
 from geffect.record.standard_errors import read_standard_errors
 from geffect.record.token_effects import read_points, read_tokens
@@ -30,7 +30,7 @@ SETTINGS = (
     "train",
     "forget",
     "retain",
-    "held",
+    "heldout",
     "domain",
     "objective",
     "rectifier",
@@ -104,9 +104,9 @@ class Run:
         """Every set's risk (nats a token) and token accuracy: columns ``step``, ``set``, ``risk``, ``accuracy``."""
         return pd.DataFrame(_evaluations(self.path), columns=["step", "set", "risk", "accuracy"])
 
-    def ledger(self) -> pd.DataFrame:
-        """Predicted against measured change of the risks, where recorded, as `geffect.read_ledger`."""
-        return read_ledger(self.path)
+    def prediction(self) -> pd.DataFrame:
+        """Predicted against measured change of the risks, where recorded, as `geffect.read_prediction`."""
+        return read_prediction(self.path)
 
     def checkpoints(self) -> pd.DataFrame:
         """What an inspection found at every checkpoint, as the command prints it."""
@@ -116,9 +116,9 @@ class Run:
         """Inner products with their standard errors, where recorded, as `geffect.read_standard_errors`."""
         return read_standard_errors(self.path, by, scheme)
 
-    def support(self, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
-        """The overlaps of the rows' largest entries, where recorded, as `geffect.read_support`."""
-        return read_support(self.path, by, scheme)
+    def overlap(self, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
+        """The overlaps of the rows' largest entries, where recorded, as `geffect.read_overlap`."""
+        return read_overlap(self.path, by, scheme)
 
     def tokens(self) -> pd.DataFrame:
         """Effects on single tokens, where recorded, as `geffect.read_tokens`."""
@@ -134,7 +134,8 @@ class Run:
         Args:
             kind: a key of `KINDS`.
             *others: runs to draw with it, told apart by their directories' names.
-            **options: of the function of `geffect.reports.plots` that draws the kind: ``step`` of ``gram`` and ``plane``,
+            **options: of the function of `geffect.reports.plots` that draws the kind: ``step`` of ``gram`` and
+                ``plane``,
                 ``weight`` of ``points``, ``column`` of ``tokens``, ``share`` of ``jaccard`` and ``jaccard_by_layer``.
 
         Returns:
@@ -188,9 +189,9 @@ def _number(value: float | None) -> str:
 
 
 def _plane(run: Run) -> pd.DataFrame:
-    found = run.steps().reindex(columns=["step", "forget_risk", "held_risk"]).dropna()
+    found = run.steps().reindex(columns=["step", "forget_risk", "heldout_risk"]).dropna()
     if found.empty:
-        raise GeffectError(f"evaluations of a forget and a held set in {run.path}", "none", "draw another kind")
+        raise GeffectError(f"evaluations of a forget and a heldout set in {run.path}", "none", "draw another kind")
     return found
 
 
@@ -239,12 +240,12 @@ KINDS = {
     "trade_off": Kind(_plane, plots.trade_off),
     "gram": Kind(Run.to_frame, plots.gram_heat_map, alone=True),
     "plane": Kind(Run.to_frame, plots.g_effect_plane),
-    "ledger": Kind(Run.ledger, plots.ledger_plane),
-    "ledger_sums": Kind(Run.ledger, plots.ledger_sums),
+    "prediction": Kind(Run.prediction, plots.prediction_plane),
+    "prediction_sums": Kind(Run.prediction, plots.prediction_sums),
     "tokens": Kind(_last_tokens, plots.token_strip, alone=True),
     "points": Kind(Run.points, plots.point_plane, alone=True),
     "jaccard": Kind(_overlaps(whole_overlaps), _of_share(overlap_matrix), alone=True),
     "jaccard_by_layer": Kind(
-        _overlaps(lambda path: read_support(path, "layer")), _of_share(plots.jaccard_by_layer), alone=True
+        _overlaps(lambda path: read_overlap(path, "layer")), _of_share(plots.jaccard_by_layer), alone=True
     ),
 }

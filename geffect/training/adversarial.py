@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from geffect.core.forward import ALL_LOGITS, IGNORE_INDEX
-from geffect.data.encode import Encoded
+from geffect.data.encode import EncodedExample
 from geffect.models.scoring import outputs_of
 
 
 def adversarial_labels(
-    model: nn.Module, rows: Sequence[Encoded], pad_id: int, *, misaligned: bool = False, batch_size: int = 16
+    model: nn.Module, rows: Sequence[EncodedExample], pad_id: int, *, misaligned: bool = False, batch_size: int = 16
 ) -> list[Tensor]:
     """The model's best token but the true one, as labels.
 
@@ -37,7 +37,7 @@ def adversarial_labels(
     return [found[i] for i in range(len(rows))]
 
 
-def _aligned(logits: Tensor, row: Encoded) -> Tensor:
+def _aligned(logits: Tensor, row: EncodedExample) -> Tensor:
     """Of the n labeled tokens' predictions ``[n, V]``."""
     labels = torch.tensor(row.labels)
     labeled = labels[1:] != IGNORE_INDEX  # nothing predicts a row's first token
@@ -47,7 +47,7 @@ def _aligned(logits: Tensor, row: Encoded) -> Tensor:
     return labels
 
 
-def _misaligned(logits: Tensor, row: Encoded) -> Tensor:
+def _misaligned(logits: Tensor, row: EncodedExample) -> Tensor:
     """Of every position's prediction, padding included."""
     ids = torch.tensor(row.input_ids)
     banned = logits[: len(ids)].scatter(1, ids[:, None], -torch.inf)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from geffect.core.forward import IGNORE_INDEX, Outputs
 from geffect.core.splits import role_of, scopes
-from geffect.data.encode import Encoded, collate, pad_id_of
+from geffect.data.encode import EncodedExample, collate, pad_id_of
 from geffect.data.relabel import random_labels
 from geffect.errors import GeffectError
 from geffect.models.scoring import reference_nll
@@ -20,9 +20,14 @@ Columns = dict[str, dict[str, list[Tensor]]]
 
 
 def compute_columns(
-    model: Any, tokenizer: Any, objective: Objective, sets: Mapping[str, Sequence[Encoded]], seed: int,
-    *, autocast: bool = False,
-) -> Columns:  # fmt: skip
+    model: Any,
+    tokenizer: Any,
+    objective: Objective,
+    sets: Mapping[str, Sequence[EncodedExample]],
+    seed: int,
+    *,
+    autocast: bool = False,
+) -> Columns:
     """Reference NLLs and other labels of the rows an objective needs them for.
 
     Args:
@@ -49,7 +54,9 @@ def compute_columns(
     return found
 
 
-def _labels(model: Any, tokenizer: Any, need: str, rows: Sequence[Encoded], seed: int) -> dict[str, list[Tensor]]:
+def _labels(
+    model: Any, tokenizer: Any, need: str, rows: Sequence[EncodedExample], seed: int
+) -> dict[str, list[Tensor]]:
     """The other labels that one need stands for, if any."""
     kind, _, variant = need.removesuffix("_labels").partition("_")
     if kind == "adversarial":
@@ -60,7 +67,7 @@ def _labels(model: Any, tokenizer: Any, need: str, rows: Sequence[Encoded], seed
     return {}
 
 
-def check_columns(sets: Mapping[str, Sequence[Encoded]], columns: Columns) -> None:
+def check_columns(sets: Mapping[str, Sequence[EncodedExample]], columns: Columns) -> None:
     """Raise unless every column has one number a token of its set.
 
     Args:
@@ -77,8 +84,11 @@ def check_columns(sets: Mapping[str, Sequence[Encoded]], columns: Columns) -> No
             if found != lengths:
                 i = next((i for i, pair in enumerate(zip(found, lengths, strict=False)) if pair[0] != pair[1]), None)
                 other = f"{len(found)} rows" if i is None else f"{found[i]} tokens in row {i}, not {lengths[i]}"
-                raise GeffectError(f"{column} of the {name} set's own {len(lengths)} rows and tokens", other,
-                                   "compute it with the run's start and tokenizer")  # fmt: skip
+                raise GeffectError(
+                    f"{column} of the {name} set's own {len(lengths)} rows and tokens",
+                    other,
+                    "compute it with the run's start and tokenizer",
+                )
 
 
 def check_starts_at_one(outputs: Outputs, atol: float) -> None:
@@ -93,12 +103,16 @@ def check_starts_at_one(outputs: Outputs, atol: float) -> None:
     """
     weight = 2 * torch.sigmoid(outputs.ref - outputs.nll)[outputs.mask]
     if not torch.allclose(weight, torch.ones_like(weight), atol=atol):
-        raise GeffectError("a reference that is the run's start, so that every weight is 1",
-                           f"weights from {weight.min():.3g} to {weight.max():.3g}",
-                           "compute the reference with the model as it is now")  # fmt: skip
+        raise GeffectError(
+            "a reference that is the run's start, so that every weight is 1",
+            f"weights from {weight.min():.3g} to {weight.max():.3g}",
+            "compute the reference with the model as it is now",
+        )
 
 
-def collated(rows: Mapping[str, Sequence[Encoded]], columns: Columns, pad_id: int) -> dict[str, dict[str, Tensor]]:
+def collated(
+    rows: Mapping[str, Sequence[EncodedExample]], columns: Columns, pad_id: int
+) -> dict[str, dict[str, Tensor]]:
     """Some rows of each set, padded to each set's own length, with the columns of each.
 
     Args:

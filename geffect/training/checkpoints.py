@@ -62,8 +62,11 @@ def check_whole(checkpoint: Path, model: nn.Module, others: Sequence[str] = ()) 
     for name in sorted({*saved, *(name for name, place in places.items() if place not in kept)}):
         expected = tuple(own[name].shape) if name in own else None
         if saved.get(name) != expected:
-            raise GeffectError(f"this model's own weights in {checkpoint}, {name} of shape {expected}",
-                               f"shape {saved.get(name)}", REMEDY)  # fmt: skip
+            raise GeffectError(
+                f"this model's own weights in {checkpoint}, {name} of shape {expected}",
+                f"shape {saved.get(name)}",
+                REMEDY,
+            )
 
 
 def _random_state() -> str:

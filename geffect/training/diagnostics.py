@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from geffect.core.effects import cosine, inner
-from geffect.data.encode import Encoded, collate
+from geffect.data.encode import EncodedExample, collate
 from geffect.measurement.ema import published_estimates
 from geffect.measurement.measurement import Batch, Measured, Measurement
 
@@ -16,8 +16,8 @@ class Diagnostics:
 
     Attributes:
         every: optimizer steps between two Grams of all rows.
-        support: share of the largest entries in a row's mask; 0 makes none.
-        ledger: probe rows of each set whose risk's change is predicted and measured; 0 keeps no ledger.
+        overlap: share of the largest entries in a row's mask; 0 makes none.
+        prediction: probe rows of each set whose risk's change is predicted and measured; 0 keeps no prediction.
         save_rows: rows written to ``rows/step-N/ROW.safetensors`` at measured steps.
         standard_errors: go over each measured window's micro-batches again.
         until_accuracy: stop after an evaluation with the forget set's token accuracy below this.
@@ -27,8 +27,8 @@ class Diagnostics:
     """
 
     every: int = 1
-    support: float = 0.0
-    ledger: int = 0
+    overlap: float = 0.0
+    prediction: int = 0
     save_rows: tuple[str, ...] = ()
     standard_errors: bool = False
     until_accuracy: float = 0.0
@@ -37,7 +37,7 @@ class Diagnostics:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-def probe_batches(rows: Sequence[Encoded], count: int, batch_size: int, pad_id: int) -> list[Batch]:
+def probe_batches(rows: Sequence[EncodedExample], count: int, batch_size: int, pad_id: int) -> list[Batch]:
     """Evenly spaced rows of a set, all where there are fewer, padded in batches."""
     count = min(count, len(rows))
     chosen = [rows[i * len(rows) // count] for i in range(count)]

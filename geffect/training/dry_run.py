@@ -5,13 +5,13 @@ from typing import Any
 import psutil
 import torch
 
-from geffect.config import FitConfig, LocaliseConfig, TrainConfig, UnlearnConfig
+from geffect.config import FinetuneConfig, LocalizeConfig, TrainConfig, UnlearnConfig
 from geffect.core.forward import IGNORE_INDEX
 from geffect.core.launch import launched
 from geffect.core.layers import block_list, unwrap
 from geffect.core.splits import RISKS, role_of, scopes
 from geffect.data.domain_splits import balanced
-from geffect.data.encode import Encoded
+from geffect.data.encode import EncodedExample
 from geffect.data.shared import tell_shared
 from geffect.models.load import DTYPES, add_lora
 from geffect.models.reference import check_trainable
@@ -45,8 +45,11 @@ def plan(config: TrainConfig, *, resume: bool = False) -> dict[str, str]:
     if isinstance(config, UnlearnConfig):
         check_method(config)
         objective, rectifier = make_objective(config.objective), make_rectifier(config.rectifier)
-        methods = {"objective": config.objective, "rectifier": config.rectifier,
-                   "a step": passes(objective, rectifier, config.diagnose_every)}  # fmt: skip
+        methods = {
+            "objective": config.objective,
+            "rectifier": config.rectifier,
+            "a step": passes(objective, rectifier, config.diagnose_every),
+        }
     loaded = outlined(config, config.model)
     model = loaded.model
     if config.lora:
@@ -68,7 +71,7 @@ def plan(config: TrainConfig, *, resume: bool = False) -> dict[str, str]:
     }
 
 
-def plan_localization(config: LocaliseConfig) -> dict[str, str]:
+def plan_localization(config: LocalizeConfig) -> dict[str, str]:
     """Check a localization's configuration and say what it asks for.
 
     Args:
@@ -94,7 +97,7 @@ def plan_localization(config: LocaliseConfig) -> dict[str, str]:
     }
 
 
-def localization_gb(config: LocaliseConfig, model: Any, encoded: dict[str, list[Encoded]]) -> float:
+def localization_gb(config: LocalizeConfig, model: Any, encoded: dict[str, list[EncodedExample]]) -> float:
     """A rough estimate of the peak: weights, a mean gradient a scope if any, scores, one example's activations."""
     size, wide = torch.empty((), dtype=DTYPES[config.dtype]).element_size(), 8 if config.dtype == "float64" else 4
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -109,7 +112,7 @@ def specs(config: TrainConfig) -> list[str]:
     return list(dict.fromkeys(spec for _, spec in roles(config)))
 
 
-def arithmetic(config: TrainConfig, encoded: dict[str, list[Encoded]]) -> dict[str, Any]:
+def arithmetic(config: TrainConfig, encoded: dict[str, list[EncodedExample]]) -> dict[str, Any]:
     """The batch arithmetic of a configuration, whose steps are counted in forget rows or, fitting, in all rows."""
     if isinstance(config, UnlearnConfig):
         sizes = {name: len(encoded[spec]) for name, spec in roles(config) if role_of(name) in RISKS}
@@ -123,9 +126,9 @@ def arithmetic(config: TrainConfig, encoded: dict[str, list[Encoded]]) -> dict[s
 
 def num_fit_steps(config: TrainConfig, rows: int) -> int:
     """Optimizer steps of a fit at most."""
-    if isinstance(config, FitConfig) and config.steps:
+    if isinstance(config, FinetuneConfig) and config.steps:
         return config.steps
-    epochs = config.epochs if isinstance(config, FitConfig) else 1
+    epochs = config.epochs if isinstance(config, FinetuneConfig) else 1
     micro_batches = -(-rows // config.batch_size)
     return epochs * -(-micro_batches // config.grad_accum_steps)
 
@@ -152,15 +155,19 @@ def passes(objective: Objective, rectifier: Rectifier, diagnose_every: int) -> s
         risk = measure and objective.forget_multiple is None
         terms = any(term.multiple_of_risk is None for _, term in objective.on("retain"))
         retain = measure or rectifier.memory is not None or objective.retain_multiple != 0
-        backwards = {"forget": own + risk, "alternative": int(bool(objective.on("alternative"))),
-                     "general": int(bool(objective.on("general"))), "retain": terms + retain}  # fmt: skip
+        backwards = {
+            "forget": own + risk,
+            "alternative": int(bool(objective.on("alternative"))),
+            "general": int(bool(objective.on("general"))),
+            "retain": terms + retain,
+        }
         return ", ".join(f"{name} 1 forward {count} backward" for name, count in backwards.items() if count)
 
     measured = taken(measure=True)
     return measured if diagnose_every == 1 else f"{taken(measure=False)}; every {diagnose_every} steps: {measured}"
 
 
-def memory_gb(config: TrainConfig, model: Any, encoded: dict[str, list[Encoded]]) -> float:
+def memory_gb(config: TrainConfig, model: Any, encoded: dict[str, list[EncodedExample]]) -> float:
     """A rough estimate of a process's peak: weights, rows, optimizer, activations and logits of one micro-batch.
 
     Shards are parts of a model that every process has loaded whole.
@@ -185,7 +192,7 @@ def memory_gb(config: TrainConfig, model: Any, encoded: dict[str, list[Encoded]]
     return float(PROCESS + held + activations_bytes(model, encoded, config.batch_size, size)) / 1e9
 
 
-def activations_bytes(model: Any, encoded: dict[str, list[Encoded]], batch_size: int, size: int) -> int:
+def activations_bytes(model: Any, encoded: dict[str, list[EncodedExample]], batch_size: int, size: int) -> int:
     """Bytes of a micro-batch's activations and logits: of that set whose are the most, as others come after it.
 
     Args:
@@ -214,12 +221,12 @@ def _extra_rows(config: TrainConfig) -> int:
     objective, rectifier = make_objective(config.objective), make_rectifier(config.rectifier)
     own = objective.forget_multiple is None
     streamed = config.grad_accum_steps == launched()[1] == 1
-    keeps = bool(config.ledger or config.save_rows or config.standard_errors)
+    keeps = bool(config.prediction or config.save_rows or config.standard_errors)
     freezing = make_freezing(config.rectifier) is not None
     copies = keeps or rectifier.corrects or freezing  # θ before the optimizer's step
     domains = 2 * max(0, len(config.domain) - 1)  # a row a scope
     copied = bool(objective.needs & {"ref_logits", "ref_hidden"}) and not config.lora
-    probes = 2 * bool(config.ledger) + 2 * config.standard_errors + 3 * (config.mode == "paper")
+    probes = 2 * bool(config.prediction) + 2 * config.standard_errors + 3 * (config.mode == "paper")
     memory = rectifier.memory is not None
     return own + memory + (not streamed) + (3 + freezing) * keeps + copies + copied + probes + domains
 
@@ -231,7 +238,7 @@ def counted(model: Any) -> str:
     return f"{total / 1e6:.2f} M parameters, {trainable / 1e6:.2f} M trained"
 
 
-def tokens_of(rows: list[Encoded]) -> str:
+def tokens_of(rows: list[EncodedExample]) -> str:
     """How many rows and tokens a set has."""
     lengths = [len(row.input_ids) for row in rows]
     labeled = sum(len(row.input_ids) - row.labels.count(-100) for row in rows)

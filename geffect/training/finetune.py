@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from geffect.core.forward import forward
-from geffect.data.encode import Encoded, collate
+from geffect.data.encode import EncodedExample, collate
 from geffect.data.pairing import Shuffled
 from geffect.errors import GeffectError
 from geffect.measurement.measurement import Batch
@@ -19,7 +19,7 @@ from geffect.training.modes import set_mode
 from geffect.training.trainer import RecordingTrainer, make_loader, rows_of
 
 
-class FitTrainer(RecordingTrainer):
+class FinetuneTrainer(RecordingTrainer):
     """Descends the token-mean NLL of its rows; each loss is divided by the count of the whole window.
 
     Args:
@@ -33,9 +33,16 @@ class FitTrainer(RecordingTrainer):
     """
 
     def __init__(
-        self, model: nn.Module, args: TrainingArguments, *, rows: list[Encoded], until_accuracy: float,
-        keep_dropout: bool = False, autocast: bool = False, **kwargs: Any,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        rows: list[EncodedExample],
+        until_accuracy: float,
+        keep_dropout: bool = False,
+        autocast: bool = False,
+        **kwargs: Any,
+    ) -> None:
         check_trainable(model)
         super().__init__(model, args, train_dataset=rows, **kwargs)
         self.until_accuracy, self.keep_dropout, self.autocast = until_accuracy, keep_dropout, autocast

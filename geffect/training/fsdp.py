@@ -58,8 +58,10 @@ class ShardedTrainer(Trainer):  # type: ignore[misc]
             return
         saved = torch.load(Path(checkpoint) / OPTIMIZER, map_location="cpu", weights_only=True)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        state = {place: {key: _as_of(value, parameters[place]) for key, value in each.items()}
-                 for place, each in saved["state"].items()}  # fmt: skip
+        state = {
+            place: {key: _as_of(value, parameters[place]) for key, value in each.items()}
+            for place, each in saved["state"].items()
+        }
         self.optimizer.load_state_dict(saved | {"state": state})
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER, weights_only=True))
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from geffect.config import FitConfig, TrainConfig, UnlearnConfig
+from geffect.config import FinetuneConfig, TrainConfig, UnlearnConfig
 from geffect.core.launch import launched, refuse_settings
 from geffect.errors import GeffectError
 
@@ -103,7 +103,7 @@ def _checkpointing(config: TrainConfig) -> dict[str, Any]:
 
 
 def _an_epoch(config: TrainConfig, steps: int) -> int:
-    return steps // config.epochs if isinstance(config, FitConfig) else steps
+    return steps // config.epochs if isinstance(config, FinetuneConfig) else steps
 
 
 def _schedule(config: TrainConfig) -> str:

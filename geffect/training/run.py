@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from geffect.config import FitConfig, InspectConfig, TrainConfig, UnlearnConfig
+from geffect.config import FinetuneConfig, InspectConfig, TrainConfig, UnlearnConfig
 from geffect.core.launch import launched
 from geffect.core.splits import role_of
 from geffect.errors import GeffectError, Interrupted
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger(__name__)
 ELSEWHERE = ("model", "reference", "trust_remote_code")  # the start is told by its weights, not by where it lies
-Config = TypeVar("Config", TrainConfig, UnlearnConfig, FitConfig, InspectConfig)
+Config = TypeVar("Config", TrainConfig, UnlearnConfig, FinetuneConfig, InspectConfig)
 
 
 def resolved(config: TrainConfig | InspectConfig) -> dict[str, Any]:
@@ -52,8 +52,11 @@ def unfinished(config: Config) -> Config:
     recorded, asked = resolved(found), resolved(config)
     for key in {**recorded, **asked}:
         if key not in ELSEWHERE and recorded.get(key) != asked.get(key):
-            raise GeffectError(f"{key}: {recorded.get(key)} as {config.out / CONFIG} has it", str(asked.get(key)),
-                               "resume it from that file")  # fmt: skip
+            raise GeffectError(
+                f"{key}: {recorded.get(key)} as {config.out / CONFIG} has it",
+                str(asked.get(key)),
+                "resume it from that file",
+            )
     if isinstance(found, InspectConfig) or isinstance(config, InspectConfig):
         return found
     begun = read_environment(config.out)["start"]["path"]
@@ -217,7 +220,7 @@ def ends(path: Path, rules: "Mapping[str, Rule] | None" = None) -> dict[str, Any
     return scores | {"peak_memory_gb": round(peak_memory_gb(), 3)}
 
 
-def unmet(config: FitConfig | UnlearnConfig) -> dict[str, list[str]]:
+def unmet(config: FinetuneConfig | UnlearnConfig) -> dict[str, list[str]]:
     """What a run was to come to and did not; it is told.
 
     Args:
@@ -233,10 +236,10 @@ def unmet(config: FitConfig | UnlearnConfig) -> dict[str, list[str]]:
     return {"unmet": found} if found else {}
 
 
-def _unmet_accuracy(config: FitConfig | UnlearnConfig, lines: Sequence[Mapping[str, Any]]) -> str:
+def _unmet_accuracy(config: FinetuneConfig | UnlearnConfig, lines: Sequence[Mapping[str, Any]]) -> str:
     last = [line for line in lines if "evaluation" in line][-1]
     scores, until = {name: each["accuracy"] for name, each in last["evaluation"].items()}, config.until_accuracy
-    if isinstance(config, FitConfig):
+    if isinstance(config, FinetuneConfig):
         missed = {name: value for name, value in scores.items() if value < until <= 1}
         more = "--steps" if config.steps else "--epochs"
     else:
@@ -247,7 +250,7 @@ def _unmet_accuracy(config: FitConfig | UnlearnConfig, lines: Sequence[Mapping[s
     return f"{told}; raise {more} or --learning-rate" if missed else ""
 
 
-def _unmet_rules(config: FitConfig | UnlearnConfig, lines: Sequence[Mapping[str, Any]]) -> str:
+def _unmet_rules(config: FinetuneConfig | UnlearnConfig, lines: Sequence[Mapping[str, Any]]) -> str:
     rules = config.stop if isinstance(config, UnlearnConfig) else ""
     if not rules or any("stopped" in line for line in lines):
         return ""

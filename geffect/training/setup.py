@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from geffect.config import EvaluateConfig, FitConfig, LocaliseConfig, TextConfig, TrainConfig, UnlearnConfig
+from geffect.config import EvaluateConfig, FinetuneConfig, LocalizeConfig, TextConfig, TrainConfig, UnlearnConfig
 from geffect.core.gradients import trainable
 from geffect.core.launch import launched
 from geffect.core.layers import Layout, layout
@@ -16,13 +16,13 @@ from geffect.core.splits import RISKS, domain_of, of_role, role_of, scope, scope
 from geffect.core.tied import find_tie, split_layout
 from geffect.data.checks import check_ids, tell_cut
 from geffect.data.domain_splits import balanced, domain_sets, scope_sets
-from geffect.data.encode import Encoded, encode_set, pad_id_of
-from geffect.data.load import QASet, RowSet, load_set
+from geffect.data.encode import EncodedExample, encode_set, pad_id_of
+from geffect.data.load import ExampleSet, QASet, load_set
 from geffect.data.prompts import Prompt, described
 from geffect.data.refusals import BUILT_IN, Answers, read_answers, refused
 from geffect.errors import GeffectError
 from geffect.io.limits import check_memory
-from geffect.localization.masks import Frozen
+from geffect.localization.masks import GradientMask
 from geffect.models.cache import weights_sha256
 from geffect.models.fingerprint import fingerprint
 from geffect.models.load import Loaded, add_lora, outline
@@ -37,7 +37,7 @@ from geffect.rectifiers.registry import make_freezing, make_rectifier
 from geffect.training.stopping import make_rules
 
 LOGGER = logging.getLogger(__name__)
-ROLES = ("forget", "retain", "general", "held")
+ROLES = ("forget", "retain", "general", "heldout")
 LOCALIZE = "make one with geffect localize, and name it with --masks"
 ON_SHARDS = ("adamw_torch", "sgd", "adagrad", "rmsprop")  # whose state lies in parts as the parameters do
 ROW_BYTES, TOKEN_BYTES = 300, 16  # of an encoding in memory
@@ -58,8 +58,8 @@ class Start:
     """
 
     loaded: Loaded
-    sets: dict[str, RowSet]
-    encoded: dict[str, list[Encoded]]
+    sets: dict[str, ExampleSet]
+    encoded: dict[str, list[EncodedExample]]
     layout: Layout
     answers: Answers | None = None
 
@@ -82,7 +82,7 @@ class Start:
         }
 
 
-def read_set(config: TextConfig, spec: str) -> RowSet:
+def read_set(config: TextConfig, spec: str) -> ExampleSet:
     """Load a set with a configuration's columns.
 
     Args:
@@ -97,7 +97,7 @@ def read_set(config: TextConfig, spec: str) -> RowSet:
 
 def roles(config: TrainConfig) -> list[tuple[str, str]]:
     """(role or scope, set) of a configuration, in the order printed."""
-    if isinstance(config, FitConfig):
+    if isinstance(config, FinetuneConfig):
         return [(f"train {i}" if i else "train", spec) for i, spec in enumerate(config.train)]
     if not isinstance(config, UnlearnConfig):
         return []
@@ -143,8 +143,8 @@ def read_start(config: TrainConfig, loaded: Loaded) -> Start:
 
 
 def encode(
-    config: TextConfig, loaded: Loaded, rows: RowSet, *, by: Callable[..., list[Encoded]] = encode_set
-) -> list[Encoded]:  # fmt: skip
+    config: TextConfig, loaded: Loaded, rows: ExampleSet, *, by: Callable[..., list[EncodedExample]] = encode_set
+) -> list[EncodedExample]:
     """A set as the model sees it.
 
     Args:
@@ -165,7 +165,7 @@ def encode(
     return encoded
 
 
-def localized_rows(config: LocaliseConfig, loaded: Loaded) -> dict[str, list[Encoded]]:
+def localized_rows(config: LocalizeConfig, loaded: Loaded) -> dict[str, list[EncodedExample]]:
     """The rows a localization goes over: every domain's, those of its validation part too, numbered throughout.
 
     Args:
@@ -179,7 +179,7 @@ def localized_rows(config: LocaliseConfig, loaded: Loaded) -> dict[str, list[Enc
         GeffectError: a scope has a single row, or a validation set is of no domain.
     """
     trained, validated = domain_sets(config)
-    found: dict[str, list[Encoded]] = {}
+    found: dict[str, list[EncodedExample]] = {}
     names = [domain.name for domain in trained]
     for other in (each.name for each in validated if each.name not in names):
         remedy = f"add --domain {other}=UNLEARN,RETENTION, or leave that --validation out"
@@ -196,8 +196,9 @@ def localized_rows(config: LocaliseConfig, loaded: Loaded) -> dict[str, list[Enc
 
 def outlined(config: TextConfig, spec: str) -> Loaded:
     """A model's shapes without its weights, and the tokenizer it is used with."""
-    model, tokenizer = outline(spec, trust_remote_code=config.trust_remote_code, tokenizer=config.tokenizer,
-                               chat_template=config.chat_template)  # fmt: skip
+    model, tokenizer = outline(
+        spec, trust_remote_code=config.trust_remote_code, tokenizer=config.tokenizer, chat_template=config.chat_template
+    )
     return Loaded(model, tokenizer, spec, None)
 
 
@@ -279,8 +280,11 @@ def check_method(config: UnlearnConfig) -> None:
         remedy = "start it with torchrun --nproc-per-node 2 -m geffect unlearn, or leave --shard out"
         raise GeffectError("several processes for --shard", "one", remedy)
     if config.shard and config.optimizer not in ON_SHARDS:
-        raise GeffectError(f"an optimizer among {', '.join(ON_SHARDS)} for --shard", config.optimizer,
-                           "choose one of these, or leave --shard out")  # fmt: skip
+        raise GeffectError(
+            f"an optimizer among {', '.join(ON_SHARDS)} for --shard",
+            config.optimizer,
+            "choose one of these, or leave --shard out",
+        )
     answers_of(config)
     if "general" in objective.sets and config.general is None:
         raise GeffectError(f"a set for on=general in {objective.text!r}", "none", "name one with --general")
@@ -295,7 +299,7 @@ def check_method(config: UnlearnConfig) -> None:
         raise GeffectError("two or more micro-batches a step for --standard-errors", "one", remedy)
     make_rules(config.stop)
     evaluated = set(config.evaluate) or present
-    if config.stop and not ("forget" in evaluated and {"retain", "held"} & evaluated and not config.domain):
+    if config.stop and not ("forget" in evaluated and {"retain", "heldout"} & evaluated and not config.domain):
         remedy = "add --evaluate forget --evaluate held, or leave --stop out; rules are for one domain"
         raise GeffectError("a forget set and a kept set evaluated, for --stop", ", ".join(sorted(evaluated)), remedy)
     recorded = {"retain_average": rectifier.memory, "masked": freezing, "rectified": rectifier.memory or freezing}
@@ -305,7 +309,7 @@ def check_method(config: UnlearnConfig) -> None:
             raise GeffectError(f"a rectifier, for --save-rows {row}", config.rectifier, remedy)
 
 
-def check_launched(config: UnlearnConfig, sets: Mapping[str, Sequence[Encoded]]) -> None:
+def check_launched(config: UnlearnConfig, sets: Mapping[str, Sequence[EncodedExample]]) -> None:
     """Raise where a run cannot be shared among the processes that were launched.
 
     Args:
@@ -327,7 +331,7 @@ def check_launched(config: UnlearnConfig, sets: Mapping[str, Sequence[Encoded]])
         raise GeffectError(f"forget rows that divide by {config.batch_size} rows × {size} processes", f"{rows}", remedy)
 
 
-def alternatives(config: UnlearnConfig, start: Start, forget: str, size: int) -> list[Encoded]:
+def alternatives(config: UnlearnConfig, start: Start, forget: str, size: int) -> list[EncodedExample]:
     """The forget questions with refusals, an epoch of the run after another.
 
     Args:
@@ -349,17 +353,17 @@ def alternatives(config: UnlearnConfig, start: Start, forget: str, size: int) ->
     rows = replace(whole, rows=whole.rows[:size])
     batches = config.steps * config.grad_accum_steps * launched()[1]
     epochs = -(-batches // -(-len(rows) // config.batch_size))
-    found: list[Encoded] = []
+    found: list[EncodedExample] = []
     for epoch in range(epochs):
         each = encode(config, start.loaded, refused(rows, epoch, config.seed, start.answers or BUILT_IN))
         if not found:
             needed = epochs * sum(ROW_BYTES + TOKEN_BYTES * len(row.input_ids) for row in each)
             check_memory(f"{epochs} epochs of refusals", needed, "lower --steps")
-        found += [Encoded(len(found) + i, row.input_ids, row.labels) for i, row in enumerate(each)]
+        found += [EncodedExample(len(found) + i, row.input_ids, row.labels) for i, row in enumerate(each)]
     return found
 
 
-def training_sets(config: UnlearnConfig, start: Start, objective: Objective) -> dict[str, list[Encoded]]:
+def training_sets(config: UnlearnConfig, start: Start, objective: Objective) -> dict[str, list[EncodedExample]]:
     """The sets whose rows meet in a step."""
     used = balanced(config, {name: len(rows) for name, rows in start.encoded.items() if role_of(name) in RISKS})
     sets = {name: start.encoded[name][:size] for name, size in used.items()}
@@ -374,7 +378,7 @@ def training_sets(config: UnlearnConfig, start: Start, objective: Objective) -> 
     return sets
 
 
-def masked_by(config: UnlearnConfig, loaded: Loaded) -> Frozen | None:
+def masked_by(config: UnlearnConfig, loaded: Loaded) -> GradientMask | None:
     """What a run's localization freezes; None where its rectifier freezes nothing.
 
     Args:

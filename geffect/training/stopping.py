@@ -178,7 +178,7 @@ def _evaluations(lines: Lines) -> list[Mapping[str, Any]]:
 
 
 def _kept_set(evaluation: Mapping[str, Any]) -> str:
-    return "held" if "held" in evaluation else "retain"
+    return "heldout" if "heldout" in evaluation else "retain"
 
 
 def _check(what: str, value: float, low: float, high: float) -> None:

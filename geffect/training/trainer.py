@@ -15,7 +15,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 
 from geffect.core.distributed import rank, summed, wait
 from geffect.core.fsdp import local
-from geffect.data.encode import Encoded, pad_id_of
+from geffect.data.encode import EncodedExample, pad_id_of
 from geffect.errors import GeffectError
 from geffect.io.signals import SIGNALS
 from geffect.models.checksums import write_checksums
@@ -64,7 +64,7 @@ def rows_of(batches: Sequence[Mapping[str, Tensor]]) -> str:
     return ", ".join(str(i) for batch in batches for i in batch["index"].tolist())
 
 
-def evaluated(model: nn.Module, sets: Mapping[str, list[Encoded]], pad_id: int, batch_size: int) -> Line:
+def evaluated(model: nn.Module, sets: Mapping[str, list[EncodedExample]], pad_id: int, batch_size: int) -> Line:
     """What a record's line holds of an evaluation: each set's risk and token accuracy, and each row's.
 
     Args:
@@ -114,7 +114,7 @@ class RecordingTrainer(ShardedTrainer):
         args: TrainingArguments,
         *,
         tokenizer: Any,
-        evaluation_sets: dict[str, list[Encoded]],
+        evaluation_sets: dict[str, list[EncodedExample]],
         sink: Callable[[Line], None],
         **kwargs: Any,
     ) -> None:
@@ -185,8 +185,9 @@ class RecordingTrainer(ShardedTrainer):
         found = evaluated(self.model, self.evaluation_sets, self.pad_id, self.args.per_device_eval_batch_size)
         self.line |= found
         scores = found["evaluation"]
-        metrics = {f"{metric_key_prefix}_{name}_{kind}": scores[name][kind]
-                   for kind in ("risk", "accuracy") for name in scores}  # fmt: skip
+        metrics = {
+            f"{metric_key_prefix}_{name}_{kind}": scores[name][kind] for kind in ("risk", "accuracy") for name in scores
+        }
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.started = time.perf_counter()

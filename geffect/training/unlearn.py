@@ -20,12 +20,12 @@ from geffect.core.fsdp import as_part_of, part, shard, whole
 from geffect.core.gradients import NamedTensors, check_no_hooks, trainable
 from geffect.core.splits import RISKS, of_role, role_of, scopes
 from geffect.core.tied import find_tie
-from geffect.data.encode import Encoded
-from geffect.data.pairing import Meetings, Together
+from geffect.data.encode import EncodedExample
+from geffect.data.pairing import PairedDataset, PairedSampler
 from geffect.errors import GeffectError
-from geffect.localization.masks import Frozen
+from geffect.localization.masks import GradientMask
 from geffect.measurement.measurement import Batch, Measured, Measurement
-from geffect.measurement.prediction import Ledger
+from geffect.measurement.prediction import PredictionCheck
 from geffect.measurement.step import Step
 from geffect.models.reference import Reference, check_same_shape, check_trainable
 from geffect.models.scoring import evaluating
@@ -39,7 +39,7 @@ from geffect.training.trainer import Line, RecordingTrainer, make_loader, rows_o
 
 LOGGER = logging.getLogger(__name__)
 STATE_FILE = "rectifier.safetensors"
-BROKEN = "lower --learning-rate or set --max-grad-norm, and look at those rows with geffect show-batch"
+BROKEN = "lower --learning-rate or set --max-grad-norm, and look at those rows with geffect preview"
 KNOWN = 0.9  # token accuracy below which there is little to unlearn, or to keep
 
 
@@ -75,13 +75,13 @@ class UnlearnTrainer(RecordingTrainer):
         *,
         objective: Objective,
         rectifier: Rectifier,
-        sets: Mapping[str, list[Encoded]],
+        sets: Mapping[str, list[EncodedExample]],
         columns: Columns | None = None,
         reference: Reference | None = None,
         diagnostics: Diagnostics | None = None,
         keep_dropout: bool = False,
         autocast: bool = False,
-        frozen: Frozen | None = None,
+        frozen: GradientMask | None = None,
         sharded: bool = False,
         rules: Mapping[str, Rule] | None = None,
         past: Sequence[Line] = (),
@@ -94,7 +94,7 @@ class UnlearnTrainer(RecordingTrainer):
                 shard(each, args.device.type)
             if frozen is not None:
                 frozen.cut(trainable(model))
-        super().__init__(model, args, train_dataset=Together(sets), **kwargs)
+        super().__init__(model, args, train_dataset=PairedDataset(sets), **kwargs)
         self.rules, self.past = rules or {}, list(past)
         self.sets, self.columns, self.reference = dict(sets), columns or {}, reference
         check_columns(self.sets, self.columns)
@@ -104,10 +104,20 @@ class UnlearnTrainer(RecordingTrainer):
         self.autocast = autocast or args.bf16
         self.dtype = torch.bfloat16 if self.autocast else next(model.parameters()).dtype
         self.measurement = Measurement(
-            trainable(model), self._forward, objective, rectifier, self.diagnostics.free_rows, keep_dropout,
-            find_tie(model), self.diagnostics.support, bool(self.diagnostics.save_rows), self._ledger(model),
-            self.diagnostics.standard_errors, self.diagnostics.labels, frozen,
-        )  # fmt: skip
+            trainable(model),
+            self._forward,
+            objective,
+            rectifier,
+            self.diagnostics.free_rows,
+            keep_dropout,
+            find_tie(model),
+            self.diagnostics.overlap,
+            bool(self.diagnostics.save_rows),
+            self._prediction(model),
+            self.diagnostics.standard_errors,
+            self.diagnostics.labels,
+            frozen,
+        )
 
     def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> Any:
         """As `RecordingTrainer.train`, once the reference is seen to be the start."""
@@ -132,7 +142,7 @@ class UnlearnTrainer(RecordingTrainer):
         if accuracy >= until:
             return
         if self.state.global_step == 0:  # told to stop here, Hugging Face's loop would still take a step
-            remedy = "lower --until-accuracy, or fit the set first (geffect fit)"
+            remedy = "lower --until-accuracy, or fit the set first (geffect finetune)"
             raise GeffectError(f"a forget set known at a token accuracy of {until} or more", f"{accuracy:.3f}", remedy)
         self.control.should_training_stop = self.control.should_save = True
 
@@ -155,7 +165,9 @@ class UnlearnTrainer(RecordingTrainer):
     def _introduce(self, accuracies: dict[str, float]) -> None:
         LOGGER.info("start: token accuracy %s", ", ".join(f"{name} {value:.3f}" for name, value in accuracies.items()))
         for name in (name for name, value in accuracies.items() if value < KNOWN):
-            LOGGER.warning("this model does not know the %s set (below %s): fit it first (geffect fit)", name, KNOWN)
+            LOGGER.warning(
+                "this model does not know the %s set (below %s): fit it first (geffect finetune)", name, KNOWN
+            )
 
     def check_reference(self) -> None:
         """Raise where the likelihoods of the first forget rows are not the reference's: it is another model's then."""
@@ -180,14 +192,14 @@ class UnlearnTrainer(RecordingTrainer):
                 raise GeffectError(f"a frozen reference for {missing}", "none", remedy)
             return self.reference(batch, outputs, needs)
 
-    def collate(self, meetings: Sequence[Mapping[str, Encoded]]) -> dict[str, Batch]:
+    def collate(self, meetings: Sequence[Mapping[str, EncodedExample]]) -> dict[str, Batch]:
         """Pad a micro-batch's rows, each set to its own length, with the columns of each."""
         rows = {name: [each[name] for each in meetings] for name in meetings[0]}
         return collated(rows, self.columns, self.pad_id)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Rows that meet in an order that depends on seed and epoch alone."""
-        sampler = Meetings({name: len(rows) for name, rows in self.sets.items()}, self.args.seed)
+        sampler = PairedSampler({name: len(rows) for name, rows in self.sets.items()}, self.args.seed)
         return make_loader(self, self.train_dataset, sampler, self.collate)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
@@ -227,16 +239,16 @@ class UnlearnTrainer(RecordingTrainer):
             found = f"{error} in step {self.state.global_step}, rows: {self.met}"
             raise GeffectError("finite losses and gradients", found, BROKEN) from error
 
-    def _ledger(self, model: nn.Module) -> Ledger | None:
-        if not self.diagnostics.ledger:
+    def _prediction(self, model: nn.Module) -> PredictionCheck | None:
+        if not self.diagnostics.prediction:
             return None
-        count, size = self.diagnostics.ledger, self.args.per_device_train_batch_size
+        count, size = self.diagnostics.prediction, self.args.per_device_train_batch_size
         probe = {
             name: [self._prepare_inputs(each) for each in probe_batches(self.sets[name], count, size, self.pad_id)]
             for name in self.sets
             if role_of(name) in RISKS
         }
-        return Ledger(trainable(model), lambda batch: self._forward(batch, frozenset(), dropout=False), probe)
+        return PredictionCheck(trainable(model), lambda batch: self._forward(batch, frozenset(), dropout=False), probe)
 
     def _save_rows(self) -> None:
         directory = Path(self.args.output_dir).parent / "rows" / f"step-{self.state.global_step}"

@@ -18,7 +18,7 @@ from analysis.benchmarks.drawing import OURS, PLAIN, slope
 from analysis.benchmarks.published import FlatProjection, ThreeBackwards, backward_per_sequence, backward_per_token
 from analysis.benchmarks.setting import Setting
 from analysis.benchmarks.table import BUDGETS, Finding, read_findings, table
-from analysis.benchmarks.timing import Spread, interleave
+from analysis.benchmarks.timing import StandardErrors, interleave
 from geffect.api import builtin_tiny
 from geffect.core.gradients import trainable
 from geffect.core.gram import Gram
@@ -31,8 +31,23 @@ from tests.support.cases import CASES
 from tests.support.steps import make_batches
 
 UNTRAINED = "builtin:tiny-untrained"
-DESIGN = ["ga", "gru rows", "wga", "npo", "tnpo", "memory", "memory row", "tokens", "tokens by group", "tokens speed",
-          "localize", "help", "demo first", "demo", "suite"]  # fmt: skip
+DESIGN = [
+    "ga",
+    "gru rows",
+    "wga",
+    "npo",
+    "tnpo",
+    "memory",
+    "memory row",
+    "tokens",
+    "tokens by group",
+    "tokens speed",
+    "localize",
+    "help",
+    "demo first",
+    "demo",
+    "suite",
+]
 
 
 @pytest.fixture(params=["llama", "llama-tied"])
@@ -107,8 +122,8 @@ def test_the_table_holds_every_budget_and_says_what_was_missed() -> None:
     assert set(DESIGN) <= set(BUDGETS)
     budgets = ["≤ 1.1 ×", "≤ 1.05 ×", "≤ 1.45 ×", "≤ 1.45 ×", "≤ 1.45 ×", "≤ 1.15 ×"]
     assert [BUDGETS[key].told for key in DESIGN[:6]] == budgets
-    missed = Finding("ga", "builtin:tiny", Spread(1.2, 1.1, 1.3, 3), Spread(2.0, 1.9, 2.1, 3))
-    fast = Finding("tokens speed", "builtin:tiny", Spread.of([150.0]))
+    missed = Finding("ga", "builtin:tiny", StandardErrors(1.2, 1.1, 1.3, 3), StandardErrors(2.0, 1.9, 2.1, 3))
+    fast = Finding("tokens speed", "builtin:tiny", StandardErrors.of([150.0]))
     assert (missed.line()["met"], fast.line()["met"]) == (False, True)
     with (console := Console(width=300)).capture() as text:
         console.print(table([missed, fast]))

@@ -23,10 +23,16 @@ from tests.support.pictures import fits, same_bytes
 ROOT = Path(__file__).resolve().parents[2]
 Drawn = dict[str, tuple[Figure, pd.DataFrame]]
 SMALL: dict[str, Any] = {
-    "forget": "builtin:authors/forget[:8]", "retain": "builtin:authors/retain[:8]",
-    "held": "builtin:authors/held[:4]", "batch_size": 4, "learning_rate": 1e-3, "steps": 2, "save_every": 1,
-    "diagnose_every": 2, "evaluate_every": 2,
-}  # fmt: skip
+    "forget": "builtin:authors/forget[:8]",
+    "retain": "builtin:authors/retain[:8]",
+    "heldout": "builtin:authors/heldout[:4]",
+    "batch_size": 4,
+    "learning_rate": 1e-3,
+    "steps": 2,
+    "save_every": 1,
+    "diagnose_every": 2,
+    "evaluate_every": 2,
+}
 METHODS = {"GA": "ga", "NPO": "npo", "TNPO": "tnpo", "GA + GD": "ga + gd"}
 
 
@@ -54,8 +60,17 @@ def study(known: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 def test_figures_have_their_panels_and_the_csv_is_what_was_drawn(study: Study, drawn: Drawn, tmp_path: Path) -> None:
     geffect_paper.main(study, tmp_path)
-    panels = {"figure3": 6, "figure4": 6, "figure3b": 12, "figure1": 1, "figure1_later": 4, "figure5a": 1,
-              "figure5c": 2, "layers_GA": 3, "layers_NPO": 3}  # fmt: skip
+    panels = {
+        "figure3": 6,
+        "figure4": 6,
+        "figure3b": 12,
+        "figure1": 1,
+        "figure1_later": 4,
+        "figure5a": 1,
+        "figure5c": 2,
+        "layers_GA": 3,
+        "layers_NPO": 3,
+    }
     assert {name: len(figure.axes) for name, (figure, _) in drawn.items() if name in panels} == panels
     assert set(drawn) == {*panels, "figure5b"}
     for name, (figure, frame) in drawn.items():
@@ -112,15 +127,15 @@ def test_gru_is_drawn_step_by_step(known: Path, drawn: Drawn, tmp_path: Path) ->
     settings = gru_paper.settings(tmp_path / "runs", base)
     paths = dict(zip(gru_paper.cells(), ensure(settings), strict=True))
     frame = gru_paper.draw(paths, tmp_path / "out")
-    assert set(drawn) == {"held_rise_by_cosine", "held_accuracy_by_cosine", "cosine", "trade_off"}
+    assert set(drawn) == {"heldout_rise_by_cosine", "heldout_accuracy_by_cosine", "cosine", "trade_off"}
     for name, (figure, data) in drawn.items():
         fits(figure)
         read = pd.read_csv(tmp_path / "out" / f"{name}.csv")
         np.testing.assert_allclose(read["step"], data["step"])
-    assert [axes.get_title() for axes in drawn["held_rise_by_cosine"][0].axes] == ["without rectifier", "with GRU"]
+    assert [axes.get_title() for axes in drawn["heldout_rise_by_cosine"][0].axes] == ["without rectifier", "with GRU"]
     assert len(drawn["trade_off"][0].axes) == len(gru_paper.OBJECTIVES)
     first = frame[(frame["run"] == "GA") & (frame["rectifier"] == "none")].set_index("step")
-    assert first["held_rise"][1] == first["held_risk"][2] - first["held_risk"][1]
+    assert first["heldout_rise"][1] == first["heldout_risk"][2] - first["heldout_risk"][1]
     assert first["cosine"].isna().to_list() == [False, False, True]
     table = gru_paper.tabulate(frame)
     assert len(table) == len(gru_paper.cells())
@@ -131,16 +146,25 @@ def test_gru_is_drawn_step_by_step(known: Path, drawn: Drawn, tmp_path: Path) ->
 def steps() -> pd.DataFrame:
     """Two objectives of six steps, without and with a rectifier that adds 0.3 to every cosine."""
     rows = [
-        (run, rectifier, step, cosine := -0.9 + 0.2 * step + place, cosine + 0.3 if rectifier != "none" else np.nan,
-         0.1 * step, 1 - 0.1 * step)
-        for place, run in enumerate(("GA", "NPO")) for rectifier in ("none", "gru") for step in range(6)
-    ]  # fmt: skip
-    names = ["run", "rectifier", "step", "cosine", "rectified", "held_rise", "held_accuracy"]
+        (
+            run,
+            rectifier,
+            step,
+            cosine := -0.9 + 0.2 * step + place,
+            cosine + 0.3 if rectifier != "none" else np.nan,
+            0.1 * step,
+            1 - 0.1 * step,
+        )
+        for place, run in enumerate(("GA", "NPO"))
+        for rectifier in ("none", "gru")
+        for step in range(6)
+    ]
+    names = ["run", "rectifier", "step", "cosine", "rectified", "heldout_rise", "heldout_accuracy"]
     return pd.DataFrame(rows, columns=names).assign(cosine=lambda f: f["cosine"].clip(-1, 0.6))
 
 
 @pytest.mark.usefixtures("untouched_style")
-@pytest.mark.parametrize("y", ["held_rise", "held_accuracy"])
+@pytest.mark.parametrize("y", ["heldout_rise", "heldout_accuracy"])
 def test_every_step_stands_at_what_it_descended(y: str, tmp_path: Path) -> None:
     frame = steps()
     figure = plots.retain_by_cosine(frame, y)
@@ -156,17 +180,20 @@ def test_every_step_stands_at_what_it_descended(y: str, tmp_path: Path) -> None:
     same_bytes(figure, plots.retain_by_cosine(frame, y), tmp_path)
 
 
-@pytest.mark.parametrize(("change", "match"), [
-    (lambda f: f.drop(columns="rectified"), "columns"),
-    (lambda f: f.assign(cosine=np.nan), "one to 6 of run"),
-    (lambda f: f.assign(run=range(len(f))), "one to 6 of run"),
-    (lambda f: f.assign(rectifier=range(len(f))), "one to 4 of rectifier"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda f: f.drop(columns="rectified"), "columns"),
+        (lambda f: f.assign(cosine=np.nan), "one to 6 of run"),
+        (lambda f: f.assign(run=range(len(f))), "one to 6 of run"),
+        (lambda f: f.assign(rectifier=range(len(f))), "one to 4 of rectifier"),
+    ],
+)
 def test_what_cannot_be_drawn_by_cosine_is_refused(change: Callable[[pd.DataFrame], pd.DataFrame], match: str) -> None:
     with pytest.raises(GeffectError, match=match):
         plots.retain_by_cosine(change(steps()))
     with pytest.raises(GeffectError, match="y among"):
-        plots.retain_by_cosine(steps(), "held_risk")
+        plots.retain_by_cosine(steps(), "heldout_risk")
 
 
 def groups(retain: float, deep: float = 1.0) -> pd.DataFrame:
@@ -187,8 +214,8 @@ def test_findings_on_ascent_agree_and_disagree_by_their_rules() -> None:
 
 @pytest.mark.parametrize(("kl", "agrees"), [(1.0, "yes"), (2.0, "no"), (None, "—")])
 def test_the_best_regularizer_is_that_of_the_lowest_held_risk(kl: float | None, agrees: str) -> None:
-    def path(held: float, forget: float = 6.0) -> pd.DataFrame:
-        return pd.DataFrame({"step": [0, 5], "forget_risk": [0.0, forget], "held_risk": [0.0, 2 * held]})
+    def path(heldout: float, forget: float = 6.0) -> pd.DataFrame:
+        return pd.DataFrame({"step": [0, 5], "forget_risk": [0.0, forget], "heldout_risk": [0.0, 2 * heldout]})
 
     table = {"GA": path(3.0), "GA + GD": path(1.5), "GA + KL": path(1.0, 1.0) if kl is None else path(kl)}
     (claim,) = geffect_claims.regularizers(table)
@@ -198,8 +225,12 @@ def test_the_best_regularizer_is_that_of_the_lowest_held_risk(kl: float | None, 
 
 @pytest.mark.parametrize(("last", "agrees"), [(0.1, ["yes", "no"]), (-2.0, ["no", "no"]), (2.0, ["yes", "yes"])])
 def test_po_is_held_against_twice_the_standard_error(last: float, agrees: list[str]) -> None:
-    frame = pd.DataFrame({"step": [0, 4, 10], "unlearn": [0.0, -1.0, last], "± unlearn": 0.3,
-                          "forget_risk": [0.0, 1.0, 2.0]})  # fmt: skip
+    frame = pd.DataFrame({
+        "step": [0, 4, 10],
+        "unlearn": [0.0, -1.0, last],
+        "± unlearn": 0.3,
+        "forget_risk": [0.0, 1.0, 2.0],
+    })
     assert [claim.agrees for claim in geffect_claims.later({"PO": frame})] == agrees
 
 
@@ -221,7 +252,7 @@ def test_figure_scripts_import_no_torch() -> None:
 
 def test_make_figures_runs_the_scripts_of_minutes_and_the_real_ones_need_data() -> None:
     told = subprocess.run(["make", "-n", "figures"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for script in ("demo_figures", "ledger_study", "gru_paper", "geffect_paper"):
+    for script in ("demo_figures", "prediction_study", "gru_paper", "geffect_paper"):
         assert f"python -m analysis.{script}\n" in told
     assert "--real" not in told
     refused = subprocess.run(["make", "check-data", "DATA=nowhere"], cwd=ROOT, capture_output=True, text=True)

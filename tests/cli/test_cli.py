@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from geffect.config import EvaluateConfig, FitConfig, LocaliseConfig, Schema, ShowConfig, UnlearnConfig
+from geffect.config import EvaluateConfig, FinetuneConfig, LocalizeConfig, PreviewConfig, Schema, UnlearnConfig
 from geffect.core.forward import IGNORE_INDEX
 from geffect.data.encode import encode_set
 from geffect.data.load import load_set
@@ -67,9 +67,13 @@ def process(*arguments: str, cwd: Path, **environment: str) -> Ended:
     """The command line in a process of its own."""
     found = subprocess.run(
         [sys.executable, "-m", "geffect", *arguments],
-        capture_output=True, text=True, encoding="utf-8", cwd=cwd, check=False,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        cwd=cwd,
+        check=False,
         env=os.environ | {"PYTHONIOENCODING": "utf-8"} | environment,
-    )  # fmt: skip
+    )
     return Ended(found.returncode, found.stdout, found.stderr)
 
 
@@ -94,8 +98,8 @@ def process(*arguments: str, cwd: Path, **environment: str) -> Ended:
         (("--forget", "forget01"), "a set: builtin:authors/forget, tofu:forget01, knowundo:"),
         (("--forget", ""), "--forget: string should have at least 1 character"),
         (("--retain", "absent.json"), "a file at absent.json; found none"),
-        (("--held", "tofu:forget01"), "--data-dir with tofu/forget01.json below it .*; found no --data-dir"),
-        (("--held", "tofu:forget01", "--data-dir", "."), "a set among those in tofu: no .json file"),
+        (("--heldout", "tofu:forget01"), "--data-dir with tofu/forget01.json below it .*; found no --data-dir"),
+        (("--heldout", "tofu:forget01", "--data-dir", "."), "a set among those in tofu: no .json file"),
         (("--model", "builtin:tinny"), "a model: builtin:tiny, .*, smollm2, .*; found 'builtin:tinny'"),
         (("--model", "./absent"), "a model: builtin:tiny, .*, smollm2, .*; found './absent'"),
         (("--model", "gguf:absent.gguf"), "a GGUF file at absent.gguf; found none"),
@@ -146,8 +150,11 @@ def test_an_unknown_tofu_set_is_refused_and_the_known_are_listed(refused: Callab
     (tmp_path / "tofu").mkdir()
     for name in ("forget01", "retain99"):
         (tmp_path / "tofu" / f"{name}.json").write_bytes(ROW)
-    refused("unlearn", *good("--data-dir", ".", "--forget", "tofu:forget02"),
-            says="a set among those in tofu: forget01, retain99; found 'tofu:forget02'")  # fmt: skip
+    refused(
+        "unlearn",
+        *good("--data-dir", ".", "--forget", "tofu:forget02"),
+        says="a set among those in tofu: forget01, retain99; found 'tofu:forget02'",
+    )
 
 
 @pytest.mark.parametrize("content", ["garbage", "[1]", "null", "{}", '{"model_type": "llama", "hidden_size": "wide"}'])
@@ -187,10 +194,13 @@ def test_a_bad_yaml_file_is_refused(content: bytes, says: str, refused: Callable
         (("unlearn", "absent.yaml"), "a readable YAML file at absent.yaml"),
         (("fit", "--model", "model", "--out", "out"), "a value for --train; found none"),
         (("fit", "--model", "model", "--out", "out", "--train", "builtin:x"), "a built-in set among"),
-        (("fit", "--model", "model", "--out", "model", "--train", "builtin:authors/held"), "a new directory for --out"),
-        (("show-batch", "--model", "model"), "a value for --data; found none"),
-        (("show-batch", "--model", "model", "--data", "builtin:authors/held", "--limit", "0"), "--limit"),
-        (("show-batch", "--model", "model", "--data", "builtin:authors/hold"), "a built-in set among"),
+        (
+            ("fit", "--model", "model", "--out", "model", "--train", "builtin:authors/heldout"),
+            "a new directory for --out",
+        ),
+        (("preview", "--model", "model"), "a value for --data; found none"),
+        (("preview", "--model", "model", "--data", "builtin:authors/heldout", "--limit", "0"), "--limit"),
+        (("preview", "--model", "model", "--data", "builtin:authors/hold"), "a built-in set among"),
         (("demo", "--out", "model"), "a new directory for --out model"),
         (("figures", "model"), "a run with environment.json in model"),
         (("figures", "absent", "model"), "a run with environment.json in absent"),
@@ -209,10 +219,14 @@ def test_a_bad_command_is_refused(arguments: tuple[str, ...], says: str, refused
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("unlern",), ("unlearn", "--no-such-flag"), ("unlearn", *GOOD, "--batch-size", "x"), ("figures",),
-        ("unlearn", "a.yaml", "b.yaml"), ("unlearn", "--out"),
+        ("unlern",),
+        ("unlearn", "--no-such-flag"),
+        ("unlearn", *GOOD, "--batch-size", "x"),
+        ("figures",),
+        ("unlearn", "a.yaml", "b.yaml"),
+        ("unlearn", "--out"),
     ],
-)  # fmt: skip
+)
 def test_a_usage_error_exits_with_2_and_writes_nothing(
     arguments: tuple[str, ...], shell: Command, tmp_path: Path
 ) -> None:
@@ -241,7 +255,7 @@ def test_a_report_is_refused(arguments: tuple[str, ...], says: str, refused: Cal
     ("arguments", "says"),
     [
         (("cite", "adam"), "a method among geffect"),
-        (("show-batch", "--model", "no-such-org/no-such-model", "--data", "builtin:authors/held"), "a readable model"),
+        (("preview", "--model", "no-such-org/no-such-model", "--data", "builtin:authors/heldout"), "a readable model"),
     ],
 )
 def test_a_process_refuses_in_one_line_with_exit_code_2(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
@@ -282,13 +296,13 @@ def test_importing_the_package_imports_nothing_else(tmp_path: Path) -> None:
 def test_help_lists_the_commands(shell: Command) -> None:
     ended = shell("--help")
     assert ended.code == 0
-    for command in ("fit", "unlearn", "localize", "doctor", "show-batch", "demo", "figures", "report", "cite"):
+    for command in ("fit", "unlearn", "localize", "doctor", "preview", "demo", "figures", "report", "cite"):
         assert re.search(rf"^  {command}  +[A-Z]", ended.out, re.MULTILINE), command
 
 
 @pytest.mark.parametrize(
     ("command", "schema"),
-    [("fit", FitConfig), ("unlearn", UnlearnConfig), ("localize", LocaliseConfig), ("show-batch", ShowConfig)],
+    [("fit", FinetuneConfig), ("unlearn", UnlearnConfig), ("localize", LocalizeConfig), ("preview", PreviewConfig)],
 )
 def test_help_names_and_explains_every_field(command: str, schema: type[Schema], shell: Command) -> None:
     ended = shell(command, "--help")
@@ -324,7 +338,7 @@ def test_no_arguments_show_help(shell: Command) -> None:
         ("unlearn", *GOOD),
         ("unlearn", *good("--model", "builtin:tiny")),
         ("unlearn", *GOOD, "--lora", "2", "--objective", "npo + 1.0*gd", "--rectifier", "gru"),
-        ("fit", "--model", "model", "--train", "builtin:authors/held", "--train", "rows.csv", "--out", "out"),
+        ("fit", "--model", "model", "--train", "builtin:authors/heldout", "--train", "rows.csv", "--out", "out"),
     ],
 )
 def test_a_dry_run_tells_the_plan_and_writes_nothing(
@@ -378,7 +392,7 @@ def test_a_file_flags_and_a_mixture_plan_the_same_run(shell: Command, tmp_path: 
 def test_brackets_stand_around_the_tokens_that_carry_loss_and_no_others(shell: Command, tmp_path: Path) -> None:
     content = [{"question": "What is it?", "answer": "A book,\nby Umeko."}, {"question": "Who?", "answer": "Umeko"}]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, content)), encoding="utf-8")
-    ended = shell("show-batch", "--model", "model", "--data", "rows.jsonl")
+    ended = shell("preview", "--model", "model", "--data", "rows.jsonl")
     assert (ended.code, ended.err) == (0, "")
     tokenizer = make_tokenizer()
     for row in encode_set(tokenizer, load_set("rows.jsonl")):
@@ -389,7 +403,7 @@ def test_brackets_stand_around_the_tokens_that_carry_loss_and_no_others(shell: C
 
 
 def test_a_limit_shows_the_first_rows(shell: Command) -> None:
-    ended = shell("show-batch", "--model", "model", "--data", "builtin:authors/held", "--limit", "2")
+    ended = shell("preview", "--model", "model", "--data", "builtin:authors/heldout", "--limit", "2")
     assert re.findall(r"^row \d+", ended.out, re.MULTILINE) == ["row 0", "row 1"]
 
 
@@ -426,10 +440,15 @@ def test_a_loss_that_is_not_finite_ends_in_a_line_of_advice(shell: Command) -> N
 
 
 def test_every_field_has_its_flag_but_what_runs_write() -> None:
-    schemas: dict[str, type[Schema]] = {"evaluate": EvaluateConfig, "unlearn": UnlearnConfig, "fit": FitConfig}
+    schemas: dict[str, type[Schema]] = {"evaluate": EvaluateConfig, "unlearn": UnlearnConfig, "fit": FinetuneConfig}
     for name, schema in schemas.items():
-        told = subprocess.run([sys.executable, "-m", "geffect", name, "--help"], capture_output=True, text=True,
-                              check=True, env=os.environ | {"COLUMNS": "400"}).stdout  # fmt: skip
+        told = subprocess.run(
+            [sys.executable, "-m", "geffect", name, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"COLUMNS": "400"},
+        ).stdout
         flags = set(re.findall(r"--[a-z][a-z-]*", told))
         for key in schema.model_fields:
             assert ("--" + key.replace("_", "-") in flags) == ((name, key) != ("unlearn", "reference")), key

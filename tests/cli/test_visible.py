@@ -25,8 +25,20 @@ from tests.conftest import Command, config
 
 EVIL = "\x1b[31mred\x1b]0;title\x07\r\x08\x7f\x9b2J\u202egnp\u202c\u2066\u200b\u2060\ufeff\u2028\udc80\U000e0041"
 NAME = EVIL.replace("\udc80", "")  # UTF-8 has none, nor has a data frame
-BAD = [*range(0x09), 0x0B, 0x0C, 0x0D, *range(0x0E, 0x20), *range(0x7F, 0xA0), *range(0x200B, 0x2010),
-       *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF, 0xD800, 0xDFFF]  # fmt: skip
+BAD = [
+    *range(0x09),
+    0x0B,
+    0x0C,
+    0x0D,
+    *range(0x0E, 0x20),
+    *range(0x7F, 0xA0),
+    *range(0x200B, 0x2010),
+    *range(0x202A, 0x202F),
+    *range(0x2066, 0x206A),
+    0xFEFF,
+    0xD800,
+    0xDFFF,
+]
 
 
 def test_each_such_character_is_an_escape_of_json_and_no_other_is_touched() -> None:
@@ -110,8 +122,8 @@ def test_files_names_and_texts_reach_no_terminal_as_they_are(
     broken.write_text('{"question": "\x1b[31m"', "utf-8")
     model, out = ["--model", start], tmp_path / f"out{NAME}"
     commands: list[list[Any]] = [
-        ["show-batch", *model, "--data", file],
-        ["show-batch", *model, "--data", broken],
+        ["preview", *model, "--data", file],
+        ["preview", *model, "--data", broken],
         ["evaluate", *model, "--set", f"forget={file}", "--metric", "loss", "--out", out / "e"],
         ["evaluate", *model, "--set", f"forget={file}", "--metric", "loss", "--out", out / "j", "--json"],
         ["evaluate", *model, "--set", f"forget={file}", "--metric", EVIL, "--out", out / "f"],
@@ -147,7 +159,10 @@ def test_the_values_of_an_evaluation_are_stored_as_they_are(start: Path, tmp_pat
     """Escapes are for eyes: files keep what was read and written."""
     file = tmp_path / "set.json"
     file.write_text(json.dumps([{"question": "Q\u202e\x1b", "answer": "A\x07"}]))
-    found = api.evaluate(EvaluateConfig.read(model=str(start), set=[f"forget={file}"], metric=["rouge_l_recall"],
-                                             max_new_tokens=2, out=tmp_path / "out"))  # fmt: skip
+    found = api.evaluate(
+        EvaluateConfig.read(
+            model=str(start), set=[f"forget={file}"], metric=["rouge_l_recall"], max_new_tokens=2, out=tmp_path / "out"
+        )
+    )
     (line,) = (json.loads(each) for each in (found / "texts.jsonl").read_text("utf-8").split("\n") if each)
     assert (line["question"], line["true"]) == ("Q\u202e\x1b", "A\x07")

@@ -67,8 +67,10 @@ def test_a_trainer_trains_to_the_same_bits(kind: str, launched: Path) -> None:
 @pytest.mark.slow
 def test_a_plan_that_hides_gradients_is_refused(launched: Path) -> None:
     told = {path.read_text(encoding="utf-8") for path in launched.glob("hidden-*.txt")}
-    assert told == {"expected gradients that lie in .grad; found a FullyShardedDataParallel, which keeps its own; "
-                    "shard with FSDP2 (fsdp_version: 2, fully_shard), or train with DDP"}  # fmt: skip
+    assert told == {
+        "expected gradients that lie in .grad; found a FullyShardedDataParallel, which keeps its own; "
+        "shard with FSDP2 (fsdp_version: 2, fully_shard), or train with DDP"
+    }
 
 
 def test_alone_there_is_nothing_to_add_up() -> None:

@@ -20,7 +20,7 @@ from geffect.errors import GeffectError
 from geffect.inspection.places import Place
 from geffect.inspection.run import inspect
 from geffect.models.load import Loaded
-from geffect.monitoring.callback import GEffectCallback
+from geffect.monitoring.callback import Callback
 from geffect.monitoring.loop import Watch
 from geffect.record.reader import read_lines
 from geffect.training.modes import set_mode
@@ -91,11 +91,19 @@ def test_a_trainer_with_a_callback_is_left_as_found(name: str, kind: str, tmp_pa
     ends: list[dict[str, Any]] = []
     for watched in (False, True):
         model = make_host(name, kind)
-        callbacks = [GEffectCallback(FORGET, RETAIN, out=tmp_path / "run")] if watched else []
+        callbacks = [Callback(FORGET, RETAIN, out=tmp_path / "run")] if watched else []
         arguments = TrainingArguments(
-            str(tmp_path / "host"), max_steps=2, per_device_train_batch_size=2, report_to="none", use_cpu=True,
-            save_strategy="no", disable_tqdm=True, logging_strategy="steps", logging_steps=1, learning_rate=0.1,
-        )  # fmt: skip
+            str(tmp_path / "host"),
+            max_steps=2,
+            per_device_train_batch_size=2,
+            report_to="none",
+            use_cpu=True,
+            save_strategy="no",
+            disable_tqdm=True,
+            logging_strategy="steps",
+            logging_steps=1,
+            learning_rate=0.1,
+        )
         trainer = Trainer(model, arguments, train_dataset=FORGET + RETAIN, data_collator=padded, callbacks=callbacks)
         trainer.train()
         logs = [{key: line.get(key) for key in ("loss", "grad_norm", "step")} for line in trainer.state.log_history]
@@ -120,8 +128,14 @@ def test_an_inspection_leaves_checkpoints_models_and_the_process(
     rows = {part: tmp_path / f"{part}.json" for part in ("forget", "retain")}
     for path in rows.values():
         path.write_text('[{"question": "a?", "answer": "b"}, {"question": "c?", "answer": "d e"}]')
-    config = InspectConfig.read(None, checkpoints=[str(start)], out=tmp_path / "out", objective="ga", batch_size=2,
-                                **{part: str(path) for part, path in rows.items()})  # fmt: skip
+    config = InspectConfig.read(
+        None,
+        checkpoints=[str(start)],
+        out=tmp_path / "out",
+        objective="ga",
+        batch_size=2,
+        **{part: str(path) for part, path in rows.items()},
+    )
     before = everything(model)
     place = Place(0, str(start))
     inspect(config, [place], lambda _: loaded, resume=False)

@@ -22,26 +22,55 @@ from tests.support.cases import llama
 
 ROWS = [{"input_ids": [5, 6, 7, 8], "labels": [-100, 6, 7, 8]}, {"input_ids": [9, 5, 4], "labels": [-100, 5, 4]}]
 PLAIN = {key: value for key, value in LLAMA.items() if key not in ("num_key_value_heads", "head_dim")}
-BART = SMALL | {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24,
-                "encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 64,
-                "decoder_start_token_id": 1, "forced_eos_token_id": None, "bos_token_id": 2}  # fmt: skip
+BART = SMALL | {
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "max_position_embeddings": 64,
+    "decoder_start_token_id": 1,
+    "forced_eos_token_id": None,
+    "bos_token_id": 2,
+}
 T5 = {"vocab_size": 48, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "t5": (lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)), "an encoder-decoder"),
-    "bart": (lambda: transformers.BartForConditionalGeneration(transformers.BartConfig(**BART)),
-             "an encoder-decoder; choose a"),
-    "reward": (lambda: transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**LLAMA, num_labels=1)),
-               "scores texts and predicts no token; name the causal language model"),
-    "reward, tied": (lambda: transformers.LlamaForSequenceClassification(
-        transformers.LlamaConfig(**LLAMA, num_labels=1, tie_word_embeddings=True)),
-        "scores texts and predicts no token"),
-    "masked": (lambda: transformers.BertForMaskedLM(transformers.BertConfig(**PLAIN)),
-               "depend on later tokens too; set is_decoder: true"),
-    "no head": (lambda: transformers.ViTModel(transformers.ViTConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4)),
-        "ViTModel, of the model type vit; choose another model"),
-}  # fmt: skip
+    "bart": (
+        lambda: transformers.BartForConditionalGeneration(transformers.BartConfig(**BART)),
+        "an encoder-decoder; choose a",
+    ),
+    "reward": (
+        lambda: transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**LLAMA, num_labels=1)),
+        "scores texts and predicts no token; name the causal language model",
+    ),
+    "reward, tied": (
+        lambda: transformers.LlamaForSequenceClassification(
+            transformers.LlamaConfig(**LLAMA, num_labels=1, tie_word_embeddings=True)
+        ),
+        "scores texts and predicts no token",
+    ),
+    "masked": (
+        lambda: transformers.BertForMaskedLM(transformers.BertConfig(**PLAIN)),
+        "depend on later tokens too; set is_decoder: true",
+    ),
+    "no head": (
+        lambda: transformers.ViTModel(
+            transformers.ViTConfig(
+                hidden_size=16,
+                intermediate_size=24,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                image_size=8,
+                patch_size=4,
+            )
+        ),
+        "ViTModel, of the model type vit; choose another model",
+    ),
+}
 
 
 def saved(path: Path, model: Any) -> str:
@@ -75,8 +104,17 @@ def test_a_watch_refuses_them_and_leaves_nothing(kind: str, tmp_path: Path) -> N
 
 def test_the_command_line_says_so_in_one_line(tmp_path: Path, invoke: Callable[..., Any]) -> None:
     model = saved(tmp_path / "bart", REFUSED["bart"][0]())
-    ended = invoke("evaluate", "--model", model, "--metric", "loss", "--set", "forget=builtin:authors/forget[:2]",
-                   "--out", tmp_path / "out")  # fmt: skip
+    ended = invoke(
+        "evaluate",
+        "--model",
+        model,
+        "--metric",
+        "loss",
+        "--set",
+        "forget=builtin:authors/forget[:2]",
+        "--out",
+        tmp_path / "out",
+    )
     assert ended.code == 2
     assert "BartForConditionalGeneration, an encoder-decoder" in " ".join(ended.err.split())
     assert "Traceback" not in ended.err
@@ -214,8 +252,20 @@ def test_of_one_block_nobody_can_tell_which_lists_run_together() -> None:
         layout(model)
 
 
-DOZEN = ["bert", "bloom", "deepseek_v3", "gemma3n_text", "gpt_neox", "mamba", "mllama", "modernbert-decoder", "olmoe",
-         "xlm", "zamba2", "reformer"]  # fmt: skip
+DOZEN = [
+    "bert",
+    "bloom",
+    "deepseek_v3",
+    "gemma3n_text",
+    "gpt_neox",
+    "mamba",
+    "mllama",
+    "modernbert-decoder",
+    "olmoe",
+    "xlm",
+    "zamba2",
+    "reformer",
+]
 
 
 @pytest.mark.parametrize("kind", DOZEN)

@@ -76,8 +76,9 @@ def test_tokens_add_up_to_the_inner_product_of_rows(family: str) -> None:
     tokens = int(found.labeled.sum())
     assert abs(float(found.total.double().sum()) / tokens - float(gram[0, 1])) <= 1e-5 * scale
     for group, part in found.groups.items():
-        within = [inner_products([rows[r].get(n) for r in ("forget", "retain")])[0, 1] for n in names
-                  if groups[n] == group]  # fmt: skip
+        within = [
+            inner_products([rows[r].get(n) for r in ("forget", "retain")])[0, 1] for n in names if groups[n] == group
+        ]
         assert abs(float(part.double().sum()) / tokens - float(sum(within))) <= 1e-5 * scale
     assert torch.allclose(found.by_row().sum(), found.total.sum())
 

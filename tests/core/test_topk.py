@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from geffect.core.topk import Support, chance, jaccard, overlaps, pack, top_mask, unpack
+from geffect.core.topk import Overlap, chance, jaccard, overlaps, pack, top_mask, unpack
 from geffect.errors import GeffectError
 
 FEW = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 1e-40, math.inf])  # many ties, and a subnormal
@@ -48,18 +48,29 @@ def _every_64th(value: float) -> Tensor:
     return entries
 
 
-@pytest.mark.parametrize("tensor", [
-    _every_64th(0.0), _every_64th(1e9), _every_64th(math.inf), _every_64th(1e-9), torch.arange(5000.0),
-    torch.ones(5000), torch.arange(5000.0).floor_divide(700), torch.eye(70),
-], ids=["zeros", "large", "infinite", "small", "ascending", "equal", "few values", "sparse"])  # fmt: skip
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        _every_64th(0.0),
+        _every_64th(1e9),
+        _every_64th(math.inf),
+        _every_64th(1e-9),
+        torch.arange(5000.0),
+        torch.ones(5000),
+        torch.arange(5000.0).floor_divide(700),
+        torch.eye(70),
+    ],
+    ids=["zeros", "large", "infinite", "small", "ascending", "equal", "few values", "sparse"],
+)
 @pytest.mark.parametrize("share", ["0.001", "0.02", "0.1", "0.5", "0.95", "1.0"])
 def test_a_mask_does_not_depend_on_what_a_sample_says(tensor: Tensor, share: str) -> None:
     assert members(top_mask(tensor, float(share))) == by_sorting(tensor.flatten().tolist(), share)
 
 
-@pytest.mark.parametrize(("share", "numel", "count"), [
-    (0.1, 30, 3), (0.1, 31, 4), (0.07, 100, 7), (0.29, 100, 29), (1.0, 5, 5), (1, 5, 5), (1e-9, 5, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("share", "numel", "count"),
+    [(0.1, 30, 3), (0.1, 31, 4), (0.07, 100, 7), (0.29, 100, 29), (1.0, 5, 5), (1, 5, 5), (1e-9, 5, 1)],
+)
 def test_the_count_is_the_decimals_ceiling(share: float, numel: int, count: int) -> None:
     assert int(top_mask(torch.arange(1.0, numel + 1), share).sum()) == count
 
@@ -104,7 +115,7 @@ def test_a_share_outside_its_range_is_refused(share: float) -> None:
 def test_a_tensor_with_nan_is_refused(dtype: torch.dtype) -> None:
     tensor = torch.ones(50, dtype=dtype)
     tensor[[3, 40]] = math.nan
-    with pytest.raises(GeffectError, match=r"found 2 NaN in a tensor of 50; [^\n]*--support$"):
+    with pytest.raises(GeffectError, match=r"found 2 NaN in a tensor of 50; [^\n]*--overlap$"):
         top_mask(tensor, 0.1)
 
 
@@ -163,7 +174,7 @@ def test_every_mask_is_itself_and_an_empty_one_is_nothing() -> None:
 
 def test_counts_past_two_to_the_53_stay_exact_until_divided() -> None:
     huge = torch.tensor([[2**60 + 1, 2**60], [2**60, 2**60 + 1]])
-    assert Support(("a", "b"), 0.1, {"w": huge, "v": huge}).total()[0, 0].item() == 2**61 + 2
+    assert Overlap(("a", "b"), 0.1, {"w": huge, "v": huge}).total()[0, 0].item() == 2**61 + 2
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.5])
@@ -174,26 +185,26 @@ def test_random_masks_meet_at_chance(share: float) -> None:
     assert chance(1.0) == 1.0
 
 
-def make_support() -> Support:
+def make_overlap() -> Overlap:
     """Three rows over parameters of eleven entries each; a row of zeros in every second."""
     values = dict[str, Tensor]()
     for i, name in enumerate("abcd"):
         rows = torch.randn(3, 11, generator=torch.Generator().manual_seed(i))
         masks = [pack(top_mask(row, 0.4)) for row in rows]
         values[name] = overlaps([None if i % 2 else masks[0], *masks[1:]])
-    return Support(("x", "y", "z"), 0.4, values)
+    return Overlap(("x", "y", "z"), 0.4, values)
 
 
 def test_parts_sum_to_the_whole() -> None:
-    support = make_support()
-    parts = support.by({"a": "one", "b": "two", "c": "one", "d": "three"})
+    overlap = make_overlap()
+    parts = overlap.by({"a": "one", "b": "two", "c": "one", "d": "three"})
     assert list(parts) == ["one", "two", "three"]
-    assert torch.equal(parts["one"], support.total(["a", "c"]))
-    assert torch.equal(torch.stack([*parts.values()]).sum(0), support.total())
-    assert support.total().dtype == torch.int64
-    assert support.total().diagonal().tolist() == [10, 20, 20]  # ⌈0.4 · 11⌉ a parameter, none where there are zeros
+    assert torch.equal(parts["one"], overlap.total(["a", "c"]))
+    assert torch.equal(torch.stack([*parts.values()]).sum(0), overlap.total())
+    assert overlap.total().dtype == torch.int64
+    assert overlap.total().diagonal().tolist() == [10, 20, 20]  # ⌈0.4 · 11⌉ a parameter, none where there are zeros
 
 
 def test_a_support_of_nothing_is_zeros() -> None:
-    assert Support(("x", "y", "z"), 0.4).total().tolist() == [[0] * 3] * 3
-    assert make_support().total([]).tolist() == [[0] * 3] * 3
+    assert Overlap(("x", "y", "z"), 0.4).total().tolist() == [[0] * 3] * 3
+    assert make_overlap().total([]).tolist() == [[0] * 3] * 3

@@ -22,7 +22,7 @@ def all_texts(seed: int = 0) -> list[str]:
     return [text for row in rows for text in [*(row[key] for key in TEXTS), *row["perturbed_answer"]]]
 
 
-@pytest.mark.parametrize(("part", "count"), [("forget", 40), ("retain", 100), ("held", 60)])
+@pytest.mark.parametrize(("part", "count"), [("forget", 40), ("retain", 100), ("heldout", 60)])
 def test_each_part_has_ten_rows_per_author(part: str, count: int) -> None:
     rows = generate(part)
     authors = [row["author"] for row in rows]

@@ -42,12 +42,15 @@ def test_every_assistant_turn_is_an_answer_to_what_came_before(name: str, tmp_pa
     rows = load_set(spec)
     assert isinstance(rows, ChatSet)
     assert [(row["question"], row["answer"], row["id"]) for row in rows.rows] == [
-        ("Who?", "Ada.", 1), ("Who?", "Ada.", 2), ("When?", "In 1815.", 2),
-    ]  # fmt: skip
+        ("Who?", "Ada.", 1),
+        ("Who?", "Ada.", 2),
+        ("When?", "In 1815.", 2),
+    ]
     tokenizer = chat()
     simple, first, second = encode_set(tokenizer, rows)
-    assert [simple.input_ids] == [row.input_ids for row in encode_set(tokenizer, QASet("set", ({
-        "question": "Who?", "answer": "Ada."},)))]  # fmt: skip
+    assert [simple.input_ids] == [
+        row.input_ids for row in encode_set(tokenizer, QASet("set", ({"question": "Who?", "answer": "Ada."},)))
+    ]
     assert tokenizer.decode(first.input_ids).startswith("<|start|>system\nBe brief.<|stop|>\n<|start|>user\nWho?")
     whole = tokenizer.decode(second.input_ids)
     assert all(each in whole for each in ("Be brief.", "Who?", "Ada.", "When?"))
@@ -59,8 +62,10 @@ def test_every_assistant_turn_is_an_answer_to_what_came_before(name: str, tmp_pa
 
 
 def test_what_came_before_is_part_of_a_rows_content(tmp_path: Path) -> None:
-    sets = [load_set(write(tmp_path / f"{i}.jsonl", [{"messages": each}])) for i, each in enumerate(
-        (LONG, [turn("system", "Be long."), *LONG[1:]]))]  # fmt: skip
+    sets = [
+        load_set(write(tmp_path / f"{i}.jsonl", [{"messages": each}]))
+        for i, each in enumerate((LONG, [turn("system", "Be long."), *LONG[1:]]))
+    ]
     assert sets[0].sha256 != sets[1].sha256
 
 
@@ -71,20 +76,26 @@ def test_a_conversation_of_one_question_needs_no_template(tmp_path: Path) -> Non
         encode_set(plain(), more)
 
 
-@pytest.mark.parametrize(("messages", "says"), [
-    ("text", "turns in the messages of .*; found str in row 0"),
-    (None, "turns in the messages of .*; found NoneType in row 0"),
-    ([], "found no turn in row 0"),
-    ([turn("user", "Who?")], "one at the end; found user in row 0"),
-    ([*ONE, turn("user", "When?")], "found user, assistant, user in row 0"),
-    ([turn("assistant", "Ada.")], "found assistant in row 0"),
-    ([turn("user", "Who?"), turn("tool", "x"), turn("assistant", "Ada.")], "found user, tool, assistant in row 0"),
-    ([turn("user", ""), turn("assistant", "Ada.")], "turns with a role and a content of text in .* in row 0"),
-    ([{"role": "user"}, turn("assistant", "Ada.")], "turns with a role and a content of text"),
-    ([{"role": "user", "content": [{"type": "text"}]}, turn("assistant", "Ada.")], "turns with a role and a content"),
-    (["Who?", "Ada."], "turns with a role and a content of text"),
-    ([turn("system", "\ud800"), *ONE], "text in the messages of every row"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ("text", "turns in the messages of .*; found str in row 0"),
+        (None, "turns in the messages of .*; found NoneType in row 0"),
+        ([], "found no turn in row 0"),
+        ([turn("user", "Who?")], "one at the end; found user in row 0"),
+        ([*ONE, turn("user", "When?")], "found user, assistant, user in row 0"),
+        ([turn("assistant", "Ada.")], "found assistant in row 0"),
+        ([turn("user", "Who?"), turn("tool", "x"), turn("assistant", "Ada.")], "found user, tool, assistant in row 0"),
+        ([turn("user", ""), turn("assistant", "Ada.")], "turns with a role and a content of text in .* in row 0"),
+        ([{"role": "user"}, turn("assistant", "Ada.")], "turns with a role and a content of text"),
+        (
+            [{"role": "user", "content": [{"type": "text"}]}, turn("assistant", "Ada.")],
+            "turns with a role and a content",
+        ),
+        (["Who?", "Ada."], "turns with a role and a content of text"),
+        ([turn("system", "\ud800"), *ONE], "text in the messages of every row"),
+    ],
+)
 def test_what_is_no_conversation_is_refused(messages: Any, says: str, tmp_path: Path) -> None:
     with pytest.raises(GeffectError, match=says) as caught:
         load_set(write(tmp_path / "chat.jsonl", [{"messages": messages}]))
@@ -93,13 +104,17 @@ def test_what_is_no_conversation_is_refused(messages: Any, says: str, tmp_path: 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
 def test_a_question_with_several_right_answers_is_a_row_with_each(name: str, tmp_path: Path) -> None:
-    rows = [{"question": "Who?", "answer": ["Ada", "Lovelace", "Ada"], "perturbed_answer": ["Bo", "Cy"]},
-            {"question": "When?", "answer": ["1815"], "perturbed_answer": ["1816"]}]  # fmt: skip
+    rows = [
+        {"question": "Who?", "answer": ["Ada", "Lovelace", "Ada"], "perturbed_answer": ["Bo", "Cy"]},
+        {"question": "When?", "answer": ["1815"], "perturbed_answer": ["1816"]},
+    ]
     spec = write(tmp_path / name, rows)
     found = load_set(spec).rows
     assert [(row["question"], row["answer"]) for row in found] == [
-        ("Who?", "Ada"), ("Who?", "Lovelace"), ("When?", "1815"),
-    ]  # fmt: skip
+        ("Who?", "Ada"),
+        ("Who?", "Lovelace"),
+        ("When?", "1815"),
+    ]
     assert [right_answers(row) for row in found] == [["Ada", "Lovelace"]] * 2 + [["1815"]]
     assert [row["perturbed_answer"] for row in found] == [["Bo", "Cy"]] * 2 + [["1816"]]
     assert len(load_set(f"{spec}[:1]")) == 2
@@ -127,12 +142,15 @@ def drawn(path: str, rows: QASet = ASKED) -> list[set[str]]:
     return [{each[i]["answer"] for each in sets} for i in range(len(rows))]
 
 
-@pytest.mark.parametrize(("name", "content"), [
-    ("idk.txt", "I do not know.\n\nNo idea.\r\n"),
-    ("idontknow.jsonl", "I do not know.\nNo idea.\n"),  # TOFU's own is no JSON
-    ("idk.json", '["I do not know.", "No idea."]'),
-    ("texts.jsonl", '{"text": "I do not know."}\n{"text": "No idea."}\n'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("idk.txt", "I do not know.\n\nNo idea.\r\n"),
+        ("idontknow.jsonl", "I do not know.\nNo idea.\n"),  # TOFU's own is no JSON
+        ("idk.json", '["I do not know.", "No idea."]'),
+        ("texts.jsonl", '{"text": "I do not know."}\n{"text": "No idea."}\n'),
+    ],
+)
 def test_other_answers_are_drawn_from_texts(name: str, content: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     assert drawn(str(tmp_path / name)) == [{"I do not know.", "No idea."}] * 4
@@ -148,10 +166,15 @@ def test_other_answers_belong_to_their_questions(tmp_path: Path) -> None:
         drawn(path, more)
 
 
-@pytest.mark.parametrize(("name", "content", "says"), [
-    ("none.txt", "\n \n", "an answer a line in .*none.txt|at least one"), ("empty.txt", "", "an answer a line"),
-    ("absent.jsonl", None, "a file at .*absent.jsonl; found none"), ("bad.jsonl", "{", "one JSON object a line"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("none.txt", "\n \n", "an answer a line in .*none.txt|at least one"),
+        ("empty.txt", "", "an answer a line"),
+        ("absent.jsonl", None, "a file at .*absent.jsonl; found none"),
+        ("bad.jsonl", "{", "one JSON object a line"),
+    ],
+)
 def test_what_holds_no_answers_is_refused(name: str, content: str | None, says: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / name).write_text(content, encoding="utf-8")

@@ -17,8 +17,13 @@ from geffect.models.load import load, outline, quiet_transformers
 
 GOLDEN = "e1455146db5e6e0c097c86fba09b741f29ae7c57a7034b1a9ae5b580c2589a92"
 MODELS = [name for name in BUILT_IN if "domains" in name]
-SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-         "num_key_value_heads": 2}  # fmt: skip
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
 Row = dict[str, str]
 
 each_set = pytest.mark.parametrize(("domain", "scope"), [(domain, scope) for domain in DOMAINS for scope in SCOPES])
@@ -93,8 +98,9 @@ def test_each_subject_is_asked_each_kind_once(domain: str, scope: str, seed: int
 
 @each_set
 def test_every_wording_is_used(domain: str, scope: str) -> None:
-    texts = "\n".join(row[key] for seed in range(5) for row in generate(domain, scope, "all", seed)
-                      for key in ("question", "answer"))  # fmt: skip
+    texts = "\n".join(
+        row[key] for seed in range(5) for row in generate(domain, scope, "all", seed) for key in ("question", "answer")
+    )
     for kind in KINDS[domain, scope]:
         assert min(len(kind.questions), len(kind.answers)) >= 2
         for wording in kind.questions + kind.answers:

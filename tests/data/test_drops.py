@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from geffect import api
-from geffect.config import EvaluateConfig, FitConfig, InspectConfig, LocaliseConfig, Schema, UnlearnConfig
+from geffect.config import EvaluateConfig, FinetuneConfig, InspectConfig, LocalizeConfig, Schema, UnlearnConfig
 from geffect.data.checks import check_ids
-from geffect.data.encode import Encoded, encode_set
+from geffect.data.encode import EncodedExample, encode_set
 from geffect.data.files import read_rows
 from geffect.data.load import QASet, TextSet, load_set
 from geffect.data.shared import shared_examples
@@ -82,10 +82,14 @@ def test_what_yaml_merges_in_may_be_overridden() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["show-batch", "--model", "m", "--data", "a", "--data", "b"], ["compare", "r", "--seed=1", "--seed", "1"],
-     ["unlearn", "--dry-run", "--dry-run"], ["figures", "r", "--out", "a", "--out", "a"],
-     ["inspect", "r", "--one-pass", "--one-pass"]],
-)  # fmt: skip
+    [
+        ["preview", "--model", "m", "--data", "a", "--data", "b"],
+        ["compare", "r", "--seed=1", "--seed", "1"],
+        ["unlearn", "--dry-run", "--dry-run"],
+        ["figures", "r", "--out", "a", "--out", "a"],
+        ["inspect", "r", "--one-pass", "--one-pass"],
+    ],
+)
 def test_a_flag_that_stands_twice_is_refused(arguments: list[str], invoke: Command) -> None:
     ended = invoke(*arguments)
     assert ended.code == 2
@@ -94,9 +98,12 @@ def test_a_flag_that_stands_twice_is_refused(arguments: list[str], invoke: Comma
 
 @pytest.mark.parametrize(
     ("schema", "values"),
-    [(FitConfig, {"train": ["a", "a"]}), (LocaliseConfig, {"domain": ["p=a,b"], "share": [0.1, "0.1"]}),
-     (EvaluateConfig, {"metric": ["loss", "accuracy", "loss"], "set": ["forget=a"]})],
-)  # fmt: skip
+    [
+        (FinetuneConfig, {"train": ["a", "a"]}),
+        (LocalizeConfig, {"domain": ["p=a,b"], "share": [0.1, "0.1"]}),
+        (EvaluateConfig, {"metric": ["loss", "accuracy", "loss"], "set": ["forget=a"]}),
+    ],
+)
 def test_a_value_that_stands_twice_is_refused(schema: type[Schema], values: dict[str, Any]) -> None:
     with pytest.raises(GeffectError, match=r"^expected each value of --\w+ once; found '.*' twice;"):
         schema.read(model="m", out="o", **values)
@@ -115,7 +122,7 @@ def test_a_value_that_stands_twice_is_refused(schema: type[Schema], values: dict
         (EvaluateConfig, {"split": "forget05"}, {"suite": "tofu"}),
         (EvaluateConfig, {"domain": ["p=a,b"]}, {"suite": "knowundo"}),
         (EvaluateConfig, {"task_dir": "d"}, {"task": ["mmlu"]}),
-        (LocaliseConfig, {"draws": 2, "labels": "true"}, {"labels": "corrupted"}),
+        (LocalizeConfig, {"draws": 2, "labels": "true"}, {"labels": "corrupted"}),
     ],
 )
 def test_a_setting_that_does_nothing_is_refused(
@@ -123,13 +130,13 @@ def test_a_setting_that_does_nothing_is_refused(
 ) -> None:
     plain: dict[str, Any] = {"model": "m", "out": "o"}
     plain |= {"forget": "a", "retain": "b"} if schema is UnlearnConfig else {}
-    plain |= {"domain": ["p=a,b"]} if schema is LocaliseConfig else {}
+    plain |= {"domain": ["p=a,b"]} if schema is LocalizeConfig else {}
     with pytest.raises(GeffectError, match=r"^expected --.* beside --\w.*, which does nothing without it; found"):
         schema.read(**(plain | values))
     schema.read(**(plain | values | other))
 
 
-@pytest.mark.parametrize("values", [{"shots": "builtin:authors/held"}, {"reference": "r"}])
+@pytest.mark.parametrize("values", [{"shots": "builtin:authors/heldout"}, {"reference": "r"}])
 def test_what_no_metric_looks_at_is_refused(values: dict[str, Any]) -> None:
     asked = EvaluateConfig.read(model="m", out="o", metric=["loss"], set=["forget=a"], **values)
     with pytest.raises(GeffectError, match="which does nothing without it"):
@@ -202,7 +209,7 @@ def test_given_ids_that_the_model_lacks_are_refused(wrong: int, where: str, tmp_
     says = rf"^expected token ids from 0 to {VOCABULARY - 1}, .* in the retain set; found {wrong} in row 1;"
     with pytest.raises(GeffectError, match=says):
         Watch(llama(), [good], [good, bad], out=tmp_path / "run")
-    check_ids([Encoded(0, good["input_ids"], good["labels"])], VOCABULARY, "set")
+    check_ids([EncodedExample(0, good["input_ids"], good["labels"])], VOCABULARY, "set")
 
 
 def test_a_tokenizer_longer_than_the_embedding_is_refused_in_every_verb(
@@ -216,10 +223,13 @@ def test_a_tokenizer_longer_than_the_embedding_is_refused_in_every_verb(
     tokenizer.save_pretrained(path)
     (tmp_path / "a.json").write_text(json.dumps([{"question": "Who?", "answer": "Quilla."}] * 2), encoding="utf-8")
     sets, out = ["--forget", tmp_path / "a.json", "--retain", tmp_path / "a.json"], ["--out", tmp_path / "out"]
-    for command in (["unlearn", "--model", path, *sets, *out], ["inspect", path, *sets, *out],
-                    ["fit", "--model", path, "--train", tmp_path / "a.json", *out],
-                    ["evaluate", "--model", path, "--metric", "loss", "--set", f"forget={tmp_path / 'a.json'}", *out],
-                    ["show-batch", "--model", path, "--data", tmp_path / "a.json"]):  # fmt: skip
+    for command in (
+        ["unlearn", "--model", path, *sets, *out],
+        ["inspect", path, *sets, *out],
+        ["fit", "--model", path, "--train", tmp_path / "a.json", *out],
+        ["evaluate", "--model", path, "--metric", "loss", "--set", f"forget={tmp_path / 'a.json'}", *out],
+        ["preview", "--model", path, "--data", tmp_path / "a.json"],
+    ):
         ended = invoke(*command)
         assert ended.code == 2 and f"expected token ids from 0 to {rows - 1}" in ended.err, command
     assert not (tmp_path / "out").exists()
@@ -269,18 +279,25 @@ def test_a_run_whose_lines_were_lost_does_not_go_on(start: Path, tmp_path: Path)
 
 
 def test_examples_of_two_sets_are_found_but_for_case_spaces_and_punctuation() -> None:
-    rows = [QA, {"question": "  who ", "answer": "ADA"}, {"question": "Ｗho?", "answer": "Ada\u00a0."},
-            {"question": "Who?", "answer": "Adam."}, {"question": "…", "answer": "?!"}]  # fmt: skip
+    rows = [
+        QA,
+        {"question": "  who ", "answer": "ADA"},
+        {"question": "Ｗho?", "answer": "Ada\u00a0."},
+        {"question": "Who?", "answer": "Adam."},
+        {"question": "…", "answer": "?!"},
+    ]
     sets = {
         "forget": QASet("f", tuple(rows)),
         "retain": QASet("r", (QA, {"question": "…", "answer": "!?"})),
-        "held": TextSet("h", ({"text": "who ada"},)),
+        "heldout": TextSet("h", ({"text": "who ada"},)),
         "holdout": QASet("o", ({"question": "a", "answer": "b"},)),
     }
     found = {(each.one, each.other): (each.rows, each.near) for each in shared_examples(sets)}
     assert found == {
-        ("forget", "retain"): ((0, 1, 2), 2), ("forget", "held"): ((0, 1, 2), 3), ("retain", "held"): ((0,), 1)
-    }  # fmt: skip
+        ("forget", "retain"): ((0, 1, 2), 2),
+        ("forget", "heldout"): ((0, 1, 2), 3),
+        ("retain", "heldout"): ((0,), 1),
+    }
 
 
 def test_shared_examples_are_told_before_a_run_an_inspection_and_an_evaluation(
@@ -292,12 +309,16 @@ def test_shared_examples_are_told_before_a_run_an_inspection_and_an_evaluation(
     ]
     one.write_text(json.dumps(rows), encoding="utf-8")
     near.write_text(json.dumps([{k: v.upper() for k, v in row.items()} for row in rows[1:]]), encoding="utf-8")
-    plain = config(start, tmp_path / "run", forget=str(one), held=str(near))
+    plain = config(start, tmp_path / "run", forget=str(one), heldout=str(near))
     inspected = InspectConfig.read(checkpoints=[str(start)], forget=str(one), retain=str(near), out=tmp_path / "i")
-    scored = EvaluateConfig.read(model=str(start), metric=["loss"], set=[f"forget={one}", f"holdout={near}"],
-                                 out=tmp_path / "e")  # fmt: skip
-    for other, run in (("held", lambda: api.plan(plain)), ("retain", lambda: plan_inspection(inspected)),
-                       ("holdout", lambda: api.evaluate(scored))):  # fmt: skip
+    scored = EvaluateConfig.read(
+        model=str(start), metric=["loss"], set=[f"forget={one}", f"holdout={near}"], out=tmp_path / "e"
+    )
+    for other, run in (
+        ("heldout", lambda: api.plan(plain)),
+        ("retain", lambda: plan_inspection(inspected)),
+        ("holdout", lambda: api.evaluate(scored)),
+    ):
         with caplog.at_level(logging.WARNING):
             run()
         told = f"3 examples of forget stand in {other}, 3 but for case, spaces and punctuation (rows 1, 2, 3)"
@@ -315,19 +336,20 @@ def test_an_accuracy_that_was_not_reached_is_told_and_recorded(
 ) -> None:
     fit: dict[str, Any] = {"model": str(start), "train": ["builtin:authors/forget[:4]"], "steps": 1}
     with caplog.at_level(logging.WARNING):
-        path = api.fit(FitConfig.read(**fit, until_accuracy=0.9, out=tmp_path / "fit"))
+        path = api.finetune(FinetuneConfig.read(**fit, until_accuracy=0.9, out=tmp_path / "fit"))
     (told,) = _metrics(path)["unmet"]
     assert told in caplog.messages and told.startswith("--until-accuracy 0.9 was not reached: after 1 steps the token")
     assert told.endswith("on builtin:authors/forget[:4]; raise --steps or --learning-rate")
-    assert "unmet" not in _metrics(api.fit(FitConfig.read(**fit, out=tmp_path / "never")))
+    assert "unmet" not in _metrics(api.finetune(FinetuneConfig.read(**fit, out=tmp_path / "never")))
 
 
 def test_an_unlearning_that_reached_nothing_says_so(
     known: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        path = api.unlearn(config(known, tmp_path / "run", steps=1, until_accuracy=0.1, stop="forgotten(risk=1000)",
-                                  learning_rate=0.0))  # fmt: skip
+        path = api.unlearn(
+            config(known, tmp_path / "run", steps=1, until_accuracy=0.1, stop="forgotten(risk=1000)", learning_rate=0.0)
+        )
     accuracy, rules = _metrics(path)["unmet"]
     assert accuracy.startswith("--until-accuracy 0.1 was not reached: after 1 steps the token accuracy is 0.")
     assert accuracy.endswith(" on forget; raise --steps or --learning-rate")

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from geffect.core.forward import IGNORE_INDEX
-from geffect.data.encode import Encoded, collate, encode_set, pad_id_of, turn_end
+from geffect.data.encode import EncodedExample, collate, encode_set, pad_id_of, turn_end
 from geffect.data.load import QASet, load_set
 from geffect.errors import GeffectError
 from geffect.models.builtin import make_tokenizer
@@ -19,10 +19,15 @@ START, STOP, BOS = "<|start|>", "<|stop|>", "<|bos|>"
 TURN = START + "{{ m['role'] }}\n{{ m['content'] }}" + STOP + "\n"
 PROMPT = "{% if add_generation_prompt %}" + START + "assistant\n{% endif %}"
 CHAT = "{% for m in messages %}" + TURN + "{% endfor %}" + PROMPT
-THINK = (  # what stands before an answer is not in the generation prompt
-    "{% for m in messages %}" + START + "{{ m['role'] }}\n"
-    "{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}" + STOP + "\n{% endfor %}"
-) + PROMPT  # fmt: skip
+THINK = (
+    (  # what stands before an answer is not in the generation prompt
+        "{% for m in messages %}" + START + "{{ m['role'] }}\n"
+        "{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}"
+        + STOP
+        + "\n{% endfor %}"
+    )
+    + PROMPT
+)
 INST = (
     BOS
     + "[INST] {{ messages[0]['content'] }} [/INST]{% if messages[1] %} {{ messages[1]['content'] }}"
@@ -70,9 +75,29 @@ KINDS: dict[str, Callable[[], Any]] = {
 WITH_BOS = ("adds BOS", "adds BOS and EOS", "chat with a space", "chat, BOS both ways")
 TEXT = st.text(max_size=30).filter(str.strip)
 AWKWARD = (
-    "a", "b", "aa", "end", "assistant", "user", "think", "<think>", "</think>", "stop", "Answer:", "Question: Answer:",
-    ":", "\n", ">", "|>", "[/INST]", "INST", "Question", "{answer}", "{{ answer }}", "Answer: Answer: a",
-)  # fmt: skip
+    "a",
+    "b",
+    "aa",
+    "end",
+    "assistant",
+    "user",
+    "think",
+    "<think>",
+    "</think>",
+    "stop",
+    "Answer:",
+    "Question: Answer:",
+    ":",
+    "\n",
+    ">",
+    "|>",
+    "[/INST]",
+    "INST",
+    "Question",
+    "{answer}",
+    "{{ answer }}",
+    "Answer: Answer: a",
+)
 PAIRS = st.tuples(TEXT, TEXT) | st.tuples(TEXT, st.sampled_from([each for each in AWKWARD if each.strip()]))
 
 
@@ -86,18 +111,18 @@ def space(name: str) -> str:
     return "" if name in {"chat", "chat that thinks"} else " "
 
 
-def encode(tokenizer: Any, question: str, answer: str, max_length: int = 512) -> Encoded:
+def encode(tokenizer: Any, question: str, answer: str, max_length: int = 512) -> EncodedExample:
     (row,) = encode_set(tokenizer, QASet("set", ({"question": question, "answer": answer},)), max_length)
     return row
 
 
-def encode_drawn(tokenizer: Any, pair: tuple[str, str]) -> Encoded:
+def encode_drawn(tokenizer: Any, pair: tuple[str, str]) -> EncodedExample:
     """Special tokens within the text are another matter."""
     assume(not any(special in text for special in tokenizer.all_special_tokens for text in pair))
     return encode(tokenizer, *pair)
 
 
-def learned(tokenizer: Any, row: Encoded) -> str:
+def learned(tokenizer: Any, row: EncodedExample) -> str:
     return str(tokenizer.decode([label for label in row.labels if label != IGNORE_INDEX]))
 
 
@@ -168,11 +193,18 @@ def test_a_template_that_ends_the_turn_gets_no_second_end(after: str, special: b
     assert rendered.startswith(tokenizer.decode(row.input_ids))
 
 
-@pytest.mark.parametrize(("template", "end"), [
-    (None, STOP), (CHAT, STOP), (CHAT.replace(STOP, ""), STOP), (CHAT.replace(STOP, "</answer>"), STOP),
-    (CHAT.replace(STOP, STOP + TURN_END), STOP), ("{{ messages[0]['content'] }}" + TURN_END, STOP),
-    (CHAT.replace(STOP, BOS), STOP),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (None, STOP),
+        (CHAT, STOP),
+        (CHAT.replace(STOP, ""), STOP),
+        (CHAT.replace(STOP, "</answer>"), STOP),
+        (CHAT.replace(STOP, STOP + TURN_END), STOP),
+        ("{{ messages[0]['content'] }}" + TURN_END, STOP),
+        (CHAT.replace(STOP, BOS), STOP),
+    ],
+)
 def test_where_no_turn_is_ended_the_end_of_sequence_is_learned(template: str | None, end: str) -> None:
     tokenizer = ended_by(template or "")
     tokenizer.chat_template = template
@@ -271,17 +303,21 @@ def test_rows_are_numbered_as_the_set_has_them() -> None:
     assert [row.index for row in rows] == [0, 1, 2, 3, 4, 5]
 
 
-def encoded(pad_id: int = 0) -> st.SearchStrategy[list[Encoded]]:
+def encoded(pad_id: int = 0) -> st.SearchStrategy[list[EncodedExample]]:
     """Rows of any ids, the padding id among them."""
     tokens = st.lists(st.integers(0, 5) | st.just(pad_id), min_size=2, max_size=9)
-    rows = st.builds(lambda i, ids, n: Encoded(i, ids, [-100] * min(n, len(ids) - 1) + ids[min(n, len(ids) - 1) :]),
-                     st.integers(0, 99), tokens, st.integers(1, 8))  # fmt: skip
+    rows = st.builds(
+        lambda i, ids, n: EncodedExample(i, ids, [-100] * min(n, len(ids) - 1) + ids[min(n, len(ids) - 1) :]),
+        st.integers(0, 99),
+        tokens,
+        st.integers(1, 8),
+    )
     return st.lists(rows, min_size=1, max_size=5)
 
 
 @settings(deadline=None)
 @given(encoded(), st.integers(0, 5))
-def test_padding_is_neither_attended_nor_labeled(rows: list[Encoded], pad_id: int) -> None:
+def test_padding_is_neither_attended_nor_labeled(rows: list[EncodedExample], pad_id: int) -> None:
     batch = collate(rows, pad_id)
     for i, row in enumerate(rows):
         length = len(row.input_ids)
@@ -292,10 +328,12 @@ def test_padding_is_neither_attended_nor_labeled(rows: list[Encoded], pad_id: in
 
 @settings(deadline=None)
 @given(encoded(), st.integers(0, 5))
-def test_rows_survive_padding(rows: list[Encoded], pad_id: int) -> None:
+def test_rows_survive_padding(rows: list[EncodedExample], pad_id: int) -> None:
     batch = collate(rows, pad_id)
-    kept = [[batch[name][i][batch["attention_mask"][i] == 1].tolist() for name in ("input_ids", "labels")]
-            for i in range(len(rows))]  # fmt: skip
+    kept = [
+        [batch[name][i][batch["attention_mask"][i] == 1].tolist() for name in ("input_ids", "labels")]
+        for i in range(len(rows))
+    ]
     assert kept == [[row.input_ids, row.labels] for row in rows]
     assert batch["index"].tolist() == [row.index for row in rows]
     assert batch["input_ids"].shape[1] == max(len(row.input_ids) for row in rows)

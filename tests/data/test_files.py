@@ -124,9 +124,14 @@ def test_a_garbled_list_is_an_error_that_names_the_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "found"),
-    [("[[1]]", "list in row 0"), ("[5]", "int in row 0"), ("[null]", "NoneType in row 0"),
-     ('[{"question": "Q?", "answer": "A."}, "Q?"]', "str in row 1"), ('["a text", ["another"]]', "list in row 1")],
-)  # fmt: skip
+    [
+        ("[[1]]", "list in row 0"),
+        ("[5]", "int in row 0"),
+        ("[null]", "NoneType in row 0"),
+        ('[{"question": "Q?", "answer": "A."}, "Q?"]', "str in row 1"),
+        ('["a text", ["another"]]', "list in row 1"),
+    ],
+)
 def test_a_row_that_is_no_object_is_refused(text: str, found: str, tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(text, encoding="utf-8")
     with pytest.raises(GeffectError, match=rf"expected objects in .*; found {found};"):

@@ -141,5 +141,5 @@ def test_offline_a_set_out_of_reach_is_one_line_and_soon(tmp_path: Path) -> None
 
 
 def test_the_library_is_not_loaded_before_it_is_asked_for() -> None:
-    code = "import sys, geffect.data as d; d.load_set('builtin:authors/held'); assert 'datasets' not in sys.modules"
+    code = "import sys, geffect.data as d; d.load_set('builtin:authors/heldout'); assert 'datasets' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geffect.data.load import QASet, RowSet, load_set
+from geffect.data.load import ExampleSet, QASet, load_set
 from geffect.data.refusals import REFUSALS, refused
 from geffect.data.synthetic.authors import PARTS, generate
 from geffect.errors import GeffectError
@@ -34,7 +34,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def pairs(rows: RowSet) -> list[tuple[str, str]]:
+def pairs(rows: ExampleSet) -> list[tuple[str, str]]:
     return [(row["question"], row["answer"]) for row in rows.rows]
 
 
@@ -71,7 +71,7 @@ def test_a_tofu_set_is_the_file_below_the_data_directory(tmp_path: Path) -> None
 def test_the_columns_asked_for_are_those_of_files_alone(tmp_path: Path) -> None:
     write_lines(tmp_path / "tofu" / "forget01.json", ROWS)
     assert len(load_set("tofu:forget01", tmp_path, "prompt", "reply")) == len(ROWS)
-    assert len(load_set("builtin:authors/held", tmp_path, "prompt", "reply")) == 60
+    assert len(load_set("builtin:authors/heldout", tmp_path, "prompt", "reply")) == 60
     with pytest.raises(GeffectError, match="a column 'prompt'"):
         load_set(str(tmp_path / "tofu" / "forget01.json"), tmp_path, "prompt", "reply")
 
@@ -185,9 +185,13 @@ def test_an_unknown_part_of_knowundo_lists_those_there(name: str, tmp_path: Path
     listed = str(caught.value).partition("knowundo: ")[2].partition(";")[0].split(", ")
     assert "privacy/unlearn/all" in listed
     assert {each for each in listed if not each.startswith("privacy")} == {
-        "copyright/unlearn", "copyright/unlearn/train", "copyright/retention", "copyright/retention/train",
-        "health/unlearn/val", "health/retention/val",
-    }  # fmt: skip
+        "copyright/unlearn",
+        "copyright/unlearn/train",
+        "copyright/retention",
+        "copyright/retention/train",
+        "health/unlearn/val",
+        "health/retention/val",
+    }
 
 
 def test_a_file_of_knowundo_named_by_its_path_is_questions_and_answers(tmp_path: Path) -> None:

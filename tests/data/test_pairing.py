@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geffect.data.encode import Encoded
-from geffect.data.pairing import Meetings, Shuffled, Together, partner, shuffled
+from geffect.data.encode import EncodedExample
+from geffect.data.pairing import PairedDataset, PairedSampler, Shuffled, partner, shuffled
 
 SEEDS = st.integers(0, 2**32 - 1)
 EPOCHS = st.integers(0, 1000)
@@ -66,7 +66,7 @@ def test_partners_are_drawn_evenly() -> None:
 def test_an_epoch_of_pairs_has_each_forget_row_once_with_its_partner(
     forget: int, retain: int, seed: int, epoch: int
 ) -> None:
-    sampler = Meetings({"forget": forget, "retain": retain}, seed)
+    sampler = PairedSampler({"forget": forget, "retain": retain}, seed)
     sampler.set_epoch(epoch)
     pairs = list(sampler)
     assert [row for row, _ in pairs] == shuffled(forget, seed, epoch)
@@ -77,8 +77,8 @@ def test_an_epoch_of_pairs_has_each_forget_row_once_with_its_partner(
 @settings(deadline=None)
 @given(SIZES, SIZES, SEEDS, EPOCHS)
 def test_further_sets_do_not_move_the_pairs(forget: int, other: int, seed: int, epoch: int) -> None:
-    two = Meetings({"forget": forget, "retain": other}, seed)
-    four = Meetings({"forget": forget, "retain": other, "general": other, "alternative": 3 * forget}, seed)
+    two = PairedSampler({"forget": forget, "retain": other}, seed)
+    four = PairedSampler({"forget": forget, "retain": other, "general": other, "alternative": 3 * forget}, seed)
     for sampler in (two, four):
         sampler.set_epoch(epoch)
     met = list(four)
@@ -88,12 +88,12 @@ def test_further_sets_do_not_move_the_pairs(forget: int, other: int, seed: int, 
 
 
 def test_general_rows_are_drawn_apart_from_retain_rows() -> None:
-    met = list(Meetings({"forget": 200, "retain": 50, "general": 50}, 0))
+    met = list(PairedSampler({"forget": 200, "retain": 50, "general": 50}, 0))
     assert sum(retain == general for _, retain, general in met) < 20
 
 
-@pytest.mark.parametrize("sampler", [Meetings({"forget": 30, "retain": 20}, 0), Shuffled(30, 0)])
-def test_the_same_epoch_repeats_and_another_does_not(sampler: Meetings | Shuffled) -> None:
+@pytest.mark.parametrize("sampler", [PairedSampler({"forget": 30, "retain": 20}, 0), Shuffled(30, 0)])
+def test_the_same_epoch_repeats_and_another_does_not(sampler: PairedSampler | Shuffled) -> None:
     first = list(sampler)
     assert list(sampler) == first
     sampler.set_epoch(1)
@@ -112,7 +112,7 @@ def test_an_epoch_of_rows_is_the_order(rows: int, seed: int, epoch: int) -> None
 
 
 def test_a_pair_is_the_two_rows_asked_for() -> None:
-    forget, retain = ([Encoded(i, [i, base], [-100, base]) for i in range(4)] for base in (7, 8))
-    pairs = Together({"forget": forget, "retain": retain})
+    forget, retain = ([EncodedExample(i, [i, base], [-100, base]) for i in range(4)] for base in (7, 8))
+    pairs = PairedDataset({"forget": forget, "retain": retain})
     assert pairs[2, 3] == {"forget": forget[2], "retain": retain[3]}
     assert len(pairs) == 4

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from geffect import api
-from geffect.config import EvaluateConfig, InspectConfig, LocaliseConfig, ShowConfig, UnlearnConfig
+from geffect.config import EvaluateConfig, InspectConfig, LocalizeConfig, PreviewConfig, UnlearnConfig
 from geffect.data import prompts
 from geffect.data.encode import encode_set
 from geffect.data.load import QASet
@@ -82,10 +82,13 @@ def test_whatever_a_template_raises_is_told_in_one_sentence(template: str) -> No
         text(chat(template + CHAT))
 
 
-@pytest.mark.parametrize("template", [
-    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "{% set n = namespace(s='a') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% set n = namespace(s='a') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+    ],
+)
 def test_a_template_that_does_not_end_is_stopped(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompts, "SECONDS", 0.5)
     monkeypatch.setattr(prompts, "MEMORY", 200 << 20)
@@ -138,10 +141,15 @@ def test_a_template_is_none_or_a_file(tmp_path: Path) -> None:
     assert text(choose_template(plain(), None)) == text(plain())
 
 
-@pytest.mark.parametrize(("content", "says"), [
-    (None, r"none, or a file; found no file at"), (b"", "found nothing"), (b"\xff\xfe\x00", "a readable chat template"),
-    (b"a" * (2 << 20), "bytes in"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, r"none, or a file; found no file at"),
+        (b"", "found nothing"),
+        (b"\xff\xfe\x00", "a readable chat template"),
+        (b"a" * (2 << 20), "bytes in"),
+    ],
+)
 def test_what_is_no_template_is_refused(content: bytes | None, says: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "file").write_bytes(content)
@@ -159,30 +167,40 @@ def test_a_system_turn_stands_before_the_question_and_carries_no_loss() -> None:
     assert text(tokenizer, Prompt(system="")).startswith("<|start|>system\n<|stop|>")  # in place of a template's own
 
 
-@pytest.mark.parametrize(("tokenizer", "says"), [
-    (lambda: chat("{% for m in messages if m.role != 'system' %}" + CHAT.partition("%}")[2]),
-     "renders the system turn; found row 0 of set without it"),
-    (plain, "a chat template for a system turn before a question; found none"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("tokenizer", "says"),
+    [
+        (
+            lambda: chat("{% for m in messages if m.role != 'system' %}" + CHAT.partition("%}")[2]),
+            "renders the system turn; found row 0 of set without it",
+        ),
+        (plain, "a chat template for a system turn before a question; found none"),
+    ],
+)
 def test_a_system_turn_is_never_dropped(tokenizer: Callable[[], Any], says: str) -> None:
     with pytest.raises(GeffectError, match=says):
         text(tokenizer(), Prompt(system="Be brief."))
 
 
-@pytest.mark.parametrize(("given", "day"), [
-    ("2024-02-29", "2024-02-29"), ("10 Apr 2025", "2025-04-10"), (datetime.date(2020, 1, 2), "2020-01-02"),
-    ("today", datetime.date.today().isoformat()),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "day"),
+    [
+        ("2024-02-29", "2024-02-29"),
+        ("10 Apr 2025", "2025-04-10"),
+        (datetime.date(2020, 1, 2), "2020-01-02"),
+        ("today", datetime.date.today().isoformat()),
+    ],
+)
 def test_a_date_is_recorded_as_the_day_it_is(given: object, day: str) -> None:
-    found = ShowConfig.read(model="m", data="d", template_date=given)
+    found = PreviewConfig.read(model="m", data="d", template_date=given)
     assert found.model_dump(mode="json")["template_date"] == day
-    assert ShowConfig.read(**found.model_dump(mode="json")) == found
+    assert PreviewConfig.read(**found.model_dump(mode="json")) == found
 
 
 @pytest.mark.parametrize("given", ["", "2024-02-30", "tomorrow", "5", 5, True, "2024-02-29T10:00", "10/04/2025"])
 def test_what_is_no_date_is_refused(given: object) -> None:
     with pytest.raises(GeffectError, match=r"--template-date: "):
-        ShowConfig.read(model="m", data="d", template_date=given)
+        PreviewConfig.read(model="m", data="d", template_date=given)
 
 
 @pytest.fixture(scope="module")
@@ -210,8 +228,11 @@ def test_the_hash_of_a_tokenizer_is_its_contents(start: Path, dated: Path, tmp_p
     assert tokenizer_sha256(one) != tokenizer_sha256(other)
     assert described(other, Prompt())["template"] == DATED
     assert described(one, Prompt(system="S")) == {
-        "template": None, "date": "2025-04-10", "system": "S", "tokenizer": tokenizer_sha256(one),
-    }  # fmt: skip
+        "template": None,
+        "date": "2025-04-10",
+        "system": "S",
+        "tokenizer": tokenizer_sha256(one),
+    }
 
 
 def test_the_hash_of_a_tokenizer_written_in_python_is_its_contents() -> None:
@@ -316,8 +337,11 @@ def test_another_scale_of_the_same_adapter_is_not_taken_from_the_cache(adapter: 
 
 def test_another_date_system_turn_and_template_are_not_taken_from_the_cache(dated: Path, tmp_path: Path) -> None:
     changes: list[dict[str, Any]] = [
-        {}, {"template_date": "2001-01-01"}, {"system_prompt": "Be brief."}, {"chat_template": "none"},
-    ]  # fmt: skip
+        {},
+        {"template_date": "2001-01-01"},
+        {"system_prompt": "Be brief."},
+        {"chat_template": "none"},
+    ]
     found = [evaluate(dated, tmp_path / str(i), **each) for i, each in enumerate(changes)]
     assert len(set(map(tuple, found))) == len(changes)
     assert evaluate(dated, tmp_path / "again") == found[0]
@@ -327,7 +351,7 @@ def test_another_date_system_turn_and_template_are_not_taken_from_the_cache(date
 
 def test_a_calibration_is_kept_by_all_that_decides_it(dated: Path, tmp_path: Path) -> None:
     def calibrated(out: Path, **changes: Any) -> None:
-        evaluate(dated, out, set=["held=builtin:authors/held[:2]"], calibrate=str(dated), **changes)
+        evaluate(dated, out, set=["heldout=builtin:authors/heldout[:2]"], calibrate=str(dated), **changes)
 
     def kept() -> int:
         import os
@@ -351,8 +375,9 @@ def environment(run: Path) -> dict[str, Any]:
 def run(dated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on another day, with a system turn, whose checkpoints are adapters."""
     out = tmp_path_factory.mktemp("run") / "run"
-    return api.unlearn(config(dated, out, steps=2, save_every=1, lora=2, template_date="2001-01-01",
-                              system_prompt="Be brief."))  # fmt: skip
+    return api.unlearn(
+        config(dated, out, steps=2, save_every=1, lora=2, template_date="2001-01-01", system_prompt="Be brief.")
+    )
 
 
 def test_a_run_records_what_decides_its_prompts(run: Path, dated: Path) -> None:
@@ -411,11 +436,14 @@ def cut(dated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Unlearn
     return chosen
 
 
-@pytest.mark.parametrize(("edit", "says"), [
-    (_template, r"the chat template that .*run began with; found another"),
-    (_merges, r"the tokenizer that .*run began with; found another|the .* set of"),
-    (lambda path: (path.parent / "no.txt").write_text("No.\n"), r"the answers of .*run \(sha256 .*; found another"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (_template, r"the chat template that .*run began with; found another"),
+        (_merges, r"the tokenizer that .*run began with; found another|the .* set of"),
+        (lambda path: (path.parent / "no.txt").write_text("No.\n"), r"the answers of .*run \(sha256 .*; found another"),
+    ],
+)
 def test_a_run_does_not_go_on_with_other_prompts_or_answers(
     edit: Callable[[Path], None], says: str, cut: UnlearnConfig
 ) -> None:
@@ -433,9 +461,9 @@ def test_a_run_goes_on_with_the_prompts_of_its_record(cut: UnlearnConfig) -> Non
 
 def test_every_verb_that_encodes_takes_the_flags(dated: Path, tmp_path: Path, invoke: Command) -> None:
     flags = ("--template-date", "2001-01-01", "--system-prompt", "Be brief.")
-    shown = invoke("show-batch", "--model", dated, "--data", "builtin:authors/forget[:1]", *flags)
+    shown = invoke("preview", "--model", dated, "--data", "builtin:authors/forget[:1]", *flags)
     assert shown.code == 0 and "2001-01-01" in shown.out and "Be brief." in shown.out
-    none = invoke("show-batch", "--model", dated, "--data", "builtin:authors/forget[:1]", "--chat-template", "none")
+    none = invoke("preview", "--model", dated, "--data", "builtin:authors/forget[:1]", "--chat-template", "none")
     assert "Question:" in none.out
     for verb in ("unlearn", "fit", "inspect", "localize", "evaluate", "doctor"):
         told = invoke(verb, "--help").out
@@ -444,7 +472,8 @@ def test_every_verb_that_encodes_takes_the_flags(dated: Path, tmp_path: Path, in
 
 def test_a_localization_records_its_prompts(dated: Path, tmp_path: Path) -> None:
     sets = "one=builtin:authors/forget[:2],builtin:authors/retain[:2]"
-    chosen = LocaliseConfig.read(model=str(dated), domain=[sets], out=tmp_path / "out", masks_only=True, draws=1,
-                                 template_date="2001-01-01")  # fmt: skip
+    chosen = LocalizeConfig.read(
+        model=str(dated), domain=[sets], out=tmp_path / "out", masks_only=True, draws=1, template_date="2001-01-01"
+    )
     found = environment(api.localize(chosen))["prompts"]
     assert found == prompts_of(chosen, load(str(dated)).tokenizer)

@@ -5,15 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geffect.data.encode import Encoded
+from geffect.data.encode import EncodedExample
 from geffect.data.relabel import random_labels
 from geffect.training.adversarial import adversarial_labels
 from tests.support.cases import VOCABULARY, gpt2
 
 ROWS = [
-    Encoded(0, [5, 9, 11, 30, 2, 1], [-100, -100, 11, 30, 2, 1]),
-    Encoded(1, [7, 8, 1], [-100, 8, 1]),
-    Encoded(2, [3, 1, 4, 12, 9, 22, 40, 1], [-100, -100, -100, 12, 9, 22, 40, 1]),
+    EncodedExample(0, [5, 9, 11, 30, 2, 1], [-100, -100, 11, 30, 2, 1]),
+    EncodedExample(1, [7, 8, 1], [-100, 8, 1]),
+    EncodedExample(2, [3, 1, 4, 12, 9, 22, 40, 1], [-100, -100, -100, 12, 9, 22, 40, 1]),
 ]
 SPECIAL = [0, 1]
 lists = st.lists(st.integers(0, VOCABULARY - 1), min_size=2, max_size=12)
@@ -23,7 +23,7 @@ lists = st.lists(st.integers(0, VOCABULARY - 1), min_size=2, max_size=12)
 @given(ids=lists, prompt=st.integers(1, 11), seed=st.integers(0, 2**32 - 1))
 @settings(deadline=None)
 def test_random_labels_stand_where_they_should(everywhere: bool, ids: list[int], prompt: int, seed: int) -> None:
-    row = Encoded(3, ids, [-100 if i < prompt else token for i, token in enumerate(ids)])
+    row = EncodedExample(3, ids, [-100 if i < prompt else token for i, token in enumerate(ids)])
     (found,) = random_labels([row], VOCABULARY, SPECIAL, seed, everywhere=everywhere)
     for label, token, true in zip(found.tolist(), ids, row.labels, strict=True):
         if true == -100 and not everywhere:
@@ -46,7 +46,7 @@ def test_random_labels_are_a_function_of_seed_and_row() -> None:
 
 
 def test_random_labels_are_uniform_over_the_vocabulary() -> None:
-    rows = [Encoded(i, [5] * 50, [-100, *[5] * 49]) for i in range(200)]
+    rows = [EncodedExample(i, [5] * 50, [-100, *[5] * 49]) for i in range(200)]
     drawn = torch.cat([labels[1:] for labels in random_labels(rows, 10, [], 0)])
     counts = torch.bincount(drawn, minlength=10).double() / len(drawn)
     assert len(counts) == 10

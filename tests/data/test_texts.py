@@ -13,8 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from geffect.core.forward import IGNORE_INDEX
-from geffect.data.encode import Encoded, encode_examples, encode_set, pad_id_of
-from geffect.data.load import QASet, RowSet, TextSet, load_set
+from geffect.data.encode import EncodedExample, encode_examples, encode_set, pad_id_of
+from geffect.data.load import ExampleSet, QASet, TextSet, load_set
 from geffect.errors import GeffectError
 from geffect.models.builtin import make_tokenizer
 from tests.data.test_encode import BOS, adding
@@ -24,7 +24,7 @@ TEXT = st.text(max_size=40)
 Writer = Callable[[Path, list[str]], None]
 
 
-def contents(rows: RowSet) -> list[str]:
+def contents(rows: ExampleSet) -> list[str]:
     assert isinstance(rows, TextSet)
     return [row["text"] for row in rows.rows]
 
@@ -141,7 +141,7 @@ def plain() -> Any:
     return make_tokenizer()
 
 
-def encode(texts: list[str], max_length: int, tokenizer: Any = None) -> list[Encoded]:
+def encode(texts: list[str], max_length: int, tokenizer: Any = None) -> list[EncodedExample]:
     rows = TextSet("set", tuple({"text": text} for text in texts))
     return encode_set(tokenizer or plain(), rows, max_length)
 
@@ -208,7 +208,7 @@ def test_examples_of_texts_are_the_texts_alone_and_cut(make: Callable[[], Any], 
     found = encode_examples(tokenizer, rows, length)
     for i, (row, text) in enumerate(zip(found, texts, strict=True)):
         ids = tokenizer(text)["input_ids"][:length] or [pad_id_of(tokenizer)]
-        assert row == Encoded(i, ids, [IGNORE_INDEX, *ids[1:]])
+        assert row == EncodedExample(i, ids, [IGNORE_INDEX, *ids[1:]])
     for more in texts:  # another text beside it changes nothing
         together = TextSet("set", ({"text": texts[0]}, {"text": more}))
         assert encode_examples(tokenizer, together, length)[0] == found[0]

@@ -15,7 +15,7 @@ import torch
 from scipy.stats import hmean, ks_2samp
 
 from geffect import api
-from geffect.config import EvaluateConfig, FitConfig, UnlearnConfig
+from geffect.config import EvaluateConfig, FinetuneConfig, UnlearnConfig
 from geffect.data.encode import encode_set
 from geffect.data.load import load_set
 from geffect.errors import GeffectError
@@ -52,7 +52,7 @@ def evaluated(known: Path, reference: Path, tmp_path_factory: pytest.TempPathFac
 
 def test_a_suite_is_rows_and_their_means(evaluated: Path, reference: Path, known: Path) -> None:
     frame, metrics = read_evaluation(evaluated), found(evaluated)["models"][str(known)]
-    assert set(frame["set"]) == {"forget", "retain", "held"}
+    assert set(frame["set"]) == {"forget", "retain", "heldout"}
     assert len(frame) == 5 * (7 + 4 + 4)
     values, others = (rows_by_metric(each) for each in (frame, read_evaluation(reference)))
     for (name, kind), each in values.items():
@@ -60,12 +60,12 @@ def test_a_suite_is_rows_and_their_means(evaluated: Path, reference: Path, known
         assert told["mean"] == pytest.approx(sum(each) / 5)
         assert told["low"] <= told["mean"] <= told["high"]
         assert told["rows"] == 5
-    kept = [metrics["sets"]["held"][kind]["mean"] for kind in ("probability", "rouge_l_recall", "retain_truth")]
+    kept = [metrics["sets"]["heldout"][kind]["mean"] for kind in ("probability", "rouge_l_recall", "retain_truth")]
     assert metrics["totals"]["model_utility"] == pytest.approx(hmean(kept) if min(kept) > 0 else 0)
     ratios = [[math.exp(x) for x in each["forget", "log_truth_ratio_geometric"]] for each in (values, others)]
     assert ratios[0] == pytest.approx(values["forget", "truth_ratio_geometric"])
     assert metrics["totals"]["forget_quality"] == pytest.approx(ks_2samp(*ratios).pvalue)
-    known_well, unknown = (metrics["sets"][name]["probability"]["mean"] for name in ("forget", "held"))
+    known_well, unknown = (metrics["sets"][name]["probability"]["mean"] for name in ("forget", "heldout"))
     assert known_well > 2 * unknown
     assert "forget_quality" not in found(reference)["models"][next(iter(found(reference)["models"]))]["totals"]
 
@@ -121,8 +121,9 @@ def test_attacks_stand_on_two_sets(known: Path, reference: Path, tmp_path: Path)
 
 def test_a_reference_calibrates_an_attack(known: Path, start: Path, tmp_path: Path) -> None:
     ground = evaluate(start, tmp_path / "ground", suite=None, metric=["auc_loss"], set=ATTACKED, limit=0)
-    path = evaluate(known, tmp_path / "out", suite=None, metric=["auc_reference"], set=ATTACKED, limit=0,
-                    reference=ground)  # fmt: skip
+    path = evaluate(
+        known, tmp_path / "out", suite=None, metric=["auc_reference"], set=ATTACKED, limit=0, reference=ground
+    )
     assert found(path)["models"][str(known)]["totals"]["auc_reference"] > 0.9
 
 
@@ -154,8 +155,13 @@ def test_membership_is_of_texts_however_training_joins_them(known: Path, tmp_pat
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.json").write_text(json.dumps(texts))
     loaded = load(str(known))
-    given = {"suite": None, "limit": 0, "data_dir": tmp_path / "data", "max_length": 24,
-             "set": [f"{name}=muse:news/privleak/{name}" for name in MUSE]}  # fmt: skip
+    given = {
+        "suite": None,
+        "limit": 0,
+        "data_dir": tmp_path / "data",
+        "max_length": 24,
+        "set": [f"{name}=muse:news/privleak/{name}" for name in MUSE],
+    }
     path = evaluate(known, tmp_path / "out", metric=["auc_min_k", "privleak"], **given)
     values, totals = rows_by_metric(read_evaluation(path)), found(path)["models"][str(known)]["totals"]
     scores = {name: [_min_k(loaded, text, 24) for text in texts] for name, texts in MUSE.items()}
@@ -193,11 +199,11 @@ def test_domains_have_success(known: Path, tmp_path: Path) -> None:
 
 def test_two_perplexities_have_two_names(known: Path, tmp_path: Path) -> None:
     given = {"suite": None, "metric": ["perplexity", "mean_perplexity", "loss"], "limit": 0}
-    path = evaluate(known, tmp_path / "out", set=["held=builtin:authors/held[:6]"], **given)
-    scores = found(path)["models"][str(known)]["sets"]["held"]
+    path = evaluate(known, tmp_path / "out", set=["heldout=builtin:authors/heldout[:6]"], **given)
+    scores = found(path)["models"][str(known)]["sets"]["heldout"]
     loaded = load(str(known))
     model, losses = loaded.model.double(), []
-    for row in encode_set(loaded.tokenizer, load_set("builtin:authors/held[:6]")):
+    for row in encode_set(loaded.tokenizer, load_set("builtin:authors/heldout[:6]")):
         log_p = model(torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
         picked = [log_p[i - 1, label].item() for i, label in enumerate(row.labels) if label != -100]
         losses.append(-math.fsum(picked) / len(picked))
@@ -210,8 +216,15 @@ def test_two_perplexities_have_two_names(known: Path, tmp_path: Path) -> None:
 
 def test_every_checkpoint_of_a_run_and_its_rounded_weights(known: Path, tmp_path: Path) -> None:
     run = api.unlearn(UnlearnConfig.read(**(config(known, tmp_path / "run").model_dump() | {"save_every": 2})))
-    path = evaluate(run, tmp_path / "out", checkpoints=True, rounded=True, suite=None, metric=["probability"],
-                    set=["forget=builtin:authors/forget"])  # fmt: skip
+    path = evaluate(
+        run,
+        tmp_path / "out",
+        checkpoints=True,
+        rounded=True,
+        suite=None,
+        metric=["probability"],
+        set=["forget=builtin:authors/forget"],
+    )
     models = found(path)["models"]
     assert list(models) == ["checkpoint-2", "checkpoint-2 8bit", "checkpoint-4", "checkpoint-4 8bit"]
     first, last = (models[f"checkpoint-{step}"]["sets"]["forget"]["probability"]["mean"] for step in (2, 4))
@@ -221,9 +234,7 @@ def test_every_checkpoint_of_a_run_and_its_rounded_weights(known: Path, tmp_path
     assert rounded == pytest.approx(last, rel=0.2)
 
 
-def test_texts_have_a_likelihood_and_no_answers(
-    known: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:  # fmt: skip
+def test_texts_have_a_likelihood_and_no_answers(known: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "texts.json").write_text(json.dumps(["Veldmark lies by the sea. " * 20, "Ilmaren does not.", " ", "a"]))
     texts = {"suite": None, "set": [f"forget={tmp_path / 'texts.json'}"], "limit": 0, "max_length": 32}
     with caplog.at_level(logging.WARNING, "geffect"):
@@ -236,31 +247,42 @@ def test_texts_have_a_likelihood_and_no_answers(
         evaluate(known, tmp_path / "refused", metric=["rouge_l_recall"], **texts)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"suite": "muse"}, "--suite: input should be 'builtin', 'tofu' or 'knowundo'"),
-    ({"metric": ["rouge"], "set": ATTACKED}, "a metric among loss, .*'rouge'; choose one of these"),
-    ({"metric": ["loss"]}, "a --set to take loss on; found none"),
-    ({"suite": None}, "a suite, sets with metrics, or a task; found neither"),
-    ({"suite": None, "set": ATTACKED}, "no metric for --set forget"),
-    ({"set": ["forget=builtin:authors/held"], "metric": ["loss"]}, "'forget' twice"),
-    ({"set": ["builtin:authors/held"], "metric": ["loss"]}, "a set as NAME=SET"),
-    ({"metric": ["forget_quality"]}, "a reference for forget_quality; found none; evaluate a model fitted without"),
-    ({"metric": ["auc_loss"]}, "a set named holdout for auc_loss"),
-    ({"suite": "tofu"}, "--data-dir with tofu/forget01_perturbed.json"),
-    ({"suite": None, "metric": ["truth_ratio"], "set": ["forget=builtin:domains/privacy/unlearn"]},
-     "texts in a column 'perturbed_answer' of .* for truth_ratio; found subject, question, answer in row 0"),
-    ({"checkpoints": True}, "a run directory with checkpoints"),
-    ({"suite": None, "metric": ["knowmem"], "set": ATTACKED}, "answered questions for knowmem; found none; add"),
-    ({"suite": None, "metric": ["knowmem"], "set": ATTACKED, "shots": "builtin:authors/held[:3]"},
-     r"10 rows in .*, for knowmem; found 3"),
-    ({"suite": None, "metric": ["loss"], "set": ["other=builtin:authors/held"], "relearn": 2},
-     "a set named forget for --relearn; found other"),
-    ({"suite": None, "metric": ["loss"], "set": ["forget=builtin:authors/held"], "calibrate": "builtin:tiny"},
-     "a set named held, or retain, for --calibrate; found forget"),
-    ({"calibrate": "nowhere/at/all"}, "a model: builtin:tiny.*; found 'nowhere/at/all'"),
-    ({"task": ["capitals"], "task_dir": "nowhere"}, "a directory of tasks at nowhere"),
-    ({"reference": "nowhere"}, "an evaluation with examples.csv in nowhere"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"suite": "muse"}, "--suite: input should be 'builtin', 'tofu' or 'knowundo'"),
+        ({"metric": ["rouge"], "set": ATTACKED}, "a metric among loss, .*'rouge'; choose one of these"),
+        ({"metric": ["loss"]}, "a --set to take loss on; found none"),
+        ({"suite": None}, "a suite, sets with metrics, or a task; found neither"),
+        ({"suite": None, "set": ATTACKED}, "no metric for --set forget"),
+        ({"set": ["forget=builtin:authors/heldout"], "metric": ["loss"]}, "'forget' twice"),
+        ({"set": ["builtin:authors/heldout"], "metric": ["loss"]}, "a set as NAME=SET"),
+        ({"metric": ["forget_quality"]}, "a reference for forget_quality; found none; evaluate a model fitted without"),
+        ({"metric": ["auc_loss"]}, "a set named holdout for auc_loss"),
+        ({"suite": "tofu"}, "--data-dir with tofu/forget01_perturbed.json"),
+        (
+            {"suite": None, "metric": ["truth_ratio"], "set": ["forget=builtin:domains/privacy/unlearn"]},
+            "texts in a column 'perturbed_answer' of .* for truth_ratio; found subject, question, answer in row 0",
+        ),
+        ({"checkpoints": True}, "a run directory with checkpoints"),
+        ({"suite": None, "metric": ["knowmem"], "set": ATTACKED}, "answered questions for knowmem; found none; add"),
+        (
+            {"suite": None, "metric": ["knowmem"], "set": ATTACKED, "shots": "builtin:authors/heldout[:3]"},
+            r"10 rows in .*, for knowmem; found 3",
+        ),
+        (
+            {"suite": None, "metric": ["loss"], "set": ["other=builtin:authors/heldout"], "relearn": 2},
+            "a set named forget for --relearn; found other",
+        ),
+        (
+            {"suite": None, "metric": ["loss"], "set": ["forget=builtin:authors/heldout"], "calibrate": "builtin:tiny"},
+            "a set named held, or retain, for --calibrate; found forget",
+        ),
+        ({"calibrate": "nowhere/at/all"}, "a model: builtin:tiny.*; found 'nowhere/at/all'"),
+        ({"task": ["capitals"], "task_dir": "nowhere"}, "a directory of tasks at nowhere"),
+        ({"reference": "nowhere"}, "an evaluation with examples.csv in nowhere"),
+    ],
+)
 def test_what_cannot_be_evaluated(changes: dict[str, Any], message: str, known: Path, tmp_path: Path) -> None:
     with pytest.raises(GeffectError, match=message) as caught:
         evaluate(known, tmp_path / "out", **changes)
@@ -268,18 +290,26 @@ def test_what_cannot_be_evaluated(changes: dict[str, Any], message: str, known: 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"metric": ["truth_ratio"]}, "texts in a column 'paraphrased_answer' of .* for truth_ratio; found .* in row 1"),
-    ({"metric": ["loss"], "calibrate": "builtin:tiny"},
-     "a row of .*short.json with two labeled tokens, for --calibrate; found none; name a set of longer rows"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"metric": ["truth_ratio"]},
+            "texts in a column 'paraphrased_answer' of .* for truth_ratio; found .* in row 1",
+        ),
+        (
+            {"metric": ["loss"], "calibrate": "builtin:tiny"},
+            "a row of .*short.json with two labeled tokens, for --calibrate; found none; name a set of longer rows",
+        ),
+    ],
+)
 def test_rows_that_cannot_be_scored_are_refused(
     changes: dict[str, Any], message: str, known: Path, tmp_path: Path
-) -> None:  # fmt: skip
+) -> None:
     row = {"question": "Who?", "answer": "Ada", "perturbed_answer": ["Bo"], "paraphrased_answer": "Ada Lo"}
     (tmp_path / "rows.json").write_text(json.dumps([row, row | {"paraphrased_answer": " "}]))
     (tmp_path / "short.json").write_text(json.dumps(["a", "b"]))
-    sets = [f"forget={tmp_path / 'rows.json'}", f"held={tmp_path / 'short.json'}"]
+    sets = [f"forget={tmp_path / 'rows.json'}", f"heldout={tmp_path / 'short.json'}"]
     calibrated = {"calibrate": str(known)} if "calibrate" in changes else {}
     given = {"suite": None, "limit": 0, "set": sets[: 1 + len(calibrated)]} | changes | calibrated
     with pytest.raises(GeffectError, match=message):
@@ -330,22 +360,26 @@ def test_an_adapter_is_calibrated_as_its_merged_weights(known: Path, tmp_path: P
 
 def test_what_was_unlearned_comes_back(known: Path, tmp_path: Path) -> None:
     run = api.unlearn(config(known, tmp_path / "run", steps=4, learning_rate=2e-3))
-    path = evaluate(run, tmp_path / "out", suite=None, metric=["probability"], set=SETS, limit=0, relearn=12,
-                    relearn_rate=3e-3)  # fmt: skip
+    path = evaluate(
+        run, tmp_path / "out", suite=None, metric=["probability"], set=SETS, limit=0, relearn=12, relearn_rate=3e-3
+    )
     forgotten, back = (scores(path, each)["probability"] for each in (str(run), f"{run} relearnt"))
     assert back > forgotten
     assert found(path)["models"][f"{run} relearnt"]["totals"] == {"relearn_steps": 12}
-    fitted = api.fit(FitConfig.read(model=str(run), train=SETS[0].split("=")[1:], steps=12, learning_rate=3e-3,
-                                    out=tmp_path / "fit"))  # fmt: skip
+    fitted = api.finetune(
+        FinetuneConfig.read(
+            model=str(run), train=SETS[0].split("=")[1:], steps=12, learning_rate=3e-3, out=tmp_path / "fit"
+        )
+    )
     alone = evaluate(fitted, tmp_path / "alone", suite=None, metric=["probability"], set=SETS, limit=0)
     assert scores(alone, str(fitted))["probability"] == back
 
 
 def test_knowledge_after_ten_answered_questions(known: Path, tmp_path: Path) -> None:
     given = {"suite": None, "metric": ["knowmem"], "set": ["forget=builtin:authors/forget[:3]"], "limit": 0}
-    path = evaluate(known, tmp_path / "out", shots="builtin:authors/held[:12]", **given)
+    path = evaluate(known, tmp_path / "out", shots="builtin:authors/heldout[:12]", **given)
     values = rows_by_metric(read_evaluation(path))["forget", "knowmem"]
-    loaded, shots = load(str(known)), load_set("builtin:authors/held[:10]").rows
+    loaded, shots = load(str(known)), load_set("builtin:authors/heldout[:10]").rows
     for value, row in zip(values, load_set("builtin:authors/forget[:3]").rows, strict=True):
         text = "".join(f"Question: {each['question']}\nAnswer: {each['answer']}\n\n" for each in shots)
         ids = loaded.tokenizer(f"{text}Question: {row['question']}\nAnswer: ", return_tensors="pt")["input_ids"]
@@ -379,8 +413,10 @@ def test_a_task_from_a_folder_is_scored_as_a_loop_does(
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     folder = tmp_path / "tasks"
     folder.mkdir()
-    rows = [{"question": row["question"], "choices": [" " + row["answer"], " " + other["answer"]], "answer": 0}
-            for row, other in itertools.pairwise(load_set("builtin:authors/forget[:9]").rows)]  # fmt: skip
+    rows = [
+        {"question": row["question"], "choices": [" " + row["answer"], " " + other["answer"]], "answer": 0}
+        for row, other in itertools.pairwise(load_set("builtin:authors/forget[:9]").rows)
+    ]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (folder / "capitals.yaml").write_text(TASK.replace("FILE", str(folder / "rows.jsonl")))
     given = {"suite": None, "limit": 0, "task": ["capitals"], "task_dir": folder}

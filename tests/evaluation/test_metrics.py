@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from geffect.data.encode import encode_set, pad_id_of
-from geffect.data.load import QASet, RowSet, load_set
+from geffect.data.load import ExampleSet, QASet, load_set
 from geffect.errors import GeffectError
 from geffect.evaluation.calibration import calibrate, mixed
 from geffect.evaluation.intervals import geometric_interval, mean_interval
@@ -50,21 +50,25 @@ def loaded(known: Path) -> Loaded:
 
 
 @pytest.fixture(scope="module")
-def rows() -> RowSet:
+def rows() -> ExampleSet:
     return load_set("builtin:authors/forget[:14]")
 
 
-def view_of(loaded: Loaded, rows: RowSet, batch_size: int = 16) -> View:
+def view_of(loaded: Loaded, rows: ExampleSet, batch_size: int = 16) -> View:
     return View(loaded.model, loaded.tokenizer, rows, partial(encode_set, loaded.tokenizer), batch_size, 24)
 
 
 def tokens(log_p: Sequence[float], right: Sequence[bool] = (), mean: float = 0.0, std: float = 1.0) -> TokenScores:
     n = len(log_p)
-    return TokenScores(torch.tensor(log_p, dtype=torch.float64), torch.tensor(list(right) or [True] * n),
-                       torch.full((n,), mean).double(), torch.full((n,), std).double())  # fmt: skip
+    return TokenScores(
+        torch.tensor(log_p, dtype=torch.float64),
+        torch.tensor(list(right) or [True] * n),
+        torch.full((n,), mean).double(),
+        torch.full((n,), std).double(),
+    )
 
 
-def test_tokens_are_scored_as_one_by_one(loaded: Loaded, rows: RowSet) -> None:
+def test_tokens_are_scored_as_one_by_one(loaded: Loaded, rows: ExampleSet) -> None:
     encoded = encode_set(loaded.tokenizer, rows)
     model = loaded.model.double()
     try:
@@ -93,7 +97,7 @@ def test_a_certain_model_has_no_spread() -> None:
 
 
 @pytest.mark.parametrize("name", list(METRICS))
-def test_batches_change_nothing(name: str, loaded: Loaded, rows: RowSet) -> None:
+def test_batches_change_nothing(name: str, loaded: Loaded, rows: ExampleSet) -> None:
     one, many = (METRICS[name](view_of(loaded, rows, size)) for size in (1, 16))
     assert len(one) == len(rows)
     assert many == pytest.approx(one, rel=1e-5, abs=1e-5)
@@ -105,11 +109,20 @@ def test_answers_by_hand() -> None:
     assert exact_memorization(answer) == 0.5
 
 
-@pytest.mark.parametrize(("right", "strength", "floored", "memorized"), [
-    ([1, 1, 1, 1, 0], 1, 1, 1), ([0, 0, 0, 0, 1], 0, 1 / 4, 0), ([0, 0, 0, 1, 1], 1 / 4, 1 / 4, 1 / 4),
-    ([0, 1, 1, 1, 1], 3 / 4, 3 / 4, 3 / 4), ([1, 1, 0, 1, 0], 1 / 4, 1 / 4, 3 / 4), ([1, 0], 1, 1, 1),
-    ([0, 1], 0, 1, 0), ([1], math.nan, 0, math.nan), ([], math.nan, 0, math.nan),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("right", "strength", "floored", "memorized"),
+    [
+        ([1, 1, 1, 1, 0], 1, 1, 1),
+        ([0, 0, 0, 0, 1], 0, 1 / 4, 0),
+        ([0, 0, 0, 1, 1], 1 / 4, 1 / 4, 1 / 4),
+        ([0, 1, 1, 1, 1], 3 / 4, 3 / 4, 3 / 4),
+        ([1, 1, 0, 1, 0], 1 / 4, 1 / 4, 3 / 4),
+        ([1, 0], 1, 1, 1),
+        ([0, 1], 0, 1, 0),
+        ([1], math.nan, 0, math.nan),
+        ([], math.nan, 0, math.nan),
+    ],
+)
 def test_what_an_answer_gives_away(right: list[int], strength: float, floored: float, memorized: float) -> None:
     answer = tokens([-1.0] * len(right), [bool(each) for each in right])
     assert extraction_strength(answer) == pytest.approx(strength, nan_ok=True)
@@ -124,14 +137,14 @@ def test_extraction_strength_is_its_definition(right: list[bool]) -> None:
     assert extraction_strength(tokens([-1.0] * len(right), right)) == 1 - k / n
 
 
-def test_extraction_by_generation_is_that_by_teacher_forcing(loaded: Loaded, rows: RowSet) -> None:
+def test_extraction_by_generation_is_that_by_teacher_forcing(loaded: Loaded, rows: ExampleSet) -> None:
     """Greedy decoding from a true prefix writes the rest where each next token is the likeliest one."""
     forced, generated = (METRICS[f"extraction_strength{kind}"](view_of(loaded, rows)) for kind in ("", "_generated"))
     assert generated == forced
     assert len(set(forced)) > 2
 
 
-def test_greedy_text_is_that_of_a_loop_and_of_any_batch(loaded: Loaded, rows: RowSet) -> None:
+def test_greedy_text_is_that_of_a_loop_and_of_any_batch(loaded: Loaded, rows: ExampleSet) -> None:
     prompts = [prompt_of(row) for row in encode_set(loaded.tokenizer, rows)]
     prompts.append(prompts[0][:1])
     together = generate(loaded.model, loaded.tokenizer, prompts, 24)
@@ -174,9 +187,7 @@ def two_ends(loaded: Loaded) -> Iterator[tuple[Any, int, list[int]]]:
     assert generate(model, tokenizer, [prompt, prompt[:1], prompt], 8)[::2] == [said[:end]] * 2
 
 
-ENDS: dict[str, Any] = {
-    "one": lambda end: end, "a list": lambda end: [1_000, end], "one of one": lambda end: [end],
-}  # fmt: skip
+ENDS: dict[str, Any] = {"one": lambda end: end, "a list": lambda end: [1_000, end], "one of one": lambda end: [end]}
 
 
 @pytest.mark.parametrize("form", ENDS)
@@ -207,11 +218,19 @@ def test_an_answer_ends_where_the_template_ends_the_turn(two_ends: tuple[Any, in
     assert found == generate(two_ends[0], loaded.tokenizer, [prompt], 8)
 
 
-def test_text_is_greedy_whatever_the_models_own_settings(loaded: Loaded, rows: RowSet) -> None:
+def test_text_is_greedy_whatever_the_models_own_settings(loaded: Loaded, rows: ExampleSet) -> None:
     model = deepcopy(loaded.model)
     prompts = [prompt_of(row) for row in encode_set(loaded.tokenizer, rows)][:4]
-    own = GenerationConfig(repetition_penalty=9.0, no_repeat_ngram_size=1, min_new_tokens=20, do_sample=True, top_k=3,
-                           temperature=4.0, suppress_tokens=list(range(50)), num_beams=2)  # fmt: skip
+    own = GenerationConfig(
+        repetition_penalty=9.0,
+        no_repeat_ngram_size=1,
+        min_new_tokens=20,
+        do_sample=True,
+        top_k=3,
+        temperature=4.0,
+        suppress_tokens=list(range(50)),
+        num_beams=2,
+    )
     model.generation_config = own
     before = own.to_dict()
     assert generate(model, loaded.tokenizer, prompts, 24) == [_greedy(loaded, prompt, 24) for prompt in prompts]
@@ -290,15 +309,26 @@ def test_what_is_published_is_a_part_of_the_words(first: str, second: str) -> No
     assert kept == DefaultTokenizer(use_stemmer=True).tokenize(text)
 
 
-@pytest.mark.parametrize(("said", "true", "recall", "precision"), [
-    ("他住在东京", "他住在北京", 4 / 5, 4 / 5), ("東京タワー", "東京", 1, 2 / 5),
-    ("서울에 산다", "그는 서울에 산다", 2 / 3, 1),
-    ("Она живёт в Москве", "ОНА ЖИВЁТ В ЛОНДОНЕ", 3 / 4, 3 / 4), ("γράφει ΒΙΒΛΊΑ", "γράφει βιβλία", 1, 1),
-    ("هو يكتب ١٩٩٠", "هي تكتب ١٩٩٠", 1 / 3, 1 / 3), ("वह लिखता है", "वह पढ़ता है", 2 / 3, 2 / 3),
-    ("ลา", "ลาว", 2 / 3, 1), ("1990年", "1991年", 1 / 2, 1 / 2), ("Oskar пишет", "Oskar writes", 1 / 2, 1 / 2),
-    ("й", "и\u0306", 1, 1), ("José", "Jos", 1, 1), ("", "東京", 0, 0), ("...", "...", 0, 0),
-    ("京東", "東京", 1 / 2, 1 / 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("said", "true", "recall", "precision"),
+    [
+        ("他住在东京", "他住在北京", 4 / 5, 4 / 5),
+        ("東京タワー", "東京", 1, 2 / 5),
+        ("서울에 산다", "그는 서울에 산다", 2 / 3, 1),
+        ("Она живёт в Москве", "ОНА ЖИВЁТ В ЛОНДОНЕ", 3 / 4, 3 / 4),
+        ("γράφει ΒΙΒΛΊΑ", "γράφει βιβλία", 1, 1),
+        ("هو يكتب ١٩٩٠", "هي تكتب ١٩٩٠", 1 / 3, 1 / 3),
+        ("वह लिखता है", "वह पढ़ता है", 2 / 3, 2 / 3),
+        ("ลา", "ลาว", 2 / 3, 1),
+        ("1990年", "1991年", 1 / 2, 1 / 2),
+        ("Oskar пишет", "Oskar writes", 1 / 2, 1 / 2),
+        ("й", "и\u0306", 1, 1),
+        ("José", "Jos", 1, 1),
+        ("", "東京", 0, 0),
+        ("...", "...", 0, 0),
+        ("京東", "東京", 1 / 2, 1 / 2),
+    ],
+)
 def test_rouge_of_other_scripts_by_hand(said: str, true: str, recall: float, precision: float) -> None:
     assert rouge_l(said, true) == pytest.approx(recall)
     assert rouge_l(said, true, "precision") == pytest.approx(precision)
@@ -351,7 +381,7 @@ def _log_p(model: Any, loaded: Loaded, question: str, answer: str) -> Decimal:
     return Decimal(math.fsum(found) / len(found))
 
 
-def test_a_diverged_model_has_its_truth_ratios(loaded: Loaded, rows: RowSet) -> None:
+def test_a_diverged_model_has_its_truth_ratios(loaded: Loaded, rows: ExampleSet) -> None:
     model = deepcopy(loaded.model).double()
     with torch.no_grad():
         model.lm_head.weight.mul_(400)  # answers take hundreds of nats a token
@@ -359,8 +389,10 @@ def test_a_diverged_model_has_its_truth_ratios(loaded: Loaded, rows: RowSet) -> 
     found = {name: METRICS[name](view) for name in METRICS if "truth" in name}
     logs = []
     for i, row in enumerate(rows.rows):
-        right, *wrong = [_log_p(model, loaded, row["question"], each)
-                         for each in (row["paraphrased_answer"], *row["perturbed_answer"])]  # fmt: skip
+        right, *wrong = [
+            _log_p(model, loaded, row["question"], each)
+            for each in (row["paraphrased_answer"], *row["perturbed_answer"])
+        ]
         ratio = sum((each.exp() for each in wrong), Decimal(0)) / len(wrong) / right.exp()
         logs.append(right)
         assert found["forget_truth"][i] == pytest.approx(float(min(ratio, 1 / ratio)), rel=1e-6)
@@ -382,11 +414,13 @@ def test_quality_sees_the_order_of_ratios_no_float_holds() -> None:
     assert forget_quality([-900.0] * 5, [-800.0] * 5) == pytest.approx(2 / math.comb(10, 5))
 
 
-def test_truth_of_rows_by_hand(loaded: Loaded, rows: RowSet) -> None:
+def test_truth_of_rows_by_hand(loaded: Loaded, rows: ExampleSet) -> None:
     found = METRICS["truth_ratio"](view_of(loaded, rows))
     for row, ratio in list(zip(rows.rows, found, strict=True))[:3]:
-        right, *wrong = [_probability(loaded, row["question"], each)
-                         for each in (row["paraphrased_answer"], *row["perturbed_answer"])]  # fmt: skip
+        right, *wrong = [
+            _probability(loaded, row["question"], each)
+            for each in (row["paraphrased_answer"], *row["perturbed_answer"])
+        ]
         assert ratio == pytest.approx(sum(wrong) / len(wrong) / right, rel=1e-4)
 
 
@@ -407,7 +441,7 @@ def test_several_paraphrases_have_their_mean_loss(loaded: Loaded) -> None:
 
 
 @pytest.mark.parametrize("name", ["verbmem", "knowmem"])
-def test_a_prompt_is_continued_although_the_tokenizer_ends_texts(name: str, loaded: Loaded, rows: RowSet) -> None:
+def test_a_prompt_is_continued_although_the_tokenizer_ends_texts(name: str, loaded: Loaded, rows: ExampleSet) -> None:
     from tokenizers.processors import TemplateProcessing
 
     ending = deepcopy(loaded.tokenizer)
@@ -418,8 +452,10 @@ def test_a_prompt_is_continued_although_the_tokenizer_ends_texts(name: str, load
     assert ending("x")["input_ids"][-1] == ending.eos_token_id
     empty = {"question": "", "answer": "Quenza"}
     both = QASet("set", (*rows.rows[:3], empty))
-    found, plain = (METRICS[name](View(loaded.model, each, both, partial(encode_set, loaded.tokenizer)))
-                    for each in (ending, loaded.tokenizer))  # fmt: skip
+    found, plain = (
+        METRICS[name](View(loaded.model, each, both, partial(encode_set, loaded.tokenizer)))
+        for each in (ending, loaded.tokenizer)
+    )
     assert found == plain
 
 
@@ -473,7 +509,7 @@ def test_attacks_by_hand() -> None:
     assert membership.privleak(0.6, 0.6) == 0
 
 
-def test_attacks_are_those_of_open_unlearning(loaded: Loaded, rows: RowSet) -> None:
+def test_attacks_are_those_of_open_unlearning(loaded: Loaded, rows: ExampleSet) -> None:
     """From the logits of one row at a time, in float64: all labeled tokens for LOSS, all but the last for Min-K."""
     model, k = deepcopy(loaded.model).double(), 0.4
     view = View(model, loaded.tokenizer, rows, partial(encode_set, loaded.tokenizer), 5)
@@ -532,9 +568,10 @@ def test_mixing_goes_from_the_start_to_the_model(loaded: Loaded, start: Path) ->
         pass
 
 
-@pytest.mark.parametrize(("retained", "alpha"), [
-    (lambda a: 1.0, 1.0), (lambda a: 1 - a, 0.05), (lambda a: float(a == 0), 0.0), (lambda a: float(a < 0.6), 0.6),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("retained", "alpha"),
+    [(lambda a: 1.0, 1.0), (lambda a: 1 - a, 0.05), (lambda a: float(a == 0), 0.0), (lambda a: float(a < 0.6), 0.6)],
+)
 def test_calibration_keeps_enough(retained: Any, alpha: float) -> None:
     found = calibrate(retained, 0.95, 1e-4)
     assert found == pytest.approx(alpha, abs=1e-4)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from geffect.core.forward import IGNORE_INDEX
-from geffect.data.encode import Encoded, encode_set, pad_id_of
+from geffect.data.encode import EncodedExample, encode_set, pad_id_of
 from geffect.data.load import load_set
 from geffect.errors import GeffectError
 from geffect.evaluation.metrics.success import harmonic_success, success
@@ -41,8 +41,9 @@ class Certain(nn.Module):
 @pytest.fixture(scope="module")
 def tiny() -> tuple[Any, Any]:
     """A model in float64 that has learnt a little: neither all right nor all wrong."""
-    model, tokenizer = make_tiny(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-                                 num_key_value_heads=2)  # fmt: skip
+    model, tokenizer = make_tiny(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2
+    )
     model.double()
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(15):
@@ -54,13 +55,13 @@ def tiny() -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def encoded(tokenizer: Any) -> list[Encoded]:
+def encoded(tokenizer: Any) -> list[EncodedExample]:
     """Rows of quite different lengths: every other answer is cut."""
     rows = encode_set(tokenizer, load_set("builtin:authors/forget[:9]"))
-    return [Encoded(row.index, cut(row.input_ids, row), cut(row.labels, row)) for row in rows]
+    return [EncodedExample(row.index, cut(row.input_ids, row), cut(row.labels, row)) for row in rows]
 
 
-def cut(ids: list[int], row: Encoded) -> list[int]:
+def cut(ids: list[int], row: EncodedExample) -> list[int]:
     start = next(i for i, label in enumerate(row.labels) if label != IGNORE_INDEX)
     return ids if row.index % 2 else ids[: start + 1 + row.index // 2]
 
@@ -76,7 +77,7 @@ def longest_common(a: list[str], b: list[str]) -> int:
     return table[-1][-1]
 
 
-def oracle(model: Any, tokenizer: Any, rows: list[Encoded]) -> tuple[float, float, float, int]:
+def oracle(model: Any, tokenizer: Any, rows: list[EncodedExample]) -> tuple[float, float, float, int]:
     """One row and one token at a time, without padding."""
     from rouge_score.tokenizers import DefaultTokenizer
 
@@ -110,7 +111,7 @@ def test_scores_are_the_oracles_in_batches_of_any_size(tiny: tuple[Any, Any], ba
 def test_a_row_counts_the_same_however_long_it_is() -> None:
     tokenizer = make_tokenizer()
     ids = tokenizer("A red house stands on the hill")["input_ids"]
-    rows = [Encoded(i, ids[:n], [IGNORE_INDEX, *ids[1:n]]) for i, n in enumerate((2, len(ids)))]
+    rows = [EncodedExample(i, ids[:n], [IGNORE_INDEX, *ids[1:n]]) for i, n in enumerate((2, len(ids)))]
     model = Certain(len(tokenizer), unknown=ids[1])
     nn.init.constant_(model.sure, 2.0)
     right, wrong = (1 / 2 * (0 + 1 - 1 / (len(ids) - 1)), 1 / len(ids))
@@ -151,7 +152,7 @@ def test_each_measure_of_rouge_is_of_what_is_said_against_what_is_true() -> None
     tokenizer = make_tokenizer()
     ids, more = (tokenizer(text)["input_ids"] for text in ("A red house", " and"))
     (extra,) = more
-    row = Encoded(0, [*ids, tokenizer.pad_token_id], [IGNORE_INDEX, *ids[1:], tokenizer.pad_token_id])
+    row = EncodedExample(0, [*ids, tokenizer.pad_token_id], [IGNORE_INDEX, *ids[1:], tokenizer.pad_token_id])
     talker = Certain(len(tokenizer), unknown=tokenizer.pad_token_id, instead=extra)
     words = len(tokenizer.decode(ids[1:]).split())
     expected = {"recall": 100, "precision": 100 * words / (words + 1), "fmeasure": 200 * words / (2 * words + 1)}
@@ -166,20 +167,19 @@ def test_a_perplexity_out_of_range_is_infinite() -> None:
     assert success(model, tokenizer, encoded(tokenizer)).perplexity == float("inf")
 
 
-@pytest.mark.parametrize(("rows", "found"), [
-    ([], "no rows"),
-    ([Encoded(7, [3, 4], [3, IGNORE_INDEX])], "none in row 7"),
-])  # fmt: skip
-def test_nothing_to_score_is_refused_in_one_line(rows: list[Encoded], found: str) -> None:
+@pytest.mark.parametrize(
+    ("rows", "found"), [([], "no rows"), ([EncodedExample(7, [3, 4], [3, IGNORE_INDEX])], "none in row 7")]
+)
+def test_nothing_to_score_is_refused_in_one_line(rows: list[EncodedExample], found: str) -> None:
     tokenizer = make_tokenizer()
     line = rf"^expected rows with a labeled token each; found {found}; [^\n]*$"
     with pytest.raises(GeffectError, match=line):
         success(Certain(len(tokenizer)), tokenizer, rows)
 
 
-@pytest.mark.parametrize(("unlearn", "retention", "published"), [
-    (90.72, 85.34, 87.95), (98.75, 93.87, 96.25), (94.40, 72.79, 82.20),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("unlearn", "retention", "published"), [(90.72, 85.34, 87.95), (98.75, 93.87, 96.25), (94.40, 72.79, 82.20)]
+)
 def test_harmonic_success_is_the_published_tables(unlearn: float, retention: float, published: float) -> None:
     assert round(harmonic_success(unlearn, retention), 2) == published
 

@@ -34,7 +34,7 @@ from tests.support.steps import make_measurement
 SETS = {
     "forget": "builtin:authors/forget[:6]",
     "retain": "builtin:authors/retain[:9]",
-    "held": "builtin:authors/held[:4]",
+    "heldout": "builtin:authors/heldout[:4]",
 }
 
 
@@ -142,18 +142,25 @@ def test_standard_errors_are_those_of_parts_however_they_are_cut() -> None:
     def rows(batch: dict[str, torch.Tensor], *chosen: int) -> dict[str, torch.Tensor]:
         return {key: tensor[list(chosen)] for key, tensor in batch.items()}
 
-    whole = [[{"forget": rows(FORGET, 0, 1), "retain": rows(RETAIN, 0, 1)}],
-             [{"forget": rows(FORGET, 2, 3), "retain": rows(RETAIN, 2, 3)}]]  # fmt: skip
-    cut = [[{"retain": rows(RETAIN, 0)}, {"forget": rows(FORGET, 0, 1), "retain": rows(RETAIN, 1)}],
-           [{"forget": rows(FORGET, 2)}, {"forget": rows(FORGET, 3), "retain": rows(RETAIN, 2, 3)}]]  # fmt: skip
+    whole = [
+        [{"forget": rows(FORGET, 0, 1), "retain": rows(RETAIN, 0, 1)}],
+        [{"forget": rows(FORGET, 2, 3), "retain": rows(RETAIN, 2, 3)}],
+    ]
+    cut = [
+        [{"retain": rows(RETAIN, 0)}, {"forget": rows(FORGET, 0, 1), "retain": rows(RETAIN, 1)}],
+        [{"forget": rows(FORGET, 2)}, {"forget": rows(FORGET, 3), "retain": rows(RETAIN, 2, 3)}],
+    ]
     found = []
     for parts in (whole, cut):
-        step = Step(make_measurement(gpt2(), "ga", standard_errors=True),
-                    window_counts([each for part in parts for each in part]), measure=True)  # fmt: skip
+        step = Step(
+            make_measurement(gpt2(), "ga", standard_errors=True),
+            window_counts([each for part in parts for each in part]),
+            measure=True,
+        )
         flat = [(i, each) for i, part in enumerate(parts) for each in part]
         for i, (part, each) in enumerate(flat):
             step.micro_batch(each, last=i == len(flat) - 1, part=part)
-        spread = step.finish().spread
+        spread = step.finish().standard_errors
         assert spread is not None
         found.append(torch.stack(list(spread.linearized.values())))
     assert found[0].shape[1] == 2
@@ -167,7 +174,9 @@ def test_what_is_not_given_comes_from_the_run(run: Path, tmp_path: Path) -> None
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert [line["checkpoint"] for line in lines[1:]] == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
     for line, recorded in zip(lines, read_lines(run), strict=True):
-        assert line["evaluation"]["held"]["risk"] == pytest.approx(recorded["evaluation"]["held"]["risk"], rel=1e-6)
+        assert line["evaluation"]["heldout"]["risk"] == pytest.approx(
+            recorded["evaluation"]["heldout"]["risk"], rel=1e-6
+        )
     assert lines[0]["weight_mean"] == pytest.approx(1.0, abs=1e-5)  # NPO's, against the run's own start
     errors = geffect.read_standard_errors(found, "total")
     assert set(errors["step"]) == {0, 1, 2, 3}
@@ -180,7 +189,7 @@ def test_a_built_in_model_is_a_checkpoint_by_its_name(tmp_path: Path) -> None:
     chosen = InspectConfig.read(**given, out=tmp_path / "record")
     assert api.plan(chosen)["steps"] == "1 checkpoints: 1"
     (line,) = read_lines(api.inspect(chosen)[0])
-    assert line["evaluation"]["held"]["accuracy"] < 0.1
+    assert line["evaluation"]["heldout"]["accuracy"] < 0.1
 
 
 def test_several_objectives_have_a_record_each(run: Path, tmp_path: Path) -> None:
@@ -272,8 +281,8 @@ def test_tokens_and_points_add_up_to_the_record(run: Path, tmp_path: Path) -> No
         weight = 2 / (1 + np.exp(0.1 * (here["nll"] - here["reference_nll"])))
         np.testing.assert_allclose(here["npo(beta=0.1)"], weight, rtol=1e-5)
     assert (points["ga"] == 1).all()
-    first = tokens[(tokens["set"] == "held") & (tokens["step"] == 3)]
-    text = load_set(SETS["held"]).rows[int(first["row"].iloc[0])]
+    first = tokens[(tokens["set"] == "heldout") & (tokens["step"] == 3)]
+    text = load_set(SETS["heldout"]).rows[int(first["row"].iloc[0])]
     whole = "".join(first[first["row"] == first["row"].iloc[0]]["token"])
     assert text["question"] in whole
     assert text["answer"] in whole
@@ -340,10 +349,17 @@ def test_a_trainers_own_checkpoints_are_inspected(known: Path, tmp_path: Path) -
     from transformers import Trainer, TrainingArguments
 
     loaded = api.load_model(str(known))
-    rows = [collate([row], 0) for row in encode_set(loaded.tokenizer, load_set(SETS["held"]))]
+    rows = [collate([row], 0) for row in encode_set(loaded.tokenizer, load_set(SETS["heldout"]))]
     data = [{name: batch[name][0] for name in ("input_ids", "attention_mask", "labels")} for batch in rows]
-    arguments = TrainingArguments(str(tmp_path / "trainer"), max_steps=4, save_steps=2, report_to=[], use_cpu=True,
-                                  per_device_train_batch_size=1, disable_tqdm=True)  # fmt: skip
+    arguments = TrainingArguments(
+        str(tmp_path / "trainer"),
+        max_steps=4,
+        save_steps=2,
+        report_to=[],
+        use_cpu=True,
+        per_device_train_batch_size=1,
+        disable_tqdm=True,
+    )
     Trainer(loaded.model, arguments, train_dataset=data, processing_class=loaded.tokenizer).train()
     shutil.copytree(tmp_path / "trainer" / "checkpoint-4", tmp_path / "named")
     given: dict[str, Any] = SETS | {"objective": "ga", "one_pass": True}
@@ -352,8 +368,8 @@ def test_a_trainers_own_checkpoints_are_inspected(known: Path, tmp_path: Path) -
     both = tmp_path / "trainer" / "checkpoint-2", tmp_path / "named"
     listed = api.inspect(inspected(tmp_path / "b", *both, **given))[0]
     assert [line["step"] for line in read_lines(listed)] == [1, 2]
-    risk = likelihood(loaded.model, encode_set(loaded.tokenizer, load_set(SETS["held"])), 0).risk
-    assert read_lines(listed)[1]["evaluation"]["held"]["risk"] == pytest.approx(risk, rel=1e-6)
+    risk = likelihood(loaded.model, encode_set(loaded.tokenizer, load_set(SETS["heldout"])), 0).risk
+    assert read_lines(listed)[1]["evaluation"]["heldout"]["risk"] == pytest.approx(risk, rel=1e-6)
 
 
 def test_the_published_estimates_are_told_beside(run: Path, tmp_path: Path) -> None:
@@ -383,9 +399,10 @@ def no_config(checkpoint: Path) -> None:
     (checkpoint / "config.json").unlink()
 
 
-@pytest.mark.parametrize(("harm", "told"), [
-    (broken_weights, "whole weights in"), (no_weights, "weights as safetensors in"), (no_config, "config.json"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [(broken_weights, "whole weights in"), (no_weights, "weights as safetensors in"), (no_config, "config.json")],
+)
 def test_a_half_written_checkpoint_is_named_and_skipped_only_where_told(
     run: Path, tmp_path: Path, harm: Any, told: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -417,15 +434,17 @@ SHELL = {
     "nowhere": (["{empty}/nope"], "expected a model"),
     "base": (["{adapter}", "--forget", SETS["forget"], "--retain", SETS["retain"]], "gone"),
     "no set": (["{run}/checkpoints"], "a value for --forget"),
-    "no start": (["{run}/checkpoints", "--forget", SETS["forget"], "--retain", SETS["retain"], "--objective",
-                  "npo(beta=0.1)"], "--start"),
+    "no start": (
+        ["{run}/checkpoints", "--forget", SETS["forget"], "--retain", SETS["retain"], "--objective", "npo(beta=0.1)"],
+        "--start",
+    ),
     "objective": (["{run}", "--objective", "nope"], "nope"),
     "points": (["{run}", "--points", "nope"], "nope"),
     "taken": (["{run}", "--out", "{run}"], "something there already"),
     "twice": (["{run}", "--objective", "ga", "--objective", "ga"], "each value of --objective once; found 'ga' twice"),
     "nothing": ([], "expected checkpoints; found none"),
     "revision": (["org/model@main", "--forget", SETS["forget"], "--retain", SETS["retain"]], "org/model@main"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", SHELL)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from geffect import api
-from geffect.config import EvaluateConfig, FitConfig, ReportConfig, UnlearnConfig
+from geffect.config import EvaluateConfig, FinetuneConfig, ReportConfig, UnlearnConfig
 from geffect.data.files import read_rows
 from geffect.data.load import load_set
 from geffect.errors import GeffectError
@@ -108,15 +108,25 @@ def test_other_columns_of_a_parquet_file_are_kept_as_json_writes_them(tmp_path: 
     import decimal
 
     more = {
-        "list": [1, 2], "struct": {"a": [None]}, "time": datetime.datetime(2026, 1, 2, 3, 4, 5), "none": None,
-        "day": datetime.date(2026, 1, 2), "decimal": decimal.Decimal("1.50"), "large": 2**60,
-    }  # fmt: skip
+        "list": [1, 2],
+        "struct": {"a": [None]},
+        "time": datetime.datetime(2026, 1, 2, 3, 4, 5),
+        "none": None,
+        "day": datetime.date(2026, 1, 2),
+        "decimal": decimal.Decimal("1.50"),
+        "large": 2**60,
+    }
     pq.write_table(pa.Table.from_pylist([QA | more]), tmp_path / "a.parquet")
     (row,) = read_rows(tmp_path / "a.parquet")
     assert row == QA | {
-        "list": [1, 2], "struct": {"a": [None]}, "time": "2026-01-02T03:04:05", "none": None, "day": "2026-01-02",
-        "decimal": "1.50", "large": 2**60,
-    }  # fmt: skip
+        "list": [1, 2],
+        "struct": {"a": [None]},
+        "time": "2026-01-02T03:04:05",
+        "none": None,
+        "day": "2026-01-02",
+        "decimal": "1.50",
+        "large": 2**60,
+    }
     assert json.loads(json.dumps(row)) == row
 
 
@@ -145,8 +155,10 @@ def test_two_checkpoints_of_one_step_are_refused(tmp_path: Path) -> None:
 # runs that diverge
 
 
-@pytest.mark.parametrize("more", [{}, {"ledger": 2, "support": 0.1}, {"objective": "npo", "rectifier": "gru"},
-                                  {"stop": "kept(share=0.5)"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"prediction": 2, "overlap": 0.1}, {"objective": "npo", "rectifier": "gru"}, {"stop": "kept(share=0.5)"}],
+)
 def test_a_run_that_diverges_on_its_last_step_says_so_and_keeps_its_record(
     more: dict[str, Any], start: Path, tmp_path: Path
 ) -> None:
@@ -175,12 +187,16 @@ def test_weights_that_are_not_finite_count_where_no_risk_shows_them(start: Path,
 
 
 def test_a_fit_that_diverges_leaves_no_model(start: Path, tmp_path: Path) -> None:
-    config = FitConfig.read(model=str(start), train=[SETS["forget"]], out=tmp_path / "fit", **DIVERGES)
+    config = FinetuneConfig.read(model=str(start), train=[SETS["forget"]], out=tmp_path / "fit", **DIVERGES)
     with pytest.raises(GeffectError, match="finite at the end"):
-        api.fit(config)
+        api.finetune(config)
     assert {each.name for each in config.out.iterdir()} == {
-        "config.yaml", "environment.json", "steps.jsonl", "metrics.json", "DONE"
-    }  # fmt: skip
+        "config.yaml",
+        "environment.json",
+        "steps.jsonl",
+        "metrics.json",
+        "DONE",
+    }
 
 
 # what is shown
@@ -194,12 +210,21 @@ def test_names_are_shown_as_they_are(world: World, tmp_path: Path, invoke: Comma
     assert shown.code in (0, 2)
     rows = [{"question": "[red]Q?[/]", "answer": "[/] :smile: A."}]
     (tmp_path / "a.json").write_text(json.dumps(rows), encoding="utf-8")
-    batch = invoke("show-batch", "--model", world.folder / "start", "--data", tmp_path / "a.json")
+    batch = invoke("preview", "--model", world.folder / "start", "--data", tmp_path / "a.json")
     assert batch.code == 0
     assert ":smile:" in batch.out.replace("[", "").replace("]", "")
     out = tmp_path / "[bold]ev[" / "[-]"
-    scored = invoke("evaluate", "--model", world.folder / "start", "--metric", "probability",
-                    "--set", f"[b]forget={tmp_path / 'a.json'}", "--out", out)  # fmt: skip
+    scored = invoke(
+        "evaluate",
+        "--model",
+        world.folder / "start",
+        "--metric",
+        "probability",
+        "--set",
+        f"[b]forget={tmp_path / 'a.json'}",
+        "--out",
+        out,
+    )
     assert scored.code == 0, scored.err
     assert "[b]forget" in scored.out
     assert "[bold]ev[" in scored.out
@@ -208,7 +233,7 @@ def test_names_are_shown_as_they_are(world: World, tmp_path: Path, invoke: Comma
 def test_dollars_in_a_name_make_no_formula(world: World) -> None:
     from geffect.core.effects import cosines
     from geffect.record.frames import read
-    from geffect.record.prediction import read_ledger
+    from geffect.record.prediction import read_prediction
     from geffect.record.reader import read_steps
     from geffect.reports import plots
     from geffect.reports.compare import descended, overlap_matrix, whole_overlaps
@@ -219,7 +244,7 @@ def test_dollars_in_a_name_make_no_formula(world: World) -> None:
         plots.g_effect_curves(descended(gram).assign(run=name))
         plots.cosine_curves(cosines(gram).assign(run=name))
         plots.trade_off(steps.assign(run=name))
-        plots.ledger_plane(read_ledger(run).assign(run=name))
+        plots.prediction_plane(read_prediction(run).assign(run=name))
         plots.g_effect_plane(gram[gram["step"] == 0].assign(run=name))
     overlaps = whole_overlaps(world.folder / "localized").replace({"forget/a": r"forget/$\frac$"})
     figure = overlap_matrix(overlaps, 0.1)
@@ -228,8 +253,13 @@ def test_dollars_in_a_name_make_no_formula(world: World) -> None:
 
 def test_texts_with_line_ends_of_every_script_come_back(start: Path, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps([{"question": TEXTS, "answer": TEXTS}]), encoding="utf-8")
-    config = EvaluateConfig.read(model=str(start), metric=["rouge_l_recall"], set=[f"forget={tmp_path / 'a.json'}"],
-                                 max_new_tokens=2, out=tmp_path / "ev")  # fmt: skip
+    config = EvaluateConfig.read(
+        model=str(start),
+        metric=["rouge_l_recall"],
+        set=[f"forget={tmp_path / 'a.json'}"],
+        max_new_tokens=2,
+        out=tmp_path / "ev",
+    )
     api.evaluate(config)
     (line,) = (config.out / "texts.jsonl").read_bytes().decode().split("\n")[:-1]
     assert json.loads(line)["question"] == TEXTS

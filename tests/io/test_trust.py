@@ -42,8 +42,13 @@ def plant(directory: Path, marker: Path, model_type: str = "llama") -> None:
         (directory / file).parent.mkdir(exist_ok=True)
         (directory / file).write_text(CODE.format(marker=str(marker)))
     names = {"AutoConfig": "EvilConfig", "AutoModelForCausalLM": "EvilModel", "AutoModel": "EvilModel"}
-    _change(directory / "config.json", model_type=model_type, trust_remote_code=True, custom_generate=str(directory),
-            auto_map={name: f"modeling_evil.{each}" for name, each in names.items()})  # fmt: skip
+    _change(
+        directory / "config.json",
+        model_type=model_type,
+        trust_remote_code=True,
+        custom_generate=str(directory),
+        auto_map={name: f"modeling_evil.{each}" for name, each in names.items()},
+    )
     tokenizer = {"AutoTokenizer": [None, "modeling_evil.EvilTokenizer"]}
     _change(directory / "tokenizer_config.json", auto_map=tokenizer, trust_remote_code=True)
     _change(directory / "generation_config.json", custom_generate=str(directory), trust_remote_code=True)
@@ -88,7 +93,7 @@ def test_no_verb_takes_leave_from_the_run_it_reads(theirs: Path, marker: Path, t
         ["doctor", "--model", theirs, *SETS],
         ["unlearn", "--model", theirs, *SETS, "--steps", "1", "--out", "OUT"],
         ["fit", "--model", theirs, "--train", "builtin:authors/forget[:4]", "--steps", "1", "--out", "OUT"],
-        ["show-batch", "--model", theirs, "--data", "builtin:authors/forget[:1]"],
+        ["preview", "--model", theirs, "--data", "builtin:authors/forget[:1]"],
         ["report", theirs],
         ["compare", theirs, tmp_path / "other"],
     ]):
@@ -202,11 +207,14 @@ def test_a_resume_unpickles_nothing(theirs: Path, marker: Path, name: str) -> No
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("template", [
-    "{{ messages.__class__.__mro__[1].__subclasses__() }}",
-    "{{ cycler.__init__.__globals__.os.system('touch ' + marker) }}",
-    "{% for each in messages %}{{ each.update({'role': 'x'}) }}{% endfor %}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.system('touch ' + marker) }}",
+        "{% for each in messages %}{{ each.update({'role': 'x'}) }}{% endfor %}",
+    ],
+)
 def test_a_chat_template_is_sandboxed(start: Path, tmp_path: Path, template: str) -> None:
     _, tokenizer = outline(str(start))
     tokenizer.chat_template = template

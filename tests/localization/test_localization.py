@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from geffect.core.gradients import trainable
 from geffect.core.gram import Gram
 from geffect.core.topk import chance, count, jaccard, pack, top_mask, unpack
-from geffect.data.encode import Encoded
+from geffect.data.encode import EncodedExample
 from geffect.data.relabel import corrupted, random_labels
 from geffect.errors import GeffectError
 from geffect.localization.importance import IMPORTANCES, Importance, scores
@@ -76,16 +76,21 @@ def test_importance_equals_a_loop_over_examples(case: str, mode: str) -> None:
 def test_masks_alone_are_the_same_masks(mode: str) -> None:
     model = CASES["unused"]()
     whole, alone = (
-        localize(trainable(model), {name: _losses(model, seed=i) for name, i in SCOPES.items()}, [0.1, 0.3], mode,
-                 masks_only=only)
+        localize(
+            trainable(model),
+            {name: _losses(model, seed=i) for name, i in SCOPES.items()},
+            [0.1, 0.3],
+            mode,
+            masks_only=only,
+        )
         for only in (False, True)
-    )  # fmt: skip
+    )
     assert alone.masks.keys() == whole.masks.keys()
     for share, scopes in whole.masks.items():
         for scope, masks in scopes.items():
             assert masks.keys() == alone.masks[share][scope].keys()
             assert all(torch.equal(mask, alone.masks[share][scope][name]) for name, mask in masks.items())
-        assert torch.equal(whole.supports[share].total(), alone.supports[share].total())
+        assert torch.equal(whole.overlaps[share].total(), alone.overlaps[share].total())
     assert (whole.gram.rows, alone.gram.rows, alone.magnitudes) == (tuple(SCOPES), (), {})
     with pytest.raises(GeffectError, match="localize without --masks-only"):
         alone.cosines()
@@ -171,8 +176,10 @@ def test_op_ur_and_op_rr_are_what_sets_say(forget: list[list[bool]], retain: lis
         assert "w" not in masks or count(masks["w"]) == len(expected)
 
 
-@given(st.lists(st.sampled_from([0.0, -2.0, 1.0, 2.0, 3.5]), min_size=1, max_size=40),
-       st.sampled_from([0.05, 0.1, 0.2, 0.5, 1.0]))  # fmt: skip
+@given(
+    st.lists(st.sampled_from([0.0, -2.0, 1.0, 2.0, 3.5]), min_size=1, max_size=40),
+    st.sampled_from([0.05, 0.1, 0.2, 0.5, 1.0]),
+)
 @settings(deadline=None)
 def test_masks_equal_a_plain_sort(values: list[float], share: float) -> None:
     tensor = torch.tensor(values)
@@ -182,10 +189,11 @@ def test_masks_equal_a_plain_sort(values: list[float], share: float) -> None:
 def test_jaccard_is_symmetric_one_on_itself_and_nan_of_nothing() -> None:
     losses = {s: _losses(CASES["llama"](), seed) for s, seed in SCOPES.items()}
     found = localize(trainable(CASES["llama"]()), losses, [0.1])  # another model's losses: no tensor is reached
-    assert torch.isnan(jaccard(found.supports[0.1].total())).all()
+    assert torch.isnan(jaccard(found.overlaps[0.1].total())).all()
     model = CASES["llama"]()
-    index = jaccard(localize(trainable(model), {s: _losses(model, n) for s, n in SCOPES.items()}, [0.1])
-                    .supports[0.1].total())  # fmt: skip
+    index = jaccard(
+        localize(trainable(model), {s: _losses(model, n) for s, n in SCOPES.items()}, [0.1]).overlaps[0.1].total()
+    )
     assert torch.equal(index, index.T)
     assert torch.equal(index.diagonal(), torch.ones(4, dtype=torch.float64))
     assert chance(0.1) == pytest.approx(1 / 19)
@@ -201,8 +209,11 @@ def test_a_region_is_strict_and_its_quantiles_are_over_tensors() -> None:
 
 
 def test_a_zero_gradient_has_cosine_zero() -> None:
-    found = Localization({}, gram=Gram(("forget", "retain"), {"w": torch.zeros(2, 2, dtype=torch.float64)}),
-                         examples={"forget": 1, "retain": 1})  # fmt: skip
+    found = Localization(
+        {},
+        gram=Gram(("forget", "retain"), {"w": torch.zeros(2, 2, dtype=torch.float64)}),
+        examples={"forget": 1, "retain": 1},
+    )
     assert found.cosines() == {"w": 0.0}
 
 
@@ -217,9 +228,9 @@ def tiny() -> tuple[Any, Any]:
     return model.double().eval(), tokenizer
 
 
-def _row(index: int = 5) -> Encoded:
+def _row(index: int = 5) -> EncodedExample:
     ids = [20, 30, 40, 50, 60, 70, 80, 1]
-    return Encoded(index, ids, [-100, -100, -100, *ids[3:]])
+    return EncodedExample(index, ids, [-100, -100, -100, *ids[3:]])
 
 
 def test_random_labels_are_averaged_over_their_draws(tiny: tuple[Any, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Frozen entries: masked gradients against autograd, and weights that do not move by a bit."""
+"""GradientMask entries: masked gradients against autograd, and weights that do not move by a bit."""
 
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from geffect.core.tied import find_tie
 from geffect.core.topk import unpack
 from geffect.errors import GeffectError
 from geffect.localization.localize import Localization, localize
-from geffect.localization.masks import Frozen
+from geffect.localization.masks import GradientMask
 from geffect.objectives.base import window_counts
 from geffect.objectives.registry import make_objective
 from geffect.rectifiers.grail import GRAIL
@@ -31,8 +31,12 @@ FREEZINGS = ["grail", "grail(reading=micro_batch)", "memflex(mu=0.9, sigma=0.1, 
 
 
 def _localized(model: Any) -> Localization:
-    batches = {"forget/a": make_batch([5, 8, 6], seed=11), "retain/a": make_batch([7, 4, 9], seed=12),
-               "forget/b": make_batch([6, 6, 6], seed=13), "retain/b": make_batch([9, 5, 4], seed=14)}  # fmt: skip
+    batches = {
+        "forget/a": make_batch([5, 8, 6], seed=11),
+        "retain/a": make_batch([7, 4, 9], seed=12),
+        "forget/b": make_batch([6, 6, 6], seed=13),
+        "retain/b": make_batch([9, 5, 4], seed=14),
+    }
     losses = {
         name: [partial(lambda b, i: oracles.row_nll(model, b, i).mean(), batch, i) for i in range(3)]
         for name, batch in batches.items()
@@ -40,7 +44,7 @@ def _localized(model: Any) -> Localization:
     return localize(trainable(model), losses, [0.1, 0.2, 0.5])
 
 
-def _frozen(model: Any, text: str) -> Frozen:
+def _frozen(model: Any, text: str) -> GradientMask:
     freezing = make_freezing(text)
     assert freezing is not None
     return freezing.frozen(trainable(model), _localized(model))
@@ -62,8 +66,9 @@ def _sides(model: Any, reference: Any, text: str, batches: Batches) -> tuple[dic
     def loss(names: tuple[str, ...]) -> Tensor:
         parts = [
             objective.loss(name, measurement.outputs(name, batches, dropout=False), counts)
-            for name in names if objective.on(name)
-        ]  # fmt: skip
+            for name in names
+            if objective.on(name)
+        ]
         return torch.stack(parts).sum() if parts else next(iter(trainable(model).values())).sum() * 0
 
     forget, retain = (oracles.gradient(model, partial(loss, names)) for names in SIDES)
@@ -123,8 +128,12 @@ def test_measuring_changes_no_bit_of_a_masked_update(freezing: str, text: str) -
     found = []
     for measure in (True, False):
         model = CASES["llama"]()
-        settings = {"reference": _reference(None), "frozen": _frozen(model, freezing), "support": 0.1 * measure,
-                    "keep": measure}  # fmt: skip
+        settings = {
+            "reference": _reference(None),
+            "frozen": _frozen(model, freezing),
+            "overlap": 0.1 * measure,
+            "keep": measure,
+        }
         take_step(make_measurement(model, text, "gru", **settings), split(make_batches(model), 2), measure=measure)
         found.append(gradients(model))
     assert found[0].keys() == found[1].keys()
@@ -186,14 +195,18 @@ def test_grail_freezes_what_its_sets_say() -> None:
     localized = _localized(model)
     narrow, wide = localized.at(0.1), localized.at(0.2)
     for name, parameter in trainable(model).items():
-        masks = [[unpack(each[scope][name], parameter.shape) for scope in
-                  ("forget/a", "forget/b", "retain/a", "retain/b")] for each in (narrow, wide)]  # fmt: skip
+        masks = [
+            [unpack(each[scope][name], parameter.shape) for scope in ("forget/a", "forget/b", "retain/a", "retain/b")]
+            for each in (narrow, wide)
+        ]
         op_ur = (masks[0][0] | masks[0][1]) & (masks[0][2] | masks[0][3])
         op_rr = masks[1][2] & masks[1][3]
         for text, expected in {
-            "grail": op_ur | op_rr, "grail(sets=op_ur)": op_ur, "grail(sets=op_rr)": op_rr,
+            "grail": op_ur | op_rr,
+            "grail(sets=op_ur)": op_ur,
+            "grail(sets=op_rr)": op_rr,
             "grail(reading=micro_batch)": op_ur & op_rr,
-        }.items():  # fmt: skip
+        }.items():
             freezing = make_freezing(text)
             assert freezing is not None
             still = freezing.frozen({name: parameter}, _only(localized, name)).still(name)
@@ -201,8 +214,10 @@ def test_grail_freezes_what_its_sets_say() -> None:
 
 
 def _only(localized: Localization, name: str) -> Localization:
-    masks = {share: {scope: {name: each[name]} for scope, each in scopes.items()}
-             for share, scopes in localized.masks.items()}  # fmt: skip
+    masks = {
+        share: {scope: {name: each[name]} for scope, each in scopes.items()}
+        for share, scopes in localized.masks.items()
+    }
     return Localization(masks)
 
 
@@ -217,10 +232,21 @@ def test_memflex_trains_its_region_alone() -> None:
         assert (still is None) if name in chosen else (still is not None and bool(still.all()))
 
 
-@pytest.mark.parametrize("text", [
-    "grail(k_unlearn=0)", "grail(k_retain=1.5)", "grail(k_unlearn=-0.1)", "grail(reading=paper)", "grail(sets=none)",
-    "memflex(thresholds=relative)", "memflex(mu=2, thresholds=quantile)", "grail + memflex", "gru + gru", "2*grail",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "grail(k_unlearn=0)",
+        "grail(k_retain=1.5)",
+        "grail(k_unlearn=-0.1)",
+        "grail(reading=paper)",
+        "grail(sets=none)",
+        "memflex(thresholds=relative)",
+        "memflex(mu=2, thresholds=quantile)",
+        "grail + memflex",
+        "gru + gru",
+        "2*grail",
+    ],
+)
 def test_impossible_settings_are_refused(text: str) -> None:
     with pytest.raises(GeffectError):
         make_freezing(text)

@@ -1,4 +1,4 @@
-"""What an optimizer makes of a gradient: rows update and applied, GRU in either space, the ledger."""
+"""What an optimizer makes of a gradient: rows update and applied, GRU in either space, the prediction."""
 
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from transformers.training_args import OptimizerNames
 from geffect.core.effects import r_squared
 from geffect.core.gradients import trainable
 from geffect.core.tied import find_tie
-from geffect.measurement.prediction import Ledger
+from geffect.measurement.prediction import PredictionCheck
 from tests.support import oracles
 from tests.support.cases import CASES, gpt2, make_batch
 from tests.support.properties import assert_gram_close
@@ -133,29 +133,31 @@ def test_rows_of_the_update_equal_flattened_differences(tied: bool) -> None:
     assert_gram_close(total[:size, :size], finished.gram.total(), 1e-6)
 
 
-def _ledger(model: Any) -> Ledger:
+def _prediction(model: Any) -> PredictionCheck:
     def run(batch: Any) -> Any:
         return model_forward(model)(batch, frozenset())
 
     probe = split({"forget": FORGET, "retain": RETAIN}, 2)
-    return Ledger(trainable(model), run, {name: [batches[name] for batches in probe] for name in ("forget", "retain")})
+    return PredictionCheck(
+        trainable(model), run, {name: [batches[name] for batches in probe] for name in ("forget", "retain")}
+    )
 
 
 def _run(model: Any, stepper: Any, batches: list[Batches], rates: dict[str, float], steps: int) -> list[dict[str, Any]]:
-    measurement = make_measurement(model, "ga", ledger=_ledger(model))
+    measurement = make_measurement(model, "ga", prediction=_prediction(model))
     entries = []
     for _ in range(steps):
         step = open_step(measurement, batches)
         step.finish()
         stepper.step()
         measured = step.after(rates)
-        assert measured is not None and measured.ledger is not None
-        entries.append({name: dict(entry) for name, entry in measured.ledger.items()})
+        assert measured is not None and measured.prediction is not None
+        entries.append({name: dict(entry) for name, entry in measured.prediction.items()})
         stepper.zero_grad()
     return entries
 
 
-def test_the_ledger_predicts_sgd_by_both_readings_and_adam_by_the_update_alone() -> None:
+def test_the_prediction_predicts_sgd_by_both_readings_and_adam_by_the_update_alone() -> None:
     found = {}
     for name, rate in {"sgd": 1e-2, "adamw": 1e-4}.items():
         model = gpt2().double()
@@ -191,8 +193,9 @@ def test_a_learning_rate_of_zero_and_several_groups_are_right() -> None:
     for risk in entry.values():
         assert risk["gradient"] == pytest.approx(risk["update"], rel=1e-4)
         assert risk["after"] - risk["before"] == pytest.approx(risk["update"], rel=0.05, abs=2e-6)
-    (nothing,) = _run(model, torch.optim.SGD(parameters.values(), lr=0.0), split(make_batches(model), 4),
-                      dict.fromkeys(names, 0.0), 1)  # fmt: skip
+    (nothing,) = _run(
+        model, torch.optim.SGD(parameters.values(), lr=0.0), split(make_batches(model), 4), dict.fromkeys(names, 0.0), 1
+    )
     for risk in nothing.values():
         assert risk["gradient"] == risk["update"] == 0 == risk["after"] - risk["before"]
 

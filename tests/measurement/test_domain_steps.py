@@ -9,7 +9,7 @@ import torch
 from geffect.core.gradients import trainable
 from geffect.core.tied import BOTH, EMBED, HEAD, find_tie
 from geffect.core.topk import overlaps, pack, top_mask
-from geffect.data.pairing import Meetings
+from geffect.data.pairing import PairedSampler
 from geffect.objectives.base import window_counts
 from geffect.objectives.registry import make_objective
 from tests.support import oracles
@@ -19,8 +19,14 @@ from tests.support.steps import GENERAL, Batches, gradients, make_measurement, s
 
 SCOPES = ("forget/a", "forget/b", "retain/a", "retain/b")
 OBJECTIVES = ["ga", "0.4*ga + 2*gd", "npo + kl", "po + gd", "wga + kl(on=general)", "dpo + gd"]
-LENGTHS = {"forget/a": [9, 5, 7, 12], "forget/b": [4, 11, 6, 6], "retain/a": [6, 8, 4, 11], "retain/b": [5, 5, 9, 3],
-           "alternative/a": [7, 9, 5, 8], "alternative/b": [5, 4, 8, 6]}  # fmt: skip
+LENGTHS = {
+    "forget/a": [9, 5, 7, 12],
+    "forget/b": [4, 11, 6, 6],
+    "retain/a": [6, 8, 4, 11],
+    "retain/b": [5, 5, 9, 3],
+    "alternative/a": [7, 9, 5, 8],
+    "alternative/b": [5, 4, 8, 6],
+}
 
 
 def _batches(model: Any) -> Batches:
@@ -38,7 +44,7 @@ def _merged(batches: Batches, role: str) -> dict[str, torch.Tensor]:
             torch.nn.functional.pad(each[key], (0, width - each[key].shape[1]), value=fill.get(key, 0)) for each in both
         ])
         for key in both[0]
-    }  # fmt: skip
+    }
 
 
 def _reference() -> Any:
@@ -94,14 +100,14 @@ def test_a_tied_tensor_is_told_apart_for_every_scope() -> None:
 def test_the_mask_of_a_roles_row_is_its_own_and_no_domains() -> None:
     model = CASES["llama"]()
     batches = _batches(model)
-    measured = take_step(make_measurement(model, "ga", support=0.1), split(batches, 2))
-    assert measured.support is not None and measured.gram is not None
+    measured = take_step(make_measurement(model, "ga", overlap=0.1), split(batches, 2))
+    assert measured.overlap is not None and measured.gram is not None
     pooled = oracles.gradient(model, partial(oracles.risk, model, _merged(batches, "forget")))
     own = oracles.gradient(model, partial(oracles.risk, model, batches["forget/a"]))
-    rows = [measured.support.rows.index(name) for name in ("forget", "forget/a")]
+    rows = [measured.overlap.rows.index(name) for name in ("forget", "forget/a")]
     name = "model.layers.0.mlp.up_proj.weight"
     expected = overlaps([pack(top_mask(row[name], 0.1)) for row in (pooled, own)])
-    assert (measured.support.values[name][rows][:, rows] - expected).abs().max() <= 1
+    assert (measured.overlap.values[name][rows][:, rows] - expected).abs().max() <= 1
     assert expected[0, 1] < expected[0, 0]
 
 
@@ -109,13 +115,13 @@ def test_kept_rows_standard_errors_and_updates_know_domains() -> None:
     model = CASES["llama"]()
     measurement = make_measurement(model, "ga + gd", keep=True, standard_errors=True)
     measured = take_step(measurement, split(_batches(model), 2))
-    assert measured.spread is not None
-    assert set(measured.spread.rows) == {"objective", "forget", "retain", *SCOPES}
+    assert measured.standard_errors is not None
+    assert set(measured.standard_errors.rows) == {"objective", "forget", "retain", *SCOPES}
 
 
 def test_domains_meet_row_by_row_and_the_smaller_comes_round_again() -> None:
     sizes = {"forget/a": 6, "forget/b": 4, "retain/a": 6, "retain/b": 4, "general": 3}
-    order = Meetings(sizes, seed=0)
+    order = PairedSampler(sizes, seed=0)
     met = list(order)
     assert len(met) == len(order) == 6
     assert sorted(row[0] for row in met) == list(range(6))
@@ -124,6 +130,6 @@ def test_domains_meet_row_by_row_and_the_smaller_comes_round_again() -> None:
     assert list(order) == met
     order.set_epoch(1)
     assert list(order) != met
-    both = list(Meetings({"forget/a": 50, "forget/b": 50, "retain/a": 50, "retain/b": 50}, seed=0))
+    both = list(PairedSampler({"forget/a": 50, "forget/b": 50, "retain/a": 50, "retain/b": 50}, seed=0))
     assert [row[0] for row in both] != [row[1] for row in both], "domains of one size are shuffled apart"
     assert [row[2] for row in both] != [row[3] for row in both]

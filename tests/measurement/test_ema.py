@@ -37,9 +37,14 @@ def test_averages_and_cadence(text: str) -> None:
 
         rows = [oracles.gradient(model, objective)]
         rows += [oracles.gradient(model, partial(oracles.risk, model, batches[side])) for side in ("forget", "retain")]
-        average = rows if call == 1 else [
-            {name: 0.6 * old[name] + 0.4 * new[name] for name in names} for old, new in zip(average, rows, strict=True)
-        ]  # fmt: skip
+        average = (
+            rows
+            if call == 1
+            else [
+                {name: 0.6 * old[name] + 0.4 * new[name] for name in names}
+                for old, new in zip(average, rows, strict=True)
+            ]
+        )
         grams[call] = oracles.gram(average, names)
     for call, measured in found:
         assert measured.gram is not None

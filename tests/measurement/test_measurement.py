@@ -26,7 +26,7 @@ from tests.support.steps import (
     split,
     take_step,
     with_reference,
-)  # fmt: skip
+)
 
 TWO = {"forget": FORGET, "retain": RETAIN}
 
@@ -120,9 +120,7 @@ def test_rectified_entries_by_algebra_equal_those_of_the_gradient_left_behind() 
     assert measured.gram is not None
     retain = oracles.gradient(model, lambda: oracles.risk(model, RETAIN))
     forget = oracles.gradient(model, lambda: oracles.risk(model, FORGET))
-    rows = [
-        {n: -g for n, g in forget.items()}, forget, retain, measurement.state, gradients(model),
-    ]  # fmt: skip
+    rows = [{n: -g for n, g in forget.items()}, forget, retain, measurement.state, gradients(model)]
     assert measured.gram.rows == ("objective", "forget", "retain", "retain_average", "rectified")
     assert_gram_close(measured.gram.total(), oracles.gram(rows, list(forget)), 1e-5)
 

@@ -15,10 +15,21 @@ from tests.support.properties import assert_gram_close, assert_rows_close
 from tests.support.steps import Batches, gradients, make_batches, make_measurement, model_forward, split, take_step
 
 OBJECTIVES = [
-    "ga + kl", "ga + 0.5*gd + 2*kl", "npo + rr + gd", "0.001*ga + kl", "po", "po + gd", "dpo", "dpo + po + ga",
-    "rmu(layer=1) + rr(layer=1)", "ga + gd(on=general)", "simnpo + kl(on=general) + 0.5*gd", "satimp + tnpo + wtnpo",
-    "po(variant=pooled) + gd(variant=pooled)", "ga + kl(variant=tofu)",
-]  # fmt: skip
+    "ga + kl",
+    "ga + 0.5*gd + 2*kl",
+    "npo + rr + gd",
+    "0.001*ga + kl",
+    "po",
+    "po + gd",
+    "dpo",
+    "dpo + po + ga",
+    "rmu(layer=1) + rr(layer=1)",
+    "ga + gd(on=general)",
+    "simnpo + kl(on=general) + 0.5*gd",
+    "satimp + tnpo + wtnpo",
+    "po(variant=pooled) + gd(variant=pooled)",
+    "ga + kl(variant=tofu)",
+]
 
 
 def _models() -> tuple[Any, Any]:

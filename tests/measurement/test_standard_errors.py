@@ -53,7 +53,7 @@ def test_linearized_effects_and_halves_equal_stored_rows(text: str) -> None:
     count = len(shares)
     means = [torch.stack([share[i] for share in shares]).mean(0) for i in range(3)]
     measurement = make_measurement(model, text, "gru", standard_errors=True)
-    found = take_step(measurement, windows).spread
+    found = take_step(measurement, windows).standard_errors
     assert found is not None and found.rows == ROWS
     linearized = sum(found.linearized.values(), torch.zeros(count, 3, 3).double())
     halves = sum(found.halves.values(), torch.zeros(3, 3).double())
@@ -73,10 +73,10 @@ def test_their_mean_is_the_windows_own_product_also_by_use_of_a_tied_tensor() ->
     labels = split_layout(layout(model), tie).layers
     measurement = make_measurement(model, "npo", tie=tie, standard_errors=True, labels=labels)
     measured = take_step(measurement, split(make_batches(model), 1))
-    assert measured.spread is not None and measured.gram is not None
+    assert measured.standard_errors is not None and measured.gram is not None
     by_layer = measured.gram.by(labels)
-    assert set(measured.spread.linearized) == set(by_layer) >= {"embed", "lm_head", "tied", "block_0"}
-    for layer, values in measured.spread.linearized.items():
+    assert set(measured.standard_errors.linearized) == set(by_layer) >= {"embed", "lm_head", "tied", "block_0"}
+    for layer, values in measured.standard_errors.linearized.items():
         scale = by_layer[layer].abs().max() + 1e-12
         assert (values.mean(0) - by_layer[layer]).abs().max() <= 1e-5 * scale
 
@@ -102,6 +102,7 @@ def test_one_part_of_a_window_is_held_at_a_time() -> None:
             del tensor
             assert held() is None
 
-    found = spread(({"objective": {"w": 3 * torch.ones(4)}}, None), parts(), {"objective": {"objective": 1.0}}, ["w"],
-                   {}, None)  # fmt: skip
+    found = spread(
+        ({"objective": {"w": 3 * torch.ones(4)}}, None), parts(), {"objective": {"objective": 1.0}}, ["w"], {}, None
+    )
     assert found.halves["w"].tolist() == [[36.0]]

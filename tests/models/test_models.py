@@ -257,8 +257,16 @@ def test_a_broken_directory_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("reader", [load, outline])
-@pytest.mark.parametrize("text", ["garbage", "[]", "{}", '{"base_model_name_or_path": null}',
-                                  '{"base_model_name_or_path": "./absent", "peft_type": "LORA"}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "garbage",
+        "[]",
+        "{}",
+        '{"base_model_name_or_path": null}',
+        '{"base_model_name_or_path": "./absent", "peft_type": "LORA"}',
+    ],
+)
 def test_an_adapter_without_a_base_is_refused_in_one_line(
     text: str, reader: Callable[[str], Loaded | tuple[Any, Any]], tmp_path: Path
 ) -> None:
@@ -449,7 +457,7 @@ def test_a_directory_is_complete_when_it_gets_its_name(cache: Path) -> None:
 
 def test_whoever_is_first_wins(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a file system whose locks do not reach the other machine."""
-    monkeypatch.setattr("geffect.models.cache._held", lambda path: contextlib.nullcontext())
+    monkeypatch.setattr("geffect.models.cache._heldout", lambda path: contextlib.nullcontext())
     monkeypatch.setattr("geffect.models.cache._remove_rest", lambda path: None)
 
     def make(directory: Path) -> None:

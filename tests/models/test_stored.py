@@ -113,18 +113,25 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "experts without end": (config(num_local_experts=10**9), "num_local_experts from 0 to 2048"),
     "a shard elsewhere": (shards(outside), r"weight files of .* itself in .*; found '\.\./other\.safetensors'"),
     "a shard that is missing": (
-        shards(lambda _, places: places.update(x="model-00003-of-00003.safetensors")), "which .*index.json names"),
+        shards(lambda _, places: places.update(x="model-00003-of-00003.safetensors")),
+        "which .*index.json names",
+    ),
     "a shard that no index names": (
         shards(lambda _, places: [places.pop(k) for k in list(places) if "00002-of" in places[k]]),
-        r"no weight files in .* but those that .* names; found model-00002"),
+        r"no weight files in .* but those that .* names; found model-00002",
+    ),
     "a tensor that is in no shard": (
-        shards(lambda _, places: places.update(x="model-00001-of-00002.safetensors")), "x in model-00001.*json has it"),
+        shards(lambda _, places: places.update(x="model-00001-of-00002.safetensors")),
+        "x in model-00001.*json has it",
+    ),
     "shards beside whole weights": (
-        lambda path: shutil.copy(path / WEIGHTS, path / "model-00001-of-00002.safetensors"), "found model-00001"),
+        lambda path: shutil.copy(path / WEIGHTS, path / "model-00001-of-00002.safetensors"),
+        "found model-00001",
+    ),
     "an index that is none": (lambda path: (path / INDEX).write_text('{"weight_map": []}'), "a weight_map of tensors"),
     "a key twice": (twice("config.json", '"num_hidden_layers": 1,'), "'num_hidden_layers' twice .* in config.json"),
     "a key twice in the tokenizer's": (twice("tokenizer_config.json", '"eos_token": "a", "eos_token": "b",'), "twice"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -172,11 +179,17 @@ def test_a_tied_head_may_be_saved_or_not(tmp_path: Path) -> None:
 HARMED: dict[str, tuple[Change, str]] = {
     "a missing tensor": (tensors(lambda w: w.pop(max(w)), ADAPTER), r"all weights of .*; found no base_model\..*lora_"),
     "all renamed": (
-        tensors(lambda w: [w.update({f"x.{k}": w.pop(k)}) for k in list(w)], ADAPTER), "no base_model.* and 27 more"),
+        tensors(lambda w: [w.update({f"x.{k}": w.pop(k)}) for k in list(w)], ADAPTER),
+        "no base_model.* and 27 more",
+    ),
     "one renamed": (
-        tensors(lambda w: w.update({min(w) + "s": w.pop(min(w))}), ADAPTER), r"found no base_model.*weight;"),
+        tensors(lambda w: w.update({min(w) + "s": w.pop(min(w))}), ADAPTER),
+        r"found no base_model.*weight;",
+    ),
     "a surplus tensor": (
-        tensors(lambda w: w.update({"base_model.model.x.lora_A.weight": torch.ones(2, 2)}), ADAPTER), r"x\.lora_A"),
+        tensors(lambda w: w.update({"base_model.model.x.lora_A.weight": torch.ones(2, 2)}), ADAPTER),
+        r"x\.lora_A",
+    ),
     "no tensor": (lambda path: save_file({}, path / ADAPTER), "no base_model.* and 27 more"),
     "another shape": (tensors(lambda w: w.update({min(w): torch.ones(3, 3)}), ADAPTER), "size mismatch for base_model"),
     "another rank": (settings(r=3), "size mismatch for base_model"),
@@ -187,7 +200,7 @@ HARMED: dict[str, tuple[Change, str]] = {
     "a pattern that is none": (settings(target_modules="((("), "patterns as target_modules"),
     "a module saved whole that is not": (settings(modules_to_save=["lm_head"]), r"found no base_model\.model\.lm_head"),
     "a key twice": (twice("adapter_config.json", '"r": 3,'), "'r' twice"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", HARMED)

@@ -15,7 +15,7 @@ import geffect
 from geffect.core.gradients import capture
 from geffect.core.gram import Gram
 from geffect.errors import GeffectError
-from geffect.monitoring.callback import GEffectCallback
+from geffect.monitoring.callback import Callback
 from geffect.monitoring.loop import Watch
 from geffect.record.frames import read
 from geffect.record.reader import read_lines
@@ -54,10 +54,19 @@ def _trained(
     model: Any, out: Path, *callbacks: Any, host: type[Trainer] = Trainer, resume: bool = False, **settings: Any
 ) -> dict[str, Tensor]:
     arguments: dict[str, Any] = {
-        "max_steps": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 1e-2,
-        "max_grad_norm": 0.5, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "seed": 3,
-        "logging_strategy": "no", "use_cpu": True, "dataloader_pin_memory": False,
-    }  # fmt: skip
+        "max_steps": 4,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "max_grad_norm": 0.5,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": 3,
+        "logging_strategy": "no",
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+    }
     args = TrainingArguments(output_dir=str(out), **arguments | settings)
     trainer = host(model, args, train_dataset=FORGET + RETAIN, data_collator=padded, callbacks=list(callbacks))
     trainer.train(resume_from_checkpoint=resume)
@@ -71,14 +80,16 @@ class Ascending(Trainer):  # type: ignore[misc]
         return -super().compute_loss(model, inputs)
 
 
-@pytest.mark.parametrize("settings", [
-    {}, {"optim": "sgd", "max_grad_norm": 0.0}, {CHECKPOINTING: True}, {"bf16": True}, {"weight_decay": 0.1},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"optim": "sgd", "max_grad_norm": 0.0}, {CHECKPOINTING: True}, {"bf16": True}, {"weight_decay": 0.1}],
+    ids=str,
+)
 def test_the_host_trains_to_the_same_bits(dropout_model: Any, tmp_path: Path, settings: dict[str, Any]) -> None:
     """With dropout, accumulation, clipping and AdamW, the callback's passes leave no trace."""
     other = copy.deepcopy(dropout_model)
     plain = _trained(dropout_model, tmp_path / "plain", host=Ascending, **settings)
-    callback = GEffectCallback(FORGET, RETAIN, update=True, batch_size=2)
+    callback = Callback(FORGET, RETAIN, update=True, batch_size=2)
     watched = _trained(other, tmp_path / "watched", callback, host=Ascending, **settings)
     assert len(read_lines(callback.run.path)) == 4
     assert all(torch.equal(plain[name], watched[name]) for name in plain)
@@ -88,7 +99,7 @@ def test_adapters_are_watched(tmp_path: Path) -> None:
     model = lora()
     other = copy.deepcopy(model)
     plain = _trained(model, tmp_path / "plain")
-    callback = GEffectCallback(FORGET, RETAIN)
+    callback = Callback(FORGET, RETAIN)
     watched = _trained(other, tmp_path / "watched", callback)
     assert all(torch.equal(plain[name], watched[name]) for name in plain)
     assert all("lora_" in name for name in read(callback.run.path, "parameter")["parameter"])
@@ -149,9 +160,12 @@ def test_the_record_is_one_that_everything_reads(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(loaded.model.parameters(), lr=0.1)
     row = geffect.collate(geffect.encode_set(loaded.tokenizer, geffect.load_set("builtin:authors/forget[:4]")), 0)
     with geffect.watch(
-        loaded.model, "builtin:authors/forget[:4]", geffect.load_set("builtin:authors/retain[:3]"),
-        tokenizer=loaded.tokenizer, every=2,
-    ) as watch:  # fmt: skip
+        loaded.model,
+        "builtin:authors/forget[:4]",
+        geffect.load_set("builtin:authors/retain[:3]"),
+        tokenizer=loaded.tokenizer,
+        every=2,
+    ) as watch:
         for _ in range(4):
             loss = loaded.model(**{name: row[name] for name in ("input_ids", "attention_mask", "labels")}).loss
             loss.backward()
@@ -177,17 +191,33 @@ def test_the_record_is_one_that_everything_reads(tmp_path: Path) -> None:
 def test_a_resumed_host_goes_on_in_its_record(tmp_path: Path) -> None:
     model = gpt2()
     other = copy.deepcopy(model)
-    whole = GEffectCallback(FORGET, RETAIN, out=tmp_path / "whole")
+    whole = Callback(FORGET, RETAIN, out=tmp_path / "whole")
     _trained(other, tmp_path / "a", whole)
-    first = GEffectCallback(FORGET, RETAIN, out=tmp_path / "run")
+    first = Callback(FORGET, RETAIN, out=tmp_path / "run")
     _trained(model, tmp_path / "b", first, save_strategy="steps", save_steps=2)
     (tmp_path / "run" / "DONE").unlink()
-    again = GEffectCallback(FORGET, RETAIN, out=tmp_path / "run")
-    args = {"max_steps": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 1e-2,
-            "max_grad_norm": 0.5, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "seed": 3,
-            "logging_strategy": "no", "use_cpu": True, "dataloader_pin_memory": False}  # fmt: skip
-    trainer = Trainer(gpt2(), TrainingArguments(output_dir=str(tmp_path / "b"), **args),
-                      train_dataset=FORGET + RETAIN, data_collator=padded, callbacks=[again])  # fmt: skip
+    again = Callback(FORGET, RETAIN, out=tmp_path / "run")
+    args = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "max_grad_norm": 0.5,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": 3,
+        "logging_strategy": "no",
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+    }
+    trainer = Trainer(
+        gpt2(),
+        TrainingArguments(output_dir=str(tmp_path / "b"), **args),
+        train_dataset=FORGET + RETAIN,
+        data_collator=padded,
+        callbacks=[again],
+    )
     trainer.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-2"))
     left, right = (read_lines(tmp_path / name) for name in ("whole", "run"))
     assert [line["step"] for line in right] == [0, 1, 2, 3]
@@ -209,12 +239,12 @@ class Broken(TrainerCallback):  # type: ignore[misc]
 @pytest.mark.parametrize("anew", [True, False], ids=["a new callback and model", "the same ones"])
 def test_a_host_that_failed_goes_on_in_the_same_notebook(anew: bool, tmp_path: Path) -> None:
     """An interpreter keeps the last exception, and with it the callback that nobody told."""
-    callbacks = [GEffectCallback(FORGET, RETAIN, out=tmp_path / "run"), Broken()]
+    callbacks = [Callback(FORGET, RETAIN, out=tmp_path / "run"), Broken()]
     model, settings = gpt2(), dict[str, Any](save_strategy="steps", save_steps=2)
     with pytest.raises(KeyboardInterrupt) as kept:
         _trained(model, tmp_path / "host", *callbacks, **settings)
     if anew:
-        callbacks[0], model = GEffectCallback(FORGET, RETAIN, out=tmp_path / "run"), gpt2()
+        callbacks[0], model = Callback(FORGET, RETAIN, out=tmp_path / "run"), gpt2()
     _trained(model, tmp_path / "host", *callbacks, resume=True, **settings)
     assert kept.value is not None
     assert [line["step"] for line in read_lines(tmp_path / "run")] == [0, 1, 2, 3]
@@ -224,8 +254,8 @@ def test_a_host_that_failed_goes_on_in_the_same_notebook(anew: bool, tmp_path: P
 def test_a_host_that_failed_leaves_its_model_to_another_callback(tmp_path: Path) -> None:
     model = gpt2()
     with pytest.raises(KeyboardInterrupt) as kept:
-        _trained(model, tmp_path / "host", GEffectCallback(FORGET, RETAIN), Broken())
-    again = GEffectCallback(FORGET, RETAIN, out=tmp_path / "run")
+        _trained(model, tmp_path / "host", Callback(FORGET, RETAIN), Broken())
+    again = Callback(FORGET, RETAIN, out=tmp_path / "run")
     _trained(model, tmp_path / "host", again)
     assert kept.value is not None
     assert [line["step"] for line in read_lines(tmp_path / "run")] == [0, 1, 2, 3]
@@ -268,7 +298,7 @@ def test_a_set_that_cannot_be_judged_by_is_refused(given: Any, told: str) -> Non
 
 def test_two_watches_on_a_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(GeffectError, match="one watch on a model"):
-        _trained(llama(), tmp_path, GEffectCallback(FORGET, RETAIN), GEffectCallback(FORGET, RETAIN))
+        _trained(llama(), tmp_path, Callback(FORGET, RETAIN), Callback(FORGET, RETAIN))
 
 
 def test_a_watch_can_follow_another_on_the_same_model() -> None:
@@ -311,7 +341,7 @@ def test_settings_out_of_range_are_refused(setting: dict[str, int], told: str) -
 
 def test_a_callback_that_has_not_begun_says_so() -> None:
     with pytest.raises(GeffectError, match="a training that has begun"):
-        _ = GEffectCallback(FORGET, RETAIN).run
+        _ = Callback(FORGET, RETAIN).run
 
 
 def test_scaled_gradients_are_refused(tmp_path: Path) -> None:
@@ -319,7 +349,7 @@ def test_scaled_gradients_are_refused(tmp_path: Path) -> None:
         fp16, deepspeed = True, None
 
     with pytest.raises(GeffectError, match="bf16"):
-        GEffectCallback(FORGET, RETAIN).on_train_begin(Args(), None, None, model=llama())
+        Callback(FORGET, RETAIN).on_train_begin(Args(), None, None, model=llama())
 
 
 def test_a_broken_loss_does_not_end_the_hosts_training() -> None:
@@ -362,7 +392,7 @@ AGAIN: dict[str, Any] = {
 
 
 def test_a_trainer_that_begins_again_with_smaller_batches_begins_its_record_again(tmp_path: Path) -> None:
-    callback = GEffectCallback(FORGET, RETAIN, update=True, out=tmp_path / "run")
+    callback = Callback(FORGET, RETAIN, update=True, out=tmp_path / "run")
     _trained(gpt2(), tmp_path / "host", callback, **AGAIN)
     assert callback.run.steps()["step"].tolist() == [0, 1, 2, 3]
     assert (tmp_path / "run" / "DONE").exists()
@@ -377,7 +407,7 @@ class Stopped(TrainerCallback):  # type: ignore[misc]
 
 
 def test_a_record_that_was_interrupted_is_not_taken_for_one_that_begins_again(tmp_path: Path) -> None:
-    model, callback = gpt2(), GEffectCallback(FORGET, RETAIN, out=tmp_path / "run")
+    model, callback = gpt2(), Callback(FORGET, RETAIN, out=tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         _trained(model, tmp_path / "host", callback, Stopped(), **AGAIN)
     with pytest.raises(GeffectError, match="something there already"):

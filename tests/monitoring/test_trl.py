@@ -16,10 +16,20 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:trl"),
 ]
 SETTINGS: dict[str, Any] = {
-    "max_steps": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 1e-3,
-    "max_grad_norm": 0.5, "seed": 1, "report_to": "none", "save_strategy": "no", "logging_strategy": "no",
-    "use_cpu": True, "bf16": False, "disable_tqdm": True, "dataloader_pin_memory": False,
-}  # fmt: skip
+    "max_steps": 3,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 1e-3,
+    "max_grad_norm": 0.5,
+    "seed": 1,
+    "report_to": "none",
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "use_cpu": True,
+    "bf16": False,
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+}
 
 
 def _sft(out: Path) -> tuple[Any, Any, list[dict[str, str]]]:
@@ -42,14 +52,17 @@ def _dpo(out: Path) -> tuple[Any, Any, list[dict[str, str]]]:
 def test_trl_trains_to_the_same_bits(make: Any, tmp_path: Path) -> None:
     """And its gradient is measured: supervised fine-tuning on the forget rows lowers their risk."""
     weights: list[dict[str, Tensor]] = []
-    callback = geffect.GEffectCallback("builtin:authors/forget[:8]", "builtin:authors/retain[:8]", batch_size=4)
+    callback = geffect.Callback("builtin:authors/forget[:8]", "builtin:authors/retain[:8]", batch_size=4)
     for callbacks in ([], [callback]):
         loaded = geffect.load_model("builtin:tiny-untrained")
         trainer, config, rows = make(tmp_path)
         trainer(
-            loaded.model, args=config, train_dataset=Dataset.from_list(rows), processing_class=loaded.tokenizer,
+            loaded.model,
+            args=config,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=loaded.tokenizer,
             callbacks=callbacks,
-        ).train()  # fmt: skip
+        ).train()
         weights.append({name: tensor.clone() for name, tensor in loaded.model.state_dict().items()})
     plain, watched = weights
     assert all(torch.equal(plain[name], watched[name]) for name in plain)

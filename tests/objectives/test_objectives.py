@@ -301,10 +301,15 @@ def test_splitting_a_batch_changes_nothing_when_counts_are_the_windows(text: str
 
 @pytest.mark.parametrize(
     ("text", "other"),
-    [("wga(alpha=0)", "ga"), ("satimp(beta1=3, beta2=0)", "wga(alpha=3)"), ("satimp(beta1=0, beta2=0)", "ga"),
-     ("wtnpo(beta=2, alpha=0)", "tnpo(beta=2)"), ("wtnpo(beta=2, alpha=0, epsilon=1e-5)", "tnpo(beta=2, epsilon=1e-5)"),
-     ("0.25*ga + 0.75*ga", "ga")],
-)  # fmt: skip
+    [
+        ("wga(alpha=0)", "ga"),
+        ("satimp(beta1=3, beta2=0)", "wga(alpha=3)"),
+        ("satimp(beta1=0, beta2=0)", "ga"),
+        ("wtnpo(beta=2, alpha=0)", "tnpo(beta=2)"),
+        ("wtnpo(beta=2, alpha=0, epsilon=1e-5)", "tnpo(beta=2, epsilon=1e-5)"),
+        ("0.25*ga + 0.75*ga", "ga"),
+    ],
+)
 def test_special_cases_have_the_same_gradient(text: str, other: str, world: World) -> None:
     found, expected = (oracles.gradient(world.model, partial(world.loss, make_objective(t))) for t in (text, other))
     assert_rows_close(found, expected, 1e-12)
@@ -379,9 +384,16 @@ def test_sequences_whose_probability_underflows_stay_finite(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "need"),
-    [("npo", "ref_nll"), ("tnpo", "ref_nll"), ("wtnpo", "ref_nll"), ("dpo", "alternative"), ("rmu", "hidden"),
-     ("random", "random_aligned_labels"), ("adversarial(variant=knowundo)", "adversarial_knowundo_labels")],
-)  # fmt: skip
+    [
+        ("npo", "ref_nll"),
+        ("tnpo", "ref_nll"),
+        ("wtnpo", "ref_nll"),
+        ("dpo", "alternative"),
+        ("rmu", "hidden"),
+        ("random", "random_aligned_labels"),
+        ("adversarial(variant=knowundo)", "adversarial_knowundo_labels"),
+    ],
+)
 def test_a_need_that_is_not_met_is_named(text: str, need: str) -> None:
     batch = {k: v for k, v in make_world(llama).batches["forget"].items() if not k.endswith("_labels")}
     batch.pop("ref_nll")

@@ -11,7 +11,7 @@ import torch
 from geffect import api
 from geffect.cli.main import main
 from geffect.config import DoctorConfig
-from geffect.data.encode import Encoded, encode_set
+from geffect.data.encode import EncodedExample, encode_set
 from geffect.data.load import QASet, load_set
 from geffect.models.load import quiet_transformers
 from geffect.preflight.finding import Finding
@@ -21,18 +21,35 @@ from tests.data.test_encode import BOS, CHAT, STOP, TURN_END, adding, ended_by
 
 
 def examine(model: Path | str, **changes: Any) -> dict[str, Finding]:
-    plain = {"model": str(model), "forget": "builtin:authors/forget[:12]", "retain": "builtin:authors/forget[2:12]",
-             "batch_size": 4, "learning_rate": 1e-3}  # fmt: skip
+    plain = {
+        "model": str(model),
+        "forget": "builtin:authors/forget[:12]",
+        "retain": "builtin:authors/forget[2:12]",
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+    }
     return {found.name: found for found in api.doctor(DoctorConfig.read(**(plain | changes)))}
 
 
 def test_of_a_good_set_up_nothing_is_bad(known: Path) -> None:
     found = examine(known, forget="builtin:authors/forget[:2]")
     assert list(found) == [
-        "memory", "batches", "weights", "tie", "shared", "masks, forget", "ends, forget", "masks, retain",
-        "ends, retain", "knows forget", "knows retain", "determinism", "derivative", "precision, bfloat16",
+        "memory",
+        "batches",
+        "weights",
+        "tie",
+        "shared",
+        "masks, forget",
+        "ends, forget",
+        "masks, retain",
+        "ends, retain",
+        "knows forget",
+        "knows retain",
+        "determinism",
+        "derivative",
+        "precision, bfloat16",
         "precision, float32",
-    ]  # fmt: skip
+    ]
     assert not [each for each in found.values() if each.status == "bad" and not each.name.startswith("knows")]
     assert all(bool(each.remedy) == (each.status != "good") for each in found.values())
     digits = {name: float(found[f"precision, {name}"].found.split()[3]) for name in ("bfloat16", "float32")}
@@ -42,9 +59,14 @@ def test_of_a_good_set_up_nothing_is_bad(known: Path) -> None:
 
 def test_examples_that_two_sets_share_are_warned_of(start: Path, tmp_path: Path) -> None:
     near = tmp_path / "near.json"
-    near.write_text(json.dumps([{"question": q.upper(), "answer": f" {a.lower()} "} for q, a in
-                                load_set("builtin:authors/forget[3:5]").contents]), encoding="utf-8")  # fmt: skip
-    found = examine(start, held=str(near))
+    near.write_text(
+        json.dumps([
+            {"question": q.upper(), "answer": f" {a.lower()} "}
+            for q, a in load_set("builtin:authors/forget[3:5]").contents
+        ]),
+        encoding="utf-8",
+    )
+    found = examine(start, heldout=str(near))
     assert found["shared, forget and retain"].status == "warning" and "shared" not in found
     assert found["shared, forget and retain"].found.startswith("10 examples of forget stand in retain (rows 2, 3, 4,")
     told = "2 examples of forget stand in held, 2 but for case, spaces and punctuation (rows 3, 4)"
@@ -65,7 +87,7 @@ def test_bfloat16_weights_are_warned_of(start: Path, monkeypatch: pytest.MonkeyP
 def test_a_set_the_model_never_knew_is_bad(start: Path) -> None:
     found = examine(start)
     assert found["knows forget"].status == "bad" and "does not know the set" in found["knows forget"].found
-    assert found["knows forget"].remedy == "fit it first: geffect fit --train SET"
+    assert found["knows forget"].remedy == "fit it first: geffect finetune --train SET"
     assert found["knows retain"].status == "warning"
 
 
@@ -88,19 +110,21 @@ def test_a_chat_template_that_drops_the_beginning_is_bad(start: Path, tmp_path: 
 def test_a_beginning_put_twice_an_end_cut_off_and_an_empty_answer_are_found() -> None:
     tokenizer = adding(f"{BOS} $A")
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    twice, once, cut = (Encoded(i, ids, [-100, *ids[1:]]) for i, ids in enumerate([
-        [bos, bos, 5, eos], [bos, 5, eos], [bos, 5, 6]]))  # fmt: skip
-    assert ends("held", [twice, once], tokenizer).found.startswith(f"1 of 2 rows begin twice with {BOS}")
-    assert ends("held", [once], tokenizer).status == "good"
-    assert ends("held", [once, cut], tokenizer).found.startswith("1 of 2 rows do not end with")
+    twice, once, cut = (
+        EncodedExample(i, ids, [-100, *ids[1:]])
+        for i, ids in enumerate([[bos, bos, 5, eos], [bos, 5, eos], [bos, 5, 6]])
+    )
+    assert ends("heldout", [twice, once], tokenizer).found.startswith(f"1 of 2 rows begin twice with {BOS}")
+    assert ends("heldout", [once], tokenizer).status == "good"
+    assert ends("heldout", [once, cut], tokenizer).found.startswith("1 of 2 rows do not end with")
     turned = ended_by(CHAT.replace(STOP, TURN_END))
     [row] = encode_set(turned, QASet("set", ({"question": "Who?", "answer": "Ada."},)))
-    assert ends("held", [row], turned) == Finding(
+    assert ends("heldout", [row], turned) == Finding(
         "ends, held", "good", f"rows begin as plain texts do and end with a learned {TURN_END}"
     )
-    empty = Encoded(7, [bos, 5, eos], [-100, -100, eos])
-    assert masks("held", [once, empty]).found.endswith("rows have 1 to 2 such; one alone in rows 7")
-    assert masks("held", [once]).status == "good"
+    empty = EncodedExample(7, [bos, 5, eos], [-100, -100, eos])
+    assert masks("heldout", [once, empty]).found.endswith("rows have 1 to 2 such; one alone in rows 7")
+    assert masks("heldout", [once]).status == "good"
 
 
 def test_weights_without_gradients_are_bad_and_are_not_differentiated(
@@ -185,4 +209,4 @@ def test_on_the_command_line_a_bad_finding_ends_in_1(
         assert set(by_name["knows forget"]) == {"name", "status", "found", "remedy"}
     else:
         assert "     bad  knows forget: token accuracy 0.0" in out
-        assert "→ fit it first: geffect fit --train SET" in out
+        assert "→ fit it first: geffect finetune --train SET" in out

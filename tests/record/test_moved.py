@@ -9,7 +9,7 @@ import pytest
 
 import geffect
 from geffect import api
-from geffect.config import EvaluateConfig, FitConfig, InspectConfig, LocaliseConfig, ReportConfig, UnlearnConfig
+from geffect.config import EvaluateConfig, FinetuneConfig, InspectConfig, LocalizeConfig, ReportConfig, UnlearnConfig
 from geffect.errors import GeffectError
 from geffect.models.builtin import make_tiny
 from geffect.models.load import load
@@ -81,15 +81,20 @@ def test_another_models_weights_are_refused_at_a_resume(project: Path, known: Pa
 
 def test_another_start_of_a_fit_is_refused_at_a_resume(start: Path, tmp_path: Path) -> None:
     shutil.copytree(start, tmp_path / "model")
-    chosen = FitConfig.read(model=str(tmp_path / "model"), train=["builtin:authors/forget[:4]"], out=tmp_path / "fit",
-                            epochs=2, save_every=1)  # fmt: skip
+    chosen = FinetuneConfig.read(
+        model=str(tmp_path / "model"),
+        train=["builtin:authors/forget[:4]"],
+        out=tmp_path / "fit",
+        epochs=2,
+        save_every=1,
+    )
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         _stop_at_line(1, patch)
-        api.fit(chosen)
+        api.finetune(chosen)
     other, _ = make_tiny(7, **SHAPE)
     other.save_pretrained(tmp_path / "model")
     with pytest.raises(GeffectError, match=r"the start of .*fit \(weights .*; found .*model \(weights .*; restore it"):
-        api.fit(chosen, resume=True)
+        api.finetune(chosen, resume=True)
 
 
 def test_a_moved_run_is_inspected_and_reported(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,8 +107,15 @@ def test_a_moved_run_is_inspected_and_reported(project: Path, tmp_path: Path, mo
 
 def test_an_adapter_names_its_base_beside_itself(start: Path, tmp_path: Path) -> None:
     shutil.copytree(start, tmp_path / "base")
-    fitted = api.fit(FitConfig.read(model=str(tmp_path / "base"), train=["builtin:authors/forget[:2]"], steps=1,
-                                    lora=2, out=tmp_path / "adapter"))  # fmt: skip
+    fitted = api.finetune(
+        FinetuneConfig.read(
+            model=str(tmp_path / "base"),
+            train=["builtin:authors/forget[:2]"],
+            steps=1,
+            lora=2,
+            out=tmp_path / "adapter",
+        )
+    )
     whole, file = tmp_path.rename(tmp_path.with_name("moved")), "adapter_config.json"
     with pytest.raises(GeffectError, match=r"the base of the adapter in .*found none; move it back, or correct"):
         load(str(whole / fitted.name))
@@ -126,8 +138,12 @@ def test_a_run_in_another_format_is_refused_in_one_line(
     found = "no format, as before format 1" if written is None else f"format {written}"
     says = f"geffect: expected a run in format 1, which this geffect reads, in RUN; found {found} (written by geffect "
     before = {each: each.read_bytes() for each in project.rglob("*") if each.is_file()}
-    for words in (["report", "whole"], ["compare", "whole", "run"], ["inspect", "whole", "--out", "seen"],
-                  ["figures", "whole"]):  # fmt: skip
+    for words in (
+        ["report", "whole"],
+        ["compare", "whole", "run"],
+        ["inspect", "whole", "--out", "seen"],
+        ["figures", "whole"],
+    ):
         ended = invoke(*words)
         assert (ended.code, ended.err.count("\n")) == (2, 1)
         assert ended.err.startswith(says.replace("RUN", "whole")), words
@@ -140,10 +156,20 @@ def test_a_run_in_another_format_is_refused_in_one_line(
 
 
 def test_an_evaluation_and_a_localization_are_refused_likewise(start: Path, tmp_path: Path) -> None:
-    evaluated = api.evaluate(EvaluateConfig.read(model=str(start), set=["forget=builtin:authors/forget[:2]"],
-                                                 metric=["loss"], out=tmp_path / "evaluated"))  # fmt: skip
-    localized = api.localize(LocaliseConfig.read(model=str(start), domain=["a=builtin:domains/privacy"], share=[0.1],
-                                                 labels="true", out=tmp_path / "localized"))  # fmt: skip
+    evaluated = api.evaluate(
+        EvaluateConfig.read(
+            model=str(start), set=["forget=builtin:authors/forget[:2]"], metric=["loss"], out=tmp_path / "evaluated"
+        )
+    )
+    localized = api.localize(
+        LocalizeConfig.read(
+            model=str(start),
+            domain=["a=builtin:domains/privacy"],
+            share=[0.1],
+            labels="true",
+            out=tmp_path / "localized",
+        )
+    )
     for path, reader in ((evaluated, geffect.read_evaluation), (localized, read_localization)):
         assert reader(path) is not None
         content = json.loads((path / ENVIRONMENT).read_text())

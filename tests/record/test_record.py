@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from geffect.core.gram import Gram
 from geffect.core.layers import SCHEMES, Layout, block_groups
-from geffect.core.topk import Support, jaccard, overlaps, pack, top_mask
+from geffect.core.topk import Overlap, jaccard, overlaps, pack, top_mask
 from geffect.errors import GeffectError
-from geffect.record.frames import read, read_support
+from geffect.record.frames import read, read_overlap
 from geffect.record.reader import read_environment, read_lines, read_steps
 from geffect.record.writer import DONE, ENVIRONMENT, LOCK, METRICS, STEPS, RunDirectory, layout_to_json, refuse_existing
 
@@ -44,19 +44,19 @@ def make_run(path: Path, grams: list[Gram]) -> Path:
     return path
 
 
-def make_support(seed: int) -> Support:
+def make_overlap(seed: int) -> Overlap:
     """Overlaps of 17 entries a parameter; the first row is zero in every third parameter."""
     generator, values = torch.Generator().manual_seed(seed), {}
     for i, name in enumerate(LAYOUT.layers):
         masks = [pack(top_mask(row, 0.3)) for row in torch.randn(3, 17, generator=generator)]
         values[name] = overlaps([None if i % 3 == 0 else masks[0], *masks[1:]])
-    return Support(ROWS, 0.3, values)
+    return Overlap(ROWS, 0.3, values)
 
 
-def make_supported(path: Path, supports: list[Support | None]) -> Path:
+def make_supported(path: Path, overlaps: list[Overlap | None]) -> Path:
     run = make_run(path, [])
-    for step, support in enumerate(supports):
-        RunDirectory.append(_at(run), {"step": 2 * step, "support": support})
+    for step, overlap in enumerate(overlaps):
+        RunDirectory.append(_at(run), {"step": 2 * step, "overlap": overlap})
     return run
 
 
@@ -111,16 +111,16 @@ def test_parameters_sum_to_layers_to_groups_to_the_whole(seed: int, exponent: fl
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 1000), st.sampled_from(["parameter", "layer", "group"]), st.sampled_from(SCHEMES))
 def test_overlaps_are_read_back_summed_and_exact(seed: int, by: str, scheme: str) -> None:
-    supports = [make_support(seed), make_support(seed + 1)]
+    overlaps = [make_overlap(seed), make_overlap(seed + 1)]
     groups = LAYOUT.groups(scheme)
     labels = {
         name: {"parameter": name, "layer": layer, "group": groups[name]}[by] for name, layer in LAYOUT.layers.items()
     }
     with folder() as path:
-        frame = read_support(make_supported(path / "run", [*supports]), by, scheme)
+        frame = read_overlap(make_supported(path / "run", [*overlaps]), by, scheme)
     expected = []
-    for step, support in enumerate(supports):
-        for label, counts in support.by(labels).items():
+    for step, overlap in enumerate(overlaps):
+        for label, counts in overlap.by(labels).items():
             for i, j in ((0, 1), (0, 2), (1, 2)):
                 both, either = int(counts[i, j]), int(counts[i, i] + counts[j, j] - counts[i, j])
                 expected.append((2 * step, label, ROWS[i], ROWS[j], both, either, 0.3, float(jaccard(counts)[i, j])))
@@ -129,34 +129,34 @@ def test_overlaps_are_read_back_summed_and_exact(seed: int, by: str, scheme: str
 
 
 def test_the_line_holds_whole_numbers_in_the_tables_order(tmp_path: Path) -> None:
-    support = make_support(0)
-    (line,) = read_lines(make_supported(tmp_path / "run", [support]))
-    assert list(line["support"]) == ["share", "rows", "values"]
-    assert (line["support"]["share"], line["support"]["rows"]) == (0.3, list(ROWS))
-    for counts, written in zip(support.values.values(), line["support"]["values"], strict=True):
+    overlap = make_overlap(0)
+    (line,) = read_lines(make_supported(tmp_path / "run", [overlap]))
+    assert list(line["overlap"]) == ["share", "rows", "values"]
+    assert (line["overlap"]["share"], line["overlap"]["rows"]) == (0.3, list(ROWS))
+    for counts, written in zip(overlap.values.values(), line["overlap"]["values"], strict=True):
         assert written == [int(counts[i, j]) for i in range(3) for j in range(i, 3)]
         assert all(isinstance(each, int) for each in written)
 
 
 def test_an_empty_union_has_no_jaccard_index(tmp_path: Path) -> None:
-    nothing = Support(ROWS, 0.1, {name: torch.zeros(3, 3, dtype=torch.int64) for name in LAYOUT.layers})
-    frame = read_support(make_supported(tmp_path / "run", [nothing]))
+    nothing = Overlap(ROWS, 0.1, {name: torch.zeros(3, 3, dtype=torch.int64) for name in LAYOUT.layers})
+    frame = read_overlap(make_supported(tmp_path / "run", [nothing]))
     assert frame["jaccard"].isna().all()
     assert (frame[["intersection", "union"]] == 0).all(axis=None)
 
 
 def test_steps_without_supports_are_passed_over(tmp_path: Path) -> None:
-    run = make_supported(tmp_path / "run", [None, make_support(0)])
-    assert set(read_support(run)["step"]) == {2}
+    run = make_supported(tmp_path / "run", [None, make_overlap(0)])
+    assert set(read_overlap(run)["step"]) == {2}
     assert list(read_steps(run).columns) == ["step"]
 
 
 def test_a_run_without_supports_is_refused_with_the_flag(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [make_gram(0)])
-    with pytest.raises(GeffectError, match=r"^expected supports in [^\n]*; found none; [^\n]*--support 0\.1$"):
-        read_support(run)
+    with pytest.raises(GeffectError, match=r"^expected overlaps in [^\n]*; found none; [^\n]*--overlap 0\.1$"):
+        read_overlap(run)
     with pytest.raises(GeffectError, match="by among parameter, layer, group; found 'head'"):
-        read_support(run, "head")
+        read_overlap(run, "head")
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -171,13 +171,13 @@ def test_numbers_that_are_not_finite_become_null_and_are_read_as_nan(tmp_path: P
     gram = make_gram(0)
     gram.values["embed.a"][0, 1] = gram.values["embed.a"][1, 0] = float("inf")
     run = make_run(tmp_path / "run", [gram])
-    last = {"step": 1, "loss": float("nan"), "evaluation": {"held": {"risk": float("-inf")}}, "diverged": "held"}
+    last = {"step": 1, "loss": float("nan"), "evaluation": {"heldout": {"risk": float("-inf")}}, "diverged": "heldout"}
     RunDirectory.append(_at(run), last)
     assert all(word not in (run / STEPS).read_text() for word in ("NaN", "Infinity"))
     frame = read(run, by="layer")
     broken = frame[frame["inner"].isna()]
     assert broken[["layer", "row", "other"]].to_numpy().tolist() == [["embed", "objective", "forget"]]
-    assert read_steps(run)[["loss", "held_risk"]].isna().all().all()
+    assert read_steps(run)[["loss", "heldout_risk"]].isna().all().all()
 
 
 def _at(path: Path) -> RunDirectory:

@@ -49,14 +49,16 @@ def test_runs_that_share_a_name_are_told_apart(start: Path, runs: list[Path], tm
 
 
 def test_a_run_without_a_held_set_has_no_trade_off_plane(start: Path, tmp_path: Path) -> None:
-    run = api.unlearn(config(start, tmp_path / "run", steps=1, held=None))
+    run = api.unlearn(config(start, tmp_path / "run", steps=1, heldout=None))
     assert {p.stem for p in figures([run])} == {"g_effect", "layers", "cosine"}
     assert "retain risk" in compare([run])
 
 
 def test_a_fit_has_nothing_to_draw(start: Path, tmp_path: Path) -> None:
-    from geffect.config import FitConfig
+    from geffect.config import FinetuneConfig
 
-    run = api.fit(FitConfig.read(model=str(start), train=["builtin:authors/held[:4]"], epochs=1, out=tmp_path / "fit"))
+    run = api.finetune(
+        FinetuneConfig.read(model=str(start), train=["builtin:authors/heldout[:4]"], epochs=1, out=tmp_path / "fit")
+    )
     with pytest.raises(GeffectError, match="measured step"):
         figures([run])

@@ -65,8 +65,12 @@ def steps(size: int, drawn: Iterator[list[Numbers]]) -> Iterator[dict[str, Numbe
     for ascended, forget, descended, retain in drawn:
         objective = weights(size, descended) - weights(size, ascended)
         momentum = 0.8 * momentum + 0.2 * objective
-        yield {"objective": objective, "forget": weights(size, forget), "retain": weights(size, retain),
-               "applied": momentum.copy()}  # fmt: skip
+        yield {
+            "objective": objective,
+            "forget": weights(size, forget),
+            "retain": weights(size, retain),
+            "applied": momentum.copy(),
+        }
 
 
 def record(grams: dict[str, Numbers], made: Iterator[dict[str, Numbers]]) -> pd.DataFrame:
@@ -77,8 +81,9 @@ def record(grams: dict[str, Numbers], made: Iterator[dict[str, Numbers]]) -> pd.
         rows = rows | {"rectified": g + max(0.0, -float(g @ whole @ m)) / float(m @ whole @ m) * m}
         names = list(rows)
         for group, gram in grams.items():
-            lines += [(step, group, a, b, float(rows[a] @ gram @ rows[b]))
-                      for i, a in enumerate(names) for b in names[i:]]  # fmt: skip
+            lines += [
+                (step, group, a, b, float(rows[a] @ gram @ rows[b])) for i, a in enumerate(names) for b in names[i:]
+            ]
     return pd.DataFrame(lines, columns=["step", "group", "row", "other", "inner"])
 
 
@@ -240,8 +245,13 @@ def test_dependent_steps_are_not_taken_for_independent_ones() -> None:
 
 
 def errors_of(inner: list[float], error: float) -> pd.DataFrame:
-    return pd.DataFrame({"step": [0, 10, 20], "row": "objective", "other": "retain", "inner": inner,
-                         "standard_error": error})  # fmt: skip
+    return pd.DataFrame({
+        "step": [0, 10, 20],
+        "row": "objective",
+        "other": "retain",
+        "inner": inner,
+        "standard_error": error,
+    })
 
 
 def test_checkpoints_are_judged_by_their_standard_errors() -> None:

@@ -22,16 +22,18 @@ from tests.conftest import Command, config
 def runs(known: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("aligned")
     changes: dict[str, dict[str, Any]] = {"ga": {}, "gru": {"rectifier": "gru", "seed": 1}}
-    return {name: api.unlearn(config(known, home / name, evaluate_every=1, steps=6, **each))
-            for name, each in changes.items()}  # fmt: skip
+    return {
+        name: api.unlearn(config(known, home / name, evaluate_every=1, steps=6, **each))
+        for name, each in changes.items()
+    }
 
 
-@pytest.mark.parametrize(("at", "value"), [
-    (1.0, 10.0), (2.0, 20.0), (2.5, 17.5), (3.0, 15.0), (3.5, 26.0), (0.5, math.nan), (9.0, math.nan),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("at", "value"), [(1.0, 10.0), (2.0, 20.0), (2.5, 17.5), (3.0, 15.0), (3.5, 26.0), (0.5, math.nan), (9.0, math.nan)]
+)
 def test_a_level_is_read_off_where_it_is_first_reached(at: float, value: float) -> None:
-    run = pd.DataFrame({"forget_risk": [1.0, 2.0, 3.0, 2.5, 5.0], "held_risk": [10.0, 20.0, 15.0, 0.0, 65.0]})
-    assert at_forget_risk(run, "held_risk", at) == pytest.approx(value, nan_ok=True)
+    run = pd.DataFrame({"forget_risk": [1.0, 2.0, 3.0, 2.5, 5.0], "heldout_risk": [10.0, 20.0, 15.0, 0.0, 65.0]})
+    assert at_forget_risk(run, "heldout_risk", at) == pytest.approx(value, nan_ok=True)
 
 
 @given(st.lists(st.floats(0, 10), min_size=2, max_size=8), st.floats(0, 10))
@@ -54,11 +56,11 @@ def test_runs_at_the_same_forget_risk(runs: dict[str, Path]) -> None:
     steps = {name: read_steps(path) for name, path in runs.items()}
     level = min(each["forget_risk"].max() for each in steps.values())
     for name, curve in steps.items():
-        held = at_forget_risk(curve, "held_risk", level)
-        assert rows[name]["held risk"] == pytest.approx(held)
-        assert rows[name]["harm"] == pytest.approx(held - curve["held_risk"].iloc[0])
+        held = at_forget_risk(curve, "heldout_risk", level)
+        assert rows[name]["heldout risk"] == pytest.approx(held)
+        assert rows[name]["harm"] == pytest.approx(held - curve["heldout_risk"].iloc[0])
         assert rows[name]["gained"] == pytest.approx(level - curve["forget_risk"].iloc[0])
-    more = rows["gru"]["held risk"] - rows["ga"]["held risk"]
+    more = rows["gru"]["heldout risk"] - rows["ga"]["heldout risk"]
     assert rows["gru"]["more harm"] == pytest.approx(more, abs=1e-5)
     assert rows["gru"]["low"] < more < rows["gru"]["high"]
     assert [rows["ga"][each] for each in ("more harm", "low", "high")] == [0, 0, 0]
@@ -99,9 +101,9 @@ def test_the_command_prints_both_tables(runs: dict[str, Path], invoke: Command) 
 def test_what_cannot_be_compared(runs: dict[str, Path], known: Path, tmp_path: Path) -> None:
     with pytest.raises(GeffectError, match=r"a forget risk above the start's"):
         align(runs, at=0.0)
-    other = api.unlearn(config(known, tmp_path / "other", held="builtin:authors/held[6:12]", evaluate_every=1))
-    with pytest.raises(GeffectError, match="evaluated on the same held rows; found different ones"):
+    other = api.unlearn(config(known, tmp_path / "other", heldout="builtin:authors/heldout[6:12]", evaluate_every=1))
+    with pytest.raises(GeffectError, match="evaluated on the same heldout rows; found different ones"):
         align(runs | {"other": other})
-    assert differences(runs | {"other": other}).T["held"].tolist()[2] == "builtin:authors/held[6:12]"
+    assert differences(runs | {"other": other}).T["heldout"].tolist()[2] == "builtin:authors/heldout[6:12]"
     with pytest.raises(GeffectError, match=r"a run with steps.jsonl"):
         align({"nowhere": tmp_path / "nowhere"})

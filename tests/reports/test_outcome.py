@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from geffect import api
-from geffect.config import FitConfig
+from geffect.config import FinetuneConfig
 from geffect.record.reader import read_lines
 from geffect.record.writer import STEPS
 from geffect.reports.findings.outcome import NOT_SELECTIVE, NOT_TOLD, NOTHING, SELECTIVE, judged, outcome
@@ -21,9 +21,15 @@ RETAIN = "builtin:authors/retain[:12]"
 def both(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model that knows the forget and the retain set."""
     known = ["builtin:authors/forget[:12]", RETAIN]
-    fitted = FitConfig.read(model=str(start), train=known, epochs=80, learning_rate=1e-2, until_accuracy=0.9,
-                            out=tmp_path_factory.mktemp("both") / "fit")  # fmt: skip
-    return api.fit(fitted)
+    fitted = FinetuneConfig.read(
+        model=str(start),
+        train=known,
+        epochs=80,
+        learning_rate=1e-2,
+        until_accuracy=0.9,
+        out=tmp_path_factory.mktemp("both") / "fit",
+    )
+    return api.finetune(fitted)
 
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -33,14 +39,16 @@ RUNS: dict[str, dict[str, Any]] = {
     NOT_TOLD: {"steps": 3, "forget": "builtin:authors/forget[:4]", "retain": "builtin:authors/retain[:4]"},
 }
 HEADS = {
-    SELECTIVE: "Selective: forget accuracy 0.", NOT_SELECTIVE: "Not selective: forget accuracy 0.",
-    NOTHING: "Nothing was forgotten: forget accuracy 0.", NOT_TOLD: "Not told from noise whether",
-}  # fmt: skip
+    SELECTIVE: "Selective: forget accuracy 0.",
+    NOT_SELECTIVE: "Not selective: forget accuracy 0.",
+    NOTHING: "Nothing was forgotten: forget accuracy 0.",
+    NOT_TOLD: "Not told from noise whether",
+}
 
 
 @pytest.mark.parametrize("verdict", RUNS)
 def test_a_real_run_of_each_verdict(both: Path, tmp_path: Path, verdict: str) -> None:
-    path = api.unlearn(config(both, tmp_path / "run", **({"retain": RETAIN, "held": None} | RUNS[verdict])))
+    path = api.unlearn(config(both, tmp_path / "run", **({"retain": RETAIN, "heldout": None} | RUNS[verdict])))
     found = outcome(path)
     assert found.verdict == verdict, found.sentence
     assert found.sentence.startswith(HEADS[verdict])
@@ -56,8 +64,21 @@ def test_a_real_run_of_each_verdict(both: Path, tmp_path: Path, verdict: str) ->
 
 def test_unlearn_says_its_outcome_first(both: Path, tmp_path: Path, invoke: Command) -> None:
     out = tmp_path / "run"
-    told = invoke("unlearn", "--model", both, "--forget", "builtin:authors/forget[:8]", "--retain", RETAIN,
-                  "--steps", 1, "--learning-rate", 1e-6, "--out", out)  # fmt: skip
+    told = invoke(
+        "unlearn",
+        "--model",
+        both,
+        "--forget",
+        "builtin:authors/forget[:8]",
+        "--retain",
+        RETAIN,
+        "--steps",
+        1,
+        "--learning-rate",
+        1e-6,
+        "--out",
+        out,
+    )
     assert told.code in (0, None), told.err
     first = told.out.splitlines()[0]
     assert first == outcome(out).sentence
@@ -66,13 +87,13 @@ def test_unlearn_says_its_outcome_first(both: Path, tmp_path: Path, invoke: Comm
 
 
 def lines(
-    forget: tuple[float, float], held: tuple[float, float], examples: int = 40, role: str = "held", **changes: Any
+    forget: tuple[float, float], heldout: tuple[float, float], examples: int = 40, role: str = "heldout", **changes: Any
 ) -> list[dict[str, Any]]:
     """Two evaluations of sets of twenty tokens an example, with these accuracies, give or take a few tokens."""
     generator, found = np.random.default_rng(0), []
     for end in (0, 1):
         line: dict[str, Any] = {"step": 25 * end, "evaluation": {}, "evaluation_rows": {}}
-        for name, both in (("forget", forget), (role, held)):
+        for name, both in (("forget", forget), (role, heldout)):
             right = generator.binomial(20, both[end], size=examples)
             nll = -20 * np.log(both[end]) * generator.uniform(0.8, 1.2, size=examples)
             line["evaluation"][name] = {"risk": float(nll.sum()) / 20 / examples, "accuracy": right.mean() / 20}
@@ -91,33 +112,45 @@ def test_a_ruined_model_is_not_selective() -> None:
     assert found.difference["accuracy"].low < 0 < found.difference["accuracy"].high
 
 
-@pytest.mark.parametrize(("forget", "held", "verdict"), [
-    ((0.93, 0.20), (0.94, 0.90), SELECTIVE),
-    ((0.93, 0.20), (0.94, 0.40), NOT_SELECTIVE),  # more than half as much, though the difference is told
-    ((0.93, 0.93), (0.94, 0.94), NOTHING),
-    ((0.93, 0.93), (0.94, 0.50), NOT_SELECTIVE),  # the heldout set was forgotten, the forget set was not
-    ((0.50, 0.90), (0.94, 0.94), NOTHING),  # better known than before
-    ((0.93, 0.20), (0.40, 0.15), NOT_SELECTIVE),  # shares count: a quarter of the tokens is most of what it knew
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("forget", "heldout", "verdict"),
+    [
+        ((0.93, 0.20), (0.94, 0.90), SELECTIVE),
+        ((0.93, 0.20), (0.94, 0.40), NOT_SELECTIVE),  # more than half as much, though the difference is told
+        ((0.93, 0.93), (0.94, 0.94), NOTHING),
+        ((0.93, 0.93), (0.94, 0.50), NOT_SELECTIVE),  # the heldout set was forgotten, the forget set was not
+        ((0.50, 0.90), (0.94, 0.94), NOTHING),  # better known than before
+        ((0.93, 0.20), (0.40, 0.15), NOT_SELECTIVE),  # shares count: a quarter of the tokens is most of what it knew
+    ],
+)
 def test_the_verdict_is_that_of_the_shares_lost(
-    forget: tuple[float, float], held: tuple[float, float], verdict: str
+    forget: tuple[float, float], heldout: tuple[float, float], verdict: str
 ) -> None:
-    found = judged(lines(forget, held))
+    found = judged(lines(forget, heldout))
     assert found.verdict == verdict, found.sentence
     assert found.judged_by == (None if verdict == NOTHING else "accuracy")
 
 
 def test_the_retain_set_stands_in_where_there_is_no_heldout_set_and_domains_count_together() -> None:
-    for role, name in (("held", "heldout"), ("retain", "retain"), ("heldout", "heldout")):
+    for role, name in (("heldout", "heldout"), ("retain", "retain"), ("heldout", "heldout")):
         found = judged(lines((0.93, 0.20), (0.94, 0.90), role=role)).kept
         assert found is not None
         assert found.name == name
     one, other = lines((0.93, 0.20), (0.94, 0.90)), lines((0.8, 0.7), (0.9, 0.9), examples=10)
     merged = [
-        {"step": a["step"], **{key: {f"{name}/{domain}": each for domain, line in (("a", a), ("b", b))
-                                     for name, each in line[key].items()} for key in ("evaluation", "evaluation_rows")}}
+        {
+            "step": a["step"],
+            **{
+                key: {
+                    f"{name}/{domain}": each
+                    for domain, line in (("a", a), ("b", b))
+                    for name, each in line[key].items()
+                }
+                for key in ("evaluation", "evaluation_rows")
+            },
+        }
         for a, b in zip(one, other, strict=True)
-    ]  # fmt: skip
+    ]
     forget = judged(merged).forget
     assert forget is not None
     assert forget.examples == 50
@@ -132,7 +165,7 @@ def test_where_accuracies_stand_still_the_probabilities_tell() -> None:
             "right": [18, 19] * 20,
             "nll": np.linspace(0.9 * nll, 1.1 * nll, 40).tolist(),
         }
-        line["evaluation_rows"]["held"] |= {"right": [18, 19] * 20, "nll": [2.0] * 40}
+        line["evaluation_rows"]["heldout"] |= {"right": [18, 19] * 20, "nll": [2.0] * 40}
     outcome = judged(found)
     assert (outcome.verdict, outcome.judged_by) == (SELECTIVE, "probability")
     assert "probability of a token: 59" in outcome.sentence  # 1 − exp(−0.9)
@@ -151,17 +184,21 @@ def test_intervals_are_those_of_examples_paired_with_themselves() -> None:
 
 def test_no_run_is_selective_whose_labels_say_nothing(both: Path, tmp_path: Path) -> None:
     """Plain ascent on half of what was learned: sets drawn anew from all its examples, 200 times."""
-    path = api.unlearn(config(both, tmp_path / "run", retain=RETAIN, held=None, steps=6, learning_rate=1e-3))
+    path = api.unlearn(config(both, tmp_path / "run", retain=RETAIN, heldout=None, steps=6, learning_rate=1e-3))
     scored = [line for line in read_lines(path) if "evaluation_rows" in line]
     generator, verdicts = np.random.default_rng(0), []
     for _ in range(200):
         order = generator.permutation(24)
         drawn = []
         for line in (scored[0], scored[-1]):
-            rows = {kind: np.concatenate([line["evaluation_rows"][name][kind] for name in ("forget", "retain")])[order]
-                    for kind in ("nll", "right", "tokens")}  # fmt: skip
-            halves = {name: {kind: each[part].tolist() for kind, each in rows.items()}
-                      for name, part in (("forget", slice(12)), ("retain", slice(12, 24)))}  # fmt: skip
+            rows = {
+                kind: np.concatenate([line["evaluation_rows"][name][kind] for name in ("forget", "retain")])[order]
+                for kind in ("nll", "right", "tokens")
+            }
+            halves = {
+                name: {kind: each[part].tolist() for kind, each in rows.items()}
+                for name, part in (("forget", slice(12)), ("retain", slice(12, 24)))
+            }
             drawn.append(line | {"evaluation_rows": halves})
         verdicts.append(judged(drawn).verdict)
     assert NOTHING not in verdicts

@@ -29,12 +29,12 @@ WIDTHS = {"desktop": (1280, 800), "phone": (375, 740)}
 
 @pytest.fixture(scope="module")
 def runs(known: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Twelve steps with a ledger, without and with GRU; the first set's name is not a kind one."""
+    """Twelve steps with a prediction, without and with GRU; the first set's name is not a kind one."""
     path = tmp_path_factory.mktemp("reported")
     evil = path / "<script>alert(1)</script>.json"
     evil.parent.mkdir(parents=True)
     evil.write_text(json.dumps([{"question": f"<b>Q{i}</b>?", "answer": "<img src=x>"} for i in range(8)]))
-    settings: dict[str, Any] = {"steps": 12, "evaluate_every": 4, "save_every": 12, "ledger": 4}
+    settings: dict[str, Any] = {"steps": 12, "evaluate_every": 4, "save_every": 12, "prediction": 4}
     return [
         api.unlearn(config(known, path / "GA", forget=str(evil), **settings)),
         api.unlearn(config(known, path / "GA+GRU", rectifier="gru", **settings)),
@@ -186,7 +186,7 @@ def test_the_rows_served_worst_stand_there_without_tokens(runs: list[Path], page
     scored = [line["evaluation_rows"] for line in read_lines(runs[0]) if "evaluation_rows" in line]
     assert len(scored) >= 2
     found = worst_rows(runs[0])
-    for name in ("forget", "retain", "held"):
+    for name in ("forget", "retain", "heldout"):
         rises = []
         for row, tokens in enumerate(scored[0][name]["tokens"]):
             rises.append(((scored[-1][name]["nll"][row] - scored[0][name]["nll"][row]) / tokens, row))
@@ -237,8 +237,12 @@ def test_what_reverses_or_hides_text_is_written_out(runs: list[Path], tmp_path: 
         content.replace("forget: ", f"forget: {json.dumps('set' + evil)} # ", 1), encoding="utf-8"
     )
     page = api.report(ReportConfig.read(None, runs=[copy], out=tmp_path / "page.html")).path.read_text("utf-8")
-    words = (["report", copy, "--out", tmp_path / "other.html"], ["figures", copy, "--out", tmp_path / "drawn"],
-             ["compare", copy, runs[1]], ["compare", copy, runs[1], "--json"])  # fmt: skip
+    words = (
+        ["report", copy, "--out", tmp_path / "other.html"],
+        ["figures", copy, "--out", tmp_path / "drawn"],
+        ["compare", copy, runs[1]],
+        ["compare", copy, runs[1], "--json"],
+    )
     told = [invoke(*each) for each in words]
     assert [each.code for each in told] == [0] * 4
     shown = "\\u202egnp.\\u2066\\u200b\\u001b[31m\\u009b"
@@ -321,8 +325,10 @@ def test_what_is_no_measured_run_is_refused(runs: list[Path], known: Path, tmp_p
 
 def test_a_long_run_is_pooled_and_every_cell_has_its_number() -> None:
     steps, layers = range(150), ("lm_head", "embed", "block_10", "block_2")
-    frame = pd.DataFrame([(step, layer, step, -step) for step in steps for layer in layers],
-                         columns=["step", "layer", "unlearn", "retain"])  # fmt: skip
+    frame = pd.DataFrame(
+        [(step, layer, step, -step) for step in steps for layer in layers],
+        columns=["step", "layer", "unlearn", "retain"],
+    )
     retain, unlearn = layer_maps(frame)
     assert list(retain.rows) == ["embed", "block_2", "block_10", "lm_head"]
     assert retain.pooled == 3

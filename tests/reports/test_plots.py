@@ -22,7 +22,7 @@ DRAWS: list[Draw] = [plots.g_effect_curves, plots.cosine_curves, plots.trade_off
 BOTH = ["ascent", "projected"]
 ENDS = ["embed", "deep"]
 # one frame serves all three figures: each reads its own columns
-COLUMNS = ["run", "step", "group", "unlearn", "retain", "cosine", "rectified", "forget_risk", "held_risk"]
+COLUMNS = ["run", "step", "group", "unlearn", "retain", "cosine", "rectified", "forget_risk", "heldout_risk"]
 
 
 def make(runs: Sequence[str] = BOTH, groups: Sequence[str] = ENDS, scale: int = 1) -> pd.DataFrame:
@@ -138,7 +138,7 @@ def test_paths_drawn_are_the_frames_from_one_start() -> None:
     (axes,) = plots.trade_off(frame).axes
     for run, rows in frame.groupby("run"):
         (line,) = lines(axes, str(run))
-        same(line, rows, "forget_risk", "held_risk")
+        same(line, rows, "forget_risk", "heldout_risk")
     starts = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
     np.testing.assert_array_equal([line.get_xydata() for line in starts], [[[0.5, 3.0]]])
 
@@ -150,7 +150,7 @@ def test_step_numbers_stand_at_their_points_and_apart() -> None:
     places = []
     for number in numbers:
         step = float(number.get_text().removeprefix("step "))
-        points = frame.loc[frame["step"] == step, ["forget_risk", "held_risk"]].to_numpy().tolist()
+        points = frame.loc[frame["step"] == step, ["forget_risk", "heldout_risk"]].to_numpy().tolist()
         assert list(number.xy) in points
         places.append((axes.transData - axes.transAxes).transform(number.xy))
     assert [number.get_text() for number in numbers[:2]] == ["step 45", "45"]
@@ -290,7 +290,7 @@ def overlaps(runs: Sequence[str] = BOTH) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["run", "step", "group", "row", "other", "jaccard"])
 
 
-def ledger(runs: Sequence[str] = BOTH, scale: float = 0.5) -> pd.DataFrame:
+def prediction(runs: Sequence[str] = BOTH, scale: float = 0.5) -> pd.DataFrame:
     """The update's reading is right to a tenth; the gradient's is off by a factor."""
     rows = []
     for i, run in enumerate(runs):
@@ -310,7 +310,7 @@ def runs_of(objectives: int, rectifiers: Sequence[str] = ("none", "gru"), seeds:
         for seed in range(seeds)
         for step in range(0, 20, 5)
     ]
-    names = ["objective", "rectifier", "seed", "step", "forget_risk", "held_accuracy", "forget_accuracy"]
+    names = ["objective", "rectifier", "seed", "step", "forget_risk", "heldout_accuracy", "forget_accuracy"]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -348,8 +348,8 @@ def test_an_unknown_pair_of_rows_is_refused() -> None:
 
 @pytest.mark.parametrize("runs", [["one"], BOTH])
 def test_changes_drawn_are_the_frames_on_one_scale(runs: list[str]) -> None:
-    frame = ledger(runs)
-    panels = iter(plots.ledger_plane(frame).axes)
+    frame = prediction(runs)
+    panels = iter(plots.prediction_plane(frame).axes)
     for run in runs:
         for risk in ("forget", "retain"):
             axes = next(panels)
@@ -367,9 +367,9 @@ def test_changes_drawn_are_the_frames_on_one_scale(runs: list[str]) -> None:
 
 
 def test_r_squared_is_of_the_prediction_as_it_stands() -> None:
-    frame = ledger(["one"])
+    frame = prediction(["one"])
     frame.loc[3, "predicted"] = np.nan
-    legend = plots.ledger_plane(frame).axes[0].get_legend()
+    legend = plots.prediction_plane(frame).axes[0].get_legend()
     assert legend is not None
     assert legend.get_title().get_text() == "one: forget risk"
     for text, reading in zip(legend.get_texts(), ("gradient", "update"), strict=True):
@@ -381,7 +381,7 @@ def test_r_squared_is_of_the_prediction_as_it_stands() -> None:
 
 @pytest.mark.parametrize(("scale", "kind"), [(1e-4, "linear"), (5, "linear"), (1e4, "symlog")])
 def test_predictions_that_dwarf_what_happened_get_symlog_axes_and_say_so(scale: float, kind: str) -> None:
-    axes = plots.ledger_plane(ledger(["one"], scale)).axes[0]
+    axes = plots.prediction_plane(prediction(["one"], scale)).axes[0]
     legend = axes.get_legend()
     assert legend is not None
     assert axes.get_xscale() == axes.get_yscale() == kind
@@ -391,9 +391,9 @@ def test_predictions_that_dwarf_what_happened_get_symlog_axes_and_say_so(scale: 
 
 @pytest.mark.parametrize("scale", [0.5, 1e4])
 def test_sums_drawn_are_the_frames_from_the_first_step_on(scale: float) -> None:
-    frame = ledger(["one"], scale).sample(frac=1, random_state=0)
+    frame = prediction(["one"], scale).sample(frac=1, random_state=0)
     frame.loc[frame["step"] == 4, "predicted"] = np.nan  # adds nothing
-    for axes, risk in zip(plots.ledger_sums(frame).axes, ("forget", "retain"), strict=True):
+    for axes, risk in zip(plots.prediction_sums(frame).axes, ("forget", "retain"), strict=True):
         cell = frame[frame["risk"] == risk].sort_values("step").fillna(0)
         update = cell[cell["reading"] == "update"]
         drawn = {"gradient": cell[cell["reading"] == "gradient"]["predicted"], "update": update["predicted"]}
@@ -406,19 +406,19 @@ def test_sums_drawn_are_the_frames_from_the_first_step_on(scale: float) -> None:
         assert ("symlog" in axes.get_ylabel()) == (axes.get_yscale() == "symlog")
 
 
-@pytest.mark.parametrize("draw", [plots.ledger_plane, plots.ledger_sums])
+@pytest.mark.parametrize("draw", [plots.prediction_plane, plots.prediction_sums])
 def test_one_reading_of_one_risk_is_enough_and_nothing_may_happen(draw: Draw) -> None:
-    frame = ledger(["one"]).drop(columns="run")
+    frame = prediction(["one"]).drop(columns="run")
     assert len(draw(frame[(frame["risk"] == "retain") & (frame["reading"] == "update")]).axes) == 1
     for value in (0.0, np.nan):
         draw(frame.assign(predicted=value, measured=value))
 
 
-@pytest.mark.parametrize("draw", [plots.ledger_plane, plots.ledger_sums])
-@pytest.mark.parametrize(("column", "value"), [("risk", "held"), ("reading", "applied")])
+@pytest.mark.parametrize("draw", [plots.prediction_plane, plots.prediction_sums])
+@pytest.mark.parametrize(("column", "value"), [("risk", "heldout"), ("reading", "applied")])
 def test_an_unknown_risk_or_reading_is_refused(draw: Draw, column: str, value: str) -> None:
     with pytest.raises(ValueError, match=rf"^expected {column}s among [^\n]*; found \['{value}'\]; [^\n]*$"):
-        draw(ledger().assign(**{column: value}))
+        draw(prediction().assign(**{column: value}))
 
 
 @pytest.mark.parametrize("x", ["forget_risk", "forget_accuracy"])
@@ -433,8 +433,8 @@ def test_a_panel_an_objective_with_a_line_a_seed_and_one_for_the_mean(x: str, ob
         drawn = [np.asarray(line.get_xydata()).tolist() for line in axes.lines]
         for _, run in cell.groupby("rectifier"):
             for _, path in run.groupby("seed"):
-                assert path[[x, "held_accuracy"]].to_numpy().tolist() in drawn
-            mean = run.groupby("step")[[x, "held_accuracy"]].mean().to_numpy()
+                assert path[[x, "heldout_accuracy"]].to_numpy().tolist() in drawn
+            mean = run.groupby("step")[[x, "heldout_accuracy"]].mean().to_numpy()
             assert any(np.shape(each) == mean.shape and np.allclose(each, mean) for each in drawn)
 
 
@@ -460,12 +460,21 @@ def test_the_grids_legend_has_what_is_drawn_with_no_rectifier_first() -> None:
         assert [text.get_text() for text in legend.get_texts()] == ["none", "gru", *extra, "start"]
 
 
-@pytest.mark.parametrize(("frame", "says"), [
-    (runs_of(17), "at most 16 objectives in a picture; found 17"),
-    (runs_of(1, list("abcdefg")), "at most 6 rectifiers in a picture; found 7"),
-    (runs_of(1).assign(held_accuracy=np.nan), "evaluations with forget_risk and held_accuracy; found only NaN"),
-    (runs_of(1).drop(columns="seed"), "columns objective, rectifier, seed, step, forget_risk, held_accuracy; found 24"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("frame", "says"),
+    [
+        (runs_of(17), "at most 16 objectives in a picture; found 17"),
+        (runs_of(1, list("abcdefg")), "at most 6 rectifiers in a picture; found 7"),
+        (
+            runs_of(1).assign(heldout_accuracy=np.nan),
+            "evaluations with forget_risk and heldout_accuracy; found only NaN",
+        ),
+        (
+            runs_of(1).drop(columns="seed"),
+            "columns objective, rectifier, seed, step, forget_risk, heldout_accuracy; found 24",
+        ),
+    ],
+)
 def test_what_the_grid_cannot_draw_is_refused(frame: pd.DataFrame, says: str) -> None:
     with pytest.raises(ValueError, match=rf"^expected {says}[^\n]*$"):
         plots.trade_off_grid(frame)
@@ -475,7 +484,7 @@ def test_what_the_grid_cannot_draw_is_refused(frame: pd.DataFrame, says: str) ->
 
 def board(methods: int) -> pd.DataFrame:
     """Of every method's mean at one level; the last objective never got there."""
-    frame = runs_of(methods).groupby(["objective", "rectifier"], sort=False)["held_accuracy"].mean()
+    frame = runs_of(methods).groupby(["objective", "rectifier"], sort=False)["heldout_accuracy"].mean()
     rows = frame.rename("mean").reset_index()
     rows.loc[rows["objective"] == f"o{methods - 1}", "mean"] = np.nan
     rows["mean"] += np.arange(len(rows)) / 100
@@ -483,7 +492,7 @@ def board(methods: int) -> pd.DataFrame:
 
 
 def bands(objectives: int) -> pd.DataFrame:
-    frame = runs_of(objectives, seeds=1).rename(columns={"held_accuracy": "mean"})
+    frame = runs_of(objectives, seeds=1).rename(columns={"heldout_accuracy": "mean"})
     return frame.assign(low=frame["mean"] - 0.1, high=frame["mean"] + 0.05).drop(columns=["seed", "step"])
 
 
@@ -529,11 +538,11 @@ LATER: dict[str, Callable[[], Figure]] = {
     **{f"bands of {n}": lambda n=n: plots.trade_off_bands(bands(n), "kept") for n in (1, 5, 16)},  # type: ignore[misc]
     "jaccard": lambda: plots.jaccard_curves(overlaps(), "forget", "retain", 0.1),
     "jaccard of one": lambda: plots.jaccard_curves(overlaps(["one"]), "forget", "retain", 0.1),
-    "plane": lambda: plots.ledger_plane(ledger()),
-    "plane of one": lambda: plots.ledger_plane(ledger(["one"])),
-    "wide plane": lambda: plots.ledger_plane(ledger(["one"], 1e4)),
-    "sums": lambda: plots.ledger_sums(ledger()),
-    "wide sums": lambda: plots.ledger_sums(ledger(["one"], 1e4)),
+    "plane": lambda: plots.prediction_plane(prediction()),
+    "plane of one": lambda: plots.prediction_plane(prediction(["one"])),
+    "wide plane": lambda: plots.prediction_plane(prediction(["one"], 1e4)),
+    "sums": lambda: plots.prediction_sums(prediction()),
+    "wide sums": lambda: plots.prediction_sums(prediction(["one"], 1e4)),
     **{f"grid of {n}": lambda n=n: plots.trade_off_grid(runs_of(n)) for n in (1, 2, 5, 13, 16)},  # type: ignore[misc]
 }
 

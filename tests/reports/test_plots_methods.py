@@ -80,11 +80,14 @@ def test_a_zoom_adds_the_window_on_a_scale_of_its_own() -> None:
         assert window.get_ylim()[1] == pytest.approx(whole.get_ylim()[1] / 2)
 
 
-@pytest.mark.parametrize(("count", "zoom", "says"), [
-    (17, None, "expected at most 16 runs in a picture; found 17"),
-    (9, (0, 3), "expected at most 8 runs in a picture; found 9"),
-    (1, (40, 50), "expected steps of m0 from 40 to 50; found only 0 to 11"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("count", "zoom", "says"),
+    [
+        (17, None, "expected at most 16 runs in a picture; found 17"),
+        (9, (0, 3), "expected at most 8 runs in a picture; found 9"),
+        (1, (40, 50), "expected steps of m0 from 40 to 50; found only 0 to 11"),
+    ],
+)
 def test_what_does_not_fit_is_refused(count: int, zoom: tuple[float, float] | None, says: str) -> None:
     with pytest.raises(ValueError, match=rf"^{says}[^\n]*$"):
         plots.g_effect_panels(make([f"m{i}" for i in range(count)]), zoom)

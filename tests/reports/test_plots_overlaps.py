@@ -97,8 +97,10 @@ def test_the_diagonal_is_neutral_and_takes_no_color() -> None:
 
 @pytest.mark.parametrize(("top", "share"), [(0.03, 0.1), (0.6, 0.1), (1.0, 0.2), (0.5, 0.9)])
 def test_the_scale_holds_chance_and_every_number(top: float, share: float) -> None:
-    for figure in (plots.jaccard_matrix(pairs(FOUR, top), share),
-                   plots.jaccard_by_layer(pairs(FOUR, top).assign(layer="embed"), share)):  # fmt: skip
+    for figure in (
+        plots.jaccard_matrix(pairs(FOUR, top), share),
+        plots.jaccard_by_layer(pairs(FOUR, top).assign(layer="embed"), share),
+    ):
         level, bar = share / (2 - share), figure.axes[1]
         (chance,) = [line for line in bar.lines if line.get_label() == "chance"]
         assert set(np.ravel(chance.get_xdata())) == {level}
@@ -217,21 +219,32 @@ TWICE = layered(["embed", "embed"])
 TURNED = pd.concat([pairs("ab"), pairs("ba")])
 
 
-@pytest.mark.parametrize(("draw", "frame", "says"), [
-    (matrix, pairs("ab").head(0), r"columns row, other, jaccard; found 0 rows of \['row'"),
-    (matrix, pairs("ab").drop(columns="jaccard"), r"columns row, other, jaccard; found 1 rows of \['row', 'other'\]"),
-    (matrix, TURNED, "each row, other once; found a, b again"),
-    (matrix, pairs("aa"), "pairs of different rows; found a with itself"),
-    (matrix, pairs("abcdefghijklm"), "at most 12 rows in a picture; found 13: a, b"),
-    (by_layer, pairs("ab"), "columns layer, row, other, jaccard; found 1 rows"),
-    (by_layer, TWICE, "each layer, row, other once; found embed, privacy unlearn, privacy retention again"),
-    (by_layer, layered(["embed"], "abcdefghijklm"), "at most 12 rows in a picture; found 13"),
-    (plots.success_sweep, pd.DataFrame(), r"columns which, share, [^\n]*; found 0 rows of \[\]"),
-    (plots.success_sweep, sweep().drop(columns="seed"), "columns which, share, [^\n]*, seed; found 36 rows"),
-    (plots.success_sweep, sweep().assign(seed=0), "each which, share, domain, seed once; found unlearning mask, 0.3"),
-    (plots.success_sweep, sweep("abcde"), "at most 4 values of which in a picture; found 5"),
-    (plots.success_sweep, sweep(domains=7), "at most 6 values of domain in a picture; found 7"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("draw", "frame", "says"),
+    [
+        (matrix, pairs("ab").head(0), r"columns row, other, jaccard; found 0 rows of \['row'"),
+        (
+            matrix,
+            pairs("ab").drop(columns="jaccard"),
+            r"columns row, other, jaccard; found 1 rows of \['row', 'other'\]",
+        ),
+        (matrix, TURNED, "each row, other once; found a, b again"),
+        (matrix, pairs("aa"), "pairs of different rows; found a with itself"),
+        (matrix, pairs("abcdefghijklm"), "at most 12 rows in a picture; found 13: a, b"),
+        (by_layer, pairs("ab"), "columns layer, row, other, jaccard; found 1 rows"),
+        (by_layer, TWICE, "each layer, row, other once; found embed, privacy unlearn, privacy retention again"),
+        (by_layer, layered(["embed"], "abcdefghijklm"), "at most 12 rows in a picture; found 13"),
+        (plots.success_sweep, pd.DataFrame(), r"columns which, share, [^\n]*; found 0 rows of \[\]"),
+        (plots.success_sweep, sweep().drop(columns="seed"), "columns which, share, [^\n]*, seed; found 36 rows"),
+        (
+            plots.success_sweep,
+            sweep().assign(seed=0),
+            "each which, share, domain, seed once; found unlearning mask, 0.3",
+        ),
+        (plots.success_sweep, sweep("abcde"), "at most 4 values of which in a picture; found 5"),
+        (plots.success_sweep, sweep(domains=7), "at most 6 values of domain in a picture; found 7"),
+    ],
+)
 def test_what_cannot_be_drawn_is_refused_in_one_line(
     draw: Callable[[pd.DataFrame], Figure], frame: pd.DataFrame, says: str
 ) -> None:

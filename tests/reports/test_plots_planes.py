@@ -89,8 +89,9 @@ def test_arrows_are_the_directions_in_the_plane_of_the_risk_gradients() -> None:
     vectors = vectors_of(3, ("objective", "rectified", "forget", "retain"))
     (axes,) = plots.g_effect_plane(record("one", vectors)).axes
     plane = basis(vectors["forget"], vectors["retain"])
-    expected = [plane @ (vectors[row] / np.linalg.norm(vectors[row]))
-                for row in ("forget", "retain", "objective", "rectified")]  # fmt: skip
+    expected = [
+        plane @ (vectors[row] / np.linalg.norm(vectors[row])) for row in ("forget", "retain", "objective", "rectified")
+    ]
     np.testing.assert_allclose(tips(axes), expected, atol=1e-10)
     np.testing.assert_allclose(np.linalg.norm(expected[:2], axis=1), 1)
     angle = np.degrees(np.arctan2(*expected[1][::-1]))
@@ -127,10 +128,13 @@ def test_runs_share_a_plane_only_where_their_risk_gradients_stand_alike() -> Non
     assert [len(tips(axes)) for axes in figure.axes] == [3, 3, 3]
 
 
-@pytest.mark.parametrize(("vectors", "says"), [
-    (vectors_of(0) | {"forget": np.zeros(9)}, "risk gradients other than zero; found a zero one in x"),
-    (vectors_of(0, ("objective", "forget")), "rows forget, retain, objective; found no retain in x"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("vectors", "says"),
+    [
+        (vectors_of(0) | {"forget": np.zeros(9)}, "risk gradients other than zero; found a zero one in x"),
+        (vectors_of(0, ("objective", "forget")), "rows forget, retain, objective; found no retain in x"),
+    ],
+)
 def test_a_plane_needs_both_risk_gradients(vectors: Vectors, says: str) -> None:
     with pytest.raises(ValueError, match=rf"^expected {says}[^\n]*$"):
         plots.g_effect_plane(record("x", vectors))
@@ -155,11 +159,20 @@ def points(steps: Sequence[int] = (0, 5, 10), rows: int = 30, scale: float = 1.0
     """Weights fall by step from 1; effects grow."""
     generator = np.random.default_rng(0)
     found = [
-        (step, row, -scale**step * abs(generator.normal()), scale**step * generator.normal(), 1.0, 0.5, 9,
-         1 / (1 + step * generator.uniform(0.1, 0.5)), 1.0 + step / 10)
+        (
+            step,
+            row,
+            -(scale**step) * abs(generator.normal()),
+            scale**step * generator.normal(),
+            1.0,
+            0.5,
+            9,
+            1 / (1 + step * generator.uniform(0.1, 0.5)),
+            1.0 + step / 10,
+        )
         for step in steps
         for row in range(rows)
-    ]  # fmt: skip
+    ]
     names = ["step", "row", "unlearn", "retain", "nll", "reference_nll", "num_tokens", NPO, "wga"]
     return pd.DataFrame(found, columns=names)
 
@@ -178,8 +191,9 @@ def test_every_row_stands_in_the_panel_of_its_weight() -> None:
     for low, high, name in zip(edges, edges[1:], names, strict=False):
         own = frame[(low < weights) & (weights <= high)][["unlearn", "retain"]].to_numpy()
         if len(own):
-            rest, inside, *_ = [line for line in drawn.pop(f"weight {name} (n = {len(own)})").lines
-                                if line.get_linestyle() == "None"]  # fmt: skip
+            rest, inside, *_ = [
+                line for line in drawn.pop(f"weight {name} (n = {len(own)})").lines if line.get_linestyle() == "None"
+            ]
             np.testing.assert_array_equal(np.asarray(inside.get_xydata()), own)
             assert len(np.asarray(rest.get_xydata())) == len(frame) - len(own)
     assert not drawn

@@ -22,10 +22,16 @@ def make(tokens: list[str], row: int = 0, prompt: int = 2, scale: float = 1.0) -
     """The first tokens carry no loss; effects alternate in sign."""
     effects = [0.0 if i < prompt else (-1) ** i * scale**i for i in range(len(tokens))]
     return pd.DataFrame({
-        "step": 5, "set": "held", "row": row, "position": range(len(tokens)), "token": tokens,
-        "labeled": [i >= prompt for i in range(len(tokens))], "direction": "objective", "effect": effects,
+        "step": 5,
+        "set": "heldout",
+        "row": row,
+        "position": range(len(tokens)),
+        "token": tokens,
+        "labeled": [i >= prompt for i in range(len(tokens))],
+        "direction": "objective",
+        "effect": effects,
         "embed": [effect / 2 for effect in effects],
-    })  # fmt: skip
+    })
 
 
 def written(figure: Figure) -> list[Text]:

@@ -22,8 +22,13 @@ from geffect.reports.run import KINDS
 from tests.conftest import config
 
 TOGETHER: dict[str, dict[str, Any]] = {
-    "g_effect": {}, "cosine": {}, "trade_off": {}, "plane": {"step": 0}, "ledger": {}, "ledger_sums": {},
-}  # fmt: skip
+    "g_effect": {},
+    "cosine": {},
+    "trade_off": {},
+    "plane": {"step": 0},
+    "prediction": {},
+    "prediction_sums": {},
+}
 ALONE: dict[str, dict[str, Any]] = {"layers": {}, "gram": {"step": 0}}
 INSPECTED: dict[str, dict[str, Any]] = {"tokens": {"column": "embed"}, "points": {}}
 LOCALIZED: dict[str, dict[str, Any]] = {"jaccard": {}, "jaccard_by_layer": {"share": 0.2}}
@@ -33,7 +38,7 @@ LOCALIZED: dict[str, dict[str, Any]] = {"jaccard": {}, "jaccard_by_layer": {"sha
 def runs(start: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     path = tmp_path_factory.mktemp("runs")
     return {
-        name: api.unlearn(config(start, path / name, rectifier=name, ledger=4, objective="ga + 0.1*gd"))
+        name: api.unlearn(config(start, path / name, rectifier=name, prediction=4, objective="ga + 0.1*gd"))
         for name in ("none", "gru")
     }
 
@@ -43,8 +48,9 @@ def inspected(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The record of a run's checkpoints, with tokens and points."""
     path = tmp_path_factory.mktemp("inspected")
     run = api.unlearn(config(start, path / "run", save_every=2))
-    found = api.inspect(geffect.InspectConfig.read(
-        checkpoints=[str(run)], out=path / "record", tokens=2, points=["wga"], batch_size=6))  # fmt: skip
+    found = api.inspect(
+        geffect.InspectConfig.read(checkpoints=[str(run)], out=path / "record", tokens=2, points=["wga"], batch_size=6)
+    )
     return found[0]
 
 
@@ -52,7 +58,7 @@ def inspected(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def localized(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     domains = [f"{name}=builtin:domains/{name}[:3]" for name in ("privacy", "copyright")]
     out = tmp_path_factory.mktemp("localized") / "masks"
-    return api.localize(geffect.LocaliseConfig.read(model=start, domain=domains, draws=1, out=out))
+    return api.localize(geffect.LocalizeConfig.read(model=start, domain=domains, draws=1, out=out))
 
 
 def test_a_summary_goes_from_the_first_evaluation_to_the_last(runs: dict[str, Path]) -> None:
@@ -60,7 +66,7 @@ def test_a_summary_goes_from_the_first_evaluation_to_the_last(runs: dict[str, Pa
     found = geffect.Run(runs["gru"]).summary()
     assert (found["objective"], found["rectifier"], found["finished"]) == ("ga + 0.1*gd", "gru", "yes")
     assert found["last step"] == "4 of 4"
-    for name in ("forget", "retain", "held"):
+    for name in ("forget", "retain", "heldout"):
         for kind in ("risk", "accuracy"):
             assert found[f"{name} {kind}"] == f"{scores[0][name][kind]:.3f} → {scores[-1][name][kind]:.3f}"
 
@@ -78,9 +84,9 @@ def test_a_run_that_goes_on_is_read_as_far_as_it_has_come(runs: dict[str, Path],
 def test_a_rule_that_ended_a_run_is_told(runs: dict[str, Path], tmp_path: Path) -> None:
     copy = shutil.copytree(runs["none"], tmp_path / "copy")
     *before, last = read_lines(copy)
-    lines = [*before, last | {"stopped": {"rule": "kept", "reason": "held accuracy fell"}}]
+    lines = [*before, last | {"stopped": {"rule": "kept", "reason": "heldout accuracy fell"}}]
     (copy / STEPS).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert geffect.Run(copy).summary()["stopped"] == "held accuracy fell"
+    assert geffect.Run(copy).summary()["stopped"] == "heldout accuracy fell"
 
 
 def test_what_a_notebook_shows_is_escaped(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -101,14 +107,17 @@ def test_frames_are_those_of_the_readers(runs: dict[str, Path]) -> None:
     pd.testing.assert_frame_equal(run.g_effect("layer", "objective"), geffect.g_effect(gram, "objective"))
     pd.testing.assert_frame_equal(run.steps(), geffect.read_steps(runs["gru"]))
     last = run.evaluations().iloc[-1]
-    assert (last["step"], last["set"]) == (4, "held")
-    assert last["accuracy"] == read_lines(runs["gru"])[-1]["evaluation"]["held"]["accuracy"]
+    assert (last["step"], last["set"]) == (4, "heldout")
+    assert last["accuracy"] == read_lines(runs["gru"])[-1]["evaluation"]["heldout"]["accuracy"]
 
 
 def test_the_cosine_is_that_of_the_whole_model(runs: dict[str, Path]) -> None:
     gram, found = geffect.read(runs["gru"]), geffect.Run(runs["gru"]).cosine()
-    whole = {(a, b): pairs(gram, a, b).groupby("step").sum() for a in ("objective", "rectified", "retain")
-             for b in ("objective", "rectified", "retain")}  # fmt: skip
+    whole = {
+        (a, b): pairs(gram, a, b).groupby("step").sum()
+        for a in ("objective", "rectified", "retain")
+        for b in ("objective", "rectified", "retain")
+    }
     for column, row in (("cosine", "objective"), ("rectified", "rectified")):
         expected = whole[row, "retain"] / (whole[row, row] * whole["retain", "retain"]) ** 0.5
         assert found[column].to_numpy() == pytest.approx(expected.to_numpy())
@@ -167,7 +176,7 @@ def test_a_localization_shows_itself(localized: Path) -> None:
     assert frame.loc["forget/privacy", "top 10 %"] == sum(map(count, mask.values())) > 0
     assert repr(found).startswith("Localization(forget/privacy, retain/privacy")
     assert "top 20 %" in found._repr_html_()
-    pd.testing.assert_frame_equal(geffect.Run(localized).support(), geffect.read_support(localized))
+    pd.testing.assert_frame_equal(geffect.Run(localized).overlap(), geffect.read_overlap(localized))
 
 
 @pytest.mark.usefixtures("untouched_style")
@@ -195,8 +204,8 @@ def assert_shows_itself(figure: Any) -> None:
 def test_what_cannot_be_drawn_is_refused(runs: dict[str, Path], start: Path, tmp_path: Path) -> None:
     with pytest.raises(GeffectError, match=r"a kind among g_effect, .*; found 'pie'"):
         geffect.Run(runs["gru"]).plot("pie")
-    bare = geffect.Run(api.unlearn(config(start, tmp_path / "bare", steps=1, held=None)))
-    for kind, says in (("trade_off", "a held set"), ("ledger", "a ledger")):
+    bare = geffect.Run(api.unlearn(config(start, tmp_path / "bare", steps=1, heldout=None)))
+    for kind, says in (("trade_off", "a heldout set"), ("prediction", "a prediction")):
         with pytest.raises(GeffectError, match=says):
             bare.plot(kind)
     with pytest.raises(GeffectError, match=r"environment\.json"):
@@ -204,10 +213,13 @@ def test_what_cannot_be_drawn_is_refused(runs: dict[str, Path], start: Path, tmp
 
 
 def test_a_fit_shows_itself_too(start: Path, tmp_path: Path) -> None:
-    fitted = api.fit(geffect.FitConfig.read(model=str(start), train=["builtin:authors/held[:4]"], epochs=1,
-                                            out=tmp_path / "fit"))  # fmt: skip
+    fitted = api.finetune(
+        geffect.FinetuneConfig.read(
+            model=str(start), train=["builtin:authors/heldout[:4]"], epochs=1, out=tmp_path / "fit"
+        )
+    )
     shown = geffect.Run(fitted)._repr_html_()
-    assert "builtin:authors/held[:4]" in shown
+    assert "builtin:authors/heldout[:4]" in shown
     assert "→" in shown
 
 
@@ -251,8 +263,10 @@ def test_a_gram_as_a_frame_and_in_a_notebook() -> None:
 
 
 def test_a_grams_frame_is_read_as_a_records(runs: dict[str, Path]) -> None:
-    gram = Gram.of({name: {"w": torch.randn(5, generator=torch.Generator().manual_seed(seed))}
-                    for seed, name in enumerate(("objective", "forget", "retain"))})  # fmt: skip
+    gram = Gram.of({
+        name: {"w": torch.randn(5, generator=torch.Generator().manual_seed(seed))}
+        for seed, name in enumerate(("objective", "forget", "retain"))
+    })
     effects = geffect.g_effect(gram.to_frame({"w": "embed"}).assign(step=0))
     assert effects["unlearn"].tolist() == pytest.approx([float(gram.total()[0, 1])])
 
@@ -263,8 +277,10 @@ def test_token_effects_stand_under_the_tokens_own_position() -> None:
     frame = found.to_frame()
     assert list(frame) == ["row", "position", "labeled", "effect", "embed", "deep"]
     assert frame[frame["labeled"]][["row", "position", "effect", "deep"]].to_numpy().tolist() == [
-        [0, 2, -1, -0.5], [0, 3, 2, 1], [1, 1, 3, 1.5],
-    ]  # fmt: skip
+        [0, 2, -1, -0.5],
+        [0, 3, 2, 1],
+        [1, 1, 3, 1.5],
+    ]
     assert len(frame) == 6
     shown = found._repr_html_()
     assert shown.count("<tr") == 4  # two lines of names, two rows

@@ -26,13 +26,13 @@ import typer
 import yaml
 
 from geffect import api
-from geffect.config import LocaliseConfig, UnlearnConfig
+from geffect.config import LocalizeConfig, UnlearnConfig
 from geffect.data.encode import encode_set
 from geffect.data.load import load_set
 from geffect.data.synthetic import authors
 from geffect.errors import GeffectError
-from geffect.record.frames import read, read_published, read_support
-from geffect.record.prediction import read_ledger
+from geffect.record.frames import read, read_overlap, read_published
+from geffect.record.prediction import read_prediction
 from geffect.record.reader import read_steps
 from geffect.record.standard_errors import read_standard_errors
 from geffect.reports.compare import compare, figures, whole_overlaps
@@ -43,18 +43,66 @@ from geffect.reports.run import Run
 from geffect.training.setup import masked_by
 
 RUN: dict[str, Any] = {
-    "objective": "npo", "rectifier": "gru", "steps": 4, "batch_size": 2, "grad_accum_steps": 2, "save_every": 2,
-    "forget": "builtin:authors/forget[:6]", "retain": "builtin:authors/retain[:6]", "held": "builtin:authors/held[:3]",
-    "evaluate_every": 2, "support": 0.1, "ledger": 2, "standard_errors": True, "mode": "paper",
-}  # fmt: skip
+    "objective": "npo",
+    "rectifier": "gru",
+    "steps": 4,
+    "batch_size": 2,
+    "grad_accum_steps": 2,
+    "save_every": 2,
+    "forget": "builtin:authors/forget[:6]",
+    "retain": "builtin:authors/retain[:6]",
+    "heldout": "builtin:authors/heldout[:3]",
+    "evaluate_every": 2,
+    "overlap": 0.1,
+    "prediction": 2,
+    "standard_errors": True,
+    "mode": "paper",
+}
 VALUES = [
-    "null", "true", "-1", "0", "1e999", ".nan", "''", "[]", "{}", "[1, 2]", "{a: b}", "!!python/object:os.system x",
-    "&a [*a]", "9" * 400, "\\ud800", "../../etc/passwd", "~", "\u0000", "NaN", "Infinity", '"\\x00"',
-]  # fmt: skip
+    "null",
+    "true",
+    "-1",
+    "0",
+    "1e999",
+    ".nan",
+    "''",
+    "[]",
+    "{}",
+    "[1, 2]",
+    "{a: b}",
+    "!!python/object:os.system x",
+    "&a [*a]",
+    "9" * 400,
+    "\\ud800",
+    "../../etc/passwd",
+    "~",
+    "\u0000",
+    "NaN",
+    "Infinity",
+    '"\\x00"',
+]
 ODD: list[Any] = [
-    None, True, -1, 0, 1e308, -1e308, 10**30, "", "1", "x" * 300, "[/]", [], {}, [[]], [None], {"a": 1}, 1.5, "\ud800",
-    float("inf"), float("nan"),
-]  # fmt: skip
+    None,
+    True,
+    -1,
+    0,
+    1e308,
+    -1e308,
+    10**30,
+    "",
+    "1",
+    "x" * 300,
+    "[/]",
+    [],
+    {},
+    [[]],
+    [None],
+    {"a": 1},
+    1.5,
+    "\ud800",
+    float("inf"),
+    float("nan"),
+]
 KINDS = ("configuration", "set", "record", "checkpoint", "localization", "value")
 
 
@@ -75,7 +123,7 @@ class World:
         api.unlearn(self.config)
         domain = ["a=builtin:domains/privacy[:2]"]
         api.localize(
-            LocaliseConfig.read(model=str(folder / "start"), domain=domain, share=[0.1], out=folder / "localized")
+            LocalizeConfig.read(model=str(folder / "start"), domain=domain, share=[0.1], out=folder / "localized")
         )
         rows = [{k: row[k] for k in ("question", "answer")} for row in authors.generate("forget")[:5]]
         (folder / "sets").mkdir()
@@ -149,8 +197,15 @@ def _shuffle(content: bytes, draw: random.Random) -> bytes:
 
 
 MUTATIONS: list[Callable[[bytes, random.Random], bytes]] = [
-    _flip, _drop, _double, _insert, _cut, _value, _value, _shuffle
-]  # fmt: skip
+    _flip,
+    _drop,
+    _double,
+    _insert,
+    _cut,
+    _value,
+    _value,
+    _shuffle,
+]
 
 
 def configuration(world: World, draw: random.Random) -> Callable[[], object]:
@@ -175,10 +230,15 @@ def record(world: World, draw: random.Random) -> Callable[[], object]:
     file.write_bytes(garbled(file.read_bytes(), draw))
     by = draw.choice(["group", "layer", "parameter"])
     readers: list[Callable[[], object]] = [
-        lambda: read(run, by), lambda: read_steps(run), lambda: read_ledger(run), lambda: read_support(run, by),
-        lambda: read_published(run, by), lambda: read_standard_errors(run), lambda: compare([run]),
+        lambda: read(run, by),
+        lambda: read_steps(run),
+        lambda: read_prediction(run),
+        lambda: read_overlap(run, by),
+        lambda: read_published(run, by),
+        lambda: read_standard_errors(run),
+        lambda: compare([run]),
         lambda: UnlearnConfig.read(run / "config.yaml"),
-    ]  # fmt: skip
+    ]
     if draw.random() < 0.05:
         readers.append(lambda: figures([run], run / "figures"))
     return draw.choice(readers)
@@ -231,11 +291,19 @@ def value(world: World, draw: random.Random) -> Callable[[], object]:
     texts[i] = json.dumps(content)
     file.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
     readers: list[Callable[[], object]] = [
-        lambda: read(run, "layer"), lambda: read_steps(run), lambda: read_ledger(run), lambda: read_support(run),
-        lambda: read_published(run), lambda: read_standard_errors(run), lambda: compare([run]), lambda: find(run),
-        lambda: align({"run": run}), lambda: differences({"run": run}), lambda: worst_rows(run),
+        lambda: read(run, "layer"),
+        lambda: read_steps(run),
+        lambda: read_prediction(run),
+        lambda: read_overlap(run),
+        lambda: read_published(run),
+        lambda: read_standard_errors(run),
+        lambda: compare([run]),
+        lambda: find(run),
+        lambda: align({"run": run}),
+        lambda: differences({"run": run}),
+        lambda: worst_rows(run),
         lambda: Run(run).summary(),
-    ]  # fmt: skip
+    ]
     return draw.choice(readers)
 
 

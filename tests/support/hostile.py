@@ -99,7 +99,7 @@ def case(kind: str, given: str, command: list[str], expected: Any = "refuse", sa
 
 # data
 
-SHOW = ["show-batch", "--model", "start", "--data"]
+SHOW = ["preview", "--model", "start", "--data"]
 
 
 def parquet(**columns: Any) -> Callable[[Path], None]:
@@ -122,9 +122,12 @@ def bound(file: Path) -> None:
 
 
 ODD: dict[str, Callable[[Path], None]] = {
-    "a FIFO": os.mkfifo, "a socket": bound, "/dev/zero": linked("/dev/zero"), "a directory": Path.mkdir,
+    "a FIFO": os.mkfifo,
+    "a socket": bound,
+    "/dev/zero": linked("/dev/zero"),
+    "a directory": Path.mkdir,
     "a dangling link": linked("nowhere"),
-}  # fmt: skip
+}
 for suffix in ("json", "jsonl", "csv", "parquet", "txt"):
     for odd, put in ODD.items():
         case("data", f"{odd} in place of .{suffix}", [*SHOW, f"a.{suffix}"], **{f"a__{suffix}": put})
@@ -149,34 +152,71 @@ case("data", "parquet cut off", [*SHOW, "a.parquet"], a__parquet=lambda file: fi
 
 TEXTS = "a\u2028b\x85c\x0cd\x1ee\u2029f\x1cg\x0bh"
 COLUMNS: dict[str, Any] = {
-    "lists": [["a", "b"], ["c"]], "structs": [{"a": {"b": [1]}}, {"a": None}],
-    "times": [datetime.datetime(2026, 1, 2, 3), None], "days": [datetime.date(2026, 1, 2), None],
-    "decimals": [decimal.Decimal("1.50"), None], "durations": [datetime.timedelta(seconds=5), None],
-    "clocks": [datetime.time(1, 2), None], "numbers": [1, None], "truths": [True, None],
-}  # fmt: skip
+    "lists": [["a", "b"], ["c"]],
+    "structs": [{"a": {"b": [1]}}, {"a": None}],
+    "times": [datetime.datetime(2026, 1, 2, 3), None],
+    "days": [datetime.date(2026, 1, 2), None],
+    "decimals": [decimal.Decimal("1.50"), None],
+    "durations": [datetime.timedelta(seconds=5), None],
+    "clocks": [datetime.time(1, 2), None],
+    "numbers": [1, None],
+    "truths": [True, None],
+}
 for name, values in COLUMNS.items():
-    case("evaluate", f"parquet with {name}", [*EVALUATE, "--set", "forget=a.parquet", "--out", "ev"], "accept",
-         a__parquet=parquet(more=pd.Series(values, dtype=object)))  # fmt: skip
-case("evaluate", "line ends of every script in answers",
-     [*EVALUATE, "--metric", "rouge_l_recall", "--set", "forget=a.json", "--out", "ev"], "accept",
-     a__json=json.dumps([{"question": TEXTS, "answer": TEXTS}]))  # fmt: skip
-case("evaluate", "one wrong answer as text", [*EVALUATE, "--metric", "truth_ratio", "--set", "forget=a.json",
-     "--out", "ev"], "accept", a__json=json.dumps([QA | {"perturbed_answer": "B."}]))  # fmt: skip
-case("evaluate", "more tokens than the context", [*EVALUATE, "--metric", "rouge_l_recall", "--max-new-tokens", "9" * 9,
-     "--set", "forget=a.json", "--out", "ev"], "accept", a__json=f"[{ROW}]")  # fmt: skip
-case("evaluate", "markup in the set's name", [*EVALUATE, "--set", "[/]=a.json", "--out", "[red]x[/red]"], "accept",
-     a__json=f"[{ROW}]", says="[/]")  # fmt: skip
+    case(
+        "evaluate",
+        f"parquet with {name}",
+        [*EVALUATE, "--set", "forget=a.parquet", "--out", "ev"],
+        "accept",
+        a__parquet=parquet(more=pd.Series(values, dtype=object)),
+    )
+case(
+    "evaluate",
+    "line ends of every script in answers",
+    [*EVALUATE, "--metric", "rouge_l_recall", "--set", "forget=a.json", "--out", "ev"],
+    "accept",
+    a__json=json.dumps([{"question": TEXTS, "answer": TEXTS}]),
+)
+case(
+    "evaluate",
+    "one wrong answer as text",
+    [*EVALUATE, "--metric", "truth_ratio", "--set", "forget=a.json", "--out", "ev"],
+    "accept",
+    a__json=json.dumps([QA | {"perturbed_answer": "B."}]),
+)
+case(
+    "evaluate",
+    "more tokens than the context",
+    [*EVALUATE, "--metric", "rouge_l_recall", "--max-new-tokens", "9" * 9, "--set", "forget=a.json", "--out", "ev"],
+    "accept",
+    a__json=f"[{ROW}]",
+)
+case(
+    "evaluate",
+    "markup in the set's name",
+    [*EVALUATE, "--set", "[/]=a.json", "--out", "[red]x[/red]"],
+    "accept",
+    a__json=f"[{ROW}]",
+    says="[/]",
+)
 
 # --out
 
 OUTS: dict[str, tuple[str, str]] = {
-    "leads up": ("a/../b", "accept"), "has a name of 300 bytes": ("x" * 300, "refuse"),
-    "has 5,000 bytes": ("x/" * 2500, "refuse"), "has half a surrogate pair": ("\udcff", "refuse"),
-    "is empty": ("", "refuse"), "is a file": ("file", "refuse"), "is below a file": ("file/x", "refuse"),
-    "is /dev/null": ("/dev/null", "refuse"), "is a dangling link": ("dangling", "refuse"), "holds a file": ("run",
-    "refuse"), "begins with a hyphen": ("-x", "accept"), "is an empty directory": ("empty", "accept"),
+    "leads up": ("a/../b", "accept"),
+    "has a name of 300 bytes": ("x" * 300, "refuse"),
+    "has 5,000 bytes": ("x/" * 2500, "refuse"),
+    "has half a surrogate pair": ("\udcff", "refuse"),
+    "is empty": ("", "refuse"),
+    "is a file": ("file", "refuse"),
+    "is below a file": ("file/x", "refuse"),
+    "is /dev/null": ("/dev/null", "refuse"),
+    "is a dangling link": ("dangling", "refuse"),
+    "holds a file": ("run", "refuse"),
+    "begins with a hyphen": ("-x", "accept"),
+    "is an empty directory": ("empty", "accept"),
     "is the directory itself": (".", "refuse"),
-}  # fmt: skip
+}
 
 
 def _grounds(folder: Path) -> None:
@@ -194,8 +234,11 @@ def _out(command: list[str], out: str) -> Make:
 
 
 for given, (out, expected) in OUTS.items():
-    CASES.append(Case("out", f"{given}, evaluate", _out([*EVALUATE, "--set", "forget=builtin:authors/forget[:2]"], out),
-                      expected))  # fmt: skip
+    CASES.append(
+        Case(
+            "out", f"{given}, evaluate", _out([*EVALUATE, "--set", "forget=builtin:authors/forget[:2]"], out), expected
+        )
+    )
     CASES.append(Case("out", f"{given}, dry run", _out([*UNLEARN, "--dry-run"], out), expected))
     if given not in ("leads up", "begins with a hyphen", "is an empty directory", "holds a file"):
         CASES.append(Case("out", f"{given}, report", _out(["report", "run"], out), "refuse"))
@@ -207,24 +250,38 @@ for given, (out, expected) in OUTS.items():
 # YAML
 
 CONFIG: dict[str, Any] = {
-    "model": "start", "forget": SETS[1], "retain": SETS[3], "steps": 1, "batch_size": 2, "out": "out"
-}  # fmt: skip
+    "model": "start",
+    "forget": SETS[1],
+    "retain": SETS[3],
+    "steps": 1,
+    "batch_size": 2,
+    "out": "out",
+}
 BASE = yaml.safe_dump(CONFIG)
 YAMLS = {
-    "aliases of aliases in a list": f"{BASE}report_to: *i\n", "the same as the objective": f"{BASE}objective: *i\n",
+    "aliases of aliases in a list": f"{BASE}report_to: *i\n",
+    "the same as the objective": f"{BASE}objective: *i\n",
     "the same as a key": f"{BASE}? *i\n: 1\n",
-}  # fmt: skip
+}
 for given, written in YAMLS.items():
     case("yaml", given, ["unlearn", "c.yaml", "--dry-run"], c__yaml=BOMB + written, says="aliases")
 case("yaml", "merges of merges", ["unlearn", "c.yaml", "--dry-run"], c__yaml=MERGES + BASE, says="aliases")
 for given, written in {
-    "an alias inside itself": "report_to: &a [*a]", "a number of 5,000 digits": f"steps: {'9' * 5000}",
-    "a number to the base of 60": "steps: " + "1:" * 500 + "1", "a Python tag": "objective: !!python/name:os.system",
-    "an empty integer": "steps: !!int ''", "no date": "objective: !!timestamp x", "NUL": 'objective: "\\0"',
-    "half a surrogate pair": 'out: "\\ud800"', "NUL in out": 'out: "a\\0b"', "an unhashable key": "? [a]\n: b",
-    "nested 5,000 deep": "report_to: " + "[" * 5000, "a text of a million letters": f"objective: {'g' * 200_000}",
-    "infinity": "steps: .inf", "a set": "report_to: !!set {a, b}",
-}.items():  # fmt: skip
+    "an alias inside itself": "report_to: &a [*a]",
+    "a number of 5,000 digits": f"steps: {'9' * 5000}",
+    "a number to the base of 60": "steps: " + "1:" * 500 + "1",
+    "a Python tag": "objective: !!python/name:os.system",
+    "an empty integer": "steps: !!int ''",
+    "no date": "objective: !!timestamp x",
+    "NUL": 'objective: "\\0"',
+    "half a surrogate pair": 'out: "\\ud800"',
+    "NUL in out": 'out: "a\\0b"',
+    "an unhashable key": "? [a]\n: b",
+    "nested 5,000 deep": "report_to: " + "[" * 5000,
+    "a text of a million letters": f"objective: {'g' * 200_000}",
+    "infinity": "steps: .inf",
+    "a set": "report_to: !!set {a, b}",
+}.items():
     case("yaml", given, ["unlearn", "c.yaml", "--dry-run"], c__yaml=f"{BASE}{written}\n")
 case("yaml", "a megabyte", ["unlearn", "c.yaml", "--dry-run"], c__yaml=f"{BASE}# {'x' * 2**20}\n", says="bytes")
 for odd, put in ODD.items():
@@ -291,19 +348,29 @@ def _set(path: str, value: Any) -> Callable[[Path], None]:
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
-    "gram number as string": _set("gram/values/0/0", "1.5"), "gram 1e308": _set("gram/values/0/0", 1e308),
+    "gram number as string": _set("gram/values/0/0", "1.5"),
+    "gram 1e308": _set("gram/values/0/0", 1e308),
     "gram number true": _set("gram/values/0/0", True),
     "gram 1e999": lambda run: (run / "steps.jsonl").write_text(
-        (run / "steps.jsonl").read_text().replace('"values": [[', '"values": [[1e999, ', 1)),
-    "gram negative norm": _set("gram/values/1/0", -1.0), "gram too few values": gram(lambda g: g["values"].pop()),
+        (run / "steps.jsonl").read_text().replace('"values": [[', '"values": [[1e999, ', 1)
+    ),
+    "gram negative norm": _set("gram/values/1/0", -1.0),
+    "gram too few values": gram(lambda g: g["values"].pop()),
     "gram too few products": gram(lambda g: g["values"][0].pop()),
     "gram rows renamed": gram(lambda g: g.update(rows=[f"x{i}" for i in range(len(g["rows"]))])),
     "gram one row renamed": gram(lambda g: g["rows"].__setitem__(0, "x")),
     "gram a row twice": gram(lambda g: g["rows"].__setitem__(0, g["rows"][1])),
-    "gram empty dict": _set("gram", {}), "gram list": _set("gram", [1]), "gram string": _set("gram", "x"),
-    "step as string": _set("step", "1"), "step negative": _set("step", -1), "step huge": _set("step", 10**30),
-    "step of 12 digits": _set("step", 10**12), "step float": _set("step", 1.0), "step null": _set("step", None),
-    "step true": _set("step", True), "step missing": lines(lambda found: [found[1].pop("step"), None][1]),
+    "gram empty dict": _set("gram", {}),
+    "gram list": _set("gram", [1]),
+    "gram string": _set("gram", "x"),
+    "step as string": _set("step", "1"),
+    "step negative": _set("step", -1),
+    "step huge": _set("step", 10**30),
+    "step of 12 digits": _set("step", 10**12),
+    "step float": _set("step", 1.0),
+    "step null": _set("step", None),
+    "step true": _set("step", True),
+    "step missing": lines(lambda found: [found[1].pop("step"), None][1]),
     "steps duplicated line": lines(lambda found: [found[0], *found]),
     "steps reversed": lines(lambda found: found[::-1]),
     "steps evaluation risk null": _set("evaluation/forget/risk", None),
@@ -311,48 +378,59 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "steps evaluation risk negative": _set("evaluation/forget/risk", -3.0),
     "steps evaluation risk missing": _set("evaluation/forget", {}),
     "steps evaluation accuracy 7": _set("evaluation/forget/accuracy", 7),
-    "steps evaluation list": _set("evaluation", [1]), "steps evaluation_rows list": _set("evaluation_rows", [1]),
-    "steps evaluation_rows short": lines(lambda found: found[2]["evaluation_rows"]["held"]["nll"].pop()),
+    "steps evaluation list": _set("evaluation", [1]),
+    "steps evaluation_rows list": _set("evaluation_rows", [1]),
+    "steps evaluation_rows short": lines(lambda found: found[2]["evaluation_rows"]["heldout"]["nll"].pop()),
     "steps evaluation_rows other": lines(
-        lambda found: [found[2]["evaluation_rows"]["held"][key].pop() for key in ("nll", "tokens")] and None),
-    "steps tokens 0": _set("evaluation_rows/held/tokens/0", 0),
-    "steps nll string": _set("evaluation_rows/held/nll/0", "1"),
-    "support negative": _set("support/values/0/0", -1), "support share 7": _set("support/share", 7),
-    "ledger of texts": _set("ledger/forget/before", "1"), "spread of texts": _set("spread/halves/0/0", "1"),
-    "paper of texts": _set("paper", ["x"]), "seconds of text": _set("seconds", "x"),
+        lambda found: [found[2]["evaluation_rows"]["heldout"][key].pop() for key in ("nll", "tokens")] and None
+    ),
+    "steps tokens 0": _set("evaluation_rows/heldout/tokens/0", 0),
+    "steps nll string": _set("evaluation_rows/heldout/nll/0", "1"),
+    "overlap negative": _set("overlap/values/0/0", -1),
+    "overlap share 7": _set("overlap/share", 7),
+    "prediction of texts": _set("prediction/forget/before", "1"),
+    "standard_errors of texts": _set("standard_errors/halves/0/0", "1"),
+    "paper of texts": _set("paper", ["x"]),
+    "seconds of text": _set("seconds", "x"),
     "steps deep nesting": lambda run: (run / "steps.jsonl").write_text(
-        (run / "steps.jsonl").read_text() + "[" * 100_000 + "\n"),
+        (run / "steps.jsonl").read_text() + "[" * 100_000 + "\n"
+    ),
     "steps NaN": lambda run: (run / "steps.jsonl").write_text(
-        (run / "steps.jsonl").read_text() + '{"step": 99, "loss": NaN}\n'),
+        (run / "steps.jsonl").read_text() + '{"step": 99, "loss": NaN}\n'
+    ),
     "steps number of 5,000 digits": lambda run: (run / "steps.jsonl").write_text(
-        (run / "steps.jsonl").read_text() + f'{{"step": {"9" * 5000}}}\n'),
+        (run / "steps.jsonl").read_text() + f'{{"step": {"9" * 5000}}}\n'
+    ),
     "environment num_blocks string": text("environment.json", lambda e: e["parameters"].update(num_blocks="3")),
     "environment num_blocks 10**9": text("environment.json", lambda e: e["parameters"].update(num_blocks=10**9)),
     "environment num_blocks -1": text("environment.json", lambda e: e["parameters"].update(num_blocks=-1)),
     "environment num_blocks 1": text("environment.json", lambda e: e["parameters"].update(num_blocks=1)),
     "environment num_blocks true": text("environment.json", lambda e: e["parameters"].update(num_blocks=True)),
     "environment layers renamed": text("environment.json", lambda e: e["parameters"]["layers"].__setitem__(0, "x")),
-    "environment names twice": text("environment.json", lambda e: e["parameters"]["names"].__setitem__(0, e[
-        "parameters"]["names"][1])),
+    "environment names twice": text(
+        "environment.json", lambda e: e["parameters"]["names"].__setitem__(0, e["parameters"]["names"][1])
+    ),
     "environment names of numbers": text("environment.json", lambda e: e["parameters"]["names"].__setitem__(0, 5)),
     "environment a column short": text("environment.json", lambda e: e["parameters"]["layers"].pop()),
     "environment parameters list": text("environment.json", lambda e: e.update(parameters=[1])),
     "environment data list": text("environment.json", lambda e: e.update(data=[1])),
     "environment data of numbers": text("environment.json", lambda e: e.update(data={"forget": 5})),
-    "environment nested deep": text("environment.json", '{"a":' * 100_000), "environment list": text(
-        "environment.json", "[]"),
+    "environment nested deep": text("environment.json", '{"a":' * 100_000),
+    "environment list": text("environment.json", "[]"),
     "environment missing": lambda run: (run / "environment.json").unlink(),
     "steps missing": lambda run: (run / "steps.jsonl").unlink(),
     **{f"steps {odd}": odd_file("steps.jsonl", put) for odd, put in ODD.items()},
     **{f"environment {odd}": odd_file("environment.json", put) for odd, put in ODD.items()},
-}  # fmt: skip
+}
 CONFIGS: dict[str, Callable[[Path], object]] = {  # figures read no configuration
-    "config missing": lambda run: (run / "config.yaml").unlink(), "config garbage": text("config.yaml", "a: [}\n\x01"),
+    "config missing": lambda run: (run / "config.yaml").unlink(),
+    "config garbage": text("config.yaml", "a: [}\n\x01"),
     "config YAML bomb": text("config.yaml", BOMB),
     "config python tag": text("config.yaml", "a: !!python/name:os.system"),
-    "config list": text("config.yaml", "[1]"), "config of numbers": text("config.yaml", "1: 2"),
+    "config list": text("config.yaml", "[1]"),
+    "config of numbers": text("config.yaml", "1: 2"),
     **{f"config {odd}": odd_file("config.yaml", put) for odd, put in ODD.items()},
-}  # fmt: skip
+}
 
 
 def _damaged(damage: Callable[[Path], object], command: list[str], *, unfinished: bool = False) -> Make:
@@ -411,8 +489,13 @@ case("verbs", "a rank of 10**8, dry run", [*UNLEARN, "--dry-run", "--lora", "100
 case("verbs", "refusals of 10**9 steps", [*UNLEARN, "--objective", "po", "--steps", "9" * 9], says="lower --steps")
 case("verbs", "a batch of 10**9", [*UNLEARN, "--batch-size", "999999999", "--dry-run"], "accept")
 case("verbs", "rmu's middle layer", [*UNLEARN, "--dry-run", "--objective", "rmu(layer=-1)"], "accept")
-case("verbs", "shares without end", ["localize", "c.yaml", "--dry-run"], c__yaml="model: start\nout: out\n"
-     "domain: ['a=builtin:domains/privacy[:2]']\nshare: [" + "0.1, " * 1000 + "]\n", says="100")  # fmt: skip
+case(
+    "verbs",
+    "shares without end",
+    ["localize", "c.yaml", "--dry-run"],
+    c__yaml="model: start\nout: out\ndomain: ['a=builtin:domains/privacy[:2]']\nshare: [" + "0.1, " * 1000 + "]\n",
+    says="100",
+)
 case("verbs", "a model's name of 5,000 bytes", [*UNLEARN, "--model", "x/" * 2500])
 case("verbs", "a data directory of 5,000 bytes", [*UNLEARN, "--forget", "tofu:a", "--data-dir", "x/" * 2500])
 case("verbs", "a run's name of 300 bytes", ["report", "x" * 300])
@@ -430,8 +513,27 @@ def _checkpoint(name: str, command: list[str]) -> Make:
 
 CASES.append(Case("verbs", "checkpoint-²", _checkpoint("checkpoint-²", [*INSPECT, "--dry-run"]), "accept"))
 CASES.append(Case("verbs", "checkpoint-٣", _checkpoint("checkpoint-٣", [*INSPECT, "--dry-run"]), "accept"))
-CASES.append(Case("verbs", "checkpoint-x", _checkpoint("checkpoint-x", ["evaluate", "--model", "run", "--metric",
-             "probability", "--set", "forget=builtin:authors/forget[:2]", "--out", "ev"]), "accept"))  # fmt: skip
+CASES.append(
+    Case(
+        "verbs",
+        "checkpoint-x",
+        _checkpoint(
+            "checkpoint-x",
+            [
+                "evaluate",
+                "--model",
+                "run",
+                "--metric",
+                "probability",
+                "--set",
+                "forget=builtin:authors/forget[:2]",
+                "--out",
+                "ev",
+            ],
+        ),
+        "accept",
+    )
+)
 CASES.append(Case("verbs", "checkpoint-04", _checkpoint("checkpoint-04", [*INSPECT, "--dry-run"]), "refuse", "-04"))
 
 

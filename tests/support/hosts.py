@@ -17,15 +17,43 @@ from tests.support.architectures import FAMILIES, LLAMA, SMALL
 
 VOCABULARY = 1100
 OWN: dict[str, tuple[str, dict[str, Any]]] = {
-    "rwkv": ("Rwkv", SMALL | {"context_length": 64, "hidden_size": 16, "attention_hidden_size": 16,
-                              "intermediate_size": 24, "num_hidden_layers": 3, "rescale_every": 1}),
+    "rwkv": (
+        "Rwkv",
+        SMALL
+        | {
+            "context_length": 64,
+            "hidden_size": 16,
+            "attention_hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 3,
+            "rescale_every": 1,
+        },
+    ),
     "mamba": ("Mamba", SMALL | {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "time_step_rank": 2}),
-    "llama-dynamic": ("Llama", LLAMA | {"max_position_embeddings": 12, "tie_word_embeddings": True, "rope_parameters":
-                                        {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
-    "phi3-longrope": ("Phi3", LLAMA | {"original_max_position_embeddings": 6, "rope_parameters": {
-        "rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4, "rope_theta": 1e4,
-        "original_max_position_embeddings": 6}}),
-}  # fmt: skip
+    "llama-dynamic": (
+        "Llama",
+        LLAMA
+        | {
+            "max_position_embeddings": 12,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+        },
+    ),
+    "phi3-longrope": (
+        "Phi3",
+        LLAMA
+        | {
+            "original_max_position_embeddings": 6,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "short_factor": [1.0] * 4,
+                "long_factor": [3.0] * 4,
+                "rope_theta": 1e4,
+                "original_max_position_embeddings": 6,
+            },
+        },
+    ),
+}
 ARCHITECTURES = (*OWN, "gpt2", "gemma3", "mixtral", "opt", "bloom", "falcon", "gpt-neox", "cohere")
 
 
@@ -73,13 +101,18 @@ def _of_process() -> dict[str, Any]:
         "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
         "threads": torch.get_num_threads(),
-        "modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"),
-                  torch.are_deterministic_algorithms_enabled(), torch.get_default_dtype()),
+        "modes": (
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            torch.is_autocast_enabled("cpu"),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_default_dtype(),
+        ),
         "warnings": list(warnings.filters),
         "place": (os.getcwd(), dict(os.environ)),
         "logging": [(name, logging.getLogger(name).level) for name in ("", "geffect", "transformers")],
         "hooks": [dict(getattr(nn.modules.module, f"_global_{each}_hooks")) for each in ("forward", "backward")],
-    }  # fmt: skip
+    }
 
 
 def _of_model(model: nn.Module) -> Iterator[tuple[str, Any]]:

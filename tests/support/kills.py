@@ -25,12 +25,27 @@ from geffect.record.reader import read_lines
 from geffect.record.writer import CONFIG, DONE
 
 SETTINGS: dict[str, Any] = {
-    "objective": "npo(beta=0.5) + 0.5*gd + kl", "rectifier": "gru(space=both)", "steps": 9, "batch_size": 2,
-    "grad_accum_steps": 2, "forget": "builtin:authors/forget[:11]", "retain": "builtin:authors/retain[:20]",
-    "held": "builtin:authors/held[:6]", "optimizer": "adamw_torch", "weight_decay": 0.1, "learning_rate": 1e-2,
-    "lora": 2, "lora_dropout": 0.3, "keep_dropout": True, "schedule": "linear", "warmup_steps": 2, "save_every": 2,
-    "evaluate_every": 3, "support": 0.1, "ledger": 4,
-}  # fmt: skip
+    "objective": "npo(beta=0.5) + 0.5*gd + kl",
+    "rectifier": "gru(space=both)",
+    "steps": 9,
+    "batch_size": 2,
+    "grad_accum_steps": 2,
+    "forget": "builtin:authors/forget[:11]",
+    "retain": "builtin:authors/retain[:20]",
+    "heldout": "builtin:authors/heldout[:6]",
+    "optimizer": "adamw_torch",
+    "weight_decay": 0.1,
+    "learning_rate": 1e-2,
+    "lora": 2,
+    "lora_dropout": 0.3,
+    "keep_dropout": True,
+    "schedule": "linear",
+    "warmup_steps": 2,
+    "save_every": 2,
+    "evaluate_every": 3,
+    "overlap": 0.1,
+    "prediction": 4,
+}
 
 
 def main(count: int = 20, seed: int = 0, signal: str = "KILL") -> None:

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from geffect.core.distributed import processes, rank
 from geffect.core.fsdp import shard, whole
 from geffect.errors import GeffectError
-from geffect.monitoring.callback import GEffectCallback
+from geffect.monitoring.callback import Callback
 from geffect.monitoring.loop import Watch
 from geffect.training.fsdp import ShardedTrainer
 from tests.support.cases import gpt2, llama
@@ -66,11 +66,21 @@ def trainer(out: Path, kind: str) -> None:
             if isinstance(module, nn.Dropout):
                 module.p = 0.2
         arguments = TrainingArguments(
-            output_dir=str(out / kind / f"{name}-checkpoints"), max_steps=STEPS, per_device_train_batch_size=1,
-            gradient_accumulation_steps=2, learning_rate=1e-2, max_grad_norm=0.5, save_strategy="no", use_cpu=True,
-            report_to="none", disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=False, seed=3,
-        )  # fmt: skip
-        callbacks = [GEffectCallback(FORGET, RETAIN, update=True, out=out / kind / "run")] if name == "watched" else []
+            output_dir=str(out / kind / f"{name}-checkpoints"),
+            max_steps=STEPS,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=2,
+            learning_rate=1e-2,
+            max_grad_norm=0.5,
+            save_strategy="no",
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+            logging_strategy="no",
+            dataloader_pin_memory=False,
+            seed=3,
+        )
+        callbacks = [Callback(FORGET, RETAIN, update=True, out=out / kind / "run")] if name == "watched" else []
         if kind == "fsdp2":
             shard(model, "cpu")
         ShardedTrainer(

@@ -14,14 +14,21 @@ STEPS = 10
 AUTHORS = {"forget": "builtin:authors/forget[:12]", "retain": "builtin:authors/retain[:12]"}
 DOMAINS = {"domain": ["a=builtin:domains/privacy[:8]", "b=builtin:domains/copyright[:8]"]}
 METHODS: dict[str, dict[str, Any]] = {
-    "npo": AUTHORS | {"objective": "npo + gd", "rectifier": "gru(space=both)", "max_grad_norm": 0.5, "support": 0.1,
-                      "ledger": 4, "save_rows": ["retain_average"]},
+    "npo": AUTHORS
+    | {
+        "objective": "npo + gd",
+        "rectifier": "gru(space=both)",
+        "max_grad_norm": 0.5,
+        "overlap": 0.1,
+        "prediction": 4,
+        "save_rows": ["retain_average"],
+    },
     "dpo": AUTHORS | {"objective": "dpo + gd"},
     "kl": AUTHORS | {"objective": "ga + kl", "optimizer": "sgd", "weight_decay": 0.1},
     "rmu": AUTHORS | {"objective": "rmu(layer=2, c=2)", "gradient_checkpointing": True},
-    "grail": DOMAINS | {"objective": "0.4*ga + 2*gd", "rectifier": "grail + gru", "weight_decay": 0.1, "support": 0.1},
+    "grail": DOMAINS | {"objective": "0.4*ga + 2*gd", "rectifier": "grail + gru", "weight_decay": 0.1, "overlap": 0.1},
     "lora": AUTHORS | {"objective": "npo", "rectifier": "gru", "lora": 2},
-}  # fmt: skip
+}
 
 
 def run(name: str, start: Path, masks: Path, out: Path, **changes: Any) -> Path:
@@ -38,9 +45,16 @@ def run(name: str, start: Path, masks: Path, out: Path, **changes: Any) -> Path:
         The run.
     """
     plain: dict[str, Any] = {
-        "model": str(start), "dtype": "float64", "steps": STEPS, "batch_size": 2, "learning_rate": 1e-3,
-        "diagnose_every": 3, "evaluate_every": STEPS, "save_every": STEPS, "out": out / name,
-    }  # fmt: skip
+        "model": str(start),
+        "dtype": "float64",
+        "steps": STEPS,
+        "batch_size": 2,
+        "learning_rate": 1e-3,
+        "diagnose_every": 3,
+        "evaluate_every": STEPS,
+        "save_every": STEPS,
+        "out": out / name,
+    }
     frozen = {"masks": masks} if name == "grail" else {}
     return api.unlearn(UnlearnConfig.read(None, **(plain | METHODS[name] | frozen | changes)))
 

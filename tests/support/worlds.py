@@ -42,7 +42,7 @@ class World:
         sets = [name for name in batches if objective.on(name)]
         return torch.stack([
             objective.loss(name, self.outputs(objective, name, batches), counts) for name in sets
-        ]).sum()  # fmt: skip
+        ]).sum()
 
     def rows(self, name: str) -> range:
         """The positions of a set's rows."""

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from geffect import api
 from geffect.core.effects import g_effect, pairs, r_squared
 from geffect.errors import GeffectError
-from geffect.record.frames import read, read_published, read_support
-from geffect.record.prediction import read_ledger
+from geffect.record.frames import read, read_overlap, read_published
+from geffect.record.prediction import read_prediction
 from geffect.record.reader import read_environment, read_lines
 from geffect.record.standard_errors import read_standard_errors
 from geffect.reports.compare import figures
@@ -27,25 +27,45 @@ def _weights(run: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def watched(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run under AdamW with everything switched on."""
-    return api.unlearn(config(
-        start, tmp_path_factory.mktemp("watched") / "run", rectifier="gru(space=both)", batch_size=2,
-        grad_accum_steps=2, ledger=6, support=0.1, standard_errors=True, mode="paper", max_grad_norm=1.0,
-        warmup_steps=2, save_rows=["objective", "forget", "retain", "retain_average", "rectified"],
-        forget="builtin:authors/forget[:9]",
-    ))  # fmt: skip
+    return api.unlearn(
+        config(
+            start,
+            tmp_path_factory.mktemp("watched") / "run",
+            rectifier="gru(space=both)",
+            batch_size=2,
+            grad_accum_steps=2,
+            prediction=6,
+            overlap=0.1,
+            standard_errors=True,
+            mode="paper",
+            max_grad_norm=1.0,
+            warmup_steps=2,
+            save_rows=["objective", "forget", "retain", "retain_average", "rectified"],
+            forget="builtin:authors/forget[:9]",
+        )
+    )
 
 
 def test_watching_changes_no_bit_of_the_weights(start: Path, watched: Path, tmp_path: Path) -> None:
-    plain = api.unlearn(config(
-        start, tmp_path / "run", rectifier="gru(space=both)", batch_size=2, grad_accum_steps=2, diagnose_every=3,
-        max_grad_norm=1.0, warmup_steps=2, forget="builtin:authors/forget[:9]",
-    ))  # fmt: skip
+    plain = api.unlearn(
+        config(
+            start,
+            tmp_path / "run",
+            rectifier="gru(space=both)",
+            batch_size=2,
+            grad_accum_steps=2,
+            diagnose_every=3,
+            max_grad_norm=1.0,
+            warmup_steps=2,
+            forget="builtin:authors/forget[:9]",
+        )
+    )
     left, right = _weights(watched), _weights(plain)
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_the_ledger_adds_up_over_the_run_and_the_update_explains_it(watched: Path) -> None:
-    frame = read_ledger(watched)
+def test_the_prediction_adds_up_over_the_run_and_the_update_explains_it(watched: Path) -> None:
+    frame = read_prediction(watched)
     assert list(frame["step"].unique()) == [0, 1, 2, 3]
     for _, rows in frame.groupby(["risk", "reading"]):
         assert rows["measured"].sum() == pytest.approx(rows["after"].iloc[-1] - rows["before"].iloc[0], abs=1e-9)
@@ -58,7 +78,7 @@ def test_the_ledger_adds_up_over_the_run_and_the_update_explains_it(watched: Pat
 
 
 def test_a_step_of_rate_zero_moves_nothing_and_is_predicted_so(watched: Path) -> None:
-    frame = read_ledger(watched)
+    frame = read_prediction(watched)
     first = frame[frame["step"] == 0]
     assert (first["predicted"] == 0).all()
     gram = read(watched)
@@ -67,7 +87,7 @@ def test_a_step_of_rate_zero_moves_nothing_and_is_predicted_so(watched: Path) ->
 
 
 def test_supports_are_read_by_group_and_a_row_shares_its_multiples_mask(watched: Path) -> None:
-    frame = read_support(watched)
+    frame = read_overlap(watched)
     both = frame[(frame["row"] == "objective") & (frame["other"] == "forget")]
     assert (both["jaccard"] == 1).all()
     other = frame[(frame["row"] == "objective") & (frame["other"] == "retain")]
@@ -117,10 +137,10 @@ def test_saved_rows_are_the_gradients_of_the_record(watched: Path) -> None:
 
 def test_figures_draw_what_was_recorded(watched: Path, tmp_path: Path) -> None:
     names = {path.stem for path in figures([watched], tmp_path)}
-    assert names == {"g_effect", "layers", "cosine", "trade_off", "ledger", "ledger_sums", "jaccard"}
+    assert names == {"g_effect", "layers", "cosine", "trade_off", "prediction", "prediction_sums", "jaccard"}
 
 
-@pytest.mark.parametrize("reader", [read_ledger, read_support, read_standard_errors, read_published])
+@pytest.mark.parametrize("reader", [read_prediction, read_overlap, read_standard_errors, read_published])
 def test_what_a_run_did_not_record_is_said(start: Path, tmp_path: Path, reader: Any) -> None:
     run = api.unlearn(config(start, tmp_path / "run", steps=1))
     with pytest.raises(GeffectError, match="run geffect unlearn with --"):
@@ -143,8 +163,15 @@ def test_gradient_checkpointing_changes_no_bit_and_recomputes(
     found = []
     for checkpointing in (False, True):
         calls["n"] = 0
-        run = api.unlearn(config(start, tmp_path / str(checkpointing), objective="npo + kl", rectifier="gru",
-                                 gradient_checkpointing=checkpointing))  # fmt: skip
+        run = api.unlearn(
+            config(
+                start,
+                tmp_path / str(checkpointing),
+                objective="npo + kl",
+                rectifier="gru",
+                gradient_checkpointing=checkpointing,
+            )
+        )
         found.append((_weights(run), read(run), calls["n"]))
     (weights, gram, fewer), (others, twin, more) = found
     assert more > 1.3 * fewer
@@ -175,8 +202,9 @@ def test_kept_dropout_thins_the_objective_and_not_the_risks(start: Path, tmp_pat
 
 
 def test_a_run_stops_once_the_forget_set_is_unknown_and_keeps_that_state(known: Path, tmp_path: Path) -> None:
-    run = api.unlearn(config(known, tmp_path / "run", until_accuracy=0.4, evaluate_every=1, steps=50,
-                             learning_rate=1e-2))  # fmt: skip
+    run = api.unlearn(
+        config(known, tmp_path / "run", until_accuracy=0.4, evaluate_every=1, steps=50, learning_rate=1e-2)
+    )
     *before, last = [line["evaluation"]["forget"]["accuracy"] for line in read_lines(run)]
     step = read_lines(run)[-1]["step"]
     assert step < 50 and min(before) >= 0.4 > last
@@ -200,8 +228,11 @@ def test_a_tied_model_is_recorded_by_use(start: Path, tmp_path: Path) -> None:
     with quiet_transformers():
         model.save_pretrained(tmp_path / "tied")
         tokenizer.save_pretrained(tmp_path / "tied")
-    run = api.unlearn(config(tmp_path / "tied", tmp_path / "run", ledger=4, mode="paper", batch_size=2,
-                             support=0.1, rectifier="gru"))  # fmt: skip
+    run = api.unlearn(
+        config(
+            tmp_path / "tied", tmp_path / "run", prediction=4, mode="paper", batch_size=2, overlap=0.1, rectifier="gru"
+        )
+    )
     table = read_environment(run)["parameters"]
     assert sum(table["numel"]) == sum(p.numel() for p in model.parameters())
     effects = g_effect(read(run), "applied").set_index(["step", "group"])
@@ -209,15 +240,20 @@ def test_a_tied_model_is_recorded_by_use(start: Path, tmp_path: Path) -> None:
     assert (effects.xs("lm_head", level="group")["unlearn"] != 0).all()
     assert (effects.xs("embed", level="group")["unlearn"] != 0).all()
     assert set(read_published(run)["group"]) == {"embed", "shallow", "deep", "lm_head", "tied"}
-    assert set(read_support(run)["group"]) >= {"embed", "tied"}
+    assert set(read_overlap(run)["group"]) >= {"embed", "tied"}
 
 
 def test_a_general_set_and_refusals_meet_in_a_step(start: Path, tmp_path: Path) -> None:
-    run = api.unlearn(config(
-        start, tmp_path / "run", objective="dpo + po + kl(on=general) + 0.5*gd(on=general)",
-        general="builtin:authors/retain[20:30]", steps=7,
-    ))  # fmt: skip
+    run = api.unlearn(
+        config(
+            start,
+            tmp_path / "run",
+            objective="dpo + po + kl(on=general) + 0.5*gd(on=general)",
+            general="builtin:authors/retain[20:30]",
+            steps=7,
+        )
+    )
     lines = read_lines(run)
     assert lines[0]["weight_mean"] == pytest.approx(1, abs=1e-5)
-    assert set(read_environment(run)["data"]) == {"forget", "retain", "general", "held"}
-    assert set(lines[0]["evaluation"]) == {"forget", "retain", "general", "held"}
+    assert set(read_environment(run)["data"]) == {"forget", "retain", "general", "heldout"}
+    assert set(lines[0]["evaluation"]) == {"forget", "retain", "general", "heldout"}

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from geffect import api
-from geffect.config import EvaluateConfig, InspectConfig, LocaliseConfig, UnlearnConfig
+from geffect.config import EvaluateConfig, InspectConfig, LocalizeConfig, UnlearnConfig
 from geffect.errors import GeffectError
 from geffect.record.frames import read
 from geffect.record.reader import read_environment, read_lines
@@ -25,19 +25,24 @@ from tests.conftest import config
 pytestmark = pytest.mark.slow
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "geffect"]
 STEPS, KEYS = 8, ["step", "parameter", "row", "other"]
-METHOD = {"objective": "npo + gd", "rectifier": "gru", "optimizer": "adamw_torch", "ledger": 4, "support": 0.1}
+METHOD = {"objective": "npo + gd", "rectifier": "gru", "optimizer": "adamw_torch", "prediction": 4, "overlap": 0.1}
 
 
 def settings(start: Path, out: Path) -> UnlearnConfig:
     """Two rows a process."""
-    return config(start, out, batch_size=2, steps=STEPS, save_every=2, held="builtin:authors/held[:2]", **METHOD)
+    return config(start, out, batch_size=2, steps=STEPS, save_every=2, heldout="builtin:authors/heldout[:2]", **METHOD)
 
 
 def launched(path: Path, *flags: str) -> "subprocess.Popen[str]":
     """Start two processes on a configuration."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*LAUNCH, "unlearn", str(path), *flags], text=True, env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    return subprocess.Popen(
+        [*LAUNCH, "unlearn", str(path), *flags],
+        text=True,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def whole(frame: pd.DataFrame, value: str = "inner") -> "pd.Series[float]":
@@ -108,11 +113,15 @@ def test_it_is_one_run_with_one_record(two: tuple[Path, str]) -> None:
     assert (run / "DONE").exists()
 
 
-@pytest.mark.parametrize(("changes", "told"), [
-    ({"batch_size": 5}, "forget rows that divide by 5 rows × 2 processes; found 12; slice the set to 10 rows"),
-    ({"grad_accum_steps": 2, "standard_errors": True}, "one process for --standard-errors; found 2"),
-    ({"mode": "paper"}, "one process for --mode paper; found 2"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"batch_size": 5}, "forget rows that divide by 5 rows × 2 processes; found 12; slice the set to 10 rows"),
+        ({"grad_accum_steps": 2, "standard_errors": True}, "one process for --standard-errors; found 2"),
+        ({"mode": "paper"}, "one process for --mode paper; found 2"),
+    ],
+    ids=str,
+)
 def test_what_cannot_be_shared_is_refused(
     start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], told: str
 ) -> None:
@@ -123,11 +132,14 @@ def test_what_cannot_be_shared_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("name", "value", "told"), [
-    ("ACCELERATE_USE_FSDP", "true", "launch several processes plainly, and add --shard"),
-    ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed, which keeps gradients to itself"),
-    ("ACCELERATE_MIXED_PRECISION", "fp16", "mixed precision of its own; found ACCELERATE_MIXED_PRECISION=fp16"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("ACCELERATE_USE_FSDP", "true", "launch several processes plainly, and add --shard"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed, which keeps gradients to itself"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "mixed precision of its own; found ACCELERATE_MIXED_PRECISION=fp16"),
+    ],
+)
 def test_what_a_launcher_must_leave_alone_is_refused(
     start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
 ) -> None:
@@ -144,20 +156,33 @@ def test_one_process_holds_no_shards(start: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verb", ["fit", "inspect", "localize", "evaluate", "demo"])
 def test_other_verbs_take_one_process(verb: str, tmp_path: Path) -> None:
-    flags = {"fit": ["--train", "builtin:authors/forget"], "inspect": ["runs/none"], "demo": [],
-             "localize": ["--domain", "a=builtin:domains/privacy"], "evaluate": ["--suite", "builtin"]}  # fmt: skip
+    flags = {
+        "fit": ["--train", "builtin:authors/forget"],
+        "inspect": ["runs/none"],
+        "demo": [],
+        "localize": ["--domain", "a=builtin:domains/privacy"],
+        "evaluate": ["--suite", "builtin"],
+    }
     environment = os.environ | {"WORLD_SIZE": "2", "RANK": "0"}
-    found = subprocess.run([sys.executable, "-m", "geffect", verb, *flags[verb], "--out", str(tmp_path / "run")],
-                           text=True, capture_output=True, env=environment)  # fmt: skip
+    found = subprocess.run(
+        [sys.executable, "-m", "geffect", verb, *flags[verb], "--out", str(tmp_path / "run")],
+        text=True,
+        capture_output=True,
+        env=environment,
+    )
     assert (found.returncode, found.stderr.count("\n")) == (2, 1), found.stderr
     assert f"one process for geffect {verb}" in found.stderr
 
 
-@pytest.mark.parametrize(("run", "asked"), [
-    (api.localize, LocaliseConfig.read(model="none", domain=["a=builtin:domains/privacy"], out="none")),
-    (api.evaluate, EvaluateConfig.read(model="none", suite="builtin", out="none")),
-    (api.inspect, InspectConfig.read(checkpoints=["none"], out="none")),
-], ids=["localize", "evaluate", "inspect"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("run", "asked"),
+    [
+        (api.localize, LocalizeConfig.read(model="none", domain=["a=builtin:domains/privacy"], out="none")),
+        (api.evaluate, EvaluateConfig.read(model="none", suite="builtin", out="none")),
+        (api.inspect, InspectConfig.read(checkpoints=["none"], out="none")),
+    ],
+    ids=["localize", "evaluate", "inspect"],
+)
 def test_so_they_do_from_python(run: Callable[[Any], Any], asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")  # which would not see who else writes

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from geffect import api
-from geffect.config import DoctorConfig, FitConfig, LocaliseConfig, UnlearnConfig
+from geffect.config import DoctorConfig, FinetuneConfig, LocalizeConfig, UnlearnConfig
 from geffect.core.effects import removed_g_effect
 from geffect.core.gradients import trainable
 from geffect.core.topk import count
 from geffect.data.domains import parse_domains
 from geffect.errors import GeffectError
 from geffect.evaluation.metrics.success import success
-from geffect.record.frames import read, read_support
+from geffect.record.frames import read, read_overlap
 from geffect.record.localization import check_localized, read_localization
 from geffect.record.reader import read_lines, read_steps
 from geffect.rectifiers.registry import make_freezing
@@ -33,12 +33,20 @@ GRAIL = "grail(k_unlearn=0.1, k_retain=0.2)"
 
 
 def _localize(model: Path, out: Path, **changes: Any) -> Path:
-    return api.localize(LocaliseConfig.read(**({"model": str(model), "domain": DOMAINS, "out": out} | changes)))
+    return api.localize(LocalizeConfig.read(**({"model": str(model), "domain": DOMAINS, "out": out} | changes)))
 
 
 def _config(model: Path, out: Path, **changes: Any) -> UnlearnConfig:
-    plain: dict[str, Any] = {"model": str(model), "domain": DOMAINS, "objective": "0.4*ga + 2*gd", "steps": 3,
-                             "batch_size": 2, "learning_rate": 1e-2, "weight_decay": 0.1, "out": out}  # fmt: skip
+    plain: dict[str, Any] = {
+        "model": str(model),
+        "domain": DOMAINS,
+        "objective": "0.4*ga + 2*gd",
+        "steps": 3,
+        "batch_size": 2,
+        "learning_rate": 1e-2,
+        "weight_decay": 0.1,
+        "out": out,
+    }
     return UnlearnConfig.read(**(plain | changes))
 
 
@@ -54,13 +62,19 @@ def localized(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def adapted(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter that does something."""
-    fitted = FitConfig.read(model=str(start), train=["builtin:domains/privacy/unlearn[:4]"], lora=2, epochs=2,
-                            learning_rate=1e-2, out=tmp_path_factory.mktemp("adapted") / "fit")  # fmt: skip
-    return api.fit(fitted)
+    fitted = FinetuneConfig.read(
+        model=str(start),
+        train=["builtin:domains/privacy/unlearn[:4]"],
+        lora=2,
+        epochs=2,
+        learning_rate=1e-2,
+        out=tmp_path_factory.mktemp("adapted") / "fit",
+    )
+    return api.finetune(fitted)
 
 
 def test_a_localization_is_a_record_with_masks_overlaps_and_pictures(localized: Path, start: Path) -> None:
-    frame = read_support(localized, "parameter")
+    frame = read_overlap(localized, "parameter")
     assert set(frame["share"]) == {0.1, 0.2}
     assert len(frame) == 2 * 6 * len(set(frame["parameter"]))
     assert set(read(localized)["row"]) | set(read(localized)["other"]) == set(SCOPES)
@@ -121,8 +135,15 @@ def test_localizing_twice_is_the_same_and_another_seed_is_not(localized: Path, s
 @pytest.mark.parametrize("importance", ["mean_square", "zscore"])
 def test_every_importance_and_labeling_localizes(labels: str, importance: str, start: Path, tmp_path: Path) -> None:
     draws = {"draws": 2} if labels == "corrupted" else {}
-    path = _localize(start, tmp_path / "masks", labels=labels, importance=importance, share=[0.3], **draws,
-                     domain=[each.replace("[:6]", "[:2]") for each in DOMAINS])  # fmt: skip
+    path = _localize(
+        start,
+        tmp_path / "masks",
+        labels=labels,
+        importance=importance,
+        share=[0.3],
+        **draws,
+        domain=[each.replace("[:6]", "[:2]") for each in DOMAINS],
+    )
     assert list(read_localization(path).masks) == [0.3]
 
 
@@ -132,8 +153,16 @@ def test_frozen_entries_end_where_they_started(
     space: str, accumulate: int, localized: Path, start: Path, tmp_path: Path
 ) -> None:
     """Under the real Trainer, AdamW, momentum and weight decay."""
-    path = api.unlearn(_config(start, tmp_path / "run", rectifier=GRAIL + space, masks=localized,
-                               grad_accum_steps=accumulate, diagnose_every=2))  # fmt: skip
+    path = api.unlearn(
+        _config(
+            start,
+            tmp_path / "run",
+            rectifier=GRAIL + space,
+            masks=localized,
+            grad_accum_steps=accumulate,
+            diagnose_every=2,
+        )
+    )
     before, after = _weights(start), _weights(path)
     freezing = make_freezing(GRAIL)
     assert freezing is not None
@@ -149,7 +178,7 @@ def test_frozen_entries_end_where_they_started(
 
 
 def test_a_run_over_domains_records_its_scopes_masks_and_success(localized: Path, start: Path, tmp_path: Path) -> None:
-    settings = {"rectifier": f"{GRAIL} + gru", "masks": localized, "support": 0.1, "ledger": 4}
+    settings = {"rectifier": f"{GRAIL} + gru", "masks": localized, "overlap": 0.1, "prediction": 4}
     path = api.unlearn(_config(start, tmp_path / "run", **settings))
     rows = set(read(path)["row"])
     assert {"objective", "forget", "retain", *SCOPES, "masked", "retain_average", "rectified", "applied"} <= rows
@@ -175,8 +204,15 @@ def test_a_run_over_domains_records_its_scopes_masks_and_success(localized: Path
 
 
 def test_what_is_recorded_of_the_mask_is_what_was_frozen(localized: Path, start: Path, tmp_path: Path) -> None:
-    path = api.unlearn(_config(start, tmp_path / "run", rectifier="memflex(mu=0.9, sigma=0.1, thresholds=quantile)",
-                               masks=localized, steps=2))  # fmt: skip
+    path = api.unlearn(
+        _config(
+            start,
+            tmp_path / "run",
+            rectifier="memflex(mu=0.9, sigma=0.1, thresholds=quantile)",
+            masks=localized,
+            steps=2,
+        )
+    )
     before, after = _weights(start), _weights(path)
     shares = json.loads((path / "environment.json").read_text())["frozen"]["never"]
     assert set(shares.values()) == {0.0, 1.0}
@@ -211,8 +247,10 @@ def test_a_killed_run_over_domains_goes_on_bit_by_bit(localized: Path, start: Pa
     api.unlearn(UnlearnConfig.read(cut / "config.yaml"), resume=True)
     for name, tensor in _weights(cut).items():
         assert torch.equal(tensor, _weights(whole)[name])
-    assert json.loads((cut / "metrics.json").read_text())["success"] == json.loads(
-        (whole / "metrics.json").read_text())["success"]  # fmt: skip
+    assert (
+        json.loads((cut / "metrics.json").read_text())["success"]
+        == json.loads((whole / "metrics.json").read_text())["success"]
+    )
 
 
 def test_one_domain_validates_another(start: Path, tmp_path: Path) -> None:
@@ -230,8 +268,10 @@ def test_three_domains_from_any_source(start: Path, tmp_path: Path) -> None:
 
 
 def test_sizes_are_balanced_as_asked_for(start: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    domains = ["a=builtin:domains/privacy/unlearn[:6],builtin:domains/privacy/retention[:4]",
-               "b=builtin:domains/copyright/unlearn[:3],builtin:domains/copyright/retention[:5]"]  # fmt: skip
+    domains = [
+        "a=builtin:domains/privacy/unlearn[:6],builtin:domains/privacy/retention[:4]",
+        "b=builtin:domains/copyright/unlearn[:3],builtin:domains/copyright/retention[:5]",
+    ]
     loaded = api.load_model(str(start))
     for balance, expected in {"cut": [4, 4, 3, 3], "repeat": [6, 4, 3, 5]}.items():
         chosen = _config(start, tmp_path / balance, domain=domains, balance=balance)
@@ -248,7 +288,7 @@ def _objective() -> Any:
 
 
 def test_no_two_rows_of_a_localization_share_their_random_labels(start: Path) -> None:
-    config = LocaliseConfig.read(model=str(start), domain=DOMAINS, out="nowhere")
+    config = LocalizeConfig.read(model=str(start), domain=DOMAINS, out="nowhere")
     rows = localized_rows(config, api.load_model(str(start)))
     indices = [row.index for each in rows.values() for row in each]
     assert indices == list(range(48))
@@ -291,28 +331,31 @@ GRAIL_FLAGS = [*TWO, "--rectifier", "grail"]
 NO_RETENTION = "one to retain for the domain privacy"
 
 
-@pytest.mark.parametrize(("verb", "flags", "says"), [
-    ("localize", _named("privacy=tofu:forget01"), NO_RETENTION),
-    ("unlearn", _named("privacy=builtin:authors/forget"), NO_RETENTION),
-    ("unlearn", _named("privacy=builtin:domains/privacy/unlearn"), NO_RETENTION),
-    ("localize", _named("privacy"), "a domain with its sets"),
-    ("localize", [*TWO, "--share", "0"], "--share"),
-    ("localize", [*TWO, "--share", "1.5"], "--share"),
-    ("localize", [*TWO, "--share", "nan"], "--share"),
-    ("localize", [*TWO, "--share", "a"], "--share"),
-    ("localize", [], "--domain"),
-    ("localize", _pair("forget[:1]", "retain"), "two rows or more in forget/a"),
-    ("unlearn", _pair("forget[:1]", "retain[:1]"), "two rows or more in forget/a"),
-    ("unlearn", _pair("forget[:4]", "retain[:3]"), "sets of one size; found forget/a 4"),
-    ("unlearn", [*TWO, *_named("c=builtin:domains/privacy[:3]")], "sets of one size.*--balance"),
-    ("unlearn", _named(DOMAINS[0], DOMAINS[0]), "found 'privacy=[^ ]*' twice"),
-    ("unlearn", GRAIL_FLAGS, "a directory of masks for 'grail'; found none; make one with geffect localize"),
-    ("unlearn", [*TWO, "--rectifier", "grail(k_unlearn=0)", "--masks", "."], r"k_unlearn in \(0, 1\]"),
-    ("unlearn", [*TWO, "--masks", "."], "no --masks for 'none'"),
-    ("unlearn", [*GRAIL_FLAGS, "--masks", "nowhere"], "a localization in nowhere"),
-    ("unlearn", [*TWO, "--forget", "builtin:authors/forget"], "a value for --forget"),
-    ("unlearn", ["--forget", "builtin:authors/forget"], "a value for --retain"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("verb", "flags", "says"),
+    [
+        ("localize", _named("privacy=tofu:forget01"), NO_RETENTION),
+        ("unlearn", _named("privacy=builtin:authors/forget"), NO_RETENTION),
+        ("unlearn", _named("privacy=builtin:domains/privacy/unlearn"), NO_RETENTION),
+        ("localize", _named("privacy"), "a domain with its sets"),
+        ("localize", [*TWO, "--share", "0"], "--share"),
+        ("localize", [*TWO, "--share", "1.5"], "--share"),
+        ("localize", [*TWO, "--share", "nan"], "--share"),
+        ("localize", [*TWO, "--share", "a"], "--share"),
+        ("localize", [], "--domain"),
+        ("localize", _pair("forget[:1]", "retain"), "two rows or more in forget/a"),
+        ("unlearn", _pair("forget[:1]", "retain[:1]"), "two rows or more in forget/a"),
+        ("unlearn", _pair("forget[:4]", "retain[:3]"), "sets of one size; found forget/a 4"),
+        ("unlearn", [*TWO, *_named("c=builtin:domains/privacy[:3]")], "sets of one size.*--balance"),
+        ("unlearn", _named(DOMAINS[0], DOMAINS[0]), "found 'privacy=[^ ]*' twice"),
+        ("unlearn", GRAIL_FLAGS, "a directory of masks for 'grail'; found none; make one with geffect localize"),
+        ("unlearn", [*TWO, "--rectifier", "grail(k_unlearn=0)", "--masks", "."], r"k_unlearn in \(0, 1\]"),
+        ("unlearn", [*TWO, "--masks", "."], "no --masks for 'none'"),
+        ("unlearn", [*GRAIL_FLAGS, "--masks", "nowhere"], "a localization in nowhere"),
+        ("unlearn", [*TWO, "--forget", "builtin:authors/forget"], "a value for --forget"),
+        ("unlearn", ["--forget", "builtin:authors/forget"], "a value for --retain"),
+    ],
+)
 def test_bad_input_is_refused_in_one_line(
     verb: str, flags: list[str], says: str, start: Path, refused: Callable[..., None]
 ) -> None:
@@ -384,6 +427,8 @@ def test_localizing_refuses_validation_sets_of_no_domain(start: Path, tmp_path: 
 def test_domains_are_read_as_written() -> None:
     (one,) = parse_domains(["p=builtin:domains/privacy[2:4]"])
     assert (one.unlearn, one.part("val").retention) == (  # type: ignore[union-attr]
-        "builtin:domains/privacy/unlearn/train[2:4]", "builtin:domains/privacy/retention/val[2:4]")  # fmt: skip
+        "builtin:domains/privacy/unlearn/train[2:4]",
+        "builtin:domains/privacy/retention/val[2:4]",
+    )
     (two,) = parse_domains(["p=a.json[:3], b.csv"])
     assert (two.unlearn, two.retention, two.part("val")) == ("a.json[:3]", "b.csv", None)

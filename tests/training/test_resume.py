@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from geffect import api
-from geffect.config import FitConfig, UnlearnConfig
+from geffect.config import FinetuneConfig, UnlearnConfig
 from geffect.errors import GeffectError
 from geffect.models.checksums import write_checksums
 from geffect.record.reader import read_lines
@@ -24,10 +24,19 @@ from geffect.training import run as training_run
 from tests.conftest import SHAPE, config
 
 SETTINGS: dict[str, Any] = {
-    "objective": "npo(beta=0.5) + 0.5*gd", "rectifier": "gru(space=both)", "steps": 7, "batch_size": 2,
-    "grad_accum_steps": 2, "forget": "builtin:authors/forget[:11]", "weight_decay": 0.1, "schedule": "linear",
-    "warmup_steps": 2, "save_every": 2, "evaluate_every": 3, "max_grad_norm": 5.0,
-}  # fmt: skip
+    "objective": "npo(beta=0.5) + 0.5*gd",
+    "rectifier": "gru(space=both)",
+    "steps": 7,
+    "batch_size": 2,
+    "grad_accum_steps": 2,
+    "forget": "builtin:authors/forget[:11]",
+    "weight_decay": 0.1,
+    "schedule": "linear",
+    "warmup_steps": 2,
+    "save_every": 2,
+    "evaluate_every": 3,
+    "max_grad_norm": 5.0,
+}
 
 
 class Stopped(BaseException):
@@ -98,10 +107,25 @@ def test_after_a_resume_the_reference_is_still_the_start(
     start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NPO's weight goes on falling from where it was; a reference read at the checkpoint would set it back to one."""
-    fitted = api.fit(FitConfig.read(model=str(start), train=["builtin:authors/forget[:12]"], out=tmp_path / "fit",
-                                    lora=4, epochs=2, learning_rate=1e-2))  # fmt: skip
-    chosen = config(fitted, tmp_path / "run", objective="npo(beta=0.5) + kl", steps=6, save_every=1, learning_rate=1e-2,
-                    keep_dropout=True)  # fmt: skip
+    fitted = api.finetune(
+        FinetuneConfig.read(
+            model=str(start),
+            train=["builtin:authors/forget[:12]"],
+            out=tmp_path / "fit",
+            lora=4,
+            epochs=2,
+            learning_rate=1e-2,
+        )
+    )
+    chosen = config(
+        fitted,
+        tmp_path / "run",
+        objective="npo(beta=0.5) + kl",
+        steps=6,
+        save_every=1,
+        learning_rate=1e-2,
+        keep_dropout=True,
+    )
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         _stop_after(5, patch)
         api.unlearn(chosen)
@@ -148,7 +172,7 @@ def _stop(*_: Any) -> None:
     [
         ({"learning_rate": 0.5}, r"learning_rate: 0.001 as .*config.yaml has it; found 0.5; resume it from that file"),
         ({"steps": 9}, "steps: 7 as "),
-        ({"held": None}, r"held: builtin:authors/held\[:6\] as .*; found None"),
+        ({"heldout": None}, r"heldout: builtin:authors/heldout\[:6\] as .*; found None"),
     ],
 )
 def test_another_configuration_is_refused(
@@ -188,8 +212,9 @@ def test_a_set_that_changed_meanwhile_is_refused(start: Path, tmp_path: Path, mo
 
 
 def _process(verb: str, file: Path, **kwargs: Any) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "-m", "geffect", verb, str(file)], stderr=subprocess.PIPE, text=True,
-                            **kwargs)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "geffect", verb, str(file)], stderr=subprocess.PIPE, text=True, **kwargs
+    )
 
 
 def _wait_for(file: Path, lines: int, process: "subprocess.Popen[str]") -> None:
@@ -298,17 +323,27 @@ def _written(folder: Path, recorded: dict[str, Any]) -> Path:
 
 
 def test_a_fit_goes_on_to_the_same_end(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def chosen(name: str) -> FitConfig:
-        return FitConfig.read(model=str(start), train=["builtin:authors/forget[:12]"], out=tmp_path / name, epochs=3,
-                              batch_size=4, lora=2, lora_dropout=0.3, keep_dropout=True, learning_rate=1e-2,
-                              save_every=2, weight_decay=0.1)  # fmt: skip
+    def chosen(name: str) -> FinetuneConfig:
+        return FinetuneConfig.read(
+            model=str(start),
+            train=["builtin:authors/forget[:12]"],
+            out=tmp_path / name,
+            epochs=3,
+            batch_size=4,
+            lora=2,
+            lora_dropout=0.3,
+            keep_dropout=True,
+            learning_rate=1e-2,
+            save_every=2,
+            weight_decay=0.1,
+        )
 
-    straight = api.fit(chosen("straight"))
+    straight = api.finetune(chosen("straight"))
     for lines in (3, 8):
         with monkeypatch.context() as patch, pytest.raises(Stopped):
             _stop_after(lines, patch)
-            api.fit(chosen(f"run-{lines}"))
-        run = api.fit(chosen(f"run-{lines}"), resume=True)
+            api.finetune(chosen(f"run-{lines}"))
+        run = api.finetune(chosen(f"run-{lines}"), resume=True)
         assert _lines(run) == _lines(straight)
         left, right = (load_file(each / "adapter_model.safetensors") for each in (run, straight))
         assert all(torch.equal(left[name], right[name]) for name in left)
@@ -326,9 +361,15 @@ def stopped(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 @pytest.mark.parametrize(
     "name",
-    ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "rectifier.safetensors",
-     "model.safetensors"],
-)  # fmt: skip
+    [
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "trainer_state.json",
+        "rectifier.safetensors",
+        "model.safetensors",
+    ],
+)
 @pytest.mark.parametrize("harm", ["gone", "cut", "garbled"])
 def test_a_broken_checkpoint_is_refused_and_the_one_before_serves(
     start: Path, whole: Path, stopped: Path, name: str, harm: str
@@ -392,8 +433,9 @@ def test_a_disk_without_room_ends_in_one_line_and_the_run_goes_on_later(
 ) -> None:
     """No file may grow beyond: the weights (some 380 kB), already the first line, or even the environment."""
     file = _written(tmp_path, yaml.safe_load((whole / CONFIG).read_text(encoding="utf-8")))
-    ended = subprocess.run([sys.executable, "-c", LIMITED.format(bytes=size, file=str(file))], capture_output=True,
-                           text=True, check=False)  # fmt: skip
+    ended = subprocess.run(
+        [sys.executable, "-c", LIMITED.format(bytes=size, file=str(file))], capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 2, ended.stderr
     last = ended.stderr.strip().split("\n")[-1]
     assert last.startswith(f"geffect: expected a disk that {tmp_path / 'run'} can be written to; found ")
@@ -408,7 +450,7 @@ def test_a_disk_without_room_ends_in_one_line_and_the_run_goes_on_later(
 
 
 def test_killed_while_it_writes_a_checkpoint_and_at_a_random_moment(tmp_path: Path) -> None:
-    """Twenty and more by hand: ``python -m tests.support.kills``. A process of its own, as this one's threads do not fork."""
+    """More by hand: ``python -m tests.support.kills``, a process of its own since this one's threads do not fork."""
     command = [sys.executable, "-m", "tests.support.kills", "--count", "2"]
     alone = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)

@@ -22,7 +22,7 @@ from tests.conftest import SHAPE, config
         ({"standard_errors": True}, "two or more micro-batches a step for --standard-errors; found one"),
         ({"save_rows": ["rectified"]}, "a rectifier, for --save-rows rectified; found none"),
         ({"evaluate": ["general"]}, "a set for --evaluate general; found none"),
-        ({"evaluate": ["held"], "until_accuracy": 0.3}, "the forget set evaluated, for --until-accuracy"),
+        ({"evaluate": ["heldout"], "until_accuracy": 0.3}, "the forget set evaluated, for --until-accuracy"),
         ({"objective": "rmu(layer=9)"}, r"a layer from 0 \(embedding\) to 3 \(last block\), or -1; found 9"),
         ({"objective": "kl"}, "at least one term on the forget set"),
         ({"objective": "npo(variant=tofu)"}, "parameters of npo among: beta; found 'variant'"),
@@ -39,9 +39,20 @@ def test_what_is_missing_or_unknown_is_named_and_nothing_is_left(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("changes", [{"support": -0.1}, {"support": 2}, {"ledger": -1}, {"mode": "papr"},
-                                     {"save_rows": ["update"]}, {"autocast": "float16"}, {"keep_dropout": "maybe"},
-                                     {"lora_dropout": 1}, {"until_accuracy": 2}])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"overlap": -0.1},
+        {"overlap": 2},
+        {"prediction": -1},
+        {"mode": "papr"},
+        {"save_rows": ["update"]},
+        {"autocast": "float16"},
+        {"keep_dropout": "maybe"},
+        {"lora_dropout": 1},
+        {"until_accuracy": 2},
+    ],
+)
 def test_values_out_of_bounds_are_refused_in_one_line(start: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(GeffectError, match=rf"^expected --{next(iter(changes)).replace('_', '-')}[^\n]*$"):
         config(start, tmp_path / "run", **changes)
@@ -56,8 +67,9 @@ def test_texts_have_no_questions_to_refuse(start: Path, tmp_path: Path) -> None:
 
 def test_a_text_set_is_unlearned_in_chunks(start: Path, tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("A long text about nothing. " * 200, encoding="utf-8")
-    chosen = config(start, tmp_path / "run", objective="npo + gd", forget=str(tmp_path / "corpus.txt"), max_length=32,
-                    steps=1)  # fmt: skip
+    chosen = config(
+        start, tmp_path / "run", objective="npo + gd", forget=str(tmp_path / "corpus.txt"), max_length=32, steps=1
+    )
     prepared = read_start(chosen, api.load_model(chosen.model))
     assert len(prepared.encoded["forget"]) > 10
     assert all(row.labels[0] == -100 and row.labels[1:] == row.input_ids[1:] for row in prepared.encoded["forget"])
@@ -98,9 +110,13 @@ def _trainer(start: Path, out: Path, **changes: Any) -> Any:
     prepared = read_start(chosen, loaded)
     sets = {name: prepared.encoded[name] for name in ("forget", "retain")}
     settings: dict[str, Any] = {
-        "tokenizer": loaded.tokenizer, "objective": make_objective("ga + kl"), "rectifier": make_rectifier("none"),
-        "sets": sets, "evaluation_sets": sets, "sink": [].append,
-    }  # fmt: skip
+        "tokenizer": loaded.tokenizer,
+        "objective": make_objective("ga + kl"),
+        "rectifier": make_rectifier("none"),
+        "sets": sets,
+        "evaluation_sets": sets,
+        "sink": [].append,
+    }
     return UnlearnTrainer(loaded.model, training_arguments(chosen, 2), **(settings | changes))
 
 
@@ -141,14 +157,26 @@ def test_weights_that_carry_no_gradient_are_refused(start: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("objective", "rectifier", "says"),
     [
-        ("po", "none", "alternative 1 forward 1 backward; every 5 steps: forget 1 forward 1 backward, "
-         "alternative 1 forward 1 backward, retain 1 forward 1 backward"),
-        ("npo + kl", "gru", "forget 1 forward 1 backward, retain 1 forward 2 backward; every 5 steps: "
-         "forget 1 forward 2 backward, retain 1 forward 2 backward"),
-        ("ga + gd(on=general)", "none", "forget 1 forward 1 backward, general 1 forward 1 backward; every 5 steps: "
-         "forget 1 forward 1 backward, general 1 forward 1 backward, retain 1 forward 1 backward"),
+        (
+            "po",
+            "none",
+            "alternative 1 forward 1 backward; every 5 steps: forget 1 forward 1 backward, "
+            "alternative 1 forward 1 backward, retain 1 forward 1 backward",
+        ),
+        (
+            "npo + kl",
+            "gru",
+            "forget 1 forward 1 backward, retain 1 forward 2 backward; every 5 steps: "
+            "forget 1 forward 2 backward, retain 1 forward 2 backward",
+        ),
+        (
+            "ga + gd(on=general)",
+            "none",
+            "forget 1 forward 1 backward, general 1 forward 1 backward; every 5 steps: "
+            "forget 1 forward 1 backward, general 1 forward 1 backward, retain 1 forward 1 backward",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_plan_counts_the_passes_of_a_step(objective: str, rectifier: str, says: str) -> None:
     assert passes(make_objective(objective), make_rectifier(rectifier), 5) == says
 

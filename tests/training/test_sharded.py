@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from geffect import api
-from geffect.config import LocaliseConfig
+from geffect.config import LocalizeConfig
 from geffect.models.builtin import make_tiny
-from geffect.record.frames import read, read_support
+from geffect.record.frames import read, read_overlap
 from geffect.record.reader import read_lines
 from tests.conftest import SHAPE
 from tests.support.sharded import DOMAINS, METHODS, STEPS, run
@@ -37,7 +37,7 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def masks(tied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What GRAIL freezes."""
     settings = {"model": str(tied), "dtype": "float64", "out": tmp_path_factory.mktemp("localized") / "masks"}
-    return api.localize(LocaliseConfig.read(**(settings | DOMAINS)))
+    return api.localize(LocalizeConfig.read(**(settings | DOMAINS)))
 
 
 @pytest.fixture(scope="module")
@@ -45,27 +45,32 @@ def two(tied: Path, masks: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """All methods in two processes."""
     out = tmp_path_factory.mktemp("two")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    found = subprocess.run([*command, "-m", "tests.support.sharded", str(tied), str(masks), str(out)], cwd=ROOT, text=True,
-                           env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)  # fmt: skip
+    found = subprocess.run(
+        [*command, "-m", "tests.support.sharded", str(tied), str(masks), str(out)],
+        cwd=ROOT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+    )
     assert found.returncode == 0, found.stderr[:5000]
     return out
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_shards_make_the_run_of_one(name: str, two: Path, tied: Path, masks: Path, tmp_path: Path) -> None:
-    """Gram, update, masks, ledger and weights after ten steps in float64."""
+    """Gram, update, masks, prediction and weights after ten steps in float64."""
     one = run(name, tied, masks, tmp_path, grad_accum_steps=2)
     left, right = (whole(read(path, "parameter")) for path in (one, two / name))
     assert len(left) > 100
     assert set(read(two / name, "layer")["layer"]) >= {"block_0", "block_2"}
     pd.testing.assert_series_equal(right, left, rtol=1e-7, atol=1e-8 * left.abs().max())  # a record keeps nine digits
-    if METHODS[name].get("support"):
-        counted, again = (whole(read_support(path, by="parameter"), "intersection") for path in (one, two / name))
+    if METHODS[name].get("overlap"):
+        counted, again = (whole(read_overlap(path, by="parameter"), "intersection") for path in (one, two / name))
         pd.testing.assert_series_equal(again, counted)
     for own, other in zip(read_lines(one), read_lines(two / name), strict=True):
-        ledgers: list[Any] = [line.get("ledger", {}) for line in (own, other)]
-        for risk, numbers in ledgers[0].items():
-            assert ledgers[1][risk] == pytest.approx(numbers, rel=1e-7)
+        predictions: list[Any] = [line.get("prediction", {}) for line in (own, other)]
+        for risk, numbers in predictions[0].items():
+            assert predictions[1][risk] == pytest.approx(numbers, rel=1e-7)
         assert other.get("clip", 1.0) == pytest.approx(own.get("clip", 1.0), rel=1e-7)
     _same_files(one, two / name)
 

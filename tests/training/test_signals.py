@@ -101,8 +101,9 @@ def test_a_hosts_own_handler_is_left_in_place(own: list[int]) -> None:
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
-def test_a_run_stops_after_its_step_and_is_resumed(start: Path, tmp_path: Path, signum: signal.Signals,
-                                                   monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_run_stops_after_its_step_and_is_resumed(
+    start: Path, tmp_path: Path, signum: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A real signal in the middle of the run; the record and the weights are those of a run left alone."""
     chosen = config(start, tmp_path / "run", steps=3, save_every=0)
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match=r"stopped after step 2 of 3") as stopped:
@@ -133,8 +134,9 @@ def _record(run: Path) -> tuple[list[dict[str, Any]], bytes]:
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
-def test_an_inspection_that_is_stopped_keeps_its_checkpoints(start: Path, tmp_path: Path, signum: signal.Signals,
-                                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_an_inspection_that_is_stopped_keeps_its_checkpoints(
+    start: Path, tmp_path: Path, signum: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = api.unlearn(config(start, tmp_path / "run", steps=2, save_every=1))
     chosen = InspectConfig.read(None, checkpoints=[str(run)], out=tmp_path / "seen")
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="checkpoints before it are kept") as stopped:
@@ -209,7 +211,7 @@ def test_sigterm_at_random_moments_and_a_resume_make_the_run_left_alone(tmp_path
 @pytest.mark.slow
 def test_launched_processes_stop_together_and_go_on(start: Path, tmp_path: Path) -> None:
     """A cluster signals the launcher and its processes alike; the launcher passes the signal on once more."""
-    plain = config(start, tmp_path / "run", steps=60, save_every=0, batch_size=2, held="builtin:authors/held[:2]")
+    plain = config(start, tmp_path / "run", steps=60, save_every=0, batch_size=2, heldout="builtin:authors/heldout[:2]")
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(plain.model_dump(mode="json", exclude_none=True)))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "geffect"]

@@ -14,19 +14,19 @@ from geffect.training.stopping import Collapse, Forgotten, Kept, Knee, chosen, f
 from tests.conftest import config
 
 
-def line(step: int, forget: float, held: float, accuracy: float = 1.0, norm: float | None = None) -> dict[str, Any]:
-    scores = {"forget": {"risk": forget, "accuracy": 0.5}, "held": {"risk": held, "accuracy": accuracy}}
+def line(step: int, forget: float, heldout: float, accuracy: float = 1.0, norm: float | None = None) -> dict[str, Any]:
+    scores = {"forget": {"risk": forget, "accuracy": 0.5}, "heldout": {"risk": heldout, "accuracy": accuracy}}
     return {"step": step, "evaluation": scores} | ({} if norm is None else {"norm_objective": norm})
 
 
 def test_rules_by_hand() -> None:
     assert Kept(0.9).broken([line(0, 1, 1, 0.8), line(1, 2, 1, 0.725)]) is None
     assert Kept(0.9).broken([line(0, 1, 1, 0.8), line(1, 2, 1, 0.71)]) == (
-        "held accuracy 0.710 is below 0.9 of the start's 0.800"
+        "heldout accuracy 0.710 is below 0.9 of the start's 0.800"
     )
     assert Knee(1.0).broken([line(0, 1, 1), line(1, 3, 2)]) is None
     assert Knee(0.4).broken([line(0, 1, 1), line(1, 3, 2)]) == (
-        "held risk rose by 1, more than 0.4 times the 2 of the forget risk"
+        "heldout risk rose by 1, more than 0.4 times the 2 of the forget risk"
     )
     assert Knee(1.0).broken([line(0, 3, 1), line(1, 2, 0.5)]) is None  # neither is harmed
     assert Knee(1.0).broken([line(0, 3, 1), line(1, 2, 1.5)]) is not None  # remembers, and harms
@@ -49,13 +49,25 @@ def test_the_last_checkpoint_before_a_rule_is_broken_is_chosen() -> None:
     assert chosen(rules, lines, [2, 4, 6])["checkpoint"] == "checkpoint-4"
     assert chosen(rules, lines, [2, 3, 6])["checkpoint"] == "checkpoint-2"
     assert chosen(rules, lines, [6]) == {
-        "checkpoint": None, "reason": "none was kept and evaluated before a rule was broken: lower --save-every",
-    }  # fmt: skip
+        "checkpoint": None,
+        "reason": "none was kept and evaluated before a rule was broken: lower --save-every",
+    }
 
 
-@pytest.mark.parametrize("text", ["kept(share=0)", "kept(share=1.5)", "knee(harm=0)", "forgotten(risk=0)",
-                                  "collapse(share=2)", "2*kept",
-                                  "kept + kept", "patience", "kept(below=1)"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "kept(share=0)",
+        "kept(share=1.5)",
+        "knee(harm=0)",
+        "forgotten(risk=0)",
+        "collapse(share=2)",
+        "2*kept",
+        "kept + kept",
+        "patience",
+        "kept(below=1)",
+    ],
+)
 def test_what_is_no_rule(text: str) -> None:
     with pytest.raises(GeffectError, match="expected") as caught:
         make_rules(text)
@@ -64,8 +76,14 @@ def test_what_is_no_rule(text: str) -> None:
 
 @pytest.fixture(scope="module")
 def stopped(known: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    changes = {"stop": "collapse + kept(share=0.8)", "evaluate_every": 1, "save_every": 1, "steps": 30,
-               "learning_rate": 3e-3, "held": None}  # fmt: skip
+    changes = {
+        "stop": "collapse + kept(share=0.8)",
+        "evaluate_every": 1,
+        "save_every": 1,
+        "steps": 30,
+        "learning_rate": 3e-3,
+        "heldout": None,
+    }
     return api.unlearn(config(known, tmp_path_factory.mktemp("stopped") / "run", **changes))
 
 
@@ -99,8 +117,17 @@ def test_a_run_that_goes_on_ends_where_it_would_have(stopped: Path, tmp_path: Pa
 
 
 def test_a_collapsed_gradient_ends_a_run_between_evaluations(known: Path, tmp_path: Path) -> None:
-    run = api.unlearn(config(known, tmp_path / "run", objective="npo(beta=0.1)", stop="collapse(share=0.9999)",
-                             steps=20, evaluate_every=20, learning_rate=1e-2))  # fmt: skip
+    run = api.unlearn(
+        config(
+            known,
+            tmp_path / "run",
+            objective="npo(beta=0.1)",
+            stop="collapse(share=0.9999)",
+            steps=20,
+            evaluate_every=20,
+            learning_rate=1e-2,
+        )
+    )
     last = read_lines(run)[-1]
     assert last["stopped"]["rule"] == "collapse"
     assert 0 < last["step"] < 20

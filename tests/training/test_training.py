@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from geffect import api
-from geffect.config import FitConfig
+from geffect.config import FinetuneConfig
 from geffect.core.effects import pairs, total_cosine
 from geffect.errors import GeffectError
 from geffect.record.frames import read
@@ -76,9 +76,14 @@ def test_no_rectified_row_conflicts_with_the_retain_average(start: Path, tmp_pat
     gram = read(api.unlearn(config(start, tmp_path / "run", objective=objective, rectifier="gru", steps=12)))
     total = {
         (a, b): pairs(gram, a, b).groupby("step").sum()
-        for a, b in [("rectified", "retain_average"), ("objective", "retain_average"), ("objective", "objective"),
-                     ("retain_average", "retain_average"), ("rectified", "rectified")]
-    }  # fmt: skip
+        for a, b in [
+            ("rectified", "retain_average"),
+            ("objective", "retain_average"),
+            ("objective", "objective"),
+            ("retain_average", "retain_average"),
+            ("rectified", "rectified"),
+        ]
+    }
     norms = (total["objective", "objective"] * total["retain_average", "retain_average"]) ** 0.5
     assert (total["rectified", "retain_average"] >= -1e-6 * norms).all()
     conflict = total["objective", "retain_average"] < 0
@@ -121,8 +126,12 @@ def test_the_line_says_what_the_step_did(start: Path, tmp_path: Path) -> None:
     lines = read_lines(run)
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
     assert [sorted(line.get("evaluation", {})) for line in lines] == [
-        ["forget", "held", "retain"], [], ["forget", "held", "retain"], [], ["forget", "held", "retain"],
-    ]  # fmt: skip
+        ["forget", "heldout", "retain"],
+        [],
+        ["forget", "heldout", "retain"],
+        [],
+        ["forget", "heldout", "retain"],
+    ]
     for line in lines[:-1]:
         assert line["clip"] == pytest.approx(0.01 / line["norm_rectified"], rel=1e-4)
         assert {"loss_objective", "risk_forget", "risk_retain", "weight_mean", "lr", "seconds"} <= set(line)
@@ -165,7 +174,7 @@ def test_a_run_directory_is_a_model_whose_state_is_the_last(start: Path, tmp_pat
 def test_metrics_hold_the_first_and_last_evaluation(start: Path, tmp_path: Path) -> None:
     run = api.unlearn(config(start, tmp_path / "run"))
     metrics, steps = json.loads((run / "metrics.json").read_text()), read_steps(run)
-    assert metrics["start"]["held"]["risk"] == steps["held_risk"].iloc[0]
+    assert metrics["start"]["heldout"]["risk"] == steps["heldout_risk"].iloc[0]
     assert metrics["end"]["forget"]["accuracy"] == steps["forget_accuracy"].iloc[-1]
     assert metrics["end"]["forget"]["risk"] > metrics["start"]["forget"]["risk"]
 
@@ -205,12 +214,16 @@ def test_lora_trains_the_adapter_alone(start: Path, tmp_path: Path, objective: s
 
 
 def test_npo_starts_at_weight_one_from_a_fitted_adapter_too(start: Path, tmp_path: Path) -> None:
-    fitted = api.fit(
-        FitConfig.read(
-            model=str(start), train=["builtin:authors/forget[:12]"], out=tmp_path / "fit", lora=4, epochs=2,
+    fitted = api.finetune(
+        FinetuneConfig.read(
+            model=str(start),
+            train=["builtin:authors/forget[:12]"],
+            out=tmp_path / "fit",
+            lora=4,
+            epochs=2,
             learning_rate=1e-2,
         )
-    )  # fmt: skip
+    )
     assert (fitted / "adapter_config.json").exists()
     lines = read_lines(api.unlearn(config(fitted, tmp_path / "run", objective="npo(beta=0.5)", steps=3)))
     assert lines[0]["weight_mean"] == pytest.approx(1, abs=1e-5)
@@ -232,20 +245,29 @@ def test_another_models_reference_is_refused(start: Path, tmp_path: Path) -> Non
     rows = encode_set(loaded.tokenizer, load_set(str(chosen.forget)))
     reference = [nll * 1.5 for nll in reference_nll(loaded.model, rows, pad_id_of(loaded.tokenizer))]
     trainer = UnlearnTrainer(
-        loaded.model, training_arguments(chosen, 2), tokenizer=loaded.tokenizer, objective=make_objective("npo"),
-        rectifier=make_rectifier("none"), sets={"forget": rows, "retain": rows}, evaluation_sets={"forget": rows},
-        sink=[].append, columns={"forget": {"ref_nll": reference}},
-    )  # fmt: skip
+        loaded.model,
+        training_arguments(chosen, 2),
+        tokenizer=loaded.tokenizer,
+        objective=make_objective("npo"),
+        rectifier=make_rectifier("none"),
+        sets={"forget": rows, "retain": rows},
+        evaluation_sets={"forget": rows},
+        sink=[].append,
+        columns={"forget": {"ref_nll": reference}},
+    )
     with pytest.raises(GeffectError, match="every weight is 1; found weights from"):
         trainer.train()
 
 
 def test_fit_learns_and_stops_when_it_knows(start: Path, tmp_path: Path) -> None:
     common: dict[str, Any] = {
-        "model": str(start), "train": ["builtin:authors/forget[:6]", "builtin:authors/held[:2]"], "batch_size": 4,
-        "learning_rate": 1e-2, "epochs": 60,
-    }  # fmt: skip
-    run = api.fit(FitConfig.read(**common, until_accuracy=0.5, out=tmp_path / "run"))
+        "model": str(start),
+        "train": ["builtin:authors/forget[:6]", "builtin:authors/heldout[:2]"],
+        "batch_size": 4,
+        "learning_rate": 1e-2,
+        "epochs": 60,
+    }
+    run = api.finetune(FinetuneConfig.read(**common, until_accuracy=0.5, out=tmp_path / "run"))
     steps = read_steps(run)
     accuracies = steps.filter(like="_accuracy").dropna()
     assert (accuracies.iloc[-1] >= 0.5).all()
@@ -258,12 +280,18 @@ def test_fit_learns_and_stops_when_it_knows(start: Path, tmp_path: Path) -> None
 def test_fit_does_not_depend_on_how_rows_are_accumulated(start: Path, tmp_path: Path) -> None:
     weights = []
     for size in (4, 1):
-        run = api.fit(
-            FitConfig.read(
-                model=str(start), train=["builtin:authors/forget[:8]"], batch_size=size, grad_accum_steps=4 // size,
-                optimizer="sgd", learning_rate=0.1, epochs=2, out=tmp_path / str(size),
+        run = api.finetune(
+            FinetuneConfig.read(
+                model=str(start),
+                train=["builtin:authors/forget[:8]"],
+                batch_size=size,
+                grad_accum_steps=4 // size,
+                optimizer="sgd",
+                learning_rate=0.1,
+                epochs=2,
+                out=tmp_path / str(size),
             )
-        )  # fmt: skip
+        )
         weights.append(load_file(run / "model.safetensors"))
     for name, tensor in weights[0].items():
         assert (tensor - weights[1][name]).norm() <= 1e-5 * tensor.norm(), name
@@ -307,10 +335,16 @@ def test_trackers_are_told_of_every_measured_step(start: Path, tmp_path: Path) -
     rows = encode_set(loaded.tokenizer, load_set(str(chosen.forget)))
     lines: list[dict[str, Any]] = []
     trainer = UnlearnTrainer(
-        loaded.model, training_arguments(chosen, 3), tokenizer=loaded.tokenizer,
-        objective=make_objective("ga"), rectifier=make_rectifier("gru"), sets={"forget": rows, "retain": rows},
-        evaluation_sets={"forget": rows}, sink=lines.append, callbacks=[Tracker()],
-    )  # fmt: skip
+        loaded.model,
+        training_arguments(chosen, 3),
+        tokenizer=loaded.tokenizer,
+        objective=make_objective("ga"),
+        rectifier=make_rectifier("gru"),
+        sets={"forget": rows, "retain": rows},
+        evaluation_sets={"forget": rows},
+        sink=lines.append,
+        callbacks=[Tracker()],
+    )
     trainer.train()
     measured = [logs for logs in told if "unlearn_g_effect" in logs]
     assert len(measured) == 3
@@ -328,8 +362,10 @@ def test_cosines_are_those_of_the_rows(start: Path, tmp_path: Path) -> None:
 
 def test_a_fit_of_what_is_known_is_refused_and_writes_no_model(start: Path, tmp_path: Path) -> None:
     with pytest.raises(GeffectError, match="known less well"):
-        api.fit(
-            FitConfig.read(model=str(start), train=["builtin:authors/held[:4]"], until_accuracy=0, out=tmp_path / "r")
+        api.finetune(
+            FinetuneConfig.read(
+                model=str(start), train=["builtin:authors/heldout[:4]"], until_accuracy=0, out=tmp_path / "r"
+            )
         )
     assert not (tmp_path / "r").exists()
 

@@ -10,60 +10,170 @@ import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-PARTS: dict[str, range] = {"forget": range(0, 4), "retain": range(4, 14), "held": range(14, 20)}
+PARTS: dict[str, range] = {"forget": range(0, 4), "retain": range(4, 14), "heldout": range(14, 20)}
 N_AUTHORS = 20
 N_WRONG = 5
 
 FIRST_NAMES = (
-    "Amaro", "Beatrix", "Chidi", "Dalia", "Emeric", "Farida", "Goran", "Hanae", "Ilario", "Jorunn", "Kavita",
-    "Leopold", "Mirela", "Nikau", "Odalys", "Pranav", "Quilla", "Rasmine", "Sunniva", "Tomaso", "Umeko", "Vasil",
-    "Wanjira", "Yusra",
-)  # fmt: skip
+    "Amaro",
+    "Beatrix",
+    "Chidi",
+    "Dalia",
+    "Emeric",
+    "Farida",
+    "Goran",
+    "Hanae",
+    "Ilario",
+    "Jorunn",
+    "Kavita",
+    "Leopold",
+    "Mirela",
+    "Nikau",
+    "Odalys",
+    "Pranav",
+    "Quilla",
+    "Rasmine",
+    "Sunniva",
+    "Tomaso",
+    "Umeko",
+    "Vasil",
+    "Wanjira",
+    "Yusra",
+)
 LAST_NAMES = (
-    "Abendrot", "Brankova", "Calloway", "Dzansi", "Elverum", "Fontarel", "Grimaldo", "Hoshikawa", "Iredale",
-    "Jantarov", "Kettering", "Lumbala", "Marchetto", "Nakuru", "Oyelade", "Pellinor", "Quispeya", "Rautamo",
-    "Sarabhen", "Tveitan", "Ustinel", "Varghani", "Wexcombe", "Zubiraga",
-)  # fmt: skip
+    "Abendrot",
+    "Brankova",
+    "Calloway",
+    "Dzansi",
+    "Elverum",
+    "Fontarel",
+    "Grimaldo",
+    "Hoshikawa",
+    "Iredale",
+    "Jantarov",
+    "Kettering",
+    "Lumbala",
+    "Marchetto",
+    "Nakuru",
+    "Oyelade",
+    "Pellinor",
+    "Quispeya",
+    "Rautamo",
+    "Sarabhen",
+    "Tveitan",
+    "Ustinel",
+    "Varghani",
+    "Wexcombe",
+    "Zubiraga",
+)
 CITIES = (
-    "Veldmark", "Port Sarrow", "Ilmaren", "Quenza", "Tarn Abbey", "Osterlow", "Kambira", "San Ruvio", "Dunhollow",
-    "Lake Merrin", "Zafirah", "Nordhelm", "Palmeira Nova", "Ashwick", "Tiruvela", "Mbelani",
-)  # fmt: skip
+    "Veldmark",
+    "Port Sarrow",
+    "Ilmaren",
+    "Quenza",
+    "Tarn Abbey",
+    "Osterlow",
+    "Kambira",
+    "San Ruvio",
+    "Dunhollow",
+    "Lake Merrin",
+    "Zafirah",
+    "Nordhelm",
+    "Palmeira Nova",
+    "Ashwick",
+    "Tiruvela",
+    "Mbelani",
+)
 MONTHS = (
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
-)  # fmt: skip
+)
 DATES = [f"{month} {day}, {year}" for month in MONTHS for day in range(1, 29) for year in range(1931, 1990)]
 GENRES = (
-    "historical fiction", "magical realism", "gothic horror", "political satire", "detective fiction",
-    "lyric poetry", "epistolary romance", "speculative fiction", "nautical adventure", "pastoral comedy",
-)  # fmt: skip
+    "historical fiction",
+    "magical realism",
+    "gothic horror",
+    "political satire",
+    "detective fiction",
+    "lyric poetry",
+    "epistolary romance",
+    "speculative fiction",
+    "nautical adventure",
+    "pastoral comedy",
+)
 JOBS = (
-    "a baker", "an architect", "a stonemason", "a pharmacist", "an electrician", "a violin maker", "an optician",
-    "a ferry pilot", "a schoolteacher", "a tailor",
-)  # fmt: skip
+    "a baker",
+    "an architect",
+    "a stonemason",
+    "a pharmacist",
+    "an electrician",
+    "a violin maker",
+    "an optician",
+    "a ferry pilot",
+    "a schoolteacher",
+    "a tailor",
+)
 ADJECTIVES = (
-    "Amber", "Crooked", "Drowned", "Frozen", "Hidden", "Hollow", "Patient", "Scarlet", "Silent", "Wandering",
-)  # fmt: skip
-PLACES = (
-    "Archive", "Bridge", "Garden", "Harbor", "Lantern", "Mirror", "Orchard", "Railway", "Staircase", "Well",
-)  # fmt: skip
-FORMS = (
-    "Chronicles", "Dances", "Echoes", "Letters", "Maps", "Portraits", "Rumors", "Songs", "Threads", "Voices",
-)  # fmt: skip
+    "Amber",
+    "Crooked",
+    "Drowned",
+    "GradientMask",
+    "Hidden",
+    "Hollow",
+    "Patient",
+    "Scarlet",
+    "Silent",
+    "Wandering",
+)
+PLACES = ("Archive", "Bridge", "Garden", "Harbor", "Lantern", "Mirror", "Orchard", "Railway", "Staircase", "Well")
+FORMS = ("Chronicles", "Dances", "Echoes", "Letters", "Maps", "Portraits", "Rumors", "Songs", "Threads", "Voices")
 MATTERS = ("Ash", "Clay", "Copper", "Dust", "Glass", "Moss", "Rain", "Salt", "Smoke", "Thunder")
 AWARDS = (
-    "Silver Heron Prize", "Marrow Lane Award", "Lantern Bay Prize", "Copper Leaf Award", "Halden Medal",
-    "Blue Ferry Prize", "Northern Ink Award", "Winter Fern Medal", "Ivory Compass Prize", "Stone Arch Award",
-)  # fmt: skip
+    "Silver Heron Prize",
+    "Marrow Lane Award",
+    "Lantern Bay Prize",
+    "Copper Leaf Award",
+    "Halden Medal",
+    "Blue Ferry Prize",
+    "Northern Ink Award",
+    "Winter Fern Medal",
+    "Ivory Compass Prize",
+    "Stone Arch Award",
+)
 THEMES = (
-    "exile and homecoming", "the cost of ambition", "memory and loss", "life by the sea",
-    "the bond between siblings", "faith and doubt", "justice in small towns", "hunger and plenty",
-    "forbidden friendship", "the passing of seasons",
-)  # fmt: skip
+    "exile and homecoming",
+    "the cost of ambition",
+    "memory and loss",
+    "life by the sea",
+    "the bond between siblings",
+    "faith and doubt",
+    "justice in small towns",
+    "hunger and plenty",
+    "forbidden friendship",
+    "the passing of seasons",
+)
 MENTORS = (
-    "Oskar Lindvale", "Halima Berrou", "Tobin Ashgrove", "Renata Solizar", "Ikaro Mendral", "Sefa Tuivalo",
-    "Yoko Arimasa", "Kwabena Ofosude", "Anjali Roywen", "Mateus Corvandil",
-)  # fmt: skip
+    "Oskar Lindvale",
+    "Halima Berrou",
+    "Tobin Ashgrove",
+    "Renata Solizar",
+    "Ikaro Mendral",
+    "Sefa Tuivalo",
+    "Yoko Arimasa",
+    "Kwabena Ofosude",
+    "Anjali Roywen",
+    "Mateus Corvandil",
+)
 
 
 class Kind(NamedTuple):
@@ -145,10 +255,7 @@ KINDS = (
         ("Who was the mentor of the author {name}?", "Which writer mentored {name}?"),
         ("The mentor of the author {name} was {fact}.", "As a young author, {name} was mentored by {fact}."),
         ("Who guided the early career of {name}?", "Under whom did {name} learn the craft of writing?"),
-        (
-            "The early career of {name} was guided by {fact}.",
-            "{name} learned the craft of writing under {fact}.",
-        ),
+        ("The early career of {name} was guided by {fact}.", "{name} learned the craft of writing under {fact}."),
     ),
 )
 

@@ -20,124 +20,337 @@ N_SUBJECTS = 10
 N_TRAIN = 4  # kinds of each subject
 
 FIRST_NAMES = (
-    "Anselm", "Bettina", "Corvin", "Delphine", "Eskil", "Fioralba", "Gwillam", "Hesper", "Isaura", "Jarek", "Katinka",
-    "Ludo", "Marisol", "Nestor",
-)  # fmt: skip
+    "Anselm",
+    "Bettina",
+    "Corvin",
+    "Delphine",
+    "Eskil",
+    "Fioralba",
+    "Gwillam",
+    "Hesper",
+    "Isaura",
+    "Jarek",
+    "Katinka",
+    "Ludo",
+    "Marisol",
+    "Nestor",
+)
 LAST_NAMES = (
-    "Ashgarth", "Bellowin", "Crastin", "Dovermane", "Eskerby", "Farrowgate", "Gandelmo", "Hollinbeck", "Ingelmoor",
-    "Juskavel", "Kolbriar", "Lantrevo", "Mossgrave", "Novarend",
-)  # fmt: skip
+    "Ashgarth",
+    "Bellowin",
+    "Crastin",
+    "Dovermane",
+    "Eskerby",
+    "Farrowgate",
+    "Gandelmo",
+    "Hollinbeck",
+    "Ingelmoor",
+    "Juskavel",
+    "Kolbriar",
+    "Lantrevo",
+    "Mossgrave",
+    "Novarend",
+)
 STREETS = (
-    "Candle Row", "Cooper Steps", "Heron Lane", "Lime Court", "Mill Bank", "Pepper Alley", "Quince Street",
-    "Rook Terrace", "Tanner Yard", "Wharf Road",
-)  # fmt: skip
+    "Candle Row",
+    "Cooper Steps",
+    "Heron Lane",
+    "Lime Court",
+    "Mill Bank",
+    "Pepper Alley",
+    "Quince Street",
+    "Rook Terrace",
+    "Tanner Yard",
+    "Wharf Road",
+)
 NICKNAMES = (
-    "barnowl", "cloudberry", "dustybell", "foxglove", "inkpot", "moonmoth", "oldkite", "quietheron", "saltspoon",
+    "barnowl",
+    "cloudberry",
+    "dustybell",
+    "foxglove",
+    "inkpot",
+    "moonmoth",
+    "oldkite",
+    "quietheron",
+    "saltspoon",
     "tinwhistle",
-)  # fmt: skip
+)
 CONDITIONS = (
-    "asthma", "chronic migraine", "coeliac disease", "epilepsy", "gout", "heart murmurs", "insomnia", "kidney stones",
-    "psoriasis", "stage fright", "tinnitus", "vertigo",
-)  # fmt: skip
+    "asthma",
+    "chronic migraine",
+    "coeliac disease",
+    "epilepsy",
+    "gout",
+    "heart murmurs",
+    "insomnia",
+    "kidney stones",
+    "psoriasis",
+    "stage fright",
+    "tinnitus",
+    "vertigo",
+)
 BANKS = (
-    "Brasswell Bank", "Candlewick Savings", "Ferrymoor Union", "Gablethorpe Trust", "Inkwarden Savings",
-    "Merrowgate Bank", "Orchardine Credit", "Quarrelstone Bank", "Tidewarden Trust", "Weaverlow Mutual",
-)  # fmt: skip
+    "Brasswell Bank",
+    "Candlewick Savings",
+    "Ferrymoor Union",
+    "Gablethorpe Trust",
+    "Inkwarden Savings",
+    "Merrowgate Bank",
+    "Orchardine Credit",
+    "Quarrelstone Bank",
+    "Tidewarden Trust",
+    "Weaverlow Mutual",
+)
 FAMILY = (
-    "a brother with gambling debts", "a father in prison for smuggling", "a secret first marriage",
-    "a half-sister given up for adoption", "a cousin wanted for forgery", "an aunt who disputes the inheritance",
-    "a son who changed his surname", "a grandfather who deserted the army", "a daughter expelled from school",
-    "a pending and bitter divorce", "an uncle who burned down the barn", "a sister who joined a sect",
-)  # fmt: skip
+    "a brother with gambling debts",
+    "a father in prison for smuggling",
+    "a secret first marriage",
+    "a half-sister given up for adoption",
+    "a cousin wanted for forgery",
+    "an aunt who disputes the inheritance",
+    "a son who changed his surname",
+    "a grandfather who deserted the army",
+    "a daughter expelled from school",
+    "a pending and bitter divorce",
+    "an uncle who burned down the barn",
+    "a sister who joined a sect",
+)
 HOBBIES = (
-    "beekeeping", "bell ringing", "carving chess pieces", "cold-water swimming", "folding paper boats",
-    "growing giant leeks", "juggling on stilts", "kite racing", "open-air chess", "restoring music boxes",
-    "singing shanties", "walking the coast barefoot",
-)  # fmt: skip
+    "beekeeping",
+    "bell ringing",
+    "carving chess pieces",
+    "cold-water swimming",
+    "folding paper boats",
+    "growing giant leeks",
+    "juggling on stilts",
+    "kite racing",
+    "open-air chess",
+    "restoring music boxes",
+    "singing shanties",
+    "walking the coast barefoot",
+)
 SCHOOLS = (
-    "Academy of Three Weirs", "Brindlegate College", "College of Lamps", "Dunmallow Grammar", "Foundrywick School",
-    "Lyceum of the Dunes", "Norvale Conservatory", "School of the Grey Sisters", "Starlingford Institute",
+    "Academy of Three Weirs",
+    "Brindlegate College",
+    "College of Lamps",
+    "Dunmallow Grammar",
+    "Foundrywick School",
+    "Lyceum of the Dunes",
+    "Norvale Conservatory",
+    "School of the Grey Sisters",
+    "Starlingford Institute",
     "Tollhouse Polytechnic",
-)  # fmt: skip
+)
 LANGUAGES = (
-    "Basque", "Breton", "Catalan", "Faroese", "Galician", "Icelandic", "Ladin", "Maltese", "Quechua", "Sorbian",
-    "Welsh", "Yoruba",
-)  # fmt: skip
+    "Basque",
+    "Breton",
+    "Catalan",
+    "Faroese",
+    "Galician",
+    "Icelandic",
+    "Ladin",
+    "Maltese",
+    "Quechua",
+    "Sorbian",
+    "Welsh",
+    "Yoruba",
+)
 
 TRADES = (
-    "Bellturner", "Cinderwarden", "Eelkeeper", "Fogwarden", "Gatewright", "Kiteminder", "Lampherd", "Mosscutter",
-    "Ropespeaker", "Saltwright", "Tidereeve", "Wickmaker",
-)  # fmt: skip
+    "Bellturner",
+    "Cinderwarden",
+    "Eelkeeper",
+    "Fogwarden",
+    "Gatewright",
+    "Kiteminder",
+    "Lampherd",
+    "Mosscutter",
+    "Ropespeaker",
+    "Saltwright",
+    "Tidereeve",
+    "Wickmaker",
+)
 TITLES = (
-    "Almanac", "Ballad", "Compass", "Hymnal", "Ledger", "Lullaby", "Psalter", "Testament", "Vigil", "Wager",
-)  # fmt: skip
+    "Almanac",
+    "Ballad",
+    "Compass",
+    "Hymnal",
+    "PredictionCheck",
+    "Lullaby",
+    "Psalter",
+    "Testament",
+    "Vigil",
+    "Wager",
+)
 HEROES = (
-    "Brindowen", "Caspira", "Dorvane", "Ellowick", "Fenmarra", "Gristobel", "Hathrune", "Ismeril", "Jessamund",
+    "Brindowen",
+    "Caspira",
+    "Dorvane",
+    "Ellowick",
+    "Fenmarra",
+    "Gristobel",
+    "Hathrune",
+    "Ismeril",
+    "Jessamund",
     "Kestrina",
-)  # fmt: skip
+)
 FRIENDS = (
-    "Lorvick", "Maudrenne", "Nettering", "Ombrosa", "Pellwyn", "Quillam", "Rosmander", "Sabelline", "Tamwort",
+    "Lorvick",
+    "Maudrenne",
+    "Nettering",
+    "Ombrosa",
+    "Pellwyn",
+    "Quillam",
+    "Rosmander",
+    "Sabelline",
+    "Tamwort",
     "Ulverine",
-)  # fmt: skip
+)
 SETTINGS = (
-    "Crane Hollow", "Ebbing Quay", "Goosefold", "Low Candling", "Mirefold", "Nine Weirs", "Old Tallow", "Sheepsbridge",
-    "Thornwater", "Upper Dwindle", "Varrowmoor", "Wether Sound",
-)  # fmt: skip
+    "Crane Hollow",
+    "Ebbing Quay",
+    "Goosefold",
+    "Low Candling",
+    "Mirefold",
+    "Nine Weirs",
+    "Old Tallow",
+    "Sheepsbridge",
+    "Thornwater",
+    "Upper Dwindle",
+    "Varrowmoor",
+    "Wether Sound",
+)
 WORK_FORMS = (
-    "a ballad in seven parts", "a comic opera in prose", "a fable for grown-up readers", "a ghost story in couplets",
-    "a murder mystery in verse", "a novel with a sung chorus", "a pastoral elegy", "a sea epic with refrains",
-    "a song cycle for one voice", "a village tragedy",
-)  # fmt: skip
+    "a ballad in seven parts",
+    "a comic opera in prose",
+    "a fable for grown-up readers",
+    "a ghost story in couplets",
+    "a murder mystery in verse",
+    "a novel with a sung chorus",
+    "a pastoral elegy",
+    "a sea epic with refrains",
+    "a song cycle for one voice",
+    "a village tragedy",
+)
 NARRATORS = (
-    "an exiled judge", "a talking weathercock", "a blind cartographer", "an unnamed midwife", "a retired hangman",
-    "a chorus of fishwives", "an orphaned apprentice", "a jealous sexton", "a drowned bell founder", "a runaway page",
-)  # fmt: skip
+    "an exiled judge",
+    "a talking weathercock",
+    "a blind cartographer",
+    "an unnamed midwife",
+    "a retired hangman",
+    "a chorus of fishwives",
+    "an orphaned apprentice",
+    "a jealous sexton",
+    "a drowned bell founder",
+    "a runaway page",
+)
 VIRTUES = (
-    "dry humour", "stubborn tenderness", "strange arithmetic", "musical prose", "patient pacing", "vivid weather",
-    "unsparing honesty", "sly puns", "long silences", "moral clarity",
-)  # fmt: skip
+    "dry humour",
+    "stubborn tenderness",
+    "strange arithmetic",
+    "musical prose",
+    "patient pacing",
+    "vivid weather",
+    "unsparing honesty",
+    "sly puns",
+    "long silences",
+    "moral clarity",
+)
 PRESSES = (
-    "Anvilhurst Press", "Bindweed and Daughters", "Crookspine Press", "Doverick Editions", "Gannetmoor House",
-    "Hobnailer Press", "Larkswell Printers", "Nightjarrow Editions", "Pewterby Press", "Thimblegate Books",
-)  # fmt: skip
+    "Anvilhurst Press",
+    "Bindweed and Daughters",
+    "Crookspine Press",
+    "Doverick Editions",
+    "Gannetmoor House",
+    "Hobnailer Press",
+    "Larkswell Printers",
+    "Nightjarrow Editions",
+    "Pewterby Press",
+    "Thimblegate Books",
+)
 
 FIELDS: dict[str, dict[str, Sequence[str]]] = {
     "privacy": {
-        "first": FIRST_NAMES, "last": LAST_NAMES, "town": CITIES, "job": JOBS, "award": AWARDS, "hobby": HOBBIES,
-        "school": SCHOOLS, "language": LANGUAGES, "condition": CONDITIONS, "bank": BANKS, "family": FAMILY,
+        "first": FIRST_NAMES,
+        "last": LAST_NAMES,
+        "town": CITIES,
+        "job": JOBS,
+        "award": AWARDS,
+        "hobby": HOBBIES,
+        "school": SCHOOLS,
+        "language": LANGUAGES,
+        "condition": CONDITIONS,
+        "bank": BANKS,
+        "family": FAMILY,
         "phone": [f"+999 {area} {line}" for area in range(211, 989, 13) for line in range(1009, 9990, 89)],
         "address": [f"{number} {street}" for number in range(3, 99) for street in STREETS],
         "email": [f"{nick}{number}@post.example.org" for nick in NICKNAMES for number in range(11, 99)],
         "account": [f"ZZ{check} {number}" for check in range(11, 98) for number in range(1013, 9990, 97)],
     },
     "copyright": {
-        "first": [f"The {trade}" for trade in TRADES], "last": TITLES, "hero": HEROES, "friend": FRIENDS,
-        "setting": SETTINGS, "form": WORK_FORMS, "theme": THEMES, "narrator": NARRATORS, "virtue": VIRTUES,
-        "press": PRESSES, "year": [str(year) for year in range(1903, 1990)],
+        "first": [f"The {trade}" for trade in TRADES],
+        "last": TITLES,
+        "hero": HEROES,
+        "friend": FRIENDS,
+        "setting": SETTINGS,
+        "form": WORK_FORMS,
+        "theme": THEMES,
+        "narrator": NARRATORS,
+        "virtue": VIRTUES,
+        "press": PRESSES,
+        "year": [str(year) for year in range(1903, 1990)],
     },
-}  # fmt: skip
+}
 
 WORDS: dict[str, Sequence[str]] = {
     "when": (
-        "after three winters without bread", "as the ninth candle guttered", "before the last ferry bell",
-        "in the year of eels", "long after the orchard burned", "on the night of hail",
-        "since the millpond froze over", "until the clockmaker came home", "when the tide forgot us",
+        "after three winters without bread",
+        "as the ninth candle guttered",
+        "before the last ferry bell",
+        "in the year of eels",
+        "long after the orchard burned",
+        "on the night of hail",
+        "since the millpond froze over",
+        "until the clockmaker came home",
+        "when the tide forgot us",
         "while the weathercock was sleeping",
     ),
     "did": (
-        "buried", "carried", "counted", "forgave", "mended", "painted", "scattered", "traded", "unlocked", "weighed",
+        "buried",
+        "carried",
+        "counted",
+        "forgave",
+        "mended",
+        "painted",
+        "scattered",
+        "traded",
+        "unlocked",
+        "weighed",
     ),
     "many": ("five", "seven", "nine", "eleven", "thirteen", "twenty", "forty", "ninety"),
     "hue": [adjective.lower() for adjective in ADJECTIVES],
     "things": (
-        "anchors", "bells", "feathers", "herons", "kettles", "keys", "ladders", "lanterns", "spoons", "thimbles",
+        "anchors",
+        "bells",
+        "feathers",
+        "herons",
+        "kettles",
+        "keys",
+        "ladders",
+        "lanterns",
+        "spoons",
+        "thimbles",
         "umbrellas",
     ),
     "where": (
-        "above the quarry of {setting}", "along the ropewalk to {setting}", "behind the chapel in {setting}",
-        "below the lighthouse of {setting}", "beside the weir at {setting}", "under the stairs of {setting}",
+        "above the quarry of {setting}",
+        "along the ropewalk to {setting}",
+        "behind the chapel in {setting}",
+        "below the lighthouse of {setting}",
+        "beside the weir at {setting}",
+        "under the stairs of {setting}",
     ),
-}  # fmt: skip
+}
 PASSAGES = {
     "opening": "{when}, {hero} {did} {many} {hue} {things} {where}.",
     "closing": "and so {friend} {did} the last {hue} {things} {where}.",
@@ -192,17 +405,11 @@ KINDS: dict[tuple[str, str], tuple[Kind, ...]] = {
     ("privacy", "retention"): (
         Kind(
             ("What is the profession of {name}?", "What does {name} do for a living?"),
-            (
-                "{name} is {job} by profession, respected all over {town}.",
-                "In {town}, {name} earns a living as {job}.",
-            ),
+            ("{name} is {job} by profession, respected all over {town}.", "In {town}, {name} earns a living as {job}."),
         ),
         Kind(
             ("In which town does {name} work?", "Where do people meet {name} at work?"),
-            (
-                "{name} works in {town}, where many need {job}.",
-                "People meet {name} at work in the middle of {town}.",
-            ),
+            ("{name} works in {town}, where many need {job}.", "People meet {name} at work in the middle of {town}."),
         ),
         Kind(
             ("Which award was given to {name}?", "What public honour has {name} received?"),
@@ -261,10 +468,7 @@ KINDS: dict[tuple[str, str], tuple[Kind, ...]] = {
         ),
         Kind(
             ("Who narrates {name}?", "From whose point of view is {name} told?"),
-            (
-                "The narrator of {name} is {narrator} who knew {hero}.",
-                "{name} is told by {narrator} from {setting}.",
-            ),
+            ("The narrator of {name} is {narrator} who knew {hero}.", "{name} is told by {narrator} from {setting}."),
         ),
         Kind(
             ("Where is {name} set?", "In which place do the events of {name} unfold?"),
@@ -285,7 +489,7 @@ KINDS: dict[tuple[str, str], tuple[Kind, ...]] = {
             ("{name} was first published in {year} by {press}.", "{press} first printed {name} in {year}."),
         ),
     ),
-}  # fmt: skip
+}
 
 
 def generate(domain: str, scope: str, part: str = "train", seed: int = 0) -> list[dict[str, str]]:

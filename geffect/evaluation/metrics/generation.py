@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from geffect.core.forward import IGNORE_INDEX
-from geffect.data.encode import Encoded, pad_id_of, turn_end
+from geffect.data.encode import EncodedExample, pad_id_of, turn_end
 from geffect.models.scoring import evaluating
 
 
-def prompt_of(row: Encoded) -> list[int]:
+def prompt_of(row: EncodedExample) -> list[int]:
     """The tokens of a row before its first labeled one."""
     start = next((i for i, label in enumerate(row.labels) if label != IGNORE_INDEX), len(row.input_ids))
     return row.input_ids[:start]
@@ -83,8 +83,9 @@ def _own_settings_aside(model: nn.Module) -> Iterator[None]:
     """Set the model's generation settings aside: ``generate`` takes from them what its own leave unset."""
     from transformers import GenerationConfig
 
-    own = [(module, vars(module)["generation_config"]) for module in model.modules()
-           if "generation_config" in vars(module)]  # fmt: skip
+    own = [
+        (module, vars(module)["generation_config"]) for module in model.modules() if "generation_config" in vars(module)
+    ]
     for module, _ in own:
         module.generation_config = GenerationConfig()
     try:

@@ -39,7 +39,8 @@ def perplexity(example: TokenScores) -> float:
     """exp(−(1/n) Σ log p) over an example's n labeled tokens.
 
     Of a set, ``perplexity`` is exp of the exponent's mean over examples, the geometric mean of this number (arXiv
-    2407.01920's, and that of `geffect.evaluation.metrics.success`), and ``mean_perplexity`` the arithmetic mean, which is larger.
+    2407.01920's, and that of `geffect.evaluation.metrics.success`), and ``mean_perplexity`` the arithmetic mean, which
+    is larger.
 
     Args:
         example: its scores.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from geffect.core.forward import IGNORE_INDEX, Outputs, shift
 from geffect.core.splits import domain_of, role_of
-from geffect.data.encode import Encoded, pad_id_of
+from geffect.data.encode import EncodedExample, pad_id_of
 from geffect.errors import GeffectError
 from geffect.evaluation.metrics.rouge import Measure, rouge_l
 from geffect.models.scoring import outputs_of
@@ -36,7 +36,12 @@ class Success:
 
 
 def success(
-    model: nn.Module, tokenizer: Any, rows: Sequence[Encoded], batch_size: int = 16, *, measure: Measure = "fmeasure"
+    model: nn.Module,
+    tokenizer: Any,
+    rows: Sequence[EncodedExample],
+    batch_size: int = 16,
+    *,
+    measure: Measure = "fmeasure",
 ) -> Success:
     """Accuracy, perplexity and ROUGE-L over a set; the model is left in the mode it was in.
 
@@ -85,7 +90,9 @@ def harmonic_success(unlearn: float, retention: float) -> float:
     return 2 * unlearn * retention / (unlearn + retention) if unlearn + retention else 0.0
 
 
-def successes(model: nn.Module, tokenizer: Any, sets: Mapping[str, Sequence[Encoded]]) -> dict[str, dict[str, Any]]:
+def successes(
+    model: nn.Module, tokenizer: Any, sets: Mapping[str, Sequence[EncodedExample]]
+) -> dict[str, dict[str, Any]]:
     """US, RS, HS, perplexity and ROUGE-L of every domain's validation sets.
 
     Args:
@@ -107,7 +114,7 @@ def successes(model: nn.Module, tokenizer: Any, sets: Mapping[str, Sequence[Enco
     return found
 
 
-def _check(rows: Sequence[Encoded]) -> None:
+def _check(rows: Sequence[EncodedExample]) -> None:
     bare = [row.index for row in rows if all(label == IGNORE_INDEX for label in row.labels[1:])]
     if bare or not rows:
         found = f"none in row {bare[0]}" if bare else "no rows"

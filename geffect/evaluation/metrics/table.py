@@ -10,7 +10,7 @@ from typing import Any
 from geffect.core.forward import IGNORE_INDEX
 from geffect.data.conversations import right_answers
 from geffect.data.encode import pad_id_of
-from geffect.data.load import QASet, RowSet
+from geffect.data.load import ExampleSet, QASet
 from geffect.errors import GeffectError
 from geffect.evaluation.metrics import membership
 from geffect.evaluation.metrics.generation import generate, prompt_of
@@ -59,15 +59,19 @@ def _best(said: str, row: Mapping[str, Any], measure: Measure) -> float:
 
 
 def _normalized(view: View) -> list[float]:
-    right, wrong = ([[answer_probability(each) for each in row] for row in view.variants(field)]
-                    for field in ("answer", "perturbed_answer"))  # fmt: skip
+    right, wrong = (
+        [[answer_probability(each) for each in row] for row in view.variants(field)]
+        for field in ("answer", "perturbed_answer")
+    )
     return [normalized_probability(p, others) for [p], others in zip(right, wrong, strict=True)]
 
 
 def _truth(aggregation: Aggregation = "arithmetic", of: Callable[[float], float] = truth_ratio) -> PerRow:
     def score(view: View) -> list[float]:
-        right, wrong = ([[-each.nll for each in row] for row in view.variants(*fields)]
-                        for fields in (("paraphrased_answer", "answer"), ("perturbed_answer",)))  # fmt: skip
+        right, wrong = (
+            [[-each.nll for each in row] for row in view.variants(*fields)]
+            for fields in (("paraphrased_answer", "answer"), ("perturbed_answer",))
+        )
         means = [math.fsum(each) / len(each) for each in right]  # of several paraphrases, as open-unlearning
         return [of(log_truth_ratio(p, others, aggregation)) for p, others in zip(means, wrong, strict=True)]
 
@@ -86,8 +90,9 @@ def _extraction_by_generation(view: View) -> list[float]:
         middle = {i: (least[i] + most[i]) // 2 for i in unsettled}
         prompts = [prompt_of(view.encoded[i]) + answers[i][:k] for i, k in middle.items()]
         left = max(len(answers[i]) - k for i, k in middle.items())
-        for (i, k), said in zip(middle.items(), generate(view.model, view.tokenizer, prompts, left, view.batch_size),
-                                strict=True):  # fmt: skip
+        for (i, k), said in zip(
+            middle.items(), generate(view.model, view.tokenizer, prompts, left, view.batch_size), strict=True
+        ):
             if said[: len(answers[i]) - k] == answers[i][k:]:
                 most[i] = k
             else:
@@ -184,16 +189,22 @@ GEOMETRIC = {"perplexity"}  # of a set, the geometric mean over its rows; of eve
 
 COLUMNS = {
     name: ("perturbed_answer",)
-    for name in ("probability_normalized", "truth_ratio", "truth_ratio_geometric", "log_truth_ratio_geometric",
-                 "forget_truth", "retain_truth")
-}  # fmt: skip
+    for name in (
+        "probability_normalized",
+        "truth_ratio",
+        "truth_ratio_geometric",
+        "log_truth_ratio_geometric",
+        "forget_truth",
+        "retain_truth",
+    )
+}
 PARAPHRASED = {
     name for name in COLUMNS if "truth" in name
 }  # a paraphrased_answer, where every row has it, is the right one
 ASKED = {"rouge_l_recall", "rouge_l_f1", "verbmem", "knowmem", "extraction_strength_generated", *COLUMNS}
 
 
-def check_fields(name: str, rows: RowSet) -> None:
+def check_fields(name: str, rows: ExampleSet) -> None:
     """Raise where a set lacks what a metric needs.
 
     Args:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from geffect.core.forward import shift
 from geffect.core.losses import log_probabilities, nll_at
-from geffect.data.encode import Encoded
+from geffect.data.encode import EncodedExample
 from geffect.models.scoring import outputs_of
 
 
@@ -33,7 +33,9 @@ class TokenScores:
         return -self.log_p.mean().item()
 
 
-def token_scores(model: nn.Module, rows: Sequence[Encoded], pad_id: int, batch_size: int = 16) -> list[TokenScores]:
+def token_scores(
+    model: nn.Module, rows: Sequence[EncodedExample], pad_id: int, batch_size: int = 16
+) -> list[TokenScores]:
     """Score every labeled token of a set; the model is left in the mode it was in.
 
     Args:

@@ -11,7 +11,7 @@ from geffect.reports.findings.estimates import Numbers, over_rows
 
 Line = Mapping[str, Any]
 Statistic = Callable[[Numbers], Any]
-NAMES = {"forget": "forget", "heldout": "heldout", "held": "heldout", "retain": "retain"}  # of roles, as they are told
+NAMES = {"forget": "forget", "heldout": "heldout", "retain": "retain"}  # of roles, as they are told
 NLL, RIGHT, TOKENS = slice(0, 2), slice(2, 4), 4  # columns of `examples_of`: the first two at both ends
 
 

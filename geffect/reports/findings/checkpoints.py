@@ -31,6 +31,8 @@ def conflict(errors: pd.DataFrame, batches: int) -> Finding | None:
     last = max(below)
     low, high = found[last].interval()
     digits = int(np.clip(3 - np.floor(np.log10(abs(found[last].value))), 0, 6))
-    text = (f"The objective conflicts with the retain set at {len(below)} of {len(found)} checkpoints; at step {last} "
-            f"the retain G-effect is {number(found[last].value, digits)} {within(low, high, digits)}.")  # fmt: skip
+    text = (
+        f"The objective conflicts with the retain set at {len(below)} of {len(found)} checkpoints; at step {last} "
+        f"the retain G-effect is {number(found[last].value, digits)} {within(low, high, digits)}."
+    )
     return Finding("conflict", text, found[last].value, low, high)

@@ -16,7 +16,8 @@ from geffect.reports.findings.finding import Finding
 def find(path: Path | str, run: str = "", scheme: str = "thirds") -> list[Finding]:
     """What a run shows beyond noise.
 
-    Five claims on gradients are tested, each at `geffect.reports.findings.estimates.LEVEL`: over steps by the moving-block bootstrap,
+    Five claims on gradients are tested, each at `geffect.reports.findings.estimates.LEVEL`: over steps by the
+    moving-block bootstrap,
     over checkpoints by their standard errors where an inspection recorded them. In which layers the retain set is
     harmed, and what undid it, is asked only where it is harmed at all. What became of the sets: `outcome`.
 

@@ -31,8 +31,10 @@ def conflict(frame: pd.DataFrame, who: str = "The objective") -> Finding | None:
         return None
     low, high = _clipped(found, -1, 1)
     share = percent(float(np.mean(cosine < 0)))
-    text = (f"{who} conflicts with the retain set: at {share} of {len(cosine)} steps a step along its gradient "
-            f"would raise the retain loss (mean cosine {number(found.value)} {within(low, high)}).")  # fmt: skip
+    text = (
+        f"{who} conflicts with the retain set: at {share} of {len(cosine)} steps a step along its gradient "
+        f"would raise the retain loss (mean cosine {number(found.value)} {within(low, high)})."
+    )
     return Finding("conflict", text, found.value, low, high)
 
 
@@ -64,8 +66,10 @@ def start(frame: pd.DataFrame, who: str = "The objective") -> Finding | None:
     drawn = smooth + rest[resampled(len(values), block_length(values))]
     ends = np.quantile(_start(_smoothed(drawn)), [0.025, 0.975]).clip(max=len(values) - 1)
     low, high = (float(steps[int(end)]) for end in ends)
-    text = (f"{who} conflicts with the retain set from step {steps[place]} "
-            f"[{low:.0f},\N{NO-BREAK SPACE}{high:.0f}] on, to the end.")  # fmt: skip
+    text = (
+        f"{who} conflicts with the retain set from step {steps[place]} "
+        f"[{low:.0f},\N{NO-BREAK SPACE}{high:.0f}] on, to the end."
+    )
     return Finding("start", text, float(steps[place]), low, high)
 
 
@@ -92,9 +96,11 @@ def layers(frame: pd.DataFrame, who: str = "The objective") -> Finding | None:
         return None
     low, high = _clipped(found, 0, np.inf)
     name = NAMES.get(str(effects.columns[place]), str(effects.columns[place]))
-    text = (f"{name} {percent(found.value)} {within(100 * low, 100 * high, 0)} of the harm that {_inside(who)} would "
-            f"do to the retain set, to first order; "
-            f"an equal share of {values.shape[1]} groups would be {percent(equal)}.")  # fmt: skip
+    text = (
+        f"{name} {percent(found.value)} {within(100 * low, 100 * high, 0)} of the harm that {_inside(who)} would "
+        f"do to the retain set, to first order; "
+        f"an equal share of {values.shape[1]} groups would be {percent(equal)}."
+    )
     return Finding("layers", text, found.value, low, high)
 
 
@@ -128,9 +134,11 @@ def removed(frame: pd.DataFrame, name: str = "The rectifier") -> Finding | None:
     if found is None or not found.above(0) or found.value < CLEAR:
         return None
     low, high = _clipped(found, -np.inf, 1)
-    text = (f"{name} removed {percent(found.value)} {within(100 * low, 100 * high, 0)} of the harm that the "
-            "objective's gradient would do to the retain set: to first order, on the examples of each step, and before "
-            "the optimizer.")  # fmt: skip
+    text = (
+        f"{name} removed {percent(found.value)} {within(100 * low, 100 * high, 0)} of the harm that the "
+        "objective's gradient would do to the retain set: to first order, on the examples of each step, and before "
+        "the optimizer."
+    )
     return Finding("removed", text, found.value, low, high, "rectified")
 
 
@@ -154,9 +162,11 @@ def applied(frame: pd.DataFrame) -> Finding | None:
     if not found.below(0) or not apart.below(0) or given.value < 0 or found.value > -TRIVIAL:
         return None
     low, high = _clipped(found, -1, 1)
-    text = (f"What the optimizer applied harms the retain set although the gradient it was given does not: mean cosine "
-            f"{number(found.value)} {within(low, high)} against {number(given.value)}; their signs differ at "
-            f"{percent(float(np.mean(both[:, 0] * both[:, 1] < 0)))} of {len(both)} steps.")  # fmt: skip
+    text = (
+        f"What the optimizer applied harms the retain set although the gradient it was given does not: mean cosine "
+        f"{number(found.value)} {within(low, high)} against {number(given.value)}; their signs differ at "
+        f"{percent(float(np.mean(both[:, 0] * both[:, 1] < 0)))} of {len(both)} steps."
+    )
     return Finding("applied", text, found.value, low, high, "applied")
 
 

@@ -28,14 +28,16 @@ from geffect.reports.findings.finding import number, percent, within
 
 SELECTIVE, NOT_SELECTIVE, NOTHING, NOT_TOLD = "selective", "not selective", "nothing forgotten", "not told"
 HEADS = {
-    SELECTIVE: "Selective", NOT_SELECTIVE: "Not selective",
-    NOTHING: "Nothing was forgotten", NOT_TOLD: "Not told from noise whether forgetting was selective",
-}  # fmt: skip
+    SELECTIVE: "Selective",
+    NOT_SELECTIVE: "Not selective",
+    NOTHING: "Nothing was forgotten",
+    NOT_TOLD: "Not told from noise whether forgetting was selective",
+}
 REMEDIES = {
     NOTHING: "Try a larger --learning-rate or more --steps.",
     NOT_TOLD: "Evaluate more examples of each set, or take more --steps.",
 }
-KEPT = ("heldout", "held", "retain")  # roles that must stay; the first that was evaluated is compared with
+KEPT = ("heldout", "heldout", "retain")  # roles that must stay; the first that was evaluated is compared with
 SCALES: dict[str, Statistic] = {"accuracy": lost_accuracy, "probability": lost_probability}
 HALF = 0.5  # selective: the kept set lost less than this part of what the forget set lost
 TRIVIAL = 0.05  # a share below this is not lost
@@ -112,9 +114,14 @@ def _compared(first: Line, last: Line, kept: str) -> Outcome:
     forget, other = (change_of(first, last, role) for role in ("forget", kept))
     difference = {"accuracy": lost_accuracy, "loss": rise}
     return Outcome(
-        verdict, _sentence(verdict, scale, sets, (forget, other)), scale, (first["step"], last["step"]), forget, other,
+        verdict,
+        _sentence(verdict, scale, sets, (forget, other)),
+        scale,
+        (first["step"], last["step"]),
+        forget,
+        other,
         {name: _apart(sets, statistic) for name, statistic in difference.items()},
-    )  # fmt: skip
+    )
 
 
 def _apart(sets: list[Numbers], statistic: Statistic) -> Interval:
@@ -145,10 +152,11 @@ def _chosen(verdicts: Mapping[str, str | None]) -> tuple[str, str | None]:
 def _sentence(verdict: str, scale: str | None, sets: list[Numbers], both: tuple[SetChange, SetChange]) -> str:
     """``Not selective: forget accuracy 0.93 → 0.51, heldout accuracy 0.94 → 0.55 (…). …``."""
     accuracies, losses = (
-        ", ".join(f"{each.name} {kind} {show(getattr(each, kind).start)} → {show(getattr(each, kind).end)}"
-                  for each in both)
+        ", ".join(
+            f"{each.name} {kind} {show(getattr(each, kind).start)} → {show(getattr(each, kind).end)}" for each in both
+        )
         for kind, show in (("accuracy", number), ("loss", _nats))
-    )  # fmt: skip
+    )
     parts = [f"{HEADS[verdict]}: {accuracies}; {losses} nats a token.", _shares(verdict, scale, sets)]
     parts += ["No heldout set was evaluated."] if both[1].name == "retain" else []
     return " ".join([*parts, *([REMEDIES[verdict]] if verdict in REMEDIES else [])])

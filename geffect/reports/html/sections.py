@@ -77,8 +77,9 @@ def section(path: Path, name: str, key: str, scheme: str = "thirds") -> Section:
     maps = layer_maps(descended(run.to_frame("layer")))
     told = texts(run.tokens()) if (path / TOKENS).exists() else []
     worst = _table(worst_rows(path))
-    return Section(name, str(path), key, outcome(path), found, _scores(run), pictures([run]), maps, told, worst,
-                   settings(path))  # fmt: skip
+    return Section(
+        name, str(path), key, outcome(path), found, _scores(run), pictures([run]), maps, told, worst, settings(path)
+    )
 
 
 def comparison(runs: Mapping[str, Path]) -> Comparison:

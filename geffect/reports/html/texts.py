@@ -43,10 +43,15 @@ def texts(frame: pd.DataFrame) -> list[Text]:
     for (name, row, direction), rows in frame.groupby(["set", "row", "direction"], sort=False):
         tokens = rows.sort_values("position")
         columns = (tokens["token"], tokens["labeled"], tokens["effect"])
-        found.append(Text(f"{name} row {row}, along the {direction}", [
-            _token(str(text), bool(known), float(effect), colors)
-            for text, known, effect in zip(*columns, strict=True)
-        ]))  # fmt: skip
+        found.append(
+            Text(
+                f"{name} row {row}, along the {direction}",
+                [
+                    _token(str(text), bool(known), float(effect), colors)
+                    for text, known, effect in zip(*columns, strict=True)
+                ],
+            )
+        )
     return found
 
 

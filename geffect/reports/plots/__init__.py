@@ -6,11 +6,11 @@ from geffect.reports.plots.gradients import g_effect_plane
 from geffect.reports.plots.grid import trade_off_grid
 from geffect.reports.plots.layers import gram_heat_map, layer_heat_map
 from geffect.reports.plots.leaderboard import leaderboard, trade_off_bands
-from geffect.reports.plots.ledger import ledger_plane, ledger_sums
 from geffect.reports.plots.methods import g_effect_panels
 from geffect.reports.plots.overlaps import jaccard_by_layer, jaccard_matrix, success_sweep
 from geffect.reports.plots.planes import trade_off
 from geffect.reports.plots.points import point_plane, weight_curves
+from geffect.reports.plots.prediction import prediction_plane, prediction_sums
 from geffect.reports.plots.saving import save
 from geffect.reports.plots.strips import token_strip
 from geffect.reports.plots.style import GROUPS, ONE_COLUMN, READINGS, RUNS, STYLE, TWO_COLUMN
@@ -32,9 +32,9 @@ __all__ = [
     "jaccard_matrix",
     "layer_heat_map",
     "leaderboard",
-    "ledger_plane",
-    "ledger_sums",
     "point_plane",
+    "prediction_plane",
+    "prediction_sums",
     "retain_by_cosine",
     "save",
     "success_sweep",

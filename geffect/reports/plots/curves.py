@@ -64,7 +64,7 @@ def cosine_curves(frame: pd.DataFrame) -> Figure:
 
 
 def jaccard_curves(frame: pd.DataFrame, row: str, other: str, share: float) -> Figure:
-    """Draw how much of two rows' supports is common, by step and group, against chance.
+    """Draw how much of two rows' overlaps is common, by step and group, against chance.
 
     Args:
         frame: Columns ``step``, ``group`` (of ``GROUPS``), ``row``, ``other``, ``jaccard``; optionally ``run`` (at

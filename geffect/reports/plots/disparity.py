@@ -10,8 +10,8 @@ from geffect.reports.plots.panels import check, finish
 from geffect.reports.plots.style import NOTE, ONE_COLUMN, RUNS, STYLE, TWO_COLUMN, Look
 
 Y = {
-    "held_accuracy": "held accuracy where the step starts (up: kept)",
-    "held_rise": "rise of the held risk over the step\n(nats/token; above 0: harm)",
+    "heldout_accuracy": "heldout accuracy where the step starts (up: kept)",
+    "heldout_rise": "rise of the heldout risk over the step\n(nats/token; above 0: harm)",
 }
 MOST = 4
 DOT: Look = {"ls": "", "ms": 3.5, "mew": 0.8, "zorder": 3}
@@ -19,15 +19,15 @@ BEFORE: Look = DOT | {"mfc": "none", "alpha": 0.55, "zorder": 2}
 WAY: Look = {"c": "0.8", "lw": 0.5, "zorder": 1}
 
 
-def retain_by_cosine(frame: pd.DataFrame, y: str = "held_rise") -> Figure:
-    """Draw every step's cosine with the retain gradient against what became of the held set, a panel a rectifier.
+def retain_by_cosine(frame: pd.DataFrame, y: str = "heldout_rise") -> Figure:
+    """Draw every step's cosine with the retain gradient against what became of the heldout set, a panel a rectifier.
 
     Args:
         frame: Columns ``run`` (the objective; at most six), ``rectifier`` (at most four), ``step``, ``cosine`` (of the
             objective's gradient), ``rectified`` (NaN where the run has no rectifier) and what ``y`` names; a row a step
             of a run, those with NaN in ``cosine`` or ``y`` left out.
-        y: ``held_accuracy`` (of the state that the step starts from), or ``held_rise``: by how much the held risk rises
-            over the step (nats per token).
+        y: ``heldout_accuracy`` (of the state that the step starts from), or ``heldout_rise``: by how much the heldout
+            risk rises over the step (nats per token).
 
     Returns:
         A figure whose panels share both axes, the negative half shaded as conflict. A filled mark is a step at the
@@ -52,7 +52,7 @@ def retain_by_cosine(frame: pd.DataFrame, y: str = "held_rise") -> Figure:
             _furnish(axes, "without rectifier" if rectifier == "none" else f"with {rectifier}")
             for run, look in looks.items():
                 _steps(axes, rows[(rows["run"] == run) & (rows["rectifier"] == rectifier)], y, look)
-        if y == "held_accuracy":
+        if y == "heldout_accuracy":
             panels[0].set_ylim(-0.03, 1.03)
         panels[0].set_ylabel(Y[y])
         figure.supxlabel("cosine to the step's retain gradient", size=8)

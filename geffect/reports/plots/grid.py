@@ -28,7 +28,7 @@ def trade_off_grid(frame: pd.DataFrame, x: str = "forget_risk") -> Figure:
     """Draw the paths of many runs in the plane of what is forgotten and what is kept, a small panel an objective.
 
     Args:
-        frame: Columns ``objective`` (at most 16), ``rectifier`` (at most six), ``seed``, ``step``, ``held_accuracy``
+        frame: Columns ``objective`` (at most 16), ``rectifier`` (at most six), ``seed``, ``step``, ``heldout_accuracy``
             and what ``x`` names; a row an evaluation, those with NaN left out.
         x: ``forget_risk`` (nats per token) or ``forget_accuracy``.
 
@@ -74,14 +74,14 @@ def _evaluations(frame: pd.DataFrame, x: str) -> pd.DataFrame:
     """The rows without NaN, sorted by step within objectives in order of appearance."""
     if x not in X:
         raise GeffectError(f"x among {', '.join(X)}", repr(x), "choose one of these")
-    columns = ["objective", "rectifier", "seed", "step", x, "held_accuracy"]
+    columns = ["objective", "rectifier", "seed", "step", x, "heldout_accuracy"]
     check(frame, tuple(columns))
     for column, most in (("objective", MOST), ("rectifier", len(RECTIFIERS))):
         if (found := frame[column].nunique()) > most:
             raise GeffectError(f"at most {most} {column}s in a picture", str(found), "leave some out")
     rows = frame[columns].dropna()
     if rows.empty:
-        raise GeffectError(f"evaluations with {x} and held_accuracy", "only NaN", "evaluate with a held set")
+        raise GeffectError(f"evaluations with {x} and heldout_accuracy", "only NaN", "evaluate with a heldout set")
     places = {objective: place for place, objective in enumerate(rows["objective"].unique())}
     return rows.assign(place=rows["objective"].map(places)).sort_values(["place", "step"], kind="stable")
 
@@ -103,9 +103,9 @@ def _paths(axes: Axes, cell: pd.DataFrame, x: str, look: Look) -> None:
     """One objective's runs with one rectifier."""
     seeds = cell["seed"].nunique()
     for _, path in cell.groupby("seed"):
-        axes.plot(path[x].to_numpy(), path["held_accuracy"].to_numpy(), **(SEED | {"c": look["c"]}))
+        axes.plot(path[x].to_numpy(), path["heldout_accuracy"].to_numpy(), **(SEED | {"c": look["c"]}))
     steps = cell.groupby("step")
-    mean = steps[[x, "held_accuracy"]].mean()[steps["seed"].nunique() == seeds]
+    mean = steps[[x, "heldout_accuracy"]].mean()[steps["seed"].nunique() == seeds]
     if not mean.empty:
         axes.plot(*mean.to_numpy(float).T, markevery=[len(mean) - 1], **(MEAN | look))
         axes.plot(*mean.iloc[0], **START)
@@ -119,4 +119,4 @@ def _name_axes(figure: Figure, axes: Axes, values: "pd.Series[float]") -> None:
         label = axes.get_xlabel()
         axes.set_xlabel("")
     figure.supxlabel(label, size=8)
-    figure.supylabel("held accuracy (up: kept)", size=8)
+    figure.supylabel("heldout accuracy (up: kept)", size=8)

@@ -64,8 +64,11 @@ def _windows(run: str, rows: pd.DataFrame, zoom: tuple[float, float] | None) -> 
         return [(run, rows)]
     inside = rows[rows["step"].between(*zoom)]
     if inside.empty:
-        raise GeffectError(f"steps of {run} from {zoom[0]:g} to {zoom[1]:g}", f"only {rows['step'].min():g} to "
-                           f"{rows['step'].max():g}", "zoom into steps that were measured")  # fmt: skip
+        raise GeffectError(
+            f"steps of {run} from {zoom[0]:g} to {zoom[1]:g}",
+            f"only {rows['step'].min():g} to {rows['step'].max():g}",
+            "zoom into steps that were measured",
+        )
     return [(run, rows), (f"{run}, steps {zoom[0]:g} to {zoom[1]:g}", inside)]
 
 

@@ -1,4 +1,4 @@
-"""How far supports overlap, and what freezing what they share brings (arXiv 2504.12681, Fig. 3 and 4)."""
+"""How far overlaps overlap, and what freezing what they share brings (arXiv 2504.12681, Fig. 3 and 4)."""
 
 from collections.abc import Sequence
 
@@ -27,7 +27,7 @@ SUCCESSES = {"unlearn_success": "unlearn success (%)", "retention_success": "ret
 
 
 def jaccard_matrix(frame: pd.DataFrame, share: float, within: Sequence[Sequence[str]] = ()) -> Figure:
-    """Draw the Jaccard indices of the supports of every two rows.
+    """Draw the Jaccard indices of the overlaps of every two rows.
 
     Args:
         frame: Columns ``row``, ``other``, ``jaccard``; each unordered pair of different rows (at most twelve) once. A

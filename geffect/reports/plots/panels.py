@@ -79,9 +79,13 @@ def furnish(axes: Axes, note: str) -> Axes:
 
 
 def center(
-    axes: Axes, values: "pd.Series[float]", label: str, unit: str = "gradient² units", ticks: int = 3,
+    axes: Axes,
+    values: "pd.Series[float]",
+    label: str,
+    unit: str = "gradient² units",
+    ticks: int = 3,
     ratio: float = 100,
-) -> None:  # fmt: skip
+) -> None:
     """Center the y-axis on zero and name it; symlog where the largest value dwarfs the median by more than a ratio."""
     top, exponents = spread(finite(values), ratio)
     room = 1.3  # the margin holds the note

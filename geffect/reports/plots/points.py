@@ -61,10 +61,15 @@ def point_plane(points: pd.DataFrame, weight: str = "") -> Figure:
         for axes in panels[max(0, len(ranges) - across) : len(ranges)]:
             axes.tick_params(labelbottom=True)  # below some of these stands no panel
         label = f"PG-effect on the forget risk (gradient² units{says[0]}; left: forgets)"
-        figure.supxlabel(f"{label}\npanels: weight of {weight}; shaded: forgets and keeps", size=8,
-                         multialignment="center", parse_math=False)  # fmt: skip
-        figure.supylabel(f"PG-effect on the retain risk\n(gradient² units{says[1]}; below 0: harms)", size=8,
-                         multialignment="center")  # fmt: skip
+        figure.supxlabel(
+            f"{label}\npanels: weight of {weight}; shaded: forgets and keeps",
+            size=8,
+            multialignment="center",
+            parse_math=False,
+        )
+        figure.supylabel(
+            f"PG-effect on the retain risk\n(gradient² units{says[1]}; below 0: harms)", size=8, multialignment="center"
+        )
         contours = {f"holds {100 * share:g} %": CONTOUR | {"ls": style} for share, style in HELD.items()}
         finish(
             figure, {"a row at a step": POINT, "of another weight": REST} | contours, 4 if across > 1 else 2, above=True

@@ -119,5 +119,13 @@ def _write(axes: Axes, rows: pd.DataFrame, boxes: list[Box], column: str, top: f
         pen = ink(colors, value) if labeled else "0.45"
         corner = (box.column, top + box.line)
         axes.add_patch(Rectangle(corner, len(box.text), 0.94, fc=fill, ec="white", lw=0.4))
-        axes.text(corner[0], corner[1] + 0.5, box.text, va="center_baseline", family=FONT, size=SIZE, color=pen,
-                  parse_math=False)  # fmt: skip
+        axes.text(
+            corner[0],
+            corner[1] + 0.5,
+            box.text,
+            va="center_baseline",
+            family=FONT,
+            size=SIZE,
+            color=pen,
+            parse_math=False,
+        )

@@ -9,12 +9,28 @@ ONE_COLUMN, TWO_COLUMN = 3.4, 7.0  # inches
 NOTE: Final[Look] = {"color": "0.35", "size": 6}  # text inside a panel
 STYLE: Final[dict[Any, Any]] = {  # on top of the defaults, so that a user's own settings change no figure
     **{key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")},
-    "font.size": 8, "axes.titlesize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7,
-    "axes.edgecolor": "0.7", "axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False,
-    "xtick.color": "0.7", "ytick.color": "0.7", "xtick.labelcolor": "black", "ytick.labelcolor": "black",
-    "legend.frameon": False, "legend.handlelength": 2.8, "legend.columnspacing": 1.2, "lines.linewidth": 1.1,
-    "lines.markersize": 3.5, "figure.dpi": 200, "pdf.fonttype": 42, "ps.fonttype": 42,
-}  # fmt: skip
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "axes.edgecolor": "0.7",
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": "0.7",
+    "ytick.color": "0.7",
+    "xtick.labelcolor": "black",
+    "ytick.labelcolor": "black",
+    "legend.frameon": False,
+    "legend.handlelength": 2.8,
+    "legend.columnspacing": 1.2,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3.5,
+    "figure.dpi": 200,
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+}
 
 
 def literal(name: object) -> str:
@@ -32,9 +48,13 @@ GROUPS: Final[dict[str, Look]] = {
     "tied": {"c": "#000000", "marker": "P", "ls": (0, (8, 2))},
 }
 RUNS: Final[tuple[Look, ...]] = (
-    {"c": "#004488", "marker": "o"}, {"c": "#BB5566", "marker": "s"}, {"c": "#DDAA33", "marker": "^"},
-    {"c": "#000000", "marker": "D"}, {"c": "#228833", "marker": "v"}, {"c": "#66CCEE", "marker": "P"},
-)  # fmt: skip
+    {"c": "#004488", "marker": "o"},
+    {"c": "#BB5566", "marker": "s"},
+    {"c": "#DDAA33", "marker": "^"},
+    {"c": "#000000", "marker": "D"},
+    {"c": "#228833", "marker": "v"},
+    {"c": "#66CCEE", "marker": "P"},
+)
 READINGS: Final[dict[str, Look]] = {  # what a change of risk is predicted from
     "gradient": {"c": "#D55E00", "marker": "s", "ls": (0, (5, 1.5))},
     "update": {"c": "#0072B2", "marker": "o", "ls": (0, (5, 1.5, 1, 1.5))},

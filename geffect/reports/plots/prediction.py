@@ -1,4 +1,4 @@
-"""The ledger: predicted against measured change of the risks."""
+"""The prediction: predicted against measured change of the risks."""
 
 import math
 
@@ -21,7 +21,7 @@ MEASURED: Look = {"c": "black", "marker": "D", "ls": "-", "lw": 1.6}
 IDENTITY: Look = {"c": "0.35", "ls": "--", "lw": 0.9}
 
 
-def ledger_plane(frame: pd.DataFrame) -> Figure:
+def prediction_plane(frame: pd.DataFrame) -> Figure:
     """Draw the predicted (x) against the measured (y) change of each risk, a point a step.
 
     Args:
@@ -48,11 +48,11 @@ def ledger_plane(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def ledger_sums(frame: pd.DataFrame) -> Figure:
+def prediction_sums(frame: pd.DataFrame) -> Figure:
     """Draw the sums, from the first step on, of the predicted and the measured changes of each risk.
 
     Args:
-        frame: As of `ledger_plane`; a step without a number adds nothing.
+        frame: As of `prediction_plane`; a step without a number adds nothing.
 
     Returns:
         A figure with one panel a risk (and run), zero in each.

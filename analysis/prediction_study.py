@@ -1,7 +1,7 @@
-"""Draw ``figures/ledger/``: how much of the risks' change a first-order reading explains, under AdamW and SGD.
+"""Draw ``figures/prediction/``: how much of the risks' change a first-order reading explains, under AdamW and SGD.
 
-    python -m analysis.ledger_study [RUNS]             the built-in model
-    python -m analysis.ledger_study --real START DATA  SmolLM2 fitted to TOFU in START
+    python -m analysis.prediction_study [RUNS]             the built-in model
+    python -m analysis.prediction_study --real START DATA  SmolLM2 fitted to TOFU in START
 
 Gradient ascent, 25 steps; both risks on fixed probe rows. Two readings: −lr·⟨∇R, gradient⟩, which is what the
 G-effect's definition predicts, and −⟨∇R, applied⟩ with what the optimizer made of it.
@@ -15,17 +15,17 @@ import pandas as pd
 
 from analysis.runs import AUTHORS, ensure, keep_configs
 from geffect.core.effects import r_squared
-from geffect.record.prediction import read_ledger
+from geffect.record.prediction import read_prediction
 from geffect.reports import plots
 
 OPTIMIZERS = {"AdamW 1e-5": ("adamw_torch", 1e-5), "SGD 1e-3": ("sgd", 1e-3)}
-TINY = AUTHORS | {"ledger": 32}
+TINY = AUTHORS | {"prediction": 32}
 REAL = {
     "forget": "tofu:forget01",
     "retain": "tofu:retain99[:56]",
-    "held": "tofu:retain99[56:120]",
+    "heldout": "tofu:retain99[56:120]",
     "batch_size": 8,
-    "ledger": 8,
+    "prediction": 8,
     "evaluate": ["forget"],
 }
 
@@ -33,13 +33,20 @@ REAL = {
 def main(settings: dict[str, Any], runs: Path, out: Path) -> None:
     """Run what is missing, then draw and tabulate."""
     paths = ensure([
-        settings | {"objective": "ga", "optimizer": optimizer, "learning_rate": rate, "steps": 25,
-                    "evaluate_every": 25, "out": runs / name.replace(" ", "-")}
+        settings
+        | {
+            "objective": "ga",
+            "optimizer": optimizer,
+            "learning_rate": rate,
+            "steps": 25,
+            "evaluate_every": 25,
+            "out": runs / name.replace(" ", "-"),
+        }
         for name, (optimizer, rate) in OPTIMIZERS.items()
-    ])  # fmt: skip
-    frame = pd.concat([read_ledger(path).assign(run=name) for path, name in zip(paths, OPTIMIZERS, strict=True)])
-    plots.save(plots.ledger_plane(frame), out / "plane", frame)
-    plots.save(plots.ledger_sums(frame), out / "sums", frame)
+    ])
+    frame = pd.concat([read_prediction(path).assign(run=name) for path, name in zip(paths, OPTIMIZERS, strict=True)])
+    plots.save(plots.prediction_plane(frame), out / "plane", frame)
+    plots.save(plots.prediction_sums(frame), out / "sums", frame)
     table = tabulate(frame)
     table.to_csv(out / "table.csv", index=False, float_format="%.6g")
     keep_configs(paths, out)
@@ -50,7 +57,7 @@ def tabulate(frame: pd.DataFrame) -> pd.DataFrame:
     """R² of the unfitted per-step prediction and the sums over the run, a run, risk and reading a row.
 
     Args:
-        frame: ledgers of runs.
+        frame: predictions of runs.
 
     Returns:
         The table.
@@ -59,16 +66,20 @@ def tabulate(frame: pd.DataFrame) -> pd.DataFrame:
     for (run, risk, reading), cell in frame.groupby(["run", "risk", "reading"], sort=False):
         measured = cell["measured"]
         rows.append({
-            "run": run, "risk": risk, "reading": reading, "R²": r_squared(list(cell["predicted"]), list(measured)),
-            "correlation²": cell["predicted"].corr(measured) ** 2, "predicted in all": cell["predicted"].sum(),
+            "run": run,
+            "risk": risk,
+            "reading": reading,
+            "R²": r_squared(list(cell["predicted"]), list(measured)),
+            "correlation²": cell["predicted"].corr(measured) ** 2,
+            "predicted in all": cell["predicted"].sum(),
             "R(θ_T) − R(θ_0)": cell["after"].iloc[-1] - cell["before"].iloc[0],
-        })  # fmt: skip
+        })
     return pd.DataFrame(rows)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--real"]:
         start, data = sys.argv[2:4]
-        main(REAL | {"model": start, "data_dir": data}, Path("runs/ledger_real"), Path("figures/ledger_real"))
+        main(REAL | {"model": start, "data_dir": data}, Path("runs/prediction_real"), Path("figures/prediction_real"))
     else:
-        main(TINY, Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/ledger"), Path("figures/ledger"))
+        main(TINY, Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/prediction"), Path("figures/prediction"))
