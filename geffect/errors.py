@@ -1,5 +1,6 @@
 """The exceptions a user can cause, and text made safe to print."""
 
+import copyreg
 import json
 import logging
 import re
@@ -48,7 +49,7 @@ def formatted_warning(message: Warning | str, category: type[Warning], *_: Any, 
 
 
 class Interrupted(KeyboardInterrupt):
-    """Work stopped by Ctrl-C, SIGTERM or SIGHUP: the message tells what is kept and how to continue.
+    """Work stopped by Ctrl-C, SIGTERM or SIGHUP; the message says what was saved and how to continue.
 
     Attributes:
         signum: the signal.
@@ -61,17 +62,53 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """What the command line exits with."""
+        """The exit code of the command line."""
         return 128 + self.signum
 
 
 class GeffectError(ValueError):
-    """A request that cannot be carried out: one line with what was expected, what was found, and the remedy.
+    """A request that cannot be carried out: what is wrong, then what to do.
 
-    The command line prints it and exits with 2. Before a run's first step is through, nothing has been written; a run
-    stopped later, by a loss that is not finite, keeps its record.
+    The command line prints it in one line and exits with 2. ``str(error)`` is both sentences, with every control
+    character escaped (`visible`). It can be pickled and copied.
+
+    Args:
+        message: a sentence that says what is wrong, with the value that was found. Shorten a value that may be long
+            with `shorten`.
+        remedy: an imperative sentence. Full stops are added.
+
+    Attributes:
+        message: the first sentence.
+        remedy: the second.
+
+    >>> raise GeffectError("There is no set at absent.json", remedy="Correct the path")
+    Traceback (most recent call last):
+    geffect.errors.GeffectError: There is no set at absent.json. Correct the path.
     """
 
-    def __init__(self, expected: str, found: str, remedy: str) -> None:
-        shown = found if len(found) <= LONGEST else f"{found[:LONGEST]}… ({len(found)} characters)"
-        super().__init__(visible(f"expected {expected}; found {shown}; {remedy}", lines=False))
+    def __init__(self, message: str, found: str | None = None, remedy: str = "") -> None:
+        # (expected, found, remedy) is the old form, which goes once no call uses it
+        old = found is not None
+        self.message = visible(
+            f"expected {message}; found {shorten(found or '')}" if old else shorten(message, 2 * LONGEST), lines=False
+        )
+        self.remedy = visible(remedy, lines=False)
+        both = filter(None, (self.message, self.remedy))
+        super().__init__("; ".join(both) if old else " ".join(map(_sentence, both)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
+
+
+def shorten(value: object, longest: int = LONGEST) -> str:
+    """The text of a value, cut where it is long.
+
+    >>> shorten("9" * 5000, 4)
+    '9999… (5000 characters)'
+    """
+    text = str(value)
+    return text if len(text) <= longest else f"{text[:longest]}… ({len(text)} characters)"
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?", "!", "…")) else f"{text}."
