@@ -203,11 +203,11 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
     from geffect.models.reference import Reference
     from geffect.objectives.registry import make_objective
     from geffect.rectifiers.registry import make_rectifier
+    from geffect.stopping import make_rules
     from geffect.training.aux_inputs import compute_columns
     from geffect.training.diagnostics import Diagnostics
     from geffect.training.hf_arguments import training_arguments
     from geffect.training.setup import check_launched, masked_by, training_sets
-    from geffect.training.stopping import make_rules
     from geffect.training.unlearn import UnlearnTrainer
 
     objective, rectifier = make_objective(config.objective), make_rectifier(config.rectifier)
@@ -303,7 +303,7 @@ def localize(config: LocalizeConfig) -> Path:
         rows, parameters, began = localized_rows(config, loaded), trainable(loaded.model), time.perf_counter()
         tell_cut(rows)
         with evaluating(loaded.model):
-            losses = scope_losses(config, loaded, rows)
+            losses = scope_losses(loaded, rows, config.labels, config.draws, config.seed)
             found = find(parameters, losses, config.share, config.importance, masks_only=config.masks_only)
         seconds = time.perf_counter() - began
         recipe = config.model_dump(mode="json", include={"model", "importance", "labels", "draws", "seed"}) | {

@@ -35,14 +35,14 @@ def passes(model: str, rows: int) -> dict[str, Callable[[], object]]:
 
     def alone() -> None:
         with evaluating(loaded.model):
-            for losses in scope_losses(config, loaded, examples).values():
+            for losses in scope_losses(loaded, examples).values():
                 for loss in losses:
                     loss().backward()
                     loaded.model.zero_grad()
 
     def whole(*, masks_only: bool) -> None:
         with evaluating(loaded.model):
-            localize(parameters, scope_losses(config, loaded, examples), masks_only=masks_only)
+            localize(parameters, scope_losses(loaded, examples), masks_only=masks_only)
 
     return {
         "passes": alone,

@@ -1,14 +1,17 @@
 """A configuration's domains: their sets, and how many rows of each are used."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from geffect.config import LocalizeConfig, UnlearnConfig
 from geffect.core.splits import RISKS, domain_of, scope
 from geffect.data.domains import Domain, parse_domains
 from geffect.errors import GeffectError
 
+if TYPE_CHECKING:
+    from geffect.config import LocalizeConfig, UnlearnConfig
 
-def domain_sets(config: UnlearnConfig | LocalizeConfig) -> tuple[list[Domain], list[Domain]]:
+
+def domain_sets(config: "UnlearnConfig | LocalizeConfig") -> tuple[list[Domain], list[Domain]]:
     """A configuration's domains, and those with validation sets: as named, else a source's own.
 
     Args:
@@ -32,7 +35,7 @@ def scope_sets(domain: Domain, suffix: str = "") -> list[tuple[str, str]]:
     return [(scope(role + suffix, domain.name), spec) for role, spec in sets.items()]
 
 
-def balanced(config: UnlearnConfig, sizes: Mapping[str, int]) -> dict[str, int]:
+def balanced(config: "UnlearnConfig", sizes: Mapping[str, int]) -> dict[str, int]:
     """How many rows of each domain's sets a run uses.
 
     Args:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from geffect.config import LocalizeConfig
 from geffect.core.forward import IGNORE_INDEX, forward
 from geffect.data.encode import EncodedExample, collate, pad_id_of
 from geffect.data.relabel import corrupted, random_labels
@@ -18,14 +17,16 @@ Labels = Literal["random", "true", "corrupted"]
 
 
 def scope_losses(
-    config: LocalizeConfig, loaded: Loaded, rows: Mapping[str, list[EncodedExample]]
+    loaded: Loaded, rows: Mapping[str, list[EncodedExample]], labels: Labels = "random", draws: int = 3, seed: int = 0
 ) -> dict[str, Iterator[Callable[[], Tensor]]]:
     """A localization's losses, an example each, under one progress bar.
 
     Args:
-        config: labels, draws and seed.
         loaded: the model.
         rows: scope → its rows.
+        labels: as of `example_losses`, like the rest.
+        draws: of random or corrupted labels an example.
+        seed: of the draws.
 
     Returns:
         Scope → its examples' losses.
@@ -33,7 +34,7 @@ def scope_losses(
     bar = tqdm(total=sum(map(len, rows.values())), unit="example", disable=None)
 
     def told(scope_rows: list[EncodedExample]) -> Iterator[Callable[[], Tensor]]:
-        losses = example_losses(loaded.model, loaded.tokenizer, scope_rows, config.labels, config.draws, config.seed)
+        losses = example_losses(loaded.model, loaded.tokenizer, scope_rows, labels, draws, seed)
         for loss in losses:
             yield loss
             bar.update()

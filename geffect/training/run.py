@@ -22,7 +22,7 @@ from geffect.record.resume import (
 from geffect.record.writer import CONFIG, STEPS, RunDirectory
 
 if TYPE_CHECKING:
-    from geffect.training.stopping import Rule
+    from geffect.stopping import StopRules
     from geffect.training.trainer import RecordingTrainer
 
 LOGGER = logging.getLogger(__name__)
@@ -202,12 +202,12 @@ def lines_before(path: Path, checkpoint: Path | None) -> list[dict[str, Any]]:
     return [] if checkpoint is None else [line for line in read_lines(path) if line["step"] < first_step(checkpoint)]
 
 
-def ends(path: Path, rules: "Mapping[str, Rule] | None" = None) -> dict[str, Any]:
+def ends(path: Path, rules: "StopRules | None" = None) -> dict[str, Any]:
     """The first and last evaluation, the checkpoint that rules choose, and the peak memory."""
     from geffect.models.checkpoints import checkpoints
     from geffect.record.environment import peak_memory_gb
+    from geffect.stopping import chosen
     from geffect.training.checkpoints import step_of
-    from geffect.training.stopping import chosen
 
     scored = [line for line in read_lines(path) if "evaluation" in line]
     both = {"start": scored[0], "end": scored[-1]}

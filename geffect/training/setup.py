@@ -34,7 +34,7 @@ from geffect.record.localization import MASKS, check_localized, read_localizatio
 from geffect.record.resume import recorded_prompts
 from geffect.record.writer import layout_to_json
 from geffect.rectifiers.registry import make_freezing, make_rectifier
-from geffect.training.stopping import make_rules
+from geffect.stopping import make_rules
 
 LOGGER = logging.getLogger(__name__)
 ROLES = ("forget", "retain", "general", "heldout")

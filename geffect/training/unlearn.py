@@ -31,10 +31,10 @@ from geffect.models.reference import Reference, check_same_shape, check_trainabl
 from geffect.models.scoring import evaluating
 from geffect.objectives.base import Objective, window_counts
 from geffect.rectifiers.registry import Rectifier
+from geffect.stopping import SEEN, StopRules, first_broken
 from geffect.training.aux_inputs import Columns, check_columns, check_starts_at_one, collated
 from geffect.training.diagnostics import Diagnostics, probe_batches, published_lines, summary
 from geffect.training.modes import set_mode
-from geffect.training.stopping import SEEN, Rule, first_broken
 from geffect.training.trainer import Line, RecordingTrainer, make_loader, rows_of
 
 LOGGER = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class UnlearnTrainer(RecordingTrainer):
         autocast: compute losses in bfloat16, whatever the weights' dtype.
         frozen: entries that the updates leave alone.
         sharded: leave each process a part of the model (FSDP2), and of the reference; both whole so far.
-        rules: by name; the first that is broken ends the run (`geffect.training.stopping`).
+        rules: the first that is broken ends the run (`geffect.stopping`).
         past: the lines of a run that goes on.
         **kwargs: see `RecordingTrainer`.
     """
@@ -83,7 +83,7 @@ class UnlearnTrainer(RecordingTrainer):
         autocast: bool = False,
         frozen: GradientMask | None = None,
         sharded: bool = False,
-        rules: Mapping[str, Rule] | None = None,
+        rules: StopRules | None = None,
         past: Sequence[Line] = (),
         **kwargs: Any,
     ) -> None:
@@ -95,7 +95,7 @@ class UnlearnTrainer(RecordingTrainer):
             if frozen is not None:
                 frozen.cut(trainable(model))
         super().__init__(model, args, train_dataset=PairedDataset(sets), **kwargs)
-        self.rules, self.past = rules or {}, list(past)
+        self.rules, self.past = rules or StopRules(), list(past)
         self.sets, self.columns, self.reference = dict(sets), columns or {}, reference
         check_columns(self.sets, self.columns)
         if reference is not None:

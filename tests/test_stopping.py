@@ -10,7 +10,7 @@ import pytest
 from geffect import api
 from geffect.errors import GeffectError
 from geffect.record.reader import read_lines
-from geffect.training.stopping import Collapse, Forgotten, Kept, Knee, chosen, first_broken, make_rules
+from geffect.stopping import Collapse, Forgotten, Kept, Knee, chosen, first_broken, make_rules
 from tests.conftest import config
 
 

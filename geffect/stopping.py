@@ -1,7 +1,7 @@
 """Rules that end a run, and choose its checkpoint: pure functions of the lines recorded so far."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from geffect.core.grammar import choose, parse
@@ -115,50 +115,69 @@ class Forgotten:
 RULES: dict[str, type[Any]] = {"collapse": Collapse, "forgotten": Forgotten, "kept": Kept, "knee": Knee}
 
 
-def make_rules(text: str) -> dict[str, Rule]:
-    """Read rules.
+@dataclass(frozen=True)
+class StopRules:
+    """Rules that end a run; the first that is broken does.
+
+    Attributes:
+        text: as the user wrote it, such as ``kept(share=0.9) + collapse``.
+        rules: name → rule, in the order written.
+    """
+
+    text: str = ""
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.rules)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def make_rules(text: str) -> StopRules:
+    """Build stop rules from their text.
 
     Args:
         text: such as ``kept(share=0.9) + collapse``; the first that is broken ends the run. Empty: none.
 
     Returns:
-        Rule by name.
+        The rules.
 
     Raises:
         GeffectError: a name or a parameter is unknown, a rule is weighted, or named twice.
 
-    >>> make_rules("kept(share=0.8) + knee")
+    >>> dict(make_rules("kept(share=0.8) + knee").rules)
     {'kept': Kept(share=0.8), 'knee': Knee(harm=1.0)}
     """
     calls = parse(text) if text.strip() else []
     names = [call.name for call in calls]
     if any(call.weight != 1 for call in calls) or len(set(names)) < len(names):
         raise GeffectError("rules without weights, each once", repr(text), "write kept(share=0.9) + collapse, say")
-    return {call.name: choose(RULES, call, "a rule") for call in calls}
+    return StopRules(text, {call.name: choose(RULES, call, "a rule") for call in calls})
 
 
-def first_broken(rules: Mapping[str, Rule], lines: Lines) -> dict[str, str] | None:
+def first_broken(rules: StopRules, lines: Lines) -> dict[str, str] | None:
     """The first rule that says that the run should end after these lines.
 
     Args:
-        rules: by name.
+        rules: the run's.
         lines: a run's, from its first.
 
     Returns:
         ``rule`` and ``reason``; None where the run should go on.
     """
-    for name, rule in rules.items():
+    for name, rule in rules.rules.items():
         reason = rule.broken(lines)
         if reason:
             return {"rule": name, "reason": reason}
     return None
 
 
-def chosen(rules: Mapping[str, Rule], lines: Lines, checkpoints: Sequence[int]) -> dict[str, Any]:
+def chosen(rules: StopRules, lines: Lines, checkpoints: Sequence[int]) -> dict[str, Any]:
     """The checkpoint to use: the last that was evaluated before any rule was broken.
 
     Args:
-        rules: by name.
+        rules: the run's.
         lines: the whole record.
         checkpoints: the N of those that were kept.
 
@@ -168,7 +187,7 @@ def chosen(rules: Mapping[str, Rule], lines: Lines, checkpoints: Sequence[int]) 
     evaluated = {line["step"] for line in lines if "evaluation" in line and "diverged" not in line}
     for step in sorted(set(checkpoints) & evaluated, reverse=True):
         if first_broken(rules, [line for line in lines if line["step"] <= step]) is None:
-            reason = f"the last evaluated one with no rule broken ({' + '.join(rules)})"
+            reason = f"the last evaluated one with no rule broken ({' + '.join(rules.rules)})"
             return {"checkpoint": f"checkpoint-{step}", "reason": reason}
     return {"checkpoint": None, "reason": "none was kept and evaluated before a rule was broken: lower --save-every"}
 
