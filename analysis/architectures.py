@@ -346,7 +346,7 @@ def gram_faults(
     """
     split = {"embed", "lm_head", "tied"} if "tied" in set(layers.values()) else set()
     norms = {row: sum(float((g**2).sum()) for g in each.values()) ** 0.5 for row, each in gradients.items()}
-    for (a, b), pairs in frame.groupby(["row", "other"], sort=False):
+    for (a, b), pairs in frame.groupby(["gradient", "other"], sort=False):
         expected: defaultdict[str, float] = defaultdict(float)
         found: defaultdict[str, float] = defaultdict(float)
         for name, layer in layers.items():

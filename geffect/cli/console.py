@@ -113,7 +113,7 @@ def localization(path: Path) -> None:
         table.add_column(column, justify="left" if column in ("scope", "other") else "right")
     for row in whole_overlaps(path).to_dict("records"):
         numbers = (f"{row[name]:.3f}" for name in ("jaccard", "chance"))
-        table.add_row(f"{row['share']:g}", str(row["row"]), str(row["other"]), *numbers)
+        table.add_row(f"{row['share']:g}", str(row["gradient"]), str(row["other"]), *numbers)
     Console().print(table)
 
 

@@ -35,8 +35,8 @@ def pairs(frame: pd.DataFrame, a: str, b: str) -> "pd.Series[float]":
     """⟨a, b⟩ of a record's tidy frame.
 
     Args:
-        frame: columns ``step``, a label column (``group``, ``layer`` or ``parameter``), ``row``, ``other``, ``inner``;
-            each unordered pair stands once.
+        frame: columns ``step``, a label column (``group``, ``layer`` or ``parameter``), ``gradient``, ``other`` and
+            ``inner``; each unordered pair stands once.
         a: a row.
         b: a row.
 
@@ -47,12 +47,14 @@ def pairs(frame: pd.DataFrame, a: str, b: str) -> "pd.Series[float]":
         GeffectError: the record has no such row.
     """
     label = label_of(frame)
-    known = sorted({*frame["row"], *frame["other"]})
+    known = sorted({*frame["gradient"], *frame["other"]})
     if missing := {a, b} - set(known):
         raise GeffectError(
             f"rows among {', '.join(known)}", repr(min(missing)), "a run without rectifier has no 'rectified'"
         )
-    chosen = frame[((frame["row"] == a) & (frame["other"] == b)) | ((frame["row"] == b) & (frame["other"] == a))]
+    chosen = frame[
+        ((frame["gradient"] == a) & (frame["other"] == b)) | ((frame["gradient"] == b) & (frame["other"] == a))
+    ]
     return chosen.set_index(["step", label])["inner"]
 
 
@@ -63,12 +65,12 @@ def label_of(frame: pd.DataFrame) -> str:
 
 def direction_of(frame: pd.DataFrame) -> str:
     """The row an update descends: ``rectified`` where a rectifier ran, else what was asked for (`asked_of`)."""
-    return "rectified" if (frame["row"] == "rectified").any() else asked_of(frame)
+    return "rectified" if (frame["gradient"] == "rectified").any() else asked_of(frame)
 
 
 def asked_of(frame: pd.DataFrame) -> str:
     """The row of what was asked for: ``objective``; ``applied_gradient`` where another's training was watched."""
-    return "applied_gradient" if (frame["row"] == "applied_gradient").any() else "objective"
+    return "applied_gradient" if (frame["gradient"] == "applied_gradient").any() else "objective"
 
 
 def g_effect(frame: pd.DataFrame, direction: str = "objective") -> pd.DataFrame:
@@ -134,8 +136,8 @@ def gram_at(frame: pd.DataFrame, step: int | None = None) -> pd.DataFrame:
     """The whole model's inner products of all rows at one step.
 
     Args:
-        frame: columns ``step``, ``row``, ``other``, ``inner``; each unordered pair stands once a label (see `pairs`),
-            and labels are summed.
+        frame: columns ``step``, ``gradient``, ``other``, ``inner``; each unordered pair stands once a label (see
+            `pairs`), and labels are summed.
         step: which; may be left out where there is one.
 
     Returns:
@@ -150,7 +152,7 @@ def gram_at(frame: pd.DataFrame, step: int | None = None) -> pd.DataFrame:
     if step not in steps:
         found = "several, and none chosen" if step is None else str(step)
         raise GeffectError(f"a step among {', '.join(map(str, steps))}", found, "name one of these")
-    sums = frame[frame["step"] == step].groupby(["row", "other"], sort=False)["inner"].sum(min_count=1)
+    sums = frame[frame["step"] == step].groupby(["gradient", "other"], sort=False)["inner"].sum(min_count=1)
     rows = list(dict.fromkeys(name for pair in sums.index for name in pair))
     upper = sums.unstack("other").reindex(index=rows, columns=rows)
     return upper.combine_first(upper.T).loc[rows, rows].rename_axis(index=None, columns=None)

@@ -135,14 +135,14 @@ class Gram:
             by: what the labels are, the name of their column: ``group`` or ``layer``.
 
         Returns:
-            Columns ``by`` (``parameter`` without labels), ``row``, ``other``, ``inner``; each unordered pair once.
+            Columns ``by`` (``parameter`` without labels), ``gradient``, ``other``, ``inner``; each unordered pair once.
         """
         import pandas as pd
 
         sums = self.values if labels is None else self.by(labels)
         pairs = [(i, j) for i in range(len(self.rows)) for j in range(i, len(self.rows))]
         lines = [(label, self.rows[i], self.rows[j], float(g[i, j])) for label, g in sums.items() for i, j in pairs]
-        return pd.DataFrame(lines, columns=["parameter" if labels is None else by, "row", "other", "inner"])
+        return pd.DataFrame(lines, columns=["parameter" if labels is None else by, "gradient", "other", "inner"])
 
     def __repr__(self) -> str:
         return f"Gram({', '.join(self.rows)}; {len(self.values)} tensors)"

@@ -50,8 +50,8 @@ class TokenEffects:
         """A line a token, under its own position: what stands at position t here is of the token after it.
 
         Returns:
-            Columns ``row``, ``position`` (from 1: nothing predicts the first token), ``labeled``, ``effect``, then a
-            column a group.
+            Columns ``example``, ``position`` (from 1: nothing predicts the first token), ``labeled``, ``effect``, then
+            a column a group.
         """
         import pandas as pd
 
@@ -60,7 +60,9 @@ class TokenEffects:
             each.reshape(-1) for each in torch.meshgrid(torch.arange(B), torch.arange(1, T), indexing="ij")
         )
         parts = {"labeled": self.labeled, "effect": self.total} | self.groups  # [B, T] each
-        columns = {"row": row, "position": position} | {name: each[:, :-1].reshape(-1) for name, each in parts.items()}
+        columns = {"example": row, "position": position} | {
+            name: each[:, :-1].reshape(-1) for name, each in parts.items()
+        }
         return pd.DataFrame({name: each.numpy(force=True) for name, each in columns.items()})
 
     def __repr__(self) -> str:
@@ -68,7 +70,7 @@ class TokenEffects:
 
     def _repr_html_(self) -> str:
         frame = self.to_frame()
-        rows = frame[frame["labeled"]].groupby("row")["effect"].agg(["size", "sum", "min", "max"])
+        rows = frame[frame["labeled"]].groupby("example")["effect"].agg(["size", "sum", "min", "max"])
         names = {"size": "labeled tokens", "sum": "effect", "min": "lowest token", "max": "highest token"}
         return f"<p>effect of a direction, by row</p>{rows.rename(columns=names).to_html(float_format='{:.4g}'.format)}"
 

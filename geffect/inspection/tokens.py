@@ -51,7 +51,7 @@ def token_lines(
                 size = len(row.input_ids)
                 yield {
                     "set": name,
-                    "row": row.index,
+                    "example": row.index,
                     "tokens": token_texts(tokenizer, row.input_ids),
                     "labeled": [label != IGNORE_INDEX for label in row.labels],
                     "effect": _at_token(effects.total[i, :size]),
@@ -95,7 +95,7 @@ def point_lines(
         start = None if outputs.ref_nll is None else outputs.ref_nll.sum(1)
         for i, index in enumerate(batch["index"].tolist()):
             yield {
-                "row": index,
+                "example": index,
                 **{name: float(effect[i]) for name, effect in effects.items()},
                 "nll": float(outputs.sequence_nll[i]),
                 "reference_nll": None if start is None else float(start[i]),

@@ -27,7 +27,7 @@ def read(path: Path | str, by: str = "group", scheme: str = "thirds") -> pd.Data
         scheme: how layers make groups (`geffect.core.layers.block_groups`).
 
     Returns:
-        Columns ``step``, ``by``, ``row``, ``other``, ``inner``; each unordered pair of rows once.
+        Columns ``step``, ``by``, ``gradient``, ``other``, ``inner``; each unordered pair of rows once.
 
     Raises:
         GeffectError: no run is there, or ``by`` is unknown.
@@ -50,8 +50,8 @@ def read_published(path: Path | str, by: str = "group", scheme: str = "paper_scr
         scheme: how layers make groups; the script cuts at blocks 10 and 20, and a tied tensor is ``embed``.
 
     Returns:
-        Columns ``step`` (of the checkpoint), ``call`` (micro-batches averaged: 3, 7, …), ``by``, ``row``, ``other``,
-        ``inner``.
+        Columns ``step`` (of the checkpoint), ``call`` (micro-batches averaged: 3, 7, …), ``by``, ``gradient``,
+        ``other``, ``inner``.
 
     Raises:
         GeffectError: no run is there, ``by`` is unknown, or no such estimates were recorded.
@@ -79,8 +79,8 @@ def read_overlap(path: Path | str, by: str = "group", scheme: str = "thirds") ->
         scheme: how layers make groups (`geffect.core.layers.block_groups`).
 
     Returns:
-        Columns ``step``, ``by``, ``row``, ``other``, ``intersection``, ``union``, ``share``, ``jaccard`` (of the summed
-        counts; NaN where the union is empty); each unordered pair of two rows once.
+        Columns ``step``, ``by``, ``gradient``, ``other``, ``intersection``, ``union``, ``share``, ``jaccard`` (of the
+        summed counts; NaN where the union is empty); each unordered pair of two rows once.
 
     Raises:
         GeffectError: no run is there, ``by`` is unknown, or no overlaps were recorded.
@@ -152,5 +152,5 @@ def _sums(part: Mapping[str, Any], onto: list[int], size: int, dtype: type) -> "
 
 
 def _keys(step: int, by: str, names: list[str], rows: list[str], first: Any, second: Any) -> pd.DataFrame:
-    pairs = {"row": [rows[i] for i in first] * len(names), "other": [rows[j] for j in second] * len(names)}
+    pairs = {"gradient": [rows[i] for i in first] * len(names), "other": [rows[j] for j in second] * len(names)}
     return pd.DataFrame({"step": step, by: np.repeat(names, len(first))} | pairs)

@@ -23,7 +23,7 @@ def read_standard_errors(path: Path | str, by: str = "group", scheme: str = "thi
         scheme: how layers make groups.
 
     Returns:
-        Columns ``step``, ``by``, ``row``, ``other``, ``inner`` (⟨row, other⟩ of the window), ``standard_error``
+        Columns ``step``, ``by``, ``gradient``, ``other``, ``inner`` (⟨row, other⟩ of the window), ``standard_error``
         (std over its B micro-batches of the linearized products, over √B) and ``halves`` (the mean product of two
         disjoint halves: for a row with itself, ‖g‖² without the variance that ‖ĝ‖² adds).
 
@@ -56,7 +56,7 @@ def _frame(line: Mapping[str, Any], by: str, names: Any) -> pd.DataFrame:
     return pd.DataFrame({
         "step": line["step"],
         by: np.repeat(known, len(pairs)),
-        "row": [a for a, _ in pairs] * len(known),
+        "gradient": [a for a, _ in pairs] * len(known),
         "other": [b for _, b in pairs] * len(known),
         "inner": sums.mean(1).ravel(),
         "standard_error": (sums.std(1, ddof=1) / np.sqrt(products.shape[1])).ravel(),

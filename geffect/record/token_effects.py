@@ -17,7 +17,7 @@ def read_tokens(path: Path | str) -> pd.DataFrame:
         path: the record.
 
     Returns:
-        A row a token: ``step``, ``set``, ``row``, ``position``, ``token``, ``labeled``, ``direction``, ``effect`` =
+        A row a token: ``step``, ``set``, ``example``, ``position``, ``token``, ``labeled``, ``direction``, ``effect`` =
         ⟨∇ℓ, direction⟩ (below 0: a step along it makes the token less likely), and a column a layer group.
 
     Raises:
@@ -26,7 +26,7 @@ def read_tokens(path: Path | str) -> pd.DataFrame:
     frames = []
     for line in each_line(Path(path), TOKENS):
         columns = {"token": line["tokens"], "labeled": line["labeled"], "effect": line["effect"]} | line["groups"]
-        keys = {name: line[name] for name in ("step", "set", "row")}
+        keys = {name: line[name] for name in ("step", "set", "example")}
         frame = pd.DataFrame(columns).assign(**keys, direction=line["direction"], position=range(len(line["tokens"])))
         first = [*keys, "position", "token", "labeled", "direction", "effect"]
         frames.append(frame[[*first, *sorted(line["groups"], key=depth)]])
@@ -41,7 +41,7 @@ def read_points(path: Path | str) -> pd.DataFrame:
         path: the record.
 
     Returns:
-        A row a forget row and step: ``step``, ``row``, ``unlearn`` and ``retain`` = ⟨∇R, ∇log p(s)⟩, ``nll`` and
+        A row a forget row and step: ``step``, ``example``, ``unlearn`` and ``retain`` = ⟨∇R, ∇log p(s)⟩, ``nll`` and
         ``reference_nll`` (nats of the whole row; NaN without a start), ``num_tokens``, and a column a weight.
 
     Raises:

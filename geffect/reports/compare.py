@@ -75,10 +75,10 @@ def at_checkpoints(path: Path | str) -> pd.DataFrame:
     found = g_effect(gram).groupby("step")[["unlearn", "retain"]].sum()
     risks = [name for name in ("forget_risk", "retain_risk", "heldout_risk") if name in steps]
     parts = [steps[risks], found]
-    if any("spread" in line for line in read_lines(Path(path))):
+    if any("standard_errors" in line for line in read_lines(Path(path))):
         errors = read_standard_errors(path, "total")
         for effect, row in zip(("unlearn", "retain"), RISKS, strict=True):
-            own = errors[(errors["row"] == "objective") & (errors["other"] == row)].set_index("step")
+            own = errors[(errors["gradient"] == "objective") & (errors["other"] == row)].set_index("step")
             parts.append(own["standard_error"].rename(f"± {effect}").to_frame())
     parts.append(total_cosine(gram, "objective", "retain").rename("cosine").to_frame())
     return pd.concat(parts, axis=1).rename_axis("step").reset_index()
@@ -146,9 +146,9 @@ def whole_overlaps(path: Path | str) -> pd.DataFrame:
         path: a localization.
 
     Returns:
-        Columns ``share``, ``row``, ``other``, ``intersection``, ``union``, ``jaccard``, ``chance``.
+        Columns ``share``, ``gradient``, ``other``, ``intersection``, ``union``, ``jaccard``, ``chance``.
     """
-    counts = read_overlap(path).groupby(["share", "row", "other"], sort=False)[["intersection", "union"]].sum()
+    counts = read_overlap(path).groupby(["share", "gradient", "other"], sort=False)[["intersection", "union"]].sum()
     frame = counts.reset_index()
     return frame.assign(
         jaccard=frame["intersection"] / frame["union"].where(frame["union"] > 0), chance=frame["share"].map(chance)
@@ -185,7 +185,7 @@ def overlap_matrix(frame: pd.DataFrame, share: float) -> "Figure":
     Returns:
         As `geffect.reports.plots.jaccard_matrix`.
     """
-    scopes = dict.fromkeys([*frame["row"], *frame["other"]])
+    scopes = dict.fromkeys([*frame["gradient"], *frame["other"]])
     pairs = {domain: [name for name in scopes if domain_of(name) == domain] for domain in map(domain_of, scopes)}
     return plots.jaccard_matrix(frame, share, [names for names in pairs.values() if len(names) == 2])
 

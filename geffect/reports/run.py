@@ -199,7 +199,7 @@ def _last_tokens(run: Run) -> pd.DataFrame:
     """The last checkpoint's; of each set the worst rows, as many as a picture holds."""
     tokens = run.tokens()
     last = tokens[tokens["step"] == tokens["step"].max()]
-    texts = last[["set", "row"]].drop_duplicates()
+    texts = last[["set", "example"]].drop_duplicates()
     found: pd.DataFrame = last.merge(texts.groupby("set", sort=False).head(max(1, MOST // texts["set"].nunique())))
     return found
 

@@ -148,7 +148,7 @@ def test_a_synthetic_record_is_one_of_ours(tmp_path: Path) -> None:
     assert len(frame) == 3 * 6 * pairs  # six groups, the tied one among them
     lines = read_lines(run)
     own = sum(each[0] for each in lines[1]["gram"]["values"])
-    first = frame[(frame["step"] == 1) & (frame["row"] == "objective") & (frame["other"] == "objective")]
+    first = frame[(frame["step"] == 1) & (frame["gradient"] == "objective") & (frame["other"] == "objective")]
     assert float(first["inner"].sum()) == pytest.approx(own, rel=1e-8)
 
 
@@ -168,7 +168,7 @@ def test_steps_of_other_rows_lie_in_one_frame(tmp_path: Path) -> None:
         for k, row in enumerate(names)
         for other in names[k:]
     ]
-    columns = ["step", "parameter", "row", "other", "inner"]
+    columns = ["step", "parameter", "gradient", "other", "inner"]
     expected_frame = pd.DataFrame(expected, columns=columns).astype({"inner": float})
     pd.testing.assert_frame_equal(frame, expected_frame)
 

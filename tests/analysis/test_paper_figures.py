@@ -238,7 +238,7 @@ def test_po_is_held_against_twice_the_standard_error(last: float, agrees: list[s
 def test_weights_are_held_against_the_retain_effect(sign: int, agrees: str) -> None:
     weight = np.linspace(0.01, 0.99, 40)
     effect = -(1 - weight) if sign > 0 else -weight
-    frame = pd.DataFrame({"step": 1, "row": range(40), "unlearn": effect, "retain": effect, "npo": weight})
+    frame = pd.DataFrame({"step": 1, "example": range(40), "unlearn": effect, "retain": effect, "npo": weight})
     assert [claim.agrees for claim in geffect_claims.weights(frame)] == [agrees, agrees]
 
 

@@ -19,7 +19,7 @@ from geffect.record.reader import read_steps
 from tests.support.launched import MODELS, watch
 
 ROOT = Path(__file__).resolve().parents[2]
-KEYS = ["step", "group", "row", "other"]
+KEYS = ["step", "group", "gradient", "other"]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ GRAM = torch.tensor([[4.0, -4.0, -1.0], [-4.0, 4.0, 1.0], [-1.0, 1.0, 9.0]], dty
 
 def _frame(values: dict[tuple[int, str, str, str], float]) -> pd.DataFrame:
     rows = [(*key, value) for key, value in values.items()]
-    return pd.DataFrame(rows, columns=["step", "group", "row", "other", "inner"])
+    return pd.DataFrame(rows, columns=["step", "group", "gradient", "other", "inner"])
 
 
 FRAME = _frame({

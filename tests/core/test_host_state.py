@@ -374,7 +374,7 @@ def test_rows_of_a_model_that_rescales_its_weights_are_those_of_its_own_weights(
         own = {name: p.grad.clone() for name, p in model.named_parameters()}
         watch.step()
     frame = watch.run.to_frame("parameter")
-    inner = frame[(frame["row"] == "forget") & (frame["other"] == "forget")].set_index("parameter")["inner"]
+    inner = frame[(frame["gradient"] == "forget") & (frame["other"] == "forget")].set_index("parameter")["inner"]
     for name in names:
         assert float(inner[name]) == pytest.approx(float(own[name].square().sum()), rel=1e-5, abs=1e-12), name
 

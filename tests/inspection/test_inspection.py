@@ -52,7 +52,7 @@ def run(known: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def total(path: Path, step: int) -> "pd.Series[Any]":
     frame = geffect.read(path, by="parameter")
-    sums: pd.Series[Any] = frame[frame["step"] == step].groupby(["row", "other"])["inner"].sum()
+    sums: pd.Series[Any] = frame[frame["step"] == step].groupby(["gradient", "other"])["inner"].sum()
     return sums
 
 
@@ -272,7 +272,7 @@ def test_tokens_and_points_add_up_to_the_record(run: Path, tmp_path: Path) -> No
             assert mean == pytest.approx(effects.loc[step, effect], rel=1e-4)
             groups = own[["embed", "shallow", "middle", "deep", "lm_head"]].sum(axis=1)
             np.testing.assert_allclose(groups, own["effect"], atol=1e-5 * own["effect"].abs().max())
-            assert own.groupby("row").size().max() >= 10
+            assert own.groupby("example").size().max() >= 10
         here = points[points["step"] == step]
         assert len(here) == 6
         for name in ("unlearn", "retain"):
@@ -282,11 +282,11 @@ def test_tokens_and_points_add_up_to_the_record(run: Path, tmp_path: Path) -> No
         np.testing.assert_allclose(here["npo(beta=0.1)"], weight, rtol=1e-5)
     assert (points["ga"] == 1).all()
     first = tokens[(tokens["set"] == "heldout") & (tokens["step"] == 3)]
-    text = load_set(SETS["heldout"]).rows[int(first["row"].iloc[0])]
-    whole = "".join(first[first["row"] == first["row"].iloc[0]]["token"])
+    text = load_set(SETS["heldout"]).rows[int(first["example"].iloc[0])]
+    whole = "".join(first[first["example"] == first["example"].iloc[0]]["token"])
     assert text["question"] in whole
     assert text["answer"] in whole
-    means = first.groupby("row", sort=False).apply(lambda own: own["effect"].sum() / own["labeled"].sum())
+    means = first.groupby("example", sort=False).apply(lambda own: own["effect"].sum() / own["labeled"].sum())
     assert means.is_monotonic_increasing  # the most harmed first
 
 

@@ -126,7 +126,7 @@ def test_rows_equal_a_loop_over_examples(make: Callable[[], Any], tmp_path: Path
             optimizer.zero_grad()
             found.append(slow)
     frame = read(tmp_path / "run", "parameter")
-    sums = frame.groupby(["step", "row", "other"])["inner"].sum()
+    sums = frame.groupby(["step", "gradient", "other"])["inner"].sum()
     exact = 1e-6 if make is llama else 1e-8  # a Llama computes in float32 inside; a record keeps nine digits
     for step, slow in enumerate(found):
         vectors = {name: _flat(row, model) for name, row in slow.items()}
@@ -370,7 +370,7 @@ def test_the_gram_is_that_of_rows_at_hand() -> None:
         _risk(model, FORGET).backward()
         watch.step()
     frame = read(watch.path, "parameter")
-    total = frame.groupby(["row", "other"])["inner"].sum()
+    total = frame.groupby(["gradient", "other"])["inner"].sum()
     assert total["forget", "retain"] == pytest.approx(float(Gram.of(rows).total()[0, 1]), rel=1e-5)
 
 

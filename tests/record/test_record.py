@@ -69,7 +69,7 @@ def folder() -> Iterator[Path]:
 def test_the_inner_products_of_every_parameter_are_read_back(tmp_path: Path) -> None:
     grams = [make_gram(seed) for seed in range(3)]
     frame = read(make_run(tmp_path / "run", grams), by="parameter")
-    assert list(frame.columns) == ["step", "parameter", "row", "other", "inner"]
+    assert list(frame.columns) == ["step", "parameter", "gradient", "other", "inner"]
     assert len(frame) == 3 * len(LAYOUT.layers) * 6
     for step, name, row, other, inner in frame.itertuples(index=False):
         expected = grams[step].values[name][ROWS.index(row), ROWS.index(other)].item()
@@ -78,7 +78,9 @@ def test_the_inner_products_of_every_parameter_are_read_back(tmp_path: Path) -> 
 
 def test_each_unordered_pair_of_rows_is_there_once(tmp_path: Path) -> None:
     frame = read(make_run(tmp_path / "run", [make_gram(0)]), by="layer")
-    pairs = [frozenset(pair) for pair in frame.loc[frame["layer"] == "embed", ["row", "other"]].to_numpy().tolist()]
+    pairs = [
+        frozenset(pair) for pair in frame.loc[frame["layer"] == "embed", ["gradient", "other"]].to_numpy().tolist()
+    ]
     assert len(pairs) == len(set(pairs)) == 6
 
 
@@ -90,7 +92,7 @@ def test_parameters_sum_to_layers_to_groups_to_the_whole(seed: int, exponent: fl
         run = make_run(path / "run", [gram])
         frames = {by: read(run, by, scheme) for by in ("parameter", "layer", "group")}
     groups = LAYOUT.groups(scheme)
-    keys = ["step", "row", "other"]
+    keys = ["step", "gradient", "other"]
     parameters = frames["parameter"]
     parameters = parameters.assign(
         layer=parameters["parameter"].map(LAYOUT.layers), group=parameters["parameter"].map(groups)
@@ -124,7 +126,7 @@ def test_overlaps_are_read_back_summed_and_exact(seed: int, by: str, scheme: str
             for i, j in ((0, 1), (0, 2), (1, 2)):
                 both, either = int(counts[i, j]), int(counts[i, i] + counts[j, j] - counts[i, j])
                 expected.append((2 * step, label, ROWS[i], ROWS[j], both, either, 0.3, float(jaccard(counts)[i, j])))
-    columns = ["step", by, "row", "other", "intersection", "union", "share", "jaccard"]
+    columns = ["step", by, "gradient", "other", "intersection", "union", "share", "jaccard"]
     pd.testing.assert_frame_equal(frame, pd.DataFrame(expected, columns=columns), check_exact=True)
 
 
@@ -176,7 +178,7 @@ def test_numbers_that_are_not_finite_become_null_and_are_read_as_nan(tmp_path: P
     assert all(word not in (run / STEPS).read_text() for word in ("NaN", "Infinity"))
     frame = read(run, by="layer")
     broken = frame[frame["inner"].isna()]
-    assert broken[["layer", "row", "other"]].to_numpy().tolist() == [["embed", "objective", "forget"]]
+    assert broken[["layer", "gradient", "other"]].to_numpy().tolist() == [["embed", "objective", "forget"]]
     assert read_steps(run)[["loss", "heldout_risk"]].isna().all().all()
 
 

@@ -84,7 +84,7 @@ def record(grams: dict[str, Numbers], made: Iterator[dict[str, Numbers]]) -> pd.
             lines += [
                 (step, group, a, b, float(rows[a] @ gram @ rows[b])) for i, a in enumerate(names) for b in names[i:]
             ]
-    return pd.DataFrame(lines, columns=["step", "group", "row", "other", "inner"])
+    return pd.DataFrame(lines, columns=["step", "group", "gradient", "other", "inner"])
 
 
 def reported(grams: dict[str, Numbers], made: list[dict[str, Numbers]]) -> list[Finding]:
@@ -160,7 +160,7 @@ def test_ascent_on_half_a_pool_harms_the_other_half(pool: tuple[dict[str, Number
 
 def _plain(grams: dict[str, Numbers], made: list[dict[str, Numbers]]) -> pd.DataFrame:
     frame = record(grams, iter(made))
-    return frame[(frame["row"] != "rectified") & (frame["other"] != "rectified")]
+    return frame[(frame["gradient"] != "rectified") & (frame["other"] != "rectified")]
 
 
 def frame_of(cosines: Numbers, **others: Numbers) -> pd.DataFrame:
@@ -171,7 +171,7 @@ def frame_of(cosines: Numbers, **others: Numbers) -> pd.DataFrame:
             for group, share in (("deep", 0.75), ("shallow", 0.25)):
                 lines += [(step, group, row, "retain", share * cosine), (step, group, row, row, 0.5)]
     lines += [(step, group, "retain", "retain", 0.5) for step in range(len(cosines)) for group in ("deep", "shallow")]
-    return pd.DataFrame(lines, columns=["step", "group", "row", "other", "inner"])
+    return pd.DataFrame(lines, columns=["step", "group", "gradient", "other", "inner"])
 
 
 def test_the_step_where_harm_starts_is_found() -> None:
@@ -247,7 +247,7 @@ def test_dependent_steps_are_not_taken_for_independent_ones() -> None:
 def errors_of(inner: list[float], error: float) -> pd.DataFrame:
     return pd.DataFrame({
         "step": [0, 10, 20],
-        "row": "objective",
+        "gradient": "objective",
         "other": "retain",
         "inner": inner,
         "standard_error": error,

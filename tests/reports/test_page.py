@@ -191,7 +191,7 @@ def test_the_rows_served_worst_stand_there_without_tokens(runs: list[Path], page
         for row, tokens in enumerate(scored[0][name]["tokens"]):
             rises.append(((scored[-1][name]["nll"][row] - scored[0][name]["nll"][row]) / tokens, row))
         expected = sorted(rises, reverse=name != "forget")[:3]
-        assert list(found.loc[found["set"] == name, "row"]) == [row for _, row in expected]
+        assert list(found.loc[found["set"] == name, "example"]) == [row for _, row in expected]
         assert list(found.loc[found["set"] == name, "rise"]) == pytest.approx([rise for rise, _ in expected])
     assert page.read_text(encoding="utf-8").count("nats a token, start</th>") == 2  # of the inspection, tokens
 

@@ -287,7 +287,7 @@ def overlaps(runs: Sequence[str] = BOTH) -> pd.DataFrame:
         for group in ENDS
         for row, other in (("forget", "retain"), ("objective", "forget"))
     ]
-    return pd.DataFrame(rows, columns=["run", "step", "group", "row", "other", "jaccard"])
+    return pd.DataFrame(rows, columns=["run", "step", "group", "gradient", "other", "jaccard"])
 
 
 def prediction(runs: Sequence[str] = BOTH, scale: float = 0.5) -> pd.DataFrame:
@@ -319,7 +319,7 @@ def runs_of(objectives: int, rectifiers: Sequence[str] = ("none", "gru"), seeds:
 def test_overlaps_drawn_are_the_frames_against_chance(runs: list[str], pair: tuple[str, str]) -> None:
     frame = overlaps(runs)
     panels = plots.jaccard_curves(frame, *pair, 0.1).axes
-    chosen = frame[(frame["row"] == "forget") & (frame["other"] == "retain")]
+    chosen = frame[(frame["gradient"] == "forget") & (frame["other"] == "retain")]
     for run, axes in zip(runs, panels, strict=True):
         for group in ENDS:
             (line,) = lines(axes, group)

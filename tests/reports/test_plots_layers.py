@@ -108,7 +108,7 @@ def record(step: int, scale: float = 1.0) -> pd.DataFrame:
         for b in names[i:]
         for group, part in (("embed", slice(0, 1)), ("deep", slice(1, 3)))
     ]
-    return pd.DataFrame(rows, columns=["step", "group", "row", "other", "inner"])
+    return pd.DataFrame(rows, columns=["step", "group", "gradient", "other", "inner"])
 
 
 def test_cosines_and_norms_are_those_of_the_vectors() -> None:

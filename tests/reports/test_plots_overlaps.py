@@ -21,7 +21,7 @@ LAYERS = ["embed", *(f"block_{i}" for i in range(32)), "final_norm", "lm_head"]
 
 def pairs(rows: Sequence[str], top: float = 0.6, seed: int = 0) -> pd.DataFrame:
     couples = list(combinations(rows, 2))
-    frame = pd.DataFrame(couples, columns=["row", "other"])
+    frame = pd.DataFrame(couples, columns=["gradient", "other"])
     return frame.assign(jaccard=np.random.default_rng(seed).uniform(0.02, top, len(couples)))
 
 
@@ -60,7 +60,7 @@ def test_the_matrix_is_the_frames_in_whatever_order_a_pair_stands(size: int) -> 
     rows = [f"r{i}" for i in range(size)]
     frame = pairs(rows)
     turned = frame.copy()
-    turned.loc[1::2, ["row", "other"]] = turned.loc[1::2, ["other", "row"]].to_numpy()
+    turned.loc[1::2, ["gradient", "other"]] = turned.loc[1::2, ["other", "gradient"]].to_numpy()
     figure, again = plots.jaccard_matrix(frame, 0.1), plots.jaccard_matrix(turned, 0.1)
     matrix, names = drawn(figure), [label.get_text() for label in again.axes[0].get_yticklabels()]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == rows
@@ -222,17 +222,17 @@ TURNED = pd.concat([pairs("ab"), pairs("ba")])
 @pytest.mark.parametrize(
     ("draw", "frame", "says"),
     [
-        (matrix, pairs("ab").head(0), r"columns row, other, jaccard; found 0 rows of \['row'"),
+        (matrix, pairs("ab").head(0), r"columns gradient, other, jaccard; found 0 rows of \['gradient'"),
         (
             matrix,
             pairs("ab").drop(columns="jaccard"),
-            r"columns row, other, jaccard; found 1 rows of \['row', 'other'\]",
+            r"columns gradient, other, jaccard; found 1 rows of \['gradient', 'other'\]",
         ),
-        (matrix, TURNED, "each row, other once; found a, b again"),
+        (matrix, TURNED, "each gradient, other once; found a, b again"),
         (matrix, pairs("aa"), "pairs of different rows; found a with itself"),
         (matrix, pairs("abcdefghijklm"), "at most 12 rows in a picture; found 13: a, b"),
-        (by_layer, pairs("ab"), "columns layer, row, other, jaccard; found 1 rows"),
-        (by_layer, TWICE, "each layer, row, other once; found embed, privacy unlearn, privacy retention again"),
+        (by_layer, pairs("ab"), "columns layer, gradient, other, jaccard; found 1 rows"),
+        (by_layer, TWICE, "each layer, gradient, other once; found embed, privacy unlearn, privacy retention again"),
         (by_layer, layered(["embed"], "abcdefghijklm"), "at most 12 rows in a picture; found 13"),
         (plots.success_sweep, pd.DataFrame(), r"columns which, share, [^\n]*; found 0 rows of \[\]"),
         (plots.success_sweep, sweep().drop(columns="seed"), "columns which, share, [^\n]*, seed; found 36 rows"),

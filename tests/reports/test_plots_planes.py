@@ -59,7 +59,7 @@ def record(run: str, vectors: Vectors, steps: Sequence[int] = (0,)) -> pd.DataFr
         for b in names[i:]
         for group, part in (("embed", slice(0, 3)), ("deep", slice(3, None)))
     ]
-    return pd.DataFrame(rows, columns=["run", "step", "group", "row", "other", "inner"])
+    return pd.DataFrame(rows, columns=["run", "step", "group", "gradient", "other", "inner"])
 
 
 def vectors_of(seed: int, names: Sequence[str] = ("objective", "forget", "retain")) -> dict[str, np.ndarray]:
@@ -173,7 +173,7 @@ def points(steps: Sequence[int] = (0, 5, 10), rows: int = 30, scale: float = 1.0
         for step in steps
         for row in range(rows)
     ]
-    names = ["step", "row", "unlearn", "retain", "nll", "reference_nll", "num_tokens", NPO, "wga"]
+    names = ["step", "example", "unlearn", "retain", "nll", "reference_nll", "num_tokens", NPO, "wga"]
     return pd.DataFrame(found, columns=names)
 
 

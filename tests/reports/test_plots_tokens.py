@@ -24,7 +24,7 @@ def make(tokens: list[str], row: int = 0, prompt: int = 2, scale: float = 1.0) -
     return pd.DataFrame({
         "step": 5,
         "set": "heldout",
-        "row": row,
+        "example": row,
         "position": range(len(tokens)),
         "token": tokens,
         "labeled": [i >= prompt for i in range(len(tokens))],
@@ -104,7 +104,7 @@ def test_texts_stand_apart_and_on_the_page(count: int, column: str) -> None:
 def test_what_cannot_be_drawn_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^expected at most 8 texts in a picture; found 9; choose some rows"):
         plots.token_strip(pd.concat([make(["a", "b"], row) for row in range(9)]))
-    with pytest.raises(ValueError, match=r"^expected each step, set, row, direction, position once"):
+    with pytest.raises(ValueError, match=r"^expected each step, set, example, direction, position once"):
         plots.token_strip(pd.concat([make(["a"]), make(["a"])]))
     with pytest.raises(ValueError, match=r"^expected columns .*tied; found 2 rows"):
         plots.token_strip(make(["a", "b"]), "tied")

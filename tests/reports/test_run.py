@@ -160,7 +160,7 @@ def test_overlaps_are_drawn_of_a_localization(kind: str, localized: Path, runs: 
     assert_shows_itself(figure)
     with pytest.raises(GeffectError, match="expected a localization in"):
         geffect.Run(runs["none"]).plot(kind, **LOCALIZED[kind])
-    with pytest.raises(GeffectError, match="row, other, jaccard; found 0 rows"):
+    with pytest.raises(GeffectError, match="gradient, other, jaccard; found 0 rows"):
         geffect.Run(localized).plot(kind, share=0.7)
 
 
@@ -185,12 +185,12 @@ def test_the_worst_rows_of_each_set_fit_the_picture(inspected: Path, tmp_path: P
     copy = shutil.copytree(inspected, tmp_path / "copy")
     lines = read_lines(copy, "tokens.jsonl")
     last = [line for line in lines if line["step"] == 4]
-    more = [line | {"row": 90 + i} for i, line in enumerate(last) if last[i - 1]["set"] != line["set"]]
+    more = [line | {"example": 90 + i} for i, line in enumerate(last) if last[i - 1]["set"] != line["set"]]
     assert len(last) + len(more) == 9
     (copy / "tokens.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, *more]))
     titles = {text.get_text() for text in geffect.Run(copy).plot("tokens").axes[0].texts}
     for line in last:
-        assert f"{line['set']} row {line['row']}, step 4, along the objective" in titles
+        assert f"{line['set']} row {line['example']}, step 4, along the objective" in titles
     assert sum(", step 4, " in title for title in titles) == 6
 
 
@@ -252,7 +252,7 @@ def test_a_gram_as_a_frame_and_in_a_notebook() -> None:
     gram = Gram.of({"<a>": {"w": torch.tensor([2.0]), "v": torch.tensor([1.0])}, "b": {"w": torch.tensor([3.0])}})
     assert gram.to_frame().to_dict("list") == {
         "parameter": ["w", "w", "w", "v", "v", "v"],
-        "row": ["<a>", "<a>", "b"] * 2,
+        "gradient": ["<a>", "<a>", "b"] * 2,
         "other": ["<a>", "b", "b"] * 2,
         "inner": [4, 6, 9, 1, 0, 0],
     }
@@ -275,8 +275,8 @@ def test_token_effects_stand_under_the_tokens_own_position() -> None:
     total = torch.tensor([[0.0, -1.0, 2.0, 0.0], [3.0, 0.0, 0.0, 0.0]])
     found = TokenEffects(total, {"embed": total / 2, "deep": total / 2}, total != 0)
     frame = found.to_frame()
-    assert list(frame) == ["row", "position", "labeled", "effect", "embed", "deep"]
-    assert frame[frame["labeled"]][["row", "position", "effect", "deep"]].to_numpy().tolist() == [
+    assert list(frame) == ["example", "position", "labeled", "effect", "embed", "deep"]
+    assert frame[frame["labeled"]][["example", "position", "effect", "deep"]].to_numpy().tolist() == [
         [0, 2, -1, -0.5],
         [0, 3, 2, 1],
         [1, 1, 3, 1.5],

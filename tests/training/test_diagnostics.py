@@ -88,24 +88,24 @@ def test_a_step_of_rate_zero_moves_nothing_and_is_predicted_so(watched: Path) ->
 
 def test_supports_are_read_by_group_and_a_row_shares_its_multiples_mask(watched: Path) -> None:
     frame = read_overlap(watched)
-    both = frame[(frame["row"] == "objective") & (frame["other"] == "forget")]
+    both = frame[(frame["gradient"] == "objective") & (frame["other"] == "forget")]
     assert (both["jaccard"] == 1).all()
-    other = frame[(frame["row"] == "objective") & (frame["other"] == "retain")]
+    other = frame[(frame["gradient"] == "objective") & (frame["other"] == "retain")]
     assert other["jaccard"].between(0.02, 0.95).all()
-    assert {"rectified", "update", "applied"} <= {*frame["row"], *frame["other"]}
+    assert {"rectified", "update", "applied"} <= {*frame["gradient"], *frame["other"]}
 
 
 def test_standard_errors_stand_beside_the_windows_own_products(watched: Path) -> None:
-    frame = read_standard_errors(watched, by="group").set_index(["step", "group", "row", "other"])
-    gram = read(watched).set_index(["step", "group", "row", "other"])["inner"]
+    frame = read_standard_errors(watched, by="group").set_index(["step", "group", "gradient", "other"])
+    gram = read(watched).set_index(["step", "group", "gradient", "other"])["inner"]
     assert sorted({step for step, *_ in frame.index}) == [0, 1, 3]  # step 2 closes an epoch with one micro-batch
     shared = gram.index.intersection(frame.index)
     assert len(shared) == len(frame)
     scale = gram.abs().max()
     assert np.allclose(frame.loc[shared, "inner"], gram.loc[shared], atol=1e-5 * scale)
     assert (frame["standard_error"] >= 0).all()
-    total = read_standard_errors(watched, by="total").set_index(["step", "row", "other"])
-    own = total.xs(("objective", "objective"), level=("row", "other"))
+    total = read_standard_errors(watched, by="total").set_index(["step", "gradient", "other"])
+    own = total.xs(("objective", "objective"), level=("gradient", "other"))
     assert (own["halves"] < own["inner"]).all()
     with pytest.raises(GeffectError, match="by among total, group, layer"):
         read_standard_errors(watched, by="parameter")

@@ -24,7 +24,7 @@ from tests.conftest import config
 
 pytestmark = pytest.mark.slow
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "geffect"]
-STEPS, KEYS = 8, ["step", "parameter", "row", "other"]
+STEPS, KEYS = 8, ["step", "parameter", "gradient", "other"]
 METHOD = {"objective": "npo + gd", "rectifier": "gru", "optimizer": "adamw_torch", "prediction": 4, "overlap": 0.1}
 
 

@@ -77,7 +77,7 @@ def test_a_localization_is_a_record_with_masks_overlaps_and_pictures(localized: 
     frame = read_overlap(localized, "parameter")
     assert set(frame["share"]) == {0.1, 0.2}
     assert len(frame) == 2 * 6 * len(set(frame["parameter"]))
-    assert set(read(localized)["row"]) | set(read(localized)["other"]) == set(SCOPES)
+    assert set(read(localized)["gradient"]) | set(read(localized)["other"]) == set(SCOPES)
     whole = whole_overlaps(localized)
     assert whole["jaccard"].between(0, 1).all()
     assert whole["chance"].round(4).tolist() == [0.0526] * 6 + [0.1111] * 6
@@ -180,7 +180,7 @@ def test_frozen_entries_end_where_they_started(
 def test_a_run_over_domains_records_its_scopes_masks_and_success(localized: Path, start: Path, tmp_path: Path) -> None:
     settings = {"rectifier": f"{GRAIL} + gru", "masks": localized, "overlap": 0.1, "prediction": 4}
     path = api.unlearn(_config(start, tmp_path / "run", **settings))
-    rows = set(read(path)["row"])
+    rows = set(read(path)["gradient"])
     assert {"objective", "forget", "retain", *SCOPES, "masked", "retain_average", "rectified", "applied"} <= rows
     removed = removed_g_effect(read(path))
     effects = read(path).query("row == 'objective' and other == 'forget'")["inner"].sum()
@@ -264,7 +264,7 @@ def test_one_domain_validates_another(start: Path, tmp_path: Path) -> None:
 def test_three_domains_from_any_source(start: Path, tmp_path: Path) -> None:
     third = "authors=builtin:authors/forget[:6],builtin:authors/retain[:6]"
     path = api.unlearn(_config(start, tmp_path / "run", domain=[*DOMAINS, third], steps=2))
-    assert {"forget/authors", "retain/authors"} <= set(read(path)["row"])
+    assert {"forget/authors", "retain/authors"} <= set(read(path)["gradient"])
 
 
 def test_sizes_are_balanced_as_asked_for(start: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

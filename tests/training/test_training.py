@@ -32,8 +32,8 @@ def _assert_same_run(a: Path, b: Path, tolerance: float) -> None:
     for name, tensor in one.items():
         assert (tensor - other[name]).norm() <= tolerance * tensor.norm(), name
     left, right = read(a, "parameter"), read(b, "parameter")
-    norms = left[left["row"] == left["other"]].groupby(["step", "row"])["inner"].sum() ** 0.5
-    lengths = [norms.loc[list(zip(left["step"], left[end], strict=True))].to_numpy() for end in ("row", "other")]
+    norms = left[left["gradient"] == left["other"]].groupby(["step", "gradient"])["inner"].sum() ** 0.5
+    lengths = [norms.loc[list(zip(left["step"], left[end], strict=True))].to_numpy() for end in ("gradient", "other")]
     scale = lengths[0] * lengths[1]
     assert (np.abs(left["inner"] - right["inner"]) <= tolerance * scale).all()
 
@@ -115,7 +115,9 @@ def test_free_rows_off_gives_the_same_record(start: Path, tmp_path: Path) -> Non
 
 def test_layers_sum_to_groups_and_groups_to_the_total(start: Path, tmp_path: Path) -> None:
     run = api.unlearn(config(start, tmp_path / "run", rectifier="gru", steps=2))
-    totals = [read(run, by).groupby(["step", "row", "other"])["inner"].sum() for by in ("parameter", "layer", "group")]
+    totals = [
+        read(run, by).groupby(["step", "gradient", "other"])["inner"].sum() for by in ("parameter", "layer", "group")
+    ]
     for total in totals[1:]:
         pd.testing.assert_series_equal(total, totals[0], rtol=1e-9)
     assert list(read(run)["group"].unique()) == ["embed", "shallow", "middle", "deep", "lm_head"]

@@ -18,7 +18,7 @@ def conflict(errors: pd.DataFrame, batches: int) -> Finding | None:
         The retain G-effect there, in units of its standard error's gradient²; none where no checkpoint's is below
         zero at `LEVEL` shared among the checkpoints.
     """
-    rows = errors[(errors["row"] == "objective") & (errors["other"] == "retain")].dropna()
+    rows = errors[(errors["gradient"] == "objective") & (errors["other"] == "retain")].dropna()
     if rows.empty or batches < 3:
         return None
     found = {

@@ -53,7 +53,7 @@ def in_rows(frame: pd.DataFrame, rectifier: str = "") -> list[Finding]:
     Returns:
         The findings.
     """
-    rectifier = rectifier or ("the rectifier" if frame["row"].isin(["rectified", "masked"]).any() else "")
+    rectifier = rectifier or ("the rectifier" if frame["gradient"].isin(["rectified", "masked"]).any() else "")
     who = f"The objective before {rectifier}" if rectifier else "The objective"
     harm = _made(gradients.conflict(frame, who), gradients.start(frame, who))
     where = _made(gradients.layers(frame, who), gradients.removed(frame, _capital(rectifier))) if harm else []

@@ -125,7 +125,7 @@ def removed(frame: pd.DataFrame, name: str = "The rectifier") -> Finding | None:
     Returns:
         The share; none where nothing rectified.
     """
-    after = next((row for row in ("rectified", "masked") if (frame["row"] == row).any()), None)
+    after = next((row for row in ("rectified", "masked") if (frame["gradient"] == row).any()), None)
     if after is None:
         return None
     effects = pd.concat([pairs(frame, "retain", row).groupby("step").sum() for row in ("objective", after)], axis=1)
@@ -151,7 +151,7 @@ def applied(frame: pd.DataFrame) -> Finding | None:
     Returns:
         The mean cosine of the row ``applied`` with the retain gradient; none where it was not recorded.
     """
-    if not (frame["row"] == "applied").any() and not (frame["other"] == "applied").any():
+    if not (frame["gradient"] == "applied").any() and not (frame["other"] == "applied").any():
         return None
     rows = (direction_of(frame), "applied")
     both = pd.concat([total_cosine(frame, row, "retain") for row in rows], axis=1).dropna().to_numpy(np.float64)

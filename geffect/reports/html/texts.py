@@ -40,7 +40,7 @@ def texts(frame: pd.DataFrame) -> list[Text]:
     labeled = frame["labeled"].astype(bool)
     colors = ScalarMappable(signed(frame.loc[labeled, "effect"].to_numpy(float))[0], SIGNED)
     found = []
-    for (name, row, direction), rows in frame.groupby(["set", "row", "direction"], sort=False):
+    for (name, row, direction), rows in frame.groupby(["set", "example", "direction"], sort=False):
         tokens = rows.sort_values("position")
         columns = (tokens["token"], tokens["labeled"], tokens["effect"])
         found.append(

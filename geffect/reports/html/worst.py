@@ -7,7 +7,7 @@ import pandas as pd
 from geffect.core.splits import role_of
 from geffect.record.reader import read_lines
 
-COLUMNS = ["set", "row", "nats a token, start", "nats a token, end", "rise"]
+COLUMNS = ["set", "example", "nats a token, start", "nats a token, end", "rise"]
 COUNT = 3
 
 
@@ -32,5 +32,5 @@ def worst_rows(path: Path, count: int = COUNT) -> pd.DataFrame:
         frame = pd.DataFrame({"start": first["nll"], "end": scored[-1][name]["nll"]}).div(first["tokens"], axis=0)
         frame["rise"] = frame["end"] - frame["start"]
         chosen = frame.sort_values("rise", ascending=role_of(name).startswith("forget")).head(count)  # or forget_val
-        found.append(chosen.rename_axis("row").reset_index().assign(set=name))
-    return pd.concat(found)[["set", "row", "start", "end", "rise"]].set_axis(COLUMNS, axis=1)
+        found.append(chosen.rename_axis("example").reset_index().assign(set=name))
+    return pd.concat(found)[["set", "example", "start", "end", "rise"]].set_axis(COLUMNS, axis=1)

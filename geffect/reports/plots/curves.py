@@ -67,7 +67,7 @@ def jaccard_curves(frame: pd.DataFrame, row: str, other: str, share: float) -> F
     """Draw how much of two rows' overlaps is common, by step and group, against chance.
 
     Args:
-        frame: Columns ``step``, ``group`` (of ``GROUPS``), ``row``, ``other``, ``jaccard``; optionally ``run`` (at
+        frame: Columns ``step``, ``group`` (of ``GROUPS``), ``gradient``, ``other``, ``jaccard``; optionally ``run`` (at
             most four, one panel each).
         row: One of the two rows.
         other: The other.
@@ -77,7 +77,7 @@ def jaccard_curves(frame: pd.DataFrame, row: str, other: str, share: float) -> F
         A figure with one shared y-axis from zero, chance dashed and named.
     """
     frame = _pair(frame, row, other)
-    runs = by_run(frame, ("step", "group", "row", "other", "jaccard"), most=4)
+    runs = by_run(frame, ("step", "group", "gradient", "other", "jaccard"), most=4)
     looks = {group: look for group, look in GROUPS.items() if group in set(frame["group"])}
     level = share / (2 - share)
     top = np.nanmax([level, *frame["jaccard"].to_numpy(float)])
@@ -96,10 +96,10 @@ def jaccard_curves(frame: pd.DataFrame, row: str, other: str, share: float) -> F
 
 
 def _pair(frame: pd.DataFrame, row: str, other: str) -> pd.DataFrame:
-    check(frame, ("step", "group", "row", "other", "jaccard"))
-    chosen = frame[[{a, b} == {row, other} for a, b in zip(frame["row"], frame["other"], strict=True)]]
+    check(frame, ("step", "group", "gradient", "other", "jaccard"))
+    chosen = frame[[{a, b} == {row, other} for a, b in zip(frame["gradient"], frame["other"], strict=True)]]
     if chosen.empty:
-        known = ", ".join(sorted({*frame["row"], *frame["other"]}))
+        known = ", ".join(sorted({*frame["gradient"], *frame["other"]}))
         raise GeffectError(f"two rows among {known}", f"{row!r} and {other!r}", "name rows of the record")
     return chosen
 

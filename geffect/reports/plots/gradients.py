@@ -29,7 +29,7 @@ def g_effect_plane(frame: pd.DataFrame, step: int | None = None) -> Figure:
     the retain risk, to first order.
 
     Args:
-        frame: Columns ``run``, ``step``, ``row`` (``forget``, ``retain``, ``objective``, perhaps ``rectified``),
+        frame: Columns ``run``, ``step``, ``gradient`` (``forget``, ``retain``, ``objective``, perhaps ``rectified``),
             ``other``, ``inner``; each unordered pair once a run, step and label (labels are summed).
         step: Which; may be left out where there is one.
 
@@ -40,7 +40,7 @@ def g_effect_plane(frame: pd.DataFrame, step: int | None = None) -> Figure:
     Raises:
         GeffectError: a column, a row or the step is missing, a risk gradient is zero, or there are too many runs.
     """
-    check(frame, ("run", "step", "row", "other", "inner"))
+    check(frame, ("run", "step", "gradient", "other", "inner"))
     arrows = {str(run): _arrows(str(run), gram_at(frame[frame["run"] == run], step)) for run in frame["run"].unique()}
     angles = [_angle(each["retain"]) for each in arrows.values()]
     together = len(arrows) <= len(RUNS) and max(angles) - min(angles) <= SAME

@@ -95,8 +95,8 @@ def gram_heat_map(gram: Gram | pd.DataFrame, step: int | None = None) -> Figure:
     """Draw the cosines of all rows with one another, their norms beside.
 
     Args:
-        gram: a Gram, or a record's frame with columns ``step``, ``row``, ``other``, ``inner`` (labels are summed); at
-            most twelve rows.
+        gram: a Gram, or a record's frame with columns ``step``, ``gradient``, ``other``, ``inner`` (labels are summed);
+            at most twelve gradients.
         step: of a frame; may be left out where it has one.
 
     Returns:
@@ -130,7 +130,7 @@ def _table(gram: Gram | pd.DataFrame, step: int | None) -> pd.DataFrame:
     if isinstance(gram, Gram):
         table = pd.DataFrame(gram.total().numpy(), gram.rows, gram.rows)
     else:
-        check(gram, ("step", "row", "other", "inner"))
+        check(gram, ("step", "gradient", "other", "inner"))
         table = gram_at(gram, step)
     if len(table) > MOST:
         raise GeffectError(

@@ -30,15 +30,15 @@ def jaccard_matrix(frame: pd.DataFrame, share: float, within: Sequence[Sequence[
     """Draw the Jaccard indices of the overlaps of every two rows.
 
     Args:
-        frame: Columns ``row``, ``other``, ``jaccard``; each unordered pair of different rows (at most twelve) once. A
-            pair that is missing or NaN is drawn as unknown.
+        frame: Columns ``gradient``, ``other``, ``jaccard``; each unordered pair of different gradients (at most twelve) once.
+            A pair that is missing or NaN is drawn as unknown.
         share: What share of entries a mask keeps; two random masks have the Jaccard index share / (2 − share).
         within: Groups of rows, each put side by side and framed; the other rows follow.
 
     Returns:
         A one-panel figure, symmetric, every number in its cell, the diagonal gray, chance marked on the color bar.
     """
-    check(frame, ("row", "other", "jaccard"))
+    check(frame, ("gradient", "other", "jaccard"))
     rows = _order(frame, within)
     matrix = pd.DataFrame(np.nan, rows, rows)
     for row, other, value in _pairs(frame, ())["jaccard"].reset_index().itertuples(index=False):
@@ -61,15 +61,15 @@ def jaccard_by_layer(frame: pd.DataFrame, share: float) -> Figure:
     """Draw the Jaccard index of every pair of rows by layer.
 
     Args:
-        frame: Columns ``layer``, ``row``, ``other``, ``jaccard``; each layer has an unordered pair of different rows
-            (at most twelve) once. What is missing or NaN is drawn as unknown.
+        frame: Columns ``layer``, ``gradient``, ``other``, ``jaccard``; each layer has an unordered pair of different
+            gradients (at most twelve) once. What is missing or NaN is drawn as unknown.
         share: As of `jaccard_matrix`.
 
     Returns:
         A one-panel figure, layers from the embedding at the left to the head at the right, pairs from top to bottom in
         order of first appearance, chance marked on the color bar.
     """
-    check(frame, ("layer", "row", "other", "jaccard"))
+    check(frame, ("layer", "gradient", "other", "jaccard"))
     _order(frame, ())
     table = _pairs(frame, ("layer",))["jaccard"].unstack("layer", sort=False)
     layers: list[str] = sorted(map(str, table.columns), key=depth)
@@ -113,7 +113,7 @@ def success_sweep(frame: pd.DataFrame) -> Figure:
 
 def _order(frame: pd.DataFrame, within: Sequence[Sequence[str]]) -> list[str]:
     """The rows, those of a group together, else in order of first appearance."""
-    found = list(dict.fromkeys(frame[["row", "other"]].to_numpy().ravel()))
+    found = list(dict.fromkeys(frame[["gradient", "other"]].to_numpy().ravel()))
     grouped = [row for group in within for row in group]
     if len(set(grouped)) < len(grouped) or not set(grouped) <= set(found):
         raise GeffectError(f"groups that share no row, of {', '.join(found)}", str([*map(list, within)]), "mend within")
@@ -125,12 +125,12 @@ def _order(frame: pd.DataFrame, within: Sequence[Sequence[str]]) -> list[str]:
 def _pairs(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """The frame indexed by keys and pair, a pair always in the order it first came in."""
     first: dict[frozenset[str], tuple[str, str]] = {}
-    pairs = [first.setdefault(frozenset(pair), pair) for pair in zip(frame["row"], frame["other"], strict=True)]
-    named = frame.assign(row=[row for row, _ in pairs], other=[other for _, other in pairs])
-    once(named, [*keys, "row", "other"])
+    pairs = [first.setdefault(frozenset(pair), pair) for pair in zip(frame["gradient"], frame["other"], strict=True)]
+    named = frame.assign(gradient=[row for row, _ in pairs], other=[other for _, other in pairs])
+    once(named, [*keys, "gradient", "other"])
     if same := [row for row, other in pairs if row == other]:
         raise GeffectError("pairs of different rows", f"{same[0]} with itself", "leave it out")
-    return named.set_index([*keys, "row", "other"])
+    return named.set_index([*keys, "gradient", "other"])
 
 
 def _domains(frame: pd.DataFrame) -> dict[str, Look]:

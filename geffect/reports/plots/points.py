@@ -14,7 +14,7 @@ from geffect.reports.plots.figure import Figure
 from geffect.reports.plots.panels import Numbers, around_zero, check, curve, decades, finish, furnish, spread
 from geffect.reports.plots.style import ONE_COLUMN, RUNS, STYLE, TWO_COLUMN, Look
 
-FIXED = ("step", "row", "unlearn", "retain", "nll", "reference_nll", "num_tokens")  # the rest are weights
+FIXED = ("step", "example", "unlearn", "retain", "nll", "reference_nll", "num_tokens")  # the rest are weights
 EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 ENOUGH, ACROSS, GRID = 20, 3, 80  # points for a density, panels side by side, its grid's lines
 HELD = {0.5: "-", 0.9: (0, (3, 1.5))}  # a contour holds such a share of its range's points

@@ -41,7 +41,7 @@ def token_strip(tokens: pd.DataFrame, column: str = "effect") -> Figure:
     """Draw texts token by token, each on the color of its effect.
 
     Args:
-        tokens: Columns ``step``, ``set``, ``row``, ``position``, ``token``, ``labeled``, ``direction`` and what
+        tokens: Columns ``step``, ``set``, ``example``, ``position``, ``token``, ``labeled``, ``direction`` and what
             ``column`` names, as of `geffect.read_tokens`; at most eight texts (rows of a set at a step).
         column: ``effect``, or a layer group: nats per unit of the direction, below 0 for a token that a step along
             the direction makes less likely.
@@ -54,7 +54,7 @@ def token_strip(tokens: pd.DataFrame, column: str = "effect") -> Figure:
     Raises:
         GeffectError: a column is missing, a token stands twice, or there are too many texts.
     """
-    keys = ["step", "set", "row"]
+    keys = ["step", "set", "example"]
     check(tokens, (*keys, "position", "token", "labeled", "direction", column))
     once(tokens, [*keys, "direction", "position"])
     texts = list(tokens.groupby([*keys, "direction"], sort=False))
