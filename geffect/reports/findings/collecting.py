@@ -36,7 +36,7 @@ def find(path: Path | str, run: str = "", scheme: str = "thirds") -> list[Findin
     frame, lines = read(path, "group", scheme), read_lines(path)
     config = read_config(path)
     found = in_rows(frame, _rectifier(str(config.get("rectifier", "none"))))
-    spread = [line["spread"] for line in lines if line.get("spread")]
+    spread = [line["standard_errors"] for line in lines if line.get("standard_errors")]
     if spread and not any(each.kind == "conflict" for each in found):
         batches = len(spread[0]["linearized"][0])
         found = [*_made(checkpoints.conflict(read_standard_errors(path, "total"), batches)), *found]

@@ -30,8 +30,8 @@ def jaccard_matrix(frame: pd.DataFrame, share: float, within: Sequence[Sequence[
     """Draw the Jaccard indices of the overlaps of every two rows.
 
     Args:
-        frame: Columns ``gradient``, ``other``, ``jaccard``; each unordered pair of different gradients (at most twelve) once.
-            A pair that is missing or NaN is drawn as unknown.
+        frame: Columns ``gradient``, ``other``, ``jaccard``; each unordered pair of different gradients (at most twelve)
+            once. A pair that is missing or NaN is drawn as unknown.
         share: What share of entries a mask keeps; two random masks have the Jaccard index share / (2 − share).
         within: Groups of rows, each put side by side and framed; the other rows follow.
 
