@@ -57,7 +57,7 @@ def REAL(data: str, runs: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         Settings of ``geffect finetune`` and of ``geffect unlearn``.
     """
     pairs = {
-        part: ",".join(f"knowundo:privacy/{scope}/{part}{rows}" for scope in ("unlearn", "retention"))
+        part: ",".join(f"knowundo:privacy/{split}/{part}{rows}" for split in ("unlearn", "retention"))
         for part, rows in PARTS.items()
     }
     privacy = [f"knowundo:privacy/{s}/{part}{rows}" for s in ("unlearn", "retention") for part, rows in PARTS.items()]

@@ -272,7 +272,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
 
 @terminable()
 def localize(config: LocalizeConfig) -> Path:
-    """Find where each scope of each domain lives in a model's trainable weights, and write masks and overlaps.
+    """Find where each split of each domain lives in a model's trainable weights, and write masks and overlaps.
 
     Args:
         config: model, domains, shares and importance.
@@ -287,7 +287,7 @@ def localize(config: LocalizeConfig) -> Path:
     from geffect.core.layers import layout
     from geffect.data.checks import tell_cut
     from geffect.localization.localize import localize as find
-    from geffect.localization.losses import scope_losses
+    from geffect.localization.losses import split_losses
     from geffect.models.reference import check_trainable
     from geffect.models.scoring import evaluating
     from geffect.record.environment import peak_memory_gb
@@ -303,7 +303,7 @@ def localize(config: LocalizeConfig) -> Path:
         rows, parameters, began = localized_rows(config, loaded), trainable(loaded.model), time.perf_counter()
         tell_cut(rows)
         with evaluating(loaded.model):
-            losses = scope_losses(loaded, rows, config.labels, config.draws, config.seed)
+            losses = split_losses(loaded, rows, config.labels, config.draws, config.seed)
             found = find(parameters, losses, config.share, config.importance, masks_only=config.masks_only)
         seconds = time.perf_counter() - began
         recipe = config.model_dump(mode="json", include={"model", "importance", "labels", "draws", "seed"}) | {

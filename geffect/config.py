@@ -341,7 +341,7 @@ class LocalizeConfig(DataConfig):
     )
     draws: int = Field(3, ge=1, le=1000, description="of labels, averaged")
     masks_only: bool = Field(
-        False, description="leave out the scopes' mean gradients, which memflex needs: less time and memory"
+        False, description="leave out the splits' mean gradients, which memflex needs: less time and memory"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="of the draws")
     dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="of the weights")

@@ -9,7 +9,7 @@ from geffect.api import load_model
 from geffect.config import LocalizeConfig
 from geffect.core.gradients import trainable
 from geffect.localization.localize import localize
-from geffect.localization.losses import scope_losses
+from geffect.localization.losses import split_losses
 from geffect.models.scoring import evaluating
 from geffect.training.setup import localized_rows
 
@@ -35,14 +35,14 @@ def passes(model: str, rows: int) -> dict[str, Callable[[], object]]:
 
     def alone() -> None:
         with evaluating(loaded.model):
-            for losses in scope_losses(loaded, examples).values():
+            for losses in split_losses(loaded, examples).values():
                 for loss in losses:
                     loss().backward()
                     loaded.model.zero_grad()
 
     def whole(*, masks_only: bool) -> None:
         with evaluating(loaded.model):
-            localize(parameters, scope_losses(loaded, examples), masks_only=masks_only)
+            localize(parameters, split_losses(loaded, examples), masks_only=masks_only)
 
     return {
         "passes": alone,

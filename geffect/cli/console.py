@@ -109,8 +109,8 @@ def localization(path: Path) -> None:
     from geffect.reports.compare import whole_overlaps
 
     table = Table(title=f"{path}: Jaccard index of the most important entries", title_justify="left")
-    for column in ("share", "scope", "other", "Jaccard", "chance"):
-        table.add_column(column, justify="left" if column in ("scope", "other") else "right")
+    for column in ("share", "split", "other", "Jaccard", "chance"):
+        table.add_column(column, justify="left" if column in ("split", "other") else "right")
     for row in whole_overlaps(path).to_dict("records"):
         numbers = (f"{row[name]:.3f}" for name in ("jaccard", "chance"))
         table.add_row(f"{row['share']:g}", str(row["gradient"]), str(row["other"]), *numbers)

@@ -190,7 +190,7 @@ def _unlearn(config: UnlearnConfig, *, dry_run: bool, resume: bool) -> None:
 
 
 def _localize(config: LocalizeConfig, *, dry_run: bool) -> None:
-    """Find where each domain's knowledge lies: top-share masks of every scope, their overlaps, and heat maps."""
+    """Find where each domain's knowledge lies: top-share masks of every split, their overlaps, and heat maps."""
     from geffect import api
     from geffect.cli import console
 

@@ -1,4 +1,4 @@
-"""Scopes: what a domain forgets and what it keeps.
+"""Splits: what a domain forgets and what it keeps.
 
 They are named ``forget/privacy`` and ``retain/privacy``; where there are no domains, ``forget`` and ``retain``.
 """
@@ -6,12 +6,12 @@ They are named ``forget/privacy`` and ``retain/privacy``; where there are no dom
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-RISKS = ("forget", "retain")
+TARGETS = ("forget", "retain")
 Content = TypeVar("Content")
 
 
-def scope(role: str, domain: str = "") -> str:
-    """The name of a domain's scope.
+def split_name(role: str, domain: str = "") -> str:
+    """The name of a domain's split.
 
     Args:
         role: such as ``forget``.
@@ -20,19 +20,19 @@ def scope(role: str, domain: str = "") -> str:
     Returns:
         The name.
 
-    >>> scope("forget", "privacy"), scope("forget")
+    >>> split_name("forget", "privacy"), split_name("forget")
     ('forget/privacy', 'forget')
     """
     return f"{role}/{domain}" if domain else role
 
 
 def role_of(name: str) -> str:
-    """What a scope is for: ``forget`` or ``retain``, say."""
+    """What a split is for: ``forget`` or ``retain``, say."""
     return name.partition("/")[0]
 
 
 def domain_of(name: str) -> str:
-    """The domain of a scope; empty where there are none."""
+    """The domain of a split; empty where there are none."""
     return name.partition("/")[2]
 
 
@@ -40,7 +40,7 @@ def domains(names: Iterable[str]) -> tuple[str, ...]:
     """The domains that are unlearned, in order; one without a name where there are none.
 
     Args:
-        names: of scopes; those of roles as a whole may stand beside them.
+        names: of splits; those of roles as a whole may stand beside them.
 
     Returns:
         The domains.
@@ -53,7 +53,7 @@ def domains(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def of_role(sets: Mapping[str, Content], role: str) -> list[Content]:
-    """The contents of every domain's scope of a role, in order."""
+    """The contents of every domain's split of a role, in order."""
     return [content for name, content in sets.items() if role_of(name) == role]
 
 
@@ -62,6 +62,6 @@ def of_domain(sets: Mapping[str, Content], domain: str) -> dict[str, Content]:
     return {role_of(name): content for name, content in sets.items() if domain_of(name) in ("", domain)}
 
 
-def scopes(role: str, names: Iterable[str]) -> tuple[str, ...]:
-    """The scopes of a role, one a domain."""
-    return tuple(scope(role, domain) for domain in domains(names))
+def split_names(role: str, names: Iterable[str]) -> tuple[str, ...]:
+    """The splits of a role, one a domain."""
+    return tuple(split_name(role, domain) for domain in domains(names))

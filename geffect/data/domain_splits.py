@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from geffect.core.splits import RISKS, domain_of, scope
+from geffect.core.splits import TARGETS, domain_of, split_name
 from geffect.data.domains import Domain, parse_domains
 from geffect.errors import GeffectError
 
@@ -29,10 +29,10 @@ def domain_sets(config: "UnlearnConfig | LocalizeConfig") -> tuple[list[Domain],
     return trained, [each for each in (*own.values(), *given.values()) if each]
 
 
-def scope_sets(domain: Domain, suffix: str = "") -> list[tuple[str, str]]:
-    """(scope, set) of one domain."""
+def split_sets(domain: Domain, suffix: str = "") -> list[tuple[str, str]]:
+    """(split, set) of one domain."""
     sets = {"forget": domain.unlearn, "retain": domain.retention}
-    return [(scope(role + suffix, domain.name), spec) for role, spec in sets.items()]
+    return [(split_name(role + suffix, domain.name), spec) for role, spec in sets.items()]
 
 
 def balanced(config: "UnlearnConfig", sizes: Mapping[str, int]) -> dict[str, int]:
@@ -40,7 +40,7 @@ def balanced(config: "UnlearnConfig", sizes: Mapping[str, int]) -> dict[str, int
 
     Args:
         config: the run.
-        sizes: forget and retain scope → rows it has.
+        sizes: forget and retain split → rows it has.
 
     Returns:
         The same, of the rows used; all where there are no domains.
@@ -59,4 +59,4 @@ def balanced(config: "UnlearnConfig", sizes: Mapping[str, int]) -> dict[str, int
         raise GeffectError("domains' sets of one size", told, remedy)
     if config.balance != "cut":
         return dict(sizes)
-    return {name: min(sizes[scope(role, domain_of(name))] for role in RISKS) for name in sizes}
+    return {name: min(sizes[split_name(role, domain_of(name))] for role in TARGETS) for name in sizes}

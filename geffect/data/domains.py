@@ -33,7 +33,7 @@ class Domain:
         if self.scoped is None:
             return None
         source, chosen = self.scoped
-        unlearn, retention = (f"{source}/{scope}/{name}{chosen}" for scope in ("unlearn", "retention"))
+        unlearn, retention = (f"{source}/{split}/{name}{chosen}" for split in ("unlearn", "retention"))
         return Domain(self.name, unlearn, retention, self.scoped)
 
 
@@ -71,7 +71,7 @@ def _parse(text: str) -> Domain:
         pair = SLICE.match(sets[0])
         source, chosen = (pair["source"], pair["slice"] or "") if pair else (sets[0], "")
         if source.rpartition("/")[2] not in ("unlearn", "retention"):
-            unlearn, retention = (f"{source}/{scope}/train{chosen}" for scope in ("unlearn", "retention"))
+            unlearn, retention = (f"{source}/{split}/train{chosen}" for split in ("unlearn", "retention"))
             return Domain(name, unlearn, retention, (source, chosen))
     if len(sets) != 2 or not all(sets):
         raise GeffectError(f"a set to unlearn and one to retain for the domain {name}", repr(match["sets"]), EXAMPLE)

@@ -45,8 +45,8 @@ FORMS = (
 BUILTIN: dict[str, Callable[[], list[dict[str, Any]]]] = {
     **{f"authors/{part}": partial(authors.generate, part) for part in authors.PARTS},
     **{
-        f"domains/{domain}/{scope}{end}": partial(domains.generate, domain, scope, part)
-        for domain, scope in product(domains.DOMAINS, domains.SCOPES)
+        f"domains/{domain}/{split}{end}": partial(domains.generate, domain, split, part)
+        for domain, split in product(domains.DOMAINS, domains.SPLITS)
         for end, part in (("", "train"), *((f"/{each}", each) for each in domains.PARTS))
     },
 }

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from geffect.core.splits import domain_of, domains, of_role, role_of, scope, scopes
+from geffect.core.splits import domain_of, domains, of_role, role_of, split_name, split_names
 from geffect.data.encode import EncodedExample
 
 Rows = dict[str, EncodedExample]
@@ -61,7 +61,7 @@ class PairedSampler(Sampler[tuple[int, ...]]):
         return max(of_role(self.sizes, "forget"))
 
     def __iter__(self) -> Iterator[tuple[int, ...]]:
-        orders = [self._order(place, self.sizes[name]) for place, name in enumerate(scopes("forget", self.sizes))]
+        orders = [self._order(place, self.sizes[name]) for place, name in enumerate(split_names("forget", self.sizes))]
         for rows in zip(*orders, strict=True):
             met = dict(zip(domains(self.sizes), rows, strict=True))
             yield tuple(self._position(name, size, met) for name, size in self.sizes.items())
@@ -78,7 +78,7 @@ class PairedSampler(Sampler[tuple[int, ...]]):
         if role == "forget":
             return row
         if role == "alternative":
-            return (self.epoch * self.sizes[scope("forget", domain_of(name))] + row) % size
+            return (self.epoch * self.sizes[split_name("forget", domain_of(name))] + row) % size
         return partner(size, self.seed, self.epoch, row, STREAMS[role], place)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from geffect.config import EvaluateConfig
-from geffect.core.splits import domain_of, role_of, scope
+from geffect.core.splits import domain_of, role_of, split_name
 from geffect.data.domains import parse_domains
 from geffect.errors import GeffectError
 from geffect.evaluation.metrics.membership import auc, privleak
@@ -126,7 +126,7 @@ def _suite(config: EvaluateConfig) -> list[Part]:
     if config.suite == "knowundo":
         validation = [domain.part("val") or domain for domain in parse_domains(config.domain)]
         return [
-            Part(scope(role, each.name), spec, SUCCESS)
+            Part(split_name(role, each.name), spec, SUCCESS)
             for each in validation
             for role, spec in (("forget", each.unlearn), ("retain", each.retention))
         ]
@@ -208,7 +208,7 @@ def totals(config: EvaluateConfig, means: Means, values: Values, reference: Valu
         for name in (each for each, kind in means if role_of(each) == "forget" and kind == "accuracy"):
             domain = domain_of(name)
             unlearn = 100 * (1 - means[name, "accuracy"])
-            retention = 100 * means[scope("retain", domain), "accuracy"]
+            retention = 100 * means[split_name("retain", domain), "accuracy"]
             found[domain] = {"US": unlearn, "RS": retention, "HS": harmonic_success(unlearn, retention)}
     return found | {name: DERIVED[name].make(values, reference) for name in config.metric if name in DERIVED}
 

@@ -1,4 +1,4 @@
-"""One pass over every scope's examples: masks of the most important entries, overlaps, and mean gradients."""
+"""One pass over every split's examples: masks of the most important entries, overlaps, and mean gradients."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from geffect.core.effects import cosine
 from geffect.core.gradients import NamedTensors, add_scaled
 from geffect.core.gram import Gram, inner_products
-from geffect.core.splits import RISKS, of_role, role_of
+from geffect.core.splits import TARGETS, of_role, role_of
 from geffect.core.topk import Overlap, count, empty, overlaps, pack, top_masks
 from geffect.errors import GeffectError
 from geffect.localization.importance import Importance
@@ -28,11 +28,11 @@ class Localization:
     """What localizing leaves behind.
 
     Attributes:
-        masks: share → scope → parameter → packed mask; empty ones are missing.
-        overlaps: share → the overlaps of the scopes' masks.
-        gram: inner products of the scopes' mean gradients.
-        magnitudes: scope → parameter → mean |ḡ| over its entries; ``forget`` is that of all domains' examples.
-        examples: scope → N.
+        masks: share → split → parameter → packed mask; empty ones are missing.
+        overlaps: share → the overlaps of the splits' masks.
+        gram: inner products of the splits' mean gradients.
+        magnitudes: split → parameter → mean |ḡ| over its entries; ``forget`` is that of all domains' examples.
+        examples: split → N.
     """
 
     masks: dict[float, dict[str, Masks]]
@@ -48,7 +48,7 @@ class Localization:
             share: of each tensor's entries.
 
         Returns:
-            Scope → parameter → packed mask.
+            Split → parameter → packed mask.
 
         Raises:
             GeffectError: they were not made.
@@ -70,34 +70,34 @@ class Localization:
         """
         if not self.gram.rows:
             raise GeffectError("mean gradients beside the masks", "masks alone", "localize without --masks-only")
-        total = {role: sum(of_role(self.examples, role)) for role in RISKS}
+        total = {role: sum(of_role(self.examples, role)) for role in TARGETS}
         weights = {
             role: {each: n / total[role] for each, n in self.examples.items() if role_of(each) == role}
-            for role in RISKS
+            for role in TARGETS
         }
         pooled = self.gram.combine(weights)
-        found = {name: cosine(g, pooled.rows, *RISKS) for name, g in pooled.values.items()}
+        found = {name: cosine(g, pooled.rows, *TARGETS) for name, g in pooled.values.items()}
         return {name: 0.0 if math.isnan(value) else value for name, value in found.items()}
 
     def to_frame(self) -> "pd.DataFrame":
-        """A line a scope: its examples, and how many entries each share's masks hold.
+        """A line a split: its examples, and how many entries each share's masks hold.
 
         Returns:
-            Columns ``examples`` and ``top 10 %``, say, indexed by scope.
+            Columns ``examples`` and ``top 10 %``, say, indexed by split.
         """
         import pandas as pd
 
         sizes = {
-            f"top {100 * share:g} %": {scope: sum(map(count, masks.values())) for scope, masks in scopes.items()}
-            for share, scopes in self.masks.items()
+            f"top {100 * share:g} %": {split: sum(map(count, masks.values())) for split, masks in splits.items()}
+            for share, splits in self.masks.items()
         }
-        return pd.DataFrame({"examples": self.examples} | sizes).rename_axis("scope")
+        return pd.DataFrame({"examples": self.examples} | sizes).rename_axis("split")
 
     def __repr__(self) -> str:
         return f"Localization({', '.join(self.examples)}; shares {', '.join(f'{each:g}' for each in self.masks)})"
 
     def _repr_html_(self) -> str:
-        return f"<p>entries in the masks of each scope</p>{self.to_frame().to_html()}"
+        return f"<p>entries in the masks of each split</p>{self.to_frame().to_html()}"
 
 
 def localize(
@@ -108,14 +108,14 @@ def localize(
     *,
     masks_only: bool = False,
 ) -> Localization:
-    """Find where each scope's knowledge lies.
+    """Find where each split's knowledge lies.
 
     Args:
         parameters: the tensors, by canonical name.
-        losses: scope → a function an example that returns its loss, a scalar with a graph.
+        losses: split → a function an example that returns its loss, a scalar with a graph.
         shares: of each tensor's entries in a mask, in (0, 1].
         importance: see `Importance`.
-        masks_only: hold no mean gradient a scope: less time and memory, and no Gram, magnitudes or `region`.
+        masks_only: hold no mean gradient a split: less time and memory, and no Gram, magnitudes or `region`.
 
     Returns:
         The localization.
@@ -130,17 +130,17 @@ def localize(
     """
     found = Localization({share: {} for share in shares})
     means: dict[str, NamedTensors] = {}
-    for scope, examples in losses.items():
+    for split, examples in losses.items():
         scorer = Importance(parameters, importance, signed=not masks_only)
         for loss in examples:
             scorer.add(loss())
-        found.examples[scope], kept = scorer.examples, scorer.means()
+        found.examples[split], kept = scorer.examples, scorer.means()
         for share in shares:
-            found.masks[share][scope] = empty(scorer.reached)
+            found.masks[share][split] = empty(scorer.reached)
         for name in scorer.reached:
-            _mask(found, scope, name, scorer.take(name))
+            _mask(found, split, name, scorer.take(name))
         if not masks_only:
-            means[scope] = kept
+            means[split] = kept
     names = list(parameters)
     found.overlaps = {share: _overlap(masks, share, names) for share, masks in found.masks.items()}
     if means:
@@ -149,29 +149,29 @@ def localize(
     return found
 
 
-def _mask(found: Localization, scope: str, name: str, score: Tensor) -> None:
-    for scopes, mask in zip(found.masks.values(), top_masks(score, list(found.masks)), strict=True):
+def _mask(found: Localization, split: str, name: str, score: Tensor) -> None:
+    for splits, mask in zip(found.masks.values(), top_masks(score, list(found.masks)), strict=True):
         if mask.numpy().any():  # ends at the first; torch's own looks at all
-            scopes[scope][name].copy_(pack(mask))
+            splits[split][name].copy_(pack(mask))
         else:
-            del scopes[scope][name]
+            del splits[split][name]
 
 
-def _overlap(scopes: Mapping[str, Masks], share: float, names: Sequence[str]) -> Overlap:
-    return Overlap(tuple(scopes), share, {n: overlaps([masks.get(n) for masks in scopes.values()]) for n in names})
+def _overlap(splits: Mapping[str, Masks], share: float, names: Sequence[str]) -> Overlap:
+    return Overlap(tuple(splits), share, {n: overlaps([masks.get(n) for masks in splits.values()]) for n in names})
 
 
 def _magnitudes(
     examples: Mapping[str, int], means: Mapping[str, NamedTensors], names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    found = {scope: {n: _mean_abs(row.get(n)) for n in names} for scope, row in means.items()}
-    forget = [scope for scope in means if role_of(scope) == "forget"]
-    total = sum(examples[scope] for scope in forget)
+    found = {split: {n: _mean_abs(row.get(n)) for n in names} for split, row in means.items()}
+    forget = [split for split in means if role_of(split) == "forget"]
+    total = sum(examples[split] for split in forget)
     pooled = {}
     for name in names:
         row: NamedTensors = {}
-        for scope in forget:
-            add_scaled(row, name, means[scope].get(name), examples[scope] / total)
+        for split in forget:
+            add_scaled(row, name, means[split].get(name), examples[split] / total)
         pooled[name] = _mean_abs(row.get(name))
     return found | {"forget": pooled}
 

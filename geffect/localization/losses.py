@@ -16,25 +16,25 @@ from geffect.models.load import Loaded
 Labels = Literal["random", "true", "corrupted"]
 
 
-def scope_losses(
+def split_losses(
     loaded: Loaded, rows: Mapping[str, list[EncodedExample]], labels: Labels = "random", draws: int = 3, seed: int = 0
 ) -> dict[str, Iterator[Callable[[], Tensor]]]:
     """A localization's losses, an example each, under one progress bar.
 
     Args:
         loaded: the model.
-        rows: scope → its rows.
+        rows: split → its rows.
         labels: as of `example_losses`, like the rest.
         draws: of random or corrupted labels an example.
         seed: of the draws.
 
     Returns:
-        Scope → its examples' losses.
+        Split → its examples' losses.
     """
     bar = tqdm(total=sum(map(len, rows.values())), unit="example", disable=None)
 
-    def told(scope_rows: list[EncodedExample]) -> Iterator[Callable[[], Tensor]]:
-        losses = example_losses(loaded.model, loaded.tokenizer, scope_rows, labels, draws, seed)
+    def told(split_rows: list[EncodedExample]) -> Iterator[Callable[[], Tensor]]:
+        losses = example_losses(loaded.model, loaded.tokenizer, split_rows, labels, draws, seed)
         for loss in losses:
             yield loss
             bar.update()

@@ -54,8 +54,8 @@ def region(
     """MemFlex's region: the tensors with cosine < μ and magnitude > σ, both strict (arXiv 2407.01920).
 
     Args:
-        cosines: parameter → cosine of the forget and retain scopes' mean gradients, 0 where one is zero.
-        magnitudes: parameter → mean |ḡ| over the entries of the forget scope's mean gradient.
+        cosines: parameter → cosine of the forget and retain splits' mean gradients, 0 where one is zero.
+        magnitudes: parameter → mean |ḡ| over the entries of the forget split's mean gradient.
         mu: μ.
         sigma: σ; absolute thresholds do not carry over between models.
         quantiles: μ and σ are quantiles of the cosines and the magnitudes.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from geffect.core.distributed import summed_gram
 from geffect.core.gram import Gram, inner_products
-from geffect.core.splits import RISKS, role_of
+from geffect.core.splits import TARGETS, role_of
 from geffect.core.tied import BOTH, EMBED, HEAD, Tie, by_use
 
 Tensors = Mapping[str, Tensor | None]
@@ -64,7 +64,7 @@ class Basis:
         if self.tie is None or self.embed is None:
             return gram
         embed = Gram(self.rows, {"": self.embed}).combine(combinations).values[""]
-        parts = by_use(gram.values[self.tie.name], embed, [role_of(row) in RISKS for row in gram.rows])
+        parts = by_use(gram.values[self.tie.name], embed, [role_of(row) in TARGETS for row in gram.rows])
         values: dict[str, Tensor] = {}
         for name, value in gram.values.items():
             tied = dict(zip((name + EMBED, name + HEAD, name + BOTH), parts, strict=True))

@@ -10,7 +10,7 @@ from torch import Tensor
 from geffect.core.distributed import processes, summed, summed_rows
 from geffect.core.forward import Outputs
 from geffect.core.gradients import Visit, Window
-from geffect.core.splits import domain_of, of_domain, role_of, scopes
+from geffect.core.splits import domain_of, of_domain, role_of, split_names
 from geffect.measurement.basis import added
 from geffect.measurement.measurement import Batch, Measurement
 from geffect.objectives.base import Counts, risk
@@ -28,9 +28,9 @@ class Passes:
         measure: the rows of the risks are wanted.
 
     Attributes:
-        forget: the forget scopes, one a domain.
-        retain: the retain scopes; the last of them streams.
-        shares: scope → share of its role's labeled tokens: the role's risk is the mean weighed by it.
+        forget: the forget splits, one a domain.
+        retain: the retain splits; the last of them streams.
+        shares: split → share of its role's labeled tokens: the role's risk is the mean weighed by it.
         c: a forget risk is its side of the objective's row divided by c; None where it has a pass of its own.
         w: the weight of the retain row in the objective's.
         own_forget_row: the forget risks are back-propagated.
@@ -43,7 +43,7 @@ class Passes:
     def __init__(self, run: Measurement, counts: Mapping[str, Counts], *, measure: bool) -> None:
         objective, dropout = run.objective, run.keep_dropout
         self.run, self.counts = run, counts
-        self.forget, self.retain = scopes("forget", counts), scopes("retain", counts)
+        self.forget, self.retain = split_names("forget", counts), split_names("retain", counts)
         self.shares = {name: counts[name].token / counts[role_of(name)].token for name in self.forget + self.retain}
         self.c = objective.forget_multiple if run.free_rows and not dropout else None
         self.w = 0.0 if dropout else objective.retain_multiple
@@ -58,7 +58,7 @@ class Passes:
         self.streamed = False
 
     def side(self, forget: str) -> str:
-        """The buffer of the objective's terms on a forget scope."""
+        """The buffer of the objective's terms on a forget split."""
         return f"{SIDE} {forget}" if self._apart else "objective"
 
     def forget_side(self, own: Mapping[str, Tensor | None]) -> Tensor | None:
@@ -138,7 +138,7 @@ class Passes:
         return share if loss is None else loss + share
 
     def _risk(self, name: str, outputs: Outputs) -> Tensor:
-        """A scope's risk; where there are several of its role, that of the role sums up too."""
+        """A split's risk; where there are several of its role, that of the role sums up too."""
         found, role = risk(outputs, self.counts[name]), role_of(name)
         self._sum(f"risk_{name}", found)
         if role != name:

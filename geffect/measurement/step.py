@@ -12,7 +12,7 @@ from geffect.core.effects import norm
 from geffect.core.fsdp import as_part_of, local
 from geffect.core.gradients import NamedTensors, add_scaled
 from geffect.core.gram import Gram, inner_products
-from geffect.core.splits import RISKS, role_of
+from geffect.core.splits import TARGETS, role_of
 from geffect.localization.masks import GradientMask
 from geffect.measurement.applied import Applied
 from geffect.measurement.basis import Basis, added
@@ -143,7 +143,7 @@ class Step:
                     step.micro_batch(batches, last=batches is part[-1])
                 yield step.kept or {}, step.kept_embeds
 
-        named = {row: parts for row, parts in self._named({}).items() if role_of(row) in ("objective", *RISKS)}
+        named = {row: parts for row, parts in self._named({}).items() if role_of(row) in ("objective", *TARGETS)}
         window = (self.kept or {}, self.kept_embeds)
         return spread(window, shares(), named, list(run.parameters), run.labels, run.tie)
 
@@ -198,12 +198,12 @@ class Step:
             found[forget] = own[forget] if passes.own_forget_row else free
         return found | {"objective": None if passes.forget_row else own["objective"]}
 
-    def _pooled(self, scopes: Sequence[str], tensors: Tensors) -> Tensor | None:
+    def _pooled(self, splits: Sequence[str], tensors: Tensors) -> Tensor | None:
         """One tensor of a role's row over all its domains."""
-        if len(scopes) == 1:
-            return tensors[scopes[0]]
+        if len(splits) == 1:
+            return tensors[splits[0]]
         row = NamedTensors()
-        for each in scopes:
+        for each in splits:
             add_scaled(row, "", tensors[each], self.passes.shares[each])
         return row.get("")
 
@@ -220,8 +220,8 @@ class Step:
     def _keep(self, name: str, tensors: Tensors, embeds: Tensors | None) -> None:
         """Hold what is needed once the row has been rectified, clipped and stepped with."""
         if self.masks is not None:
-            scopes = {"forget": self.passes.forget, "retain": self.passes.retain}
-            pooled = {role: self._pooled(each, tensors) for role, each in scopes.items() if len(each) > 1}
+            splits = {"forget": self.passes.forget, "retain": self.passes.retain}
+            pooled = {role: self._pooled(each, tensors) for role, each in splits.items() if len(each) > 1}
             self.masks.add(name, {row: tensors[row] for row in self.basis.rows} | pooled)
         if self.kept is None:
             return

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from geffect.config import UnlearnConfig
-from geffect.core.splits import RISKS, scopes
+from geffect.core.splits import TARGETS, split_names
 from geffect.data.encode import collate, pad_id_of
 from geffect.preflight.finding import Finding
 from geffect.preflight.numerics import derivative, determinism, precision
@@ -37,8 +37,8 @@ def examine(config: UnlearnConfig, start: Start) -> Iterator[Finding]:
         yield known(name, rows, model, pad_id_of(tokenizer))
     if any(p.requires_grad for p in model.parameters()):
         probe = {
-            role: collate(start.encoded[scopes(role, start.encoded)[0]][: config.batch_size], pad_id_of(tokenizer))
-            for role in RISKS
+            role: collate(start.encoded[split_names(role, start.encoded)[0]][: config.batch_size], pad_id_of(tokenizer))
+            for role in TARGETS
         }
         yield determinism(model, probe)
         yield derivative(model, probe)

@@ -36,8 +36,8 @@ def write_localization(run: RunDirectory, found: Localization, recipe: Mapping[s
         gram = {"gram": found.gram} if found.gram.rows and not place else {}
         run.append({"step": 0} | gram | {"overlap": overlap})
     (path / MASKS).mkdir()
-    for share, scopes in found.masks.items():
-        bits = {f"{scope}|{name}": mask for scope, masks in scopes.items() for name, mask in masks.items()}
+    for share, splits in found.masks.items():
+        bits = {f"{split}|{name}": mask for split, masks in splits.items() for name, mask in masks.items()}
         told = {"share": repr(share), "recipe": json.dumps(recipe)}
         save_file(bits, path / MASKS / f"share-{share!r}.safetensors", metadata=told)
     content = {"recipe": recipe, "examples": found.examples, "magnitudes": found.magnitudes}
@@ -119,13 +119,13 @@ def _content(path: Path) -> dict[str, Any]:
     return content
 
 
-def _masks(file: Path, scopes: list[str], recipe: Mapping[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
-    found: dict[str, dict[str, torch.Tensor]] = {scope: {} for scope in scopes}
+def _masks(file: Path, splits: list[str], recipe: Mapping[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
+    found: dict[str, dict[str, torch.Tensor]] = {split: {} for split in splits}
     try:
         with safe_open(file, "pt") as stored:
             for key in stored.keys():  # noqa: SIM118  a handle, not a mapping
-                scope, _, name = key.partition("|")
-                found[scope][name] = mask = stored.get_tensor(key)
+                split, _, name = key.partition("|")
+                found[split][name] = mask = stored.get_tensor(key)
                 if mask.dtype != torch.uint8 or len(mask) != -(-math.prod(recipe["shapes"][name]) // 8):
                     raise ValueError(f"{mask.numel()} numbers of {mask.dtype} for {name}")
     except (SafetensorError, OSError, ValueError) as error:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from geffect.core.layers import layer_groups
-from geffect.core.splits import RISKS, role_of
+from geffect.core.splits import TARGETS, role_of
 
 Table = Mapping[str, Any]
 MOST_STEPS, MOST_BLOCKS = 10**9, 10_000
@@ -172,7 +172,7 @@ def _gram(part: Any, table: Table | None) -> None:
     rows = _rows(part, "values")
     _triangles(part, table, (int, float), empty=True)  # a product that overflowed is null
     roles = set(map(role_of, rows))
-    known = {*RISKS} <= roles if DIRECTIONS & set(rows) else roles <= {*RISKS}  # the latter of a localization
+    known = {*TARGETS} <= roles if DIRECTIONS & set(rows) else roles <= {*TARGETS}  # the latter of a localization
     check(known, f"{', '.join(rows):.50} for the names of gradients")
     names = table["names"] if table is not None else [""] * len(part["values"])
     for name, own, each in zip(names, _diagonals(part), part["values"], strict=True):

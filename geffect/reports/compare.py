@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from geffect.core.effects import asked_of, cosines, direction_of, g_effect, total_cosine
-from geffect.core.splits import RISKS, domain_of
+from geffect.core.splits import TARGETS, domain_of
 from geffect.core.topk import chance
 from geffect.errors import GeffectError, visible
 from geffect.record.frames import read, read_overlap
@@ -54,7 +54,7 @@ def _row(run: Path | str) -> dict[str, Any]:
 def _with_roles(scores: "pd.Series[Any]") -> "pd.Series[Any]":
     """Scores by role, too, where there are domains: their mean."""
     for kind in ("accuracy", "risk"):
-        for role in RISKS:
+        for role in TARGETS:
             own = [scores[name] for name in scores.index if str(name).startswith(f"{role}/") and name.endswith(kind)]
             if own:
                 scores[f"{role}_{kind}"] = sum(own) / len(own)
@@ -77,7 +77,7 @@ def at_checkpoints(path: Path | str) -> pd.DataFrame:
     parts = [steps[risks], found]
     if any("standard_errors" in line for line in read_lines(Path(path))):
         errors = read_standard_errors(path, "total")
-        for effect, row in zip(("unlearn", "retain"), RISKS, strict=True):
+        for effect, row in zip(("unlearn", "retain"), TARGETS, strict=True):
             own = errors[(errors["gradient"] == "objective") & (errors["other"] == row)].set_index("step")
             parts.append(own["standard_error"].rename(f"± {effect}").to_frame())
     parts.append(total_cosine(gram, "objective", "retain").rename("cosine").to_frame())
@@ -156,7 +156,7 @@ def whole_overlaps(path: Path | str) -> pd.DataFrame:
 
 
 def overlap_figures(path: Path | str, out: Path | None = None, shares: Sequence[float] = ()) -> list[Path]:
-    """Draw a localization: the overlaps of its scopes over the model and by layer, one pair of figures a share.
+    """Draw a localization: the overlaps of its splits over the model and by layer, one pair of figures a share.
 
     Args:
         path: a localization.
@@ -176,7 +176,7 @@ def overlap_figures(path: Path | str, out: Path | None = None, shares: Sequence[
 
 
 def overlap_matrix(frame: pd.DataFrame, share: float) -> "Figure":
-    """Draw the overlaps of a localization's scopes, those of a domain framed.
+    """Draw the overlaps of a localization's splits, those of a domain framed.
 
     Args:
         frame: as of `whole_overlaps`, of one share.
@@ -185,8 +185,8 @@ def overlap_matrix(frame: pd.DataFrame, share: float) -> "Figure":
     Returns:
         As `geffect.reports.plots.jaccard_matrix`.
     """
-    scopes = dict.fromkeys([*frame["gradient"], *frame["other"]])
-    pairs = {domain: [name for name in scopes if domain_of(name) == domain] for domain in map(domain_of, scopes)}
+    splits = dict.fromkeys([*frame["gradient"], *frame["other"]])
+    pairs = {domain: [name for name in splits if domain_of(name) == domain] for domain in map(domain_of, splits)}
     return plots.jaccard_matrix(frame, share, [names for names in pairs.values() if len(names) == 2])
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geffect.core.forward import IGNORE_INDEX, Outputs
-from geffect.core.splits import role_of, scopes
+from geffect.core.splits import role_of, split_names
 from geffect.data.encode import EncodedExample, collate, pad_id_of
 from geffect.data.relabel import random_labels
 from geffect.errors import GeffectError
@@ -42,13 +42,13 @@ def compute_columns(
         Set → column → one tensor ``[T]`` a row.
     """
     needs, pad_id = objective.needs, pad_id_of(tokenizer)
-    found: Columns = {name: {} for name in scopes("forget", sets)}
+    found: Columns = {name: {} for name in split_names("forget", sets)}
     with torch.autocast(model.device.type, torch.bfloat16) if autocast else contextlib.nullcontext():
         if "ref_nll" in needs:
             sides = {"forget"} | ({"alternative"} if "alternative" in needs else set())
             for name in (name for name in sets if role_of(name) in sides):
                 found[name] = {"ref_nll": reference_nll(model, sets[name], pad_id)}
-        for name in scopes("forget", sets):
+        for name in split_names("forget", sets):
             for need in sorted(needs):
                 found[name] |= _labels(model, tokenizer, need, sets[name], seed)
     return found

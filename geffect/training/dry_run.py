@@ -9,7 +9,7 @@ from geffect.config import FinetuneConfig, LocalizeConfig, TrainConfig, UnlearnC
 from geffect.core.forward import IGNORE_INDEX
 from geffect.core.launch import launched
 from geffect.core.layers import block_list, unwrap
-from geffect.core.splits import RISKS, role_of, scopes
+from geffect.core.splits import TARGETS, role_of, split_names
 from geffect.data.domain_splits import balanced
 from geffect.data.encode import EncodedExample
 from geffect.data.shared import tell_shared
@@ -98,7 +98,7 @@ def plan_localization(config: LocalizeConfig) -> dict[str, str]:
 
 
 def localization_gb(config: LocalizeConfig, model: Any, encoded: dict[str, list[EncodedExample]]) -> float:
-    """A rough estimate of the peak: weights, a mean gradient a scope if any, scores, one example's activations."""
+    """A rough estimate of the peak: weights, a mean gradient a split if any, scores, one example's activations."""
     size, wide = torch.empty((), dtype=DTYPES[config.dtype]).element_size(), 8 if config.dtype == "float64" else 4
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     weights = sum(p.numel() for p in model.parameters()) * size
@@ -115,9 +115,9 @@ def specs(config: TrainConfig) -> list[str]:
 def arithmetic(config: TrainConfig, encoded: dict[str, list[EncodedExample]]) -> dict[str, Any]:
     """The batch arithmetic of a configuration, whose steps are counted in forget rows or, fitting, in all rows."""
     if isinstance(config, UnlearnConfig):
-        sizes = {name: len(encoded[spec]) for name, spec in roles(config) if role_of(name) in RISKS}
+        sizes = {name: len(encoded[spec]) for name, spec in roles(config) if role_of(name) in TARGETS}
         used = balanced(config, sizes)
-        rows, steps = max(used[name] for name in scopes("forget", used)), config.steps
+        rows, steps = max(used[name] for name in split_names("forget", used)), config.steps
     else:
         rows = sum(map(len, encoded.values()))
         steps = num_fit_steps(config, rows)
@@ -224,7 +224,7 @@ def _extra_rows(config: TrainConfig) -> int:
     keeps = bool(config.prediction or config.save_rows or config.standard_errors)
     freezing = make_freezing(config.rectifier) is not None
     copies = keeps or rectifier.corrects or freezing  # θ before the optimizer's step
-    domains = 2 * max(0, len(config.domain) - 1)  # a row a scope
+    domains = 2 * max(0, len(config.domain) - 1)  # a row a split
     copied = bool(objective.needs & {"ref_logits", "ref_hidden"}) and not config.lora
     probes = 2 * bool(config.prediction) + 2 * config.standard_errors + 3 * (config.mode == "paper")
     memory = rectifier.memory is not None

@@ -12,10 +12,10 @@ from geffect.config import EvaluateConfig, FinetuneConfig, LocalizeConfig, TextC
 from geffect.core.gradients import trainable
 from geffect.core.launch import launched
 from geffect.core.layers import Layout, layout
-from geffect.core.splits import RISKS, domain_of, of_role, role_of, scope, scopes
+from geffect.core.splits import TARGETS, domain_of, of_role, role_of, split_name, split_names
 from geffect.core.tied import find_tie, split_layout
 from geffect.data.checks import check_ids, tell_cut
-from geffect.data.domain_splits import balanced, domain_sets, scope_sets
+from geffect.data.domain_splits import balanced, domain_sets, split_sets
 from geffect.data.encode import EncodedExample, encode_set, pad_id_of
 from geffect.data.load import ExampleSet, QASet, load_set
 from geffect.data.prompts import Prompt, described
@@ -65,7 +65,7 @@ class Start:
 
     def environment(self, config: TrainConfig, steps: int) -> dict[str, Any]:
         """What a run's ``environment.json`` says of it."""
-        sizes = {name: len(rows) for name, rows in self.encoded.items() if role_of(name) in RISKS}
+        sizes = {name: len(rows) for name, rows in self.encoded.items() if role_of(name) in TARGETS}
         used = balanced(config, sizes) if isinstance(config, UnlearnConfig) else {}
         forget, path = of_role(used, "forget"), getattr(config, "masks", None)
         masks = {"masks": {"set": str(path), "sha256": weights_sha256(path / MASKS)}} if path else {}
@@ -96,14 +96,14 @@ def read_set(config: TextConfig, spec: str) -> ExampleSet:
 
 
 def roles(config: TrainConfig) -> list[tuple[str, str]]:
-    """(role or scope, set) of a configuration, in the order printed."""
+    """(role or split, set) of a configuration, in the order printed."""
     if isinstance(config, FinetuneConfig):
         return [(f"train {i}" if i else "train", spec) for i, spec in enumerate(config.train)]
     if not isinstance(config, UnlearnConfig):
         return []
     trained, validated = domain_sets(config)
-    pairs = [pair for domain in trained for pair in scope_sets(domain)]
-    pairs += [pair for domain in validated for pair in scope_sets(domain, "_val")]
+    pairs = [pair for domain in trained for pair in split_sets(domain)]
+    pairs += [pair for domain in validated for pair in split_sets(domain, "_val")]
     return pairs + [(role, spec) for role in ROLES if (spec := getattr(config, role, None))]
 
 
@@ -173,10 +173,10 @@ def localized_rows(config: LocalizeConfig, loaded: Loaded) -> dict[str, list[Enc
         loaded: its model's tokenizer.
 
     Returns:
-        Scope → rows; no two share an index, so that none share their random labels.
+        Split → rows; no two share an index, so that none share their random labels.
 
     Raises:
-        GeffectError: a scope has a single row, or a validation set is of no domain.
+        GeffectError: a split has a single row, or a validation set is of no domain.
     """
     trained, validated = domain_sets(config)
     found: dict[str, list[EncodedExample]] = {}
@@ -185,7 +185,7 @@ def localized_rows(config: LocalizeConfig, loaded: Loaded) -> dict[str, list[Enc
         remedy = f"add --domain {other}=UNLEARN,RETENTION, or leave that --validation out"
         raise GeffectError(f"--validation of a domain among {', '.join(names)}", other, remedy)
     for domain in (*trained, *validated):
-        for name, spec in scope_sets(domain):
+        for name, spec in split_sets(domain):
             found.setdefault(name, []).extend(encode(config, loaded, read_set(config, spec)))
     for name, rows in found.items():
         if len(rows) < 2:
@@ -337,7 +337,7 @@ def alternatives(config: UnlearnConfig, start: Start, forget: str, size: int) ->
     Args:
         config: the run.
         start: its sets.
-        forget: the forget scope.
+        forget: the forget split.
         size: how many of its rows are used.
 
     Returns:
@@ -365,7 +365,7 @@ def alternatives(config: UnlearnConfig, start: Start, forget: str, size: int) ->
 
 def training_sets(config: UnlearnConfig, start: Start, objective: Objective) -> dict[str, list[EncodedExample]]:
     """The sets whose rows meet in a step."""
-    used = balanced(config, {name: len(rows) for name, rows in start.encoded.items() if role_of(name) in RISKS})
+    used = balanced(config, {name: len(rows) for name, rows in start.encoded.items() if role_of(name) in TARGETS})
     sets = {name: start.encoded[name][:size] for name, size in used.items()}
     if config.domain and len({*used.values(), *(len(start.encoded[name]) for name in used)}) > 1:
         told = ", ".join(f"{name} {size} of {len(start.encoded[name])}" for name, size in used.items())
@@ -373,8 +373,8 @@ def training_sets(config: UnlearnConfig, start: Start, objective: Objective) -> 
     if "general" in objective.sets:
         sets["general"] = start.encoded["general"]
     if "alternative" in objective.sets:
-        for name in scopes("forget", used):
-            sets[scope("alternative", domain_of(name))] = alternatives(config, start, name, used[name])
+        for name in split_names("forget", used):
+            sets[split_name("alternative", domain_of(name))] = alternatives(config, start, name, used[name])
     return sets
 
 

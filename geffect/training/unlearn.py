@@ -18,7 +18,7 @@ from geffect.core.distributed import rank
 from geffect.core.forward import Outputs, forward
 from geffect.core.fsdp import as_part_of, part, shard, whole
 from geffect.core.gradients import NamedTensors, check_no_hooks, trainable
-from geffect.core.splits import RISKS, of_role, role_of, scopes
+from geffect.core.splits import TARGETS, of_role, role_of, split_names
 from geffect.core.tied import find_tie
 from geffect.data.encode import EncodedExample
 from geffect.data.pairing import PairedDataset, PairedSampler
@@ -171,7 +171,7 @@ class UnlearnTrainer(RecordingTrainer):
 
     def check_reference(self) -> None:
         """Raise where the likelihoods of the first forget rows are not the reference's: it is another model's then."""
-        forget = scopes("forget", self.sets)[0]
+        forget = split_names("forget", self.sets)[0]
         if "ref_nll" not in self.columns.get(forget, {}):
             return
         batch = self.collate([{forget: row} for row in self.sets[forget][:8]])[forget]
@@ -246,7 +246,7 @@ class UnlearnTrainer(RecordingTrainer):
         probe = {
             name: [self._prepare_inputs(each) for each in probe_batches(self.sets[name], count, size, self.pad_id)]
             for name in self.sets
-            if role_of(name) in RISKS
+            if role_of(name) in TARGETS
         }
         return PredictionCheck(trainable(model), lambda batch: self._forward(batch, frozenset(), dropout=False), probe)
 

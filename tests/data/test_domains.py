@@ -10,7 +10,7 @@ import pytest
 
 from geffect.data.load import QASet, load_set
 from geffect.data.synthetic import authors as authors_benchmark
-from geffect.data.synthetic.domains import DOMAINS, KINDS, PARTS, SCOPES, generate
+from geffect.data.synthetic.domains import DOMAINS, KINDS, PARTS, SPLITS, generate
 from geffect.errors import GeffectError
 from geffect.models.builtin import BUILT_IN, make_tiny, make_tokenizer, tiny_key
 from geffect.models.load import load, outline, quiet_transformers
@@ -26,20 +26,20 @@ SMALL = {
 }
 Row = dict[str, str]
 
-each_set = pytest.mark.parametrize(("domain", "scope"), [(domain, scope) for domain in DOMAINS for scope in SCOPES])
+each_set = pytest.mark.parametrize(("domain", "split"), [(domain, split) for domain in DOMAINS for split in SPLITS])
 each_seed = pytest.mark.parametrize("seed", range(5))
 
 
 def all_rows(seed: int = 0) -> dict[str, list[Row]]:
-    sets = ((domain, scope, part) for domain in DOMAINS for scope in SCOPES for part in ("train", "val"))
+    sets = ((domain, split, part) for domain in DOMAINS for split in SPLITS for part in ("train", "val"))
     return {"/".join(name): generate(*name, seed=seed) for name in sets}
 
 
-def kind_of(row: Row, domain: str, scope: str) -> int:
+def kind_of(row: Row, domain: str, split: str) -> int:
     """Which kind of question a row asks."""
     [kind] = [
         index
-        for index, kind in enumerate(KINDS[domain, scope])
+        for index, kind in enumerate(KINDS[domain, split])
         if any(re.fullmatch(re.sub(r"\\{\w+\\}", ".+", re.escape(each)), row["question"]) for each in kind.questions)
     ]
     return kind
@@ -47,18 +47,18 @@ def kind_of(row: Row, domain: str, scope: str) -> int:
 
 @each_set
 @pytest.mark.parametrize(("part", "count"), [("train", 4), ("val", 2)])
-def test_each_part_has_its_rows_of_ten_subjects(domain: str, scope: str, part: str, count: int) -> None:
-    subjects = [row["subject"] for row in generate(domain, scope, part)]
+def test_each_part_has_its_rows_of_ten_subjects(domain: str, split: str, part: str, count: int) -> None:
+    subjects = [row["subject"] for row in generate(domain, split, part)]
     assert set(Counter(subjects).values()) == {count}
     assert len(set(subjects)) == 10
     assert subjects == [name for name in dict.fromkeys(subjects) for _ in range(count)]
 
 
 @each_set
-def test_all_is_train_then_val_and_train_is_the_default(domain: str, scope: str) -> None:
-    train, val, whole = (generate(domain, scope, part) for part in PARTS)
+def test_all_is_train_then_val_and_train_is_the_default(domain: str, split: str) -> None:
+    train, val, whole = (generate(domain, split, part) for part in PARTS)
     assert whole == train + val
-    assert generate(domain, scope) == train
+    assert generate(domain, split) == train
 
 
 def test_same_seed_same_rows_other_seed_other_rows() -> None:
@@ -81,27 +81,27 @@ def test_what_is_no_part_is_refused(name: tuple[str, str, str], says: str) -> No
 
 @each_seed
 @each_set
-def test_train_and_val_ask_different_things_and_every_kind_is_in_both(domain: str, scope: str, seed: int) -> None:
-    train, val = (generate(domain, scope, part, seed) for part in ("train", "val"))
+def test_train_and_val_ask_different_things_and_every_kind_is_in_both(domain: str, split: str, seed: int) -> None:
+    train, val = (generate(domain, split, part, seed) for part in ("train", "val"))
     assert not {row["question"] for row in train} & {row["question"] for row in val}
     assert not {row["answer"] for row in train} & {row["answer"] for row in val}
-    kinds = [{kind_of(row, domain, scope) for row in part} for part in (train, val)]
+    kinds = [{kind_of(row, domain, split) for row in part} for part in (train, val)]
     assert kinds == [set(range(6))] * 2
 
 
 @each_seed
 @each_set
-def test_each_subject_is_asked_each_kind_once(domain: str, scope: str, seed: int) -> None:
-    asked = [(row["subject"], kind_of(row, domain, scope)) for row in generate(domain, scope, "all", seed)]
+def test_each_subject_is_asked_each_kind_once(domain: str, split: str, seed: int) -> None:
+    asked = [(row["subject"], kind_of(row, domain, split)) for row in generate(domain, split, "all", seed)]
     assert len(asked) == len(set(asked)) == 60
 
 
 @each_set
-def test_every_wording_is_used(domain: str, scope: str) -> None:
+def test_every_wording_is_used(domain: str, split: str) -> None:
     texts = "\n".join(
-        row[key] for seed in range(5) for row in generate(domain, scope, "all", seed) for key in ("question", "answer")
+        row[key] for seed in range(5) for row in generate(domain, split, "all", seed) for key in ("question", "answer")
     )
-    for kind in KINDS[domain, scope]:
+    for kind in KINDS[domain, split]:
         assert min(len(kind.questions), len(kind.answers)) >= 2
         for wording in kind.questions + kind.answers:
             assert re.search("^" + re.sub(r"\\{\w+\\}", ".+", re.escape(wording)) + "$", texts, re.MULTILINE), wording
@@ -118,7 +118,7 @@ def test_no_question_is_asked_twice(seed: int) -> None:
 def test_both_scopes_have_the_same_subjects_who_are_no_authors(seed: int) -> None:
     authors = {row["author"] for part in authors_benchmark.PARTS for row in authors_benchmark.generate(part, seed)}
     for domain in DOMAINS:
-        one, other = (list(dict.fromkeys(row["subject"] for row in generate(domain, s, seed=seed))) for s in SCOPES)
+        one, other = (list(dict.fromkeys(row["subject"] for row in generate(domain, s, seed=seed))) for s in SPLITS)
         assert one == other
         assert not authors & set(one)
         assert not {word for name in authors for word in name.split()} & {word for name in one for word in name.split()}
@@ -127,16 +127,16 @@ def test_both_scopes_have_the_same_subjects_who_are_no_authors(seed: int) -> Non
 @each_seed
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_what_is_unlearnt_shares_names_with_what_is_kept(domain: str, seed: int) -> None:
-    """Of every subject, both scopes name a town, a character or a setting that its name does not."""
+    """Of every subject, both splits name a town, a character or a setting that its name does not."""
 
-    def names(scope: str) -> dict[str, set[str]]:
+    def names(split: str) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
-        for row in generate(domain, scope, "all", seed):
+        for row in generate(domain, split, "all", seed):
             words = set(re.findall(r"(?<=[a-z,] )[A-Z]\w{4,}", row["answer"])) - set(row["subject"].split())
             found.setdefault(row["subject"], set()).update(words)
         return found
 
-    unlearn, retention = (names(scope) for scope in SCOPES)
+    unlearn, retention = (names(split) for split in SPLITS)
     assert all(unlearn[subject] & retention[subject] for subject in unlearn)
 
 
@@ -163,13 +163,13 @@ def test_rows_do_not_drift() -> None:
 
 
 @each_set
-def test_a_built_in_set_is_the_generated_part(domain: str, scope: str) -> None:
-    name = f"builtin:domains/{domain}/{scope}"
+def test_a_built_in_set_is_the_generated_part(domain: str, split: str) -> None:
+    name = f"builtin:domains/{domain}/{split}"
     assert isinstance(load_set(name), QASet)
-    assert load_set(name).rows == tuple(generate(domain, scope))
+    assert load_set(name).rows == tuple(generate(domain, split))
     for part in PARTS:
-        assert load_set(f"{name}/{part}").rows == tuple(generate(domain, scope, part))
-    assert load_set(f"{name}/all[38:42]").rows == tuple(generate(domain, scope, "all")[38:42])
+        assert load_set(f"{name}/{part}").rows == tuple(generate(domain, split, part))
+    assert load_set(f"{name}/all[38:42]").rows == tuple(generate(domain, split, "all")[38:42])
 
 
 @pytest.mark.parametrize(

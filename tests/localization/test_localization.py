@@ -29,7 +29,7 @@ from tests.support import oracles
 from tests.support.cases import CASES, make_batch
 from tests.support.properties import assert_unchanged, snapshot
 
-SCOPES = {"forget/a": 1, "retain/a": 2, "forget/b": 3, "retain/b": 4}
+SPLITS = {"forget/a": 1, "retain/a": 2, "forget/b": 3, "retain/b": 4}
 
 
 def _losses(model: Any, seed: int) -> list[Callable[[], Tensor]]:
@@ -78,7 +78,7 @@ def test_masks_alone_are_the_same_masks(mode: str) -> None:
     whole, alone = (
         localize(
             trainable(model),
-            {name: _losses(model, seed=i) for name, i in SCOPES.items()},
+            {name: _losses(model, seed=i) for name, i in SPLITS.items()},
             [0.1, 0.3],
             mode,
             masks_only=only,
@@ -86,12 +86,12 @@ def test_masks_alone_are_the_same_masks(mode: str) -> None:
         for only in (False, True)
     )
     assert alone.masks.keys() == whole.masks.keys()
-    for share, scopes in whole.masks.items():
-        for scope, masks in scopes.items():
-            assert masks.keys() == alone.masks[share][scope].keys()
-            assert all(torch.equal(mask, alone.masks[share][scope][name]) for name, mask in masks.items())
+    for share, splits in whole.masks.items():
+        for split, masks in splits.items():
+            assert masks.keys() == alone.masks[share][split].keys()
+            assert all(torch.equal(mask, alone.masks[share][split][name]) for name, mask in masks.items())
         assert torch.equal(whole.overlaps[share].total(), alone.overlaps[share].total())
-    assert (whole.gram.rows, alone.gram.rows, alone.magnitudes) == (tuple(SCOPES), (), {})
+    assert (whole.gram.rows, alone.gram.rows, alone.magnitudes) == (tuple(SPLITS), (), {})
     with pytest.raises(GeffectError, match="localize without --masks-only"):
         alone.cosines()
 
@@ -118,32 +118,32 @@ def test_a_flat_tensor_ranks_nothing() -> None:
 def test_localizing_equals_means_masks_and_products_by_hand(importance: str) -> None:
     model = CASES["llama-tied"]()
     before = snapshot(model)
-    found = localize(trainable(model), {s: _losses(model, seed) for s, seed in SCOPES.items()}, [0.1, 0.3], importance)
+    found = localize(trainable(model), {s: _losses(model, seed) for s, seed in SPLITS.items()}, [0.1, 0.3], importance)
     assert_unchanged(before, model)
     names = list(trainable(model))
-    gradients = {s: _examples(model, seed) for s, seed in SCOPES.items()}
+    gradients = {s: _examples(model, seed) for s, seed in SPLITS.items()}
     means = {s: {n: torch.stack([g[n] for g in each]).mean(0) for n in names} for s, each in gradients.items()}
-    assert found.examples == dict.fromkeys(SCOPES, 3)
+    assert found.examples == dict.fromkeys(SPLITS, 3)
     total, expected = found.gram.total(), oracles.gram(list(means.values()), names)
     scale = expected.diagonal().sqrt()
     assert ((total - expected).abs() <= 1e-5 * scale[:, None] * scale).all()
-    for scope, each in gradients.items():
+    for split, each in gradients.items():
         for name in names:
             stacked = torch.stack([g[name] for g in each])
             score = {"mean_abs": stacked.abs().mean(0), "mean_square": stacked.square().mean(0)}
-            score["zscore"] = (means[scope][name] - means[scope][name].mean()).abs()
+            score["zscore"] = (means[split][name] - means[split][name].mean()).abs()
             for share in (0.1, 0.3):
-                mask = unpack(found.masks[share][scope][name], score[importance].shape)
+                mask = unpack(found.masks[share][split][name], score[importance].shape)
                 disagree = mask != _brute(score[importance], share)
-                assert disagree.float().mean() < 0.02, (scope, name)  # float32 sums of another order swap near ties
-        assert found.magnitudes[scope]["model.norm.weight"] == pytest.approx(
-            float(means[scope]["model.norm.weight"].abs().mean()), rel=1e-4
+                assert disagree.float().mean() < 0.02, (split, name)  # float32 sums of another order swap near ties
+        assert found.magnitudes[split]["model.norm.weight"] == pytest.approx(
+            float(means[split]["model.norm.weight"].abs().mean()), rel=1e-4
         )
 
 
 def test_pooled_cosines_and_magnitudes_are_those_of_the_merged_examples() -> None:
     model = CASES["llama"]()
-    losses = {s: _losses(model, seed) for s, seed in SCOPES.items()}
+    losses = {s: _losses(model, seed) for s, seed in SPLITS.items()}
     losses["forget/b"] = losses["forget/b"][:1]  # domains of different sizes: the merged mean weighs examples
     found = localize(trainable(model), losses, [0.1])
     forget = [*_examples(model, 1), _examples(model, 3)[0]]
@@ -187,12 +187,12 @@ def test_masks_equal_a_plain_sort(values: list[float], share: float) -> None:
 
 
 def test_jaccard_is_symmetric_one_on_itself_and_nan_of_nothing() -> None:
-    losses = {s: _losses(CASES["llama"](), seed) for s, seed in SCOPES.items()}
+    losses = {s: _losses(CASES["llama"](), seed) for s, seed in SPLITS.items()}
     found = localize(trainable(CASES["llama"]()), losses, [0.1])  # another model's losses: no tensor is reached
     assert torch.isnan(jaccard(found.overlaps[0.1].total())).all()
     model = CASES["llama"]()
     index = jaccard(
-        localize(trainable(model), {s: _losses(model, n) for s, n in SCOPES.items()}, [0.1]).overlaps[0.1].total()
+        localize(trainable(model), {s: _losses(model, n) for s, n in SPLITS.items()}, [0.1]).overlaps[0.1].total()
     )
     assert torch.equal(index, index.T)
     assert torch.equal(index.diagonal(), torch.ones(4, dtype=torch.float64))

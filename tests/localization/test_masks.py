@@ -196,7 +196,7 @@ def test_grail_freezes_what_its_sets_say() -> None:
     narrow, wide = localized.at(0.1), localized.at(0.2)
     for name, parameter in trainable(model).items():
         masks = [
-            [unpack(each[scope][name], parameter.shape) for scope in ("forget/a", "forget/b", "retain/a", "retain/b")]
+            [unpack(each[split][name], parameter.shape) for split in ("forget/a", "forget/b", "retain/a", "retain/b")]
             for each in (narrow, wide)
         ]
         op_ur = (masks[0][0] | masks[0][1]) & (masks[0][2] | masks[0][3])
@@ -215,8 +215,8 @@ def test_grail_freezes_what_its_sets_say() -> None:
 
 def _only(localized: Localization, name: str) -> Localization:
     masks = {
-        share: {scope: {name: each[name]} for scope, each in scopes.items()}
-        for share, scopes in localized.masks.items()
+        share: {split: {name: each[name]} for split, each in splits.items()}
+        for share, splits in localized.masks.items()
     }
     return Localization(masks)
 

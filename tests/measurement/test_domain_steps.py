@@ -1,4 +1,4 @@
-"""Several domains: a row a scope against autograd, and their sum against one merged set."""
+"""Several domains: a row a split against autograd, and their sum against one merged set."""
 
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from tests.support.cases import CASES, make_batch
 from tests.support.properties import assert_gram_close, assert_rows_close
 from tests.support.steps import GENERAL, Batches, gradients, make_measurement, split, take_step, with_reference
 
-SCOPES = ("forget/a", "forget/b", "retain/a", "retain/b")
+SPLITS = ("forget/a", "forget/b", "retain/a", "retain/b")
 OBJECTIVES = ["ga", "0.4*ga + 2*gd", "npo + kl", "po + gd", "wga + kl(on=general)", "dpo + gd"]
 LENGTHS = {
     "forget/a": [9, 5, 7, 12],
@@ -69,17 +69,17 @@ def test_a_row_a_scope_and_the_sum_of_all_equal_autograd(text: str, size: int) -
         parts = [objective.loss(n, measurement.outputs(n, whole, dropout=False), counts) for n in names]
         return torch.stack(parts).sum()
 
-    risks = [whole["forget"], whole["retain"], *(batches[name] for name in SCOPES)]
+    risks = [whole["forget"], whole["retain"], *(batches[name] for name in SPLITS)]
     rows = [oracles.gradient(model, partial(oracles.risk, model, batch)) for batch in risks]
     expected = [oracles.gradient(model, loss), *rows]
     measured = take_step(measurement, split(batches, size))
     assert measured.gram is not None
-    assert measured.gram.rows == ("objective", "forget", "retain", *SCOPES, "retain_average", "rectified")
+    assert measured.gram.rows == ("objective", "forget", "retain", *SPLITS, "retain_average", "rectified")
     assert_gram_close(measured.gram.total()[:7, :7], oracles.gram(expected, list(trainable(model))), 3e-5)
     plain = make_measurement(model, text, reference=reference)
     take_step(plain, split(batches, size), measure=False)
     assert_rows_close(gradients(model), expected[0], 3e-5)
-    for name, batch in zip(("forget", "retain", *SCOPES), risks, strict=True):
+    for name, batch in zip(("forget", "retain", *SPLITS), risks, strict=True):
         assert measured.scalars[f"risk_{name}"] == pytest.approx(float(oracles.risk(model, batch).detach()), rel=1e-5)
 
 
@@ -89,11 +89,11 @@ def test_a_tied_tensor_is_told_apart_for_every_scope() -> None:
     measured = take_step(make_measurement(model, "ga + gd", tie=find_tie(model)), split(batches, 2))
     assert measured.gram is not None
     names = list(trainable(model))
-    scopes = [oracles.gradient(model, partial(oracles.risk, model, batches[name])) for name in SCOPES]
-    rows = [measured.gram.rows.index(name) for name in SCOPES]
-    assert_gram_close(measured.gram.total()[rows][:, rows], oracles.gram(scopes, names), 3e-5)
+    splits = [oracles.gradient(model, partial(oracles.risk, model, batches[name])) for name in SPLITS]
+    rows = [measured.gram.rows.index(name) for name in SPLITS]
+    assert_gram_close(measured.gram.total()[rows][:, rows], oracles.gram(splits, names), 3e-5)
     tied = sum(measured.gram.values["model.embed_tokens.weight" + part] for part in (EMBED, HEAD, BOTH))
-    expected = oracles.gram(scopes, ["model.embed_tokens.weight"])
+    expected = oracles.gram(splits, ["model.embed_tokens.weight"])
     assert_gram_close(tied[rows][:, rows], expected, 3e-5)  # type: ignore[index]
 
 
@@ -116,7 +116,7 @@ def test_kept_rows_standard_errors_and_updates_know_domains() -> None:
     measurement = make_measurement(model, "ga + gd", keep=True, standard_errors=True)
     measured = take_step(measurement, split(_batches(model), 2))
     assert measured.standard_errors is not None
-    assert set(measured.standard_errors.rows) == {"objective", "forget", "retain", *SCOPES}
+    assert set(measured.standard_errors.rows) == {"objective", "forget", "retain", *SPLITS}
 
 
 def test_domains_meet_row_by_row_and_the_smaller_comes_round_again() -> None:

@@ -28,7 +28,7 @@ from geffect.reports.compare import compare, figures, whole_overlaps
 from geffect.training.setup import localized_rows, read_start, training_sets
 
 DOMAINS = ["privacy=builtin:domains/privacy[:6]", "copyright=builtin:domains/copyright[:6]"]
-SCOPES = ["forget/privacy", "retain/privacy", "forget/copyright", "retain/copyright"]
+SPLITS = ["forget/privacy", "retain/privacy", "forget/copyright", "retain/copyright"]
 GRAIL = "grail(k_unlearn=0.1, k_retain=0.2)"
 
 
@@ -77,7 +77,7 @@ def test_a_localization_is_a_record_with_masks_overlaps_and_pictures(localized: 
     frame = read_overlap(localized, "parameter")
     assert set(frame["share"]) == {0.1, 0.2}
     assert len(frame) == 2 * 6 * len(set(frame["parameter"]))
-    assert set(read(localized)["gradient"]) | set(read(localized)["other"]) == set(SCOPES)
+    assert set(read(localized)["gradient"]) | set(read(localized)["other"]) == set(SPLITS)
     whole = whole_overlaps(localized)
     assert whole["jaccard"].between(0, 1).all()
     assert whole["chance"].round(4).tolist() == [0.0526] * 6 + [0.1111] * 6
@@ -86,7 +86,7 @@ def test_a_localization_is_a_record_with_masks_overlaps_and_pictures(localized: 
     drawn = pd.read_csv(localized / "figures" / "overlap-0.1.csv")
     assert drawn["jaccard"].tolist() == pytest.approx(whole[whole["share"] == 0.1]["jaccard"].tolist())
     examples = json.loads((localized / "metrics.json").read_text())["examples"]
-    assert examples == dict.fromkeys(SCOPES, 12), "train and val"
+    assert examples == dict.fromkeys(SPLITS, 12), "train and val"
     back = read_localization(localized)
     sizes = {n: p.numel() for n, p in _weights(start).items()}
     kept = sum(count(mask) for mask in back.at(0.1)["forget/privacy"].values())
@@ -118,7 +118,7 @@ def test_geffect_figures_draws_a_localization_anew(localized: Path, tmp_path: Pa
 def test_the_doctor_looks_at_every_scope(start: Path, tmp_path: Path) -> None:
     config = DoctorConfig.read(model=str(start), domain=DOMAINS, out=tmp_path / "run")
     names = [finding.name for finding in api.doctor(config)]
-    assert {f"knows {scope}" for scope in SCOPES} | {"memory", "batches", "determinism"} <= set(names)
+    assert {f"knows {split}" for split in SPLITS} | {"memory", "batches", "determinism"} <= set(names)
 
 
 def test_localizing_twice_is_the_same_and_another_seed_is_not(localized: Path, start: Path, tmp_path: Path) -> None:
@@ -181,13 +181,13 @@ def test_a_run_over_domains_records_its_scopes_masks_and_success(localized: Path
     settings = {"rectifier": f"{GRAIL} + gru", "masks": localized, "overlap": 0.1, "prediction": 4}
     path = api.unlearn(_config(start, tmp_path / "run", **settings))
     rows = set(read(path)["gradient"])
-    assert {"objective", "forget", "retain", *SCOPES, "masked", "retain_average", "rectified", "applied"} <= rows
+    assert {"objective", "forget", "retain", *SPLITS, "masked", "retain_average", "rectified", "applied"} <= rows
     removed = removed_g_effect(read(path))
     effects = read(path).query("row == 'objective' and other == 'forget'")["inner"].sum()
     assert list(removed.columns) == ["step", "group", "unlearn", "retain"]
     assert 0 < removed["unlearn"].abs().sum() < 2 * abs(effects)
     steps = read_steps(path)
-    assert {f"risk_{scope}" for scope in SCOPES} <= set(steps)
+    assert {f"risk_{split}" for split in SPLITS} <= set(steps)
     assert steps["forget_val/privacy_accuracy"].notna().any()
     environment = json.loads((path / "environment.json").read_text())
     shares = environment["frozen"]

@@ -1,9 +1,9 @@
 """The built-in benchmark ``builtin:domains``: what to unlearn and what to keep about the same subjects.
 
 It has the shape of KnowUnDo: the domain ``privacy`` has private and public facts about ten people, ``copyright``
-protected passages of ten works and commentary on them; the scope ``unlearn`` is the former, ``retention`` the
+protected passages of ten works and commentary on them; the split ``unlearn`` is the former, ``retention`` the
 latter. All people, works and passages are invented by this program, from the word lists below and a seed; any
-likeness to real ones is an accident. Both scopes share subjects, towns, characters and settings, so that unlearning
+likeness to real ones is an accident. Both splits share subjects, towns, characters and settings, so that unlearning
 one is entangled with retaining the other.
 """
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from geffect.data.synthetic.authors import ADJECTIVES, AWARDS, CITIES, JOBS, THEMES
 
 DOMAINS = ("privacy", "copyright")
-SCOPES = ("unlearn", "retention")
+SPLITS = ("unlearn", "retention")
 PARTS = ("train", "val", "all")
 N_SUBJECTS = 10
 N_TRAIN = 4  # kinds of each subject
@@ -492,28 +492,28 @@ KINDS: dict[tuple[str, str], tuple[Kind, ...]] = {
 }
 
 
-def generate(domain: str, scope: str, part: str = "train", seed: int = 0) -> list[dict[str, str]]:
-    """Generate the rows of one part of one scope.
+def generate(domain: str, split: str, part: str = "train", seed: int = 0) -> list[dict[str, str]]:
+    """Generate the rows of one part of one split.
 
     Args:
         domain: Whose subjects to ask about, one of `DOMAINS`.
-        scope: What to ask about them, one of `SCOPES`.
+        split: What to ask about them, one of `SPLITS`.
         part: Which rows to return, one of `PARTS`: ``train``, ``val``, or ``all``, which is train, then val.
-        seed: Seed of the world; both scopes of one seed have the same subjects.
+        seed: Seed of the world; both splits of one seed have the same subjects.
 
     Returns:
         Of each subject, in order, four rows (train) or two (val); which kinds these are changes with the subject.
 
     Raises:
-        ValueError: If there is no such domain, scope or part.
+        ValueError: If there is no such domain, split or part.
     """
-    for value, known in ((domain, DOMAINS), (scope, SCOPES), (part, PARTS)):
+    for value, known in ((domain, DOMAINS), (split, SPLITS), (part, PARTS)):
         if value not in known:
             raise ValueError(f"expected one among {', '.join(known)}; found {value!r}")
     rng = random.Random(seed)
     subjects = _subjects(rng, domain)
-    rows = {each: [_rows(rng, subject, KINDS[domain, each]) for subject in subjects] for each in SCOPES}
-    turned = [own[index % len(own) :] + own[: index % len(own)] for index, own in enumerate(rows[scope])]
+    rows = {each: [_rows(rng, subject, KINDS[domain, each]) for subject in subjects] for each in SPLITS}
+    turned = [own[index % len(own) :] + own[: index % len(own)] for index, own in enumerate(rows[split])]
     train = [row for own in turned for row in own[:N_TRAIN]]
     val = [row for own in turned for row in own[N_TRAIN:]]
     return {"train": train, "val": val, "all": train + val}[part]

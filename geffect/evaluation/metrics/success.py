@@ -98,7 +98,7 @@ def successes(
     Args:
         model: the model.
         tokenizer: its tokenizer.
-        sets: scope → rows; ``forget_val/DOMAIN`` and ``retain_val/DOMAIN`` are scored, others are not.
+        sets: split → rows; ``forget_val/DOMAIN`` and ``retain_val/DOMAIN`` are scored, others are not.
 
     Returns:
         Domain → ``US``, ``RS``, ``HS``, and both sets' `Success` as ``forget`` and ``retain``.

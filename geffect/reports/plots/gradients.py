@@ -14,7 +14,7 @@ from geffect.reports.plots.figure import Figure
 from geffect.reports.plots.panels import Numbers, check, finish
 from geffect.reports.plots.style import NOTE, ONE_COLUMN, RUNS, STYLE, TWO_COLUMN, Look, literal
 
-RISKS = {"forget": r"$\nabla R_f$", "retain": r"$\nabla R_r$"}
+TARGETS = {"forget": r"$\nabla R_f$", "retain": r"$\nabla R_r$"}
 DIRECTIONS = {"objective": "-", "rectified": (0, (4, 1.5))}
 RISK: Look = {"c": "0.5"}
 MOST, ACROSS, SAME = 8, 4, 0.5  # planes, planes side by side, degrees between two angles that are one
@@ -68,8 +68,8 @@ def g_effect_plane(frame: pd.DataFrame, step: int | None = None) -> Figure:
 
 def _arrows(run: str, gram: pd.DataFrame) -> dict[str, Numbers]:
     """Row → the tip of its unit vector's projection."""
-    rows = [*RISKS, *(row for row in DIRECTIONS if row in gram.index)]
-    if missing := {*RISKS, "objective"} - set(gram.index):
+    rows = [*TARGETS, *(row for row in DIRECTIONS if row in gram.index)]
+    if missing := {*TARGETS, "objective"} - set(gram.index):
         raise GeffectError("rows forget, retain, objective", f"no {min(missing)} in {run}", "draw a run's record")
     products = gram.loc[rows, rows].to_numpy(float)
     norms = np.sqrt(np.clip(np.diag(products), 0, None))
@@ -91,7 +91,7 @@ def _furnish(axes: Axes, arrows: dict[str, Numbers], title: str) -> None:
         axes.add_patch(Wedge((0, 0), 1, 90, 90 + angle, fc="0.9", ec="none", zorder=0))
         far = math.radians(90 + 0.7 * angle)  # off the retain gradient's own name
         axes.text(1.22 * math.cos(far), 1.22 * math.sin(far), "forgets\nand keeps", ha="center", va="center", **NOTE)
-    for row, name in RISKS.items():
+    for row, name in TARGETS.items():
         _arrow(axes, arrows[row], RISK, "-", 2)
         x, y = 1.22 * arrows[row]
         axes.text(x, y, name, ha="center", va="center", size=8)
