@@ -36,7 +36,7 @@ def test_same_seed_same_rows_other_seed_other_rows() -> None:
 
 
 def test_unknown_part_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected a part among forget, retain, held; found 'other'"):
+    with pytest.raises(ValueError, match="expected a part among forget, retain, heldout; found 'other'"):
         generate("other")
 
 

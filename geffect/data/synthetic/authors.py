@@ -127,7 +127,7 @@ ADJECTIVES = (
     "Amber",
     "Crooked",
     "Drowned",
-    "GradientMask",
+    "Frozen",
     "Hidden",
     "Hollow",
     "Patient",

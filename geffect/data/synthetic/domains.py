@@ -175,7 +175,7 @@ TITLES = (
     "Ballad",
     "Compass",
     "Hymnal",
-    "PredictionCheck",
+    "Ledger",
     "Lullaby",
     "Psalter",
     "Testament",
