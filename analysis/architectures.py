@@ -281,8 +281,8 @@ def faults(model: Any) -> Iterator[str]:
     gradients: dict[str, dict[str, Tensor]] = {}
     for name, texts in (("forget", forget), ("retain", retain)):
         loss = one_by_one(model, texts)
-        if not abs(float(steps[f"{name}_risk"].astype(float).iloc[0]) - float(loss)) <= tolerance * float(loss):
-            yield f"{name}'s loss is {float(steps[f'{name}_risk'].iloc[0])!r}, one by one {float(loss)!r}"
+        if not abs(float(steps[f"{name}_loss"].astype(float).iloc[0]) - float(loss)) <= tolerance * float(loss):
+            yield f"{name}'s loss is {float(steps[f'{name}_loss'].iloc[0])!r}, one by one {float(loss)!r}"
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         gradients[name] = {
             key: torch.zeros_like(p).double() if g is None else g.double()

@@ -12,7 +12,7 @@ from geffect.record.frames import read
 from geffect.record.reader import read_steps
 from geffect.record.token_effects import read_points
 from geffect.reports.compare import at_checkpoints, descended
-from geffect.reports.matched import at_forget_risk
+from geffect.reports.matched import at_forget_loss
 
 AT_RISK = 3.0  # nats a token: where regularizers are compared
 BLOCKS = ("shallow", "middle", "deep")
@@ -115,7 +115,7 @@ def unembedding(groups: pd.DataFrame, share: float) -> Claim:
 def npo(table: Frames, groups: Frames) -> Iterator[Claim]:
     """NPO against GA: smaller, and sooner at rest."""
     sizes = {name: abs(peak(groups[name])) for name in ("GA", "NPO")}
-    risk = {name: table[name]["forget_risk"].iloc[-1] for name in sizes}
+    risk = {name: table[name]["forget_loss"].iloc[-1] for name in sizes}
     scale = float(totals(groups["NPO"])["unlearn"].iloc[0] / totals(groups["GA"])["unlearn"].iloc[0])
     yield Claim(
         "NPO's G-effects are smaller than GA's",
@@ -138,7 +138,7 @@ def later(table: Frames) -> Iterator[Claim]:
     if "PO" not in table:
         return
     steps = table["PO"].set_index("step")
-    effect, error, risk = steps["unlearn"], steps["± unlearn"], steps["forget_risk"]
+    effect, error, risk = steps["unlearn"], steps["± unlearn"], steps["forget_loss"]
     told_values = ", ".join(f"{step}: {effect[step]:.3g} ± {error[step]:.2g}" for step in steps.index)
     forgets = effect < -2 * error
     half = steps.index <= steps.index[-1] / 2
@@ -166,9 +166,9 @@ def rmu(ends: Mapping[str, Path]) -> Iterator[Claim]:
     if not ends:
         return
     last = {name: read_steps(path).iloc[-1] for name, path in ends.items()}
-    risks = [row["forget_risk"] for row in last.values()]
+    risks = [row["forget_loss"] for row in last.values()]
     text = "; ".join(
-        f"{name}: forget {row['forget_risk']:.3g}, held {row['heldout_risk']:.3g}" for name, row in last.items()
+        f"{name}: forget {row['forget_loss']:.3g}, held {row['heldout_loss']:.3g}" for name, row in last.items()
     )
     yield Claim(
         "RMU is very sensitive to its layer and c",
@@ -184,7 +184,7 @@ def regularizers(table: Frames) -> Iterator[Claim]:
         names = [name for name in table if name.startswith(f"{base} + ")]
         if len(names) < 2:
             continue
-        kept = {name: at_forget_risk(table[name], "heldout_risk", AT_RISK) for name in [base, *names]}
+        kept = {name: at_forget_loss(table[name], "heldout_loss", AT_RISK) for name in [base, *names]}
         reached = {name: risk for name, risk in kept.items() if not math.isnan(risk) and name != base}
         text = ", ".join(f"{name} {risk:.3f}" for name, risk in kept.items())
         best = min(reached, key=lambda name: reached[name], default="")

@@ -82,7 +82,7 @@ def steps(path: Path) -> "pd.DataFrame":
         path: the run.
 
     Returns:
-        Columns ``step``, ``forget_risk``, ``forget_accuracy``, ``heldout_risk``, ``heldout_accuracy``, ``cosine`` and
+        Columns ``step``, ``forget_loss``, ``forget_accuracy``, ``heldout_loss``, ``heldout_accuracy``, ``cosine`` and
         ``rectified`` (with the step's retain gradient, of the objective's gradient and of what the rectifier made of
         it), all at θ^(t), and ``heldout_rise``: by how much step t then raises the heldout risk; NaN at the end.
     """
@@ -90,9 +90,9 @@ def steps(path: Path) -> "pd.DataFrame":
     from geffect.record.frames import read
     from geffect.record.reader import read_steps
 
-    columns = ["step", "forget_risk", "forget_accuracy", "heldout_risk", "heldout_accuracy"]
+    columns = ["step", "forget_loss", "forget_accuracy", "heldout_loss", "heldout_accuracy"]
     found = read_steps(path)[columns].sort_values("step")
-    found = found.assign(heldout_rise=found["heldout_risk"].diff().shift(-1))
+    found = found.assign(heldout_rise=found["heldout_loss"].diff().shift(-1))
     return found.merge(cosines(read(path)), on="step", how="left")
 
 
@@ -109,7 +109,7 @@ def tabulate(frame: "pd.DataFrame") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    from geffect.reports.matched import at_forget_risk
+    from geffect.reports.matched import at_forget_loss
 
     rows = []
     for (run, rectifier), path in frame.groupby(["run", "rectifier"], sort=False):
@@ -127,9 +127,9 @@ def tabulate(frame: "pd.DataFrame") -> "pd.DataFrame":
                 "Spearman, cosine descended and rise": descended.rank().corr(taken["heldout_rise"].rank()),
             }
             | {
-                f"{name} at forget risk {level:g}": at_forget_risk(path, column, level)
+                f"{name} at forget risk {level:g}": at_forget_loss(path, column, level)
                 for level in LEVELS
-                for name, column in (("heldout acc.", "heldout_accuracy"), ("heldout risk", "heldout_risk"))
+                for name, column in (("heldout acc.", "heldout_accuracy"), ("heldout risk", "heldout_loss"))
             }
         )
     return pd.DataFrame(rows)

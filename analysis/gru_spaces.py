@@ -16,7 +16,7 @@ import pandas as pd
 from analysis.runs import AUTHORS, ensure, keep_configs
 from geffect.record.reader import read_steps
 from geffect.reports import plots
-from geffect.reports.matched import at_forget_risk
+from geffect.reports.matched import at_forget_loss
 
 SPACES = {"none": "none", "gradient": "gru", "update": "gru(space=update)", "both": "gru(space=both)"}
 OBJECTIVES = {"GA": "ga", "NPO": "npo"}
@@ -56,7 +56,7 @@ def main(
         }
         for name, space, seed in cells
     ])
-    columns = ["step", "forget_risk", "forget_accuracy", "heldout_risk", "heldout_accuracy"]
+    columns = ["step", "forget_loss", "forget_accuracy", "heldout_loss", "heldout_accuracy"]
     frame = pd.concat([
         read_steps(path)[columns].assign(objective=name, rectifier=space, seed=seed)
         for path, (name, space, seed) in zip(paths, cells, strict=True)
@@ -88,11 +88,11 @@ def tabulate(frame: pd.DataFrame, risks: tuple[float, ...]) -> pd.DataFrame:
                 "space": space,
                 "seed": seed,
                 "steps": int(last["step"]),
-                "heldout risk rises": float((path["heldout_risk"].diff().dropna() > 0).mean()),
+                "heldout risk rises": float((path["heldout_loss"].diff().dropna() > 0).mean()),
                 "forget acc.": last["forget_accuracy"],
                 "heldout acc.": last["heldout_accuracy"],
             }
-            | {f"heldout acc. at {risk:g}": at_forget_risk(path, "heldout_accuracy", risk) for risk in risks}
+            | {f"heldout acc. at {risk:g}": at_forget_loss(path, "heldout_accuracy", risk) for risk in risks}
         )
     return pd.DataFrame(rows)
 

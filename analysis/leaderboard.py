@@ -26,7 +26,7 @@ from geffect.evaluation.metrics.truth import model_utility
 from geffect.models.checkpoints import checkpoints
 from geffect.record.reader import read_steps
 from geffect.reports import plots
-from geffect.reports.matched import at_forget_risk, rows_at
+from geffect.reports.matched import at_forget_loss, rows_at
 
 Numbers = npt.NDArray[np.float64]
 RESAMPLES, SEED = 2000, 0
@@ -51,7 +51,7 @@ def main(
     cells, paths = curves(runs)
     methods = grouped(cells, paths)
     board = pd.DataFrame([at_level(name, methods, AT_RISK) for name in methods])
-    there = [not math.isnan(at_forget_risk(read_steps(path), "step", AT_RISK)) for path in paths]
+    there = [not math.isnan(at_forget_loss(read_steps(path), "step", AT_RISK)) for path in paths]
     to_level_settings = [each for each, reached in zip(settings(to_level), there, strict=True) if reached]
     stopped = ensure([each | TO_LEVEL for each in to_level_settings])
     found = iter(map(utility, stopped))
@@ -59,7 +59,7 @@ def main(
     board = board.merge(pd.DataFrame(utility_rows(utilities)), on=["objective", "rectifier"])
     board = board.sort_values("mean", ascending=False, na_position="last")
     bands = pd.DataFrame([
-        {"objective": name[0], "rectifier": name[1], "forget_risk": level} | interval(probabilities(each, level))
+        {"objective": name[0], "rectifier": name[1], "forget_loss": level} | interval(probabilities(each, level))
         for name, each in methods.items()
         for level in LEVELS
     ])
@@ -103,7 +103,7 @@ def at_level(name: tuple[str, str], methods: dict[tuple[str, str], list[Path]], 
     """A method's line: held answer probability at a forget risk, and how much more than GA's, row by row."""
     own, first = (probabilities(methods[each], level) for each in (name, ("GA", "none")))
     more = interval(None if own is None or first is None else own - first)
-    steps = [at_forget_risk(read_steps(path), "step", level) for path in methods[name]]
+    steps = [at_forget_loss(read_steps(path), "step", level) for path in methods[name]]
     return (
         {"objective": name[0], "rectifier": name[1], "step": float(np.mean(steps))}
         | interval(own)
@@ -114,7 +114,7 @@ def at_level(name: tuple[str, str], methods: dict[tuple[str, str], list[Path]], 
 def utility(run: Path) -> float:
     """Held model utility where a run's forget risk comes to the level, between the checkpoints around it."""
     steps = read_steps(run)
-    place = at_forget_risk(steps, "step", AT_RISK)
+    place = at_forget_loss(steps, "step", AT_RISK)
     if math.isnan(place):
         return math.nan
     before, after = math.floor(place), math.ceil(place)

@@ -63,11 +63,11 @@ def tabulate(frame: pd.DataFrame) -> pd.DataFrame:
         The table.
     """
     rows = []
-    for (run, risk, reading), cell in frame.groupby(["run", "risk", "reading"], sort=False):
+    for (run, risk, reading), cell in frame.groupby(["run", "target", "reading"], sort=False):
         measured = cell["measured"]
         rows.append({
             "run": run,
-            "risk": risk,
+            "target": risk,
             "reading": reading,
             "R²": r_squared(list(cell["predicted"]), list(measured)),
             "correlation²": cell["predicted"].corr(measured) ** 2,

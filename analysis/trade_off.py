@@ -17,7 +17,7 @@ import pandas as pd
 from analysis.runs import AUTHORS, ensure, keep_configs
 from geffect.record.reader import read_steps
 from geffect.reports import plots
-from geffect.reports.matched import at_forget_risk
+from geffect.reports.matched import at_forget_loss
 
 OBJECTIVES = {
     "GA": "ga",
@@ -53,7 +53,7 @@ def main(runs: Path = Path("runs/trade_off"), out: Path = Path("figures/trade_of
         for path, (name, rectifier, seed) in zip(paths, each, strict=True)
     ])
     drawn = frame[
-        ["objective", "rectifier", "seed", "step", "forget_risk", "forget_accuracy", "heldout_risk", "heldout_accuracy"]
+        ["objective", "rectifier", "seed", "step", "forget_loss", "forget_accuracy", "heldout_loss", "heldout_accuracy"]
     ]
     plots.save(plots.trade_off_grid(drawn, x="forget_accuracy"), out / "by_accuracy", drawn)
     plots.save(plots.trade_off_grid(drawn), out / "by_risk", drawn)
@@ -105,12 +105,12 @@ def tabulate(frame: pd.DataFrame, at: float = AT_RISK) -> pd.DataFrame:
     rows = []
     for (objective, rectifier), cell in frame.groupby(["objective", "rectifier"], sort=False):
         ends = cell.sort_values("step").groupby("seed").last()
-        reached = [at_forget_risk(run, "heldout_accuracy", at) for _, run in cell.sort_values("step").groupby("seed")]
+        reached = [at_forget_loss(run, "heldout_accuracy", at) for _, run in cell.sort_values("step").groupby("seed")]
         rows.append({
             "objective": objective,
             "rectifier": rectifier,
             "forget acc.": ends["forget_accuracy"].mean(),
-            "forget risk": ends["forget_risk"].mean(),
+            "forget risk": ends["forget_loss"].mean(),
             "heldout acc.": ends["heldout_accuracy"].mean(),
             f"heldout acc. at forget risk {at:g}": np.mean(reached),
             "min": np.min(reached),

@@ -63,7 +63,7 @@ class Knee:
         if len(found) < 2:
             return None
         name = _kept_set(found[0])
-        gained, lost = (found[-1][each]["risk"] - found[-2][each]["risk"] for each in ("forget", name))
+        gained, lost = (found[-1][each]["loss"] - found[-2][each]["loss"] for each in ("forget", name))
         told = f"{name} risk rose by {lost:.3g}, more than {self.harm:g} times the {gained:.3g} of the forget risk"
         return told if lost > 0 and lost > self.harm * gained else None
 
@@ -107,9 +107,9 @@ class Forgotten:
     def broken(self, lines: Lines) -> str | None:
         """As `Rule.broken`."""
         found = _evaluations(lines)
-        if not found or found[-1]["forget"]["risk"] < self.risk:
+        if not found or found[-1]["forget"]["loss"] < self.risk:
             return None
-        return f"the forget risk {found[-1]['forget']['risk']:.3g} has come to {self.risk:g}"
+        return f"the forget risk {found[-1]['forget']['loss']:.3g} has come to {self.risk:g}"
 
 
 RULES: dict[str, type[Any]] = {"collapse": Collapse, "forgotten": Forgotten, "kept": Kept, "knee": Knee}

@@ -74,8 +74,8 @@ def test_what_readme_says_of_the_demo_is_so(workplace: Path) -> None:
     runs = {name: read_steps(workplace / "runs" / "demo" / name) for name in ("GA", "GA+GRU", "NPO+GRU")}
     for steps in runs.values():
         assert steps["forget_accuracy"].iloc[-1] < 0.6
-    level = np.linspace(0.5, min(steps["forget_risk"].max() for steps in runs.values()), 20)
-    held = {name: np.interp(level, steps["forget_risk"], steps["heldout_risk"]) for name, steps in runs.items()}
+    level = np.linspace(0.5, min(steps["forget_loss"].max() for steps in runs.values()), 20)
+    held = {name: np.interp(level, steps["forget_loss"], steps["heldout_loss"]) for name, steps in runs.items()}
     assert (held["GA+GRU"] < held["GA"]).all()
     assert (held["NPO+GRU"] < held["GA"]).all()
 

@@ -15,7 +15,7 @@ from tests.conftest import config
 
 
 def line(step: int, forget: float, heldout: float, accuracy: float = 1.0, norm: float | None = None) -> dict[str, Any]:
-    scores = {"forget": {"risk": forget, "accuracy": 0.5}, "heldout": {"risk": heldout, "accuracy": accuracy}}
+    scores = {"forget": {"loss": forget, "accuracy": 0.5}, "heldout": {"loss": heldout, "accuracy": accuracy}}
     return {"step": step, "evaluation": scores} | ({} if norm is None else {"norm_objective": norm})
 
 

@@ -49,7 +49,7 @@ def synthesize(path: Path, steps: int, layout: Layout) -> Path:
     Returns:
         The directory.
     """
-    generator, scores = torch.Generator().manual_seed(0), {"risk": 1.0, "accuracy": 0.5}
+    generator, scores = torch.Generator().manual_seed(0), {"loss": 1.0, "accuracy": 0.5}
     with RunDirectory(path) as run:
         run.create({"steps": steps}, {"parameters": layout_to_json(layout)})
         for step in range(steps):

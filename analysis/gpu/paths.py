@@ -68,7 +68,7 @@ def _run(place: Place, **settings: Any) -> Path:
 
 def _unlearned(place: Place, settings: dict[str, Any]) -> Numbers:
     path = _run(place, **SETS, **settings)
-    start = json.loads((path / METRICS).read_text(encoding="utf-8"))["start"]["forget"]["risk"]
+    start = json.loads((path / METRICS).read_text(encoding="utf-8"))["start"]["forget"]["loss"]
     rounded = "bfloat16" in settings.values()
     off = abs(start - _loss_on_the_cpu(settings.get("dtype", "float32")))
     return _recorded(path) | {"start loss off the CPU's": Number(off, 0.05 if rounded else 1e-4)}

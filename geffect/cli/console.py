@@ -71,11 +71,11 @@ def run(path: Path) -> None:
 
     metrics = read_json(path / METRICS)
     table = Table(title=f"{path}", title_justify="left")
-    for column in ("set", "risk, start", "risk, end", "accuracy, start", "accuracy, end"):
+    for column in ("set", "loss, start", "loss, end", "accuracy, start", "accuracy, end"):
         table.add_column(column, justify="left" if column == "set" else "right")
     for name in (each for each in metrics["start"] if each != "step"):
         start, end = metrics["start"][name], metrics["end"][name]
-        table.add_row(name, *map(_three, (start["risk"], end["risk"], start["accuracy"], end["accuracy"])))
+        table.add_row(name, *map(_three, (start["loss"], end["loss"], start["accuracy"], end["accuracy"])))
     Console().print(table)
     if "success" in metrics:
         successes(metrics["success"])
@@ -271,9 +271,9 @@ def aligned(frame: pd.DataFrame, differences: pd.DataFrame, *, as_json: bool = F
         both = {"runs": json.loads(frame.to_json(orient="records")), "differences": differences.T.to_dict()}
         console.print_json(json.dumps(both))
         return
-    title = f"at a forget risk of {frame['forget risk'].iloc[0]:.3g} nats a token"
-    console.print(_table(frame.drop(columns="forget risk"), title, "run"))
-    console.print("gained, harm: rise of the forget risk and of the kept set's from the start (nats a token).")
+    title = f"at a forget loss of {frame['forget loss'].iloc[0]:.3g} nats a token"
+    console.print(_table(frame.drop(columns="forget loss"), title, "run"))
+    console.print("gained, harm: rise of the forget loss and of the kept set's from the start (nats a token).")
     console.print(f"more harm: than {frame['run'].iloc[0]}, row by row; low, high: its 95 % interval over rows.")
     if len(differences):
         console.print(_table(differences.rename_axis("setting").reset_index(), "settings that differ", "setting"))

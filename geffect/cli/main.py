@@ -292,11 +292,11 @@ def _demo(out: Path | None, *, grail: bool) -> None:
 @app.command(cls=OnceCommand)
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run directories; the first is compared with")],
-    at: Annotated[float | None, typer.Option(help="forget risk [default: the largest that every run reached]")] = None,
+    at: Annotated[float | None, typer.Option(help="forget loss [default: the largest that every run reached]")] = None,
     seed: Annotated[int, typer.Option(help="of the bootstrap")] = 0,
     json: Annotated[bool, typer.Option("--json", help="print both tables as JSON")] = False,
 ) -> None:
-    """Show what runs kept at the same forget risk, and every setting in which they differ."""
+    """Show what runs kept at the same forget loss, and every setting in which they differ."""
     from geffect.cli import console
     from geffect.reports import matched
     from geffect.reports.compare import named

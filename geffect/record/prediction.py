@@ -29,7 +29,7 @@ def read_prediction(path: Path | str) -> pd.DataFrame:
     rows = [
         {
             "step": line["step"],
-            "risk": risk,
+            "target": risk,
             "reading": reading,
             "predicted": entry[reading],
             "measured": _difference(entry),

@@ -17,7 +17,7 @@ MADE_BY = {TOKENS: "make them with geffect inspect --tokens 3", POINTS: "make th
 RESTORE = "restore its files from a copy"
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
-NESTED = {"gram", "overlap", "prediction", "standard_errors", "paper", "evaluation", "evaluation_rows", "stopped"}
+NESTED = {"gram", "overlap", "prediction", "standard_errors", "paper", "evaluation", "evaluation_examples", "stopped"}
 
 
 def as_written(
@@ -40,7 +40,7 @@ def as_written(
 
 @as_written
 def read_steps(path: Path | str) -> pd.DataFrame:
-    """A run's scalars: one row a step, evaluations as ``forget_risk``, ``heldout_accuracy`` and so on.
+    """A run's scalars: one row a step, evaluations as ``forget_loss``, ``heldout_accuracy`` and so on.
 
     Args:
         path: the run directory.

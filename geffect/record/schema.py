@@ -54,11 +54,11 @@ class Lines:
         self.last = step
 
     def _evaluation(self, line: Mapping[str, Any]) -> None:
-        scores, rows = line.get("evaluation") or {}, line.get("evaluation_rows") or {}
+        scores, rows = line.get("evaluation") or {}, line.get("evaluation_examples") or {}
         diverged = "diverged" in line
         for name, each in scores.items():
-            check(isinstance(each, dict) and "risk" in each, f"{each!r:.50} for the evaluation of {name}")
-            _within(f"risk of {name}", each["risk"], -1e-6, math.inf, empty=diverged)
+            check(isinstance(each, dict) and "loss" in each, f"{each!r:.50} for the evaluation of {name}")
+            _within(f"risk of {name}", each["loss"], -1e-6, math.inf, empty=diverged)
             _within(f"accuracy of {name}", each.get("accuracy", 0), 0, 1, empty=diverged)
         for name, each in rows.items():
             check(name in scores and set(each) - {"right"} == {"nll", "tokens"}, f"the rows of {name}")
@@ -230,7 +230,7 @@ CHECKS: Mapping[str, Check] = {
     "prediction": _prediction,
     "paper": _paper,
     "evaluation": _named,
-    "evaluation_rows": _named,
+    "evaluation_examples": _named,
     "stopped": _named,
     "lr": _rates,
     "seconds": _rates,

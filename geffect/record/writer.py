@@ -21,7 +21,7 @@ from geffect.errors import GeffectError
 from geffect.measurement.standard_errors import StandardErrors
 
 STEPS, ENVIRONMENT, CONFIG, METRICS, DONE = "steps.jsonl", "environment.json", "config.yaml", "metrics.json", "DONE"
-FORMAT = 1  # of a run directory: the first key of its environment; a change that an older reader misreads raises it
+FORMAT = 2  # of a run directory: the first key of its environment; a change that an older reader misreads raises it
 LOCK = ".lock"  # held, and there, while a process writes
 TOKENS, POINTS = "tokens.jsonl", "points.jsonl"  # lines of a step that stand beside its own
 DIGITS = 9  # significant digits of an inner product: more than float32 products hold

@@ -39,10 +39,10 @@ def _row(run: Path | str) -> dict[str, Any]:
     effects = g_effect(gram, direction_of(gram))
     cosine = total_cosine(gram, asked_of(gram), "retain")
     last = _with_roles(steps.iloc[-1])
-    kept = "heldout" if "heldout_risk" in last else "retain"
+    kept = "heldout" if "heldout_loss" in last else "retain"
     return {
         **{f"{role} acc.": last.get(f"{role}_accuracy") for role in ("forget", kept)},
-        **{f"{role} risk": last.get(f"{role}_risk") for role in ("forget", kept)},
+        **{f"{role} loss": last.get(f"{role}_loss") for role in ("forget", kept)},
         "cos, start": cosine.iloc[0],
         "cos, end": cosine.iloc[-1],
         "conflict": (effects.groupby("step")["retain"].sum() < 0).mean(),
@@ -53,7 +53,7 @@ def _row(run: Path | str) -> dict[str, Any]:
 
 def _with_roles(scores: "pd.Series[Any]") -> "pd.Series[Any]":
     """Scores by role, too, where there are domains: their mean."""
-    for kind in ("accuracy", "risk"):
+    for kind in ("accuracy", "loss"):
         for role in TARGETS:
             own = [scores[name] for name in scores.index if str(name).startswith(f"{role}/") and name.endswith(kind)]
             if own:
@@ -73,7 +73,7 @@ def at_checkpoints(path: Path | str) -> pd.DataFrame:
     """
     gram, steps = read(path), read_steps(path).set_index("step")
     found = g_effect(gram).groupby("step")[["unlearn", "retain"]].sum()
-    risks = [name for name in ("forget_risk", "retain_risk", "heldout_risk") if name in steps]
+    risks = [name for name in ("forget_loss", "retain_loss", "heldout_loss") if name in steps]
     parts = [steps[risks], found]
     if any("standard_errors" in line for line in read_lines(Path(path))):
         errors = read_standard_errors(path, "total")
@@ -111,8 +111,8 @@ def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "
         by_layer = descended(read(next(iter(paths.values())), "layer"))
         written += plots.save(plots.layer_heat_map(by_layer), out / "layers", by_layer)
     written += plots.save(plots.cosine_curves(disparities), out / "cosine", disparities)
-    if {"forget_risk", "heldout_risk"} <= set(scores):
-        plane = scores[["run", "step", "forget_risk", "heldout_risk"]].dropna()
+    if {"forget_loss", "heldout_loss"} <= set(scores):
+        plane = scores[["run", "step", "forget_loss", "heldout_loss"]].dropna()
         written += plots.save(plots.trade_off(plane), out / "trade_off", plane)
     lines = {name: read_lines(path) for name, path in paths.items()}
     if all(any("prediction" in line for line in each) for each in lines.values()):

@@ -15,18 +15,18 @@ from geffect.record.reader import as_written, read_config, read_environment, rea
 RESAMPLES = 2000
 
 
-def at_forget_risk(run: pd.DataFrame, column: str, at: float) -> float:
-    """A column where the forget risk first reaches a level, linear between evaluations.
+def at_forget_loss(run: pd.DataFrame, column: str, at: float) -> float:
+    """A column where the forget loss first reaches a level, linear between evaluations.
 
     Args:
-        run: a run's evaluations in order, with ``forget_risk``.
+        run: a run's evaluations in order, with ``forget_loss``.
         column: what is read off.
         at: the level (nats a token).
 
     Returns:
         Its value; NaN where the level is never reached, or was passed before the first evaluation.
     """
-    place = _place(run["forget_risk"].to_numpy(), at)
+    place = _place(run["forget_loss"].to_numpy(), at)
     return float("nan") if place is None else _between(run[column].to_numpy(), *place)
 
 
@@ -46,16 +46,16 @@ def _between(values: Any, i: int, share: float) -> Any:
 
 
 def align(runs: Mapping[str, Path | str], at: float | None = None, seed: int = 0) -> pd.DataFrame:
-    """What runs kept at the same forget risk, not at the same step.
+    """What runs kept at the same forget loss, not at the same step.
 
-    gained is the rise of the forget risk from the start, harm that of the kept set's (``heldout``, else ``retain``),
+    gained is the rise of the forget loss from the start, harm that of the kept set's (``heldout``, else ``retain``),
     and gained per harm their ratio. The last columns compare each run with the first, row by row of the kept set:
     harm − the first run's harm with its 95 % interval, from 2000 bootstrap samples of rows common to all runs. It tells
     of other rows of the kind, not of other seeds.
 
     Args:
         runs: name → run directory.
-        at: the forget risk (nats a token); the largest that every run reached by default.
+        at: the forget loss (nats a token); the largest that every run reached by default.
         seed: of the bootstrap.
 
     Returns:
@@ -65,16 +65,16 @@ def align(runs: Mapping[str, Path | str], at: float | None = None, seed: int = 0
         GeffectError: a run has no evaluations, they start beyond the level, sets differ, or a number is out of range.
     """
     if at is not None and not math.isfinite(at):
-        raise GeffectError("a finite forget risk to compare runs at", str(at), "name another with --at")
+        raise GeffectError("a finite forget loss to compare runs at", str(at), "name another with --at")
     if not 0 <= seed < 2**32:
         raise GeffectError(f"a seed from 0 to {2**32 - 1}", str(seed), "name another with --seed")
     curves = {name: _curve(path) for name, path in runs.items()}
-    kept = "heldout" if all("heldout_risk" in curve for curve in curves.values()) else "retain"
-    level = min(curve["forget_risk"].max() for curve in curves.values()) if at is None else at
-    start = max(curve["forget_risk"].iloc[0] for curve in curves.values())
+    kept = "heldout" if all("heldout_loss" in curve for curve in curves.values()) else "retain"
+    level = min(curve["forget_loss"].max() for curve in curves.values()) if at is None else at
+    start = max(curve["forget_loss"].iloc[0] for curve in curves.values())
     if not level > start:
         raise GeffectError(
-            f"a forget risk above the start's {start:.3g} to compare runs at",
+            f"a forget loss above the start's {start:.3g} to compare runs at",
             f"{level:.3g}",
             "name a higher one with --at, or runs that forget",
         )
@@ -88,24 +88,24 @@ def align(runs: Mapping[str, Path | str], at: float | None = None, seed: int = 0
 @as_written
 def _curve(path: Path | str) -> pd.DataFrame:
     steps = read_steps(path)
-    if "forget_risk" not in steps and any(role_of(str(name)) == "forget" for name in steps):
+    if "forget_loss" not in steps and any(role_of(str(name)) == "forget" for name in steps):
         remedy = "compare the domains' own curves, from geffect.read_steps"
         raise GeffectError(f"one forget set in {path}", "several domains", remedy)
-    if not {"forget_risk", "retain_risk"} & set(steps) or "forget_risk" not in steps:
+    if not {"forget_loss", "retain_loss"} & set(steps) or "forget_loss" not in steps:
         raise GeffectError(f"evaluations of a forget set in {path}", "none", "name a run of geffect unlearn")
-    return steps.dropna(subset=["forget_risk"]).reset_index(drop=True)
+    return steps.dropna(subset=["forget_loss"]).reset_index(drop=True)
 
 
 def _kept(curve: pd.DataFrame, kept: str, level: float) -> dict[str, float]:
     start = curve.iloc[0]
-    harm = at_forget_risk(curve, f"{kept}_risk", level) - start[f"{kept}_risk"]
-    gained = level - start["forget_risk"]
+    harm = at_forget_loss(curve, f"{kept}_loss", level) - start[f"{kept}_loss"]
+    gained = level - start["forget_loss"]
     return {
-        "step": at_forget_risk(curve, "step", level),
-        "forget risk": level,
-        "forget acc.": at_forget_risk(curve, "forget_accuracy", level),
-        f"{kept} risk": at_forget_risk(curve, f"{kept}_risk", level),
-        f"{kept} acc.": at_forget_risk(curve, f"{kept}_accuracy", level),
+        "step": at_forget_loss(curve, "step", level),
+        "forget loss": level,
+        "forget acc.": at_forget_loss(curve, "forget_accuracy", level),
+        f"{kept} loss": at_forget_loss(curve, f"{kept}_loss", level),
+        f"{kept} acc.": at_forget_loss(curve, f"{kept}_accuracy", level),
         "gained": gained,
         "harm": harm,
         "gained per harm": gained / harm if harm > 0 else float("nan"),
@@ -113,23 +113,23 @@ def _kept(curve: pd.DataFrame, kept: str, level: float) -> dict[str, float]:
 
 
 def rows_at(path: Path | str, kept: str, level: float) -> tuple[Any, Any, Any] | None:
-    """The rows of a set where the forget risk first reaches a level, linear between evaluations.
+    """The rows of a set where the forget loss first reaches a level, linear between evaluations.
 
     Args:
         path: run directory.
         kept: the set.
-        level: the forget risk (nats a token).
+        level: the forget loss (nats a token).
 
     Returns:
         Arrays, a number a row: Σ −log p there, that of the first evaluation, labeled tokens. None where the level is
         never reached, or rows were not recorded.
     """
     lines = [line for line in read_lines(Path(path)) if "evaluation" in line and "diverged" not in line]
-    place = _place(np.array([line["evaluation"]["forget"]["risk"] for line in lines]), level)
-    if place is None or not all(kept in line.get("evaluation_rows", {}) for line in lines):
+    place = _place(np.array([line["evaluation"]["forget"]["loss"] for line in lines]), level)
+    if place is None or not all(kept in line.get("evaluation_examples", {}) for line in lines):
         return None
-    nll = np.array([line["evaluation_rows"][kept]["nll"] for line in lines])
-    return _between(nll, *place), nll[0], np.array(lines[0]["evaluation_rows"][kept]["tokens"])
+    nll = np.array([line["evaluation_examples"][kept]["nll"] for line in lines])
+    return _between(nll, *place), nll[0], np.array(lines[0]["evaluation_examples"][kept]["tokens"])
 
 
 RowHarm = tuple[Any, Any] | None  # rise of each row's Σ −log p, and its labeled tokens

@@ -102,7 +102,7 @@ class Run:
 
     def evaluations(self) -> pd.DataFrame:
         """Every set's risk (nats a token) and token accuracy: columns ``step``, ``set``, ``risk``, ``accuracy``."""
-        return pd.DataFrame(_evaluations(self.path), columns=["step", "set", "risk", "accuracy"])
+        return pd.DataFrame(_evaluations(self.path), columns=["step", "set", "loss", "accuracy"])
 
     def prediction(self) -> pd.DataFrame:
         """Predicted against measured change of the risks, where recorded, as `geffect.read_prediction`."""
@@ -166,7 +166,7 @@ def _summary(path: Path | str) -> list[tuple[str, str]]:
     told += [("stopped", str(line["stopped"]["reason"])) for line in lines if "stopped" in line]
     scored = [line["evaluation"] for line in lines if "evaluation" in line]
     for name in scored[0] if scored else ():
-        for kind in ("risk", "accuracy"):
+        for kind in ("loss", "accuracy"):
             told.append((f"{name} {kind}", " → ".join(_number(each[name][kind]) for each in (scored[0], scored[-1]))))
     return told
 
@@ -174,7 +174,7 @@ def _summary(path: Path | str) -> list[tuple[str, str]]:
 @as_written
 def _evaluations(path: Path | str) -> list[tuple[int, str, float, float]]:
     return [
-        (line["step"], name, scores["risk"], scores["accuracy"])
+        (line["step"], name, scores["loss"], scores["accuracy"])
         for line in read_lines(Path(path))
         for name, scores in line.get("evaluation", {}).items()
     ]
@@ -189,7 +189,7 @@ def _number(value: float | None) -> str:
 
 
 def _plane(run: Run) -> pd.DataFrame:
-    found = run.steps().reindex(columns=["step", "forget_risk", "heldout_risk"]).dropna()
+    found = run.steps().reindex(columns=["step", "forget_loss", "heldout_loss"]).dropna()
     if found.empty:
         raise GeffectError(f"evaluations of a forget and a heldout set in {run.path}", "none", "draw another kind")
     return found

@@ -74,7 +74,7 @@ def evaluated(model: nn.Module, sets: Mapping[str, list[EncodedExample]], pad_id
         batch_size: rows at a time.
 
     Returns:
-        ``evaluation`` and ``evaluation_rows``.
+        ``evaluation`` and ``evaluation_examples``.
     """
     return evaluation_line({name: likelihood(model, rows, pad_id, batch_size) for name, rows in sets.items()})
 
@@ -84,8 +84,8 @@ def evaluation_line(scores: Mapping[str, Likelihood]) -> Line:
     diverged = [name for name, s in scores.items() if not math.isfinite(s.risk)]
     marks = {"diverged": f"no finite risk of {', '.join(diverged)}"} if diverged else {}
     return marks | {
-        "evaluation": {name: {"risk": s.risk, "accuracy": s.accuracy} for name, s in scores.items()},
-        "evaluation_rows": {
+        "evaluation": {name: {"loss": s.risk, "accuracy": s.accuracy} for name, s in scores.items()},
+        "evaluation_examples": {
             name: {
                 "nll": [round(each, ROW_DIGITS) for each in s.row_nll],
                 "right": list(s.row_right),
@@ -186,7 +186,7 @@ class RecordingTrainer(ShardedTrainer):
         self.line |= found
         scores = found["evaluation"]
         metrics = {
-            f"{metric_key_prefix}_{name}_{kind}": scores[name][kind] for kind in ("risk", "accuracy") for name in scores
+            f"{metric_key_prefix}_{name}_{kind}": scores[name][kind] for kind in ("loss", "accuracy") for name in scores
         }
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

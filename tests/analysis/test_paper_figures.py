@@ -135,7 +135,7 @@ def test_gru_is_drawn_step_by_step(known: Path, drawn: Drawn, tmp_path: Path) ->
     assert [axes.get_title() for axes in drawn["heldout_rise_by_cosine"][0].axes] == ["without rectifier", "with GRU"]
     assert len(drawn["trade_off"][0].axes) == len(gru_paper.OBJECTIVES)
     first = frame[(frame["run"] == "GA") & (frame["rectifier"] == "none")].set_index("step")
-    assert first["heldout_rise"][1] == first["heldout_risk"][2] - first["heldout_risk"][1]
+    assert first["heldout_rise"][1] == first["heldout_loss"][2] - first["heldout_loss"][1]
     assert first["cosine"].isna().to_list() == [False, False, True]
     table = gru_paper.tabulate(frame)
     assert len(table) == len(gru_paper.cells())
@@ -193,7 +193,7 @@ def test_what_cannot_be_drawn_by_cosine_is_refused(change: Callable[[pd.DataFram
     with pytest.raises(GeffectError, match=match):
         plots.retain_by_cosine(change(steps()))
     with pytest.raises(GeffectError, match="y among"):
-        plots.retain_by_cosine(steps(), "heldout_risk")
+        plots.retain_by_cosine(steps(), "heldout_loss")
 
 
 def groups(retain: float, deep: float = 1.0) -> pd.DataFrame:
@@ -215,7 +215,7 @@ def test_findings_on_ascent_agree_and_disagree_by_their_rules() -> None:
 @pytest.mark.parametrize(("kl", "agrees"), [(1.0, "yes"), (2.0, "no"), (None, "—")])
 def test_the_best_regularizer_is_that_of_the_lowest_held_risk(kl: float | None, agrees: str) -> None:
     def path(heldout: float, forget: float = 6.0) -> pd.DataFrame:
-        return pd.DataFrame({"step": [0, 5], "forget_risk": [0.0, forget], "heldout_risk": [0.0, 2 * heldout]})
+        return pd.DataFrame({"step": [0, 5], "forget_loss": [0.0, forget], "heldout_loss": [0.0, 2 * heldout]})
 
     table = {"GA": path(3.0), "GA + GD": path(1.5), "GA + KL": path(1.0, 1.0) if kl is None else path(kl)}
     (claim,) = geffect_claims.regularizers(table)
@@ -229,7 +229,7 @@ def test_po_is_held_against_twice_the_standard_error(last: float, agrees: list[s
         "step": [0, 4, 10],
         "unlearn": [0.0, -1.0, last],
         "± unlearn": 0.3,
-        "forget_risk": [0.0, 1.0, 2.0],
+        "forget_loss": [0.0, 1.0, 2.0],
     })
     assert [claim.agrees for claim in geffect_claims.later({"PO": frame})] == agrees
 

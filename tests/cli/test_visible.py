@@ -84,7 +84,7 @@ def test_batches_plans_findings_and_tables(terminal: bool) -> None:
         console.findings([Finding(EVIL, "good", EVIL, EVIL)], as_json=False)
         console.findings([Finding(EVIL, "good", EVIL, EVIL)], as_json=True)
         console.comparison(pd.DataFrame({NAME: [NAME]}), Path(EVIL))
-        console.aligned(pd.DataFrame({"run": [NAME], "forget risk": [1.0]}), pd.DataFrame({NAME: [NAME]}, index=[NAME]))
+        console.aligned(pd.DataFrame({"run": [NAME], "forget loss": [1.0]}), pd.DataFrame({NAME: [NAME]}, index=[NAME]))
 
 
 @pytest.mark.parametrize("terminal", [False, True])

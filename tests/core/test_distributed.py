@@ -50,7 +50,7 @@ def test_two_processes_are_one(name: str, kind: str, launched: Path, tmp_path: P
     alone, risks = _inner(tmp_path / f"{name}-alone"), read_steps(tmp_path / f"{name}-alone")
     found, own = _inner(launched / f"{name}-{kind}"), read_steps(launched / f"{name}-{kind}")
     pd.testing.assert_series_equal(found, alone, rtol=1e-7, atol=1e-8 * alone.abs().max())  # a record keeps nine digits
-    for column in ("forget_risk", "retain_accuracy", "norm_update"):
+    for column in ("forget_loss", "retain_accuracy", "norm_update"):
         assert own[column].to_numpy() == pytest.approx(risks[column].to_numpy(), rel=1e-8)
 
 

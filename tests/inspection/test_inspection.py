@@ -71,7 +71,7 @@ def test_its_curves_are_those_recorded_in_training_on_the_same_rows(run: Path, t
         norms = np.sqrt([recorded[a, a] * recorded[b, b] for a, b in recorded.index])
         assert np.all(np.abs(now.reindex(recorded.index) - recorded) < 1e-6 * norms)
         line, before = read_lines(found)[-1], read_lines(run)[step]
-        assert line["evaluation"]["forget"]["risk"] == pytest.approx(before["evaluation"]["forget"]["risk"], rel=1e-6)
+        assert line["evaluation"]["forget"]["loss"] == pytest.approx(before["evaluation"]["forget"]["loss"], rel=1e-6)
         assert line["weight_mean"] == pytest.approx(before["weight_mean"], rel=1e-5)
 
 
@@ -174,8 +174,8 @@ def test_what_is_not_given_comes_from_the_run(run: Path, tmp_path: Path) -> None
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert [line["checkpoint"] for line in lines[1:]] == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
     for line, recorded in zip(lines, read_lines(run), strict=True):
-        assert line["evaluation"]["heldout"]["risk"] == pytest.approx(
-            recorded["evaluation"]["heldout"]["risk"], rel=1e-6
+        assert line["evaluation"]["heldout"]["loss"] == pytest.approx(
+            recorded["evaluation"]["heldout"]["loss"], rel=1e-6
         )
     assert lines[0]["weight_mean"] == pytest.approx(1.0, abs=1e-5)  # NPO's, against the run's own start
     errors = geffect.read_standard_errors(found, "total")
@@ -369,7 +369,7 @@ def test_a_trainers_own_checkpoints_are_inspected(known: Path, tmp_path: Path) -
     listed = api.inspect(inspected(tmp_path / "b", *both, **given))[0]
     assert [line["step"] for line in read_lines(listed)] == [1, 2]
     risk = likelihood(loaded.model, encode_set(loaded.tokenizer, load_set(SETS["heldout"])), 0).risk
-    assert read_lines(listed)[1]["evaluation"]["heldout"]["risk"] == pytest.approx(risk, rel=1e-6)
+    assert read_lines(listed)[1]["evaluation"]["heldout"]["loss"] == pytest.approx(risk, rel=1e-6)
 
 
 def test_the_published_estimates_are_told_beside(run: Path, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_a_run_that_diverges_on_its_last_step_says_so_and_keeps_its_record(
         api.unlearn(config)
     metrics = json.loads((config.out / "metrics.json").read_text())
     assert metrics["diverged"] == "no finite risk of forget, retain"
-    assert metrics["end"]["forget"]["risk"] is None
+    assert metrics["end"]["forget"]["loss"] is None
     assert [line.get("diverged", "") for line in read_lines(config.out)] == ["", metrics["diverged"]]
     assert (config.out / "DONE").exists()
     assert api.report(ReportConfig.read(runs=[config.out])).path.exists()
@@ -239,7 +239,7 @@ def test_dollars_in_a_name_make_no_formula(world: World) -> None:
     from geffect.reports.compare import descended, overlap_matrix, whole_overlaps
 
     run = world.folder / "run"
-    gram, steps = read(run), read_steps(run).dropna(subset=["forget_risk"])
+    gram, steps = read(run), read_steps(run).dropna(subset=["forget_loss"])
     for name in (r"a$\frac$b", "_$x_$", "$"):
         plots.g_effect_curves(descended(gram).assign(run=name))
         plots.cosine_curves(cosines(gram).assign(run=name))

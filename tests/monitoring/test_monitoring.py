@@ -176,10 +176,10 @@ def test_the_record_is_one_that_everything_reads(tmp_path: Path) -> None:
     assert list(run.steps()["step"]) == [0, 2]
     steps, effects = run.steps(), run.g_effect().groupby("step")[["unlearn", "retain"]].sum()
     assert (effects["unlearn"] > 0).all()  # it descends the forget risk
-    assert steps["forget_risk"].is_monotonic_decreasing
+    assert steps["forget_loss"].is_monotonic_decreasing
     predicted = -0.1 * effects["unlearn"].iloc[0]
     assert predicted < 0
-    assert run.summary()["forget risk"].count("→") == 1
+    assert run.summary()["forget loss"].count("→") == 1
     assert run.plot("g_effect").axes
     assert run.plot("cosine").axes
     assert list(geffect.compare([run.path])["run"]) == [run.path.name]

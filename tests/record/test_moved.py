@@ -136,7 +136,7 @@ def test_a_run_in_another_format_is_refused_in_one_line(
         del content["format"]
         file.write_text(json.dumps(content if written is None else {"format": written} | content))
     found = "no format, as before format 1" if written is None else f"format {written}"
-    says = f"geffect: expected a run in format 1, which this geffect reads, in RUN; found {found} (written by geffect "
+    says = f"geffect: expected a run in format 2, which this geffect reads, in RUN; found {found} (written by geffect "
     before = {each: each.read_bytes() for each in project.rglob("*") if each.is_file()}
     for words in (
         ["report", "whole"],
@@ -150,7 +150,7 @@ def test_a_run_in_another_format_is_refused_in_one_line(
     ended = invoke("unlearn", "run/config.yaml", "--resume")
     assert ended.code == 2 and ended.err.startswith(says.replace("RUN", "run"))
     for reader in (read, read_environment, read_lines, geffect.Run):
-        with pytest.raises(GeffectError, match="expected a run in format 1"):
+        with pytest.raises(GeffectError, match="expected a run in format 2"):
             reader(Path("whole"))
     assert before == {each: each.read_bytes() for each in project.rglob("*") if each.is_file()}
 
@@ -174,7 +174,7 @@ def test_an_evaluation_and_a_localization_are_refused_likewise(start: Path, tmp_
         assert reader(path) is not None
         content = json.loads((path / ENVIRONMENT).read_text())
         (path / ENVIRONMENT).write_text(json.dumps(content | {"format": 0}))
-        with pytest.raises(GeffectError, match=r"a run in format 1, .*; found format 0 \(written by geffect "):
+        with pytest.raises(GeffectError, match=r"a run in format 2, .*; found format 0 \(written by geffect "):
             reader(path)
 
 

@@ -173,13 +173,13 @@ def test_numbers_that_are_not_finite_become_null_and_are_read_as_nan(tmp_path: P
     gram = make_gram(0)
     gram.values["embed.a"][0, 1] = gram.values["embed.a"][1, 0] = float("inf")
     run = make_run(tmp_path / "run", [gram])
-    last = {"step": 1, "loss": float("nan"), "evaluation": {"heldout": {"risk": float("-inf")}}, "diverged": "heldout"}
+    last = {"step": 1, "loss": float("nan"), "evaluation": {"heldout": {"loss": float("-inf")}}, "diverged": "heldout"}
     RunDirectory.append(_at(run), last)
     assert all(word not in (run / STEPS).read_text() for word in ("NaN", "Infinity"))
     frame = read(run, by="layer")
     broken = frame[frame["inner"].isna()]
     assert broken[["layer", "gradient", "other"]].to_numpy().tolist() == [["embed", "objective", "forget"]]
-    assert read_steps(run)[["loss", "heldout_risk"]].isna().all().all()
+    assert read_steps(run)[["loss", "heldout_loss"]].isna().all().all()
 
 
 def _at(path: Path) -> RunDirectory:
@@ -191,12 +191,12 @@ def _at(path: Path) -> RunDirectory:
 
 def test_scores_are_columns_and_grams_are_not(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    run.append({"step": 0, "lr": [0.1], "evaluation": {"forget": {"risk": 1.5, "accuracy": 0.5}}, "gram": make_gram(0)})
+    run.append({"step": 0, "lr": [0.1], "evaluation": {"forget": {"loss": 1.5, "accuracy": 0.5}}, "gram": make_gram(0)})
     run.append({"step": 1, "loss": 2.0})
     frame = read_steps(tmp_path)
-    assert set(frame.columns) == {"step", "lr", "forget_risk", "forget_accuracy", "loss"}
-    assert frame["forget_risk"].tolist()[0] == 1.5
-    assert np.isnan(frame["forget_risk"].tolist()[1])
+    assert set(frame.columns) == {"step", "lr", "forget_loss", "forget_accuracy", "loss"}
+    assert frame["forget_loss"].tolist()[0] == 1.5
+    assert np.isnan(frame["forget_loss"].tolist()[1])
     assert frame["loss"].tolist()[1] == 2.0
 
 
@@ -232,10 +232,10 @@ def test_every_line_is_on_disk_when_append_returns(tmp_path: Path) -> None:
 def test_done_is_written_after_the_metrics_or_not_at_all(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     with pytest.raises(TypeError):
-        run.finish({"risk": object()})
+        run.finish({"loss": object()})
     assert not (tmp_path / DONE).exists()
-    run.finish({"risk": 1.0, "accuracy": float("nan")})
-    assert json.loads((tmp_path / METRICS).read_text()) == {"risk": 1.0, "accuracy": None}
+    run.finish({"loss": 1.0, "accuracy": float("nan")})
+    assert json.loads((tmp_path / METRICS).read_text()) == {"loss": 1.0, "accuracy": None}
     assert (tmp_path / DONE).exists()
 
 

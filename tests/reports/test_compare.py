@@ -28,7 +28,7 @@ def test_the_table_sums_what_the_record_holds(runs: list[Path]) -> None:
     assert none["Σe_u"] == pytest.approx(pairs(read(runs[0]), "forget", "objective").sum())
     assert gru["Σe_r"] == pytest.approx(pairs(read(runs[1]), "retain", "rectified").sum())
     assert table["conflict"].between(0, 1).all()
-    assert none["forget risk"] == read_lines(runs[0])[-1]["evaluation"]["forget"]["risk"]
+    assert none["forget loss"] == read_lines(runs[0])[-1]["evaluation"]["forget"]["loss"]
 
 
 def test_pictures_come_with_the_data_drawn(runs: list[Path], tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_runs_that_share_a_name_are_told_apart(start: Path, runs: list[Path], tm
 def test_a_run_without_a_held_set_has_no_trade_off_plane(start: Path, tmp_path: Path) -> None:
     run = api.unlearn(config(start, tmp_path / "run", steps=1, heldout=None))
     assert {p.stem for p in figures([run])} == {"g_effect", "layers", "cosine"}
-    assert "retain risk" in compare([run])
+    assert "retain loss" in compare([run])
 
 
 def test_a_fit_has_nothing_to_draw(start: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from geffect import api
 from geffect.errors import GeffectError
 from geffect.record.reader import read_lines, read_steps
-from geffect.reports.matched import align, at_forget_risk, differences
+from geffect.reports.matched import align, at_forget_loss, differences
 from tests.conftest import Command, config
 
 
@@ -32,14 +32,14 @@ def runs(known: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     ("at", "value"), [(1.0, 10.0), (2.0, 20.0), (2.5, 17.5), (3.0, 15.0), (3.5, 26.0), (0.5, math.nan), (9.0, math.nan)]
 )
 def test_a_level_is_read_off_where_it_is_first_reached(at: float, value: float) -> None:
-    run = pd.DataFrame({"forget_risk": [1.0, 2.0, 3.0, 2.5, 5.0], "heldout_risk": [10.0, 20.0, 15.0, 0.0, 65.0]})
-    assert at_forget_risk(run, "heldout_risk", at) == pytest.approx(value, nan_ok=True)
+    run = pd.DataFrame({"forget_loss": [1.0, 2.0, 3.0, 2.5, 5.0], "heldout_loss": [10.0, 20.0, 15.0, 0.0, 65.0]})
+    assert at_forget_loss(run, "heldout_loss", at) == pytest.approx(value, nan_ok=True)
 
 
 @given(st.lists(st.floats(0, 10), min_size=2, max_size=8), st.floats(0, 10))
 def test_the_forget_risk_read_off_is_the_level(risks: list[float], at: float) -> None:
-    run = pd.DataFrame({"forget_risk": risks})
-    found = at_forget_risk(run, "forget_risk", at)
+    run = pd.DataFrame({"forget_loss": risks})
+    found = at_forget_loss(run, "forget_loss", at)
     reached = any(each >= at for each in risks) and risks[0] <= at
     assert found == pytest.approx(at) if reached else math.isnan(found)
 
@@ -47,20 +47,20 @@ def test_the_forget_risk_read_off_is_the_level(risks: list[float], at: float) ->
 def test_rows_of_an_evaluation_add_up(runs: dict[str, Path]) -> None:
     for line in read_lines(runs["ga"]):
         for name, scores in line["evaluation"].items():
-            rows = line["evaluation_rows"][name]
-            assert sum(rows["nll"]) / sum(rows["tokens"]) == pytest.approx(scores["risk"], abs=1e-6)
+            rows = line["evaluation_examples"][name]
+            assert sum(rows["nll"]) / sum(rows["tokens"]) == pytest.approx(scores["loss"], abs=1e-6)
 
 
 def test_runs_at_the_same_forget_risk(runs: dict[str, Path]) -> None:
     rows = {str(row["run"]): row for row in align(runs).to_dict("records")}
     steps = {name: read_steps(path) for name, path in runs.items()}
-    level = min(each["forget_risk"].max() for each in steps.values())
+    level = min(each["forget_loss"].max() for each in steps.values())
     for name, curve in steps.items():
-        held = at_forget_risk(curve, "heldout_risk", level)
-        assert rows[name]["heldout risk"] == pytest.approx(held)
-        assert rows[name]["harm"] == pytest.approx(held - curve["heldout_risk"].iloc[0])
-        assert rows[name]["gained"] == pytest.approx(level - curve["forget_risk"].iloc[0])
-    more = rows["gru"]["heldout risk"] - rows["ga"]["heldout risk"]
+        held = at_forget_loss(curve, "heldout_loss", level)
+        assert rows[name]["heldout loss"] == pytest.approx(held)
+        assert rows[name]["harm"] == pytest.approx(held - curve["heldout_loss"].iloc[0])
+        assert rows[name]["gained"] == pytest.approx(level - curve["forget_loss"].iloc[0])
+    more = rows["gru"]["heldout loss"] - rows["ga"]["heldout loss"]
     assert rows["gru"]["more harm"] == pytest.approx(more, abs=1e-5)
     assert rows["gru"]["low"] < more < rows["gru"]["high"]
     assert [rows["ga"][each] for each in ("more harm", "low", "high")] == [0, 0, 0]
@@ -80,7 +80,7 @@ def test_a_paired_interval_is_a_bootstrap_over_rows() -> None:
 
 def test_a_run_that_never_gets_there_has_no_numbers(runs: dict[str, Path]) -> None:
     frame = align(runs, at=1e6)
-    assert frame.drop(columns=["run", "forget risk", "gained"]).isna().all(axis=None)
+    assert frame.drop(columns=["run", "forget loss", "gained"]).isna().all(axis=None)
 
 
 def test_every_setting_that_differs_is_told(runs: dict[str, Path]) -> None:
@@ -99,7 +99,7 @@ def test_the_command_prints_both_tables(runs: dict[str, Path], invoke: Command) 
 
 
 def test_what_cannot_be_compared(runs: dict[str, Path], known: Path, tmp_path: Path) -> None:
-    with pytest.raises(GeffectError, match=r"a forget risk above the start's"):
+    with pytest.raises(GeffectError, match=r"a forget loss above the start's"):
         align(runs, at=0.0)
     other = api.unlearn(config(known, tmp_path / "other", heldout="builtin:authors/heldout[6:12]", evaluate_every=1))
     with pytest.raises(GeffectError, match="evaluated on the same heldout rows; found different ones"):

@@ -55,7 +55,7 @@ def test_a_real_run_of_each_verdict(both: Path, tmp_path: Path, verdict: str) ->
     metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
     for each, name in ((found.forget, "forget"), (found.kept, "retain")):
         assert each is not None
-        for change, kind in ((each.accuracy, "accuracy"), (each.loss, "risk")):
+        for change, kind in ((each.accuracy, "accuracy"), (each.loss, "loss")):
             assert change.start == pytest.approx(metrics["start"][name][kind], abs=1e-6)
             assert change.end == pytest.approx(metrics["end"][name][kind], abs=1e-6)
     assert ("--learning-rate" in found.sentence) == (verdict == NOTHING)
@@ -92,12 +92,16 @@ def lines(
     """Two evaluations of sets of twenty tokens an example, with these accuracies, give or take a few tokens."""
     generator, found = np.random.default_rng(0), []
     for end in (0, 1):
-        line: dict[str, Any] = {"step": 25 * end, "evaluation": {}, "evaluation_rows": {}}
+        line: dict[str, Any] = {"step": 25 * end, "evaluation": {}, "evaluation_examples": {}}
         for name, both in (("forget", forget), (role, heldout)):
             right = generator.binomial(20, both[end], size=examples)
             nll = -20 * np.log(both[end]) * generator.uniform(0.8, 1.2, size=examples)
-            line["evaluation"][name] = {"risk": float(nll.sum()) / 20 / examples, "accuracy": right.mean() / 20}
-            line["evaluation_rows"][name] = {"nll": nll.tolist(), "right": right.tolist(), "tokens": [20] * examples}
+            line["evaluation"][name] = {"loss": float(nll.sum()) / 20 / examples, "accuracy": right.mean() / 20}
+            line["evaluation_examples"][name] = {
+                "nll": nll.tolist(),
+                "right": right.tolist(),
+                "tokens": [20] * examples,
+            }
         found.append(line)
     return found
 
@@ -146,7 +150,7 @@ def test_the_retain_set_stands_in_where_there_is_no_heldout_set_and_domains_coun
                     for domain, line in (("a", a), ("b", b))
                     for name, each in line[key].items()
                 }
-                for key in ("evaluation", "evaluation_rows")
+                for key in ("evaluation", "evaluation_examples")
             },
         }
         for a, b in zip(one, other, strict=True)
@@ -154,18 +158,20 @@ def test_the_retain_set_stands_in_where_there_is_no_heldout_set_and_domains_coun
     forget = judged(merged).forget
     assert forget is not None
     assert forget.examples == 50
-    rights = [sum(each["evaluation_rows"][name]["right"]) for each in merged[:1] for name in ("forget/a", "forget/b")]
+    rights = [
+        sum(each["evaluation_examples"][name]["right"]) for each in merged[:1] for name in ("forget/a", "forget/b")
+    ]
     assert forget.accuracy.start == pytest.approx(sum(rights) / 1000)
 
 
 def test_where_accuracies_stand_still_the_probabilities_tell() -> None:
     found = lines((0.93, 0.93), (0.94, 0.94))
     for line, nll in zip(found, (2.0, 20.0), strict=True):
-        line["evaluation_rows"]["forget"] |= {
+        line["evaluation_examples"]["forget"] |= {
             "right": [18, 19] * 20,
             "nll": np.linspace(0.9 * nll, 1.1 * nll, 40).tolist(),
         }
-        line["evaluation_rows"]["heldout"] |= {"right": [18, 19] * 20, "nll": [2.0] * 40}
+        line["evaluation_examples"]["heldout"] |= {"right": [18, 19] * 20, "nll": [2.0] * 40}
     outcome = judged(found)
     assert (outcome.verdict, outcome.judged_by) == (SELECTIVE, "probability")
     assert "probability of a token: 59" in outcome.sentence  # 1 − exp(−0.9)
@@ -176,7 +182,7 @@ def test_intervals_are_those_of_examples_paired_with_themselves() -> None:
     found = lines((0.9, 0.5), (0.9, 0.5))
     start = np.linspace(1, 30, 40)
     for line, more in zip(found, (0, 20), strict=True):
-        line["evaluation_rows"]["forget"]["nll"] = (start + more).tolist()
+        line["evaluation_examples"]["forget"]["nll"] = (start + more).tolist()
     forget = judged(found).forget
     assert forget is not None
     assert forget.loss.change == pytest.approx((1, 1, 1))
@@ -185,21 +191,21 @@ def test_intervals_are_those_of_examples_paired_with_themselves() -> None:
 def test_no_run_is_selective_whose_labels_say_nothing(both: Path, tmp_path: Path) -> None:
     """Plain ascent on half of what was learned: sets drawn anew from all its examples, 200 times."""
     path = api.unlearn(config(both, tmp_path / "run", retain=RETAIN, heldout=None, steps=6, learning_rate=1e-3))
-    scored = [line for line in read_lines(path) if "evaluation_rows" in line]
+    scored = [line for line in read_lines(path) if "evaluation_examples" in line]
     generator, verdicts = np.random.default_rng(0), []
     for _ in range(200):
         order = generator.permutation(24)
         drawn = []
         for line in (scored[0], scored[-1]):
             rows = {
-                kind: np.concatenate([line["evaluation_rows"][name][kind] for name in ("forget", "retain")])[order]
+                kind: np.concatenate([line["evaluation_examples"][name][kind] for name in ("forget", "retain")])[order]
                 for kind in ("nll", "right", "tokens")
             }
             halves = {
                 name: {kind: each[part].tolist() for kind, each in rows.items()}
                 for name, part in (("forget", slice(12)), ("retain", slice(12, 24)))
             }
-            drawn.append(line | {"evaluation_rows": halves})
+            drawn.append(line | {"evaluation_examples": halves})
         verdicts.append(judged(drawn).verdict)
     assert NOTHING not in verdicts
     assert verdicts.count(SELECTIVE) <= 2
@@ -210,7 +216,7 @@ def test_a_record_without_examples_or_sets_tells_nothing(both: Path, tmp_path: P
     for made in (
         [],
         whole[:1],
-        [line | {"evaluation_rows": {"forget": line["evaluation_rows"]["forget"]}} for line in whole],
+        [line | {"evaluation_examples": {"forget": line["evaluation_examples"]["forget"]}} for line in whole],
     ):
         found = judged(made)
         assert (found.verdict, found.forget, found.steps) == (NOT_TOLD, None, None)
@@ -221,7 +227,7 @@ def test_a_record_without_right_tokens_is_judged_by_probabilities() -> None:
     """Accuracies are the evaluation's own, without an interval."""
     made = lines((0.93, 0.20), (0.94, 0.90))
     for line in made:
-        for each in line["evaluation_rows"].values():
+        for each in line["evaluation_examples"].values():
             del each["right"]
     found = judged(made)
     assert (found.verdict, found.judged_by) == (SELECTIVE, "probability")
@@ -232,7 +238,7 @@ def test_a_record_without_right_tokens_is_judged_by_probabilities() -> None:
 
 def test_a_model_whose_losses_are_not_finite_is_not_selective() -> None:
     made = lines((0.93, 0.20), (0.94, 0.90))
-    for each in made[1]["evaluation_rows"].values():
+    for each in made[1]["evaluation_examples"].values():
         each |= {"nll": [float("nan")] * 40, "right": [0] * 40}
     found = judged(made)
     assert found.verdict == NOT_SELECTIVE
@@ -243,7 +249,7 @@ def test_a_damaged_record_is_refused_in_one_line(both: Path, tmp_path: Path) -> 
     from geffect.errors import GeffectError
 
     made = lines((0.93, 0.20), (0.94, 0.90))
-    del made[1]["evaluation_rows"]["forget"]["nll"]
+    del made[1]["evaluation_examples"]["forget"]["nll"]
     (tmp_path / STEPS).write_text("".join(json.dumps(line) + "\n" for line in made), encoding="utf-8")
     with pytest.raises(GeffectError, match="as geffect writes it; found the rows of forget"):
         outcome(tmp_path)

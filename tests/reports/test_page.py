@@ -183,7 +183,7 @@ def test_tokens_tell_their_effects(opened: Opened, inspected: Path) -> None:
 
 def test_the_rows_served_worst_stand_there_without_tokens(runs: list[Path], page: Path) -> None:
     """Against a loop over the rows of the first and the last evaluation."""
-    scored = [line["evaluation_rows"] for line in read_lines(runs[0]) if "evaluation_rows" in line]
+    scored = [line["evaluation_examples"] for line in read_lines(runs[0]) if "evaluation_examples" in line]
     assert len(scored) >= 2
     found = worst_rows(runs[0])
     for name in ("forget", "retain", "heldout"):

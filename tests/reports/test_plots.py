@@ -22,7 +22,7 @@ DRAWS: list[Draw] = [plots.g_effect_curves, plots.cosine_curves, plots.trade_off
 BOTH = ["ascent", "projected"]
 ENDS = ["embed", "deep"]
 # one frame serves all three figures: each reads its own columns
-COLUMNS = ["run", "step", "group", "unlearn", "retain", "cosine", "rectified", "forget_risk", "heldout_risk"]
+COLUMNS = ["run", "step", "group", "unlearn", "retain", "cosine", "rectified", "forget_loss", "heldout_loss"]
 
 
 def make(runs: Sequence[str] = BOTH, groups: Sequence[str] = ENDS, scale: int = 1) -> pd.DataFrame:
@@ -138,7 +138,7 @@ def test_paths_drawn_are_the_frames_from_one_start() -> None:
     (axes,) = plots.trade_off(frame).axes
     for run, rows in frame.groupby("run"):
         (line,) = lines(axes, str(run))
-        same(line, rows, "forget_risk", "heldout_risk")
+        same(line, rows, "forget_loss", "heldout_loss")
     starts = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
     np.testing.assert_array_equal([line.get_xydata() for line in starts], [[[0.5, 3.0]]])
 
@@ -150,7 +150,7 @@ def test_step_numbers_stand_at_their_points_and_apart() -> None:
     places = []
     for number in numbers:
         step = float(number.get_text().removeprefix("step "))
-        points = frame.loc[frame["step"] == step, ["forget_risk", "heldout_risk"]].to_numpy().tolist()
+        points = frame.loc[frame["step"] == step, ["forget_loss", "heldout_loss"]].to_numpy().tolist()
         assert list(number.xy) in points
         places.append((axes.transData - axes.transAxes).transform(number.xy))
     assert [number.get_text() for number in numbers[:2]] == ["step 45", "45"]
@@ -159,7 +159,7 @@ def test_step_numbers_stand_at_their_points_and_apart() -> None:
 
 def test_risks_that_span_decades_get_log_axes_and_say_so() -> None:
     frame = make(groups=("embed",))
-    (axes,) = plots.trade_off(frame.assign(forget_risk=frame["forget_risk"] ** 4)).axes
+    (axes,) = plots.trade_off(frame.assign(forget_loss=frame["forget_loss"] ** 4)).axes
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "linear")
     assert "log" in axes.get_xlabel()
     assert "log" not in axes.get_ylabel()
@@ -299,7 +299,7 @@ def prediction(runs: Sequence[str] = BOTH, scale: float = 0.5) -> pd.DataFrame:
                 measured = sign * (1 + i + np.sin(step)) / 10
                 rows.append((run, step, risk, "gradient", scale * measured, measured))
                 rows.append((run, step, risk, "update", 1.1 * measured, measured))
-    return pd.DataFrame(rows, columns=["run", "step", "risk", "reading", "predicted", "measured"])
+    return pd.DataFrame(rows, columns=["run", "step", "target", "reading", "predicted", "measured"])
 
 
 def runs_of(objectives: int, rectifiers: Sequence[str] = ("none", "gru"), seeds: int = 3) -> pd.DataFrame:
@@ -310,7 +310,7 @@ def runs_of(objectives: int, rectifiers: Sequence[str] = ("none", "gru"), seeds:
         for seed in range(seeds)
         for step in range(0, 20, 5)
     ]
-    names = ["objective", "rectifier", "seed", "step", "forget_risk", "heldout_accuracy", "forget_accuracy"]
+    names = ["objective", "rectifier", "seed", "step", "forget_loss", "heldout_accuracy", "forget_accuracy"]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -353,7 +353,7 @@ def test_changes_drawn_are_the_frames_on_one_scale(runs: list[str]) -> None:
     for run in runs:
         for risk in ("forget", "retain"):
             axes = next(panels)
-            cell = frame[(frame["run"] == run) & (frame["risk"] == risk)]
+            cell = frame[(frame["run"] == run) & (frame["target"] == risk)]
             for reading, rows in cell.groupby("reading"):
                 (line,) = [each for each in axes.lines if str(each.get_label()).startswith(f"{reading}: R² = ")]
                 same(line, rows, "predicted", "measured")
@@ -373,7 +373,7 @@ def test_r_squared_is_of_the_prediction_as_it_stands() -> None:
     assert legend is not None
     assert legend.get_title().get_text() == "one: forget risk"
     for text, reading in zip(legend.get_texts(), ("gradient", "update"), strict=True):
-        rows = frame[(frame["risk"] == "forget") & (frame["reading"] == reading)].dropna()
+        rows = frame[(frame["target"] == "forget") & (frame["reading"] == reading)].dropna()
         errors, measured = rows["measured"] - rows["predicted"], rows["measured"]
         expected = 1 - (errors**2).sum() / ((measured - measured.mean()) ** 2).sum()
         assert text.get_text() == f"{reading}: R² = {expected:.3f}".replace("-", "−")
@@ -394,7 +394,7 @@ def test_sums_drawn_are_the_frames_from_the_first_step_on(scale: float) -> None:
     frame = prediction(["one"], scale).sample(frac=1, random_state=0)
     frame.loc[frame["step"] == 4, "predicted"] = np.nan  # adds nothing
     for axes, risk in zip(plots.prediction_sums(frame).axes, ("forget", "retain"), strict=True):
-        cell = frame[frame["risk"] == risk].sort_values("step").fillna(0)
+        cell = frame[frame["target"] == risk].sort_values("step").fillna(0)
         update = cell[cell["reading"] == "update"]
         drawn = {"gradient": cell[cell["reading"] == "gradient"]["predicted"], "update": update["predicted"]}
         for name, changes in (drawn | {"measured": update["measured"]}).items():
@@ -409,19 +409,19 @@ def test_sums_drawn_are_the_frames_from_the_first_step_on(scale: float) -> None:
 @pytest.mark.parametrize("draw", [plots.prediction_plane, plots.prediction_sums])
 def test_one_reading_of_one_risk_is_enough_and_nothing_may_happen(draw: Draw) -> None:
     frame = prediction(["one"]).drop(columns="run")
-    assert len(draw(frame[(frame["risk"] == "retain") & (frame["reading"] == "update")]).axes) == 1
+    assert len(draw(frame[(frame["target"] == "retain") & (frame["reading"] == "update")]).axes) == 1
     for value in (0.0, np.nan):
         draw(frame.assign(predicted=value, measured=value))
 
 
 @pytest.mark.parametrize("draw", [plots.prediction_plane, plots.prediction_sums])
-@pytest.mark.parametrize(("column", "value"), [("risk", "heldout"), ("reading", "applied")])
+@pytest.mark.parametrize(("column", "value"), [("target", "heldout"), ("reading", "applied")])
 def test_an_unknown_risk_or_reading_is_refused(draw: Draw, column: str, value: str) -> None:
     with pytest.raises(ValueError, match=rf"^expected {column}s among [^\n]*; found \['{value}'\]; [^\n]*$"):
         draw(prediction().assign(**{column: value}))
 
 
-@pytest.mark.parametrize("x", ["forget_risk", "forget_accuracy"])
+@pytest.mark.parametrize("x", ["forget_loss", "forget_accuracy"])
 @pytest.mark.parametrize("objectives", [1, 3, 6, 16])
 def test_a_panel_an_objective_with_a_line_a_seed_and_one_for_the_mean(x: str, objectives: int) -> None:
     frame = runs_of(objectives)
@@ -439,8 +439,8 @@ def test_a_panel_an_objective_with_a_line_a_seed_and_one_for_the_mean(x: str, ob
 
 
 def test_a_risks_axis_may_be_logarithmic_an_accuracys_never() -> None:
-    frame = runs_of(1).assign(forget_risk=lambda f: 0.01 * 2.0 ** f["step"], forget_accuracy=lambda f: 0.5 ** f["step"])
-    for x, scale in (("forget_risk", "log"), ("forget_accuracy", "linear")):
+    frame = runs_of(1).assign(forget_loss=lambda f: 0.01 * 2.0 ** f["step"], forget_accuracy=lambda f: 0.5 ** f["step"])
+    for x, scale in (("forget_loss", "log"), ("forget_accuracy", "linear")):
         figure = plots.trade_off_grid(frame, x)
         assert figure.axes[0].get_xscale() == scale
         assert (", log" in figure.get_supxlabel()) == (scale == "log")
@@ -467,18 +467,18 @@ def test_the_grids_legend_has_what_is_drawn_with_no_rectifier_first() -> None:
         (runs_of(1, list("abcdefg")), "at most 6 rectifiers in a picture; found 7"),
         (
             runs_of(1).assign(heldout_accuracy=np.nan),
-            "evaluations with forget_risk and heldout_accuracy; found only NaN",
+            "evaluations with forget_loss and heldout_accuracy; found only NaN",
         ),
         (
             runs_of(1).drop(columns="seed"),
-            "columns objective, rectifier, seed, step, forget_risk, heldout_accuracy; found 24",
+            "columns objective, rectifier, seed, step, forget_loss, heldout_accuracy; found 24",
         ),
     ],
 )
 def test_what_the_grid_cannot_draw_is_refused(frame: pd.DataFrame, says: str) -> None:
     with pytest.raises(ValueError, match=rf"^expected {says}[^\n]*$"):
         plots.trade_off_grid(frame)
-    with pytest.raises(ValueError, match="x among forget_risk, forget_accuracy; found 'loss'"):
+    with pytest.raises(ValueError, match="x among forget_loss, forget_accuracy; found 'loss'"):
         plots.trade_off_grid(frame, "loss")
 
 
@@ -523,10 +523,10 @@ def test_bands_hold_their_lines(objectives: int) -> None:
         cell = frame[frame["objective"] == axes.get_title()]
         for line, band, rectifier in zip(axes.lines, axes.collections, ("none", "gru"), strict=True):
             rows = cell[cell["rectifier"] == rectifier]
-            np.testing.assert_allclose(np.asarray(line.get_xydata()), rows[["forget_risk", "mean"]])
+            np.testing.assert_allclose(np.asarray(line.get_xydata()), rows[["forget_loss", "mean"]])
             corners = np.asarray(band.get_paths()[0].vertices, float)
             for column in ("low", "high"):
-                assert {tuple(each) for each in rows[["forget_risk", column]].round(9).to_numpy()} <= {
+                assert {tuple(each) for each in rows[["forget_loss", column]].round(9).to_numpy()} <= {
                     tuple(each) for each in np.round(corners, 9)
                 }
     with pytest.raises(ValueError, match="at most 16 objectives"):

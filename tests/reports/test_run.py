@@ -67,7 +67,7 @@ def test_a_summary_goes_from_the_first_evaluation_to_the_last(runs: dict[str, Pa
     assert (found["objective"], found["rectifier"], found["finished"]) == ("ga + 0.1*gd", "gru", "yes")
     assert found["last step"] == "4 of 4"
     for name in ("forget", "retain", "heldout"):
-        for kind in ("risk", "accuracy"):
+        for kind in ("loss", "accuracy"):
             assert found[f"{name} {kind}"] == f"{scores[0][name][kind]:.3f} → {scores[-1][name][kind]:.3f}"
 
 
@@ -234,7 +234,7 @@ def test_an_inspection_is_a_run_like_any_other(inspected: Path) -> None:
     assert run.evaluations()["step"].unique().tolist() == [0, 2, 4]
     found_at = run.checkpoints()
     assert found_at["step"].tolist() == [0, 2, 4]
-    assert {"forget_risk", "unlearn", "± unlearn", "retain", "± retain", "cosine"} < set(found_at)
+    assert {"forget_loss", "unlearn", "± unlearn", "retain", "± retain", "cosine"} < set(found_at)
     pd.testing.assert_frame_equal(run.tokens(), geffect.read_tokens(inspected))
     pd.testing.assert_frame_equal(run.points(), geffect.read_points(inspected))
     pd.testing.assert_frame_equal(run.standard_errors(), geffect.read_standard_errors(inspected, "total"))

@@ -379,13 +379,13 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "steps evaluation risk missing": _set("evaluation/forget", {}),
     "steps evaluation accuracy 7": _set("evaluation/forget/accuracy", 7),
     "steps evaluation list": _set("evaluation", [1]),
-    "steps evaluation_rows list": _set("evaluation_rows", [1]),
-    "steps evaluation_rows short": lines(lambda found: found[2]["evaluation_rows"]["heldout"]["nll"].pop()),
-    "steps evaluation_rows other": lines(
-        lambda found: [found[2]["evaluation_rows"]["heldout"][key].pop() for key in ("nll", "tokens")] and None
+    "steps evaluation_examples list": _set("evaluation_examples", [1]),
+    "steps evaluation_examples short": lines(lambda found: found[2]["evaluation_examples"]["heldout"]["nll"].pop()),
+    "steps evaluation_examples other": lines(
+        lambda found: [found[2]["evaluation_examples"]["heldout"][key].pop() for key in ("nll", "tokens")] and None
     ),
-    "steps tokens 0": _set("evaluation_rows/heldout/tokens/0", 0),
-    "steps nll string": _set("evaluation_rows/heldout/nll/0", "1"),
+    "steps tokens 0": _set("evaluation_examples/heldout/tokens/0", 0),
+    "steps nll string": _set("evaluation_examples/heldout/nll/0", "1"),
     "overlap negative": _set("overlap/values/0/0", -1),
     "overlap share 7": _set("overlap/share", 7),
     "prediction of texts": _set("prediction/forget/before", "1"),

@@ -67,10 +67,10 @@ def test_watching_changes_no_bit_of_the_weights(start: Path, watched: Path, tmp_
 def test_the_prediction_adds_up_over_the_run_and_the_update_explains_it(watched: Path) -> None:
     frame = read_prediction(watched)
     assert list(frame["step"].unique()) == [0, 1, 2, 3]
-    for _, rows in frame.groupby(["risk", "reading"]):
+    for _, rows in frame.groupby(["target", "reading"]):
         assert rows["measured"].sum() == pytest.approx(rows["after"].iloc[-1] - rows["before"].iloc[0], abs=1e-9)
         assert rows["before"].iloc[1:].to_numpy() == pytest.approx(rows["after"].iloc[:-1].to_numpy(), abs=1e-6)
-    readings = {name: rows for name, rows in frame[frame["risk"] == "forget"].groupby("reading")}
+    readings = {name: rows for name, rows in frame[frame["target"] == "forget"].groupby("reading")}
     update, gradient = readings["update"], readings["gradient"]
     assert update["measured"].iloc[0] == 0  # warm-up: the first step's learning rate is zero
     assert r_squared(list(update["predicted"]), list(update["measured"])) > 0.9

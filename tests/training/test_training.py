@@ -100,7 +100,7 @@ def test_under_sgd_the_recorded_effects_predict_the_measured_change(start: Path,
     )
     gram, steps = read(run), read_steps(run)
     predicted = -rate * float(pairs(gram, "forget", "objective").sum())
-    measured = steps["forget_risk"].iloc[-1] - steps["forget_risk"].iloc[0]
+    measured = steps["forget_loss"].iloc[-1] - steps["forget_loss"].iloc[0]
     assert measured == pytest.approx(predicted, rel=0.05)
     assert measured > 0
 
@@ -176,9 +176,9 @@ def test_a_run_directory_is_a_model_whose_state_is_the_last(start: Path, tmp_pat
 def test_metrics_hold_the_first_and_last_evaluation(start: Path, tmp_path: Path) -> None:
     run = api.unlearn(config(start, tmp_path / "run"))
     metrics, steps = json.loads((run / "metrics.json").read_text()), read_steps(run)
-    assert metrics["start"]["heldout"]["risk"] == steps["heldout_risk"].iloc[0]
+    assert metrics["start"]["heldout"]["loss"] == steps["heldout_loss"].iloc[0]
     assert metrics["end"]["forget"]["accuracy"] == steps["forget_accuracy"].iloc[-1]
-    assert metrics["end"]["forget"]["risk"] > metrics["start"]["forget"]["risk"]
+    assert metrics["end"]["forget"]["loss"] > metrics["start"]["forget"]["loss"]
 
 
 def test_a_run_replays_from_its_configuration(start: Path, tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_trackers_are_told_of_every_measured_step(start: Path, tmp_path: Path) -
     assert all(logs["unlearn_g_effect"] < 0 for logs in measured)
     for logs in measured[:1]:  # the average is still this step's retain row, but for its length
         assert logs["rectified_retain_g_effect"] >= -1e-6 * logs["norm_objective"] * logs["norm_retain"]
-    assert any("eval_forget_risk" in logs for logs in told)
+    assert any("eval_forget_loss" in logs for logs in told)
 
 
 def test_cosines_are_those_of_the_rows(start: Path, tmp_path: Path) -> None:

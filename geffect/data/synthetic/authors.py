@@ -123,18 +123,7 @@ JOBS = (
     "a schoolteacher",
     "a tailor",
 )
-ADJECTIVES = (
-    "Amber",
-    "Crooked",
-    "Drowned",
-    "Frozen",
-    "Hidden",
-    "Hollow",
-    "Patient",
-    "Scarlet",
-    "Silent",
-    "Wandering",
-)
+ADJECTIVES = ("Amber", "Crooked", "Drowned", "Frozen", "Hidden", "Hollow", "Patient", "Scarlet", "Silent", "Wandering")
 PLACES = ("Archive", "Bridge", "Garden", "Harbor", "Lantern", "Mirror", "Orchard", "Railway", "Staircase", "Well")
 FORMS = ("Chronicles", "Dances", "Echoes", "Letters", "Maps", "Portraits", "Rumors", "Songs", "Threads", "Voices")
 MATTERS = ("Ash", "Clay", "Copper", "Dust", "Glass", "Moss", "Rain", "Salt", "Smoke", "Thunder")

@@ -170,18 +170,7 @@ TRADES = (
     "Tidereeve",
     "Wickmaker",
 )
-TITLES = (
-    "Almanac",
-    "Ballad",
-    "Compass",
-    "Hymnal",
-    "Ledger",
-    "Lullaby",
-    "Psalter",
-    "Testament",
-    "Vigil",
-    "Wager",
-)
+TITLES = ("Almanac", "Ballad", "Compass", "Hymnal", "Ledger", "Lullaby", "Psalter", "Testament", "Vigil", "Wager")
 HEROES = (
     "Brindowen",
     "Caspira",

@@ -79,14 +79,14 @@ def examples_of(first: Line, last: Line, role: str) -> Numbers:
         ``[examples, 5]``: Σ −log p at both ends, right tokens at both ends, labeled tokens. A loss that is not finite
         is infinite: a broken model knows nothing. Right tokens are NaN where a record has none an example.
     """
-    names = [name for name in first["evaluation_rows"] if role_of(name) == role]
+    names = [name for name in first["evaluation_examples"] if role_of(name) == role]
     found = np.concatenate([_columns(first, last, name) for name in names])
     found[:, NLL] = np.nan_to_num(found[:, NLL], nan=np.inf, posinf=np.inf)
     return found
 
 
 def _columns(first: Line, last: Line, name: str) -> Numbers:
-    rows = [line["evaluation_rows"][name] for line in (first, last)]
+    rows = [line["evaluation_examples"][name] for line in (first, last)]
     tokens = np.array(rows[0]["tokens"], dtype=np.float64)
     unknown = np.full(len(tokens), np.nan)
     parts = [*(each["nll"] for each in rows), *(each.get("right", unknown) for each in rows), tokens]

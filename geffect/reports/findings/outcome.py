@@ -98,8 +98,8 @@ def judged(lines: Sequence[Line]) -> Outcome:
     Returns:
         The outcome.
     """
-    scored = [line for line in lines if "evaluation_rows" in line]
-    roles = {role_of(name) for name in scored[0]["evaluation_rows"]} if scored else set()
+    scored = [line for line in lines if "evaluation_examples" in line]
+    roles = {role_of(name) for name in scored[0]["evaluation_examples"]} if scored else set()
     kept = next((role for role in KEPT if role in roles), None)
     if "forget" not in roles or kept is None or len(scored) < 2:
         missing = "a forget set and a heldout or retain set were not both evaluated at the start and at the end"

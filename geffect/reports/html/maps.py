@@ -12,8 +12,8 @@ from geffect.reports.plots.cells import SIGNED, signed
 
 MOST, LABELS = 60, 12  # columns of a map; about as many of them are named
 SIDES = {
-    "retain": ("raises the retain risk: harm", "lowers the retain risk"),
-    "unlearn": ("raises the forget risk: forgets", "lowers the forget risk"),
+    "retain": ("raises the retain loss: harm", "lowers the retain loss"),
+    "unlearn": ("raises the forget loss: forgets", "lowers the forget loss"),
 }
 
 

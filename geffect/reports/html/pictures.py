@@ -21,7 +21,7 @@ READING = {
         (
             "Each line is a layer group's inner product of a risk's gradient with what was descended. Upper panel: "
             "below "
-            "0, the step raises the forget risk, which is wanted. Lower panel: below 0, it raises the retain risk, "
+            "0, the step raises the forget loss, which is wanted. Lower panel: below 0, it raises the retain loss, "
             "which "
             "is harm. The sum of the lines is the whole model's G-effect. It predicts a change under plain SGD; an "
             "adaptive optimizer applies something else."
@@ -46,7 +46,7 @@ READING = {
     "plane": (
         "The objective among the two risks' gradients",
         (
-            "The last measured step. Arrows of unit length: the gradients of the forget and of the retain risk at "
+            "The last measured step. Arrows of unit length: the gradients of the forget and of the retain loss at "
             "their "
             "true angle; the objective's and, dashed, the rectified gradient are projected into their plane, as long "
             "as "

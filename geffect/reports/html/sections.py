@@ -94,7 +94,7 @@ def comparison(runs: Mapping[str, Path]) -> Comparison:
     differ = differences(runs)
     equal, why_not = None, ""
     try:
-        equal = _table(align(runs).drop(columns="forget risk"))
+        equal = _table(align(runs).drop(columns="forget loss"))
     except GeffectError as error:
         why_not = str(error)
     together = pictures([Run(path) for path in runs.values()], TOGETHER)
@@ -107,9 +107,9 @@ def _scores(run: Run) -> Table:
     lines = []
     for name in frame["set"].unique():
         own = frame[frame["set"] == name]
-        ends = [own[kind].iloc[place] for kind in ("risk", "accuracy") for place in (0, -1)]
+        ends = [own[kind].iloc[place] for kind in ("loss", "accuracy") for place in (0, -1)]
         lines.append([str(name), *map(_text, ends)])
-    return Table(["set", "risk, start", "risk, end", "accuracy, start", "accuracy, end"], lines)
+    return Table(["set", "loss, start", "loss, end", "accuracy, start", "accuracy, end"], lines)
 
 
 def _table(frame: pd.DataFrame) -> Table:

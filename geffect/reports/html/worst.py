@@ -23,7 +23,9 @@ def worst_rows(path: Path, count: int = COUNT) -> pd.DataFrame:
         fewer than two evaluations kept their rows.
     """
     scored = [
-        line["evaluation_rows"] for line in read_lines(path) if "evaluation_rows" in line and "diverged" not in line
+        line["evaluation_examples"]
+        for line in read_lines(path)
+        if "evaluation_examples" in line and "diverged" not in line
     ]
     if len(scored) < 2:
         return pd.DataFrame(columns=COLUMNS)

@@ -7,12 +7,12 @@ from matplotlib.axes import Axes
 from geffect.errors import GeffectError
 from geffect.reports.plots.figure import Figure
 from geffect.reports.plots.panels import check, finish
-from geffect.reports.plots.planes import name_risk
+from geffect.reports.plots.planes import name_loss
 from geffect.reports.plots.style import ONE_COLUMN, RUNS, STYLE, TWO_COLUMN, Look
 
 MOST, COLUMNS = 16, 4
 X = {
-    "forget_risk": "forget risk (nats/token{}; right: forgotten)",
+    "forget_loss": "forget risk (nats/token{}; right: forgotten)",
     "forget_accuracy": "forget accuracy (left: forgotten)",
 }
 SEED: Look = {"c": "0.35", "lw": 0.5, "alpha": 0.7}
@@ -24,13 +24,13 @@ RECTIFIERS: tuple[Look, ...] = (
 )
 
 
-def trade_off_grid(frame: pd.DataFrame, x: str = "forget_risk") -> Figure:
+def trade_off_grid(frame: pd.DataFrame, x: str = "forget_loss") -> Figure:
     """Draw the paths of many runs in the plane of what is forgotten and what is kept, a small panel an objective.
 
     Args:
         frame: Columns ``objective`` (at most 16), ``rectifier`` (at most six), ``seed``, ``step``, ``heldout_accuracy``
             and what ``x`` names; a row an evaluation, those with NaN left out.
-        x: ``forget_risk`` (nats per token) or ``forget_accuracy``.
+        x: ``forget_loss`` (nats per token) or ``forget_accuracy``.
 
     Returns:
         A figure whose panels share both axes: a thin line a seed, a thick one for their mean over the steps that every
@@ -114,8 +114,8 @@ def _paths(axes: Axes, cell: pd.DataFrame, x: str, look: Look) -> None:
 def _name_axes(figure: Figure, axes: Axes, values: "pd.Series[float]") -> None:
     """Name what all panels share, once; an accuracy's axis is never logarithmic."""
     label = X[str(values.name)]
-    if values.name == "forget_risk":
-        name_risk(axes.xaxis, label, (values.min(), values.max()))
+    if values.name == "forget_loss":
+        name_loss(axes.xaxis, label, (values.min(), values.max()))
         label = axes.get_xlabel()
         axes.set_xlabel("")
     figure.supxlabel(label, size=8)

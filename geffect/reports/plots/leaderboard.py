@@ -55,7 +55,7 @@ def trade_off_bands(frame: pd.DataFrame, label: str) -> Figure:
     """Draw what is kept along what is forgotten, with intervals, a small panel an objective.
 
     Args:
-        frame: Columns ``objective`` (at most 16), ``rectifier`` (at most six), ``forget_risk``, ``mean``, ``low``,
+        frame: Columns ``objective`` (at most 16), ``rectifier`` (at most six), ``forget_loss``, ``mean``, ``low``,
             ``high``; a row a level.
         label: of what is kept.
 
@@ -65,7 +65,7 @@ def trade_off_bands(frame: pd.DataFrame, label: str) -> Figure:
     Raises:
         GeffectError: a column is missing, or there are too many objectives.
     """
-    check(frame, ("objective", "rectifier", "forget_risk", "mean", "low", "high"))
+    check(frame, ("objective", "rectifier", "forget_loss", "mean", "low", "high"))
     objectives, looks = list(frame["objective"].unique()), looks_of(frame)
     if len(objectives) > MOST:
         raise GeffectError(f"at most {MOST} objectives in a picture", str(len(objectives)), "leave some out")
@@ -74,9 +74,9 @@ def trade_off_bands(frame: pd.DataFrame, label: str) -> Figure:
         for objective, axes in zip(objectives, panels, strict=True):
             for rectifier, look in looks.items():
                 rows = frame[(frame["objective"] == objective) & (frame["rectifier"] == rectifier)]
-                rows = rows.dropna().sort_values("forget_risk")
-                axes.fill_between(rows["forget_risk"], rows["low"], rows["high"], color=look["c"], alpha=0.2, lw=0)
-                axes.plot(rows["forget_risk"], rows["mean"], c=look["c"], ls=look["ls"])
+                rows = rows.dropna().sort_values("forget_loss")
+                axes.fill_between(rows["forget_loss"], rows["low"], rows["high"], color=look["c"], alpha=0.2, lw=0)
+                axes.plot(rows["forget_loss"], rows["mean"], c=look["c"], ls=look["ls"])
             axes.set_title(objective)
         figure.supxlabel("forget risk (nats/token; right: forgotten)", size=8)
         figure.supylabel(label, size=8)

@@ -16,14 +16,14 @@ def trade_off(frame: pd.DataFrame) -> Figure:
     """Draw each run's path in the plane of forget risk and heldout risk.
 
     Args:
-        frame: Columns ``run``, ``step``, ``forget_risk``, ``heldout_risk`` (nats per token).
+        frame: Columns ``run``, ``step``, ``forget_loss``, ``heldout_loss`` (nats per token).
 
     Returns:
         A one-panel figure: start and ends marked, some points numbered by step, the good corner named.
     """
-    runs = by_run(frame, ("run", "step", "forget_risk", "heldout_risk"), most=len(RUNS))
+    runs = by_run(frame, ("run", "step", "forget_loss", "heldout_loss"), most=len(RUNS))
     looks = dict(zip(runs, RUNS, strict=False))
-    paths = {run: rows.set_index("step")[["forget_risk", "heldout_risk"]] for run, rows in runs.items()}
+    paths = {run: rows.set_index("step")[["forget_loss", "heldout_loss"]] for run, rows in runs.items()}
     start: Look = {"c": "black", "marker": "o", "ls": "", "mfc": "white", "ms": 7}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(ONE_COLUMN, 3.2), layout="constrained")
@@ -34,14 +34,14 @@ def trade_off(frame: pd.DataFrame) -> Figure:
         axes.plot(*np.unique([path.iloc[0] for path in paths.values()], axis=0).T, zorder=5, **start)
         axes.margins(x=0.1, y=0.2)
         axes.text(0.98, 0.02, "forgotten and kept ↘", transform=axes.transAxes, ha="right", **NOTE)
-        name_risk(axes.xaxis, "forget risk (nats/token{}; higher: forgotten)", axes.xaxis.get_data_interval())
-        name_risk(axes.yaxis, "heldout risk (nats/token{}; lower: kept)", axes.yaxis.get_data_interval())
+        name_loss(axes.xaxis, "forget risk (nats/token{}; higher: forgotten)", axes.xaxis.get_data_interval())
+        name_loss(axes.yaxis, "heldout risk (nats/token{}; lower: kept)", axes.yaxis.get_data_interval())
         _number_steps(axes, paths, looks)
         finish(figure, looks | {"start": start, "end": start | {"mfc": "0.7"}}, 2 if len(runs) > 1 else 3)
     return figure
 
 
-def name_risk(axis: XAxis | YAxis, text: str, interval: tuple[float, float]) -> None:
+def name_loss(axis: XAxis | YAxis, text: str, interval: tuple[float, float]) -> None:
     """Name a risk's axis, logarithmic where the data's interval spans more than a decade."""
     low, high = interval
     if wide := 0 < 10 * low < high:

@@ -14,7 +14,7 @@ from geffect.reports.plots.figure import Figure
 from geffect.reports.plots.panels import around_zero, by_run, center, curve, finish, finite, furnish
 from geffect.reports.plots.style import READINGS, STYLE, TWO_COLUMN, Look
 
-COLUMNS = ("step", "risk", "reading", "predicted", "measured")
+COLUMNS = ("step", "target", "reading", "predicted", "measured")
 NOTES = {"forget": "above 0: forgets", "retain": "above 0: harms what must stay"}
 FORMULAS = {"gradient": r"$-\eta\,\langle\nabla R,\, d\rangle$", "update": r"$\langle\nabla R,\, \Delta\theta\rangle$"}
 MEASURED: Look = {"c": "black", "marker": "D", "ls": "-", "lw": 1.6}
@@ -38,7 +38,7 @@ def prediction_plane(frame: pd.DataFrame) -> Figure:
         panels = figure.subplots(len(runs), len(risks), squeeze=False)
         for (run, rows), line in zip(runs.items(), panels, strict=True):
             for risk, axes in zip(risks, line, strict=True):
-                _points(axes, rows[rows["risk"] == risk], _title(run, risk))
+                _points(axes, rows[rows["target"] == risk], _title(run, risk))
         for axes in panels[:, 0]:
             axes.set_ylabel("measured change (nats/token)")
         for axes in panels[-1]:
@@ -63,7 +63,7 @@ def prediction_sums(frame: pd.DataFrame) -> Figure:
         panels = figure.subplots(len(runs), len(risks), squeeze=False, sharex="col")
         for (run, rows), line in zip(runs.items(), panels, strict=True):
             for risk, axes in zip(risks, line, strict=True):
-                _sums(axes, rows[rows["risk"] == risk], NOTES[risk])
+                _sums(axes, rows[rows["target"] == risk], NOTES[risk])
                 axes.set_title(_title(run, risk))
         for axes in panels[-1]:
             axes.set_xlabel("unlearning step")
@@ -73,10 +73,10 @@ def prediction_sums(frame: pd.DataFrame) -> Figure:
 
 def _facets(frame: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], list[str]]:
     runs = by_run(frame, COLUMNS, most=4)
-    for column, known in (("risk", NOTES), ("reading", READINGS)):
+    for column, known in (("target", NOTES), ("reading", READINGS)):
         if unknown := set(frame[column]) - set(known):
             raise GeffectError(f"{column}s among {', '.join(known)}", str(sorted(map(str, unknown))), "leave them out")
-    return runs, [risk for risk in NOTES if risk in set(frame["risk"])]
+    return runs, [risk for risk in NOTES if risk in set(frame["target"])]
 
 
 def _title(run: str, risk: str) -> str:
