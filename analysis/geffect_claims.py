@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis.geffect_settings import WEIGHTS
-from geffect.record.frames import read
-from geffect.record.reader import read_steps
-from geffect.record.token_effects import read_points
+from geffect.record.frames import read, read_points, read_steps
 from geffect.reports.compare import at_checkpoints, descended
 from geffect.reports.matched import at_forget_loss
 

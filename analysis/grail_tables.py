@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from geffect.record.reader import read_steps
+from geffect.record.frames import read_steps
 
 KNOWN = 90.0  # percent: below it a start does not know a set, and its row is not printed
 

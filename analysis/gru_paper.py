@@ -87,8 +87,7 @@ def steps(path: Path) -> "pd.DataFrame":
         it), all at θ^(t), and ``heldout_rise``: by how much step t then raises the heldout risk; NaN at the end.
     """
     from geffect.core.effects import cosines
-    from geffect.record.frames import read
-    from geffect.record.reader import read_steps
+    from geffect.record.frames import read, read_steps
 
     columns = ["step", "forget_loss", "forget_accuracy", "heldout_loss", "heldout_accuracy"]
     found = read_steps(path)[columns].sort_values("step")

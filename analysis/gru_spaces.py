@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.runs import AUTHORS, ensure, keep_configs
-from geffect.record.reader import read_steps
+from geffect.record.frames import read_steps
 from geffect.reports import plots
 from geffect.reports.matched import at_forget_loss
 

@@ -24,7 +24,7 @@ from analysis.runs import ensure, keep_configs
 from analysis.trade_off import AT_RISK, Cell, curves, settings
 from geffect.evaluation.metrics.truth import model_utility
 from geffect.models.checkpoints import checkpoints
-from geffect.record.reader import read_steps
+from geffect.record.frames import read_steps
 from geffect.reports import plots
 from geffect.reports.matched import at_forget_loss, rows_at
 

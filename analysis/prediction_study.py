@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.runs import AUTHORS, ensure, keep_configs
 from geffect.core.effects import r_squared
-from geffect.record.prediction import read_prediction
+from geffect.record.frames import read_prediction
 from geffect.reports import plots
 
 OPTIMIZERS = {"AdamW 1e-5": ("adamw_torch", 1e-5), "SGD 1e-3": ("sgd", 1e-3)}

@@ -43,14 +43,14 @@ _NAMES = {
     "removed_g_effect": "geffect.core.effects",
     "read": "geffect.record.frames",
     "read_evaluation": "geffect.evaluation.results",
-    "read_prediction": "geffect.record.prediction",
-    "read_localization": "geffect.record.localization",
-    "read_points": "geffect.record.token_effects",
+    "read_prediction": "geffect.record.frames",
+    "read_localization": "geffect.localization.storage",
+    "read_points": "geffect.record.frames",
     "read_published": "geffect.record.frames",
-    "read_standard_errors": "geffect.record.standard_errors",
+    "read_standard_errors": "geffect.record.frames",
     "read_overlap": "geffect.record.frames",
-    "read_steps": "geffect.record.reader",
-    "read_tokens": "geffect.record.token_effects",
+    "read_steps": "geffect.record.frames",
+    "read_tokens": "geffect.record.frames",
 }
 __all__ = sorted(_NAMES)
 

@@ -26,7 +26,7 @@ from geffect.core.splits import role_of
 from geffect.errors import Interrupted
 from geffect.io.signals import terminable
 from geffect.record.environment import describe
-from geffect.record.writer import RunDirectory, layout_to_json
+from geffect.record.writer import RunDirectory, layout_to_json, replacing
 from geffect.training.run import (
     again,
     check_converged,
@@ -288,10 +288,10 @@ def localize(config: LocalizeConfig) -> Path:
     from geffect.data.checks import tell_cut
     from geffect.localization.localize import localize as find
     from geffect.localization.losses import split_losses
+    from geffect.localization.storage import write_localization
     from geffect.models.reference import check_trainable
     from geffect.models.scoring import evaluating
     from geffect.record.environment import peak_memory_gb
-    from geffect.record.localization import write_localization
     from geffect.reports.compare import overlap_figures
     from geffect.training.setup import localized_rows, prompts_of, warn_of_other_prompts
 
@@ -405,7 +405,8 @@ def evaluate(config: EvaluateConfig) -> Path:
         with to_disk(config.out, "name another --out"):
             environment = describe() | {"dtype": config.dtype, "prompts": prompts}
             run.create(config.model_dump(mode="json", exclude_none=True), environment)
-            examples.to_csv(config.out / EXAMPLES, index=False)
+            with replacing(config.out / EXAMPLES) as file:
+                examples.to_csv(file, index=False)
             write_texts(config.out, texts)
             run.finish({"models": found, "seconds": round(time.perf_counter() - began, 3)})
     return config.out

@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 from geffect.core.grammar import choose, parse
 from geffect.errors import GeffectError
+from geffect.record.reader import Score, StepLine, Stop
 
-Lines = Sequence[Mapping[str, Any]]
-SEEN = ("step", "evaluation", "diverged", "norm_objective")  # all that rules look at in a line
+Lines = Sequence[StepLine]
 
 
 class Rule(Protocol):
@@ -38,7 +38,7 @@ class Kept:
         if not found:
             return None
         name = _kept_set(found[0])
-        start, now = (each[name]["accuracy"] for each in (found[0], found[-1]))
+        start, now = (each[name].accuracy for each in (found[0], found[-1]))
         told = f"{name} accuracy {now:.3f} is below {self.share:g} of the start's {start:.3f}"
         return told if now < self.share * start else None
 
@@ -63,7 +63,7 @@ class Knee:
         if len(found) < 2:
             return None
         name = _kept_set(found[0])
-        gained, lost = (found[-1][each]["loss"] - found[-2][each]["loss"] for each in ("forget", name))
+        gained, lost = (found[-1][each].loss - found[-2][each].loss for each in ("forget", name))
         told = f"{name} risk rose by {lost:.3g}, more than {self.harm:g} times the {gained:.3g} of the forget risk"
         return told if lost > 0 and lost > self.harm * gained else None
 
@@ -84,7 +84,7 @@ class Collapse:
 
     def broken(self, lines: Lines) -> str | None:
         """As `Rule.broken`."""
-        norms = [line["norm_objective"] for line in lines if line.get("norm_objective") is not None]
+        norms = [line.norm_objective for line in lines if line.norm_objective is not None]
         if not norms or norms[-1] >= self.share * norms[0]:
             return None
         return f"the objective's gradient has norm {norms[-1]:.3g}, below {self.share:g} of the first's {norms[0]:.3g}"
@@ -107,9 +107,9 @@ class Forgotten:
     def broken(self, lines: Lines) -> str | None:
         """As `Rule.broken`."""
         found = _evaluations(lines)
-        if not found or found[-1]["forget"]["loss"] < self.risk:
+        if not found or found[-1]["forget"].loss < self.risk:
             return None
-        return f"the forget risk {found[-1]['forget']['loss']:.3g} has come to {self.risk:g}"
+        return f"the forget risk {found[-1]['forget'].loss:.3g} has come to {self.risk:g}"
 
 
 RULES: dict[str, type[Any]] = {"collapse": Collapse, "forgotten": Forgotten, "kept": Kept, "knee": Knee}
@@ -156,7 +156,7 @@ def make_rules(text: str) -> StopRules:
     return StopRules(text, {call.name: choose(RULES, call, "a rule") for call in calls})
 
 
-def first_broken(rules: StopRules, lines: Lines) -> dict[str, str] | None:
+def first_broken(rules: StopRules, lines: Lines) -> Stop | None:
     """The first rule that says that the run should end after these lines.
 
     Args:
@@ -164,12 +164,12 @@ def first_broken(rules: StopRules, lines: Lines) -> dict[str, str] | None:
         lines: a run's, from its first.
 
     Returns:
-        ``rule`` and ``reason``; None where the run should go on.
+        The rule and the reason; None where the run should go on.
     """
     for name, rule in rules.rules.items():
         reason = rule.broken(lines)
         if reason:
-            return {"rule": name, "reason": reason}
+            return Stop(name, reason)
     return None
 
 
@@ -184,19 +184,19 @@ def chosen(rules: StopRules, lines: Lines, checkpoints: Sequence[int]) -> dict[s
     Returns:
         ``checkpoint`` (``checkpoint-N``, None where there is none) and ``reason``.
     """
-    evaluated = {line["step"] for line in lines if "evaluation" in line and "diverged" not in line}
+    evaluated = {line.step for line in lines if line.scores and not line.diverged}
     for step in sorted(set(checkpoints) & evaluated, reverse=True):
-        if first_broken(rules, [line for line in lines if line["step"] <= step]) is None:
+        if first_broken(rules, [line for line in lines if line.step <= step]) is None:
             reason = f"the last evaluated one with no rule broken ({' + '.join(rules.rules)})"
             return {"checkpoint": f"checkpoint-{step}", "reason": reason}
     return {"checkpoint": None, "reason": "none was kept and evaluated before a rule was broken: lower --save-every"}
 
 
-def _evaluations(lines: Lines) -> list[Mapping[str, Any]]:
-    return [line["evaluation"] for line in lines if "evaluation" in line and "diverged" not in line]
+def _evaluations(lines: Lines) -> list[Mapping[str, Score]]:
+    return [line.scores for line in lines if line.scores and not line.diverged]
 
 
-def _kept_set(evaluation: Mapping[str, Any]) -> str:
+def _kept_set(evaluation: Mapping[str, Score]) -> str:
     return "heldout" if "heldout" in evaluation else "retain"
 
 

@@ -10,7 +10,7 @@ from geffect import api
 from geffect.config import FinetuneConfig, InspectConfig, PreviewConfig, Schema, UnlearnConfig
 from geffect.errors import GeffectError
 from geffect.record.reader import read_environment
-from geffect.record.writer import CONFIG
+from geffect.record.schema import CONFIG
 
 REQUIRED = {"model": "builtin:tiny", "out": "runs/x", "forget": "builtin:authors/forget", "retain": "rows.json[:9]"}
 CHANGED: dict[str, Any] = REQUIRED | {

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from geffect.cli.main import app
-from geffect.record.reader import read_steps
+from geffect.record.frames import read_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"```(sh|python)\n(.*?)```\n```text\n(.*?)```", re.DOTALL)

@@ -3,20 +3,19 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from geffect import api
 from geffect.errors import GeffectError
-from geffect.record.reader import read_lines
+from geffect.record.reader import Score, StepLine, read_lines
 from geffect.stopping import Collapse, Forgotten, Kept, Knee, chosen, first_broken, make_rules
 from tests.conftest import config
 
 
-def line(step: int, forget: float, heldout: float, accuracy: float = 1.0, norm: float | None = None) -> dict[str, Any]:
-    scores = {"forget": {"loss": forget, "accuracy": 0.5}, "heldout": {"loss": heldout, "accuracy": accuracy}}
-    return {"step": step, "evaluation": scores} | ({} if norm is None else {"norm_objective": norm})
+def line(step: int, forget: float, heldout: float, accuracy: float = 1.0, norm: float | None = None) -> StepLine:
+    scores = {"forget": Score(forget, 0.5), "heldout": Score(heldout, accuracy)}
+    return StepLine(step, scores, norm_objective=norm)
 
 
 def test_rules_by_hand() -> None:
@@ -38,14 +37,14 @@ def test_rules_by_hand() -> None:
     assert Forgotten(3.0).broken([line(0, 1, 1), line(1, 3, 1)]) == "the forget risk 3 has come to 3"
     for rule in (Kept(), Knee(), Collapse(), Forgotten()):
         assert rule.broken([]) is None
-        assert rule.broken([{"step": 0}]) is None
+        assert rule.broken([StepLine(0)]) is None
         assert rule.broken([line(0, 1, 1, 0.0, 0.0)]) is None
 
 
 def test_the_last_checkpoint_before_a_rule_is_broken_is_chosen() -> None:
     rules = make_rules("kept(share=0.9)")
     lines = [line(0, 1, 1), line(2, 2, 1, 0.95), line(4, 3, 2, 0.92), line(6, 9, 8, 0.5)]
-    assert first_broken(rules, lines) == {"rule": "kept", "reason": Kept(0.9).broken(lines)}
+    assert first_broken(rules, lines) == ("kept", Kept(0.9).broken(lines))
     assert chosen(rules, lines, [2, 4, 6])["checkpoint"] == "checkpoint-4"
     assert chosen(rules, lines, [2, 3, 6])["checkpoint"] == "checkpoint-2"
     assert chosen(rules, lines, [6]) == {

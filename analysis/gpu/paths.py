@@ -1,7 +1,5 @@
 """Every path of the product once, end to end, on the built-in untrained model."""
 
-import json
-import math
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -10,8 +8,8 @@ from typing import Any
 from analysis.gpu.running import Check, Number, Numbers, Place
 from geffect import api
 from geffect.config import EvaluateConfig, FinetuneConfig, InspectConfig, LocalizeConfig, UnlearnConfig
-from geffect.record.reader import read_lines
-from geffect.record.writer import METRICS
+from geffect.record.frames import read_steps
+from geffect.record.reader import read_metrics, step_lines
 
 MODEL, FORGET, RETAIN = "builtin:tiny-untrained", "builtin:authors/forget[:8]", "builtin:authors/retain[:8]"
 DOMAIN = [f"a={FORGET},{RETAIN}"]
@@ -68,7 +66,7 @@ def _run(place: Place, **settings: Any) -> Path:
 
 def _unlearned(place: Place, settings: dict[str, Any]) -> Numbers:
     path = _run(place, **SETS, **settings)
-    start = json.loads((path / METRICS).read_text(encoding="utf-8"))["start"]["forget"]["loss"]
+    start = read_metrics(path)["start"]["forget"]["loss"]
     rounded = "bfloat16" in settings.values()
     off = abs(start - _loss_on_the_cpu(settings.get("dtype", "float32")))
     return _recorded(path) | {"start loss off the CPU's": Number(off, 0.05 if rounded else 1e-4)}
@@ -87,13 +85,13 @@ def _loss_on_the_cpu(dtype: str) -> float:
 
 
 def _recorded(path: Path) -> dict[str, Number]:
-    """Whether each step has its line, and each line finite inner products where it has any."""
-    lines = [line for line in read_lines(path) if "loss_objective" in line]
-    broken = sum(not math.isfinite(line["loss_objective"]) for line in lines)
-    measured = sum("gram" in line for line in lines)
+    """Whether each step has its line and a finite loss, and any step was measured."""
+    steps = read_steps(path)
+    measured = any(line.norm_objective is not None for line in step_lines(path))
+    steps = steps[steps["step"] < STEPS]
     return {
-        "steps missing": Number(STEPS - len(lines), 0),
-        "losses not finite": Number(broken, 0),
+        "steps missing": Number(STEPS - len(steps), 0),
+        "losses not finite": Number(int(steps["loss_objective"].isna().sum()), 0),
         "no step measured": Number(float(not measured), 0),
     }
 

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from geffect.core.launch import launched
 from geffect.errors import visible
-from geffect.io.readers import read_json, read_text
 
 if TYPE_CHECKING:
     from geffect.preflight.finding import Finding
@@ -67,9 +66,9 @@ def plan(content: Mapping[str, Any]) -> None:
 
 def run(path: Path) -> None:
     """Print a finished run's first and last scores, and where it lies."""
-    from geffect.record.writer import METRICS
+    from geffect.record.reader import read_metrics
 
-    metrics = read_json(path / METRICS)
+    metrics = read_metrics(path)
     table = Table(title=f"{path}", title_justify="left")
     for column in ("set", "loss, start", "loss, end", "accuracy, start", "accuracy, end"):
         table.add_column(column, justify="left" if column == "set" else "right")
@@ -152,14 +151,14 @@ def evaluation(path: Path, *, as_json: bool = False) -> None:
     """Print an evaluation's means with their intervals, and the numbers made of several sets."""
     import json
 
-    from geffect.record.writer import METRICS
+    from geffect.record.reader import read_metrics
 
-    content = read_text(path / METRICS)
+    content = read_metrics(path)
     console = Console(soft_wrap=True)
     if as_json:
-        console.print_json(content)
+        console.print_json(json.dumps(content))
         return
-    for model, found in json.loads(content)["models"].items():
+    for model, found in content["models"].items():
         if found["sets"]:
             console.print(_of_sets(f"{path}: {model}", found["sets"]))
         for name, scores in found.get("tasks", {}).items():

@@ -126,7 +126,7 @@ def _stoppable(out: Path | None = None) -> Iterator[None]:
         with terminable():
             yield
     except KeyboardInterrupt as stopped:
-        from geffect.record.writer import CONFIG, DONE
+        from geffect.record.schema import CONFIG, DONE
 
         told = str(stopped) or "stopped by Ctrl-C"
         if out and "--resume" not in told and (out / CONFIG).exists() and not (out / DONE).exists():

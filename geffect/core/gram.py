@@ -4,11 +4,13 @@ Rows are huge and short-lived; their Gram ``G[i, j] = ⟨row_i, row_j⟩`` is ti
 products, and enough for every norm, cosine, G-effect and projection.
 """
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CHUNK = 1024  # elements summed in float32 before float64 takes over; 4096 is no faster and four times less exact
+DIGITS = 9  # significant ones of a recorded inner product: more than float32 products hold
 SLAB = 256  # chunks multiplied at once: small enough to stay in cache
 
 
@@ -144,6 +147,16 @@ class Gram:
         lines = [(label, self.rows[i], self.rows[j], float(g[i, j])) for label, g in sums.items() for i, j in pairs]
         return pd.DataFrame(lines, columns=["parameter" if labels is None else by, "gradient", "other", "inner"])
 
+    def to_record(self) -> dict[str, Any]:
+        """The names, and each tensor's upper triangle, line by line, to nine significant digits."""
+        triangles = [[float(f"{x:.{DIGITS}g}") for x in upper_triangle(matrix)] for matrix in self.values.values()]
+        return {"gradients": list(self.rows), "values": triangles}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], parameters: Sequence[str]) -> Self:
+        """What `to_record` gave, of these parameters; null is NaN."""
+        return cls(tuple(record["gradients"]), dict(zip(parameters, map(_symmetric, record["values"]), strict=True)))
+
     def __repr__(self) -> str:
         return f"Gram({', '.join(self.rows)}; {len(self.values)} tensors)"
 
@@ -153,3 +166,22 @@ class Gram:
         whole = pd.DataFrame(self.total().numpy(), self.rows, self.rows)
         title = f"inner products, summed over {len(self.values)} tensors"
         return f"<p>{title}</p>{whole.to_html(float_format='{:.4g}'.format)}"
+
+
+_upper = functools.cache(np.triu_indices)  # a Gram a tensor asks for the same ones
+
+
+def upper_triangle(matrices: Tensor) -> list[Any]:
+    """The upper triangles of ``[…, M, M]``, line by line: lists ``[…, M (M + 1) / 2]``."""
+    i, j = _upper(matrices.shape[-1])
+    triangle: list[Any] = matrices.numpy()[..., i, j].tolist()
+    return triangle
+
+
+def _symmetric(upper: Sequence[float | None]) -> Tensor:
+    """A symmetric matrix from its upper triangle, line by line."""
+    size = int((2 * len(upper)) ** 0.5)
+    i, j = map(torch.from_numpy, _upper(size))
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    matrix[i, j] = matrix[j, i] = torch.tensor([float("nan") if x is None else x for x in upper], dtype=torch.float64)
+    return matrix

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geffect.core.gram import upper_triangle
 from geffect.errors import GeffectError
 
 SPARSE, MARGIN = 64, 1.1  # every 64th entry says where the largest are, give or take a tenth
@@ -249,6 +250,11 @@ class Overlap:
     rows: tuple[str, ...]
     share: float
     values: dict[str, Tensor] = field(default_factory=dict)
+
+    def to_record(self) -> dict[str, Any]:
+        """The share, the names, and each tensor's upper triangle, line by line."""
+        triangles = [upper_triangle(counts) for counts in self.values.values()]
+        return {"share": self.share, "gradients": list(self.rows), "values": triangles}
 
     def total(self, names: Iterable[str] | None = None) -> Tensor:
         """The sum over the named parameters (all by default), ``[M, M]``."""

@@ -86,7 +86,7 @@ class Answers:
         """What a run's record says of it."""
         content = json.dumps([self.texts, sorted(self.by_question.items())])
         size = len(self.texts) or len(self.by_question)
-        return {"set": self.name, "rows": size, "sha256": hashlib.sha256(content.encode()).hexdigest()}
+        return {"set": self.name, "examples": size, "sha256": hashlib.sha256(content.encode()).hexdigest()}
 
 
 BUILT_IN = Answers("built-in refusals", REFUSALS)

@@ -13,7 +13,9 @@ from geffect.evaluation.harness import Scores
 from geffect.evaluation.intervals import geometric_interval, mean_interval
 from geffect.evaluation.metrics.table import GEOMETRIC
 from geffect.evaluation.suites import DERIVED, Values, totals
-from geffect.record.reader import as_written, check_format
+from geffect.record.reader import check_format, damage_refused
+from geffect.record.schema import FORMAT
+from geffect.record.writer import write
 
 EXAMPLES, TEXTS = "examples.csv", "texts.jsonl"
 KEEP = ["set", "sha256", "index", "metric", "value"]
@@ -100,7 +102,7 @@ def _check_comparable(config: EvaluateConfig, name: str, theirs: pd.DataFrame, o
         )
 
 
-@as_written
+@damage_refused
 def read_evaluation(path: Path | str) -> pd.DataFrame:
     """The values of an evaluation, one a row, metric and model.
 
@@ -128,5 +130,5 @@ def read_values(file: Path) -> pd.DataFrame:
 
 def write_texts(directory: Path, texts: Sequence[Mapping[str, Any]]) -> None:
     """Write what a model wrote, a JSON object a line."""
-    lines = "".join(json.dumps(dict(each), ensure_ascii=False) + "\n" for each in texts)
-    (directory / TEXTS).write_text(lines, encoding="utf-8")
+    lines = "".join(json.dumps({"format": FORMAT, **each}, ensure_ascii=False) + "\n" for each in texts)
+    write(directory / TEXTS, lines)

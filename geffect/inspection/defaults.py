@@ -7,7 +7,7 @@ from typing import Any
 from geffect.config import InspectConfig, UnlearnConfig
 from geffect.errors import GeffectError
 from geffect.record.reader import check_format, read_config
-from geffect.record.writer import CONFIG
+from geffect.record.schema import CONFIG
 from geffect.training.run import where_it_is
 
 LOGGER = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from geffect.measurement.measurement import Measurement
 from geffect.measurement.step import Step
 from geffect.models.load import Loaded, add_lora, outline, quiet_transformers
 from geffect.record.resume import check_unfinished
-from geffect.record.writer import POINTS, TOKENS
+from geffect.record.schema import POINTS, TOKENS
 from geffect.training.diagnostics import published_lines
 from geffect.training.run import ends
 from geffect.training.trainer import evaluated

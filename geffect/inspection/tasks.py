@@ -19,7 +19,8 @@ from geffect.models.reference import Reference
 from geffect.objectives.base import Objective
 from geffect.objectives.registry import make_objective
 from geffect.record.resume import check_lines, check_same_data, steps_of
-from geffect.record.writer import CONFIG, DONE, STEPS, RunDirectory
+from geffect.record.schema import CONFIG, DONE, STEPS
+from geffect.record.writer import RunDirectory
 from geffect.training.aux_inputs import Columns, compute_columns
 from geffect.training.run import resolved, started, unfinished
 from geffect.training.setup import Start, read_start, training_sets

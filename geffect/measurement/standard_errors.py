@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from geffect.core.gradients import NamedTensors
-from geffect.core.gram import Gram
+from geffect.core.gram import Gram, upper_triangle
 from geffect.core.tied import Tie
 from geffect.measurement.basis import Basis
 
@@ -31,6 +32,12 @@ class StandardErrors:
     rows: tuple[str, ...]
     linearized: dict[str, Tensor]
     halves: dict[str, Tensor]
+
+    def to_record(self) -> dict[str, Any]:
+        """The names, the labels, and the upper triangles of every label's matrices."""
+        linearized, halves = (list(map(upper_triangle, part.values())) for part in (self.linearized, self.halves))
+        names = {"gradients": list(self.rows), "labels": list(self.halves)}
+        return names | {"linearized": linearized, "halves": halves}
 
 
 def spread(

@@ -7,6 +7,7 @@ from pathlib import Path
 from geffect.errors import GeffectError
 from geffect.io.readers import read_json
 from geffect.models.cache import file_sha256
+from geffect.record.writer import write
 
 CHECKSUMS = "checksums.json"
 REMEDY = "restore it, or go on from the checkpoint before by moving this one away"
@@ -21,7 +22,7 @@ def write_checksums(directory: Path, files: Iterable[Path] | None = None) -> Non
     """
     chosen = files if files is not None else (file for file in directory.iterdir() if file.is_file())
     sums = {file.relative_to(directory).as_posix(): file_sha256(file) for file in sorted(chosen)}
-    (directory / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+    write(directory / CHECKSUMS, json.dumps(sums, indent=1) + "\n")
 
 
 def check_checksums(directory: Path, pattern: str = "*", remedy: str = REMEDY) -> None:

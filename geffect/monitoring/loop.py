@@ -26,7 +26,8 @@ from geffect.monitoring.measure import GRADIENT, UPDATE, bare, gram_of, risk_row
 from geffect.monitoring.probes import ProbeSet, make_probe
 from geffect.record.environment import describe
 from geffect.record.resume import check_lines, steps_of
-from geffect.record.writer import CONFIG, ENVIRONMENT, STEPS, RunDirectory, layout_to_json
+from geffect.record.schema import CONFIG, ENVIRONMENT, STEPS
+from geffect.record.writer import RunDirectory, layout_to_json
 from geffect.reports.run import Run
 from geffect.training.run import ends, started
 from geffect.training.trainer import evaluation_line

@@ -35,7 +35,7 @@ class Probe:
     def data(self) -> dict[str, Any]:
         """What a record's environment says of it."""
         text = json.dumps([[row.input_ids, row.labels] for row in self.rows])
-        return {"set": self.name, "rows": len(self.rows), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        return {"set": self.name, "examples": len(self.rows), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def make_probe(

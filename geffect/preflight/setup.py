@@ -29,7 +29,7 @@ def memory(config: UnlearnConfig, start: Start) -> Finding:
 def batches(config: UnlearnConfig, start: Start) -> Finding:
     """Whether every step of an epoch has as many rows."""
     numbers = arithmetic(config, {spec: start.encoded[name] for name, spec in roles(config)})
-    left = int(numbers["rows"]) % int(numbers["rows_a_step"])
+    left = int(numbers["examples"]) % int(numbers["examples_a_step"])
     found = str(numbers["sentence"])
     if left:
         return Finding("batches", "warning", f"{found}; an epoch's last step has {left} rows", DIVIDE)

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, machine, data, batch arithmetic."""
+"""What a run was made with: versions, machine, batch arithmetic."""
 
 import os
 import platform
@@ -30,36 +30,28 @@ def describe() -> dict[str, Any]:
 
 
 def batch_arithmetic(
-    rows: int, batch_size: int, grad_accum_steps: int, steps: int, processes: int = 1
+    examples: int, batch_size: int, grad_accum_steps: int, steps: int, processes: int = 1
 ) -> dict[str, Any]:
-    """How many rows meet in a step, and how often each is seen.
-
-    Args:
-        rows: of the set that is counted.
-        batch_size: rows of a micro-batch.
-        grad_accum_steps: micro-batches an optimizer step.
-        steps: optimizer steps.
-        processes: how many work side by side.
-
-    Returns:
-        The numbers, and a ``sentence`` that says them.
+    """How many examples of a set make a step, and how often each is seen; ``sentence`` says the numbers.
 
     >>> batch_arithmetic(40, 4, 2, 25)["sentence"]
-    '4 rows × 2 micro-batches × 1 process = 8 rows a step; 40 rows make 5 steps an epoch; 25 steps are 5.0 epochs'
+    '4 examples × 2 micro-batches × 1 process = 8 examples a step; 40 examples make 5 steps an epoch; \
+25 steps are 5.0 epochs'
     """
     a_step = batch_size * grad_accum_steps * processes
-    per_epoch = -(-rows // a_step)
+    per_epoch = -(-examples // a_step)
     word = "process" if processes == 1 else "processes"
     return {
-        "rows": rows,
+        "examples": examples,
         "batch_size": batch_size,
         "grad_accum_steps": grad_accum_steps,
         "processes": processes,
-        "rows_a_step": a_step,
+        "examples_a_step": a_step,
         "steps_an_epoch": per_epoch,
         "steps": steps,
-        "sentence": f"{batch_size} rows × {grad_accum_steps} micro-batches × {processes} {word} = {a_step} rows a step;"
-        f" {rows} rows make {per_epoch} steps an epoch; {steps} steps are {steps / per_epoch:.1f} epochs",
+        "sentence": f"{batch_size} examples × {grad_accum_steps} micro-batches × {processes} {word} = {a_step} "
+        f"examples a step; {examples} examples make {per_epoch} steps an epoch; "
+        f"{steps} steps are {steps / per_epoch:.1f} epochs",
     }
 
 

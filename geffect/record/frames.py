@@ -1,25 +1,30 @@
-"""A run's Grams and overlaps as tidy frames."""
+"""A run's record as tidy frames."""
 
 import itertools
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from geffect.core.layers import depth, layer_groups
 from geffect.errors import GeffectError
-from geffect.record.reader import as_written, each_line, read_environment
-from geffect.record.writer import STEPS
+from geffect.record.reader import damage_refused, each_line, read_config, read_environment
+from geffect.record.schema import POINTS, STEPS, TOKENS
 
-Summed = tuple[tuple[str, ...], "np.ndarray[Any, Any]"]  # the rows, and [labels, pairs]
+Summed = tuple[tuple[str, ...], npt.NDArray[Any]]  # the gradients, and [labels, pairs]
+MATRICES = {"gram", "overlap", "prediction", "standard_errors", "paper"}
+NOT_SCALAR = MATRICES | {"format", "evaluation", "evaluation_examples", "stopped"}
+READINGS = ("gradient", "update")
+CHANGEABLE = ("python", "versions", "git", "processor", "threads", "attention")  # of an environment: may move digits
 
 
-@as_written
+@damage_refused
 def read(path: Path | str, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
-    """The inner products of a run's rows.
+    """The inner products of a run's gradients.
 
     Args:
         path: the run directory.
@@ -27,20 +32,20 @@ def read(path: Path | str, by: str = "group", scheme: str = "thirds") -> pd.Data
         scheme: how layers make groups (`geffect.core.layers.block_groups`).
 
     Returns:
-        Columns ``step``, ``by``, ``gradient``, ``other``, ``inner``; each unordered pair of rows once.
+        Columns ``step``, ``by``, ``gradient``, ``other``, ``inner``; each unordered pair of gradients once.
 
     Raises:
         GeffectError: no run is there, or ``by`` is unknown.
     """
     path = Path(path)
     onto, names = _onto(path, by, scheme)
-    found = [(line["step"], *_summed(line["gram"], onto, names)) for line in each_line(path) if "gram" in line]
-    if not found:
-        raise GeffectError(f"at least one measured step in {path}", "none", "name a run of geffect unlearn")
-    return _frame(found, names, by)
+    lines = [(line["step"], *_summed(line["gram"], onto, names)) for line in each_line(path) if "gram" in line]
+    if not lines:
+        raise GeffectError(f"{path} has no measured step", remedy="Name a run of geffect unlearn")
+    return _gram_frame(lines, names, by)
 
 
-@as_written
+@damage_refused
 def read_published(path: Path | str, by: str = "group", scheme: str = "paper_script") -> pd.DataFrame:
     """The published script's running averages (`geffect.measurement.ema`), in its own groups.
 
@@ -59,19 +64,19 @@ def read_published(path: Path | str, by: str = "group", scheme: str = "paper_scr
     path = Path(path)
     onto, names = _onto(path, by, scheme)
     frames = [
-        _frame([(line["step"], *_summed(each["gram"], onto, names))], names, by).assign(call=each["call"])
+        _gram_frame([(line["step"], *_summed(call["gram"], onto, names))], names, by).assign(call=call["call"])
         for line in each_line(path)
-        for each in line.get("paper") or []
+        for call in line.get("paper") or []
     ]
     if not frames:
-        remedy = "run geffect unlearn with --mode paper and a forget set of three micro-batches or more"
-        raise GeffectError(f"the published script's estimates in {path / STEPS}", "none", remedy)
+        remedy = "Run geffect unlearn with --mode paper and a forget set of three micro-batches or more"
+        raise GeffectError(f"{path / STEPS} has no estimates of the published script", remedy=remedy)
     return pd.concat(frames, ignore_index=True)
 
 
-@as_written
+@damage_refused
 def read_overlap(path: Path | str, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
-    """The overlaps of the overlaps of a run's rows (`geffect.core.topk`), counted in entries.
+    """The overlaps of the top-k masks of a run's gradients (`geffect.core.topk`), counted in entries.
 
     Args:
         path: the run directory.
@@ -80,7 +85,7 @@ def read_overlap(path: Path | str, by: str = "group", scheme: str = "thirds") ->
 
     Returns:
         Columns ``step``, ``by``, ``gradient``, ``other``, ``intersection``, ``union``, ``share``, ``jaccard`` (of the
-        summed counts; NaN where the union is empty); each unordered pair of two rows once.
+        summed counts; NaN where the union is empty); each unordered pair of two gradients once.
 
     Raises:
         GeffectError: no run is there, ``by`` is unknown, or no overlaps were recorded.
@@ -89,9 +94,148 @@ def read_overlap(path: Path | str, by: str = "group", scheme: str = "thirds") ->
     onto, names = _onto(path, by, scheme)
     frames = [_overlap_frame(line, onto, names, by) for line in each_line(path) if line.get("overlap")]
     if not frames:
-        raise GeffectError(f"overlaps in {path / STEPS}", "none", "run geffect unlearn with --overlap 0.1")
+        raise GeffectError(f"{path / STEPS} has no overlaps", remedy="Run geffect unlearn with --overlap 0.1")
     frame = pd.concat(frames, ignore_index=True)
     return frame.assign(jaccard=frame["intersection"] / frame["union"].where(frame["union"] > 0))
+
+
+@damage_refused
+def read_standard_errors(path: Path | str, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
+    """Inner products with their standard errors (`geffect.measurement.standard_errors`).
+
+    Args:
+        path: the run directory.
+        by: ``total``, ``group`` or ``layer``.
+        scheme: how layers make groups.
+
+    Returns:
+        Columns ``step``, ``by``, ``gradient``, ``other``, ``inner`` (⟨gradient, other⟩ of the window),
+        ``standard_error`` (std over its B micro-batches of the linearized products, over √B) and ``halves`` (the mean
+        product of two disjoint halves: for a gradient with itself, ‖g‖² without the variance that ‖ĝ‖² adds).
+
+    Raises:
+        GeffectError: no run is there, none were recorded, or ``by`` is unknown.
+    """
+    path = Path(path)
+    if by not in ("total", "group", "layer"):
+        raise GeffectError(f"by is {by!r}", remedy="Choose one of total, group, layer")
+    groups = layer_groups(read_environment(path)["parameters"]["num_blocks"], scheme)
+    names = {"total": lambda _: "total", "group": groups.__getitem__, "layer": str}[by]
+    frames = [_error_frame(line, by, names) for line in each_line(path) if line.get("standard_errors")]
+    if not frames:
+        remedy = "Run geffect unlearn with --standard-errors"
+        raise GeffectError(f"{path / STEPS} has no standard errors", remedy=remedy)
+    return pd.concat(frames, ignore_index=True)
+
+
+@damage_refused
+def read_prediction(path: Path | str) -> pd.DataFrame:
+    """Predicted and measured change of each target's loss, a row a step and reading (`geffect.measurement.prediction`).
+
+    Args:
+        path: the run directory.
+
+    Returns:
+        Columns ``step``, ``target`` (``forget``, ``retain``), ``reading`` (``gradient``, ``update``), ``predicted``,
+        ``measured`` (nats a token), ``before`` and ``after``. Where every step was measured the changes add up to that
+        of the whole run.
+
+    Raises:
+        GeffectError: no run is there, or it has no prediction check.
+    """
+    rows = [
+        {"step": line["step"], "target": target, "reading": reading, "predicted": part[reading]}
+        | {"measured": _difference(part), "before": part["before"], "after": part["after"]}
+        for line in each_line(Path(path))
+        for target, part in (line.get("prediction") or {}).items()
+        for reading in READINGS
+    ]
+    if not rows:
+        raise GeffectError(f"{Path(path) / STEPS} has no prediction", remedy="Run geffect unlearn with --prediction 16")
+    return pd.DataFrame(rows)
+
+
+@damage_refused
+def read_steps(path: Path | str) -> pd.DataFrame:
+    """A run's scalars: one row a step, evaluations as ``forget_loss``, ``heldout_accuracy`` and so on.
+
+    Args:
+        path: the run directory.
+
+    Returns:
+        A frame with ``step`` and whatever was recorded; NaN where a step did not record it.
+
+    Raises:
+        GeffectError: no run is there.
+    """
+    rows = []
+    for line in each_line(Path(path)):
+        scores = line.get("evaluation", {}).items()
+        columns = {f"{name}_{kind}": value for name, score in scores for kind, value in score.items()}
+        rows.append({key: value for key, value in line.items() if key not in NOT_SCALAR} | columns)
+    return pd.DataFrame(rows)
+
+
+@damage_refused
+def read_tokens(path: Path | str) -> pd.DataFrame:
+    """The effect of the objective's direction on every token of the examples it serves worst (``--tokens``).
+
+    Args:
+        path: the record.
+
+    Returns:
+        A row a token: ``step``, ``set``, ``example``, ``position``, ``token``, ``labeled``, ``direction``, ``effect`` =
+        ⟨∇ℓ, direction⟩ (below 0: a step along it makes the token less likely), and a column a layer group.
+
+    Raises:
+        GeffectError: there is no such record, or it is empty.
+    """
+    frames = []
+    for line in each_line(Path(path), TOKENS):
+        columns = {"token": line["tokens"], "labeled": line["labeled"], "effect": line["effect"]} | line["groups"]
+        keys = {name: line[name] for name in ("step", "set", "example")}
+        frame = pd.DataFrame(columns).assign(**keys, direction=line["direction"], position=range(len(line["tokens"])))
+        first = [*keys, "position", "token", "labeled", "direction", "effect"]
+        frames.append(frame[[*first, *sorted(line["groups"], key=depth)]])
+    return pd.concat(frames, ignore_index=True)
+
+
+@damage_refused
+def read_points(path: Path | str) -> pd.DataFrame:
+    """Every forget example's own effects on both losses, and objectives' weights on it (``--points``).
+
+    Args:
+        path: the record.
+
+    Returns:
+        A row a forget example and step: ``step``, ``example``, ``unlearn`` and ``retain`` = ⟨∇R, ∇log p(s)⟩, ``nll``
+        and ``reference_nll`` (nats of the whole example; NaN without a start), ``num_tokens``, and a column a weight.
+
+    Raises:
+        GeffectError: there is no such record, or it is empty.
+    """
+    lines = each_line(Path(path), POINTS)
+    rows = [{k: v for k, v in line.items() if k not in ("format", "weights")} | line["weights"] for line in lines]
+    return pd.DataFrame(rows).astype({"reference_nll": float})
+
+
+@damage_refused
+def read_settings(path: Path | str) -> dict[str, str]:
+    """A run's configuration, versions and hashes of data, flat, as text; not where the run lies."""
+    path = Path(path)
+    environment = read_environment(path)
+    machine = {key: environment.get(key) for key in CHANGEABLE}
+    data = {f"data {name}": part["sha256"][:12] for name, part in environment.get("data", {}).items()}
+    flat = _flat({**read_config(path), **machine, **data})
+    return {key: str(value) for key, value in flat if key != "out"}
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _onto(path: Path, by: str, scheme: str) -> tuple[list[int], list[str]]:
@@ -105,52 +249,70 @@ def _onto(path: Path, by: str, scheme: str) -> tuple[list[int], list[str]]:
 
 def _labels(table: Mapping[str, Any], by: str, scheme: str) -> list[str]:
     groups = layer_groups(table["num_blocks"], scheme)
-    columns = {
-        "parameter": table["names"],
-        "layer": table["layers"],
-        "group": [groups[each] for each in table["layers"]],
-    }
+    by_group = [groups[layer] for layer in table["layers"]]
+    columns = {"parameter": table["names"], "layer": table["layers"], "group": by_group}
     if by not in columns:
-        raise GeffectError(f"by among {', '.join(columns)}", repr(by), "choose one of these")
+        raise GeffectError(f"by is {by!r}", remedy=f"Choose one of {', '.join(columns)}")
     labels: list[str] = columns[by]
     return labels
 
 
 def _summed(part: Mapping[str, Any], onto: list[int], names: list[str]) -> Summed:
-    return tuple(part["rows"]), _sums(part, onto, len(names), float)
+    return tuple(part["gradients"]), _sums(part, onto, len(names), float)
 
 
-def _frame(found: Sequence[tuple[int, *Summed]], names: list[str], by: str) -> pd.DataFrame:
-    # (step, rows, sums) of every line; steps with the same rows share their keys, which is most of a frame's cost
-    frames = []
-    for rows, lines in itertools.groupby(found, key=operator.itemgetter(1)):
-        steps, _, sums = zip(*lines, strict=True)
-        keys = _keys(0, by, names, list(rows), *np.triu_indices(len(rows)))
-        whole = keys.iloc[np.tile(np.arange(len(keys)), len(steps))]
-        frames.append(whole.assign(step=np.repeat(steps, len(keys)), inner=np.concatenate(sums).ravel()))
-    return pd.concat(frames, ignore_index=True)
-
-
-def _overlap_frame(line: Mapping[str, Any], onto: list[int], names: list[str], by: str) -> pd.DataFrame:
-    rows = line["overlap"]["rows"]
-    upper, (i, j) = np.triu_indices(len(rows)), np.triu_indices(len(rows), 1)
-    counts = np.zeros((len(names), len(rows), len(rows)), dtype=np.int64)
-    counts[:, *upper] = _sums(line["overlap"], onto, len(names), np.int64)
-    both = counts[:, i, j]
-    either = counts[:, i, i] + counts[:, j, j] - both
-    return _keys(line["step"], by, names, rows, i, j).assign(
-        intersection=both.ravel(), union=either.ravel(), share=line["overlap"]["share"]
-    )
-
-
-def _sums(part: Mapping[str, Any], onto: list[int], size: int, dtype: type) -> "np.ndarray[Any, Any]":
+def _sums(part: Mapping[str, Any], onto: list[int], size: int, dtype: type) -> npt.NDArray[Any]:
     # upper triangles summed onto labels, [labels, pairs]; not by a matrix product, whose 0 · NaN is NaN
-    values: np.ndarray[Any, Any] = np.asarray(part["values"], dtype)
+    values: npt.NDArray[Any] = np.asarray(part["values"], dtype)
     sums = np.zeros((size, values.shape[1]), values.dtype)
     np.add.at(sums, onto, values)
     return sums
 
 
-def _keys(step: int, by: str, names: list[str], rows: list[str], first: Any, second: Any) -> pd.DataFrame:
-    pairs = {"gradient": [rows[i] for i in first] * len(names), "other": [rows[j] for j in second] * len(names)}
-    return pd.DataFrame({"step": step, by: np.repeat(names, len(first))} | pairs)
+def _gram_frame(lines: Sequence[tuple[int, *Summed]], names: list[str], by: str) -> pd.DataFrame:
+    # (step, gradients, sums) a line; steps with the same gradients share their keys, most of a frame's cost
+    frames = []
+    for gradients, same in itertools.groupby(lines, key=operator.itemgetter(1)):
+        steps, _, sums = zip(*same, strict=True)
+        keys = _keys(0, by, names, list(gradients), *np.triu_indices(len(gradients)))
+        repeated = keys.iloc[np.tile(np.arange(len(keys)), len(steps))]
+        frames.append(repeated.assign(step=np.repeat(steps, len(keys)), inner=np.concatenate(sums).ravel()))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _overlap_frame(line: Mapping[str, Any], onto: list[int], names: list[str], by: str) -> pd.DataFrame:
+    part = line["overlap"]
+    size = len(part["gradients"])
+    upper, (i, j) = np.triu_indices(size), np.triu_indices(size, 1)
+    counts = np.zeros((len(names), size, size), dtype=np.int64)
+    counts[:, *upper] = _sums(part, onto, len(names), np.int64)
+    both = counts[:, i, j]
+    either = counts[:, i, i] + counts[:, j, j] - both
+    keys = _keys(line["step"], by, names, part["gradients"], i, j)
+    return keys.assign(intersection=both.ravel(), union=either.ravel(), share=part["share"])
+
+
+def _error_frame(line: Mapping[str, Any], by: str, names: Any) -> pd.DataFrame:
+    part = line["standard_errors"]
+    labels = [names(layer) for layer in part["labels"]]
+    known = sorted(dict.fromkeys(labels), key=depth)
+    onto = [known.index(label) for label in labels]
+    products = np.asarray(part["linearized"], dtype=float)  # [labels, B, pairs]
+    halves = np.asarray(part["halves"], dtype=float)  # [labels, pairs]
+    sums, half_sums = np.zeros((len(known), *products.shape[1:])), np.zeros((len(known), halves.shape[1]))
+    np.add.at(sums, onto, products)
+    np.add.at(half_sums, onto, halves)
+    keys = _keys(line["step"], by, known, part["gradients"], *np.triu_indices(len(part["gradients"])))
+    error = (sums.std(1, ddof=1) / np.sqrt(products.shape[1])).ravel()
+    return keys.assign(inner=sums.mean(1).ravel(), standard_error=error, halves=half_sums.ravel())
+
+
+def _keys(step: int, by: str, names: list[str], gradients: list[str], first: Any, second: Any) -> pd.DataFrame:
+    pairs = {"gradient": [gradients[i] for i in first], "other": [gradients[j] for j in second]}
+    columns = {name: values * len(names) for name, values in pairs.items()}
+    return pd.DataFrame({"step": step, by: np.repeat(names, len(first))} | columns)
+
+
+def _difference(part: Mapping[str, float | None]) -> float:
+    before, after = part["before"], part["after"]
+    return float("nan") if before is None or after is None else after - before

@@ -1,29 +1,126 @@
-"""A run directory's lines and environment, as they stand."""
+"""Reading a run directory: the only place that takes lines and files of a record apart.
+
+A reader of a run checks the format and every line (`geffect.record.schema`). What it returns is typed; the frames of
+`geffect.record.frames` are made of the same lines.
+"""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 
-import pandas as pd
-
+from geffect.core.gram import Gram
 from geffect.errors import GeffectError
-from geffect.io.readers import Unreadable, byte_lines, parse_json, read_bytes, read_yaml
-from geffect.record.schema import Lines, check_environment
-from geffect.record.writer import CONFIG, ENVIRONMENT, FORMAT, POINTS, STEPS, TOKENS
+from geffect.io.readers import Unreadable, byte_lines, parse_json, read_bytes, read_text, read_yaml
+from geffect.record.schema import (
+    CONFIG,
+    DONE,
+    ENVIRONMENT,
+    FORMAT,
+    FORMAT_COMMENT,
+    METRICS,
+    POINTS,
+    STEPS,
+    TOKENS,
+    LineChecker,
+    check_environment,
+)
 
-NO_RUN = "name a directory written by geffect unlearn, fit or inspect"
-MADE_BY = {TOKENS: "make them with geffect inspect --tokens 3", POINTS: "make them with geffect inspect --points ga"}
-RESTORE = "restore its files from a copy"
+NO_RUN = "Name a directory written by geffect unlearn, finetune or inspect"
+MADE_BY = {TOKENS: "Make them with geffect inspect --tokens 3", POINTS: "Make them with geffect inspect --points ga"}
+RESTORE = "Restore its files from a copy"
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
-NESTED = {"gram", "overlap", "prediction", "standard_errors", "paper", "evaluation", "evaluation_examples", "stopped"}
 
 
-def as_written(
+class Score(NamedTuple):
+    """How well a model knows one set; None where a model that diverged gives no number.
+
+    Attributes:
+        loss: mean NLL over the set's labeled tokens, nats a token.
+        accuracy: share of the labeled tokens whose most probable prediction is right.
+    """
+
+    loss: float
+    accuracy: float
+
+
+class Examples(NamedTuple):
+    """An evaluation of one set, example by example.
+
+    Attributes:
+        nll: Σ −log p of the labeled tokens, nats; None where it is not finite.
+        tokens: labeled tokens.
+        right: labeled tokens whose most probable prediction is right; None where they were not counted.
+    """
+
+    nll: list[float | None]
+    tokens: list[int]
+    right: list[int] | None = None
+
+
+class Stop(NamedTuple):
+    """The rule that ended a run, and why."""
+
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class StepLine:
+    """What a line of ``steps.jsonl`` says, apart from its matrices (`geffect.record.frames`).
+
+    Attributes:
+        step: the optimizer step it was measured before.
+        scores: set → score, where the step was evaluated.
+        examples: set → scores by example, where they were recorded.
+        norm_objective: ‖∇objective‖, where the step was measured.
+        diverged: which losses are not finite; empty where all are.
+        stop: the rule that ended the run after this line.
+    """
+
+    step: int = -1
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    examples: Mapping[str, Examples] = field(default_factory=dict)
+    norm_objective: float | None = None
+    diverged: str = ""
+    stop: Stop | None = None
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any], *, examples: bool = True) -> Self:
+        """A line as it is written, or about to be; without scores by example where these are not asked for."""
+        scores = {name: Score(part["loss"], part.get("accuracy")) for name, part in _part(line, "evaluation").items()}
+        single = _part(line, "evaluation_examples") if examples else {}
+        stopped = _part(line, "stopped")
+        return cls(
+            line.get("step", -1),
+            scores,
+            {name: Examples(part["nll"], part["tokens"], part.get("right")) for name, part in single.items()},
+            line.get("norm_objective"),
+            str(line.get("diverged") or ""),
+            Stop(str(stopped["rule"]), str(stopped["reason"])) if stopped else None,
+        )
+
+
+class Contents(NamedTuple):
+    """What else the lines of a run hold.
+
+    Attributes:
+        prediction: whether a prediction check was recorded.
+        shares: of the overlaps' masks, each once.
+        batches: over how many micro-batches standard errors were taken; 0 where none were recorded.
+    """
+
+    prediction: bool = False
+    shares: tuple[float, ...] = ()
+    batches: int = 0
+
+
+def damage_refused(
     read: Callable[Concatenate[Path | str, Parameters], Result],
 ) -> Callable[Concatenate[Path | str, Parameters], Result]:
-    """A reader of a run whose files may have been harmed: whatever it then stumbles over becomes one line."""
+    """Decorate a reader of a run: whatever a damaged file makes it raise becomes a GeffectError that says so."""
 
     @functools.wraps(read)
     def checked(path: Path | str, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
@@ -33,152 +130,154 @@ def as_written(
             raise
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            raise GeffectError(f"a record as geffect writes it in {path}", reason, RESTORE) from error
+            raise GeffectError(f"The record in {path} is damaged ({reason})", remedy=RESTORE) from error
 
     return checked
 
 
-@as_written
-def read_steps(path: Path | str) -> pd.DataFrame:
-    """A run's scalars: one row a step, evaluations as ``forget_loss``, ``heldout_accuracy`` and so on.
-
-    Args:
-        path: the run directory.
-
-    Returns:
-        A frame with ``step`` and whatever was recorded; NaN where a step did not record it.
-    """
-    lines = []
-    for line in each_line(Path(path)):
-        scores = {
-            f"{name}_{kind}": value for name, both in line.get("evaluation", {}).items() for kind, value in both.items()
-        }
-        lines.append({k: v for k, v in line.items() if k not in NESTED} | scores)
-    return pd.DataFrame(lines)
-
-
 def read_lines(path: Path, name: str = STEPS) -> list[dict[str, Any]]:
-    """The lines of ``steps.jsonl`` or of a file beside it; a torn last line is dropped.
-
-    Args:
-        path: the run directory.
-        name: of the file.
-
-    Returns:
-        The lines in order.
-
-    Raises:
-        GeffectError: there is no record, or a line other than the last cannot be read.
-    """
+    """The lines of ``steps.jsonl`` or of a file beside it, as they stand; a torn last line is dropped."""
     return list(each_line(path, name))
 
 
 def each_line(path: Path, name: str = STEPS) -> Iterator[dict[str, Any]]:
-    """As `read_lines`, one at a time: a long record is larger than memory once it is parsed.
-
-    Args:
-        path: the run directory.
-        name: of the file.
-
-    Yields:
-        The lines in order.
-
-    Raises:
-        GeffectError: there is no record, or a line other than the last cannot be read.
-    """
+    """As `read_lines`, one at a time: a long record is larger than memory once it is parsed."""
     check_format(path)
     file = path / name
     if not file.is_file():
-        raise GeffectError(f"a run with {name} in {path}", "none", MADE_BY.get(name, NO_RUN))
+        raise GeffectError(f"There is no {name} in {path}", remedy=MADE_BY.get(name, NO_RUN))
     table = read_environment(path).get("parameters") if (path / ENVIRONMENT).exists() else None
-    lines, number = Lines(table, repeats=name != STEPS), 0
+    checker, number = LineChecker(table, repeats=name != STEPS), 0
     try:
         for text in byte_lines(file):
             number += 1
             if not text.endswith(b"\n"):
                 return  # torn
             line = _json_object(text)
-            lines.check(line)
+            _check_format(file, line)
+            checker.check(line)
             yield line
+    except GeffectError:
+        raise
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        reason = f"{error} in line {number}" if number else str(error)
-        raise GeffectError(f"one JSON object a line in {file}, as geffect writes it", reason, RESTORE) from error
+        where = f" in line {number}" if number else ""
+        raise GeffectError(f"{file} is not as geffect writes it: {error}{where}", remedy=RESTORE) from error
+
+
+@damage_refused
+def step_lines(path: Path | str) -> list[StepLine]:
+    """The lines of ``steps.jsonl``, without their matrices."""
+    return [StepLine.of(line) for line in each_line(Path(path))]
+
+
+def evaluations(path: Path | str) -> list[StepLine]:
+    """The lines of ``steps.jsonl`` with an evaluation, the first at the start and the last at the end."""
+    return [line for line in step_lines(path) if line.scores]
+
+
+@damage_refused
+def contents(path: Path | str) -> Contents:
+    """What a run recorded beside inner products and evaluations."""
+    lines = list(each_line(Path(path)))
+    errors = [line["standard_errors"] for line in lines if line.get("standard_errors")]
+    shares = {line["overlap"]["share"] for line in lines if line.get("overlap")}
+    batches = len(errors[0]["linearized"][0]) if errors else 0
+    return Contents(any("prediction" in line for line in lines), tuple(sorted(shares)), batches)
+
+
+@damage_refused
+def first_gram(path: Path | str) -> Gram | None:
+    """The inner products of a record's first line, by parameter; None where it has none."""
+    record = next(each_line(Path(path))).get("gram")
+    return Gram.from_record(record, parameter_names(Path(path))) if record else None
+
+
+@damage_refused
+def parameter_names(path: Path | str) -> list[str]:
+    """The trainable parameters of a run, in order."""
+    names: list[str] = read_environment(Path(path))["parameters"]["names"]
+    return names
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a run has come to its end."""
+    return (path / DONE).exists()
 
 
 def read_environment(path: Path) -> dict[str, Any]:
-    """A run's ``environment.json``.
-
-    Args:
-        path: the run directory.
-
-    Returns:
-        Its content, without the format.
-
-    Raises:
-        GeffectError: there is none, it cannot be read, or the run has another format.
-    """
+    """A run's ``environment.json`` without the format."""
     try:
         content = _json_object(read_bytes(path / ENVIRONMENT))
-        _refuse_other_format(path, content)
+        _check_format(path / ENVIRONMENT, content)
         check_environment(content)
     except GeffectError:  # a ValueError, too
         raise
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise GeffectError(
-            f"a run with {ENVIRONMENT} in {path}", str(error), "name a directory written by geffect"
-        ) from error
+        reason = f"There is no {ENVIRONMENT} of a run in {path}: {error}"
+        raise GeffectError(reason, remedy="Name a directory written by geffect") from error
     return {key: value for key, value in content.items() if key != "format"}
 
 
+def read_document(file: Path) -> dict[str, Any]:
+    """A JSON file that `geffect.record.writer.write_json` wrote, without the format."""
+    try:
+        content = _json_object(read_bytes(file))
+    except Unreadable as error:
+        raise GeffectError(f"{file} cannot be read: {error}", remedy=RESTORE) from error
+    _check_format(file, content)
+    return {key: value for key, value in content.items() if key != "format"}
+
+
+def read_metrics(path: Path | str) -> dict[str, Any]:
+    """A finished directory's ``metrics.json`` without the format; its keys are those of the command that wrote it."""
+    return read_document(Path(path) / METRICS)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A run's ``config.yaml``, of whichever command: setting → value. A file without a format is read as this one's."""
+    file = path / CONFIG
+    try:
+        first = read_text(file).partition("\n")[0]
+        if first.startswith(FORMAT_COMMENT):
+            written = first.removeprefix(FORMAT_COMMENT).strip()
+            _check_format(file, {"format": int(written) if written.isdecimal() else written})
+        content = read_yaml(file)
+    except Unreadable as error:
+        raise GeffectError(f"{file} cannot be read: {error}", remedy=RESTORE) from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise GeffectError(f"{file} holds no names with values ({type(content).__name__})", remedy=RESTORE)
+    return content
+
+
 def check_format(path: Path) -> None:
-    """Raise where a run was written in another format than this geffect reads.
-
-    Args:
-        path: the run directory; one without a readable environment is left to whoever reads that.
-
-    Raises:
-        GeffectError: the formats differ; both are named.
-    """
+    """Refuse a run whose environment has another format; one that is missing or broken is refused where it is read."""
     try:
         content = _json_object(read_bytes(path / ENVIRONMENT))
     except (OSError, ValueError):
         return
-    _refuse_other_format(path, content)
+    _check_format(path / ENVIRONMENT, content)
 
 
-def _refuse_other_format(path: Path, content: dict[str, Any]) -> None:
-    found = content.get("format")
-    if type(found) is int and found == FORMAT:
+def _check_format(file: Path, content: Mapping[str, Any]) -> None:
+    written = content.get("format")
+    if type(written) is int and written == FORMAT:
         return
-    versions = content.get("versions")
-    writer = f" (written by geffect {versions.get('geffect')})" if isinstance(versions, dict) else ""
-    told = "no format, as before format 1" if found is None else f"format {found}"
+    what = "has no format, as before format 1" if written is None else f"has format {written!r:.50}"
     raise GeffectError(
-        f"a run in format {FORMAT}, which this geffect reads, in {path}",
-        told + writer,
-        "read it with the geffect that wrote it, or make it again from its config.yaml",
+        f"{file} {what}{_writer(file, content)}; this geffect reads format {FORMAT}",
+        remedy="Read it with the geffect that wrote it, or make the run again from its config.yaml",
     )
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """A run's ``config.yaml``, of whichever command.
-
-    Args:
-        path: the run directory.
-
-    Returns:
-        Setting → value.
-
-    Raises:
-        GeffectError: there is none, or it cannot be read.
-    """
-    try:
-        content = read_yaml(path / CONFIG)
-    except Unreadable as error:
-        raise GeffectError(f"a readable {CONFIG} in {path}", str(error), RESTORE) from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise GeffectError(f"names with values in {path / CONFIG}", type(content).__name__, RESTORE)
-    return content
+def _writer(file: Path, content: Mapping[str, Any]) -> str:
+    """Which geffect wrote a file, as its run's environment says; empty where that cannot be read."""
+    if "versions" not in content:
+        try:
+            content = _json_object(read_bytes(file.parent / ENVIRONMENT))
+        except (OSError, ValueError):
+            return ""
+    versions = content.get("versions")
+    return f" (written by geffect {versions.get('geffect')})" if isinstance(versions, dict) else ""
 
 
 def _json_object(text: bytes) -> dict[str, Any]:
@@ -186,3 +285,10 @@ def _json_object(text: bytes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise Unreadable(type(content).__name__)
     return content
+
+
+def _part(line: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = line.get(name) or {}
+    if not isinstance(part, Mapping):
+        raise TypeError(f"{name} is no object")
+    return part

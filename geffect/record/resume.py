@@ -1,124 +1,112 @@
-"""Taking up a run where its last whole checkpoint stands."""
+"""Checks of an unfinished run before it is resumed, and its lines cut back to where it continues."""
 
 import itertools
-import os
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from geffect.errors import GeffectError
-from geffect.models.checkpoints import checkpoints
-from geffect.record.reader import as_written, check_format, each_line, read_environment, read_lines
-from geffect.record.writer import CONFIG, DONE, ENVIRONMENT, POINTS, STEPS, TOKENS
+from geffect.record.reader import check_format, damage_refused, each_line, is_finished, read_environment, read_lines
+from geffect.record.schema import CONFIG, ENVIRONMENT, POINTS, STEPS, TOKENS
+from geffect.record.writer import write
 
+LOGGER = logging.getLogger(__name__)
 PROMPTS = {"template": "chat template", "date": "template's date", "system": "system turn"}
 
 
 def check_unfinished(path: Path) -> None:
-    """Raise unless a run can be taken up.
-
-    Args:
-        path: the run directory.
-
-    Raises:
-        GeffectError: there is no run, it has another format, or it is finished.
-    """
+    """Refuse to resume where there is no run, it has another format, or it is finished."""
     check_format(path)
     if not (path / CONFIG).is_file():
-        remedy = "restore it" if (path / STEPS).exists() else "leave --resume out to start it"
-        raise GeffectError(f"an unfinished run in {path} to --resume", f"no {CONFIG}", remedy)
-    if (path / DONE).exists():
-        raise GeffectError(f"an unfinished run in {path} to --resume", "a finished one", "name another --out for more")
+        remedy = "Restore it" if (path / STEPS).exists() else "Leave --resume out to start the run"
+        raise GeffectError(f"There is no run in {path} to --resume: it has no {CONFIG}", remedy=remedy)
+    if is_finished(path):
+        raise GeffectError(f"The run in {path} is finished", remedy="Name another --out for another run")
 
 
-def check_same_start(path: Path, environment: Mapping[str, Any]) -> None:
-    """Raise where the weights of the start are no longer those the run began with.
+@damage_refused
+def check_resumable(path: Path | str, environment: Mapping[str, Any]) -> None:
+    """Refuse a run that began otherwise than it would continue: with other weights, data, prompts or processes.
 
     Args:
         path: the run directory.
         environment: as the run would record it now.
 
     Raises:
-        GeffectError: they differ.
+        GeffectError: it says what differs.
     """
-    begun, now = (str(each["start"]["sha256"])[:12] for each in (read_environment(path), environment))
-    if begun != now:
+    path = Path(path)
+    check_unfinished(path)
+    recorded = read_environment(path)
+    _check_same_start(path, recorded, environment)
+    check_same_data(path, environment)
+    before, now = (content["batch"]["processes"] for content in (recorded, environment))
+    if before != now:
+        raise GeffectError(f"{path} began with {before} processes; these are {now}", remedy=f"Launch {before}")
+    if recorded["threads"] != environment["threads"]:
+        threads = recorded["threads"], environment["threads"]
+        LOGGER.warning("the run began with %d threads and continues with %d: last digits may differ", *threads)
+
+
+def _check_same_start(path: Path, recorded: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+    before, now = (str(content["start"]["sha256"])[:12] for content in (recorded, environment))
+    if before != now:
         where = environment["start"]["path"]
         raise GeffectError(
-            f"the start of {path} (weights {begun})",
-            f"{where} (weights {now})",
-            "restore it, or name where it is now with --model",
+            f"{path} began with weights {before}; those in {where} are {now}",
+            remedy="Restore them, or name where they lie with --model",
         )
 
 
-@as_written
+@damage_refused
 def check_same_data(path: Path | str, environment: Mapping[str, Any]) -> None:
-    """Raise where a set, or what decides its prompts, is no longer what the run began with.
-
-    Args:
-        path: the run directory.
-        environment: as the run would record it now.
-
-    Raises:
-        GeffectError: the set, or the part of the prompts, is named.
-    """
-    begun = read_environment(Path(path))["data"]
+    """Refuse a run whose sets, or what decides their prompts, are no longer what it began with; the first is named."""
+    path = Path(path)
+    recorded = read_environment(path)["data"]
     for name, now in environment["data"].items():
-        if begun.get(name) != now:
+        before = recorded.get(name)
+        if before != now:
             what = name if name in ("masks", "answers") else f"{name} set"
             raise GeffectError(
-                f"the {what} of {path} (sha256 {str(begun.get(name, {}).get('sha256'))[:12]})",
-                f"another (sha256 {now['sha256'][:12]})",
-                "restore its file",
+                f"The {what} of {path} has changed: sha256 {str((before or {}).get('sha256'))[:12]} when it began,"
+                f" {now['sha256'][:12]} now",
+                remedy="Restore its file",
             )
-    for name, then in recorded_prompts(Path(path)).items():
-        if environment["prompts"].get(name) != then:
-            remedy = f"restore its tokenizer's files, or start anew; {ENVIRONMENT} records what it was"
-            raise GeffectError(f"the {PROMPTS.get(name, name)} that {path} began with", "another", remedy)
+    for name, before in recorded_prompts(path).items():
+        if environment["prompts"].get(name) != before:
+            remedy = f"Restore its tokenizer's files, or start anew; {ENVIRONMENT} records what it was"
+            raise GeffectError(f"The {PROMPTS.get(name, name)} is not the one that {path} began with", remedy=remedy)
+
+
+@damage_refused
+def recorded_start(path: Path | str) -> str:
+    """The directory or name of the model that a run began with."""
+    return str(read_environment(Path(path))["start"]["path"])
 
 
 def recorded_prompts(path: Path) -> dict[str, Any]:
-    """What decided the prompts of the run that a directory is, or is a checkpoint of.
-
-    Args:
-        path: a directory; it need not be a run's.
-
-    Returns:
-        As of `geffect.data.prompts.described`; empty where nothing is recorded.
-    """
+    """What decided the prompts of the run that a directory is, or is a checkpoint of; empty where nothing says so."""
     run = path.parent.parent if path.parent.name == "checkpoints" else path
     try:
-        found = read_environment(run).get("prompts") if (run / ENVIRONMENT).is_file() else None
+        prompts = read_environment(run).get("prompts") if (run / ENVIRONMENT).is_file() else None
     except (GeffectError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
-
-
-def last_checkpoint(path: Path) -> Path | None:
-    """The run's last whole checkpoint, None where there is none yet."""
-    return next(reversed(checkpoints(path)), None)
+    return prompts if isinstance(prompts, dict) else {}
 
 
 def check_lines(path: Path, expected: Sequence[int]) -> None:
-    """Raise unless a record holds a line for every step before it goes on, each once and in order.
-
-    Args:
-        path: the run directory.
-        expected: those steps.
-
-    Raises:
-        GeffectError: the first step that is missing, doubled or out of order.
-    """
-    found = steps_of(path)
-    counts = Counter(found)
-    for number, (step, here) in enumerate(itertools.zip_longest(expected, found[: len(expected)]), start=1):
+    """Refuse a record that lacks a line of one of these steps, has it twice, or has it out of order."""
+    steps = steps_of(path)
+    counts = Counter(steps)
+    for number, (step, here) in enumerate(itertools.zip_longest(expected, steps[: len(expected)]), start=1):
         if here != step or counts[step] > 1:
-            told = f"{counts[step]} of it" if counts[step] > 1 else "none" if here is None else f"that of step {here}"
+            twice = f"step {step} has {counts[step]} lines"
+            wrong = twice if counts[step] > 1 else "it is missing" if here is None else f"it is that of step {here}"
             raise GeffectError(
-                f"the line of step {step}, once, as line {number} of {path / STEPS}",
-                told,
-                "restore the file from a copy, or begin again with another --out",
+                f"Line {number} of {path / STEPS} is not the one line of step {step}: {wrong}",
+                remedy="Restore the file from a copy, or begin again with another --out",
             )
 
 
@@ -129,18 +117,7 @@ def steps_of(path: Path) -> list[int | None]:
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Keep of a run's lines those before a step: the rest will be written anew, the same."""
-    for name in (STEPS, TOKENS, POINTS):
-        if (path / name).exists():
-            _cut_back(path, name, step)
-
-
-def _cut_back(path: Path, name: str, step: int) -> None:
-    file = path / name
-    kept = sum(line["step"] < step for line in read_lines(path, name))
-    shorter = file.with_suffix(".shorter")
-    with shorter.open("wb") as stream:
-        stream.write(b"".join(text + b"\n" for text in file.read_bytes().split(b"\n")[:kept]))
-        stream.flush()
-        os.fsync(stream.fileno())
-    shorter.replace(file)
+    """Remove a run's lines from a step on, and a torn one: they will be written again, the same."""
+    for file in (path / name for name in (STEPS, TOKENS, POINTS) if (path / name).exists()):
+        count = sum(line["step"] < step for line in read_lines(path, file.name))
+        write(file, b"".join(text + b"\n" for text in file.read_bytes().split(b"\n")[:count]))

@@ -10,11 +10,9 @@ from geffect.core.effects import asked_of, cosines, direction_of, g_effect, tota
 from geffect.core.splits import TARGETS, domain_of
 from geffect.core.topk import chance
 from geffect.errors import GeffectError, visible
-from geffect.record.frames import read, read_overlap
-from geffect.record.localization import RECIPE
-from geffect.record.prediction import read_prediction
-from geffect.record.reader import as_written, read_lines, read_steps
-from geffect.record.standard_errors import read_standard_errors
+from geffect.record.frames import read, read_overlap, read_prediction, read_standard_errors, read_steps
+from geffect.record.reader import contents, damage_refused
+from geffect.record.schema import RECIPE
 from geffect.reports import plots
 
 if TYPE_CHECKING:
@@ -33,7 +31,7 @@ def compare(runs: Sequence[Path | str]) -> pd.DataFrame:
     return pd.DataFrame([{"run": name} | _row(path) for name, path in named(runs).items()])
 
 
-@as_written
+@damage_refused
 def _row(run: Path | str) -> dict[str, Any]:
     gram, steps = read(run), read_steps(run)
     effects = g_effect(gram, direction_of(gram))
@@ -75,7 +73,7 @@ def at_checkpoints(path: Path | str) -> pd.DataFrame:
     found = g_effect(gram).groupby("step")[["unlearn", "retain"]].sum()
     risks = [name for name in ("forget_loss", "retain_loss", "heldout_loss") if name in steps]
     parts = [steps[risks], found]
-    if any("standard_errors" in line for line in read_lines(Path(path))):
+    if contents(path).batches:
         errors = read_standard_errors(path, "total")
         for effect, row in zip(("unlearn", "retain"), TARGETS, strict=True):
             own = errors[(errors["gradient"] == "objective") & (errors["other"] == row)].set_index("step")
@@ -114,13 +112,13 @@ def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "
     if {"forget_loss", "heldout_loss"} <= set(scores):
         plane = scores[["run", "step", "forget_loss", "heldout_loss"]].dropna()
         written += plots.save(plots.trade_off(plane), out / "trade_off", plane)
-    lines = {name: read_lines(path) for name, path in paths.items()}
-    if all(any("prediction" in line for line in each) for each in lines.values()):
+    recorded = [contents(path) for path in paths.values()]
+    if all(each.prediction for each in recorded):
         prediction = pd.concat([read_prediction(path).assign(run=name) for name, path in paths.items()])
         written += plots.save(plots.prediction_plane(prediction), out / "prediction", prediction)
         written += plots.save(plots.prediction_sums(prediction), out / "prediction_sums", prediction)
-    shares = {line["overlap"]["share"] for each in lines.values() for line in each if line.get("overlap")}
-    if len(shares) == 1 and all(any(line.get("overlap") for line in each) for each in lines.values()):
+    shares = {share for each in recorded for share in each.shares}
+    if len(shares) == 1 and all(each.shares for each in recorded):
         overlaps = pd.concat([read_overlap(path, "group", scheme).assign(run=name) for name, path in paths.items()])
         curves = plots.jaccard_curves(overlaps, "objective", "retain", shares.pop())
         written += plots.save(curves, out / "jaccard", overlaps)

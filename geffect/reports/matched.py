@@ -1,7 +1,7 @@
 """Runs at equal forgetting: what each kept where it had forgotten as much as the others, and how they differ."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import pandas as pd
 
 from geffect.core.splits import role_of
 from geffect.errors import GeffectError
-from geffect.record.reader import as_written, read_config, read_environment, read_lines, read_steps
+from geffect.record.frames import read_settings, read_steps
+from geffect.record.reader import damage_refused, evaluations
 
 RESAMPLES = 2000
 
@@ -85,7 +86,7 @@ def align(runs: Mapping[str, Path | str], at: float | None = None, seed: int = 0
     return pd.DataFrame(list(rows.values())).assign(run=list(rows))[["run", *next(iter(rows.values()))]]
 
 
-@as_written
+@damage_refused
 def _curve(path: Path | str) -> pd.DataFrame:
     steps = read_steps(path)
     if "forget_loss" not in steps and any(role_of(str(name)) == "forget" for name in steps):
@@ -124,12 +125,12 @@ def rows_at(path: Path | str, kept: str, level: float) -> tuple[Any, Any, Any] |
         Arrays, a number a row: Σ −log p there, that of the first evaluation, labeled tokens. None where the level is
         never reached, or rows were not recorded.
     """
-    lines = [line for line in read_lines(Path(path)) if "evaluation" in line and "diverged" not in line]
-    place = _place(np.array([line["evaluation"]["forget"]["loss"] for line in lines]), level)
-    if place is None or not all(kept in line.get("evaluation_examples", {}) for line in lines):
+    lines = [line for line in evaluations(path) if not line.diverged]
+    place = _place(np.array([line.scores["forget"].loss for line in lines]), level)
+    if place is None or not all(kept in line.examples for line in lines):
         return None
-    nll = np.array([line["evaluation_examples"][kept]["nll"] for line in lines])
-    return _between(nll, *place), nll[0], np.array(lines[0]["evaluation_examples"][kept]["tokens"])
+    nll = np.array([line.examples[kept].nll for line in lines])
+    return _between(nll, *place), nll[0], np.array(lines[0].examples[kept].tokens)
 
 
 RowHarm = tuple[Any, Any] | None  # rise of each row's Σ −log p, and its labeled tokens
@@ -165,32 +166,7 @@ def differences(runs: Mapping[str, Path | str]) -> pd.DataFrame:
     Returns:
         Indexed by setting, a column a run; ``–`` where it has none. Directories and times of the runs do not count.
     """
-    told = {name: settings(Path(path)) for name, path in runs.items()}
+    told = {name: read_settings(path) for name, path in runs.items()}
     keys = dict.fromkeys(key for each in told.values() for key in each)
     rows = {key: [each.get(key, "–") for each in told.values()] for key in keys}
     return pd.DataFrame({key: values for key, values in rows.items() if len(set(values)) > 1}, index=list(told)).T
-
-
-@as_written
-def settings(path: Path | str) -> dict[str, str]:
-    """A run's configuration, versions and hashes of data, flat; not where it lies.
-
-    Args:
-        path: run directory.
-
-    Returns:
-        Name → value as text.
-    """
-    path = Path(path)
-    config = read_config(path)
-    environment = read_environment(path)
-    kept = {key: environment.get(key) for key in ("python", "versions", "git", "processor", "threads", "attention")}
-    data = {f"data {name}": each["sha256"][:12] for name, each in environment.get("data", {}).items()}
-    return {key: str(value) for key, value in _flat({**config, **kept, **data}) if key != "out"}
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in content.items():
-        found += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-    return found

@@ -9,13 +9,17 @@ import pandas as pd
 
 from geffect.core.effects import cosines, direction_of, g_effect
 from geffect.errors import GeffectError, visible
-from geffect.record.frames import read, read_overlap
-from geffect.record.localization import RECIPE
-from geffect.record.prediction import read_prediction
-from geffect.record.reader import as_written, read_config, read_environment, read_lines, read_steps
-from geffect.record.standard_errors import read_standard_errors
-from geffect.record.token_effects import read_points, read_tokens
-from geffect.record.writer import DONE
+from geffect.record.frames import (
+    read,
+    read_overlap,
+    read_points,
+    read_prediction,
+    read_standard_errors,
+    read_steps,
+    read_tokens,
+)
+from geffect.record.reader import damage_refused, is_finished, read_config, read_environment, step_lines
+from geffect.record.schema import RECIPE
 from geffect.reports import plots
 from geffect.reports.compare import at_checkpoints, descended, named, overlap_matrix, whole_overlaps
 from geffect.reports.plots.strips import MOST
@@ -153,30 +157,33 @@ class Run:
         return chosen.draw(pd.concat(frames), **options)
 
 
-@as_written
+@damage_refused
 def _summary(path: Path | str) -> list[tuple[str, str]]:
     path = Path(path)
     config = read_config(path)
-    lines, finished = read_lines(path), (path / DONE).exists()
-    last = lines[-1]["step"] if lines else "none"
+    lines, finished = step_lines(path), is_finished(path)
+    last = lines[-1].step if lines else "none"
     told = [(name, _text(config[name])) for name in SETTINGS if config.get(name)]
     if not (path / RECIPE).exists():
         told += [("last step", f"{last} of {config['steps']}" if config.get("steps") else str(last))]
     told += [("finished", "yes" if finished else "no")]
-    told += [("stopped", str(line["stopped"]["reason"])) for line in lines if "stopped" in line]
-    scored = [line["evaluation"] for line in lines if "evaluation" in line]
+    told += [("stopped", line.stop.reason) for line in lines if line.stop]
+    scored = [line.scores for line in lines if line.scores]
     for name in scored[0] if scored else ():
         for kind in ("loss", "accuracy"):
-            told.append((f"{name} {kind}", " → ".join(_number(each[name][kind]) for each in (scored[0], scored[-1]))))
+            told.append((
+                f"{name} {kind}",
+                " → ".join(_number(getattr(each[name], kind)) for each in (scored[0], scored[-1])),
+            ))
     return told
 
 
-@as_written
+@damage_refused
 def _evaluations(path: Path | str) -> list[tuple[int, str, float, float]]:
     return [
-        (line["step"], name, scores["loss"], scores["accuracy"])
-        for line in read_lines(Path(path))
-        for name, scores in line.get("evaluation", {}).items()
+        (line.step, name, score.loss, score.accuracy)
+        for line in step_lines(path)
+        for name, score in line.scores.items()
     ]
 
 

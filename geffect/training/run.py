@@ -10,16 +10,11 @@ from geffect.config import FinetuneConfig, InspectConfig, TrainConfig, UnlearnCo
 from geffect.core.launch import launched
 from geffect.core.splits import role_of
 from geffect.errors import GeffectError, Interrupted
-from geffect.record.reader import as_written, read_environment, read_lines
-from geffect.record.resume import (
-    check_lines,
-    check_same_data,
-    check_same_start,
-    check_unfinished,
-    cut_back,
-    last_checkpoint,
-)
-from geffect.record.writer import CONFIG, STEPS, RunDirectory
+from geffect.models.checkpoints import checkpoints
+from geffect.record.reader import StepLine, evaluations, step_lines
+from geffect.record.resume import check_lines, check_resumable, check_unfinished, cut_back, recorded_start
+from geffect.record.schema import CONFIG, STEPS
+from geffect.record.writer import RunDirectory
 
 if TYPE_CHECKING:
     from geffect.stopping import StopRules
@@ -59,8 +54,7 @@ def unfinished(config: Config) -> Config:
             )
     if isinstance(found, InspectConfig) or isinstance(config, InspectConfig):
         return found
-    begun = read_environment(config.out)["start"]["path"]
-    return found.model_copy(update={"model": where_it_is(config.model, begun)})
+    return found.model_copy(update={"model": where_it_is(config.model, recorded_start(config.out))})
 
 
 def where_it_is(model: str, recorded: object) -> str:
@@ -129,8 +123,7 @@ def to_disk(path: Path, then: str) -> Iterator[None]:
         raise GeffectError(f"a disk that {path} can be written to", reason, remedy) from error
 
 
-@as_written
-def take_up(path: Path | str, environment: Mapping[str, Any]) -> Path | None:
+def take_up(path: Path, environment: Mapping[str, Any]) -> Path | None:
     """The checkpoint an unfinished run goes on from; None where it has none and begins again.
 
     Args:
@@ -144,18 +137,8 @@ def take_up(path: Path | str, environment: Mapping[str, Any]) -> Path | None:
         GeffectError: another process has finished the run meanwhile, its data or number of processes differ, or a line
             of its record is missing, doubled or out of order.
     """
-    path = Path(path)
-    check_unfinished(path)
-    check_same_start(path, environment)
-    check_same_data(path, environment)
-    begun = read_environment(path)
-    processes = begun["batch"]["processes"], environment["batch"]["processes"]
-    if processes[0] != processes[1]:
-        raise GeffectError(f"{processes[0]} processes, as {path} began with", f"{processes[1]}", "launch as many")
-    threads = begun["threads"], environment["threads"]
-    if threads[0] != threads[1]:
-        LOGGER.warning("the run began with %d threads and goes on with %d: last digits may differ", *threads)
-    checkpoint = last_checkpoint(path)
+    check_resumable(path, environment)
+    checkpoint = next(reversed(checkpoints(path)), None)
     check_lines(path, range(first_step(checkpoint)))
     LOGGER.info("resuming %s at step %d", path, first_step(checkpoint))
     return checkpoint
@@ -197,26 +180,27 @@ def first_step(checkpoint: Path | None) -> int:
     return 0 if checkpoint is None else step_of(checkpoint)
 
 
-def lines_before(path: Path, checkpoint: Path | None) -> list[dict[str, Any]]:
+def lines_before(path: Path, checkpoint: Path | None) -> list[StepLine]:
     """The lines of a run up to the checkpoint it goes on from; none where it begins."""
-    return [] if checkpoint is None else [line for line in read_lines(path) if line["step"] < first_step(checkpoint)]
+    return [] if checkpoint is None else [line for line in step_lines(path) if line.step < first_step(checkpoint)]
 
 
 def ends(path: Path, rules: "StopRules | None" = None) -> dict[str, Any]:
     """The first and last evaluation, the checkpoint that rules choose, and the peak memory."""
-    from geffect.models.checkpoints import checkpoints
     from geffect.record.environment import peak_memory_gb
     from geffect.stopping import chosen
     from geffect.training.checkpoints import step_of
 
-    scored = [line for line in read_lines(path) if "evaluation" in line]
-    both = {"start": scored[0], "end": scored[-1]}
-    scores = {name: {"step": line["step"], **line["evaluation"]} for name, line in both.items()}
-    if "diverged" in scored[-1]:
-        scores["diverged"] = scored[-1]["diverged"]
+    lines = evaluations(path)
+    scores: dict[str, Any] = {
+        name: {"step": line.step} | {key: score._asdict() for key, score in line.scores.items()}
+        for name, line in (("start", lines[0]), ("end", lines[-1]))
+    }
+    if lines[-1].diverged:
+        scores["diverged"] = lines[-1].diverged
     if rules:
         kept = [step_of(each) for each in checkpoints(path)]
-        scores["chosen"] = chosen(rules, read_lines(path), kept)
+        scores["chosen"] = chosen(rules, step_lines(path), kept)
     return scores | {"peak_memory_gb": round(peak_memory_gb(), 3)}
 
 
@@ -229,16 +213,16 @@ def unmet(config: FinetuneConfig | UnlearnConfig) -> dict[str, list[str]]:
     Returns:
         ``unmet``, a sentence each, for ``metrics.json``; nothing where all was met.
     """
-    lines = read_lines(config.out)
+    lines = step_lines(config.out)
     found = [told for told in (_unmet_accuracy(config, lines), _unmet_rules(config, lines)) if told]
     for told in found:
         LOGGER.warning("%s", told)
     return {"unmet": found} if found else {}
 
 
-def _unmet_accuracy(config: FinetuneConfig | UnlearnConfig, lines: Sequence[Mapping[str, Any]]) -> str:
-    last = [line for line in lines if "evaluation" in line][-1]
-    scores, until = {name: each["accuracy"] for name, each in last["evaluation"].items()}, config.until_accuracy
+def _unmet_accuracy(config: FinetuneConfig | UnlearnConfig, lines: Sequence[StepLine]) -> str:
+    last = [line for line in lines if line.scores][-1]
+    scores, until = {name: score.accuracy for name, score in last.scores.items()}, config.until_accuracy
     if isinstance(config, FinetuneConfig):
         missed = {name: value for name, value in scores.items() if value < until <= 1}
         more = "--steps" if config.steps else "--epochs"
@@ -246,12 +230,12 @@ def _unmet_accuracy(config: FinetuneConfig | UnlearnConfig, lines: Sequence[Mapp
         missed = {name: value for name, value in scores.items() if role_of(name) == "forget" and value >= until > 0}
         more = "--steps"
     each = ", ".join(f"{value:.3f} on {name}" for name, value in missed.items())
-    told = f"--until-accuracy {until:g} was not reached: after {last['step']} steps the token accuracy is {each}"
+    told = f"--until-accuracy {until:g} was not reached: after {last.step} steps the token accuracy is {each}"
     return f"{told}; raise {more} or --learning-rate" if missed else ""
 
 
-def _unmet_rules(config: FinetuneConfig | UnlearnConfig, lines: Sequence[Mapping[str, Any]]) -> str:
+def _unmet_rules(config: FinetuneConfig | UnlearnConfig, lines: Sequence[StepLine]) -> str:
     rules = config.stop if isinstance(config, UnlearnConfig) else ""
-    if not rules or any("stopped" in line for line in lines):
+    if not rules or any(line.stop for line in lines):
         return ""
     return f"no rule of --stop {rules!r} was met: the run took all its {config.steps} steps"

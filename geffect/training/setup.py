@@ -23,6 +23,7 @@ from geffect.data.refusals import BUILT_IN, Answers, read_answers, refused
 from geffect.errors import GeffectError
 from geffect.io.limits import check_memory
 from geffect.localization.masks import GradientMask
+from geffect.localization.storage import check_localized, read_localization
 from geffect.models.cache import weights_sha256
 from geffect.models.fingerprint import fingerprint
 from geffect.models.load import Loaded, add_lora, outline
@@ -30,8 +31,8 @@ from geffect.models.vocabulary import num_tokens
 from geffect.objectives.base import Objective
 from geffect.objectives.registry import make_objective
 from geffect.record.environment import batch_arithmetic, describe
-from geffect.record.localization import MASKS, check_localized, read_localization
 from geffect.record.resume import recorded_prompts
+from geffect.record.schema import MASKS
 from geffect.record.writer import layout_to_json
 from geffect.rectifiers.registry import make_freezing, make_rectifier
 from geffect.stopping import make_rules
@@ -75,7 +76,7 @@ class Start:
             "dtype": config.dtype,
             "start": {"path": self.loaded.source, "sha256": self.loaded.sha256},
             "attention": getattr(self.loaded.model.config, "_attn_implementation", None),
-            "data": {k: {"set": s.name, "rows": len(s), "sha256": s.sha256} for k, s in self.sets.items()} | others,
+            "data": {k: {"set": s.name, "examples": len(s), "sha256": s.sha256} for k, s in self.sets.items()} | others,
             "prompts": prompts_of(config, self.loaded.tokenizer),
             "batch": batch_arithmetic(rows, config.batch_size, config.grad_accum_steps, steps, launched()[1]),
             "parameters": layout_to_json(self.layout),

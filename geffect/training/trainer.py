@@ -20,6 +20,7 @@ from geffect.errors import GeffectError
 from geffect.io.signals import SIGNALS
 from geffect.models.checksums import write_checksums
 from geffect.models.scoring import Likelihood, likelihood
+from geffect.record.writer import rename
 from geffect.training.checkpoints import PARTIAL, check_whole, reading, step_of, writing
 from geffect.training.fsdp import ShardedTrainer
 from geffect.training.interruption import deferred
@@ -239,7 +240,7 @@ class RecordingTrainer(ShardedTrainer):
             shutil.rmtree(partial.parent, ignore_errors=True)  # what room it took is free again
             raise
         if rank() == 0:
-            partial.rename(Path(self.args.output_dir) / name)
+            rename(partial, Path(self.args.output_dir) / name)
             partial.parent.rmdir()
         wait()
         self.started = time.perf_counter()  # a step's seconds are its own

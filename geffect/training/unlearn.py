@@ -30,12 +30,14 @@ from geffect.measurement.step import Step
 from geffect.models.reference import Reference, check_same_shape, check_trainable
 from geffect.models.scoring import evaluating
 from geffect.objectives.base import Objective, window_counts
+from geffect.record.reader import StepLine
+from geffect.record.writer import replacing
 from geffect.rectifiers.registry import Rectifier
-from geffect.stopping import SEEN, StopRules, first_broken
+from geffect.stopping import StopRules, first_broken
 from geffect.training.aux_inputs import Columns, check_columns, check_starts_at_one, collated
 from geffect.training.diagnostics import Diagnostics, probe_batches, published_lines, summary
 from geffect.training.modes import set_mode
-from geffect.training.trainer import Line, RecordingTrainer, make_loader, rows_of
+from geffect.training.trainer import RecordingTrainer, make_loader, rows_of
 
 LOGGER = logging.getLogger(__name__)
 STATE_FILE = "rectifier.safetensors"
@@ -84,7 +86,7 @@ class UnlearnTrainer(RecordingTrainer):
         frozen: GradientMask | None = None,
         sharded: bool = False,
         rules: StopRules | None = None,
-        past: Sequence[Line] = (),
+        past: Sequence[StepLine] = (),
         **kwargs: Any,
     ) -> None:
         check_trainable(model)
@@ -131,7 +133,7 @@ class UnlearnTrainer(RecordingTrainer):
         if self.state.global_step == 0:
             self._introduce(accuracies)
         self._stop_once_forgotten(max(of_role(accuracies, "forget"), default=1.0))
-        self._stop_where_broken([*self.past, self.line])
+        self._stop_where_broken([*self.past, StepLine.of(self.line, examples=False)])
         if self.diagnostics.mode == "paper":
             loader = self.get_train_dataloader()
             self.line["paper"] = published_lines(self.measurement, map(self._prepare_inputs, loader))
@@ -149,16 +151,16 @@ class UnlearnTrainer(RecordingTrainer):
     def finish_line(self) -> None:
         """As `RecordingTrainer.finish_line`; then the rules look at it."""
         line = {"step": self.state.global_step - 1} | self.line
-        self.past.append({key: line[key] for key in SEEN if key in line})  # a line's Gram would add up over a run
+        self.past.append(StepLine.of(line, examples=False))
         super().finish_line()
         self._stop_where_broken(self.past)
 
-    def _stop_where_broken(self, lines: Sequence[Line]) -> None:
+    def _stop_where_broken(self, lines: Sequence[StepLine]) -> None:
         broken = first_broken(self.rules, lines)
         if broken is None or "stopped" in self.line:
             return
-        LOGGER.info("stopping after step %d: %s", self.state.global_step, broken["reason"])
-        self.line["stopped"] = broken
+        LOGGER.info("stopping after step %d: %s", self.state.global_step, broken.reason)
+        self.line["stopped"] = broken._asdict()
         self.control.should_evaluate |= "evaluation" not in self.line
         self.control.should_training_stop = self.control.should_save = True
 
@@ -257,12 +259,14 @@ class UnlearnTrainer(RecordingTrainer):
             if rank():
                 continue
             directory.mkdir(parents=True, exist_ok=True)
-            save_file(row, directory / f"{name}.safetensors")
+            with replacing(directory / f"{name}.safetensors") as file:
+                save_file(row, file)
 
     def _save_state(self, directory: Path) -> None:
         state = self._whole(self.measurement.state)
         if state and rank() == 0:
-            save_file(state, directory / STATE_FILE)
+            with replacing(directory / STATE_FILE) as file:
+                save_file(state, file)
 
     def _whole(self, tensors: NamedTensors) -> NamedTensors:
         """A row or a state as one process would have it, put together on the first."""

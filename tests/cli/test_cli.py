@@ -103,9 +103,9 @@ def process(*arguments: str, cwd: Path, **environment: str) -> Ended:
         (("--model", "builtin:tinny"), "a model: builtin:tiny, .*, smollm2, .*; found 'builtin:tinny'"),
         (("--model", "./absent"), "a model: builtin:tiny, .*, smollm2, .*; found './absent'"),
         (("--model", "gguf:absent.gguf"), "a GGUF file at absent.gguf; found none"),
-        (("--out", "model"), "a new directory for --out model; found something there already"),
-        (("--out", "model/config.json"), "a new directory for --out model/config.json; found something there"),
-        (("--out", "model/config.json/run"), "a directory to write --out model/config.json/run in"),
+        (("--out", "model"), "--out model exists already"),
+        (("--out", "model/config.json"), "--out model/config.json exists already"),
+        (("--out", "model/config.json/run"), "--out model/config.json/run cannot be made"),
         (("--steps", "0"), "--steps: input should be greater than or equal to 1; found 0"),
         (("--learning-rate", "nan"), "--learning-rate: input should be a finite number; found nan"),
         (("--dtype", "int8"), "--dtype: input should be 'float32', 'bfloat16' or 'float64'; found 'int8'"),
@@ -194,19 +194,16 @@ def test_a_bad_yaml_file_is_refused(content: bytes, says: str, refused: Callable
         (("unlearn", "absent.yaml"), "a readable YAML file at absent.yaml"),
         (("fit", "--model", "model", "--out", "out"), "a value for --train; found none"),
         (("fit", "--model", "model", "--out", "out", "--train", "builtin:x"), "a built-in set among"),
-        (
-            ("fit", "--model", "model", "--out", "model", "--train", "builtin:authors/heldout"),
-            "a new directory for --out",
-        ),
+        (("fit", "--model", "model", "--out", "model", "--train", "builtin:authors/heldout"), "exists already"),
         (("preview", "--model", "model"), "a value for --data; found none"),
         (("preview", "--model", "model", "--data", "builtin:authors/heldout", "--limit", "0"), "--limit"),
         (("preview", "--model", "model", "--data", "builtin:authors/hold"), "a built-in set among"),
-        (("demo", "--out", "model"), "a new directory for --out model"),
-        (("figures", "model"), "a run with environment.json in model"),
-        (("figures", "absent", "model"), "a run with environment.json in absent"),
+        (("demo", "--out", "model"), "--out model exists already"),
+        (("figures", "model"), "There is no environment.json of a run in model"),
+        (("figures", "absent", "model"), "There is no environment.json of a run in absent"),
         (("report",), "runs; found none; add it after the verb"),
-        (("report", "model"), "a run with environment.json in model"),
-        (("report", "absent", "--out", "absent/page.html"), "a run with environment.json in absent"),
+        (("report", "model"), "There is no environment.json of a run in model"),
+        (("report", "absent", "--out", "absent/page.html"), "There is no environment.json of a run in absent"),
         (("report", "absent", "model"), "a value for --out; found none for 2 runs"),
         (("report", "absent", "--scheme", "halves"), "--scheme"),
         (("cite", "adam"), "a method among geffect, g-effect, gru, .*; found 'adam'"),
@@ -241,8 +238,8 @@ def test_a_usage_error_exits_with_2_and_writes_nothing(
     ("arguments", "says"),
     [
         (("report",), "runs; found none; add it after the verb"),
-        (("report", "model"), "a run with environment.json in model"),
-        (("report", "absent", "--out", "absent/page.html"), "a run with environment.json in absent"),
+        (("report", "model"), "There is no environment.json of a run in model"),
+        (("report", "absent", "--out", "absent/page.html"), "There is no environment.json of a run in absent"),
         (("report", "absent", "model"), "a value for --out; found none for 2 runs"),
         (("report", "absent", "--scheme", "halves"), "--scheme"),
     ],
@@ -363,7 +360,9 @@ def test_a_dry_run_loads_no_weight(shell: Command, tmp_path: Path) -> None:
 def test_a_plan_counts_what_the_configuration_asks_for(shell: Command, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("steps: 99\nbatch_size: 3\ngrad_accum_steps: 2\n", encoding="utf-8")
     ended = shell("unlearn", "run.yaml", *GOOD, "--dry-run")
-    sentence = "3 rows × 2 micro-batches × 1 process = 6 rows a step; 4 rows make 1 steps an epoch; 1 steps are"
+    sentence = (
+        "3 examples × 2 micro-batches × 1 process = 6 examples a step; 4 examples make 1 steps an epoch; 1 steps are"
+    )
     assert sentence in ended.err
     rows = encode_set(make_tokenizer(), load_set(SETS[1]))
     labeled = sum(label != IGNORE_INDEX for row in rows for label in row.labels)

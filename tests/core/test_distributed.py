@@ -14,8 +14,7 @@ from torch import nn
 from geffect.core.distributed import dealt, processes, rank, summed_gram, summed_rows
 from geffect.core.fsdp import is_sharded, local
 from geffect.core.gram import Gram
-from geffect.record.frames import read
-from geffect.record.reader import read_steps
+from geffect.record.frames import read, read_steps
 from tests.support.launched import MODELS, watch
 
 ROOT = Path(__file__).resolve().parents[2]

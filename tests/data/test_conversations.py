@@ -192,7 +192,7 @@ def test_po_and_dpo_descend_answers_of_ones_own(objective: str, start: Path, tmp
     api.plan(chosen)
     run = api.unlearn(chosen)
     recorded = json.loads((run / "environment.json").read_text())["data"]["answers"]
-    assert recorded["rows"] == 1 and recorded["set"] == str(tmp_path / "idk.txt")
+    assert recorded["examples"] == 1 and recorded["set"] == str(tmp_path / "idk.txt")
 
 
 def test_one_objective_has_one_set_of_answers(start: Path, tmp_path: Path) -> None:

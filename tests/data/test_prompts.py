@@ -441,7 +441,7 @@ def cut(dated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Unlearn
     [
         (_template, r"the chat template that .*run began with; found another"),
         (_merges, r"the tokenizer that .*run began with; found another|the .* set of"),
-        (lambda path: (path.parent / "no.txt").write_text("No.\n"), r"the answers of .*run \(sha256 .*; found another"),
+        (lambda path: (path.parent / "no.txt").write_text("No.\n"), r"The answers of .*run has changed: sha256 "),
     ],
 )
 def test_a_run_does_not_go_on_with_other_prompts_or_answers(
@@ -456,7 +456,7 @@ def test_a_run_goes_on_with_the_prompts_of_its_record(cut: UnlearnConfig) -> Non
     with pytest.raises(GeffectError, match=r"template_date: 2025-04-10 as .*; found 2001-01-01; resume it from"):
         api.unlearn(cut.model_copy(update={"template_date": datetime.date(2001, 1, 1)}), resume=True)
     assert (api.unlearn(cut, resume=True) / "DONE").exists()
-    assert environment(cut.out)["data"]["answers"]["rows"] == 2
+    assert environment(cut.out)["data"]["answers"]["examples"] == 2
 
 
 def test_every_verb_that_encodes_takes_the_flags(dated: Path, tmp_path: Path, invoke: Command) -> None:

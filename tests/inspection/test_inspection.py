@@ -246,7 +246,7 @@ def test_nobody_inspects_into_what_another_writes(run: Path, tmp_path: Path, mon
 
     def beside_another(*given: Any) -> Any:
         monkeypatch.setattr(inspecting, "_start_of", load)
-        with pytest.raises(GeffectError, match="no other process that writes"):
+        with pytest.raises(GeffectError, match="Another process writes"):
             api.inspect(asked)
         return load(*given)
 
@@ -440,7 +440,7 @@ SHELL = {
     ),
     "objective": (["{run}", "--objective", "nope"], "nope"),
     "points": (["{run}", "--points", "nope"], "nope"),
-    "taken": (["{run}", "--out", "{run}"], "something there already"),
+    "taken": (["{run}", "--out", "{run}"], "exists already"),
     "twice": (["{run}", "--objective", "ga", "--objective", "ga"], "each value of --objective once; found 'ga' twice"),
     "nothing": ([], "expected checkpoints; found none"),
     "revision": (["org/model@main", "--forget", SETS["forget"], "--retain", SETS["retain"]], "org/model@main"),

@@ -16,7 +16,7 @@ from geffect.data.load import load_set
 from geffect.errors import GeffectError
 from geffect.models.checksums import write_checksums
 from geffect.models.load import add_lora, load, outline, quiet_transformers
-from geffect.record.writer import CONFIG, DONE
+from geffect.record.schema import CONFIG, DONE
 from tests.conftest import Command, config
 
 CODE = """

@@ -22,8 +22,8 @@ from geffect.localization.importance import IMPORTANCES, Importance, scores
 from geffect.localization.localize import Localization, localize
 from geffect.localization.losses import example_losses
 from geffect.localization.selection import op_rr, op_ur, region
+from geffect.localization.storage import read_localization
 from geffect.models.builtin import make_tiny
-from geffect.record.localization import read_localization
 from tests.conftest import SHAPE
 from tests.support import oracles
 from tests.support.cases import CASES, make_batch
@@ -284,5 +284,5 @@ def test_a_loss_that_is_not_finite_names_its_example(tiny: tuple[Any, Any]) -> N
 
 
 def test_what_is_no_localization_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(GeffectError, match="a localization in"):
+    with pytest.raises(GeffectError, match="no localization in"):
         read_localization(tmp_path)

@@ -323,7 +323,7 @@ def test_a_loop_that_fails_is_not_finished(tmp_path: Path) -> None:
 def test_a_directory_that_is_taken_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("precious")
-    with pytest.raises(GeffectError, match="something there already"):
+    with pytest.raises(GeffectError, match="exists already"):
         Watch(llama(), FORGET, RETAIN, out=tmp_path / "run").open()
     assert (tmp_path / "run" / "mine.txt").read_text() == "precious"
 
@@ -410,7 +410,7 @@ def test_a_record_that_was_interrupted_is_not_taken_for_one_that_begins_again(tm
     model, callback = gpt2(), Callback(FORGET, RETAIN, out=tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         _trained(model, tmp_path / "host", callback, Stopped(), **AGAIN)
-    with pytest.raises(GeffectError, match="something there already"):
+    with pytest.raises(GeffectError, match="exists already"):
         _trained(model, tmp_path / "host", callback, **AGAIN | {"per_device_train_batch_size": 2})
     assert [line["step"] for line in read_lines(tmp_path / "run")] == [0]
 

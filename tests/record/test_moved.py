@@ -11,12 +11,13 @@ import geffect
 from geffect import api
 from geffect.config import EvaluateConfig, FinetuneConfig, InspectConfig, LocalizeConfig, ReportConfig, UnlearnConfig
 from geffect.errors import GeffectError
+from geffect.localization.storage import read_localization
 from geffect.models.builtin import make_tiny
 from geffect.models.load import load
 from geffect.record.frames import read
-from geffect.record.localization import read_localization
 from geffect.record.reader import read_environment, read_lines
-from geffect.record.writer import CONFIG, DONE, ENVIRONMENT, FORMAT, RunDirectory
+from geffect.record.schema import CONFIG, DONE, ENVIRONMENT, FORMAT
+from geffect.record.writer import RunDirectory
 from tests.conftest import SHAPE, Command, config
 
 
@@ -93,7 +94,7 @@ def test_another_start_of_a_fit_is_refused_at_a_resume(start: Path, tmp_path: Pa
         api.finetune(chosen)
     other, _ = make_tiny(7, **SHAPE)
     other.save_pretrained(tmp_path / "model")
-    with pytest.raises(GeffectError, match=r"the start of .*fit \(weights .*; found .*model \(weights .*; restore it"):
+    with pytest.raises(GeffectError, match=r"fit began with weights .*; those in .*model are .*\. Restore them"):
         api.finetune(chosen, resume=True)
 
 
@@ -135,8 +136,8 @@ def test_a_run_in_another_format_is_refused_in_one_line(
         assert next(iter(content.items())) == ("format", FORMAT)
         del content["format"]
         file.write_text(json.dumps(content if written is None else {"format": written} | content))
-    found = "no format, as before format 1" if written is None else f"format {written}"
-    says = f"geffect: expected a run in format 2, which this geffect reads, in RUN; found {found} (written by geffect "
+    found = "has no format, as before format 1" if written is None else f"has format {written!r}"
+    says = f"geffect: RUN/environment.json {found} (written by geffect "
     before = {each: each.read_bytes() for each in project.rglob("*") if each.is_file()}
     for words in (
         ["report", "whole"],
@@ -150,7 +151,7 @@ def test_a_run_in_another_format_is_refused_in_one_line(
     ended = invoke("unlearn", "run/config.yaml", "--resume")
     assert ended.code == 2 and ended.err.startswith(says.replace("RUN", "run"))
     for reader in (read, read_environment, read_lines, geffect.Run):
-        with pytest.raises(GeffectError, match="expected a run in format 2"):
+        with pytest.raises(GeffectError, match="this geffect reads format 2"):
             reader(Path("whole"))
     assert before == {each: each.read_bytes() for each in project.rglob("*") if each.is_file()}
 
@@ -174,7 +175,7 @@ def test_an_evaluation_and_a_localization_are_refused_likewise(start: Path, tmp_
         assert reader(path) is not None
         content = json.loads((path / ENVIRONMENT).read_text())
         (path / ENVIRONMENT).write_text(json.dumps(content | {"format": 0}))
-        with pytest.raises(GeffectError, match=r"a run in format 2, .*; found format 0 \(written by geffect "):
+        with pytest.raises(GeffectError, match=r"has format 0 \(written by geffect .*; this geffect reads format 2"):
             reader(path)
 
 

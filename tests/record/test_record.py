@@ -19,9 +19,10 @@ from geffect.core.gram import Gram
 from geffect.core.layers import SCHEMES, Layout, block_groups
 from geffect.core.topk import Overlap, jaccard, overlaps, pack, top_mask
 from geffect.errors import GeffectError
-from geffect.record.frames import read, read_overlap
-from geffect.record.reader import read_environment, read_lines, read_steps
-from geffect.record.writer import DONE, ENVIRONMENT, LOCK, METRICS, STEPS, RunDirectory, layout_to_json, refuse_existing
+from geffect.record.frames import read, read_overlap, read_steps
+from geffect.record.reader import read_environment, read_lines
+from geffect.record.schema import DONE, ENVIRONMENT, FORMAT, METRICS, STEPS
+from geffect.record.writer import LOCK, RunDirectory, layout_to_json, refuse_existing
 
 NUM_BLOCKS = 4
 LAYERS = ["embed", *(f"block_{i}" for i in range(NUM_BLOCKS)), "final_norm", "lm_head"]
@@ -133,8 +134,8 @@ def test_overlaps_are_read_back_summed_and_exact(seed: int, by: str, scheme: str
 def test_the_line_holds_whole_numbers_in_the_tables_order(tmp_path: Path) -> None:
     overlap = make_overlap(0)
     (line,) = read_lines(make_supported(tmp_path / "run", [overlap]))
-    assert list(line["overlap"]) == ["share", "rows", "values"]
-    assert (line["overlap"]["share"], line["overlap"]["rows"]) == (0.3, list(ROWS))
+    assert list(line["overlap"]) == ["share", "gradients", "values"]
+    assert (line["overlap"]["share"], line["overlap"]["gradients"]) == (0.3, list(ROWS))
     for counts, written in zip(overlap.values.values(), line["overlap"]["values"], strict=True):
         assert written == [int(counts[i, j]) for i in range(3) for j in range(i, 3)]
         assert all(isinstance(each, int) for each in written)
@@ -155,9 +156,9 @@ def test_steps_without_supports_are_passed_over(tmp_path: Path) -> None:
 
 def test_a_run_without_supports_is_refused_with_the_flag(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [make_gram(0)])
-    with pytest.raises(GeffectError, match=r"^expected overlaps in [^\n]*; found none; [^\n]*--overlap 0\.1$"):
+    with pytest.raises(GeffectError, match=r"has no overlaps\. [^\n]*--overlap 0\.1\.$"):
         read_overlap(run)
-    with pytest.raises(GeffectError, match="by among parameter, layer, group; found 'head'"):
+    with pytest.raises(GeffectError, match=r"by is 'head'\. Choose one of parameter, layer, group"):
         read_overlap(run, "head")
 
 
@@ -203,7 +204,7 @@ def test_scores_are_columns_and_grams_are_not(tmp_path: Path) -> None:
 @settings(deadline=None)
 @given(st.data())
 def test_a_torn_last_line_is_dropped(data: st.DataObject) -> None:
-    lines = [{"step": step, "text": "é漢"} for step in range(3)]
+    lines = [{"format": FORMAT, "step": step, "text": "é漢"} for step in range(3)]
     whole = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
     cut = data.draw(st.integers(0, len(whole)))
     with folder() as path:
@@ -214,11 +215,14 @@ def test_a_torn_last_line_is_dropped(data: st.DataObject) -> None:
 @settings(deadline=None)
 @given(st.integers(0, 3), st.sampled_from([b"", b"{", b'{"step": 1}}', b"1", b"[]", b"null", b"\xff\xff", b'"\xe9"']))
 def test_a_garbled_line_is_named(number: int, garbage: bytes) -> None:
-    lines = [json.dumps({"step": step}).encode() for step in range(4)]
+    lines = [json.dumps({"format": FORMAT, "step": step}).encode() for step in range(4)]
     lines[number] = garbage
     with folder() as path:
         (path / STEPS).write_bytes(b"\n".join(lines) + b"\n")
-        with pytest.raises(GeffectError, match=rf"^expected one JSON object a line in [^\n]* in line {number + 1};"):
+        with pytest.raises(
+            GeffectError,
+            match=rf"steps\.jsonl is not as geffect writes it: [^\n]* in line {number + 1}\. |has no format",
+        ):
             read_lines(path)
 
 
@@ -235,7 +239,7 @@ def test_done_is_written_after_the_metrics_or_not_at_all(tmp_path: Path) -> None
         run.finish({"loss": object()})
     assert not (tmp_path / DONE).exists()
     run.finish({"loss": 1.0, "accuracy": float("nan")})
-    assert json.loads((tmp_path / METRICS).read_text()) == {"loss": 1.0, "accuracy": None}
+    assert json.loads((tmp_path / METRICS).read_text()) == {"format": FORMAT, "loss": 1.0, "accuracy": None}
     assert (tmp_path / DONE).exists()
 
 
@@ -266,14 +270,14 @@ def test_what_exists_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes").write_text("mine")
     for path in (tmp_path / "run", tmp_path / "run" / "notes"):
-        with pytest.raises(GeffectError, match=r"a new directory for --out .*; found something there already"):
+        with pytest.raises(GeffectError, match=r"--out .*run.* exists already\. Choose another name"):
             RunDirectory(path)
     assert (tmp_path / "run" / "notes").read_text() == "mine"
 
 
 def test_a_directory_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
-    with pytest.raises(GeffectError, match=r"a directory to write --out .*run in; found .*notes;"):
+    with pytest.raises(GeffectError, match=r"--out .*run cannot be made: .*notes is no directory"):
         refuse_existing(tmp_path / "notes" / "run")
 
 
@@ -281,21 +285,21 @@ def test_a_directory_below_a_file_is_refused(tmp_path: Path) -> None:
 def test_a_directory_that_is_no_run_is_refused(text: bytes | None, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / ENVIRONMENT).write_bytes(text)
-    with pytest.raises(GeffectError, match=r"^expected a run with environment\.json in [^\n]*$"):
+    with pytest.raises(GeffectError, match=r"^There is no environment\.json of a run in [^\n]*$|has no format"):
         read(tmp_path)
 
 
 def test_a_run_without_a_record_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [])
     for reader in (read, read_steps):
-        with pytest.raises(GeffectError, match=r"expected a run with steps\.jsonl in"):
+        with pytest.raises(GeffectError, match=r"There is no steps\.jsonl in"):
             reader(run)
     RunDirectory.append(_at(run), {"step": 0, "loss": 1.0})
-    with pytest.raises(GeffectError, match="expected at least one measured step in"):
+    with pytest.raises(GeffectError, match="has no measured step"):
         read(run)
 
 
-@pytest.mark.parametrize(("by", "says"), [("head", "by among parameter, layer, group; found 'head'")])
+@pytest.mark.parametrize(("by", "says"), [("head", r"by is 'head'\. Choose one of parameter, layer, group")])
 def test_an_unknown_sum_is_refused(by: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(GeffectError, match=says):
         read(make_run(tmp_path / "run", [make_gram(0)]), by)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from geffect import api
 from geffect.errors import GeffectError
-from geffect.record.reader import read_lines, read_steps
+from geffect.record.frames import read_steps
+from geffect.record.reader import read_lines
 from geffect.reports.matched import align, at_forget_loss, differences
 from tests.conftest import Command, config
 
@@ -105,5 +106,5 @@ def test_what_cannot_be_compared(runs: dict[str, Path], known: Path, tmp_path: P
     with pytest.raises(GeffectError, match="evaluated on the same heldout rows; found different ones"):
         align(runs | {"other": other})
     assert differences(runs | {"other": other}).T["heldout"].tolist()[2] == "builtin:authors/heldout[6:12]"
-    with pytest.raises(GeffectError, match=r"a run with steps.jsonl"):
+    with pytest.raises(GeffectError, match=r"There is no steps.jsonl"):
         align({"nowhere": tmp_path / "nowhere"})

@@ -1,6 +1,7 @@
 """The outcome of a run: each verdict on a real one, and the judgement against hand-made examples and chance."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,17 @@ import pytest
 
 from geffect import api
 from geffect.config import FinetuneConfig
-from geffect.record.reader import read_lines
-from geffect.record.writer import STEPS
-from geffect.reports.findings.outcome import NOT_SELECTIVE, NOT_TOLD, NOTHING, SELECTIVE, judged, outcome
+from geffect.record.reader import StepLine, read_lines
+from geffect.record.schema import FORMAT, STEPS
+from geffect.reports.findings import outcome as outcomes
+from geffect.reports.findings.outcome import NOT_SELECTIVE, NOT_TOLD, NOTHING, SELECTIVE, Outcome, outcome
 from tests.conftest import Command, config
 
 RETAIN = "builtin:authors/retain[:12]"
+
+
+def judged(lines: Sequence[dict[str, Any]]) -> Outcome:
+    return outcomes.judged([StepLine.of(line) for line in lines])
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +256,8 @@ def test_a_damaged_record_is_refused_in_one_line(both: Path, tmp_path: Path) -> 
 
     made = lines((0.93, 0.20), (0.94, 0.90))
     del made[1]["evaluation_examples"]["forget"]["nll"]
-    (tmp_path / STEPS).write_text("".join(json.dumps(line) + "\n" for line in made), encoding="utf-8")
-    with pytest.raises(GeffectError, match="as geffect writes it; found the rows of forget"):
+    (tmp_path / STEPS).write_text(
+        "".join(json.dumps({"format": FORMAT} | line) + "\n" for line in made), encoding="utf-8"
+    )
+    with pytest.raises(GeffectError, match="as geffect writes it: the examples of forget"):
         outcome(tmp_path)

@@ -17,7 +17,7 @@ from geffect import api
 from geffect.config import InspectConfig, ReportConfig
 from geffect.errors import UNSEEN, GeffectError
 from geffect.record.reader import read_lines
-from geffect.record.writer import CONFIG
+from geffect.record.schema import CONFIG
 from geffect.reports.findings.outcome import outcome
 from geffect.reports.html.maps import layer_maps
 from geffect.reports.html.page import MARK
@@ -314,7 +314,7 @@ def test_a_file_of_somebody_elses_is_left_alone(runs: list[Path], tmp_path: Path
 def test_what_is_no_measured_run_is_refused(runs: list[Path], known: Path, tmp_path: Path) -> None:
     with pytest.raises(GeffectError, match="a value for --out"):
         api.report(ReportConfig.read(None, runs=runs))
-    with pytest.raises(GeffectError, match="a run with"):
+    with pytest.raises(GeffectError, match="of a run in"):
         api.report(ReportConfig.read(None, runs=[tmp_path]))
     with pytest.raises(GeffectError, match="measured step"):
         api.report(ReportConfig.read(None, runs=[known], out=tmp_path / "page.html"))

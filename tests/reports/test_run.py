@@ -17,7 +17,7 @@ from geffect.core.token_effects import TokenEffects
 from geffect.core.topk import count
 from geffect.errors import GeffectError
 from geffect.record.reader import read_lines
-from geffect.record.writer import DONE, STEPS
+from geffect.record.schema import DONE, STEPS
 from geffect.reports.run import KINDS
 from tests.conftest import config
 

@@ -31,10 +31,7 @@ from geffect.data.encode import encode_set
 from geffect.data.load import load_set
 from geffect.data.synthetic import authors
 from geffect.errors import GeffectError
-from geffect.record.frames import read, read_overlap, read_published
-from geffect.record.prediction import read_prediction
-from geffect.record.reader import read_steps
-from geffect.record.standard_errors import read_standard_errors
+from geffect.record.frames import read, read_overlap, read_prediction, read_published, read_standard_errors, read_steps
 from geffect.reports.compare import compare, figures, whole_overlaps
 from geffect.reports.findings.collecting import find
 from geffect.reports.html.worst import worst_rows

@@ -22,7 +22,7 @@ import typer
 from geffect import api
 from geffect.config import UnlearnConfig
 from geffect.record.reader import read_lines
-from geffect.record.writer import CONFIG, DONE
+from geffect.record.schema import CONFIG, DONE
 
 SETTINGS: dict[str, Any] = {
     "objective": "npo(beta=0.5) + 0.5*gd + kl",

@@ -11,10 +11,8 @@ from safetensors.torch import load_file
 from geffect import api
 from geffect.core.effects import g_effect, pairs, r_squared
 from geffect.errors import GeffectError
-from geffect.record.frames import read, read_overlap, read_published
-from geffect.record.prediction import read_prediction
+from geffect.record.frames import read, read_overlap, read_prediction, read_published, read_standard_errors
 from geffect.record.reader import read_environment, read_lines
-from geffect.record.standard_errors import read_standard_errors
 from geffect.reports.compare import figures
 from tests.conftest import config
 

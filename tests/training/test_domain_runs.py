@@ -20,9 +20,9 @@ from geffect.core.topk import count
 from geffect.data.domains import parse_domains
 from geffect.errors import GeffectError
 from geffect.evaluation.metrics.success import success
-from geffect.record.frames import read, read_overlap
-from geffect.record.localization import check_localized, read_localization
-from geffect.record.reader import read_lines, read_steps
+from geffect.localization.storage import check_localized, read_localization
+from geffect.record.frames import read, read_overlap, read_steps
+from geffect.record.reader import read_lines
 from geffect.rectifiers.registry import make_freezing
 from geffect.reports.compare import compare, figures, whole_overlaps
 from geffect.training.setup import localized_rows, read_start, training_sets
@@ -278,7 +278,7 @@ def test_sizes_are_balanced_as_asked_for(start: Path, tmp_path: Path, caplog: py
         sets = training_sets(chosen, read_start(chosen, loaded), _objective())
         assert [len(rows) for rows in sets.values()] == expected
         assert f"forget/a {expected[0]} of 6" in caplog.text
-        assert f"{max(expected[0], expected[2])} rows make" in api.plan(chosen)["batches"]
+        assert f"{max(expected[0], expected[2])} examples make" in api.plan(chosen)["batches"]
 
 
 def _objective() -> Any:
@@ -351,7 +351,7 @@ NO_RETENTION = "one to retain for the domain privacy"
         ("unlearn", GRAIL_FLAGS, "a directory of masks for 'grail'; found none; make one with geffect localize"),
         ("unlearn", [*TWO, "--rectifier", "grail(k_unlearn=0)", "--masks", "."], r"k_unlearn in \(0, 1\]"),
         ("unlearn", [*TWO, "--masks", "."], "no --masks for 'none'"),
-        ("unlearn", [*GRAIL_FLAGS, "--masks", "nowhere"], "a localization in nowhere"),
+        ("unlearn", [*GRAIL_FLAGS, "--masks", "nowhere"], "There is no localization in nowhere"),
         ("unlearn", [*TWO, "--forget", "builtin:authors/forget"], "a value for --forget"),
         ("unlearn", ["--forget", "builtin:authors/forget"], "a value for --retain"),
     ],
@@ -366,9 +366,9 @@ def test_masks_of_another_model_or_adapter_are_refused(
     localized: Path, known: Path, adapted: Path, start: Path, refused: Callable[..., None], tmp_path: Path
 ) -> None:
     flags = [*TWO, "--rectifier", "grail", "--masks", str(localized), "--out", "out"]
-    refused(["unlearn", "--model", str(known), *flags], "masks made for these weights")
-    refused(["unlearn", "--model", str(adapted), *flags], "masks of the model's own trained parameters")
-    refused(["unlearn", "--model", str(start), "--lora", "2", *flags], "masks of the model's own trained parameters")
+    refused(["unlearn", "--model", str(known), *flags], "not of these weights")
+    refused(["unlearn", "--model", str(adapted), *flags], "of other trained parameters than the model's")
+    refused(["unlearn", "--model", str(start), "--lora", "2", *flags], "of other trained parameters than the model's")
     memflex = ["memflex(mu=-2)", "--masks", str(localized), "--out", "out"]
     refused(["unlearn", "--model", str(start), *TWO, "--rectifier", *memflex], "memflex's region")
     bare = _localize(start, tmp_path / "bare", masks_only=True)
@@ -386,7 +386,7 @@ def test_harmed_masks_are_refused(localized: Path, start: Path, tmp_path: Path) 
     with pytest.raises(GeffectError, match="a key is missing"):
         check_localized(harmed, None, {})
     os.remove(harmed / "DONE")
-    with pytest.raises(GeffectError, match="a localization in"):
+    with pytest.raises(GeffectError, match="no localization in"):
         read_localization(harmed)
 
 

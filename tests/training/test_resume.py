@@ -19,7 +19,8 @@ from geffect.config import FinetuneConfig, UnlearnConfig
 from geffect.errors import GeffectError
 from geffect.models.checksums import write_checksums
 from geffect.record.reader import read_lines
-from geffect.record.writer import CONFIG, DONE, LOCK, STEPS, RunDirectory
+from geffect.record.schema import CONFIG, DONE, STEPS
+from geffect.record.writer import LOCK, RunDirectory
 from geffect.training import run as training_run
 from tests.conftest import SHAPE, config
 
@@ -189,9 +190,9 @@ def test_another_configuration_is_refused(
 
 
 def test_what_is_finished_or_absent_is_not_resumed(start: Path, whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(GeffectError, match=r"an unfinished run .*; found a finished one"):
+    with pytest.raises(GeffectError, match=r"The run in .* is finished"):
         api.unlearn(config(start, whole, **SETTINGS), resume=True)
-    with pytest.raises(GeffectError, match=r"an unfinished run .*; found no config.yaml; leave --resume out"):
+    with pytest.raises(GeffectError, match=r"There is no run .*no config\.yaml\. Leave --resume out"):
         api.unlearn(config(start, tmp_path / "none"), resume=True)
     assert not (tmp_path / "none").exists()
 
@@ -206,7 +207,7 @@ def test_a_set_that_changed_meanwhile_is_refused(start: Path, tmp_path: Path, mo
         api.unlearn(chosen)
     lines = _lines(tmp_path / "run")
     file.write_text("".join(row.format(name) for name in ("Ada", "Bo", "Cy", "Ed")), encoding="utf-8")
-    with pytest.raises(GeffectError, match=r"the forget set of .*run \(sha256 .*; found another"):
+    with pytest.raises(GeffectError, match=r"The forget set of .*run has changed: sha256 "):
         api.unlearn(chosen, resume=True)
     assert _lines(tmp_path / "run") == lines
 
@@ -228,7 +229,7 @@ def test_one_process_at_a_time_writes_a_run(whole: Path, tmp_path: Path) -> None
     file = _written(tmp_path, yaml.safe_load((whole / CONFIG).read_text(encoding="utf-8")) | {"steps": 400})
     with _process("unlearn", file) as process:
         _wait_for(tmp_path / "run" / STEPS, 4, process)
-        with pytest.raises(GeffectError, match=r"no other process that writes .*run; found one at work; wait"):
+        with pytest.raises(GeffectError, match=r"Another process writes .*run\. Wait"):
             api.unlearn(UnlearnConfig.read(file), resume=True)
         assert process.poll() is None
         lines = read_lines(tmp_path / "run")
@@ -242,11 +243,11 @@ def test_one_process_at_a_time_writes_a_run(whole: Path, tmp_path: Path) -> None
 def test_of_two_that_found_a_directory_free_one_begins(tmp_path: Path) -> None:
     first, second = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run")
     with first:
-        with pytest.raises(GeffectError, match="no other process that writes"), second:
+        with pytest.raises(GeffectError, match="Another process writes"), second:
             pass
         first.create({"model": "first"}, {})
         first.finish({})
-    with pytest.raises(GeffectError, match="something there already"), second:
+    with pytest.raises(GeffectError, match="exists already"), second:
         pass
     assert yaml.safe_load((tmp_path / "run" / CONFIG).read_text(encoding="utf-8")) == {"model": "first"}
     assert not (tmp_path / "run" / LOCK).exists()
@@ -268,12 +269,12 @@ def test_a_run_that_ended_meanwhile_is_left_alone(start: Path, tmp_path: Path, m
 
     def while_loading(asked: Any) -> Any:
         monkeypatch.setattr(api, "_start", begun)
-        with pytest.raises(GeffectError, match="no other process that writes"):
+        with pytest.raises(GeffectError, match="Another process writes"):
             api.unlearn(chosen, resume=True)
         return begun(asked)
 
     monkeypatch.setattr(api, "unfinished", and_ends_elsewhere)
-    with pytest.raises(GeffectError, match=r"an unfinished run .*found a finished one"):
+    with pytest.raises(GeffectError, match=r"The run in .* is finished"):
         api.unlearn(chosen, resume=True)
     assert len(_lines(tmp_path / "run")) == 5
     assert (tmp_path / "run" / DONE).exists()
@@ -287,7 +288,7 @@ def test_who_is_refused_leaves_the_first_ones_rows(
 
     def beside_another(asked: Any) -> Any:
         monkeypatch.setattr(api, "_start", begun)
-        with pytest.raises(GeffectError, match="no other process that writes"):
+        with pytest.raises(GeffectError, match="Another process writes"):
             api.unlearn(second)
         return begun(asked)
 

@@ -18,7 +18,8 @@ from geffect.config import InspectConfig, UnlearnConfig
 from geffect.errors import Interrupted
 from geffect.io.signals import SIGNALS, terminable
 from geffect.record.reader import read_lines
-from geffect.record.writer import CONFIG, DONE, STEPS, RunDirectory
+from geffect.record.schema import CONFIG, DONE, STEPS
+from geffect.record.writer import RunDirectory
 from geffect.training.interruption import deferred
 from tests.conftest import config
 

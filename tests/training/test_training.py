@@ -15,8 +15,8 @@ from geffect import api
 from geffect.config import FinetuneConfig
 from geffect.core.effects import pairs, total_cosine
 from geffect.errors import GeffectError
-from geffect.record.frames import read
-from geffect.record.reader import read_environment, read_lines, read_steps
+from geffect.record.frames import read, read_steps
+from geffect.record.reader import read_environment, read_lines
 from tests.conftest import config
 
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from geffect.core.splits import role_of
+from geffect.record.reader import StepLine
 from geffect.reports.findings.estimates import Numbers, over_rows
 
-Line = Mapping[str, Any]
 Statistic = Callable[[Numbers], Any]
 NAMES = {"forget": "forget", "heldout": "heldout", "retain": "retain"}  # of roles, as they are told
 NLL, RIGHT, TOKENS = slice(0, 2), slice(2, 4), 4  # columns of `examples_of`: the first two at both ends
@@ -67,7 +67,7 @@ def lost_probability(examples: Numbers) -> Any:
     return 1 - np.exp(-rise(examples))
 
 
-def examples_of(first: Line, last: Line, role: str) -> Numbers:
+def examples_of(first: StepLine, last: StepLine, role: str) -> Numbers:
     """The examples of a role in two evaluations, those of all domains together.
 
     Args:
@@ -79,21 +79,21 @@ def examples_of(first: Line, last: Line, role: str) -> Numbers:
         ``[examples, 5]``: Σ −log p at both ends, right tokens at both ends, labeled tokens. A loss that is not finite
         is infinite: a broken model knows nothing. Right tokens are NaN where a record has none an example.
     """
-    names = [name for name in first["evaluation_examples"] if role_of(name) == role]
+    names = [name for name in first.examples if role_of(name) == role]
     found = np.concatenate([_columns(first, last, name) for name in names])
     found[:, NLL] = np.nan_to_num(found[:, NLL], nan=np.inf, posinf=np.inf)
     return found
 
 
-def _columns(first: Line, last: Line, name: str) -> Numbers:
-    rows = [line["evaluation_examples"][name] for line in (first, last)]
-    tokens = np.array(rows[0]["tokens"], dtype=np.float64)
+def _columns(first: StepLine, last: StepLine, name: str) -> Numbers:
+    both = [line.examples[name] for line in (first, last)]
+    tokens = np.array(both[0].tokens, dtype=np.float64)
     unknown = np.full(len(tokens), np.nan)
-    parts = [*(each["nll"] for each in rows), *(each.get("right", unknown) for each in rows), tokens]
+    parts = [*(each.nll for each in both), *(unknown if each.right is None else each.right for each in both), tokens]
     return np.stack([np.array(each, dtype=np.float64) for each in parts], axis=-1)
 
 
-def change_of(first: Line, last: Line, role: str) -> SetChange:
+def change_of(first: StepLine, last: StepLine, role: str) -> SetChange:
     """What became of the sets of a role; of several domains, of all their examples together."""
     found = examples_of(first, last, role)
     losses, accuracies = ((found[:, each].sum(0) / found[:, TOKENS].sum()).tolist() for each in (NLL, RIGHT))
@@ -103,8 +103,8 @@ def change_of(first: Line, last: Line, role: str) -> SetChange:
     return SetChange(NAMES[role], len(found), accuracy, Change(losses[0], losses[1], interval(rise, found)))
 
 
-def _mean_accuracy(line: Line, role: str) -> float:
-    return float(np.mean([each["accuracy"] for name, each in line["evaluation"].items() if role_of(name) == role]))
+def _mean_accuracy(line: StepLine, role: str) -> float:
+    return float(np.mean([score.accuracy for name, score in line.scores.items() if role_of(name) == role]))
 
 
 def interval(statistic: Callable[..., Any], *sets: Numbers) -> Interval:

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from geffect.record.frames import read
-from geffect.record.reader import as_written, read_config, read_lines
-from geffect.record.standard_errors import read_standard_errors
+from geffect.record.frames import read, read_standard_errors
+from geffect.record.reader import contents, damage_refused, read_config
 from geffect.reports.findings import checkpoints, gradients
 from geffect.reports.findings.finding import Finding
 
 
-@as_written
+@damage_refused
 def find(path: Path | str, run: str = "", scheme: str = "thirds") -> list[Finding]:
     """What a run shows beyond noise.
 
@@ -33,12 +32,11 @@ def find(path: Path | str, run: str = "", scheme: str = "thirds") -> list[Findin
         GeffectError: no run is there, or it has no measured step.
     """
     path = Path(path)
-    frame, lines = read(path, "group", scheme), read_lines(path)
+    frame = read(path, "group", scheme)
     config = read_config(path)
     found = in_rows(frame, _rectifier(str(config.get("rectifier", "none"))))
-    spread = [line["standard_errors"] for line in lines if line.get("standard_errors")]
-    if spread and not any(each.kind == "conflict" for each in found):
-        batches = len(spread[0]["linearized"][0])
+    batches = contents(path).batches
+    if batches and not any(each.kind == "conflict" for each in found):
         found = [*_made(checkpoints.conflict(read_standard_errors(path, "total"), batches)), *found]
     return [each._replace(run=run) for each in found]
 

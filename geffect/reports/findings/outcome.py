@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from geffect.core.splits import role_of
-from geffect.record.reader import as_written, read_lines
+from geffect.record.reader import StepLine, damage_refused, step_lines
 from geffect.reports.findings.changes import (
     Interval,
-    Line,
     SetChange,
     Statistic,
     change_of,
@@ -72,7 +71,7 @@ class Outcome(NamedTuple):
         return found
 
 
-@as_written
+@damage_refused
 def outcome(path: Path | str) -> Outcome:
     """Whether a run forgot selectively, from its first to its last evaluation.
 
@@ -82,10 +81,10 @@ def outcome(path: Path | str) -> Outcome:
     Returns:
         The outcome; ``not told`` where the forget set, or a set to compare it with, was not evaluated twice.
     """
-    return judged(read_lines(Path(path)))
+    return judged(step_lines(path))
 
 
-def judged(lines: Sequence[Line]) -> Outcome:
+def judged(lines: Sequence[StepLine]) -> Outcome:
     """Judge the evaluations of a run.
 
     L is the share that a set lost. Forgetting is selective where ½·L(forget) − L(kept) lies above zero, and not where
@@ -98,8 +97,8 @@ def judged(lines: Sequence[Line]) -> Outcome:
     Returns:
         The outcome.
     """
-    scored = [line for line in lines if "evaluation_examples" in line]
-    roles = {role_of(name) for name in scored[0]["evaluation_examples"]} if scored else set()
+    scored = [line for line in lines if line.examples]
+    roles = {role_of(name) for name in scored[0].examples} if scored else set()
     kept = next((role for role in KEPT if role in roles), None)
     if "forget" not in roles or kept is None or len(scored) < 2:
         missing = "a forget set and a heldout or retain set were not both evaluated at the start and at the end"
@@ -107,7 +106,7 @@ def judged(lines: Sequence[Line]) -> Outcome:
     return _compared(scored[0], scored[-1], kept)
 
 
-def _compared(first: Line, last: Line, kept: str) -> Outcome:
+def _compared(first: StepLine, last: StepLine, kept: str) -> Outcome:
     sets = [examples_of(first, last, role) for role in ("forget", kept)]
     verdicts = {scale: _verdict(sets, lost) for scale, lost in SCALES.items()}
     verdict, scale = _chosen(verdicts)
@@ -117,7 +116,7 @@ def _compared(first: Line, last: Line, kept: str) -> Outcome:
         verdict,
         _sentence(verdict, scale, sets, (forget, other)),
         scale,
-        (first["step"], last["step"]),
+        (first.step, last.step),
         forget,
         other,
         {name: _apart(sets, statistic) for name, statistic in difference.items()},

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from geffect.errors import GeffectError
-from geffect.record.writer import TOKENS
+from geffect.record.frames import read_settings
+from geffect.record.schema import TOKENS
 from geffect.reports.compare import compare, descended
 from geffect.reports.findings.collecting import find
 from geffect.reports.findings.finding import Finding
@@ -18,7 +19,7 @@ from geffect.reports.html.maps import LayerMap, layer_maps
 from geffect.reports.html.pictures import Picture, pictures
 from geffect.reports.html.texts import Text, texts
 from geffect.reports.html.worst import worst_rows
-from geffect.reports.matched import align, differences, settings
+from geffect.reports.matched import align, differences
 from geffect.reports.run import Run
 
 TOGETHER = ("g_effect", "cosine", "trade_off")
@@ -78,7 +79,17 @@ def section(path: Path, name: str, key: str, scheme: str = "thirds") -> Section:
     told = texts(run.tokens()) if (path / TOKENS).exists() else []
     worst = _table(worst_rows(path))
     return Section(
-        name, str(path), key, outcome(path), found, _scores(run), pictures([run]), maps, told, worst, settings(path)
+        name,
+        str(path),
+        key,
+        outcome(path),
+        found,
+        _scores(run),
+        pictures([run]),
+        maps,
+        told,
+        worst,
+        read_settings(path),
     )
 
 

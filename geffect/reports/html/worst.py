@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from geffect.core.splits import role_of
-from geffect.record.reader import read_lines
+from geffect.record.reader import evaluations
 
 COLUMNS = ["set", "example", "nats a token, start", "nats a token, end", "rise"]
 COUNT = 3
@@ -22,16 +22,12 @@ def worst_rows(path: Path, count: int = COUNT) -> pd.DataFrame:
         `COLUMNS`: of a forget set the rows whose −log p rose least, of any other those whose rose most; no lines where
         fewer than two evaluations kept their rows.
     """
-    scored = [
-        line["evaluation_examples"]
-        for line in read_lines(path)
-        if "evaluation_examples" in line and "diverged" not in line
-    ]
+    scored = [line.examples for line in evaluations(path) if line.examples and not line.diverged]
     if len(scored) < 2:
         return pd.DataFrame(columns=COLUMNS)
     found = []
     for name, first in scored[0].items():
-        frame = pd.DataFrame({"start": first["nll"], "end": scored[-1][name]["nll"]}).div(first["tokens"], axis=0)
+        frame = pd.DataFrame({"start": first.nll, "end": scored[-1][name].nll}).div(first.tokens, axis=0)
         frame["rise"] = frame["end"] - frame["start"]
         chosen = frame.sort_values("rise", ascending=role_of(name).startswith("forget")).head(count)  # or forget_val
         found.append(chosen.rename_axis("example").reset_index().assign(set=name))

@@ -1,0 +1,120 @@
+"""A localization on disk: masks as safetensors with their recipe, mean gradients as inner products and magnitudes."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from geffect.errors import GeffectError
+from geffect.localization.localize import Localization
+from geffect.models.checksums import CHECKSUMS, check_checksums, read_checksums, write_checksums
+from geffect.record.reader import check_format, damage_refused, first_gram, is_finished, read_document
+from geffect.record.schema import ENVIRONMENT, FORMAT, MASKS, RECIPE, STEPS
+from geffect.record.writer import RunDirectory, replacing, write_json
+
+READ = (RECIPE, STEPS, ENVIRONMENT)  # what a localization is read back from, beside its masks
+AGAIN = "Restore it from a copy, or localize again"
+
+
+def write_localization(run: RunDirectory, localization: Localization, recipe: Mapping[str, Any]) -> None:
+    """Write a localization's lines, its masks, one file a share, and its recipe, which stands in every file."""
+    path = run.path
+    for place, overlap in enumerate(localization.overlaps.values()):
+        gram = {"gram": localization.gram} if localization.gram.rows and not place else {}
+        run.append({"step": 0} | gram | {"overlap": overlap})
+    (path / MASKS).mkdir()
+    for share, splits in localization.masks.items():
+        bits = {f"{split}|{name}": mask for split, masks in splits.items() for name, mask in masks.items()}
+        metadata = {"geffect_format": str(FORMAT), "share": repr(share), "recipe": json.dumps(recipe)}
+        with replacing(path / MASKS / f"share-{share!r}.safetensors") as file:
+            save_file(bits, file, metadata=metadata)
+    content = {"recipe": recipe, "examples": localization.examples, "magnitudes": localization.magnitudes}
+    write_json(path / RECIPE, content)
+    write_checksums(path, [*(path / name for name in READ), *(path / MASKS).iterdir()])
+
+
+@damage_refused
+def read_localization(path: Path | str) -> Localization:
+    """Read a localization back.
+
+    Args:
+        path: a directory of ``geffect localize``.
+
+    Returns:
+        Masks, inner products, magnitudes and numbers of examples; the overlaps are read by `read_overlap`.
+
+    Raises:
+        GeffectError: none is there, or it cannot be read.
+    """
+    path = Path(path)
+    content = _content(path)
+    _check_unharmed(path)
+    localization = Localization({}, examples=content["examples"], magnitudes=content["magnitudes"])
+    for file in sorted((path / MASKS).glob("share-*.safetensors")):
+        share = float(file.stem.removeprefix("share-"))
+        localization.masks[share] = _masks(file, list(localization.examples), content["recipe"])
+    gram = first_gram(path)
+    if gram is not None:
+        localization.gram = gram
+    return localization
+
+
+def _check_unharmed(path: Path) -> None:
+    """Every file that is read is the one that was written, and there is no mask beside them."""
+    check_checksums(path, remedy=AGAIN)
+    known = read_checksums(path, AGAIN)
+    for name in (*READ, *(f"{MASKS}/{file.name}" for file in sorted((path / MASKS).glob("share-*.safetensors")))):
+        if name not in known:
+            raise GeffectError(f"{path / CHECKSUMS} has no checksum of {name}", remedy=AGAIN)
+
+
+def check_localized(path: Path, sha256: str | None, shapes: Mapping[str, list[int]]) -> None:
+    """Refuse a localization of other weights (``sha256``) or of other trainable parameters (name → shape)."""
+    recipe, remedy = _content(path)["recipe"], "Localize this model, and name the result with --masks"
+    names = recipe["shapes"]
+    if list(names) != list(shapes) or names != dict(shapes):
+        other = next((n for n in (*shapes, *names) if names.get(n) != shapes.get(n)), "their order")
+        here, there = (f"{table[other]}" if other in table else "none" for table in (shapes, names))
+        raise GeffectError(
+            f"The masks in {path} are of other trained parameters than the model's ({other}: {there}, not {here})",
+            remedy=remedy,
+        )
+    if recipe["sha256"] != sha256:
+        raise GeffectError(
+            f"The masks in {path} are of {recipe['model']} (weights {str(recipe['sha256'])[:12]}), "
+            f"not of these weights ({str(sha256)[:12]})",
+            remedy=remedy,
+        )
+
+
+def _content(path: Path) -> dict[str, Any]:
+    if not is_finished(path) or not (path / RECIPE).exists():
+        raise GeffectError(f"There is no localization in {path}", remedy="Make one with geffect localize")
+    check_format(path)
+    content = read_document(path / RECIPE)
+    if not {"recipe", "examples", "magnitudes"} <= set(content):
+        raise GeffectError(f"{path / RECIPE} lacks a key", remedy=AGAIN)
+    return content
+
+
+def _masks(file: Path, splits: list[str], recipe: Mapping[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
+    masks: dict[str, dict[str, torch.Tensor]] = {split: {} for split in splits}
+    try:
+        with safe_open(file, "pt") as stored:
+            written = (stored.metadata() or {}).get("geffect_format")
+            if written != str(FORMAT):
+                raise ValueError(f"format {written}; this geffect reads format {FORMAT}")
+            for key in stored.keys():  # noqa: SIM118  a handle, not a mapping
+                split, _, name = key.partition("|")
+                masks[split][name] = mask = stored.get_tensor(key)
+                if mask.dtype != torch.uint8 or len(mask) != -(-math.prod(recipe["shapes"][name]) // 8):
+                    raise ValueError(f"{mask.numel()} numbers of {mask.dtype} for {name}")
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise GeffectError(f"{file} cannot be read: {reason}", remedy=AGAIN) from error
+    return masks
