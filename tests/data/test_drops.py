@@ -25,7 +25,7 @@ from geffect.models.load import load
 from geffect.monitoring.loop import Watch
 from geffect.record.reader import read_lines
 from geffect.record.resume import check_lines
-from geffect.record.schema import STEPS
+from geffect.record.schema import FORMAT, STEPS
 from geffect.training.hf_arguments import training_arguments
 from tests.conftest import Command, config
 from tests.data.test_encode import CHAT, START, STOP, chat, learned
@@ -239,23 +239,25 @@ def test_a_tokenizer_longer_than_the_embedding_is_refused_in_every_verb(
 
 
 LINES: dict[str, tuple[list[Any], str]] = {
-    "missing": ([0, 2, 3, 4], r"step 1, once, as line 2 of .*; found that of step 2;"),
-    "missing at the end": ([0, 1], r"step 2, once, as line 3 of .*; found none;"),
-    "doubled": ([0, 1, 1, 2, 3], r"found step 1 after step 1 in line 3;"),
-    "doubled behind": ([0, 1, 2, 3, 1], r"found step 1 after step 3 in line 5;"),
-    "out of order": ([1, 0, 2, 3], r"found step 0 after step 1 in line 2;"),
-    "no step": ([0, None, 2, 3], r"found None for a step in line 2;"),
-    "a text": ([0, "1", 2, 3], r"found '1' for a step in line 2;"),
+    "missing": ([0, 2, 3, 4], r"Line 2 of .* is not the one line of step 1: it is that of step 2\."),
+    "missing at the end": ([0, 1], r"Line 3 of .* is not the one line of step 2: it is missing\."),
+    "doubled": ([0, 1, 1, 2, 3], r": step 1 after step 1 in line 3\."),
+    "doubled behind": ([0, 1, 2, 3, 1], r": step 1 after step 3 in line 5\."),
+    "out of order": ([1, 0, 2, 3], r": step 0 after step 1 in line 2\."),
+    "no step": ([0, None, 2, 3], r": None for a step in line 2\."),
+    "a text": ([0, "1", 2, 3], r": '1' for a step in line 2\."),
 }
 
 
 @pytest.mark.parametrize("case", LINES)
 def test_a_record_is_whole_before_it_goes_on(case: str, tmp_path: Path) -> None:
     steps, says = LINES[case]
-    (tmp_path / STEPS).write_text("".join(json.dumps({"step": step}) + "\n" for step in steps), encoding="utf-8")
+    (tmp_path / STEPS).write_text(
+        "".join(json.dumps({"format": FORMAT, "step": step}) + "\n" for step in steps), encoding="utf-8"
+    )
     with pytest.raises(GeffectError, match=says):
         check_lines(tmp_path, range(3))
-    (tmp_path / STEPS).write_text("".join(json.dumps({"step": step}) + "\n" for step in (0, 1, 2, 5)))
+    (tmp_path / STEPS).write_text("".join(json.dumps({"format": FORMAT, "step": step}) + "\n" for step in (0, 1, 2, 5)))
     check_lines(tmp_path, range(3))
 
 

@@ -439,8 +439,8 @@ def cut(dated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Unlearn
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
-        (_template, r"the chat template that .*run began with; found another"),
-        (_merges, r"the tokenizer that .*run began with; found another|the .* set of"),
+        (_template, r"The chat template is not the one that .*run began with"),
+        (_merges, r"The tokenizer is not the one that .*run began with|The .* set of"),
         (lambda path: (path.parent / "no.txt").write_text("No.\n"), r"The answers of .*run has changed: sha256 "),
     ],
 )

@@ -205,7 +205,7 @@ def test_what_cannot_be_drawn_is_refused(runs: dict[str, Path], start: Path, tmp
     with pytest.raises(GeffectError, match=r"a kind among g_effect, .*; found 'pie'"):
         geffect.Run(runs["gru"]).plot("pie")
     bare = geffect.Run(api.unlearn(config(start, tmp_path / "bare", steps=1, heldout=None)))
-    for kind, says in (("trade_off", "a heldout set"), ("prediction", "a prediction")):
+    for kind, says in (("trade_off", "a heldout set"), ("prediction", "has no prediction")):
         with pytest.raises(GeffectError, match=says):
             bare.plot(kind)
     with pytest.raises(GeffectError, match=r"environment\.json"):
