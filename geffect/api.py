@@ -201,22 +201,17 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
     from geffect.evaluation.metrics.success import successes
     from geffect.models.load import quiet_transformers
     from geffect.models.reference import Reference
-    from geffect.objectives.registry import make_objective
-    from geffect.rectifiers.registry import make_rectifier
-    from geffect.stopping import make_rules
     from geffect.training.aux_inputs import compute_columns
     from geffect.training.diagnostics import Diagnostics
     from geffect.training.hf_arguments import training_arguments
     from geffect.training.setup import check_launched, masked_by, training_sets
     from geffect.training.unlearn import UnlearnTrainer
 
-    objective, rectifier = make_objective(config.objective), make_rectifier(config.rectifier)
-    rules = make_rules(config.stop)
     if resume:
         config = unfinished(config)
     with RunDirectory(config.out, resume=resume) as run:
         start = _start(config)
-        loaded, sets = start.loaded, training_sets(config, start, objective)
+        loaded, sets = start.loaded, training_sets(config, start, config.objective)
         check_launched(config, sets)
         frozen, scored = masked_by(config, loaded), successes(loaded.model, loaded.tokenizer, start.encoded)
         whole = resolved(config) | {"reference": {"path": loaded.source, "sha256": loaded.sha256}}
@@ -241,13 +236,13 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
                 loaded.model,
                 arguments,
                 tokenizer=loaded.tokenizer,
-                objective=objective,
-                rectifier=rectifier,
+                objective=config.objective,
+                rectifier=config.rectifier.rule,
                 sets=sets,
                 columns=compute_columns(
-                    loaded.model, loaded.tokenizer, objective, sets, config.seed, autocast=config.autocasts
+                    loaded.model, loaded.tokenizer, config.objective, sets, config.seed, autocast=config.autocasts
                 ),
-                reference=Reference(loaded.model) if objective.needs & {"ref_logits", "ref_hidden"} else None,
+                reference=Reference(loaded.model) if config.objective.needs & {"ref_logits", "ref_hidden"} else None,
                 diagnostics=diagnostics,
                 keep_dropout=config.keep_dropout,
                 autocast=config.autocasts,
@@ -255,7 +250,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
                 evaluation_sets=evaluated,
                 frozen=frozen,
                 sharded=config.shard,
-                rules=rules,
+                rules=config.stop,
                 past=lines_before(config.out, checkpoint),
             )
             train(trainer, checkpoint, f"{launcher()}geffect unlearn {again(config)}")
@@ -264,7 +259,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
             end = successes(loaded.model, loaded.tokenizer, start.encoded) if scored else {}
             if rank() == 0:
                 success = {"success": {"start": scored, "end": end}} if scored else {}
-                run.finish(ends(config.out, rules) | unmet(config) | success)
+                run.finish(ends(config.out, config.stop) | unmet(config) | success)
             wait()  # the others read what the first has written
     check_converged(trainer, config.out)
     return config.out

@@ -2,9 +2,12 @@
 
 import contextlib
 import datetime
+import inspect
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar, overload
 
 from pydantic import (
     AfterValidator,
@@ -12,15 +15,24 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from geffect.errors import GeffectError
+from geffect.errors import GeffectError, shorten
 from geffect.io.readers import Unreadable, read_yaml
 from geffect.io.unique import duplicate
+
+if TYPE_CHECKING:
+    from geffect.data.domains import Domain
+    from geffect.objectives.base import Objective
+    from geffect.rectifiers.registry import Rectification
+    from geffect.stopping import StopRules
 
 PATH_BYTES, NAME_BYTES = 4000, 250  # Linux takes 4095 and 255; something is written below, and beside, what is named
 TEXT_LENGTH = 10_000  # characters of a setting
@@ -42,15 +54,92 @@ def place(path: Path) -> Path:
     longest = max(map(len, full.split(os.fsencode(os.sep))))
     if longest > NAME_BYTES or len(full) > PATH_BYTES:
         raise GeffectError(
-            f"a path of at most {NAME_BYTES} bytes a name and {PATH_BYTES} in all",
-            f"{longest} in a name, {len(full)} in all",
-            "shorten it",
+            f"A path has {longest} bytes in a name and {len(full)} in all",
+            remedy=f"Shorten it to at most {NAME_BYTES} in a name and {PATH_BYTES} in all",
         )
     expanded = Path(os.path.expanduser(path))
     return Path(os.path.realpath(expanded)) if ".." in expanded.parts else expanded
 
 
-Home = Annotated[Path, AfterValidator(place)]
+Value = TypeVar("Value", covariant=True)
+Accepted = TypeVar("Accepted", contravariant=True)
+
+if TYPE_CHECKING:
+
+    class Setting(Generic[Value, Accepted]):
+        """A field that accepts a text, or what the text names; a type checker reads both sides off this."""
+
+        @overload
+        def __get__(self, instance: None, owner: object) -> Self: ...
+        @overload
+        def __get__(self, instance: object, owner: object) -> Value: ...
+        def __get__(self, instance: object, owner: object) -> Any: ...
+        def __set__(self, instance: object, value: Accepted) -> None: ...
+
+    Home = Setting[Path, str | os.PathLike[str]]
+    OptionalHome = Setting[Path | None, str | os.PathLike[str] | None]
+    Day = Setting[datetime.date, str | datetime.date]
+    Texts = Setting[list[str], str | Sequence[str | os.PathLike[str]]]
+    Name = Setting[str, str | os.PathLike[str]]
+    OptionalName = Setting[str | None, str | os.PathLike[str] | None]
+    ObjectiveSetting = Setting[Objective, str | Objective]
+    Objectives = Setting[list[Objective], str | Objective | Sequence[str | Objective]]
+    RectifierSetting = Setting[Rectification, str | Rectification]
+    StopSetting = Setting[StopRules, str | StopRules]
+    Domains = Setting[list[Domain], Sequence[str | Domain]]
+else:  # what a text names is imported once a configuration is built: loading torch takes seconds
+
+    def _objective(value):
+        from geffect.objectives.base import Objective
+        from geffect.objectives.registry import make_objective
+
+        return _parsed(value, Objective, make_objective, "an objective")
+
+    def _rectifier(value):
+        from geffect.rectifiers.registry import Rectification, make_rectification
+
+        return _parsed(value, Rectification, make_rectification, "a rectifier")
+
+    def _stop(value):
+        from geffect.stopping import StopRules, make_rules
+
+        return _parsed(value, StopRules, make_rules, "stop rules")
+
+    def _domains(values):
+        from geffect.data.domains import Domain, parse_domains
+
+        if not isinstance(values, list) or not all(isinstance(value, str | Domain) for value in values):
+            raise PydanticCustomError("domains", "a valid list of texts")
+        return parse_domains(values)
+
+    def _parsed(value, kind, make, name):
+        if isinstance(value, str):
+            return make(value)
+        if not isinstance(value, kind):
+            raise PydanticCustomError("parsed", "{name} or its text", {"name": name})
+        return value
+
+    def _list(value):
+        return [value] if isinstance(value, str) or not isinstance(value, list | dict) else value
+
+    AS_TEXT = PlainSerializer(str)
+    AS_TEXTS = PlainSerializer(lambda values: [str(value) for value in values])
+    Home = Annotated[Path, AfterValidator(place)]
+    OptionalHome = Home | None
+    Name, OptionalName = str, str | None
+    Texts = Annotated[list[str], BeforeValidator(_list)]
+    Day = Annotated[datetime.date, BeforeValidator(lambda value: _day(value))]
+    ObjectiveSetting = Annotated[Any, BeforeValidator(_objective), AS_TEXT]
+    Objectives = Annotated[list[ObjectiveSetting], BeforeValidator(_list)]
+    RectifierSetting = Annotated[Any, BeforeValidator(_rectifier), AS_TEXT]
+    StopSetting = Annotated[Any, BeforeValidator(_stop), AS_TEXT]
+    Domains = Annotated[list[Any], BeforeValidator(_domains), AS_TEXTS]
+
+# defaults of fields whose accepted type is wider than their own
+NONE: Any = None
+EMPTY: Any = list
+TEMPLATE_DATE: Any = datetime.date(2025, 4, 10)
+DOCTOR_OUT: Any = Path("runs/unlearn")
 MANY = 10**9  # a count beyond it is a slip of the pen
 
 
@@ -74,10 +163,25 @@ class Need(NamedTuple):
 
 
 class Schema(BaseModel):
-    """Unknown keys are errors; values are checked, never silently cut."""
+    """Unknown keys are errors; values are checked, never silently cut. A constructor and a file are refused alike."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # --help reads none: a quarter of its time
     NEEDS: ClassVar[tuple[Need, ...]] = ()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Write every field and its default into the docstring, for ``help()``."""
+        head = inspect.cleandoc(cls.__doc__ or "").partition("\n\nAttributes:")[0]
+        fields = [
+            f"    {name}: {field.description} [{shown_default(field)}]" for name, field in cls.model_fields.items()
+        ]
+        cls.__doc__ = "\n".join([head, "", "Attributes:", *fields])
+
+    def __init__(self, **settings: Any) -> None:
+        try:
+            super().__init__(**{name: _as_text(value) for name, value in settings.items()})
+        except ValidationError as error:
+            raise _refusal(type(self), error) from error
 
     @field_validator("*", mode="before")
     @classmethod
@@ -97,13 +201,26 @@ class Schema(BaseModel):
             raise PydanticCustomError("twice", "each value once")
         return value
 
+    @model_validator(mode="after")
+    def _no_idle(self) -> Self:
+        """Refuse a setting that changes nothing, given the others."""
+        for name, other, values in self.NEEDS:
+            default, needed = type(self).model_fields[name].get_default(call_default_factory=True), getattr(self, other)
+            if _texts(getattr(self, name)) != _texts(default) and not (needed in values if values else needed):
+                flag, wanted = _flag(name), f"{_flag(other)} {' or '.join(values)}".strip()
+                raise GeffectError(
+                    f"{flag} does nothing without {wanted}, which is {needed or 'none'}",
+                    remedy=f"Add {wanted}, or leave {flag} out",
+                )
+        return self
+
     @classmethod
-    def read(cls, file: Path | str | None = None, /, **given: Any) -> Self:
+    def read(cls, file: Path | str | None = None, /, **settings: Any) -> Self:
         """Build a configuration from a YAML file and values that override it.
 
         Args:
             file: a YAML mapping, such as a run's ``config.yaml``.
-            **given: values by field name; they win over the file. A path may stand where a text does.
+            **settings: values by field name; they win over the file. A path may stand where a text does.
 
         Returns:
             The checked configuration.
@@ -113,50 +230,57 @@ class Schema(BaseModel):
                 that asks to run code (`RUNS_CODE`): files are passed on, and only the command itself may ask for that.
         """
         content = _mapping(Path(file)) if file else {}
-        try:
-            found = cls(**(content | {name: _written(value) for name, value in given.items()}))
-            found._refuse_idle()
-        except ValidationError as error:
-            first = error.errors()[0]
-            cause = first.get("ctx", {}).get("error")
-            if isinstance(cause, GeffectError):
-                raise cause from None
-            key = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "the configuration"
-            if first["type"] == "missing":
-                stands = cls.model_fields[str(first["loc"][0])].json_schema_extra == ARGUMENT
-                wanted, place = (key[2:], "after the verb") if stands else (f"a value for {key}", "as a flag")
-                raise GeffectError(wanted, "none", f"add it {place} or to the YAML file") from error
-            if first["type"] == "extra_forbidden":
-                known = ", ".join(cls.model_fields)
-                raise GeffectError(f"a key among {known}", repr(first["loc"][0]), "correct the key") from error
-            if first["type"] == "twice":
-                value = f"{duplicate(map(str, first['input']))!r} twice"
-                name = str(first["loc"][0])
-                shown = name if cls.model_fields[name].json_schema_extra == ARGUMENT else key
-                raise GeffectError(f"each value of {shown} once", value, "leave one of them out") from error
-            wanted = "a path" if first["type"] == "path_type" else first["msg"].lower()
-            raise GeffectError(f"{key}: {wanted}", repr(first["input"]), "correct it") from error
-        for name in (name for name in RUNS_CODE if getattr(found, name, None) and name not in given):
-            flag, what = "--" + name.replace("_", "-"), f"{name}: {content[name]} in {file}"
+        config = cls(**(content | settings))
+        for name in (name for name in RUNS_CODE if getattr(config, name, None) and name not in settings):
             raise GeffectError(
-                f"{flag} beside a file that asks to run code",
-                what,
-                f"add {flag} to the command if you trust that code, else delete the line",
+                f"{file} asks to run code ({name}: {content[name]}), which a file alone may not",
+                remedy=f"Add {_flag(name)} to the command if you trust that code, else delete the line",
             )
-        return found
+        return config
 
-    def _refuse_idle(self) -> None:
-        """A setting that changes nothing, given the others, is a slip."""
-        for name, other, values in self.NEEDS:
-            default, its = type(self).model_fields[name].get_default(call_default_factory=True), getattr(self, other)
-            if getattr(self, name) != default and not (its in values if values else its):
-                flag, wanted = (f"--{each.replace('_', '-')}" for each in (name, other))
-                wanted = f"{wanted} {' or '.join(values)}".strip()
-                raise GeffectError(
-                    f"{wanted} beside {flag}, which does nothing without it",
-                    str(its or "none"),
-                    f"add {wanted}, or leave {flag} out",
-                )
+    def replace(self, **settings: Any) -> Self:
+        """The same configuration with other values, checked (`model_copy` checks nothing)."""
+        return type(self)(**({name: getattr(self, name) for name in self.model_fields_set} | settings))
+
+
+def _refusal(schema: type[Schema], error: ValidationError) -> GeffectError:
+    """The first thing that pydantic refused, as a sentence."""
+    first = error.errors()[0]
+    cause, name = first.get("ctx", {}).get("error"), str(first["loc"][0]) if first["loc"] else "the configuration"
+    if isinstance(cause, GeffectError):
+        return cause
+    if first["type"] == "extra_forbidden":
+        return GeffectError(f"There is no key {name!r}", remedy=f"Use one of {', '.join(schema.model_fields)}")
+    stands = name in schema.model_fields and schema.model_fields[name].json_schema_extra == ARGUMENT
+    shown = name if stands or name not in schema.model_fields else _flag(name)
+    if first["type"] == "missing":
+        where = "after the verb" if stands else "as a flag"
+        return GeffectError(f"{shown} has no value", remedy=f"Add it {where} or to the YAML file")
+    if first["type"] == "twice":
+        twice = duplicate(map(str, first["input"]))
+        return GeffectError(f"{shown} names {twice!r} twice", remedy="Leave one of them out")
+    wanted = "a path" if first["type"] == "path_type" else first["msg"]
+    should = re.sub("^(Input|String|List|Value) should ", "It should ", wanted)
+    return GeffectError(
+        f"{shown} is {shorten(repr(first['input']))}",
+        remedy=should if should.startswith("It ") else f"It should be {wanted}",
+    )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def shown_default(field: FieldInfo) -> str:
+    """A field's default as help shows it."""
+    if field.is_required():
+        return "required"
+    default = field.get_default(call_default_factory=True)
+    return f"default: {'none' if default is None or default == [] else default}"
+
+
+def _texts(value: Any) -> Any:
+    return [str(each) for each in value] if isinstance(value, list) else value
 
 
 def _check_texts(value: Any) -> None:
@@ -171,20 +295,23 @@ def _check_texts(value: Any) -> None:
         _check_texts(list(value.values()) if isinstance(value, dict) else None)
 
 
-def _written(value: Any) -> Any:
+def _as_text(value: Any) -> Any:
     """A path, or each of a list, as the shell would have it: text."""
     if isinstance(value, list | tuple):
-        return [_written(each) for each in value]
-    return str(value) if isinstance(value, Path) else value
+        return [_as_text(each) for each in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _mapping(file: Path) -> dict[str, Any]:
     try:
         content = read_yaml(file)
     except Unreadable as error:
-        raise GeffectError(f"a readable YAML file at {file}", str(error), "correct the path or the file") from error
+        raise GeffectError(
+            f"{file} is no readable YAML file: {error}", remedy="Correct the path or the file"
+        ) from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise GeffectError(f"names with values in {file}", type(content).__name__, "write one 'name: value' a line")
+        kind = type(content).__name__
+        raise GeffectError(f"{file} holds no names with values but a {kind}", remedy="Write one 'name: value' a line")
     return content
 
 
@@ -200,34 +327,31 @@ def _day(value: Any) -> Any:
     raise PydanticCustomError("date", "a date as YYYY-MM-DD, or today")
 
 
-Day = Annotated[datetime.date, BeforeValidator(_day)]
-
-
 class TextConfig(Schema):
     """How sets are read, and how they become tokens."""
 
     template_date: Day = Field(
-        datetime.date(2025, 4, 10), description="the date that a chat template takes for today's, or today"
+        default=TEMPLATE_DATE, description="the date that a chat template takes for today's, or today"
     )
     system_prompt: str | None = Field(
-        None, description="the system turn of a chat template, where a conversation has none of its own"
+        default=None, description="the system turn of a chat template, where a conversation has none of its own"
     )
-    chat_template: str | None = Field(
-        None,
+    chat_template: OptionalName = Field(
+        default=NONE,
         min_length=1,
         description="none, a file, or a name among the tokenizer's several, in place of the tokenizer's own",
     )
-    tokenizer: str | None = Field(
-        None, min_length=1, description="a model or a directory whose tokenizer takes the place of the model's"
+    tokenizer: OptionalName = Field(
+        default=NONE, min_length=1, description="a model or a directory whose tokenizer takes the place of the model's"
     )
     trust_remote_code: bool = Field(
-        False, description="run code that comes with a model; never taken from a file or a run"
+        default=False, description="run code that comes with a model; never taken from a file or a run"
     )
-    data_dir: Path | None = Field(None, description="where tofu/NAME.json, knowundo, muse and wmdp lie")
-    question_column: str = Field("question", description="column of a file that holds the question")
-    answer_column: str = Field("answer", description="column of a file that holds the answer")
-    text_column: str = Field("text", description="column of a file without questions that holds texts")
-    max_length: int = Field(512, ge=2, le=MANY, description="tokens kept of a row, or of a chunk of texts")
+    data_dir: Path | None = Field(default=None, description="where tofu/NAME.json, knowundo, muse and wmdp lie")
+    question_column: str = Field(default="question", description="column of a file that holds the question")
+    answer_column: str = Field(default="answer", description="column of a file that holds the answer")
+    text_column: str = Field(default="text", description="column of a file without questions that holds texts")
+    max_length: int = Field(default=512, ge=2, le=MANY, description="tokens kept of a row, or of a chunk of texts")
 
     @field_validator("system_prompt")
     @classmethod
@@ -246,7 +370,7 @@ MODEL = (
 class ModelConfig(Schema):
     """What is read, trained or measured."""
 
-    model: str = Field(min_length=1, description=MODEL)
+    model: Name = Field(min_length=1, description=MODEL)
 
 
 class DataConfig(TextConfig, ModelConfig):  # fields stand in the reverse of this order: the model first
@@ -256,8 +380,8 @@ class DataConfig(TextConfig, ModelConfig):  # fields stand in the reverse of thi
 class PreviewConfig(DataConfig):
     """``geffect preview``."""
 
-    data: str = Field(min_length=1, description="the set to show")
-    limit: int = Field(4, ge=1, le=MANY, description="rows shown")
+    data: Name = Field(min_length=1, description="the set to show")
+    limit: int = Field(default=4, ge=1, le=MANY, description="rows shown")
 
 
 class TrainConfig(DataConfig):
@@ -266,31 +390,35 @@ class TrainConfig(DataConfig):
     NEEDS: ClassVar[tuple[Need, ...]] = (Need("lora_dropout", "lora"),)
     out: Home = Field(description="the run directory to make; an existing one is refused")
     dtype: Literal["float32", "bfloat16", "float64"] = Field(
-        "float32", description="of the weights (LoRA on bfloat16 stays float32)"
+        default="float32", description="of the weights (LoRA on bfloat16 stays float32)"
     )
-    lora: int = Field(0, ge=0, le=MANY, description="rank of a fresh LoRA adapter; 0 trains all weights")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="on a fresh adapter's inputs, where dropout is kept")
-    seed: int = Field(0, ge=0, lt=2**32, description="of the order of rows and the adapter's start")
+    lora: int = Field(default=0, ge=0, le=MANY, description="rank of a fresh LoRA adapter; 0 trains all weights")
+    lora_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="on a fresh adapter's inputs, where dropout is kept"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of the order of rows and the adapter's start")
     batch_size: int = Field(
-        4,
+        default=4,
         ge=1,
         le=MANY,
         description="rows of a micro-batch (unlearn: forget rows, of each domain; as many retain rows go beside)",
     )
-    grad_accum_steps: int = Field(1, ge=1, le=MANY, description="micro-batches an optimizer step")
-    learning_rate: float = Field(1e-5, ge=0, allow_inf_nan=False, description="peak learning rate")
-    optimizer: str = Field("adamw_torch", description="any of Hugging Face's optimizers")
-    schedule: str = Field("constant", description="any of Hugging Face's learning-rate schedules")
-    warmup_steps: int = Field(0, ge=0, le=MANY, description="optimizer steps of linear warm-up")
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="of the optimizer")
+    grad_accum_steps: int = Field(default=1, ge=1, le=MANY, description="micro-batches an optimizer step")
+    learning_rate: float = Field(default=1e-5, ge=0, allow_inf_nan=False, description="peak learning rate")
+    optimizer: str = Field(default="adamw_torch", description="any of Hugging Face's optimizers")
+    schedule: str = Field(default="constant", description="any of Hugging Face's learning-rate schedules")
+    warmup_steps: int = Field(default=0, ge=0, le=MANY, description="optimizer steps of linear warm-up")
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="of the optimizer")
     max_grad_norm: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="clip the gradient's norm, after rectifying; 0 never clips"
+        default=0.0, ge=0, allow_inf_nan=False, description="clip the gradient's norm, after rectifying; 0 never clips"
     )
-    keep_dropout: bool = Field(False, description="train with the model's dropout; risks are measured without")
-    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
-    autocast: Literal["none", "bfloat16"] = Field("none", description="compute in it, with the weights in --dtype")
+    keep_dropout: bool = Field(default=False, description="train with the model's dropout; risks are measured without")
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
+    autocast: Literal["none", "bfloat16"] = Field(
+        default="none", description="compute in it, with the weights in --dtype"
+    )
     save_every: int = Field(
-        0, ge=0, le=MANY, description="optimizer steps between checkpoints; 0 keeps the last state only"
+        default=0, ge=0, le=MANY, description="optimizer steps between checkpoints; 0 keeps the last state only"
     )
     report_to: list[str] = Field(default_factory=list, description="trackers known to Hugging Face's Trainer")
 
@@ -325,8 +453,8 @@ class LocalizeConfig(DataConfig):
 
     NEEDS = (Need("draws", "labels", ("random", "corrupted")),)
     out: Home = Field(description="the directory to make; an existing one is refused")
-    domain: list[str] = Field(min_length=1, description=DOMAIN)
-    validation: list[str] = Field(default_factory=list, description=VALIDATION + "; its rows are used too")
+    domain: Domains = Field(min_length=1, description=DOMAIN)
+    validation: Domains = Field(default_factory=EMPTY, description=VALIDATION + "; its rows are used too")
     share: list[Share] = Field(
         default_factory=lambda: [0.1, 0.2],
         min_length=1,
@@ -334,54 +462,61 @@ class LocalizeConfig(DataConfig):
         description="of a tensor's entries in a mask; repeat it",
     )
     importance: Literal["mean_abs", "mean_square", "zscore"] = Field(
-        "mean_abs", description="of an entry: mean |g|, mean g², or |z| of the signed mean (the official code)"
+        default="mean_abs", description="of an entry: mean |g|, mean g², or |z| of the signed mean (the official code)"
     )
     labels: Literal["random", "true", "corrupted"] = Field(
-        "random", description="of the gradients: the answer's redrawn, true, or inputs corrupted (the official code)"
+        default="random",
+        description="of the gradients: the answer's redrawn, true, or inputs corrupted (the official code)",
     )
-    draws: int = Field(3, ge=1, le=1000, description="of labels, averaged")
+    draws: int = Field(default=3, ge=1, le=1000, description="of labels, averaged")
     masks_only: bool = Field(
-        False, description="leave out the splits' mean gradients, which memflex needs: less time and memory"
+        default=False, description="leave out the splits' mean gradients, which memflex needs: less time and memory"
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="of the draws")
-    dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="of the weights")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of the draws")
+    dtype: Literal["float32", "bfloat16", "float64"] = Field(default="float32", description="of the weights")
 
 
 class InspectConfig(TextConfig):
     """``geffect inspect``."""
 
-    checkpoints: list[str] = Field(min_length=1, description="what is inspected, in order", json_schema_extra=ARGUMENT)
+    checkpoints: Texts = Field(min_length=1, description="what is inspected, in order", json_schema_extra=ARGUMENT)
     out: Home = Field(description="the record to make (with several objectives, one below it each)")
-    start: str | None = Field(
-        None, min_length=1, description=f"the model before unlearning: step 0, and NPO's reference: {MODEL}"
+    start: OptionalName = Field(
+        default=NONE, min_length=1, description=f"the model before unlearning: step 0, and NPO's reference: {MODEL}"
     )
-    forget: str | None = Field(None, min_length=1, description="the set that was to go")
-    retain: str | None = Field(None, min_length=1, description="the set that was to stay")
-    heldout: str | None = Field(None, min_length=1, description="a further set to evaluate, in no gradient")
-    general: str | None = Field(None, min_length=1, description="a further set for gd, kl and rr (on=general)")
-    objective: list[str] = Field(
-        default_factory=list, description="whose gradient is measured at every checkpoint; repeat it"
+    forget: OptionalName = Field(default=NONE, min_length=1, description="the set that was to go")
+    retain: OptionalName = Field(default=NONE, min_length=1, description="the set that was to stay")
+    heldout: OptionalName = Field(default=NONE, min_length=1, description="a further set to evaluate, in no gradient")
+    general: OptionalName = Field(
+        default=NONE, min_length=1, description="a further set for gd, kl and rr (on=general)"
     )
-    batch_size: int = Field(8, ge=1, le=MANY, description="rows of each set at a time")
-    one_pass: bool = Field(False, description="leave out standard errors over batches: half the time, less memory")
-    overlap: float = Field(0.0, ge=0, le=1, description="share of a row's largest entries whose overlaps are recorded")
-    mode: Literal["exact", "paper"] = Field("exact", description="paper: the published script's estimates too")
+    objective: Objectives = Field(
+        default_factory=EMPTY, description="whose gradient is measured at every checkpoint; repeat it"
+    )
+    batch_size: int = Field(default=8, ge=1, le=MANY, description="rows of each set at a time")
+    one_pass: bool = Field(
+        default=False, description="leave out standard errors over batches: half the time, less memory"
+    )
+    overlap: float = Field(
+        default=0.0, ge=0, le=1, description="share of a row's largest entries whose overlaps are recorded"
+    )
+    mode: Literal["exact", "paper"] = Field(default="exact", description="paper: the published script's estimates too")
     tokens: int = Field(
-        0, ge=0, le=MANY, description="rows of each set, those the objective harms most, whose tokens are told apart"
+        default=0,
+        ge=0,
+        le=MANY,
+        description="rows of each set, those the objective harms most, whose tokens are told apart",
     )
-    points: list[str] = Field(
-        default_factory=list,
+    points: Objectives = Field(
+        default_factory=EMPTY,
         description="record every forget row's own effects (PG), and this objective's weight on it; repeat it",
     )
-    skip_broken: bool = Field(False, description="leave out checkpoints that cannot be read, and say which")
-    lora: int = Field(0, ge=0, le=MANY, description="rank of the fresh adapter that the start carried")
-    dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="of the weights")
-    seed: int = Field(0, ge=0, lt=2**32, description="of retain draws (--mode paper) and of the adapter's start")
-
-    @field_validator("checkpoints", "objective", "points", mode="before")
-    @classmethod
-    def _several(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value  # as a record holds its own
+    skip_broken: bool = Field(default=False, description="leave out checkpoints that cannot be read, and say which")
+    lora: int = Field(default=0, ge=0, le=MANY, description="rank of the fresh adapter that the start carried")
+    dtype: Literal["float32", "bfloat16", "float64"] = Field(default="float32", description="of the weights")
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="of retain draws (--mode paper) and of the adapter's start"
+    )
 
 
 class EvaluateConfig(DataConfig):
@@ -395,51 +530,60 @@ class EvaluateConfig(DataConfig):
         Need("relearn_rate", "relearn"),
     )
     out: Home = Field(description="the directory to make; an existing one is refused")
-    checkpoints: bool = Field(False, description="every checkpoint of the run directory --model, not its last alone")
-    suite: Literal["builtin", "tofu", "knowundo"] | None = Field(None, description="sets and metrics of a benchmark")
-    split: str = Field("forget01", min_length=1, description="the forget set of the tofu suite")
-    domain: list[str] = Field(
-        default_factory=lambda: ["privacy=knowundo:privacy"], description="of the knowundo suite: " + DOMAIN
+    checkpoints: bool = Field(
+        default=False, description="every checkpoint of the run directory --model, not its last alone"
+    )
+    suite: Literal["builtin", "tofu", "knowundo"] | None = Field(
+        default=None, description="sets and metrics of a benchmark"
+    )
+    split: str = Field(default="forget01", min_length=1, description="the forget set of the tofu suite")
+    domain: Domains = Field(
+        default_factory=lambda: ["privacy=knowundo:privacy"],
+        validate_default=True,
+        description="of the knowundo suite: " + DOMAIN,
     )
     metric: list[str] = Field(default_factory=list, description="a metric, taken on every --set; repeat it")
     set: list[str] = Field(
         default_factory=list, description="NAME=SET to take --metric on (forget, holdout, …); repeat it"
     )
     reference: Path | None = Field(
-        None, description="the evaluation of a model that never saw the forget set, for forget_quality and privleak"
+        default=None,
+        description="the evaluation of a model that never saw the forget set, for forget_quality and privleak",
     )
-    limit: int = Field(0, ge=0, le=MANY, description="rows of each set, its first; 0: all")
+    limit: int = Field(default=0, ge=0, le=MANY, description="rows of each set, its first; 0: all")
     task: list[str] = Field(
         default_factory=list, description="a task of lm-evaluation-harness (mmlu, arc_easy, wmdp_bio, …); repeat it"
     )
     task_dir: Path | None = Field(
-        None, description="a directory with such tasks of your own, whose code runs; not read from a file"
+        default=None, description="a directory with such tasks of your own, whose code runs; not read from a file"
     )
-    shots: str | None = Field(
-        None, min_length=1, description="the set whose first ten rows precede knowmem's questions"
+    shots: OptionalName = Field(
+        default=NONE, min_length=1, description="the set whose first ten rows precede knowmem's questions"
     )
-    rounded: bool = Field(False, description="evaluate the weights rounded to 8 bits, too")
-    calibrate: str | None = Field(
-        None,
+    rounded: bool = Field(default=False, description="evaluate the weights rounded to 8 bits, too")
+    calibrate: OptionalName = Field(
+        default=NONE,
         min_length=1,
         description="the start, mixed in until --tau of what it extracts on the heldout (else retain) set is kept",
     )
-    tau: float = Field(0.95, gt=0, le=1, allow_inf_nan=False, description="share kept, for --calibrate")
-    relearn: int = Field(0, ge=0, le=MANY, description="evaluate after so many steps of fit on the forget set, too")
-    relearn_rate: float = Field(1e-5, gt=0, allow_inf_nan=False, description="learning rate, for --relearn")
-    batch_size: int = Field(16, ge=1, le=MANY, description="rows at a time; it does not change a result")
-    max_new_tokens: int = Field(200, ge=1, le=MANY, description="of an answer the model writes itself")
-    confidence: float = Field(0.95, gt=0, lt=1, allow_inf_nan=False, description="of the bootstrap intervals")
-    seed: int = Field(0, ge=0, lt=2**32, description="of the bootstrap")
-    dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="of the weights")
+    tau: float = Field(default=0.95, gt=0, le=1, allow_inf_nan=False, description="share kept, for --calibrate")
+    relearn: int = Field(
+        default=0, ge=0, le=MANY, description="evaluate after so many steps of fit on the forget set, too"
+    )
+    relearn_rate: float = Field(default=1e-5, gt=0, allow_inf_nan=False, description="learning rate, for --relearn")
+    batch_size: int = Field(default=16, ge=1, le=MANY, description="rows at a time; it does not change a result")
+    max_new_tokens: int = Field(default=200, ge=1, le=MANY, description="of an answer the model writes itself")
+    confidence: float = Field(default=0.95, gt=0, lt=1, allow_inf_nan=False, description="of the bootstrap intervals")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of the bootstrap")
+    dtype: Literal["float32", "bfloat16", "float64"] = Field(default="float32", description="of the weights")
 
 
 class ReportConfig(Schema):
     """``geffect report``."""
 
     runs: list[Path] = Field(min_length=1, description="run directories", json_schema_extra=ARGUMENT)
-    out: Home | None = Field(None, description="the page to write; of one run its report.html by default")
-    scheme: Literal["thirds", "paper", "paper_script"] = Field("thirds", description="how layers make groups")
+    out: OptionalHome = Field(default=NONE, description="the page to write; of one run its report.html by default")
+    scheme: Literal["thirds", "paper", "paper_script"] = Field(default="thirds", description="how layers make groups")
 
     @property
     def page(self) -> Path:
@@ -449,85 +593,149 @@ class ReportConfig(Schema):
             GeffectError: several runs, and no file is named.
         """
         if self.out is None and len(self.runs) > 1:
-            raise GeffectError("a value for --out", f"none for {len(self.runs)} runs", "name the page to write")
+            raise GeffectError(f"There is no page to write for {len(self.runs)} runs", remedy="Name one with --out")
         return self.out or self.runs[0] / "report.html"
+
+
+ON_SHARDS = ("adamw_torch", "sgd", "adagrad", "rmsprop")  # whose state is sharded as the parameters are
 
 
 class UnlearnConfig(TrainConfig):
     """``geffect unlearn``."""
 
     NEEDS = (*TrainConfig.NEEDS, Need("balance", "domain"))
-    forget: str | None = Field(None, min_length=1, description="the set to unlearn")
-    retain: str | None = Field(None, min_length=1, description="the set to preserve; gradients are drawn from it")
-    domain: list[str] = Field(default_factory=list, description="in place of --forget and --retain: " + DOMAIN)
-    validation: list[str] = Field(default_factory=list, description=VALIDATION)
-    balance: Literal["refuse", "cut", "repeat"] = Field(
-        "refuse", description="of a domain's sets of different sizes: cut to the smaller (the paper's), or repeat rows"
+    forget: OptionalName = Field(default=NONE, min_length=1, description="the set to unlearn")
+    retain: OptionalName = Field(
+        default=NONE, min_length=1, description="the set to preserve; gradients are drawn from it"
     )
-    masks: Path | None = Field(None, description="a directory of geffect localize, for grail and memflex")
-    heldout: str | None = Field(None, min_length=1, description="a set to preserve that no gradient is drawn from")
-    general: str | None = Field(None, min_length=1, description="a further set for gd, kl and rr (on=general)")
-    objective: str = Field("ga", description="what is descended, as in 'npo(beta=0.1) + 1.0*gd'")
-    rectifier: str = Field("none", description="what its gradient becomes, as in 'gru(decay=0.2)'")
-    steps: int = Field(25, ge=1, le=MANY, description="optimizer steps")
+    domain: Domains = Field(default_factory=EMPTY, description="in place of --forget and --retain: " + DOMAIN)
+    validation: Domains = Field(default_factory=EMPTY, description=VALIDATION)
+    balance: Literal["refuse", "cut", "repeat"] = Field(
+        default="refuse",
+        description="of a domain's sets of different sizes: cut to the smaller (the paper's), or repeat rows",
+    )
+    masks: Path | None = Field(default=None, description="a directory of geffect localize, for grail and memflex")
+    heldout: OptionalName = Field(
+        default=NONE, min_length=1, description="a set to preserve that no gradient is drawn from"
+    )
+    general: OptionalName = Field(
+        default=NONE, min_length=1, description="a further set for gd, kl and rr (on=general)"
+    )
+    objective: ObjectiveSetting = Field(
+        default="ga", validate_default=True, description="what is descended, as in 'npo(beta=0.1) + 1.0*gd'"
+    )
+    rectifier: RectifierSetting = Field(
+        default="none", validate_default=True, description="what its gradient becomes, as in 'gru(decay=0.2)'"
+    )
+    steps: int = Field(default=25, ge=1, le=MANY, description="optimizer steps")
     until_accuracy: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         le=1,
         description="stop after an evaluation with the forget set's token accuracy below this; 0: never",
     )
-    stop: str = Field(
-        "",
+    stop: StopSetting = Field(
+        default="",
+        validate_default=True,
         description="rules that end the run and choose its checkpoint, as in 'kept(share=0.9) + knee + collapse', "
         "or 'forgotten(risk=3)'",
     )
-    diagnose_every: int = Field(1, ge=1, le=MANY, description="optimizer steps between two Grams of all rows")
-    evaluate_every: int = Field(5, ge=1, le=MANY, description="optimizer steps between evaluations of the sets")
+    diagnose_every: int = Field(default=1, ge=1, le=MANY, description="optimizer steps between two Grams of all rows")
+    evaluate_every: int = Field(default=5, ge=1, le=MANY, description="optimizer steps between evaluations of the sets")
     evaluate: list[Role] = Field(
         default_factory=list, description="a set to evaluate; repeat it; all where none is named"
     )
-    overlap: float = Field(0.0, ge=0, le=1, description="share of a row's largest entries whose overlaps are recorded")
-    prediction: int = Field(
-        0, ge=0, le=MANY, description="probe rows of each set whose risk's change is predicted and measured"
+    overlap: float = Field(
+        default=0.0, ge=0, le=1, description="share of a row's largest entries whose overlaps are recorded"
     )
-    standard_errors: bool = Field(False, description="go over each window's micro-batches again for standard errors")
+    prediction: int = Field(
+        default=0, ge=0, le=MANY, description="probe rows of each set whose risk's change is predicted and measured"
+    )
+    standard_errors: bool = Field(
+        default=False, description="go over each window's micro-batches again for standard errors"
+    )
     shard: bool = Field(
-        False, description="leave each launched process a part of weights, gradients and optimizer state (FSDP2)"
+        default=False,
+        description="leave each launched process a part of weights, gradients and optimizer state (FSDP2)",
     )
     save_rows: list[Row] = Field(default_factory=list, description="a row to write as safetensors; repeat it")
-    mode: Literal["exact", "paper"] = Field("exact", description="paper: the published script's estimates too")
+    mode: Literal["exact", "paper"] = Field(default="exact", description="paper: the published script's estimates too")
     reference: dict[str, str | None] | None = Field(
-        None, description="the start's directory and hash, as a run resolved them", json_schema_extra=NO_FLAG
+        default=None, description="the start's directory and hash, as a run resolved them", json_schema_extra=NO_FLAG
     )
 
-    @classmethod
-    def read(cls, file: Path | str | None = None, /, **given: Any) -> Self:
-        """As `Schema.read`; what is unlearned is named by ``domain``, or by ``forget`` and ``retain``."""
-        found = super().read(file, **given)
+    @model_validator(mode="after")
+    def _check_method(self) -> Self:
+        """Refuse a method or a diagnostic that lacks what it needs."""
+        from geffect.data.domain_splits import set_names
+
         for name in ("forget", "retain"):
-            if bool(found.domain) == bool(getattr(found, name)):
-                both = f"--domain and --{name}" if found.domain else "none"
-                remedy = "name domains alone" if found.domain else "add it as a flag or to the YAML file, or --domain"
-                raise GeffectError(f"a value for --{name}", both, remedy)
-        return found
+            if bool(self.domain) == bool(getattr(self, name)):
+                told = f"--domain and --{name} name one set twice" if self.domain else f"--{name} has no value"
+                remedy = "Name domains alone" if self.domain else "Add it as a flag or to the YAML file, or --domain"
+                raise GeffectError(told, remedy=remedy)
+        if "general" in self.objective.sets and self.general is None:
+            raise GeffectError(f"{self.objective.text!r} needs a set for on=general", remedy="Name one with --general")
+        if len(self.objective.answers) > 1:
+            answers = " and ".join(name or "the built-in ones" for name in self.objective.answers)
+            raise GeffectError(f"{self.objective.text!r} names several answers: {answers}", remedy="Name one set")
+        self._check_rectifier()
+        self._check_evaluated({role for role, _ in set_names(self)})
+        if self.standard_errors and self.grad_accum_steps < 2:
+            remedy = "Add --grad-accum-steps 4, or leave --standard-errors out"
+            raise GeffectError("--standard-errors needs two or more micro-batches a step", remedy=remedy)
+        if self.shard and self.optimizer not in ON_SHARDS:
+            remedy = f"Choose one of {', '.join(ON_SHARDS)}, or leave --shard out"
+            raise GeffectError(f"--shard does not know the optimizer {self.optimizer}", remedy=remedy)
+        return self
+
+    def _check_rectifier(self) -> None:
+        freezing, memory = self.rectifier.freezing, self.rectifier.rule.memory
+        if freezing and self.masks is None:
+            remedy = "Make one with geffect localize, and name it with --masks"
+            raise GeffectError(f"{self.rectifier.text!r} needs a directory of masks", remedy=remedy)
+        if self.masks is not None and not freezing:
+            raise GeffectError(f"{self.rectifier.text!r} takes no --masks ({self.masks})", remedy="Leave --masks out")
+        recorded = {"retain_average": memory, "masked": freezing, "rectified": memory or freezing}
+        for gradient in self.save_rows:
+            if not recorded.get(gradient, True):
+                remedy = f"Add --rectifier {'grail' if gradient == 'masked' else 'gru'}"
+                raise GeffectError(f"{self.rectifier.text!r} has no gradient {gradient} to save", remedy=remedy)
+
+    def _check_evaluated(self, named: set[str]) -> None:
+        absent = [role for role in self.evaluate if role not in named]
+        if absent:
+            flag = "validation" if absent[0].endswith("_val") else absent[0]
+            raise GeffectError(f"--evaluate {absent[0]} names no set of this run", remedy=f"Name one with --{flag}")
+        evaluated = set(self.evaluate) or named
+        if self.until_accuracy and "forget" not in evaluated:
+            raise GeffectError("--until-accuracy needs the forget set evaluated", remedy="Add --evaluate forget")
+        if self.stop and not ("forget" in evaluated and {"retain", "heldout"} & evaluated and not self.domain):
+            names = ", ".join(sorted(evaluated))
+            raise GeffectError(
+                f"--stop needs a forget set and a retain or heldout set evaluated, without domains; there are {names}",
+                remedy="Add --evaluate forget --evaluate heldout, or leave --stop out",
+            )
 
 
 class DoctorConfig(UnlearnConfig):
     """``geffect doctor``: the configuration of the run it looks at."""
 
-    out: Home = Field(Path("runs/unlearn"), description="the run directory; not written to")
+    out: Home = Field(default=DOCTOR_OUT, description="the run directory; not written to")
 
 
 class FinetuneConfig(TrainConfig):
     """``geffect finetune``."""
 
     train: list[str] = Field(min_length=1, description="a set to learn; repeat it for several")
-    epochs: int = Field(6, ge=1, le=MANY, description="passes over the rows at most")
+    epochs: int = Field(default=6, ge=1, le=MANY, description="passes over the rows at most")
     steps: int = Field(
-        0, ge=0, le=MANY, description="optimizer steps at most, in place of --epochs; 0: as --epochs say"
+        default=0, ge=0, le=MANY, description="optimizer steps at most, in place of --epochs; 0: as --epochs say"
     )
     until_accuracy: float = Field(
-        1.1, ge=0, description="stop once every set has this token accuracy, checked after each epoch; above 1: never"
+        default=1.1,
+        ge=0,
+        description="stop once every set has this token accuracy, checked after each epoch; above 1: never",
     )
-    learning_rate: float = Field(1e-4, ge=0, allow_inf_nan=False, description="peak learning rate")
-    batch_size: int = Field(8, ge=1, le=MANY, description="rows of a micro-batch")
+    learning_rate: float = Field(default=1e-4, ge=0, allow_inf_nan=False, description="peak learning rate")
+    batch_size: int = Field(default=8, ge=1, le=MANY, description="rows of a micro-batch")

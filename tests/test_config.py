@@ -61,7 +61,7 @@ def test_a_path_may_stand_where_a_text_does(tmp_path: Path) -> None:
     found = InspectConfig.read(checkpoints=series, start=tmp_path, out=tmp_path / "out")
     assert (found.checkpoints, found.start) == ([str(each) for each in series], str(tmp_path))
     alone = InspectConfig.read(checkpoints=series[0], points="wga", out=tmp_path / "out")
-    assert (alone.checkpoints, alone.points) == ([str(series[0])], ["wga"])
+    assert (alone.checkpoints, [point.text for point in alone.points]) == ([str(series[0])], ["wga"])
     assert alone.out == tmp_path / "out"
 
 
@@ -94,7 +94,7 @@ def test_a_replay_from_another_start_is_refused(start: Path, tmp_path: Path) -> 
         reference={"path": "elsewhere", "sha256": "0" * 64},
     )
     with pytest.raises(GeffectError, match=r"the start recorded in the configuration \(weights 000000000000\)"):
-        api.unlearn(config.model_copy(update={"out": tmp_path / "out"}))
+        api.unlearn(config.replace(out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -111,52 +111,52 @@ def test_a_configuration_cannot_be_changed() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("steps", 0, "--steps: input should be greater than or equal to 1; found 0;"),
-        ("steps", 1.5, "--steps: input should be a valid integer"),
-        ("batch_size", "x", "--batch-size: input should be a valid integer"),
+        ("steps", 0, "--steps is 0. It should be greater than or equal to 1"),
+        ("steps", 1.5, "--steps is .*. It should be a valid integer"),
+        ("batch_size", "x", "--batch-size is .*. It should be a valid integer"),
         ("batch_size", -1, "--batch-size"),
-        ("learning_rate", float("nan"), "--learning-rate: input should be a finite number; found nan;"),
-        ("learning_rate", float("inf"), "--learning-rate: input should be a finite number; found inf;"),
+        ("learning_rate", float("nan"), "--learning-rate is nan. It should be a finite number"),
+        ("learning_rate", float("inf"), "--learning-rate is inf. It should be a finite number"),
         ("learning_rate", -1e-5, "--learning-rate"),
         ("weight_decay", float("inf"), "--weight-decay"),
         ("max_grad_norm", -1, "--max-grad-norm"),
         ("max_length", 1, "--max-length"),
         ("lora", -1, "--lora"),
-        ("lora", True, "--lora: a number or text; found True;"),
+        ("lora", True, "--lora is True. It should be a number or text"),
         ("seed", -1, "--seed"),
-        ("seed", 2**32, "--seed: input should be less than 4294967296"),
-        ("dtype", "int8", "--dtype: input should be 'float32', 'bfloat16' or 'float64'; found 'int8'"),
-        ("optimizer", "adamm", "--optimizer: one of adamw_torch, .*; found 'adamm'"),
-        ("schedule", "cosinus", "--schedule: one of linear, .*; found 'cosinus'"),
-        ("forget", "", "--forget: string should have at least 1 character"),
+        ("seed", 2**32, "--seed is .*. It should be less than 4294967296"),
+        ("dtype", "int8", "--dtype is 'int8'. It should be 'float32', 'bfloat16' or 'float64'"),
+        ("optimizer", "adamm", "--optimizer is 'adamm'. It should be one of adamw_torch, .*"),
+        ("schedule", "cosinus", "--schedule is 'cosinus'. It should be one of linear, .*"),
+        ("forget", "", "--forget is .*. It should have at least 1 character"),
         ("retain", "", "--retain"),
         ("heldout", "", "--heldout"),
         ("model", "", "--model"),
-        ("model", None, "--model: input should be a valid string"),
-        ("report_to", "wandb", "--report-to: input should be a valid list"),
+        ("model", None, "--model is .*. It should be a valid string"),
+        ("report_to", "wandb", "--report-to is .*. It should be a valid list"),
         ("report_to", [1], "--report-to"),
         ("reference", {"sha256": 1}, "--reference"),
     ],
 )
 def test_a_value_out_of_range_names_its_flag_in_one_line(key: str, value: object, says: str) -> None:
-    with pytest.raises(GeffectError, match=rf"^expected {says}[^\n]*$"):
+    with pytest.raises(GeffectError, match=rf"^{says}[^\n]*$"):
         UnlearnConfig.read(**(REQUIRED | {key: value}))
 
 
 @pytest.mark.parametrize("key", REQUIRED)
 def test_a_required_value_is_asked_for(key: str) -> None:
-    with pytest.raises(GeffectError, match=f"^expected a value for --{key}; found none; add it as a flag or to the"):
+    with pytest.raises(GeffectError, match=f"^--{key} has no value. Add it as a flag or to the"):
         UnlearnConfig.read(**{name: value for name, value in REQUIRED.items() if name != key})
 
 
 def test_fitting_asks_for_a_set() -> None:
-    with pytest.raises(GeffectError, match="--train: list should have at least 1 item"):
+    with pytest.raises(GeffectError, match=r"--train is .*. It should have at least 1 item"):
         FinetuneConfig.read(model="builtin:tiny", out="x", train=[])
 
 
 def test_an_unknown_key_is_named_beside_the_known(tmp_path: Path) -> None:
     file = written(tmp_path / "run.yaml", REQUIRED | {"learning_rte": 1e-5})
-    with pytest.raises(GeffectError, match=r"a key among model, .*learning_rate, .*; found 'learning_rte'"):
+    with pytest.raises(GeffectError, match=r"no key 'learning_rte'. Use one of model, .*learning_rate"):
         UnlearnConfig.read(file)
 
 
@@ -180,18 +180,20 @@ def test_an_unknown_key_is_named_beside_the_known(tmp_path: Path) -> None:
 )
 def test_what_is_no_mapping_of_names_is_refused_in_one_line(text: bytes, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_bytes(text)
-    with pytest.raises(GeffectError, match=r"^expected (a readable YAML file at|names with values in) [^\n]*$"):
+    with pytest.raises(
+        GeffectError, match=r"^\S+run.yaml (is no readable YAML file: |holds no names with values but )[^\n]*$"
+    ):
         UnlearnConfig.read(tmp_path / "run.yaml", **REQUIRED)
 
 
 def test_a_file_that_is_absent_or_a_directory_is_refused(tmp_path: Path) -> None:
     for file in (tmp_path / "absent.yaml", tmp_path):
-        with pytest.raises(GeffectError, match="expected a readable YAML file at"):
+        with pytest.raises(GeffectError, match="is no readable YAML file"):
             UnlearnConfig.read(file, **REQUIRED)
 
 
 def test_what_was_found_is_shown_up_to_a_length() -> None:
-    with pytest.raises(GeffectError, match=r"expected --out: a path; found 9{400}… \(5000 characters\); correct it$"):
+    with pytest.raises(GeffectError, match=r"^--out is 9{400}… \(5000 characters\). It should be a path.$"):
         UnlearnConfig.read(model="m", forget="f", retain="r", out=_Wide())
 
 
@@ -206,6 +208,6 @@ class _Wide:
 def test_a_count_beyond_all_measure_is_refused(key: str) -> None:
     flag = "--" + key.replace("_", "-")
     with pytest.raises(
-        GeffectError, match=rf"expected {flag}: input should be less than or equal to 1000000000; found"
+        GeffectError, match=rf"{flag} is 10.*… \(401 characters\). It should be less than or equal to 1000000000"
     ):
         UnlearnConfig.read(model="m", forget="f", retain="r", out="o", **{key: 10**400})

@@ -134,5 +134,5 @@ def test_a_collapsed_gradient_ends_a_run_between_evaluations(known: Path, tmp_pa
 
 
 def test_rules_need_the_sets_they_look_at(known: Path, tmp_path: Path) -> None:
-    with pytest.raises(GeffectError, match="a forget set and a kept set evaluated, for --stop"):
+    with pytest.raises(GeffectError, match="--stop needs a forget set and a retain or heldout set evaluated"):
         api.unlearn(config(known, tmp_path / "run", stop="kept", evaluate=["forget"]))

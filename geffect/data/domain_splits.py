@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from geffect.core.splits import TARGETS, domain_of, split_name
-from geffect.data.domains import Domain, parse_domains
+from geffect.data.domains import Domain
 from geffect.errors import GeffectError
 
 if TYPE_CHECKING:
     from geffect.config import LocalizeConfig, UnlearnConfig
+
+ROLES = ("forget", "retain", "general", "heldout")
 
 
 def domain_sets(config: "UnlearnConfig | LocalizeConfig") -> tuple[list[Domain], list[Domain]]:
@@ -19,11 +21,8 @@ def domain_sets(config: "UnlearnConfig | LocalizeConfig") -> tuple[list[Domain],
 
     Returns:
         Both.
-
-    Raises:
-        GeffectError: one is malformed.
     """
-    trained, named = parse_domains(config.domain), parse_domains(config.validation)
+    trained, named = list(config.domain), config.validation
     given = {each.name: each.part("val") or each for each in named}
     own = {each.name: given.pop(each.name, None) or each.part("val") for each in trained}
     return trained, [each for each in (*own.values(), *given.values()) if each]
@@ -33,6 +32,14 @@ def split_sets(domain: Domain, suffix: str = "") -> list[tuple[str, str]]:
     """(split, set) of one domain."""
     sets = {"forget": domain.unlearn, "retain": domain.retention}
     return [(split_name(role + suffix, domain.name), spec) for role, spec in sets.items()]
+
+
+def set_names(config: "UnlearnConfig") -> list[tuple[str, str]]:
+    """(role or split, set) of a run, in the order printed."""
+    trained, validated = domain_sets(config)
+    pairs = [pair for domain in trained for pair in split_sets(domain)]
+    pairs += [pair for domain in validated for pair in split_sets(domain, "_val")]
+    return pairs + [(role, spec) for role in ROLES if (spec := getattr(config, role))]
 
 
 def balanced(config: "UnlearnConfig", sizes: Mapping[str, int]) -> dict[str, int]:

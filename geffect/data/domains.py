@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from geffect.errors import GeffectError
 
@@ -21,12 +21,17 @@ class Domain:
         unlearn: a set, as `geffect.data.load.load_set` takes it.
         retention: a set.
         scoped: the source both are parts of, with its slice; None where they were named apart.
+        text: as the user wrote it.
     """
 
     name: str
     unlearn: str
     retention: str
     scoped: tuple[str, str] | None = None
+    text: str = field(default="", compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return self.text
 
     def part(self, name: str) -> "Domain | None":
         """The same domain's ``train``, ``val`` or ``all`` part; None where its sets were named apart."""
@@ -37,7 +42,7 @@ class Domain:
         return Domain(self.name, unlearn, retention, self.scoped)
 
 
-def parse_domains(texts: Iterable[str]) -> list[Domain]:
+def parse_domains(texts: Iterable[str | Domain]) -> list[Domain]:
     """Read domains.
 
     Args:
@@ -54,12 +59,12 @@ def parse_domains(texts: Iterable[str]) -> list[Domain]:
     >>> parse_domains(["tofu=tofu:forget01,tofu:retain99[:40]"])[0].retention
     'tofu:retain99[:40]'
     """
-    found = [_parse(text) for text in texts]
-    names = [domain.name for domain in found]
+    domains = [text if isinstance(text, Domain) else _parse(text) for text in texts]
+    names = [domain.name for domain in domains]
     for name in names:
         if names.count(name) > 1:
-            raise GeffectError("domains of different names", f"{name!r} twice", "name each once")
-    return found
+            raise GeffectError(f"Two domains are named {name!r}", remedy="Name each once")
+    return domains
 
 
 def _parse(text: str) -> Domain:
@@ -72,7 +77,7 @@ def _parse(text: str) -> Domain:
         source, chosen = (pair["source"], pair["slice"] or "") if pair else (sets[0], "")
         if source.rpartition("/")[2] not in ("unlearn", "retention"):
             unlearn, retention = (f"{source}/{split}/train{chosen}" for split in ("unlearn", "retention"))
-            return Domain(name, unlearn, retention, (source, chosen))
+            return Domain(name, unlearn, retention, (source, chosen), text)
     if len(sets) != 2 or not all(sets):
         raise GeffectError(f"a set to unlearn and one to retain for the domain {name}", repr(match["sets"]), EXAMPLE)
-    return Domain(name, sets[0], sets[1])
+    return Domain(name, sets[0], sets[1], text=text)

@@ -6,7 +6,6 @@ from typing import Any
 
 from geffect.config import EvaluateConfig
 from geffect.core.splits import domain_of, role_of, split_name
-from geffect.data.domains import parse_domains
 from geffect.errors import GeffectError
 from geffect.evaluation.metrics.membership import auc, privleak
 from geffect.evaluation.metrics.membership import reference as difference
@@ -124,7 +123,7 @@ def _suite(config: EvaluateConfig) -> list[Part]:
         kinds = {"retain": KEPT, "real_authors": CHOICES, "world_facts": CHOICES}
         return [forget, *(Part(name, f"tofu:{name}_perturbed", each) for name, each in kinds.items())]
     if config.suite == "knowundo":
-        validation = [domain.part("val") or domain for domain in parse_domains(config.domain)]
+        validation = [domain.part("val") or domain for domain in config.domain]
         return [
             Part(split_name(role, each.name), spec, SUCCESS)
             for each in validation

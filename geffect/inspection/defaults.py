@@ -6,6 +6,7 @@ from typing import Any
 
 from geffect.config import InspectConfig, UnlearnConfig
 from geffect.errors import GeffectError
+from geffect.objectives.base import Objective
 from geffect.record.reader import check_format, read_config
 from geffect.record.schema import CONFIG
 from geffect.training.run import where_it_is
@@ -57,8 +58,8 @@ def completed(config: InspectConfig) -> InspectConfig:
     whole = InspectConfig.read(None, **(config.model_dump(exclude_unset=True) | filled))
     for name in ("forget", "retain"):
         if getattr(whole, name) is None:
-            remedy = "name domains' sets one by one" if found.get("domain") else "add it as a flag"
-            raise GeffectError(f"a value for --{name}", "none", remedy)
+            remedy = "Name domains' sets one by one" if found.get("domain") else "Add it as a flag"
+            raise GeffectError(f"--{name} has no value", remedy=remedy)
     return whole
 
 
@@ -91,7 +92,7 @@ def _of_run(checkpoints: list[str]) -> dict[str, Any]:
     return run.model_dump(mode="json", exclude_none=True)
 
 
-def as_run(config: InspectConfig, objective: str) -> UnlearnConfig:
+def as_run(config: InspectConfig, objective: Objective) -> UnlearnConfig:
     """The inspection as what a run of one objective would be given, for everything that reads runs.
 
     Args:

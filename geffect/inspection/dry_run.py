@@ -14,7 +14,6 @@ from geffect.inspection.tasks import tasks
 from geffect.inspection.windows import num_parts
 from geffect.models.load import DTYPES
 from geffect.models.reference import check_trainable
-from geffect.objectives.registry import make_objective
 from geffect.training.dry_run import PROCESS, activations_bytes, counted, tokens_of
 from geffect.training.setup import encode, outlined, read_set, roles
 
@@ -39,8 +38,6 @@ def plan_inspection(config: InspectConfig, *, resume: bool = False) -> dict[str,
     model = loaded.model
     check_trainable(model)
     run = as_run(whole, whole.objective[0])
-    for each in whole.points:
-        make_objective(each)
     sets = {role: read_set(whole, spec) for role, spec in roles(run)}
     tell_shared(sets)
     encoded = {role: encode(whole, loaded, rows) for role, rows in sets.items()}
@@ -50,7 +47,7 @@ def plan_inspection(config: InspectConfig, *, resume: bool = False) -> dict[str,
         "model": f"{counted(model)}, {whole.dtype}",
         "steps": f"{'the start, ' if whole.start else ''}{len(series)} checkpoints: {steps}",
         **{role: f"{spec}: {tokens_of(encoded[role])}" for role, spec in roles(run)},
-        "objective": "; ".join(whole.objective),
+        "objective": "; ".join(map(str, whole.objective)),
         "rows": "of whole sets" + (", twice gone over for standard errors" if not whole.one_pass else ""),
         "memory": f"about {inspection_gb(whole, model, encoded):.1f} GB; {free:.1f} GB are free",
         "out": str(whole.out),
@@ -71,7 +68,7 @@ def inspection_gb(config: InspectConfig, model: Any, encoded: dict[str, list[Enc
     size = torch.empty((), dtype=DTYPES[config.dtype]).element_size()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     weights = sum(p.numel() for p in model.parameters()) * size
-    objectives = [make_objective(each) for each in config.objective]
+    objectives = config.objective
     own = any(each.forget_multiple is None for each in objectives)
     copies = any(each.needs & {"ref_logits", "ref_hidden"} for each in objectives)  # the start stays beside
     rows, parts = 2 + own, num_parts(min(map(len, encoded.values())), config.batch_size)

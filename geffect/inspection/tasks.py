@@ -88,10 +88,10 @@ class Ready:
     sink: Sink
 
 
-def record_of(config: InspectConfig, objective: str) -> Path:
+def record_of(config: InspectConfig, objective: Objective) -> Path:
     """Where an objective's record lies: ``out`` itself, or below it where there are several."""
     several = len(config.objective) > 1
-    return config.out / re.sub(r"[^\w.]+", "-", objective).strip("-") if several else config.out
+    return config.out / re.sub(r"[^\w.]+", "-", objective.text).strip("-") if several else config.out
 
 
 def tasks(config: InspectConfig, *, resume: bool) -> list[Task]:
@@ -107,20 +107,20 @@ def tasks(config: InspectConfig, *, resume: bool) -> list[Task]:
     Raises:
         GeffectError: a directory is taken, or what was begun is another inspection.
     """
-    found, places = [], [record_of(config, text) for text in config.objective]
+    found, places = [], [record_of(config, objective) for objective in config.objective]
     if len(set(places)) < len(places):
-        raise GeffectError("objectives that differ", ", ".join(config.objective), "name each once")
+        raise GeffectError("objectives that differ", ", ".join(map(str, config.objective)), "name each once")
     if resume and not any((place / CONFIG).exists() for place in places):
         found_there = f"no {CONFIG} in {', '.join(map(str, places))}"
         raise GeffectError("an unfinished inspection to --resume", found_there, "leave --resume out to start it")
-    for text, place in zip(config.objective, places, strict=True):
-        own = config.model_copy(update={"objective": [text], "out": place})
+    for objective, place in zip(config.objective, places, strict=True):
+        own = config.replace(objective=[objective], out=place)
         begun = resume and (own.out / CONFIG).exists()
         if begun and (own.out / DONE).exists():
             continue
         if begun:
             own = unfinished(own)
-        found.append(Task(own, as_run(own, text), RunDirectory(own.out, resume=begun)))
+        found.append(Task(own, as_run(own, objective), RunDirectory(own.out, resume=begun)))
     return found
 
 
@@ -140,8 +140,8 @@ def ready(task: Task, loaded: Loaded, start: Loaded | None, steps: Sequence[int]
     Raises:
         GeffectError: a set cannot be read, the objective needs a start, or the record began with other sets.
     """
-    read = read_start(task.run.model_copy(update={"lora": 0}), loaded)  # an adapter is there already
-    points = {text: make_objective(text) for text in task.config.points}
+    read = read_start(task.run.replace(lora=0), loaded)  # an adapter is there already
+    points = {point.text: point for point in task.config.points}
     given = _given(task, read, points, start)
     environment = read.environment(task.run, len(steps))
     environment["batch"]["sentence"] = f"whole sets, {task.config.batch_size} rows of each at a time"
@@ -155,7 +155,7 @@ def ready(task: Task, loaded: Loaded, start: Loaded | None, steps: Sequence[int]
 
 
 def _given(task: Task, read: Start, points: dict[str, Objective], start: Loaded | None) -> Given:
-    objective, origin = make_objective(task.run.objective), start or read.loaded
+    objective, origin = task.run.objective, start or read.loaded
     sets = training_sets(task.run, read, objective)
     asked = [objective, *points.values()]
     if start is None and any(each.needs & FROM_START for each in asked):

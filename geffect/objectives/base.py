@@ -116,6 +116,9 @@ class Objective:
     text: str
     terms: tuple[tuple[float, Term], ...]
 
+    def __str__(self) -> str:
+        return self.text
+
     @property
     def needs(self) -> frozenset[str]:
         """The union of what the terms need."""
@@ -129,6 +132,11 @@ class Objective:
     def sets(self) -> frozenset[str]:
         """The sets whose batches a step must supply for the objective alone."""
         return frozenset(term.on for _, term in self.terms) | (self.needs & {"alternative"})
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The sets of refusals that terms name; an empty name is the built-in set."""
+        return tuple(dict.fromkeys(term.answers for _, term in self.terms if hasattr(term, "answers")))
 
     def on(self, name: str) -> list[tuple[float, Term]]:
         """The terms that run on one set."""

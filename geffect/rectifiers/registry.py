@@ -19,8 +19,10 @@ __all__ = [
     "RECTIFIERS",
     "Freezing",
     "NoRectifier",
+    "Rectification",
     "Rectifier",
     "make_freezing",
+    "make_rectification",
     "make_rectifier",
     "projection",
     "rectify",
@@ -92,36 +94,52 @@ class NoRectifier:
         return 0.0
 
 
-def make_rectifier(text: str) -> Rectifier:
-    """Build what projects an update from a rectifier's text, as in ``gru(decay=0.2)`` or ``grail + gru``.
+@dataclass(frozen=True)
+class Rectification:
+    """What a rectifier's text names: one rule that combines gradients, and perhaps one that freezes entries.
+
+    Attributes:
+        text: as the user wrote it, such as ``grail + gru(decay=0.2)``.
+        rule: combines gradients; `NoRectifier` where the text only freezes.
+        freezing: masks gradients before the rule sees them; None where nothing is frozen.
+    """
+
+    text: str
+    rule: Rectifier
+    freezing: Freezing | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def make_rectification(text: str) -> Rectification:
+    """Build both parts of a rectifier from its text.
 
     Args:
         text: names of `RECTIFIERS` with named parameters: at most one that freezes and one that projects.
 
     Returns:
-        The rectifier; `NoRectifier` where the text only freezes.
+        Both parts.
 
     Raises:
         GeffectError: a name or a parameter is unknown, or there are too many.
+
+    >>> both = make_rectification("grail(k_unlearn=0.05) + gru")
+    >>> both.freezing, type(both.rule).__name__
+    (GRAIL(k_unlearn=0.05, k_retain=0.2, reading='frozen_set', sets='both'), 'GRU')
     """
-    rectifier: Rectifier = _read(text)[1] or NoRectifier()
-    return rectifier
+    freezing, rule = _read(text)
+    return Rectification(text, rule or NoRectifier(), freezing)
+
+
+def make_rectifier(text: str) -> Rectifier:
+    """The rule of `make_rectification`."""
+    return make_rectification(text).rule
 
 
 def make_freezing(text: str) -> Freezing | None:
-    """What freezes entries, from the same text; None where nothing does.
-
-    Args:
-        text: of a rectifier.
-
-    Returns:
-        What freezes.
-
-    >>> make_freezing("grail(k_unlearn=0.05) + gru"), make_freezing("gru")
-    (GRAIL(k_unlearn=0.05, k_retain=0.2, reading='frozen_set', sets='both'), None)
-    """
-    freezing: Freezing | None = _read(text)[0]
-    return freezing
+    """The freezing part of `make_rectification`."""
+    return make_rectification(text).freezing
 
 
 def _read(text: str) -> tuple[Any, Any]:

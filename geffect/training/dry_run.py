@@ -16,12 +16,11 @@ from geffect.data.shared import tell_shared
 from geffect.models.load import DTYPES, add_lora
 from geffect.models.reference import check_trainable
 from geffect.objectives.base import Objective
-from geffect.objectives.registry import make_objective
 from geffect.record.environment import batch_arithmetic
 from geffect.record.writer import refuse_existing
-from geffect.rectifiers.registry import Rectifier, make_freezing, make_rectifier
+from geffect.rectifiers.registry import Rectifier
 from geffect.training.hf_arguments import training_arguments
-from geffect.training.setup import check_method, encode, localized_rows, outlined, read_set, roles
+from geffect.training.setup import answers_of, check_shards, encode, localized_rows, outlined, read_set, roles
 
 OPTIMIZER_ROWS = {"sgd": 0, "adagrad": 1, "rmsprop": 1, "adafactor": 0}  # tensors of the parameters' size; else 2
 ACTIVATION_FLOATS = 34  # kept for the backward pass a token, block and hidden unit: the usual count without scores
@@ -43,12 +42,12 @@ def plan(config: TrainConfig, *, resume: bool = False) -> dict[str, str]:
         refuse_existing(config.out)
     methods = {}
     if isinstance(config, UnlearnConfig):
-        check_method(config)
-        objective, rectifier = make_objective(config.objective), make_rectifier(config.rectifier)
+        check_shards(config)
+        answers_of(config)
         methods = {
-            "objective": config.objective,
-            "rectifier": config.rectifier,
-            "a step": passes(objective, rectifier, config.diagnose_every),
+            "objective": config.objective.text,
+            "rectifier": config.rectifier.text,
+            "a step": passes(config.objective, config.rectifier.rule, config.diagnose_every),
         }
     loaded = outlined(config, config.model)
     model = loaded.model
@@ -187,7 +186,7 @@ def memory_gb(config: TrainConfig, model: Any, encoded: dict[str, list[EncodedEx
     held = weights + trainable * size * rows
     if isinstance(config, UnlearnConfig) and config.shard:
         around = weights - sum(p.numel() for p in block_list(unwrap(model))[1].parameters()) * size
-        copied = bool(make_objective(config.objective).needs & {"ref_logits", "ref_hidden"}) and not config.lora
+        copied = bool(config.objective.needs & {"ref_logits", "ref_hidden"}) and not config.lora
         held = max(weights * (1 + copied), held // launched()[1] + 2 * around)  # these and their gradients are whole
     return float(PROCESS + held + activations_bytes(model, encoded, config.batch_size, size)) / 1e9
 
@@ -218,11 +217,11 @@ def _extra_rows(config: TrainConfig) -> int:
     """Rows held beside the objective's."""
     if not isinstance(config, UnlearnConfig):
         return 0
-    objective, rectifier = make_objective(config.objective), make_rectifier(config.rectifier)
+    objective, rectifier = config.objective, config.rectifier.rule
     own = objective.forget_multiple is None
     streamed = config.grad_accum_steps == launched()[1] == 1
     keeps = bool(config.prediction or config.save_rows or config.standard_errors)
-    freezing = make_freezing(config.rectifier) is not None
+    freezing = config.rectifier.freezing is not None
     copies = keeps or rectifier.corrects or freezing  # θ before the optimizer's step
     domains = 2 * max(0, len(config.domain) - 1)  # a row a split
     copied = bool(objective.needs & {"ref_logits", "ref_hidden"}) and not config.lora

@@ -54,7 +54,7 @@ def unfinished(config: Config) -> Config:
             )
     if isinstance(found, InspectConfig) or isinstance(config, InspectConfig):
         return found
-    return found.model_copy(update={"model": where_it_is(config.model, recorded_start(config.out))})
+    return found.replace(model=where_it_is(config.model, recorded_start(config.out)))
 
 
 def where_it_is(model: str, recorded: object) -> str:
@@ -235,7 +235,7 @@ def _unmet_accuracy(config: FinetuneConfig | UnlearnConfig, lines: Sequence[Step
 
 
 def _unmet_rules(config: FinetuneConfig | UnlearnConfig, lines: Sequence[StepLine]) -> str:
-    rules = config.stop if isinstance(config, UnlearnConfig) else ""
+    rules = config.stop if isinstance(config, UnlearnConfig) else None
     if not rules or any(line.stop for line in lines):
         return ""
-    return f"no rule of --stop {rules!r} was met: the run took all its {config.steps} steps"
+    return f"no rule of --stop {rules.text!r} was met: the run took all its {config.steps} steps"

@@ -15,7 +15,7 @@ from geffect.core.layers import Layout, layout
 from geffect.core.splits import TARGETS, domain_of, of_role, role_of, split_name, split_names
 from geffect.core.tied import find_tie, split_layout
 from geffect.data.checks import check_ids, tell_cut
-from geffect.data.domain_splits import balanced, domain_sets, split_sets
+from geffect.data.domain_splits import balanced, domain_sets, set_names, split_sets
 from geffect.data.encode import EncodedExample, encode_set, pad_id_of
 from geffect.data.load import ExampleSet, QASet, load_set
 from geffect.data.prompts import Prompt, described
@@ -29,18 +29,12 @@ from geffect.models.fingerprint import fingerprint
 from geffect.models.load import Loaded, add_lora, outline
 from geffect.models.vocabulary import num_tokens
 from geffect.objectives.base import Objective
-from geffect.objectives.registry import make_objective
 from geffect.record.environment import batch_arithmetic, describe
 from geffect.record.resume import recorded_prompts
 from geffect.record.schema import MASKS
 from geffect.record.writer import layout_to_json
-from geffect.rectifiers.registry import make_freezing, make_rectifier
-from geffect.stopping import make_rules
 
 LOGGER = logging.getLogger(__name__)
-ROLES = ("forget", "retain", "general", "heldout")
-LOCALIZE = "make one with geffect localize, and name it with --masks"
-ON_SHARDS = ("adamw_torch", "sgd", "adagrad", "rmsprop")  # whose state lies in parts as the parameters do
 ROW_BYTES, TOKEN_BYTES = 300, 16  # of an encoding in memory
 PROMPT_NAMES = {"template": "chat template", "date": "--template-date", "system": "--system-prompt"}
 VANISHES = 1e-4  # a bfloat16 weight near 1 moves by 1/128 or not at all
@@ -100,12 +94,7 @@ def roles(config: TrainConfig) -> list[tuple[str, str]]:
     """(role or split, set) of a configuration, in the order printed."""
     if isinstance(config, FinetuneConfig):
         return [(f"train {i}" if i else "train", spec) for i, spec in enumerate(config.train)]
-    if not isinstance(config, UnlearnConfig):
-        return []
-    trained, validated = domain_sets(config)
-    pairs = [pair for domain in trained for pair in split_sets(domain)]
-    pairs += [pair for domain in validated for pair in split_sets(domain, "_val")]
-    return pairs + [(role, spec) for role in ROLES if (spec := getattr(config, role, None))]
+    return set_names(config) if isinstance(config, UnlearnConfig) else []
 
 
 def warn_of_rounding(config: TrainConfig) -> None:
@@ -130,7 +119,7 @@ def read_start(config: TrainConfig, loaded: Loaded) -> Start:
     if config.lora:
         loaded.model = add_lora(loaded.model, config.lora, config.seed, config.lora_dropout)
     if isinstance(config, UnlearnConfig):
-        check_method(config)
+        check_shards(config)
         _check_recorded(config, loaded)
     named = roles(config) if isinstance(config, UnlearnConfig) else [(spec, spec) for _, spec in roles(config)]
     sets = {name: read_set(config, spec) for name, spec in named}
@@ -243,71 +232,16 @@ def warn_of_other_prompts(config: TextConfig, loaded: Loaded) -> None:
 
 
 def answers_of(config: UnlearnConfig) -> Answers | None:
-    """The set that an objective's ``answers`` names; None where it names none.
-
-    Args:
-        config: the run.
-
-    Returns:
-        The answers.
-
-    Raises:
-        GeffectError: two terms name different ones, or the set cannot be read.
-    """
-    terms = [term for _, term in make_objective(config.objective).terms]
-    named = list(dict.fromkeys(term.answers for term in terms if hasattr(term, "answers")))
-    if len(named) > 1:
-        found = " and ".join(name or BUILT_IN.name for name in named)
-        raise GeffectError(f"one set of answers in {config.objective!r}", found, "name the same in each term")
+    """The set that an objective's ``answers`` names; None where it names none."""
+    named = config.objective.answers
     return read_answers(named[0], partial(read_set, config)) if named and named[0] else None
 
 
-def check_method(config: UnlearnConfig) -> None:
-    """Raise where a configuration lacks what its own method or diagnostics need.
-
-    Args:
-        config: the run.
-
-    Raises:
-        GeffectError: what is missing, and how to supply it.
-    """
-    objective, rectifier = make_objective(config.objective), make_rectifier(config.rectifier)
-    freezing, present = make_freezing(config.rectifier), {role_of(name) for name, _ in roles(config)}
-    if (freezing is None) != (config.masks is None):
-        wanted = "a directory of masks for" if freezing else "no --masks for"
-        found, remedy = (str(config.masks or "none"), "leave --masks out") if not freezing else ("none", LOCALIZE)
-        raise GeffectError(f"{wanted} {config.rectifier!r}", found, remedy)
+def check_shards(config: UnlearnConfig) -> None:
+    """Raise where ``--shard`` has a single process."""
     if config.shard and launched()[1] == 1:
-        remedy = "start it with torchrun --nproc-per-node 2 -m geffect unlearn, or leave --shard out"
-        raise GeffectError("several processes for --shard", "one", remedy)
-    if config.shard and config.optimizer not in ON_SHARDS:
-        raise GeffectError(
-            f"an optimizer among {', '.join(ON_SHARDS)} for --shard",
-            config.optimizer,
-            "choose one of these, or leave --shard out",
-        )
-    answers_of(config)
-    if "general" in objective.sets and config.general is None:
-        raise GeffectError(f"a set for on=general in {objective.text!r}", "none", "name one with --general")
-    absent = [role for role in config.evaluate if role not in present]
-    if absent:
-        flag = "validation" if absent[0].endswith("_val") else absent[0]
-        raise GeffectError(f"a set for --evaluate {absent[0]}", "none", f"name one with --{flag}")
-    if config.until_accuracy and "forget" not in (config.evaluate or ["forget"]):
-        raise GeffectError("the forget set evaluated, for --until-accuracy", "it is not", "add --evaluate forget")
-    if config.standard_errors and config.grad_accum_steps < 2:
-        remedy = "add --grad-accum-steps 4, or leave --standard-errors out"
-        raise GeffectError("two or more micro-batches a step for --standard-errors", "one", remedy)
-    make_rules(config.stop)
-    evaluated = set(config.evaluate) or present
-    if config.stop and not ("forget" in evaluated and {"retain", "heldout"} & evaluated and not config.domain):
-        remedy = "add --evaluate forget --evaluate held, or leave --stop out; rules are for one domain"
-        raise GeffectError("a forget set and a kept set evaluated, for --stop", ", ".join(sorted(evaluated)), remedy)
-    recorded = {"retain_average": rectifier.memory, "masked": freezing, "rectified": rectifier.memory or freezing}
-    for row in config.save_rows:
-        if not recorded.get(row, True):
-            remedy = f"add --rectifier {'grail' if row == 'masked' else 'gru'}"
-            raise GeffectError(f"a rectifier, for --save-rows {row}", config.rectifier, remedy)
+        remedy = "Start it with torchrun --nproc-per-node 2 -m geffect unlearn, or leave --shard out"
+        raise GeffectError("--shard needs several processes; there is one", remedy=remedy)
 
 
 def check_launched(config: UnlearnConfig, sets: Mapping[str, Sequence[EncodedExample]]) -> None:
@@ -350,7 +284,9 @@ def alternatives(config: UnlearnConfig, start: Start, forget: str, size: int) ->
     whole = start.sets[forget]
     if not isinstance(whole, QASet):
         remedy = "name a set of questions, or another objective"
-        raise GeffectError(f"questions to refuse in {whole.name}, which {config.objective!r} needs", "texts", remedy)
+        raise GeffectError(
+            f"questions to refuse in {whole.name}, which {config.objective.text!r} needs", "texts", remedy
+        )
     rows = replace(whole, rows=whole.rows[:size])
     batches = config.steps * config.grad_accum_steps * launched()[1]
     epochs = -(-batches // -(-len(rows) // config.batch_size))
@@ -392,7 +328,7 @@ def masked_by(config: UnlearnConfig, loaded: Loaded) -> GradientMask | None:
     Raises:
         GeffectError: the localization is missing, or of another model or adapter.
     """
-    freezing = make_freezing(config.rectifier)
+    freezing = config.rectifier.freezing
     if freezing is None or config.masks is None:
         return None
     parameters = trainable(loaded.model)

@@ -199,7 +199,7 @@ def test_one_objective_has_one_set_of_answers(start: Path, tmp_path: Path) -> No
     (tmp_path / "idk.txt").write_text("No.\n", encoding="utf-8")
     both = config(start, tmp_path / "run", objective=f"po + dpo(answers='{tmp_path}/idk.txt')")
     for verb in (api.plan, api.unlearn):
-        with pytest.raises(GeffectError, match=r"one set of answers in .*; found built-in refusals and .*idk.txt"):
+        with pytest.raises(GeffectError, match=r"names several answers: the built-in ones and .*idk.txt"):
             verb(both)
     with pytest.raises(GeffectError, match=r"a file at .*nowhere.jsonl"):
         api.plan(config(start, tmp_path / "run", objective="po(answers='nowhere.jsonl')"))

@@ -72,7 +72,7 @@ def test_blank_columns_of_a_spreadsheet_are_no_twins(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["steps: 1\nsteps: 2", "steps: 1\n'steps': 1", "more: {a: 1, a: 2}", "? a\n: 1\na: 2"])
 def test_a_key_that_stands_twice_in_yaml_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(GeffectError, match=r"^expected a readable YAML file at [^\n]*the key '\w+' twice[^\n]*$"):
+    with pytest.raises(GeffectError, match=r"^[^\n]* is no readable YAML file: [^\n]*the key '\w+' twice[^\n]*$"):
         UnlearnConfig.read(tmp_path / "c.yaml")
 
 
@@ -105,7 +105,7 @@ def test_a_flag_that_stands_twice_is_refused(arguments: list[str], invoke: Comma
     ],
 )
 def test_a_value_that_stands_twice_is_refused(schema: type[Schema], values: dict[str, Any]) -> None:
-    with pytest.raises(GeffectError, match=r"^expected each value of --\w+ once; found '.*' twice;"):
+    with pytest.raises(GeffectError, match=r"^--\w+ names '.*' twice."):
         schema.read(model="m", out="o", **values)
 
 
@@ -131,7 +131,7 @@ def test_a_setting_that_does_nothing_is_refused(
     plain: dict[str, Any] = {"model": "m", "out": "o"}
     plain |= {"forget": "a", "retain": "b"} if schema is UnlearnConfig else {}
     plain |= {"domain": ["p=a,b"]} if schema is LocalizeConfig else {}
-    with pytest.raises(GeffectError, match=r"^expected --.* beside --\w.*, which does nothing without it; found"):
+    with pytest.raises(GeffectError, match=r"^--\S+ does nothing without --\w.*, which is "):
         schema.read(**(plain | values))
     schema.read(**(plain | values | other))
 
@@ -139,7 +139,7 @@ def test_a_setting_that_does_nothing_is_refused(
 @pytest.mark.parametrize("values", [{"shots": "builtin:authors/heldout"}, {"reference": "r"}])
 def test_what_no_metric_looks_at_is_refused(values: dict[str, Any]) -> None:
     asked = EvaluateConfig.read(model="m", out="o", metric=["loss"], set=["forget=a"], **values)
-    with pytest.raises(GeffectError, match="which does nothing without it"):
+    with pytest.raises(GeffectError, match="does nothing without"):
         parts(asked)
 
 

@@ -199,7 +199,7 @@ def test_a_date_is_recorded_as_the_day_it_is(given: object, day: str) -> None:
 
 @pytest.mark.parametrize("given", ["", "2024-02-30", "tomorrow", "5", 5, True, "2024-02-29T10:00", "10/04/2025"])
 def test_what_is_no_date_is_refused(given: object) -> None:
-    with pytest.raises(GeffectError, match=r"--template-date: "):
+    with pytest.raises(GeffectError, match=r"--template-date is "):
         PreviewConfig.read(model="m", data="d", template_date=given)
 
 

@@ -250,7 +250,7 @@ def test_texts_have_a_likelihood_and_no_answers(known: Path, tmp_path: Path, cap
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"suite": "muse"}, "--suite: input should be 'builtin', 'tofu' or 'knowundo'"),
+        ({"suite": "muse"}, "--suite is .*. It should be 'builtin', 'tofu' or 'knowundo'"),
         ({"metric": ["rouge"], "set": ATTACKED}, "a metric among loss, .*'rouge'; choose one of these"),
         ({"metric": ["loss"]}, "a --set to take loss on; found none"),
         ({"suite": None}, "a suite, sets with metrics, or a task; found neither"),

@@ -225,7 +225,7 @@ def test_an_interrupted_inspection_goes_on_to_the_same_record(
             api.inspect(broken)
     assert [line["step"] for line in read_lines(broken.out)] == [0, 1]
     with pytest.raises(GeffectError, match=r"objective: .*npo"):
-        api.inspect(broken.model_copy(update={"objective": ["ga"]}), resume=True)
+        api.inspect(broken.replace(objective=["ga"]), resume=True)
     api.inspect(broken, resume=True)
     for name in ("steps.jsonl", "tokens.jsonl", "points.jsonl"):
         first, second = (
@@ -433,7 +433,7 @@ SHELL = {
     "empty": (["{empty}"], "checkpoint-N directories"),
     "nowhere": (["{empty}/nope"], "expected a model"),
     "base": (["{adapter}", "--forget", SETS["forget"], "--retain", SETS["retain"]], "gone"),
-    "no set": (["{run}/checkpoints"], "a value for --forget"),
+    "no set": (["{run}/checkpoints"], "--forget has no value"),
     "no start": (
         ["{run}/checkpoints", "--forget", SETS["forget"], "--retain", SETS["retain"], "--objective", "npo(beta=0.1)"],
         "--start",
@@ -441,8 +441,8 @@ SHELL = {
     "objective": (["{run}", "--objective", "nope"], "nope"),
     "points": (["{run}", "--points", "nope"], "nope"),
     "taken": (["{run}", "--out", "{run}"], "exists already"),
-    "twice": (["{run}", "--objective", "ga", "--objective", "ga"], "each value of --objective once; found 'ga' twice"),
-    "nothing": ([], "expected checkpoints; found none"),
+    "twice": (["{run}", "--objective", "ga", "--objective", "ga"], "--objective names 'ga' twice"),
+    "nothing": ([], "checkpoints has no value"),
     "revision": (["org/model@main", "--forget", SETS["forget"], "--retain", SETS["retain"]], "org/model@main"),
 }
 
@@ -462,7 +462,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     ended = invoke("inspect", *(each.format(**names) for each in arguments), *out)
     assert ended.code == 2
     last = ended.err.strip().splitlines()[-1]
-    assert last.startswith("geffect: expected")
+    assert last.startswith("geffect: ")
     assert told in last
     assert not (tmp_path / "out").exists()
 

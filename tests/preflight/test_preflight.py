@@ -69,9 +69,9 @@ def test_examples_that_two_sets_share_are_warned_of(start: Path, tmp_path: Path)
     found = examine(start, heldout=str(near))
     assert found["shared, forget and retain"].status == "warning" and "shared" not in found
     assert found["shared, forget and retain"].found.startswith("10 examples of forget stand in retain (rows 2, 3, 4,")
-    told = "2 examples of forget stand in held, 2 but for case, spaces and punctuation (rows 3, 4)"
-    assert found["shared, forget and held"].found == told
-    assert found["shared, forget and held"].remedy.startswith("leave them out of one set")
+    told = "2 examples of forget stand in heldout, 2 but for case, spaces and punctuation (rows 3, 4)"
+    assert found["shared, forget and heldout"].found == told
+    assert found["shared, forget and heldout"].remedy.startswith("leave them out of one set")
 
 
 def test_bfloat16_weights_are_warned_of(start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_a_beginning_put_twice_an_end_cut_off_and_an_empty_answer_are_found() ->
     turned = ended_by(CHAT.replace(STOP, TURN_END))
     [row] = encode_set(turned, QASet("set", ({"question": "Who?", "answer": "Ada."},)))
     assert ends("heldout", [row], turned) == Finding(
-        "ends, held", "good", f"rows begin as plain texts do and end with a learned {TURN_END}"
+        "ends, heldout", "good", f"rows begin as plain texts do and end with a learned {TURN_END}"
     )
     empty = EncodedExample(7, [bos, 5, eos], [-100, -100, eos])
     assert masks("heldout", [once, empty]).found.endswith("rows have 1 to 2 such; one alone in rows 7")

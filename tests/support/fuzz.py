@@ -272,7 +272,7 @@ def localization(world: World, draw: random.Random) -> Callable[[], object]:
     file = path / draw.choice(names)
     file.write_bytes(garbled(file.read_bytes(), draw))
     text = draw.choice(["grail(k_retain=0.1)", "memflex(mu=0.9, sigma=0.1, thresholds=quantile)"])
-    config = world.config.model_copy(update={"masks": path, "rectifier": text})
+    config = world.config.replace(masks=path, rectifier=text)
     loaded = api.load_model(world.config.model)
     return draw.choice([lambda: masked_by(config, loaded), lambda: whole_overlaps(path), lambda: read(path)])
 

@@ -606,7 +606,7 @@ def ended(world: World, each: Case, folder: Path) -> tuple[str, str]:
     told = err.getvalue().strip().rpartition("\n")[2]
     if code == 0:
         return ("accepted" if each.says in said else "ACCEPTED, SAYS ANOTHER THING"), said
-    if code == 2 and told.startswith("geffect: expected ") and "HUNG" not in told:
+    if code == 2 and told.startswith("geffect: ") and "HUNG" not in told:
         if kept != before:
             return "LEFT " + ", ".join(str(p.relative_to(folder)) for p in set(kept) ^ set(before)), told
         return ("refused" if each.says in told else "REFUSED, SAYS ANOTHER THING"), told

@@ -150,7 +150,7 @@ def test_what_a_launcher_must_leave_alone_is_refused(
 
 
 def test_one_process_holds_no_shards(start: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="several processes for --shard; found one"):
+    with pytest.raises(ValueError, match="--shard needs several processes; there is one"):
         api.unlearn(config(start, tmp_path / "run", shard=True))
 
 

@@ -18,11 +18,11 @@ from tests.conftest import SHAPE, config
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"objective": "ga + kl(on=general)"}, "a set for on=general in .*; found none; name one with --general"),
-        ({"standard_errors": True}, "two or more micro-batches a step for --standard-errors; found one"),
-        ({"save_rows": ["rectified"]}, "a rectifier, for --save-rows rectified; found none"),
-        ({"evaluate": ["general"]}, "a set for --evaluate general; found none"),
-        ({"evaluate": ["heldout"], "until_accuracy": 0.3}, "the forget set evaluated, for --until-accuracy"),
+        ({"objective": "ga + kl(on=general)"}, "needs a set for on=general. Name one with --general"),
+        ({"standard_errors": True}, "--standard-errors needs two or more micro-batches a step"),
+        ({"save_rows": ["rectified"]}, "'none' has no gradient rectified to save"),
+        ({"evaluate": ["general"]}, "--evaluate general names no set of this run"),
+        ({"evaluate": ["heldout"], "until_accuracy": 0.3}, "--until-accuracy needs the forget set evaluated"),
         ({"objective": "rmu(layer=9)"}, r"a layer from 0 \(embedding\) to 3 \(last block\), or -1; found 9"),
         ({"objective": "kl"}, "at least one term on the forget set"),
         ({"objective": "npo(variant=tofu)"}, "parameters of npo among: beta; found 'variant'"),
@@ -54,7 +54,7 @@ def test_what_is_missing_or_unknown_is_named_and_nothing_is_left(
     ],
 )
 def test_values_out_of_bounds_are_refused_in_one_line(start: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(GeffectError, match=rf"^expected --{next(iter(changes)).replace('_', '-')}[^\n]*$"):
+    with pytest.raises(GeffectError, match=rf"^--{next(iter(changes)).replace('_', '-')}[^\n]*$"):
         config(start, tmp_path / "run", **changes)
 
 
