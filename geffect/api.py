@@ -100,12 +100,12 @@ def builtin_tiny(name: str = "builtin:tiny") -> Path:
     Returns:
         The directory.
     """
-    from geffect.models.builtin import UNTRAINED, tiny_key
-    from geffect.models.cache import cached
+    from geffect.models.builtin import UNTRAINED, built_in_key
+    from geffect.models.cache import cached_directory
 
     base = name.removesuffix(UNTRAINED)
     make = partial(_save_tiny if name != base else _fit_tiny, base)
-    return cached(name.removeprefix("builtin:"), tiny_key(base), make)
+    return cached_directory(name.removeprefix("builtin:"), built_in_key(base), make)
 
 
 def _save_tiny(name: str, directory: Path) -> None:
@@ -285,7 +285,7 @@ def localize(config: LocalizeConfig) -> Path:
     from geffect.localization.losses import split_losses
     from geffect.localization.storage import write_localization
     from geffect.models.reference import check_trainable
-    from geffect.models.scoring import evaluating
+    from geffect.models.scoring import in_evaluation_mode
     from geffect.record.environment import peak_memory_gb
     from geffect.reports.compare import overlap_figures
     from geffect.training.setup import localized_rows, prompts_of, warn_of_other_prompts
@@ -297,7 +297,7 @@ def localize(config: LocalizeConfig) -> Path:
         warn_of_other_prompts(config, loaded)
         rows, parameters, began = localized_rows(config, loaded), trainable(loaded.model), time.perf_counter()
         tell_cut(rows)
-        with evaluating(loaded.model):
+        with in_evaluation_mode(loaded.model):
             losses = split_losses(loaded, rows, config.labels, config.draws, config.seed)
             found = find(parameters, losses, config.share, config.importance, masks_only=config.masks_only)
         seconds = time.perf_counter() - began
@@ -369,7 +369,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     from geffect.evaluation.run import evaluated, rows_of, tasks_of, view_of
     from geffect.evaluation.suites import parts
     from geffect.evaluation.variants import check_probes, probes
-    from geffect.models.checkpoints import series
+    from geffect.models.checkpoints import named_checkpoints
     from geffect.models.load import quiet_transformers
     from geffect.training.setup import prompts_of, warn_of_other_prompts
 
@@ -385,7 +385,7 @@ def evaluate(config: EvaluateConfig) -> Path:
             read_evaluation(config.reference)
         load = _loader(config, config.dtype)
         frames, texts, told, prompts = [], [], {}, {}
-        for label, spec in series(config.model) if config.checkpoints else [(config.model, config.model)]:
+        for label, spec in named_checkpoints(config.model) if config.checkpoints else [(config.model, config.model)]:
             for probe in probes(config, spec, label, chosen, load, partial(view_of, config), finetune):
                 prompts[probe.label] = prompts_of(config, probe.loaded.tokenizer)
                 if probe.label == label:
@@ -483,12 +483,12 @@ def preview(config: PreviewConfig) -> list[tuple[str, list[tuple[str, bool]]]]:
     from geffect.core.forward import IGNORE_INDEX
     from geffect.data.checks import check_ids
     from geffect.data.encode import encode_set, token_texts
-    from geffect.models.vocabulary import num_tokens
+    from geffect.models.tokenizers import vocabulary_size
     from geffect.training.setup import outlined, prompt_of, read_set, warn_of_other_prompts
 
     loaded = outlined(config, config.model)
     rows = encode_set(loaded.tokenizer, read_set(config, config.data), config.max_length, prompt=prompt_of(config))
-    check_ids(rows[: config.limit], num_tokens(loaded.model), config.data)
+    check_ids(rows[: config.limit], vocabulary_size(loaded.model), config.data)
     warn_of_other_prompts(config, loaded)
     shown = []
     for row in rows[: config.limit]:

@@ -10,7 +10,7 @@ from geffect.config import LocalizeConfig
 from geffect.core.gradients import trainable
 from geffect.localization.localize import localize
 from geffect.localization.losses import split_losses
-from geffect.models.scoring import evaluating
+from geffect.models.scoring import in_evaluation_mode
 from geffect.training.setup import localized_rows
 
 PARTS = ("unlearn", "retention")
@@ -34,14 +34,14 @@ def passes(model: str, rows: int) -> dict[str, Callable[[], object]]:
     examples, parameters = localized_rows(config, loaded), trainable(loaded.model)
 
     def alone() -> None:
-        with evaluating(loaded.model):
+        with in_evaluation_mode(loaded.model):
             for losses in split_losses(loaded, examples).values():
                 for loss in losses:
                     loss().backward()
                     loaded.model.zero_grad()
 
     def whole(*, masks_only: bool) -> None:
-        with evaluating(loaded.model):
+        with in_evaluation_mode(loaded.model):
             localize(parameters, split_losses(loaded, examples), masks_only=masks_only)
 
     return {

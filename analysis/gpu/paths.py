@@ -77,11 +77,11 @@ def _loss_on_the_cpu(dtype: str) -> float:
     """The forget loss of the start, nats a token, by the product's own function but on the CPU."""
     from geffect.data.encode import encode_set, pad_id_of
     from geffect.data.load import load_set
-    from geffect.models.scoring import likelihood
+    from geffect.models.scoring import compute_likelihood
 
     loaded = api.load_model(MODEL, dtype)
     rows = encode_set(loaded.tokenizer, load_set(FORGET))
-    return likelihood(loaded.model.cpu(), rows, pad_id_of(loaded.tokenizer)).risk
+    return compute_likelihood(loaded.model.cpu(), rows, pad_id_of(loaded.tokenizer)).loss
 
 
 def _recorded(path: Path) -> dict[str, Number]:

@@ -22,7 +22,7 @@ from geffect.errors import GeffectError
 IGNORE_INDEX = -100
 ALL_LOGITS = "all_logits"  # a need: the logits of every position, prompts and padding included
 SUPPLY = {
-    "ref_nll": "pass reference=reference_nll(model, rows, pad_id)",
+    "ref_nll": "pass reference=compute_reference_nll(model, rows, pad_id)",
     "ref_logits": "give the forward pass a frozen reference model",
     "ref_hidden": "give the forward pass a frozen reference model",
     "hidden": "run the model with output_hidden_states=True",

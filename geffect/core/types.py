@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+__all__ = ["CausalLM", "Tokenizer"]
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -22,10 +24,13 @@ if TYPE_CHECKING:
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             """Run a forward pass: an output with ``logits`` and perhaps ``hidden_states``."""
 
-        def get_input_embeddings(self) -> nn.Module:
+        def __getattr__(self, name: str) -> Any:
+            """Whatever else a kind of model has."""
+
+        def get_input_embeddings(self) -> nn.Embedding:
             """The token embedding."""
 
-        def get_output_embeddings(self) -> nn.Module | None:
+        def get_output_embeddings(self) -> nn.Linear | None:
             """The head."""
 
         def get_base_model(self) -> "CausalLM":

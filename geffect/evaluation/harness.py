@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from geffect.errors import GeffectError
-from geffect.models.scoring import evaluating
+from geffect.models.scoring import in_evaluation_mode
 
 INSTALL = "pip install 'lm-eval>=0.4.9'"
 
@@ -59,7 +59,7 @@ def harness(
     from lm_eval.models.huggingface import HFLM
 
     manager = _manager(names, folder)
-    with evaluating(model):
+    with in_evaluation_mode(model):
         wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         try:
             found = lm_eval.simple_evaluate(

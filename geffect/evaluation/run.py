@@ -26,7 +26,7 @@ from geffect.evaluation.suites import Part
 from geffect.evaluation.variants import Probe
 from geffect.evaluation.view import View
 from geffect.io.readers import byte_lines, parse_json
-from geffect.models.cache import cached, file_sha256
+from geffect.models.cache import cached_directory, file_sha256
 from geffect.models.load import Loaded
 from geffect.training.setup import decides, encode, read_set
 
@@ -176,7 +176,7 @@ def _kept(key: str | None, make: Callable[[Path], None]) -> tuple[pd.DataFrame, 
 def _home(name: str, key: str | None, make: Callable[[Path], None]) -> Iterator[Path]:
     """Where a result lies: in the cache, or, where it has no key, in a directory that goes."""
     if key is not None:
-        yield cached(name, key, make)
+        yield cached_directory(name, key, make)
         return
     with tempfile.TemporaryDirectory() as scratch:
         make(Path(scratch))

@@ -18,7 +18,7 @@ from geffect.evaluation.metrics.memorization import extraction_strength
 from geffect.evaluation.rounding import rounded
 from geffect.evaluation.suites import Part
 from geffect.evaluation.view import View
-from geffect.models.cache import cached
+from geffect.models.cache import cached_directory
 from geffect.models.load import Loaded, outline
 from geffect.training.setup import decides
 
@@ -141,7 +141,7 @@ def _calibrated(
 
     key = json.dumps([both, config.tau, config.max_length, rows.rows])
     if all(both):
-        alpha = json.loads((cached("calibration", key, search) / "alpha.json").read_text(encoding="utf-8"))
+        alpha = json.loads((cached_directory("calibration", key, search) / "alpha.json").read_text(encoding="utf-8"))
     else:
         alpha = calibrate(kept, config.tau)
     weights = f"mixed {alpha} {json.dumps(both)}"

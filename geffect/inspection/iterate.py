@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from geffect.inspection.places import Place
 from geffect.models.builtin import is_built_in
-from geffect.models.checksums import CHECKSUMS, check_checksums
-from geffect.models.load import Loaded, adapter_of, reading, resolve, sha256_of
+from geffect.models.checkpoints import CHECKSUMS, check_checksums
+from geffect.models.load import Loaded, base_of_adapter, model_errors, resolve, sha256_of
 
 
 def walk(series: Sequence[Place], load: Callable[[str], Loaded]) -> Iterator[tuple[Place, Loaded]]:
@@ -28,7 +28,7 @@ def walk(series: Sequence[Place], load: Callable[[str], Loaded]) -> Iterator[tup
     held: Loaded | None = None
     for place in series:
         source = place.spec if is_built_in(place.spec) else resolve(place.spec)
-        if held is not None and isinstance(source, Path) and adapter_of(source) is not None:
+        if held is not None and isinstance(source, Path) and base_of_adapter(source) is not None:
             _exchange(held, source)
         else:
             held = None
@@ -41,7 +41,7 @@ def _exchange(held: Loaded, source: Path) -> None:
     """Put another adapter's weights where the one before has its own; `readable` saw that they fit."""
     from peft import set_peft_model_state_dict
 
-    with reading(str(source)):
+    with model_errors(str(source)):
         if (source / CHECKSUMS).exists():
             check_checksums(source, "*.safetensors")
         set_peft_model_state_dict(held.model, load_file(source / "adapter_model.safetensors"))

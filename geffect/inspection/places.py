@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from geffect.errors import GeffectError
 from geffect.models.builtin import is_built_in
-from geffect.models.checkpoints import children, number_of
-from geffect.models.load import adapter_of, resolve
-from geffect.models.stored import Shapes, stored_shapes
+from geffect.models.checkpoints import checkpoint_shapes, checkpoint_step, checkpoints_below
+from geffect.models.load import base_of_adapter, resolve
 
 LOGGER = logging.getLogger(__name__)
 SKIP = "restore it, or leave such out with --skip-broken"
@@ -47,7 +44,7 @@ def places(given: Sequence[str]) -> list[Place]:
         GeffectError: a directory holds none, or two have the same step.
     """
     specs = [spec for each in given for spec in _expanded(each)]
-    numbers = [number_of(Path(spec)) for spec in specs]
+    numbers = [checkpoint_step(Path(spec)) for spec in specs]
     named = all(number is not None for number in numbers)
     found = [
         Place(int(number or 0) if named else i, spec)
@@ -67,7 +64,7 @@ def places(given: Sequence[str]) -> list[Place]:
 def _expanded(given: str) -> list[str]:
     path = Path(given).expanduser()
     if path.is_dir():
-        below = children(path)
+        below = checkpoints_below(path)
         if below:
             return [str(each) for each in below]
         if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
@@ -119,8 +116,8 @@ def _architecture(spec: str) -> Any:
     source = spec if is_built_in(spec) else resolve(spec)
     if not isinstance(source, Path):
         return None
-    adapter = adapter_of(source)
-    shapes = _shapes(source)
+    adapter = base_of_adapter(source)
+    shapes = checkpoint_shapes(source, SKIP)
     return (None if adapter is None else _method(source, adapter)), shapes
 
 
@@ -129,25 +126,6 @@ def _method(source: Path, base: str) -> dict[str, Any]:
     config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
     kept = {key: value for key, value in config.items() if key not in PASSING}
     return {key: sorted(value) if isinstance(value, list) else value for key, value in kept.items()} | {"base": base}
-
-
-def _shapes(source: Path) -> Shapes:
-    """Every tensor's shape from the files' headers, which also tell whether a file is as long as it should be."""
-    files = sorted(source.glob("*model*.safetensors"))
-    if not files:
-        raise GeffectError(f"weights as safetensors in {source}", "none", SKIP)
-    try:
-        _whole_index(source, files)
-        return stored_shapes(files)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise GeffectError(f"whole weights in {source}", str(error).partition("\n")[0], SKIP) from error
-
-
-def _whole_index(source: Path, files: Sequence[Path]) -> None:
-    for index in source.glob("*.safetensors.index.json"):
-        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if missing := wanted - {file.name for file in files}:
-            raise OSError(f"no {min(missing)}")
 
 
 def _difference(one: Any, other: Any) -> tuple[str, str] | None:

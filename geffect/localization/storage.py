@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from geffect.errors import GeffectError
 from geffect.localization.localize import Localization
-from geffect.models.checksums import CHECKSUMS, check_checksums, read_checksums, write_checksums
+from geffect.models.checkpoints import CHECKSUMS, check_checksums, read_checksums, write_checksums
 from geffect.record.reader import check_format, damage_refused, first_gram, is_finished, read_document
 from geffect.record.schema import ENVIRONMENT, FORMAT, MASKS, RECIPE, STEPS
 from geffect.record.writer import RunDirectory, replacing, write_json

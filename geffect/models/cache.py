@@ -1,4 +1,4 @@
-"""The user's cache: directories keyed by content, complete or absent."""
+"""The user's cache: directories named by the hash of all that decides their content, complete or absent."""
 
 import contextlib
 import errno
@@ -9,31 +9,42 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
+import platformdirs
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+import geffect
+from geffect.core.types import CausalLM
 from geffect.errors import GeffectError
 
 LOGGER = logging.getLogger(__name__)
 MANIFEST = ".manifest.json"  # the hash of every other file; an entry without it is not complete
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+CODE = ("core", "data", "evaluation", "models", "objectives", "training/setup.py")  # computes cached numbers
+LIBRARIES = ("torch", "transformers", "tokenizers", "peft")
+HARMLESS = {
+    *("_name_or_path", "base_model_name_or_path"),
+    *("transformers_version", "peft_version", "revision", "inference_mode"),
+}
 
 
 def cache_home() -> Path:
-    """``$GEFFECT_CACHE``, else ``geffect`` below the platform's cache directory."""
-    if os.environ.get("GEFFECT_CACHE"):
-        return Path(os.environ["GEFFECT_CACHE"])
-    home = os.environ.get("LOCALAPPDATA") if os.name == "nt" else os.environ.get("XDG_CACHE_HOME")
-    return Path(home or Path.home() / ".cache") / "geffect"
+    """``$GEFFECT_CACHE``, else the platform's cache directory of geffect (on Linux ``~/.cache/geffect``)."""
+    return Path(os.environ.get("GEFFECT_CACHE") or platformdirs.user_cache_dir("geffect", appauthor=False))
 
 
-def cached(name: str, key: str, make: Callable[[Path], None]) -> Path:
+def cached_directory(name: str, key: str, make: Callable[[Path], None]) -> Path:
     """A directory made once for a key, by one process at a time; a damaged one is made again.
 
     Args:
         name: what it is, for people.
         key: everything its content depends on.
-        make: fills an empty directory; it is renamed into place, with its manifest, only when this returns.
+        make: fills an empty directory, which is renamed into place, with its manifest, once this returns.
 
     Returns:
         The directory.
@@ -42,14 +53,14 @@ def cached(name: str, key: str, make: Callable[[Path], None]) -> Path:
         GeffectError: the cache cannot be written to.
     """
     path = cache_home() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    if is_whole(path):
+    if is_complete(path):
         LOGGER.info("reused from the cache, by its content: %s", path)
         return path
-    with _writable(path.parent):
+    with _write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _held(path):
-            if not is_whole(path):  # else another process has made it meanwhile
-                _remove_rest(path)
+        with _lock(path):
+            if not is_complete(path):  # else another process has made it meanwhile
+                _remove_leftovers(path)
                 _make(path, make)
     return path
 
@@ -61,36 +72,29 @@ def _make(path: Path, make: Callable[[Path], None]) -> None:
         manifest = json.dumps({name: file_sha256(partial / name) for name in _files(partial)})
         (partial / MANIFEST).write_text(manifest, encoding="utf-8")
         partial.chmod(0o777 & ~_umask())  # mkdtemp's own is for its user alone
-        _settle(partial, path)
+        try:
+            partial.rename(path)
+        except OSError:  # a process out of reach of this file system's locks may have made the same entry
+            if not is_complete(path):
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _settle(partial: Path, path: Path) -> None:
-    """Give an entry its name, unless a process that this file system's locks do not reach has made the same."""
-    try:
-        partial.rename(path)
-    except OSError:
-        if not is_whole(path):
-            raise
-
-
-def _remove_rest(path: Path) -> None:
-    """Remove a damaged entry and what killed processes have left of it; the lock tells that nobody writes them."""
+def _remove_leftovers(path: Path) -> None:
+    """Remove a damaged entry and the partial ones of killed processes; the lock excludes other writers."""
     if path.exists():
         LOGGER.warning("damaged, and made again: %s", path)
-    for rest in (path, *path.parent.glob(f".{path.name}.*")):
-        if rest.is_dir() and not rest.is_symlink():
-            shutil.rmtree(rest)
-        elif rest == path:
-            rest.unlink(missing_ok=True)
+    for leftover in (path, *path.parent.glob(f".{path.name}.*")):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+        elif leftover == path:
+            leftover.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _held(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> Iterator[None]:
     """Hold an entry's lock, which the system frees when a process dies."""
-    from filelock import FileLock, Timeout
-
     lock = FileLock(path.with_name(f".{path.name}.lock"), mode=0o666)
     try:
         lock.acquire(timeout=0)
@@ -106,22 +110,20 @@ def _held(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _writable(home: Path) -> Iterator[None]:
-    """Tell a full or read-only cache in one line."""
-    from safetensors import SafetensorError
-
+def _write_errors(home: Path) -> Iterator[None]:
+    """Report a full or read-only cache in one line."""
     try:
         yield
     except (OSError, NotImplementedError, SafetensorError, RuntimeError) as error:
-        text = str(error).strip().partition("\n")[0]
-        full = isinstance(error, OSError) and error.errno in UNWRITABLE
-        if not full and not any(each in text for each in (*map(os.strerror, UNWRITABLE), "locks")):
+        reason = str(error).strip().partition("\n")[0]
+        is_full = isinstance(error, OSError) and error.errno in UNWRITABLE
+        if not is_full and not any(text in reason for text in (*map(os.strerror, UNWRITABLE), "locks")):
             raise
-        remedy = "make room or make it writable, or set GEFFECT_CACHE to another directory"
-        raise GeffectError(f"a cache directory {home} that can be written to", text, remedy) from error
+        remedy = "Free disk space, make the directory writable, or set GEFFECT_CACHE to another one"
+        raise GeffectError(f"The cache directory {home} cannot be written to: {reason}", remedy=remedy) from error
 
 
-def is_whole(path: Path) -> bool:
+def is_complete(path: Path) -> bool:
     """Whether an entry has every file of its manifest, with the content it had when it was made."""
     try:
         if not path.is_dir() or path.is_symlink():
@@ -134,7 +136,7 @@ def is_whole(path: Path) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _matches(path: Path, stamps: tuple[tuple[str, int, int], ...]) -> bool:
-    """Compare the hashes once for files of these sizes and times: a model's are read several times in a process."""
+    """Compare the hashes once for files of these sizes and times: a process reads a model's several times."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         return bool(manifest == {name: file_sha256(path / name) for name, *_ in stamps if name != MANIFEST})
@@ -143,8 +145,8 @@ def _matches(path: Path, stamps: tuple[tuple[str, int, int], ...]) -> bool:
 
 
 def _stamp(file: Path) -> tuple[int, int]:
-    found = file.stat()
-    return found.st_size, found.st_mtime_ns
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _files(directory: Path) -> list[str]:
@@ -170,3 +172,51 @@ def weights_sha256(directory: Path) -> str:
     """One hash over a model or adapter directory's safetensors, in name order."""
     hashes = [file_sha256(path) for path in sorted(directory.glob("*.safetensors"))]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def fingerprint(model: CausalLM, sha256: str, directories: Iterable[Path]) -> str:
+    """The hash of all that decides what a model computes and generates.
+
+    Args:
+        model: the model, before an adapter is merged into it.
+        sha256: of its weights.
+        directories: the model's, and that of the base under an adapter; code that came with them is hashed.
+
+    Returns:
+        A hash over weights, configuration, the adapter's configuration, generation settings, code that came with the
+        model, kind of device, and the versions of the libraries and of the code here that compute.
+    """
+    home = Path(geffect.__file__).parent
+    parts = [
+        sha256,
+        _plain(model.config),
+        getattr(model.config, "_attn_implementation", None),
+        _plain(getattr(model, "generation_config", None)),
+        {name: _plain(config) for name, config in getattr(model, "peft_config", {}).items()},
+        _sha256(file for directory in directories for file in sorted(directory.glob("*.py"))),
+        {name: _version(name) for name in LIBRARIES},
+        _sha256(file for name in CODE for file in sorted((home / name).rglob("*.py")) or [home / name]),
+        str(next(model.parameters()).device.type),
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _sha256(files: Iterable[Path]) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _plain(config: Any) -> Any:
+    """A configuration as JSON, without paths and versions, which decide no number; sets in order."""
+    content = config.to_dict() if hasattr(config, "to_dict") else config
+    if isinstance(content, dict):
+        return {str(key): _plain(value) for key, value in content.items() if key not in HARMLESS}
+    if isinstance(content, set | frozenset):
+        return sorted(map(str, content))
+    return [_plain(value) for value in content] if isinstance(content, list | tuple) else content

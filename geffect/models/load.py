@@ -1,4 +1,4 @@
-"""Load a model, its tokenizer and its adapter from any of the names a user may give."""
+"""Load a model, its tokenizer and its adapter by name."""
 
 import contextlib
 import hashlib
@@ -9,22 +9,39 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 
 from geffect.core.architectures import CAUSAL, check_class, check_runs, freeze_beside_text
+from geffect.core.types import CausalLM, Tokenizer
 from geffect.errors import GeffectError
 from geffect.io.limits import check_memory
 from geffect.io.readers import check_regular
-from geffect.models.adapters import FILE, check_adapter, check_patterns, grow_vocabulary
-from geffect.models.builtin import BUILT_IN, UNTRAINED, is_built_in, make_tiny, make_tokenizer
-from geffect.models.cache import weights_sha256
-from geffect.models.checkpoints import checkpoints
-from geffect.models.checksums import CHECKSUMS, check_checksums
-from geffect.models.gguf import converted, smollm2_file
-from geffect.models.stored import check_config, check_directory, check_loaded, check_size
-from geffect.models.tokenizers import choose_template, holds_tokenizer, own_template, read_tokenizer
+from geffect.models.adapters import FILE, check_adapter, check_patterns, resize_vocabulary
+from geffect.models.builtin import (
+    BUILT_IN,
+    UNTRAINED,
+    convert_gguf,
+    is_built_in,
+    make_tiny,
+    make_tokenizer,
+    smollm2_file,
+)
+from geffect.models.cache import fingerprint, weights_sha256
+from geffect.models.checkpoints import (
+    CHECKSUMS,
+    check_checksums,
+    check_config,
+    check_directory,
+    check_loading_info,
+    check_size,
+    checkpoints,
+)
+from geffect.models.tokenizers import has_tokenizer, read_template, read_tokenizer, set_template
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 LOGGER = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -46,17 +63,24 @@ class Loaded:
         sha256: hash of the weights in that directory; None for a hub id.
     """
 
-    model: Any
-    tokenizer: Any
+    model: CausalLM
+    tokenizer: Tokenizer
     source: str
     sha256: str | None
 
+    def fingerprint(self) -> str | None:
+        """The hash of all that decides what the model computes; None where its weights have no hash."""
+        if self.sha256 is None:
+            return None
+        places = filter(None, (self.source, base_of_adapter(self.source)))
+        return fingerprint(self.model, self.sha256, map(Path, places))
+
 
 def resolve(spec: str) -> Path | str:
-    """What a model's name stands for.
+    """The directory or hub id that a model's name stands for.
 
     Args:
-        spec: see `FORMS`.
+        spec: one of `FORMS`; a run directory stands for its last checkpoint.
 
     Returns:
         A directory, or a hub id.
@@ -65,15 +89,15 @@ def resolve(spec: str) -> Path | str:
         GeffectError: it stands for nothing.
     """
     if spec == "smollm2":
-        return converted(smollm2_file())
+        return convert_gguf(smollm2_file())
     if spec.startswith("gguf:"):
-        return converted(Path(spec.removeprefix("gguf:")).expanduser())
+        return convert_gguf(Path(spec.removeprefix("gguf:")).expanduser())
     path = Path(spec).expanduser()
     if path.is_dir():
         return _model_directory(path).resolve()  # an adapter made from it names it by this
-    local = "/" in spec and Path(spec.partition("/")[0]).is_dir()  # runs/nope is a missing directory, no hub id
-    if local or spec.startswith(("builtin:", ".", "/", "~")) or not HUB_ID.match(spec):
-        raise GeffectError(f"a model: {FORMS}", repr(spec), "name one of these")
+    is_local = "/" in spec and Path(spec.partition("/")[0]).is_dir()  # runs/nope is a missing directory, no hub id
+    if is_local or spec.startswith(("builtin:", ".", "/", "~")) or not HUB_ID.match(spec):
+        raise GeffectError(f"There is no model {spec!r}", remedy=f"Name one of {FORMS}")
     return spec
 
 
@@ -82,14 +106,11 @@ def _model_directory(path: Path) -> Path:
     for candidate in (path, *reversed(checkpoints(path))):
         if any((candidate / name).is_file() for name in ("config.json", "adapter_config.json")):
             if candidate != path and not (path / "DONE").exists():
-                LOGGER.warning("%s did not finish; its last whole state is %s", path, candidate.name)
+                LOGGER.warning("%s did not finish; its last complete checkpoint is %s", path, candidate.name)
             check_regular(candidate)
             return candidate
-    raise GeffectError(
-        f"config.json, adapter_config.json or checkpoints in {path}",
-        "none of them",
-        "name a model, adapter or run directory",
-    )
+    message = f"There is no config.json, adapter_config.json or checkpoint in {path}"
+    raise GeffectError(message, remedy="Name the directory of a model, an adapter or a run")
 
 
 def load(
@@ -106,12 +127,11 @@ def load(
     asked for, never the checkpoint's own; on a bfloat16 base PEFT keeps the adapter's in float32.
 
     Args:
-        spec: see `FORMS`; those built in are known to `geffect.api.load_model` alone.
+        spec: one of `FORMS`; `geffect.load_model` alone knows the built-in ones.
         dtype: ``float32``, ``bfloat16`` or ``float64``.
         trust_remote_code: run code that comes with the model.
-        tokenizer: a model or directory whose tokenizer takes the place of its own, which is an adapter's before its
-            base's.
-        chat_template: as of `geffect.models.tokenizers.choose_template`.
+        tokenizer: a model or directory whose tokenizer replaces its own, which is an adapter's before its base's.
+        chat_template: ``none``, a name among the tokenizer's several, or a file; None: the tokenizer's own.
 
     Returns:
         Model and tokenizer.
@@ -120,14 +140,15 @@ def load(
         GeffectError: there is no such model, or it cannot be read.
     """
     if dtype not in DTYPES:
-        raise GeffectError(f"a dtype among {', '.join(DTYPES)}", repr(dtype), "choose one of these")
-    with reading(spec):
+        raise GeffectError(f"There is no dtype {dtype!r}", remedy=f"Choose one of {', '.join(DTYPES)}")
+    with model_errors(spec):
         source = resolve(spec)
         if isinstance(source, Path) and (source / CHECKSUMS).exists():
             check_checksums(source, "*.safetensors")
-        model = (_with_adapter if _is_adapter(source) else _plain)(str(source), dtype, trust_remote_code)
-        chosen = tokenizer_of(source, model.config, trust_remote_code, tokenizer, chat_template)
-        return Loaded(model, chosen, str(source), sha256_of(source))
+        _outline(source, trust_remote_code, check_files=True)  # refuses what would fill the memory first
+        model = _read_weights(source, dtype, trust_remote_code)
+        words = load_tokenizer(source, model.config, trust_remote_code, tokenizer, chat_template)
+        return Loaded(model, words, str(source), sha256_of(source))
 
 
 def _is_adapter(source: Path | str) -> TypeGuard[Path]:
@@ -135,7 +156,7 @@ def _is_adapter(source: Path | str) -> TypeGuard[Path]:
 
 
 def sha256_of(source: Path | str) -> str | None:
-    """The hash of a directory's weights, those under an adapter included."""
+    """The hash of a directory's weights, those under an adapter included; None for a hub id."""
     if not isinstance(source, Path):
         return None
     if not _is_adapter(source):
@@ -144,78 +165,63 @@ def sha256_of(source: Path | str) -> str | None:
 
 
 @contextlib.contextmanager
-def reading(spec: str, what: str = "model") -> Iterator[None]:
-    """Turn whatever a broken file makes its reader raise into one line; each kind of file has its own exceptions.
-
-    Args:
-        spec: what is read.
-        what: it is.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        GeffectError: it cannot be read.
-    """
+def model_errors(spec: str, what: str = "model") -> Iterator[None]:
+    """Report whatever a broken model or tokenizer makes its reader raise in one line."""
     try:
         yield
     except GeffectError:
         raise
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
+    except Exception as error:  # each kind of file has its own exceptions
         if "trust_remote_code" in str(error):
-            reason, remedy = "one that comes with code of its own", "add --trust-remote-code if you trust that code"
-            raise GeffectError(f"a model at {spec} that transformers can load itself", reason, remedy) from error
-        raise GeffectError(f"a readable {what} at {spec}", reason, "check the directory or hub id") from error
+            message = f"transformers cannot load {spec} itself: it comes with code of its own"
+            raise GeffectError(message, remedy="Add --trust-remote-code if you trust that code") from error
+        reason = str(error).strip().partition("\n")[0]
+        message = f"The {what} at {spec} cannot be read: {reason}"
+        raise GeffectError(message, remedy="Check the directory or hub id") from error
 
 
-def tokenizer_of(
+def load_tokenizer(
     source: Path | str, config: Any, trust: bool, instead: str | None = None, chat_template: str | None = None
-) -> Any:
-    """The tokenizer a model is used with.
-
-    Args:
-        source: as of `resolve`.
-        config: of the model.
-        trust: run code that comes with the tokenizer.
-        instead: a model or directory whose tokenizer is taken.
-        chat_template: as of `geffect.models.tokenizers.choose_template`.
-
-    Returns:
-        The tokenizer.
-    """
+) -> Tokenizer:
+    """The tokenizer of a resolved model, or of another model or directory ``instead``; see `load`."""
     if instead is None:
-        found = _own_tokenizer(source, config, trust)
+        tokenizer = _own_tokenizer(source, config, trust)
     elif is_built_in(instead):
-        found = make_tokenizer(name=instead.removesuffix(UNTRAINED))
+        tokenizer = make_tokenizer(name=instead.removesuffix(UNTRAINED))
     else:
         path = Path(instead).expanduser()
-        with reading(instead, "tokenizer"):
-            found = _own_tokenizer(path if path.is_dir() and holds_tokenizer(path) else resolve(instead), None, trust)
-    return choose_template(found, chat_template)
+        with model_errors(instead, "tokenizer"):
+            place = path if path.is_dir() and has_tokenizer(path) else resolve(instead)
+            tokenizer = _own_tokenizer(place, None, trust)
+    return set_template(tokenizer, chat_template)
 
 
-def _own_tokenizer(source: Path | str, config: Any, trust: bool) -> Any:
+def _own_tokenizer(source: Path | str, config: Any, trust: bool) -> Tokenizer:
     """An adapter's own tokenizer, else its base's; a template of its own wins over its base's in either case."""
     with quiet_transformers():
         if not _is_adapter(source):
             name, revision = _revision(str(source))
             return read_tokenizer(name, trust, **revision)
-        if holds_tokenizer(source):
+        if has_tokenizer(source):
             return read_tokenizer(str(source), trust, config)
-        found = _own_tokenizer(resolve(_base_of(source)), config, trust)
-        found.chat_template = own_template(source) or found.chat_template
-        return found
+        tokenizer = _own_tokenizer(resolve(_base_of(source)), config, trust)
+        tokenizer.chat_template = read_template(source) or tokenizer.chat_template
+        return tokenizer
 
 
-def _plain(source: str, dtype: str, trust: bool) -> Any:
+def _read_weights(source: Path | str, dtype: str, trust: bool) -> CausalLM:
+    """The model of a directory whose outline was checked (`_outline`)."""
+    from peft import PeftModel
     from transformers import AutoConfig
 
-    outlined = _on_meta(source, trust)  # refuses what would fill the memory first
-    if Path(source).is_dir():
-        check_size(Path(source), sum(p.numel() for p in outlined.parameters()))
+    if _is_adapter(source):
+        base = _read_weights(resolve(_base_of(source)), dtype, trust)
+        resize_vocabulary(base, source)
+        with quiet_transformers():
+            adapted: CausalLM = PeftModel.from_pretrained(base, str(source), is_trainable=True)
+            return adapted
     with quiet_transformers():
-        name, revision = _revision(source)
+        name, revision = _revision(str(source))
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust, **revision)
         model, info = _auto_class(config).from_pretrained(
             name,
@@ -226,38 +232,27 @@ def _plain(source: str, dtype: str, trust: bool) -> Any:
             use_safetensors=True,
             **revision,
         )
-        check_loaded(source, info)
+        check_loading_info(str(source), info)
         freeze_beside_text(model)
         check_runs(model)
-        return model
+        loaded: CausalLM = model
+        return loaded
 
 
 def _auto_class(config: Any) -> Any:
-    """The class that loads a model of this configuration, multimodal where the weights are.
-
-    Args:
-        config: the configuration.
-
-    Returns:
-        One of transformers' auto classes.
-
-    Raises:
-        GeffectError: the model is no causal language model.
-    """
+    """transformers' auto class that loads a model of this configuration, multimodal where the weights are."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
 
     names = getattr(config, "architectures", None) or [config.model_type]
     check_class(names[0], config)
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return AutoModelForCausalLM
-    autos = [
-        each
-        for each in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
-        if type(config) in each._model_mapping
-    ]
+    classes = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
+    autos = [auto for auto in classes if type(config) in auto._model_mapping]
     if not autos:
-        raise GeffectError(CAUSAL, f"{names[0]}, of the model type {config.model_type}", "choose another model")
-    return next((each for each in autos if each._model_mapping[type(config)].__name__ == names[0]), autos[0])
+        message = f"{names[0]}, of the model type {config.model_type}, is not {CAUSAL}"
+        raise GeffectError(message, remedy="Choose another model")
+    return next((auto for auto in autos if auto._model_mapping[type(config)].__name__ == names[0]), autos[0])
 
 
 def _revision(source: str) -> tuple[str, dict[str, str]]:
@@ -266,118 +261,93 @@ def _revision(source: str) -> tuple[str, dict[str, str]]:
     return (source, {}) if not at or Path(source).exists() else (name, {"revision": revision})
 
 
-def _with_adapter(source: str, dtype: str, trust: bool) -> Any:
-    from peft import PeftModel
-
-    base = str(resolve(_base_of(Path(source))))
-    if not (Path(source) / FILE).is_file():
-        raise GeffectError(f"{FILE} in {source}", "none", "save the adapter anew as safetensors")
-    _adapter_outline(source, trust)  # refuses an adapter that is not whole
-    base_model = _plain(base, dtype, trust)
-    grow_vocabulary(base_model, Path(source))
-    with quiet_transformers():
-        return PeftModel.from_pretrained(base_model, source, is_trainable=True)
-
-
-def adapter_of(source: Path | str) -> str | None:
-    """What the base of an adapter directory stands for; None where the directory holds none.
-
-    Args:
-        source: as of `resolve`.
-
-    Returns:
-        The base's directory or hub id.
-
-    Raises:
-        GeffectError: the base is missing, or is not named.
-    """
-    if not _is_adapter(source):
+def base_of_adapter(source: Path | str) -> str | None:
+    """The directory or hub id of the base of an adapter directory; None where the directory holds none."""
+    if not _is_adapter(Path(source)):
         return None
-    with reading(str(source)):
-        return str(resolve(_base_of(source)))
+    with model_errors(str(source)):
+        return str(resolve(_base_of(Path(source))))
 
 
 def _base_of(adapter: Path) -> str:
-    base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    file = adapter / "adapter_config.json"
+    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
-        raise GeffectError(
-            f"base_model_name_or_path in {adapter / 'adapter_config.json'}", "none", "name the base there"
-        )
+        raise GeffectError(f"{file} has no base_model_name_or_path", remedy="Name the base there")
     here, beside = Path(str(base)).expanduser(), adapter / str(base)
     if here.is_absolute() and not here.exists():
-        remedy = f"move it back, or correct base_model_name_or_path in {adapter / 'adapter_config.json'}"
-        raise GeffectError(f"the base of the adapter in {adapter} at {base}", "none", remedy)
+        message = f"The base of the adapter in {adapter} is not at {base}"
+        raise GeffectError(message, remedy=f"Move it back, or correct base_model_name_or_path in {file}")
     return str(beside if beside.is_dir() and not here.exists() else base)
 
 
 def outline(
     spec: str, *, trust_remote_code: bool = False, tokenizer: str | None = None, chat_template: str | None = None
-) -> tuple[Any, Any]:
+) -> tuple[CausalLM, Tokenizer]:
     """A model's shapes without its weights (on the meta device), and its tokenizer.
 
-    Args:
-        spec: see `FORMS`.
-        trust_remote_code: run code that comes with the model.
-        tokenizer: as of `load`.
-        chat_template: as of `load`.
-
-    Returns:
-        The model, an adapter's own parameters included and alone trainable, and the tokenizer.
-
-    Raises:
-        GeffectError: there is no such model, or it cannot be read.
+    An adapter's own parameters are included and alone trainable. The arguments are those of `load`, and ``spec`` may
+    be built in.
     """
     if is_built_in(spec):
-        model, own = make_tiny(0, spec.removesuffix(UNTRAINED))
-        chosen = own if tokenizer is None else tokenizer_of(spec, model.config, trust_remote_code, tokenizer)
-        return model.to("meta"), choose_template(chosen, chat_template)
-    with reading(spec):
+        model, words = make_tiny(0, spec.removesuffix(UNTRAINED))
+        if tokenizer is not None:
+            words = load_tokenizer(spec, model.config, trust_remote_code, tokenizer)
+        return model.to("meta"), set_template(words, chat_template)
+    with model_errors(spec):
         source = resolve(spec)
-        model = (_adapter_outline if _is_adapter(source) else _plain_outline)(str(source), trust_remote_code)
-        return model, tokenizer_of(source, model.config, trust_remote_code, tokenizer, chat_template)
+        model = _outline(source, trust_remote_code)
+        return model, load_tokenizer(source, model.config, trust_remote_code, tokenizer, chat_template)
 
 
-def _plain_outline(source: str, trust: bool) -> Any:
-    model = _on_meta(source, trust)
+def _outline(source: Path | str, trust: bool, *, check_files: bool = False) -> CausalLM:
+    """A model's shapes, once its files and its configuration are checked.
+
+    ``check_files``: the weights must be there, and be about as large as the configuration says.
+    """
+    from transformers import AutoConfig, PretrainedConfig
+
+    if isinstance(source, Path):
+        check_directory(source)
+    if _is_adapter(source):
+        return _adapter_outline(source, trust, check_files)
+    with quiet_transformers(), torch.device("meta"):
+        name, revision = _revision(str(source))
+        check_config(str(source), PretrainedConfig.get_config_dict(name, **revision)[0])
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust, **revision)
+        model: CausalLM = _auto_class(config).from_config(config, trust_remote_code=trust)
+    if check_files and isinstance(source, Path):
+        check_size(source, sum(p.numel() for p in model.parameters()))
     freeze_beside_text(model)
     return model
 
 
-def _on_meta(source: str, trust: bool) -> Any:
-    """A model's shapes, once its files and its configuration are seen to be in order."""
-    from transformers import AutoConfig, PretrainedConfig
-
-    if Path(source).is_dir():
-        check_directory(Path(source))
-    with quiet_transformers(), torch.device("meta"):
-        name, revision = _revision(source)
-        check_config(source, PretrainedConfig.get_config_dict(name, **revision)[0])
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust, **revision)
-        return _auto_class(config).from_config(config, trust_remote_code=trust)
-
-
-def _adapter_outline(source: str, trust: bool) -> Any:
+def _adapter_outline(source: Path, trust: bool, check_files: bool) -> CausalLM:
     from peft import PeftConfig, get_peft_model
 
-    check_directory(Path(source))
-    config = PeftConfig.from_pretrained(source)
+    has_weights = (source / FILE).is_file()
+    if check_files and not has_weights:
+        raise GeffectError(f"There is no {FILE} in {source}", remedy="Re-save the adapter as safetensors")
+    config = PeftConfig.from_pretrained(str(source))
     config.inference_mode = False
     if hasattr(config, "init_lora_weights"):
-        config.init_lora_weights = True  # the values come from the file; some ways to draw them need the base's
-    base = resolve(_base_of(Path(source)))
-    model = (_adapter_outline if _is_adapter(base) else _plain_outline)(str(base), trust)
-    check_patterns(config, [name for name, _ in model.named_modules()])
+        config.init_lora_weights = True  # the values come from the file; some initializations need the base's
+    place = resolve(_base_of(source))
+    if _is_adapter(place):
+        message = f"The base of the adapter in {source} is an adapter itself, in {place}"
+        raise GeffectError(message, remedy="Merge that into its own base first")
+    base = _outline(place, trust, check_files=check_files)
+    check_patterns(config, [name for name, _ in base.named_modules()])
     with quiet_transformers(), torch.device("meta"):
-        whole = (Path(source) / FILE).is_file()
-        if whole:
-            grow_vocabulary(model, Path(source))
-        adapted = get_peft_model(model, config)
-        if whole:
-            check_adapter(adapted, Path(source))
+        if has_weights:
+            resize_vocabulary(base, source)
+        adapted: CausalLM = get_peft_model(base, config)
+        if has_weights:
+            check_adapter(adapted, source)
         return adapted
 
 
-def add_lora(model: Any, rank: int, seed: int, dropout: float = 0.0) -> Any:
+def add_lora(model: torch.nn.Module, rank: int, seed: int, dropout: float = 0.0) -> "PeftModel":
     """A fresh LoRA on every linear layer but the head (alpha = 2·rank), the base frozen.
 
     Args:
@@ -390,14 +360,12 @@ def add_lora(model: Any, rank: int, seed: int, dropout: float = 0.0) -> Any:
         The `peft.PeftModel`.
 
     Raises:
-        GeffectError: the model already carries an adapter, or memory does not hold one of this rank.
+        GeffectError: the model already has an adapter, or memory does not hold one of this rank.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if isinstance(model, PeftModel):
-        raise GeffectError(
-            "a model without an adapter for --lora", "one with an adapter", "leave --lora out to train that one"
-        )
+        raise GeffectError("--lora cannot be used: the model has an adapter", remedy="Omit --lora to train that one")
     _check_rank(model, rank)
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
@@ -407,7 +375,7 @@ def add_lora(model: Any, rank: int, seed: int, dropout: float = 0.0) -> Any:
         return get_peft_model(model, config)
 
 
-def _check_rank(model: Any, rank: int) -> None:
+def _check_rank(model: torch.nn.Module, rank: int) -> None:
     """Raise where memory does not hold an adapter with its gradient and Adam's averages: before PEFT takes it."""
     linear = [each for each in model.modules() if isinstance(each, torch.nn.Linear | torch.nn.Embedding)]
     numbers = rank * sum(sum(each.weight.shape) for each in linear)
@@ -415,8 +383,8 @@ def _check_rank(model: Any, rank: int) -> None:
 
 
 @contextlib.contextmanager
-def quiet_transformers() -> Any:
-    """No weight-loading bars or advice while this lasts; the host's settings return after."""
+def quiet_transformers() -> Iterator[None]:
+    """Turn off weight-loading bars and advice; the host's settings return after."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -426,7 +394,9 @@ def quiet_transformers() -> Any:
         with warnings.catch_warnings():
             # peft 0.21 reads a property that transformers 5.23 renamed
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-            warnings.filterwarnings("ignore", ".* keys did not match any targeted module", RuntimeWarning)  # told by us
+            warnings.filterwarnings(
+                "ignore", ".* keys did not match any targeted module", RuntimeWarning
+            )  # logged here
             warnings.filterwarnings("ignore", "The PEFT config's `base_model_name_or_path` was renamed")  # a moved base
             yield
     finally:

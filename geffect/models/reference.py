@@ -1,4 +1,4 @@
-"""The frozen start of a run, for what needs more of it than token NLLs."""
+"""The frozen start of a run, and checks that a model can be trained beside it."""
 
 import contextlib
 import copy
@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from geffect.core.forward import Outputs, logits_at
 from geffect.errors import GeffectError
 
-Batch = dict[str, Tensor]
-
 
 class Reference:
-    """The model as it is now, for as long as it is kept.
+    """The model as it is now, frozen.
 
     A fresh adapter (every B zero) is switched off for the pass, so that nothing is copied; any other model is copied.
 
@@ -25,22 +23,13 @@ class Reference:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.fresh = is_fresh_adapter(model)
-        self.model: Any = model if self.fresh else copy.deepcopy(model).eval().requires_grad_(False)
+        self.is_fresh = is_fresh_adapter(model)
+        self.model: Any = model if self.is_fresh else copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def __call__(self, batch: Batch, outputs: Outputs, needs: Collection[str]) -> Outputs:
-        """The model's outputs with what an objective needs of the reference at the same positions.
-
-        Args:
-            batch: what the model ran on.
-            outputs: the model's.
-            needs: of the objective, ``ref_logits`` and ``ref_hidden`` among others.
-
-        Returns:
-            The outputs, with ``ref_logits`` and, where needed, ``ref_hidden``.
-        """
-        with self.model.disable_adapter() if self.fresh else contextlib.nullcontext():
+    def __call__(self, batch: dict[str, Tensor], outputs: Outputs, needs: Collection[str]) -> Outputs:
+        """The model's outputs on a batch, with ``ref_logits`` and, where needed, ``ref_hidden`` at their positions."""
+        with self.model.disable_adapter() if self.is_fresh else contextlib.nullcontext():
             logits, hidden = logits_at(self.model, batch, outputs.index, hidden="ref_hidden" in needs)
         return replace(outputs, ref_logits=logits, ref_hidden=hidden)
 
@@ -57,38 +46,20 @@ def is_fresh_adapter(model: nn.Module) -> bool:
 
 
 def check_same_shape(model: nn.Module, reference: nn.Module) -> None:
-    """Raise unless two models have the same parameters.
-
-    Args:
-        model: the one that unlearns.
-        reference: the frozen one beside it.
-
-    Raises:
-        GeffectError: a parameter is missing or of another shape; it is named.
-    """
+    """Raise unless a model and its reference have the same parameters; the first that differs is named."""
     ours, theirs = ({n: tuple(p.shape) for n, p in m.named_parameters()} for m in (model, reference))
     for name, shape in ours.items():
         if theirs.get(name) != shape:
-            found = f"{name} of shape {theirs[name]}" if name in theirs else f"none named {name}"
-            raise GeffectError(
-                f"a reference of the model's own architecture, with {name} of shape {shape}",
-                found,
-                "use the run's start as its reference",
-            )
+            has = f"{name} of shape {theirs[name]}" if name in theirs else f"no {name}"
+            message = f"The reference has {has}, the model {name} of shape {shape}"
+            raise GeffectError(message, remedy="Use the run's start as its reference")
 
 
 def check_trainable(model: nn.Module) -> None:
-    """Raise where no gradient can reach the weights.
-
-    Args:
-        model: about to be trained.
-
-    Raises:
-        GeffectError: its weights are quantized, or all of them are frozen.
-    """
+    """Raise where no gradient can reach the weights: they are quantized, or all of them are frozen."""
     from peft import PeftModel
 
-    quantized = bool(getattr(model, "is_quantized", False)) and not isinstance(model, PeftModel)
-    if quantized or not any(p.requires_grad for p in model.parameters()):
-        found = "quantized weights, which carry none" if quantized else "every weight frozen"
-        raise GeffectError("weights that carry gradients", found, "train an adapter with --lora, or load full weights")
+    is_quantized = bool(getattr(model, "is_quantized", False)) and not isinstance(model, PeftModel)
+    if is_quantized or not any(p.requires_grad for p in model.parameters()):
+        state = "quantized and have no gradients" if is_quantized else "all frozen"
+        raise GeffectError(f"The weights are {state}", remedy="Train an adapter with --lora, or load full weights")

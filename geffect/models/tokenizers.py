@@ -1,29 +1,24 @@
-"""Which tokenizer a model is read with: its own, an adapter's, or one that is named; and which chat template."""
+"""Tokenizers and chat templates of models: a directory's own, an adapter's, or one that is named."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from geffect.core.types import Tokenizer
 from geffect.errors import GeffectError
 
 FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "*.spm",
-    "*.tiktoken",
-    "*.bpe.model",
-    "spiece.model",
-    "sentencepiece.model",
-    "tekken.json",
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json"),
+    *("*.spm", "*.tiktoken", "*.bpe.model", "spiece.model", "sentencepiece.model"),
 )
 SETTINGS, TEMPLATES = "tokenizer_config.json", ("chat_template.jinja", "chat_template.json")
-LARGEST = 1 << 20  # bytes of a template
+MAX_BYTES = 1 << 20  # of a template
 NONE = "none"
 
 
-def holds_tokenizer(directory: Path) -> bool:
+def has_tokenizer(directory: Path) -> bool:
     """Whether a tokenizer can be read from a directory: its settings, and its vocabulary or code."""
     settings = directory / SETTINGS
     if not settings.is_file():
@@ -32,41 +27,34 @@ def holds_tokenizer(directory: Path) -> bool:
     return vocabulary or "auto_map" in settings.read_text(encoding="utf-8", errors="replace")
 
 
-def read_tokenizer(source: str, trust: bool, config: Any = None, **revision: str) -> Any:
+def read_tokenizer(source: str, trust: bool, config: Any = None, **revision: str) -> Tokenizer:
     """The tokenizer of a directory or hub id.
 
-    Args:
-        source: which.
-        trust: run code that comes with it.
-        config: of the model it belongs to, where another directory holds that: its kind decides the tokenizer's class.
-        **revision: of the hub id.
-
-    Returns:
-        A Hugging Face tokenizer.
+    ``config`` is that of the model it belongs to, where another directory holds the model: it decides the class.
     """
     from transformers import AutoTokenizer
 
     model = {} if config is None else {"config": config}
-    return AutoTokenizer.from_pretrained(source, trust_remote_code=trust, **model, **revision)
+    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust, **model, **revision)
+    return tokenizer
 
 
-def own_template(directory: Path) -> Any:
-    """The chat template that lies in a directory without a tokenizer; None where there is none."""
+def read_template(directory: Path) -> str | dict[str, str] | None:
+    """The chat template, or several by name, in a directory without a tokenizer; None where there is none."""
     file, older = (directory / name for name in TEMPLATES)
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    for each in (older, directory / SETTINGS):
-        if each.is_file() and (found := json.loads(each.read_text(encoding="utf-8")).get("chat_template")):
-            named = isinstance(found, list)
-            return {one["name"]: one["template"] for one in found} if named else found
+    for path in (older, directory / SETTINGS):
+        if path.is_file() and (template := json.loads(path.read_text(encoding="utf-8")).get("chat_template")):
+            return {item["name"]: item["template"] for item in template} if isinstance(template, list) else template
     return None
 
 
-def choose_template(tokenizer: Any, choice: str | None) -> Any:
-    """Put the chat template that is asked for in the place of a tokenizer's own.
+def set_template(tokenizer: Tokenizer, choice: str | None) -> Tokenizer:
+    """Replace a tokenizer's chat template; a run's checkpoints are saved with it.
 
     Args:
-        tokenizer: the tokenizer, which is changed; a run's checkpoints are saved with it.
+        tokenizer: it is changed and returned.
         choice: ``none``, a name among its several, or a file; None: its own.
 
     Returns:
@@ -77,28 +65,42 @@ def choose_template(tokenizer: Any, choice: str | None) -> Any:
     """
     if choice is None:
         return tokenizer
-    several = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+    several: dict[str, str] = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
     if choice == NONE:
         tokenizer.chat_template = None
     elif choice in several:
-        tokenizer.chat_template = several | {"default": several[choice]}  # checkpoints keep the names
+        tokenizer.chat_template = several | {"default": several[choice]}  # checkpoints keep all
     else:
-        tokenizer.chat_template = _read(Path(choice).expanduser(), several)
+        tokenizer.chat_template = _read_template_file(Path(choice).expanduser(), several)
     return tokenizer
 
 
-def _read(file: Path, several: dict[str, Any]) -> str:
-    names = f", a name among {', '.join(map(str, several))}" if several else ""
-    wanted = f"a chat template: {NONE}{names}, or a file"
+def _read_template_file(file: Path, several: dict[str, str]) -> str:
+    names = f", one of {', '.join(map(str, several))}" if several else ""
+    remedy = f"Set --chat-template to {NONE}{names}, or a template's file"
     try:
         if not file.is_file():
-            raise GeffectError(wanted, f"no file at {file}", "correct --chat-template")
-        if file.stat().st_size > LARGEST:
-            raise GeffectError(wanted, f"{file.stat().st_size} bytes in {file}", "name a template's file")
+            raise GeffectError(f"There is no chat template and no file at {file}", remedy=remedy)
+        if file.stat().st_size > MAX_BYTES:
+            raise GeffectError(f"{file} has {file.stat().st_size} bytes, too many for a chat template", remedy=remedy)
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
         reason = str(error).partition("\n")[0]
-        raise GeffectError(f"a readable chat template at {file}", reason, "correct --chat-template") from error
+        raise GeffectError(f"The chat template at {file} cannot be read: {reason}", remedy=remedy) from error
     if not text.strip():
-        raise GeffectError(f"a chat template in {file}", "nothing", f"write --chat-template {NONE} for none")
+        raise GeffectError(f"The chat template in {file} is empty", remedy=f"Set --chat-template {NONE} for none")
     return text
+
+
+def vocabulary_size(model: nn.Module) -> int | None:
+    """The ids that a model takes and predicts are below this: the size of its embedding, or of a smaller head.
+
+    None where neither is known. The model may be adapted, and on any device.
+    """
+    sizes = []
+    for name in ("get_input_embeddings", "get_output_embeddings"):
+        layer = getattr(model, name, lambda: None)()
+        shape: tuple[int, ...] = getattr(getattr(layer, "weight", None), "shape", ())
+        if len(shape) == 2:
+            sizes.append(int(shape[0]))
+    return min(sizes, default=None)

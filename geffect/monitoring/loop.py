@@ -21,7 +21,7 @@ from geffect.core.layers import layout, unwrap
 from geffect.core.tied import find_tie, split_layout
 from geffect.errors import GeffectError
 from geffect.measurement.step import norms
-from geffect.models.vocabulary import num_tokens
+from geffect.models.tokenizers import vocabulary_size
 from geffect.monitoring.measure import GRADIENT, UPDATE, bare, gram_of, risk_rows
 from geffect.monitoring.probes import ProbeSet, make_probe
 from geffect.record.environment import describe
@@ -89,7 +89,7 @@ class Watch:
             raise GeffectError("every and batch_size of at least 1", f"{every} and {batch_size}", "correct them")
         self.model, self.every, self.update, self.steps, self.training = model, every, update, 0, training
         context = getattr(getattr(unwrap(model), "config", None), "max_position_embeddings", None)
-        given, known = {"forget": forget, "retain": retain}, num_tokens(unwrap(model))
+        given, known = {"forget": forget, "retain": retain}, vocabulary_size(unwrap(model))
         self.probes = {n: make_probe(n, each, tokenizer, batch_size, context, known) for n, each in given.items()}
         self.path = Path(out) if out is not None else _temporary(self)
         self.settings = (

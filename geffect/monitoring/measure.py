@@ -16,7 +16,7 @@ from geffect.core.host_state import Untouched
 from geffect.core.tied import Tie
 from geffect.measurement.basis import Basis, added
 from geffect.measurement.measurement import Batch
-from geffect.models.scoring import Likelihood, row_scores
+from geffect.models.scoring import Likelihood, example_scores
 from geffect.objectives.base import Counts, risk
 
 GRADIENT, UPDATE = "applied_gradient", "update"
@@ -56,9 +56,9 @@ def risk_rows(
                 outputs = forward(bare(model), {key: tensor.to(device) for key, tensor in batch.items()})
                 window.add(name, weight * risk(outputs, counts[name]))
                 if weight:
-                    scores[name][batch["index"]] = row_scores(outputs)
+                    scores[name][batch["index"]] = example_scores(outputs)
     rows = summed_rows(window.rows, window.parameters)
-    return rows, {name: Likelihood.of(summed(each)) for name, each in scores.items()}
+    return rows, {name: Likelihood.from_examples(summed(each)) for name, each in scores.items()}
 
 
 def gram_of(rows: Mapping[str, NamedTensors], parameters: Mapping[str, nn.Parameter], tie: Tie | None) -> Gram:

@@ -15,7 +15,7 @@ from geffect.core.gradients import NamedTensors, capture
 from geffect.core.gram import Gram, inner_products
 from geffect.core.layers import named_trainable
 from geffect.models.load import DTYPES
-from geffect.models.scoring import evaluating
+from geffect.models.scoring import in_evaluation_mode
 from geffect.objectives.base import Counts, risk
 from geffect.preflight.finding import Finding
 from geffect.preflight.setup import FLOAT32, is_quantized
@@ -61,7 +61,7 @@ def derivative(model: Any, batches: Batches) -> Finding:
     def at(step: float) -> float:
         for name, g in gradient.items():
             parameters[name].copy_(kept[name] + step / norm * g)
-        with evaluating(model):
+        with in_evaluation_mode(model):
             value = float(risk(forward(model, _here(model, batches["forget"])), counts))
         for name in gradient:
             parameters[name].copy_(kept[name])
@@ -110,7 +110,7 @@ def _rows(model: Any, batches: Batches) -> dict[str, NamedTensors]:
     def loss(batch: Mapping[str, Tensor]) -> Callable[[], Tensor]:
         return lambda: risk(forward(model, _here(model, batch)), Counts.of([batch]))
 
-    with evaluating(model), torch.enable_grad():
+    with in_evaluation_mode(model), torch.enable_grad():
         return capture(model, {name: loss(batch) for name, batch in batches.items()})
 
 

@@ -8,7 +8,7 @@ from geffect.core.splits import role_of
 from geffect.data.encode import EncodedExample, turn_end
 from geffect.data.load import ExampleSet
 from geffect.data.shared import shared_examples
-from geffect.models.scoring import likelihood
+from geffect.models.scoring import compute_likelihood
 from geffect.preflight.finding import Finding
 from geffect.training.unlearn import KNOWN
 
@@ -57,8 +57,8 @@ def ends(name: str, rows: Sequence[EncodedExample], tokenizer: Any) -> Finding:
 
 def known(name: str, rows: Sequence[EncodedExample], model: Any, pad_id: int) -> Finding:
     """Token accuracy and risk of the start."""
-    scores = likelihood(model, rows, pad_id, 8)
-    found = f"token accuracy {scores.accuracy:.3f}, risk {scores.risk:.3g} nats a token"
+    scores = compute_likelihood(model, rows, pad_id, 8)
+    found = f"token accuracy {scores.accuracy:.3f}, risk {scores.loss:.3g} nats a token"
     if scores.accuracy >= KNOWN:
         return Finding(f"knows {name}", "good", found)
     lost, remedy = f"{found}: this model does not know the set", "fit it first: geffect finetune --train SET"

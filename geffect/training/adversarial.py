@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from geffect.core.forward import ALL_LOGITS, IGNORE_INDEX
 from geffect.data.encode import EncodedExample
-from geffect.models.scoring import outputs_of
+from geffect.models.scoring import forward_batches
 
 
 def adversarial_labels(
@@ -31,7 +31,7 @@ def adversarial_labels(
     """
     found: dict[int, Tensor] = {}
     label = _misaligned if misaligned else _aligned
-    for chosen, outputs in outputs_of(model, rows, pad_id, batch_size, {ALL_LOGITS} if misaligned else ()):
+    for chosen, outputs in forward_batches(model, rows, pad_id, batch_size, {ALL_LOGITS} if misaligned else ()):
         for i, logits in zip(chosen, outputs.logits_by_row(), strict=True):
             found[i] = label(logits.cpu(), rows[i])
     return [found[i] for i in range(len(rows))]

@@ -12,7 +12,7 @@ from geffect.core.splits import role_of, split_names
 from geffect.data.encode import EncodedExample, collate, pad_id_of
 from geffect.data.relabel import random_labels
 from geffect.errors import GeffectError
-from geffect.models.scoring import reference_nll
+from geffect.models.scoring import compute_reference_nll
 from geffect.objectives.base import Objective
 from geffect.training.adversarial import adversarial_labels
 
@@ -47,7 +47,7 @@ def compute_columns(
         if "ref_nll" in needs:
             sides = {"forget"} | ({"alternative"} if "alternative" in needs else set())
             for name in (name for name in sets if role_of(name) in sides):
-                found[name] = {"ref_nll": reference_nll(model, sets[name], pad_id)}
+                found[name] = {"ref_nll": compute_reference_nll(model, sets[name], pad_id)}
         for name in split_names("forget", sets):
             for need in sorted(needs):
                 found[name] |= _labels(model, tokenizer, need, sets[name], seed)

@@ -12,8 +12,7 @@ from torch.distributed import DistError
 from geffect.core.distributed import processes, rank
 from geffect.core.fsdp import local
 from geffect.errors import GeffectError
-from geffect.models.checksums import REMEDY, check_checksums
-from geffect.models.stored import stored_shapes
+from geffect.models.checkpoints import REMEDY, check_checksums, checkpoint_shapes
 
 PARTIAL = ".partial"  # where a checkpoint is written before it gets its name
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
@@ -23,18 +22,6 @@ FILES = ("trainer_state.json", OPTIMIZER, SCHEDULER)
 def step_of(checkpoint: Path) -> int:
     """N of ``checkpoint-N``."""
     return int(checkpoint.name.rpartition("-")[2])
-
-
-@contextlib.contextmanager
-def reading(checkpoint: Path | str) -> Iterator[None]:
-    """Turn whatever a broken file makes its reader raise into one line; each kind of file has its own exceptions."""
-    try:
-        yield
-    except GeffectError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise GeffectError(f"a readable checkpoint at {checkpoint}", reason, REMEDY) from error
 
 
 def check_whole(checkpoint: Path, model: nn.Module, others: Sequence[str] = ()) -> None:
@@ -54,8 +41,7 @@ def check_whole(checkpoint: Path, model: nn.Module, others: Sequence[str] = ()) 
     missing = [name for name in (*FILES, _random_state(), *others) if not (checkpoint / name).is_file()]
     if missing:
         raise GeffectError(f"{missing[0]} in {checkpoint}", "none", REMEDY)
-    with reading(checkpoint):
-        saved = stored_shapes(checkpoint.glob("*model*.safetensors"))
+    saved = checkpoint_shapes(checkpoint, REMEDY)
     own = saved_state(model)
     places = {name: local(tensor).data_ptr() for name, tensor in own.items()}
     kept = {places[name] for name in saved if places.get(name)}  # a tied tensor is saved once; a part may be empty

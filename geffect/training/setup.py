@@ -25,9 +25,8 @@ from geffect.io.limits import check_memory
 from geffect.localization.masks import GradientMask
 from geffect.localization.storage import check_localized, read_localization
 from geffect.models.cache import weights_sha256
-from geffect.models.fingerprint import fingerprint
 from geffect.models.load import Loaded, add_lora, outline
-from geffect.models.vocabulary import num_tokens
+from geffect.models.tokenizers import vocabulary_size
 from geffect.objectives.base import Objective
 from geffect.record.environment import batch_arithmetic, describe
 from geffect.record.resume import recorded_prompts
@@ -151,7 +150,7 @@ def encode(
     """
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     encoded = by(loaded.tokenizer, rows, config.max_length, context, prompt_of(config))
-    check_ids(encoded, num_tokens(loaded.model), rows.name, pad_id_of(loaded.tokenizer))
+    check_ids(encoded, vocabulary_size(loaded.model), rows.name, pad_id_of(loaded.tokenizer))
     return encoded
 
 
@@ -212,7 +211,7 @@ def decides(config: EvaluateConfig, loaded: Loaded) -> list[Any] | None:
     Returns:
         Model, dtype and prompts; None where the model's weights have no hash.
     """
-    found = fingerprint(loaded)
+    found = loaded.fingerprint()
     return None if found is None else [found, config.dtype, prompts_of(config, loaded.tokenizer)]
 
 

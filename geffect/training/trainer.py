@@ -18,10 +18,10 @@ from geffect.core.fsdp import local
 from geffect.data.encode import EncodedExample, pad_id_of
 from geffect.errors import GeffectError
 from geffect.io.signals import SIGNALS
-from geffect.models.checksums import write_checksums
-from geffect.models.scoring import Likelihood, likelihood
+from geffect.models.checkpoints import REMEDY, read_errors, write_checksums
+from geffect.models.scoring import Likelihood, compute_likelihood
 from geffect.record.writer import rename
-from geffect.training.checkpoints import PARTIAL, check_whole, reading, step_of, writing
+from geffect.training.checkpoints import PARTIAL, check_whole, step_of, writing
 from geffect.training.fsdp import ShardedTrainer
 from geffect.training.interruption import deferred
 
@@ -77,20 +77,20 @@ def evaluated(model: nn.Module, sets: Mapping[str, list[EncodedExample]], pad_id
     Returns:
         ``evaluation`` and ``evaluation_examples``.
     """
-    return evaluation_line({name: likelihood(model, rows, pad_id, batch_size) for name, rows in sets.items()})
+    return evaluation_line({name: compute_likelihood(model, rows, pad_id, batch_size) for name, rows in sets.items()})
 
 
 def evaluation_line(scores: Mapping[str, Likelihood]) -> Line:
     """What a record's line holds of the scores of named sets; ``diverged`` names those that are not finite."""
-    diverged = [name for name, s in scores.items() if not math.isfinite(s.risk)]
+    diverged = [name for name, s in scores.items() if not math.isfinite(s.loss)]
     marks = {"diverged": f"no finite risk of {', '.join(diverged)}"} if diverged else {}
     return marks | {
-        "evaluation": {name: {"loss": s.risk, "accuracy": s.accuracy} for name, s in scores.items()},
+        "evaluation": {name: {"loss": s.loss, "accuracy": s.accuracy} for name, s in scores.items()},
         "evaluation_examples": {
             name: {
-                "nll": [round(each, ROW_DIGITS) for each in s.row_nll],
-                "right": list(s.row_right),
-                "tokens": list(s.row_tokens),
+                "nll": [round(each, ROW_DIGITS) for each in s.example_nll],
+                "right": list(s.example_right),
+                "tokens": list(s.example_tokens),
             }
             for name, s in scores.items()
         },
@@ -104,7 +104,7 @@ class RecordingTrainer(ShardedTrainer):
         model: the model.
         args: Hugging Face's training arguments.
         tokenizer: the model's tokenizer, saved with every checkpoint.
-        evaluation_sets: name → encoded rows, scored by `likelihood` whenever the arguments ask for evaluation.
+        evaluation_sets: name → encoded rows, scored by `compute_likelihood` whenever the arguments ask for evaluation.
         sink: called with each step's line; step t is measured at θ^(t), before its update.
         **kwargs: passed on to `transformers.Trainer`.
     """
@@ -160,7 +160,7 @@ class RecordingTrainer(ShardedTrainer):
     def _take_up(self, checkpoint: Path) -> None:
         """Its weights, what a subclass keeps, and the evaluation that belongs to the next step's line."""
         check_whole(checkpoint, self.model, self._state_files())
-        with reading(checkpoint):
+        with read_errors(f"checkpoint at {checkpoint}", REMEDY):
             self.state.global_step = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step
             self._load_from_checkpoint(str(checkpoint))
             self._load_state(checkpoint)
@@ -256,14 +256,14 @@ class RecordingTrainer(ShardedTrainer):
         """What `_save_state` wrote."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with reading(str(checkpoint)):
+        with read_errors(f"checkpoint at {checkpoint}", REMEDY):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """Nothing here scales a loss, so that a file of this name is none of a run's own."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with reading(str(checkpoint)):
+        with read_errors(f"checkpoint at {checkpoint}", REMEDY):
             super()._load_rng_state(checkpoint)
 
 

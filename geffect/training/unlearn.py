@@ -28,7 +28,7 @@ from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.prediction import PredictionCheck
 from geffect.measurement.step import Step
 from geffect.models.reference import Reference, check_same_shape, check_trainable
-from geffect.models.scoring import evaluating
+from geffect.models.scoring import in_evaluation_mode
 from geffect.objectives.base import Objective, window_counts
 from geffect.record.reader import StepLine
 from geffect.record.writer import replacing
@@ -177,7 +177,7 @@ class UnlearnTrainer(RecordingTrainer):
         if "ref_nll" not in self.columns.get(forget, {}):
             return
         batch = self.collate([{forget: row} for row in self.sets[forget][:8]])[forget]
-        with evaluating(self.model), torch.no_grad():
+        with in_evaluation_mode(self.model), torch.no_grad():
             outputs = self._forward(self._prepare_inputs(batch), frozenset(), dropout=False)
         check_starts_at_one(outputs, atol=max(1e-3, 10 * torch.finfo(self.dtype).eps))
 

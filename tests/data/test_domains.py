@@ -12,7 +12,7 @@ from geffect.data.load import QASet, load_set
 from geffect.data.synthetic import authors as authors_benchmark
 from geffect.data.synthetic.domains import DOMAINS, KINDS, PARTS, SPLITS, generate
 from geffect.errors import GeffectError
-from geffect.models.builtin import BUILT_IN, make_tiny, make_tokenizer, tiny_key
+from geffect.models.builtin import BUILT_IN, built_in_key, make_tiny, make_tokenizer
 from geffect.models.load import load, outline, quiet_transformers
 
 GOLDEN = "e1455146db5e6e0c097c86fba09b741f29ae7c57a7034b1a9ae5b580c2589a92"
@@ -233,5 +233,5 @@ def test_the_second_model_is_a_qwen2_with_biases_on_queries_keys_and_values() ->
 
 
 def test_each_built_in_model_has_a_place_of_its_own_in_the_cache() -> None:
-    assert len({tiny_key(name) for name in BUILT_IN}) == 3
-    assert hashlib.sha256(tiny_key().encode()).hexdigest().startswith("391f392c9c5a2044")
+    assert len({built_in_key(name) for name in BUILT_IN}) == 3
+    assert hashlib.sha256(built_in_key().encode()).hexdigest().startswith("391f392c9c5a2044")

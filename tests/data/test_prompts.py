@@ -23,7 +23,7 @@ from geffect.errors import GeffectError
 from geffect.evaluation.results import read_evaluation
 from geffect.inspection.defaults import completed
 from geffect.models.load import add_lora, load, outline, quiet_transformers
-from geffect.models.tokenizers import choose_template
+from geffect.models.tokenizers import set_template
 from geffect.training.setup import prompts_of
 from tests.conftest import Command, config
 from tests.data.test_encode import CHAT, chat, learned, plain
@@ -120,11 +120,11 @@ def test_of_several_templates_the_default_is_used_or_one_is_named(tmp_path: Path
     tokenizer.chat_template = {"rag": "RAG" + CHAT, "tool_use": "TOOL" + CHAT}
     with pytest.raises(GeffectError, match=r"a default among several; found rag, tool_use; choose one by name"):
         text(tokenizer)
-    assert text(choose_template(tokenizer, "rag")).startswith("RAG")
+    assert text(set_template(tokenizer, "rag")).startswith("RAG")
     tokenizer.save_pretrained(tmp_path)
     again = load_tokenizer(tmp_path)
     assert text(again).startswith("RAG")
-    assert text(choose_template(again, "tool_use")).startswith("TOOL")
+    assert text(set_template(again, "tool_use")).startswith("TOOL")
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -136,9 +136,9 @@ def load_tokenizer(path: Path) -> Any:
 
 def test_a_template_is_none_or_a_file(tmp_path: Path) -> None:
     (tmp_path / "own.jinja").write_text("OWN" + CHAT, encoding="utf-8")
-    assert text(choose_template(chat(), str(tmp_path / "own.jinja"))).startswith("OWN")
-    assert text(choose_template(chat(), "none")).removeprefix("<|bos|>").startswith("Question: Who?\nAnswer: Ada.")
-    assert text(choose_template(plain(), None)) == text(plain())
+    assert text(set_template(chat(), str(tmp_path / "own.jinja"))).startswith("OWN")
+    assert text(set_template(chat(), "none")).removeprefix("<|bos|>").startswith("Question: Who?\nAnswer: Ada.")
+    assert text(set_template(plain(), None)) == text(plain())
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_what_is_no_template_is_refused(content: bytes | None, says: str, tmp_pa
     if content is not None:
         (tmp_path / "file").write_bytes(content)
     with pytest.raises(GeffectError, match=says) as caught:
-        choose_template(chat(), str(tmp_path / "file"))
+        set_template(chat(), str(tmp_path / "file"))
     assert "\n" not in str(caught.value)
 
 

@@ -232,7 +232,7 @@ def test_text_is_greedy_whatever_the_models_own_settings(loaded: Loaded, rows: E
         num_beams=2,
     )
     model.generation_config = own
-    before = own.to_dict()
+    before: dict[str, Any] = own.to_dict()
     assert generate(model, loaded.tokenizer, prompts, 24) == [_greedy(loaded, prompt, 24) for prompt in prompts]
     assert model.generation_config is own
     assert own.to_dict() == before

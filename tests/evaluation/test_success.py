@@ -19,7 +19,7 @@ from geffect.data.load import load_set
 from geffect.errors import GeffectError
 from geffect.evaluation.metrics.success import harmonic_success, success
 from geffect.models.builtin import make_tiny, make_tokenizer
-from geffect.models.scoring import likelihood
+from geffect.models.scoring import compute_likelihood
 
 PERCENT = st.floats(0.01, 100) | st.just(0.0)
 
@@ -115,11 +115,11 @@ def test_a_row_counts_the_same_however_long_it_is() -> None:
     model = Certain(len(tokenizer), unknown=ids[1])
     nn.init.constant_(model.sure, 2.0)
     right, wrong = (1 / 2 * (0 + 1 - 1 / (len(ids) - 1)), 1 / len(ids))
-    by_row, pooled = success(model, tokenizer, rows), likelihood(model, rows, pad_id_of(tokenizer))
+    by_row, pooled = success(model, tokenizer, rows), compute_likelihood(model, rows, pad_id_of(tokenizer))
     assert (by_row.accuracy, pooled.accuracy) == pytest.approx((100 * right, 1 - 2 * wrong))
-    nll = [likelihood(model, [row], 0).risk for row in rows]
+    nll = [compute_likelihood(model, [row], 0).loss for row in rows]
     assert by_row.perplexity == pytest.approx(math.exp(sum(nll) / 2))
-    assert by_row.perplexity > 1.5 * math.exp(pooled.risk)
+    assert by_row.perplexity > 1.5 * math.exp(pooled.loss)
 
 
 def test_the_model_keeps_its_mode_and_gets_no_gradient(tiny: tuple[Any, Any]) -> None:

@@ -25,7 +25,7 @@ from geffect.data.pairing import partner, shuffled
 from geffect.errors import GeffectError, Interrupted
 from geffect.inspection.places import Place, places, readable
 from geffect.inspection.windows import dataset_parts
-from geffect.models.scoring import likelihood
+from geffect.models.scoring import compute_likelihood
 from geffect.record.reader import read_lines
 from tests.conftest import Command, config
 from tests.support.cases import gpt2
@@ -95,6 +95,7 @@ def test_a_row_is_the_gradient_of_the_whole_set(run: Path, tmp_path: Path) -> No
             outputs.nll.sum().backward()
             count += int(outputs.mask.sum())
             for key, parameter in loaded.model.named_parameters():
+                assert parameter.grad is not None
                 sums[key] = sums.get(key, torch.zeros(())) + parameter.grad.double()
         gradients[name] = torch.cat([each.flatten() for each in sums.values()]) / count
     f, r = gradients["forget"], gradients["retain"]
@@ -368,8 +369,8 @@ def test_a_trainers_own_checkpoints_are_inspected(known: Path, tmp_path: Path) -
     both = tmp_path / "trainer" / "checkpoint-2", tmp_path / "named"
     listed = api.inspect(inspected(tmp_path / "b", *both, **given))[0]
     assert [line["step"] for line in read_lines(listed)] == [1, 2]
-    risk = likelihood(loaded.model, encode_set(loaded.tokenizer, load_set(SETS["heldout"])), 0).risk
-    assert read_lines(listed)[1]["evaluation"]["heldout"]["loss"] == pytest.approx(risk, rel=1e-6)
+    loss = compute_likelihood(loaded.model, encode_set(loaded.tokenizer, load_set(SETS["heldout"])), 0).loss
+    assert read_lines(listed)[1]["evaluation"]["heldout"]["loss"] == pytest.approx(loss, rel=1e-6)
 
 
 def test_the_published_estimates_are_told_beside(run: Path, tmp_path: Path) -> None:

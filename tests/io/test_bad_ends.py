@@ -19,7 +19,7 @@ from geffect.errors import GeffectError
 from geffect.evaluation.results import read_evaluation
 from geffect.io.limits import check_memory, free_memory, total_memory
 from geffect.io.readers import YAML_NODES, Unreadable, parse_json, parse_yaml, read_text, text_lines
-from geffect.models.checkpoints import children, number_of
+from geffect.models.checkpoints import checkpoint_step, checkpoints_below
 from geffect.record.reader import read_lines
 from geffect.reports.compare import compare
 from tests.conftest import Command
@@ -142,14 +142,14 @@ def test_more_memory_than_there_is_is_refused_before_it_is_taken() -> None:
 
 @pytest.mark.parametrize("name", ["checkpoint-²", "checkpoint-٣", "checkpoint-", "checkpoint-1x", "checkpoint--1"])
 def test_another_name_is_no_checkpoint(name: str) -> None:
-    assert number_of(Path(name)) is None
+    assert checkpoint_step(Path(name)) is None
 
 
 def test_two_checkpoints_of_one_step_are_refused(tmp_path: Path) -> None:
     for name in ("checkpoint-4", "checkpoint-04"):
         (tmp_path / name).mkdir()
     with pytest.raises(GeffectError, match="one checkpoint of step 4"):
-        children(tmp_path)
+        checkpoints_below(tmp_path)
 
 
 # runs that diverge

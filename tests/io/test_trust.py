@@ -14,7 +14,7 @@ from geffect.config import EvaluateConfig, UnlearnConfig
 from geffect.data.encode import encode_set
 from geffect.data.load import load_set
 from geffect.errors import GeffectError
-from geffect.models.checksums import write_checksums
+from geffect.models.checkpoints import write_checksums
 from geffect.models.load import add_lora, load, outline, quiet_transformers
 from geffect.record.schema import CONFIG, DONE
 from tests.conftest import Command, config

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from geffect.errors import GeffectError
 from geffect.models.builtin import make_tiny, make_tokenizer
-from geffect.models.cache import MANIFEST, cache_home, cached, file_sha256, weights_sha256
+from geffect.models.cache import MANIFEST, cache_home, cached_directory, file_sha256, weights_sha256
 from geffect.models.load import DTYPES, Loaded, add_lora, load, outline, quiet_transformers, resolve
 
 SHAPE = {
@@ -429,7 +429,7 @@ def test_a_directory_is_made_once_a_key(cache: Path) -> None:
         made.append(directory)
         fill(directory)
 
-    first, again, other = (cached("thing", key, make) for key in ("a", "a", "b"))
+    first, again, other = (cached_directory("thing", key, make) for key in ("a", "a", "b"))
     assert first == again != other
     assert len(made) == 2
     assert [(path / "file").read_text() for path in (first, other)] == ["made", "made"]
@@ -442,7 +442,7 @@ def test_what_fails_or_is_interrupted_leaves_nothing(cache: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cached("thing", "a", make)
+        cached_directory("thing", "a", make)
     assert list(cache.iterdir()) == []
 
 
@@ -452,7 +452,7 @@ def test_a_directory_is_complete_when_it_gets_its_name(cache: Path) -> None:
         fill(directory)
         assert not list(cache.glob("thing-*"))
 
-    assert sorted(path.name for path in cached("thing", "a", make).iterdir()) == [MANIFEST, "file"]
+    assert sorted(path.name for path in cached_directory("thing", "a", make).iterdir()) == [MANIFEST, "file"]
 
 
 def test_whoever_is_first_wins(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,17 +461,17 @@ def test_whoever_is_first_wins(cache: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("geffect.models.cache._remove_rest", lambda path: None)
 
     def make(directory: Path) -> None:
-        assert cached("thing", "a", fill) != directory
+        assert cached_directory("thing", "a", fill) != directory
         (directory / "late").touch()
 
-    path = cached("thing", "a", make)
+    path = cached_directory("thing", "a", make)
     assert sorted(each.name for each in path.iterdir()) == [MANIFEST, "file"]
     assert list(cache.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("harm", ["cut", "gone", "more", "manifest", "no manifest", "a file", "same size"])
 def test_a_damaged_entry_is_made_again(cache: Path, harm: str) -> None:
-    path = cached("thing", "a", fill)
+    path = cached_directory("thing", "a", fill)
     if harm == "cut":
         (path / "file").write_text("ma")
     elif harm == "same size":
@@ -485,7 +485,7 @@ def test_a_damaged_entry_is_made_again(cache: Path, harm: str) -> None:
         path.touch()
     else:
         (path / MANIFEST).write_text("[") if harm == "manifest" else (path / MANIFEST).unlink()
-    assert cached("thing", "a", fill) == path
+    assert cached_directory("thing", "a", fill) == path
     assert {each.name: each.read_text() for each in path.iterdir() if each.name != MANIFEST} == {"file": "made"}
     assert list(cache.iterdir()) == [path]
 
@@ -503,9 +503,11 @@ def test_what_a_killed_process_left_is_removed_and_what_is_being_made_is_not(cac
     (cache / f".{path.name}.1").mkdir(parents=True)
     (cache / f".{path.name}.1" / "half").touch()
     with ThreadPoolExecutor() as others:
-        first = others.submit(cached, "thing", "a", make_slowly)
+        first = others.submit(cached_directory, "thing", "a", make_slowly)
         assert held.wait(30)
-        second = others.submit(cached, "thing", "a", lambda directory: pytest.fail(f"{directory} was made twice"))
+        second = others.submit(
+            cached_directory, "thing", "a", lambda directory: pytest.fail(f"{directory} was made twice")
+        )
         with pytest.raises(TimeoutError):
             second.result(timeout=0.2)  # it waits, and removes nothing
         assert len(list(cache.glob(".thing-*/file"))) == 1
@@ -519,16 +521,16 @@ def test_a_cache_without_room_or_leave_is_told(cache: Path, tmp_path: Path, monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(GeffectError, match=r"cache directory .*cache that can be written to; found .*No space left"):
-        cached("thing", "a", full)
+        cached_directory("thing", "a", full)
     assert list(cache.iterdir()) == []
     (tmp_path / "file").touch()
     monkeypatch.setenv("GEFFECT_CACHE", str(tmp_path / "file"))
     with pytest.raises(GeffectError, match="or set GEFFECT_CACHE to another directory"):
-        cached("thing", "a", fill)
+        cached_directory("thing", "a", fill)
 
 
 def test_what_lies_in_a_read_only_cache_is_used(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = cached("thing", "a", fill)
+    path = cached_directory("thing", "a", fill)
 
     def read_only(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -536,9 +538,9 @@ def test_what_lies_in_a_read_only_cache_is_used(cache: Path, monkeypatch: pytest
     for name in ("mkdir", "touch", "unlink", "rename"):
         monkeypatch.setattr(Path, name, read_only)
     monkeypatch.setattr("tempfile.mkdtemp", read_only)
-    assert cached("thing", "a", fill) == path
+    assert cached_directory("thing", "a", fill) == path
     with pytest.raises(GeffectError, match=r"found .*Read-only file system; make room or make it writable"):
-        cached("thing", "b", fill)
+        cached_directory("thing", "b", fill)
 
 
 def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

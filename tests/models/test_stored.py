@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from geffect.errors import GeffectError
 from geffect.models.builtin import make_tiny
 from geffect.models.load import add_lora, load, outline, quiet_transformers
-from geffect.models.vocabulary import num_tokens
+from geffect.models.tokenizers import vocabulary_size
 from tests.models.test_models import IDS, SHAPE, TOKENIZER, edit, logits, save
 
 Change = Callable[[Path], object]
@@ -272,7 +272,7 @@ def test_an_adapter_may_bring_a_vocabulary_of_its_own(
     assert f"the adapter brings a vocabulary of {size} tokens; its base has {ROWS}" in caplog.text
     assert torch.equal(logits(found), logits(adapted)) and logits(found).shape == (1, IDS.shape[1], size)
     outlined = outline(str(path))[0]
-    assert num_tokens(outlined) == num_tokens(found) == size
+    assert vocabulary_size(outlined) == vocabulary_size(found) == size
     assert {n: p.shape for n, p in outlined.named_parameters()} == {n: p.shape for n, p in found.named_parameters()}
 
 

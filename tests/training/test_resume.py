@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from geffect import api
 from geffect.config import FinetuneConfig, UnlearnConfig
 from geffect.errors import GeffectError
-from geffect.models.checksums import write_checksums
+from geffect.models.checkpoints import write_checksums
 from geffect.record.reader import read_lines
 from geffect.record.schema import CONFIG, DONE, STEPS
 from geffect.record.writer import LOCK, RunDirectory

@@ -236,7 +236,7 @@ def test_npo_starts_at_weight_one_from_a_fitted_adapter_too(start: Path, tmp_pat
 def test_another_models_reference_is_refused(start: Path, tmp_path: Path) -> None:
     from geffect.data.encode import encode_set, pad_id_of
     from geffect.data.load import load_set
-    from geffect.models.scoring import reference_nll
+    from geffect.models.scoring import compute_reference_nll
     from geffect.objectives.registry import make_objective
     from geffect.rectifiers.registry import make_rectifier
     from geffect.training.hf_arguments import training_arguments
@@ -245,7 +245,7 @@ def test_another_models_reference_is_refused(start: Path, tmp_path: Path) -> Non
     chosen = config(start, tmp_path / "run")
     loaded = api.load_model(chosen.model)
     rows = encode_set(loaded.tokenizer, load_set(str(chosen.forget)))
-    reference = [nll * 1.5 for nll in reference_nll(loaded.model, rows, pad_id_of(loaded.tokenizer))]
+    reference = [nll * 1.5 for nll in compute_reference_nll(loaded.model, rows, pad_id_of(loaded.tokenizer))]
     trainer = UnlearnTrainer(
         loaded.model,
         training_arguments(chosen, 2),

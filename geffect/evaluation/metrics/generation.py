@@ -10,7 +10,7 @@ from torch import nn
 
 from geffect.core.forward import IGNORE_INDEX
 from geffect.data.encode import EncodedExample, pad_id_of, turn_end
-from geffect.models.scoring import evaluating
+from geffect.models.scoring import in_evaluation_mode
 
 
 def prompt_of(row: EncodedExample) -> list[int]:
@@ -64,7 +64,7 @@ def generate(
     )
     device, found = next(model.parameters()).device, dict[int, list[int]]()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    with evaluating(model), _own_settings_aside(model), torch.no_grad():
+    with in_evaluation_mode(model), _own_settings_aside(model), torch.no_grad():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             width = max(len(prompts[i]) for i in chosen)

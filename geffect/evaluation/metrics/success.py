@@ -12,12 +12,12 @@ from geffect.core.splits import domain_of, role_of
 from geffect.data.encode import EncodedExample, pad_id_of
 from geffect.errors import GeffectError
 from geffect.evaluation.metrics.rouge import Measure, rouge_l
-from geffect.models.scoring import outputs_of
+from geffect.models.scoring import forward_batches
 
 
 @dataclass(frozen=True)
 class Success:
-    """How well a model answers a set, every row counting the same (`likelihood` counts every token the same).
+    """How well a model answers a set, every row counting the same (`compute_likelihood` counts every token the same).
 
     Of retention rows the accuracy is the retention success (RS), of unlearning rows 100 − accuracy the unlearn success
     (US).
@@ -65,7 +65,7 @@ def success(
     """
     _check(rows)
     parts, rouge = [], 0.0
-    for _, outputs in outputs_of(model, rows, pad_id_of(tokenizer), batch_size):
+    for _, outputs in forward_batches(model, rows, pad_id_of(tokenizer), batch_size):
         likely = outputs.spread(outputs.logits.argmax(-1))
         parts.append(_means(outputs).cpu())
         for said, true in _texts(tokenizer, outputs, likely):

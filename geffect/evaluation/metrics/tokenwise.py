@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from geffect.core.forward import shift
 from geffect.core.losses import log_probabilities, nll_at
 from geffect.data.encode import EncodedExample
-from geffect.models.scoring import outputs_of
+from geffect.models.scoring import forward_batches
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def token_scores(
         One a row, in the rows' order.
     """
     found: dict[int, TokenScores] = {}
-    for chosen, outputs in outputs_of(model, rows, pad_id, batch_size):
+    for chosen, outputs in forward_batches(model, rows, pad_id, batch_size):
         labels = shift(outputs.labels)
         for i, logits, shifted, mask in zip(chosen, outputs.logits_by_row(), labels, outputs.mask, strict=True):
             found[i] = _scored(logits, shifted[mask])
