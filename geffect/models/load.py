@@ -325,6 +325,10 @@ def _outline(source: Path | str, trust: bool, *, check_files: bool = False) -> C
 def _adapter_outline(source: Path, trust: bool, check_files: bool) -> CausalLM:
     from peft import PeftConfig, get_peft_model
 
+    place = resolve(_base_of(source))
+    if _is_adapter(place):
+        message = f"The base of the adapter in {source} is an adapter itself, in {place}"
+        raise GeffectError(message, remedy="Merge that into its own base first")
     has_weights = (source / FILE).is_file()
     if check_files and not has_weights:
         raise GeffectError(f"There is no {FILE} in {source}", remedy="Re-save the adapter as safetensors")
@@ -332,10 +336,6 @@ def _adapter_outline(source: Path, trust: bool, check_files: bool) -> CausalLM:
     config.inference_mode = False
     if hasattr(config, "init_lora_weights"):
         config.init_lora_weights = True  # the values come from the file; some initializations need the base's
-    place = resolve(_base_of(source))
-    if _is_adapter(place):
-        message = f"The base of the adapter in {source} is an adapter itself, in {place}"
-        raise GeffectError(message, remedy="Merge that into its own base first")
     base = _outline(place, trust, check_files=check_files)
     check_patterns(config, [name for name, _ in base.named_modules()])
     with quiet_transformers(), torch.device("meta"):

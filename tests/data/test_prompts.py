@@ -144,10 +144,10 @@ def test_a_template_is_none_or_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, r"none, or a file; found no file at"),
-        (b"", "found nothing"),
-        (b"\xff\xfe\x00", "a readable chat template"),
-        (b"a" * (2 << 20), "bytes in"),
+        (None, r"There is no chat template and no file at .* Set --chat-template to none"),
+        (b"", "is empty"),
+        (b"\xff\xfe\x00", "The chat template at .* cannot be read"),
+        (b"a" * (2 << 20), "bytes, too many"),
     ],
 )
 def test_what_is_no_template_is_refused(content: bytes | None, says: str, tmp_path: Path) -> None:
@@ -275,9 +275,9 @@ def test_a_tokenizer_takes_the_place_of_a_models_own(start: Path, dated: Path, t
     load_tokenizer(dated).save_pretrained(bare)
     assert template_of(start, tokenizer=str(bare)) == [DATED] * 2
     (bare / "tokenizer.json").write_text("{", encoding="utf-8")
-    with pytest.raises(GeffectError, match=r"^expected a readable tokenizer at [^\n]*$"):
+    with pytest.raises(GeffectError, match=r"^The tokenizer at [^\n]* cannot be read: [^\n]*$"):
         load(str(start), tokenizer=str(bare))
-    with pytest.raises(GeffectError, match=r"^expected a model: [^\n]*$"):
+    with pytest.raises(GeffectError, match=r"^There is no model [^\n]*$"):
         load(str(start), tokenizer=str(tmp_path / "nowhere"))
 
 

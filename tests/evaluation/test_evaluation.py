@@ -264,7 +264,7 @@ def test_texts_have_a_likelihood_and_no_answers(known: Path, tmp_path: Path, cap
             {"suite": None, "metric": ["truth_ratio"], "set": ["forget=builtin:domains/privacy/unlearn"]},
             "texts in a column 'perturbed_answer' of .* for truth_ratio; found subject, question, answer in row 0",
         ),
-        ({"checkpoints": True}, "a run directory with checkpoints"),
+        ({"checkpoints": True}, "There are no checkpoints in"),
         ({"suite": None, "metric": ["knowmem"], "set": ATTACKED}, "answered questions for knowmem; found none; add"),
         (
             {"suite": None, "metric": ["knowmem"], "set": ATTACKED, "shots": "builtin:authors/heldout[:3]"},
@@ -278,7 +278,7 @@ def test_texts_have_a_likelihood_and_no_answers(known: Path, tmp_path: Path, cap
             {"suite": None, "metric": ["loss"], "set": ["forget=builtin:authors/heldout"], "calibrate": "builtin:tiny"},
             "a set named held, or retain, for --calibrate; found forget",
         ),
-        ({"calibrate": "nowhere/at/all"}, "a model: builtin:tiny.*; found 'nowhere/at/all'"),
+        ({"calibrate": "nowhere/at/all"}, "There is no model 'nowhere/at/all'"),
         ({"task": ["capitals"], "task_dir": "nowhere"}, "a directory of tasks at nowhere"),
         ({"reference": "nowhere"}, "an evaluation with examples.csv in nowhere"),
     ],

@@ -231,11 +231,11 @@ def test_text_is_greedy_whatever_the_models_own_settings(loaded: Loaded, rows: E
         suppress_tokens=list(range(50)),
         num_beams=2,
     )
+    settings_before = vars(own).copy()
     model.generation_config = own
-    before: dict[str, Any] = own.to_dict()
     assert generate(model, loaded.tokenizer, prompts, 24) == [_greedy(loaded, prompt, 24) for prompt in prompts]
     assert model.generation_config is own
-    assert own.to_dict() == before
+    assert vars(own) == settings_before
 
 
 def _lcs(a: list[str], b: list[str]) -> int:

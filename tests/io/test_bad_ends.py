@@ -148,7 +148,7 @@ def test_another_name_is_no_checkpoint(name: str) -> None:
 def test_two_checkpoints_of_one_step_are_refused(tmp_path: Path) -> None:
     for name in ("checkpoint-4", "checkpoint-04"):
         (tmp_path / name).mkdir()
-    with pytest.raises(GeffectError, match="one checkpoint of step 4"):
+    with pytest.raises(GeffectError, match=r"Two checkpoints in .* are of step 4"):
         checkpoints_below(tmp_path)
 
 

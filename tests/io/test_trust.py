@@ -166,7 +166,7 @@ def test_an_adapter_brings_no_code(adapter: Path, marker: Path, monkeypatch: pyt
     outline(str(adapter))
     _change(adapter / "adapter_config.json", megatron_config={"a": 1}, megatron_core="modeling_evil")
     for read in (load, outline):
-        with pytest.raises(GeffectError, match="a readable model at "):
+        with pytest.raises(GeffectError, match=r"The model at .* cannot be read"):
             read(str(adapter))
     assert not marker.exists()
 
@@ -202,7 +202,7 @@ def test_a_resume_unpickles_nothing(theirs: Path, marker: Path, name: str) -> No
     _pickle(checkpoint / "training_args.bin", marker)
     _pickle(checkpoint / "scaler.pt", marker)
     _sum_up(checkpoint)
-    with pytest.raises(GeffectError, match="a readable checkpoint at "):
+    with pytest.raises(GeffectError, match=r"The checkpoint at .* cannot be read"):
         api.unlearn(UnlearnConfig.read(theirs / CONFIG, trust_remote_code=False), resume=True)
     assert not marker.exists()
 

@@ -116,19 +116,20 @@ def test_what_names_no_model_is_refused(spec: str, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(
-        GeffectError, match=r"^expected (a model: builtin:tiny, .*, smollm2|config\.json, .* in \.;)[^\n]*$"
+        GeffectError,
+        match=r"^There is no (model '[^\n]* Name one of builtin:tiny, .*, smollm2|config\.json, .* in \. )[^\n]*$",
     ):
         resolve(spec)
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "checkpoint-1").mkdir(parents=True)
-    with pytest.raises(GeffectError, match=r"config\.json, adapter_config\.json or checkpoints in .*none of them"):
+    with pytest.raises(GeffectError, match=r"There is no config\.json, adapter_config\.json or checkpoint in "):
         resolve(str(tmp_path))
 
 
 def test_a_gguf_file_that_is_absent_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(GeffectError, match=r"expected a GGUF file at .*; found none"):
+    with pytest.raises(GeffectError, match=r"There is no GGUF file at "):
         resolve(f"gguf:{tmp_path / 'absent.gguf'}")
 
 
@@ -179,7 +180,7 @@ def test_the_base_of_an_adapter_has_the_dtype_asked_for(dtype: str, adapter: Pat
 
 
 def test_an_unknown_dtype_is_refused(directory: Path) -> None:
-    with pytest.raises(GeffectError, match="a dtype among float32, bfloat16, float64; found 'int8'"):
+    with pytest.raises(GeffectError, match=r"There is no dtype 'int8'. Choose one of float32, bfloat16, float64."):
         load(str(directory), "int8")
 
 
@@ -242,7 +243,8 @@ def test_broken_weights_are_refused_and_none_is_drawn_at_random(
     breaks: Callable[[Path], None], directory: Path
 ) -> None:
     breaks(directory)
-    with pytest.raises(GeffectError, match=r"^expected (a readable model at|all weights of the model in) [^\n]*$"):
+    reasons = r"model at .* cannot be read: |config.json of .* describes|model in .* lacks the weights "
+    with pytest.raises(GeffectError, match=rf"^(The ({reasons})|[\w.]+ in .* has shape )[^\n]*$"):
         load(str(directory))
 
 
@@ -252,7 +254,7 @@ def test_a_broken_directory_is_refused_in_one_line(
     broken: str, reader: Callable[[str], Loaded | tuple[Any, Any]], directory: Path
 ) -> None:
     CONFIGS[broken](directory)
-    with pytest.raises(GeffectError, match=r"^expected a readable model at [^\n]*$"):
+    with pytest.raises(GeffectError, match=r"^The model at [^\n]* cannot be read: [^\n]*$"):
         reader(str(directory))
 
 
@@ -271,14 +273,16 @@ def test_an_adapter_without_a_base_is_refused_in_one_line(
     text: str, reader: Callable[[str], Loaded | tuple[Any, Any]], tmp_path: Path
 ) -> None:
     (tmp_path / "adapter_config.json").write_text(text, encoding="utf-8")
-    with pytest.raises(GeffectError, match=r"^expected (a readable model at|base_model_name|a model: )[^\n]*$"):
+    with pytest.raises(
+        GeffectError, match=r"^(The model at .* cannot be read: |.* has no base_model_name|There is no model )[^\n]*$"
+    ):
         reader(str(tmp_path))
 
 
 def test_a_pickled_adapter_is_refused(adapter: Path) -> None:
     torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
     (adapter / "adapter_model.safetensors").unlink()
-    with pytest.raises(GeffectError, match=r"adapter_model.safetensors in .*; found none"):
+    with pytest.raises(GeffectError, match=r"There is no adapter_model.safetensors in "):
         load(str(adapter))
 
 
@@ -289,7 +293,7 @@ def test_a_broken_gguf_file_is_refused_and_leaves_no_cache(
 ) -> None:
     monkeypatch.setenv("GEFFECT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "model.gguf").write_bytes(content)
-    with pytest.raises(GeffectError, match=r"^expected (a readable model at|the package gguf)[^\n]*$"):
+    with pytest.raises(GeffectError, match=r"^(The model at .* cannot be read: |The package gguf)[^\n]*$"):
         reader(f"gguf:{tmp_path / 'model.gguf'}")
     assert not [path for path in tmp_path.glob("cache/*")]
 
@@ -361,7 +365,7 @@ def test_drawing_weights_leaves_the_global_random_state() -> None:
 
 
 def test_an_adapter_on_an_adapter_is_refused(adapter: Path) -> None:
-    with pytest.raises(GeffectError, match="a model without an adapter for --lora"):
+    with pytest.raises(GeffectError, match="--lora cannot be used: the model has an adapter"):
         add_lora(load(str(adapter)).model, 2, 0)
 
 
@@ -457,8 +461,8 @@ def test_a_directory_is_complete_when_it_gets_its_name(cache: Path) -> None:
 
 def test_whoever_is_first_wins(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a file system whose locks do not reach the other machine."""
-    monkeypatch.setattr("geffect.models.cache._heldout", lambda path: contextlib.nullcontext())
-    monkeypatch.setattr("geffect.models.cache._remove_rest", lambda path: None)
+    monkeypatch.setattr("geffect.models.cache._lock", lambda path: contextlib.nullcontext())
+    monkeypatch.setattr("geffect.models.cache._remove_leftovers", lambda path: None)
 
     def make(directory: Path) -> None:
         assert cached_directory("thing", "a", fill) != directory
@@ -520,12 +524,12 @@ def test_a_cache_without_room_or_leave_is_told(cache: Path, tmp_path: Path, monk
     def full(directory: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(GeffectError, match=r"cache directory .*cache that can be written to; found .*No space left"):
+    with pytest.raises(GeffectError, match=r"cache directory .*cache cannot be written to: .*No space left"):
         cached_directory("thing", "a", full)
     assert list(cache.iterdir()) == []
     (tmp_path / "file").touch()
     monkeypatch.setenv("GEFFECT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(GeffectError, match="or set GEFFECT_CACHE to another directory"):
+    with pytest.raises(GeffectError, match="or set GEFFECT_CACHE to another one"):
         cached_directory("thing", "a", fill)
 
 
@@ -539,7 +543,7 @@ def test_what_lies_in_a_read_only_cache_is_used(cache: Path, monkeypatch: pytest
         monkeypatch.setattr(Path, name, read_only)
     monkeypatch.setattr("tempfile.mkdtemp", read_only)
     assert cached_directory("thing", "a", fill) == path
-    with pytest.raises(GeffectError, match=r"found .*Read-only file system; make room or make it writable"):
+    with pytest.raises(GeffectError, match=r"cannot be written to: .*Read-only file system. Free disk space, make"):
         cached_directory("thing", "b", fill)
 
 

@@ -97,38 +97,53 @@ def twice(name: str, text: str) -> Change:
 # full weights
 
 BROKEN: dict[str, tuple[Change, str]] = {
-    "fewer layers in the file": (config(num_hidden_layers=3), r"all weights of .*no model\.layers\.2\..* and 8"),
-    "more layers in the file": (config(num_hidden_layers=1), r"found model\.layers\.1\..* and 8 more, which its conf"),
-    "a surplus tensor": (tensors(lambda w: w.update({"v_head.weight": torch.ones(2)})), r"found v_head\.weight, which"),
-    "a missing tensor": (tensors(lambda w: w.pop("model.norm.weight")), r"found no model\.norm\.weight;"),
-    "another shape": (config(vocab_size=2000), r"weight of shape \(2000, 32\); found shape \(\d+, 32\);"),
-    "far more than the file": (config(hidden_size=10**7), r"all weights of .*as its config\.json says; found files of"),
-    "a vocabulary of billions": (config(vocab_size=10**9), r"as its config\.json says; found files of"),
-    "no layers": (config(num_hidden_layers=0), "num_hidden_layers from 1 to 2048 in .*; found 0;"),
-    "negative layers": (config(num_hidden_layers=-1), "num_hidden_layers from 1 to 2048 in .*; found -1;"),
-    "a million layers": (config(num_hidden_layers=10**6), "found 1000000;"),
+    "fewer layers in the file": (config(num_hidden_layers=3), r"lacks the weights model\.layers\.2\..* and 8"),
+    "more layers in the file": (
+        config(num_hidden_layers=1),
+        r"has the weights model\.layers\.1\..* and 8 more, for which its conf",
+    ),
+    "a surplus tensor": (
+        tensors(lambda w: w.update({"v_head.weight": torch.ones(2)})),
+        r"has the weights v_head\.weight, for which",
+    ),
+    "a missing tensor": (tensors(lambda w: w.pop("model.norm.weight")), r"lacks the weights model\.norm\.weight\."),
+    "another shape": (
+        config(vocab_size=2000),
+        r"weight in .* has shape \(\d+, 32\), and its configuration says \(2000, 32\)\.",
+    ),
+    "far more than the file": (
+        config(hidden_size=10**7),
+        r"config\.json of .* describes \d+ parameters, but its weight files have",
+    ),
+    "a vocabulary of billions": (config(vocab_size=10**9), r"describes \d+ parameters, but its weight files have"),
+    "no layers": (config(num_hidden_layers=0), "num_hidden_layers in .* is 0, not from 1 to 2048"),
+    "negative layers": (config(num_hidden_layers=-1), "num_hidden_layers in .* is -1, not from 1 to 2048"),
+    "a million layers": (config(num_hidden_layers=10**6), "is 1000000, not"),
     "layers without end": (config(num_hidden_layers=10**30), "from 1 to 2048"),
     "layers as 1e9": (config(num_hidden_layers=1e9), "from 1 to 2048"),
-    "layers within a part": (config(text_config={"n_layer": 10**9}), "n_layer from 1 to 2048"),
-    "experts without end": (config(num_local_experts=10**9), "num_local_experts from 0 to 2048"),
-    "a shard elsewhere": (shards(outside), r"weight files of .* itself in .*; found '\.\./other\.safetensors'"),
+    "layers within a part": (config(text_config={"n_layer": 10**9}), "n_layer in .* from 1 to 2048"),
+    "experts without end": (config(num_local_experts=10**9), "num_local_experts in .* from 0 to 2048"),
+    "a shard elsewhere": (shards(outside), r"names a weight file outside .*: '\.\./other\.safetensors'"),
     "a shard that is missing": (
         shards(lambda _, places: places.update(x="model-00003-of-00003.safetensors")),
-        "which .*index.json names",
+        "is missing in .*index.json names it",
     ),
     "a shard that no index names": (
         shards(lambda _, places: [places.pop(k) for k in list(places) if "00002-of" in places[k]]),
-        r"no weight files in .* but those that .* names; found model-00002",
+        r"model-00002.* would not be read, only those that .* names",
     ),
     "a tensor that is in no shard": (
         shards(lambda _, places: places.update(x="model-00001-of-00002.safetensors")),
-        "x in model-00001.*json has it",
+        "x is not in model-00001.*json has it",
     ),
     "shards beside whole weights": (
         lambda path: shutil.copy(path / WEIGHTS, path / "model-00001-of-00002.safetensors"),
-        "found model-00001",
+        "model-00001.* would not be read, only model.safetensors",
     ),
-    "an index that is none": (lambda path: (path / INDEX).write_text('{"weight_map": []}'), "a weight_map of tensors"),
+    "an index that is none": (
+        lambda path: (path / INDEX).write_text('{"weight_map": []}'),
+        "has no weight_map of tensors",
+    ),
     "a key twice": (twice("config.json", '"num_hidden_layers": 1,'), "'num_hidden_layers' twice .* in config.json"),
     "a key twice in the tokenizer's": (twice("tokenizer_config.json", '"eos_token": "a", "eos_token": "b",'), "twice"),
 }
@@ -138,7 +153,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
 def test_weights_that_are_not_the_configurations_are_refused(case: str, base: Path, tmp_path: Path) -> None:
     change, says = BROKEN[case]
     spec, began = changed(base, tmp_path, change), time.perf_counter()
-    with pytest.raises(GeffectError, match=rf"^expected [^\n]*{says}"):
+    with pytest.raises(GeffectError, match=rf"\A[^\n]*{says}"):
         load(spec)
     assert time.perf_counter() - began < 5
 
@@ -146,7 +161,7 @@ def test_weights_that_are_not_the_configurations_are_refused(case: str, base: Pa
 def test_absolute_paths_in_an_index_are_refused(base: Path, tmp_path: Path) -> None:
     spec = changed(base, tmp_path, shards(lambda path, places: outside(path, places, prefix=f"{path.parent}/")))
     for reader in (load, outline):
-        with pytest.raises(GeffectError, match=r"weight files of .* itself in"):
+        with pytest.raises(GeffectError, match=r"names a weight file outside"):
             reader(spec)
 
 
@@ -177,28 +192,31 @@ def test_a_tied_head_may_be_saved_or_not(tmp_path: Path) -> None:
 # adapters
 
 HARMED: dict[str, tuple[Change, str]] = {
-    "a missing tensor": (tensors(lambda w: w.pop(max(w)), ADAPTER), r"all weights of .*; found no base_model\..*lora_"),
+    "a missing tensor": (tensors(lambda w: w.pop(max(w)), ADAPTER), r"lacks the weights base_model\..*lora_"),
     "all renamed": (
         tensors(lambda w: [w.update({f"x.{k}": w.pop(k)}) for k in list(w)], ADAPTER),
-        "no base_model.* and 27 more",
+        "lacks the weights base_model.* and 27 more",
     ),
     "one renamed": (
         tensors(lambda w: w.update({min(w) + "s": w.pop(min(w))}), ADAPTER),
-        r"found no base_model.*weight;",
+        r"lacks the weights base_model.*weight\.",
     ),
     "a surplus tensor": (
         tensors(lambda w: w.update({"base_model.model.x.lora_A.weight": torch.ones(2, 2)}), ADAPTER),
         r"x\.lora_A",
     ),
-    "no tensor": (lambda path: save_file({}, path / ADAPTER), "no base_model.* and 27 more"),
+    "no tensor": (lambda path: save_file({}, path / ADAPTER), "lacks the weights base_model.* and 27 more"),
     "another shape": (tensors(lambda w: w.update({min(w): torch.ones(3, 3)}), ADAPTER), "size mismatch for base_model"),
     "another rank": (settings(r=3), "size mismatch for base_model"),
     "a rank that fills the memory": (settings(r=10**9), "size mismatch for base_model"),
-    "fewer target modules": (settings(target_modules=["q_proj"]), "which its configuration has no place for"),
+    "fewer target modules": (settings(target_modules=["q_proj"]), "for which its configuration has no place"),
     "target modules that match nothing": (settings(target_modules=["nix"]), "'nix'"),
-    "a pattern without end": (settings(target_modules=r"((.*)*)*(.+)+_proj\d$"), "matched within 5 seconds"),
-    "a pattern that is none": (settings(target_modules="((("), "patterns as target_modules"),
-    "a module saved whole that is not": (settings(modules_to_save=["lm_head"]), r"found no base_model\.model\.lm_head"),
+    "a pattern without end": (settings(target_modules=r"((.*)*)*(.+)+_proj\d$"), "is not matched within 5 seconds"),
+    "a pattern that is none": (settings(target_modules="((("), "target_modules in adapter_config.json is no pattern"),
+    "a module saved whole that is not": (
+        settings(modules_to_save=["lm_head"]),
+        r"lacks the weights base_model\.model\.lm_head",
+    ),
     "a key twice": (twice("adapter_config.json", '"r": 3,'), "'r' twice"),
 }
 
@@ -208,7 +226,7 @@ def test_an_adapter_that_is_not_whole_is_refused(case: str, adapter: Path, tmp_p
     change, says = HARMED[case]
     spec = changed(adapter, tmp_path, change)
     for reader in (load, outline) if case != "a pattern without end" else (outline,):  # a dry run refuses it too
-        with pytest.raises(GeffectError, match=rf"^expected [^\n]*{says}"):
+        with pytest.raises(GeffectError, match=rf"\A[^\n]*{says}"):
             reader(spec)
 
 
@@ -280,5 +298,7 @@ def test_an_adapter_may_bring_a_vocabulary_of_its_own(
 def test_half_of_a_new_vocabulary_is_refused(tied: bool, tmp_path: Path) -> None:
     """The rows of the head would be drawn at random."""
     _, path = resized(tmp_path, ROWS + 11, tied=tied, save_both=False, modules_to_save=["embed_tokens"])
-    with pytest.raises(GeffectError, match=r"embedding and head of one new size in .*; found .*lm_head of no rows;"):
+    with pytest.raises(
+        GeffectError, match=r"does not have embedding and head of one new size: .*lm_head of no tokens\."
+    ):
         load(str(path))

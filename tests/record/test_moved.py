@@ -118,7 +118,7 @@ def test_an_adapter_names_its_base_beside_itself(start: Path, tmp_path: Path) ->
         )
     )
     whole, file = tmp_path.rename(tmp_path.with_name("moved")), "adapter_config.json"
-    with pytest.raises(GeffectError, match=r"the base of the adapter in .*found none; move it back, or correct"):
+    with pytest.raises(GeffectError, match=r"The base of the adapter in .* is not at .* Move it back, or correct"):
         load(str(whole / fitted.name))
     content = json.loads((whole / fitted.name / file).read_text())
     (whole / fitted.name / file).write_text(json.dumps(content | {"base_model_name_or_path": "../base"}))
