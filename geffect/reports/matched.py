@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 
 from geffect.core.splits import role_of
+from geffect.core.statistics import Numbers, bootstrap
 from geffect.errors import GeffectError
 from geffect.record.frames import read_settings, read_steps
 from geffect.record.reader import damage_refused, evaluations
-
-RESAMPLES = 2000
 
 
 def at_forget_loss(run: pd.DataFrame, column: str, at: float) -> float:
@@ -151,9 +150,8 @@ def _paired(own: RowHarm, first: RowHarm, seed: int) -> dict[str, float]:
     if own is None or first is None:
         return {"more harm": float("nan"), "low": float("nan"), "high": float("nan")}
     difference, tokens = own[0] - first[0], own[1]
-    drawn = np.random.default_rng(seed).integers(len(tokens), size=(RESAMPLES, len(tokens)))
-    found = difference[drawn].sum(1) / tokens[drawn].sum(1)
-    low, high = np.quantile(found, [0.025, 0.975])
+    resampled = bootstrap([np.stack([difference, tokens], axis=-1)], _rate, seed)
+    low, high = np.quantile(resampled, [0.025, 0.975])
     return {"more harm": float(difference.sum() / tokens.sum()), "low": float(low), "high": float(high)}
 
 
@@ -170,3 +168,8 @@ def differences(runs: Mapping[str, Path | str]) -> pd.DataFrame:
     keys = dict.fromkeys(key for each in told.values() for key in each)
     rows = {key: [each.get(key, "–") for each in told.values()] for key in keys}
     return pd.DataFrame({key: values for key, values in rows.items() if len(set(values)) > 1}, index=list(told)).T
+
+
+def _rate(examples: Numbers) -> Any:
+    """Σ differences over Σ tokens, ``[…, examples, 2]`` → ``[…]``."""
+    return examples[..., 0].sum(-1) / examples[..., 1].sum(-1)

@@ -11,12 +11,11 @@ import torch
 
 from geffect.core.forward import forward
 from geffect.core.layers import layer_groups, layout
+from geffect.core.statistics import LEVEL, over_steps
 from geffect.data.encode import collate, encode_set
 from geffect.data.load import load_set
-from geffect.reports.findings import checkpoints
-from geffect.reports.findings.collecting import in_rows
-from geffect.reports.findings.estimates import LEVEL, over_steps
 from geffect.reports.findings.finding import Finding
+from geffect.reports.findings.gradients import conflict_at_checkpoints, findings_of
 
 STEPS, BATCH, SEEDS = 60, 4, 20
 Numbers = np.ndarray[Any, Any]
@@ -88,7 +87,7 @@ def record(grams: dict[str, Numbers], made: Iterator[dict[str, Numbers]]) -> pd.
 
 
 def reported(grams: dict[str, Numbers], made: list[dict[str, Numbers]]) -> list[Finding]:
-    return in_rows(record(grams, iter(made)), "GRU")
+    return findings_of(record(grams, iter(made)), "GRU")
 
 
 TRUE = np.repeat([0, 1], 40)
@@ -135,7 +134,7 @@ def test_the_same_noise_is_printed_at_a_lax_level(
 ) -> None:
     """The null is near enough for the test above to fail: at a level of 0.5 its runs do show something."""
     grams, size = pool
-    monkeypatch.setattr("geffect.reports.findings.estimates.LEVEL", 0.5)
+    monkeypatch.setattr("geffect.core.statistics.LEVEL", 0.5)
     monkeypatch.setattr("geffect.reports.findings.gradients.TRIVIAL", 0.0)
     assert any(noise(grams, size, seed) for seed in range(8))
 
@@ -155,7 +154,7 @@ def test_ascent_on_half_a_pool_harms_the_other_half(pool: tuple[dict[str, Number
     for _ in range(STEPS):
         one, other = np.split(generator.permutation(40)[: 2 * BATCH], 2)  # of authors' rows
         made.append({"objective": -weights(size, one), "forget": weights(size, one), "retain": weights(size, other)})
-    assert "conflict" in {each.kind for each in in_rows(_plain(grams, made))}
+    assert "conflict" in {each.kind for each in findings_of(_plain(grams, made))}
 
 
 def _plain(grams: dict[str, Numbers], made: list[dict[str, Numbers]]) -> pd.DataFrame:
@@ -176,19 +175,19 @@ def frame_of(cosines: Numbers, **others: Numbers) -> pd.DataFrame:
 
 def test_the_step_where_harm_starts_is_found() -> None:
     noise = 0.05 * np.random.default_rng(0).standard_normal(60)
-    found = {each.kind: each for each in in_rows(frame_of(np.where(np.arange(60) < 24, 0.3, -0.4) + noise))}
+    found = {each.kind: each for each in findings_of(frame_of(np.where(np.arange(60) < 24, 0.3, -0.4) + noise))}
     assert found["start"].low <= 24 <= found["start"].high
     assert abs(found["start"].value - 24) <= 4
     assert f"step {found['start'].value:.0f}" in found["start"].text
 
 
 def test_harm_from_the_first_step_on_has_no_start() -> None:
-    assert "start" not in {each.kind for each in in_rows(frame_of(np.full(30, -0.3)))}
+    assert "start" not in {each.kind for each in findings_of(frame_of(np.full(30, -0.3)))}
 
 
 def test_shares_of_layers_are_those_planted() -> None:
     noise = 0.05 * np.random.default_rng(0).standard_normal(40)
-    found = next(each for each in in_rows(frame_of(-0.3 + noise)) if each.kind == "layers")
+    found = next(each for each in findings_of(frame_of(-0.3 + noise)) if each.kind == "layers")
     assert found.value == pytest.approx(0.75)
     text = found.text.replace("\N{NO-BREAK SPACE}", " ")
     assert text.startswith("Deep layers carry 75 % [75, 75] of the harm that the objective would do to the retain set")
@@ -199,9 +198,9 @@ def test_findings_say_of_which_gradient_they_speak(before: float, kind: str) -> 
     """Where GRU ran, all but what it removed and what was applied is about the gradient before it."""
     noise = 0.05 * np.random.default_rng(0).standard_normal((3, 60))
     harmful = np.where(np.arange(60) < 24, before, -0.4) + noise[0]
-    plain = {each.kind: each for each in in_rows(frame_of(harmful))}
+    plain = {each.kind: each for each in findings_of(frame_of(harmful))}
     rows = {"rectified": 0.1 + noise[1], "applied": -0.2 + noise[2]}
-    found = {each.kind: each for each in in_rows(frame_of(harmful, **rows), "GRU")}
+    found = {each.kind: each for each in findings_of(frame_of(harmful, **rows), "GRU")}
     assert kind in plain
     assert set(found) == {*plain, "removed", "applied"}
     for about in plain:
@@ -215,19 +214,19 @@ def test_findings_say_of_which_gradient_they_speak(before: float, kind: str) -> 
 
 def test_a_rectifier_that_no_row_tells_of_is_named_all_the_same() -> None:
     """One that corrects the update alone leaves the gradient as it is; the objective still is not what was applied."""
-    assert "before GRU " in in_rows(frame_of(np.full(30, -0.3)), "GRU")[0].text
+    assert "before GRU " in findings_of(frame_of(np.full(30, -0.3)), "GRU")[0].text
 
 
 def test_an_optimizer_that_turns_a_harmless_gradient_is_found() -> None:
     noise = 0.05 * np.random.default_rng(0).standard_normal((2, 40))
-    found = in_rows(frame_of(0.1 + noise[0], applied=-0.2 + noise[1]))
+    found = findings_of(frame_of(0.1 + noise[0], applied=-0.2 + noise[1]))
     assert [each.kind for each in found] == ["applied"]
-    assert not in_rows(frame_of(0.1 + noise[0], applied=0.1 + noise[1]))
+    assert not findings_of(frame_of(0.1 + noise[0], applied=0.1 + noise[1]))
 
 
 def test_short_runs_and_trivial_effects_claim_nothing() -> None:
-    assert in_rows(frame_of(np.array([-0.9, -0.8, -0.9, -0.7]))) == []
-    assert in_rows(frame_of(-0.01 + 1e-4 * np.random.default_rng(0).standard_normal(60))) == []
+    assert findings_of(frame_of(np.array([-0.9, -0.8, -0.9, -0.7]))) == []
+    assert findings_of(frame_of(-0.01 + 1e-4 * np.random.default_rng(0).standard_normal(60))) == []
 
 
 def test_dependent_steps_are_not_taken_for_independent_ones() -> None:
@@ -255,10 +254,10 @@ def errors_of(inner: list[float], error: float) -> pd.DataFrame:
 
 
 def test_checkpoints_are_judged_by_their_standard_errors() -> None:
-    found = checkpoints.conflict(errors_of([0.5, -40.0, -60.0], 2.0), batches=20)
+    found = conflict_at_checkpoints(errors_of([0.5, -40.0, -60.0], 2.0), batches=20)
     assert found is not None
     assert found.value == -60
     assert found.low == pytest.approx(-60 - 2.093 * 2, abs=1e-3)  # t of 19 degrees of freedom
     assert "at 2 of 3 checkpoints; at step 20" in found.text
-    assert checkpoints.conflict(errors_of([0.5, -4.0, -6.0], 2.0), batches=20) is None
-    assert checkpoints.conflict(errors_of([0.5, -40.0, -60.0], 2.0), batches=2) is None
+    assert conflict_at_checkpoints(errors_of([0.5, -4.0, -6.0], 2.0), batches=20) is None
+    assert conflict_at_checkpoints(errors_of([0.5, -40.0, -60.0], 2.0), batches=2) is None

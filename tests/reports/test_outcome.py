@@ -20,7 +20,7 @@ RETAIN = "builtin:authors/retain[:12]"
 
 
 def judged(lines: Sequence[dict[str, Any]]) -> Outcome:
-    return outcomes.judged([StepLine.of(line) for line in lines])
+    return outcomes.judge([StepLine.of(line) for line in lines])
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_a_real_run_of_each_verdict(both: Path, tmp_path: Path, verdict: str) ->
     assert found.verdict == verdict, found.sentence
     assert found.sentence.startswith(HEADS[verdict])
     metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-    for each, name in ((found.forget, "forget"), (found.kept, "retain")):
+    for each, name in ((found.forget, "forget"), (found.compared, "retain")):
         assert each is not None
         for change, kind in ((each.accuracy, "accuracy"), (each.loss, "loss")):
             assert change.start == pytest.approx(metrics["start"][name][kind], abs=1e-6)
@@ -143,7 +143,7 @@ def test_the_verdict_is_that_of_the_shares_lost(
 
 def test_the_retain_set_stands_in_where_there_is_no_heldout_set_and_domains_count_together() -> None:
     for role, name in (("heldout", "heldout"), ("retain", "retain"), ("heldout", "heldout")):
-        found = judged(lines((0.93, 0.20), (0.94, 0.90), role=role)).kept
+        found = judged(lines((0.93, 0.20), (0.94, 0.90), role=role)).compared
         assert found is not None
         assert found.name == name
     one, other = lines((0.93, 0.20), (0.94, 0.90)), lines((0.8, 0.7), (0.9, 0.9), examples=10)

@@ -19,9 +19,9 @@ from geffect.errors import UNSEEN, GeffectError
 from geffect.record.reader import read_lines
 from geffect.record.schema import CONFIG
 from geffect.reports.findings.outcome import outcome
-from geffect.reports.html.maps import layer_maps
+from geffect.reports.html.colored import layer_maps
 from geffect.reports.html.page import MARK
-from geffect.reports.html.worst import worst_rows
+from geffect.reports.html.sections import worst_rows
 from tests.conftest import Command, config
 
 WIDTHS = {"desktop": (1280, 800), "phone": (375, 740)}

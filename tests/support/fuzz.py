@@ -33,8 +33,8 @@ from geffect.data.synthetic import authors
 from geffect.errors import GeffectError
 from geffect.record.frames import read, read_overlap, read_prediction, read_published, read_standard_errors, read_steps
 from geffect.reports.compare import compare, figures, whole_overlaps
-from geffect.reports.findings.collecting import find
-from geffect.reports.html.worst import worst_rows
+from geffect.reports.findings.gradients import read_findings
+from geffect.reports.html.sections import worst_rows
 from geffect.reports.matched import align, differences
 from geffect.reports.run import Run
 from geffect.training.setup import masked_by
@@ -295,7 +295,7 @@ def value(world: World, draw: random.Random) -> Callable[[], object]:
         lambda: read_published(run),
         lambda: read_standard_errors(run),
         lambda: compare([run]),
-        lambda: find(run),
+        lambda: read_findings(run),
         lambda: align({"run": run}),
         lambda: differences({"run": run}),
         lambda: worst_rows(run),

@@ -1,30 +1,66 @@
-"""What the measured gradients of a run show: conflict with the retain set, since when, where, and what undid it.
+"""What the measured gradients of a run show beyond noise: conflict with the retain set, its start, place and removal.
 
-`conflict`, `start` and `layers` speak of the objective's gradient as it is before any rectifier, and say so where one
-ran: `who` is how it is called.
+`conflict`, `start` and `layers` speak of the objective's gradient before any rectifier, and say so where one ran:
+``subject`` is what the sentence calls it.
 """
+
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from geffect.core.effects import direction_of, pairs, total_cosine
-from geffect.reports.findings.estimates import Estimate, Numbers, block_length, over_steps, resampled
+from geffect.core.statistics import Estimate, Numbers, block_length, circular_blocks, over_steps
+from geffect.record.frames import read, read_standard_errors
+from geffect.record.reader import contents, damage_refused, read_config
 from geffect.reports.findings.finding import Finding, number, percent, within
 
-TRIVIAL = 0.02  # a mean cosine nearer to zero is not spoken of
+
+@damage_refused
+def read_findings(path: Path | str, run: str = "", scheme: str = "thirds") -> list[Finding]:
+    """What a run shows beyond noise, most important first; empty where nothing does.
+
+    Five claims on gradients are tested, each at `geffect.core.statistics.LEVEL`: over steps by the circular block
+    bootstrap, over checkpoints by their standard errors where an inspection recorded them. In which layers the retain
+    set is harmed, and what undid it, is asked only where it is harmed at all. What became of the sets: `outcome`.
+    """
+    path = Path(path)
+    findings = findings_of(read(path, "group", scheme), _rectifier(str(read_config(path).get("rectifier", "none"))))
+    batches = contents(path).batches
+    if batches and not any(finding.kind == "conflict" for finding in findings):
+        findings = [*_present(conflict_at_checkpoints(read_standard_errors(path, "total"), batches)), *findings]
+    return [finding._replace(run=run) for finding in findings]
+
+
+def findings_of(frame: pd.DataFrame, rectifier: str = "") -> list[Finding]:
+    """What a record's tidy frame by group shows; ``rectifier`` is what changed the objective's gradient, if any."""
+    rectifier = rectifier or ("the rectifier" if frame["gradient"].isin(["rectified", "masked"]).any() else "")
+    subject = f"The objective before {rectifier}" if rectifier else "The objective"
+    harm = _present(conflict(frame, subject), start(frame, subject))
+    where = _present(layers(frame, subject), removal(frame, _capital(rectifier))) if harm else []
+    return [*harm, *where, *_present(optimizer_harm(frame))]
+
+
+def _present(*findings: Finding | None) -> list[Finding]:
+    return [finding for finding in findings if finding is not None]
+
+
+def _rectifier(written: str) -> str:
+    """``grail(k_unlearn=0.1) + gru(decay=0.2)`` → GRAIL + GRU; empty for none."""
+    return "" if written == "none" else re.sub(r"\(.*?\)", "", written).upper()
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+TRIVIAL = 0.02  # a mean cosine nearer to zero is not reported
 CLEAR = 0.1  # a share of the harm, beyond what is compared with
 
 
-def conflict(frame: pd.DataFrame, who: str = "The objective") -> Finding | None:
-    """Whether the objective's gradient conflicts with the retain gradient: mean cosine over steps below zero.
-
-    Args:
-        frame: a record's tidy frame.
-        who: the objective, as the text calls it.
-
-    Returns:
-        The mean cosine, with the share of steps below zero.
-    """
+def conflict(frame: pd.DataFrame, subject: str = "The objective") -> Finding | None:
+    """Whether the objective's gradient conflicts with the retain gradient: mean cosine over steps below zero."""
     cosine = np.asarray(total_cosine(frame, "objective", "retain").dropna(), dtype=np.float64)
     found = over_steps(cosine[:, None], _mean)
     if found is None or not found.below(0) or found.value > -TRIVIAL:
@@ -32,24 +68,19 @@ def conflict(frame: pd.DataFrame, who: str = "The objective") -> Finding | None:
     low, high = _clipped(found, -1, 1)
     share = percent(float(np.mean(cosine < 0)))
     text = (
-        f"{who} conflicts with the retain set: at {share} of {len(cosine)} steps a step along its gradient "
+        f"{subject} conflicts with the retain set: at {share} of {len(cosine)} steps a step along its gradient "
         f"would raise the retain loss (mean cosine {number(found.value)} {within(low, high)})."
     )
     return Finding("conflict", text, found.value, low, high)
 
 
-def start(frame: pd.DataFrame, who: str = "The objective") -> Finding | None:
+def start(frame: pd.DataFrame, subject: str = "The objective") -> Finding | None:
     """The first step from which the smoothed cosine of the objective's and the retain gradient stays below zero.
 
     The steps before it must not be in conflict by the same test, and those from it on must be, at `LEVEL` shared
     among all possible starts. Its interval repeats the search on the smoothed curve with blocks of its residuals.
 
-    Args:
-        frame: a record's tidy frame.
-        who: the objective, as the text calls it.
-
-    Returns:
-        The step; none where harm is there from the first step on, or never is.
+    None where harm is there from the first step on, or never is.
     """
     cosine = total_cosine(frame, "objective", "retain").dropna()
     values, steps = np.asarray(cosine, dtype=np.float64), cosine.index.to_numpy()
@@ -63,27 +94,20 @@ def start(frame: pd.DataFrame, who: str = "The objective") -> Finding | None:
     if after is None or not after.below(0, tests=len(values)) or after.value > -TRIVIAL:
         return None
     rest: Numbers = values - smooth
-    drawn = smooth + rest[resampled(len(values), block_length(values))]
+    drawn = smooth + rest[circular_blocks(len(values), block_length(values))]
     ends = np.quantile(_start(_smoothed(drawn)), [0.025, 0.975]).clip(max=len(values) - 1)
     low, high = (float(steps[int(end)]) for end in ends)
     text = (
-        f"{who} conflicts with the retain set from step {steps[place]} "
+        f"{subject} conflicts with the retain set from step {steps[place]} "
         f"[{low:.0f},\N{NO-BREAK SPACE}{high:.0f}] on, to the end."
     )
     return Finding("start", text, float(steps[place]), low, high)
 
 
-def layers(frame: pd.DataFrame, who: str = "The objective") -> Finding | None:
+def layers(frame: pd.DataFrame, subject: str = "The objective") -> Finding | None:
     """The layer group with the largest share of the retain harm, where it is more than an equal share.
 
     The share is Σ e_g / Σ e of the retain G-effects ⟨∇R_r, objective⟩ over the measured steps.
-
-    Args:
-        frame: a record's tidy frame by group, of a run in conflict (`conflict`).
-        who: the objective, as the text calls it.
-
-    Returns:
-        The share.
     """
     effects = pairs(frame, "retain", "objective").unstack().dropna(how="any")
     effects = effects.loc[:, (effects != 0).any()]
@@ -97,7 +121,7 @@ def layers(frame: pd.DataFrame, who: str = "The objective") -> Finding | None:
     low, high = _clipped(found, 0, np.inf)
     name = NAMES.get(str(effects.columns[place]), str(effects.columns[place]))
     text = (
-        f"{name} {percent(found.value)} {within(100 * low, 100 * high, 0)} of the harm that {_inside(who)} would "
+        f"{name} {percent(found.value)} {within(100 * low, 100 * high, 0)} of the harm that {_lower(subject)} would "
         f"do to the retain set, to first order; "
         f"an equal share of {values.shape[1]} groups would be {percent(equal)}."
     )
@@ -115,15 +139,10 @@ NAMES = {
 }
 
 
-def removed(frame: pd.DataFrame, name: str = "The rectifier") -> Finding | None:
+def removal(frame: pd.DataFrame, name: str = "The rectifier") -> Finding | None:
     """How much of the retain harm a rectifier or frozen entries took out: 1 − Σ max(0, −e_after) / Σ max(0, −e_before).
 
-    Args:
-        frame: a record's tidy frame of a run in conflict (`conflict`).
-        name: what did it.
-
-    Returns:
-        The share; none where nothing rectified.
+    None where nothing rectified.
     """
     after = next((row for row in ("rectified", "masked") if (frame["gradient"] == row).any()), None)
     if after is None:
@@ -142,14 +161,10 @@ def removed(frame: pd.DataFrame, name: str = "The rectifier") -> Finding | None:
     return Finding("removed", text, found.value, low, high, "rectified")
 
 
-def applied(frame: pd.DataFrame) -> Finding | None:
+def optimizer_harm(frame: pd.DataFrame) -> Finding | None:
     """Whether what the optimizer applied harms the retain set where the gradient it was given does not.
 
-    Args:
-        frame: a record's tidy frame.
-
-    Returns:
-        The mean cosine of the row ``applied`` with the retain gradient; none where it was not recorded.
+    The number is the mean cosine of ``applied`` and the retain gradient; None where it was not recorded.
     """
     if not (frame["gradient"] == "applied").any() and not (frame["other"] == "applied").any():
         return None
@@ -170,8 +185,8 @@ def applied(frame: pd.DataFrame) -> Finding | None:
     return Finding("applied", text, found.value, low, high, "applied")
 
 
-def _inside(who: str) -> str:
-    return who[0].lower() + who[1:]
+def _lower(subject: str) -> str:
+    return subject[0].lower() + subject[1:]
 
 
 def _mean(values: Numbers) -> Numbers:
@@ -197,3 +212,29 @@ def _start(smooth: Numbers) -> Numbers:
     above = smooth[..., ::-1] >= 0
     found: Numbers = np.where(above.any(-1), smooth.shape[-1] - above.argmax(-1), 0)
     return found
+
+
+def conflict_at_checkpoints(errors: pd.DataFrame, batches: int) -> Finding | None:
+    """Whether a step on the objective would raise the retain loss at the checkpoint where it would most surely.
+
+    The number is the retain G-effect there (gradient²); None where no checkpoint's is below zero at `LEVEL` shared
+    among the checkpoints.
+    """
+    rows = errors[(errors["gradient"] == "objective") & (errors["other"] == "retain")].dropna()
+    if rows.empty or batches < 3:
+        return None
+    found = {
+        int(step): Estimate(float(inner), float(error), batches - 1)
+        for step, inner, error in rows[["step", "inner", "standard_error"]].itertuples(index=False)
+    }
+    below = [step for step, each in found.items() if each.below(0, tests=len(found))]
+    if not below:
+        return None
+    last = max(below)
+    low, high = found[last].interval()
+    digits = int(np.clip(3 - np.floor(np.log10(abs(found[last].value))), 0, 6))
+    text = (
+        f"The objective conflicts with the retain set at {len(below)} of {len(found)} checkpoints; at step {last} "
+        f"the retain G-effect is {number(found[last].value, digits)} {within(low, high, digits)}."
+    )
+    return Finding("conflict", text, found[last].value, low, high)

@@ -1,29 +1,135 @@
-"""The outcome of a run: was the forgetting selective, or was everything lost alike?
+"""The outcome of a run: was forgetting selective, or was everything forgotten alike?
 
-Each example is paired with itself at the first evaluation. Intervals are bootstraps over examples: they tell of other
-examples of the kind, not of other seeds.
+Each example is paired with itself at the first evaluation. Intervals are bootstraps over examples.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from geffect.core.splits import role_of
+from geffect.core.statistics import Numbers, over_examples
 from geffect.record.reader import StepLine, damage_refused, step_lines
-from geffect.reports.findings.changes import (
-    Interval,
-    SetChange,
-    Statistic,
-    change_of,
-    examples_of,
-    interval,
-    lost_accuracy,
-    lost_probability,
-    plain,
-    rise,
-)
-from geffect.reports.findings.estimates import Numbers
 from geffect.reports.findings.finding import number, percent, within
+
+Statistic = Callable[[Numbers], Any]
+NLL, RIGHT, TOKENS = slice(0, 2), slice(2, 4), 4  # columns of `examples_of`: the first two at both ends
+
+
+class Interval(NamedTuple):
+    """A number with its 95 % interval over examples; the ends are NaN for fewer than four examples."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+    @property
+    def known(self) -> bool:
+        """Whether there is an interval."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+
+class Change(NamedTuple):
+    """A score at the first and the last evaluation, and its change."""
+
+    start: float
+    end: float
+    change: Interval
+
+
+class SetChange(NamedTuple):
+    """What became of one set.
+
+    Attributes:
+        name: ``forget``, ``heldout`` or ``retain``.
+        examples: how many.
+        accuracy: of tokens; its change is the share lost, 1 − end/start.
+        loss: nats a token; its change is the rise, end − start.
+    """
+
+    name: str
+    examples: int
+    accuracy: Change
+    loss: Change
+
+
+def rise(examples: Numbers) -> Any:
+    """The rise of the loss in nats a token, ``[…, examples, 5]`` → ``[…]``."""
+    return (examples[..., 1] - examples[..., 0]).sum(-1) / examples[..., TOKENS].sum(-1)
+
+
+def lost_accuracy(examples: Numbers) -> Any:
+    """The share of the tokens right at the start that is gone, net of those won, ``[…, examples, 5]`` → ``[…]``."""
+    return 1 - examples[..., 3].sum(-1) / examples[..., 2].sum(-1)
+
+
+def lost_probability(examples: Numbers) -> Any:
+    """The share that the probability exp(−loss) of a token lost, 1 − exp(−rise), ``[…, examples, 5]`` → ``[…]``."""
+    return 1 - np.exp(-rise(examples))
+
+
+def examples_of(first: StepLine, last: StepLine, role: str) -> Numbers:
+    """The examples of a role in two evaluations, those of all domains together.
+
+    Args:
+        first: a line of ``steps.jsonl`` with an evaluation.
+        last: another one.
+        role: such as ``forget``.
+
+    Returns:
+        ``[examples, 5]``: Σ −log p at both ends, right tokens at both ends, labeled tokens. A loss that is not finite
+        is infinite: a broken model knows nothing. Right tokens are NaN where a record has none an example.
+    """
+    names = [name for name in first.examples if role_of(name) == role]
+    found = np.concatenate([_columns(first, last, name) for name in names])
+    found[:, NLL] = np.nan_to_num(found[:, NLL], nan=np.inf, posinf=np.inf)
+    return found
+
+
+def _columns(first: StepLine, last: StepLine, name: str) -> Numbers:
+    both = [line.examples[name] for line in (first, last)]
+    tokens = np.array(both[0].tokens, dtype=np.float64)
+    unknown = np.full(len(tokens), np.nan)
+    parts = [*(each.nll for each in both), *(unknown if each.right is None else each.right for each in both), tokens]
+    return np.stack([np.array(each, dtype=np.float64) for each in parts], axis=-1)
+
+
+def change_of(first: StepLine, last: StepLine, role: str) -> SetChange:
+    """What became of the sets of a role; of several domains, of all their examples together."""
+    found = examples_of(first, last, role)
+    losses, accuracies = ((found[:, each].sum(0) / found[:, TOKENS].sum()).tolist() for each in (NLL, RIGHT))
+    if any(map(math.isnan, accuracies)):
+        accuracies = [_mean_accuracy(line, role) for line in (first, last)]
+    accuracy = Change(accuracies[0], accuracies[1], interval(lost_accuracy, found))
+    return SetChange(role, len(found), accuracy, Change(losses[0], losses[1], interval(rise, found)))
+
+
+def _mean_accuracy(line: StepLine, role: str) -> float:
+    return float(np.mean([score.accuracy for name, score in line.scores.items() if role_of(name) == role]))
+
+
+def interval(statistic: Callable[..., Any], *sets: Numbers) -> Interval:
+    """A statistic of examples with its interval, by `over_examples`; the number alone where there are too few."""
+    found = over_examples(list(sets), statistic)
+    if found is not None:
+        return Interval(found.value, *found.interval())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return Interval(float(statistic(*sets)))
+
+
+def plain(content: Any) -> Any:
+    """Named tuples as dictionaries, and None in place of a number that JSON has not."""
+    if hasattr(content, "_asdict"):
+        content = content._asdict()
+    if isinstance(content, Mapping):
+        return {key: plain(each) for key, each in content.items()}
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return list(content) if isinstance(content, tuple) else content
+
 
 SELECTIVE, NOT_SELECTIVE, NOTHING, NOT_TOLD = "selective", "not selective", "nothing forgotten", "not told"
 HEADS = {
@@ -36,9 +142,9 @@ REMEDIES = {
     NOTHING: "Try a larger --learning-rate or more --steps.",
     NOT_TOLD: "Evaluate more examples of each set, or take more --steps.",
 }
-KEPT = ("heldout", "heldout", "retain")  # roles that must stay; the first that was evaluated is compared with
+COMPARED = ("heldout", "retain")  # the first that was evaluated is what the forget set is compared with
 SCALES: dict[str, Statistic] = {"accuracy": lost_accuracy, "probability": lost_probability}
-HALF = 0.5  # selective: the kept set lost less than this part of what the forget set lost
+HALF = 0.5  # selective: the other set lost less than this part of what the forget set lost
 TRIVIAL = 0.05  # a share below this is not lost
 
 
@@ -52,9 +158,9 @@ class Outcome(NamedTuple):
             neither does.
         steps: of the first and the last evaluation; None where there are not two.
         forget: what became of the forget set; None where nothing can be compared.
-        kept: of the heldout set, or of the retain set where no heldout set was evaluated.
-        difference: ``accuracy``: the share of its accuracy that the forget set lost, less that of the kept set.
-            ``loss``: the rise of the forget loss, less that of the kept set's, nats a token.
+        compared: of the heldout set, or of the retain set where no heldout set was evaluated.
+        difference: ``accuracy``: the share of its accuracy that the forget set lost, less that of the other set.
+            ``loss``: the rise of the forget loss, less that of the other set's, nats a token.
     """
 
     verdict: str
@@ -62,7 +168,7 @@ class Outcome(NamedTuple):
     judged_by: str | None = None
     steps: tuple[int, int] | None = None
     forget: SetChange | None = None
-    kept: SetChange | None = None
+    compared: SetChange | None = None
     difference: Mapping[str, Interval] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -81,13 +187,13 @@ def outcome(path: Path | str) -> Outcome:
     Returns:
         The outcome; ``not told`` where the forget set, or a set to compare it with, was not evaluated twice.
     """
-    return judged(step_lines(path))
+    return judge(step_lines(path))
 
 
-def judged(lines: Sequence[StepLine]) -> Outcome:
+def judge(lines: Sequence[StepLine]) -> Outcome:
     """Judge the evaluations of a run.
 
-    L is the share that a set lost. Forgetting is selective where ½·L(forget) − L(kept) lies above zero, and not where
+    L is the share that a set lost. Forgetting is selective where ½·L(forget) − L(other) lies above zero, and not where
     it lies below, by its 95 % interval; nothing was forgotten where L(forget) lies below 0.05. Token accuracies are
     asked first. Where they do not tell, the probability of a token is: it moves before any first choice does.
 
@@ -99,18 +205,18 @@ def judged(lines: Sequence[StepLine]) -> Outcome:
     """
     scored = [line for line in lines if line.examples]
     roles = {role_of(name) for name in scored[0].examples} if scored else set()
-    kept = next((role for role in KEPT if role in roles), None)
-    if "forget" not in roles or kept is None or len(scored) < 2:
+    compared = next((role for role in COMPARED if role in roles), None)
+    if "forget" not in roles or compared is None or len(scored) < 2:
         missing = "a forget set and a heldout or retain set were not both evaluated at the start and at the end"
         return Outcome(NOT_TOLD, f"Not told whether forgetting was selective: {missing}.")
-    return _compared(scored[0], scored[-1], kept)
+    return _judge(scored[0], scored[-1], compared)
 
 
-def _compared(first: StepLine, last: StepLine, kept: str) -> Outcome:
-    sets = [examples_of(first, last, role) for role in ("forget", kept)]
+def _judge(first: StepLine, last: StepLine, compared: str) -> Outcome:
+    sets = [examples_of(first, last, role) for role in ("forget", compared)]
     verdicts = {scale: _verdict(sets, lost) for scale, lost in SCALES.items()}
     verdict, scale = _chosen(verdicts)
-    forget, other = (change_of(first, last, role) for role in ("forget", kept))
+    forget, other = (change_of(first, last, role) for role in ("forget", compared))
     difference = {"accuracy": lost_accuracy, "loss": rise}
     return Outcome(
         verdict,

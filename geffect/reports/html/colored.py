@@ -1,4 +1,4 @@
-"""A run's G-effects as a table of layers by steps, for hovering and the keyboard."""
+"""What a page colors: a run's G-effects as a table of layers by steps, and the worst examples token by token."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_hex
 
 from geffect.core.layers import depth
-from geffect.reports.plots.cells import SIGNED, signed
+from geffect.reports.plots.cells import SIGNED, ink, signed
 
 MOST, LABELS = 60, 12  # columns of a map; about as many of them are named
 SIDES = {
@@ -89,3 +89,57 @@ def color_of(value: float, colors: ScalarMappable) -> str:
     """A number's color as ``#rrggbb``; gray where it is not finite."""
     red, green, blue, _ = colors.to_rgba(np.nan_to_num(value))
     return to_hex((red, green, blue)) if np.isfinite(value) else "#bfbfbf"
+
+
+NO_LOSS = "no loss"
+
+
+class Token(NamedTuple):
+    """What is written, what is said of it, and its colors (empty: none)."""
+
+    text: str
+    says: str
+    color: str
+    ink: str
+
+
+class Text(NamedTuple):
+    """One row of a set."""
+
+    title: str
+    tokens: list[Token]
+
+
+def texts(frame: pd.DataFrame) -> list[Text]:
+    """Texts on one color scale, those of the last step.
+
+    Args:
+        frame: as `geffect.read_tokens`.
+
+    Returns:
+        A text a row of a set.
+    """
+    frame = frame[frame["step"] == frame["step"].max()]
+    labeled = frame["labeled"].astype(bool)
+    colors = ScalarMappable(signed(frame.loc[labeled, "effect"].to_numpy(float))[0], SIGNED)
+    found = []
+    for (name, row, direction), rows in frame.groupby(["set", "example", "direction"], sort=False):
+        tokens = rows.sort_values("position")
+        columns = (tokens["token"], tokens["labeled"], tokens["effect"])
+        found.append(
+            Text(
+                f"{name} row {row}, along the {direction}",
+                [
+                    _token(str(text), bool(known), float(effect), colors)
+                    for text, known, effect in zip(*columns, strict=True)
+                ],
+            )
+        )
+    return found
+
+
+def _token(text: str, labeled: bool, effect: float, colors: ScalarMappable) -> Token:
+    shown = text.replace("\n", "⏎").replace("\r", "␍").replace("\t", "⇥")
+    if not labeled:
+        return Token(shown, NO_LOSS, "", "")
+    return Token(shown, signed_text(effect), color_of(effect, colors), ink(colors, effect))

@@ -1,0 +1,157 @@
+"""Standard errors and intervals by the bootstrap: over examples, and over the steps of a run.
+
+Intervals over examples tell of other examples of the kind, not of other seeds.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Numbers = npt.NDArray[np.float64]
+Statistic = Callable[..., Any]
+LEVEL = 0.001  # of each kind of finding's test; with five kinds fewer than one page in a hundred shows what is noise
+RESAMPLES = 2000
+FEWEST_STEPS, FEWEST_EXAMPLES = 9, 4  # three blocks of three steps
+
+
+class Estimate(NamedTuple):
+    """A number, its standard error, and the degrees of freedom of that error."""
+
+    value: float
+    error: float
+    freedom: float
+
+    def interval(self, level: float = 0.05) -> tuple[float, float]:
+        """The two-sided interval value ± t·error, with Student's t; ``level`` lies outside it.
+
+        >>> low, high = Estimate(1.0, 0.5, 4).interval()
+        >>> round(low, 3), round(high, 3)
+        (-0.388, 2.388)
+        """
+        from scipy.stats import t
+
+        reach = float(t.isf(level / 2, self.freedom)) * self.error
+        return self.value - reach, self.value + reach
+
+    def below(self, bound: float, tests: int = 1) -> bool:
+        """Whether the interval at `LEVEL`, shared among so many tests, lies below a bound."""
+        return self.interval(LEVEL / tests)[1] < bound
+
+    def above(self, bound: float, tests: int = 1) -> bool:
+        """Whether the interval at `LEVEL`, shared among so many tests, lies above a bound."""
+        return self.interval(LEVEL / tests)[0] > bound
+
+
+def bootstrap(sets: Sequence[Numbers], statistic: Statistic, seed: int = 0) -> Numbers:
+    """A statistic of `RESAMPLES` resamples (`scipy.stats.bootstrap`); each set's examples are drawn by themselves.
+
+    The columns of an example stay together, so that what is paired within a set stays paired.
+
+    Args:
+        sets: ``[examples, …]`` each.
+        statistic: of as many arguments ``[…, examples, …]`` → ``[…]``.
+        seed: of the resampling.
+
+    Returns:
+        ``[RESAMPLES]``.
+    """
+    from scipy.stats import bootstrap as resample
+
+    def drawn(*places: Any, axis: int = -1) -> Any:
+        return statistic(*(values[place.astype(int)] for values, place in zip(sets, places, strict=True)))
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        result = resample(
+            [np.arange(len(values)) for values in sets],
+            drawn,
+            n_resamples=RESAMPLES,
+            vectorized=True,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        )
+    distribution: Numbers = result.bootstrap_distribution
+    return distribution
+
+
+def over_examples(sets: Sequence[Numbers], statistic: Statistic, seed: int = 0) -> Estimate | None:
+    """A statistic of sets of independent examples with its standard error (`bootstrap`).
+
+    Returns:
+        The estimate; None where a set has fewer than four examples, or where it is not finite.
+    """
+    fewest = min(map(len, sets))
+    if fewest < FEWEST_EXAMPLES:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(statistic(*sets))
+        error = float(np.std(bootstrap(sets, statistic, seed))) * math.sqrt(fewest / (fewest - 1))
+    return _finite(Estimate(value, error, fewest - 1))
+
+
+def block_length(series: Numbers) -> int:
+    """How many consecutive steps are drawn together: n^⅓, and more where steps resemble the ones before them.
+
+    That is Carlstein's rule (1986), (2ρ / (1 − ρ²))^⅔ · n^⅓ for the lag-one autocorrelation ρ, once the series'
+    straight trend, which is no dependence, is taken out. At most a third of the n steps.
+
+    >>> block_length(np.arange(27.0)), block_length(np.repeat([1.0, -1.0, 2.0], 9))
+    (3, 9)
+    """
+    from scipy.signal import detrend
+
+    rest = detrend(series)
+    power = float(rest @ rest)
+    known = power > 1e-18 * float(series @ series)
+    rho = min(max(float(rest[1:] @ rest[:-1]) / power, 0.0), 0.99) if known else 0.0
+    length: float = max(1.0, (2 * rho / (1 - rho**2)) ** (2 / 3)) * len(series) ** (1 / 3)
+    return max(1, min(math.ceil(length - 1e-9), len(series) // 3))
+
+
+def circular_blocks(steps: int, block: int, seed: int = 0) -> npt.NDArray[np.int64]:
+    """Places of resampled steps ``[RESAMPLES, steps]``: blocks drawn with replacement, the last step before the first.
+
+    Every step is equally likely, which with blocks that end at the last step it is not (Politis and Romano 1992).
+    """
+    starts = np.random.default_rng(seed).integers(steps, size=(RESAMPLES, -(-steps // block)))
+    return (starts[..., None] + np.arange(block)).reshape(RESAMPLES, -1)[:, :steps] % steps
+
+
+def over_steps(values: Numbers, statistic: Statistic) -> Estimate | None:
+    """A statistic of a run's steps, with its standard error by the circular block bootstrap (Politis and Romano 1992).
+
+    Consecutive steps share weights and an optimizer's state, so that blocks of them are drawn, not single ones.
+    The error is the replicates' spread, times √(n / (n − block)) for blocks cut from one series; its degrees of
+    freedom are the whole blocks in n less one, which keeps a short run from claiming much.
+
+    Args:
+        values: ``[n, k]``, k numbers a step.
+        statistic: ``[…, n, k]`` → ``[…]``.
+
+    Returns:
+        The estimate; None for fewer than nine steps, or where it is not finite.
+
+    >>> over_steps(np.ones((5, 1)), lambda x: x.mean((-2, -1))) is None
+    True
+    >>> over_steps(np.arange(16.0)[:, None], lambda x: x.mean((-2, -1))).value
+    7.5
+    """
+    steps = len(values)
+    if steps < FEWEST_STEPS:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = statistic(values)
+        influence = np.array([value - statistic(np.delete(values, step, axis=0)) for step in range(steps)])
+        if not np.isfinite(influence).all():
+            return None
+        block = block_length(influence)
+        parts = np.array_split(circular_blocks(steps, block), 20)  # a long run's replicates are not in memory at once
+        replicates = np.concatenate([statistic(values[part]) for part in parts])
+        error = float(np.std(replicates)) * math.sqrt(steps / (steps - block))
+    return _finite(Estimate(float(value), error, steps // block - 1))
+
+
+def _finite(estimate: Estimate) -> Estimate | None:
+    return estimate if math.isfinite(estimate.value) and math.isfinite(estimate.error) else None
