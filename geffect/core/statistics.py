@@ -4,6 +4,7 @@ Intervals over examples tell of other examples of the kind, not of other seeds.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -58,12 +59,14 @@ def bootstrap(sets: Sequence[Numbers], statistic: Statistic, seed: int = 0) -> N
     Returns:
         ``[RESAMPLES]``.
     """
+    from scipy.stats import DegenerateDataWarning
     from scipy.stats import bootstrap as resample
 
     def drawn(*places: Any, axis: int = -1) -> Any:
         return statistic(*(values[place.astype(int)] for values, place in zip(sets, places, strict=True)))
 
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # of scipy's own interval, which is not used
         result = resample(
             [np.arange(len(values)) for values in sets],
             drawn,

@@ -66,13 +66,13 @@ def at_checkpoints(path: Path | str) -> pd.DataFrame:
         path: its record.
 
     Returns:
-        Columns ``step``, the risks of the sets, ``unlearn`` and ``retain`` (G-effects, units of gradient²), where there
+        Columns ``step``, the losses of the sets, ``unlearn`` and ``retain`` (G-effects, units of gradient²), where there
         are standard errors ``± unlearn`` and ``± retain``, and ``cosine`` (of the objective's and the retain gradient).
     """
     gram, steps = read(path), read_steps(path).set_index("step")
     found = g_effect(gram).groupby("step")[["unlearn", "retain"]].sum()
-    risks = [name for name in ("forget_loss", "retain_loss", "heldout_loss") if name in steps]
-    parts = [steps[risks], found]
+    losses = [name for name in ("forget_loss", "retain_loss", "heldout_loss") if name in steps]
+    parts = [steps[losses], found]
     if contents(path).batches:
         errors = read_standard_errors(path, "total")
         for effect, row in zip(("unlearn", "retain"), TARGETS, strict=True):

@@ -30,15 +30,15 @@ def at_forget_loss(run: pd.DataFrame, column: str, at: float) -> float:
     return float("nan") if place is None else _between(run[column].to_numpy(), *place)
 
 
-def _place(risk: Any, at: float) -> tuple[int, float] | None:
+def _place(losses: Any, at: float) -> tuple[int, float] | None:
     """The evaluation at which a level is reached, and how far it lies between that before and it."""
-    above = np.flatnonzero(risk >= at)
-    if not len(above) or (above[0] == 0 and risk[0] > at):
+    above = np.flatnonzero(losses >= at)
+    if not len(above) or (above[0] == 0 and losses[0] > at):
         return None
     if above[0] == 0:
         return 1, 0.0
     i = int(above[0])
-    return i, float((at - risk[i - 1]) / (risk[i] - risk[i - 1]))
+    return i, float((at - losses[i - 1]) / (losses[i] - losses[i - 1]))
 
 
 def _between(values: Any, i: int, share: float) -> Any:

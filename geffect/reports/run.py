@@ -71,7 +71,7 @@ class Run:
             return f"<p><b>{escape(visible(str(self.path)))}</b></p>{table.to_html(header=False)}"
 
     def summary(self) -> dict[str, str]:
-        """What was run, how far it came, and every set's risk and accuracy from the first evaluation to the last.
+        """What was run, how far it came, and every set's loss and accuracy from the first evaluation to the last.
 
         Returns:
             Name → text.
@@ -105,11 +105,11 @@ class Run:
         return read_steps(self.path)
 
     def evaluations(self) -> pd.DataFrame:
-        """Every set's risk (nats a token) and token accuracy: columns ``step``, ``set``, ``risk``, ``accuracy``."""
+        """Every set's loss (nats a token) and token accuracy: columns ``step``, ``set``, ``loss``, ``accuracy``."""
         return pd.DataFrame(_evaluations(self.path), columns=["step", "set", "loss", "accuracy"])
 
     def prediction(self) -> pd.DataFrame:
-        """Predicted against measured change of the risks, where recorded, as `geffect.read_prediction`."""
+        """Predicted against measured change of the losses, where recorded, as `geffect.read_prediction`."""
         return read_prediction(self.path)
 
     def checkpoints(self) -> pd.DataFrame:
@@ -129,7 +129,7 @@ class Run:
         return read_tokens(self.path)
 
     def points(self) -> pd.DataFrame:
-        """Single rows' effects on both risks, where recorded, as `geffect.read_points`."""
+        """Single examples' effects on both losses, where recorded, as `geffect.read_points`."""
         return read_points(self.path)
 
     def plot(self, kind: str = "g_effect", *others: "Run", **options: Any) -> "Figure":

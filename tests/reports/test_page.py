@@ -127,7 +127,7 @@ def test_hovering_a_cell_tells_its_layer_step_and_number(opened: Opened, width: 
     layer = board.locator("tbody tr").nth(1).locator("th").text_content()
     said = board.locator("output").text_content()
     assert said.startswith(f"{layer}, step 2: {cell.text_content()}")
-    assert re.search(r"[−+]\d.*risk", said)
+    assert re.search(r"[−+]\d.*loss", said)
 
 
 def test_arrow_keys_go_from_cell_to_cell(opened: Opened) -> None:

@@ -33,7 +33,7 @@ READING = {
     "g_effect": (
         "G-effects by layer group",
         (
-            "Each line is a layer group's inner product of a risk's gradient with what was descended. Upper panel: "
+            "Each line is a layer group's inner product of a loss's gradient with what was descended. Upper panel: "
             "below "
             "0, the step raises the forget loss, which is wanted. Lower panel: below 0, it raises the retain loss, "
             "which "
@@ -58,7 +58,7 @@ READING = {
         ),
     ),
     "plane": (
-        "The objective among the two risks' gradients",
+        "The objective among the two losses' gradients",
         (
             "The last measured step. Arrows of unit length: the gradients of the forget and of the retain loss at "
             "their "
@@ -68,16 +68,16 @@ READING = {
         ),
     ),
     "prediction_sums": (
-        "Predicted against measured change of the risks",
+        "Predicted against measured change of the losses",
         (
-            "Sums from the first step on, over probe rows. The black line is what happened. A reading that follows it "
-            "may be trusted: 'update' pairs the risk's gradient with what the optimizer applied, 'gradient' with the "
+            "Sums from the first step on, over the examples of the check. The black line is what happened. A reading that follows it "
+            "may be trusted: 'update' pairs the loss's gradient with what the optimizer applied, 'gradient' with the "
             "objective's gradient times the learning rate."
         ),
     ),
     "points": (
-        "Single rows of the forget set",
-        ("Each point is a forget row: what ascending on it alone would do to both risks, to first order."),
+        "Single examples of the forget set",
+        ("Each point is a forget example: what ascending on it alone would do to both losses, to first order."),
     ),
 }
 
