@@ -20,7 +20,7 @@ def main(demo: Path = Path("runs/demo"), out: Path = Path("figures/demo")) -> No
     if not demo.exists():
         subprocess.run([sys.executable, "-m", "geffect", "demo", "--out", str(demo)], check=True)
     runs = [demo / name for name in RUNS]
-    subprocess.run([sys.executable, "-m", "geffect", "figures", *map(str, runs), "--out", str(out)], check=True)
+    subprocess.run([sys.executable, "-m", "geffect", "plot", *map(str, runs), "--out", str(out)], check=True)
     for run in runs:
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         config["reference"].pop("path")  # where this machine keeps the model; its hash stays

@@ -132,7 +132,7 @@ def _further(study: Study, tuned: dict[str, Settings], cells: list[Cell], out: P
 def real(data: str, runs: Path = Path("runs/grail_real"), out: Path = Path("figures/grail_real")) -> None:
     """Fit, localize, and unlearn in three ways on SmolLM2; one seed."""
     fitted, base = REAL(data, runs)
-    ensure([fitted], "fit")
+    ensure([fitted], "finetune")
     study = Study(runs, base, shares=(0.1, 0.2))
     overlap_figures(study.localized(0), out / "figure3", [0.1])
     cells = [cell for name, settings in REAL_METHODS.items() for cell in study.cells(name, settings, (0,))]

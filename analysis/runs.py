@@ -31,7 +31,7 @@ SCHEMAS = {
     "unlearn": "UnlearnConfig",
     "inspect": "InspectConfig",
     "localize": "LocalizeConfig",
-    "fit": "FinetuneConfig",
+    "finetune": "FinetuneConfig",
     "evaluate": "EvaluateConfig",
 }
 
@@ -41,7 +41,7 @@ def ensure(settings: list[dict[str, Any]], verb: str = "unlearn") -> list[Path]:
 
     Args:
         settings: of ``geffect VERB``, one mapping a run.
-        verb: ``unlearn``, ``inspect``, ``localize``, ``fit`` or ``evaluate``.
+        verb: ``unlearn``, ``inspect``, ``localize``, ``finetune`` or ``evaluate``.
 
     Returns:
         The run directories, in order.

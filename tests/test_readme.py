@@ -17,7 +17,7 @@ from geffect.record.frames import read_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"```(sh|python)\n(.*?)```\n```text\n(.*?)```", re.DOTALL)
-EXACT = ("geffect preview", "geffect figures")
+EXACT = ("geffect preview", "geffect plot")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def test_there_are_blocks_to_run() -> None:
         for verb in (
             "demo",
             "unlearn",
-            "figures",
+            "plot",
             "preview",
             "evaluate",
             "compare",

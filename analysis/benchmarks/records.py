@@ -15,7 +15,7 @@ from geffect.core.gram import Gram
 from geffect.core.layers import Layout
 from geffect.core.tied import BOTH, EMBED, HEAD
 from geffect.record.writer import RunDirectory, layout_to_json
-from geffect.reports.compare import compare
+from geffect.reports.compare import summarize
 
 STEPS, RUNS, COMPARED = 5000, (1, 2, 4, 8), 60
 ROWS = ("objective", "forget", "retain", "retain_average", "rectified")
@@ -86,7 +86,7 @@ def benchmark(repeats: int, steps: int = STEPS, compared: int = COMPARED) -> tup
         size = (run / "steps.jsonl").stat().st_size / 1e6
         read = [read_apart(run) for _ in range(repeats)]
         runs = [synthesize(Path(folder, f"run-{i}"), compared, smollm2_layout(6)) for i in range(max(RUNS))]
-        variants = {f"compare {n}": lambda n=n: compare(runs[:n]) for n in RUNS}
+        variants = {f"compare {n}": lambda n=n: summarize(runs[:n]) for n in RUNS}
         seconds = interleave(variants, repeats, label="runs compared")
     each = [
         all_ / max(RUNS) / one for all_, one in zip(seconds[f"compare {max(RUNS)}"], seconds["compare 1"], strict=True)

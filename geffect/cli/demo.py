@@ -7,7 +7,7 @@ import pandas as pd
 from geffect.api import builtin_tiny, localize, unlearn
 from geffect.config import LocalizeConfig, UnlearnConfig
 from geffect.record.writer import refuse_existing
-from geffect.reports.compare import compare, figures
+from geffect.reports.compare import plot, summarize
 
 SETTINGS = {
     "model": "builtin:tiny",
@@ -43,8 +43,8 @@ def demo(out: Path) -> pd.DataFrame:
         for name, objective, rectifier in RUNS
     ]
     runs = [unlearn(config) for config in configs]
-    figures(runs, out / "figures")
-    return compare(runs)
+    plot(runs, out / "figures")
+    return summarize(runs)
 
 
 def demo_grail(out: Path) -> tuple[Path, list[Path]]:

@@ -169,7 +169,7 @@ def _shown(default: Any) -> str:
     return "none" if default is None or default == [] else str(default)
 
 
-def _fit(config: FinetuneConfig, *, dry_run: bool, resume: bool) -> None:
+def _finetune(config: FinetuneConfig, *, dry_run: bool, resume: bool) -> None:
     """Descend the NLL of named sets (full weights or LoRA) and write a model directory with a record."""
     from geffect import api
     from geffect.cli import console
@@ -246,7 +246,7 @@ def _doctor(config: DoctorConfig, *, json: bool) -> None:
         raise typer.Exit(1)
 
 
-verb("fit", FinetuneConfig, _fit, **DRY_RUN, **RESUME)
+verb("finetune", FinetuneConfig, _finetune, **DRY_RUN, **RESUME)
 verb("unlearn", UnlearnConfig, _unlearn, **DRY_RUN, **RESUME)
 verb("localize", LocalizeConfig, _localize, **DRY_RUN)
 verb("inspect", InspectConfig, _inspect, **DRY_RUN, resume="go on where an unfinished inspection in --out stopped")
@@ -302,11 +302,11 @@ def compare(
     from geffect.reports.compare import named
 
     paths = named(runs)
-    console.aligned(matched.align(paths, at, seed), matched.differences(paths), as_json=json)
+    console.aligned(matched.compare(paths, at, seed), matched.differences(paths), as_json=json)
 
 
 @app.command(cls=OnceCommand)
-def figures(
+def plot(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run directories, drawn side by side")],
     out: Annotated[Path | None, typer.Option(help="where to write [default: RUN/figures of the first]")] = None,
     scheme: Annotated[str, typer.Option(help="layer groups: thirds, paper or paper_script")] = "thirds",
@@ -316,7 +316,7 @@ def figures(
     from geffect.training.run import to_disk
 
     with to_disk(out or runs[0], "name another --out"):
-        written = compare_.figures(runs, out and place(out), scheme)
+        written = compare_.plot(runs, out and place(out), scheme)
     for path in written:
         _say(path)
 

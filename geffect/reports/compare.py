@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def compare(runs: Sequence[Path | str]) -> pd.DataFrame:
+def summarize(runs: Sequence[Path | str]) -> pd.DataFrame:
     """What each run forgot, what it kept, and what its updates predicted.
 
     Args:
@@ -82,7 +82,7 @@ def at_checkpoints(path: Path | str) -> pd.DataFrame:
     return pd.concat(parts, axis=1).rename_axis("step").reset_index()
 
 
-def figures(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "thirds") -> list[Path]:
+def plot(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "thirds") -> list[Path]:
     """Draw runs: G-effect by layer group, cosine disparity, trade-off plane; each with the data drawn.
 
     A single run is drawn by layer, too. Where every run kept a prediction, or recorded overlaps, those are drawn as

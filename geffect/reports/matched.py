@@ -45,7 +45,7 @@ def _between(values: Any, i: int, share: float) -> Any:
     return values[i - 1] + share * (values[i] - values[i - 1])
 
 
-def align(runs: Mapping[str, Path | str], at: float | None = None, seed: int = 0) -> pd.DataFrame:
+def compare(runs: Mapping[str, Path | str], at: float | None = None, seed: int = 0) -> pd.DataFrame:
     """What runs kept at the same forget loss, not at the same step.
 
     gained is the rise of the forget loss from the start, harm that of the kept set's (``heldout``, else ``retain``),

@@ -192,15 +192,15 @@ def test_a_bad_yaml_file_is_refused(content: bytes, says: str, refused: Callable
         (("unlearn", *GOOD[:-2]), "--out has no value"),
         (("unlearn", *GOOD[2:]), "--model has no value"),
         (("unlearn", "absent.yaml"), "absent.yaml is no readable YAML file"),
-        (("fit", "--model", "model", "--out", "out"), "--train has no value"),
-        (("fit", "--model", "model", "--out", "out", "--train", "builtin:x"), "a built-in set among"),
-        (("fit", "--model", "model", "--out", "model", "--train", "builtin:authors/heldout"), "exists already"),
+        (("finetune", "--model", "model", "--out", "out"), "--train has no value"),
+        (("finetune", "--model", "model", "--out", "out", "--train", "builtin:x"), "a built-in set among"),
+        (("finetune", "--model", "model", "--out", "model", "--train", "builtin:authors/heldout"), "exists already"),
         (("preview", "--model", "model"), "--data has no value"),
         (("preview", "--model", "model", "--data", "builtin:authors/heldout", "--limit", "0"), "--limit"),
         (("preview", "--model", "model", "--data", "builtin:authors/hold"), "a built-in set among"),
         (("demo", "--out", "model"), "--out model exists already"),
-        (("figures", "model"), "There is no environment.json of a run in model"),
-        (("figures", "absent", "model"), "There is no environment.json of a run in absent"),
+        (("plot", "model"), "There is no environment.json of a run in model"),
+        (("plot", "absent", "model"), "There is no environment.json of a run in absent"),
         (("report",), "runs has no value. Add it after the verb"),
         (("report", "model"), "There is no environment.json of a run in model"),
         (("report", "absent", "--out", "absent/page.html"), "There is no environment.json of a run in absent"),
@@ -219,7 +219,7 @@ def test_a_bad_command_is_refused(arguments: tuple[str, ...], says: str, refused
         ("unlern",),
         ("unlearn", "--no-such-flag"),
         ("unlearn", *GOOD, "--batch-size", "x"),
-        ("figures",),
+        ("plot",),
         ("unlearn", "a.yaml", "b.yaml"),
         ("unlearn", "--out"),
     ],
@@ -293,13 +293,18 @@ def test_importing_the_package_imports_nothing_else(tmp_path: Path) -> None:
 def test_help_lists_the_commands(shell: Command) -> None:
     ended = shell("--help")
     assert ended.code == 0
-    for command in ("fit", "unlearn", "localize", "doctor", "preview", "demo", "figures", "report", "cite"):
+    for command in ("finetune", "unlearn", "localize", "doctor", "preview", "demo", "plot", "report", "cite"):
         assert re.search(rf"^  {command}  +[A-Z]", ended.out, re.MULTILINE), command
 
 
 @pytest.mark.parametrize(
     ("command", "schema"),
-    [("fit", FinetuneConfig), ("unlearn", UnlearnConfig), ("localize", LocalizeConfig), ("preview", PreviewConfig)],
+    [
+        ("finetune", FinetuneConfig),
+        ("unlearn", UnlearnConfig),
+        ("localize", LocalizeConfig),
+        ("preview", PreviewConfig),
+    ],
 )
 def test_help_names_and_explains_every_field(command: str, schema: type[Schema], shell: Command) -> None:
     ended = shell(command, "--help")
@@ -335,7 +340,7 @@ def test_no_arguments_show_help(shell: Command) -> None:
         ("unlearn", *GOOD),
         ("unlearn", *good("--model", "builtin:tiny")),
         ("unlearn", *GOOD, "--lora", "2", "--objective", "npo + 1.0*gd", "--rectifier", "gru"),
-        ("fit", "--model", "model", "--train", "builtin:authors/heldout", "--train", "rows.csv", "--out", "out"),
+        ("finetune", "--model", "model", "--train", "builtin:authors/heldout", "--train", "rows.csv", "--out", "out"),
     ],
 )
 def test_a_dry_run_tells_the_plan_and_writes_nothing(
@@ -439,7 +444,11 @@ def test_a_loss_that_is_not_finite_ends_in_a_line_of_advice(shell: Command) -> N
 
 
 def test_every_field_has_its_flag_but_what_runs_write() -> None:
-    schemas: dict[str, type[Schema]] = {"evaluate": EvaluateConfig, "unlearn": UnlearnConfig, "fit": FinetuneConfig}
+    schemas: dict[str, type[Schema]] = {
+        "evaluate": EvaluateConfig,
+        "unlearn": UnlearnConfig,
+        "finetune": FinetuneConfig,
+    }
     for name, schema in schemas.items():
         told = subprocess.run(
             [sys.executable, "-m", "geffect", name, "--help"],

@@ -86,7 +86,7 @@ def test_what_yaml_merges_in_may_be_overridden() -> None:
         ["preview", "--model", "m", "--data", "a", "--data", "b"],
         ["compare", "r", "--seed=1", "--seed", "1"],
         ["unlearn", "--dry-run", "--dry-run"],
-        ["figures", "r", "--out", "a", "--out", "a"],
+        ["plot", "r", "--out", "a", "--out", "a"],
         ["inspect", "r", "--one-pass", "--one-pass"],
     ],
 )
@@ -226,7 +226,7 @@ def test_a_tokenizer_longer_than_the_embedding_is_refused_in_every_verb(
     for command in (
         ["unlearn", "--model", path, *sets, *out],
         ["inspect", path, *sets, *out],
-        ["fit", "--model", path, "--train", tmp_path / "a.json", *out],
+        ["finetune", "--model", path, "--train", tmp_path / "a.json", *out],
         ["evaluate", "--model", path, "--metric", "loss", "--set", f"forget={tmp_path / 'a.json'}", *out],
         ["preview", "--model", path, "--data", tmp_path / "a.json"],
     ):

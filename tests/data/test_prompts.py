@@ -465,7 +465,7 @@ def test_every_verb_that_encodes_takes_the_flags(dated: Path, tmp_path: Path, in
     assert shown.code == 0 and "2001-01-01" in shown.out and "Be brief." in shown.out
     none = invoke("preview", "--model", dated, "--data", "builtin:authors/forget[:1]", "--chat-template", "none")
     assert "Question:" in none.out
-    for verb in ("unlearn", "fit", "inspect", "localize", "evaluate", "doctor"):
+    for verb in ("unlearn", "finetune", "inspect", "localize", "evaluate", "doctor"):
         told = invoke(verb, "--help").out
         assert all(flag in told for flag in ("--template-date", "--system-prompt", "--chat-template", "--tokenizer"))
 

@@ -182,7 +182,7 @@ def test_what_is_not_given_comes_from_the_run(run: Path, tmp_path: Path) -> None
     errors = geffect.read_standard_errors(found, "total")
     assert set(errors["step"]) == {0, 1, 2, 3}
     assert (errors["standard_error"] > 0).all()
-    assert {path.name for path in geffect.figures([found])} >= {"g_effect.png", "cosine.csv", "trade_off.pdf"}
+    assert {path.name for path in geffect.plot([found])} >= {"g_effect.png", "cosine.csv", "trade_off.pdf"}
 
 
 def test_a_built_in_model_is_a_checkpoint_by_its_name(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from geffect.io.limits import check_memory, free_memory, total_memory
 from geffect.io.readers import YAML_NODES, Unreadable, parse_json, parse_yaml, read_text, text_lines
 from geffect.models.checkpoints import checkpoint_step, checkpoints_below
 from geffect.record.reader import read_lines
-from geffect.reports.compare import compare
+from geffect.reports.compare import summarize
 from tests.conftest import Command
 from tests.support.fuzz import World
 from tests.support.hostile import BOMB, CASES, ENDS, MERGES, QA, ROW, TEXTS, Case, ended
@@ -171,7 +171,7 @@ def test_a_run_that_diverges_on_its_last_step_says_so_and_keeps_its_record(
     assert [line.get("diverged", "") for line in read_lines(config.out)] == ["", metrics["diverged"]]
     assert (config.out / "DONE").exists()
     assert api.report(ReportConfig.read(runs=[config.out])).path.exists()
-    assert len(compare([config.out])) == 1
+    assert len(summarize([config.out])) == 1
 
 
 def test_weights_that_are_not_finite_count_where_no_risk_shows_them(start: Path, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_no_verb_takes_leave_from_the_run_it_reads(theirs: Path, marker: Path, t
         ["evaluate", "--model", theirs, "--checkpoints", *evaluated, "--out", "OUT"],
         ["doctor", "--model", theirs, *SETS],
         ["unlearn", "--model", theirs, *SETS, "--steps", "1", "--out", "OUT"],
-        ["fit", "--model", theirs, "--train", "builtin:authors/forget[:4]", "--steps", "1", "--out", "OUT"],
+        ["finetune", "--model", theirs, "--train", "builtin:authors/forget[:4]", "--steps", "1", "--out", "OUT"],
         ["preview", "--model", theirs, "--data", "builtin:authors/forget[:1]"],
         ["report", theirs],
         ["compare", theirs, tmp_path / "other"],

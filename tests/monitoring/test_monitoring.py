@@ -182,7 +182,7 @@ def test_the_record_is_one_that_everything_reads(tmp_path: Path) -> None:
     assert run.summary()["forget loss"].count("→") == 1
     assert run.plot("g_effect").axes
     assert run.plot("cosine").axes
-    assert list(geffect.compare([run.path])["run"]) == [run.path.name]
+    assert list(geffect.summarize([run.path])["run"]) == [run.path.name]
     path = run.path
     del watch, run
     assert not path.exists()

@@ -143,7 +143,7 @@ def test_a_run_in_another_format_is_refused_in_one_line(
         ["report", "whole"],
         ["compare", "whole", "run"],
         ["inspect", "whole", "--out", "seen"],
-        ["figures", "whole"],
+        ["plot", "whole"],
     ):
         ended = invoke(*words)
         assert (ended.code, ended.err.count("\n")) == (2, 1)

@@ -7,7 +7,7 @@ import pytest
 
 from geffect import api
 from geffect.errors import GeffectError
-from geffect.reports.compare import compare, figures
+from geffect.reports.compare import plot, summarize
 from tests.conftest import config
 
 
@@ -22,7 +22,7 @@ def test_the_table_sums_what_the_record_holds(runs: list[Path]) -> None:
     from geffect.record.frames import read
     from geffect.record.reader import read_lines
 
-    table = compare(runs)
+    table = summarize(runs)
     none, gru = table.to_dict(orient="records")
     assert (none["run"], gru["run"]) == ("none", "gru")
     assert none["Σe_u"] == pytest.approx(pairs(read(runs[0]), "forget", "objective").sum())
@@ -32,7 +32,7 @@ def test_the_table_sums_what_the_record_holds(runs: list[Path]) -> None:
 
 
 def test_pictures_come_with_the_data_drawn(runs: list[Path], tmp_path: Path) -> None:
-    written = figures(runs, tmp_path)
+    written = plot(runs, tmp_path)
     assert {p.name for p in written} == {
         f"{name}.{kind}" for name in ("g_effect", "cosine", "trade_off") for kind in ("png", "pdf", "csv")
     }
@@ -45,13 +45,13 @@ def test_pictures_come_with_the_data_drawn(runs: list[Path], tmp_path: Path) -> 
 
 def test_runs_that_share_a_name_are_told_apart(start: Path, runs: list[Path], tmp_path: Path) -> None:
     twin = api.unlearn(config(start, tmp_path / "none", steps=1))
-    assert compare([runs[0], twin])["run"].tolist() == [str(runs[0]), str(twin)]
+    assert summarize([runs[0], twin])["run"].tolist() == [str(runs[0]), str(twin)]
 
 
 def test_a_run_without_a_held_set_has_no_trade_off_plane(start: Path, tmp_path: Path) -> None:
     run = api.unlearn(config(start, tmp_path / "run", steps=1, heldout=None))
-    assert {p.stem for p in figures([run])} == {"g_effect", "layers", "cosine"}
-    assert "retain loss" in compare([run])
+    assert {p.stem for p in plot([run])} == {"g_effect", "layers", "cosine"}
+    assert "retain loss" in summarize([run])
 
 
 def test_a_fit_has_nothing_to_draw(start: Path, tmp_path: Path) -> None:
@@ -61,4 +61,4 @@ def test_a_fit_has_nothing_to_draw(start: Path, tmp_path: Path) -> None:
         FinetuneConfig.read(model=str(start), train=["builtin:authors/heldout[:4]"], epochs=1, out=tmp_path / "fit")
     )
     with pytest.raises(GeffectError, match="measured step"):
-        figures([run])
+        plot([run])

@@ -15,7 +15,7 @@ from geffect import api
 from geffect.errors import GeffectError
 from geffect.record.frames import read_steps
 from geffect.record.reader import read_lines
-from geffect.reports.matched import align, at_forget_loss, differences
+from geffect.reports.matched import at_forget_loss, compare, differences
 from tests.conftest import Command, config
 
 
@@ -53,7 +53,7 @@ def test_rows_of_an_evaluation_add_up(runs: dict[str, Path]) -> None:
 
 
 def test_runs_at_the_same_forget_risk(runs: dict[str, Path]) -> None:
-    rows = {str(row["run"]): row for row in align(runs).to_dict("records")}
+    rows = {str(row["run"]): row for row in compare(runs).to_dict("records")}
     steps = {name: read_steps(path) for name, path in runs.items()}
     level = min(each["forget_loss"].max() for each in steps.values())
     for name, curve in steps.items():
@@ -80,7 +80,7 @@ def test_a_paired_interval_is_a_bootstrap_over_rows() -> None:
 
 
 def test_a_run_that_never_gets_there_has_no_numbers(runs: dict[str, Path]) -> None:
-    frame = align(runs, at=1e6)
+    frame = compare(runs, at=1e6)
     assert frame.drop(columns=["run", "forget loss", "gained"]).isna().all(axis=None)
 
 
@@ -101,10 +101,10 @@ def test_the_command_prints_both_tables(runs: dict[str, Path], invoke: Command) 
 
 def test_what_cannot_be_compared(runs: dict[str, Path], known: Path, tmp_path: Path) -> None:
     with pytest.raises(GeffectError, match=r"a forget loss above the start's"):
-        align(runs, at=0.0)
+        compare(runs, at=0.0)
     other = api.unlearn(config(known, tmp_path / "other", heldout="builtin:authors/heldout[6:12]", evaluate_every=1))
     with pytest.raises(GeffectError, match="evaluated on the same heldout rows; found different ones"):
-        align(runs | {"other": other})
+        compare(runs | {"other": other})
     assert differences(runs | {"other": other}).T["heldout"].tolist()[2] == "builtin:authors/heldout[6:12]"
     with pytest.raises(GeffectError, match=r"There is no steps.jsonl"):
-        align({"nowhere": tmp_path / "nowhere"})
+        compare({"nowhere": tmp_path / "nowhere"})

@@ -239,7 +239,7 @@ def test_what_reverses_or_hides_text_is_written_out(runs: list[Path], tmp_path: 
     page = api.report(ReportConfig.read(None, runs=[copy], out=tmp_path / "page.html")).path.read_text("utf-8")
     words = (
         ["report", copy, "--out", tmp_path / "other.html"],
-        ["figures", copy, "--out", tmp_path / "drawn"],
+        ["plot", copy, "--out", tmp_path / "drawn"],
         ["compare", copy, runs[1]],
         ["compare", copy, runs[1], "--json"],
     )

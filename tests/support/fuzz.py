@@ -32,10 +32,10 @@ from geffect.data.load import load_set
 from geffect.data.synthetic import authors
 from geffect.errors import GeffectError
 from geffect.record.frames import read, read_overlap, read_prediction, read_published, read_standard_errors, read_steps
-from geffect.reports.compare import compare, figures, whole_overlaps
+from geffect.reports.compare import plot, summarize, whole_overlaps
 from geffect.reports.findings.gradients import read_findings
 from geffect.reports.html.sections import worst_rows
-from geffect.reports.matched import align, differences
+from geffect.reports.matched import compare, differences
 from geffect.reports.run import Run
 from geffect.training.setup import masked_by
 
@@ -233,11 +233,11 @@ def record(world: World, draw: random.Random) -> Callable[[], object]:
         lambda: read_overlap(run, by),
         lambda: read_published(run, by),
         lambda: read_standard_errors(run),
-        lambda: compare([run]),
+        lambda: summarize([run]),
         lambda: UnlearnConfig.read(run / "config.yaml"),
     ]
     if draw.random() < 0.05:
-        readers.append(lambda: figures([run], run / "figures"))
+        readers.append(lambda: plot([run], run / "figures"))
     return draw.choice(readers)
 
 
@@ -294,9 +294,9 @@ def value(world: World, draw: random.Random) -> Callable[[], object]:
         lambda: read_overlap(run),
         lambda: read_published(run),
         lambda: read_standard_errors(run),
-        lambda: compare([run]),
+        lambda: summarize([run]),
         lambda: read_findings(run),
-        lambda: align({"run": run}),
+        lambda: compare({"run": run}),
         lambda: differences({"run": run}),
         lambda: worst_rows(run),
         lambda: Run(run).summary(),

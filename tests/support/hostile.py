@@ -243,7 +243,7 @@ for given, (out, expected) in OUTS.items():
     if given not in ("leads up", "begins with a hyphen", "is an empty directory", "holds a file"):
         CASES.append(Case("out", f"{given}, report", _out(["report", "run"], out), "refuse"))
     if given in ("has a name of 300 bytes", "has 5,000 bytes", "is a file", "is below a file", "is a dangling link"):
-        CASES.append(Case("out", f"{given}, figures", _out(["figures", "run"], out), "refuse"))
+        CASES.append(Case("out", f"{given}, figures", _out(["plot", "run"], out), "refuse"))
     if given in ("has a name of 300 bytes", "has 5,000 bytes"):
         CASES.append(Case("out", f"{given}, demo", _out(["demo"], out), "refuse"))
 
@@ -443,7 +443,7 @@ def _damaged(damage: Callable[[Path], object], command: list[str], *, unfinished
     return make
 
 
-for verb in ("figures", "report", "compare"):
+for verb in ("plot", "report", "compare"):
     for given, damage in {**DAMAGE, **(CONFIGS if verb != "figures" else {})}.items():
         CASES.append(Case("rundirs", f"{verb}: {given}", _damaged(damage, [verb, "run"])))
 for given, damage in CONFIGS.items():
@@ -499,7 +499,7 @@ case(
 case("verbs", "a model's name of 5,000 bytes", [*UNLEARN, "--model", "x/" * 2500])
 case("verbs", "a data directory of 5,000 bytes", [*UNLEARN, "--forget", "tofu:a", "--data-dir", "x/" * 2500])
 case("verbs", "a run's name of 300 bytes", ["report", "x" * 300])
-case("verbs", "a run's name of 300 bytes, figures", ["figures", "x" * 300])
+case("verbs", "a run's name of 300 bytes, figures", ["plot", "x" * 300])
 case("verbs", "a run's name of 300 bytes, compare", ["compare", "x" * 300])
 
 

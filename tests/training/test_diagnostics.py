@@ -13,7 +13,7 @@ from geffect.core.effects import g_effect, pairs, r_squared
 from geffect.errors import GeffectError
 from geffect.record.frames import read, read_overlap, read_prediction, read_published, read_standard_errors
 from geffect.record.reader import read_environment, read_lines
-from geffect.reports.compare import figures
+from geffect.reports.compare import plot
 from tests.conftest import config
 
 
@@ -134,7 +134,7 @@ def test_saved_rows_are_the_gradients_of_the_record(watched: Path) -> None:
 
 
 def test_figures_draw_what_was_recorded(watched: Path, tmp_path: Path) -> None:
-    names = {path.stem for path in figures([watched], tmp_path)}
+    names = {path.stem for path in plot([watched], tmp_path)}
     assert names == {"g_effect", "layers", "cosine", "trade_off", "prediction", "prediction_sums", "jaccard"}
 
 

@@ -154,10 +154,10 @@ def test_one_process_holds_no_shards(start: Path, tmp_path: Path) -> None:
         api.unlearn(config(start, tmp_path / "run", shard=True))
 
 
-@pytest.mark.parametrize("verb", ["fit", "inspect", "localize", "evaluate", "demo"])
+@pytest.mark.parametrize("verb", ["finetune", "inspect", "localize", "evaluate", "demo"])
 def test_other_verbs_take_one_process(verb: str, tmp_path: Path) -> None:
     flags = {
-        "fit": ["--train", "builtin:authors/forget"],
+        "finetune": ["--train", "builtin:authors/forget"],
         "inspect": ["runs/none"],
         "demo": [],
         "localize": ["--domain", "a=builtin:domains/privacy"],

@@ -24,7 +24,7 @@ from geffect.localization.storage import check_localized, read_localization
 from geffect.record.frames import read, read_overlap, read_steps
 from geffect.record.reader import read_lines
 from geffect.rectifiers.registry import make_freezing
-from geffect.reports.compare import compare, figures, whole_overlaps
+from geffect.reports.compare import plot, summarize, whole_overlaps
 from geffect.training.setup import localized_rows, read_start, training_sets
 
 DOMAINS = ["privacy=builtin:domains/privacy[:6]", "copyright=builtin:domains/copyright[:6]"]
@@ -110,7 +110,7 @@ def test_a_disk_without_room_is_told_in_one_line(start: Path, tmp_path: Path, si
 
 
 def test_geffect_figures_draws_a_localization_anew(localized: Path, tmp_path: Path) -> None:
-    written = figures([localized], tmp_path / "drawn")
+    written = plot([localized], tmp_path / "drawn")
     assert {path.name for path in written} >= {"overlap-0.1.png", "overlap_by_layer-0.2.csv"}
     assert all(path.is_file() for path in written)
 
@@ -183,7 +183,7 @@ def test_a_run_over_domains_records_its_scopes_masks_and_success(localized: Path
     rows = set(read(path)["gradient"])
     assert {"objective", "forget", "retain", *SPLITS, "masked", "retain_average", "rectified", "applied"} <= rows
     removed = removed_g_effect(read(path))
-    effects = read(path).query("row == 'objective' and other == 'forget'")["inner"].sum()
+    effects = read(path).query("gradient == 'objective' and other == 'forget'")["inner"].sum()
     assert list(removed.columns) == ["step", "group", "unlearn", "retain"]
     assert 0 < removed["unlearn"].abs().sum() < 2 * abs(effects)
     steps = read_steps(path)
@@ -200,7 +200,7 @@ def test_a_run_over_domains_records_its_scopes_masks_and_success(localized: Path
         known = success(model.model, model.tokenizer, prepared.encoded[f"retain_val/{domain}"])
         assert scores["end"][domain]["RS"] == pytest.approx(known.accuracy)
         assert scores["end"][domain]["US"] == pytest.approx(100 - scores["end"][domain]["forget"]["accuracy"])
-    assert compare([path])["forget acc."].notna().all()
+    assert summarize([path])["forget acc."].notna().all()
 
 
 def test_what_is_recorded_of_the_mask_is_what_was_frozen(localized: Path, start: Path, tmp_path: Path) -> None:

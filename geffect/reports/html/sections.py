@@ -16,12 +16,12 @@ from geffect.errors import GeffectError
 from geffect.record.frames import read_settings
 from geffect.record.reader import evaluations
 from geffect.record.schema import TOKENS
-from geffect.reports.compare import compare, descended
+from geffect.reports.compare import descended, summarize
 from geffect.reports.findings.finding import Finding
 from geffect.reports.findings.gradients import read_findings
 from geffect.reports.findings.outcome import Outcome, outcome
 from geffect.reports.html.colored import LayerMap, Text, layer_maps, texts
-from geffect.reports.matched import align, differences
+from geffect.reports.matched import compare, differences
 from geffect.reports.plots import STYLE
 from geffect.reports.run import Run
 
@@ -211,12 +211,12 @@ def comparison(runs: Mapping[str, Path]) -> Comparison:
     differ = differences(runs)
     equal, why_not = None, ""
     try:
-        equal = _table(align(runs).drop(columns="forget loss"))
+        equal = _table(compare(runs).drop(columns="forget loss"))
     except GeffectError as error:
         why_not = str(error)
     together = pictures([Run(path) for path in runs.values()], TOGETHER)
     names = differ.rename_axis("setting").reset_index() if len(differ) else pd.DataFrame(columns=["setting"])
-    return Comparison(_table(compare(list(runs.values()))), equal, why_not, _table(names), together)
+    return Comparison(_table(summarize(list(runs.values()))), equal, why_not, _table(names), together)
 
 
 def _scores(run: Run) -> Table:
