@@ -54,7 +54,7 @@ def synthesize(path: Path, steps: int, layout: Layout) -> Path:
         run.create({"steps": steps}, {"parameters": layout_to_json(layout)})
         for step in range(steps):
             rows = torch.randn(len(layout.layers), len(ROWS), 8, dtype=torch.float64, generator=generator)
-            line: dict[str, Any] = {"step": step, "loss_objective": -1.0, "risk_forget": 1.0, "risk_retain": 1.0}
+            line: dict[str, Any] = {"step": step, "loss_objective": -1.0, "loss_forget": 1.0, "loss_retain": 1.0}
             line["gram"] = Gram(ROWS, dict(zip(layout.layers, rows @ rows.mT, strict=True)))
             if step in (0, steps - 1):
                 line["evaluation"] = {name: scores for name in ("forget", "retain", "heldout")}

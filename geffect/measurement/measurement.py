@@ -32,7 +32,7 @@ class Measured:
     """What one optimizer step leaves behind.
 
     Attributes:
-        scalars: ``loss_objective``, ``risk_forget``, ``risk_retain``, ``weight_mean`` (labeled tokens only) and the
+        scalars: ``loss_objective``, ``loss_forget``, ``loss_retain``, ``weight_mean`` (labeled tokens only) and the
             norms; a risk that no pass computed is missing.
         gram: the inner products of the named rows; None where the step was not measured.
         overlap: overlaps of the rows' masks, where asked for.

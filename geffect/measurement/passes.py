@@ -140,9 +140,9 @@ class Passes:
     def _risk(self, name: str, outputs: Outputs) -> Tensor:
         """A split's risk; where there are several of its role, that of the role sums up too."""
         found, role = risk(outputs, self.counts[name]), role_of(name)
-        self._sum(f"risk_{name}", found)
+        self._sum(f"loss_{name}", found)
         if role != name:
-            self._sum(f"risk_{role}", self.shares[name] * found)
+            self._sum(f"loss_{role}", self.shares[name] * found)
         return found
 
     def _complete(self, row: str, loss: Tensor, visit: Visit | None) -> None:

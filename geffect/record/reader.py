@@ -218,6 +218,11 @@ def read_environment(path: Path) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key != "format"}
 
 
+def check_run(path: Path) -> None:
+    """Refuse a directory that is no run, or one in another format."""
+    read_environment(path)
+
+
 def read_document(file: Path) -> dict[str, Any]:
     """A JSON file that `geffect.record.writer.write_json` wrote, without the format."""
     try:

@@ -60,14 +60,10 @@ def _with_roles(scores: "pd.Series[Any]") -> "pd.Series[Any]":
 
 
 def at_checkpoints(path: Path | str) -> pd.DataFrame:
-    """What an inspection found at every checkpoint.
+    """What an inspection measured at every checkpoint.
 
-    Args:
-        path: its record.
-
-    Returns:
-        Columns ``step``, the losses of the sets, ``unlearn`` and ``retain`` (G-effects, units of gradient²), where there
-        are standard errors ``± unlearn`` and ``± retain``, and ``cosine`` (of the objective's and the retain gradient).
+    Columns ``step``, the sets' losses, ``unlearn`` and ``retain`` (G-effects, gradient²), ``± unlearn`` and ``± retain``
+    where there are standard errors, and ``cosine`` (of the objective's and the retain gradient).
     """
     gram, steps = read(path), read_steps(path).set_index("step")
     found = g_effect(gram).groupby("step")[["unlearn", "retain"]].sum()

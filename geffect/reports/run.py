@@ -18,7 +18,7 @@ from geffect.record.frames import (
     read_steps,
     read_tokens,
 )
-from geffect.record.reader import damage_refused, is_finished, read_config, read_environment, step_lines
+from geffect.record.reader import check_run, damage_refused, is_finished, read_config, step_lines
 from geffect.record.schema import RECIPE
 from geffect.reports import plots
 from geffect.reports.compare import at_checkpoints, descended, named, overlap_matrix, whole_overlaps
@@ -60,7 +60,7 @@ class Run:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        read_environment(self.path)
+        check_run(self.path)
 
     def __repr__(self) -> str:
         return f"geffect.Run({str(self.path)!r})"

@@ -68,7 +68,7 @@ class FinetuneTrainer(RecordingTrainer):
         if not math.isfinite(value):
             found = f"{value} in step {self.state.global_step}, rows {self.met} of the sets in their order"
             raise GeffectError("a finite loss", found, "lower --learning-rate, and look at those rows")
-        self.line["risk_train"] = self.line.get("risk_train", 0.0) + value
+        self.line["loss_train"] = self.line.get("loss_train", 0.0) + value
         self.line["lr"] = [group["lr"] for group in self.optimizer.param_groups]
         return loss.detach()
 

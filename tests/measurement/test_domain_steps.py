@@ -80,7 +80,7 @@ def test_a_row_a_scope_and_the_sum_of_all_equal_autograd(text: str, size: int) -
     take_step(plain, split(batches, size), measure=False)
     assert_rows_close(gradients(model), expected[0], 3e-5)
     for name, batch in zip(("forget", "retain", *SPLITS), risks, strict=True):
-        assert measured.scalars[f"risk_{name}"] == pytest.approx(float(oracles.risk(model, batch).detach()), rel=1e-5)
+        assert measured.scalars[f"loss_{name}"] == pytest.approx(float(oracles.risk(model, batch).detach()), rel=1e-5)
 
 
 def test_a_tied_tensor_is_told_apart_for_every_scope() -> None:

@@ -166,8 +166,8 @@ def test_scalars_are_the_risks_and_the_objective() -> None:
     model = CASES["llama"]()
     scalars = take_step(make_measurement(model, "ga + 0.5*gd", "gru"), split(TWO, 1)).scalars
     forget, retain = (oracles.risk(model, batch).item() for batch in (FORGET, RETAIN))
-    assert scalars["risk_forget"] == pytest.approx(forget, rel=1e-5)
-    assert scalars["risk_retain"] == pytest.approx(retain, rel=1e-5)
+    assert scalars["loss_forget"] == pytest.approx(forget, rel=1e-5)
+    assert scalars["loss_retain"] == pytest.approx(retain, rel=1e-5)
     assert scalars["loss_objective"] == pytest.approx(-forget + 0.5 * retain, rel=1e-4)
 
 
@@ -200,7 +200,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_gradient_is_handed_back() ->
     model = CASES["llama"]()
     with torch.no_grad():
         model.lm_head.weight[3] = float("nan")
-    with pytest.raises(FloatingPointError, match="risk_forget = nan"):
+    with pytest.raises(FloatingPointError, match="loss_forget = nan"):
         take_step(make_measurement(model, "ga", "gru"), [TWO])
     assert not gradients(model)
 

@@ -107,7 +107,7 @@ def test_dropout_is_the_objectives_and_never_the_risks() -> None:
     plain = take_step(make_measurement(model, "ga + gd", "gru"), split(batches, 2))
     assert plain.gram is not None
     assert abs(thinned / float(plain.gram.total()[0, 0]) - 1) > 0.01
-    assert measured.scalars["risk_forget"] == pytest.approx(plain.scalars["risk_forget"], rel=1e-6)
+    assert measured.scalars["loss_forget"] == pytest.approx(plain.scalars["loss_forget"], rel=1e-6)
 
 
 def test_with_dropout_kept_an_unmeasured_step_draws_the_same_numbers() -> None:

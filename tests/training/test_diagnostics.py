@@ -194,7 +194,7 @@ def test_kept_dropout_thins_the_objective_and_not_the_risks(start: Path, tmp_pat
         for keep in (False, True)
     }
     without, kept = (read_lines(run)[0] for run in runs.values())
-    assert kept["risk_forget"] == pytest.approx(without["risk_forget"], rel=1e-6)
+    assert kept["loss_forget"] == pytest.approx(without["loss_forget"], rel=1e-6)
     assert kept["norm_forget"] == pytest.approx(without["norm_forget"], rel=1e-5)
     assert abs(kept["norm_objective"] / without["norm_objective"] - 1) > 1e-3
 

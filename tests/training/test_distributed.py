@@ -102,7 +102,7 @@ def test_two_processes_make_the_run_of_one(one: Path, two: tuple[Path, str]) -> 
         torch.testing.assert_close(after[name], tensor, rtol=1e-5, atol=1e-5)
     for own, other in zip(read_lines(one), read_lines(two[0]), strict=True):
         assert own.get("evaluation", {}).keys() == other.get("evaluation", {}).keys()
-        assert other.get("risk_forget", 0.0) == pytest.approx(own.get("risk_forget", 0.0), rel=1e-5)
+        assert other.get("loss_forget", 0.0) == pytest.approx(own.get("loss_forget", 0.0), rel=1e-5)
 
 
 def test_it_is_one_run_with_one_record(two: tuple[Path, str]) -> None:

@@ -187,7 +187,7 @@ def test_a_run_over_domains_records_its_scopes_masks_and_success(localized: Path
     assert list(removed.columns) == ["step", "group", "unlearn", "retain"]
     assert 0 < removed["unlearn"].abs().sum() < 2 * abs(effects)
     steps = read_steps(path)
-    assert {f"risk_{split}" for split in SPLITS} <= set(steps)
+    assert {f"loss_{split}" for split in SPLITS} <= set(steps)
     assert steps["forget_val/privacy_accuracy"].notna().any()
     environment = json.loads((path / "environment.json").read_text())
     shares = environment["frozen"]

@@ -136,7 +136,7 @@ def test_the_line_says_what_the_step_did(start: Path, tmp_path: Path) -> None:
     ]
     for line in lines[:-1]:
         assert line["clip"] == pytest.approx(0.01 / line["norm_rectified"], rel=1e-4)
-        assert {"loss_objective", "risk_forget", "risk_retain", "weight_mean", "lr", "seconds"} <= set(line)
+        assert {"loss_objective", "loss_forget", "loss_retain", "weight_mean", "lr", "seconds"} <= set(line)
     assert [line["lr"][0] for line in lines[:-1]] == pytest.approx([0.0, 5e-4, 1e-3, 1e-3])
     assert "gram" not in lines[-1]
 
@@ -275,7 +275,7 @@ def test_fit_learns_and_stops_when_it_knows(start: Path, tmp_path: Path) -> None
     assert (accuracies.iloc[-1] >= 0.5).all()
     assert not (accuracies.iloc[:-1] >= 0.5).all(axis=1).any()
     assert steps["step"].iloc[-1] < 120
-    assert steps["risk_train"].iloc[-2] < steps["risk_train"].iloc[0]
+    assert steps["loss_train"].iloc[-2] < steps["loss_train"].iloc[0]
     assert api.load_model(str(run)).source == str(run)
 
 

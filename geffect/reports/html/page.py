@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from geffect.errors import GeffectError, visible
 from geffect.io.readers import opened
-from geffect.record.reader import read_environment
+from geffect.record.reader import check_run
 from geffect.reports.findings.finding import Finding
 from geffect.reports.findings.outcome import Outcome
 from geffect.reports.html.sections import comparison, section
@@ -47,7 +47,7 @@ def write(runs: Mapping[str, Path], out: Path, scheme: str = "thirds") -> Report
         GeffectError: a run cannot be read, or the file is none of ours or cannot be written.
     """
     for path in runs.values():
-        read_environment(path)
+        check_run(path)
     _check(out)
     sections = [section(path, name, f"run-{i}", scheme) for i, (name, path) in enumerate(runs.items())]
     together = comparison(runs) if len(sections) > 1 else None

@@ -70,8 +70,8 @@ READING = {
     "prediction_sums": (
         "Predicted against measured change of the losses",
         (
-            "Sums from the first step on, over the examples of the check. The black line is what happened. A reading that follows it "
-            "may be trusted: 'update' pairs the loss's gradient with what the optimizer applied, 'gradient' with the "
+            "Sums from the first step on, over the check's examples. The black line is what happened. A reading that "
+            "follows it may be trusted: 'update' pairs the loss's gradient with what the optimizer applied, 'gradient' with the "
             "objective's gradient times the learning rate."
         ),
     ),
