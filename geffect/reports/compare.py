@@ -62,8 +62,8 @@ def _with_roles(scores: "pd.Series[Any]") -> "pd.Series[Any]":
 def at_checkpoints(path: Path | str) -> pd.DataFrame:
     """What an inspection measured at every checkpoint.
 
-    Columns ``step``, the sets' losses, ``unlearn`` and ``retain`` (G-effects, gradient²), ``± unlearn`` and ``± retain``
-    where there are standard errors, and ``cosine`` (of the objective's and the retain gradient).
+    Columns ``step``, the sets' losses, ``unlearn`` and ``retain`` (G-effects, gradient²), their standard errors
+    ``± unlearn`` and ``± retain`` where recorded, and ``cosine`` (of the objective's and the retain gradient).
     """
     gram, steps = read(path), read_steps(path).set_index("step")
     found = g_effect(gram).groupby("step")[["unlearn", "retain"]].sum()

@@ -29,55 +29,42 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDE = 5  # inches: it stands alone
-READING = {
+READING = {  # kind of plot → its title, and how it is read
     "g_effect": (
         "G-effects by layer group",
-        (
-            "Each line is a layer group's inner product of a loss's gradient with what was descended. Upper panel: "
-            "below "
-            "0, the step raises the forget loss, which is wanted. Lower panel: below 0, it raises the retain loss, "
-            "which "
-            "is harm. The sum of the lines is the whole model's G-effect. It predicts a change under plain SGD; an "
-            "adaptive optimizer applies something else."
-        ),
+        "Each line is a layer group's inner product of a loss's gradient with what was descended. Upper "
+        "panel: below 0, the step raises the forget loss, which is wanted. Lower panel: below 0, it raises "
+        "the retain loss, which is harm. The sum of the lines is the whole model's G-effect. It predicts a "
+        "change under plain SGD; an adaptive optimizer applies something else.",
     ),
     "cosine": (
         "Conflict with the retain gradient",
-        (
-            "Cosine of the objective's gradient and the retain gradient over the whole model: below 0 the two pull "
-            "apart. "
-            "It does not depend on the gradients' lengths. Dashed, where a rectifier ran: what it made of the "
-            "objective's gradient."
-        ),
+        "Cosine of the objective's gradient and the retain gradient over the whole model: below 0 the two "
+        "pull apart. It does not depend on the gradients' lengths. Dashed, where a rectifier ran: what it "
+        "made of the objective's gradient.",
     ),
     "trade_off": (
         "What was forgotten against what was kept",
-        (
-            "The path of the model from its first evaluation on: to the right the forget set is forgotten, upwards the "
-            "heldout set, which no gradient was drawn from, is harmed. A good path runs to the right and stays low."
-        ),
+        "The path of the model from its first evaluation on: to the right the forget set is forgotten, "
+        "upwards the heldout set, which no gradient was drawn from, is harmed. A good path runs to the right "
+        "and stays low.",
     ),
     "plane": (
         "The objective among the two losses' gradients",
-        (
-            "The last measured step. Arrows of unit length: the gradients of the forget and of the retain loss at "
-            "their "
-            "true angle; the objective's and, dashed, the rectified gradient are projected into their plane, as long "
-            "as "
-            "the share of them that lies in it. In the shaded wedge a step forgets and does not harm."
-        ),
+        "The last measured step. Arrows of unit length: the gradients of the forget and of the retain loss at "
+        "their true angle; the objective's and, dashed, the rectified gradient are projected into their "
+        "plane, as long as the share of them that lies in it. In the shaded wedge a step forgets and does not "
+        "harm.",
     ),
     "prediction_sums": (
         "Predicted against measured change of the losses",
-        (
-            "Sums from the first step on, over the check's examples. The black line is what happened. A reading that "
-            "follows it may be trusted: 'update' pairs the loss's gradient with what the optimizer applied, 'gradient' with the "
-            "objective's gradient times the learning rate."
-        ),
+        "Sums from the first step on, over the check's examples. The black line is what happened. A reading "
+        "that follows it may be trusted: 'update' pairs the loss's gradient with what the optimizer applied, "
+        "'gradient' with the objective's gradient times the learning rate.",
     ),
     "points": (
         "Single examples of the forget set",
-        ("Each point is a forget example: what ascending on it alone would do to both losses, to first order."),
+        "Each point is a forget example: what ascending on it alone would do to both losses, to first order.",
     ),
 }
 
