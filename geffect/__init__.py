@@ -1,65 +1,105 @@
-"""Gradient diagnostics for language-model unlearning.
+"""Gradient diagnostics for language-model training and unlearning.
 
-Importing this package imports nothing else; each name below brings its room along when it is first used.
+Importing this package imports nothing else; a name below loads its module when it is first used.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_NAMES = {
-    "EvaluateConfig": "geffect.config",
-    "FinetuneConfig": "geffect.config",
-    "InspectConfig": "geffect.config",
-    "Callback": "geffect.monitoring.callback",
-    "LocalizeConfig": "geffect.config",
-    "ReportConfig": "geffect.config",
-    "UnlearnConfig": "geffect.config",
-    "Gram": "geffect.core.gram",
-    "Run": "geffect.reports.run",
-    "evaluate": "geffect.api",
-    "finetune": "geffect.api",
-    "inspect": "geffect.api",
-    "localize": "geffect.api",
-    "report": "geffect.api",
-    "unlearn": "geffect.api",
-    "load_model": "geffect.api",
-    "plan": "geffect.api",
-    "compare": "geffect.reports.matched",
-    "summarize": "geffect.reports.compare",
-    "plot": "geffect.reports.compare",
-    "collate": "geffect.data.encode",
-    "encode_set": "geffect.data.encode",
-    "load_set": "geffect.data.load",
-    "layout": "geffect.core.layers",
-    "inner_products": "geffect.core.gram",
-    "make_objective": "geffect.objectives.registry",
-    "make_freezing": "geffect.rectifiers.registry",
-    "make_rectifier": "geffect.rectifiers.registry",
-    "capture": "geffect.core.gradients",
-    "token_effects": "geffect.core.token_effects",
-    "watch": "geffect.monitoring.loop",
-    "g_effect": "geffect.core.effects",
-    "r_squared": "geffect.core.effects",
-    "removed_g_effect": "geffect.core.effects",
-    "read": "geffect.record.frames",
-    "read_evaluation": "geffect.evaluation.results",
-    "read_prediction": "geffect.record.frames",
-    "read_localization": "geffect.localization.storage",
-    "read_points": "geffect.record.frames",
-    "read_published": "geffect.record.frames",
-    "read_standard_errors": "geffect.record.frames",
-    "read_overlap": "geffect.record.frames",
-    "read_steps": "geffect.record.frames",
-    "read_tokens": "geffect.record.frames",
+if TYPE_CHECKING:
+    __version__: str
+    from geffect.api import load_model as load_model
+    from geffect.api import plan as plan
+    from geffect.config import DoctorConfig as DoctorConfig
+    from geffect.config import EvaluateConfig as EvaluateConfig
+    from geffect.config import FinetuneConfig as FinetuneConfig
+    from geffect.config import InspectConfig as InspectConfig
+    from geffect.config import LocalizeConfig as LocalizeConfig
+    from geffect.config import PreviewConfig as PreviewConfig
+    from geffect.config import ReportConfig as ReportConfig
+    from geffect.config import UnlearnConfig as UnlearnConfig
+    from geffect.core.effects import g_effect as g_effect
+    from geffect.core.effects import r_squared as r_squared
+    from geffect.core.effects import removed_g_effect as removed_g_effect
+    from geffect.core.gradients import capture as capture
+    from geffect.core.gram import Gram as Gram
+    from geffect.core.gram import inner_products as inner_products
+    from geffect.core.layers import layout as layout
+    from geffect.core.token_effects import token_effects as token_effects
+    from geffect.data.encode import collate as collate
+    from geffect.data.encode import encode_set as encode_set
+    from geffect.data.load import load_set as load_set
+    from geffect.errors import GeffectError as GeffectError
+    from geffect.evaluation.results import read_evaluation as read_evaluation
+    from geffect.localization.storage import read_localization as read_localization
+    from geffect.monitoring.callback import Callback as Callback
+    from geffect.monitoring.loop import watch as watch
+    from geffect.objectives.base import Objective as Objective
+    from geffect.objectives.registry import make_objective as make_objective
+    from geffect.record.frames import read as read
+    from geffect.record.frames import read_overlap as read_overlap
+    from geffect.record.frames import read_points as read_points
+    from geffect.record.frames import read_prediction as read_prediction
+    from geffect.record.frames import read_published as read_published
+    from geffect.record.frames import read_standard_errors as read_standard_errors
+    from geffect.record.frames import read_steps as read_steps
+    from geffect.record.frames import read_tokens as read_tokens
+    from geffect.rectifiers.registry import make_freezing as make_freezing
+    from geffect.rectifiers.registry import make_rectifier as make_rectifier
+    from geffect.reports.compare import plot as plot
+    from geffect.reports.compare import summarize as summarize
+    from geffect.reports.matched import compare as compare
+    from geffect.reports.run import Run as Run
+    from geffect.verbs import Evaluation as Evaluation
+    from geffect.verbs import LocalizationRun as LocalizationRun
+    from geffect.verbs import doctor as doctor
+    from geffect.verbs import evaluate as evaluate
+    from geffect.verbs import finetune as finetune
+    from geffect.verbs import inspect as inspect
+    from geffect.verbs import localize as localize
+    from geffect.verbs import preview as preview
+    from geffect.verbs import report as report
+    from geffect.verbs import unlearn as unlearn
+
+_MODULES = {
+    "geffect.api": "load_model plan",
+    "geffect.config": "DoctorConfig EvaluateConfig FinetuneConfig InspectConfig "
+    "LocalizeConfig PreviewConfig ReportConfig UnlearnConfig",
+    "geffect.core.effects": "g_effect r_squared removed_g_effect",
+    "geffect.core.gradients": "capture",
+    "geffect.core.gram": "Gram inner_products",
+    "geffect.core.layers": "layout",
+    "geffect.core.token_effects": "token_effects",
+    "geffect.data.encode": "collate encode_set",
+    "geffect.data.load": "load_set",
+    "geffect.errors": "GeffectError",
+    "geffect.evaluation.results": "read_evaluation",
+    "geffect.localization.storage": "read_localization",
+    "geffect.monitoring.callback": "Callback",
+    "geffect.monitoring.loop": "watch",
+    "geffect.objectives.base": "Objective",
+    "geffect.objectives.registry": "make_objective",
+    "geffect.record.frames": "read read_overlap read_points read_prediction "
+    "read_published read_standard_errors read_steps read_tokens",
+    "geffect.rectifiers.registry": "make_freezing make_rectifier",
+    "geffect.reports.compare": "plot summarize",
+    "geffect.reports.matched": "compare",
+    "geffect.reports.run": "Run",
+    "geffect.verbs": "Evaluation LocalizationRun doctor evaluate finetune inspect localize preview report unlearn",
 }
-__all__ = sorted(_NAMES)
+_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
+__all__ = sorted(_HOME)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"module 'geffect' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(_NAMES[name]), name)
+if not TYPE_CHECKING:  # so that a misspelt name is an error to a type checker
+
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            return import_module("importlib.metadata").version("geffect")
+        if name not in _HOME:
+            raise AttributeError(f"module 'geffect' has no attribute {name!r}; it has {', '.join(__all__)}")
+        return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, "__version__"]

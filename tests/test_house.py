@@ -28,6 +28,7 @@ ORDER = [
     "preflight",
     "reports",
     "api",
+    "verbs",
     "cli",
     "monitoring",
     "__main__",

@@ -13,6 +13,7 @@ from geffect.evaluation.harness import Scores
 from geffect.evaluation.intervals import geometric_interval, mean_interval
 from geffect.evaluation.metrics.table import GEOMETRIC
 from geffect.evaluation.suites import DERIVED, Values, totals
+from geffect.io.readers import StrPath
 from geffect.record.reader import check_format, damage_refused
 from geffect.record.schema import FORMAT
 from geffect.record.writer import write
@@ -103,7 +104,7 @@ def _check_comparable(config: EvaluateConfig, name: str, theirs: pd.DataFrame, o
 
 
 @damage_refused
-def read_evaluation(path: Path | str) -> pd.DataFrame:
+def read_evaluation(path: StrPath) -> pd.DataFrame:
     """The values of an evaluation, one a row, metric and model.
 
     Args:

@@ -18,6 +18,7 @@ from geffect.errors import GeffectError
 from geffect.io.limits import free_memory
 from geffect.io.unique import unique_object
 
+StrPath = str | os.PathLike[str]  # what names a file: a text, a Path, or a run
 YAML_BYTES = 2**18  # the YAML parser takes four seconds for it
 JSON_BYTES = 2**28  # an index or a table of parameters has a few MiB
 LINE_BYTES = 2**28  # of a record, or of JSON lines

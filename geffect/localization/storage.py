@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from geffect.errors import GeffectError
+from geffect.io.readers import StrPath
 from geffect.localization.localize import Localization
 from geffect.models.checkpoints import CHECKSUMS, check_checksums, read_checksums, write_checksums
 from geffect.record.reader import check_format, damage_refused, first_gram, is_finished, read_document
@@ -39,7 +40,7 @@ def write_localization(run: RunDirectory, localization: Localization, recipe: Ma
 
 
 @damage_refused
-def read_localization(path: Path | str) -> Localization:
+def read_localization(path: StrPath) -> Localization:
     """Read a localization back.
 
     Args:

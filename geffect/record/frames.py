@@ -12,6 +12,7 @@ import pandas as pd
 
 from geffect.core.layers import depth, layer_groups
 from geffect.errors import GeffectError
+from geffect.io.readers import StrPath
 from geffect.record.reader import damage_refused, each_line, read_config, read_environment
 from geffect.record.schema import POINTS, STEPS, TOKENS
 
@@ -23,7 +24,7 @@ CHANGEABLE = ("python", "versions", "git", "processor", "threads", "attention") 
 
 
 @damage_refused
-def read(path: Path | str, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
+def read(path: StrPath, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
     """The inner products of a run's gradients.
 
     Args:
@@ -46,7 +47,7 @@ def read(path: Path | str, by: str = "group", scheme: str = "thirds") -> pd.Data
 
 
 @damage_refused
-def read_published(path: Path | str, by: str = "group", scheme: str = "paper_script") -> pd.DataFrame:
+def read_published(path: StrPath, by: str = "group", scheme: str = "paper_script") -> pd.DataFrame:
     """The published script's running averages (`geffect.measurement.ema`), in its own groups.
 
     Args:
@@ -75,7 +76,7 @@ def read_published(path: Path | str, by: str = "group", scheme: str = "paper_scr
 
 
 @damage_refused
-def read_overlap(path: Path | str, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
+def read_overlap(path: StrPath, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
     """The overlaps of the top-k masks of a run's gradients (`geffect.core.topk`), counted in entries.
 
     Args:
@@ -100,7 +101,7 @@ def read_overlap(path: Path | str, by: str = "group", scheme: str = "thirds") ->
 
 
 @damage_refused
-def read_standard_errors(path: Path | str, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
+def read_standard_errors(path: StrPath, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
     """Inner products with their standard errors (`geffect.measurement.standard_errors`).
 
     Args:
@@ -129,7 +130,7 @@ def read_standard_errors(path: Path | str, by: str = "group", scheme: str = "thi
 
 
 @damage_refused
-def read_prediction(path: Path | str) -> pd.DataFrame:
+def read_prediction(path: StrPath) -> pd.DataFrame:
     """Predicted and measured change of each target's loss, a row a step and reading (`geffect.measurement.prediction`).
 
     Args:
@@ -156,7 +157,7 @@ def read_prediction(path: Path | str) -> pd.DataFrame:
 
 
 @damage_refused
-def read_steps(path: Path | str) -> pd.DataFrame:
+def read_steps(path: StrPath) -> pd.DataFrame:
     """A run's scalars: one row a step, evaluations as ``forget_loss``, ``heldout_accuracy`` and so on.
 
     Args:
@@ -177,7 +178,7 @@ def read_steps(path: Path | str) -> pd.DataFrame:
 
 
 @damage_refused
-def read_tokens(path: Path | str) -> pd.DataFrame:
+def read_tokens(path: StrPath) -> pd.DataFrame:
     """The effect of the objective's direction on every token of the examples it serves worst (``--tokens``).
 
     Args:
@@ -201,7 +202,7 @@ def read_tokens(path: Path | str) -> pd.DataFrame:
 
 
 @damage_refused
-def read_points(path: Path | str) -> pd.DataFrame:
+def read_points(path: StrPath) -> pd.DataFrame:
     """Every forget example's own effects on both losses, and objectives' weights on it (``--points``).
 
     Args:
@@ -220,7 +221,7 @@ def read_points(path: Path | str) -> pd.DataFrame:
 
 
 @damage_refused
-def read_settings(path: Path | str) -> dict[str, str]:
+def read_settings(path: StrPath) -> dict[str, str]:
     """A run's configuration, versions and hashes of data, flat, as text; not where the run lies."""
     path = Path(path)
     environment = read_environment(path)

@@ -12,7 +12,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 
 from geffect.core.gram import Gram
 from geffect.errors import GeffectError
-from geffect.io.readers import Unreadable, byte_lines, parse_json, read_bytes, read_text, read_yaml
+from geffect.io.readers import StrPath, Unreadable, byte_lines, parse_json, read_bytes, read_text, read_yaml
 from geffect.record.schema import (
     CONFIG,
     DONE,
@@ -118,12 +118,12 @@ class Contents(NamedTuple):
 
 
 def damage_refused(
-    read: Callable[Concatenate[Path | str, Parameters], Result],
-) -> Callable[Concatenate[Path | str, Parameters], Result]:
+    read: Callable[Concatenate[StrPath, Parameters], Result],
+) -> Callable[Concatenate[StrPath, Parameters], Result]:
     """Decorate a reader of a run: whatever a damaged file makes it raise becomes a GeffectError that says so."""
 
     @functools.wraps(read)
-    def checked(path: Path | str, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+    def checked(path: StrPath, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         try:
             return read(path, *args, **kwargs)
         except GeffectError:
@@ -165,18 +165,18 @@ def each_line(path: Path, name: str = STEPS) -> Iterator[dict[str, Any]]:
 
 
 @damage_refused
-def step_lines(path: Path | str) -> list[StepLine]:
+def step_lines(path: StrPath) -> list[StepLine]:
     """The lines of ``steps.jsonl``, without their matrices."""
     return [StepLine.of(line) for line in each_line(Path(path))]
 
 
-def evaluations(path: Path | str) -> list[StepLine]:
+def evaluations(path: StrPath) -> list[StepLine]:
     """The lines of ``steps.jsonl`` with an evaluation, the first at the start and the last at the end."""
     return [line for line in step_lines(path) if line.scores]
 
 
 @damage_refused
-def contents(path: Path | str) -> Contents:
+def contents(path: StrPath) -> Contents:
     """What a run recorded beside inner products and evaluations."""
     lines = list(each_line(Path(path)))
     errors = [line["standard_errors"] for line in lines if line.get("standard_errors")]
@@ -186,14 +186,14 @@ def contents(path: Path | str) -> Contents:
 
 
 @damage_refused
-def first_gram(path: Path | str) -> Gram | None:
+def first_gram(path: StrPath) -> Gram | None:
     """The inner products of a record's first line, by parameter; None where it has none."""
     record = next(each_line(Path(path))).get("gram")
     return Gram.from_record(record, parameter_names(Path(path))) if record else None
 
 
 @damage_refused
-def parameter_names(path: Path | str) -> list[str]:
+def parameter_names(path: StrPath) -> list[str]:
     """The trainable parameters of a run, in order."""
     names: list[str] = read_environment(Path(path))["parameters"]["names"]
     return names
@@ -233,7 +233,7 @@ def read_document(file: Path) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key != "format"}
 
 
-def read_metrics(path: Path | str) -> dict[str, Any]:
+def read_metrics(path: StrPath) -> dict[str, Any]:
     """A finished directory's ``metrics.json`` without the format; its keys are those of the command that wrote it."""
     return read_document(Path(path) / METRICS)
 

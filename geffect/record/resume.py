@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from geffect.errors import GeffectError
+from geffect.io.readers import StrPath
 from geffect.record.reader import check_format, damage_refused, each_line, is_finished, read_environment, read_lines
 from geffect.record.schema import CONFIG, ENVIRONMENT, POINTS, STEPS, TOKENS
 from geffect.record.writer import write
@@ -27,7 +28,7 @@ def check_unfinished(path: Path) -> None:
 
 
 @damage_refused
-def check_resumable(path: Path | str, environment: Mapping[str, Any]) -> None:
+def check_resumable(path: StrPath, environment: Mapping[str, Any]) -> None:
     """Refuse a run that began otherwise than it would continue: with other weights, data, prompts or processes.
 
     Args:
@@ -61,7 +62,7 @@ def _check_same_start(path: Path, recorded: Mapping[str, Any], environment: Mapp
 
 
 @damage_refused
-def check_same_data(path: Path | str, environment: Mapping[str, Any]) -> None:
+def check_same_data(path: StrPath, environment: Mapping[str, Any]) -> None:
     """Refuse a run whose sets, or what decides their prompts, are no longer what it began with; the first is named."""
     path = Path(path)
     recorded = read_environment(path)["data"]
@@ -81,7 +82,7 @@ def check_same_data(path: Path | str, environment: Mapping[str, Any]) -> None:
 
 
 @damage_refused
-def recorded_start(path: Path | str) -> str:
+def recorded_start(path: StrPath) -> str:
     """The directory or name of the model that a run began with."""
     return str(read_environment(Path(path))["start"]["path"])
 

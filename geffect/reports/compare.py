@@ -10,6 +10,7 @@ from geffect.core.effects import asked_of, cosines, direction_of, g_effect, tota
 from geffect.core.splits import TARGETS, domain_of
 from geffect.core.topk import chance
 from geffect.errors import GeffectError, visible
+from geffect.io.readers import StrPath
 from geffect.record.frames import read, read_overlap, read_prediction, read_standard_errors, read_steps
 from geffect.record.reader import contents, damage_refused
 from geffect.record.schema import RECIPE
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def summarize(runs: Sequence[Path | str]) -> pd.DataFrame:
+def summarize(runs: Sequence[StrPath]) -> pd.DataFrame:
     """What each run forgot, what it kept, and what its updates predicted.
 
     Args:
@@ -32,7 +33,7 @@ def summarize(runs: Sequence[Path | str]) -> pd.DataFrame:
 
 
 @damage_refused
-def _row(run: Path | str) -> dict[str, Any]:
+def _row(run: StrPath) -> dict[str, Any]:
     gram, steps = read(run), read_steps(run)
     effects = g_effect(gram, direction_of(gram))
     cosine = total_cosine(gram, asked_of(gram), "retain")
@@ -59,7 +60,7 @@ def _with_roles(scores: "pd.Series[Any]") -> "pd.Series[Any]":
     return scores
 
 
-def at_checkpoints(path: Path | str) -> pd.DataFrame:
+def at_checkpoints(path: StrPath) -> pd.DataFrame:
     """What an inspection measured at every checkpoint.
 
     Columns ``step``, the sets' losses, ``unlearn`` and ``retain`` (G-effects, gradient²), their standard errors
@@ -78,7 +79,7 @@ def at_checkpoints(path: Path | str) -> pd.DataFrame:
     return pd.concat(parts, axis=1).rename_axis("step").reset_index()
 
 
-def plot(runs: Sequence[Path | str], out: Path | None = None, scheme: str = "thirds") -> list[Path]:
+def plot(runs: Sequence[StrPath], out: Path | None = None, scheme: str = "thirds") -> list[Path]:
     """Draw runs: G-effect by layer group, cosine disparity, trade-off plane; each with the data drawn.
 
     A single run is drawn by layer, too. Where every run kept a prediction, or recorded overlaps, those are drawn as
@@ -133,7 +134,7 @@ def descended(gram: pd.DataFrame) -> pd.DataFrame:
     return g_effect(gram, direction_of(gram))
 
 
-def whole_overlaps(path: Path | str) -> pd.DataFrame:
+def whole_overlaps(path: StrPath) -> pd.DataFrame:
     """Jaccard indices over the whole model, against chance.
 
     Args:
@@ -149,7 +150,7 @@ def whole_overlaps(path: Path | str) -> pd.DataFrame:
     )
 
 
-def overlap_figures(path: Path | str, out: Path | None = None, shares: Sequence[float] = ()) -> list[Path]:
+def overlap_figures(path: StrPath, out: Path | None = None, shares: Sequence[float] = ()) -> list[Path]:
     """Draw a localization: the overlaps of its splits over the model and by layer, one pair of figures a share.
 
     Args:
@@ -184,7 +185,7 @@ def overlap_matrix(frame: pd.DataFrame, share: float) -> "Figure":
     return plots.jaccard_matrix(frame, share, [names for names in pairs.values() if len(names) == 2])
 
 
-def named(runs: Sequence[Path | str]) -> dict[str, Path]:
+def named(runs: Sequence[StrPath]) -> dict[str, Path]:
     """Runs by their directory's name, or by their whole path where two share a name, each in its visible form.
 
     Args:

@@ -1,8 +1,7 @@
 """Runs at equal forgetting: what each kept where it had forgotten as much as the others, and how they differ."""
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,10 @@ import pandas as pd
 from geffect.core.splits import role_of
 from geffect.core.statistics import Numbers, bootstrap
 from geffect.errors import GeffectError
+from geffect.io.readers import StrPath
 from geffect.record.frames import read_settings, read_steps
 from geffect.record.reader import damage_refused, evaluations
+from geffect.reports.compare import named
 
 
 def at_forget_loss(run: pd.DataFrame, column: str, at: float) -> float:
@@ -45,7 +46,7 @@ def _between(values: Any, i: int, share: float) -> Any:
     return values[i - 1] + share * (values[i] - values[i - 1])
 
 
-def compare(runs: Mapping[str, Path | str], at: float | None = None, seed: int = 0) -> pd.DataFrame:
+def compare(runs: Mapping[str, StrPath] | Sequence[StrPath], at: float | None = None, seed: int = 0) -> pd.DataFrame:
     """What runs kept at the same forget loss, not at the same step.
 
     gained is the rise of the forget loss from the start, harm that of the kept set's (``heldout``, else ``retain``),
@@ -54,7 +55,7 @@ def compare(runs: Mapping[str, Path | str], at: float | None = None, seed: int =
     of other rows of the kind, not of other seeds.
 
     Args:
-        runs: name → run directory.
+        runs: run directories, or name → run directory.
         at: the forget loss (nats a token); the largest that every run reached by default.
         seed: of the bootstrap.
 
@@ -68,6 +69,7 @@ def compare(runs: Mapping[str, Path | str], at: float | None = None, seed: int =
         raise GeffectError("a finite forget loss to compare runs at", str(at), "name another with --at")
     if not 0 <= seed < 2**32:
         raise GeffectError(f"a seed from 0 to {2**32 - 1}", str(seed), "name another with --seed")
+    runs = runs if isinstance(runs, Mapping) else named(runs)
     curves = {name: _curve(path) for name, path in runs.items()}
     kept = "heldout" if all("heldout_loss" in curve for curve in curves.values()) else "retain"
     level = min(curve["forget_loss"].max() for curve in curves.values()) if at is None else at
@@ -86,7 +88,7 @@ def compare(runs: Mapping[str, Path | str], at: float | None = None, seed: int =
 
 
 @damage_refused
-def _curve(path: Path | str) -> pd.DataFrame:
+def _curve(path: StrPath) -> pd.DataFrame:
     steps = read_steps(path)
     if "forget_loss" not in steps and any(role_of(str(name)) == "forget" for name in steps):
         remedy = "compare the domains' own curves, from geffect.read_steps"
@@ -112,7 +114,7 @@ def _kept(curve: pd.DataFrame, kept: str, level: float) -> dict[str, float]:
     }
 
 
-def rows_at(path: Path | str, kept: str, level: float) -> tuple[Any, Any, Any] | None:
+def rows_at(path: StrPath, kept: str, level: float) -> tuple[Any, Any, Any] | None:
     """The rows of a set where the forget loss first reaches a level, linear between evaluations.
 
     Args:
@@ -135,7 +137,7 @@ def rows_at(path: Path | str, kept: str, level: float) -> tuple[Any, Any, Any] |
 RowHarm = tuple[Any, Any] | None  # rise of each row's Σ −log p, and its labeled tokens
 
 
-def _row_harm(path: Path | str, kept: str, level: float) -> RowHarm:
+def _row_harm(path: StrPath, kept: str, level: float) -> RowHarm:
     found = rows_at(path, kept, level)
     return None if found is None else (found[0] - found[1], found[2])
 
@@ -155,7 +157,7 @@ def _paired(own: RowHarm, first: RowHarm, seed: int) -> dict[str, float]:
     return {"more harm": float(difference.sum() / tokens.sum()), "low": float(low), "high": float(high)}
 
 
-def differences(runs: Mapping[str, Path | str]) -> pd.DataFrame:
+def differences(runs: Mapping[str, StrPath]) -> pd.DataFrame:
     """Every setting, data set and version in which runs differ.
 
     Args:

@@ -1,5 +1,6 @@
 """Objects that show themselves: a run directory with its frames, and its pictures, at hand in a notebook."""
 
+import os
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -9,6 +10,7 @@ import pandas as pd
 
 from geffect.core.effects import cosines, direction_of, g_effect
 from geffect.errors import GeffectError, visible
+from geffect.io.readers import StrPath
 from geffect.record.frames import (
     read,
     read_overlap,
@@ -45,7 +47,7 @@ SETTINGS = (
 )
 
 
-class Run:
+class Run(os.PathLike[str]):
     """A directory to look at, of ``geffect unlearn``, ``fit``, ``inspect`` or ``localize``; only its path is kept.
 
     As the last value of a notebook's cell it is a table of `summary`. A run that is still going on is read as far as
@@ -58,9 +60,12 @@ class Run:
         GeffectError: no run is there.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: StrPath) -> None:
         self.path = Path(path)
         check_run(self.path)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
     def __repr__(self) -> str:
         return f"geffect.Run({str(self.path)!r})"
@@ -158,7 +163,7 @@ class Run:
 
 
 @damage_refused
-def _summary(path: Path | str) -> list[tuple[str, str]]:
+def _summary(path: StrPath) -> list[tuple[str, str]]:
     path = Path(path)
     config = read_config(path)
     lines, finished = step_lines(path), is_finished(path)
@@ -179,7 +184,7 @@ def _summary(path: Path | str) -> list[tuple[str, str]]:
 
 
 @damage_refused
-def _evaluations(path: Path | str) -> list[tuple[int, str, float, float]]:
+def _evaluations(path: StrPath) -> list[tuple[int, str, float, float]]:
     return [
         (line.step, name, score.loss, score.accuracy)
         for line in step_lines(path)

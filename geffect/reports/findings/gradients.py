@@ -12,13 +12,14 @@ import pandas as pd
 
 from geffect.core.effects import direction_of, pairs, total_cosine
 from geffect.core.statistics import Estimate, Numbers, block_length, circular_blocks, over_steps
+from geffect.io.readers import StrPath
 from geffect.record.frames import read, read_standard_errors
 from geffect.record.reader import contents, damage_refused, read_config
 from geffect.reports.findings.finding import Finding, number, percent, within
 
 
 @damage_refused
-def read_findings(path: Path | str, run: str = "", scheme: str = "thirds") -> list[Finding]:
+def read_findings(path: StrPath, run: str = "", scheme: str = "thirds") -> list[Finding]:
     """What a run shows beyond noise, most important first; empty where nothing does.
 
     Five claims on gradients are tested, each at `geffect.core.statistics.LEVEL`: over steps by the circular block

@@ -5,13 +5,13 @@ Each example is paired with itself at the first evaluation. Intervals are bootst
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from geffect.core.splits import role_of
 from geffect.core.statistics import Numbers, over_examples
+from geffect.io.readers import StrPath
 from geffect.record.reader import StepLine, damage_refused, step_lines
 from geffect.reports.findings.finding import number, percent, within
 
@@ -178,7 +178,7 @@ class Outcome(NamedTuple):
 
 
 @damage_refused
-def outcome(path: Path | str) -> Outcome:
+def outcome(path: StrPath) -> Outcome:
     """Whether a run forgot selectively, from its first to its last evaluation.
 
     Args:
