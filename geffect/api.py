@@ -368,7 +368,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     from geffect.evaluation.results import EXAMPLES, read_evaluation, read_reference, summary, write_texts
     from geffect.evaluation.run import evaluated, rows_of, tasks_of, view_of
     from geffect.evaluation.suites import parts
-    from geffect.evaluation.variants import check_probes, probes
+    from geffect.evaluation.variants import check_variants, variants
     from geffect.models.checkpoints import named_checkpoints
     from geffect.models.load import quiet_transformers
     from geffect.training.setup import prompts_of, warn_of_other_prompts
@@ -377,7 +377,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     began = time.perf_counter()
     with RunDirectory(config.out) as run:
         chosen = [(part, rows_of(config, part)) for part in parts(config)]
-        check_probes(config, chosen)
+        check_variants(config, chosen)
         tell_shared({part.name: rows for part, rows in chosen})
         if config.task:
             check_tasks(config.task, config.task_dir)
@@ -386,13 +386,13 @@ def evaluate(config: EvaluateConfig) -> Path:
         load = _loader(config, config.dtype)
         frames, texts, told, prompts = [], [], {}, {}
         for label, spec in named_checkpoints(config.model) if config.checkpoints else [(config.model, config.model)]:
-            for probe in probes(config, spec, label, chosen, load, partial(view_of, config), finetune):
-                prompts[probe.label] = prompts_of(config, probe.loaded.tokenizer)
-                if probe.label == label:
-                    warn_of_other_prompts(config, probe.loaded)
+            for variant in variants(config, spec, label, chosen, load, partial(view_of, config), finetune):
+                prompts[variant.label] = prompts_of(config, variant.loaded.tokenizer)
+                if variant.label == label:
+                    warn_of_other_prompts(config, variant.loaded)
                 with quiet_transformers():
-                    frame, said = evaluated(config, chosen, probe)
-                    told[probe.label] = probe.told, tasks_of(config, probe)
+                    frame, said = evaluated(config, chosen, variant)
+                    told[variant.label] = variant.numbers, tasks_of(config, variant)
                 frames.append(frame)
                 texts += said
         examples = pd.concat(frames, ignore_index=True)

@@ -1,17 +1,19 @@
 """What an evaluation found: written, read, and made into means, intervals and numbers of several sets."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from geffect.config import EvaluateConfig
 from geffect.errors import GeffectError
 from geffect.evaluation.harness import Scores
-from geffect.evaluation.intervals import geometric_interval, mean_interval
-from geffect.evaluation.metrics.table import GEOMETRIC
+from geffect.evaluation.metrics.memorization import exponential
+from geffect.evaluation.metrics.table import METRICS
 from geffect.evaluation.suites import DERIVED, Values, totals
 from geffect.io.readers import StrPath
 from geffect.record.reader import check_format, damage_refused
@@ -46,7 +48,7 @@ def summary(
         means: dict[tuple[str, str], float] = {}
         sets: dict[str, dict[str, Any]] = {}
         for (name, kind), each in values.items():
-            interval = geometric_interval if kind in GEOMETRIC else mean_interval
+            interval = geometric_interval if METRICS[kind].geometric else mean_interval
             mean, low, high = interval(each, config.confidence, config.seed)
             means[name, kind] = mean
             sets.setdefault(name, {})[kind] = {"mean": mean, "low": low, "high": high, "rows": len(each)}
@@ -133,3 +135,58 @@ def write_texts(directory: Path, texts: Sequence[Mapping[str, Any]]) -> None:
     """Write what a model wrote, a JSON object a line."""
     lines = "".join(json.dumps({"format": FORMAT, **each}, ensure_ascii=False) + "\n" for each in texts)
     write(directory / TEXTS, lines)
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
+    """A mean over examples and its percentile bootstrap interval; NaN does not count.
+
+    It tells what other rows of the same kind would have given, not what another seed of training would.
+
+    Args:
+        values: one an example.
+        confidence: of the interval.
+        seed: of the resampling, 2000 times.
+
+    Returns:
+        Mean, lower and upper end; all NaN without a value, the mean three times with one or with equal ones.
+
+    >>> mean_interval([1.0, 1.0]), mean_interval([float("nan")])[0]
+    ((1.0, 1.0, 1.0), nan)
+    """
+    from scipy.stats import bootstrap
+
+    present = np.asarray(values, dtype=np.float64)
+    present = present[~np.isnan(present)]
+    if not len(present):
+        return float("nan"), float("nan"), float("nan")
+    with np.errstate(invalid="ignore"):  # ∞ − ∞
+        mean = float(present.mean())
+    if not np.isfinite(mean) or np.ptp(present) == 0:
+        return mean, mean, mean
+    found = bootstrap(
+        (present,),
+        np.mean,
+        n_resamples=2000,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return mean, float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def geometric_interval(values: Sequence[float], confidence: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
+    """A geometric mean over examples and its percentile bootstrap interval: exp of `mean_interval` of the logarithms.
+
+    Args:
+        values: one an example, positive.
+        confidence: of the interval.
+        seed: of the resampling.
+
+    Returns:
+        Mean, lower and upper end.
+
+    >>> [round(each, 9) for each in geometric_interval([2.0, 8.0])]
+    [4.0, 2.0, 8.0]
+    """
+    mean, low, high = mean_interval([math.log(each) for each in values], confidence, seed)
+    return exponential(mean), exponential(low), exponential(high)

@@ -20,10 +20,10 @@ from geffect.data.encode import encode_examples
 from geffect.data.load import ExampleSet, QASet
 from geffect.errors import GeffectError, visible
 from geffect.evaluation.harness import Scores, harness
-from geffect.evaluation.metrics.table import SHOTS, check_fields, metric
+from geffect.evaluation.metrics.table import METRICS, SHOTS, check_fields
 from geffect.evaluation.results import EXAMPLES, KEEP, TEXTS, read_values, write_texts
 from geffect.evaluation.suites import Part
-from geffect.evaluation.variants import Probe
+from geffect.evaluation.variants import Variant
 from geffect.evaluation.view import View
 from geffect.io.readers import byte_lines, parse_json
 from geffect.models.cache import cached_directory, file_sha256
@@ -34,35 +34,30 @@ TASKS = "tasks.json"
 
 
 def evaluated(
-    config: EvaluateConfig, chosen: Sequence[tuple[Part, ExampleSet]], probe: Probe
+    config: EvaluateConfig, chosen: Sequence[tuple[Part, ExampleSet]], variant: Variant
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-    """Every metric of every row under one probe of a model; what was computed before is taken from the cache, and said.
-
-    Args:
-        config: how.
-        chosen: the parts and their rows.
-        probe: the model, and what is done to its weights.
+    """Every metric of every example under one variant of a model; what was computed before is taken from the cache.
 
     Returns:
         A frame with ``model``, ``set``, ``sha256`` (of the set), ``index``, ``metric``, ``value``, and the texts that
         the model wrote.
     """
     frames, texts = [], []
-    for part, rows in tqdm(chosen, desc=visible(probe.label, lines=False), unit="set", disable=None):
-        make = partial(_write, config, part, rows, probe)
-        frame, said = _kept(_key(config, part, rows, probe), make)
-        frames.append(frame.assign(model=probe.label))
-        texts += [{"model": probe.label} | each for each in said]
+    for part, rows in tqdm(chosen, desc=visible(variant.label, lines=False), unit="set", disable=None):
+        make = partial(_write, config, part, rows, variant)
+        frame, said = _kept(_key(config, part, rows, variant), make)
+        frames.append(frame.assign(model=variant.label))
+        texts += [{"model": variant.label} | each for each in said]
     found = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["model", *KEEP])
     return found[["model", *KEEP]], texts
 
 
-def tasks_of(config: EvaluateConfig, probe: Probe) -> Scores:
-    """The tasks of lm-evaluation-harness under one probe of a model, kept as `evaluated` keeps its values.
+def tasks_of(config: EvaluateConfig, variant: Variant) -> Scores:
+    """The tasks of lm-evaluation-harness under one variant of a model, kept as `evaluated` keeps its values.
 
     Args:
         config: which tasks.
-        probe: the model, and what is done to its weights.
+        variant: the model, and what is done to its weights.
 
     Returns:
         Task → metric → value; empty where none is asked for.
@@ -71,10 +66,10 @@ def tasks_of(config: EvaluateConfig, probe: Probe) -> Scores:
         return {}
 
     def make(directory: Path) -> None:
-        with probe.context():
+        with variant.context():
             found = harness(
-                probe.loaded.model,
-                probe.loaded.tokenizer,
+                variant.loaded.model,
+                variant.loaded.tokenizer,
                 config.task,
                 config.task_dir,
                 config.limit,
@@ -82,16 +77,16 @@ def tasks_of(config: EvaluateConfig, probe: Probe) -> Scores:
             )
         (directory / TASKS).write_text(json.dumps(found), encoding="utf-8")
 
-    with _home("tasks", _tasks_key(config, probe), make) as directory:
+    with _home("tasks", _tasks_key(config, variant), make) as directory:
         scores: Scores = json.loads((directory / TASKS).read_text(encoding="utf-8"))
         return scores
 
 
-def _tasks_key(config: EvaluateConfig, probe: Probe) -> str | None:
-    if probe.loaded.sha256 is None:
+def _tasks_key(config: EvaluateConfig, variant: Variant) -> str | None:
+    if variant.loaded.sha256 is None:
         return None
     files = sorted(each for each in config.task_dir.rglob("*") if each.is_file()) if config.task_dir else []
-    content = [decides(config, probe.loaded), probe.weights, version("lm_eval"), config.task, config.limit]
+    content = [decides(config, variant.loaded), variant.weights, version("lm_eval"), config.task, config.limit]
     return json.dumps([*content, [(str(each), file_sha256(each)) for each in files]])
 
 
@@ -155,13 +150,13 @@ def _sha256(rows: ExampleSet) -> str:
     return hashlib.sha256(json.dumps(rows.rows, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def _key(config: EvaluateConfig, part: Part, rows: ExampleSet, probe: Probe) -> str | None:
-    """Everything a result depends on; None where the model's weights have no hash."""
-    if probe.loaded.sha256 is None:
+def _key(config: EvaluateConfig, part: Part, rows: ExampleSet, variant: Variant) -> str | None:
+    """Everything a result depends on; None where weights have no hash, or a metric's code is not the package's."""
+    if variant.loaded.sha256 is None or not all(METRICS[name].is_cacheable for name in part.metrics):
         return None
     options = config.model_dump(include={"max_length", "max_new_tokens"})
     shots = _sha256(read_set(config, config.shots)) if config.shots else None
-    model = [decides(config, probe.loaded), probe.weights]
+    model = [decides(config, variant.loaded), variant.weights]
     content = [model, _sha256(rows), part.name, part.metrics, options, shots]
     return json.dumps(content, sort_keys=True)
 
@@ -183,11 +178,11 @@ def _home(name: str, key: str | None, make: Callable[[Path], None]) -> Iterator[
         yield Path(scratch)
 
 
-def _write(config: EvaluateConfig, part: Part, rows: ExampleSet, probe: Probe, directory: Path) -> None:
-    with probe.context():
-        view = view_of(config, rows, probe.loaded)
+def _write(config: EvaluateConfig, part: Part, rows: ExampleSet, variant: Variant, directory: Path) -> None:
+    with variant.context():
+        view = view_of(config, rows, variant.loaded)
         tell_cut({part.name: view.encoded})
-        values = {name: metric(name)(view) for name in part.metrics}
+        values = {name: METRICS[name](view) for name in part.metrics}
     sha256 = _sha256(rows)
     frame = pd.DataFrame([
         {"set": part.name, "sha256": sha256, "index": i, "metric": name, "value": value}
@@ -203,5 +198,5 @@ def _write(config: EvaluateConfig, part: Part, rows: ExampleSet, probe: Probe, d
 
 
 def _said(view: View) -> Iterator[tuple[dict[str, Any], str]]:
-    if view.wrote and isinstance(view.rows, QASet):
-        yield from zip(view.rows.rows, view.said(), strict=True)
+    if view.has_answers and isinstance(view.examples, QASet):
+        yield from zip(view.examples.rows, view.answers(), strict=True)

@@ -1,21 +1,22 @@
-"""A model as an evaluation sees it: as it is, rounded, mixed with its start, or after learning again."""
+"""Variants of a model that an evaluation looks at: as it is, rounded, mixed with its start, or relearned."""
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from geffect.config import EvaluateConfig, FinetuneConfig
 from geffect.core.splits import role_of
 from geffect.data.load import ExampleSet
 from geffect.errors import GeffectError, Interrupted
-from geffect.evaluation.calibration import calibrate, mixed
 from geffect.evaluation.metrics.memorization import extraction_strength
-from geffect.evaluation.rounding import rounded
 from geffect.evaluation.suites import Part
 from geffect.evaluation.view import View
 from geffect.models.cache import cached_directory
@@ -27,7 +28,7 @@ Load = Callable[[str], Loaded]
 
 
 @dataclass(frozen=True)
-class Probe:
+class Variant:
     """A model and what is done to its weights while they are looked at.
 
     Attributes:
@@ -35,17 +36,17 @@ class Probe:
         loaded: the model.
         weights: what is done to its weights, for the key of a kept result; empty: nothing.
         context: does it, and undoes it.
-        told: numbers that describe it.
+        numbers: that describe it, for the result.
     """
 
     label: str
     loaded: Loaded
     weights: str = ""
     context: Callable[[], AbstractContextManager[None]] = nullcontext
-    told: dict[str, float] = field(default_factory=dict)
+    numbers: dict[str, float] = field(default_factory=dict)
 
 
-def probes(
+def variants(
     config: EvaluateConfig,
     spec: str,
     label: str,
@@ -53,7 +54,7 @@ def probes(
     load: Load,
     view: Callable[[ExampleSet, Loaded], View],
     fit: Callable[[FinetuneConfig], Path],
-) -> Iterator[Probe]:
+) -> Iterator[Variant]:
     """A model, then what ``--rounded``, ``--calibrate`` and ``--relearn`` make of it, one at a time.
 
     Args:
@@ -72,9 +73,9 @@ def probes(
         Interrupted: by Ctrl-C, SIGTERM or SIGHUP.
     """
     loaded = load(spec)
-    yield Probe(label, loaded)
+    yield Variant(label, loaded)
     if config.rounded:
-        yield Probe(f"{label} 8bit", loaded, "8bit", partial(rounded, loaded.model))
+        yield Variant(f"{label} 8bit", loaded, "8bit", partial(rounded, loaded.model))
     if config.calibrate is not None:
         yield _calibrated(config, label, loaded, load(config.calibrate), _kept_rows(chosen), view)
     if config.relearn:
@@ -83,14 +84,14 @@ def probes(
                 path = fit(_relearning(config, spec, chosen, Path(scratch) / "fit"))
             except Interrupted as stopped:  # its directory goes
                 raise Interrupted("stopped while relearning; nothing of that is kept", stopped.signum) from None
-            yield Probe(f"{label} relearnt", load(str(path)), told={"relearn_steps": config.relearn})
+            yield Variant(f"{label} relearnt", load(str(path)), numbers={"relearn_steps": config.relearn})
 
 
-def check_probes(config: EvaluateConfig, chosen: Chosen) -> None:
-    """Raise where a set is missing that a probe looks at.
+def check_variants(config: EvaluateConfig, chosen: Chosen) -> None:
+    """Raise where a set is missing that a variant looks at.
 
     Args:
-        config: which probes.
+        config: which variants.
         chosen: the parts and their rows.
 
     Raises:
@@ -118,7 +119,7 @@ def _calibrated(
     start: Loaded,
     rows: ExampleSet,
     view: Callable[[ExampleSet, Loaded], View],
-) -> Probe:
+) -> Variant:
     """The model mixed with its start so that the start's extraction strength on the kept set is kept (UWC)."""
     both = [decides(config, each) for each in (loaded, start)]
     loaded = replace(loaded, model=_merged(loaded.model))
@@ -146,7 +147,7 @@ def _calibrated(
         alpha = calibrate(kept, config.tau)
     weights = f"mixed {alpha} {json.dumps(both)}"
     found = replace(loaded, sha256=loaded.sha256 if start.sha256 else None)
-    return Probe(f"{label} calibrated", found, weights, partial(mixed, loaded.model, before, alpha), {"alpha": alpha})
+    return Variant(f"{label} calibrated", found, weights, partial(mixed, loaded.model, before, alpha), {"alpha": alpha})
 
 
 def _merged(model: Any) -> Any:
@@ -184,3 +185,90 @@ def _relearning(config: EvaluateConfig, spec: str, chosen: Chosen, out: Path) ->
         "learning_rate": config.relearn_rate,
     }
     return FinetuneConfig.read(**(shared | given))
+
+
+@contextmanager
+def mixed(model: nn.Module, start: Mapping[str, Tensor], alpha: float) -> Iterator[None]:
+    """θ(α) = (1 − α) θ_start + α θ while this lasts; after it the weights are bit for bit what they were.
+
+    Args:
+        model: the unlearned model, an adapter merged into its base.
+        start: its start's parameters, by name.
+        alpha: in [0, 1]; 1 is the unlearned model (published code has the mixing factor 1 − α).
+
+    Raises:
+        GeffectError: the start is another model's.
+    """
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        if name not in start or start[name].shape != parameter.shape:
+            found = f"{tuple(start[name].shape)}" if name in start else "none"
+            raise GeffectError(
+                f"{name} of shape {tuple(parameter.shape)} in the start", found, "name the run's own start"
+            )
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.lerp(start[name].to(parameter), parameter, alpha))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(before[name])
+
+
+def calibrate(retained: Callable[[float], float], tau: float = 0.95, tolerance: float = 0.01) -> float:
+    """The largest α at which retention is τ of the start's or more, by bisection.
+
+    Retention is taken to fall with α. The paper names no search, and its published script looks at α = 0 and 1 alone.
+
+    Args:
+        retained: α → a score of what is kept, such as the mean extraction strength on a retain set.
+        tau: share of ``retained(0)`` that is kept.
+        tolerance: of α.
+
+    Returns:
+        α: 1 where the unlearned model keeps enough, else one that does, ``tolerance`` at most below one that does
+        not.
+
+    >>> calibrate(lambda alpha: 1 - alpha, tau=0.75, tolerance=0.001)
+    0.25
+    """
+    enough = tau * retained(0.0)
+    if retained(1.0) >= enough:
+        return 1.0
+    low, high = 0.0, 1.0
+    while high - low > tolerance:
+        middle = (low + high) / 2
+        low, high = (middle, high) if retained(middle) >= enough else (low, middle)
+    return low
+
+
+@contextmanager
+def rounded(model: nn.Module, bits: int = 8) -> Iterator[None]:
+    """Weights rounded to so many bits while this lasts, symmetrically, a scale an output row; vectors are left.
+
+    w → s · round(w / s) with s = max |row| / (2^(bits − 1) − 1). After it the weights are bit for bit what they were.
+
+    Args:
+        model: the model.
+        bits: 2 or more.
+    """
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.dim() >= 2}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in before:
+                parameter.copy_(_rounded(parameter, bits))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in before:
+                    parameter.copy_(before[name])
+
+
+def _rounded(weight: Tensor, bits: int) -> Tensor:
+    scale = weight.abs().amax(tuple(range(1, weight.dim())), keepdim=True) / (2 ** (bits - 1) - 1)
+    return torch.where(scale > 0, (weight / scale).round() * scale, weight)

@@ -1,123 +1,254 @@
-"""A set under a model: token scores and texts, each computed once, when a metric first asks for it."""
+"""A set under a model: what metrics compute their numbers from."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from geffect.core.forward import IGNORE_INDEX
-from geffect.data.encode import EncodedExample, pad_id_of
+from geffect.core.forward import IGNORE_INDEX, shift
+from geffect.core.losses import log_probabilities, nll_at
+from geffect.core.types import Tokenizer
+from geffect.data.encode import EncodedExample, pad_id_of, turn_end
 from geffect.data.load import ExampleSet, QASet
 from geffect.errors import GeffectError
-from geffect.evaluation.metrics.generation import generate, prompt_of
-from geffect.evaluation.metrics.tokenwise import TokenScores, token_scores
+from geffect.models.scoring import forward_batches, in_evaluation_mode
 
 
-class View:
-    """What metrics see of a set.
+@dataclass(frozen=True)
+class TokenScores:
+    """One row's n labeled tokens, in order, on the CPU in float64.
+
+    Attributes:
+        log_p: ``[n]`` log p of each, in nats.
+        right: ``[n]`` bool, whether it is the most likely one.
+        mean: ``[n]`` μ = Σ_v p(v) log p(v) over the vocabulary at its position.
+        std: ``[n]`` σ, with σ² = Σ_v p(v) (log p(v))² − μ².
+    """
+
+    log_p: Tensor
+    right: Tensor
+    mean: Tensor
+    std: Tensor
+
+    @property
+    def nll(self) -> float:
+        """Mean −log p over the n tokens; NaN where there are none."""
+        return -self.log_p.mean().item()
+
+
+def token_scores(
+    model: nn.Module, rows: Sequence[EncodedExample], pad_id: int, batch_size: int = 16
+) -> list[TokenScores]:
+    """Score every labeled token of a set; the model is left in the mode it was in.
+
+    Args:
+        model: the model.
+        rows: the encoded set.
+        pad_id: fills the batches.
+        batch_size: rows at a time; it does not change the result.
+
+    Returns:
+        One a row, in the rows' order.
+    """
+    found: dict[int, TokenScores] = {}
+    for chosen, outputs in forward_batches(model, rows, pad_id, batch_size):
+        labels = shift(outputs.labels)
+        for i, logits, shifted, mask in zip(chosen, outputs.logits_by_row(), labels, outputs.mask, strict=True):
+            found[i] = _scored(logits, shifted[mask])
+    return [found[i] for i in range(len(rows))]
+
+
+def _scored(logits: Tensor, labels: Tensor) -> TokenScores:
+    log_ps = log_probabilities(logits)  # [n, V]
+    p = log_ps.exp()
+    mean = (p * log_ps).nan_to_num().sum(-1)  # 0 · log 0 is 0
+    second = (p * log_ps.square()).nan_to_num().sum(-1)
+    std = (second - mean.square()).clamp_min(0).sqrt()
+    log_p = -nll_at(logits, labels)
+    return TokenScores(
+        log_p.cpu().double(), (logits.argmax(-1) == labels).cpu(), mean.cpu().double(), std.cpu().double()
+    )
+
+
+def prompt_of(row: EncodedExample) -> list[int]:
+    """The tokens of a row before its first labeled one."""
+    start = next((i for i, label in enumerate(row.labels) if label != IGNORE_INDEX), len(row.input_ids))
+    return row.input_ids[:start]
+
+
+def end_ids(model: nn.Module, tokenizer: Tokenizer) -> set[int]:
+    """Every token that ends an answer, each place naming none, one or several.
+
+    Args:
+        model: its ``generation_config`` and ``config`` are read, the text decoder's too.
+        tokenizer: its end of sequence, and what its chat template closes an answer with.
+
+    Returns:
+        The union.
+    """
+    config: Any = getattr(model, "config", None)
+    decoder = config.get_text_config() if hasattr(config, "get_text_config") else None
+    places = (tokenizer, getattr(model, "generation_config", None), config, decoder)
+    named = [turn_end(tokenizer), *(getattr(place, "eos_token_id", None) for place in places)]
+    lists = [torch.as_tensor(each).flatten().tolist() for each in named if each is not None]
+    return {int(each) for ids in lists for each in ids}
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int = 200,
+    batch_size: int = 16,
+) -> list[list[int]]:
+    """Continue prompts greedily; the model is left in the mode it was in.
+
+    Batches are padded on the left and masked there, so that a prompt's continuation does not depend on the others'.
+    Each token is the most likely one: penalties, forced or banned tokens and least lengths in the model's generation
+    settings do not apply.
 
     Args:
         model: the model.
         tokenizer: its tokenizer.
-        rows: the set.
+        prompts: token ids.
+        max_new_tokens: at most; a token of `end_ids` ends one before.
+        batch_size: prompts at a time, those of similar length together.
+
+    Returns:
+        The new tokens of each, in the prompts' order, without the end.
+    """
+    from transformers import GenerationConfig
+
+    ends, pad = end_ids(model, tokenizer), pad_id_of(tokenizer)
+    greedy = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=sorted(ends) or None
+    )
+    device, found = next(model.parameters()).device, dict[int, list[int]]()
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    with in_evaluation_mode(model), _default_generation_settings(model), torch.no_grad():
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            width = max(len(prompts[i]) for i in chosen)
+            ids = torch.tensor([[pad] * (width - len(prompts[i])) + list(prompts[i]) for i in chosen], device=device)
+            mask = torch.tensor(
+                [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen], device=device
+            )
+            said = model.generate(inputs=ids, attention_mask=mask, generation_config=greedy)  # type: ignore[operator]
+            for i, tokens in zip(chosen, said[:, width:].tolist(), strict=True):
+                found[i] = list(takewhile(lambda token: token not in ends, tokens))
+    return [found[i] for i in range(len(prompts))]
+
+
+@contextmanager
+def _default_generation_settings(model: nn.Module) -> Iterator[None]:
+    """Set the model's generation settings aside: ``generate`` takes from them what its own leave unset."""
+    from transformers import GenerationConfig
+
+    own = [
+        (module, vars(module)["generation_config"]) for module in model.modules() if "generation_config" in vars(module)
+    ]
+    for module, _ in own:
+        module.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for module, settings in own:
+            module.generation_config = settings
+
+
+class View:
+    """A set under a model, as metrics see it: token scores and texts, each computed when first asked for.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        examples: the set.
         encode: a set as the model sees it, one encoding an example (`encode_examples`).
-        batch_size: rows at a time; it does not change a result.
+        batch_size: examples at a time; it does not change a result.
         max_new_tokens: of an answer the model writes itself.
-        shots: rows shown before a question, to `knowmem` alone.
+        shots: examples shown before a question, to `knowmem` alone.
 
     Attributes:
-        rows: the set.
-        encoded: its rows as the model sees them, one each.
+        examples: the set.
+        encoded: its examples as the model sees them, one each.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        tokenizer: Any,
-        rows: ExampleSet,
+        tokenizer: Tokenizer,
+        examples: ExampleSet,
         encode: Callable[[ExampleSet], list[EncodedExample]],
         batch_size: int = 16,
         max_new_tokens: int = 200,
         shots: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        self.model, self.tokenizer, self.rows = model, tokenizer, rows
+        self.model, self.tokenizer, self.examples = model, tokenizer, examples
         self.batch_size, self.max_new_tokens, self.shots = batch_size, max_new_tokens, shots
-        self._encode, self.encoded = encode, encode(rows)
-        self._scores: dict[str, list[list[TokenScores]]] = {}
-        self._said: list[str] | None = None
+        self._encode, self.encoded = encode, encode(examples)
+        self._scores: list[TokenScores] | None = None
+        self._column_scores: dict[str, list[list[TokenScores]]] = {}
+        self._answers: list[str] | None = None
 
     def scores(self) -> list[TokenScores]:
-        """Of every row's labeled tokens, as the set has them."""
-        if "" not in self._scores:
-            self._scores[""] = [[each] for each in self._scored(self.encoded)]
-        return [each for [each] in self._scores[""]]
+        """Scores of every example's labeled tokens."""
+        if self._scores is None:
+            self._scores = self._score(self.encoded)
+        return self._scores
 
-    def variants(self, *fields: str) -> list[list[TokenScores]]:
-        """Of every row's answers in another column.
+    def column_scores(self, *columns: str) -> list[list[TokenScores]]:
+        """Scores of the texts in another answer column: a list an example, one element a text.
 
-        Args:
-            *fields: columns; the first that the set has is taken. Each holds a text or a list of texts.
-
-        Returns:
-            A list a row, one element a text.
+        The first column that the set has is taken. Each holds a text or a list of texts.
         """
-        field = next(each for each in fields if all(each in row for row in self.rows.rows))
-        if field not in self._scores:
-            self._scores[field] = self._of_column(field)
-        return self._scores[field]
+        column = next(name for name in columns if all(name in example for example in self.examples.rows))
+        if column not in self._column_scores:
+            self._column_scores[column] = self._score_column(column)
+        return self._column_scores[column]
 
-    def said(self) -> list[str]:
-        """What the model answers to every question, greedily.
-
-        Returns:
-            A text a row.
-
-        Raises:
-            GeffectError: the set is of texts.
-        """
+    def answers(self) -> list[str]:
+        """What the model answers to every question, greedily: a text an example."""
         self.questions()
-        if self._said is None:
-            prompts = [prompt_of(row) for row in self.encoded]
-            found = generate(self.model, self.tokenizer, prompts, self.max_new_tokens, self.batch_size)
-            self._said = [self.text(ids) for ids in found]
-        return self._said
+        if self._answers is None:
+            prompts = [prompt_of(example) for example in self.encoded]
+            ids = generate(self.model, self.tokenizer, prompts, self.max_new_tokens, self.batch_size)
+            self._answers = [self.text(each) for each in ids]
+        return self._answers
 
     @property
-    def wrote(self) -> bool:
+    def has_answers(self) -> bool:
         """Whether the model was asked to write answers."""
-        return self._said is not None
+        return self._answers is not None
 
     def questions(self) -> QASet:
-        """The set, which has questions.
-
-        Returns:
-            The set.
-
-        Raises:
-            GeffectError: it is of texts.
-        """
-        if not isinstance(self.rows, QASet):
-            raise GeffectError(f"questions and answers in {self.rows.name}", "texts", "name a set of questions")
-        return self.rows
+        """The set; one of texts is refused."""
+        if not isinstance(self.examples, QASet):
+            message = f"{self.examples.name} has texts, not questions and answers"
+            raise GeffectError(message, remedy="Name a set of questions")
+        return self.examples
 
     def targets(self) -> list[str]:
-        """The text of every row's labeled tokens."""
-        return [self._decoded([label for label in row.labels if label != IGNORE_INDEX]) for row in self.encoded]
+        """The text of every example's labeled tokens."""
+        return [self._decode([label for label in each.labels if label != IGNORE_INDEX]) for each in self.encoded]
 
     def text(self, ids: Sequence[int]) -> str:
         """Tokens as text, without special ones and outer spaces."""
-        return self._decoded(ids).strip()
+        return self._decode(ids).strip()
 
-    def _decoded(self, ids: Sequence[int]) -> str:
-        found: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return found
+    def _decode(self, ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
 
-    def _scored(self, rows: Sequence[EncodedExample]) -> list[TokenScores]:
-        return token_scores(self.model, rows, pad_id_of(self.tokenizer), self.batch_size)
+    def _score(self, examples: Sequence[EncodedExample]) -> list[TokenScores]:
+        return token_scores(self.model, examples, pad_id_of(self.tokenizer), self.batch_size)
 
-    def _of_column(self, field: str) -> list[list[TokenScores]]:
-        texts = [[row[field]] if isinstance(row[field], str) else row[field] for row in self.rows.rows]
-        flat = tuple(row | {"answer": text} for row, each in zip(self.rows.rows, texts, strict=True) for text in each)
-        scored = iter(self._scored(self._encode(replace(self.rows, rows=flat))))
-        return [[next(scored) for _ in each] for each in texts]
+    def _score_column(self, column: str) -> list[list[TokenScores]]:
+        examples = self.examples.rows
+        texts = [[each[column]] if isinstance(each[column], str) else each[column] for each in examples]
+        flat = tuple(row | {"answer": text} for row, each in zip(examples, texts, strict=True) for text in each)
+        scores = iter(self._score(self._encode(replace(self.examples, rows=flat))))
+        return [[next(scores) for _ in each] for each in texts]

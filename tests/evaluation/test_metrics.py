@@ -21,14 +21,10 @@ from transformers import GenerationConfig
 from geffect.data.encode import encode_set, pad_id_of
 from geffect.data.load import ExampleSet, QASet, load_set
 from geffect.errors import GeffectError
-from geffect.evaluation.calibration import calibrate, mixed
-from geffect.evaluation.intervals import geometric_interval, mean_interval
 from geffect.evaluation.metrics import membership
-from geffect.evaluation.metrics.generation import end_ids, generate, prompt_of
 from geffect.evaluation.metrics.memorization import answer_probability, exact_memorization, extraction_strength
 from geffect.evaluation.metrics.rouge import Measure, rouge_l, words
 from geffect.evaluation.metrics.table import METRICS
-from geffect.evaluation.metrics.tokenwise import TokenScores, token_scores
 from geffect.evaluation.metrics.truth import (
     forget_quality,
     forget_truth,
@@ -37,8 +33,9 @@ from geffect.evaluation.metrics.truth import (
     retain_truth,
     truth_ratio,
 )
-from geffect.evaluation.rounding import rounded
-from geffect.evaluation.view import View
+from geffect.evaluation.results import geometric_interval, mean_interval
+from geffect.evaluation.variants import calibrate, mixed, rounded
+from geffect.evaluation.view import TokenScores, View, end_ids, generate, prompt_of, token_scores
 from geffect.models.load import Loaded, add_lora, load
 
 LONG = "geffect's own rows are of several lengths, so that batches are padded"
@@ -90,7 +87,7 @@ def test_tokens_are_scored_as_one_by_one(loaded: Loaded, rows: ExampleSet) -> No
 
 
 def test_a_certain_model_has_no_spread() -> None:
-    from geffect.evaluation.metrics.tokenwise import _scored
+    from geffect.evaluation.view import _scored
 
     scores = _scored(torch.tensor([[0.0, -torch.inf, -torch.inf]]), torch.tensor([0]))
     assert (scores.log_p.item(), scores.mean.item(), scores.std.item()) == (0, 0, 0)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from geffect.errors import GeffectError
-from geffect.evaluation.metrics.tokenwise import TokenScores
+from geffect.evaluation.view import TokenScores
 
 K = 0.4  # MUSE's and open-unlearning's share of the least likely tokens
 

@@ -3,7 +3,7 @@
 import math
 import sys
 
-from geffect.evaluation.metrics.tokenwise import TokenScores
+from geffect.evaluation.view import TokenScores
 
 LARGEST = math.log(sys.float_info.max)
 

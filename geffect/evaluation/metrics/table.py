@@ -1,10 +1,12 @@
-"""The metrics of a row by name: each a function of a set under a model, one number a row.
+"""The registry of metrics: each is a function of a set under a model that returns one number an example.
 
-A row without what a metric needs (an answer of no token) has NaN, and does not count in its mean.
+An example without what a metric needs (an answer of no token) has NaN, and does not count in its mean.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from geffect.core.forward import IGNORE_INDEX
@@ -13,7 +15,6 @@ from geffect.data.encode import pad_id_of
 from geffect.data.load import ExampleSet, QASet
 from geffect.errors import GeffectError
 from geffect.evaluation.metrics import membership
-from geffect.evaluation.metrics.generation import generate, prompt_of
 from geffect.evaluation.metrics.memorization import (
     answer_probability,
     exact_memorization,
@@ -29,16 +30,92 @@ from geffect.evaluation.metrics.truth import (
     retain_truth,
     truth_ratio,
 )
-from geffect.evaluation.view import View
+from geffect.evaluation.view import View, generate, prompt_of
 
 VERBATIM_TOKENS, KNOWLEDGE_TOKENS = 128, 32  # MUSE's
 SHOTS = 10  # MUSE's
 ENDS = ("\n\n", "\nQuestion", "Question:")  # where MUSE cuts an answer
+WRONG = ("perturbed_answer",)
 
-PerRow = Callable[[View], list[float]]
+PerExample = Callable[[View], list[float]]
 
 
-def _each(score: Callable[..., float]) -> PerRow:
+@dataclass(frozen=True)
+class Metric:
+    """A registered metric; call it with a `View`.
+
+    Attributes:
+        name: of the metric.
+        compute: a set under a model → one number an example.
+        needs_questions: the set must have questions and answers.
+        columns: of texts that every example must have.
+        paraphrase: a ``paraphrased_answer``, where every example has it, is the right answer.
+        geometric: of a set, the geometric mean over its examples, not the arithmetic one.
+    """
+
+    name: str
+    compute: PerExample
+    needs_questions: bool = False
+    columns: tuple[str, ...] = ()
+    paraphrase: bool = False
+    geometric: bool = False
+
+    def __call__(self, view: View) -> list[float]:
+        """One number an example, in their order."""
+        return self.compute(view)
+
+    @property
+    def is_cacheable(self) -> bool:
+        """Whether the package's own code, which cache keys hash, computes it."""
+        return str(getattr(self.compute, "__module__", "")).partition(".")[0] == "geffect"
+
+
+METRICS: dict[str, Metric] = {}
+
+
+def register_metric(
+    name: str,
+    *,
+    needs_questions: bool = False,
+    columns: Sequence[str] = (),
+    paraphrase: bool = False,
+    geometric: bool = False,
+) -> Callable[[PerExample], PerExample]:
+    """Make a metric known by a name, for ``geffect evaluate --metric NAME`` and suites.
+
+    Results of a metric from outside the package are not cached, since no key hashes its code.
+
+    Args:
+        name: of the metric.
+        needs_questions: the set must have questions and answers.
+        columns: of texts that every example must have; they imply questions.
+        paraphrase: a ``paraphrased_answer``, where every example has it, is the right answer.
+        geometric: of a set, the geometric mean over its examples, not the arithmetic one.
+
+    Returns:
+        A decorator of a function that takes a `View` and returns one number an example.
+
+    Raises:
+        GeffectError: the name is taken.
+
+    >>> @register_metric("answer_length")
+    ... def answer_length(view):
+    ...     return [float(len(example.labels)) for example in view.encoded]
+    >>> METRICS.pop("answer_length").name
+    'answer_length'
+    """
+    if name in METRICS:
+        raise GeffectError(f"There is a metric {name!r} already", remedy="Choose another name")
+
+    def register(compute: PerExample) -> PerExample:
+        needs = needs_questions or bool(columns)
+        METRICS[name] = Metric(name, compute, needs, tuple(columns), paraphrase, geometric)
+        return compute
+
+    return register
+
+
+def _each(score: Callable[..., float]) -> PerExample:
     return lambda view: [score(row) for row in view.scores()]
 
 
@@ -46,9 +123,9 @@ def _accuracy(view: View) -> list[float]:
     return [row.right.double().mean().item() for row in view.scores()]
 
 
-def _rouge(measure: Measure) -> PerRow:
+def _rouge(measure: Measure) -> PerExample:
     def score(view: View) -> list[float]:
-        return [_best(said, row, measure) for said, row in zip(view.said(), view.questions().rows, strict=True)]
+        return [_best(said, row, measure) for said, row in zip(view.answers(), view.questions().rows, strict=True)]
 
     return score
 
@@ -60,16 +137,16 @@ def _best(said: str, row: Mapping[str, Any], measure: Measure) -> float:
 
 def _normalized(view: View) -> list[float]:
     right, wrong = (
-        [[answer_probability(each) for each in row] for row in view.variants(field)]
+        [[answer_probability(each) for each in row] for row in view.column_scores(field)]
         for field in ("answer", "perturbed_answer")
     )
     return [normalized_probability(p, others) for [p], others in zip(right, wrong, strict=True)]
 
 
-def _truth(aggregation: Aggregation = "arithmetic", of: Callable[[float], float] = truth_ratio) -> PerRow:
+def _truth(aggregation: Aggregation = "arithmetic", of: Callable[[float], float] = truth_ratio) -> PerExample:
     def score(view: View) -> list[float]:
         right, wrong = (
-            [[-each.nll for each in row] for row in view.variants(*fields)]
+            [[-each.nll for each in row] for row in view.column_scores(*fields)]
             for fields in (("paraphrased_answer", "answer"), ("perturbed_answer",))
         )
         means = [math.fsum(each) / len(each) for each in right]  # of several paraphrases, as open-unlearning
@@ -159,91 +236,47 @@ def _knowledge(view: View) -> list[float]:
     return [_best(answer, row, "fmeasure") for answer, row in zip(answers, rows, strict=True)]
 
 
-METRICS: dict[str, PerRow] = {
-    "loss": _each(membership.loss),
-    "perplexity": _each(perplexity),
-    "mean_perplexity": _each(perplexity),
-    "accuracy": _accuracy,
-    "probability": _each(answer_probability),
-    "probability_normalized": _normalized,
-    "exact_memorization": _each(exact_memorization),
-    "extraction_strength": _each(extraction_strength),
-    "extraction_strength_floored": _each(lambda row: extraction_strength(row, floor=True)),
-    "extraction_strength_generated": _extraction_by_generation,
-    "rouge_l_recall": _rouge("recall"),
-    "rouge_l_f1": _rouge("fmeasure"),
-    "truth_ratio": _truth(),
-    "truth_ratio_geometric": _truth("geometric"),
-    "log_truth_ratio_geometric": _truth("geometric", of=float),
-    "forget_truth": _truth(of=forget_truth),
-    "retain_truth": _truth(of=retain_truth),
-    "verbmem": _verbatim,
-    "knowmem": _knowledge,
-    "min_k": _each(membership.min_k),
-    "min_k_plus_plus": _each(membership.min_k_plus_plus),
-    "zlib": _zlib,
-}
+register_metric("loss")(_each(membership.loss))
+register_metric("perplexity", geometric=True)(_each(perplexity))
+register_metric("mean_perplexity")(_each(perplexity))
+register_metric("accuracy")(_accuracy)
+register_metric("probability")(_each(answer_probability))
+register_metric("probability_normalized", columns=WRONG)(_normalized)
+register_metric("exact_memorization")(_each(exact_memorization))
+register_metric("extraction_strength")(_each(extraction_strength))
+register_metric("extraction_strength_floored")(_each(partial(extraction_strength, floor=True)))
+register_metric("extraction_strength_generated", needs_questions=True)(_extraction_by_generation)
+register_metric("rouge_l_recall", needs_questions=True)(_rouge("recall"))
+register_metric("rouge_l_f1", needs_questions=True)(_rouge("fmeasure"))
+register_metric("truth_ratio", columns=WRONG, paraphrase=True)(_truth())
+register_metric("truth_ratio_geometric", columns=WRONG, paraphrase=True)(_truth("geometric"))
+register_metric("log_truth_ratio_geometric", columns=WRONG, paraphrase=True)(_truth("geometric", of=float))
+register_metric("forget_truth", columns=WRONG, paraphrase=True)(_truth(of=forget_truth))
+register_metric("retain_truth", columns=WRONG, paraphrase=True)(_truth(of=retain_truth))
+register_metric("verbmem", needs_questions=True)(_verbatim)
+register_metric("knowmem", needs_questions=True)(_knowledge)
+register_metric("min_k")(_each(membership.min_k))
+register_metric("min_k_plus_plus")(_each(membership.min_k_plus_plus))
+register_metric("zlib")(_zlib)
 
 
-GEOMETRIC = {"perplexity"}  # of a set, the geometric mean over its rows; of every other metric, the arithmetic one
-
-COLUMNS = {
-    name: ("perturbed_answer",)
-    for name in (
-        "probability_normalized",
-        "truth_ratio",
-        "truth_ratio_geometric",
-        "log_truth_ratio_geometric",
-        "forget_truth",
-        "retain_truth",
-    )
-}
-PARAPHRASED = {
-    name for name in COLUMNS if "truth" in name
-}  # a paraphrased_answer, where every row has it, is the right one
-ASKED = {"rouge_l_recall", "rouge_l_f1", "verbmem", "knowmem", "extraction_strength_generated", *COLUMNS}
-
-
-def check_fields(name: str, rows: ExampleSet) -> None:
-    """Raise where a set lacks what a metric needs.
-
-    Args:
-        name: of the metric.
-        rows: the set.
-
-    Raises:
-        GeffectError: what is missing.
-    """
-    if name in ASKED and not isinstance(rows, QASet):
-        raise GeffectError(f"questions and answers in {rows.name} for {name}", "texts", "name a set of questions")
-    columns = COLUMNS.get(name, ())
-    if name in PARAPHRASED and all("paraphrased_answer" in row for row in rows.rows):
+def check_fields(name: str, examples: ExampleSet) -> None:
+    """Raise where a set lacks what a metric needs; what is missing is named."""
+    metric = METRICS[name]
+    if metric.needs_questions and not isinstance(examples, QASet):
+        message = f"{name} needs questions and answers, and {examples.name} has texts"
+        raise GeffectError(message, remedy="Name a set of questions")
+    columns = metric.columns
+    if metric.paraphrase and all("paraphrased_answer" in example for example in examples.rows):
         columns = (*columns, "paraphrased_answer")
     for column in columns:
-        lacking = next((i for i, row in enumerate(rows.rows) if not _texts(row.get(column))), None)
+        lacking = next((i for i, example in enumerate(examples.rows) if not _is_text(example.get(column))), None)
         if lacking is not None:
-            have = f"{', '.join(rows.rows[lacking])} in row {lacking}"
-            remedy = "name a set that has it, such as tofu:forget01_perturbed or builtin:authors/forget"
-            raise GeffectError(f"texts in a column {column!r} of {rows.name} for {name}", have, remedy)
+            message = f"{name} needs texts in a column {column!r} of {examples.name}, and example {lacking} has only "
+            remedy = "Name a set that has it, such as tofu:forget01_perturbed or builtin:authors/forget"
+            raise GeffectError(message + ", ".join(examples.rows[lacking]), remedy=remedy)
 
 
-def _texts(value: Any) -> bool:
+def _is_text(value: Any) -> bool:
     texts = [value] if isinstance(value, str) else value
     return isinstance(texts, list) and bool(texts) and all(isinstance(each, str) and each.strip() for each in texts)
-
-
-def metric(name: str) -> PerRow:
-    """A metric by its name.
-
-    Args:
-        name: a key of `METRICS`.
-
-    Returns:
-        A function of a set under a model, one number a row.
-
-    Raises:
-        GeffectError: there is none.
-    """
-    if name not in METRICS:
-        raise GeffectError(f"a metric among {', '.join(METRICS)}", repr(name), "choose one of these")
-    return METRICS[name]
