@@ -533,8 +533,10 @@ class EvaluateConfig(DataConfig):
     checkpoints: bool = Field(
         default=False, description="every checkpoint of the run directory --model, not its last alone"
     )
-    suite: Literal["builtin", "tofu", "knowundo"] | None = Field(
-        default=None, description="sets and metrics of a benchmark"
+    suite: OptionalName = Field(
+        default=NONE,
+        min_length=1,
+        description="sets and metrics of a benchmark: builtin, tofu, knowundo or a registered one",
     )
     split: str = Field(default="forget01", min_length=1, description="the forget set of the tofu suite")
     domain: Domains = Field(

@@ -27,7 +27,9 @@ def check_tasks(names: Sequence[str], folder: Path | None) -> None:
         GeffectError: the harness is not installed, or has no such task.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise GeffectError(f"lm-evaluation-harness for --task {names[0]}", "not installed", f"run {INSTALL}")
+        raise GeffectError(
+            f"--task {names[0]} needs lm-evaluation-harness, which is not installed", remedy=f"Run {INSTALL}"
+        )
     _manager(names, folder)
 
 
@@ -68,7 +70,8 @@ def harness(
         except (OSError, ValueError) as error:  # a data hub out of reach is a ConnectionError
             reason = " ".join(str(error).split())
             raise GeffectError(
-                f"the data of {', '.join(names)}", reason, "connect to its hub, or correct the task"
+                f"The data of {', '.join(names)} cannot be read: {reason}",
+                remedy="Connect to its hub, or correct the task",
             ) from error
     results: dict[str, dict[str, Any]] = found["results"]
     return {name: _numbers(each) for name, each in results.items()}
@@ -77,7 +80,7 @@ def harness(
 def _manager(names: Sequence[str], folder: Path | None) -> Any:
     """The tasks of the folder alone, if those are enough: to read the thousands that come along takes a while."""
     if folder is not None and not folder.is_dir():
-        raise GeffectError(f"a directory of tasks at {folder}", "none", "correct --task-dir")
+        raise GeffectError(f"There is no directory of tasks at {folder}", remedy="Correct --task-dir")
     for logger in ("lm_eval", "lm-eval"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     from lm_eval.tasks import TaskManager
@@ -88,8 +91,8 @@ def _manager(names: Sequence[str], folder: Path | None) -> Any:
         manager = TaskManager(include_path=path)
     unknown = sorted(set(names) - set(manager.all_tasks))
     if unknown:
-        listed = "see lm_eval ls tasks, or name a folder of tasks with --task-dir"
-        raise GeffectError("a task of lm-evaluation-harness", repr(unknown[0]), listed)
+        remedy = "See lm_eval ls tasks, or name a folder of tasks with --task-dir"
+        raise GeffectError(f"lm-evaluation-harness has no task {unknown[0]!r}", remedy=remedy)
     return manager
 
 

@@ -14,7 +14,7 @@ from geffect.errors import GeffectError
 from geffect.evaluation.harness import Scores
 from geffect.evaluation.metrics.memorization import exponential
 from geffect.evaluation.metrics.table import METRICS
-from geffect.evaluation.suites import DERIVED, Values, totals
+from geffect.evaluation.suites import Derived, Values, compared, totals
 from geffect.io.readers import StrPath
 from geffect.record.reader import check_format, damage_refused
 from geffect.record.schema import FORMAT
@@ -81,28 +81,22 @@ def read_reference(config: EvaluateConfig, examples: pd.DataFrame) -> Values | N
     other = read_evaluation(config.reference)
     label = other["model"].iloc[0]
     other = other[other["model"] == label]
-    needed = {"forget_quality"} if config.suite in ("builtin", "tofu") else set()
-    for name in sorted(needed | {each for each in config.metric if each in DERIVED and DERIVED[each].compares}):
-        for one in DERIVED[name].sets:
-            _check_comparable(config, name, *(frame[frame["set"] == one] for frame in (other, examples)))
+    for number in compared(config):
+        for name in number.sets:
+            _check_comparable(config, number, *(frame[frame["set"] == name] for frame in (other, examples)))
     return rows_by_metric(other)
 
 
-def _check_comparable(config: EvaluateConfig, name: str, theirs: pd.DataFrame, ours: pd.DataFrame) -> None:
-    """Raise where a set's rows in the reference are others than here, or lack what a number is made of."""
-    one = ours["set"].iloc[0]
+def _check_comparable(config: EvaluateConfig, number: Derived, theirs: pd.DataFrame, ours: pd.DataFrame) -> None:
+    """Raise where a set's examples in the reference are others than here, or lack what a number is computed from."""
+    name = ours["set"].iloc[0]
     if theirs["sha256"].unique().tolist() != ours["sha256"].unique().tolist():
-        found = "no such set" if theirs.empty else f"other rows ({len(theirs)} values)"
-        raise GeffectError(
-            f"the same {one} rows in {config.reference}", found, "evaluate the reference with the same sets and --limit"
-        )
-    lacking = set(DERIVED[name].rows) - set(theirs["metric"])
-    if lacking:
-        raise GeffectError(
-            f"{min(lacking)} of the {one} rows in {config.reference}, for {name}",
-            "none",
-            "evaluate the reference again, with the same --suite or --metric",
-        )
+        state = f"has no set {name}" if theirs.empty else f"was made of other {name} examples ({len(theirs)} values)"
+        remedy = "Evaluate the reference with the same sets and --limit"
+        raise GeffectError(f"The reference {config.reference} {state}", remedy=remedy)
+    if lacking := set(number.metrics) - set(theirs["metric"]):
+        message = f"The reference {config.reference} lacks {min(lacking)} of the {name} examples, for {number.name}"
+        raise GeffectError(message, remedy="Evaluate the reference again, with the same --suite or --metric")
 
 
 @damage_refused
@@ -120,7 +114,9 @@ def read_evaluation(path: StrPath) -> pd.DataFrame:
     """
     file = Path(path) / EXAMPLES
     if not file.is_file():
-        raise GeffectError(f"an evaluation with {EXAMPLES} in {path}", "none", "name a directory of geffect evaluate")
+        raise GeffectError(
+            f"There is no evaluation in {path}: no {EXAMPLES}", remedy="Name a directory of geffect evaluate"
+        )
     check_format(Path(path))
     return read_values(file)[["model", *KEEP]]
 

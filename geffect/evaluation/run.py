@@ -138,11 +138,13 @@ def rows_of(config: EvaluateConfig, part: Part) -> ExampleSet:
 
 def _check_shots(config: EvaluateConfig) -> None:
     if config.shots is None:
-        raise GeffectError("a set of answered questions for knowmem", "none", "add --shots SET, of other rows")
+        raise GeffectError("knowmem needs a set of answered questions", remedy="Add --shots SET, of other examples")
     shots = read_set(config, config.shots)
     check_fields("knowmem", shots)
     if len(shots.rows) < SHOTS:
-        raise GeffectError(f"{SHOTS} rows in {config.shots}, for knowmem", str(len(shots.rows)), "name a larger set")
+        raise GeffectError(
+            f"knowmem needs {SHOTS} examples, and {config.shots} has {len(shots.rows)}", remedy="Name a larger set"
+        )
 
 
 def _sha256(rows: ExampleSet) -> str:

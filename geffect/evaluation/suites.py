@@ -1,35 +1,29 @@
-"""What an evaluation looks at: sets, the metrics of each row, and the numbers made of several sets."""
+"""Suites: the sets of an evaluation, the metrics of each example, and the numbers derived from several sets."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from geffect.config import EvaluateConfig
 from geffect.core.splits import domain_of, role_of, split_name
 from geffect.errors import GeffectError
-from geffect.evaluation.metrics.membership import auc, privleak
-from geffect.evaluation.metrics.membership import reference as difference
+from geffect.evaluation.metrics import membership
 from geffect.evaluation.metrics.success import harmonic_success
 from geffect.evaluation.metrics.table import METRICS
 from geffect.evaluation.metrics.truth import forget_quality, model_utility
 
-Means = Mapping[tuple[str, str], float]  # (set, metric) → mean over its rows
-Values = Mapping[tuple[str, str], Sequence[float]]  # (set, metric) → one a row
+Means = Mapping[tuple[str, str], float]  # (set, metric) → mean over its examples
+Values = Mapping[tuple[str, str], Sequence[float]]  # (set, metric) → one an example
 
-KEPT = ("probability", "rouge_l_recall", "retain_truth", "extraction_strength")
+RETAIN = ("probability", "rouge_l_recall", "retain_truth", "extraction_strength")
 CHOICES = ("probability_normalized", "rouge_l_recall", "retain_truth")
-FORGOTTEN = (
-    "probability",
-    "rouge_l_recall",
-    "forget_truth",
-    "truth_ratio_geometric",
-    "log_truth_ratio_geometric",
-    "extraction_strength",
-    "exact_memorization",
+FORGET = (
+    *("probability", "rouge_l_recall", "forget_truth", "truth_ratio_geometric", "log_truth_ratio_geometric"),
+    *("extraction_strength", "exact_memorization"),
 )
 SUCCESS = ("accuracy", "perplexity", "loss")
 UTILITY = ("probability", "probability_normalized", "rouge_l_recall", "retain_truth")
-ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
 
 
 @dataclass(frozen=True)
@@ -37,9 +31,9 @@ class Part:
     """One set of an evaluation.
 
     Attributes:
-        name: what it stands for.
+        name: what it stands for (``forget``, ``retain``, …).
         spec: the set, as `geffect.data.load.load_set` takes it.
-        metrics: names of `METRICS`.
+        metrics: names of registered metrics.
     """
 
     name: str
@@ -47,170 +41,264 @@ class Part:
     metrics: tuple[str, ...]
 
 
-def parts(config: EvaluateConfig) -> list[Part]:
-    """The sets of a configuration: those of its suite, then those it names itself.
+@dataclass(frozen=True)
+class Suite:
+    """A registered suite.
 
-    Args:
-        config: suite, metrics and sets.
-
-    Returns:
-        The parts.
-
-    Raises:
-        GeffectError: a metric is unknown, or metrics and sets do not come together.
+    Attributes:
+        name: of the suite.
+        parts: a configuration → its sets.
+        totals: means → numbers of several sets, by name.
+        comparisons: derived numbers that are computed, too, where there is a reference.
     """
-    derived = {name: DERIVED[name] for name in config.metric if name in DERIVED}
-    plain = tuple(name for name in config.metric if name not in derived)
-    for name in plain:
-        if name not in METRICS:
-            known = ", ".join([*METRICS, *DERIVED])
-            raise GeffectError(f"a metric among {known}", repr(name), "choose one of these")
-    if plain and not config.set:
-        raise GeffectError(f"a --set to take {plain[0]} on", "none", "add --set NAME=SET")
-    found = {each.name: each for each in _suite(config)}
-    for name, spec in map(_named, config.set):
-        if name in found:
-            raise GeffectError("sets of different names", f"{name!r} twice", "name each once")
-        found[name] = Part(name, spec, plain)
-    for name, each in derived.items():
-        _add_rows(found, name, each, config)
-    _refuse_idle(config, list(found.values()))
-    bare = [name for name, part in found.items() if not part.metrics]
-    if bare or not (found or config.task):
-        expected = "a suite, sets with metrics, or a task"
-        remedy = "add --suite builtin, or --metric and --set, or --task"
-        raise GeffectError(expected, f"no metric for --set {bare[0]}" if bare else "neither", remedy)
-    return list(found.values())
 
-
-def _refuse_idle(config: EvaluateConfig, found: Sequence[Part]) -> None:
-    """What no metric looks at was named for one that is missing."""
-    if config.shots is not None and not any("knowmem" in part.metrics for part in found):
-        remedy = "add --metric knowmem, or leave --shots out"
-        raise GeffectError("--metric knowmem beside --shots, which does nothing without it", "none", remedy)
-    if config.reference is not None and config.suite not in REFERRED and not set(REFERRING) & set(config.metric):
-        expected = f"--metric {' or '.join(REFERRING)} beside --reference, which does nothing without it"
-        raise GeffectError(expected, "none", "add one of these, or leave --reference out")
-
-
-def _add_rows(found: dict[str, Part], name: str, derived: "Derived", config: EvaluateConfig) -> None:
-    """What a number made of several sets needs of each."""
-    if derived.reference and config.reference is None:
-        remedy = "evaluate a model fitted without the forget set in the same way, and name that with --reference"
-        raise GeffectError(f"a reference for {name}", "none", remedy)
-    for one in derived.sets:
-        if one not in found:
-            raise GeffectError(f"a set named {one} for {name}", ", ".join(found) or "none", f"add --set {one}=SET")
-        metrics = dict.fromkeys([*found[one].metrics, *derived.rows])
-        found[one] = replace(found[one], metrics=tuple(metrics))
-
-
-def _named(text: str) -> tuple[str, str]:
-    name, equals, spec = text.partition("=")
-    if not (name and equals and spec):
-        raise GeffectError("a set as NAME=SET", repr(text), "write forget=tofu:forget01, say")
-    return name, spec
-
-
-def _suite(config: EvaluateConfig) -> list[Part]:
-    if config.suite == "builtin":
-        return [
-            Part("forget", "builtin:authors/forget", FORGOTTEN),
-            *(Part(name, f"builtin:authors/{name}", KEPT) for name in ("retain", "heldout")),
-        ]
-    if config.suite == "tofu":
-        forget = Part("forget", f"tofu:{config.split}_perturbed", FORGOTTEN)
-        kinds = {"retain": KEPT, "real_authors": CHOICES, "world_facts": CHOICES}
-        return [forget, *(Part(name, f"tofu:{name}_perturbed", each) for name, each in kinds.items())]
-    if config.suite == "knowundo":
-        validation = [domain.part("val") or domain for domain in config.domain]
-        return [
-            Part(split_name(role, each.name), spec, SUCCESS)
-            for each in validation
-            for role, spec in (("forget", each.unlearn), ("retain", each.retention))
-        ]
-    return []
+    name: str
+    parts: Callable[[EvaluateConfig], list[Part]]
+    totals: Callable[[Means], Mapping[str, Any]] | None = None
+    comparisons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Derived:
-    """A number made of several sets, or of a set and another model's.
+    """A registered number of several sets, or of a set and another model's.
 
     Attributes:
-        rows: the metrics of a row that it is made of.
-        sets: the sets they are taken on.
-        make: its value, of this evaluation's rows and, if any, the reference's.
+        name: of the number.
+        metrics: it is computed from.
+        sets: they are taken on.
+        compute: its value, of this evaluation's values and, if any, the reference's.
         compares: whether it looks at the reference, where there is one.
-        reference: whether it cannot do without a reference.
+        needs_reference: whether it cannot do without one.
     """
 
-    rows: tuple[str, ...]
+    name: str
+    metrics: tuple[str, ...]
     sets: tuple[str, ...]
-    make: Callable[[Values, Values | None], float]
+    compute: Callable[[Values, Values | None], float]
     compares: bool = False
-    reference: bool = False
+    needs_reference: bool = False
 
 
+SUITES: dict[str, Suite] = {}
+DERIVED: dict[str, Derived] = {}
+Compute = Callable[[Values, Values | None], float]
+Parts = Callable[[EvaluateConfig], list[Part]]
+
+
+def register_suite(
+    name: str, *, totals: Callable[[Means], Mapping[str, Any]] | None = None, comparisons: Sequence[str] = ()
+) -> Callable[[Parts], Parts]:
+    """Make a suite known by a name, for ``geffect evaluate --suite NAME``.
+
+    Args:
+        name: of the suite.
+        totals: means by (set, metric) → numbers of several sets, by name.
+        comparisons: names of derived numbers that are computed, too, where there is a reference.
+
+    Returns:
+        A decorator of a function that takes a configuration and returns the parts.
+
+    Raises:
+        GeffectError: the name is taken.
+    """
+    if name in SUITES:
+        raise GeffectError(f"There is a suite {name!r} already", remedy="Choose another name")
+
+    def register(parts: Parts) -> Parts:
+        SUITES[name] = Suite(name, parts, totals, tuple(comparisons))
+        return parts
+
+    return register
+
+
+def register_derived(
+    name: str, metrics: Sequence[str], sets: Sequence[str], *, compares: bool = False, needs_reference: bool = False
+) -> Callable[[Compute], Compute]:
+    """Make a number of several sets known by a name, for ``geffect evaluate --metric NAME``.
+
+    Args:
+        name: of the number.
+        metrics: it is computed from; they are taken on the sets.
+        sets: names of sets, such as ``forget`` and ``holdout``.
+        compares: whether it looks at the reference, where there is one.
+        needs_reference: whether it cannot do without one.
+
+    Returns:
+        A decorator of a function of this evaluation's values and the reference's (or None).
+
+    Raises:
+        GeffectError: the name is taken.
+    """
+    if name in DERIVED or name in METRICS:
+        raise GeffectError(f"There is a metric {name!r} already", remedy="Choose another name")
+
+    def register(compute: Compute) -> Compute:
+        compared = compares or needs_reference
+        DERIVED[name] = Derived(name, tuple(metrics), tuple(sets), compute, compared, needs_reference)
+        return compute
+
+    return register
+
+
+def _utility(means: Means, *, sets: Sequence[str]) -> dict[str, float]:
+    """`model_utility` over the sets to preserve."""
+    numbers = [value for (name, metric), value in means.items() if name in sets and metric in UTILITY]
+    return {"model_utility": model_utility(numbers)}
+
+
+def _domain_success(means: Means) -> dict[str, dict[str, float]]:
+    """US, RS and HS of each domain, in %."""
+    totals = {}
+    for name in (each for each, metric in means if role_of(each) == "forget" and metric == "accuracy"):
+        domain = domain_of(name)
+        unlearn = 100 * (1 - means[name, "accuracy"])
+        retention = 100 * means[split_name("retain", domain), "accuracy"]
+        totals[domain] = {"US": unlearn, "RS": retention, "HS": harmonic_success(unlearn, retention)}
+    return totals
+
+
+@register_suite("builtin", totals=partial(_utility, sets=["heldout"]), comparisons=["forget_quality"])
+def _builtin(config: EvaluateConfig) -> list[Part]:
+    metrics = {"forget": FORGET, "retain": RETAIN, "heldout": RETAIN}
+    return [Part(name, f"builtin:authors/{name}", names) for name, names in metrics.items()]
+
+
+@register_suite(
+    "tofu", totals=partial(_utility, sets=["retain", "real_authors", "world_facts"]), comparisons=["forget_quality"]
+)
+def _tofu(config: EvaluateConfig) -> list[Part]:
+    metrics = {"retain": RETAIN, "real_authors": CHOICES, "world_facts": CHOICES}
+    forget = Part("forget", f"tofu:{config.split}_perturbed", FORGET)
+    return [forget, *(Part(name, f"tofu:{name}_perturbed", names) for name, names in metrics.items())]
+
+
+@register_suite("knowundo", totals=_domain_success)
+def _knowundo(config: EvaluateConfig) -> list[Part]:
+    validation = [domain.part("val") or domain for domain in config.domain]
+    return [
+        Part(split_name(role, domain.name), spec, SUCCESS)
+        for domain in validation
+        for role, spec in (("forget", domain.unlearn), ("retain", domain.retention))
+    ]
+
+
+@register_derived("forget_quality", ["log_truth_ratio_geometric"], ["forget"], needs_reference=True)
 def _quality(values: Values, reference: Values | None) -> float:
     key = ("forget", "log_truth_ratio_geometric")
     return forget_quality(values[key], (reference or {})[key])
 
 
-def _auc(name: str) -> Callable[[Values, Values | None], float]:
-    return lambda values, _: auc(values["forget", name], values["holdout", name])
+def _auc(values: Values, reference: Values | None = None, *, metric: str) -> float:
+    return membership.auc(values["forget", metric], values["holdout", metric])
 
 
+@register_derived("privleak", ["min_k"], ["forget", "holdout"], compares=True)
 def _privleak(values: Values, reference: Values | None) -> float:
-    return privleak(*(_auc("min_k")(each, None) for each in (values, reference) if each is not None))
+    return membership.privleak(*(_auc(each, metric="min_k") for each in (values, reference) if each is not None))
 
 
+@register_derived("auc_reference", ["loss"], ["forget", "holdout"], needs_reference=True)
 def _reference_auc(values: Values, reference: Values | None) -> float:
     sides = []
     for side in ("forget", "holdout"):
         both = values[side, "loss"], (reference or {})[side, "loss"]
-        sides.append([difference(*each) for each in zip(*both, strict=True)])
-    return auc(*sides)
+        sides.append([membership.reference(*pair) for pair in zip(*both, strict=True)])
+    return membership.auc(*sides)
 
 
-DERIVED: dict[str, Derived] = {
-    "forget_quality": Derived(("log_truth_ratio_geometric",), ("forget",), _quality, compares=True, reference=True),
-    "privleak": Derived(("min_k",), ("forget", "holdout"), _privleak, compares=True),
-    "auc_reference": Derived(("loss",), ("forget", "holdout"), _reference_auc, compares=True, reference=True),
-    **{f"auc_{name}": Derived((name,), ("forget", "holdout"), _auc(name)) for name in ATTACKS},
-}
+for _metric in ("loss", "zlib", "min_k", "min_k_plus_plus"):
+    register_derived(f"auc_{_metric}", [_metric], ["forget", "holdout"])(partial(_auc, metric=_metric))
 
 
-REFERRING = ("privleak", *(name for name, each in DERIVED.items() if each.reference))
-REFERRED = ("builtin", "tofu")  # suites whose forget quality a reference brings
+def parts(config: EvaluateConfig) -> list[Part]:
+    """The sets of a configuration: those of its suite, then those it names itself.
+
+    Raises:
+        GeffectError: a suite or metric is unknown, or metrics and sets do not come together.
+    """
+    derived = [DERIVED[name] for name in config.metric if name in DERIVED]
+    plain = tuple(name for name in config.metric if name not in DERIVED)
+    for name in plain:
+        if name not in METRICS:
+            raise GeffectError(
+                f"There is no metric {name!r}", remedy=f"Choose one of {', '.join([*METRICS, *DERIVED])}"
+            )
+    if plain and not config.set:
+        raise GeffectError(f"There is no set to take {plain[0]} on", remedy="Add --set NAME=SET")
+    suite = suite_of(config)
+    by_name = {part.name: part for part in (suite.parts(config) if suite else ())}
+    for name, spec in map(_split_name, config.set):
+        if name in by_name:
+            raise GeffectError(f"Two sets are named {name!r}", remedy="Name each once")
+        by_name[name] = Part(name, spec, plain)
+    for number in derived:
+        _add_metrics(by_name, number, config)
+    _refuse_unused(config, suite, list(by_name.values()))
+    if bare := [name for name, part in by_name.items() if not part.metrics]:
+        raise GeffectError(f"There is no metric for --set {bare[0]}", remedy="Add --metric")
+    if not (by_name or config.task):
+        remedy = "Add --suite builtin, or --metric and --set, or --task"
+        raise GeffectError("There is nothing to evaluate: no suite, no set and no task", remedy=remedy)
+    return list(by_name.values())
+
+
+def suite_of(config: EvaluateConfig) -> Suite | None:
+    """The suite that a configuration names; None without one."""
+    if config.suite is not None and config.suite not in SUITES:
+        raise GeffectError(f"There is no suite {config.suite!r}", remedy=f"Choose one of {', '.join(SUITES)}")
+    return SUITES[config.suite] if config.suite is not None else None
+
+
+def _refuse_unused(config: EvaluateConfig, suite: Suite | None, found: Sequence[Part]) -> None:
+    """A set that no metric looks at was named for a metric that is missing."""
+    if config.shots is not None and not any("knowmem" in part.metrics for part in found):
+        raise GeffectError("--shots does nothing without knowmem", remedy="Add --metric knowmem, or omit --shots")
+    comparing = [name for name, number in DERIVED.items() if number.compares]
+    if config.reference is not None and not (suite and suite.comparisons) and not set(comparing) & set(config.metric):
+        remedy = f"Add --metric {' or '.join(comparing)}, or omit --reference"
+        raise GeffectError("--reference does nothing without a metric that compares", remedy=remedy)
+
+
+def _add_metrics(by_name: dict[str, Part], number: Derived, config: EvaluateConfig) -> None:
+    """Add the metrics that a derived number needs to each of its sets."""
+    if number.needs_reference and config.reference is None:
+        remedy = "Evaluate a model trained without the forget set in the same way, and name that with --reference"
+        raise GeffectError(f"There is no reference for {number.name}", remedy=remedy)
+    for name in number.sets:
+        if name not in by_name:
+            message = f"There is no set named {name} for {number.name}, only {', '.join(by_name) or 'none'}"
+            raise GeffectError(message, remedy=f"Add --set {name}=SET")
+        metrics = dict.fromkeys([*by_name[name].metrics, *number.metrics])
+        by_name[name] = replace(by_name[name], metrics=tuple(metrics))
+
+
+def _split_name(text: str) -> tuple[str, str]:
+    name, equals, spec = text.partition("=")
+    if not (name and equals and spec):
+        raise GeffectError(f"--set {text!r} is not NAME=SET", remedy="Write forget=tofu:forget01, for example")
+    return name, spec
+
+
+def compared(config: EvaluateConfig) -> list[Derived]:
+    """The derived numbers of a configuration that look at its reference, by name."""
+    suite = suite_of(config)
+    names = {*(suite.comparisons if suite else ()), *(name for name in config.metric if name in DERIVED)}
+    return [DERIVED[name] for name in sorted(names) if DERIVED[name].compares]
 
 
 def totals(config: EvaluateConfig, means: Means, values: Values, reference: Values | None) -> dict[str, Any]:
-    """The numbers made of several sets.
+    """The numbers of several sets, by name; of the knowundo suite, US, RS and HS of each domain, in %.
 
     Args:
         config: what is evaluated.
         means: (set, metric) → mean.
-        values: (set, metric) → one a row.
+        values: (set, metric) → one an example.
         reference: the same of the reference's evaluation; None without one.
 
     Returns:
-        Name → number; of the knowundo suite, US, RS and HS of each domain, in %.
+        Name → number.
     """
-    found: dict[str, Any] = {}
-    if config.suite in REFERRED:
-        found["model_utility"] = model_utility([
-            value for (name, kind), value in means.items() if name in _utility_sets(config) and kind in UTILITY
-        ])
-        if reference is not None:
-            found["forget_quality"] = _quality(values, reference)
-    if config.suite == "knowundo":
-        for name in (each for each, kind in means if role_of(each) == "forget" and kind == "accuracy"):
-            domain = domain_of(name)
-            unlearn = 100 * (1 - means[name, "accuracy"])
-            retention = 100 * means[split_name("retain", domain), "accuracy"]
-            found[domain] = {"US": unlearn, "RS": retention, "HS": harmonic_success(unlearn, retention)}
-    return found | {name: DERIVED[name].make(values, reference) for name in config.metric if name in DERIVED}
-
-
-def _utility_sets(config: EvaluateConfig) -> tuple[str, ...]:
-    return ("heldout",) if config.suite == "builtin" else ("retain", "real_authors", "world_facts")
+    suite = suite_of(config)
+    numbers = dict(suite.totals(means)) if suite and suite.totals else {}
+    names = [*(suite.comparisons if suite and reference is not None else ()), *config.metric]
+    return numbers | {name: DERIVED[name].compute(values, reference) for name in names if name in DERIVED}

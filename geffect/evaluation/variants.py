@@ -108,7 +108,9 @@ def _kept_rows(chosen: Chosen) -> ExampleSet:
     found = {part.name: rows for part, rows in chosen if part.name in ("retain", "heldout")}
     if not found:
         names = ", ".join(part.name for part, _ in chosen)
-        raise GeffectError("a set named held, or retain, for --calibrate", names, "add --set heldout=SET")
+        raise GeffectError(
+            f"--calibrate needs a set named heldout or retain, and there is {names}", remedy="Add --set heldout=SET"
+        )
     return found.get("heldout") or found["retain"]  # heldout: no gradient was drawn from it
 
 
@@ -131,9 +133,8 @@ def _calibrated(
         known = [each for each in scores if each == each]
         if not known:
             raise GeffectError(
-                f"a row of {rows.name} with two labeled tokens, for --calibrate",
-                "none",
-                "name a set of longer rows or raise --max-length",
+                f"--calibrate needs an example of {rows.name} with two labeled tokens, and there is none",
+                remedy="Name a set of longer examples or raise --max-length",
             )
         return sum(known) / len(known)
 
@@ -159,7 +160,7 @@ def _relearning(config: EvaluateConfig, spec: str, chosen: Chosen, out: Path) ->
     train = [part.spec for part, _ in chosen if role_of(part.name) == "forget"]
     if not train:
         names = ", ".join(part.name for part, _ in chosen)
-        raise GeffectError("a set named forget for --relearn", names, "add --set forget=SET")
+        raise GeffectError(f"--relearn needs a set named forget, and there is {names}", remedy="Add --set forget=SET")
     shared = config.model_dump(
         include={
             "trust_remote_code",
@@ -202,10 +203,9 @@ def mixed(model: nn.Module, start: Mapping[str, Tensor], alpha: float) -> Iterat
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
         if name not in start or start[name].shape != parameter.shape:
-            found = f"{tuple(start[name].shape)}" if name in start else "none"
-            raise GeffectError(
-                f"{name} of shape {tuple(parameter.shape)} in the start", found, "name the run's own start"
-            )
+            state = f"has {name} of shape {tuple(start[name].shape)}" if name in start else f"lacks {name}"
+            message = f"The start {state}, and the model's has shape {tuple(parameter.shape)}"
+            raise GeffectError(message, remedy="Name the run's own start")
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     with torch.no_grad():
         for name, parameter in parameters.items():

@@ -127,7 +127,7 @@ def test_a_generated_text_is_compared_with_every_right_answer(tmp_path: Path) ->
         def questions(self) -> Any:
             return rows
 
-        def said(self) -> list[str]:
+        def answers(self) -> list[str]:
             return ["Countess Lovelace"] * 2
 
     assert METRICS["rouge_l_recall"](Says()) == [1.0, 1.0]  # type: ignore[arg-type]

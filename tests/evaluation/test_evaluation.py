@@ -22,7 +22,10 @@ from geffect.errors import GeffectError
 from geffect.evaluation.harness import check_tasks
 from geffect.evaluation.metrics.rouge import rouge_l
 from geffect.evaluation.metrics.success import success
+from geffect.evaluation.metrics.table import METRICS, register_metric
 from geffect.evaluation.results import read_evaluation, rows_by_metric
+from geffect.evaluation.suites import SUITES, Part, register_suite
+from geffect.evaluation.view import View
 from geffect.models.load import Loaded, load
 from tests.conftest import config
 
@@ -127,6 +130,38 @@ def test_a_reference_calibrates_an_attack(known: Path, start: Path, tmp_path: Pa
     assert found(path)["models"][str(known)]["totals"]["auc_reference"] > 0.9
 
 
+def test_a_metric_from_outside_the_package_works_by_name_and_is_not_cached(
+    known: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    @register_metric("answer_length", needs_questions=True)
+    def answer_length(view: View) -> list[float]:
+        return [float(len(row["answer"])) for row in view.questions().rows]
+
+    try:
+        given = {"suite": None, "metric": ["answer_length"], "set": ["forget=builtin:authors/forget[:3]"], "limit": 0}
+        with caplog.at_level(logging.INFO, "geffect"):
+            paths = [evaluate(known, tmp_path / name, **given) for name in ("one", "two")]
+        with pytest.raises(GeffectError, match="There is a metric 'answer_length' already"):
+            register_metric("answer_length")
+    finally:
+        del METRICS["answer_length"]
+    lengths = [float(len(row["answer"])) for row in load_set("builtin:authors/forget[:3]").rows]
+    assert [read_evaluation(path)["value"].tolist() for path in paths] == [lengths] * 2
+    assert not any("evaluation-" in message for message in caplog.messages)
+
+
+def test_a_suite_from_outside_the_package_works_by_name(known: Path, tmp_path: Path) -> None:
+    @register_suite("small", totals=lambda means: {"twice": 2 * means["forget", "accuracy"]})
+    def small(config: EvaluateConfig) -> list[Part]:
+        return [Part("forget", "builtin:authors/forget[:3]", ("accuracy",))]
+
+    try:
+        scores = found(evaluate(known, tmp_path / "out", suite="small", limit=0))["models"][str(known)]
+    finally:
+        del SUITES["small"]
+    assert scores["totals"] == {"twice": 2 * scores["sets"]["forget"]["accuracy"]["mean"]}
+
+
 MUSE = {
     "forget": [
         "Oskar wrote of the sea.",
@@ -179,7 +214,7 @@ def test_a_reference_without_a_metric_is_refused(
 ) -> None:
     ground = evaluate(start, tmp_path / "ground", suite=None, metric=["accuracy"], set=ATTACKED, limit=0)
     given = {"suite": None, "set": ATTACKED, "limit": 0, "reference": ground}
-    with pytest.raises(GeffectError, match=f"{lacking} of the forget rows in .*, for {metric}; found none; evaluate"):
+    with pytest.raises(GeffectError, match=f"lacks {lacking} of the forget examples, for {metric}. Evaluate"):
         evaluate(known, tmp_path / "out", metric=[metric], **given)
     assert not (tmp_path / "out").exists()
     assert found(evaluate(known, tmp_path / "alone", metric=["auc_loss"], **(given | {"reference": None})))
@@ -243,7 +278,7 @@ def test_texts_have_a_likelihood_and_no_answers(known: Path, tmp_path: Path, cap
     assert "longer than 32 tokens: their first 32 are scored (--max-length)" in caplog.text
     for values in rows_by_metric(read_evaluation(path)).values():
         assert [math.isnan(each) for each in values] == [False, False, True, True]
-    with pytest.raises(GeffectError, match=r"expected questions and answers in .* for rouge_l_recall; found texts"):
+    with pytest.raises(GeffectError, match=r"rouge_l_recall needs questions and answers, and .* has texts"):
         evaluate(known, tmp_path / "refused", metric=["rouge_l_recall"], **texts)
 
 
@@ -251,36 +286,36 @@ def test_texts_have_a_likelihood_and_no_answers(known: Path, tmp_path: Path, cap
     ("changes", "message"),
     [
         ({"suite": "muse"}, "--suite is .*. It should be 'builtin', 'tofu' or 'knowundo'"),
-        ({"metric": ["rouge"], "set": ATTACKED}, "a metric among loss, .*'rouge'; choose one of these"),
-        ({"metric": ["loss"]}, "a --set to take loss on; found none"),
-        ({"suite": None}, "a suite, sets with metrics, or a task; found neither"),
+        ({"metric": ["rouge"], "set": ATTACKED}, "There is no metric 'rouge'. Choose one of loss, "),
+        ({"metric": ["loss"]}, "There is no set to take loss on. Add --set"),
+        ({"suite": None}, "There is nothing to evaluate: no suite, no set and no task"),
         ({"suite": None, "set": ATTACKED}, "no metric for --set forget"),
-        ({"set": ["forget=builtin:authors/heldout"], "metric": ["loss"]}, "'forget' twice"),
-        ({"set": ["builtin:authors/heldout"], "metric": ["loss"]}, "a set as NAME=SET"),
-        ({"metric": ["forget_quality"]}, "a reference for forget_quality; found none; evaluate a model fitted without"),
-        ({"metric": ["auc_loss"]}, "a set named holdout for auc_loss"),
+        ({"set": ["forget=builtin:authors/heldout"], "metric": ["loss"]}, "Two sets are named 'forget'"),
+        ({"set": ["builtin:authors/heldout"], "metric": ["loss"]}, "--set .* is not NAME=SET"),
+        ({"metric": ["forget_quality"]}, "There is no reference for forget_quality. Evaluate a model trained without"),
+        ({"metric": ["auc_loss"]}, "There is no set named holdout for auc_loss, only"),
         ({"suite": "tofu"}, "--data-dir with tofu/forget01_perturbed.json"),
         (
             {"suite": None, "metric": ["truth_ratio"], "set": ["forget=builtin:domains/privacy/unlearn"]},
-            "texts in a column 'perturbed_answer' of .* for truth_ratio; found subject, question, answer in row 0",
+            "truth_ratio needs texts in a column 'perturbed_answer' of .*example 0 has only subject, question, answer",
         ),
         ({"checkpoints": True}, "There are no checkpoints in"),
-        ({"suite": None, "metric": ["knowmem"], "set": ATTACKED}, "answered questions for knowmem; found none; add"),
+        ({"suite": None, "metric": ["knowmem"], "set": ATTACKED}, "knowmem needs a set of answered questions. Add"),
         (
             {"suite": None, "metric": ["knowmem"], "set": ATTACKED, "shots": "builtin:authors/heldout[:3]"},
-            r"10 rows in .*, for knowmem; found 3",
+            r"knowmem needs 10 examples, and .* has 3",
         ),
         (
             {"suite": None, "metric": ["loss"], "set": ["other=builtin:authors/heldout"], "relearn": 2},
-            "a set named forget for --relearn; found other",
+            "--relearn needs a set named forget, and there is other",
         ),
         (
             {"suite": None, "metric": ["loss"], "set": ["forget=builtin:authors/heldout"], "calibrate": "builtin:tiny"},
-            "a set named held, or retain, for --calibrate; found forget",
+            "--calibrate needs a set named heldout or retain, and there is forget",
         ),
         ({"calibrate": "nowhere/at/all"}, "There is no model 'nowhere/at/all'"),
-        ({"task": ["capitals"], "task_dir": "nowhere"}, "a directory of tasks at nowhere"),
-        ({"reference": "nowhere"}, "an evaluation with examples.csv in nowhere"),
+        ({"task": ["capitals"], "task_dir": "nowhere"}, "There is no directory of tasks at nowhere"),
+        ({"reference": "nowhere"}, "There is no evaluation in nowhere: no examples.csv"),
     ],
 )
 def test_what_cannot_be_evaluated(changes: dict[str, Any], message: str, known: Path, tmp_path: Path) -> None:
@@ -295,11 +330,11 @@ def test_what_cannot_be_evaluated(changes: dict[str, Any], message: str, known: 
     [
         (
             {"metric": ["truth_ratio"]},
-            "texts in a column 'paraphrased_answer' of .* for truth_ratio; found .* in row 1",
+            "truth_ratio needs texts in a column 'paraphrased_answer' of .*example 1 has only ",
         ),
         (
             {"metric": ["loss"], "calibrate": "builtin:tiny"},
-            "a row of .*short.json with two labeled tokens, for --calibrate; found none; name a set of longer rows",
+            "an example of .*short.json with two labeled tokens, and there is none. Name a set of longer examples",
         ),
     ],
 )
@@ -318,7 +353,7 @@ def test_rows_that_cannot_be_scored_are_refused(
 
 
 def test_a_reference_is_of_the_same_rows(known: Path, reference: Path, tmp_path: Path) -> None:
-    with pytest.raises(GeffectError, match=r"the same forget rows in .*; found other rows"):
+    with pytest.raises(GeffectError, match=r"The reference .* was made of other forget examples"):
         evaluate(known, tmp_path / "out", reference=reference, limit=4)
     assert not (tmp_path / "out").exists()
 
@@ -435,11 +470,11 @@ def test_a_task_from_a_folder_is_scored_as_a_loop_does(
         again = evaluate(known, tmp_path / "again", **given)
     assert any("reused" in message for message in caplog.messages)
     assert found(again)["models"] == found(path)["models"]
-    with pytest.raises(GeffectError, match=r"a task of lm-evaluation-harness; found 'kapitals'; see lm_eval ls"):
+    with pytest.raises(GeffectError, match=r"lm-evaluation-harness has no task 'kapitals'. See lm_eval ls"):
         check_tasks(["kapitals"], folder)
 
 
 def test_a_missing_harness_names_its_installation(known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(GeffectError, match=r"found not installed; run pip install 'lm-eval>=0.4.9'"):
+    with pytest.raises(GeffectError, match=r"is not installed. Run pip install 'lm-eval>=0.4.9'"):
         evaluate(known, tmp_path / "out", task=["mmlu"])

@@ -98,8 +98,9 @@ def auc(members: Sequence[float], others: Sequence[float]) -> float:
 
     values = np.asarray([*members, *others], dtype=np.float64)
     if not len(members) or not len(others) or np.isnan(values).any():
-        found = f"{len(members)} and {len(others)} scores, {np.isnan(values).sum()} of them NaN"
-        raise GeffectError("scores of members and of others", found, "remove the rows of fewer than two labeled tokens")
+        counts = f"{len(members)} and {len(others)} scores, {np.isnan(values).sum()} of them NaN"
+        remedy = "Remove the examples of fewer than two labeled tokens"
+        raise GeffectError(f"The AUC needs scores of members and of others, and there are {counts}", remedy=remedy)
     wins = mannwhitneyu(others, members, alternative="two-sided", method="asymptotic").statistic
     return float(wins / (len(members) * len(others)))
 

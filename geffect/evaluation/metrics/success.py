@@ -117,8 +117,8 @@ def successes(
 def _check(rows: Sequence[EncodedExample]) -> None:
     bare = [row.index for row in rows if all(label == IGNORE_INDEX for label in row.labels[1:])]
     if bare or not rows:
-        found = f"none in row {bare[0]}" if bare else "no rows"
-        raise GeffectError("rows with a labeled token each", found, "encode a set that has answers")
+        state = f"example {bare[0]} has no labeled token" if bare else "there are no examples"
+        raise GeffectError(f"Success cannot be computed: {state}", remedy="Encode a set that has answers")
 
 
 def _means(outputs: Outputs) -> Tensor:

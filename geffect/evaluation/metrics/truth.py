@@ -95,7 +95,9 @@ def model_utility(numbers: Sequence[float]) -> float:
     from scipy.stats import hmean
 
     if not len(numbers) or not all(each >= 0 for each in numbers):
-        raise GeffectError("numbers of 0 or more for the model utility", str(list(numbers)), "evaluate every set of it")
+        raise GeffectError(
+            f"The model utility needs numbers of 0 or more, not {list(numbers)}", remedy="Evaluate every set of it"
+        )
     return float(hmean(numbers)) if min(numbers) > 0 else 0.0
 
 
