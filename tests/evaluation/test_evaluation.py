@@ -285,7 +285,7 @@ def test_texts_have_a_likelihood_and_no_answers(known: Path, tmp_path: Path, cap
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"suite": "muse"}, "--suite is .*. It should be 'builtin', 'tofu' or 'knowundo'"),
+        ({"suite": "muse"}, "There is no suite 'muse'. Choose one of builtin, tofu, knowundo"),
         ({"metric": ["rouge"], "set": ATTACKED}, "There is no metric 'rouge'. Choose one of loss, "),
         ({"metric": ["loss"]}, "There is no set to take loss on. Add --set"),
         ({"suite": None}, "There is nothing to evaluate: no suite, no set and no task"),

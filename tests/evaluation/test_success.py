@@ -168,11 +168,12 @@ def test_a_perplexity_out_of_range_is_infinite() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "found"), [([], "no rows"), ([EncodedExample(7, [3, 4], [3, IGNORE_INDEX])], "none in row 7")]
+    ("rows", "found"),
+    [([], "there are no examples"), ([EncodedExample(7, [3, 4], [3, IGNORE_INDEX])], "example 7 has no labeled token")],
 )
 def test_nothing_to_score_is_refused_in_one_line(rows: list[EncodedExample], found: str) -> None:
     tokenizer = make_tokenizer()
-    line = rf"^expected rows with a labeled token each; found {found}; [^\n]*$"
+    line = rf"^Success cannot be computed: {found}\. [^\n]*$"
     with pytest.raises(GeffectError, match=line):
         success(Certain(len(tokenizer)), tokenizer, rows)
 
@@ -197,5 +198,5 @@ def test_nothing_forgotten_and_nothing_kept_is_no_success() -> None:
 
 
 def test_importing_the_metrics_brings_no_scorer() -> None:
-    code = "import sys, geffect.metrics; assert not {'rouge_score', 'nltk', 'absl'} & set(sys.modules)"
+    code = "import sys, geffect.evaluation.metrics.table; assert not {'rouge_score', 'nltk', 'absl'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
