@@ -123,25 +123,14 @@ def plot(runs: Sequence[StrPath], out: Path | None = None, scheme: str = "thirds
 
 
 def descended(gram: pd.DataFrame) -> pd.DataFrame:
-    """The G-effects of what was descended, as they are drawn.
-
-    Args:
-        gram: a record's tidy frame by group or layer.
-
-    Returns:
-        As `g_effect`.
-    """
+    """The G-effects of what was descended, as they are drawn."""
     return g_effect(gram, direction_of(gram))
 
 
 def whole_overlaps(path: StrPath) -> pd.DataFrame:
     """Jaccard indices over the whole model, against chance.
 
-    Args:
-        path: a localization.
-
-    Returns:
-        Columns ``share``, ``gradient``, ``other``, ``intersection``, ``union``, ``jaccard``, ``chance``.
+    Columns ``share``, ``gradient``, ``other``, ``intersection``, ``union``, ``jaccard``, ``chance``.
     """
     counts = read_overlap(path).groupby(["share", "gradient", "other"], sort=False)[["intersection", "union"]].sum()
     frame = counts.reset_index()
@@ -151,16 +140,7 @@ def whole_overlaps(path: StrPath) -> pd.DataFrame:
 
 
 def overlap_figures(path: StrPath, out: Path | None = None, shares: Sequence[float] = ()) -> list[Path]:
-    """Draw a localization: the overlaps of its splits over the model and by layer, one pair of figures a share.
-
-    Args:
-        path: a localization.
-        out: where to write; its ``figures`` by default.
-        shares: of the masks drawn; all by default.
-
-    Returns:
-        The files written.
-    """
+    """Draw a localization: the overlaps of its splits over the model and by layer, one pair of figures a share."""
     out, written = out or Path(path) / "figures", []
     whole, layers = whole_overlaps(path), read_overlap(path, "layer")
     for share in shares or whole["share"].unique():
@@ -171,15 +151,7 @@ def overlap_figures(path: StrPath, out: Path | None = None, shares: Sequence[flo
 
 
 def overlap_matrix(frame: pd.DataFrame, share: float) -> "Figure":
-    """Draw the overlaps of a localization's splits, those of a domain framed.
-
-    Args:
-        frame: as of `whole_overlaps`, of one share.
-        share: it.
-
-    Returns:
-        As `geffect.reports.plots.jaccard_matrix`.
-    """
+    """Draw the overlaps of a localization's splits, those of a domain framed."""
     splits = dict.fromkeys([*frame["gradient"], *frame["other"]])
     pairs = {domain: [name for name in splits if domain_of(name) == domain] for domain in map(domain_of, splits)}
     return plots.jaccard_matrix(frame, share, [names for names in pairs.values() if len(names) == 2])
@@ -188,19 +160,12 @@ def overlap_matrix(frame: pd.DataFrame, share: float) -> "Figure":
 def named(runs: Sequence[StrPath]) -> dict[str, Path]:
     """Runs by their directory's name, or by their whole path where two share a name, each in its visible form.
 
-    Args:
-        runs: directories.
-
-    Returns:
-        Name → directory.
-
-    Raises:
-        GeffectError: one is given twice.
+    Name → directory.
     """
     paths = [Path(run) for run in runs]
     names = [path.resolve().name for path in paths]
     labels = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
     named = {visible(label, lines=False): path for label, path in zip(labels, paths, strict=True)}
     if len(named) < len(paths):
-        raise GeffectError("different runs", "one given twice", "name each once")
+        raise GeffectError("A run is named twice", remedy="Name each once")
     return named

@@ -19,13 +19,7 @@ from geffect.reports.compare import named
 def at_forget_loss(run: pd.DataFrame, column: str, at: float) -> float:
     """A column where the forget loss first reaches a level, linear between evaluations.
 
-    Args:
-        run: a run's evaluations in order, with ``forget_loss``.
-        column: what is read off.
-        at: the level (nats a token).
-
-    Returns:
-        Its value; NaN where the level is never reached, or was passed before the first evaluation.
+    Its value; NaN where the level is never reached, or was passed before the first evaluation.
     """
     place = _place(run["forget_loss"].to_numpy(), at)
     return float("nan") if place is None else _between(run[column].to_numpy(), *place)
@@ -66,9 +60,9 @@ def compare(runs: Mapping[str, StrPath] | Sequence[StrPath], at: float | None = 
         GeffectError: a run has no evaluations, they start beyond the level, sets differ, or a number is out of range.
     """
     if at is not None and not math.isfinite(at):
-        raise GeffectError("a finite forget loss to compare runs at", str(at), "name another with --at")
+        raise GeffectError(f"--at {at} is no finite forget loss", remedy="Name another")
     if not 0 <= seed < 2**32:
-        raise GeffectError(f"a seed from 0 to {2**32 - 1}", str(seed), "name another with --seed")
+        raise GeffectError(f"--seed {seed} is not from 0 to {2**32 - 1}", remedy="Name another")
     runs = runs if isinstance(runs, Mapping) else named(runs)
     curves = {name: _curve(path) for name, path in runs.items()}
     kept = "heldout" if all("heldout_loss" in curve for curve in curves.values()) else "retain"
@@ -76,9 +70,8 @@ def compare(runs: Mapping[str, StrPath] | Sequence[StrPath], at: float | None = 
     start = max(curve["forget_loss"].iloc[0] for curve in curves.values())
     if not level > start:
         raise GeffectError(
-            f"a forget loss above the start's {start:.3g} to compare runs at",
-            f"{level:.3g}",
-            "name a higher one with --at, or runs that forget",
+            f"The forget loss to compare runs at, {level:.3g}, is not above the start's {start:.3g}",
+            remedy="Name a higher one with --at, or runs that forget",
         )
     harms = {name: _row_harm(path, kept, level) for name, path in runs.items()}
     _check_same_rows(harms, kept)
@@ -91,10 +84,10 @@ def compare(runs: Mapping[str, StrPath] | Sequence[StrPath], at: float | None = 
 def _curve(path: StrPath) -> pd.DataFrame:
     steps = read_steps(path)
     if "forget_loss" not in steps and any(role_of(str(name)) == "forget" for name in steps):
-        remedy = "compare the domains' own curves, from geffect.read_steps"
-        raise GeffectError(f"one forget set in {path}", "several domains", remedy)
+        remedy = "Compare the domains' own curves, from geffect.read_steps"
+        raise GeffectError(f"{path} has several domains, not one forget set", remedy=remedy)
     if not {"forget_loss", "retain_loss"} & set(steps) or "forget_loss" not in steps:
-        raise GeffectError(f"evaluations of a forget set in {path}", "none", "name a run of geffect unlearn")
+        raise GeffectError(f"{path} has no evaluations of a forget set", remedy="Name a run of geffect unlearn")
     return steps.dropna(subset=["forget_loss"]).reset_index(drop=True)
 
 
@@ -117,14 +110,8 @@ def _kept(curve: pd.DataFrame, kept: str, level: float) -> dict[str, float]:
 def rows_at(path: StrPath, kept: str, level: float) -> tuple[Any, Any, Any] | None:
     """The rows of a set where the forget loss first reaches a level, linear between evaluations.
 
-    Args:
-        path: run directory.
-        kept: the set.
-        level: the forget loss (nats a token).
-
-    Returns:
-        Arrays, a number a row: Σ −log p there, that of the first evaluation, labeled tokens. None where the level is
-        never reached, or rows were not recorded.
+    Arrays, a number a row: Σ −log p there, that of the first evaluation, labeled tokens. None where the level is
+    never reached, or rows were not recorded.
     """
     lines = [line for line in evaluations(path) if not line.diverged]
     place = _place(np.array([line.scores["forget"].loss for line in lines]), level)
@@ -145,7 +132,9 @@ def _row_harm(path: StrPath, kept: str, level: float) -> RowHarm:
 def _check_same_rows(harms: Mapping[str, RowHarm], kept: str) -> None:
     counts = [each[1].tolist() for each in harms.values() if each is not None]
     if any(each != counts[0] for each in counts):
-        raise GeffectError(f"runs evaluated on the same {kept} rows", "different ones", "compare runs of the same sets")
+        raise GeffectError(
+            f"The runs were evaluated on different {kept} examples", remedy="Compare runs of the same sets"
+        )
 
 
 def _paired(own: RowHarm, first: RowHarm, seed: int) -> dict[str, float]:

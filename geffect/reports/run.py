@@ -154,10 +154,10 @@ class Run(os.PathLike[str]):
             GeffectError: the kind is unknown, a run has nothing of it, or there are too many runs.
         """
         if kind not in KINDS:
-            raise GeffectError(f"a kind among {', '.join(KINDS)}", repr(kind), "choose one of these")
+            raise GeffectError(f"There is no plot {kind!r}", remedy=f"Choose one of {', '.join(KINDS)}")
         chosen, paths = KINDS[kind], named([each.path for each in (self, *others)])
         if chosen.alone and others:
-            raise GeffectError(f"one run in a picture of {kind}", f"{len(paths)}", "draw each by itself")
+            raise GeffectError(f"A plot of {kind} shows one run, not {len(paths)}", remedy="Draw each by itself")
         frames = [chosen.frame(Run(path)).assign(run=name) for name, path in paths.items()]
         return chosen.draw(pd.concat(frames), **options)
 
@@ -203,7 +203,7 @@ def _number(value: float | None) -> str:
 def _plane(run: Run) -> pd.DataFrame:
     found = run.steps().reindex(columns=["step", "forget_loss", "heldout_loss"]).dropna()
     if found.empty:
-        raise GeffectError(f"evaluations of a forget and a heldout set in {run.path}", "none", "draw another kind")
+        raise GeffectError(f"{run.path} has no evaluations of a forget and a heldout set", remedy="Draw another kind")
     return found
 
 
@@ -221,7 +221,7 @@ def _overlaps(frame: Callable[[Path], pd.DataFrame]) -> Callable[[Run], pd.DataF
 
     def found(run: Run) -> pd.DataFrame:
         if not (run.path / RECIPE).exists():
-            raise GeffectError(f"a localization in {run.path}", "none", "name a directory of geffect localize")
+            raise GeffectError(f"There is no localization in {run.path}", remedy="Name a directory of geffect localize")
         return frame(run.path)
 
     return found

@@ -100,10 +100,10 @@ def test_the_command_prints_both_tables(runs: dict[str, Path], invoke: Command) 
 
 
 def test_what_cannot_be_compared(runs: dict[str, Path], known: Path, tmp_path: Path) -> None:
-    with pytest.raises(GeffectError, match=r"a forget loss above the start's"):
+    with pytest.raises(GeffectError, match=r"is not above the start's"):
         compare(runs, at=0.0)
     other = api.unlearn(config(known, tmp_path / "other", heldout="builtin:authors/heldout[6:12]", evaluate_every=1))
-    with pytest.raises(GeffectError, match="evaluated on the same heldout rows; found different ones"):
+    with pytest.raises(GeffectError, match="evaluated on different heldout examples"):
         compare(runs | {"other": other})
     assert differences(runs | {"other": other}).T["heldout"].tolist()[2] == "builtin:authors/heldout[6:12]"
     with pytest.raises(GeffectError, match=r"There is no steps.jsonl"):

@@ -302,12 +302,12 @@ def test_of_one_run_the_page_stands_in_it(runs: list[Path], tmp_path: Path) -> N
 def test_a_file_of_somebody_elses_is_left_alone(runs: list[Path], tmp_path: Path) -> None:
     other = tmp_path / "page.html"
     other.write_text("<p>mine</p>")
-    with pytest.raises(GeffectError, match=r"a report of geffect's own.*another.*choose another name"):
+    with pytest.raises(GeffectError, match=r"exists, and is no report of geffect\. Choose another name"):
         api.report(ReportConfig.read(None, runs=[runs[0]], out=other))
     assert other.read_text() == "<p>mine</p>"
     with pytest.raises(GeffectError, match="directory to write"):
         api.report(ReportConfig.read(None, runs=[runs[0]], out=tmp_path / "no" / "page.html"))
-    with pytest.raises(GeffectError, match="another"):
+    with pytest.raises(GeffectError, match="is no report of geffect"):
         api.report(ReportConfig.read(None, runs=[runs[0]], out=tmp_path))
 
 

@@ -74,14 +74,8 @@ def lost_probability(examples: Numbers) -> Any:
 def examples_of(first: StepLine, last: StepLine, role: str) -> Numbers:
     """The examples of a role in two evaluations, those of all domains together.
 
-    Args:
-        first: a line of ``steps.jsonl`` with an evaluation.
-        last: another one.
-        role: such as ``forget``.
-
-    Returns:
-        ``[examples, 5]``: Σ −log p at both ends, right tokens at both ends, labeled tokens. A loss that is not finite
-        is infinite: a broken model knows nothing. Right tokens are NaN where a record has none an example.
+    ``[examples, 5]``: Σ −log p at both ends, right tokens at both ends, labeled tokens. A loss that is not finite
+    is infinite: a broken model knows nothing. Right tokens are NaN where a record has none an example.
     """
     names = [name for name in first.examples if role_of(name) == role]
     found = np.concatenate([_columns(first, last, name) for name in names])
@@ -179,14 +173,7 @@ class Outcome(NamedTuple):
 
 @damage_refused
 def outcome(path: StrPath) -> Outcome:
-    """Whether a run forgot selectively, from its first to its last evaluation.
-
-    Args:
-        path: the run directory.
-
-    Returns:
-        The outcome; ``not told`` where the forget set, or a set to compare it with, was not evaluated twice.
-    """
+    """Whether a run forgot selectively, from its first to its last evaluation."""
     return judge(step_lines(path))
 
 
@@ -196,12 +183,6 @@ def judge(lines: Sequence[StepLine]) -> Outcome:
     L is the share that a set lost. Forgetting is selective where ½·L(forget) − L(other) lies above zero, and not where
     it lies below, by its 95 % interval; nothing was forgotten where L(forget) lies below 0.05. Token accuracies are
     asked first. Where they do not tell, the probability of a token is: it moves before any first choice does.
-
-    Args:
-        lines: of ``steps.jsonl``.
-
-    Returns:
-        The outcome.
     """
     scored = [line for line in lines if line.examples]
     roles = {role_of(name) for name in scored[0].examples} if scored else set()

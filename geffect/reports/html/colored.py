@@ -48,11 +48,7 @@ class LayerMap(NamedTuple):
 def layer_maps(frame: pd.DataFrame) -> list[LayerMap]:
     """Both G-effects by layer and step, on one color scale centered on zero.
 
-    Args:
-        frame: columns ``step``, ``layer``, ``unlearn``, ``retain``.
-
-    Returns:
-        The retain side first. Of a run of more than 60 measured steps a column is the mean of several.
+    The retain side first. Of a run of more than 60 measured steps a column is the mean of several.
     """
     layers = sorted(frame["layer"].unique(), key=depth)
     steps = np.sort(frame["step"].unique())
@@ -111,14 +107,7 @@ class Text(NamedTuple):
 
 
 def texts(frame: pd.DataFrame) -> list[Text]:
-    """Texts on one color scale, those of the last step.
-
-    Args:
-        frame: as `geffect.read_tokens`.
-
-    Returns:
-        A text a row of a set.
-    """
+    """Texts on one color scale, those of the last step."""
     frame = frame[frame["step"] == frame["step"].max()]
     labeled = frame["labeled"].astype(bool)
     colors = ScalarMappable(signed(frame.loc[labeled, "effect"].to_numpy(float))[0], SIGNED)

@@ -1,9 +1,7 @@
 """The page on disk."""
 
 import base64
-import contextlib
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +9,7 @@ from typing import NamedTuple
 from geffect.errors import GeffectError, visible
 from geffect.io.readers import opened
 from geffect.record.reader import check_run
+from geffect.record.writer import write as write_file
 from geffect.reports.findings.finding import Finding
 from geffect.reports.findings.outcome import Outcome
 from geffect.reports.html.sections import comparison, section
@@ -33,45 +32,30 @@ class Report(NamedTuple):
 
 
 def write(runs: Mapping[str, Path], out: Path, scheme: str = "thirds") -> Report:
-    """Write runs as one HTML page that needs no network.
-
-    Args:
-        runs: name → directory.
-        out: the file; a report that is there already is drawn again.
-        scheme: how layers make groups.
-
-    Returns:
-        The file, and the findings and outcomes of all runs.
-
-    Raises:
-        GeffectError: a run cannot be read, or the file is none of ours or cannot be written.
-    """
+    """Write runs as one HTML page that needs no network."""
     for path in runs.values():
         check_run(path)
     _check(out)
     sections = [section(path, name, f"run-{i}", scheme) for i, (name, path) in enumerate(runs.items())]
     together = comparison(runs) if len(sections) > 1 else None
     page = _render(runs=sections, comparison=together)
-    partial = out.with_name(f".{out.name[:200]}.{os.getpid()}")
     try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(out)
+        write_file(out, page)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise GeffectError(f"a file to write at --out {out}", str(error.strerror), "choose another place") from error
+        reason = f"--out {out} cannot be written to: {error.strerror}"
+        raise GeffectError(reason, remedy="Choose another place") from error
     findings = [finding for each in sections for finding in each.findings]
     return Report(out, findings, {each.name: each.outcome for each in sections})
 
 
 def _check(out: Path) -> None:
     if not out.parent.is_dir():
-        raise GeffectError(f"a directory to write --out {out} in", "none", "make it, or choose another place")
+        raise GeffectError(f"There is no directory to write --out {out} in", remedy="Make it, or choose another place")
     if not out.exists() and not out.is_symlink():
         return
     if not out.is_file() or MARK not in _head(out):
         raise GeffectError(
-            f"no file, or a report of geffect's own, at --out {out}", "another", "choose another name or move it away"
+            f"--out {out} exists, and is no report of geffect", remedy="Choose another name, or move it away"
         )
 
 

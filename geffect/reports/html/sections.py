@@ -80,15 +80,7 @@ class Picture(NamedTuple):
 
 
 def pictures(runs: Sequence[Run], kinds: Sequence[str] = tuple(READING)) -> list[Picture]:
-    """Every kind of picture that runs have something of.
-
-    Args:
-        runs: drawn together.
-        kinds: which, of `geffect.Run.plot`.
-
-    Returns:
-        The pictures in that order.
-    """
+    """Every kind of picture that runs have something of."""
     return [each for kind in kinds for each in _drawn(runs, kind)]
 
 
@@ -155,17 +147,7 @@ class Comparison:
 
 
 def section(path: Path, name: str, key: str, scheme: str = "thirds") -> Section:
-    """Read a run.
-
-    Args:
-        path: its directory.
-        name: what it is called.
-        key: its anchor in the page.
-        scheme: how layers make groups.
-
-    Returns:
-        What the page says of it.
-    """
+    """Read a run."""
     run = Run(path)
     found = read_findings(path, name, scheme)  # first, as it refuses what is no measured run
     maps = layer_maps(descended(run.to_frame("layer")))
@@ -187,14 +169,7 @@ def section(path: Path, name: str, key: str, scheme: str = "thirds") -> Section:
 
 
 def comparison(runs: Mapping[str, Path]) -> Comparison:
-    """Put runs side by side.
-
-    Args:
-        runs: name → directory.
-
-    Returns:
-        What the page says of them together.
-    """
+    """Put runs side by side."""
     differ = differences(runs)
     equal, why_not = None, ""
     try:
@@ -235,13 +210,8 @@ COUNT = 3
 def worst_rows(path: Path, count: int = COUNT) -> pd.DataFrame:
     """Of every evaluated set the rows that moved the wrong way most, or the right way least.
 
-    Args:
-        path: a run directory.
-        count: rows of a set.
-
-    Returns:
-        `COLUMNS`: of a forget set the rows whose −log p rose least, of any other those whose rose most; no lines where
-        fewer than two evaluations kept their rows.
+    `COLUMNS`: of a forget set the rows whose −log p rose least, of any other those whose rose most; no lines where
+    fewer than two evaluations kept their rows.
     """
     scored = [line.examples for line in evaluations(path) if line.examples and not line.diverged]
     if len(scored) < 2:
