@@ -12,7 +12,7 @@ from rich.segment import Segment
 from rich.table import Table
 
 from geffect.core.launch import launched
-from geffect.errors import visible
+from geffect.errors import GeffectError, visible
 
 if TYPE_CHECKING:
     from geffect.preflight.finding import Finding
@@ -297,3 +297,33 @@ def comparison(frame: pd.DataFrame, out: Path) -> None:
     console.print("  Σe_u < 0 forgets, Σe_r < 0 harms what must stay. conflict: share of steps with e_r < 0.")
     console.print("cos: the objective's gradient against the retain gradient, before any rectification.")
     console.print(f"records and pictures: {out}")
+
+
+def names(kind: str) -> None:
+    """Print what can be named, a line each: its name and the first sentence of its definition.
+
+    Raises:
+        GeffectError: there is no such kind.
+    """
+    from geffect.evaluation.metrics.table import METRICS
+    from geffect.models.builtin import BUILT_IN
+    from geffect.objectives.registry import OBJECTIVES
+    from geffect.rectifiers.registry import RECTIFIERS
+    from geffect.reports.run import KINDS
+    from geffect.stopping import RULES
+
+    tables: dict[str, Mapping[str, Any]] = {
+        "objectives": OBJECTIVES,
+        "rectifiers": RECTIFIERS,
+        "metrics": METRICS,
+        "suites": dict.fromkeys(("builtin", "tofu", "knowundo")),
+        "stop-rules": RULES,
+        "plots": {name: each.draw for name, each in KINDS.items()},
+        "models": dict.fromkeys((*BUILT_IN, "smollm2")),
+    }
+    if kind not in tables:
+        raise GeffectError(f"There is no list of {kind!r}", remedy=f"Choose one of {', '.join(tables)}")
+    console = Console(soft_wrap=True, highlight=False)
+    for name, each in sorted(tables[kind].items()):
+        lines = ((each.__doc__ if each else None) or "").strip().splitlines()
+        console.print(Text(f"{name:<20}  {lines[0]}" if lines and callable(each) else name))

@@ -326,9 +326,45 @@ def cite(
     method: Annotated[str, typer.Argument(help="geffect, g-effect, gru, npo, tofu, … ; all by default")] = "all",
 ) -> None:
     """Print the BibTeX entry of a method, benchmark or of this toolkit."""
-    from geffect.cli.citations import bibtex
-
     typer.echo(bibtex(method))
+
+
+def bibtex(method: str) -> str:
+    """The entry of one method in ``references.bib``, or of ``all``."""
+    text = Path(__file__).with_name("references.bib").read_text(encoding="utf-8").strip()
+    entries = dict(part.removeprefix("% ").split("\n", 1) for part in text.split("\n\n"))
+    if method == "all":
+        return "\n\n".join(entries.values())
+    if method.lower() not in entries:
+        raise GeffectError(f"There is no reference for {method!r}", remedy=f"Choose one of {', '.join(entries)}")
+    return entries[method.lower()]
+
+
+@app.command(name="list", cls=OnceCommand)
+def list_(
+    what: Annotated[str, typer.Argument(help="objectives, rectifiers, metrics, suites, stop-rules, plots or models")],
+) -> None:
+    """Print what can be named, each with its definition in one line."""
+    from geffect.cli import console
+
+    console.names(what)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        _say(f"geffect {version('geffect')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version and stop", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Gradient diagnostics for language-model unlearning."""
 
 
 def main() -> NoReturn:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import geffect
 from geffect.config import EvaluateConfig, FinetuneConfig, LocalizeConfig, PreviewConfig, Schema, UnlearnConfig
 from geffect.core.forward import IGNORE_INDEX
 from geffect.data.encode import encode_set
@@ -206,7 +207,7 @@ def test_a_bad_yaml_file_is_refused(content: bytes, says: str, refused: Callable
         (("report", "absent", "--out", "absent/page.html"), "There is no environment.json of a run in absent"),
         (("report", "absent", "model"), "There is no page to write for 2 runs"),
         (("report", "absent", "--scheme", "halves"), "--scheme"),
-        (("cite", "adam"), "a method among geffect, g-effect, gru, .*; found 'adam'"),
+        (("cite", "adam"), "no reference for 'adam'. Choose one of geffect, g-effect, gru, "),
     ],
 )
 def test_a_bad_command_is_refused(arguments: tuple[str, ...], says: str, refused: Callable[..., None]) -> None:
@@ -251,7 +252,7 @@ def test_a_report_is_refused(arguments: tuple[str, ...], says: str, refused: Cal
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("cite", "adam"), "a method among geffect"),
+        (("cite", "adam"), "no reference for 'adam'"),
         (("preview", "--model", "no-such-org/no-such-model", "--data", "builtin:authors/heldout"), "a readable model"),
     ],
 )
@@ -409,6 +410,29 @@ def test_brackets_stand_around_the_tokens_that_carry_loss_and_no_others(shell: C
 def test_a_limit_shows_the_first_rows(shell: Command) -> None:
     ended = shell("preview", "--model", "model", "--data", "builtin:authors/heldout", "--limit", "2")
     assert re.findall(r"^row \d+", ended.out, re.MULTILINE) == ["row 0", "row 1"]
+
+
+def test_the_version_is_printed(shell: Command) -> None:
+    ended = shell("--version")
+    assert (ended.code, ended.out) == (0, f"geffect {geffect.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [
+        ("objectives", "npo"),
+        ("rectifiers", "gru"),
+        ("metrics", "min_k"),
+        ("suites", "tofu"),
+        ("stop-rules", "knee"),
+        ("plots", "g_effect"),
+        ("models", "builtin:tiny"),
+    ],
+)
+def test_what_can_be_named_is_listed(what: str, name: str, shell: Command) -> None:
+    ended = shell("list", what)
+    assert ended.code == 0
+    assert re.search(rf"^{name}\b", ended.out, re.MULTILINE)
 
 
 # citations
