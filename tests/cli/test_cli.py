@@ -103,7 +103,7 @@ def process(*arguments: str, cwd: Path, **environment: str) -> Ended:
         (("--heldout", "tofu:forget01", "--data-dir", "."), "a set among those in tofu: no .json file"),
         (("--model", "builtin:tinny"), "There is no model 'builtin:tinny'"),
         (("--model", "./absent"), "There is no model './absent'"),
-        (("--model", "gguf:absent.gguf"), "a GGUF file at absent.gguf; found none"),
+        (("--model", "gguf:absent.gguf"), "There is no GGUF file at absent.gguf"),
         (("--out", "model"), "--out model exists already"),
         (("--out", "model/config.json"), "--out model/config.json exists already"),
         (("--out", "model/config.json/run"), "--out model/config.json/run cannot be made"),
@@ -166,7 +166,7 @@ def test_a_model_with_a_garbled_config_is_refused(content: str, refused: Callabl
 
 def test_a_model_directory_without_a_model_is_refused(refused: Callable[..., None], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    refused("unlearn", *good("--model", "empty"), says="config.json, adapter_config.json or checkpoints in empty")
+    refused("unlearn", *good("--model", "empty"), says="config.json, adapter_config.json or checkpoint in empty")
 
 
 @pytest.mark.parametrize(
