@@ -44,7 +44,7 @@ from geffect.training.run import (
 
 if TYPE_CHECKING:
     from geffect.models.load import Loaded
-    from geffect.preflight.finding import Finding
+    from geffect.preflight.numerics import Finding
     from geffect.reports.html.page import Report
     from geffect.training.setup import Start
 
@@ -466,7 +466,7 @@ def doctor(config: DoctorConfig) -> "Iterator[Finding]":
     Yields:
         One finding after the other, each with its remedy.
     """
-    from geffect.preflight.examine import examine
+    from geffect.preflight.checks import examine
 
     yield from examine(config, _start(config))
 

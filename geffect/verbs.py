@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from geffect.localization.localize import Localization
-    from geffect.preflight.finding import Finding
+    from geffect.preflight.numerics import Finding
     from geffect.reports.html.page import Report
 
 Fields = ParamSpec("Fields")

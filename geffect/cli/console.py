@@ -15,7 +15,7 @@ from geffect.core.launch import launched
 from geffect.errors import GeffectError, visible
 
 if TYPE_CHECKING:
-    from geffect.preflight.finding import Finding
+    from geffect.preflight.numerics import Finding
     from geffect.reports.html.page import Report
 
 LEARNED = "bold black on green"

@@ -1,9 +1,10 @@
-"""Of a set-up's arithmetic: do gradients repeat, and how many digits of an inner product hold."""
+"""Checks of a run's arithmetic: whether gradients repeat, and how many digits of an inner product hold."""
 
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import psutil
 import torch
@@ -17,15 +18,36 @@ from geffect.core.layers import named_trainable
 from geffect.models.load import DTYPES
 from geffect.models.scoring import in_evaluation_mode
 from geffect.objectives.base import Counts, risk
-from geffect.preflight.finding import Finding
-from geffect.preflight.setup import FLOAT32, is_quantized
 
 Batches = Mapping[str, Mapping[str, Tensor]]
 DIGITS = 2.0  # of an inner product: fewer say little of a G-effect's size
 TOLERANCE, LARGE = 0.1, 0.3  # relative errors of a derivative: rounding and curvature stay below the first
 FULL = 4  # bytes of a float32
 WRONG = "do not trust these gradients: use full weights in float32, or another attention or quantization kernel"
+FLOAT32 = "use --dtype float32, with --autocast bfloat16 for speed"
 REPEAT = "runs will not repeat bit for bit: on a GPU set CUBLAS_WORKSPACE_CONFIG=:4096:8, on a CPU use fewer threads"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check.
+
+    Attributes:
+        name: the check.
+        status: ``good``, ``warning`` (results may mislead), or ``bad`` (a run would fail or be wrong).
+        found: what was measured.
+        remedy: what to do; empty where all is good.
+    """
+
+    name: str
+    status: Literal["good", "warning", "bad"]
+    found: str
+    remedy: str = ""
+
+
+def is_quantized(model: Any) -> bool:
+    """Whether the model's weights, or those under its adapter, are quantized."""
+    return bool(getattr(model, "is_quantized", False))
 
 
 def determinism(model: Any, batches: Batches) -> Finding:
@@ -43,13 +65,6 @@ def derivative(model: Any, batches: Batches) -> Finding:
     """A central difference of the forget risk along its own gradient against ‖∇R‖; weights are put back bit for bit.
 
     Some kernels, such as those of quantized weights, pass no gradient or a wrong one without a word.
-
-    Args:
-        model: left as it is.
-        batches: of both risks.
-
-    Returns:
-        The finding.
     """
     if any(p.element_size() < FULL for _, p in named_trainable(model)):
         return Finding("derivative", "good", "not measured: 16-bit weights do not move by so little")
@@ -80,14 +95,6 @@ def precision(config: UnlearnConfig, model: Any, batches: Batches) -> Iterator[F
     """Inner products of the risks' gradients with the whole model in bfloat16 and float32, against float64.
 
     A Llama-like model computes its norms in float32 whatever the dtype, so its float64 is no better than that.
-
-    Args:
-        config: of the run.
-        model: left as it is.
-        batches: of both risks.
-
-    Yields:
-        A finding a dtype, or one that says why there is none.
     """
     needed, free = 32 * sum(p.numel() for p in model.parameters()) / 1e9, psutil.virtual_memory().available / 1e9
     if is_quantized(model) or needed > free:

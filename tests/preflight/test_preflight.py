@@ -14,8 +14,8 @@ from geffect.config import DoctorConfig
 from geffect.data.encode import EncodedExample, encode_set
 from geffect.data.load import QASet, load_set
 from geffect.models.load import quiet_transformers
-from geffect.preflight.finding import Finding
-from geffect.preflight.rows import ends, masks
+from geffect.preflight.checks import ends, masks
+from geffect.preflight.numerics import Finding
 from tests.conftest import SHAPE
 from tests.data.test_encode import BOS, CHAT, STOP, TURN_END, adding, ended_by
 
@@ -139,7 +139,7 @@ def test_weights_without_gradients_are_bad_and_are_not_differentiated(
 
     monkeypatch.setattr(api, "load_model", frozen)
     found = examine(start)
-    assert found["weights"].status == "bad" and "every weight frozen" in found["weights"].found
+    assert found["weights"].status == "bad" and "The weights are all frozen" in found["weights"].found
     assert "--lora" in found["weights"].remedy
     assert "determinism" not in found
 
@@ -153,7 +153,10 @@ def test_a_last_step_of_fewer_rows_and_a_tie_are_told(start: Path, tmp_path: Pat
         tokenizer.save_pretrained(tmp_path / "tied")
     found = examine(tmp_path / "tied", batch_size=5)
     assert found["batches"].status == "warning" and found["batches"].found.endswith("last step has 2 rows")
-    assert found["tie"].found == "model.embed_tokens.weight is embedding and head: told apart by use on the risk rows"
+    assert (
+        found["tie"].found
+        == "model.embed_tokens.weight is embedding and head: its gradients on targets are split by use"
+    )
     assert examine(tmp_path / "tied", lora=2)["tie"].found == "embedding and head are one tensor, not trained"
 
 
