@@ -366,7 +366,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     from geffect.data.shared import tell_shared
     from geffect.evaluation.harness import check_tasks
     from geffect.evaluation.results import EXAMPLES, read_evaluation, read_reference, summary, write_texts
-    from geffect.evaluation.run import evaluated, rows_of, tasks_of, view_of
+    from geffect.evaluation.run import evaluate_tasks, evaluate_variant, make_view, read_part
     from geffect.evaluation.suites import parts
     from geffect.evaluation.variants import check_variants, variants
     from geffect.models.checkpoints import named_checkpoints
@@ -376,7 +376,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     refuse_several("geffect evaluate")
     began = time.perf_counter()
     with RunDirectory(config.out) as run:
-        chosen = [(part, rows_of(config, part)) for part in parts(config)]
+        chosen = [(part, read_part(config, part)) for part in parts(config)]
         check_variants(config, chosen)
         tell_shared({part.name: rows for part, rows in chosen})
         if config.task:
@@ -386,13 +386,13 @@ def evaluate(config: EvaluateConfig) -> Path:
         load = _loader(config, config.dtype)
         frames, texts, told, prompts = [], [], {}, {}
         for label, spec in named_checkpoints(config.model) if config.checkpoints else [(config.model, config.model)]:
-            for variant in variants(config, spec, label, chosen, load, partial(view_of, config), finetune):
+            for variant in variants(config, spec, label, chosen, load, partial(make_view, config), finetune):
                 prompts[variant.label] = prompts_of(config, variant.loaded.tokenizer)
                 if variant.label == label:
                     warn_of_other_prompts(config, variant.loaded)
                 with quiet_transformers():
-                    frame, said = evaluated(config, chosen, variant)
-                    told[variant.label] = variant.numbers, tasks_of(config, variant)
+                    frame, said = evaluate_variant(config, chosen, variant)
+                    told[variant.label] = variant.numbers, evaluate_tasks(config, variant)
                 frames.append(frame)
                 texts += said
         examples = pd.concat(frames, ignore_index=True)

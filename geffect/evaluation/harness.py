@@ -17,15 +17,7 @@ Scores = dict[str, dict[str, float]]
 
 
 def check_tasks(names: Sequence[str], folder: Path | None) -> None:
-    """Raise where a task cannot be found.
-
-    Args:
-        names: of tasks, or of groups of them (``mmlu``).
-        folder: a directory with tasks of one's own; None: the harness's alone.
-
-    Raises:
-        GeffectError: the harness is not installed, or has no such task.
-    """
+    """Raise where a task cannot be found."""
     if importlib.util.find_spec("lm_eval") is None:
         raise GeffectError(
             f"--task {names[0]} needs lm-evaluation-harness, which is not installed", remedy=f"Run {INSTALL}"
@@ -41,22 +33,7 @@ def harness(
     limit: int = 0,
     batch_size: int = 16,
 ) -> Scores:
-    """Score a model on tasks of the harness, as it defines them; the model is left in the mode it was in.
-
-    Args:
-        model: the model.
-        tokenizer: its tokenizer.
-        names: of tasks, or of groups of them.
-        folder: a directory with tasks of one's own.
-        limit: rows of each task, its first; 0: all.
-        batch_size: rows at a time.
-
-    Returns:
-        Task → metric → value, with ``METRIC_stderr`` where the harness tells one.
-
-    Raises:
-        GeffectError: there is no such task, or its data cannot be read.
-    """
+    """Score a model on tasks of the harness, as it defines them; the model is left in the mode it was in."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 

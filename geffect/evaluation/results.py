@@ -30,18 +30,7 @@ def summary(
     reference: Values | None,
     told: Mapping[str, tuple[Mapping[str, float], Scores]],
 ) -> dict[str, Any]:
-    """Means with their intervals, and the numbers made of several sets.
-
-    Args:
-        config: suite, metrics, confidence and seed.
-        examples: as of `evaluated`.
-        reference: the rows of the reference's evaluation; None without one.
-        told: model → numbers that describe it, and its tasks' scores.
-
-    Returns:
-        Model → ``sets`` (set → metric → ``mean``, ``low``, ``high``, ``rows``), ``totals`` and, where there are any,
-        ``tasks`` (task → metric → value).
-    """
+    """Means with their intervals, and the numbers made of several sets."""
     found = {}
     for model, (numbers, tasks) in told.items():
         values = rows_by_metric(examples[examples["model"] == model])
@@ -64,18 +53,7 @@ def rows_by_metric(frame: pd.DataFrame) -> dict[tuple[str, str], list[float]]:
 
 
 def read_reference(config: EvaluateConfig, examples: pd.DataFrame) -> Values | None:
-    """The rows of the evaluation that ``config.reference`` names.
-
-    Args:
-        config: which.
-        examples: this evaluation's, which must be of the same rows.
-
-    Returns:
-        (set, metric) → a value a row; None where no reference is named.
-
-    Raises:
-        GeffectError: it is no evaluation of one model, of other rows, or lacks a metric.
-    """
+    """The rows of the evaluation that ``config.reference`` names."""
     if config.reference is None:
         return None
     other = read_evaluation(config.reference)
@@ -138,11 +116,6 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95, seed: int =
 
     It tells what other rows of the same kind would have given, not what another seed of training would.
 
-    Args:
-        values: one an example.
-        confidence: of the interval.
-        seed: of the resampling, 2000 times.
-
     Returns:
         Mean, lower and upper end; all NaN without a value, the mean three times with one or with equal ones.
 
@@ -172,11 +145,6 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95, seed: int =
 
 def geometric_interval(values: Sequence[float], confidence: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
     """A geometric mean over examples and its percentile bootstrap interval: exp of `mean_interval` of the logarithms.
-
-    Args:
-        values: one an example, positive.
-        confidence: of the interval.
-        seed: of the resampling.
 
     Returns:
         Mean, lower and upper end.

@@ -33,41 +33,28 @@ from geffect.training.setup import decides, encode, read_set
 TASKS = "tasks.json"
 
 
-def evaluated(
+def evaluate_variant(
     config: EvaluateConfig, chosen: Sequence[tuple[Part, ExampleSet]], variant: Variant
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-    """Every metric of every example under one variant of a model; what was computed before is taken from the cache.
-
-    Returns:
-        A frame with ``model``, ``set``, ``sha256`` (of the set), ``index``, ``metric``, ``value``, and the texts that
-        the model wrote.
-    """
+    """Every metric of every example under one variant of a model; what was computed before is taken from the cache."""
     frames, texts = [], []
-    for part, rows in tqdm(chosen, desc=visible(variant.label, lines=False), unit="set", disable=None):
-        make = partial(_write, config, part, rows, variant)
-        frame, said = _kept(_key(config, part, rows, variant), make)
+    for part, examples in tqdm(chosen, desc=visible(variant.label, lines=False), unit="set", disable=None):
+        make = partial(_write, config, part, examples, variant)
+        frame, answers = _read_result(_key(config, part, examples, variant), make)
         frames.append(frame.assign(model=variant.label))
-        texts += [{"model": variant.label} | each for each in said]
-    found = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["model", *KEEP])
-    return found[["model", *KEEP]], texts
+        texts += [{"model": variant.label} | each for each in answers]
+    result = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["model", *KEEP])
+    return result[["model", *KEEP]], texts
 
 
-def tasks_of(config: EvaluateConfig, variant: Variant) -> Scores:
-    """The tasks of lm-evaluation-harness under one variant of a model, kept as `evaluated` keeps its values.
-
-    Args:
-        config: which tasks.
-        variant: the model, and what is done to its weights.
-
-    Returns:
-        Task → metric → value; empty where none is asked for.
-    """
+def evaluate_tasks(config: EvaluateConfig, variant: Variant) -> Scores:
+    """The tasks of lm-evaluation-harness under one variant of a model, kept as `evaluate_variant` keeps its values."""
     if not config.task:
         return {}
 
     def make(directory: Path) -> None:
         with variant.context():
-            found = harness(
+            result = harness(
                 variant.loaded.model,
                 variant.loaded.tokenizer,
                 config.task,
@@ -75,9 +62,9 @@ def tasks_of(config: EvaluateConfig, variant: Variant) -> Scores:
                 config.limit,
                 config.batch_size,
             )
-        (directory / TASKS).write_text(json.dumps(found), encoding="utf-8")
+        (directory / TASKS).write_text(json.dumps(result), encoding="utf-8")
 
-    with _home("tasks", _tasks_key(config, variant), make) as directory:
+    with _result_directory("tasks", _tasks_key(config, variant), make) as directory:
         scores: Scores = json.loads((directory / TASKS).read_text(encoding="utf-8"))
         return scores
 
@@ -90,24 +77,15 @@ def _tasks_key(config: EvaluateConfig, variant: Variant) -> str | None:
     return json.dumps([*content, [(str(each), file_sha256(each)) for each in files]])
 
 
-def view_of(config: EvaluateConfig, rows: ExampleSet, loaded: Loaded) -> View:
-    """A set under a model.
-
-    Args:
-        config: how rows become tokens, and how many at a time.
-        rows: the set.
-        loaded: the model.
-
-    Returns:
-        What metrics see.
-    """
+def make_view(config: EvaluateConfig, examples: ExampleSet, loaded: Loaded) -> View:
+    """A set under a model."""
     shots = read_set(config, config.shots).rows[:SHOTS] if config.shots else ()
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     most = min(config.max_new_tokens, context or config.max_new_tokens)  # a model that never ends would go on and on
     return View(
         loaded.model,
         loaded.tokenizer,
-        rows,
+        examples,
         partial(encode, config, loaded, by=encode_examples),
         config.batch_size,
         most,
@@ -115,25 +93,14 @@ def view_of(config: EvaluateConfig, rows: ExampleSet, loaded: Loaded) -> View:
     )
 
 
-def rows_of(config: EvaluateConfig, part: Part) -> ExampleSet:
-    """The rows of a part, checked for what its metrics need.
-
-    Args:
-        config: columns and limit.
-        part: set and metrics.
-
-    Returns:
-        The set.
-
-    Raises:
-        GeffectError: there is no such set, or it lacks a column.
-    """
-    rows = read_set(config, part.spec)
+def read_part(config: EvaluateConfig, part: Part) -> ExampleSet:
+    """The examples of a part, checked for what its metrics need."""
+    examples = read_set(config, part.spec)
     for name in part.metrics:
-        check_fields(name, rows)
+        check_fields(name, examples)
     if "knowmem" in part.metrics:
         _check_shots(config)
-    return replace(rows, rows=rows.rows[: config.limit]) if config.limit else rows
+    return replace(examples, rows=examples.rows[: config.limit]) if config.limit else examples
 
 
 def _check_shots(config: EvaluateConfig) -> None:
@@ -147,30 +114,30 @@ def _check_shots(config: EvaluateConfig) -> None:
         )
 
 
-def _sha256(rows: ExampleSet) -> str:
+def _sha256(examples: ExampleSet) -> str:
     """Of all columns: a wrong answer counts as much as the right one."""
-    return hashlib.sha256(json.dumps(rows.rows, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(examples.rows, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def _key(config: EvaluateConfig, part: Part, rows: ExampleSet, variant: Variant) -> str | None:
+def _key(config: EvaluateConfig, part: Part, examples: ExampleSet, variant: Variant) -> str | None:
     """Everything a result depends on; None where weights have no hash, or a metric's code is not the package's."""
     if variant.loaded.sha256 is None or not all(METRICS[name].is_cacheable for name in part.metrics):
         return None
     options = config.model_dump(include={"max_length", "max_new_tokens"})
     shots = _sha256(read_set(config, config.shots)) if config.shots else None
     model = [decides(config, variant.loaded), variant.weights]
-    content = [model, _sha256(rows), part.name, part.metrics, options, shots]
+    content = [model, _sha256(examples), part.name, part.metrics, options, shots]
     return json.dumps(content, sort_keys=True)
 
 
-def _kept(key: str | None, make: Callable[[Path], None]) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-    with _home("evaluation", key, make) as directory:
+def _read_result(key: str | None, make: Callable[[Path], None]) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    with _result_directory("evaluation", key, make) as directory:
         frame = read_values(directory / EXAMPLES)
         return frame, [parse_json(line) for line in byte_lines(directory / TEXTS)]
 
 
 @contextmanager
-def _home(name: str, key: str | None, make: Callable[[Path], None]) -> Iterator[Path]:
+def _result_directory(name: str, key: str | None, make: Callable[[Path], None]) -> Iterator[Path]:
     """Where a result lies: in the cache, or, where it has no key, in a directory that goes."""
     if key is not None:
         yield cached_directory(name, key, make)
@@ -180,12 +147,12 @@ def _home(name: str, key: str | None, make: Callable[[Path], None]) -> Iterator[
         yield Path(scratch)
 
 
-def _write(config: EvaluateConfig, part: Part, rows: ExampleSet, variant: Variant, directory: Path) -> None:
+def _write(config: EvaluateConfig, part: Part, examples: ExampleSet, variant: Variant, directory: Path) -> None:
     with variant.context():
-        view = view_of(config, rows, variant.loaded)
+        view = make_view(config, examples, variant.loaded)
         tell_cut({part.name: view.encoded})
         values = {name: METRICS[name](view) for name in part.metrics}
-    sha256 = _sha256(rows)
+    sha256 = _sha256(examples)
     frame = pd.DataFrame([
         {"set": part.name, "sha256": sha256, "index": i, "metric": name, "value": value}
         for name, each in values.items()
@@ -193,12 +160,12 @@ def _write(config: EvaluateConfig, part: Part, rows: ExampleSet, variant: Varian
     ])
     frame.to_csv(directory / EXAMPLES, index=False)
     texts = [
-        {"set": part.name, "index": i, "question": row["question"], "true": row["answer"], "said": said}
-        for i, (row, said) in enumerate(_said(view))
+        {"set": part.name, "index": i, "question": row["question"], "true": row["answer"], "said": answers}
+        for i, (row, answers) in enumerate(_answers(view))
     ]
     write_texts(directory, texts)
 
 
-def _said(view: View) -> Iterator[tuple[dict[str, Any], str]]:
+def _answers(view: View) -> Iterator[tuple[dict[str, Any], str]]:
     if view.has_answers and isinstance(view.examples, QASet):
         yield from zip(view.examples.rows, view.answers(), strict=True)

@@ -287,17 +287,7 @@ def compared(config: EvaluateConfig) -> list[Derived]:
 
 
 def totals(config: EvaluateConfig, means: Means, values: Values, reference: Values | None) -> dict[str, Any]:
-    """The numbers of several sets, by name; of the knowundo suite, US, RS and HS of each domain, in %.
-
-    Args:
-        config: what is evaluated.
-        means: (set, metric) → mean.
-        values: (set, metric) → one an example.
-        reference: the same of the reference's evaluation; None without one.
-
-    Returns:
-        Name → number.
-    """
+    """The numbers of several sets, by name; of the knowundo suite, US, RS and HS of each domain, in %."""
     suite = suite_of(config)
     numbers = dict(suite.totals(means)) if suite and suite.totals else {}
     names = [*(suite.comparisons if suite and reference is not None else ()), *config.metric]

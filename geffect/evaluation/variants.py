@@ -53,58 +53,34 @@ def variants(
     chosen: Chosen,
     load: Load,
     view: Callable[[ExampleSet, Loaded], View],
-    fit: Callable[[FinetuneConfig], Path],
+    finetune: Callable[[FinetuneConfig], Path],
 ) -> Iterator[Variant]:
-    """A model, then what ``--rounded``, ``--calibrate`` and ``--relearn`` make of it, one at a time.
-
-    Args:
-        config: which of them.
-        spec: the model.
-        label: its name.
-        chosen: the parts and their rows.
-        load: loads a model by its name.
-        view: a set under a model.
-        fit: fits a model; it returns the directory.
-
-    Yields:
-        What is to be evaluated.
-
-    Raises:
-        Interrupted: by Ctrl-C, SIGTERM or SIGHUP.
-    """
+    """A model, then what ``--rounded``, ``--calibrate`` and ``--relearn`` make of it, one at a time."""
     loaded = load(spec)
     yield Variant(label, loaded)
     if config.rounded:
         yield Variant(f"{label} 8bit", loaded, "8bit", partial(rounded, loaded.model))
     if config.calibrate is not None:
-        yield _calibrated(config, label, loaded, load(config.calibrate), _kept_rows(chosen), view)
+        yield _calibrated(config, label, loaded, load(config.calibrate), _retain_set(chosen), view)
     if config.relearn:
         with tempfile.TemporaryDirectory() as scratch:
             try:
-                path = fit(_relearning(config, spec, chosen, Path(scratch) / "fit"))
+                path = finetune(_relearning(config, spec, chosen, Path(scratch) / "fit"))
             except Interrupted as stopped:  # its directory goes
                 raise Interrupted("stopped while relearning; nothing of that is kept", stopped.signum) from None
             yield Variant(f"{label} relearnt", load(str(path)), numbers={"relearn_steps": config.relearn})
 
 
 def check_variants(config: EvaluateConfig, chosen: Chosen) -> None:
-    """Raise where a set is missing that a variant looks at.
-
-    Args:
-        config: which variants.
-        chosen: the parts and their rows.
-
-    Raises:
-        GeffectError: calibration has no retain set or no start, or relearning no forget set.
-    """
+    """Raise where a set is missing that a variant looks at."""
     if config.calibrate is not None:
-        _kept_rows(chosen)
+        _retain_set(chosen)
         outline(config.calibrate, trust_remote_code=config.trust_remote_code)
     if config.relearn:
         _relearning(config, "", chosen, Path())
 
 
-def _kept_rows(chosen: Chosen) -> ExampleSet:
+def _retain_set(chosen: Chosen) -> ExampleSet:
     found = {part.name: rows for part, rows in chosen if part.name in ("retain", "heldout")}
     if not found:
         names = ", ".join(part.name for part, _ in chosen)
@@ -127,7 +103,7 @@ def _calibrated(
     loaded = replace(loaded, model=_merged(loaded.model))
     before = dict(_merged(start.model).named_parameters())
 
-    def kept(alpha: float) -> float:
+    def retention(alpha: float) -> float:
         with mixed(loaded.model, before, alpha):
             scores = [extraction_strength(each) for each in view(rows, loaded).scores()]
         known = [each for each in scores if each == each]
@@ -139,13 +115,13 @@ def _calibrated(
         return sum(known) / len(known)
 
     def search(directory: Path) -> None:
-        (directory / "alpha.json").write_text(json.dumps(calibrate(kept, config.tau)), encoding="utf-8")
+        (directory / "alpha.json").write_text(json.dumps(calibrate(retention, config.tau)), encoding="utf-8")
 
     key = json.dumps([both, config.tau, config.max_length, rows.rows])
     if all(both):
         alpha = json.loads((cached_directory("calibration", key, search) / "alpha.json").read_text(encoding="utf-8"))
     else:
-        alpha = calibrate(kept, config.tau)
+        alpha = calibrate(retention, config.tau)
     weights = f"mixed {alpha} {json.dumps(both)}"
     found = replace(loaded, sha256=loaded.sha256 if start.sha256 else None)
     return Variant(f"{label} calibrated", found, weights, partial(mixed, loaded.model, before, alpha), {"alpha": alpha})
@@ -190,26 +166,26 @@ def _relearning(config: EvaluateConfig, spec: str, chosen: Chosen, out: Path) ->
 
 @contextmanager
 def mixed(model: nn.Module, start: Mapping[str, Tensor], alpha: float) -> Iterator[None]:
-    """θ(α) = (1 − α) θ_start + α θ while this lasts; after it the weights are bit for bit what they were.
-
-    Args:
-        model: the unlearned model, an adapter merged into its base.
-        start: its start's parameters, by name.
-        alpha: in [0, 1]; 1 is the unlearned model (published code has the mixing factor 1 − α).
-
-    Raises:
-        GeffectError: the start is another model's.
-    """
+    """θ(α) = (1 − α) θ_start + α θ while this lasts; after it the weights are bit for bit what they were."""
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
         if name not in start or start[name].shape != parameter.shape:
             state = f"has {name} of shape {tuple(start[name].shape)}" if name in start else f"lacks {name}"
             message = f"The start {state}, and the model's has shape {tuple(parameter.shape)}"
             raise GeffectError(message, remedy="Name the run's own start")
+    with _changed_weights(parameters, lambda name, p: torch.lerp(start[name].to(p), p, alpha)):
+        yield
+
+
+@contextmanager
+def _changed_weights(
+    parameters: Mapping[str, nn.Parameter], change: Callable[[str, nn.Parameter], Tensor]
+) -> Iterator[None]:
+    """Set parameters to other values, one at a time; they return bit for bit."""
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(torch.lerp(start[name].to(parameter), parameter, alpha))
+            parameter.copy_(change(name, parameter))
     try:
         yield
     finally:
@@ -218,14 +194,14 @@ def mixed(model: nn.Module, start: Mapping[str, Tensor], alpha: float) -> Iterat
                 parameter.copy_(before[name])
 
 
-def calibrate(retained: Callable[[float], float], tau: float = 0.95, tolerance: float = 0.01) -> float:
+def calibrate(retention: Callable[[float], float], tau: float = 0.95, tolerance: float = 0.01) -> float:
     """The largest α at which retention is τ of the start's or more, by bisection.
 
     Retention is taken to fall with α. The paper names no search, and its published script looks at α = 0 and 1 alone.
 
     Args:
-        retained: α → a score of what is kept, such as the mean extraction strength on a retain set.
-        tau: share of ``retained(0)`` that is kept.
+        retention: α → a score of what is kept, such as the mean extraction strength on a retain set.
+        tau: share of ``retention(0)`` that is kept.
         tolerance: of α.
 
     Returns:
@@ -235,13 +211,13 @@ def calibrate(retained: Callable[[float], float], tau: float = 0.95, tolerance: 
     >>> calibrate(lambda alpha: 1 - alpha, tau=0.75, tolerance=0.001)
     0.25
     """
-    enough = tau * retained(0.0)
-    if retained(1.0) >= enough:
+    enough = tau * retention(0.0)
+    if retention(1.0) >= enough:
         return 1.0
     low, high = 0.0, 1.0
     while high - low > tolerance:
         middle = (low + high) / 2
-        low, high = (middle, high) if retained(middle) >= enough else (low, middle)
+        low, high = (middle, high) if retention(middle) >= enough else (low, middle)
     return low
 
 
@@ -250,23 +226,10 @@ def rounded(model: nn.Module, bits: int = 8) -> Iterator[None]:
     """Weights rounded to so many bits while this lasts, symmetrically, a scale an output row; vectors are left.
 
     w → s · round(w / s) with s = max |row| / (2^(bits − 1) − 1). After it the weights are bit for bit what they were.
-
-    Args:
-        model: the model.
-        bits: 2 or more.
     """
-    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.dim() >= 2}
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in before:
-                parameter.copy_(_rounded(parameter, bits))
-    try:
+    matrices = {name: p for name, p in model.named_parameters() if p.dim() >= 2}
+    with _changed_weights(matrices, lambda _, p: _rounded(p, bits)):
         yield
-    finally:
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name in before:
-                    parameter.copy_(before[name])
 
 
 def _rounded(weight: Tensor, bits: int) -> Tensor:

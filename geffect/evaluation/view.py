@@ -43,17 +43,7 @@ class TokenScores:
 def token_scores(
     model: nn.Module, rows: Sequence[EncodedExample], pad_id: int, batch_size: int = 16
 ) -> list[TokenScores]:
-    """Score every labeled token of a set; the model is left in the mode it was in.
-
-    Args:
-        model: the model.
-        rows: the encoded set.
-        pad_id: fills the batches.
-        batch_size: rows at a time; it does not change the result.
-
-    Returns:
-        One a row, in the rows' order.
-    """
+    """Score every labeled token of a set; the model is left in the mode it was in."""
     found: dict[int, TokenScores] = {}
     for chosen, outputs in forward_batches(model, rows, pad_id, batch_size):
         labels = shift(outputs.labels)
@@ -81,15 +71,7 @@ def prompt_of(row: EncodedExample) -> list[int]:
 
 
 def end_ids(model: nn.Module, tokenizer: Tokenizer) -> set[int]:
-    """Every token that ends an answer, each place naming none, one or several.
-
-    Args:
-        model: its ``generation_config`` and ``config`` are read, the text decoder's too.
-        tokenizer: its end of sequence, and what its chat template closes an answer with.
-
-    Returns:
-        The union.
-    """
+    """Every token that ends an answer, each place naming none, one or several."""
     config: Any = getattr(model, "config", None)
     decoder = config.get_text_config() if hasattr(config, "get_text_config") else None
     places = (tokenizer, getattr(model, "generation_config", None), config, decoder)

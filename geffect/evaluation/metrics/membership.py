@@ -24,10 +24,6 @@ def loss(text: TokenScores) -> float:
 def zlib(text: TokenScores, content: str) -> float:
     """LOSS over the bytes the text takes when compressed (arXiv 2012.07805).
 
-    Args:
-        text: its scores.
-        content: the text those tokens are.
-
     Returns:
         Nats per token and byte.
     """

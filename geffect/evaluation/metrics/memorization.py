@@ -11,9 +11,6 @@ LARGEST = math.log(sys.float_info.max)
 def exponential(value: float) -> float:
     """exp(x); infinite beyond what a float64 holds, where `math.exp` raises.
 
-    Args:
-        value: x.
-
     Returns:
         Non-negative; NaN of NaN.
 
@@ -25,9 +22,6 @@ def exponential(value: float) -> float:
 
 def answer_probability(answer: TokenScores) -> float:
     """P = exp((1/n) Σ log p) over an answer's n labeled tokens, its end included (TOFU, arXiv 2401.06121).
-
-    Args:
-        answer: its scores.
 
     Returns:
         In (0, 1]; NaN where n = 0.
@@ -42,9 +36,6 @@ def perplexity(example: TokenScores) -> float:
     2407.01920's, and that of `geffect.evaluation.metrics.success`), and ``mean_perplexity`` the arithmetic mean, which
     is larger.
 
-    Args:
-        example: its scores.
-
     Returns:
         1 or more; infinite beyond 709 nats a token, NaN where n = 0.
     """
@@ -55,9 +46,6 @@ def exact_memorization(answer: TokenScores) -> float:
     """Share of an answer's tokens but the last (the end) that are the most likely ones (as open-unlearning has it).
 
     KnowUnDo's accuracy (`geffect.evaluation.metrics.success`) keeps the last.
-
-    Args:
-        answer: its scores.
 
     Returns:
         In [0, 1]; NaN where the answer has no token but the last.

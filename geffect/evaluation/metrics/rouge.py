@@ -45,9 +45,6 @@ def words(text: str) -> list[str]:
     of the Latin script separate words, as published ("José" is "jos"), unless the text has no word otherwise: then its
     runs of anything but spaces and punctuation are its words.
 
-    Args:
-        text: any.
-
     Returns:
         The words, in order.
 

@@ -77,13 +77,6 @@ def success(
 def harmonic_success(unlearn: float, retention: float) -> float:
     """HS = 2·US·RS / (US + RS), at most twice the smaller; 0 where both are 0.
 
-    Args:
-        unlearn: US = 100 − accuracy on the unlearning rows.
-        retention: RS = accuracy on the retention rows.
-
-    Returns:
-        The harmonic mean.
-
     >>> round(harmonic_success(90.72, 85.34), 2)
     87.95
     """
@@ -93,16 +86,7 @@ def harmonic_success(unlearn: float, retention: float) -> float:
 def successes(
     model: nn.Module, tokenizer: Any, sets: Mapping[str, Sequence[EncodedExample]]
 ) -> dict[str, dict[str, Any]]:
-    """US, RS, HS, perplexity and ROUGE-L of every domain's validation sets.
-
-    Args:
-        model: the model.
-        tokenizer: its tokenizer.
-        sets: split → rows; ``forget_val/DOMAIN`` and ``retain_val/DOMAIN`` are scored, others are not.
-
-    Returns:
-        Domain → ``US``, ``RS``, ``HS``, and both sets' `Success` as ``forget`` and ``retain``.
-    """
+    """US, RS, HS, perplexity and ROUGE-L of every domain's validation sets."""
     found: dict[str, dict[str, Any]] = {}
     for name, rows in sets.items():
         role, _, validation = role_of(name).partition("_")

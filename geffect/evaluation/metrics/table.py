@@ -196,13 +196,6 @@ def _verbatim(view: View) -> list[float]:
 def knowledge_prompt(question: str, shots: Sequence[Mapping[str, Any]]) -> str:
     r"""MUSE's prompt: answered questions, then one more.
 
-    Args:
-        question: the one more.
-        shots: rows with ``question`` and ``answer``.
-
-    Returns:
-        The text.
-
     >>> knowledge_prompt("Who?", [{"question": "Where?", "answer": "Here."}])
     'Question: Where?\nAnswer: Here.\n\nQuestion: Who?\nAnswer: '
     """
@@ -212,12 +205,6 @@ def knowledge_prompt(question: str, shots: Sequence[Mapping[str, Any]]) -> str:
 
 def cut(text: str) -> str:
     r"""An answer up to where the model goes on to another question.
-
-    Args:
-        text: what it wrote.
-
-    Returns:
-        The answer.
 
     >>> cut("Here.\n\nQuestion: Why?")
     'Here.'

@@ -39,9 +39,6 @@ def log_truth_ratio(right: float, wrong: Sequence[float], aggregation: Aggregati
 def truth_ratio(log_ratio: float) -> float:
     """TR of its logarithm; infinite beyond what a float64 holds.
 
-    Args:
-        log_ratio: `log_truth_ratio`.
-
     Returns:
         Non-negative.
 
@@ -64,10 +61,6 @@ def retain_truth(log_ratio: float) -> float:
 def normalized_probability(right: float, wrong: Sequence[float]) -> float:
     """P(right) / (P(right) + Σ_j P(wrong_j) + 1e-10), of sets with choices (real authors, world facts).
 
-    Args:
-        right: P of the answer.
-        wrong: P of each wrong answer.
-
     Returns:
         In [0, 1).
 
@@ -79,9 +72,6 @@ def normalized_probability(right: float, wrong: Sequence[float]) -> float:
 
 def model_utility(numbers: Sequence[float]) -> float:
     """The harmonic mean of probability, ROUGE-L recall and max(0, 1 − TR) of every set to be kept; 0 where one is 0.
-
-    Args:
-        numbers: three a set: nine of TOFU's.
 
     Returns:
         In [0, 1].
