@@ -199,7 +199,7 @@ def test_several_objectives_have_a_record_each(run: Path, tmp_path: Path) -> Non
     alone = api.inspect(inspected(tmp_path / "alone", run, objective="npo(beta=0.1)", one_pass=True))[0]
     for step in range(4):
         pd.testing.assert_series_equal(total(made[1], step), total(alone, step))
-    with pytest.raises(GeffectError, match="found none; run geffect unlearn with --standard-errors"):
+    with pytest.raises(GeffectError, match=r"has no standard errors\. Run geffect unlearn with --standard-errors"):
         geffect.read_standard_errors(alone)
 
 

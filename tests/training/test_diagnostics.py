@@ -105,7 +105,7 @@ def test_standard_errors_stand_beside_the_windows_own_products(watched: Path) ->
     total = read_standard_errors(watched, by="total").set_index(["step", "gradient", "other"])
     own = total.xs(("objective", "objective"), level=("gradient", "other"))
     assert (own["halves"] < own["inner"]).all()
-    with pytest.raises(GeffectError, match="by among total, group, layer"):
+    with pytest.raises(GeffectError, match="Choose one of total, group, layer"):
         read_standard_errors(watched, by="parameter")
 
 
@@ -141,7 +141,7 @@ def test_figures_draw_what_was_recorded(watched: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("reader", [read_prediction, read_overlap, read_standard_errors, read_published])
 def test_what_a_run_did_not_record_is_said(start: Path, tmp_path: Path, reader: Any) -> None:
     run = api.unlearn(config(start, tmp_path / "run", steps=1))
-    with pytest.raises(GeffectError, match="run geffect unlearn with --"):
+    with pytest.raises(GeffectError, match="Run geffect unlearn with --"):
         reader(run)
 
 
