@@ -26,7 +26,7 @@ from geffect.evaluation.metrics.truth import model_utility
 from geffect.models.checkpoints import checkpoints
 from geffect.record.frames import read_steps
 from geffect.reports import plots
-from geffect.reports.matched import at_forget_loss, rows_at
+from geffect.reports.matched import at_forget_loss, examples_at
 
 Numbers = npt.NDArray[np.float64]
 RESAMPLES, SEED = 2000, 0
@@ -82,7 +82,7 @@ def grouped(cells: list[Cell], paths: list[Path]) -> dict[tuple[str, str], list[
 
 def probabilities(paths: list[Path], level: float) -> Numbers | None:
     """exp(−NLL / tokens) of every held row at a forget risk, ``[seeds, rows]``; None where a seed never got there."""
-    found = [rows_at(path, "heldout", level) for path in paths]
+    found = [examples_at(path, "heldout", level) for path in paths]
     if any(each is None for each in found):
         return None
     return np.array([np.exp(-each[0] / each[2]) for each in found if each is not None])

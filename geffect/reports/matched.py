@@ -1,4 +1,4 @@
-"""Runs at equal forgetting: what each kept where it had forgotten as much as the others, and how they differ."""
+"""Runs at equal forgetting: what each retains where all have forgotten as much, and in which settings they differ."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -41,12 +41,12 @@ def _between(values: Any, i: int, share: float) -> Any:
 
 
 def compare(runs: Mapping[str, StrPath] | Sequence[StrPath], at: float | None = None, seed: int = 0) -> pd.DataFrame:
-    """What runs kept at the same forget loss, not at the same step.
+    """The matched comparison: what runs retain at the same forget loss, not at the same step.
 
-    gained is the rise of the forget loss from the start, harm that of the kept set's (``heldout``, else ``retain``),
-    and gained per harm their ratio. The last columns compare each run with the first, row by row of the kept set:
-    harm − the first run's harm with its 95 % interval, from 2000 bootstrap samples of rows common to all runs. It tells
-    of other rows of the kind, not of other seeds.
+    ``gained`` is the rise of the forget loss from the start, ``harm`` that of the ``heldout`` set's loss (else of the
+    ``retain`` set's), and ``gained per harm`` their ratio. The last columns compare each run with the first: ``more
+    harm`` with its 95 % interval, of 2000 bootstrap samples of the examples that all runs were evaluated on. It tells of
+    other examples of the kind, not of other seeds.
 
     Args:
         runs: run directories, or name → run directory.
@@ -65,7 +65,7 @@ def compare(runs: Mapping[str, StrPath] | Sequence[StrPath], at: float | None = 
         raise GeffectError(f"--seed {seed} is not from 0 to {2**32 - 1}", remedy="Name another")
     runs = runs if isinstance(runs, Mapping) else named(runs)
     curves = {name: _curve(path) for name, path in runs.items()}
-    kept = "heldout" if all("heldout_loss" in curve for curve in curves.values()) else "retain"
+    other = "heldout" if all("heldout_loss" in curve for curve in curves.values()) else "retain"
     level = min(curve["forget_loss"].max() for curve in curves.values()) if at is None else at
     start = max(curve["forget_loss"].iloc[0] for curve in curves.values())
     if not level > start:
@@ -73,10 +73,10 @@ def compare(runs: Mapping[str, StrPath] | Sequence[StrPath], at: float | None = 
             f"The forget loss to compare runs at, {level:.3g}, is not above the start's {start:.3g}",
             remedy="Name a higher one with --at, or runs that forget",
         )
-    harms = {name: _row_harm(path, kept, level) for name, path in runs.items()}
-    _check_same_rows(harms, kept)
+    harms = {name: _harm(path, other, level) for name, path in runs.items()}
+    _check_same_examples(harms, other)
     first = next(iter(harms.values()))
-    rows = {name: _kept(curve, kept, level) | _paired(harms[name], first, seed) for name, curve in curves.items()}
+    rows = {name: _at_level(curve, other, level) | _paired(harms[name], first, seed) for name, curve in curves.items()}
     return pd.DataFrame(list(rows.values())).assign(run=list(rows))[["run", *next(iter(rows.values()))]]
 
 
@@ -91,53 +91,53 @@ def _curve(path: StrPath) -> pd.DataFrame:
     return steps.dropna(subset=["forget_loss"]).reset_index(drop=True)
 
 
-def _kept(curve: pd.DataFrame, kept: str, level: float) -> dict[str, float]:
+def _at_level(curve: pd.DataFrame, other: str, level: float) -> dict[str, float]:
     start = curve.iloc[0]
-    harm = at_forget_loss(curve, f"{kept}_loss", level) - start[f"{kept}_loss"]
+    harm = at_forget_loss(curve, f"{other}_loss", level) - start[f"{other}_loss"]
     gained = level - start["forget_loss"]
     return {
         "step": at_forget_loss(curve, "step", level),
         "forget loss": level,
         "forget acc.": at_forget_loss(curve, "forget_accuracy", level),
-        f"{kept} loss": at_forget_loss(curve, f"{kept}_loss", level),
-        f"{kept} acc.": at_forget_loss(curve, f"{kept}_accuracy", level),
+        f"{other} loss": at_forget_loss(curve, f"{other}_loss", level),
+        f"{other} acc.": at_forget_loss(curve, f"{other}_accuracy", level),
         "gained": gained,
         "harm": harm,
         "gained per harm": gained / harm if harm > 0 else float("nan"),
     }
 
 
-def rows_at(path: StrPath, kept: str, level: float) -> tuple[Any, Any, Any] | None:
-    """The rows of a set where the forget loss first reaches a level, linear between evaluations.
+def examples_at(path: StrPath, other: str, level: float) -> tuple[Any, Any, Any] | None:
+    """The examples of a set where the forget loss first reaches a level, linear between evaluations.
 
-    Arrays, a number a row: Σ −log p there, that of the first evaluation, labeled tokens. None where the level is
-    never reached, or rows were not recorded.
+    Arrays, a number an example: Σ −log p there, that of the first evaluation, labeled tokens. None where the level is
+    never reached, or examples were not recorded.
     """
     lines = [line for line in evaluations(path) if not line.diverged]
     place = _place(np.array([line.scores["forget"].loss for line in lines]), level)
-    if place is None or not all(kept in line.examples for line in lines):
+    if place is None or not all(other in line.examples for line in lines):
         return None
-    nll = np.array([line.examples[kept].nll for line in lines])
-    return _between(nll, *place), nll[0], np.array(lines[0].examples[kept].tokens)
+    nll = np.array([line.examples[other].nll for line in lines])
+    return _between(nll, *place), nll[0], np.array(lines[0].examples[other].tokens)
 
 
-RowHarm = tuple[Any, Any] | None  # rise of each row's Σ −log p, and its labeled tokens
+Harm = tuple[Any, Any] | None  # rise of each example's Σ −log p, and its labeled tokens
 
 
-def _row_harm(path: StrPath, kept: str, level: float) -> RowHarm:
-    found = rows_at(path, kept, level)
+def _harm(path: StrPath, other: str, level: float) -> Harm:
+    found = examples_at(path, other, level)
     return None if found is None else (found[0] - found[1], found[2])
 
 
-def _check_same_rows(harms: Mapping[str, RowHarm], kept: str) -> None:
+def _check_same_examples(harms: Mapping[str, Harm], other: str) -> None:
     counts = [each[1].tolist() for each in harms.values() if each is not None]
     if any(each != counts[0] for each in counts):
         raise GeffectError(
-            f"The runs were evaluated on different {kept} examples", remedy="Compare runs of the same sets"
+            f"The runs were evaluated on different {other} examples", remedy="Compare runs of the same sets"
         )
 
 
-def _paired(own: RowHarm, first: RowHarm, seed: int) -> dict[str, float]:
+def _paired(own: Harm, first: Harm, seed: int) -> dict[str, float]:
     if own is None or first is None:
         return {"more harm": float("nan"), "low": float("nan"), "high": float("nan")}
     difference, tokens = own[0] - first[0], own[1]
@@ -155,10 +155,10 @@ def differences(runs: Mapping[str, StrPath]) -> pd.DataFrame:
     Returns:
         Indexed by setting, a column a run; ``–`` where it has none. Directories and times of the runs do not count.
     """
-    told = {name: read_settings(path) for name, path in runs.items()}
-    keys = dict.fromkeys(key for each in told.values() for key in each)
-    rows = {key: [each.get(key, "–") for each in told.values()] for key in keys}
-    return pd.DataFrame({key: values for key, values in rows.items() if len(set(values)) > 1}, index=list(told)).T
+    settings = {name: read_settings(path) for name, path in runs.items()}
+    keys = dict.fromkeys(key for each in settings.values() for key in each)
+    rows = {key: [each.get(key, "–") for each in settings.values()] for key in keys}
+    return pd.DataFrame({key: values for key, values in rows.items() if len(set(values)) > 1}, index=list(settings)).T
 
 
 def _rate(examples: Numbers) -> Any:
