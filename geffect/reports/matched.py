@@ -45,7 +45,7 @@ def compare(runs: Mapping[str, StrPath] | Sequence[StrPath], at: float | None = 
 
     ``gained`` is the rise of the forget loss from the start, ``harm`` that of the ``heldout`` set's loss (else of the
     ``retain`` set's), and ``gained per harm`` their ratio. The last columns compare each run with the first: ``more
-    harm`` with its 95 % interval, of 2000 bootstrap samples of the examples that all runs were evaluated on. It tells of
+    harm`` with its 95 % interval, of 2000 bootstrap samples of the examples that all runs have in common. It tells of
     other examples of the kind, not of other seeds.
 
     Args:
