@@ -30,7 +30,12 @@ if TYPE_CHECKING:
     from geffect.data.encode import encode_set as encode_set
     from geffect.data.load import load_set as load_set
     from geffect.errors import GeffectError as GeffectError
+    from geffect.evaluation.metrics.table import register_metric as register_metric
     from geffect.evaluation.results import read_evaluation as read_evaluation
+    from geffect.evaluation.suites import Part as Part
+    from geffect.evaluation.suites import register_derived as register_derived
+    from geffect.evaluation.suites import register_suite as register_suite
+    from geffect.evaluation.view import View as View
     from geffect.localization.storage import read_localization as read_localization
     from geffect.monitoring.callback import Callback as Callback
     from geffect.monitoring.loop import watch as watch
@@ -73,7 +78,10 @@ _MODULES = {
     "geffect.data.encode": "collate encode_set",
     "geffect.data.load": "load_set",
     "geffect.errors": "GeffectError",
+    "geffect.evaluation.metrics.table": "register_metric",
     "geffect.evaluation.results": "read_evaluation",
+    "geffect.evaluation.suites": "Part register_derived register_suite",
+    "geffect.evaluation.view": "View",
     "geffect.localization.storage": "read_localization",
     "geffect.monitoring.callback": "Callback",
     "geffect.monitoring.loop": "watch",

@@ -306,6 +306,7 @@ def names(kind: str) -> None:
         GeffectError: there is no such kind.
     """
     from geffect.evaluation.metrics.table import METRICS
+    from geffect.evaluation.suites import DERIVED, SUITES
     from geffect.models.builtin import BUILT_IN
     from geffect.objectives.registry import OBJECTIVES
     from geffect.rectifiers.registry import RECTIFIERS
@@ -315,8 +316,9 @@ def names(kind: str) -> None:
     tables: dict[str, Mapping[str, Any]] = {
         "objectives": OBJECTIVES,
         "rectifiers": RECTIFIERS,
-        "metrics": METRICS,
-        "suites": dict.fromkeys(("builtin", "tofu", "knowundo")),
+        "metrics": {name: metric.compute for name, metric in METRICS.items()}
+        | {name: x.compute for name, x in DERIVED.items()},
+        "suites": {name: suite.parts for name, suite in SUITES.items()},
         "stop-rules": RULES,
         "plots": {name: each.draw for name, each in KINDS.items()},
         "models": dict.fromkeys((*BUILT_IN, "smollm2")),

@@ -159,6 +159,7 @@ def _domain_success(means: Means) -> dict[str, dict[str, float]]:
 
 @register_suite("builtin", totals=partial(_utility, sets=["heldout"]), comparisons=["forget_quality"])
 def _builtin(config: EvaluateConfig) -> list[Part]:
+    """The built-in fictional authors: what to forget, to retain, and a heldout set."""
     metrics = {"forget": FORGET, "retain": RETAIN, "heldout": RETAIN}
     return [Part(name, f"builtin:authors/{name}", names) for name, names in metrics.items()]
 
@@ -167,6 +168,7 @@ def _builtin(config: EvaluateConfig) -> list[Part]:
     "tofu", totals=partial(_utility, sets=["retain", "real_authors", "world_facts"]), comparisons=["forget_quality"]
 )
 def _tofu(config: EvaluateConfig) -> list[Part]:
+    """TOFU (arXiv 2401.06121): a forget split, the retain set, real authors and world facts."""
     metrics = {"retain": RETAIN, "real_authors": CHOICES, "world_facts": CHOICES}
     forget = Part("forget", f"tofu:{config.split}_perturbed", FORGET)
     return [forget, *(Part(name, f"tofu:{name}_perturbed", names) for name, names in metrics.items())]
@@ -174,6 +176,7 @@ def _tofu(config: EvaluateConfig) -> list[Part]:
 
 @register_suite("knowundo", totals=_domain_success)
 def _knowundo(config: EvaluateConfig) -> list[Part]:
+    """KnowUnDo (arXiv 2407.01920): both validation sets of each domain."""
     validation = [domain.part("val") or domain for domain in config.domain]
     return [
         Part(split_name(role, domain.name), spec, SUCCESS)
@@ -184,21 +187,32 @@ def _knowundo(config: EvaluateConfig) -> list[Part]:
 
 @register_derived("forget_quality", ["log_truth_ratio_geometric"], ["forget"], needs_reference=True)
 def _quality(values: Values, reference: Values | None) -> float:
+    """TOFU's forget quality: the p-value of a Kolmogorov–Smirnov test of truth ratios against the reference."""
     key = ("forget", "log_truth_ratio_geometric")
     return forget_quality(values[key], (reference or {})[key])
 
 
-def _auc(values: Values, reference: Values | None = None, *, metric: str) -> float:
+def _auc(values: Values, *, metric: str) -> float:
     return membership.auc(values["forget", metric], values["holdout", metric])
+
+
+def _make_auc(metric: str) -> Compute:
+    def compute(values: Values, reference: Values | None) -> float:
+        return _auc(values, metric=metric)
+
+    compute.__doc__ = f"AUC of {metric} between the forget set and a holdout: 1 where the forget set looks trained on."
+    return compute
 
 
 @register_derived("privleak", ["min_k"], ["forget", "holdout"], compares=True)
 def _privleak(values: Values, reference: Values | None) -> float:
+    """MUSE's PrivLeak, of the AUC of Min-K %, against the reference's AUC or 0.5."""
     return membership.privleak(*(_auc(each, metric="min_k") for each in (values, reference) if each is not None))
 
 
 @register_derived("auc_reference", ["loss"], ["forget", "holdout"], needs_reference=True)
 def _reference_auc(values: Values, reference: Values | None) -> float:
+    """AUC of the loss minus the reference's, between the forget set and a holdout."""
     sides = []
     for side in ("forget", "holdout"):
         both = values[side, "loss"], (reference or {})[side, "loss"]
@@ -207,7 +221,7 @@ def _reference_auc(values: Values, reference: Values | None) -> float:
 
 
 for _metric in ("loss", "zlib", "min_k", "min_k_plus_plus"):
-    register_derived(f"auc_{_metric}", [_metric], ["forget", "holdout"])(partial(_auc, metric=_metric))
+    register_derived(f"auc_{_metric}", [_metric], ["forget", "holdout"])(_make_auc(_metric))
 
 
 def parts(config: EvaluateConfig) -> list[Part]:

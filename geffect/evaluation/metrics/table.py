@@ -116,10 +116,15 @@ def register_metric(
 
 
 def _each(score: Callable[..., float]) -> PerExample:
-    return lambda view: [score(row) for row in view.scores()]
+    def compute(view: View) -> list[float]:
+        return [score(example) for example in view.scores()]
+
+    compute.__doc__ = getattr(score, "func", score).__doc__
+    return compute
 
 
 def _accuracy(view: View) -> list[float]:
+    """Share of an example's labeled tokens that are the most likely ones."""
     return [row.right.double().mean().item() for row in view.scores()]
 
 
