@@ -436,7 +436,7 @@ def test_checkpoints_of_different_architectures_are_refused(run: Path, tmp_path:
 
 SHELL = {
     "empty": (["{empty}"], "checkpoint-N directories"),
-    "nowhere": (["{empty}/nope"], "expected a model"),
+    "nowhere": (["{empty}/nope"], "There is no model"),
     "base": (["{adapter}", "--forget", SETS["forget"], "--retain", SETS["retain"]], "gone"),
     "no set": (["{run}/checkpoints"], "--forget has no value"),
     "no start": (
