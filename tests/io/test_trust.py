@@ -135,7 +135,7 @@ def test_a_model_that_is_nothing_without_its_code_is_refused(start: Path, tmp_pa
     shutil.copytree(start, model)
     plant(model, marker, model_type="evil")
     for read in (load, outline):
-        with pytest.raises(GeffectError, match=r"one that comes with code of its own; add --trust-remote-code if"):
+        with pytest.raises(GeffectError, match=r"it comes with code of its own. Add --trust-remote-code if"):
             read(str(model))
         assert not marker.exists()
 
