@@ -15,7 +15,7 @@ geffect.unlearn(model="m", forget="f", retain="r")
 geffect.unlearn(geffect.FinetuneConfig(model="m", train=["t"], out="o"))
 geffect.UnlearnConfig(model=3, out="o")
 geffect.UnlearnConfig(model="m", out="o", objective=3)
-geffect.evaluate(model="m", out="o", suite="tofo")
+geffect.evaluate(model="m", out="o", suite="tofu", dtype="int8")
 geffect.Run("a").nothing
 geffect.read(3)
 geffect.unlern(model="m")
