@@ -32,8 +32,7 @@ import torch
 from torch import Tensor, nn
 
 import geffect
-from geffect.core.gradients import trainable
-from geffect.core.layers import block_list, unwrap
+from geffect.core.layers import decoder_blocks, trainable_parameters, unwrap
 from geffect.errors import GeffectError
 
 SECONDS = 120  # for one model
@@ -267,7 +266,7 @@ def faults(model: Any) -> Iterator[str]:
     logging.getLogger("geffect").setLevel(logging.ERROR)
     layout = geffect.layout(model)
     forget, retain = rows(1), rows(2)
-    parameters = trainable(model)
+    parameters = trainable_parameters(model)
     before = state(model)
     with geffect.watch(model, forget=forget, retain=retain) as watch:
         yield from changes(before, state(model))
@@ -307,15 +306,15 @@ def layout_faults(model: Any, layers: dict[str, str]) -> Iterator[str]:
     calls: Counter[int] = Counter()
     for name, parameter in base.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), set()).add(name)
-    path, blocks = block_list(base)
+    path, blocks = decoder_blocks(base)
     pattern = re.compile(rf"{re.escape(path)}\.(\d+)\.")
     hooks = [block.register_forward_hook(lambda *_, i=i: calls.update([i])) for i, block in enumerate(blocks)]
     one_by_one(model, rows(0, (8,)))
     for hook in hooks:
         hook.remove()
-    if list(layers) != list(trainable(model)):
+    if list(layers) != list(trainable_parameters(model)):
         yield "the layout's parameters are not the trainable ones"
-    for name, parameter in trainable(model).items():
+    for name, parameter in trainable_parameters(model).items():
         inside = {int(found[1]) for each in names[id(parameter)] if (found := pattern.match(each))}
         several = len(inside) > 1 or any(calls[i] > 1 for i in inside)
         expected = "shared" if several else f"block_{min(inside)}" if inside else None

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from geffect.api import load_model
-from geffect.core.forward import forward, shift
-from geffect.core.gradients import NamedTensors, capture
+from geffect.core.forward import forward, shift_labels
+from geffect.core.gradients import NamedTensors, capture_gradients
 from geffect.core.losses import nll_at
 from geffect.data.encode import collate, encode_set, pad_id_of
 from geffect.data.load import load_set
@@ -34,7 +34,7 @@ def full_cross_entropy(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """Token-mean NLL by float32 ``cross_entropy`` over the logits of every position."""
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return functional.cross_entropy(wide.flatten(0, 1), shift(batch["labels"]).flatten())
+    return functional.cross_entropy(wide.flatten(0, 1), shift_labels(batch["labels"]).flatten())
 
 
 def exact_heads(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
@@ -146,7 +146,7 @@ def _gradients(model: Any, batches: Mapping[str, dict[str, Tensor]], loss: Loss)
     def closure(name: str) -> Callable[[], Tensor]:
         return lambda: loss(model, batches[name])
 
-    rows: dict[str, NamedTensors] = dict(capture(model, {name: closure(name) for name in batches}))
+    rows: dict[str, NamedTensors] = dict(capture_gradients(model, {name: closure(name) for name in batches}))
     risks = {name: {"risk": closure(name)().detach()} for name in batches}
     return {name: {key: each.double() for key, each in (row | risks[name]).items()} for name, row in rows.items()}
 

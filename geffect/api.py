@@ -21,7 +21,7 @@ from geffect.config import (
     TrainConfig,
     UnlearnConfig,
 )
-from geffect.core.launch import launcher, refuse_several
+from geffect.core.launch import check_single_process, launch_command
 from geffect.core.splits import role_of
 from geffect.errors import Interrupted
 from geffect.io.signals import terminable
@@ -151,7 +151,7 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> Path:
     from geffect.training.finetune import FinetuneTrainer
     from geffect.training.hf_arguments import training_arguments
 
-    refuse_several("geffect finetune")
+    check_single_process("geffect finetune")
     if resume:
         config = unfinished(config)
     with RunDirectory(config.out, resume=resume) as run:
@@ -197,7 +197,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
     Returns:
         The run directory.
     """
-    from geffect.core.distributed import rank, wait
+    from geffect.core.distributed import rank, wait_for_all
     from geffect.evaluation.metrics.success import successes
     from geffect.models.load import quiet_transformers
     from geffect.models.reference import Reference
@@ -253,14 +253,14 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
                 rules=config.stop,
                 past=lines_before(config.out, checkpoint),
             )
-            train(trainer, checkpoint, f"{launcher()}geffect unlearn {again(config)}")
+            train(trainer, checkpoint, f"{launch_command()}geffect unlearn {again(config)}")
             if trainer.diverged:
                 scored = {}
             end = successes(loaded.model, loaded.tokenizer, start.encoded) if scored else {}
             if rank() == 0:
                 success = {"success": {"start": scored, "end": end}} if scored else {}
                 run.finish(ends(config.out, config.stop) | unmet(config) | success)
-            wait()  # the others read what the first has written
+            wait_for_all()  # the others read what the first has written
     check_converged(trainer, config.out)
     return config.out
 
@@ -278,8 +278,7 @@ def localize(config: LocalizeConfig) -> Path:
     Raises:
         GeffectError: a set, a share or the model is refused, or a loss is not finite.
     """
-    from geffect.core.gradients import trainable
-    from geffect.core.layers import layout
+    from geffect.core.layers import layout, trainable_parameters
     from geffect.data.checks import tell_cut
     from geffect.localization.localize import localize as find
     from geffect.localization.losses import split_losses
@@ -290,12 +289,16 @@ def localize(config: LocalizeConfig) -> Path:
     from geffect.reports.compare import overlap_figures
     from geffect.training.setup import localized_rows, prompts_of, warn_of_other_prompts
 
-    refuse_several("geffect localize")
+    check_single_process("geffect localize")
     with RunDirectory(config.out) as run:
         loaded = _loader(config, config.dtype)(config.model)
         check_trainable(loaded.model)
         warn_of_other_prompts(config, loaded)
-        rows, parameters, began = localized_rows(config, loaded), trainable(loaded.model), time.perf_counter()
+        rows, parameters, began = (
+            localized_rows(config, loaded),
+            trainable_parameters(loaded.model),
+            time.perf_counter(),
+        )
         tell_cut(rows)
         with in_evaluation_mode(loaded.model):
             losses = split_losses(loaded, rows, config.labels, config.draws, config.seed)
@@ -338,7 +341,7 @@ def inspect(config: InspectConfig, *, resume: bool = False) -> list[Path]:
     from geffect.inspection.run import inspect as inspect_all
     from geffect.inspection.tasks import record_of
 
-    refuse_several("geffect inspect")
+    check_single_process("geffect inspect")
     series = readable(places(config.checkpoints), skip_broken=config.skip_broken)
     whole = completed(config)
     inspect_all(whole, series, _loader(whole, whole.dtype), resume=resume)
@@ -373,7 +376,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     from geffect.models.load import quiet_transformers
     from geffect.training.setup import prompts_of, warn_of_other_prompts
 
-    refuse_several("geffect evaluate")
+    check_single_process("geffect evaluate")
     began = time.perf_counter()
     with RunDirectory(config.out) as run:
         chosen = [(part, read_part(config, part)) for part in parts(config)]

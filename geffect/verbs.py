@@ -27,7 +27,7 @@ from geffect.reports.run import Run
 if TYPE_CHECKING:
     import pandas as pd
 
-    from geffect.localization.localize import Localization
+    from geffect.core.masks import Localization
     from geffect.preflight.numerics import Finding
     from geffect.reports.html.page import Report
 

@@ -79,6 +79,18 @@ def test_imports_point_one_way(module: str) -> None:
     assert not back, f"{module} imports {back}, which stand after it"
 
 
+def test_the_house_is_low() -> None:
+    """The longest chain of entries that import one another, and how many entries there are."""
+    below = {entry: set[str]() for entry in ORDER}
+    for module, path in MODULES.items():
+        below[_entry(module)] |= {_entry(name) for name in _imports(path)} - {_entry(module)}
+    floor: dict[str, int] = {}
+    for entry in ORDER:
+        floor[entry] = 1 + max((floor[name] for name in below[entry]), default=0)
+    assert max(floor.values()) <= 11, floor
+    assert len(ORDER) <= 22
+
+
 def test_no_circle_among_files() -> None:
     TopologicalSorter({module: _imports(path) for module, path in MODULES.items()}).prepare()
 

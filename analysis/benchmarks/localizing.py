@@ -7,7 +7,7 @@ from analysis.benchmarks.table import Finding
 from analysis.benchmarks.timing import Seconds, interleave, ratio
 from geffect.api import load_model
 from geffect.config import LocalizeConfig
-from geffect.core.gradients import trainable
+from geffect.core.layers import trainable_parameters
 from geffect.localization.localize import localize
 from geffect.localization.losses import split_losses
 from geffect.models.scoring import in_evaluation_mode
@@ -31,7 +31,7 @@ def passes(model: str, rows: int) -> dict[str, Callable[[], object]]:
         for name in ("privacy", "copyright")
     ]
     config, loaded = LocalizeConfig.read(model=model, domain=domain, out="unused"), load_model(model)
-    examples, parameters = localized_rows(config, loaded), trainable(loaded.model)
+    examples, parameters = localized_rows(config, loaded), trainable_parameters(loaded.model)
 
     def alone() -> None:
         with in_evaluation_mode(loaded.model):

@@ -52,7 +52,7 @@ def measure(kind: str, model: str, rows: int, data_dir: Path | None = None) -> d
     """
     from analysis.benchmarks.published import ThreeBackwards
     from analysis.benchmarks.setting import make_setting
-    from geffect.core.gradients import trainable
+    from geffect.core.layers import trainable_parameters
 
     setting = make_setting(model, rows, data_dir)
     made: dict[str, Callable[[], Callable[[], object]]] = {
@@ -66,7 +66,7 @@ def measure(kind: str, model: str, rows: int, data_dir: Path | None = None) -> d
         for _ in range(2):
             setting.clear()
             step()
-    gradient = sum(p.numel() * p.element_size() for p in trainable(setting.model).values())
+    gradient = sum(p.numel() * p.element_size() for p in trainable_parameters(setting.model).values())
     return {"loaded": seen[0], "peak": seen[1], "gradient": gradient}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from analysis.benchmarks.setting import Setting
 from geffect.core.forward import forward
-from geffect.core.gradients import trainable
+from geffect.core.layers import trainable_parameters
 
 PAST = 0.6  # of the G-effect script's running averages
 NEW = 0.8  # the GRU script's moving_avg, on the newest gradient
@@ -72,7 +72,7 @@ class FlatProjection:
             g, m = forget.numpy().astype(np.float64), average.numpy().astype(np.float64)
             forget = torch.from_numpy(g - (g @ m) / (m @ m) * m).to(retain.dtype)
         start = 0
-        for parameter in trainable(self.setting.model).values():
+        for parameter in trainable_parameters(self.setting.model).values():
             parameter.grad = forget[start : start + parameter.numel()].view_as(parameter).clone()
             start += parameter.numel()
 
@@ -123,7 +123,7 @@ _INPUTS = ("input_ids", "attention_mask", "labels")
 def _against(setting: Setting, direction: Mapping[str, Tensor]) -> float:
     found = sum(
         float(torch.dot(p.grad.flatten(), direction[name].flatten()))
-        for name, p in trainable(setting.model).items()
+        for name, p in trainable_parameters(setting.model).items()
         if p.grad is not None
     )
     setting.model.zero_grad()
@@ -133,5 +133,5 @@ def _against(setting: Setting, direction: Mapping[str, Tensor]) -> float:
 def _flat_gradients(model: Any) -> Flat:
     return {
         name: (torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1).cpu()
-        for name, p in trainable(model).items()
+        for name, p in trainable_parameters(model).items()
     }

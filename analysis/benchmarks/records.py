@@ -12,8 +12,7 @@ import torch
 from analysis.benchmarks.table import Finding
 from analysis.benchmarks.timing import Seconds, StandardErrors, interleave
 from geffect.core.gram import Gram
-from geffect.core.layers import Layout
-from geffect.core.tied import BOTH, EMBED, HEAD
+from geffect.core.layers import BOTH, EMBED, HEAD, Layout
 from geffect.record.writer import RunDirectory, layout_to_json
 from geffect.reports.compare import summarize
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from geffect.api import load_model
 from geffect.core.forward import Outputs, forward
-from geffect.core.gradients import NamedTensors, capture, trainable
-from geffect.core.tied import find_tie
+from geffect.core.gradients import NamedTensors, capture_gradients
+from geffect.core.layers import find_tied_weights, trainable_parameters
 from geffect.data.encode import collate, encode_set, pad_id_of
 from geffect.data.load import load_set
 from geffect.measurement.measurement import Batch, Measured, Measurement
@@ -54,7 +54,7 @@ class Setting:
 
     def direction(self) -> NamedTensors:
         """∇R of the retain batch."""
-        return capture(self.model, {"retain": lambda: self.risk("retain")})["retain"]
+        return capture_gradients(self.model, {"retain": lambda: self.risk("retain")})["retain"]
 
     def measurement(self, objective: str, rectifier: str = "none") -> Measurement:
         """What steps of an objective share, as the trainer makes it."""
@@ -62,8 +62,10 @@ class Setting:
         def run(batch: Batch, needs: frozenset[str], *, dropout: bool) -> Outputs:
             return forward(self.model, batch, needs)
 
-        tie = find_tie(self.model)
-        return Measurement(trainable(self.model), run, make_objective(objective), make_rectifier(rectifier), tie=tie)
+        tie = find_tied_weights(self.model)
+        return Measurement(
+            trainable_parameters(self.model), run, make_objective(objective), make_rectifier(rectifier), tie=tie
+        )
 
     def stepping(self, objective: str, rectifier: str = "none", *, measure: bool = True) -> Callable[[], Measured]:
         """A function that takes one step, all but the optimizer's, and leaves its gradient in ``.grad``."""

@@ -11,7 +11,7 @@ from rich.highlighter import JSONHighlighter
 from rich.segment import Segment
 from rich.table import Table
 
-from geffect.core.launch import launched
+from geffect.core.launch import rank_and_size
 from geffect.errors import GeffectError, visible
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Console(rich_console.Console):
 
 def plan(content: Mapping[str, Any]) -> None:
     """Print a plan, a line an entry."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=launched()[0] > 0)
+    console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=rank_and_size()[0] > 0)
     for name, value in content.items():
         console.print(Text.assemble((f"{name:>10}  ", "bold"), str(value)))
 

@@ -29,7 +29,7 @@ from geffect.config import (
     UnlearnConfig,
     place,
 )
-from geffect.core.launch import launched, refuse_several
+from geffect.core.launch import check_single_process, rank_and_size
 from geffect.errors import GeffectError, VisibleRecord, formatted_warning, visible
 from geffect.io.signals import signal_of, terminable
 from geffect.io.unique import duplicate
@@ -88,7 +88,7 @@ def verb(name: str, schema: type[Schema], run: Callable[..., None], **switches: 
         file, values = (config, None) if not unflagged else _file_or_values(config or [])
         given = {key: value for key, value in flags.items() if value is not None and value != []}
         if name != "unlearn":
-            refuse_several(f"geffect {name}")
+            check_single_process(f"geffect {name}")
         if others.get("resume") and file and "out" not in given:
             given |= _where_it_lies(file)
         chosen = schema.read(file, **given, **({unflagged: values} if values else {}))
@@ -131,7 +131,7 @@ def _stoppable(out: Path | None = None) -> Iterator[None]:
         told = str(stopped) or "stopped by Ctrl-C"
         if out and "--resume" not in told and (out / CONFIG).exists() and not (out / DONE).exists():
             told += "; go on with the same command and --resume"
-        if launched()[0] == 0:
+        if rank_and_size()[0] == 0:
             _say(f"geffect: {told}", err=True)
         raise typer.Exit(128 + signal_of(stopped)) from None
 
@@ -266,7 +266,7 @@ def demo(
     ] = False,
 ) -> None:
     """Fit the tiny built-in model, run GA, GA+GRU and NPO+GRU on it, and print and draw what they did."""
-    refuse_several("geffect demo")
+    check_single_process("geffect demo")
     with _stoppable():
         _demo(out, grail=grail)
 
@@ -372,7 +372,7 @@ def main() -> NoReturn:
     logging.setLogRecordFactory(VisibleRecord)
     warnings.formatwarning = formatted_warning
     logging.basicConfig(format="geffect: %(message)s", level=logging.WARNING)
-    logging.getLogger("geffect").setLevel(logging.ERROR if launched()[0] else logging.INFO)
+    logging.getLogger("geffect").setLevel(logging.ERROR if rank_and_size()[0] else logging.INFO)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may not know every character
@@ -393,7 +393,7 @@ def main() -> NoReturn:
 
 
 def _run() -> None:
-    if launched()[0] == 0:
+    if rank_and_size()[0] == 0:
         app(standalone_mode=True)
     with Path(os.devnull).open("w") as silent, contextlib.redirect_stdout(silent):  # the first process speaks
         app(standalone_mode=True)

@@ -30,14 +30,14 @@ SUPPLY = {
 }
 
 
-def shift(labels: Tensor) -> Tensor:
+def shift_labels(labels: Tensor) -> Tensor:
     """labels ``[B, T]`` → the label each position predicts ``[B, T]``; the last position predicts nothing."""
     return functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
 def labeled_positions(*labelings: Tensor) -> Tensor:
     """``[N]`` the flat positions b·T + t that predict a token which any of these labels ``[B, T]`` names."""
-    carries = torch.stack([shift(labels) != IGNORE_INDEX for labels in labelings]).any(0)
+    carries = torch.stack([shift_labels(labels) != IGNORE_INDEX for labels in labelings]).any(0)
     return carries.flatten().nonzero()[:, 0]
 
 
@@ -70,7 +70,7 @@ class Outputs:
     @cached_property
     def mask(self) -> Tensor:
         """``[B, T]`` bool: the positions that predict a labeled token."""
-        return shift(self.labels) != IGNORE_INDEX
+        return shift_labels(self.labels) != IGNORE_INDEX
 
     @cached_property
     def nll(self) -> Tensor:
@@ -79,7 +79,7 @@ class Outputs:
 
     def nll_of(self, labels: Tensor) -> Tensor:
         """``[B, T]`` token NLLs of other labels ``[B, T]`` for the same inputs, 0 where not labeled."""
-        shifted = shift(labels).flatten()[self.index]  # [N]
+        shifted = shift_labels(labels).flatten()[self.index]  # [N]
         nll = nll_at(self.logits, shifted.clamp(min=0))
         return self.spread(torch.where(shifted == IGNORE_INDEX, 0.0, nll))
 
@@ -90,7 +90,7 @@ class Outputs:
     @cached_property
     def right(self) -> Tensor:
         """``[B, T]`` bool: the positions whose most likely token is the labeled one."""
-        return self.spread(self.logits.argmax(-1) == shift(self.labels).flatten()[self.index]) & self.mask
+        return self.spread(self.logits.argmax(-1) == shift_labels(self.labels).flatten()[self.index]) & self.mask
 
     def logits_by_row(self) -> list[Tensor]:
         """``[n, V]`` a row: the logits at its own positions of ``index``, in order."""

@@ -10,17 +10,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from geffect.core.host_state import Untouched
-from geffect.core.layers import named_trainable
+from geffect.core.host_state import HostState
+from geffect.core.layers import trainable_parameters
 from geffect.errors import GeffectError
 
 NamedTensors = dict[str, Tensor]
 Visit = Callable[[str, Tensor | None], None]
-
-
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Canonical name → trainable parameter, each tensor once, whatever wraps the model."""
-    return dict(named_trainable(model))
 
 
 def check_no_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
@@ -37,7 +32,7 @@ def check_no_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
             raise GeffectError("parameters without hooks, which would not run here", f"one on {name}", "remove it")
 
 
-class Window:
+class GradientBuffer:
     """The rows of one accumulation window.
 
     ``add`` back-propagates a loss and moves its gradient into a buffer, where later micro-batches of the window add
@@ -92,7 +87,7 @@ class Window:
             visit(key, row.pop(key, None))
 
 
-def capture(model: nn.Module, losses: Mapping[str, Callable[[], Tensor]]) -> dict[str, NamedTensors]:
+def capture_gradients(model: nn.Module, losses: Mapping[str, Callable[[], Tensor]]) -> dict[str, NamedTensors]:
     """The rows themselves, for a notebook: one gradient a loss, at the price of a parameter copy each.
 
     Args:
@@ -103,15 +98,15 @@ def capture(model: nn.Module, losses: Mapping[str, Callable[[], Tensor]]) -> dic
         Row name → parameter name → gradient, in the parameters' order and dtype.
 
     Raises:
-        GeffectError: a loss changed a trainable weight (see `geffect.core.host_state.Untouched`).
+        GeffectError: a loss changed a trainable weight (see `geffect.core.host_state.HostState`).
 
     >>> model = nn.Linear(2, 1, bias=False)
-    >>> rows = capture(model, {"sum": lambda: model(torch.ones(1, 2)).sum()})
+    >>> rows = capture_gradients(model, {"sum": lambda: model(torch.ones(1, 2)).sum()})
     >>> rows["sum"]["weight"].tolist(), model.weight.grad
     ([[1.0, 1.0]], None)
     """
-    window = Window(trainable(model))
-    with Untouched(model).look(evaluate=False):
+    window = GradientBuffer(trainable_parameters(model))
+    with HostState(model).preserve(evaluate=False):
         for name, loss in losses.items():
             window.add(name, loss())
     return {

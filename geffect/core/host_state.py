@@ -1,7 +1,7 @@
 """A model and the random states, left bit for bit as they were found.
 
 A forward pass may change what it runs on, in evaluation mode too: buffers grow, counters count, caches fill, weights
-are rescaled. `Untouched` runs passes and puts all of it back.
+are rescaled. `HostState` runs passes and puts all of it back.
 """
 
 import random
@@ -26,7 +26,7 @@ SMALL = 1 << 16  # elements of a buffer that is copied before every look
 DEPTH, WIDTH = 4, 1000  # how deep, and into how large a container, tensors are looked for
 
 
-def evaluation_mode(model: nn.Module) -> None:
+def enter_evaluation_mode(model: nn.Module) -> None:
     """Put a model into evaluation mode, without letting it rescale its weights.
 
     RWKV divides weights in place at the first pass in evaluation mode and multiplies them back at the first one in
@@ -36,18 +36,18 @@ def evaluation_mode(model: nn.Module) -> None:
         model: the model.
     """
     model.eval()
-    keep_scale(model)
+    keep_weight_scale(model)
 
 
-def keep_scale(model: nn.Module) -> None:
+def keep_weight_scale(model: nn.Module) -> None:
     """Put the modules that rescale their weights into the mode that the weights are scaled for."""
     for module in model.modules():
         if hasattr(module, "layers_are_rescaled"):
             module.training = not module.layers_are_rescaled
 
 
-class Untouched:
-    """Runs passes of a model and leaves no trace: ``with Untouched(model).look(): …``.
+class HostState:
+    """Runs passes of a model and leaves no trace: ``with HostState(model).preserve(): …``.
 
     Put back are the random states of Python, NumPy and torch and, of every module and its configuration, attributes,
     parameters, buffers and hooks (identity, order, and what lists and dictionaries among them hold), and of every
@@ -67,7 +67,7 @@ class Untouched:
         self._written: set[str] = set()
 
     @contextmanager
-    def look(self, *, evaluate: bool = True) -> Iterator[None]:
+    def preserve(self, *, evaluate: bool = True) -> Iterator[None]:
         """Run passes while this lasts, then put everything back.
 
         Args:
@@ -86,9 +86,9 @@ class Untouched:
                 writes.keep(each)
         try:
             with ExitStack() as stack:
-                stack.enter_context(random_states({p.device for p in self.model.parameters()}))
+                stack.enter_context(preserve_random_states({p.device for p in self.model.parameters()}))
                 stack.enter_context(_hooks_aside(self.model))
-                evaluation_mode(self.model) if evaluate else keep_scale(self.model)
+                enter_evaluation_mode(self.model) if evaluate else keep_weight_scale(self.model)
                 if self._first:
                     stack.enter_context(writes)
                 yield
@@ -283,7 +283,7 @@ def _refill(container: Any, held: list[Any]) -> None:
 
 
 @contextmanager
-def random_states(devices: Iterable[torch.device] = ()) -> Iterator[None]:
+def preserve_random_states(devices: Iterable[torch.device] = ()) -> Iterator[None]:
     """Let Python, NumPy and torch go on after this as if nobody had drawn.
 
     Args:

@@ -11,19 +11,19 @@ SETTINGS = {
 }
 
 
-def launched() -> tuple[int, int]:
+def rank_and_size() -> tuple[int, int]:
     """This process's rank, and how many were started: (0, 1) where nothing was launched."""
     size = int(os.environ.get("WORLD_SIZE") or 1)
     return (int(os.environ.get("RANK") or 0) if size > 1 else 0), size
 
 
-def launcher() -> str:
+def launch_command() -> str:
     """What goes before a command so that it runs in as many processes again: nothing where there is one."""
-    size = launched()[1]
+    size = rank_and_size()[1]
     return f"torchrun --nproc-per-node {size} -m " if size > 1 else ""
 
 
-def refuse_settings() -> None:
+def check_launch_settings() -> None:
     """Raise where ``accelerate launch`` was told to do what a run's own settings say, or what hides gradients.
 
     Raises:
@@ -35,7 +35,7 @@ def refuse_settings() -> None:
             raise GeffectError(f"a launch without {kind}", f"{name}={found}", remedy)
 
 
-def refuse_several(what: str) -> None:
+def check_single_process(what: str) -> None:
     """Raise where something that works in one process was launched in several.
 
     Args:
@@ -44,5 +44,5 @@ def refuse_several(what: str) -> None:
     Raises:
         GeffectError: there are several.
     """
-    if launched()[1] > 1:
-        raise GeffectError(f"one process for {what}", f"{launched()[1]}", "start it without a launcher")
+    if rank_and_size()[1] > 1:
+        raise GeffectError(f"one process for {what}", f"{rank_and_size()[1]}", "start it without a launcher")

@@ -7,13 +7,24 @@ when a record is looked at.
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from geffect.core.architectures import beside_text, check_causal, check_kind, tell, text_decoder
-from geffect.core.uses import AFTER, BEFORE, Trace
+from geffect.core.architectures import (
+    AFTER,
+    BEFORE,
+    ForwardTrace,
+    check_causal,
+    check_kind,
+    non_text_parameters,
+    text_decoder,
+    warn_non_text,
+)
+from geffect.core.types import is_shard
 from geffect.errors import GeffectError
 
 GROUPS = ("embed", "shallow", "middle", "deep", "lm_head", "shared", "tied")  # in the order they are shown in
@@ -44,10 +55,11 @@ def layout(model: nn.Module) -> Layout:
     """Assign every trainable parameter to its layer.
 
     The embedding and the head are what the model answers to ``get_input_embeddings`` and ``get_output_embeddings``,
-    blocks the children of its largest outermost ``ModuleList`` (see `block_list`). A tensor that is both embedding and
-    head is ``tied``, one that several blocks hold or use is ``shared``. What stands outside lies where a forward pass
-    over a few tokens uses it: before the first block in ``embed``, after the last in ``final_norm``, else in the block
-    it is used in or right after, and ``shared`` where these are several. What that pass does not use, or all where it
+    blocks the children of its largest outermost ``ModuleList`` (see `decoder_blocks`). A tensor that is both
+    embedding and head is ``tied``, one that several blocks hold or use is ``shared``. What stands outside lies
+    where a forward pass over a few tokens uses it: before the first block in ``embed``, after the last in
+    ``final_norm``, else in the block it is used in or right after, and ``shared`` where these are several. What
+    that pass does not use, or all where it
     fails, is placed by the order of registration. The model is left as found.
 
     Args:
@@ -61,14 +73,14 @@ def layout(model: nn.Module) -> Layout:
     """
     base = unwrap(model)
     check_kind(base)
-    lists = parallel_lists(base)
-    trace = Trace.of(base, _numbers(lists))
+    lists = parallel_blocks(base)
+    trace = ForwardTrace.of(base, _numbers(lists))
     check_causal(base, trace.answer)
-    places, rest = _places(base, lists, trace), {n: p for n, p in beside_text(base).items() if p.requires_grad}
+    places, rest = _places(base, lists, trace), {n: p for n, p in non_text_parameters(base).items() if p.requires_grad}
     if rest:
-        tell(base, rest, "left out")
+        warn_non_text(base, rest, "left out")
     layers, numel = {}, {}
-    for name, parameter in named_trainable(model):
+    for name, parameter in trainable_parameters(model).items():
         if id(parameter) not in places:
             raise GeffectError(
                 "every trainable parameter inside the decoder or its head",
@@ -79,7 +91,7 @@ def layout(model: nn.Module) -> Layout:
     return Layout(layers, numel, len(lists[0]))
 
 
-def depth(label: str) -> tuple[int, int]:
+def depth_key(label: str) -> tuple[int, int]:
     """Where a layer or group stands from the embedding to the head, then what is in several: a key to sort by.
 
     Args:
@@ -88,9 +100,9 @@ def depth(label: str) -> tuple[int, int]:
     Returns:
         The key.
 
-    >>> sorted(["tied", "lm_head", "block_10", "final_norm", "block_9", "embed", "shared"], key=depth)
+    >>> sorted(["tied", "lm_head", "block_10", "final_norm", "block_9", "embed", "shared"], key=depth_key)
     ['embed', 'block_9', 'block_10', 'final_norm', 'lm_head', 'shared', 'tied']
-    >>> sorted(["shared", "lm_head", "deep", "middle", "embed", "shallow"], key=depth)
+    >>> sorted(["shared", "lm_head", "deep", "middle", "embed", "shallow"], key=depth_key)
     ['embed', 'shallow', 'middle', 'deep', 'lm_head', 'shared']
     """
     block = re.fullmatch(r"block_(\d+)", label)
@@ -138,21 +150,17 @@ def block_groups(num_blocks: int, scheme: str = "thirds") -> list[str]:
     return [group for group, size in zip(thirds, sizes, strict=True) for _ in range(size)]
 
 
-def named_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Trainable parameters under the names they have in the unwrapped model, each tensor once.
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Canonical name → trainable parameter, each tensor once, under the names of the unwrapped model.
 
-    Args:
-        model: bare or wrapped; of a multimodal one its text decoder alone counts
-            (`geffect.core.architectures.beside_text`).
-
-    Yields:
-        Name and parameter.
+    Of a multimodal model the text decoder alone counts (`geffect.core.architectures.non_text_parameters`).
     """
     base = unwrap(model)
-    names, left_out = {id(p): name for name, p in base.named_parameters()}, set(map(id, beside_text(base).values()))
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and id(parameter) not in left_out:
-            yield names.get(id(parameter), name), parameter
+    names = {id(p): name for name, p in base.named_parameters()}
+    left_out = set(map(id, non_text_parameters(base).values()))
+    return {
+        names.get(id(p), name): p for name, p in model.named_parameters() if p.requires_grad and id(p) not in left_out
+    }
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -165,7 +173,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def block_list(base: nn.Module) -> tuple[str, nn.ModuleList]:
+def decoder_blocks(base: nn.Module) -> tuple[str, nn.ModuleList]:
     """Where the decoder blocks of a bare language model stand, and the blocks.
 
     Args:
@@ -192,7 +200,7 @@ def block_list(base: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(outermost.items(), key=lambda item: sum(p.numel() for p in item[1].parameters()))
 
 
-def parallel_lists(base: nn.Module) -> list[nn.ModuleList]:
+def parallel_blocks(base: nn.Module) -> list[nn.ModuleList]:
     """The lists that hold the decoder's blocks: one, or several of one length side by side (XLM).
 
     Such lists are the first one's siblings whose i-th modules run right before, in or after its i-th.
@@ -201,12 +209,12 @@ def parallel_lists(base: nn.Module) -> list[nn.ModuleList]:
         base: the model, without wrappers.
 
     Returns:
-        The lists, that of `block_list` first.
+        The lists, that of `decoder_blocks` first.
 
     Raises:
         GeffectError: there is none, or it cannot be seen whether lists of one length run side by side.
     """
-    path, blocks = block_list(base)
+    path, blocks = decoder_blocks(base)
     inside = set(map(id, blocks.parameters()))
     beside = {
         name: each
@@ -215,7 +223,7 @@ def parallel_lists(base: nn.Module) -> list[nn.ModuleList]:
     }
     if not beside:
         return [blocks]
-    trace = Trace.of(base, _numbers([blocks]))
+    trace = ForwardTrace.of(base, _numbers([blocks]))
     if not trace.entered or len(blocks) == 1:
         raise GeffectError(
             "blocks in one ModuleList, or a pass over token ids that tells which run together",
@@ -225,7 +233,7 @@ def parallel_lists(base: nn.Module) -> list[nn.ModuleList]:
     return [blocks, *(each for each in beside.values() if _alternates(trace, each))]
 
 
-def _alternates(trace: Trace, modules: nn.ModuleList) -> bool:
+def _alternates(trace: ForwardTrace, modules: nn.ModuleList) -> bool:
     """Whether the i-th module runs between the calls of the blocks i − 1 and i + 1."""
     counts = [{count for p in each.parameters() for count, _ in trace.uses.get(id(p), ())} for each in modules]
     return all(found and found <= {i, i + 1} for i, found in enumerate(counts))
@@ -235,7 +243,7 @@ def _numbers(lists: Sequence[nn.ModuleList]) -> dict[nn.Module, int]:
     return {block: i for blocks in lists for i, block in enumerate(blocks)}
 
 
-def _places(base: nn.Module, lists: Sequence[nn.ModuleList], trace: Trace) -> dict[int, str]:
+def _places(base: nn.Module, lists: Sequence[nn.ModuleList], trace: ForwardTrace) -> dict[int, str]:
     """id(parameter) → layer."""
     owners, places = _owners(base, lists), _registered(base)
     for parameter in base.parameters():
@@ -279,7 +287,7 @@ def _place(owners: set[str], used: set[str]) -> str | None:
 def _registered(base: nn.Module) -> dict[int, str]:
     """id(parameter) → ``embed`` or ``final_norm``, as its module is registered before the blocks or after them."""
     places: dict[int, str] = {}
-    parts = block_list(base)[0].split(".")
+    parts = decoder_blocks(base)[0].split(".")
     for i in range(min(1, len(parts) - 1), len(parts)):  # beside the decoder stand heads, whose homes are not known
         decoder, side = base.get_submodule(".".join(parts[:i])), "embed"
         if decoder is not base:
@@ -293,3 +301,122 @@ def _registered(base: nn.Module) -> dict[int, str]:
 def _parameters(base: nn.Module, accessor: str) -> list[nn.Parameter]:
     module: nn.Module | None = getattr(base, accessor)() if hasattr(base, accessor) else None
     return list(module.parameters()) if module is not None else []
+
+
+EMBED, HEAD, BOTH = "@embed", "@lm_head", "@tied"
+GATHERING = ("DistributedDataParallel", "FullyShardedDataParallel")
+
+
+@dataclass(frozen=True)
+class TiedWeights:
+    """A trainable tensor that embeds tokens and scores them.
+
+    Attributes:
+        name: its canonical name.
+        parameter: the tensor.
+        heads: the modules, and the names there, through which it scores; inside an adapter's wrapper, say.
+        alias: a parameter over the same storage, which stands in for it in the head while rows are measured.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    heads: tuple[tuple[nn.Module, str], ...]
+    alias: nn.Parameter
+
+    @property
+    def head_name(self) -> str:
+        """The name of the alias's gradient."""
+        return self.name + HEAD
+
+    @contextmanager
+    def untied(self) -> Iterator[None]:
+        """While this lasts a forward pass reads the head's weight from the alias; values are the same."""
+        self.alias.data = self.parameter.data
+        for module, name in self.heads:
+            module._parameters[name] = self.alias
+        try:
+            yield
+        finally:
+            for module, name in self.heads:
+                module._parameters[name] = self.parameter
+
+
+def find_tied_weights(model: nn.Module) -> TiedWeights | None:
+    """The tied tensor of a model; None where there is none, where it is frozen or a shard, or where a wrapper gathers.
+
+    Also None where one module is both embedding and head: its two uses cannot be separated.
+
+    Args:
+        model: a causal language model, bare or wrapped.
+
+    Returns:
+        The tie.
+    """
+    base = unwrap(model)
+    embedding, head = (
+        getattr(base, accessor)() if hasattr(base, accessor) else None
+        for accessor in ("get_input_embeddings", "get_output_embeddings")
+    )
+    weight = getattr(embedding, "weight", None)
+    gathers = any(type(module).__name__ in GATHERING for module in model.modules())
+    if gathers or is_shard(weight) or not isinstance(head, nn.Module) or getattr(head, "weight", None) is not weight:
+        return None
+    names = {id(parameter): name for name, parameter in trainable_parameters(model).items()}
+    if not isinstance(weight, nn.Parameter) or id(weight) not in names:
+        return None
+    embeds = set(embedding.modules()) if isinstance(embedding, nn.Module) else set()
+    heads = tuple(
+        (module, name)
+        for module in head.modules()
+        if module not in embeds
+        for name, parameter in module._parameters.items()
+        if parameter is weight
+    )
+    return TiedWeights(names[id(weight)], weight, heads, nn.Parameter(weight.data)) if heads else None
+
+
+def split_layout(layout: Layout, tie: TiedWeights | None) -> Layout:
+    """A layout in which the tied tensor stands three times: as embedding, as head, and whole.
+
+    Args:
+        layout: of the model.
+        tie: its tie, if any.
+
+    Returns:
+        The layout; the whole, ``NAME@tied``, alone counts elements.
+    """
+    if tie is None:
+        return layout
+    parts = {tie.name + EMBED: "embed", tie.name + HEAD: "lm_head", tie.name + BOTH: "tied"}
+    layers: dict[str, str] = {}
+    numel: dict[str, int] = {}
+    for name, layer in layout.layers.items():
+        layers |= parts if name == tie.name else {name: layer}
+        sizes = dict.fromkeys(parts, 0) | {tie.name + BOTH: layout.numel[name]}
+        numel |= sizes if name == tie.name else {name: layout.numel[name]}
+    return Layout(layers, numel, layout.num_blocks)
+
+
+def split_by_use(whole: Tensor, embed: Tensor, risks: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """Inner products of the tied tensor, told apart by the *risk* row's use of it.
+
+    ⟨risk, row⟩ = ⟨risk as embedding, row⟩ + ⟨risk as head, row⟩. Of two risk rows the mean of both ways to split is
+    taken; pairs without a risk row are not split. The three parts add up to the whole.
+
+    Args:
+        whole: ``[M, M]`` ⟨row_i, row_j⟩.
+        embed: ``[M, M]`` ⟨row_i as embedding, row_j⟩; only the lines of risk rows are read.
+        risks: which of the M rows are risks.
+
+    Returns:
+        The parts ``[M, M]`` as embedding, as head, and not split.
+
+    >>> one = torch.ones(2, 2)
+    >>> [part.tolist() for part in split_by_use(4 * one, one, [True, False])]
+    [[[1.0, 1.0], [1.0, 0.0]], [[3.0, 3.0], [3.0, 0.0]], [[0.0, 0.0], [0.0, 4.0]]]
+    """
+    line = torch.tensor(risks, dtype=whole.dtype)[:, None]  # [M, 1]
+    ways = line + line.T  # [M, M]: how many of the two rows are risks
+    split = (line * embed + (line * embed).T) / ways.clamp(min=1)
+    unsplit = torch.where(ways > 0, 0.0, whole)
+    return split, torch.where(ways > 0, whole - split, 0.0), unsplit

@@ -67,12 +67,12 @@ def log_probabilities(logits: Tensor) -> Tensor:
     >>> log_probabilities(torch.tensor([[0.0, 0.0]])).exp().tolist()
     [[0.5, 0.5]]
     """
-    wide = widened(logits)
+    wide = widen(logits)
     peak, _, _, rest = _split(wide)
     return (wide - peak[:, None]) - rest.log1p()[:, None]
 
 
-def widened(tensor: Tensor) -> Tensor:
+def widen(tensor: Tensor) -> Tensor:
     """The tensor in float32 or better."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
@@ -94,14 +94,14 @@ def _in_chunks(make: Callable[..., Tensor], found: Tensor, logits: Tensor, *othe
 
 def _nll(logits: Tensor, labels: Tensor) -> Tensor:
     """−log p(y) ``[N]``."""
-    wide = widened(logits)
+    wide = widen(logits)
     peak, _, _, rest = _split(wide)
     return rest.log1p_() + (peak - wide.gather(1, labels[:, None])[:, 0])
 
 
 def _nll_gradient(logits: Tensor, labels: Tensor) -> Tensor:
     """∂(−log p(y))/∂z = p − 1[y] ``[N, V]``, its entry at y as minus the other probabilities' sum."""
-    _, best, others, rest = _split(widened(logits))
+    _, best, others, rest = _split(widen(logits))
     total = 1 + rest
     p = others.div_(total[:, None]).scatter_(1, best[:, None], total.reciprocal()[:, None])
     of_label = p.gather(1, labels[:, None])[:, 0]
@@ -111,7 +111,7 @@ def _nll_gradient(logits: Tensor, labels: Tensor) -> Tensor:
 class _NLL(torch.autograd.Function):
     @staticmethod
     def forward(logits: Tensor, labels: Tensor) -> Tensor:
-        return _in_chunks(_nll, widened(logits.new_empty(len(logits))), logits, labels)
+        return _in_chunks(_nll, widen(logits.new_empty(len(logits))), logits, labels)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -127,13 +127,13 @@ class _NLL(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         logits, labels = ctx.saved_tensors
-        return _in_chunks(_nll_tangent, widened(tangent.new_empty(len(tangent))), logits, labels, tangent)
+        return _in_chunks(_nll_tangent, widen(tangent.new_empty(len(tangent))), logits, labels, tangent)
 
 
 class _KL(torch.autograd.Function):
     @staticmethod
     def forward(logits: Tensor, reference: Tensor) -> Tensor:
-        return _in_chunks(_kl, widened(logits.new_empty(len(logits))), logits, reference)
+        return _in_chunks(_kl, widen(logits.new_empty(len(logits))), logits, reference)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -165,10 +165,10 @@ def _kl_gradient(logits: Tensor, reference: Tensor) -> Tensor:
 
 def _log_ratio(logits: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """log p_ref and log(p/p_ref), both ``[N, V]``; the ratio's digits are those of the logits' difference."""
-    wide = widened(reference)
+    wide = widen(reference)
     peak, best, _, rest = _split(wide)
     log_ref = (wide - peak[:, None]) - rest.log1p()[:, None]
-    moved = (widened(logits) - wide).masked_fill(logits == reference, 0.0)  # −inf in both included
+    moved = (widen(logits) - wide).masked_fill(logits == reference, 0.0)  # −inf in both included
     moved = moved - moved.gather(1, best[:, None])  # a constant a position changes no probability
     near = _gained(log_ref, moved).sum(1).log1p()
     far = (log_ref + moved).logsumexp(1)

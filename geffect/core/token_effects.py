@@ -17,9 +17,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from geffect.core.forward import IGNORE_INDEX, Outputs, labeled_positions, logits_at
-from geffect.core.gradients import trainable
-from geffect.core.host_state import evaluation_mode
-from geffect.core.layers import depth
+from geffect.core.host_state import enter_evaluation_mode
+from geffect.core.layers import depth_key, trainable_parameters
 from geffect.errors import GeffectError
 
 if TYPE_CHECKING:
@@ -99,11 +98,11 @@ def token_effects(
         GeffectError: the weights are in a half-precision type, the direction is another model's, or the architecture
             has no forward mode.
     """
-    parameters = trainable(model)
+    parameters = trainable_parameters(model)
     _check(parameters, direction)
     with _differentiable(model):
         total, labeled = _pushed(model, batch, direction)
-        names = sorted(dict.fromkeys(groups[name] for name in parameters), key=depth) if groups else []
+        names = sorted(dict.fromkeys(groups[name] for name in parameters), key=depth_key) if groups else []
         parts = {}
         for group in names[:-1]:
             within = {name: v for name, v in direction.items() if (groups or {})[name] == group}
@@ -133,7 +132,7 @@ def _check(parameters: Mapping[str, nn.Parameter], direction: Mapping[str, Tenso
 
 def _pushed(model: nn.Module, batch: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """The tangent of every token's NLL, and which are labeled."""
-    parameters = trainable(model)
+    parameters = trainable_parameters(model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}  # in full, wrappers included
     with torch.no_grad(), forward_ad.dual_level():
         with warnings.catch_warnings():
@@ -174,7 +173,7 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
     before = {key: getattr(config, EXPERTS, None) for key, config in configs.items()}
     modes = {module: module.training for module in model.modules()}
     try:
-        evaluation_mode(model)  # gradient checkpointing rests in it, too
+        enter_evaluation_mode(model)  # gradient checkpointing rests in it, too
         for key, config in configs.items():
             if before[key] is not None:
                 setattr(config, EXPERTS, "eager")

@@ -57,7 +57,7 @@ def top_masks(tensor: Tensor, shares: Sequence[float]) -> list[Tensor]:
     >>> [int(mask.sum()) for mask in top_masks(torch.arange(10.0), [0.1, 0.5, 1])]
     [1, 5, 9]
     """
-    counts = [share_of(tensor.numel(), share) for share in shares]
+    counts = [mask_size(tensor.numel(), share) for share in shares]
     sizes = magnitudes(tensor)
     large = _large(sizes, max(counts, default=0))
     smallest = _smallest(large, counts)
@@ -99,7 +99,7 @@ def _largest(sizes: "np.ndarray[Any, Any]", threshold: Any, count: int) -> "np.n
     return mask
 
 
-def share_of(numel: int, share: float) -> int:
+def mask_size(numel: int, share: float) -> int:
     """How many entries a mask keeps.
 
     Args:
@@ -145,7 +145,7 @@ def pack(mask: Tensor) -> Tensor:
     return torch.from_numpy(np.packbits(mask.reshape(-1).numpy(force=True)))
 
 
-def empty(sizes: Mapping[str, int]) -> dict[str, Tensor]:
+def empty_masks(sizes: Mapping[str, int]) -> dict[str, Tensor]:
     """A packed mask of nothing for every tensor.
 
     Args:
@@ -155,7 +155,7 @@ def empty(sizes: Mapping[str, int]) -> dict[str, Tensor]:
         Name → ⌈N / 8⌉ zero bytes, all in one buffer: many small ones that stay would scatter over the memory that
         later passes need in one piece.
 
-    >>> {name: mask.tolist() for name, mask in empty({"a": 8, "b": 9}).items()}
+    >>> {name: mask.tolist() for name, mask in empty_masks({"a": 8, "b": 9}).items()}
     {'a': [0], 'b': [0, 0]}
     """
     lengths = [math.ceil(numel / 8) for numel in sizes.values()]
@@ -168,7 +168,7 @@ def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(flat).bool().view(tuple(shape))
 
 
-def overlaps(masks: Sequence[Tensor | None]) -> Tensor:
+def intersections(masks: Sequence[Tensor | None]) -> Tensor:
     """All intersections of M masks of one shape, counted on their bits.
 
     Args:
@@ -177,7 +177,7 @@ def overlaps(masks: Sequence[Tensor | None]) -> Tensor:
     Returns:
         ``[M, M]``, int64; entry (i, j) is |A_i ∩ A_j|, the diagonal the masks' sizes.
 
-    >>> overlaps([pack(torch.tensor([True, True])), None, pack(torch.tensor([False, True]))]).tolist()
+    >>> intersections([pack(torch.tensor([True, True])), None, pack(torch.tensor([False, True]))]).tolist()
     [[2, 0, 1], [0, 0, 0], [1, 0, 1]]
     """
     present = [i for i, mask in enumerate(masks) if mask is not None]
@@ -191,17 +191,17 @@ def overlaps(masks: Sequence[Tensor | None]) -> Tensor:
     return counts
 
 
-def union(masks: Sequence[Tensor]) -> Tensor:
+def mask_union(masks: Sequence[Tensor]) -> Tensor:
     """Packed masks of one shape → the packed mask of every entry in any of them."""
     return functools.reduce(torch.bitwise_or, masks)
 
 
-def intersection(masks: Sequence[Tensor]) -> Tensor:
+def mask_intersection(masks: Sequence[Tensor]) -> Tensor:
     """Packed masks of one shape → the packed mask of every entry in all of them."""
     return functools.reduce(torch.bitwise_and, masks)
 
 
-def count(bits: Tensor) -> int:
+def mask_count(bits: Tensor) -> int:
     """How many entries a packed mask holds.
 
     Args:
@@ -210,7 +210,7 @@ def count(bits: Tensor) -> int:
     Returns:
         Their number.
 
-    >>> count(union([pack(torch.tensor([True, False])), pack(torch.tensor([True, True]))]))
+    >>> mask_count(mask_union([pack(torch.tensor([True, False])), pack(torch.tensor([True, True]))]))
     2
     """
     return int(np.bitwise_count(bits.numpy()).sum(dtype=np.int64))
@@ -220,7 +220,7 @@ def jaccard(intersections: Tensor) -> Tensor:
     """J[i, j] = |A_i ∩ A_j| / |A_i ∪ A_j|.
 
     Args:
-        intersections: ``[M, M]``, as of `overlaps` or a sum of such.
+        intersections: ``[M, M]``, as of `intersections` or a sum of such.
 
     Returns:
         ``[M, M]``, float64, symmetric; NaN where both masks are empty.
@@ -232,7 +232,7 @@ def jaccard(intersections: Tensor) -> Tensor:
     return intersections.double() / (sizes[:, None] + sizes - intersections).double()
 
 
-def chance(share: float) -> float:
+def chance_jaccard(share: float) -> float:
     """The Jaccard index of two independent random masks of a large tensor: share / (2 − share)."""
     return share / (2 - share)
 

@@ -1,7 +1,8 @@
 """Types of a Hugging Face causal language model and of its tokenizer, for annotations."""
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 __all__ = ["CausalLM", "Tokenizer"]
 
 if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
     class CausalLM(nn.Module):
@@ -44,3 +46,9 @@ if TYPE_CHECKING:
 
 else:  # importing transformers takes seconds
     CausalLM, Tokenizer = nn.Module, object
+
+
+def is_shard(tensor: object) -> TypeGuard["DTensor"]:
+    """Whether a tensor is this process's part of one that lies in parts."""
+    loaded = sys.modules.get("torch.distributed.tensor")  # a second to import: where nobody has, there is no shard
+    return loaded is not None and isinstance(tensor, loaded.DTensor)

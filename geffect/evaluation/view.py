@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geffect.core.forward import IGNORE_INDEX, shift
+from geffect.core.forward import IGNORE_INDEX, shift_labels
 from geffect.core.losses import log_probabilities, nll_at
 from geffect.core.types import Tokenizer
 from geffect.data.encode import EncodedExample, pad_id_of, turn_end
@@ -46,7 +46,7 @@ def token_scores(
     """Score every labeled token of a set; the model is left in the mode it was in."""
     found: dict[int, TokenScores] = {}
     for chosen, outputs in forward_batches(model, rows, pad_id, batch_size):
-        labels = shift(outputs.labels)
+        labels = shift_labels(outputs.labels)
         for i, logits, shifted, mask in zip(chosen, outputs.logits_by_row(), labels, outputs.mask, strict=True):
             found[i] = _scored(logits, shifted[mask])
     return [found[i] for i in range(len(rows))]

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from geffect.core.forward import Outputs, forward
-from geffect.core.gradients import trainable
-from geffect.core.tied import find_tie
+from geffect.core.layers import find_tied_weights, trainable_parameters
 from geffect.data.encode import EncodedExample
 from geffect.errors import GeffectError
 from geffect.measurement.measurement import Batch, Measured, Measurement
@@ -65,11 +64,11 @@ def measurement(
         return given.reference(here, outputs, needs)
 
     return Measurement(
-        trainable(model),
+        trainable_parameters(model),
         run,
         given.objective,
         NoRectifier(),
-        tie=find_tie(model),
+        tie=find_tied_weights(model),
         overlap=overlap,
         keep=keep,
         standard_errors=standard_errors,

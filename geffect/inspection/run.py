@@ -9,8 +9,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from geffect.config import InspectConfig
-from geffect.core.gradients import trainable
-from geffect.core.host_state import Untouched, random_states
+from geffect.core.host_state import HostState, preserve_random_states
+from geffect.core.layers import trainable_parameters
 from geffect.errors import GeffectError, Interrupted
 from geffect.inspection.defaults import recorded_start
 from geffect.inspection.iterate import walk
@@ -47,7 +47,7 @@ def inspect(config: InspectConfig, series: Sequence[Place], load: Load, *, resum
     """
     left = tasks(config, resume=resume)
     with contextlib.ExitStack() as held:
-        held.enter_context(random_states())  # loading a model draws
+        held.enter_context(preserve_random_states())  # loading a model draws
         for task in left:
             held.enter_context(task.directory)
             if task.directory.resume:
@@ -105,7 +105,7 @@ def _start_of(config: InspectConfig, load: Load) -> Loaded | None:
 def _same_parameters(start: Loaded, first: Place, *, trust_remote_code: bool) -> bool:
     """Whether the start's rows are those of the checkpoints: not where these alone have an adapter."""
     models = start.model, outline(first.spec, trust_remote_code=trust_remote_code)[0]
-    own, its = ({name: p.shape for name, p in trainable(model).items()} for model in models)
+    own, its = ({name: p.shape for name, p in trainable_parameters(model).items()} for model in models)
     return own == its
 
 
@@ -123,7 +123,7 @@ def _visit(step: int, loaded: Loaded, each_ready: Sequence[Ready]) -> None:
     scores: dict[str, Any] = {}
     for here in (each for each in each_ready if step not in each.task.done):
         began = time.perf_counter()
-        with Untouched(loaded.model).look():
+        with HostState(loaded.model).preserve():
             scores = scores or evaluated(loaded.model, here.evaluated, here.given.pad_id, here.task.config.batch_size)
             line = _line(step, loaded, here)
         head = {"step": step, "checkpoint": Path(loaded.source).name, "sha256": loaded.sha256}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from geffect.core.gradients import NamedTensors, Window
+from geffect.core.gradients import GradientBuffer, NamedTensors
 from geffect.errors import GeffectError
 
 IMPORTANCES = ("mean_abs", "mean_square", "zscore")
@@ -44,7 +44,7 @@ class Importance:
         Args:
             loss: a scalar with a graph.
         """
-        Window(self.parameters).stream("example", loss, self._fold)
+        GradientBuffer(self.parameters).stream("example", loss, self._fold)
         self.examples += 1
 
     def _fold(self, name: str, gradient: Tensor | None) -> None:

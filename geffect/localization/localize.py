@@ -1,103 +1,23 @@
 """One pass over every split's examples: masks of the most important entries, overlaps, and mean gradients."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from geffect.core.effects import cosine
 from geffect.core.gradients import NamedTensors, add_scaled
 from geffect.core.gram import Gram, inner_products
-from geffect.core.splits import TARGETS, of_role, role_of
-from geffect.core.topk import Overlap, count, empty, overlaps, pack, top_masks
-from geffect.errors import GeffectError
+from geffect.core.masks import PackedMasks
+from geffect.core.splits import role_of
+from geffect.core.topk import Overlap, empty_masks, intersections, pack, top_masks
 from geffect.localization.importance import Importance
-from geffect.localization.selection import Masks
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
+from geffect.core.masks import Localization
 
 Losses = Iterable[Callable[[], Tensor]]
-
-
-@dataclass(repr=False)
-class Localization:
-    """What localizing leaves behind.
-
-    Attributes:
-        masks: share → split → parameter → packed mask; empty ones are missing.
-        overlaps: share → the overlaps of the splits' masks.
-        gram: inner products of the splits' mean gradients.
-        magnitudes: split → parameter → mean |ḡ| over its entries; ``forget`` is that of all domains' examples.
-        examples: split → N.
-    """
-
-    masks: dict[float, dict[str, Masks]]
-    overlaps: dict[float, Overlap] = field(default_factory=dict)
-    gram: Gram = field(default_factory=lambda: Gram(()))
-    magnitudes: dict[str, dict[str, float]] = field(default_factory=dict)
-    examples: dict[str, int] = field(default_factory=dict)
-
-    def at(self, share: float) -> dict[str, Masks]:
-        """The masks of a share.
-
-        Args:
-            share: of each tensor's entries.
-
-        Returns:
-            Split → parameter → packed mask.
-
-        Raises:
-            GeffectError: they were not made.
-        """
-        if share not in self.masks:
-            have = ", ".join(f"{each:g}" for each in self.masks)
-            remedy = f"localize with --share {share:g} too"
-            raise GeffectError(f"masks of the largest {share:g} of each tensor", f"those of {have}", remedy)
-        return self.masks[share]
-
-    def cosines(self) -> dict[str, float]:
-        """Parameter → cosine of all domains' forget and retain mean gradients, weighed by examples; 0 of a zero one.
-
-        Returns:
-            The cosines.
-
-        Raises:
-            GeffectError: the mean gradients were left out.
-        """
-        if not self.gram.rows:
-            raise GeffectError("mean gradients beside the masks", "masks alone", "localize without --masks-only")
-        total = {role: sum(of_role(self.examples, role)) for role in TARGETS}
-        weights = {
-            role: {each: n / total[role] for each, n in self.examples.items() if role_of(each) == role}
-            for role in TARGETS
-        }
-        pooled = self.gram.combine(weights)
-        found = {name: cosine(g, pooled.rows, *TARGETS) for name, g in pooled.values.items()}
-        return {name: 0.0 if math.isnan(value) else value for name, value in found.items()}
-
-    def to_frame(self) -> "pd.DataFrame":
-        """A line a split: its examples, and how many entries each share's masks hold.
-
-        Returns:
-            Columns ``examples`` and ``top 10 %``, say, indexed by split.
-        """
-        import pandas as pd
-
-        sizes = {
-            f"top {100 * share:g} %": {split: sum(map(count, masks.values())) for split, masks in splits.items()}
-            for share, splits in self.masks.items()
-        }
-        return pd.DataFrame({"examples": self.examples} | sizes).rename_axis("split")
-
-    def __repr__(self) -> str:
-        return f"Localization({', '.join(self.examples)}; shares {', '.join(f'{each:g}' for each in self.masks)})"
-
-    def _repr_html_(self) -> str:
-        return f"<p>entries in the masks of each split</p>{self.to_frame().to_html()}"
 
 
 def localize(
@@ -136,7 +56,7 @@ def localize(
             scorer.add(loss())
         found.examples[split], kept = scorer.examples, scorer.means()
         for share in shares:
-            found.masks[share][split] = empty(scorer.reached)
+            found.masks[share][split] = empty_masks(scorer.reached)
         for name in scorer.reached:
             _mask(found, split, name, scorer.take(name))
         if not masks_only:
@@ -157,8 +77,8 @@ def _mask(found: Localization, split: str, name: str, score: Tensor) -> None:
             del splits[split][name]
 
 
-def _overlap(splits: Mapping[str, Masks], share: float, names: Sequence[str]) -> Overlap:
-    return Overlap(tuple(splits), share, {n: overlaps([masks.get(n) for masks in splits.values()]) for n in names})
+def _overlap(splits: Mapping[str, PackedMasks], share: float, names: Sequence[str]) -> Overlap:
+    return Overlap(tuple(splits), share, {n: intersections([masks.get(n) for masks in splits.values()]) for n in names})
 
 
 def _magnitudes(

@@ -10,9 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from geffect.core.masks import Localization
 from geffect.errors import GeffectError
 from geffect.io.readers import StrPath
-from geffect.localization.localize import Localization
 from geffect.models.checkpoints import CHECKSUMS, check_checksums, read_checksums, write_checksums
 from geffect.record.reader import check_format, damage_refused, first_gram, is_finished, read_document
 from geffect.record.schema import ENVIRONMENT, FORMAT, MASKS, RECIPE, STEPS

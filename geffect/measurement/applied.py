@@ -5,11 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from geffect.core.distributed import summed_gram
-from geffect.core.effects import norm
-from geffect.core.fsdp import local
+from geffect.core.distributed import local_part, sum_gram
 from geffect.core.gradients import NamedTensors
-from geffect.core.gram import Gram, inner_products
+from geffect.core.gram import Gram, inner_products, norm
 from geffect.measurement.basis import Basis
 from geffect.measurement.measurement import Measured, Measurement
 from geffect.measurement.topk import Masks
@@ -42,7 +40,7 @@ class Applied:
         masks: Masks | None,
     ) -> None:
         self.run, self.basis, self.named, self.kept, self.embeds, self.masks = run, basis, named, kept, embeds, masks
-        self.before = {name: local(parameter.detach()).clone() for name, parameter in run.parameters.items()}
+        self.before = {name: local_part(parameter.detach()).clone() for name, parameter in run.parameters.items()}
         if run.prediction is not None and kept is not None:
             run.prediction.open()
 
@@ -59,7 +57,7 @@ class Applied:
         scale, frozen = self._correction(), self.run.frozen
         names = ("update", "applied")
         basis = Basis((*self.basis.rows, *names), self.run.tie)
-        for name, parameter in ((n, local(p.detach())) for n, p in self.run.parameters.items()):
+        for name, parameter in ((n, local_part(p.detach())) for n, p in self.run.parameters.items()):
             update = self._moved(name)
             if frozen is not None:
                 frozen.put_back(name, parameter, self.before[name])
@@ -80,7 +78,7 @@ class Applied:
 
     def _moved(self, name: str, *, free: bool = False) -> Tensor:
         """θ_before − θ of one tensor, in float32 or better; ``free``: 0 where it is about to be put back."""
-        parameter = local(self.run.parameters[name].detach())
+        parameter = local_part(self.run.parameters[name].detach())
         wide = torch.promote_types(parameter.dtype, torch.float32)
         moved = self.before[name].to(wide) - parameter.to(wide)
         still = self.run.frozen.still(name) if free and self.run.frozen else None
@@ -94,7 +92,7 @@ class Applied:
         gram = Gram(("update", "memory"))
         for name in self.run.parameters:
             gram.values[name] = inner_products([self._moved(name, free=True), self.run.state.get(name)])
-        total = summed_gram(gram, sharded=self.run.sharded).total()
+        total = sum_gram(gram, sharded=self.run.sharded).total()
         return rectifier.correction(float(total[0, 0]), float(total[0, 1]), float(total[1, 1]))
 
     def _measure(self, basis: Basis, name: str, update: Tensor, applied: Tensor, lr: float) -> None:
@@ -106,4 +104,4 @@ class Applied:
             self.masks.add(name, {"update": update, "applied": applied})
         if self.run.prediction is not None:
             gradient = self.run.parameters[name].grad
-            self.run.prediction.add(name, None if gradient is None else local(gradient), applied, lr)
+            self.run.prediction.add(name, None if gradient is None else local_part(gradient), applied, lr)

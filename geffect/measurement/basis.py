@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from geffect.core.distributed import summed_gram
+from geffect.core.distributed import sum_gram
 from geffect.core.gram import Gram, inner_products
+from geffect.core.layers import BOTH, EMBED, HEAD, TiedWeights, split_by_use
 from geffect.core.splits import TARGETS, role_of
-from geffect.core.tied import BOTH, EMBED, HEAD, Tie, by_use
 
 Tensors = Mapping[str, Tensor | None]
 
@@ -21,7 +21,7 @@ class Basis:
         tie: the tied tensor, whose risk rows are told apart by use.
     """
 
-    def __init__(self, rows: Sequence[str], tie: Tie | None) -> None:
+    def __init__(self, rows: Sequence[str], tie: TiedWeights | None) -> None:
         self.gram, self.tie = Gram(tuple(rows)), tie
         self.embed: Tensor | None = None
 
@@ -48,7 +48,7 @@ class Basis:
 
     def sum_up(self, *, sharded: bool) -> None:
         """Add up what all processes reduced; of whole rows nothing is left to add. Before `named`, and once."""
-        self.gram = summed_gram(self.gram, sharded=sharded)
+        self.gram = sum_gram(self.gram, sharded=sharded)
 
     def named(self, combinations: Mapping[str, Mapping[str, float]], order: Sequence[str]) -> Gram:
         """The Gram of every recorded row.
@@ -58,13 +58,13 @@ class Basis:
             order: the parameters' own order (backward visits them in another).
 
         Returns:
-            The Gram; the tied tensor stands in it three times (see `geffect.core.tied.by_use`).
+            The Gram; the tied tensor stands in it three times (see `geffect.core.layers.split_by_use`).
         """
         gram = Gram(self.rows, {name: self.gram.values[name] for name in order}).combine(combinations)
         if self.tie is None or self.embed is None:
             return gram
         embed = Gram(self.rows, {"": self.embed}).combine(combinations).values[""]
-        parts = by_use(gram.values[self.tie.name], embed, [role_of(row) in TARGETS for row in gram.rows])
+        parts = split_by_use(gram.values[self.tie.name], embed, [role_of(row) in TARGETS for row in gram.rows])
         values: dict[str, Tensor] = {}
         for name, value in gram.values.items():
             tied = dict(zip((name + EMBED, name + HEAD, name + BOTH), parts, strict=True))

@@ -11,10 +11,9 @@ from dataclasses import replace
 
 import torch
 
-from geffect.core.effects import norm
 from geffect.core.gradients import NamedTensors
-from geffect.core.gram import Gram, inner_products
-from geffect.core.tied import BOTH, EMBED, HEAD
+from geffect.core.gram import Gram, inner_products, norm
+from geffect.core.layers import BOTH, EMBED, HEAD
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.step import Step
 from geffect.objectives.base import window_counts

@@ -6,13 +6,13 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from geffect.core.distributed import is_sharded
 from geffect.core.forward import Outputs
-from geffect.core.fsdp import is_sharded
 from geffect.core.gradients import NamedTensors
 from geffect.core.gram import Gram
-from geffect.core.tied import Tie
+from geffect.core.layers import TiedWeights
+from geffect.core.masks import GradientMask
 from geffect.core.topk import Overlap
-from geffect.localization.masks import GradientMask
 from geffect.measurement.standard_errors import StandardErrors
 from geffect.objectives.base import Objective
 from geffect.rectifiers.registry import Rectifier
@@ -80,7 +80,7 @@ class Measurement:
     rectifier: Rectifier
     free_rows: bool = True
     keep_dropout: bool = False
-    tie: Tie | None = None
+    tie: TiedWeights | None = None
     overlap: float = 0.0
     keep: bool = False
     prediction: Any = None

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from geffect.core.distributed import processes, summed, summed_rows
+from geffect.core.distributed import num_processes, sum_gradients, sum_over_processes
 from geffect.core.forward import Outputs
-from geffect.core.gradients import Visit, Window
+from geffect.core.gradients import GradientBuffer, Visit
 from geffect.core.splits import domain_of, of_domain, role_of, split_names
 from geffect.measurement.basis import added
 from geffect.measurement.measurement import Batch, Measurement
@@ -54,7 +54,7 @@ class Passes:
         self.own_forget_row = measure and not self.c
         self.own_retain_row = measure or run.rectifier.memory is not None or self.w != 0
         self.forget_row = self.own_forget_row or (measure and (self._apart or self.w != 0))
-        self.window, self.sums = Window(run.differentiated), dict[str, Tensor]()
+        self.window, self.sums = GradientBuffer(run.differentiated), dict[str, Tensor]()
         self.streamed = False
 
     def side(self, forget: str) -> str:
@@ -97,10 +97,12 @@ class Passes:
 
     def gather(self) -> None:
         """Add up what all processes back-propagated of the window, rows and sums alike."""
-        if processes() == 1:
+        if num_processes() == 1:
             return
-        self.window.rows = summed_rows(self.window.rows, self.run.differentiated)
-        values = summed(torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in self.sums.values()]))
+        self.window.rows = sum_gradients(self.window.rows, self.run.differentiated)
+        values = sum_over_processes(
+            torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in self.sums.values()])
+        )
         self.sums = dict(zip(self.sums, values, strict=True))
 
     def _forget(self, name: str, batches: Mapping[str, Batch]) -> Tensor | None:

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geffect.core.distributed import summed
+from geffect.core.distributed import is_sharded, local_part, sum_over_processes
 from geffect.core.forward import Outputs
-from geffect.core.fsdp import is_sharded, local
-from geffect.core.gradients import NamedTensors, Window
+from geffect.core.gradients import GradientBuffer, NamedTensors
 from geffect.core.gram import inner_products
 from geffect.objectives.base import Counts, risk
 
@@ -40,7 +39,7 @@ class PredictionCheck:
 
     def open(self) -> None:
         """Risk and gradient of every probe at θ_t."""
-        window = Window(self.parameters)
+        window = GradientBuffer(self.parameters)
         for name, batches in self.probe.items():
             before = 0.0
             for batch in batches:
@@ -48,7 +47,7 @@ class PredictionCheck:
                 before += float(share.detach())
                 window.add(name, share)
             self.entries[name] = {"before": before, "gradient": 0.0, "update": 0.0}
-        self.rows = {name: {key: local(t) for key, t in row.items()} for name, row in window.rows.items()}
+        self.rows = {name: {key: local_part(t) for key, t in row.items()} for name, row in window.rows.items()}
 
     def add(self, name: str, gradient: Tensor | None, applied: Tensor, learning_rate: float) -> None:
         """One tensor's share of both predictions.
@@ -82,6 +81,6 @@ class PredictionCheck:
         kinds = ("gradient", "update")
         parts = [[entry[kind] for kind in kinds] for entry in self.entries.values()]
         for entry, sums in zip(
-            self.entries.values(), summed(torch.tensor(parts, dtype=torch.float64)).tolist(), strict=True
+            self.entries.values(), sum_over_processes(torch.tensor(parts, dtype=torch.float64)).tolist(), strict=True
         ):
             entry |= dict(zip(kinds, sums, strict=True))

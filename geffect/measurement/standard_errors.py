@@ -9,7 +9,7 @@ from torch import Tensor
 
 from geffect.core.gradients import NamedTensors
 from geffect.core.gram import Gram, upper_triangle
-from geffect.core.tied import Tie
+from geffect.core.layers import TiedWeights
 from geffect.measurement.basis import Basis
 
 Shares = tuple[
@@ -46,7 +46,7 @@ def spread(
     named: Mapping[str, Mapping[str, float]],
     order: Sequence[str],
     labels: Mapping[str, str],
-    tie: Tie | None,
+    tie: TiedWeights | None,
 ) -> StandardErrors:
     """Compare the rows of each micro-batch with those of the window.
 
@@ -86,7 +86,9 @@ def spread(
     )
 
 
-def _products(basis: Sequence[str], window: Shares, shares: Shares, order: Sequence[str], tie: Tie | None) -> Basis:
+def _products(
+    basis: Sequence[str], window: Shares, shares: Shares, order: Sequence[str], tie: TiedWeights | None
+) -> Basis:
     found = Basis([f"{row}/{part}" for part in ("all", "one") for row in basis], tie)
     both = {"all": window, "one": shares}
     for name in order:

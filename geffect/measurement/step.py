@@ -7,13 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from geffect.core.distributed import processes, summed, summed_gram
-from geffect.core.effects import norm
-from geffect.core.fsdp import as_part_of, local
+from geffect.core.distributed import as_shard, local_part, num_processes, sum_gram, sum_over_processes
 from geffect.core.gradients import NamedTensors, add_scaled
-from geffect.core.gram import Gram, inner_products
+from geffect.core.gram import Gram, inner_products, norm
+from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, role_of
-from geffect.localization.masks import GradientMask
 from geffect.measurement.applied import Applied
 from geffect.measurement.basis import Basis, added
 from geffect.measurement.measurement import Batch, Measured, Measurement
@@ -65,7 +63,7 @@ class Step:
         """
         if self.measure and self.run.standard_errors:
             self._note(batches, part)
-        streams = last and processes() == 1  # of several, each row is added up before anything is made of it
+        streams = last and num_processes() == 1  # of several, each row is added up before anything is made of it
         return self.passes.run_all(batches, self._visit if streams else None)
 
     def finish(self) -> Measured:
@@ -83,7 +81,7 @@ class Step:
         for name in () if self.passes.streamed else self.run.differentiated:
             self._visit(name, None)
         self.basis.sum_up(sharded=self.run.sharded)
-        self.conflict = summed_gram(self.conflict, sharded=self.run.sharded)
+        self.conflict = sum_gram(self.conflict, sharded=self.run.sharded)
         refuse_broken(self._norms())
         named = self._named(self._rectified())
         self._hand_back(named)
@@ -105,7 +103,7 @@ class Step:
     def row(self, name: str) -> NamedTensors:
         """One recorded row itself, where rows are kept: parameter name → tensor, of shards this process's part."""
         if name == "rectified":
-            return {key: local(p.grad) for key, p in self.run.parameters.items() if p.grad is not None}
+            return {key: local_part(p.grad) for key, p in self.run.parameters.items() if p.grad is not None}
         parts, kept, row = self._named({})[name], self.kept or {}, NamedTensors()
         for source, scale in parts.items():
             tensors = self.run.state if source == self.run.rectifier.memory else kept.get(source, {})
@@ -237,7 +235,7 @@ class Step:
         if not self.measure and not self.conflict.values:
             row = self.passes.window.rows.get("objective", {})
             square = torch.nn.utils.get_total_norm(row.values()).double() ** 2
-            found["norm_objective"] = math.sqrt(float(summed(square) if self.run.sharded else square))
+            found["norm_objective"] = math.sqrt(float(sum_over_processes(square) if self.run.sharded else square))
         return found
 
     def _rectified(self) -> dict[str, float]:
@@ -251,7 +249,7 @@ class Step:
         for name, tensor in self.run.state.items():
             add_scaled(row, name, tensor, named["rectified"].get(str(self.run.rectifier.memory), 0.0))
         for name, parameter in self.run.parameters.items():
-            parameter.grad = as_part_of(row.get(name), parameter)
+            parameter.grad = as_shard(row.get(name), parameter)
             if self.masks is not None and "rectified" in named:
                 self.masks.add(name, {"rectified": row.get(name)})
 

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from geffect.core.distributed import processes, rank, summed
-from geffect.core.topk import magnitudes, share_of
+from geffect.core.distributed import num_processes, rank, sum_over_processes
+from geffect.core.topk import magnitudes, mask_size
 
 Bits = npt.NDArray[np.signedinteger[Any]]
 DIGIT = 16  # bits of a magnitude told apart in one round: two rounds for float32, four for float64
@@ -30,10 +30,10 @@ def top_mask_of_parts(tensor: Tensor, share: float) -> Tensor | None:
     broken = bool(tensor.isnan().any())
     sizes = magnitudes(torch.zeros_like(tensor) if broken else tensor)
     bits: Bits = sizes.view(np.int64 if sizes.itemsize == 8 else np.int32)
-    numel, others, anywhere = summed(torch.tensor([len(bits), np.count_nonzero(bits), broken])).tolist()
+    numel, others, anywhere = sum_over_processes(torch.tensor([len(bits), np.count_nonzero(bits), broken])).tolist()
     if anywhere:
         return None
-    wanted = min(share_of(numel, share), others)  # zeros are in no mask
+    wanted = min(mask_size(numel, share), others)  # zeros are in no mask
     mask = np.zeros(len(bits), dtype=bool)
     if wanted:
         threshold, ties = _threshold(bits, wanted)
@@ -48,7 +48,7 @@ def _threshold(bits: Bits, wanted: int) -> tuple[int, int]:
     threshold, candidates = 0, bits
     for shift in range(8 * bits.itemsize - DIGIT, -1, -DIGIT):
         digits = (candidates >> shift) & ((1 << DIGIT) - 1)
-        histogram = summed(torch.from_numpy(np.bincount(digits, minlength=1 << DIGIT))).numpy()
+        histogram = sum_over_processes(torch.from_numpy(np.bincount(digits, minlength=1 << DIGIT))).numpy()
         from_top = np.cumsum(histogram[::-1])
         digit = len(histogram) - 1 - int(np.searchsorted(from_top, wanted))
         wanted -= int(from_top[-1 - digit]) - int(histogram[digit])
@@ -58,7 +58,7 @@ def _threshold(bits: Bits, wanted: int) -> tuple[int, int]:
 
 def _own_ties(here: int, wanted: int) -> int:
     """How many of this process's entries at the threshold are wanted: those of earlier processes come first."""
-    counts = torch.zeros(processes(), dtype=torch.int64)
+    counts = torch.zeros(num_processes(), dtype=torch.int64)
     counts[rank()] = here
-    before = int(summed(counts)[: rank()].sum())
+    before = int(sum_over_processes(counts)[: rank()].sum())
     return max(0, min(wanted - before, here))

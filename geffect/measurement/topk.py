@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from geffect.core.distributed import summed
-from geffect.core.tied import BOTH, EMBED, HEAD, Tie
-from geffect.core.topk import Overlap, overlaps, pack, top_mask
+from geffect.core.distributed import sum_over_processes
+from geffect.core.layers import BOTH, EMBED, HEAD, TiedWeights
+from geffect.core.topk import Overlap, intersections, pack, top_mask
 from geffect.measurement.thresholds import top_mask_of_parts
 
 
@@ -36,7 +36,9 @@ class Masks:
             return top_mask_of_parts(tensor, self.share)
         return None if bool(tensor.isnan().any()) else top_mask(tensor, self.share)
 
-    def overlap(self, named: Mapping[str, Mapping[str, float]], order: Sequence[str], tie: Tie | None) -> Overlap:
+    def overlap(
+        self, named: Mapping[str, Mapping[str, float]], order: Sequence[str], tie: TiedWeights | None
+    ) -> Overlap:
         """Overlaps of all named rows; a row that is a multiple of another shares its mask.
 
         Args:
@@ -48,9 +50,9 @@ class Masks:
             The counts.
         """
         source = {row: row if row in self.packed else next(iter(parts)) for row, parts in named.items()}
-        found = torch.stack([overlaps([self.packed.get(source[row], {}).get(n) for row in named]) for n in order])
+        found = torch.stack([intersections([self.packed.get(source[row], {}).get(n) for row in named]) for n in order])
         values: dict[str, Tensor] = {}
-        for name, counts in zip(order, summed(found) if self.sharded else found, strict=True):
+        for name, counts in zip(order, sum_over_processes(found) if self.sharded else found, strict=True):
             nothing = torch.zeros_like(counts)
             if tie is not None and name == tie.name:
                 values |= {name + EMBED: nothing, name + HEAD: nothing, name + BOTH: counts}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 
-from geffect.core.architectures import CAUSAL, check_class, check_runs, freeze_beside_text
+from geffect.core.architectures import CAUSAL, check_class, check_runs, freeze_non_text
 from geffect.core.types import CausalLM, Tokenizer
 from geffect.errors import GeffectError
 from geffect.io.limits import check_memory
@@ -233,7 +233,7 @@ def _read_weights(source: Path | str, dtype: str, trust: bool) -> CausalLM:
             **revision,
         )
         check_loading_info(str(source), info)
-        freeze_beside_text(model)
+        freeze_non_text(model)
         check_runs(model)
         loaded: CausalLM = model
         return loaded
@@ -318,7 +318,7 @@ def _outline(source: Path | str, trust: bool, *, check_files: bool = False) -> C
         model: CausalLM = _auto_class(config).from_config(config, trust_remote_code=trust)
     if check_files and isinstance(source, Path):
         check_size(source, sum(p.numel() for p in model.parameters()))
-    freeze_beside_text(model)
+    freeze_non_text(model)
     return model
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from geffect.core.forward import Outputs, forward
-from geffect.core.host_state import evaluation_mode
+from geffect.core.host_state import enter_evaluation_mode
 from geffect.data.encode import EncodedExample, collate
 
 
@@ -94,7 +94,7 @@ def forward_batches(
 def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode; every module's own mode returns after."""
     modes = {module: module.training for module in model.modules()}
-    evaluation_mode(model)
+    enter_evaluation_mode(model)
     try:
         yield
     finally:

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from geffect.core.architectures import check_kind, check_runs
-from geffect.core.distributed import rank
-from geffect.core.fsdp import is_sharded, local
-from geffect.core.gradients import NamedTensors, trainable
-from geffect.core.host_state import Untouched
-from geffect.core.layers import layout, unwrap
-from geffect.core.tied import find_tie, split_layout
+from geffect.core.distributed import is_sharded, local_part, rank
+from geffect.core.gradients import NamedTensors
+from geffect.core.host_state import HostState
+from geffect.core.layers import find_tied_weights, layout, split_layout, trainable_parameters, unwrap
 from geffect.errors import GeffectError
 from geffect.measurement.step import norms
 from geffect.models.tokenizers import vocabulary_size
@@ -133,10 +131,10 @@ class Watch:
             raise GeffectError("one watch on a model", "a second one", "remove one, or close the first")
         _refuse_hidden(self.model)
         check_kind(unwrap(self.model))
-        if not is_sharded(trainable(self.model)):  # FSDP2 exchanges parameters during a pass
+        if not is_sharded(trainable_parameters(self.model)):  # FSDP2 exchanges parameters during a pass
             check_runs(unwrap(self.model))
-        self.parameters, self.tie = trainable(self.model), find_tie(bare(self.model))
-        self._untouched = Untouched(self.model)
+        self.parameters, self.tie = trainable_parameters(self.model), find_tied_weights(bare(self.model))
+        self._untouched = HostState(self.model)
         table = split_layout(layout(self.model), self.tie)
         self.steps, resumes = step, step > 0 and (self.path / CONFIG).exists()
         environment = describe() | {
@@ -175,13 +173,13 @@ class Watch:
             )
         batches = {name: probe.batches for name, probe in self.probes.items()}
         risks, scores = risk_rows(self.model, self.parameters, batches, self.tie, self._untouched)
-        rows = {GRADIENT: {name: local(each) for name, each in gradient.items()}} | risks
+        rows = {GRADIENT: {name: local_part(each) for name, each in gradient.items()}} | risks
         self._line = {"step": at} | evaluation_line(scores)
         if not self.update:
             self._write(rows)
             return
         rows[GRADIENT] = {name: each.clone() for name, each in rows[GRADIENT].items()}  # until it has been stepped with
-        self._rows, self._before = rows, {name: local(p.detach()).clone() for name, p in self.parameters.items()}
+        self._rows, self._before = rows, {name: local_part(p.detach()).clone() for name, p in self.parameters.items()}
 
     def updated(self) -> None:
         """Measure −Δθ of a measured step: call it after every step of the optimizer."""
@@ -245,7 +243,7 @@ class Watch:
                 each.close(finished=False)
 
     def _moved(self, name: str) -> Tensor:
-        after = local(self.parameters[name].detach())
+        after = local_part(self.parameters[name].detach())
         wide = torch.promote_types(after.dtype, torch.float32)
         return self._before[name].to(wide) - after.to(wide)
 
@@ -270,8 +268,8 @@ def _refuse_hidden(model: nn.Module) -> None:
             f"a {hidden[0]}, which keeps its own",
             "shard with FSDP2 (fsdp_version: 2, fully_shard), or train with DDP",
         )
-    is_sharded(trainable(model))
-    _refuse_hooks(trainable(model))
+    is_sharded(trainable_parameters(model))
+    _refuse_hooks(trainable_parameters(model))
 
 
 def _refuse_hooks(parameters: Mapping[str, nn.Parameter]) -> None:

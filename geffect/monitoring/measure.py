@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from geffect.core.distributed import dealt, summed, summed_rows
+from geffect.core.distributed import assign_items, is_sharded, sum_gradients, sum_over_processes
 from geffect.core.forward import forward
-from geffect.core.fsdp import is_sharded
-from geffect.core.gradients import NamedTensors, Window
+from geffect.core.gradients import GradientBuffer, NamedTensors
 from geffect.core.gram import Gram
-from geffect.core.host_state import Untouched
-from geffect.core.tied import Tie
+from geffect.core.host_state import HostState
+from geffect.core.layers import TiedWeights
 from geffect.measurement.basis import Basis, added
 from geffect.measurement.measurement import Batch
 from geffect.models.scoring import Likelihood, example_scores
@@ -26,8 +25,8 @@ def risk_rows(
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
     batches: Mapping[str, Sequence[Batch]],
-    tie: Tie | None,
-    untouched: Untouched,
+    tie: TiedWeights | None,
+    untouched: HostState,
 ) -> tuple[dict[str, NamedTensors], dict[str, Likelihood]]:
     """∇R of every set, R its token-mean NLL, and how well the model knows it.
 
@@ -46,22 +45,22 @@ def risk_rows(
     """
     device = next(iter(parameters.values())).device
     alias = {tie.head_name: tie.alias} if tie else {}
-    window = Window(dict(parameters) | alias)
+    window = GradientBuffer(dict(parameters) | alias)
     sizes = {name: sum(len(each["index"]) for each in own) for name, own in batches.items()}
     scores = {name: torch.zeros(size, 3, dtype=torch.float64) for name, size in sizes.items()}
     counts = {name: Counts.of(own) for name, own in batches.items()}
-    with untouched.look(), torch.enable_grad(), tie.untied() if tie else contextlib.nullcontext():
+    with untouched.preserve(), torch.enable_grad(), tie.untied() if tie else contextlib.nullcontext():
         for name, own in batches.items():
-            for batch, weight in dealt(own):
+            for batch, weight in assign_items(own):
                 outputs = forward(bare(model), {key: tensor.to(device) for key, tensor in batch.items()})
                 window.add(name, weight * risk(outputs, counts[name]))
                 if weight:
                     scores[name][batch["index"]] = example_scores(outputs)
-    rows = summed_rows(window.rows, window.parameters)
-    return rows, {name: Likelihood.from_examples(summed(each)) for name, each in scores.items()}
+    rows = sum_gradients(window.rows, window.parameters)
+    return rows, {name: Likelihood.from_examples(sum_over_processes(each)) for name, each in scores.items()}
 
 
-def gram_of(rows: Mapping[str, NamedTensors], parameters: Mapping[str, nn.Parameter], tie: Tie | None) -> Gram:
+def gram_of(rows: Mapping[str, NamedTensors], parameters: Mapping[str, nn.Parameter], tie: TiedWeights | None) -> Gram:
     """All inner products of rows, per parameter; the risks' are told apart by use where a tensor is tied.
 
     Args:

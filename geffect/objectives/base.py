@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from geffect.core.distributed import summed
+from geffect.core.distributed import sum_over_processes
 from geffect.core.forward import IGNORE_INDEX, Outputs
 from geffect.core.splits import role_of
 
@@ -75,7 +75,7 @@ class Counts:
     def summed(self) -> "Counts":
         """The same over all processes, each of which holds other batches of the window."""
         own = torch.tensor([self.token, self.row, self.position, *self.labeled.values()], dtype=torch.float64)
-        token, row, position, *labeled = (int(each) for each in summed(own).tolist())
+        token, row, position, *labeled = (int(each) for each in sum_over_processes(own).tolist())
         return Counts(token, row, position, dict(zip(self.labeled, labeled, strict=True)))
 
     def per(self, unit: str) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from geffect.core.forward import Outputs
-from geffect.core.losses import widened
+from geffect.core.losses import widen
 from geffect.errors import GeffectError
 from geffect.objectives.preference import check_variant
 
@@ -28,7 +28,7 @@ def hidden_layer(states: tuple[Tensor, ...], layer: int) -> Tensor:
     last = len(states) - 1
     if not -1 <= layer <= last:
         raise GeffectError(f"a layer from 0 (embedding) to {last} (last block), or -1", str(layer), "choose one")
-    return widened(states[(last + 1) // 2 if layer == -1 else layer])
+    return widen(states[(last + 1) // 2 if layer == -1 else layer])
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import psutil
 
 from geffect.config import UnlearnConfig
 from geffect.core.forward import IGNORE_INDEX
+from geffect.core.layers import find_tied_weights
 from geffect.core.splits import TARGETS, role_of, split_names
-from geffect.core.tied import find_tie
 from geffect.data.encode import EncodedExample, collate, pad_id_of, turn_end
 from geffect.data.load import ExampleSet
 from geffect.data.shared import shared_examples
@@ -90,7 +90,7 @@ def weights(config: UnlearnConfig, model: Any) -> Finding:
 
 def tie(model: Any) -> Finding:
     """Whether embedding and head are one tensor, and what becomes of its inner products."""
-    found = find_tie(model)
+    found = find_tied_weights(model)
     if found is not None:
         return Finding("tie", "good", f"{found.name} is embedding and head: its gradients on targets are split by use")
     embed, head = model.get_input_embeddings(), model.get_output_embeddings()

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from geffect.config import UnlearnConfig
 from geffect.core.forward import forward
-from geffect.core.gradients import NamedTensors, capture
+from geffect.core.gradients import NamedTensors, capture_gradients
 from geffect.core.gram import Gram, inner_products
-from geffect.core.layers import named_trainable
+from geffect.core.layers import trainable_parameters
 from geffect.models.load import DTYPES
 from geffect.models.scoring import in_evaluation_mode
 from geffect.objectives.base import Counts, risk
@@ -66,11 +66,14 @@ def derivative(model: Any, batches: Batches) -> Finding:
 
     Some kernels, such as those of quantized weights, pass no gradient or a wrong one without a word.
     """
-    if any(p.element_size() < FULL for _, p in named_trainable(model)):
+    if any(p.element_size() < FULL for p in trainable_parameters(model).values()):
         return Finding("derivative", "good", "not measured: 16-bit weights do not move by so little")
     gradient = _rows(model, {"forget": batches["forget"]})["forget"]
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradient.values()))
-    parameters, kept = dict(named_trainable(model)), {n: p.detach().clone() for n, p in named_trainable(model)}
+    parameters, kept = (
+        trainable_parameters(model),
+        {n: p.detach().clone() for n, p in trainable_parameters(model).items()},
+    )
     counts = Counts.of([batches["forget"]])
 
     def at(step: float) -> float:
@@ -118,13 +121,13 @@ def _rows(model: Any, batches: Batches) -> dict[str, NamedTensors]:
         return lambda: risk(forward(model, _here(model, batch)), Counts.of([batch]))
 
     with in_evaluation_mode(model), torch.enable_grad():
-        return capture(model, {name: loss(batch) for name, batch in batches.items()})
+        return capture_gradients(model, {name: loss(batch) for name, batch in batches.items()})
 
 
 def _gram(model: Any, dtype: torch.dtype, batches: Batches) -> Tensor:
     twin = copy.deepcopy(model).to(dtype)
     rows = _rows(twin, batches)
-    names = [name for name, _ in named_trainable(twin)]
+    names = list(trainable_parameters(twin))
     return Gram(tuple(rows), {n: inner_products([row.get(n) for row in rows.values()]) for n in names}).total()
 
 

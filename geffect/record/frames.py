@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from geffect.core.layers import depth, layer_groups
+from geffect.core.layers import depth_key, layer_groups
 from geffect.errors import GeffectError
 from geffect.io.readers import StrPath
 from geffect.record.reader import damage_refused, each_line, read_config, read_environment
@@ -197,7 +197,7 @@ def read_tokens(path: StrPath) -> pd.DataFrame:
         keys = {name: line[name] for name in ("step", "set", "example")}
         frame = pd.DataFrame(columns).assign(**keys, direction=line["direction"], position=range(len(line["tokens"])))
         first = [*keys, "position", "token", "labeled", "direction", "effect"]
-        frames.append(frame[[*first, *sorted(line["groups"], key=depth)]])
+        frames.append(frame[[*first, *sorted(line["groups"], key=depth_key)]])
     return pd.concat(frames, ignore_index=True)
 
 
@@ -244,7 +244,7 @@ def _onto(path: Path, by: str, scheme: str) -> tuple[list[int], list[str]]:
     labels = _labels(read_environment(path)["parameters"], by, scheme)
     names = list(dict.fromkeys(labels))
     if by != "parameter":
-        names.sort(key=depth)
+        names.sort(key=depth_key)
     return [names.index(label) for label in labels], names
 
 
@@ -296,7 +296,7 @@ def _overlap_frame(line: Mapping[str, Any], onto: list[int], names: list[str], b
 def _error_frame(line: Mapping[str, Any], by: str, names: Any) -> pd.DataFrame:
     part = line["standard_errors"]
     labels = [names(layer) for layer in part["labels"]]
-    known = sorted(dict.fromkeys(labels), key=depth)
+    known = sorted(dict.fromkeys(labels), key=depth_key)
     onto = [known.index(label) for label in labels]
     products = np.asarray(part["linearized"], dtype=float)  # [labels, B, pairs]
     halves = np.asarray(part["halves"], dtype=float)  # [labels, pairs]

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import yaml
 
-from geffect.core.launch import launched
+from geffect.core.launch import rank_and_size
 from geffect.core.layers import Layout
 from geffect.errors import GeffectError
 from geffect.record.schema import CONFIG, DONE, ENVIRONMENT, FORMAT, FORMAT_COMMENT, METRICS, STEPS
@@ -95,7 +95,7 @@ class RunDirectory:
 
     def __enter__(self) -> Self:
         """Lock the directory until the end, or until this process dies; refuse one that another process writes."""
-        if launched()[0] == 0:
+        if rank_and_size()[0] == 0:
             self._new_folders = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             try:
                 self._acquire()
@@ -161,7 +161,7 @@ class RunDirectory:
 
 def refuse_existing(path: Path) -> None:
     """Raise where a run's directory holds a file already, or where none can be made."""
-    if launched()[0]:  # of several processes the first writes, and may have begun
+    if rank_and_size()[0]:  # of several processes the first writes, and may have begun
         return
     dangling = path.is_symlink() and not path.exists()
     if dangling or (path.exists() and not (path.is_dir() and _holds_no_run(path))):

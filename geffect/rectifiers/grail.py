@@ -1,15 +1,13 @@
 """GRAIL: freeze, over several domains, what unlearning and retaining both live on (arXiv 2504.12681)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from geffect.core.masks import GradientMask, Localization, PackedMasks, intersection_of_masks, union_of_masks
 from geffect.core.splits import of_role
 from geffect.errors import GeffectError
-from geffect.localization.localize import Localization
-from geffect.localization.masks import GradientMask
-from geffect.localization.selection import Masks, op_rr, op_ur, united
 
 READINGS = ("frozen_set", "micro_batch")
 SETS = ("both", "op_ur", "op_rr")
@@ -57,12 +55,37 @@ class GRAIL:
         """
         unlearn, retain = self.masks(localized)
         if self.reading == "frozen_set":
-            unlearn = retain = united([unlearn, retain])
+            unlearn = retain = union_of_masks([unlearn, retain])
         return GradientMask(parameters, unlearn, retain)
 
-    def masks(self, localized: Localization) -> tuple[Masks, Masks]:
+    def masks(self, localized: Localization) -> tuple[PackedMasks, PackedMasks]:
         """OP-UR and OP-RR; the one an ablation leaves out is empty."""
         wide = localized.at(self.k_unlearn)
         unlearn = op_ur(of_role(wide, "forget"), of_role(wide, "retain"))
         retain = op_rr(of_role(localized.at(self.k_retain), "retain"))
         return (unlearn if self.sets != "op_rr" else {}), (retain if self.sets != "op_ur" else {})
+
+
+def op_ur(forget: Sequence[PackedMasks], retain: Sequence[PackedMasks]) -> PackedMasks:
+    """OP-UR = (∪_d T_forget,d) ∩ (∪_d T_retain,d): where what is unlearned lies upon what is kept (arXiv 2504.12681).
+
+    Args:
+        forget: T a domain, what matters to what it forgets.
+        retain: T a domain, what matters to what it keeps.
+
+    Returns:
+        Parameter → packed mask; empty ones are missing.
+    """
+    return intersection_of_masks([union_of_masks(forget), union_of_masks(retain)])
+
+
+def op_rr(retain: Sequence[PackedMasks]) -> PackedMasks:
+    """OP-RR = ∩_d T_retain,d: what matters to what every domain keeps (arXiv 2504.12681).
+
+    Args:
+        retain: T a domain.
+
+    Returns:
+        Parameter → packed mask; empty ones are missing.
+    """
+    return intersection_of_masks(retain)

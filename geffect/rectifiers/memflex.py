@@ -6,11 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from geffect.core.masks import GradientMask, Localization
 from geffect.core.topk import pack
 from geffect.errors import GeffectError
-from geffect.localization.localize import Localization
-from geffect.localization.masks import GradientMask
-from geffect.localization.selection import region
 
 THRESHOLDS = ("absolute", "quantile")
 
@@ -57,3 +55,37 @@ class MemFlex:
         chosen = set(self.region(localized))
         outside = {n: pack(torch.ones(p.shape, dtype=torch.bool)) for n, p in parameters.items() if n not in chosen}
         return GradientMask(parameters, outside, outside)
+
+
+def region(
+    cosines: Mapping[str, float], magnitudes: Mapping[str, float], mu: float, sigma: float, *, quantiles: bool = False
+) -> list[str]:
+    """MemFlex's region: the tensors with cosine < μ and magnitude > σ, both strict (arXiv 2407.01920).
+
+    Args:
+        cosines: parameter → cosine of the forget and retain splits' mean gradients, 0 where one is zero.
+        magnitudes: parameter → mean |ḡ| over the entries of the forget split's mean gradient.
+        mu: μ.
+        sigma: σ; absolute thresholds do not carry over between models.
+        quantiles: μ and σ are quantiles of the cosines and the magnitudes.
+
+    Returns:
+        The tensors that stay trainable, in order.
+
+    Raises:
+        GeffectError: there are none.
+
+    >>> region({"a": 0.1, "b": 0.99, "c": 0.2}, {"a": 1e-3, "b": 1e-3, "c": 1e-5}, mu=0.92, sigma=6e-4)
+    ['a']
+    """
+    limits = [torch.tensor(list(each.values()), dtype=torch.float64) for each in (cosines, magnitudes)]
+    low, high = (float(limits[0].quantile(mu)), float(limits[1].quantile(sigma))) if quantiles else (mu, sigma)
+    found = [name for name in cosines if cosines[name] < low and magnitudes[name] > high]
+    if not found:
+        has = f"cosines from {limits[0].min():.3g} and magnitudes up to {limits[1].max():.3g}"
+        raise GeffectError(
+            f"tensors with cosine < {low:.3g} and magnitude > {high:.3g} for memflex's region",
+            has,
+            "choose other thresholds, or memflex(mu=0.8, sigma=0.2, thresholds=quantile)",
+        )
+    return found

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from geffect.core.effects import asked_of, cosines, direction_of, g_effect, total_cosine
+from geffect.core.gram import cosines, direction_name, g_effect, objective_name, total_cosine
 from geffect.core.splits import TARGETS, domain_of
-from geffect.core.topk import chance
+from geffect.core.topk import chance_jaccard
 from geffect.errors import GeffectError, visible
 from geffect.io.readers import StrPath
 from geffect.record.frames import read, read_overlap, read_prediction, read_standard_errors, read_steps
@@ -35,8 +35,8 @@ def summarize(runs: Sequence[StrPath]) -> pd.DataFrame:
 @damage_refused
 def _row(run: StrPath) -> dict[str, Any]:
     gram, steps = read(run), read_steps(run)
-    effects = g_effect(gram, direction_of(gram))
-    cosine = total_cosine(gram, asked_of(gram), "retain")
+    effects = g_effect(gram, direction_name(gram))
+    cosine = total_cosine(gram, objective_name(gram), "retain")
     last = _with_roles(steps.iloc[-1])
     kept = "heldout" if "heldout_loss" in last else "retain"
     return {
@@ -124,7 +124,7 @@ def plot(runs: Sequence[StrPath], out: Path | None = None, scheme: str = "thirds
 
 def descended(gram: pd.DataFrame) -> pd.DataFrame:
     """The G-effects of what was descended, as they are drawn."""
-    return g_effect(gram, direction_of(gram))
+    return g_effect(gram, direction_name(gram))
 
 
 def whole_overlaps(path: StrPath) -> pd.DataFrame:
@@ -135,7 +135,8 @@ def whole_overlaps(path: StrPath) -> pd.DataFrame:
     counts = read_overlap(path).groupby(["share", "gradient", "other"], sort=False)[["intersection", "union"]].sum()
     frame = counts.reset_index()
     return frame.assign(
-        jaccard=frame["intersection"] / frame["union"].where(frame["union"] > 0), chance=frame["share"].map(chance)
+        jaccard=frame["intersection"] / frame["union"].where(frame["union"] > 0),
+        chance=frame["share"].map(chance_jaccard),
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from geffect.core.effects import cosines, direction_of, g_effect
+from geffect.core.gram import cosines, direction_name, g_effect
 from geffect.errors import GeffectError, visible
 from geffect.io.readers import StrPath
 from geffect.record.frames import (
@@ -99,7 +99,7 @@ class Run(os.PathLike[str]):
             Columns ``step``, ``by``, ``unlearn``, ``retain``.
         """
         frame = self.to_frame(by, scheme)
-        return g_effect(frame, direction or direction_of(frame))
+        return g_effect(frame, direction or direction_name(frame))
 
     def cosine(self) -> pd.DataFrame:
         """Cosine with the retain gradient: columns ``step``, ``cosine``, ``rectified`` (NaN without a rectifier)."""

@@ -9,8 +9,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.distributed import DistError
 
-from geffect.core.distributed import processes, rank
-from geffect.core.fsdp import local
+from geffect.core.distributed import local_part, num_processes, rank
 from geffect.errors import GeffectError
 from geffect.models.checkpoints import REMEDY, check_checksums, checkpoint_shapes
 
@@ -43,7 +42,7 @@ def check_whole(checkpoint: Path, model: nn.Module, others: Sequence[str] = ()) 
         raise GeffectError(f"{missing[0]} in {checkpoint}", "none", REMEDY)
     saved = checkpoint_shapes(checkpoint, REMEDY)
     own = saved_state(model)
-    places = {name: local(tensor).data_ptr() for name, tensor in own.items()}
+    places = {name: local_part(tensor).data_ptr() for name, tensor in own.items()}
     kept = {places[name] for name in saved if places.get(name)}  # a tied tensor is saved once; a part may be empty
     for name in sorted({*saved, *(name for name, place in places.items() if place not in kept)}):
         expected = tuple(own[name].shape) if name in own else None
@@ -57,7 +56,7 @@ def check_whole(checkpoint: Path, model: nn.Module, others: Sequence[str] = ()) 
 
 def _random_state() -> str:
     """The file that Hugging Face keeps this process's random state in."""
-    return f"rng_state_{rank()}.pth" if processes() > 1 else "rng_state.pth"
+    return f"rng_state_{rank()}.pth" if num_processes() > 1 else "rng_state.pth"
 
 
 def saved_state(model: Any) -> dict[str, Any]:

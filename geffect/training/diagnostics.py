@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from geffect.core.effects import cosine, inner
+from geffect.core.gram import cosine, inner
 from geffect.data.encode import EncodedExample, collate
 from geffect.measurement.ema import published_estimates
 from geffect.measurement.measurement import Batch, Measured, Measurement

@@ -7,8 +7,8 @@ import torch
 
 from geffect.config import FinetuneConfig, LocalizeConfig, TrainConfig, UnlearnConfig
 from geffect.core.forward import IGNORE_INDEX
-from geffect.core.launch import launched
-from geffect.core.layers import block_list, unwrap
+from geffect.core.launch import rank_and_size
+from geffect.core.layers import decoder_blocks, unwrap
 from geffect.core.splits import TARGETS, role_of, split_names
 from geffect.data.domain_splits import balanced
 from geffect.data.encode import EncodedExample
@@ -120,7 +120,7 @@ def arithmetic(config: TrainConfig, encoded: dict[str, list[EncodedExample]]) ->
     else:
         rows = sum(map(len, encoded.values()))
         steps = num_fit_steps(config, rows)
-    return batch_arithmetic(rows, config.batch_size, config.grad_accum_steps, steps, launched()[1])
+    return batch_arithmetic(rows, config.batch_size, config.grad_accum_steps, steps, rank_and_size()[1])
 
 
 def num_fit_steps(config: TrainConfig, rows: int) -> int:
@@ -185,9 +185,11 @@ def memory_gb(config: TrainConfig, model: Any, encoded: dict[str, list[EncodedEx
     weights = sum(p.numel() for p in model.parameters()) * size
     held = weights + trainable * size * rows
     if isinstance(config, UnlearnConfig) and config.shard:
-        around = weights - sum(p.numel() for p in block_list(unwrap(model))[1].parameters()) * size
+        around = weights - sum(p.numel() for p in decoder_blocks(unwrap(model))[1].parameters()) * size
         copied = bool(config.objective.needs & {"ref_logits", "ref_hidden"}) and not config.lora
-        held = max(weights * (1 + copied), held // launched()[1] + 2 * around)  # these and their gradients are whole
+        held = max(
+            weights * (1 + copied), held // rank_and_size()[1] + 2 * around
+        )  # these and their gradients are whole
     return float(PROCESS + held + activations_bytes(model, encoded, config.batch_size, size)) / 1e9
 
 
@@ -219,7 +221,7 @@ def _extra_rows(config: TrainConfig) -> int:
         return 0
     objective, rectifier = config.objective, config.rectifier.rule
     own = objective.forget_multiple is None
-    streamed = config.grad_accum_steps == launched()[1] == 1
+    streamed = config.grad_accum_steps == rank_and_size()[1] == 1
     keeps = bool(config.prediction or config.save_rows or config.standard_errors)
     freezing = config.rectifier.freezing is not None
     copies = keeps or rectifier.corrects or freezing  # θ before the optimizer's step

@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Trainer
 
-from geffect.core.distributed import rank
-from geffect.core.fsdp import as_part_of, is_sharded, load, mapped, part, whole
-from geffect.core.gradients import trainable
+from geffect.core.distributed import as_shard, full_tensor, is_sharded, load_parameters, map_leaves, part_of, rank
+from geffect.core.layers import trainable_parameters
 from geffect.training.checkpoints import OPTIMIZER, SCHEDULER, saved_state
 
 
@@ -24,7 +23,7 @@ class ShardedTrainer(Trainer):  # type: ignore[misc]
     @property
     def sharded(self) -> bool:
         """Whether the model lies in parts over the processes."""
-        return is_sharded(trainable(self.model))
+        return is_sharded(trainable_parameters(self.model))
 
     def _wrap_model(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
         if self.sharded:  # else accelerate replicates it
@@ -34,7 +33,7 @@ class ShardedTrainer(Trainer):  # type: ignore[misc]
         return wrapped
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        return whole(super()._clip_grad_norm(model))
+        return full_tensor(super()._clip_grad_norm(model))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model, put together on the first process, for every process to call."""
@@ -47,7 +46,7 @@ class ShardedTrainer(Trainer):  # type: ignore[misc]
         if not self.sharded:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        state = mapped(self.optimizer.state_dict(), _kept)
+        state = map_leaves(self.optimizer.state_dict(), _kept)
         if rank() == 0:
             torch.save(state, Path(output_dir) / OPTIMIZER)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
@@ -70,12 +69,12 @@ class ShardedTrainer(Trainer):  # type: ignore[misc]
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         for file in sorted(Path(resume_from_checkpoint).glob("*model*.safetensors")):
-            load(saved_state(self.model), load_file(file))
+            load_parameters(saved_state(self.model), load_file(file))
 
 
 def _kept(value: Any) -> Any:
     """A leaf of a state, put together by all processes and kept by the first."""
-    together = whole(value)
+    together = full_tensor(value)
     if not isinstance(together, Tensor):
         return together
     return together.cpu() if rank() == 0 else None
@@ -84,7 +83,7 @@ def _kept(value: Any) -> Any:
 def _as_of(value: Any, parameter: Tensor) -> Any:
     """A leaf of an optimizer's state: a part where it is as large as its parameter."""
     of_entries = isinstance(value, Tensor) and value.shape == parameter.shape
-    return as_part_of(part(value, parameter), parameter) if of_entries else value
+    return as_shard(part_of(value, parameter), parameter) if of_entries else value
 
 
 def _whole_state(model: nn.Module) -> dict[str, Tensor]:
@@ -92,7 +91,7 @@ def _whole_state(model: nn.Module) -> dict[str, Tensor]:
     from peft import PeftModel
 
     identities = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
-    trained = set(map(id, trainable(model).values())) if isinstance(model, PeftModel) else None
+    trained = set(map(id, trainable_parameters(model).values())) if isinstance(model, PeftModel) else None
     found: dict[Any, Any] = {}
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from geffect.config import FinetuneConfig, TrainConfig, UnlearnConfig
-from geffect.core.launch import launched, refuse_settings
+from geffect.core.launch import check_launch_settings, rank_and_size
 from geffect.errors import GeffectError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def training_arguments(config: TrainConfig, steps: int) -> "TrainingArguments":
     from torch.cuda import is_available
     from transformers import TrainingArguments
 
-    refuse_settings()
+    check_launch_settings()
     _check_warm_up(config, steps)
     unlearning = isinstance(config, UnlearnConfig)
     try:
@@ -56,7 +56,7 @@ def training_arguments(config: TrainConfig, steps: int) -> "TrainingArguments":
             disable_tqdm=True,  # the trainer shows a bar of its own
             remove_unused_columns=False,
             dataloader_pin_memory=False,
-            use_cpu=launched()[1] > 1 and not is_available(),  # else processes on a CPU would not find one another
+            use_cpu=rank_and_size()[1] > 1 and not is_available(),  # else processes on a CPU would not find one another
             **_checkpointing(config),
         )
         _try_out(arguments, steps)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from geffect.core.launch import launched
+from geffect.core.launch import rank_and_size
 from geffect.io.signals import SIGNALS, install
 
 LOGGER = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def deferred(tell: Callable[[int], None]) -> Iterator[None]:
                 began.append(time.monotonic())
                 LOGGER.warning("stopping after this step; a second Ctrl-C or signal stops at once")
                 tell(signum)
-                if launched()[1] == 1:
+                if rank_and_size()[1] == 1:
                     installed.close()
             elif time.monotonic() - began[0] > TWICE:
                 installed.close()

@@ -3,7 +3,7 @@
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from geffect.core.host_state import keep_scale
+from geffect.core.host_state import keep_weight_scale
 
 
 def set_mode(model: nn.Module, *, dropout: bool, checkpointing: bool = True) -> None:
@@ -18,7 +18,7 @@ def set_mode(model: nn.Module, *, dropout: bool, checkpointing: bool = True) -> 
         checkpointing: let blocks recompute their activations; not where the model returns to dropout after.
     """
     model.train(dropout)
-    keep_scale(model)
+    keep_weight_scale(model)
     if dropout or not checkpointing:
         return
     for module in model.modules():

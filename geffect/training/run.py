@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from geffect.config import FinetuneConfig, InspectConfig, TrainConfig, UnlearnConfig
-from geffect.core.launch import launched
+from geffect.core.launch import rank_and_size
 from geffect.core.splits import role_of
 from geffect.errors import GeffectError, Interrupted
 from geffect.models.checkpoints import checkpoints
@@ -85,7 +85,7 @@ def started(
     Raises:
         GeffectError: the disk is full or cannot be written to.
     """
-    fresh, writes = True, launched()[0] == 0
+    fresh, writes = True, rank_and_size()[0] == 0
 
     def sink(line: dict[str, Any], file: str = STEPS) -> None:
         nonlocal fresh

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from geffect.config import EvaluateConfig, FinetuneConfig, LocalizeConfig, TextConfig, TrainConfig, UnlearnConfig
-from geffect.core.gradients import trainable
-from geffect.core.launch import launched
-from geffect.core.layers import Layout, layout
+from geffect.core.launch import rank_and_size
+from geffect.core.layers import Layout, find_tied_weights, layout, split_layout, trainable_parameters
+from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, domain_of, of_role, role_of, split_name, split_names
-from geffect.core.tied import find_tie, split_layout
 from geffect.data.checks import check_ids, tell_cut
 from geffect.data.domain_splits import balanced, domain_sets, set_names, split_sets
 from geffect.data.encode import EncodedExample, encode_set, pad_id_of
@@ -22,7 +21,6 @@ from geffect.data.prompts import Prompt, described
 from geffect.data.refusals import BUILT_IN, Answers, read_answers, refused
 from geffect.errors import GeffectError
 from geffect.io.limits import check_memory
-from geffect.localization.masks import GradientMask
 from geffect.localization.storage import check_localized, read_localization
 from geffect.models.cache import weights_sha256
 from geffect.models.load import Loaded, add_lora, outline
@@ -71,7 +69,7 @@ class Start:
             "attention": getattr(self.loaded.model.config, "_attn_implementation", None),
             "data": {k: {"set": s.name, "examples": len(s), "sha256": s.sha256} for k, s in self.sets.items()} | others,
             "prompts": prompts_of(config, self.loaded.tokenizer),
-            "batch": batch_arithmetic(rows, config.batch_size, config.grad_accum_steps, steps, launched()[1]),
+            "batch": batch_arithmetic(rows, config.batch_size, config.grad_accum_steps, steps, rank_and_size()[1]),
             "parameters": layout_to_json(self.layout),
         }
 
@@ -127,7 +125,7 @@ def read_start(config: TrainConfig, loaded: Loaded) -> Start:
     warn_of_other_prompts(config, loaded)
     whole = layout(loaded.model)
     if isinstance(config, UnlearnConfig) and not config.shard:  # in parts a tied tensor is not told apart by use
-        whole = split_layout(whole, find_tie(loaded.model))
+        whole = split_layout(whole, find_tied_weights(loaded.model))
     return Start(loaded, sets, encoded, whole, answers_of(config) if isinstance(config, UnlearnConfig) else None)
 
 
@@ -238,7 +236,7 @@ def answers_of(config: UnlearnConfig) -> Answers | None:
 
 def check_shards(config: UnlearnConfig) -> None:
     """Raise where ``--shard`` has a single process."""
-    if config.shard and launched()[1] == 1:
+    if config.shard and rank_and_size()[1] == 1:
         remedy = "Start it with torchrun --nproc-per-node 2 -m geffect unlearn, or leave --shard out"
         raise GeffectError("--shard needs several processes; there is one", remedy=remedy)
 
@@ -253,7 +251,7 @@ def check_launched(config: UnlearnConfig, sets: Mapping[str, Sequence[EncodedExa
     Raises:
         GeffectError: a diagnostic is of one process, or rows do not divide.
     """
-    size = launched()[1]
+    size = rank_and_size()[1]
     if size == 1:
         return
     alone = {"--standard-errors": config.standard_errors, "--mode paper": config.mode == "paper"}
@@ -287,7 +285,7 @@ def alternatives(config: UnlearnConfig, start: Start, forget: str, size: int) ->
             f"questions to refuse in {whole.name}, which {config.objective.text!r} needs", "texts", remedy
         )
     rows = replace(whole, rows=whole.rows[:size])
-    batches = config.steps * config.grad_accum_steps * launched()[1]
+    batches = config.steps * config.grad_accum_steps * rank_and_size()[1]
     epochs = -(-batches // -(-len(rows) // config.batch_size))
     found: list[EncodedExample] = []
     for epoch in range(epochs):
@@ -330,7 +328,7 @@ def masked_by(config: UnlearnConfig, loaded: Loaded) -> GradientMask | None:
     freezing = config.rectifier.freezing
     if freezing is None or config.masks is None:
         return None
-    parameters = trainable(loaded.model)
+    parameters = trainable_parameters(loaded.model)
     shapes = {name: list(parameter.shape) for name, parameter in parameters.items()}
     check_localized(config.masks, loaded.sha256, shapes)
     return freezing.frozen(parameters, read_localization(config.masks))

@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from geffect.core.distributed import rank, summed, wait
-from geffect.core.fsdp import local
+from geffect.core.distributed import local_part, rank, sum_over_processes, wait_for_all
 from geffect.data.encode import EncodedExample, pad_id_of
 from geffect.errors import GeffectError
 from geffect.io.signals import SIGNALS
@@ -49,7 +48,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         """The learning rate has moved on."""
         self._trainer.finish_line()
         self._bar.update()
-        received = summed(torch.tensor([float(self._trainer.interrupted == each) for each in SIGNALS]))
+        received = sum_over_processes(torch.tensor([float(self._trainer.interrupted == each) for each in SIGNALS]))
         if float(received.max()):  # in any process, and now in all
             self._trainer.interrupted = int(SIGNALS[int(received.argmax())])
             control.should_training_stop = control.should_save = True
@@ -145,7 +144,7 @@ class RecordingTrainer(ShardedTrainer):
         """
         if rank() == 0:  # a checkpoint that was never whole
             shutil.rmtree(Path(self.args.output_dir) / PARTIAL, ignore_errors=True)
-        wait()
+        wait_for_all()
         with deferred(self.interrupt):
             if resume_from_checkpoint is not None:
                 self._take_up(Path(resume_from_checkpoint))
@@ -233,7 +232,7 @@ class RecordingTrainer(ShardedTrainer):
                 super()._save_checkpoint(model, trial)
                 (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle nobody needs: there is config.yaml
                 self._save_state(partial)
-                wait()
+                wait_for_all()
                 if rank() == 0:
                     write_checksums(partial)
         except OSError:
@@ -242,7 +241,7 @@ class RecordingTrainer(ShardedTrainer):
         if rank() == 0:
             rename(partial, Path(self.args.output_dir) / name)
             partial.parent.rmdir()
-        wait()
+        wait_for_all()
         self.started = time.perf_counter()  # a step's seconds are its own
 
     def _save_state(self, directory: Path) -> None:
@@ -270,8 +269,8 @@ class RecordingTrainer(ShardedTrainer):
 @torch.no_grad()
 def _not_finite(model: nn.Module) -> str:
     """What is not finite of the trained parameters in any process; empty where all are."""
-    own = (bool(local(p).isfinite().all()) for p in model.parameters() if p.requires_grad)
-    broken = float(summed(torch.tensor(float(sum(not finite for finite in own)))))
+    own = (bool(local_part(p).isfinite().all()) for p in model.parameters() if p.requires_grad)
+    broken = float(sum_over_processes(torch.tensor(float(sum(not finite for finite in own)))))
     return f"{broken:.0f} parameters with values that are not finite" if broken else ""
 
 

@@ -14,16 +14,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
-from geffect.core.distributed import rank
+from geffect.core.distributed import as_shard, full_tensor, part_of, rank, shard_model
 from geffect.core.forward import Outputs, forward
-from geffect.core.fsdp import as_part_of, part, shard, whole
-from geffect.core.gradients import NamedTensors, check_no_hooks, trainable
+from geffect.core.gradients import NamedTensors, check_no_hooks
+from geffect.core.layers import find_tied_weights, trainable_parameters
+from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, of_role, role_of, split_names
-from geffect.core.tied import find_tie
 from geffect.data.encode import EncodedExample
 from geffect.data.pairing import PairedDataset, PairedSampler
 from geffect.errors import GeffectError
-from geffect.localization.masks import GradientMask
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.prediction import PredictionCheck
 from geffect.measurement.step import Step
@@ -90,12 +89,12 @@ class UnlearnTrainer(RecordingTrainer):
         **kwargs: Any,
     ) -> None:
         check_trainable(model)
-        check_no_hooks(trainable(model))
+        check_no_hooks(trainable_parameters(model))
         if sharded:
             for each in dict.fromkeys((model, reference.model if reference else model)):  # in everybody's order
-                shard(each, args.device.type)
+                shard_model(each, args.device.type)
             if frozen is not None:
-                frozen.cut(trainable(model))
+                frozen.cut(trainable_parameters(model))
         super().__init__(model, args, train_dataset=PairedDataset(sets), **kwargs)
         self.rules, self.past = rules or StopRules(), list(past)
         self.sets, self.columns, self.reference = dict(sets), columns or {}, reference
@@ -106,13 +105,13 @@ class UnlearnTrainer(RecordingTrainer):
         self.autocast = autocast or args.bf16
         self.dtype = torch.bfloat16 if self.autocast else next(model.parameters()).dtype
         self.measurement = Measurement(
-            trainable(model),
+            trainable_parameters(model),
             self._forward,
             objective,
             rectifier,
             self.diagnostics.free_rows,
             keep_dropout,
-            find_tie(model),
+            find_tied_weights(model),
             self.diagnostics.overlap,
             bool(self.diagnostics.save_rows),
             self._prediction(model),
@@ -250,7 +249,9 @@ class UnlearnTrainer(RecordingTrainer):
             for name in self.sets
             if role_of(name) in TARGETS
         }
-        return PredictionCheck(trainable(model), lambda batch: self._forward(batch, frozenset(), dropout=False), probe)
+        return PredictionCheck(
+            trainable_parameters(model), lambda batch: self._forward(batch, frozenset(), dropout=False), probe
+        )
 
     def _save_rows(self) -> None:
         directory = Path(self.args.output_dir).parent / "rows" / f"step-{self.state.global_step}"
@@ -272,7 +273,7 @@ class UnlearnTrainer(RecordingTrainer):
         """A row or a state as one process would have it, put together on the first."""
         parameters, found = self.measurement.parameters, NamedTensors()
         for name in (name for name in parameters if name in tensors):
-            tensor = whole(as_part_of(tensors[name], parameters[name]))
+            tensor = full_tensor(as_shard(tensors[name], parameters[name]))
             if rank() == 0:
                 found[name] = tensor.contiguous()
         return found
@@ -285,4 +286,4 @@ class UnlearnTrainer(RecordingTrainer):
             parameters = self.measurement.parameters
             device = str(next(iter(parameters.values())).device)
             saved = load_file(directory / STATE_FILE, device=device)
-            self.measurement.state.update({name: part(tensor, parameters[name]) for name, tensor in saved.items()})
+            self.measurement.state.update({name: part_of(tensor, parameters[name]) for name, tensor in saved.items()})

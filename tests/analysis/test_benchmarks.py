@@ -20,9 +20,8 @@ from analysis.benchmarks.setting import Setting
 from analysis.benchmarks.table import BUDGETS, Finding, read_findings, table
 from analysis.benchmarks.timing import StandardErrors, interleave
 from geffect.api import builtin_tiny
-from geffect.core.gradients import trainable
 from geffect.core.gram import Gram
-from geffect.core.layers import Layout
+from geffect.core.layers import Layout, trainable_parameters
 from geffect.core.token_effects import token_effects
 from geffect.record.frames import read
 from geffect.record.reader import read_lines
@@ -57,7 +56,9 @@ def setting(request: pytest.FixtureRequest) -> Setting:
 
 
 def gradient(setting: Setting) -> torch.Tensor:
-    return torch.cat([p.grad.flatten() for p in trainable(setting.model).values() if p.grad is not None]).clone()
+    return torch.cat([
+        p.grad.flatten() for p in trainable_parameters(setting.model).values() if p.grad is not None
+    ]).clone()
 
 
 def test_the_published_script_begins_with_our_g_effects(setting: Setting) -> None:

@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from geffect.core.forward import forward
-from geffect.core.gradients import capture, trainable
+from geffect.core.gradients import capture_gradients
 from geffect.core.gram import Gram, inner_products
-from geffect.core.layers import layout
-from geffect.core.tied import find_tie, split_layout
+from geffect.core.layers import find_tied_weights, layout, split_layout, trainable_parameters
 from geffect.models.load import quiet_transformers
 from geffect.objectives.base import Counts, risk
 from tests.support import oracles
@@ -44,7 +43,7 @@ def test_every_parameter_lies_where_the_table_says(family: str, tied: bool) -> N
     model = make(family, tied=tied)
     found = layout(model)
     assert found.layers == _expected(family, tied=tied)
-    assert list(found.layers) == list(trainable(model))
+    assert list(found.layers) == list(trainable_parameters(model))
     assert found.num_blocks == 2
     groups = found.groups()
     assert all(groups[name] == "deep" for name, layer in found.layers.items() if layer == "final_norm")
@@ -61,7 +60,7 @@ def test_every_parameter_of_an_unusual_kind_lies_where_the_table_says(family: st
         assert layer == UNUSUAL[family][pattern].format(*found.groups()), name
         used.add(pattern)
     assert used == set(UNUSUAL[family])
-    assert list(layers) == list(trainable(model))
+    assert list(layers) == list(trainable_parameters(model))
 
 
 @pytest.mark.parametrize("family", ["xlm", "zamba2", "bert", "llava"])
@@ -94,15 +93,15 @@ def test_groups_sum_to_the_totals_and_ties_to_their_whole(family: str, tied: boo
     def loss(batch: dict[str, torch.Tensor]) -> Callable[[], torch.Tensor]:
         return lambda: risk(forward(model, batch), Counts.of([batch]))
 
-    rows = capture(model, {"forget": loss(forget), "retain": loss(retain)})
-    names = list(trainable(model))
+    rows = capture_gradients(model, {"forget": loss(forget), "retain": loss(retain)})
+    names = list(trainable_parameters(model))
     gram = Gram(
         ("forget", "retain"), {n: inner_products([rows[r].get(n) for r in ("forget", "retain")]) for n in names}
     )
     parts = gram.by(layout(model).groups())
     assert torch.allclose(torch.stack(list(parts.values())).sum(0), gram.total(), rtol=1e-12)
 
-    tie = find_tie(model)
+    tie = find_tied_weights(model)
     assert (tie is not None) == tied
     batches = {"forget": forget, "retain": retain}
     told = take_step(make_measurement(model, "ga", tie=tie), [batches]).gram

@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from geffect.core.distributed import dealt, processes, rank, summed_gram, summed_rows
-from geffect.core.fsdp import is_sharded, local
+from geffect.core.distributed import assign_items, is_sharded, local_part, num_processes, rank, sum_gradients, sum_gram
 from geffect.core.gram import Gram
 from geffect.record.frames import read, read_steps
 from tests.support.launched import MODELS, watch
@@ -75,20 +74,20 @@ def test_a_plan_that_hides_gradients_is_refused(launched: Path) -> None:
 def test_alone_there_is_nothing_to_add_up() -> None:
     parameter, rows = nn.Parameter(torch.ones(2)), {"forget": {"w": torch.ones(2)}}
     gram = Gram.of(rows)
-    assert (processes(), rank(), dealt("abc")) == (1, 0, [("a", 1.0), ("b", 1.0), ("c", 1.0)])
-    assert summed_rows(rows, {"w": parameter})["forget"]["w"] is rows["forget"]["w"]
-    assert summed_gram(gram, sharded=True) is gram
-    assert local(parameter) is parameter
+    assert (num_processes(), rank(), assign_items("abc")) == (1, 0, [("a", 1.0), ("b", 1.0), ("c", 1.0)])
+    assert sum_gradients(rows, {"w": parameter})["forget"]["w"] is rows["forget"]["w"]
+    assert sum_gram(gram, sharded=True) is gram
+    assert local_part(parameter) is parameter
     assert not is_sharded({"w": parameter})
 
 
 def test_every_process_has_as_many_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five items over two processes: each once with weight, and one again without."""
-    monkeypatch.setattr("geffect.core.distributed.processes", lambda: 2)
+    monkeypatch.setattr("geffect.core.distributed.num_processes", lambda: 2)
     turns = []
     for here in (0, 1):
         monkeypatch.setattr("geffect.core.distributed.rank", lambda here=here: here)
-        turns.append(dealt([0, 1, 2, 3, 4]))
+        turns.append(assign_items([0, 1, 2, 3, 4]))
     assert [len(each) for each in turns] == [3, 3]
     assert sorted(item for each in turns for item, weight in each if weight) == [0, 1, 2, 3, 4]
     assert turns[1][-1] == (0, 0.0)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geffect.core.effects import cosine, direction_of, g_effect, inner, norm, pairs, total_cosine
+from geffect.core.gram import cosine, direction_name, g_effect, inner, inner_by_label, norm, total_cosine
 
 ROWS = ("objective", "forget", "retain")
 GRAM = torch.tensor([[4.0, -4.0, -1.0], [-4.0, 4.0, 1.0], [-1.0, 1.0, 9.0]], dtype=torch.float64)
@@ -51,7 +51,7 @@ def test_cosine_ignores_scale_and_the_effect_is_bilinear(a: float, b: float) -> 
 
 
 def test_the_order_of_a_pair_does_not_matter() -> None:
-    assert pairs(FRAME, "retain", "objective").equals(pairs(FRAME, "objective", "retain"))
+    assert inner_by_label(FRAME, "retain", "objective").equals(inner_by_label(FRAME, "objective", "retain"))
 
 
 def test_the_g_effect_pairs_each_risk_with_the_direction() -> None:
@@ -70,6 +70,6 @@ def test_the_total_cosine_is_of_the_whole_vectors() -> None:
 
 
 def test_the_direction_is_what_was_descended() -> None:
-    assert direction_of(FRAME) == "objective"
+    assert direction_name(FRAME) == "objective"
     rectified = pd.concat([FRAME, _frame({(0, "deep", "rectified", "rectified"): 1.0})])
-    assert direction_of(rectified) == "rectified"
+    assert direction_name(rectified) == "rectified"

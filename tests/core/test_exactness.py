@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geffect.core.gradients import trainable
+from geffect.core.layers import trainable_parameters
 from tests.support import oracles
 from tests.support.architectures import make
 from tests.support.steps import FORGET, RETAIN, make_measurement, split, take_step
@@ -32,7 +32,7 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 def test_streamed_products_equal_loops_over_examples(family: str, tied: bool) -> None:
     model = make(family, tied=tied).double()
     bound = 1e-10 if family in EXACT else 1e-5
-    expected = oracles.gram(_rows(model), list(trainable(model)))
+    expected = oracles.gram(_rows(model), list(trainable_parameters(model)))
     for size in (4, 1):
         gram = take_step(make_measurement(model, "ga"), split(TWO, size)).gram
         assert gram is not None
@@ -50,10 +50,10 @@ def test_a_finite_difference_of_the_risk_is_the_g_effect(family: str) -> None:
 
     def at(step: float) -> float:
         with torch.no_grad():
-            for name, parameter in trainable(model).items():
+            for name, parameter in trainable_parameters(model).items():
                 parameter.add_(objective[name], alpha=step / norm)
             value = float(oracles.risk(model, RETAIN))
-            for name, parameter in trainable(model).items():
+            for name, parameter in trainable_parameters(model).items():
                 parameter.sub_(objective[name], alpha=step / norm)
         return value
 

@@ -9,8 +9,9 @@ from torch import Tensor
 
 import geffect.core.gradients
 from geffect.core.forward import forward
-from geffect.core.gradients import NamedTensors, Window, add_scaled, capture, trainable
+from geffect.core.gradients import GradientBuffer, NamedTensors, add_scaled, capture_gradients
 from geffect.core.gram import Gram, inner_products
+from geffect.core.layers import trainable_parameters
 from geffect.objectives.base import Counts
 from geffect.objectives.base import risk as fast_risk
 from tests.support import oracles
@@ -27,7 +28,7 @@ def _risk(model: Any, batch: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("case", CASES)
 def test_captured_rows_equal_a_loop_over_examples(case: str) -> None:
     model = CASES[case]()
-    rows = capture(model, {"forget": lambda: _risk(model, FORGET), "retain": lambda: _risk(model, RETAIN)})
+    rows = capture_gradients(model, {"forget": lambda: _risk(model, FORGET), "retain": lambda: _risk(model, RETAIN)})
     assert_rows_close(rows["forget"], oracles.gradient(model, lambda: oracles.risk(model, FORGET)), 1e-5)
     assert_rows_close(rows["retain"], oracles.gradient(model, lambda: oracles.risk(model, RETAIN)), 1e-5)
 
@@ -35,12 +36,13 @@ def test_captured_rows_equal_a_loop_over_examples(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_streamed_equals_stored_equals_flattened(case: str) -> None:
     model = CASES[case]()
-    rows = capture(model, {"forget": lambda: _risk(model, FORGET), "retain": lambda: _risk(model, RETAIN)})
+    rows = capture_gradients(model, {"forget": lambda: _risk(model, FORGET), "retain": lambda: _risk(model, RETAIN)})
     stored = Gram(
-        ("forget", "retain"), {n: inner_products([r.get(n) for r in rows.values()]) for n in trainable(model)}
+        ("forget", "retain"),
+        {n: inner_products([r.get(n) for r in rows.values()]) for n in trainable_parameters(model)},
     )
     streamed = Gram(("forget", "retain"))
-    window = Window(trainable(model))
+    window = GradientBuffer(trainable_parameters(model))
     window.add("forget", _risk(model, FORGET))
 
     def visit(name: str, retain: Tensor | None) -> None:
@@ -48,7 +50,7 @@ def test_streamed_equals_stored_equals_flattened(case: str) -> None:
 
     window.stream("retain", _risk(model, RETAIN), visit)
     assert_gram_close(streamed.total(), stored.total(), 1e-12)
-    names = list(trainable(model))
+    names = list(trainable_parameters(model))
     losses = (lambda: oracles.risk(model, FORGET), lambda: oracles.risk(model, RETAIN))
     assert_gram_close(streamed.total(), oracles.gram([oracles.gradient(model, loss) for loss in losses], names), 1e-5)
 
@@ -57,7 +59,7 @@ def test_streaming_completes_what_earlier_micro_batches_added() -> None:
     model = CASES["llama"]()
     first, second = make_batch([9, 5], seed=3), make_batch([4, 8, 6], seed=4)
     counts = Counts.of([first, second])
-    window, seen = Window(trainable(model)), dict[str, Tensor]()
+    window, seen = GradientBuffer(trainable_parameters(model)), dict[str, Tensor]()
 
     def visit(name: str, gradient: Tensor | None) -> None:
         assert gradient is not None
@@ -82,7 +84,7 @@ def test_measuring_leaves_the_model_as_found(case: str) -> None:
             parameter.grad = torch.ones_like(parameter)
     model.train()
     before = snapshot(model)
-    capture(model, {"risk": lambda: _risk(model, FORGET)})
+    capture_gradients(model, {"risk": lambda: _risk(model, FORGET)})
     assert_unchanged(before, model)
 
 
@@ -96,22 +98,22 @@ def test_a_failing_loss_leaves_no_hook_and_returns_the_gradients() -> None:
         raise RuntimeError(name)
 
     with pytest.raises(RuntimeError):
-        Window(trainable(model)).stream("retain", _risk(model, FORGET), explode)
+        GradientBuffer(trainable_parameters(model)).stream("retain", _risk(model, FORGET), explode)
     assert_unchanged(before, model)
 
 
 def test_a_tensor_no_loss_reaches_is_missing_and_visited_as_none() -> None:
     model = CASES["unused"]()
-    spare = {name for name in trainable(model) if "spare" in name}
-    assert not spare & set(capture(model, {"risk": lambda: _risk(model, FORGET)})["risk"])
+    spare = {name for name in trainable_parameters(model) if "spare" in name}
+    assert not spare & set(capture_gradients(model, {"risk": lambda: _risk(model, FORGET)})["risk"])
     visited: dict[str, bool] = {}
 
     def visit(name: str, gradient: Tensor | None) -> None:
         visited[name] = gradient is None
 
-    Window(trainable(model)).stream("r", _risk(model, FORGET), visit)
+    GradientBuffer(trainable_parameters(model)).stream("r", _risk(model, FORGET), visit)
     assert {name for name, missing in visited.items() if missing} == spare
-    assert len(visited) == len(trainable(model))
+    assert len(visited) == len(trainable_parameters(model))
 
 
 def test_gradients_move_and_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +128,7 @@ def test_gradients_move_and_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> N
         return hooked(parameters, note)
 
     monkeypatch.setattr(geffect.core.gradients, "_hooked", noting)
-    rows = capture(model, {"risk": lambda: _risk(model, FORGET)})["risk"]
+    rows = capture_gradients(model, {"risk": lambda: _risk(model, FORGET)})["risk"]
     assert {name: tensor.data_ptr() for name, tensor in rows.items()} == pointers
 
 

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments
 
 from geffect import api
 from geffect.config import InspectConfig
-from geffect.core.gradients import capture
+from geffect.core.gradients import capture_gradients
 from geffect.core.host_state import SMALL
 from geffect.core.layers import layout
 from geffect.errors import GeffectError
@@ -336,7 +336,7 @@ def test_an_optimizer_in_the_backward_pass_is_refused(late: bool) -> None:
         _loss(model).backward()
         with pytest.raises(GeffectError, match=r"hook on lm_head\.weight"):
             watch.step()
-        capture(model, {"loss": lambda: _loss(model)})
+        capture_gradients(model, {"loss": lambda: _loss(model)})
         assert stepped == [True]
         handle.remove()
         watch.step()
@@ -357,7 +357,7 @@ def test_a_layout_and_captured_rows_leave_the_model_as_found() -> None:
         before = everything(model)
         layout(model)
         assert differences(before, everything(model)) == []
-        capture(model, {"loss": lambda model=model: _loss(model)})  # type: ignore[misc]
+        capture_gradients(model, {"loss": lambda model=model: _loss(model)})  # type: ignore[misc]
         assert differences(before, everything(model)) == []
 
 

@@ -12,8 +12,7 @@ from torch import nn
 
 import geffect
 from analysis.architectures import changes, kinds, outcome, state
-from geffect.core.gradients import trainable
-from geffect.core.layers import layout
+from geffect.core.layers import layout, trainable_parameters
 from geffect.errors import GeffectError
 from geffect.models.load import load, outline, quiet_transformers
 from tests.models.test_models import TOKENIZER
@@ -278,4 +277,4 @@ def test_a_dozen_kinds_are_right_or_refused(kind: str) -> None:
 
 def test_rows_and_layout_are_of_the_same_parameters() -> None:
     model = make_unusual("llava")
-    assert list(trainable(model)) == list(layout(model).layers)
+    assert list(trainable_parameters(model)) == list(layout(model).layers)

@@ -8,9 +8,7 @@ import peft
 import pytest
 import torch
 
-from geffect.core.gradients import trainable
-from geffect.core.layers import layout
-from geffect.core.tied import BOTH, EMBED, HEAD, find_tie, split_layout
+from geffect.core.layers import BOTH, EMBED, HEAD, find_tied_weights, layout, split_layout, trainable_parameters
 from geffect.measurement.step import Step
 from geffect.objectives.base import window_counts
 from tests.support import oracles
@@ -43,7 +41,7 @@ def test_parts_are_those_of_a_model_with_a_head_of_its_own(case: str, text: str,
     twin = _untied(model, name)
     head = next(n for n, p in twin.named_parameters() if p is twin.get_output_embeddings().weight)
     batches = make_batches(model)
-    measured = take_step(make_measurement(model, text, "gru", tie=find_tie(model)), split(batches, size))
+    measured = take_step(make_measurement(model, text, "gru", tie=find_tied_weights(model)), split(batches, size))
     whole = take_step(make_measurement(model, text, "gru"), split(batches, size))
     assert measured.gram is not None and whole.gram is not None
     assert_gram_close(measured.gram.total(), whole.gram.total(), 1e-5)
@@ -75,7 +73,7 @@ def test_the_parts_sum_exactly_and_the_update_is_the_same(case: str) -> None:
     found = []
     for tie in (True, False):
         model = make()
-        measurement = make_measurement(model, "npo + gd", "gru", tie=find_tie(model) if tie else None)
+        measurement = make_measurement(model, "npo + gd", "gru", tie=find_tied_weights(model) if tie else None)
         found.append((take_step(measurement, split(make_batches(model), 4)).gram, gradients(model)))
     (told, with_tie), (whole, without) = found
     assert told is not None and whole is not None
@@ -94,7 +92,9 @@ def test_both_uses_are_held_apart_only_in_rows_that_risks_are_read_from(text: st
     model, windows = gpt2(), []
     for measure in (True, False):
         step = Step(
-            make_measurement(model, text, tie=find_tie(model)), window_counts([make_batches(model)]), measure=measure
+            make_measurement(model, text, tie=find_tied_weights(model)),
+            window_counts([make_batches(model)]),
+            measure=measure,
         )
         step.micro_batch(make_batches(model), last=False)
         windows.append({
@@ -107,33 +107,37 @@ def test_both_uses_are_held_apart_only_in_rows_that_risks_are_read_from(text: st
 def test_the_model_is_tied_again_after_every_pass() -> None:
     model = gpt2()
     head, weight = model.get_output_embeddings(), model.transformer.wte.weight
-    take_step(make_measurement(model, "ga", tie=find_tie(model)), split(make_batches(model), 2))
+    take_step(make_measurement(model, "ga", tie=find_tied_weights(model)), split(make_batches(model), 2))
     assert head.weight is weight is model.transformer.wte.weight
     assert [name for name, _ in model.named_parameters() if "lm_head" in name] == []
     with torch.no_grad():
         weight.mul_(2)
-    tie = find_tie(model)
+    tie = find_tied_weights(model)
     assert tie is not None
     with tie.untied():
         assert torch.equal(head.weight, weight)
 
 
 def test_what_is_not_tied_or_frozen_has_no_tie() -> None:
-    assert find_tie(CASES["llama"]()) is None
-    assert find_tie(CASES["lora"]()) is None
+    assert find_tied_weights(CASES["llama"]()) is None
+    assert find_tied_weights(CASES["lora"]()) is None
     frozen = gpt2()
     frozen.transformer.wte.weight.requires_grad_(False)
-    assert find_tie(frozen) is None
+    assert find_tied_weights(frozen) is None
 
 
 def test_a_layout_holds_the_three_parts_and_counts_elements_once() -> None:
     model = gpt2()
     whole = layout(model)
-    told = split_layout(whole, find_tie(model))
+    told = split_layout(whole, find_tied_weights(model))
     name = "transformer.wte.weight"
     assert [told.layers[name + part] for part in (EMBED, HEAD, BOTH)] == ["embed", "lm_head", "tied"]
-    assert sum(told.numel.values()) == sum(whole.numel.values()) == sum(p.numel() for p in trainable(model).values())
-    measured = take_step(make_measurement(model, "ga", tie=find_tie(model)), split(make_batches(model), 4))
+    assert (
+        sum(told.numel.values())
+        == sum(whole.numel.values())
+        == sum(p.numel() for p in trainable_parameters(model).values())
+    )
+    measured = take_step(make_measurement(model, "ga", tie=find_tied_weights(model)), split(make_batches(model), 4))
     assert measured.gram is not None
     assert list(measured.gram.values) == list(told.layers)
     assert split_layout(whole, None) is whole
@@ -148,7 +152,7 @@ def test_a_tie_inside_an_adapter_s_wrapper_is_split_as_in_the_bare_model(saved: 
     model = peft.get_peft_model(llama(tied=True), peft.LoraConfig(ensure_weight_tying=True, **settings))
     keys, found = list(model.state_dict()), []
     for each in (bare, model):
-        tie = find_tie(each)
+        tie = find_tied_weights(each)
         assert tie is not None
         measured = take_step(make_measurement(each, "npo + gd", tie=tie), split(make_batches(each), 4))
         assert measured.gram is not None
@@ -161,4 +165,4 @@ def test_a_tie_inside_an_adapter_s_wrapper_is_split_as_in_the_bare_model(saved: 
 def test_an_embedding_that_is_its_own_head_has_no_two_uses_to_tell_apart() -> None:
     model = gpt2()
     model.lm_head = model.transformer.wte
-    assert find_tie(model) is None
+    assert find_tied_weights(model) is None

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from geffect.core.forward import forward
-from geffect.core.gradients import capture, trainable
+from geffect.core.gradients import capture_gradients
 from geffect.core.gram import inner_products
-from geffect.core.layers import GROUPS, layout
+from geffect.core.layers import GROUPS, layout, trainable_parameters
 from geffect.core.token_effects import token_effects
 from geffect.errors import GeffectError
 from geffect.objectives.base import Counts, risk
@@ -21,7 +21,7 @@ LENGTHS = [6, 4, 5]
 
 def direction_of(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(p.shape, generator=generator).to(p) for name, p in trainable(model).items()}
+    return {name: torch.randn(p.shape, generator=generator).to(p) for name, p in trainable_parameters(model).items()}
 
 
 def a_backward_a_token(
@@ -33,7 +33,7 @@ def a_backward_a_token(
     for i, t in (nll != 0).nonzero().tolist():
         model.zero_grad()
         nll[i, t].backward(retain_graph=True)
-        for name, parameter in trainable(model).items():
+        for name, parameter in trainable_parameters(model).items():
             if parameter.grad is not None:
                 part = (parameter.grad * direction[name]).sum()
                 found["total"][i, t] += part.detach()
@@ -67,8 +67,8 @@ def test_tokens_add_up_to_the_inner_product_of_rows(family: str) -> None:
     def loss(batch: dict[str, Tensor]) -> Any:
         return lambda: risk(forward(model, batch), Counts.of([batch]))
 
-    rows = capture(model, {"forget": loss(forget), "retain": loss(retain)})
-    names, groups = list(trainable(model)), layout(model).groups()
+    rows = capture_gradients(model, {"forget": loss(forget), "retain": loss(retain)})
+    names, groups = list(trainable_parameters(model)), layout(model).groups()
     gram = sum(inner_products([rows[r].get(name) for r in ("forget", "retain")]) for name in names)
     assert isinstance(gram, Tensor)
     found = token_effects(model, forget, rows["retain"], groups)
@@ -90,10 +90,10 @@ def test_a_step_along_the_direction_does_what_was_said() -> None:
     measured = []
     for sign in (1, -1):
         with torch.no_grad():
-            for name, parameter in trainable(model).items():
+            for name, parameter in trainable_parameters(model).items():
                 parameter.add_(direction[name], alpha=sign * size)
             measured.append(forward(model, batch).nll)
-            for name, parameter in trainable(model).items():
+            for name, parameter in trainable_parameters(model).items():
                 parameter.sub_(direction[name], alpha=sign * size)
     assert ((measured[0] - measured[1]) / (2 * size) - found).abs().max() <= 1e-6 * found.abs().max()
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from geffect.core.topk import Overlap, chance, jaccard, overlaps, pack, top_mask, unpack
+from geffect.core.topk import Overlap, chance_jaccard, intersections, jaccard, pack, top_mask, unpack
 from geffect.errors import GeffectError
 
 FEW = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 1e-40, math.inf])  # many ties, and a subnormal
@@ -101,8 +101,8 @@ def test_zeros_are_in_no_mask() -> None:
 @settings(max_examples=20, deadline=None)
 def test_masks_and_jaccard_ignore_scale(scale: float, seed: int) -> None:
     a, b = torch.randn(2, 500, generator=torch.Generator().manual_seed(seed)).round(decimals=1)
-    scaled = overlaps([pack(top_mask(row, 0.1)) for row in (scale * a, b)])
-    assert torch.equal(jaccard(scaled), jaccard(overlaps([pack(top_mask(row, 0.1)) for row in (a, b)])))
+    scaled = intersections([pack(top_mask(row, 0.1)) for row in (scale * a, b)])
+    assert torch.equal(jaccard(scaled), jaccard(intersections([pack(top_mask(row, 0.1)) for row in (a, b)])))
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.0001, math.nan, math.inf])
@@ -148,7 +148,7 @@ def test_packing_loses_nothing(bits: list[bool], columns: int) -> None:
 def test_overlaps_count_what_sets_share(rows: list[list[bool]], missing: set[int]) -> None:
     masks = [None if i in missing else pack(torch.tensor(row)) for i, row in enumerate(rows)]
     sets: list[set[int]] = [set() if i in missing else members(torch.tensor(row)) for i, row in enumerate(rows)]
-    counts = overlaps(masks)
+    counts = intersections(masks)
     assert counts.dtype == torch.int64
     assert counts.tolist() == [[len(a & b) for b in sets] for a in sets]
     assert torch.equal(counts, counts.T)
@@ -162,11 +162,11 @@ def test_bits_fill_bytes_from_the_highest() -> None:
 
 def test_masks_of_two_lengths_are_no_family() -> None:
     with pytest.raises(RuntimeError, match="equal size"):
-        overlaps([pack(torch.ones(8).bool()), pack(torch.ones(16).bool())])
+        intersections([pack(torch.ones(8).bool()), pack(torch.ones(16).bool())])
 
 
 def test_every_mask_is_itself_and_an_empty_one_is_nothing() -> None:
-    values = jaccard(overlaps([pack(torch.tensor([True, False])), None, pack(torch.tensor([False, True]))]))
+    values = jaccard(intersections([pack(torch.tensor([True, False])), None, pack(torch.tensor([False, True]))]))
     assert values[[0, 2], [0, 2]].tolist() == [1, 1]
     assert values[1, 1].isnan()
     assert values[0].tolist() == [1, 0, 0]
@@ -180,9 +180,9 @@ def test_counts_past_two_to_the_53_stay_exact_until_divided() -> None:
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.5])
 def test_random_masks_meet_at_chance(share: float) -> None:
     rows = torch.randn(2, 400_000, generator=torch.Generator().manual_seed(0))
-    found = jaccard(overlaps([pack(top_mask(row, share)) for row in rows]))[0, 1].item()
-    assert found == pytest.approx(chance(share), abs=0.003)
-    assert chance(1.0) == 1.0
+    found = jaccard(intersections([pack(top_mask(row, share)) for row in rows]))[0, 1].item()
+    assert found == pytest.approx(chance_jaccard(share), abs=0.003)
+    assert chance_jaccard(1.0) == 1.0
 
 
 def make_overlap() -> Overlap:
@@ -191,7 +191,7 @@ def make_overlap() -> Overlap:
     for i, name in enumerate("abcd"):
         rows = torch.randn(3, 11, generator=torch.Generator().manual_seed(i))
         masks = [pack(top_mask(row, 0.4)) for row in rows]
-        values[name] = overlaps([None if i % 2 else masks[0], *masks[1:]])
+        values[name] = intersections([None if i % 2 else masks[0], *masks[1:]])
     return Overlap(("x", "y", "z"), 0.4, values)
 
 

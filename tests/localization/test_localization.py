@@ -12,18 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from geffect.core.gradients import trainable
 from geffect.core.gram import Gram
-from geffect.core.topk import chance, count, jaccard, pack, top_mask, unpack
+from geffect.core.layers import trainable_parameters
+from geffect.core.masks import Localization
+from geffect.core.topk import chance_jaccard, jaccard, mask_count, pack, top_mask, unpack
 from geffect.data.encode import EncodedExample
 from geffect.data.relabel import corrupted, random_labels
 from geffect.errors import GeffectError
 from geffect.localization.importance import IMPORTANCES, Importance, scores
-from geffect.localization.localize import Localization, localize
+from geffect.localization.localize import localize
 from geffect.localization.losses import example_losses
-from geffect.localization.selection import op_rr, op_ur, region
 from geffect.localization.storage import read_localization
 from geffect.models.builtin import make_tiny
+from geffect.rectifiers.grail import op_rr, op_ur
+from geffect.rectifiers.memflex import region
 from tests.conftest import SHAPE
 from tests.support import oracles
 from tests.support.cases import CASES, make_batch
@@ -55,11 +57,11 @@ def _brute(scores: Tensor, share: float) -> Tensor:
 def test_importance_equals_a_loop_over_examples(case: str, mode: str) -> None:
     model = CASES[case]().double()
     gradients = _examples(model, seed=1)
-    found = Importance(trainable(model), mode)
+    found = Importance(trainable_parameters(model), mode)
     for loss in _losses(model, seed=1):
         found.add(loss())
     means = found.means()
-    for name in trainable(model):
+    for name in trainable_parameters(model):
         stacked = torch.stack([each[name] for each in gradients])
         if name not in means:
             assert not stacked.any()
@@ -77,7 +79,7 @@ def test_masks_alone_are_the_same_masks(mode: str) -> None:
     model = CASES["unused"]()
     whole, alone = (
         localize(
-            trainable(model),
+            trainable_parameters(model),
             {name: _losses(model, seed=i) for name, i in SPLITS.items()},
             [0.1, 0.3],
             mode,
@@ -118,9 +120,11 @@ def test_a_flat_tensor_ranks_nothing() -> None:
 def test_localizing_equals_means_masks_and_products_by_hand(importance: str) -> None:
     model = CASES["llama-tied"]()
     before = snapshot(model)
-    found = localize(trainable(model), {s: _losses(model, seed) for s, seed in SPLITS.items()}, [0.1, 0.3], importance)
+    found = localize(
+        trainable_parameters(model), {s: _losses(model, seed) for s, seed in SPLITS.items()}, [0.1, 0.3], importance
+    )
     assert_unchanged(before, model)
-    names = list(trainable(model))
+    names = list(trainable_parameters(model))
     gradients = {s: _examples(model, seed) for s, seed in SPLITS.items()}
     means = {s: {n: torch.stack([g[n] for g in each]).mean(0) for n in names} for s, each in gradients.items()}
     assert found.examples == dict.fromkeys(SPLITS, 3)
@@ -145,7 +149,7 @@ def test_pooled_cosines_and_magnitudes_are_those_of_the_merged_examples() -> Non
     model = CASES["llama"]()
     losses = {s: _losses(model, seed) for s, seed in SPLITS.items()}
     losses["forget/b"] = losses["forget/b"][:1]  # domains of different sizes: the merged mean weighs examples
-    found = localize(trainable(model), losses, [0.1])
+    found = localize(trainable_parameters(model), losses, [0.1])
     forget = [*_examples(model, 1), _examples(model, 3)[0]]
     retain = [*_examples(model, 2), *_examples(model, 4)]
     for name, cosine in found.cosines().items():
@@ -173,7 +177,7 @@ def test_op_ur_and_op_rr_are_what_sets_say(forget: list[list[bool]], retain: lis
     ):
         found = set(unpack(masks["w"], [9]).nonzero().flatten().tolist()) if "w" in masks else set()
         assert found == expected
-        assert "w" not in masks or count(masks["w"]) == len(expected)
+        assert "w" not in masks or mask_count(masks["w"]) == len(expected)
 
 
 @given(
@@ -188,15 +192,19 @@ def test_masks_equal_a_plain_sort(values: list[float], share: float) -> None:
 
 def test_jaccard_is_symmetric_one_on_itself_and_nan_of_nothing() -> None:
     losses = {s: _losses(CASES["llama"](), seed) for s, seed in SPLITS.items()}
-    found = localize(trainable(CASES["llama"]()), losses, [0.1])  # another model's losses: no tensor is reached
+    found = localize(
+        trainable_parameters(CASES["llama"]()), losses, [0.1]
+    )  # another model's losses: no tensor is reached
     assert torch.isnan(jaccard(found.overlaps[0.1].total())).all()
     model = CASES["llama"]()
     index = jaccard(
-        localize(trainable(model), {s: _losses(model, n) for s, n in SPLITS.items()}, [0.1]).overlaps[0.1].total()
+        localize(trainable_parameters(model), {s: _losses(model, n) for s, n in SPLITS.items()}, [0.1])
+        .overlaps[0.1]
+        .total()
     )
     assert torch.equal(index, index.T)
     assert torch.equal(index.diagonal(), torch.ones(4, dtype=torch.float64))
-    assert chance(0.1) == pytest.approx(1 / 19)
+    assert chance_jaccard(0.1) == pytest.approx(1 / 19)
 
 
 def test_a_region_is_strict_and_its_quantiles_are_over_tensors() -> None:

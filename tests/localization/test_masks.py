@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
-from geffect.core.gradients import trainable
-from geffect.core.tied import find_tie
+from geffect.core.layers import find_tied_weights, trainable_parameters
+from geffect.core.masks import GradientMask, Localization
 from geffect.core.topk import unpack
 from geffect.errors import GeffectError
-from geffect.localization.localize import Localization, localize
-from geffect.localization.masks import GradientMask
+from geffect.localization.localize import localize
 from geffect.objectives.base import window_counts
 from geffect.objectives.registry import make_objective
 from geffect.rectifiers.grail import GRAIL
@@ -41,13 +40,13 @@ def _localized(model: Any) -> Localization:
         name: [partial(lambda b, i: oracles.row_nll(model, b, i).mean(), batch, i) for i in range(3)]
         for name, batch in batches.items()
     }
-    return localize(trainable(model), losses, [0.1, 0.2, 0.5])
+    return localize(trainable_parameters(model), losses, [0.1, 0.2, 0.5])
 
 
 def _frozen(model: Any, text: str) -> GradientMask:
     freezing = make_freezing(text)
     assert freezing is not None
-    return freezing.frozen(trainable(model), _localized(model))
+    return freezing.frozen(trainable_parameters(model), _localized(model))
 
 
 def _reference(model: Any) -> Any:
@@ -69,7 +68,7 @@ def _sides(model: Any, reference: Any, text: str, batches: Batches) -> tuple[dic
             for name in names
             if objective.on(name)
         ]
-        return torch.stack(parts).sum() if parts else next(iter(trainable(model).values())).sum() * 0
+        return torch.stack(parts).sum() if parts else next(iter(trainable_parameters(model).values())).sum() * 0
 
     forget, retain = (oracles.gradient(model, partial(loss, names)) for names in SIDES)
     return forget, retain
@@ -95,7 +94,7 @@ def test_each_mask_meets_the_gradients_it_belongs_to(text: str, freezing: str, s
     assert measured.gram.rows == ("objective", "forget", "retain", "masked", "rectified")
     risks = [oracles.gradient(model, partial(oracles.risk, model, batches[name])) for name in ("forget", "retain")]
     assert_gram_close(measured.gram.total(), oracles.gram([whole, *risks, expected, expected], list(whole)), 3e-5)
-    for mask, gradient in ((frozen.still(name), p.grad) for name, p in trainable(model).items()):
+    for mask, gradient in ((frozen.still(name), p.grad) for name, p in trainable_parameters(model).items()):
         assert mask is None or gradient is None or not gradient[mask].any()
 
 
@@ -144,7 +143,7 @@ def _optimizer(name: str, model: Any) -> Any:
     arguments = TrainingArguments(optim=name, learning_rate=1e-2, report_to="none")
     cls, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
     extra = {"momentum": 0.9} if name == "sgd" else {}
-    return cls(list(trainable(model).values()), **(settings | {"weight_decay": 0.1} | extra))
+    return cls(list(trainable_parameters(model).values()), **(settings | {"weight_decay": 0.1} | extra))
 
 
 @pytest.mark.parametrize("size", [4, 1])
@@ -153,9 +152,9 @@ def _optimizer(name: str, model: Any) -> Any:
 @pytest.mark.parametrize("freezing", FREEZINGS)
 def test_frozen_entries_do_not_move_by_a_bit(freezing: str, rectifier: str, optimizer: str, size: int) -> None:
     model = CASES["llama-tied"]()
-    before = {name: p.detach().clone() for name, p in trainable(model).items()}
+    before = {name: p.detach().clone() for name, p in trainable_parameters(model).items()}
     frozen, batches = _frozen(model, freezing), split(make_batches(model), size)
-    measurement = make_measurement(model, "ga + gd", rectifier, frozen=frozen, tie=find_tie(model))
+    measurement = make_measurement(model, "ga + gd", rectifier, frozen=frozen, tie=find_tied_weights(model))
     stepper = _optimizer(optimizer, model)
     for _ in range(3):
         step = open_step(measurement, batches, measure=False)
@@ -164,20 +163,20 @@ def test_frozen_entries_do_not_move_by_a_bit(freezing: str, rectifier: str, opti
         assert step.after(dict.fromkeys(measurement.parameters, 1e-2)) is None
         stepper.zero_grad()
     moved = 0
-    for name, parameter in trainable(model).items():
+    for name, parameter in trainable_parameters(model).items():
         still = frozen.still(name)
         if still is not None:
             assert torch.equal(parameter[still], before[name][still]), name
             moved += int((parameter[~still] != before[name][~still]).sum())
     assert moved > 0 or "memflex" in freezing
-    assert any(not torch.equal(p, before[name]) for name, p in trainable(model).items())
+    assert any(not torch.equal(p, before[name]) for name, p in trainable_parameters(model).items())
 
 
 @pytest.mark.parametrize("space", ["update", "both"])
 def test_what_is_applied_does_not_run_against_the_masked_memory(space: str) -> None:
     model = CASES["llama"]()
     measurement = make_measurement(model, "ga", f"gru(space={space})", keep=True, frozen=_frozen(model, "grail"))
-    stepper = torch.optim.AdamW(trainable(model).values(), lr=1e-2, weight_decay=0.1)
+    stepper = torch.optim.AdamW(trainable_parameters(model).values(), lr=1e-2, weight_decay=0.1)
     for _ in range(4):
         step = open_step(measurement, split(make_batches(model), 2))
         step.finish()
@@ -194,7 +193,7 @@ def test_grail_freezes_what_its_sets_say() -> None:
     model = CASES["llama"]()
     localized = _localized(model)
     narrow, wide = localized.at(0.1), localized.at(0.2)
-    for name, parameter in trainable(model).items():
+    for name, parameter in trainable_parameters(model).items():
         masks = [
             [unpack(each[split][name], parameter.shape) for split in ("forget/a", "forget/b", "retain/a", "retain/b")]
             for each in (narrow, wide)
@@ -225,9 +224,9 @@ def test_memflex_trains_its_region_alone() -> None:
     model = CASES["llama"]()
     localized = _localized(model)
     memflex = MemFlex(mu=0.7, sigma=0.3, thresholds="quantile")
-    chosen, frozen = memflex.region(localized), memflex.frozen(trainable(model), localized)
-    assert 0 < len(chosen) < len(trainable(model))
-    for name in trainable(model):
+    chosen, frozen = memflex.region(localized), memflex.frozen(trainable_parameters(model), localized)
+    assert 0 < len(chosen) < len(trainable_parameters(model))
+    for name in trainable_parameters(model):
         still = frozen.still(name)
         assert (still is None) if name in chosen else (still is not None and bool(still.all()))
 

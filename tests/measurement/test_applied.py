@@ -9,9 +9,8 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from geffect.core.effects import r_squared
-from geffect.core.gradients import trainable
-from geffect.core.tied import find_tie
+from geffect.core.gram import r_squared
+from geffect.core.layers import find_tied_weights, trainable_parameters
 from geffect.measurement.prediction import PredictionCheck
 from tests.support import oracles
 from tests.support.cases import CASES, gpt2, make_batch
@@ -24,7 +23,7 @@ def _flat(rows: dict[str, Tensor]) -> Tensor:
 
 
 def _weights(model: Any) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in trainable(model).items()}
+    return {name: p.detach().clone() for name, p in trainable_parameters(model).items()}
 
 
 def _available() -> list[str]:
@@ -49,7 +48,7 @@ def _optimizer(name: str, model: Any, lr: float = 1e-2) -> Any:
     arguments = TrainingArguments(optim=name, learning_rate=lr, weight_decay=0.1, report_to="none")
     cls, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
     extra = {"momentum": 0.9} if name == "sgd" else {}
-    return cls(list(trainable(model).values()), **settings, weight_decay=0.1, **extra)
+    return cls(list(trainable_parameters(model).values()), **settings, weight_decay=0.1, **extra)
 
 
 def test_common_optimizers_are_among_those_tried() -> None:
@@ -73,7 +72,9 @@ def test_what_is_applied_never_runs_against_the_memory(optimizer: str, space: st
         measured = step.after(dict.fromkeys(measurement.parameters, 1e-2))
         assert measured is not None and measured.gram is not None
         after = _flat(_weights(model))
-        memory = _flat({n: measurement.state.get(n, torch.zeros_like(p)) for n, p in trainable(model).items()})
+        memory = _flat({
+            n: measurement.state.get(n, torch.zeros_like(p)) for n, p in trainable_parameters(model).items()
+        })
         update, applied = before - between, before - after
         expected = update
         if space != "gradient":
@@ -94,7 +95,7 @@ def test_under_adam_a_rectified_gradient_still_moves_against_the_memory() -> Non
     """Why the update's own space exists: otherwise the test above could not fail."""
     model = CASES["llama"]()
     measurement = make_measurement(model, "ga", "gru", keep=True)
-    stepper = torch.optim.AdamW(trainable(model).values(), lr=1e-2)
+    stepper = torch.optim.AdamW(trainable_parameters(model).values(), lr=1e-2)
     found = []
     for seed in range(10):
         batches = {"forget": make_batch([9, 5, 7, 12], seed=seed), "retain": make_batch([6, 8, 4, 11], seed=50 + seed)}
@@ -111,19 +112,19 @@ def test_under_adam_a_rectified_gradient_still_moves_against_the_memory() -> Non
 @pytest.mark.parametrize("tied", [False, True])
 def test_rows_of_the_update_equal_flattened_differences(tied: bool) -> None:
     model = gpt2(tied=tied)
-    names = list(trainable(model))
-    measurement = make_measurement(model, "npo + 0.5*gd", "gru(space=both)", keep=True, tie=find_tie(model))
+    names = list(trainable_parameters(model))
+    measurement = make_measurement(model, "npo + 0.5*gd", "gru(space=both)", keep=True, tie=find_tied_weights(model))
     step = open_step(measurement, split(make_batches(model), 2))
     finished = step.finish()
     forget, retain = (oracles.gradient(model, partial(oracles.risk, model, b)) for b in (FORGET, RETAIN))
     before = _weights(model)
-    torch.nn.utils.clip_grad_norm_(trainable(model).values(), 0.01)
-    torch.optim.AdamW(trainable(model).values(), lr=1e-2, weight_decay=0.1).step()
+    torch.nn.utils.clip_grad_norm_(trainable_parameters(model).values(), 0.01)
+    torch.optim.AdamW(trainable_parameters(model).values(), lr=1e-2, weight_decay=0.1).step()
     between = _weights(model)
     measured = step.after(dict.fromkeys(names, 1e-2))
     assert measured is not None and measured.gram is not None and finished.gram is not None
     update = {n: before[n] - between[n] for n in names}
-    applied = {n: before[n] - p.detach() for n, p in trainable(model).items()}
+    applied = {n: before[n] - p.detach() for n, p in trainable_parameters(model).items()}
     rows = list(measured.gram.rows)
     assert rows == [*finished.gram.rows, "update", "applied"]
     chosen = [rows.index(row) for row in ("forget", "retain", "update", "applied")]
@@ -139,7 +140,7 @@ def _prediction(model: Any) -> PredictionCheck:
 
     probe = split({"forget": FORGET, "retain": RETAIN}, 2)
     return PredictionCheck(
-        trainable(model), run, {name: [batches[name] for batches in probe] for name in ("forget", "retain")}
+        trainable_parameters(model), run, {name: [batches[name] for batches in probe] for name in ("forget", "retain")}
     )
 
 
@@ -161,10 +162,12 @@ def test_the_prediction_predicts_sgd_by_both_readings_and_adam_by_the_update_alo
     found = {}
     for name, rate in {"sgd": 1e-2, "adamw": 1e-4}.items():
         model = gpt2().double()
-        parameters = list(trainable(model).values())
+        parameters = list(trainable_parameters(model).values())
         sgd = name == "sgd"
         stepper = torch.optim.SGD(parameters, lr=rate) if sgd else torch.optim.AdamW(parameters, lr=rate)
-        entries = _run(model, stepper, split(make_batches(model), 2), dict.fromkeys(trainable(model), rate), 8)
+        entries = _run(
+            model, stepper, split(make_batches(model), 2), dict.fromkeys(trainable_parameters(model), rate), 8
+        )
         for reading in ("gradient", "update"):
             for risk in ("forget", "retain"):
                 predicted = [entry[risk][reading] for entry in entries]
@@ -179,9 +182,9 @@ def test_the_prediction_predicts_sgd_by_both_readings_and_adam_by_the_update_alo
 
 def test_a_learning_rate_of_zero_and_several_groups_are_right() -> None:
     model = CASES["llama"]()
-    names = list(trainable(model))
+    names = list(trainable_parameters(model))
     still, moving = names[: len(names) // 2], names[len(names) // 2 :]
-    parameters = trainable(model)
+    parameters = trainable_parameters(model)
     groups = [
         {"params": [parameters[n] for n in still], "lr": 0.0},
         {"params": [parameters[n] for n in moving], "lr": 1e-2},

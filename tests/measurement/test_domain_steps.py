@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from geffect.core.gradients import trainable
-from geffect.core.tied import BOTH, EMBED, HEAD, find_tie
-from geffect.core.topk import overlaps, pack, top_mask
+from geffect.core.layers import BOTH, EMBED, HEAD, find_tied_weights, trainable_parameters
+from geffect.core.topk import intersections, pack, top_mask
 from geffect.data.pairing import PairedSampler
 from geffect.objectives.base import window_counts
 from geffect.objectives.registry import make_objective
@@ -75,7 +74,7 @@ def test_a_row_a_scope_and_the_sum_of_all_equal_autograd(text: str, size: int) -
     measured = take_step(measurement, split(batches, size))
     assert measured.gram is not None
     assert measured.gram.rows == ("objective", "forget", "retain", *SPLITS, "retain_average", "rectified")
-    assert_gram_close(measured.gram.total()[:7, :7], oracles.gram(expected, list(trainable(model))), 3e-5)
+    assert_gram_close(measured.gram.total()[:7, :7], oracles.gram(expected, list(trainable_parameters(model))), 3e-5)
     plain = make_measurement(model, text, reference=reference)
     take_step(plain, split(batches, size), measure=False)
     assert_rows_close(gradients(model), expected[0], 3e-5)
@@ -86,9 +85,9 @@ def test_a_row_a_scope_and_the_sum_of_all_equal_autograd(text: str, size: int) -
 def test_a_tied_tensor_is_told_apart_for_every_scope() -> None:
     model = CASES["llama-tied"]()
     batches = _batches(model)
-    measured = take_step(make_measurement(model, "ga + gd", tie=find_tie(model)), split(batches, 2))
+    measured = take_step(make_measurement(model, "ga + gd", tie=find_tied_weights(model)), split(batches, 2))
     assert measured.gram is not None
-    names = list(trainable(model))
+    names = list(trainable_parameters(model))
     splits = [oracles.gradient(model, partial(oracles.risk, model, batches[name])) for name in SPLITS]
     rows = [measured.gram.rows.index(name) for name in SPLITS]
     assert_gram_close(measured.gram.total()[rows][:, rows], oracles.gram(splits, names), 3e-5)
@@ -106,7 +105,7 @@ def test_the_mask_of_a_roles_row_is_its_own_and_no_domains() -> None:
     own = oracles.gradient(model, partial(oracles.risk, model, batches["forget/a"]))
     rows = [measured.overlap.rows.index(name) for name in ("forget", "forget/a")]
     name = "model.layers.0.mlp.up_proj.weight"
-    expected = overlaps([pack(top_mask(row[name], 0.1)) for row in (pooled, own)])
+    expected = intersections([pack(top_mask(row[name], 0.1)) for row in (pooled, own)])
     assert (measured.overlap.values[name][rows][:, rows] - expected).abs().max() <= 1
     assert expected[0, 1] < expected[0, 0]
 

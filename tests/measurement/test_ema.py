@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from geffect.core.gradients import trainable
+from geffect.core.layers import trainable_parameters
 from geffect.measurement.ema import published_estimates
 from tests.support import oracles
 from tests.support.cases import CASES, make_batch
@@ -23,7 +23,7 @@ def _stream(count: int) -> list[dict[str, dict[str, torch.Tensor]]]:
 @pytest.mark.parametrize("text", ["ga", "wga(alpha=2)"])
 def test_averages_and_cadence(text: str) -> None:
     model = CASES["llama"]()
-    names = list(trainable(model))
+    names = list(trainable_parameters(model))
     found = list(published_estimates(make_measurement(model, text), _stream(9)))
     assert [call for call, _ in found] == [3, 7]
     average: list[dict[str, torch.Tensor]] = []
@@ -70,7 +70,7 @@ def test_a_pass_moves_nothing() -> None:
 def test_the_first_reading_weighs_three_micro_batches() -> None:
     model = CASES["llama"]()
     [(call, measured)] = published_estimates(make_measurement(model, "ga"), _stream(6))
-    names, weights = list(trainable(model)), torch.tensor([0.36, 0.24, 0.40]).double()
+    names, weights = list(trainable_parameters(model)), torch.tensor([0.36, 0.24, 0.40]).double()
     averages, value = [], 0.0
     for side in ("forget", "retain"):
         risks = [partial(oracles.risk, model, batches[side]) for batches in _stream(3)]

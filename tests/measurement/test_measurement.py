@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from geffect.core.effects import cosine, inner, norm
 from geffect.core.forward import Outputs, forward
-from geffect.core.gradients import trainable
+from geffect.core.gram import cosine, inner, norm
+from geffect.core.layers import trainable_parameters
 from geffect.objectives.base import Counts
 from geffect.objectives.registry import make_objective
 from tests.support import oracles
@@ -49,7 +49,7 @@ def _oracle(model: Any, text: str, forget: Batch) -> list[dict[str, Tensor]]:
 def test_rows_and_gradient_equal_the_oracles(case: str, text: str, size: int) -> None:
     model = CASES[case]()
     forget = with_reference(model, FORGET)
-    names = list(trainable(model))
+    names = list(trainable_parameters(model))
     expected = _oracle(model, text, forget)
     measured = take_step(make_measurement(model, text, "none"), split({"forget": forget, "retain": RETAIN}, size))
     assert measured.gram is not None
@@ -91,9 +91,9 @@ def test_ga_propagated_apart_is_minus_the_objective_and_only_on_its_own_batch() 
 @pytest.mark.parametrize("text", ["ga", "npo + 0.5*gd"])
 def test_gru_leaves_the_oracles_projection_in_grad(text: str, measure: bool) -> None:
     model = CASES["llama"]()
-    forget, names = with_reference(model, FORGET), list(trainable(model))
+    forget, names = with_reference(model, FORGET), list(trainable_parameters(model))
     measurement = make_measurement(model, text, "gru(decay=0.4)")
-    memory = {name: torch.zeros_like(p) for name, p in trainable(model).items()}
+    memory = {name: torch.zeros_like(p) for name, p in trainable_parameters(model).items()}
     for retain in (RETAIN, make_batch([5, 7, 9, 6], seed=7), make_batch([8, 8, 8, 8], seed=8)):
         g, r = (
             {n: x.double() for n, x in oracles.gradient(model, loss).items()}
@@ -190,7 +190,7 @@ def test_a_tensor_no_loss_reached_keeps_no_gradient() -> None:
     model = CASES["unused"]()
     measured = take_step(make_measurement(model, "ga", "gru"), [TWO])
     assert measured.gram is not None
-    for name, parameter in trainable(model).items():
+    for name, parameter in trainable_parameters(model).items():
         if "spare" in name:
             assert parameter.grad is None
             assert not measured.gram.values[name].any()

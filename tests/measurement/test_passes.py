@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geffect.core.gradients import trainable
+from geffect.core.layers import trainable_parameters
 from geffect.objectives.base import Counts
 from geffect.objectives.registry import make_objective
 from tests.support import oracles
@@ -66,7 +66,7 @@ def test_rows_equal_autograd(text: str, size: int) -> None:
     model, reference = _models()
     batches = make_batches(model)
     expected = _oracle(model, reference, text, batches)
-    names = list(trainable(model))
+    names = list(trainable_parameters(model))
     measured = take_step(make_measurement(model, text, "gru", reference=reference), split(batches, size))
     assert measured.gram is not None
     assert measured.gram.rows == ("objective", "forget", "retain", "retain_average", "rectified")
@@ -100,7 +100,7 @@ def test_dropout_is_the_objectives_and_never_the_risks() -> None:
     measured = take_step(measurement, split(batches, 2))
     assert measured.gram is not None
     total = measured.gram.total()
-    names = list(trainable(model))
+    names = list(trainable_parameters(model))
     risks = oracles.gram(expected[1:], names)
     assert_gram_close(total[1:3, 1:3], risks, 1e-5)
     thinned = float(total[0, 0])

@@ -9,9 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geffect.core.gradients import trainable
-from geffect.core.layers import layout
-from geffect.core.tied import find_tie, split_layout
+from geffect.core.layers import find_tied_weights, layout, split_layout, trainable_parameters
 from geffect.measurement.standard_errors import Shares, spread
 from geffect.objectives.base import Counts
 from geffect.objectives.registry import make_objective
@@ -25,7 +23,7 @@ ROWS = ("objective", "forget", "retain")
 
 def _shares(model: Any, text: str, windows: list[Batches]) -> list[list[Tensor]]:
     """B times each micro-batch's share of each row, flattened, in float64."""
-    objective, names = make_objective(text), list(trainable(model))
+    objective, names = make_objective(text), list(trainable_parameters(model))
     counts = {name: Counts.of([each[name] for each in windows]) for name in windows[0]}
     measurement = make_measurement(model, text)
     found = []
@@ -69,7 +67,7 @@ def test_linearized_effects_and_halves_equal_stored_rows(text: str) -> None:
 
 def test_their_mean_is_the_windows_own_product_also_by_use_of_a_tied_tensor() -> None:
     model = gpt2()
-    tie = find_tie(model)
+    tie = find_tied_weights(model)
     labels = split_layout(layout(model), tie).layers
     measurement = make_measurement(model, "npo", tie=tie, standard_errors=True, labels=labels)
     measured = take_step(measurement, split(make_batches(model), 1))

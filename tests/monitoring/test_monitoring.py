@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import geffect
-from geffect.core.gradients import capture
+from geffect.core.gradients import capture_gradients
 from geffect.core.gram import Gram
 from geffect.errors import GeffectError
 from geffect.monitoring.callback import Callback
@@ -114,7 +114,9 @@ def test_rows_equal_a_loop_over_examples(make: Callable[[], Any], tmp_path: Path
     with Watch(model, FORGET, RETAIN, update=True, batch_size=2, out=tmp_path / "run") as watch:
         for rows in (FORGET[:2], RETAIN[1:3]):
             model.eval()
-            slow = capture(model, {"forget": lambda: _risk(model, FORGET), "retain": lambda: _risk(model, RETAIN)})
+            slow = capture_gradients(
+                model, {"forget": lambda: _risk(model, FORGET), "retain": lambda: _risk(model, RETAIN)}
+            )
             model.train()
             (-_risk(model, rows)).backward()
             slow["applied_gradient"] = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -365,7 +367,7 @@ def test_a_broken_loss_does_not_end_the_hosts_training() -> None:
 
 def test_the_gram_is_that_of_rows_at_hand() -> None:
     model = llama()
-    rows = capture(model, {"forget": lambda: _risk(model, FORGET), "retain": lambda: _risk(model, RETAIN)})
+    rows = capture_gradients(model, {"forget": lambda: _risk(model, FORGET), "retain": lambda: _risk(model, RETAIN)})
     with Watch(model, FORGET, RETAIN) as watch:
         _risk(model, FORGET).backward()
         watch.step()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from geffect.core.forward import Outputs, forward
-from geffect.core.gradients import trainable
+from geffect.core.layers import trainable_parameters
 from geffect.errors import GeffectError
 from geffect.objectives.base import Counts, risk
 from geffect.objectives.registry import OBJECTIVES, make_objective
@@ -264,7 +264,7 @@ def test_a_directional_derivative_equals_finite_differences(text: str) -> None:
     values = []
     for sign in (1, -2):
         with torch.no_grad():
-            for name, parameter in trainable(world.model).items():
+            for name, parameter in trainable_parameters(world.model).items():
                 parameter.add_(gradient[name], alpha=sign * step)
             values.append(float(world.loss(objective)))
     assert (values[0] - values[1]) / (2 * step) == pytest.approx(slope, rel=1e-6)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from geffect.core.gram import Gram
 from geffect.core.layers import SCHEMES, Layout, block_groups
-from geffect.core.topk import Overlap, jaccard, overlaps, pack, top_mask
+from geffect.core.topk import Overlap, intersections, jaccard, pack, top_mask
 from geffect.errors import GeffectError
 from geffect.record.frames import read, read_overlap, read_steps
 from geffect.record.reader import read_environment, read_lines
@@ -50,13 +50,13 @@ def make_overlap(seed: int) -> Overlap:
     generator, values = torch.Generator().manual_seed(seed), {}
     for i, name in enumerate(LAYOUT.layers):
         masks = [pack(top_mask(row, 0.3)) for row in torch.randn(3, 17, generator=generator)]
-        values[name] = overlaps([None if i % 3 == 0 else masks[0], *masks[1:]])
+        values[name] = intersections([None if i % 3 == 0 else masks[0], *masks[1:]])
     return Overlap(ROWS, 0.3, values)
 
 
-def make_supported(path: Path, overlaps: list[Overlap | None]) -> Path:
+def make_supported(path: Path, intersections: list[Overlap | None]) -> Path:
     run = make_run(path, [])
-    for step, overlap in enumerate(overlaps):
+    for step, overlap in enumerate(intersections):
         RunDirectory.append(_at(run), {"step": 2 * step, "overlap": overlap})
     return run
 
@@ -114,15 +114,15 @@ def test_parameters_sum_to_layers_to_groups_to_the_whole(seed: int, exponent: fl
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 1000), st.sampled_from(["parameter", "layer", "group"]), st.sampled_from(SCHEMES))
 def test_overlaps_are_read_back_summed_and_exact(seed: int, by: str, scheme: str) -> None:
-    overlaps = [make_overlap(seed), make_overlap(seed + 1)]
+    intersections = [make_overlap(seed), make_overlap(seed + 1)]
     groups = LAYOUT.groups(scheme)
     labels = {
         name: {"parameter": name, "layer": layer, "group": groups[name]}[by] for name, layer in LAYOUT.layers.items()
     }
     with folder() as path:
-        frame = read_overlap(make_supported(path / "run", [*overlaps]), by, scheme)
+        frame = read_overlap(make_supported(path / "run", [*intersections]), by, scheme)
     expected = []
-    for step, overlap in enumerate(overlaps):
+    for step, overlap in enumerate(intersections):
         for label, counts in overlap.by(labels).items():
             for i, j in ((0, 1), (0, 2), (1, 2)):
                 both, either = int(counts[i, j]), int(counts[i, i] + counts[j, j] - counts[i, j])

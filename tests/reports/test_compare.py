@@ -18,15 +18,15 @@ def runs(start: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_the_table_sums_what_the_record_holds(runs: list[Path]) -> None:
-    from geffect.core.effects import pairs
+    from geffect.core.gram import inner_by_label
     from geffect.record.frames import read
     from geffect.record.reader import read_lines
 
     table = summarize(runs)
     none, gru = table.to_dict(orient="records")
     assert (none["run"], gru["run"]) == ("none", "gru")
-    assert none["Σe_u"] == pytest.approx(pairs(read(runs[0]), "forget", "objective").sum())
-    assert gru["Σe_r"] == pytest.approx(pairs(read(runs[1]), "retain", "rectified").sum())
+    assert none["Σe_u"] == pytest.approx(inner_by_label(read(runs[0]), "forget", "objective").sum())
+    assert gru["Σe_r"] == pytest.approx(inner_by_label(read(runs[1]), "retain", "rectified").sum())
     assert table["conflict"].between(0, 1).all()
     assert none["forget loss"] == read_lines(runs[0])[-1]["evaluation"]["forget"]["loss"]
 

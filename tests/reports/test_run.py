@@ -12,10 +12,9 @@ from matplotlib.text import Text
 
 import geffect
 from geffect import api
-from geffect.core.effects import pairs
-from geffect.core.gram import Gram
+from geffect.core.gram import Gram, inner_by_label
 from geffect.core.token_effects import TokenEffects
-from geffect.core.topk import count
+from geffect.core.topk import mask_count
 from geffect.errors import GeffectError
 from geffect.record.reader import read_lines
 from geffect.record.schema import DONE, STEPS
@@ -115,7 +114,7 @@ def test_frames_are_those_of_the_readers(runs: dict[str, Path]) -> None:
 def test_the_cosine_is_that_of_the_whole_model(runs: dict[str, Path]) -> None:
     gram, found = geffect.read(runs["gru"]), geffect.Run(runs["gru"]).cosine()
     whole = {
-        (a, b): pairs(gram, a, b).groupby("step").sum()
+        (a, b): inner_by_label(gram, a, b).groupby("step").sum()
         for a in ("objective", "rectified", "retain")
         for b in ("objective", "rectified", "retain")
     }
@@ -174,7 +173,7 @@ def test_a_localization_shows_itself(localized: Path) -> None:
     assert list(frame.columns) == ["examples", "top 10 %", "top 20 %"]
     assert frame.index.tolist() == ["forget/privacy", "retain/privacy", "forget/copyright", "retain/copyright"]
     mask = found.at(0.1)["forget/privacy"]
-    assert frame.loc["forget/privacy", "top 10 %"] == sum(map(count, mask.values())) > 0
+    assert frame.loc["forget/privacy", "top 10 %"] == sum(map(mask_count, mask.values())) > 0
     assert repr(found).startswith("Localization(forget/privacy, retain/privacy")
     assert "top 20 %" in found._repr_html_()
     pd.testing.assert_frame_equal(geffect.Run(localized).overlap(), geffect.read_overlap(localized))

@@ -15,8 +15,7 @@ from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from geffect.core.distributed import processes, rank
-from geffect.core.fsdp import shard, whole
+from geffect.core.distributed import full_tensor, num_processes, rank, shard_model
 from geffect.errors import GeffectError
 from geffect.monitoring.callback import Callback
 from geffect.monitoring.loop import Watch
@@ -35,9 +34,9 @@ def watch(kind: str, out: Path) -> None:
     counted = sum(sum(label != -100 for label in row["labels"][1:]) for row in TRAIN)
     with Watch(model, FORGET, RETAIN, update=True, batch_size=2, out=out) as watched:
         for _ in range(STEPS):
-            own = TRAIN[rank() :: processes()]
+            own = TRAIN[rank() :: num_processes()]
             loss = -nats(model, padded(own)).sum() / counted
-            (loss * processes()).backward()  # both kinds divide by their number
+            (loss * num_processes()).backward()  # both kinds divide by their number
             watched.step()
             optimizer.step()
             watched.updated()
@@ -82,11 +81,11 @@ def trainer(out: Path, kind: str) -> None:
         )
         callbacks = [Callback(FORGET, RETAIN, update=True, out=out / kind / "run")] if name == "watched" else []
         if kind == "fsdp2":
-            shard(model, "cpu")
+            shard_model(model, "cpu")
         ShardedTrainer(
             model, arguments, train_dataset=FORGET + TRAIN, data_collator=padded, callbacks=callbacks
         ).train()
-        untied = {key: whole(tensor).clone() for key, tensor in model.state_dict().items()}
+        untied = {key: full_tensor(tensor).clone() for key, tensor in model.state_dict().items()}
         if rank() == 0:
             save_file(untied, out / kind / f"{name}.safetensors")
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geffect.core.gradients import trainable
+from geffect.core.layers import trainable_parameters
 
 Batch = dict[str, Tensor]
 
@@ -28,7 +28,7 @@ def risk(model: Any, batch: Batch) -> Tensor:
 
 def gradient(model: Any, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
     """∇loss by `torch.autograd.grad`, zeros where the loss did not reach."""
-    parameters = trainable(model)
+    parameters = trainable_parameters(model)
     found = torch.autograd.grad(loss(), list(parameters.values()), allow_unused=True)
     return {
         name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(parameters.items(), found, strict=True)

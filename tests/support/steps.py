@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from geffect.core.forward import Outputs, forward
-from geffect.core.gradients import trainable
+from geffect.core.layers import trainable_parameters
 from geffect.measurement.measurement import Measured, Measurement
 from geffect.measurement.step import Step
 from geffect.objectives.base import window_counts
@@ -66,7 +66,7 @@ def make_measurement(model: Any, objective: str, rectifier: str = "none", **sett
     """A measurement of a tiny model."""
     reference = settings.pop("reference", None)
     return Measurement(
-        trainable(model),
+        trainable_parameters(model),
         model_forward(model, reference),
         make_objective(objective),
         make_rectifier(rectifier),
@@ -90,4 +90,4 @@ def take_step(measurement: Measurement, micro_batches: list[Batches], *, measure
 
 def gradients(model: Any) -> dict[str, Tensor]:
     """What a step left in ``.grad``."""
-    return {name: p.grad for name, p in trainable(model).items() if p.grad is not None}
+    return {name: p.grad for name, p in trainable_parameters(model).items() if p.grad is not None}

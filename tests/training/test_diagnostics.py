@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from geffect import api
-from geffect.core.effects import g_effect, pairs, r_squared
+from geffect.core.gram import g_effect, inner_by_label, r_squared
 from geffect.errors import GeffectError
 from geffect.record.frames import read, read_overlap, read_prediction, read_published, read_standard_errors
 from geffect.record.reader import read_environment, read_lines
@@ -80,8 +80,8 @@ def test_a_step_of_rate_zero_moves_nothing_and_is_predicted_so(watched: Path) ->
     first = frame[frame["step"] == 0]
     assert (first["predicted"] == 0).all()
     gram = read(watched)
-    assert pairs(gram, "update", "update").xs(0, level="step").sum() == 0
-    assert pairs(gram, "update", "update").xs(1, level="step").sum() > 0
+    assert inner_by_label(gram, "update", "update").xs(0, level="step").sum() == 0
+    assert inner_by_label(gram, "update", "update").xs(1, level="step").sum() > 0
 
 
 def test_supports_are_read_by_group_and_a_row_shares_its_multiples_mask(watched: Path) -> None:
@@ -126,7 +126,7 @@ def test_saved_rows_are_the_gradients_of_the_record(watched: Path) -> None:
     assert set(rows) == {"objective", "forget", "retain", "retain_average", "rectified"}
     for a in rows:
         for b in rows:
-            recorded = pairs(gram, a, b).xs(1, level="step")
+            recorded = inner_by_label(gram, a, b).xs(1, level="step")
             for name, value in recorded.items():
                 found = float((rows[a][str(name)].double() * rows[b][str(name)].double()).sum())
                 scale = float(rows[a][str(name)].norm() * rows[b][str(name)].norm())

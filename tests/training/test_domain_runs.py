@@ -14,9 +14,9 @@ import torch
 
 from geffect import api
 from geffect.config import DoctorConfig, FinetuneConfig, LocalizeConfig, UnlearnConfig
-from geffect.core.effects import removed_g_effect
-from geffect.core.gradients import trainable
-from geffect.core.topk import count
+from geffect.core.gram import removed_g_effect
+from geffect.core.layers import trainable_parameters
+from geffect.core.topk import mask_count
 from geffect.data.domains import parse_domains
 from geffect.errors import GeffectError
 from geffect.evaluation.metrics.success import success
@@ -51,7 +51,7 @@ def _config(model: Path, out: Path, **changes: Any) -> UnlearnConfig:
 
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:
-    return {name: p.detach() for name, p in trainable(api.load_model(str(path)).model).items()}
+    return {name: p.detach() for name, p in trainable_parameters(api.load_model(str(path)).model).items()}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_localization_is_a_record_with_masks_overlaps_and_pictures(localized: 
     assert examples == dict.fromkeys(SPLITS, 12), "train and val"
     back = read_localization(localized)
     sizes = {n: p.numel() for n, p in _weights(start).items()}
-    kept = sum(count(mask) for mask in back.at(0.1)["forget/privacy"].values())
+    kept = sum(mask_count(mask) for mask in back.at(0.1)["forget/privacy"].values())
     assert 0.08 < kept / sum(sizes.values()) <= 0.101
     assert all(-1.0001 <= cosine <= 1.0001 for cosine in back.cosines().values())
 
@@ -166,7 +166,7 @@ def test_frozen_entries_end_where_they_started(
     before, after = _weights(start), _weights(path)
     freezing = make_freezing(GRAIL)
     assert freezing is not None
-    frozen = freezing.frozen(trainable(api.load_model(str(start)).model), read_localization(localized))
+    frozen = freezing.frozen(trainable_parameters(api.load_model(str(start)).model), read_localization(localized))
     moved = still = 0
     for name, tensor in after.items():
         mask = frozen.still(name)
@@ -227,7 +227,7 @@ def test_it_works_on_an_adapter(adapted: Path, tmp_path: Path) -> None:
     path = api.unlearn(_config(adapted, tmp_path / "run", rectifier=GRAIL, masks=masks))
     freezing = make_freezing(GRAIL)
     assert freezing is not None
-    frozen = freezing.frozen(trainable(api.load_model(str(adapted)).model), read_localization(masks))
+    frozen = freezing.frozen(trainable_parameters(api.load_model(str(adapted)).model), read_localization(masks))
     for name, tensor in _weights(path).items():
         mask = frozen.still(name)
         assert mask is None or torch.equal(tensor[mask], before[name][mask])

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from geffect import api
 from geffect.config import FinetuneConfig
-from geffect.core.effects import pairs, total_cosine
+from geffect.core.gram import inner_by_label, total_cosine
 from geffect.errors import GeffectError
 from geffect.record.frames import read, read_steps
 from geffect.record.reader import read_environment, read_lines
@@ -75,7 +75,7 @@ def test_measuring_does_not_move_the_weights(start: Path, tmp_path: Path, rectif
 def test_no_rectified_row_conflicts_with_the_retain_average(start: Path, tmp_path: Path, objective: str) -> None:
     gram = read(api.unlearn(config(start, tmp_path / "run", objective=objective, rectifier="gru", steps=12)))
     total = {
-        (a, b): pairs(gram, a, b).groupby("step").sum()
+        (a, b): inner_by_label(gram, a, b).groupby("step").sum()
         for a, b in [
             ("rectified", "retain_average"),
             ("objective", "retain_average"),
@@ -99,7 +99,7 @@ def test_under_sgd_the_recorded_effects_predict_the_measured_change(start: Path,
         config(start, tmp_path / "run", optimizer="sgd", learning_rate=rate, steps=1, batch_size=12, objective="wga")
     )
     gram, steps = read(run), read_steps(run)
-    predicted = -rate * float(pairs(gram, "forget", "objective").sum())
+    predicted = -rate * float(inner_by_label(gram, "forget", "objective").sum())
     measured = steps["forget_loss"].iloc[-1] - steps["forget_loss"].iloc[0]
     assert measured == pytest.approx(predicted, rel=0.05)
     assert measured > 0
@@ -109,7 +109,7 @@ def test_free_rows_off_gives_the_same_record(start: Path, tmp_path: Path) -> Non
     runs = [api.unlearn(config(start, tmp_path / str(free), steps=3), free_rows=free) for free in (True, False)]
     _assert_same_run(runs[0], runs[1], 1e-5)
     gram = read(runs[1])
-    e, f = (pairs(gram, "forget", other).groupby("step").sum() for other in ("objective", "forget"))
+    e, f = (inner_by_label(gram, "forget", other).groupby("step").sum() for other in ("objective", "forget"))
     assert np.allclose(e, -f, rtol=1e-5)
 
 

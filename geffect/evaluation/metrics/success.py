@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geffect.core.forward import IGNORE_INDEX, Outputs, shift
+from geffect.core.forward import IGNORE_INDEX, Outputs, shift_labels
 from geffect.core.splits import domain_of, role_of
 from geffect.data.encode import EncodedExample, pad_id_of
 from geffect.errors import GeffectError
@@ -113,7 +113,7 @@ def _means(outputs: Outputs) -> Tensor:
 
 def _texts(tokenizer: Any, outputs: Outputs, likely: Tensor) -> list[tuple[str, str]]:
     """Each row's most likely and labeled tokens, as text."""
-    labels = shift(outputs.labels)
+    labels = shift_labels(outputs.labels)
     return [
         (_text(tokenizer, said[mask]), _text(tokenizer, true[mask]))
         for said, true, mask in zip(likely, labels, outputs.mask, strict=True)

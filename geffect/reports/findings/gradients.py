@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from geffect.core.effects import direction_of, pairs, total_cosine
+from geffect.core.gram import direction_name, inner_by_label, total_cosine
 from geffect.core.statistics import Estimate, Numbers, block_length, circular_blocks, over_steps
 from geffect.io.readers import StrPath
 from geffect.record.frames import read, read_standard_errors
@@ -110,7 +110,7 @@ def layers(frame: pd.DataFrame, subject: str = "The objective") -> Finding | Non
 
     The share is Σ e_g / Σ e of the retain G-effects ⟨∇R_r, objective⟩ over the measured steps.
     """
-    effects = pairs(frame, "retain", "objective").unstack().dropna(how="any")
+    effects = inner_by_label(frame, "retain", "objective").unstack().dropna(how="any")
     effects = effects.loc[:, (effects != 0).any()]
     if effects.shape[1] < 2 or not len(effects):
         return None
@@ -148,7 +148,9 @@ def removal(frame: pd.DataFrame, name: str = "The rectifier") -> Finding | None:
     after = next((row for row in ("rectified", "masked") if (frame["gradient"] == row).any()), None)
     if after is None:
         return None
-    effects = pd.concat([pairs(frame, "retain", row).groupby("step").sum() for row in ("objective", after)], axis=1)
+    effects = pd.concat(
+        [inner_by_label(frame, "retain", row).groupby("step").sum() for row in ("objective", after)], axis=1
+    )
     harm = np.maximum(0, -effects.dropna().to_numpy(np.float64))
     found = over_steps(harm, lambda x: 1 - x[..., 1].sum(-1) / x[..., 0].sum(-1)) if len(harm) else None
     if found is None or not found.above(0) or found.value < CLEAR:
@@ -169,7 +171,7 @@ def optimizer_harm(frame: pd.DataFrame) -> Finding | None:
     """
     if not (frame["gradient"] == "applied").any() and not (frame["other"] == "applied").any():
         return None
-    rows = (direction_of(frame), "applied")
+    rows = (direction_name(frame), "applied")
     both = pd.concat([total_cosine(frame, row, "retain") for row in rows], axis=1).dropna().to_numpy(np.float64)
     given, found = (over_steps(column[:, None], _mean) for column in both.T)
     apart = over_steps(both, lambda x: (x[..., 1] - x[..., 0]).mean(-1))

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_hex
 
-from geffect.core.layers import depth
+from geffect.core.layers import depth_key
 from geffect.reports.plots.cells import SIGNED, ink, signed
 
 MOST, LABELS = 60, 12  # columns of a map; about as many of them are named
@@ -50,7 +50,7 @@ def layer_maps(frame: pd.DataFrame) -> list[LayerMap]:
 
     The retain side first. Of a run of more than 60 measured steps a column is the mean of several.
     """
-    layers = sorted(frame["layer"].unique(), key=depth)
+    layers = sorted(frame["layer"].unique(), key=depth_key)
     steps = np.sort(frame["step"].unique())
     pooled = -(-len(steps) // MOST)
     parts = [steps[at : at + pooled] for at in range(0, len(steps), pooled)]

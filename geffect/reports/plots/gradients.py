@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle, Wedge
 
-from geffect.core.effects import gram_at, plane_coordinates
+from geffect.core.gram import gram_at, plane_coordinates
 from geffect.errors import GeffectError
 from geffect.reports.plots.figure import Figure
 from geffect.reports.plots.panels import Numbers, check, finish

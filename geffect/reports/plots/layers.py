@@ -8,9 +8,8 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from geffect.core.effects import gram_at
-from geffect.core.gram import Gram
-from geffect.core.layers import depth
+from geffect.core.gram import Gram, gram_at
+from geffect.core.layers import depth_key
 from geffect.errors import GeffectError
 from geffect.reports.plots.cells import SIGNED, bar, heat, ink, name_columns, number, signed
 from geffect.reports.plots.figure import Figure
@@ -40,7 +39,7 @@ def layer_heat_map(frame: pd.DataFrame) -> Figure:
     """
     check(frame, ("step", "layer", "unlearn", "retain"))
     once(frame, ["step", "layer"])
-    layers = sorted(frame["layer"].unique(), key=depth)
+    layers = sorted(frame["layer"].unique(), key=depth_key)
     scale, says, ticks = signed(frame[list(SIDES)].to_numpy(float).ravel())
     height = min(6.0, max(1.2, 0.15 * len(layers)))
     with matplotlib.rc_context(STYLE):

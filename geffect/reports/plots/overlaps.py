@@ -10,7 +10,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
-from geffect.core.layers import depth
+from geffect.core.layers import depth_key
 from geffect.errors import GeffectError
 from geffect.reports.plots.cells import heat, name_columns, number
 from geffect.reports.plots.figure import Figure
@@ -72,7 +72,7 @@ def jaccard_by_layer(frame: pd.DataFrame, share: float) -> Figure:
     check(frame, ("layer", "gradient", "other", "jaccard"))
     _order(frame, ())
     table = _pairs(frame, ("layer",))["jaccard"].unstack("layer", sort=False)
-    layers: list[str] = sorted(map(str, table.columns), key=depth)
+    layers: list[str] = sorted(map(str, table.columns), key=depth_key)
     table = table[layers]
     pairs = [f"{row} ∩ {other}" for row, other in table.index]
     size = TWO_COLUMN if table.shape[1] > 12 else ONE_COLUMN, 1.35 + 0.18 * len(pairs)

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from geffect.core.effects import r_squared
+from geffect.core.gram import r_squared
 from geffect.errors import GeffectError
 from geffect.reports.plots.figure import Figure
 from geffect.reports.plots.panels import around_zero, by_run, center, curve, finish, finite, furnish
