@@ -669,6 +669,7 @@ class UnlearnConfig(TrainConfig):
     @model_validator(mode="after")
     def _check_method(self) -> Self:
         """Refuse a method or a diagnostic that lacks what it needs."""
+        from geffect.core.splits import role_of
         from geffect.data.domain_splits import set_names
 
         for name in ("forget", "retain"):
@@ -682,7 +683,7 @@ class UnlearnConfig(TrainConfig):
             answers = " and ".join(name or "the built-in ones" for name in self.objective.answers)
             raise GeffectError(f"{self.objective.text!r} names several answers: {answers}", remedy="Name one set")
         self._check_rectifier()
-        self._check_evaluated({role for role, _ in set_names(self)})
+        self._check_evaluated({role_of(name) for name, _ in set_names(self)})
         if self.standard_errors and self.grad_accum_steps < 2:
             remedy = "Add --grad-accum-steps 4, or leave --standard-errors out"
             raise GeffectError("--standard-errors needs two or more micro-batches a step", remedy=remedy)

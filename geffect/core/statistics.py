@@ -113,17 +113,18 @@ def block_length(series: Numbers) -> int:
     return max(1, min(math.ceil(length - 1e-9), len(series) // 3))
 
 
-def circular_blocks(steps: int, block: int, seed: int = 0) -> npt.NDArray[np.int64]:
-    """Places of resampled steps ``[RESAMPLES, steps]``: blocks drawn with replacement, the last step before the first.
+def moving_blocks(steps: int, block: int, seed: int = 0) -> npt.NDArray[np.int64]:
+    """Places of resampled steps ``[RESAMPLES, steps]``: blocks of so many steps, drawn with replacement.
 
-    Every step is equally likely, which with blocks that end at the last step it is not (Politis and Romano 1992).
+    No block joins the last step to the first (a circular bootstrap): measured series have a trend, and a joint
+    between its two ends is no pair of neighbors.
     """
-    starts = np.random.default_rng(seed).integers(steps, size=(RESAMPLES, -(-steps // block)))
-    return (starts[..., None] + np.arange(block)).reshape(RESAMPLES, -1)[:, :steps] % steps
+    starts = np.random.default_rng(seed).integers(steps - block + 1, size=(RESAMPLES, -(-steps // block)))
+    return (starts[..., None] + np.arange(block)).reshape(RESAMPLES, -1)[:, :steps]
 
 
 def over_steps(values: Numbers, statistic: Statistic) -> Estimate | None:
-    """A statistic of a run's steps, with its standard error by the circular block bootstrap (Politis and Romano 1992).
+    """A statistic of a run's steps, with its standard error by the moving-block bootstrap (Künsch 1989).
 
     Consecutive steps share weights and an optimizer's state, so that blocks of them are drawn, not single ones.
     The error is the replicates' spread, times √(n / (n − block)) for blocks cut from one series; its degrees of
@@ -150,7 +151,7 @@ def over_steps(values: Numbers, statistic: Statistic) -> Estimate | None:
         if not np.isfinite(influence).all():
             return None
         block = block_length(influence)
-        parts = np.array_split(circular_blocks(steps, block), 20)  # a long run's replicates are not in memory at once
+        parts = np.array_split(moving_blocks(steps, block), 20)  # a long run's replicates are not in memory at once
         replicates = np.concatenate([statistic(values[part]) for part in parts])
         error = float(np.std(replicates)) * math.sqrt(steps / (steps - block))
     return _finite(Estimate(float(value), error, steps // block - 1))

@@ -253,7 +253,7 @@ def test_a_report_is_refused(arguments: tuple[str, ...], says: str, refused: Cal
     ("arguments", "says"),
     [
         (("cite", "adam"), "no reference for 'adam'"),
-        (("preview", "--model", "no-such-org/no-such-model", "--data", "builtin:authors/heldout"), "a readable model"),
+        (("preview", "--model", "no-such-org/no-such-model", "--data", "builtin:authors/heldout"), "cannot be read"),
     ],
 )
 def test_a_process_refuses_in_one_line_with_exit_code_2(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_without_the_library_the_line_to_install_it_is_named(monkeypatch: pytest
 def test_offline_a_set_out_of_reach_is_one_line_and_soon(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     code = (
-        "from geffect.data import load_set\nfrom geffect.errors import GeffectError\n"
+        "from geffect.data.load import load_set\nfrom geffect.errors import GeffectError\n"
         "import datasets, time\nstart = time.monotonic()\n"
         "try:\n    load_set('hub:org/absent/qa/forget')\n"
         "except GeffectError as error:\n    print(error)\n    print(time.monotonic() - start)"
@@ -141,5 +141,8 @@ def test_offline_a_set_out_of_reach_is_one_line_and_soon(tmp_path: Path) -> None
 
 
 def test_the_library_is_not_loaded_before_it_is_asked_for() -> None:
-    code = "import sys, geffect.data as d; d.load_set('builtin:authors/heldout'); assert 'datasets' not in sys.modules"
+    code = (
+        "import sys; from geffect.data.load import load_set; load_set('builtin:authors/heldout'); "
+        "assert 'datasets' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -237,7 +237,7 @@ def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     frame = make()
     here = plots.save(plots.g_effect_curves(frame), tmp_path / "here", frame)
     code = (
-        "import sys; from pathlib import Path; import pandas as pd; from geffect import plots\n"
+        "import sys; from pathlib import Path; import pandas as pd; from geffect.reports import plots\n"
         "frame = pd.read_csv(sys.argv[1])\n"
         "plots.save(plots.g_effect_curves(frame), Path(sys.argv[2]), frame)\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"

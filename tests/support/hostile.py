@@ -444,7 +444,7 @@ def _damaged(damage: Callable[[Path], object], command: list[str], *, unfinished
 
 
 for verb in ("plot", "report", "compare"):
-    for given, damage in {**DAMAGE, **(CONFIGS if verb != "figures" else {})}.items():
+    for given, damage in {**DAMAGE, **(CONFIGS if verb != "plot" else {})}.items():
         CASES.append(Case("rundirs", f"{verb}: {given}", _damaged(damage, [verb, "run"])))
 for given, damage in CONFIGS.items():
     if given not in (

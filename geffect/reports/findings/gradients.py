@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from geffect.core.gram import direction_name, inner_by_label, total_cosine
-from geffect.core.statistics import Estimate, Numbers, block_length, circular_blocks, over_steps
+from geffect.core.statistics import Estimate, Numbers, block_length, moving_blocks, over_steps
 from geffect.io.readers import StrPath
 from geffect.record.frames import read, read_standard_errors
 from geffect.record.reader import contents, damage_refused, read_config
@@ -22,7 +22,7 @@ from geffect.reports.findings.finding import Finding, number, percent, within
 def read_findings(path: StrPath, run: str = "", scheme: str = "thirds") -> list[Finding]:
     """What a run shows beyond noise, most important first; empty where nothing does.
 
-    Five claims on gradients are tested, each at `geffect.core.statistics.LEVEL`: over steps by the circular block
+    Five claims on gradients are tested, each at `geffect.core.statistics.LEVEL`: over steps by the moving-block
     bootstrap, over checkpoints by their standard errors where an inspection recorded them. In which layers the retain
     set is harmed, and what undid it, is asked only where it is harmed at all. What became of the sets: `outcome`.
     """
@@ -95,7 +95,7 @@ def start(frame: pd.DataFrame, subject: str = "The objective") -> Finding | None
     if after is None or not after.below(0, tests=len(values)) or after.value > -TRIVIAL:
         return None
     rest: Numbers = values - smooth
-    drawn = smooth + rest[circular_blocks(len(values), block_length(values))]
+    drawn = smooth + rest[moving_blocks(len(values), block_length(values))]
     ends = np.quantile(_start(_smoothed(drawn)), [0.025, 0.975]).clip(max=len(values) - 1)
     low, high = (float(steps[int(end)]) for end in ends)
     text = (
