@@ -318,7 +318,8 @@ def _outline(source: Path | str, trust: bool, *, check_files: bool = False) -> C
         model: CausalLM = _auto_class(config).from_config(config, trust_remote_code=trust)
     if check_files and isinstance(source, Path):
         check_size(source, sum(p.numel() for p in model.parameters()))
-    freeze_non_text(model)
+    if not check_files:  # a model whose weights are read next says so itself
+        freeze_non_text(model)
     return model
 
 

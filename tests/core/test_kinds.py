@@ -67,7 +67,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
                 patch_size=4,
             )
         ),
-        "ViTModel, of the model type vit; choose another model",
+        "ViTModel, of the model type vit, is not a causal language model",
     ),
 }
 
@@ -82,7 +82,7 @@ def saved(path: Path, model: Any) -> str:
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_is_no_causal_language_model_is_refused_when_loaded(kind: str, tmp_path: Path) -> None:
     make_one, reason = REFUSED[kind]
-    with pytest.raises(GeffectError, match=rf"^expected a causal language model [^\n]*{reason}[^\n]*$"):
+    with pytest.raises(GeffectError, match=rf"^[^\n]*{reason}[^\n]*$"):
         load(saved(tmp_path, make_one()))
 
 
