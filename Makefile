@@ -1,4 +1,4 @@
-# make demo | figures | figures-real | test | lint | smollm2: each sets up .venv by itself; only Python is needed.
+# make demo | docs | figures | figures-real | test | lint | smollm2: each sets up .venv by itself; only Python is needed.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -6,7 +6,7 @@ SMOLLM2 := .venv/.smollm2
 DATA ?=
 START ?= runs/start
 
-.PHONY: demo figures figures-plain figures-others figures-real check-data test lint smollm2
+.PHONY: demo docs figures figures-plain figures-others figures-real check-data test lint smollm2
 
 demo: $(INSTALLED)  ## fit the tiny model, unlearn it in three ways, print a table, draw three pictures
 	$(BIN)/geffect demo
@@ -41,6 +41,9 @@ $(START)/DONE: | check-data $(SMOLLM2)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+docs: $(INSTALLED)  ## the pages of docs/ and the API reference, into docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
