@@ -462,7 +462,8 @@ class LocalizeConfig(DataConfig):
         description="of a tensor's entries in a mask; repeat it",
     )
     importance: Literal["mean_abs", "mean_square", "zscore"] = Field(
-        default="mean_abs", description="of an entry: mean abs(g), mean g², or abs(z) of the signed mean (the official code)"
+        default="mean_abs",
+        description="of an entry: mean abs(g), mean g², or abs(z) of the signed mean (the official code)",
     )
     labels: Literal["random", "true", "corrupted"] = Field(
         default="random",
