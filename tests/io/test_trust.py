@@ -109,7 +109,7 @@ def test_a_file_does_not_ask_in_the_users_place(theirs: Path, marker: Path, tmp_
     (theirs / DONE).unlink()
     assert invoke("unlearn", theirs / CONFIG, "--resume").code == 2
     assert not marker.exists()
-    with pytest.raises(GeffectError, match="asks to run code .task_dir: "):
+    with pytest.raises(GeffectError, match=r"asks to run code \(task_dir: "):
         file = tmp_path / "evaluate.yaml"
         file.write_text(yaml.safe_dump({"model": "builtin:tiny", "out": "o", "task": ["x"], "task_dir": str(tmp_path)}))
         EvaluateConfig.read(file)
