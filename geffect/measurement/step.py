@@ -231,8 +231,10 @@ class Step:
 
     def _norms(self) -> dict[str, float]:
         """‖row‖ of what was back-propagated: not finite where one of its entries is not."""
-        found = norms(self.basis.gram) | norms(self.conflict)
-        if not self.measure and not self.conflict.values:
+        found = norms(self.basis.gram)
+        if self.conflict.values:  # without a rectifier it is empty, and its norms of zero say nothing
+            return found | norms(self.conflict)
+        if not self.measure:
             row = self.passes.window.rows.get("objective", {})
             square = torch.nn.utils.get_total_norm(row.values()).double() ** 2
             found["norm_objective"] = math.sqrt(float(sum_over_processes(square) if self.run.sharded else square))

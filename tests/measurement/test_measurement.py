@@ -221,6 +221,31 @@ def test_a_row_that_is_not_finite_stops_though_its_loss_is(rectifier: str, measu
     assert not gradients(model)
 
 
+@pytest.mark.parametrize("measure", [True, False])
+@pytest.mark.parametrize("rectifier", ["none", "gru"])
+def test_an_objective_gradient_that_is_not_finite_stops_though_the_retain_gradient_is(
+    rectifier: str, measure: bool
+) -> None:
+    model = CASES["llama"]()
+    batches = make_batches(model)
+    forget, inside = batches["forget"]["input_ids"], []
+
+    def enter(_: Any, args: Any, inputs: dict[str, Any]) -> None:
+        ids = inputs["input_ids"]
+        inside[:] = [ids.shape == forget.shape and torch.equal(ids, forget)]
+
+    def spoil(_: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        if inside == [True]:
+            output.register_hook(lambda gradient: gradient * float("inf"))
+        return output
+
+    model.register_forward_pre_hook(enter, with_kwargs=True)
+    model.model.layers[1].mlp.up_proj.register_forward_hook(spoil)
+    with pytest.raises(FloatingPointError, match=r"norm_objective = (inf|nan)"):
+        take_step(make_measurement(model, "ga", rectifier), [batches], measure=measure)
+    assert not gradients(model)
+
+
 def test_norms_are_those_of_the_rows() -> None:
     model = CASES["llama"]()
     measured = take_step(make_measurement(model, "ga", "gru"), [TWO])
