@@ -143,7 +143,7 @@ DOCTOR_OUT: Any = Path("runs/unlearn")
 MANY = 10**9  # a count beyond it is a slip of the pen
 
 
-NO_FLAG: dict[str, Any] = {"flag": False}  # a field that runs write and nobody types
+NO_FLAG: dict[str, Any] = {"flag": False}  # set by geffect, not a flag
 RUNS_CODE = ("trust_remote_code", "task_dir")  # what a file may not ask for on its own
 ARGUMENT: dict[str, Any] = {"flag": False, "argument": True}  # a field that stands without a flag
 
@@ -506,7 +506,7 @@ class InspectConfig(TextConfig):
         default=0,
         ge=0,
         le=MANY,
-        description="rows of each set, those the objective harms most, whose tokens are told apart",
+        description="rows of each set, those the objective harms most, to record token by token",
     )
     points: Objectives = Field(
         default_factory=EMPTY,

@@ -82,7 +82,7 @@ def test_what_readme_says_of_the_demo_is_so(workplace: Path) -> None:
 
 @pytest.mark.slow
 def test_what_readme_says_of_grail_is_so(workplace: Path) -> None:
-    """Nearly all is forgotten in both domains, and most of what must stay is kept."""
+    """Nearly all is forgotten in both domains, and most of the retain sets is kept."""
     scores = json.loads((workplace / "runs" / "grail" / "metrics.json").read_text())["success"]["end"]
     assert all(each["US"] > 90 and each["RS"] > 65 for each in scores.values())
 

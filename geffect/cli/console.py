@@ -135,7 +135,7 @@ def inspected(paths: Iterable[Path]) -> None:
     Console(soft_wrap=True).print(
         Text(
             f"G-effects: ⟨∇risk, objective⟩ over whole sets{told}; "
-            "unlearn < 0 forgets, retain < 0 harms what must stay."
+            "unlearn < 0 forgets, retain < 0 harms the retain set."
         )
     )
 
@@ -294,7 +294,7 @@ def comparison(frame: pd.DataFrame, out: Path) -> None:
     console = Console(width=120 if not Console().is_terminal else None)
     console.print(_table(frame, "what each run forgot, what it kept, and what its updates predicted", "run"))
     console.print("Σe_u, Σe_r: ⟨∇risk, what was descended⟩ over the whole model, summed over the measured steps;")
-    console.print("  Σe_u < 0 forgets, Σe_r < 0 harms what must stay. conflict: share of steps with e_r < 0.")
+    console.print("  Σe_u < 0 forgets, Σe_r < 0 harms the retain set. conflict: share of steps with e_r < 0.")
     console.print("cos: the objective's gradient against the retain gradient, before any rectification.")
     console.print(f"records and pictures: {out}")
 

@@ -400,7 +400,7 @@ def _run() -> None:
 
 
 def _tell(text: str) -> None:
-    with contextlib.suppress(OSError):  # nobody listens, or there is no room
+    with contextlib.suppress(OSError):  # a closed pipe, or a full disk
         _say(f"geffect: {text}", err=True)
 
 

@@ -357,7 +357,7 @@ def plane_coordinates(gram: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     rest = gram[1, 1] - along[1] ** 2  # ‖second − ⟨second, e₁⟩e₁‖²
     across = gram[:, 1] - along[1] * along
     across[0] = 0.0
-    if not rest <= 1e-12 * gram[1, 1]:  # NaN goes on
+    if not rest <= 1e-12 * gram[1, 1]:  # NaN too
         return np.stack([along, across / math.sqrt(rest)], axis=1)
     return np.stack([along, np.zeros_like(along)], axis=1)
 

@@ -284,7 +284,7 @@ def _refill(container: Any, held: list[Any]) -> None:
 
 @contextmanager
 def preserve_random_states(devices: Iterable[torch.device] = ()) -> Iterator[None]:
-    """Let Python, NumPy and torch go on after this as if nobody had drawn.
+    """Restore the random states of Python, NumPy and torch afterwards.
 
     Args:
         devices: whose generators may be drawn from, besides the CPU's.

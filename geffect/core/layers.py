@@ -398,7 +398,7 @@ def split_layout(layout: Layout, tie: TiedWeights | None) -> Layout:
 
 
 def split_by_use(whole: Tensor, embed: Tensor, risks: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
-    """Inner products of the tied tensor, told apart by the *risk* row's use of it.
+    """Inner products of the tied tensor, split by how the loss whose gradient comes first uses it.
 
     ⟨risk, row⟩ = ⟨risk as embedding, row⟩ + ⟨risk as head, row⟩. Of two risk rows the mean of both ways to split is
     taken; pairs without a risk row are not split. The three parts add up to the whole.

@@ -50,5 +50,5 @@ else:  # importing transformers takes seconds
 
 def is_shard(tensor: object) -> TypeGuard["DTensor"]:
     """Whether a tensor is this process's part of one that lies in parts."""
-    loaded = sys.modules.get("torch.distributed.tensor")  # a second to import: where nobody has, there is no shard
+    loaded = sys.modules.get("torch.distributed.tensor")  # takes a second to import; not imported, there is no shard
     return loaded is not None and isinstance(tensor, loaded.DTensor)

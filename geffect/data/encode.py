@@ -204,7 +204,7 @@ def _render(tokenizer: Any, rows: ExampleSet, index: int, prompt: Prompt) -> tup
         raise GeffectError(
             "a chat template that renders the answer as it is",
             f"row {index} of {rows.name} without its answer",
-            "mend the tokenizer's chat template",
+            "correct the tokenizer's chat template",
         )
     return text[:start].rstrip(" "), text
 

@@ -17,7 +17,7 @@ def hub_rows(name: str) -> list[Any]:
     there, whose columns ``train`` and ``val`` list its rows: its train part is taken.
 
     Args:
-        name: ``ORG/NAME/CONFIG/SPLIT`` or ``ORG/NAME/SPLIT``, told apart by their number of parts.
+        name: ``ORG/NAME/CONFIG/SPLIT`` or ``ORG/NAME/SPLIT``, recognized by their number of parts.
 
     Returns:
         The rows by column.

@@ -1,1 +1,1 @@
-"""Reading input that nobody vouches for, bounds on its time and memory, and signals."""
+"""Readers of untrusted input with bounds on time and memory, and signals."""

@@ -18,7 +18,7 @@ class Basis:
 
     Args:
         rows: their names.
-        tie: the tied tensor, whose risk rows are told apart by use.
+        tie: the tied tensor, whose risk gradients are split by use.
     """
 
     def __init__(self, rows: Sequence[str], tie: TiedWeights | None) -> None:

@@ -63,7 +63,7 @@ class Measurement:
         rectifier: what the objective's row becomes.
         free_rows: take the forget row by algebra where the objective allows it; False back-propagates it apart.
         keep_dropout: the objective sees dropout, the risks do not: then no pass is shared and no row is free.
-        tie: the tied tensor, whose risk rows are told apart by use.
+        tie: the tied tensor, whose risk gradients are split by use.
         overlap: share of the largest entries in a row's mask; 0 makes none.
         keep: hold the rows until the optimizer has stepped, and measure its update.
         prediction: the probe whose risks' change is predicted and measured; implies ``keep``.

@@ -281,7 +281,7 @@ class Step:
 
 
 def _onto(ours: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """As `added`, in the first one's memory, which is nobody else's."""
+    """As `added`, in place; the first must not be shared."""
     return added(ours, other) if ours is None or other is None else ours.add_(other)
 
 

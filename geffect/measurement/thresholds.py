@@ -11,7 +11,7 @@ from geffect.core.distributed import num_processes, rank, sum_over_processes
 from geffect.core.topk import magnitudes, mask_size
 
 Bits = npt.NDArray[np.signedinteger[Any]]
-DIGIT = 16  # bits of a magnitude told apart in one round: two rounds for float32, four for float64
+DIGIT = 16  # bits of a magnitude resolved in one round: two rounds for float32, four for float64
 
 
 def top_mask_of_parts(tensor: Tensor, share: float) -> Tensor | None:

@@ -44,7 +44,7 @@ class Masks:
         Args:
             named: row → {row: coefficient}.
             order: the parameters' own order.
-            tie: the tied tensor, which is not told apart by use here.
+            tie: the tied tensor, which is not split by use here.
 
         Returns:
             The counts.

@@ -28,14 +28,14 @@ class Callback(TrainerCallback):  # type: ignore[misc]
     `geffect.watch` for the rows, their signs and what a measured step costs.
 
     Args:
-        forget: what must go: a set's name, a set, or rows with ``input_ids`` and ``labels``.
-        retain: what must stay, likewise.
+        forget: the forget set: its name, a set, or examples with ``input_ids`` and ``labels``.
+        retain: the retain set, likewise.
         tokenizer: to encode named sets with; the Trainer's own by default.
         every: optimizer steps between two that are measured.
         update: measure the optimizer's own update, too.
         batch_size: rows of a probe's pass.
-        out: the run directory that is written; a temporary one by default. Where the Trainer resumes, it goes on there.
-            Where ``auto_find_batch_size`` begins the training again, the record begins again, too.
+        out: the run directory that is written; a temporary one by default. Where the Trainer resumes, the record is
+            continued. Where ``auto_find_batch_size`` begins the training again, the record begins again, too.
 
     Raises:
         GeffectError: when training begins: a set cannot be read, ``out`` is taken, a model is watched twice, or

@@ -1,4 +1,4 @@
-"""Another's training, watched: what each of its steps does to what must go and to what must stay."""
+"""Monitor an external training loop: what each of its steps does to a forget and a retain set."""
 
 import contextlib
 import shutil
@@ -54,8 +54,8 @@ class Watch:
 
     Args:
         model: a causal language model, bare or wrapped by DDP, ``fully_shard``, PEFT or ``torch.compile``.
-        forget: what must go: a set's name, a set, or rows with ``input_ids`` and ``labels``.
-        retain: what must stay, likewise.
+        forget: the forget set: its name, a set, or examples with ``input_ids`` and ``labels``.
+        retain: the retain set, likewise.
         tokenizer: to encode sets that are given by name.
         every: steps between two that are measured, the first one included.
         update: measure the optimizer's own update too.
@@ -117,7 +117,7 @@ class Watch:
         """Begin, or go on with what ``out`` holds.
 
         Args:
-            step: the first that is coming; beyond 0 a record in ``out`` is cut back to it and goes on.
+            step: the first that is coming; beyond 0 a record in ``out`` is cut back to it and continued.
 
         Returns:
             This.
@@ -229,7 +229,7 @@ class Watch:
             )
 
     def _check_lines(self, step: int) -> None:
-        """A record that goes on holds a line for every step that was measured, from its first to this one."""
+        """A record that is continued holds a line for every step that was measured, from its first to this one."""
         first = next(iter(steps_of(self.path)), None) if (self.path / STEPS).exists() else None
         if first is not None:
             check_lines(self.path, [each for each in range(first, step) if each % self.every == 0])

@@ -31,13 +31,13 @@ def risk_rows(
     """∇R of every set, R its token-mean NLL, and how well the model knows it.
 
     The model is left as found (`geffect.core.host_state`), and hooks on its parameters do not run. Under DDP the
-    wrapper is passed by, so that it averages nothing behind the host's back.
+    wrapper is bypassed, so that no all-reduce is triggered.
 
     Args:
         model: wrapped or not.
         parameters: what a row covers.
         batches: set → its rows, the same in every process; each takes its share.
-        tie: the tied tensor, told apart by use.
+        tie: the tied tensor, split by use.
         untouched: of the model.
 
     Returns:
@@ -61,7 +61,7 @@ def risk_rows(
 
 
 def gram_of(rows: Mapping[str, NamedTensors], parameters: Mapping[str, nn.Parameter], tie: TiedWeights | None) -> Gram:
-    """All inner products of rows, per parameter; the risks' are told apart by use where a tensor is tied.
+    """All inner products of rows, per parameter; those of a tied tensor's risk gradients are split by use.
 
     Args:
         rows: row → parameter name → this process's part of it; ``forget`` and ``retain`` with the tied tensor's two

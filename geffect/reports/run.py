@@ -142,7 +142,7 @@ class Run(os.PathLike[str]):
 
         Args:
             kind: a key of `KINDS`.
-            *others: runs to draw with it, told apart by their directories' names.
+            *others: runs to draw with it, labeled with their directories' names.
             **options: of the function of `geffect.reports.plots` that draws the kind: ``step`` of ``gram`` and
                 ``plane``,
                 ``weight`` of ``points``, ``column`` of ``tokens``, ``share`` of ``jaccard`` and ``jaccard_by_layer``.

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or refused: written aside and renamed, checked before a run goes on from one."""
+"""Checkpoints that are whole or refused: written aside and renamed, checked before a run resumes from one."""
 
 import contextlib
 from collections.abc import Iterator, Sequence

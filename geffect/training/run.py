@@ -1,4 +1,4 @@
-"""A run's beginning and end: its directory, its sink, where it goes on, and what it leaves."""
+"""Start, resume and finish a run: its directory, its record, its last state."""
 
 import contextlib
 import logging
@@ -98,7 +98,7 @@ def started(
         fresh = False
         run.append(line, file)
 
-    with to_disk(run.path, "a run that has begun goes on with --resume"):
+    with to_disk(run.path, "then rerun with --resume if the run has begun"):
         yield sink
 
 
@@ -108,7 +108,7 @@ def to_disk(path: Path, then: str) -> Iterator[None]:
 
     Args:
         path: what is written.
-        then: what to do once the disk is mended.
+        then: what to do once the disk can be written.
 
     Raises:
         GeffectError: the disk is full or cannot be written to.
@@ -119,12 +119,12 @@ def to_disk(path: Path, then: str) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
-        remedy = f"make room, or mend what is in the way; {then}"
+        remedy = f"free disk space or fix the path; {then}"
         raise GeffectError(f"a disk that {path} can be written to", reason, remedy) from error
 
 
 def take_up(path: Path, environment: Mapping[str, Any]) -> Path | None:
-    """The checkpoint an unfinished run goes on from; None where it has none and begins again.
+    """The checkpoint an unfinished run resumes from; None where it has none and starts again.
 
     Args:
         path: the run directory, held.
@@ -174,14 +174,14 @@ def check_converged(trainer: "RecordingTrainer", path: Path) -> None:
 
 
 def first_step(checkpoint: Path | None) -> int:
-    """The step a run goes on with from a checkpoint; 0 where it begins."""
+    """The step at which a run resumes from a checkpoint; 0 where it begins."""
     from geffect.training.checkpoints import step_of
 
     return 0 if checkpoint is None else step_of(checkpoint)
 
 
 def lines_before(path: Path, checkpoint: Path | None) -> list[StepLine]:
-    """The lines of a run up to the checkpoint it goes on from; none where it begins."""
+    """The lines of a run up to the checkpoint it resumes from; none where it begins."""
     return [] if checkpoint is None else [line for line in step_lines(path) if line.step < first_step(checkpoint)]
 
 

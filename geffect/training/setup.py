@@ -124,7 +124,7 @@ def read_start(config: TrainConfig, loaded: Loaded) -> Start:
     tell_cut(encoded)
     warn_of_other_prompts(config, loaded)
     whole = layout(loaded.model)
-    if isinstance(config, UnlearnConfig) and not config.shard:  # in parts a tied tensor is not told apart by use
+    if isinstance(config, UnlearnConfig) and not config.shard:  # a sharded tied tensor is not split by use
         whole = split_layout(whole, find_tied_weights(loaded.model))
     return Start(loaded, sets, encoded, whole, answers_of(config) if isinstance(config, UnlearnConfig) else None)
 

@@ -230,7 +230,7 @@ class RecordingTrainer(ShardedTrainer):
         try:
             with writing(partial):
                 super()._save_checkpoint(model, trial)
-                (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle nobody needs: there is config.yaml
+                (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
                 self._save_state(partial)
                 wait_for_all()
                 if rank() == 0:

@@ -65,7 +65,7 @@ class UnlearnTrainer(RecordingTrainer):
         frozen: entries that the updates leave alone.
         sharded: leave each process a part of the model (FSDP2), and of the reference; both whole so far.
         rules: the first that is broken ends the run (`geffect.stopping`).
-        past: the lines of a run that goes on.
+        past: the lines of a resumed run.
         **kwargs: see `RecordingTrainer`.
     """
 

@@ -228,7 +228,8 @@ def test_an_objective_gradient_that_is_not_finite_stops_though_the_retain_gradie
 ) -> None:
     model = CASES["llama"]()
     batches = make_batches(model)
-    forget, inside = batches["forget"]["input_ids"], []
+    forget = batches["forget"]["input_ids"]
+    inside: list[bool] = []
 
     def enter(_: Any, args: Any, inputs: dict[str, Any]) -> None:
         ids = inputs["input_ids"]

@@ -23,9 +23,9 @@ class Success:
     (US).
 
     Attributes:
-        accuracy: share of a row's labeled tokens that are the most likely one, meant over the rows, × 100.
+        accuracy: share of a row's labeled tokens that are the most likely one, averaged over examples, × 100.
         perplexity: exp of the mean over the rows of a row's nats per labeled token.
-        rouge_l: ROUGE-L of the most likely tokens against the labeled ones, meant over the rows, × 100.
+        rouge_l: ROUGE-L of the most likely tokens against the labeled ones, averaged over examples, × 100.
         rows: how many.
     """
 

@@ -209,7 +209,7 @@ def knowledge_prompt(question: str, shots: Sequence[Mapping[str, Any]]) -> str:
 
 
 def cut(text: str) -> str:
-    r"""An answer up to where the model goes on to another question.
+    r"""An answer up to the next question that the model writes.
 
     >>> cut("Here.\n\nQuestion: Why?")
     'Here.'

@@ -49,7 +49,7 @@ def truth_ratio(log_ratio: float) -> float:
 
 
 def forget_truth(log_ratio: float) -> float:
-    """min(TR, 1/TR) of a forget row: 1 where right and wrong are equally likely, small where they are told apart."""
+    """min(TR, 1/TR) of a forget example: 1 where right and wrong are equally likely, small where one is likelier."""
     return math.exp(-abs(log_ratio))
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from geffect.reports.plots.panels import Numbers, decades, spread
 from geffect.reports.plots.style import literal
 
-SIGNED = "PuOr"  # orange below zero, purple above: told apart with every kind of color vision
+SIGNED = "PuOr"  # orange below zero, purple above: distinct for every kind of color vision
 UNKNOWN = "0.75"
 
 

@@ -30,7 +30,7 @@ def g_effect_curves(frame: pd.DataFrame) -> Figure:
                 curve(top, rows[rows["group"] == group], "unlearn", group, look)
                 curve(bottom, rows[rows["group"] == group], "retain", group, look)
             furnish(top, "below 0: forgets").set_title(run)
-            furnish(bottom, "below 0: harms what must stay").set_xlabel("unlearning step")
+            furnish(bottom, "below 0: harms the retain set").set_xlabel("unlearning step")
         center(panels[0, 0], frame["unlearn"], r"unlearn G-effect  $\langle\nabla R_f,\, d\rangle$")
         center(panels[1, 0], frame["retain"], r"retain G-effect  $\langle\nabla R_r,\, d\rangle$")
         finish(figure, looks, 6 if len(runs) > 1 else 3)

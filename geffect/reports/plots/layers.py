@@ -17,7 +17,7 @@ from geffect.reports.plots.panels import Numbers, check, once
 from geffect.reports.plots.style import NOTE, ONE_COLUMN, STYLE, TWO_COLUMN
 
 BAR, MOST = 0.09, 12  # how high a color bar is in inches, rows of a Gram
-SIDES = {"unlearn": "below 0: forgets", "retain": "below 0: harms what must stay"}
+SIDES = {"unlearn": "below 0: forgets", "retain": "below 0: harms the retain set"}
 DOT = 4  # points a cell must have for its mark
 STEPS = 6  # named below a panel
 

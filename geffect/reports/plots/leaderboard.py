@@ -23,7 +23,7 @@ def leaderboard(frame: pd.DataFrame, label: str) -> Figure:
         A figure with a line an objective, and a mark a rectifier.
 
     Raises:
-        GeffectError: a column is missing, or nobody got there.
+        GeffectError: a column is missing, or no method reached the level.
     """
     check(frame, ("objective", "rectifier", "mean", "low", "high"))
     best = frame.groupby("objective")["mean"].max().sort_values(na_position="first")

@@ -116,7 +116,9 @@ def _order(frame: pd.DataFrame, within: Sequence[Sequence[str]]) -> list[str]:
     found = list(dict.fromkeys(frame[["gradient", "other"]].to_numpy().ravel()))
     grouped = [row for group in within for row in group]
     if len(set(grouped)) < len(grouped) or not set(grouped) <= set(found):
-        raise GeffectError(f"groups that share no row, of {', '.join(found)}", str([*map(list, within)]), "mend within")
+        raise GeffectError(
+            f"groups that share no row, of {', '.join(found)}", str([*map(list, within)]), "correct within"
+        )
     if len(found) > MOST:
         raise GeffectError(f"at most {MOST} rows in a picture", f"{len(found)}: {', '.join(found)}", "leave some out")
     return grouped + [row for row in found if row not in grouped]

@@ -15,7 +15,7 @@ from geffect.reports.plots.panels import around_zero, by_run, center, curve, fin
 from geffect.reports.plots.style import READINGS, STYLE, TWO_COLUMN, Look
 
 COLUMNS = ("step", "target", "reading", "predicted", "measured")
-NOTES = {"forget": "above 0: forgets", "retain": "above 0: harms what must stay"}
+NOTES = {"forget": "above 0: forgets", "retain": "above 0: harms the retain set"}
 FORMULAS = {"gradient": r"$-\eta\,\langle\nabla R,\, d\rangle$", "update": r"$\langle\nabla R,\, \Delta\theta\rangle$"}
 MEASURED: Look = {"c": "black", "marker": "D", "ls": "-", "lw": 1.6}
 IDENTITY: Look = {"c": "0.35", "ls": "--", "lw": 0.9}
