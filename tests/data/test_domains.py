@@ -158,8 +158,33 @@ def test_texts_are_plain_sentences_with_the_right_article(seed: int) -> None:
             assert 6 <= len(row["answer"].split()) <= 22, row["answer"]
 
 
-def test_rows_do_not_drift() -> None:
+def test_examples_do_not_drift() -> None:
     assert hashlib.sha256(json.dumps(all_rows(), sort_keys=True).encode()).hexdigest() == GOLDEN
+
+
+SHA256 = {
+    "authors/forget": "33bfe8640bb81d11dd863ea7fac3682d468abdd4643a82a7eb76015de23dd0df",
+    "authors/retain": "67eae1be7642851ee054e088534866fd6624ec7196a4c07fbf81ab0762c49fc4",
+    "authors/heldout": "3842fdecdf10824d54c43740f855c50a15b63683abe68ccab3dd2145e1ee8c94",
+    "domains/privacy/unlearn/train": "fb295e9f87fcfb23c0087eb7db9bde8a5d98efb28f422c98ff88d0fd17ee455b",
+    "domains/privacy/unlearn/val": "1b866101b9e3bf3a8061356b699f1c59062029d2081c79498598e4fff917eb75",
+    "domains/privacy/unlearn/all": "355b945b831998c469c2abbb16416efdfe414413fba7185251f56e0f6a4556be",
+    "domains/privacy/retention/train": "53882ee15d615f77a4d5cd15059af811e7678f28a0627b668ce4280aa5b5eca5",
+    "domains/privacy/retention/val": "bcc38b74ad4556c81d7c38fd7249c1c882aa8724f38f9f100b658ab6988f15a5",
+    "domains/privacy/retention/all": "0fb9965fcaedb231fc08b842f6c6cd4b5cb0e15fa9082ce2d4d251fdb17f38de",
+    "domains/copyright/unlearn/train": "c33a2bea7f1a142f6c68d2e509ece7d900ac5594c9ca497a8c235cca8f06fe7a",
+    "domains/copyright/unlearn/val": "f6195fa69a00e508588d4de0f0b3ce0d61ff6c481d6579525fd46050dc18fe7e",
+    "domains/copyright/unlearn/all": "ac3f93a6dbeb397dd9948fcb548e645d688a35f7a5f5c2517b3069f3340564c2",
+    "domains/copyright/retention/train": "0e28d4a5d0a15ad6ba36718e5e213d1836ff70618a7fa41cad1bcc24eb374937",
+    "domains/copyright/retention/val": "475b857d72dcbc462712219312aebcc758a87ebb079691389cff30ff9fae30ac",
+    "domains/copyright/retention/all": "667072cfb6127558985d20f2d04fe2b87861373370cb348622aba24b4723245e",
+}
+
+
+@pytest.mark.parametrize("name", SHA256)
+def test_each_part_is_byte_for_byte_the_same(name: str) -> None:
+    examples = load_set(f"builtin:{name}").rows
+    assert hashlib.sha256(json.dumps(examples, sort_keys=True).encode()).hexdigest() == SHA256[name]
 
 
 @each_set
