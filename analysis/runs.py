@@ -48,7 +48,8 @@ def ensure(settings: list[dict[str, Any]], verb: str = "unlearn") -> list[Path]:
     """
     logging.basicConfig(format="geffect: %(message)s", level=logging.WARNING)
     LOGGER.setLevel(logging.INFO)
-    logging.getLogger("geffect.training").setLevel(logging.ERROR)
+    for name in ("trainer", "unlearn", "finetune", "interruption"):  # not what a run's set-up and end warn of
+        logging.getLogger(f"geffect.training.{name}").setLevel(logging.ERROR)
     schema = getattr(import_module("geffect.config"), SCHEMAS[verb])
     run = getattr(import_module("geffect.api"), verb)  # here, so that a figure script imports no torch
     return [_ensure(schema.read(**each), run, verb) for each in tqdm(settings, unit="run", disable=None)]

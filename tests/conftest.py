@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +27,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: files are shared out whole, and nobody waits for a long one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(autouse=True)
+def _levels() -> Iterator[None]:
+    """Put back the levels of the package's loggers: scripts and the command line set them for their whole process."""
+    yield
+    for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "geffect"]:
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
