@@ -60,7 +60,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("shown", _blocks(), ids=lambda shown: shown.source.split("\n")[0])
 def test_readme_prints_what_it_shows(shown: Shown, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "132")
+    monkeypatch.setenv("COLUMNS", "120")
     found = _run(shown)
     if shown.source.startswith(EXACT):
         assert found.strip() == shown.output.strip()

@@ -291,7 +291,7 @@ def _table(frame: pd.DataFrame, title: str, first: str) -> Table:
 
 def comparison(frame: pd.DataFrame, out: Path) -> None:
     """Print a table of runs, one a row, and where the pictures are."""
-    console = Console(width=120 if not Console().is_terminal else None)
+    console = Console(width=140 if not Console().is_terminal else None)
     console.print(_table(frame, "what each run forgot, what it kept, and what its updates predicted", "run"))
     console.print("Σe_u, Σe_r: ⟨∇risk, what was descended⟩ over the whole model, summed over the measured steps;")
     console.print("  Σe_u < 0 forgets, Σe_r < 0 harms the retain set. conflict: share of steps with e_r < 0.")
