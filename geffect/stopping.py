@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from geffect.core.grammar import choose, parse
-from geffect.errors import GeffectError
+from geffect.errors import GeffectError, shorten
 from geffect.record.reader import Score, StepLine, Stop
 
 Lines = Sequence[StepLine]
@@ -152,7 +152,10 @@ def make_rules(text: str) -> StopRules:
     calls = parse(text) if text.strip() else []
     names = [call.name for call in calls]
     if any(call.weight != 1 for call in calls) or len(set(names)) < len(names):
-        raise GeffectError("rules without weights, each once", repr(text), "write kept(share=0.9) + collapse, say")
+        raise GeffectError(
+            f"The stop rules {shorten(text)!r} have a weight, or name one twice",
+            remedy="Write kept(share=0.9) + collapse, say",
+        )
     return StopRules(text, {call.name: choose(RULES, call, "a rule") for call in calls})
 
 
@@ -202,4 +205,4 @@ def _kept_set(evaluation: Mapping[str, Score]) -> str:
 
 def _check(what: str, value: float, low: float, high: float) -> None:
     if not low < value <= high:
-        raise GeffectError(f"a {what} above {low:g} and at most {high:g}", f"{value:g}", "correct it")
+        raise GeffectError(f"The {what} is {value:g}, not above {low:g} and at most {high:g}", remedy="Correct it")

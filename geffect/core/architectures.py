@@ -23,6 +23,7 @@ REWARDS = (
     "ForMultipleChoice",
 )
 CAUSAL = "a causal language model (decoder-only, with an output head over its vocabulary)"
+NEEDED = f"geffect needs {CAUSAL}"
 
 
 def check_kind(base: nn.Module) -> None:
@@ -49,13 +50,12 @@ def check_class(name: str, config: Any) -> None:
     """
     if getattr(config, "is_encoder_decoder", False):
         raise GeffectError(
-            CAUSAL, f"{name}, an encoder-decoder", "choose a decoder-only model, such as a Llama or Qwen"
+            f"{name} is an encoder-decoder; {NEEDED}", remedy="Choose a decoder-only model, such as a Llama or Qwen"
         )
     if name.endswith(REWARDS):
         raise GeffectError(
-            CAUSAL,
-            f"{name}, which scores texts and predicts no token",
-            "name the causal language model it was made from",
+            f"{name} scores texts and predicts no token; {NEEDED}",
+            remedy="Name the causal language model it was made from",
         )
 
 
@@ -71,10 +71,9 @@ def check_causal(base: nn.Module, answer: Any) -> None:
     """
     if _differ(answer):
         raise GeffectError(
-            CAUSAL,
-            f"{type(base).__name__}, whose predictions depend on later tokens too",
-            "set is_decoder: true in its config.json (of XLM: causal: true) if it was trained as a "
-            "decoder, or choose another model",
+            f"The predictions of {type(base).__name__} depend on later tokens; {NEEDED}",
+            remedy="Set is_decoder: true in its config.json (of XLM: causal: true) if it was trained as "
+            "a decoder, or choose another model",
         )
 
 

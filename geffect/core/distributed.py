@@ -101,7 +101,7 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return values if there is values else values.copy_(there)
 
 
-MESH = "shard with fully_shard over one mesh dimension, along each tensor's first dimension (its default)"
+MESH = "Shard with fully_shard over one mesh dimension, along each tensor's first dimension (its default)"
 
 
 def shard_model(model: nn.Module, device: str) -> None:
@@ -136,9 +136,9 @@ def is_sharded(parameters: Mapping[str, nn.Parameter]) -> bool:
     """
     shards = [p for p in parameters.values() if is_shard(p)]
     for mesh in (p.device_mesh for p in shards if p.device_mesh.ndim > 1):
-        raise GeffectError("shards over one dimension of a mesh", f"{mesh.ndim} dimensions", MESH)
-    for found in (p.placements[0] for p in shards if not p.placements[0].is_shard(0)):
-        raise GeffectError("shards along each tensor's first dimension", str(found), MESH)
+        raise GeffectError(f"The parameters are sharded over {mesh.ndim} dimensions of a mesh", remedy=MESH)
+    for placement in (p.placements[0] for p in shards if not p.placements[0].is_shard(0)):
+        raise GeffectError(f"A parameter is placed as {placement}, not sharded along its first dimension", remedy=MESH)
     return bool(shards)
 
 

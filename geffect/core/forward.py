@@ -22,11 +22,11 @@ from geffect.errors import GeffectError
 IGNORE_INDEX = -100
 ALL_LOGITS = "all_logits"  # a need: the logits of every position, prompts and padding included
 SUPPLY = {
-    "ref_nll": "pass reference=compute_reference_nll(model, rows, pad_id)",
-    "ref_logits": "give the forward pass a frozen reference model",
-    "ref_hidden": "give the forward pass a frozen reference model",
-    "hidden": "run the model with output_hidden_states=True",
-    "alternative": "give every forget row an alternative answer, as geffect unlearn does",
+    "ref_nll": "Pass reference=compute_reference_nll(model, rows, pad_id)",
+    "ref_logits": "Give the forward pass a frozen reference model",
+    "ref_hidden": "Give the forward pass a frozen reference model",
+    "hidden": "Run the model with output_hidden_states=True",
+    "alternative": "Give every forget example an alternative answer, as geffect unlearn does",
 }
 
 
@@ -122,7 +122,7 @@ class Outputs:
         """
         found = getattr(self, name)
         if found is None:
-            raise GeffectError(f"{name}, which this objective needs", "none", SUPPLY[name])
+            raise GeffectError(f"This objective needs {name}, which the outputs do not have", remedy=SUPPLY[name])
         return found
 
     def labeling(self, name: str) -> Tensor:
@@ -138,7 +138,9 @@ class Outputs:
             GeffectError: they were not supplied.
         """
         if name not in self.relabeled:
-            raise GeffectError(f"the labels {name!r}", "none", "add that column to the batch, as geffect unlearn does")
+            raise GeffectError(
+                f"The batch has no labels {name!r}", remedy="Add that column to the batch, as geffect unlearn does"
+            )
         return self.relabeled[name]
 
 
@@ -197,9 +199,9 @@ def logits_at(
         return logits, states
     if logits.shape[:-1] != shape:
         raise GeffectError(
-            f"logits of {shape[0]} × {shape[1]} positions, as many as inputs",
-            " × ".join(map(str, logits.shape[:-1])),
-            "merge or drop virtual tokens (prompt tuning) first",
+            f"The model gives logits of {' × '.join(map(str, logits.shape[:-1]))} positions "
+            f"for inputs of {shape[0]} × {shape[1]}",
+            remedy="Merge or drop virtual tokens (prompt tuning) first",
         )
     return logits.flatten(0, 1)[index], states
 

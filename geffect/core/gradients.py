@@ -29,7 +29,9 @@ def check_no_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
     """
     for name, parameter in parameters.items():
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
-            raise GeffectError("parameters without hooks, which would not run here", f"one on {name}", "remove it")
+            raise GeffectError(
+                f"The parameter {name} has a hook, which does not run on the passes that measure", remedy="Remove it"
+            )
 
 
 class GradientBuffer:

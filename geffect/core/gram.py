@@ -228,7 +228,8 @@ def inner_by_label(frame: pd.DataFrame, a: str, b: str) -> "pd.Series[float]":
     known = sorted({*frame["gradient"], *frame["other"]})
     if missing := {a, b} - set(known):
         raise GeffectError(
-            f"rows among {', '.join(known)}", repr(min(missing)), "a run without rectifier has no 'rectified'"
+            f"There is no gradient {min(missing)!r}; there are {', '.join(known)}",
+            remedy="Name one of these; a run without rectifier has no 'rectified'",
         )
     chosen = frame[
         ((frame["gradient"] == a) & (frame["other"] == b)) | ((frame["gradient"] == b) & (frame["other"] == a))
@@ -331,8 +332,8 @@ def gram_at(frame: pd.DataFrame, step: int | None = None) -> pd.DataFrame:
     if step is None and len(steps) == 1:
         step = steps[0]
     if step not in steps:
-        found = "several, and none chosen" if step is None else str(step)
-        raise GeffectError(f"a step among {', '.join(map(str, steps))}", found, "name one of these")
+        chosen = "No step is chosen" if step is None else f"There is no step {step}"
+        raise GeffectError(f"{chosen}; there are {', '.join(map(str, steps))}", remedy="Name one of these")
     sums = frame[frame["step"] == step].groupby(["gradient", "other"], sort=False)["inner"].sum(min_count=1)
     rows = list(dict.fromkeys(name for pair in sums.index for name in pair))
     upper = sums.unstack("other").reindex(index=rows, columns=rows)

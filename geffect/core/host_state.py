@@ -102,15 +102,14 @@ class HostState:
 def _refuse(changed: list[str], lost: list[str]) -> None:
     if lost:
         raise GeffectError(
-            "passes that change no more than the first one did",
-            f"{lost[0]} written into",
-            "resume from the last checkpoint without watching this model",
+            f"A pass wrote into {lost[0]}, which the first pass did not change, so that it cannot be restored",
+            remedy="Resume from the last checkpoint without monitoring this model",
         )
     if changed:
         raise GeffectError(
-            "a forward pass that leaves the trainable weights alone",
-            f"{changed[0]} changed by it (now put back), so that gradients are of other weights",
-            "take that out of the model's forward pass",
+            f"A forward pass changed the trainable weights {changed[0]} (now restored), "
+            "so that its gradients are of other weights",
+            remedy="Take that out of the model's forward pass",
         )
 
 

@@ -5,9 +5,9 @@ import os
 from geffect.errors import GeffectError
 
 SETTINGS = {
-    "ACCELERATE_USE_FSDP": ("accelerate's own sharding", "launch several processes plainly, and add --shard"),
-    "ACCELERATE_USE_DEEPSPEED": ("DeepSpeed, which keeps gradients to itself", "launch plainly, and add --shard"),
-    "ACCELERATE_MIXED_PRECISION": ("mixed precision of its own", "leave it to --autocast bfloat16"),
+    "ACCELERATE_USE_FSDP": ("accelerate's own sharding", "Launch several processes plainly, and add --shard"),
+    "ACCELERATE_USE_DEEPSPEED": ("DeepSpeed, which keeps gradients to itself", "Launch plainly, and add --shard"),
+    "ACCELERATE_MIXED_PRECISION": ("mixed precision of its own", "Leave it to --autocast bfloat16"),
 }
 
 
@@ -30,9 +30,9 @@ def check_launch_settings() -> None:
         GeffectError: it was.
     """
     for name, (kind, remedy) in SETTINGS.items():
-        found = os.environ.get(name, "").lower()
-        if found not in ("", "no", "false", "0"):
-            raise GeffectError(f"a launch without {kind}", f"{name}={found}", remedy)
+        value = os.environ.get(name, "").lower()
+        if value not in ("", "no", "false", "0"):
+            raise GeffectError(f"The launch asks for {kind} ({name}={value})", remedy=remedy)
 
 
 def check_single_process(what: str) -> None:
@@ -45,4 +45,6 @@ def check_single_process(what: str) -> None:
         GeffectError: there are several.
     """
     if rank_and_size()[1] > 1:
-        raise GeffectError(f"one process for {what}", f"{rank_and_size()[1]}", "start it without a launcher")
+        raise GeffectError(
+            f"{what} works in one process, and {rank_and_size()[1]} were launched", remedy="Start it without a launcher"
+        )

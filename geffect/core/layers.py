@@ -83,9 +83,8 @@ def layout(model: nn.Module) -> Layout:
     for name, parameter in trainable_parameters(model).items():
         if id(parameter) not in places:
             raise GeffectError(
-                "every trainable parameter inside the decoder or its head",
-                f"{name} outside",
-                "freeze it, or move it out of the model",
+                f"The trainable parameter {name} is outside the decoder and its head",
+                remedy="Freeze it, or move it out of the model",
             )
         layers[name], numel[name] = places[id(parameter)], parameter.numel()
     return Layout(layers, numel, len(lists[0]))
@@ -146,7 +145,7 @@ def block_groups(num_blocks: int, scheme: str = "thirds") -> list[str]:
     elif scheme == "paper_script":
         sizes = [min(num_blocks, 10), min(max(num_blocks - 10, 0), 10), max(num_blocks - 20, 0)]
     else:
-        raise GeffectError(f"a scheme among {', '.join(SCHEMES)}", repr(scheme), "choose one of these")
+        raise GeffectError(f"There is no scheme {scheme!r}", remedy=f"Choose one of {', '.join(SCHEMES)}")
     return [group for group, size in zip(thirds, sizes, strict=True) for _ in range(size)]
 
 
@@ -193,9 +192,8 @@ def decoder_blocks(base: nn.Module) -> tuple[str, nn.ModuleList]:
     outermost = {n: m for n, m in lists.items() if not any(n.startswith(f"{o}.") for o in lists)}
     if not outermost:
         raise GeffectError(
-            "a decoder whose blocks stand in a ModuleList",
-            type(base).__name__,
-            "use a Hugging Face causal language model",
+            f"{type(base).__name__} has no ModuleList that holds the blocks of a decoder",
+            remedy="Use a Hugging Face causal language model",
         )
     return max(outermost.items(), key=lambda item: sum(p.numel() for p in item[1].parameters()))
 
@@ -226,9 +224,9 @@ def parallel_blocks(base: nn.Module) -> list[nn.ModuleList]:
     trace = ForwardTrace.of(base, _numbers([blocks]))
     if not trace.entered or len(blocks) == 1:
         raise GeffectError(
-            "blocks in one ModuleList, or a pass over token ids that tells which run together",
-            f"{', '.join(beside)} beside {path}",
-            "use a model of two blocks or more",
+            f"{type(base).__name__} has lists of blocks beside {path} ({', '.join(beside)}), "
+            "and a pass over token ids does not show which run together",
+            remedy="Use a model of two blocks or more",
         )
     return [blocks, *(each for each in beside.values() if _alternates(trace, each))]
 

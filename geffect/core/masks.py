@@ -65,8 +65,10 @@ class Localization:
         """
         if share not in self.masks:
             have = ", ".join(f"{each:g}" for each in self.masks)
-            remedy = f"localize with --share {share:g} too"
-            raise GeffectError(f"masks of the largest {share:g} of each tensor", f"those of {have}", remedy)
+            raise GeffectError(
+                f"There are no masks of the largest {share:g} of each tensor, only of {have}",
+                remedy=f"Localize with --share {share:g} too",
+            )
         return self.masks[share]
 
     def cosines(self) -> dict[str, float]:
@@ -79,7 +81,9 @@ class Localization:
             GeffectError: the mean gradients were left out.
         """
         if not self.gram.rows:
-            raise GeffectError("mean gradients beside the masks", "masks alone", "localize without --masks-only")
+            raise GeffectError(
+                "The localization has masks and no mean gradients", remedy="Localize without --masks-only"
+            )
         total = {role: sum(of_role(self.examples, role)) for role in TARGETS}
         weights = {
             role: {each: n / total[role] for each, n in self.examples.items() if role_of(each) == role}

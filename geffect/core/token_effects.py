@@ -114,19 +114,18 @@ def token_effects(
 
 def _check(parameters: Mapping[str, nn.Parameter], direction: Mapping[str, Tensor]) -> None:
     for name, v in direction.items():
-        shape = tuple(parameters[name].shape) if name in parameters else "none"
+        shape = tuple(parameters[name].shape) if name in parameters else None
         if shape != tuple(v.shape):
+            here = f"which has shape {shape} in this model" if shape else "which this model does not train"
             raise GeffectError(
-                f"a direction of this model, {name} of shape {shape}",
-                f"{tuple(v.shape)}",
-                "take its rows from the same model",
+                f"The direction has shape {tuple(v.shape)} for {name}, {here}",
+                remedy="Take its gradients from the same model",
             )
     for name, parameter in parameters.items():
         if parameter.dtype in (torch.bfloat16, torch.float16):
             raise GeffectError(
-                f"{name} in float32 for forward mode",
-                str(parameter.dtype).removeprefix("torch."),
-                "load the model with dtype float32",
+                f"{name} is in {str(parameter.dtype).removeprefix('torch.')}, and forward mode needs float32",
+                remedy="Load the model with dtype float32",
             )
 
 
@@ -159,9 +158,7 @@ def _nll(model: nn.Module, duals: Mapping[str, Tensor], batch: Mapping[str, Tens
         if not any(word in reason for word in ("jvp", "forward AD", "forward mode")):
             raise  # no memory, say: not the architecture's doing
         raise GeffectError(
-            f"an architecture with a forward mode, as {type(model).__name__} has none",
-            reason,
-            "measure its rows by the Gram instead",
+            f"{type(model).__name__} has no forward mode ({reason})", remedy="Measure its gradients by the Gram instead"
         ) from error
     return Outputs(logits, batch["labels"], index).nll
 

@@ -113,7 +113,10 @@ def mask_size(numel: int, share: float) -> int:
         GeffectError: it is not in (0, 1].
     """
     if not 0 < share <= 1:
-        raise GeffectError("a share of a tensor's entries in (0, 1]", repr(share), "0.1 keeps the largest tenth")
+        raise GeffectError(
+            f"The share of a tensor's entries is {share!r}, not in (0, 1]",
+            remedy="Correct it; 0.1 keeps the largest tenth",
+        )
     return math.ceil(Fraction(str(float(share))) * numel)
 
 
@@ -133,9 +136,9 @@ def magnitudes(tensor: Tensor) -> "np.ndarray[tuple[int], np.dtype[np.floating]]
     sizes = tensor.detach().reshape(-1).cpu().to(exact).abs().numpy()
     if np.isnan(sizes.max(initial=0)):
         raise GeffectError(
-            "a gradient of numbers to take the overlap of",
-            f"{np.isnan(sizes).sum()} NaN in a tensor of {sizes.size}",
-            "lower the learning rate, or run without --overlap",
+            f"A gradient has {np.isnan(sizes).sum()} NaN in a tensor of {sizes.size} entries, "
+            "so that its overlap is not defined",
+            remedy="Lower the learning rate, or run without --overlap",
         )
     return sizes
 

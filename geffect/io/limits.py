@@ -35,7 +35,10 @@ def check_memory(what: str, needed: float, remedy: str, limit: int | None = None
     """
     limit = free_memory() if limit is None else limit
     if needed > limit:
-        raise GeffectError(f"at most {limit / 1e9:.3g} GB of memory for {what}", f"about {needed / 1e9:.3g} GB", remedy)
+        raise GeffectError(
+            f"About {needed / 1e9:.3g} GB of memory are needed for {what}; {limit / 1e9:.3g} GB are available",
+            remedy=remedy,
+        )
 
 
 def _limits() -> list[int]:

@@ -99,7 +99,7 @@ def check_regular(directory: Path) -> None:
     """
     for each in sorted(directory.iterdir()):
         if each.exists() and not each.is_file() and not each.is_dir():
-            raise GeffectError(f"regular files in {directory}", f"{each.name}, which is none", "move it away")
+            raise GeffectError(f"{each} is no regular file", remedy="Move it away")
 
 
 def read_bytes(path: Path, most: int = JSON_BYTES) -> bytes:

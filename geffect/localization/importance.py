@@ -32,7 +32,7 @@ class Importance:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], mode: str = "mean_abs", *, signed: bool = True) -> None:
         if mode not in IMPORTANCES:
-            raise GeffectError(f"an importance among {', '.join(IMPORTANCES)}", repr(mode), "choose one of these")
+            raise GeffectError(f"There is no importance {mode!r}", remedy=f"Choose one of {', '.join(IMPORTANCES)}")
         self.parameters, self.mode, self.examples = dict(parameters), mode, 0
         self.sums = _zeros(self.parameters) if signed or mode == "zscore" else {}
         self.sizes = _zeros(self.parameters) if mode != "zscore" else {}

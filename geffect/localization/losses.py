@@ -100,6 +100,7 @@ def _on_device(model: Any, rows: Sequence[EncodedExample], pad_id: int) -> dict[
 
 def _finite(loss: Tensor, row: EncodedExample) -> Tensor:
     if not bool(loss.detach().isfinite()):
-        found = f"{float(loss.detach())} in example {row.index}"
-        raise GeffectError("finite losses to localize with", found, "look at the model with geffect doctor")
+        raise GeffectError(
+            f"The loss of example {row.index} is {float(loss.detach())}", remedy="Look at the model with geffect doctor"
+        )
     return loss

@@ -70,7 +70,7 @@ class Callback(TrainerCallback):  # type: ignore[misc]
             GeffectError: training has not begun.
         """
         if self.watch is None:
-            raise GeffectError("a training that has begun", "none", "call the Trainer's train() first")
+            raise GeffectError("Training has not begun", remedy="Call the Trainer's train() first")
         return self.watch.run
 
     def on_train_begin(
@@ -105,12 +105,11 @@ class Callback(TrainerCallback):  # type: ignore[misc]
 
 def _refuse(args: Any) -> None:
     if getattr(args, "fp16", False):
-        raise GeffectError("gradients as they are", "fp16, which scales them", "train with bf16=True")
+        raise GeffectError("fp16 scales the gradients that are measured", remedy="Train with bf16=True")
     if getattr(args, "deepspeed", None):
         raise GeffectError(
-            "gradients that lie in .grad",
-            "DeepSpeed, which keeps its own",
-            "shard with FSDP2 (fsdp_version: 2), or train with DDP",
+            "DeepSpeed keeps gradients of its own, not those in .grad",
+            remedy="Shard with FSDP2 (fsdp_version: 2), or train with DDP",
         )
 
 

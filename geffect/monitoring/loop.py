@@ -84,7 +84,9 @@ class Watch:
         training: object = None,
     ) -> None:
         if every < 1 or batch_size < 1:
-            raise GeffectError("every and batch_size of at least 1", f"{every} and {batch_size}", "correct them")
+            raise GeffectError(
+                f"every is {every} and batch_size {batch_size}; both must be at least 1", remedy="Correct them"
+            )
         self.model, self.every, self.update, self.steps, self.training = model, every, update, 0, training
         context = getattr(getattr(unwrap(model), "config", None), "max_position_embeddings", None)
         given, known = {"forget": forget, "retain": retain}, vocabulary_size(unwrap(model))
@@ -128,7 +130,9 @@ class Watch:
         """
         self._close_dead()
         if any(unwrap(each.model) is unwrap(self.model) for each in _OPEN):
-            raise GeffectError("one watch on a model", "a second one", "remove one, or close the first")
+            raise GeffectError(
+                "The model is monitored already", remedy="Remove one of the two monitors, or close the first"
+            )
         _refuse_hidden(self.model)
         check_kind(unwrap(self.model))
         if not is_sharded(trainable_parameters(self.model)):  # FSDP2 exchanges parameters during a pass
@@ -158,7 +162,7 @@ class Watch:
                 after the step before, a pass changes the trainable weights, or this is closed.
         """
         if self not in _OPEN:
-            raise GeffectError("an open watch", "one that is closed", "open it, or use with")
+            raise GeffectError("This monitor is closed", remedy="Open it, or use it in a with statement")
         self._refuse_lost()
         _refuse_hooks(self.parameters)
         at, self.steps = self.steps, self.steps + 1
@@ -167,9 +171,8 @@ class Watch:
         gradient = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         if not gradient:
             raise GeffectError(
-                "gradients in .grad before the optimizer's step",
-                f"none of {len(self.parameters)}",
-                "call step() after backward() and before optimizer.step() and zero_grad()",
+                f"None of {len(self.parameters)} trainable parameters has a gradient in .grad",
+                remedy="Call step() after backward() and before optimizer.step() and zero_grad()",
             )
         batches = {name: probe.batches for name, probe in self.probes.items()}
         risks, scores = risk_rows(self.model, self.parameters, batches, self.tie, self._untouched)
@@ -220,12 +223,10 @@ class Watch:
     def _refuse_lost(self) -> None:
         """Raise where a measured step waits for `updated`, which would have written it."""
         if self._rows is not None:
-            found = f"none after step {self._line['step']}, which is not recorded"
             self._rows = None
             raise GeffectError(
-                "a call of updated() after every optimizer.step()",
-                found,
-                "call watch.updated(), or watch without update=True",
+                f"updated() was not called after step {self._line['step']}, which is not recorded",
+                remedy="Call it after every optimizer.step(), or monitor without update=True",
             )
 
     def _check_lines(self, step: int) -> None:
@@ -264,9 +265,8 @@ def _refuse_hidden(model: nn.Module) -> None:
     names = {type(module).__name__ for module in model.modules()}
     if hidden := sorted(names & {"FullyShardedDataParallel", "DeepSpeedEngine"}):
         raise GeffectError(
-            "gradients that lie in .grad",
-            f"a {hidden[0]}, which keeps its own",
-            "shard with FSDP2 (fsdp_version: 2, fully_shard), or train with DDP",
+            f"{hidden[0]} keeps gradients of its own, not those in .grad",
+            remedy="Shard with FSDP2 (fsdp_version: 2, fully_shard), or train with DDP",
         )
     is_sharded(trainable_parameters(model))
     _refuse_hooks(trainable_parameters(model))
@@ -277,9 +277,9 @@ def _refuse_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
     for name, parameter in parameters.items():
         if parameter._post_accumulate_grad_hooks:
             raise GeffectError(
-                "gradients that stay in .grad until the optimizer steps",
-                f"a post-accumulate-grad hook on {name}, as an optimizer in the backward pass has",
-                "step the optimizer after the backward pass and remove the hooks",
+                f"{name} has a post-accumulate-grad hook, as an optimizer that steps in the backward pass has, "
+                "so that .grad may hold no gradient",
+                remedy="Step the optimizer after the backward pass and remove the hooks",
             )
 
 

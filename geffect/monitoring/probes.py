@@ -10,11 +10,11 @@ from geffect.core.forward import IGNORE_INDEX
 from geffect.data.checks import check_ids, tell_cut
 from geffect.data.encode import EncodedExample, collate, encode_set, pad_id_of
 from geffect.data.load import ExampleSet, load_set
-from geffect.errors import GeffectError
+from geffect.errors import GeffectError, shorten
 from geffect.measurement.measurement import Batch
 
 ProbeSet = str | ExampleSet | Sequence[EncodedExample] | Sequence[Mapping[str, Any]]
-FORMS = "a set's name, geffect.load_set(…), or rows with input_ids and labels"
+FORMS = "a set's name, geffect.load_set(…), or examples with input_ids and labels"
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ def make_probe(
     name, rows = _rows(role, given, tokenizer, context)
     for row in rows:
         if len(row.labels) != len(row.input_ids) or all(each == IGNORE_INDEX for each in row.labels[1:]):
-            found = f"{len(row.labels)} labels of {len(row.input_ids)} tokens in row {row.index}"
+            carrying = sum(each != IGNORE_INDEX for each in row.labels[1:])
             raise GeffectError(
-                f"a label for every token of the {role} set, and one that carries loss",
-                found,
-                "label the answer with its own ids and the prompt with -100",
+                f"Example {row.index} of the {role} set has {len(row.labels)} labels "
+                f"of {len(row.input_ids)} tokens, {carrying} of them with loss",
+                remedy="Label every token: the answer with its own ids and the prompt with -100",
             )
     pad_id = 0 if tokenizer is None else pad_id_of(tokenizer)
     check_ids(rows, vocabulary, f"the {role} set", pad_id)
@@ -75,12 +75,12 @@ def make_probe(
 def _rows(role: str, given: ProbeSet, tokenizer: Any, context: int | None) -> tuple[str, list[EncodedExample]]:
     if isinstance(given, str | ExampleSet):
         if tokenizer is None:
-            raise GeffectError(f"a tokenizer to read the {role} set with", "none", "pass tokenizer=…")
+            raise GeffectError(f"The {role} set needs a tokenizer to be encoded with", remedy="Pass tokenizer=…")
         whole = load_set(given) if isinstance(given, str) else given
         return whole.name, encode_set(tokenizer, whole, context=context)
     rows = list(given)
     if not rows:
-        raise GeffectError(f"{FORMS}, as the {role} set", "no row", "give it at least one")
+        raise GeffectError(f"The {role} set has no example", remedy=f"Give {FORMS}")
     return "rows", [_encoded(role, i, row) for i, row in enumerate(rows)]
 
 
@@ -88,7 +88,9 @@ def _encoded(role: str, index: int, row: Any) -> EncodedExample:
     if isinstance(row, EncodedExample):
         return EncodedExample(index, row.input_ids, row.labels)
     if not isinstance(row, Mapping) or not {"input_ids", "labels"} <= set(row):
-        found = f"{', '.join(row)}" if isinstance(row, Mapping) else type(row).__name__
-        raise GeffectError(f"{FORMS}, as the {role} set", f"{found} in row {index}", "tokenize and label it")
+        what = ", ".join(row) if isinstance(row, Mapping) else type(row).__name__
+        raise GeffectError(
+            f"Example {index} of the {role} set has {shorten(what)}, not input_ids and labels", remedy=f"Give {FORMS}"
+        )
     ids, labels = ([int(each) for each in row[key]] for key in ("input_ids", "labels"))
     return EncodedExample(index, ids, labels)

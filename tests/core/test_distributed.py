@@ -66,8 +66,8 @@ def test_a_trainer_trains_to_the_same_bits(kind: str, launched: Path) -> None:
 def test_a_plan_that_hides_gradients_is_refused(launched: Path) -> None:
     told = {path.read_text(encoding="utf-8") for path in launched.glob("hidden-*.txt")}
     assert told == {
-        "expected gradients that lie in .grad; found a FullyShardedDataParallel, which keeps its own; "
-        "shard with FSDP2 (fsdp_version: 2, fully_shard), or train with DDP"
+        "FullyShardedDataParallel keeps gradients of its own, not those in .grad. "
+        "Shard with FSDP2 (fsdp_version: 2, fully_shard), or train with DDP."
     }
 
 

@@ -61,7 +61,7 @@ def test_the_g_effect_pairs_each_risk_with_the_direction() -> None:
 
 
 def test_a_row_that_was_not_recorded_is_named() -> None:
-    with pytest.raises(ValueError, match="rows among forget, objective, retain; found 'rectified'"):
+    with pytest.raises(ValueError, match="no gradient 'rectified'; there are forget, objective, retain"):
         g_effect(FRAME, "rectified")
 
 

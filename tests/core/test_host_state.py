@@ -240,7 +240,7 @@ def test_a_pass_that_changes_trainable_weights_is_refused_and_undone() -> None:
     model = _with_habit("rescales_data")
     still = model.model.layers[0].input_layernorm[1].still.requires_grad_(True)
     before = everything(model)
-    with pytest.raises(GeffectError, match=r"input_layernorm\.1\.still changed"):
+    with pytest.raises(GeffectError, match=r"changed the trainable weights [^\n]*input_layernorm\.1\.still "):
         Watch(model, FORGET, RETAIN).open()
     assert differences(before, everything(model)) == []
     still.requires_grad_(False)
@@ -248,7 +248,7 @@ def test_a_pass_that_changes_trainable_weights_is_refused_and_undone() -> None:
         still.requires_grad_(True)
         _loss(model).backward()
         before = everything(model)
-        with pytest.raises(GeffectError, match=r"input_layernorm\.1\.still changed"):
+        with pytest.raises(GeffectError, match=r"changed the trainable weights [^\n]*input_layernorm\.1\.still "):
             watch.step()
         assert differences(before, everything(model)) == []
 
@@ -259,7 +259,7 @@ def test_a_later_pass_that_writes_elsewhere_is_refused() -> None:
         _loss(model).backward()
         watch.step()
         model.model.layers[0].input_layernorm[1].what = "writes_a_part"
-        with pytest.raises(GeffectError, match="large written into"):
+        with pytest.raises(GeffectError, match=r"A pass wrote into [^\n]*large, "):
             watch.step()
 
 
@@ -327,14 +327,14 @@ def test_an_optimizer_in_the_backward_pass_is_refused(late: bool) -> None:
 
     if not late:
         hook()
-        with pytest.raises(GeffectError, match=r"hook on lm_head\.weight"):
+        with pytest.raises(GeffectError, match=r"^lm_head\.weight has a post-accumulate-grad hook"):
             Watch(model, FORGET, RETAIN).open()
         assert stepped == []
         return
     with Watch(model, FORGET, RETAIN) as watch:
         handle = hook()
         _loss(model).backward()
-        with pytest.raises(GeffectError, match=r"hook on lm_head\.weight"):
+        with pytest.raises(GeffectError, match=r"^lm_head\.weight has a post-accumulate-grad hook"):
             watch.step()
         capture_gradients(model, {"loss": lambda: _loss(model)})
         assert stepped == [True]

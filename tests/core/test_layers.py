@@ -105,7 +105,7 @@ def test_the_final_norm_is_deep_in_every_scheme(scheme: str) -> None:
 
 
 def test_an_unknown_scheme_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="thirds, paper, paper_script; found 'quarters'"):
+    with pytest.raises(ValueError, match=r"no scheme 'quarters'\. Choose one of thirds, paper, paper_script"):
         block_groups(4, "quarters")
 
 

@@ -107,7 +107,7 @@ def test_masks_and_jaccard_ignore_scale(scale: float, seed: int) -> None:
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.0001, math.nan, math.inf])
 def test_a_share_outside_its_range_is_refused(share: float) -> None:
-    with pytest.raises(GeffectError, match=r"^expected a share of a tensor's entries in \(0, 1\]; found [^\n]*$"):
+    with pytest.raises(GeffectError, match=r"^The share of a tensor's entries is [^\n]*, not in \(0, 1\]\. "):
         top_mask(torch.ones(3), share)
 
 
@@ -115,7 +115,7 @@ def test_a_share_outside_its_range_is_refused(share: float) -> None:
 def test_a_tensor_with_nan_is_refused(dtype: torch.dtype) -> None:
     tensor = torch.ones(50, dtype=dtype)
     tensor[[3, 40]] = math.nan
-    with pytest.raises(GeffectError, match=r"found 2 NaN in a tensor of 50; [^\n]*--overlap$"):
+    with pytest.raises(GeffectError, match=r"has 2 NaN in a tensor of 50 entries[^\n]*--overlap\.$"):
         top_mask(tensor, 0.1)
 
 

@@ -133,7 +133,7 @@ def test_other_columns_of_a_parquet_file_are_kept_as_json_writes_them(tmp_path: 
 def test_more_memory_than_there_is_is_refused_before_it_is_taken() -> None:
     assert 0 < free_memory() <= total_memory()
     check_memory("a", free_memory() / 2, "b")
-    with pytest.raises(GeffectError, match=r"^expected at most .* GB of memory for a; found about .*; b$"):
+    with pytest.raises(GeffectError, match=r"^About .* GB of memory are needed for a; .* GB are available\. b\.$"):
         check_memory("a", 2.0 * total_memory(), "b")
 
 

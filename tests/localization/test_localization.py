@@ -94,7 +94,7 @@ def test_masks_alone_are_the_same_masks(mode: str) -> None:
             assert all(torch.equal(mask, alone.masks[share][split][name]) for name, mask in masks.items())
         assert torch.equal(whole.overlaps[share].total(), alone.overlaps[share].total())
     assert (whole.gram.rows, alone.gram.rows, alone.magnitudes) == (tuple(SPLITS), (), {})
-    with pytest.raises(GeffectError, match="localize without --masks-only"):
+    with pytest.raises(GeffectError, match="Localize without --masks-only"):
         alone.cosines()
 
 
@@ -226,7 +226,7 @@ def test_a_zero_gradient_has_cosine_zero() -> None:
 
 
 def test_a_share_that_was_not_localized_is_named() -> None:
-    with pytest.raises(GeffectError, match=r"largest 0\.3 of each tensor; found those of 0\.1, 0\.2"):
+    with pytest.raises(GeffectError, match=r"largest 0\.3 of each tensor, only of 0\.1, 0\.2\. Localize"):
         Localization({0.1: {}, 0.2: {}}).at(0.3)
 
 
@@ -287,7 +287,7 @@ def test_a_loss_that_is_not_finite_names_its_example(tiny: tuple[Any, Any]) -> N
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     (loss,) = example_losses(model, tokenizer, [_row()], "true")
-    with pytest.raises(GeffectError, match=r"nan in example 5"):
+    with pytest.raises(GeffectError, match=r"loss of example 5 is nan"):
         loss()
 
 
