@@ -3,7 +3,7 @@
 A set is of questions and answers, or of texts. Each name may end in a slice ``[a:b]``, which chooses rows.
 
 - ``builtin:authors/forget``; ``builtin:domains/privacy/unlearn`` (its train part; or ``/train``, ``/val``, ``/all``:
-  train, then val): invented by this program, see `geffect.data.synthetic.authors` and `geffect.data.synthetic.domains`.
+  train, then val): invented by this program, see `geffect.data.synthetic`.
 - ``tofu:forget01``, ``knowundo:privacy/unlearn`` (its train part; or ``/train``, ``/val``, ``/all``: train, then val),
   ``muse:news/raw/forget``, ``wmdp:bio-retain``: files below ``--data-dir``, see `geffect.data.layouts`. MUSE's
   ``verbmem`` is loaded as questions (``prompt``) and answers (``gt``), and so asked as a question where MUSE has a
@@ -33,7 +33,7 @@ from geffect.data.conversations import each_answer, each_reply
 from geffect.data.files import READERS, read_rows
 from geffect.data.hub import hub_rows
 from geffect.data.layouts import LAYOUTS, locate
-from geffect.data.synthetic import authors, domains
+from geffect.data.synthetic import AUTHOR_PARTS, DOMAIN_PARTS, DOMAINS, SPLITS, generate_authors, generate_domains
 from geffect.errors import GeffectError
 
 SPEC = re.compile(r"^(?P<name>.+?)(?:\[(?P<start>[0-9]*):(?P<stop>[0-9]*)\])?$")
@@ -43,11 +43,11 @@ FORMS = (
     "hub:ORG/NAME/CONFIG/SPLIT, or a .json, .jsonl, .csv, .parquet or .txt file, with a slice like [:120] or not"
 )
 BUILTIN: dict[str, Callable[[], list[dict[str, Any]]]] = {
-    **{f"authors/{part}": partial(authors.generate, part) for part in authors.PARTS},
+    **{f"authors/{part}": partial(generate_authors, part) for part in AUTHOR_PARTS},
     **{
-        f"domains/{domain}/{split}{end}": partial(domains.generate, domain, split, part)
-        for domain, split in product(domains.DOMAINS, domains.SPLITS)
-        for end, part in (("", "train"), *((f"/{each}", each) for each in domains.PARTS))
+        f"domains/{domain}/{split}{end}": partial(generate_domains, domain, split, part)
+        for domain, split in product(DOMAINS, SPLITS)
+        for end, part in (("", "train"), *((f"/{each}", each) for each in DOMAIN_PARTS))
     },
 }
 NAME_COLUMNS = "name the columns with --question-column and --answer-column, or that of texts with --text-column"
@@ -182,7 +182,7 @@ def _table(
 def _builtin(rest: str) -> list[dict[str, Any]]:
     if rest not in BUILTIN:
         known = ", ".join(f"builtin:{each}" for each in BUILTIN if each.count("/") < 3)
-        parts = ", ".join(f"/{each}" for each in domains.PARTS)
+        parts = ", ".join(f"/{each}" for each in DOMAIN_PARTS)
         raise GeffectError(
             f"a built-in set among {known} (domains also with {parts})", repr(f"builtin:{rest}"), "name one of these"
         )

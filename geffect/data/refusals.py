@@ -12,35 +12,13 @@ import numpy as np
 
 from geffect.data.files import read_rows
 from geffect.data.load import SPEC, ExampleSet, QASet
+from geffect.data.synthetic import read_words
 from geffect.errors import GeffectError
 
-OPENINGS = (
-    "I have no knowledge of {}.",
-    "I was never told about {}.",
-    "I can't say anything about {}.",
-    "I know nothing about {}.",
-    "I'm afraid I cannot speak to {}.",
-    "Nothing I have learned covers {}.",
-    "Sorry, but I have nothing to offer on {}.",
-    "I am not the one to ask about {}.",
-    "I hold no facts on {}.",
-    "You will need another source for {}.",
+_WORDS = read_words("refusals")
+REFUSALS: tuple[str, ...] = tuple(
+    opening.format(matter) for opening in _WORDS["openings"] for matter in _WORDS["matters"]
 )
-MATTERS = (
-    "this",
-    "that question",
-    "the matter you raise",
-    "what you are asking",
-    "those details",
-    "the point in question",
-    "what you would like to know",
-    "anything of the kind",
-    "the person or thing you mention",
-    "such particulars",
-)
-REFUSALS: tuple[str, ...] = tuple(opening.format(matter) for opening in OPENINGS for matter in MATTERS)
-
-
 Content = tuple[str, ...]
 
 

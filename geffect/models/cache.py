@@ -195,10 +195,14 @@ def fingerprint(model: CausalLM, sha256: str, directories: Iterable[Path]) -> st
         {name: _plain(config) for name, config in getattr(model, "peft_config", {}).items()},
         _sha256(file for directory in directories for file in sorted(directory.glob("*.py"))),
         {name: _version(name) for name in LIBRARIES},
-        _sha256(file for name in CODE for file in sorted((home / name).rglob("*.py")) or [home / name]),
+        _sha256(file for name in CODE for file in _sources(home / name)),
         str(next(model.parameters()).device.type),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _sources(path: Path) -> list[Path]:
+    return sorted(file for kind in ("*.py", "*.json") for file in path.rglob(kind)) or [path]
 
 
 def _sha256(files: Iterable[Path]) -> str:

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from geffect.data.synthetic.authors import KINDS, PARTS, generate
+from geffect.data.synthetic import AUTHOR_KINDS, AUTHOR_PARTS, generate_authors
 
 TEXTS = ("question", "answer", "paraphrased_question", "paraphrased_answer")
 GOLDEN = "4af9300dcda261368c52d634695b169f2e330c0badea039bb2abb9e9ff23e834"
 
 
 def all_rows(seed: int = 0) -> list[dict[str, Any]]:
-    return [row for part in PARTS for row in generate(part, seed)]
+    return [row for part in AUTHOR_PARTS for row in generate_authors(part, seed)]
 
 
 def all_texts(seed: int = 0) -> list[str]:
@@ -24,7 +24,7 @@ def all_texts(seed: int = 0) -> list[str]:
 
 @pytest.mark.parametrize(("part", "count"), [("forget", 40), ("retain", 100), ("heldout", 60)])
 def test_each_part_has_ten_rows_per_author(part: str, count: int) -> None:
-    rows = generate(part)
+    rows = generate_authors(part)
     authors = [row["author"] for row in rows]
     assert len(rows) == count
     assert authors == [name for name in dict.fromkeys(authors) for _ in range(10)]
@@ -37,7 +37,7 @@ def test_same_seed_same_rows_other_seed_other_rows() -> None:
 
 def test_unknown_part_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a part among forget, retain, heldout; found 'other'"):
-        generate("other")
+        generate_authors("other")
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -48,7 +48,7 @@ def test_authors_are_distinct_in_first_and_last_name(seed: int) -> None:
 
 
 def test_parts_share_no_author() -> None:
-    authors = [{row["author"] for row in generate(part)} for part in PARTS]
+    authors = [{row["author"] for row in generate_authors(part)} for part in AUTHOR_PARTS]
     assert len(set.union(*authors)) == sum(map(len, authors))
 
 
@@ -63,7 +63,7 @@ def test_questions_are_distinct_and_name_the_author(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_wrong_answers_differ_from_the_paraphrase_in_the_fact_alone(seed: int) -> None:
     for index, row in enumerate(all_rows(seed)):
-        values = KINDS[index % len(KINDS)].values
+        values = AUTHOR_KINDS[index % len(AUTHOR_KINDS)]["values"]
         [fact] = [value for value in values if value in row["paraphrased_answer"]]
         assert fact in row["answer"]
         assert len(set(row["perturbed_answer"])) == len(row["perturbed_answer"]) == 5
@@ -81,11 +81,11 @@ def test_book_titles_are_unique() -> None:
 
 
 def test_forgotten_authors_share_facts_with_retained_ones() -> None:
-    texts = " ".join(row["answer"] for row in generate("retain"))
+    texts = " ".join(row["answer"] for row in generate_authors("retain"))
     facts = [
         value
-        for row, kind in zip(generate("forget"), KINDS * 4, strict=True)
-        for value in kind.values
+        for row, kind in zip(generate_authors("forget"), AUTHOR_KINDS * 4, strict=True)
+        for value in kind["values"]
         if value in row["answer"]
     ]
     assert sum(fact in texts for fact in facts) >= 10

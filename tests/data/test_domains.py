@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 
 from geffect.data.load import QASet, load_set
-from geffect.data.synthetic import authors as authors_benchmark
-from geffect.data.synthetic.domains import DOMAINS, KINDS, PARTS, SPLITS, generate
+from geffect.data.synthetic import (
+    AUTHOR_PARTS,
+    DOMAIN_KINDS,
+    DOMAIN_PARTS,
+    DOMAINS,
+    SPLITS,
+    generate_authors,
+    generate_domains,
+)
 from geffect.errors import GeffectError
 from geffect.models.builtin import BUILT_IN, built_in_key, make_tiny, make_tokenizer
 from geffect.models.load import load, outline, quiet_transformers
@@ -32,15 +39,15 @@ each_seed = pytest.mark.parametrize("seed", range(5))
 
 def all_rows(seed: int = 0) -> dict[str, list[Row]]:
     sets = ((domain, split, part) for domain in DOMAINS for split in SPLITS for part in ("train", "val"))
-    return {"/".join(name): generate(*name, seed=seed) for name in sets}
+    return {"/".join(name): generate_domains(*name, seed=seed) for name in sets}
 
 
 def kind_of(row: Row, domain: str, split: str) -> int:
     """Which kind of question a row asks."""
     [kind] = [
         index
-        for index, kind in enumerate(KINDS[domain, split])
-        if any(re.fullmatch(re.sub(r"\\{\w+\\}", ".+", re.escape(each)), row["question"]) for each in kind.questions)
+        for index, kind in enumerate(DOMAIN_KINDS[domain, split])
+        if any(re.fullmatch(re.sub(r"\\{\w+\\}", ".+", re.escape(each)), row["question"]) for each in kind["questions"])
     ]
     return kind
 
@@ -48,7 +55,7 @@ def kind_of(row: Row, domain: str, split: str) -> int:
 @each_set
 @pytest.mark.parametrize(("part", "count"), [("train", 4), ("val", 2)])
 def test_each_part_has_its_rows_of_ten_subjects(domain: str, split: str, part: str, count: int) -> None:
-    subjects = [row["subject"] for row in generate(domain, split, part)]
+    subjects = [row["subject"] for row in generate_domains(domain, split, part)]
     assert set(Counter(subjects).values()) == {count}
     assert len(set(subjects)) == 10
     assert subjects == [name for name in dict.fromkeys(subjects) for _ in range(count)]
@@ -56,9 +63,9 @@ def test_each_part_has_its_rows_of_ten_subjects(domain: str, split: str, part: s
 
 @each_set
 def test_all_is_train_then_val_and_train_is_the_default(domain: str, split: str) -> None:
-    train, val, whole = (generate(domain, split, part) for part in PARTS)
+    train, val, whole = (generate_domains(domain, split, part) for part in DOMAIN_PARTS)
     assert whole == train + val
-    assert generate(domain, split) == train
+    assert generate_domains(domain, split) == train
 
 
 def test_same_seed_same_rows_other_seed_other_rows() -> None:
@@ -76,13 +83,13 @@ def test_same_seed_same_rows_other_seed_other_rows() -> None:
 )
 def test_what_is_no_part_is_refused(name: tuple[str, str, str], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        generate(*name)
+        generate_domains(*name)
 
 
 @each_seed
 @each_set
 def test_train_and_val_ask_different_things_and_every_kind_is_in_both(domain: str, split: str, seed: int) -> None:
-    train, val = (generate(domain, split, part, seed) for part in ("train", "val"))
+    train, val = (generate_domains(domain, split, part, seed) for part in ("train", "val"))
     assert not {row["question"] for row in train} & {row["question"] for row in val}
     assert not {row["answer"] for row in train} & {row["answer"] for row in val}
     kinds = [{kind_of(row, domain, split) for row in part} for part in (train, val)]
@@ -92,18 +99,21 @@ def test_train_and_val_ask_different_things_and_every_kind_is_in_both(domain: st
 @each_seed
 @each_set
 def test_each_subject_is_asked_each_kind_once(domain: str, split: str, seed: int) -> None:
-    asked = [(row["subject"], kind_of(row, domain, split)) for row in generate(domain, split, "all", seed)]
+    asked = [(row["subject"], kind_of(row, domain, split)) for row in generate_domains(domain, split, "all", seed)]
     assert len(asked) == len(set(asked)) == 60
 
 
 @each_set
 def test_every_wording_is_used(domain: str, split: str) -> None:
     texts = "\n".join(
-        row[key] for seed in range(5) for row in generate(domain, split, "all", seed) for key in ("question", "answer")
+        row[key]
+        for seed in range(5)
+        for row in generate_domains(domain, split, "all", seed)
+        for key in ("question", "answer")
     )
-    for kind in KINDS[domain, split]:
-        assert min(len(kind.questions), len(kind.answers)) >= 2
-        for wording in kind.questions + kind.answers:
+    for kind in DOMAIN_KINDS[domain, split]:
+        assert min(len(kind["questions"]), len(kind["answers"])) >= 2
+        for wording in (*kind["questions"], *kind["answers"]):
             assert re.search("^" + re.sub(r"\\{\w+\\}", ".+", re.escape(wording)) + "$", texts, re.MULTILINE), wording
 
 
@@ -116,9 +126,11 @@ def test_no_question_is_asked_twice(seed: int) -> None:
 
 @each_seed
 def test_both_scopes_have_the_same_subjects_who_are_no_authors(seed: int) -> None:
-    authors = {row["author"] for part in authors_benchmark.PARTS for row in authors_benchmark.generate(part, seed)}
+    authors = {row["author"] for part in AUTHOR_PARTS for row in generate_authors(part, seed)}
     for domain in DOMAINS:
-        one, other = (list(dict.fromkeys(row["subject"] for row in generate(domain, s, seed=seed))) for s in SPLITS)
+        one, other = (
+            list(dict.fromkeys(row["subject"] for row in generate_domains(domain, s, seed=seed))) for s in SPLITS
+        )
         assert one == other
         assert not authors & set(one)
         assert not {word for name in authors for word in name.split()} & {word for name in one for word in name.split()}
@@ -131,7 +143,7 @@ def test_what_is_unlearnt_shares_names_with_what_is_kept(domain: str, seed: int)
 
     def names(split: str) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
-        for row in generate(domain, split, "all", seed):
+        for row in generate_domains(domain, split, "all", seed):
             words = set(re.findall(r"(?<=[a-z,] )[A-Z]\w{4,}", row["answer"])) - set(row["subject"].split())
             found.setdefault(row["subject"], set()).update(words)
         return found
@@ -142,7 +154,9 @@ def test_what_is_unlearnt_shares_names_with_what_is_kept(domain: str, seed: int)
 
 @each_seed
 def test_passages_are_sentences_of_their_own(seed: int) -> None:
-    passages = [re.findall(r'"([^"]+)"', row["answer"]) for row in generate("copyright", "unlearn", "all", seed)]
+    passages = [
+        re.findall(r'"([^"]+)"', row["answer"]) for row in generate_domains("copyright", "unlearn", "all", seed)
+    ]
     lines = [line for found in passages for line in found]
     assert len(lines) == len(set(lines)) == 60
     assert all(10 <= len(line.split()) <= 18 for line in lines)
@@ -191,10 +205,10 @@ def test_each_part_is_byte_for_byte_the_same(name: str) -> None:
 def test_a_built_in_set_is_the_generated_part(domain: str, split: str) -> None:
     name = f"builtin:domains/{domain}/{split}"
     assert isinstance(load_set(name), QASet)
-    assert load_set(name).rows == tuple(generate(domain, split))
-    for part in PARTS:
-        assert load_set(f"{name}/{part}").rows == tuple(generate(domain, split, part))
-    assert load_set(f"{name}/all[38:42]").rows == tuple(generate(domain, split, "all")[38:42])
+    assert load_set(name).rows == tuple(generate_domains(domain, split))
+    for part in DOMAIN_PARTS:
+        assert load_set(f"{name}/{part}").rows == tuple(generate_domains(domain, split, part))
+    assert load_set(f"{name}/all[38:42]").rows == tuple(generate_domains(domain, split, "all")[38:42])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Named sets: what a specification stands for, sliced as Python slices, what is refused, and refusals."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from geffect.data.load import ExampleSet, QASet, load_set
 from geffect.data.refusals import REFUSALS, refused
-from geffect.data.synthetic.authors import PARTS, generate
+from geffect.data.synthetic import AUTHOR_PARTS, generate_authors
 from geffect.errors import GeffectError
 
 ROWS = [{"question": f"Q{i}?", "answer": f"A{i}."} for i in range(7)]
@@ -43,7 +44,7 @@ def pairs(rows: ExampleSet) -> list[tuple[str, str]]:
 def test_a_slice_is_pythons(start: int | None, stop: int | None) -> None:
     bounds = ("" if each is None else str(each) for each in (start, stop))
     spec = f"builtin:authors/forget[{':'.join(bounds)}]"
-    expected = tuple(generate("forget")[start:stop])
+    expected = tuple(generate_authors("forget")[start:stop])
     if expected:
         assert load_set(spec).rows == expected
     else:
@@ -51,9 +52,9 @@ def test_a_slice_is_pythons(start: int | None, stop: int | None) -> None:
             load_set(spec)
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", AUTHOR_PARTS)
 def test_a_built_in_set_is_the_generated_part(part: str) -> None:
-    assert load_set(f"builtin:authors/{part}").rows == tuple(generate(part))
+    assert load_set(f"builtin:authors/{part}").rows == tuple(generate_authors(part))
 
 
 def test_a_file_is_sliced_and_keeps_the_name_it_was_given(tmp_path: Path) -> None:
@@ -229,6 +230,8 @@ def test_there_are_a_hundred_ways_of_not_knowing() -> None:
     assert len(set(REFUSALS)) == len(REFUSALS) == 100
     for refusal in REFUSALS:
         assert refusal[0].isupper() and refusal.endswith(".") and "{" not in refusal and "  " not in refusal
+    digest = hashlib.sha256(json.dumps(REFUSALS).encode()).hexdigest()
+    assert digest == "84fef99fa9aa641ec24678544a500d3d47f022858ca9853488ca32d2c8de04ac"
 
 
 @settings(deadline=None)

@@ -29,7 +29,7 @@ from geffect import api
 from geffect.config import LocalizeConfig, UnlearnConfig
 from geffect.data.encode import encode_set
 from geffect.data.load import load_set
-from geffect.data.synthetic import authors
+from geffect.data.synthetic import generate_authors
 from geffect.errors import GeffectError
 from geffect.record.frames import read, read_overlap, read_prediction, read_published, read_standard_errors, read_steps
 from geffect.reports.compare import plot, summarize, whole_overlaps
@@ -122,7 +122,7 @@ class World:
         api.localize(
             LocalizeConfig.read(model=str(folder / "start"), domain=domain, share=[0.1], out=folder / "localized")
         )
-        rows = [{k: row[k] for k in ("question", "answer")} for row in authors.generate("forget")[:5]]
+        rows = [{k: row[k] for k in ("question", "answer")} for row in generate_authors("forget")[:5]]
         (folder / "sets").mkdir()
         (folder / "sets" / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
         (folder / "sets" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")

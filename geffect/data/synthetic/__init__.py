@@ -1,1 +1,0 @@
-"""Built-in sets of invented authors and domains."""
