@@ -1,12 +1,16 @@
-# make demo | docs | figures | figures-real | test | lint | smollm2: each sets up .venv by itself; only Python is needed.
+# make demo | docs | figures | figures-real | test | test-all | test-lowest | coverage | fuzz | lint | smollm2:
+# each sets up .venv by itself; only Python is needed.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 SMOLLM2 := .venv/.smollm2
 DATA ?=
 START ?= runs/start
+SEED ?= 0
 
-.PHONY: demo docs figures figures-plain figures-others figures-real check-data test lint smollm2
+PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo docs figures figures-plain figures-others figures-real check-data test test-all test-lowest coverage fuzz lint smollm2
 
 demo: $(INSTALLED)  ## fit the tiny model, unlearn it in three ways, print a table, draw three pictures
 	$(BIN)/geffect demo
@@ -40,7 +44,22 @@ $(START)/DONE: | check-data $(SMOLLM2)
 		--learning-rate 1e-4 --epochs 6 --until-accuracy 0.93 --out $(START)
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+
+test-all: $(INSTALLED)  ## with the exhaustive sweeps, which take hours
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m ""
+
+test-lowest:  ## the tests with the lowest versions that pyproject.toml allows, in .venv-lowest
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python $(PYTEST)
+
+coverage: $(INSTALLED)  ## the tests, then the share of lines that they run, and the lines that they do not
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) --cov --cov-report=term-missing:skip-covered
+
+fuzz: $(INSTALLED)  ## hundreds of garbled inputs of each kind: make fuzz SEED=7 draws others
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.fuzz --count 400 --seed $(SEED)
 
 docs: $(INSTALLED)  ## the pages of docs/ and the API reference, into docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html

@@ -1,0 +1,80 @@
+"""What the workflows, the templates and the Makefile name exists."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+GITHUB = ROOT / ".github"
+WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
+FORMS = sorted((GITHUB / "ISSUE_TEMPLATE").glob("*.yml"))
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+TARGETS = set(re.findall(r"^([a-z][\w-]*):", MAKEFILE, re.MULTILINE))
+SYSTEM = [["sudo", "apt-get"], ["python", "-c"], ["python", "-m", "pip"], ["geffect"]]
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    content: dict[Any, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _steps(path: Path) -> list[dict[str, Any]]:
+    return [step for job in _read(path)["jobs"].values() for step in job["steps"]]
+
+
+def _exists(command: list[str]) -> bool:
+    if command[0] == "make":
+        return command[1] in TARGETS
+    if command[0] == "bash":
+        return (ROOT / command[1]).is_file()
+    return any(command[: len(known)] == known for known in SYSTEM)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_runs_what_exists(path: Path) -> None:
+    assert {"name", "jobs"} <= set(_read(path))
+    assert all("timeout-minutes" in job and "runs-on" in job for job in _read(path)["jobs"].values())
+    commands = [shlex.split(line, comments=True) for step in _steps(path) for line in step.get("run", "").splitlines()]
+    assert commands
+    assert not [command for command in commands if not _exists(command)]
+
+
+def test_every_supported_python_is_tested() -> None:
+    jobs = _read(GITHUB / "workflows" / "tests.yml")["jobs"]
+    setups = [step["with"]["python-version"] for job in jobs.values() for step in job["steps"] if "with" in step]
+    versions = {*setups, *jobs["python"]["strategy"]["matrix"]["python"]}
+    assert {"3.11", "3.12", "3.13", "3.14"} <= versions
+    assert 'requires-python = ">=3.11"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_the_night_runs_the_exhaustive_sweeps() -> None:
+    commands = [step.get("run", "") for step in _steps(GITHUB / "workflows" / "nightly.yml")]
+    assert "make test-all" in commands
+    assert re.search(r"^test-all:.*\n\t.*-m \"\"$", MAKEFILE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["make nothing", "bash .ci/nothing", "curl x"])
+def test_a_command_that_does_not_exist_is_seen(name: str) -> None:
+    assert not _exists(name.split())
+
+
+def test_the_makefile_runs_modules_that_exist() -> None:
+    modules = set(re.findall(r"/python -m ([\w.]+)", MAKEFILE))
+    assert {"tests.support.fuzz", "analysis.demo_figures"} <= modules
+    assert not [module for module in modules if importlib.util.find_spec(module) is None]
+    phony = MAKEFILE.partition(".PHONY:")[2].partition("\n")[0].split()
+    assert set(phony) == TARGETS
+
+
+@pytest.mark.parametrize("path", [path for path in FORMS if path.stem != "config"], ids=lambda path: path.stem)
+def test_an_issue_form_has_what_the_site_requires(path: Path) -> None:
+    form = _read(path)
+    assert {"name", "description", "body"} <= set(form)
+    ids = [field["id"] for field in form["body"]]
+    assert len(ids) == len(set(ids))
+    assert all(field["attributes"]["label"] for field in form["body"])
