@@ -1,36 +1,35 @@
 """Rules that end a run, and choose its checkpoint: pure functions of the lines recorded so far."""
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
-from geffect.core.grammar import choose, parse
+from geffect.core.registry import Configurable, Positive, Registry, Share, parse
 from geffect.errors import GeffectError, shorten
 from geffect.record.reader import Score, StepLine, Stop
 
 Lines = Sequence[StepLine]
+RuleClass = TypeVar("RuleClass", bound=type[Any])
 
 
-class Rule(Protocol):
-    """Says when enough is enough."""
+class Rule(Configurable, ABC):
+    """A rule that ends a run: a frozen dataclass, and a pure function of the lines so far."""
 
+    @abstractmethod
     def broken(self, lines: Lines) -> str | None:
         """Why the run should end after the last of these lines; None where it should not."""
 
 
 @dataclass(frozen=True)
-class Kept:
+class Kept(Rule):
     """The kept set's token accuracy (held, else retain) is below a share of its start.
 
     Attributes:
         share: of the accuracy at the start.
     """
 
-    share: float = 0.9
-
-    def __post_init__(self) -> None:
-        """Refuse a share that no run could keep."""
-        _check("share of kept", self.share, 0, 1)
+    share: Share = 0.9
 
     def broken(self, lines: Lines) -> str | None:
         """As `Rule.broken`."""
@@ -44,18 +43,14 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Knee:
+class Knee(Rule):
     """Since the evaluation before, the kept set's risk rose by more than so many times the forget set's.
 
     Attributes:
         harm: nats lost on the kept set per nat gained on the forget set.
     """
 
-    harm: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuse a harm that every step does."""
-        _check("harm of knee", self.harm, 0, float("inf"))
+    harm: Positive = 1.0
 
     def broken(self, lines: Lines) -> str | None:
         """As `Rule.broken`."""
@@ -69,18 +64,14 @@ class Knee:
 
 
 @dataclass(frozen=True)
-class Collapse:
+class Collapse(Rule):
     """The objective's gradient is below a share of its first one: nothing more happens.
 
     Attributes:
         share: of the first measured norm.
     """
 
-    share: float = 0.01
-
-    def __post_init__(self) -> None:
-        """Refuse a share that the first step breaks."""
-        _check("share of collapse", self.share, 0, 1)
+    share: Share = 0.01
 
     def broken(self, lines: Lines) -> str | None:
         """As `Rule.broken`."""
@@ -91,18 +82,14 @@ class Collapse:
 
 
 @dataclass(frozen=True)
-class Forgotten:
+class Forgotten(Rule):
     """The forget risk has come to a level: enough is forgotten.
 
     Attributes:
         risk: the level (nats a token).
     """
 
-    risk: float = 3.0
-
-    def __post_init__(self) -> None:
-        """Refuse a level that every model is at."""
-        _check("risk of forgotten", self.risk, 0, float("inf"))
+    risk: Positive = 3.0
 
     def broken(self, lines: Lines) -> str | None:
         """As `Rule.broken`."""
@@ -112,7 +99,23 @@ class Forgotten:
         return f"the forget risk {found[-1]['forget'].loss:.3g} has come to {self.risk:g}"
 
 
-RULES: dict[str, type[Any]] = {"collapse": Collapse, "forgotten": Forgotten, "kept": Kept, "knee": Knee}
+NAMED: dict[str, type[Rule]] = {"collapse": Collapse, "forgotten": Forgotten, "kept": Kept, "knee": Knee}
+RULES: Registry[Rule] = Registry("a stop rule", NAMED)
+
+
+def register_stop_rule(name: str) -> Callable[[RuleClass], RuleClass]:
+    """Make a subclass of `geffect.Rule` known by a name, for ``--stop NAME``.
+
+    Args:
+        name: letters, digits and underscores; upper and lower case are the same.
+
+    Returns:
+        A decorator of the class, a frozen dataclass whose fields are the parameters (see ``docs/extending.md``).
+
+    Raises:
+        GeffectError: the name is taken or no word, or (by the decorator) the class is no dataclass.
+    """
+    return RULES.register(name)
 
 
 @dataclass(frozen=True)
@@ -153,10 +156,10 @@ def make_rules(text: str) -> StopRules:
     names = [call.name for call in calls]
     if any(call.weight != 1 for call in calls) or len(set(names)) < len(names):
         raise GeffectError(
-            f"The stop rules {shorten(text)!r} have a weight, or name one twice",
-            remedy="Write kept(share=0.9) + collapse, say",
+            f"{shorten(repr(text))} weighs a stop rule or names one twice",
+            remedy="Write 'kept(share=0.9) + collapse', for example",
         )
-    return StopRules(text, {call.name: choose(RULES, call, "a rule") for call in calls})
+    return StopRules(text, {call.name: RULES.build(call) for call in calls})
 
 
 def first_broken(rules: StopRules, lines: Lines) -> Stop | None:
@@ -201,8 +204,3 @@ def _evaluations(lines: Lines) -> list[Mapping[str, Score]]:
 
 def _kept_set(evaluation: Mapping[str, Score]) -> str:
     return "heldout" if "heldout" in evaluation else "retain"
-
-
-def _check(what: str, value: float, low: float, high: float) -> None:
-    if not low < value <= high:
-        raise GeffectError(f"The {what} is {value:g}, not above {low:g} and at most {high:g}", remedy="Correct it")

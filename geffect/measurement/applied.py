@@ -8,11 +8,10 @@ from torch import Tensor
 from geffect.core.distributed import local_part, sum_gram
 from geffect.core.gradients import NamedTensors
 from geffect.core.gram import Gram, inner_products, norm
-from geffect.measurement.basis import Basis
+from geffect.measurement.basis import Basis, Combinations
 from geffect.measurement.measurement import Measured, Measurement
 from geffect.measurement.topk import Masks
-
-Named = Mapping[str, Mapping[str, float]]
+from geffect.rectifiers.base import InnerProducts
 
 
 class Applied:
@@ -34,7 +33,7 @@ class Applied:
         self,
         run: Measurement,
         basis: Basis,
-        named: Named,
+        named: Combinations,
         kept: dict[str, NamedTensors] | None,
         embeds: Mapping[str, Tensor | None] | None,
         masks: Masks | None,
@@ -68,8 +67,8 @@ class Applied:
         if self.kept is None:
             return None
         basis.sum_up(sharded=self.run.sharded)
-        named = dict(self.named) | {name: {name: 1.0} for name in names}
-        gram = basis.named(named, list(self.run.parameters))
+        named = self.named.extend(names)
+        gram = basis.combine(named, list(self.run.parameters))
         found = Measured({f"norm_{name}": norm(gram.total(), gram.rows, name) for name in names}, gram)
         if self.masks is not None:
             found.overlap = self.masks.overlap(named, list(self.run.parameters), self.run.tie)
@@ -89,15 +88,15 @@ class Applied:
         rectifier = self.run.rectifier
         if not rectifier.corrects:
             return 0.0
-        gram = Gram(("update", "memory"))
+        gram = Gram(("update", str(rectifier.memory)))
         for name in self.run.parameters:
             gram.values[name] = inner_products([self._moved(name, free=True), self.run.state.get(name)])
         total = sum_gram(gram, sharded=self.run.sharded).total()
-        return rectifier.correction(float(total[0, 0]), float(total[0, 1]), float(total[1, 1]))
+        return rectifier.correction(InnerProducts(gram.rows, total))
 
     def _measure(self, basis: Basis, name: str, update: Tensor, applied: Tensor, lr: float) -> None:
-        stored = {**(self.kept or {}), str(self.run.rectifier.memory): self.run.state}
-        tensors = {row: stored.get(row, {}).get(name) for row in self.basis.rows}
+        memory, stored = self.run.rectifier.memory, self.kept or {}
+        tensors = {row: (self.run.state if row == memory else stored.get(row, {})).get(name) for row in self.basis.rows}
         tied = self.run.tie is not None and name == self.run.tie.name
         basis.add(name, {**tensors, "update": update, "applied": applied}, self.embeds if tied else None)
         if self.masks is not None:

@@ -1,6 +1,7 @@
-"""The rows that are back-propagated, reduced to inner products tensor by tensor."""
+"""The gradients that are back-propagated, reduced to inner products tensor by tensor."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,12 +14,51 @@ from geffect.core.splits import TARGETS, role_of
 Tensors = Mapping[str, Tensor | None]
 
 
+Parts = Mapping[str, float]  # gradient of a basis → its coefficient
+
+
+@dataclass(frozen=True)
+class Combinations:
+    """Gradients as linear combinations of a basis, by part of the model.
+
+    Attributes:
+        by_part: part of the model → gradient → its combination there; all parts name the same gradients.
+        part_of: parameter → its part; empty where the model is one.
+    """
+
+    by_part: Mapping[str, Mapping[str, Parts]]
+    part_of: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def everywhere(cls, combinations: Mapping[str, Parts]) -> "Combinations":
+        """The same combinations in the whole model."""
+        return cls({"": combinations})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The gradients, in order."""
+        return tuple(next(iter(self.by_part.values())))
+
+    def part(self, parameter: str) -> str:
+        """The part that a parameter belongs to."""
+        return self.part_of[parameter] if self.part_of else ""
+
+    def at(self, parameter: str) -> Mapping[str, Parts]:
+        """Gradient → its combination at a parameter."""
+        return self.by_part[self.part(parameter)]
+
+    def extend(self, names: Iterable[str]) -> "Combinations":
+        """The same, and gradients that are of the basis themselves."""
+        more = {name: {name: 1.0} for name in names}
+        return Combinations({part: {**each, **more} for part, each in self.by_part.items()}, self.part_of)
+
+
 class Basis:
-    """Inner products of rows that others are linear combinations of.
+    """Inner products of gradients that others are linear combinations of.
 
     Args:
         rows: their names.
-        tie: the tied tensor, whose risk gradients are split by use.
+        tie: the tied tensor, whose loss gradients are split by use.
     """
 
     def __init__(self, rows: Sequence[str], tie: TiedWeights | None) -> None:
@@ -27,16 +67,16 @@ class Basis:
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """The rows' names, the order of every matrix."""
+        """The gradients' names, the order of every matrix."""
         return self.gram.rows
 
     def add(self, name: str, tensors: Tensors, embeds: Tensors | None = None) -> None:
-        """Reduce one tensor of every row.
+        """Reduce one tensor of every gradient.
 
         Args:
             name: the parameter.
-            tensors: row → tensor, None for zeros.
-            embeds: row → the tied tensor's part as embedding, for the rows that risks are made of.
+            tensors: gradient → tensor, None for zeros.
+            embeds: gradient → the tied tensor's part as embedding, for those that loss gradients are made of.
         """
         wholes = [tensors.get(row) for row in self.rows]
         if embeds is None:
@@ -47,29 +87,32 @@ class Basis:
         self.gram.values[name], self.embed = both[size:, size:], both[:size, size:]
 
     def sum_up(self, *, sharded: bool) -> None:
-        """Add up what all processes reduced; of whole rows nothing is left to add. Before `named`, and once."""
+        """Add up what all processes reduced; of whole rows nothing is left to add. Before `combine`, and once."""
         self.gram = sum_gram(self.gram, sharded=sharded)
 
-    def named(self, combinations: Mapping[str, Mapping[str, float]], order: Sequence[str]) -> Gram:
-        """The Gram of every recorded row.
+    def combine(self, combinations: Combinations, order: Sequence[str]) -> Gram:
+        """The Gram of linear combinations of the basis.
 
         Args:
-            combinations: row → {row of this basis: coefficient}.
+            combinations: of these gradients.
             order: the parameters' own order (backward visits them in another).
 
         Returns:
             The Gram; the tied tensor stands in it three times (see `geffect.core.layers.split_by_use`).
         """
-        gram = Gram(self.rows, {name: self.gram.values[name] for name in order}).combine(combinations)
-        if self.tie is None or self.embed is None:
-            return gram
-        embed = Gram(self.rows, {"": self.embed}).combine(combinations).values[""]
-        parts = split_by_use(gram.values[self.tie.name], embed, [role_of(row) in TARGETS for row in gram.rows])
+        combined: dict[str, Tensor] = {}
+        for part, parts in combinations.by_part.items():
+            members = {name: self.gram.values[name] for name in order if combinations.part(name) == part}
+            combined |= Gram(self.rows, members).combine(parts).values
         values: dict[str, Tensor] = {}
-        for name, value in gram.values.items():
-            tied = dict(zip((name + EMBED, name + HEAD, name + BOTH), parts, strict=True))
-            values |= tied if name == self.tie.name else {name: value}
-        return Gram(gram.rows, values)
+        for name in order:
+            if self.tie is None or self.embed is None or name != self.tie.name:
+                values[name] = combined[name]
+                continue
+            embed = Gram(self.rows, {"": self.embed}).combine(combinations.at(name)).values[""]
+            uses = split_by_use(combined[name], embed, [role_of(row) in TARGETS for row in combinations.names])
+            values |= dict(zip((name + EMBED, name + HEAD, name + BOTH), uses, strict=True))
+        return Gram(combinations.names, values)
 
 
 def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:

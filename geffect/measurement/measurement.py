@@ -14,8 +14,8 @@ from geffect.core.layers import TiedWeights
 from geffect.core.masks import GradientMask
 from geffect.core.topk import Overlap
 from geffect.measurement.standard_errors import StandardErrors
-from geffect.objectives.base import Objective
-from geffect.rectifiers.registry import Rectifier
+from geffect.objectives.base import Objective, State
+from geffect.rectifiers.base import Rectifier
 
 Batch = dict[str, Tensor]
 
@@ -71,6 +71,8 @@ class Measurement:
         labels: parameter → what the spread is summed under (itself where it is missing).
         frozen: the entries that updates leave alone; the gradients are masked before they are projected.
         state: the rectifier's own, kept between steps.
+        layers: parameter → layer, for a rectifier of that scope.
+        term_states: of the objective's terms, kept between steps.
         sharded: the parameters lie in parts over processes; rows and state hold this process's part.
     """
 
@@ -87,12 +89,26 @@ class Measurement:
     standard_errors: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     frozen: GradientMask | None = None
+    layers: Mapping[str, str] = field(default_factory=dict)
     state: NamedTensors = field(init=False)
+    term_states: list[State] = field(init=False)
     sharded: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.state, self.sharded = self.rectifier.init(), is_sharded(self.parameters)
+        self.term_states = self.objective.init_states()
         self.keep = self.keep or self.prediction is not None or self.standard_errors
+
+    @property
+    def current_objective(self) -> Objective:
+        """The objective with this step's weights of its terms."""
+        return self.objective.at(self.term_states)
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Parameter → the part of the model whose inner products the rectifier reads together; empty: one part."""
+        names = {"model": {}, "layer": self.layers, "parameter": {name: name for name in self.parameters}}
+        return dict(names[self.rectifier.scope])
 
     @property
     def differentiated(self) -> dict[str, nn.Parameter]:

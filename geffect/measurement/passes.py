@@ -1,8 +1,9 @@
-"""Which forward and backward passes a step takes, and the rows they leave in their buffers."""
+"""Which forward and backward passes a step takes, and the gradients they leave in their buffers."""
 
 import contextlib
 import functools
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,57 +14,118 @@ from geffect.core.gradients import GradientBuffer, Visit
 from geffect.core.splits import domain_of, of_domain, role_of, split_names
 from geffect.measurement.basis import added
 from geffect.measurement.measurement import Batch, Measurement
-from geffect.objectives.base import Counts, risk
+from geffect.objectives.base import Counts, Objective, risk
+from geffect.rectifiers.base import Rectifier
 
 SIDE = "forget side"  # the objective's terms on forget sets, apart from what else is back-propagated into its row
 KEPT = "retain side"  # its terms on retain and general sets, apart where the two sides are frozen apart
 
 
+@dataclass(frozen=True)
+class PassPlan:
+    """Which gradients of a window are back-propagated, which follow from others, and which have buffers of their own.
+
+    Attributes:
+        factor: c where a forget gradient is its side of the objective's divided by c; None where it has its own pass.
+        retain_weight: w, the weight of the retain gradient in the objective's, where that is not back-propagated.
+        runs_forget: the losses on forget sets are back-propagated, besides the objective.
+        runs_retain: the losses on retain sets are.
+        retain_terms: the objective has terms on retain sets that are back-propagated.
+        splits_forget: forget gradients are taken before anything else is added to the objective's.
+        splits_sides: each forget set's side of the objective has a buffer of its own.
+        splits_retain: the objective's terms on retain and general sets have one.
+    """
+
+    factor: float | None
+    retain_weight: float
+    runs_forget: bool
+    runs_retain: bool
+    retain_terms: bool
+    splits_forget: bool
+    splits_sides: bool
+    splits_retain: bool
+
+
+def plan_passes(
+    objective: Objective,
+    rectifier: Rectifier,
+    *,
+    measure: bool,
+    free: bool = True,
+    keep_dropout: bool = False,
+    frozen: bool = False,
+    num_domains: int = 1,
+) -> PassPlan:
+    """The fewest passes that supply the objective's gradient and those that are measured or that the rectifier reads.
+
+    Args:
+        objective: what is descended.
+        rectifier: what its gradient becomes.
+        measure: the gradients of the forget and retain losses are wanted.
+        free: a gradient that is a multiple of another is not back-propagated.
+        keep_dropout: the objective sees dropout and the losses do not, so nothing is shared.
+        frozen: the two sides are masked apart.
+        num_domains: forget sets.
+    """
+    read = {role_of(name) for name in rectifier.gradients}
+    factor = objective.forget_multiple if free and not keep_dropout else None
+    weight = 0.0 if keep_dropout else objective.retain_multiple
+    terms = any(keep_dropout or term.multiple_of_risk is None for _, term in objective.on("retain"))
+    beside = terms or bool(objective.on("alternative") or objective.on("general"))
+    sides = bool(factor) and (beside or num_domains > 1)
+    forget = measure or "forget" in read
+    return PassPlan(
+        factor=factor,
+        retain_weight=weight,
+        runs_forget=forget and not factor,
+        runs_retain=measure or "retain" in read or rectifier.memory is not None or weight != 0,
+        retain_terms=terms,
+        splits_forget=forget and (not factor or sides or weight != 0),
+        splits_sides=sides,
+        splits_retain=frozen,
+    )
+
+
 class Passes:
-    """The fewest passes that supply the objective's row and, where measured, those of the risks.
+    """The passes of one window, by its plan.
 
     Args:
         run: what the steps share.
         counts: set → what the whole window of micro-batches holds of it (`geffect.objectives.base.window_counts`).
-        measure: the rows of the risks are wanted.
+        measure: the gradients of the forget and retain losses are wanted.
 
     Attributes:
         forget: the forget splits, one a domain.
         retain: the retain splits; the last of them streams.
-        shares: split → share of its role's labeled tokens: the role's risk is the mean weighed by it.
-        c: a forget risk is its side of the objective's row divided by c; None where it has a pass of its own.
-        w: the weight of the retain row in the objective's.
-        own_forget_row: the forget risks are back-propagated.
-        own_retain_row: the retain risks are back-propagated.
-        forget_row: the forget rows must be told from the objective's before something is added to that.
+        shares: split → share of its role's labeled tokens: the role's loss is the mean weighed by it.
         window: the buffers.
         sums: losses and weights so far.
     """
 
     def __init__(self, run: Measurement, counts: Mapping[str, Counts], *, measure: bool) -> None:
-        objective, dropout = run.objective, run.keep_dropout
-        self.run, self.counts = run, counts
+        self.run, self.counts, self.objective = run, counts, run.current_objective
         self.forget, self.retain = split_names("forget", counts), split_names("retain", counts)
         self.shares = {name: counts[name].token / counts[role_of(name)].token for name in self.forget + self.retain}
-        self.c = objective.forget_multiple if run.free_rows and not dropout else None
-        self.w = 0.0 if dropout else objective.retain_multiple
-        self.retain_terms = any(dropout or term.multiple_of_risk is None for _, term in objective.on("retain"))
-        beside = self.retain_terms or bool(objective.on("alternative") or objective.on("general"))
-        self._apart = bool(self.c) and (beside or len(self.forget) > 1)
-        self._kept = KEPT if run.frozen else "objective"
-        self.own_forget_row = measure and not self.c
-        self.own_retain_row = measure or run.rectifier.memory is not None or self.w != 0
-        self.forget_row = self.own_forget_row or (measure and (self._apart or self.w != 0))
+        self.plan = plan_passes(
+            self.objective,
+            run.rectifier,
+            measure=measure,
+            free=run.free_rows,
+            keep_dropout=run.keep_dropout,
+            frozen=run.frozen is not None,
+            num_domains=len(self.forget),
+        )
+        self._retain_side = KEPT if self.plan.splits_retain else "objective"
         self.window, self.sums = GradientBuffer(run.differentiated), dict[str, Tensor]()
         self.streamed = False
 
     def side(self, forget: str) -> str:
         """The buffer of the objective's terms on a forget split."""
-        return f"{SIDE} {forget}" if self._apart else "objective"
+        return f"{SIDE} {forget}" if self.plan.splits_sides else "objective"
 
     def forget_side(self, own: Mapping[str, Tensor | None]) -> Tensor | None:
         """One tensor of what the objective descends on forget sets, and of what else was put into its row."""
-        sides = [own[self.side(each)] for each in self.forget] if self._apart else []
+        sides = [own[self.side(each)] for each in self.forget] if self.plan.splits_sides else []
         return functools.reduce(added, sides, own["objective"])
 
     @property
@@ -86,7 +148,7 @@ class Passes:
             for forget in (each for each in self.forget if each in batches):
                 own = of_domain(batches, domain_of(forget))
                 shares += [self._forget(forget, own), self._beside("alternative", own, "objective")]
-            shares.append(self._beside("general", batches, self._kept))
+            shares.append(self._beside("general", batches, self._retain_side))
             for retain in (each for each in self.retain if each in batches):
                 closes = visit if retain == self.retain[-1] else None
                 shares.append(self._retain(retain, of_domain(batches, domain_of(retain)), closes))
@@ -107,36 +169,36 @@ class Passes:
 
     def _forget(self, name: str, batches: Mapping[str, Batch]) -> Tensor | None:
         outputs, loss, shared = None, None, not self.run.keep_dropout
-        if self.run.objective.on("forget"):
-            again = self.own_forget_row and shared
+        if self.objective.on("forget"):
+            again = self.plan.runs_forget and shared
             outputs, loss = self._descend("forget", batches, self.side(name), retain_graph=again)
             self._weigh(outputs)
-        if self.own_forget_row and (outputs is None or not shared):
+        if self.plan.runs_forget and (outputs is None or not shared):
             outputs = self.run.risk_outputs(batches["forget"])
         elif not shared:
             return loss
         if outputs is not None:
             forget_risk = self._risk(name, outputs)
-            if self.own_forget_row:
+            if self.plan.runs_forget:
                 self.window.add(name, forget_risk)
         return loss
 
     def _beside(self, name: str, batches: Mapping[str, Batch], row: str) -> Tensor | None:
         """The objective's terms on a set whose risk is not measured."""
-        return self._descend(name, batches, row)[1] if self.run.objective.on(name) and name in batches else None
+        return self._descend(name, batches, row)[1] if self.objective.on(name) and name in batches else None
 
     def _retain(self, name: str, batches: Mapping[str, Batch], visit: Visit | None) -> Tensor | None:
         outputs, loss, shared = None, None, not self.run.keep_dropout
-        if self.retain_terms:
-            again = self.own_retain_row and shared
-            outputs, loss = self._descend("retain", batches, self._kept, besides_risk=shared, retain_graph=again)
-        if not self.own_retain_row:
+        if self.plan.retain_terms:
+            again = self.plan.runs_retain and shared
+            outputs, loss = self._descend("retain", batches, self._retain_side, besides_risk=shared, retain_graph=again)
+        if not self.plan.runs_retain:
             return loss
         if outputs is None or not shared:
             outputs = self.run.risk_outputs(batches["retain"])
         retain_risk = self._risk(name, outputs)
         self._complete(name, retain_risk, visit)
-        share = self.w * self.shares[name] * retain_risk.detach()
+        share = self.plan.retain_weight * self.shares[name] * retain_risk.detach()
         return share if loss is None else loss + share
 
     def _risk(self, name: str, outputs: Outputs) -> Tensor:
@@ -164,18 +226,18 @@ class Passes:
     ) -> tuple[Outputs, Tensor]:
         """Back-propagate the objective's terms on one set; its outputs and the loss, detached."""
         outputs = self.run.outputs(name, batches, dropout=self.run.keep_dropout)
-        loss = self.run.objective.loss(name, outputs, self.counts, besides_risk=besides_risk)
+        loss = self.objective.loss(name, outputs, self.counts, besides_risk=besides_risk)
         self.window.add(row, loss, retain_graph=retain_graph, merged=self._merged(row))
         return outputs, loss.detach()
 
     def _merged(self, row: str) -> Mapping[str, str]:
         """Of a row that no risk is read from, both uses of a tied tensor lie in one: a second costs as much again."""
         tie = self.run.tie
-        risks = (*self.forget, *self.retain, *(self.side(each) for each in self.forget if self.c))
+        risks = (*self.forget, *self.retain, *(self.side(each) for each in self.forget if self.plan.factor))
         return {} if tie is None or row in risks else {tie.head_name: tie.name}
 
     def _weigh(self, outputs: Outputs) -> None:
-        weights = self.run.objective.forget_weights(outputs)
+        weights = self.objective.forget_weights(outputs)
         if weights is not None:
             self._sum("weight_mean", weights.sum() / self.counts["forget"].token)
 

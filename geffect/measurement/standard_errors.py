@@ -10,7 +10,7 @@ from torch import Tensor
 from geffect.core.gradients import NamedTensors
 from geffect.core.gram import Gram, upper_triangle
 from geffect.core.layers import TiedWeights
-from geffect.measurement.basis import Basis
+from geffect.measurement.basis import Basis, Combinations
 
 Shares = tuple[
     Mapping[str, NamedTensors], Mapping[str, Tensor | None] | None
@@ -72,7 +72,7 @@ def spread(
     whole: dict[str, Tensor] = {}
     size = len(named)
     for shares in micro_batches:
-        gram = _products(basis, window, shares, order, tie).named(doubled, order)
+        gram = _products(basis, window, shares, order, tie).combine(Combinations.everywhere(doubled), order)
         for label, both in Gram(gram.rows, gram.values).by({n: labels.get(n, n) for n in gram.values}).items():
             whole[label], one = both[:size, :size], both[size:, :size]
             linearized.setdefault(label, []).append(one + one.T)

@@ -7,22 +7,24 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from geffect.core.distributed import as_shard, local_part, num_processes, sum_gram, sum_over_processes
+from geffect.core.distributed import as_shard, local_part, num_processes, sum_over_processes
 from geffect.core.gradients import NamedTensors, add_scaled
-from geffect.core.gram import Gram, inner_products, norm
+from geffect.core.gram import Gram, norm
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, role_of
+from geffect.errors import GeffectError
 from geffect.measurement.applied import Applied
-from geffect.measurement.basis import Basis, added
+from geffect.measurement.basis import Basis, Combinations, added
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.passes import KEPT, Passes
 from geffect.measurement.standard_errors import Shares, StandardErrors, spread
 from geffect.measurement.topk import Masks
 from geffect.objectives.base import Counts
+from geffect.rectifiers.base import InnerProducts
 from geffect.rectifiers.registry import NoRectifier
 
 Tensors = dict[str, Tensor | None]
-MASKED, MASKED_RETAIN = "masked", "masked_retain"  # what is left of two rows once entries are frozen
+MASKED, MASKED_RETAIN = "masked", "masked_retain"  # what is left of two gradients once entries are frozen
 
 
 class Step:
@@ -35,20 +37,41 @@ class Step:
     """
 
     def __init__(self, run: Measurement, counts: Mapping[str, Counts], *, measure: bool) -> None:
-        memory, self.passes = run.rectifier.memory, Passes(run, counts, measure=measure)
-        self.run, self.measure = run, measure
-        forget, retain = (self.passes.forget if self.passes.forget_row else ()), (self.passes.retain if measure else ())
-        own = {memory: memory is not None, MASKED: run.frozen, MASKED_RETAIN: run.frozen and run.rectifier.add_retain}
-        others = (str(row) for row, computed in own.items() if computed)
-        self.basis = Basis(("objective", *forget, *retain, *others), run.tie)
+        self.run, self.measure, self.rule = run, measure, run.rectifier
+        self.passes = passes = Passes(run, counts, measure=measure)
+        read = {role_of(name) for name in self.rule.gradients}
+        forget = passes.forget if passes.plan.splits_forget else ()
+        retain = passes.retain if measure or "retain" in read else ()
+        masked = (MASKED, *((MASKED_RETAIN,) if self.rule.add_retain else ())) if run.frozen else ()
+        self.basis = Basis(("objective", *forget, *retain, *self._memory, *masked), run.tie)
         self.descends = MASKED if run.frozen else "objective"
-        self.conflict = Gram(("objective", str(memory)))  # of its own, so that measuring changes no bit of the update
+        self.read = Combinations.everywhere(self._read(self._named()))
+        self.conflict = Basis(self._sources(), None)  # of its own, so that measuring changes no bit of the update
+        self.stored = {each: NamedTensors() for each in self._sources() if each not in ("objective", self.rule.memory)}
         self.masks = Masks(run.overlap, sharded=run.sharded) if measure and run.overlap else None
         self.kept: dict[str, NamedTensors] | None = {} if measure and run.keep else None
         self.kept_embeds: Tensors | None = None
-        self.parts: list[list[Mapping[str, Batch]]] = []  # of the window, whose spread is told: its micro-batches
+        self.parts: list[list[Mapping[str, Batch]]] = []  # of the window, for standard errors: its micro-batches
         self.applied: Applied | None = None
         self._tied = Tensors()  # the tied tensor's two parts arrive apart
+
+    @property
+    def _memory(self) -> tuple[str, ...]:
+        return () if self.rule.memory is None else (self.rule.memory,)
+
+    def _read(self, named: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
+        """The gradients that the rectifier asks for, of these."""
+        unknown = [name for name in self.rule.gradients if name not in named]
+        if unknown:
+            has = ", ".join(named)
+            raise GeffectError(
+                f"{self.rule} reads a gradient {unknown[0]!r}, which this run has not", remedy=f"It has {has}"
+            )
+        return {name: named[name] for name in self.rule.gradients}
+
+    def _sources(self) -> tuple[str, ...]:
+        """The gradients of the basis that the rectifier reads, in combinations or themselves."""
+        return tuple(dict.fromkeys(source for parts in self.read.at("").values() for source in parts))
 
     def micro_batch(self, batches: Mapping[str, Batch], *, last: bool, part: int | None = None) -> Tensor:
         """Back-propagate one micro-batch.
@@ -81,13 +104,16 @@ class Step:
         for name in () if self.passes.streamed else self.run.differentiated:
             self._visit(name, None)
         self.basis.sum_up(sharded=self.run.sharded)
-        self.conflict = sum_gram(self.conflict, sharded=self.run.sharded)
+        self.conflict.sum_up(sharded=self.run.sharded)
         refuse_broken(self._norms())
-        named = self._named(self._rectified())
-        self._hand_back(named)
-        if self.kept is not None or self.run.rectifier.corrects or self.run.frozen is not None:
+        rectified = self._rectified()
+        self._hand_back(rectified)
+        named = self._combinations(rectified)
+        if self.kept is not None or self.rule.corrects or self.run.frozen is not None:
             self.applied = Applied(self.run, self.basis, named, self.kept, self.kept_embeds, self.masks)
-        return self._report(scalars, named) if self.measure else Measured(scalars)
+        measured = self._report(scalars, named) if self.measure else Measured(scalars)
+        self.run.term_states = self.run.objective.update_states(self.run.term_states, scalars)
+        return measured
 
     def after(self, learning_rates: Mapping[str, float]) -> Measured | None:
         """What the optimizer made of the gradient, once it has stepped and before the learning rate moves.
@@ -104,17 +130,17 @@ class Step:
         """One recorded row itself, where rows are kept: parameter name → tensor, of shards this process's part."""
         if name == "rectified":
             return {key: local_part(p.grad) for key, p in self.run.parameters.items() if p.grad is not None}
-        parts, kept, row = self._named({})[name], self.kept or {}, NamedTensors()
+        parts, kept, row = self._named()[name], self.kept or {}, NamedTensors()
         for source, scale in parts.items():
-            tensors = self.run.state if source == self.run.rectifier.memory else kept.get(source, {})
+            tensors = self.run.state if source == self.rule.memory else kept.get(source, {})
             if len(parts) == 1 and scale == 1:
                 return dict(tensors)
             for key, tensor in tensors.items():
                 add_scaled(row, key, tensor, scale)
         return row
 
-    def _report(self, scalars: Mapping[str, float], named: Mapping[str, Mapping[str, float]]) -> Measured:
-        gram = self.basis.named(named, list(self.run.parameters))
+    def _report(self, scalars: Mapping[str, float], named: Combinations) -> Measured:
+        gram = self.basis.combine(named, list(self.run.parameters))
         found = Measured(dict(scalars) | norms(gram), gram)
         if self.masks is not None:
             found.overlap = self.masks.overlap(named, list(self.run.parameters), self.run.tie)
@@ -141,7 +167,7 @@ class Step:
                     step.micro_batch(batches, last=batches is part[-1])
                 yield step.kept or {}, step.kept_embeds
 
-        named = {row: parts for row, parts in self._named({}).items() if role_of(row) in ("objective", *TARGETS)}
+        named = {row: parts for row, parts in self._named().items() if role_of(row) in ("objective", *TARGETS)}
         window = (self.kept or {}, self.kept_embeds)
         return spread(window, shares(), named, list(run.parameters), run.labels, run.tie)
 
@@ -171,30 +197,32 @@ class Step:
         if run.frozen is None:
             if forget is not None:
                 row[name] = forget
-            add_scaled(row, name, retain, passes.w)
+            add_scaled(row, name, retain, passes.plan.retain_weight)
             tensors["objective"] = row.get(name)
         else:
             tensors |= self._masked(run.frozen, name, forget, own[KEPT], retain)
             retain = tensors[MASKED_RETAIN]
             if (masked := tensors[MASKED]) is not None:
                 row[name] = masked
-        tensors[str(run.rectifier.memory)] = run.rectifier.update(run.state, name, retain)
-        if run.rectifier.memory is not None:
-            self.conflict.values[name] = inner_products([row.get(name), tensors[run.rectifier.memory]])
+        tensors |= {memory: self.rule.update(run.state, name, retain) for memory in self._memory}
+        if self.rule.gradients:
+            self.conflict.add(name, {**tensors, "objective": row.get(name)})
+        for source, stored in self.stored.items():
+            add_scaled(stored, name, tensors[source], 1.0)
         if self.measure:
             self.basis.add(name, tensors, embeds)
         self._keep(name, tensors, embeds)
-        add_scaled(row, name, retain, run.rectifier.add_retain)
+        add_scaled(row, name, retain, self.rule.add_retain)
 
     def _risks(self, own: Tensors) -> Tensors:
         """What of one tensor belongs to the risks, directly or, as the objective's, times a constant."""
         passes = self.passes
         found: Tensors = {row: own[row] for row in passes.retain}
         for forget in passes.forget:
-            side, c = own[passes.side(forget)], (passes.c or 0.0) * passes.shares[forget]
-            free = side / c if c and passes.forget_row and side is not None else None
-            found[forget] = own[forget] if passes.own_forget_row else free
-        return found | {"objective": None if passes.forget_row else own["objective"]}
+            side, c = own[passes.side(forget)], (passes.plan.factor or 0.0) * passes.shares[forget]
+            free = side / c if c and passes.plan.splits_forget and side is not None else None
+            found[forget] = own[forget] if passes.plan.runs_forget else free
+        return found | {"objective": None if passes.plan.splits_forget else own["objective"]}
 
     def _pooled(self, splits: Sequence[str], tensors: Tensors) -> Tensor | None:
         """One tensor of a role's row over all its domains."""
@@ -210,7 +238,7 @@ class Step:
     ) -> Tensors:
         """What freezing leaves of one tensor of either side and of the retain row; and the objective's, whole."""
         side = NamedTensors() if kept is None else {name: kept}
-        add_scaled(side, name, retain, self.passes.w)
+        add_scaled(side, name, retain, self.passes.plan.retain_weight)
         free = frozen.free("forget", name, forget), frozen.free("retain", name, side.get(name))
         whole = added(forget, side.get(name)) if self.measure else None
         return {"objective": whole, MASKED: added(*free), MASKED_RETAIN: frozen.free("retain", name, retain)}
@@ -224,7 +252,7 @@ class Step:
         if self.kept is None:
             return
         self.kept_embeds = embeds if embeds is not None else self.kept_embeds
-        for row in (each for each in self.basis.rows if each != self.run.rectifier.memory):
+        for row in (each for each in self.basis.rows if each != self.rule.memory):
             tensor = tensors[row]
             if tensor is not None:  # what is descended is rectified and clipped in place
                 self.kept.setdefault(row, {})[name] = tensor.clone() if row in ("objective", MASKED) else tensor
@@ -232,52 +260,82 @@ class Step:
     def _norms(self) -> dict[str, float]:
         """‖row‖ of what was back-propagated: not finite where one of its entries is not."""
         found = norms(self.basis.gram)
-        if self.conflict.values:  # without a rectifier it is empty, and its norms of zero say nothing
-            return found | norms(self.conflict)
+        if self.conflict.rows:  # without a rectifier it is empty, and its norms of zero say nothing
+            return found | norms(self.conflict.gram)
         if not self.measure:
             row = self.passes.window.rows.get("objective", {})
             square = torch.nn.utils.get_total_norm(row.values()).double() ** 2
             found["norm_objective"] = math.sqrt(float(sum_over_processes(square) if self.run.sharded else square))
         return found
 
-    def _rectified(self) -> dict[str, float]:
-        """The rectified row as a combination of the basis."""
-        in_order = [self.conflict.values[name] for name in self.run.parameters if name in self.conflict.values]
-        total = sum(in_order, torch.zeros(2, 2, dtype=torch.float64))
-        return self.run.rectifier.coefficients(float(total[0, 0]), float(total[0, 1]), float(total[1, 1]))
+    def _rectified(self) -> dict[str, dict[str, float]]:
+        """Part of the model → gradient of the basis → its coefficient in what the rectifier makes of the objective."""
+        if not self.rule.gradients:
+            return {"": {"objective": 1.0}}
+        order, part_of = list(self.run.parameters), self.run.parts
+        read = self.conflict.combine(self.read, order)
+        totals = read.by(part_of) if part_of else {"": read.total()}
+        return {part: self._coefficients(InnerProducts(read.rows, total)) for part, total in totals.items()}
 
-    def _hand_back(self, named: Mapping[str, Mapping[str, float]]) -> None:
-        row = self.passes.window.rows.pop("objective", {})
-        for name, tensor in self.run.state.items():
-            add_scaled(row, name, tensor, named["rectified"].get(str(self.run.rectifier.memory), 0.0))
+    def _coefficients(self, gram: InnerProducts) -> dict[str, float]:
+        """Gradient of the basis → its coefficient in the rectified gradient, over one part of the model."""
+        combinations, found = self.read.at(""), dict.fromkeys(self.conflict.rows, 0.0)
+        for name, coefficient in self.rule.coefficients(gram).items():
+            if name not in combinations:
+                remedy = f"Choose among its gradients ({', '.join(combinations)}), or name it there"
+                raise GeffectError(f"{self.rule} combines {name!r}, which it does not read", remedy=remedy)
+            for source, scale in combinations[name].items():
+                found[source] += coefficient * scale
+        if self.rule.add_retain and found["objective"] != 1:
+            remedy = "Let its coefficients name retain instead"
+            raise GeffectError(f"{self.rule} scales the objective's gradient and has add_retain", remedy=remedy)
+        return found
+
+    def _hand_back(self, rectified: Mapping[str, Mapping[str, float]]) -> None:
+        row, part_of = self.passes.window.rows.pop("objective", {}), self.run.parts
+        stored = self.stored | {memory: self.run.state for memory in self._memory}
         for name, parameter in self.run.parameters.items():
+            for source, coefficient in rectified[part_of.get(name, "")].items():
+                if source != "objective":
+                    add_scaled(row, name, stored[source].get(name), coefficient)
+                elif coefficient != 1 and name in row:
+                    row[name] = row[name].mul_(coefficient)
             parameter.grad = as_shard(row.get(name), parameter)
-            if self.masks is not None and "rectified" in named:
+            if self.masks is not None and self._rectifies:
                 self.masks.add(name, {"rectified": row.get(name)})
 
-    def _named(self, rectified: dict[str, float]) -> dict[str, dict[str, float]]:
-        """Every recorded row as a combination of the basis."""
-        passes, memory = self.passes, self.run.rectifier.memory
-        c = None if passes.forget_row else passes.c
+    @property
+    def _rectifies(self) -> bool:
+        return bool(self.rule.gradients) or self.run.frozen is not None
+
+    def _combinations(self, rectified: Mapping[str, Mapping[str, float]]) -> Combinations:
+        """Every recorded gradient as a combination of the basis."""
+        named = self._named()
+        if not self._rectifies:
+            return Combinations.everywhere(named)
+        by_part = {part: named | {"rectified": self._handed_back(each)} for part, each in rectified.items()}
+        return Combinations(by_part, self.run.parts)
+
+    def _named(self) -> dict[str, dict[str, float]]:
+        """Every recorded gradient but the rectified one as a combination of the basis."""
+        passes, plan = self.passes, self.passes.plan
+        c = None if plan.splits_forget else plan.factor
         each = {name: {"objective": 1 / c} if c else {name: 1.0} for name in passes.forget}
         each |= {name: {name: 1.0} for name in passes.retain}
         forget = {"objective": 1 / c} if c else {name: passes.shares[name] for name in passes.forget}
         retain = {name: passes.shares[name] for name in passes.retain}
         named = each | {"objective": {"objective": 1.0}, "forget": forget, "retain": retain}
-        order = list(dict.fromkeys(("objective", "forget", "retain", *each)))
-        named = {name: named[name] for name in order}
-        if memory is None and self.run.frozen is None:
-            return named
-        kept = {name: {name: 1.0} for name in (MASKED, memory) if name in self.basis.rows}
-        return named | kept | {"rectified": self._handed_back(rectified)}
+        order = dict.fromkeys(("objective", "forget", "retain", *each))
+        own = {name: {name: 1.0} for name in (MASKED, *self._memory) if name in self.basis.rows}
+        return {name: named[name] for name in order} | own
 
-    def _handed_back(self, rectified: dict[str, float]) -> dict[str, float]:
-        """A rectifier's combination in terms of the basis."""
-        extra, passes = self.run.rectifier.add_retain, self.passes
-        parts = {self.descends if row == "objective" else row: scale for row, scale in rectified.items()}
+    def _handed_back(self, rectified: Mapping[str, float]) -> dict[str, float]:
+        """A rectifier's combination in terms of the basis, and the retain gradient added to it."""
+        extra, passes = self.rule.add_retain, self.passes
+        parts = {self.descends if source == "objective" else source: c for source, c in rectified.items()}
         if self.run.frozen is not None:
             return parts | {MASKED_RETAIN: extra}
-        return parts | {name: extra * passes.shares[name] for name in passes.retain}
+        return parts | {name: parts.get(name, 0.0) + extra * passes.shares[name] for name in passes.retain}
 
 
 def _onto(ours: Tensor | None, other: Tensor | None) -> Tensor | None:

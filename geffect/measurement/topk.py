@@ -8,6 +8,7 @@ from torch import Tensor
 from geffect.core.distributed import sum_over_processes
 from geffect.core.layers import BOTH, EMBED, HEAD, TiedWeights
 from geffect.core.topk import Overlap, intersections, pack, top_mask
+from geffect.measurement.basis import Combinations
 from geffect.measurement.thresholds import top_mask_of_parts
 
 
@@ -36,21 +37,20 @@ class Masks:
             return top_mask_of_parts(tensor, self.share)
         return None if bool(tensor.isnan().any()) else top_mask(tensor, self.share)
 
-    def overlap(
-        self, named: Mapping[str, Mapping[str, float]], order: Sequence[str], tie: TiedWeights | None
-    ) -> Overlap:
-        """Overlaps of all named rows; a row that is a multiple of another shares its mask.
+    def overlap(self, named: Combinations, order: Sequence[str], tie: TiedWeights | None) -> Overlap:
+        """Overlaps of all named gradients; one that is a multiple of another shares its mask.
 
         Args:
-            named: row → {row: coefficient}.
+            named: combinations of the basis.
             order: the parameters' own order.
             tie: the tied tensor, which is not split by use here.
 
         Returns:
             The counts.
         """
-        source = {row: row if row in self.packed else next(iter(parts)) for row, parts in named.items()}
-        found = torch.stack([intersections([self.packed.get(source[row], {}).get(n) for row in named]) for n in order])
+        first = next(iter(named.by_part.values()))
+        packed = [self.packed.get(row if row in self.packed else next(iter(parts)), {}) for row, parts in first.items()]
+        found = torch.stack([intersections([each.get(name) for each in packed]) for name in order])
         values: dict[str, Tensor] = {}
         for name, counts in zip(order, sum_over_processes(found) if self.sharded else found, strict=True):
             nothing = torch.zeros_like(counts)
@@ -58,4 +58,4 @@ class Masks:
                 values |= {name + EMBED: nothing, name + HEAD: nothing, name + BOTH: counts}
             else:
                 values[name] = counts
-        return Overlap(tuple(named), self.share, values)
+        return Overlap(named.names, self.share, values)

@@ -13,7 +13,7 @@ from geffect.core.gradients import GradientBuffer, NamedTensors
 from geffect.core.gram import Gram
 from geffect.core.host_state import HostState
 from geffect.core.layers import TiedWeights
-from geffect.measurement.basis import Basis, added
+from geffect.measurement.basis import Basis, Combinations, added
 from geffect.measurement.measurement import Batch
 from geffect.models.scoring import Likelihood, example_scores
 from geffect.objectives.base import Counts, risk
@@ -80,7 +80,7 @@ def gram_of(rows: Mapping[str, NamedTensors], parameters: Mapping[str, nn.Parame
         else:
             basis.add(name, {row: added(embeds[row], rows[row].get(tie.head_name)) for row in rows}, embeds)
     basis.sum_up(sharded=is_sharded(parameters))
-    return basis.named({row: {row: 1.0} for row in rows}, list(parameters))
+    return basis.combine(Combinations.everywhere({row: {row: 1.0} for row in rows}), list(parameters))
 
 
 def bare(model: nn.Module) -> Any:

@@ -1,47 +1,73 @@
 """A weighted sum of terms, and which of its gradients come for free."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from geffect.core.distributed import sum_over_processes
 from geffect.core.forward import IGNORE_INDEX, Outputs
+from geffect.core.registry import Configurable
 from geffect.core.splits import role_of
 
-SETS = ("forget", "alternative", "general", "retain")  # the order of passes: the retain row comes last, and streams
+SETS = (
+    "forget",
+    "alternative",
+    "general",
+    "retain",
+)  # the order of passes: the retain gradient comes last, and streams
+REFERENCE = frozenset({"ref_logits", "ref_hidden"})  # what needs the frozen start itself, not only its token NLLs
+State = Mapping[str, float]  # of a term, between steps
 
 
-class Term(Protocol):
-    """One named loss over one set's batch: a pure function of `Outputs`.
+class Term(Configurable, ABC):
+    """One named loss over one set's batch: a frozen dataclass, and a pure function of `Outputs`.
 
-    Attributes:
-        unit: what the loss is a sum of, hence what it is divided by (see `Counts`).
-        needs: fields of `Outputs` beyond logits and labels, or labelings.
-        multiple_of_risk: c where the loss is c times that set's risk, so that its gradient is too; else None.
+    A subclass overrides by a class variable, a field or a property what differs, and writes `loss`. One with a state,
+    such as a dual variable, also writes `init_state`, `multiplier` and `update_state`.
     """
-
-    needs: ClassVar[frozenset[str]]
 
     @property
     def on(self) -> str:
         """The set it runs on, one of `SETS`."""
+        return "forget"
 
     @property
     def unit(self) -> str:
-        """What the loss is a sum of."""
+        """What the loss is a sum of, hence what it is divided by (see `Counts`)."""
+        return "token"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Fields of `Outputs` beyond logits and labels, or labelings."""
+        return frozenset()
 
     @property
     def multiple_of_risk(self) -> float | None:
-        """c where the loss is c times its set's risk."""
+        """c where the loss is c times its set's loss (mean NLL), so that its gradient is too; else None."""
+        return None
 
     def weights(self, outputs: Outputs) -> Tensor | None:
         """``[B, T]`` weights w_i on ∇log p_i of the set's own labels (ascent side); None without such a form."""
+        return None
 
+    @abstractmethod
     def loss(self, outputs: Outputs) -> Tensor:
         """The loss summed over the batch's units."""
+
+    def init_state(self) -> State:
+        """What the term carries from one optimizer step to the next; empty without a state."""
+        return {}
+
+    def multiplier(self, state: State) -> float:
+        """The factor on the term's weight in this step."""
+        return 1.0
+
+    def update_state(self, state: State, losses: Mapping[str, float]) -> State:
+        """The state after an optimizer step, from the losses it computed (``loss_objective``, ``loss_retain``, …)."""
+        return state
 
 
 @dataclass(frozen=True)
@@ -137,6 +163,19 @@ class Objective:
     def answers(self) -> tuple[str, ...]:
         """The sets of refusals that terms name; an empty name is the built-in set."""
         return tuple(dict.fromkeys(term.answers for _, term in self.terms if hasattr(term, "answers")))
+
+    def init_states(self) -> list[State]:
+        """Each term's state before the first step, in order."""
+        return [term.init_state() for _, term in self.terms]
+
+    def at(self, states: Sequence[State]) -> "Objective":
+        """The objective of one step: each weight times its term's `Term.multiplier`."""
+        scaled = zip(self.terms, states, strict=True)
+        return replace(self, terms=tuple((weight * term.multiplier(state), term) for (weight, term), state in scaled))
+
+    def update_states(self, states: Sequence[State], losses: Mapping[str, float]) -> list[State]:
+        """Each term's state after a step with these losses."""
+        return [term.update_state(state, losses) for (_, term), state in zip(self.terms, states, strict=True)]
 
     def on(self, name: str) -> list[tuple[float, Term]]:
         """The terms that run on one set."""

@@ -8,17 +8,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from geffect.core.forward import Outputs
-from geffect.errors import GeffectError
-from geffect.objectives.weighted import _Weighted
-
-
-def _positive(name: str, beta: float, usual: str) -> None:
-    if not beta > 0:
-        raise GeffectError(f"beta > 0 for {name}", str(beta), f"{usual} is the usual value")
+from geffect.core.registry import Positive
+from geffect.objectives.base import Term
+from geffect.objectives.weighted import WeightedAscent
 
 
 @dataclass(frozen=True)
-class NPO:
+class NPO(Term):
     """L = −(2/β) (1/B) Σ_s log σ(β(ℓ(s) − ℓ₀(s))), with ℓ(s) the sequence NLL and ℓ₀ that of the reference.
 
     Its gradient is (1/B) Σ_s w(s) ∇log p(s) with w(s) = 2σ(−β(ℓ − ℓ₀)): at the start w = 1 and L = (2/β) ln 2. The sum
@@ -29,14 +25,9 @@ class NPO:
         beta: β > 0, the inverse temperature; β → 0 is GA on sequence sums.
     """
 
-    beta: float = 0.1
-    on: ClassVar[str] = "forget"
+    beta: Positive = 0.1
     unit: ClassVar[str] = "row"
     needs: ClassVar[frozenset[str]] = frozenset({"ref_nll"})
-    multiple_of_risk: ClassVar[float | None] = None
-
-    def __post_init__(self) -> None:
-        _positive("npo", self.beta, "0.1")
 
     def margin(self, outputs: Outputs) -> Tensor:
         """``[B]`` β(ℓ − ℓ₀): how much less likely each row is than under the reference, in units of 1/β nats."""
@@ -52,7 +43,7 @@ class NPO:
 
 
 @dataclass(frozen=True)
-class SimNPO:
+class SimNPO(Term):
     """L = −(2/β) (1/B) Σ_s log σ(β(ℓ(s)/n(s) − γ)), n(s) the row's labeled tokens: no reference (arXiv 2410.07163).
 
     Its weight on ∇log p_i is w(s) = (2/n) σ(−β(ℓ/n − γ)). γ stands inside β(·), as in the published code.
@@ -62,15 +53,9 @@ class SimNPO:
         gamma: γ, the mean NLL (nats a token) around which a row's weight halves.
     """
 
-    beta: float = 2.5
+    beta: Positive = 2.5
     gamma: float = 0.0
-    on: ClassVar[str] = "forget"
     unit: ClassVar[str] = "row"
-    needs: ClassVar[frozenset[str]] = frozenset()
-    multiple_of_risk: ClassVar[float | None] = None
-
-    def __post_init__(self) -> None:
-        _positive("simnpo", self.beta, "2.5")
 
     def margin(self, outputs: Outputs) -> Tensor:
         """``[B]`` β(ℓ/n − γ)."""
@@ -87,7 +72,7 @@ class SimNPO:
 
 
 @dataclass(frozen=True)
-class TNPO:
+class TNPO(Term):
     """Token-wise NPO: L = (2/β) (1/N) Σ_i log(1 + (p_i/p0_i)^β), w_i = 2 p_i^β/(p_i^β + p0_i^β) (arXiv 2502.19301).
 
     On rows of one token it is `NPO`.
@@ -98,15 +83,9 @@ class TNPO:
             probabilities are small.
     """
 
-    beta: float = 4.0
+    beta: Positive = 4.0
     epsilon: float = 0.0
-    on: ClassVar[str] = "forget"
-    unit: ClassVar[str] = "token"
     needs: ClassVar[frozenset[str]] = frozenset({"ref_nll"})
-    multiple_of_risk: ClassVar[float | None] = None
-
-    def __post_init__(self) -> None:
-        _positive("tnpo", self.beta, "4")
 
     def weights(self, outputs: Outputs) -> Tensor:
         """``[B, T]`` w_i on labeled tokens, zeros elsewhere; no graph."""
@@ -119,7 +98,7 @@ class TNPO:
 
 
 @dataclass(frozen=True)
-class WTNPO(_Weighted):
+class WTNPO(WeightedAscent):
     """Weighted token-wise NPO: w_i = 2 p_i^(β+α)/(p_i^β + p0_i^β), detached (arXiv 2502.19301); α = 0 is `TNPO`.
 
     Attributes:
@@ -128,13 +107,10 @@ class WTNPO(_Weighted):
         epsilon: as in `TNPO`.
     """
 
-    beta: float = 4.0
+    beta: Positive = 4.0
     alpha: float = 1.5
     epsilon: float = 0.0
     needs: ClassVar[frozenset[str]] = frozenset({"ref_nll"})
-
-    def __post_init__(self) -> None:
-        _positive("wtnpo", self.beta, "4")
 
     def weights(self, outputs: Outputs) -> Tensor:
         """``[B, T]`` w_i on labeled tokens, zeros elsewhere; no graph."""

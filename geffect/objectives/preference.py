@@ -1,28 +1,19 @@
 """Other answers in place of the true one: refusals, random labels, adversarial labels."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from geffect.core.forward import Outputs
-from geffect.errors import GeffectError
-
-
-def check_variant(name: str, variant: str, known: tuple[str, ...]) -> None:
-    """Raise unless ``variant`` is one of ``known``; ``name`` is the objective's, for the message.
-
-    Raises:
-        GeffectError: it is not.
-    """
-    if variant not in known:
-        raise GeffectError(f"a variant of {name} among {', '.join(known)}", repr(variant), "choose one of these")
+from geffect.core.registry import Positive
+from geffect.objectives.base import Term
 
 
 @dataclass(frozen=True)
-class PO:
+class PO(Term):
     """Preference for a refusal: L = −(1/N) Σ_i log p_i over refusals given to the forget questions ("IDK", TOFU).
 
     Attributes:
@@ -31,22 +22,14 @@ class PO:
         answers: a set to take them from, in place of the built-in refusals.
     """
 
-    variant: str = "mean"
+    variant: Literal["mean", "pooled"] = "mean"
     answers: str = ""
     on: ClassVar[str] = "alternative"
-    needs: ClassVar[frozenset[str]] = frozenset()
-    multiple_of_risk: ClassVar[float | None] = None
-
-    def __post_init__(self) -> None:
-        check_variant("po", self.variant, ("mean", "pooled"))
 
     @property
     def unit(self) -> str:
         """Labeled tokens, of the refusals or of all that is pooled."""
         return "token" if self.variant == "mean" else "pooled"
-
-    def weights(self, outputs: Outputs) -> None:
-        """None: the forget answers themselves are not touched."""
 
     def loss(self, outputs: Outputs) -> Tensor:
         """−Σ_i log p_i over the refusals' labeled tokens; the caller divides by their count."""
@@ -54,7 +37,7 @@ class PO:
 
 
 @dataclass(frozen=True)
-class DPO:
+class DPO(Term):
     """L = −c (1/B) Σ_s log σ(βΔ), Δ = log(p_w/p0_w) − log(p_l/p0_l): a refusal w over the true answer l.
 
     Its gradient is −cβ (1/B) Σ_s σ(−βΔ) (∇log p_w − ∇log p_l), on sequence sums.
@@ -65,18 +48,11 @@ class DPO:
         answers: a set to take w from, in place of the built-in refusals (AltPO, arXiv 2409.13474).
     """
 
-    beta: float = 0.1
-    variant: str = "npo"
+    beta: Positive = 0.1
+    variant: Literal["npo", "tofu"] = "npo"
     answers: str = ""
-    on: ClassVar[str] = "forget"
     unit: ClassVar[str] = "row"
     needs: ClassVar[frozenset[str]] = frozenset({"ref_nll", "alternative"})
-    multiple_of_risk: ClassVar[float | None] = None
-
-    def __post_init__(self) -> None:
-        check_variant("dpo", self.variant, ("npo", "tofu"))
-        if not self.beta > 0:
-            raise GeffectError("beta > 0 for dpo", str(self.beta), "0.1 is the usual value")
 
     @property
     def scale(self) -> float:
@@ -101,20 +77,15 @@ class DPO:
 
 
 @dataclass(frozen=True)
-class _Relabeled:
+class Relabeling(Term):
     """L = −(1/N) Σ_i log p(other label_i) over the N tokens that a labeling labels.
 
     Attributes:
         variant: which labeling.
     """
 
-    variant: str = "aligned"
+    variant: Literal["aligned", "knowundo"] = "aligned"
     name: ClassVar[str] = ""
-    on: ClassVar[str] = "forget"
-    multiple_of_risk: ClassVar[float | None] = None
-
-    def __post_init__(self) -> None:
-        check_variant(self.name, self.variant, ("aligned", "knowundo"))
 
     @property
     def unit(self) -> str:
@@ -126,16 +97,13 @@ class _Relabeled:
         """The labeling."""
         return frozenset({self.unit})
 
-    def weights(self, outputs: Outputs) -> None:
-        """None: the true answers are not what is descended or ascended."""
-
     def loss(self, outputs: Outputs) -> Tensor:
         """−Σ_i log p(other label_i); the caller divides by their count."""
         return outputs.nll_of(outputs.labeling(self.unit)).sum()
 
 
 @dataclass(frozen=True)
-class RandomLabels(_Relabeled):
+class RandomLabels(Relabeling):
     """Fine-tuning on random labels: each labeled token's label is drawn from the vocabulary, inputs unchanged.
 
     Attributes:
@@ -147,7 +115,7 @@ class RandomLabels(_Relabeled):
 
 
 @dataclass(frozen=True)
-class AdversarialLabels(_Relabeled):
+class AdversarialLabels(Relabeling):
     """Fine-tuning on adversarial labels: the start's most likely token but the true one.
 
     Attributes:

@@ -1,24 +1,20 @@
 """Retain parts: what is descended on the retain set, or a general one, beside an unlearning objective."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from geffect.core.forward import ALL_LOGITS, Outputs
 from geffect.core.losses import kl_at
-from geffect.errors import GeffectError
-from geffect.objectives.preference import check_variant
+from geffect.objectives.base import Term
 from geffect.objectives.rmu import hidden_layer, reduced
 
-
-def _check_set(name: str, on: str) -> None:
-    if on not in ("retain", "general"):
-        raise GeffectError(f"on=retain or on=general for {name}", repr(on), "choose one of these")
+PreservedSet = Literal["retain", "general"]  # in distribution, or out of it (``--general``)
 
 
 @dataclass(frozen=True)
-class GD:
+class GD(Term):
     """Gradient descent on a set's risk: L = −(1/N) Σ_i log p_i over the batch's labeled tokens.
 
     Attributes:
@@ -26,13 +22,8 @@ class GD:
         variant: ``mean``, or ``pooled`` with the refusals' tokens (see `PO`).
     """
 
-    on: str = "retain"
-    variant: str = "mean"
-    needs: ClassVar[frozenset[str]] = frozenset()
-
-    def __post_init__(self) -> None:
-        _check_set("gd", self.on)
-        check_variant("gd", self.variant, ("mean", "pooled"))
+    on: PreservedSet = "retain"
+    variant: Literal["mean", "pooled"] = "mean"
 
     @property
     def unit(self) -> str:
@@ -54,7 +45,7 @@ class GD:
 
 
 @dataclass(frozen=True)
-class KL:
+class KL(Term):
     """L = (1/N) Σ_i KL(p_ref(·|i) ‖ p(·|i)) over the positions that predict a labeled token: 0 at the start.
 
     Attributes:
@@ -63,13 +54,8 @@ class KL:
             TOFU, NPO, G-effect and GRU takes it (so it depends on how a batch is padded).
     """
 
-    on: str = "retain"
-    variant: str = "labeled"
-    multiple_of_risk: ClassVar[float | None] = None
-
-    def __post_init__(self) -> None:
-        _check_set("kl", self.on)
-        check_variant("kl", self.variant, ("labeled", "tofu"))
+    on: PreservedSet = "retain"
+    variant: Literal["labeled", "tofu"] = "labeled"
 
     @property
     def needs(self) -> frozenset[str]:
@@ -81,9 +67,6 @@ class KL:
         """Labeled tokens, or every position."""
         return "token" if self.variant == "labeled" else "position"
 
-    def weights(self, outputs: Outputs) -> None:
-        """None: it weighs the whole vocabulary, not the labels."""
-
     def loss(self, outputs: Outputs) -> Tensor:
         """Σ_i Σ_v p_ref(v) (log p_ref(v) − log p(v)); the caller divides by the count of positions summed."""
         divergence = outputs.spread(kl_at(outputs.logits, outputs.need("ref_logits")))  # [B, T]
@@ -91,7 +74,7 @@ class KL:
 
 
 @dataclass(frozen=True)
-class RR:
+class RR(Term):
     """Representation retention: L = (1/N) Σ_i ‖φ_i − φ_i^ref‖² / d at a layer, where a labeled token is predicted.
 
     arXiv 2502.19301 names this regularizer; its exact formula could not be confirmed. This is RMU's retain part as
@@ -103,19 +86,10 @@ class RR:
         dims: ``mean`` over the d dimensions or their ``sum``.
     """
 
-    on: str = "retain"
+    on: PreservedSet = "retain"
     layer: int = -1
-    dims: str = "mean"
-    unit: ClassVar[str] = "token"
+    dims: Literal["mean", "sum"] = "mean"
     needs: ClassVar[frozenset[str]] = frozenset({"hidden", "ref_hidden"})
-    multiple_of_risk: ClassVar[float | None] = None
-
-    def __post_init__(self) -> None:
-        _check_set("rr", self.on)
-        check_variant("rr's dims", self.dims, ("mean", "sum"))
-
-    def weights(self, outputs: Outputs) -> None:
-        """None: it is no weighted likelihood."""
 
     def loss(self, outputs: Outputs) -> Tensor:
         """Σ_i ‖φ_i − φ_i^ref‖² / d over the labeled tokens; the caller divides by their count N."""

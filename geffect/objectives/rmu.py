@@ -1,7 +1,7 @@
 """Representation misdirection: push a layer's hidden states of forget tokens towards a random vector."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from geffect.core.forward import Outputs
 from geffect.core.losses import widen
 from geffect.errors import GeffectError
-from geffect.objectives.preference import check_variant
+from geffect.objectives.base import Term
 
 
 def hidden_layer(states: tuple[Tensor, ...], layer: int) -> Tensor:
@@ -27,12 +27,15 @@ def hidden_layer(states: tuple[Tensor, ...], layer: int) -> Tensor:
     """
     last = len(states) - 1
     if not -1 <= layer <= last:
-        raise GeffectError(f"a layer from 0 (embedding) to {last} (last block), or -1", str(layer), "choose one")
+        raise GeffectError(
+            f"The model has no hidden state {layer}",
+            remedy=f"Choose one from 0 (of the embedding) to {last} (of the last block), or -1 (of the middle one)",
+        )
     return widen(states[(last + 1) // 2 if layer == -1 else layer])
 
 
 @dataclass(frozen=True)
-class RMU:
+class RMU(Term):
     """L = (1/N) Σ_i ‖φ_i − c·u‖², φ_i a layer's hidden state where a labeled token is predicted (arXiv 2403.03218).
 
     Published forms differ: arXiv 2502.19301 writes ‖·‖² with u ~ U[0,1)^d, its code averages over the d dimensions
@@ -48,25 +51,15 @@ class RMU:
 
     layer: int = -1
     c: float = 20.0
-    vector: str = "normalized"
-    dims: str = "mean"
+    vector: Literal["raw", "normalized"] = "normalized"
+    dims: Literal["mean", "sum"] = "mean"
     seed: int = 0
-    on: ClassVar[str] = "forget"
-    unit: ClassVar[str] = "token"
     needs: ClassVar[frozenset[str]] = frozenset({"hidden"})
-    multiple_of_risk: ClassVar[float | None] = None
-
-    def __post_init__(self) -> None:
-        check_variant("rmu's vector", self.vector, ("raw", "normalized"))
-        check_variant("rmu's dims", self.dims, ("mean", "sum"))
 
     def direction(self, size: int) -> Tensor:
         """u ``[d]``: the same for the same seed and d, on every machine."""
         u = torch.rand(size, generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
         return u / u.norm() if self.vector == "normalized" else u
-
-    def weights(self, outputs: Outputs) -> None:
-        """None: it is no weighted likelihood."""
 
     def loss(self, outputs: Outputs) -> Tensor:
         """Σ_i ‖φ_i − c·u‖² (or its mean over d) over the labeled tokens; the caller divides by their count N."""

@@ -1,6 +1,6 @@
 """Token-weighted ascent: L = (1/N) Σ_i w_i log p_i over the labeled tokens, weights detached."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,15 +8,13 @@ import torch
 from torch import Tensor
 
 from geffect.core.forward import Outputs
+from geffect.objectives.base import Term
 
 
 @dataclass(frozen=True)
-class GA:
+class GA(Term):
     """Gradient ascent: L = (1/N) Σ_i log p_i, the forget risk with its sign turned; w_i = 1."""
 
-    on: ClassVar[str] = "forget"
-    unit: ClassVar[str] = "token"
-    needs: ClassVar[frozenset[str]] = frozenset()
     multiple_of_risk: ClassVar[float | None] = -1.0
 
     def weights(self, outputs: Outputs) -> Tensor:
@@ -28,13 +26,8 @@ class GA:
         return -outputs.nll.sum()
 
 
-class _Weighted(ABC):
-    """What token-weighted ascents share; a subclass says its weights."""
-
-    on: ClassVar[str] = "forget"
-    unit: ClassVar[str] = "token"
-    needs: ClassVar[frozenset[str]] = frozenset()
-    multiple_of_risk: ClassVar[float | None] = None
+class WeightedAscent(Term):
+    """L = (1/N) Σ_i w_i log p_i: a subclass writes its weights."""
 
     @abstractmethod
     def weights(self, outputs: Outputs) -> Tensor:
@@ -46,7 +39,7 @@ class _Weighted(ABC):
 
 
 @dataclass(frozen=True)
-class WGA(_Weighted):
+class WGA(WeightedAscent):
     """Weighted gradient ascent: w_i = p_i^α, detached (arXiv 2502.19301).
 
     Its gradient at α = 1 is the mean ∇p_i: the factor 1/p_i of ∇log p_i cancels. α = 0 is `GA`.
@@ -63,7 +56,7 @@ class WGA(_Weighted):
 
 
 @dataclass(frozen=True)
-class SatImp(_Weighted):
+class SatImp(WeightedAscent):
     """Saturation and importance: w_i = p_i^β₁ (1 − p_i)^β₂, detached; β₂ = 0 is `WGA` (as open-unlearning has it).
 
     Attributes:

@@ -2,19 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
 from geffect.core.masks import GradientMask, Localization, PackedMasks, intersection_of_masks, union_of_masks
+from geffect.core.registry import Share
 from geffect.core.splits import of_role
-from geffect.errors import GeffectError
-
-READINGS = ("frozen_set", "micro_batch")
-SETS = ("both", "op_ur", "op_rr")
+from geffect.rectifiers.base import Freezing
 
 
 @dataclass(frozen=True)
-class GRAIL:
+class GRAIL(Freezing):
     """Freeze OP-UR = (∪ T_forget) ∩ (∪ T_retain) and OP-RR = ∩ T_retain, T the top-k masks of a localization.
 
     ``frozen_set`` is the paper's text: neither set moves at all. ``micro_batch`` is its official code's: what the
@@ -29,19 +28,10 @@ class GRAIL:
         sets: ``both``, or the ablations ``op_ur`` and ``op_rr``: that set alone.
     """
 
-    k_unlearn: float = 0.1
-    k_retain: float = 0.2
-    reading: str = "frozen_set"
-    sets: str = "both"
-
-    def __post_init__(self) -> None:
-        for name in ("k_unlearn", "k_retain"):
-            if not 0 < getattr(self, name) <= 1:
-                raise GeffectError(f"{name} in (0, 1] for grail", str(getattr(self, name)), "0.1 is the largest tenth")
-        for name, known in (("reading", READINGS), ("sets", SETS)):
-            if getattr(self, name) not in known:
-                found = repr(getattr(self, name))
-                raise GeffectError(f"{name} of grail among {', '.join(known)}", found, "choose one of these")
+    k_unlearn: Share = 0.1
+    k_retain: Share = 0.2
+    reading: Literal["frozen_set", "micro_batch"] = "frozen_set"
+    sets: Literal["both", "op_ur", "op_rr"] = "both"
 
     def frozen(self, parameters: Mapping[str, nn.Parameter], localized: Localization) -> GradientMask:
         """What a localization freezes.

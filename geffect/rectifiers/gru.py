@@ -2,18 +2,19 @@
 
 import math
 from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from geffect.core.gradients import NamedTensors
-from geffect.errors import GeffectError
+from geffect.rectifiers.base import InnerProducts, Rectifier
 
 EPS = 1e-30
-SPACES = ("gradient", "update", "both")
 
 
 @dataclass(frozen=True)
-class GRU:
+class GRU(Rectifier):
     """x* = argmin ‖x − g‖² subject to ⟨x, m⟩ ≥ 0, that is g + max(0, −⟨g, m⟩)/‖m‖² · m.
 
     g is the objective's row and m the *retain average*: m ← decay·m + (1 − decay)·∇R_retain once an optimizer step,
@@ -29,23 +30,12 @@ class GRU:
             m, so θ ← θ − max(0, ⟨m, Δθ⟩)/‖m‖² · m after the optimizer's step, the same form for any optimizer.
     """
 
-    decay: float = 0.2
-    cos_clip: float = -1.0
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    cos_clip: Annotated[float, Field(ge=-1, le=0)] = -1.0
     add_retain: float = 0.0
-    space: str = "gradient"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise GeffectError("decay in [0, 1) for gru", str(self.decay), "it weighs the past; 0.2 is the default")
-        if not -1 <= self.cos_clip <= 0:
-            raise GeffectError("cos_clip in [-1, 0] for gru", str(self.cos_clip), "-1 removes the whole conflict")
-        if self.space not in SPACES:
-            raise GeffectError(f"space of gru among {', '.join(SPACES)}", repr(self.space), "choose one of these")
-
-    @property
-    def memory(self) -> str | None:
-        """The row this rectifier keeps between steps."""
-        return "retain_average"
+    space: Literal["gradient", "update", "both"] = "gradient"
+    memory: ClassVar[str] = "retain_average"
+    gradients: ClassVar[tuple[str, ...]] = ("objective", "retain_average")
 
     def init(self) -> NamedTensors:
         """The average before the first step: zero everywhere."""
@@ -70,44 +60,35 @@ class GRU:
             state[name] = retain * (1 - self.decay)
         return state.get(name)
 
-    def coefficients(self, objective: float, conflict: float, memory: float) -> dict[str, float]:
-        """The rectified row as a combination of rows.
+    def coefficients(self, gram: InnerProducts) -> dict[str, float]:
+        """The objective's gradient and, where its space is projected, `projection`'s coefficient of the memory.
 
-        Args:
-            objective: ‖g‖².
-            conflict: ⟨g, m⟩.
-            memory: ‖m‖².
-
-        Returns:
-            Row name → coefficient.
-
-        >>> GRU().coefficients(objective=1.0, conflict=-0.5, memory=0.25)
+        >>> import torch
+        >>> gram = InnerProducts(GRU.gradients, torch.tensor([[1.0, -0.5], [-0.5, 0.25]]))
+        >>> GRU().coefficients(gram)
         {'objective': 1.0, 'retain_average': 2.0}
         """
         here = self.space in ("gradient", "both")
-        scale = projection(objective, conflict, memory, self.cos_clip) if here else 0.0
-        return {"objective": 1.0, "retain_average": scale}
+        return {"objective": 1.0, "retain_average": self._projection(gram, "objective") if here else 0.0}
 
     @property
     def corrects(self) -> bool:
         """Whether θ is corrected once the optimizer has stepped."""
         return self.space in ("update", "both")
 
-    def correction(self, update: float, conflict: float, memory: float) -> float:
-        """The coefficient of m in what is taken off θ: `projection` of the update −Δθ.
+    def correction(self, gram: InnerProducts) -> float:
+        """The coefficient of m in what is taken off θ: `projection` of the update −Δθ; 0 in gradient space.
 
-        Args:
-            update: ‖Δθ‖².
-            conflict: ⟨−Δθ, m⟩.
-            memory: ‖m‖².
-
-        Returns:
-            A number ≥ 0, 0 in gradient space.
-
-        >>> GRU(space="update").correction(update=1.0, conflict=-0.5, memory=0.25)
+        >>> import torch
+        >>> gram = InnerProducts(("update", "retain_average"), torch.tensor([[1.0, -0.5], [-0.5, 0.25]]))
+        >>> GRU(space="update").correction(gram)
         2.0
         """
-        return projection(update, conflict, memory, self.cos_clip) if self.corrects else 0.0
+        return self._projection(gram, "update") if self.corrects else 0.0
+
+    def _projection(self, gram: InnerProducts, name: str) -> float:
+        memory = self.memory
+        return projection(gram[name, name], gram[name, memory], gram[memory, memory], self.cos_clip)
 
 
 def projection(objective: float, conflict: float, memory: float, cos_clip: float = -1.0) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -9,12 +10,11 @@ from torch import nn
 from geffect.core.masks import GradientMask, Localization
 from geffect.core.topk import pack
 from geffect.errors import GeffectError
-
-THRESHOLDS = ("absolute", "quantile")
+from geffect.rectifiers.base import Freezing
 
 
 @dataclass(frozen=True)
-class MemFlex:
+class MemFlex(Freezing):
     """Freeze every tensor outside the region cos(ḡ_forget, ḡ_retain) < μ and mean |ḡ_forget| > σ.
 
     Over several domains ḡ is the mean over all their examples: the merged data of arXiv 2504.12681's comparison.
@@ -27,15 +27,15 @@ class MemFlex:
 
     mu: float = 0.92
     sigma: float = 6e-4
-    thresholds: str = "absolute"
+    thresholds: Literal["absolute", "quantile"] = "absolute"
 
     def __post_init__(self) -> None:
-        if self.thresholds not in THRESHOLDS:
-            found = repr(self.thresholds)
-            raise GeffectError(f"thresholds of memflex among {', '.join(THRESHOLDS)}", found, "choose one of these")
+        super().__post_init__()
         if self.thresholds == "quantile" and not (0 <= self.mu <= 1 and 0 <= self.sigma <= 1):
-            found = f"mu={self.mu}, sigma={self.sigma}"
-            raise GeffectError("quantiles in [0, 1] for memflex", found, "0.8 and 0.2, for example")
+            raise GeffectError(
+                f"mu={self.mu}, sigma={self.sigma} are no quantiles for memflex",
+                remedy="Choose both from 0 to 1, such as 0.8 and 0.2",
+            )
 
     def region(self, localized: Localization) -> list[str]:
         """The tensors that stay trainable."""
@@ -80,12 +80,11 @@ def region(
     """
     limits = [torch.tensor(list(each.values()), dtype=torch.float64) for each in (cosines, magnitudes)]
     low, high = (float(limits[0].quantile(mu)), float(limits[1].quantile(sigma))) if quantiles else (mu, sigma)
-    found = [name for name in cosines if cosines[name] < low and magnitudes[name] > high]
-    if not found:
-        has = f"cosines from {limits[0].min():.3g} and magnitudes up to {limits[1].max():.3g}"
+    trainable = [name for name in cosines if cosines[name] < low and magnitudes[name] > high]
+    if not trainable:
+        has = f"cosines start at {limits[0].min():.3g} and magnitudes end at {limits[1].max():.3g}"
         raise GeffectError(
-            f"tensors with cosine < {low:.3g} and magnitude > {high:.3g} for memflex's region",
-            has,
-            "choose other thresholds, or memflex(mu=0.8, sigma=0.2, thresholds=quantile)",
+            f"No tensor has a cosine < {low:.3g} and a magnitude > {high:.3g} for memflex's region: {has}",
+            remedy="Choose other thresholds, or memflex(mu=0.8, sigma=0.2, thresholds=quantile)",
         )
-    return found
+    return trainable

@@ -1,97 +1,44 @@
-"""Rectifiers by name: they change the update, never the loss. State is in the open: ``init``, then ``update``.
+"""Rectifiers by name: they change the update, never the loss.
 
-GRU projects; GRAIL and MemFlex freeze. One of either kind may go together: what is frozen is masked first.
+One that combines gradients (GRU) and one that freezes entries (GRAIL, MemFlex) may go together.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
-from torch import Tensor
-
-from geffect.core.gradients import NamedTensors
-from geffect.core.grammar import choose, parse
+from geffect.core.registry import Registry, parse
 from geffect.errors import GeffectError
+from geffect.rectifiers.base import Freezing, Rectifier
 from geffect.rectifiers.grail import GRAIL
-from geffect.rectifiers.gru import GRU, projection, rectify
+from geffect.rectifiers.gru import GRU
 from geffect.rectifiers.memflex import MemFlex
 
-__all__ = [
-    "RECTIFIERS",
-    "Freezing",
-    "NoRectifier",
-    "Rectification",
-    "Rectifier",
-    "make_freezing",
-    "make_rectification",
-    "make_rectifier",
-    "projection",
-    "rectify",
-]
-Freezing = GRAIL | MemFlex
-
-
-class Rectifier(Protocol):
-    """A combination of rows in place of the objective's."""
-
-    @property
-    def memory(self) -> str | None:
-        """The row kept between steps, None where there is none."""
-
-    @property
-    def add_retain(self) -> float:
-        """The weight of this step's raw retain row, added after rectification."""
-
-    def init(self) -> NamedTensors:
-        """The state before the first step."""
-
-    def update(self, state: NamedTensors, name: str, retain: Tensor | None) -> Tensor | None:
-        """Fold one tensor of this step's retain row into the state; its memory row's tensor."""
-
-    def coefficients(self, objective: float, conflict: float, memory: float) -> dict[str, float]:
-        """Row → coefficient of the rectified row, from ‖objective‖², ⟨objective, memory⟩ and ‖memory‖²."""
-
-    @property
-    def corrects(self) -> bool:
-        """Whether θ is corrected once the optimizer has stepped."""
-
-    def correction(self, update: float, conflict: float, memory: float) -> float:
-        """How much of the memory is taken off θ, from ‖update‖², ⟨update, memory⟩ and ‖memory‖²."""
+RuleClass = TypeVar("RuleClass", bound=type[Any])
 
 
 @dataclass(frozen=True)
-class NoRectifier:
-    """Descend the objective's row as it is."""
+class NoRectifier(Rectifier):
+    """Descend the objective's gradient as it is."""
 
-    @property
-    def memory(self) -> str | None:
-        """No row is kept."""
-        return None
 
-    @property
-    def add_retain(self) -> float:
-        """Nothing is added."""
-        return 0.0
+RULES: dict[str, type[Rectifier | Freezing]] = {"grail": GRAIL, "gru": GRU, "memflex": MemFlex, "none": NoRectifier}
+RECTIFIERS: Registry[Rectifier | Freezing] = Registry("a rectifier", RULES)
 
-    def init(self) -> NamedTensors:
-        """An empty state."""
-        return {}
 
-    def update(self, state: NamedTensors, name: str, retain: Tensor | None) -> Tensor | None:
-        """Nothing to fold."""
-        return None
+def register_rectifier(name: str) -> Callable[[RuleClass], RuleClass]:
+    """Make a subclass of `geffect.Rectifier` or `geffect.Freezing` known by a name, for ``--rectifier NAME``.
 
-    def coefficients(self, objective: float, conflict: float, memory: float) -> dict[str, float]:
-        """The objective itself."""
-        return {"objective": 1.0}
+    Args:
+        name: letters, digits and underscores; upper and lower case are the same.
 
-    @property
-    def corrects(self) -> bool:
-        """The optimizer's step stands."""
-        return False
+    Returns:
+        A decorator of the class, a frozen dataclass whose fields are the parameters (see ``docs/extending.md``).
 
-    def correction(self, update: float, conflict: float, memory: float) -> float:
-        """Nothing is taken off."""
-        return 0.0
+    Raises:
+        GeffectError: the name is taken or no word, or (by the decorator) the class is no dataclass.
+    """
+    return RECTIFIERS.register(name)
 
 
 @dataclass(frozen=True)
@@ -116,44 +63,42 @@ def make_rectification(text: str) -> Rectification:
     """Build both parts of a rectifier from its text.
 
     Args:
-        text: names of `RECTIFIERS` with named parameters: at most one that freezes and one that projects.
+        text: names of `RECTIFIERS` with named parameters: at most one that freezes and one that combines gradients.
 
     Returns:
         Both parts.
 
     Raises:
-        GeffectError: a name or a parameter is unknown, or there are too many.
+        GeffectError: a name or a parameter is unknown, there are too many, or they do not go together.
 
     >>> both = make_rectification("grail(k_unlearn=0.05) + gru")
     >>> both.freezing, type(both.rule).__name__
     (GRAIL(k_unlearn=0.05, k_retain=0.2, reading='frozen_set', sets='both'), 'GRU')
     """
-    freezing, rule = _read(text)
-    return Rectification(text, rule or NoRectifier(), freezing)
+    calls = parse(text)
+    rules = [RECTIFIERS.build(call) for call in calls]
+    freezing = [each for each in rules if isinstance(each, Freezing)]
+    others = [each for each in rules if isinstance(each, Rectifier)]
+    if len(freezing) > 1 or len(others) > 1 or any(call.weight != 1.0 for call in calls):
+        raise GeffectError(
+            f"{text!r} is more than one rectifier that combines gradients and one that freezes, or has weights",
+            remedy="Write for example 'gru(decay=0.2)' or 'grail + gru'",
+        )
+    rule = others[0] if others else NoRectifier()
+    unmasked = set(rule.gradients) - {"objective", rule.memory}
+    if freezing and unmasked:
+        names = ", ".join(sorted(unmasked))
+        raise GeffectError(
+            f"{text!r} freezes entries and combines {names}, which is not masked", remedy="Leave one out"
+        )
+    return Rectification(text, rule, freezing[0] if freezing else None)
 
 
 def make_rectifier(text: str) -> Rectifier:
-    """The rule of `make_rectification`."""
+    """The rule of `make_rectification` that combines gradients."""
     return make_rectification(text).rule
 
 
 def make_freezing(text: str) -> Freezing | None:
-    """The freezing part of `make_rectification`."""
+    """The rule of `make_rectification` that freezes entries."""
     return make_rectification(text).freezing
-
-
-def _read(text: str) -> tuple[Any, Any]:
-    calls = parse(text)
-    built = [choose(RECTIFIERS, call, "rectifier") for call in calls]
-    freezing = [each for each in built if isinstance(each, GRAIL | MemFlex)]
-    others = [each for each in built if not isinstance(each, GRAIL | MemFlex)]
-    if len(freezing) > 1 or len(others) > 1 or any(call.weight != 1.0 for call in calls):
-        raise GeffectError(
-            "one rectifier, or one that freezes and one that projects, without weights",
-            repr(text),
-            "write for example 'gru(decay=0.2)' or 'grail + gru'",
-        )
-    return next(iter(freezing), None), next(iter(others), None)
-
-
-RECTIFIERS: dict[str, type[Any]] = {"grail": GRAIL, "gru": GRU, "memflex": MemFlex, "none": NoRectifier}

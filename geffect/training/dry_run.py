@@ -13,12 +13,13 @@ from geffect.core.splits import TARGETS, role_of, split_names
 from geffect.data.domain_splits import balanced
 from geffect.data.encode import EncodedExample
 from geffect.data.shared import tell_shared
+from geffect.measurement.passes import plan_passes
 from geffect.models.load import DTYPES, add_lora
 from geffect.models.reference import check_trainable
 from geffect.objectives.base import Objective
 from geffect.record.environment import batch_arithmetic
 from geffect.record.writer import refuse_existing
-from geffect.rectifiers.registry import Rectifier
+from geffect.rectifiers.base import Rectifier
 from geffect.training.hf_arguments import training_arguments
 from geffect.training.setup import answers_of, check_shards, encode, localized_rows, outlined, read_set, roles
 
@@ -150,15 +151,12 @@ def passes(objective: Objective, rectifier: Rectifier, diagnose_every: int) -> s
     """
 
     def taken(*, measure: bool) -> str:
-        own = bool(objective.on("forget"))
-        risk = measure and objective.forget_multiple is None
-        terms = any(term.multiple_of_risk is None for _, term in objective.on("retain"))
-        retain = measure or rectifier.memory is not None or objective.retain_multiple != 0
+        plan = plan_passes(objective, rectifier, measure=measure)
         backwards = {
-            "forget": own + risk,
+            "forget": bool(objective.on("forget")) + plan.runs_forget,
             "alternative": int(bool(objective.on("alternative"))),
             "general": int(bool(objective.on("general"))),
-            "retain": terms + retain,
+            "retain": plan.retain_terms + plan.runs_retain,
         }
         return ", ".join(f"{name} 1 forward {count} backward" for name, count in backwards.items() if count)
 

@@ -3,6 +3,7 @@
 No numerics of its own: rows, Gram and rectification are `geffect.measurement`'s.
 """
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,12 +18,13 @@ from transformers import TrainingArguments
 from geffect.core.distributed import as_shard, full_tensor, part_of, rank, shard_model
 from geffect.core.forward import Outputs, forward
 from geffect.core.gradients import NamedTensors, check_no_hooks
-from geffect.core.layers import find_tied_weights, trainable_parameters
+from geffect.core.layers import find_tied_weights, layout, trainable_parameters
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, of_role, role_of, split_names
 from geffect.data.encode import EncodedExample
 from geffect.data.pairing import PairedDataset, PairedSampler
 from geffect.errors import GeffectError
+from geffect.io.readers import read_json
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.prediction import PredictionCheck
 from geffect.measurement.step import Step
@@ -31,7 +33,7 @@ from geffect.models.scoring import in_evaluation_mode
 from geffect.objectives.base import Objective, window_counts
 from geffect.record.reader import StepLine
 from geffect.record.writer import replacing
-from geffect.rectifiers.registry import Rectifier
+from geffect.rectifiers.base import Rectifier
 from geffect.stopping import StopRules, first_broken
 from geffect.training.aux_inputs import Columns, check_columns, check_starts_at_one, collated
 from geffect.training.diagnostics import Diagnostics, probe_batches, published_lines, summary
@@ -39,7 +41,7 @@ from geffect.training.modes import set_mode
 from geffect.training.trainer import RecordingTrainer, make_loader, rows_of
 
 LOGGER = logging.getLogger(__name__)
-STATE_FILE = "rectifier.safetensors"
+STATE_FILE, TERMS_FILE = "rectifier.safetensors", "objective.json"  # what a rectifier and stateful terms carry on
 BROKEN = "lower --learning-rate or set --max-grad-norm, and look at those rows with geffect preview"
 KNOWN = 0.9  # token accuracy below which there is little to unlearn, or to keep
 
@@ -118,6 +120,7 @@ class UnlearnTrainer(RecordingTrainer):
             self.diagnostics.standard_errors,
             self.diagnostics.labels,
             frozen,
+            layout(model).layers if rectifier.scope == "layer" else {},
         )
 
     def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> Any:
@@ -268,6 +271,9 @@ class UnlearnTrainer(RecordingTrainer):
         if state and rank() == 0:
             with replacing(directory / STATE_FILE) as file:
                 save_file(state, file)
+        if any(self.measurement.term_states) and rank() == 0:
+            with replacing(directory / TERMS_FILE) as file:
+                file.write_text(json.dumps([dict(each) for each in self.measurement.term_states]), encoding="utf-8")
 
     def _whole(self, tensors: NamedTensors) -> NamedTensors:
         """A row or a state as one process would have it, put together on the first."""
@@ -279,7 +285,8 @@ class UnlearnTrainer(RecordingTrainer):
         return found
 
     def _state_files(self) -> list[str]:
-        return [STATE_FILE] if self.measurement.rectifier.memory is not None else []
+        files = {STATE_FILE: self.measurement.rectifier.memory, TERMS_FILE: any(self.measurement.term_states)}
+        return [name for name, present in files.items() if present]
 
     def _load_state(self, directory: Path) -> None:
         if (directory / STATE_FILE).exists():
@@ -287,3 +294,5 @@ class UnlearnTrainer(RecordingTrainer):
             device = str(next(iter(parameters.values())).device)
             saved = load_file(directory / STATE_FILE, device=device)
             self.measurement.state.update({name: part_of(tensor, parameters[name]) for name, tensor in saved.items()})
+        if (directory / TERMS_FILE).exists():
+            self.measurement.term_states = read_json(directory / TERMS_FILE)

@@ -427,5 +427,5 @@ def test_an_objective_unlearns_something(text: str) -> None:
 
 @pytest.mark.parametrize("name", ["npo", "simnpo", "tnpo", "wtnpo", "dpo"])
 def test_a_beta_that_cannot_be_divided_by_is_refused(name: str) -> None:
-    with pytest.raises(GeffectError, match=f"beta > 0 for {name}"):
+    with pytest.raises(GeffectError, match=f"beta of {name} is 0. It should be greater than 0"):
         make_objective(f"{name}(beta=0)")

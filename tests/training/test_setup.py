@@ -23,12 +23,12 @@ from tests.conftest import SHAPE, config
         ({"save_rows": ["rectified"]}, "'none' has no gradient rectified to save"),
         ({"evaluate": ["general"]}, "--evaluate general names no set of this run"),
         ({"evaluate": ["heldout"], "until_accuracy": 0.3}, "--until-accuracy needs the forget set evaluated"),
-        ({"objective": "rmu(layer=9)"}, r"a layer from 0 \(embedding\) to 3 \(last block\), or -1; found 9"),
-        ({"objective": "kl"}, "at least one term on the forget set"),
-        ({"objective": "npo(variant=tofu)"}, "parameters of npo among: beta; found 'variant'"),
-        ({"objective": "po(variant=idk)"}, "a variant of po among mean, pooled; found 'idk'"),
-        ({"rectifier": "gru(space=updates)"}, "space of gru among gradient, update, both; found 'updates'"),
-        ({"rectifier": "gru(space=1)"}, "a word for space of gru; found 1"),
+        ({"objective": "rmu(layer=9)"}, "no hidden state 9. Choose one from 0"),
+        ({"objective": "kl"}, "'kl' has no term on the forget set"),
+        ({"objective": "npo(variant=tofu)"}, "npo has no parameter 'variant'. It has beta"),
+        ({"objective": "po(variant=idk)"}, "variant of po is 'idk'. It should be 'mean' or 'pooled'"),
+        ({"rectifier": "gru(space=updates)"}, "space of gru is 'updates'. It should be 'gradient', 'update' or 'both'"),
+        ({"rectifier": "gru(space=1)"}, "space of gru is 1. It should be 'gradient', 'update' or 'both'"),
     ],
 )
 def test_what_is_missing_or_unknown_is_named_and_nothing_is_left(

@@ -1,0 +1,212 @@
+"""Registries: classes by name, built from texts such as ``0.5*npo(beta=0.1) + 1.0*gd``."""
+
+import ast
+import difflib
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from geffect.errors import GeffectError, shorten
+
+Value = float | int | str | bool | None
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, le=1)]  # of something, and not none of it
+WORDS = {"none": None, "true": True, "false": False}  # of a parameter that takes no text
+Item = TypeVar("Item")
+Class = TypeVar("Class", bound=type[Any])
+
+
+@dataclass(frozen=True)
+class Call:
+    """One term of a text: a weight, a name in lower case, and its named parameters."""
+
+    name: str
+    parameters: dict[str, Value] = field(default_factory=dict)
+    weight: float = 1.0
+
+
+def parse(text: str) -> list[Call]:
+    """Read a weighted sum of named terms.
+
+    Args:
+        text: terms joined by ``+``; each is ``NAME``, ``NAME(parameter=value, …)`` or ``NUMBER*TERM``.
+
+    Returns:
+        The terms in the order written.
+
+    Raises:
+        GeffectError: the text is of another form.
+
+    >>> parse("NPO(beta=0.1) + 2*gd")  # doctest: +NORMALIZE_WHITESPACE
+    [Call(name='npo', parameters={'beta': 0.1}, weight=1.0), Call(name='gd', parameters={}, weight=2.0)]
+    """
+    try:
+        return _sum(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
+        raise GeffectError(
+            f"{shorten(repr(text))} is no sum of names with parameters, such as 'npo(beta=0.1) + 1.0*gd'",
+            remedy="Write names, numbers, *, + and named parameters only, a set's name in quotes",
+        ) from error
+
+
+def _sum(node: ast.expr) -> list[Call]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return _sum(node.left) + _sum(node.right)
+    return [_term(node)]
+
+
+def _term(node: ast.expr) -> Call:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        inner = _term(node.right)
+        return Call(inner.name, inner.parameters, _weight(node.left) * inner.weight)
+    if isinstance(node, ast.Name):
+        return Call(node.id.lower())
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+        names = [str(keyword.arg) for keyword in node.keywords]
+        if len(set(names)) < len(names) or "None" in names:
+            raise ValueError("each parameter is named once")
+        return Call(node.func.id.lower(), {str(k.arg): _value(k.value) for k in node.keywords})
+    raise ValueError(f"not a term: {ast.unparse(node)}")
+
+
+def _value(node: ast.expr) -> Value:
+    """A literal, or a bare name for text: ``on=general``."""
+    value: Value = node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+    return value
+
+
+def _weight(node: ast.expr) -> float:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        return _weight(node.left) * _weight(node.right)  # Python reads 2*0.5*ga from the left
+    weight: float = ast.literal_eval(node)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise ValueError(f"a weight is a number, not {weight!r}")
+    return weight
+
+
+class Configurable:
+    """The base of frozen dataclasses that texts name: a field's value must fit its annotation.
+
+    An annotation is ``float``, ``int``, ``str``, ``bool``, a ``Literal`` or one of these or ``None``, with bounds as
+    pydantic's ``Field`` gives them, so that Python code and a text are refused alike. Infinities and NaN are refused.
+
+    Raises:
+        GeffectError: a value does not fit.
+    """
+
+    def __post_init__(self) -> None:
+        for name, annotation in annotations(type(self)).items():
+            check_value(type(self).__name__, name, getattr(self, name), annotation)
+
+
+def annotations(cls: Any) -> dict[str, Any]:
+    """A dataclass's fields → their annotations, resolved."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {each.name: hints[each.name] for each in fields(cls)}
+
+
+_adapter = functools.cache(TypeAdapter[Any])
+
+
+def check_value(owner: str, name: str, value: Any, annotation: Any) -> None:
+    """Raise GeffectError unless a value is of an annotation's type and within its bounds, without conversion."""
+    try:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise _refusal(owner, name, value, "a finite number")
+        _adapter(annotation).validate_python(value, strict=True)
+    except ValidationError as error:
+        wanted = dict.fromkeys(each["msg"].removeprefix("Input should be ") for each in error.errors())
+        raise _refusal(owner, name, value, " or ".join(wanted)) from error
+
+
+def _refusal(owner: str, name: str, value: Any, wanted: str) -> GeffectError:
+    return GeffectError(f"{name} of {owner} is {shorten(repr(value))}", remedy=f"It should be {wanted}")
+
+
+class Registry(Mapping[str, type[Item]]):
+    """Dataclasses by name, in lower case.
+
+    Args:
+        kind: of what they are, with its article, for messages.
+        classes: name → dataclass.
+    """
+
+    def __init__(self, kind: str, classes: Mapping[str, type[Item]]) -> None:
+        self.kind = kind
+        self._classes: dict[str, Any] = dict(classes)
+
+    def __getitem__(self, name: str) -> type[Item]:
+        cls: type[Item] = self._classes[name]
+        return cls
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._classes))
+
+    def __len__(self) -> int:
+        return len(self._classes)
+
+    def register(self, name: str) -> Callable[[Class], Class]:
+        """A class decorator that adds a dataclass under a name.
+
+        Args:
+            name: letters, digits and underscores.
+
+        Returns:
+            The decorator, which returns the class itself.
+
+        Raises:
+            GeffectError: the name is taken or no word, or (by the decorator) the class is no dataclass.
+        """
+        if not name.isidentifier() or name.lower() in self:
+            problem = "taken" if name.lower() in self else "no word"
+            raise GeffectError(f"The name {name!r} is {problem}", remedy=f"Choose another one for {self.kind}")
+
+        def add(cls: Class) -> Class:
+            if not is_dataclass(cls):
+                raise GeffectError(
+                    f"{cls.__name__} is no dataclass", remedy="Decorate it with @dataclass(frozen=True) first"
+                )
+            self._classes[name.lower()] = cls
+            return cls
+
+        return add
+
+    def build(self, call: Call) -> Item:
+        """The instance that a term names; its weight is left to the caller.
+
+        Raises:
+            GeffectError: the name or a parameter is unknown, or a parameter's value is refused.
+        """
+        if call.name not in self:
+            close = difflib.get_close_matches(call.name, self, n=1)
+            hint = f"Did you mean {close[0]}? There are" if close else "Choose one of"
+            raise GeffectError(f"{call.name!r} is not {self.kind}", remedy=f"{hint} {', '.join(self)}")
+        cls: Any = self[call.name]
+        known = annotations(cls)
+        for name, value in call.parameters.items():
+            if name not in known:
+                have = ", ".join(known) or "none"
+                raise GeffectError(f"{call.name} has no parameter {name!r}", remedy=f"It has {have}")
+            check_value(call.name, name, _spoken(value, known[name]), known[name])
+        for each in fields(cls):
+            if each.name not in call.parameters and each.default is each.default_factory is MISSING:
+                raise GeffectError(
+                    f"{call.name} needs a value of {each.name}", remedy=f"Write {call.name}({each.name}=…)"
+                )
+        item: Item = cls(**{name: _spoken(value, known[name]) for name, value in call.parameters.items()})
+        return item
+
+
+def _spoken(value: Value, annotation: Any) -> Value:
+    """``none``, ``true`` and ``false`` as what they mean, of a parameter that takes no such text."""
+    if not isinstance(value, str) or value.lower() not in WORDS:
+        return value
+    try:
+        _adapter(annotation).validate_python(value, strict=True)
+    except ValidationError:
+        return WORDS[value.lower()]
+    return value

@@ -1,0 +1,97 @@
+"""What a rectifier is: a combination of gradients by their inner products, or a mask of entries that are frozen."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from geffect.core.gradients import NamedTensors
+from geffect.core.masks import GradientMask, Localization
+from geffect.core.registry import Configurable
+
+Scope = Literal["model", "layer", "parameter"]
+
+
+@dataclass(frozen=True)
+class InnerProducts:
+    """The inner products of a few named gradients over one part of the model.
+
+    Attributes:
+        names: of the gradients, the order of the matrix.
+        matrix: ``[M, M]``, float64, symmetric.
+
+    >>> import torch
+    >>> gram = InnerProducts(("objective", "retain"), torch.tensor([[4.0, -1.0], [-1.0, 1.0]]))
+    >>> gram["objective", "retain"]
+    -1.0
+    """
+
+    names: tuple[str, ...]
+    matrix: Tensor
+
+    def __getitem__(self, pair: tuple[str, str]) -> float:
+        a, b = pair
+        return float(self.matrix[self.names.index(a), self.names.index(b)])
+
+
+class Rectifier(Configurable):
+    """A combination of gradients in place of the objective's, chosen by their inner products; by default none.
+
+    A subclass is a frozen dataclass that overrides `gradients` and `coefficients`, and by a class variable, a field or
+    a property whatever else differs. State is in the open: `init`, then `update` once a tensor and optimizer step.
+    """
+
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        """What `coefficients` reads and combines, the objective first; empty: the objective's gradient stands.
+
+        Names are ``objective``, ``forget`` and ``retain`` (of these sets' losses), a domain's ``forget/NAME``, and
+        `memory`. What a step does not compute anyway costs its passes and a gradient's memory.
+        """
+        return ()
+
+    @property
+    def scope(self) -> Scope:
+        """The part of the model over which inner products are summed: each has coefficients of its own."""
+        return "model"
+
+    @property
+    def memory(self) -> str | None:
+        """The name of the gradient that is stored from one step to the next; None without one."""
+        return None
+
+    @property
+    def add_retain(self) -> float:
+        """The weight of this step's raw retain gradient, added after `coefficients` (the objective's must be 1)."""
+        return 0.0
+
+    @property
+    def corrects(self) -> bool:
+        """Whether θ is corrected once the optimizer has stepped."""
+        return False
+
+    def init(self) -> NamedTensors:
+        """The memory before the first step."""
+        return {}
+
+    def update(self, state: NamedTensors, name: str, retain: Tensor | None) -> Tensor | None:
+        """Fold one tensor of this step's retain gradient into the memory, in place; the memory's tensor or None."""
+        return None
+
+    def coefficients(self, gram: InnerProducts) -> Mapping[str, float]:
+        """Gradient → its coefficient in the rectified one, from the inner products of `gradients` over a part."""
+        return {"objective": 1.0}
+
+    def correction(self, gram: InnerProducts) -> float:
+        """How much of the memory is taken off θ, from the inner products of ``update`` (−Δθ) and the memory."""
+        return 0.0
+
+
+class Freezing(Configurable, ABC):
+    """A rule that freezes entries of the parameters for a whole run; gradients are masked before they are rectified."""
+
+    @abstractmethod
+    def frozen(self, parameters: Mapping[str, nn.Parameter], localized: Localization) -> GradientMask:
+        """What a localization freezes of these parameters."""
