@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from geffect.monitoring.callback import Callback as Callback
     from geffect.monitoring.loop import watch as watch
     from geffect.objectives.base import Objective as Objective
+    from geffect.objectives.base import Term as Term
     from geffect.objectives.registry import make_objective as make_objective
+    from geffect.objectives.registry import register_objective as register_objective
     from geffect.record.frames import read as read
     from geffect.record.frames import read_overlap as read_overlap
     from geffect.record.frames import read_points as read_points
@@ -49,12 +51,18 @@ if TYPE_CHECKING:
     from geffect.record.frames import read_standard_errors as read_standard_errors
     from geffect.record.frames import read_steps as read_steps
     from geffect.record.frames import read_tokens as read_tokens
+    from geffect.rectifiers.base import Freezing as Freezing
+    from geffect.rectifiers.base import InnerProducts as InnerProducts
+    from geffect.rectifiers.base import Rectifier as Rectifier
     from geffect.rectifiers.registry import make_freezing as make_freezing
     from geffect.rectifiers.registry import make_rectifier as make_rectifier
+    from geffect.rectifiers.registry import register_rectifier as register_rectifier
     from geffect.reports.compare import plot as plot
     from geffect.reports.compare import summarize as summarize
     from geffect.reports.matched import compare as compare
     from geffect.reports.run import Run as Run
+    from geffect.stopping import Rule as Rule
+    from geffect.stopping import register_stop_rule as register_stop_rule
     from geffect.verbs import Evaluation as Evaluation
     from geffect.verbs import LocalizationRun as LocalizationRun
     from geffect.verbs import doctor as doctor
@@ -84,14 +92,16 @@ _MODULES = {
     "geffect.localization.storage": "read_localization",
     "geffect.monitoring.callback": "Callback",
     "geffect.monitoring.loop": "watch",
-    "geffect.objectives.base": "Objective",
-    "geffect.objectives.registry": "make_objective",
+    "geffect.objectives.base": "Objective Term",
+    "geffect.objectives.registry": "make_objective register_objective",
     "geffect.record.frames": "read read_overlap read_points read_prediction "
     "read_published read_standard_errors read_steps read_tokens",
-    "geffect.rectifiers.registry": "make_freezing make_rectifier",
+    "geffect.rectifiers.base": "Freezing InnerProducts Rectifier",
+    "geffect.rectifiers.registry": "make_freezing make_rectifier register_rectifier",
     "geffect.reports.compare": "plot summarize",
     "geffect.reports.matched": "compare",
     "geffect.reports.run": "Run",
+    "geffect.stopping": "Rule register_stop_rule",
     "geffect.verbs": "Evaluation LocalizationRun doctor evaluate finetune inspect localize preview report unlearn",
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}

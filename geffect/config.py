@@ -30,9 +30,10 @@ from geffect.io.unique import duplicate
 
 if TYPE_CHECKING:
     from geffect.data.domains import Domain
-    from geffect.objectives.base import Objective
+    from geffect.objectives.base import Objective, Term
+    from geffect.rectifiers.base import Freezing, Rectifier
     from geffect.rectifiers.registry import Rectification
-    from geffect.stopping import StopRules
+    from geffect.stopping import Rule, StopRules
 
 PATH_BYTES, NAME_BYTES = 4000, 250  # Linux takes 4095 and 255; something is written below, and beside, what is named
 TEXT_LENGTH = 10_000  # characters of a setting
@@ -82,28 +83,32 @@ if TYPE_CHECKING:
     Texts = Setting[list[str], str | Sequence[str | os.PathLike[str]]]
     Name = Setting[str, str | os.PathLike[str]]
     OptionalName = Setting[str | None, str | os.PathLike[str] | None]
-    ObjectiveSetting = Setting[Objective, str | Objective]
-    Objectives = Setting[list[Objective], str | Objective | Sequence[str | Objective]]
-    RectifierSetting = Setting[Rectification, str | Rectification]
-    StopSetting = Setting[StopRules, str | StopRules]
+    ObjectiveSetting = Setting[Objective, str | Objective | Term]
+    Objectives = Setting[list[Objective], str | Objective | Term | Sequence[str | Objective | Term]]
+    RectifierSetting = Setting[Rectification, str | Rectification | Rectifier | Freezing]
+    StopSetting = Setting[StopRules, str | StopRules | Rule]
     Domains = Setting[list[Domain], Sequence[str | Domain]]
 else:  # what a text names is imported once a configuration is built: loading torch takes seconds
 
     def _objective(value):
-        from geffect.objectives.base import Objective
-        from geffect.objectives.registry import make_objective
+        from geffect.objectives.base import Objective, Term
+        from geffect.objectives.registry import OBJECTIVES, make_objective
 
-        return _parsed(value, Objective, make_objective, "an objective")
+        text = OBJECTIVES.write(value) if isinstance(value, Term) else value
+        return _parsed(text, Objective, make_objective, "an objective")
 
     def _rectifier(value):
-        from geffect.rectifiers.registry import Rectification, make_rectification
+        from geffect.rectifiers.base import Freezing, Rectifier
+        from geffect.rectifiers.registry import RECTIFIERS, Rectification, make_rectification
 
-        return _parsed(value, Rectification, make_rectification, "a rectifier")
+        text = RECTIFIERS.write(value) if isinstance(value, Rectifier | Freezing) else value
+        return _parsed(text, Rectification, make_rectification, "a rectifier")
 
     def _stop(value):
-        from geffect.stopping import StopRules, make_rules
+        from geffect.stopping import RULES, Rule, StopRules, make_rules
 
-        return _parsed(value, StopRules, make_rules, "stop rules")
+        text = RULES.write(value) if isinstance(value, Rule) else value
+        return _parsed(text, StopRules, make_rules, "stop rules")
 
     def _domains(values):
         from geffect.data.domains import Domain, parse_domains
@@ -420,7 +425,7 @@ class TrainConfig(DataConfig):
     save_every: int = Field(
         default=0, ge=0, le=MANY, description="optimizer steps between checkpoints; 0 keeps the last state only"
     )
-    report_to: list[str] = Field(default_factory=list, description="trackers known to Hugging Face's Trainer")
+    report_to: Texts = Field(default_factory=EMPTY, description="trackers known to Hugging Face's Trainer")
 
     @property
     def autocasts(self) -> bool:
@@ -439,7 +444,7 @@ class TrainConfig(DataConfig):
         return value
 
 
-Row = Literal["objective", "forget", "retain", "retain_average", "masked", "rectified"]
+Gradient = Literal["objective", "forget", "retain", "retain_average", "masked", "rectified"]
 
 Role = Literal["forget", "retain", "general", "heldout", "forget_val", "retain_val"]
 
@@ -545,17 +550,17 @@ class EvaluateConfig(DataConfig):
         validate_default=True,
         description="of the knowundo suite: " + DOMAIN,
     )
-    metric: list[str] = Field(default_factory=list, description="a metric, taken on every --set; repeat it")
-    set: list[str] = Field(
-        default_factory=list, description="NAME=SET to take --metric on (forget, holdout, …); repeat it"
+    metric: Texts = Field(default_factory=EMPTY, description="a metric, taken on every --set; repeat it")
+    set: Texts = Field(
+        default_factory=EMPTY, description="NAME=SET to take --metric on (forget, holdout, …); repeat it"
     )
     reference: Path | None = Field(
         default=None,
         description="the evaluation of a model that never saw the forget set, for forget_quality and privleak",
     )
     limit: int = Field(default=0, ge=0, le=MANY, description="rows of each set, its first; 0: all")
-    task: list[str] = Field(
-        default_factory=list, description="a task of lm-evaluation-harness (mmlu, arc_easy, wmdp_bio, …); repeat it"
+    task: Texts = Field(
+        default_factory=EMPTY, description="a task of lm-evaluation-harness (mmlu, arc_easy, wmdp_bio, …); repeat it"
     )
     task_dir: Path | None = Field(
         default=None, description="a directory with such tasks of your own, whose code runs; not read from a file"
@@ -661,7 +666,7 @@ class UnlearnConfig(TrainConfig):
         default=False,
         description="leave each launched process a part of weights, gradients and optimizer state (FSDP2)",
     )
-    save_rows: list[Row] = Field(default_factory=list, description="a row to write as safetensors; repeat it")
+    save_rows: list[Gradient] = Field(default_factory=list, description="a row to write as safetensors; repeat it")
     mode: Literal["exact", "paper"] = Field(default="exact", description="paper: the published script's estimates too")
     reference: dict[str, str | None] | None = Field(
         default=None, description="the start's directory and hash, as a run resolved them", json_schema_extra=NO_FLAG
@@ -731,7 +736,7 @@ class DoctorConfig(UnlearnConfig):
 class FinetuneConfig(TrainConfig):
     """``geffect finetune``."""
 
-    train: list[str] = Field(min_length=1, description="a set to learn; repeat it for several")
+    train: Texts = Field(min_length=1, description="a set to learn; repeat it for several")
     epochs: int = Field(default=6, ge=1, le=MANY, description="passes over the rows at most")
     steps: int = Field(
         default=0, ge=0, le=MANY, description="optimizer steps at most, in place of --epochs; 0: as --epochs say"

@@ -133,7 +133,7 @@ def test_a_configuration_cannot_be_changed() -> None:
         ("heldout", "", "--heldout"),
         ("model", "", "--model"),
         ("model", None, "--model is .*. It should be a valid string"),
-        ("report_to", "wandb", "--report-to is .*. It should be a valid list"),
+        ("report_to", {"wandb": 1}, "--report-to is .*. It should be a valid list"),
         ("report_to", [1], "--report-to"),
         ("reference", {"sha256": 1}, "--reference"),
     ],

@@ -200,6 +200,21 @@ class Registry(Mapping[str, type[Item]]):
         item: Item = cls(**{name: _spoken(value, known[name]) for name, value in call.parameters.items()})
         return item
 
+    def write(self, item: Item) -> str:
+        """The text that builds an equal instance.
+
+        Raises:
+            GeffectError: its class is not registered.
+        """
+        names = [name for name, cls in self._classes.items() if cls is type(item)]
+        if not names:
+            remedy = "Register it under a name, so that a run's config.yaml can name it"
+            raise GeffectError(f"{type(item).__name__} is not registered as {self.kind}", remedy=remedy)
+        settings: Any = item
+        given = {each.name: getattr(settings, each.name) for each in fields(settings)}
+        changed = {each.name: given[each.name] for each in fields(settings) if given[each.name] != each.default}
+        return f"{names[0]}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+
 
 def _spoken(value: Value, annotation: Any) -> Value:
     """``none``, ``true`` and ``false`` as what they mean, of a parameter that takes no such text."""

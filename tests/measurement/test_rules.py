@@ -1,0 +1,155 @@
+"""Rectifiers that read any gradients, by any part of the model, and objectives whose terms carry a state."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from geffect.core.forward import Outputs, forward
+from geffect.core.layers import layout, trainable_parameters
+from geffect.errors import GeffectError
+from geffect.measurement.measurement import Measurement
+from geffect.objectives.base import Counts, Objective, State, Term
+from geffect.objectives.registry import make_objective
+from geffect.objectives.weighted import GA
+from geffect.rectifiers.base import InnerProducts, Rectifier
+from tests.support import oracles
+from tests.support.cases import CASES
+from tests.support.properties import assert_gram_close, assert_rows_close
+from tests.support.steps import FORGET, RETAIN, gradients, model_forward, split, take_step, with_reference
+
+Gradients = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class PCGrad(Rectifier):
+    other: Literal["forget", "retain"] = "retain"
+    scope: Literal["model", "layer", "parameter"] = "layer"
+
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        return ("objective", self.other)
+
+    def coefficients(self, gram: InnerProducts) -> dict[str, float]:
+        conflict = min(0.0, gram["objective", self.other])
+        return {name: 1.0 - conflict / (gram[name, name] or 1.0) for name in self.gradients}
+
+
+@dataclass(frozen=True)
+class Faulty(Rectifier):
+    gradients: ClassVar[tuple[str, ...]] = ("objective",)
+    combines: str = "retain"
+
+    def coefficients(self, gram: InnerProducts) -> dict[str, float]:
+        return {self.combines: 1.0}
+
+
+@dataclass(frozen=True)
+class Dual(Term):
+    """λ · (retain loss); λ starts at .5 and grows by the retain loss."""
+
+    on: ClassVar[str] = "retain"
+    multiple_of_risk: ClassVar[float | None] = 1.0
+
+    def loss(self, outputs: Outputs) -> Tensor:
+        return outputs.nll.sum()
+
+    def init_state(self) -> State:
+        return {"multiplier": 0.5}
+
+    def multiplier(self, state: State) -> float:
+        return state["multiplier"]
+
+    def update_state(self, state: State, losses: Mapping[str, float]) -> State:
+        return {"multiplier": state["multiplier"] + losses["loss_retain"]}
+
+
+def _expected(model: Any, text: str, other: str, parts: list[list[str]]) -> tuple[list[Gradients], Gradients]:
+    """Objective, forget, retain; and PCGrad of flattened float64 vectors, a part of the model at a time."""
+    objective, forget = make_objective(text), with_reference(model, FORGET)
+    counts = {"forget": Counts.of([forget])}
+    losses = {
+        "forget": oracles.gradient(model, lambda: oracles.risk(model, forget)),
+        "retain": oracles.gradient(model, lambda: oracles.risk(model, RETAIN)),
+    }
+    side = oracles.gradient(model, lambda: objective.loss("forget", forward(model, forget), counts))
+    whole = {n: g + objective.retain_multiple * losses["retain"][n] for n, g in side.items()}
+    rectified: Gradients = {}
+    for names in parts:
+        a, b = oracles.flat(whole, names), oracles.flat(losses[other], names)
+        conflict = min(0.0, float(a @ b))
+        ours, theirs = 1 - conflict / (float(a @ a) or 1), 1 - conflict / (float(b @ b) or 1)
+        rectified |= {n: ours * whole[n] + theirs * losses[other][n] for n in names}
+    return [whole, losses["forget"], losses["retain"]], rectified
+
+
+def _parts(model: Any, scope: str) -> tuple[dict[str, str], list[list[str]]]:
+    layers = layout(model).layers
+    label = {"model": dict.fromkeys(layers, ""), "layer": layers, "parameter": {name: name for name in layers}}[scope]
+    return layers, [[name for name in layers if label[name] == each] for each in dict.fromkeys(label.values())]
+
+
+def _measurement(model: Any, objective: Objective, rectifier: Rectifier, layers: dict[str, str]) -> Measurement:
+    parameters = trainable_parameters(model)
+    return Measurement(parameters, model_forward(model), objective, rectifier, layers=layers)
+
+
+@pytest.mark.parametrize("size", [4, 1])
+@pytest.mark.parametrize("other", ["forget", "retain"])
+@pytest.mark.parametrize("scope", ["model", "layer", "parameter"])
+@pytest.mark.parametrize("text", ["wga", "ga + 0.5*gd", "npo(beta=0.5)"])
+@pytest.mark.parametrize("case", ["llama", "lora"])
+def test_a_rule_by_part_of_the_model_equals_its_oracle(
+    case: str, text: str, scope: Literal["model", "layer", "parameter"], other: Literal["forget", "retain"], size: int
+) -> None:
+    model = CASES[case]()
+    layers, parts = _parts(model, scope)
+    rows, rectified = _expected(model, text, other, parts)
+    batches = split({"forget": with_reference(model, FORGET), "retain": RETAIN}, size)
+    rule, objective = PCGrad(other, scope), make_objective(text)
+    measured = take_step(_measurement(model, objective, rule, layers), batches)
+    assert_rows_close(gradients(model), rectified, 1e-5)
+    assert measured.gram is not None
+    assert measured.gram.rows == ("objective", "forget", "retain", "rectified")
+    assert_gram_close(measured.gram.total(), oracles.gram([*rows, rectified], list(layers)), 2e-5)
+    seen = {name: gradient.clone() for name, gradient in gradients(model).items()}
+    take_step(_measurement(model, objective, rule, layers), batches, measure=False)
+    assert all(torch.equal(gradient, seen[name]) for name, gradient in gradients(model).items())
+
+
+@pytest.mark.parametrize(("combines", "says"), [("retain", "combines 'retain', which it does not read"), ("x", "'x'")])
+def test_a_rule_combines_what_it_reads(combines: str, says: str) -> None:
+    model = CASES["llama"]()
+    with pytest.raises(GeffectError, match=says):
+        take_step(
+            _measurement(model, make_objective("ga"), Faulty(combines), {}), [{"forget": FORGET, "retain": RETAIN}]
+        )
+
+
+def test_a_rule_that_reads_what_no_run_has_is_refused() -> None:
+    model = CASES["llama"]()
+
+    @dataclass(frozen=True)
+    class Reads(Faulty):
+        gradients: ClassVar[tuple[str, ...]] = ("objective", "heldout")
+
+    with pytest.raises(GeffectError, match="reads a gradient 'heldout', which this run has not"):
+        take_step(_measurement(model, make_objective("ga"), Reads(), {}), [{"forget": FORGET, "retain": RETAIN}])
+
+
+def test_a_term_with_a_state_is_weighed_by_it_step_by_step() -> None:
+    model = CASES["llama"]()
+    objective = Objective("ga + dual", ((1.0, GA()), (2.0, Dual())))
+    measurement = _measurement(model, objective, Rectifier(), {})
+    multiplier = 0.5
+    forget = oracles.gradient(model, lambda: oracles.risk(model, FORGET))
+    retain = oracles.gradient(model, lambda: oracles.risk(model, RETAIN))
+    for _ in range(3):
+        measured = take_step(measurement, [{"forget": FORGET, "retain": RETAIN}])
+        expected = {name: 2 * multiplier * retain[name] - forget[name] for name in forget}
+        assert_rows_close(gradients(model), expected, 1e-5)
+        multiplier += measured.scalars["loss_retain"]
+        assert measurement.term_states == [{}, {"multiplier": multiplier}]
