@@ -7,7 +7,6 @@ reading: compare it with the dataset's own rows.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 
 import torch
 
@@ -17,7 +16,6 @@ from geffect.core.layers import BOTH, EMBED, HEAD
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.step import Step
 from geffect.objectives.base import window_counts
-from geffect.rectifiers.registry import NoRectifier
 
 PAST = 0.6
 CADENCE, FIRST = 4, 3  # the script counts a micro-batch, then reads where its count mod 4 is 3
@@ -37,16 +35,7 @@ def published_estimates(
         (call, measured): the micro-batches averaged so far, 3, 7, 11, …; the Gram of the averaged rows, and ``risk``,
         the average of the objective's value.
     """
-    alone = replace(
-        run,
-        rectifier=NoRectifier(),
-        prediction=None,
-        overlap=0.0,
-        standard_errors=False,
-        keep=True,
-        tie=None,
-        frozen=None,
-    )
+    alone = run.alone(tie=None)
     averages: dict[str, NamedTensors] = {row: {} for row in ROWS}
     value = 0.0
     for call, batches in enumerate(micro_batches, start=1):

@@ -104,6 +104,13 @@ class Measurement:
         """The objective with this step's weights of its terms."""
         return self.objective.at(self.term_states)
 
+    def alone(self, **changes: Any) -> "Measurement":
+        """The same gradients, held and left as they are: no rectifier, frozen entries or other diagnostics."""
+        plain: dict[str, Any] = {"prediction": None, "overlap": 0.0, "standard_errors": False, "frozen": None}
+        measurement = replace(self, rectifier=Rectifier(), keep=True, **(plain | changes))
+        measurement.term_states = self.term_states
+        return measurement
+
     @property
     def parts(self) -> dict[str, str]:
         """Parameter → the part of the model whose inner products the rectifier reads together; empty: one part."""

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,16 +11,14 @@ from geffect.core.gradients import NamedTensors, add_scaled
 from geffect.core.gram import Gram, norm
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, role_of
-from geffect.errors import GeffectError
 from geffect.measurement.applied import Applied
 from geffect.measurement.basis import Basis, Combinations, added
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.passes import KEPT, Passes
+from geffect.measurement.rectifier_step import Coefficients, RectifierStep
 from geffect.measurement.standard_errors import Shares, StandardErrors, spread
 from geffect.measurement.topk import Masks
 from geffect.objectives.base import Counts
-from geffect.rectifiers.base import InnerProducts
-from geffect.rectifiers.registry import NoRectifier
 
 Tensors = dict[str, Tensor | None]
 MASKED, MASKED_RETAIN = "masked", "masked_retain"  # what is left of two gradients once entries are frozen
@@ -45,9 +42,7 @@ class Step:
         masked = (MASKED, *((MASKED_RETAIN,) if self.rule.add_retain else ())) if run.frozen else ()
         self.basis = Basis(("objective", *forget, *retain, *self._memory, *masked), run.tie)
         self.descends = MASKED if run.frozen else "objective"
-        self.read = Combinations.everywhere(self._read(self._named()))
-        self.conflict = Basis(self._sources(), None)  # of its own, so that measuring changes no bit of the update
-        self.stored = {each: NamedTensors() for each in self._sources() if each not in ("objective", self.rule.memory)}
+        self.rectifier = RectifierStep(run, self._named())
         self.masks = Masks(run.overlap, sharded=run.sharded) if measure and run.overlap else None
         self.kept: dict[str, NamedTensors] | None = {} if measure and run.keep else None
         self.kept_embeds: Tensors | None = None
@@ -58,20 +53,6 @@ class Step:
     @property
     def _memory(self) -> tuple[str, ...]:
         return () if self.rule.memory is None else (self.rule.memory,)
-
-    def _read(self, named: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
-        """The gradients that the rectifier asks for, of these."""
-        unknown = [name for name in self.rule.gradients if name not in named]
-        if unknown:
-            has = ", ".join(named)
-            raise GeffectError(
-                f"{self.rule} reads a gradient {unknown[0]!r}, which this run has not", remedy=f"It has {has}"
-            )
-        return {name: named[name] for name in self.rule.gradients}
-
-    def _sources(self) -> tuple[str, ...]:
-        """The gradients of the basis that the rectifier reads, in combinations or themselves."""
-        return tuple(dict.fromkeys(source for parts in self.read.at("").values() for source in parts))
 
     def micro_batch(self, batches: Mapping[str, Batch], *, last: bool, part: int | None = None) -> Tensor:
         """Back-propagate one micro-batch.
@@ -104,9 +85,9 @@ class Step:
         for name in () if self.passes.streamed else self.run.differentiated:
             self._visit(name, None)
         self.basis.sum_up(sharded=self.run.sharded)
-        self.conflict.sum_up(sharded=self.run.sharded)
+        self.rectifier.products.sum_up(sharded=self.run.sharded)
         refuse_broken(self._norms())
-        rectified = self._rectified()
+        rectified = self.rectifier.coefficients()
         self._hand_back(rectified)
         named = self._combinations(rectified)
         if self.kept is not None or self.rule.corrects or self.run.frozen is not None:
@@ -155,10 +136,7 @@ class Step:
 
     def _spread(self) -> StandardErrors:
         """The micro-batches are gone through again, so that one row of them is held at a time."""
-        run = self.run
-        alone = replace(
-            run, rectifier=NoRectifier(), prediction=None, overlap=0.0, standard_errors=False, keep=True, frozen=None
-        )
+        run, alone = self.run, self.run.alone()
 
         def shares() -> Iterator[Shares]:
             for part in self.parts:
@@ -205,10 +183,7 @@ class Step:
             if (masked := tensors[MASKED]) is not None:
                 row[name] = masked
         tensors |= {memory: self.rule.update(run.state, name, retain) for memory in self._memory}
-        if self.rule.gradients:
-            self.conflict.add(name, {**tensors, "objective": row.get(name)})
-        for source, stored in self.stored.items():
-            add_scaled(stored, name, tensors[source], 1.0)
+        self.rectifier.add(name, {**tensors, "objective": row.get(name)})
         if self.measure:
             self.basis.add(name, tensors, embeds)
         self._keep(name, tensors, embeds)
@@ -260,46 +235,17 @@ class Step:
     def _norms(self) -> dict[str, float]:
         """‖row‖ of what was back-propagated: not finite where one of its entries is not."""
         found = norms(self.basis.gram)
-        if self.conflict.rows:  # without a rectifier it is empty, and its norms of zero say nothing
-            return found | norms(self.conflict.gram)
+        if self.rectifier.sources:  # without a rectifier there are none, and norms of zero say nothing
+            return found | norms(self.rectifier.products.gram)
         if not self.measure:
             row = self.passes.window.rows.get("objective", {})
             square = torch.nn.utils.get_total_norm(row.values()).double() ** 2
             found["norm_objective"] = math.sqrt(float(sum_over_processes(square) if self.run.sharded else square))
         return found
 
-    def _rectified(self) -> dict[str, dict[str, float]]:
-        """Part of the model → gradient of the basis → its coefficient in what the rectifier makes of the objective."""
-        if not self.rule.gradients:
-            return {"": {"objective": 1.0}}
-        order, part_of = list(self.run.parameters), self.run.parts
-        read = self.conflict.combine(self.read, order)
-        totals = read.by(part_of) if part_of else {"": read.total()}
-        return {part: self._coefficients(InnerProducts(read.rows, total)) for part, total in totals.items()}
-
-    def _coefficients(self, gram: InnerProducts) -> dict[str, float]:
-        """Gradient of the basis → its coefficient in the rectified gradient, over one part of the model."""
-        combinations, found = self.read.at(""), dict.fromkeys(self.conflict.rows, 0.0)
-        for name, coefficient in self.rule.coefficients(gram).items():
-            if name not in combinations:
-                remedy = f"Choose among its gradients ({', '.join(combinations)}), or name it there"
-                raise GeffectError(f"{self.rule} combines {name!r}, which it does not read", remedy=remedy)
-            for source, scale in combinations[name].items():
-                found[source] += coefficient * scale
-        if self.rule.add_retain and found["objective"] != 1:
-            remedy = "Let its coefficients name retain instead"
-            raise GeffectError(f"{self.rule} scales the objective's gradient and has add_retain", remedy=remedy)
-        return found
-
-    def _hand_back(self, rectified: Mapping[str, Mapping[str, float]]) -> None:
-        row, part_of = self.passes.window.rows.pop("objective", {}), self.run.parts
-        stored = self.stored | {memory: self.run.state for memory in self._memory}
+    def _hand_back(self, rectified: Coefficients) -> None:
+        row = self.rectifier.combine(self.passes.window.rows.pop("objective", {}), rectified)
         for name, parameter in self.run.parameters.items():
-            for source, coefficient in rectified[part_of.get(name, "")].items():
-                if source != "objective":
-                    add_scaled(row, name, stored[source].get(name), coefficient)
-                elif coefficient != 1 and name in row:
-                    row[name] = row[name].mul_(coefficient)
             parameter.grad = as_shard(row.get(name), parameter)
             if self.masks is not None and self._rectifies:
                 self.masks.add(name, {"rectified": row.get(name)})
@@ -308,7 +254,7 @@ class Step:
     def _rectifies(self) -> bool:
         return bool(self.rule.gradients) or self.run.frozen is not None
 
-    def _combinations(self, rectified: Mapping[str, Mapping[str, float]]) -> Combinations:
+    def _combinations(self, rectified: Coefficients) -> Combinations:
         """Every recorded gradient as a combination of the basis."""
         named = self._named()
         if not self._rectifies:

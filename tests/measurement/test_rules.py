@@ -153,3 +153,17 @@ def test_a_term_with_a_state_is_weighed_by_it_step_by_step() -> None:
         assert_rows_close(gradients(model), expected, 1e-5)
         multiplier += measured.scalars["loss_retain"]
         assert measurement.term_states == [{}, {"multiplier": multiplier}]
+
+
+def test_standard_errors_go_over_micro_batches_with_the_step_s_own_weights() -> None:
+    """Their mean is the window's inner product, in a step whose multiplier is no longer the first one."""
+    model = CASES["llama"]()
+    objective = Objective("ga + dual", ((1.0, GA()), (2.0, Dual())))
+    parameters = trainable_parameters(model)
+    measurement = Measurement(parameters, model_forward(model), objective, Rectifier(), standard_errors=True)
+    batches = split({"forget": FORGET, "retain": RETAIN}, 2)
+    take_step(measurement, batches)
+    measured = take_step(measurement, batches)
+    assert measured.gram is not None and measured.standard_errors is not None
+    mean = torch.stack([each.mean(0) for each in measured.standard_errors.linearized.values()]).sum(0)
+    assert_gram_close(mean, measured.gram.total(), 1e-5)
