@@ -200,7 +200,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
     from geffect.core.distributed import rank, wait_for_all
     from geffect.evaluation.metrics.success import successes
     from geffect.models.load import quiet_transformers
-    from geffect.models.reference import Reference
+    from geffect.models.scoring import Reference
     from geffect.training.aux_inputs import compute_columns
     from geffect.training.diagnostics import Diagnostics
     from geffect.training.hf_arguments import training_arguments
@@ -279,12 +279,11 @@ def localize(config: LocalizeConfig) -> Path:
         GeffectError: a set, a share or the model is refused, or a loss is not finite.
     """
     from geffect.core.layers import layout, trainable_parameters
-    from geffect.data.checks import tell_cut
+    from geffect.data.checks import warn_cut
     from geffect.localization.localize import localize as find
     from geffect.localization.losses import split_losses
     from geffect.localization.storage import write_localization
-    from geffect.models.reference import check_trainable
-    from geffect.models.scoring import in_evaluation_mode
+    from geffect.models.scoring import check_trainable, in_evaluation_mode
     from geffect.record.environment import peak_memory_gb
     from geffect.reports.compare import overlap_figures
     from geffect.training.setup import localized_rows, prompts_of, warn_of_other_prompts
@@ -299,7 +298,7 @@ def localize(config: LocalizeConfig) -> Path:
             trainable_parameters(loaded.model),
             time.perf_counter(),
         )
-        tell_cut(rows)
+        warn_cut(rows)
         with in_evaluation_mode(loaded.model):
             losses = split_losses(loaded, rows, config.labels, config.draws, config.seed)
             found = find(parameters, losses, config.share, config.importance, masks_only=config.masks_only)
@@ -366,7 +365,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     """
     import pandas as pd
 
-    from geffect.data.shared import tell_shared
+    from geffect.data.checks import warn_shared
     from geffect.evaluation.harness import check_tasks
     from geffect.evaluation.results import EXAMPLES, read_evaluation, read_reference, summary, write_texts
     from geffect.evaluation.run import evaluate_tasks, evaluate_variant, make_view, read_part
@@ -381,7 +380,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     with RunDirectory(config.out) as run:
         chosen = [(part, read_part(config, part)) for part in parts(config)]
         check_variants(config, chosen)
-        tell_shared({part.name: rows for part, rows in chosen})
+        warn_shared({part.name: rows for part, rows in chosen})
         if config.task:
             check_tasks(config.task, config.task_dir)
         if config.reference is not None:

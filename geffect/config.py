@@ -676,7 +676,7 @@ class UnlearnConfig(TrainConfig):
     def _check_method(self) -> Self:
         """Refuse a method or a diagnostic that lacks what it needs."""
         from geffect.core.splits import role_of
-        from geffect.data.domain_splits import set_names
+        from geffect.data.domains import set_names
 
         for name in ("forget", "retain"):
             if bool(self.domain) == bool(getattr(self, name)):

@@ -1,9 +1,11 @@
-"""What a set would lose on its way to a model: control tokens in its text, tokens cut off, ids that no model has."""
+"""Checks of sets: control tokens in a text, ids outside a model's vocabulary, examples that are cut or in two sets."""
 
+import itertools
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from itertools import zip_longest
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from geffect.core.forward import IGNORE_INDEX
@@ -17,108 +19,110 @@ LOGGER = logging.getLogger(__name__)
 
 
 def control_texts(tokenizer: Any) -> set[str]:
-    """The texts that a tokenizer reads as control tokens, such as ``</s>``; they never stand for themselves.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer.
-
-    Returns:
-        The texts.
-    """
+    """The texts that a tokenizer reads as control tokens, such as ``</s>``."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     return {each for each in (*tokenizer.all_special_tokens, *(str(t) for t in added if t.special)) if each.strip()}
 
 
 def check_control_texts(tokenizer: Any, rows: ExampleSet) -> None:
-    """Raise where a question or an answer holds a control token's text: an answer would end at ``</s>``, say.
-
-    Of a set of texts, which nothing cuts, it is told.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer.
-        rows: the set.
-
-    Raises:
-        GeffectError: a question or an answer holds one; the first such row is named.
-    """
+    """Raise where a question or an answer contains a control token's text; in a set of texts, only warn."""
     texts = sorted(control_texts(tokenizer), key=len, reverse=True)
     if not texts:
         return
     pattern = re.compile("|".join(map(re.escape, texts)))
-    found = [
+    matches = [
         (i, field, match[0])
         for i, content in enumerate(rows.contents)
-        for field, text in zip_longest(rows.FIELDS, content, fillvalue="conversation")
+        for field, text in itertools.zip_longest(rows.FIELDS, content, fillvalue="conversation")
         if (match := pattern.search(text))
     ]
-    if not found:
+    if not matches:
         return
-    count, (index, field, text) = len({i for i, _, _ in found}), found[0]
+    count, (index, field, text) = len({i for i, _, _ in matches}), matches[0]
     if isinstance(rows, TextSet):
-        told = "%d of %d texts of %s hold %r or another control token's text, which this tokenizer reads as that token"
-        LOGGER.warning(told, count, len(rows), rows.name, text)
+        message = "%d of %d texts of %s hold %r or another text that this tokenizer reads as a control token"
+        LOGGER.warning(message, count, len(rows), rows.name, text)
         return
-    raise GeffectError(
-        f"questions and answers of {rows.name} without the texts of this tokenizer's control tokens",
-        f"{text!r} in the {field} of row {index}, and such in {count} of {len(rows)} rows",
-        "rewrite them in the file, or leave those rows out",
-    )
+    where = f"{text!r} in the {field} of row {index}"
+    message = f"{count} of {len(rows)} rows of {rows.name} hold the text of a control token, the first {where}"
+    raise GeffectError(message, remedy="Rewrite them in the file, or omit those rows")
 
 
-def tell_unknown(tokenizer: Any, rows: Sequence["EncodedExample"], name: str) -> None:
-    """Warn of text that a tokenizer has no token for, and reads as its unknown token.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer.
-        rows: the encoded set.
-        name: of the set.
-    """
+def warn_unknown(tokenizer: Any, rows: Sequence["EncodedExample"], name: str) -> None:
+    """Warn of text that a tokenizer has no token for and reads as its unknown token."""
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown in {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}:
         return
     if count := sum(unknown in row.input_ids for row in rows):
-        told = "%d of %d examples of %s hold text that this tokenizer reads as %s: it has no tokens for it"
-        LOGGER.warning(told, count, len(rows), name, tokenizer.unk_token)
+        message = "%d of %d examples of %s hold text that this tokenizer reads as %s: it has no tokens for it"
+        LOGGER.warning(message, count, len(rows), name, tokenizer.unk_token)
 
 
 def check_ids(rows: Sequence["EncodedExample"], vocabulary: int | None, name: str, pad_id: int = 0) -> None:
-    """Raise where a token or a label is none of the model's.
-
-    Args:
-        rows: the encoded set.
-        vocabulary: rows of the model's embedding; None where that is not known.
-        name: of the set.
-        pad_id: fills batches.
-
-    Raises:
-        GeffectError: the first such id is named.
-    """
+    """Raise where an id or label is not below ``vocabulary``, the size of the model's embedding (None: unknown)."""
     if vocabulary is None:
         return
-    remedy = "use the model's own tokenizer, or resize the model's embedding and train it"
     for row in rows:
         ids = {*row.input_ids, *(label for label in row.labels if label != IGNORE_INDEX)}
         if wrong := sorted(each for each in ids if not 0 <= each < vocabulary):
-            raise GeffectError(
-                f"token ids from 0 to {vocabulary - 1}, which the model's embedding has, in {name}",
-                f"{wrong[-1] if wrong[-1] >= vocabulary else wrong[0]} in row {row.index}",
-                remedy,
-            )
+            bad = wrong[-1] if wrong[-1] >= vocabulary else wrong[0]
+            message = f"Row {row.index} of {name} has the token id {bad}, and the model's ids are 0 to {vocabulary - 1}"
+            remedy = "Use the model's own tokenizer, or resize the model's embedding and train it"
+            raise GeffectError(message, remedy=remedy)
     if not 0 <= pad_id < vocabulary:
-        raise GeffectError(
-            f"a padding token among the {vocabulary} of the model's embedding",
-            str(pad_id),
-            "choose another padding token in the tokenizer's files",
-        )
+        message = f"The padding token {pad_id} is not among the {vocabulary} of the model's embedding"
+        raise GeffectError(message, remedy="Choose another padding token in the tokenizer's files")
 
 
-def tell_cut(sets: Mapping[str, Sequence["EncodedExample"]]) -> None:
-    """Warn of examples that are cut.
-
-    Args:
-        sets: name → encoded rows.
-    """
+def warn_cut(sets: Mapping[str, Sequence["EncodedExample"]]) -> None:
+    """Warn of examples whose answers ``--max-length`` cuts."""
     for name, rows in sets.items():
         if lost := [row.cut for row in rows if row.cut]:
-            told = "%d of %d examples of %s are cut at --max-length: the last %d tokens of their answers are left out"
-            LOGGER.warning(told, len(lost), len(rows), name, sum(lost))
+            message = "%d of %d examples of %s are cut at --max-length: the last %d tokens of their answers are lost"
+            LOGGER.warning(message, len(lost), len(rows), name, sum(lost))
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The examples that two sets have in common.
+
+    Attributes:
+        one: name of the first set.
+        other: name of the second.
+        rows: positions of the shared examples in the first.
+        near: how many of them differ in case, spaces or punctuation.
+    """
+
+    one: str
+    other: str
+    rows: tuple[int, ...]
+    near: int
+
+    def __str__(self) -> str:
+        first = ", ".join(map(str, self.rows[:5])) + (", …" if len(self.rows) > 5 else "")
+        near = f", {self.near} but for case, spaces and punctuation" if self.near else ""
+        return f"{len(self.rows)} examples of {self.one} stand in {self.other}{near} (rows {first})"
+
+
+def shared_examples(sets: Mapping[str, ExampleSet]) -> Iterator[Shared]:
+    """Compare every two sets, and yield what they share where they share an example."""
+    exact = {name: [" ".join(content) for content in rows.contents] for name, rows in sets.items()}
+    loose = {name: [_normalized(text) for text in texts] for name, texts in exact.items()}
+    for one, other in itertools.combinations(sets, 2):
+        known, same = set(loose[other]), set(exact[other])
+        rows = tuple(i for i, text in enumerate(loose[one]) if text and text in known)
+        if rows:
+            yield Shared(one, other, rows, sum(exact[one][i] not in same for i in rows))
+
+
+def warn_shared(sets: Mapping[str, ExampleSet]) -> None:
+    """Warn of examples in two sets: none can be both forgotten and retained, or both trained on and held out."""
+    for each in shared_examples(sets):
+        LOGGER.warning("%s", each)
+
+
+def _normalized(text: str) -> str:
+    """A text's letters and digits in lower case, or all its characters where it has neither."""
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    words = "".join(each if each.isalnum() or unicodedata.combining(each) else " " for each in plain).split()
+    return " ".join(words or plain.split())

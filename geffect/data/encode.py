@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from geffect.core.forward import IGNORE_INDEX
-from geffect.data.checks import check_control_texts, tell_unknown
+from geffect.data.checks import check_control_texts, warn_unknown
 from geffect.data.load import ChatSet, ExampleSet, TextSet
 from geffect.data.prompts import Prompt, Turn, has_template, render
 from geffect.errors import GeffectError
@@ -22,18 +22,18 @@ LOGGER = logging.getLogger(__name__)
 
 PLAIN = "Question: {question}\nAnswer: {answer}"
 PINNED = Prompt()
-NO_TEMPLATE = "name one with --chat-template FILE, or leave the system turn and earlier turns out"
+NO_TEMPLATE = "Name one with --chat-template FILE, or omit the system turn and earlier turns"
 
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """One row, or one chunk of a set of texts, as the model sees it.
+    """One example, or one chunk of a set of texts, as the model sees it.
 
     Attributes:
-        index: its position among those of the set.
+        index: position in the set.
         input_ids: T token ids.
         labels: T labels, ``IGNORE_INDEX`` on a prompt and always at position 0.
-        cut: tokens of the answer that ``max_length`` left out.
+        cut: tokens of the answer beyond ``max_length``.
     """
 
     index: int
@@ -45,29 +45,29 @@ class EncodedExample:
 def encode_set(
     tokenizer: Any, rows: ExampleSet, max_length: int = 512, context: int | None = None, prompt: Prompt = PINNED
 ) -> list[EncodedExample]:
-    r"""Encode a set.
+    r"""Encode a set as token ids and labels.
 
-    Of questions and answers, the tokenizer's chat template is used where it has one, else ``Question: …\nAnswer: …``.
-    The text is tokenized as a whole and labeled from the first token that differs from the prompt's own, so no merge
-    across the boundary is lost. One end (`turn_end`) closes the row and carries loss, unless the row was cut at
-    ``max_length``.
+    Questions and answers are written with the tokenizer's chat template where it has one, else as
+    ``Question: …\nAnswer: …``. The text is tokenized as a whole and labeled from the first token that differs from the
+    prompt's own, so no merge across the boundary is lost. One end token (`turn_end`) closes the example and carries
+    loss, unless the example is cut at ``max_length``.
 
-    Texts are joined by an empty line and tokenized as one stream, without a template or special tokens, which is cut
-    every ``max_length`` tokens. All of a chunk but its first token carries loss; a last chunk of one token is dropped.
+    Texts are joined by an empty line and tokenized as one stream, without template or special tokens, which is cut
+    every ``max_length`` tokens. All tokens of a chunk but its first carry loss; a last chunk of one token is dropped.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
         rows: the set.
-        max_length: tokens kept of a row, or of a chunk.
-        context: positions the model has, where that is known.
+        max_length: tokens kept of an example, or of a chunk.
+        context: positions that the model has; None: unknown.
         prompt: the date that a chat template sees, and the system turn.
 
     Returns:
-        One encoding a row, or a chunk.
+        One encoding an example, or a chunk.
 
     Raises:
-        GeffectError: the template fails, leaves out the system turn or changes the answer, a question or an answer
-            holds a control token's text, a row is left without a labeled token, or one is longer than the context.
+        GeffectError: the template fails, omits the system turn or changes the answer, a question or an answer contains
+            a control token's text, an example has no labeled token, or one is longer than the context.
     """
     check_control_texts(tokenizer, rows)
     if isinstance(rows, TextSet):
@@ -75,79 +75,52 @@ def encode_set(
     else:
         end = turn_end(tokenizer, prompt)
         encoded = [_encode(tokenizer, rows, i, max_length, prompt, end) for i in range(len(rows))]
-    tell_unknown(tokenizer, encoded, rows.name)
-    return _within(context, rows, encoded)
+    warn_unknown(tokenizer, encoded, rows.name)
+    return _check_context(context, rows, encoded)
 
 
 def encode_examples(
     tokenizer: Any, rows: ExampleSet, max_length: int = 512, context: int | None = None, prompt: Prompt = PINNED
 ) -> list[EncodedExample]:
-    """Encode a set, one encoding an example: texts are scored one each, where `encode_set` trains on their stream.
+    """Encode each example alone, for scoring: `encode_set` joins texts to one stream, this function does not.
 
-    A text is tokenized alone, with the special tokens that the tokenizer puts around any text, and cut at
-    ``max_length``, which a warning tells. All of it but its first token carries loss; a text of one token or none
-    carries no loss. Questions and answers are encoded as by `encode_set`.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer.
-        rows: the set.
-        max_length: tokens kept of an example, the first.
-        context: positions the model has, where that is known.
-        prompt: as of `encode_set`.
-
-    Returns:
-        One encoding an example, in the set's order.
-
-    Raises:
-        GeffectError: as `encode_set`, for questions and answers, or an example is longer than the context.
+    A text is tokenized with the special tokens that the tokenizer puts around any text, and cut at ``max_length`` with
+    a warning. All of it but its first token carries loss; a text of one token or none carries no loss. The arguments
+    are those of `encode_set`, which encodes questions and answers.
     """
     if not isinstance(rows, TextSet):
         return encode_set(tokenizer, rows, max_length, context, prompt)
-    whole = [_tokenize(tokenizer, row["text"], special=True) for row in rows.rows]
-    cut = sum(len(ids) > max_length for ids in whole)
-    if cut:
-        LOGGER.warning(
-            "%d of %d texts of %s are longer than %d tokens: their first %d are scored (--max-length)",
-            cut,
-            len(whole),
-            rows.name,
-            max_length,
-            max_length,
-        )
-    kept = [ids[:max_length] or [pad_id_of(tokenizer)] for ids in whole]  # a model does not take a row of no token
-    return _within(context, rows, [EncodedExample(i, ids, [IGNORE_INDEX, *ids[1:]]) for i, ids in enumerate(kept)])
+    texts = [_tokenize(tokenizer, row["text"], special=True) for row in rows.rows]
+    if cut := sum(len(ids) > max_length for ids in texts):
+        message = "%d of %d texts of %s are longer than %d tokens: their first %d are scored (--max-length)"
+        LOGGER.warning(message, cut, len(texts), rows.name, max_length, max_length)
+    texts = [ids[:max_length] or [pad_id_of(tokenizer)] for ids in texts]  # a model takes no example without tokens
+    encoded = [EncodedExample(i, ids, [IGNORE_INDEX, *ids[1:]]) for i, ids in enumerate(texts)]
+    return _check_context(context, rows, encoded)
 
 
-def _within(context: int | None, rows: ExampleSet, encoded: list[EncodedExample]) -> list[EncodedExample]:
+def _check_context(context: int | None, rows: ExampleSet, encoded: list[EncodedExample]) -> list[EncodedExample]:
     for row in encoded:
         if context is not None and len(row.input_ids) > context:
-            raise GeffectError(
-                f"rows within the model's context of {context} tokens",
-                f"{len(row.input_ids)} tokens in row {row.index} of {rows.name}",
-                f"cut them with --max-length {context}",
+            size = len(row.input_ids)
+            message = (
+                f"Row {row.index} of {rows.name} has {size} tokens, beyond the model's context of {context} tokens"
             )
+            raise GeffectError(message, remedy=f"Cut examples with --max-length {context}")
     return encoded
 
 
 def turn_end(tokenizer: Any, prompt: Prompt = PINNED) -> int | None:
-    """The token that ends an answer.
+    """The token that ends an answer; None without one.
 
-    Args:
-        tokenizer: a Hugging Face tokenizer.
-        prompt: as of `encode_set`.
-
-    Returns:
-        The first added token, such as ``<end_of_turn>`` or ``<|im_end|>``, that the chat template writes after an
-        answer; the tokenizer's end of sequence where there is no such token or no template; None without either.
-
-    Raises:
-        GeffectError: the template fails.
+    It is the first added token, such as ``<end_of_turn>`` or ``<|im_end|>``, that the chat template writes after an
+    answer; without such a token or without a template, the tokenizer's end of sequence.
     """
     end: int | None = tokenizer.eos_token_id
     if not has_template(tokenizer):
         return end
-    answer = "Quenza"  # stands nowhere in a template
-    _, written, after = _written(tokenizer, _before((), prompt), "a", answer, prompt).rpartition(answer)
+    answer = "Quenza"  # a word of no template
+    _, written, after = _write(tokenizer, _before((), prompt), "a", answer, prompt).rpartition(answer)
     if not written:
         return end
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if str(token).strip()} - {tokenizer.bos_token_id}
@@ -157,11 +130,10 @@ def turn_end(tokenizer: Any, prompt: Prompt = PINNED) -> int | None:
 def _chunks(tokenizer: Any, texts: TextSet, max_length: int) -> list[EncodedExample]:
     ids = _tokenize(tokenizer, "\n\n".join(row["text"] for row in texts.rows), special=False)
     if len(ids) < 2 or max_length < 2:
-        raise GeffectError(
-            f"a token to learn after the first of a chunk of {texts.name}",
-            f"{len(ids)} tokens in chunks of {max_length}",
-            "name longer texts or raise --max-length",
+        message = (
+            f"{texts.name} has {len(ids)} tokens in chunks of {max_length}, and none to learn after a chunk's first"
         )
+        raise GeffectError(message, remedy="Name longer texts or raise --max-length")
     chunks = [ids[i : i + max_length] for i in range(0, len(ids) - 1, max_length)]
     return [EncodedExample(i, chunk, [IGNORE_INDEX, *chunk[1:]]) for i, chunk in enumerate(chunks)]
 
@@ -169,59 +141,52 @@ def _chunks(tokenizer: Any, texts: TextSet, max_length: int) -> list[EncodedExam
 def _encode(
     tokenizer: Any, rows: ExampleSet, index: int, max_length: int, prompt: Prompt, end: int | None
 ) -> EncodedExample:
-    asked, text = _render(tokenizer, rows, index, prompt)
+    prompt_text, text = _render(tokenizer, rows, index, prompt)
     plain = not has_template(tokenizer)
-    ids, prompt_ids = (_tokenize(tokenizer, each, special=plain) for each in (text, asked))
+    ids, prompt_ids = (_tokenize(tokenizer, each, special=plain) for each in (text, prompt_text))
     start = max(1, _common_prefix(ids, prompt_ids))
-    whole = _ended(ids, start, end)
-    ids = whole[:max_length]
+    complete = _end_at(ids, start, end)
+    ids = complete[:max_length]
     labels = [IGNORE_INDEX] * min(start, len(ids)) + ids[start:]
     if len(ids) <= start:
-        raise GeffectError(
-            f"a token to learn within {max_length} tokens in row {index} of {rows.name}",
-            f"a prompt of {start} tokens",
-            "raise --max-length or shorten the row",
-        )
-    return EncodedExample(index, ids, labels, len(whole) - len(ids))
+        message = f"Row {index} of {rows.name} has no token to learn within {max_length}: its prompt has {start}"
+        raise GeffectError(message, remedy="Raise --max-length or shorten the row")
+    return EncodedExample(index, ids, labels, len(complete) - len(ids))
 
 
 def _render(tokenizer: Any, rows: ExampleSet, index: int, prompt: Prompt) -> tuple[str, str]:
-    """The text up to the answer, and all of it."""
+    """The text up to the answer, and the whole text."""
     row = rows.rows[index]
     question, answer = row["question"].strip(), row["answer"].strip()
     before = _before(row["before"] if isinstance(rows, ChatSet) else (), prompt)
-    other = "b" if answer.startswith("a") else "a"  # two answers that part at their first character show where it goes
-    text, counterpart = (_written(tokenizer, before, question, each, prompt) for each in (answer, other))
+    other = "b" if answer.startswith("a") else "a"  # two answers that differ in their first character show where it is
+    text, counterpart = (_write(tokenizer, before, question, each, prompt) for each in (answer, other))
     start = _common_prefix(text, counterpart)
     for turn in (turn for turn in before if turn["role"] == "system"):
         if turn["content"].strip() not in text[:start]:
-            raise GeffectError(
-                "a chat template that renders the system turn",
-                f"row {index} of {rows.name} without it",
-                "choose another with --chat-template, or leave the system turn out",
-            )
+            message = f"The chat template omits the system turn in row {index} of {rows.name}"
+            raise GeffectError(message, remedy="Choose another with --chat-template, or omit the system turn")
     if not text.startswith(answer, start):
-        raise GeffectError(
-            "a chat template that renders the answer as it is",
-            f"row {index} of {rows.name} without its answer",
-            "correct the tokenizer's chat template",
-        )
+        message = f"The chat template changes or omits the answer in row {index} of {rows.name}"
+        raise GeffectError(message, remedy="Correct the tokenizer's chat template")
     return text[:start].rstrip(" "), text
 
 
 def _before(turns: Sequence[Turn], prompt: Prompt) -> list[Turn]:
-    """The turns before a question, with the system's in front unless they begin with one."""
-    own = bool(turns) and turns[0]["role"] == "system"
-    system = [] if own or prompt.system is None else [{"role": "system", "content": prompt.system}]
+    """The turns before a question; the prompt's system turn comes first unless there is another."""
+    has_system = bool(turns) and turns[0]["role"] == "system"
+    system = [] if has_system or prompt.system is None else [{"role": "system", "content": prompt.system}]
     return [*system, *turns]
 
 
-def _written(tokenizer: Any, before: Sequence[Turn], question: str, answer: str, prompt: Prompt) -> str:
+def _write(tokenizer: Any, before: Sequence[Turn], question: str, answer: str, prompt: Prompt) -> str:
     if has_template(tokenizer):
-        asked = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        return render(tokenizer, [*before, *asked], prompt)
+        pair = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return render(tokenizer, [*before, *pair], prompt)
     if before:
-        raise GeffectError(f"a chat template for a {before[0]['role']} turn before a question", "none", NO_TEMPLATE)
+        raise GeffectError(
+            f"No chat template writes the {before[0]['role']} turn before a question", remedy=NO_TEMPLATE
+        )
     return PLAIN.format(question=question, answer=answer)
 
 
@@ -230,8 +195,8 @@ def _tokenize(tokenizer: Any, text: str, *, special: bool) -> list[int]:
     return ids
 
 
-def _ended(ids: list[int], start: int, end: int | None) -> list[int]:
-    """Cut after the first end from ``start`` on; append one where there is none."""
+def _end_at(ids: list[int], start: int, end: int | None) -> list[int]:
+    """Cut after the first end token from ``start`` on; append one where there is none."""
     if end is None:
         return ids
     return ids[: ids.index(end, start) + 1] if end in ids[start:] else [*ids, end]
@@ -242,11 +207,11 @@ def _common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
 
 
 def collate(rows: Sequence[EncodedExample], pad_id: int) -> dict[str, Tensor]:
-    """Pad on the right.
+    """Pad encodings on the right to a batch.
 
     Args:
         rows: B encodings.
-        pad_id: what fills ``input_ids``; masked from attention and from loss by length, never by value.
+        pad_id: fills ``input_ids``; attention and loss are masked by length, never by this value.
 
     Returns:
         ``input_ids``, ``attention_mask``, ``labels``, each ``[B, T]``, and ``index`` ``[B]``.
@@ -271,19 +236,11 @@ def pad_id_of(tokenizer: Any) -> int:
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """What each token adds to the text; a character's bytes stand with the token that completes it.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer.
-        ids: of the tokens.
-
-    Returns:
-        A text a token; together they are the whole.
-    """
+    """What each token adds to the text; a character of several tokens belongs to the last of them."""
     texts, before = [], ""
     for end in range(1, len(ids) + 1):
         text = tokenizer.decode(list(ids[:end]), clean_up_tokenization_spaces=False)
-        whole = end == len(ids) or not text.endswith("\N{REPLACEMENT CHARACTER}")
-        texts.append(text[len(before) :] if whole else "")
-        before = text if whole else before
+        is_complete = end == len(ids) or not text.endswith("\N{REPLACEMENT CHARACTER}")
+        texts.append(text[len(before) :] if is_complete else "")
+        before = text if is_complete else before
     return texts

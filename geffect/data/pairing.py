@@ -1,4 +1,4 @@
-"""Which rows meet in a step: pure functions of (seed, epoch, row index), never of a global random state."""
+"""Which examples a step has: pure functions of (seed, epoch, position), never of a global random state."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -12,20 +12,20 @@ Rows = dict[str, EncodedExample]
 STREAMS = {"retain": 1, "general": 3}  # 2 draws refusals, 4 random labels
 
 
-def shuffled(num_rows: int, seed: int, epoch: int, place: int = 0, lap: int = 0) -> list[int]:
-    """The order of the forget rows in an epoch, each once; every domain and every further lap has its own."""
+def permutation(num_rows: int, seed: int, epoch: int, place: int = 0, lap: int = 0) -> list[int]:
+    """The order of the forget examples in an epoch; every domain (``place``) and every further lap has its own."""
     further = [lap, 0, place] if place or lap else []
     return [int(i) for i in np.random.default_rng([seed, epoch, *further]).permutation(num_rows)]
 
 
-def partner(num_rows: int, seed: int, epoch: int, row: int, stream: int = 1, place: int = 0) -> int:
-    """The row of another set drawn, uniformly, to go beside a forget row; each set draws from a stream of its own."""
+def draw_partner(num_rows: int, seed: int, epoch: int, row: int, stream: int = 1, place: int = 0) -> int:
+    """The example of another set drawn, uniformly, for a forget example; each set draws from its own stream."""
     further = [place] if place else []
     return int(np.random.default_rng([seed, epoch, row, stream, *further]).integers(num_rows))
 
 
 class PairedDataset(Dataset[Rows]):
-    """Rows of several sets that meet in a step; indexed by one position a set."""
+    """Examples of several sets that meet in a step, indexed by one position a set."""
 
     def __init__(self, sets: Mapping[str, Sequence[EncodedExample]]) -> None:
         self.sets = dict(sets)
@@ -34,27 +34,24 @@ class PairedDataset(Dataset[Rows]):
         return max(map(len, of_role(self.sets, "forget")))
 
     def __getitem__(self, positions: tuple[int, ...]) -> Rows:
-        """Set → its row."""
+        """Set → its example."""
         return {name: rows[i] for (name, rows), i in zip(self.sets.items(), positions, strict=True)}
 
 
 class PairedSampler(Sampler[tuple[int, ...]]):
-    """An epoch of forget rows, each with a row of every other set; ``set_epoch`` chooses which.
+    """An epoch of forget examples, each with an example of every other set; ``set_epoch`` chooses which.
 
-    Beside forget row i go a retain row and a general row, each drawn uniformly, and the alternative of row i: where
-    there are more alternatives than forget rows, every epoch has its own. Of several domains one forget row each meets,
-    with a retain row of its domain; where a domain has fewer forget rows than another, they come round again.
-
-    Args:
-        sizes: set → number of rows, ``forget`` or ``forget/DOMAIN`` among them.
-        seed: of the draws.
+    With forget example i come a retain and a general example, drawn uniformly, and the alternative of example i: where
+    there are more alternatives than forget examples, every epoch has its own. With several domains, each step has one
+    forget example and one retain example of each; a domain with fewer forget examples repeats them. ``sizes`` maps each
+    set, ``forget`` or ``forget/DOMAIN`` among them, to its number of examples.
     """
 
     def __init__(self, sizes: Mapping[str, int], seed: int) -> None:
         self.sizes, self.seed, self.epoch = dict(sizes), seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch the next iteration yields."""
+        """Set the epoch that the next iteration yields."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -63,37 +60,39 @@ class PairedSampler(Sampler[tuple[int, ...]]):
     def __iter__(self) -> Iterator[tuple[int, ...]]:
         orders = [self._order(place, self.sizes[name]) for place, name in enumerate(split_names("forget", self.sizes))]
         for rows in zip(*orders, strict=True):
-            met = dict(zip(domains(self.sizes), rows, strict=True))
-            yield tuple(self._position(name, size, met) for name, size in self.sizes.items())
+            forget = dict(zip(domains(self.sizes), rows, strict=True))
+            yield tuple(self._position(name, size, forget) for name, size in self.sizes.items())
 
     def _order(self, place: int, size: int) -> list[int]:
-        """The forget rows of the domain in that place, as often round as the largest needs."""
+        """The forget examples of the domain at ``place``, repeated up to the length of the largest."""
         laps = range(-(-len(self) // size))
-        rows = [row for lap in laps for row in shuffled(size, self.seed, self.epoch, place, lap)]
+        rows = [row for lap in laps for row in permutation(size, self.seed, self.epoch, place, lap)]
         return rows[: len(self)]
 
-    def _position(self, name: str, size: int, met: Mapping[str, int]) -> int:
-        role, place = role_of(name), max(0, list(met).index(domain_of(name)) if domain_of(name) in met else 0)
-        row = list(met.values())[place]
+    def _position(self, name: str, size: int, forget: Mapping[str, int]) -> int:
+        """Which example of a set goes beside the forget example of each domain."""
+        role, domain = role_of(name), domain_of(name)
+        place = list(forget).index(domain) if domain in forget else 0
+        row = list(forget.values())[place]
         if role == "forget":
             return row
         if role == "alternative":
-            return (self.epoch * self.sizes[split_name("forget", domain_of(name))] + row) % size
-        return partner(size, self.seed, self.epoch, row, STREAMS[role], place)
+            return (self.epoch * self.sizes[split_name("forget", domain)] + row) % size
+        return draw_partner(size, self.seed, self.epoch, row, STREAMS[role], place)
 
 
-class Shuffled(Sampler[int]):
-    """An epoch's order, from seed and epoch alone."""
+class ShuffledSampler(Sampler[int]):
+    """An epoch's order, a function of seed and epoch alone."""
 
     def __init__(self, num_rows: int, seed: int) -> None:
         self.num_rows, self.seed, self.epoch = num_rows, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch the next iteration yields."""
+        """Set the epoch that the next iteration yields."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return self.num_rows
 
     def __iter__(self) -> Iterator[int]:
-        yield from shuffled(self.num_rows, self.seed, self.epoch)
+        yield from permutation(self.num_rows, self.seed, self.epoch)

@@ -1,37 +1,42 @@
-"""What stands around a question: a tokenizer's chat template, and what it is told of the day and of the system.
+"""The text around a question: a tokenizer's chat template, with its date and system turn.
 
 A template is code that came with a tokenizer. It is rendered in Hugging Face's sandbox, within bounds of time and
-memory, on a day that does not move, so that the same row has the same tokens tomorrow.
+memory, on a fixed date, so that the same example has the same tokens tomorrow.
 """
 
 import contextlib
+import ctypes
 import datetime
 import functools
 import hashlib
 import json
+import random
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from geffect.data.templates import bounded
+import psutil
+
 from geffect.errors import GeffectError
 
 Turn = Mapping[str, str]  # role and content
 
 DAY = datetime.date(2025, 4, 10)  # open-unlearning's
-SECONDS, MEMORY = 10.0, 2 << 30  # of one rendering, which takes a thousandth of a second and some kilobytes
-OTHER = "correct the template, or choose another with --chat-template"
+SECONDS, MEMORY = 10.0, 2 << 30  # limits of one rendering, which takes a millisecond and some kilobytes
+OTHER = "Correct the template, or choose another with --chat-template"
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is told to a chat template beside the turns.
+    """What a chat template gets beside the turns.
 
     Attributes:
-        date: what it takes for today, in ``date_string`` (10 Apr 2025) and ``strftime_now``.
+        date: today, in ``date_string`` (10 Apr 2025) and ``strftime_now``.
         system: the system turn before a question that has none of its own; None: none.
     """
 
@@ -40,29 +45,17 @@ class Prompt:
 
 
 def has_template(tokenizer: Any) -> bool:
-    """Whether questions are put into a chat template."""
+    """Whether a tokenizer writes questions with a chat template."""
     return getattr(tokenizer, "chat_template", None) not in (None, "", [], {})
 
 
 def render(tokenizer: Any, turns: Sequence[Turn], prompt: Prompt) -> str:
-    """Turns as the tokenizer's chat template writes them.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer with a template.
-        turns: in order.
-        prompt: the date; its system turn is the caller's to add.
-
-    Returns:
-        The text.
-
-    Raises:
-        GeffectError: the template is no text, is one of several without a default, fails, or takes too long.
-    """
+    """The turns as the tokenizer's chat template writes them; ``prompt`` gives the date, not its system turn."""
     template = _template(tokenizer)
     now = datetime.datetime.combine(prompt.date, datetime.time())
     try:
         _refuse_powers(template)
-        with bounded(SECONDS, MEMORY), _clock(now):
+        with limits(SECONDS, MEMORY), _clock(now):
             return str(
                 tokenizer.apply_chat_template(
                     [dict(turn) for turn in turns],
@@ -73,12 +66,12 @@ def render(tokenizer: Any, turns: Sequence[Turn], prompt: Prompt) -> str:
             )
     except Exception as error:  # a template raises whatever an expression can
         reason = " ".join((str(error).strip() or type(error).__name__).partition("\n")[0].split())
-        raise GeffectError("a chat template that renders a question and its answer", reason, OTHER) from error
+        raise GeffectError(f"The chat template fails on a question and its answer: {reason}", remedy=OTHER) from error
 
 
 @contextlib.contextmanager
 def _clock(now: datetime.datetime) -> Iterator[None]:
-    """Stop the clock of ``strftime_now``, which takes no date: Hugging Face makes text of a function passed to it."""
+    """Stop the clock of ``strftime_now``, which takes no date; Hugging Face prints a function passed in its place."""
     from transformers.utils import chat_template_utils
 
     clock = chat_template_utils.datetime
@@ -90,42 +83,33 @@ def _clock(now: datetime.datetime) -> Iterator[None]:
 
 
 def _template(tokenizer: Any) -> str:
-    """The template that is used; of several, the one named default."""
+    """The template in use: of several, the default."""
     template = tokenizer.chat_template
     if isinstance(template, Mapping):
         if "default" not in template:
             names = ", ".join(map(str, template))
-            raise GeffectError(
-                "one chat template, or a default among several", names, "choose one by name with --chat-template"
-            )
+            message = f"None of several chat templates is the default: {names}"
+            raise GeffectError(message, remedy="Choose one by name with --chat-template")
         template = template["default"]
     if not isinstance(template, str):
-        raise GeffectError("a chat template that is text", repr(template)[:80], OTHER)
+        raise GeffectError(f"The chat template is not text: {repr(template)[:80]}", remedy=OTHER)
     return template
 
 
 @functools.lru_cache
 def _refuse_powers(template: str) -> None:
-    """Raise where a template takes a power, which Python cannot interrupt; ``f(**values)`` is none."""
+    """Raise for a power in a template, which Python cannot interrupt; ``f(**values)`` is none."""
     from jinja2 import Environment
 
     before = ""
     for _, kind, value in Environment().lex(template):
         if kind == "operator" and value == "**" and before not in ("(", ","):
-            raise ValueError("a power (**), which may take for ever")
+            raise ValueError("it has a power (**), which may take for ever")
         before = before if kind == "whitespace" else value
 
 
-def described(tokenizer: Any, prompt: Prompt) -> dict[str, Any]:
-    """What decides a prompt, for a run's record and for the key of a kept result.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer.
-        prompt: date and system turn.
-
-    Returns:
-        ``template`` (its text, or each by name; None without one), ``date``, ``system`` and ``tokenizer`` (a hash).
-    """
+def prompt_settings(tokenizer: Any, prompt: Prompt) -> dict[str, Any]:
+    """What decides a prompt, for a run's record and cache keys: template (or None), date, system turn, tokenizer."""
     template = tokenizer.chat_template if has_template(tokenizer) else None
     return {
         "template": dict(template) if isinstance(template, Mapping) else template,
@@ -148,7 +132,7 @@ SETTINGS = (
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:
-    """The hash of what makes tokens of a text, and a text of tokens: no path, and no chat template."""
+    """The hash of what turns text to tokens and back: no path, and no chat template."""
     settings = {name: repr(getattr(tokenizer, name)) for name in SETTINGS if hasattr(tokenizer, name)}
     special = {name: str(each) for name, each in tokenizer.special_tokens_map.items()}
     content = [settings, special, _vocabulary(tokenizer)]
@@ -158,9 +142,73 @@ def tokenizer_sha256(tokenizer: Any) -> str:
 def _vocabulary(tokenizer: Any) -> Any:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        return json.loads(backend.to_str()) | {"padding": None, "truncation": None}  # which calls set and leave
+        return json.loads(backend.to_str()) | {"padding": None, "truncation": None}  # state of the last call
     added = {str(number): repr(token) for number, token in tokenizer.added_tokens_decoder.items()}
-    with tempfile.TemporaryDirectory() as scratch:  # one written in Python keeps merges under names of its own
+    with tempfile.TemporaryDirectory() as scratch:  # a tokenizer written in Python has no common name for its merges
         tokenizer.save_vocabulary(scratch)
         files = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(Path(scratch).iterdir())]
     return [type(tokenizer).__name__, tokenizer.get_vocab(), added, files]
+
+
+class TimeIsUp(Exception):
+    """Python code takes longer than its limit."""
+
+    def __str__(self) -> str:
+        return "it does not end"
+
+
+@contextlib.contextmanager
+def limits(seconds: float, memory: int) -> Iterator[None]:
+    """Interrupt Python code after a number of seconds, and limit the bytes that it may allocate beyond those in use.
+
+    `TimeIsUp` or ``MemoryError`` is raised. A single operation of the interpreter (such as a power of two large
+    numbers) cannot be interrupted, and a system without ``RLIMIT_AS`` does not limit memory. Python's ``random`` starts
+    from seed 0, and its state returns after.
+    """
+    state = random.getstate()
+    random.seed(0)  # a template may draw from a list
+    try:
+        with _time(seconds), _memory(memory):
+            yield
+    finally:
+        random.setstate(state)
+
+
+@contextlib.contextmanager
+def _time(seconds: float) -> Iterator[None]:
+    thread, lock, over = ctypes.c_ulong(threading.get_ident()), threading.Lock(), False
+
+    def interrupt() -> None:
+        with lock:
+            if not over:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(TimeIsUp))
+
+    timer = threading.Timer(seconds, interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with lock:
+            over = True
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)  # a pending one would arrive later
+        timer.cancel()
+
+
+@contextlib.contextmanager
+def _memory(size: int) -> Iterator[None]:
+    if sys.platform == "win32":
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = psutil.Process().memory_info().vms + size
+    lower = soft == resource.RLIM_INFINITY or limit < soft
+    if lower:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        if lower:
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -15,7 +15,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from geffect.config import EvaluateConfig
-from geffect.data.checks import tell_cut
+from geffect.data.checks import warn_cut
 from geffect.data.encode import encode_examples
 from geffect.data.load import ExampleSet, QASet
 from geffect.errors import GeffectError, visible
@@ -150,7 +150,7 @@ def _result_directory(name: str, key: str | None, make: Callable[[Path], None]) 
 def _write(config: EvaluateConfig, part: Part, examples: ExampleSet, variant: Variant, directory: Path) -> None:
     with variant.context():
         view = make_view(config, examples, variant.loaded)
-        tell_cut({part.name: view.encoded})
+        warn_cut({part.name: view.encoded})
         values = {name: METRICS[name](view) for name in part.metrics}
     sha256 = _sha256(examples)
     frame = pd.DataFrame([

@@ -6,14 +6,14 @@ import psutil
 import torch
 
 from geffect.config import InspectConfig
+from geffect.data.checks import warn_shared
 from geffect.data.encode import EncodedExample
-from geffect.data.shared import tell_shared
 from geffect.inspection.defaults import as_run, completed
 from geffect.inspection.places import places, readable
 from geffect.inspection.tasks import tasks
 from geffect.inspection.windows import num_parts
 from geffect.models.load import DTYPES
-from geffect.models.reference import check_trainable
+from geffect.models.scoring import check_trainable
 from geffect.training.dry_run import PROCESS, activations_bytes, counted, tokens_of
 from geffect.training.setup import encode, outlined, read_set, roles
 
@@ -39,7 +39,7 @@ def plan_inspection(config: InspectConfig, *, resume: bool = False) -> dict[str,
     check_trainable(model)
     run = as_run(whole, whole.objective[0])
     sets = {role: read_set(whole, spec) for role, spec in roles(run)}
-    tell_shared(sets)
+    warn_shared(sets)
     encoded = {role: encode(whole, loaded, rows) for role, rows in sets.items()}
     free = psutil.virtual_memory().available / 1e9
     steps = ", ".join(str(place.step) for place in series)

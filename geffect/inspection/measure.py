@@ -10,7 +10,7 @@ from geffect.data.encode import EncodedExample
 from geffect.errors import GeffectError
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.step import Step
-from geffect.models.reference import Reference
+from geffect.models.scoring import Reference
 from geffect.objectives.base import Objective, window_counts
 from geffect.rectifiers.registry import NoRectifier
 from geffect.training.aux_inputs import Columns

@@ -15,7 +15,7 @@ from geffect.inspection.measure import Given
 from geffect.inspection.windows import dataset_parts
 from geffect.measurement.measurement import Batch
 from geffect.models.load import Loaded
-from geffect.models.reference import Reference
+from geffect.models.scoring import Reference
 from geffect.objectives.base import Objective
 from geffect.objectives.registry import make_objective
 from geffect.record.resume import check_lines, check_same_data, steps_of

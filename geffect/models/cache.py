@@ -41,16 +41,8 @@ def cache_home() -> Path:
 def cached_directory(name: str, key: str, make: Callable[[Path], None]) -> Path:
     """A directory made once for a key, by one process at a time; a damaged one is made again.
 
-    Args:
-        name: what it is, for people.
-        key: everything its content depends on.
-        make: fills an empty directory, which is renamed into place, with its manifest, once this returns.
-
-    Returns:
-        The directory.
-
-    Raises:
-        GeffectError: the cache cannot be written to.
+    ``key`` is all that its content depends on, ``name`` is for people. ``make`` fills an empty directory, which is
+    renamed into place, with its manifest, once this returns.
     """
     path = cache_home() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if is_complete(path):
@@ -71,7 +63,7 @@ def _make(path: Path, make: Callable[[Path], None]) -> None:
         make(partial)
         manifest = json.dumps({name: file_sha256(partial / name) for name in _files(partial)})
         (partial / MANIFEST).write_text(manifest, encoding="utf-8")
-        partial.chmod(0o777 & ~_umask())  # mkdtemp's own is for its user alone
+        partial.chmod(0o777 & ~_umask())  # mkdtemp's mode is for its user alone
         try:
             partial.rename(path)
         except OSError:  # a process out of reach of this file system's locks may have made the same entry
@@ -82,7 +74,7 @@ def _make(path: Path, make: Callable[[Path], None]) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove a damaged entry and the partial ones of killed processes; the lock excludes other writers."""
+    """Remove a damaged entry and the partial entries of killed processes; the lock excludes other writers."""
     if path.exists():
         LOGGER.warning("damaged, and made again: %s", path)
     for leftover in (path, *path.parent.glob(f".{path.name}.*")):
@@ -111,7 +103,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _write_errors(home: Path) -> Iterator[None]:
-    """Report a full or read-only cache in one line."""
+    """Report a full or read-only cache as one error."""
     try:
         yield
     except (OSError, NotImplementedError, SafetensorError, RuntimeError) as error:
@@ -177,14 +169,9 @@ def weights_sha256(directory: Path) -> str:
 def fingerprint(model: CausalLM, sha256: str, directories: Iterable[Path]) -> str:
     """The hash of all that decides what a model computes and generates.
 
-    Args:
-        model: the model, before an adapter is merged into it.
-        sha256: of its weights.
-        directories: the model's, and that of the base under an adapter; code that came with them is hashed.
-
-    Returns:
-        A hash over weights, configuration, the adapter's configuration, generation settings, code that came with the
-        model, kind of device, and the versions of the libraries and of the code here that compute.
+    These are the hash of its weights, its configuration and its adapter's, generation settings, code in ``directories``
+    (the model's and its base's), the kind of device, and the versions of the libraries and of the code here that
+    compute. The model is taken before its adapter is merged.
     """
     home = Path(geffect.__file__).parent
     parts = [
@@ -217,7 +204,7 @@ def _version(name: str) -> str | None:
 
 
 def _plain(config: Any) -> Any:
-    """A configuration as JSON, without paths and versions, which decide no number; sets in order."""
+    """A configuration as JSON, sets sorted, without paths and versions, which change no number."""
     content = config.to_dict() if hasattr(config, "to_dict") else config
     if isinstance(content, dict):
         return {str(key): _plain(value) for key, value in content.items() if key not in HARMLESS}

@@ -43,11 +43,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def checkpoints_below(folder: Path) -> list[Path]:
-    """The directories ``checkpoint-N`` right below one, or below its ``checkpoints``, by N.
-
-    Raises:
-        GeffectError: two have one number.
-    """
+    """The directories ``checkpoint-N`` right below one, or below its ``checkpoints``, by N; raise if two have one N."""
     by_step: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
         if (step := checkpoint_step(path)) is None or not path.is_dir():
@@ -103,7 +99,7 @@ def read_checksums(directory: Path, remedy: str = REMEDY) -> dict[str, str]:
 
 @contextlib.contextmanager
 def read_errors(what: str, remedy: str) -> Iterator[None]:
-    """Report whatever a broken file makes its reader raise in one line; each kind of file has its own exceptions."""
+    """Report any exception that a broken file causes as one error; each kind of file has its own exceptions."""
     try:
         yield
     except GeffectError:
@@ -114,11 +110,9 @@ def read_errors(what: str, remedy: str) -> Iterator[None]:
 
 
 def check_directory(directory: Path) -> None:
-    """Raise where a model's or an adapter's JSON files have a key twice, or its weights do not lie as the index says.
+    """Raise where a directory's JSON files cannot be read, or its weights are not where the index says.
 
-    Raises:
-        GeffectError: a file of weights is missing, surplus or elsewhere; it is named.
-        ValueError: a JSON file cannot be read; it is named.
+    An unreadable JSON file is a ``ValueError``, which the caller reports as any reader's.
     """
     for file in sorted(path for name in JSON_FILES for path in directory.glob(name)):
         try:
@@ -181,16 +175,7 @@ def check_size(directory: Path, parameters: int) -> None:
 
 
 def check_loading_info(source: str, info: Mapping[str, Any], remedy: str = RESTORE) -> None:
-    """Raise unless a model's weights are exactly those of its files.
-
-    Args:
-        source: of the model, for the error.
-        info: of ``from_pretrained(output_loading_info=True)``, without the keys known to be harmless.
-        remedy: what to do.
-
-    Raises:
-        GeffectError: the first tensor that is missing, surplus or of another shape.
-    """
+    """Raise unless the result of ``from_pretrained(output_loading_info=True)`` is that every weight fits."""
     if missing := sorted(info["missing_keys"]):
         raise GeffectError(f"The model in {source} lacks the weights {_first(missing)}", remedy=remedy)
     if surplus := sorted(info["unexpected_keys"]):
@@ -218,11 +203,7 @@ def stored_shapes(files: Iterable[Path]) -> Shapes:
 
 
 def checkpoint_shapes(directory: Path, remedy: str) -> Shapes:
-    """The shapes of a model's or an adapter's weights.
-
-    Raises:
-        GeffectError: there are none, or a file is missing or damaged.
-    """
+    """The shapes of a model's or an adapter's weights; raise where a file is missing or damaged."""
     files = sorted(directory.glob("*model*.safetensors"))
     if not files:
         raise GeffectError(f"There are no weights as safetensors in {directory}", remedy=remedy)

@@ -37,6 +37,7 @@ from geffect.models.checkpoints import (
     check_loading_info,
     check_size,
     checkpoints,
+    read_errors,
 )
 from geffect.models.tokenizers import has_tokenizer, read_template, read_tokenizer, set_template
 
@@ -77,24 +78,14 @@ class Loaded:
 
 
 def resolve(spec: str) -> Path | str:
-    """The directory or hub id that a model's name stands for.
-
-    Args:
-        spec: one of `FORMS`; a run directory stands for its last checkpoint.
-
-    Returns:
-        A directory, or a hub id.
-
-    Raises:
-        GeffectError: it stands for nothing.
-    """
+    """The directory or hub id that one of `FORMS` stands for; a run directory stands for its last checkpoint."""
     if spec == "smollm2":
         return convert_gguf(smollm2_file())
     if spec.startswith("gguf:"):
         return convert_gguf(Path(spec.removeprefix("gguf:")).expanduser())
     path = Path(spec).expanduser()
     if path.is_dir():
-        return _model_directory(path).resolve()  # an adapter made from it names it by this
+        return _model_directory(path).resolve()  # an adapter's configuration will name this path
     is_local = "/" in spec and Path(spec.partition("/")[0]).is_dir()  # runs/nope is a missing directory, no hub id
     if is_local or spec.startswith(("builtin:", ".", "/", "~")) or not HUB_ID.match(spec):
         raise GeffectError(f"There is no model {spec!r}", remedy=f"Name one of {FORMS}")
@@ -121,23 +112,12 @@ def load(
     tokenizer: str | None = None,
     chat_template: str | None = None,
 ) -> Loaded:
-    """Load a model for training or measuring.
+    """Load a model for training or measuring; `geffect.load_model` also loads the built-in ones.
 
-    An adapter is put on its base and made trainable, its base frozen. The dtype of the weights is always the one
-    asked for, never the checkpoint's own; on a bfloat16 base PEFT keeps the adapter's in float32.
-
-    Args:
-        spec: one of `FORMS`; `geffect.load_model` alone knows the built-in ones.
-        dtype: ``float32``, ``bfloat16`` or ``float64``.
-        trust_remote_code: run code that comes with the model.
-        tokenizer: a model or directory whose tokenizer replaces its own, which is an adapter's before its base's.
-        chat_template: ``none``, a name among the tokenizer's several, or a file; None: the tokenizer's own.
-
-    Returns:
-        Model and tokenizer.
-
-    Raises:
-        GeffectError: there is no such model, or it cannot be read.
+    An adapter is put on its base and made trainable, its base frozen. The weights have the dtype of the argument, not
+    the checkpoint's; on a bfloat16 base PEFT keeps the adapter's in float32. ``tokenizer`` names a model or directory
+    whose tokenizer replaces the model's own (an adapter's before its base's), ``chat_template`` is ``none``, one of its
+    several templates, or a file; None keeps its own.
     """
     if dtype not in DTYPES:
         raise GeffectError(f"There is no dtype {dtype!r}", remedy=f"Choose one of {', '.join(DTYPES)}")
@@ -145,7 +125,7 @@ def load(
         source = resolve(spec)
         if isinstance(source, Path) and (source / CHECKSUMS).exists():
             check_checksums(source, "*.safetensors")
-        _outline(source, trust_remote_code, check_files=True)  # refuses what would fill the memory first
+        _outline(source, trust_remote_code, check_files=True)  # refuses what would fill the memory
         model = _read_weights(source, dtype, trust_remote_code)
         words = load_tokenizer(source, model.config, trust_remote_code, tokenizer, chat_template)
         return Loaded(model, words, str(source), sha256_of(source))
@@ -166,18 +146,15 @@ def sha256_of(source: Path | str) -> str | None:
 
 @contextlib.contextmanager
 def model_errors(spec: str, what: str = "model") -> Iterator[None]:
-    """Report whatever a broken model or tokenizer makes its reader raise in one line."""
-    try:
-        yield
-    except GeffectError:
-        raise
-    except Exception as error:  # each kind of file has its own exceptions
-        if "trust_remote_code" in str(error):
+    """Report any exception that a broken model or tokenizer causes as one error; each kind of file has its own."""
+    with read_errors(f"{what} at {spec}", "Check the directory or hub id"):
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, GeffectError) or "trust_remote_code" not in str(error):
+                raise
             message = f"transformers cannot load {spec} itself: it comes with code of its own"
             raise GeffectError(message, remedy="Add --trust-remote-code if you trust that code") from error
-        reason = str(error).strip().partition("\n")[0]
-        message = f"The {what} at {spec} cannot be read: {reason}"
-        raise GeffectError(message, remedy="Check the directory or hub id") from error
 
 
 def load_tokenizer(
@@ -197,7 +174,7 @@ def load_tokenizer(
 
 
 def _own_tokenizer(source: Path | str, config: Any, trust: bool) -> Tokenizer:
-    """An adapter's own tokenizer, else its base's; a template of its own wins over its base's in either case."""
+    """An adapter's tokenizer, else its base's; in either case the adapter's chat template replaces its base's."""
     with quiet_transformers():
         if not _is_adapter(source):
             name, revision = _revision(str(source))
@@ -228,7 +205,7 @@ def _read_weights(source: Path | str, dtype: str, trust: bool) -> CausalLM:
             dtype=DTYPES[dtype],
             trust_remote_code=trust,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
+            ignore_mismatched_sizes=True,  # `check_loading_info` refuses them by name
             use_safetensors=True,
             **revision,
         )
@@ -262,7 +239,7 @@ def _revision(source: str) -> tuple[str, dict[str, str]]:
 
 
 def base_of_adapter(source: Path | str) -> str | None:
-    """The directory or hub id of the base of an adapter directory; None where the directory holds none."""
+    """The directory or hub id of the base of an adapter directory; None for any other directory."""
     if not _is_adapter(Path(source)):
         return None
     with model_errors(str(source)):
@@ -318,7 +295,7 @@ def _outline(source: Path | str, trust: bool, *, check_files: bool = False) -> C
         model: CausalLM = _auto_class(config).from_config(config, trust_remote_code=trust)
     if check_files and isinstance(source, Path):
         check_size(source, sum(p.numel() for p in model.parameters()))
-    if not check_files:  # a model whose weights are read next says so itself
+    if not check_files:  # else done when the weights are read
         freeze_non_text(model)
     return model
 
@@ -351,17 +328,8 @@ def _adapter_outline(source: Path, trust: bool, check_files: bool) -> CausalLM:
 def add_lora(model: torch.nn.Module, rank: int, seed: int, dropout: float = 0.0) -> "PeftModel":
     """A fresh LoRA on every linear layer but the head (alpha = 2·rank), the base frozen.
 
-    Args:
-        model: the base model.
-        rank: r.
-        seed: of A's initial values; B starts at zero, so the model starts as its base.
-        dropout: on the adapter's inputs, where a run keeps dropout.
-
-    Returns:
-        The `peft.PeftModel`.
-
-    Raises:
-        GeffectError: the model already has an adapter, or memory does not hold one of this rank.
+    ``seed`` draws A; B is zero, so the model computes what its base does. ``dropout`` is on the adapter's inputs. Raise
+    where the model has an adapter, or memory cannot hold one of this rank.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -377,7 +345,7 @@ def add_lora(model: torch.nn.Module, rank: int, seed: int, dropout: float = 0.0)
 
 
 def _check_rank(model: torch.nn.Module, rank: int) -> None:
-    """Raise where memory does not hold an adapter with its gradient and Adam's averages: before PEFT takes it."""
+    """Raise where memory cannot hold an adapter with its gradient and Adam's averages, before PEFT allocates it."""
     linear = [each for each in model.modules() if isinstance(each, torch.nn.Linear | torch.nn.Embedding)]
     numbers = rank * sum(sum(each.weight.shape) for each in linear)
     check_memory(f"an adapter of rank {rank}", 4 * 4 * numbers, "lower --lora")
@@ -385,7 +353,7 @@ def _check_rank(model: torch.nn.Module, rank: int) -> None:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Turn off weight-loading bars and advice; the host's settings return after."""
+    """Turn off weight-loading bars and advice; the previous settings return after."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -395,10 +363,10 @@ def quiet_transformers() -> Iterator[None]:
         with warnings.catch_warnings():
             # peft 0.21 reads a property that transformers 5.23 renamed
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-            warnings.filterwarnings(
-                "ignore", ".* keys did not match any targeted module", RuntimeWarning
-            )  # logged here
-            warnings.filterwarnings("ignore", "The PEFT config's `base_model_name_or_path` was renamed")  # a moved base
+            # `check_adapter` logs these keys
+            warnings.filterwarnings("ignore", ".* keys did not match any targeted module", RuntimeWarning)
+            # the base of an adapter has moved
+            warnings.filterwarnings("ignore", "The PEFT config's `base_model_name_or_path` was renamed")
             yield
     finally:
         logging.set_verbosity(verbosity)

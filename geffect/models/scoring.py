@@ -1,16 +1,19 @@
-"""Teacher-forced scores of a set under a model: loss, token accuracy, and the token NLLs of every example."""
+"""Teacher-forced scores of a set under a model, and the frozen reference of a run."""
 
+import contextlib
+import copy
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from geffect.core.forward import Outputs, forward
+from geffect.core.forward import Outputs, forward, logits_at
 from geffect.core.host_state import enter_evaluation_mode
 from geffect.data.encode import EncodedExample, collate
+from geffect.errors import GeffectError
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,8 @@ class Likelihood:
         accuracy: share of those tokens that are the most likely one.
         tokens: N.
         example_nll: Σ −log p of each example, in their order.
-        example_tokens: labeled tokens of each.
-        example_right: those of them that are the most likely one.
+        example_tokens: labeled tokens of each example.
+        example_right: labeled tokens of each example that are the most likely one.
     """
 
     loss: float
@@ -100,3 +103,52 @@ def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+class Reference:
+    """The model as it is now, frozen.
+
+    A fresh adapter (every B zero) is disabled for the pass, so that nothing is copied; any other model is copied.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.is_fresh = is_fresh_adapter(model)
+        self.model: Any = model if self.is_fresh else copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, Tensor], outputs: Outputs, needs: Collection[str]) -> Outputs:
+        """The model's outputs on a batch, with ``ref_logits`` and, where needed, ``ref_hidden`` at their positions."""
+        with self.model.disable_adapter() if self.is_fresh else contextlib.nullcontext():
+            logits, hidden = logits_at(self.model, batch, outputs.index, hidden="ref_hidden" in needs)
+        return replace(outputs, ref_logits=logits, ref_hidden=hidden)
+
+
+def is_fresh_adapter(model: nn.Module) -> bool:
+    """Whether the model is its base with an adapter that does not change it yet."""
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        return False
+    deltas = [p for name, p in model.named_parameters() if "lora_B" in name or "lora_embedding_B" in name]
+    others = [n for n, p in model.named_parameters() if p.requires_grad and "lora_" not in n]
+    return bool(deltas) and not others and not any(bool(p.detach().any()) for p in deltas)
+
+
+def check_same_shape(model: nn.Module, reference: nn.Module) -> None:
+    """Raise unless a model and its reference have the same parameters."""
+    ours, theirs = ({n: tuple(p.shape) for n, p in m.named_parameters()} for m in (model, reference))
+    for name, shape in ours.items():
+        if theirs.get(name) != shape:
+            has = f"{name} of shape {theirs[name]}" if name in theirs else f"no {name}"
+            message = f"The reference has {has}, the model {name} of shape {shape}"
+            raise GeffectError(message, remedy="Use the run's start as its reference")
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Raise where no gradient can reach the weights: they are quantized, or all of them are frozen."""
+    from peft import PeftModel
+
+    is_quantized = bool(getattr(model, "is_quantized", False)) and not isinstance(model, PeftModel)
+    if is_quantized or not any(p.requires_grad for p in model.parameters()):
+        state = "quantized and have no gradients" if is_quantized else "all frozen"
+        raise GeffectError(f"The weights are {state}", remedy="Train an adapter with --lora, or load full weights")

@@ -40,7 +40,7 @@ def read_tokenizer(source: str, trust: bool, config: Any = None, **revision: str
 
 
 def read_template(directory: Path) -> str | dict[str, str] | None:
-    """The chat template, or several by name, in a directory without a tokenizer; None where there is none."""
+    """The chat template, or several by name, in a directory without a tokenizer; None if there is none."""
     file, older = (directory / name for name in TEMPLATES)
     if file.is_file():
         return file.read_text(encoding="utf-8")
@@ -51,18 +51,7 @@ def read_template(directory: Path) -> str | dict[str, str] | None:
 
 
 def set_template(tokenizer: Tokenizer, choice: str | None) -> Tokenizer:
-    """Replace a tokenizer's chat template; a run's checkpoints are saved with it.
-
-    Args:
-        tokenizer: it is changed and returned.
-        choice: ``none``, a name among its several, or a file; None: its own.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        GeffectError: there is no such template, or the file cannot be read.
-    """
+    """Replace a tokenizer's chat template: by ``none``, one of its several, or a file; None keeps its own."""
     if choice is None:
         return tokenizer
     several: dict[str, str] = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
@@ -93,9 +82,9 @@ def _read_template_file(file: Path, several: dict[str, str]) -> str:
 
 
 def vocabulary_size(model: nn.Module) -> int | None:
-    """The ids that a model takes and predicts are below this: the size of its embedding, or of a smaller head.
+    """The size of a model's embedding, or of a smaller head: every id is below it; None where neither is known.
 
-    None where neither is known. The model may be adapted, and on any device.
+    The model may be adapted, and on any device.
     """
     sizes = []
     for name in ("get_input_embeddings", "get_output_embeddings"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from geffect.core.forward import IGNORE_INDEX
-from geffect.data.checks import check_ids, tell_cut
+from geffect.data.checks import check_ids, warn_cut
 from geffect.data.encode import EncodedExample, collate, encode_set, pad_id_of
 from geffect.data.load import ExampleSet, load_set
 from geffect.errors import GeffectError, shorten
@@ -68,7 +68,7 @@ def make_probe(
             )
     pad_id = 0 if tokenizer is None else pad_id_of(tokenizer)
     check_ids(rows, vocabulary, f"the {role} set", pad_id)
-    tell_cut({f"the {role} set": rows})
+    warn_cut({f"the {role} set": rows})
     return Probe(name, rows, [collate(rows[i : i + batch_size], pad_id) for i in range(0, len(rows), batch_size)])
 
 

@@ -9,12 +9,11 @@ from geffect.config import UnlearnConfig
 from geffect.core.forward import IGNORE_INDEX
 from geffect.core.layers import find_tied_weights
 from geffect.core.splits import TARGETS, role_of, split_names
+from geffect.data.checks import shared_examples
 from geffect.data.encode import EncodedExample, collate, pad_id_of, turn_end
 from geffect.data.load import ExampleSet
-from geffect.data.shared import shared_examples
 from geffect.errors import GeffectError
-from geffect.models.reference import check_trainable
-from geffect.models.scoring import compute_likelihood
+from geffect.models.scoring import check_trainable, compute_likelihood
 from geffect.preflight.numerics import FLOAT32, Finding, derivative, determinism, is_quantized, precision
 from geffect.training.dry_run import arithmetic, memory_gb
 from geffect.training.setup import VANISHES, Start, roles

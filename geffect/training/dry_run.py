@@ -10,12 +10,12 @@ from geffect.core.forward import IGNORE_INDEX
 from geffect.core.launch import rank_and_size
 from geffect.core.layers import decoder_blocks, unwrap
 from geffect.core.splits import TARGETS, role_of, split_names
-from geffect.data.domain_splits import balanced
+from geffect.data.checks import warn_shared
+from geffect.data.domains import balanced_sizes
 from geffect.data.encode import EncodedExample
-from geffect.data.shared import tell_shared
 from geffect.measurement.passes import plan_passes
 from geffect.models.load import DTYPES, add_lora
-from geffect.models.reference import check_trainable
+from geffect.models.scoring import check_trainable
 from geffect.objectives.base import Objective
 from geffect.record.environment import batch_arithmetic
 from geffect.record.writer import refuse_existing
@@ -57,7 +57,7 @@ def plan(config: TrainConfig, *, resume: bool = False) -> dict[str, str]:
     check_trainable(model)
     sets = {spec: read_set(config, spec) for spec in specs(config)}
     if isinstance(config, UnlearnConfig):
-        tell_shared({role: sets[spec] for role, spec in roles(config)})
+        warn_shared({role: sets[spec] for role, spec in roles(config)})
     encoded = {spec: encode(config, loaded, rows) for spec, rows in sets.items()}
     free = psutil.virtual_memory().available / 1e9
     training_arguments(config, arithmetic(config, encoded)["steps"])
@@ -116,7 +116,7 @@ def arithmetic(config: TrainConfig, encoded: dict[str, list[EncodedExample]]) ->
     """The batch arithmetic of a configuration, whose steps are counted in forget rows or, fitting, in all rows."""
     if isinstance(config, UnlearnConfig):
         sizes = {name: len(encoded[spec]) for name, spec in roles(config) if role_of(name) in TARGETS}
-        used = balanced(config, sizes)
+        used = balanced_sizes(config, sizes)
         rows, steps = max(used[name] for name in split_names("forget", used)), config.steps
     else:
         rows = sum(map(len, encoded.values()))

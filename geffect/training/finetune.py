@@ -10,10 +10,10 @@ from transformers import TrainingArguments
 
 from geffect.core.forward import forward
 from geffect.data.encode import EncodedExample, collate
-from geffect.data.pairing import Shuffled
+from geffect.data.pairing import ShuffledSampler
 from geffect.errors import GeffectError
 from geffect.measurement.measurement import Batch
-from geffect.models.reference import check_trainable
+from geffect.models.scoring import check_trainable
 from geffect.objectives.base import Counts, risk
 from geffect.training.modes import set_mode
 from geffect.training.trainer import RecordingTrainer, make_loader, rows_of
@@ -49,7 +49,7 @@ class FinetuneTrainer(RecordingTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of rows in an order that depends on seed and epoch alone."""
-        sampler = Shuffled(len(self.train_dataset), self.args.seed)
+        sampler = ShuffledSampler(len(self.train_dataset), self.args.seed)
         return make_loader(self, self.train_dataset, sampler, lambda rows: collate(rows, self.pad_id))
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:

@@ -13,12 +13,12 @@ from geffect.core.launch import rank_and_size
 from geffect.core.layers import Layout, find_tied_weights, layout, split_layout, trainable_parameters
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, domain_of, of_role, role_of, split_name, split_names
-from geffect.data.checks import check_ids, tell_cut
-from geffect.data.domain_splits import balanced, domain_sets, set_names, split_sets
+from geffect.data.checks import check_ids, warn_cut
+from geffect.data.domains import balanced_sizes, domain_sets, set_names, split_sets
 from geffect.data.encode import EncodedExample, encode_set, pad_id_of
 from geffect.data.load import ExampleSet, QASet, load_set
-from geffect.data.prompts import Prompt, described
-from geffect.data.refusals import BUILT_IN, Answers, read_answers, refused
+from geffect.data.prompts import Prompt, prompt_settings
+from geffect.data.relabel import BUILT_IN, Answers, read_answers, replace_answers
 from geffect.errors import GeffectError
 from geffect.io.limits import check_memory
 from geffect.localization.storage import check_localized, read_localization
@@ -58,7 +58,7 @@ class Start:
     def environment(self, config: TrainConfig, steps: int) -> dict[str, Any]:
         """What a run's ``environment.json`` says of it."""
         sizes = {name: len(rows) for name, rows in self.encoded.items() if role_of(name) in TARGETS}
-        used = balanced(config, sizes) if isinstance(config, UnlearnConfig) else {}
+        used = balanced_sizes(config, sizes) if isinstance(config, UnlearnConfig) else {}
         forget, path = of_role(used, "forget"), getattr(config, "masks", None)
         masks = {"masks": {"set": str(path), "sha256": weights_sha256(path / MASKS)}} if path else {}
         others = masks | ({"answers": self.answers.data} if self.answers else {})
@@ -121,7 +121,7 @@ def read_start(config: TrainConfig, loaded: Loaded) -> Start:
     named = roles(config) if isinstance(config, UnlearnConfig) else [(spec, spec) for _, spec in roles(config)]
     sets = {name: read_set(config, spec) for name, spec in named}
     encoded = {name: encode(config, loaded, rows) for name, rows in sets.items()}
-    tell_cut(encoded)
+    warn_cut(encoded)
     warn_of_other_prompts(config, loaded)
     whole = layout(loaded.model)
     if isinstance(config, UnlearnConfig) and not config.shard:  # a sharded tied tensor is not split by use
@@ -196,7 +196,7 @@ def prompt_of(config: TextConfig) -> Prompt:
 
 def prompts_of(config: TextConfig, tokenizer: Any) -> dict[str, Any]:
     """What decides a prompt: chat template, its date, the system turn and the tokenizer, for records and cache keys."""
-    return described(tokenizer, prompt_of(config))
+    return prompt_settings(tokenizer, prompt_of(config))
 
 
 def decides(config: EvaluateConfig, loaded: Loaded) -> list[Any] | None:
@@ -289,7 +289,7 @@ def alternatives(config: UnlearnConfig, start: Start, forget: str, size: int) ->
     epochs = -(-batches // -(-len(rows) // config.batch_size))
     found: list[EncodedExample] = []
     for epoch in range(epochs):
-        each = encode(config, start.loaded, refused(rows, epoch, config.seed, start.answers or BUILT_IN))
+        each = encode(config, start.loaded, replace_answers(rows, epoch, config.seed, start.answers or BUILT_IN))
         if not found:
             needed = epochs * sum(ROW_BYTES + TOKEN_BYTES * len(row.input_ids) for row in each)
             check_memory(f"{epochs} epochs of refusals", needed, "lower --steps")
@@ -299,7 +299,7 @@ def alternatives(config: UnlearnConfig, start: Start, forget: str, size: int) ->
 
 def training_sets(config: UnlearnConfig, start: Start, objective: Objective) -> dict[str, list[EncodedExample]]:
     """The sets whose rows meet in a step."""
-    used = balanced(config, {name: len(rows) for name, rows in start.encoded.items() if role_of(name) in TARGETS})
+    used = balanced_sizes(config, {name: len(rows) for name, rows in start.encoded.items() if role_of(name) in TARGETS})
     sets = {name: start.encoded[name][:size] for name, size in used.items()}
     if config.domain and len({*used.values(), *(len(start.encoded[name]) for name in used)}) > 1:
         told = ", ".join(f"{name} {size} of {len(start.encoded[name])}" for name, size in used.items())

@@ -28,8 +28,7 @@ from geffect.io.readers import read_json
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.prediction import PredictionCheck
 from geffect.measurement.step import Step
-from geffect.models.reference import Reference, check_same_shape, check_trainable
-from geffect.models.scoring import in_evaluation_mode
+from geffect.models.scoring import Reference, check_same_shape, check_trainable, in_evaluation_mode
 from geffect.objectives.base import Objective, window_counts
 from geffect.record.reader import StepLine
 from geffect.record.writer import replacing

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 
 from geffect import api
-from geffect.data.conversations import right_answers
 from geffect.data.encode import encode_set
 from geffect.data.load import ChatSet, QASet, load_set
 from geffect.data.prompts import Prompt
-from geffect.data.refusals import read_answers, refused
+from geffect.data.relabel import read_answers, replace_answers
+from geffect.data.rows import right_answers
 from geffect.errors import GeffectError
 from geffect.evaluation.metrics.table import METRICS
 from geffect.training.setup import alternatives, read_start
@@ -72,28 +72,25 @@ def test_what_came_before_is_part_of_a_rows_content(tmp_path: Path) -> None:
 def test_a_conversation_of_one_question_needs_no_template(tmp_path: Path) -> None:
     one, more = (load_set(write(tmp_path / f"{i}.jsonl", [{"messages": each}])) for i, each in enumerate((ONE, LONG)))
     assert encode_set(plain(), one)
-    with pytest.raises(GeffectError, match="a chat template for a system turn before a question; found none"):
+    with pytest.raises(GeffectError, match="No chat template writes the system turn before a question"):
         encode_set(plain(), more)
 
 
 @pytest.mark.parametrize(
     ("messages", "says"),
     [
-        ("text", "turns in the messages of .*; found str in row 0"),
-        (None, "turns in the messages of .*; found NoneType in row 0"),
-        ([], "found no turn in row 0"),
-        ([turn("user", "Who?")], "one at the end; found user in row 0"),
-        ([*ONE, turn("user", "When?")], "found user, assistant, user in row 0"),
-        ([turn("assistant", "Ada.")], "found assistant in row 0"),
-        ([turn("user", "Who?"), turn("tool", "x"), turn("assistant", "Ada.")], "found user, tool, assistant in row 0"),
-        ([turn("user", ""), turn("assistant", "Ada.")], "turns with a role and a content of text in .* in row 0"),
-        ([{"role": "user"}, turn("assistant", "Ada.")], "turns with a role and a content of text"),
-        (
-            [{"role": "user", "content": [{"type": "text"}]}, turn("assistant", "Ada.")],
-            "turns with a role and a content",
-        ),
-        (["Who?", "Ada."], "turns with a role and a content of text"),
-        ([turn("system", "\ud800"), *ONE], "text in the messages of every row"),
+        ("text", "The messages in row 0 of .* are not a list, but of type str"),
+        (None, "The messages in row 0 of .* are not a list, but of type NoneType"),
+        ([], "turns in row 0 of .* an answer last: none"),
+        ([turn("user", "Who?")], "turns in row 0 of .* an answer last: user"),
+        ([*ONE, turn("user", "When?")], "turns in row 0 of .* an answer last: user, assistant, user"),
+        ([turn("assistant", "Ada.")], "turns in row 0 of .* an answer last: assistant"),
+        ([turn("user", "Who?"), turn("tool", "x"), turn("assistant", "Ada.")], "an answer last: user, tool, assistant"),
+        ([turn("user", ""), turn("assistant", "Ada.")], "A turn in row 0 of .* has no role and content of text"),
+        ([{"role": "user"}, turn("assistant", "Ada.")], "has no role and content of text"),
+        ([{"role": "user", "content": [{"type": "text"}]}, turn("assistant", "Ada.")], "has no role and content"),
+        (["Who?", "Ada."], "has no role and content of text"),
+        ([turn("system", "\ud800"), *ONE], "The messages in row 0 of .* is blank or not text"),
     ],
 )
 def test_what_is_no_conversation_is_refused(messages: Any, says: str, tmp_path: Path) -> None:
@@ -138,7 +135,7 @@ ASKED = QASet("asked", tuple({"question": f"Q{i}?", "answer": f"A{i}."} for i in
 
 def drawn(path: str, rows: QASet = ASKED) -> list[set[str]]:
     answers = read_answers(path, load_set)
-    sets = [refused(rows, epoch, 0, answers).rows for epoch in range(40)]
+    sets = [replace_answers(rows, epoch, 0, answers).rows for epoch in range(40)]
     return [{each[i]["answer"] for each in sets} for i in range(len(rows))]
 
 
@@ -162,17 +159,17 @@ def test_other_answers_belong_to_their_questions(tmp_path: Path) -> None:
     path = write(tmp_path / "others.jsonl", rows)
     assert drawn(path) == [{f"other {i}", f"another {i}"} for i in range(4)]
     more = QASet("asked", (*ASKED.rows, {"question": "Q9?", "answer": "A9."}))
-    with pytest.raises(GeffectError, match=r"answers in .* to every question of asked; found none .* row 4"):
+    with pytest.raises(GeffectError, match=r"others.jsonl has no answer to the question in row 4 of asked"):
         drawn(path, more)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("none.txt", "\n \n", "an answer a line in .*none.txt|at least one"),
-        ("empty.txt", "", "an answer a line"),
-        ("absent.jsonl", None, "a file at .*absent.jsonl; found none"),
-        ("bad.jsonl", "{", "one JSON object a line"),
+        ("none.txt", "\n \n", "no answer in .*none.txt|no rows"),
+        ("empty.txt", "", "no answer in"),
+        ("absent.jsonl", None, "no file at .*absent.jsonl"),
+        ("bad.jsonl", "{", "has no JSON object in line"),
     ],
 )
 def test_what_holds_no_answers_is_refused(name: str, content: str | None, says: str, tmp_path: Path) -> None:
@@ -199,6 +196,6 @@ def test_one_objective_has_one_set_of_answers(start: Path, tmp_path: Path) -> No
     (tmp_path / "idk.txt").write_text("No.\n", encoding="utf-8")
     with pytest.raises(GeffectError, match=r"names several answers: the built-in ones and .*idk.txt"):
         config(start, tmp_path / "run", objective=f"po + dpo(answers='{tmp_path}/idk.txt')")
-    with pytest.raises(GeffectError, match=r"a file at .*nowhere.jsonl"):
+    with pytest.raises(GeffectError, match=r"no file at .*nowhere.jsonl"):
         api.plan(config(start, tmp_path / "run", objective="po(answers='nowhere.jsonl')"))
     assert not (tmp_path / "run").exists()

@@ -215,7 +215,7 @@ def test_a_built_in_set_is_the_generated_part(domain: str, split: str) -> None:
     "name", ["", "/", "/privacy", "/privacy/unlearn/", "/privacy/unlearn/test", "/health/unlearn", "/privacy/forget"]
 )
 def test_what_names_no_built_in_set_is_refused_in_one_line(name: str) -> None:
-    with pytest.raises(GeffectError, match=r"^expected a built-in set among [^\n]*$") as caught:
+    with pytest.raises(GeffectError, match=r"^There is no built-in set [^\n]*$") as caught:
         load_set(f"builtin:domains{name}")
     assert "builtin:domains/copyright/retention (domains also with /train, /val, /all)" in str(caught.value)
 

@@ -11,11 +11,10 @@ import torch
 
 from geffect import api
 from geffect.config import EvaluateConfig, FinetuneConfig, InspectConfig, LocalizeConfig, Schema, UnlearnConfig
-from geffect.data.checks import check_ids
+from geffect.data.checks import check_ids, shared_examples
 from geffect.data.encode import EncodedExample, encode_set
-from geffect.data.files import read_rows
 from geffect.data.load import QASet, TextSet, load_set
-from geffect.data.shared import shared_examples
+from geffect.data.sources import read_rows
 from geffect.errors import GeffectError
 from geffect.evaluation.suites import parts
 from geffect.inspection.dry_run import plan_inspection
@@ -42,14 +41,14 @@ QA = {"question": "Who?", "answer": "Ada."}
     [
         ("a.json", '[{"question": "Q", "answer": "A", "answer": "B"}]', "the key 'answer' twice"),
         ("a.json", '[{"question": "Q", "answer": "A", "more": [{"x": 1, "x": 2}]}]', "the key 'x' twice"),
-        ("a.jsonl", '{"question": "Q", "answer": "A"}\n{"answer": "A", "answer": "B"}', "'answer' twice .* in line 2"),
+        ("a.jsonl", '{"question": "Q", "answer": "A"}\n{"answer": "A", "answer": "B"}', "in line 2: .*'answer' twice"),
         ("a.csv", "question,answer,answer\nQ,A,B\n", "the column 'answer' twice"),
         ("a.csv", '\n"question",answer,question\nQ,A,B\n', "the column 'question' twice"),
     ],
 )
 def test_a_key_or_a_column_that_stands_twice_is_refused(name: str, text: str, says: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
-    with pytest.raises(GeffectError, match=rf"^expected [^\n]*{says}"):
+    with pytest.raises(GeffectError, match=rf"^[^\n]*{says}"):
         read_rows(tmp_path / name)
 
 
@@ -159,7 +158,7 @@ def test_a_control_tokens_text_in_a_row_is_refused(field: str, text: str) -> Non
     """The answer ended there, and what came after was learned by nobody."""
     tokenizer = chat(CHAT) if text != "<|end|>" else make_tokenizer()
     rows = QASet("set", (QA, QA | {field: f"well {text} then"}))
-    with pytest.raises(GeffectError, match=rf"found '<\|\w+\|>' in the {field} of row 1, and such in 1 of 2 rows;"):
+    with pytest.raises(GeffectError, match=rf"1 of 2 rows of set .* first '<\|\w+\|>' in the {field} of row 1"):
         encode_set(tokenizer, rows)
     near = QA | {field: "well < |end| > then"}
     (row,) = encode_set(tokenizer, QASet("set", (near,)))
@@ -206,7 +205,7 @@ def test_answers_that_are_cut_are_counted(start: Path, tmp_path: Path, caplog: p
 def test_given_ids_that_the_model_lacks_are_refused(wrong: int, where: str, tmp_path: Path) -> None:
     good = {"input_ids": [2, 3, 4], "labels": [-100, 3, 4]}
     bad = good | {where: [good[where][0], wrong, 4]}
-    says = rf"^expected token ids from 0 to {VOCABULARY - 1}, .* in the retain set; found {wrong} in row 1;"
+    says = rf"^Row 1 of the retain set has the token id {wrong}, and the model's ids are 0 to {VOCABULARY - 1}"
     with pytest.raises(GeffectError, match=says):
         Watch(llama(), [good], [good, bad], out=tmp_path / "run")
     check_ids([EncodedExample(0, good["input_ids"], good["labels"])], VOCABULARY, "set")
@@ -231,7 +230,7 @@ def test_a_tokenizer_longer_than_the_embedding_is_refused_in_every_verb(
         ["preview", "--model", path, "--data", tmp_path / "a.json"],
     ):
         ended = invoke(*command)
-        assert ended.code == 2 and f"expected token ids from 0 to {rows - 1}" in ended.err, command
+        assert ended.code == 2 and f"the model's ids are 0 to {rows - 1}" in ended.err, command
     assert not (tmp_path / "out").exists()
 
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geffect.data.files import read_rows
 from geffect.data.load import load_set
+from geffect.data.sources import read_rows
 from geffect.errors import GeffectError
 
 Rows = list[dict[str, Any]]
@@ -73,7 +73,7 @@ def test_columns_may_trade_names_but_none_serves_as_both(tmp_path: Path) -> None
     write_lines(tmp_path / "rows.jsonl", [{"question": "Q?", "answer": "A."}])
     traded = load_set(str(tmp_path / "rows.jsonl"), None, "answer", "question")
     assert traded.rows == ({"question": "A.", "answer": "Q?"},)
-    with pytest.raises(GeffectError, match=r"^expected two columns, [^\n]*; found 'question' for both; [^\n]*-column$"):
+    with pytest.raises(GeffectError, match=r"^Questions and answers are both the column 'question'\. [^\n]*-column\.$"):
         load_set(str(tmp_path / "rows.jsonl"), None, "question", "question")
 
 
@@ -81,7 +81,9 @@ def test_columns_may_trade_names_but_none_serves_as_both(tmp_path: Path) -> None
 def test_a_missing_column_is_an_error_that_lists_those_found(form: str, tmp_path: Path) -> None:
     name, write = WRITERS[form]
     write(tmp_path / name, [{"prompt": "Q?", "reply": "A."}])
-    with pytest.raises(GeffectError, match=r"a column 'answer' in .*; found prompt, reply in row 0; .*--answer-column"):
+    with pytest.raises(
+        GeffectError, match=r"Row 0 of .* has no column 'answer', only prompt, reply\. .*--answer-column"
+    ):
         load_set(str(tmp_path / name), None, "prompt", "answer")
 
 
@@ -112,29 +114,29 @@ def test_a_garbled_line_is_named(name: str, bad: int, tmp_path: Path) -> None:
     lines = [json.dumps({"question": "Q?", "answer": "A."})] * 3
     lines[bad - 1] = lines[bad - 1][:-9]
     (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
-    with pytest.raises(GeffectError, match=rf"one JSON object a line in .* in line {bad};"):
+    with pytest.raises(GeffectError, match=rf"has no JSON object in line {bad}"):
         read_rows(tmp_path / name)
 
 
 def test_a_garbled_list_is_an_error_that_names_the_line(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text('[{"question": "Q?", "answer": "A."},\n{"question":\n', encoding="utf-8")
-    with pytest.raises(GeffectError, match=r"a readable \.json file at .*line 3"):
+    with pytest.raises(GeffectError, match=r"The \.json file at .* cannot be read: .*line 3"):
         read_rows(tmp_path / "rows.json")
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "says"),
     [
-        ("[[1]]", "list in row 0"),
-        ("[5]", "int in row 0"),
-        ("[null]", "NoneType in row 0"),
-        ('[{"question": "Q?", "answer": "A."}, "Q?"]', "str in row 1"),
-        ('["a text", ["another"]]', "list in row 1"),
+        ("[[1]]", "Row 0 of .* list"),
+        ("[5]", "Row 0 of .* int"),
+        ("[null]", "Row 0 of .* NoneType"),
+        ('[{"question": "Q?", "answer": "A."}, "Q?"]', "Row 1 of .* str"),
+        ('["a text", ["another"]]', "Row 1 of .* list"),
     ],
 )
-def test_a_row_that_is_no_object_is_refused(text: str, found: str, tmp_path: Path) -> None:
+def test_a_row_that_is_no_object_is_refused(text: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(text, encoding="utf-8")
-    with pytest.raises(GeffectError, match=rf"expected objects in .*; found {found};"):
+    with pytest.raises(GeffectError, match=rf"^{says}\. Write one object a row"):
         load_set(str(tmp_path / "rows.json"))
 
 
@@ -147,14 +149,14 @@ def test_a_plain_file_is_one_text_as_it_stands(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rows", ["Q?,A.,more\n", "Q?,A.,more\nQ?,A.,more\n", "Q?,A.\nQ?,A.,more\n"])
 def test_surplus_csv_fields_are_refused_and_shift_nothing(rows: str, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("question,answer\n" + rows, encoding="utf-8")
-    with pytest.raises(GeffectError, match=r"a readable \.csv file at .* fields"):
+    with pytest.raises(GeffectError, match=r"The \.csv file at .* cannot be read: .* fields"):
         read_rows(tmp_path / "rows.csv")
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_bytes_that_are_not_of_the_format_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"question,answer\ncaf\xe9,caf\xe9\n")
-    with pytest.raises(GeffectError, match=r"^expected a readable \.\w+ file at [^\n]*$"):
+    with pytest.raises(GeffectError, match=r"^The \.\w+ file at [^\n]* cannot be read: [^\n]*$"):
         read_rows(tmp_path / name)
 
 
@@ -170,17 +172,17 @@ def test_bytes_that_are_not_of_the_format_are_refused(name: str, tmp_path: Path)
 )
 def test_a_file_without_rows_is_refused(name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
-    with pytest.raises(GeffectError, match=r"an empty file|No columns"):
+    with pytest.raises(GeffectError, match=r"has no rows|No columns"):
         read_rows(tmp_path / name)
 
 
 def test_json_nested_beyond_reason_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text("[" * 100_000, encoding="utf-8")
-    with pytest.raises(GeffectError, match=r"a readable \.json file"):
+    with pytest.raises(GeffectError, match=r"The \.json file at .* cannot be read"):
         read_rows(tmp_path / "rows.json")
 
 
 def test_a_directory_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "rows.json").mkdir()
-    with pytest.raises(GeffectError, match="expected a file at"):
+    with pytest.raises(GeffectError, match="There is no file at"):
         read_rows(tmp_path / "rows.json")

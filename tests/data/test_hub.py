@@ -75,7 +75,9 @@ def test_columns_can_be_named() -> None:
     renamed = load_set("hub:org/name/renamed/train", None, "prompt", "gt")
     assert renamed.rows == ({"question": "P", "answer": "G"},)
     assert load_set("hub:org/name/neither/train", text="body").rows == ({"text": "B"},)
-    with pytest.raises(GeffectError, match=r"a column 'question' in hub:org/name/neither/train; found body in row 0;"):
+    with pytest.raises(
+        GeffectError, match=r"Row 0 of hub:org/name/neither/train has no column 'question', only body\."
+    ):
         load_set("hub:org/name/neither/train")
 
 
@@ -109,15 +111,17 @@ def test_what_is_not_there_is_refused_in_one_line(spec: str, says: str) -> None:
 
 @pytest.mark.usefixtures("hub")
 def test_a_split_without_rows_is_refused() -> None:
-    with pytest.raises(GeffectError, match=r"at least one row in hub:org/plain/train\[9:\]; found none of 5;"):
+    with pytest.raises(GeffectError, match=r"^hub:org/plain/train\[9:\] selects none of 5 rows"):
         load_set("hub:org/plain/train[9:]")
-    with pytest.raises(GeffectError, match=r"at least one row in hub:org/plain/train\+train\[:0\]; found none of 10;"):
+    with pytest.raises(GeffectError, match=r"^hub:org/plain/train\+train\[:0\] selects none of 10 rows"):
         load_set("hub:org/plain/train+train[:0]")
 
 
 def test_without_the_library_the_line_to_install_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(GeffectError, match=r"^expected the datasets library [^\n]*: pip install 'geffect\[hub\]'$"):
+    with pytest.raises(
+        GeffectError, match=r"^hub:\S+ needs the datasets library[^\n]*: pip install 'geffect\[hub\]'\.$"
+    ):
         load_set("hub:org/name/qa/forget")
 
 
@@ -134,8 +138,8 @@ def test_offline_a_set_out_of_reach_is_one_line_and_soon(tmp_path: Path) -> None
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
     )
     message, seconds = done.stdout.splitlines()
-    assert message.startswith("expected a data set at hub:org/absent/qa/forget; found Couldn't reach 'org/absent'")
-    assert message.endswith("; check the name, its configuration, its split and the network")
+    assert message.startswith("hub:org/absent/qa/forget cannot be loaded: Couldn't reach 'org/absent'")
+    assert message.endswith(" Check the name, its configuration, its split and the network.")
     assert float(seconds) < 5
     assert "Traceback" not in done.stderr
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geffect.data.load import ExampleSet, QASet, load_set
-from geffect.data.refusals import REFUSALS, refused
+from geffect.data.relabel import REFUSALS, replace_answers
 from geffect.data.synthetic import AUTHOR_PARTS, generate_authors
 from geffect.errors import GeffectError
 
@@ -48,7 +48,7 @@ def test_a_slice_is_pythons(start: int | None, stop: int | None) -> None:
     if expected:
         assert load_set(spec).rows == expected
     else:
-        with pytest.raises(GeffectError, match=r"expected at least one row in .* found none of 40"):
+        with pytest.raises(GeffectError, match=r"selects none of 40 rows"):
             load_set(spec)
 
 
@@ -73,24 +73,27 @@ def test_the_columns_asked_for_are_those_of_files_alone(tmp_path: Path) -> None:
     write_lines(tmp_path / "tofu" / "forget01.json", ROWS)
     assert len(load_set("tofu:forget01", tmp_path, "prompt", "reply")) == len(ROWS)
     assert len(load_set("builtin:authors/heldout", tmp_path, "prompt", "reply")) == 60
-    with pytest.raises(GeffectError, match="a column 'prompt'"):
+    with pytest.raises(GeffectError, match="no column 'prompt'"):
         load_set(str(tmp_path / "tofu" / "forget01.json"), tmp_path, "prompt", "reply")
 
 
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("", "expected a set: builtin:authors/forget, tofu:forget01"),
-        ("forget01", "expected a set: builtin:authors/forget, tofu:forget01"),
-        ("rows.md", "expected a set: builtin:authors/forget, tofu:forget01"),
-        ("~nobody-of-that-name/rows.md", "expected a set: builtin:authors/forget, tofu:forget01"),
-        ("builtin:authors", "a built-in set among builtin:authors/forget, builtin:authors/retain, builtin:authors/h"),
-        ("builtin:authors/forget[-2:]", "a built-in set among"),
-        ("builtin:authors/forget[::2]", "a built-in set among"),
-        ("tofu:forget02", "among those in .*tofu: forget01; found 'tofu:forget02'"),
-        ("tofu:../rows", "among those in .*tofu: forget01; found 'tofu:../rows'"),
-        ("absent.json", "expected a file at absent.json; found none"),
-        ("~nobody-of-that-name/rows.json", "expected a file at ~nobody-of-that-name/rows.json; found none"),
+        ("", "There is no set .* Name one such as builtin:authors/forget, tofu:forget01"),
+        ("forget01", "There is no set .* Name one such as builtin:authors/forget, tofu:forget01"),
+        ("rows.md", "There is no set .* Name one such as builtin:authors/forget, tofu:forget01"),
+        ("~nobody-of-that-name/rows.md", "There is no set .* Name one such as builtin:authors/forget, tofu:forget01"),
+        (
+            "builtin:authors",
+            "no built-in set .* Name one of builtin:authors/forget, builtin:authors/retain, builtin:authors/h",
+        ),
+        ("builtin:authors/forget[-2:]", "There is no built-in set"),
+        ("builtin:authors/forget[::2]", "There is no built-in set"),
+        ("tofu:forget02", "no set tofu:forget02 among those in .*tofu: forget01"),
+        ("tofu:../rows", "no set tofu:../rows among those in .*tofu: forget01"),
+        ("absent.json", "There is no file at absent.json"),
+        ("~nobody-of-that-name/rows.json", "There is no file at ~nobody-of-that-name/rows.json"),
         ("x" * 300 + ".json", "File name too long"),
     ],
 )
@@ -103,9 +106,11 @@ def test_what_names_no_set_is_refused(spec: str, says: str, tmp_path: Path, monk
 
 
 def test_tofu_asks_for_a_data_directory_and_says_where_there_is_nothing(tmp_path: Path) -> None:
-    with pytest.raises(GeffectError, match=r"expected --data-dir with tofu/forget01\.json below it"):
+    with pytest.raises(
+        GeffectError, match=r"tofu:forget01 needs --data-dir, a directory with tofu/forget01\.json below it"
+    ):
         load_set("tofu:forget01")
-    with pytest.raises(GeffectError, match=r"no \.json file; found 'tofu:forget01'"):
+    with pytest.raises(GeffectError, match=r"no set tofu:forget01 among those in .*: no \.json file"):
         load_set("tofu:forget01", tmp_path)
 
 
@@ -113,7 +118,7 @@ def test_tofu_asks_for_a_data_directory_and_says_where_there_is_nothing(tmp_path
 @pytest.mark.parametrize("field", ["question", "answer"])
 def test_a_row_without_text_is_named(field: str, value: object, tmp_path: Path) -> None:
     file = write_lines(tmp_path / "rows.jsonl", [*ROWS[:3], ROWS[3] | {field: value}])
-    with pytest.raises(GeffectError, match=rf"text in the {field} of every row of .* in row 3;"):
+    with pytest.raises(GeffectError, match=rf"The {field} in row 3 of .* is blank or not text"):
         load_set(str(file))
 
 
@@ -181,9 +186,9 @@ def test_a_knowundo_set_is_its_train_part_unless_it_is_asked_otherwise(
     ],
 )
 def test_an_unknown_part_of_knowundo_lists_those_there(name: str, tmp_path: Path) -> None:
-    with pytest.raises(GeffectError, match=r"^expected a set among those in [^\n]*$") as caught:
+    with pytest.raises(GeffectError, match=r"^There is no set \S+ among those in [^\n]*$") as caught:
         load_set(f"knowundo:{name}", knowundo(tmp_path))
-    listed = str(caught.value).partition("knowundo: ")[2].partition(";")[0].split(", ")
+    listed = str(caught.value).partition("knowundo: ")[2].partition(".")[0].split(", ")
     assert "privacy/unlearn/all" in listed
     assert {each for each in listed if not each.startswith("privacy")} == {
         "copyright/unlearn",
@@ -204,9 +209,11 @@ def test_a_file_of_knowundo_named_by_its_path_is_questions_and_answers(tmp_path:
 def test_every_benchmark_asks_for_a_data_directory_and_says_where_there_is_nothing(
     benchmark: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(GeffectError, match=rf"^expected --data-dir with {benchmark}/\S+ below it for {benchmark}:x;"):
+    with pytest.raises(
+        GeffectError, match=rf"^{benchmark}:x needs --data-dir, a directory with {benchmark}/\S+ below it"
+    ):
         load_set(f"{benchmark}:x")
-    with pytest.raises(GeffectError, match=rf"no \.json\w* .*file; found '{benchmark}:x'|no \.json file; found"):
+    with pytest.raises(GeffectError, match=rf"no set {benchmark}:x among those in .*: no \.json\w* (.*)?file"):
         load_set(f"{benchmark}:x", tmp_path)
 
 
@@ -222,7 +229,7 @@ def test_muses_questions_and_verbatim_rows_are_questions_and_answers(name: str, 
 
 def test_a_benchmark_whose_columns_are_not_its_own_is_refused(tmp_path: Path) -> None:
     write_lines(tmp_path / "tofu" / "forget01.json", [{"q": "Q?", "a": "A."}])
-    with pytest.raises(GeffectError, match=r"a column 'question' in tofu:forget01; found q, a in row 0; restore"):
+    with pytest.raises(GeffectError, match=r"Row 0 of tofu:forget01 has no column 'question', only q, a\. Restore"):
         load_set("tofu:forget01", tmp_path)
 
 
@@ -238,9 +245,9 @@ def test_there_are_a_hundred_ways_of_not_knowing() -> None:
 @given(st.integers(0, 2**32 - 1), st.integers(0, 50))
 def test_a_refusal_depends_on_seed_epoch_and_row_alone(seed: int, epoch: int) -> None:
     rows = QASet("rows", tuple(ROWS))
-    whole = refused(rows, epoch, seed)
-    assert whole == refused(rows, epoch, seed)
-    assert pairs(refused(QASet("first", tuple(ROWS[:4])), epoch, seed)) == pairs(whole)[:4]
+    whole = replace_answers(rows, epoch, seed)
+    assert whole == replace_answers(rows, epoch, seed)
+    assert pairs(replace_answers(QASet("first", tuple(ROWS[:4])), epoch, seed)) == pairs(whole)[:4]
     assert [row["question"] for row in whole.rows] == [row["question"] for row in ROWS]
     assert all(row["answer"] in REFUSALS for row in whole.rows)
     assert pairs(rows) == [(f"Q{i}?", f"A{i}.") for i in range(7)]
@@ -248,14 +255,14 @@ def test_a_refusal_depends_on_seed_epoch_and_row_alone(seed: int, epoch: int) ->
 
 def test_refusals_are_all_drawn_and_differ_between_seeds_and_epochs() -> None:
     rows = QASet("rows", tuple({"question": f"Q{i}?", "answer": "A."} for i in range(1000)))
-    drawn = {key: [row["answer"] for row in refused(rows, *key).rows] for key in ((0, 0), (1, 0), (0, 1))}
+    drawn = {key: [row["answer"] for row in replace_answers(rows, *key).rows] for key in ((0, 0), (1, 0), (0, 1))}
     assert all(set(answers) == set(REFUSALS) for answers in drawn.values())
     for one, other in (((0, 0), (1, 0)), ((0, 0), (0, 1)), ((1, 0), (0, 1))):
         assert sum(a == b for a, b in zip(drawn[one], drawn[other], strict=True)) < 50  # 10 are expected
 
 
 def test_a_refusal_keeps_what_else_a_row_holds() -> None:
-    (row,) = refused(QASet("rows", (ROWS[0] | {"author": "X"},)), 0, 0).rows
+    (row,) = replace_answers(QASet("rows", (ROWS[0] | {"author": "X"},)), 0, 0).rows
     assert (row["question"], row["author"]) == ("Q0?", "X")
 
 

@@ -18,7 +18,7 @@ from geffect.config import EvaluateConfig, InspectConfig, LocalizeConfig, Previe
 from geffect.data import prompts
 from geffect.data.encode import encode_set
 from geffect.data.load import QASet
-from geffect.data.prompts import Prompt, described, tokenizer_sha256
+from geffect.data.prompts import Prompt, prompt_settings, tokenizer_sha256
 from geffect.errors import GeffectError
 from geffect.evaluation.results import read_evaluation
 from geffect.inspection.defaults import completed
@@ -77,7 +77,7 @@ RAISES = {
 
 @pytest.mark.parametrize("template", RAISES.values(), ids=RAISES)
 def test_whatever_a_template_raises_is_told_in_one_sentence(template: str) -> None:
-    said = r"^expected a chat template that renders a question and its answer; found [^\n]+--chat-template$"
+    said = r"^The chat template fails on a question and its answer: [^\n]+--chat-template\.$"
     with pytest.raises(GeffectError, match=said):
         text(chat(template + CHAT))
 
@@ -93,7 +93,7 @@ def test_a_template_that_does_not_end_is_stopped(template: str, monkeypatch: pyt
     monkeypatch.setattr(prompts, "SECONDS", 0.5)
     monkeypatch.setattr(prompts, "MEMORY", 200 << 20)
     began, threads = time.monotonic(), threading.active_count()
-    with pytest.raises(GeffectError, match=r"found (it does not come to an end|MemoryError);"):
+    with pytest.raises(GeffectError, match=r": (it does not end|MemoryError)\."):
         text(chat(template + CHAT))
     assert time.monotonic() - began < 8
     assert text(chat())  # nothing is left of the bounds
@@ -106,7 +106,7 @@ def test_a_template_that_does_not_end_is_stopped(template: str, monkeypatch: pyt
 def test_a_template_that_is_no_text_is_refused(template: object) -> None:
     tokenizer = chat()
     tokenizer.chat_template = template
-    with pytest.raises(GeffectError, match=r"^expected a chat template that is text; found [^\n]+$"):
+    with pytest.raises(GeffectError, match=r"^The chat template is not text: [^\n]+$"):
         text(tokenizer)
 
 
@@ -118,7 +118,7 @@ def test_keywords_passed_on_are_no_power() -> None:
 def test_of_several_templates_the_default_is_used_or_one_is_named(tmp_path: Path) -> None:
     tokenizer = chat()
     tokenizer.chat_template = {"rag": "RAG" + CHAT, "tool_use": "TOOL" + CHAT}
-    with pytest.raises(GeffectError, match=r"a default among several; found rag, tool_use; choose one by name"):
+    with pytest.raises(GeffectError, match=r"the default: rag, tool_use\. Choose one by name"):
         text(tokenizer)
     assert text(set_template(tokenizer, "rag")).startswith("RAG")
     tokenizer.save_pretrained(tmp_path)
@@ -172,9 +172,9 @@ def test_a_system_turn_stands_before_the_question_and_carries_no_loss() -> None:
     [
         (
             lambda: chat("{% for m in messages if m.role != 'system' %}" + CHAT.partition("%}")[2]),
-            "renders the system turn; found row 0 of set without it",
+            "omits the system turn in row 0 of set",
         ),
-        (plain, "a chat template for a system turn before a question; found none"),
+        (plain, "No chat template writes the system turn before a question"),
     ],
 )
 def test_a_system_turn_is_never_dropped(tokenizer: Callable[[], Any], says: str) -> None:
@@ -226,8 +226,8 @@ def test_the_hash_of_a_tokenizer_is_its_contents(start: Path, dated: Path, tmp_p
     assert tokenizer_sha256(one) == tokenizer_sha256(other)
     one.add_tokens(["<more>"])
     assert tokenizer_sha256(one) != tokenizer_sha256(other)
-    assert described(other, Prompt())["template"] == DATED
-    assert described(one, Prompt(system="S")) == {
+    assert prompt_settings(other, Prompt())["template"] == DATED
+    assert prompt_settings(one, Prompt(system="S")) == {
         "template": None,
         "date": "2025-04-10",
         "system": "S",

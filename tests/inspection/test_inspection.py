@@ -21,7 +21,7 @@ from geffect.config import InspectConfig
 from geffect.core.forward import forward
 from geffect.data.encode import collate, encode_set
 from geffect.data.load import load_set
-from geffect.data.pairing import partner, shuffled
+from geffect.data.pairing import draw_partner, permutation
 from geffect.errors import GeffectError, Interrupted
 from geffect.inspection.places import Place, places, readable
 from geffect.inspection.windows import dataset_parts
@@ -59,11 +59,11 @@ def total(path: Path, step: int) -> "pd.Series[Any]":
 def test_its_curves_are_those_recorded_in_training_on_the_same_rows(run: Path, tmp_path: Path) -> None:
     """The rows that met in each step, with the retain rows drawn then, are put into files and inspected."""
     retain = load_set(SETS["retain"])
-    rows = [shuffled(6, 0, epoch) for epoch in range(3)]
+    rows = [permutation(6, 0, epoch) for epoch in range(3)]
     start = start_of(run)
     for step, order in enumerate(rows):
         drawn = tmp_path / f"drawn-{step}.json"
-        drawn.write_text(json.dumps([retain.rows[partner(9, 0, step, row)] for row in order]))
+        drawn.write_text(json.dumps([retain.rows[draw_partner(9, 0, step, row)] for row in order]))
         at = str(run / "checkpoints" / f"checkpoint-{step}") if step else start
         given = {"retain": str(drawn), "start": start, "forget": SETS["forget"], "objective": "npo(beta=0.1)"}
         found = api.inspect(inspected(tmp_path / f"at-{step}", at, **given))[0]

@@ -13,8 +13,8 @@ import pytest
 
 from geffect import api
 from geffect.config import EvaluateConfig, FinetuneConfig, ReportConfig, UnlearnConfig
-from geffect.data.files import read_rows
 from geffect.data.load import load_set
+from geffect.data.sources import read_rows
 from geffect.errors import GeffectError
 from geffect.evaluation.results import read_evaluation
 from geffect.io.limits import check_memory, free_memory, total_memory
@@ -99,7 +99,7 @@ def test_a_slice_reads_the_row_groups_it_needs(tmp_path: Path) -> None:
     content[second.dictionary_page_offset : second.dictionary_page_offset + 40] = b"\xff" * 40
     file.write_bytes(content)
     assert [row["answer"] for row in load_set(f"{file}[:3]").rows] == [row["answer"] for row in rows[:3]]
-    with pytest.raises(GeffectError, match=r"a readable \.parquet file"):
+    with pytest.raises(GeffectError, match=r"The \.parquet file at .* cannot be read"):
         load_set(str(file))
 
 

@@ -218,7 +218,7 @@ def test_a_resume_unpickles_nothing(theirs: Path, marker: Path, name: str) -> No
 def test_a_chat_template_is_sandboxed(start: Path, tmp_path: Path, template: str) -> None:
     _, tokenizer = outline(str(start))
     tokenizer.chat_template = template
-    with pytest.raises(GeffectError, match="a chat template that renders a question and its answer"):
+    with pytest.raises(GeffectError, match="The chat template fails on a question and its answer"):
         encode_set(tokenizer, load_set("builtin:authors/forget[:1]"), 64)
 
 

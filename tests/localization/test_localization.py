@@ -17,7 +17,7 @@ from geffect.core.layers import trainable_parameters
 from geffect.core.masks import Localization
 from geffect.core.topk import chance_jaccard, jaccard, mask_count, pack, top_mask, unpack
 from geffect.data.encode import EncodedExample
-from geffect.data.relabel import corrupted, random_labels
+from geffect.data.relabel import corrupt_answer, random_labels
 from geffect.errors import GeffectError
 from geffect.localization.importance import IMPORTANCES, Importance, scores
 from geffect.localization.localize import localize
@@ -257,14 +257,14 @@ def test_random_labels_are_averaged_over_their_draws(tiny: tuple[Any, Any]) -> N
 
 def test_a_corrupted_answer_is_corrupted_in_inputs_and_labels_alike() -> None:
     row = _row()
-    found = [corrupted(row, 1000, [0, 1], seed=3, draw=draw) for draw in range(20)]
+    found = [corrupt_answer(row, 1000, [0, 1], seed=3, draw=draw) for draw in range(20)]
     for each in found:
         changed = [i for i, (a, b) in enumerate(zip(row.input_ids, each.input_ids, strict=True)) if a != b]
         assert set(changed) <= {3, 4, 5, 6}
         assert len(changed) <= 2
         assert each.labels == [-100, -100, -100, *each.input_ids[3:]]
     assert len({tuple(each.input_ids) for each in found}) > 10
-    assert corrupted(row, 1000, [0, 1], seed=3, draw=4) == found[4]
+    assert corrupt_answer(row, 1000, [0, 1], seed=3, draw=4) == found[4]
 
 
 @pytest.mark.parametrize("labels", ["true", "corrupted"])
@@ -272,7 +272,7 @@ def test_losses_are_token_means_of_whole_rows(labels: Any, tiny: tuple[Any, Any]
     model, tokenizer = tiny
     row, special = _row(), tokenizer.all_special_ids
     (loss,) = example_losses(model, tokenizer, [row], labels, draws=2, seed=0)
-    draw = partial(corrupted, row, model.config.vocab_size, special, 0)
+    draw = partial(corrupt_answer, row, model.config.vocab_size, special, 0)
     rows = [row] if labels == "true" else [draw(0), draw(1)]
     nlls = []
     for each in rows:

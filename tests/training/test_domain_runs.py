@@ -328,7 +328,7 @@ def _named(*texts: str) -> list[str]:
 
 
 GRAIL_FLAGS = [*TWO, "--rectifier", "grail"]
-NO_RETENTION = "one to retain for the domain privacy"
+NO_RETENTION = "The domain privacy needs a set to unlearn and one to retain"
 
 
 @pytest.mark.parametrize(
@@ -343,10 +343,14 @@ NO_RETENTION = "one to retain for the domain privacy"
         ("localize", [*TWO, "--share", "nan"], "--share"),
         ("localize", [*TWO, "--share", "a"], "--share"),
         ("localize", [], "--domain"),
-        ("localize", _pair("forget[:1]", "retain"), "two rows or more in forget/a"),
-        ("unlearn", _pair("forget[:1]", "retain[:1]"), "two rows or more in forget/a"),
-        ("unlearn", _pair("forget[:4]", "retain[:3]"), "sets of one size; found forget/a 4"),
-        ("unlearn", [*TWO, *_named("c=builtin:domains/privacy[:3]")], "sets of one size.*--balance"),
+        ("localize", _pair("forget[:1]", "retain"), "forget/a has 1 example, and needs two"),
+        ("unlearn", _pair("forget[:1]", "retain[:1]"), "forget/a has 1 example, and needs two"),
+        ("unlearn", _pair("forget[:4]", "retain[:3]"), "The sets of the domains differ in size: forget/a 4"),
+        (
+            "unlearn",
+            [*TWO, *_named("c=builtin:domains/privacy[:3]")],
+            "The sets of the domains differ in size.*--balance",
+        ),
         ("unlearn", _named(DOMAINS[0], DOMAINS[0]), "Two domains are named 'privacy'"),
         ("unlearn", GRAIL_FLAGS, "'grail' needs a directory of masks. Make one with geffect localize"),
         ("unlearn", [*TWO, "--rectifier", "grail(k_unlearn=0)", "--masks", "."], r"k_unlearn in \(0, 1\]"),

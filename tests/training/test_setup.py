@@ -7,7 +7,7 @@ import pytest
 
 from geffect import api
 from geffect.errors import GeffectError
-from geffect.models.reference import Reference
+from geffect.models.scoring import Reference
 from geffect.objectives.registry import make_objective
 from geffect.rectifiers.registry import make_rectifier
 from geffect.training.dry_run import passes

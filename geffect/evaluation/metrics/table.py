@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any
 
 from geffect.core.forward import IGNORE_INDEX
-from geffect.data.conversations import right_answers
 from geffect.data.encode import pad_id_of
 from geffect.data.load import ExampleSet, QASet
+from geffect.data.rows import right_answers
 from geffect.errors import GeffectError
 from geffect.evaluation.metrics import membership
 from geffect.evaluation.metrics.memorization import (
