@@ -316,7 +316,8 @@ def localize(config: LocalizeConfig) -> Path:
             run.create(config.model_dump(mode="json", exclude_none=True), describe() | table)
             write_localization(run, found, recipe)
             run.finish({"examples": found.examples, "seconds": seconds, "peak_memory_gb": round(peak_memory_gb(), 3)})
-    overlap_figures(config.out)
+    with to_disk(config.out, "then draw the figures with geffect plot"):
+        overlap_figures(config.out)
     return config.out
 
 

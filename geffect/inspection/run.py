@@ -26,7 +26,7 @@ from geffect.models.load import Loaded, add_lora, outline, quiet_transformers
 from geffect.record.resume import check_unfinished
 from geffect.record.schema import POINTS, TOKENS
 from geffect.training.diagnostics import published_lines
-from geffect.training.run import ends
+from geffect.training.run import ends, to_disk
 from geffect.training.trainer import evaluated
 
 Load = Callable[[str], Loaded]
@@ -55,7 +55,8 @@ def inspect(config: InspectConfig, series: Sequence[Place], load: Load, *, resum
         if left:
             _measure(config, left, series, load)
         for task in left:
-            task.directory.finish(ends(task.config.out))
+            with to_disk(task.config.out, "then rerun with --resume"):
+                task.directory.finish(ends(task.config.out))
 
 
 def _measure(config: InspectConfig, left: Sequence[Task], series: Sequence[Place], load: Load) -> None:

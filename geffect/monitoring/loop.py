@@ -231,7 +231,7 @@ class Watch:
 
     def _check_lines(self, step: int) -> None:
         """A record that is continued holds a line for every step that was measured, from its first to this one."""
-        first = next(iter(steps_of(self.path)), None) if (self.path / STEPS).exists() else None
+        first = next(iter(steps_of(self.path)), None)
         if first is not None:
             check_lines(self.path, [each for each in range(first, step) if each % self.every == 0])
 

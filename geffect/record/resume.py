@@ -112,8 +112,8 @@ def check_lines(path: Path, expected: Sequence[int]) -> None:
 
 
 def steps_of(path: Path) -> list[int | None]:
-    """The step of every line of a record, in order; None of a line that names none."""
-    steps = (line.get("step") for line in each_line(path))
+    """The step of every line of a record, in order; None of a line that names none. None written yet: no step."""
+    steps = (line.get("step") for line in each_line(path)) if (path / STEPS).exists() else ()
     return [step if type(step) is int else None for step in steps]
 
 

@@ -1,16 +1,18 @@
 """Fail at every write of a run, one after another, then resume it and compare it with the run left alone.
 
-    python -m tests.support.faults [--verb unlearn] [--how ENOSPC] [--stride 1] [--offset 0]
+    python -m tests.support.faults [--verb unlearn] [--how all] [--stride 1]
 
 A run is done once to count its writes, renames, fsyncs and removals below its directory. Then it is done again for
 every n: the n-th of them raises ENOSPC or EIO, or the process is killed there. A write that fails has written half of
-its bytes. What is left must be refused in one sentence, or resume to the same record and weights.
+its bytes. What is left must be refused in one sentence, or resume to the same record and weights. Each run is a forked
+process: the first one has imported everything.
 """
 
 import builtins
 import contextlib
 import errno
 import io
+import json
 import multiprocessing
 import os
 import shutil
@@ -27,13 +29,18 @@ import torch
 import typer
 
 import geffect
+import geffect.reports.compare
 from geffect.errors import GeffectError
 
 DONE, CONFIG = "DONE", "config.yaml"
+TIMED = ("environment.json", "trainer_state.json", "checksums.json")  # tell of the process, not of what it measured
+TIMES = ("seconds", "peak_memory_gb")
 SETS = {"forget": "builtin:authors/forget[:4]", "retain": "builtin:authors/retain[:4]"}
 RESUMED = ("unlearn", "finetune", "inspect")  # verbs with --resume
+VERBS = ("unlearn", "finetune", "inspect", "localize", "evaluate")
 HOWS = ("ENOSPC", "EIO", "KILL")
-TOLD, WENT_THROUGH, RAISED, KILLED = "told", "went through", "raised", "killed"
+REFUSED, COMPLETED, RAISED, KILLED = "refused", "completed", "raised", "killed"
+SAME, DIFFERENT = "the same record and weights", "DIFFERENT"
 
 
 class _Stream:
@@ -186,7 +193,12 @@ def settings(verb: str, start: Path, out: Path) -> Any:
             learning_rate=1e-2,
         )
     if verb == "inspect":
-        given = {"checkpoints": [str(start), str(start)], "objective": ["ga", "gd + ga"], "tokens": 1, "points": ["ga"]}
+        given = {
+            "checkpoints": [str(start), str(start.with_name("second"))],
+            "objective": ["ga", "gd + ga"],
+            "tokens": 1,
+            "points": ["ga"],
+        }
         return geffect.InspectConfig.read(**SETS, out=out, batch_size=2, **given)
     if verb == "localize":
         domain = [f"a={SETS['forget']},{SETS['retain']}"]
@@ -220,50 +232,58 @@ def _quiet(work: Callable[[], Any], sender: Any) -> None:
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         sys.stderr = sys.stdout = nowhere
         try:
-            sender.send((WENT_THROUGH, str(work() or "")))
+            sender.send((COMPLETED, str(work() or "")))
         except GeffectError as error:
-            sender.send((TOLD, str(error)))
+            sender.send((REFUSED, str(error)))
         except BaseException as error:
             sender.send((RAISED, f"{type(error).__name__}: {error}"))
 
 
 def count_operations(verb: str, start: Path, out: Path) -> list[str]:
-    """The operations of an undisturbed run, in order."""
-
-    def work() -> str:
-        faults = Faults(out)
-        with faults.installed():
-            run(verb, start, out)
-        return "\n".join(faults.names)
-
-    how, text = in_child(work)
-    assert how == WENT_THROUGH, text
-    return text.split("\n")
+    """The operations of an undisturbed run, in order; in this process, so that forked ones import nothing."""
+    torch.set_num_threads(1)
+    faults = Faults(out)
+    with faults.installed():
+        run(verb, start, out)
+    return faults.names
 
 
-def fail_and_resume(verb: str, start: Path, whole: Path, out: Path, at: int, how: str) -> tuple[str, str]:
-    """Fail at one operation, then resume or repeat; how both ended: ``same`` or ``refused`` are right."""
+def fail_and_resume(verb: str, start: Path, out: Path, expected: dict[str, Any], at: int, how: str) -> tuple[str, str]:
+    """Fail at one operation, then resume or repeat; how the first attempt and the second ended, each with its error."""
 
     def broken() -> None:
         with Faults(out, at, how).installed():
             run(verb, start, out)
 
-    first, text = in_child(broken)
-    if first == RAISED:
-        return first, f"RAISED {text}"
-    if not (out / DONE).exists():
-        resume = (verb in RESUMED and (out / CONFIG).exists()) or (verb == "inspect" and any(out.rglob(CONFIG)))
-        if not resume and verb not in RESUMED:
-            refused = in_child(lambda: _read(verb, out))
-            if refused[0] not in (TOLD,):
-                return first, f"READ {refused}"
-            shutil.rmtree(out, ignore_errors=True)
-        second, text = in_child(lambda: run(verb, start, out, resume=resume))
-        if second == TOLD:
-            return first, f"refused: {text}"
-        if second != WENT_THROUGH:
-            return first, f"RAISED on resuming: {text}"
-    return first, "same" if content(out) == content(whole) else "DIFFERENT"
+    ended, text = in_child(broken)
+    first = f"{ended} {text}" if ended == RAISED else ended
+    if ended == RAISED:
+        return first, COMPLETED
+    if (out / DONE).exists():
+        return first, in_child(lambda: _draw(verb, out))[0]
+    resume = verb in RESUMED and any(out.rglob(CONFIG))
+    if verb not in RESUMED:
+        read, text = in_child(lambda: _read(verb, out))
+        if read == RAISED or (read == COMPLETED and not content(out).items() <= expected.items()):
+            return first, f"{RAISED} by a reader: {read} {text}"
+        shutil.rmtree(out, ignore_errors=True)
+    second, text = in_child(lambda: run(verb, start, out, resume=resume))
+    return first, f"{second} {text}".strip()
+
+
+def judged(first: str, second: str, out: Path, expected: dict[str, Any]) -> tuple[str, bool]:
+    """The outcome of both attempts in words, and whether it is right."""
+    if second == COMPLETED:
+        same = content(out) == expected
+        return f"{first}, then {SAME if same else DIFFERENT}", same and not first.startswith(RAISED)
+    right = second.startswith(REFUSED) and "\n" not in second
+    return f"{first}, then {second.partition(' ')[0]}", right and not first.startswith(RAISED)
+
+
+def _draw(verb: str, out: Path) -> None:
+    """Draw what a localization draws once it is finished."""
+    if verb == "localize":
+        geffect.reports.compare.overlap_figures(out)
 
 
 def _read(verb: str, out: Path) -> None:
@@ -271,46 +291,69 @@ def _read(verb: str, out: Path) -> None:
 
 
 def content(directory: Path) -> dict[str, Any]:
-    """What a run measured and made: records without times, and weights."""
-    found: dict[str, Any] = {}
-    for file in sorted(directory.rglob("*")):
-        name = str(file.relative_to(directory))
-        if file.suffix == ".jsonl":
-            found[name] = [_timeless(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        elif file.suffix in (".safetensors", ".csv"):
-            found[name] = file.read_bytes()
-    return found
+    """What a run measured and made, by file: records without times, and weights."""
+    files = sorted(file for file in directory.rglob("*") if file.suffix in READERS and file.name not in TIMED)
+    return {str(file.relative_to(directory)): READERS[file.suffix](file) for file in files}
 
 
-def _timeless(line: str) -> Any:
-    import json
-
-    return {key: value for key, value in json.loads(line).items() if key != "seconds"}
+def _timeless(line: str) -> dict[str, Any]:
+    return {key: value for key, value in json.loads(line).items() if key not in TIMES}
 
 
-def main(verb: str = "unlearn", how: str = "all", stride: int = 1, offset: int = 0) -> None:
-    """Print a line an operation that ended wrongly, and the counts of all outcomes."""
+def _tensors(file: Path) -> tuple[Any, bytes]:
+    """The header, whose metadata stand in any order, and the bytes of the tensors."""
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:end]), content[end:]
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".jsonl": lambda file: [_timeless(line) for line in file.read_text(encoding="utf-8").splitlines()],
+    ".json": lambda file: _timeless(file.read_text(encoding="utf-8")),
+    ".safetensors": _tensors,
+    ".csv": Path.read_bytes,
+}
+
+
+def points(count: int, how: str, stride: int) -> list[tuple[int, str]]:
+    """The operations to fail at and how: every kind at each of them, one kind, or with ``turn`` each kind in turn."""
+    chosen = range(1, count + 1, stride)
+    if how == "turn":
+        return [(at, HOWS[i % len(HOWS)]) for i, at in enumerate(chosen)]
+    return [(at, kind) for kind in (HOWS if how == "all" else [how]) for at in chosen]
+
+
+def make_starts(folder: Path) -> Path:
+    """A tiny model's directory, and the same under another name beside it."""
     from geffect.models.builtin import make_tiny
     from tests.conftest import SHAPE
 
+    model, tokenizer = make_tiny(**SHAPE)
+    for name in ("second", "start"):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder / "start"
+
+
+def main(verb: str = "unlearn", how: str = "all", stride: int = 1) -> None:
+    """Print a line for every fault after which no run was the same, and the counts of all outcomes."""
     counts: Counter[str] = Counter()
+    wrong = 0
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model, tokenizer = make_tiny(**SHAPE)
-        model.save_pretrained(folder / "start")
-        tokenizer.save_pretrained(folder / "start")
-        names = count_operations(verb, folder / "start", folder / "whole")
-        print(f"{verb}: {len(names)} operations", flush=True)
-        for kind in HOWS if how == "all" else [how]:
-            for at in range(1 + offset, len(names) + 1, stride):
-                out = folder / "run"
-                shutil.rmtree(out, ignore_errors=True)
-                first, end = fail_and_resume(verb, folder / "start", folder / "whole", out, at, kind)
-                counts[f"{kind}: {first}, then {end.partition(':')[0]}"] += 1
-                if end != "same":
-                    print(f"{kind} at {at}, {names[at - 1]}: {first}, then {end}", flush=True)
+        start, whole, out = make_starts(Path(name)), Path(name, "whole"), Path(name, "run")
+        names = count_operations(verb, start, whole)
+        expected = content(whole)
+        for at, kind in points(len(names), how, stride):
+            shutil.rmtree(out, ignore_errors=True)
+            first, second = fail_and_resume(verb, start, out, expected, at, kind)
+            outcome, right = judged(first, second, out, expected)
+            counts[f"{kind}: {outcome}"] += 1
+            wrong += not right
+            if SAME not in outcome:
+                print(f"{'' if right else 'WRONG '}{kind} at {at}, {names[at - 1]}: {first}, then {second}", flush=True)
+    print(f"{verb}: {len(names)} operations, {counts.total()} faults, {wrong} wrong")
     print("\n".join(f"{count:5} {outcome}" for outcome, count in sorted(counts.items())))
-    sys.exit(any(word in outcome for outcome in counts for word in ("RAISED", "DIFFERENT", "READ")))
+    sys.exit(1 if wrong else 0)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """A figure and its data on disk."""
 
+import io
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
+from geffect.record.writer import write
 from geffect.reports.plots.style import STYLE
 
 
@@ -22,9 +23,13 @@ def save(figure: Figure, path: Path, data: pd.DataFrame) -> list[Path]:
         The paths of the PNG, PDF and CSV, in this order.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=path.parent) as folder, matplotlib.rc_context(STYLE):
-        png, pdf, csv = parts = [Path(folder, f"{path.name}.{kind}") for kind in ("png", "pdf", "csv")]
-        figure.savefig(png, dpi=200, metadata={"Software": None})
-        figure.savefig(pdf, metadata=dict.fromkeys(("Creator", "Producer", "CreationDate")))
-        data.to_csv(csv, index=False, lineterminator="\n")
-        return [part.replace(path.with_name(part.name)) for part in parts]
+    png, pdf = io.BytesIO(), io.BytesIO()  # rendered first: a disk's error amid a PDF raises matplotlib's own
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
+        figure.savefig(pdf, format="pdf", metadata=dict.fromkeys(("Creator", "Producer", "CreationDate")))
+    csv = data.to_csv(index=False, lineterminator="\n")
+    contents: dict[str, str | bytes] = {"png": png.getvalue(), "pdf": pdf.getvalue(), "csv": csv}
+    files = {path.with_name(f"{path.name}.{kind}"): content for kind, content in contents.items()}
+    for file, content in files.items():
+        write(file, content)
+    return list(files)
