@@ -83,8 +83,37 @@ def _differ(answer: Any) -> bool:
     if logits is None or logits.device.type == "meta":
         return False
     one, other = logits[:, :-LATER].detach()
-    rounding = torch.finfo(logits.dtype).eps ** 0.5 * float(one.abs().max())
-    return isfinite(rounding) and not float((one - other).abs().max()) <= rounding
+    return _are_apart(one, other, torch.finfo(logits.dtype).eps)
+
+
+def _are_apart(one: Tensor, other: Tensor, precision: float) -> bool:
+    """Whether two finite tensors differ by more than √precision of the first one's largest entry."""
+    bound = precision**0.5 * float(one.abs().max())
+    return isfinite(bound) and not float((one - other).abs().max()) <= bound
+
+
+def _depends_on_length(base: nn.Module, answer: Any) -> bool:
+    """Whether a text's logits without padding differ from those beside it, which `short_pass` answered.
+
+    False also where nothing can be told: on the meta device, and where the model does not take the shorter text.
+    """
+    logits = answer.logits.detach()
+    if logits.device.type == "meta":
+        return False
+    ids, mask = _texts(base, logits.shape[1], next(base.parameters()).device, padded=True)
+    try:
+        with torch.no_grad():
+            alone = base(input_ids=ids[1:, :-LATER], attention_mask=mask[1:, :-LATER], use_cache=False).logits[0]
+    except Exception:  # of any kind: a chunk too short
+        return False
+    beside = logits[1, :-LATER]
+    return alone.shape == beside.shape and _are_apart(beside, alone, _precision(base, logits))
+
+
+def _precision(base: nn.Module, logits: Tensor) -> float:
+    """The unit of the coarsest type a model may compute in: float32 in any case, as norms do; TF32 off the CPU."""
+    types = {p.dtype for p in base.parameters() if p.is_floating_point()} | {logits.dtype, torch.float32}
+    return max(TF32 if logits.device.type != "cpu" else 0.0, *(torch.finfo(each).eps for each in types))
 
 
 def check_runs(base: nn.Module) -> None:
@@ -94,7 +123,7 @@ def check_runs(base: nn.Module) -> None:
         base: the model, without wrappers; it is left as found.
 
     Raises:
-        GeffectError: it fails, answers without logits, or predicts from later tokens or from padding.
+        GeffectError: it fails, answers without logits, or predicts from later tokens, from padding or from its length.
     """
     beside = set(map(id, non_text_parameters(base).values()))
     seen = [p for p in base.parameters() if p.requires_grad and id(p) not in beside and not _is_hooked(p)]
@@ -104,7 +133,10 @@ def check_runs(base: nn.Module) -> None:
             _B, _T, _V = answer.logits.shape
             if seen:
                 torch.autograd.grad(answer.logits.float().sum(), seen[:1], allow_unused=True)
+        with HostState(base).preserve():  # each from the same state, since a pass may change it
             beside_padding = short_pass(base, padded=True)
+        with HostState(base).preserve():
+            by_length = _depends_on_length(base, beside_padding)
     except GeffectError:
         raise
     except Exception as error:  # any model's own
@@ -114,10 +146,9 @@ def check_runs(base: nn.Module) -> None:
             expected, f"{type(base).__name__}, which fails ({reason})", "choose another model"
         ) from error
     check_causal(base, answer)
-    if _differ(beside_padding):
-        raise GeffectError(
-            CAUSAL, f"{type(base).__name__}, whose predictions depend on padding on the right", "choose another model"
-        )
+    if _differ(beside_padding) or by_length:
+        what = "padding on the right" if _differ(beside_padding) else "the length of the padding"
+        raise GeffectError(CAUSAL, f"{type(base).__name__}, whose predictions depend on {what}", "choose another model")
 
 
 def _is_hooked(parameter: nn.Parameter) -> bool:
@@ -180,6 +211,7 @@ def warn_non_text(base: nn.Module, rest: dict[str, nn.Parameter], fate: str) -> 
 
 
 BEFORE, AFTER = -1, -2  # places that are no block's number
+TF32 = 2**-10  # relative precision
 LENGTHS, LATER = (8, 64), 2  # tokens of a short pass (some kinds of attention take whole chunks), and its texts' own
 
 
@@ -290,14 +322,19 @@ def short_pass(base: nn.Module, *, graph: bool = False, padded: bool = False) ->
 
 
 def _answer(base: nn.Module, length: int, device: torch.device, *, padded: bool) -> Any:
+    ids, mask = _texts(base, length, device, padded=padded)
+    if device.type == "meta":  # no value of a mask can be looked at
+        return base(input_ids=ids, use_cache=False)
+    return base(input_ids=ids, attention_mask=mask, use_cache=False)
+
+
+def _texts(base: nn.Module, length: int, device: torch.device, *, padded: bool) -> tuple[Tensor, Tensor]:
     (other, *plain), padding = _ids(base)
     ids = torch.tensor([plain[i % len(plain)] for i in range(length)], device=device).repeat(2, 1)
     ids[1, -LATER:] = padding if padded else other
-    if device.type == "meta":  # no value of a mask can be looked at
-        return base(input_ids=ids, use_cache=False)
     mask = torch.ones_like(ids)
     mask[1, -LATER:] = not padded
-    return base(input_ids=ids, attention_mask=mask, use_cache=False)
+    return ids, mask
 
 
 def _ids(base: nn.Module) -> tuple[list[int], int]:

@@ -43,13 +43,13 @@ OWN: dict[str, tuple[str, dict[str, Any]]] = {
         "Phi3",
         LLAMA
         | {
-            "original_max_position_embeddings": 6,
+            "original_max_position_embeddings": 8,
             "rope_parameters": {
                 "rope_type": "longrope",
                 "short_factor": [1.0] * 4,
                 "long_factor": [3.0] * 4,
                 "rope_theta": 1e4,
-                "original_max_position_embeddings": 6,
+                "original_max_position_embeddings": 8,
             },
         },
     ),
