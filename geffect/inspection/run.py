@@ -151,11 +151,11 @@ def _singly(loaded: Loaded, here: Ready, taken: Step) -> Iterator[tuple[str, dic
     """The rows that the objective serves worst, token by token, and every forget row's own effects."""
     config, given, size = here.task.config, here.given, here.task.config.batch_size
     if config.tokens:
-        direction, tokenizer = taken.row("objective"), loaded.tokenizer
+        direction, tokenizer = taken.gradient("objective"), loaded.tokenizer
         lines = token_lines(loaded.model, tokenizer, here.evaluated, direction, given.pad_id, config.tokens, size)
         yield from ((TOKENS, line | {"direction": "objective"}) for line in lines)
     if config.points:
-        risks = {"unlearn": taken.row("forget"), "retain": taken.row("retain")}
+        risks = {"unlearn": taken.gradient("forget"), "retain": taken.gradient("retain")}
         rows = given.sets["forget"]
         points = point_lines(loaded.model, rows, given.columns, risks, here.points, given.pad_id, size)
         yield from ((POINTS, line) for line in points)

@@ -15,17 +15,17 @@ from geffect.rectifiers.base import InnerProducts
 
 
 class Applied:
-    """Made before the optimizer steps, closed after it: rows ``update`` and ``applied``, both −Δθ.
+    """The gradients ``update`` and ``applied``, both −Δθ: made before the optimizer steps, closed after it.
 
     ``update`` is what the optimizer did, ``applied`` what is left of it once frozen entries are put back and the
     rectifier has corrected θ; both hold the learning rate, momentum and weight decay, so ΔR ≈ −⟨∇R, applied⟩.
 
     Args:
         run: what the steps share.
-        basis: the step's rows.
-        named: every recorded row as a combination of them.
-        kept: the rows themselves, as they were before rectification; None where only a correction is asked for.
-        embeds: row → the tied tensor's part as embedding.
+        basis: the step's gradients.
+        named: every recorded gradient as a combination of them.
+        kept: the gradients themselves, before rectification; None where only a correction is wanted.
+        embeds: gradient → the tied tensor's part as embedding.
         masks: overlaps so far.
     """
 
@@ -45,13 +45,9 @@ class Applied:
 
     @torch.no_grad()
     def close(self, learning_rates: Mapping[str, float]) -> Measured | None:
-        """Correct θ, then measure.
+        """Correct θ, then measure; None where only a correction was wanted.
 
-        Args:
-            learning_rates: of every parameter.
-
-        Returns:
-            The numbers; None where only a correction was asked for.
+        ``learning_rates`` are those of every parameter in this step.
         """
         scale, frozen = self._correction(), self.run.frozen
         names = ("update", "applied")
@@ -69,11 +65,11 @@ class Applied:
         basis.sum_up(sharded=self.run.sharded)
         named = self.named.extend(names)
         gram = basis.combine(named, list(self.run.parameters))
-        found = Measured({f"norm_{name}": norm(gram.total(), gram.rows, name) for name in names}, gram)
+        measured = Measured({f"norm_{name}": norm(gram.total(), gram.rows, name) for name in names}, gram)
         if self.masks is not None:
-            found.overlap = self.masks.overlap(named, list(self.run.parameters), self.run.tie)
-        found.prediction = self.run.prediction.close() if self.run.prediction is not None else None
-        return found
+            measured.overlap = self.masks.overlap(named, list(self.run.parameters), self.run.tie)
+        measured.prediction = self.run.prediction.close() if self.run.prediction is not None else None
+        return measured
 
     def _moved(self, name: str, *, free: bool = False) -> Tensor:
         """θ_before − θ of one tensor, in float32 or better; ``free``: 0 where it is about to be put back."""
@@ -84,7 +80,7 @@ class Applied:
         return moved if still is None else moved.masked_fill_(still, 0)
 
     def _correction(self) -> float:
-        """How much of the memory is taken off θ, so that the update no longer runs against it."""
+        """How much of the memory is taken off θ, so that the update no longer conflicts with it."""
         rectifier = self.run.rectifier
         if not rectifier.corrects:
             return 0.0
@@ -96,7 +92,8 @@ class Applied:
 
     def _measure(self, basis: Basis, name: str, update: Tensor, applied: Tensor, lr: float) -> None:
         memory, stored = self.run.rectifier.memory, self.kept or {}
-        tensors = {row: (self.run.state if row == memory else stored.get(row, {})).get(name) for row in self.basis.rows}
+        gradients = {each: self.run.state if each == memory else stored.get(each, {}) for each in self.basis.rows}
+        tensors = {each: tensors.get(name) for each, tensors in gradients.items()}
         tied = self.run.tie is not None and name == self.run.tie.name
         basis.add(name, {**tensors, "update": update, "applied": applied}, self.embeds if tied else None)
         if self.masks is not None:

@@ -12,8 +12,6 @@ from geffect.core.layers import BOTH, EMBED, HEAD, TiedWeights, split_by_use
 from geffect.core.splits import TARGETS, role_of
 
 Tensors = Mapping[str, Tensor | None]
-
-
 Parts = Mapping[str, float]  # gradient of a basis → its coefficient
 
 
@@ -57,12 +55,12 @@ class Basis:
     """Inner products of gradients that others are linear combinations of.
 
     Args:
-        rows: their names.
+        gradients: their names.
         tie: the tied tensor, whose loss gradients are split by use.
     """
 
-    def __init__(self, rows: Sequence[str], tie: TiedWeights | None) -> None:
-        self.gram, self.tie = Gram(tuple(rows)), tie
+    def __init__(self, gradients: Sequence[str], tie: TiedWeights | None) -> None:
+        self.gram, self.tie = Gram(tuple(gradients)), tie
         self.embed: Tensor | None = None
 
     @property
@@ -71,34 +69,26 @@ class Basis:
         return self.gram.rows
 
     def add(self, name: str, tensors: Tensors, embeds: Tensors | None = None) -> None:
-        """Reduce one tensor of every gradient.
+        """Reduce one tensor of every gradient, None for zeros.
 
-        Args:
-            name: the parameter.
-            tensors: gradient → tensor, None for zeros.
-            embeds: gradient → the tied tensor's part as embedding, for those that loss gradients are made of.
+        ``embeds`` are the tied tensor's parts as embedding, of the gradients that loss gradients are made of.
         """
-        wholes = [tensors.get(row) for row in self.rows]
+        wholes = [tensors.get(each) for each in self.rows]
         if embeds is None:
             self.gram.values[name] = inner_products(wholes)
             return
-        both = inner_products([*(embeds.get(row) for row in self.rows), *wholes])
+        both = inner_products([*(embeds.get(each) for each in self.rows), *wholes])
         size = len(wholes)
         self.gram.values[name], self.embed = both[size:, size:], both[:size, size:]
 
     def sum_up(self, *, sharded: bool) -> None:
-        """Add up what all processes reduced; of whole rows nothing is left to add. Before `combine`, and once."""
+        """Add the inner products of all processes where they hold shards; once, before `combine`."""
         self.gram = sum_gram(self.gram, sharded=sharded)
 
     def combine(self, combinations: Combinations, order: Sequence[str]) -> Gram:
-        """The Gram of linear combinations of the basis.
+        """The Gram of linear combinations of the basis, the parameters in this order (backward visits them in another).
 
-        Args:
-            combinations: of these gradients.
-            order: the parameters' own order (backward visits them in another).
-
-        Returns:
-            The Gram; the tied tensor stands in it three times (see `geffect.core.layers.split_by_use`).
+        The tied tensor stands in it three times (see `geffect.core.layers.split_by_use`).
         """
         combined: dict[str, Tensor] = {}
         for part, parts in combinations.by_part.items():
@@ -110,7 +100,8 @@ class Basis:
                 values[name] = combined[name]
                 continue
             embed = Gram(self.rows, {"": self.embed}).combine(combinations.at(name)).values[""]
-            uses = split_by_use(combined[name], embed, [role_of(row) in TARGETS for row in combinations.names])
+            of_targets = [role_of(each) in TARGETS for each in combinations.names]
+            uses = split_by_use(combined[name], embed, of_targets)
             values |= dict(zip((name + EMBED, name + HEAD, name + BOTH), uses, strict=True))
         return Gram(combinations.names, values)
 

@@ -3,7 +3,7 @@
 Running averages of micro-batch gradients, 0.6 on the past, begun with the first and not corrected for it; fresh at
 each checkpoint, one pass over the forget set, read after micro-batches 3, 7, 11, … (arXiv 2502.19301's code), so the
 first reading weighs three of them .36, .24, .40. Its steady state weighs about four micro-batches, so it is a noisy
-reading: compare it with the dataset's own rows.
+estimate: compare it with the data set's own gradients.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,51 +19,51 @@ from geffect.objectives.base import window_counts
 
 PAST = 0.6
 CADENCE, FIRST = 4, 3  # the script counts a micro-batch, then reads where its count mod 4 is 3
-ROWS = ("objective", "forget", "retain")
+GRADIENTS = ("objective", "forget", "retain")
 
 
 def published_estimates(
     run: Measurement, micro_batches: Iterable[Mapping[str, Batch]]
 ) -> Iterator[tuple[int, Measured]]:
-    """Read the running averages at their published cadence; weights and ``.grad`` are left as found.
+    """The running averages at their published cadence; weights and ``.grad`` are left unchanged.
 
     Args:
-        run: model, objective and parameters; neither its rectifier nor its state takes part.
-        micro_batches: one pass over the forget set, each with as many retain rows.
+        run: model, objective and parameters; its rectifier takes no part.
+        micro_batches: one pass over the forget set, each with as many retain examples.
 
     Yields:
-        (call, measured): the micro-batches averaged so far, 3, 7, 11, …; the Gram of the averaged rows, and ``risk``,
-        the average of the objective's value.
+        (call, measured): the micro-batches averaged so far, 3, 7, 11, …; the Gram of the averaged gradients, and
+        ``risk``, the average of the objective's value.
     """
     alone = run.alone(tie=None)
-    averages: dict[str, NamedTensors] = {row: {} for row in ROWS}
+    averages: dict[str, NamedTensors] = {each: {} for each in GRADIENTS}
     value = 0.0
     for call, batches in enumerate(micro_batches, start=1):
         step = Step(alone, window_counts([batches]), measure=True)
         loss = float(step.micro_batch(batches, last=True))
         value = loss if call == 1 else PAST * value + (1 - PAST) * loss
-        for row in ROWS:
-            _fold(averages[row], step.row(row))
+        for each in GRADIENTS:
+            _fold(averages[each], step.gradient(each))
         if call % CADENCE == FIRST:
             yield call, _read(averages, run, value)
 
 
-def _fold(average: NamedTensors, row: NamedTensors) -> None:
-    for name, gradient in row.items():
+def _fold(average: NamedTensors, gradient: NamedTensors) -> None:
+    for name, tensor in gradient.items():
         if name in average:
-            average[name].mul_(PAST).add_(gradient, alpha=1 - PAST)
+            average[name].mul_(PAST).add_(tensor, alpha=1 - PAST)
         else:
-            average[name] = gradient.clone()
+            average[name] = tensor.clone()
 
 
 def _read(averages: Mapping[str, NamedTensors], run: Measurement, value: float) -> Measured:
-    gram = Gram(ROWS)
+    gram = Gram(GRADIENTS)
     for name in run.parameters:
-        product = inner_products([averages[row].get(name) for row in ROWS])
+        product = inner_products([averages[each].get(name) for each in GRADIENTS])
         if run.tie is not None and name == run.tie.name:  # the script counts a tied tensor as embedding
             nothing = torch.zeros_like(product)
             gram.values |= {name + EMBED: product, name + HEAD: nothing, name + BOTH: nothing}
         else:
             gram.values[name] = product
-    norms = {f"norm_{row}": norm(gram.total(), ROWS, row) for row in ROWS}
+    norms = {f"norm_{each}": norm(gram.total(), GRADIENTS, each) for each in GRADIENTS}
     return Measured({"risk": value} | norms, gram)

@@ -33,11 +33,11 @@ class Measured:
 
     Attributes:
         scalars: ``loss_objective``, ``loss_forget``, ``loss_retain``, ``weight_mean`` (labeled tokens only) and the
-            norms; a risk that no pass computed is missing.
-        gram: the inner products of the named rows; None where the step was not measured.
-        overlap: overlaps of the rows' masks, where asked for.
-        prediction: predicted and measured change of the probe's risks, where asked for.
-        spread: of the window's micro-batches, where asked for.
+            norms; a loss that no pass computed is missing.
+        gram: the inner products of the named gradients; None where the step was not measured.
+        overlap: overlaps of the gradients' masks, where asked for.
+        prediction: predicted and measured change of the probe's losses, where asked for.
+        standard_errors: over the window's micro-batches, where asked for.
     """
 
     scalars: dict[str, float]
@@ -57,30 +57,30 @@ class Measurement:
     """What every step of a run shares.
 
     Attributes:
-        parameters: what a row covers, by canonical name.
+        parameters: what a gradient covers, by canonical name.
         forward: runs the model over a collated batch.
         objective: what is descended.
-        rectifier: what the objective's row becomes.
-        free_rows: take the forget row by algebra where the objective allows it; False back-propagates it apart.
-        keep_dropout: the objective sees dropout, the risks do not: then no pass is shared and no row is free.
-        tie: the tied tensor, whose risk gradients are split by use.
-        overlap: share of the largest entries in a row's mask; 0 makes none.
-        keep: hold the rows until the optimizer has stepped, and measure its update.
-        prediction: the probe whose risks' change is predicted and measured; implies ``keep``.
-        standard_errors: go over the window's micro-batches again for the spread of their shares; implies ``keep``.
-        labels: parameter → what the spread is summed under (itself where it is missing).
+        rectifier: what the objective's gradient becomes.
+        free: derive the forget gradient from the objective's where that is a multiple; False back-propagates it.
+        keep_dropout: the objective sees dropout, the losses do not: then no pass is shared and no gradient derived.
+        tie: the tied tensor, whose loss gradients are split by use.
+        overlap: share of the largest entries in a gradient's mask; 0 makes none.
+        keep: hold the gradients until the optimizer has stepped, and measure its update.
+        prediction: the probe whose losses' change is predicted and measured; implies ``keep``.
+        standard_errors: go over the window's micro-batches again, for standard errors; implies ``keep``.
+        labels: parameter → what standard errors are summed under (itself where it is missing).
         frozen: the entries that updates leave alone; the gradients are masked before they are projected.
         state: the rectifier's own, kept between steps.
         layers: parameter → layer, for a rectifier of that scope.
         term_states: of the objective's terms, kept between steps.
-        sharded: the parameters lie in parts over processes; rows and state hold this process's part.
+        sharded: the parameters lie in parts over processes; gradients and state hold this process's part.
     """
 
     parameters: Mapping[str, nn.Parameter]
     forward: Forward
     objective: Objective
     rectifier: Rectifier
-    free_rows: bool = True
+    free: bool = True
     keep_dropout: bool = False
     tie: TiedWeights | None = None
     overlap: float = 0.0
@@ -124,16 +124,7 @@ class Measurement:
         return dict(self.parameters) | alias
 
     def outputs(self, name: str, batches: Mapping[str, Batch], *, dropout: bool) -> Outputs:
-        """One set's forward pass, with whatever the objective's terms on it need.
-
-        Args:
-            name: the set.
-            batches: set → collated batch.
-            dropout: run the model as it is trained.
-
-        Returns:
-            The outputs.
-        """
+        """One set's forward pass, with whatever the objective's terms on it need."""
         needs = self.objective.needs_on(name)
         outputs = self.forward(batches[name], needs, dropout=dropout)
         if "alternative" not in needs:
@@ -141,6 +132,6 @@ class Measurement:
         other = self.forward(batches["alternative"], needs & {"ref_nll"}, dropout=dropout)
         return replace(outputs, alternative=other)
 
-    def risk_outputs(self, batch: Batch) -> Outputs:
-        """One batch's forward pass for its risk alone, without dropout."""
+    def loss_outputs(self, batch: Batch) -> Outputs:
+        """One batch's forward pass for its loss alone, without dropout."""
         return self.forward(batch, frozenset(), dropout=False)

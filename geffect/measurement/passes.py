@@ -17,8 +17,8 @@ from geffect.measurement.measurement import Batch, Measurement
 from geffect.objectives.base import Counts, Objective, risk
 from geffect.rectifiers.base import Rectifier
 
-SIDE = "forget side"  # the objective's terms on forget sets, apart from what else is back-propagated into its row
-KEPT = "retain side"  # its terms on retain and general sets, apart where the two sides are frozen apart
+SIDE = "forget side"  # the objective's terms on forget sets, apart from its other terms
+RETAIN_SIDE = "retain side"  # its terms on retain and general sets, apart where each side has a mask
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,12 @@ class Passes:
             self.objective,
             run.rectifier,
             measure=measure,
-            free=run.free_rows,
+            free=run.free,
             keep_dropout=run.keep_dropout,
             frozen=run.frozen is not None,
             num_domains=len(self.forget),
         )
-        self._retain_side = KEPT if self.plan.splits_retain else "objective"
+        self._retain_side = RETAIN_SIDE if self.plan.splits_retain else "objective"
         self.window, self.sums = GradientBuffer(run.differentiated), dict[str, Tensor]()
         self.streamed = False
 
@@ -124,24 +124,20 @@ class Passes:
         return f"{SIDE} {forget}" if self.plan.splits_sides else "objective"
 
     def forget_side(self, own: Mapping[str, Tensor | None]) -> Tensor | None:
-        """One tensor of what the objective descends on forget sets, and of what else was put into its row."""
+        """One tensor of what the objective descends on forget sets, and of whatever else shares its buffer."""
         sides = [own[self.side(each)] for each in self.forget] if self.plan.splits_sides else []
         return functools.reduce(added, sides, own["objective"])
 
     @property
     def buffers(self) -> tuple[str, ...]:
         """The names of all buffers."""
-        return ("objective", KEPT, *(f"{SIDE} {each}" for each in self.forget), *self.forget, *self.retain)
+        return ("objective", RETAIN_SIDE, *(f"{SIDE} {each}" for each in self.forget), *self.forget, *self.retain)
 
     def run_all(self, batches: Mapping[str, Batch], visit: Visit | None) -> Tensor:
-        """Back-propagate one micro-batch.
+        """Back-propagate one micro-batch; the objective's share of it, detached.
 
-        Args:
-            batches: set → collated rows; of a window over sets of different sizes, some may be missing.
-            visit: where given, it closes the window: the last retain row streams through it.
-
-        Returns:
-            The objective's share of this micro-batch, detached.
+        Of a window over sets of different sizes, some sets may be missing. With ``visit`` the micro-batch closes the
+        window, and the last retain gradient streams through it.
         """
         with self.run.tie.untied() if self.run.tie else contextlib.nullcontext():
             shares = []
@@ -152,13 +148,13 @@ class Passes:
             for retain in (each for each in self.retain if each in batches):
                 closes = visit if retain == self.retain[-1] else None
                 shares.append(self._retain(retain, of_domain(batches, domain_of(retain)), closes))
-        found = [each for each in shares if each is not None]
-        total = torch.stack(found).sum() if found else torch.zeros(())
+        computed = [each for each in shares if each is not None]
+        total = torch.stack(computed).sum() if computed else torch.zeros(())
         self._sum("loss_objective", total)
         return total
 
     def gather(self) -> None:
-        """Add up what all processes back-propagated of the window, rows and sums alike."""
+        """Add up the gradients and sums of all processes."""
         if num_processes() == 1:
             return
         self.window.rows = sum_gradients(self.window.rows, self.run.differentiated)
@@ -174,18 +170,18 @@ class Passes:
             outputs, loss = self._descend("forget", batches, self.side(name), retain_graph=again)
             self._weigh(outputs)
         if self.plan.runs_forget and (outputs is None or not shared):
-            outputs = self.run.risk_outputs(batches["forget"])
+            outputs = self.run.loss_outputs(batches["forget"])
         elif not shared:
             return loss
         if outputs is not None:
-            forget_risk = self._risk(name, outputs)
+            forget_loss = self._loss(name, outputs)
             if self.plan.runs_forget:
-                self.window.add(name, forget_risk)
+                self.window.add(name, forget_loss)
         return loss
 
-    def _beside(self, name: str, batches: Mapping[str, Batch], row: str) -> Tensor | None:
-        """The objective's terms on a set whose risk is not measured."""
-        return self._descend(name, batches, row)[1] if self.objective.on(name) and name in batches else None
+    def _beside(self, name: str, batches: Mapping[str, Batch], gradient: str) -> Tensor | None:
+        """The objective's terms on a set whose loss is not measured."""
+        return self._descend(name, batches, gradient)[1] if self.objective.on(name) and name in batches else None
 
     def _retain(self, name: str, batches: Mapping[str, Batch], visit: Visit | None) -> Tensor | None:
         outputs, loss, shared = None, None, not self.run.keep_dropout
@@ -195,31 +191,31 @@ class Passes:
         if not self.plan.runs_retain:
             return loss
         if outputs is None or not shared:
-            outputs = self.run.risk_outputs(batches["retain"])
-        retain_risk = self._risk(name, outputs)
-        self._complete(name, retain_risk, visit)
-        share = self.plan.retain_weight * self.shares[name] * retain_risk.detach()
+            outputs = self.run.loss_outputs(batches["retain"])
+        retain_loss = self._loss(name, outputs)
+        self._complete(name, retain_loss, visit)
+        share = self.plan.retain_weight * self.shares[name] * retain_loss.detach()
         return share if loss is None else loss + share
 
-    def _risk(self, name: str, outputs: Outputs) -> Tensor:
-        """A split's risk; where there are several of its role, that of the role sums up too."""
-        found, role = risk(outputs, self.counts[name]), role_of(name)
-        self._sum(f"loss_{name}", found)
+    def _loss(self, name: str, outputs: Outputs) -> Tensor:
+        """A split's loss; where there are several of its role, that of the role sums up too."""
+        loss, role = risk(outputs, self.counts[name]), role_of(name)
+        self._sum(f"loss_{name}", loss)
         if role != name:
-            self._sum(f"loss_{role}", self.shares[name] * found)
-        return found
+            self._sum(f"loss_{role}", self.shares[name] * loss)
+        return loss
 
-    def _complete(self, row: str, loss: Tensor, visit: Visit | None) -> None:
+    def _complete(self, gradient: str, loss: Tensor, visit: Visit | None) -> None:
         if visit is None:
-            return self.window.add(row, loss)
+            return self.window.add(gradient, loss)
         self.streamed = True
-        return self.window.stream(row, loss, visit)
+        return self.window.stream(gradient, loss, visit)
 
     def _descend(
         self,
         name: str,
         batches: Mapping[str, Batch],
-        row: str,
+        gradient: str,
         *,
         besides_risk: bool = False,
         retain_graph: bool = False,
@@ -227,14 +223,14 @@ class Passes:
         """Back-propagate the objective's terms on one set; its outputs and the loss, detached."""
         outputs = self.run.outputs(name, batches, dropout=self.run.keep_dropout)
         loss = self.objective.loss(name, outputs, self.counts, besides_risk=besides_risk)
-        self.window.add(row, loss, retain_graph=retain_graph, merged=self._merged(row))
+        self.window.add(gradient, loss, retain_graph=retain_graph, merged=self._merged(gradient))
         return outputs, loss.detach()
 
-    def _merged(self, row: str) -> Mapping[str, str]:
-        """Of a row that no risk is read from, both uses of a tied tensor lie in one: a second costs as much again."""
+    def _merged(self, gradient: str) -> Mapping[str, str]:
+        """Both uses of a tied tensor share a buffer, unless a loss gradient is read from it: a second costs as much."""
         tie = self.run.tie
-        risks = (*self.forget, *self.retain, *(self.side(each) for each in self.forget if self.plan.factor))
-        return {} if tie is None or row in risks else {tie.head_name: tie.name}
+        losses = (*self.forget, *self.retain, *(self.side(each) for each in self.forget if self.plan.factor))
+        return {} if tie is None or gradient in losses else {tie.head_name: tie.name}
 
     def _weigh(self, outputs: Outputs) -> None:
         weights = self.objective.forget_weights(outputs)

@@ -1,8 +1,8 @@
-"""Predicted against measured: how much of a risk's change a first-order reading explains.
+"""Predicted against measured: how much of a loss's change its first-order approximation explains.
 
-Two readings of one step: −lr·⟨∇R, gradient⟩, true for plain SGD and the published one (arXiv 2502.19301), and
+Two approximations of one step: −lr·⟨∇R, gradient⟩, true for plain SGD and the published one (arXiv 2502.19301), and
 −⟨∇R, applied⟩ with what the optimizer made of the gradient. Both, and the measured change R(θ_{t+1}) − R(θ_t), are
-taken on the same fixed probe rows, so that they also add up over a run to R(θ_T) − R(θ_0).
+taken on the same fixed probe examples, so that they also add up over a run to R(θ_T) − R(θ_0).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +21,12 @@ Batch = dict[str, Tensor]
 
 
 class PredictionCheck:
-    """Opened before a step, fed every tensor of it, closed after it.
+    """`open` before a step, `add` for every tensor, `close` after it.
 
     Args:
-        parameters: what a row covers.
+        parameters: by name.
         forward: runs the model over a batch, without dropout.
-        probe: risk → its fixed batches.
+        probe: set → its fixed batches.
     """
 
     def __init__(
@@ -34,11 +34,11 @@ class PredictionCheck:
     ) -> None:
         self.parameters, self.forward, self.probe = parameters, forward, probe
         self.counts = {name: Counts.of(batches) for name, batches in probe.items()}
-        self.rows: dict[str, NamedTensors] = {}
+        self.gradients: dict[str, NamedTensors] = {}
         self.entries: dict[str, dict[str, float]] = {}
 
     def open(self) -> None:
-        """Risk and gradient of every probe at θ_t."""
+        """Compute the loss and gradient of every probe at θ_t."""
         window = GradientBuffer(self.parameters)
         for name, batches in self.probe.items():
             before = 0.0
@@ -47,29 +47,18 @@ class PredictionCheck:
                 before += float(share.detach())
                 window.add(name, share)
             self.entries[name] = {"before": before, "gradient": 0.0, "update": 0.0}
-        self.rows = {name: {key: local_part(t) for key, t in row.items()} for name, row in window.rows.items()}
+        self.gradients = {name: {k: local_part(t) for k, t in each.items()} for name, each in window.rows.items()}
 
     def add(self, name: str, gradient: Tensor | None, applied: Tensor, learning_rate: float) -> None:
-        """One tensor's share of both predictions.
-
-        Args:
-            name: the parameter.
-            gradient: what the optimizer was given.
-            applied: −Δθ.
-            learning_rate: of its optimizer group, as the step was taken.
-        """
-        for probe, row in self.rows.items():
-            products = inner_products([row.pop(name, None), gradient, applied])[0]
+        """Add one tensor's share of both predictions: ``gradient`` is the optimizer's input, ``applied`` is −Δθ."""
+        for probe, tensors in self.gradients.items():
+            products = inner_products([tensors.pop(name, None), gradient, applied])[0]
             self.entries[probe]["gradient"] -= learning_rate * float(products[1])
             self.entries[probe]["update"] -= float(products[2])
 
     @torch.no_grad()
     def close(self) -> dict[str, dict[str, float]]:
-        """Measure the risks at θ_{t+1}.
-
-        Returns:
-            Probe → ``before``, ``after`` (nats a token) and the change predicted by ``gradient`` and by ``update``.
-        """
+        """Probe → loss ``before`` and ``after`` (nats a token), its change by ``gradient`` and by ``update``."""
         if is_sharded(self.parameters):  # each process has added up its own part of every tensor
             self._sum_up()
         for name, batches in self.probe.items():

@@ -1,4 +1,4 @@
-"""How far a window's inner products would stray on other micro-batches."""
+"""Standard errors of a window's inner products over its micro-batches."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +12,8 @@ from geffect.core.gram import Gram, upper_triangle
 from geffect.core.layers import TiedWeights
 from geffect.measurement.basis import Basis, Combinations
 
-Shares = tuple[
-    Mapping[str, NamedTensors], Mapping[str, Tensor | None] | None
-]  # rows; the tied tensor's embedding parts
+# gradients by name, and the tied tensor's parts as embedding
+Shares = tuple[Mapping[str, NamedTensors], Mapping[str, Tensor | None] | None]
 
 
 @dataclass
@@ -22,25 +21,27 @@ class StandardErrors:
     """Inner products of B micro-batches against their window's.
 
     Attributes:
-        rows: the M rows' names.
-        linearized: label → ``[B, M, M]``: e_b = ⟨f_b, O⟩ + ⟨F, o_b⟩ − ⟨F, O⟩ with f_b, o_b a micro-batch's rows and
-            F, O their means over the window. Their mean is ⟨F, O⟩ and, to first order, std(e_b)/√B its standard error.
-        halves: label → ``[M, M]``: the mean of ⟨row_i over one half, row_j over the other⟩ over all ways to halve the
-            window. Its expectation is that of the true gradients; ‖ĝ‖² itself is too large by the gradient's variance.
+        gradients: the M gradients' names.
+        linearized: label → ``[B, M, M]``: e_b = ⟨f_b, O⟩ + ⟨F, o_b⟩ − ⟨F, O⟩ with f_b, o_b gradients of a
+            micro-batch and F, O their means over the window. The mean of e_b is ⟨F, O⟩ and, to first order, std(e_b)/√B
+            its standard error.
+        halves: label → ``[M, M]``: the mean of ⟨gradient i of one half, j of the other⟩ over all
+            halvings of the window. Its expectation is that of the true gradients; ‖ĝ‖² itself is too large by the
+            gradient's variance.
     """
 
-    rows: tuple[str, ...]
+    gradients: tuple[str, ...]
     linearized: dict[str, Tensor]
     halves: dict[str, Tensor]
 
     def to_record(self) -> dict[str, Any]:
         """The names, the labels, and the upper triangles of every label's matrices."""
         linearized, halves = (list(map(upper_triangle, part.values())) for part in (self.linearized, self.halves))
-        names = {"gradients": list(self.rows), "labels": list(self.halves)}
+        names = {"gradients": list(self.gradients), "labels": list(self.halves)}
         return names | {"linearized": linearized, "halves": halves}
 
 
-def spread(
+def standard_errors(
     window: Shares,
     micro_batches: Iterable[Shares],
     named: Mapping[str, Mapping[str, float]],
@@ -48,24 +49,15 @@ def spread(
     labels: Mapping[str, str],
     tie: TiedWeights | None,
 ) -> StandardErrors:
-    """Compare the rows of each micro-batch with those of the window.
+    """The standard errors of ``named`` combinations of the window's gradients, from each micro-batch's share of them.
 
-    Args:
-        window: the basis rows, sums of the micro-batches'.
-        micro_batches: each one's share of these, one at a time.
-        named: every recorded row as a combination of the basis rows.
-        order: the parameters.
-        labels: parameter → what its numbers are summed under (itself where it is missing).
-        tie: the tied tensor.
-
-    Returns:
-        The spread.
+    ``labels`` says under what a parameter's numbers are summed: under itself where it is missing.
     """
-    basis = list(dict.fromkeys(row for parts in named.values() for row in parts))
+    basis = list(dict.fromkeys(source for parts in named.values() for source in parts))
     doubled = {
-        f"{row}/{part}": {f"{each}/{part}": c for each, c in parts.items()}
+        f"{name}/{part}": {f"{source}/{part}": c for source, c in parts.items()}
         for part in ("all", "one")
-        for row, parts in named.items()
+        for name, parts in named.items()
     }
     linearized: dict[str, list[Tensor]] = {}
     inside: dict[str, Tensor] = {}
@@ -77,7 +69,7 @@ def spread(
             whole[label], one = both[:size, :size], both[size:, :size]
             linearized.setdefault(label, []).append(one + one.T)
             inside[label] = inside.get(label, torch.zeros(())) + both[size:, size:]
-        del shares  # or it would hold these rows while the next micro-batch's are made
+        del shares  # or it would hold these gradients while the next micro-batch's are made
     count = len(next(iter(linearized.values())))
     return StandardErrors(
         tuple(named),
@@ -89,10 +81,12 @@ def spread(
 def _products(
     basis: Sequence[str], window: Shares, shares: Shares, order: Sequence[str], tie: TiedWeights | None
 ) -> Basis:
-    found = Basis([f"{row}/{part}" for part in ("all", "one") for row in basis], tie)
+    products = Basis([f"{source}/{part}" for part in ("all", "one") for source in basis], tie)
     both = {"all": window, "one": shares}
     for name in order:
-        tensors = {f"{row}/{part}": rows.get(row, {}).get(name) for part, (rows, _) in both.items() for row in basis}
-        embeds = {f"{row}/{part}": (parts or {}).get(row) for part, (_, parts) in both.items() for row in basis}
-        found.add(name, tensors, embeds if tie is not None and name == tie.name else None)
-    return found
+        tensors, embeds = dict[str, Tensor | None](), dict[str, Tensor | None]()
+        for part, (gradients, embedding) in both.items():
+            tensors |= {f"{source}/{part}": gradients.get(source, {}).get(name) for source in basis}
+            embeds |= {f"{source}/{part}": (embedding or {}).get(source) for source in basis}
+        products.add(name, tensors, embeds if tie is not None and name == tie.name else None)
+    return products

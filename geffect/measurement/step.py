@@ -1,4 +1,4 @@
-"""One optimizer step: its rows are combined, reduced, rectified and handed back, tensor by tensor."""
+"""One optimizer step: its gradients are combined, reduced, rectified and handed back, tensor by tensor."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +14,9 @@ from geffect.core.splits import TARGETS, role_of
 from geffect.measurement.applied import Applied
 from geffect.measurement.basis import Basis, Combinations, added
 from geffect.measurement.measurement import Batch, Measured, Measurement
-from geffect.measurement.passes import KEPT, Passes
+from geffect.measurement.passes import RETAIN_SIDE, Passes
 from geffect.measurement.rectifier_step import Coefficients, RectifierStep
-from geffect.measurement.standard_errors import Shares, StandardErrors, spread
+from geffect.measurement.standard_errors import Shares, StandardErrors, standard_errors
 from geffect.measurement.topk import Masks
 from geffect.objectives.base import Counts
 
@@ -30,7 +30,7 @@ class Step:
     Args:
         run: what the steps share.
         counts: set → what the whole window of micro-batches holds of it.
-        measure: compute the Gram of all rows, not only what the update needs.
+        measure: compute the Gram of all gradients, not only what the update needs.
     """
 
     def __init__(self, run: Measurement, counts: Mapping[str, Counts], *, measure: bool) -> None:
@@ -55,19 +55,14 @@ class Step:
         return () if self.rule.memory is None else (self.rule.memory,)
 
     def micro_batch(self, batches: Mapping[str, Batch], *, last: bool, part: int | None = None) -> Tensor:
-        """Back-propagate one micro-batch.
+        """Back-propagate one micro-batch; the objective's share of it, detached.
 
-        Args:
-            batches: set → collated rows.
-            last: it closes the window, so the retain row may stream.
-            part: of the window that it belongs to, as standard errors see it; one of its own by default.
-
-        Returns:
-            The objective's share of this micro-batch, detached.
+        The ``last`` one closes the window, so the retain gradient may stream. ``part`` is that of the window which the
+        micro-batch belongs to for standard errors; one of its own by default.
         """
         if self.measure and self.run.standard_errors:
             self._note(batches, part)
-        streams = last and num_processes() == 1  # of several, each row is added up before anything is made of it
+        streams = last and num_processes() == 1  # of several, each gradient is added up before anything is made of it
         return self.passes.run_all(batches, self._visit if streams else None)
 
     def finish(self) -> Measured:
@@ -77,7 +72,7 @@ class Step:
             What to record.
 
         Raises:
-            FloatingPointError: a raw loss or a row is not finite; no gradient was handed back.
+            FloatingPointError: a raw loss or a gradient is not finite; no gradient was handed back.
         """
         self.passes.gather()
         scalars = {name: float(value) for name, value in self.passes.sums.items()}
@@ -97,45 +92,41 @@ class Step:
         return measured
 
     def after(self, learning_rates: Mapping[str, float]) -> Measured | None:
-        """What the optimizer made of the gradient, once it has stepped and before the learning rate moves.
+        """Measure what the optimizer made of the gradient, once it has stepped and before the learning rate moves.
 
-        Args:
-            learning_rates: of every parameter.
-
-        Returns:
-            The numbers with the rows ``update`` and ``applied``; None where they are not measured.
+        The numbers have the gradients ``update`` and ``applied``; None where they are not measured.
         """
         return self.applied.close(learning_rates) if self.applied else None
 
-    def row(self, name: str) -> NamedTensors:
-        """One recorded row itself, where rows are kept: parameter name → tensor, of shards this process's part."""
+    def gradient(self, name: str) -> NamedTensors:
+        """A recorded gradient, where gradients are kept: parameter → tensor (of shards, this process's part)."""
         if name == "rectified":
             return {key: local_part(p.grad) for key, p in self.run.parameters.items() if p.grad is not None}
-        parts, kept, row = self._named()[name], self.kept or {}, NamedTensors()
+        parts, kept, gradient = self._named()[name], self.kept or {}, NamedTensors()
         for source, scale in parts.items():
             tensors = self.run.state if source == self.rule.memory else kept.get(source, {})
             if len(parts) == 1 and scale == 1:
                 return dict(tensors)
             for key, tensor in tensors.items():
-                add_scaled(row, key, tensor, scale)
-        return row
+                add_scaled(gradient, key, tensor, scale)
+        return gradient
 
     def _report(self, scalars: Mapping[str, float], named: Combinations) -> Measured:
         gram = self.basis.combine(named, list(self.run.parameters))
-        found = Measured(dict(scalars) | norms(gram), gram)
+        measured = Measured(dict(scalars) | norms(gram), gram)
         if self.masks is not None:
-            found.overlap = self.masks.overlap(named, list(self.run.parameters), self.run.tie)
-        if len(self.parts) > 1:  # an epoch's last window may hold one, which says nothing of their spread
-            found.standard_errors = self._spread()
-        return found
+            measured.overlap = self.masks.overlap(named, list(self.run.parameters), self.run.tie)
+        if len(self.parts) > 1:  # an epoch's last window may hold one, which has no standard error
+            measured.standard_errors = self._standard_errors()
+        return measured
 
     def _note(self, batches: Mapping[str, Batch], part: int | None) -> None:
         if part is None or part == len(self.parts):
             self.parts.append([])
         self.parts[-1].append(batches)
 
-    def _spread(self) -> StandardErrors:
-        """The micro-batches are gone through again, so that one row of them is held at a time."""
+    def _standard_errors(self) -> StandardErrors:
+        """Run the micro-batches again, so that the gradients of one are held at a time."""
         run, alone = self.run, self.run.alone()
 
         def shares() -> Iterator[Shares]:
@@ -145,12 +136,12 @@ class Step:
                     step.micro_batch(batches, last=batches is part[-1])
                 yield step.kept or {}, step.kept_embeds
 
-        named = {row: parts for row, parts in self._named().items() if role_of(row) in ("objective", *TARGETS)}
+        named = {each: parts for each, parts in self._named().items() if role_of(each) in ("objective", *TARGETS)}
         window = (self.kept or {}, self.kept_embeds)
-        return spread(window, shares(), named, list(run.parameters), run.labels, run.tie)
+        return standard_errors(window, shares(), named, list(run.parameters), run.labels, run.tie)
 
     def _visit(self, name: str, streamed: Tensor | None) -> None:
-        """Everything that must see this tensor of the last retain row before it is freed."""
+        """Everything that must see this tensor of the last retain gradient before it is freed."""
         tie = self.run.tie
         if tie is None or name not in (tie.name, tie.head_name):
             return self._settle(name, self._taken(name, streamed), None)
@@ -158,60 +149,60 @@ class Step:
         if len(self._tied) < 2:
             return None
         embed, head = (self._taken(each, self._tied.pop(each)) for each in (tie.name, tie.head_name))
-        return self._settle(tie.name, {row: _onto(head[row], embed[row]) for row in embed}, embed)
+        return self._settle(tie.name, {each: _onto(head[each], embed[each]) for each in embed}, embed)
 
     def _taken(self, name: str, streamed: Tensor | None) -> Tensors:
-        """One tensor of every row the passes left, taken out of its buffer."""
+        """One tensor of every gradient the passes left, taken out of its buffer."""
         passes = self.passes
-        taken = {row: passes.window.rows.get(row, {}).pop(name, None) for row in passes.buffers}
+        taken = {each: passes.window.rows.get(each, {}).pop(name, None) for each in passes.buffers}
         return taken if streamed is None else taken | {passes.retain[-1]: streamed}
 
     def _settle(self, name: str, own: Tensors, embed: Tensors | None) -> None:
-        """One whole tensor of every row: combine, reduce, and leave what is descended in the objective's row."""
+        """Combine and reduce one tensor of every gradient; what is descended is left in the objective's buffer."""
         run, passes = self.run, self.passes
-        tensors, embeds = self._risks(own), None if embed is None else self._risks(embed)
-        row, retain = passes.window.rows.setdefault("objective", {}), self._pooled(passes.retain, own)
+        tensors, embeds = self._losses(own), None if embed is None else self._losses(embed)
+        gradient, retain = passes.window.rows.setdefault("objective", {}), self._pooled(passes.retain, own)
         forget = passes.forget_side(own)
         if run.frozen is None:
             if forget is not None:
-                row[name] = forget
-            add_scaled(row, name, retain, passes.plan.retain_weight)
-            tensors["objective"] = row.get(name)
+                gradient[name] = forget
+            add_scaled(gradient, name, retain, passes.plan.retain_weight)
+            tensors["objective"] = gradient.get(name)
         else:
-            tensors |= self._masked(run.frozen, name, forget, own[KEPT], retain)
+            tensors |= self._masked(run.frozen, name, forget, own[RETAIN_SIDE], retain)
             retain = tensors[MASKED_RETAIN]
             if (masked := tensors[MASKED]) is not None:
-                row[name] = masked
+                gradient[name] = masked
         tensors |= {memory: self.rule.update(run.state, name, retain) for memory in self._memory}
-        self.rectifier.add(name, {**tensors, "objective": row.get(name)})
+        self.rectifier.add(name, {**tensors, "objective": gradient.get(name)})
         if self.measure:
             self.basis.add(name, tensors, embeds)
         self._keep(name, tensors, embeds)
-        add_scaled(row, name, retain, self.rule.add_retain)
+        add_scaled(gradient, name, retain, self.rule.add_retain)
 
-    def _risks(self, own: Tensors) -> Tensors:
-        """What of one tensor belongs to the risks, directly or, as the objective's, times a constant."""
+    def _losses(self, own: Tensors) -> Tensors:
+        """One tensor of the loss gradients, back-propagated or a multiple of the objective's."""
         passes = self.passes
-        found: Tensors = {row: own[row] for row in passes.retain}
+        losses: Tensors = {each: own[each] for each in passes.retain}
         for forget in passes.forget:
             side, c = own[passes.side(forget)], (passes.plan.factor or 0.0) * passes.shares[forget]
             free = side / c if c and passes.plan.splits_forget and side is not None else None
-            found[forget] = own[forget] if passes.plan.runs_forget else free
-        return found | {"objective": None if passes.plan.splits_forget else own["objective"]}
+            losses[forget] = own[forget] if passes.plan.runs_forget else free
+        return losses | {"objective": None if passes.plan.splits_forget else own["objective"]}
 
     def _pooled(self, splits: Sequence[str], tensors: Tensors) -> Tensor | None:
-        """One tensor of a role's row over all its domains."""
+        """One tensor of a role's gradient over all its domains."""
         if len(splits) == 1:
             return tensors[splits[0]]
-        row = NamedTensors()
+        gradient = NamedTensors()
         for each in splits:
-            add_scaled(row, "", tensors[each], self.passes.shares[each])
-        return row.get("")
+            add_scaled(gradient, "", tensors[each], self.passes.shares[each])
+        return gradient.get("")
 
     def _masked(
         self, frozen: GradientMask, name: str, forget: Tensor | None, kept: Tensor | None, retain: Tensor | None
     ) -> Tensors:
-        """What freezing leaves of one tensor of either side and of the retain row; and the objective's, whole."""
+        """What freezing leaves of one tensor of either side and of the retain gradient; and the objective's, whole."""
         side = NamedTensors() if kept is None else {name: kept}
         add_scaled(side, name, retain, self.passes.plan.retain_weight)
         free = frozen.free("forget", name, forget), frozen.free("retain", name, side.get(name))
@@ -219,36 +210,36 @@ class Step:
         return {"objective": whole, MASKED: added(*free), MASKED_RETAIN: frozen.free("retain", name, retain)}
 
     def _keep(self, name: str, tensors: Tensors, embeds: Tensors | None) -> None:
-        """Hold what is needed once the row has been rectified, clipped and stepped with."""
+        """Hold what is needed once the gradient has been rectified, clipped and stepped with."""
         if self.masks is not None:
             splits = {"forget": self.passes.forget, "retain": self.passes.retain}
             pooled = {role: self._pooled(each, tensors) for role, each in splits.items() if len(each) > 1}
-            self.masks.add(name, {row: tensors[row] for row in self.basis.rows} | pooled)
+            self.masks.add(name, {each: tensors[each] for each in self.basis.rows} | pooled)
         if self.kept is None:
             return
         self.kept_embeds = embeds if embeds is not None else self.kept_embeds
-        for row in (each for each in self.basis.rows if each != self.rule.memory):
-            tensor = tensors[row]
+        for each in (each for each in self.basis.rows if each != self.rule.memory):
+            tensor = tensors[each]
             if tensor is not None:  # what is descended is rectified and clipped in place
-                self.kept.setdefault(row, {})[name] = tensor.clone() if row in ("objective", MASKED) else tensor
+                self.kept.setdefault(each, {})[name] = tensor.clone() if each in ("objective", MASKED) else tensor
 
     def _norms(self) -> dict[str, float]:
-        """‖row‖ of what was back-propagated: not finite where one of its entries is not."""
+        """‖gradient‖ of what was back-propagated: not finite where one of its entries is not."""
         found = norms(self.basis.gram)
         if self.rectifier.sources:  # without a rectifier there are none, and norms of zero say nothing
             return found | norms(self.rectifier.products.gram)
         if not self.measure:
-            row = self.passes.window.rows.get("objective", {})
-            square = torch.nn.utils.get_total_norm(row.values()).double() ** 2
+            gradient = self.passes.window.rows.get("objective", {})
+            square = torch.nn.utils.get_total_norm(gradient.values()).double() ** 2
             found["norm_objective"] = math.sqrt(float(sum_over_processes(square) if self.run.sharded else square))
         return found
 
     def _hand_back(self, rectified: Coefficients) -> None:
-        row = self.rectifier.combine(self.passes.window.rows.pop("objective", {}), rectified)
+        gradient = self.rectifier.combine(self.passes.window.rows.pop("objective", {}), rectified)
         for name, parameter in self.run.parameters.items():
-            parameter.grad = as_shard(row.get(name), parameter)
+            parameter.grad = as_shard(gradient.get(name), parameter)
             if self.masks is not None and self._rectifies:
-                self.masks.add(name, {"rectified": row.get(name)})
+                self.masks.add(name, {"rectified": gradient.get(name)})
 
     @property
     def _rectifies(self) -> bool:
@@ -301,6 +292,6 @@ def refuse_broken(numbers: Mapping[str, float]) -> None:
 
 
 def norms(gram: Gram) -> dict[str, float]:
-    """‖row‖ over the whole model, by name."""
+    """‖gradient‖ over the whole model, by name."""
     total = gram.total()
     return {f"norm_{name}": norm(total, gram.rows, name) for name in gram.rows}

@@ -258,7 +258,7 @@ class UnlearnTrainer(RecordingTrainer):
     def _save_rows(self) -> None:
         directory = Path(self.args.output_dir).parent / "rows" / f"step-{self.state.global_step}"
         for name in self.diagnostics.save_rows:
-            row = self._whole(self.step.row(name))
+            row = self._whole(self.step.gradient(name))
             if rank():
                 continue
             directory.mkdir(parents=True, exist_ok=True)

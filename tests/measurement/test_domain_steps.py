@@ -115,7 +115,7 @@ def test_kept_rows_standard_errors_and_updates_know_domains() -> None:
     measurement = make_measurement(model, "ga + gd", keep=True, standard_errors=True)
     measured = take_step(measurement, split(_batches(model), 2))
     assert measured.standard_errors is not None
-    assert set(measured.standard_errors.rows) == {"objective", "forget", "retain", *SPLITS}
+    assert set(measured.standard_errors.gradients) == {"objective", "forget", "retain", *SPLITS}
 
 
 def test_domains_meet_row_by_row_and_the_smaller_comes_round_again() -> None:

@@ -64,9 +64,9 @@ def test_rows_and_gradient_equal_the_oracles(case: str, text: str, size: int) ->
 @pytest.mark.parametrize("text", ["ga", "ga + 0.5*gd", "0.5*ga + 2.0*gd", "ga + 100*gd", "0.001*ga + gd"])
 def test_a_free_row_equals_the_one_propagated_apart(text: str) -> None:
     grams = []
-    for free_rows in (True, False):
+    for free in (True, False):
         model = CASES["llama"]()
-        measured = take_step(make_measurement(model, text, "none", free_rows=free_rows), [TWO])
+        measured = take_step(make_measurement(model, text, "none", free=free), [TWO])
         assert measured.gram is not None
         grams.append(measured.gram)
     assert_gram_close(grams[0].total(), grams[1].total(), 1e-5)
@@ -74,7 +74,7 @@ def test_a_free_row_equals_the_one_propagated_apart(text: str) -> None:
 
 def test_ga_propagated_apart_is_minus_the_objective_and_only_on_its_own_batch() -> None:
     model = CASES["llama"]()
-    measurement = make_measurement(model, "ga", "none", free_rows=False)
+    measurement = make_measurement(model, "ga", "none", free=False)
     gram = take_step(measurement, [TWO]).gram
     assert gram is not None
     total, rows = gram.total(), gram.rows

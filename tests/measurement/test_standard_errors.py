@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from geffect.core.layers import find_tied_weights, layout, split_layout, trainable_parameters
-from geffect.measurement.standard_errors import Shares, spread
+from geffect.measurement.standard_errors import Shares, standard_errors
 from geffect.objectives.base import Counts
 from geffect.objectives.registry import make_objective
 from tests.support import oracles
@@ -52,7 +52,7 @@ def test_linearized_effects_and_halves_equal_stored_rows(text: str) -> None:
     means = [torch.stack([share[i] for share in shares]).mean(0) for i in range(3)]
     measurement = make_measurement(model, text, "gru", standard_errors=True)
     found = take_step(measurement, windows).standard_errors
-    assert found is not None and found.rows == ROWS
+    assert found is not None and found.gradients == ROWS
     linearized = sum(found.linearized.values(), torch.zeros(count, 3, 3).double())
     halves = sum(found.halves.values(), torch.zeros(3, 3).double())
     for i in range(3):
@@ -100,7 +100,7 @@ def test_one_part_of_a_window_is_held_at_a_time() -> None:
             del tensor
             assert held() is None
 
-    found = spread(
+    found = standard_errors(
         ({"objective": {"w": 3 * torch.ones(4)}}, None), parts(), {"objective": {"objective": 1.0}}, ["w"], {}, None
     )
     assert found.halves["w"].tolist() == [[36.0]]
