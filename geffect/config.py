@@ -356,7 +356,9 @@ class TextConfig(Schema):
     question_column: str = Field(default="question", description="column of a file that holds the question")
     answer_column: str = Field(default="answer", description="column of a file that holds the answer")
     text_column: str = Field(default="text", description="column of a file without questions that holds texts")
-    max_length: int = Field(default=512, ge=2, le=MANY, description="tokens kept of a row, or of a chunk of texts")
+    max_length: int = Field(
+        default=512, ge=2, le=MANY, description="tokens of an example, or of a chunk of texts, at most"
+    )
 
     @field_validator("system_prompt")
     @classmethod
@@ -386,7 +388,7 @@ class PreviewConfig(DataConfig):
     """``geffect preview``."""
 
     data: Name = Field(min_length=1, description="the set to show")
-    limit: int = Field(default=4, ge=1, le=MANY, description="rows shown")
+    limit: int = Field(default=4, ge=1, le=MANY, description="examples shown")
 
 
 class TrainConfig(DataConfig):
@@ -398,15 +400,13 @@ class TrainConfig(DataConfig):
         default="float32", description="of the weights (LoRA on bfloat16 stays float32)"
     )
     lora: int = Field(default=0, ge=0, le=MANY, description="rank of a fresh LoRA adapter; 0 trains all weights")
-    lora_dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="on a fresh adapter's inputs, where dropout is kept"
-    )
-    seed: int = Field(default=0, ge=0, lt=2**32, description="of the order of rows and the adapter's start")
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="on a fresh adapter's inputs, with --keep-dropout")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of the order of examples and the adapter's start")
     batch_size: int = Field(
         default=4,
         ge=1,
         le=MANY,
-        description="rows of a micro-batch (unlearn: forget rows, of each domain; as many retain rows go beside)",
+        description="examples of a micro-batch (unlearn: of each forget set, and as many retain examples)",
     )
     grad_accum_steps: int = Field(default=1, ge=1, le=MANY, description="micro-batches an optimizer step")
     learning_rate: float = Field(default=1e-5, ge=0, allow_inf_nan=False, description="peak learning rate")
@@ -417,7 +417,7 @@ class TrainConfig(DataConfig):
     max_grad_norm: float = Field(
         default=0.0, ge=0, allow_inf_nan=False, description="clip the gradient's norm, after rectifying; 0 never clips"
     )
-    keep_dropout: bool = Field(default=False, description="train with the model's dropout; risks are measured without")
+    keep_dropout: bool = Field(default=False, description="train with the model's dropout; losses are measured without")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
     autocast: Literal["none", "bfloat16"] = Field(
         default="none", description="compute in it, with the weights in --dtype"
@@ -459,7 +459,7 @@ class LocalizeConfig(DataConfig):
     NEEDS = (Need("draws", "labels", ("random", "corrupted")),)
     out: Home = Field(description="the directory to make; an existing one is refused")
     domain: Domains = Field(min_length=1, description=DOMAIN)
-    validation: Domains = Field(default_factory=EMPTY, description=VALIDATION + "; its rows are used too")
+    validation: Domains = Field(default_factory=EMPTY, description=VALIDATION + "; its examples are used too")
     share: list[Share] = Field(
         default_factory=lambda: [0.1, 0.2],
         min_length=1,
@@ -499,23 +499,23 @@ class InspectConfig(TextConfig):
     objective: Objectives = Field(
         default_factory=EMPTY, description="whose gradient is measured at every checkpoint; repeat it"
     )
-    batch_size: int = Field(default=8, ge=1, le=MANY, description="rows of each set at a time")
+    batch_size: int = Field(default=8, ge=1, le=MANY, description="examples of each set at a time")
     one_pass: bool = Field(
         default=False, description="leave out standard errors over batches: half the time, less memory"
     )
     overlap: float = Field(
-        default=0.0, ge=0, le=1, description="share of a row's largest entries whose overlaps are recorded"
+        default=0.0, ge=0, le=1, description="share of a gradient's largest entries whose overlaps are recorded"
     )
     mode: Literal["exact", "paper"] = Field(default="exact", description="paper: the published script's estimates too")
     tokens: int = Field(
         default=0,
         ge=0,
         le=MANY,
-        description="rows of each set, those the objective harms most, to record token by token",
+        description="examples of each set, those the objective harms most, to record token by token",
     )
     points: Objectives = Field(
         default_factory=EMPTY,
-        description="record every forget row's own effects (PG), and this objective's weight on it; repeat it",
+        description="record every forget example's own effects (PG), and this objective's weight on it; repeat it",
     )
     skip_broken: bool = Field(default=False, description="leave out checkpoints that cannot be read, and say which")
     lora: int = Field(default=0, ge=0, le=MANY, description="rank of the fresh adapter that the start carried")
@@ -558,7 +558,7 @@ class EvaluateConfig(DataConfig):
         default=None,
         description="the evaluation of a model that never saw the forget set, for forget_quality and privleak",
     )
-    limit: int = Field(default=0, ge=0, le=MANY, description="rows of each set, its first; 0: all")
+    limit: int = Field(default=0, ge=0, le=MANY, description="examples of each set, its first; 0: all")
     task: Texts = Field(
         default_factory=EMPTY, description="a task of lm-evaluation-harness (mmlu, arc_easy, wmdp_bio, …); repeat it"
     )
@@ -566,20 +566,20 @@ class EvaluateConfig(DataConfig):
         default=None, description="a directory with such tasks of your own, whose code runs; not read from a file"
     )
     shots: OptionalName = Field(
-        default=NONE, min_length=1, description="the set whose first ten rows precede knowmem's questions"
+        default=NONE, min_length=1, description="the set whose first ten examples precede knowmem's questions"
     )
     rounded: bool = Field(default=False, description="evaluate the weights rounded to 8 bits, too")
     calibrate: OptionalName = Field(
         default=NONE,
         min_length=1,
-        description="the start, mixed in until --tau of what it extracts on the heldout (else retain) set is kept",
+        description="the start, mixed in until --tau of what it extracts on the heldout (else retain) set is preserved",
     )
-    tau: float = Field(default=0.95, gt=0, le=1, allow_inf_nan=False, description="share kept, for --calibrate")
+    tau: float = Field(default=0.95, gt=0, le=1, allow_inf_nan=False, description="share preserved, for --calibrate")
     relearn: int = Field(
         default=0, ge=0, le=MANY, description="evaluate after so many steps of fit on the forget set, too"
     )
     relearn_rate: float = Field(default=1e-5, gt=0, allow_inf_nan=False, description="learning rate, for --relearn")
-    batch_size: int = Field(default=16, ge=1, le=MANY, description="rows at a time; it does not change a result")
+    batch_size: int = Field(default=16, ge=1, le=MANY, description="examples at a time; it does not change a result")
     max_new_tokens: int = Field(default=200, ge=1, le=MANY, description="of an answer the model writes itself")
     confidence: float = Field(default=0.95, gt=0, lt=1, allow_inf_nan=False, description="of the bootstrap intervals")
     seed: int = Field(default=0, ge=0, lt=2**32, description="of the bootstrap")
@@ -620,7 +620,7 @@ class UnlearnConfig(TrainConfig):
     validation: Domains = Field(default_factory=EMPTY, description=VALIDATION)
     balance: Literal["refuse", "cut", "repeat"] = Field(
         default="refuse",
-        description="of a domain's sets of different sizes: cut to the smaller (the paper's), or repeat rows",
+        description="of a domain's sets of different sizes: cut to the smaller (the paper's), or repeat examples",
     )
     masks: Path | None = Field(default=None, description="a directory of geffect localize, for grail and memflex")
     heldout: OptionalName = Field(
@@ -648,16 +648,18 @@ class UnlearnConfig(TrainConfig):
         description="rules that end the run and choose its checkpoint, as in 'kept(share=0.9) + knee + collapse', "
         "or 'forgotten(risk=3)'",
     )
-    diagnose_every: int = Field(default=1, ge=1, le=MANY, description="optimizer steps between two Grams of all rows")
+    diagnose_every: int = Field(
+        default=1, ge=1, le=MANY, description="optimizer steps between two Grams of all gradients"
+    )
     evaluate_every: int = Field(default=5, ge=1, le=MANY, description="optimizer steps between evaluations of the sets")
     evaluate: list[Role] = Field(
         default_factory=list, description="a set to evaluate; repeat it; all where none is named"
     )
     overlap: float = Field(
-        default=0.0, ge=0, le=1, description="share of a row's largest entries whose overlaps are recorded"
+        default=0.0, ge=0, le=1, description="share of a gradient's largest entries whose overlaps are recorded"
     )
     prediction: int = Field(
-        default=0, ge=0, le=MANY, description="probe rows of each set whose risk's change is predicted and measured"
+        default=0, ge=0, le=MANY, description="probe examples of each set whose loss's change is predicted and measured"
     )
     standard_errors: bool = Field(
         default=False, description="go over each window's micro-batches again for standard errors"
@@ -666,7 +668,7 @@ class UnlearnConfig(TrainConfig):
         default=False,
         description="leave each launched process a part of weights, gradients and optimizer state (FSDP2)",
     )
-    save_rows: list[Gradient] = Field(default_factory=list, description="a row to write as safetensors; repeat it")
+    save_rows: list[Gradient] = Field(default_factory=list, description="a gradient to write as safetensors; repeat it")
     mode: Literal["exact", "paper"] = Field(default="exact", description="paper: the published script's estimates too")
     reference: dict[str, str | None] | None = Field(
         default=None, description="the start's directory and hash, as a run resolved them", json_schema_extra=NO_FLAG
@@ -737,7 +739,7 @@ class FinetuneConfig(TrainConfig):
     """``geffect finetune``."""
 
     train: Texts = Field(min_length=1, description="a set to learn; repeat it for several")
-    epochs: int = Field(default=6, ge=1, le=MANY, description="passes over the rows at most")
+    epochs: int = Field(default=6, ge=1, le=MANY, description="passes over the examples at most")
     steps: int = Field(
         default=0, ge=0, le=MANY, description="optimizer steps at most, in place of --epochs; 0: as --epochs say"
     )
@@ -747,4 +749,4 @@ class FinetuneConfig(TrainConfig):
         description="stop once every set has this token accuracy, checked after each epoch; above 1: never",
     )
     learning_rate: float = Field(default=1e-4, ge=0, allow_inf_nan=False, description="peak learning rate")
-    batch_size: int = Field(default=8, ge=1, le=MANY, description="rows of a micro-batch")
+    batch_size: int = Field(default=8, ge=1, le=MANY, description="examples of a micro-batch")

@@ -23,7 +23,7 @@ class Rule(Configurable, ABC):
 
 @dataclass(frozen=True)
 class Kept(Rule):
-    """The kept set's token accuracy (held, else retain) is below a share of its start.
+    """The token accuracy of the heldout (else retain) set is below a share of its start.
 
     Attributes:
         share: of the accuracy at the start.
@@ -44,10 +44,10 @@ class Kept(Rule):
 
 @dataclass(frozen=True)
 class Knee(Rule):
-    """Since the evaluation before, the kept set's risk rose by more than so many times the forget set's.
+    """Since the evaluation before, the loss of the heldout (else retain) set rose by too many times the forget set's.
 
     Attributes:
-        harm: nats lost on the kept set per nat gained on the forget set.
+        harm: the most nats lost on that set per nat gained on the forget set.
     """
 
     harm: Positive = 1.0
@@ -59,7 +59,7 @@ class Knee(Rule):
             return None
         name = _kept_set(found[0])
         gained, lost = (found[-1][each].loss - found[-2][each].loss for each in ("forget", name))
-        told = f"{name} risk rose by {lost:.3g}, more than {self.harm:g} times the {gained:.3g} of the forget risk"
+        told = f"{name} loss rose by {lost:.3g}, more than {self.harm:g} times the {gained:.3g} of the forget loss"
         return told if lost > 0 and lost > self.harm * gained else None
 
 
@@ -83,7 +83,7 @@ class Collapse(Rule):
 
 @dataclass(frozen=True)
 class Forgotten(Rule):
-    """The forget risk has come to a level: enough is forgotten.
+    """The forget loss has come to a level: enough is forgotten.
 
     Attributes:
         risk: the level (nats a token).
@@ -96,7 +96,7 @@ class Forgotten(Rule):
         found = _evaluations(lines)
         if not found or found[-1]["forget"].loss < self.risk:
             return None
-        return f"the forget risk {found[-1]['forget'].loss:.3g} has come to {self.risk:g}"
+        return f"the forget loss {found[-1]['forget'].loss:.3g} has come to {self.risk:g}"
 
 
 NAMED: dict[str, type[Rule]] = {"collapse": Collapse, "forgotten": Forgotten, "kept": Kept, "knee": Knee}
@@ -185,7 +185,7 @@ def chosen(rules: StopRules, lines: Lines, checkpoints: Sequence[int]) -> dict[s
     Args:
         rules: the run's.
         lines: the whole record.
-        checkpoints: the N of those that were kept.
+        checkpoints: the N of those that were saved.
 
     Returns:
         ``checkpoint`` (``checkpoint-N``, None where there is none) and ``reason``.
@@ -195,7 +195,7 @@ def chosen(rules: StopRules, lines: Lines, checkpoints: Sequence[int]) -> dict[s
         if first_broken(rules, [line for line in lines if line.step <= step]) is None:
             reason = f"the last evaluated one with no rule broken ({' + '.join(rules.rules)})"
             return {"checkpoint": f"checkpoint-{step}", "reason": reason}
-    return {"checkpoint": None, "reason": "none was kept and evaluated before a rule was broken: lower --save-every"}
+    return {"checkpoint": None, "reason": "none was saved and evaluated before a rule was broken: lower --save-every"}
 
 
 def _evaluations(lines: Lines) -> list[Mapping[str, Score]]:

@@ -25,7 +25,7 @@ def test_rules_by_hand() -> None:
     )
     assert Knee(1.0).broken([line(0, 1, 1), line(1, 3, 2)]) is None
     assert Knee(0.4).broken([line(0, 1, 1), line(1, 3, 2)]) == (
-        "heldout risk rose by 1, more than 0.4 times the 2 of the forget risk"
+        "heldout loss rose by 1, more than 0.4 times the 2 of the forget loss"
     )
     assert Knee(1.0).broken([line(0, 3, 1), line(1, 2, 0.5)]) is None  # neither is harmed
     assert Knee(1.0).broken([line(0, 3, 1), line(1, 2, 1.5)]) is not None  # remembers, and harms
@@ -34,7 +34,7 @@ def test_rules_by_hand() -> None:
         "the objective's gradient has norm 0.4, below 0.1 of the first's 5"
     )
     assert Forgotten(3.0).broken([line(0, 1, 1), line(1, 2.9, 1)]) is None
-    assert Forgotten(3.0).broken([line(0, 1, 1), line(1, 3, 1)]) == "the forget risk 3 has come to 3"
+    assert Forgotten(3.0).broken([line(0, 1, 1), line(1, 3, 1)]) == "the forget loss 3 has come to 3"
     for rule in (Kept(), Knee(), Collapse(), Forgotten()):
         assert rule.broken([]) is None
         assert rule.broken([StepLine(0)]) is None
@@ -49,7 +49,7 @@ def test_the_last_checkpoint_before_a_rule_is_broken_is_chosen() -> None:
     assert chosen(rules, lines, [2, 3, 6])["checkpoint"] == "checkpoint-2"
     assert chosen(rules, lines, [6]) == {
         "checkpoint": None,
-        "reason": "none was kept and evaluated before a rule was broken: lower --save-every",
+        "reason": "none was saved and evaluated before a rule was broken: lower --save-every",
     }
 
 

@@ -76,13 +76,13 @@ class Counts:
 
     Attributes:
         token: labeled tokens.
-        row: rows.
+        example: examples.
         position: all positions, prompts and padding included (only variants of published code divide by it).
         labeled: labeling → tokens it labels.
     """
 
     token: int
-    row: int
+    example: int
     position: int = 0
     labeled: Mapping[str, int] = field(default_factory=dict)
 
@@ -100,12 +100,12 @@ class Counts:
 
     def summed(self) -> "Counts":
         """The same over all processes, each of which holds other batches of the window."""
-        own = torch.tensor([self.token, self.row, self.position, *self.labeled.values()], dtype=torch.float64)
-        token, row, position, *labeled = (int(each) for each in sum_over_processes(own).tolist())
-        return Counts(token, row, position, dict(zip(self.labeled, labeled, strict=True)))
+        own = torch.tensor([self.token, self.example, self.position, *self.labeled.values()], dtype=torch.float64)
+        token, example, position, *labeled = (int(each) for each in sum_over_processes(own).tolist())
+        return Counts(token, example, position, dict(zip(self.labeled, labeled, strict=True)))
 
     def per(self, unit: str) -> int:
-        """The count of ``unit``: ``token``, ``row``, ``position``, or the name of a labeling."""
+        """The count of ``unit``: ``token``, ``example``, ``position``, or the name of a labeling."""
         return self.labeled[unit] if unit in self.labeled else int(getattr(self, unit))
 
 
@@ -183,7 +183,7 @@ class Objective:
 
     @property
     def forget_multiple(self) -> float | None:
-        """c where the terms on the forget set are together c times its risk, so that its row is free; else None."""
+        """c where the terms on the forget set are together c times its loss (mean NLL); else None."""
         multiples = [term.multiple_of_risk for _, term in self.on("forget")]
         if any(multiple is None for multiple in multiples):
             return None
@@ -192,7 +192,7 @@ class Objective:
 
     @property
     def retain_multiple(self) -> float:
-        """w where the terms on the retain set contain w times its risk (0 where none does)."""
+        """w where the terms on the retain set contain w times its loss (0 where none does)."""
         return sum(weight * (term.multiple_of_risk or 0.0) for weight, term in self.on("retain"))
 
     def loss(self, name: str, outputs: Outputs, counts: Mapping[str, Counts], *, besides_risk: bool = False) -> Tensor:
@@ -202,7 +202,7 @@ class Objective:
             name: the set.
             outputs: of its batch.
             counts: set → what the window holds.
-            besides_risk: leave out the terms that are multiples of the set's risk.
+            besides_risk: leave out the terms that are multiples of the set's mean NLL.
 
         Returns:
             A scalar.

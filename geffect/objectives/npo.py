@@ -1,4 +1,4 @@
-"""Negative preference optimization and its kin: ascent that saturates once a row or token has become unlikely."""
+"""Negative preference optimization and its kin: ascent that saturates once an example or token has become unlikely."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,7 +18,7 @@ class NPO(Term):
     """L = −(2/β) (1/B) Σ_s log σ(β(ℓ(s) − ℓ₀(s))), with ℓ(s) the sequence NLL and ℓ₀ that of the reference.
 
     Its gradient is (1/B) Σ_s w(s) ∇log p(s) with w(s) = 2σ(−β(ℓ − ℓ₀)): at the start w = 1 and L = (2/β) ln 2. The sum
-    runs over a row's tokens, so NPO's gradient is about a row's length times that of a token mean such as GA's
+    runs over an example's tokens, so NPO's gradient is about its length times that of a token mean such as GA's
     (arXiv 2404.05868).
 
     Attributes:
@@ -26,48 +26,48 @@ class NPO(Term):
     """
 
     beta: Positive = 0.1
-    unit: ClassVar[str] = "row"
+    unit: ClassVar[str] = "example"
     needs: ClassVar[frozenset[str]] = frozenset({"ref_nll"})
 
     def margin(self, outputs: Outputs) -> Tensor:
-        """``[B]`` β(ℓ − ℓ₀): how much less likely each row is than under the reference, in units of 1/β nats."""
+        """``[B]`` β(ℓ − ℓ₀): how much less likely each example is than under the reference, in units of 1/β nats."""
         return self.beta * (outputs.sequence_nll - outputs.ref.sum(1))
 
     def weights(self, outputs: Outputs) -> Tensor:
-        """``[B, T]`` w(s) = 2σ(−β(ℓ − ℓ₀)) on the row's labeled tokens, zeros elsewhere; no graph."""
+        """``[B, T]`` w(s) = 2σ(−β(ℓ − ℓ₀)) on the example's labeled tokens, zeros elsewhere; no graph."""
         return 2 * torch.sigmoid(-self.margin(outputs).detach())[:, None] * outputs.mask
 
     def loss(self, outputs: Outputs) -> Tensor:
-        """−(2/β) Σ_s log σ(margin) over the batch's rows; the caller divides by their count B."""
+        """−(2/β) Σ_s log σ(margin) over the batch's examples; the caller divides by their count B."""
         return -(2 / self.beta) * functional.logsigmoid(self.margin(outputs)).sum()
 
 
 @dataclass(frozen=True)
 class SimNPO(Term):
-    """L = −(2/β) (1/B) Σ_s log σ(β(ℓ(s)/n(s) − γ)), n(s) the row's labeled tokens: no reference (arXiv 2410.07163).
+    """L = −(2/β) (1/B) Σ_s log σ(β(ℓ(s)/n(s) − γ)), n(s) its labeled tokens: no reference (arXiv 2410.07163).
 
     Its weight on ∇log p_i is w(s) = (2/n) σ(−β(ℓ/n − γ)). γ stands inside β(·), as in the published code.
 
     Attributes:
         beta: β > 0, the inverse temperature.
-        gamma: γ, the mean NLL (nats a token) around which a row's weight halves.
+        gamma: γ, the mean NLL (nats a token) around which an example's weight halves.
     """
 
     beta: Positive = 2.5
     gamma: float = 0.0
-    unit: ClassVar[str] = "row"
+    unit: ClassVar[str] = "example"
 
     def margin(self, outputs: Outputs) -> Tensor:
         """``[B]`` β(ℓ/n − γ)."""
         return self.beta * (outputs.sequence_nll / outputs.mask.sum(1) - self.gamma)
 
     def weights(self, outputs: Outputs) -> Tensor:
-        """``[B, T]`` (2/n) σ(−β(ℓ/n − γ)) on the row's labeled tokens, zeros elsewhere; no graph."""
+        """``[B, T]`` (2/n) σ(−β(ℓ/n − γ)) on the example's labeled tokens, zeros elsewhere; no graph."""
         saturation = torch.sigmoid(-self.margin(outputs).detach())
         return (2 * saturation / outputs.mask.sum(1))[:, None] * outputs.mask
 
     def loss(self, outputs: Outputs) -> Tensor:
-        """−(2/β) Σ_s log σ(margin) over the batch's rows; the caller divides by their count B."""
+        """−(2/β) Σ_s log σ(margin) over the batch's examples; the caller divides by their count B."""
         return -(2 / self.beta) * functional.logsigmoid(self.margin(outputs)).sum()
 
 
@@ -75,7 +75,7 @@ class SimNPO(Term):
 class TNPO(Term):
     """Token-wise NPO: L = (2/β) (1/N) Σ_i log(1 + (p_i/p0_i)^β), w_i = 2 p_i^β/(p_i^β + p0_i^β) (arXiv 2502.19301).
 
-    On rows of one token it is `NPO`.
+    On examples of one token it is `NPO`.
 
     Attributes:
         beta: β > 0.

@@ -51,7 +51,7 @@ class DPO(Term):
     beta: Positive = 0.1
     variant: Literal["npo", "tofu"] = "npo"
     answers: str = ""
-    unit: ClassVar[str] = "row"
+    unit: ClassVar[str] = "example"
     needs: ClassVar[frozenset[str]] = frozenset({"ref_nll", "alternative"})
 
     @property
@@ -72,7 +72,7 @@ class DPO(Term):
         return self.scale * self.beta * pull[:, None] * outputs.mask
 
     def loss(self, outputs: Outputs) -> Tensor:
-        """−c Σ_s log σ(βΔ) over the batch's rows; the caller divides by their count B."""
+        """−c Σ_s log σ(βΔ) over the batch's examples; the caller divides by their count B."""
         return -self.scale * functional.logsigmoid(self.margin(outputs)).sum()
 
 

@@ -15,7 +15,7 @@ PreservedSet = Literal["retain", "general"]  # in distribution, or out of it (``
 
 @dataclass(frozen=True)
 class GD(Term):
-    """Gradient descent on a set's risk: L = −(1/N) Σ_i log p_i over the batch's labeled tokens.
+    """Gradient descent on a set's loss: L = −(1/N) Σ_i log p_i over the batch's labeled tokens.
 
     Attributes:
         on: ``retain`` (in distribution) or ``general`` (the set of ``--general``, out of distribution).
@@ -32,7 +32,7 @@ class GD(Term):
 
     @property
     def multiple_of_risk(self) -> float | None:
-        """1: it is the risk; None where it is divided by a pooled count."""
+        """1: it is the loss; None where it is divided by a pooled count."""
         return 1.0 if self.variant == "mean" else None
 
     def weights(self, outputs: Outputs) -> Tensor:

@@ -13,7 +13,7 @@ from geffect.objectives.base import Term
 
 @dataclass(frozen=True)
 class GA(Term):
-    """Gradient ascent: L = (1/N) Σ_i log p_i, the forget risk with its sign turned; w_i = 1."""
+    """Gradient ascent: L = (1/N) Σ_i log p_i, the forget loss with its sign turned; w_i = 1."""
 
     multiple_of_risk: ClassVar[float | None] = -1.0
 

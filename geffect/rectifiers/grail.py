@@ -1,4 +1,4 @@
-"""GRAIL: freeze, over several domains, what unlearning and retaining both live on (arXiv 2504.12681)."""
+"""GRAIL: freeze, over several domains, what matters to both unlearning and retaining (arXiv 2504.12681)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,15 +34,7 @@ class GRAIL(Freezing):
     sets: Literal["both", "op_ur", "op_rr"] = "both"
 
     def frozen(self, parameters: Mapping[str, nn.Parameter], localized: Localization) -> GradientMask:
-        """What a localization freezes.
-
-        Args:
-            parameters: what a row covers.
-            localized: with masks of both shares.
-
-        Returns:
-            The frozen entries.
-        """
+        """OP-UR and OP-RR of a localization that has masks of both shares."""
         unlearn, retain = self.masks(localized)
         if self.reading == "frozen_set":
             unlearn = retain = union_of_masks([unlearn, retain])
@@ -57,11 +49,11 @@ class GRAIL(Freezing):
 
 
 def op_ur(forget: Sequence[PackedMasks], retain: Sequence[PackedMasks]) -> PackedMasks:
-    """OP-UR = (∪_d T_forget,d) ∩ (∪_d T_retain,d): where what is unlearned lies upon what is kept (arXiv 2504.12681).
+    """OP-UR = (∪_d T_forget,d) ∩ (∪_d T_retain,d): where unlearning and retaining overlap (arXiv 2504.12681).
 
     Args:
         forget: T a domain, what matters to what it forgets.
-        retain: T a domain, what matters to what it keeps.
+        retain: T a domain, what matters to what it retains.
 
     Returns:
         Parameter → packed mask; empty ones are missing.
@@ -70,7 +62,7 @@ def op_ur(forget: Sequence[PackedMasks], retain: Sequence[PackedMasks]) -> Packe
 
 
 def op_rr(retain: Sequence[PackedMasks]) -> PackedMasks:
-    """OP-RR = ∩_d T_retain,d: what matters to what every domain keeps (arXiv 2504.12681).
+    """OP-RR = ∩_d T_retain,d: what matters to what every domain retains (arXiv 2504.12681).
 
     Args:
         retain: T a domain.

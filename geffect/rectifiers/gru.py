@@ -1,4 +1,4 @@
-"""GRU: project the conflict with the retained knowledge out of an update (arXiv 2503.09117)."""
+"""GRU: project the conflict with retained knowledge out of an update (arXiv 2503.09117)."""
 
 import math
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ EPS = 1e-30
 class GRU(Rectifier):
     """x* = argmin ‖x − g‖² subject to ⟨x, m⟩ ≥ 0, that is g + max(0, −⟨g, m⟩)/‖m‖² · m.
 
-    g is the objective's row and m the *retain average*: m ← decay·m + (1 − decay)·∇R_retain once an optimizer step,
+    g is the objective's gradient and m the *retain average*: m ← decay·m + (1 − decay)·∇R_retain once an optimizer step,
     from m = 0 and without bias correction (the projection does not depend on m's length). Where cos(g, m) lies below
     ``cos_clip`` only the part down to it is removed, as the published code does with −0.5; −1 removes all of it.
 
     Attributes:
         decay: weight on the past, in [0, 1); the published ``moving_avg`` is 1 − decay (0.8).
         cos_clip: c in [−1, 0]; what is left of the conflict is ‖g‖‖m‖(cos θ − c) < 0 where cos θ < c.
-        add_retain: weight of this step's raw retain row, added after the projection and unconstrained (``+ce``).
+        add_retain: weight of this step's raw retain gradient, added after the projection and unconstrained (``+ce``).
         space: what is projected: the ``gradient`` (the paper's), the ``update`` −Δθ that the optimizer makes of it, or
             ``both``. The latter two are this toolkit's: under AdamW a gradient without conflict still moves θ against
             m, so θ ← θ − max(0, ⟨m, Δθ⟩)/‖m‖² · m after the optimizer's step, the same form for any optimizer.
@@ -37,21 +37,8 @@ class GRU(Rectifier):
     memory: ClassVar[str] = "retain_average"
     gradients: ClassVar[tuple[str, ...]] = ("objective", "retain_average")
 
-    def init(self) -> NamedTensors:
-        """The average before the first step: zero everywhere."""
-        return {}
-
     def update(self, state: NamedTensors, name: str, retain: Tensor | None) -> Tensor | None:
-        """Fold one tensor of this step's retain row into the average, in place.
-
-        Args:
-            state: the average so far, as `init` or this function left it.
-            name: the parameter.
-            retain: its retain gradient, None for zeros.
-
-        Returns:
-            The new average's tensor, None for zeros.
-        """
+        """Fold one tensor of this step's retain gradient into the average, in place; its new tensor. None is zeros."""
         if name in state:
             state[name].mul_(self.decay)
             if retain is not None:

@@ -43,17 +43,9 @@ class MemFlex(Freezing):
         return region(localized.cosines(), localized.magnitudes["forget"], self.mu, self.sigma, quantiles=quantiles)
 
     def frozen(self, parameters: Mapping[str, nn.Parameter], localized: Localization) -> GradientMask:
-        """What a localization freezes.
-
-        Args:
-            parameters: what a row covers.
-            localized: with mean gradients.
-
-        Returns:
-            The frozen entries: whole tensors.
-        """
-        chosen = set(self.region(localized))
-        outside = {n: pack(torch.ones(p.shape, dtype=torch.bool)) for n, p in parameters.items() if n not in chosen}
+        """The whole tensors outside the region of a localization that has mean gradients."""
+        region = set(self.region(localized))
+        outside = {n: pack(torch.ones(p.shape, dtype=torch.bool)) for n, p in parameters.items() if n not in region}
         return GradientMask(parameters, outside, outside)
 
 
