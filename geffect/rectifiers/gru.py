@@ -1,6 +1,7 @@
 """GRU: project the conflict with retained knowledge out of an update (arXiv 2503.09117)."""
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -10,14 +11,12 @@ from torch import Tensor
 from geffect.core.gradients import NamedTensors
 from geffect.rectifiers.base import InnerProducts, Rectifier
 
-EPS = 1e-30
-
 
 @dataclass(frozen=True)
 class GRU(Rectifier):
     """x* = argmin ‖x − g‖² subject to ⟨x, m⟩ ≥ 0, that is g + max(0, −⟨g, m⟩)/‖m‖² · m.
 
-    g is the objective's gradient and m the *retain average*: m ← decay·m + (1 − decay)·∇R_retain once an optimizer step,
+    g is the objective's gradient and m the *retain average*: m ← decay·m + (1 − decay)·∇R_retain once a step,
     from m = 0 and without bias correction (the projection does not depend on m's length). Where cos(g, m) lies below
     ``cos_clip`` only the part down to it is removed, as the published code does with −0.5; −1 removes all of it.
 
@@ -90,7 +89,7 @@ def projection(objective: float, conflict: float, memory: float, cos_clip: float
     Returns:
         A number ≥ 0.
     """
-    if not conflict < 0 or memory <= EPS:
+    if not conflict < 0 or memory < sys.float_info.min:
         return 0.0
     floor = cos_clip * math.sqrt(objective * memory)
     return -max(conflict, floor) / memory
