@@ -24,7 +24,7 @@ def control_texts(tokenizer: Any) -> set[str]:
     return {each for each in (*tokenizer.all_special_tokens, *(str(t) for t in added if t.special)) if each.strip()}
 
 
-def check_control_texts(tokenizer: Any, rows: ExampleSet) -> None:
+def check_control_texts(tokenizer: Any, examples: ExampleSet) -> None:
     """Raise where a question or an answer contains a control token's text; in a set of texts, only warn."""
     texts = sorted(control_texts(tokenizer), key=len, reverse=True)
     if not texts:
@@ -32,41 +32,42 @@ def check_control_texts(tokenizer: Any, rows: ExampleSet) -> None:
     pattern = re.compile("|".join(map(re.escape, texts)))
     matches = [
         (i, field, match[0])
-        for i, content in enumerate(rows.contents)
-        for field, text in itertools.zip_longest(rows.FIELDS, content, fillvalue="conversation")
+        for i, content in enumerate(examples.contents)
+        for field, text in itertools.zip_longest(examples.FIELDS, content, fillvalue="conversation")
         if (match := pattern.search(text))
     ]
     if not matches:
         return
     count, (index, field, text) = len({i for i, _, _ in matches}), matches[0]
-    if isinstance(rows, TextSet):
+    if isinstance(examples, TextSet):
         message = "%d of %d texts of %s hold %r or another text that this tokenizer reads as a control token"
-        LOGGER.warning(message, count, len(rows), rows.name, text)
+        LOGGER.warning(message, count, len(examples), examples.name, text)
         return
     where = f"{text!r} in the {field} of row {index}"
-    message = f"{count} of {len(rows)} rows of {rows.name} hold the text of a control token, the first {where}"
+    message = f"{count} of {len(examples)} rows of {examples.name} hold the text of a control token, the first {where}"
     raise GeffectError(message, remedy="Rewrite them in the file, or omit those rows")
 
 
-def warn_unknown(tokenizer: Any, rows: Sequence["EncodedExample"], name: str) -> None:
+def warn_unknown(tokenizer: Any, examples: Sequence["EncodedExample"], name: str) -> None:
     """Warn of text that a tokenizer has no token for and reads as its unknown token."""
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown in {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}:
         return
-    if count := sum(unknown in row.input_ids for row in rows):
+    if count := sum(unknown in example.input_ids for example in examples):
         message = "%d of %d examples of %s hold text that this tokenizer reads as %s: it has no tokens for it"
-        LOGGER.warning(message, count, len(rows), name, tokenizer.unk_token)
+        LOGGER.warning(message, count, len(examples), name, tokenizer.unk_token)
 
 
-def check_ids(rows: Sequence["EncodedExample"], vocabulary: int | None, name: str, pad_id: int = 0) -> None:
+def check_ids(examples: Sequence["EncodedExample"], vocabulary: int | None, name: str, pad_id: int = 0) -> None:
     """Raise where an id or label is not below ``vocabulary``, the size of the model's embedding (None: unknown)."""
     if vocabulary is None:
         return
-    for row in rows:
-        ids = {*row.input_ids, *(label for label in row.labels if label != IGNORE_INDEX)}
+    for example in examples:
+        ids = {*example.input_ids, *(label for label in example.labels if label != IGNORE_INDEX)}
         if wrong := sorted(each for each in ids if not 0 <= each < vocabulary):
             bad = wrong[-1] if wrong[-1] >= vocabulary else wrong[0]
-            message = f"Row {row.index} of {name} has the token id {bad}, and the model's ids are 0 to {vocabulary - 1}"
+            where, last = f"Row {example.index} of {name}", vocabulary - 1
+            message = f"{where} has the token id {bad}, and the model's ids are 0 to {last}"
             remedy = "Use the model's own tokenizer, or resize the model's embedding and train it"
             raise GeffectError(message, remedy=remedy)
     if not 0 <= pad_id < vocabulary:
@@ -76,10 +77,10 @@ def check_ids(rows: Sequence["EncodedExample"], vocabulary: int | None, name: st
 
 def warn_cut(sets: Mapping[str, Sequence["EncodedExample"]]) -> None:
     """Warn of examples whose answers ``--max-length`` cuts."""
-    for name, rows in sets.items():
-        if lost := [row.cut for row in rows if row.cut]:
+    for name, examples in sets.items():
+        if lost := [example.cut for example in examples if example.cut]:
             message = "%d of %d examples of %s are cut at --max-length: the last %d tokens of their answers are lost"
-            LOGGER.warning(message, len(lost), len(rows), name, sum(lost))
+            LOGGER.warning(message, len(lost), len(examples), name, sum(lost))
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Shared:
 
 def shared_examples(sets: Mapping[str, ExampleSet]) -> Iterator[Shared]:
     """Compare every two sets, and yield what they share where they share an example."""
-    exact = {name: [" ".join(content) for content in rows.contents] for name, rows in sets.items()}
+    exact = {name: [" ".join(content) for content in examples.contents] for name, examples in sets.items()}
     loose = {name: [_normalized(text) for text in texts] for name, texts in exact.items()}
     for one, other in itertools.combinations(sets, 2):
         known, same = set(loose[other]), set(exact[other])

@@ -43,7 +43,7 @@ class EncodedExample:
 
 
 def encode_set(
-    tokenizer: Any, rows: ExampleSet, max_length: int = 512, context: int | None = None, prompt: Prompt = PINNED
+    tokenizer: Any, examples: ExampleSet, max_length: int = 512, context: int | None = None, prompt: Prompt = PINNED
 ) -> list[EncodedExample]:
     r"""Encode a set as token ids and labels.
 
@@ -57,7 +57,7 @@ def encode_set(
 
     Args:
         tokenizer: a Hugging Face tokenizer.
-        rows: the set.
+        examples: the set.
         max_length: tokens kept of an example, or of a chunk.
         context: positions that the model has; None: unknown.
         prompt: the date that a chat template sees, and the system turn.
@@ -69,18 +69,18 @@ def encode_set(
         GeffectError: the template fails, omits the system turn or changes the answer, a question or an answer contains
             a control token's text, an example has no labeled token, or one is longer than the context.
     """
-    check_control_texts(tokenizer, rows)
-    if isinstance(rows, TextSet):
-        encoded = _chunks(tokenizer, rows, max_length)
+    check_control_texts(tokenizer, examples)
+    if isinstance(examples, TextSet):
+        encoded = _chunks(tokenizer, examples, max_length)
     else:
         end = turn_end(tokenizer, prompt)
-        encoded = [_encode(tokenizer, rows, i, max_length, prompt, end) for i in range(len(rows))]
-    warn_unknown(tokenizer, encoded, rows.name)
-    return _check_context(context, rows, encoded)
+        encoded = [_encode(tokenizer, examples, i, max_length, prompt, end) for i in range(len(examples))]
+    warn_unknown(tokenizer, encoded, examples.name)
+    return _check_context(context, examples.name, encoded)
 
 
 def encode_examples(
-    tokenizer: Any, rows: ExampleSet, max_length: int = 512, context: int | None = None, prompt: Prompt = PINNED
+    tokenizer: Any, examples: ExampleSet, max_length: int = 512, context: int | None = None, prompt: Prompt = PINNED
 ) -> list[EncodedExample]:
     """Encode each example alone, for scoring: `encode_set` joins texts to one stream, this function does not.
 
@@ -88,24 +88,22 @@ def encode_examples(
     a warning. All of it but its first token carries loss; a text of one token or none carries no loss. The arguments
     are those of `encode_set`, which encodes questions and answers.
     """
-    if not isinstance(rows, TextSet):
-        return encode_set(tokenizer, rows, max_length, context, prompt)
-    texts = [_tokenize(tokenizer, row["text"], special=True) for row in rows.rows]
+    if not isinstance(examples, TextSet):
+        return encode_set(tokenizer, examples, max_length, context, prompt)
+    texts = [_tokenize(tokenizer, row["text"], special=True) for row in examples.rows]
     if cut := sum(len(ids) > max_length for ids in texts):
         message = "%d of %d texts of %s are longer than %d tokens: their first %d are scored (--max-length)"
-        LOGGER.warning(message, cut, len(texts), rows.name, max_length, max_length)
+        LOGGER.warning(message, cut, len(texts), examples.name, max_length, max_length)
     texts = [ids[:max_length] or [pad_id_of(tokenizer)] for ids in texts]  # a model takes no example without tokens
     encoded = [EncodedExample(i, ids, [IGNORE_INDEX, *ids[1:]]) for i, ids in enumerate(texts)]
-    return _check_context(context, rows, encoded)
+    return _check_context(context, examples.name, encoded)
 
 
-def _check_context(context: int | None, rows: ExampleSet, encoded: list[EncodedExample]) -> list[EncodedExample]:
-    for row in encoded:
-        if context is not None and len(row.input_ids) > context:
-            size = len(row.input_ids)
-            message = (
-                f"Row {row.index} of {rows.name} has {size} tokens, beyond the model's context of {context} tokens"
-            )
+def _check_context(context: int | None, name: str, encoded: list[EncodedExample]) -> list[EncodedExample]:
+    for example in encoded:
+        size = len(example.input_ids)
+        if context is not None and size > context:
+            message = f"Row {example.index} of {name} has {size} tokens, beyond the model's context of {context} tokens"
             raise GeffectError(message, remedy=f"Cut examples with --max-length {context}")
     return encoded
 
@@ -139,9 +137,9 @@ def _chunks(tokenizer: Any, texts: TextSet, max_length: int) -> list[EncodedExam
 
 
 def _encode(
-    tokenizer: Any, rows: ExampleSet, index: int, max_length: int, prompt: Prompt, end: int | None
+    tokenizer: Any, examples: ExampleSet, index: int, max_length: int, prompt: Prompt, end: int | None
 ) -> EncodedExample:
-    prompt_text, text = _render(tokenizer, rows, index, prompt)
+    prompt_text, text = _render(tokenizer, examples, index, prompt)
     plain = not has_template(tokenizer)
     ids, prompt_ids = (_tokenize(tokenizer, each, special=plain) for each in (text, prompt_text))
     start = max(1, _common_prefix(ids, prompt_ids))
@@ -149,25 +147,25 @@ def _encode(
     ids = complete[:max_length]
     labels = [IGNORE_INDEX] * min(start, len(ids)) + ids[start:]
     if len(ids) <= start:
-        message = f"Row {index} of {rows.name} has no token to learn within {max_length}: its prompt has {start}"
+        message = f"Row {index} of {examples.name} has no token to learn within {max_length}: its prompt has {start}"
         raise GeffectError(message, remedy="Raise --max-length or shorten the row")
     return EncodedExample(index, ids, labels, len(complete) - len(ids))
 
 
-def _render(tokenizer: Any, rows: ExampleSet, index: int, prompt: Prompt) -> tuple[str, str]:
+def _render(tokenizer: Any, examples: ExampleSet, index: int, prompt: Prompt) -> tuple[str, str]:
     """The text up to the answer, and the whole text."""
-    row = rows.rows[index]
+    row = examples.rows[index]
     question, answer = row["question"].strip(), row["answer"].strip()
-    before = _before(row["before"] if isinstance(rows, ChatSet) else (), prompt)
+    before = _before(row["before"] if isinstance(examples, ChatSet) else (), prompt)
     other = "b" if answer.startswith("a") else "a"  # two answers that differ in their first character show where it is
     text, counterpart = (_write(tokenizer, before, question, each, prompt) for each in (answer, other))
     start = _common_prefix(text, counterpart)
     for turn in (turn for turn in before if turn["role"] == "system"):
         if turn["content"].strip() not in text[:start]:
-            message = f"The chat template omits the system turn in row {index} of {rows.name}"
+            message = f"The chat template omits the system turn in row {index} of {examples.name}"
             raise GeffectError(message, remedy="Choose another with --chat-template, or omit the system turn")
     if not text.startswith(answer, start):
-        message = f"The chat template changes or omits the answer in row {index} of {rows.name}"
+        message = f"The chat template changes or omits the answer in row {index} of {examples.name}"
         raise GeffectError(message, remedy="Correct the tokenizer's chat template")
     return text[:start].rstrip(" "), text
 
@@ -206,26 +204,26 @@ def _common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def collate(rows: Sequence[EncodedExample], pad_id: int) -> dict[str, Tensor]:
+def collate(examples: Sequence[EncodedExample], pad_id: int) -> dict[str, Tensor]:
     """Pad encodings on the right to a batch.
 
     Args:
-        rows: B encodings.
+        examples: B encodings.
         pad_id: fills ``input_ids``; attention and loss are masked by length, never by this value.
 
     Returns:
         ``input_ids``, ``attention_mask``, ``labels``, each ``[B, T]``, and ``index`` ``[B]``.
     """
-    lengths = torch.tensor([len(row.input_ids) for row in rows])
+    lengths = torch.tensor([len(example.input_ids) for example in examples])
     width = int(lengths.max())
-    ids, labels = np.full((len(rows), width), pad_id), np.full((len(rows), width), IGNORE_INDEX)
-    for i, row in enumerate(rows):
-        ids[i, : len(row.input_ids)], labels[i, : len(row.labels)] = row.input_ids, row.labels
+    ids, labels = np.full((len(examples), width), pad_id), np.full((len(examples), width), IGNORE_INDEX)
+    for i, example in enumerate(examples):
+        ids[i, : len(example.input_ids)], labels[i, : len(example.labels)] = example.input_ids, example.labels
     return {
         "input_ids": torch.from_numpy(ids),
         "attention_mask": (torch.arange(width) < lengths[:, None]).long(),
         "labels": torch.from_numpy(labels),
-        "index": torch.tensor([row.index for row in rows]),
+        "index": torch.tensor([example.index for example in examples]),
     }
 
 

@@ -198,17 +198,17 @@ def _builtin(rest: str) -> list[dict[str, Any]]:
     return BUILTIN[rest]()
 
 
-def _check_texts(rows: ExampleSet, index: int) -> None:
+def _check_texts(examples: ExampleSet, index: int) -> None:
     """Raise where a field of an example is not text or is blank; a text of a text set may be blank."""
-    fields = [(field, row[field]) for row in rows.rows for field in rows.FIELDS]
-    if isinstance(rows, ChatSet):
-        fields += [("messages", turn["content"]) for row in rows.rows for turn in row["before"]]
+    fields = [(field, row[field]) for row in examples.rows for field in examples.FIELDS]
+    if isinstance(examples, ChatSet):
+        fields += [("messages", turn["content"]) for row in examples.rows for turn in row["before"]]
     for field, value in fields:
         if not isinstance(value, str) or _halves_a_pair(value) or not (value.strip() or field == "text"):
-            message = f"The {field} in row {index} of {rows.name} is blank or not text: {shorten(repr(value))}"
+            message = f"The {field} in row {index} of {examples.name} is blank or not text: {shorten(repr(value))}"
             raise GeffectError(message, remedy="Fill it in or remove the row")
-    if any(_halves_a_pair(value) for row in rows.rows for value in row.values()):
-        message = f"Row {index} of {rows.name} contains half a surrogate pair, which UTF-8 cannot spell"
+    if any(_halves_a_pair(value) for row in examples.rows for value in row.values()):
+        message = f"Row {index} of {examples.name} contains half a surrogate pair, which UTF-8 cannot spell"
         raise GeffectError(message, remedy="Repair that row")
 
 

@@ -39,15 +39,15 @@ class Answers:
     texts: tuple[str, ...] = ()
     by_question: Mapping[Content, tuple[str, ...]] = field(default_factory=dict)
 
-    def to(self, rows: QASet) -> list[tuple[str, ...]]:
+    def to(self, examples: QASet) -> list[tuple[str, ...]]:
         """The possible answers to each question of a set; raise where one has none."""
         if not self.by_question:
-            return [self.texts] * len(rows)
-        for index, content in enumerate(rows.contents):
+            return [self.texts] * len(examples)
+        for index, content in enumerate(examples.contents):
             if _question(content) not in self.by_question:
-                message = f"{self.name} has no answer to the question in row {index} of {rows.name}"
+                message = f"{self.name} has no answer to the question in row {index} of {examples.name}"
                 raise GeffectError(message, remedy="Add one, or name a set of texts")
-        return [self.by_question[_question(content)] for content in rows.contents]
+        return [self.by_question[_question(content)] for content in examples.contents]
 
     @property
     def data(self) -> dict[str, str | int]:
@@ -71,11 +71,11 @@ def read_answers(spec: str, load: Callable[[str], ExampleSet]) -> Answers:
         if not lines:
             raise GeffectError(f"There is no answer in {spec}", remedy="Name another file")
         return Answers(spec, lines)
-    rows = load(spec)
-    if not isinstance(rows, QASet):
-        return Answers(spec, tuple(content[0] for content in rows.contents if content[0].strip()))
+    examples = load(spec)
+    if not isinstance(examples, QASet):
+        return Answers(spec, tuple(content[0] for content in examples.contents if content[0].strip()))
     by_question: dict[Content, tuple[str, ...]] = {}
-    for content in rows.contents:
+    for content in examples.contents:
         by_question[_question(content)] = (*by_question.get(_question(content), ()), content[1])
     return Answers(spec, (), by_question)
 
@@ -104,7 +104,7 @@ def _lines(spec: str) -> tuple[str, ...] | None:
     return tuple(line.strip() for line in text.split("\n") if line.strip())[start:stop]
 
 
-def replace_answers(rows: QASet, epoch: int, seed: int, answers: Answers = BUILT_IN) -> QASet:
+def replace_answers(examples: QASet, epoch: int, seed: int, answers: Answers = BUILT_IN) -> QASet:
     """Replace every answer by another, drawn uniformly: a function of (seed, epoch, position) alone.
 
     >>> examples = QASet("one", ({"question": "Who?", "answer": "Ada."},))
@@ -113,13 +113,13 @@ def replace_answers(rows: QASet, epoch: int, seed: int, answers: Answers = BUILT
     """
     texts = [
         choices[int(np.random.default_rng([seed, epoch, i, 2]).integers(len(choices)))]
-        for i, choices in enumerate(answers.to(rows))
+        for i, choices in enumerate(answers.to(examples))
     ]
-    return replace(rows, rows=tuple(row | {"answer": each} for row, each in zip(rows.rows, texts, strict=True)))
+    return replace(examples, rows=tuple(row | {"answer": each} for row, each in zip(examples.rows, texts, strict=True)))
 
 
 def random_labels(
-    rows: Sequence[EncodedExample],
+    examples: Sequence[EncodedExample],
     vocabulary: int,
     special: Collection[int],
     seed: int,
@@ -133,26 +133,26 @@ def random_labels(
     does. ``draw`` counts independent draws of one seed.
     """
     all_labels = []
-    for row in rows:
-        rng = np.random.default_rng([seed, row.index, 4, *([draw] if draw else [])])
-        random = rng.integers(vocabulary, size=len(row.input_ids))
-        labels = np.where(np.isin(row.input_ids, list(special)), row.input_ids, random)
-        is_labeled = np.ones(len(labels), dtype=bool) if everywhere else np.array(row.labels) != IGNORE_INDEX
+    for example in examples:
+        rng = np.random.default_rng([seed, example.index, 4, *([draw] if draw else [])])
+        random = rng.integers(vocabulary, size=len(example.input_ids))
+        labels = np.where(np.isin(example.input_ids, list(special)), example.input_ids, random)
+        is_labeled = np.ones(len(labels), dtype=bool) if everywhere else np.array(example.labels) != IGNORE_INDEX
         all_labels.append(torch.from_numpy(np.where(is_labeled, labels, IGNORE_INDEX)))
     return all_labels
 
 
 def corrupt_answer(
-    row: EncodedExample, vocabulary: int, special: Collection[int], seed: int, draw: int = 0
+    example: EncodedExample, vocabulary: int, special: Collection[int], seed: int, draw: int = 0
 ) -> EncodedExample:
     """Redraw ⌊n/2⌋ of an answer's n tokens, in inputs and labels alike (arXiv 2504.12681's official code).
 
     Positions are drawn with replacement; special tokens, the end of the answer among them, do not change. ``draw``
     counts independent draws of one seed.
     """
-    rng = np.random.default_rng([seed, row.index, 7, draw])
-    ids, labels = np.array(row.input_ids), np.array(row.labels)
+    rng = np.random.default_rng([seed, example.index, 7, draw])
+    ids, labels = np.array(example.input_ids), np.array(example.labels)
     positions = np.flatnonzero((labels != IGNORE_INDEX) & ~np.isin(ids, list(special)))
     positions = rng.choice(positions, size=len(positions) // 2) if len(positions) else positions
     ids[positions] = labels[positions] = rng.integers(vocabulary, size=len(positions))
-    return EncodedExample(row.index, ids.tolist(), labels.tolist())
+    return EncodedExample(example.index, ids.tolist(), labels.tolist())
