@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from geffect.errors import GeffectError
+
 Kind = Mapping[str, Sequence[str]]  # one kind of question: wordings of the question and of its answer
 
 AUTHOR_PARTS: dict[str, range] = {"forget": range(0, 4), "retain": range(4, 14), "heldout": range(14, 20)}
@@ -67,11 +69,10 @@ def generate_authors(part: str, seed: int = 0) -> list[dict[str, Any]]:
     The parts of one seed have no author in common.
     """
     if part not in AUTHOR_PARTS:
-        raise ValueError(f"expected a part among {', '.join(AUTHOR_PARTS)}; found {part!r}")
+        raise GeffectError(f"The authors have no part {part!r}", remedy=f"Choose one of {', '.join(AUTHOR_PARTS)}")
     rng = random.Random(seed)
-    names = [
-        " ".join(pair) for pair in zip(*(_deal(rng, LISTS[k]) for k in ("first_names", "last_names")), strict=True)
-    ]
+    first_names, last_names = (_deal(rng, LISTS[key]) for key in ("first_names", "last_names"))
+    names = [f"{first} {last}" for first, last in zip(first_names, last_names, strict=True)]
     authors = zip(names, *[_deal(rng, kind["values"]) for kind in AUTHOR_KINDS], strict=True)
     examples = [
         [_author_example(rng, name, kind, fact) for kind, fact in zip(AUTHOR_KINDS, facts, strict=True)]
@@ -105,9 +106,9 @@ def generate_domains(domain: str, split: str, part: str = "train", seed: int = 0
 
     Which kinds of question are in ``train`` changes with the subject. Both splits of one seed have the same subjects.
     """
-    for value, known in ((domain, DOMAINS), (split, SPLITS), (part, DOMAIN_PARTS)):
+    for kind, value, known in (("domain", domain, DOMAINS), ("split", split, SPLITS), ("part", part, DOMAIN_PARTS)):
         if value not in known:
-            raise ValueError(f"expected one among {', '.join(known)}; found {value!r}")
+            raise GeffectError(f"There is no {kind} {value!r}", remedy=f"Choose one of {', '.join(known)}")
     rng = random.Random(seed)
     subjects = _make_subjects(rng, domain)
     by_split = {

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from geffect.data.synthetic import AUTHOR_KINDS, AUTHOR_PARTS, generate_authors
+from geffect.errors import GeffectError
 
 TEXTS = ("question", "answer", "paraphrased_question", "paraphrased_answer")
 GOLDEN = "4af9300dcda261368c52d634695b169f2e330c0badea039bb2abb9e9ff23e834"
@@ -36,7 +37,7 @@ def test_same_seed_same_rows_other_seed_other_rows() -> None:
 
 
 def test_unknown_part_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected a part among forget, retain, heldout; found 'other'"):
+    with pytest.raises(GeffectError, match=r"no part 'other'\. Choose one of forget, retain, heldout"):
         generate_authors("other")
 
 

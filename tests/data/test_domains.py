@@ -76,13 +76,13 @@ def test_same_seed_same_rows_other_seed_other_rows() -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        (("medicine", "unlearn", "train"), "expected one among privacy, copyright; found 'medicine'"),
-        (("privacy", "forget", "train"), "expected one among unlearn, retention; found 'forget'"),
-        (("privacy", "unlearn", "test"), "expected one among train, val, all; found 'test'"),
+        (("medicine", "unlearn", "train"), "There is no domain 'medicine'. Choose one of privacy, copyright"),
+        (("privacy", "forget", "train"), "There is no split 'forget'. Choose one of unlearn, retention"),
+        (("privacy", "unlearn", "test"), "There is no part 'test'. Choose one of train, val, all"),
     ],
 )
 def test_what_is_no_part_is_refused(name: tuple[str, str, str], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(GeffectError, match=says):
         generate_domains(*name)
 
 
