@@ -176,7 +176,7 @@ def localized_rows(config: LocalizeConfig, loaded: Loaded) -> dict[str, list[Enc
             found.setdefault(name, []).extend(encode(config, loaded, read_set(config, spec)))
     for name, rows in found.items():
         if len(rows) < 2:
-            raise GeffectError(f"two rows or more in {name}", "1", "name a larger set or a wider slice")
+            raise GeffectError(f"{name} has 1 example, and needs two", remedy="Name a larger set or a wider slice")
     numbers = itertools.count()
     return {name: [replace(row, index=next(numbers)) for row in rows] for name, rows in found.items()}
 
