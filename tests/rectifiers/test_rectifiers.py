@@ -1,6 +1,7 @@
 """GRU's identities."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -76,7 +77,8 @@ def test_a_clip_leaves_the_conflict_beyond_it(clip: float) -> None:
 
 def test_a_zero_memory_changes_nothing() -> None:
     assert projection(1.0, 0.0, 0.0) == 0.0
-    assert projection(1.0, -1e-40, 1e-60) == 0.0
+    assert projection(1.0, -1e-310, sys.float_info.min / 4) == 0.0  # its length cannot be divided by
+    assert projection(1.0, -1e-40, 1e-60) == pytest.approx(1e20)  # however short, it is projected on
 
 
 def test_the_average_starts_at_zero_without_bias_correction() -> None:
