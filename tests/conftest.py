@@ -38,6 +38,13 @@ def _levels() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this session that all its workers use."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained model directory of some 80 thousand parameters."""
     from geffect.models.builtin import make_tiny
@@ -52,8 +59,10 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def known(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model once it knows the first twelve forget rows by heart, more or less."""
+def known(start: Path, shared_folder: Path) -> Path:
+    """The same model once it knows the first twelve forget rows by heart, more or less; one worker makes it."""
+    from filelock import FileLock
+
     from geffect import api
 
     fitted = FinetuneConfig.read(
@@ -62,9 +71,10 @@ def known(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         epochs=60,
         learning_rate=1e-2,
         until_accuracy=0.7,
-        out=tmp_path_factory.mktemp("known") / "fit",
+        out=shared_folder / "known",
     )
-    return api.finetune(fitted)
+    with FileLock(shared_folder / "known.lock"):
+        return fitted.out if (fitted.out / "DONE").exists() else api.finetune(fitted)
 
 
 @dataclass(frozen=True)
@@ -107,13 +117,16 @@ def untouched_style() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def own_cache(shared_folder: Path) -> Iterator[None]:
     """Nothing a test makes lands in the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
-        base = tmp_path_factory.getbasetemp()
-        shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # one cache for all workers
-        patch.setenv("GEFFECT_CACHE", str(shared / "cache"))
+        patch.setenv("GEFFECT_CACHE", str(shared_folder / "cache"))
         yield
+
+
+def exhaustive(*values: Any) -> Any:
+    """Values of a parameter that only ``make test-all`` runs."""
+    return pytest.param(*values, marks=pytest.mark.exhaustive)
 
 
 def config(start: Path, out: Path, **changes: Any) -> UnlearnConfig:

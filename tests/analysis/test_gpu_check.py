@@ -187,6 +187,22 @@ def test_what_is_asked_wrongly_ends_with_code_2(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_numbers_are_checked_small_on_the_cpu(tmp_path: Path) -> None:
+    ended = asked("--device", "cpu", "--small", "--only", "numbers", "--out", tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert ended.exit_code == 0, ended.output
+    assert found["checks"]
+    assert all(each["status"] == OK and each["check"].startswith("numbers/") for each in found["checks"])
+
+
+def test_every_family_has_checks_under_names_that_differ() -> None:
+    names = [check.name for check in command._chosen([])]
+    assert len(set(names)) == len(names)
+    assert {name.partition("/")[0] for name in names} == {"numbers", "paths", "1b", "8b"}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_everything_runs_small_on_the_cpu(tmp_path: Path) -> None:
     """A cost has no limit here: small models on a busy machine say nothing of it."""

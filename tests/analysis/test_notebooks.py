@@ -1,5 +1,7 @@
 """Every notebook runs afresh without an error, and what is stored in it reads well for those who do not run it."""
 
+import ast
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,12 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+import geffect
+from tests.conftest import exhaustive
+
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+QUICK = ("g_effect_tour", "own_trainer")  # of seconds each; make test-all runs the others afresh, too
 LARGEST = 1_000_000  # bytes of a notebook, its pictures included
 PLACES = re.compile(r"""(?<![\w.:/<])/(?:home|root|tmp|usr|var|work|Users|private|opt|mnt)/|\b[A-Z]:\\|~/""")
 NOISE = re.compile(r"\w*Warning\b|WARNING|Traceback|\d+%\|")
@@ -43,9 +49,30 @@ def test_there_are_notebooks() -> None:
     ]
 
 
+@each_notebook
+def test_a_notebook_names_what_the_package_has(path: Path) -> None:
+    """Its imports, and what it takes from ``geffect`` itself."""
+    code = "\n".join(cell.source for cell in _cells(path) if cell.cell_type == "code")
+    nodes = list(ast.walk(ast.parse(code)))
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            assert all(hasattr(importlib.import_module(str(node.module)), each.name) for each in node.names)
+    taken = {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "geffect"
+    }
+    assert taken
+    assert taken <= set(geffect.__all__)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@each_notebook
+@pytest.mark.parametrize(
+    "path",
+    [path if path.stem in QUICK else exhaustive(path) for path in NOTEBOOKS],
+    ids=[path.stem for path in NOTEBOOKS],
+)
 def test_a_notebook_runs_afresh_in_silence(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))  # the kernel takes this checkout
     notebook = nbformat.read(path, as_version=4)

@@ -71,15 +71,20 @@ def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "marker"
 
 
+@pytest.fixture(scope="module")
+def finished(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return api.unlearn(config(start, tmp_path_factory.mktemp("finished") / "run", steps=2, save_every=1))
+
+
 @pytest.fixture
-def theirs(start: Path, tmp_path: Path, marker: Path) -> Path:
+def theirs(finished: Path, tmp_path: Path, marker: Path) -> Path:
     """A run of somebody else's: each checkpoint carries code, and its configuration asks to run it."""
-    run = api.unlearn(config(start, tmp_path / "theirs", steps=2, save_every=1))
+    run = Path(shutil.copytree(finished, tmp_path / "theirs"))
     for checkpoint in (run / "checkpoints").iterdir():
         plant(checkpoint, marker)
         _sum_up(checkpoint)
     content = yaml.safe_load((run / CONFIG).read_text())
-    (run / CONFIG).write_text(yaml.safe_dump(content | {"trust_remote_code": True}))
+    (run / CONFIG).write_text(yaml.safe_dump(content | {"trust_remote_code": True, "out": str(run)}))
     return run
 
 

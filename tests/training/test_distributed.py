@@ -20,7 +20,7 @@ from geffect.config import EvaluateConfig, InspectConfig, LocalizeConfig, Unlear
 from geffect.errors import GeffectError
 from geffect.record.frames import read
 from geffect.record.reader import read_environment, read_lines
-from tests.conftest import config
+from tests.conftest import config, exhaustive
 
 pytestmark = pytest.mark.slow
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "geffect"]
@@ -64,7 +64,7 @@ def one(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return api.unlearn(whole.model_copy(update={"grad_accum_steps": 2}))
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["replicas", "shards"])
+@pytest.fixture(scope="module", params=[False, exhaustive(True)], ids=["replicas", "shards"])
 def recipe(request: pytest.FixtureRequest, start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file to launch from."""
     import yaml

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from geffect.record.reader import read_lines
 from geffect.record.schema import CONFIG, DONE, STEPS
 from geffect.record.writer import LOCK, RunDirectory
 from geffect.training import run as training_run
-from tests.conftest import SHAPE, config
+from tests.conftest import SHAPE, config, exhaustive
 
 SETTINGS: dict[str, Any] = {
     "objective": "npo(beta=0.5) + 0.5*gd",
@@ -80,7 +81,7 @@ def whole(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return api.unlearn(config(start, tmp_path_factory.mktemp("whole") / "run", **SETTINGS))
 
 
-@pytest.mark.parametrize("lines", [1, 3, 5, 6, 8])
+@pytest.mark.parametrize("lines", [1, exhaustive(3), 5, exhaustive(6), exhaustive(8)])
 def test_a_stopped_run_goes_on_to_the_same_end(
     start: Path, whole: Path, tmp_path: Path, lines: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,13 +352,20 @@ def test_a_fit_goes_on_to_the_same_end(start: Path, tmp_path: Path, monkeypatch:
         assert not (run / "checkpoints").exists()
 
 
-@pytest.fixture
-def stopped(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def unfinished(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that fell after its second checkpoint."""
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
+    run = tmp_path_factory.mktemp("unfinished") / "run"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         _stop_after(5, patch)
-        api.unlearn(config(start, tmp_path / "run", **SETTINGS))
-    return tmp_path / "run"
+        api.unlearn(config(start, run, **SETTINGS))
+    return run
+
+
+@pytest.fixture
+def stopped(unfinished: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(unfinished, tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
@@ -428,7 +436,7 @@ main()
 """
 
 
-@pytest.mark.parametrize(("size", "steps"), [(200_000, 2), (5_000, 0), (3_000, None)])
+@pytest.mark.parametrize(("size", "steps"), [(200_000, 2), exhaustive(5_000, 0), exhaustive(3_000, None)])
 def test_a_disk_without_room_ends_in_one_line_and_the_run_goes_on_later(
     whole: Path, tmp_path: Path, size: int, steps: int | None
 ) -> None:
@@ -450,10 +458,12 @@ def test_a_disk_without_room_ends_in_one_line_and_the_run_goes_on_later(
     _assert_same(api.unlearn(UnlearnConfig.read(file), resume=True), whole, 7)
 
 
-def test_killed_while_it_writes_a_checkpoint_and_at_a_random_moment(tmp_path: Path) -> None:
-    """More by hand: ``python -m tests.support.kills``, a process of its own since this one's threads do not fork."""
-    command = [sys.executable, "-m", "tests.support.kills", "--count", "2"]
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("count", [1, exhaustive(20)])
+def test_killed_while_it_writes_a_checkpoint_and_at_random_moments(count: int, tmp_path: Path) -> None:
+    """The first while it writes a checkpoint; a process of its own, since this one's threads do not fork."""
+    command = [sys.executable, "-m", "tests.support.kills", "--count", str(count)]
     alone = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "0: killed in a checkpoint" in ended.stdout and ended.stdout.strip().endswith("2 of 2 the same")
+    assert "0: killed in a checkpoint" in ended.stdout and ended.stdout.strip().endswith(f"{count} of {count} the same")

@@ -21,7 +21,7 @@ from geffect.record.reader import read_lines
 from geffect.record.schema import CONFIG, DONE, STEPS
 from geffect.record.writer import RunDirectory
 from geffect.training.interruption import deferred
-from tests.conftest import config
+from tests.conftest import config, exhaustive
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
@@ -179,7 +179,7 @@ def _wait_for_lines(file: Path, process: "subprocess.Popen[str]") -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, exhaustive(signal.SIGHUP)])
 def test_a_process_that_receives_it_says_how_to_continue(start: Path, tmp_path: Path, signum: signal.Signals) -> None:
     """A process of its own, as a cluster's: once it trains, the signal ends it after the step with a checkpoint."""
     plain = config(start, tmp_path / "run", steps=400, save_every=0).model_dump(mode="json", exclude_none=True)
@@ -200,13 +200,17 @@ def test_a_process_that_receives_it_says_how_to_continue(start: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_sigterm_at_random_moments_and_a_resume_make_the_run_left_alone(tmp_path: Path) -> None:
-    """Ten and more by hand: ``python -m tests.support.kills --signal TERM --count 10``."""
-    command = [sys.executable, "-m", "tests.support.kills", "--count", "3", "--signal", "TERM"]
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("count", [1, exhaustive(20)])
+def test_sigterm_at_random_moments_and_a_resume_make_the_run_left_alone(count: int, tmp_path: Path) -> None:
+    """The first while it writes a checkpoint."""
+    command = [sys.executable, "-m", "tests.support.kills", "--count", str(count), "--signal", "TERM"]
     alone = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "0: stopped in a checkpoint" in ended.stdout and ended.stdout.strip().endswith("3 of 3 the same")
+    assert "0: stopped in a checkpoint" in ended.stdout and ended.stdout.strip().endswith(
+        f"{count} of {count} the same"
+    )
 
 
 @pytest.mark.slow
