@@ -252,7 +252,7 @@ def one_by_one(model: Any, texts: list[dict[str, list[int]]]) -> Tensor:
 
 
 def faults(model: Any) -> Iterator[str]:
-    """Run one step of gradient ascent through a watch, and compare it with what is computed the plain way.
+    """Run one step of gradient ascent through a monitor, and compare it with what is computed the plain way.
 
     Args:
         model: small and random.
@@ -268,15 +268,15 @@ def faults(model: Any) -> Iterator[str]:
     forget, retain = rows(1), rows(2)
     parameters = trainable_parameters(model)
     before = state(model)
-    with geffect.watch(model, forget=forget, retain=retain) as watch:
+    with geffect.monitor(model, forget=forget, retain=retain) as monitor:
         yield from changes(before, state(model))
         (-one_by_one(model, forget)).backward()
         before = state(model)
-        watch.step()
+        monitor.step()
     yield from changes(before, state(model))
     yield from layout_faults(model, layout.layers)
     tolerance = 1e-6 if next(iter(parameters.values())).dtype == torch.float64 else 1e-4
-    steps, by_layer = watch.run.steps(), watch.run.to_frame("layer")
+    steps, by_layer = monitor.run.steps(), monitor.run.to_frame("layer")
     gradients: dict[str, dict[str, Tensor]] = {}
     for name, texts in (("forget", forget), ("retain", retain)):
         loss = one_by_one(model, texts)
@@ -372,7 +372,7 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
     """What of a model's `state` is another than before."""
     for key in sorted(before.keys() | after.keys()):
         if key not in before or key not in after or not same(before[key], after[key]):
-            yield f"{key} is changed by the watch"
+            yield f"{key} is changed by the monitor"
 
 
 def same(a: Any, b: Any) -> bool:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from geffect.evaluation.view import View as View
     from geffect.localization.storage import read_localization as read_localization
     from geffect.monitoring.callback import Callback as Callback
-    from geffect.monitoring.loop import watch as watch
+    from geffect.monitoring.monitor import monitor as monitor
     from geffect.objectives.base import Objective as Objective
     from geffect.objectives.base import Term as Term
     from geffect.objectives.registry import make_objective as make_objective
@@ -74,6 +74,8 @@ if TYPE_CHECKING:
     from geffect.verbs import report as report
     from geffect.verbs import unlearn as unlearn
 
+    watch = monitor  # the earlier name still works
+
 _MODULES = {
     "geffect.api": "load_model plan",
     "geffect.config": "DoctorConfig EvaluateConfig FinetuneConfig InspectConfig "
@@ -91,7 +93,7 @@ _MODULES = {
     "geffect.evaluation.view": "View",
     "geffect.localization.storage": "read_localization",
     "geffect.monitoring.callback": "Callback",
-    "geffect.monitoring.loop": "watch",
+    "geffect.monitoring.monitor": "monitor",
     "geffect.objectives.base": "Objective Term",
     "geffect.objectives.registry": "make_objective register_objective",
     "geffect.record.frames": "read read_overlap read_points read_prediction "
@@ -105,6 +107,7 @@ _MODULES = {
     "geffect.verbs": "Evaluation LocalizationRun doctor evaluate finetune inspect localize preview report unlearn",
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
+_EARLIER = {"watch": "monitor"}  # a name that still works → the one that is documented
 __all__ = sorted(_HOME)
 
 
@@ -113,6 +116,7 @@ if not TYPE_CHECKING:  # so that a misspelt name is an error to a type checker
     def __getattr__(name: str) -> Any:
         if name == "__version__":
             return import_module("importlib.metadata").version("geffect")
+        name = _EARLIER.get(name, name)
         if name not in _HOME:
             raise AttributeError(f"module 'geffect' has no attribute {name!r}; it has {', '.join(__all__)}")
         return getattr(import_module(_HOME[name]), name)

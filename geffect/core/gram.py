@@ -248,7 +248,7 @@ def direction_name(frame: pd.DataFrame) -> str:
 
 
 def objective_name(frame: pd.DataFrame) -> str:
-    """The row of what was asked for: ``objective``; ``applied_gradient`` where another's training was watched."""
+    """The row of what was asked for: ``objective``; ``applied_gradient`` where another training was monitored."""
     return "applied_gradient" if (frame["gradient"] == "applied_gradient").any() else "objective"
 
 

@@ -1,4 +1,4 @@
-"""A watch for any Hugging Face Trainer."""
+"""A callback that monitors any Hugging Face Trainer."""
 
 from functools import partial
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from geffect.errors import GeffectError
-from geffect.monitoring.loop import Watch
-from geffect.monitoring.probes import ProbeSet
+from geffect.monitoring.monitor import Monitor
+from geffect.monitoring.targets import TargetSet
 from geffect.reports.run import Run
 
 SETTINGS = (
@@ -22,24 +22,24 @@ SETTINGS = (
 
 
 class Callback(TrainerCallback):  # type: ignore[misc]
-    """Measures the steps of any ``transformers.Trainer``, TRL's among them, and changes no bit of its training.
+    """Monitors any ``transformers.Trainer``, TRL's among them: measures its steps, and changes no bit of its training.
 
-    The Trainer accumulates and clips before anybody can look; so the row is named ``applied_gradient``. See
-    `geffect.watch` for the rows, their signs and what a measured step costs.
+    The Trainer accumulates and clips gradients before callbacks run, so the gradient is named ``applied_gradient``. See
+    `geffect.monitor` for the recorded gradients, their signs and what a measured step costs.
 
     Args:
         forget: the forget set: its name, a set, or examples with ``input_ids`` and ``labels``.
         retain: the retain set, likewise.
         tokenizer: to encode named sets with; the Trainer's own by default.
-        every: optimizer steps between two that are measured.
-        update: measure the optimizer's own update, too.
-        batch_size: rows of a probe's pass.
+        every: measure every so many optimizer steps, beginning with the first.
+        update: measure the optimizer's own update too.
+        batch_size: examples of a set's forward pass.
         out: the run directory that is written; a temporary one by default. Where the Trainer resumes, the record is
             continued. Where ``auto_find_batch_size`` begins the training again, the record begins again, too.
 
     Raises:
-        GeffectError: when training begins: a set cannot be read, ``out`` is taken, a model is watched twice, or
-            gradients are scaled (fp16), kept out of sight (DeepSpeed) or used in the backward pass.
+        GeffectError: when training begins: a set cannot be read, ``out`` exists, a model is monitored twice, or
+            gradients are scaled (fp16), elsewhere than in ``.grad`` (DeepSpeed) or used in the backward pass.
 
     >>> from geffect import Callback
     >>> callback = Callback("builtin:authors/forget", "builtin:authors/retain[:40]", every=5)
@@ -47,8 +47,8 @@ class Callback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(
         self,
-        forget: ProbeSet,
-        retain: ProbeSet,
+        forget: TargetSet,
+        retain: TargetSet,
         *,
         tokenizer: Any = None,
         every: int = 1,
@@ -57,9 +57,9 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         out: Path | str | None = None,
     ) -> None:
         self._tokenizer = tokenizer
-        self.watch: Watch | None = None
+        self.monitor: Monitor | None = None
         self._make = partial(
-            Watch, forget=forget, retain=retain, every=every, update=update, batch_size=batch_size, out=out
+            Monitor, forget=forget, retain=retain, every=every, update=update, batch_size=batch_size, out=out
         )
 
     @property
@@ -69,38 +69,38 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         Raises:
             GeffectError: training has not begun.
         """
-        if self.watch is None:
+        if self.monitor is None:
             raise GeffectError("Training has not begun", remedy="Call the Trainer's train() first")
-        return self.watch.run
+        return self.monitor.run
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, processing_class: Any = None, **_: Any
     ) -> None:
-        """Read the probe sets and open the record."""
+        """Read the sets and open the record."""
         _refuse(args)
         settings = {"host": "transformers.Trainer", "model": getattr(model.config, "_name_or_path", "")}
         settings |= {"steps": state.max_steps} | {name: _plain(getattr(args, name, None)) for name in SETTINGS}
         if args.auto_find_batch_size:
             settings["per_device_train_batch_size"] = state.train_batch_size // max(1, args.n_gpu)
         tokenizer = self._tokenizer or getattr(processing_class, "tokenizer", processing_class)
-        if self.watch and _begins_again(args, state):
-            self.watch.withdraw()
-        self.watch = self._make(model, tokenizer=tokenizer, settings=settings, training=state).open(state.global_step)
+        if self.monitor and _begins_again(args, state):
+            self.monitor.withdraw()
+        self.monitor = self._make(model, tokenizer=tokenizer, settings=settings, training=state).open(state.global_step)
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-        """Gradients are accumulated, averaged and clipped; the optimizer has not stepped."""
-        if self.watch:
-            self.watch.step()
+        """Measure the gradients: they are accumulated, averaged and clipped, and the optimizer has not stepped."""
+        if self.monitor:
+            self.monitor.step()
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
-        """The optimizer has stepped; the learning rate has not moved."""
-        if self.watch:
-            self.watch.updated()
+        """Measure the update: the optimizer has stepped, and the learning rate is still that of the step."""
+        if self.monitor:
+            self.monitor.updated()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Mark the record as finished."""
-        if self.watch:
-            self.watch.close()
+        if self.monitor:
+            self.monitor.close()
 
 
 def _refuse(args: Any) -> None:

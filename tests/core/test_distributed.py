@@ -14,7 +14,7 @@ from torch import nn
 from geffect.core.distributed import assign_items, is_sharded, local_part, num_processes, rank, sum_gradients, sum_gram
 from geffect.core.gram import Gram
 from geffect.record.frames import read, read_steps
-from tests.support.launched import MODELS, watch
+from tests.support.launched import MODELS, train_monitored
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = ["step", "group", "gradient", "other"]
@@ -44,7 +44,7 @@ def _inner(run: Path) -> "pd.Series[float]":
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_two_processes_are_one(name: str, kind: str, launched: Path, tmp_path: Path) -> None:
     """Gram, risks and updates in float64: each process holds other rows of the batch and of the probes."""
-    watch("alone", tmp_path / f"{name}-alone")
+    train_monitored("alone", tmp_path / f"{name}-alone")
     alone, risks = _inner(tmp_path / f"{name}-alone"), read_steps(tmp_path / f"{name}-alone")
     found, own = _inner(launched / f"{name}-{kind}"), read_steps(launched / f"{name}-{kind}")
     pd.testing.assert_series_equal(found, alone, rtol=1e-7, atol=1e-8 * alone.abs().max())  # a record keeps nine digits
@@ -56,8 +56,8 @@ def test_two_processes_are_one(name: str, kind: str, launched: Path, tmp_path: P
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_a_trainer_trains_to_the_same_bits(kind: str, launched: Path) -> None:
     """With dropout, accumulation, clipping and AdamW in two processes."""
-    plain, watched = (load_file(launched / kind / f"{name}.safetensors") for name in ("plain", "watched"))
-    assert all(torch.equal(plain[name], watched[name]) for name in plain)
+    plain, monitored = (load_file(launched / kind / f"{name}.safetensors") for name in ("plain", "monitored"))
+    assert all(torch.equal(plain[name], monitored[name]) for name in plain)
     assert list(read_steps(launched / kind / "run")["step"]) == [0, 1, 2]
     assert (launched / kind / "run" / "DONE").exists()
 

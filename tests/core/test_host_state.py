@@ -1,4 +1,4 @@
-"""A host is left bit for bit as it was found: twelve architectures, watched, called back and inspected."""
+"""A host is left bit for bit as it was found: twelve architectures, monitored, called back and inspected."""
 
 import random
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from geffect.inspection.places import Place
 from geffect.inspection.run import inspect
 from geffect.models.load import Loaded
 from geffect.monitoring.callback import Callback
-from geffect.monitoring.loop import Watch
+from geffect.monitoring.monitor import Monitor
 from geffect.record.reader import read_lines
 from geffect.training.modes import set_mode
 from tests.support.cases import llama
@@ -45,27 +45,27 @@ def _loss(model: Any) -> Tensor:
     return model(**padded(FORGET + RETAIN), use_cache=False).loss  # type: ignore[no-any-return]
 
 
-def _loop(model: Any, watch: Callable[[], Watch] | None, steps: int = 2) -> list[str]:
-    """A bare loop's end, and what a watch changed."""
+def _loop(model: Any, make_monitor: Callable[[], Monitor] | None, steps: int = 2) -> list[str]:
+    """A bare loop's end, and what a monitor changed."""
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
     found: list[str] = []
     before = everything(model)
-    watching = watch().open() if watch else None
+    monitor = make_monitor().open() if make_monitor else None
     found += differences(before, everything(model))
     for _ in range(steps):
         _loss(model).backward()
         before = everything(model)
-        if watching:
-            watching.step()
+        if monitor:
+            monitor.step()
             found += differences(before, everything(model))
         optimizer.step()
         optimizer.zero_grad()
     before = everything(model)
-    if watching:
-        watching.close()
+    if monitor:
+        monitor.close()
     return found + differences(before, everything(model))
 
 
@@ -78,10 +78,10 @@ def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 @each
-def test_a_watched_loop_is_left_as_found(name: str, kind: str) -> None:
+def test_a_monitored_loop_is_left_as_found(name: str, kind: str) -> None:
     model = make_host(name, kind)
     alone = make_host(name, kind)
-    assert _loop(model, lambda: Watch(model, FORGET, RETAIN)) == []
+    assert _loop(model, lambda: Monitor(model, FORGET, RETAIN)) == []
     _loop(alone, None)
     assert _equal(_ends(model), _ends(alone))
 
@@ -89,9 +89,9 @@ def test_a_watched_loop_is_left_as_found(name: str, kind: str) -> None:
 @each
 def test_a_trainer_with_a_callback_is_left_as_found(name: str, kind: str, tmp_path: Path) -> None:
     ends: list[dict[str, Any]] = []
-    for watched in (False, True):
+    for monitored in (False, True):
         model = make_host(name, kind)
-        callbacks = [Callback(FORGET, RETAIN, out=tmp_path / "run")] if watched else []
+        callbacks = [Callback(FORGET, RETAIN, out=tmp_path / "run")] if monitored else []
         arguments = TrainingArguments(
             str(tmp_path / "host"),
             max_steps=2,
@@ -231,7 +231,7 @@ def _with_habit(what: str) -> Any:
 @pytest.mark.parametrize("what", HABITS)
 def test_what_a_pass_does_to_the_model_is_undone(what: str) -> None:
     model, alone = _with_habit(what), _with_habit(what)
-    assert _loop(model, lambda: Watch(model, FORGET, RETAIN), steps=3) == []
+    assert _loop(model, lambda: Monitor(model, FORGET, RETAIN), steps=3) == []
     _loop(alone, None, steps=3)
     assert _equal(_ends(model), _ends(alone))
 
@@ -241,26 +241,26 @@ def test_a_pass_that_changes_trainable_weights_is_refused_and_undone() -> None:
     still = model.model.layers[0].input_layernorm[1].still.requires_grad_(True)
     before = everything(model)
     with pytest.raises(GeffectError, match=r"changed the trainable weights [^\n]*input_layernorm\.1\.still "):
-        Watch(model, FORGET, RETAIN).open()
+        Monitor(model, FORGET, RETAIN).open()
     assert differences(before, everything(model)) == []
     still.requires_grad_(False)
-    with Watch(model, FORGET, RETAIN) as watch:
+    with Monitor(model, FORGET, RETAIN) as monitor:
         still.requires_grad_(True)
         _loss(model).backward()
         before = everything(model)
         with pytest.raises(GeffectError, match=r"changed the trainable weights [^\n]*input_layernorm\.1\.still "):
-            watch.step()
+            monitor.step()
         assert differences(before, everything(model)) == []
 
 
 def test_a_later_pass_that_writes_elsewhere_is_refused() -> None:
     model = _with_habit("counts")
-    with Watch(model, FORGET, RETAIN) as watch:
+    with Monitor(model, FORGET, RETAIN) as monitor:
         _loss(model).backward()
-        watch.step()
+        monitor.step()
         model.model.layers[0].input_layernorm[1].what = "writes_a_part"
         with pytest.raises(GeffectError, match=r"A pass wrote into [^\n]*large, "):
-            watch.step()
+            monitor.step()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
@@ -276,15 +276,15 @@ def test_an_end_in_the_middle_leaves_no_trace(error: type[BaseException], where:
             end() if where == "forward" else output.register_hook(end)
 
     model.model.norm.register_forward_hook(fails)
-    with Watch(model, FORGET, RETAIN, batch_size=1) as watch:
+    with Monitor(model, FORGET, RETAIN, batch_size=1) as monitor:
         _loss(model).backward()
         before = everything(model)
         armed[:] = ["last", "first", "first"]
         with pytest.raises(error):
-            watch.step()
+            monitor.step()
         assert armed == []
         assert differences(before, everything(model)) == []
-        watch.step()
+        monitor.step()
 
 
 @pytest.mark.filterwarnings("ignore:For backward hooks", "ignore:Full backward hook")
@@ -300,11 +300,11 @@ def test_backward_hooks_of_the_host_rest_during_a_look_and_work_after() -> None:
     ]
     try:
         kinds = {"tensor", "multi", "module", "before", "global"}
-        with Watch(model, FORGET, RETAIN) as watch:
+        with Monitor(model, FORGET, RETAIN) as monitor:
             _loss(model).backward()
             assert set(calls) == kinds
             before, seen = everything(model), len(calls)
-            watch.step()
+            monitor.step()
             assert len(calls) == seen
             assert differences(before, everything(model)) == []
             calls.clear()
@@ -328,27 +328,27 @@ def test_an_optimizer_in_the_backward_pass_is_refused(late: bool) -> None:
     if not late:
         hook()
         with pytest.raises(GeffectError, match=r"^lm_head\.weight has a post-accumulate-grad hook"):
-            Watch(model, FORGET, RETAIN).open()
+            Monitor(model, FORGET, RETAIN).open()
         assert stepped == []
         return
-    with Watch(model, FORGET, RETAIN) as watch:
+    with Monitor(model, FORGET, RETAIN) as monitor:
         handle = hook()
         _loss(model).backward()
         with pytest.raises(GeffectError, match=r"^lm_head\.weight has a post-accumulate-grad hook"):
-            watch.step()
+            monitor.step()
         capture_gradients(model, {"loss": lambda: _loss(model)})
         assert stepped == [True]
         handle.remove()
-        watch.step()
+        monitor.step()
 
 
 def test_a_graph_of_the_host_can_still_be_run_backward() -> None:
     """A tensor that a look wrote into has its version again."""
     model = _with_habit("writes_an_attribute")
-    with Watch(model, FORGET, RETAIN) as watch:
+    with Monitor(model, FORGET, RETAIN) as monitor:
         _loss(model).backward()
         loss = _loss(model)
-        watch.step()
+        monitor.step()
         loss.backward()
 
 
@@ -365,15 +365,15 @@ def test_rows_of_a_model_that_rescales_its_weights_are_those_of_its_own_weights(
     """RWKV in training mode, which has no dropout, against its rows in evaluation mode."""
     model = make_host("rwkv").double()
     names = [name for name, _ in model.named_parameters()]
-    with Watch(model, FORGET, FORGET, out=tmp_path / "run") as watch:
+    with Monitor(model, FORGET, FORGET, out=tmp_path / "run") as monitor:
         batch = padded(FORGET)
         counts = (batch["labels"][:, 1:] != -100).sum()
         logits = model(batch["input_ids"], use_cache=False).logits[:, :-1].flatten(0, 1)
         nll = nn.functional.cross_entropy(logits, batch["labels"][:, 1:].flatten(), reduction="sum")
         (nll / counts).backward()
         own = {name: p.grad.clone() for name, p in model.named_parameters()}
-        watch.step()
-    frame = watch.run.to_frame("parameter")
+        monitor.step()
+    frame = monitor.run.to_frame("parameter")
     inner = frame[(frame["gradient"] == "forget") & (frame["other"] == "forget")].set_index("parameter")["inner"]
     for name in names:
         assert float(inner[name]) == pytest.approx(float(own[name].square().sum()), rel=1e-5, abs=1e-12), name

@@ -95,10 +95,10 @@ def test_an_outline_refuses_them_too(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart", "reward", "masked"])
-def test_a_watch_refuses_them_and_leaves_nothing(kind: str, tmp_path: Path) -> None:
+def test_a_monitor_refuses_them_and_leaves_nothing(kind: str, tmp_path: Path) -> None:
     make_one, reason = REFUSED[kind]
     with pytest.raises(GeffectError, match=reason):
-        geffect.watch(make_one(), forget=ROWS, retain=ROWS, out=tmp_path / "run").open()
+        geffect.monitor(make_one(), forget=ROWS, retain=ROWS, out=tmp_path / "run").open()
     assert not (tmp_path / "run").exists()
 
 
@@ -145,7 +145,7 @@ class Changed(nn.Module):
 def test_a_model_that_sees_padding_is_refused() -> None:
     model = Changed(lambda logits, mask: logits + mask.float().mean(1)[:, None, None])
     with pytest.raises(GeffectError, match="depend on padding on the right"):
-        geffect.watch(model, forget=ROWS, retain=ROWS).open()
+        geffect.monitor(model, forget=ROWS, retain=ROWS).open()
 
 
 @pytest.mark.parametrize("shift", [0.002, 0.1])  # a text, of the logits' largest, by the width of the batch
@@ -186,7 +186,7 @@ def test_a_model_that_fails_on_tokens_is_refused() -> None:
     with pytest.raises(
         GeffectError, match=r"^[^\n]*LlamaForCausalLM, which fails \(RuntimeError: wants pixels\)[^\n]*$"
     ):
-        geffect.watch(model, forget=ROWS, retain=ROWS).open()
+        geffect.monitor(model, forget=ROWS, retain=ROWS).open()
 
 
 def test_of_a_multimodal_model_the_text_decoder_is_measured_and_the_rest_is_frozen(
@@ -206,18 +206,18 @@ def test_of_a_multimodal_model_the_text_decoder_is_measured_and_the_rest_is_froz
     assert layout(outline(str(tmp_path))[0]).layers == layout(model).layers
 
 
-def test_a_watch_on_a_multimodal_model_leaves_the_rest_out_and_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_monitor_on_a_multimodal_model_leaves_the_rest_out_and_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
     model = make_unusual("llava")
-    with caplog.at_level(logging.WARNING, "geffect"), geffect.watch(model, forget=ROWS, retain=ROWS) as watch:
+    with caplog.at_level(logging.WARNING, "geffect"), geffect.monitor(model, forget=ROWS, retain=ROWS) as monitor:
         ids = torch.tensor([[5, 6, 7]])
         model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
         before = state(model)
-        watch.step()
+        monitor.step()
         assert list(changes(before, state(model))) == []
     assert [each.getMessage().rpartition(") ")[2] for each in caplog.records] == ["are left out"]
     assert all(p.requires_grad for p in model.parameters())
-    assert not any("vision" in name for name in watch.run.to_frame("parameter")["parameter"])
-    assert watch.run.g_effect()["group"].tolist() == ["embed", "shallow", "middle", "deep", "lm_head"]
+    assert not any("vision" in name for name in monitor.run.to_frame("parameter")["parameter"])
+    assert monitor.run.g_effect()["group"].tolist() == ["embed", "shallow", "middle", "deep", "lm_head"]
 
 
 SHARED = {

@@ -21,7 +21,7 @@ from geffect.inspection.dry_run import plan_inspection
 from geffect.io.readers import parse_yaml
 from geffect.models.builtin import make_tokenizer
 from geffect.models.load import load
-from geffect.monitoring.loop import Watch
+from geffect.monitoring.monitor import Monitor
 from geffect.record.reader import read_lines
 from geffect.record.resume import check_lines
 from geffect.record.schema import FORMAT, STEPS
@@ -207,7 +207,7 @@ def test_given_ids_that_the_model_lacks_are_refused(wrong: int, where: str, tmp_
     bad = good | {where: [good[where][0], wrong, 4]}
     says = rf"^Row 1 of the retain set has the token id {wrong}, and the model's ids are 0 to {VOCABULARY - 1}"
     with pytest.raises(GeffectError, match=says):
-        Watch(llama(), [good], [good, bad], out=tmp_path / "run")
+        Monitor(llama(), [good], [good, bad], out=tmp_path / "run")
     check_ids([EncodedExample(0, good["input_ids"], good["labels"])], VOCABULARY, "set")
 
 

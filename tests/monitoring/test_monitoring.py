@@ -1,4 +1,4 @@
-"""Another's training, watched: its weights stay bit for bit, and the record is what slow loops find."""
+"""Another's training, monitored: its weights stay bit for bit, and the record is what slow loops find."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ from geffect.core.gradients import capture_gradients
 from geffect.core.gram import Gram
 from geffect.errors import GeffectError
 from geffect.monitoring.callback import Callback
-from geffect.monitoring.loop import Watch
+from geffect.monitoring.monitor import Monitor
 from geffect.record.frames import read
 from geffect.record.reader import read_lines
 from tests.support.cases import gpt2, llama, lora, neox
@@ -90,18 +90,18 @@ def test_the_host_trains_to_the_same_bits(dropout_model: Any, tmp_path: Path, se
     other = copy.deepcopy(dropout_model)
     plain = _trained(dropout_model, tmp_path / "plain", host=Ascending, **settings)
     callback = Callback(FORGET, RETAIN, update=True, batch_size=2)
-    watched = _trained(other, tmp_path / "watched", callback, host=Ascending, **settings)
+    monitored = _trained(other, tmp_path / "monitored", callback, host=Ascending, **settings)
     assert len(read_lines(callback.run.path)) == 4
-    assert all(torch.equal(plain[name], watched[name]) for name in plain)
+    assert all(torch.equal(plain[name], monitored[name]) for name in plain)
 
 
-def test_adapters_are_watched(tmp_path: Path) -> None:
+def test_adapters_are_monitored(tmp_path: Path) -> None:
     model = lora()
     other = copy.deepcopy(model)
     plain = _trained(model, tmp_path / "plain")
     callback = Callback(FORGET, RETAIN)
-    watched = _trained(other, tmp_path / "watched", callback)
-    assert all(torch.equal(plain[name], watched[name]) for name in plain)
+    monitored = _trained(other, tmp_path / "monitored", callback)
+    assert all(torch.equal(plain[name], monitored[name]) for name in plain)
     assert all("lora_" in name for name in read(callback.run.path, "parameter")["parameter"])
 
 
@@ -111,7 +111,7 @@ def test_rows_equal_a_loop_over_examples(make: Callable[[], Any], tmp_path: Path
     model = make().double().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     found = []
-    with Watch(model, FORGET, RETAIN, update=True, batch_size=2, out=tmp_path / "run") as watch:
+    with Monitor(model, FORGET, RETAIN, update=True, batch_size=2, out=tmp_path / "run") as monitor:
         for rows in (FORGET[:2], RETAIN[1:3]):
             model.eval()
             slow = capture_gradients(
@@ -121,9 +121,9 @@ def test_rows_equal_a_loop_over_examples(make: Callable[[], Any], tmp_path: Path
             (-_risk(model, rows)).backward()
             slow["applied_gradient"] = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
             before = {n: p.detach().clone() for n, p in model.named_parameters()}
-            watch.step()
+            monitor.step()
             optimizer.step()
-            watch.updated()
+            monitor.updated()
             slow["update"] = {n: before[n] - p.detach() for n, p in model.named_parameters()}
             optimizer.zero_grad()
             found.append(slow)
@@ -145,8 +145,8 @@ def test_a_loop_is_left_as_found(dropout_model: Any) -> None:
     before = {name: p.grad for name, p in model.named_parameters()}
     copies = {name: None if g is None else g.clone() for name, g in before.items()}
     modes, state = {m: m.training for m in model.modules()}, torch.random.get_rng_state()
-    with Watch(model, FORGET, RETAIN) as watch:
-        watch.step()
+    with Monitor(model, FORGET, RETAIN) as monitor:
+        monitor.step()
     for name, parameter in model.named_parameters():
         assert parameter.grad is before[name]
         copied = copies[name]
@@ -161,20 +161,20 @@ def test_the_record_is_one_that_everything_reads(tmp_path: Path) -> None:
     loaded = geffect.load_model("builtin:tiny-untrained")
     optimizer = torch.optim.SGD(loaded.model.parameters(), lr=0.1)
     row = geffect.collate(geffect.encode_set(loaded.tokenizer, geffect.load_set("builtin:authors/forget[:4]")), 0)
-    with geffect.watch(
+    with geffect.monitor(
         loaded.model,
         "builtin:authors/forget[:4]",
         geffect.load_set("builtin:authors/retain[:3]"),
         tokenizer=loaded.tokenizer,
         every=2,
-    ) as watch:
+    ) as monitor:
         for _ in range(4):
             loss = loaded.model(**{name: row[name] for name in ("input_ids", "attention_mask", "labels")}).loss
             loss.backward()
-            watch.step()
+            monitor.step()
             optimizer.step()
             optimizer.zero_grad()
-    run = watch.run
+    run = monitor.run
     assert list(run.steps()["step"]) == [0, 2]
     steps, effects = run.steps(), run.g_effect().groupby("step")[["unlearn", "retain"]].sum()
     assert (effects["unlearn"] > 0).all()  # it descends the forget risk
@@ -186,7 +186,7 @@ def test_the_record_is_one_that_everything_reads(tmp_path: Path) -> None:
     assert run.plot("cosine").axes
     assert list(geffect.summarize([run.path])["run"]) == [run.path.name]
     path = run.path
-    del watch, run
+    del monitor, run
     assert not path.exists()
 
 
@@ -263,21 +263,21 @@ def test_a_host_that_failed_leaves_its_model_to_another_callback(tmp_path: Path)
     assert [line["step"] for line in read_lines(tmp_path / "run")] == [0, 1, 2, 3]
 
 
-def test_a_closed_watch_writes_nothing(tmp_path: Path) -> None:
-    with Watch(llama(), FORGET, RETAIN, out=tmp_path / "run") as watch:
-        _risk(watch.model, FORGET).backward()
-        watch.step()
+def test_a_closed_monitor_writes_nothing(tmp_path: Path) -> None:
+    with Monitor(llama(), FORGET, RETAIN, out=tmp_path / "run") as monitor:
+        _risk(monitor.model, FORGET).backward()
+        monitor.step()
     with pytest.raises(GeffectError, match="monitor is closed"):
-        watch.step()
+        monitor.step()
     assert len(read_lines(tmp_path / "run")) == 1
 
 
-def test_a_watch_that_was_never_opened_ends_nothing(tmp_path: Path) -> None:
-    with Watch(llama(), FORGET, RETAIN, out=tmp_path / "run") as watch:
-        _risk(watch.model, FORGET).backward()
-        watch.step()
+def test_a_monitor_that_was_never_opened_ends_nothing(tmp_path: Path) -> None:
+    with Monitor(llama(), FORGET, RETAIN, out=tmp_path / "run") as monitor:
+        _risk(monitor.model, FORGET).backward()
+        monitor.step()
     (tmp_path / "run" / "DONE").unlink()
-    Watch(llama(), FORGET, RETAIN, out=tmp_path / "run").close()
+    Monitor(llama(), FORGET, RETAIN, out=tmp_path / "run").close()
     assert not (tmp_path / "run" / "DONE").exists()
 
 
@@ -295,28 +295,28 @@ def test_a_watch_that_was_never_opened_ends_nothing(tmp_path: Path) -> None:
 )
 def test_a_set_that_cannot_be_judged_by_is_refused(given: Any, told: str) -> None:
     with pytest.raises(GeffectError, match=told):
-        Watch(llama(), given, RETAIN)
+        Monitor(llama(), given, RETAIN)
 
 
-def test_two_watches_on_a_model_are_refused(tmp_path: Path) -> None:
+def test_two_monitors_on_a_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(GeffectError, match="monitored already"):
         _trained(llama(), tmp_path, Callback(FORGET, RETAIN), Callback(FORGET, RETAIN))
 
 
-def test_a_watch_can_follow_another_on_the_same_model() -> None:
+def test_a_monitor_can_follow_another_on_the_same_model() -> None:
     model = llama()
     for _ in range(2):
-        with Watch(model, FORGET, RETAIN) as watch:
+        with Monitor(model, FORGET, RETAIN) as monitor:
             _risk(model, FORGET).backward()
-            watch.step()
-        assert (watch.path / "DONE").exists()
+            monitor.step()
+        assert (monitor.path / "DONE").exists()
 
 
 def test_a_loop_that_fails_is_not_finished(tmp_path: Path) -> None:
     model = llama()
-    with pytest.raises(RuntimeError, match="broken"), Watch(model, FORGET, RETAIN, out=tmp_path / "run") as watch:
+    with pytest.raises(RuntimeError, match="broken"), Monitor(model, FORGET, RETAIN, out=tmp_path / "run") as monitor:
         _risk(model, FORGET).backward()
-        watch.step()
+        monitor.step()
         raise RuntimeError("broken")
     assert not (tmp_path / "run" / "DONE").exists()
     assert len(read_lines(tmp_path / "run")) == 1
@@ -326,19 +326,19 @@ def test_a_directory_that_is_taken_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("precious")
     with pytest.raises(GeffectError, match="exists already"):
-        Watch(llama(), FORGET, RETAIN, out=tmp_path / "run").open()
+        Monitor(llama(), FORGET, RETAIN, out=tmp_path / "run").open()
     assert (tmp_path / "run" / "mine.txt").read_text() == "precious"
 
 
 def test_a_step_without_gradients_is_refused() -> None:
-    with Watch(llama(), FORGET, RETAIN) as watch, pytest.raises(GeffectError, match=r"has a gradient in \.grad"):
-        watch.step()
+    with Monitor(llama(), FORGET, RETAIN) as monitor, pytest.raises(GeffectError, match=r"has a gradient in \.grad"):
+        monitor.step()
 
 
 @pytest.mark.parametrize(("setting", "told"), [({"every": 0}, "every"), ({"batch_size": 0}, "batch_size")], ids=str)
 def test_settings_out_of_range_are_refused(setting: dict[str, int], told: str) -> None:
     with pytest.raises(GeffectError, match=told):
-        Watch(llama(), FORGET, RETAIN, **setting)  # type: ignore[arg-type]
+        Monitor(llama(), FORGET, RETAIN, **setting)  # type: ignore[arg-type]
 
 
 def test_a_callback_that_has_not_begun_says_so() -> None:
@@ -358,20 +358,20 @@ def test_a_broken_loss_does_not_end_the_hosts_training() -> None:
     model = llama()
     with torch.no_grad():
         model.lm_head.weight[0, 0] = math.nan
-    with Watch(model, FORGET, RETAIN) as watch:
+    with Monitor(model, FORGET, RETAIN) as monitor:
         _risk(model, FORGET).backward()
-        watch.step()
-    (line,) = read_lines(watch.path)
+        monitor.step()
+    (line,) = read_lines(monitor.path)
     assert line["norm_forget"] is None
 
 
 def test_the_gram_is_that_of_rows_at_hand() -> None:
     model = llama()
     rows = capture_gradients(model, {"forget": lambda: _risk(model, FORGET), "retain": lambda: _risk(model, RETAIN)})
-    with Watch(model, FORGET, RETAIN) as watch:
+    with Monitor(model, FORGET, RETAIN) as monitor:
         _risk(model, FORGET).backward()
-        watch.step()
-    frame = read(watch.path, "parameter")
+        monitor.step()
+    frame = read(monitor.path, "parameter")
     total = frame.groupby(["gradient", "other"])["inner"].sum()
     assert total["forget", "retain"] == pytest.approx(float(Gram.of(rows).total()[0, 1]), rel=1e-5)
 
@@ -420,32 +420,36 @@ def test_a_record_that_was_interrupted_is_not_taken_for_one_that_begins_again(tm
 @pytest.mark.parametrize("every", [1, 2])
 def test_an_update_that_was_never_told_is_refused_at_the_next_step(every: int) -> None:
     model = llama()
-    with Watch(model, FORGET, RETAIN, update=True, every=every) as watch:
+    with Monitor(model, FORGET, RETAIN, update=True, every=every) as monitor:
         _risk(model, FORGET).backward()
-        watch.step()
+        monitor.step()
         with pytest.raises(GeffectError, match=r"updated\(\) was not called after step 0"):
-            watch.step()
+            monitor.step()
 
 
 def test_an_update_that_was_never_told_is_refused_at_the_end(tmp_path: Path) -> None:
     model = llama()
-    watch = Watch(model, FORGET, RETAIN, update=True, out=tmp_path / "run").open()
+    monitor = Monitor(model, FORGET, RETAIN, update=True, out=tmp_path / "run").open()
     for _ in range(2):
         _risk(model, FORGET).backward()
-        watch.step()
-        if watch.steps == 1:
-            watch.updated()
+        monitor.step()
+        if monitor.steps == 1:
+            monitor.updated()
     with pytest.raises(GeffectError, match=r"updated\(\) was not called after step 1"):
-        watch.close()
+        monitor.close()
     assert [line["step"] for line in read_lines(tmp_path / "run")] == [0]
     assert not (tmp_path / "run" / "DONE").exists()
-    with Watch(model, FORGET, RETAIN):
+    with Monitor(model, FORGET, RETAIN):
         pass
 
 
 def test_a_loop_that_fails_before_its_update_tells_its_own_error() -> None:
     model = llama()
-    with pytest.raises(RuntimeError, match="broken"), Watch(model, FORGET, RETAIN, update=True) as watch:
+    with pytest.raises(RuntimeError, match="broken"), Monitor(model, FORGET, RETAIN, update=True) as monitor:
         _risk(model, FORGET).backward()
-        watch.step()
+        monitor.step()
         raise RuntimeError("broken")
+
+
+def test_the_earlier_name_works() -> None:
+    assert geffect.watch is geffect.monitor is Monitor

@@ -64,8 +64,8 @@ def test_trl_trains_to_the_same_bits(make: Any, tmp_path: Path) -> None:
             callbacks=callbacks,
         ).train()
         weights.append({name: tensor.clone() for name, tensor in loaded.model.state_dict().items()})
-    plain, watched = weights
-    assert all(torch.equal(plain[name], watched[name]) for name in plain)
+    plain, monitored = weights
+    assert all(torch.equal(plain[name], monitored[name]) for name in plain)
     effects = callback.run.g_effect().groupby("step")["unlearn"].sum()
     assert list(effects.index) == [0, 1, 2]
     assert (effects > 0).all() == (make is _sft)

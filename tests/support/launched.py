@@ -1,6 +1,6 @@
 """What every launched process does: ``torchrun -m tests.support.launched OUT``.
 
-A tiny model in float64 is trained for three steps on rows that are dealt over the processes, and watched, once as
+A tiny model in float64 is trained for three steps on rows that are dealt over the processes, and monitored, once as
 replicas and once as shards. FSDP1 is refused. Then a Hugging Face Trainer trains twice, with the callback and without.
 """
 
@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from geffect.core.distributed import full_tensor, num_processes, rank, shard_model
 from geffect.errors import GeffectError
 from geffect.monitoring.callback import Callback
-from geffect.monitoring.loop import Watch
+from geffect.monitoring.monitor import Monitor
 from geffect.training.fsdp import ShardedTrainer
 from tests.support.cases import gpt2, llama
 from tests.support.rows import made_rows, nats, padded
@@ -27,19 +27,19 @@ FORGET, RETAIN, TRAIN = made_rows([7, 5, 9, 6, 8], 0), made_rows([6, 8, 5, 7], 1
 STEPS, MODELS = 3, {"gpt2": gpt2, "llama": llama}
 
 
-def watch(kind: str, out: Path) -> None:
-    """Train in a bare loop and watch."""
+def train_monitored(kind: str, out: Path) -> None:
+    """Train in a bare loop that is monitored."""
     model = wrapped(MODELS[out.name.partition("-")[0]]().double(), kind)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     counted = sum(sum(label != -100 for label in row["labels"][1:]) for row in TRAIN)
-    with Watch(model, FORGET, RETAIN, update=True, batch_size=2, out=out) as watched:
+    with Monitor(model, FORGET, RETAIN, update=True, batch_size=2, out=out) as monitor:
         for _ in range(STEPS):
             own = TRAIN[rank() :: num_processes()]
             loss = -nats(model, padded(own)).sum() / counted
             (loss * num_processes()).backward()  # both kinds divide by their number
-            watched.step()
+            monitor.step()
             optimizer.step()
-            watched.updated()
+            monitor.updated()
             optimizer.zero_grad()
 
 
@@ -59,7 +59,7 @@ def trainer(out: Path, kind: str) -> None:
     """A Trainer's weights with the callback and without."""
     from transformers import TrainingArguments
 
-    for name in ("plain", "watched"):
+    for name in ("plain", "monitored"):
         model = gpt2()
         for module in model.modules():
             if isinstance(module, nn.Dropout):
@@ -79,7 +79,7 @@ def trainer(out: Path, kind: str) -> None:
             dataloader_pin_memory=False,
             seed=3,
         )
-        callbacks = [Callback(FORGET, RETAIN, update=True, out=out / kind / "run")] if name == "watched" else []
+        callbacks = [Callback(FORGET, RETAIN, update=True, out=out / kind / "run")] if name == "monitored" else []
         if kind == "fsdp2":
             shard_model(model, "cpu")
         ShardedTrainer(
@@ -95,7 +95,7 @@ def hidden(out: Path) -> None:
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     try:
-        Watch(FullyShardedDataParallel(gpt2(), device_id=torch.device("cpu")), FORGET, RETAIN).open()
+        Monitor(FullyShardedDataParallel(gpt2(), device_id=torch.device("cpu")), FORGET, RETAIN).open()
     except GeffectError as error:
         (out / f"hidden-{rank()}.txt").write_text(str(error), encoding="utf-8")
 
@@ -105,7 +105,7 @@ def main(out: Path) -> None:
     distributed.init_process_group("gloo", timeout=timedelta(seconds=120))
     for name in MODELS:
         for kind in ("ddp", "fsdp2"):
-            watch(kind, out / f"{name}-{kind}")
+            train_monitored(kind, out / f"{name}-{kind}")
     hidden(out)
     for kind in ("ddp", "fsdp2"):
         trainer(out, kind)

@@ -4,7 +4,7 @@ import contextlib
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,12 +16,11 @@ from geffect.core.architectures import check_kind, check_runs
 from geffect.core.distributed import is_sharded, local_part, rank
 from geffect.core.gradients import NamedTensors
 from geffect.core.host_state import HostState
-from geffect.core.layers import find_tied_weights, layout, split_layout, trainable_parameters, unwrap
+from geffect.core.layers import TiedWeights, find_tied_weights, layout, split_layout, trainable_parameters, unwrap
 from geffect.errors import GeffectError
 from geffect.measurement.step import norms
 from geffect.models.tokenizers import vocabulary_size
-from geffect.monitoring.measure import GRADIENT, UPDATE, bare, gram_of, risk_rows
-from geffect.monitoring.probes import ProbeSet, make_probe
+from geffect.monitoring.targets import TargetSet, compute_gram, compute_target_gradients, make_target, without_ddp
 from geffect.record.environment import describe
 from geffect.record.resume import check_lines, steps_of
 from geffect.record.schema import CONFIG, ENVIRONMENT, STEPS
@@ -30,50 +29,51 @@ from geffect.reports.run import Run
 from geffect.training.run import ends, started
 from geffect.training.trainer import evaluation_line
 
-_OPEN: "weakref.WeakSet[Watch]" = weakref.WeakSet()
+GRADIENT, UPDATE = "applied_gradient", "update"
+_OPEN: "weakref.WeakSet[Monitor]" = weakref.WeakSet()
 
 
-class Watch:
-    """Measures the steps of a training loop that is not geffect's, and changes no bit of it.
+class Monitor:
+    """Monitors a training loop of your own: measures its steps, and changes no bit of it.
 
-    Used as ``with geffect.watch(model, forget=…, retain=…) as watch:``, with ``watch.step()`` between the backward pass
-    and ``optimizer.step()``. What lies in ``.grad`` then is the row ``applied_gradient``, whatever accumulation,
-    clipping, noise or averaging over processes made it; beside it stand ``forget`` and ``retain``, ∇ of the token-mean
-    NLL of the two probe sets at the same weights, without dropout. ⟨∇R, applied_gradient⟩ > 0: plain descent of it
-    lowers R. Under Adam the honest row is ``update`` = −Δθ, for which ΔR ≈ −⟨∇R, update⟩: ask for it with ``update``,
-    and call ``watch.updated()`` after ``optimizer.step()``.
+    Use it as ``with geffect.monitor(model, forget=…, retain=…) as monitor:``, and call ``monitor.step()`` between the
+    backward pass and ``optimizer.step()``. The content of ``.grad`` at that time is the gradient ``applied_gradient``,
+    whatever accumulation, clipping, noise or averaging over processes made it. It is recorded beside ``forget`` and
+    ``retain``, the gradients ∇R of the token-mean NLL R of the two sets at the same weights, without dropout.
+    ⟨∇R, applied_gradient⟩ > 0: plain descent of it lowers R. Under Adam the optimizer's own step says more:
+    ``update`` = −Δθ, for which ΔR ≈ −⟨∇R, update⟩. Set ``update``, and call ``monitor.updated()`` after
+    ``optimizer.step()``.
 
-    A measured step costs the forward and backward passes over both probe sets and the memory of two gradients, with
-    ``update`` that of two more. Gradients that a scaler has scaled must be unscaled before ``step``.
+    A measured step costs the forward and backward passes over both sets and the memory of two gradients, with
+    ``update`` that of two more. Unscale gradients that a scaler has scaled before ``step``.
 
-    The model, its hooks and the random states are left bit for bit as they were found (`geffect.core.host_state`).
-    Hooks on
-    parameters and backward hooks of modules do not run on the passes of a measured step, forward hooks do. Refused are
-    post-accumulate-grad hooks, since an optimizer that steps in them leaves no gradient, and a model whose forward pass
-    changes trainable weights.
+    The model, its hooks and the random states stay the same bit for bit (`geffect.core.host_state`). Forward hooks run
+    on the passes of a measured step; hooks on parameters and backward hooks of modules do not. A model with
+    post-accumulate-grad hooks is refused, since an optimizer that steps in them leaves no gradient, and so is one whose
+    forward pass changes trainable weights.
 
     Args:
         model: a causal language model, bare or wrapped by DDP, ``fully_shard``, PEFT or ``torch.compile``.
         forget: the forget set: its name, a set, or examples with ``input_ids`` and ``labels``.
         retain: the retain set, likewise.
-        tokenizer: to encode sets that are given by name.
-        every: steps between two that are measured, the first one included.
+        tokenizer: to encode sets that are named.
+        every: measure every so many steps, beginning with the first.
         update: measure the optimizer's own update too.
-        batch_size: rows of a probe's pass.
-        out: the run directory that is written; a temporary one by default, gone with this object.
-        settings: what else ``config.yaml`` shall say of the training.
-        training: stands for the host's training, where the host does not tell when that ends in an exception: a watch
-            of another one, on the same model or record, is closed unfinished when this one opens.
+        batch_size: examples of a set's forward pass.
+        out: the run directory that is written; by default a temporary one, removed with this object.
+        settings: more settings of the training for ``config.yaml``.
+        training: identifies the training, for a trainer that does not tell when it ends in an exception: when this
+            monitor opens, one of another training on the same model or record is closed unfinished.
 
     Raises:
-        GeffectError: a set cannot be read, ``out`` is taken, or the model is being watched already.
+        GeffectError: a set cannot be read, ``out`` exists, or the model is monitored already.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        forget: ProbeSet,
-        retain: ProbeSet,
+        forget: TargetSet,
+        retain: TargetSet,
         *,
         tokenizer: Any = None,
         every: int = 1,
@@ -89,17 +89,22 @@ class Watch:
             )
         self.model, self.every, self.update, self.steps, self.training = model, every, update, 0, training
         context = getattr(getattr(unwrap(model), "config", None), "max_position_embeddings", None)
-        given, known = {"forget": forget, "retain": retain}, vocabulary_size(unwrap(model))
-        self.probes = {n: make_probe(n, each, tokenizer, batch_size, context, known) for n, each in given.items()}
+        sets, known = {"forget": forget, "retain": retain}, vocabulary_size(unwrap(model))
+        self.targets = {n: make_target(n, each, tokenizer, batch_size, context, known) for n, each in sets.items()}
         self.path = Path(out) if out is not None else _temporary(self)
         self.settings = (
             (settings or {})
-            | {name: probe.name for name, probe in self.probes.items()}
+            | {name: target.name for name, target in self.targets.items()}
             | {"every": every, "update": update, "batch_size": batch_size}
         )
+        self.parameters: dict[str, nn.Parameter] = {}  # read when the monitor opens, with all below
+        self.tied: TiedWeights | None = None
+        self._state = HostState(model)
         self._stack = contextlib.ExitStack()
-        self._directory: RunDirectory | None = None  # held by the first process from `open` to `close`
-        self._rows: dict[str, NamedTensors] | None = None  # of a measured step whose update is still to come
+        self._directory: RunDirectory | None = None  # locked by the first process from `open` to `close`
+        self._sink: Callable[..., None] | None = None  # the same
+        self._line: dict[str, Any] = {}  # of the step that is measured
+        self._rows: dict[str, NamedTensors] | None = None  # of a measured step, until its update is measured
         self._before: NamedTensors = {}
 
     @property
@@ -116,17 +121,17 @@ class Watch:
         self.close(finished=kind is None)
 
     def open(self, step: int = 0) -> Self:
-        """Begin, or go on with what ``out`` holds.
+        """Begin, or continue the record in ``out``.
 
         Args:
-            step: the first that is coming; beyond 0 a record in ``out`` is cut back to it and continued.
+            step: the number of the next step; above 0 a record in ``out`` is cut back to it and continued.
 
         Returns:
-            This.
+            This monitor.
 
         Raises:
-            GeffectError: ``out`` is taken, gradients cannot be seen or may be used in the backward pass, or the model
-                is being watched already.
+            GeffectError: ``out`` exists, gradients are hidden or may be used in the backward pass, or the model is
+                monitored already.
         """
         self._close_dead()
         if any(unwrap(each.model) is unwrap(self.model) for each in _OPEN):
@@ -137,13 +142,13 @@ class Watch:
         check_kind(unwrap(self.model))
         if not is_sharded(trainable_parameters(self.model)):  # FSDP2 exchanges parameters during a pass
             check_runs(unwrap(self.model))
-        self.parameters, self.tie = trainable_parameters(self.model), find_tied_weights(bare(self.model))
-        self._untouched = HostState(self.model)
-        table = split_layout(layout(self.model), self.tie)
+        self.parameters, self.tied = trainable_parameters(self.model), find_tied_weights(without_ddp(self.model))
+        self._state = HostState(self.model)
+        table = split_layout(layout(self.model), self.tied)
         self.steps, resumes = step, step > 0 and (self.path / CONFIG).exists()
         environment = describe() | {
             "dtype": str(next(iter(self.parameters.values())).dtype).removeprefix("torch."),
-            "data": {name: probe.data for name, probe in self.probes.items()},
+            "data": {name: target.data for name, target in self.targets.items()},
             "parameters": layout_to_json(table),
         }
         if rank() == 0:
@@ -155,11 +160,11 @@ class Watch:
         return self
 
     def step(self) -> None:
-        """Measure what lies in ``.grad``: call it between the backward pass and the optimizer's step.
+        """Measure the gradients in ``.grad``: call it between the backward pass and the optimizer's step.
 
         Raises:
-            GeffectError: no parameter has a gradient, a hook that may have used it is there, `updated` was left out
-                after the step before, a pass changes the trainable weights, or this is closed.
+            GeffectError: no parameter has a gradient, one has a hook that may have used it, `updated` was not called
+                after the last step, a pass changes the trainable weights, or this monitor is closed.
         """
         if self not in _OPEN:
             raise GeffectError("This monitor is closed", remedy="Open it, or use it in a with statement")
@@ -174,18 +179,18 @@ class Watch:
                 f"None of {len(self.parameters)} trainable parameters has a gradient in .grad",
                 remedy="Call step() after backward() and before optimizer.step() and zero_grad()",
             )
-        batches = {name: probe.batches for name, probe in self.probes.items()}
-        risks, scores = risk_rows(self.model, self.parameters, batches, self.tie, self._untouched)
-        rows = {GRADIENT: {name: local_part(each) for name, each in gradient.items()}} | risks
+        batches = {name: target.batches for name, target in self.targets.items()}
+        rows, scores = compute_target_gradients(self.model, self.parameters, batches, self.tied, self._state)
+        rows = {GRADIENT: {name: local_part(each) for name, each in gradient.items()}} | rows
         self._line = {"step": at} | evaluation_line(scores)
         if not self.update:
             self._write(rows)
             return
-        rows[GRADIENT] = {name: each.clone() for name, each in rows[GRADIENT].items()}  # until it has been stepped with
+        rows[GRADIENT] = {name: each.clone() for name, each in rows[GRADIENT].items()}  # the training changes them
         self._rows, self._before = rows, {name: local_part(p.detach()).clone() for name, p in self.parameters.items()}
 
     def updated(self) -> None:
-        """Measure −Δθ of a measured step: call it after every step of the optimizer."""
+        """Measure −Δθ of the optimizer's step: call it after every step of the optimizer."""
         if self._rows is None:
             return
         rows, self._rows = self._rows, None
@@ -193,35 +198,34 @@ class Watch:
         self._before = {}
 
     def close(self, *, finished: bool = True) -> None:
-        """End: the record is marked as finished, and the model can be watched anew.
+        """End: mark the record as finished, and let the model be monitored again.
 
         Args:
             finished: the training came to its end.
 
         Raises:
-            GeffectError: it did, but `updated` was left out after the last step.
+            GeffectError: it did, but `updated` was not called after the last step.
         """
         with self._stack:
             _OPEN.discard(self)
-            held, self._directory = self._directory, None
+            directory, self._directory, self._sink = self._directory, None, None
             try:
                 if finished:
                     self._refuse_lost()
             finally:
                 self._rows, self._before = None, {}
-            if finished and held and (self.path / CONFIG).exists():
-                held.finish(ends(self.path))
+            if finished and directory and (self.path / CONFIG).exists():
+                directory.finish(ends(self.path))
 
     def withdraw(self) -> None:
-        """End, and remove what was written since this was opened: the training takes its steps back and begins anew."""
-        held = self._directory
-        if held and not held.resume:
+        """End, and remove what was written since `open`: the training begins again from its first step."""
+        if self._directory and not self._directory.resume:
             for name in (STEPS, CONFIG, ENVIRONMENT):
                 (self.path / name).unlink(missing_ok=True)
         self.close(finished=False)
 
     def _refuse_lost(self) -> None:
-        """Raise where a measured step waits for `updated`, which would have written it."""
+        """Refuse to go on where `updated`, which writes the line of a step, was not called."""
         if self._rows is not None:
             self._rows = None
             raise GeffectError(
@@ -230,13 +234,13 @@ class Watch:
             )
 
     def _check_lines(self, step: int) -> None:
-        """A record that is continued holds a line for every step that was measured, from its first to this one."""
+        """Refuse to continue a record that lacks a line of a measured step before this one."""
         first = next(iter(steps_of(self.path)), None)
         if first is not None:
             check_lines(self.path, [each for each in range(first, step) if each % self.every == 0])
 
     def _close_dead(self) -> None:
-        """Let go what trainings that ended in an exception have left open: a notebook keeps the last one alive."""
+        """Close the monitors of trainings that ended in an exception: a notebook keeps the last exception alive."""
         for each in list(_OPEN):
             another = None not in (each.training, self.training) and each.training is not self.training
             meets = unwrap(each.model) is unwrap(self.model) or each.path.resolve() == self.path.resolve()
@@ -244,24 +248,25 @@ class Watch:
                 each.close(finished=False)
 
     def _moved(self, name: str) -> Tensor:
+        """−Δθ of one parameter, in float32 or better."""
         after = local_part(self.parameters[name].detach())
         wide = torch.promote_types(after.dtype, torch.float32)
         return self._before[name].to(wide) - after.to(wide)
 
     def _write(self, rows: dict[str, NamedTensors]) -> None:
-        gram = gram_of(rows, self.parameters, self.tie)
-        if rank() == 0:
+        gram = compute_gram(rows, self.parameters, self.tied)
+        if self._sink is not None:
             self._sink(self._line | norms(gram) | {"gram": gram})
 
 
-def _temporary(owner: Watch) -> Path:
-    path = Path(tempfile.mkdtemp(prefix="geffect-watch-"))
+def _temporary(owner: Monitor) -> Path:
+    path = Path(tempfile.mkdtemp(prefix="geffect-monitor-"))
     weakref.finalize(owner, shutil.rmtree, path, ignore_errors=True)
     return path
 
 
 def _refuse_hidden(model: nn.Module) -> None:
-    """Raise where a wrapper keeps gradients out of sight."""
+    """Refuse a wrapper that keeps gradients elsewhere than in ``.grad``."""
     names = {type(module).__name__ for module in model.modules()}
     if hidden := sorted(names & {"FullyShardedDataParallel", "DeepSpeedEngine"}):
         raise GeffectError(
@@ -273,7 +278,7 @@ def _refuse_hidden(model: nn.Module) -> None:
 
 
 def _refuse_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
-    """Raise where an optimizer may step inside the backward pass: no gradient is left to look at then."""
+    """Refuse hooks in which an optimizer may step during the backward pass: no gradient is left to measure then."""
     for name, parameter in parameters.items():
         if parameter._post_accumulate_grad_hooks:
             raise GeffectError(
@@ -283,4 +288,4 @@ def _refuse_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
             )
 
 
-watch = Watch  # reads as a verb: with geffect.watch(model, …) as watch
+monitor = Monitor  # a verb: with geffect.monitor(model, …) as monitor
