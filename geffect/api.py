@@ -21,12 +21,10 @@ from geffect.config import (
     TrainConfig,
     UnlearnConfig,
 )
-from geffect.core.launch import check_single_process, launch_command
 from geffect.core.splits import role_of
 from geffect.errors import Interrupted
-from geffect.io.signals import terminable
-from geffect.record.environment import describe
-from geffect.record.writer import RunDirectory, layout_to_json, replacing
+from geffect.io.system import check_single_process, launch_command, terminable
+from geffect.record.writer import RunDirectory, describe, layout_to_json, replacing
 from geffect.training.run import (
     again,
     check_converged,
@@ -284,7 +282,7 @@ def localize(config: LocalizeConfig) -> Path:
     from geffect.localization.losses import split_losses
     from geffect.localization.storage import write_localization
     from geffect.models.scoring import check_trainable, in_evaluation_mode
-    from geffect.record.environment import peak_memory_gb
+    from geffect.record.writer import peak_memory_gb
     from geffect.reports.compare import overlap_figures
     from geffect.training.setup import localized_rows, prompts_of, warn_of_other_prompts
 

@@ -25,8 +25,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from geffect.errors import GeffectError, shorten
-from geffect.io.readers import Unreadable, read_yaml
-from geffect.io.unique import duplicate
+from geffect.io.readers import Unreadable, duplicate, read_yaml
 
 if TYPE_CHECKING:
     from geffect.data.domains import Domain

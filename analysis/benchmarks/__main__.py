@@ -121,7 +121,7 @@ def environment() -> dict[str, Any]:
     import torch
 
     from analysis.benchmarks.timing import clock
-    from geffect.record.environment import describe
+    from geffect.record.writer import describe
 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     own = {"threads": torch.get_num_threads(), "clock": clock()[0], "load": load}

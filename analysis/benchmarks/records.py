@@ -21,7 +21,7 @@ ROWS = ("objective", "forget", "retain", "retain_average", "rectified")
 BLOCK = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "norm1", "norm2")
 READ = """
 import json, sys, time, geffect
-from geffect.record.environment import peak_memory_gb
+from geffect.record.writer import peak_memory_gb
 from geffect.record import frames
 loaded, began = peak_memory_gb(), time.process_time()
 frame = geffect.read(sys.argv[1], by="group")

@@ -89,7 +89,7 @@ def environment(place: "Place") -> dict[str, Any]:
     """Versions and machine, and the device with its settings."""
     import torch
 
-    from geffect.record.environment import describe
+    from geffect.record.writer import describe
 
     found: dict[str, Any] = describe() | {
         "at": datetime.now(UTC).isoformat(timespec="minutes"),

@@ -12,8 +12,8 @@ from analysis.gpu.running import Check, Number, Numbers, Place, seconds_of
 from geffect.core.forward import forward
 from geffect.core.gram import inner_products
 from geffect.core.layers import layout
+from geffect.core.masks import top_mask
 from geffect.core.token_effects import token_effects
-from geffect.core.topk import top_mask
 from geffect.models.load import add_lora
 
 MEASURED, NPO, MEMORY, SYNCHRONIZATIONS = 1.05, 1.40, 1.10, 10.0  # the budgets

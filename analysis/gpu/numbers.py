@@ -15,8 +15,8 @@ from analysis.gpu.running import Check, Number, Numbers, Place
 from geffect.api import load_model
 from geffect.core.gradients import NamedTensors
 from geffect.core.gram import inner_products
+from geffect.core.masks import top_mask
 from geffect.core.token_effects import token_effects
-from geffect.core.topk import top_mask
 
 GRAM = 1e-6  # of ‖a‖‖b‖, what is promised of inner products
 FLOAT32, FLOAT32_GRAM = 1e-4, 1e-5  # of a gradient's norm, and of its inner products: a backward pass in float32

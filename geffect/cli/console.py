@@ -11,8 +11,8 @@ from rich.highlighter import JSONHighlighter
 from rich.segment import Segment
 from rich.table import Table
 
-from geffect.core.launch import rank_and_size
 from geffect.errors import GeffectError, visible
+from geffect.io.system import rank_and_size
 
 if TYPE_CHECKING:
     from geffect.preflight.numerics import Finding

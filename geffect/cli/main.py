@@ -29,10 +29,9 @@ from geffect.config import (
     UnlearnConfig,
     place,
 )
-from geffect.core.launch import check_single_process, rank_and_size
 from geffect.errors import GeffectError, VisibleRecord, formatted_warning, visible
-from geffect.io.signals import signal_of, terminable
-from geffect.io.unique import duplicate
+from geffect.io.readers import duplicate
+from geffect.io.system import check_single_process, rank_and_size, signal_of, terminable
 
 app = typer.Typer(
     name="geffect",

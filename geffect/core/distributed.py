@@ -13,10 +13,10 @@ from torch import Tensor, distributed, nn
 
 from geffect.core.gradients import NamedTensors
 from geffect.core.gram import Gram
-from geffect.core.launch import rank_and_size
 from geffect.core.layers import decoder_blocks, unwrap
 from geffect.core.types import is_shard
 from geffect.errors import GeffectError
+from geffect.io.system import rank_and_size
 
 if TYPE_CHECKING:
     pass

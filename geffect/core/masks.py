@@ -1,23 +1,281 @@
-"""Masks over the parameters: those a localization makes, and those that freezing leaves."""
+"""Masks over the entries of parameters: the largest of a gradient, their overlaps, and what freezing makes of them.
 
+A top-k mask has the entries of largest magnitude of one tensor of one gradient, a bit an entry. The counts ``[M, M]``
+of the intersections are all that is recorded of M masks; unions and Jaccard indices follow from them, and counts add up
+over parameters. Masks are made on the CPU and do not depend on threads.
+"""
+
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from geffect.core.distributed import part_of
-from geffect.core.gram import Gram, cosine
+from geffect.core.gram import Gram, cosine, upper_triangle
 from geffect.core.splits import TARGETS, of_role, role_of
-from geffect.core.topk import Overlap, mask_count, mask_intersection, mask_union, unpack
 from geffect.errors import GeffectError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PackedMasks = dict[str, Tensor]  # parameter → packed mask; missing: empty
+SPARSE, MARGIN = 64, 1.1  # every 64th entry says where the largest are, give or take a tenth
+
+
+def top_mask(tensor: Tensor, share: float) -> Tensor:
+    """The entries of largest magnitude: ⌈share · N⌉ of N, ties going to the lowest flat index.
+
+    Zeros are never in a mask, so a tensor with fewer other entries than that has a smaller mask, and one of zeros an
+    empty mask. Infinities are the largest of all. ``share`` is read as the decimal it prints as: 0.07 of 100 are 7.
+
+    Args:
+        tensor: N entries of any shape and floating-point dtype.
+        share: in (0, 1].
+
+    Returns:
+        The mask, bool, of the tensor's shape, on the CPU.
+
+    Raises:
+        GeffectError: the share is not in (0, 1], or an entry is NaN.
+
+    >>> top_mask(torch.tensor([[0.5, -3.0], [0.0, 0.5]]), 0.5).tolist()
+    [[True, True], [False, False]]
+    """
+    return top_masks(tensor, [share])[0]
+
+
+def top_masks(tensor: Tensor, shares: Sequence[float]) -> list[Tensor]:
+    """`top_mask` for several shares at little more than the price of one.
+
+    Args:
+        tensor: as of `top_mask`.
+        shares: each in (0, 1].
+
+    Returns:
+        A mask a share.
+
+    >>> [int(mask.sum()) for mask in top_masks(torch.arange(10.0), [0.1, 0.5, 1])]
+    [1, 5, 9]
+    """
+    counts = [mask_size(tensor.numel(), share) for share in shares]
+    sizes = magnitudes(tensor)
+    large = _large(sizes, max(counts, default=0))
+    smallest = _smallest(large, counts)
+    masks = [_largest(sizes, smallest.get(count), count) for count in counts]
+    return [torch.from_numpy(mask).view(tensor.shape) for mask in masks]
+
+
+def _large(sizes: "np.ndarray[Any, Any]", count: int) -> "np.ndarray[Any, Any]":
+    # the entries to rank: so many of the largest at least, and none that is zero, unless there are fewer. A sample says
+    # where to cut; were it wrong, or were zeros in it, all others are ranked: many equal ones would slow that tenfold
+    sample = np.sort(sizes[::SPARSE])
+    place = len(sample) - math.ceil(len(sample) * MARGIN * count / max(len(sizes), 1))
+    bound = sample[place] if 0 <= place < len(sample) else 0
+    large = sizes.compress(sizes >= bound) if bound > 0 else sizes[:0]  # a third of the time of sizes[…]
+    return large if len(large) >= count else sizes.compress(sizes > 0)
+
+
+def _smallest(large: "np.ndarray[Any, Any]", counts: Sequence[int]) -> dict[int, Any]:
+    # count → the smallest of so many of the largest. One place at a time, each among what the one before left above it:
+    # asked for several at once, NumPy takes four times as long; torch's kthvalue and topk ten times
+    found = {}
+    for count in sorted(set(counts), reverse=True) if len(large) else ():
+        place = max(len(large) - count, 0)
+        large.partition(place)
+        large = large[place:]
+        found[count] = large[0]
+    return found
+
+
+def _largest(sizes: "np.ndarray[Any, Any]", threshold: Any, count: int) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+    # the mask of so many entries, the smallest of which is known; None where all are zero
+    if threshold is None:
+        return np.zeros(len(sizes), dtype=bool)
+    mask = np.asarray(sizes >= threshold)
+    excess = np.count_nonzero(mask) - count
+    if excess > 0:
+        ties = np.flatnonzero(sizes == threshold)
+        mask[ties[len(ties) - excess :]] = False
+    return mask
+
+
+def mask_size(numel: int, share: float) -> int:
+    """How many entries a mask keeps.
+
+    Args:
+        numel: N.
+        share: in (0, 1], read as the decimal it prints as.
+
+    Returns:
+        ⌈share · N⌉.
+
+    Raises:
+        GeffectError: it is not in (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise GeffectError(
+            f"The share of a tensor's entries is {share!r}, not in (0, 1]",
+            remedy="Correct it; 0.1 keeps the largest tenth",
+        )
+    return math.ceil(Fraction(str(float(share))) * numel)
+
+
+def magnitudes(tensor: Tensor) -> "np.ndarray[tuple[int], np.dtype[np.floating]]":
+    """|tensor| as a flat array on the CPU; NumPy has no bfloat16, and float32 holds it exactly.
+
+    Args:
+        tensor: N entries of any shape.
+
+    Returns:
+        Magnitudes ``[N]``, float32 or float64.
+
+    Raises:
+        GeffectError: an entry is NaN.
+    """
+    exact = tensor.dtype if tensor.dtype == torch.float64 else torch.float32
+    sizes = tensor.detach().reshape(-1).cpu().to(exact).abs().numpy()
+    if np.isnan(sizes.max(initial=0)):
+        raise GeffectError(
+            f"A gradient has {np.isnan(sizes).sum()} NaN in a tensor of {sizes.size} entries, "
+            "so that its overlap is not defined",
+            remedy="Lower the learning rate, or run without --overlap",
+        )
+    return sizes
+
+
+def pack(mask: Tensor) -> Tensor:
+    """A mask's bits in row-major order, the first the highest of its byte: ⌈N / 8⌉ bytes, uint8."""
+    return torch.from_numpy(np.packbits(mask.reshape(-1).numpy(force=True)))
+
+
+def empty_masks(sizes: Mapping[str, int]) -> dict[str, Tensor]:
+    """A packed mask of nothing for every tensor.
+
+    Args:
+        sizes: name → N.
+
+    Returns:
+        Name → ⌈N / 8⌉ zero bytes, all in one buffer: many small ones that stay would scatter over the memory that
+        later passes need in one piece.
+
+    >>> {name: mask.tolist() for name, mask in empty_masks({"a": 8, "b": 9}).items()}
+    {'a': [0], 'b': [0, 0]}
+    """
+    lengths = [math.ceil(numel / 8) for numel in sizes.values()]
+    return dict(zip(sizes, torch.zeros(sum(lengths), dtype=torch.uint8).split(lengths), strict=True))
+
+
+def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
+    """The mask of a shape that `pack` made these bits of."""
+    flat = np.unpackbits(bits.numpy(), count=math.prod(shape))
+    return torch.from_numpy(flat).bool().view(tuple(shape))
+
+
+def intersections(masks: Sequence[Tensor | None]) -> Tensor:
+    """All intersections of M masks of one shape, counted on their bits.
+
+    Args:
+        masks: M packed masks (`pack`), None standing for the empty one.
+
+    Returns:
+        ``[M, M]``, int64; entry (i, j) is |A_i ∩ A_j|, the diagonal the masks' sizes.
+
+    >>> intersections([pack(torch.tensor([True, True])), None, pack(torch.tensor([False, True]))]).tolist()
+    [[2, 0, 1], [0, 0, 0], [1, 0, 1]]
+    """
+    present = [i for i, mask in enumerate(masks) if mask is not None]
+    counts = torch.zeros(len(masks), len(masks), dtype=torch.int64)
+    if not present:
+        return counts
+    bits = torch.stack([mask for mask in masks if mask is not None]).numpy()  # [K, bytes]
+    for place, i in enumerate(present):
+        row = np.bitwise_count(bits[place:] & bits[place]).sum(1, dtype=np.int64)
+        counts[i, present[place:]] = counts[present[place:], i] = torch.from_numpy(row)
+    return counts
+
+
+def mask_union(masks: Sequence[Tensor]) -> Tensor:
+    """Packed masks of one shape → the packed mask of every entry in any of them."""
+    return functools.reduce(torch.bitwise_or, masks)
+
+
+def mask_intersection(masks: Sequence[Tensor]) -> Tensor:
+    """Packed masks of one shape → the packed mask of every entry in all of them."""
+    return functools.reduce(torch.bitwise_and, masks)
+
+
+def mask_count(bits: Tensor) -> int:
+    """How many entries a packed mask holds.
+
+    Args:
+        bits: as of `pack`.
+
+    Returns:
+        Their number.
+
+    >>> mask_count(mask_union([pack(torch.tensor([True, False])), pack(torch.tensor([True, True]))]))
+    2
+    """
+    return int(np.bitwise_count(bits.numpy()).sum(dtype=np.int64))
+
+
+def jaccard(intersections: Tensor) -> Tensor:
+    """J[i, j] = |A_i ∩ A_j| / |A_i ∪ A_j|.
+
+    Args:
+        intersections: ``[M, M]``, as of `intersections` or a sum of such.
+
+    Returns:
+        ``[M, M]``, float64, symmetric; NaN where both masks are empty.
+
+    >>> jaccard(torch.tensor([[2, 1, 0], [1, 2, 0], [0, 0, 0]])).tolist()
+    [[1.0, 0.3333333333333333, 0.0], [0.3333333333333333, 1.0, 0.0], [0.0, 0.0, nan]]
+    """
+    sizes = intersections.diagonal()
+    return intersections.double() / (sizes[:, None] + sizes - intersections).double()
+
+
+def chance_jaccard(share: float) -> float:
+    """The Jaccard index of two independent random masks of a large tensor: share / (2 − share)."""
+    return share / (2 - share)
+
+
+@dataclass
+class Overlap:
+    """The overlaps of named rows' masks, per parameter tensor.
+
+    Attributes:
+        rows: the M row names, the order of every matrix here.
+        share: of each tensor's entries that a mask keeps.
+        values: canonical parameter name → intersections ``[M, M]``, int64, symmetric.
+    """
+
+    rows: tuple[str, ...]
+    share: float
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    def to_record(self) -> dict[str, Any]:
+        """The share, the names, and each tensor's upper triangle, line by line."""
+        triangles = [upper_triangle(counts) for counts in self.values.values()]
+        return {"share": self.share, "gradients": list(self.rows), "values": triangles}
+
+    def total(self, names: Iterable[str] | None = None) -> Tensor:
+        """The sum over the named parameters (all by default), ``[M, M]``."""
+        chosen = self.values.values() if names is None else [self.values[name] for name in names]
+        return sum(chosen, torch.zeros(len(self.rows), len(self.rows), dtype=torch.int64))
+
+    def by(self, labels: Mapping[str, str]) -> dict[str, Tensor]:
+        """The sums under each label (a layer or group a parameter), in order of first appearance."""
+        members: dict[str, list[str]] = {}
+        for name in self.values:
+            members.setdefault(labels[name], []).append(name)
+        return {label: self.total(names) for label, names in members.items()}
 
 
 def union_of_masks(masks: Sequence[PackedMasks]) -> PackedMasks:

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 from geffect.data.rows import KNOWUNDO, QUESTIONS, TEXTS, VERBATIM, Columns
 from geffect.errors import GeffectError
-from geffect.io.limits import free_memory
-from geffect.io.readers import PARSED, Unreadable, opened, parse_json, read_text, reasons, text_lines
-from geffect.io.unique import duplicate
+from geffect.io.readers import PARSED, Unreadable, duplicate, opened, parse_json, read_text, reasons, text_lines
+from geffect.io.system import free_memory
 
 BATCH = 256  # rows of a Parquet file read at a time
 HEAD = 2**16  # bytes searched for the bracket that opens a list

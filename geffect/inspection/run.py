@@ -19,7 +19,7 @@ from geffect.inspection.places import Place
 from geffect.inspection.tasks import Ready, Task, ready, tasks
 from geffect.inspection.tokens import point_lines, token_lines
 from geffect.inspection.windows import published_batches
-from geffect.io.signals import signal_of
+from geffect.io.system import signal_of
 from geffect.measurement.measurement import Measurement
 from geffect.measurement.step import Step
 from geffect.models.load import Loaded, add_lora, outline, quiet_transformers

@@ -11,8 +11,7 @@ from geffect.core.forward import Outputs
 from geffect.core.gradients import NamedTensors
 from geffect.core.gram import Gram
 from geffect.core.layers import TiedWeights
-from geffect.core.masks import GradientMask
-from geffect.core.topk import Overlap
+from geffect.core.masks import GradientMask, Overlap
 from geffect.measurement.standard_errors import StandardErrors
 from geffect.objectives.base import Objective, State
 from geffect.rectifiers.base import Rectifier

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geffect.core.distributed import num_processes, rank, sum_over_processes
 from geffect.core.layers import BOTH, EMBED, HEAD, TiedWeights
-from geffect.core.topk import Overlap, intersections, magnitudes, mask_size, pack, top_mask
+from geffect.core.masks import Overlap, intersections, magnitudes, mask_size, pack, top_mask
 from geffect.measurement.basis import Combinations
 
 Bits = npt.NDArray[np.signedinteger[Any]]
@@ -60,7 +60,7 @@ class Masks:
 
 
 def top_mask_of_parts(tensor: Tensor, share: float) -> Tensor | None:
-    """`geffect.core.topk.top_mask` of a whole tensor, of which every process holds a part and gets that part's mask.
+    """`geffect.core.masks.top_mask` of a whole tensor, of which every process holds a part and gets that part's mask.
 
     Magnitudes of floats are ordered as their bits are, so the threshold is read off histograms of 16 bits at a time,
     added up over the processes. Entries equal to it are taken in the order of the parts, as the whole's would be.

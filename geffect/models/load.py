@@ -16,8 +16,8 @@ import torch
 from geffect.core.architectures import CAUSAL, check_class, check_runs, freeze_non_text
 from geffect.core.types import CausalLM, Tokenizer
 from geffect.errors import GeffectError
-from geffect.io.limits import check_memory
 from geffect.io.readers import check_regular
+from geffect.io.system import check_memory
 from geffect.models.adapters import FILE, check_adapter, check_patterns, resize_vocabulary
 from geffect.models.builtin import (
     BUILT_IN,

@@ -77,7 +77,7 @@ def read_published(path: StrPath, by: str = "group", scheme: str = "paper_script
 
 @damage_refused
 def read_overlap(path: StrPath, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
-    """The overlaps of the top-k masks of a run's gradients (`geffect.core.topk`), counted in entries.
+    """The overlaps of the top-k masks of a run's gradients (`geffect.core.masks`), counted in entries.
 
     Args:
         path: the run directory.

@@ -7,8 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from geffect.core.masks import GradientMask, Localization
-from geffect.core.topk import pack
+from geffect.core.masks import GradientMask, Localization, pack
 from geffect.errors import GeffectError
 from geffect.rectifiers.base import Freezing
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from geffect.core.gram import cosines, direction_name, g_effect, objective_name, total_cosine
+from geffect.core.masks import chance_jaccard
 from geffect.core.splits import TARGETS, domain_of
-from geffect.core.topk import chance_jaccard
 from geffect.errors import GeffectError, visible
 from geffect.io.readers import StrPath
 from geffect.record.frames import read, read_overlap, read_prediction, read_standard_errors, read_steps

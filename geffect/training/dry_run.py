@@ -7,18 +7,17 @@ import torch
 
 from geffect.config import FinetuneConfig, LocalizeConfig, TrainConfig, UnlearnConfig
 from geffect.core.forward import IGNORE_INDEX
-from geffect.core.launch import rank_and_size
 from geffect.core.layers import decoder_blocks, unwrap
 from geffect.core.splits import TARGETS, role_of, split_names
 from geffect.data.checks import warn_shared
 from geffect.data.domains import balanced_sizes
 from geffect.data.encode import EncodedExample
+from geffect.io.system import rank_and_size
 from geffect.measurement.passes import plan_passes
 from geffect.models.load import DTYPES, add_lora
 from geffect.models.scoring import check_trainable
 from geffect.objectives.base import Objective
-from geffect.record.environment import batch_arithmetic
-from geffect.record.writer import refuse_existing
+from geffect.record.writer import batch_arithmetic, refuse_existing
 from geffect.rectifiers.base import Rectifier
 from geffect.training.hf_arguments import training_arguments
 from geffect.training.setup import answers_of, check_shards, encode, localized_rows, outlined, read_set, roles

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from geffect.config import FinetuneConfig, TrainConfig, UnlearnConfig
-from geffect.core.launch import check_launch_settings, rank_and_size
 from geffect.errors import GeffectError
+from geffect.io.system import check_launch_settings, rank_and_size
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

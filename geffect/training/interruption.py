@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from geffect.core.launch import rank_and_size
-from geffect.io.signals import SIGNALS, install
+from geffect.io.system import SIGNALS, install, rank_and_size
 
 LOGGER = logging.getLogger(__name__)
 TWICE = 5.0  # seconds in which a launcher may pass on the signal that its processes have received themselves

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from geffect.config import FinetuneConfig, InspectConfig, TrainConfig, UnlearnConfig
-from geffect.core.launch import rank_and_size
 from geffect.core.splits import role_of
 from geffect.errors import GeffectError, Interrupted
+from geffect.io.system import rank_and_size
 from geffect.models.checkpoints import checkpoints
 from geffect.record.reader import StepLine, evaluations, step_lines
 from geffect.record.resume import check_lines, check_resumable, check_unfinished, cut_back, recorded_start
@@ -187,7 +187,7 @@ def lines_before(path: Path, checkpoint: Path | None) -> list[StepLine]:
 
 def ends(path: Path, rules: "StopRules | None" = None) -> dict[str, Any]:
     """The first and last evaluation, the checkpoint that rules choose, and the peak memory."""
-    from geffect.record.environment import peak_memory_gb
+    from geffect.record.writer import peak_memory_gb
     from geffect.stopping import chosen
     from geffect.training.checkpoints import step_of
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from geffect.config import EvaluateConfig, FinetuneConfig, LocalizeConfig, TextConfig, TrainConfig, UnlearnConfig
-from geffect.core.launch import rank_and_size
 from geffect.core.layers import Layout, find_tied_weights, layout, split_layout, trainable_parameters
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, domain_of, of_role, role_of, split_name, split_names
@@ -20,16 +19,15 @@ from geffect.data.load import ExampleSet, QASet, load_set
 from geffect.data.prompts import Prompt, prompt_settings
 from geffect.data.relabel import BUILT_IN, Answers, read_answers, replace_answers
 from geffect.errors import GeffectError
-from geffect.io.limits import check_memory
+from geffect.io.system import check_memory, rank_and_size
 from geffect.localization.storage import check_localized, read_localization
 from geffect.models.cache import weights_sha256
 from geffect.models.load import Loaded, add_lora, outline
 from geffect.models.tokenizers import vocabulary_size
 from geffect.objectives.base import Objective
-from geffect.record.environment import batch_arithmetic, describe
 from geffect.record.resume import recorded_prompts
 from geffect.record.schema import MASKS
-from geffect.record.writer import layout_to_json
+from geffect.record.writer import batch_arithmetic, describe, layout_to_json
 
 LOGGER = logging.getLogger(__name__)
 ROW_BYTES, TOKEN_BYTES = 300, 16  # of an encoding in memory

@@ -16,7 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 from geffect.core.distributed import local_part, rank, sum_over_processes, wait_for_all
 from geffect.data.encode import EncodedExample, pad_id_of
 from geffect.errors import GeffectError
-from geffect.io.signals import SIGNALS
+from geffect.io.system import SIGNALS
 from geffect.models.checkpoints import REMEDY, read_errors, write_checksums
 from geffect.models.scoring import Likelihood, compute_likelihood
 from geffect.record.writer import rename

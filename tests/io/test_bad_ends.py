@@ -17,8 +17,8 @@ from geffect.data.load import load_set
 from geffect.data.sources import read_rows
 from geffect.errors import GeffectError
 from geffect.evaluation.results import read_evaluation
-from geffect.io.limits import check_memory, free_memory, total_memory
 from geffect.io.readers import YAML_NODES, Unreadable, parse_json, parse_yaml, read_text, text_lines
+from geffect.io.system import check_memory, free_memory, total_memory
 from geffect.models.checkpoints import checkpoint_step, checkpoints_below
 from geffect.record.reader import read_lines
 from geffect.reports.compare import summarize

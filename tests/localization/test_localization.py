@@ -14,13 +14,11 @@ from torch import Tensor, nn
 
 from geffect.core.gram import Gram
 from geffect.core.layers import trainable_parameters
-from geffect.core.masks import Localization
-from geffect.core.topk import chance_jaccard, jaccard, mask_count, pack, top_mask, unpack
+from geffect.core.masks import Localization, chance_jaccard, jaccard, mask_count, pack, top_mask, unpack
 from geffect.data.encode import EncodedExample
 from geffect.data.relabel import corrupt_answer, random_labels
 from geffect.errors import GeffectError
-from geffect.localization.importance import IMPORTANCES, Importance, scores
-from geffect.localization.localize import localize
+from geffect.localization.localize import IMPORTANCES, Importance, localize, scores
 from geffect.localization.losses import example_losses
 from geffect.localization.storage import read_localization
 from geffect.models.builtin import make_tiny

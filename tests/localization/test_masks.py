@@ -9,8 +9,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from geffect.core.layers import find_tied_weights, trainable_parameters
-from geffect.core.masks import GradientMask, Localization
-from geffect.core.topk import unpack
+from geffect.core.masks import GradientMask, Localization, unpack
 from geffect.errors import GeffectError
 from geffect.localization.localize import localize
 from geffect.objectives.base import window_counts

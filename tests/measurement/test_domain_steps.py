@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from geffect.core.layers import BOTH, EMBED, HEAD, find_tied_weights, trainable_parameters
-from geffect.core.topk import intersections, pack, top_mask
+from geffect.core.masks import intersections, pack, top_mask
 from geffect.data.pairing import PairedSampler
 from geffect.objectives.base import window_counts
 from geffect.objectives.registry import make_objective

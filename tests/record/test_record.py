@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from geffect.core.gram import Gram
 from geffect.core.layers import SCHEMES, Layout, block_groups
-from geffect.core.topk import Overlap, intersections, jaccard, pack, top_mask
+from geffect.core.masks import Overlap, intersections, jaccard, pack, top_mask
 from geffect.errors import GeffectError
 from geffect.record.frames import read, read_overlap, read_steps
 from geffect.record.reader import read_environment, read_lines

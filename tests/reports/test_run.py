@@ -13,8 +13,8 @@ from matplotlib.text import Text
 import geffect
 from geffect import api
 from geffect.core.gram import Gram, inner_by_label
+from geffect.core.masks import mask_count
 from geffect.core.token_effects import TokenEffects
-from geffect.core.topk import mask_count
 from geffect.errors import GeffectError
 from geffect.record.reader import read_lines
 from geffect.record.schema import DONE, STEPS

@@ -16,7 +16,7 @@ from geffect import api
 from geffect.config import DoctorConfig, FinetuneConfig, LocalizeConfig, UnlearnConfig
 from geffect.core.gram import removed_g_effect
 from geffect.core.layers import trainable_parameters
-from geffect.core.topk import mask_count
+from geffect.core.masks import mask_count
 from geffect.data.domains import parse_domains
 from geffect.errors import GeffectError
 from geffect.evaluation.metrics.success import success

@@ -16,7 +16,7 @@ import yaml
 from geffect import api
 from geffect.config import InspectConfig, UnlearnConfig
 from geffect.errors import Interrupted
-from geffect.io.signals import SIGNALS, terminable
+from geffect.io.system import SIGNALS, terminable
 from geffect.record.reader import read_lines
 from geffect.record.schema import CONFIG, DONE, STEPS
 from geffect.record.writer import RunDirectory

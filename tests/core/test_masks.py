@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from geffect.core.topk import Overlap, chance_jaccard, intersections, jaccard, pack, top_mask, unpack
+from geffect.core.masks import Overlap, chance_jaccard, intersections, jaccard, pack, top_mask, unpack
 from geffect.errors import GeffectError
 
 FEW = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 1e-40, math.inf])  # many ties, and a subnormal
@@ -122,7 +122,7 @@ def test_a_tensor_with_nan_is_refused(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_threads_change_no_bit(threads: int) -> None:
     code = (
-        "import sys, torch; from geffect.core.topk import pack, top_mask\n"
+        "import sys, torch; from geffect.core.masks import pack, top_mask\n"
         f"torch.set_num_threads({threads})\n"
         "row = torch.randn(300_001, generator=torch.Generator().manual_seed(0)).bfloat16()\n"
         "sys.stdout.buffer.write(pack(top_mask(row, 0.1)).numpy().tobytes())"
