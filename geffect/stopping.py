@@ -1,4 +1,4 @@
-"""Rules that end a run, and choose its checkpoint: pure functions of the lines recorded so far."""
+"""Rules that end a run and choose its checkpoint: pure functions of the lines recorded so far."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +18,12 @@ class Rule(Configurable, ABC):
 
     @abstractmethod
     def broken(self, lines: Lines) -> str | None:
-        """Why the run should end after the last of these lines; None where it should not."""
+        """The reason to end the run after the last of these lines; None where there is none."""
 
 
 @dataclass(frozen=True)
 class Kept(Rule):
-    """The token accuracy of the heldout (else retain) set is below a share of its start.
+    """The token accuracy of the heldout set (else retain) falls below a share of its accuracy at the start.
 
     Attributes:
         share: of the accuracy at the start.
@@ -33,39 +33,39 @@ class Kept(Rule):
 
     def broken(self, lines: Lines) -> str | None:
         """As `Rule.broken`."""
-        found = _evaluations(lines)
-        if not found:
+        scores = _evaluations(lines)
+        if not scores:
             return None
-        name = _kept_set(found[0])
-        start, now = (each[name].accuracy for each in (found[0], found[-1]))
-        told = f"{name} accuracy {now:.3f} is below {self.share:g} of the start's {start:.3f}"
-        return told if now < self.share * start else None
+        name = _retain_side(scores[0])
+        start, now = (each[name].accuracy for each in (scores[0], scores[-1]))
+        reason = f"{name} accuracy {now:.3f} is below {self.share:g} of the start's {start:.3f}"
+        return reason if now < self.share * start else None
 
 
 @dataclass(frozen=True)
 class Knee(Rule):
-    """Since the evaluation before, the loss of the heldout (else retain) set rose by too many times the forget set's.
+    """Since the last evaluation, the loss of heldout (else retain) rose by more than ``harm`` times that of forget.
 
     Attributes:
-        harm: the most nats lost on that set per nat gained on the forget set.
+        harm: nats lost on the heldout or retain set per nat gained on the forget set.
     """
 
     harm: Positive = 1.0
 
     def broken(self, lines: Lines) -> str | None:
         """As `Rule.broken`."""
-        found = _evaluations(lines)
-        if len(found) < 2:
+        scores = _evaluations(lines)
+        if len(scores) < 2:
             return None
-        name = _kept_set(found[0])
-        gained, lost = (found[-1][each].loss - found[-2][each].loss for each in ("forget", name))
-        told = f"{name} loss rose by {lost:.3g}, more than {self.harm:g} times the {gained:.3g} of the forget loss"
-        return told if lost > 0 and lost > self.harm * gained else None
+        name = _retain_side(scores[0])
+        gained, lost = (scores[-1][each].loss - scores[-2][each].loss for each in ("forget", name))
+        reason = f"{name} loss rose by {lost:.3g}, more than {self.harm:g} times the {gained:.3g} of the forget loss"
+        return reason if lost > 0 and lost > self.harm * gained else None
 
 
 @dataclass(frozen=True)
 class Collapse(Rule):
-    """The objective's gradient is below a share of its first one: nothing more happens.
+    """The norm of the objective's gradient falls below a share of the first one: nothing more happens.
 
     Attributes:
         share: of the first measured norm.
@@ -83,7 +83,7 @@ class Collapse(Rule):
 
 @dataclass(frozen=True)
 class Forgotten(Rule):
-    """The forget loss has come to a level: enough is forgotten.
+    """The forget loss reaches a level: enough is forgotten.
 
     Attributes:
         risk: the level (nats a token).
@@ -93,10 +93,10 @@ class Forgotten(Rule):
 
     def broken(self, lines: Lines) -> str | None:
         """As `Rule.broken`."""
-        found = _evaluations(lines)
-        if not found or found[-1]["forget"].loss < self.risk:
+        scores = _evaluations(lines)
+        if not scores or scores[-1]["forget"].loss < self.risk:
             return None
-        return f"the forget loss {found[-1]['forget'].loss:.3g} has come to {self.risk:g}"
+        return f"the forget loss {scores[-1]['forget'].loss:.3g} has reached {self.risk:g}"
 
 
 NAMED: dict[str, type[Rule]] = {"collapse": Collapse, "forgotten": Forgotten, "kept": Kept, "knee": Knee}
@@ -104,7 +104,7 @@ RULES: Registry[Rule] = Registry("a stop rule", NAMED)
 
 
 def register_stop_rule(name: str) -> Callable[[RuleClass], RuleClass]:
-    """Make a subclass of `geffect.Rule` known by a name, for ``--stop NAME``.
+    """Register a subclass of `geffect.Rule` by a name, for ``--stop NAME``.
 
     Args:
         name: letters, digits and underscores; upper and lower case are the same.
@@ -120,7 +120,7 @@ def register_stop_rule(name: str) -> Callable[[RuleClass], RuleClass]:
 
 @dataclass(frozen=True)
 class StopRules:
-    """Rules that end a run; the first that is broken does.
+    """Rules that end a run as soon as one of them is broken.
 
     Attributes:
         text: as the user wrote it, such as ``kept(share=0.9) + collapse``.
@@ -138,16 +138,7 @@ class StopRules:
 
 
 def make_rules(text: str) -> StopRules:
-    """Build stop rules from their text.
-
-    Args:
-        text: such as ``kept(share=0.9) + collapse``; the first that is broken ends the run. Empty: none.
-
-    Returns:
-        The rules.
-
-    Raises:
-        GeffectError: a name or a parameter is unknown, a rule is weighted, or named twice.
+    """Stop rules from their text, such as ``kept(share=0.9) + collapse``; none from an empty one.
 
     >>> dict(make_rules("kept(share=0.8) + knee").rules)
     {'kept': Kept(share=0.8), 'knee': Knee(harm=1.0)}
@@ -163,15 +154,7 @@ def make_rules(text: str) -> StopRules:
 
 
 def first_broken(rules: StopRules, lines: Lines) -> Stop | None:
-    """The first rule that says that the run should end after these lines.
-
-    Args:
-        rules: the run's.
-        lines: a run's, from its first.
-
-    Returns:
-        The rule and the reason; None where the run should go on.
-    """
+    """The first rule that ends a run after these lines, with its reason; None where the run continues."""
     for name, rule in rules.rules.items():
         reason = rule.broken(lines)
         if reason:
@@ -180,16 +163,7 @@ def first_broken(rules: StopRules, lines: Lines) -> Stop | None:
 
 
 def chosen(rules: StopRules, lines: Lines, checkpoints: Sequence[int]) -> dict[str, Any]:
-    """The checkpoint to use: the last that was evaluated before any rule was broken.
-
-    Args:
-        rules: the run's.
-        lines: the whole record.
-        checkpoints: the N of those that were saved.
-
-    Returns:
-        ``checkpoint`` (``checkpoint-N``, None where there is none) and ``reason``.
-    """
+    """The last evaluated ``checkpoint`` before any rule was broken (``checkpoint-N``, or None), and the ``reason``."""
     evaluated = {line.step for line in lines if line.scores and not line.diverged}
     for step in sorted(set(checkpoints) & evaluated, reverse=True):
         if first_broken(rules, [line for line in lines if line.step <= step]) is None:
@@ -202,5 +176,5 @@ def _evaluations(lines: Lines) -> list[Mapping[str, Score]]:
     return [line.scores for line in lines if line.scores and not line.diverged]
 
 
-def _kept_set(evaluation: Mapping[str, Score]) -> str:
+def _retain_side(evaluation: Mapping[str, Score]) -> str:
     return "heldout" if "heldout" in evaluation else "retain"

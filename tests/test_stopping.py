@@ -34,7 +34,7 @@ def test_rules_by_hand() -> None:
         "the objective's gradient has norm 0.4, below 0.1 of the first's 5"
     )
     assert Forgotten(3.0).broken([line(0, 1, 1), line(1, 2.9, 1)]) is None
-    assert Forgotten(3.0).broken([line(0, 1, 1), line(1, 3, 1)]) == "the forget loss 3 has come to 3"
+    assert Forgotten(3.0).broken([line(0, 1, 1), line(1, 3, 1)]) == "the forget loss 3 has reached 3"
     for rule in (Kept(), Knee(), Collapse(), Forgotten()):
         assert rule.broken([]) is None
         assert rule.broken([StepLine(0)]) is None

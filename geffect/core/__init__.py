@@ -1,1 +1,1 @@
-"""Gradients and what is computed of them: tensors in, tensors and small matrices out."""
+"""Gradients and what is computed of them: functions of tensors that return tensors and small matrices."""

@@ -1,12 +1,12 @@
-"""Processes side by side: replicas hold whole gradients each (DDP), shards a part of every gradient (FSDP2).
+"""Several processes: replicas hold whole gradients each (DDP), shards a part of every gradient (FSDP2).
 
-Every process back-propagates its own share of a sum. What replicas found is added up before any inner product is taken:
-the inner product of two means is not the mean of inner products. Shards come added up; their inner products are parts
-of a sum, so those are added. A whole gradient is gathered nowhere.
+Every process back-propagates its own share of a sum. The gradients of replicas are summed before any inner product is
+taken: the inner product of two means is not the mean of inner products. The gradients of shards are summed by FSDP2;
+their inner products are parts of a sum, so those are summed. No process gathers a whole gradient.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -18,34 +18,24 @@ from geffect.core.types import is_shard
 from geffect.errors import GeffectError
 from geffect.io.system import rank_and_size
 
-if TYPE_CHECKING:
-    pass
-
-
 Item = TypeVar("Item")
 
 
 def num_processes() -> int:
-    """How many work side by side; 1 where nothing was launched."""
+    """The number of processes that work together; 1 without a launcher."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is, known from the launcher before they have met; 0 keeps the record."""
+    """This process's number, known from the launcher before the processes have met; process 0 writes the record."""
     return distributed.get_rank() if num_processes() > 1 else rank_and_size()[0]
 
 
 def assign_items(items: Sequence[Item]) -> list[tuple[Item, float]]:
-    """This process's share of what all together go through, as many as everybody's.
+    """This process's items as (item, weight), as many as every other process's; the items are the same everywhere.
 
-    Shards of one layer are gathered by all processes at once, so each must run as many passes; those that have fewer
-    items of their own run some of others' again, with weight 0.
-
-    Args:
-        items: at least one, the same in every process.
-
-    Returns:
-        (item, weight): 1 for an item of its own, else 0.
+    All processes gather the shards of a layer at once, so each must run as many passes. A process with fewer items
+    of its own, which have weight 1, runs some of others' again, with weight 0.
     """
     here, world = rank(), num_processes()
     turns = -(-len(items) // world)
@@ -54,14 +44,9 @@ def assign_items(items: Sequence[Item]) -> list[tuple[Item, float]]:
 
 
 def sum_gradients(rows: Mapping[str, NamedTensors], parameters: Mapping[str, nn.Parameter]) -> dict[str, NamedTensors]:
-    """Rows added up over the processes, each back-propagated from this process's share of a sum.
+    """Gradients (name → parameter → tensor, changed in place) summed over the processes; of shards, this process's.
 
-    Args:
-        rows: row → parameter name → gradient; they are changed in place.
-        parameters: what rows cover, in an order that is everybody's.
-
-    Returns:
-        The same of replicas; of shards, this process's part of every row.
+    Each process has back-propagated its share of a sum. ``parameters`` has the same order in every process.
     """
     if num_processes() == 1:
         return dict(rows)
@@ -79,21 +64,21 @@ def sum_gradients(rows: Mapping[str, NamedTensors], parameters: Mapping[str, nn.
 
 
 def sum_gram(gram: Gram, *, sharded: bool) -> Gram:
-    """A Gram of shards added up over the processes; of replicas, itself."""
+    """A Gram of shards summed over the processes; that of replicas is returned as it is."""
     if not (sharded and gram.values) or num_processes() == 1:
         return gram
-    whole = sum_over_processes(torch.stack(list(gram.values.values())))  # [P, M, M]
-    return Gram(gram.rows, dict(zip(gram.values, whole, strict=True)))
+    summed = sum_over_processes(torch.stack(list(gram.values.values())))  # [P, M, M]
+    return Gram(gram.rows, dict(zip(gram.values, summed, strict=True)))
 
 
 def wait_for_all() -> None:
-    """Go on once every process has come here."""
+    """Return once every process has called this."""
     if num_processes() > 1:
         distributed.barrier()
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """Numbers added up over the processes, in place."""
+    """Numbers summed over the processes, in place."""
     if num_processes() == 1:
         return values
     there = values.cuda() if distributed.get_backend() == "nccl" else values  # which takes no tensor on the CPU
@@ -105,14 +90,11 @@ MESH = "Shard with fully_shard over one mesh dimension, along each tensor's firs
 
 
 def shard_model(model: nn.Module, device: str) -> None:
-    """Leave each process a part of every parameter: block by block, then what is around the blocks.
+    """Shard every parameter over the processes: block by block, then what is outside the blocks.
 
-    Weights are gathered for a block's passes and let go after each, those around the blocks too: a pass without a
-    backward one would else leave gathered weights behind, which the optimizer's step does not reach.
-
-    Args:
-        model: a causal language model, bare or with adapters; the same in every process.
-        device: the type of device that the parts come to lie on.
+    Weights are gathered for a block's passes and freed after each, those outside the blocks too: otherwise a pass
+    without a backward pass would leave gathered weights, which the optimizer's step does not reach. The model is
+    the same in every process; ``device`` is the type of device of the shards.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -123,17 +105,7 @@ def shard_model(model: nn.Module, device: str) -> None:
 
 
 def is_sharded(parameters: Mapping[str, nn.Parameter]) -> bool:
-    """Whether the parameters lie in parts over the processes.
-
-    Args:
-        parameters: of a model.
-
-    Returns:
-        Whether any is a shard.
-
-    Raises:
-        GeffectError: they lie in parts over several dimensions of a mesh, or along another than their first.
-    """
+    """Whether any parameter is a shard; one not along its first dimension, or over several of a mesh, is refused."""
     shards = [p for p in parameters.values() if is_shard(p)]
     for mesh in (p.device_mesh for p in shards if p.device_mesh.ndim > 1):
         raise GeffectError(f"The parameters are sharded over {mesh.ndim} dimensions of a mesh", remedy=MESH)
@@ -143,25 +115,17 @@ def is_sharded(parameters: Mapping[str, nn.Parameter]) -> bool:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """A tensor's part on this process, over the same memory: itself where it is whole."""
+    """A tensor's part on this process, over the same memory; a tensor that is no shard is returned as it is."""
     return tensor.to_local() if is_shard(tensor) else tensor
 
 
 def full_tensor(tensor: Any) -> Any:
-    """All parts of a shard put together, for every process to call at once; anything else as it is."""
+    """All parts of a shard together, which every process must call at once; anything else is returned as it is."""
     return tensor.full_tensor() if is_shard(tensor) else tensor
 
 
 def part_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """What of a whole tensor belongs to this process.
-
-    Args:
-        tensor: whole, the same in every process.
-        like: a parameter of that shape.
-
-    Returns:
-        A copy of the part; the tensor itself where the parameter is whole.
-    """
+    """A copy of this process's part of a whole tensor, sharded as ``like`` is; the tensor itself where it is not."""
     if not is_shard(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -171,14 +135,9 @@ def part_of(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def as_shard(tensor: Tensor | None, like: Tensor) -> Tensor | None:
-    """This process's part of a gradient, as the parameter's optimizer wants it.
+    """This process's part of a gradient (None: zeros) as a shard over the same memory, as the optimizer wants it.
 
-    Args:
-        tensor: the part; None for zeros.
-        like: the parameter.
-
-    Returns:
-        A shard over the same memory; the tensor itself where the parameter is whole.
+    Where the parameter ``like`` is no shard, the tensor itself.
     """
     if tensor is None or not is_shard(like):
         return tensor
@@ -190,7 +149,7 @@ def as_shard(tensor: Tensor | None, like: Tensor) -> Tensor | None:
 
 
 def map_leaves(state: Any, function: Callable[[Any], Any]) -> Any:
-    """A state dictionary with a function applied to every leaf, in an order that is everybody's."""
+    """A state dictionary with a function applied to every leaf, in an order that is the same in every process."""
     if isinstance(state, dict):
         return {key: map_leaves(each, function) for key, each in state.items()}
     if isinstance(state, list):
@@ -200,11 +159,6 @@ def map_leaves(state: Any, function: Callable[[Any], Any]) -> Any:
 
 @torch.no_grad()
 def load_parameters(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """Copy whole tensors into parameters, of which each process may hold a part.
-
-    Args:
-        parameters: name → where to.
-        saved: name → what; names that are not among the parameters are passed over.
-    """
+    """Copy whole saved tensors into parameters, of which each process may hold a part; other names are ignored."""
     for name in (each for each in saved if each in parameters):
         local_part(parameters[name]).copy_(part_of(saved[name], parameters[name]))

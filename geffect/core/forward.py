@@ -1,7 +1,7 @@
-"""What one forward pass gives an objective, and the negative log-likelihood all of them share.
+"""The outputs of one forward pass that objectives use, and the negative log-likelihood that all of them share.
 
-Letters: B rows, T tokens, N of the B·T positions, V vocabulary, L blocks, d hidden size. Labels are shifted here and
-nowhere else: position t predicts token t+1.
+Letters: B examples, T tokens, N of the B·T positions, V vocabulary, L blocks, d hidden size. Labels are shifted here
+and nowhere else: position t predicts token t+1.
 """
 
 import sys
@@ -31,12 +31,12 @@ SUPPLY = {
 
 
 def shift_labels(labels: Tensor) -> Tensor:
-    """labels ``[B, T]`` → the label each position predicts ``[B, T]``; the last position predicts nothing."""
+    """Labels ``[B, T]`` → the label that each position predicts ``[B, T]``; the last position predicts nothing."""
     return functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
 def labeled_positions(*labelings: Tensor) -> Tensor:
-    """``[N]`` the flat positions b·T + t that predict a token which any of these labels ``[B, T]`` names."""
+    """``[N]`` flat positions b·T + t that predict a token that any of these labels ``[B, T]`` has."""
     carries = torch.stack([shift_labels(labels) != IGNORE_INDEX for labels in labelings]).any(0)
     return carries.flatten().nonzero()[:, 0]
 
@@ -93,13 +93,13 @@ class Outputs:
         return self.spread(self.logits.argmax(-1) == shift_labels(self.labels).flatten()[self.index]) & self.mask
 
     def logits_by_row(self) -> list[Tensor]:
-        """``[n, V]`` a row: the logits at its own positions of ``index``, in order."""
+        """``[n, V]`` for each example: the logits at its own positions of ``index``, in order."""
         counts = torch.bincount(self.index // self.labels.shape[1], minlength=len(self.labels))
         return list(self.logits.split(counts.tolist()))
 
     @cached_property
     def sequence_nll(self) -> Tensor:
-        """``[B]`` sum of each row's token NLLs."""
+        """``[B]`` sum of each example's token NLLs."""
         return self.nll.sum(1)
 
     @property
@@ -109,34 +109,14 @@ class Outputs:
         return nll
 
     def need(self, name: str) -> Any:
-        """What an objective cannot do without.
-
-        Args:
-            name: one of the optional attributes.
-
-        Returns:
-            Its value.
-
-        Raises:
-            GeffectError: it was not supplied.
-        """
+        """The value of an optional attribute, by name; refuse where the forward pass did not supply it."""
         found = getattr(self, name)
         if found is None:
             raise GeffectError(f"This objective needs {name}, which the outputs do not have", remedy=SUPPLY[name])
         return found
 
     def labeling(self, name: str) -> Tensor:
-        """``[B, T]`` other labels for the same inputs.
-
-        Args:
-            name: of the labeling.
-
-        Returns:
-            The labels, ``IGNORE_INDEX`` where no loss is carried.
-
-        Raises:
-            GeffectError: they were not supplied.
-        """
+        """``[B, T]`` other labels for the same inputs, by name; refuse where the batch did not have them."""
         if name not in self.relabeled:
             raise GeffectError(
                 f"The batch has no labels {name!r}", remedy="Add that column to the batch, as geffect unlearn does"
@@ -145,15 +125,11 @@ class Outputs:
 
 
 def forward(model: nn.Module, batch: Mapping[str, Tensor], needs: Collection[str] = ()) -> Outputs:
-    """Run the model over a collated batch.
+    """Run a causal language model over a collated batch.
 
-    Args:
-        model: a causal language model.
-        batch: ``input_ids``, ``attention_mask``, ``labels``, perhaps ``ref_nll`` and other labelings (``*_labels``).
-        needs: of an objective; ``hidden`` keeps the hidden states, `ALL_LOGITS` the logits of every position.
-
-    Returns:
-        Its outputs.
+    The batch has ``input_ids``, ``attention_mask``, ``labels``, perhaps ``ref_nll`` and other labelings
+    (``*_labels``). Of an objective's needs, ``hidden`` keeps the hidden states and `ALL_LOGITS` the logits of every
+    position.
     """
     relabeled = {name: labels for name, labels in batch.items() if name.endswith("_labels")}
     labels = batch["labels"]
@@ -173,20 +149,11 @@ def logits_at(
     hidden: bool = False,
     call: Callable[..., Any] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-    """The logits at some positions of a batch; where the model takes ``logits_to_keep``, no others are computed.
+    """Logits ``[N, V]`` at flat positions ``index``, and the L + 1 hidden states ``[B, T, d]`` where ``hidden`` is set.
 
-    Args:
-        model: a causal language model.
-        batch: ``input_ids`` and ``attention_mask``, each ``[B, T]``.
-        index: ``[N]`` flat positions b·T + t.
-        hidden: give the hidden states, too.
-        call: runs the model instead of calling it, as `torch.func.functional_call` does with other parameters.
-
-    Returns:
-        Logits ``[N, V]``, and the L + 1 hidden states ``[B, T, d]`` where asked for.
-
-    Raises:
-        GeffectError: the model's logits are of other positions than its inputs, as with virtual tokens.
+    Where the model takes ``logits_to_keep``, no other logits are computed. ``call`` runs the model in place of
+    calling it, as `torch.func.functional_call` does with other parameters. A model whose logits are of other
+    positions than its inputs, as with virtual tokens, is refused.
     """
     shape = batch["input_ids"].shape
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
@@ -207,7 +174,7 @@ def logits_at(
 
 
 def _keeps_positions(model: nn.Module) -> bool:
-    """Whether a mask of positions can be given to the model, for its head to see no others."""
+    """Whether the model's head can be restricted to a mask of positions."""
     base = unwrap(model)
     if "logits_to_keep" not in signature(base.forward).parameters:
         return False

@@ -1,7 +1,7 @@
-"""Rows: one gradient each over the trainable parameters, moved out of the model by hooks.
+"""Gradients over the trainable parameters, moved out of the model by hooks.
 
-A row maps canonical parameter names to tensors shaped as the parameters. A name that is missing counts as zero: the
-loss did not reach it.
+A gradient maps canonical parameter names to tensors of the parameters' shapes. A name that is missing counts as zero:
+the loss did not reach it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,14 +19,7 @@ Visit = Callable[[str, Tensor | None], None]
 
 
 def check_no_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
-    """Raise where others have hooks on the parameters: those do not run on what is back-propagated here.
-
-    Args:
-        parameters: by canonical name.
-
-    Raises:
-        GeffectError: one has a hook.
-    """
+    """Refuse hooks on the parameters: they do not run on what is back-propagated here."""
     for name, parameter in parameters.items():
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             raise GeffectError(
@@ -35,14 +28,11 @@ def check_no_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
 
 
 class GradientBuffer:
-    """The rows of one accumulation window.
+    """The gradients of one accumulation window, by name (``rows``); ``.grad`` is left as it was.
 
-    ``add`` back-propagates a loss and moves its gradient into a buffer, where later micro-batches of the window add
-    to it. ``stream`` does so for the last loss of the window: each tensor of its row is handed over as soon as it is
-    complete, while the other rows' tensors lie beside it, and is freed after. ``.grad`` is left as it was found.
-
-    Args:
-        parameters: the tensors a row covers, by canonical name.
+    ``add`` back-propagates a loss and moves its gradient into a buffer, to which later micro-batches of the window
+    add. ``stream`` does so for the last loss of the window: each tensor of its gradient is passed on as soon as it
+    is complete, while the other gradients' tensors are at hand, and is freed after.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -52,13 +42,10 @@ class GradientBuffer:
     def add(
         self, name: str, loss: Tensor, *, retain_graph: bool = False, merged: Mapping[str, str] | None = None
     ) -> None:
-        """Add ∇loss to the row ``name``.
+        """Add ∇loss to the gradient ``name``.
 
-        Args:
-            name: the row.
-            loss: a scalar with a graph.
-            retain_graph: keep the graph for another loss over the same forward.
-            merged: tensor → the tensor in whose place its gradient is added up.
+        ``retain_graph`` keeps the graph for another loss over the same forward pass; ``merged`` maps a tensor
+        to another one in whose place its gradient is summed.
         """
         row, places = self.rows.setdefault(name, {}), merged or {}
 
@@ -69,12 +56,9 @@ class GradientBuffer:
         _backward(self.parameters, loss, keep, retain_graph=retain_graph)
 
     def stream(self, name: str, loss: Tensor, visit: Visit) -> None:
-        """Complete the row ``name`` with ∇loss and hand it over tensor by tensor.
+        """Complete the gradient ``name`` with ∇loss, call ``visit`` once for every parameter, and free the gradient.
 
-        Args:
-            name: the row; what earlier micro-batches added to it is included and released.
-            loss: a scalar with a graph.
-            visit: called once for every parameter, with None where no loss of the window reached it.
+        ``visit`` gets the parameter's name and tensor, None where no loss of the window reached it.
         """
         row = self.rows.pop(name, {})
         waiting = dict.fromkeys(self.parameters)
@@ -90,14 +74,14 @@ class GradientBuffer:
 
 
 def capture_gradients(model: nn.Module, losses: Mapping[str, Callable[[], Tensor]]) -> dict[str, NamedTensors]:
-    """The rows themselves, for a notebook: one gradient a loss, at the price of a parameter copy each.
+    """Compute the gradient of each of several losses; each takes the memory of the trainable parameters.
 
     Args:
-        model: the model the losses are computed with, in the mode it is in; it is left as found, the random states too.
-        losses: row name → a function that runs the forward pass and returns a scalar.
+        model: the model the losses are computed with, in its present mode; it and the random states are left unchanged.
+        losses: name → a function that runs the forward pass and returns a scalar.
 
     Returns:
-        Row name → parameter name → gradient, in the parameters' order and dtype.
+        Name → parameter name → gradient, in the parameters' order and dtype.
 
     Raises:
         GeffectError: a loss changed a trainable weight (see `geffect.core.host_state.HostState`).
@@ -137,15 +121,15 @@ def _backward(
 
 @contextmanager
 def _set_aside(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Gradients, and whatever hooks others have on the parameters: what is back-propagated here is for rows alone."""
+    """Remove ``.grad`` and the hooks on the parameters meanwhile, so that only this module's own hooks run."""
     names = ("grad", "_backward_hooks", "_post_accumulate_grad_hooks")
-    held = [[(p, name, getattr(p, name)) for name in names] for p in parameters.values()]
-    for parameter, name, _ in (each for own in held for each in own):
+    values = [(p, name, getattr(p, name)) for p in parameters.values() for name in names]
+    for parameter, name, _ in values:
         setattr(parameter, name, None)
     try:
         yield
     finally:
-        for parameter, name, value in (each for own in held for each in own):
+        for parameter, name, value in values:
             setattr(parameter, name, value)
 
 

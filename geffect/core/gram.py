@@ -1,29 +1,24 @@
-"""Inner products of rows: per parameter tensor, summed when looked at.
+"""Inner products of gradients: per parameter tensor, summed when a record is read.
 
-Rows are huge and short-lived; their Gram ``G[i, j] = ⟨row_i, row_j⟩`` is tiny, exact to float32 rounding of the
+Gradients are huge and short-lived; their Gram ``G[i, j] = ⟨row_i, row_j⟩`` is tiny, exact to float32 rounding of the
 products, and enough for every norm, cosine, G-effect and projection.
 """
 
 import functools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 import torch
 from torch import Tensor
 
 from geffect.core.gradients import NamedTensors
 from geffect.core.layers import depth_key
-
-if TYPE_CHECKING:
-    import pandas as pd
-import math
-
-import numpy.typing as npt
-import pandas as pd
-
 from geffect.errors import GeffectError
 
 CHUNK = 1024  # elements summed in float32 before float64 takes over; 4096 is no faster and four times less exact
@@ -58,7 +53,7 @@ def inner_products(rows: Sequence[Tensor | None]) -> Tensor:
 
 
 def _own_precision(device: str) -> AbstractContextManager[Any]:
-    """Outside of a caller's autocast, which would round what is multiplied to 16 bits."""
+    """Turn off a caller's autocast, which would round what is multiplied to 16 bits."""
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
@@ -79,10 +74,10 @@ def _products(flat: list[Tensor]) -> Tensor:
 
 @dataclass
 class Gram:
-    """The inner products of named rows, per parameter tensor.
+    """The inner products of named gradients, per parameter tensor.
 
     Attributes:
-        rows: the M row names, the order of every matrix here.
+        rows: the M names of the gradients, the order of every matrix here.
         values: canonical parameter name → ``[M, M]``, float64, symmetric.
     """
 
@@ -91,13 +86,13 @@ class Gram:
 
     @classmethod
     def of(cls, rows: Mapping[str, NamedTensors]) -> Self:
-        """The Gram of rows at hand, as `geffect.capture` returns them.
+        """The Gram of gradients in memory, as `geffect.capture_gradients` returns them.
 
         Args:
-            rows: row name → parameter name → tensor; a parameter that is missing counts as zero.
+            rows: name → parameter name → tensor; a parameter that is missing counts as zero.
 
         Returns:
-            Its inner products.
+            Their inner products.
 
         >>> Gram.of({"a": {"w": torch.tensor([1.0, 2.0])}, "b": {}}).values["w"].tolist()
         [[5.0, 0.0], [0.0, 0.0]]
@@ -118,13 +113,13 @@ class Gram:
         return {label: self.total(members[label]) for label in sorted(members, key=depth_key)}
 
     def combine(self, combinations: Mapping[str, Mapping[str, float]]) -> "Gram":
-        """The Gram of rows that are linear combinations of these: C G Cᵀ, no gradient needed.
+        """The Gram of linear combinations of these gradients: C G Cᵀ, no gradient needed.
 
         Args:
-            combinations: new row → {row of this Gram: coefficient}.
+            combinations: new name → {name in this Gram: coefficient}.
 
         Returns:
-            The Gram of the new rows, in their order.
+            The Gram of the combinations, in their order.
 
         >>> gram = Gram(("forget",), {"w": torch.tensor([[4.0]], dtype=torch.float64)})
         >>> gram.combine({"forget": {"forget": 1}, "objective": {"forget": -1}}).values["w"].tolist()
@@ -135,19 +130,17 @@ class Gram:
         )
         return Gram(tuple(combinations), {name: matrix @ g @ matrix.T for name, g in self.values.items()})
 
-    def to_frame(self, labels: Mapping[str, str] | None = None, by: str = "group") -> "pd.DataFrame":
-        """The inner products as a record's tidy frame has them, without a step.
+    def to_frame(self, labels: Mapping[str, str] | None = None, by: str = "group") -> pd.DataFrame:
+        """The inner products as a tidy frame like a record's, without a step.
 
         Args:
-            labels: parameter → label to sum under, such as `geffect.core.layers.Layout.groups`; none are summed by
+            labels: parameter → label to sum under, such as `geffect.core.layers.Layout.groups`; nothing is summed by
                 default.
-            by: what the labels are, the name of their column: ``group`` or ``layer``.
+            by: the kind of the labels, the name of their column: ``group`` or ``layer``.
 
         Returns:
             Columns ``by`` (``parameter`` without labels), ``gradient``, ``other``, ``inner``; each unordered pair once.
         """
-        import pandas as pd
-
         sums = self.values if labels is None else self.by(labels)
         pairs = [(i, j) for i in range(len(self.rows)) for j in range(i, len(self.rows))]
         lines = [(label, self.rows[i], self.rows[j], float(g[i, j])) for label, g in sums.items() for i, j in pairs]
@@ -160,18 +153,16 @@ class Gram:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], parameters: Sequence[str]) -> Self:
-        """What `to_record` gave, of these parameters; null is NaN."""
+        """The Gram of a `to_record` over these parameters; null becomes NaN."""
         return cls(tuple(record["gradients"]), dict(zip(parameters, map(_symmetric, record["values"]), strict=True)))
 
     def __repr__(self) -> str:
         return f"Gram({', '.join(self.rows)}; {len(self.values)} tensors)"
 
     def _repr_html_(self) -> str:
-        import pandas as pd
-
-        whole = pd.DataFrame(self.total().numpy(), self.rows, self.rows)
+        table = pd.DataFrame(self.total().numpy(), self.rows, self.rows)
         title = f"inner products, summed over {len(self.values)} tensors"
-        return f"<p>{title}</p>{whole.to_html(float_format='{:.4g}'.format)}"
+        return f"<p>{title}</p>{table.to_html(float_format='{:.4g}'.format)}"
 
 
 _upper = functools.cache(np.triu_indices)  # a Gram a tensor asks for the same ones
@@ -210,19 +201,10 @@ def cosine(gram: Tensor, rows: Sequence[str], a: str, b: str) -> float:
 
 
 def inner_by_label(frame: pd.DataFrame, a: str, b: str) -> "pd.Series[float]":
-    """⟨a, b⟩ of a record's tidy frame.
+    """⟨a, b⟩ by (step, label), from a record's tidy frame.
 
-    Args:
-        frame: columns ``step``, a label column (``group``, ``layer`` or ``parameter``), ``gradient``, ``other`` and
-            ``inner``; each unordered pair stands once.
-        a: a row.
-        b: a row.
-
-    Returns:
-        The inner products, indexed by (step, label).
-
-    Raises:
-        GeffectError: the record has no such row.
+    The frame has the columns ``step``, a label (``group``, ``layer`` or ``parameter``), ``gradient``, ``other`` and
+    ``inner``, each unordered pair once. A gradient that the record lacks is refused.
     """
     label = label_column(frame)
     known = sorted({*frame["gradient"], *frame["other"]})
@@ -243,12 +225,12 @@ def label_column(frame: pd.DataFrame) -> str:
 
 
 def direction_name(frame: pd.DataFrame) -> str:
-    """The row an update descends: ``rectified`` where a rectifier ran, else what was asked for (`objective_name`)."""
+    """The gradient an update descends: ``rectified`` where a rectifier ran, else that of `objective_name`."""
     return "rectified" if (frame["gradient"] == "rectified").any() else objective_name(frame)
 
 
 def objective_name(frame: pd.DataFrame) -> str:
-    """The row of what was asked for: ``objective``; ``applied_gradient`` where another training was monitored."""
+    """The name of the objective's gradient: ``applied_gradient`` in a monitored training, else ``objective``."""
     return "applied_gradient" if (frame["gradient"] == "applied_gradient").any() else "objective"
 
 
@@ -257,11 +239,11 @@ def g_effect(frame: pd.DataFrame, direction: str = "objective") -> pd.DataFrame:
 
     Args:
         frame: a record's tidy frame (see `inner_by_label`).
-        direction: ``objective`` (the paper's definition) or ``rectified`` (what the rectifier made of it).
+        direction: ``objective`` (the paper's definition) or ``rectified`` (the rectifier's result).
 
     Returns:
         Columns ``step``, the label, ``unlearn`` (risk on the forget set) and ``retain`` (risk on the retain set). A
-        tied tensor whose two uses stand under ``embed`` and ``lm_head`` has no line of its own.
+        tied tensor whose two uses count under ``embed`` and ``lm_head`` has no line of its own.
     """
     return _without_rest(_effects(frame, direction))
 
@@ -280,13 +262,13 @@ def _without_rest(effects: pd.DataFrame) -> pd.DataFrame:
 
 
 def removed_g_effect(frame: pd.DataFrame) -> pd.DataFrame:
-    """What freezing took out of the G-effect: ⟨∇risk, objective − masked⟩, units of gradient².
+    """The part of the G-effect that freezing removed: ⟨∇risk, objective − masked⟩, units of gradient².
 
     Args:
         frame: a record's tidy frame of a run that froze entries.
 
     Returns:
-        As `g_effect`; unlearn < 0: forgetting that was given up, retain < 0: harm that was averted.
+        As `g_effect`; unlearn < 0: lost forgetting, retain < 0: averted harm.
     """
     whole, masked = (_effects(frame, row) for row in ("objective", "masked"))
     names = ["unlearn", "retain"]
@@ -294,39 +276,24 @@ def removed_g_effect(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def total_cosine(frame: pd.DataFrame, a: str, b: str) -> "pd.Series[float]":
-    """The whole model's cosine of two rows, indexed by step; NaN where either row is zero."""
+    """The whole model's cosine of two gradients, indexed by step; NaN where either is zero."""
     ab, aa, bb = (inner_by_label(frame, *pair).groupby("step").sum() for pair in ((a, b), (a, a), (b, b)))
     scale = (aa * bb) ** 0.5
     return (ab / scale.where(scale > 0)).clip(-1.0, 1.0)
 
 
 def cosines(frame: pd.DataFrame) -> pd.DataFrame:
-    """Cosine with the retain gradient by step, before and after rectification.
-
-    Args:
-        frame: a record's tidy frame.
-
-    Returns:
-        Columns ``step``, ``cosine`` (of `objective_name`), ``rectified`` (NaN where no rectifier ran).
-    """
+    """The cosine with the retain gradient by ``step``: the objective's, and ``rectified`` (NaN without a rectifier)."""
     rectified = total_cosine(frame, "rectified", "retain") if direction_name(frame) == "rectified" else math.nan
     cosine = total_cosine(frame, objective_name(frame), "retain")
     return pd.DataFrame({"cosine": cosine, "rectified": rectified}).rename_axis("step").reset_index()
 
 
 def gram_at(frame: pd.DataFrame, step: int | None = None) -> pd.DataFrame:
-    """The whole model's inner products of all rows at one step.
+    """The whole model's inner products at one step ``[M, M]``: symmetric, names in order of first appearance.
 
-    Args:
-        frame: columns ``step``, ``gradient``, ``other``, ``inner``; each unordered pair stands once a label (see
-            `inner_by_label`), and labels are summed.
-        step: which; may be left out where there is one.
-
-    Returns:
-        ``[M, M]``, symmetric, rows and columns named in order of first appearance; NaN for a pair that is missing.
-
-    Raises:
-        GeffectError: there is no such step, or none was chosen among several.
+    The frame has the columns ``step``, ``gradient``, ``other`` and ``inner``, each unordered pair once a label;
+    labels are summed. ``step`` may be None where there is one. NaN stands for a pair that is missing.
     """
     steps = sorted(frame["step"].unique())
     if step is None and len(steps) == 1:
@@ -341,14 +308,11 @@ def gram_at(frame: pd.DataFrame, step: int | None = None) -> pd.DataFrame:
 
 
 def plane_coordinates(gram: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Where vectors fall in the plane of the first two of them, by Gram-Schmidt on their inner products.
+    """Coordinates ``[M, 2]`` of M vectors in the plane of the first two, from their inner products ``[M, M]``.
 
-    Args:
-        gram: ``[M, M]``, the inner products of M ≥ 2 vectors.
-
-    Returns:
-        ``[M, 2]``: each vector's components along the first one, and along what of the second is orthogonal to it. The
-        latter is 0 for all where the two are parallel (to 1e-12 of ‖second‖²); NaN where the first is zero.
+    By Gram-Schmidt they are each vector's components along the first one, and along what of the second is
+    orthogonal to it. The latter is 0 for all where the two are parallel (to 1e-12 of ‖second‖²); NaN where the
+    first is zero.
 
     >>> plane_coordinates(np.array([[4.0, 2.0, -2.0], [2.0, 2.0, 3.0], [-2.0, 3.0, 99.0]])).tolist()
     [[2.0, 0.0], [1.0, 1.0], [-1.0, 4.0]]
@@ -364,7 +328,7 @@ def plane_coordinates(gram: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def r_squared(predicted: Sequence[float], measured: Sequence[float]) -> float:
-    """R² = 1 − Σ(measured − predicted)² / Σ(measured − mean)² of a prediction nothing was fitted to; may be negative.
+    """R² = 1 − Σ(measured − predicted)² / Σ(measured − mean)² of a prediction without a fit; may be negative.
 
     Args:
         predicted: changes.

@@ -1,7 +1,7 @@
-"""A model and the random states, left bit for bit as they were found.
+"""Run passes of a model and leave it and the random states as they were, bit for bit.
 
 A forward pass may change what it runs on, in evaluation mode too: buffers grow, counters count, caches fill, weights
-are rescaled. `HostState` runs passes and puts all of it back.
+are rescaled. `HostState` runs passes and restores all of it.
 """
 
 import random
@@ -29,11 +29,8 @@ DEPTH, WIDTH = 4, 1000  # how deep, and into how large a container, tensors are 
 def enter_evaluation_mode(model: nn.Module) -> None:
     """Put a model into evaluation mode, without letting it rescale its weights.
 
-    RWKV divides weights in place at the first pass in evaluation mode and multiplies them back at the first one in
+    RWKV divides weights in place at the first pass in evaluation mode and multiplies them again at the first one in
     training mode. That module itself, which has no dropout, stays in the mode that its weights are scaled for.
-
-    Args:
-        model: the model.
     """
     model.eval()
     keep_weight_scale(model)
@@ -49,16 +46,15 @@ def keep_weight_scale(model: nn.Module) -> None:
 class HostState:
     """Runs passes of a model and leaves no trace: ``with HostState(model).preserve(): …``.
 
-    Put back are the random states of Python, NumPy and torch and, of every module and its configuration, attributes,
-    parameters, buffers and hooks (identity, order, and what lists and dictionaries among them hold), and of every
-    tensor among these its values, version, ``.grad`` and ``requires_grad``. Backward hooks of modules are set aside
-    during a look. Forward hooks run, since they are part of what the model computes.
+    Restored are the random states of Python, NumPy and torch and, of every module and its configuration,
+    attributes, parameters, buffers and hooks (identity, order, and what lists and dictionaries among them hold),
+    and of every tensor among these its values, version, ``.grad`` and ``requires_grad``. Backward hooks of modules
+    are removed meanwhile. Forward hooks run, since they are part of what the model computes.
 
-    The first look sees every operation and copies a tensor before something is written into it. Later looks copy those
-    tensors beforehand, and small buffers; that nothing else has changed is told by version counters.
+    The first use sees every operation and copies a tensor before something is written into it. Later uses copy
+    those tensors beforehand, and small buffers; version counters show that nothing else has changed.
 
-    Args:
-        model: bare or wrapped. Of a model that `fully_shard` has sharded, parameters and hooks are left to it.
+    The model may be wrapped. Of one that `fully_shard` has sharded, parameters and hooks are left to it.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -68,16 +64,10 @@ class HostState:
 
     @contextmanager
     def preserve(self, *, evaluate: bool = True) -> Iterator[None]:
-        """Run passes while this lasts, then put everything back.
+        """Run passes while this lasts, in evaluation mode or in the modules' present modes, then restore everything.
 
-        Args:
-            evaluate: in evaluation mode; else in the modes that modules are in.
-
-        Yields:
-            Nothing.
-
-        Raises:
-            GeffectError: the passes changed a trainable weight, which is put back, or something that cannot be.
+        Passes that changed a trainable weight, which is restored, or something that cannot be restored, are
+        refused.
         """
         found = _Found(self.model)
         writes = _Writes(found.tensors)
@@ -115,7 +105,7 @@ def _refuse(changed: list[str], lost: list[str]) -> None:
 
 @dataclass(eq=False)
 class _Kept:
-    """A tensor of the model as it was found."""
+    """A tensor of the model as it was."""
 
     name: str
     tensor: Tensor
@@ -133,7 +123,7 @@ class _Kept:
         return self.tensor.numel() <= SMALL
 
     def put_back(self, copy: Tensor | None) -> bool:
-        """Restore it; whether its values had changed, as far as a copy or another memory tells."""
+        """Restore it; whether its values had changed, as far as a copy or another memory shows."""
         changed = False
         if self.tensor.data_ptr() != self.place or self.tensor.shape != self.memory.shape:
             changed, self.tensor.data = not _same(self.tensor.detach(), self.memory), self.memory
@@ -148,7 +138,7 @@ class _Kept:
 
 
 class _Found:
-    """What a model consists of: containers with what they hold, and tensors."""
+    """The parts of a model: containers with what they hold, and tensors."""
 
     def __init__(self, model: nn.Module) -> None:
         self.containers: dict[int, tuple[Any, list[Any]]] = {}
@@ -178,13 +168,10 @@ class _Found:
 
     @torch.no_grad()
     def put_back(self, copies: Mapping[int, Tensor]) -> tuple[list[str], list[str]]:
-        """Restore everything.
+        """Restore everything from copies by id of a tensor.
 
-        Args:
-            copies: id of a tensor → its values.
-
-        Returns:
-            The trainable tensors that had changed, and those that were written into of which there is no copy.
+        The trainable tensors that had changed, and those that were written into and have no copy, are returned
+        by name.
         """
         for container, held in self.containers.values():
             _refill(container, held)
@@ -264,7 +251,7 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _refill(container: Any, held: list[Any]) -> None:
-    """Let a container hold what it held."""
+    """Restore the content of a container."""
     if type(container) not in DICTS:
         if len(container) != len(held) or any(a is not b for a, b in zip(container, held, strict=True)):
             container.clear()
@@ -283,11 +270,7 @@ def _refill(container: Any, held: list[Any]) -> None:
 
 @contextmanager
 def preserve_random_states(devices: Iterable[torch.device] = ()) -> Iterator[None]:
-    """Restore the random states of Python, NumPy and torch afterwards.
-
-    Args:
-        devices: whose generators may be drawn from, besides the CPU's.
-    """
+    """Restore the random states of Python, NumPy, torch and the devices' generators afterwards."""
     gpus = sorted({each.index or 0 for each in devices if each.type == "cuda"})
     own, numpys = random.getstate(), np.random.get_state()
     try:
@@ -300,7 +283,7 @@ def preserve_random_states(devices: Iterable[torch.device] = ()) -> Iterator[Non
 
 @contextmanager
 def _hooks_aside(model: nn.Module) -> Iterator[None]:
-    """Let no backward hook of a module see the passes; their handles work again after."""
+    """Remove the backward hooks of modules meanwhile; their handles work again after."""
     places: list[tuple[dict[str, Any], str]] = [(vars(torch_module), f"_global{name}") for name in HOOKS]
     places += [(vars(module), name) for module in model.modules() for name in HOOKS]
     held = [(owner, name, owner[name]) for owner, name in places if owner.get(name)]

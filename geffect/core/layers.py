@@ -2,7 +2,7 @@
 
 A *layer* is ``embed``, ``block_0`` … ``block_{L-1}``, ``final_norm``, ``lm_head``, ``shared`` where several blocks have
 one tensor, or ``tied`` where one tensor is both embedding and head. A *group* is a run of layers under a scheme, chosen
-when a record is looked at.
+when a record is read.
 """
 
 import re
@@ -54,13 +54,13 @@ class Layout:
 def layout(model: nn.Module) -> Layout:
     """Assign every trainable parameter to its layer.
 
-    The embedding and the head are what the model answers to ``get_input_embeddings`` and ``get_output_embeddings``,
-    blocks the children of its largest outermost ``ModuleList`` (see `decoder_blocks`). A tensor that is both
-    embedding and head is ``tied``, one that several blocks hold or use is ``shared``. What stands outside lies
-    where a forward pass over a few tokens uses it: before the first block in ``embed``, after the last in
-    ``final_norm``, else in the block it is used in or right after, and ``shared`` where these are several. What
-    that pass does not use, or all where it
-    fails, is placed by the order of registration. The model is left as found.
+    The embedding and the head are the model's ``get_input_embeddings`` and ``get_output_embeddings``, the blocks are
+    the children of its largest outermost ``ModuleList`` (see `decoder_blocks`). A tensor that is both embedding and
+    head is ``tied``, one that several blocks hold or use is ``shared``. A parameter outside the blocks belongs where a
+    forward pass over a few tokens uses it: before the first block to ``embed``, after the last to ``final_norm``, else
+    to the block it is used in or right after, and to ``shared`` where these are several. A parameter that the pass
+    does not use is placed by the order of registration, and so are all where the pass fails. The model is left
+    unchanged.
 
     Args:
         model: a causal language model, bare or wrapped by DDP, PEFT or ``torch.compile``.
@@ -91,13 +91,7 @@ def layout(model: nn.Module) -> Layout:
 
 
 def depth_key(label: str) -> tuple[int, int]:
-    """Where a layer or group stands from the embedding to the head, then what is in several: a key to sort by.
-
-    Args:
-        label: a layer or a group; any other name comes last.
-
-    Returns:
-        The key.
+    """A sort key of layers and groups: from the embedding to the head, then what is in several, then any other name.
 
     >>> sorted(["tied", "lm_head", "block_10", "final_norm", "block_9", "embed", "shared"], key=depth_key)
     ['embed', 'block_9', 'block_10', 'final_norm', 'lm_head', 'shared', 'tied']
@@ -173,17 +167,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def decoder_blocks(base: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Where the decoder blocks of a bare language model stand, and the blocks.
-
-    Args:
-        base: the model, without wrappers.
-
-    Returns:
-        The list's name in the model, and the list.
-
-    Raises:
-        GeffectError: there is none.
-    """
+    """The name and list of the decoder blocks of a bare language model: its outermost list with the most parameters."""
     decoder = text_decoder(base)
     lists = {name: module for name, module in base.named_modules() if isinstance(module, nn.ModuleList)}
     if decoder is not None:
@@ -199,18 +183,10 @@ def decoder_blocks(base: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def parallel_blocks(base: nn.Module) -> list[nn.ModuleList]:
-    """The lists that hold the decoder's blocks: one, or several of one length side by side (XLM).
+    """The lists that hold the decoder's blocks, that of `decoder_blocks` first: one, or several side by side (XLM).
 
-    Such lists are the first one's siblings whose i-th modules run right before, in or after its i-th.
-
-    Args:
-        base: the model, without wrappers.
-
-    Returns:
-        The lists, that of `decoder_blocks` first.
-
-    Raises:
-        GeffectError: there is none, or it cannot be seen whether lists of one length run side by side.
+    Such lists are the first one's siblings of its length whose i-th modules run right before, in or after its i-th.
+    Where a pass does not show that, the model is refused.
     """
     path, blocks = decoder_blocks(base)
     inside = set(map(id, blocks.parameters()))
@@ -270,7 +246,7 @@ def _layer(place: int) -> str:
 
 
 def _place(owners: set[str], used: set[str]) -> str | None:
-    """The layer of a parameter by what holds it and where it is used; None where neither tells."""
+    """The layer of a parameter by the modules that own it and the places where it is used; None where neither tells."""
     seen = owners | used
     blocks = {layer for layer in seen if layer.startswith("block_")}
     if len(blocks) > 1 or (blocks and owners - blocks):
@@ -307,13 +283,13 @@ GATHERING = ("DistributedDataParallel", "FullyShardedDataParallel")
 
 @dataclass(frozen=True)
 class TiedWeights:
-    """A trainable tensor that embeds tokens and scores them.
+    """A trainable tensor that is both the embedding and the weight of the head.
 
     Attributes:
         name: its canonical name.
         parameter: the tensor.
-        heads: the modules, and the names there, through which it scores; inside an adapter's wrapper, say.
-        alias: a parameter over the same storage, which stands in for it in the head while rows are measured.
+        heads: the modules, and the names there, through which it is the head's; inside an adapter's wrapper, say.
+        alias: a parameter over the same storage, which stands in for it in the head while gradients are measured.
     """
 
     name: str
@@ -328,7 +304,7 @@ class TiedWeights:
 
     @contextmanager
     def untied(self) -> Iterator[None]:
-        """While this lasts a forward pass reads the head's weight from the alias; values are the same."""
+        """While this lasts, a forward pass reads the head's weight from the alias; values are the same."""
         self.alias.data = self.parameter.data
         for module, name in self.heads:
             module._parameters[name] = self.alias
@@ -340,15 +316,10 @@ class TiedWeights:
 
 
 def find_tied_weights(model: nn.Module) -> TiedWeights | None:
-    """The tied tensor of a model; None where there is none, where it is frozen or a shard, or where a wrapper gathers.
+    """The tied tensor of a model; None where there is none or it is frozen or a shard.
 
-    Also None where one module is both embedding and head: its two uses cannot be separated.
-
-    Args:
-        model: a causal language model, bare or wrapped.
-
-    Returns:
-        The tie.
+    Also None where a wrapper gathers gradients, and where one module is both embedding and head, whose two uses
+    cannot be separated.
     """
     base = unwrap(model)
     embedding, head = (
@@ -374,15 +345,7 @@ def find_tied_weights(model: nn.Module) -> TiedWeights | None:
 
 
 def split_layout(layout: Layout, tie: TiedWeights | None) -> Layout:
-    """A layout in which the tied tensor stands three times: as embedding, as head, and whole.
-
-    Args:
-        layout: of the model.
-        tie: its tie, if any.
-
-    Returns:
-        The layout; the whole, ``NAME@tied``, alone counts elements.
-    """
+    """A layout with three entries for the tied tensor: embedding, head, and ``NAME@tied``, which counts elements."""
     if tie is None:
         return layout
     parts = {tie.name + EMBED: "embed", tie.name + HEAD: "lm_head", tie.name + BOTH: "tied"}
@@ -396,18 +359,13 @@ def split_layout(layout: Layout, tie: TiedWeights | None) -> Layout:
 
 
 def split_by_use(whole: Tensor, embed: Tensor, risks: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
-    """Inner products of the tied tensor, split by how the loss whose gradient comes first uses it.
+    """Inner products ``[M, M]`` of the tied tensor, split by how the loss uses it: as embedding, as head, not split.
 
-    ⟨risk, row⟩ = ⟨risk as embedding, row⟩ + ⟨risk as head, row⟩. Of two risk rows the mean of both ways to split is
-    taken; pairs without a risk row are not split. The three parts add up to the whole.
+    ⟨∇R, row⟩ = ⟨∇R as embedding, row⟩ + ⟨∇R as head, row⟩. Of two loss gradients the mean of both ways to split is
+    taken; pairs without a loss gradient are not split. The three parts add up to the whole.
 
-    Args:
-        whole: ``[M, M]`` ⟨row_i, row_j⟩.
-        embed: ``[M, M]`` ⟨row_i as embedding, row_j⟩; only the lines of risk rows are read.
-        risks: which of the M rows are risks.
-
-    Returns:
-        The parts ``[M, M]`` as embedding, as head, and not split.
+    ``whole`` has ⟨row_i, row_j⟩, ``embed`` ⟨row_i as embedding, row_j⟩, of which only the lines of loss gradients
+    are read, and ``risks`` says which of the M gradients are a loss's.
 
     >>> one = torch.ones(2, 2)
     >>> [part.tolist() for part in split_by_use(4 * one, one, [True, False])]

@@ -1,4 +1,4 @@
-"""What a language model's logits say, to the last digits of their own type: token NLLs, KL divergences and gradients.
+"""Token NLLs, KL divergences and their gradients from logits, exact to the last digits of the logits' type.
 
 A float32 ``log_softmax`` subtracts a logit from a log-sum-exp of the same size, and its gradient subtracts 1 from a
 probability. Where a token is known (1 − p = 1e-4) that leaves four digits of the NLL and two or three of the gradient.
@@ -6,8 +6,8 @@ Here nothing is subtracted that nearly cancels: with m the largest logit and res
 
     −log p(y) = log1p(rest) + (m − z_y),    1 − p(argmax) = rest / (1 + rest).
 
-Letters: N positions, V vocabulary. NLLs and divergences of half-precision logits are computed in float32, a
-chunk of positions at a time, so that no second array of ``[N, V]`` is made but the gradient.
+Letters: N positions, V vocabulary. NLLs and divergences of half-precision logits are computed in float32, a chunk of
+positions at a time, so that no second array of ``[N, V]`` is made but the gradient.
 """
 
 from collections.abc import Callable
@@ -24,45 +24,26 @@ SERIES = 0.05  # |x| below which eˣ − 1 − x is summed as a series
 
 
 def nll_at(logits: Tensor, labels: Tensor) -> Tensor:
-    """−log p(label) at every position, in nats; its gradient is exact in relative terms, for known tokens too.
+    """−log p(label) at every position, in nats ``[N]``, in float32 or better, of logits ``[N, V]`` and labels ``[N]``.
 
-    Reverse mode once and forward mode are supported, a second derivative is not.
-
-    Args:
-        logits: ``[N, V]``.
-        labels: ``[N]``, each from 0 to V − 1.
-
-    Returns:
-        ``[N]``, in float32 or better.
+    Its gradient is exact in relative terms, for known tokens too. It supports reverse mode once and forward mode,
+    no second derivative.
     """
     nll: Tensor = _NLL.apply(logits, labels)  # type: ignore[no-untyped-call]
     return nll
 
 
 def kl_at(logits: Tensor, reference: Tensor) -> Tensor:
-    """KL(p_ref ‖ p) = Σ_v p_ref(v) (log p_ref(v) − log p(v)) at every position, in nats.
+    """KL(p_ref ‖ p) = Σ_v p_ref(v) (log p_ref(v) − log p(v)) at every position, in nats ``[N]``, in float32 or better.
 
-    Equal logits have 0 and a gradient of 0, exactly. The reference carries no gradient.
-
-    Args:
-        logits: ``[N, V]``.
-        reference: ``[N, V]``, those of the reference.
-
-    Returns:
-        ``[N]``, in float32 or better.
+    Both logits are ``[N, V]``. Equal logits have 0 and a gradient of 0, exactly. The reference carries no gradient.
     """
     divergence: Tensor = _KL.apply(logits, reference)  # type: ignore[no-untyped-call]
     return divergence
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """log p(v) of every entry of the vocabulary, in nats.
-
-    Args:
-        logits: ``[N, V]``.
-
-    Returns:
-        ``[N, V]``, in float32 or better.
+    """log p(v) of every entry of the vocabulary, in nats ``[N, V]``, in float32 or better.
 
     >>> log_probabilities(torch.tensor([[0.0, 0.0]])).exp().tolist()
     [[0.5, 0.5]]
@@ -84,12 +65,12 @@ def _split(wide: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return peak, best, others, others.sum(1)
 
 
-def _in_chunks(make: Callable[..., Tensor], found: Tensor, logits: Tensor, *others: Tensor) -> Tensor:
-    """``found``, filled with what a function makes of the logits and other tensors, some positions at a time."""
+def _in_chunks(make: Callable[..., Tensor], out: Tensor, logits: Tensor, *others: Tensor) -> Tensor:
+    """``out`` filled with a function of the logits and other tensors, some positions at a time."""
     size = max(1, CHUNK.get(logits.device.type, DEVICE_CHUNK) // max(1, logits.shape[1]))
     for chunk in (slice(start, start + size) for start in range(0, len(logits), size)):
-        found[chunk] = make(logits[chunk], *(each[chunk] for each in others))
-    return found
+        out[chunk] = make(logits[chunk], *(each[chunk] for each in others))
+    return out
 
 
 def _nll(logits: Tensor, labels: Tensor) -> Tensor:

@@ -31,18 +31,10 @@ SPARSE, MARGIN = 64, 1.1  # every 64th entry says where the largest are, give or
 def top_mask(tensor: Tensor, share: float) -> Tensor:
     """The entries of largest magnitude: ⌈share · N⌉ of N, ties going to the lowest flat index.
 
-    Zeros are never in a mask, so a tensor with fewer other entries than that has a smaller mask, and one of zeros an
-    empty mask. Infinities are the largest of all. ``share`` is read as the decimal it prints as: 0.07 of 100 are 7.
-
-    Args:
-        tensor: N entries of any shape and floating-point dtype.
-        share: in (0, 1].
-
-    Returns:
-        The mask, bool, of the tensor's shape, on the CPU.
-
-    Raises:
-        GeffectError: the share is not in (0, 1], or an entry is NaN.
+    Zeros are never in a mask, so a tensor with fewer other entries than that has a smaller mask, and one of zeros
+    an empty mask. Infinities are the largest of all. ``share`` in (0, 1] is read as the decimal it prints as: 0.07
+    of 100 are 7. The tensor may have any shape and floating-point dtype; the mask is bool, of its shape, on the
+    CPU. NaN is refused.
 
     >>> top_mask(torch.tensor([[0.5, -3.0], [0.0, 0.5]]), 0.5).tolist()
     [[True, True], [False, False]]
@@ -51,14 +43,7 @@ def top_mask(tensor: Tensor, share: float) -> Tensor:
 
 
 def top_masks(tensor: Tensor, shares: Sequence[float]) -> list[Tensor]:
-    """`top_mask` for several shares at little more than the price of one.
-
-    Args:
-        tensor: as of `top_mask`.
-        shares: each in (0, 1].
-
-    Returns:
-        A mask a share.
+    """`top_mask` for several shares, at little more than the time of one.
 
     >>> [int(mask.sum()) for mask in top_masks(torch.arange(10.0), [0.1, 0.5, 1])]
     [1, 5, 9]
@@ -106,18 +91,7 @@ def _largest(sizes: "np.ndarray[Any, Any]", threshold: Any, count: int) -> "np.n
 
 
 def mask_size(numel: int, share: float) -> int:
-    """How many entries a mask keeps.
-
-    Args:
-        numel: N.
-        share: in (0, 1], read as the decimal it prints as.
-
-    Returns:
-        ⌈share · N⌉.
-
-    Raises:
-        GeffectError: it is not in (0, 1].
-    """
+    """⌈share · N⌉, the number of entries in a mask; the share in (0, 1] is read as the decimal it prints as."""
     if not 0 < share <= 1:
         raise GeffectError(
             f"The share of a tensor's entries is {share!r}, not in (0, 1]",
@@ -127,17 +101,7 @@ def mask_size(numel: int, share: float) -> int:
 
 
 def magnitudes(tensor: Tensor) -> "np.ndarray[tuple[int], np.dtype[np.floating]]":
-    """|tensor| as a flat array on the CPU; NumPy has no bfloat16, and float32 holds it exactly.
-
-    Args:
-        tensor: N entries of any shape.
-
-    Returns:
-        Magnitudes ``[N]``, float32 or float64.
-
-    Raises:
-        GeffectError: an entry is NaN.
-    """
+    """|tensor| as a flat CPU array ``[N]``, float32 or float64: NumPy has no bfloat16, and float32 holds it exactly."""
     exact = tensor.dtype if tensor.dtype == torch.float64 else torch.float32
     sizes = tensor.detach().reshape(-1).cpu().to(exact).abs().numpy()
     if np.isnan(sizes.max(initial=0)):
@@ -155,14 +119,10 @@ def pack(mask: Tensor) -> Tensor:
 
 
 def empty_masks(sizes: Mapping[str, int]) -> dict[str, Tensor]:
-    """A packed mask of nothing for every tensor.
+    """Name → ⌈N / 8⌉ zero bytes for each name → N: packed empty masks.
 
-    Args:
-        sizes: name → N.
-
-    Returns:
-        Name → ⌈N / 8⌉ zero bytes, all in one buffer: many small ones that stay would scatter over the memory that
-        later passes need in one piece.
+    All are in one buffer: many small ones that stay would scatter over the memory that later passes need in one
+    piece.
 
     >>> {name: mask.tolist() for name, mask in empty_masks({"a": 8, "b": 9}).items()}
     {'a': [0], 'b': [0, 0]}
@@ -172,19 +132,13 @@ def empty_masks(sizes: Mapping[str, int]) -> dict[str, Tensor]:
 
 
 def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
-    """The mask of a shape that `pack` made these bits of."""
+    """The mask of a shape from its bits (`pack`)."""
     flat = np.unpackbits(bits.numpy(), count=math.prod(shape))
     return torch.from_numpy(flat).bool().view(tuple(shape))
 
 
 def intersections(masks: Sequence[Tensor | None]) -> Tensor:
-    """All intersections of M masks of one shape, counted on their bits.
-
-    Args:
-        masks: M packed masks (`pack`), None standing for the empty one.
-
-    Returns:
-        ``[M, M]``, int64; entry (i, j) is |A_i ∩ A_j|, the diagonal the masks' sizes.
+    """|A_i ∩ A_j| of M packed masks of one shape, ``[M, M]`` int64, on the diagonal their sizes; None is an empty mask.
 
     >>> intersections([pack(torch.tensor([True, True])), None, pack(torch.tensor([False, True]))]).tolist()
     [[2, 0, 1], [0, 0, 0], [1, 0, 1]]
@@ -201,23 +155,17 @@ def intersections(masks: Sequence[Tensor | None]) -> Tensor:
 
 
 def mask_union(masks: Sequence[Tensor]) -> Tensor:
-    """Packed masks of one shape → the packed mask of every entry in any of them."""
+    """The packed mask of every entry in any of several packed masks of one shape."""
     return functools.reduce(torch.bitwise_or, masks)
 
 
 def mask_intersection(masks: Sequence[Tensor]) -> Tensor:
-    """Packed masks of one shape → the packed mask of every entry in all of them."""
+    """The packed mask of every entry in all of several packed masks of one shape."""
     return functools.reduce(torch.bitwise_and, masks)
 
 
 def mask_count(bits: Tensor) -> int:
-    """How many entries a packed mask holds.
-
-    Args:
-        bits: as of `pack`.
-
-    Returns:
-        Their number.
+    """The number of entries in a packed mask.
 
     >>> mask_count(mask_union([pack(torch.tensor([True, False])), pack(torch.tensor([True, True]))]))
     2
@@ -226,13 +174,7 @@ def mask_count(bits: Tensor) -> int:
 
 
 def jaccard(intersections: Tensor) -> Tensor:
-    """J[i, j] = |A_i ∩ A_j| / |A_i ∪ A_j|.
-
-    Args:
-        intersections: ``[M, M]``, as of `intersections` or a sum of such.
-
-    Returns:
-        ``[M, M]``, float64, symmetric; NaN where both masks are empty.
+    """J[i, j] = |A_i ∩ A_j| / |A_i ∪ A_j| from (sums of) `intersections`, ``[M, M]`` float64; NaN where both are empty.
 
     >>> jaccard(torch.tensor([[2, 1, 0], [1, 2, 0], [0, 0, 0]])).tolist()
     [[1.0, 0.3333333333333333, 0.0], [0.3333333333333333, 1.0, 0.0], [0.0, 0.0, nan]]
@@ -248,10 +190,10 @@ def chance_jaccard(share: float) -> float:
 
 @dataclass
 class Overlap:
-    """The overlaps of named rows' masks, per parameter tensor.
+    """The overlaps of named gradients' masks, per parameter tensor.
 
     Attributes:
-        rows: the M row names, the order of every matrix here.
+        rows: the M names, the order of every matrix here.
         share: of each tensor's entries that a mask keeps.
         values: canonical parameter name → intersections ``[M, M]``, int64, symmetric.
     """
@@ -267,8 +209,8 @@ class Overlap:
 
     def total(self, names: Iterable[str] | None = None) -> Tensor:
         """The sum over the named parameters (all by default), ``[M, M]``."""
-        chosen = self.values.values() if names is None else [self.values[name] for name in names]
-        return sum(chosen, torch.zeros(len(self.rows), len(self.rows), dtype=torch.int64))
+        counts = self.values.values() if names is None else [self.values[name] for name in names]
+        return sum(counts, torch.zeros(len(self.rows), len(self.rows), dtype=torch.int64))
 
     def by(self, labels: Mapping[str, str]) -> dict[str, Tensor]:
         """The sums under each label (a layer or group a parameter), in order of first appearance."""
@@ -279,13 +221,13 @@ class Overlap:
 
 
 def union_of_masks(masks: Sequence[PackedMasks]) -> PackedMasks:
-    """Parameter → the packed mask of every entry in any of some masks."""
+    """Parameter → the packed mask of every entry in any of several masks."""
     names = dict.fromkeys(name for each in masks for name in each)
     return {name: mask_union([each[name] for each in masks if name in each]) for name in names}
 
 
 def intersection_of_masks(masks: Sequence[PackedMasks]) -> PackedMasks:
-    """Parameter → the packed mask of every entry in all of some masks; empty ones are missing."""
+    """Parameter → the packed mask of every entry in all of several masks; empty ones are missing."""
     common = [name for name in masks[0] if all(name in each for each in masks)]
     found = {name: mask_intersection([each[name] for each in masks]) for name in common}
     return {name: mask for name, mask in found.items() if mask_count(mask)}
@@ -293,7 +235,7 @@ def intersection_of_masks(masks: Sequence[PackedMasks]) -> PackedMasks:
 
 @dataclass(repr=False)
 class Localization:
-    """What localizing leaves behind.
+    """The result of a localization.
 
     Attributes:
         masks: share → split → parameter → packed mask; empty ones are missing.
@@ -310,17 +252,7 @@ class Localization:
     examples: dict[str, int] = field(default_factory=dict)
 
     def at(self, share: float) -> dict[str, PackedMasks]:
-        """The masks of a share.
-
-        Args:
-            share: of each tensor's entries.
-
-        Returns:
-            Split → parameter → packed mask.
-
-        Raises:
-            GeffectError: they were not made.
-        """
+        """The masks of a share: split → parameter → packed mask; refuse a share that was not localized."""
         if share not in self.masks:
             have = ", ".join(f"{each:g}" for each in self.masks)
             raise GeffectError(
@@ -330,14 +262,7 @@ class Localization:
         return self.masks[share]
 
     def cosines(self) -> dict[str, float]:
-        """Parameter → cosine of all domains' forget and retain mean gradients, weighed by examples; 0 of a zero one.
-
-        Returns:
-            The cosines.
-
-        Raises:
-            GeffectError: the mean gradients were left out.
-        """
+        """Parameter → cosine of all domains' forget and retain mean gradients, weighted by examples; 0 for zeros."""
         if not self.gram.rows:
             raise GeffectError(
                 "The localization has masks and no mean gradients", remedy="Localize without --masks-only"
@@ -352,11 +277,7 @@ class Localization:
         return {name: 0.0 if math.isnan(value) else value for name, value in found.items()}
 
     def to_frame(self) -> "pd.DataFrame":
-        """A line a split: its examples, and how many entries each share's masks hold.
-
-        Returns:
-            Columns ``examples`` and ``top 10 %``, say, indexed by split.
-        """
+        """A line a split: ``examples``, and the number of entries in each share's masks (``top 10 %``, say)."""
         import pandas as pd
 
         sizes = {
@@ -373,14 +294,9 @@ class Localization:
 
 
 class GradientMask:
-    """Two masks a tensor: which entries the forget side's gradients do not reach, and which the retain side's do not.
+    """Two masks a tensor: the entries frozen to the forget side's gradients, and those frozen to the retain side's.
 
-    A side is everything the objective back-propagates to that end. An entry that neither reaches never moves.
-
-    Args:
-        parameters: what a row covers, by canonical name.
-        forget: packed masks of what is frozen to the forget side.
-        retain: packed masks of what is frozen to the retain side.
+    A side is everything that the objective back-propagates to that end. An entry frozen to both sides never moves.
 
     Attributes:
         forget: parameter → bool mask of its shape, on its device; missing: empty.
@@ -396,15 +312,9 @@ class GradientMask:
         self._closed = {(side, n) for side, masks in sides.items() for n, mask in masks.items() if bool(mask.all())}
 
     def free(self, side: str, name: str, tensor: Tensor | None) -> Tensor | None:
-        """One side's gradient with zeros where it is frozen; what is given is not changed.
+        """One side's gradient with zeros where it is frozen; None where nothing of it is left, and for None.
 
-        Args:
-            side: ``forget`` or ``retain``.
-            name: the parameter.
-            tensor: its gradient, None for zeros.
-
-        Returns:
-            The gradient; None where nothing of it is left.
+        The tensor that is passed is not changed.
         """
         mask = (self.forget if side == "forget" else self.retain).get(name)
         if tensor is None or mask is None:
@@ -412,10 +322,9 @@ class GradientMask:
         return None if (side, name) in self._closed else tensor.masked_fill(mask, 0)
 
     def cut(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Keep what of the masks belongs to this process; a tensor is closed to a side where the whole of it is.
+        """Cut the masks to this process's part of the parameters, which are sharded by now.
 
-        Args:
-            parameters: the same ones, by now in parts.
+        A tensor stays closed to a side only where the whole of it is.
         """
         for masks in {id(each): each for each in (self.forget, self.retain, self._still)}.values():
             masks |= {name: part_of(mask, parameters[name]) for name, mask in masks.items()}
@@ -425,7 +334,7 @@ class GradientMask:
         return self._still.get(name)
 
     def shares(self) -> dict[str, dict[str, float]]:
-        """Parameter → share of its entries frozen, to either side (``forget``, ``retain``) and to both (``never``)."""
+        """Side (``forget``, ``retain``, or ``never`` for both) → parameter → share of its entries that are frozen."""
         sides = {"forget": self.forget, "retain": self.retain, "never": self._still}
         return {
             side: {n: float(masks[n].double().mean()) if n in masks else 0.0 for n in self._names}

@@ -1,6 +1,6 @@
-"""Splits: what a domain forgets and what it keeps.
+"""Splits: the forget and retain examples of a domain.
 
-They are named ``forget/privacy`` and ``retain/privacy``; where there are no domains, ``forget`` and ``retain``.
+They are named ``forget/privacy`` and ``retain/privacy``; without domains, ``forget`` and ``retain``.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,14 +11,7 @@ Content = TypeVar("Content")
 
 
 def split_name(role: str, domain: str = "") -> str:
-    """The name of a domain's split.
-
-    Args:
-        role: such as ``forget``.
-        domain: its name, empty where there are none.
-
-    Returns:
-        The name.
+    """The name of a domain's split; the domain is empty where there are none.
 
     >>> split_name("forget", "privacy"), split_name("forget")
     ('forget/privacy', 'forget')
@@ -27,7 +20,7 @@ def split_name(role: str, domain: str = "") -> str:
 
 
 def role_of(name: str) -> str:
-    """What a split is for: ``forget`` or ``retain``, say."""
+    """The role of a split: ``forget`` or ``retain``, say."""
     return name.partition("/")[0]
 
 
@@ -37,13 +30,9 @@ def domain_of(name: str) -> str:
 
 
 def domains(names: Iterable[str]) -> tuple[str, ...]:
-    """The domains that are unlearned, in order; one without a name where there are none.
+    """The domains of splits, in order; one without a name where there are none.
 
-    Args:
-        names: of splits; those of roles as a whole may stand beside them.
-
-    Returns:
-        The domains.
+    Names of roles as a whole may be among the splits.
 
     >>> domains(["forget/privacy", "retain/privacy", "general"]), domains(["forget", "retain"])
     (('privacy',), ('',))
@@ -58,7 +47,7 @@ def of_role(sets: Mapping[str, Content], role: str) -> list[Content]:
 
 
 def of_domain(sets: Mapping[str, Content], domain: str) -> dict[str, Content]:
-    """Role → content of one domain, with what belongs to none."""
+    """Role → content of one domain, with the contents that belong to no domain."""
     return {role_of(name): content for name, content in sets.items() if domain_of(name) in ("", domain)}
 
 

@@ -1,6 +1,6 @@
 """Standard errors and intervals by the bootstrap: over examples, and over the steps of a run.
 
-Intervals over examples tell of other examples of the kind, not of other seeds.
+Intervals over examples say what other examples of the kind would give, not other seeds.
 """
 
 import math
@@ -47,17 +47,10 @@ class Estimate(NamedTuple):
 
 
 def bootstrap(sets: Sequence[Numbers], statistic: Statistic, seed: int = 0) -> Numbers:
-    """A statistic of `RESAMPLES` resamples (`scipy.stats.bootstrap`); each set's examples are drawn by themselves.
+    """A statistic of `RESAMPLES` resamples (`scipy.stats.bootstrap`), ``[RESAMPLES]``; each set is resampled by itself.
 
-    The columns of an example stay together, so that what is paired within a set stays paired.
-
-    Args:
-        sets: ``[examples, …]`` each.
-        statistic: of as many arguments ``[…, examples, …]`` → ``[…]``.
-        seed: of the resampling.
-
-    Returns:
-        ``[RESAMPLES]``.
+    The sets are ``[examples, …]``; the columns of an example stay together, so that what is paired within a set
+    stays paired. The statistic takes as many arguments ``[…, examples, …]`` and returns ``[…]``.
     """
     from scipy.stats import DegenerateDataWarning
     from scipy.stats import bootstrap as resample
@@ -82,8 +75,7 @@ def bootstrap(sets: Sequence[Numbers], statistic: Statistic, seed: int = 0) -> N
 def over_examples(sets: Sequence[Numbers], statistic: Statistic, seed: int = 0) -> Estimate | None:
     """A statistic of sets of independent examples with its standard error (`bootstrap`).
 
-    Returns:
-        The estimate; None where a set has fewer than four examples, or where it is not finite.
+    None where a set has fewer than four examples, or where the estimate is not finite.
     """
     fewest = min(map(len, sets))
     if fewest < FEWEST_EXAMPLES:
@@ -124,18 +116,12 @@ def moving_blocks(steps: int, block: int, seed: int = 0) -> npt.NDArray[np.int64
 
 
 def over_steps(values: Numbers, statistic: Statistic) -> Estimate | None:
-    """A statistic of a run's steps, with its standard error by the moving-block bootstrap (Künsch 1989).
+    """A statistic ``[…, n, k]`` → ``[…]`` of a run's steps ``[n, k]`` and its error by the moving-block bootstrap.
 
-    Consecutive steps share weights and an optimizer's state, so that blocks of them are drawn, not single ones.
-    The error is the replicates' spread, times √(n / (n − block)) for blocks cut from one series; its degrees of
-    freedom are the whole blocks in n less one, which keeps a short run from claiming much.
-
-    Args:
-        values: ``[n, k]``, k numbers a step.
-        statistic: ``[…, n, k]`` → ``[…]``.
-
-    Returns:
-        The estimate; None for fewer than nine steps, or where it is not finite.
+    Consecutive steps share weights and an optimizer's state, so that blocks of them are drawn, not single ones
+    (Künsch 1989). The error is the replicates' standard deviation, times √(n / (n − block)) for blocks cut from one
+    series; its degrees of freedom are the whole blocks in n less one, which keeps a short run from claiming much.
+    None for fewer than nine steps, or where the estimate is not finite.
 
     >>> over_steps(np.ones((5, 1)), lambda x: x.mean((-2, -1))) is None
     True

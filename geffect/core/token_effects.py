@@ -1,7 +1,8 @@
-"""Forward-mode effects: what a direction does to the risk of every answer token, to first order.
+"""Forward-mode effects: what a direction does to the loss of every answer token, to first order.
 
 A direction v over the parameters (a retain gradient, an objective's, an update) changes a token's NLL ℓ by ⟨∇ℓ, v⟩ per
-unit. One Jacobian-vector product has it for all tokens of all rows, where reverse mode needs a backward pass a token.
+unit. One Jacobian-vector product gives it for all tokens of all examples, where reverse mode needs a backward pass a
+token.
 """
 
 import warnings
@@ -42,15 +43,14 @@ class TokenEffects:
     labeled: Tensor
 
     def by_row(self) -> Tensor:
-        """Each row's sum over its tokens ``[B]``."""
+        """Each example's sum over its tokens ``[B]``."""
         return self.total.sum(1)
 
     def to_frame(self) -> "pd.DataFrame":
-        """A line a token, under its own position: what stands at position t here is of the token after it.
+        """A line a token, under its own position: what is at position t here is the effect on the token after it.
 
-        Returns:
-            Columns ``example``, ``position`` (from 1: nothing predicts the first token), ``labeled``, ``effect``, then
-            a column a group.
+        The columns are ``example``, ``position`` (from 1: nothing predicts the first token), ``labeled``,
+        ``effect``, and one for each group.
         """
         import pandas as pd
 
@@ -80,10 +80,10 @@ def token_effects(
     direction: Mapping[str, Tensor],
     groups: Mapping[str, str] | None = None,
 ) -> TokenEffects:
-    """What a direction does to the NLL of every labeled token of a batch.
+    """The effect of a direction on the NLL of every labeled token of a batch.
 
-    With G groups it takes G passes: one with the whole direction, one each for all groups but the last, whose part is
-    what is left. Nothing of the model is changed when this returns.
+    G groups take G passes: one with the whole direction, and one for each group but the last, whose part is the rest.
+    The model is left unchanged.
 
     Args:
         model: a causal language model, in float32 or float64.
@@ -130,7 +130,7 @@ def _check(parameters: Mapping[str, nn.Parameter], direction: Mapping[str, Tenso
 
 
 def _pushed(model: nn.Module, batch: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The tangent of every token's NLL, and which are labeled."""
+    """The tangent ``[B, T]`` of every token's NLL along a direction, and which positions are labeled."""
     parameters = trainable_parameters(model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}  # in full, wrappers included
     with torch.no_grad(), forward_ad.dual_level():
@@ -165,7 +165,7 @@ def _nll(model: nn.Module, duals: Mapping[str, Tensor], batch: Mapping[str, Tens
 
 @contextmanager
 def _differentiable(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, the attention kernel and the experts' loop that forward mode knows; all put back after."""
+    """Use evaluation mode, and the attention kernel and experts' loop that forward mode supports; restore all after."""
     configs = {id(each.config): each.config for each in model.modules() if hasattr(each, "config")}
     before = {key: getattr(config, EXPERTS, None) for key, config in configs.items()}
     modes = {module: module.training for module in model.modules()}

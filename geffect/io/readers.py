@@ -1,8 +1,8 @@
-"""Bounded readers, through which every file that a user or a download supplies is read.
+"""Bounded readers for every file that a user or a download supplies.
 
-A file is regular (no pipe, device, socket or directory), no larger than its kind ever is, UTF-8, nested within bounds,
-and its numbers are within bounds. Whatever is wrong becomes `Unreadable` with a reason of one line, which the caller
-puts into a sentence. ``docs/inputs.md`` lists the bounds.
+A file must be regular (no pipe, device, socket or directory), no larger than its kind ever is, UTF-8, and nested within
+bounds, with numbers within bounds and no key twice in an object. Whatever is wrong becomes `Unreadable` with a reason
+of one line, which the caller puts into a sentence. ``docs/inputs.md`` lists the bounds.
 """
 
 import contextlib
@@ -30,20 +30,12 @@ PARSED = 10  # bytes of memory a byte of text takes once it is parsed
 
 
 class Unreadable(ValueError):
-    """Why a file cannot be read, in one line."""
+    """The reason that a file cannot be read, in one line."""
 
 
 @contextlib.contextmanager
 def reasons() -> Iterator[None]:
-    """Turn whatever reading raises into `Unreadable`.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        GeffectError: as it came.
-        Unreadable: with the reason.
-    """
+    """Turn whatever reading raises into `Unreadable`, but let a `GeffectError` pass."""
     try:
         yield
     except (Unreadable, GeffectError):
@@ -65,18 +57,7 @@ def reasons() -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(path: Path, most: int | None = None) -> Iterator[IO[bytes]]:
-    """Open a regular file; a pipe without a writer does not block.
-
-    Args:
-        path: the file.
-        most: bytes that it may have.
-
-    Yields:
-        The stream.
-
-    Raises:
-        Unreadable: it is no regular file, is too large, or cannot be opened.
-    """
+    """Open a regular file of at most ``most`` bytes; a pipe without a writer does not block."""
     with reasons():
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         stream = os.fdopen(handle, "rb") if stat.S_ISREG(os.fstat(handle).st_mode) else None
@@ -91,32 +72,14 @@ def opened(path: Path, most: int | None = None) -> Iterator[IO[bytes]]:
 
 
 def check_regular(directory: Path) -> None:
-    """Refuse a directory whose files another library will read, where one is a pipe, a device or a socket.
-
-    Args:
-        directory: of a model, say.
-
-    Raises:
-        GeffectError: the entry is named.
-    """
+    """Refuse a directory that another library will read where an entry is a pipe, a device or a socket."""
     for each in sorted(directory.iterdir()):
         if each.exists() and not each.is_file() and not each.is_dir():
             raise GeffectError(f"{each} is no regular file", remedy="Move it away")
 
 
 def read_bytes(path: Path, most: int = JSON_BYTES) -> bytes:
-    """The bytes of a regular file.
-
-    Args:
-        path: the file.
-        most: bytes that it may have.
-
-    Returns:
-        Its bytes.
-
-    Raises:
-        Unreadable: it cannot be read, or is too large.
-    """
+    """The bytes of a regular file of at most ``most`` bytes."""
     with opened(path, most) as stream, reasons():
         content = stream.read(most + 1)
     if len(content) > most:  # it has grown, or lies in a file system that tells no sizes
@@ -125,35 +88,14 @@ def read_bytes(path: Path, most: int = JSON_BYTES) -> bytes:
 
 
 def read_text(path: Path, most: int | None = None) -> str:
-    """The text of a regular file, UTF-8, without a byte-order mark.
-
-    Args:
-        path: the file.
-        most: bytes that it may have; what memory holds by default.
-
-    Returns:
-        Its text, every line end a line feed.
-
-    Raises:
-        Unreadable: it cannot be read, or is too large.
-    """
+    """The text of a regular UTF-8 file, without a byte-order mark, with line feeds only; as large as memory allows."""
     content = read_bytes(path, free_memory() // PARSED if most is None else most)
     with reasons():
         return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def text_lines(path: Path) -> Iterator[str]:
-    """The lines of a regular file, UTF-8, one at a time; a line ends in LF, CR LF or CR, in nothing else.
-
-    Args:
-        path: the file.
-
-    Yields:
-        A line with its end.
-
-    Raises:
-        Unreadable: it cannot be read, or a line is too long.
-    """
+    """The lines of a regular UTF-8 file with their ends, one at a time; a line ends in LF, CR LF or CR."""
     with opened(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as stream, reasons():
         while line := stream.readline(LINE_BYTES + 1):
             _check_line(line)
@@ -161,17 +103,7 @@ def text_lines(path: Path) -> Iterator[str]:
 
 
 def byte_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a regular file, one at a time; a line ends in LF.
-
-    Args:
-        path: the file.
-
-    Yields:
-        A line with its end.
-
-    Raises:
-        Unreadable: it cannot be read, or a line is too long.
-    """
+    """The lines of a regular file with their ends, one at a time; a line ends in LF."""
     with opened(path) as stream, reasons():
         while line := stream.readline(LINE_BYTES + 1):
             _check_line(line)
@@ -184,18 +116,7 @@ def _check_line(line: str | bytes) -> None:
 
 
 def parse_json(text: str | bytes, *, constants: bool = False) -> Any:
-    """Parse one JSON value.
-
-    Args:
-        text: the value, of UTF-8 where it is bytes.
-        constants: take the words NaN and Infinity, which Python writes and JSON does not have.
-
-    Returns:
-        The value.
-
-    Raises:
-        Unreadable: it is no JSON, is nested too deeply, or has a number of too many digits.
-    """
+    """Parse one JSON value; ``constants`` allows NaN and Infinity, which Python writes and JSON does not have."""
     with reasons():
         refuse = None if constants else _refuse_constant
         return json.loads(text, object_pairs_hook=unique_object, parse_constant=refuse)
@@ -206,48 +127,17 @@ def _refuse_constant(word: str) -> None:
 
 
 def read_json(path: Path, most: int = JSON_BYTES) -> Any:
-    """The value in a JSON file.
-
-    Args:
-        path: the file.
-        most: bytes that it may have.
-
-    Returns:
-        The value.
-
-    Raises:
-        Unreadable: it cannot be read.
-    """
+    """The value in a JSON file of at most ``most`` bytes."""
     return parse_json(read_bytes(path, most))
 
 
 def read_yaml(path: Path) -> Any:
-    """The value in a YAML file of plain tags.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The value.
-
-    Raises:
-        Unreadable: it cannot be read, or its aliases stand for more than `YAML_NODES` values.
-    """
+    """The value in a YAML file of plain tags (`parse_yaml`)."""
     return parse_yaml(read_text(path, YAML_BYTES))
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse one YAML document of plain tags.
-
-    Args:
-        text: the document.
-
-    Returns:
-        The value.
-
-    Raises:
-        Unreadable: it is no such document, or its aliases stand for more than `YAML_NODES` values.
-    """
+    """Parse one YAML document of plain tags whose aliases stand for at most `YAML_NODES` values."""
     with reasons():
         loader = UniqueLoader(text)
         try:
@@ -259,7 +149,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def _count_nodes(node: Any, known: dict[int, int]) -> int:
-    """How many values a node stands for, aliases written out; each node is visited once."""
+    """The number of values that a node stands for, aliases written out; each node is visited once."""
     if id(node) in known:
         if not known[id(node)]:
             raise Unreadable("a value that contains itself")
@@ -281,13 +171,7 @@ def _count_nodes(node: Any, known: dict[int, int]) -> int:
 
 
 def duplicate(names: Iterable[Any]) -> Any | None:
-    """Look for a name that stands twice.
-
-    Args:
-        names: hashable.
-
-    Returns:
-        The first such; None where each stands once.
+    """The first name that occurs twice; None where there is none.
 
     >>> duplicate(["a", "b", "a"]), duplicate(["a", "b"])
     ('a', None)
@@ -296,16 +180,7 @@ def duplicate(names: Iterable[Any]) -> Any | None:
 
 
 def unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, as `json.loads` takes it for ``object_pairs_hook``.
-
-    Args:
-        pairs: its keys with their values.
-
-    Returns:
-        The object.
-
-    Raises:
-        ValueError: a key stands twice.
+    """A JSON object from its pairs, as `json.loads` takes it for ``object_pairs_hook``; no key may occur twice.
 
     >>> unique_object([("a", 1), ("a", 2)])
     Traceback (most recent call last):
@@ -318,20 +193,10 @@ def unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class UniqueLoader(yaml.SafeLoader):
-    """YAML's safe loader, which refuses a mapping that has a key twice; what ``<<`` merges in may be overridden."""
+    """YAML's safe loader, which refuses a mapping that has a key twice; keys merged by ``<<`` may be overridden."""
 
     def compose_mapping_node(self, anchor: Any) -> Any:
-        """As PyYAML's, once every key of the mapping is seen to stand once.
-
-        Args:
-            anchor: as PyYAML's.
-
-        Returns:
-            The mapping's node.
-
-        Raises:
-            ComposerError: a key stands twice.
-        """
+        """As PyYAML's; a key that occurs twice is a ComposerError."""
         node = super().compose_mapping_node(anchor)
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if (twice := duplicate((key.tag, key.value) for key in keys)) is not None:

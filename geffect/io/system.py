@@ -36,17 +36,7 @@ def free_memory() -> int:
 
 
 def check_memory(what: str, needed: float, remedy: str, limit: int | None = None) -> None:
-    """Refuse what would need more memory than there is, before any of it is taken.
-
-    Args:
-        what: it is for.
-        needed: bytes, estimated.
-        remedy: how to need less.
-        limit: bytes it may take; the free memory by default.
-
-    Raises:
-        GeffectError: it needs more.
-    """
+    """Refuse to start what is estimated to need more bytes of memory than ``limit`` (the free memory by default)."""
     limit = free_memory() if limit is None else limit
     if needed > limit:
         raise GeffectError(
@@ -67,12 +57,9 @@ def _limits() -> list[int]:
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise `Interrupted`, as Ctrl-C raises `KeyboardInterrupt`; a second one ends the process.
+    """Raise `Interrupted` on SIGTERM and SIGHUP, as Ctrl-C raises `KeyboardInterrupt`; a second one ends the process.
 
-    A handler that the host has set, and a signal that is ignored (``nohup``), stay as they are.
-
-    Yields:
-        Nothing.
+    A handler that the calling program has set, and a signal that is ignored (``nohup``), stay as they are.
     """
     with contextlib.ExitStack() as installed:
 
@@ -87,16 +74,11 @@ def terminable() -> Iterator[None]:
 
 
 def install(installed: contextlib.ExitStack, signum: int, handler: Handler) -> None:
-    """Set a handler until a stack closes.
+    """Set a signal's handler until a stack closes.
 
-    Outside the main thread nothing is changed: signals do not arrive there. Nor is a SIGTERM or SIGHUP that is ignored
-    (a shell makes its background jobs ignore SIGINT, which says nothing of what their user wants), nor a handler that
-    Python cannot put back, because something else has set it.
-
-    Args:
-        installed: puts the handler before back.
-        signum: the signal.
-        handler: called with the signal's number and the frame.
+    Nothing changes outside the main thread, where signals do not arrive; for a SIGTERM or SIGHUP that is ignored (a
+    shell makes its background jobs ignore SIGINT, which says nothing of what their user wants); and where a handler
+    is set that Python cannot restore.
     """
     before = signal.getsignal(signum)
     main = threading.current_thread() is threading.main_thread()
@@ -112,23 +94,19 @@ def signal_of(stopped: KeyboardInterrupt) -> int:
 
 
 def rank_and_size() -> tuple[int, int]:
-    """This process's rank, and how many were started: (0, 1) where nothing was launched."""
+    """This process's rank and the number of launched processes, (0, 1) without a launcher; torch is not imported."""
     size = int(os.environ.get("WORLD_SIZE") or 1)
     return (int(os.environ.get("RANK") or 0) if size > 1 else 0), size
 
 
 def launch_command() -> str:
-    """What goes before a command so that it runs in as many processes again: nothing where there is one."""
+    """The prefix that runs a command in as many processes again; empty where there is one."""
     size = rank_and_size()[1]
     return f"torchrun --nproc-per-node {size} -m " if size > 1 else ""
 
 
 def check_launch_settings() -> None:
-    """Raise where ``accelerate launch`` was told to do what a run's own settings say, or what hides gradients.
-
-    Raises:
-        GeffectError: it was.
-    """
+    """Refuse what ``accelerate launch`` sets where a run has its own setting for it, or where it hides gradients."""
     for name, (kind, remedy) in SETTINGS.items():
         value = os.environ.get(name, "").lower()
         if value not in ("", "no", "false", "0"):
@@ -136,14 +114,7 @@ def check_launch_settings() -> None:
 
 
 def check_single_process(what: str) -> None:
-    """Raise where something that works in one process was launched in several.
-
-    Args:
-        what: the something.
-
-    Raises:
-        GeffectError: there are several.
-    """
+    """Refuse several launched processes for ``what``, which works in one."""
     if rank_and_size()[1] > 1:
         raise GeffectError(
             f"{what} works in one process, and {rank_and_size()[1]} were launched", remedy="Start it without a launcher"

@@ -1,1 +1,1 @@
-"""Where knowledge lies: importance of every entry, top-k masks, and what may be frozen by them."""
+"""Localize knowledge: the importance of every entry, top-k masks of it, and what freezing may use of them."""

@@ -1,4 +1,7 @@
-"""One pass over every split's examples: masks of the most important entries, overlaps, and mean gradients."""
+"""Localize knowledge in the entries of a model's weights.
+
+One pass over every split's examples makes masks of the most important entries, their overlaps, and mean gradients.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -24,49 +27,43 @@ def localize(
     *,
     masks_only: bool = False,
 ) -> Localization:
-    """Find where each split's knowledge lies.
+    """Localize each split's knowledge in the parameters.
 
-    Args:
-        parameters: the tensors, by canonical name.
-        losses: split → a function an example that returns its loss, a scalar with a graph.
-        shares: of each tensor's entries in a mask, in (0, 1].
-        importance: see `Importance`.
-        masks_only: hold no mean gradient a split: less time and memory, and no Gram, magnitudes or `region`.
-
-    Returns:
-        The localization.
-
-    Raises:
-        GeffectError: a share is not in (0, 1], the importance is unknown, or a gradient is not finite.
+    ``losses`` maps a split to functions, one an example, that return its loss, a scalar with a graph; masks hold
+    the ``shares`` in (0, 1] of each tensor's entries that are most important (`Importance`). ``masks_only`` keeps
+    no mean gradient a split: less time and memory, but no Gram and no magnitudes, so that a region cannot be chosen
+    by them.
 
     >>> weight = nn.Parameter(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     >>> one = localize({"w": weight}, {"forget": [lambda: (weight * torch.tensor([0.0, 5.0, -1.0, 2.0])).sum()]}, [0.5])
     >>> one.masks[0.5]["forget"]["w"].tolist(), one.magnitudes["forget"]["w"]
     ([80], 2.0)
     """
-    found = Localization({share: {} for share in shares})
+    localization = Localization({share: {} for share in shares})
     means: dict[str, NamedTensors] = {}
     for split, examples in losses.items():
         scorer = Importance(parameters, importance, signed=not masks_only)
         for loss in examples:
             scorer.add(loss())
-        found.examples[split], kept = scorer.examples, scorer.means()
+        localization.examples[split], split_means = scorer.examples, scorer.means()
         for share in shares:
-            found.masks[share][split] = empty_masks(scorer.reached)
+            localization.masks[share][split] = empty_masks(scorer.reached)
         for name in scorer.reached:
-            _mask(found, split, name, scorer.take(name))
+            _mask(localization, split, name, scorer.take(name))
         if not masks_only:
-            means[split] = kept
+            means[split] = split_means
     names = list(parameters)
-    found.overlaps = {share: _overlap(masks, share, names) for share, masks in found.masks.items()}
+    localization.overlaps = {share: _overlap(masks, share, names) for share, masks in localization.masks.items()}
     if means:
-        found.gram = Gram(tuple(means), {n: inner_products([row.get(n) for row in means.values()]) for n in names})
-        found.magnitudes = _magnitudes(found.examples, means, names)
-    return found
+        localization.gram = Gram(
+            tuple(means), {n: inner_products([row.get(n) for row in means.values()]) for n in names}
+        )
+        localization.magnitudes = _magnitudes(localization.examples, means, names)
+    return localization
 
 
-def _mask(found: Localization, split: str, name: str, score: Tensor) -> None:
-    for splits, mask in zip(found.masks.values(), top_masks(score, list(found.masks)), strict=True):
+def _mask(localization: Localization, split: str, name: str, score: Tensor) -> None:
+    for splits, mask in zip(localization.masks.values(), top_masks(score, list(localization.masks)), strict=True):
         if mask.numpy().any():  # ends at the first; torch's own looks at all
             splits[split][name].copy_(pack(mask))
         else:
@@ -80,7 +77,7 @@ def _overlap(splits: Mapping[str, PackedMasks], share: float, names: Sequence[st
 def _magnitudes(
     examples: Mapping[str, int], means: Mapping[str, NamedTensors], names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    found = {split: {n: _mean_abs(row.get(n)) for n in names} for split, row in means.items()}
+    magnitudes = {split: {n: _mean_abs(row.get(n)) for n in names} for split, row in means.items()}
     forget = [split for split in means if role_of(split) == "forget"]
     total = sum(examples[split] for split in forget)
     pooled = {}
@@ -89,7 +86,7 @@ def _magnitudes(
         for split in forget:
             add_scaled(row, name, means[split].get(name), examples[split] / total)
         pooled[name] = _mean_abs(row.get(name))
-    return found | {"forget": pooled}
+    return magnitudes | {"forget": pooled}
 
 
 def _mean_abs(tensor: Tensor | None) -> float:
@@ -100,7 +97,7 @@ def _mean_abs(tensor: Tensor | None) -> float:
 
 
 class Importance:
-    """Gradients g_i of a set's N examples, folded into two sums; never more than one tensor of one of them is held.
+    """The importance of every entry to a set: its N examples' gradients g_i folded into two sums, a tensor at a time.
 
     - ``mean_abs``: (1/N) Σ |g_i|, the average gradient magnitude of arXiv 2504.12681, Eq. 3. Its square, which Eq. 4
       ranks by, has the same order.
@@ -108,13 +105,7 @@ class Importance:
     - ``zscore``: |z| of the signed mean, z = (ḡ − mean ḡ)/std ḡ over a tensor (the paper's official code). Where the
       examples' gradients cancel it is small, and the other two are not.
 
-    Args:
-        parameters: the tensors, by canonical name.
-        mode: one of `IMPORTANCES`.
-        signed: sum g_i too where the mode does not need it.
-
-    Raises:
-        GeffectError: the mode is unknown.
+    ``signed`` sums g_i too where the mode does not need it.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], mode: str = "mean_abs", *, signed: bool = True) -> None:
@@ -126,11 +117,7 @@ class Importance:
         self._reached: set[str] = set()
 
     def add(self, loss: Tensor) -> None:
-        """Back-propagate one example's loss.
-
-        Args:
-            loss: a scalar with a graph.
-        """
+        """Back-propagate one example's loss, a scalar with a graph."""
         GradientBuffer(self.parameters).stream("example", loss, self._fold)
         self.examples += 1
 
@@ -147,23 +134,16 @@ class Importance:
             self.sizes[name].addcmul_(gradient, gradient)
 
     def means(self) -> NamedTensors:
-        """The signed mean ḡ, taken out of the sums in place; a tensor that no loss reached is missing."""
+        """The signed means ḡ by parameter, computed in the sums' memory; a tensor that no loss reached is missing."""
         return {name: self.sums[name].div_(self.examples) for name in self.reached if self.sums}
 
     @property
     def reached(self) -> dict[str, int]:
-        """Tensor that a loss reached → entries."""
+        """The number of entries of each tensor that a loss reached."""
         return {name: parameter.numel() for name, parameter in self.parameters.items() if name in self._reached}
 
     def take(self, name: str) -> Tensor:
-        """The importance of one tensor's entries, up to a factor: what ranks them. Its magnitudes are let go.
-
-        Args:
-            name: the parameter.
-
-        Returns:
-            Non-negative, of the tensor's shape.
-        """
+        """The importance of one tensor's entries, up to a factor, of its shape; its magnitudes are freed."""
         return scores(self.sums[name]) if self.mode == "zscore" else self.sizes.pop(name)
 
 
@@ -172,13 +152,7 @@ def _zeros(parameters: Mapping[str, nn.Parameter]) -> NamedTensors:
 
 
 def scores(mean: Tensor) -> Tensor:
-    """|z| · std = |ḡ − mean ḡ| of one tensor: the order of |z|.
-
-    Args:
-        mean: ḡ.
-
-    Returns:
-        Of its shape; zeros where std ḡ < 1e-12.
+    """|z| · std = |ḡ − mean ḡ| of one tensor, which has the order of |z|; zeros where std ḡ < 1e-12.
 
     >>> scores(torch.tensor([1.0, 2.0, 6.0])).tolist()
     [2.0, 1.0, 3.0]

@@ -1,4 +1,4 @@
-"""Gradient acquisition: one loss an example, on true labels, random ones, or a corrupted answer."""
+"""The loss of each example that a localization back-propagates: on true labels, random ones, or a corrupted answer."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -19,52 +19,33 @@ Labels = Literal["random", "true", "corrupted"]
 def split_losses(
     loaded: Loaded, rows: Mapping[str, list[EncodedExample]], labels: Labels = "random", draws: int = 3, seed: int = 0
 ) -> dict[str, Iterator[Callable[[], Tensor]]]:
-    """A localization's losses, an example each, under one progress bar.
-
-    Args:
-        loaded: the model.
-        rows: split → its rows.
-        labels: as of `example_losses`, like the rest.
-        draws: of random or corrupted labels an example.
-        seed: of the draws.
-
-    Returns:
-        Split → its examples' losses.
-    """
+    """The losses of each split's examples (`example_losses`), under one progress bar."""
     bar = tqdm(total=sum(map(len, rows.values())), unit="example", disable=None)
 
-    def told(split_rows: list[EncodedExample]) -> Iterator[Callable[[], Tensor]]:
-        losses = example_losses(loaded.model, loaded.tokenizer, split_rows, labels, draws, seed)
+    def with_progress(examples: list[EncodedExample]) -> Iterator[Callable[[], Tensor]]:
+        losses = example_losses(loaded.model, loaded.tokenizer, examples, labels, draws, seed)
         for loss in losses:
             yield loss
             bar.update()
         if bar.n == bar.total:
             bar.close()
 
-    return {name: told(each) for name, each in rows.items()}
+    return {name: with_progress(each) for name, each in rows.items()}
 
 
 def example_losses(
     model: Any, tokenizer: Any, rows: Sequence[EncodedExample], labels: Labels = "random", draws: int = 3, seed: int = 0
 ) -> Iterator[Callable[[], Tensor]]:
-    """The losses of a set's examples, one forward pass each: token means, the mean over draws.
+    """The losses of a set's examples, one forward pass each: the token mean, averaged over draws of labels.
 
     - ``random``: the answer's labels are replaced by uniform draws (arXiv 2504.12681); the inputs are not, so that all
       draws share a forward and a backward pass.
-    - ``true``: as the data has them.
+    - ``true``: the labels of the data.
     - ``corrupted``: half of the answer's positions are drawn anew in the *inputs*, and the labels copy them (that
       paper's official code, after arXiv 2407.01920's).
 
-    Args:
-        model: in the mode it is to be measured in.
-        tokenizer: its tokenizer.
-        rows: the encoded set; draws depend on (seed, a row's index, draw) alone.
-        labels: see above.
-        draws: how many are averaged.
-        seed: of the draws.
-
-    Yields:
-        A function an example that runs the forward pass and returns its loss.
+    Each value is a function that runs the model in its present mode and returns the loss. Draws depend on (seed,
+    the example's index, draw) alone.
     """
     vocabulary, special = int(model.config.get_text_config().vocab_size), tokenizer.all_special_ids
     pad_id = pad_id_of(tokenizer)

@@ -1,4 +1,4 @@
-"""A localization on disk: masks as safetensors with their recipe, mean gradients as inner products and magnitudes."""
+"""A localization on disk: masks as safetensors, mean gradients as inner products and magnitudes, and the recipe."""
 
 import json
 import math
@@ -23,7 +23,7 @@ AGAIN = "Restore it from a copy, or localize again"
 
 
 def write_localization(run: RunDirectory, localization: Localization, recipe: Mapping[str, Any]) -> None:
-    """Write a localization's lines, its masks, one file a share, and its recipe, which stands in every file."""
+    """Write a localization's record, its masks, one file a share, and its recipe, which is also in every mask file."""
     path = run.path
     for place, overlap in enumerate(localization.overlaps.values()):
         gram = {"gram": localization.gram} if localization.gram.rows and not place else {}
@@ -66,7 +66,7 @@ def read_localization(path: StrPath) -> Localization:
 
 
 def _check_unharmed(path: Path) -> None:
-    """Every file that is read is the one that was written, and there is no mask beside them."""
+    """Refuse a localization with a file that differs from the one that was written, or that was added."""
     check_checksums(path, remedy=AGAIN)
     known = read_checksums(path, AGAIN)
     for name in (*READ, *(f"{MASKS}/{file.name}" for file in sorted((path / MASKS).glob("share-*.safetensors")))):

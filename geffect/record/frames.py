@@ -1,4 +1,4 @@
-"""A run's record as tidy frames."""
+"""Read a run's record as tidy frames."""
 
 import itertools
 import operator
@@ -222,7 +222,7 @@ def read_points(path: StrPath) -> pd.DataFrame:
 
 @damage_refused
 def read_settings(path: StrPath) -> dict[str, str]:
-    """A run's configuration, versions and hashes of data, flat, as text; not where the run lies."""
+    """A run's configuration, versions and hashes of data, flat, as text; without the place where the run lies."""
     path = Path(path)
     environment = read_environment(path)
     machine = {key: environment.get(key) for key in CHANGEABLE}

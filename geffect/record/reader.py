@@ -1,6 +1,6 @@
-"""Reading a run directory: the only place that takes lines and files of a record apart.
+"""Read a run directory: the only place that takes lines and files of a record apart.
 
-A reader of a run checks the format and every line (`geffect.record.schema`). What it returns is typed; the frames of
+A reader checks the format and every line (`geffect.record.schema`) and returns typed values; the frames of
 `geffect.record.frames` are made of the same lines.
 """
 
@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 
 
 class Score(NamedTuple):
-    """How well a model knows one set; None where a model that diverged gives no number.
+    """How well a model knows one set; None where the model has diverged.
 
     Attributes:
         loss: mean NLL over the set's labeled tokens, nats a token.
@@ -69,7 +69,7 @@ class Stop(NamedTuple):
 
 @dataclass(frozen=True)
 class StepLine:
-    """What a line of ``steps.jsonl`` says, apart from its matrices (`geffect.record.frames`).
+    """A line of ``steps.jsonl`` without its matrices (`geffect.record.frames`).
 
     Attributes:
         step: the optimizer step it was measured before.
@@ -89,7 +89,7 @@ class StepLine:
 
     @classmethod
     def of(cls, line: Mapping[str, Any], *, examples: bool = True) -> Self:
-        """A line as it is written, or about to be; without scores by example where these are not asked for."""
+        """A line as it is written, or about to be; ``examples`` reads the scores by example too."""
         scores = {name: Score(part["loss"], part.get("accuracy")) for name, part in _part(line, "evaluation").items()}
         single = _part(line, "evaluation_examples") if examples else {}
         stopped = _part(line, "stopped")
@@ -104,12 +104,12 @@ class StepLine:
 
 
 class Contents(NamedTuple):
-    """What else the lines of a run hold.
+    """What the lines of a run hold beside inner products and evaluations.
 
     Attributes:
         prediction: whether a prediction check was recorded.
         shares: of the overlaps' masks, each once.
-        batches: over how many micro-batches standard errors were taken; 0 where none were recorded.
+        batches: the number of micro-batches of the standard errors; 0 where none were recorded.
     """
 
     prediction: bool = False
@@ -120,7 +120,7 @@ class Contents(NamedTuple):
 def damage_refused(
     read: Callable[Concatenate[StrPath, Parameters], Result],
 ) -> Callable[Concatenate[StrPath, Parameters], Result]:
-    """Decorate a reader of a run: whatever a damaged file makes it raise becomes a GeffectError that says so."""
+    """Decorate a reader of a run so that whatever a damaged file makes it raise is a GeffectError that says so."""
 
     @functools.wraps(read)
     def checked(path: StrPath, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
@@ -136,7 +136,7 @@ def damage_refused(
 
 
 def read_lines(path: Path, name: str = STEPS) -> list[dict[str, Any]]:
-    """The lines of ``steps.jsonl`` or of a file beside it, as they stand; a torn last line is dropped."""
+    """The lines of ``steps.jsonl`` or of a file beside it, as written; a torn last line is dropped."""
     return list(each_line(path, name))
 
 
@@ -177,7 +177,7 @@ def evaluations(path: StrPath) -> list[StepLine]:
 
 @damage_refused
 def contents(path: StrPath) -> Contents:
-    """What a run recorded beside inner products and evaluations."""
+    """Which of the optional parts the lines of a run have."""
     lines = list(each_line(Path(path)))
     errors = [line["standard_errors"] for line in lines if line.get("standard_errors")]
     shares = {line["overlap"]["share"] for line in lines if line.get("overlap")}
@@ -200,7 +200,7 @@ def parameter_names(path: StrPath) -> list[str]:
 
 
 def is_finished(path: Path) -> bool:
-    """Whether a run has come to its end."""
+    """Whether a run is finished."""
     return (path / DONE).exists()
 
 
@@ -219,12 +219,12 @@ def read_environment(path: Path) -> dict[str, Any]:
 
 
 def check_run(path: Path) -> None:
-    """Refuse a directory that is no run, or one in another format."""
+    """Refuse a directory that is no run, or a run in another format."""
     read_environment(path)
 
 
 def read_document(file: Path) -> dict[str, Any]:
-    """A JSON file that `geffect.record.writer.write_json` wrote, without the format."""
+    """The content of a JSON file written by `geffect.record.writer.write_json`, without the format."""
     try:
         content = _json_object(read_bytes(file))
     except Unreadable as error:
@@ -239,7 +239,7 @@ def read_metrics(path: StrPath) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A run's ``config.yaml``, of whichever command: setting → value. A file without a format is read as this one's."""
+    """A run's ``config.yaml``, of whichever command: setting → value. A file without a format has this one."""
     file = path / CONFIG
     try:
         first = read_text(file).partition("\n")[0]
@@ -275,7 +275,7 @@ def _check_format(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def _writer(file: Path, content: Mapping[str, Any]) -> str:
-    """Which geffect wrote a file, as its run's environment says; empty where that cannot be read."""
+    """The version of geffect that wrote a file, by its run's environment; empty where that cannot be read."""
     if "versions" not in content:
         try:
             content = _json_object(read_bytes(file.parent / ENVIRONMENT))

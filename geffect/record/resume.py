@@ -1,4 +1,4 @@
-"""Checks of an unfinished run before it is resumed, and its lines cut back to where it continues."""
+"""Check an unfinished run before it is resumed, and cut its lines back to the step where it continues."""
 
 import itertools
 import logging
@@ -29,15 +29,7 @@ def check_unfinished(path: Path) -> None:
 
 @damage_refused
 def check_resumable(path: StrPath, environment: Mapping[str, Any]) -> None:
-    """Refuse a run that began otherwise than it would continue: with other weights, data, prompts or processes.
-
-    Args:
-        path: the run directory.
-        environment: as the run would record it now.
-
-    Raises:
-        GeffectError: it says what differs.
-    """
+    """Refuse to resume with other weights, data, prompts or processes than the run began with; warn of threads."""
     path = Path(path)
     check_unfinished(path)
     recorded = read_environment(path)
@@ -63,7 +55,7 @@ def _check_same_start(path: Path, recorded: Mapping[str, Any], environment: Mapp
 
 @damage_refused
 def check_same_data(path: StrPath, environment: Mapping[str, Any]) -> None:
-    """Refuse a run whose sets, or what decides their prompts, are no longer what it began with; the first is named."""
+    """Refuse a run of which a set, or a part that decides prompts, has changed since it began; the first is named."""
     path = Path(path)
     recorded = read_environment(path)["data"]
     for name, now in environment["data"].items():
@@ -88,7 +80,7 @@ def recorded_start(path: StrPath) -> str:
 
 
 def recorded_prompts(path: Path) -> dict[str, Any]:
-    """What decided the prompts of the run that a directory is, or is a checkpoint of; empty where nothing says so."""
+    """The recorded parts that decide the prompts of a run, or of a checkpoint's run; empty without a record."""
     run = path.parent.parent if path.parent.name == "checkpoints" else path
     try:
         prompts = read_environment(run).get("prompts") if (run / ENVIRONMENT).is_file() else None
@@ -98,7 +90,7 @@ def recorded_prompts(path: Path) -> dict[str, Any]:
 
 
 def check_lines(path: Path, expected: Sequence[int]) -> None:
-    """Refuse a record that lacks a line of one of these steps, has it twice, or has it out of order."""
+    """Refuse a record in which a line of one of these steps is missing, doubled or out of order."""
     steps = steps_of(path)
     counts = Counter(steps)
     for number, (step, here) in enumerate(itertools.zip_longest(expected, steps[: len(expected)]), start=1):
@@ -118,7 +110,7 @@ def steps_of(path: Path) -> list[int | None]:
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Remove a run's lines from a step on, and a torn one: they will be written again, the same."""
+    """Remove a run's lines from a step on, and a torn line: the resumed run writes them again, the same."""
     for file in (path / name for name in (STEPS, TOKENS, POINTS) if (path / name).exists()):
         count = sum(line["step"] < step for line in read_lines(path, file.name))
         write(file, b"".join(text + b"\n" for text in file.read_bytes().split(b"\n")[:count]))

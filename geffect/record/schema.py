@@ -23,12 +23,7 @@ DIRECTIONS = {"objective", "applied_gradient"}  # the latter of another training
 
 
 class LineChecker:
-    """Checks the lines of one file in order.
-
-    Args:
-        table: ``parameters`` of the run's environment; None where it has none.
-        repeats: several lines may have one step.
-    """
+    """Checks the lines of one file in order against the run's table of parameters; ``repeats`` allows equal steps."""
 
     def __init__(self, table: Table | None, *, repeats: bool = False) -> None:
         self.table, self.repeats = table, repeats

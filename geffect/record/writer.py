@@ -1,4 +1,4 @@
-"""Writing into a run directory: every byte, rename and sync of a record goes through the functions of this module.
+"""Write a run directory: every byte, rename and sync of a record goes through the functions of this module.
 
 A file is written aside and renamed, so that it is whole or absent; a line is on disk when `append_line` returns.
 """
@@ -30,7 +30,7 @@ BEGINNING = b'{\n "format": '  # of what `write_json` writes
 
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Yield a sibling for any library to write; it is synced and takes the file's name, or is removed on an error."""
+    """Yield a sibling that any library can write; it is synced and renamed to the file, or removed on an error."""
     aside = file.with_name(f".{file.name[:200]}.{os.getpid()}{PARTIAL}")
     try:
         yield aside
@@ -43,7 +43,7 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def write(file: Path, content: str | bytes) -> None:
-    """Write a whole file, of UTF-8 where it is text: it is there with all its bytes, or as it was before."""
+    """Write a whole file, text as UTF-8: after an error it is as it was before."""
     with replacing(file) as aside:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -54,7 +54,7 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def append_line(file: Path, line: Mapping[str, Any]) -> None:
-    """Add an object as a line, its format first, and wait until it is on disk; NaN and infinities become null."""
+    """Append an object as a line, its format first, and sync it to disk; NaN and infinities become null."""
     text = json.dumps({"format": FORMAT} | plain(dict(line)), allow_nan=False)
     with file.open("ab") as stream:
         stream.write(text.encode() + b"\n")
@@ -63,7 +63,7 @@ def append_line(file: Path, line: Mapping[str, Any]) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Give a file or directory another name, in place of a file that has it."""
+    """Rename a file or directory, in place of a file of that name, and sync the directory."""
     os.replace(source, target)
     if os.name == "posix":  # elsewhere a directory cannot be synced
         _sync(target.parent)
@@ -78,17 +78,11 @@ def _sync(path: Path) -> None:
 
 
 class RunDirectory:
-    """A run being written, by one process at a time: ``with RunDirectory(path) as run:``.
+    """A run directory that one process at a time writes: ``with RunDirectory(path) as run:``.
 
-    Nothing that exists is ever overwritten, and nothing changes in the directory between entering and leaving but by
-    this process: what a resumed run reads, it reads inside.
-
-    Args:
-        path: the directory; it must not exist, or hold no file.
-        resume: it holds an unfinished run.
-
-    Raises:
-        GeffectError: it exists, or cannot be made.
+    No existing file is overwritten. Only this process changes the directory while it is entered, so that a resumed
+    run reads it inside. Without ``resume`` the directory must not exist, or hold no file; with it, it holds an
+    unfinished run.
     """
 
     def __init__(self, path: Path, *, resume: bool = False) -> None:
@@ -165,7 +159,7 @@ class RunDirectory:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise where a run's directory holds a file already, or where none can be made."""
+    """Refuse a run directory that holds a file already, or that cannot be made."""
     if rank_and_size()[0]:  # of several processes the first writes, and may have begun
         return
     dangling = path.is_symlink() and not path.exists()
@@ -181,7 +175,7 @@ def refuse_existing(path: Path) -> None:
 
 
 def _holds_no_run(path: Path) -> bool:
-    """Whether a directory holds no file but, at most, what a start leaves that is killed before its first line."""
+    """Whether a directory holds no file but, at most, what a run that was killed before its first line leaves."""
     left = path / ENVIRONMENT
     for file in path.rglob("*"):  # ends at the first
         partial = file.name.startswith(".") and file.name.endswith(PARTIAL)
@@ -205,7 +199,7 @@ def layout_to_json(layout: Layout) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A value of JSON's own types: an object with ``to_record`` as that gives it, a number that is not finite null."""
+    """A value in JSON's own types: an object by its ``to_record``, a number that is not finite as null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if hasattr(value, "to_record"):
@@ -216,7 +210,7 @@ def plain(value: Any) -> Any:
 
 
 def describe() -> dict[str, Any]:
-    """Versions, git revision of the source tree, and hardware."""
+    """The versions, git revision of the source tree, and hardware that a run is made with."""
     import torch
 
     return {
@@ -235,7 +229,7 @@ def describe() -> dict[str, Any]:
 def batch_arithmetic(
     examples: int, batch_size: int, grad_accum_steps: int, steps: int, processes: int = 1
 ) -> dict[str, Any]:
-    """How many examples of a set make a step, and how often each is seen; ``sentence`` says the numbers.
+    """The number of a set's examples in a step, and how often each is used; ``sentence`` says it in words.
 
     >>> batch_arithmetic(40, 4, 2, 25)["sentence"]
     '4 examples × 2 micro-batches × 1 process = 8 examples a step; 40 examples make 5 steps an epoch; \
@@ -259,7 +253,7 @@ def batch_arithmetic(
 
 
 def peak_memory_gb() -> float:
-    """The largest working set this process has had, in GB."""
+    """The largest working set of this process so far, in GB."""
     if platform.system() == "Windows":
         return float(psutil.Process().memory_info().peak_wset) / 1e9  # type: ignore[attr-defined]
     import resource
@@ -276,7 +270,7 @@ def _version(name: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-    """The revision of geffect's own source tree, None where it is installed without one."""
+    """The revision of geffect's own source tree; None where it is installed without one."""
     tree = Path(__file__).resolve().parents[2]
     if not (tree / ".git").exists():
         return None
