@@ -25,7 +25,7 @@ from geffect.evaluation.results import EXAMPLES, KEEP, TEXTS, read_values, write
 from geffect.evaluation.suites import Part
 from geffect.evaluation.variants import Variant
 from geffect.evaluation.view import View
-from geffect.io.readers import byte_lines, parse_json
+from geffect.io.readers import byte_lines, parse_json, read_bytes
 from geffect.models.cache import cached_directory, file_sha256
 from geffect.models.load import Loaded
 from geffect.training.setup import decides, encode, read_set
@@ -65,7 +65,7 @@ def evaluate_tasks(config: EvaluateConfig, variant: Variant) -> Scores:
         (directory / TASKS).write_text(json.dumps(result), encoding="utf-8")
 
     with _result_directory("tasks", _tasks_key(config, variant), make) as directory:
-        scores: Scores = json.loads((directory / TASKS).read_text(encoding="utf-8"))
+        scores: Scores = parse_json(read_bytes(directory / TASKS), constants=True)
         return scores
 
 

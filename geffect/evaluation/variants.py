@@ -19,6 +19,7 @@ from geffect.errors import GeffectError, Interrupted
 from geffect.evaluation.metrics.memorization import extraction_strength
 from geffect.evaluation.suites import Part
 from geffect.evaluation.view import View
+from geffect.io.readers import read_json
 from geffect.models.cache import cached_directory
 from geffect.models.load import Loaded, outline
 from geffect.training.setup import decides
@@ -119,7 +120,7 @@ def _calibrated(
 
     key = json.dumps([both, config.tau, config.max_length, rows.rows])
     if all(both):
-        alpha = json.loads((cached_directory("calibration", key, search) / "alpha.json").read_text(encoding="utf-8"))
+        alpha = read_json(cached_directory("calibration", key, search) / "alpha.json")
     else:
         alpha = calibrate(retention, config.tau)
     weights = f"mixed {alpha} {json.dumps(both)}"

@@ -1,7 +1,6 @@
 """Where a series of checkpoints lies, in order, and whether all of it can be read."""
 
 import itertools
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from geffect.errors import GeffectError
+from geffect.io.readers import read_json
 from geffect.models.builtin import is_built_in
 from geffect.models.checkpoints import checkpoint_shapes, checkpoint_step, checkpoints_below
 from geffect.models.load import base_of_adapter, resolve
@@ -123,7 +123,7 @@ def _architecture(spec: str) -> Any:
 
 def _method(source: Path, base: str) -> dict[str, Any]:
     """How an adapter works: its configuration, and the base that it names."""
-    config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_json(source / "adapter_config.json")
     kept = {key: value for key, value in config.items() if key not in PASSING}
     return {key: sorted(value) if isinstance(value, list) else value for key, value in kept.items()} | {"base": base}
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from geffect.core.types import CausalLM
 from geffect.errors import GeffectError
+from geffect.io.readers import read_json
 from geffect.models.checkpoints import check_loading_info, stored_shapes
 
 LOGGER = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def resize_vocabulary(base: CausalLM, source: Path) -> None:
     changed = {name: size for name, size in saved.items() if size and size != sizes[name]}
     if not changed:
         return
-    copies = json.loads((source / "adapter_config.json").read_bytes()).get("modules_to_save")  # never tied
+    copies = read_json(source / "adapter_config.json").get("modules_to_save")  # never tied
     tied = len({id(module.weight) for module in modules.values()}) == 1 and not copies
     if len(set(changed.values())) > 1 or not (tied or len(changed) == len(modules)):
         each = ", ".join(f"{name} of {size or 'no'} tokens" for name, size in saved.items())

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 import geffect
 from geffect.core.types import CausalLM
 from geffect.errors import GeffectError
+from geffect.io.readers import read_json
 
 LOGGER = logging.getLogger(__name__)
 MANIFEST = ".manifest.json"  # the hash of every other file; an entry without it is not complete
@@ -130,7 +131,7 @@ def is_complete(path: Path) -> bool:
 def _matches(path: Path, stamps: tuple[tuple[str, int, int], ...]) -> bool:
     """Compare the hashes once for files of these sizes and times: a process reads a model's several times."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(path / MANIFEST)
         return bool(manifest == {name: file_sha256(path / name) for name, *_ in stamps if name != MANIFEST})
     except (OSError, ValueError, RecursionError):
         return False

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import logging
 import re
 import warnings
@@ -16,7 +15,7 @@ import torch
 from geffect.core.architectures import CAUSAL, check_class, check_runs, freeze_non_text
 from geffect.core.types import CausalLM, Tokenizer
 from geffect.errors import GeffectError
-from geffect.io.readers import check_regular
+from geffect.io.readers import check_regular, read_json
 from geffect.io.system import check_memory
 from geffect.models.adapters import FILE, check_adapter, check_patterns, resize_vocabulary
 from geffect.models.builtin import (
@@ -248,7 +247,7 @@ def base_of_adapter(source: Path | str) -> str | None:
 
 def _base_of(adapter: Path) -> str:
     file = adapter / "adapter_config.json"
-    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = read_json(file).get("base_model_name_or_path")
     if not base:
         raise GeffectError(f"{file} has no base_model_name_or_path", remedy="Name the base there")
     here, beside = Path(str(base)).expanduser(), adapter / str(base)

@@ -1,6 +1,5 @@
 """Tokenizers and chat templates of models: a directory's own, an adapter's, or one that is named."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from torch import nn
 
 from geffect.core.types import Tokenizer
 from geffect.errors import GeffectError
+from geffect.io.readers import read_json
 
 FILES = (
     *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json"),
@@ -45,7 +45,7 @@ def read_template(directory: Path) -> str | dict[str, str] | None:
     if file.is_file():
         return file.read_text(encoding="utf-8")
     for path in (older, directory / SETTINGS):
-        if path.is_file() and (template := json.loads(path.read_text(encoding="utf-8")).get("chat_template")):
+        if path.is_file() and (template := read_json(path).get("chat_template")):
             return {item["name"]: item["template"] for item in template} if isinstance(template, list) else template
     return None
 
