@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from geffect.core.host_state import HostState
+from geffect.core.model_state import ModelState
 from geffect.errors import GeffectError
 
 LOGGER = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def check_runs(base: nn.Module) -> None:
     beside = set(map(id, non_text_parameters(base).values()))
     seen = [p for p in base.parameters() if p.requires_grad and id(p) not in beside and not _is_hooked(p)]
     try:
-        with HostState(base).preserve():
+        with ModelState(base).preserve():
             answer = short_pass(base, graph=bool(seen))
             _B, _T, _V = answer.logits.shape
             if seen:
@@ -237,7 +237,7 @@ class ForwardTrace(TorchFunctionMode):
         """The record of a short pass; an empty one where the model does not run on token ids and a mask."""
         trace = cls(base, blocks)
         try:
-            with HostState(base).preserve(), trace.recording():
+            with ModelState(base).preserve(), trace.recording():
                 trace.answer = short_pass(base)
         except Exception:  # any model's own
             return cls(base, blocks)
@@ -300,7 +300,7 @@ class ForwardTrace(TorchFunctionMode):
 def short_pass(base: nn.Module, *, graph: bool = False, padded: bool = False) -> Any:
     """Run the model over two texts that differ in the last `LATER` places alone.
 
-    Call it while the model is kept as it is (`geffect.core.host_state.HostState`).
+    Call it while the model is kept as it is (`geffect.core.model_state.ModelState`).
 
     Args:
         base: a causal language model, without wrappers.

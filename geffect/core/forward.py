@@ -110,10 +110,10 @@ class Outputs:
 
     def need(self, name: str) -> Any:
         """The value of an optional attribute, by name; refuse where the forward pass did not supply it."""
-        found = getattr(self, name)
-        if found is None:
+        value = getattr(self, name)
+        if value is None:
             raise GeffectError(f"This objective needs {name}, which the outputs do not have", remedy=SUPPLY[name])
-        return found
+        return value
 
     def labeling(self, name: str) -> Tensor:
         """``[B, T]`` other labels for the same inputs, by name; refuse where the batch did not have them."""
@@ -160,8 +160,8 @@ def logits_at(
     if _keeps_positions(model):
         nowhere = torch.zeros(shape.numel(), dtype=torch.bool, device=index.device)
         inputs["logits_to_keep"] = nowhere.index_fill(0, index, True).view(shape)
-    found = (call or model)(**inputs, output_hidden_states=hidden)
-    logits, states = found.logits, found.hidden_states if hidden else None
+    output = (call or model)(**inputs, output_hidden_states=hidden)
+    logits, states = output.logits, output.hidden_states if hidden else None
     if logits.shape[:-1] == (len(index),):
         return logits, states
     if logits.shape[:-1] != shape:

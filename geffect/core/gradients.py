@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from geffect.core.host_state import HostState
 from geffect.core.layers import trainable_parameters
+from geffect.core.model_state import ModelState
 from geffect.errors import GeffectError
 
 NamedTensors = dict[str, Tensor]
@@ -84,7 +84,7 @@ def capture_gradients(model: nn.Module, losses: Mapping[str, Callable[[], Tensor
         Name → parameter name → gradient, in the parameters' order and dtype.
 
     Raises:
-        GeffectError: a loss changed a trainable weight (see `geffect.core.host_state.HostState`).
+        GeffectError: a loss changed a trainable weight (see `geffect.core.model_state.ModelState`).
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> rows = capture_gradients(model, {"sum": lambda: model(torch.ones(1, 2)).sum()})
@@ -92,7 +92,7 @@ def capture_gradients(model: nn.Module, losses: Mapping[str, Callable[[], Tensor
     ([[1.0, 1.0]], None)
     """
     window = GradientBuffer(trainable_parameters(model))
-    with HostState(model).preserve(evaluate=False):
+    with ModelState(model).preserve(evaluate=False):
         for name, loss in losses.items():
             window.add(name, loss())
     return {

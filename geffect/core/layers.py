@@ -210,7 +210,7 @@ def parallel_blocks(base: nn.Module) -> list[nn.ModuleList]:
 def _alternates(trace: ForwardTrace, modules: nn.ModuleList) -> bool:
     """Whether the i-th module runs between the calls of the blocks i − 1 and i + 1."""
     counts = [{count for p in each.parameters() for count, _ in trace.uses.get(id(p), ())} for each in modules]
-    return all(found and found <= {i, i + 1} for i, found in enumerate(counts))
+    return all(each and each <= {i, i + 1} for i, each in enumerate(counts))
 
 
 def _numbers(lists: Sequence[nn.ModuleList]) -> dict[nn.Module, int]:

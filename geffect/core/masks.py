@@ -69,13 +69,13 @@ def _large(sizes: "np.ndarray[Any, Any]", count: int) -> "np.ndarray[Any, Any]":
 def _smallest(large: "np.ndarray[Any, Any]", counts: Sequence[int]) -> dict[int, Any]:
     # count → the smallest of so many of the largest. One place at a time, each among what the one before left above it:
     # asked for several at once, NumPy takes four times as long; torch's kthvalue and topk ten times
-    found = {}
+    thresholds = {}
     for count in sorted(set(counts), reverse=True) if len(large) else ():
         place = max(len(large) - count, 0)
         large.partition(place)
         large = large[place:]
-        found[count] = large[0]
-    return found
+        thresholds[count] = large[0]
+    return thresholds
 
 
 def _largest(sizes: "np.ndarray[Any, Any]", threshold: Any, count: int) -> "np.ndarray[Any, np.dtype[np.bool_]]":
@@ -229,8 +229,8 @@ def union_of_masks(masks: Sequence[PackedMasks]) -> PackedMasks:
 def intersection_of_masks(masks: Sequence[PackedMasks]) -> PackedMasks:
     """Parameter → the packed mask of every entry in all of several masks; empty ones are missing."""
     common = [name for name in masks[0] if all(name in each for each in masks)]
-    found = {name: mask_intersection([each[name] for each in masks]) for name in common}
-    return {name: mask for name, mask in found.items() if mask_count(mask)}
+    shared = {name: mask_intersection([each[name] for each in masks]) for name in common}
+    return {name: mask for name, mask in shared.items() if mask_count(mask)}
 
 
 @dataclass(repr=False)
@@ -273,8 +273,8 @@ class Localization:
             for role in TARGETS
         }
         pooled = self.gram.combine(weights)
-        found = {name: cosine(g, pooled.rows, *TARGETS) for name, g in pooled.values.items()}
-        return {name: 0.0 if math.isnan(value) else value for name, value in found.items()}
+        values = {name: cosine(g, pooled.rows, *TARGETS) for name, g in pooled.values.items()}
+        return {name: 0.0 if math.isnan(value) else value for name, value in values.items()}
 
     def to_frame(self) -> "pd.DataFrame":
         """A line a split: ``examples``, and the number of entries in each share's masks (``top 10 %``, say)."""

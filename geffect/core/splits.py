@@ -37,8 +37,8 @@ def domains(names: Iterable[str]) -> tuple[str, ...]:
     >>> domains(["forget/privacy", "retain/privacy", "general"]), domains(["forget", "retain"])
     (('privacy',), ('',))
     """
-    found = [domain_of(name) for name in names if role_of(name) == "forget"]
-    return tuple(each for each in found if each) or ("",)
+    of_forget = [domain_of(name) for name in names if role_of(name) == "forget"]
+    return tuple(each for each in of_forget if each) or ("",)
 
 
 def of_role(sets: Mapping[str, Content], role: str) -> list[Content]:

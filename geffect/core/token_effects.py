@@ -18,8 +18,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from geffect.core.forward import IGNORE_INDEX, Outputs, labeled_positions, logits_at
-from geffect.core.host_state import enter_evaluation_mode
 from geffect.core.layers import depth_key, trainable_parameters
+from geffect.core.model_state import enter_evaluation_mode
 from geffect.errors import GeffectError
 
 if TYPE_CHECKING:
@@ -143,8 +143,8 @@ def _pushed(model: nn.Module, batch: Mapping[str, Tensor], direction: Mapping[st
         nll = _nll(model, duals, batch)
         tangent = forward_ad.unpack_dual(nll).tangent
         labeled = batch["labels"][:, 1:] != IGNORE_INDEX
-        found = torch.zeros_like(nll) if tangent is None else tangent.clone()
-    return found, nn.functional.pad(labeled, (0, 1))
+        effects = torch.zeros_like(nll) if tangent is None else tangent.clone()
+    return effects, nn.functional.pad(labeled, (0, 1))
 
 
 def _nll(model: nn.Module, duals: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:

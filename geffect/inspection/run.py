@@ -9,8 +9,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from geffect.config import InspectConfig
-from geffect.core.host_state import HostState, preserve_random_states
 from geffect.core.layers import trainable_parameters
+from geffect.core.model_state import ModelState, preserve_random_states
 from geffect.errors import GeffectError, Interrupted
 from geffect.inspection.defaults import recorded_start
 from geffect.inspection.iterate import walk
@@ -124,7 +124,7 @@ def _visit(step: int, loaded: Loaded, each_ready: Sequence[Ready]) -> None:
     scores: dict[str, Any] = {}
     for here in (each for each in each_ready if step not in each.task.done):
         began = time.perf_counter()
-        with HostState(loaded.model).preserve():
+        with ModelState(loaded.model).preserve():
             scores = scores or evaluated(loaded.model, here.evaluated, here.given.pad_id, here.task.config.batch_size)
             line = _line(step, loaded, here)
         head = {"step": step, "checkpoint": Path(loaded.source).name, "sha256": loaded.sha256}

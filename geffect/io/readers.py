@@ -186,10 +186,10 @@ def unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     Traceback (most recent call last):
     ValueError: the key 'a' twice in one object
     """
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
         raise ValueError(f"the key {duplicate(key for key, _ in pairs)!r} twice in one object")
-    return found
+    return content
 
 
 class UniqueLoader(yaml.SafeLoader):

@@ -46,13 +46,13 @@ def check_memory(what: str, needed: float, remedy: str, limit: int | None = None
 
 
 def _limits() -> list[int]:
-    found = []
+    limits = []
     for name in CGROUP:
         try:
-            found.append(int(Path(name).read_text(encoding="ascii")))
+            limits.append(int(Path(name).read_text(encoding="ascii")))
         except (OSError, ValueError):  # none, or "max"
             continue
-    return found
+    return limits
 
 
 @contextlib.contextmanager

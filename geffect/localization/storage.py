@@ -34,13 +34,13 @@ def write_localization(run: RunDirectory, localization: Localization, recipe: Ma
         metadata = {"geffect_format": str(FORMAT), "share": repr(share), "recipe": json.dumps(recipe)}
         with replacing(path / MASKS / f"share-{share!r}.safetensors") as file:
             save_file(bits, file, metadata=metadata)
-            _sort_metadata(file)
+            sort_metadata(file)
     content = {"recipe": recipe, "examples": localization.examples, "magnitudes": localization.magnitudes}
     write_json(path / RECIPE, content)
     write_checksums(path, [*(path / name for name in READ), *(path / MASKS).iterdir()])
 
 
-def _sort_metadata(file: Path) -> None:
+def sort_metadata(file: Path) -> None:
     """Sort the metadata of a safetensors file by key: safetensors' own order differs from process to process."""
     with file.open("r+b") as stream:
         size = int.from_bytes(stream.read(8), "little")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from geffect.core.forward import Outputs, forward, logits_at
-from geffect.core.host_state import enter_evaluation_mode
+from geffect.core.model_state import enter_evaluation_mode
 from geffect.data.encode import EncodedExample, collate
 from geffect.errors import GeffectError
 

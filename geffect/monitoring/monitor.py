@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from geffect.core.architectures import check_kind, check_runs
 from geffect.core.distributed import is_sharded, local_part, rank
 from geffect.core.gradients import NamedTensors
-from geffect.core.host_state import HostState
 from geffect.core.layers import TiedWeights, find_tied_weights, layout, split_layout, trainable_parameters, unwrap
+from geffect.core.model_state import ModelState
 from geffect.errors import GeffectError
 from geffect.measurement.step import norms
 from geffect.models.tokenizers import vocabulary_size
@@ -46,7 +46,7 @@ class Monitor:
     A measured step costs the forward and backward passes over both sets and the memory of two gradients, with
     ``update`` that of two more. Unscale gradients that a scaler has scaled before ``step``.
 
-    The model, its hooks and the random states stay the same bit for bit (`geffect.core.host_state`). Forward hooks run
+    The model, its hooks and the random states stay the same bit for bit (`geffect.core.model_state`). Forward hooks run
     on the passes of a measured step; hooks on parameters and backward hooks of modules do not. A model with
     post-accumulate-grad hooks is refused, since an optimizer that steps in them leaves no gradient, and so is one whose
     forward pass changes trainable weights.
@@ -98,7 +98,7 @@ class Monitor:
         )
         self.parameters: dict[str, nn.Parameter] = {}  # read when the monitor opens, with all below
         self.tied: TiedWeights | None = None
-        self._state = HostState(model)
+        self._state = ModelState(model)
         self._stack = contextlib.ExitStack()
         self._directory: RunDirectory | None = None  # locked by the first process from `open` to `close`
         self._sink: Callable[..., None] | None = None  # the same
@@ -142,7 +142,7 @@ class Monitor:
         if not is_sharded(trainable_parameters(self.model)):  # FSDP2 exchanges parameters during a pass
             check_runs(unwrap(self.model))
         self.parameters, self.tied = trainable_parameters(self.model), find_tied_weights(without_ddp(self.model))
-        self._state = HostState(self.model)
+        self._state = ModelState(self.model)
         table = split_layout(layout(self.model), self.tied)
         self.steps, resumes = step, step > 0 and (self.path / CONFIG).exists()
         environment = describe() | {

@@ -14,8 +14,8 @@ from geffect.core.distributed import assign_items, is_sharded, sum_gradients, su
 from geffect.core.forward import IGNORE_INDEX, forward
 from geffect.core.gradients import GradientBuffer, NamedTensors
 from geffect.core.gram import Gram
-from geffect.core.host_state import HostState
 from geffect.core.layers import TiedWeights
+from geffect.core.model_state import ModelState
 from geffect.data.checks import check_ids, warn_cut
 from geffect.data.encode import EncodedExample, collate, encode_set, pad_id_of
 from geffect.data.load import ExampleSet, load_set
@@ -101,7 +101,7 @@ def compute_target_gradients(
     parameters: Mapping[str, nn.Parameter],
     batches: Mapping[str, Sequence[Batch]],
     tied: TiedWeights | None,
-    state: HostState,
+    state: ModelState,
 ) -> tuple[dict[str, NamedTensors], dict[str, Likelihood]]:
     """Each set's ∇R, R its token-mean NLL, and its scores, both summed over processes; a tied tensor is split by use.
 

@@ -3,7 +3,7 @@
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from geffect.core.host_state import keep_weight_scale
+from geffect.core.model_state import keep_weight_scale
 
 
 def set_mode(model: nn.Module, *, dropout: bool, checkpointing: bool = True) -> None:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from geffect.core.gram import Gram
@@ -20,7 +22,7 @@ from geffect.data.relabel import corrupt_answer, random_labels
 from geffect.errors import GeffectError
 from geffect.localization.localize import IMPORTANCES, Importance, localize, scores
 from geffect.localization.losses import example_losses
-from geffect.localization.storage import read_localization
+from geffect.localization.storage import read_localization, sort_metadata
 from geffect.models.builtin import make_tiny
 from geffect.rectifiers.grail import op_rr, op_ur
 from geffect.rectifiers.memflex import region
@@ -287,6 +289,19 @@ def test_a_loss_that_is_not_finite_names_its_example(tiny: tuple[Any, Any]) -> N
     (loss,) = example_losses(model, tokenizer, [_row()], "true")
     with pytest.raises(GeffectError, match=r"loss of example 5 is nan"):
         loss()
+
+
+def test_a_mask_file_has_its_metadata_in_one_order(tmp_path: Path) -> None:
+    """safetensors' own order is another one in every map; what is read back is the same."""
+    bits, files = {"forget|w": torch.tensor([7], dtype=torch.uint8)}, [tmp_path / f"{i}.safetensors" for i in range(8)]
+    metadata = {name: 'é"\n\x7f' for name in ("share", "recipe", "geffect_format", "a", "b")}
+    for file in files:
+        save_file(bits, file, metadata=metadata)
+        sort_metadata(file)
+    assert len({file.read_bytes() for file in files}) == 1
+    with safe_open(files[0], "pt") as stored:
+        assert stored.metadata() == metadata
+        assert stored.get_tensor("forget|w").tolist() == [7]
 
 
 def test_what_is_no_localization_is_refused(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from geffect.errors import GeffectError
 from geffect.record.frames import read, read_overlap, read_steps
 from geffect.record.reader import read_environment, read_lines
 from geffect.record.schema import DONE, ENVIRONMENT, FORMAT, METRICS, STEPS
-from geffect.record.writer import LOCK, RunDirectory, layout_to_json, refuse_existing
+from geffect.record.writer import LOCK, RunDirectory, describe, layout_to_json, refuse_existing
 
 NUM_BLOCKS = 4
 LAYERS = ["embed", *(f"block_{i}" for i in range(NUM_BLOCKS)), "final_norm", "lm_head"]
@@ -310,3 +310,8 @@ def test_the_layout_is_written_as_columns_of_one_length() -> None:
     assert table["num_blocks"] == NUM_BLOCKS
     assert dict(zip(table["names"], table["layers"], strict=True)) == LAYOUT.layers
     assert dict(zip(table["names"], table["numel"], strict=True)) == LAYOUT.numel
+
+
+def test_the_revision_is_that_of_the_source_tree() -> None:
+    checkout = (Path(__file__).resolve().parents[2] / ".git").exists()
+    assert bool(describe()["git"]) == checkout

@@ -1,7 +1,7 @@
 """Run passes of a model and leave it and the random states as they were, bit for bit.
 
 A forward pass may change what it runs on, in evaluation mode too: buffers grow, counters count, caches fill, weights
-are rescaled. `HostState` runs passes and restores all of it.
+are rescaled. `ModelState` runs passes and restores all of it.
 """
 
 import random
@@ -43,8 +43,8 @@ def keep_weight_scale(model: nn.Module) -> None:
             module.training = not module.layers_are_rescaled
 
 
-class HostState:
-    """Runs passes of a model and leaves no trace: ``with HostState(model).preserve(): …``.
+class ModelState:
+    """Runs passes of a model and leaves no trace: ``with ModelState(model).preserve(): …``.
 
     Restored are the random states of Python, NumPy and torch and, of every module and its configuration,
     attributes, parameters, buffers and hooks (identity, order, and what lists and dictionaries among them hold),
@@ -69,9 +69,9 @@ class HostState:
         Passes that changed a trainable weight, which is restored, or something that cannot be restored, are
         refused.
         """
-        found = _Found(self.model)
-        writes = _Writes(found.tensors)
-        for each in found.tensors:
+        parts = _Parts(self.model)
+        writes = _Writes(parts.tensors)
+        for each in parts.tensors:
             if each.name in self._written or (not isinstance(each.tensor, nn.Parameter) and each.small):
                 writes.keep(each)
         try:
@@ -83,7 +83,7 @@ class HostState:
                     stack.enter_context(writes)
                 yield
         finally:
-            changed, lost = found.put_back(writes.copies)
+            changed, lost = parts.put_back(writes.copies)
             self._written |= {each.name for each in writes.seen}
         self._first = False
         _refuse(changed, lost)
@@ -104,7 +104,7 @@ def _refuse(changed: list[str], lost: list[str]) -> None:
 
 
 @dataclass(eq=False)
-class _Kept:
+class _Tensor:
     """A tensor of the model as it was."""
 
     name: str
@@ -137,17 +137,17 @@ class _Kept:
         return changed
 
 
-class _Found:
+class _Parts:
     """The parts of a model: containers with what they hold, and tensors."""
 
     def __init__(self, model: nn.Module) -> None:
         self.containers: dict[int, tuple[Any, list[Any]]] = {}
-        tensors: dict[int, _Kept] = {}
+        tensors: dict[int, _Tensor] = {}
         for path, module in model.named_modules():
             own = _rewired(module)
             for name, tensor in self._inside(f"{path}.", {k: v for k, v in vars(module).items() if k not in own}):
                 if id(tensor) not in tensors and _plain(tensor):
-                    tensors[id(tensor)] = _Kept(name.strip("."), tensor)
+                    tensors[id(tensor)] = _Tensor(name.strip("."), tensor)
             self.containers[id(vars(module))] = vars(module), list(vars(module).items())
         self.tensors = list(tensors.values())
         self._versions = preserve_versions(tuple(each.tensor for each in self.tensors))
@@ -179,7 +179,7 @@ class _Found:
             each.name for each in self.tensors if each.tensor._version != each.version and id(each.tensor) not in copies
         ]
         changed = [each for each in self.tensors if each.put_back(copies.get(id(each.tensor)))]
-        self._versions.__exit__()  # what was written is undone, so a graph of the host's may go on using it
+        self._versions.__exit__()  # what was written is undone, so that a graph outside may still use it
         return [each.name for each in changed if each.requires_grad], lost
 
 
@@ -188,16 +188,16 @@ class _Writes(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, tensors: Iterable[_Kept]) -> None:
+    def __init__(self, tensors: Iterable[_Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.copies: dict[int, Tensor] = {}
-        self.seen: list[_Kept] = []
-        self._by_storage: dict[int, list[_Kept]] = {}
+        self.seen: list[_Tensor] = []
+        self._by_storage: dict[int, list[_Tensor]] = {}
         for each in tensors:
             self._by_storage.setdefault(each.memory.untyped_storage()._cdata, []).append(each)
         self._places: dict[Any, tuple[tuple[int, str], ...]] = {}
 
-    def keep(self, each: _Kept) -> None:
+    def keep(self, each: _Tensor) -> None:
         """Copy a tensor, once."""
         if id(each.tensor) not in self.copies:
             self.copies[id(each.tensor)] = each.memory.clone()

@@ -14,8 +14,8 @@ from transformers import Trainer, TrainingArguments
 from geffect import api
 from geffect.config import InspectConfig
 from geffect.core.gradients import capture_gradients
-from geffect.core.host_state import SMALL
 from geffect.core.layers import layout
+from geffect.core.model_state import SMALL
 from geffect.errors import GeffectError
 from geffect.inspection.places import Place
 from geffect.inspection.run import inspect
