@@ -1,4 +1,4 @@
-"""Which kinds of model are measured: causal language models, and the text decoder of multimodal ones."""
+"""The kinds of model that are supported: causal language models, and the text decoder of multimodal ones."""
 
 import contextlib
 import logging
@@ -27,27 +27,12 @@ NEEDED = f"geffect needs {CAUSAL}"
 
 
 def check_kind(base: nn.Module) -> None:
-    """Refuse what is no causal language model by its class and configuration.
-
-    Args:
-        base: the model, without wrappers.
-
-    Raises:
-        GeffectError: it is an encoder-decoder, or scores whole texts.
-    """
+    """Refuse an unwrapped model that is no causal language model by its class and configuration."""
     check_class(type(base).__name__, getattr(base, "config", None))
 
 
 def check_class(name: str, config: Any) -> None:
-    """Refuse a class of model that is no causal language model.
-
-    Args:
-        name: of the class.
-        config: the model's configuration, if any.
-
-    Raises:
-        GeffectError: it is an encoder-decoder, or scores whole texts.
-    """
+    """Refuse a class of model that is an encoder-decoder or scores whole texts, by its name and configuration."""
     if getattr(config, "is_encoder_decoder", False):
         raise GeffectError(
             f"{name} is an encoder-decoder; {NEEDED}", remedy="Choose a decoder-only model, such as a Llama or Qwen"
@@ -60,14 +45,9 @@ def check_class(name: str, config: Any) -> None:
 
 
 def check_causal(base: nn.Module, answer: Any) -> None:
-    """Refuse a model whose prediction at a token depends on later tokens.
+    """Refuse an unwrapped model whose logits at a token move with later tokens, by more than rounding.
 
-    Args:
-        base: the model, without wrappers.
-        answer: to `geffect.core.architectures.short_pass`; None, on the meta device or not finite it tells nothing.
-
-    Raises:
-        GeffectError: an earlier token's logits move with later tokens, by more than rounding.
+    ``answer`` is its output of `short_pass`; None, one on the meta device, or one that is not finite shows nothing.
     """
     if _differ(answer):
         raise GeffectError(
@@ -152,12 +132,12 @@ def check_runs(base: nn.Module) -> None:
 
 
 def _is_hooked(parameter: nn.Parameter) -> bool:
-    # a host's own hooks, and those that gather shards, are none of a check's business
+    # a check leaves a caller's hooks alone, and those that gather shards
     return bool(parameter._backward_hooks) or hasattr(parameter, "device_mesh")
 
 
 def text_decoder(base: nn.Module) -> nn.Module | None:
-    """The text decoder inside a multimodal model; None of a model of text alone."""
+    """The text decoder inside a multimodal model; None for a model of text alone."""
     config: Any = getattr(base, "config", None)
     if not hasattr(config, "get_text_config") or not hasattr(base, "get_decoder"):
         return None
@@ -166,13 +146,9 @@ def text_decoder(base: nn.Module) -> nn.Module | None:
 
 
 def non_text_parameters(base: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of a multimodal model that are neither of its text decoder nor of the decoder's ends.
+    """Name → parameter of an unwrapped multimodal model outside its text decoder and the decoder's embedding and head.
 
-    Args:
-        base: the model, without wrappers.
-
-    Returns:
-        Name → parameter; none of a model of text alone.
+    Empty for a model of text alone.
     """
     decoder = text_decoder(base)
     if decoder is None:
@@ -183,7 +159,7 @@ def non_text_parameters(base: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def freeze_non_text(base: nn.Module) -> None:
-    """Freeze what stands beside a multimodal model's text decoder, and say so in one line."""
+    """Freeze the parameters beside a multimodal model's text decoder, and log one line about them."""
     rest = non_text_parameters(base)
     for parameter in rest.values():
         parameter.requires_grad_(False)
@@ -192,13 +168,7 @@ def freeze_non_text(base: nn.Module) -> None:
 
 
 def warn_non_text(base: nn.Module, rest: dict[str, nn.Parameter], fate: str) -> None:
-    """Log one line about the parameters beside the text decoder.
-
-    Args:
-        base: the model.
-        rest: as of `non_text_parameters`.
-        fate: what becomes of them.
-    """
+    """Log one line about the parameters beside the text decoder (`non_text_parameters`), and what becomes of them."""
     parts = sorted({".".join(name.split(".")[:2]) for name in rest})
     size = sum(parameter.numel() for parameter in rest.values())
     LOGGER.warning(
@@ -245,10 +215,10 @@ class ForwardTrace(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the function; where it makes or fills a tensor, note the parameters it takes."""
-        found = func(*args, **(kwargs or {}))
-        if func is Tensor.__setitem__ or any(isinstance(each, Tensor) for each in _flat(found)):  # no shape or dtype
+        result = func(*args, **(kwargs or {}))
+        if func is Tensor.__setitem__ or any(isinstance(each, Tensor) for each in _flat(result)):  # no shape or dtype
             self._note(id(each) for each in _flat((args, kwargs or {})) if isinstance(each, Tensor))
-        return found
+        return result
 
     def places(self, parameter: nn.Parameter) -> set[int]:
         """Where a parameter was used: block numbers, `BEFORE` or `AFTER`; between two blocks counts as in the first."""
@@ -266,9 +236,10 @@ class ForwardTrace(TorchFunctionMode):
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """While this lasts forward passes are recorded.
+        """Record forward passes while this lasts.
 
-        A module's call counts as a use of the parameters it owns: of a shard functions take the gathered tensor.
+        A module's call counts as a use of the parameters it owns: for a shard, functions take the gathered
+        tensor.
         """
         around = {each for each in self.base.modules() if not self.blocks.keys().isdisjoint(each.modules())}
         handles = [block.register_forward_pre_hook(self._enter) for block in self.blocks]
@@ -298,20 +269,11 @@ class ForwardTrace(TorchFunctionMode):
 
 
 def short_pass(base: nn.Module, *, graph: bool = False, padded: bool = False) -> Any:
-    """Run the model over two texts that differ in the last `LATER` places alone.
+    """The output of the unwrapped model for two texts that differ in the last `LATER` places alone.
 
-    Call it while the model is kept as it is (`geffect.core.model_state.ModelState`).
-
-    Args:
-        base: a causal language model, without wrappers.
-        graph: keep what a backward pass needs.
-        padded: in these places the second text has padding, in place of other tokens.
-
-    Returns:
-        What it answers.
-
-    Raises:
-        Exception: the model's own, where it does not run on token ids and a mask.
+    Call it inside `geffect.core.model_state.ModelState.preserve`. ``graph`` keeps what a backward pass needs;
+    ``padded`` puts padding in these places of the second text, in place of other tokens. The model's own exception
+    passes where it does not run on token ids and a mask.
     """
     device = next(base.parameters()).device
     with torch.set_grad_enabled(graph):
