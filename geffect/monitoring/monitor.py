@@ -137,19 +137,11 @@ class Monitor:
             raise GeffectError(
                 "The model is monitored already", remedy="Remove one of the two monitors, or close the first"
             )
-        _refuse_hidden(self.model)
-        check_kind(unwrap(self.model))
-        if not is_sharded(trainable_parameters(self.model)):  # FSDP2 exchanges parameters during a pass
-            check_runs(unwrap(self.model))
+        _check_model(self.model)
         self.parameters, self.tied = trainable_parameters(self.model), find_tied_weights(without_ddp(self.model))
         self._state = ModelState(self.model)
-        table = split_layout(layout(self.model), self.tied)
         self.steps, resumes = step, step > 0 and (self.path / CONFIG).exists()
-        environment = describe() | {
-            "dtype": str(next(iter(self.parameters.values())).dtype).removeprefix("torch."),
-            "data": {name: target.data for name, target in self.targets.items()},
-            "parameters": layout_to_json(table),
-        }
+        environment = self._environment()
         if rank() == 0:
             self._directory = self._stack.enter_context(RunDirectory(self.path, resume=resumes))
             if resumes:
@@ -157,6 +149,13 @@ class Monitor:
             self._sink = self._stack.enter_context(started(self._directory, self.settings, environment, step))
         _OPEN.add(self)
         return self
+
+    def _environment(self) -> dict[str, Any]:
+        return describe() | {
+            "dtype": str(next(iter(self.parameters.values())).dtype).removeprefix("torch."),
+            "data": {name: target.data for name, target in self.targets.items()},
+            "parameters": layout_to_json(split_layout(layout(self.model), self.tied)),
+        }
 
     def step(self) -> None:
         """Measure the gradients in ``.grad``: call it between the backward pass and the optimizer's step.
@@ -242,8 +241,8 @@ class Monitor:
         """Close the monitors of trainings that ended in an exception: a notebook keeps the last exception alive."""
         for each in list(_OPEN):
             another = None not in (each.training, self.training) and each.training is not self.training
-            meets = unwrap(each.model) is unwrap(self.model) or each.path.resolve() == self.path.resolve()
-            if another and meets:
+            same = unwrap(each.model) is unwrap(self.model) or each.path.resolve() == self.path.resolve()
+            if another and same:
                 each.close(finished=False)
 
     def _moved(self, name: str) -> Tensor:
@@ -264,16 +263,19 @@ def _temporary(owner: Monitor) -> Path:
     return path
 
 
-def _refuse_hidden(model: nn.Module) -> None:
-    """Refuse a wrapper that keeps gradients elsewhere than in ``.grad``."""
+def _check_model(model: nn.Module) -> None:
+    """Refuse wrappers that keep gradients elsewhere than in ``.grad``, hooks on parameters, and other kinds of model."""
     names = {type(module).__name__ for module in model.modules()}
     if hidden := sorted(names & {"FullyShardedDataParallel", "DeepSpeedEngine"}):
         raise GeffectError(
             f"{hidden[0]} keeps gradients of its own, not those in .grad",
             remedy="Shard with FSDP2 (fsdp_version: 2, fully_shard), or train with DDP",
         )
-    is_sharded(trainable_parameters(model))
+    sharded = is_sharded(trainable_parameters(model))
     _refuse_hooks(trainable_parameters(model))
+    check_kind(unwrap(model))
+    if not sharded:  # FSDP2 exchanges parameters during a pass
+        check_runs(unwrap(model))
 
 
 def _refuse_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
