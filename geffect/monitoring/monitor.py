@@ -264,7 +264,7 @@ def _temporary(owner: Monitor) -> Path:
 
 
 def _check_model(model: nn.Module) -> None:
-    """Refuse wrappers that keep gradients elsewhere than in ``.grad``, hooks on parameters, and other kinds of model."""
+    """Refuse wrappers with gradients elsewhere than in ``.grad``, hooks on parameters, and unsupported models."""
     names = {type(module).__name__ for module in model.modules()}
     if hidden := sorted(names & {"FullyShardedDataParallel", "DeepSpeedEngine"}):
         raise GeffectError(
