@@ -212,7 +212,7 @@ def test_a_region_is_strict_and_its_quantiles_are_over_tensors() -> None:
     assert region(cosines, sizes, mu=0.5, sigma=0.5) == ["a"]
     assert region(cosines, sizes, mu=2.0, sigma=-1.0) == ["a", "b", "c"]
     assert region(cosines, sizes, mu=1.0, sigma=0.0, quantiles=True) == ["b"]
-    with pytest.raises(GeffectError, match=r"cosine < 0\.1 .* found cosines from 0\.1 and magnitudes up to 3"):
+    with pytest.raises(GeffectError, match=r"cosine < 0\.1 .* cosines start at 0\.1 and magnitudes end at 3\."):
         region(cosines, sizes, mu=0.1, sigma=0.0)
 
 
