@@ -97,13 +97,9 @@ def _precision(base: nn.Module, logits: Tensor) -> float:
 
 
 def check_runs(base: nn.Module) -> None:
-    """Refuse a model that does not run on tokens alone, forward and backward, or is not causal.
+    """Refuse an unwrapped model that does not run on tokens alone, forward and backward, or is not causal.
 
-    Args:
-        base: the model, without wrappers; it is left as found.
-
-    Raises:
-        GeffectError: it fails, answers without logits, or predicts from later tokens, from padding or from its length.
+    It is refused where it fails, gives no logits, or predicts from later tokens, from padding or from its length.
     """
     beside = set(map(id, non_text_parameters(base).values()))
     seen = [p for p in base.parameters() if p.requires_grad and id(p) not in beside and not _is_hooked(p)]
@@ -113,22 +109,21 @@ def check_runs(base: nn.Module) -> None:
             _B, _T, _V = answer.logits.shape
             if seen:
                 torch.autograd.grad(answer.logits.float().sum(), seen[:1], allow_unused=True)
-        with HostState(base).preserve():  # each from the same state, since a pass may change it
+        with ModelState(base).preserve():  # each from the same state, since a pass may change it
             beside_padding = short_pass(base, padded=True)
-        with HostState(base).preserve():
+        with ModelState(base).preserve():
             by_length = _depends_on_length(base, beside_padding)
     except GeffectError:
         raise
     except Exception as error:  # any model's own
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        expected = "a model that makes logits of token ids and a mask, and gradients in evaluation mode"
-        raise GeffectError(
-            expected, f"{type(base).__name__}, which fails ({reason})", "choose another model"
-        ) from error
+        message = f"{type(base).__name__} gives no logits of token ids and a mask, or no gradients of them ({reason})"
+        raise GeffectError(message, remedy="Choose another model") from error
     check_causal(base, answer)
     if _differ(beside_padding) or by_length:
         what = "padding on the right" if _differ(beside_padding) else "the length of the padding"
-        raise GeffectError(CAUSAL, f"{type(base).__name__}, whose predictions depend on {what}", "choose another model")
+        message = f"The predictions of {type(base).__name__} depend on {what}; {NEEDED}"
+        raise GeffectError(message, remedy="Choose another model")
 
 
 def _is_hooked(parameter: nn.Parameter) -> bool:
