@@ -48,7 +48,7 @@ def ensure(settings: list[dict[str, Any]], verb: str = "unlearn") -> list[Path]:
     """
     logging.basicConfig(format="geffect: %(message)s", level=logging.WARNING)
     LOGGER.setLevel(logging.INFO)
-    for name in ("trainer", "unlearn", "finetune", "interruption"):  # not what a run's set-up and end warn of
+    for name in ("trainer", "unlearn", "finetune"):  # not what a run's set-up and end warn of
         logging.getLogger(f"geffect.training.{name}").setLevel(logging.ERROR)
     schema = getattr(import_module("geffect.config"), SCHEMAS[verb])
     run = getattr(import_module("geffect.api"), verb)  # here, so that a figure script imports no torch

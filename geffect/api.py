@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from geffect.config import (
     DoctorConfig,
@@ -24,29 +24,31 @@ from geffect.config import (
 from geffect.core.splits import role_of
 from geffect.errors import Interrupted
 from geffect.io.system import check_single_process, launch_command, terminable
-from geffect.record.writer import RunDirectory, describe, layout_to_json, replacing
+from geffect.record.writer import RunDirectory, describe, layout_to_json, refuse_existing, replacing
 from geffect.training.run import (
-    again,
     check_converged,
-    ends,
+    disk_errors,
+    final_metrics,
+    find_checkpoint,
     first_step,
     lines_before,
-    resolved,
-    started,
-    take_up,
-    to_disk,
+    open_record,
+    read_unfinished,
+    recorded_config,
+    resume_command,
     train,
-    unfinished,
-    unmet,
+    unmet_goals,
 )
 
 if TYPE_CHECKING:
+    from geffect.inspection.tasks import InspectionSetup
     from geffect.models.load import Loaded
     from geffect.preflight.numerics import Finding
     from geffect.reports.html.page import Report
-    from geffect.training.setup import Start
+    from geffect.training.setup import LocalizationSetup, Setup, TrainingSetup
 
 LOGGER = logging.getLogger(__name__)
+Trained = TypeVar("Trained", bound=TrainConfig)
 
 
 def load_model(
@@ -134,33 +136,35 @@ def _fit_tiny(name: str, directory: Path) -> None:
 
 
 @terminable()
-def finetune(config: FinetuneConfig, *, resume: bool = False) -> Path:
+def finetune(
+    config: FinetuneConfig, *, resume: bool = False, setup: "TrainingSetup[FinetuneConfig] | None" = None
+) -> Path:
     """Descend the NLL of named sets and write a model (or adapter) directory that is also a run.
 
     Args:
         config: the run.
         resume: as of `unlearn`; the checkpoints are removed once the model is written.
+        setup: as of `prepare`, which is called where there is none.
 
     Returns:
         The directory.
     """
     from geffect.models.load import quiet_transformers
-    from geffect.training.dry_run import num_fit_steps
     from geffect.training.finetune import FinetuneTrainer
-    from geffect.training.hf_arguments import training_arguments
 
     check_single_process("geffect finetune")
-    if resume:
-        config = unfinished(config)
+    if resume and setup is None:
+        config = read_unfinished(config)
     with RunDirectory(config.out, resume=resume) as run:
-        start = _start(config)
+        start = _start(setup or config)
         each_row = (row for rows in start.encoded.values() for row in rows)
         loaded, rows = start.loaded, [replace(row, index=i) for i, row in enumerate(each_row)]
-        steps = num_fit_steps(config, len(rows))
-        arguments = training_arguments(config, steps)
-        environment = start.environment(config, steps)
-        checkpoint = take_up(config.out, environment) if resume else None
-        with quiet_transformers(), started(run, resolved(config), environment, first_step(checkpoint)) as sink:
+        arguments, environment = start.arguments, start.environment()
+        checkpoint = find_checkpoint(config.out, environment) if resume else None
+        with (
+            quiet_transformers(),
+            open_record(run, recorded_config(config), environment, first_step(checkpoint)) as sink,
+        ):
             trainer = FinetuneTrainer(
                 loaded.model,
                 arguments,
@@ -172,18 +176,24 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> Path:
                 autocast=config.autocasts,
                 sink=sink,
             )
-            train(trainer, checkpoint, f"geffect finetune {again(config)}")
+            train(trainer, checkpoint, f"geffect finetune {resume_command(config)}")
             if not trainer.diverged:
                 loaded.model.save_pretrained(config.out)
                 loaded.tokenizer.save_pretrained(config.out)
-            run.finish(ends(config.out) | unmet(config))
+            run.finish(final_metrics(config.out) | unmet_goals(config))
             shutil.rmtree(config.out / "checkpoints", ignore_errors=True)  # last: half of them would be no checkpoint
     check_converged(trainer, config.out)
     return config.out
 
 
 @terminable()
-def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = True) -> Path:
+def unlearn(
+    config: UnlearnConfig,
+    *,
+    resume: bool = False,
+    free_rows: bool = True,
+    setup: "TrainingSetup[UnlearnConfig] | None" = None,
+) -> Path:
     """Unlearn a set and record the G-effect while it happens.
 
     Args:
@@ -191,6 +201,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
         resume: go on from the last whole checkpoint of the run that ``config.out`` holds, to the same record and
             weights; the reference is still the run's start.
         free_rows: take rows that follow from others by algebra; False back-propagates each (for tests).
+        setup: as of `prepare`, which is called where there is none.
 
     Returns:
         The run directory.
@@ -200,20 +211,17 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
     from geffect.models.load import quiet_transformers
     from geffect.models.scoring import Reference
     from geffect.training.aux_inputs import compute_columns
-    from geffect.training.diagnostics import Diagnostics
-    from geffect.training.hf_arguments import training_arguments
-    from geffect.training.setup import check_launched, masked_by, training_sets
-    from geffect.training.unlearn import UnlearnTrainer
+    from geffect.training.setup import check_launched, read_gradient_mask, training_sets
+    from geffect.training.unlearn import Diagnostics, UnlearnTrainer
 
-    if resume:
-        config = unfinished(config)
+    if resume and setup is None:
+        config = read_unfinished(config)
     with RunDirectory(config.out, resume=resume) as run:
-        start = _start(config)
-        loaded, sets = start.loaded, training_sets(config, start, config.objective)
+        start = _start(setup or config)
+        loaded, sets = start.loaded, training_sets(start)
         check_launched(config, sets)
-        frozen, scored = masked_by(config, loaded), successes(loaded.model, loaded.tokenizer, start.encoded)
-        whole = resolved(config) | {"reference": {"path": loaded.source, "sha256": loaded.sha256}}
-        arguments = training_arguments(config, config.steps)
+        frozen, scored = read_gradient_mask(config, loaded), successes(loaded.model, loaded.tokenizer, start.encoded)
+        whole = recorded_config(config) | {"reference": {"path": loaded.source, "sha256": loaded.sha256}}
         diagnostics = Diagnostics(
             config.diagnose_every,
             config.overlap,
@@ -225,14 +233,14 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
             free_rows,
             start.layout.layers,
         )
-        environment = start.environment(config, config.steps) | ({"frozen": frozen.shares()} if frozen else {})
-        checkpoint = take_up(config.out, environment) if resume else None
+        environment = start.environment() | ({"frozen": frozen.shares()} if frozen else {})
+        checkpoint = find_checkpoint(config.out, environment) if resume else None
         wanted = set(config.evaluate or map(role_of, start.encoded))
         evaluated = {name: rows for name, rows in start.encoded.items() if role_of(name) in wanted}
-        with quiet_transformers(), started(run, whole, environment, first_step(checkpoint)) as sink:
+        with quiet_transformers(), open_record(run, whole, environment, first_step(checkpoint)) as sink:
             trainer = UnlearnTrainer(
                 loaded.model,
-                arguments,
+                start.arguments,
                 tokenizer=loaded.tokenizer,
                 objective=config.objective,
                 rectifier=config.rectifier.rule,
@@ -240,7 +248,7 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
                 columns=compute_columns(
                     loaded.model, loaded.tokenizer, config.objective, sets, config.seed, autocast=config.autocasts
                 ),
-                reference=Reference(loaded.model) if config.objective.needs & {"ref_logits", "ref_hidden"} else None,
+                reference=Reference(loaded.model) if config.objective.needs_reference else None,
                 diagnostics=diagnostics,
                 keep_dropout=config.keep_dropout,
                 autocast=config.autocasts,
@@ -251,24 +259,25 @@ def unlearn(config: UnlearnConfig, *, resume: bool = False, free_rows: bool = Tr
                 rules=config.stop,
                 past=lines_before(config.out, checkpoint),
             )
-            train(trainer, checkpoint, f"{launch_command()}geffect unlearn {again(config)}")
+            train(trainer, checkpoint, f"{launch_command()}geffect unlearn {resume_command(config)}")
             if trainer.diverged:
                 scored = {}
             end = successes(loaded.model, loaded.tokenizer, start.encoded) if scored else {}
             if rank() == 0:
                 success = {"success": {"start": scored, "end": end}} if scored else {}
-                run.finish(ends(config.out, config.stop) | unmet(config) | success)
+                run.finish(final_metrics(config.out, config.stop) | unmet_goals(config) | success)
             wait_for_all()  # the others read what the first has written
     check_converged(trainer, config.out)
     return config.out
 
 
 @terminable()
-def localize(config: LocalizeConfig) -> Path:
+def localize(config: LocalizeConfig, *, setup: "LocalizationSetup | None" = None) -> Path:
     """Find where each split of each domain lives in a model's trainable weights, and write masks and overlaps.
 
     Args:
         config: model, domains, shares and importance.
+        setup: as of `prepare`, which is called where there is none.
 
     Returns:
         The directory: a record that `geffect.read` and `geffect.read_overlap` read, masks, and figures.
@@ -276,29 +285,25 @@ def localize(config: LocalizeConfig) -> Path:
     Raises:
         GeffectError: a set, a share or the model is refused, or a loss is not finite.
     """
-    from geffect.core.layers import layout, trainable_parameters
-    from geffect.data.checks import warn_cut
+    from geffect.core.layers import trainable_parameters
     from geffect.localization.localize import localize as find
     from geffect.localization.losses import split_losses
     from geffect.localization.storage import write_localization
     from geffect.models.scoring import check_trainable, in_evaluation_mode
     from geffect.record.writer import peak_memory_gb
     from geffect.reports.compare import overlap_figures
-    from geffect.training.setup import localized_rows, prompts_of, warn_of_other_prompts
+    from geffect.training.setup import prepare as read
+    from geffect.training.setup import prompts_of
 
     check_single_process("geffect localize")
     with RunDirectory(config.out) as run:
-        loaded = _loader(config, config.dtype)(config.model)
+        start = setup or read(config)
+        start = start.with_weights(_loader(config, config.dtype)(config.model))
+        loaded = start.loaded
         check_trainable(loaded.model)
-        warn_of_other_prompts(config, loaded)
-        rows, parameters, began = (
-            localized_rows(config, loaded),
-            trainable_parameters(loaded.model),
-            time.perf_counter(),
-        )
-        warn_cut(rows)
+        parameters, began = trainable_parameters(loaded.model), time.perf_counter()
         with in_evaluation_mode(loaded.model):
-            losses = split_losses(loaded, rows, config.labels, config.draws, config.seed)
+            losses = split_losses(loaded, start.encoded, config.labels, config.draws, config.seed)
             found = find(parameters, losses, config.share, config.importance, masks_only=config.masks_only)
         seconds = time.perf_counter() - began
         recipe = config.model_dump(mode="json", include={"model", "importance", "labels", "draws", "seed"}) | {
@@ -306,26 +311,27 @@ def localize(config: LocalizeConfig) -> Path:
             "shapes": {name: list(p.shape) for name, p in parameters.items()},
         }
         table = {
-            "parameters": layout_to_json(layout(loaded.model)),
+            "parameters": layout_to_json(start.layout),
             "dtype": config.dtype,
             "prompts": prompts_of(config, loaded.tokenizer),
         }
-        with to_disk(config.out, "name another --out"):
+        with disk_errors(config.out, "name another --out"):
             run.create(config.model_dump(mode="json", exclude_none=True), describe() | table)
             write_localization(run, found, recipe)
             run.finish({"examples": found.examples, "seconds": seconds, "peak_memory_gb": round(peak_memory_gb(), 3)})
-    with to_disk(config.out, "then draw the figures with geffect plot"):
+    with disk_errors(config.out, "then draw the figures with geffect plot"):
         overlap_figures(config.out)
     return config.out
 
 
 @terminable()
-def inspect(config: InspectConfig, *, resume: bool = False) -> list[Path]:
+def inspect(config: InspectConfig, *, resume: bool = False, setup: "InspectionSetup | None" = None) -> list[Path]:
     """Measure objectives at every checkpoint of a series, over whole sets and without training.
 
     Args:
         config: checkpoints, sets and objectives; of a run of `unlearn`, what is not given is taken from it.
         resume: go on with an inspection that was stopped; what is finished is left as it is.
+        setup: as of `prepare`, which is called where there is none.
 
     Returns:
         One record an objective, which everything that reads a run reads.
@@ -334,16 +340,14 @@ def inspect(config: InspectConfig, *, resume: bool = False) -> list[Path]:
         GeffectError: a set is missing, or a checkpoint cannot be read, is of another architecture or not finite.
         Interrupted: by Ctrl-C; what was measured is kept.
     """
-    from geffect.inspection.defaults import completed
-    from geffect.inspection.places import places, readable
     from geffect.inspection.run import inspect as inspect_all
-    from geffect.inspection.tasks import record_of
+    from geffect.inspection.tasks import prepare_inspection, record_of
 
     check_single_process("geffect inspect")
-    series = readable(places(config.checkpoints), skip_broken=config.skip_broken)
-    whole = completed(config)
-    inspect_all(whole, series, _loader(whole, whole.dtype), resume=resume)
-    return [record_of(whole, objective) for objective in whole.objective]
+    setup = setup or prepare_inspection(config, resume=resume)
+    completed = setup.config
+    inspect_all(setup, _loader(completed, completed.dtype), resume=resume)
+    return [record_of(completed, objective) for objective in completed.objective]
 
 
 @terminable()
@@ -398,7 +402,7 @@ def evaluate(config: EvaluateConfig) -> Path:
                 texts += said
         examples = pd.concat(frames, ignore_index=True)
         found = summary(config, examples, read_reference(config, examples), told)
-        with to_disk(config.out, "name another --out"):
+        with disk_errors(config.out, "name another --out"):
             environment = describe() | {"dtype": config.dtype, "prompts": prompts}
             run.create(config.model_dump(mode="json", exclude_none=True), environment)
             with replacing(config.out / EXAMPLES) as file:
@@ -427,11 +431,56 @@ def report(config: ReportConfig) -> "Report":
     return write(named(config.runs), config.page, config.scheme)
 
 
-def _start(config: TrainConfig) -> "Start":
-    from geffect.training.setup import read_start, warn_of_rounding
+def _start(start: "TrainConfig | TrainingSetup[Any]") -> "TrainingSetup[Any]":
+    """What a run starts from, with the model's weights."""
+    from geffect.training.setup import prepare as read
+    from geffect.training.setup import warn_of_rounding
 
+    config = start if isinstance(start, TrainConfig) else start.config
     warn_of_rounding(config)
-    return read_start(config, _loader(config, config.dtype)(config.model))
+    setup = read(start) if isinstance(start, TrainConfig) else start
+    return setup.with_weights(_loader(config, config.dtype)(config.model))
+
+
+@overload
+def prepare(config: InspectConfig, *, resume: bool = False) -> "InspectionSetup": ...
+@overload
+def prepare(config: LocalizeConfig) -> "LocalizationSetup": ...
+@overload
+def prepare(config: Trained, *, resume: bool = False) -> "TrainingSetup[Trained]": ...
+def prepare(config: Any, *, resume: bool = False) -> Any:
+    """Check a run, and read and encode its sets once, for its plan and for the run; no weight is loaded.
+
+    Args:
+        config: of ``finetune``, ``unlearn``, ``localize`` or ``inspect``.
+        resume: the run directory is there already.
+
+    Returns:
+        The setup: print its ``plan``, then give it to the verb.
+
+    Raises:
+        GeffectError: the directory is taken, something cannot be read, or this machine cannot carry the run out.
+    """
+    from geffect.data.checks import warn_shared
+    from geffect.models.scoring import check_trainable
+    from geffect.training.setup import prepare as read
+
+    if isinstance(config, InspectConfig):
+        from geffect.inspection.tasks import prepare_inspection
+
+        inspection = prepare_inspection(config, resume=resume)
+        check_trainable(inspection.outline.model)
+        warn_shared(inspection.sets.sets)
+        return inspection
+    if resume:
+        config = read_unfinished(config)
+    else:
+        refuse_existing(config.out)
+    setup = read(config)
+    check_trainable(setup.loaded.model)
+    if isinstance(config, UnlearnConfig):
+        warn_shared(setup.sets)
+    return setup
 
 
 def plan(config: TrainConfig | LocalizeConfig | InspectConfig, *, resume: bool = False) -> dict[str, str]:
@@ -444,18 +493,8 @@ def plan(config: TrainConfig | LocalizeConfig | InspectConfig, *, resume: bool =
     Returns:
         Lines by name.
     """
-    from geffect.training.dry_run import plan as make_plan
-    from geffect.training.dry_run import plan_localization
-
-    if isinstance(config, LocalizeConfig):
-        return plan_localization(config)
-    if isinstance(config, InspectConfig):
-        from geffect.inspection.dry_run import plan_inspection
-
-        return plan_inspection(config, resume=resume)
-    if resume:
-        config = unfinished(config)
-    return make_plan(config, resume=resume)
+    setup: Setup[Any] | InspectionSetup = prepare(config, resume=resume)
+    return setup.plan
 
 
 def doctor(config: DoctorConfig) -> "Iterator[Finding]":
@@ -469,7 +508,7 @@ def doctor(config: DoctorConfig) -> "Iterator[Finding]":
     """
     from geffect.preflight.checks import examine
 
-    yield from examine(config, _start(config))
+    yield from examine(_start(config))
 
 
 def preview(config: PreviewConfig) -> list[tuple[str, list[tuple[str, bool]]]]:
@@ -485,9 +524,9 @@ def preview(config: PreviewConfig) -> list[tuple[str, list[tuple[str, bool]]]]:
     from geffect.data.checks import check_ids
     from geffect.data.encode import encode_set, token_texts
     from geffect.models.tokenizers import vocabulary_size
-    from geffect.training.setup import outlined, prompt_of, read_set, warn_of_other_prompts
+    from geffect.training.setup import load_outline, prompt_of, read_set, warn_of_other_prompts
 
-    loaded = outlined(config, config.model)
+    loaded = load_outline(config, config.model)
     rows = encode_set(loaded.tokenizer, read_set(config, config.data), config.max_length, prompt=prompt_of(config))
     check_ids(rows[: config.limit], vocabulary_size(loaded.model), config.data)
     warn_of_other_prompts(config, loaded)

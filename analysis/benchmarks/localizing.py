@@ -11,7 +11,7 @@ from geffect.core.layers import trainable_parameters
 from geffect.localization.localize import localize
 from geffect.localization.losses import split_losses
 from geffect.models.scoring import in_evaluation_mode
-from geffect.training.setup import localized_rows
+from geffect.training.setup import prepare
 
 PARTS = ("unlearn", "retention")
 
@@ -31,7 +31,7 @@ def passes(model: str, rows: int) -> dict[str, Callable[[], object]]:
         for name in ("privacy", "copyright")
     ]
     config, loaded = LocalizeConfig.read(model=model, domain=domain, out="unused"), load_model(model)
-    examples, parameters = localized_rows(config, loaded), trainable_parameters(loaded.model)
+    examples, parameters = prepare(config).encoded, trainable_parameters(loaded.model)
 
     def alone() -> None:
         with in_evaluation_mode(loaded.model):

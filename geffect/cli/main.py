@@ -173,9 +173,10 @@ def _finetune(config: FinetuneConfig, *, dry_run: bool, resume: bool) -> None:
     from geffect import api
     from geffect.cli import console
 
-    console.plan(api.plan(config, resume=resume))
+    setup = api.prepare(config, resume=resume)
+    console.plan(setup.plan)
     if not dry_run:
-        console.run(api.finetune(config, resume=resume))
+        console.run(api.finetune(setup.config, resume=resume, setup=setup))
 
 
 def _unlearn(config: UnlearnConfig, *, dry_run: bool, resume: bool) -> None:
@@ -183,9 +184,10 @@ def _unlearn(config: UnlearnConfig, *, dry_run: bool, resume: bool) -> None:
     from geffect import api
     from geffect.cli import console
 
-    console.plan(api.plan(config, resume=resume))
+    setup = api.prepare(config, resume=resume)
+    console.plan(setup.plan)
     if not dry_run:
-        console.unlearned(api.unlearn(config, resume=resume))
+        console.unlearned(api.unlearn(setup.config, resume=resume, setup=setup))
 
 
 def _localize(config: LocalizeConfig, *, dry_run: bool) -> None:
@@ -193,9 +195,10 @@ def _localize(config: LocalizeConfig, *, dry_run: bool) -> None:
     from geffect import api
     from geffect.cli import console
 
-    console.plan(api.plan(config))
+    setup = api.prepare(config)
+    console.plan(setup.plan)
     if not dry_run:
-        console.localization(api.localize(config))
+        console.localization(api.localize(config, setup=setup))
 
 
 def _inspect(config: InspectConfig, *, dry_run: bool, resume: bool) -> None:
@@ -207,9 +210,10 @@ def _inspect(config: InspectConfig, *, dry_run: bool, resume: bool) -> None:
     from geffect import api
     from geffect.cli import console
 
-    console.plan(api.plan(config, resume=resume))
+    setup = api.prepare(config, resume=resume)
+    console.plan(setup.plan)
     if not dry_run:
-        console.inspected(api.inspect(config, resume=resume))
+        console.inspected(api.inspect(config, resume=resume, setup=setup))
 
 
 def _evaluate(config: EvaluateConfig, *, json: bool) -> None:
@@ -312,9 +316,9 @@ def plot(
 ) -> None:
     """Draw the G-effect by layer group, the cosine disparity and the trade-off plane of runs."""
     from geffect.reports import compare as compare_
-    from geffect.training.run import to_disk
+    from geffect.training.run import disk_errors
 
-    with to_disk(out or runs[0], "name another --out"):
+    with disk_errors(out or runs[0], "name another --out"):
         written = compare_.plot(runs, out and place(out), scheme)
     for path in written:
         _say(path)

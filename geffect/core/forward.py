@@ -21,6 +21,8 @@ from geffect.errors import GeffectError
 
 IGNORE_INDEX = -100
 ALL_LOGITS = "all_logits"  # a need: the logits of every position, prompts and padding included
+FROM_REFERENCE = frozenset({"ref_logits", "ref_hidden"})  # needs that take a pass of the frozen reference
+FROM_START = FROM_REFERENCE | {"ref_nll"}  # needs that take the model a run starts from
 SUPPLY = {
     "ref_nll": "Pass reference=compute_reference_nll(model, rows, pad_id)",
     "ref_logits": "Give the forward pass a frozen reference model",

@@ -1,20 +1,24 @@
-"""One objective's record: what it holds already, what it is measured with, and where its lines go."""
+"""What an inspection starts from, and the record of each of its objectives: what it holds, and where lines go."""
 
 import contextlib
 import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
 
 from geffect.config import InspectConfig, UnlearnConfig
+from geffect.core.layers import trainable_parameters
 from geffect.data.encode import EncodedExample, pad_id_of
 from geffect.errors import GeffectError
-from geffect.inspection.defaults import as_run
-from geffect.inspection.measure import Given
-from geffect.inspection.windows import dataset_parts
+from geffect.inspection.measure import Inputs, dataset_parts, num_parts
+from geffect.inspection.resolve import Checkpoint, as_run, check_readable, complete, find_checkpoints
 from geffect.measurement.measurement import Batch
-from geffect.models.load import Loaded
+from geffect.models.load import DTYPES, Loaded, add_lora
 from geffect.models.scoring import Reference
 from geffect.objectives.base import Objective
 from geffect.objectives.registry import make_objective
@@ -22,11 +26,11 @@ from geffect.record.resume import check_lines, check_same_data, steps_of
 from geffect.record.schema import CONFIG, DONE, STEPS
 from geffect.record.writer import RunDirectory
 from geffect.training.aux_inputs import Columns, compute_columns
-from geffect.training.run import resolved, started, unfinished
-from geffect.training.setup import Start, read_start, training_sets
+from geffect.training.dry_run import PROCESS, activations_bytes, parameter_counts, token_counts
+from geffect.training.run import open_record, read_unfinished, recorded_config
+from geffect.training.setup import TrainingSetup, answers_of, load_outline, prepare, training_sets
 
 EVALUATED = ("forget", "retain", "heldout")
-FROM_START = frozenset({"ref_nll", "ref_logits", "ref_hidden"})
 Sink = Callable[..., None]
 
 
@@ -51,16 +55,9 @@ class Task:
         return frozenset(step for step in steps_of(self.directory.path) if step is not None) if begun else frozenset()
 
     def first(self, steps: Sequence[int]) -> int:
-        """The first step that is missing; one past the last where none is.
+        """The first of all checkpoints' steps that its record lacks; one past the last where it lacks none.
 
-        Args:
-            steps: of all checkpoints.
-
-        Returns:
-            The step.
-
-        Raises:
-            GeffectError: a line of the record is doubled, out of order, or stands behind one that is missing.
+        It refuses a record with a line that is doubled, out of order, or behind a missing one.
         """
         if self.done:
             check_lines(self.directory.path, steps[: len(self.done)])
@@ -68,20 +65,20 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Ready:
+class OpenTask:
     """A task that can be carried out.
 
     Attributes:
         task: it.
-        given: what every checkpoint is measured with.
-        parts: every row of its sets, in micro-batches (`geffect.inspection.windows.dataset_parts`).
+        inputs: what every checkpoint is measured with.
+        parts: every row of its sets, in micro-batches (`geffect.inspection.measure.dataset_parts`).
         points: name → objective whose weights are told beside each forget row's own effects.
         evaluated: the sets that are scored, and whose tokens are told.
         sink: takes lines.
     """
 
     task: Task
-    given: Given
+    inputs: Inputs
     parts: list[list[dict[str, Batch]]]
     points: dict[str, Objective]
     evaluated: dict[str, list[EncodedExample]]
@@ -95,71 +92,137 @@ def record_of(config: InspectConfig, objective: Objective) -> Path:
 
 
 def tasks(config: InspectConfig, *, resume: bool) -> list[Task]:
-    """What is left to do, an objective each.
+    """What is left to do of a completed inspection, an objective each; resuming leaves out what is finished.
 
-    Args:
-        config: the inspection, completed.
-        resume: leave what is finished, and go on with what was begun.
-
-    Returns:
-        The tasks.
-
-    Raises:
-        GeffectError: a directory is taken, or what was begun is another inspection.
+    It refuses where a directory is taken, or what was begun is another inspection.
     """
-    found, places = [], [record_of(config, objective) for objective in config.objective]
-    if len(set(places)) < len(places):
+    left, paths = [], [record_of(config, objective) for objective in config.objective]
+    if len(set(paths)) < len(paths):
         raise GeffectError("objectives that differ", ", ".join(map(str, config.objective)), "name each once")
-    if resume and not any((place / CONFIG).exists() for place in places):
-        found_there = f"no {CONFIG} in {', '.join(map(str, places))}"
-        raise GeffectError("an unfinished inspection to --resume", found_there, "leave --resume out to start it")
-    for objective, place in zip(config.objective, places, strict=True):
+    if resume and not any((place / CONFIG).exists() for place in paths):
+        absent = f"no {CONFIG} in {', '.join(map(str, paths))}"
+        raise GeffectError("an unfinished inspection to --resume", absent, "leave --resume out to start it")
+    for objective, place in zip(config.objective, paths, strict=True):
         own = config.replace(objective=[objective], out=place)
         begun = resume and (own.out / CONFIG).exists()
         if begun and (own.out / DONE).exists():
             continue
         if begun:
-            own = unfinished(own)
-        found.append(Task(own, as_run(own, objective), RunDirectory(own.out, resume=begun)))
-    return found
+            own = read_unfinished(own)
+        left.append(Task(own, as_run(own, objective), RunDirectory(own.out, resume=begun)))
+    return left
+
+
+@dataclass(frozen=True)
+class InspectionSetup:
+    """What an inspection starts from: its dry run and its work share it.
+
+    Attributes:
+        config: completed.
+        series: its checkpoints, all readable.
+    """
+
+    config: InspectConfig
+    series: list[Checkpoint]
+
+    @functools.cached_property
+    def outline(self) -> Loaded:
+        """Model, without weights, and tokenizer of the first checkpoint."""
+        return load_outline(self.config, self.series[0].spec)
+
+    @functools.cached_property
+    def starts(self) -> bool:
+        """Whether the model before unlearning is measured as step 0: where it has the checkpoints' parameters."""
+        config = self.config
+        if config.start is None:
+            return False
+        start = load_outline(config, config.start).model
+        model = add_lora(start, config.lora, config.seed) if config.lora else start
+        own, its = ({n: p.shape for n, p in trainable_parameters(m).items()} for m in (model, self.outline.model))
+        return own == its
+
+    @functools.cached_property
+    def sets(self) -> TrainingSetup[UnlearnConfig]:
+        """Its sets, encoded by the tokenizer of what is measured first."""
+        first = self.config.start if self.starts else self.series[0].spec
+        run = as_run(self.config, self.config.objective[0])
+        return prepare(run.replace(model=first, lora=0))  # an adapter is there already
+
+    @property
+    def plan(self) -> dict[str, str]:
+        """What the inspection asks for: checkpoints, sets, objectives, memory, in lines by name."""
+        config, model, encoded = self.config, self.outline.model, self.sets.encoded
+        free = psutil.virtual_memory().available / 1e9
+        steps = ", ".join(str(place.step) for place in self.series)
+        return {
+            "model": f"{parameter_counts(model)}, {config.dtype}",
+            "steps": f"{'the start, ' if config.start else ''}{len(self.series)} checkpoints: {steps}",
+            **{name: f"{rows.name}: {token_counts(encoded[name])}" for name, rows in self.sets.sets.items()},
+            "objective": "; ".join(map(str, config.objective)),
+            "rows": "of whole sets" + (", twice gone over for standard errors" if not config.one_pass else ""),
+            "memory": f"about {inspection_gb(config, model, encoded):.1f} GB; {free:.1f} GB are free",
+            "out": str(config.out),
+        }
+
+
+def prepare_inspection(config: InspectConfig, *, resume: bool = False) -> InspectionSetup:
+    """Find an inspection's checkpoints, fill its options, and refuse directories that are taken."""
+    series = check_readable(find_checkpoints(config.checkpoints), skip_broken=config.skip_broken)
+    setup = InspectionSetup(complete(config), series)
+    tasks(setup.config, resume=resume)
+    return setup
+
+
+def inspection_gb(config: InspectConfig, model: Any, encoded: dict[str, list[EncodedExample]]) -> float:
+    """GB (10⁹ bytes) at the peak, roughly: weights, gradients, and the activations of one micro-batch."""
+    size = torch.empty((), dtype=DTYPES[config.dtype]).element_size()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    weights = sum(p.numel() for p in model.parameters()) * size
+    objectives = config.objective
+    own = any(each.forget_multiple is None for each in objectives)
+    copies = any(each.needs_reference for each in objectives)  # the start stays beside
+    rows, parts = 2 + own, num_parts(min(map(len, encoded.values())), config.batch_size)
+    twice = not config.one_pass and parts > 1
+    keeps = not config.one_pass or bool(config.tokens or config.points)
+    held = rows + keeps + rows * twice + 3 * (config.mode == "paper")
+    forward_mode = 2 if config.tokens or config.points else 1  # a tangent beside every activation, no graph
+    longest = {name: sorted(each, key=lambda row: -len(row.input_ids)) for name, each in encoded.items()}
+    a_part = {name: each[: -(-len(each) // parts)] for name, each in longest.items()}
+    activations = activations_bytes(model, a_part, config.batch_size, size) * forward_mode
+    return float(PROCESS + weights * (1 + copies) + trained * size * held + activations) / 1e9
 
 
 @contextlib.contextmanager
-def ready(task: Task, loaded: Loaded, start: Loaded | None, steps: Sequence[int]) -> Iterator[Ready]:
-    """Read a task's sets, compute what its objective needs of the start, and open its record.
+def open_task(
+    task: Task, sets: TrainingSetup[UnlearnConfig], start: Loaded | None, steps: Sequence[int]
+) -> Iterator[OpenTask]:
+    """Compute what a task's objective needs of the start, and open its record, which is closed when this ends.
 
-    Args:
-        task: the task.
-        loaded: the first checkpoint that is measured.
-        start: the model before unlearning, where it is known.
-        steps: of all checkpoints.
-
-    Yields:
-        The task, ready; its record is closed when this ends.
-
-    Raises:
-        GeffectError: a set cannot be read, the objective needs a start, or the record began with other sets.
+    ``sets`` has the first checkpoint that is measured in place of the outline, ``start`` is None where it is not known.
     """
-    read = read_start(task.run.replace(lora=0), loaded)  # an adapter is there already
+    same = task.run.objective.answers == sets.config.objective.answers
+    sets = replace(sets, config=task.run, answers=sets.answers if same else answers_of(task.run))
     points = {point.text: point for point in task.config.points}
-    given = _given(task, read, points, start)
-    environment = read.environment(task.run, len(steps))
+    inputs = _inputs(task, sets, points, start)
+    environment = sets.environment(len(steps))
     environment["batch"]["sentence"] = f"whole sets, {task.config.batch_size} rows of each at a time"
     if task.directory.resume:
         check_same_data(task.config.out, environment)
-    evaluated = {name: read.encoded[name] for name in EVALUATED if name in read.encoded}
-    parts = dataset_parts(given.sets, given.columns, given.pad_id, task.config.batch_size)
-    del read, loaded, start  # one model at a time: nothing here holds the first once the next is loaded
-    with started(task.directory, resolved(task.config), environment, task.first(steps)) as sink:
-        yield Ready(task, given, parts, points, evaluated, sink)
+    evaluated = {name: sets.encoded[name] for name in EVALUATED if name in sets.encoded}
+    parts = dataset_parts(inputs.sets, inputs.columns, inputs.pad_id, task.config.batch_size)
+    del sets, start  # one model at a time: nothing here holds the first once the next is loaded
+    with open_record(task.directory, recorded_config(task.config), environment, task.first(steps)) as sink:
+        yield OpenTask(task, inputs, parts, points, evaluated, sink)
 
 
-def _given(task: Task, read: Start, points: dict[str, Objective], start: Loaded | None) -> Given:
-    objective, origin = task.run.objective, start or read.loaded
-    sets = training_sets(task.run, read, objective)
+def _inputs(
+    task: Task, setup: TrainingSetup[UnlearnConfig], points: dict[str, Objective], start: Loaded | None
+) -> Inputs:
+    objective, origin = task.run.objective, start or setup.loaded
+    sets = training_sets(setup)
     asked = [objective, *points.values()]
-    if start is None and any(each.needs & FROM_START for each in asked):
-        text = next(each.text for each in asked if each.needs & FROM_START)
+    if start is None and any(each.needs_start for each in asked):
+        text = next(each.text for each in asked if each.needs_start)
         raise GeffectError(f"a start for {text!r}", "none", "name the model before unlearning with --start")
     if start is not None and points:
         asked.append(make_objective("npo"))  # every row's NLL at the start stands beside its points
@@ -167,5 +230,5 @@ def _given(task: Task, read: Start, points: dict[str, Objective], start: Loaded 
     for each in asked:
         for name, found in compute_columns(origin.model, origin.tokenizer, each, sets, task.config.seed).items():
             columns[name] = columns.get(name, {}) | found
-    reference = Reference(origin.model) if objective.needs & {"ref_logits", "ref_hidden"} else None
-    return Given(objective, sets, columns, reference, read.layout.layers, pad_id_of(origin.tokenizer))
+    reference = Reference(origin.model) if objective.needs_reference else None
+    return Inputs(objective, sets, columns, reference, setup.layout.layers, pad_id_of(origin.tokenizer))

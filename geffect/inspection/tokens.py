@@ -12,9 +12,9 @@ from geffect.core.layers import layout
 from geffect.core.token_effects import token_effects
 from geffect.data.encode import EncodedExample, token_texts
 from geffect.objectives.base import Objective
-from geffect.training.aux_inputs import Columns, collated
+from geffect.training.aux_inputs import Columns, collate_sets
 
-HARMED = ("retain", "heldout")  # where the rows told are those whose risk is raised most; of others, least
+HARMED = ("retain", "heldout")  # of these, rows whose loss is raised most are recorded; of others, least
 
 
 def token_lines(
@@ -26,19 +26,10 @@ def token_lines(
     count: int,
     batch_size: int,
 ) -> Iterator[dict[str, Any]]:
-    """The rows of each set that a direction serves worst, and its effect on each of their tokens.
+    """The ``count`` rows of each set that a descended direction serves worst, and its effect on each of their tokens.
 
-    Args:
-        model: the checkpoint's.
-        tokenizer: its tokenizer.
-        sets: set → encoded rows.
-        direction: what is descended, parameter → tensor.
-        pad_id: fills the batches.
-        count: rows told of each set: those kept whose risk is raised most, those to forget whose risk is raised least.
-        batch_size: rows at a time.
-
-    Yields:
-        A line a row: ``tokens``, ``labeled``, ``effect`` = ⟨∇ℓ_i, direction⟩ of every token i, and its ``groups``.
+    Worst are the retained rows whose loss it raises most, and those to forget whose loss it raises least. A line a row:
+    ``tokens``, ``labeled``, ``effect`` = ⟨∇ℓ_i, direction⟩ of every token i, and its ``groups``.
     """
     groups = layout(model).groups()
     for name, rows in sets.items():
@@ -46,7 +37,7 @@ def token_lines(
         order = torch.cat(means).argsort(descending=name not in HARMED, stable=True)[:count].tolist()
         chosen = [rows[position] for position in order]
         for start, batch in enumerate(_batches(chosen, {}, pad_id, batch_size)):
-            effects = token_effects(model, _on(model, batch), direction, groups)
+            effects = token_effects(model, _on_device(model, batch), direction, groups)
             for i, row in enumerate(chosen[start * batch_size : (start + 1) * batch_size]):
                 size = len(row.input_ids)
                 yield {
@@ -71,22 +62,11 @@ def point_lines(
     """Every forget row's own effect on both risks (PG-effect, arXiv 2502.19301 §5), and objectives' weights on it.
 
     PG(s; D) = ⟨∇R(D), ∇log p(s)⟩, log p(s) the sum over the row's labeled tokens: what gradient ascent on s alone
-    would do. Below 0 on the forget set it unlearns, below 0 on the retain set it harms.
-
-    Args:
-        model: the checkpoint's.
-        rows: the encoded forget set.
-        columns: its columns, ``ref_nll`` among them where there is a start.
-        risks: ``unlearn`` and ``retain`` → the gradient of that risk.
-        objectives: name → whose weights are told, the mean over a row's labeled tokens.
-        pad_id: fills the batches.
-        batch_size: rows at a time.
-
-    Yields:
-        A line a row.
+    would do. Below 0 on the forget set it unlearns, below 0 on the retain set it harms. ``risks`` is ``unlearn`` and
+    ``retain`` → ∇R; ``columns`` has ``ref_nll`` where there is a start; a weight is a mean over labeled tokens.
     """
     for batch in _batches(rows, columns, pad_id, batch_size):
-        here = _on(model, batch)
+        here = _on_device(model, batch)
         effects = {name: -token_effects(model, here, row).by_row() for name, row in risks.items()}
         with torch.no_grad():
             outputs = forward(model, here)
@@ -105,16 +85,16 @@ def point_lines(
 
 
 def _row_means(model: Any, batch: Mapping[str, Tensor], direction: NamedTensors) -> Tensor:
-    effects = token_effects(model, _on(model, batch), direction)
+    effects = token_effects(model, _on_device(model, batch), direction)
     return effects.by_row() / effects.labeled.sum(1)
 
 
 def _batches(rows: Sequence[EncodedExample], columns: Columns, pad_id: int, size: int) -> Iterator[dict[str, Tensor]]:
     for i in range(0, len(rows), size):
-        yield collated({"forget": rows[i : i + size]}, columns, pad_id)["forget"]
+        yield collate_sets({"forget": rows[i : i + size]}, columns, pad_id)["forget"]
 
 
-def _on(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _on_device(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     device = next(model.parameters()).device
     return {name: tensor.to(device) for name, tensor in batch.items()}
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from geffect.core.forward import Outputs, forward, logits_at
+from geffect.core.forward import FROM_REFERENCE, Outputs, forward, logits_at
 from geffect.core.model_state import enter_evaluation_mode
 from geffect.data.encode import EncodedExample, collate
 from geffect.errors import GeffectError
@@ -121,6 +121,20 @@ class Reference:
         with self.model.disable_adapter() if self.is_fresh else contextlib.nullcontext():
             logits, hidden = logits_at(self.model, batch, outputs.index, hidden="ref_hidden" in needs)
         return replace(outputs, ref_logits=logits, ref_hidden=hidden)
+
+
+def forward_beside(
+    model: nn.Module, reference: Reference | None, batch: dict[str, Tensor], needs: frozenset[str]
+) -> Outputs:
+    """The model's outputs on a batch, with the reference's where the needs name them."""
+    outputs = forward(model, batch, needs)
+    if not needs & FROM_REFERENCE:
+        return outputs
+    if reference is None:
+        missing = ", ".join(sorted(needs & FROM_REFERENCE))
+        remedy = "pass reference=Reference(model) before training"
+        raise GeffectError(f"a frozen reference for {missing}", "none", remedy)
+    return reference(batch, outputs, needs)
 
 
 def is_fresh_adapter(model: nn.Module) -> bool:

@@ -25,7 +25,7 @@ from geffect.record.resume import check_lines, steps_of
 from geffect.record.schema import CONFIG, ENVIRONMENT, STEPS
 from geffect.record.writer import RunDirectory, describe, layout_to_json
 from geffect.reports.run import Run
-from geffect.training.run import ends, started
+from geffect.training.run import final_metrics, open_record
 from geffect.training.trainer import evaluation_line
 
 GRADIENT, UPDATE = "applied_gradient", "update"
@@ -146,7 +146,7 @@ class Monitor:
             self._directory = self._stack.enter_context(RunDirectory(self.path, resume=resumes))
             if resumes:
                 self._check_lines(step)
-            self._sink = self._stack.enter_context(started(self._directory, self.settings, environment, step))
+            self._sink = self._stack.enter_context(open_record(self._directory, self.settings, environment, step))
         _OPEN.add(self)
         return self
 
@@ -213,7 +213,7 @@ class Monitor:
             finally:
                 self._rows, self._before = None, {}
             if finished and directory and (self.path / CONFIG).exists():
-                directory.finish(ends(self.path))
+                directory.finish(final_metrics(self.path))
 
     def withdraw(self) -> None:
         """End, and remove what was written since `open`: the training begins again from its first step."""

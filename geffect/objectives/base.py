@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geffect.core.distributed import sum_over_processes
-from geffect.core.forward import IGNORE_INDEX, Outputs
+from geffect.core.forward import FROM_REFERENCE, FROM_START, IGNORE_INDEX, Outputs
 from geffect.core.registry import Configurable
 from geffect.core.splits import role_of
 
@@ -18,7 +18,6 @@ SETS = (
     "general",
     "retain",
 )  # the order of passes: the retain gradient comes last, and streams
-REFERENCE = frozenset({"ref_logits", "ref_hidden"})  # what needs the frozen start itself, not only its token NLLs
 State = Mapping[str, float]  # of a term, between steps
 
 
@@ -149,6 +148,16 @@ class Objective:
     def needs(self) -> frozenset[str]:
         """The union of what the terms need."""
         return self.needs_on(*SETS)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a step takes a pass of the frozen reference."""
+        return bool(self.needs & FROM_REFERENCE)
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether anything of the model that the run starts from is needed: its token NLLs, or its passes."""
+        return bool(self.needs & FROM_START)
 
     def needs_on(self, *sets: str) -> frozenset[str]:
         """What the terms on these sets need."""

@@ -15,8 +15,7 @@ from geffect.data.load import ExampleSet
 from geffect.errors import GeffectError
 from geffect.models.scoring import check_trainable, compute_likelihood
 from geffect.preflight.numerics import FLOAT32, Finding, derivative, determinism, is_quantized, precision
-from geffect.training.dry_run import arithmetic, memory_gb
-from geffect.training.setup import VANISHES, Start, roles
+from geffect.training.setup import VANISHES, TrainingSetup
 from geffect.training.unlearn import KNOWN
 
 SMALLER = "lower --batch-size, add --gradient-checkpointing, or train an adapter with --lora 8"
@@ -28,11 +27,11 @@ TEMPLATE = "edit the tokenizer's chat template so that it writes {{ bos_token }}
 CUT = "raise --max-length if rows were cut; else this tokenizer's end is another token"
 
 
-def examine(config: UnlearnConfig, start: Start) -> Iterator[Finding]:
+def examine(start: TrainingSetup[UnlearnConfig]) -> Iterator[Finding]:
     """Run every check on a run that has not begun, cheap ones first."""
-    model, tokenizer = start.loaded.model, start.loaded.tokenizer
-    yield memory(config, start)
-    yield batches(config, start)
+    config, model, tokenizer = start.config, start.loaded.model, start.loaded.tokenizer
+    yield memory(start)
+    yield batches(start)
     yield weights(config, model)
     yield tie(model)
     yield from shared(start.sets)
@@ -51,18 +50,18 @@ def examine(config: UnlearnConfig, start: Start) -> Iterator[Finding]:
         yield from precision(config, model, probe)
 
 
-def memory(config: UnlearnConfig, start: Start) -> Finding:
+def memory(start: TrainingSetup[UnlearnConfig]) -> Finding:
     """The plan's estimate against what is free (the loaded weights count as free: the estimate holds them)."""
-    needed = memory_gb(config, start.loaded.model, start.encoded)
+    needed = start.memory_gb
     loaded = sum(p.numel() * p.element_size() for p in start.loaded.model.parameters())
     free = (psutil.virtual_memory().available + loaded) / 1e9
     found = f"about {needed:.1f} GB needed, {free:.1f} GB free"
     return Finding("memory", "bad", found, SMALLER) if needed > free else Finding("memory", "good", found)
 
 
-def batches(config: UnlearnConfig, start: Start) -> Finding:
+def batches(start: TrainingSetup[UnlearnConfig]) -> Finding:
     """Whether every step of an epoch has as many rows."""
-    numbers = arithmetic(config, {spec: start.encoded[name] for name, spec in roles(config)})
+    numbers = start.batches()
     left = int(numbers["examples"]) % int(numbers["examples_a_step"])
     found = str(numbers["sentence"])
     if left:

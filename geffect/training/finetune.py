@@ -15,21 +15,14 @@ from geffect.errors import GeffectError
 from geffect.measurement.measurement import Batch
 from geffect.models.scoring import check_trainable
 from geffect.objectives.base import Counts, risk
-from geffect.training.modes import set_mode
-from geffect.training.trainer import RecordingTrainer, make_loader, rows_of
+from geffect.training.trainer import RecordingTrainer, example_numbers, make_loader, set_mode
 
 
 class FinetuneTrainer(RecordingTrainer):
-    """Descends the token-mean NLL of its rows; each loss is divided by the count of the whole window.
+    """Descends the token-mean NLL of its examples; each loss is divided by the count of the whole window.
 
-    Args:
-        model: the model.
-        args: training arguments.
-        rows: the encoded training rows.
-        until_accuracy: stop after an evaluation in which every set reaches this token accuracy.
-        keep_dropout: train with dropout.
-        autocast: compute losses in bfloat16, whatever the weights' dtype.
-        **kwargs: see `RecordingTrainer`.
+    It stops after an evaluation in which every set reaches the token accuracy ``until_accuracy``; with ``autocast``
+    losses are computed in bfloat16, whatever the weights' dtype.
     """
 
     def __init__(
@@ -46,6 +39,7 @@ class FinetuneTrainer(RecordingTrainer):
         check_trainable(model)
         super().__init__(model, args, train_dataset=rows, **kwargs)
         self.until_accuracy, self.keep_dropout, self.autocast = until_accuracy, keep_dropout, autocast
+        self.counts, self.met = Counts(0, 0), ""  # of the current window
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of rows in an order that depends on seed and epoch alone."""
@@ -55,19 +49,19 @@ class FinetuneTrainer(RecordingTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The micro-batches of a window and the count all of them are divided by."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.counts, self.met = Counts.of(batches), rows_of(batches)
+        self.counts, self.met = Counts.of(batches), example_numbers(batches)
         return batches, None
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         """Back-propagate one micro-batch's share of the window's risk."""
         set_mode(model, dropout=self.keep_dropout)  # without: a record's risk is the model's, not a thinned one's
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.autocast):
-            loss = risk(forward(model, self._prepare_inputs(inputs)), self.counts)
+            loss = risk(forward(model, self.on_device(inputs)), self.counts)
         self.accelerator.backward(loss)
         value = float(loss.detach())
         if not math.isfinite(value):
-            found = f"{value} in step {self.state.global_step}, rows {self.met} of the sets in their order"
-            raise GeffectError("a finite loss", found, "lower --learning-rate, and look at those rows")
+            where = f"{value} in step {self.state.global_step}, rows {self.met} of the sets in their order"
+            raise GeffectError("a finite loss", where, "lower --learning-rate, and look at those rows")
         self.line["loss_train"] = self.line.get("loss_train", 0.0) + value
         self.line["lr"] = [group["lr"] for group in self.optimizer.param_groups]
         return loss.detach()

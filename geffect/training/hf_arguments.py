@@ -13,18 +13,10 @@ NEVER = 10**9
 
 
 def training_arguments(config: TrainConfig, steps: int) -> "TrainingArguments":
-    """Hugging Face's training arguments for a run.
+    """Hugging Face's training arguments for a run of so many steps; a fine-tuning is evaluated after each epoch.
 
-    Args:
-        config: of ``fit`` (evaluated after each epoch, saved at the end by the caller) or ``unlearn``.
-        steps: optimizer steps.
-
-    Returns:
-        The arguments.
-
-    Raises:
-        GeffectError: the warm-up is longer than the run, or a setting is unknown, needs a package that is not
-            installed, or was given to the launcher.
+    It refuses a warm-up longer than the run, and a setting that is unknown, needs a package that is not installed, or
+    was given to the launcher.
     """
     from torch.cuda import is_available
     from transformers import TrainingArguments

@@ -10,7 +10,7 @@ from geffect.config import FinetuneConfig, InspectConfig, TrainConfig, UnlearnCo
 from geffect.core.splits import role_of
 from geffect.errors import GeffectError, Interrupted
 from geffect.io.system import rank_and_size
-from geffect.models.checkpoints import checkpoints
+from geffect.models.checkpoints import checkpoint_step, checkpoints
 from geffect.record.reader import StepLine, evaluations, step_lines
 from geffect.record.resume import check_lines, check_resumable, check_unfinished, cut_back, recorded_start
 from geffect.record.schema import CONFIG, STEPS
@@ -25,26 +25,19 @@ ELSEWHERE = ("model", "reference", "trust_remote_code")  # the start is told by 
 Config = TypeVar("Config", TrainConfig, UnlearnConfig, FinetuneConfig, InspectConfig)
 
 
-def resolved(config: TrainConfig | InspectConfig) -> dict[str, Any]:
+def recorded_config(config: TrainConfig | InspectConfig) -> dict[str, Any]:
     """A configuration as a run records it."""
     return config.model_dump(mode="json", exclude_none=True)
 
 
-def unfinished(config: Config) -> Config:
-    """The recorded configuration of the unfinished run in ``config.out``.
+def read_unfinished(config: Config) -> Config:
+    """The recorded configuration of the unfinished run in ``config.out``, with the start that the run had.
 
-    Args:
-        config: what is asked for.
-
-    Returns:
-        The same, with the start the run had.
-
-    Raises:
-        GeffectError: there is no such run, it is finished, or a setting differs; the first such is named.
+    It refuses where there is no such run, it is finished, or a setting differs from what is asked for, by its name.
     """
     check_unfinished(config.out)
-    found = type(config).read(config.out / CONFIG, out=config.out, trust_remote_code=config.trust_remote_code)
-    recorded, asked = resolved(found), resolved(config)
+    begun = type(config).read(config.out / CONFIG, out=config.out, trust_remote_code=config.trust_remote_code)
+    recorded, asked = recorded_config(begun), recorded_config(config)
     for key in {**recorded, **asked}:
         if key not in ELSEWHERE and recorded.get(key) != asked.get(key):
             raise GeffectError(
@@ -52,12 +45,12 @@ def unfinished(config: Config) -> Config:
                 str(asked.get(key)),
                 "resume it from that file",
             )
-    if isinstance(found, InspectConfig) or isinstance(config, InspectConfig):
-        return found
-    return found.replace(model=where_it_is(config.model, recorded_start(config.out)))
+    if isinstance(begun, InspectConfig) or isinstance(config, InspectConfig):
+        return begun
+    return begun.replace(model=locate_model(config.model, recorded_start(config.out)))
 
 
-def where_it_is(model: str, recorded: object) -> str:
+def locate_model(model: str, recorded: object) -> str:
     """A model's name, or the directory it stood for when a run recorded it, where a path leads nowhere from here."""
     there = isinstance(recorded, str) and Path(recorded).is_dir()
     is_path = not model.startswith(("builtin:", "gguf:")) and model != "smollm2"
@@ -65,25 +58,13 @@ def where_it_is(model: str, recorded: object) -> str:
 
 
 @contextlib.contextmanager
-def started(
+def open_record(
     run: RunDirectory, config: dict[str, Any], environment: dict[str, Any], step: int
 ) -> Iterator[Callable[..., None]]:
-    """A sink for a run's lines.
+    """A sink for a run's lines, from ``step`` on; the directory is locked by the caller.
 
-    With the first line the configuration is written, so that a start that fails leaves nothing, or a run that goes on
-    has its lines cut back to where it does, so that a checkpoint that is refused costs none.
-
-    Args:
-        run: the directory, held.
-        config: as recorded.
-        environment: as recorded.
-        step: of the first line; those a run that has begun holds from there on are written anew.
-
-    Yields:
-        The sink.
-
-    Raises:
-        GeffectError: the disk is full or cannot be written to.
+    The first line writes the configuration, so that a start that fails leaves nothing; in a resumed run it cuts the
+    record back to ``step``, so that a checkpoint that is refused costs no line.
     """
     fresh, writes = True, rank_and_size()[0] == 0
 
@@ -98,21 +79,13 @@ def started(
         fresh = False
         run.append(line, file)
 
-    with to_disk(run.path, "then rerun with --resume if the run has begun"):
+    with disk_errors(run.path, "then rerun with --resume if the run has begun"):
         yield sink
 
 
 @contextlib.contextmanager
-def to_disk(path: Path, then: str) -> Iterator[None]:
-    """Tell a disk's error in one line.
-
-    Args:
-        path: what is written.
-        then: what to do once the disk can be written.
-
-    Raises:
-        GeffectError: the disk is full or cannot be written to.
-    """
+def disk_errors(path: Path, then: str) -> Iterator[None]:
+    """Report a full or read-only disk below ``path`` in one line; ``then`` says what to do once it can be written."""
     from safetensors import SafetensorError
 
     try:
@@ -123,19 +96,11 @@ def to_disk(path: Path, then: str) -> Iterator[None]:
         raise GeffectError(f"a disk that {path} can be written to", reason, remedy) from error
 
 
-def take_up(path: Path, environment: Mapping[str, Any]) -> Path | None:
+def find_checkpoint(path: Path, environment: Mapping[str, Any]) -> Path | None:
     """The checkpoint an unfinished run resumes from; None where it has none and starts again.
 
-    Args:
-        path: the run directory, held.
-        environment: as the run would record it now.
-
-    Returns:
-        The checkpoint.
-
-    Raises:
-        GeffectError: another process has finished the run meanwhile, its data or number of processes differ, or a line
-            of its record is missing, doubled or out of order.
+    It refuses where another process has finished the run meanwhile, where its data or number of processes differ from
+    what the run would record now, and where a line of its record is missing, doubled or out of order.
     """
     check_resumable(path, environment)
     checkpoint = next(reversed(checkpoints(path)), None)
@@ -153,31 +118,21 @@ def train(trainer: "RecordingTrainer", checkpoint: Path | None, again: str) -> N
         raise Interrupted(message, trainer.interrupted)
 
 
-def again(config: TrainConfig) -> str:
+def resume_command(config: TrainConfig) -> str:
     """What to add to a verb so that it continues a run; what runs code has to be asked for again."""
     return f"{config.out / CONFIG} --resume{' --trust-remote-code' if config.trust_remote_code else ''}"
 
 
 def check_converged(trainer: "RecordingTrainer", path: Path) -> None:
-    """Raise where a run's last update left a model that is not finite; the record says so, and is kept.
-
-    Args:
-        trainer: the run's.
-        path: its directory.
-
-    Raises:
-        GeffectError: it diverged.
-    """
+    """Raise where a run's last update left a model that is not finite; the record in ``path`` says so."""
     if trainer.diverged:
-        found = f"{trainer.diverged} after step {trainer.state.global_step - 1}, the last; the record in {path} is kept"
-        raise GeffectError("a model that is finite at the end", found, "lower --learning-rate or set --max-grad-norm")
+        when = f"{trainer.diverged} after step {trainer.state.global_step - 1}, the last; the record in {path} is kept"
+        raise GeffectError("a model that is finite at the end", when, "lower --learning-rate or set --max-grad-norm")
 
 
 def first_step(checkpoint: Path | None) -> int:
     """The step at which a run resumes from a checkpoint; 0 where it begins."""
-    from geffect.training.checkpoints import step_of
-
-    return 0 if checkpoint is None else step_of(checkpoint)
+    return (checkpoint and checkpoint_step(checkpoint)) or 0
 
 
 def lines_before(path: Path, checkpoint: Path | None) -> list[StepLine]:
@@ -185,11 +140,10 @@ def lines_before(path: Path, checkpoint: Path | None) -> list[StepLine]:
     return [] if checkpoint is None else [line for line in step_lines(path) if line.step < first_step(checkpoint)]
 
 
-def ends(path: Path, rules: "StopRules | None" = None) -> dict[str, Any]:
+def final_metrics(path: Path, rules: "StopRules | None" = None) -> dict[str, Any]:
     """The first and last evaluation, the checkpoint that rules choose, and the peak memory."""
     from geffect.record.writer import peak_memory_gb
     from geffect.stopping import chosen
-    from geffect.training.checkpoints import step_of
 
     lines = evaluations(path)
     scores: dict[str, Any] = {
@@ -199,25 +153,17 @@ def ends(path: Path, rules: "StopRules | None" = None) -> dict[str, Any]:
     if lines[-1].diverged:
         scores["diverged"] = lines[-1].diverged
     if rules:
-        kept = [step_of(each) for each in checkpoints(path)]
-        scores["chosen"] = chosen(rules, step_lines(path), kept)
+        scores["chosen"] = chosen(rules, step_lines(path), [first_step(each) for each in checkpoints(path)])
     return scores | {"peak_memory_gb": round(peak_memory_gb(), 3)}
 
 
-def unmet(config: FinetuneConfig | UnlearnConfig) -> dict[str, list[str]]:
-    """What a run was to come to and did not; it is told.
-
-    Args:
-        config: of a run that has taken all its steps.
-
-    Returns:
-        ``unmet``, a sentence each, for ``metrics.json``; nothing where all was met.
-    """
+def unmet_goals(config: FinetuneConfig | UnlearnConfig) -> dict[str, list[str]]:
+    """Warn of goals that a run which took all its steps did not reach; ``metrics.json`` gets them as ``unmet``."""
     lines = step_lines(config.out)
-    found = [told for told in (_unmet_accuracy(config, lines), _unmet_rules(config, lines)) if told]
-    for told in found:
-        LOGGER.warning("%s", told)
-    return {"unmet": found} if found else {}
+    sentences = [each for each in (_unmet_accuracy(config, lines), _unmet_rules(config, lines)) if each]
+    for sentence in sentences:
+        LOGGER.warning("%s", sentence)
+    return {"unmet": sentences} if sentences else {}
 
 
 def _unmet_accuracy(config: FinetuneConfig | UnlearnConfig, lines: Sequence[StepLine]) -> str:
@@ -230,8 +176,8 @@ def _unmet_accuracy(config: FinetuneConfig | UnlearnConfig, lines: Sequence[Step
         missed = {name: value for name, value in scores.items() if role_of(name) == "forget" and value >= until > 0}
         more = "--steps"
     each = ", ".join(f"{value:.3f} on {name}" for name, value in missed.items())
-    told = f"--until-accuracy {until:g} was not reached: after {last.step} steps the token accuracy is {each}"
-    return f"{told}; raise {more} or --learning-rate" if missed else ""
+    sentence = f"--until-accuracy {until:g} was not reached: after {last.step} steps the token accuracy is {each}"
+    return f"{sentence}; raise {more} or --learning-rate" if missed else ""
 
 
 def _unmet_rules(config: FinetuneConfig | UnlearnConfig, lines: Sequence[StepLine]) -> str:

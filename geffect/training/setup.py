@@ -1,12 +1,15 @@
-"""What a run starts from: its model, its sets as the model sees them, and what its objective needs of each row."""
+"""`Setup`: a run's model, its sets as the model sees them, and all that follows from them, read and encoded once."""
 
+import functools
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+
+import psutil
 
 from geffect.config import EvaluateConfig, FinetuneConfig, LocalizeConfig, TextConfig, TrainConfig, UnlearnConfig
 from geffect.core.layers import Layout, find_tied_weights, layout, split_layout, trainable_parameters
@@ -24,125 +27,228 @@ from geffect.localization.storage import check_localized, read_localization
 from geffect.models.cache import weights_sha256
 from geffect.models.load import Loaded, add_lora, outline
 from geffect.models.tokenizers import vocabulary_size
-from geffect.objectives.base import Objective
 from geffect.record.resume import recorded_prompts
 from geffect.record.schema import MASKS
 from geffect.record.writer import batch_arithmetic, describe, layout_to_json
+from geffect.training.dry_run import (
+    localization_gb,
+    memory_gb,
+    num_finetune_steps,
+    parameter_counts,
+    passes,
+    token_counts,
+)
+from geffect.training.hf_arguments import training_arguments
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 LOGGER = logging.getLogger(__name__)
 ROW_BYTES, TOKEN_BYTES = 300, 16  # of an encoding in memory
 PROMPT_NAMES = {"template": "chat template", "date": "--template-date", "system": "--system-prompt"}
 VANISHES = 1e-4  # a bfloat16 weight near 1 moves by 1/128 or not at all
+Config = TypeVar("Config", bound=TrainConfig | LocalizeConfig, covariant=True)
+Trained = TypeVar("Trained", bound=TrainConfig, covariant=True)
+Asked = TypeVar("Asked", bound=TrainConfig)
 
 
-@dataclass
-class Start:
-    """A run about to begin.
+@dataclass(frozen=True)
+class Setup(Generic[Config]):
+    """What a verb starts from, read and encoded once by `prepare`: its dry run and its work share it.
 
     Attributes:
-        loaded: model and tokenizer.
-        sets: role or name → set.
-        encoded: the same as the model sees them.
-        layout: where each parameter lies.
+        config: of the verb.
+        loaded: model and tokenizer; the model is an outline, without weights, until `with_weights` puts it in.
+        encoded: role, split or (of a fine-tuning) set as it is named → its examples as the model sees them.
+    """
+
+    config: Config
+    loaded: Loaded
+    encoded: dict[str, list[EncodedExample]]
+
+    def with_weights(self, loaded: Loaded) -> Self:
+        """The same with the model in place of its outline."""
+        warn_cut(self.encoded)
+        warn_of_other_prompts(self.config, loaded)
+        return replace(self, loaded=loaded)
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """Where each parameter lies."""
+        return layout(self.loaded.model)
+
+    @property
+    def memory_gb(self) -> float:
+        """A rough estimate of a process's peak, in GB of 10⁹ bytes."""
+        raise NotImplementedError
+
+    @property
+    def plan(self) -> dict[str, str]:
+        """What the work asks for: model, sets, passes or batches, memory, in lines by name."""
+        config, free = self.config, psutil.virtual_memory().available / 1e9
+        return {
+            "model": f"{config.model}, {parameter_counts(self.loaded.model)}, {config.dtype}",
+            **self._lines(),
+            "memory": f"about {self.memory_gb:.1f} GB; {free:.1f} GB are free",
+            "out": str(config.out),
+        }
+
+    def _lines(self) -> dict[str, str]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LocalizationSetup(Setup[LocalizeConfig]):
+    """What a localization starts from."""
+
+    @property
+    def memory_gb(self) -> float:
+        """As `Setup.memory_gb`."""
+        return localization_gb(self.config, self.loaded.model, self.encoded)
+
+    def _lines(self) -> dict[str, str]:
+        count = sum(map(len, self.encoded.values()))
+        each = f"{self.config.draws} draws at once" if self.config.labels != "true" else "true labels"
+        passed = f"{count} forward {count} backward, an example each ({each})"
+        return {name: token_counts(examples) for name, examples in self.encoded.items()} | {"passes": passed}
+
+
+@dataclass(frozen=True)
+class TrainingSetup(Setup[Trained]):
+    """What a run of unlearning or fine-tuning starts from, or an inspection, which is given as such a run.
+
+    Attributes:
+        sets: the names of ``encoded`` → sets.
         answers: what ``po`` and ``dpo`` answer forget questions with; None where no set of them is named.
     """
 
-    loaded: Loaded
     sets: dict[str, ExampleSet]
-    encoded: dict[str, list[EncodedExample]]
-    layout: Layout
     answers: Answers | None = None
 
-    def environment(self, config: TrainConfig, steps: int) -> dict[str, Any]:
-        """What a run's ``environment.json`` says of it."""
-        sizes = {name: len(rows) for name, rows in self.encoded.items() if role_of(name) in TARGETS}
-        used = balanced_sizes(config, sizes) if isinstance(config, UnlearnConfig) else {}
-        forget, path = of_role(used, "forget"), getattr(config, "masks", None)
+    def with_weights(self, loaded: Loaded) -> Self:
+        """The same with the model in place of its outline, once it is seen to be the recorded one; --lora is added."""
+        if self.config.lora:
+            loaded.model = add_lora(loaded.model, self.config.lora, self.config.seed, self.config.lora_dropout)
+        if isinstance(self.config, UnlearnConfig):
+            _check_recorded(self.config, loaded)
+        return super().with_weights(loaded)
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """Where each parameter lies; a tied tensor is split by use, but for a sharded one."""
+        whole = layout(self.loaded.model)
+        if isinstance(self.config, UnlearnConfig) and not self.config.shard:
+            whole = split_layout(whole, find_tied_weights(self.loaded.model))
+        return whole
+
+    @functools.cached_property
+    def arguments(self) -> "TrainingArguments":
+        """Hugging Face's training arguments; making them refuses what this machine cannot carry out."""
+        return training_arguments(self.config, self.steps)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps, at most."""
+        config = self.config
+        return config.steps if isinstance(config, UnlearnConfig) else num_finetune_steps(config, self.num_examples)
+
+    @property
+    def num_examples(self) -> int:
+        """Examples of all sets."""
+        return sum(map(len, self.encoded.values()))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Forget or retain split → its examples that steps draw from; empty of a fine-tuning."""
+        if not isinstance(self.config, UnlearnConfig):
+            return {}
+        sizes = {name: len(examples) for name, examples in self.encoded.items() if role_of(name) in TARGETS}
+        return balanced_sizes(self.config, sizes)
+
+    def batches(self, steps: int | None = None) -> dict[str, Any]:
+        """The batch arithmetic of so many steps, its own by default, in forget examples or, fine-tuning, in all."""
+        config, examples = self.config, max(of_role(self.sizes, "forget"), default=self.num_examples)
+        steps = self.steps if steps is None else steps
+        return batch_arithmetic(examples, config.batch_size, config.grad_accum_steps, steps, rank_and_size()[1])
+
+    @property
+    def memory_gb(self) -> float:
+        """As `Setup.memory_gb`."""
+        return memory_gb(self.config, self.loaded.model, self.encoded)
+
+    def _lines(self) -> dict[str, str]:
+        config, methods = self.config, {}
+        if isinstance(config, UnlearnConfig):
+            methods = {
+                "objective": config.objective.text,
+                "rectifier": config.rectifier.text,
+                "a step": passes(config.objective, config.rectifier.rule, config.diagnose_every),
+            }
+        sets = {name: f"{spec}: {token_counts(self.encoded[key])}" for name, spec, key in _named(config)}
+        return {**sets, **methods, "batches": self.batches(self.arguments.max_steps)["sentence"]}
+
+    def environment(self, steps: int | None = None) -> dict[str, Any]:
+        """What a run of so many steps, its own by default, records in ``environment.json``."""
+        config, path = self.config, getattr(self.config, "masks", None)
         masks = {"masks": {"set": str(path), "sha256": weights_sha256(path / MASKS)}} if path else {}
         others = masks | ({"answers": self.answers.data} if self.answers else {})
-        rows = max(forget) if forget else sum(map(len, self.encoded.values()))
         return describe() | {
             "dtype": config.dtype,
             "start": {"path": self.loaded.source, "sha256": self.loaded.sha256},
             "attention": getattr(self.loaded.model.config, "_attn_implementation", None),
             "data": {k: {"set": s.name, "examples": len(s), "sha256": s.sha256} for k, s in self.sets.items()} | others,
             "prompts": prompts_of(config, self.loaded.tokenizer),
-            "batch": batch_arithmetic(rows, config.batch_size, config.grad_accum_steps, steps, rank_and_size()[1]),
+            "batch": self.batches(steps),
             "parameters": layout_to_json(self.layout),
         }
 
 
+@overload
+def prepare(config: LocalizeConfig) -> LocalizationSetup: ...
+@overload
+def prepare(config: Asked) -> TrainingSetup[Asked]: ...
+def prepare(config: Any) -> Any:
+    """Read and encode a configuration's sets, each once, for the outline of its model; no weight is loaded."""
+    if isinstance(config, UnlearnConfig):
+        check_shards(config)
+    answers = answers_of(config) if isinstance(config, UnlearnConfig) else None
+    loaded = load_outline(config, config.model)
+    if isinstance(config, LocalizeConfig):
+        return LocalizationSetup(config, loaded, localization_examples(config, loaded))
+    if config.lora:
+        loaded.model = add_lora(loaded.model, config.lora, config.seed)
+    named = _named(config)
+    sets = {spec: read_set(config, spec) for spec in dict.fromkeys(spec for _, spec, _ in named)}
+    encoded = {spec: encode(config, loaded, examples) for spec, examples in sets.items()}
+    specs = {key: spec for _, spec, key in named}
+    by_key = {key: encoded[spec] for key, spec in specs.items()}
+    return TrainingSetup(config, loaded, by_key, {key: sets[spec] for key, spec in specs.items()}, answers)
+
+
+def _named(config: TrainConfig) -> list[tuple[str, str, str]]:
+    """(role, split or number; set; key in a `Setup`) of a configuration, in the order printed."""
+    if isinstance(config, FinetuneConfig):
+        return [(f"train {i}" if i else "train", spec, spec) for i, spec in enumerate(config.train)]
+    return [(name, spec, name) for name, spec in set_names(config)] if isinstance(config, UnlearnConfig) else []
+
+
 def read_set(config: TextConfig, spec: str) -> ExampleSet:
-    """Load a set with a configuration's columns.
-
-    Args:
-        config: columns and data directory.
-        spec: the set.
-
-    Returns:
-        The set.
-    """
+    """Load a set with a configuration's columns and data directory."""
     return load_set(spec, config.data_dir, config.question_column, config.answer_column, config.text_column)
 
 
-def roles(config: TrainConfig) -> list[tuple[str, str]]:
-    """(role or split, set) of a configuration, in the order printed."""
-    if isinstance(config, FinetuneConfig):
-        return [(f"train {i}" if i else "train", spec) for i, spec in enumerate(config.train)]
-    return set_names(config) if isinstance(config, UnlearnConfig) else []
-
-
 def warn_of_rounding(config: TrainConfig) -> None:
-    """Say so where a run's steps are lost in its weights' precision."""
+    """Warn where a run's steps are lost in its weights' precision."""
     if config.dtype == "bfloat16" and config.learning_rate < VANISHES:
         LOGGER.warning("steps of %g vanish in bfloat16's rounding: use --dtype float32", config.learning_rate)
-
-
-def read_start(config: TrainConfig, loaded: Loaded) -> Start:
-    """Put a model and a configuration's sets together.
-
-    Args:
-        config: of ``fit`` or ``unlearn``.
-        loaded: its model, without the adapter that ``config.lora`` asks for.
-
-    Returns:
-        The start.
-
-    Raises:
-        GeffectError: a set is missing or cannot be encoded, or the start is not the recorded one.
-    """
-    if config.lora:
-        loaded.model = add_lora(loaded.model, config.lora, config.seed, config.lora_dropout)
-    if isinstance(config, UnlearnConfig):
-        check_shards(config)
-        _check_recorded(config, loaded)
-    named = roles(config) if isinstance(config, UnlearnConfig) else [(spec, spec) for _, spec in roles(config)]
-    sets = {name: read_set(config, spec) for name, spec in named}
-    encoded = {name: encode(config, loaded, rows) for name, rows in sets.items()}
-    warn_cut(encoded)
-    warn_of_other_prompts(config, loaded)
-    whole = layout(loaded.model)
-    if isinstance(config, UnlearnConfig) and not config.shard:  # a sharded tied tensor is not split by use
-        whole = split_layout(whole, find_tied_weights(loaded.model))
-    return Start(loaded, sets, encoded, whole, answers_of(config) if isinstance(config, UnlearnConfig) else None)
 
 
 def encode(
     config: TextConfig, loaded: Loaded, rows: ExampleSet, *, by: Callable[..., list[EncodedExample]] = encode_set
 ) -> list[EncodedExample]:
-    """A set as the model sees it.
+    """A set as the model sees it, refused where a token is none of the model's.
 
-    Args:
-        config: the length kept of a row.
-        loaded: tokenizer, and the model's context.
-        rows: the set.
-        by: `encode_set`, or `encode_examples`, which differ for texts.
-
-    Returns:
-        One encoding a row.
-
-    Raises:
-        GeffectError: as of `geffect.data.encode.encode_set`, or a token is none of the model's.
+    ``by`` is `encode_set` or `encode_examples`, which differ for texts.
     """
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     encoded = by(loaded.tokenizer, rows, config.max_length, context, prompt_of(config))
@@ -150,36 +256,29 @@ def encode(
     return encoded
 
 
-def localized_rows(config: LocalizeConfig, loaded: Loaded) -> dict[str, list[EncodedExample]]:
-    """The rows a localization goes over: every domain's, those of its validation part too, numbered throughout.
+def localization_examples(config: LocalizeConfig, loaded: Loaded) -> dict[str, list[EncodedExample]]:
+    """Split → the examples a localization goes over: every domain's, those of its validation part too.
 
-    Args:
-        config: the localization.
-        loaded: its model's tokenizer.
-
-    Returns:
-        Split → rows; no two share an index, so that none share their random labels.
-
-    Raises:
-        GeffectError: a split has a single row, or a validation set is of no domain.
+    They are numbered throughout, so that no two share an index, and with it their random labels. It refuses a split of
+    a single example, and a validation set of no domain.
     """
     trained, validated = domain_sets(config)
-    found: dict[str, list[EncodedExample]] = {}
+    splits: dict[str, list[EncodedExample]] = {}
     names = [domain.name for domain in trained]
     for other in (each.name for each in validated if each.name not in names):
         remedy = f"add --domain {other}=UNLEARN,RETENTION, or leave that --validation out"
         raise GeffectError(f"--validation of a domain among {', '.join(names)}", other, remedy)
     for domain in (*trained, *validated):
         for name, spec in split_sets(domain):
-            found.setdefault(name, []).extend(encode(config, loaded, read_set(config, spec)))
-    for name, rows in found.items():
+            splits.setdefault(name, []).extend(encode(config, loaded, read_set(config, spec)))
+    for name, rows in splits.items():
         if len(rows) < 2:
             raise GeffectError(f"{name} has 1 example, and needs two", remedy="Name a larger set or a wider slice")
     numbers = itertools.count()
-    return {name: [replace(row, index=next(numbers)) for row in rows] for name, rows in found.items()}
+    return {name: [replace(row, index=next(numbers)) for row in rows] for name, rows in splits.items()}
 
 
-def outlined(config: TextConfig, spec: str) -> Loaded:
+def load_outline(config: TextConfig, spec: str) -> Loaded:
     """A model's shapes without its weights, and the tokenizer it is used with."""
     model, tokenizer = outline(
         spec, trust_remote_code=config.trust_remote_code, tokenizer=config.tokenizer, chat_template=config.chat_template
@@ -198,26 +297,16 @@ def prompts_of(config: TextConfig, tokenizer: Any) -> dict[str, Any]:
 
 
 def decides(config: EvaluateConfig, loaded: Loaded) -> list[Any] | None:
-    """What decides a model's numbers beside the rows, for the key of a kept result.
+    """Model, dtype and prompts, which decide numbers beside the examples; None where the weights have no hash.
 
-    Args:
-        config: dtype, date and system turn.
-        loaded: the model, before an adapter is merged into it.
-
-    Returns:
-        Model, dtype and prompts; None where the model's weights have no hash.
+    The model is given before an adapter is merged into it.
     """
-    found = loaded.fingerprint()
-    return None if found is None else [found, config.dtype, prompts_of(config, loaded.tokenizer)]
+    weights = loaded.fingerprint()
+    return None if weights is None else [weights, config.dtype, prompts_of(config, loaded.tokenizer)]
 
 
 def warn_of_other_prompts(config: TextConfig, loaded: Loaded) -> None:
-    """Say so where a run's model or checkpoint is shown other prompts than the run showed it.
-
-    Args:
-        config: what is asked for.
-        loaded: the model.
-    """
+    """Warn where a run's model or checkpoint is shown other prompts than the run showed it."""
     asked, recorded = prompts_of(config, loaded.tokenizer), recorded_prompts(Path(loaded.source))
     silent = {"date", "system"} if asked["template"] == recorded.get("template") is None else set()
     for name, begun in recorded.items():
@@ -240,15 +329,7 @@ def check_shards(config: UnlearnConfig) -> None:
 
 
 def check_launched(config: UnlearnConfig, sets: Mapping[str, Sequence[EncodedExample]]) -> None:
-    """Raise where a run cannot be shared among the processes that were launched.
-
-    Args:
-        config: the run.
-        sets: the sets whose rows meet in a step.
-
-    Raises:
-        GeffectError: a diagnostic is of one process, or rows do not divide.
-    """
+    """Refuse, with several processes, a diagnostic that takes one, and forget examples that do not divide."""
     size = rank_and_size()[1]
     if size == 1:
         return
@@ -261,22 +342,9 @@ def check_launched(config: UnlearnConfig, sets: Mapping[str, Sequence[EncodedExa
         raise GeffectError(f"forget rows that divide by {config.batch_size} rows × {size} processes", f"{rows}", remedy)
 
 
-def alternatives(config: UnlearnConfig, start: Start, forget: str, size: int) -> list[EncodedExample]:
-    """The forget questions with refusals, an epoch of the run after another.
-
-    Args:
-        config: the run.
-        start: its sets.
-        forget: the forget split.
-        size: how many of its rows are used.
-
-    Returns:
-        One encoding a question and epoch.
-
-    Raises:
-        GeffectError: the forget set has no questions, or memory does not hold so many refusals.
-    """
-    whole = start.sets[forget]
+def alternatives(setup: TrainingSetup[UnlearnConfig], forget: str, size: int) -> list[EncodedExample]:
+    """The first ``size`` questions of a forget split with refusals, one epoch of the run after another."""
+    config, whole = setup.config, setup.sets[forget]
     if not isinstance(whole, QASet):
         remedy = "name a set of questions, or another objective"
         raise GeffectError(
@@ -285,44 +353,33 @@ def alternatives(config: UnlearnConfig, start: Start, forget: str, size: int) ->
     rows = replace(whole, rows=whole.rows[:size])
     batches = config.steps * config.grad_accum_steps * rank_and_size()[1]
     epochs = -(-batches // -(-len(rows) // config.batch_size))
-    found: list[EncodedExample] = []
+    encoded: list[EncodedExample] = []
     for epoch in range(epochs):
-        each = encode(config, start.loaded, replace_answers(rows, epoch, config.seed, start.answers or BUILT_IN))
-        if not found:
+        each = encode(config, setup.loaded, replace_answers(rows, epoch, config.seed, setup.answers or BUILT_IN))
+        if not encoded:
             needed = epochs * sum(ROW_BYTES + TOKEN_BYTES * len(row.input_ids) for row in each)
             check_memory(f"{epochs} epochs of refusals", needed, "lower --steps")
-        found += [EncodedExample(len(found) + i, row.input_ids, row.labels) for i, row in enumerate(each)]
-    return found
+        encoded += [EncodedExample(len(encoded) + i, row.input_ids, row.labels) for i, row in enumerate(each)]
+    return encoded
 
 
-def training_sets(config: UnlearnConfig, start: Start, objective: Objective) -> dict[str, list[EncodedExample]]:
-    """The sets whose rows meet in a step."""
-    used = balanced_sizes(config, {name: len(rows) for name, rows in start.encoded.items() if role_of(name) in TARGETS})
-    sets = {name: start.encoded[name][:size] for name, size in used.items()}
-    if config.domain and len({*used.values(), *(len(start.encoded[name]) for name in used)}) > 1:
-        told = ", ".join(f"{name} {size} of {len(start.encoded[name])}" for name, size in used.items())
-        LOGGER.warning("sizes differ; rows used: %s; an epoch is as long as the largest forget set", told)
-    if "general" in objective.sets:
-        sets["general"] = start.encoded["general"]
-    if "alternative" in objective.sets:
+def training_sets(setup: TrainingSetup[UnlearnConfig]) -> dict[str, list[EncodedExample]]:
+    """The sets whose examples meet in a step, with refusals where the objective needs alternative answers."""
+    used, needed, encoded = setup.sizes, setup.config.objective.sets, setup.encoded
+    sets = {name: encoded[name][:size] for name, size in used.items()}
+    if setup.config.domain and len({*used.values(), *(len(encoded[name]) for name in used)}) > 1:
+        sizes = ", ".join(f"{name} {size} of {len(encoded[name])}" for name, size in used.items())
+        LOGGER.warning("sizes differ; rows used: %s; an epoch is as long as the largest forget set", sizes)
+    if "general" in needed:
+        sets["general"] = encoded["general"]
+    if "alternative" in needed:
         for name in split_names("forget", used):
-            sets[split_name("alternative", domain_of(name))] = alternatives(config, start, name, used[name])
+            sets[split_name("alternative", domain_of(name))] = alternatives(setup, name, used[name])
     return sets
 
 
-def masked_by(config: UnlearnConfig, loaded: Loaded) -> GradientMask | None:
-    """What a run's localization freezes; None where its rectifier freezes nothing.
-
-    Args:
-        config: the run.
-        loaded: its model.
-
-    Returns:
-        The frozen entries.
-
-    Raises:
-        GeffectError: the localization is missing, or of another model or adapter.
-    """
+def read_gradient_mask(config: UnlearnConfig, loaded: Loaded) -> GradientMask | None:
+    """The entries that a run's localization, of this very model, freezes; None where its rectifier freezes nothing."""
     freezing = config.rectifier.freezing
     if freezing is None or config.masks is None:
         return None
@@ -333,7 +390,7 @@ def masked_by(config: UnlearnConfig, loaded: Loaded) -> GradientMask | None:
 
 
 def _check_recorded(config: UnlearnConfig, loaded: Loaded) -> None:
-    """A replayed configuration must start where the run it came from did."""
+    """Refuse to replay a configuration from other weights than it records."""
     expected = (config.reference or {}).get("sha256")
     if expected is not None and expected != loaded.sha256:
         raise GeffectError(

@@ -1,9 +1,12 @@
-"""What every trainer here shares: evaluation of named sets, whole-or-absent checkpoints, a line a step."""
+"""`RecordingTrainer`, which unlearning and fine-tuning share, its signals, and the modes that a model trains in."""
 
+import contextlib
+import logging
 import math
 import shutil
+import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +15,29 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from geffect.core.distributed import local_part, rank, sum_over_processes, wait_for_all
+from geffect.core.distributed import local_part, map_leaves, rank, sum_over_processes, wait_for_all
+from geffect.core.model_state import keep_weight_scale
 from geffect.data.encode import EncodedExample, pad_id_of
 from geffect.errors import GeffectError
-from geffect.io.system import SIGNALS
-from geffect.models.checkpoints import REMEDY, read_errors, write_checksums
+from geffect.io.system import SIGNALS, install, rank_and_size
+from geffect.models.checkpoints import REMEDY, checkpoint_step, read_errors, write_checksums
 from geffect.models.scoring import Likelihood, compute_likelihood
 from geffect.record.writer import rename
-from geffect.training.checkpoints import PARTIAL, check_whole, step_of, writing
-from geffect.training.fsdp import ShardedTrainer
-from geffect.training.interruption import deferred
+from geffect.training.checkpoints import PARTIAL, ShardedTrainer, check_whole, writing
 
+LOGGER = logging.getLogger(__name__)
 Line = dict[str, Any]
 ROW_DIGITS = 6  # decimals of a row's nats in a record
+TWICE = 5.0  # seconds in which a launcher may pass on the signal that its processes have received themselves
 
 
 class _Steps(TrainerCallback):  # type: ignore[misc]
     """Tells the trainer when a step has been taken, and shows a bar on a terminal."""
 
     def __init__(self, trainer: "RecordingTrainer") -> None:
-        self._trainer = trainer
+        self._trainer, self._bar = trainer, tqdm(disable=True)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The bar counts optimizer steps; off a terminal there is none."""
@@ -59,28 +64,18 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         self._trainer.finish_run()
 
 
-def rows_of(batches: Sequence[Mapping[str, Tensor]]) -> str:
+def example_numbers(batches: Sequence[Mapping[str, Tensor]]) -> str:
     """The rows of collated batches, for a message."""
     return ", ".join(str(i) for batch in batches for i in batch["index"].tolist())
 
 
-def evaluated(model: nn.Module, sets: Mapping[str, list[EncodedExample]], pad_id: int, batch_size: int) -> Line:
-    """What a record's line holds of an evaluation: each set's risk and token accuracy, and each row's.
-
-    Args:
-        model: the model.
-        sets: name → encoded rows.
-        pad_id: fills the batches.
-        batch_size: rows at a time.
-
-    Returns:
-        ``evaluation`` and ``evaluation_examples``.
-    """
+def evaluate_sets(model: nn.Module, sets: Mapping[str, list[EncodedExample]], pad_id: int, batch_size: int) -> Line:
+    """What a record's line holds of an evaluation: each set's loss and token accuracy, and each example's."""
     return evaluation_line({name: compute_likelihood(model, rows, pad_id, batch_size) for name, rows in sets.items()})
 
 
 def evaluation_line(scores: Mapping[str, Likelihood]) -> Line:
-    """What a record's line holds of the scores of named sets; ``diverged`` names those that are not finite."""
+    """What a record's line holds of the scores of named sets; ``diverged`` names those whose loss is not finite."""
     diverged = [name for name, s in scores.items() if not math.isfinite(s.loss)]
     marks = {"diverged": f"no finite risk of {', '.join(diverged)}"} if diverged else {}
     return marks | {
@@ -97,15 +92,10 @@ def evaluation_line(scores: Mapping[str, Likelihood]) -> Line:
 
 
 class RecordingTrainer(ShardedTrainer):
-    """What fitting and unlearning share: evaluation of named sets, checkpoints that are whole or absent, lines.
+    """A Trainer that evaluates named sets, writes checkpoints that are whole or absent, and records a line a step.
 
-    Args:
-        model: the model.
-        args: Hugging Face's training arguments.
-        tokenizer: the model's tokenizer, saved with every checkpoint.
-        evaluation_sets: name → encoded rows, scored by `compute_likelihood` whenever the arguments ask for evaluation.
-        sink: called with each step's line; step t is measured at θ^(t), before its update.
-        **kwargs: passed on to `transformers.Trainer`.
+    The tokenizer is saved with every checkpoint; the sets are scored whenever the arguments ask for evaluation; the
+    sink receives each step's line, which is measured at θ^(t), before the update of step t.
     """
 
     def __init__(
@@ -130,24 +120,17 @@ class RecordingTrainer(ShardedTrainer):
         self.add_callback(_Steps(self))
 
     def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> Any:
-        """As Hugging Face's. Ctrl-C, SIGTERM or SIGHUP stops it after its step, with a checkpoint; a second, at once.
+        """As Hugging Face's; None where the checkpoint to resume from, one of this run's own, left nothing to do.
 
-        Args:
-            resume_from_checkpoint: one of this run's; the model handed in is its start all the same.
-            **kwargs: see `transformers.Trainer.train`.
-
-        Returns:
-            Hugging Face's summary; None where the checkpoint left nothing to do.
-
-        Raises:
-            GeffectError: another run's checkpoints lie here.
+        Ctrl-C, SIGTERM or SIGHUP stops it after its step, with a checkpoint; a second signal stops it at once. The
+        model is the run's start also where a checkpoint is resumed from.
         """
         if rank() == 0:  # a checkpoint that was never whole
             shutil.rmtree(Path(self.args.output_dir) / PARTIAL, ignore_errors=True)
         wait_for_all()
-        with deferred(self.interrupt):
+        with defer_signals(self.interrupt):
             if resume_from_checkpoint is not None:
-                self._take_up(Path(resume_from_checkpoint))
+                self._restore(Path(resume_from_checkpoint))
                 if self.control.should_training_stop:
                     return self.finish_run()
                 return super().train(str(resume_from_checkpoint), **kwargs)
@@ -156,18 +139,16 @@ class RecordingTrainer(ShardedTrainer):
                 raise GeffectError(f"no checkpoints yet in {self.args.output_dir}", "those of another run", remedy)
             return super().train(**kwargs)
 
-    def _take_up(self, checkpoint: Path) -> None:
-        """Its weights, what a subclass keeps, and the evaluation that belongs to the next step's line."""
-        check_whole(checkpoint, self.model, self._state_files())
+    def _restore(self, checkpoint: Path) -> None:
+        """Load its weights and what a subclass keeps, and make the evaluation that belongs to the next step's line."""
+        check_whole(checkpoint, self.model, self.memory_files())
         with read_errors(f"checkpoint at {checkpoint}", REMEDY):
             self.state.global_step = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step
             self._load_from_checkpoint(str(checkpoint))
-            self._load_state(checkpoint)
-        found, named = self.state.global_step, step_of(checkpoint)
-        if found != named:
-            raise GeffectError(
-                f"the state of step {named} in {checkpoint}", f"that of step {found}", "restore its name"
-            )
+            self.load_memory(checkpoint)
+        step, named = self.state.global_step, checkpoint_step(checkpoint)
+        if step != named:
+            raise GeffectError(f"the state of step {named} in {checkpoint}", f"that of step {step}", "restore its name")
         self.args.eval_on_start = False
         over = self.state.global_step >= self.args.max_steps
         if over or self.state.global_step % self.args.eval_steps == 0:
@@ -182,9 +163,8 @@ class RecordingTrainer(ShardedTrainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Risk and token accuracy of every evaluation set, for the record and the trackers."""
-        found = evaluated(self.model, self.evaluation_sets, self.pad_id, self.args.per_device_eval_batch_size)
-        self.line |= found
-        scores = found["evaluation"]
+        self.line |= evaluate_sets(self.model, self.evaluation_sets, self.pad_id, self.args.per_device_eval_batch_size)
+        scores = self.line["evaluation"]
         metrics = {
             f"{metric_key_prefix}_{name}_{kind}": scores[name][kind] for kind in ("loss", "accuracy") for name in scores
         }
@@ -192,6 +172,10 @@ class RecordingTrainer(ShardedTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.started = time.perf_counter()
         return metrics
+
+    def on_device(self, batch: Any) -> Any:
+        """A batch, or one a set, on the model's device."""
+        return map_leaves(batch, lambda leaf: leaf.to(self.args.device) if isinstance(leaf, Tensor) else leaf)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not estimated: a step here is several passes over two batches."""
@@ -220,39 +204,39 @@ class RecordingTrainer(ShardedTrainer):
         if "evaluation" in self.line:
             self.sink({"step": self.state.global_step} | self.line)
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(Path(self.args.output_dir) / PARTIAL)
-
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a temporary sibling, then rename: a checkpoint is whole or absent."""
-        name = f"checkpoint-{self.state.global_step}"
-        partial = Path(self._get_output_dir(trial)) / name
+        home, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        partial = home / PARTIAL / name
         try:
+            self.args.output_dir = str(partial.parent)
             with writing(partial):
                 super()._save_checkpoint(model, trial)
                 (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
-                self._save_state(partial)
+                self.save_memory(partial)
                 wait_for_all()
                 if rank() == 0:
                     write_checksums(partial)
         except OSError:
-            shutil.rmtree(partial.parent, ignore_errors=True)  # what room it took is free again
+            shutil.rmtree(partial.parent, ignore_errors=True)  # frees the disk
             raise
+        finally:
+            self.args.output_dir = str(home)
         if rank() == 0:
-            rename(partial, Path(self.args.output_dir) / name)
+            rename(partial, home / name)
             partial.parent.rmdir()
         wait_for_all()
         self.started = time.perf_counter()  # a step's seconds are its own
 
-    def _save_state(self, directory: Path) -> None:
-        """What a subclass keeps between steps goes into the checkpoint before it counts."""
+    def save_memory(self, directory: Path) -> None:
+        """Write what a subclass keeps between steps into a checkpoint."""
 
-    def _state_files(self) -> list[str]:
-        """What `_save_state` is bound to have written."""
+    def memory_files(self) -> list[str]:
+        """The files that `save_memory` always writes."""
         return []
 
-    def _load_state(self, directory: Path) -> None:
-        """What `_save_state` wrote."""
+    def load_memory(self, directory: Path) -> None:
+        """Read what `save_memory` wrote."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with read_errors(f"checkpoint at {checkpoint}", REMEDY):
@@ -268,9 +252,9 @@ class RecordingTrainer(ShardedTrainer):
 
 @torch.no_grad()
 def _not_finite(model: nn.Module) -> str:
-    """What is not finite of the trained parameters in any process; empty where all are."""
-    own = (bool(local_part(p).isfinite().all()) for p in model.parameters() if p.requires_grad)
-    broken = float(sum_over_processes(torch.tensor(float(sum(not finite for finite in own)))))
+    """How many trained parameters of all processes are not finite, as a sentence; empty where all are."""
+    finite = (bool(local_part(p).isfinite().all()) for p in model.parameters() if p.requires_grad)
+    broken = float(sum_over_processes(torch.tensor(float(sum(not each for each in finite)))))
     return f"{broken:.0f} parameters with values that are not finite" if broken else ""
 
 
@@ -280,3 +264,47 @@ def make_loader(trainer: Trainer, rows: Any, sampler: Any, collate_fn: Callable[
     loader = DataLoader(rows, batch_size, sampler=sampler, collate_fn=collate_fn)
     prepared: DataLoader[Any] = trainer.accelerator.prepare(loader)
     return prepared
+
+
+@contextlib.contextmanager
+def defer_signals(tell: Callable[[int], None]) -> Iterator[None]:
+    """The first Ctrl-C, SIGTERM or SIGHUP only calls ``tell`` with its number; a second one does what it did before.
+
+    A SIGTERM or SIGHUP that is ignored stays ignored (``nohup``). Outside the main thread nothing is changed: signals
+    do not arrive there. The handlers are put back at the end.
+    """
+    with contextlib.ExitStack() as installed:
+        began: list[float] = []
+
+        def first(signum: int, _: Any) -> None:
+            if not began:
+                began.append(time.monotonic())
+                LOGGER.warning("stopping after this step; a second Ctrl-C or signal stops at once")
+                tell(signum)
+                if rank_and_size()[1] == 1:
+                    installed.close()
+            elif time.monotonic() - began[0] > TWICE:
+                installed.close()
+                signal.raise_signal(signum)
+
+        for signum in SIGNALS:
+            install(installed, signum, first)
+        yield
+
+
+def set_mode(model: nn.Module, *, dropout: bool, checkpointing: bool = True) -> None:
+    """Training mode with dropout, or evaluation mode in which gradient checkpointing still works.
+
+    Transformers checkpoints a block only while that block itself is in training mode. So, without dropout, blocks are
+    put into it and their parts are not; a dropout probability a block holds itself is then zero.
+    ``checkpointing`` lets blocks recompute their activations; leave it out where the model returns to dropout after.
+    """
+    model.train(dropout)
+    keep_weight_scale(model)
+    if dropout or not checkpointing:
+        return
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+            module.training = True
+            for name in [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]:
+                setattr(module, name, 0.0)

@@ -5,7 +5,8 @@ No numerics of its own: rows, Gram and rectification are `geffect.measurement`'s
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,28 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from geffect.core.distributed import as_shard, full_tensor, part_of, rank, shard_model
-from geffect.core.forward import Outputs, forward
+from geffect.core.forward import Outputs
 from geffect.core.gradients import NamedTensors, check_no_hooks
+from geffect.core.gram import cosine, inner
 from geffect.core.layers import find_tied_weights, layout, trainable_parameters
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, of_role, role_of, split_names
-from geffect.data.encode import EncodedExample
+from geffect.data.encode import EncodedExample, collate
 from geffect.data.pairing import PairedDataset, PairedSampler
 from geffect.errors import GeffectError
 from geffect.io.readers import read_json
+from geffect.measurement.ema import published_estimates
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.prediction import PredictionCheck
 from geffect.measurement.step import Step
-from geffect.models.scoring import Reference, check_same_shape, check_trainable, in_evaluation_mode
+from geffect.models.scoring import Reference, check_same_shape, check_trainable, forward_beside, in_evaluation_mode
 from geffect.objectives.base import Objective, window_counts
 from geffect.record.reader import StepLine
 from geffect.record.writer import replacing
 from geffect.rectifiers.base import Rectifier
 from geffect.stopping import StopRules, first_broken
-from geffect.training.aux_inputs import Columns, check_columns, check_starts_at_one, collated
-from geffect.training.diagnostics import Diagnostics, probe_batches, published_lines, summary
-from geffect.training.modes import set_mode
-from geffect.training.trainer import RecordingTrainer, make_loader, rows_of
+from geffect.training.aux_inputs import Columns, check_columns, check_starts_at_one, collate_sets
+from geffect.training.trainer import RecordingTrainer, example_numbers, make_loader, set_mode
 
 LOGGER = logging.getLogger(__name__)
 STATE_FILE, TERMS_FILE = "rectifier.safetensors", "objective.json"  # what a rectifier and stateful terms carry on
@@ -45,23 +46,50 @@ BROKEN = "lower --learning-rate or set --max-grad-norm, and look at those rows w
 KNOWN = 0.9  # token accuracy below which there is little to unlearn, or to keep
 
 
-class UnlearnTrainer(RecordingTrainer):
-    """Descends an unlearning objective, rectified, and measures its rows while it does.
+@dataclass(frozen=True)
+class Diagnostics:
+    """What is measured, and when.
 
-    Every step runs: losses of each micro-batch → rows → (window complete) rectify → clip → optimizer step → correct.
-    Every ``diagnostics.every`` steps, from step 0, the Gram of all rows goes into the line.
+    Attributes:
+        every: optimizer steps between two Grams of all rows.
+        overlap: share of the largest entries in a row's mask; 0 makes none.
+        prediction: probe rows of each set whose risk's change is predicted and measured; 0 keeps no prediction.
+        save_rows: rows written to ``rows/step-N/ROW.safetensors`` at measured steps.
+        standard_errors: go over each measured window's micro-batches again.
+        until_accuracy: stop after an evaluation with the forget set's token accuracy below this.
+        mode: ``exact``, or ``paper``: the published script's estimates too, at every evaluation.
+        free_rows: see `Measurement`.
+        labels: see `Measurement`.
+    """
+
+    every: int = 1
+    overlap: float = 0.0
+    prediction: int = 0
+    save_rows: tuple[str, ...] = ()
+    standard_errors: bool = False
+    until_accuracy: float = 0.0
+    mode: str = "exact"
+    free_rows: bool = True
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+class UnlearnTrainer(RecordingTrainer):
+    """Descends an unlearning objective, rectified, and measures its gradients while it does.
+
+    Every step runs: losses of each micro-batch → gradients → (window complete) rectify → clip → optimizer step →
+    correct. Every ``diagnostics.every`` steps, from step 0, the Gram of all gradients goes into the line.
 
     Args:
-        model: the model; its trainable parameters are what a row covers.
-        args: training arguments; `per_device_train_batch_size` counts forget rows, as many of each other set beside.
+        model: the model; its trainable parameters are what a gradient covers.
+        args: training arguments; a batch is so many forget examples, and as many of each other set.
         objective: what is descended.
-        rectifier: what its row becomes.
-        sets: set → encoded rows: ``forget``, ``retain``, and ``general`` and ``alternative`` where needed; of several
-            domains ``forget/privacy`` and so on (`geffect.core.splits`).
-        columns: what the objective needs of each row (`compute_columns`).
+        rectifier: what its gradient becomes.
+        sets: set → encoded examples: ``forget``, ``retain``, and ``general`` and ``alternative`` where needed; of
+            several domains ``forget/privacy`` and so on (`geffect.core.splits`).
+        columns: what the objective needs of each example (`compute_columns`).
         reference: the frozen start, where the objective needs more of it than token NLLs.
         diagnostics: what is measured, and when.
-        keep_dropout: train with dropout; risks are measured without.
+        keep_dropout: train with dropout; losses are measured without.
         autocast: compute losses in bfloat16, whatever the weights' dtype.
         frozen: entries that the updates leave alone.
         sharded: leave each process a part of the model (FSDP2), and of the reference; both whole so far.
@@ -105,6 +133,8 @@ class UnlearnTrainer(RecordingTrainer):
         self.diagnostics, self.keep_dropout = diagnostics or Diagnostics(), keep_dropout
         self.autocast = autocast or args.bf16
         self.dtype = torch.bfloat16 if self.autocast else next(model.parameters()).dtype
+        self.current: Step | None = None
+        self.met = ""  # the examples of the current window, for a message
         self.measurement = Measurement(
             trainable_parameters(model),
             self._forward,
@@ -137,7 +167,7 @@ class UnlearnTrainer(RecordingTrainer):
         self._stop_where_broken([*self.past, StepLine.of(self.line, examples=False)])
         if self.diagnostics.mode == "paper":
             loader = self.get_train_dataloader()
-            self.line["paper"] = published_lines(self.measurement, map(self._prepare_inputs, loader))
+            self.line["paper"] = paper_lines(self.measurement, map(self.on_device, loader))
         return metrics
 
     def _stop_once_forgotten(self, accuracy: float) -> None:
@@ -179,26 +209,19 @@ class UnlearnTrainer(RecordingTrainer):
             return
         batch = self.collate([{forget: row} for row in self.sets[forget][:8]])[forget]
         with in_evaluation_mode(self.model), torch.no_grad():
-            outputs = self._forward(self._prepare_inputs(batch), frozenset(), dropout=False)
+            outputs = self._forward(self.on_device(batch), frozenset(), dropout=False)
         check_starts_at_one(outputs, atol=max(1e-3, 10 * torch.finfo(self.dtype).eps))
 
     def _forward(self, batch: Batch, needs: frozenset[str], *, dropout: bool) -> Outputs:
         if self.model.training != dropout or not dropout:
             set_mode(self.model, dropout=dropout, checkpointing=not self.keep_dropout)
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.autocast):
-            outputs = forward(self.model, batch, needs)
-            if not needs & {"ref_logits", "ref_hidden"}:
-                return outputs
-            if self.reference is None:
-                missing = ", ".join(sorted(needs & {"ref_logits", "ref_hidden"}))
-                remedy = "pass reference=Reference(model) before training"
-                raise GeffectError(f"a frozen reference for {missing}", "none", remedy)
-            return self.reference(batch, outputs, needs)
+            return forward_beside(self.model, self.reference, batch, needs)
 
     def collate(self, meetings: Sequence[Mapping[str, EncodedExample]]) -> dict[str, Batch]:
         """Pad a micro-batch's rows, each set to its own length, with the columns of each."""
         rows = {name: [each[name] for each in meetings] for name in meetings[0]}
-        return collated(rows, self.columns, self.pad_id)
+        return collate_sets(rows, self.columns, self.pad_id)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Rows that meet in an order that depends on seed and epoch alone."""
@@ -211,14 +234,21 @@ class UnlearnTrainer(RecordingTrainer):
         if batches:
             measure = self.state.global_step % self.diagnostics.every == 0
             counts = {name: each.summed() for name, each in window_counts(batches).items()}
-            self.step = Step(self.measurement, counts, measure=measure)
-            self.met = "; ".join(f"{name} {rows_of([batch[name] for batch in batches])}" for name in batches[0])
+            self.current = Step(self.measurement, counts, measure=measure)
+            self.met = "; ".join(f"{name} {example_numbers([batch[name] for batch in batches])}" for name in batches[0])
         return batches, None
+
+    @property
+    def step(self) -> Step:
+        """The optimizer step that runs."""
+        if self.current is None:
+            raise RuntimeError("no window of micro-batches has begun")
+        return self.current
 
     def training_step(self, model: nn.Module, inputs: dict[str, Batch], num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch; on the optimizer step's boundary, the rectified gradient is left in ``.grad``."""
         last = self.accelerator.sync_gradients
-        share = self.step.micro_batch(self._prepare_inputs(inputs), last=last)
+        share = self.step.micro_batch(self.on_device(inputs), last=last)
         if last:
             measured = self._measured()
             self.line |= measured.line() | {"lr": [group["lr"] for group in self.optimizer.param_groups]}
@@ -239,15 +269,15 @@ class UnlearnTrainer(RecordingTrainer):
         try:
             return self.step.finish()
         except FloatingPointError as error:
-            found = f"{error} in step {self.state.global_step}, rows: {self.met}"
-            raise GeffectError("finite losses and gradients", found, BROKEN) from error
+            where = f"{error} in step {self.state.global_step}, rows: {self.met}"
+            raise GeffectError("finite losses and gradients", where, BROKEN) from error
 
     def _prediction(self, model: nn.Module) -> PredictionCheck | None:
         if not self.diagnostics.prediction:
             return None
         count, size = self.diagnostics.prediction, self.args.per_device_train_batch_size
         probe = {
-            name: [self._prepare_inputs(each) for each in probe_batches(self.sets[name], count, size, self.pad_id)]
+            name: [self.on_device(each) for each in probe_batches(self.sets[name], count, size, self.pad_id)]
             for name in self.sets
             if role_of(name) in TARGETS
         }
@@ -258,15 +288,16 @@ class UnlearnTrainer(RecordingTrainer):
     def _save_rows(self) -> None:
         directory = Path(self.args.output_dir).parent / "rows" / f"step-{self.state.global_step}"
         for name in self.diagnostics.save_rows:
-            row = self._whole(self.step.gradient(name))
+            row = self._gathered(self.step.gradient(name))
             if rank():
                 continue
             directory.mkdir(parents=True, exist_ok=True)
             with replacing(directory / f"{name}.safetensors") as file:
                 save_file(row, file)
 
-    def _save_state(self, directory: Path) -> None:
-        state = self._whole(self.measurement.state)
+    def save_memory(self, directory: Path) -> None:
+        """Write what the rectifier and stateful terms carry from step to step."""
+        state = self._gathered(self.measurement.state)
         if state and rank() == 0:
             with replacing(directory / STATE_FILE) as file:
                 save_file(state, file)
@@ -274,20 +305,22 @@ class UnlearnTrainer(RecordingTrainer):
             with replacing(directory / TERMS_FILE) as file:
                 file.write_text(json.dumps([dict(each) for each in self.measurement.term_states]), encoding="utf-8")
 
-    def _whole(self, tensors: NamedTensors) -> NamedTensors:
-        """A row or a state as one process would have it, put together on the first."""
-        parameters, found = self.measurement.parameters, NamedTensors()
+    def _gathered(self, tensors: NamedTensors) -> NamedTensors:
+        """A gradient as one process would have it, put together on the first; empty on the others."""
+        parameters, together = self.measurement.parameters, NamedTensors()
         for name in (name for name in parameters if name in tensors):
             tensor = full_tensor(as_shard(tensors[name], parameters[name]))
             if rank() == 0:
-                found[name] = tensor.contiguous()
-        return found
+                together[name] = tensor.contiguous()
+        return together
 
-    def _state_files(self) -> list[str]:
+    def memory_files(self) -> list[str]:
+        """The files of a rectifier with a memory, and of terms with a state."""
         files = {STATE_FILE: self.measurement.rectifier.memory, TERMS_FILE: any(self.measurement.term_states)}
         return [name for name, present in files.items() if present]
 
-    def _load_state(self, directory: Path) -> None:
+    def load_memory(self, directory: Path) -> None:
+        """Read what `save_memory` wrote."""
         if (directory / STATE_FILE).exists():
             parameters = self.measurement.parameters
             device = str(next(iter(parameters.values())).device)
@@ -295,3 +328,31 @@ class UnlearnTrainer(RecordingTrainer):
             self.measurement.state.update({name: part_of(tensor, parameters[name]) for name, tensor in saved.items()})
         if (directory / TERMS_FILE).exists():
             self.measurement.term_states = read_json(directory / TERMS_FILE)
+
+
+def probe_batches(rows: Sequence[EncodedExample], count: int, batch_size: int, pad_id: int) -> list[Batch]:
+    """Evenly spaced rows of a set, all where there are fewer, padded in batches."""
+    count = min(count, len(rows))
+    probes = [rows[i * len(rows) // count] for i in range(count)]
+    return [collate(probes[i : i + batch_size], pad_id) for i in range(0, count, batch_size)]
+
+
+def paper_lines(run: Measurement, micro_batches: Iterable[Mapping[str, Batch]]) -> list[dict[str, Any]]:
+    """The published script's estimates at this checkpoint, as a record's lines."""
+    return [{"call": call} | measured.line() for call, measured in published_estimates(run, micro_batches)]
+
+
+def summary(measured: Measured) -> dict[str, float]:
+    """A measured step in a few numbers, for trackers: G-effects, cosine, losses and norms."""
+    gram = measured.gram
+    if gram is None:
+        return dict(measured.scalars)
+    total, rows = gram.total(), gram.rows
+    effects = {
+        "unlearn_g_effect": inner(total, rows, "forget", "objective"),
+        "retain_g_effect": inner(total, rows, "retain", "objective"),
+        "cosine": cosine(total, rows, "objective", "retain"),
+    }
+    if "rectified" in rows:
+        effects["rectified_retain_g_effect"] = inner(total, rows, "retain", "rectified")
+    return measured.scalars | effects

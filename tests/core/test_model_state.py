@@ -17,13 +17,13 @@ from geffect.core.gradients import capture_gradients
 from geffect.core.layers import layout
 from geffect.core.model_state import SMALL
 from geffect.errors import GeffectError
-from geffect.inspection.places import Place
 from geffect.inspection.run import inspect
+from geffect.inspection.tasks import prepare_inspection
 from geffect.models.load import Loaded
 from geffect.monitoring.callback import Callback
 from geffect.monitoring.monitor import Monitor
 from geffect.record.reader import read_lines
-from geffect.training.modes import set_mode
+from geffect.training.trainer import set_mode
 from tests.support.cases import llama
 from tests.support.hosts import ARCHITECTURES, VOCABULARY, differences, everything, make_host
 from tests.support.rows import made_rows, padded
@@ -137,11 +137,10 @@ def test_an_inspection_leaves_checkpoints_models_and_the_process(
         **{part: str(path) for part, path in rows.items()},
     )
     before = everything(model)
-    place = Place(0, str(start))
-    inspect(config, [place], lambda _: loaded, resume=False)
+    inspect(prepare_inspection(config), lambda _: loaded, resume=False)
     assert differences(before, everything(model)) == []
     assert whole.training
-    assert [line["step"] for line in read_lines(tmp_path / "out")] == [0]
+    assert [line["step"] for line in read_lines(tmp_path / "out")] == [1]
 
 
 class Habit(nn.Module):

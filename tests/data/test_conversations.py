@@ -15,7 +15,7 @@ from geffect.data.relabel import read_answers, replace_answers
 from geffect.data.rows import right_answers
 from geffect.errors import GeffectError
 from geffect.evaluation.metrics.table import METRICS
-from geffect.training.setup import alternatives, read_start
+from geffect.training.setup import alternatives, prepare
 from tests.conftest import config
 from tests.data.test_encode import chat, learned, plain
 
@@ -183,8 +183,8 @@ def test_what_holds_no_answers_is_refused(name: str, content: str | None, says: 
 def test_po_and_dpo_descend_answers_of_ones_own(objective: str, start: Path, tmp_path: Path) -> None:
     (tmp_path / "idk.txt").write_text("I do not know.\n", encoding="utf-8")
     chosen = config(start, tmp_path / "run", objective=objective.format(tmp_path / "idk.txt"), steps=2)
-    prepared = read_start(chosen, api.load_model(chosen.model))
-    for row in alternatives(chosen, prepared, "forget", 12):
+    prepared = prepare(chosen)
+    for row in alternatives(prepared, "forget", 12):
         assert learned(prepared.loaded.tokenizer, row).strip() == "I do not know.<|end|>"
     api.plan(chosen)
     run = api.unlearn(chosen)

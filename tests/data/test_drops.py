@@ -17,7 +17,6 @@ from geffect.data.load import QASet, TextSet, load_set
 from geffect.data.sources import read_rows
 from geffect.errors import GeffectError
 from geffect.evaluation.suites import parts
-from geffect.inspection.dry_run import plan_inspection
 from geffect.io.readers import parse_yaml
 from geffect.models.builtin import make_tokenizer
 from geffect.models.load import load
@@ -317,7 +316,7 @@ def test_shared_examples_are_told_before_a_run_an_inspection_and_an_evaluation(
     )
     for other, run in (
         ("heldout", lambda: api.plan(plain)),
-        ("retain", lambda: plan_inspection(inspected)),
+        ("retain", lambda: api.plan(inspected)),
         ("holdout", lambda: api.evaluate(scored)),
     ):
         with caplog.at_level(logging.WARNING):

@@ -21,7 +21,7 @@ from geffect.data.load import QASet
 from geffect.data.prompts import Prompt, prompt_settings, tokenizer_sha256
 from geffect.errors import GeffectError
 from geffect.evaluation.results import read_evaluation
-from geffect.inspection.defaults import completed
+from geffect.inspection.resolve import complete
 from geffect.models.load import add_lora, load, outline, quiet_transformers
 from geffect.models.tokenizers import set_template
 from geffect.training.setup import prompts_of
@@ -392,7 +392,7 @@ def test_an_inspection_shows_the_runs_own_prompts(run: Path, tmp_path: Path, cap
     assert not [each for each in caplog.messages if "another" in each or "this inspection" in each]
     assert environment(tmp_path / "same")["prompts"] == environment(run)["prompts"]
     with caplog.at_level(logging.WARNING, "geffect"):
-        other = completed(plain_config.model_copy(update={"template_date": prompts.DAY}))
+        other = complete(plain_config.model_copy(update={"template_date": prompts.DAY}))
     assert other.template_date == prompts.DAY and other.system_prompt == "Be brief."
     assert "the run had --template-date 2001-01-01, this inspection has 2025-04-10" in caplog.text
 

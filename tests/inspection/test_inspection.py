@@ -23,8 +23,8 @@ from geffect.data.encode import collate, encode_set
 from geffect.data.load import load_set
 from geffect.data.pairing import draw_partner, permutation
 from geffect.errors import GeffectError, Interrupted
-from geffect.inspection.places import Place, places, readable
-from geffect.inspection.windows import dataset_parts
+from geffect.inspection.measure import dataset_parts
+from geffect.inspection.resolve import Checkpoint, check_readable, find_checkpoints
 from geffect.models.scoring import compute_likelihood
 from geffect.record.reader import read_lines
 from tests.conftest import Command, config
@@ -307,7 +307,7 @@ def test_adapters_on_one_base_are_exchanged_not_loaded_anew(known: Path, tmp_pat
 
 def test_a_memory_estimate_sees_the_parts(run: Path, tmp_path: Path) -> None:
     """One retain row makes one part, whose spread cannot be told: no rows are held for it."""
-    from geffect.inspection.dry_run import inspection_gb
+    from geffect.inspection.tasks import inspection_gb
 
     loaded = api.load_model(str(run))
     rows = encode_set(loaded.tokenizer, load_set("builtin:authors/forget[:16]"))
@@ -327,8 +327,8 @@ def test_a_memory_estimate_sees_the_parts(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("objective", ["ga", "npo(beta=0.1) + kl"])
 def test_one_checkpoint_is_in_memory_at_a_time(run: Path, tmp_path: Path, objective: str) -> None:
     """When the third is measured the first is gone, though its sets and its layout are still in use."""
-    from geffect.inspection.defaults import completed
     from geffect.inspection.run import inspect
+    from geffect.inspection.tasks import prepare_inspection
 
     held: list[weakref.ref[Any]] = []
     alive = []
@@ -340,8 +340,7 @@ def test_one_checkpoint_is_in_memory_at_a_time(run: Path, tmp_path: Path, object
         held.append(weakref.ref(loaded.model))
         return loaded
 
-    whole = completed(inspected(tmp_path / "one", run, objective=objective))
-    inspect(whole, places([str(run)]), load, resume=False)
+    inspect(prepare_inspection(inspected(tmp_path / "one", run, objective=objective)), load, resume=False)
     assert alive == [0, 0, 0, 0]
 
 
@@ -384,7 +383,7 @@ def test_the_published_estimates_are_told_beside(run: Path, tmp_path: Path) -> N
 def test_steps_that_meet_are_refused(run: Path, tmp_path: Path) -> None:
     both = [run / "checkpoints" / "checkpoint-1", shutil.copytree(run / "checkpoints", tmp_path / "x") / "checkpoint-1"]
     with pytest.raises(GeffectError, match="step 1 twice"):
-        places([str(each) for each in both])
+        find_checkpoints([str(each) for each in both])
 
 
 def broken_weights(checkpoint: Path) -> None:
@@ -414,10 +413,10 @@ def test_a_half_written_checkpoint_is_named_and_skipped_only_where_told(
     copy = shutil.copytree(run / "checkpoints", tmp_path / "series")
     harm(copy / "checkpoint-2")
     with pytest.raises(GeffectError, match=told) as raised:
-        readable(places([str(copy)]), skip_broken=False)
+        check_readable(find_checkpoints([str(copy)]), skip_broken=False)
     assert "checkpoint-2" in str(raised.value)
     with caplog.at_level(logging.WARNING, "geffect"):
-        kept = readable(places([str(copy)]), skip_broken=True)
+        kept = check_readable(find_checkpoints([str(copy)]), skip_broken=True)
     assert [place.step for place in kept] == [1, 3]
     assert "left out" in caplog.text
     assert "checkpoint-2" in caplog.text
@@ -431,7 +430,7 @@ def test_checkpoints_of_different_architectures_are_refused(run: Path, tmp_path:
     other.tokenizer.save_pretrained(tmp_path / "other")
     first = str(run / "checkpoints" / "checkpoint-1")
     with pytest.raises(GeffectError, match=r"checkpoints of one architecture, .* of shape"):
-        readable([Place(1, first), Place(2, str(tmp_path / "other"))], skip_broken=True)
+        check_readable([Checkpoint(1, first), Checkpoint(2, str(tmp_path / "other"))], skip_broken=True)
 
 
 SHELL = {

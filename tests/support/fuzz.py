@@ -37,7 +37,7 @@ from geffect.reports.findings.gradients import read_findings
 from geffect.reports.html.sections import worst_rows
 from geffect.reports.matched import compare, differences
 from geffect.reports.run import Run
-from geffect.training.setup import masked_by
+from geffect.training.setup import read_gradient_mask
 
 RUN: dict[str, Any] = {
     "objective": "npo",
@@ -274,7 +274,7 @@ def localization(world: World, draw: random.Random) -> Callable[[], object]:
     text = draw.choice(["grail(k_retain=0.1)", "memflex(mu=0.9, sigma=0.1, thresholds=quantile)"])
     config = world.config.replace(masks=path, rectifier=text)
     loaded = api.load_model(world.config.model)
-    return draw.choice([lambda: masked_by(config, loaded), lambda: whole_overlaps(path), lambda: read(path)])
+    return draw.choice([lambda: read_gradient_mask(config, loaded), lambda: whole_overlaps(path), lambda: read(path)])
 
 
 def value(world: World, draw: random.Random) -> Callable[[], object]:

@@ -19,7 +19,7 @@ from geffect.core.distributed import full_tensor, num_processes, rank, shard_mod
 from geffect.errors import GeffectError
 from geffect.monitoring.callback import Callback
 from geffect.monitoring.monitor import Monitor
-from geffect.training.fsdp import ShardedTrainer
+from geffect.training.checkpoints import ShardedTrainer
 from tests.support.cases import gpt2, llama
 from tests.support.rows import made_rows, nats, padded
 

@@ -25,7 +25,7 @@ from geffect.record.frames import read, read_overlap, read_steps
 from geffect.record.reader import read_lines
 from geffect.rectifiers.registry import make_freezing
 from geffect.reports.compare import plot, summarize, whole_overlaps
-from geffect.training.setup import localized_rows, read_start, training_sets
+from geffect.training.setup import localization_examples, prepare, training_sets
 
 DOMAINS = ["privacy=builtin:domains/privacy[:6]", "copyright=builtin:domains/copyright[:6]"]
 SPLITS = ["forget/privacy", "retain/privacy", "forget/copyright", "retain/copyright"]
@@ -195,7 +195,7 @@ def test_a_run_over_domains_records_its_scopes_masks_and_success(localized: Path
     assert all(0 <= each <= 1 for each in shares["never"].values())
     scores = json.loads((path / "metrics.json").read_text())["success"]
     model = api.load_model(str(path))
-    prepared = read_start(_config(start, tmp_path / "other"), api.load_model(str(start)))
+    prepared = prepare(_config(start, tmp_path / "other"))
     for domain in ("privacy", "copyright"):
         known = success(model.model, model.tokenizer, prepared.encoded[f"retain_val/{domain}"])
         assert scores["end"][domain]["RS"] == pytest.approx(known.accuracy)
@@ -272,24 +272,17 @@ def test_sizes_are_balanced_as_asked_for(start: Path, tmp_path: Path, caplog: py
         "a=builtin:domains/privacy/unlearn[:6],builtin:domains/privacy/retention[:4]",
         "b=builtin:domains/copyright/unlearn[:3],builtin:domains/copyright/retention[:5]",
     ]
-    loaded = api.load_model(str(start))
     for balance, expected in {"cut": [4, 4, 3, 3], "repeat": [6, 4, 3, 5]}.items():
-        chosen = _config(start, tmp_path / balance, domain=domains, balance=balance)
-        sets = training_sets(chosen, read_start(chosen, loaded), _objective())
+        chosen = _config(start, tmp_path / balance, domain=domains, balance=balance, objective="ga + gd")
+        sets = training_sets(prepare(chosen))
         assert [len(rows) for rows in sets.values()] == expected
         assert f"forget/a {expected[0]} of 6" in caplog.text
         assert f"{max(expected[0], expected[2])} examples make" in api.plan(chosen)["batches"]
 
 
-def _objective() -> Any:
-    from geffect.objectives.registry import make_objective
-
-    return make_objective("ga + gd")
-
-
 def test_no_two_rows_of_a_localization_share_their_random_labels(start: Path) -> None:
     config = LocalizeConfig.read(model=str(start), domain=DOMAINS, out="nowhere")
-    rows = localized_rows(config, api.load_model(str(start)))
+    rows = localization_examples(config, api.load_model(str(start)))
     indices = [row.index for each in rows.values() for row in each]
     assert indices == list(range(48))
 

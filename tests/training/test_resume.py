@@ -260,10 +260,10 @@ def test_a_run_that_ended_meanwhile_is_left_alone(start: Path, tmp_path: Path, m
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         _stop_after(3, patch)
         api.unlearn(chosen)
-    found, begun = training_run.unfinished, api._start
+    found, begun = training_run.read_unfinished, api._start
 
     def and_ends_elsewhere(asked: Any) -> Any:
-        monkeypatch.setattr(api, "unfinished", found)
+        monkeypatch.setattr(api, "read_unfinished", found)
         monkeypatch.setattr(api, "_start", while_loading)
         api.unlearn(chosen, resume=True)
         return asked
@@ -274,7 +274,7 @@ def test_a_run_that_ended_meanwhile_is_left_alone(start: Path, tmp_path: Path, m
             api.unlearn(chosen, resume=True)
         return begun(asked)
 
-    monkeypatch.setattr(api, "unfinished", and_ends_elsewhere)
+    monkeypatch.setattr(api, "read_unfinished", and_ends_elsewhere)
     with pytest.raises(GeffectError, match=r"The run in .* is finished"):
         api.unlearn(chosen, resume=True)
     assert len(_lines(tmp_path / "run")) == 5

@@ -1,18 +1,24 @@
 """What a run needs before it starts, and what is said where it is missing."""
 
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from geffect import api
+from geffect.data import encode, load
 from geffect.errors import GeffectError
 from geffect.models.scoring import Reference
 from geffect.objectives.registry import make_objective
 from geffect.rectifiers.registry import make_rectifier
+from geffect.training import setup
 from geffect.training.dry_run import passes
-from geffect.training.setup import alternatives, read_start, training_sets, warn_of_rounding
-from tests.conftest import SHAPE, config
+from geffect.training.setup import alternatives, prepare, training_sets, warn_of_rounding
+from tests.conftest import SHAPE, Command, config
 
 
 @pytest.mark.parametrize(
@@ -70,7 +76,7 @@ def test_a_text_set_is_unlearned_in_chunks(start: Path, tmp_path: Path) -> None:
     chosen = config(
         start, tmp_path / "run", objective="npo + gd", forget=str(tmp_path / "corpus.txt"), max_length=32, steps=1
     )
-    prepared = read_start(chosen, api.load_model(chosen.model))
+    prepared = prepare(chosen)
     assert len(prepared.encoded["forget"]) > 10
     assert all(row.labels[0] == -100 and row.labels[1:] == row.input_ids[1:] for row in prepared.encoded["forget"])
     assert (api.unlearn(chosen) / "DONE").exists()
@@ -92,13 +98,13 @@ def test_a_row_longer_than_the_models_context_is_refused(tmp_path: Path) -> None
 
 def test_every_epoch_has_refusals_of_its_own(start: Path, tmp_path: Path) -> None:
     chosen = config(start, tmp_path / "run", objective="dpo", steps=7)  # 12 rows by fours: 2⅓ epochs
-    prepared = read_start(chosen, api.load_model(chosen.model))
-    rows = alternatives(chosen, prepared, "forget", 12)
+    prepared = prepare(chosen)
+    rows = alternatives(prepared, "forget", 12)
     assert [row.index for row in rows] == list(range(36))
     assert rows[0].input_ids != rows[12].input_ids
-    sets = training_sets(chosen, prepared, make_objective("ga + gd(on=retain)"))
-    assert set(sets) == {"forget", "retain"}
-    assert set(training_sets(chosen, prepared, make_objective("dpo"))) == {"forget", "retain", "alternative"}
+    assert set(training_sets(prepared)) == {"forget", "retain", "alternative"}
+    without = replace(prepared, config=chosen.replace(objective="ga + gd(on=retain)"))
+    assert set(training_sets(without)) == {"forget", "retain"}
 
 
 def _trainer(start: Path, out: Path, **changes: Any) -> Any:
@@ -107,7 +113,7 @@ def _trainer(start: Path, out: Path, **changes: Any) -> Any:
 
     chosen = config(start, out)
     loaded = changes.pop("loaded", None) or api.load_model(chosen.model)
-    prepared = read_start(chosen, loaded)
+    prepared = prepare(chosen)
     sets = {name: prepared.encoded[name] for name in ("forget", "retain")}
     settings: dict[str, Any] = {
         "tokenizer": loaded.tokenizer,
@@ -189,3 +195,50 @@ def test_steps_lost_in_rounding_are_told(
 ) -> None:
     warn_of_rounding(config(tmp_path, tmp_path / "run", dtype=dtype, learning_rate=rate))
     assert sum("vanish in bfloat16" in record.message for record in caplog.records) == told
+
+
+@pytest.mark.parametrize(
+    ("verb", "given"),
+    [
+        (
+            "unlearn",
+            ["--forget", "{a}", "--retain", "{b}", "--heldout", "{a}", "--objective", "npo + gd", "--steps", "1"],
+        ),
+        ("finetune", ["--train", "{a}", "--train", "{b}", "--steps", "1"]),
+        ("localize", ["--domain", "one={a},{b}"]),
+        ("inspect", ["--forget", "{a}", "--retain", "{b}", "--objective", "ga", "--objective", "wga"]),
+    ],
+)
+def test_the_command_line_reads_and_encodes_each_set_once(
+    verb: str, given: list[str], start: Path, tmp_path: Path, invoke: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {name: tmp_path / f"{name}.json" for name in ("a", "b")}
+    for name, file in files.items():
+        file.write_text(json.dumps([{"question": f"{name}{i}?", "answer": "Yes."} for i in range(4)]), encoding="utf-8")
+    counts: Counter[str] = Counter()
+
+    def counted(name: str, real: Callable[..., Any], key: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counts[f"{name} {Path(key(*args)).name}"] += 1
+            return real(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(load, "read_rows", counted("read", load.read_rows, lambda file, *_: file))
+    encoding = counted("encode", encode.encode_set, lambda _, rows, *__: rows.name)
+    monkeypatch.setattr(setup, "encode_set", encoding)
+    monkeypatch.setattr(setup.encode, "__kwdefaults__", {"by": encoding})
+    model = [str(start)] if verb == "inspect" else ["--model", str(start)]
+    ended = invoke(verb, *model, *(each.format(**files) for each in given), "--out", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    assert counts == {f"{done} {file.name}": 1 for done in ("read", "encode") for file in files.values()}
+
+
+@pytest.mark.parametrize("model", ["builtin:tiny-untrained", "{start}"])
+def test_an_outline_encodes_as_the_model_does(model: str, start: Path, tmp_path: Path) -> None:
+    outlined = setup.prepare(config(Path(model.format(start=start)), tmp_path / "run"))
+    loaded = api.load_model(model.format(start=start))
+    whole = outlined.with_weights(loaded)
+    assert whole.loaded is loaded
+    for name, rows in outlined.sets.items():
+        assert whole.encoded[name] == setup.encode(whole.config, loaded, rows)

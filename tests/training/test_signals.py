@@ -20,7 +20,7 @@ from geffect.io.system import SIGNALS, terminable
 from geffect.record.reader import read_lines
 from geffect.record.schema import CONFIG, DONE, STEPS
 from geffect.record.writer import RunDirectory
-from geffect.training.interruption import deferred
+from geffect.training.trainer import defer_signals
 from tests.conftest import config, exhaustive
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
@@ -50,7 +50,7 @@ def own() -> Iterator[list[int]]:
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_the_first_signal_is_noted_and_the_second_is_the_hosts(signum: signal.Signals, own: list[int]) -> None:
     noted: list[int] = []
-    with deferred(noted.append):
+    with defer_signals(noted.append):
         signal.raise_signal(signum)
         assert (noted, own) == ([signum], [])
         signal.raise_signal(signum)
@@ -62,11 +62,11 @@ def test_the_first_signal_is_noted_and_the_second_is_the_hosts(signum: signal.Si
 def test_what_a_launcher_passes_on_is_the_same_signal(own: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     noted: list[int] = []
-    with deferred(noted.append):
+    with defer_signals(noted.append):
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         assert (noted, own) == ([signal.SIGTERM], [])
-        monkeypatch.setattr("geffect.training.interruption.TWICE", 0.0)
+        monkeypatch.setattr("geffect.training.trainer.TWICE", 0.0)
         time.sleep(0.001)
         signal.raise_signal(signal.SIGTERM)
     assert (noted, own) == ([signal.SIGTERM], [signal.SIGTERM])
@@ -76,7 +76,7 @@ def test_an_ignored_signal_stays_ignored_as_under_nohup() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         noted: list[int] = []
-        with terminable(), deferred(noted.append):
+        with terminable(), defer_signals(noted.append):
             signal.raise_signal(signal.SIGHUP)
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         assert noted == []
@@ -88,7 +88,7 @@ def test_sigint_is_heard_in_a_background_job_which_a_shell_starts_with_it_ignore
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         noted: list[int] = []
-        with deferred(noted.append):
+        with defer_signals(noted.append):
             signal.raise_signal(signal.SIGINT)
         assert noted == [signal.SIGINT] and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:

@@ -1,0 +1,216 @@
+"""Discover and validate a series of checkpoints, and fill unset options from the run they come from."""
+
+import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from geffect.config import InspectConfig, UnlearnConfig
+from geffect.errors import GeffectError
+from geffect.io.readers import read_json
+from geffect.models.builtin import is_built_in
+from geffect.models.checkpoints import checkpoint_shapes, checkpoint_step, checkpoints_below
+from geffect.models.load import base_of_adapter, resolve
+from geffect.objectives.base import Objective
+from geffect.record.reader import check_format, read_config
+from geffect.record.schema import CONFIG
+from geffect.training.run import locate_model
+
+LOGGER = logging.getLogger(__name__)
+SKIP = "restore it, or leave such out with --skip-broken"
+PASSING = {"base_model_name_or_path", "inference_mode", "revision", "peft_version"}  # of an adapter's configuration
+PROMPTS = ("template_date", "system_prompt", "chat_template", "tokenizer")
+FROM_RUN = (
+    "forget",
+    "retain",
+    "heldout",
+    "general",
+    "data_dir",
+    "question_column",
+    "answer_column",
+    "text_column",
+    "max_length",
+    *PROMPTS,
+    "lora",
+    "seed",
+    "batch_size",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint.
+
+    Attributes:
+        step: N of ``checkpoint-N``, or its place in the list given.
+        spec: a directory or a hub id.
+    """
+
+    step: int
+    spec: str
+
+
+def find_checkpoints(given: Sequence[str]) -> list[Checkpoint]:
+    """The checkpoints, by step, of directories that hold some, or of models, adapters and hub revisions one by one.
+
+    Steps are the numbers of their names where all have one, else places from 1. It refuses a directory without a
+    checkpoint, and two of the same step.
+    """
+    specs = [spec for each in given for spec in _expand(each)]
+    numbers = [checkpoint_step(Path(spec)) for spec in specs]
+    named = all(number is not None for number in numbers)
+    series = [
+        Checkpoint(int(number or 0) if named else i, spec)
+        for i, (number, spec) in enumerate(zip(numbers, specs, strict=True), 1)
+    ]
+    series.sort(key=lambda place: place.step)
+    for one, other in itertools.pairwise(series):
+        if one.step == other.step:
+            raise GeffectError(
+                "checkpoints of one series",
+                f"step {one.step} twice: {one.spec} and {other.spec}",
+                "inspect one series at a time",
+            )
+    return series
+
+
+def _expand(given: str) -> list[str]:
+    path = Path(given).expanduser()
+    if path.is_dir():
+        below = checkpoints_below(path)
+        if below:
+            return [str(each) for each in below]
+        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise GeffectError(
+                f"checkpoint-N directories, a model or an adapter in {given}",
+                "none of them",
+                "name a run made with --save-every, or a Trainer's output directory",
+            )
+    return [given]
+
+
+def check_readable(series: Sequence[Checkpoint], *, skip_broken: bool) -> list[Checkpoint]:
+    """The checkpoints of a series that can be read, all of one architecture; another one is refused.
+
+    One that cannot be read is refused, or with ``skip_broken`` left out with a warning.
+    """
+    found: list[tuple[Checkpoint, Any]] = []
+    for place in series:
+        try:
+            found.append((place, _architecture(place.spec)))
+        except GeffectError as error:
+            if not skip_broken:
+                raise
+            LOGGER.warning("left out: %s", error)
+    if not found:
+        raise GeffectError("a checkpoint that can be read", "none", "restore them")
+    (first, expected), *others = found
+    for place, architecture in others:
+        if (difference := _difference(expected, architecture)) is not None:
+            wanted, got = difference
+            raise GeffectError(
+                f"checkpoints of one architecture, {wanted} in {first.spec}",
+                f"{got} in {place.spec}",
+                "inspect them apart",
+            )
+    return [place for place, _ in found]
+
+
+def _architecture(spec: str) -> Any:
+    """(adapter's configuration and base, or nothing; tensor → shape); None for what is built in or lies on a hub."""
+    source = spec if is_built_in(spec) else resolve(spec)
+    if not isinstance(source, Path):
+        return None
+    adapter = base_of_adapter(source)
+    shapes = checkpoint_shapes(source, SKIP)
+    return (None if adapter is None else _adapter_config(source, adapter)), shapes
+
+
+def _adapter_config(source: Path, base: str) -> dict[str, Any]:
+    """How an adapter works: its configuration, and the base that it names."""
+    config = read_json(source / "adapter_config.json")
+    kept = {key: value for key, value in config.items() if key not in PASSING}
+    return {key: sorted(value) if isinstance(value, list) else value for key, value in kept.items()} | {"base": base}
+
+
+def _difference(one: Any, other: Any) -> tuple[str, str] | None:
+    """The first way in which two architectures differ; None where they do not, or cannot be told."""
+    if one is None or other is None:
+        return None
+    (method, shapes), (its_method, its_shapes) = one, other
+    if (method is None) != (its_method is None):
+        names = {True: "full weights", False: "an adapter"}
+        return names[method is None], names[its_method is None]
+    for key in {**(method or {}), **(its_method or {})}:
+        if method.get(key) != its_method.get(key):
+            return f"an adapter with {key} {method.get(key)}", str(its_method.get(key))
+    for name in {**shapes, **its_shapes}:
+        if shapes.get(name) != its_shapes.get(name):
+            return f"{name} of shape {shapes.get(name)}", str(its_shapes.get(name))
+    return None
+
+
+def complete(config: InspectConfig) -> InspectConfig:
+    """The configuration with unset options taken from that of the run of geffect unlearn it inspects, if it does.
+
+    ``start`` may still be None; it refuses where a set is still missing, as of a run over several domains.
+    """
+    found = _of_run(config.checkpoints)
+    given = config.model_fields_set
+    filled: dict[str, Any] = {name: found[name] for name in FROM_RUN if name in found and name not in given}
+    filled |= {
+        new: found[old]
+        for new, old in (("start", "model"), ("objective", "objective"))
+        if old in found and new not in given
+    }
+    if "start" in filled:
+        filled["start"] = locate_model(filled["start"], (found.get("reference") or {}).get("path"))
+    if "objective" not in given and "objective" not in found:
+        filled["objective"] = ["ga"]
+    _warn_of_other_prompts(config, found)
+    whole = InspectConfig.read(None, **(config.model_dump(exclude_unset=True) | filled))
+    for name in ("forget", "retain"):
+        if getattr(whole, name) is None:
+            remedy = "Name domains' sets one by one" if found.get("domain") else "Add it as a flag"
+            raise GeffectError(f"--{name} has no value", remedy=remedy)
+    return whole
+
+
+def _warn_of_other_prompts(config: InspectConfig, found: dict[str, Any]) -> None:
+    for name in (name for name in PROMPTS if found and name in config.model_fields_set):
+        here = config.model_dump(mode="json")[name]
+        if here != found.get(name):
+            flag = f"--{name.replace('_', '-')}"
+            LOGGER.warning("the run had %s %s, this inspection has %s", flag, found.get(name), here)
+
+
+def recorded_start(config: InspectConfig) -> str | None:
+    """The hash of the weights that the run which is inspected began with, where its start is the one named."""
+    found = _of_run(config.checkpoints)
+    reference = found.get("reference") or {}
+    return reference.get("sha256") if config.start in (found.get("model"), reference.get("path")) else None
+
+
+def _of_run(checkpoints: list[str]) -> dict[str, Any]:
+    """The configuration of the run a single path names; nothing where it is no run of geffect unlearn."""
+    file = Path(checkpoints[0]).expanduser() / CONFIG
+    if len(checkpoints) > 1 or not file.is_file():
+        return {}
+    check_format(file.parent)
+    read_config(file.parent)  # what cannot be read is no configuration of another command
+    try:
+        run = UnlearnConfig.read(file, trust_remote_code=False)  # whoever made the run does not speak for this command
+    except GeffectError:
+        return {}
+    return run.model_dump(mode="json", exclude_none=True)
+
+
+def as_run(config: InspectConfig, objective: Objective) -> UnlearnConfig:
+    """A completed inspection as the configuration of a run of one objective, for what reads those; it is never run."""
+    names = (*FROM_RUN, "dtype", "overlap", "mode")
+    shared = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    return UnlearnConfig.read(
+        None, **shared, model=config.start or config.checkpoints[0], objective=objective, steps=1, out=config.out
+    )
