@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from geffect import api
-from geffect.data import encode, load
+from geffect.data import encode, sources
 from geffect.errors import GeffectError
 from geffect.models.scoring import Reference
 from geffect.objectives.registry import make_objective
@@ -224,7 +224,8 @@ def test_the_command_line_reads_and_encodes_each_set_once(
 
         return call
 
-    monkeypatch.setattr(load, "read_rows", counted("read", load.read_rows, lambda file, *_: file))
+    reading = counted("read", sources.read_rows, lambda file, *_: file)
+    monkeypatch.setattr("geffect.data.load.read_rows", reading)
     encoding = counted("encode", encode.encode_set, lambda _, rows, *__: rows.name)
     monkeypatch.setattr(setup, "encode_set", encoding)
     monkeypatch.setattr(setup.encode, "__kwdefaults__", {"by": encoding})
