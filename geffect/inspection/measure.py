@@ -1,4 +1,4 @@
-"""One checkpoint's rows over whole sets, and its forget rows one by one."""
+"""Gradients of one checkpoint over whole sets, in micro-batches."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from geffect.objectives.base import Objective, window_counts
 from geffect.rectifiers.registry import NoRectifier
 from geffect.training.aux_inputs import Columns, collate_sets
 
-FEWEST = 2  # parts whose spread can be told
+FEWEST = 2  # parts for a standard error
 
 
 @dataclass
@@ -25,8 +25,8 @@ class Inputs:
 
     Attributes:
         objective: whose gradient is measured.
-        sets: set → encoded rows that gradients are drawn from.
-        columns: what the objective needs of each row.
+        sets: set → encoded examples that gradients are drawn from.
+        columns: what the objective needs of each example.
         reference: the frozen start, where the objective needs more of it than token NLLs.
         labels: parameter → layer.
         pad_id: fills the batches.
@@ -85,7 +85,7 @@ def dataset_step(run: Measurement, parts: Sequence[Sequence[Mapping[str, Batch]]
 def dataset_parts(
     sets: Mapping[str, Sequence[EncodedExample]], columns: Columns, pad_id: int, batch_size: int
 ) -> list[list[dict[str, Batch]]]:
-    """Every row of every set once: parts alike in their shares of all sets, each in micro-batches.
+    """Every example of every set once: parts with equal shares of all sets, each in micro-batches.
 
     Standard errors see the parts; there are as many as the smallest set fills batches. A part holds an equal share of
     each set, cut into batches of at most ``batch_size``; shorter sets are right-aligned, so that the last micro-batch
@@ -109,7 +109,7 @@ def dataset_parts(
 
 
 def num_parts(smallest: int, batch_size: int) -> int:
-    """The number of parts that standard errors see, where the smallest set has so many rows.
+    """The number of parts that standard errors see, where the smallest set has so many examples.
 
     >>> num_parts(40, 8), num_parts(8, 8), num_parts(1, 8)
     (5, 2, 1)
@@ -124,7 +124,7 @@ def _share(rows: Sequence[EncodedExample], part: int, count: int) -> Sequence[En
 def paper_batches(
     sets: Mapping[str, Sequence[EncodedExample]], columns: Columns, pad_id: int, batch_size: int, seed: int
 ) -> Iterator[dict[str, Batch]]:
-    """One pass over the forget rows, as many random rows of each other set beside them, as a run draws them."""
+    """One pass over the forget examples beside as many random ones of each other set, drawn as a run draws them."""
     met = [PairedDataset(sets)[each] for each in PairedSampler({name: len(rows) for name, rows in sets.items()}, seed)]
     for i in range(0, len(met), batch_size):
         yield collate_sets({name: [row[name] for row in met[i : i + batch_size]] for name in sets}, columns, pad_id)

@@ -44,7 +44,7 @@ class Checkpoint:
     """One checkpoint.
 
     Attributes:
-        step: N of ``checkpoint-N``, or its place in the list given.
+        step: N of ``checkpoint-N``, or its position in the list.
         spec: a directory or a hub id.
     """
 
@@ -53,10 +53,10 @@ class Checkpoint:
 
 
 def find_checkpoints(given: Sequence[str]) -> list[Checkpoint]:
-    """The checkpoints, by step, of directories that hold some, or of models, adapters and hub revisions one by one.
+    """Find the checkpoints in directories, or take models, adapters and hub revisions one by one; sorted by step.
 
-    Steps are the numbers of their names where all have one, else places from 1. It refuses a directory without a
-    checkpoint, and two of the same step.
+    A step is the number in a checkpoint's name where all have one, else its position from 1. A directory without a
+    checkpoint and two checkpoints of the same step are refused.
     """
     specs = [spec for each in given for spec in _expand(each)]
     numbers = [checkpoint_step(Path(spec)) for spec in specs]
@@ -92,9 +92,9 @@ def _expand(given: str) -> list[str]:
 
 
 def check_readable(series: Sequence[Checkpoint], *, skip_broken: bool) -> list[Checkpoint]:
-    """The checkpoints of a series that can be read, all of one architecture; another one is refused.
+    """The checkpoints that can be read; another architecture than the first one's is refused.
 
-    One that cannot be read is refused, or with ``skip_broken`` left out with a warning.
+    A checkpoint that cannot be read is refused, or with ``skip_broken`` left out with a warning.
     """
     found: list[tuple[Checkpoint, Any]] = []
     for place in series:
@@ -119,7 +119,7 @@ def check_readable(series: Sequence[Checkpoint], *, skip_broken: bool) -> list[C
 
 
 def _architecture(spec: str) -> Any:
-    """(adapter's configuration and base, or nothing; tensor → shape); None for what is built in or lies on a hub."""
+    """(adapter's configuration and base, or None; tensor → shape); None for a built-in model or one on a hub."""
     source = spec if is_built_in(spec) else resolve(spec)
     if not isinstance(source, Path):
         return None
@@ -129,14 +129,14 @@ def _architecture(spec: str) -> Any:
 
 
 def _adapter_config(source: Path, base: str) -> dict[str, Any]:
-    """How an adapter works: its configuration, and the base that it names."""
+    """An adapter's configuration with the name of its base, without what differs between equal adapters."""
     config = read_json(source / "adapter_config.json")
     kept = {key: value for key, value in config.items() if key not in PASSING}
     return {key: sorted(value) if isinstance(value, list) else value for key, value in kept.items()} | {"base": base}
 
 
 def _difference(one: Any, other: Any) -> tuple[str, str] | None:
-    """The first way in which two architectures differ; None where they do not, or cannot be told."""
+    """The first difference of two architectures; None where there is none or one of them is not known."""
     if one is None or other is None:
         return None
     (method, shapes), (its_method, its_shapes) = one, other
@@ -153,9 +153,9 @@ def _difference(one: Any, other: Any) -> tuple[str, str] | None:
 
 
 def complete(config: InspectConfig) -> InspectConfig:
-    """The configuration with unset options taken from that of the run of geffect unlearn it inspects, if it does.
+    """Fill unset options from the configuration of the inspected run, if it is one of geffect unlearn.
 
-    ``start`` may still be None; it refuses where a set is still missing, as of a run over several domains.
+    ``start`` may still be None afterwards. A missing forget or retain set is refused.
     """
     found = _of_run(config.checkpoints)
     given = config.model_fields_set
@@ -187,14 +187,14 @@ def _warn_of_other_prompts(config: InspectConfig, found: dict[str, Any]) -> None
 
 
 def recorded_start(config: InspectConfig) -> str | None:
-    """The hash of the weights that the run which is inspected began with, where its start is the one named."""
+    """The hash of the inspected run's first weights; None where ``start`` names another model, or it is no run."""
     found = _of_run(config.checkpoints)
     reference = found.get("reference") or {}
     return reference.get("sha256") if config.start in (found.get("model"), reference.get("path")) else None
 
 
 def _of_run(checkpoints: list[str]) -> dict[str, Any]:
-    """The configuration of the run a single path names; nothing where it is no run of geffect unlearn."""
+    """The configuration of the run of geffect unlearn that a single path names; empty where it names none."""
     file = Path(checkpoints[0]).expanduser() / CONFIG
     if len(checkpoints) > 1 or not file.is_file():
         return {}
@@ -208,7 +208,7 @@ def _of_run(checkpoints: list[str]) -> dict[str, Any]:
 
 
 def as_run(config: InspectConfig, objective: Objective) -> UnlearnConfig:
-    """A completed inspection as the configuration of a run of one objective, for what reads those; it is never run."""
+    """The configuration of a run that matches an inspection of one objective; it is never run."""
     names = (*FROM_RUN, "dtype", "overlap", "mode")
     shared = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     return UnlearnConfig.read(

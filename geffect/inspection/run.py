@@ -1,4 +1,4 @@
-"""A series of checkpoints → the records that runs would have written."""
+"""Measure a series of checkpoints, and write the records that runs would have written."""
 
 import contextlib
 import gc
@@ -33,7 +33,7 @@ Load = Callable[[str], Loaded]
 
 
 def inspect(setup: InspectionSetup, load: Load, *, resume: bool) -> None:
-    """Measure every objective at every checkpoint; stopped by Ctrl-C or a signal, what was measured is kept."""
+    """Measure every objective at every checkpoint; Ctrl-C or a signal keeps what was measured."""
     left = tasks(setup.config, resume=resume)
     with contextlib.ExitStack() as held:
         held.enter_context(preserve_random_states())  # loading a model draws
@@ -49,7 +49,7 @@ def inspect(setup: InspectionSetup, load: Load, *, resume: bool) -> None:
 
 
 def _measure(setup: InspectionSetup, left: Sequence[Task], load: Load) -> None:
-    """Every checkpoint that any of the tasks lacks, none where all are there and only their end is missing."""
+    """Measure the checkpoints that any task lacks: none where only the end of the records is missing."""
     start, series = _start_of(setup.config, load), setup.series
     steps = [0] * setup.starts + [place.step for place in series]
     first = min(task.first(steps) for task in left)
@@ -103,7 +103,7 @@ def _models(start: Loaded | None, series: Sequence[Checkpoint], load: Load) -> I
 
 
 def load_each(series: Sequence[Checkpoint], load: Callable[[str], Loaded]) -> Iterator[tuple[Checkpoint, Loaded]]:
-    """Load one checkpoint after the other, adapters onto the same base; what was yielded before is not to be used."""
+    """Load one checkpoint after the other, adapters onto one base; a model is valid until the next is loaded."""
     held: Loaded | None = None
     for place in series:
         source = place.spec if is_built_in(place.spec) else resolve(place.spec)
@@ -117,7 +117,7 @@ def load_each(series: Sequence[Checkpoint], load: Callable[[str], Loaded]) -> It
 
 
 def _exchange(held: Loaded, source: Path) -> None:
-    """Put another adapter's weights where the one before has its own; `readable` saw that they fit."""
+    """Load another adapter's weights into the one before; `check_readable` has compared their shapes."""
     from peft import set_peft_model_state_dict
 
     with model_errors(str(source)):
@@ -128,7 +128,7 @@ def _exchange(held: Loaded, source: Path) -> None:
 
 
 def _measure_at(step: int, loaded: Loaded, each_ready: Sequence[OpenTask]) -> None:
-    """Every objective that has no line of this checkpoint yet."""
+    """Measure this checkpoint for every objective that has no line of it yet."""
     scores: dict[str, Any] = {}
     for here in (each for each in each_ready if step not in each.task.done):
         began = time.perf_counter()
@@ -143,7 +143,7 @@ def _measure_at(step: int, loaded: Loaded, each_ready: Sequence[OpenTask]) -> No
 
 
 def _numbers(step: int, loaded: Loaded, here: OpenTask) -> dict[str, Any]:
-    """The numbers of one checkpoint; those of tokens and of single rows go to files of their own."""
+    """The numbers of one checkpoint; those of tokens and of single examples go to files of their own."""
     config, inputs = here.task.config, here.inputs
     singly = bool(config.tokens or config.points)
     run = measurement(loaded.model, inputs, config.overlap, standard_errors=not config.one_pass, keep=singly)
@@ -158,7 +158,7 @@ def _numbers(step: int, loaded: Loaded, here: OpenTask) -> dict[str, Any]:
 
 
 def _example_lines(loaded: Loaded, here: OpenTask, taken: Step) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows that the objective serves worst, token by token, and every forget row's own effects."""
+    """Lines of the examples that the objective serves worst, token by token, and of every forget example's effects."""
     config, inputs, size = here.task.config, here.inputs, here.task.config.batch_size
     if config.tokens:
         direction, tokenizer = taken.gradient("objective"), loaded.tokenizer

@@ -1,4 +1,4 @@
-"""What an inspection starts from, and the record of each of its objectives: what it holds, and where lines go."""
+"""`InspectionSetup`, and a task for each objective of an inspection: its record and what it is measured with."""
 
 import contextlib
 import functools
@@ -36,12 +36,12 @@ Sink = Callable[..., None]
 
 @dataclass(frozen=True)
 class Task:
-    """One objective's record, begun or not.
+    """One objective of an inspection, and its record.
 
     Attributes:
         config: of the inspection, with this objective alone.
-        run: the same as a run's, for what reads sets and objectives.
-        directory: its record, to be held before it is looked into.
+        run: the matching configuration of a run (`as_run`).
+        directory: its record, to be locked before it is read.
     """
 
     config: InspectConfig
@@ -57,7 +57,7 @@ class Task:
     def first(self, steps: Sequence[int]) -> int:
         """The first of all checkpoints' steps that its record lacks; one past the last where it lacks none.
 
-        It refuses a record with a line that is doubled, out of order, or behind a missing one.
+        A record with a line that is doubled, out of order or behind a missing one is refused.
         """
         if self.done:
             check_lines(self.directory.path, steps[: len(self.done)])
@@ -66,14 +66,14 @@ class Task:
 
 @dataclass(frozen=True)
 class OpenTask:
-    """A task that can be carried out.
+    """A task whose record is open.
 
     Attributes:
         task: it.
         inputs: what every checkpoint is measured with.
-        parts: every row of its sets, in micro-batches (`geffect.inspection.measure.dataset_parts`).
-        points: name → objective whose weights are told beside each forget row's own effects.
-        evaluated: the sets that are scored, and whose tokens are told.
+        parts: every example of its sets, in micro-batches (`geffect.inspection.measure.dataset_parts`).
+        points: name → objective whose weights are recorded beside each forget example's effects.
+        evaluated: the sets that are scored, and whose tokens are recorded.
         sink: takes lines.
     """
 
@@ -86,15 +86,15 @@ class OpenTask:
 
 
 def record_of(config: InspectConfig, objective: Objective) -> Path:
-    """Where an objective's record lies: ``out`` itself, or below it where there are several."""
+    """The directory of an objective's record: ``out`` itself, or one below it where there are several objectives."""
     several = len(config.objective) > 1
     return config.out / re.sub(r"[^\w.]+", "-", objective.text).strip("-") if several else config.out
 
 
 def tasks(config: InspectConfig, *, resume: bool) -> list[Task]:
-    """What is left to do of a completed inspection, an objective each; resuming leaves out what is finished.
+    """The tasks of an inspection, one an objective; resuming leaves out those that are finished.
 
-    It refuses where a directory is taken, or what was begun is another inspection.
+    A directory that exists already, or that holds another inspection, is refused.
     """
     left, paths = [], [record_of(config, objective) for objective in config.objective]
     if len(set(paths)) < len(paths):

@@ -1,4 +1,4 @@
-"""A checkpoint's rows one by one, token by token: what a record's ``tokens.jsonl`` and ``points.jsonl`` hold."""
+"""Lines of ``tokens.jsonl`` and ``points.jsonl``: the effects on single tokens, and of single examples."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -26,10 +26,10 @@ def token_lines(
     count: int,
     batch_size: int,
 ) -> Iterator[dict[str, Any]]:
-    """The ``count`` rows of each set that a descended direction serves worst, and its effect on each of their tokens.
+    """The ``count`` examples of each set that a descended direction serves worst, and its effect on their tokens.
 
-    Worst are the retained rows whose loss it raises most, and those to forget whose loss it raises least. A line a row:
-    ``tokens``, ``labeled``, ``effect`` = ⟨∇ℓ_i, direction⟩ of every token i, and its ``groups``.
+    Worst are the retained examples whose loss it raises most, and the forget examples whose loss it raises least. Each
+    line has ``tokens``, ``labeled``, ``effect`` = ⟨∇ℓ_i, direction⟩ of every token i, and its ``groups``.
     """
     groups = layout(model).groups()
     for name, rows in sets.items():
@@ -59,9 +59,9 @@ def point_lines(
     pad_id: int,
     batch_size: int,
 ) -> Iterator[dict[str, Any]]:
-    """Every forget row's own effect on both risks (PG-effect, arXiv 2502.19301 §5), and objectives' weights on it.
+    """Every forget example's effect on both losses (PG-effect, arXiv 2502.19301 §5), and objectives' weights on it.
 
-    PG(s; D) = ⟨∇R(D), ∇log p(s)⟩, log p(s) the sum over the row's labeled tokens: what gradient ascent on s alone
+    PG(s; D) = ⟨∇R(D), ∇log p(s)⟩, log p(s) the sum over the example's labeled tokens: what gradient ascent on s alone
     would do. Below 0 on the forget set it unlearns, below 0 on the retain set it harms. ``risks`` is ``unlearn`` and
     ``retain`` → ∇R; ``columns`` has ``ref_nll`` where there is a start; a weight is a mean over labeled tokens.
     """
@@ -100,5 +100,5 @@ def _on_device(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _at_token(effect: Tensor) -> list[float]:
-    """From the position that predicts a token to the token itself; a row's first token is predicted by none."""
+    """Shift effects from the position that predicts a token to the token; no position predicts the first token."""
     return [0.0, *(float(f"{x:.9g}") for x in effect[:-1].tolist())]

@@ -42,7 +42,7 @@ class FinetuneTrainer(RecordingTrainer):
         self.counts, self.met = Counts(0, 0), ""  # of the current window
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches of rows in an order that depends on seed and epoch alone."""
+        """Batches of examples in an order that depends on seed and epoch alone."""
         sampler = ShuffledSampler(len(self.train_dataset), self.args.seed)
         return make_loader(self, self.train_dataset, sampler, lambda rows: collate(rows, self.pad_id))
 
@@ -53,7 +53,7 @@ class FinetuneTrainer(RecordingTrainer):
         return batches, None
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
-        """Back-propagate one micro-batch's share of the window's risk."""
+        """Back-propagate one micro-batch's share of the window's loss."""
         set_mode(model, dropout=self.keep_dropout)  # without: a record's risk is the model's, not a thinned one's
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.autocast):
             loss = risk(forward(model, self.on_device(inputs)), self.counts)

@@ -51,7 +51,7 @@ def read_unfinished(config: Config) -> Config:
 
 
 def locate_model(model: str, recorded: object) -> str:
-    """A model's name, or the directory it stood for when a run recorded it, where a path leads nowhere from here."""
+    """A model's name, or the recorded directory where the name is a path that does not exist from here."""
     there = isinstance(recorded, str) and Path(recorded).is_dir()
     is_path = not model.startswith(("builtin:", "gguf:")) and model != "smollm2"
     return str(recorded) if is_path and there and not Path(model).expanduser().exists() else model
@@ -110,7 +110,7 @@ def find_checkpoint(path: Path, environment: Mapping[str, Any]) -> Path | None:
 
 
 def train(trainer: "RecordingTrainer", checkpoint: Path | None, again: str) -> None:
-    """Train, and tell how to go on where Ctrl-C or a signal stopped it."""
+    """Train, and raise `Interrupted` with the command that resumes it where Ctrl-C or a signal stopped it."""
     trainer.train(resume_from_checkpoint=checkpoint)
     done, steps = trainer.state.global_step, trainer.args.max_steps
     if trainer.interrupted and done < steps:
@@ -119,7 +119,7 @@ def train(trainer: "RecordingTrainer", checkpoint: Path | None, again: str) -> N
 
 
 def resume_command(config: TrainConfig) -> str:
-    """What to add to a verb so that it continues a run; what runs code has to be asked for again."""
+    """The arguments that resume a run; ``--trust-remote-code`` is never taken from a file."""
     return f"{config.out / CONFIG} --resume{' --trust-remote-code' if config.trust_remote_code else ''}"
 
 

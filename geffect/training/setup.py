@@ -126,7 +126,7 @@ class TrainingSetup(Setup[Trained]):
     answers: Answers | None = None
 
     def with_weights(self, loaded: Loaded) -> Self:
-        """The same with the model in place of its outline, once it is seen to be the recorded one; --lora is added."""
+        """The same with the model, and its --lora, in place of its outline; weights other than recorded are refused."""
         if self.config.lora:
             loaded.model = add_lora(loaded.model, self.config.lora, self.config.seed, self.config.lora_dropout)
         if isinstance(self.config, UnlearnConfig):
@@ -287,12 +287,12 @@ def load_outline(config: TextConfig, spec: str) -> Loaded:
 
 
 def prompt_of(config: TextConfig) -> Prompt:
-    """What a configuration tells a chat template beside the turns."""
+    """The date and the system turn that a configuration gives a chat template."""
     return Prompt(config.template_date, config.system_prompt)
 
 
 def prompts_of(config: TextConfig, tokenizer: Any) -> dict[str, Any]:
-    """What decides a prompt: chat template, its date, the system turn and the tokenizer, for records and cache keys."""
+    """What determines a prompt, for records and cache keys: chat template, its date, system turn and tokenizer."""
     return prompt_settings(tokenizer, prompt_of(config))
 
 

@@ -34,7 +34,7 @@ TWICE = 5.0  # seconds in which a launcher may pass on the signal that its proce
 
 
 class _Steps(TrainerCallback):  # type: ignore[misc]
-    """Tells the trainer when a step has been taken, and shows a bar on a terminal."""
+    """Calls the trainer after each step, and shows a progress bar on a terminal."""
 
     def __init__(self, trainer: "RecordingTrainer") -> None:
         self._trainer, self._bar = trainer, tqdm(disable=True)
@@ -65,7 +65,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
 
 
 def example_numbers(batches: Sequence[Mapping[str, Tensor]]) -> str:
-    """The rows of collated batches, for a message."""
+    """The numbers of the examples in collated batches, for a message."""
     return ", ".join(str(i) for batch in batches for i in batch["index"].tolist())
 
 
@@ -162,7 +162,7 @@ class RecordingTrainer(ShardedTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Risk and token accuracy of every evaluation set, for the record and the trackers."""
+        """Loss and token accuracy of every evaluation set, for the record and the trackers."""
         self.line |= evaluate_sets(self.model, self.evaluation_sets, self.pad_id, self.args.per_device_eval_batch_size)
         scores = self.line["evaluation"]
         metrics = {
@@ -178,7 +178,7 @@ class RecordingTrainer(ShardedTrainer):
         return map_leaves(batch, lambda leaf: leaf.to(self.args.device) if isinstance(leaf, Tensor) else leaf)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Not estimated: a step here is several passes over two batches."""
+        """0: not estimated, since a step is several passes over two batches."""
         return 0
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
@@ -190,14 +190,14 @@ class RecordingTrainer(ShardedTrainer):
         """What a subclass does between the optimizer's step and the schedule's."""
 
     def finish_line(self) -> None:
-        """Hand over the step's line."""
+        """Write the step's line."""
         step = self.state.global_step - 1
         timing = {"epoch": self.state.epoch, "seconds": time.perf_counter() - self.started}
         self.sink({"step": step} | self.line | {"clip": self.clip_factor} | timing)
         self.line, self.clip_factor, self.started = {}, 1.0, time.perf_counter()
 
     def finish_run(self) -> None:
-        """Hand over the last evaluation, and whether the model came to its end finite."""
+        """Write the last evaluation, and whether the trained model is finite."""
         self.diverged = self.line.get("diverged") or _not_finite(self.model)
         if self.diverged:
             self.line["diverged"] = self.diverged

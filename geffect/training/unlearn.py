@@ -1,7 +1,4 @@
-"""A Hugging Face Trainer that unlearns and measures its own updates.
-
-No numerics of its own: rows, Gram and rectification are `geffect.measurement`'s.
-"""
+"""A Hugging Face Trainer that unlearns and measures its own updates, by `geffect.measurement`."""
 
 import json
 import logging
@@ -51,10 +48,10 @@ class Diagnostics:
     """What is measured, and when.
 
     Attributes:
-        every: optimizer steps between two Grams of all rows.
-        overlap: share of the largest entries in a row's mask; 0 makes none.
-        prediction: probe rows of each set whose risk's change is predicted and measured; 0 keeps no prediction.
-        save_rows: rows written to ``rows/step-N/ROW.safetensors`` at measured steps.
+        every: optimizer steps between two Grams of all gradients.
+        overlap: share of the largest entries in a gradient's mask; 0 makes none.
+        prediction: examples of each set whose change of loss is predicted and measured; 0 predicts nothing.
+        save_rows: gradients written to ``rows/step-N/ROW.safetensors`` at measured steps.
         standard_errors: go over each measured window's micro-batches again.
         until_accuracy: stop after an evaluation with the forget set's token accuracy below this.
         mode: ``exact``, or ``paper``: the published script's estimates too, at every evaluation.
@@ -153,7 +150,7 @@ class UnlearnTrainer(RecordingTrainer):
         )
 
     def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> Any:
-        """As `RecordingTrainer.train`, once the reference is seen to be the start."""
+        """As `RecordingTrainer.train`, after a check that the reference is the start."""
         self.check_reference()
         return super().train(resume_from_checkpoint, **kwargs)
 
@@ -180,7 +177,7 @@ class UnlearnTrainer(RecordingTrainer):
         self.control.should_training_stop = self.control.should_save = True
 
     def finish_line(self) -> None:
-        """As `RecordingTrainer.finish_line`; then the rules look at it."""
+        """As `RecordingTrainer.finish_line`; then the stop rules are applied."""
         line = {"step": self.state.global_step - 1} | self.line
         self.past.append(StepLine.of(line, examples=False))
         super().finish_line()
@@ -203,7 +200,7 @@ class UnlearnTrainer(RecordingTrainer):
             )
 
     def check_reference(self) -> None:
-        """Raise where the likelihoods of the first forget rows are not the reference's: it is another model's then."""
+        """Refuse another model's reference: the first forget examples have other likelihoods under it."""
         forget = split_names("forget", self.sets)[0]
         if "ref_nll" not in self.columns.get(forget, {}):
             return
@@ -219,12 +216,12 @@ class UnlearnTrainer(RecordingTrainer):
             return forward_beside(self.model, self.reference, batch, needs)
 
     def collate(self, meetings: Sequence[Mapping[str, EncodedExample]]) -> dict[str, Batch]:
-        """Pad a micro-batch's rows, each set to its own length, with the columns of each."""
+        """Pad a micro-batch, each set to its own length, with the columns of each."""
         rows = {name: [each[name] for each in meetings] for name in meetings[0]}
         return collate_sets(rows, self.columns, self.pad_id)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Rows that meet in an order that depends on seed and epoch alone."""
+        """Batches of examples of all sets, in an order that depends on seed and epoch alone."""
         sampler = PairedSampler({name: len(rows) for name, rows in self.sets.items()}, self.args.seed)
         return make_loader(self, self.train_dataset, sampler, self.collate)
 
@@ -331,7 +328,7 @@ class UnlearnTrainer(RecordingTrainer):
 
 
 def probe_batches(rows: Sequence[EncodedExample], count: int, batch_size: int, pad_id: int) -> list[Batch]:
-    """Evenly spaced rows of a set, all where there are fewer, padded in batches."""
+    """Evenly spaced examples of a set, all where there are fewer, padded in batches."""
     count = min(count, len(rows))
     probes = [rows[i * len(rows) // count] for i in range(count)]
     return [collate(probes[i : i + batch_size], pad_id) for i in range(0, count, batch_size)]
