@@ -1,11 +1,13 @@
-"""The documentation: every public name is on its pages."""
+"""The documentation: every public name is on its pages, and what the pages name exists."""
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
 import geffect
+from tests.test_house import ORDER, floors
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -20,3 +22,28 @@ def test_a_public_name_is_documented(name: str) -> None:
 def test_only_public_names_are_documented() -> None:
     names = re.findall(r"^\.\. auto\w+:: geffect\.(\w+)$", (DOCS / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(names) == sorted(geffect.__all__)
+
+
+def _named() -> list[tuple[Path, str]]:
+    """(file, function) as the walk through the code names them: a function is of the last file before it."""
+    named, file = [], Path()
+    for path, function in re.findall(
+        r"`(geffect/[\w/]+\.py)`|`(\w+)\(\)`", (DOCS / "architecture.md").read_text("utf-8")
+    ):
+        file = DOCS.parent / path if path else file
+        named.append((file, function))
+    return named
+
+
+def test_the_architecture_names_files_and_functions_that_exist() -> None:
+    assert len(_named()) > 30
+    for file, function in _named():
+        functions = {
+            each.name for each in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(each, ast.FunctionDef)
+        }
+        assert not function or function in functions, (file, function)
+
+
+def test_the_architecture_has_every_entry_on_its_floor() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| \S", (DOCS / "architecture.md").read_text("utf-8"), re.MULTILINE)
+    assert [(entry, int(floor)) for entry, floor in rows] == [(entry, floors()[entry]) for entry in ORDER]
