@@ -93,7 +93,7 @@ def test_a_replay_from_another_start_is_refused(start: Path, tmp_path: Path) -> 
         **(REQUIRED | {"model": str(start), "retain": "builtin:authors/retain"}),
         reference={"path": "elsewhere", "sha256": "0" * 64},
     )
-    with pytest.raises(GeffectError, match=r"the start recorded in the configuration \(weights 000000000000\)"):
+    with pytest.raises(GeffectError, match=r"The configuration records a start with weights 000000000000"):
         api.unlearn(config.replace(out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

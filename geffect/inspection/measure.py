@@ -77,7 +77,7 @@ def dataset_step(run: Measurement, parts: Sequence[Sequence[Mapping[str, Batch]]
         measured = step.finish()
     except FloatingPointError as error:
         raise GeffectError(
-            "finite losses and gradients at every checkpoint", str(error), "inspect the checkpoints before it"
+            f"A loss or gradient of a checkpoint is not finite: {error}", remedy="Inspect the checkpoints before it"
         ) from error
     return step, measured
 

@@ -69,9 +69,8 @@ def find_checkpoints(given: Sequence[str]) -> list[Checkpoint]:
     for one, other in itertools.pairwise(series):
         if one.step == other.step:
             raise GeffectError(
-                "checkpoints of one series",
-                f"step {one.step} twice: {one.spec} and {other.spec}",
-                "inspect one series at a time",
+                f"Two checkpoints are of step {one.step}: {one.spec} and {other.spec}",
+                remedy="Inspect one series at a time",
             )
     return series
 
@@ -84,9 +83,8 @@ def _expand(given: str) -> list[str]:
             return [str(each) for each in below]
         if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise GeffectError(
-                f"checkpoint-N directories, a model or an adapter in {given}",
-                "none of them",
-                "name a run made with --save-every, or a Trainer's output directory",
+                f"{given} has no checkpoint-N directories, and is no model or adapter",
+                remedy="Name a run made with --save-every, or a Trainer's output directory",
             )
     return [given]
 
@@ -105,15 +103,14 @@ def check_readable(series: Sequence[Checkpoint], *, skip_broken: bool) -> list[C
                 raise
             LOGGER.warning("left out: %s", error)
     if not found:
-        raise GeffectError("a checkpoint that can be read", "none", "restore them")
+        raise GeffectError("No checkpoint can be read", remedy="Restore them")
     (first, expected), *others = found
     for place, architecture in others:
         if (difference := _difference(expected, architecture)) is not None:
             wanted, got = difference
             raise GeffectError(
-                f"checkpoints of one architecture, {wanted} in {first.spec}",
-                f"{got} in {place.spec}",
-                "inspect them apart",
+                f"The checkpoints have several architectures: {wanted} in {first.spec}, and {got} in {place.spec}",
+                remedy="Inspect them apart",
             )
     return [place for place, _ in found]
 

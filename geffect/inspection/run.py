@@ -84,9 +84,9 @@ def _start_of(config: InspectConfig, load: Load) -> Loaded | None:
     loaded, expected = load(config.start), recorded_start(config)
     if expected not in (None, loaded.sha256):
         raise GeffectError(
-            f"the start that the run recorded (weights {str(expected)[:12]})",
-            f"{config.start} (weights {str(loaded.sha256)[:12]})",
-            "name it with --start",
+            f"The run recorded a start with weights {str(expected)[:12]}, "
+            f"and {config.start} has weights {str(loaded.sha256)[:12]}",
+            remedy="Name that start with --start",
         )
     if config.lora:
         loaded.model = add_lora(loaded.model, config.lora, config.seed)

@@ -98,10 +98,14 @@ def tasks(config: InspectConfig, *, resume: bool) -> list[Task]:
     """
     left, paths = [], [record_of(config, objective) for objective in config.objective]
     if len(set(paths)) < len(paths):
-        raise GeffectError("objectives that differ", ", ".join(map(str, config.objective)), "name each once")
+        raise GeffectError(
+            f"An objective is named twice: {', '.join(map(str, config.objective))}", remedy="Name each once"
+        )
     if resume and not any((place / CONFIG).exists() for place in paths):
         absent = f"no {CONFIG} in {', '.join(map(str, paths))}"
-        raise GeffectError("an unfinished inspection to --resume", absent, "leave --resume out to start it")
+        raise GeffectError(
+            f"There is no unfinished inspection to --resume: {absent}", remedy="Leave --resume out to start it"
+        )
     for objective, place in zip(config.objective, paths, strict=True):
         own = config.replace(objective=[objective], out=place)
         begun = resume and (own.out / CONFIG).exists()
@@ -223,7 +227,7 @@ def _inputs(
     asked = [objective, *points.values()]
     if start is None and any(each.needs_start for each in asked):
         text = next(each.text for each in asked if each.needs_start)
-        raise GeffectError(f"a start for {text!r}", "none", "name the model before unlearning with --start")
+        raise GeffectError(f"{text!r} needs the model before unlearning", remedy="Name it with --start")
     if start is not None and points:
         asked.append(make_objective("npo"))  # every row's NLL at the start stands beside its points
     columns: Columns = {}

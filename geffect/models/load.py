@@ -347,7 +347,7 @@ def _check_rank(model: torch.nn.Module, rank: int) -> None:
     """Raise where memory cannot hold an adapter with its gradient and Adam's averages, before PEFT allocates it."""
     linear = [each for each in model.modules() if isinstance(each, torch.nn.Linear | torch.nn.Embedding)]
     numbers = rank * sum(sum(each.weight.shape) for each in linear)
-    check_memory(f"an adapter of rank {rank}", 4 * 4 * numbers, "lower --lora")
+    check_memory(f"an adapter of rank {rank}", 4 * 4 * numbers, "Lower --lora")
 
 
 @contextlib.contextmanager

@@ -132,8 +132,10 @@ def forward_beside(
         return outputs
     if reference is None:
         missing = ", ".join(sorted(needs & FROM_REFERENCE))
-        remedy = "pass reference=Reference(model) before training"
-        raise GeffectError(f"a frozen reference for {missing}", "none", remedy)
+        raise GeffectError(
+            f"The objective needs {missing} of a frozen reference, and there is none",
+            remedy="Pass reference=Reference(model) before training",
+        )
     return reference(batch, outputs, needs)
 
 

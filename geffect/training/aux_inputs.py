@@ -67,9 +67,8 @@ def check_columns(sets: Mapping[str, Sequence[EncodedExample]], columns: Columns
                 i = next((i for i, pair in enumerate(zip(sizes, lengths, strict=False)) if pair[0] != pair[1]), None)
                 other = f"{len(sizes)} rows" if i is None else f"{sizes[i]} tokens in row {i}, not {lengths[i]}"
                 raise GeffectError(
-                    f"{column} of the {name} set's own {len(lengths)} rows and tokens",
-                    other,
-                    "compute it with the run's start and tokenizer",
+                    f"{column} of the {name} set has {other}; the set has {len(lengths)} examples",
+                    remedy="Compute it with the run's start and tokenizer",
                 )
 
 
@@ -78,9 +77,8 @@ def check_starts_at_one(outputs: Outputs, atol: float) -> None:
     weight = 2 * torch.sigmoid(outputs.ref - outputs.nll)[outputs.mask]
     if not torch.allclose(weight, torch.ones_like(weight), atol=atol):
         raise GeffectError(
-            "a reference that is the run's start, so that every weight is 1",
-            f"weights from {weight.min():.3g} to {weight.max():.3g}",
-            "compute the reference with the model as it is now",
+            f"The reference is not the run's start: weights go from {weight.min():.3g} to {weight.max():.3g}, not 1",
+            remedy="Compute the reference with the model as it is now",
         )
 
 

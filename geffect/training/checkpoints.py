@@ -45,7 +45,7 @@ def check_whole(checkpoint: Path, model: nn.Module, others: Sequence[str] = ()) 
     check_checksums(checkpoint)
     missing = [name for name in (*FILES, _random_state(), *others) if not (checkpoint / name).is_file()]
     if missing:
-        raise GeffectError(f"{missing[0]} in {checkpoint}", "none", REMEDY)
+        raise GeffectError(f"There is no {missing[0]} in {checkpoint}", remedy=REMEDY)
     saved = checkpoint_shapes(checkpoint, REMEDY)
     own = saved_state(model)
     places = {name: local_part(tensor).data_ptr() for name, tensor in own.items()}
@@ -54,9 +54,7 @@ def check_whole(checkpoint: Path, model: nn.Module, others: Sequence[str] = ()) 
         expected = tuple(own[name].shape) if name in own else None
         if saved.get(name) != expected:
             raise GeffectError(
-                f"this model's own weights in {checkpoint}, {name} of shape {expected}",
-                f"shape {saved.get(name)}",
-                REMEDY,
+                f"{name} in {checkpoint} has the shape {saved.get(name)}, and {expected} in this model", remedy=REMEDY
             )
 
 

@@ -61,7 +61,7 @@ class FinetuneTrainer(RecordingTrainer):
         value = float(loss.detach())
         if not math.isfinite(value):
             where = f"{value} in step {self.state.global_step}, rows {self.met} of the sets in their order"
-            raise GeffectError("a finite loss", where, "lower --learning-rate, and look at those rows")
+            raise GeffectError(f"The loss is {where}", remedy="Lower --learning-rate, and look at those examples")
         self.line["loss_train"] = self.line.get("loss_train", 0.0) + value
         self.line["lr"] = [group["lr"] for group in self.optimizer.param_groups]
         return loss.detach()
@@ -72,7 +72,10 @@ class FinetuneTrainer(RecordingTrainer):
         accuracies = [value for name, value in metrics.items() if name.endswith("_accuracy")]
         known = min(accuracies) >= self.until_accuracy
         if known and self.state.global_step == 0:  # told to stop here, Hugging Face's loop would still take a step
-            remedy = "raise --until-accuracy, or use the model as it is"
-            raise GeffectError(f"a set known less well than {self.until_accuracy}", f"{min(accuracies):.3f}", remedy)
+            raise GeffectError(
+                f"The model already has an accuracy of {min(accuracies):.3f}, "
+                f"at least --until-accuracy {self.until_accuracy}",
+                remedy="Raise --until-accuracy, or use the model as it is",
+            )
         self.control.should_training_stop |= known
         return metrics

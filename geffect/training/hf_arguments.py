@@ -54,15 +54,17 @@ def training_arguments(config: TrainConfig, steps: int) -> "TrainingArguments":
         _try_out(arguments, steps)
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise GeffectError("training settings this machine can carry out", reason, "correct the setting") from error
+        raise GeffectError(f"Training cannot be set up: {reason}", remedy="Correct the setting") from error
     return arguments
 
 
 def _check_warm_up(config: TrainConfig, steps: int) -> None:
     """The peak learning rate is reached within the run."""
     if config.warmup_steps > steps:
-        remedy = f"lower --warmup-steps to {steps} or fewer, or train for longer"
-        raise GeffectError(f"a warm-up within the {steps} steps of the run", f"{config.warmup_steps} steps", remedy)
+        raise GeffectError(
+            f"The warm-up takes {config.warmup_steps} steps, more than the {steps} of the run",
+            remedy=f"Lower --warmup-steps to {steps} or fewer, or train for longer",
+        )
 
 
 def _try_out(arguments: "TrainingArguments", steps: int) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from geffect.config import FinetuneConfig, InspectConfig, TrainConfig, UnlearnConfig
 from geffect.core.splits import role_of
-from geffect.errors import GeffectError, Interrupted
+from geffect.errors import GeffectError, Interrupted, shorten
 from geffect.io.system import rank_and_size
 from geffect.models.checkpoints import checkpoint_step, checkpoints
 from geffect.record.reader import StepLine, evaluations, step_lines
@@ -41,9 +41,8 @@ def read_unfinished(config: Config) -> Config:
     for key in {**recorded, **asked}:
         if key not in ELSEWHERE and recorded.get(key) != asked.get(key):
             raise GeffectError(
-                f"{key}: {recorded.get(key)} as {config.out / CONFIG} has it",
-                str(asked.get(key)),
-                "resume it from that file",
+                f"{key} is {shorten(asked.get(key))}, and {shorten(recorded.get(key))} in {config.out / CONFIG}",
+                remedy="Resume the run from that file",
             )
     if isinstance(begun, InspectConfig) or isinstance(config, InspectConfig):
         return begun
@@ -92,8 +91,8 @@ def disk_errors(path: Path, then: str) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
-        remedy = f"free disk space or fix the path; {then}"
-        raise GeffectError(f"a disk that {path} can be written to", reason, remedy) from error
+        remedy = f"Free disk space or fix the path; {then}"
+        raise GeffectError(f"{path} cannot be written to: {reason}", remedy=remedy) from error
 
 
 def find_checkpoint(path: Path, environment: Mapping[str, Any]) -> Path | None:
@@ -127,7 +126,9 @@ def check_converged(trainer: "RecordingTrainer", path: Path) -> None:
     """Raise where a run's last update left a model that is not finite; the record in ``path`` says so."""
     if trainer.diverged:
         when = f"{trainer.diverged} after step {trainer.state.global_step - 1}, the last; the record in {path} is kept"
-        raise GeffectError("a model that is finite at the end", when, "lower --learning-rate or set --max-grad-norm")
+        raise GeffectError(
+            f"The model is not finite at the end: {when}", remedy="Lower --learning-rate or set --max-grad-norm"
+        )
 
 
 def first_step(checkpoint: Path | None) -> int:

@@ -266,8 +266,10 @@ def localization_examples(config: LocalizeConfig, loaded: Loaded) -> dict[str, l
     splits: dict[str, list[EncodedExample]] = {}
     names = [domain.name for domain in trained]
     for other in (each.name for each in validated if each.name not in names):
-        remedy = f"add --domain {other}=UNLEARN,RETENTION, or leave that --validation out"
-        raise GeffectError(f"--validation of a domain among {', '.join(names)}", other, remedy)
+        raise GeffectError(
+            f"--validation has the domain {other}, which is none of {', '.join(names)}",
+            remedy=f"Add --domain {other}=UNLEARN,RETENTION, or leave that --validation out",
+        )
     for domain in (*trained, *validated):
         for name, spec in split_sets(domain):
             splits.setdefault(name, []).extend(encode(config, loaded, read_set(config, spec)))
@@ -335,20 +337,25 @@ def check_launched(config: UnlearnConfig, sets: Mapping[str, Sequence[EncodedExa
         return
     alone = {"--standard-errors": config.standard_errors, "--mode paper": config.mode == "paper"}
     for flag in (flag for flag, asked in alone.items() if asked):
-        raise GeffectError(f"one process for {flag}", f"{size}", "leave it out, or inspect the checkpoints after")
+        raise GeffectError(
+            f"{flag} works in one process, and {size} were launched",
+            remedy="Leave it out, or inspect the checkpoints after",
+        )
     rows, step = max(of_role({name: len(each) for name, each in sets.items()}, "forget")), config.batch_size * size
     if rows % step:
-        remedy = f"slice the set to {rows // step * step} rows, or choose another --batch-size"
-        raise GeffectError(f"forget rows that divide by {config.batch_size} rows × {size} processes", f"{rows}", remedy)
+        raise GeffectError(
+            f"{rows} forget examples do not divide by {config.batch_size} examples × {size} processes",
+            remedy=f"Slice the set to {rows // step * step} examples, or choose another --batch-size",
+        )
 
 
 def alternatives(setup: TrainingSetup[UnlearnConfig], forget: str, size: int) -> list[EncodedExample]:
     """The first ``size`` questions of a forget split with refusals, one epoch of the run after another."""
     config, whole = setup.config, setup.sets[forget]
     if not isinstance(whole, QASet):
-        remedy = "name a set of questions, or another objective"
         raise GeffectError(
-            f"questions to refuse in {whole.name}, which {config.objective.text!r} needs", "texts", remedy
+            f"{whole.name} has texts, and {config.objective.text!r} needs questions to refuse",
+            remedy="Name a set of questions, or another objective",
         )
     rows = replace(whole, rows=whole.rows[:size])
     batches = config.steps * config.grad_accum_steps * rank_and_size()[1]
@@ -358,7 +365,7 @@ def alternatives(setup: TrainingSetup[UnlearnConfig], forget: str, size: int) ->
         each = encode(config, setup.loaded, replace_answers(rows, epoch, config.seed, setup.answers or BUILT_IN))
         if not encoded:
             needed = epochs * sum(ROW_BYTES + TOKEN_BYTES * len(row.input_ids) for row in each)
-            check_memory(f"{epochs} epochs of refusals", needed, "lower --steps")
+            check_memory(f"{epochs} epochs of refusals", needed, "Lower --steps")
         encoded += [EncodedExample(len(encoded) + i, row.input_ids, row.labels) for i, row in enumerate(each)]
     return encoded
 
@@ -394,7 +401,7 @@ def _check_recorded(config: UnlearnConfig, loaded: Loaded) -> None:
     expected = (config.reference or {}).get("sha256")
     if expected is not None and expected != loaded.sha256:
         raise GeffectError(
-            f"the start recorded in the configuration (weights {expected[:12]})",
-            f"{config.model} (weights {str(loaded.sha256)[:12]})",
-            "restore that model, or remove 'reference'",
+            f"The configuration records a start with weights {expected[:12]}, "
+            f"and {config.model} has weights {str(loaded.sha256)[:12]}",
+            remedy="Restore that model, or remove 'reference'",
         )

@@ -135,8 +135,9 @@ class RecordingTrainer(ShardedTrainer):
                     return self.finish_run()
                 return super().train(str(resume_from_checkpoint), **kwargs)
             if any(Path(self.args.output_dir).glob("checkpoint-*")):
-                remedy = "name another output_dir"
-                raise GeffectError(f"no checkpoints yet in {self.args.output_dir}", "those of another run", remedy)
+                raise GeffectError(
+                    f"{self.args.output_dir} holds checkpoints of another run", remedy="Name another output_dir"
+                )
             return super().train(**kwargs)
 
     def _restore(self, checkpoint: Path) -> None:
@@ -148,7 +149,7 @@ class RecordingTrainer(ShardedTrainer):
             self.load_memory(checkpoint)
         step, named = self.state.global_step, checkpoint_step(checkpoint)
         if step != named:
-            raise GeffectError(f"the state of step {named} in {checkpoint}", f"that of step {step}", "restore its name")
+            raise GeffectError(f"{checkpoint} holds the state of step {step}", remedy="Restore its name")
         self.args.eval_on_start = False
         over = self.state.global_step >= self.args.max_steps
         if over or self.state.global_step % self.args.eval_steps == 0:

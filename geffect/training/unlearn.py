@@ -39,7 +39,7 @@ from geffect.training.trainer import RecordingTrainer, example_numbers, make_loa
 
 LOGGER = logging.getLogger(__name__)
 STATE_FILE, TERMS_FILE = "rectifier.safetensors", "objective.json"  # what a rectifier and stateful terms carry on
-BROKEN = "lower --learning-rate or set --max-grad-norm, and look at those rows with geffect preview"
+BROKEN = "Lower --learning-rate or set --max-grad-norm, and look at those examples with geffect preview"
 KNOWN = 0.9  # token accuracy below which there is little to unlearn, or to keep
 
 
@@ -172,8 +172,10 @@ class UnlearnTrainer(RecordingTrainer):
         if accuracy >= until:
             return
         if self.state.global_step == 0:  # told to stop here, Hugging Face's loop would still take a step
-            remedy = "lower --until-accuracy, or fit the set first (geffect finetune)"
-            raise GeffectError(f"a forget set known at a token accuracy of {until} or more", f"{accuracy:.3f}", remedy)
+            raise GeffectError(
+                f"The forget set has a token accuracy of {accuracy:.3f}, below --until-accuracy {until}",
+                remedy="Lower --until-accuracy, or train on the set first (geffect finetune)",
+            )
         self.control.should_training_stop = self.control.should_save = True
 
     def finish_line(self) -> None:
@@ -267,7 +269,7 @@ class UnlearnTrainer(RecordingTrainer):
             return self.step.finish()
         except FloatingPointError as error:
             where = f"{error} in step {self.state.global_step}, rows: {self.met}"
-            raise GeffectError("finite losses and gradients", where, BROKEN) from error
+            raise GeffectError(f"A loss or gradient is not finite: {where}", remedy=BROKEN) from error
 
     def _prediction(self, model: nn.Module) -> PredictionCheck | None:
         if not self.diagnostics.prediction:

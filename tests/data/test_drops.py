@@ -144,7 +144,7 @@ def test_what_no_metric_looks_at_is_refused(values: dict[str, Any]) -> None:
 def test_a_warm_up_longer_than_the_run_is_refused(tmp_path: Path) -> None:
     whole = config(tmp_path, tmp_path / "out", warmup_steps=4)
     training_arguments(whole, 4)
-    with pytest.raises(GeffectError, match=r"a warm-up within the 3 steps of the run; found 4 steps; lower --warmup-s"):
+    with pytest.raises(GeffectError, match=r"The warm-up takes 4 steps, more than the 3 of the run. Lower --warmup-s"):
         training_arguments(whole, 3)
 
 

@@ -453,7 +453,7 @@ def test_a_run_does_not_go_on_with_other_prompts_or_answers(
 
 
 def test_a_run_goes_on_with_the_prompts_of_its_record(cut: UnlearnConfig) -> None:
-    with pytest.raises(GeffectError, match=r"template_date: 2025-04-10 as .*; found 2001-01-01; resume it from"):
+    with pytest.raises(GeffectError, match=r"template_date is 2001-01-01, and 2025-04-10 in .*. Resume the run from"):
         api.unlearn(cut.model_copy(update={"template_date": datetime.date(2001, 1, 1)}), resume=True)
     assert (api.unlearn(cut, resume=True) / "DONE").exists()
     assert environment(cut.out)["data"]["answers"]["examples"] == 2

@@ -429,7 +429,7 @@ def test_checkpoints_of_different_architectures_are_refused(run: Path, tmp_path:
     other.model.save_pretrained(tmp_path / "other")
     other.tokenizer.save_pretrained(tmp_path / "other")
     first = str(run / "checkpoints" / "checkpoint-1")
-    with pytest.raises(GeffectError, match=r"checkpoints of one architecture, .* of shape"):
+    with pytest.raises(GeffectError, match=r"The checkpoints have several architectures: .* of shape"):
         check_readable([Checkpoint(1, first), Checkpoint(2, str(tmp_path / "other"))], skip_broken=True)
 
 

@@ -163,7 +163,7 @@ def test_a_run_that_diverges_on_its_last_step_says_so_and_keeps_its_record(
     more: dict[str, Any], start: Path, tmp_path: Path
 ) -> None:
     config = UnlearnConfig.read(model=str(start), out=tmp_path / "run", **SETS, **DIVERGES, **more)
-    with pytest.raises(GeffectError, match=r"finite at the end; found no finite risk of forget, retain after step 0"):
+    with pytest.raises(GeffectError, match=r"not finite at the end: no finite risk of forget, retain after step 0"):
         api.unlearn(config)
     metrics = json.loads((config.out / "metrics.json").read_text())
     assert metrics["diverged"] == "no finite risk of forget, retain"
@@ -188,7 +188,7 @@ def test_weights_that_are_not_finite_count_where_no_risk_shows_them(start: Path,
 
 def test_a_fit_that_diverges_leaves_no_model(start: Path, tmp_path: Path) -> None:
     config = FinetuneConfig.read(model=str(start), train=[SETS["forget"]], out=tmp_path / "fit", **DIVERGES)
-    with pytest.raises(GeffectError, match="finite at the end"):
+    with pytest.raises(GeffectError, match="not finite at the end"):
         api.finetune(config)
     assert {each.name for each in config.out.iterdir()} == {
         "config.yaml",

@@ -76,7 +76,7 @@ def test_a_model_that_was_moved_is_named_where_it_lies(project: Path, invoke: Co
 def test_another_models_weights_are_refused_at_a_resume(project: Path, known: Path, invoke: Command) -> None:
     lines = read_lines(project / "run")
     ended = invoke("unlearn", "run/config.yaml", "--resume", "--model", known)
-    assert ended.code == 2 and "expected the start recorded in the configuration (weights " in ended.err
+    assert ended.code == 2 and "The configuration records a start with weights " in ended.err
     assert read_lines(project / "run") == lines
 
 

@@ -116,9 +116,15 @@ def test_it_is_one_run_with_one_record(two: tuple[Path, str]) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"batch_size": 5}, "forget rows that divide by 5 rows × 2 processes; found 12; slice the set to 10 rows"),
-        ({"grad_accum_steps": 2, "standard_errors": True}, "one process for --standard-errors; found 2"),
-        ({"mode": "paper"}, "one process for --mode paper; found 2"),
+        (
+            {"batch_size": 5},
+            "12 forget examples do not divide by 5 examples × 2 processes. Slice the set to 10 examples",
+        ),
+        (
+            {"grad_accum_steps": 2, "standard_errors": True},
+            "--standard-errors works in one process, and 2 were launched",
+        ),
+        ({"mode": "paper"}, "--mode paper works in one process, and 2 were launched"),
     ],
     ids=str,
 )

@@ -172,9 +172,9 @@ def _stop(*_: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"learning_rate": 0.5}, r"learning_rate: 0.001 as .*config.yaml has it; found 0.5; resume it from that file"),
+        ({"learning_rate": 0.5}, r"learning_rate is 0.5, and 0.001 in .*config.yaml. Resume the run from that file"),
         ({"steps": 9}, "steps: 7 as "),
-        ({"heldout": None}, r"heldout: builtin:authors/heldout\[:6\] as .*; found None"),
+        ({"heldout": None}, r"heldout is None, and builtin:authors/heldout\[:6\] in "),
     ],
 )
 def test_another_configuration_is_refused(
@@ -417,13 +417,13 @@ def test_another_models_checkpoint_is_refused(start: Path, stopped: Path, tmp_pa
     with pytest.raises(GeffectError, match=r"checksums in .*checkpoint-4/checksums.json cannot be read"):
         api.unlearn(config(start, stopped, **SETTINGS), resume=True)
     write_checksums(checkpoint)
-    with pytest.raises(GeffectError, match=r"this model's own weights in .*checkpoint-4, .*mlp.*; found shape"):
+    with pytest.raises(GeffectError, match=r"mlp.* in .*checkpoint-4 has the shape .*, and .* in this model"):
         api.unlearn(config(start, stopped, **SETTINGS), resume=True)
 
 
 def test_a_checkpoint_under_another_steps_name_is_refused(start: Path, stopped: Path) -> None:
     (stopped / "checkpoints" / "checkpoint-4").rename(stopped / "checkpoints" / "checkpoint-5")
-    with pytest.raises(GeffectError, match=r"the state of step 5 in .*; found that of step 4"):
+    with pytest.raises(GeffectError, match=r"checkpoint-5 holds the state of step 4"):
         api.unlearn(config(start, stopped, **SETTINGS), resume=True)
 
 
@@ -447,7 +447,7 @@ def test_a_disk_without_room_ends_in_one_line_and_the_run_goes_on_later(
     )
     assert ended.returncode == 2, ended.stderr
     last = ended.stderr.strip().split("\n")[-1]
-    assert last.startswith(f"geffect: expected a disk that {tmp_path / 'run'} can be written to; found ")
+    assert last.startswith(f"geffect: {tmp_path / 'run'} cannot be written to: ")
     assert last.endswith("; free disk space or fix the path; then rerun with --resume if the run has begun")
     assert "Traceback" not in ended.stderr
     if steps is None:

@@ -67,7 +67,7 @@ def test_values_out_of_bounds_are_refused_in_one_line(start: Path, tmp_path: Pat
 def test_texts_have_no_questions_to_refuse(start: Path, tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("A long text. " * 200, encoding="utf-8")
     chosen = config(start, tmp_path / "run", objective="dpo", forget=str(tmp_path / "corpus.txt"), max_length=64)
-    with pytest.raises(GeffectError, match=r"questions to refuse in .*corpus.txt, which 'dpo' needs; found texts"):
+    with pytest.raises(GeffectError, match=r"corpus\.txt has texts, and 'dpo' needs questions to refuse"):
         api.unlearn(chosen)
 
 
@@ -138,14 +138,12 @@ def test_reference_numbers_of_other_tokens_are_refused(start: Path, tmp_path: Pa
     import torch
 
     columns = {"forget": {"ref_nll": [torch.zeros(3)] * 12}}
-    with pytest.raises(
-        GeffectError, match="ref_nll of the forget set's own 12 rows and tokens; found 3 tokens in row 0"
-    ):
+    with pytest.raises(GeffectError, match="ref_nll of the forget set has 3 tokens in row 0"):
         _trainer(start, tmp_path / "run", objective=make_objective("npo"), columns=columns)
 
 
 def test_a_missing_reference_is_named(start: Path, tmp_path: Path) -> None:
-    with pytest.raises(GeffectError, match="a frozen reference for ref_logits; found none"):
+    with pytest.raises(GeffectError, match="needs ref_logits of a frozen reference, and there is none"):
         _trainer(start, tmp_path / "run").train()
 
 
