@@ -483,7 +483,7 @@ case("verbs", "compare --seed of 5,000 digits", ["compare", "run", "--seed", "9"
 case("verbs", "steps of 5,000 digits", [*UNLEARN, "--dry-run", "--steps", "9" * 5000], "usage")
 case("verbs", "a rate of 5,000 digits", [*UNLEARN, "--dry-run", "--learning-rate", "9" * 5000])
 case("verbs", "an objective of 5,000 digits", [*UNLEARN, "--dry-run", "--objective", f"npo(beta={'9' * 5000})"])
-case("verbs", "--resume with nothing there", [*INSPECT, "--resume"], says="leave --resume out")
+case("verbs", "--resume with nothing there", [*INSPECT, "--resume"], says="Leave --resume out")
 case("verbs", "a rank of 10**8", [*UNLEARN, "--lora", "100000000"], says="Lower --lora")
 case("verbs", "a rank of 10**8, dry run", [*UNLEARN, "--dry-run", "--lora", "100000000"], says="Lower --lora")
 case("verbs", "refusals of 10**9 steps", [*UNLEARN, "--objective", "po", "--steps", "9" * 9], says="Lower --steps")
