@@ -9,8 +9,7 @@ import pandas as pd
 
 from analysis.geffect_settings import WEIGHTS
 from geffect.record.frames import read, read_points, read_steps
-from geffect.reports.compare import at_checkpoints, descended
-from geffect.reports.matched import at_forget_loss
+from geffect.reports.compare import at_checkpoints, at_forget_loss, descended
 
 AT_RISK = 3.0  # nats a token: where regularizers are compared
 BLOCKS = ("shallow", "middle", "deep")

@@ -31,7 +31,8 @@ from analysis.grail_settings import (
 from analysis.grail_tables import Cell, sweep, table, tabulate
 from analysis.runs import ensure, keep_configs
 from geffect.reports import plots
-from geffect.reports.compare import overlap_figures
+from geffect.reports.plots.registry import draw_all, plots_of
+from geffect.reports.run import Run
 
 Settings = dict[str, Any]
 
@@ -118,7 +119,7 @@ def _further(study: Study, tuned: dict[str, Settings], cells: list[Cell], out: P
         c for name, rectifier in ABLATIONS.items() for c in study.cells(name, tuned["GRAIL"] | {"rectifier": rectifier})
     ]
     table([*by_name["GRAIL"], *six], out / "table6", relative_to="without both")
-    overlap_figures(study.localized(SEEDS[0]), out / "figure3", [0.1])
+    _overlaps(study.localized(SEEDS[0]), out / "figure3")
     swept = [
         (which, share, cell)
         for which, name in SWEPT.items()
@@ -129,12 +130,20 @@ def _further(study: Study, tuned: dict[str, Settings], cells: list[Cell], out: P
     plots.save(plots.success_sweep(frame), out / "figure4", frame)
 
 
+def _overlaps(localized: Path, out: Path) -> None:
+    """Figure 3: how far the masks of a tenth of the entries overlap."""
+    runs = {"localized": Run(localized)}
+    for each in draw_all(plots_of(runs), runs)[0]:
+        if each.name.endswith("-0.1"):
+            plots.save(each.figure, out / each.name, each.frame)
+
+
 def real(data: str, runs: Path = Path("runs/grail_real"), out: Path = Path("figures/grail_real")) -> None:
     """Fit, localize, and unlearn in three ways on SmolLM2; one seed."""
     fitted, base = REAL(data, runs)
     ensure([fitted], "finetune")
     study = Study(runs, base, shares=(0.1, 0.2))
-    overlap_figures(study.localized(0), out / "figure3", [0.1])
+    _overlaps(study.localized(0), out / "figure3")
     cells = [cell for name, settings in REAL_METHODS.items() for cell in study.cells(name, settings, (0,))]
     table(cells, out / "table", start=True, costs=True)
     keep_configs(study.made, out)

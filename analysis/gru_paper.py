@@ -108,7 +108,7 @@ def tabulate(frame: "pd.DataFrame") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    from geffect.reports.matched import at_forget_loss
+    from geffect.reports.compare import at_forget_loss
 
     rows = []
     for (run, rectifier), path in frame.groupby(["run", "rectifier"], sort=False):

@@ -16,7 +16,7 @@ import pandas as pd
 from analysis.runs import AUTHORS, ensure, keep_configs
 from geffect.record.frames import read_steps
 from geffect.reports import plots
-from geffect.reports.matched import at_forget_loss
+from geffect.reports.compare import at_forget_loss
 
 SPACES = {"none": "none", "gradient": "gru", "update": "gru(space=update)", "both": "gru(space=both)"}
 OBJECTIVES = {"GA": "ga", "NPO": "npo"}

@@ -26,7 +26,7 @@ from geffect.evaluation.metrics.truth import model_utility
 from geffect.models.checkpoints import checkpoints
 from geffect.record.frames import read_steps
 from geffect.reports import plots
-from geffect.reports.matched import at_forget_loss, examples_at
+from geffect.reports.compare import at_forget_loss, examples_at
 
 Numbers = npt.NDArray[np.float64]
 RESAMPLES, SEED = 2000, 0

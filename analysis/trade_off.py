@@ -17,7 +17,7 @@ import pandas as pd
 from analysis.runs import AUTHORS, ensure, keep_configs
 from geffect.record.frames import read_steps
 from geffect.reports import plots
-from geffect.reports.matched import at_forget_loss
+from geffect.reports.compare import at_forget_loss
 
 OBJECTIVES = {
     "GA": "ga",

@@ -57,10 +57,11 @@ if TYPE_CHECKING:
     from geffect.rectifiers.registry import make_freezing as make_freezing
     from geffect.rectifiers.registry import make_rectifier as make_rectifier
     from geffect.rectifiers.registry import register_rectifier as register_rectifier
-    from geffect.reports.compare import plot as plot
+    from geffect.reports.compare import compare as compare
     from geffect.reports.compare import summarize as summarize
-    from geffect.reports.matched import compare as compare
+    from geffect.reports.plots.registry import register_plot as register_plot
     from geffect.reports.run import Run as Run
+    from geffect.reports.run import plot as plot
     from geffect.stopping import Rule as Rule
     from geffect.stopping import register_stop_rule as register_stop_rule
     from geffect.verbs import Evaluation as Evaluation
@@ -100,9 +101,9 @@ _MODULES = {
     "read_published read_standard_errors read_steps read_tokens",
     "geffect.rectifiers.base": "Freezing InnerProducts Rectifier",
     "geffect.rectifiers.registry": "make_freezing make_rectifier register_rectifier",
-    "geffect.reports.compare": "plot summarize",
-    "geffect.reports.matched": "compare",
-    "geffect.reports.run": "Run",
+    "geffect.reports.compare": "compare summarize",
+    "geffect.reports.plots.registry": "register_plot",
+    "geffect.reports.run": "Run plot",
     "geffect.stopping": "Rule register_stop_rule",
     "geffect.verbs": "Evaluation LocalizationRun doctor evaluate finetune inspect localize preview report unlearn",
 }

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from geffect.inspection.tasks import InspectionSetup
     from geffect.models.load import Loaded
     from geffect.preflight.numerics import Finding
-    from geffect.reports.html.page import Report
+    from geffect.reports.page import Report
     from geffect.training.setup import LocalizationSetup, Setup, TrainingSetup
 
 LOGGER = logging.getLogger(__name__)
@@ -291,7 +291,7 @@ def localize(config: LocalizeConfig, *, setup: "LocalizationSetup | None" = None
     from geffect.localization.storage import write_localization
     from geffect.models.scoring import check_trainable, in_evaluation_mode
     from geffect.record.writer import peak_memory_gb
-    from geffect.reports.compare import overlap_figures
+    from geffect.reports.run import plot
     from geffect.training.setup import prepare as read
     from geffect.training.setup import prompts_of
 
@@ -320,7 +320,7 @@ def localize(config: LocalizeConfig, *, setup: "LocalizationSetup | None" = None
             write_localization(run, found, recipe)
             run.finish({"examples": found.examples, "seconds": seconds, "peak_memory_gb": round(peak_memory_gb(), 3)})
     with disk_errors(config.out, "then draw the figures with geffect plot"):
-        overlap_figures(config.out)
+        plot([config.out])
     return config.out
 
 
@@ -419,14 +419,14 @@ def report(config: ReportConfig) -> "Report":
         config: runs, file and scheme of layer groups.
 
     Returns:
-        ``path`` of the page, ``findings`` (`geffect.reports.findings.finding.Finding`) of all runs, and ``outcomes``
-        (`geffect.reports.findings.outcome.Outcome`) by run.
+        ``path`` of the page, ``findings`` (`geffect.reports.findings.Finding`) of all runs, and ``outcomes``
+        (`geffect.reports.outcome.Outcome`) by run.
 
     Raises:
         GeffectError: there is no run or no measured step, or the file is none of ours or cannot be written.
     """
     from geffect.reports.compare import named
-    from geffect.reports.html.page import write
+    from geffect.reports.page import write
 
     return write(named(config.runs), config.page, config.scheme)
 

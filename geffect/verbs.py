@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from geffect.core.masks import Localization
     from geffect.preflight.numerics import Finding
-    from geffect.reports.html.page import Report
+    from geffect.reports.page import Report
 
 Fields = ParamSpec("Fields")
 Config = TypeVar("Config", bound=Schema)

@@ -12,17 +12,18 @@ NAMES = """
 import contextlib, io
 from geffect.cli import console
 for kind, name in [("objectives", "hinge"), ("objectives", "ceiling"), ("rectifiers", "pcgrad"),
-                   ("stop-rules", "patience"), ("metrics", "answer_tokens")]:
+                   ("stop-rules", "patience"), ("metrics", "answer_tokens"), ("plots", "losses")]:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         console.names(kind)
     assert name in printed.getvalue(), kind
 """
 CHECKS = """
-import yaml
+import os, yaml
 assert yaml.safe_load(open("pcgrad/config.yaml"))["rectifier"] == "pcgrad()"
 assert yaml.safe_load(open("patience/config.yaml"))["stop"] == "patience(evaluations=2)"
 gradients = set(geffect.read("pcgrad")["gradient"])
 assert gradients == {"objective", "forget", "retain", "rectified"}, gradients
+assert os.path.exists("pcgrad/figures/losses.png")
 """
 
 

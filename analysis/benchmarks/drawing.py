@@ -8,8 +8,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from analysis.benchmarks.timing import clock
 from geffect.reports import plots
-from geffect.reports.plots.figure import Figure
-from geffect.reports.plots.style import Look
+from geffect.reports.plots.style import Figure, Look
 
 OURS, PLAIN = "geffect", "plain passes"
 LABELS = {

@@ -16,7 +16,7 @@ from geffect.io.system import rank_and_size
 
 if TYPE_CHECKING:
     from geffect.preflight.numerics import Finding
-    from geffect.reports.html.page import Report
+    from geffect.reports.page import Report
 
 LEARNED = "bold black on green"
 STATUS = {"good": "green", "warning": "yellow", "bad": "bold red"}
@@ -82,7 +82,7 @@ def run(path: Path) -> None:
 
 def unlearned(path: Path) -> None:
     """Print a finished unlearning run: whether it forgot selectively, then as `run`."""
-    from geffect.reports.findings.outcome import outcome
+    from geffect.reports.outcome import outcome
 
     Console(soft_wrap=True, highlight=False).print(Text(outcome(path).sentence))
     run(path)
@@ -310,7 +310,7 @@ def names(kind: str) -> None:
     from geffect.models.builtin import BUILT_IN
     from geffect.objectives.registry import OBJECTIVES
     from geffect.rectifiers.registry import RECTIFIERS
-    from geffect.reports.run import KINDS
+    from geffect.reports.plots.registry import PLOTS
     from geffect.stopping import RULES
 
     tables: dict[str, Mapping[str, Any]] = {
@@ -320,7 +320,7 @@ def names(kind: str) -> None:
         | {name: x.compute for name, x in DERIVED.items()},
         "suites": {name: suite.parts for name, suite in SUITES.items()},
         "stop-rules": RULES,
-        "plots": {name: each.draw for name, each in KINDS.items()},
+        "plots": {name: each.draw for name, each in PLOTS.items()},
         "models": dict.fromkeys((*BUILT_IN, "smollm2")),
     }
     if kind not in tables:

@@ -7,7 +7,8 @@ import pandas as pd
 from geffect.api import builtin_tiny, localize, unlearn
 from geffect.config import LocalizeConfig, UnlearnConfig
 from geffect.record.writer import refuse_existing
-from geffect.reports.compare import plot, summarize
+from geffect.reports.compare import summarize
+from geffect.reports.run import plot
 
 SETTINGS = {
     "model": "builtin:tiny",

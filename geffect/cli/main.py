@@ -301,11 +301,10 @@ def compare(
 ) -> None:
     """Show what runs kept at the same forget loss, and every setting in which they differ."""
     from geffect.cli import console
-    from geffect.reports import matched
-    from geffect.reports.compare import named
+    from geffect.reports import compare as tables
 
-    paths = named(runs)
-    console.aligned(matched.compare(paths, at, seed), matched.differences(paths), as_json=json)
+    paths = tables.named(runs)
+    console.aligned(tables.compare(paths, at, seed), tables.differences(paths), as_json=json)
 
 
 @app.command(cls=OnceCommand)
@@ -314,12 +313,12 @@ def plot(
     out: Annotated[Path | None, typer.Option(help="where to write [default: RUN/figures of the first]")] = None,
     scheme: Annotated[str, typer.Option(help="layer groups: thirds, paper or paper_script")] = "thirds",
 ) -> None:
-    """Draw the G-effect by layer group, the cosine disparity and the trade-off plane of runs."""
-    from geffect.reports import compare as compare_
+    """Draw every plot that runs recorded enough for; several runs side by side."""
+    from geffect.reports.run import plot as draw
     from geffect.training.run import disk_errors
 
     with disk_errors(out or runs[0], "name another --out"):
-        written = compare_.plot(runs, out and place(out), scheme)
+        written = draw(runs, out and place(out), scheme)
     for path in written:
         _say(path)
 

@@ -117,10 +117,14 @@ class Contents(NamedTuple):
     batches: int = 0
 
 
+class Damaged(GeffectError):
+    """A file of a run is not as geffect writes it."""
+
+
 def damage_refused(
     read: Callable[Concatenate[StrPath, Parameters], Result],
 ) -> Callable[Concatenate[StrPath, Parameters], Result]:
-    """Decorate a reader of a run so that whatever a damaged file makes it raise is a GeffectError that says so."""
+    """Decorate a reader of a run so that whatever a damaged file makes it raise is `Damaged`."""
 
     @functools.wraps(read)
     def checked(path: StrPath, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
@@ -130,7 +134,7 @@ def damage_refused(
             raise
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            raise GeffectError(f"The record in {path} is damaged ({reason})", remedy=RESTORE) from error
+            raise Damaged(f"The record in {path} is damaged ({reason})", remedy=RESTORE) from error
 
     return checked
 
@@ -161,7 +165,7 @@ def each_line(path: Path, name: str = STEPS) -> Iterator[dict[str, Any]]:
         raise
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         where = f" in line {number}" if number else ""
-        raise GeffectError(f"{file} is not as geffect writes it: {error}{where}", remedy=RESTORE) from error
+        raise Damaged(f"{file} is not as geffect writes it: {error}{where}", remedy=RESTORE) from error
 
 
 @damage_refused

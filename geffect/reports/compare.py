@@ -1,33 +1,37 @@
-"""Runs side by side: one table, three pictures."""
+"""Tables of runs side by side, and runs at equal forgetting: what each retains, and in which settings they differ."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from geffect.core.gram import cosines, direction_name, g_effect, objective_name, total_cosine
+from geffect.core.gram import direction_name, g_effect, objective_name, total_cosine
 from geffect.core.masks import chance_jaccard
-from geffect.core.splits import TARGETS, domain_of
+from geffect.core.splits import TARGETS, role_of
+from geffect.core.statistics import Numbers, bootstrap
 from geffect.errors import GeffectError, visible
 from geffect.io.readers import StrPath
-from geffect.record.frames import read, read_overlap, read_prediction, read_standard_errors, read_steps
-from geffect.record.reader import contents, damage_refused
-from geffect.record.schema import RECIPE
-from geffect.reports import plots
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from geffect.record.frames import read, read_overlap, read_settings, read_standard_errors, read_steps
+from geffect.record.reader import contents, damage_refused, evaluations
 
 
 def summarize(runs: Sequence[StrPath]) -> pd.DataFrame:
-    """What each run forgot, what it kept, and what its updates predicted.
+    """What each run forgot and retained at its last evaluation, its cosines, and its summed G-effects.
 
     Args:
         runs: run directories.
 
     Returns:
-        One row a run.
+        One row a run: accuracies and losses (nats a token) of the ``forget`` and the ``heldout`` set (else of the
+        ``retain`` set); ``cos, start`` and ``cos, end``, of the objective's and the retain gradient; ``conflict``, the
+        share of steps whose retain G-effect is below 0; ``Σe_u`` and ``Σe_r``, the unlearn and retain G-effects of
+        what was descended, summed over the measured steps.
+
+    Raises:
+        GeffectError: a run is damaged, named twice, or has no measured step.
     """
     return pd.DataFrame([{"run": name} | _row(path) for name, path in named(runs).items()])
 
@@ -38,10 +42,10 @@ def _row(run: StrPath) -> dict[str, Any]:
     effects = g_effect(gram, direction_name(gram))
     cosine = total_cosine(gram, objective_name(gram), "retain")
     last = _with_roles(steps.iloc[-1])
-    kept = "heldout" if "heldout_loss" in last else "retain"
+    other = "heldout" if "heldout_loss" in last else "retain"
     return {
-        **{f"{role} acc.": last.get(f"{role}_accuracy") for role in ("forget", kept)},
-        **{f"{role} loss": last.get(f"{role}_loss") for role in ("forget", kept)},
+        **{f"{role} acc.": last.get(f"{role}_accuracy") for role in ("forget", other)},
+        **{f"{role} loss": last.get(f"{role}_loss") for role in ("forget", other)},
         "cos, start": cosine.iloc[0],
         "cos, end": cosine.iloc[-1],
         "conflict": (effects.groupby("step")["retain"].sum() < 0).mean(),
@@ -51,79 +55,36 @@ def _row(run: StrPath) -> dict[str, Any]:
 
 
 def _with_roles(scores: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Scores by role, too, where there are domains: their mean."""
+    """Scores with those of each role, where a run has domains: the mean over them."""
     for kind in ("accuracy", "loss"):
         for role in TARGETS:
-            own = [scores[name] for name in scores.index if str(name).startswith(f"{role}/") and name.endswith(kind)]
-            if own:
-                scores[f"{role}_{kind}"] = sum(own) / len(own)
+            parts = [scores[name] for name in scores.index if str(name).startswith(f"{role}/") and name.endswith(kind)]
+            if parts:
+                scores[f"{role}_{kind}"] = sum(parts) / len(parts)
     return scores
 
 
 def at_checkpoints(path: StrPath) -> pd.DataFrame:
     """What an inspection measured at every checkpoint.
 
-    Columns ``step``, the sets' losses, ``unlearn`` and ``retain`` (G-effects, gradient²), their standard errors
-    ``± unlearn`` and ``± retain`` where recorded, and ``cosine`` (of the objective's and the retain gradient).
+    Columns ``step``, the sets' losses, ``unlearn`` and ``retain`` (G-effects, gradient²), their standard errors ``±
+    unlearn`` and ``± retain`` where recorded, and ``cosine`` (of the objective's and the retain gradient).
     """
     gram, steps = read(path), read_steps(path).set_index("step")
-    found = g_effect(gram).groupby("step")[["unlearn", "retain"]].sum()
+    effects = g_effect(gram).groupby("step")[["unlearn", "retain"]].sum()
     losses = [name for name in ("forget_loss", "retain_loss", "heldout_loss") if name in steps]
-    parts = [steps[losses], found]
+    parts = [steps[losses], effects]
     if contents(path).batches:
         errors = read_standard_errors(path, "total")
         for effect, row in zip(("unlearn", "retain"), TARGETS, strict=True):
-            own = errors[(errors["gradient"] == "objective") & (errors["other"] == row)].set_index("step")
-            parts.append(own["standard_error"].rename(f"± {effect}").to_frame())
+            pair = errors[(errors["gradient"] == "objective") & (errors["other"] == row)].set_index("step")
+            parts.append(pair["standard_error"].rename(f"± {effect}").to_frame())
     parts.append(total_cosine(gram, "objective", "retain").rename("cosine").to_frame())
     return pd.concat(parts, axis=1).rename_axis("step").reset_index()
 
 
-def plot(runs: Sequence[StrPath], out: Path | None = None, scheme: str = "thirds") -> list[Path]:
-    """Draw runs: G-effect by layer group, cosine disparity, trade-off plane; each with the data drawn.
-
-    A single run is drawn by layer, too. Where every run kept a prediction, or recorded overlaps, those are drawn as
-    well. Of a localization its overlaps are drawn.
-
-    Args:
-        runs: run directories, side by side.
-        out: where to write; ``figures`` in the first run by default.
-        scheme: how layers make groups.
-
-    Returns:
-        The files written.
-    """
-    paths = named(runs)
-    if all((path / RECIPE).exists() for path in paths.values()):
-        return [file for name, path in paths.items() for file in overlap_figures(path, out / name if out else None)]
-    out = out or next(iter(paths.values())) / "figures"
-    grams = {name: read(path, "group", scheme) for name, path in paths.items()}
-    effects = pd.concat([descended(gram).assign(run=name) for name, gram in grams.items()])
-    disparities = pd.concat([cosines(gram).assign(run=name) for name, gram in grams.items()])
-    scores = pd.concat([read_steps(path).assign(run=name) for name, path in paths.items()])
-    written = plots.save(plots.g_effect_curves(effects), out / "g_effect", effects)
-    if len(paths) == 1:
-        by_layer = descended(read(next(iter(paths.values())), "layer"))
-        written += plots.save(plots.layer_heat_map(by_layer), out / "layers", by_layer)
-    written += plots.save(plots.cosine_curves(disparities), out / "cosine", disparities)
-    if {"forget_loss", "heldout_loss"} <= set(scores):
-        plane = scores[["run", "step", "forget_loss", "heldout_loss"]].dropna()
-        written += plots.save(plots.trade_off(plane), out / "trade_off", plane)
-    recorded = [contents(path) for path in paths.values()]
-    if all(each.prediction for each in recorded):
-        prediction = pd.concat([read_prediction(path).assign(run=name) for name, path in paths.items()])
-        written += plots.save(plots.prediction_plane(prediction), out / "prediction", prediction)
-        written += plots.save(plots.prediction_sums(prediction), out / "prediction_sums", prediction)
-    shares = {share for each in recorded for share in each.shares}
-    if len(shares) == 1 and all(each.shares for each in recorded):
-        overlaps = pd.concat([read_overlap(path, "group", scheme).assign(run=name) for name, path in paths.items()])
-        curves = plots.jaccard_curves(overlaps, "objective", "retain", shares.pop())
-        written += plots.save(curves, out / "jaccard", overlaps)
-    return written
-
-
 def descended(gram: pd.DataFrame) -> pd.DataFrame:
-    """The G-effects of what was descended, as they are drawn."""
+    """The G-effects of the descended direction: the rectified gradient where a rectifier ran, else the objective's."""
     return g_effect(gram, direction_name(gram))
 
 
@@ -140,29 +101,8 @@ def whole_overlaps(path: StrPath) -> pd.DataFrame:
     )
 
 
-def overlap_figures(path: StrPath, out: Path | None = None, shares: Sequence[float] = ()) -> list[Path]:
-    """Draw a localization: the overlaps of its splits over the model and by layer, one pair of figures a share."""
-    out, written = out or Path(path) / "figures", []
-    whole, layers = whole_overlaps(path), read_overlap(path, "layer")
-    for share in shares or whole["share"].unique():
-        matrix, rows = whole[whole["share"] == share], layers[layers["share"] == share]
-        written += plots.save(overlap_matrix(matrix, share), out / f"overlap-{share:g}", matrix)
-        written += plots.save(plots.jaccard_by_layer(rows, share), out / f"overlap_by_layer-{share:g}", rows)
-    return written
-
-
-def overlap_matrix(frame: pd.DataFrame, share: float) -> "Figure":
-    """Draw the overlaps of a localization's splits, those of a domain framed."""
-    splits = dict.fromkeys([*frame["gradient"], *frame["other"]])
-    pairs = {domain: [name for name in splits if domain_of(name) == domain] for domain in map(domain_of, splits)}
-    return plots.jaccard_matrix(frame, share, [names for names in pairs.values() if len(names) == 2])
-
-
 def named(runs: Sequence[StrPath]) -> dict[str, Path]:
-    """Runs by their directory's name, or by their whole path where two share a name, each in its visible form.
-
-    Name → directory.
-    """
+    """Directory of each run by its name, or by its path where two share a name; in visible form."""
     paths = [Path(run) for run in runs]
     names = [path.resolve().name for path in paths]
     labels = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
@@ -170,3 +110,149 @@ def named(runs: Sequence[StrPath]) -> dict[str, Path]:
     if len(named) < len(paths):
         raise GeffectError("A run is named twice", remedy="Name each once")
     return named
+
+
+def at_forget_loss(run: pd.DataFrame, column: str, at: float) -> float:
+    """A column's value where the forget loss first reaches a level, linear between evaluations.
+
+    NaN where the level is never reached, or was passed before the first evaluation.
+    """
+    place = _place(run["forget_loss"].to_numpy(), at)
+    return float("nan") if place is None else _between(run[column].to_numpy(), *place)
+
+
+def _place(losses: Any, at: float) -> tuple[int, float] | None:
+    """The evaluation at which a level is reached, and the share of the way to it from the one before."""
+    above = np.flatnonzero(losses >= at)
+    if not len(above) or (above[0] == 0 and losses[0] > at):
+        return None
+    if above[0] == 0:
+        return 1, 0.0
+    i = int(above[0])
+    return i, float((at - losses[i - 1]) / (losses[i] - losses[i - 1]))
+
+
+def _between(values: Any, i: int, share: float) -> Any:
+    return values[i - 1] + share * (values[i] - values[i - 1])
+
+
+def compare(runs: Mapping[str, StrPath] | Sequence[StrPath], at: float | None = None, seed: int = 0) -> pd.DataFrame:
+    """The matched comparison: what runs retain at the same forget loss, not at the same step.
+
+    ``gained`` is the rise of the forget loss from the start, ``harm`` that of the ``heldout`` set's loss (else of the
+    ``retain`` set's), and ``gained per harm`` their ratio. The last columns compare each run with the first: ``more
+    harm`` with its 95 % interval, of 2000 bootstrap samples of the examples that all runs have in common. It tells of
+    other examples of the kind, not of other seeds.
+
+    Args:
+        runs: run directories, or name → run directory.
+        at: the forget loss (nats a token); the largest that every run reached by default.
+        seed: of the bootstrap.
+
+    Returns:
+        One row a run; NaN where it never reached the level.
+
+    Raises:
+        GeffectError: a run has no evaluations, they start above the level, sets differ, or a number is out of range.
+    """
+    if at is not None and not math.isfinite(at):
+        raise GeffectError(f"--at {at} is no finite forget loss", remedy="Name another")
+    if not 0 <= seed < 2**32:
+        raise GeffectError(f"--seed {seed} is not from 0 to {2**32 - 1}", remedy="Name another")
+    runs = runs if isinstance(runs, Mapping) else named(runs)
+    curves = {name: _curve(path) for name, path in runs.items()}
+    other = "heldout" if all("heldout_loss" in curve for curve in curves.values()) else "retain"
+    level = min(curve["forget_loss"].max() for curve in curves.values()) if at is None else at
+    start = max(curve["forget_loss"].iloc[0] for curve in curves.values())
+    if not level > start:
+        raise GeffectError(
+            f"The forget loss to compare runs at, {level:.3g}, is not above the start's {start:.3g}",
+            remedy="Name a higher one with --at, or runs that forget",
+        )
+    harms = {name: _harm(path, other, level) for name, path in runs.items()}
+    _check_same_examples(harms, other)
+    first = next(iter(harms.values()))
+    rows = {name: _at_level(curve, other, level) | _paired(harms[name], first, seed) for name, curve in curves.items()}
+    return pd.DataFrame(list(rows.values())).assign(run=list(rows))[["run", *next(iter(rows.values()))]]
+
+
+@damage_refused
+def _curve(path: StrPath) -> pd.DataFrame:
+    steps = read_steps(path)
+    if "forget_loss" not in steps and any(role_of(str(name)) == "forget" for name in steps):
+        remedy = "Compare the domains' own curves, from geffect.read_steps"
+        raise GeffectError(f"{path} has several domains, not one forget set", remedy=remedy)
+    if not {"forget_loss", "retain_loss"} & set(steps) or "forget_loss" not in steps:
+        raise GeffectError(f"{path} has no evaluations of a forget set", remedy="Name a run of geffect unlearn")
+    return steps.dropna(subset=["forget_loss"]).reset_index(drop=True)
+
+
+def _at_level(curve: pd.DataFrame, other: str, level: float) -> dict[str, float]:
+    start = curve.iloc[0]
+    harm = at_forget_loss(curve, f"{other}_loss", level) - start[f"{other}_loss"]
+    gained = level - start["forget_loss"]
+    return {
+        "step": at_forget_loss(curve, "step", level),
+        "forget loss": level,
+        "forget acc.": at_forget_loss(curve, "forget_accuracy", level),
+        f"{other} loss": at_forget_loss(curve, f"{other}_loss", level),
+        f"{other} acc.": at_forget_loss(curve, f"{other}_accuracy", level),
+        "gained": gained,
+        "harm": harm,
+        "gained per harm": gained / harm if harm > 0 else float("nan"),
+    }
+
+
+def examples_at(path: StrPath, other: str, level: float) -> tuple[Any, Any, Any] | None:
+    """The examples of a set where the forget loss first reaches a level, linear between evaluations.
+
+    Arrays, a number an example: Σ −log p there, that of the first evaluation, labeled tokens. None where the level is
+    never reached, or examples were not recorded.
+    """
+    lines = [line for line in evaluations(path) if not line.diverged]
+    place = _place(np.array([line.scores["forget"].loss for line in lines]), level)
+    if place is None or not all(other in line.examples for line in lines):
+        return None
+    nll = np.array([line.examples[other].nll for line in lines])
+    return _between(nll, *place), nll[0], np.array(lines[0].examples[other].tokens)
+
+
+Harm = tuple[Any, Any] | None  # rise of each example's Σ −log p, and its labeled tokens
+
+
+def _harm(path: StrPath, other: str, level: float) -> Harm:
+    examples = examples_at(path, other, level)
+    return None if examples is None else (examples[0] - examples[1], examples[2])
+
+
+def _check_same_examples(harms: Mapping[str, Harm], other: str) -> None:
+    counts = [each[1].tolist() for each in harms.values() if each is not None]
+    if any(each != counts[0] for each in counts):
+        raise GeffectError(
+            f"The runs were evaluated on different {other} examples", remedy="Compare runs of the same sets"
+        )
+
+
+def _paired(harm: Harm, first: Harm, seed: int) -> dict[str, float]:
+    if harm is None or first is None:
+        return {"more harm": float("nan"), "low": float("nan"), "high": float("nan")}
+    difference, tokens = harm[0] - first[0], harm[1]
+    resampled = bootstrap([np.stack([difference, tokens], axis=-1)], _rate, seed)
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return {"more harm": float(difference.sum() / tokens.sum()), "low": float(low), "high": float(high)}
+
+
+def differences(runs: Mapping[str, StrPath]) -> pd.DataFrame:
+    """Every setting, data set and version in which runs differ: a row a setting and a column a run.
+
+    ``–`` stands where a run does not have a setting. Directories and times of the runs do not count.
+    """
+    settings = {name: read_settings(path) for name, path in runs.items()}
+    keys = dict.fromkeys(key for each in settings.values() for key in each)
+    rows = {key: [each.get(key, "–") for each in settings.values()] for key in keys}
+    return pd.DataFrame({key: values for key, values in rows.items() if len(set(values)) > 1}, index=list(settings)).T
+
+
+def _rate(examples: Numbers) -> Any:
+    """Σ differences over Σ tokens, ``[…, examples, 2]`` → ``[…]``."""
+    return examples[..., 0].sum(-1) / examples[..., 1].sum(-1)

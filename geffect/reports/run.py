@@ -1,15 +1,15 @@
 """Objects that show themselves: a run directory with its frames, and its pictures, at hand in a notebook."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from geffect.core.gram import cosines, direction_name, g_effect
-from geffect.errors import GeffectError, visible
+from geffect.errors import visible
 from geffect.io.readers import StrPath
 from geffect.record.frames import (
     read,
@@ -22,9 +22,9 @@ from geffect.record.frames import (
 )
 from geffect.record.reader import check_run, damage_refused, is_finished, read_config, step_lines
 from geffect.record.schema import RECIPE
-from geffect.reports import plots
-from geffect.reports.compare import at_checkpoints, descended, named, overlap_matrix, whole_overlaps
-from geffect.reports.plots.strips import MOST
+from geffect.reports.compare import at_checkpoints, named
+from geffect.reports.plots.registry import draw_all, find_plot, plots_of
+from geffect.reports.plots.style import save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,6 +74,11 @@ class Run(os.PathLike[str]):
         table = pd.Series({name: visible(text) for name, text in self.summary().items()}).to_frame()
         with pd.option_context("display.max_colwidth", None):
             return f"<p><b>{escape(visible(str(self.path)))}</b></p>{table.to_html(header=False)}"
+
+    @property
+    def is_localization(self) -> bool:
+        """Whether the directory is of ``geffect localize``."""
+        return (self.path / RECIPE).exists()
 
     def summary(self) -> dict[str, str]:
         """What was run, how far it came, and every set's loss and accuracy from the first evaluation to the last.
@@ -137,29 +142,26 @@ class Run(os.PathLike[str]):
         """Single examples' effects on both losses, where recorded, as `geffect.read_points`."""
         return read_points(self.path)
 
-    def plot(self, kind: str = "g_effect", *others: "Run", **options: Any) -> "Figure":
+    def plot(self, kind: str = "g_effect", *others: "Run", scheme: str = "thirds", **options: Any) -> "Figure":
         """Draw the run, alone or with others.
 
+        A run that recorded nothing to draw is left out with a warning, if another one can be drawn.
+
         Args:
-            kind: a key of `KINDS`.
+            kind: one of ``geffect list plots``, or registered by `geffect.register_plot`.
             *others: runs to draw with it, labeled with their directories' names.
-            **options: of the function of `geffect.reports.plots` that draws the kind: ``step`` of ``gram`` and
-                ``plane``,
-                ``weight`` of ``points``, ``column`` of ``tokens``, ``share`` of ``jaccard`` and ``jaccard_by_layer``.
+            scheme: how layers make groups.
+            **options: of the function that draws the kind: ``step`` of ``gram`` and ``plane`` (the last by default),
+                ``weight`` of ``points``, ``column`` of ``tokens``, ``share`` of ``overlap`` and ``overlap_by_layer``.
 
         Returns:
             The figure, which a notebook shows.
 
         Raises:
-            GeffectError: the kind is unknown, a run has nothing of it, or there are too many runs.
+            GeffectError: the kind is unknown, no run recorded it, or there are too many runs.
         """
-        if kind not in KINDS:
-            raise GeffectError(f"There is no plot {kind!r}", remedy=f"Choose one of {', '.join(KINDS)}")
-        chosen, paths = KINDS[kind], named([each.path for each in (self, *others)])
-        if chosen.alone and others:
-            raise GeffectError(f"A plot of {kind} shows one run, not {len(paths)}", remedy="Draw each by itself")
-        frames = [chosen.frame(Run(path)).assign(run=name) for name, path in paths.items()]
-        return chosen.draw(pd.concat(frames), **options)
+        runs = {name: Run(path) for name, path in named([each.path for each in (self, *others)]).items()}
+        return find_plot(kind).figure(runs, scheme, **options)
 
 
 @damage_refused
@@ -200,64 +202,34 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _plane(run: Run) -> pd.DataFrame:
-    found = run.steps().reindex(columns=["step", "forget_loss", "heldout_loss"]).dropna()
-    if found.empty:
-        raise GeffectError(f"{run.path} has no evaluations of a forget and a heldout set", remedy="Draw another kind")
-    return found
+def plot(runs: Sequence[StrPath], out: Path | None = None, scheme: str = "thirds") -> list[Path]:
+    """Draw every plot that runs recorded enough for, built-in or registered; each with the rows it shows.
+
+    Several runs are drawn side by side, by the plots that can show several. Localizations are drawn each by itself.
+    Where a plot cannot be drawn, a line of log says why.
+
+    Args:
+        runs: directories of runs, or of localizations.
+        out: where to write; ``figures`` in the first run by default. Of localizations, each in a directory of its name.
+        scheme: how layers make groups.
+
+    Returns:
+        The files written: PNG, PDF and CSV.
+
+    Raises:
+        GeffectError: no run is there, a record is damaged, or nothing can be drawn.
+    """
+    named_runs = {name: Run(path) for name, path in named(runs).items()}
+    if all(run.is_localization for run in named_runs.values()):
+        parts = [({name: run}, out and out / name) for name, run in named_runs.items()]
+    else:
+        parts = [(named_runs, out)]
+    return [file for part, folder in parts for file in _plot(part, folder, scheme)]
 
 
-def _last_tokens(run: Run) -> pd.DataFrame:
-    """The last checkpoint's; of each set the worst rows, as many as a picture holds."""
-    tokens = run.tokens()
-    last = tokens[tokens["step"] == tokens["step"].max()]
-    texts = last[["set", "example"]].drop_duplicates()
-    found: pd.DataFrame = last.merge(texts.groupby("set", sort=False).head(max(1, MOST // texts["set"].nunique())))
-    return found
-
-
-def _overlaps(frame: Callable[[Path], pd.DataFrame]) -> Callable[[Run], pd.DataFrame]:
-    """A localization's overlaps."""
-
-    def found(run: Run) -> pd.DataFrame:
-        if not (run.path / RECIPE).exists():
-            raise GeffectError(f"There is no localization in {run.path}", remedy="Name a directory of geffect localize")
-        return frame(run.path)
-
-    return found
-
-
-def _of_share(draw: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
-    """A picture of the masks of one share: the smallest by default."""
-
-    def drawn(frame: pd.DataFrame, share: float = 0.0) -> "Figure":
-        chosen = share or float(frame["share"].min())
-        return draw(frame[frame["share"] == chosen], chosen)
-
-    return drawn
-
-
-class Kind(NamedTuple):
-    """A kind of picture: what is drawn of a run, what draws it, and whether it holds one run alone."""
-
-    frame: Callable[[Run], pd.DataFrame]
-    draw: Callable[..., "Figure"]
-    alone: bool = False
-
-
-KINDS = {
-    "g_effect": Kind(lambda run: descended(run.to_frame()), plots.g_effect_curves),
-    "layers": Kind(lambda run: descended(run.to_frame("layer")), plots.layer_heat_map, alone=True),
-    "cosine": Kind(Run.cosine, plots.cosine_curves),
-    "trade_off": Kind(_plane, plots.trade_off),
-    "gram": Kind(Run.to_frame, plots.gram_heat_map, alone=True),
-    "plane": Kind(Run.to_frame, plots.g_effect_plane),
-    "prediction": Kind(Run.prediction, plots.prediction_plane),
-    "prediction_sums": Kind(Run.prediction, plots.prediction_sums),
-    "tokens": Kind(_last_tokens, plots.token_strip, alone=True),
-    "points": Kind(Run.points, plots.point_plane, alone=True),
-    "jaccard": Kind(_overlaps(whole_overlaps), _of_share(overlap_matrix), alone=True),
-    "jaccard_by_layer": Kind(
-        _overlaps(lambda path: read_overlap(path, "layer")), _of_share(plots.jaccard_by_layer), alone=True
-    ),
-}
+def _plot(runs: dict[str, Run], out: Path | None, scheme: str) -> list[Path]:
+    drawings, refused = draw_all(plots_of(runs), runs, scheme)
+    if not drawings:
+        raise refused[0]
+    folder = out or next(iter(runs.values())).path / "figures"
+    return [file for each in drawings for file in save(each.figure, folder / each.name, each.frame)]

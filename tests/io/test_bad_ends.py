@@ -234,7 +234,8 @@ def test_dollars_in_a_name_make_no_formula(world: World) -> None:
     from geffect.core.gram import cosines
     from geffect.record.frames import read, read_prediction, read_steps
     from geffect.reports import plots
-    from geffect.reports.compare import descended, overlap_matrix, whole_overlaps
+    from geffect.reports.compare import descended, whole_overlaps
+    from geffect.reports.plots.heat_maps import overlap_matrix
 
     run = world.folder / "run"
     gram, steps = read(run), read_steps(run).dropna(subset=["forget_loss"])

@@ -7,7 +7,8 @@ import pytest
 
 from geffect import api
 from geffect.errors import GeffectError
-from geffect.reports.compare import plot, summarize
+from geffect.reports.compare import summarize
+from geffect.reports.run import plot
 from tests.conftest import config
 
 
@@ -34,7 +35,7 @@ def test_the_table_sums_what_the_record_holds(runs: list[Path]) -> None:
 def test_pictures_come_with_the_data_drawn(runs: list[Path], tmp_path: Path) -> None:
     written = plot(runs, tmp_path)
     assert {p.name for p in written} == {
-        f"{name}.{kind}" for name in ("g_effect", "cosine", "trade_off") for kind in ("png", "pdf", "csv")
+        f"{name}.{kind}" for name in ("g_effect", "cosine", "trade_off", "plane-3") for kind in ("png", "pdf", "csv")
     }
     drawn = pd.read_csv(tmp_path / "g_effect.csv")
     assert set(drawn["run"]) == {"none", "gru"}
@@ -50,7 +51,7 @@ def test_runs_that_share_a_name_are_told_apart(start: Path, runs: list[Path], tm
 
 def test_a_run_without_a_held_set_has_no_trade_off_plane(start: Path, tmp_path: Path) -> None:
     run = api.unlearn(config(start, tmp_path / "run", steps=1, heldout=None))
-    assert {p.stem for p in plot([run])} == {"g_effect", "layers", "cosine"}
+    assert {p.stem for p in plot([run])} == {"g_effect", "layers", "cosine", "gram-0", "plane-0"}
     assert "retain loss" in summarize([run])
 
 

@@ -14,8 +14,7 @@ from geffect.core.layers import layer_groups, layout
 from geffect.core.statistics import LEVEL, over_steps
 from geffect.data.encode import collate, encode_set
 from geffect.data.load import load_set
-from geffect.reports.findings.finding import Finding
-from geffect.reports.findings.gradients import conflict_at_checkpoints, findings_of
+from geffect.reports.findings import Finding, conflict_at_checkpoints, findings_of
 
 STEPS, BATCH, SEEDS = 60, 4, 20
 Numbers = np.ndarray[Any, Any]
@@ -135,7 +134,7 @@ def test_the_same_noise_is_printed_at_a_lax_level(
     """The null is near enough for the test above to fail: at a level of 0.5 its runs do show something."""
     grams, size = pool
     monkeypatch.setattr("geffect.core.statistics.LEVEL", 0.5)
-    monkeypatch.setattr("geffect.reports.findings.gradients.TRIVIAL", 0.0)
+    monkeypatch.setattr("geffect.reports.findings.TRIVIAL", 0.0)
     assert any(noise(grams, size, seed) for seed in range(8))
 
 

@@ -15,7 +15,7 @@ from geffect import api
 from geffect.errors import GeffectError
 from geffect.record.frames import read_steps
 from geffect.record.reader import read_lines
-from geffect.reports.matched import at_forget_loss, compare, differences
+from geffect.reports.compare import at_forget_loss, compare, differences
 from tests.conftest import Command, config
 
 
@@ -68,7 +68,7 @@ def test_runs_at_the_same_forget_risk(runs: dict[str, Path]) -> None:
 
 
 def test_a_paired_interval_is_a_bootstrap_over_rows() -> None:
-    from geffect.reports.matched import _paired
+    from geffect.reports.compare import _paired
 
     rng = np.random.default_rng(1)
     tokens, noise = np.full(200, 10), rng.normal(2.0, 5.0, 200)

@@ -12,15 +12,14 @@ from geffect import api
 from geffect.config import FinetuneConfig
 from geffect.record.reader import StepLine, read_lines
 from geffect.record.schema import FORMAT, STEPS
-from geffect.reports.findings import outcome as outcomes
-from geffect.reports.findings.outcome import NOT_SELECTIVE, NOT_TOLD, NOTHING, SELECTIVE, Outcome, outcome
+from geffect.reports.outcome import NOT_SELECTIVE, NOT_TOLD, NOTHING, SELECTIVE, Outcome, judge, outcome
 from tests.conftest import Command, config
 
 RETAIN = "builtin:authors/retain[:12]"
 
 
 def judged(lines: Sequence[dict[str, Any]]) -> Outcome:
-    return outcomes.judge([StepLine.of(line) for line in lines])
+    return judge([StepLine.of(line) for line in lines])
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,9 @@ from geffect.config import InspectConfig, ReportConfig
 from geffect.errors import UNSEEN, GeffectError
 from geffect.record.reader import read_lines
 from geffect.record.schema import CONFIG
-from geffect.reports.findings.outcome import outcome
-from geffect.reports.html.colored import layer_maps
-from geffect.reports.html.page import MARK
-from geffect.reports.html.sections import worst_rows
+from geffect.reports.outcome import outcome
+from geffect.reports.page import MARK
+from geffect.reports.sections import layer_maps, worst_rows
 from tests.conftest import Command, config
 
 WIDTHS = {"desktop": (1280, 800), "phone": (375, 740)}

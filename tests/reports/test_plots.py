@@ -185,28 +185,28 @@ def test_every_outer_axis_is_labeled_and_no_text_leaves_the_page(draw: Draw, run
 
 @pytest.mark.parametrize("draw", DRAWS)
 def test_a_missing_column_is_one_line_with_expected_and_found(draw: Draw) -> None:
-    line = r"^expected columns .*step.*; found 40 rows of \['run', 'group'[^\n]*$"
+    line = r"^The frame has 40 rows of \['run', 'group'[^\n]*; the figure needs [^\n]*step[^\n]*$"
     with pytest.raises(ValueError, match=line):
         draw(make().drop(columns="step"))
 
 
 @pytest.mark.parametrize("draw", DRAWS)
 def test_an_empty_frame_is_one_line(draw: Draw) -> None:
-    with pytest.raises(ValueError, match=r"^expected columns .*; found 0 rows of \['run', [^\n]*$"):
+    with pytest.raises(ValueError, match=r"^The frame has 0 rows of \['run', [^\n]*; the figure needs [^\n]*$"):
         draw(make().head(0))
-    with pytest.raises(ValueError, match=r"found 0 rows of \[\]; [^\n]*$"):
+    with pytest.raises(ValueError, match=r"The frame has 0 rows of \[\]; [^\n]*$"):
         draw(pd.DataFrame())
 
 
 @pytest.mark.parametrize(("draw", "most"), [*zip(DRAWS, (4, 6, 6), strict=True)])
 def test_too_many_runs_are_refused(draw: Draw, most: int) -> None:
     draw(by_step(draw, list("abcdef"[:most])))
-    with pytest.raises(ValueError, match=rf"^expected at most {most} runs in a picture; found {most + 1}: a, b"):
+    with pytest.raises(ValueError, match=rf"^A figure shows at most {most} runs, not {most + 1}: a, b"):
         draw(by_step(draw, list("abcdefg"[: most + 1])))
 
 
 def test_an_unknown_group_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^expected groups among embed, .*; found \['tail'\]; [^\n]*$"):
+    with pytest.raises(ValueError, match=r"^tail is no layer group\. Sum by group: embed, [^\n]*$"):
         plots.g_effect_curves(make(groups=("embed", "tail")))
 
 
@@ -371,7 +371,7 @@ def test_r_squared_is_of_the_prediction_as_it_stands() -> None:
     frame.loc[3, "predicted"] = np.nan
     legend = plots.prediction_plane(frame).axes[0].get_legend()
     assert legend is not None
-    assert legend.get_title().get_text() == "one: forget risk"
+    assert legend.get_title().get_text() == "one: forget loss"
     for text, reading in zip(legend.get_texts(), ("gradient", "update"), strict=True):
         rows = frame[(frame["target"] == "forget") & (frame["reading"] == reading)].dropna()
         errors, measured = rows["measured"] - rows["predicted"], rows["measured"]
@@ -417,7 +417,7 @@ def test_one_reading_of_one_risk_is_enough_and_nothing_may_happen(draw: Draw) ->
 @pytest.mark.parametrize("draw", [plots.prediction_plane, plots.prediction_sums])
 @pytest.mark.parametrize(("column", "value"), [("target", "heldout"), ("reading", "applied")])
 def test_an_unknown_risk_or_reading_is_refused(draw: Draw, column: str, value: str) -> None:
-    with pytest.raises(ValueError, match=rf"^expected {column}s among [^\n]*; found \['{value}'\]; [^\n]*$"):
+    with pytest.raises(ValueError, match=rf"^{value} is no {column} of a prediction check\. [^\n]*$"):
         draw(prediction().assign(**{column: value}))
 
 
@@ -463,27 +463,24 @@ def test_the_grids_legend_has_what_is_drawn_with_no_rectifier_first() -> None:
 @pytest.mark.parametrize(
     ("frame", "says"),
     [
-        (runs_of(17), "at most 16 objectives in a picture; found 17"),
-        (runs_of(1, list("abcdefg")), "at most 6 rectifiers in a picture; found 7"),
-        (
-            runs_of(1).assign(heldout_accuracy=np.nan),
-            "evaluations with forget_loss and heldout_accuracy; found only NaN",
-        ),
+        (runs_of(17), "A figure shows at most 16 objectives, not 17"),
+        (runs_of(1, list("abcdefg")), "A figure shows at most 6 rectifiers, not 7"),
+        (runs_of(1).assign(heldout_accuracy=np.nan), "No evaluation has forget_loss and heldout_accuracy"),
         (
             runs_of(1).drop(columns="seed"),
-            "columns objective, rectifier, seed, step, forget_loss, heldout_accuracy; found 24",
+            r"The frame has 24 rows of [^\n]*needs objective, rectifier, seed, step, forget_loss, heldout_accuracy",
         ),
     ],
 )
 def test_what_the_grid_cannot_draw_is_refused(frame: pd.DataFrame, says: str) -> None:
-    with pytest.raises(ValueError, match=rf"^expected {says}[^\n]*$"):
+    with pytest.raises(ValueError, match=rf"^{says}[^\n]*$"):
         plots.trade_off_grid(frame)
-    with pytest.raises(ValueError, match="x among forget_loss, forget_accuracy; found 'loss'"):
+    with pytest.raises(ValueError, match=r"There is no x 'loss'\. Choose one of forget_loss, forget_accuracy"):
         plots.trade_off_grid(frame, "loss")
 
 
 def board(methods: int) -> pd.DataFrame:
-    """Of every method's mean at one level; the last objective never got there."""
+    """Of every method's mean at one level; the last objective never reached it."""
     frame = runs_of(methods).groupby(["objective", "rectifier"], sort=False)["heldout_accuracy"].mean()
     rows = frame.rename("mean").reset_index()
     rows.loc[rows["objective"] == f"o{methods - 1}", "mean"] = np.nan
@@ -501,8 +498,8 @@ def test_a_leaderboard_is_sorted_and_marks_each_mean_in_its_interval() -> None:
     (axes,) = plots.leaderboard(frame, "kept").axes
     names = [text.get_text() for text in axes.get_yticklabels()]
     best = frame.groupby("objective")["mean"].max()
-    assert names[0] == "o4"  # never got there
-    assert [text.get_text().strip() for text in axes.texts] == ["never got there"]
+    assert names[0] == "o4"  # never reached it
+    assert [text.get_text().strip() for text in axes.texts] == ["never reached"]
     assert list(best[names[1:]]) == sorted(best.dropna())
     for container, rectifier in zip(axes.containers, ("none", "gru"), strict=True):
         line, _, (bars,) = container.lines  # type: ignore[attr-defined]
@@ -510,7 +507,7 @@ def test_a_leaderboard_is_sorted_and_marks_each_mean_in_its_interval() -> None:
         np.testing.assert_allclose(np.asarray(line.get_xdata(), float), rows["mean"])
         ends = np.array([segment[:, 0] for segment in bars.get_segments() if len(segment)])
         np.testing.assert_allclose(ends, rows[["low", "high"]].dropna())
-    with pytest.raises(ValueError, match="a method that forgets as much as asked; found none"):
+    with pytest.raises(ValueError, match="No method forgets as much as the level"):
         plots.leaderboard(frame.assign(mean=np.nan), "kept")
 
 
@@ -529,7 +526,7 @@ def test_bands_hold_their_lines(objectives: int) -> None:
                 assert {tuple(each) for each in rows[["forget_loss", column]].round(9).to_numpy()} <= {
                     tuple(each) for each in np.round(corners, 9)
                 }
-    with pytest.raises(ValueError, match="at most 16 objectives"):
+    with pytest.raises(ValueError, match="at most 16 objectives, not 17"):
         plots.trade_off_bands(bands(17), "kept")
 
 

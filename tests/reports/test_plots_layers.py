@@ -90,9 +90,9 @@ def test_the_map_fits_on_a_page(frame: pd.DataFrame) -> None:
 
 
 def test_two_runs_in_one_map_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^expected each step, layer once; found 0, embed again; [^\n]*$"):
+    with pytest.raises(ValueError, match=r"^The frame has two rows of step, layer = 0, embed\. [^\n]*$"):
         plots.layer_heat_map(pd.concat([make(), make()]))
-    with pytest.raises(ValueError, match=r"^expected columns step, layer, unlearn, retain; found 0 rows"):
+    with pytest.raises(ValueError, match=r"^The frame has 0 rows of .*needs step, layer, unlearn, retain\."):
         plots.layer_heat_map(make().iloc[:0])
 
 
@@ -134,7 +134,7 @@ def test_a_step_must_be_chosen_and_be_there() -> None:
     with pytest.raises(ValueError, match=r"^There is no step 3; there are 0, 7"):
         plots.gram_heat_map(two, 3)
     names = tuple(map(str, range(13)))
-    with pytest.raises(ValueError, match=r"^expected at most 12 rows in a picture; found 13"):
+    with pytest.raises(ValueError, match=r"^A figure shows at most 12 gradients, not 13"):
         plots.gram_heat_map(Gram(names, {"w": torch.eye(13, dtype=torch.float64)}))
 
 

@@ -83,9 +83,9 @@ def test_a_zoom_adds_the_window_on_a_scale_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("count", "zoom", "says"),
     [
-        (17, None, "expected at most 16 runs in a picture; found 17"),
-        (9, (0, 3), "expected at most 8 runs in a picture; found 9"),
-        (1, (40, 50), "expected steps of m0 from 40 to 50; found only 0 to 11"),
+        (17, None, "A figure shows at most 16 runs, not 17"),
+        (9, (0, 3), "A figure shows at most 8 runs, not 9"),
+        (1, (40, 50), "m0 has steps from 0 to 11, and none from 40 to 50"),
     ],
 )
 def test_what_does_not_fit_is_refused(count: int, zoom: tuple[float, float] | None, says: str) -> None:

@@ -222,37 +222,47 @@ TURNED = pd.concat([pairs("ab"), pairs("ba")])
 @pytest.mark.parametrize(
     ("draw", "frame", "says"),
     [
-        (matrix, pairs("ab").head(0), r"columns gradient, other, jaccard; found 0 rows of \['gradient'"),
+        (matrix, pairs("ab").head(0), r"The frame has 0 rows of \['gradient'[^\n]*needs gradient, other, jaccard"),
         (
             matrix,
             pairs("ab").drop(columns="jaccard"),
-            r"columns gradient, other, jaccard; found 1 rows of \['gradient', 'other'\]",
+            r"The frame has 1 rows of \['gradient', 'other'\]; the figure needs gradient, other, jaccard",
         ),
-        (matrix, TURNED, "each gradient, other once; found a, b again"),
-        (matrix, pairs("aa"), "pairs of different rows; found a with itself"),
-        (matrix, pairs("abcdefghijklm"), "at most 12 rows in a picture; found 13: a, b"),
-        (by_layer, pairs("ab"), "columns layer, gradient, other, jaccard; found 1 rows"),
-        (by_layer, TWICE, "each layer, gradient, other once; found embed, privacy unlearn, privacy retention again"),
-        (by_layer, layered(["embed"], "abcdefghijklm"), "at most 12 rows in a picture; found 13"),
-        (plots.success_sweep, pd.DataFrame(), r"columns which, share, [^\n]*; found 0 rows of \[\]"),
-        (plots.success_sweep, sweep().drop(columns="seed"), "columns which, share, [^\n]*, seed; found 36 rows"),
+        (matrix, TURNED, "The frame has two rows of gradient, other = a, b"),
+        (matrix, pairs("aa"), "The frame pairs a with itself"),
+        (matrix, pairs("abcdefghijklm"), "A figure shows at most 12 gradients, not 13: a, b"),
+        (by_layer, pairs("ab"), r"The frame has 1 rows of [^\n]*needs layer, gradient, other, jaccard"),
+        (
+            by_layer,
+            TWICE,
+            "The frame has two rows of layer, gradient, other = embed, privacy unlearn, privacy retention",
+        ),
+        (by_layer, layered(["embed"], "abcdefghijklm"), "A figure shows at most 12 gradients, not 13"),
+        (plots.success_sweep, pd.DataFrame(), r"The frame has 0 rows of \[\]; the figure needs which, share, "),
+        (
+            plots.success_sweep,
+            sweep().drop(columns="seed"),
+            r"The frame has 36 rows of [^\n]*needs which, share, [^\n]*, seed",
+        ),
         (
             plots.success_sweep,
             sweep().assign(seed=0),
-            "each which, share, domain, seed once; found unlearning mask, 0.3",
+            "The frame has two rows of which, share, domain, seed = unlearning mask, 0.3",
         ),
-        (plots.success_sweep, sweep("abcde"), "at most 4 values of which in a picture; found 5"),
-        (plots.success_sweep, sweep(domains=7), "at most 6 values of domain in a picture; found 7"),
+        (plots.success_sweep, sweep("abcde"), "A figure shows at most 4 masks, not 5"),
+        (plots.success_sweep, sweep(domains=7), "A figure shows at most 6 domains, not 7"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_in_one_line(
     draw: Callable[[pd.DataFrame], Figure], frame: pd.DataFrame, says: str
 ) -> None:
-    with pytest.raises(ValueError, match=rf"^expected {says}[^\n]*$"):
+    with pytest.raises(ValueError, match=rf"^{says}[^\n]*$"):
         draw(frame)
 
 
 @pytest.mark.parametrize("within", [[["a", "z"]], [["a", "b"], ["b", "c"]]])
 def test_groups_of_unknown_or_shared_rows_are_refused(within: list[list[str]]) -> None:
-    with pytest.raises(ValueError, match=r"^expected groups that share no row, of a, b, c; found \[\['a'[^\n]*$"):
+    with pytest.raises(
+        ValueError, match=r"^The groups \[\['a'[^\n]* share a gradient, or name none of a, b, c\. [^\n]*$"
+    ):
         plots.jaccard_matrix(pairs("abc"), 0.1, within)

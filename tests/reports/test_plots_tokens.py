@@ -102,11 +102,11 @@ def test_texts_stand_apart_and_on_the_page(count: int, column: str) -> None:
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^expected at most 8 texts in a picture; found 9; choose some rows"):
+    with pytest.raises(ValueError, match=r"^A figure shows at most 8 texts, not 9\. Choose some examples"):
         plots.token_strip(pd.concat([make(["a", "b"], row) for row in range(9)]))
-    with pytest.raises(ValueError, match=r"^expected each step, set, example, direction, position once"):
+    with pytest.raises(ValueError, match=r"^The frame has two rows of step, set, example, direction, position = "):
         plots.token_strip(pd.concat([make(["a"]), make(["a"])]))
-    with pytest.raises(ValueError, match=r"^expected columns .*tied; found 2 rows"):
+    with pytest.raises(ValueError, match=r"^The frame has 2 rows of .*needs .*tied"):
         plots.token_strip(make(["a", "b"]), "tied")
 
 

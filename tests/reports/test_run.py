@@ -18,7 +18,7 @@ from geffect.core.token_effects import TokenEffects
 from geffect.errors import GeffectError
 from geffect.record.reader import read_lines
 from geffect.record.schema import DONE, STEPS
-from geffect.reports.run import KINDS
+from geffect.reports.plots.registry import PLOTS
 from tests.conftest import config
 
 TOGETHER: dict[str, dict[str, Any]] = {
@@ -28,17 +28,20 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "plane": {"step": 0},
     "prediction": {},
     "prediction_sums": {},
+    "jaccard": {},
 }
-ALONE: dict[str, dict[str, Any]] = {"layers": {}, "gram": {"step": 0}}
+ALONE: dict[str, dict[str, Any]] = {"layers": {}, "gram": {}}
 INSPECTED: dict[str, dict[str, Any]] = {"tokens": {"column": "embed"}, "points": {}}
-LOCALIZED: dict[str, dict[str, Any]] = {"jaccard": {}, "jaccard_by_layer": {"share": 0.2}}
+LOCALIZED: dict[str, dict[str, Any]] = {"overlap": {}, "overlap_by_layer": {"share": 0.2}}
 
 
 @pytest.fixture(scope="module")
 def runs(start: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     path = tmp_path_factory.mktemp("runs")
     return {
-        name: api.unlearn(config(start, path / name, rectifier=name, prediction=4, objective="ga + 0.1*gd"))
+        name: api.unlearn(
+            config(start, path / name, rectifier=name, prediction=4, overlap=0.1, objective="ga + 0.1*gd")
+        )
         for name in ("none", "gru")
     }
 
@@ -160,7 +163,7 @@ def test_overlaps_are_drawn_of_a_localization(kind: str, localized: Path, runs: 
     assert_shows_itself(figure)
     with pytest.raises(GeffectError, match="There is no localization in"):
         geffect.Run(runs["none"]).plot(kind, **LOCALIZED[kind])
-    with pytest.raises(GeffectError, match="gradient, other, jaccard; found 0 rows"):
+    with pytest.raises(GeffectError, match="The frame has 0 rows"):
         geffect.Run(localized).plot(kind, share=0.7)
 
 
@@ -190,7 +193,7 @@ def test_the_worst_rows_of_each_set_fit_the_picture(inspected: Path, tmp_path: P
     (copy / "tokens.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, *more]))
     titles = {text.get_text() for text in geffect.Run(copy).plot("tokens").axes[0].texts}
     for line in last:
-        assert f"{line['set']} row {line['example']}, step 4, along the objective" in titles
+        assert f"{line['set']} example {line['example']}, step 4, along the objective" in titles
     assert sum(", step 4, " in title for title in titles) == 6
 
 
@@ -224,7 +227,7 @@ def test_a_fit_shows_itself_too(start: Path, tmp_path: Path) -> None:
 
 
 def test_every_kind_is_tested() -> None:
-    assert set(KINDS) == {*TOGETHER, *ALONE, *INSPECTED, *LOCALIZED}
+    assert set(PLOTS) == {*TOGETHER, *ALONE, *INSPECTED, *LOCALIZED}
 
 
 def test_an_inspection_is_a_run_like_any_other(inspected: Path) -> None:

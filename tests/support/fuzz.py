@@ -32,11 +32,10 @@ from geffect.data.load import load_set
 from geffect.data.synthetic import generate_authors
 from geffect.errors import GeffectError
 from geffect.record.frames import read, read_overlap, read_prediction, read_published, read_standard_errors, read_steps
-from geffect.reports.compare import plot, summarize, whole_overlaps
-from geffect.reports.findings.gradients import read_findings
-from geffect.reports.html.sections import worst_rows
-from geffect.reports.matched import compare, differences
-from geffect.reports.run import Run
+from geffect.reports.compare import compare, differences, summarize, whole_overlaps
+from geffect.reports.findings import read_findings
+from geffect.reports.run import Run, plot
+from geffect.reports.sections import worst_rows
 from geffect.training.setup import read_gradient_mask
 
 RUN: dict[str, Any] = {

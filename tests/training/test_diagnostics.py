@@ -13,7 +13,7 @@ from geffect.core.gram import g_effect, inner_by_label, r_squared
 from geffect.errors import GeffectError
 from geffect.record.frames import read, read_overlap, read_prediction, read_published, read_standard_errors
 from geffect.record.reader import read_environment, read_lines
-from geffect.reports.compare import plot
+from geffect.reports.run import plot
 from tests.conftest import config
 
 
@@ -135,7 +135,9 @@ def test_saved_rows_are_the_gradients_of_the_record(watched: Path) -> None:
 
 def test_figures_draw_what_was_recorded(watched: Path, tmp_path: Path) -> None:
     names = {path.stem for path in plot([watched], tmp_path)}
-    assert names == {"g_effect", "layers", "cosine", "trade_off", "prediction", "prediction_sums", "jaccard"}
+    last = read(watched)["step"].max()
+    of_steps = {"g_effect", "layers", "cosine", "trade_off", "prediction", "prediction_sums", "jaccard"}
+    assert names == of_steps | {f"gram-{last}", f"plane-{last}"}
 
 
 @pytest.mark.parametrize("reader", [read_prediction, read_overlap, read_standard_errors, read_published])

@@ -24,7 +24,8 @@ from geffect.localization.storage import check_localized, read_localization
 from geffect.record.frames import read, read_overlap, read_steps
 from geffect.record.reader import read_lines
 from geffect.rectifiers.registry import make_freezing
-from geffect.reports.compare import plot, summarize, whole_overlaps
+from geffect.reports.compare import summarize, whole_overlaps
+from geffect.reports.run import plot
 from geffect.training.setup import localization_examples, prepare, training_sets
 
 DOMAINS = ["privacy=builtin:domains/privacy[:6]", "copyright=builtin:domains/copyright[:6]"]

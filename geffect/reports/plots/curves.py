@@ -1,24 +1,21 @@
-"""Diagnostics by step."""
+"""Diagnostics by step, of few runs and of many methods (arXiv 2502.19301, Fig. 3 and 4), and success by mask size."""
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from geffect.errors import GeffectError
-from geffect.reports.plots.figure import Figure
-from geffect.reports.plots.panels import by_run, center, check, curve, finish, furnish
-from geffect.reports.plots.style import GROUPS, NOTE, ONE_COLUMN, RUNS, STYLE, TWO_COLUMN
+from geffect.reports.plots.panels import at_most, by_run, center, check, curve, finish, furnish, once
+from geffect.reports.plots.style import GROUPS, NOTE, ONE_COLUMN, RUNS, STYLE, TWO_COLUMN, Figure, Look
 
 
 def g_effect_curves(frame: pd.DataFrame) -> Figure:
     """Draw the unlearn (top) and retain (bottom) G-effects by step, one column of panels a run.
 
-    Args:
-        frame: Columns ``run`` (at most four), ``step``, ``group`` (of ``GROUPS``), ``unlearn``, ``retain``.
-
-    Returns:
-        A figure with one shared y-axis a row, centered on zero, and one legend of the groups.
+    Columns ``run`` (at most four), ``step``, ``group`` (of ``GROUPS``), ``unlearn`` and ``retain``. Each row of panels
+    has one y-axis, centered on zero.
     """
     runs = by_run(frame, ("run", "step", "group", "unlearn", "retain"), most=4)
     looks = {group: look for group, look in GROUPS.items() if group in set(frame["group"])}
@@ -40,11 +37,8 @@ def g_effect_curves(frame: pd.DataFrame) -> Figure:
 def cosine_curves(frame: pd.DataFrame) -> Figure:
     """Draw the cosine of the objective's and the retain gradient by step, before and after rectification.
 
-    Args:
-        frame: Columns ``run``, ``step``, ``cosine``, ``rectified`` (NaN where the run has no rectifier).
-
-    Returns:
-        A one-panel figure: solid before, dashed after, the negative half shaded as conflict.
+    Columns ``run`` (at most six), ``step``, ``cosine`` and ``rectified`` (NaN where the run has no rectifier). A line
+    is solid before and dashed after; the negative half is shaded as conflict.
     """
     runs = by_run(frame, ("run", "step", "cosine", "rectified"), most=len(RUNS))
     looks = dict(zip(runs, RUNS, strict=False))
@@ -63,20 +57,14 @@ def cosine_curves(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def jaccard_curves(frame: pd.DataFrame, row: str, other: str, share: float) -> Figure:
-    """Draw how much of two rows' overlaps is common, by step and group, against chance.
+def jaccard_curves(frame: pd.DataFrame, gradient: str, other: str, share: float) -> Figure:
+    """Draw the Jaccard index of two gradients' masks by step and layer group, against chance.
 
-    Args:
-        frame: Columns ``step``, ``group`` (of ``GROUPS``), ``gradient``, ``other``, ``jaccard``; optionally ``run`` (at
-            most four, one panel each).
-        row: One of the two rows.
-        other: The other.
-        share: What share of entries a mask keeps; two random masks have the Jaccard index share / (2 − share).
-
-    Returns:
-        A figure with one shared y-axis from zero, chance dashed and named.
+    Columns ``step``, ``group`` (of ``GROUPS``), ``gradient``, ``other``, ``jaccard`` and optionally ``run`` (at most
+    four, a panel each). A mask holds a ``share`` of the entries; two random ones have the index share / (2 − share),
+    dashed.
     """
-    frame = _pair(frame, row, other)
+    frame = _pair(frame, gradient, other)
     runs = by_run(frame, ("step", "group", "gradient", "other", "jaccard"), most=4)
     looks = {group: look for group, look in GROUPS.items() if group in set(frame["group"])}
     level = share / (2 - share)
@@ -90,19 +78,142 @@ def jaccard_curves(frame: pd.DataFrame, row: str, other: str, share: float) -> F
             furnish(axes, "").set(title=run, xlabel="unlearning step", ylim=(0, min(1.0, 1.1 * top)))
             axes.axhline(level, color="0.35", ls="--", lw=0.9, label="chance")
         _name_chance(panels[-1], level)
-        panels[0].set_ylabel(f"Jaccard index, largest {100 * share:g} %\nof {row} and {other}")
+        panels[0].set_ylabel(f"Jaccard index, largest {100 * share:g} %\nof {gradient} and {other}")
         finish(figure, looks, 6 if len(runs) > 1 else 3)
     return figure
 
 
-def _pair(frame: pd.DataFrame, row: str, other: str) -> pd.DataFrame:
+def _pair(frame: pd.DataFrame, gradient: str, other: str) -> pd.DataFrame:
     check(frame, ("step", "group", "gradient", "other", "jaccard"))
-    chosen = frame[[{a, b} == {row, other} for a, b in zip(frame["gradient"], frame["other"], strict=True)]]
-    if chosen.empty:
+    pair = frame[[{a, b} == {gradient, other} for a, b in zip(frame["gradient"], frame["other"], strict=True)]]
+    if pair.empty:
         known = ", ".join(sorted({*frame["gradient"], *frame["other"]}))
-        raise GeffectError(f"two rows among {known}", f"{row!r} and {other!r}", "name rows of the record")
-    return chosen
+        raise GeffectError(f"There are no overlaps of {gradient} and {other}", remedy=f"Name two of {known}")
+    return pair
 
 
 def _name_chance(axes: Axes, level: float) -> None:
     axes.text(1.02, level, f"chance\n{level:.3f}", transform=axes.get_yaxis_transform(), va="center", **NOTE)
+
+
+SIDES = {"unlearn": "unlearn; below 0: forgets", "retain": "retain; below 0: harms"}
+TOTAL: Look = {"c": "black", "ls": "-", "lw": 1.6, "zorder": 2}
+THIN: Look = {"lw": 0.9, "ms": 2.2, "zorder": 3}
+CELLS = 16  # pairs of panels on a page
+
+
+def g_effect_panels(frame: pd.DataFrame, zoom: tuple[float, float] | None = None) -> Figure:
+    """Draw many methods' unlearn (left) and retain (right) G-effect by step, in total and by layer group.
+
+    Columns ``run`` (the method; at most 16, with a zoom eight), ``step``, ``group`` (of ``GROUPS``), ``unlearn`` and
+    ``retain``; each run, step and group once. The total is the sum over groups. ``zoom`` is the first and the last step
+    of a window that is drawn again to the right, on a scale of its own. The two panels of a method share a y-axis
+    centered on zero, two methods do not. A title says where it is a symmetric logarithm; with a zoom it never is.
+    """
+    runs = by_run(frame, ("run", "step", "group", "unlearn", "retain"), CELLS // 2 if zoom else CELLS)
+    cells = [cell for run, rows in runs.items() for cell in _windows(run, rows, zoom)]
+    looks = {group: look | THIN for group, look in GROUPS.items() if group in set(frame["group"])}
+    across = min(2, len(cells))
+    lines = -(-len(cells) // across)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(
+            figsize=(TWO_COLUMN, 1 + 1.05 * lines) if across > 1 else (ONE_COLUMN, 2.3), layout="constrained"
+        )
+        panels = figure.subplots(lines, 2 * across, squeeze=False).reshape(-1, 2)
+        for (title, rows), (left, right) in zip(cells, panels, strict=False):
+            _method(left, right, rows, title, looks, np.inf if zoom else 100)
+        for axes in panels[len(cells) :].flat:
+            axes.remove()
+        for i, pair in enumerate(panels[: len(cells)]):
+            for axes in pair:
+                axes.tick_params(labelbottom=i + across >= len(cells))
+        figure.supxlabel("unlearning step", size=8)
+        figure.supylabel(
+            "G-effect  $\\langle\\nabla R,\\, d\\rangle$\n(gradient² units)", size=8, multialignment="center"
+        )
+        finish(figure, {"total": TOTAL} | looks, 7 if across > 1 else 4, above=True)
+    return figure
+
+
+def _windows(run: str, rows: pd.DataFrame, zoom: tuple[float, float] | None) -> list[tuple[str, pd.DataFrame]]:
+    """A method's rows, and those of the window, each with a title."""
+    if zoom is None:
+        return [(run, rows)]
+    inside = rows[rows["step"].between(*zoom)]
+    if inside.empty:
+        first, last = rows["step"].min(), rows["step"].max()
+        message = f"{run} has steps from {first:g} to {last:g}, and none from {zoom[0]:g} to {zoom[1]:g}"
+        raise GeffectError(message, remedy="Zoom into steps that were measured")
+    return [(run, rows), (f"{run}, steps {zoom[0]:g} to {zoom[1]:g}", inside)]
+
+
+def _method(left: Axes, right: Axes, rows: pd.DataFrame, title: str, looks: dict[str, Look], ratio: float) -> None:
+    """Draw one method's pair of panels on one scale."""
+    total = rows.groupby("step")[list(SIDES)].sum(min_count=1).reset_index()
+    for axes, (side, note) in zip((left, right), SIDES.items(), strict=True):
+        axes.plot(total["step"], total[side], label="total", **TOTAL)
+        for group, look in looks.items():
+            curve(axes, rows[rows["group"] == group], side, group, look)
+        furnish(axes, note)
+        center(axes, pd.concat([part[name] for part in (total, rows) for name in SIDES]), "", ticks=2, ratio=ratio)
+        axes.set(ylabel="", xlim=_wide(rows["step"].min(), rows["step"].max()))
+        if axes.get_yscale() == "linear":
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=4, symmetric=True))
+            axes.yaxis.set_major_formatter(FuncFormatter(_short))
+    right.tick_params(labelleft=False)
+    left.set_title(title + (" (symlog)" if left.get_yscale() == "symlog" else ""), loc="left", parse_math=False)
+
+
+def _wide(first: float, last: float) -> tuple[float, float]:
+    """Limits with a little space at both ends, for markers."""
+    room = 0.03 * (last - first) or 0.5
+    return first - room, last + room
+
+
+def _short(value: float, _: object) -> str:
+    """A tick's number in few characters: 0.002, 1200, 3.5e5."""
+    mantissa, _, exponent = f"{value:.3g}".partition("e")
+    return (f"{mantissa}e{int(exponent)}" if exponent else mantissa).replace("-", "−")
+
+
+BAND: Look = {"c": "0.8", "lw": 6, "solid_capstyle": "butt"}
+SWEEP = ("which", "share", "domain", "unlearn_success", "retention_success", "seed")
+SUCCESSES = {"unlearn_success": "unlearn success (%)", "retention_success": "retention success (%)"}
+
+
+def success_sweep(frame: pd.DataFrame) -> Figure:
+    """Draw unlearn (left) and retention (right) success by the share of entries in a mask, one row of panels a mask.
+
+    Columns ``which`` (the mask; at most four), ``share``, ``domain`` (at most six), ``unlearn_success`` and
+    ``retention_success`` (in %), and ``seed``; each combination once. A line is a domain's mean over seeds, its band
+    goes from the lowest to the highest.
+    """
+    looks = _domains(frame)
+    masks = list(frame["which"].unique())
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(TWO_COLUMN, 0.6 + 2.0 * len(masks)), layout="constrained")
+        panels = figure.subplots(len(masks), 2, squeeze=False, sharex="row", sharey="col")
+        for mask, line in zip(masks, panels, strict=True):
+            for (column, label), axes in zip(SUCCESSES.items(), line, strict=True):
+                for domain, look in looks.items():
+                    rows = frame[(frame["which"] == mask) & (frame["domain"] == domain)]
+                    _band(axes, rows, column, domain, look)
+                axes.set(xlabel=f"{mask}: share of entries (%)", ylabel=label)
+        band = {"lowest to highest seed": BAND} if frame["seed"].nunique() > 1 else {}
+        finish(figure, looks | band, 4)
+    return figure
+
+
+def _domains(frame: pd.DataFrame) -> dict[str, Look]:
+    check(frame, SWEEP)
+    once(frame, ["which", "share", "domain", "seed"])
+    at_most(4, "masks", frame["which"].unique())
+    at_most(len(RUNS), "domains", frame["domain"].unique())
+    return dict(zip(frame["domain"].unique(), RUNS, strict=False))
+
+
+def _band(axes: Axes, rows: pd.DataFrame, column: str, domain: str, look: Look) -> None:
+    seeds = rows.groupby("share")[column].agg(["mean", "min", "max"])
+    share = 100 * seeds.index.to_numpy(float)
+    axes.fill_between(share, seeds["min"], seeds["max"], color=look["c"], alpha=0.2, lw=0)
+    axes.plot(share, seeds["mean"], label=domain, **look)

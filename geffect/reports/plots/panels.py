@@ -1,10 +1,17 @@
-"""What panels share: the frame checked and split, lines, axes, the legend."""
+"""What panels share: the frame checked and split, lines, axes, the legend, and the cells of heat maps."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import XAxis, YAxis
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import QuadMesh
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -16,53 +23,45 @@ Numbers = npt.NDArray[np.float64]
 
 
 def check(frame: pd.DataFrame, columns: tuple[str, ...]) -> None:
-    """Raise where there is nothing to draw.
-
-    Args:
-        frame: what was handed in.
-        columns: what it must hold; of a column ``group`` every value must be one of ``GROUPS``.
-
-    Raises:
-        GeffectError: it is empty, a column is missing, or a group unknown.
-    """
+    """Raise where a frame is empty, lacks a column, or names a layer group that is none of ``GROUPS``."""
     if frame.empty or not set(columns) <= set(frame.columns):
-        raise GeffectError(f"columns {', '.join(columns)}", f"{len(frame)} rows of {list(frame)}", "draw a run's frame")
+        message = f"The frame has {len(frame)} rows of {list(frame)}; the figure needs {', '.join(columns)}"
+        raise GeffectError(message, remedy="Draw the frame of a run")
     if "group" in columns and (unknown := set(frame["group"]) - set(GROUPS)):
-        raise GeffectError(f"groups among {', '.join(GROUPS)}", str(sorted(map(str, unknown))), "sum by group")
+        message = f"{', '.join(sorted(map(str, unknown)))} is no layer group"
+        raise GeffectError(message, remedy=f"Sum by group: {', '.join(GROUPS)}")
 
 
 def once(frame: pd.DataFrame, keys: list[str]) -> None:
-    """Raise where two rows have the same keys."""
-    if (again := frame.duplicated(keys)).any():
-        found = ", ".join(map(str, frame.loc[again, keys].iloc[0]))
-        raise GeffectError(f"each {', '.join(keys)} once", f"{found} again", "draw one step of one run")
+    """Raise where two rows of a frame have the same keys."""
+    if (repeated := frame.duplicated(keys)).any():
+        values = ", ".join(map(str, frame.loc[repeated, keys].iloc[0]))
+        message = f"The frame has two rows of {', '.join(keys)} = {values}"
+        raise GeffectError(message, remedy="Draw one step of one run")
+
+
+def at_most(most: int, what: str, names: Iterable[object]) -> None:
+    """Raise where there are more names than a figure shows."""
+    if len(named := [*map(str, names)]) > most:
+        message = f"A figure shows at most {most} {what}, not {len(named)}: {', '.join(named)}"
+        raise GeffectError(message, remedy="Leave some out")
 
 
 def by_run(frame: pd.DataFrame, columns: tuple[str, ...], most: int) -> dict[str, pd.DataFrame]:
-    """The frame, checked and split by run.
+    """A frame's rows by run, sorted by step; the runs stand in order of appearance.
 
-    Args:
-        frame: what was handed in.
-        columns: what it must hold; where ``run`` is not among them, a frame without it is one nameless run.
-        most: how many runs fit.
-
-    Returns:
-        Run → its rows sorted by step, in order of appearance.
-
-    Raises:
-        GeffectError: as `check`, or too many runs.
+    A frame without a column ``run`` is one run without a name, where ``columns`` does not ask for it.
     """
     check(frame, columns)
     frame = frame if "run" in frame else frame.assign(run="")
     parts = frame.sort_values("step", kind="stable").groupby("run")
     runs = {literal(run): parts.get_group(run) for run in frame["run"].unique()}
-    if len(runs) > most:
-        raise GeffectError(f"at most {most} runs in a picture", f"{len(runs)}: {', '.join(runs)}", "name fewer")
+    at_most(most, "runs", runs)
     return runs
 
 
 def curve(axes: Axes, rows: pd.DataFrame, column: str, label: str, look: Look) -> None:
-    """Draw one column by step, with about six markers, staggered from line to line."""
+    """Draw one column by step, with about six markers, shifted from line to line."""
     if rows.empty:  # a run that has no such group; an empty line would upset the layout
         return
     every = max(1, len(rows) // 6)
@@ -71,7 +70,7 @@ def curve(axes: Axes, rows: pd.DataFrame, column: str, label: str, look: Look) -
 
 
 def furnish(axes: Axes, note: str) -> Axes:
-    """Return the axes with a zero line, whole-number steps and a note in the lower left corner."""
+    """The axes, with a zero line, ticks at whole steps and a note in the lower left corner."""
     axes.axhline(0, color="0.55", lw=0.7, zorder=1)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=True))
     axes.text(0.03, 0.03, note, transform=axes.transAxes, in_layout=False, **NOTE)
@@ -86,7 +85,7 @@ def center(
     ticks: int = 3,
     ratio: float = 100,
 ) -> None:
-    """Center the y-axis on zero and name it; symlog where the largest value dwarfs the median by more than a ratio."""
+    """Center the y-axis on zero and name it; symlog if the largest value is more than ``ratio`` times the median."""
     top, exponents = spread(finite(values), ratio)
     room = 1.3  # the margin holds the note
     if exponents:
@@ -98,15 +97,9 @@ def center(
 
 
 def spread(values: Numbers, ratio: float = 100) -> tuple[float, tuple[int, int] | None]:
-    """How far values reach from zero, and whether they need a symmetric logarithm.
+    """The largest absolute value (1 where all are zero), and two exponents of ten for a symmetric logarithm.
 
-    Args:
-        values: any; those not finite are left out.
-        ratio: of the largest size to the median from which on a linear scale would hide most.
-
-    Returns:
-        The largest size (1 where all are zero), and the exponents of ten below which the scale is linear and at which
-        it ends; None where it is linear.
+    The scale is linear below the first and ends at the second. None: the largest is at most ``ratio`` times the median.
     """
     sizes = np.abs(values[np.isfinite(values) & (values != 0)])
     top = float(sizes.max(initial=0)) or 1.0
@@ -117,19 +110,19 @@ def spread(values: Numbers, ratio: float = 100) -> tuple[float, tuple[int, int] 
 
 
 def decades(low: int, high: int, most: int) -> list[float]:
-    """Ticks at powers of ten on either side of zero, the largest first, at most so many a side, and at zero."""
+    """Ticks at zero and at powers of ten on both sides, the largest first, at most so many a side."""
     ticks = 10.0 ** np.arange(high, low, -max(1, -(-(high - low) // most)))
     return [*-ticks, 0, *ticks[::-1]]
 
 
 def finite(values: "pd.Series[float]") -> Numbers:
-    """The numbers among the values."""
+    """The finite values."""
     numbers = np.asarray(values, dtype=np.float64)
     return numbers[np.isfinite(numbers)]
 
 
 def around_zero(axis: XAxis | YAxis, values: Numbers, room: float) -> tuple[float, float]:
-    """Limits of an axis that hold zero and all values, with a share of their distance to spare on either side."""
+    """Limits of an axis that include zero and all values, plus a share ``room`` of their distance on both sides."""
     scale = axis.get_transform()
     low, high = scale.transform(np.array([values.min(initial=0), values.max(initial=0)]))
     spare = room * (high - low) or 1.0
@@ -138,8 +131,73 @@ def around_zero(axis: XAxis | YAxis, values: Numbers, room: float) -> tuple[floa
 
 
 def finish(figure: Figure, looks: dict[str, Look], columns: int, *, above: bool = False) -> None:
-    """Put the one legend below or above all panels and settle the layout, so that drawing again moves nothing."""
+    """Put one legend below or above all panels, and fix the layout so that drawing again moves nothing."""
     keys = [Line2D([], [], label=label, **look) for label, look in looks.items()]
     figure.legend(handles=keys, loc="outside upper center" if above else "outside lower center", ncols=columns)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
+
+
+SIGNED = "PuOr"  # orange below zero, purple above: distinct for every kind of color vision
+UNKNOWN = "0.75"
+
+
+def signed(values: Numbers) -> tuple[Normalize, str, list[float] | None]:
+    """A color scale centered on zero, what its label must add (empty if linear), and its ticks (None: the default)."""
+    top, exponents = spread(values, 30)
+    if exponents is None:
+        return Normalize(-top, top), "", None
+    low, high = exponents
+    return (
+        SymLogNorm(10.0**low, vmin=-top, vmax=top, base=10),
+        f"symlog, linear within ±{10.0**low:g}",
+        decades(low, high, 3),
+    )
+
+
+def bar(figure: Figure, axes: Axes, mesh: ScalarMappable, label: str, ticks: Sequence[float] | None) -> Colorbar:
+    """Draw a horizontal color bar into its own axes."""
+    colors = figure.colorbar(mesh, cax=axes, orientation="horizontal", label=label)
+    if ticks is not None:
+        colors.set_ticks(list(ticks))
+        colors.minorticks_off()
+    axes.spines[:].set_visible(False)
+    return colors
+
+
+def heat(axes: Axes, table: pd.DataFrame, x: Numbers | None = None, **scale: Any) -> QuadMesh:
+    """Draw a table's cells from the top left, hatched where a value is missing, with the index beside them.
+
+    ``x`` holds the columns' edges, one more than columns; whole numbers by default. ``scale`` is ``cmap`` with
+    ``norm``, or with ``vmin`` and ``vmax``.
+    """
+    axes.patch.set(facecolor="white", edgecolor=UNKNOWN, hatch="//////")
+    edges = np.arange(table.shape[1] + 1.0) if x is None else x
+    mesh = axes.pcolormesh(edges, np.arange(len(table) + 1), table.to_numpy(float), ec="white", lw=0.5, **scale)
+    axes.set(ylim=(len(table), 0), yticks=np.arange(len(table)) + 0.5, yticklabels=[*map(literal, table.index)])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return mesh
+
+
+def name_columns(axes: Axes, names: list[str]) -> None:
+    """Label the columns; rotate labels that overlap, and leave some out where they still would."""
+    width = 65 * (axes.figure.bbox.width / axes.figure.dpi - 1) / len(names)  # points a column has, about
+    turned = max(len(line) for name in names for line in name.split("\n")) * 4.2 > width
+    every = int(np.ceil(9 / width)) if turned else 1
+    places = range(0, len(names), every)
+    axes.set_xticks([i + 0.5 for i in places], [literal(names[i]) for i in places], rotation=90 if turned else 0)
+
+
+def number(axes: Axes, mesh: QuadMesh, matrix: Numbers) -> None:
+    """Write every number into its cell; the diagonal is 1."""
+    size = 8 - 0.35 * max(0, len(matrix) - 4)
+    for (i, j), value in np.ndenumerate(matrix):
+        text = "1" if i == j else f"{value:.2f}".replace("-", "−") if np.isfinite(value) else "–"
+        axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=ink(mesh, value), size=size)
+
+
+def ink(mesh: ScalarMappable, value: float) -> str:
+    """Black or white, whichever is readable on a value's color."""
+    red, green, blue, _ = mesh.to_rgba(np.nan_to_num(value))
+    return "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else "black"

@@ -1,4 +1,4 @@
-"""The prediction: predicted against measured change of the risks."""
+"""The prediction check: predicted against measured change of the losses."""
 
 import math
 
@@ -10,9 +10,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from geffect.core.gram import r_squared
 from geffect.errors import GeffectError
-from geffect.reports.plots.figure import Figure
 from geffect.reports.plots.panels import around_zero, by_run, center, curve, finish, finite, furnish
-from geffect.reports.plots.style import READINGS, STYLE, TWO_COLUMN, Look
+from geffect.reports.plots.style import READINGS, STYLE, TWO_COLUMN, Figure, Look
 
 COLUMNS = ("step", "target", "reading", "predicted", "measured")
 NOTES = {"forget": "above 0: forgets", "retain": "above 0: harms the retain set"}
@@ -22,23 +21,19 @@ IDENTITY: Look = {"c": "0.35", "ls": "--", "lw": 0.9}
 
 
 def prediction_plane(frame: pd.DataFrame) -> Figure:
-    """Draw the predicted (x) against the measured (y) change of each risk, a point a step.
+    """Draw the predicted (x) against the measured (y) change of each loss, a point a step and a square panel a target.
 
-    Args:
-        frame: Columns ``step``, ``risk`` (``forget``, ``retain``), ``reading`` (``gradient``, ``update``),
-            ``predicted``, ``measured`` (nats per token); optionally ``run`` (at most four, one row of panels each).
-
-    Returns:
-        A figure with one square panel a risk, the same scale on both axes, the line of perfect prediction, and over
-        each panel R² = 1 − Σ(measured − predicted)² / Σ(measured − mean)², nothing fitted, for each reading.
+    Columns ``step``, ``target`` (``forget``, ``retain``), ``reading`` (``gradient``, ``update``), ``predicted`` and
+    ``measured`` (nats a token), and optionally ``run`` (at most four, a row of panels each). Above a panel stands
+    R² = 1 − Σ(measured − predicted)² / Σ(measured − mean)² of each reading; nothing is fitted.
     """
-    runs, risks = _facets(frame)
+    runs, targets = _facets(frame)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(TWO_COLUMN, 0.8 + 3.6 * len(runs)), layout=ConstrainedLayoutEngine(h_pad=0.08))
-        panels = figure.subplots(len(runs), len(risks), squeeze=False)
+        panels = figure.subplots(len(runs), len(targets), squeeze=False)
         for (run, rows), line in zip(runs.items(), panels, strict=True):
-            for risk, axes in zip(risks, line, strict=True):
-                _points(axes, rows[rows["target"] == risk], _title(run, risk))
+            for target, axes in zip(targets, line, strict=True):
+                _points(axes, rows[rows["target"] == target], _title(run, target))
         for axes in panels[:, 0]:
             axes.set_ylabel("measured change (nats/token)")
         for axes in panels[-1]:
@@ -49,22 +44,18 @@ def prediction_plane(frame: pd.DataFrame) -> Figure:
 
 
 def prediction_sums(frame: pd.DataFrame) -> Figure:
-    """Draw the sums, from the first step on, of the predicted and the measured changes of each risk.
+    """Draw the predicted and the measured changes of each loss, summed from the first step on, a panel a target.
 
-    Args:
-        frame: As of `prediction_plane`; a step without a number adds nothing.
-
-    Returns:
-        A figure with one panel a risk (and run), zero in each.
+    Columns as of `prediction_plane`; a step without a number adds nothing.
     """
-    runs, risks = _facets(frame)
+    runs, targets = _facets(frame)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(TWO_COLUMN, 0.6 + 2.0 * len(runs)), layout="constrained")
-        panels = figure.subplots(len(runs), len(risks), squeeze=False, sharex="col")
+        panels = figure.subplots(len(runs), len(targets), squeeze=False, sharex="col")
         for (run, rows), line in zip(runs.items(), panels, strict=True):
-            for risk, axes in zip(risks, line, strict=True):
-                _sums(axes, rows[rows["target"] == risk], NOTES[risk])
-                axes.set_title(_title(run, risk))
+            for target, axes in zip(targets, line, strict=True):
+                _sums(axes, rows[rows["target"] == target], NOTES[target])
+                axes.set_title(_title(run, target))
         for axes in panels[-1]:
             axes.set_xlabel("unlearning step")
         finish(figure, {name: READINGS[name] for name in _dots(frame)} | {"measured": MEASURED}, 3)
@@ -75,12 +66,13 @@ def _facets(frame: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], list[str]]:
     runs = by_run(frame, COLUMNS, most=4)
     for column, known in (("target", NOTES), ("reading", READINGS)):
         if unknown := set(frame[column]) - set(known):
-            raise GeffectError(f"{column}s among {', '.join(known)}", str(sorted(map(str, unknown))), "leave them out")
-    return runs, [risk for risk in NOTES if risk in set(frame["target"])]
+            message = f"{', '.join(sorted(map(str, unknown)))} is no {column} of a prediction check"
+            raise GeffectError(message, remedy=f"Leave it out; there are {', '.join(known)}")
+    return runs, [target for target in NOTES if target in set(frame["target"])]
 
 
-def _title(run: str, risk: str) -> str:
-    return f"{run}: {risk} risk" if run else f"{risk} risk"
+def _title(run: str, target: str) -> str:
+    return f"{run}: {target} loss" if run else f"{target} loss"
 
 
 def _dots(frame: pd.DataFrame) -> dict[str, Look]:
@@ -93,7 +85,7 @@ def _dots(frame: pd.DataFrame) -> dict[str, Look]:
 
 
 def _points(axes: Axes, cell: pd.DataFrame, title: str) -> None:
-    """One panel of the plane, its title and R² above it, where no point can be."""
+    """Draw one panel of the plane; its title and R² stand above it, where no point can be."""
     for reading, look in _dots(cell).items():
         points = cell[cell["reading"] == reading]
         label = f"{reading}: R² = {_number(_fit(points))}"
@@ -116,7 +108,7 @@ def _number(value: float) -> str:
 
 
 def _same_scales(axes: Axes, cell: pd.DataFrame) -> bool:
-    """Give both axes one scale with zero in it and draw the diagonal; symlog where predictions dwarf what happened."""
+    """Put both axes on one scale and draw the diagonal; True if symlog, as where predictions are far off."""
     predicted, measured = (finite(cell[column]) for column in ("predicted", "measured"))
     reach, size = (np.abs(values).max(initial=0) for values in (predicted, measured))
     wide = bool(reach > 30 * size > 0)
@@ -135,7 +127,7 @@ def _same_scales(axes: Axes, cell: pd.DataFrame) -> bool:
 
 
 def _sums(axes: Axes, cell: pd.DataFrame, note: str) -> None:
-    """One panel of sums; its y-axis holds zero and what is drawn."""
+    """Draw one panel of sums; its y-axis includes zero and what is drawn."""
     measured = cell.drop_duplicates("step")
     parts = {"measured": measured.assign(sum=measured["measured"])}
     for reading, rows in cell.groupby("reading", sort=False):
@@ -144,5 +136,5 @@ def _sums(axes: Axes, cell: pd.DataFrame, note: str) -> None:
         curve(axes, rows.assign(sum=rows["sum"].fillna(0).cumsum()), "sum", name, READINGS.get(name, MEASURED))
     drawn = pd.Series(np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines]))
     furnish(axes, note)
-    center(axes, drawn, "summed change of risk", "nats/token")
+    center(axes, drawn, "summed change of loss", "nats/token")
     axes.set_ylim(*around_zero(axes.yaxis, finite(drawn), 0.15))  # most sums have one sign

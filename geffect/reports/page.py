@@ -10,15 +10,15 @@ from geffect.errors import GeffectError, visible
 from geffect.io.readers import opened
 from geffect.record.reader import check_run
 from geffect.record.writer import write as write_file
-from geffect.reports.findings.finding import Finding
-from geffect.reports.findings.outcome import Outcome
-from geffect.reports.html.sections import comparison, section
+from geffect.reports.findings import Finding
+from geffect.reports.outcome import Outcome
+from geffect.reports.sections import comparison, section
 
 MARK = b'<meta name="generator" content="geffect report">'  # what was drawn once may be drawn again
 
 
 class Report(NamedTuple):
-    """A page and what it found.
+    """A page and its results.
 
     Attributes:
         path: of the page.
@@ -37,7 +37,7 @@ def write(runs: Mapping[str, Path], out: Path, scheme: str = "thirds") -> Report
         check_run(path)
     _check(out)
     sections = [section(path, name, f"run-{i}", scheme) for i, (name, path) in enumerate(runs.items())]
-    together = comparison(runs) if len(sections) > 1 else None
+    together = comparison(runs, scheme) if len(sections) > 1 else None
     page = _render(runs=sections, comparison=together)
     try:
         write_file(out, page)
@@ -60,7 +60,7 @@ def _check(out: Path) -> None:
 
 
 class Shades:
-    """The colors of a page as classes: a policy that allows its style by hash allows no style in an element."""
+    """The colors of a page as classes, because a policy that allows its style by hash allows no style in an element."""
 
     def __init__(self) -> None:
         self._rules: dict[str, str] = {}
@@ -77,12 +77,12 @@ class Shades:
 
 
 def digest(content: str) -> str:
-    """A script or a style as a Content-Security-Policy allows it."""
+    """The hash of a script or a style, in the form of a Content-Security-Policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
 def _shown(value: object) -> object:
-    """What a template prints: of text from a run, a model or a file, the visible form."""
+    """The visible form of text from a run, a model or a file, as a template prints it."""
     from markupsafe import Markup
 
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
@@ -97,7 +97,7 @@ def _render(**content: object) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     templates = Environment(
-        loader=PackageLoader("geffect.reports.html"),
+        loader=PackageLoader("geffect.reports"),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_shown,

@@ -6,6 +6,7 @@
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,44 @@ from geffect.core.statistics import Estimate, Numbers, block_length, moving_bloc
 from geffect.io.readers import StrPath
 from geffect.record.frames import read, read_standard_errors
 from geffect.record.reader import contents, damage_refused, read_config
-from geffect.reports.findings.finding import Finding, number, percent, within
+
+
+class Finding(NamedTuple):
+    """One result of a run that its test distinguishes from noise.
+
+    Attributes:
+        kind: ``conflict``, ``start``, ``layers``, ``removed`` or ``applied``.
+        text: in plain words, with the number and its 95 % interval.
+        value: the number.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        gradient: the one it is about: ``objective``, before any rectifier; ``rectified``; or ``applied``, what the
+            optimizer made of that.
+        run: its name.
+    """
+
+    kind: str
+    text: str
+    value: float
+    low: float
+    high: float
+    gradient: str = "objective"
+    run: str = ""
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number as it is printed, with a real minus."""
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def percent(share: float) -> str:
+    """A share as it is printed: ``71 %``, never broken into two lines."""
+    return f"{number(100 * share, 0)}\N{NO-BREAK SPACE}%"
+
+
+def within(low: float, high: float, digits: int = 2) -> str:
+    """An interval as it is printed: ``[0.60, 0.75]``, never broken into two lines."""
+    return f"[{number(low, digits)},\N{NO-BREAK SPACE}{number(high, digits)}]"
 
 
 @damage_refused
@@ -23,8 +61,8 @@ def read_findings(path: StrPath, run: str = "", scheme: str = "thirds") -> list[
     """What a run shows beyond noise, most important first; empty where nothing does.
 
     Five claims on gradients are tested, each at `geffect.core.statistics.LEVEL`: over steps by the moving-block
-    bootstrap, over checkpoints by their standard errors where an inspection recorded them. In which layers the retain
-    set is harmed, and what undid it, is asked only where it is harmed at all. What became of the sets: `outcome`.
+    bootstrap, over checkpoints by their standard errors where an inspection recorded them. The layers of the harm to
+    the retain set, and its removal, are tested only where there is such harm. `outcome` says what became of the sets.
     """
     path = Path(path)
     findings = findings_of(read(path, "group", scheme), _rectifier(str(read_config(path).get("rectifier", "none"))))
@@ -63,25 +101,24 @@ CLEAR = 0.1  # a share of the harm, beyond what is compared with
 def conflict(frame: pd.DataFrame, subject: str = "The objective") -> Finding | None:
     """Whether the objective's gradient conflicts with the retain gradient: mean cosine over steps below zero."""
     cosine = np.asarray(total_cosine(frame, "objective", "retain").dropna(), dtype=np.float64)
-    found = over_steps(cosine[:, None], _mean)
-    if found is None or not found.below(0) or found.value > -TRIVIAL:
+    estimate = over_steps(cosine[:, None], _mean)
+    if estimate is None or not estimate.below(0) or estimate.value > -TRIVIAL:
         return None
-    low, high = _clipped(found, -1, 1)
+    low, high = _clipped(estimate, -1, 1)
     share = percent(float(np.mean(cosine < 0)))
     text = (
         f"{subject} conflicts with the retain set: at {share} of {len(cosine)} steps a step along its gradient "
-        f"would raise the retain loss (mean cosine {number(found.value)} {within(low, high)})."
+        f"would raise the retain loss (mean cosine {number(estimate.value)} {within(low, high)})."
     )
-    return Finding("conflict", text, found.value, low, high)
+    return Finding("conflict", text, estimate.value, low, high)
 
 
 def start(frame: pd.DataFrame, subject: str = "The objective") -> Finding | None:
     """The first step from which the smoothed cosine of the objective's and the retain gradient stays below zero.
 
-    The steps before it must not be in conflict by the same test, and those from it on must be, at `LEVEL` shared
-    among all possible starts. Its interval repeats the search on the smoothed curve with blocks of its residuals.
-
-    None where harm is there from the first step on, or never is.
+    The steps before it must not be in conflict by the same test, and those from it on must be, at `LEVEL` shared among
+    all possible starts. Its interval repeats the search on the smoothed curve with blocks of its residuals. None where
+    the conflict begins with the first step, or there is none.
     """
     cosine = total_cosine(frame, "objective", "retain").dropna()
     values, steps = np.asarray(cosine, dtype=np.float64), cosine.index.to_numpy()
@@ -115,18 +152,18 @@ def layers(frame: pd.DataFrame, subject: str = "The objective") -> Finding | Non
     if effects.shape[1] < 2 or not len(effects):
         return None
     values, place = effects.to_numpy(np.float64), int(effects.sum().argmin())
-    found = over_steps(values, lambda x: x[..., place].sum(-1) / x.sum((-2, -1)))
+    estimate = over_steps(values, lambda x: x[..., place].sum(-1) / x.sum((-2, -1)))
     equal = 1 / values.shape[1]
-    if found is None or not found.above(equal, tests=values.shape[1]) or found.value < equal + CLEAR:
+    if estimate is None or not estimate.above(equal, tests=values.shape[1]) or estimate.value < equal + CLEAR:
         return None
-    low, high = _clipped(found, 0, np.inf)
+    low, high = _clipped(estimate, 0, np.inf)
     name = NAMES.get(str(effects.columns[place]), str(effects.columns[place]))
     text = (
-        f"{name} {percent(found.value)} {within(100 * low, 100 * high, 0)} of the harm that {_lower(subject)} would "
+        f"{name} {percent(estimate.value)} {within(100 * low, 100 * high, 0)} of the harm that {_lower(subject)} would "
         f"do to the retain set, to first order; "
         f"an equal share of {values.shape[1]} groups would be {percent(equal)}."
     )
-    return Finding("layers", text, found.value, low, high)
+    return Finding("layers", text, estimate.value, low, high)
 
 
 NAMES = {
@@ -152,16 +189,16 @@ def removal(frame: pd.DataFrame, name: str = "The rectifier") -> Finding | None:
         [inner_by_label(frame, "retain", row).groupby("step").sum() for row in ("objective", after)], axis=1
     )
     harm = np.maximum(0, -effects.dropna().to_numpy(np.float64))
-    found = over_steps(harm, lambda x: 1 - x[..., 1].sum(-1) / x[..., 0].sum(-1)) if len(harm) else None
-    if found is None or not found.above(0) or found.value < CLEAR:
+    estimate = over_steps(harm, lambda x: 1 - x[..., 1].sum(-1) / x[..., 0].sum(-1)) if len(harm) else None
+    if estimate is None or not estimate.above(0) or estimate.value < CLEAR:
         return None
-    low, high = _clipped(found, -np.inf, 1)
+    low, high = _clipped(estimate, -np.inf, 1)
     text = (
-        f"{name} removed {percent(found.value)} {within(100 * low, 100 * high, 0)} of the harm that the "
+        f"{name} removed {percent(estimate.value)} {within(100 * low, 100 * high, 0)} of the harm that the "
         "objective's gradient would do to the retain set: to first order, on the examples of each step, and before "
         "the optimizer."
     )
-    return Finding("removed", text, found.value, low, high, "rectified")
+    return Finding("removed", text, estimate.value, low, high, "rectified")
 
 
 def optimizer_harm(frame: pd.DataFrame) -> Finding | None:
@@ -173,19 +210,19 @@ def optimizer_harm(frame: pd.DataFrame) -> Finding | None:
         return None
     rows = (direction_name(frame), "applied")
     both = pd.concat([total_cosine(frame, row, "retain") for row in rows], axis=1).dropna().to_numpy(np.float64)
-    given, found = (over_steps(column[:, None], _mean) for column in both.T)
+    descended, applied = (over_steps(column[:, None], _mean) for column in both.T)
     apart = over_steps(both, lambda x: (x[..., 1] - x[..., 0]).mean(-1))
-    if found is None or given is None or apart is None:
+    if applied is None or descended is None or apart is None:
         return None
-    if not found.below(0) or not apart.below(0) or given.value < 0 or found.value > -TRIVIAL:
+    if not applied.below(0) or not apart.below(0) or descended.value < 0 or applied.value > -TRIVIAL:
         return None
-    low, high = _clipped(found, -1, 1)
+    low, high = _clipped(applied, -1, 1)
     text = (
         f"What the optimizer applied harms the retain set although the gradient it was given does not: mean cosine "
-        f"{number(found.value)} {within(low, high)} against {number(given.value)}; their signs differ at "
+        f"{number(applied.value)} {within(low, high)} against {number(descended.value)}; their signs differ at "
         f"{percent(float(np.mean(both[:, 0] * both[:, 1] < 0)))} of {len(both)} steps."
     )
-    return Finding("applied", text, found.value, low, high, "applied")
+    return Finding("applied", text, applied.value, low, high, "applied")
 
 
 def _lower(subject: str) -> str:
@@ -193,12 +230,12 @@ def _lower(subject: str) -> str:
 
 
 def _mean(values: Numbers) -> Numbers:
-    found: Numbers = values.mean((-2, -1))
-    return found
+    means: Numbers = values.mean((-2, -1))
+    return means
 
 
-def _clipped(found: Estimate, least: float, most: float) -> tuple[float, float]:
-    low, high = found.interval()
+def _clipped(estimate: Estimate, least: float, most: float) -> tuple[float, float]:
+    low, high = estimate.interval()
     return max(low, least), min(high, most)
 
 
@@ -206,15 +243,15 @@ def _smoothed(values: Numbers) -> Numbers:
     """A centered moving average over about √n steps, the ends repeated."""
     from scipy.ndimage import uniform_filter1d
 
-    found: Numbers = uniform_filter1d(values, round(values.shape[-1] ** 0.5), axis=-1, mode="nearest")
-    return found
+    smooth: Numbers = uniform_filter1d(values, round(values.shape[-1] ** 0.5), axis=-1, mode="nearest")
+    return smooth
 
 
 def _start(smooth: Numbers) -> Numbers:
     """Place from which a curve stays below zero to its end; its length where the end is not below."""
     above = smooth[..., ::-1] >= 0
-    found: Numbers = np.where(above.any(-1), smooth.shape[-1] - above.argmax(-1), 0)
-    return found
+    place: Numbers = np.where(above.any(-1), smooth.shape[-1] - above.argmax(-1), 0)
+    return place
 
 
 def conflict_at_checkpoints(errors: pd.DataFrame, batches: int) -> Finding | None:
@@ -226,18 +263,18 @@ def conflict_at_checkpoints(errors: pd.DataFrame, batches: int) -> Finding | Non
     rows = errors[(errors["gradient"] == "objective") & (errors["other"] == "retain")].dropna()
     if rows.empty or batches < 3:
         return None
-    found = {
+    estimates = {
         int(step): Estimate(float(inner), float(error), batches - 1)
         for step, inner, error in rows[["step", "inner", "standard_error"]].itertuples(index=False)
     }
-    below = [step for step, each in found.items() if each.below(0, tests=len(found))]
+    below = [step for step, each in estimates.items() if each.below(0, tests=len(estimates))]
     if not below:
         return None
     last = max(below)
-    low, high = found[last].interval()
-    digits = int(np.clip(3 - np.floor(np.log10(abs(found[last].value))), 0, 6))
+    low, high = estimates[last].interval()
+    digits = int(np.clip(3 - np.floor(np.log10(abs(estimates[last].value))), 0, 6))
     text = (
-        f"The objective conflicts with the retain set at {len(below)} of {len(found)} checkpoints; at step {last} "
-        f"the retain G-effect is {number(found[last].value, digits)} {within(low, high, digits)}."
+        f"The objective conflicts with the retain set at {len(below)} of {len(estimates)} checkpoints; at step {last} "
+        f"the retain G-effect is {number(estimates[last].value, digits)} {within(low, high, digits)}."
     )
-    return Finding("conflict", text, found[last].value, low, high)
+    return Finding("conflict", text, estimates[last].value, low, high)

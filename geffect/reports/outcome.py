@@ -13,7 +13,7 @@ from geffect.core.splits import role_of
 from geffect.core.statistics import Numbers, over_examples
 from geffect.io.readers import StrPath
 from geffect.record.reader import StepLine, damage_refused, step_lines
-from geffect.reports.findings.finding import number, percent, within
+from geffect.reports.findings import number, percent, within
 
 Statistic = Callable[[Numbers], Any]
 NLL, RIGHT, TOKENS = slice(0, 2), slice(2, 4), 4  # columns of `examples_of`: the first two at both ends
@@ -72,15 +72,15 @@ def lost_probability(examples: Numbers) -> Any:
 
 
 def examples_of(first: StepLine, last: StepLine, role: str) -> Numbers:
-    """The examples of a role in two evaluations, those of all domains together.
+    """The examples of a role in two evaluations, those of all domains together: ``[examples, 5]``.
 
-    ``[examples, 5]``: Σ −log p at both ends, right tokens at both ends, labeled tokens. A loss that is not finite
-    is infinite: a broken model knows nothing. Right tokens are NaN where a record has none an example.
+    Σ −log p at both ends, right tokens at both ends, and labeled tokens. A loss that is not finite counts as infinite.
+    Right tokens are NaN where the record has none by example.
     """
     names = [name for name in first.examples if role_of(name) == role]
-    found = np.concatenate([_columns(first, last, name) for name in names])
-    found[:, NLL] = np.nan_to_num(found[:, NLL], nan=np.inf, posinf=np.inf)
-    return found
+    examples = np.concatenate([_columns(first, last, name) for name in names])
+    examples[:, NLL] = np.nan_to_num(examples[:, NLL], nan=np.inf, posinf=np.inf)
+    return examples
 
 
 def _columns(first: StepLine, last: StepLine, name: str) -> Numbers:
@@ -93,12 +93,12 @@ def _columns(first: StepLine, last: StepLine, name: str) -> Numbers:
 
 def change_of(first: StepLine, last: StepLine, role: str) -> SetChange:
     """What became of the sets of a role; of several domains, of all their examples together."""
-    found = examples_of(first, last, role)
-    losses, accuracies = ((found[:, each].sum(0) / found[:, TOKENS].sum()).tolist() for each in (NLL, RIGHT))
+    examples = examples_of(first, last, role)
+    losses, accuracies = ((examples[:, each].sum(0) / examples[:, TOKENS].sum()).tolist() for each in (NLL, RIGHT))
     if any(map(math.isnan, accuracies)):
         accuracies = [_mean_accuracy(line, role) for line in (first, last)]
-    accuracy = Change(accuracies[0], accuracies[1], interval(lost_accuracy, found))
-    return SetChange(role, len(found), accuracy, Change(losses[0], losses[1], interval(rise, found)))
+    accuracy = Change(accuracies[0], accuracies[1], interval(lost_accuracy, examples))
+    return SetChange(role, len(examples), accuracy, Change(losses[0], losses[1], interval(rise, examples)))
 
 
 def _mean_accuracy(line: StepLine, role: str) -> float:
@@ -106,16 +106,16 @@ def _mean_accuracy(line: StepLine, role: str) -> float:
 
 
 def interval(statistic: Callable[..., Any], *sets: Numbers) -> Interval:
-    """A statistic of examples with its interval, by `over_examples`; the number alone where there are too few."""
-    found = over_examples(list(sets), statistic)
-    if found is not None:
-        return Interval(found.value, *found.interval())
+    """A statistic of examples with its interval, by `over_examples`; without one where there are too few examples."""
+    estimate = over_examples(list(sets), statistic)
+    if estimate is not None:
+        return Interval(estimate.value, *estimate.interval())
     with np.errstate(divide="ignore", invalid="ignore"):
         return Interval(float(statistic(*sets)))
 
 
 def plain(content: Any) -> Any:
-    """Named tuples as dictionaries, and None in place of a number that JSON has not."""
+    """Named tuples as dictionaries, and None in place of a number that JSON lacks."""
     if hasattr(content, "_asdict"):
         content = content._asdict()
     if isinstance(content, Mapping):
@@ -167,8 +167,8 @@ class Outcome(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """The same as objects, numbers and null, for JSON."""
-        found: dict[str, Any] = plain(self)
-        return found
+        content: dict[str, Any] = plain(self)
+        return content
 
 
 @damage_refused
@@ -228,7 +228,7 @@ def _verdict(sets: list[Numbers], lost: Statistic) -> str | None:
 
 
 def _chosen(verdicts: Mapping[str, str | None]) -> tuple[str, str | None]:
-    """The verdict of the first scale that tells, and that scale."""
+    """The verdict of the first scale that decides, and that scale."""
     for scale, verdict in verdicts.items():
         if verdict in {SELECTIVE, NOT_SELECTIVE}:
             return verdict, scale
@@ -249,7 +249,7 @@ def _sentence(verdict: str, scale: str | None, sets: list[Numbers], both: tuple[
 
 
 def _shares(verdict: str, scale: str | None, sets: list[Numbers]) -> str:
-    """What each set lost by the scale that told, and how that differs."""
+    """What each set lost by the scale that decided, and how the two differ."""
     for name in [scale] if scale else SCALES:
         each, apart = [interval(SCALES[name], rows) for rows in sets], _apart(sets, SCALES[name])
         if apart.known and all(one.known for one in each):
@@ -259,13 +259,13 @@ def _shares(verdict: str, scale: str | None, sets: list[Numbers]) -> str:
                 if apart.low <= 0 <= apart.high
                 else "less than half of it would be selective"
             )
-            said = f"; {noise}" if verdict in {NOT_SELECTIVE, NOT_TOLD} else ""
-            return f"Share lost of the {what}: {' against '.join(map(_share, each))}{said}."
+            remark = f"; {noise}" if verdict in {NOT_SELECTIVE, NOT_TOLD} else ""
+            return f"Share lost of the {what}: {' against '.join(map(_share, each))}{remark}."
     return "There are too few examples for an interval."
 
 
-def _share(found: Interval) -> str:
-    value, low, high = (0.0 if abs(each) < 0.005 else each for each in found)
+def _share(lost: Interval) -> str:
+    value, low, high = (0.0 if abs(each) < 0.005 else each for each in lost)
     return f"{percent(value)} {within(100 * low, 100 * high, 0)}"
 
 

@@ -1,1 +1,0 @@
-"""What came of a run, and what it shows beyond noise, with intervals."""

@@ -1,0 +1,283 @@
+"""Single examples and tokens: effects on both losses, weights (arXiv 2502.19301, Fig. 5), and colored texts."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.font_manager import FontProperties, findfont
+from matplotlib.ft2font import FT2Font
+from matplotlib.patches import Rectangle
+from matplotlib.scale import SymmetricalLogScale
+
+from geffect.errors import GeffectError
+from geffect.reports.plots.panels import (
+    SIGNED,
+    Numbers,
+    around_zero,
+    bar,
+    check,
+    curve,
+    decades,
+    finish,
+    furnish,
+    ink,
+    once,
+    signed,
+    spread,
+)
+from geffect.reports.plots.style import NOTE, ONE_COLUMN, RUNS, STYLE, TWO_COLUMN, Figure, Look
+
+FIXED = ("step", "example", "unlearn", "retain", "nll", "reference_nll", "num_tokens")  # the rest are weights
+EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+ENOUGH, PANELS, GRID = 20, 3, 80  # points for a density, panels side by side, its grid's lines
+HELD = {0.5: "-", 0.9: (0, (3, 1.5))}  # a contour holds such a share of its range's points
+REST: Look = {"c": "0.8", "ls": "", "marker": "o", "ms": 1.5, "mec": "none", "zorder": 1}
+POINT: Look = {"c": "#004488", "ls": "", "marker": "o", "ms": 2.2, "mec": "none", "alpha": 0.6, "zorder": 2}
+CONTOUR: Look = {"c": "#BB5566", "lw": 1.0}
+
+
+def point_plane(points: pd.DataFrame, weight: str = "") -> Figure:
+    """Draw every forget example's PG-effect on the forget (x) and the retain (y) loss, a panel a range of its weight.
+
+    PG(s; D) = ⟨∇R(D), ∇log p(s)⟩: what gradient ascent on example s alone does, with the sign of a G-effect (arXiv
+    2502.19301). Columns ``unlearn``, ``retain`` (gradient² units) and ``weight`` (an objective's weights; by default
+    the first such column); a row a step and forget example, all steps together. A range's points lie on gray ones of
+    all others. Of twenty or more that are not on a line, contours of a kernel density hold half and 90 % of them.
+    """
+    weight = weight or next(iter(_weights(points)), "a column of weights")
+    check(points, ("unlearn", "retain", weight))
+    rows = points[["unlearn", "retain", weight]].replace([np.inf, -np.inf], np.nan).dropna()
+    if rows.empty:
+        message = f"No example has finite unlearn, retain and {weight}"
+        raise GeffectError(message, remedy="Draw a record made with --points")
+    places = np.digitize(rows[weight].round(6), EDGES[1:], right=True)  # NPO's 1 at the start is 1 to rounding
+    ranges, places_xy = sorted(set(places)), rows[["unlearn", "retain"]].to_numpy(float)
+    across = min(PANELS, len(ranges))
+    width, lines = (TWO_COLUMN if across > 1 else ONE_COLUMN), -(-len(ranges) // across)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, 1.1 + min(2.2, 0.85 * width / across) * lines), layout="constrained")
+        panels = list(figure.subplots(lines, across, sharex=True, sharey=True, squeeze=False).flat)
+        says = _scale(panels[0], places_xy)
+        for place, axes in zip(ranges, panels, strict=False):
+            _range(axes, places_xy, places == place)
+            axes.set_title(f"weight {_name(place)} (n = {(places == place).sum()})")
+        for axes in panels[len(ranges) :]:
+            axes.remove()
+        for axes in panels[max(0, len(ranges) - across) : len(ranges)]:
+            axes.tick_params(labelbottom=True)  # below some of these stands no panel
+        label = f"PG-effect on the forget loss (gradient² units{says[0]}; left: forgets)"
+        figure.supxlabel(
+            f"{label}\npanels: weight of {weight}; shaded: forgets and retains",
+            size=8,
+            multialignment="center",
+            parse_math=False,
+        )
+        figure.supylabel(
+            f"PG-effect on the retain loss\n(gradient² units{says[1]}; below 0: harms)", size=8, multialignment="center"
+        )
+        contours = {f"holds {100 * share:g} %": CONTOUR | {"ls": style} for share, style in HELD.items()}
+        finish(
+            figure,
+            {"an example at a step": POINT, "of another weight": REST} | contours,
+            4 if across > 1 else 2,
+            above=True,
+        )
+    return figure
+
+
+def _weights(points: pd.DataFrame) -> list[str]:
+    return [name for name in points.columns if name not in (*FIXED, "run")]
+
+
+def _name(place: int) -> str:
+    return f"above {EDGES[-1]:g}" if place == len(EDGES) - 1 else f"{EDGES[place]:g} to {EDGES[place + 1]:g}"
+
+
+def _scale(axes: Axes, points: Numbers) -> tuple[str, str]:
+    """Set scales and limits of all panels; what the labels of both axes must add."""
+    says = []
+    for name, values in zip("xy", points.T, strict=True):
+        if exponents := spread(values, 10)[1]:
+            low, high = exponents
+            axes.set(**{f"{name}scale": SymmetricalLogScale(None, linthresh=10.0**low)})
+            axes.set(**{f"{name}ticks": decades(low, high, 2)})
+        axes.set(**{f"{name}lim": around_zero(getattr(axes, f"{name}axis"), values, 0.12)})
+        says.append(", symlog" if exponents else "")
+    return says[0], says[1]
+
+
+def _range(axes: Axes, points: Numbers, inside: "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]") -> None:
+    """Draw one panel: zero lines, all points, the range's own, and their contours where they are enough."""
+    axes.axhline(0, color="0.55", lw=0.7, zorder=1)
+    axes.axvline(0, color="0.55", lw=0.7, zorder=1)
+    axes.plot(*points[~inside].T, **REST)
+    axes.plot(*points[inside].T, **POINT)
+    left, top = axes.get_xlim()[0], axes.get_ylim()[1]
+    axes.add_patch(Rectangle((left, 0), -left, top, fc="0.92", ec="none", zorder=0))
+    own = axes.transScale.transform(points[inside])
+    if len(own) >= ENOUGH:
+        _contours(axes, own)
+
+
+def _contours(axes: Axes, points: Numbers) -> None:
+    """Draw contours of the density over the axes as scaled; none where the points lie on a line."""
+    from scipy.stats import gaussian_kde
+
+    if np.linalg.svd(points - points.mean(0), compute_uv=False)[-1] <= 1e-9 * np.abs(points).max():
+        return  # nothing but rounding across the line
+    density = gaussian_kde(points.T)
+    low, high = axes.transScale.transform(np.transpose([axes.get_xlim(), axes.get_ylim()]))
+    x, y = np.linspace(low, high, GRID).T
+    heights = density(np.stack(np.meshgrid(x, y)).reshape(2, -1)).reshape(GRID, GRID)
+    levels = {float(np.quantile(density(points.T), 1 - share)): style for share, style in HELD.items()}
+    back = axes.transScale.inverted()
+    grid = back.transform(np.stack([x, y], axis=1))
+    for level, style in levels.items():
+        axes.contour(*grid.T, heights, [level], colors=[CONTOUR["c"]], linewidths=CONTOUR["lw"], linestyles=[style])
+
+
+def weight_curves(points: pd.DataFrame, weights: Sequence[str] = ()) -> Figure:
+    """Draw the mean weight that objectives put on the forget examples by step, with a band of ± std/√n over examples.
+
+    Column ``step``, and one an objective (``weights``, at most six; by default all that are not of
+    `geffect.read_points` itself); a row a step and forget example.
+    """
+    names = list(weights) or _weights(points)
+    if not 0 < len(names) <= len(RUNS):
+        message = f"There are {len(names)} columns of weights in {list(points)}; a figure shows one to {len(RUNS)}"
+        raise GeffectError(message, remedy="Name some")
+    check(points, ("step", *names))
+    looks = dict(zip(names, RUNS, strict=False))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(ONE_COLUMN, 2.6), layout="constrained")
+        axes = furnish(figure.subplots(), "")
+        for name, look in looks.items():
+            table = points.groupby("step")[name].agg(["mean", "sem"]).reset_index()
+            edges = (table["mean"] - table["sem"], table["mean"] + table["sem"])
+            axes.fill_between(table["step"], *edges, color=look["c"], alpha=0.2, lw=0)
+            curve(axes, table, "mean", name, look)
+        axes.set(
+            xlabel="unlearning step",
+            ylabel="mean weight on an example's " + r"$\nabla\log p$" + "\n(band: ± 1 standard error)",
+        )
+        axes.set_ylim(0, None)
+        finish(figure, looks, 2)
+    return figure
+
+
+FONT, SIZE = "DejaVu Sans Mono", 7  # comes with matplotlib; every character has one width
+WIDTH, LINE = 0.617 * SIZE / 72, 0.17  # inches of a character (as wide as whole pixels make it) and of a line
+MARGIN, BELOW = 0.08, 0.55  # inches beside the text, and of the color bar with its label
+ACROSS = int((TWO_COLUMN - 2 * MARGIN) / WIDTH)  # characters of a line
+MOST, LONGEST = 8, 40  # texts in a picture, characters of a token
+SHOWN = str.maketrans({"\n": "⏎", "\r": "␍", "\t": "⇥"})
+PROMPT = "0.9"
+
+
+@dataclass(frozen=True)
+class Box:
+    """The place of a token: its first character, its line, and its text."""
+
+    column: int
+    line: int
+    text: str
+
+
+def worst_texts(tokens: pd.DataFrame) -> pd.DataFrame:
+    """The tokens of the last step; of each set the examples served worst, as many as a figure shows."""
+    last = tokens[tokens["step"] == tokens["step"].max()]
+    texts = last[["set", "example"]].drop_duplicates()
+    worst: pd.DataFrame = texts.groupby("set", sort=False).head(max(1, MOST // texts["set"].nunique()))
+    return pd.merge(last, worst)
+
+
+def token_strip(tokens: pd.DataFrame, column: str = "effect") -> Figure:
+    """Draw texts token by token, each on the color of its effect.
+
+    Columns ``step``, ``set``, ``example``, ``position``, ``token``, ``labeled``, ``direction`` and ``column``
+    (``effect``, or a layer group), as of `geffect.read_tokens`; at most eight texts. The effect is in nats per unit of
+    the direction: below 0 for a token that a step along the direction makes less likely. The color scale is centered on
+    zero; it is a symmetric logarithm where a few tokens are far beyond the rest, and the color bar says so. Tokens
+    without loss are gray. A line break is drawn as ⏎, and a character that matplotlib's own font lacks as □.
+    """
+    keys = ["step", "set", "example"]
+    check(tokens, (*keys, "position", "token", "labeled", "direction", column))
+    once(tokens, [*keys, "direction", "position"])
+    texts = list(tokens.groupby([*keys, "direction"], sort=False))
+    if len(texts) > MOST:
+        message = f"A figure shows at most {MOST} texts, not {len(texts)}"
+        raise GeffectError(message, remedy="Choose some examples, at one step")
+    scale, says, ticks = signed(tokens.loc[tokens["labeled"].astype(bool), column].to_numpy(float))
+    colors = ScalarMappable(scale, SIGNED)
+    laid = [(_title(*key), rows.sort_values("position"), list(_lay(rows))) for key, rows in texts]
+    lines = sum(boxes[-1].line + 2.3 for _, _, boxes in laid)
+    height = lines * LINE + BELOW
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(TWO_COLUMN, height))
+        axes = figure.add_axes((0, BELOW / height, 1, lines * LINE / height))
+        inches = MARGIN / WIDTH
+        axes.set(xlim=(-inches, TWO_COLUMN / WIDTH - inches), ylim=(lines, 0))
+        axes.set_axis_off()
+        top = 0.0
+        for title, rows, boxes in laid:
+            axes.text(0, top + 0.65, title, va="center", parse_math=False, **NOTE)
+            _write(axes, rows, boxes, column, top + 1.1, colors)
+            top += boxes[-1].line + 2.3
+        below = figure.add_axes((0.2, (BELOW - 0.14) / height, 0.6, 0.09 / height))
+        of = "effect" if column == "effect" else f"effect within {column}"
+        says = "; ".join(["nats per unit of the direction", *([says] if says else []), "below 0: less likely"])
+        label = f"{of} on a token's NLL ({says}; gray: no loss)"
+        bar(figure, below, colors, label, ticks).ax.xaxis.label.set_fontsize(7)
+    return figure
+
+
+def _title(step: object, name: object, example: object, direction: object) -> str:
+    return f"{name} example {example}, step {step}, along the {direction}"
+
+
+def _lay(rows: pd.DataFrame) -> Iterator[Box]:
+    """The boxes of tokens from left to right; a line ends where a token does not fit, or after a line break."""
+    column = line = 0
+    for token in rows.sort_values("position")["token"]:
+        text = _printable(str(token))
+        if column and column + len(text) > ACROSS:
+            column, line = 0, line + 1
+        yield Box(column, line, text)
+        column += len(text)
+        if text.endswith("⏎"):
+            column, line = 0, line + 1
+
+
+def _printable(token: str) -> str:
+    """The text drawn of a token: cut if long, with □ for a character that the font lacks."""
+    text = "".join(char if _drawable(char) else "□" for char in token.translate(SHOWN))
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+@cache
+def _drawable(char: str) -> bool:
+    return char == " " or (char.isprintable() and FT2Font(findfont(FontProperties(FONT))).get_char_index(ord(char)) > 0)
+
+
+def _write(axes: Axes, rows: pd.DataFrame, boxes: list[Box], column: str, top: float, colors: ScalarMappable) -> None:
+    """Draw one text: a rectangle and the letters of each token."""
+    for box, labeled, value in zip(boxes, rows["labeled"], rows[column], strict=True):
+        fill = colors.to_rgba(value) if labeled and np.isfinite(value) else PROMPT
+        pen = ink(colors, value) if labeled else "0.45"
+        corner = (box.column, top + box.line)
+        axes.add_patch(Rectangle(corner, len(box.text), 0.94, fc=fill, ec="white", lw=0.4))
+        axes.text(
+            corner[0],
+            corner[1] + 0.5,
+            box.text,
+            va="center_baseline",
+            family=FONT,
+            size=SIZE,
+            color=pen,
+            parse_math=False,
+        )

@@ -1,0 +1,295 @@
+"""The plots of runs: one table for `geffect.Run.plot`, ``geffect plot``, ``geffect list plots`` and the HTML page."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pandas as pd
+
+from geffect.core.gram import cosines
+from geffect.errors import GeffectError
+from geffect.io.readers import StrPath
+from geffect.record.frames import read, read_overlap, read_points, read_prediction, read_steps, read_tokens
+from geffect.record.reader import Damaged
+from geffect.reports.compare import descended, whole_overlaps
+from geffect.reports.plots.curves import cosine_curves, g_effect_curves, jaccard_curves
+from geffect.reports.plots.examples import point_plane, token_strip, worst_texts
+from geffect.reports.plots.gradients import g_effect_plane
+from geffect.reports.plots.heat_maps import gram_heat_map, jaccard_by_layer, layer_heat_map, overlap_matrix
+from geffect.reports.plots.prediction import prediction_plane, prediction_sums
+from geffect.reports.plots.trade_offs import trade_off
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from geffect.reports.run import Run
+
+LOGGER = logging.getLogger(__name__)
+Draw = Callable[..., "Figure"]
+Options = dict[str, float]
+
+
+class Drawing(NamedTuple):
+    """One figure of a plot: the name of its files, and the rows that it shows."""
+
+    plot: "Plot"
+    name: str
+    figure: "Figure"
+    frame: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Plot:
+    """What is drawn of runs, under a name.
+
+    Attributes:
+        name: for `geffect.Run.plot`, and of the files that ``geffect plot`` writes.
+        frame: the data frame of one run. It raises a GeffectError, or is empty, where the run recorded nothing to draw.
+        draw: makes the figure of that frame; of several runs' frames in one, with a column ``run``, if ``several``.
+        title: the heading in the HTML page.
+        caption: how to read the figure. The page shows a plot that has a caption.
+        several: the figure can show several runs side by side.
+        by_group: ``frame`` takes a keyword ``scheme``: how layers make groups.
+        localization: it is drawn of a directory of ``geffect localize``, not of a run.
+        options: the options of ``draw`` for each figure that the command and the page draw of a frame, such as
+            ``[{"share": 0.1}, {"share": 0.2}]``; they are columns of the frame. The first are the defaults.
+    """
+
+    name: str
+    frame: Callable[..., pd.DataFrame]
+    draw: Draw
+    title: str = ""
+    caption: str = ""
+    several: bool = False
+    by_group: bool = False
+    localization: bool = False
+    options: Callable[[pd.DataFrame], list[Options]] = lambda _: [{}]
+
+    def figure(self, runs: "Mapping[str, Run]", scheme: str = "thirds", **options: Any) -> "Figure":
+        """The figure of runs by name; a run that recorded nothing to draw is left out with a warning."""
+        if len(runs) > 1 and not self.several:
+            raise GeffectError(f"A plot of {self.name} shows one run, not {len(runs)}", remedy="Draw each by itself")
+        frame = self._frames(runs, scheme)
+        return self.draw(frame, **self.options(frame)[0] | options)
+
+    def drawings(self, runs: "Mapping[str, Run]", scheme: str = "thirds") -> Iterator[Drawing]:
+        """Every figure of runs by name that the command and the page show."""
+        frame = self._frames(runs, scheme)
+        for options in self.options(frame):
+            name = "-".join([self.name, *(f"{value:g}" for value in options.values())])
+            shown = frame[(frame[list(options)] == pd.Series(options)).all(axis=1)] if options else frame
+            yield Drawing(self, name, self.draw(frame, **options), shown)
+
+    def _frames(self, runs: "Mapping[str, Run]", scheme: str) -> pd.DataFrame:
+        """The frames of all runs that have one, in one."""
+        frames, refused = [], {}
+        for name, run in runs.items():
+            try:
+                frames.append(self._frame(run, scheme).assign(**{"run": name} if self.several else {}))
+            except Damaged:
+                raise
+            except GeffectError as error:
+                refused[name] = error
+        if not frames:
+            raise next(iter(refused.values()))
+        for name, reason in refused.items():
+            LOGGER.warning("%s is drawn without %s: %s", self.name, name, reason)
+        return pd.concat(frames)
+
+    def _frame(self, run: "Run", scheme: str) -> pd.DataFrame:
+        if self.localization and not run.is_localization:
+            raise GeffectError(f"There is no localization in {run.path}", remedy="Name a directory of geffect localize")
+        frame = self.frame(run, scheme=scheme) if self.by_group else self.frame(run)
+        if frame.empty:
+            raise GeffectError(f"{run.path} recorded nothing that {self.name} draws", remedy="Draw another plot")
+        return frame
+
+
+def find_plot(name: str) -> Plot:
+    """The plot of a name."""
+    if name not in PLOTS:
+        raise GeffectError(f"There is no plot {name!r}", remedy=f"Choose one of {', '.join(PLOTS)}")
+    return PLOTS[name]
+
+
+def plots_of(runs: "Mapping[str, Run]") -> list[Plot]:
+    """The plots that suit directories: of localizations or of runs, and of several where there are several."""
+    localization = all(run.is_localization for run in runs.values())
+    return [each for each in PLOTS.values() if each.localization == localization and (each.several or len(runs) == 1)]
+
+
+def draw_all(
+    plots: Sequence[Plot], runs: "Mapping[str, Run]", scheme: str = "thirds"
+) -> tuple[list[Drawing], list[GeffectError]]:
+    """The figures of plots, and why others could not be drawn; a line of log says that, too."""
+    drawn: list[Drawing] = []
+    refused: list[GeffectError] = []
+    for plot in plots:
+        try:
+            drawn += plot.drawings(runs, scheme)
+        except Damaged:
+            raise
+        except GeffectError as error:
+            LOGGER.info("%s is not drawn of %s: %s", plot.name, ", ".join(runs), error)
+            refused.append(error)
+    return drawn, refused
+
+
+def register_plot(
+    name: str,
+    frame: "Callable[[Run], pd.DataFrame]",
+    *,
+    title: str = "",
+    caption: str = "",
+    several: bool = False,
+    localization: bool = False,
+) -> Callable[[Draw], Draw]:
+    """Make a plot known by a name, for `geffect.Run.plot`, ``geffect plot``, ``geffect list plots`` and the HTML page.
+
+    Args:
+        name: of the plot, and of its files.
+        frame: what is drawn of a run, such as ``geffect.Run.evaluations``. It may raise `geffect.GeffectError`, or be
+            empty, where the run recorded nothing to draw: the plot is then skipped, and a line of log says why.
+        title: the heading in the page; the name by default.
+        caption: how to read the figure, for the page; the first paragraph of the function's docstring by default.
+        several: the figure can show several runs side by side. The frame then has a column ``run``.
+        localization: it is drawn of a directory of ``geffect localize``, not of a run.
+
+    Returns:
+        A decorator of a function that takes the frame and returns a matplotlib figure.
+
+    Raises:
+        GeffectError: the name is taken.
+    """
+    if name in PLOTS:
+        raise GeffectError(f"There is a plot {name!r} already", remedy="Choose another name")
+
+    def register(draw: Draw) -> Draw:
+        text = caption or " ".join((draw.__doc__ or name).strip().split("\n\n")[0].split())
+        PLOTS[name] = Plot(name, frame, draw, title or name, text, several=several, localization=localization)
+        return draw
+
+    return register
+
+
+def _evaluated_losses(run: StrPath) -> pd.DataFrame:
+    """Evaluations of a forget and a heldout set; ``run`` is filled in later."""
+    losses = ["forget_loss", "heldout_loss"]
+    frame = read_steps(run).reindex(columns=["run", "step", *losses]).dropna(subset=losses)
+    if frame.empty:
+        message = f"{os.fspath(run)} has no evaluations of a forget and a heldout set"
+        raise GeffectError(message, remedy="Draw another plot")
+    return frame
+
+
+def _last_step(frame: pd.DataFrame) -> list[Options]:
+    """The last step that all runs measured."""
+    runs = frame.groupby("run")["step"] if "run" in frame else [("", frame["step"])]
+    common = set.intersection(*(set(steps) for _, steps in runs))
+    if not common:
+        raise GeffectError("The runs measured no step in common", remedy="Name a step, or draw each run by itself")
+    return [{"step": int(max(common))}]
+
+
+def _each_share(frame: pd.DataFrame) -> list[Options]:
+    return [{"share": float(share)} for share in sorted(frame["share"].unique())]
+
+
+def _overlap(frame: pd.DataFrame, share: float) -> "Figure":
+    """Draw the Jaccard indices of a localization's splits, those of a domain framed."""
+    return overlap_matrix(frame[frame["share"] == share], share)
+
+
+def _overlap_by_layer(frame: pd.DataFrame, share: float) -> "Figure":
+    """Draw the Jaccard index of every pair of a localization's splits by layer."""
+    return jaccard_by_layer(frame[frame["share"] == share], share)
+
+
+def _jaccard(frame: pd.DataFrame) -> "Figure":
+    """Draw the overlap of the objective's and the retain gradient by step and layer group, against chance."""
+    share, *others = frame["share"].unique()
+    if others:
+        shares = ", ".join(f"{each:g}" for each in (share, *others))
+        raise GeffectError(f"The runs recorded overlaps of several shares: {shares}", remedy="Draw runs of one share")
+    return jaccard_curves(frame, "objective", "retain", share)
+
+
+_ALL = (
+    Plot(
+        "g_effect",
+        lambda run, scheme: descended(read(run, "group", scheme)),
+        g_effect_curves,
+        "G-effects by layer group",
+        "Each line is a layer group's inner product of a loss's gradient with what was descended. Upper "
+        "panel: below 0, the step raises the forget loss, which is wanted. Lower panel: below 0, it raises "
+        "the retain loss, which is harm. The sum of the lines is the whole model's G-effect. It predicts a "
+        "change under plain SGD; an adaptive optimizer applies something else.",
+        several=True,
+        by_group=True,
+    ),
+    Plot("layers", lambda run: descended(read(run, "layer")), layer_heat_map),
+    Plot(
+        "cosine",
+        lambda run: cosines(read(run)),
+        cosine_curves,
+        "Conflict with the retain gradient",
+        "Cosine of the objective's gradient and the retain gradient over the whole model: below 0 the two "
+        "pull apart. It does not depend on the gradients' lengths. Dashed, where a rectifier ran: what it "
+        "made of the objective's gradient.",
+        several=True,
+    ),
+    Plot(
+        "trade_off",
+        _evaluated_losses,
+        trade_off,
+        "What was forgotten against what was retained",
+        "The path of the model from its first evaluation on: to the right the forget set is forgotten, "
+        "upwards the heldout set, which no gradient was drawn from, is harmed. A good path runs to the right "
+        "and stays low.",
+        several=True,
+    ),
+    Plot("gram", read, gram_heat_map, options=_last_step),
+    Plot(
+        "plane",
+        read,
+        g_effect_plane,
+        "The objective among the two losses' gradients",
+        "The last measured step. Arrows of unit length: the gradients of the forget and of the retain loss at "
+        "their true angle; the objective's and, dashed, the rectified gradient are projected into their "
+        "plane, as long as the share of them that lies in it. In the shaded wedge a step forgets and does not "
+        "harm.",
+        several=True,
+        options=_last_step,
+    ),
+    Plot("prediction", read_prediction, prediction_plane, several=True),
+    Plot(
+        "prediction_sums",
+        read_prediction,
+        prediction_sums,
+        "Predicted against measured change of the losses",
+        "Sums from the first step on, over the check's examples. The black line is what happened. A reading "
+        "that follows it may be trusted: 'update' pairs the loss's gradient with what the optimizer applied, "
+        "'gradient' with the objective's gradient times the learning rate.",
+        several=True,
+    ),
+    Plot("tokens", lambda run: worst_texts(read_tokens(run)), token_strip),
+    Plot(
+        "points",
+        read_points,
+        point_plane,
+        "Single examples of the forget set",
+        "Each point is a forget example: what ascending on it alone would do to both losses, to first order.",
+    ),
+    Plot("jaccard", lambda run, scheme: read_overlap(run, "group", scheme), _jaccard, several=True, by_group=True),
+    Plot("overlap", whole_overlaps, _overlap, localization=True, options=_each_share),
+    Plot(
+        "overlap_by_layer",
+        lambda run: read_overlap(run, "layer"),
+        _overlap_by_layer,
+        localization=True,
+        options=_each_share,
+    ),
+)
+PLOTS = {plot.name: plot for plot in _ALL}
