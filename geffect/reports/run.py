@@ -1,4 +1,4 @@
-"""Objects that show themselves: a run directory with its frames, and its pictures, at hand in a notebook."""
+"""A run directory as an object: its summary, its data frames and its plots."""
 
 import os
 from collections.abc import Sequence
@@ -48,10 +48,10 @@ SETTINGS = (
 
 
 class Run(os.PathLike[str]):
-    """A directory to look at, of ``geffect unlearn``, ``fit``, ``inspect`` or ``localize``; only its path is kept.
+    """A directory of ``geffect unlearn``, ``finetune``, ``inspect`` or ``localize``; the object holds only its path.
 
-    As the last value of a notebook's cell it is a table of `summary`. A run that is still going on is read as far as
-    it has come.
+    As the last value of a notebook's cell it is shown as a table of `summary`. A run that is not finished is read up
+    to its last line.
 
     Args:
         path: the directory.
@@ -81,7 +81,7 @@ class Run(os.PathLike[str]):
         return (self.path / RECIPE).exists()
 
     def summary(self) -> dict[str, str]:
-        """What was run, how far it came, and every set's loss and accuracy from the first evaluation to the last.
+        """Its settings, its last step, and every set's loss and accuracy at the first and the last evaluation.
 
         Returns:
             Name → text.
@@ -89,7 +89,7 @@ class Run(os.PathLike[str]):
         return dict(_summary(self.path))
 
     def to_frame(self, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
-        """The inner products of the run's rows, as `geffect.read`."""
+        """The inner products of the run's gradients, as `geffect.read`."""
         return read(self.path, by, scheme)
 
     def g_effect(self, by: str = "group", direction: str | None = None, scheme: str = "thirds") -> pd.DataFrame:
@@ -97,7 +97,7 @@ class Run(os.PathLike[str]):
 
         Args:
             by: ``group``, ``layer`` or ``parameter``.
-            direction: a row of the record; what was descended by default: ``rectified`` where a rectifier ran.
+            direction: a gradient of the record; by default what was descended: ``rectified`` where a rectifier ran.
             scheme: how layers make groups.
 
         Returns:
@@ -123,7 +123,7 @@ class Run(os.PathLike[str]):
         return read_prediction(self.path)
 
     def checkpoints(self) -> pd.DataFrame:
-        """What an inspection found at every checkpoint, as the command prints it."""
+        """What an inspection measured at every checkpoint, as the command prints it."""
         return at_checkpoints(self.path)
 
     def standard_errors(self, by: str = "total", scheme: str = "thirds") -> pd.DataFrame:
@@ -131,7 +131,7 @@ class Run(os.PathLike[str]):
         return read_standard_errors(self.path, by, scheme)
 
     def overlap(self, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
-        """The overlaps of the rows' largest entries, where recorded, as `geffect.read_overlap`."""
+        """The overlaps of the gradients' top-k masks, where recorded, as `geffect.read_overlap`."""
         return read_overlap(self.path, by, scheme)
 
     def tokens(self) -> pd.DataFrame:
@@ -170,19 +170,19 @@ def _summary(path: StrPath) -> list[tuple[str, str]]:
     config = read_config(path)
     lines, finished = step_lines(path), is_finished(path)
     last = lines[-1].step if lines else "none"
-    told = [(name, _text(config[name])) for name in SETTINGS if config.get(name)]
+    content = [(name, _text(config[name])) for name in SETTINGS if config.get(name)]
     if not (path / RECIPE).exists():
-        told += [("last step", f"{last} of {config['steps']}" if config.get("steps") else str(last))]
-    told += [("finished", "yes" if finished else "no")]
-    told += [("stopped", line.stop.reason) for line in lines if line.stop]
+        content += [("last step", f"{last} of {config['steps']}" if config.get("steps") else str(last))]
+    content += [("finished", "yes" if finished else "no")]
+    content += [("stopped", line.stop.reason) for line in lines if line.stop]
     scored = [line.scores for line in lines if line.scores]
     for name in scored[0] if scored else ():
         for kind in ("loss", "accuracy"):
-            told.append((
+            content.append((
                 f"{name} {kind}",
                 " → ".join(_number(getattr(each[name], kind)) for each in (scored[0], scored[-1])),
             ))
-    return told
+    return content
 
 
 @damage_refused

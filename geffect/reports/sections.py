@@ -41,7 +41,7 @@ class Picture(NamedTuple):
     title: str
     source: str
     alternative: str
-    reading: str
+    caption: str
     wide: bool
 
 
@@ -114,8 +114,8 @@ def layer_maps(frame: pd.DataFrame) -> list[LayerMap]:
     every = -(-len(parts) // LABELS)
     columns = [(_span(part), number % every == 0) for number, part in enumerate(parts)]
     return [
-        LayerMap(side, *says, columns, _rows(means[side].unstack().loc[layers], colors), pooled)
-        for side, says in SIDES.items()
+        LayerMap(side, *meanings, columns, _rows(means[side].unstack().loc[layers], colors), pooled)
+        for side, meanings in SIDES.items()
     ]
 
 
@@ -131,7 +131,7 @@ def _rows(table: pd.DataFrame, colors: ScalarMappable) -> dict[str, list[Cell]]:
 
 
 def signed_text(value: float) -> str:
-    """A number with its sign, three digits; ``unknown`` where it is not finite."""
+    """A number with its sign and three digits; ``unknown`` where it is not finite."""
     return f"{value:+.3g}".replace("-", "−") if np.isfinite(value) else "unknown"
 
 
@@ -160,16 +160,16 @@ class Text(NamedTuple):
     tokens: list[Token]
 
 
-def texts(frame: pd.DataFrame) -> list[Text]:
+def token_texts(frame: pd.DataFrame) -> list[Text]:
     """Texts on one color scale, those of the last step."""
     frame = frame[frame["step"] == frame["step"].max()]
     labeled = frame["labeled"].astype(bool)
     colors = ScalarMappable(signed(frame.loc[labeled, "effect"].to_numpy(float))[0], SIGNED)
-    found = []
+    texts = []
     for (name, example, direction), rows in frame.groupby(["set", "example", "direction"], sort=False):
         tokens = rows.sort_values("position")
         columns = (tokens["token"], tokens["labeled"], tokens["effect"])
-        found.append(
+        texts.append(
             Text(
                 f"{name} example {example}, along the {direction}",
                 [
@@ -178,7 +178,7 @@ def texts(frame: pd.DataFrame) -> list[Text]:
                 ],
             )
         )
-    return found
+    return texts
 
 
 def _token(text: str, labeled: bool, effect: float, colors: ScalarMappable) -> Token:
@@ -227,20 +227,20 @@ class Comparison:
 def section(path: Path, name: str, key: str, scheme: str = "thirds") -> Section:
     """Read a run."""
     run = Run(path)
-    found = read_findings(path, name, scheme)  # first, as it refuses what is no measured run
+    findings = read_findings(path, name, scheme)  # first, as it refuses a run without measured steps
     maps = layer_maps(descended(run.to_frame("layer")))
-    told = texts(run.tokens()) if (path / TOKENS).exists() else []
+    texts = token_texts(run.tokens()) if (path / TOKENS).exists() else []
     worst = _table(worst_rows(path))
     return Section(
         name,
         str(path),
         key,
         outcome(path),
-        found,
+        findings,
         _scores(run),
         pictures({name: run}, scheme),
         maps,
-        told,
+        texts,
         worst,
         read_settings(path),
     )
@@ -263,8 +263,8 @@ def _scores(run: Run) -> Table:
     frame = run.evaluations()
     lines = []
     for name in frame["set"].unique():
-        own = frame[frame["set"] == name]
-        ends = [own[kind].iloc[place] for kind in ("loss", "accuracy") for place in (0, -1)]
+        scores = frame[frame["set"] == name]
+        ends = [scores[kind].iloc[place] for kind in ("loss", "accuracy") for place in (0, -1)]
         lines.append([str(name), *map(_text, ends)])
     return Table(["set", "loss, start", "loss, end", "accuracy, start", "accuracy, end"], lines)
 
@@ -294,10 +294,10 @@ def worst_rows(path: Path, count: int = COUNT) -> pd.DataFrame:
     scored = [line.examples for line in evaluations(path) if line.examples and not line.diverged]
     if len(scored) < 2:
         return pd.DataFrame(columns=COLUMNS)
-    found = []
+    worst = []
     for name, first in scored[0].items():
         frame = pd.DataFrame({"start": first.nll, "end": scored[-1][name].nll}).div(first.tokens, axis=0)
         frame["rise"] = frame["end"] - frame["start"]
-        chosen = frame.sort_values("rise", ascending=role_of(name).startswith("forget")).head(count)  # or forget_val
-        found.append(chosen.rename_axis("example").reset_index().assign(set=name))
-    return pd.concat(found)[["set", "example", "start", "end", "rise"]].set_axis(COLUMNS, axis=1)
+        most = frame.sort_values("rise", ascending=role_of(name).startswith("forget")).head(count)  # or forget_val
+        worst.append(most.rename_axis("example").reset_index().assign(set=name))
+    return pd.concat(worst)[["set", "example", "start", "end", "rise"]].set_axis(COLUMNS, axis=1)

@@ -62,7 +62,7 @@ def point_plane(points: pd.DataFrame, weight: str = "") -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, 1.1 + min(2.2, 0.85 * width / across) * lines), layout="constrained")
         panels = list(figure.subplots(lines, across, sharex=True, sharey=True, squeeze=False).flat)
-        says = _scale(panels[0], places_xy)
+        notes = _scale(panels[0], places_xy)
         for place, axes in zip(ranges, panels, strict=False):
             _range(axes, places_xy, places == place)
             axes.set_title(f"weight {_name(place)} (n = {(places == place).sum()})")
@@ -70,7 +70,7 @@ def point_plane(points: pd.DataFrame, weight: str = "") -> Figure:
             axes.remove()
         for axes in panels[max(0, len(ranges) - across) : len(ranges)]:
             axes.tick_params(labelbottom=True)  # below some of these stands no panel
-        label = f"PG-effect on the forget loss (gradient² units{says[0]}; left: forgets)"
+        label = f"PG-effect on the forget loss (gradient² units{notes[0]}; left: forgets)"
         figure.supxlabel(
             f"{label}\npanels: weight of {weight}; shaded: forgets and retains",
             size=8,
@@ -78,7 +78,9 @@ def point_plane(points: pd.DataFrame, weight: str = "") -> Figure:
             parse_math=False,
         )
         figure.supylabel(
-            f"PG-effect on the retain loss\n(gradient² units{says[1]}; below 0: harms)", size=8, multialignment="center"
+            f"PG-effect on the retain loss\n(gradient² units{notes[1]}; below 0: harms)",
+            size=8,
+            multialignment="center",
         )
         contours = {f"holds {100 * share:g} %": CONTOUR | {"ls": style} for share, style in HELD.items()}
         finish(
@@ -100,15 +102,15 @@ def _name(place: int) -> str:
 
 def _scale(axes: Axes, points: Numbers) -> tuple[str, str]:
     """Set scales and limits of all panels; what the labels of both axes must add."""
-    says = []
+    notes = []
     for name, values in zip("xy", points.T, strict=True):
         if exponents := spread(values, 10)[1]:
             low, high = exponents
             axes.set(**{f"{name}scale": SymmetricalLogScale(None, linthresh=10.0**low)})
             axes.set(**{f"{name}ticks": decades(low, high, 2)})
         axes.set(**{f"{name}lim": around_zero(getattr(axes, f"{name}axis"), values, 0.12)})
-        says.append(", symlog" if exponents else "")
-    return says[0], says[1]
+        notes.append(", symlog" if exponents else "")
+    return notes[0], notes[1]
 
 
 def _range(axes: Axes, points: Numbers, inside: "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]") -> None:
@@ -119,9 +121,9 @@ def _range(axes: Axes, points: Numbers, inside: "np.ndarray[tuple[int, ...], np.
     axes.plot(*points[inside].T, **POINT)
     left, top = axes.get_xlim()[0], axes.get_ylim()[1]
     axes.add_patch(Rectangle((left, 0), -left, top, fc="0.92", ec="none", zorder=0))
-    own = axes.transScale.transform(points[inside])
-    if len(own) >= ENOUGH:
-        _contours(axes, own)
+    scaled = axes.transScale.transform(points[inside])
+    if len(scaled) >= ENOUGH:
+        _contours(axes, scaled)
 
 
 def _contours(axes: Axes, points: Numbers) -> None:
@@ -212,7 +214,7 @@ def token_strip(tokens: pd.DataFrame, column: str = "effect") -> Figure:
     if len(texts) > MOST:
         message = f"A figure shows at most {MOST} texts, not {len(texts)}"
         raise GeffectError(message, remedy="Choose some examples, at one step")
-    scale, says, ticks = signed(tokens.loc[tokens["labeled"].astype(bool), column].to_numpy(float))
+    scale, note, ticks = signed(tokens.loc[tokens["labeled"].astype(bool), column].to_numpy(float))
     colors = ScalarMappable(scale, SIGNED)
     laid = [(_title(*key), rows.sort_values("position"), list(_lay(rows))) for key, rows in texts]
     lines = sum(boxes[-1].line + 2.3 for _, _, boxes in laid)
@@ -230,8 +232,8 @@ def token_strip(tokens: pd.DataFrame, column: str = "effect") -> Figure:
             top += boxes[-1].line + 2.3
         below = figure.add_axes((0.2, (BELOW - 0.14) / height, 0.6, 0.09 / height))
         of = "effect" if column == "effect" else f"effect within {column}"
-        says = "; ".join(["nats per unit of the direction", *([says] if says else []), "below 0: less likely"])
-        label = f"{of} on a token's NLL ({says}; gray: no loss)"
+        note = "; ".join(["nats per unit of the direction", *([note] if note else []), "below 0: less likely"])
+        label = f"{of} on a token's NLL ({note}; gray: no loss)"
         bar(figure, below, colors, label, ticks).ax.xaxis.label.set_fontsize(7)
     return figure
 

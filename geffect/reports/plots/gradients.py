@@ -86,9 +86,9 @@ def _furnish(axes: Axes, arrows: dict[str, Numbers], title: str) -> None:
         _arrow(axes, arrows[row], RISK, "-", 2)
         x, y = 1.22 * arrows[row]
         axes.text(x, y, name, ha="center", va="center", size=8)
-    says = f"gradients of the losses at {angle:.0f}°"
+    caption = f"gradients of the losses at {angle:.0f}°"
     axes.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1])
-    axes.set_title(f"{title}\n{says}" if title else says, parse_math=False, size=7)
+    axes.set_title(f"{title}\n{caption}" if title else caption, parse_math=False, size=7)
 
 
 def _draw(axes: Axes, arrows: dict[str, Numbers], look: Look, width: float) -> None:

@@ -49,7 +49,7 @@ def layer_heat_map(frame: pd.DataFrame) -> Figure:
     check(frame, ("step", "layer", "unlearn", "retain"))
     once(frame, ["step", "layer"])
     layers = sorted(frame["layer"].unique(), key=depth_key)
-    scale, says, ticks = signed(frame[list(SIDES)].to_numpy(float).ravel())
+    scale, note_of_scale, ticks = signed(frame[list(SIDES)].to_numpy(float).ravel())
     height = min(6.0, max(1.2, 0.15 * len(layers)))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(TWO_COLUMN, height + 1.3), layout="constrained")
@@ -60,7 +60,8 @@ def layer_heat_map(frame: pd.DataFrame) -> Figure:
             mesh = _side(axes, table, scale, 72 * height / len(layers))
             if place > 0:
                 axes.set_yticks([])
-        label = rf"G-effect $\langle\nabla R,\, d\rangle$ (gradient² units; {says + '; ' if says else ''}dots: above 0)"
+        notes = "; ".join(filter(None, ["gradient² units", note_of_scale, "dots: above 0"]))
+        label = rf"G-effect $\langle\nabla R,\, d\rangle$ ({notes})"
         bar(figure, figure.add_subplot(grid[1, :]), mesh, label, ticks)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
