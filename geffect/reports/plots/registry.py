@@ -149,7 +149,7 @@ def register_plot(
     """Make a plot known by a name, for `geffect.Run.plot`, ``geffect plot``, ``geffect list plots`` and the HTML page.
 
     Args:
-        name: of the plot, and of its files.
+        name: of the plot, and of its files: letters, digits and underscores.
         frame: what is drawn of a run, such as ``geffect.Run.evaluations``. It may raise `geffect.GeffectError`, or be
             empty, where the run recorded nothing to draw: the plot is then skipped, and a line of log says why.
         title: the heading in the page; the name by default.
@@ -161,10 +161,11 @@ def register_plot(
         A decorator of a function that takes the frame and returns a matplotlib figure.
 
     Raises:
-        GeffectError: the name is taken.
+        GeffectError: the name is taken or no word.
     """
-    if name in PLOTS:
-        raise GeffectError(f"There is a plot {name!r} already", remedy="Choose another name")
+    if not name.isidentifier() or name in PLOTS:
+        problem = "taken" if name in PLOTS else "no word"
+        raise GeffectError(f"The name {name!r} is {problem}", remedy="Choose another one for a plot")
 
     def register(draw: Draw) -> Draw:
         text = caption or " ".join((draw.__doc__ or name).strip().split("\n\n")[0].split())
@@ -185,12 +186,10 @@ def _evaluated_losses(run: StrPath) -> pd.DataFrame:
 
 
 def _last_step(frame: pd.DataFrame) -> list[Options]:
-    """The last step that all runs measured."""
+    """The last step that all runs measured, if there is one."""
     runs = frame.groupby("run")["step"] if "run" in frame else [("", frame["step"])]
     common = set.intersection(*(set(steps) for _, steps in runs))
-    if not common:
-        raise GeffectError("The runs measured no step in common", remedy="Name a step, or draw each run by itself")
-    return [{"step": int(max(common))}]
+    return [{"step": int(max(common))} if common else {}]
 
 
 def _each_share(frame: pd.DataFrame) -> list[Options]:
