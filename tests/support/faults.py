@@ -29,7 +29,7 @@ import torch
 import typer
 
 import geffect
-import geffect.reports.compare
+import geffect.reports.run
 from geffect.errors import GeffectError
 
 DONE, CONFIG = "DONE", "config.yaml"
@@ -283,7 +283,7 @@ def judged(first: str, second: str, out: Path, expected: dict[str, Any]) -> tupl
 def _draw(verb: str, out: Path) -> None:
     """Draw what a localization draws once it is finished."""
     if verb == "localize":
-        geffect.reports.compare.overlap_figures(out)
+        geffect.reports.run.plot([out])
 
 
 def _read(verb: str, out: Path) -> None:
