@@ -38,10 +38,10 @@ def test_a_level_is_read_off_where_it_is_first_reached(at: float, value: float) 
 
 
 @given(st.lists(st.floats(0, 10), min_size=2, max_size=8), st.floats(0, 10))
-def test_the_forget_risk_read_off_is_the_level(risks: list[float], at: float) -> None:
-    run = pd.DataFrame({"forget_loss": risks})
+def test_the_forget_loss_read_off_is_the_level(losses: list[float], at: float) -> None:
+    run = pd.DataFrame({"forget_loss": losses})
     found = at_forget_loss(run, "forget_loss", at)
-    reached = any(each >= at for each in risks) and risks[0] <= at
+    reached = any(each >= at for each in losses) and losses[0] <= at
     assert found == pytest.approx(at) if reached else math.isnan(found)
 
 
@@ -52,7 +52,7 @@ def test_rows_of_an_evaluation_add_up(runs: dict[str, Path]) -> None:
             assert sum(rows["nll"]) / sum(rows["tokens"]) == pytest.approx(scores["loss"], abs=1e-6)
 
 
-def test_runs_at_the_same_forget_risk(runs: dict[str, Path]) -> None:
+def test_runs_at_the_same_forget_loss(runs: dict[str, Path]) -> None:
     rows = {str(row["run"]): row for row in compare(runs).to_dict("records")}
     steps = {name: read_steps(path) for name, path in runs.items()}
     level = min(each["forget_loss"].max() for each in steps.values())

@@ -34,8 +34,8 @@ def make(runs: Sequence[str] = BOTH, groups: Sequence[str] = ENDS, scale: int = 
                 size = (i + 1 + groups.index(group)) * scale ** (step // 5)
                 wave = float(np.sin(step + i))
                 after = abs(wave) / 2 if run == "projected" else np.nan
-                risks = (0.5 + step / (20 + i), 3 + step * (1 - i) / 30 + wave * (step > 0) / 50)
-                rows.append((run, step, group, -size, size * wave, wave, after, *risks))
+                losses = (0.5 + step / (20 + i), 3 + step * (1 - i) / 30 + wave * (step > 0) / 50)
+                rows.append((run, step, group, -size, size * wave, wave, after, *losses))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -157,7 +157,7 @@ def test_step_numbers_stand_at_their_points_and_apart() -> None:
     assert min(np.hypot(*(a - b)) for i, a in enumerate(places) for b in places[:i]) > 0.13
 
 
-def test_risks_that_span_decades_get_log_axes_and_say_so() -> None:
+def test_losses_that_span_decades_get_log_axes_and_say_so() -> None:
     frame = make(groups=("embed",))
     (axes,) = plots.trade_off(frame.assign(forget_loss=frame["forget_loss"] ** 4)).axes
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "linear")
@@ -295,10 +295,10 @@ def prediction(runs: Sequence[str] = BOTH, scale: float = 0.5) -> pd.DataFrame:
     rows = []
     for i, run in enumerate(runs):
         for step in range(20):
-            for risk, sign in (("forget", 1), ("retain", (-1) ** step)):
+            for target, sign in (("forget", 1), ("retain", (-1) ** step)):
                 measured = sign * (1 + i + np.sin(step)) / 10
-                rows.append((run, step, risk, "gradient", scale * measured, measured))
-                rows.append((run, step, risk, "update", 1.1 * measured, measured))
+                rows.append((run, step, target, "gradient", scale * measured, measured))
+                rows.append((run, step, target, "update", 1.1 * measured, measured))
     return pd.DataFrame(rows, columns=["run", "step", "target", "reading", "predicted", "measured"])
 
 
@@ -340,8 +340,8 @@ def test_overlaps_need_no_run_and_may_be_unknown() -> None:
     plots.jaccard_curves(frame.assign(jaccard=np.nan), "forget", "retain", 0.1)
 
 
-def test_an_unknown_pair_of_rows_is_refused() -> None:
-    line = r"^expected two rows among forget, objective, retain; found 'forget' and 'rectified'; [^\n]*$"
+def test_an_unknown_pair_of_gradients_is_refused() -> None:
+    line = r"^There are no overlaps of forget and rectified\. Name two of forget, objective, retain\.$"
     with pytest.raises(ValueError, match=line):
         plots.jaccard_curves(overlaps(), "forget", "rectified", 0.1)
 
@@ -351,9 +351,9 @@ def test_changes_drawn_are_the_frames_on_one_scale(runs: list[str]) -> None:
     frame = prediction(runs)
     panels = iter(plots.prediction_plane(frame).axes)
     for run in runs:
-        for risk in ("forget", "retain"):
+        for target in ("forget", "retain"):
             axes = next(panels)
-            cell = frame[(frame["run"] == run) & (frame["target"] == risk)]
+            cell = frame[(frame["run"] == run) & (frame["target"] == target)]
             for reading, rows in cell.groupby("reading"):
                 (line,) = [each for each in axes.lines if str(each.get_label()).startswith(f"{reading}: R² = ")]
                 same(line, rows, "predicted", "measured")
@@ -393,8 +393,8 @@ def test_predictions_that_dwarf_what_happened_get_symlog_axes_and_say_so(scale: 
 def test_sums_drawn_are_the_frames_from_the_first_step_on(scale: float) -> None:
     frame = prediction(["one"], scale).sample(frac=1, random_state=0)
     frame.loc[frame["step"] == 4, "predicted"] = np.nan  # adds nothing
-    for axes, risk in zip(plots.prediction_sums(frame).axes, ("forget", "retain"), strict=True):
-        cell = frame[frame["target"] == risk].sort_values("step").fillna(0)
+    for axes, target in zip(plots.prediction_sums(frame).axes, ("forget", "retain"), strict=True):
+        cell = frame[frame["target"] == target].sort_values("step").fillna(0)
         update = cell[cell["reading"] == "update"]
         drawn = {"gradient": cell[cell["reading"] == "gradient"]["predicted"], "update": update["predicted"]}
         for name, changes in (drawn | {"measured": update["measured"]}).items():
@@ -407,7 +407,7 @@ def test_sums_drawn_are_the_frames_from_the_first_step_on(scale: float) -> None:
 
 
 @pytest.mark.parametrize("draw", [plots.prediction_plane, plots.prediction_sums])
-def test_one_reading_of_one_risk_is_enough_and_nothing_may_happen(draw: Draw) -> None:
+def test_one_reading_of_one_loss_is_enough_and_nothing_may_happen(draw: Draw) -> None:
     frame = prediction(["one"]).drop(columns="run")
     assert len(draw(frame[(frame["target"] == "retain") & (frame["reading"] == "update")]).axes) == 1
     for value in (0.0, np.nan):
@@ -416,7 +416,7 @@ def test_one_reading_of_one_risk_is_enough_and_nothing_may_happen(draw: Draw) ->
 
 @pytest.mark.parametrize("draw", [plots.prediction_plane, plots.prediction_sums])
 @pytest.mark.parametrize(("column", "value"), [("target", "heldout"), ("reading", "applied")])
-def test_an_unknown_risk_or_reading_is_refused(draw: Draw, column: str, value: str) -> None:
+def test_an_unknown_target_or_reading_is_refused(draw: Draw, column: str, value: str) -> None:
     with pytest.raises(ValueError, match=rf"^{value} is no {column} of a prediction check\. [^\n]*$"):
         draw(prediction().assign(**{column: value}))
 
@@ -438,7 +438,7 @@ def test_a_panel_an_objective_with_a_line_a_seed_and_one_for_the_mean(x: str, ob
             assert any(np.shape(each) == mean.shape and np.allclose(each, mean) for each in drawn)
 
 
-def test_a_risks_axis_may_be_logarithmic_an_accuracys_never() -> None:
+def test_the_axis_of_a_loss_may_be_logarithmic_an_accuracys_never() -> None:
     frame = runs_of(1).assign(forget_loss=lambda f: 0.01 * 2.0 ** f["step"], forget_accuracy=lambda f: 0.5 ** f["step"])
     for x, scale in (("forget_loss", "log"), ("forget_accuracy", "linear")):
         figure = plots.trade_off_grid(frame, x)

@@ -85,7 +85,7 @@ def tips(axes: Axes) -> list[tuple[float, ...]]:
     return [tuple(map(float, each.xy)) for each in arrows]
 
 
-def test_arrows_are_the_directions_in_the_plane_of_the_risk_gradients() -> None:
+def test_arrows_are_the_directions_in_the_plane_of_the_losses_gradients() -> None:
     vectors = vectors_of(3, ("objective", "rectified", "forget", "retain"))
     (axes,) = plots.g_effect_plane(record("one", vectors)).axes
     plane = basis(vectors["forget"], vectors["retain"])
@@ -116,7 +116,7 @@ def test_the_wedge_holds_what_forgets_and_does_no_harm(degrees: float) -> None:
         assert inside == (direction @ forget < 0 <= direction @ retain)
 
 
-def test_runs_share_a_plane_only_where_their_risk_gradients_stand_alike() -> None:
+def test_runs_share_a_plane_only_where_the_losses_gradients_stand_alike() -> None:
     one, other = vectors_of(0), vectors_of(5)
     alike = pd.concat([record("a", one), record("b", one | {"objective": other["objective"]})])
     figure = plots.g_effect_plane(alike)
@@ -135,7 +135,7 @@ def test_runs_share_a_plane_only_where_their_risk_gradients_stand_alike() -> Non
         (vectors_of(0, ("objective", "forget")), "x has no gradient retain"),
     ],
 )
-def test_a_plane_needs_both_risk_gradients(vectors: Vectors, says: str) -> None:
+def test_a_plane_needs_both_losses_gradients(vectors: Vectors, says: str) -> None:
     with pytest.raises(ValueError, match=rf"^{says}[^\n]*$"):
         plots.g_effect_plane(record("x", vectors))
 
