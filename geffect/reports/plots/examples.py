@@ -163,10 +163,7 @@ def weight_curves(points: pd.DataFrame, weights: Sequence[str] = ()) -> Figure:
             edges = (table["mean"] - table["sem"], table["mean"] + table["sem"])
             axes.fill_between(table["step"], *edges, color=look["c"], alpha=0.2, lw=0)
             curve(axes, table, "mean", name, look)
-        axes.set(
-            xlabel="unlearning step",
-            ylabel="mean weight on an example's " + r"$\nabla\log p$" + "\n(band: ± 1 standard error)",
-        )
+        axes.set(xlabel="unlearning step", ylabel=r"mean weight on $\nabla\log p$" + "\n(band: ± 1 standard error)")
         axes.set_ylim(0, None)
         finish(figure, looks, 2)
     return figure
