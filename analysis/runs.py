@@ -118,7 +118,7 @@ def _check_same(config: Any) -> None:
     differing = [key for key, value in asked.items() if found.get(key) != value]
     if differing:
         key = differing[0]
-        raise GeffectError(f"{key}: {asked[key]} in {config.out}", str(found.get(key)), "move that run away")
+        raise GeffectError(f"{key} is {found.get(key)} in {config.out}, not {asked[key]}", remedy="Move that run away")
 
 
 def keep_configs(runs: list[Path], out: Path) -> None:

@@ -93,7 +93,7 @@ def chosen(
     known = (*OF_MODELS, *ALONE, *LONG)
     for name in only:
         if name not in known:
-            raise GeffectError(f"--only among {', '.join(known)}", repr(name), "choose one of these")
+            raise GeffectError(f"There is no {name!r} for --only", remedy=f"Choose one of {', '.join(known)}")
     for spec in (MODELS.get(each, each) for each in models):
         held = make_setting(spec, rows, data_dir) if {"steps", "tokens"} & set(only) else None
         of_model: dict[str, Benchmark] = {

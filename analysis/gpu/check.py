@@ -137,7 +137,9 @@ def _chosen(only: Sequence[str]) -> "list[Check]":
     unknown = [each for each in only if not chosen(checks, [each])]
     if unknown:
         families = ", ".join(dict.fromkeys(each.name.partition("/")[0] for each in checks))
-        raise GeffectError(f"--only as a check's name begins, in {families}", repr(unknown[0]), "choose one of these")
+        raise GeffectError(
+            f"No check's name begins with {unknown[0]!r}, as --only says", remedy=f"Choose among {families}"
+        )
     return chosen(checks, only)
 
 
@@ -145,9 +147,9 @@ def _check_device(device: str) -> None:
     import torch
 
     if device not in DEVICES:
-        raise GeffectError(f"--device among {', '.join(DEVICES)}", repr(device), "choose one of these")
+        raise GeffectError(f"There is no device {device!r}", remedy=f"Choose one of {', '.join(DEVICES)} for --device")
     if device == "cuda" and not torch.cuda.is_available():
-        raise GeffectError("a GPU that torch can use", "none", "try it here with --device cpu --small")
+        raise GeffectError("There is no GPU that torch can use", remedy="Try it here with --device cpu --small")
 
 
 def _name(device: str, *, small: bool) -> str:
@@ -162,12 +164,14 @@ def _name(device: str, *, small: bool) -> str:
 
 def _new(out: Path) -> Path:
     if out.exists():
-        raise GeffectError(f"a new file for --out {out}", "one that is there", "choose another name")
+        raise GeffectError(f"--out {out} exists already", remedy="Choose another name")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.touch(exist_ok=False)
     except OSError as error:
-        raise GeffectError(f"a file to write at --out {out}", str(error.strerror), "choose another place") from error
+        raise GeffectError(
+            f"--out {out} cannot be written to: {error.strerror}", remedy="Choose another place"
+        ) from error
     return out
 
 

@@ -172,11 +172,11 @@ def test_what_is_asked_wrongly_ends_with_code_2(tmp_path: Path) -> None:
     there.write_text("mine", encoding="utf-8")
     small = ("--device", "cpu", "--small")
     for arguments, told in (
-        (("--device", "tpu"), "--device among"),
-        (("--device", "cuda"), "a GPU that torch can use"),
-        ((*small, "--only", "none"), "--only as a check's name"),
-        ((*small, "--out", there), "a new file"),
-        ((*small, "--out", there / "x.json"), "a file to write"),
+        (("--device", "tpu"), "There is no device 'tpu'"),
+        (("--device", "cuda"), "no GPU that torch can use"),
+        ((*small, "--only", "none"), "No check's name begins with 'none'"),
+        ((*small, "--out", there), "exists already"),
+        ((*small, "--out", there / "x.json"), "cannot be written to"),
     ):
         if arguments == ("--device", "cuda") and torch.cuda.is_available():
             continue

@@ -108,7 +108,7 @@ def test_brackets_in_a_name_are_no_markup(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_an_error_is_one_line_to_whoever_prints_it() -> None:
-    text = str(GeffectError(EVIL, "a\nb" + EVIL, EVIL))
+    text = str(GeffectError("a\nb" + EVIL, remedy=EVIL))
     assert not UNSEEN.search(text) and "\n" not in text
 
 
