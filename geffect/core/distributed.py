@@ -68,7 +68,7 @@ def sum_gram(gram: Gram, *, sharded: bool) -> Gram:
     if not (sharded and gram.values) or num_processes() == 1:
         return gram
     summed = sum_over_processes(torch.stack(list(gram.values.values())))  # [P, M, M]
-    return Gram(gram.rows, dict(zip(gram.values, summed, strict=True)))
+    return Gram(gram.names, dict(zip(gram.values, summed, strict=True)))
 
 
 def wait_for_all() -> None:

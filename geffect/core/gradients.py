@@ -28,7 +28,7 @@ def check_no_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
 
 
 class GradientBuffer:
-    """The gradients of one accumulation window, by name (``rows``); ``.grad`` is left as it was.
+    """The gradients of one accumulation window, by name (``gradients``); ``.grad`` is left as it was.
 
     ``add`` back-propagates a loss and moves its gradient into a buffer, to which later micro-batches of the window
     add. ``stream`` does so for the last loss of the window: each tensor of its gradient is passed on as soon as it
@@ -37,7 +37,7 @@ class GradientBuffer:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.parameters = dict(parameters)
-        self.rows: dict[str, NamedTensors] = {}
+        self.gradients: dict[str, NamedTensors] = {}
 
     def add(
         self, name: str, loss: Tensor, *, retain_graph: bool = False, merged: Mapping[str, str] | None = None
@@ -47,7 +47,7 @@ class GradientBuffer:
         ``retain_graph`` keeps the graph for another loss over the same forward pass; ``merged`` maps a tensor
         to another one in whose place its gradient is summed.
         """
-        row, places = self.rows.setdefault(name, {}), merged or {}
+        row, places = self.gradients.setdefault(name, {}), merged or {}
 
         def keep(key: str, gradient: Tensor) -> None:
             place = places.get(key, key)
@@ -60,7 +60,7 @@ class GradientBuffer:
 
         ``visit`` gets the parameter's name and tensor, None where no loss of the window reached it.
         """
-        row = self.rows.pop(name, {})
+        row = self.gradients.pop(name, {})
         waiting = dict.fromkeys(self.parameters)
 
         def hand_over(key: str, gradient: Tensor) -> None:
@@ -87,8 +87,8 @@ def capture_gradients(model: nn.Module, losses: Mapping[str, Callable[[], Tensor
         GeffectError: a loss changed a trainable weight (see `geffect.core.model_state.ModelState`).
 
     >>> model = nn.Linear(2, 1, bias=False)
-    >>> rows = capture_gradients(model, {"sum": lambda: model(torch.ones(1, 2)).sum()})
-    >>> rows["sum"]["weight"].tolist(), model.weight.grad
+    >>> gradients = capture_gradients(model, {"sum": lambda: model(torch.ones(1, 2)).sum()})
+    >>> gradients["sum"]["weight"].tolist(), model.weight.grad
     ([[1.0, 1.0]], None)
     """
     window = GradientBuffer(trainable_parameters(model))
@@ -97,7 +97,7 @@ def capture_gradients(model: nn.Module, losses: Mapping[str, Callable[[], Tensor
             window.add(name, loss())
     return {
         name: {key: row[key] for key in window.parameters if key in row}  # a backward pass fills them from the end
-        for name, row in window.rows.items()
+        for name, row in window.gradients.items()
     }
 
 

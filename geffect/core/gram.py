@@ -26,7 +26,7 @@ DIGITS = 9  # significant ones of a recorded inner product: more than float32 pr
 SLAB = 256  # chunks multiplied at once: small enough to stay in cache
 
 
-def inner_products(rows: Sequence[Tensor | None]) -> Tensor:
+def inner_products(vectors: Sequence[Tensor | None]) -> Tensor:
     """All inner products of M tensors of one shape.
 
     Products are taken in float32 (float64 for float64 tensors) over chunks of 1024 elements by one batched
@@ -34,19 +34,19 @@ def inner_products(rows: Sequence[Tensor | None]) -> Tensor:
     the fourth digit.
 
     Args:
-        rows: M tensors of N elements each, None standing for zeros.
+        vectors: M tensors of N elements each, None standing for zeros.
 
     Returns:
-        G ``[M, M]``, float64, on the CPU; entry (i, j) is ⟨rows_i, rows_j⟩.
+        G ``[M, M]``, float64, on the CPU; entry (i, j) is ⟨vectors_i, vectors_j⟩.
 
     >>> inner_products([torch.tensor([1.0, 2.0]), None, torch.tensor([3.0, -1.0])]).tolist()
     [[5.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 0.0, 10.0]]
     """
-    present = [i for i, row in enumerate(rows) if row is not None]
-    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    present = [i for i, each in enumerate(vectors) if each is not None]
+    gram = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
     if not present:
         return gram
-    flat = [row.detach().reshape(-1) for row in rows if row is not None]
+    flat = [each.detach().reshape(-1) for each in vectors if each is not None]
     with _own_precision(flat[0].device.type):
         gram[torch.tensor(present)[:, None], torch.tensor(present)] = _products(flat).cpu()
     return gram
@@ -63,7 +63,7 @@ def _products(flat: list[Tensor]) -> Tensor:
     without_float64 = device.type == "mps"  # Apple's GPUs have none
     total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device="cpu" if without_float64 else device)
     for start in range(0, flat[0].numel(), CHUNK * SLAB):
-        slab = torch.stack([row[start : start + CHUNK * SLAB].to(dtype) for row in flat])  # [M, n]
+        slab = torch.stack([each[start : start + CHUNK * SLAB].to(dtype) for each in flat])  # [M, n]
         whole = slab.shape[1] // CHUNK * CHUNK
         chunks = slab[:, :whole].unflatten(1, (-1, CHUNK)).transpose(0, 1)  # [C, M, CHUNK]
         for part in (chunks, slab[None, :, whole:]):
@@ -77,19 +77,19 @@ class Gram:
     """The inner products of named gradients, per parameter tensor.
 
     Attributes:
-        rows: the M names of the gradients, the order of every matrix here.
+        names: of the M gradients, the order of every matrix here.
         values: canonical parameter name → ``[M, M]``, float64, symmetric.
     """
 
-    rows: tuple[str, ...]
+    names: tuple[str, ...]
     values: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, rows: Mapping[str, NamedTensors]) -> Self:
+    def of(cls, gradients: Mapping[str, NamedTensors]) -> Self:
         """The Gram of gradients in memory, as `geffect.capture_gradients` returns them.
 
         Args:
-            rows: name → parameter name → tensor; a parameter that is missing counts as zero.
+            gradients: name → parameter name → tensor; a parameter that is missing counts as zero.
 
         Returns:
             Their inner products.
@@ -97,13 +97,14 @@ class Gram:
         >>> Gram.of({"a": {"w": torch.tensor([1.0, 2.0])}, "b": {}}).values["w"].tolist()
         [[5.0, 0.0], [0.0, 0.0]]
         """
-        names = dict.fromkeys(name for row in rows.values() for name in row)
-        return cls(tuple(rows), {name: inner_products([row.get(name) for row in rows.values()]) for name in names})
+        parameters = dict.fromkeys(name for each in gradients.values() for name in each)
+        products = {name: inner_products([each.get(name) for each in gradients.values()]) for name in parameters}
+        return cls(tuple(gradients), products)
 
     def total(self, names: Iterable[str] | None = None) -> Tensor:
         """The sum over the named parameters (all by default), ``[M, M]``."""
         chosen = self.values.values() if names is None else [self.values[name] for name in names]
-        return sum(chosen, torch.zeros(len(self.rows), len(self.rows), dtype=torch.float64))
+        return sum(chosen, torch.zeros(len(self.names), len(self.names), dtype=torch.float64))
 
     def by(self, labels: Mapping[str, str]) -> dict[str, Tensor]:
         """The sums under each label (a layer or group a parameter), from the embedding to the head (`depth_key`)."""
@@ -126,7 +127,8 @@ class Gram:
         [[4.0, -4.0], [-4.0, 4.0]]
         """
         matrix = torch.tensor(
-            [[float(parts.get(row, 0.0)) for row in self.rows] for parts in combinations.values()], dtype=torch.float64
+            [[float(parts.get(name, 0.0)) for name in self.names] for parts in combinations.values()],
+            dtype=torch.float64,
         )
         return Gram(tuple(combinations), {name: matrix @ g @ matrix.T for name, g in self.values.items()})
 
@@ -142,14 +144,14 @@ class Gram:
             Columns ``by`` (``parameter`` without labels), ``gradient``, ``other``, ``inner``; each unordered pair once.
         """
         sums = self.values if labels is None else self.by(labels)
-        pairs = [(i, j) for i in range(len(self.rows)) for j in range(i, len(self.rows))]
-        lines = [(label, self.rows[i], self.rows[j], float(g[i, j])) for label, g in sums.items() for i, j in pairs]
+        pairs = [(i, j) for i in range(len(self.names)) for j in range(i, len(self.names))]
+        lines = [(label, self.names[i], self.names[j], float(g[i, j])) for label, g in sums.items() for i, j in pairs]
         return pd.DataFrame(lines, columns=["parameter" if labels is None else by, "gradient", "other", "inner"])
 
     def to_record(self) -> dict[str, Any]:
         """The names, and each tensor's upper triangle, line by line, to nine significant digits."""
         triangles = [[float(f"{x:.{DIGITS}g}") for x in upper_triangle(matrix)] for matrix in self.values.values()]
-        return {"gradients": list(self.rows), "values": triangles}
+        return {"gradients": list(self.names), "values": triangles}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], parameters: Sequence[str]) -> Self:
@@ -157,10 +159,10 @@ class Gram:
         return cls(tuple(record["gradients"]), dict(zip(parameters, map(_symmetric, record["values"]), strict=True)))
 
     def __repr__(self) -> str:
-        return f"Gram({', '.join(self.rows)}; {len(self.values)} tensors)"
+        return f"Gram({', '.join(self.names)}; {len(self.values)} tensors)"
 
     def _repr_html_(self) -> str:
-        table = pd.DataFrame(self.total().numpy(), self.rows, self.rows)
+        table = pd.DataFrame(self.total().numpy(), self.names, self.names)
         title = f"inner products, summed over {len(self.values)} tensors"
         return f"<p>{title}</p>{table.to_html(float_format='{:.4g}'.format)}"
 
@@ -184,20 +186,20 @@ def _symmetric(upper: Sequence[float | None]) -> Tensor:
     return matrix
 
 
-def inner(gram: Tensor, rows: Sequence[str], a: str, b: str) -> float:
-    """⟨a, b⟩ from a Gram matrix ``[M, M]`` whose order is ``rows``."""
-    return float(gram[rows.index(a), rows.index(b)])
+def inner(gram: Tensor, names: Sequence[str], a: str, b: str) -> float:
+    """⟨a, b⟩ from a Gram matrix ``[M, M]`` whose order is ``names``."""
+    return float(gram[names.index(a), names.index(b)])
 
 
-def norm(gram: Tensor, rows: Sequence[str], a: str) -> float:
+def norm(gram: Tensor, names: Sequence[str], a: str) -> float:
     """‖a‖₂."""
-    return math.sqrt(max(inner(gram, rows, a, a), 0.0))
+    return math.sqrt(max(inner(gram, names, a, a), 0.0))
 
 
-def cosine(gram: Tensor, rows: Sequence[str], a: str, b: str) -> float:
+def cosine(gram: Tensor, names: Sequence[str], a: str, b: str) -> float:
     """⟨a, b⟩ / (‖a‖‖b‖), in [−1, 1]; NaN where either row is zero."""
-    scale = norm(gram, rows, a) * norm(gram, rows, b)
-    return max(-1.0, min(1.0, inner(gram, rows, a, b) / scale)) if scale else math.nan
+    scale = norm(gram, names, a) * norm(gram, names, b)
+    return max(-1.0, min(1.0, inner(gram, names, a, b) / scale)) if scale else math.nan
 
 
 def inner_by_label(frame: pd.DataFrame, a: str, b: str) -> "pd.Series[float]":

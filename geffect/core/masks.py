@@ -193,24 +193,24 @@ class Overlap:
     """The overlaps of named gradients' masks, per parameter tensor.
 
     Attributes:
-        rows: the M names, the order of every matrix here.
+        names: of the M masks, the order of every matrix here.
         share: of each tensor's entries that a mask keeps.
         values: canonical parameter name → intersections ``[M, M]``, int64, symmetric.
     """
 
-    rows: tuple[str, ...]
+    names: tuple[str, ...]
     share: float
     values: dict[str, Tensor] = field(default_factory=dict)
 
     def to_record(self) -> dict[str, Any]:
         """The share, the names, and each tensor's upper triangle, line by line."""
         triangles = [upper_triangle(counts) for counts in self.values.values()]
-        return {"share": self.share, "gradients": list(self.rows), "values": triangles}
+        return {"share": self.share, "gradients": list(self.names), "values": triangles}
 
     def total(self, names: Iterable[str] | None = None) -> Tensor:
         """The sum over the named parameters (all by default), ``[M, M]``."""
         counts = self.values.values() if names is None else [self.values[name] for name in names]
-        return sum(counts, torch.zeros(len(self.rows), len(self.rows), dtype=torch.int64))
+        return sum(counts, torch.zeros(len(self.names), len(self.names), dtype=torch.int64))
 
     def by(self, labels: Mapping[str, str]) -> dict[str, Tensor]:
         """The sums under each label (a layer or group a parameter), in order of first appearance."""
@@ -263,7 +263,7 @@ class Localization:
 
     def cosines(self) -> dict[str, float]:
         """Parameter → cosine of all domains' forget and retain mean gradients, weighted by examples; 0 for zeros."""
-        if not self.gram.rows:
+        if not self.gram.names:
             raise GeffectError(
                 "The localization has masks and no mean gradients", remedy="Localize without --masks-only"
             )
@@ -273,7 +273,7 @@ class Localization:
             for role in TARGETS
         }
         pooled = self.gram.combine(weights)
-        values = {name: cosine(g, pooled.rows, *TARGETS) for name, g in pooled.values.items()}
+        values = {name: cosine(g, pooled.names, *TARGETS) for name, g in pooled.values.items()}
         return {name: 0.0 if math.isnan(value) else value for name, value in values.items()}
 
     def to_frame(self) -> "pd.DataFrame":

@@ -26,7 +26,7 @@ def write_localization(run: RunDirectory, localization: Localization, recipe: Ma
     """Write a localization's record, its masks, one file a share, and its recipe, which is also in every mask file."""
     path = run.path
     for place, overlap in enumerate(localization.overlaps.values()):
-        gram = {"gram": localization.gram} if localization.gram.rows and not place else {}
+        gram = {"gram": localization.gram} if localization.gram.names and not place else {}
         run.append({"step": 0} | gram | {"overlap": overlap})
     (path / MASKS).mkdir()
     for share, splits in localization.masks.items():

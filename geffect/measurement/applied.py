@@ -51,7 +51,7 @@ class Applied:
         """
         scale, frozen = self._correction(), self.run.frozen
         names = ("update", "applied")
-        basis = Basis((*self.basis.rows, *names), self.run.tie)
+        basis = Basis((*self.basis.names, *names), self.run.tie)
         for name, parameter in ((n, local_part(p.detach())) for n, p in self.run.parameters.items()):
             update = self._moved(name)
             if frozen is not None:
@@ -65,7 +65,7 @@ class Applied:
         basis.sum_up(sharded=self.run.sharded)
         named = self.named.extend(names)
         gram = basis.combine(named, list(self.run.parameters))
-        measured = Measured({f"norm_{name}": norm(gram.total(), gram.rows, name) for name in names}, gram)
+        measured = Measured({f"norm_{name}": norm(gram.total(), gram.names, name) for name in names}, gram)
         if self.masks is not None:
             measured.overlap = self.masks.overlap(named, list(self.run.parameters), self.run.tie)
         measured.prediction = self.run.prediction.close() if self.run.prediction is not None else None
@@ -88,11 +88,11 @@ class Applied:
         for name in self.run.parameters:
             gram.values[name] = inner_products([self._moved(name, free=True), self.run.state.get(name)])
         total = sum_gram(gram, sharded=self.run.sharded).total()
-        return rectifier.correction(InnerProducts(gram.rows, total))
+        return rectifier.correction(InnerProducts(gram.names, total))
 
     def _measure(self, basis: Basis, name: str, update: Tensor, applied: Tensor, lr: float) -> None:
         memory, stored = self.run.rectifier.memory, self.kept or {}
-        gradients = {each: self.run.state if each == memory else stored.get(each, {}) for each in self.basis.rows}
+        gradients = {each: self.run.state if each == memory else stored.get(each, {}) for each in self.basis.names}
         tensors = {each: tensors.get(name) for each, tensors in gradients.items()}
         tied = self.run.tie is not None and name == self.run.tie.name
         basis.add(name, {**tensors, "update": update, "applied": applied}, self.embeds if tied else None)

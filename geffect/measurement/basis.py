@@ -64,20 +64,20 @@ class Basis:
         self.embed: Tensor | None = None
 
     @property
-    def rows(self) -> tuple[str, ...]:
+    def names(self) -> tuple[str, ...]:
         """The gradients' names, the order of every matrix."""
-        return self.gram.rows
+        return self.gram.names
 
     def add(self, name: str, tensors: Tensors, embeds: Tensors | None = None) -> None:
         """Reduce one tensor of every gradient, None for zeros.
 
         ``embeds`` are the tied tensor's parts as embedding, of the gradients that loss gradients are made of.
         """
-        wholes = [tensors.get(each) for each in self.rows]
+        wholes = [tensors.get(each) for each in self.names]
         if embeds is None:
             self.gram.values[name] = inner_products(wholes)
             return
-        both = inner_products([*(embeds.get(each) for each in self.rows), *wholes])
+        both = inner_products([*(embeds.get(each) for each in self.names), *wholes])
         size = len(wholes)
         self.gram.values[name], self.embed = both[size:, size:], both[:size, size:]
 
@@ -93,13 +93,13 @@ class Basis:
         combined: dict[str, Tensor] = {}
         for part, parts in combinations.by_part.items():
             members = {name: self.gram.values[name] for name in order if combinations.part(name) == part}
-            combined |= Gram(self.rows, members).combine(parts).values
+            combined |= Gram(self.names, members).combine(parts).values
         values: dict[str, Tensor] = {}
         for name in order:
             if self.tie is None or self.embed is None or name != self.tie.name:
                 values[name] = combined[name]
                 continue
-            embed = Gram(self.rows, {"": self.embed}).combine(combinations.at(name)).values[""]
+            embed = Gram(self.names, {"": self.embed}).combine(combinations.at(name)).values[""]
             of_targets = [role_of(each) in TARGETS for each in combinations.names]
             uses = split_by_use(combined[name], embed, of_targets)
             values |= dict(zip((name + EMBED, name + HEAD, name + BOTH), uses, strict=True))

@@ -157,7 +157,7 @@ class Passes:
         """Add up the gradients and sums of all processes."""
         if num_processes() == 1:
             return
-        self.window.rows = sum_gradients(self.window.rows, self.run.differentiated)
+        self.window.gradients = sum_gradients(self.window.gradients, self.run.differentiated)
         values = sum_over_processes(
             torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in self.sums.values()])
         )

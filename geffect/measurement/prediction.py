@@ -47,7 +47,7 @@ class PredictionCheck:
                 before += float(share.detach())
                 window.add(name, share)
             self.entries[name] = {"before": before, "gradient": 0.0, "update": 0.0}
-        self.gradients = {name: {k: local_part(t) for k, t in each.items()} for name, each in window.rows.items()}
+        self.gradients = {name: {k: local_part(t) for k, t in each.items()} for name, each in window.gradients.items()}
 
     def add(self, name: str, gradient: Tensor | None, applied: Tensor, learning_rate: float) -> None:
         """Add one tensor's share of both predictions: ``gradient`` is the optimizer's input, ``applied`` is −Δθ."""

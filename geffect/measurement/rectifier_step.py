@@ -59,7 +59,7 @@ class RectifierStep:
         part_of = self.run.parts
         gram = self.products.combine(Combinations.everywhere(self.read), list(self.run.parameters))
         totals = gram.by(part_of) if part_of else {"": gram.total()}
-        return {part: self._of_part(InnerProducts(gram.rows, total)) for part, total in totals.items()}
+        return {part: self._of_part(InnerProducts(gram.names, total)) for part, total in totals.items()}
 
     def _of_part(self, gram: InnerProducts) -> dict[str, float]:
         coefficients = dict.fromkeys(self.sources, 0.0)

@@ -65,7 +65,7 @@ def standard_errors(
     size = len(named)
     for shares in micro_batches:
         gram = _products(basis, window, shares, order, tie).combine(Combinations.everywhere(doubled), order)
-        for label, both in Gram(gram.rows, gram.values).by({n: labels.get(n, n) for n in gram.values}).items():
+        for label, both in Gram(gram.names, gram.values).by({n: labels.get(n, n) for n in gram.values}).items():
             whole[label], one = both[:size, :size], both[size:, :size]
             linearized.setdefault(label, []).append(one + one.T)
             inside[label] = inside.get(label, torch.zeros(())) + both[size:, size:]

@@ -154,14 +154,14 @@ class Step:
     def _taken(self, name: str, streamed: Tensor | None) -> Tensors:
         """One tensor of every gradient the passes left, taken out of its buffer."""
         passes = self.passes
-        taken = {each: passes.window.rows.get(each, {}).pop(name, None) for each in passes.buffers}
+        taken = {each: passes.window.gradients.get(each, {}).pop(name, None) for each in passes.buffers}
         return taken if streamed is None else taken | {passes.retain[-1]: streamed}
 
     def _settle(self, name: str, own: Tensors, embed: Tensors | None) -> None:
         """Combine and reduce one tensor of every gradient; what is descended is left in the objective's buffer."""
         run, passes = self.run, self.passes
         tensors, embeds = self._losses(own), None if embed is None else self._losses(embed)
-        gradient, retain = passes.window.rows.setdefault("objective", {}), self._pooled(passes.retain, own)
+        gradient, retain = passes.window.gradients.setdefault("objective", {}), self._pooled(passes.retain, own)
         forget = passes.forget_side(own)
         if run.frozen is None:
             if forget is not None:
@@ -214,11 +214,11 @@ class Step:
         if self.masks is not None:
             splits = {"forget": self.passes.forget, "retain": self.passes.retain}
             pooled = {role: self._pooled(each, tensors) for role, each in splits.items() if len(each) > 1}
-            self.masks.add(name, {each: tensors[each] for each in self.basis.rows} | pooled)
+            self.masks.add(name, {each: tensors[each] for each in self.basis.names} | pooled)
         if self.kept is None:
             return
         self.kept_embeds = embeds if embeds is not None else self.kept_embeds
-        for each in (each for each in self.basis.rows if each != self.rule.memory):
+        for each in (each for each in self.basis.names if each != self.rule.memory):
             tensor = tensors[each]
             if tensor is not None:  # what is descended is rectified and clipped in place
                 self.kept.setdefault(each, {})[name] = tensor.clone() if each in ("objective", MASKED) else tensor
@@ -229,13 +229,13 @@ class Step:
         if self.rectifier.sources:  # without a rectifier there are none, and norms of zero say nothing
             return found | norms(self.rectifier.products.gram)
         if not self.measure:
-            gradient = self.passes.window.rows.get("objective", {})
+            gradient = self.passes.window.gradients.get("objective", {})
             square = torch.nn.utils.get_total_norm(gradient.values()).double() ** 2
             found["norm_objective"] = math.sqrt(float(sum_over_processes(square) if self.run.sharded else square))
         return found
 
     def _hand_back(self, rectified: Coefficients) -> None:
-        gradient = self.rectifier.combine(self.passes.window.rows.pop("objective", {}), rectified)
+        gradient = self.rectifier.combine(self.passes.window.gradients.pop("objective", {}), rectified)
         for name, parameter in self.run.parameters.items():
             parameter.grad = as_shard(gradient.get(name), parameter)
             if self.masks is not None and self._rectifies:
@@ -263,7 +263,7 @@ class Step:
         retain = {name: passes.shares[name] for name in passes.retain}
         named = each | {"objective": {"objective": 1.0}, "forget": forget, "retain": retain}
         order = dict.fromkeys(("objective", "forget", "retain", *each))
-        own = {name: {name: 1.0} for name in (MASKED, *self._memory) if name in self.basis.rows}
+        own = {name: {name: 1.0} for name in (MASKED, *self._memory) if name in self.basis.names}
         return {name: named[name] for name in order} | own
 
     def _handed_back(self, rectified: Mapping[str, float]) -> dict[str, float]:
@@ -294,4 +294,4 @@ def refuse_broken(numbers: Mapping[str, float]) -> None:
 def norms(gram: Gram) -> dict[str, float]:
     """‖gradient‖ over the whole model, by name."""
     total = gram.total()
-    return {f"norm_{name}": norm(total, gram.rows, name) for name in gram.rows}
+    return {f"norm_{name}": norm(total, gram.names, name) for name in gram.names}

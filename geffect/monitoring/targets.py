@@ -119,7 +119,7 @@ def compute_target_gradients(
                 buffer.add(name, weight * risk(outputs, counts[name]))
                 if weight:
                     scores[name][batch["index"]] = example_scores(outputs)
-    rows = sum_gradients(buffer.rows, buffer.parameters)
+    rows = sum_gradients(buffer.gradients, buffer.parameters)
     return rows, {name: Likelihood.from_examples(sum_over_processes(each)) for name, each in scores.items()}
 
 

@@ -346,7 +346,7 @@ def summary(measured: Measured) -> dict[str, float]:
     gram = measured.gram
     if gram is None:
         return dict(measured.scalars)
-    total, rows = gram.total(), gram.rows
+    total, rows = gram.total(), gram.names
     effects = {
         "unlearn_g_effect": inner(total, rows, "forget", "objective"),
         "retain_g_effect": inner(total, rows, "retain", "objective"),

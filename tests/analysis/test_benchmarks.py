@@ -67,7 +67,7 @@ def test_the_published_script_begins_with_our_g_effects(setting: Setting) -> Non
     script = ThreeBackwards(setting)
     script()
     assert measured.gram is not None
-    total, rows = measured.gram.total(), measured.gram.rows
+    total, rows = measured.gram.total(), measured.gram.names
     for name, found in script.g_effects().items():
         assert found == pytest.approx(float(total[rows.index("objective"), rows.index(name)]), rel=1e-5)
     assert all(p.grad is None for p in setting.model.parameters())

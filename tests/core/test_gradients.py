@@ -46,7 +46,7 @@ def test_streamed_equals_stored_equals_flattened(case: str) -> None:
     window.add("forget", _risk(model, FORGET))
 
     def visit(name: str, retain: Tensor | None) -> None:
-        streamed.values[name] = inner_products([window.rows["forget"].get(name), retain])
+        streamed.values[name] = inner_products([window.gradients["forget"].get(name), retain])
 
     window.stream("retain", _risk(model, RETAIN), visit)
     assert_gram_close(streamed.total(), stored.total(), 1e-12)
@@ -73,7 +73,7 @@ def test_streaming_completes_what_earlier_micro_batches_added() -> None:
         for name, gradient in oracles.gradient(model, partial(oracles.risk, model, batch)).items():
             alone[name] += share * gradient
     assert_rows_close(seen, alone, 1e-5)
-    assert "retain" not in window.rows
+    assert "retain" not in window.gradients
 
 
 @pytest.mark.parametrize("case", CASES)

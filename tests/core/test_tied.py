@@ -45,7 +45,7 @@ def test_parts_are_those_of_a_model_with_a_head_of_its_own(case: str, text: str,
     whole = take_step(make_measurement(model, text, "gru"), split(batches, size))
     assert measured.gram is not None and whole.gram is not None
     assert_gram_close(measured.gram.total(), whole.gram.total(), 1e-5)
-    rows = measured.gram.rows
+    rows = measured.gram.names
     for part, at in ((EMBED, name), (HEAD, head)):
         for risk, batch in (("forget", FORGET), ("retain", RETAIN)):
             mine = oracles.gradient(twin, partial(oracles.risk, twin, batch))[at].double()
@@ -79,7 +79,7 @@ def test_the_parts_sum_exactly_and_the_update_is_the_same(case: str) -> None:
     assert told is not None and whole is not None
     parts = sum((told.values[name + part] for part in (EMBED, HEAD, BOTH)), torch.zeros(5, 5).double())
     assert_gram_close(parts, whole.values[name], 1e-6)
-    risk = [told.rows.index(row) for row in ("forget", "retain")]
+    risk = [told.names.index(row) for row in ("forget", "retain")]
     unsplit = told.values[name + BOTH]
     assert not unsplit[risk].any() and not unsplit[:, risk].any()
     assert_rows_close(with_tie, without, 1e-6)
@@ -98,7 +98,7 @@ def test_both_uses_are_held_apart_only_in_rows_that_risks_are_read_from(text: st
         )
         step.micro_batch(make_batches(model), last=False)
         windows.append({
-            row for row, held in step.passes.window.rows.items() if "transformer.wte.weight@lm_head" in held
+            row for row, held in step.passes.window.gradients.items() if "transformer.wte.weight@lm_head" in held
         })
     assert windows[0] == apart
     assert windows[1] == apart & {"objective"}

@@ -93,7 +93,7 @@ def test_masks_alone_are_the_same_masks(mode: str) -> None:
             assert masks.keys() == alone.masks[share][split].keys()
             assert all(torch.equal(mask, alone.masks[share][split][name]) for name, mask in masks.items())
         assert torch.equal(whole.overlaps[share].total(), alone.overlaps[share].total())
-    assert (whole.gram.rows, alone.gram.rows, alone.magnitudes) == (tuple(SPLITS), (), {})
+    assert (whole.gram.names, alone.gram.names, alone.magnitudes) == (tuple(SPLITS), (), {})
     with pytest.raises(GeffectError, match="Localize without --masks-only"):
         alone.cosines()
 

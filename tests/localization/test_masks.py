@@ -90,7 +90,7 @@ def test_each_mask_meets_the_gradients_it_belongs_to(text: str, freezing: str, s
     measured = take_step(measurement, split(batches, size))
     assert_rows_close(gradients(model), expected, 2e-5)
     assert measured.gram is not None
-    assert measured.gram.rows == ("objective", "forget", "retain", "masked", "rectified")
+    assert measured.gram.names == ("objective", "forget", "retain", "masked", "rectified")
     risks = [oracles.gradient(model, partial(oracles.risk, model, batches[name])) for name in ("forget", "retain")]
     assert_gram_close(measured.gram.total(), oracles.gram([whole, *risks, expected, expected], list(whole)), 3e-5)
     for mask, gradient in ((frozen.still(name), p.grad) for name, p in trainable_parameters(model).items()):
@@ -114,7 +114,7 @@ def test_masked_rows_are_projected(rectifier: str, freezing: str) -> None:
     measured = take_step(make_measurement(model, text, rectifier, frozen=frozen), split(batches, 2))
     assert_rows_close(gradients(model), expected, 3e-5)
     assert measured.gram is not None
-    rows = list(measured.gram.rows)
+    rows = list(measured.gram.names)
     assert rows == ["objective", "forget", "retain", "masked", "retain_average", "rectified"]
     chosen = [rows.index(row) for row in ("masked", "retain_average", "rectified")]
     assert_gram_close(measured.gram.total()[chosen][:, chosen], oracles.gram([masked, memory, expected], names), 5e-5)
@@ -182,7 +182,7 @@ def test_what_is_applied_does_not_run_against_the_masked_memory(space: str) -> N
         stepper.step()
         measured = step.after(dict.fromkeys(measurement.parameters, 1e-2))
         assert measured is not None and measured.gram is not None
-        rows, total = measured.gram.rows, measured.gram.total()
+        rows, total = measured.gram.names, measured.gram.total()
         a, m = rows.index("applied"), rows.index("retain_average")
         assert float(total[a, m]) >= -1e-5 * float(total[a, a] * total[m, m]) ** 0.5
         stepper.zero_grad()

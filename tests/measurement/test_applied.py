@@ -82,7 +82,7 @@ def test_what_is_applied_never_runs_against_the_memory(optimizer: str, space: st
             scale = float(update.norm() * memory.norm())
             assert float(applied @ memory) >= -1e-5 * scale
         assert float((applied - expected).norm()) <= 1e-5 * float(update.norm()) + 1e-7
-        total, rows = measured.gram.total(), measured.gram.rows
+        total, rows = measured.gram.total(), measured.gram.names
         assert float(total[rows.index("update"), rows.index("update")]) == pytest.approx(
             float(update @ update), rel=1e-4
         )
@@ -104,7 +104,7 @@ def test_under_adam_a_rectified_gradient_still_moves_against_the_memory() -> Non
         stepper.step()
         measured = step.after(dict.fromkeys(measurement.parameters, 1e-2))
         assert measured is not None and measured.gram is not None
-        rows = measured.gram.rows
+        rows = measured.gram.names
         found.append(float(measured.gram.total()[rows.index("retain_average"), rows.index("applied")]))
     assert min(found) < 0
 
@@ -125,12 +125,12 @@ def test_rows_of_the_update_equal_flattened_differences(tied: bool) -> None:
     assert measured is not None and measured.gram is not None and finished.gram is not None
     update = {n: before[n] - between[n] for n in names}
     applied = {n: before[n] - p.detach() for n, p in trainable_parameters(model).items()}
-    rows = list(measured.gram.rows)
-    assert rows == [*finished.gram.rows, "update", "applied"]
+    rows = list(measured.gram.names)
+    assert rows == [*finished.gram.names, "update", "applied"]
     chosen = [rows.index(row) for row in ("forget", "retain", "update", "applied")]
     total = measured.gram.total()
     assert_gram_close(total[chosen][:, chosen], oracles.gram([forget, retain, update, applied], names), 1e-5)
-    size = len(finished.gram.rows)
+    size = len(finished.gram.names)
     assert_gram_close(total[:size, :size], finished.gram.total(), 1e-6)
 
 

@@ -73,7 +73,7 @@ def test_a_row_a_scope_and_the_sum_of_all_equal_autograd(text: str, size: int) -
     expected = [oracles.gradient(model, loss), *rows]
     measured = take_step(measurement, split(batches, size))
     assert measured.gram is not None
-    assert measured.gram.rows == ("objective", "forget", "retain", *SPLITS, "retain_average", "rectified")
+    assert measured.gram.names == ("objective", "forget", "retain", *SPLITS, "retain_average", "rectified")
     assert_gram_close(measured.gram.total()[:7, :7], oracles.gram(expected, list(trainable_parameters(model))), 3e-5)
     plain = make_measurement(model, text, reference=reference)
     take_step(plain, split(batches, size), measure=False)
@@ -89,7 +89,7 @@ def test_a_tied_tensor_is_told_apart_for_every_scope() -> None:
     assert measured.gram is not None
     names = list(trainable_parameters(model))
     splits = [oracles.gradient(model, partial(oracles.risk, model, batches[name])) for name in SPLITS]
-    rows = [measured.gram.rows.index(name) for name in SPLITS]
+    rows = [measured.gram.names.index(name) for name in SPLITS]
     assert_gram_close(measured.gram.total()[rows][:, rows], oracles.gram(splits, names), 3e-5)
     tied = sum(measured.gram.values["model.embed_tokens.weight" + part] for part in (EMBED, HEAD, BOTH))
     expected = oracles.gram(splits, ["model.embed_tokens.weight"])
@@ -103,7 +103,7 @@ def test_the_mask_of_a_roles_row_is_its_own_and_no_domains() -> None:
     assert measured.overlap is not None and measured.gram is not None
     pooled = oracles.gradient(model, partial(oracles.risk, model, _merged(batches, "forget")))
     own = oracles.gradient(model, partial(oracles.risk, model, batches["forget/a"]))
-    rows = [measured.overlap.rows.index(name) for name in ("forget", "forget/a")]
+    rows = [measured.overlap.names.index(name) for name in ("forget", "forget/a")]
     name = "model.layers.0.mlp.up_proj.weight"
     expected = intersections([pack(top_mask(row[name], 0.1)) for row in (pooled, own)])
     assert (measured.overlap.values[name][rows][:, rows] - expected).abs().max() <= 1

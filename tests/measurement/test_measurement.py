@@ -53,7 +53,7 @@ def test_rows_and_gradient_equal_the_oracles(case: str, text: str, size: int) ->
     expected = _oracle(model, text, forget)
     measured = take_step(make_measurement(model, text, "none"), split({"forget": forget, "retain": RETAIN}, size))
     assert measured.gram is not None
-    assert measured.gram.rows == ("objective", "forget", "retain")
+    assert measured.gram.names == ("objective", "forget", "retain")
     assert list(measured.gram.values) == names
     assert_gram_close(measured.gram.total(), oracles.gram(expected, names), 1e-5)
     for name in names:
@@ -77,7 +77,7 @@ def test_ga_propagated_apart_is_minus_the_objective_and_only_on_its_own_batch() 
     measurement = make_measurement(model, "ga", "none", free=False)
     gram = take_step(measurement, [TWO]).gram
     assert gram is not None
-    total, rows = gram.total(), gram.rows
+    total, rows = gram.total(), gram.names
     assert cosine(total, rows, "objective", "forget") == pytest.approx(-1, abs=1e-5)
     assert inner(total, rows, "objective", "forget") == pytest.approx(-inner(total, rows, "forget", "forget"), rel=1e-5)
 
@@ -121,7 +121,7 @@ def test_rectified_entries_by_algebra_equal_those_of_the_gradient_left_behind() 
     retain = oracles.gradient(model, lambda: oracles.risk(model, RETAIN))
     forget = oracles.gradient(model, lambda: oracles.risk(model, FORGET))
     rows = [{n: -g for n, g in forget.items()}, forget, retain, measurement.state, gradients(model)]
-    assert measured.gram.rows == ("objective", "forget", "retain", "retain_average", "rectified")
+    assert measured.gram.names == ("objective", "forget", "retain", "retain_average", "rectified")
     assert_gram_close(measured.gram.total(), oracles.gram(rows, list(forget)), 1e-5)
 
 
@@ -252,6 +252,6 @@ def test_norms_are_those_of_the_rows() -> None:
     measured = take_step(make_measurement(model, "ga", "gru"), [TWO])
     assert measured.gram is not None
     total = measured.gram.total()
-    assert measured.scalars["norm_rectified"] == norm(total, measured.gram.rows, "rectified")
+    assert measured.scalars["norm_rectified"] == norm(total, measured.gram.names, "rectified")
     left = torch.cat([g.flatten().double() for g in gradients(model).values()]).norm()
     assert measured.scalars["norm_rectified"] == pytest.approx(float(left), rel=1e-5)

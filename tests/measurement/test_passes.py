@@ -69,7 +69,7 @@ def test_rows_equal_autograd(text: str, size: int) -> None:
     names = list(trainable_parameters(model))
     measured = take_step(make_measurement(model, text, "gru", reference=reference), split(batches, size))
     assert measured.gram is not None
-    assert measured.gram.rows == ("objective", "forget", "retain", "retain_average", "rectified")
+    assert measured.gram.names == ("objective", "forget", "retain", "retain_average", "rectified")
     total = measured.gram.total()[:3, :3]
     assert_gram_close(total, oracles.gram(expected, names), 2e-5)
     plain = make_measurement(model, text, reference=reference)

@@ -113,7 +113,7 @@ def test_a_rule_by_part_of_the_model_equals_its_oracle(
     measured = take_step(_measurement(model, objective, rule, layers), batches)
     assert_rows_close(gradients(model), rectified, 1e-5)
     assert measured.gram is not None
-    assert measured.gram.rows == ("objective", "forget", "retain", "rectified")
+    assert measured.gram.names == ("objective", "forget", "retain", "rectified")
     assert_gram_close(measured.gram.total(), oracles.gram([*rows, rectified], list(layers)), 2e-5)
     seen = {name: gradient.clone() for name, gradient in gradients(model).items()}
     take_step(_measurement(model, objective, rule, layers), batches, measure=False)

@@ -246,7 +246,7 @@ def test_an_inspection_is_a_run_like_any_other(inspected: Path) -> None:
 def test_the_gram_of_rows_at_hand() -> None:
     rows = {"a": {"w": torch.tensor([1.0, 2.0]), "v": torch.tensor([3.0])}, "b": {"w": torch.tensor([0.5, -1.0])}}
     gram = Gram.of(rows)
-    assert gram.rows == ("a", "b")
+    assert gram.names == ("a", "b")
     assert gram.total().tolist() == [[14.0, -1.5], [-1.5, 1.25]]
     assert gram.values["v"].tolist() == [[9.0, 0.0], [0.0, 0.0]]
 

@@ -130,7 +130,7 @@ def gram_heat_map(gram: Gram | pd.DataFrame, step: int | None = None) -> Figure:
 
 def _table(gram: Gram | pd.DataFrame, step: int | None) -> pd.DataFrame:
     if isinstance(gram, Gram):
-        table = pd.DataFrame(gram.total().numpy(), gram.rows, gram.rows)
+        table = pd.DataFrame(gram.total().numpy(), gram.names, gram.names)
     else:
         check(gram, ("step", "gradient", "other", "inner"))
         table = gram_at(gram, step)
