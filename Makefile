@@ -53,7 +53,7 @@ test-lowest:  ## the tests with the lowest versions that pyproject.toml allows, 
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python $(PYTEST)
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python $(PYTEST) -W default  # old libraries warn of newer ones
 
 coverage: $(INSTALLED)  ## the tests, then the share of lines that they run, and the lines that they do not
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) --cov --cov-report=term-missing:skip-covered
