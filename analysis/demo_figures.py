@@ -6,6 +6,7 @@ Starts the demo where DEMO (``runs/demo``) is not there yet. Everything goes thr
 configuration, with the hash of its start, is kept beside the pictures.
 """
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -28,4 +29,6 @@ def main(demo: Path = Path("runs/demo"), out: Path = Path("figures/demo")) -> No
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("demo", metavar="DEMO", nargs="?", type=Path, default=Path("runs/demo"), help="its directory")
+    main(parser.parse_args().demo)

@@ -9,14 +9,13 @@ every one of them, here over whole sets and with standard errors. What is finish
 they are measured. ``claims.csv`` holds the paper's findings against what was measured here, agreeing or not.
 """
 
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.geffect_settings import BY_LAYER, PLAIN, PLANE, REGULARIZED, WEIGHTS, ZOOMED, Study, real, tiny
-from analysis.runs import ensure, inspected, keep_configs
+from analysis.runs import command_line, ensure, inspected, keep_configs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -167,11 +166,19 @@ def make(part: str, study: Study) -> None:
 
 
 if __name__ == "__main__":
-    TINY_RUNS = Path("runs/geffect_paper")
-    if sys.argv[1:2] == ["--real"]:
-        place = Path(sys.argv[4]) if len(sys.argv) > 4 else Path("runs/geffect_real")
-        main(real(sys.argv[2], sys.argv[3], place), Path("figures/geffect_real"))
-    elif sys.argv[1:2] == ["--runs"]:
-        make(sys.argv[2], tiny(TINY_RUNS))
+    TINY_RUNS, REAL_RUNS = Path("runs/geffect_paper"), Path("runs/geffect_real")
+    parser = command_line(__doc__, TINY_RUNS)
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--runs", dest="part", choices=("plain", "regularized"), help="make these runs, draw nothing")
+    either.add_argument(
+        "--real", nargs=2, metavar=("START", "DATA"), help=f"the study of SmolLM2 (RUNS by default: {REAL_RUNS})"
+    )
+    chosen = parser.parse_args()
+    if chosen.real:
+        place = REAL_RUNS if chosen.runs == TINY_RUNS else chosen.runs
+        start, data = chosen.real
+        main(real(start, data, place), Path("figures/geffect_real"))
+    elif chosen.part:
+        make(chosen.part, tiny(TINY_RUNS))
     else:
-        main(tiny(Path(sys.argv[1]) if len(sys.argv) > 1 else TINY_RUNS), Path("figures/geffect_paper"))
+        main(tiny(chosen.runs), Path("figures/geffect_paper"))

@@ -8,7 +8,6 @@ Every stage (fit, localize, each method) is a run directory; what is finished is
 1.8 million parameters, or 135 million; the paper's have 7 billion.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from analysis.grail_settings import (
     method,
 )
 from analysis.grail_tables import Cell, sweep, table, tabulate
-from analysis.runs import ensure, keep_configs
+from analysis.runs import command_line, ensure, keep_configs
 from geffect.reports import plots
 from geffect.reports.plots.registry import draw_all, plots_of
 from geffect.reports.run import Run
@@ -150,7 +149,10 @@ def real(data: str, runs: Path = Path("runs/grail_real"), out: Path = Path("figu
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--real"]:
-        real(sys.argv[2])
+    parser = command_line(__doc__, Path("runs/grail"))
+    parser.add_argument("--real", metavar="DATA", help="the study of SmolLM2, with the data sets in DATA")
+    chosen = parser.parse_args()
+    if chosen.real:
+        real(chosen.real)
     else:
-        main(*map(Path, sys.argv[1:2]))
+        main(chosen.runs)

@@ -6,11 +6,10 @@ GA, NPO and WGA on the built-in authors, with and without GRU on the gradient as
 measured and evaluated. ``analysis.trade_off`` has more objectives and seeds.
 """
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.runs import AUTHORS, ensure, keep_configs
+from analysis.runs import AUTHORS, command_line, ensure, keep_configs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,4 +134,4 @@ def tabulate(frame: "pd.DataFrame") -> "pd.DataFrame":
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:2]))
+    main(command_line(__doc__, Path("runs/gru_paper")).parse_args().runs)

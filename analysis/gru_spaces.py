@@ -4,16 +4,15 @@
     python -m analysis.gru_spaces --real START DATA  SmolLM2 fitted to TOFU in START, one seed
 
 The paper rectifies the gradient; the other two spaces are this toolkit's. Compared are the share of steps on which the
-*measured* risk of heldout rows rises, and heldout accuracy at equal forget risk.
+*measured* risk of the heldout set rises, and heldout accuracy at equal forget risk.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from analysis.runs import AUTHORS, ensure, keep_configs
+from analysis.runs import AUTHORS, command_line, ensure, keep_configs
 from geffect.record.frames import read_steps
 from geffect.reports import plots
 from geffect.reports.compare import at_forget_loss
@@ -98,12 +97,14 @@ def tabulate(frame: pd.DataFrame, risks: tuple[float, ...]) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--real"]:
-        start, data = sys.argv[2:4]
+    parser = command_line(__doc__, Path("runs/gru_spaces"))
+    parser.add_argument("--real", nargs=2, metavar=("START", "DATA"), help="the study of SmolLM2")
+    chosen = parser.parse_args()
+    if chosen.real:
+        start, data = chosen.real
         real = REAL | {"model": start, "data_dir": data}
         main(
             real, REAL_OBJECTIVES, (0,), (2.0, 4.0, 8.0), Path("runs/gru_spaces_real"), Path("figures/gru_spaces_real")
         )
     else:
-        tiny_runs = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/gru_spaces")
-        main(TINY, OBJECTIVES, (0, 1, 2), (2.0, 4.0), tiny_runs, Path("figures/gru_spaces"))
+        main(TINY, OBJECTIVES, (0, 1, 2), (2.0, 4.0), chosen.runs, Path("figures/gru_spaces"))

@@ -3,17 +3,16 @@
     python -m analysis.prediction_study [RUNS]             the built-in model
     python -m analysis.prediction_study --real START DATA  SmolLM2 fitted to TOFU in START
 
-Gradient ascent, 25 steps; both risks on fixed probe rows. Two readings: −lr·⟨∇R, gradient⟩, which is what the
+Gradient ascent, 25 steps; both risks on fixed examples. Two readings: −lr·⟨∇R, gradient⟩, which is what the
 G-effect's definition predicts, and −⟨∇R, applied⟩ with what the optimizer made of it.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from analysis.runs import AUTHORS, ensure, keep_configs
+from analysis.runs import AUTHORS, command_line, ensure, keep_configs
 from geffect.core.gram import r_squared
 from geffect.record.frames import read_prediction
 from geffect.reports import plots
@@ -78,8 +77,11 @@ def tabulate(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--real"]:
-        start, data = sys.argv[2:4]
+    parser = command_line(__doc__, Path("runs/prediction"))
+    parser.add_argument("--real", nargs=2, metavar=("START", "DATA"), help="the study of SmolLM2")
+    chosen = parser.parse_args()
+    if chosen.real:
+        start, data = chosen.real
         main(REAL | {"model": start, "data_dir": data}, Path("runs/prediction_real"), Path("figures/prediction_real"))
     else:
-        main(TINY, Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/prediction"), Path("figures/prediction"))
+        main(TINY, chosen.runs, Path("figures/prediction"))

@@ -4,8 +4,10 @@ A process a run would spend most of its time importing; so the verbs are called 
 the command line would read.
 """
 
+import argparse
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Collection
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +27,19 @@ AUTHORS = {
     "heldout": "builtin:authors/heldout",
     "batch_size": 8,
 }
+
+
+def command_line(doc: str | None, runs: Path) -> argparse.ArgumentParser:
+    """The parser of a study's script: its docstring is the help, and RUNS its one positional argument."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m analysis.{Path(sys.argv[0]).stem}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "runs", metavar="RUNS", nargs="?", type=Path, default=runs, help=f"directory of the runs (default: {runs})"
+    )
+    return parser
 
 
 SCHEMAS = {
@@ -87,14 +102,14 @@ def _remove_checkpoints(run: Path, but: Collection[int] = ()) -> None:
 
 
 def _ensure(config: Any, run: Callable[..., Any], verb: str) -> Path:
-    """One run; what is unfinished is gone on with where that can be, else moved aside."""
+    """Make one run; an unfinished one is resumed where that is possible, else moved aside."""
     out = Path(config.out)
     if (out / DONE).exists():
         _check_same(config)
         LOGGER.info("reused: %s", out)
     elif _resumable(out, verb):
         _check_same(config)
-        LOGGER.info("going on with %s", out)
+        LOGGER.info("resuming %s", out)
         run(config, resume=True)
     else:
         if out.exists():
@@ -106,7 +121,7 @@ def _ensure(config: Any, run: Callable[..., Any], verb: str) -> Path:
 
 
 def _resumable(out: Path, verb: str) -> bool:
-    """An inspection goes on after any line, an unlearning from its last checkpoint."""
+    """An inspection resumes after any line, an unlearning from its last checkpoint."""
     has_checkpoint = any((out / "checkpoints").glob("checkpoint-*"))
     return (out / CONFIG).exists() and (verb == "inspect" or (verb == "unlearn" and has_checkpoint))
 

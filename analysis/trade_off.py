@@ -6,7 +6,6 @@ Runs what is missing in RUNS (``runs/trade_off``). A small model of 1.7 million 
 holds here need not hold elsewhere.
 """
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.runs import AUTHORS, ensure, keep_configs
+from analysis.runs import AUTHORS, command_line, ensure, keep_configs
 from geffect.record.frames import read_steps
 from geffect.reports import plots
 from geffect.reports.compare import at_forget_loss
@@ -120,4 +119,4 @@ def tabulate(frame: pd.DataFrame, at: float = AT_RISK) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:2]))
+    main(command_line(__doc__, Path("runs/trade_off")).parse_args().runs)

@@ -1,5 +1,6 @@
 """Peak memory of single steps, each in a process: ``python -m analysis.benchmarks.memory KIND MODEL ROWS``."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -105,5 +106,10 @@ def benchmark(model: str, rows: int, repeats: int, data_dir: Path | None = None)
 
 
 if __name__ == "__main__":
-    kind, model, rows, *rest = sys.argv[1:]
-    print(json.dumps(measure(kind, model, int(rows), Path(rest[0]) if rest else None)))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", metavar="KIND", choices=KINDS, help=", ".join(KINDS))
+    parser.add_argument("model", metavar="MODEL", help="a model's name")
+    parser.add_argument("rows", metavar="ROWS", type=int, help="examples a batch")
+    parser.add_argument("data", metavar="DATA", nargs="?", type=Path, help="directory of the data sets")
+    chosen = parser.parse_args()
+    print(json.dumps(measure(chosen.kind, chosen.model, chosen.rows, chosen.data)))
