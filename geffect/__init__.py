@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
+    from geffect.api import Evaluation as Evaluation
+    from geffect.api import LocalizationRun as LocalizationRun
+    from geffect.api import doctor as doctor
+    from geffect.api import evaluate as evaluate
+    from geffect.api import finetune as finetune
+    from geffect.api import inspect as inspect
     from geffect.api import load_model as load_model
+    from geffect.api import localize as localize
     from geffect.api import plan as plan
+    from geffect.api import preview as preview
+    from geffect.api import report as report
+    from geffect.api import unlearn as unlearn
     from geffect.config import DoctorConfig as DoctorConfig
     from geffect.config import EvaluateConfig as EvaluateConfig
     from geffect.config import FinetuneConfig as FinetuneConfig
@@ -30,7 +40,7 @@ if TYPE_CHECKING:
     from geffect.data.encode import encode_set as encode_set
     from geffect.data.load import load_set as load_set
     from geffect.errors import GeffectError as GeffectError
-    from geffect.evaluation.metrics.table import register_metric as register_metric
+    from geffect.evaluation.metrics import register_metric as register_metric
     from geffect.evaluation.results import read_evaluation as read_evaluation
     from geffect.evaluation.suites import Part as Part
     from geffect.evaluation.suites import register_derived as register_derived
@@ -64,21 +74,12 @@ if TYPE_CHECKING:
     from geffect.reports.run import plot as plot
     from geffect.stopping import Rule as Rule
     from geffect.stopping import register_stop_rule as register_stop_rule
-    from geffect.verbs import Evaluation as Evaluation
-    from geffect.verbs import LocalizationRun as LocalizationRun
-    from geffect.verbs import doctor as doctor
-    from geffect.verbs import evaluate as evaluate
-    from geffect.verbs import finetune as finetune
-    from geffect.verbs import inspect as inspect
-    from geffect.verbs import localize as localize
-    from geffect.verbs import preview as preview
-    from geffect.verbs import report as report
-    from geffect.verbs import unlearn as unlearn
 
     watch = monitor  # the earlier name still works
 
 _MODULES = {
-    "geffect.api": "load_model plan",
+    "geffect.api": "Evaluation LocalizationRun doctor evaluate finetune inspect load_model localize plan preview "
+    "report unlearn",
     "geffect.config": "DoctorConfig EvaluateConfig FinetuneConfig InspectConfig "
     "LocalizeConfig PreviewConfig ReportConfig UnlearnConfig",
     "geffect.core.gradients": "capture_gradients",
@@ -88,7 +89,7 @@ _MODULES = {
     "geffect.data.encode": "collate encode_set",
     "geffect.data.load": "load_set",
     "geffect.errors": "GeffectError",
-    "geffect.evaluation.metrics.table": "register_metric",
+    "geffect.evaluation.metrics": "register_metric",
     "geffect.evaluation.results": "read_evaluation",
     "geffect.evaluation.suites": "Part register_derived register_suite",
     "geffect.evaluation.view": "View",
@@ -105,14 +106,13 @@ _MODULES = {
     "geffect.reports.plots.registry": "register_plot",
     "geffect.reports.run": "Run plot",
     "geffect.stopping": "Rule register_stop_rule",
-    "geffect.verbs": "Evaluation LocalizationRun doctor evaluate finetune inspect localize preview report unlearn",
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
 _EARLIER = {"watch": "monitor"}  # a name that still works → the one that is documented
 __all__ = sorted(_HOME)
 
 
-if not TYPE_CHECKING:  # so that a misspelt name is an error to a type checker
+if not TYPE_CHECKING:  # so that a misspelled name is an error to a type checker
 
     def __getattr__(name: str) -> Any:
         if name == "__version__":

@@ -1,13 +1,16 @@
-"""The verbs as functions: each takes the configuration its command takes, and returns what it made."""
+"""The verbs: each takes a configuration or its fields, and returns an object that stands where a path does."""
 
 import logging
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, update_wrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+
+import pandas as pd
 
 from geffect.config import (
     DoctorConfig,
@@ -17,14 +20,41 @@ from geffect.config import (
     LocalizeConfig,
     PreviewConfig,
     ReportConfig,
+    Schema,
     TextConfig,
     TrainConfig,
     UnlearnConfig,
 )
+from geffect.core.distributed import rank, wait_for_all
+from geffect.core.forward import IGNORE_INDEX
+from geffect.core.layers import trainable_parameters
+from geffect.core.masks import Localization
 from geffect.core.splits import role_of
+from geffect.data.checks import check_ids, warn_shared
+from geffect.data.encode import encode_set, token_texts
+from geffect.data.load import ExampleSet
 from geffect.errors import Interrupted
+from geffect.evaluation.results import EXAMPLES, read_evaluation, read_reference, summary, write_texts
+from geffect.evaluation.run import check_tasks, evaluate_tasks, evaluate_variant, make_view, read_part
+from geffect.evaluation.success import successes
+from geffect.evaluation.suites import Part, parts
+from geffect.evaluation.variants import Variant, check_variants, variants
+from geffect.inspection.tasks import InspectionSetup, prepare_inspection, record_of
+from geffect.io.readers import StrPath, read_json
 from geffect.io.system import check_single_process, launch_command, terminable
-from geffect.record.writer import RunDirectory, describe, layout_to_json, refuse_existing, replacing
+from geffect.localization.localize import localize as find
+from geffect.localization.losses import split_losses
+from geffect.localization.storage import read_localization, write_localization
+from geffect.models.builtin import BUILT_IN, UNTRAINED, built_in_key, is_built_in, make_tiny
+from geffect.models.cache import cached_directory
+from geffect.models.checkpoints import named_checkpoints
+from geffect.models.load import Loaded, load, quiet_transformers
+from geffect.models.scoring import Reference, check_trainable, in_evaluation_mode
+from geffect.models.tokenizers import vocabulary_size
+from geffect.record.schema import METRICS
+from geffect.record.writer import RunDirectory, describe, layout_to_json, peak_memory_gb, refuse_existing, replacing
+from geffect.reports.run import Run, plot
+from geffect.training.aux_inputs import compute_columns
 from geffect.training.run import (
     check_converged,
     disk_errors,
@@ -39,16 +69,102 @@ from geffect.training.run import (
     train,
     unmet_goals,
 )
+from geffect.training.setup import (
+    LocalizationSetup,
+    Setup,
+    TrainingSetup,
+    check_launched,
+    load_outline,
+    prompt_of,
+    prompts_of,
+    read_gradient_mask,
+    read_set,
+    training_sets,
+    warn_of_other_prompts,
+    warn_of_rounding,
+)
+from geffect.training.setup import prepare as read_setup
 
 if TYPE_CHECKING:
-    from geffect.inspection.tasks import InspectionSetup
-    from geffect.models.load import Loaded
     from geffect.preflight.numerics import Finding
     from geffect.reports.page import Report
-    from geffect.training.setup import LocalizationSetup, Setup, TrainingSetup
+    from geffect.training.unlearn import Diagnostics
 
 LOGGER = logging.getLogger(__name__)
+Fields = ParamSpec("Fields")
+Config = TypeVar("Config", bound=Schema)
+Result = TypeVar("Result")
 Trained = TypeVar("Trained", bound=TrainConfig)
+
+
+class Verb(Generic[Fields, Config, Result]):
+    """A verb: call it with a configuration, or with the fields of one by name.
+
+    Args:
+        schema: the configuration's class.
+        run: carries it out.
+    """
+
+    def __init__(self, schema: Callable[Fields, Config], run: Callable[..., Result]) -> None:
+        self.schema, self.run = schema, run
+        update_wrapper(self, run)
+        self.__doc__ = f"{run.__doc__}\n\nCall it with a configuration, or with its fields:\n\n{schema.__doc__}"
+
+    @overload
+    def __call__(self, config: Config, /, *, resume: bool = False) -> Result: ...
+    @overload
+    def __call__(self, *args: Fields.args, **fields: Fields.kwargs) -> Result: ...
+    def __call__(self, *config: Any, **fields: Any) -> Result:
+        """Carry out the verb; ``resume=True`` continues an unfinished run of ``unlearn``, ``finetune``, ``inspect``."""
+        options = {"resume": True} if fields.pop("resume", False) else {}
+        schema: Any = self.schema
+        if config and fields:
+            raise TypeError(f"A configuration is given alone: {', '.join(fields)} must be fields of it.")
+        return self.run(*(config or [schema(**fields)]), **options)
+
+
+def verb(schema: Callable[Fields, Config]) -> Callable[[Callable[..., Result]], Verb[Fields, Config, Result]]:
+    """Make a function of a configuration a `Verb`."""
+    return lambda run: Verb(schema, run)
+
+
+class Evaluation(os.PathLike[str]):
+    """An evaluation directory of `geffect.evaluate`; every function that takes a path takes it.
+
+    Args:
+        path: the directory.
+
+    Attributes:
+        path: the directory.
+    """
+
+    def __init__(self, path: StrPath) -> None:
+        self.path = Path(path)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"geffect.Evaluation({str(self.path)!r})"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One number an example, metric and model, as `geffect.read_evaluation`."""
+        return read_evaluation(self.path)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Means with intervals, and the numbers made of several sets: ``metrics.json``, by model."""
+        content: dict[str, Any] = read_json(self.path / METRICS)["models"]
+        return content
+
+
+class LocalizationRun(Run):
+    """A directory of `geffect.localize`: a `Run` that also reads its masks and magnitudes."""
+
+    @property
+    def localization(self) -> Localization:
+        """Masks, overlaps and mean magnitudes, as `geffect.read_localization`."""
+        return read_localization(self.path)
 
 
 def load_model(
@@ -58,7 +174,7 @@ def load_model(
     trust_remote_code: bool = False,
     tokenizer: str | None = None,
     chat_template: str | None = None,
-) -> "Loaded":
+) -> Loaded:
     """Load a model by any of its names; one built in is fitted on first use (about a minute) and cached.
 
     Args:
@@ -71,15 +187,12 @@ def load_model(
     Returns:
         Model and tokenizer.
     """
-    from geffect.models.builtin import is_built_in
-    from geffect.models.load import load
-
     if is_built_in(spec):
         spec = str(builtin_tiny(spec))
     return load(spec, dtype, trust_remote_code=trust_remote_code, tokenizer=tokenizer, chat_template=chat_template)
 
 
-def _loader(config: TextConfig, dtype: str) -> "Callable[[str], Loaded]":
+def _loader(config: TextConfig, dtype: str) -> Callable[[str], Loaded]:
     """Loads models by their names as a configuration says."""
     return partial(
         load_model,
@@ -91,27 +204,13 @@ def _loader(config: TextConfig, dtype: str) -> "Callable[[str], Loaded]":
 
 
 def builtin_tiny(name: str = "builtin:tiny") -> Path:
-    """The directory of a built-in model, made on first use and cached by content.
-
-    Args:
-        name: of the model, a key of `geffect.models.builtin.BUILT_IN`; with ``-untrained`` after it, before it was
-            fitted.
-
-    Returns:
-        The directory.
-    """
-    from geffect.models.builtin import UNTRAINED, built_in_key
-    from geffect.models.cache import cached_directory
-
+    """The directory of a built-in model, made on first use; a name with ``-untrained`` after it is the model before."""
     base = name.removesuffix(UNTRAINED)
     make = partial(_save_tiny if name != base else _fit_tiny, base)
     return cached_directory(name.removeprefix("builtin:"), built_in_key(base), make)
 
 
 def _save_tiny(name: str, directory: Path) -> None:
-    from geffect.models.builtin import make_tiny
-    from geffect.models.load import quiet_transformers
-
     model, tokenizer = make_tiny(0, name)
     with quiet_transformers():
         model.save_pretrained(directory)
@@ -119,8 +218,6 @@ def _save_tiny(name: str, directory: Path) -> None:
 
 
 def _fit_tiny(name: str, directory: Path) -> None:
-    from geffect.models.builtin import BUILT_IN
-
     LOGGER.info("fitting %s once, about a minute; it is kept in %s", name, directory.parent)
     _save_tiny(name, directory / "init")
     sets, recipe, _ = BUILT_IN[name]
@@ -135,21 +232,24 @@ def _fit_tiny(name: str, directory: Path) -> None:
         shutil.rmtree(directory / leftover)
 
 
+def _start(start: TrainConfig | TrainingSetup[Any]) -> TrainingSetup[Any]:
+    """What a run starts from, with the model's weights."""
+    config = start if isinstance(start, TrainConfig) else start.config
+    warn_of_rounding(config)
+    setup = read_setup(start) if isinstance(start, TrainConfig) else start
+    return setup.with_weights(_loader(config, config.dtype)(config.model))
+
+
+@verb(FinetuneConfig)
 @terminable()
 def finetune(
-    config: FinetuneConfig, *, resume: bool = False, setup: "TrainingSetup[FinetuneConfig] | None" = None
-) -> Path:
-    """Descend the NLL of named sets and write a model (or adapter) directory that is also a run.
+    config: FinetuneConfig, *, resume: bool = False, setup: TrainingSetup[FinetuneConfig] | None = None
+) -> Run:
+    """Descend the NLL of named sets (full weights or LoRA) and write a model directory with a record.
 
-    Args:
-        config: the run.
-        resume: as of `unlearn`; the checkpoints are removed once the model is written.
-        setup: as of `prepare`, which is called where there is none.
-
-    Returns:
-        The directory.
+    With ``resume`` an unfinished run continues from its last checkpoint. The checkpoints are removed once the model is
+    written. Without a ``setup``, `prepare` makes it.
     """
-    from geffect.models.load import quiet_transformers
     from geffect.training.finetune import FinetuneTrainer
 
     check_single_process("geffect finetune")
@@ -159,15 +259,13 @@ def finetune(
         start = _start(setup or config)
         each_row = (row for rows in start.encoded.values() for row in rows)
         loaded, rows = start.loaded, [replace(row, index=i) for i, row in enumerate(each_row)]
-        arguments, environment = start.arguments, start.environment()
+        environment = start.environment()
         checkpoint = find_checkpoint(config.out, environment) if resume else None
-        with (
-            quiet_transformers(),
-            open_record(run, recorded_config(config), environment, first_step(checkpoint)) as sink,
-        ):
+        recorded, first = recorded_config(config), first_step(checkpoint)
+        with quiet_transformers(), open_record(run, recorded, environment, first) as sink:
             trainer = FinetuneTrainer(
                 loaded.model,
-                arguments,
+                start.arguments,
                 tokenizer=loaded.tokenizer,
                 rows=rows,
                 evaluation_sets=start.encoded,
@@ -183,36 +281,25 @@ def finetune(
             run.finish(final_metrics(config.out) | unmet_goals(config))
             shutil.rmtree(config.out / "checkpoints", ignore_errors=True)  # last: half of them would be no checkpoint
     check_converged(trainer, config.out)
-    return config.out
+    return Run(config.out)
 
 
+@verb(UnlearnConfig)
 @terminable()
 def unlearn(
     config: UnlearnConfig,
     *,
     resume: bool = False,
     free_rows: bool = True,
-    setup: "TrainingSetup[UnlearnConfig] | None" = None,
-) -> Path:
-    """Unlearn a set and record the G-effect while it happens.
+    setup: TrainingSetup[UnlearnConfig] | None = None,
+) -> Run:
+    """Unlearn a set with an objective and a rectifier, recording the G-effect of every update.
 
-    Args:
-        config: the run.
-        resume: go on from the last whole checkpoint of the run that ``config.out`` holds, to the same record and
-            weights; the reference is still the run's start.
-        free_rows: take rows that follow from others by algebra; False back-propagates each (for tests).
-        setup: as of `prepare`, which is called where there is none.
-
-    Returns:
-        The run directory.
+    With ``resume`` an unfinished run continues from its last whole checkpoint, to the record and weights it would have
+    had; the reference is still the run's start. ``free_rows`` takes gradients that follow from others by algebra;
+    tests set it to False. Without a ``setup``, `prepare` makes it.
     """
-    from geffect.core.distributed import rank, wait_for_all
-    from geffect.evaluation.metrics.success import successes
-    from geffect.models.load import quiet_transformers
-    from geffect.models.scoring import Reference
-    from geffect.training.aux_inputs import compute_columns
-    from geffect.training.setup import check_launched, read_gradient_mask, training_sets
-    from geffect.training.unlearn import Diagnostics, UnlearnTrainer
+    from geffect.training.unlearn import UnlearnTrainer
 
     if resume and setup is None:
         config = read_unfinished(config)
@@ -221,23 +308,10 @@ def unlearn(
         loaded, sets = start.loaded, training_sets(start)
         check_launched(config, sets)
         frozen, scored = read_gradient_mask(config, loaded), successes(loaded.model, loaded.tokenizer, start.encoded)
-        whole = recorded_config(config) | {"reference": {"path": loaded.source, "sha256": loaded.sha256}}
-        diagnostics = Diagnostics(
-            config.diagnose_every,
-            config.overlap,
-            config.prediction,
-            tuple(config.save_rows),
-            config.standard_errors,
-            config.until_accuracy,
-            config.mode,
-            free_rows,
-            start.layout.layers,
-        )
+        recorded = recorded_config(config) | {"reference": {"path": loaded.source, "sha256": loaded.sha256}}
         environment = start.environment() | ({"frozen": frozen.shares()} if frozen else {})
         checkpoint = find_checkpoint(config.out, environment) if resume else None
-        wanted = set(config.evaluate or map(role_of, start.encoded))
-        evaluated = {name: rows for name, rows in start.encoded.items() if role_of(name) in wanted}
-        with quiet_transformers(), open_record(run, whole, environment, first_step(checkpoint)) as sink:
+        with quiet_transformers(), open_record(run, recorded, environment, first_step(checkpoint)) as sink:
             trainer = UnlearnTrainer(
                 loaded.model,
                 start.arguments,
@@ -249,11 +323,11 @@ def unlearn(
                     loaded.model, loaded.tokenizer, config.objective, sets, config.seed, autocast=config.autocasts
                 ),
                 reference=Reference(loaded.model) if config.objective.needs_reference else None,
-                diagnostics=diagnostics,
+                diagnostics=_diagnostics(config, start, free_rows=free_rows),
                 keep_dropout=config.keep_dropout,
                 autocast=config.autocasts,
                 sink=sink,
-                evaluation_sets=evaluated,
+                evaluation_sets=_evaluated(config, start),
                 frozen=frozen,
                 sharded=config.shard,
                 rules=config.stop,
@@ -268,162 +342,135 @@ def unlearn(
                 run.finish(final_metrics(config.out, config.stop) | unmet_goals(config) | success)
             wait_for_all()  # the others read what the first has written
     check_converged(trainer, config.out)
-    return config.out
+    return Run(config.out)
 
 
+def _diagnostics(config: UnlearnConfig, start: TrainingSetup[Any], *, free_rows: bool) -> "Diagnostics":
+    from geffect.training.unlearn import Diagnostics
+
+    return Diagnostics(
+        config.diagnose_every,
+        config.overlap,
+        config.prediction,
+        tuple(config.save_rows),
+        config.standard_errors,
+        config.until_accuracy,
+        config.mode,
+        free_rows,
+        start.layout.layers,
+    )
+
+
+def _evaluated(config: UnlearnConfig, start: TrainingSetup[Any]) -> dict[str, Any]:
+    """The encoded sets that a run evaluates, by name."""
+    wanted = set(config.evaluate or map(role_of, start.encoded))
+    return {name: rows for name, rows in start.encoded.items() if role_of(name) in wanted}
+
+
+@verb(LocalizeConfig)
 @terminable()
-def localize(config: LocalizeConfig, *, setup: "LocalizationSetup | None" = None) -> Path:
-    """Find where each split of each domain lives in a model's trainable weights, and write masks and overlaps.
-
-    Args:
-        config: model, domains, shares and importance.
-        setup: as of `prepare`, which is called where there is none.
-
-    Returns:
-        The directory: a record that `geffect.read` and `geffect.read_overlap` read, masks, and figures.
-
-    Raises:
-        GeffectError: a set, a share or the model is refused, or a loss is not finite.
-    """
-    from geffect.core.layers import trainable_parameters
-    from geffect.localization.localize import localize as find
-    from geffect.localization.losses import split_losses
-    from geffect.localization.storage import write_localization
-    from geffect.models.scoring import check_trainable, in_evaluation_mode
-    from geffect.record.writer import peak_memory_gb
-    from geffect.reports.run import plot
-    from geffect.training.setup import prepare as read
-    from geffect.training.setup import prompts_of
-
+def localize(config: LocalizeConfig, *, setup: LocalizationSetup | None = None) -> LocalizationRun:
+    """Find the weights where each domain's knowledge lies: top-k masks of every split, and their overlaps."""
     check_single_process("geffect localize")
     with RunDirectory(config.out) as run:
-        start = setup or read(config)
-        start = start.with_weights(_loader(config, config.dtype)(config.model))
+        start = (setup or read_setup(config)).with_weights(_loader(config, config.dtype)(config.model))
         loaded = start.loaded
         check_trainable(loaded.model)
         parameters, began = trainable_parameters(loaded.model), time.perf_counter()
         with in_evaluation_mode(loaded.model):
             losses = split_losses(loaded, start.encoded, config.labels, config.draws, config.seed)
-            found = find(parameters, losses, config.share, config.importance, masks_only=config.masks_only)
+            localization = find(parameters, losses, config.share, config.importance, masks_only=config.masks_only)
         seconds = time.perf_counter() - began
         recipe = config.model_dump(mode="json", include={"model", "importance", "labels", "draws", "seed"}) | {
             "sha256": loaded.sha256,
             "shapes": {name: list(p.shape) for name, p in parameters.items()},
         }
-        table = {
+        environment = describe() | {
             "parameters": layout_to_json(start.layout),
             "dtype": config.dtype,
             "prompts": prompts_of(config, loaded.tokenizer),
         }
         with disk_errors(config.out, "name another --out"):
-            run.create(config.model_dump(mode="json", exclude_none=True), describe() | table)
-            write_localization(run, found, recipe)
-            run.finish({"examples": found.examples, "seconds": seconds, "peak_memory_gb": round(peak_memory_gb(), 3)})
+            run.create(config.model_dump(mode="json", exclude_none=True), environment)
+            write_localization(run, localization, recipe)
+            memory = round(peak_memory_gb(), 3)
+            run.finish({"examples": localization.examples, "seconds": seconds, "peak_memory_gb": memory})
     with disk_errors(config.out, "then draw the figures with geffect plot"):
         plot([config.out])
-    return config.out
+    return LocalizationRun(config.out)
 
 
+@verb(InspectConfig)
 @terminable()
-def inspect(config: InspectConfig, *, resume: bool = False, setup: "InspectionSetup | None" = None) -> list[Path]:
-    """Measure objectives at every checkpoint of a series, over whole sets and without training.
+def inspect(config: InspectConfig, *, resume: bool = False, setup: InspectionSetup | None = None) -> list[Run]:
+    """Measure objectives at every checkpoint of a series, over whole sets and without training; a run an objective.
 
-    Args:
-        config: checkpoints, sets and objectives; of a run of `unlearn`, what is not given is taken from it.
-        resume: go on with an inspection that was stopped; what is finished is left as it is.
-        setup: as of `prepare`, which is called where there is none.
-
-    Returns:
-        One record an objective, which everything that reads a run reads.
-
-    Raises:
-        GeffectError: a set is missing, or a checkpoint cannot be read, is of another architecture or not finite.
-        Interrupted: by Ctrl-C; what was measured is kept.
+    Of a run of `unlearn`, what is not named is taken from its configuration. With ``resume`` an inspection that was
+    stopped continues; what is finished is left as it is.
     """
     from geffect.inspection.run import inspect as inspect_all
-    from geffect.inspection.tasks import prepare_inspection, record_of
 
     check_single_process("geffect inspect")
     setup = setup or prepare_inspection(config, resume=resume)
     completed = setup.config
     inspect_all(setup, _loader(completed, completed.dtype), resume=resume)
-    return [record_of(completed, objective) for objective in completed.objective]
+    return [Run(record_of(completed, objective)) for objective in completed.objective]
 
 
+@verb(EvaluateConfig)
 @terminable()
-def evaluate(config: EvaluateConfig) -> Path:
-    """Score a model, an adapter or every checkpoint of a run, row by row.
+def evaluate(config: EvaluateConfig) -> Evaluation:
+    """Score a model, an adapter or a run's checkpoints on a suite, or on sets by named metrics.
 
-    What was computed before, by the same weights, rows, options and code, is taken from the cache, and said.
-
-    Args:
-        config: model, suite or metrics and sets.
-
-    Returns:
-        The directory: ``examples.csv`` (`geffect.read_evaluation`), ``texts.jsonl`` (what the model wrote) and
-        ``metrics.json`` (means with intervals, and numbers made of several sets).
-
-    Raises:
-        GeffectError: a metric, a set or a reference is refused.
+    What was computed before, by the same weights, examples, options and code, is taken from the cache. The directory
+    holds ``examples.csv`` (`geffect.read_evaluation`), ``texts.jsonl`` (what the model wrote) and ``metrics.json``
+    (means with intervals, and numbers of several sets).
     """
-    import pandas as pd
-
-    from geffect.data.checks import warn_shared
-    from geffect.evaluation.harness import check_tasks
-    from geffect.evaluation.results import EXAMPLES, read_evaluation, read_reference, summary, write_texts
-    from geffect.evaluation.run import evaluate_tasks, evaluate_variant, make_view, read_part
-    from geffect.evaluation.suites import parts
-    from geffect.evaluation.variants import check_variants, variants
-    from geffect.models.checkpoints import named_checkpoints
-    from geffect.models.load import quiet_transformers
-    from geffect.training.setup import prompts_of, warn_of_other_prompts
-
     check_single_process("geffect evaluate")
     began = time.perf_counter()
     with RunDirectory(config.out) as run:
-        chosen = [(part, read_part(config, part)) for part in parts(config)]
-        check_variants(config, chosen)
-        warn_shared({part.name: rows for part, rows in chosen})
+        sets = [(part, read_part(config, part)) for part in parts(config)]
+        check_variants(config, sets)
+        warn_shared({part.name: examples for part, examples in sets})
         if config.task:
             check_tasks(config.task, config.task_dir)
         if config.reference is not None:
             read_evaluation(config.reference)
-        load = _loader(config, config.dtype)
-        frames, texts, told, prompts = [], [], {}, {}
-        for label, spec in named_checkpoints(config.model) if config.checkpoints else [(config.model, config.model)]:
-            for variant in variants(config, spec, label, chosen, load, partial(make_view, config), finetune):
-                prompts[variant.label] = prompts_of(config, variant.loaded.tokenizer)
-                if variant.label == label:
-                    warn_of_other_prompts(config, variant.loaded)
-                with quiet_transformers():
-                    frame, said = evaluate_variant(config, chosen, variant)
-                    told[variant.label] = variant.numbers, evaluate_tasks(config, variant)
-                frames.append(frame)
-                texts += said
+        frames, texts, numbers, prompts = [], [], {}, {}
+        for variant in _variants(config, sets):
+            prompts[variant.label] = prompts_of(config, variant.loaded.tokenizer)
+            with quiet_transformers():
+                frame, answers = evaluate_variant(config, sets, variant)
+                numbers[variant.label] = variant.numbers, evaluate_tasks(config, variant)
+            frames.append(frame)
+            texts += answers
         examples = pd.concat(frames, ignore_index=True)
-        found = summary(config, examples, read_reference(config, examples), told)
+        models = summary(config, examples, read_reference(config, examples), numbers)
         with disk_errors(config.out, "name another --out"):
             environment = describe() | {"dtype": config.dtype, "prompts": prompts}
             run.create(config.model_dump(mode="json", exclude_none=True), environment)
             with replacing(config.out / EXAMPLES) as file:
                 examples.to_csv(file, index=False)
             write_texts(config.out, texts)
-            run.finish({"models": found, "seconds": round(time.perf_counter() - began, 3)})
-    return config.out
+            run.finish({"models": models, "seconds": round(time.perf_counter() - began, 3)})
+    return Evaluation(config.out)
 
 
+def _variants(config: EvaluateConfig, sets: Sequence[tuple[Part, ExampleSet]]) -> Iterator[Variant]:
+    """Every model, or checkpoint of a run, in each of its variants, loaded one after the other."""
+    loader, view = _loader(config, config.dtype), partial(make_view, config)
+    for label, spec in named_checkpoints(config.model) if config.checkpoints else [(config.model, config.model)]:
+        for variant in variants(config, spec, label, sets, loader, view, finetune):
+            if variant.label == label:
+                warn_of_other_prompts(config, variant.loaded)
+            yield variant
+
+
+@verb(ReportConfig)
 def report(config: ReportConfig) -> "Report":
-    """Write runs as one offline HTML page: the outcome first, then what they show beyond noise.
+    """Write runs as one HTML page for any browser, offline: outcome, findings, figures, layers, worst examples.
 
-    Args:
-        config: runs, file and scheme of layer groups.
-
-    Returns:
-        ``path`` of the page, ``findings`` (`geffect.reports.findings.Finding`) of all runs, and ``outcomes``
-        (`geffect.reports.outcome.Outcome`) by run.
-
-    Raises:
-        GeffectError: there is no run or no measured step, or the file is none of ours or cannot be written.
+    The result has the ``path`` of the page, ``findings`` of all runs, and ``outcomes`` by run.
     """
     from geffect.reports.compare import named
     from geffect.reports.page import write
@@ -431,23 +478,40 @@ def report(config: ReportConfig) -> "Report":
     return write(named(config.runs), config.page, config.scheme)
 
 
-def _start(start: "TrainConfig | TrainingSetup[Any]") -> "TrainingSetup[Any]":
-    """What a run starts from, with the model's weights."""
-    from geffect.training.setup import prepare as read
-    from geffect.training.setup import warn_of_rounding
+@verb(DoctorConfig)
+def doctor(config: DoctorConfig) -> "Iterator[Finding]":
+    """Check a run before it begins: precision, determinism, masks, tied weights, what the model knows, memory.
 
-    config = start if isinstance(start, TrainConfig) else start.config
-    warn_of_rounding(config)
-    setup = read(start) if isinstance(start, TrainConfig) else start
-    return setup.with_weights(_loader(config, config.dtype)(config.model))
+    Findings come one after the other, each with its remedy; nothing is written.
+    """
+    from geffect.preflight.checks import examine
+
+    yield from examine(_start(config))
+
+
+@verb(PreviewConfig)
+def preview(config: PreviewConfig) -> list[tuple[str, list[tuple[str, bool]]]]:
+    """The first examples of a set as a model sees them: (title, [(token's text, carries loss)]) an example."""
+    loaded = load_outline(config, config.model)
+    rows = encode_set(loaded.tokenizer, read_set(config, config.data), config.max_length, prompt=prompt_of(config))
+    check_ids(rows[: config.limit], vocabulary_size(loaded.model), config.data)
+    warn_of_other_prompts(config, loaded)
+    shown = []
+    for row in rows[: config.limit]:
+        learned = [label != IGNORE_INDEX for label in row.labels]
+        tokens = token_texts(loaded.tokenizer, row.input_ids)
+        cut = f", {row.cut} cut off" if row.cut else ""
+        title = f"row {row.index}: {sum(learned)} of {len(tokens)} tokens{cut}"
+        shown.append((title, list(zip(tokens, learned, strict=True))))
+    return shown
 
 
 @overload
-def prepare(config: InspectConfig, *, resume: bool = False) -> "InspectionSetup": ...
+def prepare(config: InspectConfig, *, resume: bool = False) -> InspectionSetup: ...
 @overload
-def prepare(config: LocalizeConfig) -> "LocalizationSetup": ...
+def prepare(config: LocalizeConfig) -> LocalizationSetup: ...
 @overload
-def prepare(config: Trained, *, resume: bool = False) -> "TrainingSetup[Trained]": ...
+def prepare(config: Trained, *, resume: bool = False) -> TrainingSetup[Trained]: ...
 def prepare(config: Any, *, resume: bool = False) -> Any:
     """Check a run, and read and encode its sets once, for its plan and for the run; no weight is loaded.
 
@@ -461,13 +525,7 @@ def prepare(config: Any, *, resume: bool = False) -> Any:
     Raises:
         GeffectError: the directory is taken, something cannot be read, or this machine cannot carry the run out.
     """
-    from geffect.data.checks import warn_shared
-    from geffect.models.scoring import check_trainable
-    from geffect.training.setup import prepare as read
-
     if isinstance(config, InspectConfig):
-        from geffect.inspection.tasks import prepare_inspection
-
         inspection = prepare_inspection(config, resume=resume)
         check_trainable(inspection.outline.model)
         warn_shared(inspection.sets.sets)
@@ -476,7 +534,7 @@ def prepare(config: Any, *, resume: bool = False) -> Any:
         config = read_unfinished(config)
     else:
         refuse_existing(config.out)
-    setup = read(config)
+    setup = read_setup(config)
     check_trainable(setup.loaded.model)
     if isinstance(config, UnlearnConfig):
         warn_shared(setup.sets)
@@ -487,7 +545,7 @@ def plan(config: TrainConfig | LocalizeConfig | InspectConfig, *, resume: bool =
     """What a run would do: model, sets, batch arithmetic, memory. Nothing is written and no weight loaded.
 
     Args:
-        config: of ``fit``, ``unlearn``, ``localize`` or ``inspect``.
+        config: of ``finetune``, ``unlearn``, ``localize`` or ``inspect``.
         resume: the run directory is there already.
 
     Returns:
@@ -495,47 +553,3 @@ def plan(config: TrainConfig | LocalizeConfig | InspectConfig, *, resume: bool =
     """
     setup: Setup[Any] | InspectionSetup = prepare(config, resume=resume)
     return setup.plan
-
-
-def doctor(config: DoctorConfig) -> "Iterator[Finding]":
-    """Look at a run that has not begun; nothing is written.
-
-    Args:
-        config: of the run.
-
-    Yields:
-        One finding after the other, each with its remedy.
-    """
-    from geffect.preflight.checks import examine
-
-    yield from examine(_start(config))
-
-
-def preview(config: PreviewConfig) -> list[tuple[str, list[tuple[str, bool]]]]:
-    """The first rows of a set as a model sees them.
-
-    Args:
-        config: model, set and how many rows.
-
-    Returns:
-        (title, [(token's text, carries loss)]) a row.
-    """
-    from geffect.core.forward import IGNORE_INDEX
-    from geffect.data.checks import check_ids
-    from geffect.data.encode import encode_set, token_texts
-    from geffect.models.tokenizers import vocabulary_size
-    from geffect.training.setup import load_outline, prompt_of, read_set, warn_of_other_prompts
-
-    loaded = load_outline(config, config.model)
-    rows = encode_set(loaded.tokenizer, read_set(config, config.data), config.max_length, prompt=prompt_of(config))
-    check_ids(rows[: config.limit], vocabulary_size(loaded.model), config.data)
-    warn_of_other_prompts(config, loaded)
-    shown = []
-    for row in rows[: config.limit]:
-        learned = [label != IGNORE_INDEX for label in row.labels]
-        tokens = token_texts(loaded.tokenizer, row.input_ids)
-        shown.append((
-            f"row {row.index}: {sum(learned)} of {len(tokens)} tokens" + (f", {row.cut} cut off" if row.cut else ""),
-            list(zip(tokens, learned, strict=True)),
-        ))
-    return shown

@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from geffect.core.names import check_names
 from geffect.errors import GeffectError, shorten
 from geffect.io.readers import Unreadable, duplicate, read_yaml
 
@@ -144,7 +145,7 @@ NONE: Any = None
 EMPTY: Any = list
 TEMPLATE_DATE: Any = datetime.date(2025, 4, 10)
 DOCTOR_OUT: Any = Path("runs/unlearn")
-MANY = 10**9  # a count beyond it is a slip of the pen
+MANY = 10**9  # a larger count is a typing error
 
 
 NO_FLAG: dict[str, Any] = {"flag": False}  # set by geffect, not a flag
@@ -182,6 +183,8 @@ class Schema(BaseModel):
         cls.__doc__ = "\n".join([head, "", "Attributes:", *fields])
 
     def __init__(self, **settings: Any) -> None:
+        for name, value in settings.items():
+            check_names(name, value)
         try:
             super().__init__(**{name: _as_text(value) for name, value in settings.items()})
         except ValidationError as error:
@@ -280,7 +283,7 @@ def shown_default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     default = field.get_default(call_default_factory=True)
-    return f"default: {'none' if default is None or default == [] else default}"
+    return f"default: {'none' if default in (None, '', []) else default}"
 
 
 def _texts(value: Any) -> Any:
@@ -335,23 +338,25 @@ class TextConfig(Schema):
     """How sets are read, and how they become tokens."""
 
     template_date: Day = Field(
-        default=TEMPLATE_DATE, description="the date that a chat template takes for today's, or today"
+        default=TEMPLATE_DATE, description="date that a chat template takes for today's: YYYY-MM-DD, or today"
     )
     system_prompt: str | None = Field(
-        default=None, description="the system turn of a chat template, where a conversation has none of its own"
+        default=None, description="system turn of a chat template, for conversations without one"
     )
     chat_template: OptionalName = Field(
         default=NONE,
         min_length=1,
-        description="none, a file, or a name among the tokenizer's several, in place of the tokenizer's own",
+        description="chat template in place of the tokenizer's own: none, a file or a name of the tokenizer's several",
     )
     tokenizer: OptionalName = Field(
-        default=NONE, min_length=1, description="a model or a directory whose tokenizer takes the place of the model's"
+        default=NONE, min_length=1, description="model or directory whose tokenizer replaces the model's own"
     )
     trust_remote_code: bool = Field(
         default=False, description="run code that comes with a model; never taken from a file or a run"
     )
-    data_dir: Path | None = Field(default=None, description="where tofu/NAME.json, knowundo, muse and wmdp lie")
+    data_dir: Path | None = Field(
+        default=None, description="directory that holds tofu/NAME.json, knowundo, muse and wmdp"
+    )
     question_column: str = Field(default="question", description="column of a file that holds the question")
     answer_column: str = Field(default="answer", description="column of a file that holds the answer")
     text_column: str = Field(default="text", description="column of a file without questions that holds texts")
@@ -396,7 +401,7 @@ class TrainConfig(DataConfig):
     NEEDS: ClassVar[tuple[Need, ...]] = (Need("lora_dropout", "lora"),)
     out: Home = Field(description="the run directory to make; an existing one is refused")
     dtype: Literal["float32", "bfloat16", "float64"] = Field(
-        default="float32", description="of the weights (LoRA on bfloat16 stays float32)"
+        default="float32", description="dtype of the weights (LoRA on bfloat16 stays float32)"
     )
     lora: int = Field(default=0, ge=0, le=MANY, description="rank of a fresh LoRA adapter; 0 trains all weights")
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="on a fresh adapter's inputs, with --keep-dropout")
@@ -407,24 +412,26 @@ class TrainConfig(DataConfig):
         le=MANY,
         description="examples of a micro-batch (unlearn: of each forget set, and as many retain examples)",
     )
-    grad_accum_steps: int = Field(default=1, ge=1, le=MANY, description="micro-batches an optimizer step")
+    grad_accum_steps: int = Field(default=1, ge=1, le=MANY, description="micro-batches in an optimizer step")
     learning_rate: float = Field(default=1e-5, ge=0, allow_inf_nan=False, description="peak learning rate")
     optimizer: str = Field(default="adamw_torch", description="any of Hugging Face's optimizers")
     schedule: str = Field(default="constant", description="any of Hugging Face's learning-rate schedules")
     warmup_steps: int = Field(default=0, ge=0, le=MANY, description="optimizer steps of linear warm-up")
-    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="of the optimizer")
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="weight decay of the optimizer")
     max_grad_norm: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="clip the gradient's norm, after rectifying; 0 never clips"
+        default=0.0, ge=0, allow_inf_nan=False, description="clip the gradient to this norm, after rectifying; 0: never"
     )
     keep_dropout: bool = Field(default=False, description="train with the model's dropout; losses are measured without")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
     autocast: Literal["none", "bfloat16"] = Field(
-        default="none", description="compute in it, with the weights in --dtype"
+        default="none", description="dtype of the computation, with the weights in --dtype"
     )
     save_every: int = Field(
-        default=0, ge=0, le=MANY, description="optimizer steps between checkpoints; 0 keeps the last state only"
+        default=0, ge=0, le=MANY, description="optimizer steps between checkpoints; 0: the last state only"
     )
-    report_to: Texts = Field(default_factory=EMPTY, description="trackers known to Hugging Face's Trainer")
+    report_to: Texts = Field(
+        default_factory=EMPTY, description="a tracker that Hugging Face's Trainer knows; repeat it"
+    )
 
     @property
     def autocasts(self) -> bool:
@@ -463,49 +470,49 @@ class LocalizeConfig(DataConfig):
         default_factory=lambda: [0.1, 0.2],
         min_length=1,
         max_length=100,
-        description="of a tensor's entries in a mask; repeat it",
+        description="share of a tensor's entries in a mask, in (0, 1]; repeat it",
     )
     importance: Literal["mean_abs", "mean_square", "zscore"] = Field(
         default="mean_abs",
-        description="of an entry: mean abs(g), mean g², or abs(z) of the signed mean (the official code)",
+        description="importance of an entry: mean abs(g), mean g², or abs(z) of the signed mean (the official code)",
     )
     labels: Literal["random", "true", "corrupted"] = Field(
         default="random",
-        description="of the gradients: the answer's redrawn, true, or inputs corrupted (the official code)",
+        description="labels of the losses: redrawn (random), true, or true after corrupted inputs (the official code)",
     )
-    draws: int = Field(default=3, ge=1, le=1000, description="of labels, averaged")
+    draws: int = Field(default=3, ge=1, le=1000, description="number of draws of the labels, which are averaged")
     masks_only: bool = Field(
         default=False, description="leave out the splits' mean gradients, which memflex needs: less time and memory"
     )
-    seed: int = Field(default=0, ge=0, lt=2**32, description="of the draws")
-    dtype: Literal["float32", "bfloat16", "float64"] = Field(default="float32", description="of the weights")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="seed of the draws")
+    dtype: Literal["float32", "bfloat16", "float64"] = Field(default="float32", description="dtype of the weights")
 
 
 class InspectConfig(TextConfig):
     """``geffect inspect``."""
 
-    checkpoints: Texts = Field(min_length=1, description="what is inspected, in order", json_schema_extra=ARGUMENT)
-    out: Home = Field(description="the record to make (with several objectives, one below it each)")
+    checkpoints: Texts = Field(min_length=1, description="what to inspect, in order", json_schema_extra=ARGUMENT)
+    out: Home = Field(description="directory of the record to make (of several objectives, one below it each)")
     start: OptionalName = Field(
         default=NONE, min_length=1, description=f"the model before unlearning: step 0, and NPO's reference: {MODEL}"
     )
-    forget: OptionalName = Field(default=NONE, min_length=1, description="the set that was to go")
-    retain: OptionalName = Field(default=NONE, min_length=1, description="the set that was to stay")
-    heldout: OptionalName = Field(default=NONE, min_length=1, description="a further set to evaluate, in no gradient")
+    forget: OptionalName = Field(default=NONE, min_length=1, description="the set that was to be forgotten")
+    retain: OptionalName = Field(default=NONE, min_length=1, description="the set that was to be retained")
+    heldout: OptionalName = Field(default=NONE, min_length=1, description="a set to evaluate that is in no gradient")
     general: OptionalName = Field(
         default=NONE, min_length=1, description="a further set for gd, kl and rr (on=general)"
     )
     objective: Objectives = Field(
-        default_factory=EMPTY, description="whose gradient is measured at every checkpoint; repeat it"
+        default_factory=EMPTY, description="objective whose gradient is measured at every checkpoint; repeat it"
     )
     batch_size: int = Field(default=8, ge=1, le=MANY, description="examples of each set at a time")
-    one_pass: bool = Field(
-        default=False, description="leave out standard errors over batches: half the time, less memory"
-    )
+    one_pass: bool = Field(default=False, description="omit standard errors over batches: half the time, less memory")
     overlap: float = Field(
         default=0.0, ge=0, le=1, description="share of a gradient's largest entries whose overlaps are recorded"
     )
-    mode: Literal["exact", "paper"] = Field(default="exact", description="paper: the published script's estimates too")
+    mode: Literal["exact", "paper"] = Field(
+        default="exact", description="paper records the published script's estimates, too"
+    )
     tokens: int = Field(
         default=0,
         ge=0,
@@ -516,11 +523,13 @@ class InspectConfig(TextConfig):
         default_factory=EMPTY,
         description="record every forget example's own effects (PG), and this objective's weight on it; repeat it",
     )
-    skip_broken: bool = Field(default=False, description="leave out checkpoints that cannot be read, and say which")
-    lora: int = Field(default=0, ge=0, le=MANY, description="rank of the fresh adapter that the start carried")
-    dtype: Literal["float32", "bfloat16", "float64"] = Field(default="float32", description="of the weights")
+    skip_broken: bool = Field(default=False, description="omit checkpoints that cannot be read, with a warning")
+    lora: int = Field(
+        default=0, ge=0, le=MANY, description="rank of the fresh LoRA adapter that the start carried; 0: none"
+    )
+    dtype: Literal["float32", "bfloat16", "float64"] = Field(default="float32", description="dtype of the weights")
     seed: int = Field(
-        default=0, ge=0, lt=2**32, description="of retain draws (--mode paper) and of the adapter's start"
+        default=0, ge=0, lt=2**32, description="seed of retain draws (--mode paper) and of the adapter's start"
     )
 
 
@@ -536,7 +545,7 @@ class EvaluateConfig(DataConfig):
     )
     out: Home = Field(description="the directory to make; an existing one is refused")
     checkpoints: bool = Field(
-        default=False, description="every checkpoint of the run directory --model, not its last alone"
+        default=False, description="evaluate every checkpoint of the run directory --model, not only its last"
     )
     suite: OptionalName = Field(
         default=NONE,
@@ -547,11 +556,11 @@ class EvaluateConfig(DataConfig):
     domain: Domains = Field(
         default_factory=lambda: ["privacy=knowundo:privacy"],
         validate_default=True,
-        description="of the knowundo suite: " + DOMAIN,
+        description="for the knowundo suite: " + DOMAIN,
     )
-    metric: Texts = Field(default_factory=EMPTY, description="a metric, taken on every --set; repeat it")
+    metric: Texts = Field(default_factory=EMPTY, description="a metric to compute on every --set; repeat it")
     set: Texts = Field(
-        default_factory=EMPTY, description="NAME=SET to take --metric on (forget, holdout, …); repeat it"
+        default_factory=EMPTY, description="NAME=SET to compute --metric on (forget, holdout, …); repeat it"
     )
     reference: Path | None = Field(
         default=None,
@@ -562,7 +571,7 @@ class EvaluateConfig(DataConfig):
         default_factory=EMPTY, description="a task of lm-evaluation-harness (mmlu, arc_easy, wmdp_bio, …); repeat it"
     )
     task_dir: Path | None = Field(
-        default=None, description="a directory with such tasks of your own, whose code runs; not read from a file"
+        default=None, description="a directory of your own tasks, whose code runs; never taken from a file"
     )
     shots: OptionalName = Field(
         default=NONE, min_length=1, description="the set whose first ten examples precede knowmem's questions"
@@ -575,14 +584,21 @@ class EvaluateConfig(DataConfig):
     )
     tau: float = Field(default=0.95, gt=0, le=1, allow_inf_nan=False, description="share preserved, for --calibrate")
     relearn: int = Field(
-        default=0, ge=0, le=MANY, description="evaluate after so many steps of fit on the forget set, too"
+        default=0,
+        ge=0,
+        le=MANY,
+        description="evaluate after so many steps of finetuning on the forget set, too; 0: none",
     )
     relearn_rate: float = Field(default=1e-5, gt=0, allow_inf_nan=False, description="learning rate, for --relearn")
     batch_size: int = Field(default=16, ge=1, le=MANY, description="examples at a time; it does not change a result")
-    max_new_tokens: int = Field(default=200, ge=1, le=MANY, description="of an answer the model writes itself")
-    confidence: float = Field(default=0.95, gt=0, lt=1, allow_inf_nan=False, description="of the bootstrap intervals")
-    seed: int = Field(default=0, ge=0, lt=2**32, description="of the bootstrap")
-    dtype: Literal["float32", "bfloat16", "float64"] = Field(default="float32", description="of the weights")
+    max_new_tokens: int = Field(
+        default=200, ge=1, le=MANY, description="longest answer that the model writes, in tokens"
+    )
+    confidence: float = Field(
+        default=0.95, gt=0, lt=1, allow_inf_nan=False, description="confidence level of the bootstrap intervals"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="seed of the bootstrap")
+    dtype: Literal["float32", "bfloat16", "float64"] = Field(default="float32", description="dtype of the weights")
 
 
 class ReportConfig(Schema):
@@ -613,7 +629,7 @@ class UnlearnConfig(TrainConfig):
     NEEDS = (*TrainConfig.NEEDS, Need("balance", "domain"))
     forget: OptionalName = Field(default=NONE, min_length=1, description="the set to unlearn")
     retain: OptionalName = Field(
-        default=NONE, min_length=1, description="the set to preserve; gradients are drawn from it"
+        default=NONE, min_length=1, description="the set to retain; gradients are drawn from it"
     )
     domain: Domains = Field(default_factory=EMPTY, description="in place of --forget and --retain: " + DOMAIN)
     validation: Domains = Field(default_factory=EMPTY, description=VALIDATION)
@@ -621,9 +637,9 @@ class UnlearnConfig(TrainConfig):
         default="refuse",
         description="of a domain's sets of different sizes: cut to the smaller (the paper's), or repeat examples",
     )
-    masks: Path | None = Field(default=None, description="a directory of geffect localize, for grail and memflex")
+    masks: Path | None = Field(default=None, description="directory of geffect localize, for grail and memflex")
     heldout: OptionalName = Field(
-        default=NONE, min_length=1, description="a set to preserve that no gradient is drawn from"
+        default=NONE, min_length=1, description="a set to retain that no gradient is drawn from"
     )
     general: OptionalName = Field(
         default=NONE, min_length=1, description="a further set for gd, kl and rr (on=general)"
@@ -632,7 +648,7 @@ class UnlearnConfig(TrainConfig):
         default="ga", validate_default=True, description="what is descended, as in 'npo(beta=0.1) + 1.0*gd'"
     )
     rectifier: RectifierSetting = Field(
-        default="none", validate_default=True, description="what its gradient becomes, as in 'gru(decay=0.2)'"
+        default="none", validate_default=True, description="how its gradient is changed, as in 'gru(decay=0.2)'"
     )
     steps: int = Field(default=25, ge=1, le=MANY, description="optimizer steps")
     until_accuracy: float = Field(
@@ -651,9 +667,7 @@ class UnlearnConfig(TrainConfig):
         default=1, ge=1, le=MANY, description="optimizer steps between two Grams of all gradients"
     )
     evaluate_every: int = Field(default=5, ge=1, le=MANY, description="optimizer steps between evaluations of the sets")
-    evaluate: list[Role] = Field(
-        default_factory=list, description="a set to evaluate; repeat it; all where none is named"
-    )
+    evaluate: list[Role] = Field(default_factory=list, description="a set to evaluate; repeat it; all by default")
     overlap: float = Field(
         default=0.0, ge=0, le=1, description="share of a gradient's largest entries whose overlaps are recorded"
     )
@@ -661,14 +675,15 @@ class UnlearnConfig(TrainConfig):
         default=0, ge=0, le=MANY, description="probe examples of each set whose loss's change is predicted and measured"
     )
     standard_errors: bool = Field(
-        default=False, description="go over each window's micro-batches again for standard errors"
+        default=False, description="compute each step's micro-batches a second time, for standard errors"
     )
     shard: bool = Field(
-        default=False,
-        description="leave each launched process a part of weights, gradients and optimizer state (FSDP2)",
+        default=False, description="shard weights, gradients and optimizer state over the launched processes (FSDP2)"
     )
     save_rows: list[Gradient] = Field(default_factory=list, description="a gradient to write as safetensors; repeat it")
-    mode: Literal["exact", "paper"] = Field(default="exact", description="paper: the published script's estimates too")
+    mode: Literal["exact", "paper"] = Field(
+        default="exact", description="paper records the published script's estimates, too"
+    )
     reference: dict[str, str | None] | None = Field(
         default=None, description="the start's directory and hash, as a run resolved them", json_schema_extra=NO_FLAG
     )
@@ -740,7 +755,7 @@ class FinetuneConfig(TrainConfig):
     train: Texts = Field(min_length=1, description="a set to learn; repeat it for several")
     epochs: int = Field(default=6, ge=1, le=MANY, description="passes over the examples at most")
     steps: int = Field(
-        default=0, ge=0, le=MANY, description="optimizer steps at most, in place of --epochs; 0: as --epochs say"
+        default=0, ge=0, le=MANY, description="largest number of optimizer steps, in place of --epochs; 0: by --epochs"
     )
     until_accuracy: float = Field(
         default=1.1,

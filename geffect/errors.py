@@ -1,10 +1,12 @@
 """The exceptions a user can cause, and text made safe to print."""
 
 import copyreg
+import difflib
 import json
 import logging
 import re
 import signal
+from collections.abc import Iterable
 from typing import Any
 
 LONGEST = 400  # characters shown of what was found
@@ -98,6 +100,18 @@ class GeffectError(ValueError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
+
+
+def unknown_name(kind: str, name: str, names: Iterable[str]) -> GeffectError:
+    """The refusal of a name that a registry lacks, with the nearest one.
+
+    >>> str(unknown_name("a suite", "tofuu", ["builtin", "tofu"]))
+    "'tofuu' is not a suite. Did you mean tofu? There are builtin, tofu."
+    """
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"Did you mean {close[0]}? There are" if close else "Choose one of"
+    return GeffectError(f"{name!r} is not {kind}", remedy=f"{hint} {', '.join(names)}")
 
 
 def shorten(value: object, longest: int = LONGEST) -> str:

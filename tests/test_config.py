@@ -80,9 +80,9 @@ def test_a_runs_configuration_reads_back_and_replays(start: Path, tmp_path: Path
         objective="npo(beta=0.2)",
         learning_rate=1e-5,
     )
-    first = api.unlearn(config)
+    first = api.unlearn(config).path
     again = UnlearnConfig.read(first / CONFIG, out=tmp_path / "second")
-    second = api.unlearn(again)
+    second = api.unlearn(again).path
     assert again.model_copy(update={"out": config.out, "reference": None}) == config
     assert read_environment(first)["data"] == read_environment(second)["data"]
     assert (second / CONFIG).read_text() == (first / CONFIG).read_text().replace("first", "second")

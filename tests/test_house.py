@@ -6,6 +6,7 @@ import sys
 import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,6 @@ ORDER = [
     "preflight",
     "reports",
     "api",
-    "verbs",
     "cli",
     "monitoring",
     "__main__",
@@ -102,14 +102,70 @@ def test_no_circle_among_files() -> None:
     TopologicalSorter({module: _imports(path) for module, path in MODULES.items()}).prepare()
 
 
+HEAVY = {"torch", "transformers", "matplotlib", "pandas", "peft", "numpy"}
+
+
 @pytest.mark.parametrize("arguments", [["-c", "import geffect"], ["-m", "geffect", "--help"]])
 def test_the_front_door_loads_nothing_heavy(arguments: list[str]) -> None:
-    code = subprocess.run(
-        [sys.executable, "-X", "importtime", *arguments], capture_output=True, text=True, check=True
-    ).stderr
-    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in code.splitlines()}
-    assert "geffect" in loaded
-    assert not loaded & {"torch", "transformers", "matplotlib", "pandas", "peft", "numpy"}
+    ended = _with_import_times(arguments)
+    assert ended.returncode == 0, ended.stderr
+    assert "geffect" in _loaded(ended.stderr)
+    assert not _loaded(ended.stderr) & HEAVY
+
+
+UNLEARN = ["unlearn", "--model", "m", "--forget", "f", "--retain", "r", "--out", "o"]
+EVALUATE = ["evaluate", "--model", "m", "--out", "o"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([*UNLEARN, "--objective", "npoo"], "'npoo' is not an objective. Did you mean npo? There are adversarial"),
+        ([*UNLEARN, "--objective", "ga + + gd)"], "'ga + + gd)'"),
+        ([*UNLEARN, "--rectifier", "grue"], "'grue' is not a rectifier. Did you mean gru?"),
+        ([*UNLEARN, "--stop", "kneel"], "'kneel' is not a stop rule. Did you mean knee?"),
+        ([*EVALUATE, "--suite", "tofuu"], "'tofuu' is not a suite. Did you mean tofu?"),
+        ([*EVALUATE, "--set", "a=b", "--metric", "losss"], "'losss' is not a metric. Did you mean loss?"),
+        (["inspect", "run", "--out", "o", "--points", "xyzzy"], "'xyzzy' is not an objective. Choose one of adver"),
+        ([*UNLEARN, "--stesp", "3"], "--stesp"),
+    ],
+)
+def test_a_misspelt_name_is_refused_before_anything_heavy_is_loaded(arguments: list[str], says: str) -> None:
+    ended = _with_import_times(["-m", "geffect", *arguments])
+    assert ended.returncode == 2
+    assert says in ended.stderr
+    assert not _loaded(ended.stderr) & HEAVY
+
+
+def _with_import_times(arguments: list[str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-X", "importtime", *arguments], capture_output=True, text=True)
+
+
+def _loaded(times: str) -> set[str]:
+    """The top-level packages that a process imported."""
+    return {line.rpartition("|")[2].strip().partition(".")[0] for line in times.splitlines() if "|" in line}
+
+
+def test_the_names_known_early_are_those_of_the_registries() -> None:
+    from geffect.core import names
+    from geffect.evaluation.metrics import METRICS
+    from geffect.evaluation.suites import DERIVED, SUITES
+    from geffect.objectives.registry import OBJECTIVES
+    from geffect.rectifiers.registry import RECTIFIERS
+    from geffect.stopping import RULES
+
+    tables: dict[str, Any] = {
+        "objective": OBJECTIVES,
+        "rectifier": RECTIFIERS,
+        "stop": RULES,
+        "suite": {name: suite.parts for name, suite in SUITES.items()},
+        "metric": {name: each.compute for name, each in (METRICS | DERIVED).items()},
+    }
+    for setting, table in tables.items():
+        early = names.OF_SETTING[setting]
+        assert early.module in sys.modules
+        ours = {name for name, each in table.items() if each.__module__.startswith("geffect.")}  # no other test's
+        assert set(early.names) == ours
 
 
 def test_importing_configures_no_logger() -> None:

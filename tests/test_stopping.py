@@ -83,7 +83,7 @@ def stopped(known: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "learning_rate": 3e-3,
         "heldout": None,
     }
-    return api.unlearn(config(known, tmp_path_factory.mktemp("stopped") / "run", **changes))
+    return api.unlearn(config(known, tmp_path_factory.mktemp("stopped") / "run", **changes)).path
 
 
 def test_a_run_ends_with_its_reason_and_names_the_checkpoint_before(stopped: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_collapsed_gradient_ends_a_run_between_evaluations(known: Path, tmp_pa
             evaluate_every=20,
             learning_rate=1e-2,
         )
-    )
+    ).path
     last = read_lines(run)[-1]
     assert last["stopped"]["rule"] == "collapse"
     assert 0 < last["step"] < 20

@@ -61,7 +61,7 @@ def _free(place: Place, name: str) -> str:
 
 def _run(place: Place, **settings: Any) -> Path:
     plain = {"model": MODEL, "steps": STEPS, "batch_size": 4, "evaluate_every": STEPS, "out": _free(place, "unlearn")}
-    return api.unlearn(UnlearnConfig.read(None, **(plain | settings)))
+    return api.unlearn(UnlearnConfig.read(None, **(plain | settings))).path
 
 
 def _unlearned(place: Place, settings: dict[str, Any]) -> Numbers:
@@ -97,7 +97,7 @@ def _recorded(path: Path) -> dict[str, Number]:
 
 
 def _masks(place: Place) -> Path:
-    return api.localize(LocalizeConfig.read(None, model=MODEL, domain=DOMAIN, out=_free(place, "masks")))
+    return api.localize(LocalizeConfig.read(None, model=MODEL, domain=DOMAIN, out=_free(place, "masks"))).path
 
 
 def _localized(place: Place) -> Numbers:

@@ -1,7 +1,6 @@
 """Registries: classes by name, built from texts such as ``0.5*npo(beta=0.1) + 1.0*gd``."""
 
 import ast
-import difflib
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +9,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from geffect.errors import GeffectError, shorten
+from geffect.errors import GeffectError, shorten, unknown_name
 
 Value = float | int | str | bool | None
 Positive = Annotated[float, Field(gt=0)]
@@ -182,9 +181,7 @@ class Registry(Mapping[str, type[Item]]):
             GeffectError: the name or a parameter is unknown, or a parameter's value is refused.
         """
         if call.name not in self:
-            close = difflib.get_close_matches(call.name, self, n=1)
-            hint = f"Did you mean {close[0]}? There are" if close else "Choose one of"
-            raise GeffectError(f"{call.name!r} is not {self.kind}", remedy=f"{hint} {', '.join(self)}")
+            raise unknown_name(self.kind, call.name, self)
         cls: Any = self[call.name]
         known = annotations(cls)
         for name, value in call.parameters.items():

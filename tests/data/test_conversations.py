@@ -14,7 +14,7 @@ from geffect.data.prompts import Prompt
 from geffect.data.relabel import read_answers, replace_answers
 from geffect.data.rows import right_answers
 from geffect.errors import GeffectError
-from geffect.evaluation.metrics.table import METRICS
+from geffect.evaluation.metrics import METRICS
 from geffect.training.setup import alternatives, prepare
 from tests.conftest import config
 from tests.data.test_encode import chat, learned, plain
@@ -187,7 +187,7 @@ def test_po_and_dpo_descend_answers_of_ones_own(objective: str, start: Path, tmp
     for row in alternatives(prepared, "forget", 12):
         assert learned(prepared.loaded.tokenizer, row).strip() == "I do not know.<|end|>"
     api.plan(chosen)
-    run = api.unlearn(chosen)
+    run = api.unlearn(chosen).path
     recorded = json.loads((run / "environment.json").read_text())["data"]["answers"]
     assert recorded["examples"] == 1 and recorded["set"] == str(tmp_path / "idk.txt")
 

@@ -91,7 +91,7 @@ def test_what_yaml_merges_in_may_be_overridden() -> None:
 def test_a_flag_that_stands_twice_is_refused(arguments: list[str], invoke: Command) -> None:
     ended = invoke(*arguments)
     assert ended.code == 2
-    assert ended.err.startswith("geffect: expected --") and " once; found it twice; " in ended.err
+    assert ended.err.startswith("geffect: --") and " stands twice. Leave one" in ended.err
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_a_run_whose_lines_were_lost_does_not_go_on(start: Path, tmp_path: Path)
             api.unlearn(chosen, resume=True)
         assert (tmp_path / "run" / STEPS).read_bytes() == b"".join(spoiled)
     (tmp_path / "run" / STEPS).write_bytes(b"".join(lines))
-    assert [line["step"] for line in read_lines(api.unlearn(chosen, resume=True))] == [0, 1, 2, 3, 4]
+    assert [line["step"] for line in read_lines(api.unlearn(chosen, resume=True).path)] == [0, 1, 2, 3, 4]
 
 
 # shared examples, and what was not reached
@@ -336,11 +336,11 @@ def test_an_accuracy_that_was_not_reached_is_told_and_recorded(
 ) -> None:
     fit: dict[str, Any] = {"model": str(start), "train": ["builtin:authors/forget[:4]"], "steps": 1}
     with caplog.at_level(logging.WARNING):
-        path = api.finetune(FinetuneConfig.read(**fit, until_accuracy=0.9, out=tmp_path / "fit"))
+        path = api.finetune(FinetuneConfig.read(**fit, until_accuracy=0.9, out=tmp_path / "fit")).path
     (told,) = _metrics(path)["unmet"]
     assert told in caplog.messages and told.startswith("--until-accuracy 0.9 was not reached: after 1 steps the token")
     assert told.endswith("on builtin:authors/forget[:4]; raise --steps or --learning-rate")
-    assert "unmet" not in _metrics(api.finetune(FinetuneConfig.read(**fit, out=tmp_path / "never")))
+    assert "unmet" not in _metrics(api.finetune(FinetuneConfig.read(**fit, out=tmp_path / "never")).path)
 
 
 def test_an_unlearning_that_reached_nothing_says_so(
@@ -349,7 +349,7 @@ def test_an_unlearning_that_reached_nothing_says_so(
     with caplog.at_level(logging.WARNING):
         path = api.unlearn(
             config(known, tmp_path / "run", steps=1, until_accuracy=0.1, stop="forgotten(risk=1000)", learning_rate=0.0)
-        )
+        ).path
     accuracy, rules = _metrics(path)["unmet"]
     assert accuracy.startswith("--until-accuracy 0.1 was not reached: after 1 steps the token accuracy is 0.")
     assert accuracy.endswith(" on forget; raise --steps or --learning-rate")
@@ -358,6 +358,6 @@ def test_an_unlearning_that_reached_nothing_says_so(
 
 
 def test_a_rule_that_was_met_is_not_told(start: Path, tmp_path: Path) -> None:
-    path = api.unlearn(config(start, tmp_path / "run", steps=2, stop="forgotten(risk=0.001)", learning_rate=0.0))
+    path = api.unlearn(config(start, tmp_path / "run", steps=2, stop="forgotten(risk=0.001)", learning_rate=0.0)).path
     assert "unmet" not in _metrics(path)
     assert torch.isfinite(torch.tensor(read_lines(path)[-1]["evaluation"]["forget"]["loss"]))

@@ -283,7 +283,7 @@ def test_a_tokenizer_takes_the_place_of_a_models_own(start: Path, dated: Path, t
 
 def evaluate(model: Path, out: Path, **changes: Any) -> list[float]:
     given = {"model": str(model), "metric": ["loss"], "set": ["forget=builtin:authors/forget[:3]"], "out": out}
-    frame = read_evaluation(api.evaluate(EvaluateConfig.read(**(given | changes))))
+    frame = read_evaluation(api.evaluate(EvaluateConfig.read(**(given | changes))).path)
     return [float(each) for each in frame["value"]]
 
 
@@ -377,7 +377,7 @@ def run(dated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
     return api.unlearn(
         config(dated, out, steps=2, save_every=1, lora=2, template_date="2001-01-01", system_prompt="Be brief.")
-    )
+    ).path
 
 
 def test_a_run_records_what_decides_its_prompts(run: Path, dated: Path) -> None:
@@ -455,7 +455,7 @@ def test_a_run_does_not_go_on_with_other_prompts_or_answers(
 def test_a_run_goes_on_with_the_prompts_of_its_record(cut: UnlearnConfig) -> None:
     with pytest.raises(GeffectError, match=r"template_date is 2001-01-01, and 2025-04-10 in .*. Resume the run from"):
         api.unlearn(cut.model_copy(update={"template_date": datetime.date(2001, 1, 1)}), resume=True)
-    assert (api.unlearn(cut, resume=True) / "DONE").exists()
+    assert (api.unlearn(cut, resume=True).path / "DONE").exists()
     assert environment(cut.out)["data"]["answers"]["examples"] == 2
 
 
@@ -475,5 +475,5 @@ def test_a_localization_records_its_prompts(dated: Path, tmp_path: Path) -> None
     chosen = LocalizeConfig.read(
         model=str(dated), domain=[sets], out=tmp_path / "out", masks_only=True, draws=1, template_date="2001-01-01"
     )
-    found = environment(api.localize(chosen))["prompts"]
+    found = environment(api.localize(chosen).path)["prompts"]
     assert found == prompts_of(chosen, load(str(dated)).tokenizer)

@@ -47,7 +47,7 @@ def run(known: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three full-batch steps, a checkpoint each."""
     out = tmp_path_factory.mktemp("inspected") / "run"
     changes = SETS | {"steps": 3, "batch_size": 6, "save_every": 1, "evaluate_every": 1, "objective": "npo(beta=0.1)"}
-    return api.unlearn(config(known, out, **changes))
+    return api.unlearn(config(known, out, **changes)).path
 
 
 def total(path: Path, step: int) -> "pd.Series[Any]":
@@ -66,7 +66,7 @@ def test_its_curves_are_those_recorded_in_training_on_the_same_rows(run: Path, t
         drawn.write_text(json.dumps([retain.rows[draw_partner(9, 0, step, row)] for row in order]))
         at = str(run / "checkpoints" / f"checkpoint-{step}") if step else start
         given = {"retain": str(drawn), "start": start, "forget": SETS["forget"], "objective": "npo(beta=0.1)"}
-        found = api.inspect(inspected(tmp_path / f"at-{step}", at, **given))[0]
+        found = api.inspect(inspected(tmp_path / f"at-{step}", at, **given))[0].path
         recorded, now = total(run, step), total(found, read_lines(found)[-1]["step"])
         norms = np.sqrt([recorded[a, a] * recorded[b, b] for a, b in recorded.index])
         assert np.all(np.abs(now.reindex(recorded.index) - recorded) < 1e-6 * norms)
@@ -81,7 +81,7 @@ def start_of(run: Path) -> str:
 
 def test_a_row_is_the_gradient_of_the_whole_set(run: Path, tmp_path: Path) -> None:
     """Against the loss of one example after the other, by autograd alone."""
-    found = api.inspect(inspected(tmp_path / "whole", run, batch_size=4, objective="ga"))[0]
+    found = api.inspect(inspected(tmp_path / "whole", run, batch_size=4, objective="ga"))[0].path
     loaded = api.load_model(str(run / "checkpoints" / "checkpoint-2"))
     gradients = {}
     for name in ("forget", "retain"):
@@ -124,7 +124,7 @@ def test_parts_hold_every_row_once_and_end_with_every_set() -> None:
 def test_sets_of_different_sizes_are_as_one_batch(known: Path, tmp_path: Path, objective: str) -> None:
     changes = {"forget": "builtin:authors/forget[:5]", "retain": "builtin:authors/retain[:12]", "start": str(known)}
     both = [
-        api.inspect(inspected(tmp_path / str(size), known, objective=objective, batch_size=size, **changes))[0]
+        api.inspect(inspected(tmp_path / str(size), known, objective=objective, batch_size=size, **changes))[0].path
         for size in (2, 64)
     ]
     one, other = (total(path, 1) for path in both)
@@ -169,7 +169,7 @@ def test_standard_errors_are_those_of_parts_however_they_are_cut() -> None:
 
 
 def test_what_is_not_given_comes_from_the_run(run: Path, tmp_path: Path) -> None:
-    found = api.inspect(inspected(tmp_path / "own", run))[0]
+    found = api.inspect(inspected(tmp_path / "own", run))[0].path
     assert found == tmp_path / "own"
     lines = read_lines(found)
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
@@ -189,16 +189,16 @@ def test_a_built_in_model_is_a_checkpoint_by_its_name(tmp_path: Path) -> None:
     given: dict[str, Any] = SETS | {"checkpoints": "builtin:tiny-untrained", "objective": "ga", "one_pass": True}
     chosen = InspectConfig.read(**given, out=tmp_path / "record")
     assert api.plan(chosen)["steps"] == "1 checkpoints: 1"
-    (line,) = read_lines(api.inspect(chosen)[0])
+    (line,) = read_lines(api.inspect(chosen)[0].path)
     assert line["evaluation"]["heldout"]["accuracy"] < 0.1
 
 
 def test_several_objectives_have_a_record_each(run: Path, tmp_path: Path) -> None:
     made = api.inspect(inspected(tmp_path / "all", run, objective=["ga", "npo(beta=0.1)"], one_pass=True))
-    assert [path.name for path in made] == ["ga", "npo-beta-0.1"]
-    alone = api.inspect(inspected(tmp_path / "alone", run, objective="npo(beta=0.1)", one_pass=True))[0]
+    assert [each.path.name for each in made] == ["ga", "npo-beta-0.1"]
+    alone = api.inspect(inspected(tmp_path / "alone", run, objective="npo(beta=0.1)", one_pass=True))[0].path
     for step in range(4):
-        pd.testing.assert_series_equal(total(made[1], step), total(alone, step))
+        pd.testing.assert_series_equal(total(made[1].path, step), total(alone, step))
     with pytest.raises(GeffectError, match=r"has no standard errors\. Run geffect unlearn with --standard-errors"):
         geffect.read_standard_errors(alone)
 
@@ -209,7 +209,7 @@ def test_an_interrupted_inspection_goes_on_to_the_same_record(
     from geffect.inspection import run as inspecting
     from geffect.inspection import tokens
 
-    whole = api.inspect(inspected(tmp_path / "whole", run, tokens=2, points=["wga"]))[0]
+    whole = api.inspect(inspected(tmp_path / "whole", run, tokens=2, points=["wga"]))[0].path
     broken, calls = inspected(tmp_path / "broken", run, tokens=2, points=["wga"]), []
     real = tokens.point_lines
 
@@ -236,7 +236,7 @@ def test_an_interrupted_inspection_goes_on_to_the_same_record(
         assert first == second
     assert (broken.out / "DONE").exists()
     before = (broken.out / "steps.jsonl").read_bytes()
-    assert api.inspect(broken, resume=True) == [broken.out]  # finished: left as it is
+    assert [each.path for each in api.inspect(broken, resume=True)] == [broken.out]  # finished: left as it is
     assert (broken.out / "steps.jsonl").read_bytes() == before
 
 
@@ -262,7 +262,7 @@ def test_nobody_inspects_into_what_another_writes(run: Path, tmp_path: Path, mon
 
 def test_tokens_and_points_add_up_to_the_record(run: Path, tmp_path: Path) -> None:
     """Two engines, one truth: sums over tokens are the Gram's entries, sums of PG-effects NPO's G-effect (Eq. 5)."""
-    found = api.inspect(inspected(tmp_path / "told", run, tokens=9, points=["npo(beta=0.1)", "ga"]))[0]
+    found = api.inspect(inspected(tmp_path / "told", run, tokens=9, points=["npo(beta=0.1)", "ga"]))[0].path
     effects = geffect.g_effect(geffect.read(found)).groupby("step")[["unlearn", "retain"]].sum()
     tokens, points = geffect.read_tokens(found), geffect.read_points(found)
     for step in range(4):
@@ -293,12 +293,12 @@ def test_tokens_and_points_add_up_to_the_record(run: Path, tmp_path: Path) -> No
 
 def test_adapters_on_one_base_are_exchanged_not_loaded_anew(known: Path, tmp_path: Path) -> None:
     changes = SETS | {"steps": 3, "batch_size": 6, "save_every": 1, "lora": 2, "learning_rate": 1e-2}
-    made = api.unlearn(config(known, tmp_path / "lora", **changes))
-    found = api.inspect(inspected(tmp_path / "series", made, one_pass=True))[0]
+    made = api.unlearn(config(known, tmp_path / "lora", **changes)).path
+    found = api.inspect(inspected(tmp_path / "series", made, one_pass=True))[0].path
     assert [line["step"] for line in read_lines(found)] == [0, 1, 2, 3]
     for step in (1, 3):
         alone = made / "checkpoints" / f"checkpoint-{step}"
-        own = api.inspect(inspected(tmp_path / str(step), alone, one_pass=True, objective="ga", **SETS))[0]
+        own = api.inspect(inspected(tmp_path / str(step), alone, one_pass=True, objective="ga", **SETS))[0].path
         pd.testing.assert_series_equal(total(own, step), total(found, step), rtol=1e-9)
     recorded, now = total(made, 0), total(found, 0)
     assert now["forget", "forget"] == pytest.approx(recorded["forget", "forget"], rel=1e-6)
@@ -363,10 +363,10 @@ def test_a_trainers_own_checkpoints_are_inspected(known: Path, tmp_path: Path) -
     Trainer(loaded.model, arguments, train_dataset=data, processing_class=loaded.tokenizer).train()
     shutil.copytree(tmp_path / "trainer" / "checkpoint-4", tmp_path / "named")
     given: dict[str, Any] = SETS | {"objective": "ga", "one_pass": True}
-    found = api.inspect(inspected(tmp_path / "a", tmp_path / "trainer", **given))[0]
+    found = api.inspect(inspected(tmp_path / "a", tmp_path / "trainer", **given))[0].path
     assert [line["step"] for line in read_lines(found)] == [2, 4]
     both = tmp_path / "trainer" / "checkpoint-2", tmp_path / "named"
-    listed = api.inspect(inspected(tmp_path / "b", *both, **given))[0]
+    listed = api.inspect(inspected(tmp_path / "b", *both, **given))[0].path
     assert [line["step"] for line in read_lines(listed)] == [1, 2]
     loss = compute_likelihood(loaded.model, encode_set(loaded.tokenizer, load_set(SETS["heldout"])), 0).loss
     assert read_lines(listed)[1]["evaluation"]["heldout"]["loss"] == pytest.approx(loss, rel=1e-6)
@@ -374,7 +374,7 @@ def test_a_trainers_own_checkpoints_are_inspected(known: Path, tmp_path: Path) -
 
 def test_the_published_estimates_are_told_beside(run: Path, tmp_path: Path) -> None:
     """With one micro-batch a pass and cadence four, the first reading comes at call 3."""
-    found = api.inspect(inspected(tmp_path / "paper", run, mode="paper", batch_size=1, objective="ga"))[0]
+    found = api.inspect(inspected(tmp_path / "paper", run, mode="paper", batch_size=1, objective="ga"))[0].path
     published = geffect.read_published(found)
     assert set(published["step"]) == {0, 1, 2, 3}
     assert set(published["call"]) == {3}
@@ -420,7 +420,9 @@ def test_a_half_written_checkpoint_is_named_and_skipped_only_where_told(
     assert [place.step for place in kept] == [1, 3]
     assert "left out" in caplog.text
     assert "checkpoint-2" in caplog.text
-    found = api.inspect(inspected(tmp_path / "rest", copy, skip_broken=True, one_pass=True, objective="ga", **SETS))[0]
+    found = api.inspect(inspected(tmp_path / "rest", copy, skip_broken=True, one_pass=True, objective="ga", **SETS))[
+        0
+    ].path
     assert [line["step"] for line in read_lines(found)] == [1, 3]
 
 

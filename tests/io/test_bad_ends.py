@@ -288,7 +288,7 @@ def test_a_full_disk_below_the_output_is_one_sentence() -> None:
         process = _cite(stdout=full)
         said = process.communicate()[1].decode()
     assert (process.returncode, said.count("\n")) == (2, 1)
-    assert said.startswith("geffect: expected an output that can be written to; found")
+    assert said.startswith("geffect: The output cannot be written: ")
 
 
 def test_an_output_that_lacks_a_character_gets_its_escape(world: World, tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ OPEN = re.compile(r"norm_\w+|loss_[\w/]+")  # of any gradient, of any split
 def run(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("format") / "run"
     settings: dict[str, Any] = {"steps": 2, "save_every": 2, "prediction": 2, "overlap": 0.1, "standard_errors": True}
-    return api.unlearn(config(start, out, rectifier="gru", grad_accum_steps=2, stop="kept(share=0.01)", **settings))
+    return api.unlearn(
+        config(start, out, rectifier="gru", grad_accum_steps=2, stop="kept(share=0.01)", **settings)
+    ).path
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def inspected(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("format") / "record"
     return api.inspect(
         InspectConfig.read(None, checkpoints=[str(run)], out=out, tokens=1, points=["npo"], batch_size=4)
-    )[0]
+    )[0].path
 
 
 def _keys(path: Path) -> Iterator[str]:

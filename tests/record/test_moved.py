@@ -102,7 +102,7 @@ def test_a_moved_run_is_inspected_and_reported(project: Path, tmp_path: Path, mo
     moved = (project / "whole").rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
     (record,) = api.inspect(InspectConfig.read(None, checkpoints=["moved"], out=tmp_path / "seen"))
-    assert [line["step"] for line in read_lines(record)] == [0, 1, 2, 3]  # step 0 is the start, found by its path
+    assert [line["step"] for line in read_lines(record.path)] == [0, 1, 2, 3]  # step 0 is the start, found by its path
     assert api.report(ReportConfig.read(None, runs=[moved])).path == moved / "report.html"
 
 
@@ -116,7 +116,7 @@ def test_an_adapter_names_its_base_beside_itself(start: Path, tmp_path: Path) ->
             lora=2,
             out=tmp_path / "adapter",
         )
-    )
+    ).path
     whole, file = tmp_path.rename(tmp_path.with_name("moved")), "adapter_config.json"
     with pytest.raises(GeffectError, match=r"The base of the adapter in .* is not at .* Move it back, or correct"):
         load(str(whole / fitted.name))
@@ -161,7 +161,7 @@ def test_an_evaluation_and_a_localization_are_refused_likewise(start: Path, tmp_
         EvaluateConfig.read(
             model=str(start), set=["forget=builtin:authors/forget[:2]"], metric=["loss"], out=tmp_path / "evaluated"
         )
-    )
+    ).path
     localized = api.localize(
         LocalizeConfig.read(
             model=str(start),
@@ -170,7 +170,7 @@ def test_an_evaluation_and_a_localization_are_refused_likewise(start: Path, tmp_
             labels="true",
             out=tmp_path / "localized",
         )
-    )
+    ).path
     for path, reader in ((evaluated, geffect.read_evaluation), (localized, read_localization)):
         assert reader(path) is not None
         content = json.loads((path / ENVIRONMENT).read_text())

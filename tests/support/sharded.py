@@ -56,7 +56,7 @@ def run(name: str, start: Path, masks: Path, out: Path, **changes: Any) -> Path:
         "out": out / name,
     }
     frozen = {"masks": masks} if name == "grail" else {}
-    return api.unlearn(UnlearnConfig.read(None, **(plain | METHODS[name] | frozen | changes)))
+    return api.unlearn(UnlearnConfig.read(None, **(plain | METHODS[name] | frozen | changes))).path
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def watched(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             save_rows=["objective", "forget", "retain", "retain_average", "rectified"],
             forget="builtin:authors/forget[:9]",
         )
-    )
+    ).path
 
 
 def test_watching_changes_no_bit_of_the_weights(start: Path, watched: Path, tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_watching_changes_no_bit_of_the_weights(start: Path, watched: Path, tmp_
             warmup_steps=2,
             forget="builtin:authors/forget[:9]",
         )
-    )
+    ).path
     left, right = _weights(watched), _weights(plain)
     assert all(torch.equal(left[name], right[name]) for name in left)
 
@@ -142,7 +142,7 @@ def test_figures_draw_what_was_recorded(watched: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reader", [read_prediction, read_overlap, read_standard_errors, read_published])
 def test_what_a_run_did_not_record_is_said(start: Path, tmp_path: Path, reader: Any) -> None:
-    run = api.unlearn(config(start, tmp_path / "run", steps=1))
+    run = api.unlearn(config(start, tmp_path / "run", steps=1)).path
     with pytest.raises(GeffectError, match="Run geffect unlearn with --"):
         reader(run)
 
@@ -171,7 +171,7 @@ def test_gradient_checkpointing_changes_no_bit_and_recomputes(
                 rectifier="gru",
                 gradient_checkpointing=checkpointing,
             )
-        )
+        ).path
         found.append((_weights(run), read(run), calls["n"]))
     (weights, gram, fewer), (others, twin, more) = found
     assert more > 1.3 * fewer
@@ -181,7 +181,8 @@ def test_gradient_checkpointing_changes_no_bit_and_recomputes(
 
 def test_autocast_computes_in_bfloat16_and_keeps_float32_weights(start: Path, tmp_path: Path) -> None:
     runs = [
-        api.unlearn(config(start, tmp_path / kind, objective="npo", autocast=kind)) for kind in ("none", "bfloat16")
+        api.unlearn(config(start, tmp_path / kind, objective="npo", autocast=kind)).path
+        for kind in ("none", "bfloat16")
     ]
     exact, low = (read_lines(run)[0] for run in runs)
     assert low["loss_objective"] == pytest.approx(exact["loss_objective"], rel=1e-3)
@@ -192,7 +193,9 @@ def test_autocast_computes_in_bfloat16_and_keeps_float32_weights(start: Path, tm
 
 def test_kept_dropout_thins_the_objective_and_not_the_risks(start: Path, tmp_path: Path) -> None:
     runs = {
-        keep: api.unlearn(config(start, tmp_path / str(keep), lora=2, lora_dropout=0.5, keep_dropout=keep, steps=1))
+        keep: api.unlearn(
+            config(start, tmp_path / str(keep), lora=2, lora_dropout=0.5, keep_dropout=keep, steps=1)
+        ).path
         for keep in (False, True)
     }
     without, kept = (read_lines(run)[0] for run in runs.values())
@@ -204,12 +207,14 @@ def test_kept_dropout_thins_the_objective_and_not_the_risks(start: Path, tmp_pat
 def test_a_run_stops_once_the_forget_set_is_unknown_and_keeps_that_state(known: Path, tmp_path: Path) -> None:
     run = api.unlearn(
         config(known, tmp_path / "run", until_accuracy=0.4, evaluate_every=1, steps=50, learning_rate=1e-2)
-    )
+    ).path
     *before, last = [line["evaluation"]["forget"]["accuracy"] for line in read_lines(run)]
     step = read_lines(run)[-1]["step"]
     assert step < 50 and min(before) >= 0.4 > last
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"checkpoint-{step}"]
-    again = read_lines(api.unlearn(config(run, tmp_path / "again", steps=1)))[0]["evaluation"]["forget"]["accuracy"]
+    again = read_lines(api.unlearn(config(run, tmp_path / "again", steps=1)).path)[0]["evaluation"]["forget"][
+        "accuracy"
+    ]
     assert again == last
 
 
@@ -234,7 +239,7 @@ def test_a_tied_model_is_recorded_by_use(start: Path, tmp_path: Path) -> None:
         config(
             tmp_path / "tied", tmp_path / "run", prediction=4, mode="paper", batch_size=2, overlap=0.1, rectifier="gru"
         )
-    )
+    ).path
     table = read_environment(run)["parameters"]
     assert sum(table["numel"]) == sum(p.numel() for p in model.parameters())
     effects = g_effect(read(run), "applied").set_index(["step", "group"])
@@ -254,7 +259,7 @@ def test_a_general_set_and_refusals_meet_in_a_step(start: Path, tmp_path: Path) 
             general="builtin:authors/retain[20:30]",
             steps=7,
         )
-    )
+    ).path
     lines = read_lines(run)
     assert lines[0]["weight_mean"] == pytest.approx(1, abs=1e-5)
     assert set(read_environment(run)["data"]) == {"forget", "retain", "general", "heldout"}

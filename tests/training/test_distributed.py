@@ -61,7 +61,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def one(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same rows in one process: two micro-batches a step."""
     whole = settings(start, tmp_path_factory.mktemp("one") / "run")
-    return api.unlearn(whole.model_copy(update={"grad_accum_steps": 2}))
+    return api.unlearn(whole.model_copy(update={"grad_accum_steps": 2})).path
 
 
 @pytest.fixture(scope="module", params=[False, exhaustive(True)], ids=["replicas", "shards"])

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from geffect.evaluation.success import success
 
 from geffect import api
 from geffect.config import DoctorConfig, FinetuneConfig, LocalizeConfig, UnlearnConfig
@@ -19,7 +20,6 @@ from geffect.core.layers import trainable_parameters
 from geffect.core.masks import mask_count
 from geffect.data.domains import parse_domains
 from geffect.errors import GeffectError
-from geffect.evaluation.metrics.success import success
 from geffect.localization.storage import check_localized, read_localization
 from geffect.record.frames import read, read_overlap, read_steps
 from geffect.record.reader import read_lines
@@ -34,7 +34,7 @@ GRAIL = "grail(k_unlearn=0.1, k_retain=0.2)"
 
 
 def _localize(model: Path, out: Path, **changes: Any) -> Path:
-    return api.localize(LocalizeConfig.read(**({"model": str(model), "domain": DOMAINS, "out": out} | changes)))
+    return api.localize(LocalizeConfig.read(**({"model": str(model), "domain": DOMAINS, "out": out} | changes))).path
 
 
 def _config(model: Path, out: Path, **changes: Any) -> UnlearnConfig:
@@ -71,7 +71,7 @@ def adapted(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         learning_rate=1e-2,
         out=tmp_path_factory.mktemp("adapted") / "fit",
     )
-    return api.finetune(fitted)
+    return api.finetune(fitted).path
 
 
 def test_a_localization_is_a_record_with_masks_overlaps_and_pictures(localized: Path, start: Path) -> None:
@@ -163,7 +163,7 @@ def test_frozen_entries_end_where_they_started(
             grad_accum_steps=accumulate,
             diagnose_every=2,
         )
-    )
+    ).path
     before, after = _weights(start), _weights(path)
     freezing = make_freezing(GRAIL)
     assert freezing is not None
@@ -180,7 +180,7 @@ def test_frozen_entries_end_where_they_started(
 
 def test_a_run_over_domains_records_its_scopes_masks_and_success(localized: Path, start: Path, tmp_path: Path) -> None:
     settings = {"rectifier": f"{GRAIL} + gru", "masks": localized, "overlap": 0.1, "prediction": 4}
-    path = api.unlearn(_config(start, tmp_path / "run", **settings))
+    path = api.unlearn(_config(start, tmp_path / "run", **settings)).path
     rows = set(read(path)["gradient"])
     assert {"objective", "forget", "retain", *SPLITS, "masked", "retain_average", "rectified", "applied"} <= rows
     removed = removed_g_effect(read(path))
@@ -213,7 +213,7 @@ def test_what_is_recorded_of_the_mask_is_what_was_frozen(localized: Path, start:
             masks=localized,
             steps=2,
         )
-    )
+    ).path
     before, after = _weights(start), _weights(path)
     shares = json.loads((path / "environment.json").read_text())["frozen"]["never"]
     assert set(shares.values()) == {0.0, 1.0}
@@ -225,7 +225,7 @@ def test_it_works_on_an_adapter(adapted: Path, tmp_path: Path) -> None:
     masks = _localize(adapted, tmp_path / "masks")
     before = _weights(adapted)
     assert all("lora" in name for name in before)
-    path = api.unlearn(_config(adapted, tmp_path / "run", rectifier=GRAIL, masks=masks))
+    path = api.unlearn(_config(adapted, tmp_path / "run", rectifier=GRAIL, masks=masks)).path
     freezing = make_freezing(GRAIL)
     assert freezing is not None
     frozen = freezing.frozen(trainable_parameters(api.load_model(str(adapted)).model), read_localization(masks))
@@ -236,7 +236,9 @@ def test_it_works_on_an_adapter(adapted: Path, tmp_path: Path) -> None:
 
 
 def test_a_killed_run_over_domains_goes_on_bit_by_bit(localized: Path, start: Path, tmp_path: Path) -> None:
-    whole = api.unlearn(_config(start, tmp_path / "whole", rectifier=f"{GRAIL} + gru", masks=localized, save_every=1))
+    whole = api.unlearn(
+        _config(start, tmp_path / "whole", rectifier=f"{GRAIL} + gru", masks=localized, save_every=1)
+    ).path
     cut = tmp_path / "cut"
     shutil.copytree(whole, cut)
     for name in ("DONE", "metrics.json"):
@@ -256,7 +258,7 @@ def test_a_killed_run_over_domains_goes_on_bit_by_bit(localized: Path, start: Pa
 
 def test_one_domain_validates_another(start: Path, tmp_path: Path) -> None:
     other = ["copyright=builtin:domains/copyright[:4]"]
-    path = api.unlearn(_config(start, tmp_path / "run", domain=DOMAINS[:1], validation=other))
+    path = api.unlearn(_config(start, tmp_path / "run", domain=DOMAINS[:1], validation=other)).path
     scores = json.loads((path / "metrics.json").read_text())["success"]["end"]
     assert list(scores) == ["privacy", "copyright"]
     assert scores["copyright"]["forget"]["rows"] == 4
@@ -264,7 +266,7 @@ def test_one_domain_validates_another(start: Path, tmp_path: Path) -> None:
 
 def test_three_domains_from_any_source(start: Path, tmp_path: Path) -> None:
     third = "authors=builtin:authors/forget[:6],builtin:authors/retain[:6]"
-    path = api.unlearn(_config(start, tmp_path / "run", domain=[*DOMAINS, third], steps=2))
+    path = api.unlearn(_config(start, tmp_path / "run", domain=[*DOMAINS, third], steps=2)).path
     assert {"forget/authors", "retain/authors"} <= set(read(path)["gradient"])
 
 

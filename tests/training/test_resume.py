@@ -78,7 +78,7 @@ def _assert_same(run: Path, other: Path, step: int) -> None:
 
 @pytest.fixture(scope="module")
 def whole(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return api.unlearn(config(start, tmp_path_factory.mktemp("whole") / "run", **SETTINGS))
+    return api.unlearn(config(start, tmp_path_factory.mktemp("whole") / "run", **SETTINGS)).path
 
 
 @pytest.mark.parametrize("lines", [1, exhaustive(3), 5, exhaustive(6), exhaustive(8)])
@@ -90,7 +90,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(
         _stop_after(lines, patch)
         api.unlearn(chosen)
     assert not (tmp_path / "run" / DONE).exists()
-    _assert_same(api.unlearn(chosen, resume=True), whole, 7)
+    _assert_same(api.unlearn(chosen, resume=True).path, whole, 7)
 
 
 def test_it_goes_on_after_kill_9(whole: Path, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_it_goes_on_after_kill_9(whole: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / DONE).exists()
     with steps.open("ab") as stream:
         stream.write(b'{"step": 9, "gra')  # as a line torn by the fall
-    _assert_same(api.unlearn(UnlearnConfig.read(file), resume=True), whole, 7)
+    _assert_same(api.unlearn(UnlearnConfig.read(file), resume=True).path, whole, 7)
 
 
 def test_after_a_resume_the_reference_is_still_the_start(
@@ -118,7 +118,7 @@ def test_after_a_resume_the_reference_is_still_the_start(
             epochs=2,
             learning_rate=1e-2,
         )
-    )
+    ).path
     chosen = config(
         fitted,
         tmp_path / "run",
@@ -131,12 +131,12 @@ def test_after_a_resume_the_reference_is_still_the_start(
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         _stop_after(5, patch)
         api.unlearn(chosen)
-    lines = read_lines(api.unlearn(chosen, resume=True))
+    lines = read_lines(api.unlearn(chosen, resume=True).path)
     assert lines[0]["weight_mean"] == pytest.approx(1, abs=1e-5)
     assert lines[0]["loss_objective"] == pytest.approx(2 / 0.5 * math.log(2), rel=1e-5)
     weights = [line["weight_mean"] for line in lines[:6]]
     assert len(weights) == 6 and max(weights[4:]) < 0.9
-    again = api.unlearn(chosen.model_copy(update={"out": tmp_path / "again"}))
+    again = api.unlearn(chosen.model_copy(update={"out": tmp_path / "again"})).path
     _assert_same(tmp_path / "run", again, 6)
 
 
@@ -145,8 +145,8 @@ def test_a_run_without_a_checkpoint_begins_again(start: Path, tmp_path: Path, mo
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         _stop_after(3, patch)
         api.unlearn(chosen)
-    again = api.unlearn(chosen.model_copy(update={"out": tmp_path / "again"}))
-    _assert_same(api.unlearn(chosen, resume=True), again, 4)
+    again = api.unlearn(chosen.model_copy(update={"out": tmp_path / "again"})).path
+    _assert_same(api.unlearn(chosen, resume=True).path, again, 4)
 
 
 def test_a_run_stopped_after_its_last_checkpoint_only_ends(
@@ -296,7 +296,7 @@ def test_who_is_refused_leaves_the_first_ones_rows(
     monkeypatch.setattr(api, "_start", beside_another)
     api.unlearn(first)
     row = load_file(tmp_path / "run" / "rows" / "step-0" / "objective.safetensors")
-    alone = api.unlearn(first.model_copy(update={"out": tmp_path / "alone"}))
+    alone = api.unlearn(first.model_copy(update={"out": tmp_path / "alone"})).path
     same = load_file(alone / "rows" / "step-0" / "objective.safetensors")
     assert all(torch.equal(row[name], same[name]) for name in same)
 
@@ -315,7 +315,7 @@ def test_ctrl_c_stops_after_the_step_and_tells_how_to_go_on(whole: Path, tmp_pat
     )
     assert "Traceback" not in said
     assert (tmp_path / "run" / "checkpoints" / f"checkpoint-{steps}").is_dir()
-    _assert_same(api.unlearn(UnlearnConfig.read(file), resume=True), whole, 7)
+    _assert_same(api.unlearn(UnlearnConfig.read(file), resume=True).path, whole, 7)
 
 
 def _written(folder: Path, recorded: dict[str, Any]) -> Path:
@@ -340,12 +340,12 @@ def test_a_fit_goes_on_to_the_same_end(start: Path, tmp_path: Path, monkeypatch:
             weight_decay=0.1,
         )
 
-    straight = api.finetune(chosen("straight"))
+    straight = api.finetune(chosen("straight")).path
     for lines in (3, 8):
         with monkeypatch.context() as patch, pytest.raises(Stopped):
             _stop_after(lines, patch)
             api.finetune(chosen(f"run-{lines}"))
-        run = api.finetune(chosen(f"run-{lines}"), resume=True)
+        run = api.finetune(chosen(f"run-{lines}"), resume=True).path
         assert _lines(run) == _lines(straight)
         left, right = (load_file(each / "adapter_model.safetensors") for each in (run, straight))
         assert all(torch.equal(left[name], right[name]) for name in left)
@@ -395,7 +395,7 @@ def test_a_broken_checkpoint_is_refused_and_the_one_before_serves(
     assert _lines(stopped) == lines
     checkpoint.rename(stopped / "aside")
     if name == "rectifier.safetensors" and harm == "gone":  # the repair is tried once
-        _assert_same(api.unlearn(chosen, resume=True), whole, 7)
+        _assert_same(api.unlearn(chosen, resume=True).path, whole, 7)
 
 
 def test_a_bit_that_flipped_in_the_weights_is_noticed_by_whoever_loads_them(stopped: Path) -> None:
@@ -455,7 +455,7 @@ def test_a_disk_without_room_ends_in_one_line_and_the_run_goes_on_later(
         return
     assert len(read_lines(tmp_path / "run")) == steps
     assert not list((tmp_path / "run").glob("checkpoints/*"))
-    _assert_same(api.unlearn(UnlearnConfig.read(file), resume=True), whole, 7)
+    _assert_same(api.unlearn(UnlearnConfig.read(file), resume=True).path, whole, 7)
 
 
 @pytest.mark.timeout(3600)

@@ -79,7 +79,7 @@ def test_a_text_set_is_unlearned_in_chunks(start: Path, tmp_path: Path) -> None:
     prepared = prepare(chosen)
     assert len(prepared.encoded["forget"]) > 10
     assert all(row.labels[0] == -100 and row.labels[1:] == row.input_ids[1:] for row in prepared.encoded["forget"])
-    assert (api.unlearn(chosen) / "DONE").exists()
+    assert (api.unlearn(chosen).path / "DONE").exists()
 
 
 def test_a_row_longer_than_the_models_context_is_refused(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def masks(tied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What GRAIL freezes."""
     settings = {"model": str(tied), "dtype": "float64", "out": tmp_path_factory.mktemp("localized") / "masks"}
-    return api.localize(LocalizeConfig.read(**(settings | DOMAINS)))
+    return api.localize(LocalizeConfig.read(**(settings | DOMAINS))).path
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,7 @@ def test_a_run_stops_after_its_step_and_is_resumed(
         api.unlearn(chosen)
     assert stopped.value.exit_code == CODES[signum]
     api.unlearn(chosen, resume=True)
-    whole = api.unlearn(chosen.model_copy(update={"out": tmp_path / "whole"}))
+    whole = api.unlearn(chosen.model_copy(update={"out": tmp_path / "whole"})).path
     assert _record(tmp_path / "run") == _record(whole)
 
 
@@ -138,7 +138,7 @@ def _record(run: Path) -> tuple[list[dict[str, Any]], bytes]:
 def test_an_inspection_that_is_stopped_keeps_its_checkpoints(
     start: Path, tmp_path: Path, signum: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = api.unlearn(config(start, tmp_path / "run", steps=2, save_every=1))
+    run = api.unlearn(config(start, tmp_path / "run", steps=2, save_every=1)).path
     chosen = InspectConfig.read(None, checkpoints=[str(run)], out=tmp_path / "seen")
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="checkpoints before it are kept") as stopped:
         _raise_at_line(1, signum, patch)

@@ -42,7 +42,7 @@ def _assert_same_run(a: Path, b: Path, tolerance: float) -> None:
 def test_one_by_eight_equals_eight_by_one(start: Path, tmp_path: Path, objective: str) -> None:
     common: dict[str, Any] = {"objective": objective, "rectifier": "gru", "steps": 3, "optimizer": "sgd"}
     runs = [
-        api.unlearn(config(start, tmp_path / f"{size}", batch_size=size, grad_accum_steps=8 // size, **common))
+        api.unlearn(config(start, tmp_path / f"{size}", batch_size=size, grad_accum_steps=8 // size, **common)).path
         for size in (8, 1)
     ]
     _assert_same_run(runs[0], runs[1], 1e-5)
@@ -52,7 +52,7 @@ def test_one_by_eight_equals_eight_by_one(start: Path, tmp_path: Path, objective
 
 def test_the_same_configuration_gives_the_same_run_bit_for_bit(start: Path, tmp_path: Path) -> None:
     common: dict[str, Any] = {"objective": "npo", "rectifier": "gru", "steps": 5}
-    runs = [api.unlearn(config(start, tmp_path / name, **common)) for name in "ab"]
+    runs = [api.unlearn(config(start, tmp_path / name, **common)).path for name in "ab"]
     for name, tensor in _weights(runs[0]).items():
         assert torch.equal(tensor, _weights(runs[1])[name])
     lines = [[{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(run)] for run in runs]
@@ -62,7 +62,7 @@ def test_the_same_configuration_gives_the_same_run_bit_for_bit(start: Path, tmp_
 @pytest.mark.parametrize("rectifier", ["none", "gru"])
 def test_measuring_does_not_move_the_weights(start: Path, tmp_path: Path, rectifier: str) -> None:
     runs = [
-        api.unlearn(config(start, tmp_path / str(every), rectifier=rectifier, steps=5, diagnose_every=every))
+        api.unlearn(config(start, tmp_path / str(every), rectifier=rectifier, steps=5, diagnose_every=every)).path
         for every in (1, 3)
     ]
     for name, tensor in _weights(runs[0]).items():
@@ -73,7 +73,7 @@ def test_measuring_does_not_move_the_weights(start: Path, tmp_path: Path, rectif
 
 @pytest.mark.parametrize("objective", ["ga", "npo"])
 def test_no_rectified_row_conflicts_with_the_retain_average(start: Path, tmp_path: Path, objective: str) -> None:
-    gram = read(api.unlearn(config(start, tmp_path / "run", objective=objective, rectifier="gru", steps=12)))
+    gram = read(api.unlearn(config(start, tmp_path / "run", objective=objective, rectifier="gru", steps=12)).path)
     total = {
         (a, b): inner_by_label(gram, a, b).groupby("step").sum()
         for a, b in [
@@ -97,7 +97,7 @@ def test_under_sgd_the_recorded_effects_predict_the_measured_change(start: Path,
     rate = 1e-2
     run = api.unlearn(
         config(start, tmp_path / "run", optimizer="sgd", learning_rate=rate, steps=1, batch_size=12, objective="wga")
-    )
+    ).path
     gram, steps = read(run), read_steps(run)
     predicted = -rate * float(inner_by_label(gram, "forget", "objective").sum())
     measured = steps["forget_loss"].iloc[-1] - steps["forget_loss"].iloc[0]
@@ -106,7 +106,9 @@ def test_under_sgd_the_recorded_effects_predict_the_measured_change(start: Path,
 
 
 def test_free_rows_off_gives_the_same_record(start: Path, tmp_path: Path) -> None:
-    runs = [api.unlearn(config(start, tmp_path / str(free), steps=3), free_rows=free) for free in (True, False)]
+    runs = [
+        api.unlearn.run(config(start, tmp_path / str(free), steps=3), free_rows=free).path for free in (True, False)
+    ]
     _assert_same_run(runs[0], runs[1], 1e-5)
     gram = read(runs[1])
     e, f = (inner_by_label(gram, "forget", other).groupby("step").sum() for other in ("objective", "forget"))
@@ -114,7 +116,7 @@ def test_free_rows_off_gives_the_same_record(start: Path, tmp_path: Path) -> Non
 
 
 def test_layers_sum_to_groups_and_groups_to_the_total(start: Path, tmp_path: Path) -> None:
-    run = api.unlearn(config(start, tmp_path / "run", rectifier="gru", steps=2))
+    run = api.unlearn(config(start, tmp_path / "run", rectifier="gru", steps=2)).path
     totals = [
         read(run, by).groupby(["step", "gradient", "other"])["inner"].sum() for by in ("parameter", "layer", "group")
     ]
@@ -124,7 +126,7 @@ def test_layers_sum_to_groups_and_groups_to_the_total(start: Path, tmp_path: Pat
 
 
 def test_the_line_says_what_the_step_did(start: Path, tmp_path: Path) -> None:
-    run = api.unlearn(config(start, tmp_path / "run", rectifier="gru", max_grad_norm=0.01, warmup_steps=2))
+    run = api.unlearn(config(start, tmp_path / "run", rectifier="gru", max_grad_norm=0.01, warmup_steps=2)).path
     lines = read_lines(run)
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
     assert [sorted(line.get("evaluation", {})) for line in lines] == [
@@ -147,14 +149,14 @@ def test_clipping_acts_on_the_rectified_gradient(start: Path, tmp_path: Path) ->
         config(
             start, tmp_path / "run", rectifier="gru", optimizer="sgd", steps=1, learning_rate=1.0, max_grad_norm=0.01
         )
-    )
+    ).path
     before, after = load_file(start / "model.safetensors"), _weights(run)
     moved = math.sqrt(sum(float((after[name] - t).double().square().sum()) for name, t in before.items()))
     assert moved == pytest.approx(0.01, rel=1e-3)
 
 
 def test_a_checkpoint_is_whole_and_holds_the_average(start: Path, tmp_path: Path) -> None:
-    run = api.unlearn(config(start, tmp_path / "run", rectifier="gru", save_every=2))
+    run = api.unlearn(config(start, tmp_path / "run", rectifier="gru", save_every=2)).path
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["checkpoint-2", "checkpoint-4"]
     for checkpoint in (run / "checkpoints").iterdir():
         files = {p.name for p in checkpoint.iterdir()}
@@ -166,7 +168,7 @@ def test_a_checkpoint_is_whole_and_holds_the_average(start: Path, tmp_path: Path
 
 
 def test_a_run_directory_is_a_model_whose_state_is_the_last(start: Path, tmp_path: Path) -> None:
-    run = api.unlearn(config(start, tmp_path / "run", save_every=2))
+    run = api.unlearn(config(start, tmp_path / "run", save_every=2)).path
     loaded = api.load_model(str(run))
     assert loaded.source.endswith("checkpoint-4")
     for name, tensor in _weights(run).items():
@@ -174,7 +176,7 @@ def test_a_run_directory_is_a_model_whose_state_is_the_last(start: Path, tmp_pat
 
 
 def test_metrics_hold_the_first_and_last_evaluation(start: Path, tmp_path: Path) -> None:
-    run = api.unlearn(config(start, tmp_path / "run"))
+    run = api.unlearn(config(start, tmp_path / "run")).path
     metrics, steps = json.loads((run / "metrics.json").read_text()), read_steps(run)
     assert metrics["start"]["heldout"]["loss"] == steps["heldout_loss"].iloc[0]
     assert metrics["end"]["forget"]["accuracy"] == steps["forget_accuracy"].iloc[-1]
@@ -184,15 +186,15 @@ def test_metrics_hold_the_first_and_last_evaluation(start: Path, tmp_path: Path)
 def test_a_run_replays_from_its_configuration(start: Path, tmp_path: Path) -> None:
     from geffect.config import UnlearnConfig
 
-    run = api.unlearn(config(start, tmp_path / "run", objective="npo(beta=0.2)", rectifier="gru(decay=0.5)"))
-    again = api.unlearn(UnlearnConfig.read(run / "config.yaml", out=tmp_path / "again"))
+    run = api.unlearn(config(start, tmp_path / "run", objective="npo(beta=0.2)", rectifier="gru(decay=0.5)")).path
+    again = api.unlearn(UnlearnConfig.read(run / "config.yaml", out=tmp_path / "again")).path
     _assert_same_run(run, again, tolerance=0.0)
 
 
 def test_a_replay_from_another_start_is_refused(start: Path, tmp_path: Path) -> None:
     from geffect.config import UnlearnConfig
 
-    run = api.unlearn(config(start, tmp_path / "run", steps=1))
+    run = api.unlearn(config(start, tmp_path / "run", steps=1)).path
     moved = UnlearnConfig.read(run / "config.yaml", out=tmp_path / "again", model=str(run))
     with pytest.raises(GeffectError, match="weights"):
         api.unlearn(moved)
@@ -201,7 +203,7 @@ def test_a_replay_from_another_start_is_refused(start: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("objective", ["ga", "npo"])
 def test_lora_trains_the_adapter_alone(start: Path, tmp_path: Path, objective: str) -> None:
-    run = api.unlearn(config(start, tmp_path / "run", objective=objective, rectifier="gru", lora=4, steps=3))
+    run = api.unlearn(config(start, tmp_path / "run", objective=objective, rectifier="gru", lora=4, steps=3)).path
     checkpoint = run / "checkpoints" / "checkpoint-3"
     assert (checkpoint / "adapter_model.safetensors").exists()
     assert not (checkpoint / "model.safetensors").exists()
@@ -225,9 +227,9 @@ def test_npo_starts_at_weight_one_from_a_fitted_adapter_too(start: Path, tmp_pat
             epochs=2,
             learning_rate=1e-2,
         )
-    )
+    ).path
     assert (fitted / "adapter_config.json").exists()
-    lines = read_lines(api.unlearn(config(fitted, tmp_path / "run", objective="npo(beta=0.5)", steps=3)))
+    lines = read_lines(api.unlearn(config(fitted, tmp_path / "run", objective="npo(beta=0.5)", steps=3)).path)
     assert lines[0]["weight_mean"] == pytest.approx(1, abs=1e-5)
     assert lines[0]["loss_objective"] == pytest.approx(2 / 0.5 * math.log(2), rel=1e-5)
     assert lines[2]["weight_mean"] < 0.999
@@ -269,7 +271,7 @@ def test_fit_learns_and_stops_when_it_knows(start: Path, tmp_path: Path) -> None
         "learning_rate": 1e-2,
         "epochs": 60,
     }
-    run = api.finetune(FinetuneConfig.read(**common, until_accuracy=0.5, out=tmp_path / "run"))
+    run = api.finetune(FinetuneConfig.read(**common, until_accuracy=0.5, out=tmp_path / "run")).path
     steps = read_steps(run)
     accuracies = steps.filter(like="_accuracy").dropna()
     assert (accuracies.iloc[-1] >= 0.5).all()
@@ -293,7 +295,7 @@ def test_fit_does_not_depend_on_how_rows_are_accumulated(start: Path, tmp_path: 
                 epochs=2,
                 out=tmp_path / str(size),
             )
-        )
+        ).path
         weights.append(load_file(run / "model.safetensors"))
     for name, tensor in weights[0].items():
         assert (tensor - weights[1][name]).norm() <= 1e-5 * tensor.norm(), name
@@ -301,7 +303,9 @@ def test_fit_does_not_depend_on_how_rows_are_accumulated(start: Path, tmp_path: 
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "rmsprop", "adagrad"])
 def test_other_optimizers_of_hugging_face_run(start: Path, tmp_path: Path, optimizer: str) -> None:
-    run = api.unlearn(config(start, tmp_path / "run", optimizer=optimizer, schedule="cosine", rectifier="gru", steps=3))
+    run = api.unlearn(
+        config(start, tmp_path / "run", optimizer=optimizer, schedule="cosine", rectifier="gru", steps=3)
+    ).path
     rates = [line["lr"][0] for line in read_lines(run)[:-1]]
     assert rates == sorted(rates, reverse=True)
     assert rates[0] > rates[-1]
@@ -357,7 +361,7 @@ def test_trackers_are_told_of_every_measured_step(start: Path, tmp_path: Path) -
 
 
 def test_cosines_are_those_of_the_rows(start: Path, tmp_path: Path) -> None:
-    gram = read(api.unlearn(config(start, tmp_path / "run", steps=2)))
+    gram = read(api.unlearn(config(start, tmp_path / "run", steps=2)).path)
     assert total_cosine(gram, "objective", "forget").tolist() == pytest.approx([-1, -1])
     assert total_cosine(gram, "objective", "retain").abs().max() < 1
 
@@ -375,7 +379,7 @@ def test_a_fit_of_what_is_known_is_refused_and_writes_no_model(start: Path, tmp_
 @pytest.mark.parametrize(("dtype", "rel"), [("bfloat16", 1e-2), ("float64", 1e-12)])
 def test_npo_starts_at_weight_one_in_every_dtype(start: Path, tmp_path: Path, dtype: str, rel: float) -> None:
     changes: dict[str, Any] = {"objective": "npo", "dtype": dtype, "batch_size": 12, "learning_rate": 1e-3, "steps": 1}
-    line = read_lines(api.unlearn(config(start, tmp_path / "run", **changes)))[0]
+    line = read_lines(api.unlearn(config(start, tmp_path / "run", **changes)).path)[0]
     assert line["loss_objective"] == pytest.approx(2 / 0.1 * math.log(2), rel=rel)
 
 
@@ -386,7 +390,7 @@ def test_a_base_that_changed_under_its_adapter_is_noticed(start: Path, tmp_path:
 
     base = tmp_path / "base"
     shutil.copytree(start, base)
-    run = api.unlearn(config(base, tmp_path / "run", lora=2, steps=1))
+    run = api.unlearn(config(base, tmp_path / "run", lora=2, steps=1)).path
     before = api.load_model(str(run)).sha256
     tensors = load_file(base / "model.safetensors")
     save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, base / "model.safetensors", {"format": "pt"})
