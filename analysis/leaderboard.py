@@ -3,7 +3,7 @@
     python -m analysis.leaderboard [RUNS] [RUNS_TO_LEVEL]
 
 The curves are those of ``analysis.trade_off``. What heldout authors' answers are worth where the forget risk comes to 3
-nats a token is read off between the two steps around it: the probability of held answers from the record, with
+nats a token is read off between the two steps around it: the probability of heldout answers from the record, with
 intervals over rows and seeds, and model utility from the two checkpoints of a second run that ends there. A small model
 of 1.7 million parameters on generated text: what holds here need not hold elsewhere.
 """
@@ -11,7 +11,6 @@ of 1.7 million parameters on generated text: what holds here need not hold elsew
 import json
 import math
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analysis.runs import ensure, keep_configs
+from analysis.runs import command_line, ensure, keep_configs
 from analysis.trade_off import AT_RISK, Cell, curves, settings
-from geffect.evaluation.metrics.truth import model_utility
+from geffect.core.statistics import bootstrap, percentile_interval
+from geffect.evaluation.scores import model_utility
 from geffect.models.checkpoints import checkpoints
 from geffect.record.frames import read_steps
 from geffect.reports import plots
 from geffect.reports.compare import at_forget_loss, examples_at
 
 Numbers = npt.NDArray[np.float64]
-RESAMPLES, SEED = 2000, 0
+SEED = 0
 LEVELS = np.round(np.arange(0.1, 6.01, 0.1), 2)
 TO_LEVEL = {
     "stop": f"forgotten(risk={AT_RISK:g})",
@@ -81,7 +81,7 @@ def grouped(cells: list[Cell], paths: list[Path]) -> dict[tuple[str, str], list[
 
 
 def probabilities(paths: list[Path], level: float) -> Numbers | None:
-    """exp(−NLL / tokens) of every held row at a forget risk, ``[seeds, rows]``; None where a seed never got there."""
+    """exp(−NLL / tokens) of every heldout example at a forget risk, ``[seeds, examples]``; None if a seed misses it."""
     found = [examples_at(path, "heldout", level) for path in paths]
     if any(each is None for each in found):
         return None
@@ -92,15 +92,19 @@ def interval(values: Numbers | None) -> dict[str, float]:
     """Mean over seeds and rows, and its 95 % bootstrap interval, both drawn anew."""
     if values is None:
         return {"mean": math.nan, "low": math.nan, "high": math.nan}
-    random = np.random.default_rng(SEED)
-    seeds, rows = (random.integers(size, size=(RESAMPLES, size)) for size in values.shape)
-    found = values[seeds[:, :, None], rows[:, None, :]].mean((1, 2))
-    low, high = np.quantile(found, [0.025, 0.975])
-    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+    numbers = values
+
+    def mean(seeds: Numbers, examples: Numbers) -> Numbers:
+        places = seeds.astype(int)[..., :, None], examples.astype(int)[..., None, :]
+        average: Numbers = numbers[places].mean((-2, -1))
+        return average
+
+    low, high = percentile_interval(bootstrap([np.arange(float(size)) for size in numbers.shape], mean, SEED))
+    return {"mean": float(numbers.mean()), "low": low, "high": high}
 
 
 def at_level(name: tuple[str, str], methods: dict[tuple[str, str], list[Path]], level: float) -> dict[str, Any]:
-    """A method's line: held answer probability at a forget risk, and how much more than GA's, row by row."""
+    """A method's line: heldout answer probability at a forget risk, and how much more than GA's, by example."""
     own, first = (probabilities(methods[each], level) for each in (name, ("GA", "none")))
     more = interval(None if own is None or first is None else own - first)
     steps = [at_forget_loss(read_steps(path), "step", level) for path in methods[name]]
@@ -150,4 +154,10 @@ def utility_rows(found: dict[Cell, float]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:3]))
+    parser = command_line(__doc__, Path("runs/trade_off"))
+    default = Path("runs/leaderboard")
+    parser.add_argument(
+        "to_level", metavar="RUNS_TO_LEVEL", nargs="?", type=Path, default=default, help=f"(default: {default})"
+    )
+    chosen = parser.parse_args()
+    main(chosen.runs, chosen.to_level)

@@ -145,3 +145,13 @@ def over_steps(values: Numbers, statistic: Statistic) -> Estimate | None:
 
 def _finite(estimate: Estimate) -> Estimate | None:
     return estimate if math.isfinite(estimate.value) and math.isfinite(estimate.error) else None
+
+
+def percentile_interval(distribution: Numbers, confidence: float = 0.95) -> tuple[float, float]:
+    """The percentile interval of a bootstrap distribution: lower and upper end.
+
+    >>> percentile_interval(np.arange(101.0), 0.9)
+    (5.0, 95.0)
+    """
+    low, high = np.quantile(distribution, [(1 - confidence) / 2, 1 - (1 - confidence) / 2])
+    return float(low), float(high)

@@ -1,7 +1,9 @@
-"""Evaluate a model, part by part: one number a row and metric, kept by content, and their means."""
+"""Evaluate a model: one number an example and metric, and tasks of lm-evaluation-harness, cached by content."""
 
 import hashlib
+import importlib.util
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import nn
 from tqdm.auto import tqdm
 
 from geffect.config import EvaluateConfig
@@ -19,26 +22,27 @@ from geffect.data.checks import warn_cut
 from geffect.data.encode import encode_examples
 from geffect.data.load import ExampleSet, QASet
 from geffect.errors import GeffectError, visible
-from geffect.evaluation.harness import Scores, harness
-from geffect.evaluation.metrics.table import METRICS, SHOTS, check_fields
-from geffect.evaluation.results import EXAMPLES, KEEP, TEXTS, read_values, write_texts
+from geffect.evaluation.metrics import METRICS, SHOTS, check_fields
+from geffect.evaluation.results import EXAMPLES, KEEP, TEXTS, Scores, read_values, write_texts
 from geffect.evaluation.suites import Part
 from geffect.evaluation.variants import Variant
 from geffect.evaluation.view import View
 from geffect.io.readers import byte_lines, parse_json, read_bytes
 from geffect.models.cache import cached_directory, file_sha256
 from geffect.models.load import Loaded
+from geffect.models.scoring import in_evaluation_mode
 from geffect.training.setup import decides, encode, read_set
 
 TASKS = "tasks.json"
+INSTALL = "pip install 'lm-eval>=0.4.9'"
 
 
 def evaluate_variant(
-    config: EvaluateConfig, chosen: Sequence[tuple[Part, ExampleSet]], variant: Variant
+    config: EvaluateConfig, sets: Sequence[tuple[Part, ExampleSet]], variant: Variant
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-    """Every metric of every example under one variant of a model; what was computed before is taken from the cache."""
+    """Compute every metric of every example under one variant of a model, or read it from the cache."""
     frames, texts = [], []
-    for part, examples in tqdm(chosen, desc=visible(variant.label, lines=False), unit="set", disable=None):
+    for part, examples in tqdm(sets, desc=visible(variant.label, lines=False), unit="set", disable=None):
         make = partial(_write, config, part, examples, variant)
         frame, answers = _read_result(_key(config, part, examples, variant), make)
         frames.append(frame.assign(model=variant.label))
@@ -48,7 +52,7 @@ def evaluate_variant(
 
 
 def evaluate_tasks(config: EvaluateConfig, variant: Variant) -> Scores:
-    """The tasks of lm-evaluation-harness under one variant of a model, kept as `evaluate_variant` keeps its values."""
+    """Score one variant of a model on the tasks of lm-evaluation-harness, or read the scores from the cache."""
     if not config.task:
         return {}
 
@@ -78,10 +82,10 @@ def _tasks_key(config: EvaluateConfig, variant: Variant) -> str | None:
 
 
 def make_view(config: EvaluateConfig, examples: ExampleSet, loaded: Loaded) -> View:
-    """A set under a model."""
+    """A set under a model, with the options of a configuration."""
     shots = read_set(config, config.shots).rows[:SHOTS] if config.shots else ()
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    most = min(config.max_new_tokens, context or config.max_new_tokens)  # a model that never ends would go on and on
+    most = min(config.max_new_tokens, context or config.max_new_tokens)  # positions end where the model's do
     return View(
         loaded.model,
         loaded.tokenizer,
@@ -94,7 +98,7 @@ def make_view(config: EvaluateConfig, examples: ExampleSet, loaded: Loaded) -> V
 
 
 def read_part(config: EvaluateConfig, part: Part) -> ExampleSet:
-    """The examples of a part, checked for what its metrics need."""
+    """Read the examples of a part; raise where they lack what its metrics need."""
     examples = read_set(config, part.spec)
     for name in part.metrics:
         check_fields(name, examples)
@@ -105,7 +109,7 @@ def read_part(config: EvaluateConfig, part: Part) -> ExampleSet:
 
 def _check_shots(config: EvaluateConfig) -> None:
     if config.shots is None:
-        raise GeffectError("knowmem needs a set of answered questions", remedy="Add --shots SET, of other examples")
+        raise GeffectError("knowmem needs a set of answered questions", remedy="Add --shots SET with other examples")
     shots = read_set(config, config.shots)
     check_fields("knowmem", shots)
     if len(shots.rows) < SHOTS:
@@ -115,12 +119,12 @@ def _check_shots(config: EvaluateConfig) -> None:
 
 
 def _sha256(examples: ExampleSet) -> str:
-    """Of all columns: a wrong answer counts as much as the right one."""
+    """The hash of all columns of a set."""
     return hashlib.sha256(json.dumps(examples.rows, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def _key(config: EvaluateConfig, part: Part, examples: ExampleSet, variant: Variant) -> str | None:
-    """Everything a result depends on; None where weights have no hash, or a metric's code is not the package's."""
+    """All that a result depends on; None where the weights have no hash, or a metric comes from outside the package."""
     if variant.loaded.sha256 is None or not all(METRICS[name].is_cacheable for name in part.metrics):
         return None
     options = config.model_dump(include={"max_length", "max_new_tokens"})
@@ -138,7 +142,7 @@ def _read_result(key: str | None, make: Callable[[Path], None]) -> tuple[pd.Data
 
 @contextmanager
 def _result_directory(name: str, key: str | None, make: Callable[[Path], None]) -> Iterator[Path]:
-    """Where a result lies: in the cache, or, where it has no key, in a directory that goes."""
+    """The directory of a result: in the cache, or, without a key, a temporary one."""
     if key is not None:
         yield cached_directory(name, key, make)
         return
@@ -169,3 +173,66 @@ def _write(config: EvaluateConfig, part: Part, examples: ExampleSet, variant: Va
 def _answers(view: View) -> Iterator[tuple[dict[str, Any], str]]:
     if view.has_answers and isinstance(view.examples, QASet):
         yield from zip(view.examples.rows, view.answers(), strict=True)
+
+
+def check_tasks(names: Sequence[str], folder: Path | None) -> None:
+    """Raise where a task cannot be found."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise GeffectError(
+            f"--task {names[0]} needs lm-evaluation-harness, which is not installed", remedy=f"Run {INSTALL}"
+        )
+    _manager(names, folder)
+
+
+def harness(
+    model: nn.Module,
+    tokenizer: Any,
+    names: Sequence[str],
+    folder: Path | None = None,
+    limit: int = 0,
+    batch_size: int = 16,
+) -> Scores:
+    """Score a model on tasks of the harness, as it defines them; the model stays in its mode."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    manager = _manager(names, folder)
+    with in_evaluation_mode(model):
+        wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        try:
+            outcome = lm_eval.simple_evaluate(
+                wrapped, tasks=list(names), task_manager=manager, limit=limit or None, log_samples=False
+            )
+        except (OSError, ValueError) as error:  # a data hub out of reach is a ConnectionError
+            reason = " ".join(str(error).split())
+            raise GeffectError(
+                f"The data of {', '.join(names)} cannot be read: {reason}",
+                remedy="Connect to its hub, or correct the task",
+            ) from error
+    results: dict[str, dict[str, Any]] = outcome["results"]
+    return {name: _numbers(each) for name, each in results.items()}
+
+
+def _manager(names: Sequence[str], folder: Path | None) -> Any:
+    """The tasks of the folder alone, where they suffice: reading the thousands that the harness brings takes long."""
+    if folder is not None and not folder.is_dir():
+        raise GeffectError(f"There is no directory of tasks at {folder}", remedy="Correct --task-dir")
+    for logger in ("lm_eval", "lm-eval"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    from lm_eval.tasks import TaskManager
+
+    path = None if folder is None else str(folder)
+    manager = TaskManager(include_path=path, include_defaults=False) if path else None
+    if manager is None or not set(names) <= set(manager.all_tasks):
+        manager = TaskManager(include_path=path)
+    unknown = sorted(set(names) - set(manager.all_tasks))
+    if unknown:
+        remedy = "See lm_eval ls tasks, or name a folder of tasks with --task-dir"
+        raise GeffectError(f"lm-evaluation-harness has no task {unknown[0]!r}", remedy=remedy)
+    return manager
+
+
+def _numbers(scores: dict[str, Any]) -> dict[str, float]:
+    """Name ``acc,none`` acc; a filtered metric keeps its filter's name."""
+    values = {key: value for key, value in scores.items() if "," in key and isinstance(value, float)}
+    return {key.removesuffix(",none"): value for key, value in values.items()}

@@ -7,11 +7,10 @@ from typing import Any
 
 from geffect.config import EvaluateConfig
 from geffect.core.splits import domain_of, role_of, split_name
-from geffect.errors import GeffectError
-from geffect.evaluation.metrics import membership
-from geffect.evaluation.metrics.success import harmonic_success
-from geffect.evaluation.metrics.table import METRICS
-from geffect.evaluation.metrics.truth import forget_quality, model_utility
+from geffect.errors import GeffectError, unknown_name
+from geffect.evaluation import scores
+from geffect.evaluation.metrics import METRICS
+from geffect.evaluation.success import harmonic_success
 
 Means = Mapping[tuple[str, str], float]  # (set, metric) → mean over its examples
 Values = Mapping[tuple[str, str], Sequence[float]]  # (set, metric) → one an example
@@ -49,7 +48,7 @@ class Suite:
         name: of the suite.
         parts: a configuration → its sets.
         totals: means → numbers of several sets, by name.
-        comparisons: derived numbers that are computed, too, where there is a reference.
+        comparisons: derived numbers that are computed where there is a reference.
     """
 
     name: str
@@ -64,11 +63,11 @@ class Derived:
 
     Attributes:
         name: of the number.
-        metrics: it is computed from.
-        sets: they are taken on.
-        compute: its value, of this evaluation's values and, if any, the reference's.
-        compares: whether it looks at the reference, where there is one.
-        needs_reference: whether it cannot do without one.
+        metrics: those it is computed from.
+        sets: those on which the metrics are computed.
+        compute: this evaluation's values and the reference's (None without one) → the number.
+        compares: whether it uses the reference, where there is one.
+        needs_reference: whether it is refused without one.
     """
 
     name: str
@@ -93,7 +92,7 @@ def register_suite(
     Args:
         name: of the suite.
         totals: means by (set, metric) → numbers of several sets, by name.
-        comparisons: names of derived numbers that are computed, too, where there is a reference.
+        comparisons: names of derived numbers that are computed where there is a reference.
 
     Returns:
         A decorator of a function that takes a configuration and returns the parts.
@@ -118,10 +117,10 @@ def register_derived(
 
     Args:
         name: of the number.
-        metrics: it is computed from; they are taken on the sets.
+        metrics: those it is computed from, on each of the sets.
         sets: names of sets, such as ``forget`` and ``holdout``.
-        compares: whether it looks at the reference, where there is one.
-        needs_reference: whether it cannot do without one.
+        compares: whether it uses the reference, where there is one.
+        needs_reference: whether it is refused without one.
 
     Returns:
         A decorator of a function of this evaluation's values and the reference's (or None).
@@ -141,9 +140,9 @@ def register_derived(
 
 
 def _utility(means: Means, *, sets: Sequence[str]) -> dict[str, float]:
-    """`model_utility` over the sets to preserve."""
+    """`model_utility` over the sets to retain."""
     numbers = [value for (name, metric), value in means.items() if name in sets and metric in UTILITY]
-    return {"model_utility": model_utility(numbers)}
+    return {"model_utility": scores.model_utility(numbers)}
 
 
 def _domain_success(means: Means) -> dict[str, dict[str, float]]:
@@ -189,11 +188,11 @@ def _knowundo(config: EvaluateConfig) -> list[Part]:
 def _quality(values: Values, reference: Values | None) -> float:
     """TOFU's forget quality: the p-value of a Kolmogorov–Smirnov test of truth ratios against the reference."""
     key = ("forget", "log_truth_ratio_geometric")
-    return forget_quality(values[key], (reference or {})[key])
+    return scores.forget_quality(values[key], (reference or {})[key])
 
 
 def _auc(values: Values, *, metric: str) -> float:
-    return membership.auc(values["forget", metric], values["holdout", metric])
+    return scores.auc(values["forget", metric], values["holdout", metric])
 
 
 def _make_auc(metric: str) -> Compute:
@@ -207,7 +206,7 @@ def _make_auc(metric: str) -> Compute:
 @register_derived("privleak", ["min_k"], ["forget", "holdout"], compares=True)
 def _privleak(values: Values, reference: Values | None) -> float:
     """MUSE's PrivLeak, of the AUC of Min-K %, against the reference's AUC or 0.5."""
-    return membership.privleak(*(_auc(each, metric="min_k") for each in (values, reference) if each is not None))
+    return scores.privleak(*(_auc(each, metric="min_k") for each in (values, reference) if each is not None))
 
 
 @register_derived("auc_reference", ["loss"], ["forget", "holdout"], needs_reference=True)
@@ -216,8 +215,8 @@ def _reference_auc(values: Values, reference: Values | None) -> float:
     sides = []
     for side in ("forget", "holdout"):
         both = values[side, "loss"], (reference or {})[side, "loss"]
-        sides.append([membership.reference(*pair) for pair in zip(*both, strict=True)])
-    return membership.auc(*sides)
+        sides.append([ours - theirs for ours, theirs in zip(*both, strict=True)])
+    return scores.auc(*sides)
 
 
 for _metric in ("loss", "zlib", "min_k", "min_k_plus_plus"):
@@ -225,20 +224,14 @@ for _metric in ("loss", "zlib", "min_k", "min_k_plus_plus"):
 
 
 def parts(config: EvaluateConfig) -> list[Part]:
-    """The sets of a configuration: those of its suite, then those it names itself.
-
-    Raises:
-        GeffectError: a suite or metric is unknown, or metrics and sets do not come together.
-    """
+    """The sets of a configuration: those of its suite, then those that ``--set`` names, each with its metrics."""
     derived = [DERIVED[name] for name in config.metric if name in DERIVED]
     plain = tuple(name for name in config.metric if name not in DERIVED)
     for name in plain:
         if name not in METRICS:
-            raise GeffectError(
-                f"There is no metric {name!r}", remedy=f"Choose one of {', '.join([*METRICS, *DERIVED])}"
-            )
+            raise unknown_name("a metric", name, [*METRICS, *DERIVED])
     if plain and not config.set:
-        raise GeffectError(f"There is no set to take {plain[0]} on", remedy="Add --set NAME=SET")
+        raise GeffectError(f"--metric {plain[0]} has no set", remedy="Add --set NAME=SET")
     suite = suite_of(config)
     by_name = {part.name: part for part in (suite.parts(config) if suite else ())}
     for name, spec in map(_split_name, config.set):
@@ -249,7 +242,7 @@ def parts(config: EvaluateConfig) -> list[Part]:
         _add_metrics(by_name, number, config)
     _refuse_unused(config, suite, list(by_name.values()))
     if bare := [name for name, part in by_name.items() if not part.metrics]:
-        raise GeffectError(f"There is no metric for --set {bare[0]}", remedy="Add --metric")
+        raise GeffectError(f"--set {bare[0]} has no metric", remedy="Add --metric NAME")
     if not (by_name or config.task):
         remedy = "Add --suite builtin, or --metric and --set, or --task"
         raise GeffectError("There is nothing to evaluate: no suite, no set and no task", remedy=remedy)
@@ -259,28 +252,30 @@ def parts(config: EvaluateConfig) -> list[Part]:
 def suite_of(config: EvaluateConfig) -> Suite | None:
     """The suite that a configuration names; None without one."""
     if config.suite is not None and config.suite not in SUITES:
-        raise GeffectError(f"There is no suite {config.suite!r}", remedy=f"Choose one of {', '.join(SUITES)}")
+        raise unknown_name("a suite", config.suite, SUITES)
     return SUITES[config.suite] if config.suite is not None else None
 
 
-def _refuse_unused(config: EvaluateConfig, suite: Suite | None, found: Sequence[Part]) -> None:
-    """A set that no metric looks at was named for a metric that is missing."""
-    if config.shots is not None and not any("knowmem" in part.metrics for part in found):
+def _refuse_unused(config: EvaluateConfig, suite: Suite | None, sets: Sequence[Part]) -> None:
+    """Raise where ``--shots`` or ``--reference`` changes nothing."""
+    if config.shots is not None and not any("knowmem" in part.metrics for part in sets):
         raise GeffectError("--shots does nothing without knowmem", remedy="Add --metric knowmem, or omit --shots")
     comparing = [name for name, number in DERIVED.items() if number.compares]
     if config.reference is not None and not (suite and suite.comparisons) and not set(comparing) & set(config.metric):
         remedy = f"Add --metric {' or '.join(comparing)}, or omit --reference"
-        raise GeffectError("--reference does nothing without a metric that compares", remedy=remedy)
+        raise GeffectError("--reference does nothing without a metric that compares two models", remedy=remedy)
 
 
 def _add_metrics(by_name: dict[str, Part], number: Derived, config: EvaluateConfig) -> None:
     """Add the metrics that a derived number needs to each of its sets."""
     if number.needs_reference and config.reference is None:
-        remedy = "Evaluate a model trained without the forget set in the same way, and name that with --reference"
-        raise GeffectError(f"There is no reference for {number.name}", remedy=remedy)
+        remedy = (
+            "Evaluate a model trained without the forget set in the same way, and name its directory with --reference"
+        )
+        raise GeffectError(f"{number.name} needs a reference", remedy=remedy)
     for name in number.sets:
         if name not in by_name:
-            message = f"There is no set named {name} for {number.name}, only {', '.join(by_name) or 'none'}"
+            message = f"{number.name} needs a set named {name}, and there is {', '.join(by_name) or 'none'}"
             raise GeffectError(message, remedy=f"Add --set {name}=SET")
         metrics = dict.fromkeys([*by_name[name].metrics, *number.metrics])
         by_name[name] = replace(by_name[name], metrics=tuple(metrics))
@@ -294,7 +289,7 @@ def _split_name(text: str) -> tuple[str, str]:
 
 
 def compared(config: EvaluateConfig) -> list[Derived]:
-    """The derived numbers of a configuration that look at its reference, by name."""
+    """The derived numbers of a configuration that use its reference, by name."""
     suite = suite_of(config)
     names = {*(suite.comparisons if suite else ()), *(name for name in config.metric if name in DERIVED)}
     return [DERIVED[name] for name in sorted(names) if DERIVED[name].compares]

@@ -1,6 +1,7 @@
-"""Variants of a model that an evaluation looks at: as it is, rounded, mixed with its start, or relearned."""
+"""Variants of a model that an evaluation scores: as it is, rounded, mixed with its start, or relearned."""
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,7 +17,7 @@ from geffect.config import EvaluateConfig, FinetuneConfig
 from geffect.core.splits import role_of
 from geffect.data.load import ExampleSet
 from geffect.errors import GeffectError, Interrupted
-from geffect.evaluation.metrics.memorization import extraction_strength
+from geffect.evaluation.scores import extraction_strength
 from geffect.evaluation.suites import Part
 from geffect.evaluation.view import View
 from geffect.io.readers import read_json
@@ -24,19 +25,19 @@ from geffect.models.cache import cached_directory
 from geffect.models.load import Loaded, outline
 from geffect.training.setup import decides
 
-Chosen = Sequence[tuple[Part, ExampleSet]]
+Sets = Sequence[tuple[Part, ExampleSet]]
 Load = Callable[[str], Loaded]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A model and what is done to its weights while they are looked at.
+    """A model with changed weights.
 
     Attributes:
         label: its name in the result.
         loaded: the model.
-        weights: what is done to its weights, for the key of a kept result; empty: nothing.
-        context: does it, and undoes it.
+        weights: the change of its weights, for the key of a cached result; empty: none.
+        context: changes the weights on entry and restores them on exit.
         numbers: that describe it, for the result.
     """
 
@@ -51,10 +52,10 @@ def variants(
     config: EvaluateConfig,
     spec: str,
     label: str,
-    chosen: Chosen,
+    sets: Sets,
     load: Load,
     view: Callable[[ExampleSet, Loaded], View],
-    finetune: Callable[[FinetuneConfig], Path],
+    finetune: Callable[[FinetuneConfig], os.PathLike[str]],
 ) -> Iterator[Variant]:
     """A model, then what ``--rounded``, ``--calibrate`` and ``--relearn`` make of it, one at a time."""
     loaded = load(spec)
@@ -62,33 +63,33 @@ def variants(
     if config.rounded:
         yield Variant(f"{label} 8bit", loaded, "8bit", partial(rounded, loaded.model))
     if config.calibrate is not None:
-        yield _calibrated(config, label, loaded, load(config.calibrate), _retain_set(chosen), view)
+        yield _calibrated(config, label, loaded, load(config.calibrate), _retain_set(sets), view)
     if config.relearn:
         with tempfile.TemporaryDirectory() as scratch:
             try:
-                path = finetune(_relearning(config, spec, chosen, Path(scratch) / "fit"))
-            except Interrupted as stopped:  # its directory goes
+                path = finetune(_relearning(config, spec, sets, Path(scratch) / "fit"))
+            except Interrupted as stopped:  # its directory is temporary
                 raise Interrupted("stopped while relearning; nothing of that is kept", stopped.signum) from None
-            yield Variant(f"{label} relearnt", load(str(path)), numbers={"relearn_steps": config.relearn})
+            yield Variant(f"{label} relearned", load(os.fspath(path)), numbers={"relearn_steps": config.relearn})
 
 
-def check_variants(config: EvaluateConfig, chosen: Chosen) -> None:
-    """Raise where a set is missing that a variant looks at."""
+def check_variants(config: EvaluateConfig, sets: Sets) -> None:
+    """Raise where a set is missing that a variant needs."""
     if config.calibrate is not None:
-        _retain_set(chosen)
+        _retain_set(sets)
         outline(config.calibrate, trust_remote_code=config.trust_remote_code)
     if config.relearn:
-        _relearning(config, "", chosen, Path())
+        _relearning(config, "", sets, Path())
 
 
-def _retain_set(chosen: Chosen) -> ExampleSet:
-    found = {part.name: rows for part, rows in chosen if part.name in ("retain", "heldout")}
-    if not found:
-        names = ", ".join(part.name for part, _ in chosen)
+def _retain_set(sets: Sets) -> ExampleSet:
+    by_name = {part.name: examples for part, examples in sets if part.name in ("retain", "heldout")}
+    if not by_name:
+        names = ", ".join(part.name for part, _ in sets)
         raise GeffectError(
             f"--calibrate needs a set named heldout or retain, and there is {names}", remedy="Add --set heldout=SET"
         )
-    return found.get("heldout") or found["retain"]  # heldout: no gradient was drawn from it
+    return by_name.get("heldout") or by_name["retain"]  # heldout: no gradient was drawn from it
 
 
 def _calibrated(
@@ -99,7 +100,7 @@ def _calibrated(
     rows: ExampleSet,
     view: Callable[[ExampleSet, Loaded], View],
 ) -> Variant:
-    """The model mixed with its start so that the start's extraction strength on the kept set is kept (UWC)."""
+    """The model mixed with its start until ``--tau`` of the start's extraction strength on a set remains (UWC)."""
     both = [decides(config, each) for each in (loaded, start)]
     loaded = replace(loaded, model=_merged(loaded.model))
     before = dict(_merged(start.model).named_parameters())
@@ -107,13 +108,13 @@ def _calibrated(
     def retention(alpha: float) -> float:
         with mixed(loaded.model, before, alpha):
             scores = [extraction_strength(each) for each in view(rows, loaded).scores()]
-        known = [each for each in scores if each == each]
-        if not known:
+        present = [each for each in scores if each == each]
+        if not present:
             raise GeffectError(
                 f"--calibrate needs an example of {rows.name} with two labeled tokens, and there is none",
                 remedy="Name a set of longer examples or raise --max-length",
             )
-        return sum(known) / len(known)
+        return sum(present) / len(present)
 
     def search(directory: Path) -> None:
         (directory / "alpha.json").write_text(json.dumps(calibrate(retention, config.tau)), encoding="utf-8")
@@ -124,19 +125,21 @@ def _calibrated(
     else:
         alpha = calibrate(retention, config.tau)
     weights = f"mixed {alpha} {json.dumps(both)}"
-    found = replace(loaded, sha256=loaded.sha256 if start.sha256 else None)
-    return Variant(f"{label} calibrated", found, weights, partial(mixed, loaded.model, before, alpha), {"alpha": alpha})
+    hashed = replace(loaded, sha256=loaded.sha256 if start.sha256 else None)
+    return Variant(
+        f"{label} calibrated", hashed, weights, partial(mixed, loaded.model, before, alpha), {"alpha": alpha}
+    )
 
 
 def _merged(model: Any) -> Any:
-    """The model itself, its adapter merged into it."""
+    """The model with its adapter merged into its weights."""
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
-def _relearning(config: EvaluateConfig, spec: str, chosen: Chosen, out: Path) -> FinetuneConfig:
-    train = [part.spec for part, _ in chosen if role_of(part.name) == "forget"]
+def _relearning(config: EvaluateConfig, spec: str, sets: Sets, out: Path) -> FinetuneConfig:
+    train = [part.spec for part, _ in sets if role_of(part.name) == "forget"]
     if not train:
-        names = ", ".join(part.name for part, _ in chosen)
+        names = ", ".join(part.name for part, _ in sets)
         raise GeffectError(f"--relearn needs a set named forget, and there is {names}", remedy="Add --set forget=SET")
     shared = config.model_dump(
         include={
@@ -167,7 +170,7 @@ def _relearning(config: EvaluateConfig, spec: str, chosen: Chosen, out: Path) ->
 
 @contextmanager
 def mixed(model: nn.Module, start: Mapping[str, Tensor], alpha: float) -> Iterator[None]:
-    """θ(α) = (1 − α) θ_start + α θ while this lasts; after it the weights are bit for bit what they were."""
+    """Set θ(α) = (1 − α) θ_start + α θ inside the context; on exit the weights are restored bit for bit."""
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
         if name not in start or start[name].shape != parameter.shape:
@@ -182,7 +185,7 @@ def mixed(model: nn.Module, start: Mapping[str, Tensor], alpha: float) -> Iterat
 def _changed_weights(
     parameters: Mapping[str, nn.Parameter], change: Callable[[str, nn.Parameter], Tensor]
 ) -> Iterator[None]:
-    """Set parameters to other values, one at a time; they return bit for bit."""
+    """Set parameters to other values inside the context; on exit they are restored bit for bit."""
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -198,15 +201,15 @@ def _changed_weights(
 def calibrate(retention: Callable[[float], float], tau: float = 0.95, tolerance: float = 0.01) -> float:
     """The largest α at which retention is τ of the start's or more, by bisection.
 
-    Retention is taken to fall with α. The paper names no search, and its published script looks at α = 0 and 1 alone.
+    Retention is assumed to fall with α. The paper names no search, and its published script tries α = 0 and 1 alone.
 
     Args:
-        retention: α → a score of what is kept, such as the mean extraction strength on a retain set.
-        tau: share of ``retention(0)`` that is kept.
+        retention: α → a score of retained knowledge, such as the mean extraction strength on a retain set.
+        tau: share of ``retention(0)`` that must remain.
         tolerance: of α.
 
     Returns:
-        α: 1 where the unlearned model keeps enough, else one that does, ``tolerance`` at most below one that does
+        α: 1 where the unlearned model retains enough, else one that does, ``tolerance`` at most below one that does
         not.
 
     >>> calibrate(lambda alpha: 1 - alpha, tau=0.75, tolerance=0.001)
@@ -224,9 +227,9 @@ def calibrate(retention: Callable[[float], float], tau: float = 0.95, tolerance:
 
 @contextmanager
 def rounded(model: nn.Module, bits: int = 8) -> Iterator[None]:
-    """Weights rounded to so many bits while this lasts, symmetrically, a scale an output row; vectors are left.
+    """Round every matrix to so many bits inside the context; on exit the weights are restored bit for bit.
 
-    w → s · round(w / s) with s = max |row| / (2^(bits − 1) − 1). After it the weights are bit for bit what they were.
+    w → s · round(w / s) with s = max |row| / (2^(bits − 1) − 1), a scale an output row.
     """
     matrices = {name: p for name, p in model.named_parameters() if p.dim() >= 2}
     with _changed_weights(matrices, lambda _, p: _rounded(p, bits)):

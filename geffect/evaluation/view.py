@@ -20,7 +20,7 @@ from geffect.models.scoring import forward_batches, in_evaluation_mode
 
 @dataclass(frozen=True)
 class TokenScores:
-    """One row's n labeled tokens, in order, on the CPU in float64.
+    """Scores of an example's n labeled tokens, in order, on the CPU in float64.
 
     Attributes:
         log_p: ``[n]`` log p of each, in nats.
@@ -43,13 +43,13 @@ class TokenScores:
 def token_scores(
     model: nn.Module, rows: Sequence[EncodedExample], pad_id: int, batch_size: int = 16
 ) -> list[TokenScores]:
-    """Score every labeled token of a set; the model is left in the mode it was in."""
-    found: dict[int, TokenScores] = {}
-    for chosen, outputs in forward_batches(model, rows, pad_id, batch_size):
+    """Score every labeled token of a set; the model stays in its mode."""
+    scores: dict[int, TokenScores] = {}
+    for places, outputs in forward_batches(model, rows, pad_id, batch_size):
         labels = shift_labels(outputs.labels)
-        for i, logits, shifted, mask in zip(chosen, outputs.logits_by_row(), labels, outputs.mask, strict=True):
-            found[i] = _scored(logits, shifted[mask])
-    return [found[i] for i in range(len(rows))]
+        for i, logits, shifted, mask in zip(places, outputs.logits_by_row(), labels, outputs.mask, strict=True):
+            scores[i] = _scored(logits, shifted[mask])
+    return [scores[i] for i in range(len(rows))]
 
 
 def _scored(logits: Tensor, labels: Tensor) -> TokenScores:
@@ -65,13 +65,13 @@ def _scored(logits: Tensor, labels: Tensor) -> TokenScores:
 
 
 def prompt_of(row: EncodedExample) -> list[int]:
-    """The tokens of a row before its first labeled one."""
+    """The tokens of an example before its first labeled one."""
     start = next((i for i, label in enumerate(row.labels) if label != IGNORE_INDEX), len(row.input_ids))
     return row.input_ids[:start]
 
 
 def end_ids(model: nn.Module, tokenizer: Tokenizer) -> set[int]:
-    """Every token that ends an answer, each place naming none, one or several."""
+    """Every token that ends an answer, by the tokenizer, its template and the model's configurations."""
     config: Any = getattr(model, "config", None)
     decoder = config.get_text_config() if hasattr(config, "get_text_config") else None
     places = (tokenizer, getattr(model, "generation_config", None), config, decoder)
@@ -87,21 +87,11 @@ def generate(
     max_new_tokens: int = 200,
     batch_size: int = 16,
 ) -> list[list[int]]:
-    """Continue prompts greedily; the model is left in the mode it was in.
+    """Continue prompts greedily: the new tokens of each, in the prompts' order, without the end (`end_ids`).
 
     Batches are padded on the left and masked there, so that a prompt's continuation does not depend on the others'.
     Each token is the most likely one: penalties, forced or banned tokens and least lengths in the model's generation
-    settings do not apply.
-
-    Args:
-        model: the model.
-        tokenizer: its tokenizer.
-        prompts: token ids.
-        max_new_tokens: at most; a token of `end_ids` ends one before.
-        batch_size: prompts at a time, those of similar length together.
-
-    Returns:
-        The new tokens of each, in the prompts' order, without the end.
+    settings do not apply. The model stays in its mode.
     """
     from transformers import GenerationConfig
 
@@ -109,36 +99,34 @@ def generate(
     greedy = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=sorted(ends) or None
     )
-    device, found = next(model.parameters()).device, dict[int, list[int]]()
+    device, continued = next(model.parameters()).device, dict[int, list[int]]()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     with in_evaluation_mode(model), _default_generation_settings(model), torch.no_grad():
         for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            width = max(len(prompts[i]) for i in chosen)
-            ids = torch.tensor([[pad] * (width - len(prompts[i])) + list(prompts[i]) for i in chosen], device=device)
-            mask = torch.tensor(
-                [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen], device=device
-            )
-            said = model.generate(inputs=ids, attention_mask=mask, generation_config=greedy)  # type: ignore[operator]
-            for i, tokens in zip(chosen, said[:, width:].tolist(), strict=True):
-                found[i] = list(takewhile(lambda token: token not in ends, tokens))
-    return [found[i] for i in range(len(prompts))]
+            batch = order[start : start + batch_size]
+            width = max(len(prompts[i]) for i in batch)
+            ids = torch.tensor([[pad] * (width - len(prompts[i])) + list(prompts[i]) for i in batch], device=device)
+            mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in batch], device=device)
+            ids_out = model.generate(inputs=ids, attention_mask=mask, generation_config=greedy)  # type: ignore[operator]
+            for i, tokens in zip(batch, ids_out[:, width:].tolist(), strict=True):
+                continued[i] = list(takewhile(lambda token: token not in ends, tokens))
+    return [continued[i] for i in range(len(prompts))]
 
 
 @contextmanager
 def _default_generation_settings(model: nn.Module) -> Iterator[None]:
-    """Set the model's generation settings aside: ``generate`` takes from them what its own leave unset."""
+    """Set the model's generation settings aside: ``generate`` reads from them what its arguments leave unset."""
     from transformers import GenerationConfig
 
-    own = [
+    settings_of = [
         (module, vars(module)["generation_config"]) for module in model.modules() if "generation_config" in vars(module)
     ]
-    for module, _ in own:
+    for module, _ in settings_of:
         module.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        for module, settings in own:
+        for module, settings in settings_of:
             module.generation_config = settings
 
 
@@ -207,7 +195,7 @@ class View:
         return self._answers is not None
 
     def questions(self) -> QASet:
-        """The set; one of texts is refused."""
+        """The set; raise where it has texts."""
         if not isinstance(self.examples, QASet):
             message = f"{self.examples.name} has texts, not questions and answers"
             raise GeffectError(message, remedy="Name a set of questions")

@@ -1,4 +1,4 @@
-"""Checks of a run's arithmetic: whether gradients repeat, and how many digits of an inner product hold."""
+"""Checks of a run's arithmetic: whether gradients repeat, and how many digits of an inner product are right."""
 
 import copy
 import math
@@ -51,51 +51,50 @@ def is_quantized(model: Any) -> bool:
 
 
 def determinism(model: Any, batches: Batches) -> Finding:
-    """The gradients of the same batches, twice."""
+    """Whether the same batches give the same gradients twice."""
     one, other = (_rows(model, batches) for _ in range(2))
     differing = [name for row in one for name in one[row] if not torch.equal(one[row][name], other[row][name])]
     if differing:
-        found = f"the same batch twice: {len(differing)} gradients differ, that of {differing[0]} first"
-        return Finding("determinism", "warning", found, REPEAT)
+        state = f"the same batch twice: {len(differing)} gradients differ, that of {differing[0]} first"
+        return Finding("determinism", "warning", state, REPEAT)
     return Finding("determinism", "good", "the same batch twice: the same gradients bit for bit")
 
 
 @torch.no_grad()
 def derivative(model: Any, batches: Batches) -> Finding:
-    """A central difference of the forget risk along its own gradient against ‖∇R‖; weights are put back bit for bit.
+    """Compare a central difference of the forget loss along its own gradient with ‖∇R‖.
 
-    Some kernels, such as those of quantized weights, pass no gradient or a wrong one without a word.
+    Some kernels, such as those of quantized weights, silently return no gradient or a wrong one. Weights are restored
+    bit for bit.
     """
     if any(p.element_size() < FULL for p in trainable_parameters(model).values()):
         return Finding("derivative", "good", "not measured: 16-bit weights do not move by so little")
     gradient = _rows(model, {"forget": batches["forget"]})["forget"]
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradient.values()))
-    parameters, kept = (
-        trainable_parameters(model),
-        {n: p.detach().clone() for n, p in trainable_parameters(model).items()},
-    )
+    parameters = trainable_parameters(model)
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     counts = Counts.of([batches["forget"]])
 
     def at(step: float) -> float:
         for name, g in gradient.items():
-            parameters[name].copy_(kept[name] + step / norm * g)
+            parameters[name].copy_(before[name] + step / norm * g)
         with in_evaluation_mode(model):
             value = float(risk(forward(model, _here(model, batches["forget"])), counts))
         for name in gradient:
-            parameters[name].copy_(kept[name])
+            parameters[name].copy_(before[name])
         return value
 
     step = min(0.1 * at(0.0), 0.005) / norm if norm else 0.0
     slope = (at(step) - at(-step)) / (2 * step) if step else 0.0
-    found = f"a finite difference of the forget risk along its gradient is {slope:.4g}, the gradient's norm {norm:.4g}"
+    state = f"a finite difference of the forget loss along its gradient is {slope:.4g}, the gradient's norm {norm:.4g}"
     error = abs(slope - norm) / norm if norm else math.inf
     if error > TOLERANCE:
-        return Finding("derivative", "bad" if error > LARGE else "warning", found, WRONG)
-    return Finding("derivative", "good", found)
+        return Finding("derivative", "bad" if error > LARGE else "warning", state, WRONG)
+    return Finding("derivative", "good", state)
 
 
 def precision(config: UnlearnConfig, model: Any, batches: Batches) -> Iterator[Finding]:
-    """Inner products of the risks' gradients with the whole model in bfloat16 and float32, against float64.
+    """Compare inner products of the losses' gradients in bfloat16 and float32 with those in float64.
 
     A Llama-like model computes its norms in float32 whatever the dtype, so its float64 is no better than that.
     """
@@ -107,9 +106,9 @@ def precision(config: UnlearnConfig, model: Any, batches: Batches) -> Iterator[F
     exact = _gram(model, torch.float64, batches)
     for name in ("bfloat16", "float32"):
         digits = _digits(_gram(model, DTYPES[name], batches), exact)
-        found = f"inner products hold {digits:.1f} digits of those in float64"
+        state = f"inner products hold {digits:.1f} digits of those in float64"
         poor = name == config.dtype and digits < DIGITS
-        yield Finding(f"precision, {name}", "warning" if poor else "good", found, FLOAT32 if poor else "")
+        yield Finding(f"precision, {name}", "warning" if poor else "good", state, FLOAT32 if poor else "")
 
 
 def _here(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -131,8 +130,8 @@ def _gram(model: Any, dtype: torch.dtype, batches: Batches) -> Tensor:
     return Gram(tuple(rows), {n: inner_products([row.get(n) for row in rows.values()]) for n in names}).total()
 
 
-def _digits(found: Tensor, exact: Tensor) -> float:
-    """−log₁₀ of the largest error relative to ‖a‖·‖b‖, 16 at most."""
+def _digits(gram: Tensor, exact: Tensor) -> float:
+    """−log₁₀ of the largest error relative to ‖a‖·‖b‖, at most 16."""
     norms = exact.diagonal().sqrt()
-    error = float(((found - exact).abs() / (norms[:, None] * norms)).max())
+    error = float(((gram - exact).abs() / (norms[:, None] * norms)).max())
     return min(16.0, -math.log10(error)) if error > 0 else 16.0

@@ -19,11 +19,10 @@ from geffect.config import EvaluateConfig, FinetuneConfig, UnlearnConfig
 from geffect.data.encode import encode_set
 from geffect.data.load import load_set
 from geffect.errors import GeffectError
-from geffect.evaluation.harness import check_tasks
-from geffect.evaluation.metrics.rouge import rouge_l
-from geffect.evaluation.metrics.success import success
-from geffect.evaluation.metrics.table import METRICS, register_metric
-from geffect.evaluation.results import read_evaluation, rows_by_metric
+from geffect.evaluation.metrics import METRICS, register_metric
+from geffect.evaluation.results import read_evaluation, values_by_metric
+from geffect.evaluation.run import check_tasks
+from geffect.evaluation.success import rouge_l, success
 from geffect.evaluation.suites import SUITES, Part, register_suite
 from geffect.evaluation.view import View
 from geffect.models.load import Loaded, load
@@ -34,7 +33,7 @@ ATTACKED = ["forget=builtin:authors/forget[:8]", "holdout=builtin:authors/retain
 
 def evaluate(model: Path, out: Path, **changes: Any) -> Path:
     given = {"model": str(model), "suite": "builtin", "limit": 5, "max_new_tokens": 16, "out": out} | changes
-    return api.evaluate(EvaluateConfig.read(**given))
+    return api.evaluate(EvaluateConfig.read(**given)).path
 
 
 def found(path: Path) -> dict[str, Any]:
@@ -57,7 +56,7 @@ def test_a_suite_is_rows_and_their_means(evaluated: Path, reference: Path, known
     frame, metrics = read_evaluation(evaluated), found(evaluated)["models"][str(known)]
     assert set(frame["set"]) == {"forget", "retain", "heldout"}
     assert len(frame) == 5 * (7 + 4 + 4)
-    values, others = (rows_by_metric(each) for each in (frame, read_evaluation(reference)))
+    values, others = (values_by_metric(each) for each in (frame, read_evaluation(reference)))
     for (name, kind), each in values.items():
         told = metrics["sets"][name][kind]
         assert told["mean"] == pytest.approx(sum(each) / 5)
@@ -117,7 +116,7 @@ def test_attacks_stand_on_two_sets(known: Path, reference: Path, tmp_path: Path)
     totals = found(path)["models"][str(known)]["totals"]
     assert totals["auc_loss"] > 0.9  # the first twelve rows were learnt by heart, those of retain never seen
     assert totals["privleak"] == pytest.approx(100 * (0.5 - totals["auc_min_k"]) / 0.5)
-    values = rows_by_metric(read_evaluation(path))
+    values = values_by_metric(read_evaluation(path))
     pairs = [a < b for a in values["forget", "loss"] for b in values["holdout", "loss"]]
     assert totals["auc_loss"] == pytest.approx(sum(pairs) / len(pairs))
 
@@ -198,7 +197,7 @@ def test_membership_is_of_texts_however_training_joins_them(known: Path, tmp_pat
         "set": [f"{name}=muse:news/privleak/{name}" for name in MUSE],
     }
     path = evaluate(known, tmp_path / "out", metric=["auc_min_k", "privleak"], **given)
-    values, totals = rows_by_metric(read_evaluation(path)), found(path)["models"][str(known)]["totals"]
+    values, totals = values_by_metric(read_evaluation(path)), found(path)["models"][str(known)]["totals"]
     scores = {name: [_min_k(loaded, text, 24) for text in texts] for name, texts in MUSE.items()}
     for name in MUSE:
         assert values[name, "min_k"] == pytest.approx(scores[name], rel=1e-5)
@@ -250,7 +249,7 @@ def test_two_perplexities_have_two_names(known: Path, tmp_path: Path) -> None:
 
 
 def test_every_checkpoint_of_a_run_and_its_rounded_weights(known: Path, tmp_path: Path) -> None:
-    run = api.unlearn(UnlearnConfig.read(**(config(known, tmp_path / "run").model_dump() | {"save_every": 2})))
+    run = api.unlearn(UnlearnConfig.read(**(config(known, tmp_path / "run").model_dump() | {"save_every": 2}))).path
     path = evaluate(
         run,
         tmp_path / "out",
@@ -276,7 +275,7 @@ def test_texts_have_a_likelihood_and_no_answers(known: Path, tmp_path: Path, cap
         path = evaluate(known, tmp_path / "out", metric=["loss", "min_k", "perplexity", "accuracy", "zlib"], **texts)
     assert "1 of 4 texts of" in caplog.text
     assert "longer than 32 tokens: their first 32 are scored (--max-length)" in caplog.text
-    for values in rows_by_metric(read_evaluation(path)).values():
+    for values in values_by_metric(read_evaluation(path)).values():
         assert [math.isnan(each) for each in values] == [False, False, True, True]
     with pytest.raises(GeffectError, match=r"rouge_l_recall needs questions and answers, and .* has texts"):
         evaluate(known, tmp_path / "refused", metric=["rouge_l_recall"], **texts)
@@ -285,15 +284,15 @@ def test_texts_have_a_likelihood_and_no_answers(known: Path, tmp_path: Path, cap
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"suite": "muse"}, "There is no suite 'muse'. Choose one of builtin, tofu, knowundo"),
-        ({"metric": ["rouge"], "set": ATTACKED}, "There is no metric 'rouge'. Choose one of loss, "),
-        ({"metric": ["loss"]}, "There is no set to take loss on. Add --set"),
+        ({"suite": "muse"}, "'muse' is not a suite. Choose one of builtin, tofu, knowundo"),
+        ({"metric": ["rouge"], "set": ATTACKED}, "'rouge' is not a metric. Did you mean rouge_l_f1. There are loss, "),
+        ({"metric": ["loss"]}, "--metric loss has no set. Add --set"),
         ({"suite": None}, "There is nothing to evaluate: no suite, no set and no task"),
-        ({"suite": None, "set": ATTACKED}, "no metric for --set forget"),
+        ({"suite": None, "set": ATTACKED}, "--set forget has no metric"),
         ({"set": ["forget=builtin:authors/heldout"], "metric": ["loss"]}, "Two sets are named 'forget'"),
         ({"set": ["builtin:authors/heldout"], "metric": ["loss"]}, "--set .* is not NAME=SET"),
-        ({"metric": ["forget_quality"]}, "There is no reference for forget_quality. Evaluate a model trained without"),
-        ({"metric": ["auc_loss"]}, "There is no set named holdout for auc_loss, only"),
+        ({"metric": ["forget_quality"]}, "forget_quality needs a reference. Evaluate a model trained without"),
+        ({"metric": ["auc_loss"]}, "auc_loss needs a set named holdout, and there is"),
         ({"suite": "tofu"}, "--data-dir with tofu/forget01_perturbed.json"),
         (
             {"suite": None, "metric": ["truth_ratio"], "set": ["forget=builtin:domains/privacy/unlearn"]},
@@ -368,7 +367,7 @@ SETS = ["forget=builtin:authors/forget[:12]", "retain=builtin:authors/forget[:12
 def test_a_calibrated_model_keeps_what_tau_says(
     known: Path, start: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = api.unlearn(config(known, tmp_path / "run", steps=8, learning_rate=2e-3))
+    run = api.unlearn(config(known, tmp_path / "run", steps=8, learning_rate=2e-3)).path
     given = {"suite": None, "metric": ["extraction_strength"], "set": SETS, "limit": 0, "calibrate": str(known)}
     path = evaluate(run, tmp_path / "out", tau=0.8, **given)
     models = found(path)["models"]
@@ -385,7 +384,7 @@ def test_a_calibrated_model_keeps_what_tau_says(
 
 
 def test_an_adapter_is_calibrated_as_its_merged_weights(known: Path, tmp_path: Path) -> None:
-    run = api.unlearn(config(known, tmp_path / "run", lora=4, steps=8, learning_rate=2e-2))
+    run = api.unlearn(config(known, tmp_path / "run", lora=4, steps=8, learning_rate=2e-2)).path
     given = {"suite": None, "metric": ["probability"], "set": SETS, "limit": 0, "calibrate": str(known)}
     path = evaluate(run, tmp_path / "out", tau=0.5, **given)
     assert 0 < found(path)["models"][f"{run} calibrated"]["totals"]["alpha"] < 1
@@ -394,18 +393,18 @@ def test_an_adapter_is_calibrated_as_its_merged_weights(known: Path, tmp_path: P
 
 
 def test_what_was_unlearned_comes_back(known: Path, tmp_path: Path) -> None:
-    run = api.unlearn(config(known, tmp_path / "run", steps=4, learning_rate=2e-3))
+    run = api.unlearn(config(known, tmp_path / "run", steps=4, learning_rate=2e-3)).path
     path = evaluate(
         run, tmp_path / "out", suite=None, metric=["probability"], set=SETS, limit=0, relearn=12, relearn_rate=3e-3
     )
-    forgotten, back = (scores(path, each)["probability"] for each in (str(run), f"{run} relearnt"))
+    forgotten, back = (scores(path, each)["probability"] for each in (str(run), f"{run} relearned"))
     assert back > forgotten
-    assert found(path)["models"][f"{run} relearnt"]["totals"] == {"relearn_steps": 12}
+    assert found(path)["models"][f"{run} relearned"]["totals"] == {"relearn_steps": 12}
     fitted = api.finetune(
         FinetuneConfig.read(
             model=str(run), train=SETS[0].split("=")[1:], steps=12, learning_rate=3e-3, out=tmp_path / "fit"
         )
-    )
+    ).path
     alone = evaluate(fitted, tmp_path / "alone", suite=None, metric=["probability"], set=SETS, limit=0)
     assert scores(alone, str(fitted))["probability"] == back
 
@@ -413,7 +412,7 @@ def test_what_was_unlearned_comes_back(known: Path, tmp_path: Path) -> None:
 def test_knowledge_after_ten_answered_questions(known: Path, tmp_path: Path) -> None:
     given = {"suite": None, "metric": ["knowmem"], "set": ["forget=builtin:authors/forget[:3]"], "limit": 0}
     path = evaluate(known, tmp_path / "out", shots="builtin:authors/heldout[:12]", **given)
-    values = rows_by_metric(read_evaluation(path))["forget", "knowmem"]
+    values = values_by_metric(read_evaluation(path))["forget", "knowmem"]
     loaded, shots = load(str(known)), load_set("builtin:authors/heldout[:10]").rows
     for value, row in zip(values, load_set("builtin:authors/forget[:3]").rows, strict=True):
         text = "".join(f"Question: {each['question']}\nAnswer: {each['answer']}\n\n" for each in shots)

@@ -21,19 +21,21 @@ from transformers import GenerationConfig
 from geffect.data.encode import encode_set, pad_id_of
 from geffect.data.load import ExampleSet, QASet, load_set
 from geffect.errors import GeffectError
-from geffect.evaluation.metrics import membership
-from geffect.evaluation.metrics.memorization import answer_probability, exact_memorization, extraction_strength
-from geffect.evaluation.metrics.rouge import Measure, rouge_l, words
-from geffect.evaluation.metrics.table import METRICS
-from geffect.evaluation.metrics.truth import (
+from geffect.evaluation import scores
+from geffect.evaluation.metrics import METRICS
+from geffect.evaluation.results import geometric_interval, mean_interval
+from geffect.evaluation.scores import (
+    answer_probability,
+    exact_memorization,
+    exponential,
+    extraction_strength,
     forget_quality,
     forget_truth,
     log_truth_ratio,
     model_utility,
     retain_truth,
-    truth_ratio,
 )
-from geffect.evaluation.results import geometric_interval, mean_interval
+from geffect.evaluation.success import Measure, rouge_l, words
 from geffect.evaluation.variants import calibrate, mixed, rounded
 from geffect.evaluation.view import TokenScores, View, end_ids, generate, prompt_of, token_scores
 from geffect.models.load import Loaded, add_lora, load
@@ -333,15 +335,15 @@ def test_rouge_of_other_scripts_by_hand(said: str, true: str, recall: float, pre
 
 def test_truth_by_hand() -> None:
     right, wrong = math.log(0.4), [math.log(each) for each in (0.1, 0.2, 0.3)]
-    assert truth_ratio(log_truth_ratio(right, wrong)) == pytest.approx(0.5)
-    assert truth_ratio(log_truth_ratio(right, wrong, "geometric")) == pytest.approx(0.006 ** (1 / 3) / 0.4)
+    assert exponential(log_truth_ratio(right, wrong)) == pytest.approx(0.5)
+    assert exponential(log_truth_ratio(right, wrong, "geometric")) == pytest.approx(0.006 ** (1 / 3) / 0.4)
     assert log_truth_ratio(right, [-math.inf, -1], "geometric") == -math.inf
     assert log_truth_ratio(-math.inf, [-1]) == math.inf
     assert math.isnan(log_truth_ratio(-math.inf, [-math.inf]))
     logs = [math.log(0.5), 0.0, math.log(2), -math.inf, math.inf, math.nan]
     assert [forget_truth(each) for each in logs] == pytest.approx([0.5, 1, 0.5, 0, 0, math.nan], nan_ok=True)
     assert [retain_truth(each) for each in logs] == pytest.approx([0.5, 0, 0, 1, 0, math.nan], nan_ok=True)
-    assert [truth_ratio(each) for each in logs] == pytest.approx([0.5, 1, 2, 0, math.inf, math.nan], nan_ok=True)
+    assert [exponential(each) for each in logs] == pytest.approx([0.5, 1, 2, 0, math.inf, math.nan], nan_ok=True)
 
 
 LOGS = st.floats(-2000, 0)
@@ -361,7 +363,7 @@ def test_truth_ratios_are_those_of_exact_arithmetic(right: float, wrong: list[fl
         assert forget_truth(found) == pytest.approx(float(min(expected, 1 / expected)), rel=1e-9)
         assert retain_truth(found) == pytest.approx(float(max(Decimal(0), 1 - expected)), rel=1e-9, abs=1e-9)
         if float(expected) < math.inf:
-            assert truth_ratio(found) == pytest.approx(float(expected), rel=1e-9)
+            assert exponential(found) == pytest.approx(float(expected), rel=1e-9)
 
 
 def _log_p(model: Any, loaded: Loaded, question: str, answer: str) -> Decimal:
@@ -483,27 +485,27 @@ SCORES = st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 7.0]), min_size=1, max_si
 @settings(deadline=None)
 def test_auc_counts_pairs(members: list[float], others: list[float]) -> None:
     wins = sum(1.0 * (a < b) + 0.5 * (a == b) for a, b in product(members, others))
-    assert membership.auc(members, others) == pytest.approx(wins / len(members) / len(others))
+    assert scores.auc(members, others) == pytest.approx(wins / len(members) / len(others))
 
 
 def test_attacks_by_hand() -> None:
     text = tokens([-1.0, -4.0, -2.0, -3.0, -0.5, -9.0], mean=-2.0, std=0.5)
-    assert membership.loss(text) == pytest.approx(3.25)
-    assert membership.min_k(text) == pytest.approx(3.5)  # two of the five tokens before the last
-    assert membership.min_k(text, 0.01) == 4
-    assert membership.min_k_plus_plus(text) == pytest.approx(3.0)  # (−4 + 2)/0.5 = −4 and (−3 + 2)/0.5 = −2
-    assert membership.min_k_plus_plus(tokens([-1.0, -9.0], std=0.0)) == pytest.approx(1e3)
-    assert membership.zlib(text, LONG) == pytest.approx(3.25 / len(zlib.compress(LONG.encode())))
-    assert membership.reference(text.nll, tokens([-0.1]).nll) == pytest.approx(3.15)
+    assert scores.loss(text) == pytest.approx(3.25)
+    assert scores.min_k(text) == pytest.approx(3.5)  # two of the five tokens before the last
+    assert scores.min_k(text, 0.01) == 4
+    assert scores.min_k_plus_plus(text) == pytest.approx(3.0)  # (−4 + 2)/0.5 = −4 and (−3 + 2)/0.5 = −2
+    assert scores.min_k_plus_plus(tokens([-1.0, -9.0], std=0.0)) == pytest.approx(1e3)
+    assert scores.zlib(text, LONG) == pytest.approx(3.25 / len(zlib.compress(LONG.encode())))
+    assert text.nll - tokens([-0.1]).nll == pytest.approx(3.15)
     for short in ([], [-1.0]):
-        assert math.isnan(membership.min_k(tokens(short)))
-        assert math.isnan(membership.min_k_plus_plus(tokens(short)))
-    assert membership.auc([1.0], [1.0]) == 0.5
+        assert math.isnan(scores.min_k(tokens(short)))
+        assert math.isnan(scores.min_k_plus_plus(tokens(short)))
+    assert scores.auc([1.0], [1.0]) == 0.5
     for sides in (([], [1.0]), ([1.0], []), ([math.nan], [1.0])):
         with pytest.raises(GeffectError, match="members and of others"):
-            membership.auc(*sides)
-    assert membership.privleak(0.75, 0.5) == pytest.approx(-50)
-    assert membership.privleak(0.6, 0.6) == 0
+            scores.auc(*sides)
+    assert scores.privleak(0.75, 0.5) == pytest.approx(-50)
+    assert scores.privleak(0.6, 0.6) == 0
 
 
 def test_attacks_are_those_of_open_unlearning(loaded: Loaded, rows: ExampleSet) -> None:

@@ -87,7 +87,7 @@ def test_bfloat16_weights_are_warned_of(start: Path, monkeypatch: pytest.MonkeyP
 def test_a_set_the_model_never_knew_is_bad(start: Path) -> None:
     found = examine(start)
     assert found["knows forget"].status == "bad" and "does not know the set" in found["knows forget"].found
-    assert found["knows forget"].remedy == "fit it first: geffect finetune --train SET"
+    assert found["knows forget"].remedy == "train it first: geffect finetune --train SET"
     assert found["knows retain"].status == "warning"
 
 
@@ -103,7 +103,7 @@ def test_a_chat_template_that_drops_the_beginning_is_bad(start: Path, tmp_path: 
         tokenizer.save_pretrained(tmp_path / "model")
     found = examine(tmp_path / "model")["ends, forget"]
     assert found.status == "bad"
-    assert found.found.startswith(f"12 of 12 rows begin without {BOS}, which plain texts begin with once")
+    assert found.found.startswith(f"12 of 12 examples begin without {BOS}, with which plain texts begin once")
     assert "chat template" in found.remedy
 
 
@@ -114,16 +114,16 @@ def test_a_beginning_put_twice_an_end_cut_off_and_an_empty_answer_are_found() ->
         EncodedExample(i, ids, [-100, *ids[1:]])
         for i, ids in enumerate([[bos, bos, 5, eos], [bos, 5, eos], [bos, 5, 6]])
     )
-    assert ends("heldout", [twice, once], tokenizer).found.startswith(f"1 of 2 rows begin twice with {BOS}")
+    assert ends("heldout", [twice, once], tokenizer).found.startswith(f"1 of 2 examples begin twice with {BOS}")
     assert ends("heldout", [once], tokenizer).status == "good"
-    assert ends("heldout", [once, cut], tokenizer).found.startswith("1 of 2 rows do not end with")
+    assert ends("heldout", [once, cut], tokenizer).found.startswith("1 of 2 examples do not end with")
     turned = ended_by(CHAT.replace(STOP, TURN_END))
     [row] = encode_set(turned, QASet("set", ({"question": "Who?", "answer": "Ada."},)))
     assert ends("heldout", [row], turned) == Finding(
-        "ends, heldout", "good", f"rows begin as plain texts do and end with a learned {TURN_END}"
+        "ends, heldout", "good", f"examples begin as plain texts do and end with a learned {TURN_END}"
     )
     empty = EncodedExample(7, [bos, 5, eos], [-100, -100, eos])
-    assert masks("heldout", [once, empty]).found.endswith("rows have 1 to 2 such; one alone in rows 7")
+    assert masks("heldout", [once, empty]).found.endswith("examples have 1 to 2 such tokens; only one in examples 7")
     assert masks("heldout", [once]).status == "good"
 
 
@@ -152,7 +152,7 @@ def test_a_last_step_of_fewer_rows_and_a_tie_are_told(start: Path, tmp_path: Pat
         model.save_pretrained(tmp_path / "tied")
         tokenizer.save_pretrained(tmp_path / "tied")
     found = examine(tmp_path / "tied", batch_size=5)
-    assert found["batches"].status == "warning" and found["batches"].found.endswith("last step has 2 rows")
+    assert found["batches"].status == "warning" and found["batches"].found.endswith("last step has 2 examples")
     assert (
         found["tie"].found
         == "model.embed_tokens.weight is embedding and head: its gradients on targets are split by use"
@@ -212,4 +212,4 @@ def test_on_the_command_line_a_bad_finding_ends_in_1(
         assert set(by_name["knows forget"]) == {"name", "status", "found", "remedy"}
     else:
         assert "     bad  knows forget: token accuracy 0.0" in out
-        assert "→ fit it first: geffect finetune --train SET" in out
+        assert "→ train it first: geffect finetune --train SET" in out

@@ -14,22 +14,8 @@ from geffect.data.encode import pad_id_of
 from geffect.data.load import ExampleSet, QASet
 from geffect.data.rows import right_answers
 from geffect.errors import GeffectError
-from geffect.evaluation.metrics import membership
-from geffect.evaluation.metrics.memorization import (
-    answer_probability,
-    exact_memorization,
-    extraction_strength,
-    perplexity,
-)
-from geffect.evaluation.metrics.rouge import Measure, rouge_l
-from geffect.evaluation.metrics.truth import (
-    Aggregation,
-    forget_truth,
-    log_truth_ratio,
-    normalized_probability,
-    retain_truth,
-    truth_ratio,
-)
+from geffect.evaluation import scores
+from geffect.evaluation.success import Measure, rouge_l
 from geffect.evaluation.view import View, generate, prompt_of
 
 VERBATIM_TOKENS, KNOWLEDGE_TOKENS = 128, 32  # MUSE's
@@ -42,16 +28,7 @@ PerExample = Callable[[View], list[float]]
 
 @dataclass(frozen=True)
 class Metric:
-    """A registered metric; call it with a `View`.
-
-    Attributes:
-        name: of the metric.
-        compute: a set under a model → one number an example.
-        needs_questions: the set must have questions and answers.
-        columns: of texts that every example must have.
-        paraphrase: a ``paraphrased_answer``, where every example has it, is the right answer.
-        geometric: of a set, the geometric mean over its examples, not the arithmetic one.
-    """
+    """A registered metric; its fields are the arguments of `register_metric`."""
 
     name: str
     compute: PerExample
@@ -130,60 +107,65 @@ def _accuracy(view: View) -> list[float]:
 
 def _rouge(measure: Measure) -> PerExample:
     def score(view: View) -> list[float]:
-        return [_best(said, row, measure) for said, row in zip(view.answers(), view.questions().rows, strict=True)]
+        return [_best(answer, row, measure) for answer, row in zip(view.answers(), view.questions().rows, strict=True)]
 
+    score.__doc__ = f"ROUGE-L ({measure}) of the answer that the model writes, against the right one."
     return score
 
 
-def _best(said: str, row: Mapping[str, Any], measure: Measure) -> float:
-    """Against the likest of a question's right answers."""
-    return max(rouge_l(said, true, measure) for true in right_answers(row))
+def _best(answer: str, row: Mapping[str, Any], measure: Measure) -> float:
+    """ROUGE-L against the one of a question's right answers that is most like the answer."""
+    return max(rouge_l(answer, true, measure) for true in right_answers(row))
 
 
 def _normalized(view: View) -> list[float]:
+    """P(right) / (P(right) + Σ P(wrong)) over a question's choices (TOFU, arXiv 2401.06121)."""
     right, wrong = (
-        [[answer_probability(each) for each in row] for row in view.column_scores(field)]
+        [[scores.answer_probability(each) for each in row] for row in view.column_scores(field)]
         for field in ("answer", "perturbed_answer")
     )
-    return [normalized_probability(p, others) for [p], others in zip(right, wrong, strict=True)]
+    return [scores.normalized_probability(p, others) for [p], others in zip(right, wrong, strict=True)]
 
 
-def _truth(aggregation: Aggregation = "arithmetic", of: Callable[[float], float] = truth_ratio) -> PerExample:
+def _truth(
+    aggregation: scores.Aggregation = "arithmetic", of: Callable[[float], float] = scores.exponential, form: str = "TR"
+) -> PerExample:
     def score(view: View) -> list[float]:
         right, wrong = (
             [[-each.nll for each in row] for row in view.column_scores(*fields)]
             for fields in (("paraphrased_answer", "answer"), ("perturbed_answer",))
         )
         means = [math.fsum(each) / len(each) for each in right]  # of several paraphrases, as open-unlearning
-        return [of(log_truth_ratio(p, others, aggregation)) for p, others in zip(means, wrong, strict=True)]
+        return [of(scores.log_truth_ratio(p, others, aggregation)) for p, others in zip(means, wrong, strict=True)]
 
+    score.__doc__ = f"{form}, with TR = {aggregation} mean of P(wrong) / P(right) (TOFU, arXiv 2401.06121)."
     return score
 
 
 def _zlib(view: View) -> list[float]:
-    return [membership.zlib(row, text) for row, text in zip(view.scores(), view.targets(), strict=True)]
+    """LOSS over the bytes the text takes when compressed, in nats a token and byte (arXiv 2012.07805)."""
+    return [scores.zlib(row, text) for row, text in zip(view.scores(), view.targets(), strict=True)]
 
 
 def _extraction_by_generation(view: View) -> list[float]:
-    """The fewest tokens after which greedy decoding writes the rest, by bisection (arXiv 2406.09179)."""
+    """ES = 1 − k/n, with k the fewest tokens after which greedy decoding writes the rest, by bisection (2406.09179)."""
     answers = [[label for label in row.labels if label != IGNORE_INDEX][:-1] for row in view.encoded]
     least, most = [0] * len(answers), [len(answer) for answer in answers]
     while unsettled := [i for i in range(len(answers)) if least[i] < most[i]]:
         middle = {i: (least[i] + most[i]) // 2 for i in unsettled}
         prompts = [prompt_of(view.encoded[i]) + answers[i][:k] for i, k in middle.items()]
         left = max(len(answers[i]) - k for i, k in middle.items())
-        for (i, k), said in zip(
-            middle.items(), generate(view.model, view.tokenizer, prompts, left, view.batch_size), strict=True
-        ):
-            if said[: len(answers[i]) - k] == answers[i][k:]:
+        continued = generate(view.model, view.tokenizer, prompts, left, view.batch_size)
+        for (i, k), ids in zip(middle.items(), continued, strict=True):
+            if ids[: len(answers[i]) - k] == answers[i][k:]:
                 most[i] = k
             else:
                 least[i] = k + 1
     return [1 - k / len(answer) if answer else math.nan for k, answer in zip(most, answers, strict=True)]
 
 
-def _begun(view: View, text: str) -> list[int]:
-    """A text to continue: as the tokenizer begins one, without the end that some put after it."""
+def _prompt_ids(view: View, text: str) -> list[int]:
+    """A text to continue: as the tokenizer begins one, without the end that some tokenizers add."""
     ids: list[int] = view.tokenizer(text)["input_ids"]
     bare: list[int] = view.tokenizer(text, add_special_tokens=False)["input_ids"]
     end = view.tokenizer.eos_token_id
@@ -193,9 +175,9 @@ def _begun(view: View, text: str) -> list[int]:
 def _verbatim(view: View) -> list[float]:
     """MUSE's VerbMem: ROUGE-L F1 of 128 tokens that continue a prompt, without a template."""
     rows = view.questions().rows
-    prompts = [_begun(view, row["question"]) for row in rows]
-    said = generate(view.model, view.tokenizer, prompts, VERBATIM_TOKENS, view.batch_size)
-    return [_best(view.text(ids), row, "fmeasure") for ids, row in zip(said, rows, strict=True)]
+    prompts = [_prompt_ids(view, row["question"]) for row in rows]
+    continued = generate(view.model, view.tokenizer, prompts, VERBATIM_TOKENS, view.batch_size)
+    return [_best(view.text(ids), row, "fmeasure") for ids, row in zip(continued, rows, strict=True)]
 
 
 def knowledge_prompt(question: str, shots: Sequence[Mapping[str, Any]]) -> str:
@@ -204,8 +186,8 @@ def knowledge_prompt(question: str, shots: Sequence[Mapping[str, Any]]) -> str:
     >>> knowledge_prompt("Who?", [{"question": "Where?", "answer": "Here."}])
     'Question: Where?\nAnswer: Here.\n\nQuestion: Who?\nAnswer: '
     """
-    shown = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in shots)
-    return f"{shown}Question: {question}\nAnswer: "
+    examples = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in shots)
+    return f"{examples}Question: {question}\nAnswer: "
 
 
 def cut(text: str) -> str:
@@ -222,38 +204,40 @@ def cut(text: str) -> str:
 def _knowledge(view: View) -> list[float]:
     """MUSE's KnowMem: ROUGE-L F1 of 32 tokens, after ten answered questions and without a template."""
     rows = view.questions().rows
-    prompts = [_begun(view, knowledge_prompt(row["question"], view.shots[:SHOTS])) for row in rows]
-    said = generate(view.model, view.tokenizer, prompts, KNOWLEDGE_TOKENS, view.batch_size)
-    answers = [cut(view.tokenizer.decode(ids, skip_special_tokens=True)) for ids in said]
+    prompts = [_prompt_ids(view, knowledge_prompt(row["question"], view.shots[:SHOTS])) for row in rows]
+    continued = generate(view.model, view.tokenizer, prompts, KNOWLEDGE_TOKENS, view.batch_size)
+    answers = [cut(view.tokenizer.decode(ids, skip_special_tokens=True)) for ids in continued]
     return [_best(answer, row, "fmeasure") for answer, row in zip(answers, rows, strict=True)]
 
 
-register_metric("loss")(_each(membership.loss))
-register_metric("perplexity", geometric=True)(_each(perplexity))
-register_metric("mean_perplexity")(_each(perplexity))
+register_metric("loss")(_each(scores.loss))
+register_metric("perplexity", geometric=True)(_each(scores.perplexity))
+register_metric("mean_perplexity")(_each(scores.perplexity))
 register_metric("accuracy")(_accuracy)
-register_metric("probability")(_each(answer_probability))
+register_metric("probability")(_each(scores.answer_probability))
 register_metric("probability_normalized", columns=WRONG)(_normalized)
-register_metric("exact_memorization")(_each(exact_memorization))
-register_metric("extraction_strength")(_each(extraction_strength))
-register_metric("extraction_strength_floored")(_each(partial(extraction_strength, floor=True)))
+register_metric("exact_memorization")(_each(scores.exact_memorization))
+register_metric("extraction_strength")(_each(scores.extraction_strength))
+register_metric("extraction_strength_floored")(_each(partial(scores.extraction_strength, floor=True)))
 register_metric("extraction_strength_generated", needs_questions=True)(_extraction_by_generation)
 register_metric("rouge_l_recall", needs_questions=True)(_rouge("recall"))
 register_metric("rouge_l_f1", needs_questions=True)(_rouge("fmeasure"))
 register_metric("truth_ratio", columns=WRONG, paraphrase=True)(_truth())
 register_metric("truth_ratio_geometric", columns=WRONG, paraphrase=True)(_truth("geometric"))
-register_metric("log_truth_ratio_geometric", columns=WRONG, paraphrase=True)(_truth("geometric", of=float))
-register_metric("forget_truth", columns=WRONG, paraphrase=True)(_truth(of=forget_truth))
-register_metric("retain_truth", columns=WRONG, paraphrase=True)(_truth(of=retain_truth))
+register_metric("log_truth_ratio_geometric", columns=WRONG, paraphrase=True)(
+    _truth("geometric", of=float, form="log TR")
+)
+register_metric("forget_truth", columns=WRONG, paraphrase=True)(_truth(of=scores.forget_truth, form="min(TR, 1/TR)"))
+register_metric("retain_truth", columns=WRONG, paraphrase=True)(_truth(of=scores.retain_truth, form="max(0, 1 − TR)"))
 register_metric("verbmem", needs_questions=True)(_verbatim)
 register_metric("knowmem", needs_questions=True)(_knowledge)
-register_metric("min_k")(_each(membership.min_k))
-register_metric("min_k_plus_plus")(_each(membership.min_k_plus_plus))
+register_metric("min_k")(_each(scores.min_k))
+register_metric("min_k_plus_plus")(_each(scores.min_k_plus_plus))
 register_metric("zlib")(_zlib)
 
 
 def check_fields(name: str, examples: ExampleSet) -> None:
-    """Raise where a set lacks what a metric needs; what is missing is named."""
+    """Raise where a set lacks what a metric needs."""
     metric = METRICS[name]
     if metric.needs_questions and not isinstance(examples, QASet):
         message = f"{name} needs questions and answers, and {examples.name} has texts"
