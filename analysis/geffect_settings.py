@@ -63,7 +63,7 @@ def tiny(runs: Path) -> Study:
 
 
 def real(start: str, data: str, runs: Path) -> Study:
-    """SmolLM2 fitted to TOFU forget01 and 120 retain rows: 15 steps of AdamW at 3e-5.
+    """SmolLM2 fitted to TOFU forget01 and 120 retain examples: 15 steps of AdamW at 3e-5.
 
     Args:
         start: the fitted model's directory.

@@ -84,7 +84,7 @@ class FlatProjection:
 
 
 def backward_per_sequence(setting: Setting, direction: Mapping[str, Tensor]) -> list[float]:
-    """⟨∇ Σ −log p of each forget row, direction⟩, a forward and a backward pass each."""
+    """⟨∇ Σ −log p of each forget example, direction⟩, a forward and a backward pass each."""
     found = []
     for row in range(len(setting.batches["forget"]["labels"])):
         _nll(setting, row).sum().backward()
@@ -93,7 +93,7 @@ def backward_per_sequence(setting: Setting, direction: Mapping[str, Tensor]) -> 
 
 
 def backward_per_token(setting: Setting, direction: Mapping[str, Tensor], most: int) -> list[float]:
-    """⟨∇ −log p of each labeled token, direction⟩ of the first forget row, a backward pass each.
+    """⟨∇ −log p of each labeled token, direction⟩ of the first forget example, a backward pass each.
 
     Args:
         setting: model and batches.

@@ -44,7 +44,7 @@ class Setting:
         return risk(forward(self.model, batch), Counts.of([batch]))
 
     def of_random_rows(self, rows: int, tokens: int) -> "Setting":
-        """The same model with other forget rows: random ones of equal length, labeled throughout."""
+        """The same model with other forget examples: random ones of equal length, labeled throughout."""
         forget = random_batch(self.model.config.vocab_size, rows, tokens, torch.Generator().manual_seed(0))
         return replace(self, batches=self.batches | {"forget": forget})
 

@@ -99,7 +99,7 @@ BUDGETS = {
     "every": Budget("a pure GA run diagnosed on every step, against one that is not: the retain pass too", None),
     "tenth": Budget("a pure GA run diagnosed on every tenth step, against one that is not", None),
     "memory": Budget("peak memory of a GA step with its rows, against the plain one, above the loaded model", 1.15),
-    "memory row": Budget("peak memory of a further independent row (NPO's forget row)", 1.1, "gradients"),
+    "memory row": Budget("peak memory of a further independent gradient (NPO's forget gradient)", 1.1, "gradients"),
     "tokens": Budget("token effects of a batch over the whole model, against one forward pass", 5),
     "tokens by group": Budget("token effects of a batch in all five groups, against one forward pass", 16),
     "tokens speed": Budget("token effects: times faster than a backward pass a token, rows alone", 100, at_least=True),

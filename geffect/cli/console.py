@@ -1,4 +1,4 @@
-"""What the command line prints: plans, batches, tables."""
+"""The output of the command line: plans, tables, findings, examples."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ STATUS = {"good": "green", "warning": "yellow", "bad": "bold red"}
 
 
 class Text(rich_text.Text):
-    """Text in its visible form: Rich drops some characters that act on a terminal, and stumbles over surrogates."""
+    """Text in its visible form: Rich drops some characters that act on a terminal, and fails on surrogates."""
 
     def __init__(self, text: str = "", *args: Any, **options: Any) -> None:
         super().__init__(visible(text), *args, **options)
@@ -34,13 +34,13 @@ class Text(rich_text.Text):
 
 
 class Console(rich_console.Console):
-    """Prints text as it is: no markup is read in it, and no character of it acts on a terminal."""
+    """Prints text as it is: it reads no markup, and lets no character act on a terminal."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, **options)
 
     def render_str(self, text: str, **options: Any) -> rich_text.Text:
-        """As Rich's, of a string's visible form: the cells of a table are measured by it."""
+        """As Rich's, of a string's visible form, by which table cells are measured."""
         return super().render_str(visible(text), **options)
 
     def render(
@@ -51,21 +51,21 @@ class Console(rich_console.Console):
             yield Segment(text if control else visible(text), style, control)
 
     def print_json(self, json: str) -> None:  # type: ignore[override]
-        """As Rich's; a character that is not visible stands as JSON's escape."""
+        """As Rich's; an invisible character is written as JSON's escape."""
         from json import dumps, loads
 
         self.print(JSONHighlighter()(Text(dumps(loads(json), indent=2, ensure_ascii=False))), soft_wrap=True)
 
 
 def plan(content: Mapping[str, Any]) -> None:
-    """Print a plan, a line an entry."""
+    """Print a plan, one entry a line."""
     console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=rank_and_size()[0] > 0)
     for name, value in content.items():
         console.print(Text.assemble((f"{name:>10}  ", "bold"), str(value)))
 
 
 def run(path: Path) -> None:
-    """Print a finished run's first and last scores, and where it lies."""
+    """Print a finished run's first and last scores, and its path."""
     from geffect.record.reader import read_metrics
 
     metrics = read_metrics(path)
@@ -104,7 +104,7 @@ def successes(scores: Mapping[str, Any]) -> None:
 
 
 def localization(path: Path) -> None:
-    """Print a localization's overlaps over the whole model, against chance, and where it lies."""
+    """Print a localization's overlaps over the whole model, beside chance, and its path."""
     from geffect.reports.compare import whole_overlaps
 
     table = Table(title=f"{path}: Jaccard index of the most important entries", title_justify="left")
@@ -117,7 +117,7 @@ def localization(path: Path) -> None:
 
 
 def inspected(paths: Iterable[Path]) -> None:
-    """Print what each objective does at every checkpoint: G-effects with their standard errors, and both risks."""
+    """Print each objective's G-effects at every checkpoint with their standard errors, and both losses."""
     from geffect.reports.compare import at_checkpoints
 
     errors = False
@@ -131,10 +131,10 @@ def inspected(paths: Iterable[Path]) -> None:
         for row in frame.astype({"step": str}).to_dict("records"):
             table.add_row(*(_with_error(row, name) for name in columns))
         Console().print(table)
-    told = ", with standard errors over batches" if errors else ""
+    with_errors = ", with standard errors over batches" if errors else ""
     Console(soft_wrap=True).print(
         Text(
-            f"G-effects: ⟨∇risk, objective⟩ over whole sets{told}; "
+            f"G-effects: ⟨∇risk, objective⟩ over whole sets{with_errors}; "
             "unlearn < 0 forgets, retain < 0 harms the retain set."
         )
     )
@@ -148,7 +148,7 @@ def _with_error(row: Mapping[Any, Any], name: str) -> str:
 
 
 def evaluation(path: Path, *, as_json: bool = False) -> None:
-    """Print an evaluation's means with their intervals, and the numbers made of several sets."""
+    """Print an evaluation's means with their intervals, and the numbers of several sets."""
     import json
 
     from geffect.record.reader import read_metrics
@@ -158,22 +158,18 @@ def evaluation(path: Path, *, as_json: bool = False) -> None:
     if as_json:
         console.print_json(json.dumps(content))
         return
-    for model, found in content["models"].items():
-        if found["sets"]:
-            console.print(_of_sets(f"{path}: {model}", found["sets"]))
-        for name, scores in found.get("tasks", {}).items():
+    for model, results in content["models"].items():
+        if results["sets"]:
+            console.print(_of_sets(f"{path}: {model}", results["sets"]))
+        for name, scores in results.get("tasks", {}).items():
             console.print(f"{model}, {name}: " + ", ".join(f"{key} {_decimal(value)}" for key, value in scores.items()))
-        for name, value in found["totals"].items():
-            told = (
-                ", ".join(f"{k} {_decimal(v)}" for k, v in value.items())
-                if isinstance(value, dict)
-                else _decimal(value)
-            )
-            console.print(f"{name}: {told}")
+        for name, value in results["totals"].items():
+            numbers = value if isinstance(value, dict) else {"": value}
+            console.print(f"{name}: " + ", ".join(f"{key} {_decimal(each)}".strip() for key, each in numbers.items()))
 
 
 def _of_sets(title: str, sets: Mapping[str, Any]) -> Table:
-    """A table, a line a set and metric."""
+    """A table with one line a set and metric."""
     table = Table(title=title, title_justify="left")
     for column in ("set", "metric", "mean", "interval", "rows"):
         table.add_column(column, justify="left" if column in ("set", "metric") else "right")
@@ -188,64 +184,50 @@ def _decimal(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def findings(found: "Iterable[Finding]", *, as_json: bool) -> bool:
-    """Print findings as they come, or as one JSON list.
-
-    Args:
-        found: one after the other.
-        as_json: as a list of objects.
-
-    Returns:
-        Whether any is bad.
-    """
+def findings(checks: "Iterable[Finding]", *, as_json: bool) -> bool:
+    """Print findings as they come, or as one JSON list; True where any is bad."""
     import json
     from dataclasses import asdict
 
-    console, kept = Console(soft_wrap=True, highlight=False), []
-    for each in found:
-        kept.append(each)
+    console, results = Console(soft_wrap=True, highlight=False), []
+    for each in checks:
+        results.append(each)
         if not as_json:
             console.print(Text.assemble((f"{each.status:>8}", STATUS[each.status]), f"  {each.name}: {each.found}"))
             if each.remedy:
                 console.print(Text(f"{'':>8}  → {each.remedy}"))
     if as_json:
-        console.print_json(json.dumps([asdict(each) for each in kept]))
-    return any(each.status == "bad" for each in kept)
+        console.print_json(json.dumps([asdict(each) for each in results]))
+    return any(each.status == "bad" for each in results)
 
 
-def report(found: "Report", *, as_json: bool = False) -> None:
-    """Print each run's outcome and findings, and where the page is.
+def report(result: "Report", *, as_json: bool = False) -> None:
+    """Print each run's outcome and findings and the page's path; or the same as JSON.
 
-    Args:
-        found: the report.
-        as_json: alone, as ``{"page": …, "runs": [{"run": …, "outcome": {…}, "findings": [{…}]}]}``.
+    The JSON is ``{"page": …, "runs": [{"run": …, "outcome": {…}, "findings": [{…}]}]}``.
     """
     import json
 
     console = Console(soft_wrap=True, highlight=False)
-    findings = {run: [each for each in found.findings if each.run == run] for run in found.outcomes}
+    findings = {run: [each for each in result.findings if each.run == run] for run in result.outcomes}
     if as_json:
         runs = [
             {"run": run, "outcome": outcome.to_json(), "findings": [each._asdict() for each in findings[run]]}
-            for run, outcome in found.outcomes.items()
+            for run, outcome in result.outcomes.items()
         ]
-        console.print_json(json.dumps({"page": str(found.path), "runs": runs}))
+        console.print_json(json.dumps({"page": str(result.path), "runs": runs}))
         return
-    for run, outcome in found.outcomes.items():
-        console.print(Text(f"{run}: {outcome.sentence}" if len(found.outcomes) > 1 else outcome.sentence))
+    for run, outcome in result.outcomes.items():
+        console.print(Text(f"{run}: {outcome.sentence}" if len(result.outcomes) > 1 else outcome.sentence))
         for each in findings[run]:
             console.print(Text(f"- {each.text}"))
         if not findings[run]:
-            console.print(Text("- No finding on its gradients can be told from noise."))
-    console.print(Text(f"page: {found.path}"))
+            console.print(Text("- No finding on its gradients is distinguishable from noise."))
+    console.print(Text(f"page: {result.path}"))
 
 
 def batch(rows: list[tuple[str, list[tuple[str, bool]]]]) -> None:
-    """Print each row's tokens; those that carry loss are colored, and bracketed where there is no color.
-
-    Args:
-        rows: (title, tokens with whether each carries loss).
-    """
+    """Print examples' (title, [(token, carries loss)]); tokens with loss are colored, or bracketed without color."""
     console = Console(soft_wrap=True, highlight=False)
     console.print(Text.assemble("tokens that carry loss: ", (" so ", LEARNED) if console.is_terminal else "[so]"))
     for title, tokens in rows:
@@ -272,8 +254,10 @@ def aligned(frame: pd.DataFrame, differences: pd.DataFrame, *, as_json: bool = F
         return
     title = f"at a forget loss of {frame['forget loss'].iloc[0]:.3g} nats a token"
     console.print(_table(frame.drop(columns="forget loss"), title, "run"))
-    console.print("gained, harm: rise of the forget loss and of the kept set's from the start (nats a token).")
-    console.print(f"more harm: than {frame['run'].iloc[0]}, row by row; low, high: its 95 % interval over rows.")
+    console.print(
+        "gained, harm: rise of the forget loss, and of the heldout or retain loss, from the start (nats a token)."
+    )
+    console.print(f"more harm: than {frame['run'].iloc[0]}, by example; low, high: its 95 % interval over examples.")
     if len(differences):
         console.print(_table(differences.rename_axis("setting").reset_index(), "settings that differ", "setting"))
     else:
@@ -290,9 +274,9 @@ def _table(frame: pd.DataFrame, title: str, first: str) -> Table:
 
 
 def comparison(frame: pd.DataFrame, out: Path) -> None:
-    """Print a table of runs, one a row, and where the pictures are."""
+    """Print a table of runs, one a row, and the directory of the pictures."""
     console = Console(width=140 if not Console().is_terminal else None)
-    console.print(_table(frame, "what each run forgot, what it kept, and what its updates predicted", "run"))
+    console.print(_table(frame, "what each run forgot and retained, and what its updates predicted", "run"))
     console.print("Σe_u, Σe_r: ⟨∇risk, what was descended⟩ over the whole model, summed over the measured steps;")
     console.print("  Σe_u < 0 forgets, Σe_r < 0 harms the retain set. conflict: share of steps with e_r < 0.")
     console.print("cos: the objective's gradient against the retain gradient, before any rectification.")
@@ -300,12 +284,8 @@ def comparison(frame: pd.DataFrame, out: Path) -> None:
 
 
 def names(kind: str) -> None:
-    """Print what can be named, a line each: its name and the first sentence of its definition.
-
-    Raises:
-        GeffectError: there is no such kind.
-    """
-    from geffect.evaluation.metrics.table import METRICS
+    """Print every name of a kind, with the first line of its definition."""
+    from geffect.evaluation.metrics import METRICS
     from geffect.evaluation.suites import DERIVED, SUITES
     from geffect.models.builtin import BUILT_IN
     from geffect.objectives.registry import OBJECTIVES
@@ -326,6 +306,7 @@ def names(kind: str) -> None:
     if kind not in tables:
         raise GeffectError(f"There is no list of {kind!r}", remedy=f"Choose one of {', '.join(tables)}")
     console = Console(soft_wrap=True, highlight=False)
+    width = max(map(len, tables[kind]))
     for name, each in sorted(tables[kind].items()):
         lines = ((each.__doc__ if each else None) or "").strip().splitlines()
-        console.print(Text(f"{name:<20}  {lines[0]}" if lines and callable(each) else name))
+        console.print(Text(f"{name:<{width}}  {lines[0]}" if lines and callable(each) else name))

@@ -1,4 +1,4 @@
-"""The tiny model unlearns four fictional authors in three ways and, if asked, two domains with GRAIL and without."""
+"""The demonstration: the tiny model unlearns fictional authors in three ways, and domains with GRAIL and without."""
 
 from pathlib import Path
 
@@ -29,14 +29,7 @@ RUNS = (("GA", "ga", "none"), ("GA+GRU", "ga", "gru"), ("NPO+GRU", "npo", "gru")
 
 
 def demo(out: Path) -> pd.DataFrame:
-    """Run all three, draw them, and compare.
-
-    Args:
-        out: directory of the runs and pictures.
-
-    Returns:
-        One row a run: accuracies and risks at the end, cosine at start and end, summed G-effects.
-    """
+    """Make and draw three runs in a new directory; their table, one row a run, as `geffect.summarize`."""
     refuse_existing(out)
     builtin_tiny()
     configs = [
@@ -49,18 +42,11 @@ def demo(out: Path) -> pd.DataFrame:
 
 
 def demo_grail(out: Path) -> tuple[Path, list[Path]]:
-    """Localize two domains, draw their overlaps, and unlearn them with nothing frozen and with GRAIL.
-
-    Args:
-        out: directory of the runs.
-
-    Returns:
-        The localization, and both runs.
-    """
-    localized = localize(LocalizeConfig.read(**DOMAINS, out=out / "localized"))
+    """Localize two domains and unlearn them without freezing and with GRAIL: the localization, and both runs."""
+    localized = localize(LocalizeConfig.read(**DOMAINS, out=out / "localized")).path
     frozen = {"none": {}, "grail": {"rectifier": "grail", "masks": localized}}
     runs = [
-        unlearn(UnlearnConfig.read(**DOMAINS, **WEIGHTED, **settings, out=out / f"domains-{name}"))
+        unlearn(UnlearnConfig.read(**DOMAINS, **WEIGHTED, **settings, out=out / f"domains-{name}")).path
         for name, settings in frozen.items()
     ]
     return localized, runs

@@ -1,4 +1,4 @@
-"""The shell's face: every flag is a field of the verb's schema, every error one line and exit code 2."""
+"""The command line: every flag is a field of the verb's schema; an error is one line and exit code 2."""
 
 import contextlib
 import errno
@@ -11,9 +11,10 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_origin
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
 from typer.core import TyperCommand, TyperOption
 
 from geffect.config import (
@@ -28,6 +29,7 @@ from geffect.config import (
     Schema,
     UnlearnConfig,
     place,
+    shown_default,
 )
 from geffect.errors import GeffectError, VisibleRecord, formatted_warning, visible
 from geffect.io.readers import duplicate
@@ -44,128 +46,122 @@ app = typer.Typer(
 
 
 class OnceCommand(TyperCommand):
-    """A command that refuses a flag given twice: the parser keeps the last one and drops the first without a word."""
+    """A command that refuses a flag with two values; Typer's own keeps the last one and drops the first silently."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As Typer's, once every flag that takes one value is seen to stand once.
-
-        Args:
-            ctx: the command's context.
-            args: the command line.
-
-        Returns:
-            What is left of it.
-
-        Raises:
-            GeffectError: a flag stands twice.
-        """
-        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
-        once = (each.opts[0] for each in given if isinstance(each, TyperOption) and not (each.multiple or each.count))
-        if (twice := duplicate(once)) is not None:
-            raise GeffectError(f"{twice} once", "it twice", "keep one of them")
+        """Parse as Typer does, and raise GeffectError where a flag of one value stands twice."""
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        once = (each.opts[0] for each in order if isinstance(each, TyperOption) and not (each.multiple or each.count))
+        if (flag := duplicate(once)) is not None:
+            raise GeffectError(f"{flag} stands twice", remedy="Leave one of them out")
         return super().parse_args(ctx, args)
 
 
-OUTPUT = "an output that can be written to", "free its disk, or name another"
-DRY_RUN = {"dry_run": "print plan, batch arithmetic and memory estimate, and stop"}
-RESUME = {"resume": "go on from the last checkpoint of the unfinished run in --out"}
+OUTPUT_REMEDY = "Free disk space, or name another output"
+DRY_RUN = {"dry_run": "print the plan, the batch arithmetic and an estimate of the memory, and stop"}
+RESUME = {"resume": "continue the unfinished run in --out from its last checkpoint"}
+YAML = "a YAML file with these names, such as a run's config.yaml"
 
 
 def verb(name: str, schema: type[Schema], run: Callable[..., None], **switches: str) -> None:
-    """Register a command whose flags are the fields of a schema.
+    """Register a command with a flag for every field of a schema.
 
-    Args:
-        name: of the command.
-        schema: what it reads; a given flag overrides the YAML file, the file overrides the default.
-        run: called with the checked configuration and the switches; its docstring is the help.
-        **switches: flags that are no field of the schema, with their help.
+    A flag overrides the YAML file, and the file overrides the default. ``run`` takes the checked configuration and the
+    switches, which are flags beside the schema's (name → help); its docstring is the command's help.
     """
-    unflagged = next((key for key, field in schema.model_fields.items() if field.json_schema_extra == ARGUMENT), "")
+    listed = next((key for key, field in schema.model_fields.items() if field.json_schema_extra == ARGUMENT), "")
 
     def command(config: Any = None, **flags: Any) -> None:
-        others = {key: flags.pop(key) for key in switches}
-        file, values = (config, None) if not unflagged else _file_or_values(config or [])
-        given = {key: value for key, value in flags.items() if value is not None and value != []}
+        options = {key: flags.pop(key) for key in switches}
+        file, values = (config, None) if not listed else _file_or_values(config or [])
+        settings = {key: value for key, value in flags.items() if value is not None and value != []}
         if name != "unlearn":
             check_single_process(f"geffect {name}")
-        if others.get("resume") and file and "out" not in given:
-            given |= _where_it_lies(file)
-        chosen = schema.read(file, **given, **({unflagged: values} if values else {}))
-        with _stoppable(getattr(chosen, "out", None) if "resume" in switches else None):
-            run(chosen, **others)
+        if options.get("resume") and file and "out" not in settings:
+            settings |= _directory_of(file)
+        checked = schema.read(file, **settings, **({listed: values} if values else {}))
+        with _stoppable(getattr(checked, "out", None) if "resume" in switches else None):
+            run(checked, **options)
 
-    yaml = "a YAML file with these names, as a run's own"
-    argument = _parameter("config", None, Path | None, typer.Argument(help=yaml))
-    if unflagged:
-        told = f"{schema.model_fields[unflagged].description}; or {yaml}"
-        argument = _parameter("config", None, list[str] | None, typer.Argument(help=told, metavar="PATH..."))
-    flagged = {key: field for key, field in schema.model_fields.items() if not field.json_schema_extra}
-    parameters = [argument, *(_flag(key, field) for key, field in flagged.items())]
-    for key, told in switches.items():
-        parameters.append(_parameter(key, False, bool, typer.Option("--" + key.replace("_", "-"), help=told)))
+    # Typer reads the flags off the function's signature
+    parameters = [_argument(schema, listed), *_flags(schema), *(_switch(key, text) for key, text in switches.items())]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     app.command(name, cls=OnceCommand, help=inspect.getdoc(run))(command)
 
 
+def _argument(schema: type[Schema], listed: str) -> inspect.Parameter:
+    """The YAML file, or the values of the field that has no flag."""
+    if not listed:
+        return _parameter("config", None, Path | None, typer.Argument(help=YAML))
+    text = f"{schema.model_fields[listed].description}; or {YAML}"
+    return _parameter("config", None, list[str] | None, typer.Argument(help=text, metavar="PATH..."))
+
+
+def _flags(schema: type[Schema]) -> Iterator[inspect.Parameter]:
+    """An optional flag for every field that has one; None means that the flag is absent."""
+    for key, field in schema.model_fields.items():
+        if field.json_schema_extra:
+            continue
+        kind: Any = field.annotation if field.annotation in (int, float, bool) else str
+        if get_origin(field.annotation) is list:
+            kind = list[str]  # the schema makes numbers of them
+        text = f"{field.description} [{_choices(field)}{shown_default(field)}]"
+        yield _parameter(key, None, kind | None, typer.Option(_name(key), help=text, show_default=False))
+
+
+def _choices(field: FieldInfo) -> str:
+    """The words that a field takes one of, for its help; nothing where the description has them."""
+    kinds = get_args(field.annotation) if get_origin(field.annotation) is list else (field.annotation,)
+    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    if all(word in str(field.description) for word in words):
+        return ""
+    return f"{', '.join(words[:-1])} or {words[-1]}; "
+
+
+def _switch(key: str, text: str) -> inspect.Parameter:
+    return _parameter(key, False, bool, typer.Option(_name(key), help=text))
+
+
+def _name(key: str) -> str:
+    return "--" + key.replace("_", "-")
+
+
+def _parameter(name: str, default: Any, kind: Any, option: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+def _file_or_values(arguments: list[str]) -> tuple[Path | None, list[str] | None]:
+    if len(arguments) == 1 and arguments[0].endswith((".yaml", ".yml")):
+        return Path(arguments[0]), None
+    return None, arguments
+
+
+def _directory_of(file: Path) -> dict[str, str]:
+    """The run directory that holds a configuration file: it may have moved since it was written."""
+    is_run = file.name == "config.yaml" and (file.parent / "environment.json").is_file()
+    return {"out": str(file.parent)} if is_run else {}
+
+
 @contextlib.contextmanager
 def _stoppable(out: Path | None = None) -> Iterator[None]:
-    """End with one line and 128 + the signal's number where Ctrl-C, SIGTERM or SIGHUP stops the work.
-
-    Args:
-        out: a run that can be resumed.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        Exit: it was stopped.
-    """
+    """Exit with one line and 128 + the signal's number where Ctrl-C, SIGTERM or SIGHUP stops the work in ``out``."""
     try:
         with terminable():
             yield
     except KeyboardInterrupt as stopped:
         from geffect.record.schema import CONFIG, DONE
 
-        told = str(stopped) or "stopped by Ctrl-C"
-        if out and "--resume" not in told and (out / CONFIG).exists() and not (out / DONE).exists():
-            told += "; go on with the same command and --resume"
+        message = str(stopped) or "stopped by Ctrl-C"
+        if out and "--resume" not in message and (out / CONFIG).exists() and not (out / DONE).exists():
+            message += "; continue with the same command and --resume"
         if rank_and_size()[0] == 0:
-            _say(f"geffect: {told}", err=True)
+            _say(f"geffect: {message}", err=True)
         raise typer.Exit(128 + signal_of(stopped)) from None
-
-
-def _where_it_lies(file: Path) -> dict[str, str]:
-    """The run directory that a configuration lies in: it may have been moved since it was written."""
-    lies = file.name == "config.yaml" and (file.parent / "environment.json").is_file()
-    return {"out": str(file.parent)} if lies else {}
 
 
 def _say(text: object, *, err: bool = False) -> None:
     typer.echo(visible(str(text), lines=not err), err=err)
-
-
-def _file_or_values(given: list[str]) -> tuple[Path | None, list[str] | None]:
-    if len(given) == 1 and given[0].endswith((".yaml", ".yml")):
-        return Path(given[0]), None
-    return None, given
-
-
-def _parameter(name: str, default: Any, kind: Any, told: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, told])
-
-
-def _flag(key: str, field: Any) -> inspect.Parameter:
-    """One optional flag; None means that it was not given."""
-    plain = {int: int, float: float, bool: bool}.get(field.annotation, str)
-    plain = list[str] if get_origin(field.annotation) is list else plain  # the schema makes numbers of them
-    default = "required" if field.is_required() else f"default: {_shown(field.get_default(call_default_factory=True))}"
-    told = typer.Option("--" + key.replace("_", "-"), help=f"{field.description} [{default}]", show_default=False)
-    return _parameter(key, None, plain | None, told)
-
-
-def _shown(default: Any) -> str:
-    return "none" if default is None or default == [] else str(default)
 
 
 def _finetune(config: FinetuneConfig, *, dry_run: bool, resume: bool) -> None:
@@ -176,7 +172,7 @@ def _finetune(config: FinetuneConfig, *, dry_run: bool, resume: bool) -> None:
     setup = api.prepare(config, resume=resume)
     console.plan(setup.plan)
     if not dry_run:
-        console.run(api.finetune(setup.config, resume=resume, setup=setup))
+        console.run(api.finetune.run(setup.config, resume=resume, setup=setup).path)
 
 
 def _unlearn(config: UnlearnConfig, *, dry_run: bool, resume: bool) -> None:
@@ -187,25 +183,25 @@ def _unlearn(config: UnlearnConfig, *, dry_run: bool, resume: bool) -> None:
     setup = api.prepare(config, resume=resume)
     console.plan(setup.plan)
     if not dry_run:
-        console.unlearned(api.unlearn(setup.config, resume=resume, setup=setup))
+        console.unlearned(api.unlearn.run(setup.config, resume=resume, setup=setup).path)
 
 
 def _localize(config: LocalizeConfig, *, dry_run: bool) -> None:
-    """Find where each domain's knowledge lies: top-share masks of every split, their overlaps, and heat maps."""
+    """Find the weights where each domain's knowledge lies: top-k masks of every split, overlaps and heat maps."""
     from geffect import api
     from geffect.cli import console
 
     setup = api.prepare(config)
     console.plan(setup.plan)
     if not dry_run:
-        console.localization(api.localize(config, setup=setup))
+        console.localization(api.localize.run(config, setup=setup).path)
 
 
 def _inspect(config: InspectConfig, *, dry_run: bool, resume: bool) -> None:
     """Measure objectives at every checkpoint of a series, over whole sets and without training.
 
     PATH is a directory with checkpoints (a run's, or Hugging Face's checkpoint-N), or models, adapters and hub
-    revisions one by one. Of a run of geffect unlearn, what is not given is taken from its configuration.
+    revisions one by one. Options left out are taken from the configuration of a run of geffect unlearn.
     """
     from geffect import api
     from geffect.cli import console
@@ -213,7 +209,7 @@ def _inspect(config: InspectConfig, *, dry_run: bool, resume: bool) -> None:
     setup = api.prepare(config, resume=resume)
     console.plan(setup.plan)
     if not dry_run:
-        console.inspected(api.inspect(config, resume=resume, setup=setup))
+        console.inspected(run.path for run in api.inspect.run(config, resume=resume, setup=setup))
 
 
 def _evaluate(config: EvaluateConfig, *, json: bool) -> None:
@@ -221,7 +217,7 @@ def _evaluate(config: EvaluateConfig, *, json: bool) -> None:
     from geffect import api
     from geffect.cli import console
 
-    console.evaluation(api.evaluate(config), as_json=json)
+    console.evaluation(api.evaluate(config).path, as_json=json)
 
 
 def _report(config: ReportConfig, *, json: bool) -> None:
@@ -233,7 +229,7 @@ def _report(config: ReportConfig, *, json: bool) -> None:
 
 
 def _preview(config: PreviewConfig) -> None:
-    """Print, colored, which tokens of a batch carry loss."""
+    """Print the first examples of a set, and color the tokens that carry loss."""
     from geffect import api
     from geffect.cli import console
 
@@ -241,7 +237,7 @@ def _preview(config: PreviewConfig) -> None:
 
 
 def _doctor(config: DoctorConfig, *, json: bool) -> None:
-    """Look at a run before it begins: precision, determinism, masks, ties, what the model knows, memory."""
+    """Check a run before it begins: precision, determinism, masks, tied weights, what the model knows, memory."""
     from geffect import api
     from geffect.cli import console
 
@@ -252,8 +248,8 @@ def _doctor(config: DoctorConfig, *, json: bool) -> None:
 verb("finetune", FinetuneConfig, _finetune, **DRY_RUN, **RESUME)
 verb("unlearn", UnlearnConfig, _unlearn, **DRY_RUN, **RESUME)
 verb("localize", LocalizeConfig, _localize, **DRY_RUN)
-verb("inspect", InspectConfig, _inspect, **DRY_RUN, resume="go on where an unfinished inspection in --out stopped")
-verb("evaluate", EvaluateConfig, _evaluate, json="print metrics.json, and no table")
+verb("inspect", InspectConfig, _inspect, **DRY_RUN, resume="continue the unfinished inspection in --out")
+verb("evaluate", EvaluateConfig, _evaluate, json="print metrics.json in place of a table")
 verb("report", ReportConfig, _report, json="print each run's outcome and findings as JSON")
 verb("preview", PreviewConfig, _preview)
 verb("doctor", DoctorConfig, _doctor, json="print the findings as a JSON list")
@@ -262,13 +258,13 @@ verb("doctor", DoctorConfig, _doctor, json="print the findings as a JSON list")
 @app.command(cls=OnceCommand)
 def demo(
     out: Annotated[
-        Path | None, typer.Option(help="where to write [default: runs/demo, or the next free number]")
+        Path | None, typer.Option(help="directory to make [default: runs/demo, or the next free number]")
     ] = None,
     grail: Annotated[
         bool, typer.Option("--grail", help="then localize two domains and unlearn them with GRAIL")
     ] = False,
 ) -> None:
-    """Fit the tiny built-in model, run GA, GA+GRU and NPO+GRU on it, and print and draw what they did."""
+    """Unlearn the tiny built-in model with GA, GA+GRU and NPO+GRU, and print and draw what they did."""
     check_single_process("geffect demo")
     with _stoppable():
         _demo(out, grail=grail)
@@ -294,12 +290,14 @@ def _demo(out: Path | None, *, grail: bool) -> None:
 
 @app.command(cls=OnceCommand)
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run directories; the first is compared with")],
-    at: Annotated[float | None, typer.Option(help="forget loss [default: the largest that every run reached]")] = None,
-    seed: Annotated[int, typer.Option(help="of the bootstrap")] = 0,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="runs; the others are compared with the first")],
+    at: Annotated[
+        float | None, typer.Option(help="forget loss (nats a token) [default: the largest that all reached]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="seed of the bootstrap")] = 0,
     json: Annotated[bool, typer.Option("--json", help="print both tables as JSON")] = False,
 ) -> None:
-    """Show what runs kept at the same forget loss, and every setting in which they differ."""
+    """Compare what runs retain at the same forget loss, and list every setting in which they differ."""
     from geffect.cli import console
     from geffect.reports import compare as tables
 
@@ -309,9 +307,9 @@ def compare(
 
 @app.command(cls=OnceCommand)
 def plot(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run directories, drawn side by side")],
-    out: Annotated[Path | None, typer.Option(help="where to write [default: RUN/figures of the first]")] = None,
-    scheme: Annotated[str, typer.Option(help="layer groups: thirds, paper or paper_script")] = "thirds",
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run directories, to draw side by side")],
+    out: Annotated[Path | None, typer.Option(help="directory to write to [default: the first RUN/figures]")] = None,
+    scheme: Annotated[str, typer.Option(help="how layers make groups: thirds, paper or paper_script")] = "thirds",
 ) -> None:
     """Draw every plot that runs recorded enough for; several runs side by side."""
     from geffect.reports.run import plot as draw
@@ -352,8 +350,8 @@ def list_(
     console.names(what)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(wanted: bool) -> None:
+    if wanted:
         from importlib.metadata import version
 
         _say(f"geffect {version('geffect')}")
@@ -370,7 +368,7 @@ def _options(
 
 
 def main() -> NoReturn:
-    """Run the command line; what a user got wrong ends in one line and exit code 2."""
+    """Run the command line; an error of the user ends in one line and exit code 2."""
     logging.setLogRecordFactory(VisibleRecord)
     warnings.formatwarning = formatted_warning
     logging.basicConfig(format="geffect: %(message)s", level=logging.WARNING)
@@ -384,30 +382,30 @@ def main() -> NoReturn:
     except SystemExit as ended:
         code = ended.code
     except GeffectError as error:
-        _tell(str(error))
+        _print_error(str(error))
     except (OSError, MemoryError, RecursionError, UnicodeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        remedy, wanted = "correct the path, or free what is in the way", "files and memory that can be used"
+        message = " ".join(str(error).split()) or type(error).__name__
+        remedy = "Correct the path, or free disk space or memory"
         if getattr(error, "errno", None) == errno.ENOSPC and getattr(error, "filename", None) is None:
-            wanted, remedy = OUTPUT
-        _tell(str(GeffectError(wanted, reason, remedy)))
+            message, remedy = f"The output cannot be written: {message}", OUTPUT_REMEDY
+        _print_error(str(GeffectError(message, remedy=remedy)))
     sys.exit(_flushed(code))  # type: ignore[arg-type]
 
 
 def _run() -> None:
     if rank_and_size()[0] == 0:
         app(standalone_mode=True)
-    with Path(os.devnull).open("w") as silent, contextlib.redirect_stdout(silent):  # the first process speaks
+    with Path(os.devnull).open("w") as silent, contextlib.redirect_stdout(silent):  # the first process prints
         app(standalone_mode=True)
 
 
-def _tell(text: str) -> None:
+def _print_error(text: str) -> None:
     with contextlib.suppress(OSError):  # a closed pipe, or a full disk
         _say(f"geffect: {text}", err=True)
 
 
 def _flushed(code: object) -> object:
-    """The exit code once everything is written; a closed pipe ends it quietly, a full disk in one line."""
+    """The exit code after everything is written; a closed pipe ends it silently, a full disk in one line."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
@@ -417,14 +415,14 @@ def _flushed(code: object) -> object:
             _close(stream)
         except (OSError, ValueError) as error:
             _close(stream)
-            if code != 2:  # else it was told
-                _tell(str(GeffectError(OUTPUT[0], str(error), OUTPUT[1])))
+            if code != 2:  # 2: another error was printed
+                _print_error(str(GeffectError(f"The output cannot be written: {error}", remedy=OUTPUT_REMEDY)))
             code = 2
     return code
 
 
 def _close(stream: Any) -> None:
-    """Let what is left to write go nowhere: the interpreter would try it again, and complain."""
+    """Discard what is left to write: the interpreter would try again at exit, and print a traceback."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

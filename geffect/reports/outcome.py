@@ -188,9 +188,22 @@ def judge(lines: Sequence[StepLine]) -> Outcome:
     roles = {role_of(name) for name in scored[0].examples} if scored else set()
     compared = next((role for role in COMPARED if role in roles), None)
     if "forget" not in roles or compared is None or len(scored) < 2:
-        missing = "a forget set and a heldout or retain set were not both evaluated at the start and at the end"
-        return Outcome(NOT_TOLD, f"Not told whether forgetting was selective: {missing}.")
+        return Outcome(NOT_TOLD, f"Whether forgetting was selective is unknown: {_missing(roles)}.")
     return _judge(scored[0], scored[-1], compared)
+
+
+def _missing(roles: set[str]) -> str:
+    """What a judgment lacks, and how to get it, from the sets that a run evaluated."""
+    if not roles:
+        return "no set was evaluated. Add --evaluate forget and --evaluate heldout, or leave --evaluate out"
+    if "forget" not in roles:
+        return f"only {', '.join(sorted(roles))} was evaluated. Add --evaluate forget, or leave --evaluate out"
+    if not roles & set(COMPARED):
+        return (
+            f"of the sets to retain none was evaluated, only {', '.join(sorted(roles))}. "
+            "Add --evaluate retain or --evaluate heldout, or leave --evaluate out"
+        )
+    return "the sets were evaluated only once. Let the run end"
 
 
 def _judge(first: StepLine, last: StepLine, compared: str) -> Outcome:

@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 import geffect
-from geffect.config import EvaluateConfig, FinetuneConfig, LocalizeConfig, PreviewConfig, Schema, UnlearnConfig
+from geffect.config import (
+    EvaluateConfig,
+    FinetuneConfig,
+    LocalizeConfig,
+    PreviewConfig,
+    Schema,
+    UnlearnConfig,
+    shown_default,
+)
 from geffect.core.forward import IGNORE_INDEX
 from geffect.data.encode import encode_set
 from geffect.data.load import load_set
@@ -329,15 +337,21 @@ def test_help_names_and_explains_every_field(command: str, schema: type[Schema],
         if name != "reference":  # what a run writes for itself
             flag = f"--{name.replace('_', '-')} "
             assert (flag if field.annotation is bool else flag + "<") in text, name
-            assert f"{field.description} [" in text, name
+            assert _without_spaces(f"{field.description} [") in _without_spaces(text), name
+            assert shown_default(field) in text, name
     assert "--reference" not in text
+
+
+def _without_spaces(text: str) -> str:
+    """Help breaks lines at hyphens, too."""
+    return "".join(text.split())
 
 
 def test_help_tells_defaults_and_what_is_required(shell: Command) -> None:
     text = " ".join(shell("unlearn", "--help").out.split())
     assert "the set to unlearn [default: none]" in text
     assert "what is descended, as in 'npo(beta=0.1) + 1.0*gd' [default: ga]" in text
-    assert "that no gradient is drawn from [default: none]" in text
+    assert "a set to retain that no gradient is drawn from [default: none]" in text
 
 
 def test_no_arguments_show_help(shell: Command) -> None:

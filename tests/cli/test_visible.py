@@ -150,7 +150,7 @@ def test_logs_and_warnings_of_others_too(invoke: Command, capsys: pytest.Capture
 
 
 def test_a_run_shows_itself_in_a_notebook(start: Path, tmp_path: Path) -> None:
-    run = api.unlearn(config(start, tmp_path / "run\u202e<b>", steps=1))
+    run = api.unlearn(config(start, tmp_path / "run\u202e<b>", steps=1)).path
     html = geffect.Run(run)._repr_html_()
     assert "run\\u202e&lt;b&gt;" in html and not UNSEEN.search(html)
 
@@ -163,6 +163,6 @@ def test_the_values_of_an_evaluation_are_stored_as_they_are(start: Path, tmp_pat
         EvaluateConfig.read(
             model=str(start), set=[f"forget={file}"], metric=["rouge_l_recall"], max_new_tokens=2, out=tmp_path / "out"
         )
-    )
+    ).path
     (line,) = (json.loads(each) for each in (found / "texts.jsonl").read_text("utf-8").split("\n") if each)
     assert (line["question"], line["true"]) == ("Q\u202e\x1b", "A\x07")

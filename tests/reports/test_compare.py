@@ -15,7 +15,7 @@ from tests.conftest import config
 @pytest.fixture(scope="module")
 def runs(start: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     path = tmp_path_factory.mktemp("runs")
-    return [api.unlearn(config(start, path / name, rectifier=name)) for name in ("none", "gru")]
+    return [api.unlearn(config(start, path / name, rectifier=name)).path for name in ("none", "gru")]
 
 
 def test_the_table_sums_what_the_record_holds(runs: list[Path]) -> None:
@@ -45,7 +45,7 @@ def test_pictures_come_with_the_data_drawn(runs: list[Path], tmp_path: Path) -> 
 
 
 def test_runs_that_share_a_name_are_told_apart(start: Path, runs: list[Path], tmp_path: Path) -> None:
-    twin = api.unlearn(config(start, tmp_path / "none", steps=1))
+    twin = api.unlearn(config(start, tmp_path / "none", steps=1)).path
     assert summarize([runs[0], twin])["run"].tolist() == [str(runs[0]), str(twin)]
 
 
@@ -60,6 +60,6 @@ def test_a_fit_has_nothing_to_draw(start: Path, tmp_path: Path) -> None:
 
     run = api.finetune(
         FinetuneConfig.read(model=str(start), train=["builtin:authors/heldout[:4]"], epochs=1, out=tmp_path / "fit")
-    )
+    ).path
     with pytest.raises(GeffectError, match="measured step"):
         plot([run])

@@ -24,7 +24,7 @@ def runs(known: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     home = tmp_path_factory.mktemp("aligned")
     changes: dict[str, dict[str, Any]] = {"ga": {}, "gru": {"rectifier": "gru", "seed": 1}}
     return {
-        name: api.unlearn(config(known, home / name, evaluate_every=1, steps=6, **each))
+        name: api.unlearn(config(known, home / name, evaluate_every=1, steps=6, **each)).path
         for name, each in changes.items()
     }
 
@@ -102,7 +102,9 @@ def test_the_command_prints_both_tables(runs: dict[str, Path], invoke: Command) 
 def test_what_cannot_be_compared(runs: dict[str, Path], known: Path, tmp_path: Path) -> None:
     with pytest.raises(GeffectError, match=r"is not above the start's"):
         compare(runs, at=0.0)
-    other = api.unlearn(config(known, tmp_path / "other", heldout="builtin:authors/heldout[6:12]", evaluate_every=1))
+    other = api.unlearn(
+        config(known, tmp_path / "other", heldout="builtin:authors/heldout[6:12]", evaluate_every=1)
+    ).path
     with pytest.raises(GeffectError, match="evaluated on different heldout examples"):
         compare(runs | {"other": other})
     assert differences(runs | {"other": other}).T["heldout"].tolist()[2] == "builtin:authors/heldout[6:12]"

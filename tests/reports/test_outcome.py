@@ -34,7 +34,7 @@ def both(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         until_accuracy=0.9,
         out=tmp_path_factory.mktemp("both") / "fit",
     )
-    return api.finetune(fitted)
+    return api.finetune(fitted).path
 
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -53,7 +53,7 @@ HEADS = {
 
 @pytest.mark.parametrize("verdict", RUNS)
 def test_a_real_run_of_each_verdict(both: Path, tmp_path: Path, verdict: str) -> None:
-    path = api.unlearn(config(both, tmp_path / "run", **({"retain": RETAIN, "heldout": None} | RUNS[verdict])))
+    path = api.unlearn(config(both, tmp_path / "run", **({"retain": RETAIN, "heldout": None} | RUNS[verdict]))).path
     found = outcome(path)
     assert found.verdict == verdict, found.sentence
     assert found.sentence.startswith(HEADS[verdict])
@@ -195,7 +195,7 @@ def test_intervals_are_those_of_examples_paired_with_themselves() -> None:
 
 def test_no_run_is_selective_whose_labels_say_nothing(both: Path, tmp_path: Path) -> None:
     """Plain ascent on half of what was learned: sets drawn anew from all its examples, 200 times."""
-    path = api.unlearn(config(both, tmp_path / "run", retain=RETAIN, heldout=None, steps=6, learning_rate=1e-3))
+    path = api.unlearn(config(both, tmp_path / "run", retain=RETAIN, heldout=None, steps=6, learning_rate=1e-3)).path
     scored = [line for line in read_lines(path) if "evaluation_examples" in line]
     generator, verdicts = np.random.default_rng(0), []
     for _ in range(200):
@@ -218,14 +218,19 @@ def test_no_run_is_selective_whose_labels_say_nothing(both: Path, tmp_path: Path
 
 def test_a_record_without_examples_or_sets_tells_nothing(both: Path, tmp_path: Path) -> None:
     whole = lines((0.93, 0.20), (0.94, 0.90))
-    for made in (
-        [],
-        whole[:1],
-        [line | {"evaluation_examples": {"forget": line["evaluation_examples"]["forget"]}} for line in whole],
+
+    def only(name: str) -> list[dict[str, Any]]:
+        return [line | {"evaluation_examples": {name: line["evaluation_examples"][name]}} for line in whole]
+
+    for made, missing in (
+        ([], "no set was evaluated. Add --evaluate"),
+        (whole[:1], "the sets were evaluated only once"),
+        (only("forget"), "of the sets to retain none was evaluated, only forget. Add --evaluate retain or"),
+        (only("heldout"), "only heldout was evaluated. Add --evaluate forget"),
     ):
         found = judged(made)
         assert (found.verdict, found.forget, found.steps) == (NOT_TOLD, None, None)
-        assert found.sentence.startswith("Not told whether forgetting was selective")
+        assert found.sentence.startswith(f"Whether forgetting was selective is unknown: {missing}")
 
 
 def test_a_record_without_right_tokens_is_judged_by_probabilities() -> None:

@@ -35,8 +35,8 @@ def runs(known: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     evil.write_text(json.dumps([{"question": f"<b>Q{i}</b>?", "answer": "<img src=x>"} for i in range(8)]))
     settings: dict[str, Any] = {"steps": 12, "evaluate_every": 4, "save_every": 12, "prediction": 4}
     return [
-        api.unlearn(config(known, path / "GA", forget=str(evil), **settings)),
-        api.unlearn(config(known, path / "GA+GRU", rectifier="gru", **settings)),
+        api.unlearn(config(known, path / "GA", forget=str(evil), **settings)).path,
+        api.unlearn(config(known, path / "GA+GRU", rectifier="gru", **settings)).path,
     ]
 
 
@@ -47,7 +47,7 @@ def inspected(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Pat
     sets = {"forget": "builtin:authors/forget[:8]", "retain": "builtin:authors/retain[:8]"}
     return api.inspect(
         InspectConfig.read(None, checkpoints=[str(runs[1])], out=out, tokens=2, points=["npo"], batch_size=2, **sets)
-    )[0]
+    )[0].path
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +262,7 @@ def test_the_outcome_comes_first_then_the_findings(runs: list[Path], tmp_path: P
     told = json.loads(invoke("report", runs[0], "--out", out, "--json").out)
     found = told["runs"][0]["findings"]
     assert told["page"] == str(out)
-    nothing = ["- No finding on its gradients can be told from noise."]
+    nothing = ["- No finding on its gradients is distinguishable from noise."]
     assert ([f"- {each['text']}" for each in found] or nothing) == printed[1:-1]
     assert text.count("<li data-kind=") == len(found)
     assert all(each["low"] <= each["value"] <= each["high"] and each["gradient"] for each in found)

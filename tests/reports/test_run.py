@@ -50,18 +50,18 @@ def runs(start: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 def inspected(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The record of a run's checkpoints, with tokens and points."""
     path = tmp_path_factory.mktemp("inspected")
-    run = api.unlearn(config(start, path / "run", save_every=2))
+    run = api.unlearn(config(start, path / "run", save_every=2)).path
     found = api.inspect(
         geffect.InspectConfig.read(checkpoints=[str(run)], out=path / "record", tokens=2, points=["wga"], batch_size=6)
     )
-    return found[0]
+    return found[0].path
 
 
 @pytest.fixture(scope="module")
 def localized(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     domains = [f"{name}=builtin:domains/{name}[:3]" for name in ("privacy", "copyright")]
     out = tmp_path_factory.mktemp("localized") / "masks"
-    return api.localize(geffect.LocalizeConfig.read(model=start, domain=domains, draws=1, out=out))
+    return api.localize(geffect.LocalizeConfig.read(model=start, domain=domains, draws=1, out=out)).path
 
 
 def test_a_summary_goes_from_the_first_evaluation_to_the_last(runs: dict[str, Path]) -> None:
@@ -207,7 +207,7 @@ def assert_shows_itself(figure: Any) -> None:
 def test_what_cannot_be_drawn_is_refused(runs: dict[str, Path], start: Path, tmp_path: Path) -> None:
     with pytest.raises(GeffectError, match=r"There is no plot 'pie'\. Choose one of g_effect, "):
         geffect.Run(runs["gru"]).plot("pie")
-    bare = geffect.Run(api.unlearn(config(start, tmp_path / "bare", steps=1, heldout=None)))
+    bare = geffect.Run(api.unlearn(config(start, tmp_path / "bare", steps=1, heldout=None)).path)
     for kind, says in (("trade_off", "a heldout set"), ("prediction", "has no prediction")):
         with pytest.raises(GeffectError, match=says):
             bare.plot(kind)
@@ -220,7 +220,7 @@ def test_a_fit_shows_itself_too(start: Path, tmp_path: Path) -> None:
         geffect.FinetuneConfig.read(
             model=str(start), train=["builtin:authors/heldout[:4]"], epochs=1, out=tmp_path / "fit"
         )
-    )
+    ).path
     shown = geffect.Run(fitted)._repr_html_()
     assert "builtin:authors/heldout[:4]" in shown
     assert "→" in shown
