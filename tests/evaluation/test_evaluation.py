@@ -293,7 +293,7 @@ def test_texts_have_a_likelihood_and_no_answers(known: Path, tmp_path: Path, cap
         ({"set": ["builtin:authors/heldout"], "metric": ["loss"]}, "--set .* is not NAME=SET"),
         ({"metric": ["forget_quality"]}, "forget_quality needs a reference. Evaluate a model trained without"),
         ({"metric": ["auc_loss"]}, "auc_loss needs a set named holdout, and there is"),
-        ({"suite": "tofu"}, "--data-dir with tofu/forget01_perturbed.json"),
+        ({"suite": "tofu"}, "needs --data-dir, a directory with tofu/forget01_perturbed.json"),
         (
             {"suite": None, "metric": ["truth_ratio"], "set": ["forget=builtin:domains/privacy/unlearn"]},
             "truth_ratio needs texts in a column 'perturbed_answer' of .*example 0 has only subject, question, answer",
