@@ -74,7 +74,7 @@ def known(start: Path, shared_folder: Path) -> Path:
         out=shared_folder / "known",
     )
     with FileLock(shared_folder / "known.lock"):
-        return fitted.out if (fitted.out / "DONE").exists() else api.finetune(fitted)
+        return fitted.out if (fitted.out / "DONE").exists() else api.finetune(fitted).path
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return api.unlearn(config(start, tmp_path_factory.mktemp("finished") / "run", steps=2, save_every=1))
+    return api.unlearn(config(start, tmp_path_factory.mktemp("finished") / "run", steps=2, save_every=1)).path
 
 
 @pytest.fixture
