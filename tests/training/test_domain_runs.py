@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from geffect.evaluation.success import success
 
 from geffect import api
 from geffect.config import DoctorConfig, FinetuneConfig, LocalizeConfig, UnlearnConfig
@@ -20,6 +19,7 @@ from geffect.core.layers import trainable_parameters
 from geffect.core.masks import mask_count
 from geffect.data.domains import parse_domains
 from geffect.errors import GeffectError
+from geffect.evaluation.success import success
 from geffect.localization.storage import check_localized, read_localization
 from geffect.record.frames import read, read_overlap, read_steps
 from geffect.record.reader import read_lines
