@@ -72,7 +72,7 @@ def _measure(setup: InspectionSetup, left: Sequence[Task], load: Load) -> None:
                 bar.update()
                 del loaded
         except KeyboardInterrupt as stopped:
-            again = "go on with the same command and --resume"
+            again = "continue with the same command and --resume"
             message = f"stopped at step {step}; the checkpoints before it are kept; {again}"
             raise Interrupted(message, signal_of(stopped)) from None
 

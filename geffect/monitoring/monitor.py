@@ -223,7 +223,7 @@ class Monitor:
         self.close(finished=False)
 
     def _refuse_lost(self) -> None:
-        """Refuse to go on where `updated`, which writes the line of a step, was not called."""
+        """Refuse to continue where `updated`, which writes the line of a step, was not called."""
         if self._rows is not None:
             self._rows = None
             raise GeffectError(

@@ -113,7 +113,7 @@ def train(trainer: "RecordingTrainer", checkpoint: Path | None, again: str) -> N
     trainer.train(resume_from_checkpoint=checkpoint)
     done, steps = trainer.state.global_step, trainer.args.max_steps
     if trainer.interrupted and done < steps:
-        message = f"stopped after step {done} of {steps}, whose state is kept; go on with: {again}"
+        message = f"stopped after step {done} of {steps}, whose state is kept; continue with: {again}"
         raise Interrupted(message, trainer.interrupted)
 
 

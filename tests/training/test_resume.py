@@ -311,7 +311,7 @@ def test_ctrl_c_stops_after_the_step_and_tells_how_to_go_on(whole: Path, tmp_pat
     steps = sum("loss_objective" in line for line in read_lines(tmp_path / "run"))
     assert said.strip().split("\n")[-1] == (
         f"geffect: stopped after step {steps} of 7, whose state is kept; "
-        f"go on with: geffect unlearn {tmp_path / 'run' / CONFIG} --resume"
+        f"continue with: geffect unlearn {tmp_path / 'run' / CONFIG} --resume"
     )
     assert "Traceback" not in said
     assert (tmp_path / "run" / "checkpoints" / f"checkpoint-{steps}").is_dir()

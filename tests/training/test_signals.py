@@ -194,7 +194,7 @@ def test_a_process_that_receives_it_says_how_to_continue(start: Path, tmp_path: 
         _, told = process.communicate()
     assert process.returncode == CODES[signum], told
     last = told.strip().split("\n")[-1]
-    assert "whose state is kept; go on with: geffect unlearn " in last and "Traceback" not in told
+    assert "whose state is kept; continue with: geffect unlearn " in last and "Traceback" not in told
     assert list((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
     assert (tmp_path / "run" / CONFIG).exists() and UnlearnConfig.read(file).out == tmp_path / "run"
 
@@ -229,7 +229,7 @@ def test_launched_processes_stop_together_and_go_on(start: Path, tmp_path: Path)
         process.send_signal(signal.SIGTERM)
         told, _ = process.communicate(timeout=200)
     assert process.returncode != 0
-    assert told.count("whose state is kept; go on with: torchrun --nproc-per-node 2 -m geffect unlearn ") == 1, told
+    assert told.count("whose state is kept; continue with: torchrun --nproc-per-node 2 -m geffect unlearn ") == 1, told
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     lines = sum("loss_objective" in line for line in read_lines(tmp_path / "run"))
     assert checkpoint.name == f"checkpoint-{lines}" and lines < 60
