@@ -24,7 +24,7 @@ from tests.conftest import Command, config
 def runs(start: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     path = tmp_path_factory.mktemp("drawn")
     settings = {"with": {}, "without": {"heldout": None}}
-    return {name: api.unlearn(config(start, path / name, **extra)) for name, extra in settings.items()}
+    return {name: api.unlearn(config(start, path / name, **extra)).path for name, extra in settings.items()}
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def runs(start: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     return {
         name: api.unlearn(
             config(start, path / name, rectifier=name, prediction=4, overlap=0.1, objective="ga + 0.1*gd")
-        )
+        ).path
         for name in ("none", "gru")
     }
 
