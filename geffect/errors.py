@@ -9,7 +9,7 @@ import signal
 from collections.abc import Iterable
 from typing import Any
 
-LONGEST = 400  # characters shown of what was found
+LONGEST = 400  # characters shown of a value
 
 # C0 without tab and line feed, DEL, C1, zero-width and bidirectional controls, line separators, surrogates, tags
 UNSEEN = re.compile(
@@ -19,22 +19,15 @@ UNSEEN = re.compile(
 
 
 def visible(text: str, *, lines: bool = True) -> str:
-    r"""Text that a terminal, a pipe or a page shows as it is: whatever else a character would do, it is written out.
+    r"""Text with JSON's escapes for every character that a terminal, a pipe or a page would not show as itself.
 
-    The escapes are JSON's, so that JSON stays the same JSON.
-
-    Args:
-        text: from a file, a model or the user.
-        lines: line feeds stay; without, they are escaped too.
-
-    Returns:
-        The text with escapes.
+    JSON stays the same JSON. Line feeds are escaped too unless ``lines`` is set.
 
     >>> visible("a\x1b[31m\u202eb\n")
     'a\\u001b[31m\\u202eb\n'
     """
-    found = UNSEEN.sub(lambda match: json.dumps(match[0])[1:-1], text)
-    return found if lines else found.replace("\n", "\\n")
+    escaped = UNSEEN.sub(lambda match: json.dumps(match[0])[1:-1], text)
+    return escaped if lines else escaped.replace("\n", "\\n")
 
 
 class VisibleRecord(logging.LogRecord):
@@ -75,8 +68,8 @@ class GeffectError(ValueError):
     character escaped (`visible`). It can be pickled and copied.
 
     Args:
-        message: a sentence that says what is wrong, with the value that was found. Shorten a value that may be long
-            with `shorten`.
+        message: a sentence that says what is wrong, with the value at fault. Shorten a value that may be long with
+            `shorten`.
         remedy: an imperative sentence. Full stops are added.
 
     Attributes:
@@ -88,15 +81,9 @@ class GeffectError(ValueError):
     geffect.errors.GeffectError: There is no set at absent.json. Correct the path.
     """
 
-    def __init__(self, message: str, found: str | None = None, remedy: str = "") -> None:
-        # (expected, found, remedy) is the old form, which goes once no call uses it
-        old = found is not None
-        self.message = visible(
-            f"expected {message}; found {shorten(found or '')}" if old else shorten(message, 2 * LONGEST), lines=False
-        )
-        self.remedy = visible(remedy, lines=False)
-        both = filter(None, (self.message, self.remedy))
-        super().__init__("; ".join(both) if old else " ".join(map(_sentence, both)))
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        self.message, self.remedy = visible(shorten(message, 2 * LONGEST), lines=False), visible(remedy, lines=False)
+        super().__init__(" ".join(map(_sentence, filter(None, (self.message, self.remedy)))))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
