@@ -374,7 +374,7 @@ def test_masks_of_another_model_or_adapter_are_refused(
     bare = _localize(start, tmp_path / "bare", masks_only=True)
     assert "gram" not in read_lines(bare)[0]
     memflex = ["memflex(mu=0.9)", "--masks", str(bare), "--out", "out"]
-    refused(["unlearn", "--model", str(start), *TWO, "--rectifier", *memflex], "localize without --masks-only")
+    refused(["unlearn", "--model", str(start), *TWO, "--rectifier", *memflex], "Localize without --masks-only")
     share = ["grail(k_unlearn=0.3)", "--masks", str(localized), "--out", "out"]
     refused(["unlearn", "--model", str(start), *TWO, "--rectifier", *share], "localize with --share 0.3 too")
 
