@@ -376,7 +376,7 @@ def test_masks_of_another_model_or_adapter_are_refused(
     memflex = ["memflex(mu=0.9)", "--masks", str(bare), "--out", "out"]
     refused(["unlearn", "--model", str(start), *TWO, "--rectifier", *memflex], "Localize without --masks-only")
     share = ["grail(k_unlearn=0.3)", "--masks", str(localized), "--out", "out"]
-    refused(["unlearn", "--model", str(start), *TWO, "--rectifier", *share], "localize with --share 0.3 too")
+    refused(["unlearn", "--model", str(start), *TWO, "--rectifier", *share], "Localize with --share 0.3 too")
 
 
 def test_harmed_masks_are_refused(localized: Path, start: Path, tmp_path: Path) -> None:
