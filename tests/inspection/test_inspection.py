@@ -225,7 +225,7 @@ def test_an_interrupted_inspection_goes_on_to_the_same_record(
         with pytest.raises(Interrupted, match="stopped at step 2; the checkpoints before"):
             api.inspect(broken)
     assert [line["step"] for line in read_lines(broken.out)] == [0, 1]
-    with pytest.raises(GeffectError, match=r"objective: .*npo"):
+    with pytest.raises(GeffectError, match=r"objective is .*npo"):
         api.inspect(broken.replace(objective=["ga"]), resume=True)
     api.inspect(broken, resume=True)
     for name in ("steps.jsonl", "tokens.jsonl", "points.jsonl"):
@@ -382,7 +382,7 @@ def test_the_published_estimates_are_told_beside(run: Path, tmp_path: Path) -> N
 
 def test_steps_that_meet_are_refused(run: Path, tmp_path: Path) -> None:
     both = [run / "checkpoints" / "checkpoint-1", shutil.copytree(run / "checkpoints", tmp_path / "x") / "checkpoint-1"]
-    with pytest.raises(GeffectError, match="step 1 twice"):
+    with pytest.raises(GeffectError, match="Two checkpoints are of step 1"):
         find_checkpoints([str(each) for each in both])
 
 
