@@ -60,7 +60,7 @@ class FinetuneTrainer(RecordingTrainer):
         self.accelerator.backward(loss)
         value = float(loss.detach())
         if not math.isfinite(value):
-            where = f"{value} in step {self.state.global_step}, rows {self.met} of the sets in their order"
+            where = f"{value} in step {self.state.global_step}, examples {self.met} of the sets in their order"
             raise GeffectError(f"The loss is {where}", remedy="Lower --learning-rate, and look at those examples")
         self.line["loss_train"] = self.line.get("loss_train", 0.0) + value
         self.line["lr"] = [group["lr"] for group in self.optimizer.param_groups]

@@ -268,7 +268,7 @@ class UnlearnTrainer(RecordingTrainer):
         try:
             return self.step.finish()
         except FloatingPointError as error:
-            where = f"{error} in step {self.state.global_step}, rows: {self.met}"
+            where = f"{error} in step {self.state.global_step}, examples: {self.met}"
             raise GeffectError(f"A loss or gradient is not finite: {where}", remedy=BROKEN) from error
 
     def _prediction(self, model: nn.Module) -> PredictionCheck | None:

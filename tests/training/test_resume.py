@@ -448,7 +448,7 @@ def test_a_disk_without_room_ends_in_one_line_and_the_run_goes_on_later(
     assert ended.returncode == 2, ended.stderr
     last = ended.stderr.strip().split("\n")[-1]
     assert last.startswith(f"geffect: {tmp_path / 'run'} cannot be written to: ")
-    assert last.endswith("; free disk space or fix the path; then rerun with --resume if the run has begun")
+    assert last.endswith(". Free disk space or fix the path; then rerun with --resume if the run has begun.")
     assert "Traceback" not in ended.stderr
     if steps is None:
         assert not (tmp_path / "run").exists()

@@ -313,7 +313,7 @@ def test_other_optimizers_of_hugging_face_run(start: Path, tmp_path: Path, optim
 
 def test_a_loss_that_breaks_leaves_a_clean_record(start: Path, tmp_path: Path) -> None:
     """Under a huge SGD rate the second step's loss is not finite; the first step's line stands."""
-    rows = r"rows: forget (\d+, ){3}\d+; retain (\d+, ){3}\d+; lower --learning-rate"
+    rows = r"examples: forget (\d+, ){3}\d+; retain (\d+, ){3}\d+. Lower --learning-rate"
     with pytest.raises(GeffectError, match=rf"nan in step 1, {rows}"):
         api.unlearn(config(start, tmp_path / "run", optimizer="sgd", learning_rate=1e30))
     assert [line["step"] for line in read_lines(tmp_path / "run")] == [0]
