@@ -150,7 +150,7 @@ class _Parts:
                     tensors[id(tensor)] = _Tensor(name.strip("."), tensor)
             self.containers[id(vars(module))] = vars(module), list(vars(module).items())
         self.tensors = list(tensors.values())
-        self._versions = preserve_versions(tuple(each.tensor for each in self.tensors))
+        self._versions = [preserve_versions(each.tensor) for each in self.tensors]  # torch 2.6 takes one tensor at a time
 
     def _inside(self, name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
         """The tensors in an attribute; the containers on the way are noted."""
@@ -179,7 +179,8 @@ class _Parts:
             each.name for each in self.tensors if each.tensor._version != each.version and id(each.tensor) not in copies
         ]
         changed = [each for each in self.tensors if each.put_back(copies.get(id(each.tensor)))]
-        self._versions.__exit__()  # what was written is undone, so that a graph outside may still use it
+        for each in self._versions:  # what was written is undone, so that a graph outside may still use it
+            each.__exit__()
         return [each.name for each in changed if each.requires_grad], lost
 
 
