@@ -150,7 +150,9 @@ class _Parts:
                     tensors[id(tensor)] = _Tensor(name.strip("."), tensor)
             self.containers[id(vars(module))] = vars(module), list(vars(module).items())
         self.tensors = list(tensors.values())
-        self._versions = [preserve_versions(each.tensor) for each in self.tensors]  # torch 2.6 takes one tensor at a time
+        self._versions = [
+            preserve_versions(each.tensor) for each in self.tensors
+        ]  # torch 2.6 takes one tensor at a time
 
     def _inside(self, name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
         """The tensors in an attribute; the containers on the way are noted."""

@@ -22,7 +22,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -39,6 +39,7 @@ SETS = {"forget": "builtin:authors/forget[:4]", "retain": "builtin:authors/retai
 RESUMED = ("unlearn", "finetune", "inspect")  # verbs with --resume
 VERBS = ("unlearn", "finetune", "inspect", "localize", "evaluate")
 HOWS = ("ENOSPC", "EIO", "KILL")
+How = Literal["all", "turn", "ENOSPC", "EIO", "KILL"]  # every kind at each operation, each in turn, or one
 REFUSED, COMPLETED, RAISED, KILLED = "refused", "completed", "raised", "killed"
 SAME, DIFFERENT = "the same record and weights", "DIFFERENT"
 
@@ -260,6 +261,8 @@ def fail_and_resume(verb: str, start: Path, out: Path, expected: dict[str, Any],
     if ended == RAISED:
         return first, COMPLETED
     if (out / DONE).exists():
+        if verb == "finetune":  # its checkpoints are removed last; what is left of them changes nothing
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)
         return first, in_child(lambda: _draw(verb, out))[0]
     resume = verb in RESUMED and any(out.rglob(CONFIG))
     if verb not in RESUMED:
@@ -315,7 +318,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def points(count: int, how: str, stride: int) -> list[tuple[int, str]]:
+def points(count: int, how: How, stride: int) -> list[tuple[int, str]]:
     """The operations to fail at and how: every kind at each of them, one kind, or with ``turn`` each kind in turn."""
     chosen = range(1, count + 1, stride)
     if how == "turn":
@@ -335,7 +338,7 @@ def make_starts(folder: Path) -> Path:
     return folder / "start"
 
 
-def main(verb: str = "unlearn", how: str = "all", stride: int = 1) -> None:
+def main(verb: str = "unlearn", how: How = "all", stride: int = 1) -> None:
     """Print a line for every fault after which no run was the same, and the counts of all outcomes."""
     counts: Counter[str] = Counter()
     wrong = 0
