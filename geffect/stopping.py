@@ -1,16 +1,15 @@
 """Rules that end a run and choose its checkpoint: pure functions of the lines recorded so far."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from geffect.core.registry import Configurable, Positive, Registry, Share, parse
 from geffect.errors import GeffectError, shorten
 from geffect.record.reader import Score, StepLine, Stop
 
 Lines = Sequence[StepLine]
-RuleClass = TypeVar("RuleClass", bound=type[Any])
 
 
 class Rule(Configurable, ABC):
@@ -101,21 +100,7 @@ class Forgotten(Rule):
 
 NAMED: dict[str, type[Rule]] = {"collapse": Collapse, "forgotten": Forgotten, "kept": Kept, "knee": Knee}
 RULES: Registry[Rule] = Registry("a stop rule", NAMED)
-
-
-def register_stop_rule(name: str) -> Callable[[RuleClass], RuleClass]:
-    """Register a subclass of `geffect.Rule` by a name, for ``--stop NAME``.
-
-    Args:
-        name: letters, digits and underscores; upper and lower case are the same.
-
-    Returns:
-        A decorator of the class, a frozen dataclass whose fields are the parameters (see ``docs/extending.md``).
-
-    Raises:
-        GeffectError: the name is taken or no word, or (by the decorator) the class is no dataclass.
-    """
-    return RULES.register(name)
+register_stop_rule = RULES.register
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The words of the package, its documentation and its studies: one a thing, the field's own, in American spelling."""
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -49,11 +48,9 @@ EXCEPTIONS = {
 
 def files() -> list[str]:
     """The text files that a reader of the package, the documentation or a study sees."""
-    listed = subprocess.run(["git", "ls-files", *PLACES], cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode:
-        pytest.skip("not a git checkout")
-    names = listed.stdout.split()
-    return [name for name in names if Path(name).suffix in KINDS and (ROOT / name).exists()]
+    paths = (path for place in PLACES for path in [ROOT / place, *(ROOT / place).rglob("*")])
+    names = (path.relative_to(ROOT).as_posix() for path in paths if path.suffix in KINDS and path.is_file())
+    return sorted(name for name in names if not name.startswith("docs/_build/"))
 
 
 @pytest.mark.parametrize("pattern", SAY)

@@ -149,13 +149,16 @@ class Registry(Mapping[str, type[Item]]):
         return len(self._classes)
 
     def register(self, name: str) -> Callable[[Class], Class]:
-        """A class decorator that adds a dataclass under a name.
+        """Make a dataclass known by a name, on the command line and wherever a text names such things.
+
+        It derives from `geffect.Term` (`geffect.register_objective`), from `geffect.Rectifier` or `geffect.Freezing`
+        (`geffect.register_rectifier`), or from `geffect.Rule` (`geffect.register_stop_rule`): ``docs/extending.md``.
 
         Args:
-            name: letters, digits and underscores.
+            name: letters, digits and underscores; upper and lower case are the same.
 
         Returns:
-            The decorator, which returns the class itself.
+            A decorator of the class, a frozen dataclass whose fields are the parameters; it returns the class itself.
 
         Raises:
             GeffectError: the name is taken or no word, or (by the decorator) the class is no dataclass.

@@ -94,6 +94,8 @@ class Measurement:
     sharded: bool = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.rectifier.scope == "layer" and not self.layers:
+            raise ValueError(f"{self.rectifier} reads inner products by layer, and no layers are given")
         self.state, self.sharded = self.rectifier.init(), is_sharded(self.parameters)
         self.term_states = self.objective.init_states()
         self.keep = self.keep or self.prediction is not None or self.standard_errors

@@ -64,7 +64,7 @@ class Callback(TrainerCallback):  # type: ignore[misc]
 
     @property
     def run(self) -> Run:
-        """The record so far, which shows itself in a notebook.
+        """The record so far; a table in a notebook.
 
         Raises:
             GeffectError: training has not begun.

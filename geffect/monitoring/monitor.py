@@ -108,7 +108,7 @@ class Monitor:
 
     @property
     def run(self) -> Run:
-        """The record so far, which shows itself in a notebook."""
+        """The record so far; a table in a notebook."""
         return Run(self.path)
 
     def __enter__(self) -> Self:

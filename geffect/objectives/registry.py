@@ -1,8 +1,5 @@
 """Unlearning objectives by name, each a pure function of one forward pass's outputs."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 from geffect.core.registry import Registry, parse
 from geffect.errors import GeffectError
 from geffect.objectives.base import Objective, Term
@@ -12,7 +9,6 @@ from geffect.objectives.retain import GD, KL, RR
 from geffect.objectives.rmu import RMU
 from geffect.objectives.weighted import GA, WGA, SatImp
 
-TermClass = TypeVar("TermClass", bound=type[Any])
 TERMS: dict[str, type[Term]] = {
     "adversarial": AdversarialLabels,
     "dpo": DPO,
@@ -31,21 +27,7 @@ TERMS: dict[str, type[Term]] = {
     "wtnpo": WTNPO,
 }
 OBJECTIVES: Registry[Term] = Registry("an objective", TERMS)
-
-
-def register_objective(name: str) -> Callable[[TermClass], TermClass]:
-    """Make a subclass of `geffect.Term` known by a name, for ``--objective NAME`` and wherever a text names objectives.
-
-    Args:
-        name: letters, digits and underscores; upper and lower case are the same.
-
-    Returns:
-        A decorator of the class, a frozen dataclass whose fields are the parameters (see ``docs/extending.md``).
-
-    Raises:
-        GeffectError: the name is taken or no word, or (by the decorator) the class is no dataclass.
-    """
-    return OBJECTIVES.register(name)
+register_objective = OBJECTIVES.register
 
 
 def make_objective(text: str) -> Objective:

@@ -3,9 +3,7 @@
 One that combines gradients (GRU) and one that freezes entries (GRAIL, MemFlex) may go together.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 from geffect.core.registry import Registry, parse
 from geffect.errors import GeffectError
@@ -13,8 +11,6 @@ from geffect.rectifiers.base import Freezing, Rectifier
 from geffect.rectifiers.grail import GRAIL
 from geffect.rectifiers.gru import GRU
 from geffect.rectifiers.memflex import MemFlex
-
-RuleClass = TypeVar("RuleClass", bound=type[Any])
 
 
 @dataclass(frozen=True)
@@ -24,21 +20,7 @@ class NoRectifier(Rectifier):
 
 RULES: dict[str, type[Rectifier | Freezing]] = {"grail": GRAIL, "gru": GRU, "memflex": MemFlex, "none": NoRectifier}
 RECTIFIERS: Registry[Rectifier | Freezing] = Registry("a rectifier", RULES)
-
-
-def register_rectifier(name: str) -> Callable[[RuleClass], RuleClass]:
-    """Make a subclass of `geffect.Rectifier` or `geffect.Freezing` known by a name, for ``--rectifier NAME``.
-
-    Args:
-        name: letters, digits and underscores; upper and lower case are the same.
-
-    Returns:
-        A decorator of the class, a frozen dataclass whose fields are the parameters (see ``docs/extending.md``).
-
-    Raises:
-        GeffectError: the name is taken or no word, or (by the decorator) the class is no dataclass.
-    """
-    return RECTIFIERS.register(name)
+register_rectifier = RECTIFIERS.register
 
 
 @dataclass(frozen=True)

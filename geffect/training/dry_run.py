@@ -107,8 +107,8 @@ def _extra_rows(config: TrainConfig) -> int:
     domains = 2 * max(0, len(config.domain) - 1)  # a row a split
     copied = objective.needs_reference and not config.lora
     probes = 2 * bool(config.prediction) + 2 * config.standard_errors + 3 * (config.mode == "paper")
-    memory = rectifier.memory is not None
-    return own + memory + (not streamed) + (3 + freezing) * keeps + copies + copied + probes + domains
+    read = len({*rectifier.gradients, rectifier.memory} - {"objective", None})  # until they are combined, or longer
+    return own + read + (not streamed) + (3 + freezing) * keeps + copies + copied + probes + domains
 
 
 def parameter_counts(model: Any) -> str:

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -53,7 +54,7 @@ Asked = TypeVar("Asked", bound=TrainConfig)
 
 
 @dataclass(frozen=True)
-class Setup(Generic[Config]):
+class Setup(ABC, Generic[Config]):
     """What a verb starts from, read and encoded once by `prepare`: its dry run and its work share it.
 
     Attributes:
@@ -78,9 +79,9 @@ class Setup(Generic[Config]):
         return layout(self.loaded.model)
 
     @property
+    @abstractmethod
     def memory_gb(self) -> float:
         """A rough estimate of a process's peak, in GB of 10⁹ bytes."""
-        raise NotImplementedError
 
     @property
     def plan(self) -> dict[str, str]:
@@ -93,8 +94,9 @@ class Setup(Generic[Config]):
             "out": str(config.out),
         }
 
+    @abstractmethod
     def _lines(self) -> dict[str, str]:
-        raise NotImplementedError
+        """The lines of the plan between model and memory."""
 
 
 @dataclass(frozen=True)

@@ -167,3 +167,8 @@ def test_standard_errors_go_over_micro_batches_with_the_step_s_own_weights() -> 
     assert measured.gram is not None and measured.standard_errors is not None
     mean = torch.stack([each.mean(0) for each in measured.standard_errors.linearized.values()]).sum(0)
     assert_gram_close(mean, measured.gram.total(), 1e-5)
+
+
+def test_a_rule_by_layer_without_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match="by layer, and no layers are given"):
+        _measurement(CASES["llama"](), make_objective("ga"), PCGrad(), {})
