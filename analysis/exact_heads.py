@@ -22,7 +22,7 @@ from geffect.core.gradients import NamedTensors, capture_gradients
 from geffect.core.losses import nll_at
 from geffect.data.encode import collate, encode_set, pad_id_of
 from geffect.data.load import load_set
-from geffect.objectives.base import Counts, risk
+from geffect.objectives.base import Counts, mean_nll
 
 VOCABULARIES = (32_000, 49_152, 128_256, 262_144)
 MISSING = (1e-1, 1e-2, 1e-3, 1e-4)
@@ -39,7 +39,7 @@ def full_cross_entropy(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
 def exact_heads(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """Token-mean NLL as the package computes it."""
-    return risk(forward(model, dict(batch)), Counts.of([batch]))
+    return mean_nll(forward(model, dict(batch)), Counts.of([batch]))
 
 
 HEADS: dict[str, Loss] = {"cross_entropy": full_cross_entropy, "exact": exact_heads}
@@ -89,13 +89,13 @@ def gradient_of(nll: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels:
 
 
 def gram_errors(start: Path, data: Path) -> pd.DataFrame:
-    """Errors of the Gram of the two risks' gradients, and of the risks, against float64 with the same weights."""
+    """Errors of the Gram of the two losses' gradients, and of the losses, against float64 with the same weights."""
     found = []
     for weights in (torch.float32, torch.bfloat16):
         model, batches = _loaded(start, data)
         model = model.to(weights)  # rounds them
         with float64_norms(model.double()):
-            truth = _gradients(model, batches, functional_risk)
+            truth = _gradients(model, batches, oracle_mean_nll)
         for compute in dict.fromkeys((torch.float32, weights)):
             for name, loss in HEADS.items():
                 rows = _gradients(model.to(compute), batches, loss)
@@ -123,7 +123,7 @@ def float64_norms(model: Any) -> Iterator[None]:
             del module.forward
 
 
-def functional_risk(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+def oracle_mean_nll(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """Token-mean NLL, an example at a time, over the written-out NLL."""
     nlls = []
     for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
@@ -147,13 +147,13 @@ def _gradients(model: Any, batches: Mapping[str, dict[str, Tensor]], loss: Loss)
         return lambda: loss(model, batches[name])
 
     rows: dict[str, NamedTensors] = dict(capture_gradients(model, {name: closure(name) for name in batches}))
-    risks = {name: {"risk": closure(name)().detach()} for name in batches}
-    return {name: {key: each.double() for key, each in (row | risks[name]).items()} for name, row in rows.items()}
+    losses = {name: {"loss": closure(name)().detach()} for name in batches}
+    return {name: {key: each.double() for key, each in (row | losses[name]).items()} for name, row in rows.items()}
 
 
 def _errors(rows: Mapping[str, NamedTensors], truth: Mapping[str, NamedTensors]) -> dict[str, float]:
-    """|error| of ⟨a, b⟩ over ‖a‖‖b‖: of the whole, and in the worst tensor; the relative error of the risks."""
-    names = [name for name in truth["forget"] if name != "risk"]
+    """|error| of ⟨a, b⟩ over ‖a‖‖b‖: of the whole, and in the worst tensor; the relative error of the losses."""
+    names = [name for name in truth["forget"] if name != "loss"]
     worst, total = 0.0, 0.0
     for a, b in (("forget", "forget"), ("forget", "retain"), ("retain", "retain")):
         exact, sizes = _products(truth, a, b, names), _sizes(truth, a, names) * _sizes(truth, b, names)
@@ -161,8 +161,8 @@ def _errors(rows: Mapping[str, NamedTensors], truth: Mapping[str, NamedTensors])
         worst = max(worst, float((error.abs() / sizes).max()))
         whole = _sizes(truth, a, names).norm() * _sizes(truth, b, names).norm()
         total = max(total, float(error.sum().abs() / whole))
-    risks = [float((rows[name]["risk"] / truth[name]["risk"] - 1).abs()) for name in truth]
-    return {"total": total, "worst tensor": worst, "risk, relative": max(risks)}
+    losses = [float((rows[name]["loss"] / truth[name]["loss"] - 1).abs()) for name in truth]
+    return {"total": total, "worst tensor": worst, "loss, relative": max(losses)}
 
 
 def _products(rows: Mapping[str, NamedTensors], a: str, b: str, names: list[str]) -> Tensor:

@@ -11,7 +11,7 @@ from analysis.geffect_settings import WEIGHTS
 from geffect.record.frames import read, read_points, read_steps
 from geffect.reports.compare import at_checkpoints, at_forget_loss, descended
 
-AT_RISK = 3.0  # nats a token: where regularizers are compared
+AT_LOSS = 3.0  # nats a token: where regularizers are compared
 BLOCKS = ("shallow", "middle", "deep")
 Frames = dict[str, pd.DataFrame]
 
@@ -112,7 +112,7 @@ def unembedding(groups: pd.DataFrame, share: float) -> Claim:
 def npo(table: Frames, groups: Frames) -> Iterator[Claim]:
     """NPO against GA: smaller, and sooner at rest."""
     sizes = {name: abs(peak(groups[name])) for name in ("GA", "NPO")}
-    risk = {name: table[name]["forget_loss"].iloc[-1] for name in sizes}
+    loss = {name: table[name]["forget_loss"].iloc[-1] for name in sizes}
     scale = float(totals(groups["NPO"])["unlearn"].iloc[0] / totals(groups["GA"])["unlearn"].iloc[0])
     yield Claim(
         "NPO's G-effects are smaller than GA's",
@@ -125,7 +125,7 @@ def npo(table: Frames, groups: Frames) -> Iterator[Claim]:
     yield Claim(
         "NPO converges faster than GA",
         "last |e_u| / largest |e_u| of NPO below GA's",
-        ", ".join(f"{name} {left[name]:.4f} (forget risk {risk[name]:.2f} at the end)" for name in sizes),
+        ", ".join(f"{name} {left[name]:.4f} (forget loss {loss[name]:.2f} at the end)" for name in sizes),
         told(left["NPO"] < left["GA"]),
     )
 
@@ -135,24 +135,24 @@ def later(table: Frames) -> Iterator[Claim]:
     if "PO" not in table:
         return
     steps = table["PO"].set_index("step")
-    effect, error, risk = steps["unlearn"], steps["± unlearn"], steps["forget_loss"]
+    effect, error, loss = steps["unlearn"], steps["± unlearn"], steps["forget_loss"]
     told_values = ", ".join(f"{step}: {effect[step]:.3g} ± {error[step]:.2g}" for step in steps.index)
     forgets = effect < -2 * error
     half = steps.index <= steps.index[-1] / 2
     yield Claim(
         "PO unlearns in early steps only",
         "e_u below 0 by two standard errors somewhere in the first half of the steps, and nowhere in the second",
-        f"e_u by step {told_values}; forget risk {risk[half].iloc[-1]:.3g} after the first half, {risk.iloc[-1]:.3g} "
+        f"e_u by step {told_values}; forget loss {loss[half].iloc[-1]:.3g} after the first half, {loss.iloc[-1]:.3g} "
         "at the end",
         told(bool(forgets[half].any() and not forgets[~half].any())),
     )
     after, its = effect.iloc[1:], error.iloc[1:]
     most = int(after.argmax())
-    falls = bool((risk.diff() < 0).iloc[1:].any())
+    falls = bool((loss.diff() < 0).iloc[1:].any())
     yield Claim(
         "PO may relearn later",
         "e_u above 0 by two standard errors at a later checkpoint",
-        f"largest e_u after the start {after.iloc[most]:.3g} ± {its.iloc[most]:.2g}; the forget risk falls between two "
+        f"largest e_u after the start {after.iloc[most]:.3g} ± {its.iloc[most]:.2g}; the forget loss falls between two "
         f"checkpoints: {told(falls)}",
         told(bool((after > 2 * its).any())),
     )
@@ -163,15 +163,15 @@ def rmu(ends: Mapping[str, Path]) -> Iterator[Claim]:
     if not ends:
         return
     last = {name: read_steps(path).iloc[-1] for name, path in ends.items()}
-    risks = [row["forget_loss"] for row in last.values()]
+    losses = [row["forget_loss"] for row in last.values()]
     text = "; ".join(
         f"{name}: forget {row['forget_loss']:.3g}, held {row['heldout_loss']:.3g}" for name, row in last.items()
     )
     yield Claim(
         "RMU is very sensitive to its layer and c",
-        "largest final forget risk over five settings above three times the smallest",
-        f"final risks {text}",
-        told(max(risks) > 3 * min(risks)),
+        "largest final forget loss over five settings above three times the smallest",
+        f"final losses {text}",
+        told(max(losses) > 3 * min(losses)),
     )
 
 
@@ -181,15 +181,15 @@ def regularizers(table: Frames) -> Iterator[Claim]:
         names = [name for name in table if name.startswith(f"{base} + ")]
         if len(names) < 2:
             continue
-        kept = {name: at_forget_loss(table[name], "heldout_loss", AT_RISK) for name in [base, *names]}
-        reached = {name: risk for name, risk in kept.items() if not math.isnan(risk) and name != base}
-        text = ", ".join(f"{name} {risk:.3f}" for name, risk in kept.items())
+        kept = {name: at_forget_loss(table[name], "heldout_loss", AT_LOSS) for name in [base, *names]}
+        reached = {name: loss for name, loss in kept.items() if not math.isnan(loss) and name != base}
+        text = ", ".join(f"{name} {loss:.3f}" for name, loss in kept.items())
         best = min(reached, key=lambda name: reached[name], default="")
         missing = len(reached) < len(names)
         yield Claim(
             f"KL is the best regularizer ({base})",
-            f"{base} + KL has the lowest heldout risk where the forget risk comes to {AT_RISK:g}",
-            f"heldout risk there: {text}{' (nan: not reached)' if missing else ''}",
+            f"{base} + KL has the lowest heldout loss where the forget loss comes to {AT_LOSS:g}",
+            f"heldout loss there: {text}{' (nan: not reached)' if missing else ''}",
             "—" if missing else told(best == f"{base} + KL"),
         )
 

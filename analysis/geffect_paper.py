@@ -97,7 +97,7 @@ def draw(study: Study, found: Records, out: Path) -> None:
 
 
 def draw_planes(study: Study, found: Records, out: Path) -> None:
-    """Figure 1: where objectives lie in the plane of the two risk gradients, at the start and later."""
+    """Figure 1: where objectives lie in the plane of the two loss gradients, at the start and later."""
     import pandas as pd
 
     from geffect.record.frames import read
@@ -142,7 +142,7 @@ def effects(found: Records, by: str = "group") -> "pd.DataFrame":
 
 
 def at_all(found: Records) -> "pd.DataFrame":
-    """Risks, whole-model G-effects with standard errors, and cosines of every method at every checkpoint.
+    """Losses, whole-model G-effects with standard errors, and cosines of every method at every checkpoint.
 
     Args:
         found: method → record.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 OBJECTIVES = {"GA": "ga", "NPO": "npo", "WGA": "wga"}
 RECTIFIERS = {"none": "none", "GRU": "gru"}
-LEVELS = (1.0, 3.0)  # forget risks (nats a token) at which heldout sets are compared
+LEVELS = (1.0, 3.0)  # forget losses (nats a token) at which heldout sets are compared
 TINY = AUTHORS | {
     "learning_rate": 3e-4,
     "steps": 25,
@@ -83,7 +83,7 @@ def steps(path: Path) -> "pd.DataFrame":
     Returns:
         Columns ``step``, ``forget_loss``, ``forget_accuracy``, ``heldout_loss``, ``heldout_accuracy``, ``cosine`` and
         ``rectified`` (with the step's retain gradient, of the objective's gradient and of what the rectifier made of
-        it), all at θ^(t), and ``heldout_rise``: by how much step t then raises the heldout risk; NaN at the end.
+        it), all at θ^(t), and ``heldout_rise``: by how much step t then raises the heldout loss; NaN at the end.
     """
     from geffect.core.gram import cosines
     from geffect.record.frames import read, read_steps
@@ -102,7 +102,7 @@ def tabulate(frame: "pd.DataFrame") -> "pd.DataFrame":
 
     Returns:
         Shares of steps with a negative cosine, the Spearman correlation of the cosine descended with the rise of the
-        heldout risk, the share of steps on which it rose, and heldout accuracy and risk at forget risks (NaN: not
+        heldout loss, the share of steps on which it rose, and heldout accuracy and loss at forget losses (NaN: not
         reached).
     """
     import pandas as pd
@@ -121,13 +121,13 @@ def tabulate(frame: "pd.DataFrame") -> "pd.DataFrame":
                 "mean cosine, descended": descended.mean(),
                 "conflict": (taken["cosine"] < 0).mean(),
                 "conflict, descended": (descended < 0).mean(),
-                "heldout risk rises": (taken["heldout_rise"] > 0).mean(),
+                "heldout loss rises": (taken["heldout_rise"] > 0).mean(),
                 "Spearman, cosine descended and rise": descended.rank().corr(taken["heldout_rise"].rank()),
             }
             | {
-                f"{name} at forget risk {level:g}": at_forget_loss(path, column, level)
+                f"{name} at forget loss {level:g}": at_forget_loss(path, column, level)
                 for level in LEVELS
-                for name, column in (("heldout acc.", "heldout_accuracy"), ("heldout risk", "heldout_loss"))
+                for name, column in (("heldout acc.", "heldout_accuracy"), ("heldout loss", "heldout_loss"))
             }
         )
     return pd.DataFrame(rows)

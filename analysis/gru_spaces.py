@@ -4,7 +4,7 @@
     python -m analysis.gru_spaces --real START DATA  SmolLM2 fitted to TOFU in START, one seed
 
 The paper rectifies the gradient; the other two spaces are this toolkit's. Compared are the share of steps on which the
-*measured* risk of the heldout set rises, and heldout accuracy at equal forget risk.
+*measured* loss of the heldout set rises, and heldout accuracy at equal forget loss.
 """
 
 from pathlib import Path
@@ -37,7 +37,7 @@ def main(
     settings: dict[str, Any],
     objectives: dict[str, str],
     seeds: tuple[int, ...],
-    risks: tuple[float, ...],
+    losses: tuple[float, ...],
     runs: Path,
     out: Path,
 ) -> None:
@@ -60,19 +60,19 @@ def main(
         read_steps(path)[columns].assign(objective=name, rectifier=space, seed=seed)
         for path, (name, space, seed) in zip(paths, cells, strict=True)
     ])
-    plots.save(plots.trade_off_grid(frame), out / "by_risk", frame)
-    table = tabulate(frame, risks)
+    plots.save(plots.trade_off_grid(frame), out / "by_loss", frame)
+    table = tabulate(frame, losses)
     table.to_csv(out / "table.csv", index=False, float_format="%.4f")
     keep_configs(paths, out)
     print(table.to_string(index=False, float_format="%.3f"))
 
 
-def tabulate(frame: pd.DataFrame, risks: tuple[float, ...]) -> pd.DataFrame:
-    """A row a run: share of steps on which the heldout risk rises, and heldout accuracy at given forget risks.
+def tabulate(frame: pd.DataFrame, losses: tuple[float, ...]) -> pd.DataFrame:
+    """A row a run: share of steps on which the heldout loss rises, and heldout accuracy at given forget losses.
 
     Args:
         frame: the evaluations of all runs, one a step.
-        risks: forget risks (nats a token).
+        losses: forget losses (nats a token).
 
     Returns:
         The table; NaN where a run never got there.
@@ -87,11 +87,11 @@ def tabulate(frame: pd.DataFrame, risks: tuple[float, ...]) -> pd.DataFrame:
                 "space": space,
                 "seed": seed,
                 "steps": int(last["step"]),
-                "heldout risk rises": float((path["heldout_loss"].diff().dropna() > 0).mean()),
+                "heldout loss rises": float((path["heldout_loss"].diff().dropna() > 0).mean()),
                 "forget acc.": last["forget_accuracy"],
                 "heldout acc.": last["heldout_accuracy"],
             }
-            | {f"heldout acc. at {risk:g}": at_forget_loss(path, "heldout_accuracy", risk) for risk in risks}
+            | {f"heldout acc. at {loss:g}": at_forget_loss(path, "heldout_accuracy", loss) for loss in losses}
         )
     return pd.DataFrame(rows)
 

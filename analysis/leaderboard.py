@@ -2,7 +2,7 @@
 
     python -m analysis.leaderboard [RUNS] [RUNS_TO_LEVEL]
 
-The curves are those of ``analysis.trade_off``. What heldout authors' answers are worth where the forget risk comes to 3
+The curves are those of ``analysis.trade_off``. What heldout authors' answers are worth where the forget loss comes to 3
 nats a token is read off between the two steps around it: the probability of heldout answers from the record, with
 intervals over rows and seeds, and model utility from the two checkpoints of a second run that ends there. A small model
 of 1.7 million parameters on generated text: what holds here need not hold elsewhere.
@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis.runs import command_line, ensure, keep_configs
-from analysis.trade_off import AT_RISK, Cell, curves, settings
+from analysis.trade_off import AT_LOSS, Cell, curves, settings
 from geffect.core.statistics import bootstrap, percentile_interval
 from geffect.evaluation.scores import model_utility
 from geffect.models.checkpoints import checkpoints
@@ -32,7 +32,7 @@ Numbers = npt.NDArray[np.float64]
 SEED = 0
 LEVELS = np.round(np.arange(0.1, 6.01, 0.1), 2)
 TO_LEVEL = {
-    "stop": f"forgotten(risk={AT_RISK:g})",
+    "stop": f"forget_loss(level={AT_LOSS:g})",
     "save_every": 1,
     "evaluate": ["forget", "heldout"],
     "diagnose_every": 25,
@@ -50,8 +50,8 @@ def main(
     started = time.perf_counter()
     cells, paths = curves(runs)
     methods = grouped(cells, paths)
-    board = pd.DataFrame([at_level(name, methods, AT_RISK) for name in methods])
-    there = [not math.isnan(at_forget_loss(read_steps(path), "step", AT_RISK)) for path in paths]
+    board = pd.DataFrame([at_level(name, methods, AT_LOSS) for name in methods])
+    there = [not math.isnan(at_forget_loss(read_steps(path), "step", AT_LOSS)) for path in paths]
     to_level_settings = [each for each, reached in zip(settings(to_level), there, strict=True) if reached]
     stopped = ensure([each | TO_LEVEL for each in to_level_settings])
     found = iter(map(utility, stopped))
@@ -63,7 +63,7 @@ def main(
         for name, each in methods.items()
         for level in LEVELS
     ])
-    label = f"{HELD}\nat a forget risk of {AT_RISK:g} nats/token"
+    label = f"{HELD}\nat a forget loss of {AT_LOSS:g} nats/token"
     plots.save(plots.leaderboard(board, label), out / "board", board)
     plots.save(plots.trade_off_bands(bands, HELD), out / "bands", bands)
     board.to_csv(out / "table.csv", index=False, float_format="%.4f")
@@ -81,7 +81,7 @@ def grouped(cells: list[Cell], paths: list[Path]) -> dict[tuple[str, str], list[
 
 
 def probabilities(paths: list[Path], level: float) -> Numbers | None:
-    """exp(−NLL / tokens) of every heldout example at a forget risk, ``[seeds, examples]``; None if a seed misses it."""
+    """exp(−NLL / tokens) of every heldout example at a forget loss, ``[seeds, examples]``; None if a seed misses it."""
     found = [examples_at(path, "heldout", level) for path in paths]
     if any(each is None for each in found):
         return None
@@ -104,7 +104,7 @@ def interval(values: Numbers | None) -> dict[str, float]:
 
 
 def at_level(name: tuple[str, str], methods: dict[tuple[str, str], list[Path]], level: float) -> dict[str, Any]:
-    """A method's line: heldout answer probability at a forget risk, and how much more than GA's, by example."""
+    """A method's line: heldout answer probability at a forget loss, and how much more than GA's, by example."""
     own, first = (probabilities(methods[each], level) for each in (name, ("GA", "none")))
     more = interval(None if own is None or first is None else own - first)
     steps = [at_forget_loss(read_steps(path), "step", level) for path in methods[name]]
@@ -116,9 +116,9 @@ def at_level(name: tuple[str, str], methods: dict[tuple[str, str], list[Path]], 
 
 
 def utility(run: Path) -> float:
-    """Held model utility where a run's forget risk comes to the level, between the checkpoints around it."""
+    """Held model utility where a run's forget loss comes to the level, between the checkpoints around it."""
     steps = read_steps(run)
-    place = at_forget_loss(steps, "step", AT_RISK)
+    place = at_forget_loss(steps, "step", AT_LOSS)
     if math.isnan(place):
         return math.nan
     before, after = math.floor(place), math.ceil(place)

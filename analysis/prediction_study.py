@@ -1,9 +1,9 @@
-"""Draw ``figures/prediction/``: how much of the risks' change a first-order reading explains, under AdamW and SGD.
+"""Draw ``figures/prediction/``: how much of the losses' change a first-order reading explains, under AdamW and SGD.
 
     python -m analysis.prediction_study [RUNS]             the built-in model
     python -m analysis.prediction_study --real START DATA  SmolLM2 fitted to TOFU in START
 
-Gradient ascent, 25 steps; both risks on fixed examples. Two readings: −lr·⟨∇R, gradient⟩, which is what the
+Gradient ascent, 25 steps; both losses on fixed examples. Two readings: −lr·⟨∇R, gradient⟩, which is what the
 G-effect's definition predicts, and −⟨∇R, applied⟩ with what the optimizer made of it.
 """
 
@@ -53,7 +53,7 @@ def main(settings: dict[str, Any], runs: Path, out: Path) -> None:
 
 
 def tabulate(frame: pd.DataFrame) -> pd.DataFrame:
-    """R² of the unfitted per-step prediction and the sums over the run, a run, risk and reading a row.
+    """R² of the unfitted per-step prediction and the sums over the run, a run, loss and reading a row.
 
     Args:
         frame: predictions of runs.
@@ -62,11 +62,11 @@ def tabulate(frame: pd.DataFrame) -> pd.DataFrame:
         The table.
     """
     rows = []
-    for (run, risk, reading), cell in frame.groupby(["run", "target", "reading"], sort=False):
+    for (run, loss, reading), cell in frame.groupby(["run", "target", "reading"], sort=False):
         measured = cell["measured"]
         rows.append({
             "run": run,
-            "target": risk,
+            "target": loss,
             "reading": reading,
             "R²": r_squared(list(cell["predicted"]), list(measured)),
             "correlation²": cell["predicted"].corr(measured) ** 2,

@@ -40,7 +40,7 @@ Cell = tuple[str, str, int]
 RECTIFIERS = ("none", "gru")
 SEEDS = (0, 1, 2)
 STEPS, RATE = 25, 3e-4
-AT_RISK = 3.0  # nats a token: where held accuracies are compared
+AT_LOSS = 3.0  # nats a token: where held accuracies are compared
 
 
 def main(runs: Path = Path("runs/trade_off"), out: Path = Path("figures/trade_off")) -> None:
@@ -55,7 +55,7 @@ def main(runs: Path = Path("runs/trade_off"), out: Path = Path("figures/trade_of
         ["objective", "rectifier", "seed", "step", "forget_loss", "forget_accuracy", "heldout_loss", "heldout_accuracy"]
     ]
     plots.save(plots.trade_off_grid(drawn, x="forget_accuracy"), out / "by_accuracy", drawn)
-    plots.save(plots.trade_off_grid(drawn), out / "by_risk", drawn)
+    plots.save(plots.trade_off_grid(drawn), out / "by_loss", drawn)
     table = tabulate(drawn)
     table.to_csv(out / "table.csv", index=False, float_format="%.4f")
     keep_configs(paths, out)
@@ -91,12 +91,12 @@ def curves(runs: Path) -> tuple[list[Cell], list[Path]]:
     return cells(), ensure(settings(runs))
 
 
-def tabulate(frame: pd.DataFrame, at: float = AT_RISK) -> pd.DataFrame:
-    """Per objective and rectifier: where runs end, and the heldout accuracy where the forget risk first passes ``at``.
+def tabulate(frame: pd.DataFrame, at: float = AT_LOSS) -> pd.DataFrame:
+    """Per objective and rectifier: where runs end, and the heldout accuracy where the forget loss first passes ``at``.
 
     Args:
         frame: the evaluations of all runs.
-        at: forget risk (nats a token).
+        at: forget loss (nats a token).
 
     Returns:
         Means over seeds, with the smallest and largest; NaN where a seed never got there.
@@ -109,9 +109,9 @@ def tabulate(frame: pd.DataFrame, at: float = AT_RISK) -> pd.DataFrame:
             "objective": objective,
             "rectifier": rectifier,
             "forget acc.": ends["forget_accuracy"].mean(),
-            "forget risk": ends["forget_loss"].mean(),
+            "forget loss": ends["forget_loss"].mean(),
             "heldout acc.": ends["heldout_accuracy"].mean(),
-            f"heldout acc. at forget risk {at:g}": np.mean(reached),
+            f"heldout acc. at forget loss {at:g}": np.mean(reached),
             "min": np.min(reached),
             "max": np.max(reached),
         })

@@ -290,13 +290,13 @@ def unlearn(
     config: UnlearnConfig,
     *,
     resume: bool = False,
-    free_rows: bool = True,
+    reuse_gradients: bool = True,
     setup: TrainingSetup[UnlearnConfig] | None = None,
 ) -> Run:
     """Unlearn a set with an objective and a rectifier, recording the G-effect of every update.
 
     With ``resume`` an unfinished run continues from its last whole checkpoint, to the record and weights it would have
-    had; the reference is still the run's start. ``free_rows`` takes gradients that follow from others by algebra;
+    had; the reference is still the run's start. ``reuse_gradients`` takes gradients that follow from others by algebra;
     tests set it to False. Without a ``setup``, `prepare` makes it.
     """
     from geffect.training.unlearn import UnlearnTrainer
@@ -323,7 +323,7 @@ def unlearn(
                     loaded.model, loaded.tokenizer, config.objective, sets, config.seed, autocast=config.autocasts
                 ),
                 reference=Reference(loaded.model) if config.objective.needs_reference else None,
-                diagnostics=_diagnostics(config, start, free_rows=free_rows),
+                diagnostics=_diagnostics(config, start, reuse_gradients=reuse_gradients),
                 keep_dropout=config.keep_dropout,
                 autocast=config.autocasts,
                 sink=sink,
@@ -345,18 +345,18 @@ def unlearn(
     return Run(config.out)
 
 
-def _diagnostics(config: UnlearnConfig, start: TrainingSetup[Any], *, free_rows: bool) -> "Diagnostics":
+def _diagnostics(config: UnlearnConfig, start: TrainingSetup[Any], *, reuse_gradients: bool) -> "Diagnostics":
     from geffect.training.unlearn import Diagnostics
 
     return Diagnostics(
         config.diagnose_every,
         config.overlap,
         config.prediction,
-        tuple(config.save_rows),
+        tuple(config.save_gradients),
         config.standard_errors,
         config.until_accuracy,
         config.mode,
-        free_rows,
+        reuse_gradients,
         start.layout.layers,
     )
 

@@ -660,8 +660,8 @@ class UnlearnConfig(TrainConfig):
     stop: StopSetting = Field(
         default="",
         validate_default=True,
-        description="rules that end the run and choose its checkpoint, as in 'kept(share=0.9) + knee + collapse', "
-        "or 'forgotten(risk=3)'",
+        description="rules that end the run and choose its checkpoint, as in 'accuracy(share=0.9) + knee + collapse', "
+        "or 'forget_loss(level=3)'",
     )
     diagnose_every: int = Field(
         default=1, ge=1, le=MANY, description="optimizer steps between two Grams of all gradients"
@@ -680,7 +680,9 @@ class UnlearnConfig(TrainConfig):
     shard: bool = Field(
         default=False, description="shard weights, gradients and optimizer state over the launched processes (FSDP2)"
     )
-    save_rows: list[Gradient] = Field(default_factory=list, description="a gradient to write as safetensors; repeat it")
+    save_gradients: list[Gradient] = Field(
+        default_factory=list, description="a gradient to write as safetensors; repeat it"
+    )
     mode: Literal["exact", "paper"] = Field(
         default="exact", description="paper records the published script's estimates, too"
     )
@@ -722,7 +724,7 @@ class UnlearnConfig(TrainConfig):
         if self.masks is not None and not freezing:
             raise GeffectError(f"{self.rectifier.text!r} takes no --masks ({self.masks})", remedy="Leave --masks out")
         recorded = {"retain_average": memory, "masked": freezing, "rectified": memory or freezing}
-        for gradient in self.save_rows:
+        for gradient in self.save_gradients:
             if not recorded.get(gradient, True):
                 remedy = f"Add --rectifier {'grail' if gradient == 'masked' else 'gru'}"
                 raise GeffectError(f"{self.rectifier.text!r} has no gradient {gradient} to save", remedy=remedy)

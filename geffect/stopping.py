@@ -21,7 +21,7 @@ class Rule(Configurable, ABC):
 
 
 @dataclass(frozen=True)
-class Kept(Rule):
+class Accuracy(Rule):
     """The token accuracy of the heldout set (else retain) falls below a share of its accuracy at the start.
 
     Attributes:
@@ -81,24 +81,24 @@ class Collapse(Rule):
 
 
 @dataclass(frozen=True)
-class Forgotten(Rule):
+class ForgetLoss(Rule):
     """The forget loss reaches a level: enough is forgotten.
 
     Attributes:
-        risk: the level (nats a token).
+        level: the level (nats a token).
     """
 
-    risk: Positive = 3.0
+    level: Positive = 3.0
 
     def broken(self, lines: Lines) -> str | None:
         """As `Rule.broken`."""
         scores = _evaluations(lines)
-        if not scores or scores[-1]["forget"].loss < self.risk:
+        if not scores or scores[-1]["forget"].loss < self.level:
             return None
-        return f"the forget loss {scores[-1]['forget'].loss:.3g} has reached {self.risk:g}"
+        return f"the forget loss {scores[-1]['forget'].loss:.3g} has reached {self.level:g}"
 
 
-NAMED: dict[str, type[Rule]] = {"collapse": Collapse, "forgotten": Forgotten, "kept": Kept, "knee": Knee}
+NAMED: dict[str, type[Rule]] = {"accuracy": Accuracy, "collapse": Collapse, "forget_loss": ForgetLoss, "knee": Knee}
 RULES: Registry[Rule] = Registry("a stop rule", NAMED)
 register_stop_rule = RULES.register
 
@@ -108,7 +108,7 @@ class StopRules:
     """Rules that end a run as soon as one of them is broken.
 
     Attributes:
-        text: as the user wrote it, such as ``kept(share=0.9) + collapse``.
+        text: as the user wrote it, such as ``accuracy(share=0.9) + collapse``.
         rules: name → rule, in the order written.
     """
 
@@ -123,17 +123,17 @@ class StopRules:
 
 
 def make_rules(text: str) -> StopRules:
-    """Stop rules from their text, such as ``kept(share=0.9) + collapse``; none from an empty one.
+    """Stop rules from their text, such as ``accuracy(share=0.9) + collapse``; none from an empty one.
 
-    >>> dict(make_rules("kept(share=0.8) + knee").rules)
-    {'kept': Kept(share=0.8), 'knee': Knee(harm=1.0)}
+    >>> dict(make_rules("accuracy(share=0.8) + knee").rules)
+    {'accuracy': Accuracy(share=0.8), 'knee': Knee(harm=1.0)}
     """
     calls = parse(text) if text.strip() else []
     names = [call.name for call in calls]
     if any(call.weight != 1 for call in calls) or len(set(names)) < len(names):
         raise GeffectError(
             f"{shorten(repr(text))} weighs a stop rule or names one twice",
-            remedy="Write 'kept(share=0.9) + collapse', for example",
+            remedy="Write 'accuracy(share=0.9) + collapse', for example",
         )
     return StopRules(text, {call.name: RULES.build(call) for call in calls})
 

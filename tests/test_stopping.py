@@ -9,7 +9,7 @@ import pytest
 from geffect import api
 from geffect.errors import GeffectError
 from geffect.record.reader import Score, StepLine, read_lines
-from geffect.stopping import Collapse, Forgotten, Kept, Knee, chosen, first_broken, make_rules
+from geffect.stopping import Accuracy, Collapse, ForgetLoss, Knee, chosen, first_broken, make_rules
 from tests.conftest import config
 
 
@@ -19,8 +19,8 @@ def line(step: int, forget: float, heldout: float, accuracy: float = 1.0, norm: 
 
 
 def test_rules_by_hand() -> None:
-    assert Kept(0.9).broken([line(0, 1, 1, 0.8), line(1, 2, 1, 0.725)]) is None
-    assert Kept(0.9).broken([line(0, 1, 1, 0.8), line(1, 2, 1, 0.71)]) == (
+    assert Accuracy(0.9).broken([line(0, 1, 1, 0.8), line(1, 2, 1, 0.725)]) is None
+    assert Accuracy(0.9).broken([line(0, 1, 1, 0.8), line(1, 2, 1, 0.71)]) == (
         "heldout accuracy 0.710 is below 0.9 of the start's 0.800"
     )
     assert Knee(1.0).broken([line(0, 1, 1), line(1, 3, 2)]) is None
@@ -33,18 +33,18 @@ def test_rules_by_hand() -> None:
     assert Collapse(0.1).broken([line(0, 1, 1, norm=5.0), line(1, 1, 1, norm=0.4)]) == (
         "the objective's gradient has norm 0.4, below 0.1 of the first's 5"
     )
-    assert Forgotten(3.0).broken([line(0, 1, 1), line(1, 2.9, 1)]) is None
-    assert Forgotten(3.0).broken([line(0, 1, 1), line(1, 3, 1)]) == "the forget loss 3 has reached 3"
-    for rule in (Kept(), Knee(), Collapse(), Forgotten()):
+    assert ForgetLoss(3.0).broken([line(0, 1, 1), line(1, 2.9, 1)]) is None
+    assert ForgetLoss(3.0).broken([line(0, 1, 1), line(1, 3, 1)]) == "the forget loss 3 has reached 3"
+    for rule in (Accuracy(), Knee(), Collapse(), ForgetLoss()):
         assert rule.broken([]) is None
         assert rule.broken([StepLine(0)]) is None
         assert rule.broken([line(0, 1, 1, 0.0, 0.0)]) is None
 
 
 def test_the_last_checkpoint_before_a_rule_is_broken_is_chosen() -> None:
-    rules = make_rules("kept(share=0.9)")
+    rules = make_rules("accuracy(share=0.9)")
     lines = [line(0, 1, 1), line(2, 2, 1, 0.95), line(4, 3, 2, 0.92), line(6, 9, 8, 0.5)]
-    assert first_broken(rules, lines) == ("kept", Kept(0.9).broken(lines))
+    assert first_broken(rules, lines) == ("accuracy", Accuracy(0.9).broken(lines))
     assert chosen(rules, lines, [2, 4, 6])["checkpoint"] == "checkpoint-4"
     assert chosen(rules, lines, [2, 3, 6])["checkpoint"] == "checkpoint-2"
     assert chosen(rules, lines, [6]) == {
@@ -56,10 +56,10 @@ def test_the_last_checkpoint_before_a_rule_is_broken_is_chosen() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "kept(share=0)",
-        "kept(share=1.5)",
+        "accuracy(share=0)",
+        "accuracy(share=1.5)",
         "knee(harm=0)",
-        "forgotten(risk=0)",
+        "forget_loss(level=0)",
         "collapse(share=2)",
         "2*kept",
         "kept + kept",
@@ -76,7 +76,7 @@ def test_what_is_no_rule(text: str) -> None:
 @pytest.fixture(scope="module")
 def stopped(known: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes = {
-        "stop": "collapse + kept(share=0.8)",
+        "stop": "collapse + accuracy(share=0.8)",
         "evaluate_every": 1,
         "save_every": 1,
         "steps": 30,
@@ -89,7 +89,7 @@ def stopped(known: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_ends_with_its_reason_and_names_the_checkpoint_before(stopped: Path) -> None:
     lines = read_lines(stopped)
     *others, last = lines
-    assert last["stopped"]["rule"] == "kept"
+    assert last["stopped"]["rule"] == "accuracy"
     assert last["step"] < 30
     assert last["stopped"]["reason"].startswith("retain accuracy")
     assert not any("stopped" in each for each in others)
@@ -135,4 +135,4 @@ def test_a_collapsed_gradient_ends_a_run_between_evaluations(known: Path, tmp_pa
 
 def test_rules_need_the_sets_they_look_at(known: Path, tmp_path: Path) -> None:
     with pytest.raises(GeffectError, match="--stop needs a forget set and a retain or heldout set evaluated"):
-        api.unlearn(config(known, tmp_path / "run", stop="kept", evaluate=["forget"]))
+        api.unlearn(config(known, tmp_path / "run", stop="accuracy", evaluate=["forget"]))

@@ -23,7 +23,7 @@ SAY = {
     r"hyper_param\w*": "beta, gamma or alpha",
     r"unlearn metrics?": "objective",
     r"gradient edit\w*": "rectifier",
-    r"risk sets?": "target",
+    r"\brisks?\b": "loss, or a target",
     r"\bledger\w*": "prediction check",
     r"\bheld (set|row|author|answer|example)s?\b": "heldout",
     r"\bkept (set|row)s?\b": "the heldout or retain set",

@@ -35,7 +35,7 @@ class ThreeBackwards:
         """One call of the script, on one micro-batch of each set."""
         losses = {"forget": ("forget", 1.0), "objective": ("forget", -1.0), "retain": ("retain", 1.0)}
         for row, (batch, sign) in losses.items():
-            (sign * self.setting.risk(batch)).backward()
+            (sign * self.setting.mean_nll(batch)).backward()
             self._fold(self.averages[row])
             self.setting.model.zero_grad()
 
@@ -77,7 +77,7 @@ class FlatProjection:
             start += parameter.numel()
 
     def _flat(self, name: str, sign: float) -> Tensor:
-        (sign * self.setting.risk(name)).backward()
+        (sign * self.setting.mean_nll(name)).backward()
         flat = torch.cat(list(_flat_gradients(self.setting.model).values()))
         self.setting.model.zero_grad()
         return flat

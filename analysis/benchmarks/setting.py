@@ -16,7 +16,7 @@ from geffect.data.encode import collate, encode_set, pad_id_of
 from geffect.data.load import load_set
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.step import Step
-from geffect.objectives.base import Counts, risk, window_counts
+from geffect.objectives.base import Counts, mean_nll, window_counts
 from geffect.objectives.registry import make_objective
 from geffect.rectifiers.registry import make_rectifier
 
@@ -38,10 +38,10 @@ class Setting:
     model: Any
     batches: dict[str, Batch]
 
-    def risk(self, name: str) -> Tensor:
+    def mean_nll(self, name: str) -> Tensor:
         """R of one batch, with a graph."""
         batch = self.batches[name]
-        return risk(forward(self.model, batch), Counts.of([batch]))
+        return mean_nll(forward(self.model, batch), Counts.of([batch]))
 
     def of_random_rows(self, rows: int, tokens: int) -> "Setting":
         """The same model with other forget examples: random ones of equal length, labeled throughout."""
@@ -54,7 +54,7 @@ class Setting:
 
     def direction(self) -> NamedTensors:
         """∇R of the retain batch."""
-        return capture_gradients(self.model, {"retain": lambda: self.risk("retain")})["retain"]
+        return capture_gradients(self.model, {"retain": lambda: self.mean_nll("retain")})["retain"]
 
     def measurement(self, objective: str, rectifier: str = "none") -> Measurement:
         """What steps of an objective share, as the trainer makes it."""
@@ -83,7 +83,7 @@ class Setting:
 
         def passes() -> None:
             for name in names:
-                self.risk(name).backward()
+                self.mean_nll(name).backward()
 
         return passes
 

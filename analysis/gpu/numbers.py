@@ -108,7 +108,7 @@ def _effects(setting: Setting) -> tuple[Tensor, float, float]:
     """The effects of all tokens, their mean, and the inner product that it has to be."""
     direction = setting.direction()
     found = token_effects(setting.model, setting.batches["forget"], direction)
-    setting.risk("forget").backward()
+    setting.mean_nll("forget").backward()
     gradient = {name: p.grad for name, p in setting.model.named_parameters() if p.grad is not None}
     inner = sum(float((direction[name].double() * each.double()).sum()) for name, each in gradient.items())
     return found.total, float(found.total.double().sum() / found.labeled.sum()), inner

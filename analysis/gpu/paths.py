@@ -30,7 +30,11 @@ UNLEARN: dict[str, dict[str, Any]] = {
     "DPO": {"objective": "dpo"},
     "adversarial labels": {"objective": "adversarial"},
     "WTNPO, two micro-batches": {"objective": "wtnpo", **WINDOW},
-    "top-k overlap, prediction, saved rows": {"overlap": 0.1, "prediction": 4, "save_rows": ["objective", "retain"]},
+    "top-k overlap, prediction, saved rows": {
+        "overlap": 0.1,
+        "prediction": 4,
+        "save_gradients": ["objective", "retain"],
+    },
     "standard errors": {"standard_errors": True, **WINDOW},
     "published mode": {"mode": "paper"},
     "every other step, clipped": {"diagnose_every": 2, "max_grad_norm": 1.0},

@@ -134,7 +134,7 @@ def inspected(paths: Iterable[Path]) -> None:
     with_errors = ", with standard errors over batches" if errors else ""
     Console(soft_wrap=True).print(
         Text(
-            f"G-effects: ⟨∇risk, objective⟩ over whole sets{with_errors}; "
+            f"G-effects: ⟨∇loss, objective⟩ over whole sets{with_errors}; "
             "unlearn < 0 forgets, retain < 0 harms the retain set."
         )
     )
@@ -277,7 +277,7 @@ def comparison(frame: pd.DataFrame, out: Path) -> None:
     """Print a table of runs, one a row, and the directory of the pictures."""
     console = Console(width=140 if not Console().is_terminal else None)
     console.print(_table(frame, "what each run forgot and retained, and what its updates predicted", "run"))
-    console.print("Σe_u, Σe_r: ⟨∇risk, what was descended⟩ over the whole model, summed over the measured steps;")
+    console.print("Σe_u, Σe_r: ⟨∇loss, what was descended⟩ over the whole model, summed over the measured steps;")
     console.print("  Σe_u < 0 forgets, Σe_r < 0 harms the retain set. conflict: share of steps with e_r < 0.")
     console.print("cos: the objective's gradient against the retain gradient, before any rectification.")
     console.print(f"records and pictures: {out}")

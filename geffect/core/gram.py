@@ -237,14 +237,14 @@ def objective_name(frame: pd.DataFrame) -> str:
 
 
 def g_effect(frame: pd.DataFrame, direction: str = "objective") -> pd.DataFrame:
-    """Unlearn and retain G-effect: e = ⟨∇risk, direction⟩, units of gradient².
+    """Unlearn and retain G-effect: e = ⟨∇loss, direction⟩, units of gradient².
 
     Args:
         frame: a record's tidy frame (see `inner_by_label`).
         direction: ``objective`` (the paper's definition) or ``rectified`` (the rectifier's result).
 
     Returns:
-        Columns ``step``, the label, ``unlearn`` (risk on the forget set) and ``retain`` (risk on the retain set). A
+        Columns ``step``, the label, ``unlearn`` (loss on the forget set) and ``retain`` (loss on the retain set). A
         tied tensor whose two uses count under ``embed`` and ``lm_head`` has no line of its own.
     """
     return _without_rest(_effects(frame, direction))
@@ -264,7 +264,7 @@ def _without_rest(effects: pd.DataFrame) -> pd.DataFrame:
 
 
 def removed_g_effect(frame: pd.DataFrame) -> pd.DataFrame:
-    """The part of the G-effect that freezing removed: ⟨∇risk, objective − masked⟩, units of gradient².
+    """The part of the G-effect that freezing removed: ⟨∇loss, objective − masked⟩, units of gradient².
 
     Args:
         frame: a record's tidy frame of a run that froze entries.

@@ -358,21 +358,21 @@ def split_layout(layout: Layout, tie: TiedWeights | None) -> Layout:
     return Layout(layers, numel, layout.num_blocks)
 
 
-def split_by_use(whole: Tensor, embed: Tensor, risks: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+def split_by_use(whole: Tensor, embed: Tensor, losses: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
     """Inner products ``[M, M]`` of the tied tensor, split by how the loss uses it: as embedding, as head, not split.
 
     ⟨∇R, row⟩ = ⟨∇R as embedding, row⟩ + ⟨∇R as head, row⟩. Of two loss gradients the mean of both ways to split is
     taken; pairs without a loss gradient are not split. The three parts add up to the whole.
 
     ``whole`` has ⟨row_i, row_j⟩, ``embed`` ⟨row_i as embedding, row_j⟩, of which only the lines of loss gradients
-    are read, and ``risks`` says which of the M gradients are a loss's.
+    are read, and ``losses`` says which of the M gradients are a loss's.
 
     >>> one = torch.ones(2, 2)
     >>> [part.tolist() for part in split_by_use(4 * one, one, [True, False])]
     [[[1.0, 1.0], [1.0, 0.0]], [[3.0, 3.0], [3.0, 0.0]], [[0.0, 0.0], [0.0, 4.0]]]
     """
-    line = torch.tensor(risks, dtype=whole.dtype)[:, None]  # [M, 1]
-    ways = line + line.T  # [M, M]: how many of the two rows are risks
+    line = torch.tensor(losses, dtype=whole.dtype)[:, None]  # [M, 1]
+    ways = line + line.T  # [M, M]: how many of the two rows are losses
     split = (line * embed + (line * embed).T) / ways.clamp(min=1)
     unsplit = torch.where(ways > 0, 0.0, whole)
     return split, torch.where(ways > 0, whole - split, 0.0), unsplit

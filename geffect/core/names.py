@@ -51,7 +51,7 @@ OBJECTIVES = Names(
     _terms,
 )
 RECTIFIERS = Names("a rectifier", "geffect.rectifiers.registry", ("grail", "gru", "memflex", "none"), _terms)
-STOP_RULES = Names("a stop rule", "geffect.stopping", ("collapse", "forgotten", "kept", "knee"), _terms)
+STOP_RULES = Names("a stop rule", "geffect.stopping", ("accuracy", "collapse", "forget_loss", "knee"), _terms)
 SUITES = Names("a suite", "geffect.evaluation.suites", ("builtin", "tofu", "knowundo"), lambda text: [text])
 METRICS = Names(
     "a metric",

@@ -165,9 +165,9 @@ def _example_lines(loaded: Loaded, here: OpenTask, taken: Step) -> Iterator[tupl
         lines = token_lines(loaded.model, tokenizer, here.evaluated, direction, inputs.pad_id, config.tokens, size)
         yield from ((TOKENS, line | {"direction": "objective"}) for line in lines)
     if config.points:
-        risks = {"unlearn": taken.gradient("forget"), "retain": taken.gradient("retain")}
+        losses = {"unlearn": taken.gradient("forget"), "retain": taken.gradient("retain")}
         rows = inputs.sets["forget"]
-        points = point_lines(loaded.model, rows, inputs.columns, risks, here.points, inputs.pad_id, size)
+        points = point_lines(loaded.model, rows, inputs.columns, losses, here.points, inputs.pad_id, size)
         yield from ((POINTS, line) for line in points)
 
 

@@ -54,7 +54,7 @@ def point_lines(
     model: Any,
     rows: Sequence[EncodedExample],
     columns: Columns,
-    risks: Mapping[str, NamedTensors],
+    losses: Mapping[str, NamedTensors],
     objectives: Mapping[str, Objective],
     pad_id: int,
     batch_size: int,
@@ -62,12 +62,12 @@ def point_lines(
     """Every forget example's effect on both losses (PG-effect, arXiv 2502.19301 §5), and objectives' weights on it.
 
     PG(s; D) = ⟨∇R(D), ∇log p(s)⟩, log p(s) the sum over the example's labeled tokens: what gradient ascent on s alone
-    would do. Below 0 on the forget set it unlearns, below 0 on the retain set it harms. ``risks`` is ``unlearn`` and
+    would do. Below 0 on the forget set it unlearns, below 0 on the retain set it harms. ``losses`` is ``unlearn`` and
     ``retain`` → ∇R; ``columns`` has ``ref_nll`` where there is a start; a weight is a mean over labeled tokens.
     """
     for batch in _batches(rows, columns, pad_id, batch_size):
         here = _on_device(model, batch)
-        effects = {name: -token_effects(model, here, row).by_row() for name, row in risks.items()}
+        effects = {name: -token_effects(model, here, row).by_row() for name, row in losses.items()}
         with torch.no_grad():
             outputs = forward(model, here)
             counts = outputs.mask.sum(1)

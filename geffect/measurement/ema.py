@@ -33,7 +33,7 @@ def published_estimates(
 
     Yields:
         (call, measured): the micro-batches averaged so far, 3, 7, 11, …; the Gram of the averaged gradients, and
-        ``risk``, the average of the objective's value.
+        ``loss``, the average of the objective's value.
     """
     alone = run.alone(tie=None)
     averages: dict[str, NamedTensors] = {each: {} for each in GRADIENTS}
@@ -66,4 +66,4 @@ def _read(averages: Mapping[str, NamedTensors], run: Measurement, value: float) 
         else:
             gram.values[name] = product
     norms = {f"norm_{each}": norm(gram.total(), GRADIENTS, each) for each in GRADIENTS}
-    return Measured({"risk": value} | norms, gram)
+    return Measured({"loss": value} | norms, gram)

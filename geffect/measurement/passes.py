@@ -14,7 +14,7 @@ from geffect.core.gradients import GradientBuffer, Visit
 from geffect.core.splits import domain_of, of_domain, role_of, split_names
 from geffect.measurement.basis import added
 from geffect.measurement.measurement import Batch, Measurement
-from geffect.objectives.base import Counts, Objective, risk
+from geffect.objectives.base import Counts, Objective, mean_nll
 from geffect.rectifiers.base import Rectifier
 
 SIDE = "forget side"  # the objective's terms on forget sets, apart from its other terms
@@ -70,7 +70,7 @@ def plan_passes(
     read = {role_of(name) for name in rectifier.gradients}
     factor = objective.forget_multiple if free and not keep_dropout else None
     weight = 0.0 if keep_dropout else objective.retain_multiple
-    terms = any(keep_dropout or term.multiple_of_risk is None for _, term in objective.on("retain"))
+    terms = any(keep_dropout or term.multiple_of_loss is None for _, term in objective.on("retain"))
     beside = terms or bool(objective.on("alternative") or objective.on("general"))
     sides = bool(factor) and (beside or num_domains > 1)
     forget = measure or "forget" in read
@@ -187,7 +187,7 @@ class Passes:
         outputs, loss, shared = None, None, not self.run.keep_dropout
         if self.plan.retain_terms:
             again = self.plan.runs_retain and shared
-            outputs, loss = self._descend("retain", batches, self._retain_side, besides_risk=shared, retain_graph=again)
+            outputs, loss = self._descend("retain", batches, self._retain_side, besides_loss=shared, retain_graph=again)
         if not self.plan.runs_retain:
             return loss
         if outputs is None or not shared:
@@ -199,7 +199,7 @@ class Passes:
 
     def _loss(self, name: str, outputs: Outputs) -> Tensor:
         """A split's loss; where there are several of its role, that of the role sums up too."""
-        loss, role = risk(outputs, self.counts[name]), role_of(name)
+        loss, role = mean_nll(outputs, self.counts[name]), role_of(name)
         self._sum(f"loss_{name}", loss)
         if role != name:
             self._sum(f"loss_{role}", self.shares[name] * loss)
@@ -217,12 +217,12 @@ class Passes:
         batches: Mapping[str, Batch],
         gradient: str,
         *,
-        besides_risk: bool = False,
+        besides_loss: bool = False,
         retain_graph: bool = False,
     ) -> tuple[Outputs, Tensor]:
         """Back-propagate the objective's terms on one set; its outputs and the loss, detached."""
         outputs = self.run.outputs(name, batches, dropout=self.run.keep_dropout)
-        loss = self.objective.loss(name, outputs, self.counts, besides_risk=besides_risk)
+        loss = self.objective.loss(name, outputs, self.counts, besides_loss=besides_loss)
         self.window.add(gradient, loss, retain_graph=retain_graph, merged=self._merged(gradient))
         return outputs, loss.detach()
 

@@ -15,7 +15,7 @@ from geffect.core.distributed import is_sharded, local_part, sum_over_processes
 from geffect.core.forward import Outputs
 from geffect.core.gradients import GradientBuffer, NamedTensors
 from geffect.core.gram import inner_products
-from geffect.objectives.base import Counts, risk
+from geffect.objectives.base import Counts, mean_nll
 
 Batch = dict[str, Tensor]
 
@@ -43,7 +43,7 @@ class PredictionCheck:
         for name, batches in self.probe.items():
             before = 0.0
             for batch in batches:
-                share = risk(self.forward(batch), self.counts[name])
+                share = mean_nll(self.forward(batch), self.counts[name])
                 before += float(share.detach())
                 window.add(name, share)
             self.entries[name] = {"before": before, "gradient": 0.0, "update": 0.0}
@@ -62,7 +62,7 @@ class PredictionCheck:
         if is_sharded(self.parameters):  # each process has added up its own part of every tensor
             self._sum_up()
         for name, batches in self.probe.items():
-            shares = [float(risk(self.forward(batch), self.counts[name])) for batch in batches]
+            shares = [float(mean_nll(self.forward(batch), self.counts[name])) for batch in batches]
             self.entries[name]["after"] = sum(shares)
         return self.entries
 

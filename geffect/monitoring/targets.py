@@ -23,7 +23,7 @@ from geffect.errors import GeffectError, shorten
 from geffect.measurement.basis import Basis, Combinations, added
 from geffect.measurement.measurement import Batch
 from geffect.models.scoring import Likelihood, example_scores
-from geffect.objectives.base import Counts, risk
+from geffect.objectives.base import Counts, mean_nll
 
 TargetSet = str | ExampleSet | Sequence[EncodedExample] | Sequence[Mapping[str, Any]]
 FORMS = "a set's name, geffect.load_set(…), or examples with input_ids and labels"
@@ -116,7 +116,7 @@ def compute_target_gradients(
         for name, target_batches in batches.items():
             for batch, weight in assign_items(target_batches):
                 outputs = forward(without_ddp(model), {key: tensor.to(device) for key, tensor in batch.items()})
-                buffer.add(name, weight * risk(outputs, counts[name]))
+                buffer.add(name, weight * mean_nll(outputs, counts[name]))
                 if weight:
                     scores[name][batch["index"]] = example_scores(outputs)
     rows = sum_gradients(buffer.gradients, buffer.parameters)

@@ -44,7 +44,7 @@ class Term(Configurable, ABC):
         return frozenset()
 
     @property
-    def multiple_of_risk(self) -> float | None:
+    def multiple_of_loss(self) -> float | None:
         """c where the loss is c times its set's loss (mean NLL), so that its gradient is too; else None."""
         return None
 
@@ -193,7 +193,7 @@ class Objective:
     @property
     def forget_multiple(self) -> float | None:
         """c where the terms on the forget set are together c times its loss (mean NLL); else None."""
-        multiples = [term.multiple_of_risk for _, term in self.on("forget")]
+        multiples = [term.multiple_of_loss for _, term in self.on("forget")]
         if any(multiple is None for multiple in multiples):
             return None
         c = sum(w * (m or 0.0) for (w, _), m in zip(self.on("forget"), multiples, strict=True))
@@ -202,21 +202,21 @@ class Objective:
     @property
     def retain_multiple(self) -> float:
         """w where the terms on the retain set contain w times its loss (0 where none does)."""
-        return sum(weight * (term.multiple_of_risk or 0.0) for weight, term in self.on("retain"))
+        return sum(weight * (term.multiple_of_loss or 0.0) for weight, term in self.on("retain"))
 
-    def loss(self, name: str, outputs: Outputs, counts: Mapping[str, Counts], *, besides_risk: bool = False) -> Tensor:
+    def loss(self, name: str, outputs: Outputs, counts: Mapping[str, Counts], *, besides_loss: bool = False) -> Tensor:
         """The loss of one set's terms: each term's sum divided by the window's count of its unit.
 
         Args:
             name: the set.
             outputs: of its batch.
             counts: set → what the window holds.
-            besides_risk: leave out the terms that are multiples of the set's mean NLL.
+            besides_loss: leave out the terms that are multiples of the set's mean NLL.
 
         Returns:
             A scalar.
         """
-        terms = [(w, t) for w, t in self.on(name) if not (besides_risk and t.multiple_of_risk is not None)]
+        terms = [(w, t) for w, t in self.on(name) if not (besides_loss and t.multiple_of_loss is not None)]
         losses = [w * term.loss(outputs) / self._count(term, counts) for w, term in terms]
         return sum(losses[1:], losses[0])
 
@@ -233,6 +233,6 @@ class Objective:
         return sum(known[1:], known[0]).detach() if known and len(known) == len(weights) else None
 
 
-def risk(outputs: Outputs, counts: Counts) -> Tensor:
+def mean_nll(outputs: Outputs, counts: Counts) -> Tensor:
     """R = (1/N) Σ_i −log p_i: the token-mean NLL, this batch's share of the window's N labeled tokens."""
     return outputs.nll.sum() / counts.token

@@ -31,7 +31,7 @@ class GD(Term):
         return "token" if self.variant == "mean" else "pooled"
 
     @property
-    def multiple_of_risk(self) -> float | None:
+    def multiple_of_loss(self) -> float | None:
         """1: it is the loss; None where it is divided by a pooled count."""
         return 1.0 if self.variant == "mean" else None
 

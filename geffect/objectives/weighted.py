@@ -15,7 +15,7 @@ from geffect.objectives.base import Term
 class GA(Term):
     """Gradient ascent: L = (1/N) Σ_i log p_i, the forget loss with its sign turned; w_i = 1."""
 
-    multiple_of_risk: ClassVar[float | None] = -1.0
+    multiple_of_loss: ClassVar[float | None] = -1.0
 
     def weights(self, outputs: Outputs) -> Tensor:
         """``[B, T]`` ones on labeled tokens, zeros elsewhere."""

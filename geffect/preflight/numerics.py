@@ -17,7 +17,7 @@ from geffect.core.gram import Gram, inner_products
 from geffect.core.layers import trainable_parameters
 from geffect.models.load import DTYPES
 from geffect.models.scoring import in_evaluation_mode
-from geffect.objectives.base import Counts, risk
+from geffect.objectives.base import Counts, mean_nll
 
 Batches = Mapping[str, Mapping[str, Tensor]]
 DIGITS = 2.0  # of an inner product: fewer say little of a G-effect's size
@@ -79,7 +79,7 @@ def derivative(model: Any, batches: Batches) -> Finding:
         for name, g in gradient.items():
             parameters[name].copy_(before[name] + step / norm * g)
         with in_evaluation_mode(model):
-            value = float(risk(forward(model, _here(model, batches["forget"])), counts))
+            value = float(mean_nll(forward(model, _here(model, batches["forget"])), counts))
         for name in gradient:
             parameters[name].copy_(before[name])
         return value
@@ -117,7 +117,7 @@ def _here(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _rows(model: Any, batches: Batches) -> dict[str, NamedTensors]:
     def loss(batch: Mapping[str, Tensor]) -> Callable[[], Tensor]:
-        return lambda: risk(forward(model, _here(model, batch)), Counts.of([batch]))
+        return lambda: mean_nll(forward(model, _here(model, batch)), Counts.of([batch]))
 
     with in_evaluation_mode(model), torch.enable_grad():
         return capture_gradients(model, {name: loss(batch) for name, batch in batches.items()})

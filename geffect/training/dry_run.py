@@ -101,7 +101,7 @@ def _extra_rows(config: TrainConfig) -> int:
     objective, rectifier = config.objective, config.rectifier.rule
     own = objective.forget_multiple is None
     streamed = config.grad_accum_steps == rank_and_size()[1] == 1
-    keeps = bool(config.prediction or config.save_rows or config.standard_errors)
+    keeps = bool(config.prediction or config.save_gradients or config.standard_errors)
     freezing = config.rectifier.freezing is not None
     copies = keeps or rectifier.corrects or freezing  # θ before the optimizer's step
     domains = 2 * max(0, len(config.domain) - 1)  # a row a split

@@ -14,7 +14,7 @@ from geffect.data.pairing import ShuffledSampler
 from geffect.errors import GeffectError
 from geffect.measurement.measurement import Batch
 from geffect.models.scoring import check_trainable
-from geffect.objectives.base import Counts, risk
+from geffect.objectives.base import Counts, mean_nll
 from geffect.training.trainer import RecordingTrainer, example_numbers, make_loader, set_mode
 
 
@@ -54,9 +54,9 @@ class FinetuneTrainer(RecordingTrainer):
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         """Back-propagate one micro-batch's share of the window's loss."""
-        set_mode(model, dropout=self.keep_dropout)  # without: a record's risk is the model's, not a thinned one's
+        set_mode(model, dropout=self.keep_dropout)  # without: a record's loss is the model's, not a thinned one's
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.autocast):
-            loss = risk(forward(model, self.on_device(inputs)), self.counts)
+            loss = mean_nll(forward(model, self.on_device(inputs)), self.counts)
         self.accelerator.backward(loss)
         value = float(loss.detach())
         if not math.isfinite(value):

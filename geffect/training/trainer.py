@@ -77,7 +77,7 @@ def evaluate_sets(model: nn.Module, sets: Mapping[str, list[EncodedExample]], pa
 def evaluation_line(scores: Mapping[str, Likelihood]) -> Line:
     """What a record's line holds of the scores of named sets; ``diverged`` names those whose loss is not finite."""
     diverged = [name for name, s in scores.items() if not math.isfinite(s.loss)]
-    marks = {"diverged": f"no finite risk of {', '.join(diverged)}"} if diverged else {}
+    marks = {"diverged": f"no finite loss of {', '.join(diverged)}"} if diverged else {}
     return marks | {
         "evaluation": {name: {"loss": s.loss, "accuracy": s.accuracy} for name, s in scores.items()},
         "evaluation_examples": {

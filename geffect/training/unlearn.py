@@ -51,22 +51,22 @@ class Diagnostics:
         every: optimizer steps between two Grams of all gradients.
         overlap: share of the largest entries in a gradient's mask; 0 makes none.
         prediction: examples of each set whose change of loss is predicted and measured; 0 predicts nothing.
-        save_rows: gradients written to ``rows/step-N/ROW.safetensors`` at measured steps.
+        save_gradients: gradients written to ``gradients/step-N/GRADIENT.safetensors`` at measured steps.
         standard_errors: go over each measured window's micro-batches again.
         until_accuracy: stop after an evaluation with the forget set's token accuracy below this.
         mode: ``exact``, or ``paper``: the published script's estimates too, at every evaluation.
-        free_rows: see `Measurement`.
+        reuse_gradients: see `Measurement`.
         labels: see `Measurement`.
     """
 
     every: int = 1
     overlap: float = 0.0
     prediction: int = 0
-    save_rows: tuple[str, ...] = ()
+    save_gradients: tuple[str, ...] = ()
     standard_errors: bool = False
     until_accuracy: float = 0.0
     mode: str = "exact"
-    free_rows: bool = True
+    reuse_gradients: bool = True
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -137,11 +137,11 @@ class UnlearnTrainer(RecordingTrainer):
             self._forward,
             objective,
             rectifier,
-            self.diagnostics.free_rows,
+            self.diagnostics.reuse_gradients,
             keep_dropout,
             find_tied_weights(model),
             self.diagnostics.overlap,
-            bool(self.diagnostics.save_rows),
+            bool(self.diagnostics.save_gradients),
             self._prediction(model),
             self.diagnostics.standard_errors,
             self.diagnostics.labels,
@@ -285,8 +285,8 @@ class UnlearnTrainer(RecordingTrainer):
         )
 
     def _save_rows(self) -> None:
-        directory = Path(self.args.output_dir).parent / "rows" / f"step-{self.state.global_step}"
-        for name in self.diagnostics.save_rows:
+        directory = Path(self.args.output_dir).parent / "gradients" / f"step-{self.state.global_step}"
+        for name in self.diagnostics.save_gradients:
             row = self._gathered(self.step.gradient(name))
             if rank():
                 continue

@@ -213,7 +213,7 @@ def test_findings_on_ascent_agree_and_disagree_by_their_rules() -> None:
 
 
 @pytest.mark.parametrize(("kl", "agrees"), [(1.0, "yes"), (2.0, "no"), (None, "—")])
-def test_the_best_regularizer_is_that_of_the_lowest_held_risk(kl: float | None, agrees: str) -> None:
+def test_the_best_regularizer_is_that_of_the_lowest_held_loss(kl: float | None, agrees: str) -> None:
     def path(heldout: float, forget: float = 6.0) -> pd.DataFrame:
         return pd.DataFrame({"step": [0, 5], "forget_loss": [0.0, forget], "heldout_loss": [0.0, 2 * heldout]})
 

@@ -15,7 +15,7 @@ from geffect.core.gradients import capture_gradients
 from geffect.core.gram import Gram, inner_products
 from geffect.core.layers import find_tied_weights, layout, split_layout, trainable_parameters
 from geffect.models.load import quiet_transformers
-from geffect.objectives.base import Counts, risk
+from geffect.objectives.base import Counts, mean_nll
 from tests.support import oracles
 from tests.support.architecture_tables import TABLES, UNUSUAL
 from tests.support.architectures import FAMILIES, make, make_unusual
@@ -74,7 +74,7 @@ def test_a_step_on_blocks_that_share_a_tensor_is_that_of_flattened_gradients() -
     batches = {"forget": make_batch(LENGTHS, seed=1), "retain": make_batch(LENGTHS, seed=2)}
     gram = take_step(make_measurement(model, "ga"), [batches]).gram
     assert gram is not None
-    rows = [oracles.gradient(model, partial(oracles.risk, model, batch)) for batch in batches.values()]
+    rows = [oracles.gradient(model, partial(oracles.mean_nll, model, batch)) for batch in batches.values()]
     layers = layout(model).layers
     by_layer = gram.by(layers)
     assert list(by_layer) == ["block_0", "block_1", "block_2", "final_norm", "shared", "tied"]
@@ -91,7 +91,7 @@ def test_groups_sum_to_the_totals_and_ties_to_their_whole(family: str, tied: boo
     forget, retain = make_batch(LENGTHS, seed=1), make_batch(LENGTHS, seed=2)
 
     def loss(batch: dict[str, torch.Tensor]) -> Callable[[], torch.Tensor]:
-        return lambda: risk(forward(model, batch), Counts.of([batch]))
+        return lambda: mean_nll(forward(model, batch), Counts.of([batch]))
 
     rows = capture_gradients(model, {"forget": loss(forget), "retain": loss(retain)})
     names = list(trainable_parameters(model))

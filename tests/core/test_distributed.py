@@ -43,13 +43,13 @@ def _inner(run: Path) -> "pd.Series[float]":
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_two_processes_are_one(name: str, kind: str, launched: Path, tmp_path: Path) -> None:
-    """Gram, risks and updates in float64: each process holds other rows of the batch and of the probes."""
+    """Gram, losses and updates in float64: each process holds other rows of the batch and of the probes."""
     train_monitored("alone", tmp_path / f"{name}-alone")
-    alone, risks = _inner(tmp_path / f"{name}-alone"), read_steps(tmp_path / f"{name}-alone")
+    alone, losses = _inner(tmp_path / f"{name}-alone"), read_steps(tmp_path / f"{name}-alone")
     found, own = _inner(launched / f"{name}-{kind}"), read_steps(launched / f"{name}-{kind}")
     pd.testing.assert_series_equal(found, alone, rtol=1e-7, atol=1e-8 * alone.abs().max())  # a record keeps nine digits
     for column in ("forget_loss", "retain_accuracy", "norm_update"):
-        assert own[column].to_numpy() == pytest.approx(risks[column].to_numpy(), rel=1e-8)
+        assert own[column].to_numpy() == pytest.approx(losses[column].to_numpy(), rel=1e-8)
 
 
 @pytest.mark.slow

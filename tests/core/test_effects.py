@@ -54,7 +54,7 @@ def test_the_order_of_a_pair_does_not_matter() -> None:
     assert inner_by_label(FRAME, "retain", "objective").equals(inner_by_label(FRAME, "objective", "retain"))
 
 
-def test_the_g_effect_pairs_each_risk_with_the_direction() -> None:
+def test_the_g_effect_pairs_each_loss_with_the_direction() -> None:
     effects = g_effect(FRAME).set_index("group")
     assert effects["unlearn"].to_dict() == {"embed": -4, "deep": -12}
     assert effects["retain"].to_dict() == {"embed": -1, "deep": 5}

@@ -18,7 +18,7 @@ MIXED = ["llama", "mistral", "qwen2", "gemma2"]  # norms and rotations in float3
 
 
 def _rows(model: Any, text_scale: float = -1.0) -> list[dict[str, Tensor]]:
-    forget, retain = (oracles.gradient(model, partial(oracles.risk, model, batch)) for batch in (FORGET, RETAIN))
+    forget, retain = (oracles.gradient(model, partial(oracles.mean_nll, model, batch)) for batch in (FORGET, RETAIN))
     return [{name: text_scale * g for name, g in forget.items()}, forget, retain]
 
 
@@ -40,8 +40,8 @@ def test_streamed_products_equal_loops_over_examples(family: str, tied: bool) ->
 
 
 @pytest.mark.parametrize("family", EXACT + MIXED)
-def test_a_finite_difference_of_the_risk_is_the_g_effect(family: str) -> None:
-    """Descending d by h changes the retain risk by −h·⟨∇R, d⟩."""
+def test_a_finite_difference_of_the_loss_is_the_g_effect(family: str) -> None:
+    """Descending d by h changes the retain loss by −h·⟨∇R, d⟩."""
     model = make(family, tied=False).double()
     bound, h = (1e-6, 1e-4) if family in EXACT else (1e-3, 1e-2)
     objective, _, retain = _rows(model)
@@ -52,7 +52,7 @@ def test_a_finite_difference_of_the_risk_is_the_g_effect(family: str) -> None:
         with torch.no_grad():
             for name, parameter in trainable_parameters(model).items():
                 parameter.add_(objective[name], alpha=step / norm)
-            value = float(oracles.risk(model, RETAIN))
+            value = float(oracles.mean_nll(model, RETAIN))
             for name, parameter in trainable_parameters(model).items():
                 parameter.sub_(objective[name], alpha=step / norm)
         return value

@@ -13,7 +13,7 @@ from geffect.core.gradients import GradientBuffer, NamedTensors, add_scaled, cap
 from geffect.core.gram import Gram, inner_products
 from geffect.core.layers import trainable_parameters
 from geffect.objectives.base import Counts
-from geffect.objectives.base import risk as fast_risk
+from geffect.objectives.base import mean_nll as fast_nll
 from tests.support import oracles
 from tests.support.cases import CASES, make_batch
 from tests.support.properties import assert_gram_close, assert_rows_close, assert_unchanged, snapshot
@@ -21,37 +21,41 @@ from tests.support.properties import assert_gram_close, assert_rows_close, asser
 FORGET, RETAIN = make_batch([9, 5, 7], seed=1), make_batch([6, 8, 4], seed=2)
 
 
-def _risk(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    return fast_risk(forward(model, batch), Counts.of([batch]))
+def _mean_nll(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    return fast_nll(forward(model, batch), Counts.of([batch]))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_captured_rows_equal_a_loop_over_examples(case: str) -> None:
     model = CASES[case]()
-    rows = capture_gradients(model, {"forget": lambda: _risk(model, FORGET), "retain": lambda: _risk(model, RETAIN)})
-    assert_rows_close(rows["forget"], oracles.gradient(model, lambda: oracles.risk(model, FORGET)), 1e-5)
-    assert_rows_close(rows["retain"], oracles.gradient(model, lambda: oracles.risk(model, RETAIN)), 1e-5)
+    rows = capture_gradients(
+        model, {"forget": lambda: _mean_nll(model, FORGET), "retain": lambda: _mean_nll(model, RETAIN)}
+    )
+    assert_rows_close(rows["forget"], oracles.gradient(model, lambda: oracles.mean_nll(model, FORGET)), 1e-5)
+    assert_rows_close(rows["retain"], oracles.gradient(model, lambda: oracles.mean_nll(model, RETAIN)), 1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_streamed_equals_stored_equals_flattened(case: str) -> None:
     model = CASES[case]()
-    rows = capture_gradients(model, {"forget": lambda: _risk(model, FORGET), "retain": lambda: _risk(model, RETAIN)})
+    rows = capture_gradients(
+        model, {"forget": lambda: _mean_nll(model, FORGET), "retain": lambda: _mean_nll(model, RETAIN)}
+    )
     stored = Gram(
         ("forget", "retain"),
         {n: inner_products([r.get(n) for r in rows.values()]) for n in trainable_parameters(model)},
     )
     streamed = Gram(("forget", "retain"))
     window = GradientBuffer(trainable_parameters(model))
-    window.add("forget", _risk(model, FORGET))
+    window.add("forget", _mean_nll(model, FORGET))
 
     def visit(name: str, retain: Tensor | None) -> None:
         streamed.values[name] = inner_products([window.gradients["forget"].get(name), retain])
 
-    window.stream("retain", _risk(model, RETAIN), visit)
+    window.stream("retain", _mean_nll(model, RETAIN), visit)
     assert_gram_close(streamed.total(), stored.total(), 1e-12)
     names = list(trainable_parameters(model))
-    losses = (lambda: oracles.risk(model, FORGET), lambda: oracles.risk(model, RETAIN))
+    losses = (lambda: oracles.mean_nll(model, FORGET), lambda: oracles.mean_nll(model, RETAIN))
     assert_gram_close(streamed.total(), oracles.gram([oracles.gradient(model, loss) for loss in losses], names), 1e-5)
 
 
@@ -65,12 +69,12 @@ def test_streaming_completes_what_earlier_micro_batches_added() -> None:
         assert gradient is not None
         seen[name] = gradient.clone()
 
-    window.add("retain", fast_risk(forward(model, first), counts))
-    window.stream("retain", fast_risk(forward(model, second), counts), visit)
+    window.add("retain", fast_nll(forward(model, first), counts))
+    window.stream("retain", fast_nll(forward(model, second), counts), visit)
     alone = {name: t * 0 for name, t in seen.items()}
     for batch in (first, second):
         share = Counts.of([batch]).token / counts.token
-        for name, gradient in oracles.gradient(model, partial(oracles.risk, model, batch)).items():
+        for name, gradient in oracles.gradient(model, partial(oracles.mean_nll, model, batch)).items():
             alone[name] += share * gradient
     assert_rows_close(seen, alone, 1e-5)
     assert "retain" not in window.gradients
@@ -84,7 +88,7 @@ def test_measuring_leaves_the_model_as_found(case: str) -> None:
             parameter.grad = torch.ones_like(parameter)
     model.train()
     before = snapshot(model)
-    capture_gradients(model, {"risk": lambda: _risk(model, FORGET)})
+    capture_gradients(model, {"loss": lambda: _mean_nll(model, FORGET)})
     assert_unchanged(before, model)
 
 
@@ -98,20 +102,20 @@ def test_a_failing_loss_leaves_no_hook_and_returns_the_gradients() -> None:
         raise RuntimeError(name)
 
     with pytest.raises(RuntimeError):
-        GradientBuffer(trainable_parameters(model)).stream("retain", _risk(model, FORGET), explode)
+        GradientBuffer(trainable_parameters(model)).stream("retain", _mean_nll(model, FORGET), explode)
     assert_unchanged(before, model)
 
 
 def test_a_tensor_no_loss_reaches_is_missing_and_visited_as_none() -> None:
     model = CASES["unused"]()
     spare = {name for name in trainable_parameters(model) if "spare" in name}
-    assert not spare & set(capture_gradients(model, {"risk": lambda: _risk(model, FORGET)})["risk"])
+    assert not spare & set(capture_gradients(model, {"loss": lambda: _mean_nll(model, FORGET)})["loss"])
     visited: dict[str, bool] = {}
 
     def visit(name: str, gradient: Tensor | None) -> None:
         visited[name] = gradient is None
 
-    GradientBuffer(trainable_parameters(model)).stream("r", _risk(model, FORGET), visit)
+    GradientBuffer(trainable_parameters(model)).stream("r", _mean_nll(model, FORGET), visit)
     assert {name for name, missing in visited.items() if missing} == spare
     assert len(visited) == len(trainable_parameters(model))
 
@@ -128,7 +132,7 @@ def test_gradients_move_and_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> N
         return hooked(parameters, note)
 
     monkeypatch.setattr(geffect.core.gradients, "_hooked", noting)
-    rows = capture_gradients(model, {"risk": lambda: _risk(model, FORGET)})["risk"]
+    rows = capture_gradients(model, {"loss": lambda: _mean_nll(model, FORGET)})["loss"]
     assert {name: tensor.data_ptr() for name, tensor in rows.items()} == pointers
 
 

@@ -1,4 +1,4 @@
-"""A tied embedding's risk rows, told apart by use: both parts add up to the whole, and each is what it says."""
+"""A tied embedding's loss rows, told apart by use: both parts add up to the whole, and each is what it says."""
 
 from collections.abc import Callable
 from functools import partial
@@ -47,8 +47,8 @@ def test_parts_are_those_of_a_model_with_a_head_of_its_own(case: str, text: str,
     assert_gram_close(measured.gram.total(), whole.gram.total(), 1e-5)
     rows = measured.gram.names
     for part, at in ((EMBED, name), (HEAD, head)):
-        for risk, batch in (("forget", FORGET), ("retain", RETAIN)):
-            mine = oracles.gradient(twin, partial(oracles.risk, twin, batch))[at].double()
+        for loss, batch in (("forget", FORGET), ("retain", RETAIN)):
+            mine = oracles.gradient(twin, partial(oracles.mean_nll, twin, batch))[at].double()
             for row, tensor in {
                 "objective": None,
                 "rectified": gradients_of(model, text, split(batches, size)),
@@ -56,7 +56,7 @@ def test_parts_are_those_of_a_model_with_a_head_of_its_own(case: str, text: str,
                 if tensor is None:
                     continue
                 expected = float((mine * tensor[name].double()).sum())
-                found = float(measured.gram.values[name + part][rows.index(risk), rows.index(row)])
+                found = float(measured.gram.values[name + part][rows.index(loss), rows.index(row)])
                 scale = float(mine.norm() * tensor[name].double().norm())
                 assert abs(found - expected) <= 1e-5 * scale
 
@@ -79,16 +79,16 @@ def test_the_parts_sum_exactly_and_the_update_is_the_same(case: str) -> None:
     assert told is not None and whole is not None
     parts = sum((told.values[name + part] for part in (EMBED, HEAD, BOTH)), torch.zeros(5, 5).double())
     assert_gram_close(parts, whole.values[name], 1e-6)
-    risk = [told.names.index(row) for row in ("forget", "retain")]
+    loss = [told.names.index(row) for row in ("forget", "retain")]
     unsplit = told.values[name + BOTH]
-    assert not unsplit[risk].any() and not unsplit[:, risk].any()
+    assert not unsplit[loss].any() and not unsplit[:, loss].any()
     assert_rows_close(with_tie, without, 1e-6)
 
 
 @pytest.mark.parametrize(
     ("text", "apart"), [("ga", {"objective", "retain"}), ("npo", {"forget", "retain"}), ("po", {"forget", "retain"})]
 )
-def test_both_uses_are_held_apart_only_in_rows_that_risks_are_read_from(text: str, apart: set[str]) -> None:
+def test_both_uses_are_held_apart_only_in_rows_that_losses_are_read_from(text: str, apart: set[str]) -> None:
     model, windows = gpt2(), []
     for measure in (True, False):
         step = Step(

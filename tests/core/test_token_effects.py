@@ -12,7 +12,7 @@ from geffect.core.gram import inner_products
 from geffect.core.layers import GROUPS, layout, trainable_parameters
 from geffect.core.token_effects import token_effects
 from geffect.errors import GeffectError
-from geffect.objectives.base import Counts, risk
+from geffect.objectives.base import Counts, mean_nll
 from tests.support.architectures import FAMILIES, make
 from tests.support.cases import CASES, llama, make_batch
 
@@ -65,7 +65,7 @@ def test_tokens_add_up_to_the_inner_product_of_rows(family: str) -> None:
     forget, retain = make_batch(LENGTHS, seed=1), make_batch(LENGTHS, seed=2)
 
     def loss(batch: dict[str, Tensor]) -> Any:
-        return lambda: risk(forward(model, batch), Counts.of([batch]))
+        return lambda: mean_nll(forward(model, batch), Counts.of([batch]))
 
     rows = capture_gradients(model, {"forget": loss(forget), "retain": loss(retain)})
     names, groups = list(trainable_parameters(model)), layout(model).groups()

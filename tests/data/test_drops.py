@@ -348,16 +348,20 @@ def test_an_unlearning_that_reached_nothing_says_so(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         path = api.unlearn(
-            config(known, tmp_path / "run", steps=1, until_accuracy=0.1, stop="forgotten(risk=1000)", learning_rate=0.0)
+            config(
+                known, tmp_path / "run", steps=1, until_accuracy=0.1, stop="forget_loss(level=1000)", learning_rate=0.0
+            )
         ).path
     accuracy, rules = _metrics(path)["unmet"]
     assert accuracy.startswith("--until-accuracy 0.1 was not reached: after 1 steps the token accuracy is 0.")
     assert accuracy.endswith(" on forget; raise --steps or --learning-rate")
-    assert rules == "no rule of --stop 'forgotten(risk=1000)' was met: the run took all its 1 steps"
+    assert rules == "no rule of --stop 'forget_loss(level=1000)' was met: the run took all its 1 steps"
     assert {accuracy, rules} <= set(caplog.messages)
 
 
 def test_a_rule_that_was_met_is_not_told(start: Path, tmp_path: Path) -> None:
-    path = api.unlearn(config(start, tmp_path / "run", steps=2, stop="forgotten(risk=0.001)", learning_rate=0.0)).path
+    path = api.unlearn(
+        config(start, tmp_path / "run", steps=2, stop="forget_loss(level=0.001)", learning_rate=0.0)
+    ).path
     assert "unmet" not in _metrics(path)
     assert torch.isfinite(torch.tensor(read_lines(path)[-1]["evaluation"]["forget"]["loss"]))

@@ -157,16 +157,16 @@ def test_two_checkpoints_of_one_step_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "more",
-    [{}, {"prediction": 2, "overlap": 0.1}, {"objective": "npo", "rectifier": "gru"}, {"stop": "kept(share=0.5)"}],
+    [{}, {"prediction": 2, "overlap": 0.1}, {"objective": "npo", "rectifier": "gru"}, {"stop": "accuracy(share=0.5)"}],
 )
 def test_a_run_that_diverges_on_its_last_step_says_so_and_keeps_its_record(
     more: dict[str, Any], start: Path, tmp_path: Path
 ) -> None:
     config = UnlearnConfig.read(model=str(start), out=tmp_path / "run", **SETS, **DIVERGES, **more)
-    with pytest.raises(GeffectError, match=r"not finite at the end: no finite risk of forget, retain after step 0"):
+    with pytest.raises(GeffectError, match=r"not finite at the end: no finite loss of forget, retain after step 0"):
         api.unlearn(config)
     metrics = json.loads((config.out / "metrics.json").read_text())
-    assert metrics["diverged"] == "no finite risk of forget, retain"
+    assert metrics["diverged"] == "no finite loss of forget, retain"
     assert metrics["end"]["forget"]["loss"] is None
     assert [line.get("diverged", "") for line in read_lines(config.out)] == ["", metrics["diverged"]]
     assert (config.out / "DONE").exists()
@@ -174,7 +174,7 @@ def test_a_run_that_diverges_on_its_last_step_says_so_and_keeps_its_record(
     assert len(summarize([config.out])) == 1
 
 
-def test_weights_that_are_not_finite_count_where_no_risk_shows_them(start: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_count_where_no_loss_shows_them(start: Path, tmp_path: Path) -> None:
     import torch
 
     from geffect.training.trainer import _not_finite

@@ -91,8 +91,8 @@ def test_each_mask_meets_the_gradients_it_belongs_to(text: str, freezing: str, s
     assert_rows_close(gradients(model), expected, 2e-5)
     assert measured.gram is not None
     assert measured.gram.names == ("objective", "forget", "retain", "masked", "rectified")
-    risks = [oracles.gradient(model, partial(oracles.risk, model, batches[name])) for name in ("forget", "retain")]
-    assert_gram_close(measured.gram.total(), oracles.gram([whole, *risks, expected, expected], list(whole)), 3e-5)
+    losses = [oracles.gradient(model, partial(oracles.mean_nll, model, batches[name])) for name in ("forget", "retain")]
+    assert_gram_close(measured.gram.total(), oracles.gram([whole, *losses, expected, expected], list(whole)), 3e-5)
     for mask, gradient in ((frozen.still(name), p.grad) for name, p in trainable_parameters(model).items()):
         assert mask is None or gradient is None or not gradient[mask].any()
 
@@ -105,8 +105,8 @@ def test_masked_rows_are_projected(rectifier: str, freezing: str) -> None:
     forget, retain = _sides(model, None, text, batches)
     names = list(forget)
     masked = {n: _kept(frozen.forget.get(n), forget[n]) + _kept(frozen.retain.get(n), retain[n]) for n in names}
-    risk = oracles.gradient(model, partial(oracles.risk, model, batches["retain"]))
-    memory = {n: 0.8 * _kept(frozen.retain.get(n), risk[n]) for n in names}
+    loss = oracles.gradient(model, partial(oracles.mean_nll, model, batches["retain"]))
+    memory = {n: 0.8 * _kept(frozen.retain.get(n), loss[n]) for n in names}
     g, m = oracles.flat(masked, names), oracles.flat(memory, names)
     scale = max(0.0, -float(g @ m)) / float(m @ m) if "update" not in rectifier else 0.0
     extra = 0.5 if "add_retain" in rectifier else 0.0

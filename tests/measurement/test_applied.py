@@ -116,7 +116,7 @@ def test_rows_of_the_update_equal_flattened_differences(tied: bool) -> None:
     measurement = make_measurement(model, "npo + 0.5*gd", "gru(space=both)", keep=True, tie=find_tied_weights(model))
     step = open_step(measurement, split(make_batches(model), 2))
     finished = step.finish()
-    forget, retain = (oracles.gradient(model, partial(oracles.risk, model, b)) for b in (FORGET, RETAIN))
+    forget, retain = (oracles.gradient(model, partial(oracles.mean_nll, model, b)) for b in (FORGET, RETAIN))
     before = _weights(model)
     torch.nn.utils.clip_grad_norm_(trainable_parameters(model).values(), 0.01)
     torch.optim.AdamW(trainable_parameters(model).values(), lr=1e-2, weight_decay=0.1).step()
@@ -169,15 +169,15 @@ def test_the_prediction_predicts_sgd_by_both_readings_and_adam_by_the_update_alo
             model, stepper, split(make_batches(model), 2), dict.fromkeys(trainable_parameters(model), rate), 8
         )
         for reading in ("gradient", "update"):
-            for risk in ("forget", "retain"):
-                predicted = [entry[risk][reading] for entry in entries]
-                measured = [entry[risk]["after"] - entry[risk]["before"] for entry in entries]
-                found[name, reading, risk] = r_squared(predicted, measured)
-    for risk in ("forget", "retain"):
-        assert found["sgd", "gradient", risk] == pytest.approx(found["sgd", "update", risk], abs=1e-2)
-        assert found["sgd", "update", risk] > 0.9
-        assert found["adamw", "update", risk] > 0.9
-        assert found["adamw", "gradient", risk] < 0
+            for loss in ("forget", "retain"):
+                predicted = [entry[loss][reading] for entry in entries]
+                measured = [entry[loss]["after"] - entry[loss]["before"] for entry in entries]
+                found[name, reading, loss] = r_squared(predicted, measured)
+    for loss in ("forget", "retain"):
+        assert found["sgd", "gradient", loss] == pytest.approx(found["sgd", "update", loss], abs=1e-2)
+        assert found["sgd", "update", loss] > 0.9
+        assert found["adamw", "update", loss] > 0.9
+        assert found["adamw", "gradient", loss] < 0
 
 
 def test_a_learning_rate_of_zero_and_several_groups_are_right() -> None:
@@ -193,14 +193,14 @@ def test_a_learning_rate_of_zero_and_several_groups_are_right() -> None:
     before = _weights(model)
     (entry,) = _run(model, torch.optim.SGD(groups), split(make_batches(model), 4), rates, 1)
     assert all(torch.equal(before[n], parameters[n]) for n in still)
-    for risk in entry.values():
-        assert risk["gradient"] == pytest.approx(risk["update"], rel=1e-4)
-        assert risk["after"] - risk["before"] == pytest.approx(risk["update"], rel=0.05, abs=2e-6)
+    for loss in entry.values():
+        assert loss["gradient"] == pytest.approx(loss["update"], rel=1e-4)
+        assert loss["after"] - loss["before"] == pytest.approx(loss["update"], rel=0.05, abs=2e-6)
     (nothing,) = _run(
         model, torch.optim.SGD(parameters.values(), lr=0.0), split(make_batches(model), 4), dict.fromkeys(names, 0.0), 1
     )
-    for risk in nothing.values():
-        assert risk["gradient"] == risk["update"] == 0 == risk["after"] - risk["before"]
+    for loss in nothing.values():
+        assert loss["gradient"] == loss["update"] == 0 == loss["after"] - loss["before"]
 
 
 def test_r_squared_is_that_of_an_unfitted_prediction() -> None:

@@ -68,8 +68,8 @@ def test_a_row_a_scope_and_the_sum_of_all_equal_autograd(text: str, size: int) -
         parts = [objective.loss(n, measurement.outputs(n, whole, dropout=False), counts) for n in names]
         return torch.stack(parts).sum()
 
-    risks = [whole["forget"], whole["retain"], *(batches[name] for name in SPLITS)]
-    rows = [oracles.gradient(model, partial(oracles.risk, model, batch)) for batch in risks]
+    losses = [whole["forget"], whole["retain"], *(batches[name] for name in SPLITS)]
+    rows = [oracles.gradient(model, partial(oracles.mean_nll, model, batch)) for batch in losses]
     expected = [oracles.gradient(model, loss), *rows]
     measured = take_step(measurement, split(batches, size))
     assert measured.gram is not None
@@ -78,8 +78,10 @@ def test_a_row_a_scope_and_the_sum_of_all_equal_autograd(text: str, size: int) -
     plain = make_measurement(model, text, reference=reference)
     take_step(plain, split(batches, size), measure=False)
     assert_rows_close(gradients(model), expected[0], 3e-5)
-    for name, batch in zip(("forget", "retain", *SPLITS), risks, strict=True):
-        assert measured.scalars[f"loss_{name}"] == pytest.approx(float(oracles.risk(model, batch).detach()), rel=1e-5)
+    for name, batch in zip(("forget", "retain", *SPLITS), losses, strict=True):
+        assert measured.scalars[f"loss_{name}"] == pytest.approx(
+            float(oracles.mean_nll(model, batch).detach()), rel=1e-5
+        )
 
 
 def test_a_tied_tensor_is_told_apart_for_every_scope() -> None:
@@ -88,7 +90,7 @@ def test_a_tied_tensor_is_told_apart_for_every_scope() -> None:
     measured = take_step(make_measurement(model, "ga + gd", tie=find_tied_weights(model)), split(batches, 2))
     assert measured.gram is not None
     names = list(trainable_parameters(model))
-    splits = [oracles.gradient(model, partial(oracles.risk, model, batches[name])) for name in SPLITS]
+    splits = [oracles.gradient(model, partial(oracles.mean_nll, model, batches[name])) for name in SPLITS]
     rows = [measured.gram.names.index(name) for name in SPLITS]
     assert_gram_close(measured.gram.total()[rows][:, rows], oracles.gram(splits, names), 3e-5)
     tied = sum(measured.gram.values["model.embed_tokens.weight" + part] for part in (EMBED, HEAD, BOTH))
@@ -101,8 +103,8 @@ def test_the_mask_of_a_roles_row_is_its_own_and_no_domains() -> None:
     batches = _batches(model)
     measured = take_step(make_measurement(model, "ga", overlap=0.1), split(batches, 2))
     assert measured.overlap is not None and measured.gram is not None
-    pooled = oracles.gradient(model, partial(oracles.risk, model, _merged(batches, "forget")))
-    own = oracles.gradient(model, partial(oracles.risk, model, batches["forget/a"]))
+    pooled = oracles.gradient(model, partial(oracles.mean_nll, model, _merged(batches, "forget")))
+    own = oracles.gradient(model, partial(oracles.mean_nll, model, batches["forget/a"]))
     rows = [measured.overlap.names.index(name) for name in ("forget", "forget/a")]
     name = "model.layers.0.mlp.up_proj.weight"
     expected = intersections([pack(top_mask(row[name], 0.1)) for row in (pooled, own)])

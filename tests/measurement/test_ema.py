@@ -36,7 +36,9 @@ def test_averages_and_cadence(text: str) -> None:
             return -(torch.exp(-alpha * nll.detach()) * nll).mean()
 
         rows = [oracles.gradient(model, objective)]
-        rows += [oracles.gradient(model, partial(oracles.risk, model, batches[side])) for side in ("forget", "retain")]
+        rows += [
+            oracles.gradient(model, partial(oracles.mean_nll, model, batches[side])) for side in ("forget", "retain")
+        ]
         average = (
             rows
             if call == 1
@@ -73,14 +75,14 @@ def test_the_first_reading_weighs_three_micro_batches() -> None:
     names, weights = list(trainable_parameters(model)), torch.tensor([0.36, 0.24, 0.40]).double()
     averages, value = [], 0.0
     for side in ("forget", "retain"):
-        risks = [partial(oracles.risk, model, batches[side]) for batches in _stream(3)]
-        gradients = [oracles.flat(oracles.gradient(model, risk), names) for risk in risks]
+        losses = [partial(oracles.mean_nll, model, batches[side]) for batches in _stream(3)]
+        gradients = [oracles.flat(oracles.gradient(model, loss), names) for loss in losses]
         averages.append(weights @ torch.stack(gradients))
         if side == "forget":
-            value = -float(weights @ torch.tensor([risk().item() for risk in risks]).double())
+            value = -float(weights @ torch.tensor([loss().item() for loss in losses]).double())
     rows = torch.stack([-averages[0], *averages])
     assert call == 3
-    assert measured.scalars["risk"] == pytest.approx(value, rel=1e-5)
+    assert measured.scalars["loss"] == pytest.approx(value, rel=1e-5)
     assert measured.gram is not None
     assert_gram_close(measured.gram.total(), rows @ rows.T, 1e-5)
 

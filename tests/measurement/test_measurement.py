@@ -36,8 +36,8 @@ def _oracle(model: Any, text: str, forget: Batch) -> list[dict[str, Tensor]]:
     objective, counts = make_objective(text), {"forget": Counts.of([forget])}
     rows = [
         oracles.gradient(model, lambda: objective.loss("forget", forward(model, forget), counts)),
-        oracles.gradient(model, lambda: oracles.risk(model, forget)),
-        oracles.gradient(model, lambda: oracles.risk(model, RETAIN)),
+        oracles.gradient(model, lambda: oracles.mean_nll(model, forget)),
+        oracles.gradient(model, lambda: oracles.mean_nll(model, RETAIN)),
     ]
     rows[0] = {name: g + objective.retain_multiple * rows[2][name] for name, g in rows[0].items()}
     return rows
@@ -81,8 +81,8 @@ def test_ga_propagated_apart_is_minus_the_objective_and_only_on_its_own_batch() 
     assert cosine(total, rows, "objective", "forget") == pytest.approx(-1, abs=1e-5)
     assert inner(total, rows, "objective", "forget") == pytest.approx(-inner(total, rows, "forget", "forget"), rel=1e-5)
 
-    other = oracles.gradient(model, lambda: oracles.risk(model, make_batch([9, 5, 7, 12], seed=9)))
-    mine = oracles.gradient(model, lambda: oracles.risk(model, FORGET))
+    other = oracles.gradient(model, lambda: oracles.mean_nll(model, make_batch([9, 5, 7, 12], seed=9)))
+    mine = oracles.gradient(model, lambda: oracles.mean_nll(model, FORGET))
     swapped = oracles.gram([{n: -g for n, g in mine.items()}, other], list(mine))
     assert abs(float(swapped[0, 1] / swapped[1, 1]) + 1) > 0.05
 
@@ -99,7 +99,7 @@ def test_gru_leaves_the_oracles_projection_in_grad(text: str, measure: bool) -> 
             {n: x.double() for n, x in oracles.gradient(model, loss).items()}
             for loss in (
                 lambda: make_objective(text).loss("forget", forward(model, forget), {"forget": Counts.of([forget])}),
-                partial(oracles.risk, model, retain),
+                partial(oracles.mean_nll, model, retain),
             )
         )
         w = make_objective(text).retain_multiple
@@ -118,8 +118,8 @@ def test_rectified_entries_by_algebra_equal_those_of_the_gradient_left_behind() 
     for _ in range(2):
         measured = take_step(measurement, split(TWO, 2))
     assert measured.gram is not None
-    retain = oracles.gradient(model, lambda: oracles.risk(model, RETAIN))
-    forget = oracles.gradient(model, lambda: oracles.risk(model, FORGET))
+    retain = oracles.gradient(model, lambda: oracles.mean_nll(model, RETAIN))
+    forget = oracles.gradient(model, lambda: oracles.mean_nll(model, FORGET))
     rows = [{n: -g for n, g in forget.items()}, forget, retain, measurement.state, gradients(model)]
     assert measured.gram.names == ("objective", "forget", "retain", "retain_average", "rectified")
     assert_gram_close(measured.gram.total(), oracles.gram(rows, list(forget)), 1e-5)
@@ -162,10 +162,10 @@ def test_weight_means_run_over_labeled_tokens_only() -> None:
     assert measured.scalars["weight_mean"] == pytest.approx(float(torch.exp(-2 * tokens.detach()).mean()), rel=1e-5)
 
 
-def test_scalars_are_the_risks_and_the_objective() -> None:
+def test_scalars_are_the_losses_and_the_objective() -> None:
     model = CASES["llama"]()
     scalars = take_step(make_measurement(model, "ga + 0.5*gd", "gru"), split(TWO, 1)).scalars
-    forget, retain = (oracles.risk(model, batch).item() for batch in (FORGET, RETAIN))
+    forget, retain = (oracles.mean_nll(model, batch).item() for batch in (FORGET, RETAIN))
     assert scalars["loss_forget"] == pytest.approx(forget, rel=1e-5)
     assert scalars["loss_retain"] == pytest.approx(retain, rel=1e-5)
     assert scalars["loss_objective"] == pytest.approx(-forget + 0.5 * retain, rel=1e-4)

@@ -53,8 +53,8 @@ def _oracle(model: Any, reference: Any, text: str, batches: Batches) -> list[dic
 
     return [
         oracles.gradient(model, loss),
-        oracles.gradient(model, lambda: oracles.risk(model, batches["forget"])),
-        oracles.gradient(model, lambda: oracles.risk(model, batches["retain"])),
+        oracles.gradient(model, lambda: oracles.mean_nll(model, batches["forget"])),
+        oracles.gradient(model, lambda: oracles.mean_nll(model, batches["retain"])),
     ]
 
 
@@ -89,7 +89,7 @@ def test_measuring_changes_no_bit_of_the_update(text: str) -> None:
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
-def test_dropout_is_the_objectives_and_never_the_risks() -> None:
+def test_dropout_is_the_objectives_and_never_the_losses() -> None:
     model = CASES["gpt2"]()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -101,8 +101,8 @@ def test_dropout_is_the_objectives_and_never_the_risks() -> None:
     assert measured.gram is not None
     total = measured.gram.total()
     names = list(trainable_parameters(model))
-    risks = oracles.gram(expected[1:], names)
-    assert_gram_close(total[1:3, 1:3], risks, 1e-5)
+    losses = oracles.gram(expected[1:], names)
+    assert_gram_close(total[1:3, 1:3], losses, 1e-5)
     thinned = float(total[0, 0])
     plain = take_step(make_measurement(model, "ga + gd", "gru"), split(batches, 2))
     assert plain.gram is not None

@@ -52,7 +52,7 @@ class Dual(Term):
     """λ · (retain loss); λ starts at .5 and grows by the retain loss."""
 
     on: ClassVar[str] = "retain"
-    multiple_of_risk: ClassVar[float | None] = 1.0
+    multiple_of_loss: ClassVar[float | None] = 1.0
 
     def loss(self, outputs: Outputs) -> Tensor:
         return outputs.nll.sum()
@@ -72,8 +72,8 @@ def _expected(model: Any, text: str, other: str, parts: list[list[str]]) -> tupl
     objective, forget = make_objective(text), with_reference(model, FORGET)
     counts = {"forget": Counts.of([forget])}
     losses = {
-        "forget": oracles.gradient(model, lambda: oracles.risk(model, forget)),
-        "retain": oracles.gradient(model, lambda: oracles.risk(model, RETAIN)),
+        "forget": oracles.gradient(model, lambda: oracles.mean_nll(model, forget)),
+        "retain": oracles.gradient(model, lambda: oracles.mean_nll(model, RETAIN)),
     }
     side = oracles.gradient(model, lambda: objective.loss("forget", forward(model, forget), counts))
     whole = {n: g + objective.retain_multiple * losses["retain"][n] for n, g in side.items()}
@@ -145,8 +145,8 @@ def test_a_term_with_a_state_is_weighed_by_it_step_by_step() -> None:
     objective = Objective("ga + dual", ((1.0, GA()), (2.0, Dual())))
     measurement = _measurement(model, objective, Rectifier(), {})
     multiplier = 0.5
-    forget = oracles.gradient(model, lambda: oracles.risk(model, FORGET))
-    retain = oracles.gradient(model, lambda: oracles.risk(model, RETAIN))
+    forget = oracles.gradient(model, lambda: oracles.mean_nll(model, FORGET))
+    retain = oracles.gradient(model, lambda: oracles.mean_nll(model, RETAIN))
     for _ in range(3):
         measured = take_step(measurement, [{"forget": FORGET, "retain": RETAIN}])
         expected = {name: 2 * multiplier * retain[name] - forget[name] for name in forget}

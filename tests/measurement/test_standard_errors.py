@@ -36,7 +36,7 @@ def _shares(model: Any, text: str, windows: list[Batches]) -> list[list[Tensor]]
 
         def share(name: str, batches: Batches = batches) -> Tensor:
             tokens = Counts.of([batches[name]]).token
-            return oracles.risk(model, batches[name]) * tokens / counts[name].token
+            return oracles.mean_nll(model, batches[name]) * tokens / counts[name].token
 
         rows = [oracles.gradient(model, loss), *(oracles.gradient(model, partial(share, n)) for n in ROWS[1:])]
         found.append([len(windows) * oracles.flat(row, names) for row in rows])

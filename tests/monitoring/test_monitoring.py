@@ -26,7 +26,7 @@ CHECKPOINTING = next(n for n in ("activation_checkpointing", "gradient_checkpoin
 FORGET, RETAIN = made_rows([7, 5, 9, 6, 8], 0), made_rows([6, 8, 5, 7], 1)
 
 
-def _risk(model: Any, rows: Rows) -> Tensor:
+def _mean_nll(model: Any, rows: Rows) -> Tensor:
     """Token-mean NLL, a row after another."""
     nll, count = [], 0
     for row in rows:
@@ -115,10 +115,10 @@ def test_rows_equal_a_loop_over_examples(make: Callable[[], Any], tmp_path: Path
         for rows in (FORGET[:2], RETAIN[1:3]):
             model.eval()
             slow = capture_gradients(
-                model, {"forget": lambda: _risk(model, FORGET), "retain": lambda: _risk(model, RETAIN)}
+                model, {"forget": lambda: _mean_nll(model, FORGET), "retain": lambda: _mean_nll(model, RETAIN)}
             )
             model.train()
-            (-_risk(model, rows)).backward()
+            (-_mean_nll(model, rows)).backward()
             slow["applied_gradient"] = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
             before = {n: p.detach().clone() for n, p in model.named_parameters()}
             monitor.step()
@@ -141,7 +141,7 @@ def test_a_loop_is_left_as_found(dropout_model: Any) -> None:
     model = dropout_model.train()
     model.transformer.h[0].eval()
     model.transformer.wpe.weight.requires_grad_(False)
-    _risk(model, FORGET).backward()
+    _mean_nll(model, FORGET).backward()
     before = {name: p.grad for name, p in model.named_parameters()}
     copies = {name: None if g is None else g.clone() for name, g in before.items()}
     modes, state = {m: m.training for m in model.modules()}, torch.random.get_rng_state()
@@ -177,7 +177,7 @@ def test_the_record_is_one_that_everything_reads(tmp_path: Path) -> None:
     run = monitor.run
     assert list(run.steps()["step"]) == [0, 2]
     steps, effects = run.steps(), run.g_effect().groupby("step")[["unlearn", "retain"]].sum()
-    assert (effects["unlearn"] > 0).all()  # it descends the forget risk
+    assert (effects["unlearn"] > 0).all()  # it descends the forget loss
     assert steps["forget_loss"].is_monotonic_decreasing
     predicted = -0.1 * effects["unlearn"].iloc[0]
     assert predicted < 0
@@ -265,7 +265,7 @@ def test_a_host_that_failed_leaves_its_model_to_another_callback(tmp_path: Path)
 
 def test_a_closed_monitor_writes_nothing(tmp_path: Path) -> None:
     with Monitor(llama(), FORGET, RETAIN, out=tmp_path / "run") as monitor:
-        _risk(monitor.model, FORGET).backward()
+        _mean_nll(monitor.model, FORGET).backward()
         monitor.step()
     with pytest.raises(GeffectError, match="monitor is closed"):
         monitor.step()
@@ -274,7 +274,7 @@ def test_a_closed_monitor_writes_nothing(tmp_path: Path) -> None:
 
 def test_a_monitor_that_was_never_opened_ends_nothing(tmp_path: Path) -> None:
     with Monitor(llama(), FORGET, RETAIN, out=tmp_path / "run") as monitor:
-        _risk(monitor.model, FORGET).backward()
+        _mean_nll(monitor.model, FORGET).backward()
         monitor.step()
     (tmp_path / "run" / "DONE").unlink()
     Monitor(llama(), FORGET, RETAIN, out=tmp_path / "run").close()
@@ -307,7 +307,7 @@ def test_a_monitor_can_follow_another_on_the_same_model() -> None:
     model = llama()
     for _ in range(2):
         with Monitor(model, FORGET, RETAIN) as monitor:
-            _risk(model, FORGET).backward()
+            _mean_nll(model, FORGET).backward()
             monitor.step()
         assert (monitor.path / "DONE").exists()
 
@@ -315,7 +315,7 @@ def test_a_monitor_can_follow_another_on_the_same_model() -> None:
 def test_a_loop_that_fails_is_not_finished(tmp_path: Path) -> None:
     model = llama()
     with pytest.raises(RuntimeError, match="broken"), Monitor(model, FORGET, RETAIN, out=tmp_path / "run") as monitor:
-        _risk(model, FORGET).backward()
+        _mean_nll(model, FORGET).backward()
         monitor.step()
         raise RuntimeError("broken")
     assert not (tmp_path / "run" / "DONE").exists()
@@ -359,7 +359,7 @@ def test_a_broken_loss_does_not_end_the_hosts_training() -> None:
     with torch.no_grad():
         model.lm_head.weight[0, 0] = math.nan
     with Monitor(model, FORGET, RETAIN) as monitor:
-        _risk(model, FORGET).backward()
+        _mean_nll(model, FORGET).backward()
         monitor.step()
     (line,) = read_lines(monitor.path)
     assert line["norm_forget"] is None
@@ -367,9 +367,11 @@ def test_a_broken_loss_does_not_end_the_hosts_training() -> None:
 
 def test_the_gram_is_that_of_rows_at_hand() -> None:
     model = llama()
-    rows = capture_gradients(model, {"forget": lambda: _risk(model, FORGET), "retain": lambda: _risk(model, RETAIN)})
+    rows = capture_gradients(
+        model, {"forget": lambda: _mean_nll(model, FORGET), "retain": lambda: _mean_nll(model, RETAIN)}
+    )
     with Monitor(model, FORGET, RETAIN) as monitor:
-        _risk(model, FORGET).backward()
+        _mean_nll(model, FORGET).backward()
         monitor.step()
     frame = read(monitor.path, "parameter")
     total = frame.groupby(["gradient", "other"])["inner"].sum()
@@ -421,7 +423,7 @@ def test_a_record_that_was_interrupted_is_not_taken_for_one_that_begins_again(tm
 def test_an_update_that_was_never_told_is_refused_at_the_next_step(every: int) -> None:
     model = llama()
     with Monitor(model, FORGET, RETAIN, update=True, every=every) as monitor:
-        _risk(model, FORGET).backward()
+        _mean_nll(model, FORGET).backward()
         monitor.step()
         with pytest.raises(GeffectError, match=r"updated\(\) was not called after step 0"):
             monitor.step()
@@ -431,7 +433,7 @@ def test_an_update_that_was_never_told_is_refused_at_the_end(tmp_path: Path) -> 
     model = llama()
     monitor = Monitor(model, FORGET, RETAIN, update=True, out=tmp_path / "run").open()
     for _ in range(2):
-        _risk(model, FORGET).backward()
+        _mean_nll(model, FORGET).backward()
         monitor.step()
         if monitor.steps == 1:
             monitor.updated()
@@ -446,7 +448,7 @@ def test_an_update_that_was_never_told_is_refused_at_the_end(tmp_path: Path) -> 
 def test_a_loop_that_fails_before_its_update_tells_its_own_error() -> None:
     model = llama()
     with pytest.raises(RuntimeError, match="broken"), Monitor(model, FORGET, RETAIN, update=True) as monitor:
-        _risk(model, FORGET).backward()
+        _mean_nll(model, FORGET).backward()
         monitor.step()
         raise RuntimeError("broken")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from geffect.core.forward import Outputs, forward
 from geffect.core.layers import trainable_parameters
 from geffect.errors import GeffectError
-from geffect.objectives.base import Counts, risk
+from geffect.objectives.base import Counts, mean_nll
 from geffect.objectives.registry import OBJECTIVES, make_objective
 from tests.support import oracles
 from tests.support.cases import llama
@@ -270,13 +270,13 @@ def test_a_directional_derivative_equals_finite_differences(text: str) -> None:
     assert (values[0] - values[1]) / (2 * step) == pytest.approx(slope, rel=1e-6)
 
 
-@pytest.mark.parametrize("text", [*PADDED, "risk"])
+@pytest.mark.parametrize("text", [*PADDED, "loss"])
 def test_padding_changes_nothing(text: str) -> None:
     world = make_world(llama)
 
     def loss(batches: Any) -> Tensor:
-        if text == "risk":
-            return risk(forward(world.model, batches["forget"]), Counts.of([batches["forget"]]))
+        if text == "loss":
+            return mean_nll(forward(world.model, batches["forget"]), Counts.of([batches["forget"]]))
         return world.loss(make_objective(text), batches)
 
     wide = padded(world.batches, 6)

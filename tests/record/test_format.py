@@ -28,7 +28,7 @@ def run(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("format") / "run"
     settings: dict[str, Any] = {"steps": 2, "save_every": 2, "prediction": 2, "overlap": 0.1, "standard_errors": True}
     return api.unlearn(
-        config(start, out, rectifier="gru", grad_accum_steps=2, stop="kept(share=0.01)", **settings)
+        config(start, out, rectifier="gru", grad_accum_steps=2, stop="accuracy(share=0.01)", **settings)
     ).path
 
 

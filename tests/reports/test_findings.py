@@ -58,7 +58,7 @@ def weights(size: int, rows: Numbers) -> Numbers:
 
 
 def steps(size: int, drawn: Iterator[list[Numbers]]) -> Iterator[dict[str, Numbers]]:
-    """Rows of a run as combinations of the pool's: GradDiff's objective, the two risks, GRU's and momentum's."""
+    """Rows of a run as combinations of the pool's: GradDiff's objective, the two losses, GRU's and momentum's."""
     momentum = np.zeros(size)
     for ascended, forget, descended, retain in drawn:
         objective = weights(size, descended) - weights(size, ascended)
@@ -114,8 +114,8 @@ def test_permuted_labels_show_nothing(pool: tuple[dict[str, Numbers], int]) -> N
     """Real gradients of rows of two kinds, their labels drawn anew at every step: twenty runs, one finding at most.
 
     The objective is GradDiff, whose only meaning is the label: rows labeled forget are ascended, rows labeled retain
-    descended. Both risks are measured on further rows of each label. Where labels say nothing about rows, swapping the
-    ascended and the descended batch is as likely as not, so every inner product of a risk with the objective is
+    descended. Both losses are measured on further rows of each label. Where labels say nothing about rows, swapping the
+    ascended and the descended batch is as likely as not, so every inner product of a loss with the objective is
     symmetric about zero: no conflict, no layer that carries it, no step at which it starts, nothing for GRU to remove.
     Labels are drawn at every step and not once a run, as any one split of eighty rows
     makes two sets that truly differ a little.

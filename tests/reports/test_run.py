@@ -87,7 +87,7 @@ def test_a_run_that_goes_on_is_read_as_far_as_it_has_come(runs: dict[str, Path],
 def test_a_rule_that_ended_a_run_is_told(runs: dict[str, Path], tmp_path: Path) -> None:
     copy = shutil.copytree(runs["none"], tmp_path / "copy")
     *before, last = read_lines(copy)
-    lines = [*before, last | {"stopped": {"rule": "kept", "reason": "heldout accuracy fell"}}]
+    lines = [*before, last | {"stopped": {"rule": "accuracy", "reason": "heldout accuracy fell"}}]
     (copy / STEPS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert geffect.Run(copy).summary()["stopped"] == "heldout accuracy fell"
 

@@ -190,7 +190,7 @@ def settings(verb: str, start: Path, out: Path) -> Any:
             evaluate_every=2,
             overlap=0.1,
             prediction=2,
-            save_rows=["retain"],
+            save_gradients=["retain"],
             learning_rate=1e-2,
         )
     if verb == "inspect":

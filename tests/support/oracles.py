@@ -20,7 +20,7 @@ def row_nll(model: Any, batch: Batch, row: int) -> Tensor:
     return torch.stack(picked)
 
 
-def risk(model: Any, batch: Batch) -> Tensor:
+def mean_nll(model: Any, batch: Batch) -> Tensor:
     """Σ NLL / count, an example at a time."""
     nlls = torch.cat([row_nll(model, batch, i) for i in range(len(batch["labels"]))])
     return nlls.sum() / len(nlls)

@@ -21,7 +21,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "max_grad_norm": 0.5,
         "overlap": 0.1,
         "prediction": 4,
-        "save_rows": ["retain_average"],
+        "save_gradients": ["retain_average"],
     },
     "dpo": AUTHORS | {"objective": "dpo + gd"},
     "kl": AUTHORS | {"objective": "ga + kl", "optimizer": "sgd", "weight_decay": 0.1},

@@ -38,7 +38,7 @@ def watched(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             mode="paper",
             max_grad_norm=1.0,
             warmup_steps=2,
-            save_rows=["objective", "forget", "retain", "retain_average", "rectified"],
+            save_gradients=["objective", "forget", "retain", "retain_average", "rectified"],
             forget="builtin:authors/forget[:9]",
         )
     ).path
@@ -121,7 +121,7 @@ def test_the_published_estimates_stand_at_every_evaluation(watched: Path) -> Non
 
 def test_saved_rows_are_the_gradients_of_the_record(watched: Path) -> None:
     gram = read(watched, by="parameter")
-    folder = watched / "rows" / "step-1"
+    folder = watched / "gradients" / "step-1"
     rows = {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
     assert set(rows) == {"objective", "forget", "retain", "retain_average", "rectified"}
     for a in rows:
@@ -191,7 +191,7 @@ def test_autocast_computes_in_bfloat16_and_keeps_float32_weights(start: Path, tm
     assert all(tensor.dtype == torch.float32 for tensor in _weights(runs[1]).values())
 
 
-def test_kept_dropout_thins_the_objective_and_not_the_risks(start: Path, tmp_path: Path) -> None:
+def test_kept_dropout_thins_the_objective_and_not_the_losses(start: Path, tmp_path: Path) -> None:
     runs = {
         keep: api.unlearn(
             config(start, tmp_path / str(keep), lora=2, lora_dropout=0.5, keep_dropout=keep, steps=1)

@@ -284,7 +284,7 @@ def test_a_run_that_ended_meanwhile_is_left_alone(start: Path, tmp_path: Path, m
 def test_who_is_refused_leaves_the_first_ones_rows(
     start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = config(start, tmp_path / "run", steps=1, save_rows=["objective"])
+    first = config(start, tmp_path / "run", steps=1, save_gradients=["objective"])
     second, begun = first.model_copy(update={"seed": 7}), api._start
 
     def beside_another(asked: Any) -> Any:
@@ -295,9 +295,9 @@ def test_who_is_refused_leaves_the_first_ones_rows(
 
     monkeypatch.setattr(api, "_start", beside_another)
     api.unlearn(first)
-    row = load_file(tmp_path / "run" / "rows" / "step-0" / "objective.safetensors")
+    row = load_file(tmp_path / "run" / "gradients" / "step-0" / "objective.safetensors")
     alone = api.unlearn(first.model_copy(update={"out": tmp_path / "alone"})).path
-    same = load_file(alone / "rows" / "step-0" / "objective.safetensors")
+    same = load_file(alone / "gradients" / "step-0" / "objective.safetensors")
     assert all(torch.equal(row[name], same[name]) for name in same)
 
 

@@ -26,7 +26,7 @@ from tests.conftest import SHAPE, Command, config
     [
         ({"objective": "ga + kl(on=general)"}, "needs a set for on=general. Name one with --general"),
         ({"standard_errors": True}, "--standard-errors needs two or more micro-batches a step"),
-        ({"save_rows": ["rectified"]}, "'none' has no gradient rectified to save"),
+        ({"save_gradients": ["rectified"]}, "'none' has no gradient rectified to save"),
         ({"evaluate": ["general"]}, "--evaluate general names no set of this run"),
         ({"evaluate": ["heldout"], "until_accuracy": 0.3}, "--until-accuracy needs the forget set evaluated"),
         ({"objective": "rmu(layer=9)"}, "no hidden state 9. Choose one from 0"),
@@ -52,7 +52,7 @@ def test_what_is_missing_or_unknown_is_named_and_nothing_is_left(
         {"overlap": 2},
         {"prediction": -1},
         {"mode": "papr"},
-        {"save_rows": ["update"]},
+        {"save_gradients": ["update"]},
         {"autocast": "float16"},
         {"keep_dropout": "maybe"},
         {"lora_dropout": 1},

@@ -69,8 +69,8 @@ def test_shards_make_the_run_of_one(name: str, two: Path, tied: Path, masks: Pat
         pd.testing.assert_series_equal(again, counted)
     for own, other in zip(read_lines(one), read_lines(two / name), strict=True):
         predictions: list[Any] = [line.get("prediction", {}) for line in (own, other)]
-        for risk, numbers in predictions[0].items():
-            assert predictions[1][risk] == pytest.approx(numbers, rel=1e-7)
+        for loss, numbers in predictions[0].items():
+            assert predictions[1][loss] == pytest.approx(numbers, rel=1e-7)
         assert other.get("clip", 1.0) == pytest.approx(own.get("clip", 1.0), rel=1e-7)
     _same_files(one, two / name)
 

@@ -107,7 +107,8 @@ def test_under_sgd_the_recorded_effects_predict_the_measured_change(start: Path,
 
 def test_free_rows_off_gives_the_same_record(start: Path, tmp_path: Path) -> None:
     runs = [
-        api.unlearn.run(config(start, tmp_path / str(free), steps=3), free_rows=free).path for free in (True, False)
+        api.unlearn.run(config(start, tmp_path / str(free), steps=3), reuse_gradients=free).path
+        for free in (True, False)
     ]
     _assert_same_run(runs[0], runs[1], 1e-5)
     gram = read(runs[1])

@@ -15,7 +15,7 @@ from geffect.reports.plots.style import NOTE, ONE_COLUMN, RUNS, STYLE, TWO_COLUM
 
 TARGETS = {"forget": r"$\nabla R_f$", "retain": r"$\nabla R_r$"}
 DIRECTIONS = {"objective": "-", "rectified": (0, (4, 1.5))}
-RISK: Look = {"c": "0.5"}
+LOSS: Look = {"c": "0.5"}
 MOST, ACROSS, SAME = 8, 4, 0.5  # planes, planes side by side, degrees between two angles that are one
 
 
@@ -83,7 +83,7 @@ def _furnish(axes: Axes, arrows: dict[str, Numbers], title: str) -> None:
         far = math.radians(90 + 0.7 * angle)  # off the retain gradient's own name
         axes.text(1.22 * math.cos(far), 1.22 * math.sin(far), "forgets\nand retains", ha="center", va="center", **NOTE)
     for row, name in TARGETS.items():
-        _arrow(axes, arrows[row], RISK, "-", 2)
+        _arrow(axes, arrows[row], LOSS, "-", 2)
         x, y = 1.22 * arrows[row]
         axes.text(x, y, name, ha="center", va="center", size=8)
     caption = f"gradients of the losses at {angle:.0f}°"
