@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PLACES = ("geffect", "docs", "README.md", "analysis")
-KINDS = {".py", ".md", ".html", ".css", ".js", ".yaml", ".toml", ".bib"}
+PLACES = ("geffect", "docs", "README.md", "CONTRIBUTING.md", "analysis", "figures/README.md", "notebooks")
+KINDS = {".py", ".md", ".ipynb", ".html", ".css", ".js", ".yaml", ".toml", ".bib"}
 STEMS = (
     "author|capital|categor|central|character|custom|emphas|equal|factor|final|general|initial|local|maxim|memor|minim|"
     "normal|optim|organ|parameter|penal|polar|quant|random|rational|real|recogn|regular|serial|special|stabil|standard|"
