@@ -1,7 +1,7 @@
 """How many digits of a loss, its gradient and a Gram survive float32: PyTorch's cross-entropy beside exact heads.
 
 ``python -m analysis.exact_heads --out figures/exact_heads [--real START DATA]``: without ``--real`` the errors of logit
-gradients over vocabularies and certainties; with it, those of the Gram of a model of its own on TOFU rows it knows.
+gradients over vocabularies and certainties; with it, those of the Gram of a model of its own on TOFU examples it knows.
 """
 
 import argparse
@@ -98,9 +98,9 @@ def gram_errors(start: Path, data: Path) -> pd.DataFrame:
             truth = _gradients(model, batches, oracle_mean_nll)
         for compute in dict.fromkeys((torch.float32, weights)):
             for name, loss in HEADS.items():
-                rows = _gradients(model.to(compute), batches, loss)
+                gradients = _gradients(model.to(compute), batches, loss)
                 found.append(
-                    {"weights": _name(weights), "computed in": _name(compute), "head": name} | _errors(rows, truth)
+                    {"weights": _name(weights), "computed in": _name(compute), "head": name} | _errors(gradients, truth)
                 )
     return pd.DataFrame(found)
 
@@ -146,31 +146,34 @@ def _gradients(model: Any, batches: Mapping[str, dict[str, Tensor]], loss: Loss)
     def closure(name: str) -> Callable[[], Tensor]:
         return lambda: loss(model, batches[name])
 
-    rows: dict[str, NamedTensors] = dict(capture_gradients(model, {name: closure(name) for name in batches}))
+    gradients: dict[str, NamedTensors] = dict(capture_gradients(model, {name: closure(name) for name in batches}))
     losses = {name: {"loss": closure(name)().detach()} for name in batches}
-    return {name: {key: each.double() for key, each in (row | losses[name]).items()} for name, row in rows.items()}
+    return {
+        name: {key: each.double() for key, each in (gradient | losses[name]).items()}
+        for name, gradient in gradients.items()
+    }
 
 
-def _errors(rows: Mapping[str, NamedTensors], truth: Mapping[str, NamedTensors]) -> dict[str, float]:
+def _errors(gradients: Mapping[str, NamedTensors], truth: Mapping[str, NamedTensors]) -> dict[str, float]:
     """|error| of ⟨a, b⟩ over ‖a‖‖b‖: of the whole, and in the worst tensor; the relative error of the losses."""
     names = [name for name in truth["forget"] if name != "loss"]
     worst, total = 0.0, 0.0
     for a, b in (("forget", "forget"), ("forget", "retain"), ("retain", "retain")):
         exact, sizes = _products(truth, a, b, names), _sizes(truth, a, names) * _sizes(truth, b, names)
-        error = _products(rows, a, b, names) - exact
+        error = _products(gradients, a, b, names) - exact
         worst = max(worst, float((error.abs() / sizes).max()))
         whole = _sizes(truth, a, names).norm() * _sizes(truth, b, names).norm()
         total = max(total, float(error.sum().abs() / whole))
-    losses = [float((rows[name]["loss"] / truth[name]["loss"] - 1).abs()) for name in truth]
+    losses = [float((gradients[name]["loss"] / truth[name]["loss"] - 1).abs()) for name in truth]
     return {"total": total, "worst tensor": worst, "loss, relative": max(losses)}
 
 
-def _products(rows: Mapping[str, NamedTensors], a: str, b: str, names: list[str]) -> Tensor:
-    return torch.stack([(rows[a][name] * rows[b][name]).sum() for name in names])
+def _products(gradients: Mapping[str, NamedTensors], a: str, b: str, names: list[str]) -> Tensor:
+    return torch.stack([(gradients[a][name] * gradients[b][name]).sum() for name in names])
 
 
-def _sizes(rows: Mapping[str, NamedTensors], a: str, names: list[str]) -> Tensor:
-    return torch.stack([rows[a][name].norm() for name in names])
+def _sizes(gradients: Mapping[str, NamedTensors], a: str, names: list[str]) -> Tensor:
+    return torch.stack([gradients[a][name].norm() for name in names])
 
 
 def _name(dtype: torch.dtype) -> str:

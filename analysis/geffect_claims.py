@@ -117,7 +117,7 @@ def npo(table: Frames, groups: Frames) -> Iterator[Claim]:
     yield Claim(
         "NPO's G-effects are smaller than GA's",
         "largest |e_u| of NPO, on GA's scale, below GA's",
-        f"NPO {sizes['NPO']:.4g} (a row's sum; {sizes['NPO'] / scale:.3g} over {scale:.1f}, their ratio at the start), "
+        f"NPO {sizes['NPO']:.4g} (an example's sum; {sizes['NPO'] / scale:.3g} over {scale:.1f}, the start's ratio), "
         f"GA {sizes['GA']:.4g} (a token's mean)",
         told(sizes["NPO"] / scale < sizes["GA"]),
     )
@@ -165,7 +165,7 @@ def rmu(ends: Mapping[str, Path]) -> Iterator[Claim]:
     last = {name: read_steps(path).iloc[-1] for name, path in ends.items()}
     losses = [row["forget_loss"] for row in last.values()]
     text = "; ".join(
-        f"{name}: forget {row['forget_loss']:.3g}, held {row['heldout_loss']:.3g}" for name, row in last.items()
+        f"{name}: forget {row['forget_loss']:.3g}, heldout {row['heldout_loss']:.3g}" for name, row in last.items()
     )
     yield Claim(
         "RMU is very sensitive to its layer and c",
@@ -195,7 +195,7 @@ def regularizers(table: Frames) -> Iterator[Claim]:
 
 
 def weights(points: pd.DataFrame) -> Iterator[Claim]:
-    """NPO's weights against its rows' PG-effects."""
+    """NPO's weights against its examples' PG-effects."""
     pooled, weight = points[points["step"] > 0], WEIGHTS[0]
     within = [float(rows[weight].rank().corr(rows["retain"].abs().rank())) for _, rows in pooled.groupby("step")]
     parts: dict[str, Any] = {
@@ -217,7 +217,7 @@ def weights(points: pd.DataFrame) -> Iterator[Claim]:
     small = float((pooled.loc[large, weight] < 0.2).mean())
     rest = float((pooled.loc[~large, weight] < 0.2).mean())
     yield Claim(
-        "NPO gives small weights to rows with a large unlearn PG-effect",
+        "NPO gives small weights to examples with a large unlearn PG-effect",
         "a larger share of w < 0.2 among the tenth with the largest |PG_un| than among the others",
         f"{small:.2f} against {rest:.2f}",
         told(small > rest),

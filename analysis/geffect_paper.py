@@ -111,7 +111,7 @@ def draw_planes(study: Study, found: Records, out: Path) -> None:
 
 
 def draw_points(found: Records, out: Path) -> None:
-    """Figure 5: NPO's weights by step, its rows' PG-effects by weight, and TNPO's G-effect."""
+    """Figure 5: NPO's weights by step, its examples' PG-effects by weight, and TNPO's G-effect."""
     from geffect.record.frames import read_points
     from geffect.reports import plots
 

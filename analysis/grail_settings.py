@@ -57,10 +57,12 @@ def REAL(data: str, runs: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         Settings of ``geffect finetune`` and of ``geffect unlearn``.
     """
     pairs = {
-        part: ",".join(f"knowundo:privacy/{split}/{part}{rows}" for split in ("unlearn", "retention"))
-        for part, rows in PARTS.items()
+        part: ",".join(f"knowundo:privacy/{split}/{part}{slice_}" for split in ("unlearn", "retention"))
+        for part, slice_ in PARTS.items()
     }
-    privacy = [f"knowundo:privacy/{s}/{part}{rows}" for s in ("unlearn", "retention") for part, rows in PARTS.items()]
+    privacy = [
+        f"knowundo:privacy/{s}/{part}{slice_}" for s in ("unlearn", "retention") for part, slice_ in PARTS.items()
+    ]
     copyright_ = [f"{DOMAINS['copyright']}/{s}/{part}" for s in ("unlearn", "retention") for part in PARTS]
     fitted = {
         "model": "smollm2",

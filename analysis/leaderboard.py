@@ -4,8 +4,8 @@
 
 The curves are those of ``analysis.trade_off``. What heldout authors' answers are worth where the forget loss comes to 3
 nats a token is read off between the two steps around it: the probability of heldout answers from the record, with
-intervals over rows and seeds, and model utility from the two checkpoints of a second run that ends there. A small model
-of 1.7 million parameters on generated text: what holds here need not hold elsewhere.
+intervals over examples and seeds, and model utility from the two checkpoints of a second run that ends there. A small
+model of 1.7 million parameters on generated text: what holds here need not hold elsewhere.
 """
 
 import json
@@ -89,7 +89,7 @@ def probabilities(paths: list[Path], level: float) -> Numbers | None:
 
 
 def interval(values: Numbers | None) -> dict[str, float]:
-    """Mean over seeds and rows, and its 95 % bootstrap interval, both drawn anew."""
+    """Mean over seeds and examples, and its 95 % bootstrap interval, both drawn anew."""
     if values is None:
         return {"mean": math.nan, "low": math.nan, "high": math.nan}
     numbers = values

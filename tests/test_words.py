@@ -39,8 +39,6 @@ SAY = {
 }
 # What stays, each for a reason: the names of other people's code, and quotations.
 EXCEPTIONS = {
-    ("analysis/benchmarks/memory.py", "memory row"): "the key of a finding in the recorded benchmarks",
-    ("analysis/benchmarks/table.py", "memory row"): "the key of a finding in the recorded benchmarks",
     ("geffect/rectifiers/gru.py", "moving_avg"): "the published script's name, beside ours",
     ("analysis/benchmarks/published.py", "moving_avg"): "the published script's name, beside ours",
 }

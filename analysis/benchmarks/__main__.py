@@ -34,7 +34,7 @@ def main(
     model: Annotated[list[str] | None, typer.Option(help=f"{', '.join(MODELS)} or any model; both by default")] = None,
     only: Annotated[list[str] | None, typer.Option(help=f"of {', '.join((*OF_MODELS, *ALONE, *LONG))}")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="of every variant")] = 5,
-    rows: Annotated[int, typer.Option(min=1, help="of each batch")] = 8,
+    examples: Annotated[int, typer.Option(min=1, help="of each batch")] = 8,
     data_dir: Annotated[Path | None, typer.Option(help="holds tofu/*.json; else the built-in authors")] = None,
     figures: Annotated[Path, typer.Option(help="where the picture of growth goes")] = FIGURES,
 ) -> None:
@@ -48,7 +48,9 @@ def main(
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         found = json.loads(json_file.read_text(encoding="utf-8")) if json_file and json_file.exists() else {}
-        for name, run in chosen(only or [*OF_MODELS, *ALONE], model or list(MODELS), repeats, rows, data_dir, figures):
+        for name, run in chosen(
+            only or [*OF_MODELS, *ALONE], model or list(MODELS), repeats, examples, data_dir, figures
+        ):
             own, seconds = run()
             found[name] = environment() | {"findings": [each.line() for each in own], "seconds": seconds}
             if json_file:
@@ -65,11 +67,13 @@ def main(
         if each.note:
             console.print(f"{each.key}, {each.model}: {each.note}", style="dim")
     console.print(f"{here['threads']} thread(s), {here['clock']}; medians, lowest and highest of repeats in brackets.")
-    console.print("The budgets are SmolLM2's, 8 + 8 rows; of a tiny model's step more is fixed costs. Published: GA's.")
+    console.print(
+        "The budgets are SmolLM2's, 8 + 8 examples; of a tiny model's step more is fixed costs. Published: GA's."
+    )
 
 
 def chosen(
-    only: list[str], models: list[str], repeats: int, rows: int, data_dir: Path | None, figures: Path
+    only: list[str], models: list[str], repeats: int, examples: int, data_dir: Path | None, figures: Path
 ) -> Iterator[tuple[str, Benchmark]]:
     """What is to be run, one after another.
 
@@ -77,7 +81,7 @@ def chosen(
         only: names of benchmarks.
         models: names in `MODELS`, or any spec.
         repeats: of every variant.
-        rows: of each batch.
+        examples: of each batch.
         data_dir: see `analysis.benchmarks.setting.make_setting`.
         figures: where pictures go.
 
@@ -95,10 +99,10 @@ def chosen(
         if name not in known:
             raise GeffectError(f"There is no {name!r} for --only", remedy=f"Choose one of {', '.join(known)}")
     for spec in (MODELS.get(each, each) for each in models):
-        held = make_setting(spec, rows, data_dir) if {"steps", "tokens"} & set(only) else None
+        held = make_setting(spec, examples, data_dir) if {"steps", "tokens"} & set(only) else None
         of_model: dict[str, Benchmark] = {
-            "memory": partial(memory.benchmark, spec, rows, min(repeats, 3), data_dir),
-            "localize": partial(localizing.benchmark, spec, rows, repeats),
+            "memory": partial(memory.benchmark, spec, examples, min(repeats, 3), data_dir),
+            "localize": partial(localizing.benchmark, spec, examples, repeats),
         }
         if held:
             of_model |= {

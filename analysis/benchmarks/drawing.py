@@ -12,9 +12,9 @@ from geffect.reports.plots.style import Figure, Look
 
 OURS, PLAIN = "geffect", "plain passes"
 LABELS = {
-    "tokens": "tokens a row",
+    "tokens": "tokens an example",
     "layers": "layers",
-    "rows": "rows of each batch",
+    "examples": "examples of each batch",
     "steps": "steps of a record, read",
     "checkpoints": "checkpoints inspected",
 }

@@ -1,4 +1,4 @@
-"""How cost grows: with tokens, layers and rows of a step, steps of a record, checkpoints inspected."""
+"""How cost grows: with tokens, layers and examples of a step, steps of a record, checkpoints inspected."""
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ VOCABULARY, TINY = 1600, "builtin:tiny-untrained"
 SIZES = {
     "tokens": (16, 32, 64, 128, 256),
     "layers": (2, 4, 8, 16),
-    "rows": (2, 4, 8, 16, 32),
+    "examples": (2, 4, 8, 16, 32),
     "steps": (25, 50, 100, 200, 400),
     "checkpoints": (1, 2, 4, 8),
 }
@@ -86,7 +86,7 @@ def _points(axis: str, sizes: Sequence[int], folder: Path) -> Points:
         return {Point(axis, size, OURS): (_reading if axis == "steps" else _inspecting)(size, folder) for size in sizes}
     found: Points = {}
     for size in sizes:
-        shape = {"tokens": 64, "layers": 6, "rows": 8} | {axis: size}
+        shape = {"tokens": 64, "layers": 6, "examples": 8} | {axis: size}
         setting = random_setting(**shape)
         found |= {
             Point(axis, size, OURS): _cleared(setting, setting.stepping("ga")),
@@ -95,13 +95,13 @@ def _points(axis: str, sizes: Sequence[int], folder: Path) -> Points:
     return found
 
 
-def random_setting(tokens: int, layers: int, rows: int) -> Setting:
-    """A Llama of the tiny model's width with random weights, and random rows of equal length.
+def random_setting(tokens: int, layers: int, examples: int) -> Setting:
+    """A Llama of the tiny model's width with random weights, and random examples of equal length.
 
     Args:
-        tokens: of every row.
+        tokens: of every example.
         layers: of the model.
-        rows: of each batch.
+        examples: of each batch.
 
     Returns:
         The setting.
@@ -110,7 +110,7 @@ def random_setting(tokens: int, layers: int, rows: int) -> Setting:
 
     shape = SHAPE | {"num_hidden_layers": layers, "vocab_size": VOCABULARY, "model_type": "llama"}
     generator = torch.Generator().manual_seed(0)
-    batches = {name: random_batch(VOCABULARY, rows, tokens, generator) for name in ("forget", "retain")}
+    batches = {name: random_batch(VOCABULARY, examples, tokens, generator) for name in ("forget", "retain")}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape)).eval()

@@ -16,18 +16,18 @@ from geffect.training.setup import prepare
 PARTS = ("unlearn", "retention")
 
 
-def passes(model: str, rows: int) -> dict[str, Callable[[], object]]:
-    """The passes alone, masks alone, and masks with mean gradients, over the same rows of the built-in domains.
+def passes(model: str, examples: int) -> dict[str, Callable[[], object]]:
+    """The passes alone, masks alone, and masks with mean gradients, over the same examples of the built-in domains.
 
     Args:
         model: a model spec.
-        rows: of each of the four sets.
+        examples: of each of the four sets.
 
     Returns:
         Name → what is timed.
     """
     domain = [
-        f"{name}=" + ",".join(f"builtin:domains/{name}/{part}/train[:{rows}]" for part in PARTS)
+        f"{name}=" + ",".join(f"builtin:domains/{name}/{part}/train[:{examples}]" for part in PARTS)
         for name in ("privacy", "copyright")
     ]
     config, loaded = LocalizeConfig.read(model=model, domain=domain, out="unused"), load_model(model)
@@ -51,18 +51,18 @@ def passes(model: str, rows: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def benchmark(model: str, rows: int, repeats: int) -> tuple[list[Finding], Seconds]:
+def benchmark(model: str, examples: int, repeats: int) -> tuple[list[Finding], Seconds]:
     """Time all three.
 
     Args:
         model: a model spec.
-        rows: of each of the four sets.
+        examples: of each of the four sets.
         repeats: of each.
 
     Returns:
         The finding, and the seconds it was made of.
     """
-    seconds = interleave(passes(model, rows), repeats, label=f"localization of {model}")
+    seconds = interleave(passes(model, examples), repeats, label=f"localization of {model}")
     masks = ratio(seconds, "masks only", "passes")
-    note = f"{rows} rows a set; masks alone: {masks.median:.2f} ×"
+    note = f"{examples} examples a set; masks alone: {masks.median:.2f} ×"
     return [Finding("localize", model, ratio(seconds, "localize", "passes"), note=note)], seconds

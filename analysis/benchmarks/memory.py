@@ -39,13 +39,13 @@ def watched() -> Iterator[list[int]]:
         thread.join()
 
 
-def measure(kind: str, model: str, rows: int, data_dir: Path | None = None) -> dict[str, float]:
+def measure(kind: str, model: str, examples: int, data_dir: Path | None = None) -> dict[str, float]:
     """Two steps of one kind in this process.
 
     Args:
         kind: one of `KINDS`.
         model: a model spec.
-        rows: of each batch.
+        examples: of each batch.
         data_dir: see `make_setting`.
 
     Returns:
@@ -55,7 +55,7 @@ def measure(kind: str, model: str, rows: int, data_dir: Path | None = None) -> d
     from analysis.benchmarks.setting import make_setting
     from geffect.core.layers import trainable_parameters
 
-    setting = make_setting(model, rows, data_dir)
+    setting = make_setting(model, examples, data_dir)
     made: dict[str, Callable[[], Callable[[], object]]] = {
         "plain": lambda: setting.plain("forget", "retain"),
         "ga": lambda: setting.stepping("ga"),
@@ -71,12 +71,12 @@ def measure(kind: str, model: str, rows: int, data_dir: Path | None = None) -> d
     return {"loaded": seen[0], "peak": seen[1], "gradient": gradient}
 
 
-def benchmark(model: str, rows: int, repeats: int, data_dir: Path | None = None) -> tuple[list[Finding], Seconds]:
+def benchmark(model: str, examples: int, repeats: int, data_dir: Path | None = None) -> tuple[list[Finding], Seconds]:
     """A process a kind, in turn.
 
     Args:
         model: a model spec.
-        rows: of each batch.
+        examples: of each batch.
         repeats: of each.
         data_dir: see `make_setting`.
 
@@ -87,7 +87,7 @@ def benchmark(model: str, rows: int, repeats: int, data_dir: Path | None = None)
     gradient, whole = 1.0, dict.fromkeys(KINDS, 0.0)
     for _ in range(repeats):
         for kind in KINDS:
-            command = [sys.executable, "-m", "analysis.benchmarks.memory", kind, model, str(rows)]
+            command = [sys.executable, "-m", "analysis.benchmarks.memory", kind, model, str(examples)]
             command += [str(data_dir)] if data_dir else []
             told = json.loads(
                 subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
@@ -101,7 +101,7 @@ def benchmark(model: str, rows: int, repeats: int, data_dir: Path | None = None)
     )
     return [
         Finding("memory", model, parts["ga"], parts["three backwards"], note),
-        Finding("memory row", model, extra, note=f"one gradient is {gradient / 1e6:.0f} MB"),
+        Finding("memory gradient", model, extra, note=f"one gradient is {gradient / 1e6:.0f} MB"),
     ], above
 
 
@@ -109,7 +109,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", metavar="KIND", choices=KINDS, help=", ".join(KINDS))
     parser.add_argument("model", metavar="MODEL", help="a model's name")
-    parser.add_argument("rows", metavar="ROWS", type=int, help="examples a batch")
+    parser.add_argument("examples", metavar="ROWS", type=int, help="examples a batch")
     parser.add_argument("data", metavar="DATA", nargs="?", type=Path, help="directory of the data sets")
     chosen = parser.parse_args()
-    print(json.dumps(measure(chosen.kind, chosen.model, chosen.rows, chosen.data)))
+    print(json.dumps(measure(chosen.kind, chosen.model, chosen.examples, chosen.data)))

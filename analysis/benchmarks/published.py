@@ -34,9 +34,9 @@ class ThreeBackwards:
     def __call__(self) -> None:
         """One call of the script, on one micro-batch of each set."""
         losses = {"forget": ("forget", 1.0), "objective": ("forget", -1.0), "retain": ("retain", 1.0)}
-        for row, (batch, sign) in losses.items():
+        for name, (batch, sign) in losses.items():
             (sign * self.setting.mean_nll(batch)).backward()
-            self._fold(self.averages[row])
+            self._fold(self.averages[name])
             self.setting.model.zero_grad()
 
     def _fold(self, average: Flat) -> None:
@@ -47,8 +47,8 @@ class ThreeBackwards:
         """⟨average of ∇R, average of ∇L⟩, a product a tensor."""
         objective = self.averages["objective"]
         return {
-            row: sum(float((objective[name] * g).sum()) for name, g in self.averages[row].items())
-            for row in ("forget", "retain")
+            target: sum(float((objective[key] * g).sum()) for key, g in self.averages[target].items())
+            for target in ("forget", "retain")
         }
 
 
@@ -86,8 +86,8 @@ class FlatProjection:
 def backward_per_sequence(setting: Setting, direction: Mapping[str, Tensor]) -> list[float]:
     """⟨∇ Σ −log p of each forget example, direction⟩, a forward and a backward pass each."""
     found = []
-    for row in range(len(setting.batches["forget"]["labels"])):
-        _nll(setting, row).sum().backward()
+    for example in range(len(setting.batches["forget"]["labels"])):
+        _nll(setting, example).sum().backward()
         found.append(_against(setting, direction))
     return found
 
@@ -110,11 +110,11 @@ def backward_per_token(setting: Setting, direction: Mapping[str, Tensor], most: 
     return found
 
 
-def _nll(setting: Setting, row: int) -> Tensor:
-    """One row's token NLLs, without the batch's padding."""
+def _nll(setting: Setting, example: int) -> Tensor:
+    """One example's token NLLs, without the batch's padding."""
     batch = setting.batches["forget"]
-    length = int(batch["attention_mask"][row].sum())
-    return forward(setting.model, {name: batch[name][row : row + 1, :length] for name in _INPUTS}).nll[0]
+    length = int(batch["attention_mask"][example].sum())
+    return forward(setting.model, {name: batch[name][example : example + 1, :length] for name in _INPUTS}).nll[0]
 
 
 _INPUTS = ("input_ids", "attention_mask", "labels")

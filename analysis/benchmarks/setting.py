@@ -43,9 +43,9 @@ class Setting:
         batch = self.batches[name]
         return mean_nll(forward(self.model, batch), Counts.of([batch]))
 
-    def of_random_rows(self, rows: int, tokens: int) -> "Setting":
+    def of_random_examples(self, examples: int, tokens: int) -> "Setting":
         """The same model with other forget examples: random ones of equal length, labeled throughout."""
-        forget = random_batch(self.model.config.vocab_size, rows, tokens, torch.Generator().manual_seed(0))
+        forget = random_batch(self.model.config.vocab_size, examples, tokens, torch.Generator().manual_seed(0))
         return replace(self, batches=self.batches | {"forget": forget})
 
     def clear(self) -> None:
@@ -88,18 +88,18 @@ class Setting:
         return passes
 
 
-def random_batch(vocabulary: int, rows: int, tokens: int, generator: torch.Generator) -> Batch:
-    """Random rows of equal length, labeled throughout."""
-    ids = torch.randint(vocabulary, (rows, tokens), generator=generator)
+def random_batch(vocabulary: int, examples: int, tokens: int, generator: torch.Generator) -> Batch:
+    """Random examples of equal length, labeled throughout."""
+    ids = torch.randint(vocabulary, (examples, tokens), generator=generator)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
 
-def make_setting(spec: str, rows: int = 8, data_dir: Path | None = None) -> Setting:
-    """Load a model and the first rows of two sets.
+def make_setting(spec: str, examples: int = 8, data_dir: Path | None = None) -> Setting:
+    """Load a model and the first examples of two sets.
 
     Args:
         spec: of the model.
-        rows: of each batch.
+        examples: of each batch.
         data_dir: where ``tofu/*.json`` lies; without it the built-in authors are used.
 
     Returns:
@@ -108,7 +108,7 @@ def make_setting(spec: str, rows: int = 8, data_dir: Path | None = None) -> Sett
     loaded = load_model(spec)
     batches = {}
     for name, source in (TOFU if data_dir else BUILT_IN).items():
-        encoded = encode_set(loaded.tokenizer, load_set(f"{source}[:{rows}]", data_dir))
+        encoded = encode_set(loaded.tokenizer, load_set(f"{source}[:{examples}]", data_dir))
         batches[name] = collate(encoded, pad_id_of(loaded.tokenizer))
     model = loaded.model.eval()
     with torch.no_grad():

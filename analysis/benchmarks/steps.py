@@ -24,7 +24,7 @@ def variants(setting: Setting) -> Variants:
         "bare": setting.stepping("ga", measure=False),
         "ga": setting.stepping("ga"),
         "gru": setting.stepping("ga", "gru", measure=False),
-        "gru rows": setting.stepping("ga", "gru"),
+        "gru diagnostics": setting.stepping("ga", "gru"),
         **ours,
         "three backwards": ThreeBackwards(setting),
         "flat projection": FlatProjection(setting),
@@ -48,7 +48,7 @@ def benchmark(setting: Setting, repeats: int) -> tuple[list[Finding], Seconds]:
         "bare": ("plain forget", None),
         "ga": ("plain", script),
         "gru": ("plain", flat),
-        "gru rows": ("gru", None),
+        "gru diagnostics": ("gru", None),
     }
     against |= {name: ("plain", script) for name in OBJECTIVES}
     found = [

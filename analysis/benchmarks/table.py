@@ -90,28 +90,34 @@ def read_findings(benchmarks: Mapping[str, Any]) -> list[Finding]:
 PLAIN = "against plain forward + backward of the same two batches"
 BUDGETS = {
     "bare": Budget("a GA step without any diagnostics, against plain forward + backward of its forget batch", None),
-    "ga": Budget(f"a GA step with rows objective, forget, retain, {PLAIN}", 1.10),
+    "ga": Budget(f"a GA step with the gradients objective, forget, retain, {PLAIN}", 1.10),
     "gru": Budget(f"a GA + GRU step without diagnostics, {PLAIN}", None),
-    "gru rows": Budget("a GA + GRU step, diagnostics on against off", 1.05),
-    "wga": Budget(f"a WGA step with all rows, {PLAIN} (floor 1.33 ×)", 1.45),
-    "npo": Budget(f"an NPO step with all rows, {PLAIN} (floor 1.33 ×)", 1.45),
-    "tnpo": Budget(f"a TNPO step with all rows, {PLAIN} (floor 1.33 ×)", 1.45),
+    "gru diagnostics": Budget("a GA + GRU step, diagnostics on against off", 1.05),
+    "wga": Budget(f"a WGA step with all gradients, {PLAIN} (floor 1.33 ×)", 1.45),
+    "npo": Budget(f"an NPO step with all gradients, {PLAIN} (floor 1.33 ×)", 1.45),
+    "tnpo": Budget(f"a TNPO step with all gradients, {PLAIN} (floor 1.33 ×)", 1.45),
     "every": Budget("a pure GA run diagnosed on every step, against one that is not: the retain pass too", None),
     "tenth": Budget("a pure GA run diagnosed on every tenth step, against one that is not", None),
-    "memory": Budget("peak memory of a GA step with its rows, against the plain one, above the loaded model", 1.15),
-    "memory row": Budget("peak memory of a further independent gradient (NPO's forget gradient)", 1.1, "gradients"),
+    "memory": Budget(
+        "peak memory of a GA step with its gradients, against the plain one, above the loaded model", 1.15
+    ),
+    "memory gradient": Budget(
+        "peak memory of a further independent gradient (NPO's forget gradient)", 1.1, "gradients"
+    ),
     "tokens": Budget("token effects of a batch over the whole model, against one forward pass", 5),
     "tokens by group": Budget("token effects of a batch in all five groups, against one forward pass", 16),
-    "tokens speed": Budget("token effects: times faster than a backward pass a token, rows alone", 100, at_least=True),
+    "tokens speed": Budget(
+        "token effects: times faster than a backward pass a token, examples alone", 100, at_least=True
+    ),
     "tokens speed long": Budget("the same of answers of 255 tokens", 100, at_least=True),
     "localize": Budget("localization of four sets (masks, Jaccard, mean gradients), against its passes alone", 1.2),
     "help": Budget("geffect --help (published: importing Trainer and peft alone)", 0.5, "s"),
     "record": Budget("reading a record of 5,000 SmolLM2 steps by group", 30, "s"),
     "record memory": Budget("peak memory of that", 1, "GB"),
     "compare": Budget("comparing eight runs, a run, against one alone", 1.1),
-    "growth, tokens": Budget("a GA step grows with tokens a row, to the power", None, ""),
+    "growth, tokens": Budget("a GA step grows with tokens an example, to the power", None, ""),
     "growth, layers": Budget("a GA step grows with layers, to the power", None, ""),
-    "growth, rows": Budget("a GA step grows with rows, to the power", None, ""),
+    "growth, examples": Budget("a GA step grows with examples, to the power", None, ""),
     "growth, steps": Budget("reading a record grows with its steps, to the power", None, ""),
     "growth, checkpoints": Budget("inspecting grows with checkpoints, to the power", None, ""),
     "demo first": Budget("geffect demo, the tiny model fitted first", 240, "s"),

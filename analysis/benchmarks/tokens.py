@@ -14,11 +14,11 @@ from geffect.core.layers import layout
 from geffect.core.token_effects import token_effects
 
 TIMED = 4  # tokens that are back-propagated one by one; the rest of the batch is extrapolated
-LONG = (2, 256)  # rows and tokens of the batch of long answers
+LONG = (2, 256)  # examples and tokens of the batch of long answers
 
 
 def variants(setting: Setting, direction: NamedTensors) -> dict[str, Callable[[], object]]:
-    """One forward pass, our effects of the forget batch's tokens, and those of rows and tokens by backward passes.
+    """One forward pass, our effects of the forget batch's tokens, and those of examples and tokens by backward passes.
 
     Args:
         setting: model and batches.
@@ -53,12 +53,12 @@ def benchmark(setting: Setting, repeats: int) -> tuple[list[Finding], Seconds]:
     Returns:
         The findings, and the seconds they were made of.
     """
-    direction, long = setting.direction(), setting.of_random_rows(*LONG)
+    direction, long = setting.direction(), setting.of_random_examples(*LONG)
     timed, of_long = variants(setting, direction), variants(long, direction)
     timed |= {f"{name}, long answers": of_long[name] for name in ("whole", "a backward a token")}
     seconds = interleave(timed, repeats, setting.clear, label=f"tokens of {setting.name}")
     sequence = ratio(seconds, "a backward a sequence", "forward")
-    note = "published: a backward pass a row, which tells rows apart, not tokens"
+    note = "published: a backward pass an example, which tells examples apart, not tokens"
     return [
         Finding("tokens", setting.name, ratio(seconds, "whole", "forward"), sequence, note),
         Finding("tokens by group", setting.name, ratio(seconds, "groups", "forward"), sequence, note),
@@ -72,5 +72,5 @@ def _faster(key: str, setting: Setting, seconds: Seconds, suffix: str) -> Findin
     timed = min(TIMED, labeled[0])
     found, scale = ratio(seconds, f"a backward a token{suffix}", f"whole{suffix}"), sum(labeled) / timed
     spread = StandardErrors(found.median * scale, found.low * scale, found.high * scale, found.repeats)
-    told = f"extrapolated to the batch's {sum(labeled)} labeled tokens from {timed} of its first row, run alone"
-    return Finding(key, setting.name, spread, note=f"{told}; {len(labeled)} rows")
+    told = f"extrapolated to the batch's {sum(labeled)} labeled tokens from {timed} of its first example, run alone"
+    return Finding(key, setting.name, spread, note=f"{told}; {len(labeled)} examples")

@@ -95,7 +95,7 @@ def synchronizations(place: Place) -> Numbers:
 
 def twice(place: Place) -> Numbers:
     """The same float32 step of NPO + GRU again."""
-    setting, grams = setting_of(llama("1b", torch.float32, place), rows=4, tokens=64), []
+    setting, grams = setting_of(llama("1b", torch.float32, place), examples=4, tokens=64), []
     for _ in range(2):
         found = setting.stepping("npo", "gru")().gram
         assert found is not None
@@ -108,11 +108,13 @@ def twice(place: Place) -> Numbers:
 def slabs(place: Place) -> Numbers:
     """All inner products of three gradients, by how many chunks are multiplied at once."""
     shapes = [(p.shape, p.dtype) for p in llama("1b", torch.bfloat16, place).parameters()]
-    rows = [[torch.randn(shape, dtype=dtype, device=place.device) for _ in range(3)] for shape, dtype in shapes]
+    gradients = [[torch.randn(shape, dtype=dtype, device=place.device) for _ in range(3)] for shape, dtype in shapes]
     found = {}
     for slab in SLABS:
         with mock.patch("geffect.core.gram.SLAB", slab):
-            found[f"slab of {slab}, s"] = Number(seconds_of(place, lambda: [inner_products(each) for each in rows], 1))
+            found[f"slab of {slab}, s"] = Number(
+                seconds_of(place, lambda: [inner_products(each) for each in gradients], 1)
+            )
     return found
 
 
@@ -156,7 +158,7 @@ def lora(place: Place) -> Numbers:
 
 def full(place: Place) -> Numbers:
     """A measured GA step of all weights with AdamW's own, fused."""
-    setting = setting_of(llama("8b", torch.bfloat16, place), rows=4)
+    setting = setting_of(llama("8b", torch.bfloat16, place), examples=4)
     optimizer = torch.optim.AdamW(setting.model.parameters(), lr=1e-5, fused=place.cuda)
     step = setting.stepping("ga")
 

@@ -63,13 +63,13 @@ def llama(size: str, dtype: torch.dtype, place: Place) -> Any:
         torch.set_default_dtype(before)
 
 
-def setting_of(model: Any, rows: int = 8, tokens: int = 100) -> Setting:
+def setting_of(model: Any, examples: int = 8, tokens: int = 100) -> Setting:
     """A model with one forget and one retain batch of random tokens; the second half of each carries loss.
 
     Args:
         model: the model; the batches lie where it does.
-        rows: of each batch.
-        tokens: a row.
+        examples: of each batch.
+        tokens: an example.
 
     Returns:
         The setting.
@@ -77,7 +77,7 @@ def setting_of(model: Any, rows: int = 8, tokens: int = 100) -> Setting:
     generator = torch.Generator().manual_seed(0)
     device, batches = next(model.parameters()).device, dict[str, Batch]()
     for name in ("forget", "retain"):
-        batch = random_batch(model.config.vocab_size, rows, tokens, generator)
+        batch = random_batch(model.config.vocab_size, examples, tokens, generator)
         batch["labels"] = batch["labels"].clone()
         batch["labels"][:, : tokens // 2] = IGNORE_INDEX
         batches[name] = {key: tensor.to(device) for key, tensor in batch.items()}

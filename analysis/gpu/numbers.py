@@ -93,7 +93,7 @@ def _three(place: Place, dtype: torch.dtype) -> tuple[Setting, Setting, Setting]
     """One model of the same weights, rounded to the dtype: in float64, on the CPU, and on the device."""
     model = load_model("builtin:tiny-untrained").model.eval().to(dtype)
     wide, other = copy.deepcopy(model).double(), copy.deepcopy(model).to(place.device)
-    truth, cpu, device = (setting_of(each, rows=4, tokens=32) for each in (wide, model, other))
+    truth, cpu, device = (setting_of(each, examples=4, tokens=32) for each in (wide, model, other))
     return truth, cpu, device
 
 

@@ -30,7 +30,7 @@ UNLEARN: dict[str, dict[str, Any]] = {
     "DPO": {"objective": "dpo"},
     "adversarial labels": {"objective": "adversarial"},
     "WTNPO, two micro-batches": {"objective": "wtnpo", **WINDOW},
-    "top-k overlap, prediction, saved rows": {
+    "top-k overlap, prediction, saved gradients": {
         "overlap": 0.1,
         "prediction": 4,
         "save_gradients": ["objective", "retain"],
@@ -84,8 +84,8 @@ def _loss_on_the_cpu(dtype: str) -> float:
     from geffect.models.scoring import compute_likelihood
 
     loaded = api.load_model(MODEL, dtype)
-    rows = encode_set(loaded.tokenizer, load_set(FORGET))
-    return compute_likelihood(loaded.model.cpu(), rows, pad_id_of(loaded.tokenizer)).loss
+    examples = encode_set(loaded.tokenizer, load_set(FORGET))
+    return compute_likelihood(loaded.model.cpu(), examples, pad_id_of(loaded.tokenizer)).loss
 
 
 def _recorded(path: Path) -> dict[str, Number]:

@@ -32,12 +32,12 @@ from tests.support.steps import make_batches
 UNTRAINED = "builtin:tiny-untrained"
 DESIGN = [
     "ga",
-    "gru rows",
+    "gru diagnostics",
     "wga",
     "npo",
     "tnpo",
     "memory",
-    "memory row",
+    "memory gradient",
     "tokens",
     "tokens by group",
     "tokens speed",
@@ -103,7 +103,17 @@ def test_a_plain_step_is_the_sum_of_both_gradients(setting: Setting) -> None:
 
 def test_steps_and_tokens_have_their_findings(setting: Setting) -> None:
     found, seconds = steps.benchmark(setting, 1)
-    assert {each.key for each in found} >= {"bare", "ga", "gru", "gru rows", "wga", "npo", "tnpo", "every", "tenth"}
+    assert {each.key for each in found} >= {
+        "bare",
+        "ga",
+        "gru",
+        "gru diagnostics",
+        "wga",
+        "npo",
+        "tnpo",
+        "every",
+        "tenth",
+    }
     assert all(len(each) == 1 for each in seconds.values())
     assert {each.key: each.published is not None for each in found}["ga"]
     told, _ = tokens.benchmark(setting, 1)
@@ -175,7 +185,7 @@ def test_steps_of_other_rows_lie_in_one_frame(tmp_path: Path) -> None:
 
 
 def test_growth_is_fitted_and_drawn(tmp_path: Path) -> None:
-    sizes = {"tokens": (4, 8), "layers": (1, 2), "rows": (1, 2), "steps": (2, 4)}
+    sizes = {"tokens": (4, 8), "layers": (1, 2), "examples": (1, 2), "steps": (2, 4)}
     found, _ = growth.benchmark(1, tmp_path, sizes)
     assert [each.key for each in found] == [f"growth, {axis}" for axis in sizes]
     frame = pd.read_csv(tmp_path / "growth.csv")
