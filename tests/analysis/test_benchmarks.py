@@ -163,18 +163,18 @@ def test_a_synthetic_record_is_one_of_ours(tmp_path: Path) -> None:
     assert float(first["inner"].sum()) == pytest.approx(own, rel=1e-8)
 
 
-def test_steps_of_other_rows_lie_in_one_frame(tmp_path: Path) -> None:
+def test_steps_of_other_gradients_lie_in_one_frame(tmp_path: Path) -> None:
     layout = Layout({"a": "embed", "b": "block_0"}, {"a": 1, "b": 1}, 1)
-    rows = (("forget", "retain"), ("forget",), ("forget",), ("forget", "retain"))
+    names_by_step = (("forget", "retain"), ("forget",), ("forget",), ("forget", "retain"))
     with RunDirectory(tmp_path / "run") as run:
         run.create({}, {"parameters": layout_to_json(layout)})
-        for step, names in enumerate(rows):
+        for step, names in enumerate(names_by_step):
             values = {name: torch.full((len(names),) * 2, step + i, dtype=torch.float64) for i, name in enumerate("ab")}
             run.append({"step": step, "gram": Gram(names, values)})
     frame = read(tmp_path / "run", by="parameter")
     expected = [
         (step, parameter, row, other, step + i)
-        for step, names in enumerate(rows)
+        for step, names in enumerate(names_by_step)
         for i, parameter in enumerate("ab")
         for k, row in enumerate(names)
         for other in names[k:]
@@ -202,9 +202,9 @@ def command_line(*arguments: Any) -> Any:
 
 def test_the_command_keeps_what_its_file_holds(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
-    told = command_line("--json", file, "--model", UNTRAINED, "--only", "tokens", "--repeats", 1, "--rows", 2)
+    told = command_line("--json", file, "--model", UNTRAINED, "--only", "tokens", "--repeats", 1, "--examples", 2)
     assert told.exit_code == 0, told.output
-    more = command_line("--json", file, "--model", UNTRAINED, "--only", "localize", "--repeats", 1, "--rows", 2)
+    more = command_line("--json", file, "--model", UNTRAINED, "--only", "localize", "--repeats", 1, "--examples", 2)
     assert more.exit_code == 0, more.output
     found = json.loads(file.read_text())
     assert list(found) == [f"tokens, {UNTRAINED}", f"localize, {UNTRAINED}"]
