@@ -1,12 +1,15 @@
 """What several tests share: small starts, made once a session, and the command line."""
 
 import contextlib
+import gc
 import io
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,33 @@ SHAPE = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
 }
+LONGEST = "test_readme.py"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: files are shared out whole, and nobody waits for a long one at the end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Long files first, since files are shared out whole: those with slow tests, then those that train a model."""
+    selected = [item for item in items if not item.get_closest_marker("exhaustive")]
+    slow = {item.path for item in selected if item.get_closest_marker("slow")}
+    trains = {item.path for item in selected if {"start", "known"} & set(getattr(item, "fixturenames", ()))}
+    items.sort(key=lambda item: (item.path.name != LONGEST, item.path not in slow, item.path not in trains))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen_modules() -> None:
+    """Hide from garbage collection what is imported: every training run collects, over all that half a second."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _built_in_sets() -> Iterator[None]:
+    """Generate every built-in set once a process; each reader has a copy of its own."""
+    from geffect.data.load import BUILTIN
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, generate in BUILTIN.items():
+            patch.setitem(BUILTIN, name, lambda generate=cache(generate): deepcopy(generate()))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -31,14 +31,16 @@ from tests.support.rows import made_rows, padded
 FORGET, RETAIN = made_rows([7, 5], 0), made_rows([6, 14], 1)
 STATES = ("python", "numpy", "torch", "threads", "modes", "warnings", "place", "logging", "state_dict")
 KINDS = ("plain", "lora", "checkpointing")
-each_host = [pytest.mark.parametrize("kind", KINDS), pytest.mark.parametrize("name", ARCHITECTURES)]
 
 
-def each(test: Any) -> Any:
-    """A slow test of every architecture, kind by kind."""
-    for mark in (*each_host, pytest.mark.slow):
-        test = mark(test)
-    return test
+def hosts(turn: int) -> Any:
+    """Every architecture, and of each another kind in each turn; all kinds in ``make test-all``."""
+    pairs = [
+        pytest.param(name, kind, marks=[] if (i + k) % len(KINDS) == turn else pytest.mark.exhaustive)
+        for i, name in enumerate(ARCHITECTURES)
+        for k, kind in enumerate(KINDS)
+    ]
+    return pytest.mark.parametrize(("name", "kind"), pairs)
 
 
 def _loss(model: Any) -> Tensor:
@@ -77,7 +79,8 @@ def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@each
+@pytest.mark.slow
+@hosts(0)
 def test_a_monitored_loop_is_left_as_found(name: str, kind: str) -> None:
     model = make_host(name, kind)
     alone = make_host(name, kind)
@@ -86,7 +89,8 @@ def test_a_monitored_loop_is_left_as_found(name: str, kind: str) -> None:
     assert _equal(_ends(model), _ends(alone))
 
 
-@each
+@pytest.mark.slow
+@hosts(1)
 def test_a_trainer_with_a_callback_is_left_as_found(name: str, kind: str, tmp_path: Path) -> None:
     ends: list[dict[str, Any]] = []
     for monitored in (False, True):
@@ -116,7 +120,8 @@ def test_a_trainer_with_a_callback_is_left_as_found(name: str, kind: str, tmp_pa
     assert differences(*ends) == []
 
 
-@each
+@pytest.mark.slow
+@hosts(2)
 def test_an_inspection_leaves_checkpoints_models_and_the_process(
     name: str, kind: str, start: Path, tmp_path: Path
 ) -> None:
