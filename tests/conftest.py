@@ -47,9 +47,10 @@ def _built_in_sets() -> Iterator[None]:
     """Generate every built-in set once a process; each reader has a copy of its own."""
     from geffect.data.load import BUILTIN
 
+    made = {name: cache(generate) for name, generate in BUILTIN.items()}
     with pytest.MonkeyPatch.context() as patch:
-        for name, generate in BUILTIN.items():
-            patch.setitem(BUILTIN, name, lambda generate=cache(generate): deepcopy(generate()))
+        for name in made:
+            patch.setitem(BUILTIN, name, lambda name=name: deepcopy(made[name]()))
         yield
 
 

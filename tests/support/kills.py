@@ -30,7 +30,7 @@ from geffect.record.schema import CONFIG, DONE
 SETTINGS: dict[str, Any] = {
     "objective": "npo(beta=0.5) + 0.5*gd + kl",
     "rectifier": "gru(space=both)",
-    "steps": 9,
+    "steps": 6,
     "batch_size": 2,
     "grad_accum_steps": 2,
     "forget": "builtin:authors/forget[:11]",
