@@ -6,10 +6,11 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,19 @@ def own_cache(shared_folder: Path) -> Iterator[None]:
 def exhaustive(*values: Any) -> Any:
     """Values of a parameter that only ``make test-all`` runs."""
     return pytest.param(*values, marks=pytest.mark.exhaustive)
+
+
+def sweep(period: int, *, turn: int = 0, **values: Iterable[Any]) -> pytest.MarkDecorator:
+    """Every combination of the values of some parameters, of which ``make test`` runs every ``period``-th.
+
+    Two parameters meet in each pair of their values where another one has ``period`` values or more. Tests that take
+    other turns run other combinations.
+    """
+    combinations = product(*(enumerate(each) for each in values.values()))
+    placed = [tuple(zip(*combination, strict=True)) for combination in combinations]
+    return pytest.mark.parametrize(
+        list(values), [chosen if sum(indices) % period == turn else exhaustive(*chosen) for indices, chosen in placed]
+    )
 
 
 def config(start: Path, out: Path, **changes: Any) -> UnlearnConfig:

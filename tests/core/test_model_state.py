@@ -24,6 +24,7 @@ from geffect.monitoring.callback import Callback
 from geffect.monitoring.monitor import Monitor
 from geffect.record.reader import read_lines
 from geffect.training.trainer import set_mode
+from tests.conftest import sweep
 from tests.support.cases import llama
 from tests.support.hosts import ARCHITECTURES, VOCABULARY, differences, everything, make_host
 from tests.support.rows import made_rows, padded
@@ -31,16 +32,6 @@ from tests.support.rows import made_rows, padded
 FORGET, RETAIN = made_rows([7, 5], 0), made_rows([6, 14], 1)
 STATES = ("python", "numpy", "torch", "threads", "modes", "warnings", "place", "logging", "state_dict")
 KINDS = ("plain", "lora", "checkpointing")
-
-
-def hosts(turn: int) -> Any:
-    """Every architecture, and of each another kind in each turn; all kinds in ``make test-all``."""
-    pairs = [
-        pytest.param(name, kind, marks=[] if (i + k) % len(KINDS) == turn else pytest.mark.exhaustive)
-        for i, name in enumerate(ARCHITECTURES)
-        for k, kind in enumerate(KINDS)
-    ]
-    return pytest.mark.parametrize(("name", "kind"), pairs)
 
 
 def _loss(model: Any) -> Tensor:
@@ -80,7 +71,7 @@ def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.slow
-@hosts(0)
+@sweep(3, turn=0, name=ARCHITECTURES, kind=KINDS)
 def test_a_monitored_loop_is_left_as_found(name: str, kind: str) -> None:
     model = make_host(name, kind)
     alone = make_host(name, kind)
@@ -90,7 +81,7 @@ def test_a_monitored_loop_is_left_as_found(name: str, kind: str) -> None:
 
 
 @pytest.mark.slow
-@hosts(1)
+@sweep(3, turn=1, name=ARCHITECTURES, kind=KINDS)
 def test_a_trainer_with_a_callback_is_left_as_found(name: str, kind: str, tmp_path: Path) -> None:
     ends: list[dict[str, Any]] = []
     for monitored in (False, True):
@@ -121,7 +112,7 @@ def test_a_trainer_with_a_callback_is_left_as_found(name: str, kind: str, tmp_pa
 
 
 @pytest.mark.slow
-@hosts(2)
+@sweep(3, turn=2, name=ARCHITECTURES, kind=KINDS)
 def test_an_inspection_leaves_checkpoints_models_and_the_process(
     name: str, kind: str, start: Path, tmp_path: Path
 ) -> None:

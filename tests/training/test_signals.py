@@ -101,9 +101,15 @@ def test_a_hosts_own_handler_is_left_in_place(own: list[int]) -> None:
     assert own == [signal.SIGTERM]
 
 
+@pytest.fixture(scope="module")
+def whole(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is left alone."""
+    return api.unlearn(config(start, tmp_path_factory.mktemp("whole") / "run", steps=3, save_every=0)).path
+
+
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_a_run_stops_after_its_step_and_is_resumed(
-    start: Path, tmp_path: Path, signum: signal.Signals, monkeypatch: pytest.MonkeyPatch
+    start: Path, whole: Path, tmp_path: Path, signum: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real signal in the middle of the run; the record and the weights are those of a run left alone."""
     chosen = config(start, tmp_path / "run", steps=3, save_every=0)
@@ -112,7 +118,6 @@ def test_a_run_stops_after_its_step_and_is_resumed(
         api.unlearn(chosen)
     assert stopped.value.exit_code == CODES[signum]
     api.unlearn(chosen, resume=True)
-    whole = api.unlearn(chosen.model_copy(update={"out": tmp_path / "whole"})).path
     assert _record(tmp_path / "run") == _record(whole)
 
 
@@ -134,12 +139,17 @@ def _record(run: Path) -> tuple[list[dict[str, Any]], bytes]:
     return lines, weights.read_bytes()
 
 
+@pytest.fixture(scope="module")
+def saved(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a checkpoint at every step."""
+    return api.unlearn(config(start, tmp_path_factory.mktemp("saved") / "run", steps=2, save_every=1)).path
+
+
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_an_inspection_that_is_stopped_keeps_its_checkpoints(
-    start: Path, tmp_path: Path, signum: signal.Signals, monkeypatch: pytest.MonkeyPatch
+    saved: Path, tmp_path: Path, signum: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = api.unlearn(config(start, tmp_path / "run", steps=2, save_every=1)).path
-    chosen = InspectConfig.read(None, checkpoints=[str(run)], out=tmp_path / "seen")
+    chosen = InspectConfig.read(None, checkpoints=[str(saved)], out=tmp_path / "seen")
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="checkpoints before it are kept") as stopped:
         _raise_at_line(1, signum, patch)
         api.inspect(chosen)
