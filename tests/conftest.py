@@ -25,7 +25,7 @@ SHAPE = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
 }
-LONGEST = "test_readme.py"
+FIRST = ("test_readme.py", "test_notebooks.py")  # each begins with the fit of one built-in model, at the same time
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,7 +33,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     selected = [item for item in items if not item.get_closest_marker("exhaustive")]
     slow = {item.path for item in selected if item.get_closest_marker("slow")}
     trains = {item.path for item in selected if {"start", "known"} & set(getattr(item, "fixturenames", ()))}
-    items.sort(key=lambda item: (item.path.name != LONGEST, item.path not in slow, item.path not in trains))
+
+    def place(item: pytest.Item) -> tuple[int, bool, bool]:
+        first = FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST)
+        return first, item.path not in slow, item.path not in trains
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from geffect.api import builtin_tiny
 from geffect.cli.main import app
 from geffect.record.frames import read_steps
 
@@ -51,13 +52,15 @@ def _words(text: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory for all of it; meanwhile the other built-in model is fitted for the notebooks."""
     path = tmp_path_factory.mktemp("readme")
+    builtin_tiny("builtin:tiny-domains")
     with contextlib.chdir(path):
         yield path
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("shown", _blocks(), ids=lambda shown: shown.source.split("\n")[0])
 def test_readme_prints_what_it_shows(shown: Shown, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
