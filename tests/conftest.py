@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -55,9 +55,13 @@ def _built_in_sets() -> Iterator[None]:
 
     made = {name: cache(generate) for name, generate in BUILTIN.items()}
     with pytest.MonkeyPatch.context() as patch:
-        for name in made:
-            patch.setitem(BUILTIN, name, lambda name=name: deepcopy(made[name]()))
+        for name, generate in made.items():
+            patch.setitem(BUILTIN, name, partial(_copy_of, generate))
         yield
+
+
+def _copy_of(generate: Callable[[], Any]) -> Any:
+    return deepcopy(generate())
 
 
 @pytest.fixture(autouse=True)

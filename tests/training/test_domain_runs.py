@@ -140,7 +140,7 @@ def test_localizing_twice_is_the_same_and_another_seed_is_not(localized: Path, s
 @pytest.mark.parametrize("labels", ["true", "corrupted"])
 @pytest.mark.parametrize("importance", ["mean_square", "zscore"])
 def test_every_importance_and_labeling_localizes(labels: str, importance: str, start: Path, tmp_path: Path) -> None:
-    draws = {"draws": 2} if labels == "corrupted" else {}
+    draws: dict[str, Any] = {"draws": 2} if labels == "corrupted" else {}
     path = _localize(
         start,
         tmp_path / "masks",
