@@ -25,7 +25,7 @@ SHAPE = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
 }
-FIRST = ("test_readme.py", "test_notebooks.py")  # each begins with the fit of one built-in model, at the same time
+FIRST = ("test_readme.py", "test_builtin.py")  # each begins with the fit of one built-in model, at the same time
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from geffect.api import builtin_tiny
 from geffect.cli.main import app
 from geffect.record.frames import read_steps
 
@@ -52,9 +51,7 @@ def _words(text: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory for all of it; meanwhile the other built-in model is fitted for the notebooks."""
     path = tmp_path_factory.mktemp("readme")
-    builtin_tiny("builtin:tiny-domains")
     with contextlib.chdir(path):
         yield path
 
