@@ -13,4 +13,4 @@ from geffect.models.builtin import BUILT_IN
 def test_the_model_of_the_domains_knows_its_sets() -> None:
     name = "builtin:tiny-domains"
     end = json.loads((builtin_tiny(name) / "metrics.json").read_text(encoding="utf-8"))["end"]
-    assert {spec for spec in BUILT_IN[name].sets if end[spec]["accuracy"] > 0.99} == set(BUILT_IN[name].sets)
+    assert {spec for spec in BUILT_IN[name].sets if end[spec]["accuracy"] > 0.95} == set(BUILT_IN[name].sets)
