@@ -1,12 +1,16 @@
 """What several tests share: small starts, made once a session, and the command line."""
 
 import contextlib
+import gc
 import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +25,43 @@ SHAPE = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
 }
+FIRST = ("test_readme.py", "test_builtin.py")  # each begins with the fit of one built-in model, at the same time
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: files are shared out whole, and nobody waits for a long one at the end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Long files first, since files are shared out whole: those with slow tests, then those that train a model."""
+    selected = [item for item in items if not item.get_closest_marker("exhaustive")]
+    slow = {item.path for item in selected if item.get_closest_marker("slow")}
+    trains = {item.path for item in selected if {"start", "known"} & set(getattr(item, "fixturenames", ()))}
+
+    def place(item: pytest.Item) -> tuple[int, bool, bool]:
+        first = FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST)
+        return first, item.path not in slow, item.path not in trains
+
+    items.sort(key=place)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen_modules() -> None:
+    """Hide from garbage collection what is imported: every training run collects, over all that half a second."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _built_in_sets() -> Iterator[None]:
+    """Generate every built-in set once a process; each reader has a copy of its own."""
+    from geffect.data.load import BUILTIN
+
+    made = {name: cache(generate) for name, generate in BUILTIN.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, generate in made.items():
+            patch.setitem(BUILTIN, name, partial(_copy_of, generate))
+        yield
+
+
+def _copy_of(generate: Callable[[], Any]) -> Any:
+    return deepcopy(generate())
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +162,19 @@ def own_cache(shared_folder: Path) -> Iterator[None]:
 def exhaustive(*values: Any) -> Any:
     """Values of a parameter that only ``make test-all`` runs."""
     return pytest.param(*values, marks=pytest.mark.exhaustive)
+
+
+def sweep(period: int, *, turn: int = 0, **values: Iterable[Any]) -> pytest.MarkDecorator:
+    """Every combination of the values of some parameters, of which ``make test`` runs every ``period``-th.
+
+    Two parameters meet in each pair of their values where another one has ``period`` values or more. Tests that take
+    other turns run other combinations.
+    """
+    combinations = product(*(enumerate(each) for each in values.values()))
+    placed = [tuple(zip(*combination, strict=True)) for combination in combinations]
+    return pytest.mark.parametrize(
+        list(values), [chosen if sum(indices) % period == turn else exhaustive(*chosen) for indices, chosen in placed]
+    )
 
 
 def config(start: Path, out: Path, **changes: Any) -> UnlearnConfig:

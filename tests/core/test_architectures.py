@@ -16,6 +16,7 @@ from geffect.core.gram import Gram, inner_products
 from geffect.core.layers import find_tied_weights, layout, split_layout, trainable_parameters
 from geffect.models.load import quiet_transformers
 from geffect.objectives.base import Counts, mean_nll
+from tests.conftest import sweep
 from tests.support import oracles
 from tests.support.architecture_tables import TABLES, UNUSUAL
 from tests.support.architectures import FAMILIES, make, make_unusual
@@ -84,8 +85,7 @@ def test_a_step_on_blocks_that_share_a_tensor_is_that_of_flattened_gradients() -
         assert (found[1:, 1:] - expected).abs().max() <= 1e-5 * whole.diagonal().max(), layer
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@sweep(2, family=FAMILIES, tied=[False, True])
 def test_groups_sum_to_the_totals_and_ties_to_their_whole(family: str, tied: bool) -> None:
     model = make(family, tied=tied)
     forget, retain = make_batch(LENGTHS, seed=1), make_batch(LENGTHS, seed=2)

@@ -24,6 +24,7 @@ from geffect.monitoring.callback import Callback
 from geffect.monitoring.monitor import Monitor
 from geffect.record.reader import read_lines
 from geffect.training.trainer import set_mode
+from tests.conftest import sweep
 from tests.support.cases import llama
 from tests.support.hosts import ARCHITECTURES, VOCABULARY, differences, everything, make_host
 from tests.support.rows import made_rows, padded
@@ -31,14 +32,6 @@ from tests.support.rows import made_rows, padded
 FORGET, RETAIN = made_rows([7, 5], 0), made_rows([6, 14], 1)
 STATES = ("python", "numpy", "torch", "threads", "modes", "warnings", "place", "logging", "state_dict")
 KINDS = ("plain", "lora", "checkpointing")
-each_host = [pytest.mark.parametrize("kind", KINDS), pytest.mark.parametrize("name", ARCHITECTURES)]
-
-
-def each(test: Any) -> Any:
-    """A slow test of every architecture, kind by kind."""
-    for mark in (*each_host, pytest.mark.slow):
-        test = mark(test)
-    return test
 
 
 def _loss(model: Any) -> Tensor:
@@ -77,7 +70,8 @@ def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@each
+@pytest.mark.slow
+@sweep(3, turn=0, name=ARCHITECTURES, kind=KINDS)
 def test_a_monitored_loop_is_left_as_found(name: str, kind: str) -> None:
     model = make_host(name, kind)
     alone = make_host(name, kind)
@@ -86,7 +80,8 @@ def test_a_monitored_loop_is_left_as_found(name: str, kind: str) -> None:
     assert _equal(_ends(model), _ends(alone))
 
 
-@each
+@pytest.mark.slow
+@sweep(3, turn=1, name=ARCHITECTURES, kind=KINDS)
 def test_a_trainer_with_a_callback_is_left_as_found(name: str, kind: str, tmp_path: Path) -> None:
     ends: list[dict[str, Any]] = []
     for monitored in (False, True):
@@ -116,7 +111,8 @@ def test_a_trainer_with_a_callback_is_left_as_found(name: str, kind: str, tmp_pa
     assert differences(*ends) == []
 
 
-@each
+@pytest.mark.slow
+@sweep(3, turn=2, name=ARCHITECTURES, kind=KINDS)
 def test_an_inspection_leaves_checkpoints_models_and_the_process(
     name: str, kind: str, start: Path, tmp_path: Path
 ) -> None:

@@ -7,11 +7,6 @@ import pytest
 from tests.support.fuzz import KINDS, World, trial
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("fuzz"))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_garbled_input_ends_well_or_in_one_line_and_no_file_is_lost(kind: str, world: World) -> None:
     ends = [trial(world, kind, seed) for seed in range(12)]

@@ -17,6 +17,7 @@ from geffect.objectives.registry import make_objective
 from geffect.rectifiers.grail import GRAIL
 from geffect.rectifiers.memflex import MemFlex
 from geffect.rectifiers.registry import make_freezing, make_rectifier
+from tests.conftest import sweep
 from tests.support import oracles
 from tests.support.cases import CASES, make_batch
 from tests.support.properties import assert_gram_close, assert_rows_close
@@ -77,9 +78,7 @@ def _kept(mask: Tensor | None, tensor: Tensor) -> Tensor:
     return tensor if mask is None else tensor * (~mask)
 
 
-@pytest.mark.parametrize("size", [4, 2])
-@pytest.mark.parametrize("freezing", FREEZINGS)
-@pytest.mark.parametrize("text", OBJECTIVES)
+@sweep(2, text=OBJECTIVES, freezing=FREEZINGS, size=[4, 2])
 def test_each_mask_meets_the_gradients_it_belongs_to(text: str, freezing: str, size: int) -> None:
     model, reference = CASES["llama"](), _reference(None)
     batches, frozen = make_batches(model), _frozen(model, freezing)
@@ -145,10 +144,7 @@ def _optimizer(name: str, model: Any) -> Any:
     return cls(list(trainable_parameters(model).values()), **(settings | {"weight_decay": 0.1} | extra))
 
 
-@pytest.mark.parametrize("size", [4, 1])
-@pytest.mark.parametrize("optimizer", ["adamw_torch", "sgd", "adafactor"])
-@pytest.mark.parametrize("rectifier", RECTIFIERS)
-@pytest.mark.parametrize("freezing", FREEZINGS)
+@sweep(3, freezing=FREEZINGS, rectifier=RECTIFIERS, optimizer=["adamw_torch", "sgd", "adafactor"], size=[4, 1])
 def test_frozen_entries_do_not_move_by_a_bit(freezing: str, rectifier: str, optimizer: str, size: int) -> None:
     model = CASES["llama-tied"]()
     before = {name: p.detach().clone() for name, p in trainable_parameters(model).items()}

@@ -12,6 +12,7 @@ from geffect.core.gram import cosine, inner, norm
 from geffect.core.layers import trainable_parameters
 from geffect.objectives.base import Counts
 from geffect.objectives.registry import make_objective
+from tests.conftest import sweep
 from tests.support import oracles
 from tests.support.cases import CASES, make_batch
 from tests.support.properties import assert_gram_close, assert_rows_close
@@ -43,9 +44,12 @@ def _oracle(model: Any, text: str, forget: Batch) -> list[dict[str, Tensor]]:
     return rows
 
 
-@pytest.mark.parametrize("size", [4, 2, 1])
-@pytest.mark.parametrize("text", ["ga", "ga + 0.5*gd", "wga", "npo(beta=0.5)", "npo + 2.0*gd"])
-@pytest.mark.parametrize("case", ["llama", "gpt2", "lora", "frozen", "unused"])
+@sweep(
+    3,
+    case=["llama", "gpt2", "lora", "frozen", "unused"],
+    text=["ga", "ga + 0.5*gd", "wga", "npo(beta=0.5)", "npo + 2.0*gd"],
+    size=[4, 2, 1],
+)
 def test_rows_and_gradient_equal_the_oracles(case: str, text: str, size: int) -> None:
     model = CASES[case]()
     forget = with_reference(model, FORGET)

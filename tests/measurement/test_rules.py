@@ -16,6 +16,7 @@ from geffect.objectives.base import Counts, Objective, State, Term
 from geffect.objectives.registry import make_objective
 from geffect.objectives.weighted import GA
 from geffect.rectifiers.base import InnerProducts, Rectifier
+from tests.conftest import sweep
 from tests.support import oracles
 from tests.support.cases import CASES
 from tests.support.properties import assert_gram_close, assert_rows_close
@@ -97,11 +98,14 @@ def _measurement(model: Any, objective: Objective, rectifier: Rectifier, layers:
     return Measurement(parameters, model_forward(model), objective, rectifier, layers=layers)
 
 
-@pytest.mark.parametrize("size", [4, 1])
-@pytest.mark.parametrize("other", ["forget", "retain"])
-@pytest.mark.parametrize("scope", ["model", "layer", "parameter"])
-@pytest.mark.parametrize("text", ["wga", "ga + 0.5*gd", "npo(beta=0.5)"])
-@pytest.mark.parametrize("case", ["llama", "lora"])
+@sweep(
+    3,
+    case=["llama", "lora"],
+    text=["wga", "ga + 0.5*gd", "npo(beta=0.5)"],
+    scope=["model", "layer", "parameter"],
+    other=["forget", "retain"],
+    size=[4, 1],
+)
 def test_a_rule_by_part_of_the_model_equals_its_oracle(
     case: str, text: str, scope: Literal["model", "layer", "parameter"], other: Literal["forget", "retain"], size: int
 ) -> None:

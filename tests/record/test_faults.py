@@ -22,7 +22,7 @@ def _sweep(*options: str) -> str:
 
 @pytest.mark.slow
 def test_a_sample_of_the_writes_of_a_run() -> None:
-    text = _sweep("--verb", "unlearn", "--how", "turn", "--stride", "13")
+    text = _sweep("--verb", "unlearn", "--how", "turn", "--stride", "31")
     assert f"KILL: killed, then {SAME}" in text
     assert f"ENOSPC: refused, then {SAME}" in text
 

@@ -11,6 +11,7 @@ process: the first one has imported everything.
 import builtins
 import contextlib
 import errno
+import gc
 import io
 import json
 import multiprocessing
@@ -246,6 +247,8 @@ def count_operations(verb: str, start: Path, out: Path) -> list[str]:
     faults = Faults(out)
     with faults.installed():
         run(verb, start, out)
+    gc.collect()
+    gc.freeze()  # training collects garbage: in a forked process over what is new in it
     return faults.names
 
 

@@ -103,19 +103,30 @@ KINDS = ("configuration", "set", "record", "checkpoint", "localization", "value"
 
 
 class World:
-    """A start, a finished run, a stopped one and files of rows, from which every trial takes a copy."""
+    """A start, a finished run, a localization and files of examples, from which every trial takes a copy.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: where they are, and where they are made unless they are there.
+        trials: where the copies go; processes may share the folder, each with its own trials.
+    """
+
+    def __init__(self, folder: Path, trials: Path | None = None) -> None:
         from geffect.models.builtin import make_tiny
-        from geffect.models.load import quiet_transformers
         from tests.conftest import SHAPE
 
-        self.folder, self.trials = folder, folder / "trial"
+        self.folder, self.trials = folder, trials or folder / "trial"
         model, self.tokenizer = make_tiny(**SHAPE)
+        self.config = UnlearnConfig.read(model=str(folder / "start"), out=folder / "run", **RUN)
+        if not (folder / "sets" / "rows.parquet").exists():  # the last of all files
+            self._make(model)
+
+    def _make(self, model: Any) -> None:
+        from geffect.models.load import quiet_transformers
+
+        folder = self.folder
         with quiet_transformers():
             model.save_pretrained(folder / "start")
             self.tokenizer.save_pretrained(folder / "start")
-        self.config = UnlearnConfig.read(model=str(folder / "start"), out=folder / "run", **RUN)
         api.unlearn(self.config)
         domain = ["a=builtin:domains/privacy[:2]"]
         api.localize(

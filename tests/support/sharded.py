@@ -10,7 +10,7 @@ from typing import Any
 from geffect import api
 from geffect.config import UnlearnConfig
 
-STEPS = 10
+STEPS = 7
 AUTHORS = {"forget": "builtin:authors/forget[:12]", "retain": "builtin:authors/retain[:12]"}
 DOMAINS = {"domain": ["a=builtin:domains/privacy[:8]", "b=builtin:domains/copyright[:8]"]}
 METHODS: dict[str, dict[str, Any]] = {

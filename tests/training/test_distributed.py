@@ -20,7 +20,7 @@ from geffect.config import EvaluateConfig, InspectConfig, LocalizeConfig, Unlear
 from geffect.errors import GeffectError
 from geffect.record.frames import read
 from geffect.record.reader import read_environment, read_lines
-from tests.conftest import config, exhaustive
+from tests.conftest import Command, config, exhaustive
 
 pytestmark = pytest.mark.slow
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "geffect"]
@@ -161,7 +161,9 @@ def test_one_process_holds_no_shards(start: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["finetune", "inspect", "localize", "evaluate", "demo"])
-def test_other_verbs_take_one_process(verb: str, tmp_path: Path) -> None:
+def test_other_verbs_take_one_process(
+    verb: str, tmp_path: Path, invoke: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flags = {
         "finetune": ["--train", "builtin:authors/forget"],
         "inspect": ["runs/none"],
@@ -169,15 +171,11 @@ def test_other_verbs_take_one_process(verb: str, tmp_path: Path) -> None:
         "localize": ["--domain", "a=builtin:domains/privacy"],
         "evaluate": ["--suite", "builtin"],
     }
-    environment = os.environ | {"WORLD_SIZE": "2", "RANK": "0"}
-    found = subprocess.run(
-        [sys.executable, "-m", "geffect", verb, *flags[verb], "--out", str(tmp_path / "run")],
-        text=True,
-        capture_output=True,
-        env=environment,
-    )
-    assert (found.returncode, found.stderr.count("\n")) == (2, 1), found.stderr
-    assert f"geffect {verb} works in one process" in found.stderr
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    ended = invoke(verb, *flags[verb], "--out", tmp_path / "run")
+    assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
+    assert f"geffect {verb} works in one process" in ended.err
 
 
 @pytest.mark.parametrize(

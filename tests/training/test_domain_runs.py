@@ -33,8 +33,13 @@ SPLITS = ["forget/privacy", "retain/privacy", "forget/copyright", "retain/copyri
 GRAIL = "grail(k_unlearn=0.1, k_retain=0.2)"
 
 
-def _localize(model: Path, out: Path, **changes: Any) -> Path:
-    return api.localize(LocalizeConfig.read(**({"model": str(model), "domain": DOMAINS, "out": out} | changes))).path
+def _localize(model: Path, out: Path, *, drawn: bool = False, **changes: Any) -> Path:
+    """A localization, without its figures unless they are asked for: they take longer than all the rest."""
+    chosen = LocalizeConfig.read(**({"model": str(model), "domain": DOMAINS, "out": out} | changes))
+    with pytest.MonkeyPatch.context() as patch:
+        if not drawn:
+            patch.setattr(api, "plot", lambda _: [])
+        return api.localize(chosen).path
 
 
 def _config(model: Path, out: Path, **changes: Any) -> UnlearnConfig:
@@ -57,7 +62,7 @@ def _weights(path: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def localized(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _localize(start, tmp_path_factory.mktemp("localized") / "masks")
+    return _localize(start, tmp_path_factory.mktemp("localized") / "masks", drawn=True)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +140,7 @@ def test_localizing_twice_is_the_same_and_another_seed_is_not(localized: Path, s
 @pytest.mark.parametrize("labels", ["true", "corrupted"])
 @pytest.mark.parametrize("importance", ["mean_square", "zscore"])
 def test_every_importance_and_labeling_localizes(labels: str, importance: str, start: Path, tmp_path: Path) -> None:
-    draws = {"draws": 2} if labels == "corrupted" else {}
+    draws: dict[str, Any] = {"draws": 2} if labels == "corrupted" else {}
     path = _localize(
         start,
         tmp_path / "masks",

@@ -58,7 +58,7 @@ def two(tied: Path, masks: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.mark.parametrize("name", METHODS)
 def test_shards_make_the_run_of_one(name: str, two: Path, tied: Path, masks: Path, tmp_path: Path) -> None:
-    """Gram, update, masks, prediction and weights after ten steps in float64."""
+    """Gram, update, masks, prediction and weights after seven steps in float64."""
     one = run(name, tied, masks, tmp_path, grad_accum_steps=2)
     left, right = (whole(read(path, "parameter")) for path in (one, two / name))
     assert len(left) > 100
