@@ -15,7 +15,7 @@ from geffect.errors import GeffectError, visible
 from geffect.io.system import rank_and_size
 
 if TYPE_CHECKING:
-    from geffect.preflight.numerics import Finding
+    from geffect.preflight import Finding
     from geffect.reports.page import Report
 
 LEARNED = "bold black on green"

@@ -18,7 +18,6 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperCommand, TyperOption
 
 from geffect.config import (
-    ARGUMENT,
     DoctorConfig,
     EvaluateConfig,
     FinetuneConfig,
@@ -26,11 +25,10 @@ from geffect.config import (
     LocalizeConfig,
     PreviewConfig,
     ReportConfig,
-    Schema,
     UnlearnConfig,
-    place,
-    shown_default,
 )
+from geffect.config.schema import ARGUMENT, Schema, shown_default
+from geffect.config.settings import place
 from geffect.errors import GeffectError, VisibleRecord, formatted_warning, visible
 from geffect.io.readers import duplicate
 from geffect.io.system import check_single_process, rank_and_size, signal_of, terminable

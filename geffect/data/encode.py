@@ -90,7 +90,7 @@ def encode_examples(
     """
     if not isinstance(examples, TextSet):
         return encode_set(tokenizer, examples, max_length, context, prompt)
-    texts = [_tokenize(tokenizer, row["text"], special=True) for row in examples.rows]
+    texts = [_tokenize(tokenizer, example["text"], special=True) for example in examples]
     if cut := sum(len(ids) > max_length for ids in texts):
         message = "%d of %d texts of %s are longer than %d tokens: their first %d are scored (--max-length)"
         LOGGER.warning(message, cut, len(texts), examples.name, max_length, max_length)
@@ -103,7 +103,9 @@ def _check_context(context: int | None, name: str, encoded: list[EncodedExample]
     for example in encoded:
         size = len(example.input_ids)
         if context is not None and size > context:
-            message = f"Row {example.index} of {name} has {size} tokens, beyond the model's context of {context} tokens"
+            message = (
+                f"Example {example.index} of {name} has {size} tokens, beyond the model's context of {context} tokens"
+            )
             raise GeffectError(message, remedy=f"Cut examples with --max-length {context}")
     return encoded
 
@@ -126,7 +128,7 @@ def turn_end(tokenizer: Any, prompt: Prompt = PINNED) -> int | None:
 
 
 def _chunks(tokenizer: Any, texts: TextSet, max_length: int) -> list[EncodedExample]:
-    ids = _tokenize(tokenizer, "\n\n".join(row["text"] for row in texts.rows), special=False)
+    ids = _tokenize(tokenizer, "\n\n".join(example["text"] for example in texts), special=False)
     if len(ids) < 2 or max_length < 2:
         message = (
             f"{texts.name} has {len(ids)} tokens in chunks of {max_length}, and none to learn after a chunk's first"
@@ -147,25 +149,27 @@ def _encode(
     ids = complete[:max_length]
     labels = [IGNORE_INDEX] * min(start, len(ids)) + ids[start:]
     if len(ids) <= start:
-        message = f"Row {index} of {examples.name} has no token to learn within {max_length}: its prompt has {start}"
-        raise GeffectError(message, remedy="Raise --max-length or shorten the row")
+        message = (
+            f"Example {index} of {examples.name} has no token to learn within {max_length}: its prompt has {start}"
+        )
+        raise GeffectError(message, remedy="Raise --max-length or shorten it")
     return EncodedExample(index, ids, labels, len(complete) - len(ids))
 
 
 def _render(tokenizer: Any, examples: ExampleSet, index: int, prompt: Prompt) -> tuple[str, str]:
     """The text up to the answer, and the whole text."""
-    row = examples.rows[index]
-    question, answer = row["question"].strip(), row["answer"].strip()
-    before = _before(row["before"] if isinstance(examples, ChatSet) else (), prompt)
+    example = examples.examples[index]
+    question, answer = example["question"].strip(), example["answer"].strip()
+    before = _before(example["before"] if isinstance(examples, ChatSet) else (), prompt)
     other = "b" if answer.startswith("a") else "a"  # two answers that differ in their first character show where it is
     text, counterpart = (_write(tokenizer, before, question, each, prompt) for each in (answer, other))
     start = _common_prefix(text, counterpart)
     for turn in (turn for turn in before if turn["role"] == "system"):
         if turn["content"].strip() not in text[:start]:
-            message = f"The chat template omits the system turn in row {index} of {examples.name}"
+            message = f"The chat template omits the system turn in example {index} of {examples.name}"
             raise GeffectError(message, remedy="Choose another with --chat-template, or omit the system turn")
     if not text.startswith(answer, start):
-        message = f"The chat template changes or omits the answer in row {index} of {examples.name}"
+        message = f"The chat template changes or omits the answer in example {index} of {examples.name}"
         raise GeffectError(message, remedy="Correct the tokenizer's chat template")
     return text[:start].rstrip(" "), text
 

@@ -11,11 +11,16 @@ from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from geffect.data.rows import KNOWUNDO, QUESTIONS, TEXTS, VERBATIM, Columns
 from geffect.errors import GeffectError
 from geffect.io.readers import PARSED, Unreadable, duplicate, opened, parse_json, read_text, reasons, text_lines
 from geffect.io.system import free_memory
 
+Columns = Mapping[str, str]  # field → column
+
+QUESTIONS: Columns = {"question": "question", "answer": "answer"}
+KNOWUNDO: Columns = {"question": "text", "answer": "labels"}
+VERBATIM: Columns = {"question": "prompt", "answer": "gt"}
+TEXTS: Columns = {"text": "text"}
 BATCH = 256  # rows of a Parquet file read at a time
 HEAD = 2**16  # bytes searched for the bracket that opens a list
 TOO_MANY = "more rows than memory holds; name a slice such as [:1000]"

@@ -83,7 +83,7 @@ def _tasks_key(config: EvaluateConfig, variant: Variant) -> str | None:
 
 def make_view(config: EvaluateConfig, examples: ExampleSet, loaded: Loaded) -> View:
     """A set under a model, with the options of a configuration."""
-    shots = read_set(config, config.shots).rows[:SHOTS] if config.shots else ()
+    shots = read_set(config, config.shots).examples[:SHOTS] if config.shots else ()
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     most = min(config.max_new_tokens, context or config.max_new_tokens)  # positions end where the model's do
     return View(
@@ -104,7 +104,7 @@ def read_part(config: EvaluateConfig, part: Part) -> ExampleSet:
         check_fields(name, examples)
     if "knowmem" in part.metrics:
         _check_shots(config)
-    return replace(examples, rows=examples.rows[: config.limit]) if config.limit else examples
+    return replace(examples, examples=examples.examples[: config.limit]) if config.limit else examples
 
 
 def _check_shots(config: EvaluateConfig) -> None:
@@ -112,15 +112,15 @@ def _check_shots(config: EvaluateConfig) -> None:
         raise GeffectError("knowmem needs a set of answered questions", remedy="Add --shots SET with other examples")
     shots = read_set(config, config.shots)
     check_fields("knowmem", shots)
-    if len(shots.rows) < SHOTS:
+    if len(shots.examples) < SHOTS:
         raise GeffectError(
-            f"knowmem needs {SHOTS} examples, and {config.shots} has {len(shots.rows)}", remedy="Name a larger set"
+            f"knowmem needs {SHOTS} examples, and {config.shots} has {len(shots.examples)}", remedy="Name a larger set"
         )
 
 
 def _sha256(examples: ExampleSet) -> str:
     """The hash of all columns of a set."""
-    return hashlib.sha256(json.dumps(examples.rows, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(examples.examples, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def _key(config: EvaluateConfig, part: Part, examples: ExampleSet, variant: Variant) -> str | None:
@@ -172,7 +172,7 @@ def _write(config: EvaluateConfig, part: Part, examples: ExampleSet, variant: Va
 
 def _answers(view: View) -> Iterator[tuple[dict[str, Any], str]]:
     if view.has_answers and isinstance(view.examples, QASet):
-        yield from zip(view.examples.rows, view.answers(), strict=True)
+        yield from zip(view.examples, view.answers(), strict=True)
 
 
 def check_tasks(names: Sequence[str], folder: Path | None) -> None:

@@ -119,7 +119,7 @@ def _calibrated(
     def search(directory: Path) -> None:
         (directory / "alpha.json").write_text(json.dumps(calibrate(retention, config.tau)), encoding="utf-8")
 
-    key = json.dumps([both, config.tau, config.max_length, rows.rows])
+    key = json.dumps([both, config.tau, config.max_length, rows.examples])
     if all(both):
         alpha = read_json(cached_directory("calibration", key, search) / "alpha.json")
     else:

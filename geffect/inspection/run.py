@@ -13,12 +13,10 @@ from tqdm.auto import tqdm
 from geffect.config import InspectConfig
 from geffect.core.model_state import ModelState, preserve_random_states
 from geffect.errors import GeffectError, Interrupted
-from geffect.inspection.measure import dataset_step, measurement, paper_batches
+from geffect.inspection.measure import dataset_step, measurement, paper_batches, point_lines, token_lines
 from geffect.inspection.resolve import Checkpoint, recorded_start
 from geffect.inspection.tasks import InspectionSetup, OpenTask, Task, open_task, tasks
-from geffect.inspection.tokens import point_lines, token_lines
 from geffect.io.system import signal_of
-from geffect.measurement.measurement import Measurement
 from geffect.measurement.step import Step
 from geffect.models.builtin import is_built_in
 from geffect.models.checkpoints import CHECKSUMS, check_checksums
@@ -153,7 +151,8 @@ def _numbers(step: int, loaded: Loaded, here: OpenTask) -> dict[str, Any]:
         for file, extra in _example_lines(loaded, here, taken):
             here.sink({"step": step} | extra, file)
     if config.mode == "paper":
-        line["paper"] = _paper_lines(run, here)
+        batches = paper_batches(inputs.sets, inputs.columns, inputs.pad_id, config.batch_size, config.seed)
+        line["paper"] = paper_lines(run, batches)
     return line
 
 
@@ -166,12 +165,7 @@ def _example_lines(loaded: Loaded, here: OpenTask, taken: Step) -> Iterator[tupl
         yield from ((TOKENS, line | {"direction": "objective"}) for line in lines)
     if config.points:
         losses = {"unlearn": taken.gradient("forget"), "retain": taken.gradient("retain")}
-        rows = inputs.sets["forget"]
-        points = point_lines(loaded.model, rows, inputs.columns, losses, here.points, inputs.pad_id, size)
+        points = point_lines(
+            loaded.model, inputs.sets["forget"], inputs.columns, losses, here.points, inputs.pad_id, size
+        )
         yield from ((POINTS, line) for line in points)
-
-
-def _paper_lines(run: Measurement, here: OpenTask) -> list[dict[str, Any]]:
-    config, inputs = here.task.config, here.inputs
-    batches = paper_batches(inputs.sets, inputs.columns, inputs.pad_id, config.batch_size, config.seed)
-    return paper_lines(run, batches)

@@ -104,7 +104,7 @@ def make_tokenizer(vocabulary: int = VOCABULARY, name: str = TINY) -> Tokenizer:
 
 
 def _texts(name: str) -> list[str]:
-    return [PLAIN.format(**example) for spec in BUILT_IN[name].sets for example in load_set(spec).rows]
+    return [PLAIN.format(**example) for spec in BUILT_IN[name].sets for example in load_set(spec)]
 
 
 def convert_gguf(file: Path) -> Path:

@@ -17,7 +17,6 @@ from geffect.core.types import CausalLM, Tokenizer
 from geffect.errors import GeffectError
 from geffect.io.readers import check_regular, read_json
 from geffect.io.system import check_memory
-from geffect.models.adapters import FILE, check_adapter, check_patterns, resize_vocabulary
 from geffect.models.builtin import (
     BUILT_IN,
     UNTRAINED,
@@ -29,14 +28,18 @@ from geffect.models.builtin import (
 )
 from geffect.models.cache import fingerprint, weights_sha256
 from geffect.models.checkpoints import (
+    ADAPTER_FILE,
     CHECKSUMS,
+    check_adapter,
     check_checksums,
     check_config,
     check_directory,
     check_loading_info,
+    check_patterns,
     check_size,
     checkpoints,
     read_errors,
+    resize_vocabulary,
 )
 from geffect.models.tokenizers import has_tokenizer, read_template, read_tokenizer, set_template
 
@@ -306,9 +309,9 @@ def _adapter_outline(source: Path, trust: bool, check_files: bool) -> CausalLM:
     if _is_adapter(place):
         message = f"The base of the adapter in {source} is an adapter itself, in {place}"
         raise GeffectError(message, remedy="Merge that into its own base first")
-    has_weights = (source / FILE).is_file()
+    has_weights = (source / ADAPTER_FILE).is_file()
     if check_files and not has_weights:
-        raise GeffectError(f"There is no {FILE} in {source}", remedy="Re-save the adapter as safetensors")
+        raise GeffectError(f"There is no {ADAPTER_FILE} in {source}", remedy="Re-save the adapter as safetensors")
     config = PeftConfig.from_pretrained(str(source))
     config.inference_mode = False
     if hasattr(config, "init_lora_weights"):

@@ -158,7 +158,7 @@ def _whole_state(model: nn.Module) -> dict[str, Tensor]:
 
     identities = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
     trained = set(map(id, trainable_parameters(model).values())) if isinstance(model, PeftModel) else None
-    by_key: dict[Any, Any] = {}
+    by_key: dict[int | str, Any] = {}
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         key = identities.get(name, name)

@@ -1,4 +1,4 @@
-"""A Hugging Face Trainer that descends the NLL of its rows."""
+"""A Hugging Face Trainer that descends the NLL of its examples."""
 
 import math
 from typing import Any
@@ -10,11 +10,11 @@ from transformers import TrainingArguments
 
 from geffect.core.forward import forward
 from geffect.data.encode import EncodedExample, collate
-from geffect.data.pairing import ShuffledSampler
 from geffect.errors import GeffectError
 from geffect.measurement.measurement import Batch
 from geffect.models.scoring import check_trainable
 from geffect.objectives.base import Counts, mean_nll
+from geffect.training.batches import ShuffledSampler
 from geffect.training.trainer import RecordingTrainer, example_numbers, make_loader, set_mode
 
 
@@ -30,21 +30,21 @@ class FinetuneTrainer(RecordingTrainer):
         model: nn.Module,
         args: TrainingArguments,
         *,
-        rows: list[EncodedExample],
+        examples: list[EncodedExample],
         until_accuracy: float,
         keep_dropout: bool = False,
         autocast: bool = False,
         **kwargs: Any,
     ) -> None:
         check_trainable(model)
-        super().__init__(model, args, train_dataset=rows, **kwargs)
+        super().__init__(model, args, train_dataset=examples, **kwargs)
         self.until_accuracy, self.keep_dropout, self.autocast = until_accuracy, keep_dropout, autocast
         self.counts, self.met = Counts(0, 0), ""  # of the current window
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of examples in an order that depends on seed and epoch alone."""
         sampler = ShuffledSampler(len(self.train_dataset), self.args.seed)
-        return make_loader(self, self.train_dataset, sampler, lambda rows: collate(rows, self.pad_id))
+        return make_loader(self, sampler, lambda examples: collate(examples, self.pad_id))
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The micro-batches of a window and the count all of them are divided by."""

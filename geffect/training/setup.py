@@ -16,6 +16,7 @@ from geffect.config import EvaluateConfig, FinetuneConfig, LocalizeConfig, TextC
 from geffect.core.layers import Layout, find_tied_weights, layout, split_layout, trainable_parameters
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, domain_of, of_role, role_of, split_name, split_names
+from geffect.core.types import Tokenizer
 from geffect.data.checks import check_ids, warn_cut
 from geffect.data.domains import balanced_sizes, domain_sets, set_names, split_sets
 from geffect.data.encode import EncodedExample, encode_set, pad_id_of
@@ -38,14 +39,14 @@ from geffect.training.dry_run import (
     parameter_counts,
     passes,
     token_counts,
+    training_arguments,
 )
-from geffect.training.hf_arguments import training_arguments
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 LOGGER = logging.getLogger(__name__)
-ROW_BYTES, TOKEN_BYTES = 300, 16  # of an encoding in memory
+EXAMPLE_BYTES, TOKEN_BYTES = 300, 16  # of an encoding in memory
 PROMPT_NAMES = {"template": "chat template", "date": "--template-date", "system": "--system-prompt"}
 VANISHES = 1e-4  # a bfloat16 weight near 1 moves by 1/128 or not at all
 Config = TypeVar("Config", bound=TrainConfig | LocalizeConfig, covariant=True)
@@ -209,11 +210,12 @@ class TrainingSetup(Setup[Trained]):
 def prepare(config: LocalizeConfig) -> LocalizationSetup: ...
 @overload
 def prepare(config: Asked) -> TrainingSetup[Asked]: ...
-def prepare(config: Any) -> Any:
+def prepare(config: LocalizeConfig | TrainConfig) -> LocalizationSetup | TrainingSetup[TrainConfig]:
     """Read and encode a configuration's sets, each once, for the outline of its model; no weight is loaded."""
+    answers = None
     if isinstance(config, UnlearnConfig):
         check_shards(config)
-    answers = answers_of(config) if isinstance(config, UnlearnConfig) else None
+        answers = answers_of(config)
     loaded = load_outline(config, config.model)
     if isinstance(config, LocalizeConfig):
         return LocalizationSetup(config, loaded, localization_examples(config, loaded))
@@ -246,15 +248,15 @@ def warn_of_rounding(config: TrainConfig) -> None:
 
 
 def encode(
-    config: TextConfig, loaded: Loaded, rows: ExampleSet, *, by: Callable[..., list[EncodedExample]] = encode_set
+    config: TextConfig, loaded: Loaded, examples: ExampleSet, *, by: Callable[..., list[EncodedExample]] = encode_set
 ) -> list[EncodedExample]:
     """A set as the model sees it, refused where a token is none of the model's.
 
     ``by`` is `encode_set` or `encode_examples`, which differ for texts.
     """
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    encoded = by(loaded.tokenizer, rows, config.max_length, context, prompt_of(config))
-    check_ids(encoded, vocabulary_size(loaded.model), rows.name, pad_id_of(loaded.tokenizer))
+    encoded = by(loaded.tokenizer, examples, config.max_length, context, prompt_of(config))
+    check_ids(encoded, vocabulary_size(loaded.model), examples.name, pad_id_of(loaded.tokenizer))
     return encoded
 
 
@@ -275,11 +277,11 @@ def localization_examples(config: LocalizeConfig, loaded: Loaded) -> dict[str, l
     for domain in (*trained, *validated):
         for name, spec in split_sets(domain):
             splits.setdefault(name, []).extend(encode(config, loaded, read_set(config, spec)))
-    for name, rows in splits.items():
-        if len(rows) < 2:
+    for name, examples in splits.items():
+        if len(examples) < 2:
             raise GeffectError(f"{name} has 1 example, and needs two", remedy="Name a larger set or a wider slice")
     numbers = itertools.count()
-    return {name: [replace(row, index=next(numbers)) for row in rows] for name, rows in splits.items()}
+    return {name: [replace(each, index=next(numbers)) for each in examples] for name, examples in splits.items()}
 
 
 def load_outline(config: TextConfig, spec: str) -> Loaded:
@@ -295,7 +297,7 @@ def prompt_of(config: TextConfig) -> Prompt:
     return Prompt(config.template_date, config.system_prompt)
 
 
-def prompts_of(config: TextConfig, tokenizer: Any) -> dict[str, Any]:
+def prompts_of(config: TextConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """What determines a prompt, for records and cache keys: chat template, its date, system turn and tokenizer."""
     return prompt_settings(tokenizer, prompt_of(config))
 
@@ -343,32 +345,33 @@ def check_launched(config: UnlearnConfig, sets: Mapping[str, Sequence[EncodedExa
             f"{flag} works in one process, and {size} were launched",
             remedy="Leave it out, or inspect the checkpoints after",
         )
-    rows, step = max(of_role({name: len(each) for name, each in sets.items()}, "forget")), config.batch_size * size
-    if rows % step:
+    count, step = max(of_role({name: len(each) for name, each in sets.items()}, "forget")), config.batch_size * size
+    if count % step:
         raise GeffectError(
-            f"{rows} forget examples do not divide by {config.batch_size} examples × {size} processes",
-            remedy=f"Slice the set to {rows // step * step} examples, or choose another --batch-size",
+            f"{count} forget examples do not divide by {config.batch_size} examples × {size} processes",
+            remedy=f"Slice the set to {count // step * step} examples, or choose another --batch-size",
         )
 
 
 def alternatives(setup: TrainingSetup[UnlearnConfig], forget: str, size: int) -> list[EncodedExample]:
     """The first ``size`` questions of a forget split with refusals, one epoch of the run after another."""
-    config, whole = setup.config, setup.sets[forget]
-    if not isinstance(whole, QASet):
+    config, questions = setup.config, setup.sets[forget]
+    if not isinstance(questions, QASet):
         raise GeffectError(
-            f"{whole.name} has texts, and {config.objective.text!r} needs questions to refuse",
+            f"{questions.name} has texts, and {config.objective.text!r} needs questions to refuse",
             remedy="Name a set of questions, or another objective",
         )
-    rows = replace(whole, rows=whole.rows[:size])
+    questions = replace(questions, examples=questions.examples[:size])
     batches = config.steps * config.grad_accum_steps * rank_and_size()[1]
-    epochs = -(-batches // -(-len(rows) // config.batch_size))
+    epochs = -(-batches // -(-len(questions) // config.batch_size))
     encoded: list[EncodedExample] = []
     for epoch in range(epochs):
-        each = encode(config, setup.loaded, replace_answers(rows, epoch, config.seed, setup.answers or BUILT_IN))
+        refusals = replace_answers(questions, epoch, config.seed, setup.answers or BUILT_IN)
+        examples = encode(config, setup.loaded, refusals)
         if not encoded:
-            needed = epochs * sum(ROW_BYTES + TOKEN_BYTES * len(row.input_ids) for row in each)
+            needed = epochs * sum(EXAMPLE_BYTES + TOKEN_BYTES * len(each.input_ids) for each in examples)
             check_memory(f"{epochs} epochs of refusals", needed, "Lower --steps")
-        encoded += [EncodedExample(len(encoded) + i, row.input_ids, row.labels) for i, row in enumerate(each)]
+        encoded += [replace(each, index=i, cut=0) for i, each in enumerate(examples, len(encoded))]
     return encoded
 
 
@@ -378,7 +381,7 @@ def training_sets(setup: TrainingSetup[UnlearnConfig]) -> dict[str, list[Encoded
     sets = {name: encoded[name][:size] for name, size in used.items()}
     if setup.config.domain and len({*used.values(), *(len(encoded[name]) for name in used)}) > 1:
         sizes = ", ".join(f"{name} {size} of {len(encoded[name])}" for name, size in used.items())
-        LOGGER.warning("sizes differ; rows used: %s; an epoch is as long as the largest forget set", sizes)
+        LOGGER.warning("sizes differ; examples used: %s; an epoch is as long as the largest forget set", sizes)
     if "general" in needed:
         sets["general"] = encoded["general"]
     if "alternative" in needed:

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from geffect.core.distributed import local_part, map_leaves, rank, sum_over_processes, wait_for_all
 from geffect.core.model_state import keep_weight_scale
+from geffect.core.types import Tokenizer
 from geffect.data.encode import EncodedExample, pad_id_of
 from geffect.errors import GeffectError
 from geffect.io.system import SIGNALS, install, rank_and_size
@@ -29,7 +30,7 @@ from geffect.training.checkpoints import PARTIAL, ShardedTrainer, check_whole, w
 
 LOGGER = logging.getLogger(__name__)
 Line = dict[str, Any]
-ROW_DIGITS = 6  # decimals of a row's nats in a record
+NLL_DIGITS = 6  # decimals of an example's nats in a record
 TWICE = 5.0  # seconds in which a launcher may pass on the signal that its processes have received themselves
 
 
@@ -71,7 +72,7 @@ def example_numbers(batches: Sequence[Mapping[str, Tensor]]) -> str:
 
 def evaluate_sets(model: nn.Module, sets: Mapping[str, list[EncodedExample]], pad_id: int, batch_size: int) -> Line:
     """What a record's line holds of an evaluation: each set's loss and token accuracy, and each example's."""
-    return evaluation_line({name: compute_likelihood(model, rows, pad_id, batch_size) for name, rows in sets.items()})
+    return evaluation_line({name: compute_likelihood(model, each, pad_id, batch_size) for name, each in sets.items()})
 
 
 def evaluation_line(scores: Mapping[str, Likelihood]) -> Line:
@@ -82,7 +83,7 @@ def evaluation_line(scores: Mapping[str, Likelihood]) -> Line:
         "evaluation": {name: {"loss": s.loss, "accuracy": s.accuracy} for name, s in scores.items()},
         "evaluation_examples": {
             name: {
-                "nll": [round(each, ROW_DIGITS) for each in s.example_nll],
+                "nll": [round(each, NLL_DIGITS) for each in s.example_nll],
                 "right": list(s.example_right),
                 "tokens": list(s.example_tokens),
             }
@@ -103,7 +104,7 @@ class RecordingTrainer(ShardedTrainer):
         model: nn.Module,
         args: TrainingArguments,
         *,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         evaluation_sets: dict[str, list[EncodedExample]],
         sink: Callable[[Line], None],
         **kwargs: Any,
@@ -259,10 +260,10 @@ def _not_finite(model: nn.Module) -> str:
     return f"{broken:.0f} parameters with values that are not finite" if broken else ""
 
 
-def make_loader(trainer: Trainer, rows: Any, sampler: Any, collate_fn: Callable[[Any], Any]) -> DataLoader[Any]:
-    """A loader prepared by the trainer's accelerator, its order the sampler's."""
+def make_loader(trainer: Trainer, sampler: Sampler[Any], collate_fn: Callable[[Any], Any]) -> DataLoader[Any]:
+    """A loader of the training examples prepared by the trainer's accelerator, its order the sampler's."""
     batch_size = trainer.args.per_device_train_batch_size
-    loader = DataLoader(rows, batch_size, sampler=sampler, collate_fn=collate_fn)
+    loader = DataLoader(trainer.train_dataset, batch_size, sampler=sampler, collate_fn=collate_fn)
     prepared: DataLoader[Any] = trainer.accelerator.prepare(loader)
     return prepared
 
@@ -271,8 +272,7 @@ def make_loader(trainer: Trainer, rows: Any, sampler: Any, collate_fn: Callable[
 def defer_signals(tell: Callable[[int], None]) -> Iterator[None]:
     """The first Ctrl-C, SIGTERM or SIGHUP only calls ``tell`` with its number; a second one does what it did before.
 
-    A SIGTERM or SIGHUP that is ignored stays ignored (``nohup``). Outside the main thread nothing is changed: signals
-    do not arrive there. The handlers are put back at the end.
+    Where `geffect.io.system.install` changes nothing, neither does this. The handlers are put back at the end.
     """
     with contextlib.ExitStack() as installed:
         began: list[float] = []

@@ -21,7 +21,6 @@ from geffect.core.layers import find_tied_weights, layout, trainable_parameters
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, of_role, role_of, split_names
 from geffect.data.encode import EncodedExample, collate
-from geffect.data.pairing import PairedDataset, PairedSampler
 from geffect.errors import GeffectError
 from geffect.io.readers import read_json
 from geffect.measurement.ema import published_estimates
@@ -34,7 +33,14 @@ from geffect.record.reader import StepLine
 from geffect.record.writer import replacing
 from geffect.rectifiers.base import Rectifier
 from geffect.stopping import StopRules, first_broken
-from geffect.training.aux_inputs import Columns, check_columns, check_starts_at_one, collate_sets
+from geffect.training.batches import (
+    Columns,
+    PairedDataset,
+    PairedSampler,
+    check_columns,
+    check_starts_at_one,
+    collate_sets,
+)
 from geffect.training.trainer import RecordingTrainer, example_numbers, make_loader, set_mode
 
 LOGGER = logging.getLogger(__name__)
@@ -117,10 +123,7 @@ class UnlearnTrainer(RecordingTrainer):
         check_trainable(model)
         check_no_hooks(trainable_parameters(model))
         if sharded:
-            for each in dict.fromkeys((model, reference.model if reference else model)):  # in everybody's order
-                shard_model(each, args.device.type)
-            if frozen is not None:
-                frozen.cut(trainable_parameters(model))
+            _shard(model, args.device.type, reference, frozen)
         super().__init__(model, args, train_dataset=PairedDataset(sets), **kwargs)
         self.rules, self.past = rules or StopRules(), list(past)
         self.sets, self.columns, self.reference = dict(sets), columns or {}, reference
@@ -132,19 +135,25 @@ class UnlearnTrainer(RecordingTrainer):
         self.dtype = torch.bfloat16 if self.autocast else next(model.parameters()).dtype
         self.current: Step | None = None
         self.met = ""  # the examples of the current window, for a message
-        self.measurement = Measurement(
+        self.measurement = self._measurement(model, objective, rectifier, frozen)
+
+    def _measurement(
+        self, model: nn.Module, objective: Objective, rectifier: Rectifier, frozen: GradientMask | None
+    ) -> Measurement:
+        diagnostics = self.diagnostics
+        return Measurement(
             trainable_parameters(model),
             self._forward,
             objective,
             rectifier,
-            self.diagnostics.reuse_gradients,
-            keep_dropout,
+            diagnostics.reuse_gradients,
+            self.keep_dropout,
             find_tied_weights(model),
-            self.diagnostics.overlap,
-            bool(self.diagnostics.save_gradients),
+            diagnostics.overlap,
+            bool(diagnostics.save_gradients),
             self._prediction(model),
-            self.diagnostics.standard_errors,
-            self.diagnostics.labels,
+            diagnostics.standard_errors,
+            diagnostics.labels,
             frozen,
             layout(model).layers if rectifier.scope == "layer" else {},
         )
@@ -206,7 +215,7 @@ class UnlearnTrainer(RecordingTrainer):
         forget = split_names("forget", self.sets)[0]
         if "ref_nll" not in self.columns.get(forget, {}):
             return
-        batch = self.collate([{forget: row} for row in self.sets[forget][:8]])[forget]
+        batch = self.collate([{forget: example} for example in self.sets[forget][:8]])[forget]
         with in_evaluation_mode(self.model), torch.no_grad():
             outputs = self._forward(self.on_device(batch), frozenset(), dropout=False)
         check_starts_at_one(outputs, atol=max(1e-3, 10 * torch.finfo(self.dtype).eps))
@@ -219,13 +228,13 @@ class UnlearnTrainer(RecordingTrainer):
 
     def collate(self, meetings: Sequence[Mapping[str, EncodedExample]]) -> dict[str, Batch]:
         """Pad a micro-batch, each set to its own length, with the columns of each."""
-        rows = {name: [each[name] for each in meetings] for name in meetings[0]}
-        return collate_sets(rows, self.columns, self.pad_id)
+        examples = {name: [each[name] for each in meetings] for name in meetings[0]}
+        return collate_sets(examples, self.columns, self.pad_id)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of examples of all sets, in an order that depends on seed and epoch alone."""
-        sampler = PairedSampler({name: len(rows) for name, rows in self.sets.items()}, self.args.seed)
-        return make_loader(self, self.train_dataset, sampler, self.collate)
+        sampler = PairedSampler({name: len(examples) for name, examples in self.sets.items()}, self.args.seed)
+        return make_loader(self, sampler, self.collate)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The micro-batches of a window; opens it with the counts every loss is divided by."""
@@ -253,7 +262,7 @@ class UnlearnTrainer(RecordingTrainer):
             self.line |= measured.line() | {"lr": [group["lr"] for group in self.optimizer.param_groups]}
             if measured.gram is not None:
                 self.log(summary(measured))
-                self._save_rows()
+                self._save_gradients()
         return share
 
     def after_update(self) -> None:
@@ -284,15 +293,15 @@ class UnlearnTrainer(RecordingTrainer):
             trainable_parameters(model), lambda batch: self._forward(batch, frozenset(), dropout=False), probe
         )
 
-    def _save_rows(self) -> None:
+    def _save_gradients(self) -> None:
         directory = Path(self.args.output_dir).parent / "gradients" / f"step-{self.state.global_step}"
         for name in self.diagnostics.save_gradients:
-            row = self._gathered(self.step.gradient(name))
+            gradient = self._gathered(self.step.gradient(name))
             if rank():
                 continue
             directory.mkdir(parents=True, exist_ok=True)
             with replacing(directory / f"{name}.safetensors") as file:
-                save_file(row, file)
+                save_file(gradient, file)
 
     def save_memory(self, directory: Path) -> None:
         """Write what the rectifier and stateful terms carry from step to step."""
@@ -329,10 +338,18 @@ class UnlearnTrainer(RecordingTrainer):
             self.measurement.term_states = read_json(directory / TERMS_FILE)
 
 
-def probe_batches(rows: Sequence[EncodedExample], count: int, batch_size: int, pad_id: int) -> list[Batch]:
+def _shard(model: nn.Module, device: str, reference: Reference | None, frozen: GradientMask | None) -> None:
+    """Leave each process a part of the model, of its reference and of the mask."""
+    for each in dict.fromkeys((model, reference.model if reference else model)):  # in every process's order
+        shard_model(each, device)
+    if frozen is not None:
+        frozen.cut(trainable_parameters(model))
+
+
+def probe_batches(examples: Sequence[EncodedExample], count: int, batch_size: int, pad_id: int) -> list[Batch]:
     """Evenly spaced examples of a set, all where there are fewer, padded in batches."""
-    count = min(count, len(rows))
-    probes = [rows[i * len(rows) // count] for i in range(count)]
+    count = min(count, len(examples))
+    probes = [examples[i * len(examples) // count] for i in range(count)]
     return [collate(probes[i : i + batch_size], pad_id) for i in range(0, count, batch_size)]
 
 
@@ -346,12 +363,12 @@ def summary(measured: Measured) -> dict[str, float]:
     gram = measured.gram
     if gram is None:
         return dict(measured.scalars)
-    total, rows = gram.total(), gram.names
+    total, names = gram.total(), gram.names
     effects = {
-        "unlearn_g_effect": inner(total, rows, "forget", "objective"),
-        "retain_g_effect": inner(total, rows, "retain", "objective"),
-        "cosine": cosine(total, rows, "objective", "retain"),
+        "unlearn_g_effect": inner(total, names, "forget", "objective"),
+        "retain_g_effect": inner(total, names, "retain", "objective"),
+        "cosine": cosine(total, names, "objective", "retain"),
     }
-    if "rectified" in rows:
-        effects["rectified_retain_g_effect"] = inner(total, rows, "retain", "rectified")
+    if "rectified" in names:
+        effects["rectified_retain_g_effect"] = inner(total, names, "retain", "rectified")
     return measured.scalars | effects

@@ -12,15 +12,8 @@ from pathlib import Path
 import pytest
 
 import geffect
-from geffect.config import (
-    EvaluateConfig,
-    FinetuneConfig,
-    LocalizeConfig,
-    PreviewConfig,
-    Schema,
-    UnlearnConfig,
-    shown_default,
-)
+from geffect.config import EvaluateConfig, FinetuneConfig, LocalizeConfig, PreviewConfig, UnlearnConfig
+from geffect.config.schema import Schema, shown_default
 from geffect.core.forward import IGNORE_INDEX
 from geffect.data.encode import encode_set
 from geffect.data.load import load_set

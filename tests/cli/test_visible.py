@@ -20,7 +20,7 @@ from geffect import api
 from geffect.cli import console
 from geffect.config import EvaluateConfig
 from geffect.errors import UNSEEN, GeffectError, visible
-from geffect.preflight.numerics import Finding
+from geffect.preflight import Finding
 from tests.conftest import Command, config
 
 EVIL = "\x1b[31mred\x1b]0;title\x07\r\x08\x7f\x9b2J\u202egnp\u202c\u2066\u200b\u2060\ufeff\u2028\udc80\U000e0041"

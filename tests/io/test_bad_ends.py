@@ -98,7 +98,7 @@ def test_a_slice_reads_the_row_groups_it_needs(tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[second.dictionary_page_offset : second.dictionary_page_offset + 40] = b"\xff" * 40
     file.write_bytes(content)
-    assert [row["answer"] for row in load_set(f"{file}[:3]").rows] == [row["answer"] for row in rows[:3]]
+    assert [row["answer"] for row in load_set(f"{file}[:3]").examples] == [row["answer"] for row in rows[:3]]
     with pytest.raises(GeffectError, match=r"The \.parquet file at .* cannot be read"):
         load_set(str(file))
 

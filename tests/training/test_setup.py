@@ -108,7 +108,7 @@ def test_every_epoch_has_refusals_of_its_own(start: Path, tmp_path: Path) -> Non
 
 
 def _trainer(start: Path, out: Path, **changes: Any) -> Any:
-    from geffect.training.hf_arguments import training_arguments
+    from geffect.training.dry_run import training_arguments
     from geffect.training.unlearn import UnlearnTrainer
 
     chosen = config(start, out)
@@ -138,7 +138,7 @@ def test_reference_numbers_of_other_tokens_are_refused(start: Path, tmp_path: Pa
     import torch
 
     columns = {"forget": {"ref_nll": [torch.zeros(3)] * 12}}
-    with pytest.raises(GeffectError, match="ref_nll of the forget set has 3 tokens in row 0"):
+    with pytest.raises(GeffectError, match="ref_nll of the forget set has 3 tokens in example 0"):
         _trainer(start, tmp_path / "run", objective=make_objective("npo"), columns=columns)
 
 

@@ -242,7 +242,7 @@ def test_another_models_reference_is_refused(start: Path, tmp_path: Path) -> Non
     from geffect.models.scoring import compute_reference_nll
     from geffect.objectives.registry import make_objective
     from geffect.rectifiers.registry import make_rectifier
-    from geffect.training.hf_arguments import training_arguments
+    from geffect.training.dry_run import training_arguments
     from geffect.training.unlearn import UnlearnTrainer
 
     chosen = config(start, tmp_path / "run")
@@ -328,7 +328,7 @@ def test_trackers_are_told_of_every_measured_step(start: Path, tmp_path: Path) -
     from geffect.data.load import load_set
     from geffect.objectives.registry import make_objective
     from geffect.rectifiers.registry import make_rectifier
-    from geffect.training.hf_arguments import training_arguments
+    from geffect.training.dry_run import training_arguments
     from geffect.training.unlearn import UnlearnTrainer
 
     told: list[dict[str, float]] = []
