@@ -128,14 +128,7 @@ def verb(schema: Callable[Fields, Config]) -> Callable[[Callable[..., Result]], 
 
 
 class Evaluation(os.PathLike[str]):
-    """An evaluation directory of `geffect.evaluate`; every function that takes a path takes it.
-
-    Args:
-        path: the directory.
-
-    Attributes:
-        path: the directory.
-    """
+    """The directory ``path`` of an evaluation; every function that takes a path takes it."""
 
     def __init__(self, path: StrPath) -> None:
         self.path = Path(path)
@@ -174,17 +167,9 @@ def load_model(
     tokenizer: str | None = None,
     chat_template: str | None = None,
 ) -> Loaded:
-    """Load a model by any of its names; one built in is fitted on first use (about a minute) and cached.
+    """Load a model by any of its names (`geffect.models.load.FORMS`), and its tokenizer, as `geffect.models.load.load`.
 
-    Args:
-        spec: see `geffect.models.load.load.FORMS`.
-        dtype: of the weights.
-        trust_remote_code: run code that comes with the model.
-        tokenizer: a model or directory whose tokenizer takes the place of its own.
-        chat_template: ``none``, a file, or a name among the tokenizer's several, in place of the tokenizer's own.
-
-    Returns:
-        Model and tokenizer.
+    A built-in model is fitted on first use (about a minute) and cached.
     """
     if is_built_in(spec):
         spec = str(builtin_tiny(spec))

@@ -27,7 +27,7 @@ from geffect.config import (
     ReportConfig,
     UnlearnConfig,
 )
-from geffect.config.schema import ARGUMENT, Schema, shown_default
+from geffect.config.schema import ARGUMENT, Schema, flag_name, shown_default
 from geffect.config.settings import place
 from geffect.errors import GeffectError, VisibleRecord, formatted_warning, visible
 from geffect.io.readers import duplicate
@@ -71,18 +71,23 @@ def verb(name: str, schema: type[Schema], run: Callable[..., None], **switches: 
 
     def command(config: Any = None, **flags: Any) -> None:
         options = {key: flags.pop(key) for key in switches}
-        file, values = (config, None) if not listed else _file_or_values(config or [])
-        settings = {key: value for key, value in flags.items() if value is not None and value != []}
+        file, settings = config, {key: value for key, value in flags.items() if value is not None and value != []}
+        if listed:
+            is_file = config and len(config) == 1 and config[0].endswith((".yaml", ".yml"))
+            file = Path(config[0]) if is_file else None
+            settings |= {listed: config} if config and not is_file else {}
         if name != "unlearn":
             check_single_process(f"geffect {name}")
         if options.get("resume") and file and "out" not in settings:
             settings |= _directory_of(file)
-        checked = schema.read(file, **settings, **({listed: values} if values else {}))
+        checked = schema.read(file, **settings)
         with _stoppable(getattr(checked, "out", None) if "resume" in switches else None):
             run(checked, **options)
 
     # Typer reads the flags off the function's signature
-    parameters = [_argument(schema, listed), *_flags(schema), *(_switch(key, text) for key, text in switches.items())]
+    parameters = [_argument(schema, listed), *_flags(schema)]
+    for key, text in switches.items():
+        parameters.append(_parameter(key, False, bool, typer.Option(flag_name(key), help=text)))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     app.command(name, cls=OnceCommand, help=inspect.getdoc(run))(command)
@@ -105,7 +110,7 @@ def _flags(schema: type[Schema]) -> Iterator[inspect.Parameter]:
         if get_origin(field.annotation) is list:
             kind = list[str]  # the schema makes numbers of them
         text = f"{field.description} [{_choices(field)}{shown_default(field)}]"
-        yield _parameter(key, None, kind | None, typer.Option(_name(key), help=text, show_default=False))
+        yield _parameter(key, None, kind | None, typer.Option(flag_name(key), help=text, show_default=False))
 
 
 def _choices(field: FieldInfo) -> str:
@@ -117,22 +122,8 @@ def _choices(field: FieldInfo) -> str:
     return f"{', '.join(words[:-1])} or {words[-1]}; "
 
 
-def _switch(key: str, text: str) -> inspect.Parameter:
-    return _parameter(key, False, bool, typer.Option(_name(key), help=text))
-
-
-def _name(key: str) -> str:
-    return "--" + key.replace("_", "-")
-
-
 def _parameter(name: str, default: Any, kind: Any, option: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
-
-
-def _file_or_values(arguments: list[str]) -> tuple[Path | None, list[str] | None]:
-    if len(arguments) == 1 and arguments[0].endswith((".yaml", ".yml")):
-        return Path(arguments[0]), None
-    return None, arguments
 
 
 def _directory_of(file: Path) -> dict[str, str]:
@@ -265,25 +256,18 @@ def demo(
     """Unlearn the tiny built-in model with GA, GA+GRU and NPO+GRU, and print and draw what they did."""
     check_single_process("geffect demo")
     with _stoppable():
-        _demo(out, grail=grail)
+        from geffect.cli import console
+        from geffect.cli import demo as demo_
 
-
-def _demo(out: Path | None, *, grail: bool) -> None:
-    from geffect.cli import console
-    from geffect.cli import demo as demo_
-
-    numbered = (Path(f"runs/demo-{number}") for number in itertools.count(2))
-    out = (
-        place(out)
-        if out
-        else next(path for path in itertools.chain([Path("runs/demo")], numbered) if not path.exists())
-    )
-    console.comparison(demo_.demo(out), out)
-    if grail:
-        localized, runs = demo_.demo_grail(out)
-        console.localization(localized)
-        for path in runs:
-            console.unlearned(path)
+        numbered = (Path(f"runs/demo-{number}") for number in itertools.count(2))
+        free = (path for path in itertools.chain([Path("runs/demo")], numbered) if not path.exists())
+        out = place(out) if out else next(free)
+        console.comparison(demo_.demo(out), out)
+        if grail:
+            localized, runs = demo_.demo_grail(out)
+            console.localization(localized)
+            for path in runs:
+                console.unlearned(path)
 
 
 @app.command(cls=OnceCommand)

@@ -6,9 +6,10 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from geffect.core.forward import IGNORE_INDEX
+from geffect.core.types import Tokenizer
 from geffect.data.load import ExampleSet, TextSet
 from geffect.errors import GeffectError
 
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger(__name__)
 
 
-def control_texts(tokenizer: Any) -> set[str]:
+def control_texts(tokenizer: Tokenizer) -> set[str]:
     """The texts that a tokenizer reads as control tokens, such as ``</s>``."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     return {each for each in (*tokenizer.all_special_tokens, *(str(t) for t in added if t.special)) if each.strip()}
 
 
-def check_control_texts(tokenizer: Any, examples: ExampleSet) -> None:
+def check_control_texts(tokenizer: Tokenizer, examples: ExampleSet) -> None:
     """Raise where a question or an answer contains a control token's text; in a set of texts, only warn."""
     texts = sorted(control_texts(tokenizer), key=len, reverse=True)
     if not texts:
@@ -50,7 +51,7 @@ def check_control_texts(tokenizer: Any, examples: ExampleSet) -> None:
     raise GeffectError(message, remedy="Rewrite them in the file, or omit those examples")
 
 
-def warn_unknown(tokenizer: Any, examples: Sequence["EncodedExample"], name: str) -> None:
+def warn_unknown(tokenizer: Tokenizer, examples: Sequence["EncodedExample"], name: str) -> None:
     """Warn of text that a tokenizer has no token for and reads as its unknown token."""
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown in {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}:

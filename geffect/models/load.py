@@ -117,9 +117,9 @@ def load(
     """Load a model for training or measuring; `geffect.load_model` also loads the built-in ones.
 
     An adapter is put on its base and made trainable, its base frozen. The weights have the dtype of the argument, not
-    the checkpoint's; on a bfloat16 base PEFT keeps the adapter's in float32. ``tokenizer`` names a model or directory
-    whose tokenizer replaces the model's own (an adapter's before its base's), ``chat_template`` is ``none``, one of its
-    several templates, or a file; None keeps its own.
+    the checkpoint's; on a bfloat16 base PEFT keeps the adapter's in float32. ``trust_remote_code`` runs code that comes
+    with the model. ``tokenizer`` names a model or directory whose tokenizer replaces the model's own (an adapter's
+    before its base's), ``chat_template`` is ``none``, one of its several templates, or a file; None keeps its own.
     """
     if dtype not in DTYPES:
         raise GeffectError(f"There is no dtype {dtype!r}", remedy=f"Choose one of {', '.join(DTYPES)}")
