@@ -40,7 +40,7 @@ from geffect.evaluation.success import successes
 from geffect.evaluation.suites import Part, parts
 from geffect.evaluation.variants import Variant, check_variants, variants
 from geffect.inspection.tasks import InspectionSetup, prepare_inspection, record_of
-from geffect.io.readers import StrPath, read_json
+from geffect.io.readers import JSON, StrPath, read_json
 from geffect.io.system import check_single_process, launch_command, terminable
 from geffect.localization.localize import localize as find
 from geffect.localization.losses import split_losses
@@ -54,7 +54,7 @@ from geffect.models.tokenizers import vocabulary_size
 from geffect.record.schema import METRICS
 from geffect.record.writer import RunDirectory, describe, layout_to_json, peak_memory_gb, refuse_existing, replacing
 from geffect.reports.run import Run, plot
-from geffect.training.batches import compute_columns
+from geffect.training.batches import compute_columns, training_sets
 from geffect.training.run import (
     check_converged,
     disk_errors,
@@ -78,7 +78,6 @@ from geffect.training.setup import (
     prompts_of,
     read_gradient_mask,
     read_set,
-    training_sets,
     warn_of_other_prompts,
     warn_of_rounding,
 )
@@ -144,9 +143,9 @@ class Evaluation(os.PathLike[str]):
         return read_evaluation(self.path)
 
     @property
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, JSON]:
         """Means with intervals, and the numbers made of several sets: ``metrics.json``, by model."""
-        content: dict[str, Any] = read_json(self.path / METRICS)["models"]
+        content: dict[str, JSON] = read_json(self.path / METRICS)["models"]
         return content
 
 

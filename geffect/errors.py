@@ -38,7 +38,7 @@ class VisibleRecord(logging.LogRecord):
         return visible(super().getMessage())
 
 
-def formatted_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> str:
+def formatted_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> str:
     """A warning as one visible line, in place of `warnings.formatwarning`."""
     return visible(f"{category.__name__}: {message}") + "\n"
 

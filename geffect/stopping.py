@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from geffect.core.registry import Configurable, Positive, Registry, Share, parse
 from geffect.errors import GeffectError, shorten
@@ -147,7 +146,7 @@ def first_broken(rules: StopRules, lines: Lines) -> Stop | None:
     return None
 
 
-def chosen(rules: StopRules, lines: Lines, checkpoints: Sequence[int]) -> dict[str, Any]:
+def checkpoint_choice(rules: StopRules, lines: Lines, checkpoints: Sequence[int]) -> dict[str, str | None]:
     """The last evaluated ``checkpoint`` before any rule was broken (``checkpoint-N``, or None), and the ``reason``."""
     evaluated = {line.step for line in lines if line.scores and not line.diverged}
     for step in sorted(set(checkpoints) & evaluated, reverse=True):

@@ -49,7 +49,7 @@ class Schema(BaseModel):
         ]
         cls.__doc__ = "\n".join([head, "", "Attributes:", *fields])
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, **settings: object) -> None:
         for name, value in settings.items():
             check_names(name, value)
         try:
@@ -89,7 +89,7 @@ class Schema(BaseModel):
         return self
 
     @classmethod
-    def read(cls, file: Path | str | None = None, /, **settings: Any) -> Self:
+    def read(cls, file: Path | str | None = None, /, **settings: object) -> Self:
         """Build a configuration from a YAML file and values that override it.
 
         Args:
@@ -112,7 +112,7 @@ class Schema(BaseModel):
             )
         return config
 
-    def replace(self, **settings: Any) -> Self:
+    def replace(self, **settings: object) -> Self:
         """The same configuration with other values, checked (`model_copy` checks nothing)."""
         return type(self)(**({name: getattr(self, name) for name in self.model_fields_set} | settings))
 

@@ -30,9 +30,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from geffect.data.sources import KNOWUNDO, LAYOUTS, QUESTIONS, READERS, Columns, hub_rows, locate, read_rows
+from geffect.data.sources import KNOWUNDO, LAYOUTS, QUESTIONS, READERS, Columns, Row, hub_rows, locate, read_rows
 from geffect.data.synthetic import AUTHOR_PARTS, DOMAIN_PARTS, DOMAINS, SPLITS, generate_authors, generate_domains
 from geffect.errors import GeffectError, shorten
+from geffect.io.readers import JSON
 
 SPEC = re.compile(r"^(?P<name>.+?)(?:\[(?P<start>[0-9]*):(?P<stop>[0-9]*)\])?$")
 DIGITS = 18  # at most, in a number of a slice
@@ -166,14 +167,14 @@ def _read(spec: str, rows: Sequence[Example], columns: Columns, bounds: slice) -
 
 def _table(
     name: str, data_dir: Path | None, choices: Sequence[Columns], stop: int | None
-) -> tuple[list[Any], Sequence[Columns], str]:
+) -> tuple[Sequence[Row], Sequence[Columns], str]:
     """Rows (up to ``stop`` or more), the choices of columns, and the remedy where no choice fits."""
     most = None if stop is None else max(1, stop)  # the first decides the columns
     kind, _, rest = name.partition(":")
     if kind == "builtin":
         return _builtin(rest), (QUESTIONS,), RESTORE
     if kind in LAYOUTS:
-        rows: list[Any] = []
+        rows: list[Row] = []
         for file in locate(kind, rest, data_dir):
             if most is None or len(rows) < most:
                 rows += read_rows(file, None if most is None else most - len(rows))
@@ -236,7 +237,7 @@ def column_choices(question: str, answer: str, text: str) -> tuple[Columns, ...]
     return {"question": question, "answer": answer}, KNOWUNDO, *chats, {"text": text}
 
 
-def choose_columns(row: Any, choices: Sequence[Columns]) -> Columns:
+def choose_columns(row: Row | None, choices: Sequence[Columns]) -> Columns:
     """Choose the columns by a set's first row, which is a dictionary by column or a text.
 
     The first choice is taken where the row has any of its columns, else the next of which it has all; where none fits,
@@ -251,12 +252,12 @@ def choose_columns(row: Any, choices: Sequence[Columns]) -> Columns:
     return next((each for each in others if present >= set(each.values())), first)
 
 
-def rename_columns(rows: Sequence[Any], columns: Columns, source: str, remedy: str) -> tuple[Example, ...]:
+def rename_columns(rows: Sequence[Row], columns: Columns, source: str, remedy: str) -> tuple[Example, ...]:
     """Rows by field, further columns unchanged; raise for a row that is no object or text, or that lacks a column."""
     return tuple(_rename(row, i, columns, source, remedy) for i, row in enumerate(rows))
 
 
-def _rename(row: Any, index: int, columns: Columns, source: str, remedy: str) -> Example:
+def _rename(row: Row, index: int, columns: Columns, source: str, remedy: str) -> Example:
     if isinstance(row, str) and "text" in columns:
         return {"text": row}
     if not isinstance(row, dict):
@@ -278,7 +279,7 @@ def _to_lists(value: Any) -> Any:
     return value
 
 
-def split_answers(row: Mapping[str, Any]) -> list[Example]:
+def split_answers(row: Example) -> list[Example]:
     """The example of a row with one answer; else one for each distinct answer, with all of them as `ANSWERS`.
 
     >>> [each["answer"] for each in split_answers({"question": "Who?", "answer": ["Ada", "Lovelace", "Ada"]})]
@@ -292,13 +293,13 @@ def split_answers(row: Mapping[str, Any]) -> list[Example]:
     return [dict(row) | {"answer": each} | several for each in distinct]
 
 
-def right_answers(example: Mapping[str, Any]) -> list[str]:
+def right_answers(example: Mapping[str, JSON]) -> list[str]:
     """All answers that are right for an example's question."""
     answers = example.get(ANSWERS)
     return answers if isinstance(answers, list) and example["answer"] in answers else [example["answer"]]
 
 
-def split_turns(row: Mapping[str, Any], index: int, source: str) -> list[Example]:
+def split_turns(row: Example, index: int, source: str) -> list[Example]:
     """An example of each assistant turn of a conversation: ``question``, ``answer`` and ``before``.
 
     The question is the user turn before the answer, ``before`` are the turns before the question; further columns are

@@ -18,12 +18,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import psutil
 
 from geffect.core.types import Tokenizer
 from geffect.errors import GeffectError
+from geffect.io.readers import JSON
 
 Turn = Mapping[str, str]  # role and content
 
@@ -104,7 +104,7 @@ def _refuse_powers(template: str) -> None:
         before = before if kind == "whitespace" else value
 
 
-def prompt_settings(tokenizer: Tokenizer, prompt: Prompt) -> dict[str, Any]:
+def prompt_settings(tokenizer: Tokenizer, prompt: Prompt) -> dict[str, JSON]:
     """What decides a prompt, for a run's record and cache keys: template (or None), date, system turn, tokenizer."""
     template = tokenizer.chat_template if has_template(tokenizer) else None
     return {
@@ -129,7 +129,7 @@ def tokenizer_sha256(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _vocabulary(tokenizer: Tokenizer) -> Any:
+def _vocabulary(tokenizer: Tokenizer) -> JSON:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         return json.loads(backend.to_str()) | {"padding": None, "truncation": None}  # state of the last call

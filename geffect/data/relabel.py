@@ -90,7 +90,7 @@ def _lines(spec: str) -> tuple[str, ...] | None:
     match = SPEC.match(spec)
     path = Path(os.path.expanduser(match["name"] if match else spec))
     if path.suffix.lower() == ".txt":
-        (text,) = read_rows(path)
+        text = str(read_rows(path)[0])
     elif path.suffix.lower() == ".jsonl":
         try:
             text = path.read_text(encoding="utf-8-sig")

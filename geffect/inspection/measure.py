@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from geffect.core.token_effects import token_effects
 from geffect.core.types import Tokenizer
 from geffect.data.encode import EncodedExample, token_texts
 from geffect.errors import GeffectError
+from geffect.io.readers import JSON
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.step import Step
 from geffect.models.scoring import Reference, forward_beside
@@ -146,7 +147,7 @@ def token_lines(
     pad_id: int,
     count: int,
     batch_size: int,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, JSON]]:
     """The ``count`` examples of each set that a descended direction serves worst, and its effect on their tokens.
 
     Worst are the retained examples whose loss it raises most, and the forget examples whose loss it raises least. Each
@@ -182,7 +183,7 @@ def point_lines(
     objectives: Mapping[str, Objective],
     pad_id: int,
     batch_size: int,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, JSON]]:
     """Every forget example's effect on both losses (PG-effect, arXiv 2502.19301 §5), and objectives' weights on it.
 
     PG(s; D) = ⟨∇R(D), ∇log p(s)⟩, log p(s) the sum over the example's labeled tokens: what gradient ascent on s alone

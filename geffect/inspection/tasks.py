@@ -24,10 +24,10 @@ from geffect.objectives.registry import make_objective
 from geffect.record.resume import check_lines, check_same_data, steps_of
 from geffect.record.schema import CONFIG, DONE, STEPS
 from geffect.record.writer import RunDirectory
-from geffect.training.batches import Columns, compute_columns
+from geffect.training.batches import Columns, compute_columns, training_sets
 from geffect.training.dry_run import PROCESS, activations_bytes, model_bytes, parameter_counts, token_counts
 from geffect.training.run import open_record, read_unfinished, recorded_config
-from geffect.training.setup import TrainingSetup, answers_of, load_outline, prepare, training_sets
+from geffect.training.setup import TrainingSetup, answers_of, load_outline, prepare
 
 EVALUATED = ("forget", "retain", "heldout")
 Sink = Callable[..., None]

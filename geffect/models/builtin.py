@@ -65,7 +65,7 @@ def built_in_key(name: str = TINY) -> str:
 
 
 def make_tiny(
-    seed: int = 0, name: str = TINY, /, vocabulary: int = VOCABULARY, **shape: Any
+    seed: int = 0, name: str = TINY, /, vocabulary: int = VOCABULARY, **shape: object
 ) -> tuple[CausalLM, Tokenizer]:
     """A new built-in model (float32, a key of `BUILT_IN`) and its tokenizer; no file is read or written.
 

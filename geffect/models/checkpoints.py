@@ -13,16 +13,20 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
 from geffect.core.types import CausalLM
 from geffect.errors import GeffectError
-from geffect.io.readers import read_json
+from geffect.io.readers import JSON, read_json
 from geffect.models.cache import file_sha256
 from geffect.record.writer import write
 
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+LOGGER = logging.getLogger(__name__)
 Shapes = dict[str, tuple[int, ...]]  # tensor → shape
 NAME = re.compile(r"checkpoint-([0-9]{1,9})")  # ASCII digits alone: \d matches those of every script
 CHECKSUMS = "checksums.json"
@@ -34,6 +38,11 @@ BLOCKS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")  # a model h
 MAX_LAYERS = 2048  # such a model takes seconds to outline; no known one has more than a few hundred
 MIN_BITS = 2  # of a parameter in a file, however it is quantized
 RESTORE = "Restore its weight files, or the config.json they belong to"
+ADAPTER_FILE = "adapter_model.safetensors"
+RESTORE_ADAPTER = "Restore the adapter's files, or name the base they were trained on in its adapter_config.json"
+SHARED = ("vblora_vector_bank", ".tinylora_v.")  # stored once, and listed in every layer
+SECONDS = 5.0  # limit for matching an adapter's patterns with all of a model's names
+MATCH = "import json, re, sys; p, n = json.load(sys.stdin); [re.match(rf'(.*\\.)?({x})$', y) for x in p for y in n]"
 REMEDY = "Restore it, or move this checkpoint away to resume from the one before"
 
 
@@ -131,7 +140,7 @@ def check_directory(directory: Path) -> None:
     _check_surplus(directory)
 
 
-def _check_index(index: Path, content: Any) -> None:
+def _check_index(index: Path, content: JSON) -> None:
     """Every file that is named lies in the directory itself, with the tensors that the index says."""
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
@@ -158,7 +167,7 @@ def _check_surplus(directory: Path) -> None:
         raise GeffectError(f"{surplus[0]} in {directory} would not be read, only {source}", remedy=remedy)
 
 
-def check_config(source: str, content: Mapping[str, Any]) -> None:
+def check_config(source: str, content: Mapping[str, JSON]) -> None:
     """Raise where a ``config.json`` has an impossible number of layers, which would be built before anything fails."""
     for key, value in content.items():
         if isinstance(value, Mapping):
@@ -221,15 +230,7 @@ def checkpoint_shapes(directory: Path, remedy: str) -> Shapes:
         return stored_shapes(files)
 
 
-LOGGER = logging.getLogger(__name__)
-ADAPTER_FILE = "adapter_model.safetensors"
-RESTORE_ADAPTER = "Restore the adapter's files, or name the base they were trained on in its adapter_config.json"
-SHARED = ("vblora_vector_bank", ".tinylora_v.")  # stored once, and listed in every layer
-SECONDS = 5.0  # limit for matching an adapter's patterns with all of a model's names
-MATCH = "import json, re, sys; p, n = json.load(sys.stdin); [re.match(rf'(.*\\.)?({x})$', y) for x in p for y in n]"
-
-
-def check_patterns(config: Any, names: Sequence[str]) -> None:
+def check_patterns(config: "PeftConfig", names: Sequence[str]) -> None:
     """Raise where a pattern of an adapter's configuration does not compile or, so that PEFT hangs, matches slowly."""
     for key in ["target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"]:
         patterns = _patterns(config, key)
@@ -247,7 +248,7 @@ def check_patterns(config: Any, names: Sequence[str]) -> None:
             raise GeffectError(f"{key} in adapter_config.json is no pattern: {reason}", remedy="Correct it") from error
 
 
-def _patterns(config: Any, key: str) -> list[str]:
+def _patterns(config: "PeftConfig", key: str) -> list[str]:
     value = getattr(config, key, None) or []
     return [value] if isinstance(value, str) else [str(each) for each in value]
 
@@ -275,7 +276,7 @@ def resize_vocabulary(base: CausalLM, source: Path) -> None:
     base.resize_token_embeddings(size, mean_resizing=False)
 
 
-def check_adapter(model: Any, source: Path) -> None:
+def check_adapter(model: CausalLM, source: Path) -> None:
     """Raise unless an adapter's file holds exactly the tensors of its model, which is and stays on the meta device."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that nothing is copied to the meta device
@@ -296,7 +297,7 @@ def check_adapter(model: Any, source: Path) -> None:
         LOGGER.warning("%s of the adapter in %s match no layer of its base: %s", key, source, ", ".join(unmatched))
 
 
-def _unmatched(model: Any) -> dict[str, list[str]]:
+def _unmatched(model: CausalLM) -> dict[str, list[str]]:
     """Setting → names in an adapter's configuration that match no module."""
     config, names = model.peft_config["default"], [name for name, _ in model.get_base_model().named_modules()]
     unmatched = {}

@@ -45,6 +45,7 @@ from geffect.models.tokenizers import has_tokenizer, read_template, read_tokeniz
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PretrainedConfig
 
 LOGGER = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -160,7 +161,11 @@ def model_errors(spec: str, what: str = "model") -> Iterator[None]:
 
 
 def load_tokenizer(
-    source: Path | str, config: Any, trust: bool, instead: str | None = None, chat_template: str | None = None
+    source: Path | str,
+    config: "PretrainedConfig | None",
+    trust: bool,
+    instead: str | None = None,
+    chat_template: str | None = None,
 ) -> Tokenizer:
     """The tokenizer of a resolved model, or of another model or directory ``instead``; see `load`."""
     if instead is None:
@@ -175,7 +180,7 @@ def load_tokenizer(
     return set_template(tokenizer, chat_template)
 
 
-def _own_tokenizer(source: Path | str, config: Any, trust: bool) -> Tokenizer:
+def _own_tokenizer(source: Path | str, config: "PretrainedConfig | None", trust: bool) -> Tokenizer:
     """An adapter's tokenizer, else its base's; in either case the adapter's chat template replaces its base's."""
     with quiet_transformers():
         if not _is_adapter(source):
@@ -218,7 +223,7 @@ def _read_weights(source: Path | str, dtype: str, trust: bool) -> CausalLM:
         return loaded
 
 
-def _auto_class(config: Any) -> Any:
+def _auto_class(config: "PretrainedConfig") -> Any:
     """transformers' auto class that loads a model of this configuration, multimodal where the weights are."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
 

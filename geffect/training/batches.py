@@ -4,23 +4,31 @@ Which examples a step has is a function of (seed, epoch, position), never of a g
 """
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 
+from geffect.config import UnlearnConfig
 from geffect.core.forward import ALL_LOGITS, IGNORE_INDEX, Outputs
 from geffect.core.splits import domain_of, domains, of_role, role_of, split_name, split_names
 from geffect.core.types import CausalLM, Tokenizer
 from geffect.data.encode import EncodedExample, collate, pad_id_of
-from geffect.data.relabel import random_labels
+from geffect.data.load import QASet
+from geffect.data.relabel import BUILT_IN, random_labels, replace_answers
 from geffect.errors import GeffectError
+from geffect.io.system import check_memory, rank_and_size
 from geffect.models.scoring import compute_reference_nll, forward_batches
 from geffect.objectives.base import Objective
+from geffect.training.setup import TrainingSetup, encode
 
+LOGGER = logging.getLogger(__name__)
 Step = dict[str, EncodedExample]
+EXAMPLE_BYTES, TOKEN_BYTES = 300, 16  # of an encoding in memory
 STREAMS = {"retain": 1, "general": 3}  # 2 draws refusals, 4 random labels
 
 
@@ -229,3 +237,40 @@ def _misaligned(logits: Tensor, example: EncodedExample) -> Tensor:
     banned = logits[: len(ids)].scatter(1, ids[:, None], -torch.inf)
     banned[:, -1] = -torch.inf
     return banned.argmax(-1)
+
+
+def alternatives(setup: TrainingSetup[UnlearnConfig], forget: str, size: int) -> list[EncodedExample]:
+    """The first ``size`` questions of a forget split with refusals, one epoch of the run after another."""
+    config, questions = setup.config, setup.sets[forget]
+    if not isinstance(questions, QASet):
+        raise GeffectError(
+            f"{questions.name} has texts, and {config.objective.text!r} needs questions to refuse",
+            remedy="Name a set of questions, or another objective",
+        )
+    questions = replace(questions, examples=questions.examples[:size])
+    batches = config.steps * config.grad_accum_steps * rank_and_size()[1]
+    epochs = -(-batches // -(-len(questions) // config.batch_size))
+    encoded: list[EncodedExample] = []
+    for epoch in range(epochs):
+        refusals = replace_answers(questions, epoch, config.seed, setup.answers or BUILT_IN)
+        examples = encode(config, setup.loaded, refusals)
+        if not encoded:
+            needed = epochs * sum(EXAMPLE_BYTES + TOKEN_BYTES * len(each.input_ids) for each in examples)
+            check_memory(f"{epochs} epochs of refusals", needed, "Lower --steps")
+        encoded += [replace(each, index=i, cut=0) for i, each in enumerate(examples, len(encoded))]
+    return encoded
+
+
+def training_sets(setup: TrainingSetup[UnlearnConfig]) -> dict[str, list[EncodedExample]]:
+    """The sets whose examples meet in a step, with refusals where the objective needs alternative answers."""
+    sizes, roles, encoded = setup.sizes, setup.config.objective.sets, setup.encoded
+    sets = {name: encoded[name][:size] for name, size in sizes.items()}
+    if setup.config.domain and len({*sizes.values(), *(len(encoded[name]) for name in sizes)}) > 1:
+        used = ", ".join(f"{name} {size} of {len(encoded[name])}" for name, size in sizes.items())
+        LOGGER.warning("sizes differ; examples used: %s; an epoch is as long as the largest forget set", used)
+    if "general" in roles:
+        sets["general"] = encoded["general"]
+    if "alternative" in roles:
+        for name in split_names("forget", sizes):
+            sets[split_name("alternative", domain_of(name))] = alternatives(setup, name, sizes[name])
+    return sets

@@ -63,7 +63,7 @@ def _random_state() -> str:
     return f"rng_state_{rank()}.pth" if num_processes() > 1 else "rng_state.pth"
 
 
-def saved_state(model: Any) -> dict[str, Any]:
+def saved_state(model: nn.Module) -> dict[str, Tensor]:
     """A model's tensors by the names its checkpoints have, over the same memory: of an adapted model the adapter's."""
     from peft import PeftModel, get_peft_model_state_dict
 

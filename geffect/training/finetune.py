@@ -1,6 +1,7 @@
 """A Hugging Face Trainer that descends the NLL of its examples."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -41,18 +42,20 @@ class FinetuneTrainer(RecordingTrainer):
         self.until_accuracy, self.keep_dropout, self.autocast = until_accuracy, keep_dropout, autocast
         self.counts, self.met = Counts(0, 0), ""  # of the current window
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
+    def get_train_dataloader(self) -> DataLoader[Batch]:
         """Batches of examples in an order that depends on seed and epoch alone."""
         sampler = ShuffledSampler(len(self.train_dataset), self.args.seed)
         return make_loader(self, sampler, lambda examples: collate(examples, self.pad_id))
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], None]:
         """The micro-batches of a window and the count all of them are divided by."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.counts, self.met = Counts.of(batches), example_numbers(batches)
         return batches, None
 
-    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: object = None) -> Tensor:
         """Back-propagate one micro-batch's share of the window's loss."""
         set_mode(model, dropout=self.keep_dropout)  # without: a record's loss is the model's, not a thinned one's
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.autocast):

@@ -8,23 +8,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Generic, Self, TypeVar, overload
 
 import psutil
 
 from geffect.config import EvaluateConfig, FinetuneConfig, LocalizeConfig, TextConfig, TrainConfig, UnlearnConfig
 from geffect.core.layers import Layout, find_tied_weights, layout, split_layout, trainable_parameters
 from geffect.core.masks import GradientMask
-from geffect.core.splits import TARGETS, domain_of, of_role, role_of, split_name, split_names
+from geffect.core.splits import TARGETS, of_role, role_of
 from geffect.core.types import Tokenizer
 from geffect.data.checks import check_ids, warn_cut
 from geffect.data.domains import balanced_sizes, domain_sets, set_names, split_sets
 from geffect.data.encode import EncodedExample, encode_set, pad_id_of
-from geffect.data.load import ExampleSet, QASet, load_set
+from geffect.data.load import ExampleSet, load_set
 from geffect.data.prompts import Prompt, prompt_settings
-from geffect.data.relabel import BUILT_IN, Answers, read_answers, replace_answers
+from geffect.data.relabel import Answers, read_answers
 from geffect.errors import GeffectError
-from geffect.io.system import check_memory, rank_and_size
+from geffect.io.readers import JSON
+from geffect.io.system import rank_and_size
 from geffect.localization.storage import check_localized, read_localization
 from geffect.models.cache import weights_sha256
 from geffect.models.load import Loaded, add_lora, outline
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 LOGGER = logging.getLogger(__name__)
-EXAMPLE_BYTES, TOKEN_BYTES = 300, 16  # of an encoding in memory
 PROMPT_NAMES = {"template": "chat template", "date": "--template-date", "system": "--system-prompt"}
 VANISHES = 1e-4  # a bfloat16 weight near 1 moves by 1/128 or not at all
 Config = TypeVar("Config", bound=TrainConfig | LocalizeConfig, covariant=True)
@@ -139,10 +139,9 @@ class TrainingSetup(Setup[Trained]):
     @functools.cached_property
     def layout(self) -> Layout:
         """Where each parameter lies; a tied tensor is split by use, but for a sharded one."""
-        whole = layout(self.loaded.model)
-        if isinstance(self.config, UnlearnConfig) and not self.config.shard:
-            whole = split_layout(whole, find_tied_weights(self.loaded.model))
-        return whole
+        by_name = layout(self.loaded.model)
+        splits = isinstance(self.config, UnlearnConfig) and not self.config.shard
+        return split_layout(by_name, find_tied_weights(self.loaded.model)) if splits else by_name
 
     @functools.cached_property
     def arguments(self) -> "TrainingArguments":
@@ -168,7 +167,7 @@ class TrainingSetup(Setup[Trained]):
         sizes = {name: len(examples) for name, examples in self.encoded.items() if role_of(name) in TARGETS}
         return balanced_sizes(self.config, sizes)
 
-    def batches(self, steps: int | None = None) -> dict[str, Any]:
+    def batches(self, steps: int | None = None) -> dict[str, JSON]:
         """The batch arithmetic of so many steps, its own by default, in forget examples or, fine-tuning, in all."""
         config, examples = self.config, max(of_role(self.sizes, "forget"), default=self.num_examples)
         steps = self.steps if steps is None else steps
@@ -180,17 +179,14 @@ class TrainingSetup(Setup[Trained]):
         return memory_gb(self.config, self.loaded.model, self.encoded)
 
     def _lines(self) -> dict[str, str]:
-        config, methods = self.config, {}
+        config = self.config
+        lines = {name: f"{spec}: {token_counts(self.encoded[key])}" for name, spec, key in _named(config)}
         if isinstance(config, UnlearnConfig):
-            methods = {
-                "objective": config.objective.text,
-                "rectifier": config.rectifier.text,
-                "a step": passes(config.objective, config.rectifier.rule, config.diagnose_every),
-            }
-        sets = {name: f"{spec}: {token_counts(self.encoded[key])}" for name, spec, key in _named(config)}
-        return {**sets, **methods, "batches": self.batches(self.arguments.max_steps)["sentence"]}
+            lines |= {"objective": config.objective.text, "rectifier": config.rectifier.text}
+            lines["a step"] = passes(config.objective, config.rectifier.rule, config.diagnose_every)
+        return lines | {"batches": self.batches(self.arguments.max_steps)["sentence"]}
 
-    def environment(self, steps: int | None = None) -> dict[str, Any]:
+    def environment(self, steps: int | None = None) -> dict[str, JSON]:
         """What a run of so many steps, its own by default, records in ``environment.json``."""
         config, path = self.config, getattr(self.config, "masks", None)
         masks = {"masks": {"set": str(path), "sha256": weights_sha256(path / MASKS)}} if path else {}
@@ -224,9 +220,8 @@ def prepare(config: LocalizeConfig | TrainConfig) -> LocalizationSetup | Trainin
     named = _named(config)
     sets = {spec: read_set(config, spec) for spec in dict.fromkeys(spec for _, spec, _ in named)}
     encoded = {spec: encode(config, loaded, examples) for spec, examples in sets.items()}
-    specs = {key: spec for _, spec, key in named}
-    by_key = {key: encoded[spec] for key, spec in specs.items()}
-    return TrainingSetup(config, loaded, by_key, {key: sets[spec] for key, spec in specs.items()}, answers)
+    by_key = {key: encoded[spec] for _, spec, key in named}
+    return TrainingSetup(config, loaded, by_key, {key: sets[spec] for _, spec, key in named}, answers)
 
 
 def _named(config: TrainConfig) -> list[tuple[str, str, str]]:
@@ -297,12 +292,12 @@ def prompt_of(config: TextConfig) -> Prompt:
     return Prompt(config.template_date, config.system_prompt)
 
 
-def prompts_of(config: TextConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+def prompts_of(config: TextConfig, tokenizer: Tokenizer) -> dict[str, JSON]:
     """What determines a prompt, for records and cache keys: chat template, its date, system turn and tokenizer."""
     return prompt_settings(tokenizer, prompt_of(config))
 
 
-def decides(config: EvaluateConfig, loaded: Loaded) -> list[Any] | None:
+def decides(config: EvaluateConfig, loaded: Loaded) -> list[JSON] | None:
     """Model, dtype and prompts, which decide numbers beside the examples; None where the weights have no hash.
 
     The model is given before an adapter is merged into it.
@@ -351,43 +346,6 @@ def check_launched(config: UnlearnConfig, sets: Mapping[str, Sequence[EncodedExa
             f"{count} forget examples do not divide by {config.batch_size} examples × {size} processes",
             remedy=f"Slice the set to {count // step * step} examples, or choose another --batch-size",
         )
-
-
-def alternatives(setup: TrainingSetup[UnlearnConfig], forget: str, size: int) -> list[EncodedExample]:
-    """The first ``size`` questions of a forget split with refusals, one epoch of the run after another."""
-    config, questions = setup.config, setup.sets[forget]
-    if not isinstance(questions, QASet):
-        raise GeffectError(
-            f"{questions.name} has texts, and {config.objective.text!r} needs questions to refuse",
-            remedy="Name a set of questions, or another objective",
-        )
-    questions = replace(questions, examples=questions.examples[:size])
-    batches = config.steps * config.grad_accum_steps * rank_and_size()[1]
-    epochs = -(-batches // -(-len(questions) // config.batch_size))
-    encoded: list[EncodedExample] = []
-    for epoch in range(epochs):
-        refusals = replace_answers(questions, epoch, config.seed, setup.answers or BUILT_IN)
-        examples = encode(config, setup.loaded, refusals)
-        if not encoded:
-            needed = epochs * sum(EXAMPLE_BYTES + TOKEN_BYTES * len(each.input_ids) for each in examples)
-            check_memory(f"{epochs} epochs of refusals", needed, "Lower --steps")
-        encoded += [replace(each, index=i, cut=0) for i, each in enumerate(examples, len(encoded))]
-    return encoded
-
-
-def training_sets(setup: TrainingSetup[UnlearnConfig]) -> dict[str, list[EncodedExample]]:
-    """The sets whose examples meet in a step, with refusals where the objective needs alternative answers."""
-    used, needed, encoded = setup.sizes, setup.config.objective.sets, setup.encoded
-    sets = {name: encoded[name][:size] for name, size in used.items()}
-    if setup.config.domain and len({*used.values(), *(len(encoded[name]) for name in used)}) > 1:
-        sizes = ", ".join(f"{name} {size} of {len(encoded[name])}" for name, size in used.items())
-        LOGGER.warning("sizes differ; examples used: %s; an epoch is as long as the largest forget set", sizes)
-    if "general" in needed:
-        sets["general"] = encoded["general"]
-    if "alternative" in needed:
-        for name in split_names("forget", used):
-            sets[split_name("alternative", domain_of(name))] = alternatives(setup, name, used[name])
-    return sets
 
 
 def read_gradient_mask(config: UnlearnConfig, loaded: Loaded) -> GradientMask | None:

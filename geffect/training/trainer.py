@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +22,19 @@ from geffect.core.model_state import keep_weight_scale
 from geffect.core.types import Tokenizer
 from geffect.data.encode import EncodedExample, pad_id_of
 from geffect.errors import GeffectError
+from geffect.io.readers import JSON
 from geffect.io.system import SIGNALS, install, rank_and_size
 from geffect.models.checkpoints import REMEDY, checkpoint_step, read_errors, write_checksums
 from geffect.models.scoring import Likelihood, compute_likelihood
 from geffect.record.writer import rename
 from geffect.training.checkpoints import PARTIAL, ShardedTrainer, check_whole, writing
 
+if TYPE_CHECKING:
+    from transformers.trainer_utils import TrainOutput
+
 LOGGER = logging.getLogger(__name__)
-Line = dict[str, Any]
+Line = dict[str, JSON]
+T = TypeVar("T")
 NLL_DIGITS = 6  # decimals of an example's nats in a record
 TWICE = 5.0  # seconds in which a launcher may pass on the signal that its processes have received themselves
 
@@ -120,7 +125,7 @@ class RecordingTrainer(ShardedTrainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(_Steps(self))
 
-    def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> "TrainOutput | None":
         """As Hugging Face's; None where the checkpoint to resume from, one of this run's own, left nothing to do.
 
         Ctrl-C, SIGTERM or SIGHUP stops it after its step, with a checkpoint; a second signal stops it at once. The
@@ -133,7 +138,8 @@ class RecordingTrainer(ShardedTrainer):
             if resume_from_checkpoint is not None:
                 self._restore(Path(resume_from_checkpoint))
                 if self.control.should_training_stop:
-                    return self.finish_run()
+                    self.finish_run()
+                    return None
                 return super().train(str(resume_from_checkpoint), **kwargs)
             if any(Path(self.args.output_dir).glob("checkpoint-*")):
                 raise GeffectError(
@@ -162,7 +168,7 @@ class RecordingTrainer(ShardedTrainer):
         self.interrupted = signum
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+        self, eval_dataset: object = None, ignore_keys: object = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Loss and token accuracy of every evaluation set, for the record and the trackers."""
         self.line |= evaluate_sets(self.model, self.evaluation_sets, self.pad_id, self.args.per_device_eval_batch_size)
@@ -175,11 +181,12 @@ class RecordingTrainer(ShardedTrainer):
         self.started = time.perf_counter()
         return metrics
 
-    def on_device(self, batch: Any) -> Any:
+    def on_device(self, batch: T) -> T:
         """A batch, or one a set, on the model's device."""
-        return map_leaves(batch, lambda leaf: leaf.to(self.args.device) if isinstance(leaf, Tensor) else leaf)
+        moved: T = map_leaves(batch, lambda leaf: leaf.to(self.args.device) if isinstance(leaf, Tensor) else leaf)
+        return moved
 
-    def floating_point_ops(self, inputs: Any) -> int:
+    def floating_point_ops(self, inputs: object) -> int:
         """0: not estimated, since a step is several passes over two batches."""
         return 0
 

@@ -2,10 +2,10 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,7 +22,7 @@ from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, of_role, role_of, split_names
 from geffect.data.encode import EncodedExample, collate
 from geffect.errors import GeffectError
-from geffect.io.readers import read_json
+from geffect.io.readers import JSON, read_json
 from geffect.measurement.ema import published_estimates
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.prediction import PredictionCheck
@@ -42,6 +42,9 @@ from geffect.training.batches import (
     collate_sets,
 )
 from geffect.training.trainer import RecordingTrainer, example_numbers, make_loader, set_mode
+
+if TYPE_CHECKING:
+    from transformers.trainer_utils import TrainOutput
 
 LOGGER = logging.getLogger(__name__)
 STATE_FILE, TERMS_FILE = "rectifier.safetensors", "objective.json"  # what a rectifier and stateful terms carry on
@@ -158,7 +161,7 @@ class UnlearnTrainer(RecordingTrainer):
             layout(model).layers if rectifier.scope == "layer" else {},
         )
 
-    def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> "TrainOutput | None":
         """As `RecordingTrainer.train`, after a check that the reference is the start."""
         self.check_reference()
         return super().train(resume_from_checkpoint, **kwargs)
@@ -231,12 +234,14 @@ class UnlearnTrainer(RecordingTrainer):
         examples = {name: [each[name] for each in meetings] for name in meetings[0]}
         return collate_sets(examples, self.columns, self.pad_id)
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
+    def get_train_dataloader(self) -> DataLoader[dict[str, Batch]]:
         """Batches of examples of all sets, in an order that depends on seed and epoch alone."""
         sampler = PairedSampler({name: len(examples) for name, examples in self.sets.items()}, self.args.seed)
         return make_loader(self, sampler, self.collate)
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Batch]], None]:
         """The micro-batches of a window; opens it with the counts every loss is divided by."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
@@ -253,7 +258,7 @@ class UnlearnTrainer(RecordingTrainer):
             raise RuntimeError("no window of micro-batches has begun")
         return self.current
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Batch], num_items_in_batch: Any = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, Batch], num_items_in_batch: object = None) -> Tensor:
         """One micro-batch; on the optimizer step's boundary, the rectified gradient is left in ``.grad``."""
         last = self.accelerator.sync_gradients
         share = self.step.micro_batch(self.on_device(inputs), last=last)
@@ -353,7 +358,7 @@ def probe_batches(examples: Sequence[EncodedExample], count: int, batch_size: in
     return [collate(probes[i : i + batch_size], pad_id) for i in range(0, count, batch_size)]
 
 
-def paper_lines(run: Measurement, micro_batches: Iterable[Mapping[str, Batch]]) -> list[dict[str, Any]]:
+def paper_lines(run: Measurement, micro_batches: Iterable[Mapping[str, Batch]]) -> list[dict[str, JSON]]:
     """The published script's estimates at this checkpoint, as a record's lines."""
     return [{"call": call} | measured.line() for call, measured in published_estimates(run, micro_batches)]
 

@@ -14,7 +14,8 @@ from geffect.data.prompts import Prompt
 from geffect.data.relabel import read_answers, replace_answers
 from geffect.errors import GeffectError
 from geffect.evaluation.metrics import METRICS
-from geffect.training.setup import alternatives, prepare
+from geffect.training.batches import alternatives
+from geffect.training.setup import prepare
 from tests.conftest import config
 from tests.data.test_encode import chat, learned, plain
 

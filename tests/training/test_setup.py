@@ -16,8 +16,9 @@ from geffect.models.scoring import Reference
 from geffect.objectives.registry import make_objective
 from geffect.rectifiers.registry import make_rectifier
 from geffect.training import setup
+from geffect.training.batches import alternatives, training_sets
 from geffect.training.dry_run import passes
-from geffect.training.setup import alternatives, prepare, training_sets, warn_of_rounding
+from geffect.training.setup import prepare, warn_of_rounding
 from tests.conftest import SHAPE, Command, config
 
 
