@@ -247,11 +247,9 @@ def finetune(
                 loaded.model,
                 start.arguments,
                 tokenizer=loaded.tokenizer,
+                config=config,
                 examples=[replace(example, index=i) for i, example in enumerate(encoded)],
                 evaluation_sets=start.encoded,
-                until_accuracy=config.until_accuracy,
-                keep_dropout=config.keep_dropout,
-                autocast=config.autocasts,
                 sink=sink,
             )
             train(trainer, checkpoint, f"geffect finetune {resume_command(config)}")
@@ -292,7 +290,8 @@ def unlearn(
         checkpoint = find_checkpoint(config.out, environment) if resume else None
         past = lines_before(config.out, checkpoint)
         with quiet_transformers(), open_record(run, recorded, environment, first_step(checkpoint)) as sink:
-            trainer = _unlearn_trainer(start, sets, reuse_gradients, frozen=frozen, past=past, sink=sink)
+            options = {"frozen": frozen, "past": past, "reuse_gradients": reuse_gradients, "sink": sink}
+            trainer = _unlearn_trainer(start, sets, **options)
             train(trainer, checkpoint, f"{launch_command()}geffect unlearn {resume_command(config)}")
             if success["start"] and not trainer.diverged:
                 success["end"] = successes(loaded.model, loaded.tokenizer, start.encoded)
@@ -305,38 +304,23 @@ def unlearn(
 
 
 def _unlearn_trainer(
-    start: TrainingSetup[UnlearnConfig], sets: dict[str, list[EncodedExample]], reuse_gradients: bool, **options: Any
+    start: TrainingSetup[UnlearnConfig], sets: dict[str, list[EncodedExample]], **options: Any
 ) -> "UnlearnTrainer":
     """The trainer of a run; the options are further arguments of it."""
-    from geffect.training.unlearn import Diagnostics, UnlearnTrainer
+    from geffect.training.unlearn import UnlearnTrainer
 
-    config, (model, tokenizer) = start.config, (start.loaded.model, start.loaded.tokenizer)
+    config, model, tokenizer = start.config, start.loaded.model, start.loaded.tokenizer
     evaluated = set(config.evaluate or map(role_of, start.encoded))
     return UnlearnTrainer(
         model,
         start.arguments,
         tokenizer=tokenizer,
-        objective=config.objective,
-        rectifier=config.rectifier.rule,
+        config=config,
         sets=sets,
+        evaluation_sets={name: each for name, each in start.encoded.items() if role_of(name) in evaluated},
         columns=compute_columns(model, tokenizer, config.objective, sets, config.seed, autocast=config.autocasts),
         reference=Reference(model) if config.objective.needs_reference else None,
-        diagnostics=Diagnostics(
-            config.diagnose_every,
-            config.overlap,
-            config.prediction,
-            tuple(config.save_gradients),
-            config.standard_errors,
-            config.until_accuracy,
-            config.mode,
-            reuse_gradients,
-            start.layout.layers,
-        ),
-        keep_dropout=config.keep_dropout,
-        autocast=config.autocasts,
-        evaluation_sets={name: each for name, each in start.encoded.items() if role_of(name) in evaluated},
-        sharded=config.shard,
-        rules=config.stop,
+        layers=start.layout.layers,
         **options,
     )
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
+from geffect.config import FinetuneConfig
 from geffect.core.forward import forward
 from geffect.data.encode import EncodedExample, collate
 from geffect.errors import GeffectError
@@ -22,8 +23,7 @@ from geffect.training.trainer import RecordingTrainer, example_numbers, make_loa
 class FinetuneTrainer(RecordingTrainer):
     """Descends the token-mean NLL of its examples; each loss is divided by the count of the whole window.
 
-    It stops after an evaluation in which every set reaches the token accuracy ``until_accuracy``; with ``autocast``
-    losses are computed in bfloat16, whatever the weights' dtype.
+    It stops after an evaluation in which every set reaches the token accuracy ``config.until_accuracy``.
     """
 
     def __init__(
@@ -31,15 +31,13 @@ class FinetuneTrainer(RecordingTrainer):
         model: nn.Module,
         args: TrainingArguments,
         *,
+        config: FinetuneConfig,
         examples: list[EncodedExample],
-        until_accuracy: float,
-        keep_dropout: bool = False,
-        autocast: bool = False,
         **kwargs: Any,
     ) -> None:
         check_trainable(model)
         super().__init__(model, args, train_dataset=examples, **kwargs)
-        self.until_accuracy, self.keep_dropout, self.autocast = until_accuracy, keep_dropout, autocast
+        self.config = config
         self.counts, self.met = Counts(0, 0), ""  # of the current window
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
@@ -57,8 +55,10 @@ class FinetuneTrainer(RecordingTrainer):
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: object = None) -> Tensor:
         """Back-propagate one micro-batch's share of the window's loss."""
-        set_mode(model, dropout=self.keep_dropout)  # without: a record's loss is the model's, not a thinned one's
-        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.autocast):
+        set_mode(
+            model, dropout=self.config.keep_dropout
+        )  # without: a record's loss is the model's, not a thinned one's
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.config.autocasts):
             loss = mean_nll(forward(model, self.on_device(inputs)), self.counts)
         self.accelerator.backward(loss)
         value = float(loss.detach())
@@ -73,11 +73,11 @@ class FinetuneTrainer(RecordingTrainer):
         """As `RecordingTrainer.evaluate`; asks for the end once every set is known."""
         metrics = super().evaluate(*args, **kwargs)
         accuracies = [value for name, value in metrics.items() if name.endswith("_accuracy")]
-        known = min(accuracies) >= self.until_accuracy
+        until = self.config.until_accuracy
+        known = min(accuracies) >= until
         if known and self.state.global_step == 0:  # told to stop here, Hugging Face's loop would still take a step
             raise GeffectError(
-                f"The model already has an accuracy of {min(accuracies):.3f}, "
-                f"at least --until-accuracy {self.until_accuracy}",
+                f"The model already has an accuracy of {min(accuracies):.3f}, at least --until-accuracy {until}",
                 remedy="Raise --until-accuracy, or use the model as it is",
             )
         self.control.should_training_stop |= known

@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
+from geffect.config import UnlearnConfig
 from geffect.core.distributed import as_shard, full_tensor, part_of, rank, shard_model
 from geffect.core.forward import Outputs
 from geffect.core.gradients import NamedTensors, check_no_hooks
@@ -28,11 +28,10 @@ from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.prediction import PredictionCheck
 from geffect.measurement.step import Step
 from geffect.models.scoring import Reference, check_same_shape, check_trainable, forward_beside, in_evaluation_mode
-from geffect.objectives.base import Objective, window_counts
+from geffect.objectives.base import window_counts
 from geffect.record.reader import StepLine
 from geffect.record.writer import replacing
-from geffect.rectifiers.base import Rectifier
-from geffect.stopping import StopRules, first_broken
+from geffect.stopping import first_broken
 from geffect.training.batches import (
     Columns,
     PairedDataset,
@@ -52,54 +51,24 @@ BROKEN = "Lower --learning-rate or set --max-grad-norm, and look at those exampl
 KNOWN = 0.9  # token accuracy below which there is little to unlearn, or to keep
 
 
-@dataclass(frozen=True)
-class Diagnostics:
-    """What is measured, and when.
-
-    Attributes:
-        every: optimizer steps between two Grams of all gradients.
-        overlap: share of the largest entries in a gradient's mask; 0 makes none.
-        prediction: examples of each set whose change of loss is predicted and measured; 0 predicts nothing.
-        save_gradients: gradients written to ``gradients/step-N/GRADIENT.safetensors`` at measured steps.
-        standard_errors: go over each measured window's micro-batches again.
-        until_accuracy: stop after an evaluation with the forget set's token accuracy below this.
-        mode: ``exact``, or ``paper``: the published script's estimates too, at every evaluation.
-        reuse_gradients: see `Measurement`.
-        labels: see `Measurement`.
-    """
-
-    every: int = 1
-    overlap: float = 0.0
-    prediction: int = 0
-    save_gradients: tuple[str, ...] = ()
-    standard_errors: bool = False
-    until_accuracy: float = 0.0
-    mode: str = "exact"
-    reuse_gradients: bool = True
-    labels: Mapping[str, str] = field(default_factory=dict)
-
-
 class UnlearnTrainer(RecordingTrainer):
     """Descends an unlearning objective, rectified, and measures its gradients while it does.
 
     Every step runs: losses of each micro-batch → gradients → (window complete) rectify → clip → optimizer step →
-    correct. Every ``diagnostics.every`` steps, from step 0, the Gram of all gradients goes into the line.
+    correct. Every ``config.diagnose_every`` steps, from step 0, the Gram of all gradients goes into the line.
 
     Args:
         model: the model; its trainable parameters are what a gradient covers.
         args: training arguments; a batch is so many forget examples, and as many of each other set.
-        objective: what is descended.
-        rectifier: what its gradient becomes.
+        config: what is descended, how it is rectified, and what is measured. With ``shard``, each process keeps a part
+            of the model and of the reference, which are both whole so far (FSDP2).
         sets: set → encoded examples: ``forget``, ``retain``, and ``general`` and ``alternative`` where needed; of
             several domains ``forget/privacy`` and so on (`geffect.core.splits`).
         columns: what the objective needs of each example (`compute_columns`).
         reference: the frozen start, where the objective needs more of it than token NLLs.
-        diagnostics: what is measured, and when.
-        keep_dropout: train with dropout; losses are measured without.
-        autocast: compute losses in bfloat16, whatever the weights' dtype.
         frozen: entries that the updates leave alone.
-        sharded: leave each process a part of the model (FSDP2), and of the reference; both whole so far.
-        rules: the first that is broken ends the run (`geffect.stopping`).
+        layers: parameter → layer, see `Measurement`.
+        reuse_gradients: see `Measurement`.
         past: the lines of a resumed run.
         **kwargs: see `RecordingTrainer`.
     """
@@ -109,56 +78,44 @@ class UnlearnTrainer(RecordingTrainer):
         model: nn.Module,
         args: TrainingArguments,
         *,
-        objective: Objective,
-        rectifier: Rectifier,
+        config: UnlearnConfig,
         sets: Mapping[str, list[EncodedExample]],
         columns: Columns | None = None,
         reference: Reference | None = None,
-        diagnostics: Diagnostics | None = None,
-        keep_dropout: bool = False,
-        autocast: bool = False,
         frozen: GradientMask | None = None,
-        sharded: bool = False,
-        rules: StopRules | None = None,
+        layers: Mapping[str, str] | None = None,
+        reuse_gradients: bool = True,
         past: Sequence[StepLine] = (),
         **kwargs: Any,
     ) -> None:
         check_trainable(model)
         check_no_hooks(trainable_parameters(model))
-        if sharded:
+        if config.shard:
             _shard(model, args.device.type, reference, frozen)
         super().__init__(model, args, train_dataset=PairedDataset(sets), **kwargs)
-        self.rules, self.past = rules or StopRules(), list(past)
+        self.config, self.past = config, list(past)
         self.sets, self.columns, self.reference = dict(sets), columns or {}, reference
         check_columns(self.sets, self.columns)
         if reference is not None:
             check_same_shape(model, reference.model)
-        self.diagnostics, self.keep_dropout = diagnostics or Diagnostics(), keep_dropout
-        self.autocast = autocast or args.bf16
-        self.dtype = torch.bfloat16 if self.autocast else next(model.parameters()).dtype
         self.current: Step | None = None
         self.met = ""  # the examples of the current window, for a message
-        self.measurement = self._measurement(model, objective, rectifier, frozen)
-
-    def _measurement(
-        self, model: nn.Module, objective: Objective, rectifier: Rectifier, frozen: GradientMask | None
-    ) -> Measurement:
-        diagnostics = self.diagnostics
-        return Measurement(
+        rule = config.rectifier.rule
+        self.measurement = Measurement(
             trainable_parameters(model),
             self._forward,
-            objective,
-            rectifier,
-            diagnostics.reuse_gradients,
-            self.keep_dropout,
+            config.objective,
+            rule,
+            reuse_gradients,
+            config.keep_dropout,
             find_tied_weights(model),
-            diagnostics.overlap,
-            bool(diagnostics.save_gradients),
+            config.overlap,
+            bool(config.save_gradients),
             self._prediction(model),
-            diagnostics.standard_errors,
-            diagnostics.labels,
+            config.standard_errors,
+            layers or {},
             frozen,
-            layout(model).layers if rectifier.scope == "layer" else {},
+            layout(model).layers if rule.scope == "layer" else {},
         )
 
     def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> "TrainOutput | None":
@@ -174,13 +131,13 @@ class UnlearnTrainer(RecordingTrainer):
             self._introduce(accuracies)
         self._stop_once_forgotten(max(of_role(accuracies, "forget"), default=1.0))
         self._stop_where_broken([*self.past, StepLine.of(self.line, examples=False)])
-        if self.diagnostics.mode == "paper":
+        if self.config.mode == "paper":
             loader = self.get_train_dataloader()
             self.line["paper"] = paper_lines(self.measurement, map(self.on_device, loader))
         return metrics
 
     def _stop_once_forgotten(self, accuracy: float) -> None:
-        until = self.diagnostics.until_accuracy
+        until = self.config.until_accuracy
         if accuracy >= until:
             return
         if self.state.global_step == 0:  # told to stop here, Hugging Face's loop would still take a step
@@ -198,7 +155,7 @@ class UnlearnTrainer(RecordingTrainer):
         self._stop_where_broken(self.past)
 
     def _stop_where_broken(self, lines: Sequence[StepLine]) -> None:
-        broken = first_broken(self.rules, lines)
+        broken = first_broken(self.config.stop, lines)
         if broken is None or "stopped" in self.line:
             return
         LOGGER.info("stopping after step %d: %s", self.state.global_step, broken.reason)
@@ -221,12 +178,13 @@ class UnlearnTrainer(RecordingTrainer):
         batch = self.collate([{forget: example} for example in self.sets[forget][:8]])[forget]
         with in_evaluation_mode(self.model), torch.no_grad():
             outputs = self._forward(self.on_device(batch), frozenset(), dropout=False)
-        check_starts_at_one(outputs, atol=max(1e-3, 10 * torch.finfo(self.dtype).eps))
+        dtype = torch.bfloat16 if self.config.autocasts else next(self.model.parameters()).dtype
+        check_starts_at_one(outputs, atol=max(1e-3, 10 * torch.finfo(dtype).eps))
 
     def _forward(self, batch: Batch, needs: frozenset[str], *, dropout: bool) -> Outputs:
         if self.model.training != dropout or not dropout:
-            set_mode(self.model, dropout=dropout, checkpointing=not self.keep_dropout)
-        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.autocast):
+            set_mode(self.model, dropout=dropout, checkpointing=not self.config.keep_dropout)
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.config.autocasts):
             return forward_beside(self.model, self.reference, batch, needs)
 
     def collate(self, meetings: Sequence[Mapping[str, EncodedExample]]) -> dict[str, Batch]:
@@ -245,7 +203,7 @@ class UnlearnTrainer(RecordingTrainer):
         """The micro-batches of a window; opens it with the counts every loss is divided by."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
-            measure = self.state.global_step % self.diagnostics.every == 0
+            measure = self.state.global_step % self.config.diagnose_every == 0
             counts = {name: each.summed() for name, each in window_counts(batches).items()}
             self.current = Step(self.measurement, counts, measure=measure)
             self.met = "; ".join(f"{name} {example_numbers([batch[name] for batch in batches])}" for name in batches[0])
@@ -286,9 +244,9 @@ class UnlearnTrainer(RecordingTrainer):
             raise GeffectError(f"A loss or gradient is not finite: {where}", remedy=BROKEN) from error
 
     def _prediction(self, model: nn.Module) -> PredictionCheck | None:
-        if not self.diagnostics.prediction:
+        if not self.config.prediction:
             return None
-        count, size = self.diagnostics.prediction, self.args.per_device_train_batch_size
+        count, size = self.config.prediction, self.args.per_device_train_batch_size
         probe = {
             name: [self.on_device(each) for each in probe_batches(self.sets[name], count, size, self.pad_id)]
             for name in self.sets
@@ -300,7 +258,7 @@ class UnlearnTrainer(RecordingTrainer):
 
     def _save_gradients(self) -> None:
         directory = Path(self.args.output_dir).parent / "gradients" / f"step-{self.state.global_step}"
-        for name in self.diagnostics.save_gradients:
+        for name in self.config.save_gradients:
             gradient = self._gathered(self.step.gradient(name))
             if rank():
                 continue
