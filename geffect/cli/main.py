@@ -27,8 +27,7 @@ from geffect.config import (
     ReportConfig,
     UnlearnConfig,
 )
-from geffect.config.schema import ARGUMENT, Schema, flag_name, shown_default
-from geffect.config.settings import place
+from geffect.config.schema import ARGUMENT, Schema, flag_name, place, shown_default
 from geffect.errors import GeffectError, VisibleRecord, formatted_warning, visible
 from geffect.io.readers import duplicate
 from geffect.io.system import check_single_process, rank_and_size, signal_of, terminable

@@ -7,10 +7,11 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from geffect.config.schema import ARGUMENT, NO_FLAG, Need, Schema
-from geffect.config.settings import (
+from geffect.config.schema import (
+    ARGUMENT,
     EMPTY,
     MANY,
+    NO_FLAG,
     NONE,
     Count,
     Day,
@@ -21,6 +22,7 @@ from geffect.config.settings import (
     Home,
     Mode,
     Name,
+    Need,
     Objectives,
     ObjectiveSetting,
     OptionalHome,
@@ -29,6 +31,7 @@ from geffect.config.settings import (
     Rate,
     RectifierSetting,
     Role,
+    Schema,
     Seed,
     Share,
     StopSetting,

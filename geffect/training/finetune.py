@@ -55,9 +55,8 @@ class FinetuneTrainer(RecordingTrainer):
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: object = None) -> Tensor:
         """Back-propagate one micro-batch's share of the window's loss."""
-        set_mode(
-            model, dropout=self.config.keep_dropout
-        )  # without: a record's loss is the model's, not a thinned one's
+        # without dropout, the recorded loss is the whole model's
+        set_mode(model, dropout=self.config.keep_dropout)
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.config.autocasts):
             loss = mean_nll(forward(model, self.on_device(inputs)), self.counts)
         self.accelerator.backward(loss)
