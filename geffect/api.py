@@ -41,7 +41,7 @@ from geffect.evaluation.suites import Part, parts
 from geffect.evaluation.variants import Variant, check_variants, variants
 from geffect.inspection.tasks import InspectionSetup, prepare_inspection, record_of
 from geffect.io.readers import JSON, StrPath, read_json
-from geffect.io.system import check_single_process, launch_command, terminable
+from geffect.io.system import check_single_process, launch_command, raise_on_signals
 from geffect.localization.localize import localize as find
 from geffect.localization.losses import split_losses
 from geffect.localization.storage import read_localization, write_localization
@@ -222,7 +222,7 @@ def _start(config: Trained, setup: TrainingSetup[Trained] | None = None) -> Trai
 
 
 @verb(FinetuneConfig)
-@terminable()
+@raise_on_signals()
 def finetune(
     config: FinetuneConfig, *, resume: bool = False, setup: TrainingSetup[FinetuneConfig] | None = None
 ) -> Run:
@@ -263,7 +263,7 @@ def finetune(
 
 
 @verb(UnlearnConfig)
-@terminable()
+@raise_on_signals()
 def unlearn(
     config: UnlearnConfig,
     *,
@@ -326,7 +326,7 @@ def _unlearn_trainer(
 
 
 @verb(LocalizeConfig)
-@terminable()
+@raise_on_signals()
 def localize(config: LocalizeConfig, *, setup: LocalizationSetup | None = None) -> LocalizationRun:
     """Find the weights where each domain's knowledge lies: top-k masks of every split, and their overlaps."""
     check_single_process("geffect localize")
@@ -359,7 +359,7 @@ def localize(config: LocalizeConfig, *, setup: LocalizationSetup | None = None) 
 
 
 @verb(InspectConfig)
-@terminable()
+@raise_on_signals()
 def inspect(config: InspectConfig, *, resume: bool = False, setup: InspectionSetup | None = None) -> list[Run]:
     """Measure objectives at every checkpoint of a series, over whole sets and without training; a run an objective.
 
@@ -376,7 +376,7 @@ def inspect(config: InspectConfig, *, resume: bool = False, setup: InspectionSet
 
 
 @verb(EvaluateConfig)
-@terminable()
+@raise_on_signals()
 def evaluate(config: EvaluateConfig) -> Evaluation:
     """Score a model, an adapter or a run's checkpoints on a suite, or on sets by named metrics.
 

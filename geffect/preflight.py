@@ -162,12 +162,12 @@ def examine(start: TrainingSetup[UnlearnConfig]) -> Iterator[Finding]:
     yield batches(start)
     yield weights(config, model)
     yield tie(model)
-    yield from shared(start.sets)
+    yield from overlaps(start.sets)
     for name, examples in start.encoded.items():
         yield masks(name, examples)
         yield ends(name, examples, tokenizer)
     for name, examples in start.encoded.items():
-        yield known(name, examples, model, pad_id_of(tokenizer))
+        yield knowledge(name, examples, model, pad_id_of(tokenizer))
     if any(p.requires_grad for p in model.parameters()):
         probe = {
             role: collate(start.encoded[split_names(role, start.encoded)[0]][: config.batch_size], pad_id_of(tokenizer))
@@ -226,7 +226,7 @@ def tie(model: CausalLM) -> Finding:
     return Finding("tie", "good", "embedding and head are one tensor, not trained" if tied else "none")
 
 
-def shared(sets: Mapping[str, ExampleSet]) -> Iterator[Finding]:
+def overlaps(sets: Mapping[str, ExampleSet]) -> Iterator[Finding]:
     """Examples that two sets share: a finding for each pair of sets, one where there are none."""
     pairs = list(shared_examples(sets))
     if not pairs:
@@ -264,7 +264,7 @@ def ends(name: str, examples: Sequence[EncodedExample], tokenizer: Tokenizer) ->
     return Finding(title, "good", f"examples begin as plain texts do and end with a learned {token}")
 
 
-def known(name: str, examples: Sequence[EncodedExample], model: CausalLM, pad_id: int) -> Finding:
+def knowledge(name: str, examples: Sequence[EncodedExample], model: CausalLM, pad_id: int) -> Finding:
     """Whether the start knows a set: token accuracy, and loss in nats a token."""
     scores = compute_likelihood(model, examples, pad_id, 8)
     state = f"token accuracy {scores.accuracy:.3f}, loss {scores.loss:.3g} nats a token"

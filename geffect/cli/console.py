@@ -12,7 +12,7 @@ from rich.highlighter import JSONHighlighter
 from rich.segment import Segment
 from rich.table import Table
 
-from geffect.errors import GeffectError, visible
+from geffect.errors import GeffectError, visible_text
 from geffect.io.system import rank_and_size
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ class Text(rich_text.Text):
     """Text in its visible form: Rich drops some characters that act on a terminal, and fails on surrogates."""
 
     def __init__(self, text: str = "", *args: Any, **options: Any) -> None:
-        super().__init__(visible(text), *args, **options)
+        super().__init__(visible_text(text), *args, **options)
 
     def append(self, text: "rich_text.Text | str", *args: Any, **options: Any) -> "rich_text.Text":
         """As Rich's."""
-        return super().append(visible(text) if isinstance(text, str) else text, *args, **options)
+        return super().append(visible_text(text) if isinstance(text, str) else text, *args, **options)
 
 
 class Console(rich_console.Console):
@@ -42,14 +42,14 @@ class Console(rich_console.Console):
 
     def render_str(self, text: str, **options: Any) -> rich_text.Text:
         """As Rich's, of a string's visible form, by which table cells are measured."""
-        return super().render_str(visible(text), **options)
+        return super().render_str(visible_text(text), **options)
 
     def render(
         self, renderable: rich_console.RenderableType, options: rich_console.ConsoleOptions | None = None
     ) -> Iterable[Segment]:
         """As Rich's, each piece of text in its visible form; Rich's own control codes stay."""
         for text, style, control in super().render(renderable, options):
-            yield Segment(text if control else visible(text), style, control)
+            yield Segment(text if control else visible_text(text), style, control)
 
     def print_json(self, json: str) -> None:  # type: ignore[override]
         """As Rich's; an invisible character is written as JSON's escape."""
@@ -90,7 +90,7 @@ def run(path: Path) -> None:
         _successes(metrics["success"])
 
 
-def unlearned(path: Path) -> None:
+def unlearning(path: Path) -> None:
     """Print a finished unlearning run: whether it forgot selectively, then as `run`."""
     from geffect.reports.outcome import outcome
 
@@ -126,7 +126,7 @@ def localization(path: Path) -> None:
     Console().print(_table(title, ("share", "split", "other", "Jaccard", "chance"), rows, left=("split", "other")))
 
 
-def inspected(paths: Iterable[Path]) -> None:
+def inspections(paths: Iterable[Path]) -> None:
     """Print each objective's G-effects at every checkpoint with their standard errors, and both losses."""
     from geffect.reports.compare import at_checkpoints
 
@@ -239,7 +239,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def aligned(frame: pd.DataFrame, differences: pd.DataFrame, *, as_json: bool = False) -> None:
+def matched_comparison(frame: pd.DataFrame, differences: pd.DataFrame, *, as_json: bool = False) -> None:
     """Print runs at equal forgetting, and the settings in which they differ."""
     console = Console(width=140 if not Console().is_terminal else None)
     if as_json:

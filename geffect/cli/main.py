@@ -28,9 +28,9 @@ from geffect.config import (
     UnlearnConfig,
 )
 from geffect.config.schema import ARGUMENT, Schema, flag_name, place, shown_default
-from geffect.errors import GeffectError, VisibleRecord, formatted_warning, visible
+from geffect.errors import GeffectError, VisibleRecord, format_warning, visible_text
 from geffect.io.readers import duplicate
-from geffect.io.system import check_single_process, rank_and_size, signal_of, terminable
+from geffect.io.system import check_single_process, raise_on_signals, rank_and_size, signal_of
 
 app = typer.Typer(
     name="geffect",
@@ -80,7 +80,7 @@ def verb(name: str, schema: type[Schema], run: Callable[..., None], **switches: 
         if options.get("resume") and file and "out" not in settings:
             settings |= _directory_of(file)
         checked = schema.read(file, **settings)
-        with _stoppable(getattr(checked, "out", None) if "resume" in switches else None):
+        with _exit_on_signal(getattr(checked, "out", None) if "resume" in switches else None):
             run(checked, **options)
 
     # Typer reads the flags off the function's signature
@@ -132,10 +132,10 @@ def _directory_of(file: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _stoppable(out: Path | None = None) -> Iterator[None]:
+def _exit_on_signal(out: Path | None = None) -> Iterator[None]:
     """Exit with one line and 128 + the signal's number where Ctrl-C, SIGTERM or SIGHUP stops the work in ``out``."""
     try:
-        with terminable():
+        with raise_on_signals():
             yield
     except KeyboardInterrupt as stopped:
         from geffect.record.schema import CONFIG, DONE
@@ -149,7 +149,7 @@ def _stoppable(out: Path | None = None) -> Iterator[None]:
 
 
 def _say(text: object, *, err: bool = False) -> None:
-    typer.echo(visible(str(text), lines=not err), err=err)
+    typer.echo(visible_text(str(text), lines=not err), err=err)
 
 
 def _finetune(config: FinetuneConfig, *, dry_run: bool, resume: bool) -> None:
@@ -171,7 +171,7 @@ def _unlearn(config: UnlearnConfig, *, dry_run: bool, resume: bool) -> None:
     setup = api.prepare(config, resume=resume)
     console.plan(setup.plan)
     if not dry_run:
-        console.unlearned(api.unlearn.run(setup.config, resume=resume, setup=setup).path)
+        console.unlearning(api.unlearn.run(setup.config, resume=resume, setup=setup).path)
 
 
 def _localize(config: LocalizeConfig, *, dry_run: bool) -> None:
@@ -197,7 +197,7 @@ def _inspect(config: InspectConfig, *, dry_run: bool, resume: bool) -> None:
     setup = api.prepare(config, resume=resume)
     console.plan(setup.plan)
     if not dry_run:
-        console.inspected(run.path for run in api.inspect.run(config, resume=resume, setup=setup))
+        console.inspections(run.path for run in api.inspect.run(config, resume=resume, setup=setup))
 
 
 def _evaluate(config: EvaluateConfig, *, json: bool) -> None:
@@ -254,7 +254,7 @@ def demo(
 ) -> None:
     """Unlearn the tiny built-in model with GA, GA+GRU and NPO+GRU, and print and draw what they did."""
     check_single_process("geffect demo")
-    with _stoppable():
+    with _exit_on_signal():
         from geffect.cli import console
         from geffect.cli import demo as demo_
 
@@ -266,7 +266,7 @@ def demo(
             localized, runs = demo_.demo_grail(out)
             console.localization(localized)
             for path in runs:
-                console.unlearned(path)
+                console.unlearning(path)
 
 
 @app.command(cls=OnceCommand)
@@ -283,7 +283,7 @@ def compare(
     from geffect.reports import compare as tables
 
     paths = tables.named(runs)
-    console.aligned(tables.compare(paths, at, seed), tables.differences(paths), as_json=json)
+    console.matched_comparison(tables.compare(paths, at, seed), tables.differences(paths), as_json=json)
 
 
 @app.command(cls=OnceCommand)
@@ -351,7 +351,7 @@ def _options(
 def main() -> NoReturn:
     """Run the command line; an error of the user ends in one line and exit code 2."""
     logging.setLogRecordFactory(VisibleRecord)
-    warnings.formatwarning = formatted_warning
+    warnings.formatwarning = format_warning
     logging.basicConfig(format="geffect: %(message)s", level=logging.WARNING)
     logging.getLogger("geffect").setLevel(logging.ERROR if rank_and_size()[0] else logging.INFO)
     for stream in (sys.stdout, sys.stderr):
@@ -370,7 +370,7 @@ def main() -> NoReturn:
         if getattr(error, "errno", None) == errno.ENOSPC and getattr(error, "filename", None) is None:
             message, remedy = f"The output cannot be written: {message}", OUTPUT_REMEDY
         _print_error(str(GeffectError(message, remedy=remedy)))
-    sys.exit(_flushed(code))  # type: ignore[arg-type]
+    sys.exit(_flush(code))  # type: ignore[arg-type]
 
 
 def _run() -> None:
@@ -385,7 +385,7 @@ def _print_error(text: str) -> None:
         _say(f"geffect: {text}", err=True)
 
 
-def _flushed(code: object) -> object:
+def _flush(code: object) -> object:
     """The exit code after everything is written; a closed pipe ends it silently, a full disk in one line."""
     for stream in (sys.stdout, sys.stderr):
         try:

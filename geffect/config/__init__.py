@@ -353,9 +353,9 @@ class UnlearnConfig(TrainConfig):
 
         for name in ("forget", "retain"):
             if bool(self.domain) == bool(getattr(self, name)):
-                told = f"--domain and --{name} name one set twice" if self.domain else f"--{name} has no value"
+                message = f"--domain and --{name} name one set twice" if self.domain else f"--{name} has no value"
                 remedy = "Name domains alone" if self.domain else "Add it as a flag or to the YAML file, or --domain"
-                raise GeffectError(told, remedy=remedy)
+                raise GeffectError(message, remedy=remedy)
         if "general" in self.objective.sets and self.general is None:
             raise GeffectError(f"{self.objective.text!r} needs a set for on=general", remedy="Name one with --general")
         if len(self.objective.answers) > 1:
@@ -384,12 +384,12 @@ class UnlearnConfig(TrainConfig):
                 remedy = f"Add --rectifier {'grail' if gradient == 'masked' else 'gru'}"
                 raise GeffectError(f"{self.rectifier.text!r} has no gradient {gradient} to save", remedy=remedy)
 
-    def _check_evaluated(self, named: set[str]) -> None:
-        absent = [role for role in self.evaluate if role not in named]
+    def _check_evaluated(self, roles: set[str]) -> None:
+        absent = [role for role in self.evaluate if role not in roles]
         if absent:
             flag = "validation" if absent[0].endswith("_val") else absent[0]
             raise GeffectError(f"--evaluate {absent[0]} names no set of this run", remedy=f"Name one with --{flag}")
-        evaluated = set(self.evaluate) or named
+        evaluated = set(self.evaluate) or roles
         if self.until_accuracy and "forget" not in evaluated:
             raise GeffectError("--until-accuracy needs the forget set evaluated", remedy="Add --evaluate forget")
         if self.stop and not ("forget" in evaluated and {"retain", "heldout"} & evaluated and not self.domain):

@@ -309,8 +309,7 @@ def _check_texts(value: Any) -> None:
     """Raise where a text cannot be written to a file or handed to the system."""
     if isinstance(value, str):
         if "\0" in value or len(value) > TEXT_LENGTH or any("\ud800" <= each <= "\udfff" for each in value):
-            told = f"at most {TEXT_LENGTH} characters of UTF-8 without NUL"
-            raise PydanticCustomError("text", "{told}", {"told": told})
+            raise PydanticCustomError("text", f"at most {TEXT_LENGTH} characters of UTF-8 without NUL")
     elif isinstance(value, list | tuple | dict):
         for each in value:
             _check_texts(each)

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from geffect.errors import GeffectError
-from geffect.io.readers import PARSED, Unreadable, duplicate, opened, parse_json, read_text, reasons, text_lines
+from geffect.io.readers import PARSED, Unreadable, duplicate, open_regular, parse_json, read_text, reasons, text_lines
 from geffect.io.system import free_memory
 
 Row = dict[str, Any] | str  # as it stands in a file: by column, or a text
@@ -50,7 +50,7 @@ def read_rows(path: Path, most: int | None = None) -> list[Row]:
 
 
 def _json(path: Path, most: int | None) -> list[Any]:
-    with opened(path) as stream:
+    with open_regular(path) as stream:
         head = stream.read(HEAD).removeprefix(codecs.BOM_UTF8).lstrip()
     if not head.startswith(b"["):
         return _jsonl(path, most, texts=False)
@@ -86,7 +86,7 @@ def _object(path: Path, number: int, line: str, *, texts: bool) -> Row:
 def _csv(path: Path, most: int | None) -> list[Any]:
     import pandas as pd
 
-    with opened(path, None if most is not None else free_memory() // PARSED) as stream:
+    with open_regular(path, None if most is not None else free_memory() // PARSED) as stream:
         header = pd.read_csv(stream, header=None, nrows=1, dtype=str, keep_default_na=False, encoding="utf-8-sig")
         _refuse_twins(header.iloc[0])
         stream.seek(0)
@@ -107,7 +107,7 @@ def _parquet_rows(path: Path, together: int) -> Iterator[dict[str, Any]]:
     except ImportError as error:
         raise Unreadable("pyarrow is not installed; run pip install 'geffect[parquet]'") from error
     room = free_memory() // PARSED
-    with opened(path) as stream, pq.ParquetFile(stream, buffer_size=2**20) as file:
+    with open_regular(path) as stream, pq.ParquetFile(stream, buffer_size=2**20) as file:
         _refuse_twin_fields(file.schema_arrow)
         for batch in file.iter_batches(together):
             room -= batch.nbytes

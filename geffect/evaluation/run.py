@@ -21,7 +21,7 @@ from geffect.config import EvaluateConfig
 from geffect.data.checks import warn_cut
 from geffect.data.encode import encode_examples
 from geffect.data.load import ExampleSet, QASet
-from geffect.errors import GeffectError, visible
+from geffect.errors import GeffectError, visible_text
 from geffect.evaluation.metrics import METRICS, SHOTS, check_fields
 from geffect.evaluation.results import EXAMPLES, KEEP, TEXTS, Scores, read_values, write_texts
 from geffect.evaluation.suites import Part
@@ -31,7 +31,7 @@ from geffect.io.readers import byte_lines, parse_json, read_bytes
 from geffect.models.cache import cached_directory, file_sha256
 from geffect.models.load import Loaded
 from geffect.models.scoring import in_evaluation_mode
-from geffect.training.setup import decides, encode, read_set
+from geffect.training.setup import encode, model_key, read_set
 
 TASKS = "tasks.json"
 INSTALL = "pip install 'lm-eval>=0.4.9'"
@@ -42,7 +42,7 @@ def evaluate_variant(
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Compute every metric of every example under one variant of a model, or read it from the cache."""
     frames, texts = [], []
-    for part, examples in tqdm(sets, desc=visible(variant.label, lines=False), unit="set", disable=None):
+    for part, examples in tqdm(sets, desc=visible_text(variant.label, lines=False), unit="set", disable=None):
         make = partial(_write, config, part, examples, variant)
         frame, answers = _read_result(_key(config, part, examples, variant), make)
         frames.append(frame.assign(model=variant.label))
@@ -77,7 +77,7 @@ def _tasks_key(config: EvaluateConfig, variant: Variant) -> str | None:
     if variant.loaded.sha256 is None:
         return None
     files = sorted(each for each in config.task_dir.rglob("*") if each.is_file()) if config.task_dir else []
-    content = [decides(config, variant.loaded), variant.weights, version("lm_eval"), config.task, config.limit]
+    content = [model_key(config, variant.loaded), variant.weights, version("lm_eval"), config.task, config.limit]
     return json.dumps([*content, [(str(each), file_sha256(each)) for each in files]])
 
 
@@ -129,7 +129,7 @@ def _key(config: EvaluateConfig, part: Part, examples: ExampleSet, variant: Vari
         return None
     options = config.model_dump(include={"max_length", "max_new_tokens"})
     shots = _sha256(read_set(config, config.shots)) if config.shots else None
-    model = [decides(config, variant.loaded), variant.weights]
+    model = [model_key(config, variant.loaded), variant.weights]
     content = [model, _sha256(examples), part.name, part.metrics, options, shots]
     return json.dumps(content, sort_keys=True)
 

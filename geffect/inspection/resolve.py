@@ -45,17 +45,17 @@ class Checkpoint:
     spec: str
 
 
-def find_checkpoints(given: Sequence[str]) -> list[Checkpoint]:
+def find_checkpoints(paths: Sequence[str]) -> list[Checkpoint]:
     """Find the checkpoints in directories, or take models, adapters and hub revisions one by one; sorted by step.
 
     A step is the number in a checkpoint's name where all have one, else its position from 1. A directory without a
     checkpoint and two checkpoints of the same step are refused.
     """
-    specs = [spec for each in given for spec in _expand(each)]
+    specs = [spec for path in paths for spec in _expand(path)]
     numbers = [checkpoint_step(Path(spec)) for spec in specs]
-    named = all(number is not None for number in numbers)
+    numbered = all(number is not None for number in numbers)
     series = [
-        Checkpoint(int(number or 0) if named else i, spec)
+        Checkpoint(int(number or 0) if numbered else i, spec)
         for i, (number, spec) in enumerate(zip(numbers, specs, strict=True), 1)
     ]
     series.sort(key=lambda place: place.step)
@@ -68,18 +68,18 @@ def find_checkpoints(given: Sequence[str]) -> list[Checkpoint]:
     return series
 
 
-def _expand(given: str) -> list[str]:
-    path = Path(given).expanduser()
+def _expand(spec: str) -> list[str]:
+    path = Path(spec).expanduser()
     if path.is_dir():
         below = checkpoints_below(path)
         if below:
             return [str(each) for each in below]
         if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise GeffectError(
-                f"{given} has no checkpoint-N directories, and is no model or adapter",
+                f"{spec} has no checkpoint-N directories, and is no model or adapter",
                 remedy="Name a run made with --save-every, or a Trainer's output directory",
             )
-    return [given]
+    return [spec]
 
 
 def check_readable(series: Sequence[Checkpoint], *, skip_broken: bool) -> list[Checkpoint]:

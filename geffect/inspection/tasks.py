@@ -141,8 +141,8 @@ class InspectionSetup:
             return False
         start = load_outline(config, config.start).model
         model = add_lora(start, config.lora, config.seed) if config.lora else start
-        own, its = ({n: p.shape for n, p in trainable_parameters(m).items()} for m in (model, self.outline.model))
-        return own == its
+        shapes = [{n: p.shape for n, p in trainable_parameters(m).items()} for m in (model, self.outline.model)]
+        return shapes[0] == shapes[1]
 
     @functools.cached_property
     def sets(self) -> TrainingSetup[UnlearnConfig]:

@@ -58,7 +58,7 @@ def reasons() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened(path: Path, most: int | None = None) -> Iterator[IO[bytes]]:
+def open_regular(path: Path, most: int | None = None) -> Iterator[IO[bytes]]:
     """Open a regular file of at most ``most`` bytes; a pipe without a writer does not block."""
     with reasons():
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -82,7 +82,7 @@ def check_regular(directory: Path) -> None:
 
 def read_bytes(path: Path, most: int = JSON_BYTES) -> bytes:
     """The bytes of a regular file of at most ``most`` bytes."""
-    with opened(path, most) as stream, reasons():
+    with open_regular(path, most) as stream, reasons():
         content = stream.read(most + 1)
     if len(content) > most:  # it has grown, or lies in a file system that tells no sizes
         raise Unreadable(f"more than {most} bytes")
@@ -98,7 +98,7 @@ def read_text(path: Path, most: int | None = None) -> str:
 
 def text_lines(path: Path) -> Iterator[str]:
     """The lines of a regular UTF-8 file with their ends, one at a time; a line ends in LF, CR LF or CR."""
-    with opened(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as stream, reasons():
+    with open_regular(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as stream, reasons():
         while line := stream.readline(LINE_BYTES + 1):
             _check_line(line)
             yield line
@@ -106,7 +106,7 @@ def text_lines(path: Path) -> Iterator[str]:
 
 def byte_lines(path: Path) -> Iterator[bytes]:
     """The lines of a regular file with their ends, one at a time; a line ends in LF."""
-    with opened(path) as stream, reasons():
+    with open_regular(path) as stream, reasons():
         while line := stream.readline(LINE_BYTES + 1):
             _check_line(line)
             yield line
@@ -150,13 +150,13 @@ def parse_yaml(text: str) -> JSON:
             loader.dispose()
 
 
-def _count_nodes(node: Any, known: dict[int, int]) -> int:
+def _count_nodes(node: Any, counts: dict[int, int]) -> int:
     """The number of values that a node stands for, aliases written out; each node is visited once."""
-    if id(node) in known:
-        if not known[id(node)]:
+    if id(node) in counts:
+        if not counts[id(node)]:
             raise Unreadable("a value that contains itself")
-        return known[id(node)]
-    known[id(node)] = 0  # under way
+        return counts[id(node)]
+    counts[id(node)] = 0  # under way
     value = getattr(node, "value", None)
     below = (
         [part for pair in value for part in (pair if isinstance(pair, tuple) else (pair,))]
@@ -165,10 +165,10 @@ def _count_nodes(node: Any, known: dict[int, int]) -> int:
     )
     if isinstance(value, str) and len(value) > YAML_DIGITS and node.tag.endswith((":int", ":float", ":timestamp")):
         raise Unreadable(f"a number of {len(value)} digits")
-    count = 1 + sum(_count_nodes(part, known) for part in below)
+    count = 1 + sum(_count_nodes(part, counts) for part in below)
     if count > YAML_NODES:
         raise Unreadable(f"more than {YAML_NODES} values once its aliases are written out")
-    known[id(node)] = count
+    counts[id(node)] = count
     return count
 
 

@@ -56,7 +56,7 @@ def _limits() -> list[int]:
 
 
 @contextlib.contextmanager
-def terminable() -> Iterator[None]:
+def raise_on_signals() -> Iterator[None]:
     """Raise `Interrupted` on SIGTERM and SIGHUP, as Ctrl-C raises `KeyboardInterrupt`; a second one ends the process.
 
     A handler that the calling program has set, and a signal that is ignored (``nohup``), stay as they are.

@@ -47,11 +47,11 @@ def check_whole(checkpoint: Path, model: nn.Module, others: Sequence[str] = ()) 
     if missing:
         raise GeffectError(f"There is no {missing[0]} in {checkpoint}", remedy=REMEDY)
     saved = checkpoint_shapes(checkpoint, REMEDY)
-    own = saved_state(model)
-    places = {name: local_part(tensor).data_ptr() for name, tensor in own.items()}
-    kept = {places[name] for name in saved if places.get(name)}  # a tied tensor is saved once; a part may be empty
-    for name in sorted({*saved, *(name for name, place in places.items() if place not in kept)}):
-        expected = tuple(own[name].shape) if name in own else None
+    state = saved_state(model)
+    places = {name: local_part(tensor).data_ptr() for name, tensor in state.items()}
+    stored = {places[name] for name in saved if places.get(name)}  # a tied tensor is saved once; a part may be empty
+    for name in sorted({*saved, *(name for name, place in places.items() if place not in stored)}):
+        expected = tuple(state[name].shape) if name in state else None
         if saved.get(name) != expected:
             raise GeffectError(
                 f"{name} in {checkpoint} has the shape {saved.get(name)}, and {expected} in this model", remedy=REMEDY
@@ -71,7 +71,7 @@ def saved_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def writing(directory: Path) -> Iterator[None]:
+def write_errors(directory: Path) -> Iterator[None]:
     """Turn what a full or read-only disk makes a writer raise into `OSError`: torch's and safetensors' have others."""
     try:
         yield
@@ -112,7 +112,7 @@ class ShardedTrainer(Trainer):  # type: ignore[misc]
         if not self.sharded:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        state = map_leaves(self.optimizer.state_dict(), _gathered)
+        state = map_leaves(self.optimizer.state_dict(), _gather)
         if rank() == 0:
             torch.save(state, Path(output_dir) / OPTIMIZER)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
@@ -138,7 +138,7 @@ class ShardedTrainer(Trainer):  # type: ignore[misc]
             load_parameters(saved_state(self.model), load_file(file))
 
 
-def _gathered(value: Any) -> Any:
+def _gather(value: Any) -> Any:
     """A leaf of a state, put together by all processes; None on all but the first."""
     together = full_tensor(value)
     if not isinstance(together, Tensor):
@@ -165,6 +165,6 @@ def _whole_state(model: nn.Module) -> dict[str, Tensor]:
         if trained is not None and key not in trained:
             continue
         if key not in by_key:
-            by_key[key] = _gathered(tensor)
+            by_key[key] = _gather(tensor)
         state[name] = by_key[key]
     return state

@@ -205,7 +205,7 @@ def _extra_copies(config: TrainConfig) -> int:
     if not isinstance(config, UnlearnConfig):
         return 0
     objective, rectifier = config.objective, config.rectifier.rule
-    own = objective.forget_multiple is None
+    separate = objective.forget_multiple is None  # the forget loss has a gradient of its own
     streamed = config.grad_accum_steps == rank_and_size()[1] == 1
     keeps = bool(config.prediction or config.save_gradients or config.standard_errors)
     freezing = config.rectifier.freezing is not None
@@ -214,7 +214,7 @@ def _extra_copies(config: TrainConfig) -> int:
     copied = objective.needs_reference and not config.lora
     probes = 2 * bool(config.prediction) + 2 * config.standard_errors + 3 * (config.mode == "paper")
     read = len({*rectifier.gradients, rectifier.memory} - {"objective", None})  # until they are combined, or longer
-    return own + read + (not streamed) + (3 + freezing) * keeps + copies + copied + probes + domains
+    return separate + read + (not streamed) + (3 + freezing) * keeps + copies + copied + probes + domains
 
 
 def parameter_counts(model: nn.Module) -> str:

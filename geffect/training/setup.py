@@ -180,7 +180,7 @@ class TrainingSetup(Setup[Trained]):
 
     def _lines(self) -> dict[str, str]:
         config = self.config
-        lines = {name: f"{spec}: {token_counts(self.encoded[key])}" for name, spec, key in _named(config)}
+        lines = {name: f"{spec}: {token_counts(self.encoded[key])}" for name, spec, key in _sets_of(config)}
         if isinstance(config, UnlearnConfig):
             lines |= {"objective": config.objective.text, "rectifier": config.rectifier.text}
             lines["a step"] = passes(config.objective, config.rectifier.rule, config.diagnose_every)
@@ -217,14 +217,14 @@ def prepare(config: LocalizeConfig | TrainConfig) -> LocalizationSetup | Trainin
         return LocalizationSetup(config, loaded, localization_examples(config, loaded))
     if config.lora:
         loaded.model = add_lora(loaded.model, config.lora, config.seed)
-    named = _named(config)
-    sets = {spec: read_set(config, spec) for spec in dict.fromkeys(spec for _, spec, _ in named)}
+    triples = _sets_of(config)
+    sets = {spec: read_set(config, spec) for spec in dict.fromkeys(spec for _, spec, _ in triples)}
     encoded = {spec: encode(config, loaded, examples) for spec, examples in sets.items()}
-    by_key = {key: encoded[spec] for _, spec, key in named}
-    return TrainingSetup(config, loaded, by_key, {key: sets[spec] for _, spec, key in named}, answers)
+    by_key = {key: encoded[spec] for _, spec, key in triples}
+    return TrainingSetup(config, loaded, by_key, {key: sets[spec] for _, spec, key in triples}, answers)
 
 
-def _named(config: TrainConfig) -> list[tuple[str, str, str]]:
+def _sets_of(config: TrainConfig) -> list[tuple[str, str, str]]:
     """(role, split or number; set; key in a `Setup`) of a configuration, in the order printed."""
     if isinstance(config, FinetuneConfig):
         return [(f"train {i}" if i else "train", spec, spec) for i, spec in enumerate(config.train)]
@@ -297,7 +297,7 @@ def prompts_of(config: TextConfig, tokenizer: Tokenizer) -> dict[str, JSON]:
     return prompt_settings(tokenizer, prompt_of(config))
 
 
-def decides(config: EvaluateConfig, loaded: Loaded) -> list[JSON] | None:
+def model_key(config: EvaluateConfig, loaded: Loaded) -> list[JSON] | None:
     """Model, dtype and prompts, which decide numbers beside the examples; None where the weights have no hash.
 
     The model is given before an adapter is merged into it.
@@ -318,8 +318,8 @@ def warn_of_other_prompts(config: TextConfig, loaded: Loaded) -> None:
 
 def answers_of(config: UnlearnConfig) -> Answers | None:
     """The set that an objective's ``answers`` names; None where it names none."""
-    named = config.objective.answers
-    return read_answers(named[0], partial(read_set, config)) if named and named[0] else None
+    name = next(iter(config.objective.answers), None)
+    return read_answers(name, partial(read_set, config)) if name else None
 
 
 def check_shards(config: UnlearnConfig) -> None:

@@ -27,7 +27,7 @@ from geffect.io.system import SIGNALS, install, rank_and_size
 from geffect.models.checkpoints import REMEDY, checkpoint_step, read_errors, write_checksums
 from geffect.models.scoring import Likelihood, compute_likelihood
 from geffect.record.writer import rename
-from geffect.training.checkpoints import PARTIAL, ShardedTrainer, check_whole, writing
+from geffect.training.checkpoints import PARTIAL, ShardedTrainer, check_whole, write_errors
 
 if TYPE_CHECKING:
     from transformers.trainer_utils import TrainOutput
@@ -154,12 +154,12 @@ class RecordingTrainer(ShardedTrainer):
             self.state.global_step = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step
             self._load_from_checkpoint(str(checkpoint))
             self.load_memory(checkpoint)
-        step, named = self.state.global_step, checkpoint_step(checkpoint)
-        if step != named:
+        step = self.state.global_step
+        if step != checkpoint_step(checkpoint):
             raise GeffectError(f"{checkpoint} holds the state of step {step}", remedy="Restore its name")
         self.args.eval_on_start = False
-        over = self.state.global_step >= self.args.max_steps
-        if over or self.state.global_step % self.args.eval_steps == 0:
+        over = step >= self.args.max_steps
+        if over or step % self.args.eval_steps == 0:
             self.evaluate()
         self.control.should_training_stop |= over
 
@@ -207,7 +207,7 @@ class RecordingTrainer(ShardedTrainer):
 
     def finish_run(self) -> None:
         """Write the last evaluation, and whether the trained model is finite."""
-        self.diverged = self.line.get("diverged") or _not_finite(self.model)
+        self.diverged = self.line.get("diverged") or _divergence(self.model)
         if self.diverged:
             self.line["diverged"] = self.diverged
         if "evaluation" in self.line:
@@ -219,7 +219,7 @@ class RecordingTrainer(ShardedTrainer):
         partial = home / PARTIAL / name
         try:
             self.args.output_dir = str(partial.parent)
-            with writing(partial):
+            with write_errors(partial):
                 super()._save_checkpoint(model, trial)
                 (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
                 self.save_memory(partial)
@@ -260,7 +260,7 @@ class RecordingTrainer(ShardedTrainer):
 
 
 @torch.no_grad()
-def _not_finite(model: nn.Module) -> str:
+def _divergence(model: nn.Module) -> str:
     """How many trained parameters of all processes are not finite, as a sentence; empty where all are."""
     finite = (bool(local_part(p).isfinite().all()) for p in model.parameters() if p.requires_grad)
     broken = float(sum_over_processes(torch.tensor(float(sum(not each for each in finite)))))

@@ -221,7 +221,7 @@ class UnlearnTrainer(RecordingTrainer):
         last = self.accelerator.sync_gradients
         share = self.step.micro_batch(self.on_device(inputs), last=last)
         if last:
-            measured = self._measured()
+            measured = self._finish()
             self.line |= measured.line() | {"lr": [group["lr"] for group in self.optimizer.param_groups]}
             if measured.gram is not None:
                 self.log(summary(measured))
@@ -236,7 +236,7 @@ class UnlearnTrainer(RecordingTrainer):
         if measured is not None:
             self.line |= measured.line()
 
-    def _measured(self) -> Measured:
+    def _finish(self) -> Measured:
         try:
             return self.step.finish()
         except FloatingPointError as error:
@@ -259,7 +259,7 @@ class UnlearnTrainer(RecordingTrainer):
     def _save_gradients(self) -> None:
         directory = Path(self.args.output_dir).parent / "gradients" / f"step-{self.state.global_step}"
         for name in self.config.save_gradients:
-            gradient = self._gathered(self.step.gradient(name))
+            gradient = self._gather(self.step.gradient(name))
             if rank():
                 continue
             directory.mkdir(parents=True, exist_ok=True)
@@ -268,7 +268,7 @@ class UnlearnTrainer(RecordingTrainer):
 
     def save_memory(self, directory: Path) -> None:
         """Write what the rectifier and stateful terms carry from step to step."""
-        state = self._gathered(self.measurement.state)
+        state = self._gather(self.measurement.state)
         if state and rank() == 0:
             with replacing(directory / STATE_FILE) as file:
                 save_file(state, file)
@@ -276,7 +276,7 @@ class UnlearnTrainer(RecordingTrainer):
             with replacing(directory / TERMS_FILE) as file:
                 file.write_text(json.dumps([dict(each) for each in self.measurement.term_states]), encoding="utf-8")
 
-    def _gathered(self, tensors: NamedTensors) -> NamedTensors:
+    def _gather(self, tensors: NamedTensors) -> NamedTensors:
         """A gradient as one process would have it, put together on the first; empty on the others."""
         parameters, together = self.measurement.parameters, NamedTensors()
         for name in (name for name in parameters if name in tensors):

@@ -177,13 +177,13 @@ def test_a_run_that_diverges_on_its_last_step_says_so_and_keeps_its_record(
 def test_weights_that_are_not_finite_count_where_no_loss_shows_them(start: Path, tmp_path: Path) -> None:
     import torch
 
-    from geffect.training.trainer import _not_finite
+    from geffect.training.trainer import _divergence
 
     model = api.load_model(str(start)).model
-    assert not _not_finite(model)
+    assert not _divergence(model)
     with torch.no_grad():
         next(model.parameters())[0, 0] = float("inf")
-    assert _not_finite(model) == "1 parameters with values that are not finite"
+    assert _divergence(model) == "1 parameters with values that are not finite"
 
 
 def test_a_fit_that_diverges_leaves_no_model(start: Path, tmp_path: Path) -> None:
