@@ -327,9 +327,8 @@ def _mapping(file: Path) -> dict[str, Any]:
     try:
         content = read_yaml(file)
     except Unreadable as error:
-        raise GeffectError(
-            f"{file} is no readable YAML file: {error}", remedy="Correct the path or the file"
-        ) from error
+        message = f"{file} is no readable YAML file: {error}"
+        raise GeffectError(message, remedy="Correct the path or the file") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         kind = type(content).__name__
         raise GeffectError(f"{file} holds no names with values but a {kind}", remedy="Write one 'name: value' a line")

@@ -97,14 +97,11 @@ def tasks(config: InspectConfig, *, resume: bool) -> list[Task]:
     """
     left, paths = [], [record_of(config, objective) for objective in config.objective]
     if len(set(paths)) < len(paths):
-        raise GeffectError(
-            f"An objective is named twice: {', '.join(map(str, config.objective))}", remedy="Name each once"
-        )
+        objectives = ", ".join(map(str, config.objective))
+        raise GeffectError(f"An objective is named twice: {objectives}", remedy="Name each once")
     if resume and not any((place / CONFIG).exists() for place in paths):
-        absent = f"no {CONFIG} in {', '.join(map(str, paths))}"
-        raise GeffectError(
-            f"There is no unfinished inspection to --resume: {absent}", remedy="Leave --resume out to start it"
-        )
+        message = f"There is no unfinished inspection to --resume: no {CONFIG} in {', '.join(map(str, paths))}"
+        raise GeffectError(message, remedy="Leave --resume out to start it")
     for objective, place in zip(config.objective, paths, strict=True):
         alone = config.replace(objective=[objective], out=place)
         begun = resume and (alone.out / CONFIG).exists()

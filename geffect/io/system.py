@@ -48,10 +48,8 @@ def check_memory(what: str, needed: float, remedy: str, limit: int | None = None
 def _limits() -> list[int]:
     limits = []
     for name in CGROUP:
-        try:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
             limits.append(int(Path(name).read_text(encoding="ascii")))
-        except (OSError, ValueError):  # none, or "max"
-            continue
     return limits
 
 

@@ -103,9 +103,8 @@ def read_checksums(directory: Path, remedy: str = REMEDY) -> dict[str, str]:
         sums = {str(name): str(value) for name, value in read_json(directory / CHECKSUMS).items()}
     except (OSError, ValueError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
-        raise GeffectError(
-            f"The checksums in {directory / CHECKSUMS} cannot be read: {reason}", remedy=remedy
-        ) from error
+        message = f"The checksums in {directory / CHECKSUMS} cannot be read: {reason}"
+        raise GeffectError(message, remedy=remedy) from error
     for name in sums:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise GeffectError(f"{CHECKSUMS} in {directory} names a file elsewhere: {name!r}", remedy=remedy)
@@ -150,10 +149,8 @@ def _check_index(index: Path, content: JSON) -> None:
             raise GeffectError(f"{INDEX} names a weight file outside {index.parent}: {name!r}", remedy=RESTORE)
         if not (index.parent / name).is_file():
             raise GeffectError(f"{name} is missing in {index.parent}, and {INDEX} names it", remedy=RESTORE)
-        absent = {tensor for tensor, place in places.items() if place == name}.difference(
-            stored_shapes([index.parent / name])
-        )
-        if absent:
+        tensors = {tensor for tensor, place in places.items() if place == name}
+        if absent := tensors.difference(stored_shapes([index.parent / name])):
             raise GeffectError(f"{min(absent)} is not in {name}, where {INDEX} has it", remedy=RESTORE)
 
 
@@ -183,10 +180,8 @@ def check_size(directory: Path, parameters: int) -> None:
     """Raise where a configuration describes far more parameters than the files hold, before memory is filled."""
     size = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
     if size and size * 8 < parameters * MIN_BITS:
-        message = (
-            f"The config.json of {directory} describes {parameters} parameters, but its weight files have {size} bytes"
-        )
-        raise GeffectError(message, remedy=RESTORE)
+        described = f"The config.json of {directory} describes {parameters} parameters"
+        raise GeffectError(f"{described}, but its weight files have {size} bytes", remedy=RESTORE)
 
 
 def check_loading_info(source: str, info: Mapping[str, Any], remedy: str = RESTORE) -> None:
@@ -304,12 +299,8 @@ def _unmatched(model: CausalLM) -> dict[str, list[str]]:
     for key in ("target_modules", "modules_to_save"):
         value = getattr(config, key, None)
         suffixes = [] if value is None or isinstance(value, str) else value
-        unmatched[key] = [suffix for suffix in suffixes if not _is_suffix(suffix, names)]
+        unmatched[key] = [x for x in suffixes if not any(f".{name}".endswith(f".{x}") for name in names)]
     for key in ("rank_pattern", "alpha_pattern"):
         patterns = getattr(config, key, None) or {}
         unmatched[key] = [x for x in patterns if not any(re.match(rf"(.*\.)?({x})$", name) for name in names)]
     return {key: sorted(value) for key, value in unmatched.items() if value}
-
-
-def _is_suffix(suffix: str, names: Iterable[str]) -> bool:
-    return any(name == suffix or name.endswith(f".{suffix}") for name in names)

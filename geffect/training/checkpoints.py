@@ -43,7 +43,8 @@ def check_whole(checkpoint: Path, model: nn.Module, others: Sequence[str] = ()) 
     ``others`` are further files that it must have.
     """
     check_checksums(checkpoint)
-    missing = [name for name in (*FILES, _random_state(), *others) if not (checkpoint / name).is_file()]
+    random_state = f"rng_state_{rank()}.pth" if num_processes() > 1 else "rng_state.pth"  # as Hugging Face names it
+    missing = [name for name in (*FILES, random_state, *others) if not (checkpoint / name).is_file()]
     if missing:
         raise GeffectError(f"There is no {missing[0]} in {checkpoint}", remedy=REMEDY)
     saved = checkpoint_shapes(checkpoint, REMEDY)
@@ -56,11 +57,6 @@ def check_whole(checkpoint: Path, model: nn.Module, others: Sequence[str] = ()) 
             raise GeffectError(
                 f"{name} in {checkpoint} has the shape {saved.get(name)}, and {expected} in this model", remedy=REMEDY
             )
-
-
-def _random_state() -> str:
-    """The file that Hugging Face keeps this process's random state in."""
-    return f"rng_state_{rank()}.pth" if num_processes() > 1 else "rng_state.pth"
 
 
 def saved_state(model: nn.Module) -> dict[str, Tensor]:

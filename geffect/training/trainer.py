@@ -142,9 +142,8 @@ class RecordingTrainer(ShardedTrainer):
                     return None
                 return super().train(str(resume_from_checkpoint), **kwargs)
             if any(Path(self.args.output_dir).glob("checkpoint-*")):
-                raise GeffectError(
-                    f"{self.args.output_dir} holds checkpoints of another run", remedy="Name another output_dir"
-                )
+                message = f"{self.args.output_dir} holds checkpoints of another run"
+                raise GeffectError(message, remedy="Name another output_dir")
             return super().train(**kwargs)
 
     def _restore(self, checkpoint: Path) -> None:
