@@ -119,7 +119,7 @@ def process(*arguments: str, cwd: Path, **environment: str) -> Ended:
         (("--dtype", "int8"), "--dtype is 'int8'. It should be 'float32', 'bfloat16' or 'float64'"),
         (("--optimizer", "adamm"), "--optimizer is 'adamm'. It should be one of adamw_torch, .*"),
         (("--schedule", "cosinus"), "--schedule is 'cosinus'. It should be one of linear, .*"),
-        (("--max-length", "4"), "Row 0 of builtin:authors/forget.* has no token to learn within 4"),
+        (("--max-length", "4"), "Example 0 of builtin:authors/forget.* has no token to learn within 4"),
     ],
 )
 def test_a_bad_flag_is_refused(flags: tuple[str, ...], says: str, refused: Callable[..., None]) -> None:
@@ -430,7 +430,7 @@ def test_brackets_stand_around_the_tokens_that_carry_loss_and_no_others(shell: C
 
 def test_a_limit_shows_the_first_rows(shell: Command) -> None:
     ended = shell("preview", "--model", "model", "--data", "builtin:authors/heldout", "--limit", "2")
-    assert re.findall(r"^row \d+", ended.out, re.MULTILINE) == ["row 0", "row 1"]
+    assert re.findall(r"^example \d+", ended.out, re.MULTILINE) == ["example 0", "example 1"]
 
 
 def test_the_version_is_printed(shell: Command) -> None:
