@@ -425,7 +425,7 @@ def test_brackets_stand_around_the_tokens_that_carry_loss_and_no_others(shell: C
         tokens = [tokenizer.decode([token]).replace("\n", "⏎\n") for token in row.input_ids]
         learned = [label != IGNORE_INDEX for label in row.labels]
         shown = "".join(f"[{token}]" if own else token for token, own in zip(tokens, learned, strict=True))
-        assert f"\nrow {row.index}: {sum(learned)} of {len(tokens)} tokens\n{shown}\n" in ended.out
+        assert f"\nexample {row.index}: {sum(learned)} of {len(tokens)} tokens\n{shown}\n" in ended.out
 
 
 def test_a_limit_shows_the_first_rows(shell: Command) -> None:

@@ -206,11 +206,12 @@ def test_several_objectives_have_a_record_each(run: Path, tmp_path: Path) -> Non
 def test_an_interrupted_inspection_goes_on_to_the_same_record(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from geffect.inspection import measure
     from geffect.inspection import run as inspecting
 
     whole = api.inspect(inspected(tmp_path / "whole", run, tokens=2, points=["wga"]))[0].path
     broken, calls = inspected(tmp_path / "broken", run, tokens=2, points=["wga"]), []
-    real = inspecting.point_lines
+    real = measure.point_lines
 
     def twice(*given: Any) -> Any:
         calls.append(1)
