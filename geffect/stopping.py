@@ -130,10 +130,8 @@ def make_rules(text: str) -> StopRules:
     calls = parse(text) if text.strip() else []
     names = [call.name for call in calls]
     if any(call.weight != 1 for call in calls) or len(set(names)) < len(names):
-        raise GeffectError(
-            f"{shorten(repr(text))} weighs a stop rule or names one twice",
-            remedy="Write 'accuracy(share=0.9) + collapse', for example",
-        )
+        message = f"{shorten(repr(text))} weighs a stop rule or names one twice"
+        raise GeffectError(message, remedy="Write 'accuracy(share=0.9) + collapse', for example")
     return StopRules(text, {call.name: RULES.build(call) for call in calls})
 
 

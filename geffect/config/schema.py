@@ -59,10 +59,8 @@ def place(path: Path) -> Path:
     full = os.fsencode(os.path.abspath(path))
     longest = max(map(len, full.split(os.fsencode(os.sep))))
     if longest > NAME_BYTES or len(full) > PATH_BYTES:
-        raise GeffectError(
-            f"A path has {longest} bytes in a name and {len(full)} in all",
-            remedy=f"Shorten it to at most {NAME_BYTES} in a name and {PATH_BYTES} in all",
-        )
+        message = f"A path has {longest} bytes in a name and {len(full)} in all"
+        raise GeffectError(message, remedy=f"Shorten it to at most {NAME_BYTES} in a name and {PATH_BYTES} in all")
     expanded = Path(os.path.expanduser(path))
     return Path(os.path.realpath(expanded)) if ".." in expanded.parts else expanded
 
@@ -229,10 +227,8 @@ class Schema(BaseModel):
             default, needed = type(self).model_fields[name].get_default(call_default_factory=True), getattr(self, other)
             if _texts(getattr(self, name)) != _texts(default) and not (needed in values if values else needed):
                 flag, wanted = flag_name(name), f"{flag_name(other)} {' or '.join(values)}".strip()
-                raise GeffectError(
-                    f"{flag} does nothing without {wanted}, which is {needed or 'none'}",
-                    remedy=f"Add {wanted}, or leave {flag} out",
-                )
+                message = f"{flag} does nothing without {wanted}, which is {needed or 'none'}"
+                raise GeffectError(message, remedy=f"Add {wanted}, or leave {flag} out")
         return self
 
     @classmethod

@@ -84,9 +84,8 @@ def dataset_step(run: Measurement, parts: Sequence[Sequence[Mapping[str, Batch]]
     try:
         measured = step.finish()
     except FloatingPointError as error:
-        raise GeffectError(
-            f"A loss or gradient of a checkpoint is not finite: {error}", remedy="Inspect the checkpoints before it"
-        ) from error
+        message = f"A loss or gradient of a checkpoint is not finite: {error}"
+        raise GeffectError(message, remedy="Inspect the checkpoints before it") from error
     return step, measured
 
 

@@ -61,10 +61,8 @@ def find_checkpoints(paths: Sequence[str]) -> list[Checkpoint]:
     series.sort(key=lambda place: place.step)
     for one, other in itertools.pairwise(series):
         if one.step == other.step:
-            raise GeffectError(
-                f"Two checkpoints are of step {one.step}: {one.spec} and {other.spec}",
-                remedy="Inspect one series at a time",
-            )
+            message = f"Two checkpoints are of step {one.step}: {one.spec} and {other.spec}"
+            raise GeffectError(message, remedy="Inspect one series at a time")
     return series
 
 
@@ -75,10 +73,8 @@ def _expand(spec: str) -> list[str]:
         if below:
             return [str(each) for each in below]
         if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
-            raise GeffectError(
-                f"{spec} has no checkpoint-N directories, and is no model or adapter",
-                remedy="Name a run made with --save-every, or a Trainer's output directory",
-            )
+            message = f"{spec} has no checkpoint-N directories, and is no model or adapter"
+            raise GeffectError(message, remedy="Name a run made with --save-every, or a Trainer's output directory")
     return [spec]
 
 
@@ -101,10 +97,8 @@ def check_readable(series: Sequence[Checkpoint], *, skip_broken: bool) -> list[C
     for place, architecture in others:
         if (difference := _difference(expected, architecture)) is not None:
             wanted, got = difference
-            raise GeffectError(
-                f"The checkpoints have several architectures: {wanted} in {first.spec}, and {got} in {place.spec}",
-                remedy="Inspect them apart",
-            )
+            message = f"The checkpoints have several architectures: {wanted} in {first.spec}, and {got} in {place.spec}"
+            raise GeffectError(message, remedy="Inspect them apart")
     return [place for place, _ in readable]
 
 

@@ -263,9 +263,8 @@ def resize_vocabulary(base: CausalLM, source: Path) -> None:
     if len(set(changed.values())) > 1 or not (tied or len(changed) == len(modules)):
         each = ", ".join(f"{name} of {size or 'no'} tokens" for name, size in saved.items())
         remedy = "Save embedding and head with the adapter: save_pretrained(save_embedding_layers=True)"
-        raise GeffectError(
-            f"{source / ADAPTER_FILE} does not have embedding and head of one new size: {each}", remedy=remedy
-        )
+        message = f"{source / ADAPTER_FILE} does not have embedding and head of one new size: {each}"
+        raise GeffectError(message, remedy=remedy)
     size = next(iter(changed.values()))
     LOGGER.info("the adapter brings a vocabulary of %d tokens; its base has %d", size, max(sizes.values()))
     base.resize_token_embeddings(size, mean_resizing=False)
@@ -281,9 +280,8 @@ def check_adapter(model: CausalLM, source: Path) -> None:
             info = {"missing_keys": [str(error.args[0])], "unexpected_keys": [], "mismatched_keys": []}
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise GeffectError(
-                f"The adapter in {source} does not fit its base: {lines[-1]}", remedy=RESTORE_ADAPTER
-            ) from error
+            message = f"The adapter in {source} does not fit its base: {lines[-1]}"
+            raise GeffectError(message, remedy=RESTORE_ADAPTER) from error
         else:
             missing = [name for name in result.missing_keys if not any(part in name for part in SHARED)]
             info = {"missing_keys": missing, "unexpected_keys": result.unexpected_keys, "mismatched_keys": []}

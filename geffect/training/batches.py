@@ -169,10 +169,8 @@ def check_columns(sets: Mapping[str, Sequence[EncodedExample]], columns: Columns
             if sizes != lengths:
                 i = next((i for i, pair in enumerate(zip(sizes, lengths, strict=False)) if pair[0] != pair[1]), None)
                 other = f"{len(sizes)} tensors" if i is None else f"{sizes[i]} tokens in example {i}, not {lengths[i]}"
-                raise GeffectError(
-                    f"{column} of the {name} set has {other}; the set has {len(lengths)} examples",
-                    remedy="Compute it with the run's start and tokenizer",
-                )
+                message = f"{column} of the {name} set has {other}; the set has {len(lengths)} examples"
+                raise GeffectError(message, remedy="Compute it with the run's start and tokenizer")
 
 
 def check_starts_at_one(outputs: Outputs, atol: float) -> None:
@@ -243,10 +241,8 @@ def alternatives(setup: TrainingSetup[UnlearnConfig], forget: str, size: int) ->
     """The first ``size`` questions of a forget split with refusals, one epoch of the run after another."""
     config, questions = setup.config, setup.sets[forget]
     if not isinstance(questions, QASet):
-        raise GeffectError(
-            f"{questions.name} has texts, and {config.objective.text!r} needs questions to refuse",
-            remedy="Name a set of questions, or another objective",
-        )
+        message = f"{questions.name} has texts, and {config.objective.text!r} needs questions to refuse"
+        raise GeffectError(message, remedy="Name a set of questions, or another objective")
     questions = replace(questions, examples=questions.examples[:size])
     batches = config.steps * config.grad_accum_steps * rank_and_size()[1]
     epochs = -(-batches // -(-len(questions) // config.batch_size))

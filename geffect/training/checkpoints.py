@@ -54,9 +54,8 @@ def check_whole(checkpoint: Path, model: nn.Module, others: Sequence[str] = ()) 
     for name in sorted({*saved, *(name for name, place in places.items() if place not in stored)}):
         expected = tuple(state[name].shape) if name in state else None
         if saved.get(name) != expected:
-            raise GeffectError(
-                f"{name} in {checkpoint} has the shape {saved.get(name)}, and {expected} in this model", remedy=REMEDY
-            )
+            message = f"{name} in {checkpoint} has the shape {saved.get(name)}, and {expected} in this model"
+            raise GeffectError(message, remedy=REMEDY)
 
 
 def saved_state(model: nn.Module) -> dict[str, Tensor]:

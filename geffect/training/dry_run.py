@@ -72,10 +72,8 @@ def training_arguments(config: TrainConfig, steps: int) -> "TrainingArguments":
 def _check_warm_up(config: TrainConfig, steps: int) -> None:
     """The peak learning rate is reached within the run."""
     if config.warmup_steps > steps:
-        raise GeffectError(
-            f"The warm-up takes {config.warmup_steps} steps, more than the {steps} of the run",
-            remedy=f"Lower --warmup-steps to {steps} or fewer, or train for longer",
-        )
+        message = f"The warm-up takes {config.warmup_steps} steps, more than the {steps} of the run"
+        raise GeffectError(message, remedy=f"Lower --warmup-steps to {steps} or fewer, or train for longer")
 
 
 def _try_out(arguments: "TrainingArguments", steps: int) -> None:

@@ -75,9 +75,7 @@ class FinetuneTrainer(RecordingTrainer):
         until = self.config.until_accuracy
         known = min(accuracies) >= until
         if known and self.state.global_step == 0:  # told to stop here, Hugging Face's loop would still take a step
-            raise GeffectError(
-                f"The model already has an accuracy of {min(accuracies):.3f}, at least --until-accuracy {until}",
-                remedy="Raise --until-accuracy, or use the model as it is",
-            )
+            message = f"The model already has an accuracy of {min(accuracies):.3f}, at least --until-accuracy {until}"
+            raise GeffectError(message, remedy="Raise --until-accuracy, or use the model as it is")
         self.control.should_training_stop |= known
         return metrics

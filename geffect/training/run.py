@@ -41,10 +41,8 @@ def read_unfinished(config: Config) -> Config:
     recorded, asked = recorded_config(begun), recorded_config(config)
     for key in {**recorded, **asked}:
         if key not in ELSEWHERE and recorded.get(key) != asked.get(key):
-            raise GeffectError(
-                f"{key} is {shorten(asked.get(key))}, and {shorten(recorded.get(key))} in {config.out / CONFIG}",
-                remedy="Resume the run from that file",
-            )
+            message = f"{key} is {shorten(asked.get(key))}, and {shorten(recorded.get(key))} in {config.out / CONFIG}"
+            raise GeffectError(message, remedy="Resume the run from that file")
     if isinstance(begun, InspectConfig) or isinstance(config, InspectConfig):
         return begun
     return begun.replace(model=locate_model(config.model, recorded_start(config.out)))
@@ -127,9 +125,8 @@ def check_converged(trainer: "RecordingTrainer", path: Path) -> None:
     """Raise where a run's last update left a model that is not finite; the record in ``path`` says so."""
     if trainer.diverged:
         when = f"{trainer.diverged} after step {trainer.state.global_step - 1}, the last; the record in {path} is kept"
-        raise GeffectError(
-            f"The model is not finite at the end: {when}", remedy="Lower --learning-rate or set --max-grad-norm"
-        )
+        message = f"The model is not finite at the end: {when}"
+        raise GeffectError(message, remedy="Lower --learning-rate or set --max-grad-norm")
 
 
 def first_step(checkpoint: Path | None) -> int:

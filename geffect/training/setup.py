@@ -265,10 +265,8 @@ def localization_examples(config: LocalizeConfig, loaded: Loaded) -> dict[str, l
     splits: dict[str, list[EncodedExample]] = {}
     names = [domain.name for domain in trained]
     for other in (each.name for each in validated if each.name not in names):
-        raise GeffectError(
-            f"--validation has the domain {other}, which is none of {', '.join(names)}",
-            remedy=f"Add --domain {other}=UNLEARN,RETENTION, or leave that --validation out",
-        )
+        message = f"--validation has the domain {other}, which is none of {', '.join(names)}"
+        raise GeffectError(message, remedy=f"Add --domain {other}=UNLEARN,RETENTION, or leave that --validation out")
     for domain in (*trained, *validated):
         for name, spec in split_sets(domain):
             splits.setdefault(name, []).extend(encode(config, loaded, read_set(config, spec)))
@@ -336,10 +334,8 @@ def check_launched(config: UnlearnConfig, sets: Mapping[str, Sequence[EncodedExa
         return
     alone = {"--standard-errors": config.standard_errors, "--mode paper": config.mode == "paper"}
     for flag in (flag for flag, asked in alone.items() if asked):
-        raise GeffectError(
-            f"{flag} works in one process, and {size} were launched",
-            remedy="Leave it out, or inspect the checkpoints after",
-        )
+        message = f"{flag} works in one process, and {size} were launched"
+        raise GeffectError(message, remedy="Leave it out, or inspect the checkpoints after")
     count, step = max(of_role({name: len(each) for name, each in sets.items()}, "forget")), config.batch_size * size
     if count % step:
         raise GeffectError(

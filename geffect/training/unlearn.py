@@ -141,10 +141,8 @@ class UnlearnTrainer(RecordingTrainer):
         if accuracy >= until:
             return
         if self.state.global_step == 0:  # told to stop here, Hugging Face's loop would still take a step
-            raise GeffectError(
-                f"The forget set has a token accuracy of {accuracy:.3f}, below --until-accuracy {until}",
-                remedy="Lower --until-accuracy, or train on the set first (geffect finetune)",
-            )
+            message = f"The forget set has a token accuracy of {accuracy:.3f}, below --until-accuracy {until}"
+            raise GeffectError(message, remedy="Lower --until-accuracy, or train on the set first (geffect finetune)")
         self.control.should_training_stop = self.control.should_save = True
 
     def finish_line(self) -> None:
