@@ -176,7 +176,7 @@ def _of_sets(title: str, sets: Mapping[str, Any]) -> Table:
         for name, metrics in sets.items()
         for kind, each in metrics.items()
     )
-    return _table(title, ("set", "metric", "mean", "interval", "examples"), rows, left=("set", "metric"))
+    return _table(title, ("set", "metric", "mean", "interval", "count"), rows, left=("set", "metric"))
 
 
 def _digits(value: float | None) -> str:
