@@ -1,5 +1,6 @@
 """The verbs: each takes a configuration or its fields, and returns an object that stands where a path does."""
 
+import itertools
 import logging
 import os
 import shutil
@@ -20,18 +21,17 @@ from geffect.config import (
     LocalizeConfig,
     PreviewConfig,
     ReportConfig,
-    Schema,
-    TextConfig,
     TrainConfig,
     UnlearnConfig,
 )
+from geffect.config.schema import Schema
 from geffect.core.distributed import rank, wait_for_all
 from geffect.core.forward import IGNORE_INDEX
 from geffect.core.layers import trainable_parameters
 from geffect.core.masks import Localization
 from geffect.core.splits import role_of
 from geffect.data.checks import check_ids, warn_shared
-from geffect.data.encode import encode_set, token_texts
+from geffect.data.encode import EncodedExample, encode_set, token_texts
 from geffect.data.load import ExampleSet
 from geffect.errors import Interrupted
 from geffect.evaluation.results import EXAMPLES, read_evaluation, read_reference, summary, write_texts
@@ -40,8 +40,8 @@ from geffect.evaluation.success import successes
 from geffect.evaluation.suites import Part, parts
 from geffect.evaluation.variants import Variant, check_variants, variants
 from geffect.inspection.tasks import InspectionSetup, prepare_inspection, record_of
-from geffect.io.readers import StrPath, read_json
-from geffect.io.system import check_single_process, launch_command, terminable
+from geffect.io.readers import JSON, StrPath, read_json
+from geffect.io.system import check_single_process, launch_command, raise_on_signals
 from geffect.localization.localize import localize as find
 from geffect.localization.losses import split_losses
 from geffect.localization.storage import read_localization, write_localization
@@ -54,7 +54,7 @@ from geffect.models.tokenizers import vocabulary_size
 from geffect.record.schema import METRICS
 from geffect.record.writer import RunDirectory, describe, layout_to_json, peak_memory_gb, refuse_existing, replacing
 from geffect.reports.run import Run, plot
-from geffect.training.aux_inputs import compute_columns
+from geffect.training.batches import compute_columns, training_sets
 from geffect.training.run import (
     check_converged,
     disk_errors,
@@ -71,7 +71,6 @@ from geffect.training.run import (
 )
 from geffect.training.setup import (
     LocalizationSetup,
-    Setup,
     TrainingSetup,
     check_launched,
     load_outline,
@@ -79,16 +78,15 @@ from geffect.training.setup import (
     prompts_of,
     read_gradient_mask,
     read_set,
-    training_sets,
     warn_of_other_prompts,
     warn_of_rounding,
 )
 from geffect.training.setup import prepare as read_setup
 
 if TYPE_CHECKING:
-    from geffect.preflight.numerics import Finding
+    from geffect.preflight import Finding
     from geffect.reports.page import Report
-    from geffect.training.unlearn import Diagnostics
+    from geffect.training.unlearn import UnlearnTrainer
 
 LOGGER = logging.getLogger(__name__)
 Fields = ParamSpec("Fields")
@@ -117,7 +115,7 @@ class Verb(Generic[Fields, Config, Result]):
     def __call__(self, *config: Any, **fields: Any) -> Result:
         """Carry out the verb; ``resume=True`` continues an unfinished run of ``unlearn``, ``finetune``, ``inspect``."""
         options = {"resume": True} if fields.pop("resume", False) else {}
-        schema: Any = self.schema
+        schema: Callable[..., object] = self.schema
         if config and fields:
             raise TypeError(f"A configuration is given alone: {', '.join(fields)} must be fields of it.")
         return self.run(*(config or [schema(**fields)]), **options)
@@ -129,14 +127,7 @@ def verb(schema: Callable[Fields, Config]) -> Callable[[Callable[..., Result]], 
 
 
 class Evaluation(os.PathLike[str]):
-    """An evaluation directory of `geffect.evaluate`; every function that takes a path takes it.
-
-    Args:
-        path: the directory.
-
-    Attributes:
-        path: the directory.
-    """
+    """The directory ``path`` of an evaluation; every function that takes a path takes it."""
 
     def __init__(self, path: StrPath) -> None:
         self.path = Path(path)
@@ -152,9 +143,9 @@ class Evaluation(os.PathLike[str]):
         return read_evaluation(self.path)
 
     @property
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, JSON]:
         """Means with intervals, and the numbers made of several sets: ``metrics.json``, by model."""
-        content: dict[str, Any] = read_json(self.path / METRICS)["models"]
+        content: dict[str, JSON] = read_json(self.path / METRICS)["models"]
         return content
 
 
@@ -175,28 +166,20 @@ def load_model(
     tokenizer: str | None = None,
     chat_template: str | None = None,
 ) -> Loaded:
-    """Load a model by any of its names; one built in is fitted on first use (about a minute) and cached.
+    """Load a model by any of its names (`geffect.models.load.FORMS`), and its tokenizer, as `geffect.models.load.load`.
 
-    Args:
-        spec: see `geffect.models.load.load.FORMS`.
-        dtype: of the weights.
-        trust_remote_code: run code that comes with the model.
-        tokenizer: a model or directory whose tokenizer takes the place of its own.
-        chat_template: ``none``, a file, or a name among the tokenizer's several, in place of the tokenizer's own.
-
-    Returns:
-        Model and tokenizer.
+    A built-in model is fitted on first use (about a minute) and cached.
     """
     if is_built_in(spec):
         spec = str(builtin_tiny(spec))
     return load(spec, dtype, trust_remote_code=trust_remote_code, tokenizer=tokenizer, chat_template=chat_template)
 
 
-def _loader(config: TextConfig, dtype: str) -> Callable[[str], Loaded]:
+def _loader(config: TrainConfig | LocalizeConfig | InspectConfig | EvaluateConfig) -> Callable[[str], Loaded]:
     """Loads models by their names as a configuration says."""
     return partial(
         load_model,
-        dtype=dtype,
+        dtype=config.dtype,
         trust_remote_code=config.trust_remote_code,
         tokenizer=config.tokenizer,
         chat_template=config.chat_template,
@@ -232,16 +215,14 @@ def _fit_tiny(name: str, directory: Path) -> None:
         shutil.rmtree(directory / leftover)
 
 
-def _start(start: TrainConfig | TrainingSetup[Any]) -> TrainingSetup[Any]:
+def _start(config: Trained, setup: TrainingSetup[Trained] | None = None) -> TrainingSetup[Trained]:
     """What a run starts from, with the model's weights."""
-    config = start if isinstance(start, TrainConfig) else start.config
     warn_of_rounding(config)
-    setup = read_setup(start) if isinstance(start, TrainConfig) else start
-    return setup.with_weights(_loader(config, config.dtype)(config.model))
+    return (setup or read_setup(config)).with_weights(_loader(config)(config.model))
 
 
 @verb(FinetuneConfig)
-@terminable()
+@raise_on_signals()
 def finetune(
     config: FinetuneConfig, *, resume: bool = False, setup: TrainingSetup[FinetuneConfig] | None = None
 ) -> Run:
@@ -256,9 +237,8 @@ def finetune(
     if resume and setup is None:
         config = read_unfinished(config)
     with RunDirectory(config.out, resume=resume) as run:
-        start = _start(setup or config)
-        each_row = (row for rows in start.encoded.values() for row in rows)
-        loaded, rows = start.loaded, [replace(row, index=i) for i, row in enumerate(each_row)]
+        start = _start(config, setup)
+        loaded, encoded = start.loaded, itertools.chain(*start.encoded.values())
         environment = start.environment()
         checkpoint = find_checkpoint(config.out, environment) if resume else None
         recorded, first = recorded_config(config), first_step(checkpoint)
@@ -267,11 +247,9 @@ def finetune(
                 loaded.model,
                 start.arguments,
                 tokenizer=loaded.tokenizer,
-                rows=rows,
+                config=config,
+                examples=[replace(example, index=i) for i, example in enumerate(encoded)],
                 evaluation_sets=start.encoded,
-                until_accuracy=config.until_accuracy,
-                keep_dropout=config.keep_dropout,
-                autocast=config.autocasts,
                 sink=sink,
             )
             train(trainer, checkpoint, f"geffect finetune {resume_command(config)}")
@@ -285,7 +263,7 @@ def finetune(
 
 
 @verb(UnlearnConfig)
-@terminable()
+@raise_on_signals()
 def unlearn(
     config: UnlearnConfig,
     *,
@@ -299,81 +277,61 @@ def unlearn(
     had; the reference is still the run's start. ``reuse_gradients`` takes gradients that follow from others by algebra;
     tests set it to False. Without a ``setup``, `prepare` makes it.
     """
-    from geffect.training.unlearn import UnlearnTrainer
-
     if resume and setup is None:
         config = read_unfinished(config)
     with RunDirectory(config.out, resume=resume) as run:
-        start = _start(setup or config)
+        start = _start(config, setup)
         loaded, sets = start.loaded, training_sets(start)
         check_launched(config, sets)
-        frozen, scored = read_gradient_mask(config, loaded), successes(loaded.model, loaded.tokenizer, start.encoded)
+        frozen = read_gradient_mask(config, loaded)
+        success = {"start": successes(loaded.model, loaded.tokenizer, start.encoded)}
         recorded = recorded_config(config) | {"reference": {"path": loaded.source, "sha256": loaded.sha256}}
         environment = start.environment() | ({"frozen": frozen.shares()} if frozen else {})
         checkpoint = find_checkpoint(config.out, environment) if resume else None
+        past = lines_before(config.out, checkpoint)
         with quiet_transformers(), open_record(run, recorded, environment, first_step(checkpoint)) as sink:
-            trainer = UnlearnTrainer(
-                loaded.model,
-                start.arguments,
-                tokenizer=loaded.tokenizer,
-                objective=config.objective,
-                rectifier=config.rectifier.rule,
-                sets=sets,
-                columns=compute_columns(
-                    loaded.model, loaded.tokenizer, config.objective, sets, config.seed, autocast=config.autocasts
-                ),
-                reference=Reference(loaded.model) if config.objective.needs_reference else None,
-                diagnostics=_diagnostics(config, start, reuse_gradients=reuse_gradients),
-                keep_dropout=config.keep_dropout,
-                autocast=config.autocasts,
-                sink=sink,
-                evaluation_sets=_evaluated(config, start),
-                frozen=frozen,
-                sharded=config.shard,
-                rules=config.stop,
-                past=lines_before(config.out, checkpoint),
-            )
+            options = {"frozen": frozen, "past": past, "reuse_gradients": reuse_gradients, "sink": sink}
+            trainer = _unlearn_trainer(start, sets, **options)
             train(trainer, checkpoint, f"{launch_command()}geffect unlearn {resume_command(config)}")
-            if trainer.diverged:
-                scored = {}
-            end = successes(loaded.model, loaded.tokenizer, start.encoded) if scored else {}
+            if success["start"] and not trainer.diverged:
+                success["end"] = successes(loaded.model, loaded.tokenizer, start.encoded)
             if rank() == 0:
-                success = {"success": {"start": scored, "end": end}} if scored else {}
-                run.finish(final_metrics(config.out, config.stop) | unmet_goals(config) | success)
+                metrics = {"success": success} if "end" in success else {}
+                run.finish(final_metrics(config.out, config.stop) | unmet_goals(config) | metrics)
             wait_for_all()  # the others read what the first has written
     check_converged(trainer, config.out)
     return Run(config.out)
 
 
-def _diagnostics(config: UnlearnConfig, start: TrainingSetup[Any], *, reuse_gradients: bool) -> "Diagnostics":
-    from geffect.training.unlearn import Diagnostics
+def _unlearn_trainer(
+    start: TrainingSetup[UnlearnConfig], sets: dict[str, list[EncodedExample]], **options: Any
+) -> "UnlearnTrainer":
+    """The trainer of a run; the options are further arguments of it."""
+    from geffect.training.unlearn import UnlearnTrainer
 
-    return Diagnostics(
-        config.diagnose_every,
-        config.overlap,
-        config.prediction,
-        tuple(config.save_gradients),
-        config.standard_errors,
-        config.until_accuracy,
-        config.mode,
-        reuse_gradients,
-        start.layout.layers,
+    config, model, tokenizer = start.config, start.loaded.model, start.loaded.tokenizer
+    evaluated = set(config.evaluate or map(role_of, start.encoded))
+    return UnlearnTrainer(
+        model,
+        start.arguments,
+        tokenizer=tokenizer,
+        config=config,
+        sets=sets,
+        evaluation_sets={name: each for name, each in start.encoded.items() if role_of(name) in evaluated},
+        columns=compute_columns(model, tokenizer, config.objective, sets, config.seed, autocast=config.autocasts),
+        reference=Reference(model) if config.objective.needs_reference else None,
+        layers=start.layout.layers,
+        **options,
     )
 
 
-def _evaluated(config: UnlearnConfig, start: TrainingSetup[Any]) -> dict[str, Any]:
-    """The encoded sets that a run evaluates, by name."""
-    wanted = set(config.evaluate or map(role_of, start.encoded))
-    return {name: rows for name, rows in start.encoded.items() if role_of(name) in wanted}
-
-
 @verb(LocalizeConfig)
-@terminable()
+@raise_on_signals()
 def localize(config: LocalizeConfig, *, setup: LocalizationSetup | None = None) -> LocalizationRun:
     """Find the weights where each domain's knowledge lies: top-k masks of every split, and their overlaps."""
     check_single_process("geffect localize")
     with RunDirectory(config.out) as run:
-        start = (setup or read_setup(config)).with_weights(_loader(config, config.dtype)(config.model))
+        start = (setup or read_setup(config)).with_weights(_loader(config)(config.model))
         loaded = start.loaded
         check_trainable(loaded.model)
         parameters, began = trainable_parameters(loaded.model), time.perf_counter()
@@ -401,7 +359,7 @@ def localize(config: LocalizeConfig, *, setup: LocalizationSetup | None = None) 
 
 
 @verb(InspectConfig)
-@terminable()
+@raise_on_signals()
 def inspect(config: InspectConfig, *, resume: bool = False, setup: InspectionSetup | None = None) -> list[Run]:
     """Measure objectives at every checkpoint of a series, over whole sets and without training; a run an objective.
 
@@ -413,12 +371,12 @@ def inspect(config: InspectConfig, *, resume: bool = False, setup: InspectionSet
     check_single_process("geffect inspect")
     setup = setup or prepare_inspection(config, resume=resume)
     completed = setup.config
-    inspect_all(setup, _loader(completed, completed.dtype), resume=resume)
+    inspect_all(setup, _loader(completed), resume=resume)
     return [Run(record_of(completed, objective)) for objective in completed.objective]
 
 
 @verb(EvaluateConfig)
-@terminable()
+@raise_on_signals()
 def evaluate(config: EvaluateConfig) -> Evaluation:
     """Score a model, an adapter or a run's checkpoints on a suite, or on sets by named metrics.
 
@@ -458,7 +416,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
 def _variants(config: EvaluateConfig, sets: Sequence[tuple[Part, ExampleSet]]) -> Iterator[Variant]:
     """Every model, or checkpoint of a run, in each of its variants, loaded one after the other."""
-    loader, view = _loader(config, config.dtype), partial(make_view, config)
+    loader, view = _loader(config), partial(make_view, config)
     for label, spec in named_checkpoints(config.model) if config.checkpoints else [(config.model, config.model)]:
         for variant in variants(config, spec, label, sets, loader, view, finetune):
             if variant.label == label:
@@ -484,7 +442,7 @@ def doctor(config: DoctorConfig) -> "Iterator[Finding]":
 
     Findings come one after the other, each with its remedy; nothing is written.
     """
-    from geffect.preflight.checks import examine
+    from geffect.preflight import examine
 
     yield from examine(_start(config))
 
@@ -493,15 +451,16 @@ def doctor(config: DoctorConfig) -> "Iterator[Finding]":
 def preview(config: PreviewConfig) -> list[tuple[str, list[tuple[str, bool]]]]:
     """The first examples of a set as a model sees them: (title, [(token's text, carries loss)]) an example."""
     loaded = load_outline(config, config.model)
-    rows = encode_set(loaded.tokenizer, read_set(config, config.data), config.max_length, prompt=prompt_of(config))
-    check_ids(rows[: config.limit], vocabulary_size(loaded.model), config.data)
+    encoded = encode_set(loaded.tokenizer, read_set(config, config.data), config.max_length, prompt=prompt_of(config))
+    examples = encoded[: config.limit]
+    check_ids(examples, vocabulary_size(loaded.model), config.data)
     warn_of_other_prompts(config, loaded)
     shown = []
-    for row in rows[: config.limit]:
-        learned = [label != IGNORE_INDEX for label in row.labels]
-        tokens = token_texts(loaded.tokenizer, row.input_ids)
-        cut = f", {row.cut} cut off" if row.cut else ""
-        title = f"row {row.index}: {sum(learned)} of {len(tokens)} tokens{cut}"
+    for example in examples:
+        learned = [label != IGNORE_INDEX for label in example.labels]
+        tokens = token_texts(loaded.tokenizer, example.input_ids)
+        cut = f", {example.cut} cut off" if example.cut else ""
+        title = f"example {example.index}: {sum(learned)} of {len(tokens)} tokens{cut}"
         shown.append((title, list(zip(tokens, learned, strict=True))))
     return shown
 
@@ -512,7 +471,9 @@ def prepare(config: InspectConfig, *, resume: bool = False) -> InspectionSetup: 
 def prepare(config: LocalizeConfig) -> LocalizationSetup: ...
 @overload
 def prepare(config: Trained, *, resume: bool = False) -> TrainingSetup[Trained]: ...
-def prepare(config: Any, *, resume: bool = False) -> Any:
+def prepare(
+    config: InspectConfig | LocalizeConfig | TrainConfig, *, resume: bool = False
+) -> InspectionSetup | LocalizationSetup | TrainingSetup[TrainConfig]:
     """Check a run, and read and encode its sets once, for its plan and for the run; no weight is loaded.
 
     Args:
@@ -530,26 +491,18 @@ def prepare(config: Any, *, resume: bool = False) -> Any:
         check_trainable(inspection.outline.model)
         warn_shared(inspection.sets.sets)
         return inspection
-    if resume:
+    if resume and isinstance(config, TrainConfig):
         config = read_unfinished(config)
     else:
         refuse_existing(config.out)
-    setup = read_setup(config)
+    setup: LocalizationSetup | TrainingSetup[TrainConfig] = read_setup(config)
     check_trainable(setup.loaded.model)
-    if isinstance(config, UnlearnConfig):
+    if isinstance(config, UnlearnConfig) and isinstance(setup, TrainingSetup):
         warn_shared(setup.sets)
     return setup
 
 
 def plan(config: TrainConfig | LocalizeConfig | InspectConfig, *, resume: bool = False) -> dict[str, str]:
-    """What a run would do: model, sets, batch arithmetic, memory. Nothing is written and no weight loaded.
-
-    Args:
-        config: of ``finetune``, ``unlearn``, ``localize`` or ``inspect``.
-        resume: the run directory is there already.
-
-    Returns:
-        Lines by name.
-    """
-    setup: Setup[Any] | InspectionSetup = prepare(config, resume=resume)
+    """What a run would do, in lines by name: model, sets, batch arithmetic, memory. The arguments are `prepare`'s."""
+    setup = prepare(config, resume=resume) if not isinstance(config, LocalizeConfig) else prepare(config)
     return setup.plan

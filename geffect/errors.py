@@ -18,12 +18,12 @@ UNSEEN = re.compile(
 )
 
 
-def visible(text: str, *, lines: bool = True) -> str:
+def visible_text(text: str, *, lines: bool = True) -> str:
     r"""Text with JSON's escapes for every character that a terminal, a pipe or a page would not show as itself.
 
     JSON stays the same JSON. Line feeds are escaped too unless ``lines`` is set.
 
-    >>> visible("a\x1b[31m\u202eb\n")
+    >>> visible_text("a\x1b[31m\u202eb\n")
     'a\\u001b[31m\\u202eb\n'
     """
     escaped = UNSEEN.sub(lambda match: json.dumps(match[0])[1:-1], text)
@@ -31,16 +31,16 @@ def visible(text: str, *, lines: bool = True) -> str:
 
 
 class VisibleRecord(logging.LogRecord):
-    """A log record whose message is `visible`."""
+    """A log record whose message is `visible_text`."""
 
     def getMessage(self) -> str:
         """The message with its arguments."""
-        return visible(super().getMessage())
+        return visible_text(super().getMessage())
 
 
-def formatted_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> str:
+def format_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> str:
     """A warning as one visible line, in place of `warnings.formatwarning`."""
-    return visible(f"{category.__name__}: {message}") + "\n"
+    return visible_text(f"{category.__name__}: {message}") + "\n"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -65,7 +65,7 @@ class GeffectError(ValueError):
     """A request that cannot be carried out: what is wrong, then what to do.
 
     The command line prints it in one line and exits with 2. ``str(error)`` is both sentences, with every control
-    character escaped (`visible`). It can be pickled and copied.
+    character escaped (`visible_text`). It can be pickled and copied.
 
     Args:
         message: a sentence that says what is wrong, with the value at fault. Shorten a value that may be long with
@@ -82,7 +82,10 @@ class GeffectError(ValueError):
     """
 
     def __init__(self, message: str, *, remedy: str = "") -> None:
-        self.message, self.remedy = visible(shorten(message, 2 * LONGEST), lines=False), visible(remedy, lines=False)
+        self.message, self.remedy = (
+            visible_text(shorten(message, 2 * LONGEST), lines=False),
+            visible_text(remedy, lines=False),
+        )
         super().__init__(" ".join(map(_sentence, filter(None, (self.message, self.remedy)))))
 
     def __reduce__(self) -> tuple[Any, ...]:

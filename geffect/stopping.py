@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from geffect.core.registry import Configurable, Positive, Registry, Share, parse
 from geffect.errors import GeffectError, shorten
@@ -131,10 +130,8 @@ def make_rules(text: str) -> StopRules:
     calls = parse(text) if text.strip() else []
     names = [call.name for call in calls]
     if any(call.weight != 1 for call in calls) or len(set(names)) < len(names):
-        raise GeffectError(
-            f"{shorten(repr(text))} weighs a stop rule or names one twice",
-            remedy="Write 'accuracy(share=0.9) + collapse', for example",
-        )
+        message = f"{shorten(repr(text))} weighs a stop rule or names one twice"
+        raise GeffectError(message, remedy="Write 'accuracy(share=0.9) + collapse', for example")
     return StopRules(text, {call.name: RULES.build(call) for call in calls})
 
 
@@ -147,7 +144,7 @@ def first_broken(rules: StopRules, lines: Lines) -> Stop | None:
     return None
 
 
-def chosen(rules: StopRules, lines: Lines, checkpoints: Sequence[int]) -> dict[str, Any]:
+def checkpoint_choice(rules: StopRules, lines: Lines, checkpoints: Sequence[int]) -> dict[str, str | None]:
     """The last evaluated ``checkpoint`` before any rule was broken (``checkpoint-N``, or None), and the ``reason``."""
     evaluated = {line.step for line in lines if line.scores and not line.diverged}
     for step in sorted(set(checkpoints) & evaluated, reverse=True):

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from geffect import api
-from geffect.config import FinetuneConfig, InspectConfig, PreviewConfig, Schema, UnlearnConfig
+from geffect.config import FinetuneConfig, InspectConfig, PreviewConfig, UnlearnConfig
+from geffect.config.schema import Schema
 from geffect.errors import GeffectError
 from geffect.record.reader import read_environment
 from geffect.record.schema import CONFIG

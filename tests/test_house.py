@@ -34,7 +34,9 @@ ORDER = [
     "monitoring",
     "__main__",
 ]
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent.name == "plots")
+FILES = sorted(
+    path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent.name in {"config", "plots"}
+)
 
 
 def _module(path: Path) -> str:

@@ -9,7 +9,7 @@ import pytest
 from geffect import api
 from geffect.errors import GeffectError
 from geffect.record.reader import Score, StepLine, read_lines
-from geffect.stopping import Accuracy, Collapse, ForgetLoss, Knee, chosen, first_broken, make_rules
+from geffect.stopping import Accuracy, Collapse, ForgetLoss, Knee, checkpoint_choice, first_broken, make_rules
 from tests.conftest import config
 
 
@@ -45,9 +45,9 @@ def test_the_last_checkpoint_before_a_rule_is_broken_is_chosen() -> None:
     rules = make_rules("accuracy(share=0.9)")
     lines = [line(0, 1, 1), line(2, 2, 1, 0.95), line(4, 3, 2, 0.92), line(6, 9, 8, 0.5)]
     assert first_broken(rules, lines) == ("accuracy", Accuracy(0.9).broken(lines))
-    assert chosen(rules, lines, [2, 4, 6])["checkpoint"] == "checkpoint-4"
-    assert chosen(rules, lines, [2, 3, 6])["checkpoint"] == "checkpoint-2"
-    assert chosen(rules, lines, [6]) == {
+    assert checkpoint_choice(rules, lines, [2, 4, 6])["checkpoint"] == "checkpoint-4"
+    assert checkpoint_choice(rules, lines, [2, 3, 6])["checkpoint"] == "checkpoint-2"
+    assert checkpoint_choice(rules, lines, [6]) == {
         "checkpoint": None,
         "reason": "none was saved and evaluated before a rule was broken: lower --save-every",
     }

@@ -1,6 +1,7 @@
 """The output of the command line: plans, tables, findings, examples."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from json import dumps, loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,11 @@ from rich.highlighter import JSONHighlighter
 from rich.segment import Segment
 from rich.table import Table
 
-from geffect.errors import GeffectError, visible
+from geffect.errors import GeffectError, visible_text
 from geffect.io.system import rank_and_size
 
 if TYPE_CHECKING:
-    from geffect.preflight.numerics import Finding
+    from geffect.preflight import Finding
     from geffect.reports.page import Report
 
 LEARNED = "bold black on green"
@@ -26,11 +27,11 @@ class Text(rich_text.Text):
     """Text in its visible form: Rich drops some characters that act on a terminal, and fails on surrogates."""
 
     def __init__(self, text: str = "", *args: Any, **options: Any) -> None:
-        super().__init__(visible(text), *args, **options)
+        super().__init__(visible_text(text), *args, **options)
 
     def append(self, text: "rich_text.Text | str", *args: Any, **options: Any) -> "rich_text.Text":
         """As Rich's."""
-        return super().append(visible(text) if isinstance(text, str) else text, *args, **options)
+        return super().append(visible_text(text) if isinstance(text, str) else text, *args, **options)
 
 
 class Console(rich_console.Console):
@@ -41,27 +42,36 @@ class Console(rich_console.Console):
 
     def render_str(self, text: str, **options: Any) -> rich_text.Text:
         """As Rich's, of a string's visible form, by which table cells are measured."""
-        return super().render_str(visible(text), **options)
+        return super().render_str(visible_text(text), **options)
 
     def render(
         self, renderable: rich_console.RenderableType, options: rich_console.ConsoleOptions | None = None
     ) -> Iterable[Segment]:
         """As Rich's, each piece of text in its visible form; Rich's own control codes stay."""
         for text, style, control in super().render(renderable, options):
-            yield Segment(text if control else visible(text), style, control)
+            yield Segment(text if control else visible_text(text), style, control)
 
     def print_json(self, json: str) -> None:  # type: ignore[override]
         """As Rich's; an invisible character is written as JSON's escape."""
-        from json import dumps, loads
+        text = dumps(loads(json), indent=2, ensure_ascii=False)
+        self.print(JSONHighlighter()(Text(text)), soft_wrap=True)
 
-        self.print(JSONHighlighter()(Text(dumps(loads(json), indent=2, ensure_ascii=False))), soft_wrap=True)
 
-
-def plan(content: Mapping[str, Any]) -> None:
+def plan(content: Mapping[str, str]) -> None:
     """Print a plan, one entry a line."""
     console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=rank_and_size()[0] > 0)
     for name, value in content.items():
-        console.print(Text.assemble((f"{name:>10}  ", "bold"), str(value)))
+        console.print(Text.assemble((f"{name:>10}  ", "bold"), value))
+
+
+def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], left: Collection[str] = ()) -> Table:
+    """A table whose columns are aligned to the right, but for those on the ``left``."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def run(path: Path) -> None:
@@ -69,18 +79,18 @@ def run(path: Path) -> None:
     from geffect.record.reader import read_metrics
 
     metrics = read_metrics(path)
-    table = Table(title=f"{path}", title_justify="left")
-    for column in ("set", "loss, start", "loss, end", "accuracy, start", "accuracy, end"):
-        table.add_column(column, justify="left" if column == "set" else "right")
-    for name in (each for each in metrics["start"] if each != "step"):
-        start, end = metrics["start"][name], metrics["end"][name]
-        table.add_row(name, *map(_three, (start["loss"], end["loss"], start["accuracy"], end["accuracy"])))
-    Console().print(table)
+    pairs = {name: (metrics["start"][name], metrics["end"][name]) for name in metrics["start"] if name != "step"}
+    rows = (
+        [name, *(_decimals(each[kind], 3) for kind in ("loss", "accuracy") for each in pair)]
+        for name, pair in pairs.items()
+    )
+    columns = ("set", "loss, start", "loss, end", "accuracy, start", "accuracy, end")
+    Console().print(_table(f"{path}", columns, rows, left=("set",)))
     if "success" in metrics:
-        successes(metrics["success"])
+        _successes(metrics["success"])
 
 
-def unlearned(path: Path) -> None:
+def unlearning(path: Path) -> None:
     """Print a finished unlearning run: whether it forgot selectively, then as `run`."""
     from geffect.reports.outcome import outcome
 
@@ -88,56 +98,49 @@ def unlearned(path: Path) -> None:
     run(path)
 
 
-def _three(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _decimals(value: float | None, count: int) -> str:
+    return "–" if value is None else f"{value:.{count}f}"
 
 
-def successes(scores: Mapping[str, Any]) -> None:
+def _successes(scores: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> None:
     """Print unlearn, retention and harmonic success of every domain's validation sets, at the start and the end."""
-    table = Table(title="validation, %: US unlearn, RS retention, HS harmonic success", title_justify="left")
-    for column in ("domain", *(f"{name}, {when}" for name in ("US", "RS", "HS") for when in ("start", "end"))):
-        table.add_column(column, justify="left" if column == "domain" else "right")
-    for domain in scores["start"]:
-        pairs = ((scores["start"][domain][name], scores["end"][domain][name]) for name in ("US", "RS", "HS"))
-        table.add_row(domain, *("–" if value is None else f"{value:.1f}" for pair in pairs for value in pair))
-    Console().print(table)
+    names, times = ("US", "RS", "HS"), ("start", "end")
+    rows = (
+        [domain, *(_decimals(scores[time][domain][name], 1) for name in names for time in times)]
+        for domain in scores["start"]
+    )
+    title = "validation, %: US unlearn, RS retention, HS harmonic success"
+    columns = ("domain", *(f"{name}, {time}" for name in names for time in times))
+    Console().print(_table(title, columns, rows, left=("domain",)))
 
 
 def localization(path: Path) -> None:
     """Print a localization's overlaps over the whole model, beside chance, and its path."""
     from geffect.reports.compare import whole_overlaps
 
-    table = Table(title=f"{path}: Jaccard index of the most important entries", title_justify="left")
-    for column in ("share", "split", "other", "Jaccard", "chance"):
-        table.add_column(column, justify="left" if column in ("split", "other") else "right")
-    for row in whole_overlaps(path).to_dict("records"):
-        numbers = (f"{row[name]:.3f}" for name in ("jaccard", "chance"))
-        table.add_row(f"{row['share']:g}", str(row["gradient"]), str(row["other"]), *numbers)
-    Console().print(table)
+    rows = (
+        [f"{row['share']:g}", str(row["gradient"]), str(row["other"]), f"{row['jaccard']:.3f}", f"{row['chance']:.3f}"]
+        for row in whole_overlaps(path).to_dict("records")
+    )
+    title = f"{path}: Jaccard index of the most important entries"
+    Console().print(_table(title, ("share", "split", "other", "Jaccard", "chance"), rows, left=("split", "other")))
 
 
-def inspected(paths: Iterable[Path]) -> None:
+def inspections(paths: Iterable[Path]) -> None:
     """Print each objective's G-effects at every checkpoint with their standard errors, and both losses."""
     from geffect.reports.compare import at_checkpoints
 
     errors = False
     for path in paths:
-        table = Table(title=f"{path}", title_justify="left")
         frame = at_checkpoints(path)
         errors |= bool(frame.filter(like="±").notna().to_numpy().any())
         columns = [name for name in frame.columns if not name.startswith("±")]
-        for column in columns:
-            table.add_column(column.replace("_", " "), justify="right")
-        for row in frame.astype({"step": str}).to_dict("records"):
-            table.add_row(*(_with_error(row, name) for name in columns))
-        Console().print(table)
+        records = frame.astype({"step": str}).to_dict("records")
+        rows = ([_with_error(row, name) for name in columns] for row in records)
+        Console().print(_table(f"{path}", (name.replace("_", " ") for name in columns), rows))
     with_errors = ", with standard errors over batches" if errors else ""
-    Console(soft_wrap=True).print(
-        Text(
-            f"G-effects: ⟨∇loss, objective⟩ over whole sets{with_errors}; "
-            "unlearn < 0 forgets, retain < 0 harms the retain set."
-        )
-    )
+    sentence = f"G-effects: ⟨∇loss, objective⟩ over whole sets{with_errors}; "
+    Console(soft_wrap=True).print(Text(sentence + "unlearn < 0 forgets, retain < 0 harms the retain set."))
 
 
 def _with_error(row: Mapping[Any, Any], name: str) -> str:
@@ -149,44 +152,39 @@ def _with_error(row: Mapping[Any, Any], name: str) -> str:
 
 def evaluation(path: Path, *, as_json: bool = False) -> None:
     """Print an evaluation's means with their intervals, and the numbers of several sets."""
-    import json
-
     from geffect.record.reader import read_metrics
 
     content = read_metrics(path)
     console = Console(soft_wrap=True)
     if as_json:
-        console.print_json(json.dumps(content))
+        console.print_json(dumps(content))
         return
     for model, results in content["models"].items():
         if results["sets"]:
             console.print(_of_sets(f"{path}: {model}", results["sets"]))
         for name, scores in results.get("tasks", {}).items():
-            console.print(f"{model}, {name}: " + ", ".join(f"{key} {_decimal(value)}" for key, value in scores.items()))
+            console.print(f"{model}, {name}: " + ", ".join(f"{key} {_digits(value)}" for key, value in scores.items()))
         for name, value in results["totals"].items():
             numbers = value if isinstance(value, dict) else {"": value}
-            console.print(f"{name}: " + ", ".join(f"{key} {_decimal(each)}".strip() for key, each in numbers.items()))
+            console.print(f"{name}: " + ", ".join(f"{key} {_digits(each)}".strip() for key, each in numbers.items()))
 
 
 def _of_sets(title: str, sets: Mapping[str, Any]) -> Table:
     """A table with one line a set and metric."""
-    table = Table(title=title, title_justify="left")
-    for column in ("set", "metric", "mean", "interval", "rows"):
-        table.add_column(column, justify="left" if column in ("set", "metric") else "right")
-    for name, metrics in sets.items():
-        for kind, each in metrics.items():
-            ends = " – ".join(_decimal(each[end]) for end in ("low", "high"))
-            table.add_row(name, kind, _decimal(each["mean"]), ends, str(each["rows"]))
-    return table
+    rows = (
+        [name, kind, _digits(each["mean"]), f"{_digits(each['low'])} – {_digits(each['high'])}", str(each["rows"])]
+        for name, metrics in sets.items()
+        for kind, each in metrics.items()
+    )
+    return _table(title, ("set", "metric", "mean", "interval", "count"), rows, left=("set", "metric"))
 
 
-def _decimal(value: float | None) -> str:
+def _digits(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
 def findings(checks: "Iterable[Finding]", *, as_json: bool) -> bool:
     """Print findings as they come, or as one JSON list; True where any is bad."""
-    import json
     from dataclasses import asdict
 
     console, results = Console(soft_wrap=True, highlight=False), []
@@ -197,7 +195,7 @@ def findings(checks: "Iterable[Finding]", *, as_json: bool) -> bool:
             if each.remedy:
                 console.print(Text(f"{'':>8}  → {each.remedy}"))
     if as_json:
-        console.print_json(json.dumps([asdict(each) for each in results]))
+        console.print_json(dumps([asdict(each) for each in results]))
     return any(each.status == "bad" for each in results)
 
 
@@ -206,8 +204,6 @@ def report(result: "Report", *, as_json: bool = False) -> None:
 
     The JSON is ``{"page": …, "runs": [{"run": …, "outcome": {…}, "findings": [{…}]}]}``.
     """
-    import json
-
     console = Console(soft_wrap=True, highlight=False)
     findings = {run: [each for each in result.findings if each.run == run] for run in result.outcomes}
     if as_json:
@@ -215,7 +211,7 @@ def report(result: "Report", *, as_json: bool = False) -> None:
             {"run": run, "outcome": outcome.to_json(), "findings": [each._asdict() for each in findings[run]]}
             for run, outcome in result.outcomes.items()
         ]
-        console.print_json(json.dumps({"page": str(result.path), "runs": runs}))
+        console.print_json(dumps({"page": str(result.path), "runs": runs}))
         return
     for run, outcome in result.outcomes.items():
         console.print(Text(f"{run}: {outcome.sentence}" if len(result.outcomes) > 1 else outcome.sentence))
@@ -226,11 +222,11 @@ def report(result: "Report", *, as_json: bool = False) -> None:
     console.print(Text(f"page: {result.path}"))
 
 
-def batch(rows: list[tuple[str, list[tuple[str, bool]]]]) -> None:
+def batch(examples: Iterable[tuple[str, list[tuple[str, bool]]]]) -> None:
     """Print examples' (title, [(token, carries loss)]); tokens with loss are colored, or bracketed without color."""
     console = Console(soft_wrap=True, highlight=False)
     console.print(Text.assemble("tokens that carry loss: ", (" so ", LEARNED) if console.is_terminal else "[so]"))
-    for title, tokens in rows:
+    for title, tokens in examples:
         console.print(Text(f"\n{title}", style="bold"))
         text = Text()
         for token, learned in tokens:
@@ -243,40 +239,35 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def aligned(frame: pd.DataFrame, differences: pd.DataFrame, *, as_json: bool = False) -> None:
+def matched_comparison(frame: pd.DataFrame, differences: pd.DataFrame, *, as_json: bool = False) -> None:
     """Print runs at equal forgetting, and the settings in which they differ."""
-    import json
-
     console = Console(width=140 if not Console().is_terminal else None)
     if as_json:
-        both = {"runs": json.loads(frame.to_json(orient="records")), "differences": differences.T.to_dict()}
-        console.print_json(json.dumps(both))
+        both = {"runs": loads(frame.to_json(orient="records")), "differences": differences.T.to_dict()}
+        console.print_json(dumps(both))
         return
     title = f"at a forget loss of {frame['forget loss'].iloc[0]:.3g} nats a token"
-    console.print(_table(frame.drop(columns="forget loss"), title, "run"))
+    console.print(_of_frame(title, frame.drop(columns="forget loss")))
     console.print(
         "gained, harm: rise of the forget loss, and of the heldout or retain loss, from the start (nats a token)."
     )
     console.print(f"more harm: than {frame['run'].iloc[0]}, by example; low, high: its 95 % interval over examples.")
     if len(differences):
-        console.print(_table(differences.rename_axis("setting").reset_index(), "settings that differ", "setting"))
+        console.print(_of_frame("settings that differ", differences.rename_axis("setting").reset_index()))
     else:
         console.print("no setting differs")
 
 
-def _table(frame: pd.DataFrame, title: str, first: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in frame.columns:
-        table.add_column(str(column), justify="left" if column == first else "right")
-    for values in frame.itertuples(index=False):
-        table.add_row(*(value if isinstance(value, str) else _number(value) for value in values))
-    return table
+def _of_frame(title: str, frame: pd.DataFrame) -> Table:
+    """A table of a frame, whose first column is on the left."""
+    rows = ([value if isinstance(value, str) else _number(value) for value in row] for row in frame.itertuples(False))
+    return _table(title, map(str, frame.columns), rows, left=(str(frame.columns[0]),))
 
 
 def comparison(frame: pd.DataFrame, out: Path) -> None:
     """Print a table of runs, one a row, and the directory of the pictures."""
     console = Console(width=140 if not Console().is_terminal else None)
-    console.print(_table(frame, "what each run forgot and retained, and what its updates predicted", "run"))
+    console.print(_of_frame("what each run forgot and retained, and what its updates predicted", frame))
     console.print("Σe_u, Σe_r: ⟨∇loss, what was descended⟩ over the whole model, summed over the measured steps;")
     console.print("  Σe_u < 0 forgets, Σe_r < 0 harms the retain set. conflict: share of steps with e_r < 0.")
     console.print("cos: the objective's gradient against the retain gradient, before any rectification.")
@@ -293,11 +284,11 @@ def names(kind: str) -> None:
     from geffect.reports.plots.registry import PLOTS
     from geffect.stopping import RULES
 
-    tables: dict[str, Mapping[str, Any]] = {
+    metrics = {name: each.compute for name, each in METRICS.items()}
+    tables: dict[str, Mapping[str, object]] = {
         "objectives": OBJECTIVES,
         "rectifiers": RECTIFIERS,
-        "metrics": {name: metric.compute for name, metric in METRICS.items()}
-        | {name: x.compute for name, x in DERIVED.items()},
+        "metrics": metrics | {name: each.compute for name, each in DERIVED.items()},
         "suites": {name: suite.parts for name, suite in SUITES.items()},
         "stop-rules": RULES,
         "plots": {name: each.draw for name, each in PLOTS.items()},

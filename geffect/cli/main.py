@@ -18,7 +18,6 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperCommand, TyperOption
 
 from geffect.config import (
-    ARGUMENT,
     DoctorConfig,
     EvaluateConfig,
     FinetuneConfig,
@@ -26,14 +25,12 @@ from geffect.config import (
     LocalizeConfig,
     PreviewConfig,
     ReportConfig,
-    Schema,
     UnlearnConfig,
-    place,
-    shown_default,
 )
-from geffect.errors import GeffectError, VisibleRecord, formatted_warning, visible
+from geffect.config.schema import ARGUMENT, Schema, flag_name, place, shown_default
+from geffect.errors import GeffectError, VisibleRecord, format_warning, visible_text
 from geffect.io.readers import duplicate
-from geffect.io.system import check_single_process, rank_and_size, signal_of, terminable
+from geffect.io.system import check_single_process, raise_on_signals, rank_and_size, signal_of
 
 app = typer.Typer(
     name="geffect",
@@ -73,18 +70,23 @@ def verb(name: str, schema: type[Schema], run: Callable[..., None], **switches: 
 
     def command(config: Any = None, **flags: Any) -> None:
         options = {key: flags.pop(key) for key in switches}
-        file, values = (config, None) if not listed else _file_or_values(config or [])
-        settings = {key: value for key, value in flags.items() if value is not None and value != []}
+        file, settings = config, {key: value for key, value in flags.items() if value is not None and value != []}
+        if listed:
+            is_file = config and len(config) == 1 and config[0].endswith((".yaml", ".yml"))
+            file = Path(config[0]) if is_file else None
+            settings |= {listed: config} if config and not is_file else {}
         if name != "unlearn":
             check_single_process(f"geffect {name}")
         if options.get("resume") and file and "out" not in settings:
             settings |= _directory_of(file)
-        checked = schema.read(file, **settings, **({listed: values} if values else {}))
-        with _stoppable(getattr(checked, "out", None) if "resume" in switches else None):
+        checked = schema.read(file, **settings)
+        with _exit_on_signal(getattr(checked, "out", None) if "resume" in switches else None):
             run(checked, **options)
 
     # Typer reads the flags off the function's signature
-    parameters = [_argument(schema, listed), *_flags(schema), *(_switch(key, text) for key, text in switches.items())]
+    parameters = [_argument(schema, listed), *_flags(schema)]
+    for key, text in switches.items():
+        parameters.append(_parameter(key, False, bool, typer.Option(flag_name(key), help=text)))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     app.command(name, cls=OnceCommand, help=inspect.getdoc(run))(command)
@@ -107,7 +109,7 @@ def _flags(schema: type[Schema]) -> Iterator[inspect.Parameter]:
         if get_origin(field.annotation) is list:
             kind = list[str]  # the schema makes numbers of them
         text = f"{field.description} [{_choices(field)}{shown_default(field)}]"
-        yield _parameter(key, None, kind | None, typer.Option(_name(key), help=text, show_default=False))
+        yield _parameter(key, None, kind | None, typer.Option(flag_name(key), help=text, show_default=False))
 
 
 def _choices(field: FieldInfo) -> str:
@@ -119,22 +121,8 @@ def _choices(field: FieldInfo) -> str:
     return f"{', '.join(words[:-1])} or {words[-1]}; "
 
 
-def _switch(key: str, text: str) -> inspect.Parameter:
-    return _parameter(key, False, bool, typer.Option(_name(key), help=text))
-
-
-def _name(key: str) -> str:
-    return "--" + key.replace("_", "-")
-
-
 def _parameter(name: str, default: Any, kind: Any, option: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
-
-
-def _file_or_values(arguments: list[str]) -> tuple[Path | None, list[str] | None]:
-    if len(arguments) == 1 and arguments[0].endswith((".yaml", ".yml")):
-        return Path(arguments[0]), None
-    return None, arguments
 
 
 def _directory_of(file: Path) -> dict[str, str]:
@@ -144,10 +132,10 @@ def _directory_of(file: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _stoppable(out: Path | None = None) -> Iterator[None]:
+def _exit_on_signal(out: Path | None = None) -> Iterator[None]:
     """Exit with one line and 128 + the signal's number where Ctrl-C, SIGTERM or SIGHUP stops the work in ``out``."""
     try:
-        with terminable():
+        with raise_on_signals():
             yield
     except KeyboardInterrupt as stopped:
         from geffect.record.schema import CONFIG, DONE
@@ -161,7 +149,7 @@ def _stoppable(out: Path | None = None) -> Iterator[None]:
 
 
 def _say(text: object, *, err: bool = False) -> None:
-    typer.echo(visible(str(text), lines=not err), err=err)
+    typer.echo(visible_text(str(text), lines=not err), err=err)
 
 
 def _finetune(config: FinetuneConfig, *, dry_run: bool, resume: bool) -> None:
@@ -183,7 +171,7 @@ def _unlearn(config: UnlearnConfig, *, dry_run: bool, resume: bool) -> None:
     setup = api.prepare(config, resume=resume)
     console.plan(setup.plan)
     if not dry_run:
-        console.unlearned(api.unlearn.run(setup.config, resume=resume, setup=setup).path)
+        console.unlearning(api.unlearn.run(setup.config, resume=resume, setup=setup).path)
 
 
 def _localize(config: LocalizeConfig, *, dry_run: bool) -> None:
@@ -209,7 +197,7 @@ def _inspect(config: InspectConfig, *, dry_run: bool, resume: bool) -> None:
     setup = api.prepare(config, resume=resume)
     console.plan(setup.plan)
     if not dry_run:
-        console.inspected(run.path for run in api.inspect.run(config, resume=resume, setup=setup))
+        console.inspections(run.path for run in api.inspect.run(config, resume=resume, setup=setup))
 
 
 def _evaluate(config: EvaluateConfig, *, json: bool) -> None:
@@ -266,26 +254,19 @@ def demo(
 ) -> None:
     """Unlearn the tiny built-in model with GA, GA+GRU and NPO+GRU, and print and draw what they did."""
     check_single_process("geffect demo")
-    with _stoppable():
-        _demo(out, grail=grail)
+    with _exit_on_signal():
+        from geffect.cli import console
+        from geffect.cli import demo as demo_
 
-
-def _demo(out: Path | None, *, grail: bool) -> None:
-    from geffect.cli import console
-    from geffect.cli import demo as demo_
-
-    numbered = (Path(f"runs/demo-{number}") for number in itertools.count(2))
-    out = (
-        place(out)
-        if out
-        else next(path for path in itertools.chain([Path("runs/demo")], numbered) if not path.exists())
-    )
-    console.comparison(demo_.demo(out), out)
-    if grail:
-        localized, runs = demo_.demo_grail(out)
-        console.localization(localized)
-        for path in runs:
-            console.unlearned(path)
+        numbered = (Path(f"runs/demo-{number}") for number in itertools.count(2))
+        free = (path for path in itertools.chain([Path("runs/demo")], numbered) if not path.exists())
+        out = place(out) if out else next(free)
+        console.comparison(demo_.demo(out), out)
+        if grail:
+            localized, runs = demo_.demo_grail(out)
+            console.localization(localized)
+            for path in runs:
+                console.unlearning(path)
 
 
 @app.command(cls=OnceCommand)
@@ -302,7 +283,7 @@ def compare(
     from geffect.reports import compare as tables
 
     paths = tables.named(runs)
-    console.aligned(tables.compare(paths, at, seed), tables.differences(paths), as_json=json)
+    console.matched_comparison(tables.compare(paths, at, seed), tables.differences(paths), as_json=json)
 
 
 @app.command(cls=OnceCommand)
@@ -370,7 +351,7 @@ def _options(
 def main() -> NoReturn:
     """Run the command line; an error of the user ends in one line and exit code 2."""
     logging.setLogRecordFactory(VisibleRecord)
-    warnings.formatwarning = formatted_warning
+    warnings.formatwarning = format_warning
     logging.basicConfig(format="geffect: %(message)s", level=logging.WARNING)
     logging.getLogger("geffect").setLevel(logging.ERROR if rank_and_size()[0] else logging.INFO)
     for stream in (sys.stdout, sys.stderr):
@@ -389,7 +370,7 @@ def main() -> NoReturn:
         if getattr(error, "errno", None) == errno.ENOSPC and getattr(error, "filename", None) is None:
             message, remedy = f"The output cannot be written: {message}", OUTPUT_REMEDY
         _print_error(str(GeffectError(message, remedy=remedy)))
-    sys.exit(_flushed(code))  # type: ignore[arg-type]
+    sys.exit(_flush(code))  # type: ignore[arg-type]
 
 
 def _run() -> None:
@@ -404,7 +385,7 @@ def _print_error(text: str) -> None:
         _say(f"geffect: {text}", err=True)
 
 
-def _flushed(code: object) -> object:
+def _flush(code: object) -> object:
     """The exit code after everything is written; a closed pipe ends it silently, a full disk in one line."""
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -6,9 +6,10 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from geffect.core.forward import IGNORE_INDEX
+from geffect.core.types import Tokenizer
 from geffect.data.load import ExampleSet, TextSet
 from geffect.errors import GeffectError
 
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger(__name__)
 
 
-def control_texts(tokenizer: Any) -> set[str]:
+def control_texts(tokenizer: Tokenizer) -> set[str]:
     """The texts that a tokenizer reads as control tokens, such as ``</s>``."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     return {each for each in (*tokenizer.all_special_tokens, *(str(t) for t in added if t.special)) if each.strip()}
 
 
-def check_control_texts(tokenizer: Any, examples: ExampleSet) -> None:
+def check_control_texts(tokenizer: Tokenizer, examples: ExampleSet) -> None:
     """Raise where a question or an answer contains a control token's text; in a set of texts, only warn."""
     texts = sorted(control_texts(tokenizer), key=len, reverse=True)
     if not texts:
@@ -43,12 +44,14 @@ def check_control_texts(tokenizer: Any, examples: ExampleSet) -> None:
         message = "%d of %d texts of %s hold %r or another text that this tokenizer reads as a control token"
         LOGGER.warning(message, count, len(examples), examples.name, text)
         return
-    where = f"{text!r} in the {field} of row {index}"
-    message = f"{count} of {len(examples)} rows of {examples.name} hold the text of a control token, the first {where}"
-    raise GeffectError(message, remedy="Rewrite them in the file, or omit those rows")
+    where = f"{text!r} in the {field} of example {index}"
+    message = (
+        f"{count} of {len(examples)} examples of {examples.name} hold the text of a control token, the first {where}"
+    )
+    raise GeffectError(message, remedy="Rewrite them in the file, or omit those examples")
 
 
-def warn_unknown(tokenizer: Any, examples: Sequence["EncodedExample"], name: str) -> None:
+def warn_unknown(tokenizer: Tokenizer, examples: Sequence["EncodedExample"], name: str) -> None:
     """Warn of text that a tokenizer has no token for and reads as its unknown token."""
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown in {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}:
@@ -66,7 +69,7 @@ def check_ids(examples: Sequence["EncodedExample"], vocabulary: int | None, name
         ids = {*example.input_ids, *(label for label in example.labels if label != IGNORE_INDEX)}
         if wrong := sorted(each for each in ids if not 0 <= each < vocabulary):
             bad = wrong[-1] if wrong[-1] >= vocabulary else wrong[0]
-            where, last = f"Row {example.index} of {name}", vocabulary - 1
+            where, last = f"Example {example.index} of {name}", vocabulary - 1
             message = f"{where} has the token id {bad}, and the model's ids are 0 to {last}"
             remedy = "Use the model's own tokenizer, or resize the model's embedding and train it"
             raise GeffectError(message, remedy=remedy)
@@ -90,19 +93,19 @@ class Shared:
     Attributes:
         one: name of the first set.
         other: name of the second.
-        rows: positions of the shared examples in the first.
+        positions: of the shared examples in the first.
         near: how many of them differ in case, spaces or punctuation.
     """
 
     one: str
     other: str
-    rows: tuple[int, ...]
+    positions: tuple[int, ...]
     near: int
 
     def __str__(self) -> str:
-        first = ", ".join(map(str, self.rows[:5])) + (", …" if len(self.rows) > 5 else "")
+        first = ", ".join(map(str, self.positions[:5])) + (", …" if len(self.positions) > 5 else "")
         near = f", {self.near} but for case, spaces and punctuation" if self.near else ""
-        return f"{len(self.rows)} examples of {self.one} stand in {self.other}{near} (rows {first})"
+        return f"{len(self.positions)} examples of {self.one} stand in {self.other}{near} (numbers {first})"
 
 
 def shared_examples(sets: Mapping[str, ExampleSet]) -> Iterator[Shared]:
@@ -111,9 +114,9 @@ def shared_examples(sets: Mapping[str, ExampleSet]) -> Iterator[Shared]:
     loose = {name: [_normalized(text) for text in texts] for name, texts in exact.items()}
     for one, other in itertools.combinations(sets, 2):
         known, same = set(loose[other]), set(exact[other])
-        rows = tuple(i for i, text in enumerate(loose[one]) if text and text in known)
-        if rows:
-            yield Shared(one, other, rows, sum(exact[one][i] not in same for i in rows))
+        positions = tuple(i for i, text in enumerate(loose[one]) if text and text in known)
+        if positions:
+            yield Shared(one, other, positions, sum(exact[one][i] not in same for i in positions))
 
 
 def warn_shared(sets: Mapping[str, ExampleSet]) -> None:

@@ -83,8 +83,8 @@ def _parse(text: str) -> Domain:
 
 def domain_sets(config: "UnlearnConfig | LocalizeConfig") -> tuple[list[Domain], list[Domain]]:
     """A configuration's domains, and those with validation sets: as the user named them, else a source's own."""
-    trained, named = list(config.domain), config.validation
-    others = {each.name: each.part("val") or each for each in named}
+    trained = list(config.domain)
+    others = {each.name: each.part("val") or each for each in config.validation}
     validation = [others.pop(each.name, None) or each.part("val") for each in trained]
     return trained, [each for each in (*validation, *others.values()) if each]
 

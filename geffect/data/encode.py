@@ -4,15 +4,16 @@ Of questions and answers, the prompt carries no loss, the answer and its end do;
 """
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from geffect.core.forward import IGNORE_INDEX
+from geffect.core.types import Tokenizer
 from geffect.data.checks import check_control_texts, warn_unknown
 from geffect.data.load import ChatSet, ExampleSet, TextSet
 from geffect.data.prompts import Prompt, Turn, has_template, render
@@ -20,6 +21,7 @@ from geffect.errors import GeffectError
 
 LOGGER = logging.getLogger(__name__)
 
+BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 PLAIN = "Question: {question}\nAnswer: {answer}"
 PINNED = Prompt()
 NO_TEMPLATE = "Name one with --chat-template FILE, or omit the system turn and earlier turns"
@@ -43,7 +45,11 @@ class EncodedExample:
 
 
 def encode_set(
-    tokenizer: Any, examples: ExampleSet, max_length: int = 512, context: int | None = None, prompt: Prompt = PINNED
+    tokenizer: Tokenizer,
+    examples: ExampleSet,
+    max_length: int = 512,
+    context: int | None = None,
+    prompt: Prompt = PINNED,
 ) -> list[EncodedExample]:
     r"""Encode a set as token ids and labels.
 
@@ -80,7 +86,11 @@ def encode_set(
 
 
 def encode_examples(
-    tokenizer: Any, examples: ExampleSet, max_length: int = 512, context: int | None = None, prompt: Prompt = PINNED
+    tokenizer: Tokenizer,
+    examples: ExampleSet,
+    max_length: int = 512,
+    context: int | None = None,
+    prompt: Prompt = PINNED,
 ) -> list[EncodedExample]:
     """Encode each example alone, for scoring: `encode_set` joins texts to one stream, this function does not.
 
@@ -90,7 +100,7 @@ def encode_examples(
     """
     if not isinstance(examples, TextSet):
         return encode_set(tokenizer, examples, max_length, context, prompt)
-    texts = [_tokenize(tokenizer, row["text"], special=True) for row in examples.rows]
+    texts = [_tokenize(tokenizer, example["text"], special=True) for example in examples]
     if cut := sum(len(ids) > max_length for ids in texts):
         message = "%d of %d texts of %s are longer than %d tokens: their first %d are scored (--max-length)"
         LOGGER.warning(message, cut, len(texts), examples.name, max_length, max_length)
@@ -103,12 +113,14 @@ def _check_context(context: int | None, name: str, encoded: list[EncodedExample]
     for example in encoded:
         size = len(example.input_ids)
         if context is not None and size > context:
-            message = f"Row {example.index} of {name} has {size} tokens, beyond the model's context of {context} tokens"
+            message = (
+                f"Example {example.index} of {name} has {size} tokens, beyond the model's context of {context} tokens"
+            )
             raise GeffectError(message, remedy=f"Cut examples with --max-length {context}")
     return encoded
 
 
-def turn_end(tokenizer: Any, prompt: Prompt = PINNED) -> int | None:
+def turn_end(tokenizer: Tokenizer, prompt: Prompt = PINNED) -> int | None:
     """The token that ends an answer; None without one.
 
     It is the first added token, such as ``<end_of_turn>`` or ``<|im_end|>``, that the chat template writes after an
@@ -125,19 +137,18 @@ def turn_end(tokenizer: Any, prompt: Prompt = PINNED) -> int | None:
     return next((i for i in _tokenize(tokenizer, after, special=False) if i == end or i in added), end)
 
 
-def _chunks(tokenizer: Any, texts: TextSet, max_length: int) -> list[EncodedExample]:
-    ids = _tokenize(tokenizer, "\n\n".join(row["text"] for row in texts.rows), special=False)
+def _chunks(tokenizer: Tokenizer, texts: TextSet, max_length: int) -> list[EncodedExample]:
+    ids = _tokenize(tokenizer, "\n\n".join(example["text"] for example in texts), special=False)
     if len(ids) < 2 or max_length < 2:
-        message = (
-            f"{texts.name} has {len(ids)} tokens in chunks of {max_length}, and none to learn after a chunk's first"
-        )
+        size = f"{len(ids)} tokens in chunks of {max_length}"
+        message = f"{texts.name} has {size}, and none to learn after a chunk's first"
         raise GeffectError(message, remedy="Name longer texts or raise --max-length")
     chunks = [ids[i : i + max_length] for i in range(0, len(ids) - 1, max_length)]
     return [EncodedExample(i, chunk, [IGNORE_INDEX, *chunk[1:]]) for i, chunk in enumerate(chunks)]
 
 
 def _encode(
-    tokenizer: Any, examples: ExampleSet, index: int, max_length: int, prompt: Prompt, end: int | None
+    tokenizer: Tokenizer, examples: ExampleSet, index: int, max_length: int, prompt: Prompt, end: int | None
 ) -> EncodedExample:
     prompt_text, text = _render(tokenizer, examples, index, prompt)
     plain = not has_template(tokenizer)
@@ -147,25 +158,27 @@ def _encode(
     ids = complete[:max_length]
     labels = [IGNORE_INDEX] * min(start, len(ids)) + ids[start:]
     if len(ids) <= start:
-        message = f"Row {index} of {examples.name} has no token to learn within {max_length}: its prompt has {start}"
-        raise GeffectError(message, remedy="Raise --max-length or shorten the row")
+        message = (
+            f"Example {index} of {examples.name} has no token to learn within {max_length}: its prompt has {start}"
+        )
+        raise GeffectError(message, remedy="Raise --max-length or shorten it")
     return EncodedExample(index, ids, labels, len(complete) - len(ids))
 
 
-def _render(tokenizer: Any, examples: ExampleSet, index: int, prompt: Prompt) -> tuple[str, str]:
+def _render(tokenizer: Tokenizer, examples: ExampleSet, index: int, prompt: Prompt) -> tuple[str, str]:
     """The text up to the answer, and the whole text."""
-    row = examples.rows[index]
-    question, answer = row["question"].strip(), row["answer"].strip()
-    before = _before(row["before"] if isinstance(examples, ChatSet) else (), prompt)
+    example = examples.examples[index]
+    question, answer = example["question"].strip(), example["answer"].strip()
+    before = _before(example["before"] if isinstance(examples, ChatSet) else (), prompt)
     other = "b" if answer.startswith("a") else "a"  # two answers that differ in their first character show where it is
     text, counterpart = (_write(tokenizer, before, question, each, prompt) for each in (answer, other))
     start = _common_prefix(text, counterpart)
     for turn in (turn for turn in before if turn["role"] == "system"):
         if turn["content"].strip() not in text[:start]:
-            message = f"The chat template omits the system turn in row {index} of {examples.name}"
+            message = f"The chat template omits the system turn in example {index} of {examples.name}"
             raise GeffectError(message, remedy="Choose another with --chat-template, or omit the system turn")
     if not text.startswith(answer, start):
-        message = f"The chat template changes or omits the answer in row {index} of {examples.name}"
+        message = f"The chat template changes or omits the answer in example {index} of {examples.name}"
         raise GeffectError(message, remedy="Correct the tokenizer's chat template")
     return text[:start].rstrip(" "), text
 
@@ -177,18 +190,17 @@ def _before(turns: Sequence[Turn], prompt: Prompt) -> list[Turn]:
     return [*system, *turns]
 
 
-def _write(tokenizer: Any, before: Sequence[Turn], question: str, answer: str, prompt: Prompt) -> str:
+def _write(tokenizer: Tokenizer, before: Sequence[Turn], question: str, answer: str, prompt: Prompt) -> str:
     if has_template(tokenizer):
         pair = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return render(tokenizer, [*before, *pair], prompt)
     if before:
-        raise GeffectError(
-            f"No chat template writes the {before[0]['role']} turn before a question", remedy=NO_TEMPLATE
-        )
+        message = f"No chat template writes the {before[0]['role']} turn before a question"
+        raise GeffectError(message, remedy=NO_TEMPLATE)
     return PLAIN.format(question=question, answer=answer)
 
 
-def _tokenize(tokenizer: Any, text: str, *, special: bool) -> list[int]:
+def _tokenize(tokenizer: Tokenizer, text: str, *, special: bool) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
     return ids
 
@@ -227,18 +239,26 @@ def collate(examples: Sequence[EncodedExample], pad_id: int) -> dict[str, Tensor
     }
 
 
-def pad_id_of(tokenizer: Any) -> int:
+def pad_id_of(tokenizer: Tokenizer) -> int:
     """The tokenizer's padding id, else its end-of-sequence id, else 0: padding is masked by length."""
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(each for each in ids if each is not None)
 
 
-def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """What each token adds to the text; a character of several tokens belongs to the last of them."""
-    texts, before = [], ""
+def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text; a character of several tokens belongs to the last of them.
+
+    Each token is decoded after the last complete piece of text, not after the whole text. A run of byte tokens, such as
+    ``<0xE2>``, is decoded as a whole: a tokenizer with byte fallback reads it as one sequence of UTF-8.
+    """
+    names = tokenizer.convert_ids_to_tokens(list(ids))
+    texts, start, last, before = [], 0, 0, ""  # start of what is decoded, and of the last complete piece
     for end in range(1, len(ids) + 1):
-        text = tokenizer.decode(list(ids[:end]), clean_up_tokenization_spaces=False)
-        is_complete = end == len(ids) or not text.endswith("\N{REPLACEMENT CHARACTER}")
-        texts.append(text[len(before) :] if is_complete else "")
-        before = text if is_complete else before
+        text = tokenizer.decode(list(ids[start:end]), clean_up_tokenization_spaces=False)
+        if end < len(ids) and text.endswith("\N{REPLACEMENT CHARACTER}"):
+            texts.append("")
+            continue
+        texts.append(text[len(before) :])
+        start, last = (start if BYTE_TOKEN.fullmatch(str(names[last])) else last), end
+        before = tokenizer.decode(list(ids[start:end]), clean_up_tokenization_spaces=False)
     return texts

@@ -18,28 +18,22 @@ A slice selects questions and conversations as they stand in the file.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
-from geffect.data.rows import (
-    QUESTIONS,
-    Columns,
-    choose_columns,
-    column_choices,
-    rename_columns,
-    split_answers,
-    split_turns,
-)
-from geffect.data.sources import LAYOUTS, READERS, hub_rows, locate, read_rows
+import numpy as np
+
+from geffect.data.sources import KNOWUNDO, LAYOUTS, QUESTIONS, READERS, Columns, Row, hub_rows, locate, read_rows
 from geffect.data.synthetic import AUTHOR_PARTS, DOMAIN_PARTS, DOMAINS, SPLITS, generate_authors, generate_domains
 from geffect.errors import GeffectError, shorten
+from geffect.io.readers import JSON
 
 SPEC = re.compile(r"^(?P<name>.+?)(?:\[(?P<start>[0-9]*):(?P<stop>[0-9]*)\])?$")
 DIGITS = 18  # at most, in a number of a slice
@@ -47,11 +41,12 @@ FORMS = (
     "builtin:authors/forget, tofu:forget01, knowundo:privacy/unlearn, muse:news/raw/forget, wmdp:bio-retain, "
     "hub:ORG/NAME/CONFIG/SPLIT, or a .json, .jsonl, .csv, .parquet or .txt file, with a slice like [:120] or not"
 )
-BUILTIN: dict[str, Callable[[], list[dict[str, Any]]]] = {
+Example = dict[str, Any]  # field or further column → value
+BUILTIN: dict[str, Callable[[], list[Example]]] = {
     **{f"authors/{part}": partial(generate_authors, part) for part in AUTHOR_PARTS},
     **{
         f"domains/{domain}/{split}{end}": partial(generate_domains, domain, split, part)
-        for domain, split in product(DOMAINS, SPLITS)
+        for domain, split in itertools.product(DOMAINS, SPLITS)
         for end, part in (("", "train"), *((f"/{each}", each) for each in DOMAIN_PARTS))
     },
 }
@@ -65,20 +60,23 @@ class ExampleSet:
 
     Attributes:
         name: as the user wrote it.
-        rows: each with the texts ``FIELDS``, whatever the columns were called, and all further columns.
+        examples: each with the texts ``FIELDS``, whatever the columns were called, and all further columns.
     """
 
     FIELDS: ClassVar[tuple[str, ...]] = ()
     name: str
-    rows: tuple[dict[str, Any], ...]
+    examples: tuple[Example, ...]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.examples)
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self.examples)
 
     @property
     def contents(self) -> list[tuple[str, ...]]:
         """The texts of each example that a model sees."""
-        return [tuple(row[field] for field in self.FIELDS) for row in self.rows]
+        return [tuple(example[field] for field in self.FIELDS) for example in self]
 
     @property
     def sha256(self) -> str:
@@ -101,7 +99,7 @@ class ChatSet(QASet):
     @property
     def contents(self) -> list[tuple[str, ...]]:
         """Question, answer, and the role and content of every earlier turn."""
-        turns = [[turn[key] for turn in row["before"] for key in ("role", "content")] for row in self.rows]
+        turns = [[turn[key] for turn in example["before"] for key in ("role", "content")] for example in self]
         return [(*fields, *each) for fields, each in zip(super().contents, turns, strict=True)]
 
 
@@ -140,7 +138,7 @@ def load_set(
     columns = choose_columns(rows[0] if rows else None, choices)
     examples = _read(spec, rename_columns(rows, columns, match["name"], remedy), columns, slice(start, stop))
     if not any(field.strip() for content in examples.contents for field in content):
-        content = f"{len(examples)} blank rows" if examples.rows else f"none of {len(rows)} rows"
+        content = f"{len(examples)} blank rows" if examples else f"none of {len(rows)} rows"
         raise GeffectError(f"{spec} selects {content}", remedy="Widen the slice or name another set")
     return examples
 
@@ -156,27 +154,27 @@ def _end(spec: str, digits: str | None) -> int | None:
     return int(digits) if digits else None
 
 
-def _read(spec: str, rows: Sequence[dict[str, Any]], columns: Columns, bounds: slice) -> ExampleSet:
+def _read(spec: str, rows: Sequence[Example], columns: Columns, bounds: slice) -> ExampleSet:
     """The set of the rows in a slice, once all rows of the file are seen to be text."""
     kind = TextSet if "text" in columns else ChatSet if "messages" in columns else QASet
-    groups: list[list[dict[str, Any]]] = []
+    groups: list[list[Example]] = []
     for index, row in enumerate(rows):
         group = [row] if kind is TextSet else split_answers(row) if kind is QASet else split_turns(row, index, spec)
         _check_texts(kind(spec, tuple(group)), index)
         groups.append(group)
-    return kind(spec, tuple(row for group in groups[bounds] for row in group))
+    return kind(spec, tuple(itertools.chain(*groups[bounds])))
 
 
 def _table(
     name: str, data_dir: Path | None, choices: Sequence[Columns], stop: int | None
-) -> tuple[list[Any], Sequence[Columns], str]:
+) -> tuple[Sequence[Row], Sequence[Columns], str]:
     """Rows (up to ``stop`` or more), the choices of columns, and the remedy where no choice fits."""
     most = None if stop is None else max(1, stop)  # the first decides the columns
     kind, _, rest = name.partition(":")
     if kind == "builtin":
         return _builtin(rest), (QUESTIONS,), RESTORE
     if kind in LAYOUTS:
-        rows: list[Any] = []
+        rows: list[Row] = []
         for file in locate(kind, rest, data_dir):
             if most is None or len(rows) < most:
                 rows += read_rows(file, None if most is None else most - len(rows))
@@ -189,7 +187,7 @@ def _table(
     return read_rows(path, most), choices, NAME_COLUMNS
 
 
-def _builtin(rest: str) -> list[dict[str, Any]]:
+def _builtin(rest: str) -> list[Example]:
     if rest not in BUILTIN:
         known = ", ".join(f"builtin:{each}" for each in BUILTIN if each.count("/") < 3)
         parts = ", ".join(f"/{each}" for each in DOMAIN_PARTS)
@@ -200,14 +198,14 @@ def _builtin(rest: str) -> list[dict[str, Any]]:
 
 def _check_texts(examples: ExampleSet, index: int) -> None:
     """Raise where a field of an example is not text or is blank; a text of a text set may be blank."""
-    fields = [(field, row[field]) for row in examples.rows for field in examples.FIELDS]
+    fields = [(field, example[field]) for example in examples for field in examples.FIELDS]
     if isinstance(examples, ChatSet):
-        fields += [("messages", turn["content"]) for row in examples.rows for turn in row["before"]]
+        fields += [("messages", turn["content"]) for example in examples for turn in example["before"]]
     for field, value in fields:
         if not isinstance(value, str) or _halves_a_pair(value) or not (value.strip() or field == "text"):
             message = f"The {field} in row {index} of {examples.name} is blank or not text: {shorten(repr(value))}"
             raise GeffectError(message, remedy="Fill it in or remove the row")
-    if any(_halves_a_pair(value) for row in examples.rows for value in row.values()):
+    if any(_halves_a_pair(value) for example in examples for value in example.values()):
         message = f"Row {index} of {examples.name} contains half a surrogate pair, which UTF-8 cannot spell"
         raise GeffectError(message, remedy="Repair that row")
 
@@ -219,3 +217,115 @@ def _halves_a_pair(value: Any) -> bool:
     if isinstance(value, dict):
         return any(map(_halves_a_pair, (*value, *value.values())))
     return isinstance(value, list) and any(map(_halves_a_pair, value))
+
+
+CHATS: Columns = {"messages": "messages"}
+ANSWERS = "right_answers"
+TURNS_FORM = "Write messages as a list of turns with role and content"
+
+
+def column_choices(question: str, answer: str, text: str) -> tuple[Columns, ...]:
+    """What the columns of a file or of a hub's set may be called; the first choice that fits counts.
+
+    Questions and answers come before texts, and so do KnowUnDo's own names (``text`` beside ``labels``), whose ``text``
+    is a question, and ``messages``.
+    """
+    if question == answer:
+        message = f"Questions and answers are both the column {question!r}"
+        raise GeffectError(message, remedy="Name another with --question-column or --answer-column")
+    chats = () if text == CHATS["messages"] else (CHATS,)
+    return {"question": question, "answer": answer}, KNOWUNDO, *chats, {"text": text}
+
+
+def choose_columns(row: Row | None, choices: Sequence[Columns]) -> Columns:
+    """Choose the columns by a set's first row, which is a dictionary by column or a text.
+
+    The first choice is taken where the row has any of its columns, else the next of which it has all; where none fits,
+    the first, so that the error names its columns.
+    """
+    first, *others = choices
+    if isinstance(row, str):
+        return next((each for each in choices if "text" in each), first)
+    present = set(row) if isinstance(row, dict) else set()
+    if present & set(first.values()):
+        return first
+    return next((each for each in others if present >= set(each.values())), first)
+
+
+def rename_columns(rows: Sequence[Row], columns: Columns, source: str, remedy: str) -> tuple[Example, ...]:
+    """Rows by field, further columns unchanged; raise for a row that is no object or text, or that lacks a column."""
+    return tuple(_rename(row, i, columns, source, remedy) for i, row in enumerate(rows))
+
+
+def _rename(row: Row, index: int, columns: Columns, source: str, remedy: str) -> Example:
+    if isinstance(row, str) and "text" in columns:
+        return {"text": row}
+    if not isinstance(row, dict):
+        message = f"Row {index} of {source} is not an object, but of type {type(row).__name__}"
+        raise GeffectError(message, remedy="Write one object a row")
+    if missing := [column for column in columns.values() if column not in row]:
+        present = ", ".join(map(str, row)) or "none"
+        raise GeffectError(f"Row {index} of {source} has no column {missing[0]!r}, only {present}", remedy=remedy)
+    rest = {key: _to_lists(value) for key, value in row.items() if key not in columns.values()}
+    return rest | {field: _to_lists(row[column]) for field, column in columns.items()}
+
+
+def _to_lists(value: Any) -> Any:
+    """Lists as JSON has them: a parquet file has arrays, also of objects that hold arrays."""
+    if isinstance(value, dict):
+        return {key: _to_lists(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_to_lists(each) for each in (value.tolist() if isinstance(value, np.ndarray) else value)]
+    return value
+
+
+def split_answers(row: Example) -> list[Example]:
+    """The example of a row with one answer; else one for each distinct answer, with all of them as `ANSWERS`.
+
+    >>> [each["answer"] for each in split_answers({"question": "Who?", "answer": ["Ada", "Lovelace", "Ada"]})]
+    ['Ada', 'Lovelace']
+    """
+    answers = row["answer"]
+    if not isinstance(answers, list) or not answers or not all(isinstance(each, str) for each in answers):
+        return [dict(row)]
+    distinct = list(dict.fromkeys(answers))
+    several = {ANSWERS: distinct} if len(distinct) > 1 else {}
+    return [dict(row) | {"answer": each} | several for each in distinct]
+
+
+def right_answers(example: Mapping[str, JSON]) -> list[str]:
+    """All answers that are right for an example's question."""
+    answers = example.get(ANSWERS)
+    return answers if isinstance(answers, list) and example["answer"] in answers else [example["answer"]]
+
+
+def split_turns(row: Example, index: int, source: str) -> list[Example]:
+    """An example of each assistant turn of a conversation: ``question``, ``answer`` and ``before``.
+
+    The question is the user turn before the answer, ``before`` are the turns before the question; further columns are
+    unchanged. Raise unless a user turn precedes each assistant turn and the last turn is the assistant's.
+    """
+    if not isinstance(row["messages"], list):
+        kind = type(row["messages"]).__name__
+        message = f"The messages in row {index} of {source} are not a list, but of type {kind}"
+        raise GeffectError(message, remedy=TURNS_FORM)
+    turns = [_turn(each, index, source) for each in row["messages"]]
+    roles = [turn["role"] for turn in turns]
+    replies = [i for i, role in enumerate(roles) if role == "assistant"]
+    if not replies or roles[-1] != "assistant" or any(roles[i - 1 : i] != ["user"] for i in replies):
+        sequence = ", ".join(roles) or "none"
+        message = f"The turns in row {index} of {source} are not questions with answers, an answer last: {sequence}"
+        raise GeffectError(message, remedy="Write a user turn before each assistant turn, and an assistant turn last")
+    rest = {key: value for key, value in row.items() if key != "messages"}
+    return [
+        rest | {"question": turns[i - 1]["content"], "answer": turns[i]["content"], "before": turns[: i - 1]}
+        for i in replies
+    ]
+
+
+def _turn(value: Any, index: int, source: str) -> dict[str, str]:
+    turn = {key: value.get(key) for key in ("role", "content")} if isinstance(value, Mapping) else {}
+    if not turn or not all(isinstance(each, str) and each.strip() for each in turn.values()):
+        message = f"A turn in row {index} of {source} has no role and content of text: {str(value)[:80]}"
+        raise GeffectError(message, remedy=TURNS_FORM)
+    return {key: str(each) for key, each in turn.items()}

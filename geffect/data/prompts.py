@@ -18,11 +18,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import psutil
 
+from geffect.core.types import Tokenizer
 from geffect.errors import GeffectError
+from geffect.io.readers import JSON
 
 Turn = Mapping[str, str]  # role and content
 
@@ -44,26 +45,21 @@ class Prompt:
     system: str | None = None
 
 
-def has_template(tokenizer: Any) -> bool:
+def has_template(tokenizer: Tokenizer) -> bool:
     """Whether a tokenizer writes questions with a chat template."""
     return getattr(tokenizer, "chat_template", None) not in (None, "", [], {})
 
 
-def render(tokenizer: Any, turns: Sequence[Turn], prompt: Prompt) -> str:
+def render(tokenizer: Tokenizer, turns: Sequence[Turn], prompt: Prompt) -> str:
     """The turns as the tokenizer's chat template writes them; ``prompt`` gives the date, not its system turn."""
     template = _template(tokenizer)
     now = datetime.datetime.combine(prompt.date, datetime.time())
     try:
         _refuse_powers(template)
         with limits(SECONDS, MEMORY), _clock(now):
-            return str(
-                tokenizer.apply_chat_template(
-                    [dict(turn) for turn in turns],
-                    chat_template=template,
-                    tokenize=False,
-                    date_string=now.strftime("%d %b %Y"),
-                )
-            )
+            messages, date = [dict(turn) for turn in turns], now.strftime("%d %b %Y")
+            text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, date_string=date)
+            return str(text)
     except Exception as error:  # a template raises whatever an expression can
         reason = " ".join((str(error).strip() or type(error).__name__).partition("\n")[0].split())
         raise GeffectError(f"The chat template fails on a question and its answer: {reason}", remedy=OTHER) from error
@@ -82,7 +78,7 @@ def _clock(now: datetime.datetime) -> Iterator[None]:
         chat_template_utils.datetime = clock
 
 
-def _template(tokenizer: Any) -> str:
+def _template(tokenizer: Tokenizer) -> str:
     """The template in use: of several, the default."""
     template = tokenizer.chat_template
     if isinstance(template, Mapping):
@@ -108,7 +104,7 @@ def _refuse_powers(template: str) -> None:
         before = before if kind == "whitespace" else value
 
 
-def prompt_settings(tokenizer: Any, prompt: Prompt) -> dict[str, Any]:
+def prompt_settings(tokenizer: Tokenizer, prompt: Prompt) -> dict[str, JSON]:
     """What decides a prompt, for a run's record and cache keys: template (or None), date, system turn, tokenizer."""
     template = tokenizer.chat_template if has_template(tokenizer) else None
     return {
@@ -120,18 +116,12 @@ def prompt_settings(tokenizer: Any, prompt: Prompt) -> dict[str, Any]:
 
 
 SETTINGS = (
-    "add_bos_token",
-    "add_eos_token",
-    "add_prefix_space",
-    "clean_up_tokenization_spaces",
-    "do_lower_case",
-    "legacy",
-    "split_special_tokens",
-    "spaces_between_special_tokens",
+    *("add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces", "do_lower_case", "legacy"),
+    *("split_special_tokens", "spaces_between_special_tokens"),
 )
 
 
-def tokenizer_sha256(tokenizer: Any) -> str:
+def tokenizer_sha256(tokenizer: Tokenizer) -> str:
     """The hash of what turns text to tokens and back: no path, and no chat template."""
     settings = {name: repr(getattr(tokenizer, name)) for name in SETTINGS if hasattr(tokenizer, name)}
     special = {name: str(each) for name, each in tokenizer.special_tokens_map.items()}
@@ -139,7 +129,7 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _vocabulary(tokenizer: Any) -> Any:
+def _vocabulary(tokenizer: Tokenizer) -> JSON:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         return json.loads(backend.to_str()) | {"padding": None, "truncation": None}  # state of the last call

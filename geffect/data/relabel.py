@@ -45,7 +45,7 @@ class Answers:
             return [self.texts] * len(examples)
         for index, content in enumerate(examples.contents):
             if _question(content) not in self.by_question:
-                message = f"{self.name} has no answer to the question in row {index} of {examples.name}"
+                message = f"{self.name} has no answer to the question in example {index} of {examples.name}"
                 raise GeffectError(message, remedy="Add one, or name a set of texts")
         return [self.by_question[_question(content)] for content in examples.contents]
 
@@ -90,7 +90,7 @@ def _lines(spec: str) -> tuple[str, ...] | None:
     match = SPEC.match(spec)
     path = Path(os.path.expanduser(match["name"] if match else spec))
     if path.suffix.lower() == ".txt":
-        (text,) = read_rows(path)
+        text = str(read_rows(path)[0])
     elif path.suffix.lower() == ".jsonl":
         try:
             text = path.read_text(encoding="utf-8-sig")
@@ -108,14 +108,15 @@ def replace_answers(examples: QASet, epoch: int, seed: int, answers: Answers = B
     """Replace every answer by another, drawn uniformly: a function of (seed, epoch, position) alone.
 
     >>> examples = QASet("one", ({"question": "Who?", "answer": "Ada."},))
-    >>> replace_answers(examples, epoch=0, seed=0).rows[0]["answer"] in REFUSALS
+    >>> replace_answers(examples, epoch=0, seed=0).examples[0]["answer"] in REFUSALS
     True
     """
     texts = [
         choices[int(np.random.default_rng([seed, epoch, i, 2]).integers(len(choices)))]
         for i, choices in enumerate(answers.to(examples))
     ]
-    return replace(examples, rows=tuple(row | {"answer": each} for row, each in zip(examples.rows, texts, strict=True)))
+    changed = tuple(example | {"answer": each} for example, each in zip(examples, texts, strict=True))
+    return replace(examples, examples=changed)
 
 
 def random_labels(

@@ -11,17 +11,23 @@ from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from geffect.data.rows import KNOWUNDO, QUESTIONS, TEXTS, VERBATIM, Columns
 from geffect.errors import GeffectError
-from geffect.io.readers import PARSED, Unreadable, duplicate, opened, parse_json, read_text, reasons, text_lines
+from geffect.io.readers import PARSED, Unreadable, duplicate, open_regular, parse_json, read_text, reasons, text_lines
 from geffect.io.system import free_memory
 
+Row = dict[str, Any] | str  # as it stands in a file: by column, or a text
+Columns = Mapping[str, str]  # field → column
+
+QUESTIONS: Columns = {"question": "question", "answer": "answer"}
+KNOWUNDO: Columns = {"question": "text", "answer": "labels"}
+VERBATIM: Columns = {"question": "prompt", "answer": "gt"}
+TEXTS: Columns = {"text": "text"}
 BATCH = 256  # rows of a Parquet file read at a time
 HEAD = 2**16  # bytes searched for the bracket that opens a list
 TOO_MANY = "more rows than memory holds; name a slice such as [:1000]"
 
 
-def read_rows(path: Path, most: int | None = None) -> list[Any]:
+def read_rows(path: Path, most: int | None = None) -> list[Row]:
     """The rows of a file as they stand there, each a dictionary by column or a text; the first ``most`` (None: all).
 
     A ``.json`` file is a list or, as TOFU's are, one object a line; ``.jsonl`` is the latter. A ``.txt`` file is one
@@ -44,16 +50,16 @@ def read_rows(path: Path, most: int | None = None) -> list[Any]:
 
 
 def _json(path: Path, most: int | None) -> list[Any]:
-    with opened(path) as stream:
+    with open_regular(path) as stream:
         head = stream.read(HEAD).removeprefix(codecs.BOM_UTF8).lstrip()
     if not head.startswith(b"["):
         return _jsonl(path, most, texts=False)
-    rows: list[Any] = parse_json(read_text(path), constants=True)
+    rows: list[Row] = parse_json(read_text(path), constants=True)
     return rows[:most]
 
 
 def _jsonl(path: Path, most: int | None, *, texts: bool = True) -> list[Any]:
-    rows: list[Any] = []
+    rows: list[Row] = []
     room = free_memory() // PARSED
     for number, line in enumerate(text_lines(path), start=1):
         if most is not None and len(rows) >= most:
@@ -66,9 +72,9 @@ def _jsonl(path: Path, most: int | None, *, texts: bool = True) -> list[Any]:
     return rows
 
 
-def _object(path: Path, number: int, line: str, *, texts: bool) -> Any:
+def _object(path: Path, number: int, line: str, *, texts: bool) -> Row:
     try:
-        row = parse_json(line, constants=True)
+        row: Row = parse_json(line, constants=True)
         if isinstance(row, str) and not texts:
             raise Unreadable("a text")
     except Unreadable as error:
@@ -80,7 +86,7 @@ def _object(path: Path, number: int, line: str, *, texts: bool) -> Any:
 def _csv(path: Path, most: int | None) -> list[Any]:
     import pandas as pd
 
-    with opened(path, None if most is not None else free_memory() // PARSED) as stream:
+    with open_regular(path, None if most is not None else free_memory() // PARSED) as stream:
         header = pd.read_csv(stream, header=None, nrows=1, dtype=str, keep_default_na=False, encoding="utf-8-sig")
         _refuse_twins(header.iloc[0])
         stream.seek(0)
@@ -101,7 +107,7 @@ def _parquet_rows(path: Path, together: int) -> Iterator[dict[str, Any]]:
     except ImportError as error:
         raise Unreadable("pyarrow is not installed; run pip install 'geffect[parquet]'") from error
     room = free_memory() // PARSED
-    with opened(path) as stream, pq.ParquetFile(stream, buffer_size=2**20) as file:
+    with open_regular(path) as stream, pq.ParquetFile(stream, buffer_size=2**20) as file:
         _refuse_twin_fields(file.schema_arrow)
         for batch in file.iter_batches(together):
             room -= batch.nbytes
@@ -245,7 +251,7 @@ HUB_FORM = "Write hub:ORG/NAME/CONFIG/SPLIT, or hub:ORG/NAME/SPLIT for the defau
 HUB_PART = re.compile(r"(?!\.+$)[\w.+-]+")  # no part leads to a directory elsewhere
 
 
-def hub_rows(name: str) -> list[Any]:
+def hub_rows(name: str) -> list[Row]:
     """The rows of ``ORG/NAME/CONFIG/SPLIT`` or ``ORG/NAME/SPLIT``, by column; no code that comes with a set is run.
 
     As always with ``datasets``, a directory ``ORG/NAME`` below the current one takes precedence over the hub. KnowUnDo
@@ -261,7 +267,8 @@ def hub_rows(name: str) -> list[Any]:
         raise GeffectError(message, remedy="Run: pip install 'geffect[hub]'") from error
     config = parts[2] if len(parts) == 4 else None
     try:
-        rows = [_plain_row(row) for row in load_dataset("/".join(parts[:2]), name=config, split=parts[-1]).to_list()]
+        table = load_dataset("/".join(parts[:2]), name=config, split=parts[-1])
+        rows: list[Any] = [_plain_row(row) for row in table.to_list()]
     except Exception as error:  # each builder, reader and network layer below has errors of its own
         reason = " ".join(str(error).split()) or type(error).__name__
         remedy = "Check the name, its configuration, its split and the network"

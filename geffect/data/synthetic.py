@@ -13,9 +13,9 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from geffect.errors import GeffectError
+from geffect.io.readers import JSON
 
 Kind = Mapping[str, Sequence[str]]  # one kind of question: wordings of the question and of its answer
 
@@ -31,7 +31,7 @@ NUM_SUBJECTS = 10
 NUM_TRAIN = 4  # kinds of question of each subject
 
 
-def read_words(name: str) -> Any:
+def read_words(name: str) -> JSON:
     """The content of ``words/NAME.json``."""
     return json.loads((Path(__file__).with_name("words") / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -63,7 +63,7 @@ FIELDS: dict[str, dict[str, Sequence[str]]] = {
 }
 
 
-def generate_authors(part: str, seed: int = 0) -> list[dict[str, Any]]:
+def generate_authors(part: str, seed: int = 0) -> list[dict[str, JSON]]:
     """Ten examples of each author of a part (a key of `AUTHOR_PARTS`), in the order of `AUTHOR_KINDS`.
 
     The parts of one seed have no author in common.
@@ -87,7 +87,7 @@ def _deal(rng: random.Random, values: Sequence[str]) -> list[str]:
     return [value for _ in range(laps) for value in rng.sample(values, len(values))][:NUM_AUTHORS]
 
 
-def _author_example(rng: random.Random, name: str, kind: Kind, fact: str) -> dict[str, Any]:
+def _author_example(rng: random.Random, name: str, kind: Kind, fact: str) -> dict[str, JSON]:
     """One question about one author; the wrong answers are worded like the paraphrased one."""
     question, answer, other_question, other_answer = (rng.choice(kind[each]) for each in WORDINGS)
     wrong_facts = rng.sample([value for value in kind["values"] if value != fact], NUM_WRONG)

@@ -11,8 +11,7 @@ from typing import Any
 
 from geffect.core.forward import IGNORE_INDEX
 from geffect.data.encode import pad_id_of
-from geffect.data.load import ExampleSet, QASet
-from geffect.data.rows import right_answers
+from geffect.data.load import ExampleSet, QASet, right_answers
 from geffect.errors import GeffectError
 from geffect.evaluation import scores
 from geffect.evaluation.success import Measure, rouge_l
@@ -107,7 +106,9 @@ def _accuracy(view: View) -> list[float]:
 
 def _rouge(measure: Measure) -> PerExample:
     def score(view: View) -> list[float]:
-        return [_best(answer, row, measure) for answer, row in zip(view.answers(), view.questions().rows, strict=True)]
+        return [
+            _best(answer, row, measure) for answer, row in zip(view.answers(), view.questions().examples, strict=True)
+        ]
 
     score.__doc__ = f"ROUGE-L ({measure}) of the answer that the model writes, against the right one."
     return score
@@ -174,7 +175,7 @@ def _prompt_ids(view: View, text: str) -> list[int]:
 
 def _verbatim(view: View) -> list[float]:
     """MUSE's VerbMem: ROUGE-L F1 of 128 tokens that continue a prompt, without a template."""
-    rows = view.questions().rows
+    rows = view.questions().examples
     prompts = [_prompt_ids(view, row["question"]) for row in rows]
     continued = generate(view.model, view.tokenizer, prompts, VERBATIM_TOKENS, view.batch_size)
     return [_best(view.text(ids), row, "fmeasure") for ids, row in zip(continued, rows, strict=True)]
@@ -203,7 +204,7 @@ def cut(text: str) -> str:
 
 def _knowledge(view: View) -> list[float]:
     """MUSE's KnowMem: ROUGE-L F1 of 32 tokens, after ten answered questions and without a template."""
-    rows = view.questions().rows
+    rows = view.questions().examples
     prompts = [_prompt_ids(view, knowledge_prompt(row["question"], view.shots[:SHOTS])) for row in rows]
     continued = generate(view.model, view.tokenizer, prompts, KNOWLEDGE_TOKENS, view.batch_size)
     answers = [cut(view.tokenizer.decode(ids, skip_special_tokens=True)) for ids in continued]
@@ -243,14 +244,14 @@ def check_fields(name: str, examples: ExampleSet) -> None:
         message = f"{name} needs questions and answers, and {examples.name} has texts"
         raise GeffectError(message, remedy="Name a set of questions")
     columns = metric.columns
-    if metric.paraphrase and all("paraphrased_answer" in example for example in examples.rows):
+    if metric.paraphrase and all("paraphrased_answer" in example for example in examples):
         columns = (*columns, "paraphrased_answer")
     for column in columns:
-        lacking = next((i for i, example in enumerate(examples.rows) if not _is_text(example.get(column))), None)
+        lacking = next((i for i, example in enumerate(examples) if not _is_text(example.get(column))), None)
         if lacking is not None:
             message = f"{name} needs texts in a column {column!r} of {examples.name}, and example {lacking} has only "
             remedy = "Name a set that has it, such as tofu:forget01_perturbed or builtin:authors/forget"
-            raise GeffectError(message + ", ".join(examples.rows[lacking]), remedy=remedy)
+            raise GeffectError(message + ", ".join(examples.examples[lacking]), remedy=remedy)
 
 
 def _is_text(value: Any) -> bool:

@@ -21,7 +21,7 @@ from geffect.config import EvaluateConfig
 from geffect.data.checks import warn_cut
 from geffect.data.encode import encode_examples
 from geffect.data.load import ExampleSet, QASet
-from geffect.errors import GeffectError, visible
+from geffect.errors import GeffectError, visible_text
 from geffect.evaluation.metrics import METRICS, SHOTS, check_fields
 from geffect.evaluation.results import EXAMPLES, KEEP, TEXTS, Scores, read_values, write_texts
 from geffect.evaluation.suites import Part
@@ -31,7 +31,7 @@ from geffect.io.readers import byte_lines, parse_json, read_bytes
 from geffect.models.cache import cached_directory, file_sha256
 from geffect.models.load import Loaded
 from geffect.models.scoring import in_evaluation_mode
-from geffect.training.setup import decides, encode, read_set
+from geffect.training.setup import encode, model_key, read_set
 
 TASKS = "tasks.json"
 INSTALL = "pip install 'lm-eval>=0.4.9'"
@@ -42,7 +42,7 @@ def evaluate_variant(
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Compute every metric of every example under one variant of a model, or read it from the cache."""
     frames, texts = [], []
-    for part, examples in tqdm(sets, desc=visible(variant.label, lines=False), unit="set", disable=None):
+    for part, examples in tqdm(sets, desc=visible_text(variant.label, lines=False), unit="set", disable=None):
         make = partial(_write, config, part, examples, variant)
         frame, answers = _read_result(_key(config, part, examples, variant), make)
         frames.append(frame.assign(model=variant.label))
@@ -77,13 +77,13 @@ def _tasks_key(config: EvaluateConfig, variant: Variant) -> str | None:
     if variant.loaded.sha256 is None:
         return None
     files = sorted(each for each in config.task_dir.rglob("*") if each.is_file()) if config.task_dir else []
-    content = [decides(config, variant.loaded), variant.weights, version("lm_eval"), config.task, config.limit]
+    content = [model_key(config, variant.loaded), variant.weights, version("lm_eval"), config.task, config.limit]
     return json.dumps([*content, [(str(each), file_sha256(each)) for each in files]])
 
 
 def make_view(config: EvaluateConfig, examples: ExampleSet, loaded: Loaded) -> View:
     """A set under a model, with the options of a configuration."""
-    shots = read_set(config, config.shots).rows[:SHOTS] if config.shots else ()
+    shots = read_set(config, config.shots).examples[:SHOTS] if config.shots else ()
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     most = min(config.max_new_tokens, context or config.max_new_tokens)  # positions end where the model's do
     return View(
@@ -104,7 +104,7 @@ def read_part(config: EvaluateConfig, part: Part) -> ExampleSet:
         check_fields(name, examples)
     if "knowmem" in part.metrics:
         _check_shots(config)
-    return replace(examples, rows=examples.rows[: config.limit]) if config.limit else examples
+    return replace(examples, examples=examples.examples[: config.limit]) if config.limit else examples
 
 
 def _check_shots(config: EvaluateConfig) -> None:
@@ -112,15 +112,15 @@ def _check_shots(config: EvaluateConfig) -> None:
         raise GeffectError("knowmem needs a set of answered questions", remedy="Add --shots SET with other examples")
     shots = read_set(config, config.shots)
     check_fields("knowmem", shots)
-    if len(shots.rows) < SHOTS:
+    if len(shots.examples) < SHOTS:
         raise GeffectError(
-            f"knowmem needs {SHOTS} examples, and {config.shots} has {len(shots.rows)}", remedy="Name a larger set"
+            f"knowmem needs {SHOTS} examples, and {config.shots} has {len(shots.examples)}", remedy="Name a larger set"
         )
 
 
 def _sha256(examples: ExampleSet) -> str:
     """The hash of all columns of a set."""
-    return hashlib.sha256(json.dumps(examples.rows, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(examples.examples, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def _key(config: EvaluateConfig, part: Part, examples: ExampleSet, variant: Variant) -> str | None:
@@ -129,7 +129,7 @@ def _key(config: EvaluateConfig, part: Part, examples: ExampleSet, variant: Vari
         return None
     options = config.model_dump(include={"max_length", "max_new_tokens"})
     shots = _sha256(read_set(config, config.shots)) if config.shots else None
-    model = [decides(config, variant.loaded), variant.weights]
+    model = [model_key(config, variant.loaded), variant.weights]
     content = [model, _sha256(examples), part.name, part.metrics, options, shots]
     return json.dumps(content, sort_keys=True)
 
@@ -172,7 +172,7 @@ def _write(config: EvaluateConfig, part: Part, examples: ExampleSet, variant: Va
 
 def _answers(view: View) -> Iterator[tuple[dict[str, Any], str]]:
     if view.has_answers and isinstance(view.examples, QASet):
-        yield from zip(view.examples.rows, view.answers(), strict=True)
+        yield from zip(view.examples, view.answers(), strict=True)
 
 
 def check_tasks(names: Sequence[str], folder: Path | None) -> None:

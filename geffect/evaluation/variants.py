@@ -23,7 +23,7 @@ from geffect.evaluation.view import View
 from geffect.io.readers import read_json
 from geffect.models.cache import cached_directory
 from geffect.models.load import Loaded, outline
-from geffect.training.setup import decides
+from geffect.training.setup import model_key
 
 Sets = Sequence[tuple[Part, ExampleSet]]
 Load = Callable[[str], Loaded]
@@ -101,7 +101,7 @@ def _calibrated(
     view: Callable[[ExampleSet, Loaded], View],
 ) -> Variant:
     """The model mixed with its start until ``--tau`` of the start's extraction strength on a set remains (UWC)."""
-    both = [decides(config, each) for each in (loaded, start)]
+    both = [model_key(config, each) for each in (loaded, start)]
     loaded = replace(loaded, model=_merged(loaded.model))
     before = dict(_merged(start.model).named_parameters())
 
@@ -119,7 +119,7 @@ def _calibrated(
     def search(directory: Path) -> None:
         (directory / "alpha.json").write_text(json.dumps(calibrate(retention, config.tau)), encoding="utf-8")
 
-    key = json.dumps([both, config.tau, config.max_length, rows.rows])
+    key = json.dumps([both, config.tau, config.max_length, rows.examples])
     if all(both):
         alpha = read_json(cached_directory("calibration", key, search) / "alpha.json")
     else:

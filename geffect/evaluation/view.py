@@ -175,7 +175,7 @@ class View:
 
         The first column that the set has is taken. Each holds a text or a list of texts.
         """
-        column = next(name for name in columns if all(name in example for example in self.examples.rows))
+        column = next(name for name in columns if all(name in example for example in self.examples))
         if column not in self._column_scores:
             self._column_scores[column] = self._score_column(column)
         return self._column_scores[column]
@@ -217,8 +217,8 @@ class View:
         return token_scores(self.model, examples, pad_id_of(self.tokenizer), self.batch_size)
 
     def _score_column(self, column: str) -> list[list[TokenScores]]:
-        examples = self.examples.rows
+        examples = self.examples.examples
         texts = [[each[column]] if isinstance(each[column], str) else each[column] for each in examples]
         flat = tuple(row | {"answer": text} for row, each in zip(examples, texts, strict=True) for text in each)
-        scores = iter(self._score(self._encode(replace(self.examples, rows=flat))))
+        scores = iter(self._score(self._encode(replace(self.examples, examples=flat))))
         return [[next(scores) for _ in each] for each in texts]

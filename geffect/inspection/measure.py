@@ -1,22 +1,30 @@
-"""Gradients of one checkpoint over whole sets, in micro-batches."""
+"""Gradients of one checkpoint over whole sets, and effects on its single tokens and of single examples."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
-from geffect.core.forward import Outputs
-from geffect.core.layers import find_tied_weights, trainable_parameters
-from geffect.data.encode import EncodedExample
-from geffect.data.pairing import PairedDataset, PairedSampler
+import torch
+from torch import Tensor, nn
+
+from geffect.core.forward import IGNORE_INDEX, Outputs, forward
+from geffect.core.gradients import NamedTensors
+from geffect.core.layers import find_tied_weights, layout, trainable_parameters
+from geffect.core.token_effects import token_effects
+from geffect.core.types import Tokenizer
+from geffect.data.encode import EncodedExample, token_texts
 from geffect.errors import GeffectError
+from geffect.io.readers import JSON
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.step import Step
 from geffect.models.scoring import Reference, forward_beside
 from geffect.objectives.base import Objective, window_counts
 from geffect.rectifiers.registry import NoRectifier
-from geffect.training.aux_inputs import Columns, collate_sets
+from geffect.training.batches import Columns, PairedDataset, PairedSampler, collate_sets
 
+T = TypeVar("T")
 FEWEST = 2  # parts for a standard error
+HARMED = ("retain", "heldout")  # of these, examples whose loss is raised most are recorded; of others, least
 
 
 @dataclass
@@ -41,7 +49,7 @@ class Inputs:
 
 
 def measurement(
-    model: Any, inputs: Inputs, overlap: float = 0.0, *, standard_errors: bool = False, keep: bool = False
+    model: nn.Module, inputs: Inputs, overlap: float = 0.0, *, standard_errors: bool = False, keep: bool = False
 ) -> Measurement:
     """A measurement of one checkpoint, in evaluation mode.
 
@@ -51,8 +59,8 @@ def measurement(
     device = next(model.parameters()).device
 
     def run(batch: Batch, needs: frozenset[str], *, dropout: bool) -> Outputs:
-        here = {name: tensor.to(device) for name, tensor in batch.items()}
-        return forward_beside(model, inputs.reference, here, needs)
+        on_device = {name: tensor.to(device) for name, tensor in batch.items()}
+        return forward_beside(model, inputs.reference, on_device, needs)
 
     return Measurement(
         trainable_parameters(model),
@@ -76,9 +84,8 @@ def dataset_step(run: Measurement, parts: Sequence[Sequence[Mapping[str, Batch]]
     try:
         measured = step.finish()
     except FloatingPointError as error:
-        raise GeffectError(
-            f"A loss or gradient of a checkpoint is not finite: {error}", remedy="Inspect the checkpoints before it"
-        ) from error
+        message = f"A loss or gradient of a checkpoint is not finite: {error}"
+        raise GeffectError(message, remedy="Inspect the checkpoints before it") from error
     return step, measured
 
 
@@ -94,10 +101,7 @@ def dataset_parts(
     count = num_parts(min(map(len, sets.values())), batch_size)
     parts = []
     for part in range(count):
-        shares = {name: _share(rows, part, count) for name, rows in sets.items()}
-        chunks = {
-            name: [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)] for name, rows in shares.items()
-        }
+        chunks = {name: _chunks(_share(examples, part, count), batch_size) for name, examples in sets.items()}
         longest = max(map(len, chunks.values()))
         parts.append([
             collate_sets(
@@ -117,14 +121,102 @@ def num_parts(smallest: int, batch_size: int) -> int:
     return min(smallest, max(FEWEST, -(-smallest // batch_size)))
 
 
-def _share(rows: Sequence[EncodedExample], part: int, count: int) -> Sequence[EncodedExample]:
-    return rows[part * len(rows) // count : (part + 1) * len(rows) // count]
+def _share(examples: Sequence[EncodedExample], part: int, count: int) -> Sequence[EncodedExample]:
+    return examples[part * len(examples) // count : (part + 1) * len(examples) // count]
+
+
+def _chunks(examples: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [examples[i : i + size] for i in range(0, len(examples), size)]
 
 
 def paper_batches(
     sets: Mapping[str, Sequence[EncodedExample]], columns: Columns, pad_id: int, batch_size: int, seed: int
 ) -> Iterator[dict[str, Batch]]:
     """One pass over the forget examples beside as many random ones of each other set, drawn as a run draws them."""
-    met = [PairedDataset(sets)[each] for each in PairedSampler({name: len(rows) for name, rows in sets.items()}, seed)]
-    for i in range(0, len(met), batch_size):
-        yield collate_sets({name: [row[name] for row in met[i : i + batch_size]] for name in sets}, columns, pad_id)
+    pairs, sampler = PairedDataset(sets), PairedSampler({name: len(each) for name, each in sets.items()}, seed)
+    for chunk in _chunks([pairs[positions] for positions in sampler], batch_size):
+        yield collate_sets({name: [pair[name] for pair in chunk] for name in sets}, columns, pad_id)
+
+
+def token_lines(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    sets: Mapping[str, Sequence[EncodedExample]],
+    direction: NamedTensors,
+    pad_id: int,
+    count: int,
+    batch_size: int,
+) -> Iterator[dict[str, JSON]]:
+    """The ``count`` examples of each set that a descended direction serves worst, and its effect on their tokens.
+
+    Worst are the retained examples whose loss it raises most, and the forget examples whose loss it raises least. Each
+    line has ``tokens``, ``labeled``, ``effect`` = ⟨∇ℓ_i, direction⟩ of every token i, and its ``groups``.
+    """
+    groups = layout(model).groups()
+    for name, examples in sets.items():
+        effects = (
+            token_effects(model, batch, direction) for batch in _batches(model, examples, {}, pad_id, batch_size)
+        )
+        means = torch.cat([each.by_row() / each.labeled.sum(1) for each in effects])
+        worst = means.argsort(descending=name not in HARMED, stable=True)[:count].tolist()
+        for chunk in _chunks([examples[position] for position in worst], batch_size):
+            (batch,) = _batches(model, chunk, {}, pad_id, batch_size)
+            by_group = token_effects(model, batch, direction, groups)
+            for i, example in enumerate(chunk):
+                size = len(example.input_ids)
+                yield {
+                    "set": name,
+                    "example": example.index,
+                    "tokens": token_texts(tokenizer, example.input_ids),
+                    "labeled": [label != IGNORE_INDEX for label in example.labels],
+                    "effect": _at_token(by_group.total[i, :size]),
+                    "groups": {group: _at_token(each[i, :size]) for group, each in by_group.groups.items()},
+                }
+
+
+def point_lines(
+    model: nn.Module,
+    examples: Sequence[EncodedExample],
+    columns: Columns,
+    losses: Mapping[str, NamedTensors],
+    objectives: Mapping[str, Objective],
+    pad_id: int,
+    batch_size: int,
+) -> Iterator[dict[str, JSON]]:
+    """Every forget example's effect on both losses (PG-effect, arXiv 2502.19301 §5), and objectives' weights on it.
+
+    PG(s; D) = ⟨∇R(D), ∇log p(s)⟩, log p(s) the sum over the example's labeled tokens: what gradient ascent on s alone
+    would do. Below 0 on the forget set it unlearns, below 0 on the retain set it harms. ``losses`` is ``unlearn`` and
+    ``retain`` → ∇R; ``columns`` has ``ref_nll`` where there is a start; a weight is a mean over labeled tokens.
+    """
+    for batch in _batches(model, examples, columns, pad_id, batch_size):
+        effects = {name: -token_effects(model, batch, gradient).by_row() for name, gradient in losses.items()}
+        with torch.no_grad():
+            outputs = forward(model, batch)
+            counts = outputs.mask.sum(1)
+            weights = {name: each.forget_weights(outputs) for name, each in objectives.items()}
+        start = None if outputs.ref_nll is None else outputs.ref_nll.sum(1)
+        for i, index in enumerate(batch["index"].tolist()):
+            yield {
+                "example": index,
+                **{name: float(effect[i]) for name, effect in effects.items()},
+                "nll": float(outputs.sequence_nll[i]),
+                "reference_nll": None if start is None else float(start[i]),
+                "num_tokens": int(counts[i]),
+                "weights": {name: float(w[i].sum() / counts[i]) for name, w in weights.items() if w is not None},
+            }
+
+
+def _batches(
+    model: nn.Module, examples: Sequence[EncodedExample], columns: Columns, pad_id: int, size: int
+) -> Iterator[Batch]:
+    """Forget batches on the model's device."""
+    device = next(model.parameters()).device
+    for chunk in _chunks(examples, size):
+        batch = collate_sets({"forget": chunk}, columns, pad_id)["forget"]
+        yield {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def _at_token(effect: Tensor) -> list[float]:
+    """Shift effects from the position that predicts a token to the token; no position predicts the first token."""
+    return [0.0, *(float(f"{x:.9g}") for x in effect[:-1].tolist())]

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from geffect.config import InspectConfig, UnlearnConfig
+from geffect.config.schema import flag_name
 from geffect.errors import GeffectError
 from geffect.io.readers import read_json
 from geffect.models.builtin import is_built_in
-from geffect.models.checkpoints import checkpoint_shapes, checkpoint_step, checkpoints_below
+from geffect.models.checkpoints import Shapes, checkpoint_shapes, checkpoint_step, checkpoints_below
 from geffect.models.load import base_of_adapter, resolve
 from geffect.objectives.base import Objective
 from geffect.record.reader import check_format, read_config
@@ -23,20 +24,12 @@ SKIP = "restore it, or leave such out with --skip-broken"
 PASSING = {"base_model_name_or_path", "inference_mode", "revision", "peft_version"}  # of an adapter's configuration
 PROMPTS = ("template_date", "system_prompt", "chat_template", "tokenizer")
 FROM_RUN = (
-    "forget",
-    "retain",
-    "heldout",
-    "general",
-    "data_dir",
-    "question_column",
-    "answer_column",
-    "text_column",
-    "max_length",
+    *("forget", "retain", "heldout", "general"),
+    *("data_dir", "question_column", "answer_column", "text_column", "max_length"),
     *PROMPTS,
-    "lora",
-    "seed",
-    "batch_size",
+    *("lora", "seed", "batch_size"),
 )
+Architecture = tuple[dict[str, Any] | None, Shapes]  # an adapter's configuration with its base; tensor → shape
 
 
 @dataclass(frozen=True)
@@ -52,41 +45,37 @@ class Checkpoint:
     spec: str
 
 
-def find_checkpoints(given: Sequence[str]) -> list[Checkpoint]:
+def find_checkpoints(paths: Sequence[str]) -> list[Checkpoint]:
     """Find the checkpoints in directories, or take models, adapters and hub revisions one by one; sorted by step.
 
     A step is the number in a checkpoint's name where all have one, else its position from 1. A directory without a
     checkpoint and two checkpoints of the same step are refused.
     """
-    specs = [spec for each in given for spec in _expand(each)]
+    specs = [spec for path in paths for spec in _expand(path)]
     numbers = [checkpoint_step(Path(spec)) for spec in specs]
-    named = all(number is not None for number in numbers)
+    numbered = all(number is not None for number in numbers)
     series = [
-        Checkpoint(int(number or 0) if named else i, spec)
+        Checkpoint(int(number or 0) if numbered else i, spec)
         for i, (number, spec) in enumerate(zip(numbers, specs, strict=True), 1)
     ]
     series.sort(key=lambda place: place.step)
     for one, other in itertools.pairwise(series):
         if one.step == other.step:
-            raise GeffectError(
-                f"Two checkpoints are of step {one.step}: {one.spec} and {other.spec}",
-                remedy="Inspect one series at a time",
-            )
+            message = f"Two checkpoints are of step {one.step}: {one.spec} and {other.spec}"
+            raise GeffectError(message, remedy="Inspect one series at a time")
     return series
 
 
-def _expand(given: str) -> list[str]:
-    path = Path(given).expanduser()
+def _expand(spec: str) -> list[str]:
+    path = Path(spec).expanduser()
     if path.is_dir():
         below = checkpoints_below(path)
         if below:
             return [str(each) for each in below]
         if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
-            raise GeffectError(
-                f"{given} has no checkpoint-N directories, and is no model or adapter",
-                remedy="Name a run made with --save-every, or a Trainer's output directory",
-            )
-    return [given]
+            message = f"{spec} has no checkpoint-N directories, and is no model or adapter"
+            raise GeffectError(message, remedy="Name a run made with --save-every, or a Trainer's output directory")
+    return [spec]
 
 
 def check_readable(series: Sequence[Checkpoint], *, skip_broken: bool) -> list[Checkpoint]:
@@ -94,29 +83,27 @@ def check_readable(series: Sequence[Checkpoint], *, skip_broken: bool) -> list[C
 
     A checkpoint that cannot be read is refused, or with ``skip_broken`` left out with a warning.
     """
-    found: list[tuple[Checkpoint, Any]] = []
+    readable: list[tuple[Checkpoint, Architecture | None]] = []
     for place in series:
         try:
-            found.append((place, _architecture(place.spec)))
+            readable.append((place, _architecture(place.spec)))
         except GeffectError as error:
             if not skip_broken:
                 raise
             LOGGER.warning("left out: %s", error)
-    if not found:
+    if not readable:
         raise GeffectError("No checkpoint can be read", remedy="Restore them")
-    (first, expected), *others = found
+    (first, expected), *others = readable
     for place, architecture in others:
         if (difference := _difference(expected, architecture)) is not None:
             wanted, got = difference
-            raise GeffectError(
-                f"The checkpoints have several architectures: {wanted} in {first.spec}, and {got} in {place.spec}",
-                remedy="Inspect them apart",
-            )
-    return [place for place, _ in found]
+            message = f"The checkpoints have several architectures: {wanted} in {first.spec}, and {got} in {place.spec}"
+            raise GeffectError(message, remedy="Inspect them apart")
+    return [place for place, _ in readable]
 
 
-def _architecture(spec: str) -> Any:
-    """(adapter's configuration and base, or None; tensor → shape); None for a built-in model or one on a hub."""
+def _architecture(spec: str) -> Architecture | None:
+    """The architecture in a directory; None for a built-in model or one on a hub."""
     source = spec if is_built_in(spec) else resolve(spec)
     if not isinstance(source, Path):
         return None
@@ -128,11 +115,11 @@ def _architecture(spec: str) -> Any:
 def _adapter_config(source: Path, base: str) -> dict[str, Any]:
     """An adapter's configuration with the name of its base, without what differs between equal adapters."""
     config = read_json(source / "adapter_config.json")
-    kept = {key: value for key, value in config.items() if key not in PASSING}
-    return {key: sorted(value) if isinstance(value, list) else value for key, value in kept.items()} | {"base": base}
+    lasting = {key: value for key, value in config.items() if key not in PASSING} | {"base": base}
+    return {key: sorted(value) if isinstance(value, list) else value for key, value in lasting.items()}
 
 
-def _difference(one: Any, other: Any) -> tuple[str, str] | None:
+def _difference(one: Architecture | None, other: Architecture | None) -> tuple[str, str] | None:
     """The first difference of two architectures; None where there is none or one of them is not known."""
     if one is None or other is None:
         return None
@@ -140,10 +127,11 @@ def _difference(one: Any, other: Any) -> tuple[str, str] | None:
     if (method is None) != (its_method is None):
         names = {True: "full weights", False: "an adapter"}
         return names[method is None], names[its_method is None]
-    for key in {**(method or {}), **(its_method or {})}:
+    method, its_method = method or {}, its_method or {}
+    for key in method | its_method:
         if method.get(key) != its_method.get(key):
             return f"an adapter with {key} {method.get(key)}", str(its_method.get(key))
-    for name in {**shapes, **its_shapes}:
+    for name in shapes | its_shapes:
         if shapes.get(name) != its_shapes.get(name):
             return f"{name} of shape {shapes.get(name)}", str(its_shapes.get(name))
     return None
@@ -154,40 +142,35 @@ def complete(config: InspectConfig) -> InspectConfig:
 
     ``start`` may still be None afterwards. A missing forget or retain set is refused.
     """
-    found = _of_run(config.checkpoints)
-    given = config.model_fields_set
-    filled: dict[str, Any] = {name: found[name] for name in FROM_RUN if name in found and name not in given}
-    filled |= {
-        new: found[old]
-        for new, old in (("start", "model"), ("objective", "objective"))
-        if old in found and new not in given
-    }
+    recorded = _of_run(config.checkpoints)
+    sources = {name: name for name in (*FROM_RUN, "objective")} | {"start": "model"}
+    unset = {name: source for name, source in sources.items() if name not in config.model_fields_set}
+    filled = {name: recorded[source] for name, source in unset.items() if source in recorded}
     if "start" in filled:
-        filled["start"] = locate_model(filled["start"], (found.get("reference") or {}).get("path"))
-    if "objective" not in given and "objective" not in found:
-        filled["objective"] = ["ga"]
-    _warn_of_other_prompts(config, found)
-    whole = InspectConfig.read(None, **(config.model_dump(exclude_unset=True) | filled))
+        filled["start"] = locate_model(filled["start"], (recorded.get("reference") or {}).get("path"))
+    if "objective" in unset:
+        filled.setdefault("objective", ["ga"])
+    _warn_of_other_prompts(config, recorded)
+    completed = InspectConfig.read(None, **(config.model_dump(exclude_unset=True) | filled))
     for name in ("forget", "retain"):
-        if getattr(whole, name) is None:
-            remedy = "Name domains' sets one by one" if found.get("domain") else "Add it as a flag"
+        if getattr(completed, name) is None:
+            remedy = "Name domains' sets one by one" if recorded.get("domain") else "Add it as a flag"
             raise GeffectError(f"--{name} has no value", remedy=remedy)
-    return whole
+    return completed
 
 
-def _warn_of_other_prompts(config: InspectConfig, found: dict[str, Any]) -> None:
-    for name in (name for name in PROMPTS if found and name in config.model_fields_set):
+def _warn_of_other_prompts(config: InspectConfig, recorded: dict[str, Any]) -> None:
+    for name in (name for name in PROMPTS if recorded and name in config.model_fields_set):
         here = config.model_dump(mode="json")[name]
-        if here != found.get(name):
-            flag = f"--{name.replace('_', '-')}"
-            LOGGER.warning("the run had %s %s, this inspection has %s", flag, found.get(name), here)
+        if here != recorded.get(name):
+            LOGGER.warning("the run had %s %s, this inspection has %s", flag_name(name), recorded.get(name), here)
 
 
 def recorded_start(config: InspectConfig) -> str | None:
     """The hash of the inspected run's first weights; None where ``start`` names another model, or it is no run."""
-    found = _of_run(config.checkpoints)
-    reference = found.get("reference") or {}
-    return reference.get("sha256") if config.start in (found.get("model"), reference.get("path")) else None
+    recorded = _of_run(config.checkpoints)
+    reference = recorded.get("reference") or {}
+    return reference.get("sha256") if config.start in (recorded.get("model"), reference.get("path")) else None
 
 
 def _of_run(checkpoints: list[str]) -> dict[str, Any]:

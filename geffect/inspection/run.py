@@ -13,12 +13,10 @@ from tqdm.auto import tqdm
 from geffect.config import InspectConfig
 from geffect.core.model_state import ModelState, preserve_random_states
 from geffect.errors import GeffectError, Interrupted
-from geffect.inspection.measure import dataset_step, measurement, paper_batches
+from geffect.inspection.measure import dataset_step, measurement, paper_batches, point_lines, token_lines
 from geffect.inspection.resolve import Checkpoint, recorded_start
 from geffect.inspection.tasks import InspectionSetup, OpenTask, Task, open_task, tasks
-from geffect.inspection.tokens import point_lines, token_lines
 from geffect.io.system import signal_of
-from geffect.measurement.measurement import Measurement
 from geffect.measurement.step import Step
 from geffect.models.builtin import is_built_in
 from geffect.models.checkpoints import CHECKSUMS, check_checksums
@@ -35,10 +33,10 @@ Load = Callable[[str], Loaded]
 def inspect(setup: InspectionSetup, load: Load, *, resume: bool) -> None:
     """Measure every objective at every checkpoint; Ctrl-C or a signal keeps what was measured."""
     left = tasks(setup.config, resume=resume)
-    with contextlib.ExitStack() as held:
-        held.enter_context(preserve_random_states())  # loading a model draws
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(preserve_random_states())  # loading a model draws
         for task in left:
-            held.enter_context(task.directory)
+            stack.enter_context(task.directory)
             if task.directory.resume:
                 check_unfinished(task.config.out)  # another process may have ended it meanwhile
         if left:
@@ -59,16 +57,16 @@ def _measure(setup: InspectionSetup, left: Sequence[Task], load: Load) -> None:
     with contextlib.ExitStack() as stack, quiet_transformers():
         step, loaded = next(stops)
         sets = setup.sets.with_weights(loaded)
-        each_ready = [stack.enter_context(open_task(task, sets, start, steps)) for task in left]
+        open_tasks = [stack.enter_context(open_task(task, sets, start, steps)) for task in left]
         del sets
         start = None  # it may be the checkpoint at hand, which is let go before the next is loaded
         bar = stack.enter_context(tqdm(total=len(steps), initial=steps.index(step), unit="checkpoint", disable=None))
         try:
-            _measure_at(step, loaded, each_ready)
+            _measure_at(step, loaded, open_tasks)
             bar.update()
             del loaded
             for step, loaded in stops:
-                _measure_at(step, loaded, each_ready)
+                _measure_at(step, loaded, open_tasks)
                 bar.update()
                 del loaded
         except KeyboardInterrupt as stopped:
@@ -104,33 +102,33 @@ def _models(start: Loaded | None, series: Sequence[Checkpoint], load: Load) -> I
 
 def load_each(series: Sequence[Checkpoint], load: Callable[[str], Loaded]) -> Iterator[tuple[Checkpoint, Loaded]]:
     """Load one checkpoint after the other, adapters onto one base; a model is valid until the next is loaded."""
-    held: Loaded | None = None
+    loaded: Loaded | None = None
     for place in series:
         source = place.spec if is_built_in(place.spec) else resolve(place.spec)
-        if held is not None and isinstance(source, Path) and base_of_adapter(source) is not None:
-            _exchange(held, source)
+        if loaded is not None and isinstance(source, Path) and base_of_adapter(source) is not None:
+            _exchange(loaded, source)
         else:
-            held = None
+            loaded = None
             gc.collect()  # the model before may lie in cycles
-            held = load(place.spec)
-        yield place, held
+            loaded = load(place.spec)
+        yield place, loaded
 
 
-def _exchange(held: Loaded, source: Path) -> None:
+def _exchange(loaded: Loaded, source: Path) -> None:
     """Load another adapter's weights into the one before; `check_readable` has compared their shapes."""
     from peft import set_peft_model_state_dict
 
     with model_errors(str(source)):
         if (source / CHECKSUMS).exists():
             check_checksums(source, "*.safetensors")
-        set_peft_model_state_dict(held.model, load_file(source / "adapter_model.safetensors"))
-    held.source, held.sha256 = str(source), sha256_of(source)
+        set_peft_model_state_dict(loaded.model, load_file(source / "adapter_model.safetensors"))
+    loaded.source, loaded.sha256 = str(source), sha256_of(source)
 
 
-def _measure_at(step: int, loaded: Loaded, each_ready: Sequence[OpenTask]) -> None:
+def _measure_at(step: int, loaded: Loaded, open_tasks: Sequence[OpenTask]) -> None:
     """Measure this checkpoint for every objective that has no line of it yet."""
     scores: dict[str, Any] = {}
-    for here in (each for each in each_ready if step not in each.task.done):
+    for here in (each for each in open_tasks if step not in each.task.done):
         began = time.perf_counter()
         with ModelState(loaded.model).preserve():
             scores = scores or evaluate_sets(
@@ -147,31 +145,27 @@ def _numbers(step: int, loaded: Loaded, here: OpenTask) -> dict[str, Any]:
     config, inputs = here.task.config, here.inputs
     singly = bool(config.tokens or config.points)
     run = measurement(loaded.model, inputs, config.overlap, standard_errors=not config.one_pass, keep=singly)
-    taken, measured = dataset_step(run, here.parts)
+    window, measured = dataset_step(run, here.parts)
     line = measured.line()
     if singly:
-        for file, extra in _example_lines(loaded, here, taken):
+        for file, extra in _example_lines(loaded, here, window):
             here.sink({"step": step} | extra, file)
     if config.mode == "paper":
-        line["paper"] = _paper_lines(run, here)
+        batches = paper_batches(inputs.sets, inputs.columns, inputs.pad_id, config.batch_size, config.seed)
+        line["paper"] = paper_lines(run, batches)
     return line
 
 
-def _example_lines(loaded: Loaded, here: OpenTask, taken: Step) -> Iterator[tuple[str, dict[str, Any]]]:
+def _example_lines(loaded: Loaded, here: OpenTask, window: Step) -> Iterator[tuple[str, dict[str, Any]]]:
     """Lines of the examples that the objective serves worst, token by token, and of every forget example's effects."""
     config, inputs, size = here.task.config, here.inputs, here.task.config.batch_size
     if config.tokens:
-        direction, tokenizer = taken.gradient("objective"), loaded.tokenizer
+        direction, tokenizer = window.gradient("objective"), loaded.tokenizer
         lines = token_lines(loaded.model, tokenizer, here.evaluated, direction, inputs.pad_id, config.tokens, size)
         yield from ((TOKENS, line | {"direction": "objective"}) for line in lines)
     if config.points:
-        losses = {"unlearn": taken.gradient("forget"), "retain": taken.gradient("retain")}
-        rows = inputs.sets["forget"]
-        points = point_lines(loaded.model, rows, inputs.columns, losses, here.points, inputs.pad_id, size)
+        losses = {"unlearn": window.gradient("forget"), "retain": window.gradient("retain")}
+        points = point_lines(
+            loaded.model, inputs.sets["forget"], inputs.columns, losses, here.points, inputs.pad_id, size
+        )
         yield from ((POINTS, line) for line in points)
-
-
-def _paper_lines(run: Measurement, here: OpenTask) -> list[dict[str, Any]]:
-    config, inputs = here.task.config, here.inputs
-    batches = paper_batches(inputs.sets, inputs.columns, inputs.pad_id, config.batch_size, config.seed)
-    return paper_lines(run, batches)

@@ -3,32 +3,31 @@
 import contextlib
 import functools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import psutil
-import torch
 
 from geffect.config import InspectConfig, UnlearnConfig
 from geffect.core.layers import trainable_parameters
+from geffect.core.types import CausalLM
 from geffect.data.encode import EncodedExample, pad_id_of
 from geffect.errors import GeffectError
 from geffect.inspection.measure import Inputs, dataset_parts, num_parts
 from geffect.inspection.resolve import Checkpoint, as_run, check_readable, complete, find_checkpoints
 from geffect.measurement.measurement import Batch
-from geffect.models.load import DTYPES, Loaded, add_lora
+from geffect.models.load import Loaded, add_lora
 from geffect.models.scoring import Reference
 from geffect.objectives.base import Objective
 from geffect.objectives.registry import make_objective
 from geffect.record.resume import check_lines, check_same_data, steps_of
 from geffect.record.schema import CONFIG, DONE, STEPS
 from geffect.record.writer import RunDirectory
-from geffect.training.aux_inputs import Columns, compute_columns
-from geffect.training.dry_run import PROCESS, activations_bytes, parameter_counts, token_counts
+from geffect.training.batches import Columns, compute_columns, training_sets
+from geffect.training.dry_run import PROCESS, activations_bytes, model_bytes, parameter_counts, token_counts
 from geffect.training.run import open_record, read_unfinished, recorded_config
-from geffect.training.setup import TrainingSetup, answers_of, load_outline, prepare, training_sets
+from geffect.training.setup import TrainingSetup, answers_of, load_outline, prepare
 
 EVALUATED = ("forget", "retain", "heldout")
 Sink = Callable[..., None]
@@ -98,22 +97,19 @@ def tasks(config: InspectConfig, *, resume: bool) -> list[Task]:
     """
     left, paths = [], [record_of(config, objective) for objective in config.objective]
     if len(set(paths)) < len(paths):
-        raise GeffectError(
-            f"An objective is named twice: {', '.join(map(str, config.objective))}", remedy="Name each once"
-        )
+        objectives = ", ".join(map(str, config.objective))
+        raise GeffectError(f"An objective is named twice: {objectives}", remedy="Name each once")
     if resume and not any((place / CONFIG).exists() for place in paths):
-        absent = f"no {CONFIG} in {', '.join(map(str, paths))}"
-        raise GeffectError(
-            f"There is no unfinished inspection to --resume: {absent}", remedy="Leave --resume out to start it"
-        )
+        message = f"There is no unfinished inspection to --resume: no {CONFIG} in {', '.join(map(str, paths))}"
+        raise GeffectError(message, remedy="Leave --resume out to start it")
     for objective, place in zip(config.objective, paths, strict=True):
-        own = config.replace(objective=[objective], out=place)
-        begun = resume and (own.out / CONFIG).exists()
-        if begun and (own.out / DONE).exists():
+        alone = config.replace(objective=[objective], out=place)
+        begun = resume and (alone.out / CONFIG).exists()
+        if begun and (alone.out / DONE).exists():
             continue
         if begun:
-            own = read_unfinished(own)
-        left.append(Task(own, as_run(own, objective), RunDirectory(own.out, resume=begun)))
+            alone = read_unfinished(alone)
+        left.append(Task(alone, as_run(alone, objective), RunDirectory(alone.out, resume=begun)))
     return left
 
 
@@ -142,8 +138,8 @@ class InspectionSetup:
             return False
         start = load_outline(config, config.start).model
         model = add_lora(start, config.lora, config.seed) if config.lora else start
-        own, its = ({n: p.shape for n, p in trainable_parameters(m).items()} for m in (model, self.outline.model))
-        return own == its
+        shapes = [{n: p.shape for n, p in trainable_parameters(m).items()} for m in (model, self.outline.model)]
+        return shapes[0] == shapes[1]
 
     @functools.cached_property
     def sets(self) -> TrainingSetup[UnlearnConfig]:
@@ -161,9 +157,9 @@ class InspectionSetup:
         return {
             "model": f"{parameter_counts(model)}, {config.dtype}",
             "steps": f"{'the start, ' if config.start else ''}{len(self.series)} checkpoints: {steps}",
-            **{name: f"{rows.name}: {token_counts(encoded[name])}" for name, rows in self.sets.sets.items()},
+            **{name: f"{each.name}: {token_counts(encoded[name])}" for name, each in self.sets.sets.items()},
             "objective": "; ".join(map(str, config.objective)),
-            "rows": "of whole sets" + (", twice gone over for standard errors" if not config.one_pass else ""),
+            "gradients": "of whole sets" + (", computed twice for standard errors" if not config.one_pass else ""),
             "memory": f"about {inspection_gb(config, model, encoded):.1f} GB; {free:.1f} GB are free",
             "out": str(config.out),
         }
@@ -177,23 +173,20 @@ def prepare_inspection(config: InspectConfig, *, resume: bool = False) -> Inspec
     return setup
 
 
-def inspection_gb(config: InspectConfig, model: Any, encoded: dict[str, list[EncodedExample]]) -> float:
+def inspection_gb(config: InspectConfig, model: CausalLM, encoded: Mapping[str, Sequence[EncodedExample]]) -> float:
     """GB (10⁹ bytes) at the peak, roughly: weights, gradients, and the activations of one micro-batch."""
-    size = torch.empty((), dtype=DTYPES[config.dtype]).element_size()
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    weights = sum(p.numel() for p in model.parameters()) * size
-    objectives = config.objective
-    own = any(each.forget_multiple is None for each in objectives)
-    copies = any(each.needs_reference for each in objectives)  # the start stays beside
-    rows, parts = 2 + own, num_parts(min(map(len, encoded.values())), config.batch_size)
-    twice = not config.one_pass and parts > 1
-    keeps = not config.one_pass or bool(config.tokens or config.points)
-    held = rows + keeps + rows * twice + 3 * (config.mode == "paper")
-    forward_mode = 2 if config.tokens or config.points else 1  # a tangent beside every activation, no graph
-    longest = {name: sorted(each, key=lambda row: -len(row.input_ids)) for name, each in encoded.items()}
+    size, weights, gradient = model_bytes(model, config.dtype)
+    references = any(each.needs_reference for each in config.objective)  # the start stays beside
+    gradients = 2 + any(each.forget_multiple is None for each in config.objective)
+    parts = num_parts(min(map(len, encoded.values())), config.batch_size)
+    singly = bool(config.tokens or config.points)
+    copies = gradients + (not config.one_pass or singly) + gradients * (not config.one_pass and parts > 1)
+    copies += 3 * (config.mode == "paper")
+    longest = {name: sorted(each, key=lambda example: -len(example.input_ids)) for name, each in encoded.items()}
     a_part = {name: each[: -(-len(each) // parts)] for name, each in longest.items()}
-    activations = activations_bytes(model, a_part, config.batch_size, size) * forward_mode
-    return float(PROCESS + weights * (1 + copies) + trained * size * held + activations) / 1e9
+    activations = activations_bytes(model, a_part, config.batch_size, size)
+    activations *= 1 + singly  # a tangent beside every activation, no graph
+    return float(PROCESS + weights * (1 + references) + gradient * copies + activations) / 1e9
 
 
 @contextlib.contextmanager
@@ -209,7 +202,7 @@ def open_task(
     points = {point.text: point for point in task.config.points}
     inputs = _inputs(task, sets, points, start)
     environment = sets.environment(len(steps))
-    environment["batch"]["sentence"] = f"whole sets, {task.config.batch_size} rows of each at a time"
+    environment["batch"]["sentence"] = f"whole sets, {task.config.batch_size} examples of each at a time"
     if task.directory.resume:
         check_same_data(task.config.out, environment)
     evaluated = {name: sets.encoded[name] for name in EVALUATED if name in sets.encoded}
@@ -225,14 +218,13 @@ def _inputs(
     objective, origin = task.run.objective, start or setup.loaded
     sets = training_sets(setup)
     asked = [objective, *points.values()]
-    if start is None and any(each.needs_start for each in asked):
-        text = next(each.text for each in asked if each.needs_start)
+    if start is None and (text := next((each.text for each in asked if each.needs_start), None)):
         raise GeffectError(f"{text!r} needs the model before unlearning", remedy="Name it with --start")
     if start is not None and points:
-        asked.append(make_objective("npo"))  # every row's NLL at the start stands beside its points
+        asked.append(make_objective("npo"))  # every example's NLL at the start stands beside its points
     columns: Columns = {}
     for each in asked:
-        for name, found in compute_columns(origin.model, origin.tokenizer, each, sets, task.config.seed).items():
-            columns[name] = columns.get(name, {}) | found
+        for name, by_column in compute_columns(origin.model, origin.tokenizer, each, sets, task.config.seed).items():
+            columns[name] = columns.get(name, {}) | by_column
     reference = Reference(origin.model) if objective.needs_reference else None
     return Inputs(objective, sets, columns, reference, setup.layout.layers, pad_id_of(origin.tokenizer))

@@ -13,14 +13,16 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import yaml
 
 from geffect.errors import GeffectError
 from geffect.io.system import free_memory
 
+JSON = Any  # a value that JSON can hold: the reader of a file checks its parts
 StrPath = str | os.PathLike[str]  # what names a file: a text, a Path, or a run
+T = TypeVar("T")
 YAML_BYTES = 2**18  # the YAML parser takes four seconds for it
 JSON_BYTES = 2**28  # an index or a table of parameters has a few MiB
 LINE_BYTES = 2**28  # of a record, or of JSON lines
@@ -56,7 +58,7 @@ def reasons() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened(path: Path, most: int | None = None) -> Iterator[IO[bytes]]:
+def open_regular(path: Path, most: int | None = None) -> Iterator[IO[bytes]]:
     """Open a regular file of at most ``most`` bytes; a pipe without a writer does not block."""
     with reasons():
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -80,7 +82,7 @@ def check_regular(directory: Path) -> None:
 
 def read_bytes(path: Path, most: int = JSON_BYTES) -> bytes:
     """The bytes of a regular file of at most ``most`` bytes."""
-    with opened(path, most) as stream, reasons():
+    with open_regular(path, most) as stream, reasons():
         content = stream.read(most + 1)
     if len(content) > most:  # it has grown, or lies in a file system that tells no sizes
         raise Unreadable(f"more than {most} bytes")
@@ -96,7 +98,7 @@ def read_text(path: Path, most: int | None = None) -> str:
 
 def text_lines(path: Path) -> Iterator[str]:
     """The lines of a regular UTF-8 file with their ends, one at a time; a line ends in LF, CR LF or CR."""
-    with opened(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as stream, reasons():
+    with open_regular(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as stream, reasons():
         while line := stream.readline(LINE_BYTES + 1):
             _check_line(line)
             yield line
@@ -104,7 +106,7 @@ def text_lines(path: Path) -> Iterator[str]:
 
 def byte_lines(path: Path) -> Iterator[bytes]:
     """The lines of a regular file with their ends, one at a time; a line ends in LF."""
-    with opened(path) as stream, reasons():
+    with open_regular(path) as stream, reasons():
         while line := stream.readline(LINE_BYTES + 1):
             _check_line(line)
             yield line
@@ -115,7 +117,7 @@ def _check_line(line: str | bytes) -> None:
         raise Unreadable(f"a line of more than {LINE_BYTES} bytes")
 
 
-def parse_json(text: str | bytes, *, constants: bool = False) -> Any:
+def parse_json(text: str | bytes, *, constants: bool = False) -> JSON:
     """Parse one JSON value; ``constants`` allows NaN and Infinity, which Python writes and JSON does not have."""
     with reasons():
         refuse = None if constants else _refuse_constant
@@ -126,17 +128,17 @@ def _refuse_constant(word: str) -> None:
     raise Unreadable(f"{word}, which is no JSON")
 
 
-def read_json(path: Path, most: int = JSON_BYTES) -> Any:
+def read_json(path: Path, most: int = JSON_BYTES) -> JSON:
     """The value in a JSON file of at most ``most`` bytes."""
     return parse_json(read_bytes(path, most))
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> JSON:
     """The value in a YAML file of plain tags (`parse_yaml`)."""
     return parse_yaml(read_text(path, YAML_BYTES))
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str) -> JSON:
     """Parse one YAML document of plain tags whose aliases stand for at most `YAML_NODES` values."""
     with reasons():
         loader = UniqueLoader(text)
@@ -148,13 +150,13 @@ def parse_yaml(text: str) -> Any:
             loader.dispose()
 
 
-def _count_nodes(node: Any, known: dict[int, int]) -> int:
+def _count_nodes(node: Any, counts: dict[int, int]) -> int:
     """The number of values that a node stands for, aliases written out; each node is visited once."""
-    if id(node) in known:
-        if not known[id(node)]:
+    if id(node) in counts:
+        if not counts[id(node)]:
             raise Unreadable("a value that contains itself")
-        return known[id(node)]
-    known[id(node)] = 0  # under way
+        return counts[id(node)]
+    counts[id(node)] = 0  # under way
     value = getattr(node, "value", None)
     below = (
         [part for pair in value for part in (pair if isinstance(pair, tuple) else (pair,))]
@@ -163,14 +165,14 @@ def _count_nodes(node: Any, known: dict[int, int]) -> int:
     )
     if isinstance(value, str) and len(value) > YAML_DIGITS and node.tag.endswith((":int", ":float", ":timestamp")):
         raise Unreadable(f"a number of {len(value)} digits")
-    count = 1 + sum(_count_nodes(part, known) for part in below)
+    count = 1 + sum(_count_nodes(part, counts) for part in below)
     if count > YAML_NODES:
         raise Unreadable(f"more than {YAML_NODES} values once its aliases are written out")
-    known[id(node)] = count
+    counts[id(node)] = count
     return count
 
 
-def duplicate(names: Iterable[Any]) -> Any | None:
+def duplicate(names: Iterable[T]) -> T | None:
     """The first name that occurs twice; None where there is none.
 
     >>> duplicate(["a", "b", "a"]), duplicate(["a", "b"])
@@ -179,7 +181,7 @@ def duplicate(names: Iterable[Any]) -> Any | None:
     return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
-def unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_object(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
     """A JSON object from its pairs, as `json.loads` takes it for ``object_pairs_hook``; no key may occur twice.
 
     >>> unique_object([("a", 1), ("a", 2)])
@@ -195,9 +197,9 @@ def unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 class UniqueLoader(yaml.SafeLoader):
     """YAML's safe loader, which refuses a mapping that has a key twice; keys merged by ``<<`` may be overridden."""
 
-    def compose_mapping_node(self, anchor: Any) -> Any:
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
         """As PyYAML's; a key that occurs twice is a ComposerError."""
-        node = super().compose_mapping_node(anchor)
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if (twice := duplicate((key.tag, key.value) for key in keys)) is not None:
             mark = [key.start_mark for key in keys if (key.tag, key.value) == twice][1]

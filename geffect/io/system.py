@@ -39,24 +39,20 @@ def check_memory(what: str, needed: float, remedy: str, limit: int | None = None
     """Refuse to start what is estimated to need more bytes of memory than ``limit`` (the free memory by default)."""
     limit = free_memory() if limit is None else limit
     if needed > limit:
-        raise GeffectError(
-            f"About {needed / 1e9:.3g} GB of memory are needed for {what}; {limit / 1e9:.3g} GB are available",
-            remedy=remedy,
-        )
+        message = f"About {needed / 1e9:.3g} GB of memory are needed for {what}; {limit / 1e9:.3g} GB are available"
+        raise GeffectError(message, remedy=remedy)
 
 
 def _limits() -> list[int]:
     limits = []
     for name in CGROUP:
-        try:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
             limits.append(int(Path(name).read_text(encoding="ascii")))
-        except (OSError, ValueError):  # none, or "max"
-            continue
     return limits
 
 
 @contextlib.contextmanager
-def terminable() -> Iterator[None]:
+def raise_on_signals() -> Iterator[None]:
     """Raise `Interrupted` on SIGTERM and SIGHUP, as Ctrl-C raises `KeyboardInterrupt`; a second one ends the process.
 
     A handler that the calling program has set, and a signal that is ignored (``nohup``), stay as they are.
@@ -116,6 +112,5 @@ def check_launch_settings() -> None:
 def check_single_process(what: str) -> None:
     """Refuse several launched processes for ``what``, which works in one."""
     if rank_and_size()[1] > 1:
-        raise GeffectError(
-            f"{what} works in one process, and {rank_and_size()[1]} were launched", remedy="Start it without a launcher"
-        )
+        message = f"{what} works in one process, and {rank_and_size()[1]} were launched"
+        raise GeffectError(message, remedy="Start it without a launcher")

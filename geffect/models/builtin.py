@@ -65,7 +65,7 @@ def built_in_key(name: str = TINY) -> str:
 
 
 def make_tiny(
-    seed: int = 0, name: str = TINY, /, vocabulary: int = VOCABULARY, **shape: Any
+    seed: int = 0, name: str = TINY, /, vocabulary: int = VOCABULARY, **shape: object
 ) -> tuple[CausalLM, Tokenizer]:
     """A new built-in model (float32, a key of `BUILT_IN`) and its tokenizer; no file is read or written.
 
@@ -104,7 +104,7 @@ def make_tokenizer(vocabulary: int = VOCABULARY, name: str = TINY) -> Tokenizer:
 
 
 def _texts(name: str) -> list[str]:
-    return [PLAIN.format(**example) for spec in BUILT_IN[name].sets for example in load_set(spec).rows]
+    return [PLAIN.format(**example) for spec in BUILT_IN[name].sets for example in load_set(spec)]
 
 
 def convert_gguf(file: Path) -> Path:

@@ -121,10 +121,10 @@ def is_complete(path: Path) -> bool:
     try:
         if not path.is_dir() or path.is_symlink():
             return False
-        stamps = tuple((name, *_stamp(path / name)) for name in (MANIFEST, *_files(path)))
+        files = {name: (path / name).stat() for name in (MANIFEST, *_files(path))}
     except OSError:
         return False
-    return _matches(path, stamps)
+    return _matches(path, tuple((name, status.st_size, status.st_mtime_ns) for name, status in files.items()))
 
 
 @functools.lru_cache(maxsize=256)
@@ -135,11 +135,6 @@ def _matches(path: Path, stamps: tuple[tuple[str, int, int], ...]) -> bool:
         return bool(manifest == {name: file_sha256(path / name) for name, *_ in stamps if name != MANIFEST})
     except (OSError, ValueError, RecursionError):
         return False
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
 
 
 def _files(directory: Path) -> list[str]:

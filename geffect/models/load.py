@@ -17,7 +17,6 @@ from geffect.core.types import CausalLM, Tokenizer
 from geffect.errors import GeffectError
 from geffect.io.readers import check_regular, read_json
 from geffect.io.system import check_memory
-from geffect.models.adapters import FILE, check_adapter, check_patterns, resize_vocabulary
 from geffect.models.builtin import (
     BUILT_IN,
     UNTRAINED,
@@ -29,19 +28,24 @@ from geffect.models.builtin import (
 )
 from geffect.models.cache import fingerprint, weights_sha256
 from geffect.models.checkpoints import (
+    ADAPTER_FILE,
     CHECKSUMS,
+    check_adapter,
     check_checksums,
     check_config,
     check_directory,
     check_loading_info,
+    check_patterns,
     check_size,
     checkpoints,
     read_errors,
+    resize_vocabulary,
 )
 from geffect.models.tokenizers import has_tokenizer, read_template, read_tokenizer, set_template
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PretrainedConfig
 
 LOGGER = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -114,9 +118,9 @@ def load(
     """Load a model for training or measuring; `geffect.load_model` also loads the built-in ones.
 
     An adapter is put on its base and made trainable, its base frozen. The weights have the dtype of the argument, not
-    the checkpoint's; on a bfloat16 base PEFT keeps the adapter's in float32. ``tokenizer`` names a model or directory
-    whose tokenizer replaces the model's own (an adapter's before its base's), ``chat_template`` is ``none``, one of its
-    several templates, or a file; None keeps its own.
+    the checkpoint's; on a bfloat16 base PEFT keeps the adapter's in float32. ``trust_remote_code`` runs code that comes
+    with the model. ``tokenizer`` names a model or directory whose tokenizer replaces the model's own (an adapter's
+    before its base's), ``chat_template`` is ``none``, one of its several templates, or a file; None keeps its own.
     """
     if dtype not in DTYPES:
         raise GeffectError(f"There is no dtype {dtype!r}", remedy=f"Choose one of {', '.join(DTYPES)}")
@@ -157,7 +161,11 @@ def model_errors(spec: str, what: str = "model") -> Iterator[None]:
 
 
 def load_tokenizer(
-    source: Path | str, config: Any, trust: bool, instead: str | None = None, chat_template: str | None = None
+    source: Path | str,
+    config: "PretrainedConfig | None",
+    trust: bool,
+    instead: str | None = None,
+    chat_template: str | None = None,
 ) -> Tokenizer:
     """The tokenizer of a resolved model, or of another model or directory ``instead``; see `load`."""
     if instead is None:
@@ -172,7 +180,7 @@ def load_tokenizer(
     return set_template(tokenizer, chat_template)
 
 
-def _own_tokenizer(source: Path | str, config: Any, trust: bool) -> Tokenizer:
+def _own_tokenizer(source: Path | str, config: "PretrainedConfig | None", trust: bool) -> Tokenizer:
     """An adapter's tokenizer, else its base's; in either case the adapter's chat template replaces its base's."""
     with quiet_transformers():
         if not _is_adapter(source):
@@ -215,7 +223,7 @@ def _read_weights(source: Path | str, dtype: str, trust: bool) -> CausalLM:
         return loaded
 
 
-def _auto_class(config: Any) -> Any:
+def _auto_class(config: "PretrainedConfig") -> Any:
     """transformers' auto class that loads a model of this configuration, multimodal where the weights are."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
 
@@ -306,9 +314,9 @@ def _adapter_outline(source: Path, trust: bool, check_files: bool) -> CausalLM:
     if _is_adapter(place):
         message = f"The base of the adapter in {source} is an adapter itself, in {place}"
         raise GeffectError(message, remedy="Merge that into its own base first")
-    has_weights = (source / FILE).is_file()
+    has_weights = (source / ADAPTER_FILE).is_file()
     if check_files and not has_weights:
-        raise GeffectError(f"There is no {FILE} in {source}", remedy="Re-save the adapter as safetensors")
+        raise GeffectError(f"There is no {ADAPTER_FILE} in {source}", remedy="Re-save the adapter as safetensors")
     config = PeftConfig.from_pretrained(str(source))
     config.inference_mode = False
     if hasattr(config, "init_lora_weights"):

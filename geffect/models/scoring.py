@@ -132,10 +132,8 @@ def forward_beside(
         return outputs
     if reference is None:
         missing = ", ".join(sorted(needs & FROM_REFERENCE))
-        raise GeffectError(
-            f"The objective needs {missing} of a frozen reference, and there is none",
-            remedy="Pass reference=Reference(model) before training",
-        )
+        message = f"The objective needs {missing} of a frozen reference, and there is none"
+        raise GeffectError(message, remedy="Pass reference=Reference(model) before training")
     return reference(batch, outputs, needs)
 
 

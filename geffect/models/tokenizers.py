@@ -1,13 +1,16 @@
 """Tokenizers and chat templates of models: a directory's own, an adapter's, or one that is named."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from geffect.core.types import Tokenizer
 from geffect.errors import GeffectError
 from geffect.io.readers import read_json
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 FILES = (
     *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json"),
@@ -27,7 +30,7 @@ def has_tokenizer(directory: Path) -> bool:
     return vocabulary or "auto_map" in settings.read_text(encoding="utf-8", errors="replace")
 
 
-def read_tokenizer(source: str, trust: bool, config: Any = None, **revision: str) -> Tokenizer:
+def read_tokenizer(source: str, trust: bool, config: "PretrainedConfig | None" = None, **revision: str) -> Tokenizer:
     """The tokenizer of a directory or hub id.
 
     ``config`` is that of the model it belongs to, where another directory holds the model: it decides the class.

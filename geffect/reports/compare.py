@@ -12,7 +12,7 @@ from geffect.core.gram import direction_name, g_effect, objective_name, total_co
 from geffect.core.masks import chance_jaccard
 from geffect.core.splits import TARGETS, role_of
 from geffect.core.statistics import Numbers, bootstrap
-from geffect.errors import GeffectError, visible
+from geffect.errors import GeffectError, visible_text
 from geffect.io.readers import StrPath
 from geffect.record.frames import read, read_overlap, read_settings, read_standard_errors, read_steps
 from geffect.record.reader import contents, damage_refused, evaluations
@@ -106,7 +106,7 @@ def named(runs: Sequence[StrPath]) -> dict[str, Path]:
     paths = [Path(run) for run in runs]
     names = [path.resolve().name for path in paths]
     labels = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
-    named = {visible(label, lines=False): path for label, path in zip(labels, paths, strict=True)}
+    named = {visible_text(label, lines=False): path for label, path in zip(labels, paths, strict=True)}
     if len(named) < len(paths):
         raise GeffectError("A run is named twice", remedy="Name each once")
     return named

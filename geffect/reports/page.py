@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from geffect.errors import GeffectError, visible
-from geffect.io.readers import opened
+from geffect.errors import GeffectError, visible_text
+from geffect.io.readers import open_regular
 from geffect.record.reader import check_run
 from geffect.record.writer import write as write_file
 from geffect.reports.findings import Finding
@@ -85,11 +85,11 @@ def _shown(value: object) -> object:
     """The visible form of text from a run, a model or a file, as a template prints it."""
     from markupsafe import Markup
 
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return visible_text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _head(file: Path) -> bytes:
-    with opened(file) as stream:
+    with open_regular(file) as stream:
         return stream.read(2000)
 
 

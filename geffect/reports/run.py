@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from geffect.core.gram import cosines, direction_name, g_effect
-from geffect.errors import visible
+from geffect.errors import visible_text
 from geffect.io.readers import StrPath
 from geffect.record.frames import (
     read,
@@ -71,9 +71,9 @@ class Run(os.PathLike[str]):
         return f"geffect.Run({str(self.path)!r})"
 
     def _repr_html_(self) -> str:
-        table = pd.Series({name: visible(text) for name, text in self.summary().items()}).to_frame()
+        table = pd.Series({name: visible_text(text) for name, text in self.summary().items()}).to_frame()
         with pd.option_context("display.max_colwidth", None):
-            return f"<p><b>{escape(visible(str(self.path)))}</b></p>{table.to_html(header=False)}"
+            return f"<p><b>{escape(visible_text(str(self.path)))}</b></p>{table.to_html(header=False)}"
 
     @property
     def is_localization(self) -> bool:

@@ -43,27 +43,22 @@ def check_whole(checkpoint: Path, model: nn.Module, others: Sequence[str] = ()) 
     ``others`` are further files that it must have.
     """
     check_checksums(checkpoint)
-    missing = [name for name in (*FILES, _random_state(), *others) if not (checkpoint / name).is_file()]
+    random_state = f"rng_state_{rank()}.pth" if num_processes() > 1 else "rng_state.pth"  # as Hugging Face names it
+    missing = [name for name in (*FILES, random_state, *others) if not (checkpoint / name).is_file()]
     if missing:
         raise GeffectError(f"There is no {missing[0]} in {checkpoint}", remedy=REMEDY)
     saved = checkpoint_shapes(checkpoint, REMEDY)
-    own = saved_state(model)
-    places = {name: local_part(tensor).data_ptr() for name, tensor in own.items()}
-    kept = {places[name] for name in saved if places.get(name)}  # a tied tensor is saved once; a part may be empty
-    for name in sorted({*saved, *(name for name, place in places.items() if place not in kept)}):
-        expected = tuple(own[name].shape) if name in own else None
+    state = saved_state(model)
+    places = {name: local_part(tensor).data_ptr() for name, tensor in state.items()}
+    stored = {places[name] for name in saved if places.get(name)}  # a tied tensor is saved once; a part may be empty
+    for name in sorted({*saved, *(name for name, place in places.items() if place not in stored)}):
+        expected = tuple(state[name].shape) if name in state else None
         if saved.get(name) != expected:
-            raise GeffectError(
-                f"{name} in {checkpoint} has the shape {saved.get(name)}, and {expected} in this model", remedy=REMEDY
-            )
+            message = f"{name} in {checkpoint} has the shape {saved.get(name)}, and {expected} in this model"
+            raise GeffectError(message, remedy=REMEDY)
 
 
-def _random_state() -> str:
-    """The file that Hugging Face keeps this process's random state in."""
-    return f"rng_state_{rank()}.pth" if num_processes() > 1 else "rng_state.pth"
-
-
-def saved_state(model: Any) -> dict[str, Any]:
+def saved_state(model: nn.Module) -> dict[str, Tensor]:
     """A model's tensors by the names its checkpoints have, over the same memory: of an adapted model the adapter's."""
     from peft import PeftModel, get_peft_model_state_dict
 
@@ -71,7 +66,7 @@ def saved_state(model: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def writing(directory: Path) -> Iterator[None]:
+def write_errors(directory: Path) -> Iterator[None]:
     """Turn what a full or read-only disk makes a writer raise into `OSError`: torch's and safetensors' have others."""
     try:
         yield
@@ -112,7 +107,7 @@ class ShardedTrainer(Trainer):  # type: ignore[misc]
         if not self.sharded:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        state = map_leaves(self.optimizer.state_dict(), _gathered)
+        state = map_leaves(self.optimizer.state_dict(), _gather)
         if rank() == 0:
             torch.save(state, Path(output_dir) / OPTIMIZER)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
@@ -138,7 +133,7 @@ class ShardedTrainer(Trainer):  # type: ignore[misc]
             load_parameters(saved_state(self.model), load_file(file))
 
 
-def _gathered(value: Any) -> Any:
+def _gather(value: Any) -> Any:
     """A leaf of a state, put together by all processes; None on all but the first."""
     together = full_tensor(value)
     if not isinstance(together, Tensor):
@@ -158,13 +153,13 @@ def _whole_state(model: nn.Module) -> dict[str, Tensor]:
 
     identities = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
     trained = set(map(id, trainable_parameters(model).values())) if isinstance(model, PeftModel) else None
-    by_key: dict[Any, Any] = {}
+    by_key: dict[int | str, Any] = {}
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         key = identities.get(name, name)
         if trained is not None and key not in trained:
             continue
         if key not in by_key:
-            by_key[key] = _gathered(tensor)
+            by_key[key] = _gather(tensor)
         state[name] = by_key[key]
     return state

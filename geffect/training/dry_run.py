@@ -1,41 +1,148 @@
-"""Passes, steps and memory of a run, from its configuration, its model's outline and its encoded sets."""
+"""What a configuration asks of this machine: Hugging Face's arguments, passes, steps and memory of a run."""
 
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from geffect.config import FinetuneConfig, LocalizeConfig, TrainConfig, UnlearnConfig
 from geffect.core.forward import IGNORE_INDEX
 from geffect.core.layers import decoder_blocks, unwrap
+from geffect.core.types import CausalLM
 from geffect.data.encode import EncodedExample
-from geffect.io.system import rank_and_size
+from geffect.errors import GeffectError
+from geffect.io.system import check_launch_settings, rank_and_size
 from geffect.measurement.passes import plan_passes
 from geffect.models.load import DTYPES
 from geffect.objectives.base import Objective
 from geffect.rectifiers.base import Rectifier
 
-OPTIMIZER_ROWS = {"sgd": 0, "adagrad": 1, "rmsprop": 1, "adafactor": 0}  # tensors of the parameters' size; else 2
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+NEVER = 10**9
+
+
+def training_arguments(config: TrainConfig, steps: int) -> "TrainingArguments":
+    """Hugging Face's training arguments for a run of so many steps; a fine-tuning is evaluated after each epoch.
+
+    It refuses a warm-up longer than the run, and a setting that is unknown, needs a package that is not installed, or
+    was given to the launcher.
+    """
+    from transformers import TrainingArguments
+
+    check_launch_settings()
+    _check_warm_up(config, steps)
+    try:
+        arguments = TrainingArguments(
+            output_dir=str(config.out / "checkpoints"),
+            max_steps=steps,
+            per_device_train_batch_size=config.batch_size,
+            per_device_eval_batch_size=max(8, config.batch_size),
+            gradient_accumulation_steps=config.grad_accum_steps,
+            learning_rate=config.learning_rate,
+            optim=config.optimizer,
+            lr_scheduler_type=_schedule(config),
+            warmup_steps=config.warmup_steps,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            seed=config.seed,
+            eval_strategy="steps",
+            eval_steps=_evaluation_steps(config, steps),
+            eval_on_start=True,
+            save_strategy="steps" if isinstance(config, UnlearnConfig) or config.save_every else "no",
+            save_steps=config.save_every or NEVER,
+            logging_steps=1,
+            report_to=config.report_to or "none",
+            disable_tqdm=True,  # the trainer shows a bar of its own
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            # else processes on a CPU would not find one another
+            use_cpu=rank_and_size()[1] > 1 and not torch.cuda.is_available(),
+            **_checkpointing(config),
+        )
+        _try_out(arguments, steps)
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise GeffectError(f"Training cannot be set up: {reason}", remedy="Correct the setting") from error
+    return arguments
+
+
+def _check_warm_up(config: TrainConfig, steps: int) -> None:
+    """The peak learning rate is reached within the run."""
+    if config.warmup_steps > steps:
+        message = f"The warm-up takes {config.warmup_steps} steps, more than the {steps} of the run"
+        raise GeffectError(message, remedy=f"Lower --warmup-steps to {steps} or fewer, or train for longer")
+
+
+def _try_out(arguments: "TrainingArguments", steps: int) -> None:
+    """Make optimizer, schedule and trackers once for a parameter of one number: what is missing shows here."""
+    from transformers import Trainer
+    from transformers.integrations import get_reporting_integration_callbacks
+    from transformers.optimization import get_scheduler
+
+    if (schedule := arguments.lr_scheduler_type) in {"reduce_lr_on_plateau", "greedy"}:
+        raise ValueError(f"{schedule}, which follows one evaluation loss where there are several sets")
+    cls, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    optimizer = cls([torch.nn.Parameter(torch.zeros(1))], **settings)
+    get_scheduler(schedule, optimizer, arguments.warmup_steps, steps)
+    for tracker in get_reporting_integration_callbacks(arguments.report_to):
+        tracker()
+
+
+def _checkpointing(config: TrainConfig) -> dict[str, object]:
+    """Not reentrant: hooks move gradients, and two losses may share a forward."""
+    from transformers import TrainingArguments
+
+    if not config.gradient_checkpointing:
+        return {}
+    new = "activation_checkpointing" in TrainingArguments.__dataclass_fields__  # renamed within transformers 5
+    name = "activation_checkpointing" if new else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+
+
+def _evaluation_steps(config: TrainConfig, steps: int) -> int:
+    """Steps between two evaluations: an epoch of a fine-tuning."""
+    if isinstance(config, UnlearnConfig):
+        return config.evaluate_every
+    return steps // config.epochs if isinstance(config, FinetuneConfig) else steps
+
+
+def _schedule(config: TrainConfig) -> str:
+    """Hugging Face's ``constant`` would pass over a warm-up in silence."""
+    return "constant_with_warmup" if config.schedule == "constant" and config.warmup_steps else config.schedule
+
+
+Encoded = Mapping[str, Sequence[EncodedExample]]
+OPTIMIZER_COPIES = {"sgd": 0, "adagrad": 1, "rmsprop": 1, "adafactor": 0}  # tensors of the parameters' size; else 2
 ACTIVATION_FLOATS = 34  # kept for the backward pass a token, block and hidden unit: the usual count without scores
 LOGIT_COPIES = 3  # logits, their gradient, and a cast or a reference's
 PROCESS = 500_000_000  # bytes of a process that has imported torch, transformers and peft
 
 
-def localization_gb(config: LocalizeConfig, model: Any, encoded: dict[str, list[EncodedExample]]) -> float:
-    """GB (10⁹ bytes) at the peak, roughly: weights, mean gradients if any, scores, one example's activations."""
-    size, wide = torch.empty((), dtype=DTYPES[config.dtype]).element_size(), 8 if config.dtype == "float64" else 4
+def model_bytes(model: nn.Module, dtype: str) -> tuple[int, int, int]:
+    """Bytes of a number of this dtype, of all weights, and of a gradient."""
+    size = torch.empty((), dtype=DTYPES[dtype]).element_size()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    weights = sum(p.numel() for p in model.parameters()) * size
-    held = 0 if config.masks_only else len(encoded)
-    rows = max(held, config.importance == "zscore") + (config.importance != "zscore")
-    return float(PROCESS + weights + trained * wide * rows + activations_bytes(model, encoded, 1, size)) / 1e9
+    return size, size * sum(p.numel() for p in model.parameters()), size * trained
 
 
-def num_finetune_steps(config: TrainConfig, rows: int) -> int:
+def localization_gb(config: LocalizeConfig, model: CausalLM, encoded: Encoded) -> float:
+    """GB (10⁹ bytes) at the peak, roughly: weights, mean gradients if any, scores, one example's activations."""
+    size, weights, gradient = model_bytes(model, config.dtype)
+    wide = gradient // size * (8 if config.dtype == "float64" else 4)
+    means = 0 if config.masks_only else len(encoded)
+    copies = max(means, config.importance == "zscore") + (config.importance != "zscore")
+    return float(PROCESS + weights + wide * copies + activations_bytes(model, encoded, 1, size)) / 1e9
+
+
+def num_finetune_steps(config: TrainConfig, num_examples: int) -> int:
     """Optimizer steps of a fine-tuning on so many examples, at most."""
     if isinstance(config, FinetuneConfig) and config.steps:
         return config.steps
     epochs = config.epochs if isinstance(config, FinetuneConfig) else 1
-    micro_batches = -(-rows // config.batch_size)
+    micro_batches = -(-num_examples // config.batch_size)
     return epochs * -(-micro_batches // config.grad_accum_steps)
 
 
@@ -48,7 +155,7 @@ def passes(objective: Objective, rectifier: Rectifier, diagnose_every: int) -> s
     'forget 1 forward 1 backward; every 5 steps: forget 1 forward 1 backward, retain 1 forward 1 backward'
     """
 
-    def taken(*, measure: bool) -> str:
+    def count(*, measure: bool) -> str:
         plan = plan_passes(objective, rectifier, measure=measure)
         backwards = {
             "forget": bool(objective.on("forget")) + plan.runs_forget,
@@ -56,72 +163,69 @@ def passes(objective: Objective, rectifier: Rectifier, diagnose_every: int) -> s
             "general": int(bool(objective.on("general"))),
             "retain": plan.retain_terms + plan.runs_retain,
         }
-        return ", ".join(f"{name} 1 forward {count} backward" for name, count in backwards.items() if count)
+        return ", ".join(f"{name} 1 forward {n} backward" for name, n in backwards.items() if n)
 
-    measured = taken(measure=True)
-    return measured if diagnose_every == 1 else f"{taken(measure=False)}; every {diagnose_every} steps: {measured}"
+    measured = count(measure=True)
+    return measured if diagnose_every == 1 else f"{count(measure=False)}; every {diagnose_every} steps: {measured}"
 
 
-def memory_gb(config: TrainConfig, model: Any, encoded: dict[str, list[EncodedExample]]) -> float:
+def memory_gb(config: TrainConfig, model: CausalLM, encoded: Encoded) -> float:
     """GB (10⁹ bytes) of a process at its peak, roughly, for a model's outline.
 
     It counts weights, gradients, optimizer, and the activations and logits of one micro-batch. Shards are parts of a
     model that every process has loaded whole.
     """
-    size = torch.empty((), dtype=DTYPES[config.dtype]).element_size()
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    rows = 1 + OPTIMIZER_ROWS.get(config.optimizer, 2) + _extra_rows(config)
-    weights = sum(p.numel() for p in model.parameters()) * size
-    held = weights + trainable * size * rows
+    size, weights, gradient = model_bytes(model, config.dtype)
+    total = weights + gradient * (1 + OPTIMIZER_COPIES.get(config.optimizer, 2) + _extra_copies(config))
     if isinstance(config, UnlearnConfig) and config.shard:
         around = weights - sum(p.numel() for p in decoder_blocks(unwrap(model))[1].parameters()) * size
-        copied = config.objective.needs_reference and not config.lora
-        held = max(
-            weights * (1 + copied), held // rank_and_size()[1] + 2 * around
-        )  # these and their gradients are whole
-    return float(PROCESS + held + activations_bytes(model, encoded, config.batch_size, size)) / 1e9
+        references = config.objective.needs_reference and not config.lora
+        # what lies around the blocks is whole, and so are its gradients
+        total = max(weights * (1 + references), total // rank_and_size()[1] + 2 * around)
+    return float(PROCESS + total + activations_bytes(model, encoded, config.batch_size, size)) / 1e9
 
 
-def activations_bytes(model: Any, encoded: dict[str, list[EncodedExample]], batch_size: int, size: int) -> int:
+def activations_bytes(model: CausalLM, encoded: Encoded, batch_size: int, size: int) -> int:
     """Bytes of a micro-batch's activations and logits, of the set that takes the most; ``size`` is a number's bytes."""
     shape = model.config.get_text_config()
-    tokens = max(min(batch_size, len(each)) * max(len(row.input_ids) for row in each) for each in encoded.values())
+
+    def largest(count: Callable[[EncodedExample], int]) -> int:
+        return max(min(batch_size, len(examples)) * max(map(count, examples)) for examples in encoded.values())
+
+    tokens = largest(lambda example: len(example.input_ids))
+    labeled = largest(lambda example: len(example.labels) - example.labels.count(IGNORE_INDEX))
     activations = tokens * shape.hidden_size * shape.num_hidden_layers * ACTIVATION_FLOATS * size
-    labeled = max(
-        min(batch_size, len(each)) * max(sum(label != IGNORE_INDEX for label in row.labels) for row in each)
-        for each in encoded.values()
-    )
     return int(activations + labeled * shape.vocab_size * 4 * LOGIT_COPIES)
 
 
-def _extra_rows(config: TrainConfig) -> int:
+def _extra_copies(config: TrainConfig) -> int:
     """Tensors of the parameters' size held beside the objective's gradient."""
     if not isinstance(config, UnlearnConfig):
         return 0
     objective, rectifier = config.objective, config.rectifier.rule
-    own = objective.forget_multiple is None
+    separate = objective.forget_multiple is None  # the forget loss has a gradient of its own
     streamed = config.grad_accum_steps == rank_and_size()[1] == 1
     keeps = bool(config.prediction or config.save_gradients or config.standard_errors)
     freezing = config.rectifier.freezing is not None
     copies = keeps or rectifier.corrects or freezing  # θ before the optimizer's step
-    domains = 2 * max(0, len(config.domain) - 1)  # a row a split
+    domains = 2 * max(0, len(config.domain) - 1)  # a gradient a split
     copied = objective.needs_reference and not config.lora
     probes = 2 * bool(config.prediction) + 2 * config.standard_errors + 3 * (config.mode == "paper")
     read = len({*rectifier.gradients, rectifier.memory} - {"objective", None})  # until they are combined, or longer
-    return own + read + (not streamed) + (3 + freezing) * keeps + copies + copied + probes + domains
+    return separate + read + (not streamed) + (3 + freezing) * keeps + copies + copied + probes + domains
 
 
-def parameter_counts(model: Any) -> str:
+def parameter_counts(model: nn.Module) -> str:
     """How many parameters a model has, and how many of them are trained."""
     total = sum(p.numel() for p in model.parameters())
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return f"{total / 1e6:.2f} M parameters, {trainable / 1e6:.2f} M trained"
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return f"{total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained"
 
 
-def token_counts(rows: list[EncodedExample]) -> str:
-    """How many rows and tokens a set has."""
-    lengths = [len(row.input_ids) for row in rows]
-    labeled = sum(len(row.input_ids) - row.labels.count(-100) for row in rows)
-    cut = sum(row.cut > 0 for row in rows)
+def token_counts(examples: Sequence[EncodedExample]) -> str:
+    """How many examples and tokens a set has."""
+    lengths = [len(example.input_ids) for example in examples]
+    labeled = sum(lengths) - sum(example.labels.count(IGNORE_INDEX) for example in examples)
+    cut = sum(example.cut > 0 for example in examples)
     shortened = f", {cut} cut at --max-length" if cut else ""
-    return f"{len(rows)} rows, {sum(lengths)} tokens ({labeled} carry loss), longest {max(lengths)}{shortened}"
+    return f"{len(examples)} examples, {sum(lengths)} tokens ({labeled} carry loss), longest {max(lengths)}{shortened}"

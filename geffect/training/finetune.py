@@ -1,6 +1,7 @@
-"""A Hugging Face Trainer that descends the NLL of its rows."""
+"""A Hugging Face Trainer that descends the NLL of its examples."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,21 +9,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
+from geffect.config import FinetuneConfig
 from geffect.core.forward import forward
 from geffect.data.encode import EncodedExample, collate
-from geffect.data.pairing import ShuffledSampler
 from geffect.errors import GeffectError
 from geffect.measurement.measurement import Batch
 from geffect.models.scoring import check_trainable
 from geffect.objectives.base import Counts, mean_nll
+from geffect.training.batches import ShuffledSampler
 from geffect.training.trainer import RecordingTrainer, example_numbers, make_loader, set_mode
 
 
 class FinetuneTrainer(RecordingTrainer):
     """Descends the token-mean NLL of its examples; each loss is divided by the count of the whole window.
 
-    It stops after an evaluation in which every set reaches the token accuracy ``until_accuracy``; with ``autocast``
-    losses are computed in bfloat16, whatever the weights' dtype.
+    It stops after an evaluation in which every set reaches the token accuracy ``config.until_accuracy``.
     """
 
     def __init__(
@@ -30,32 +31,33 @@ class FinetuneTrainer(RecordingTrainer):
         model: nn.Module,
         args: TrainingArguments,
         *,
-        rows: list[EncodedExample],
-        until_accuracy: float,
-        keep_dropout: bool = False,
-        autocast: bool = False,
+        config: FinetuneConfig,
+        examples: list[EncodedExample],
         **kwargs: Any,
     ) -> None:
         check_trainable(model)
-        super().__init__(model, args, train_dataset=rows, **kwargs)
-        self.until_accuracy, self.keep_dropout, self.autocast = until_accuracy, keep_dropout, autocast
+        super().__init__(model, args, train_dataset=examples, **kwargs)
+        self.config = config
         self.counts, self.met = Counts(0, 0), ""  # of the current window
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
+    def get_train_dataloader(self) -> DataLoader[Batch]:
         """Batches of examples in an order that depends on seed and epoch alone."""
         sampler = ShuffledSampler(len(self.train_dataset), self.args.seed)
-        return make_loader(self, self.train_dataset, sampler, lambda rows: collate(rows, self.pad_id))
+        return make_loader(self, sampler, lambda examples: collate(examples, self.pad_id))
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], None]:
         """The micro-batches of a window and the count all of them are divided by."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.counts, self.met = Counts.of(batches), example_numbers(batches)
         return batches, None
 
-    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: object = None) -> Tensor:
         """Back-propagate one micro-batch's share of the window's loss."""
-        set_mode(model, dropout=self.keep_dropout)  # without: a record's loss is the model's, not a thinned one's
-        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.autocast):
+        # without dropout, the recorded loss is the whole model's
+        set_mode(model, dropout=self.config.keep_dropout)
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.config.autocasts):
             loss = mean_nll(forward(model, self.on_device(inputs)), self.counts)
         self.accelerator.backward(loss)
         value = float(loss.detach())
@@ -70,12 +72,10 @@ class FinetuneTrainer(RecordingTrainer):
         """As `RecordingTrainer.evaluate`; asks for the end once every set is known."""
         metrics = super().evaluate(*args, **kwargs)
         accuracies = [value for name, value in metrics.items() if name.endswith("_accuracy")]
-        known = min(accuracies) >= self.until_accuracy
+        until = self.config.until_accuracy
+        known = min(accuracies) >= until
         if known and self.state.global_step == 0:  # told to stop here, Hugging Face's loop would still take a step
-            raise GeffectError(
-                f"The model already has an accuracy of {min(accuracies):.3f}, "
-                f"at least --until-accuracy {self.until_accuracy}",
-                remedy="Raise --until-accuracy, or use the model as it is",
-            )
+            message = f"The model already has an accuracy of {min(accuracies):.3f}, at least --until-accuracy {until}"
+            raise GeffectError(message, remedy="Raise --until-accuracy, or use the model as it is")
         self.control.should_training_stop |= known
         return metrics

@@ -4,11 +4,12 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from geffect.config import FinetuneConfig, InspectConfig, TrainConfig, UnlearnConfig
 from geffect.core.splits import role_of
 from geffect.errors import GeffectError, Interrupted, shorten
+from geffect.io.readers import JSON
 from geffect.io.system import rank_and_size
 from geffect.models.checkpoints import checkpoint_step, checkpoints
 from geffect.record.reader import StepLine, evaluations, step_lines
@@ -25,7 +26,7 @@ ELSEWHERE = ("model", "reference", "trust_remote_code")  # the start is told by 
 Config = TypeVar("Config", TrainConfig, UnlearnConfig, FinetuneConfig, InspectConfig)
 
 
-def recorded_config(config: TrainConfig | InspectConfig) -> dict[str, Any]:
+def recorded_config(config: TrainConfig | InspectConfig) -> dict[str, JSON]:
     """A configuration as a run records it."""
     return config.model_dump(mode="json", exclude_none=True)
 
@@ -40,10 +41,8 @@ def read_unfinished(config: Config) -> Config:
     recorded, asked = recorded_config(begun), recorded_config(config)
     for key in {**recorded, **asked}:
         if key not in ELSEWHERE and recorded.get(key) != asked.get(key):
-            raise GeffectError(
-                f"{key} is {shorten(asked.get(key))}, and {shorten(recorded.get(key))} in {config.out / CONFIG}",
-                remedy="Resume the run from that file",
-            )
+            message = f"{key} is {shorten(asked.get(key))}, and {shorten(recorded.get(key))} in {config.out / CONFIG}"
+            raise GeffectError(message, remedy="Resume the run from that file")
     if isinstance(begun, InspectConfig) or isinstance(config, InspectConfig):
         return begun
     return begun.replace(model=locate_model(config.model, recorded_start(config.out)))
@@ -58,7 +57,7 @@ def locate_model(model: str, recorded: object) -> str:
 
 @contextlib.contextmanager
 def open_record(
-    run: RunDirectory, config: dict[str, Any], environment: dict[str, Any], step: int
+    run: RunDirectory, config: dict[str, JSON], environment: dict[str, JSON], step: int
 ) -> Iterator[Callable[..., None]]:
     """A sink for a run's lines, from ``step`` on; the directory is locked by the caller.
 
@@ -67,7 +66,7 @@ def open_record(
     """
     fresh, writes = True, rank_and_size()[0] == 0
 
-    def sink(line: dict[str, Any], file: str = STEPS) -> None:
+    def sink(line: dict[str, JSON], file: str = STEPS) -> None:
         nonlocal fresh
         if not writes:
             return
@@ -95,7 +94,7 @@ def disk_errors(path: Path, then: str) -> Iterator[None]:
         raise GeffectError(f"{path} cannot be written to: {reason}", remedy=remedy) from error
 
 
-def find_checkpoint(path: Path, environment: Mapping[str, Any]) -> Path | None:
+def find_checkpoint(path: Path, environment: Mapping[str, JSON]) -> Path | None:
     """The checkpoint an unfinished run resumes from; None where it has none and starts again.
 
     It refuses where another process has finished the run meanwhile, where its data or number of processes differ from
@@ -126,9 +125,8 @@ def check_converged(trainer: "RecordingTrainer", path: Path) -> None:
     """Raise where a run's last update left a model that is not finite; the record in ``path`` says so."""
     if trainer.diverged:
         when = f"{trainer.diverged} after step {trainer.state.global_step - 1}, the last; the record in {path} is kept"
-        raise GeffectError(
-            f"The model is not finite at the end: {when}", remedy="Lower --learning-rate or set --max-grad-norm"
-        )
+        message = f"The model is not finite at the end: {when}"
+        raise GeffectError(message, remedy="Lower --learning-rate or set --max-grad-norm")
 
 
 def first_step(checkpoint: Path | None) -> int:
@@ -141,20 +139,20 @@ def lines_before(path: Path, checkpoint: Path | None) -> list[StepLine]:
     return [] if checkpoint is None else [line for line in step_lines(path) if line.step < first_step(checkpoint)]
 
 
-def final_metrics(path: Path, rules: "StopRules | None" = None) -> dict[str, Any]:
+def final_metrics(path: Path, rules: "StopRules | None" = None) -> dict[str, JSON]:
     """The first and last evaluation, the checkpoint that rules choose, and the peak memory."""
     from geffect.record.writer import peak_memory_gb
-    from geffect.stopping import chosen
+    from geffect.stopping import checkpoint_choice
 
     lines = evaluations(path)
-    scores: dict[str, Any] = {
+    scores: dict[str, JSON] = {
         name: {"step": line.step} | {key: score._asdict() for key, score in line.scores.items()}
         for name, line in (("start", lines[0]), ("end", lines[-1]))
     }
     if lines[-1].diverged:
         scores["diverged"] = lines[-1].diverged
     if rules:
-        scores["chosen"] = chosen(rules, step_lines(path), [first_step(each) for each in checkpoints(path)])
+        scores["chosen"] = checkpoint_choice(rules, step_lines(path), [first_step(each) for each in checkpoints(path)])
     return scores | {"peak_memory_gb": round(peak_memory_gb(), 3)}
 
 

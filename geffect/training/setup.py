@@ -8,22 +8,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Generic, Self, TypeVar, overload
 
 import psutil
 
 from geffect.config import EvaluateConfig, FinetuneConfig, LocalizeConfig, TextConfig, TrainConfig, UnlearnConfig
 from geffect.core.layers import Layout, find_tied_weights, layout, split_layout, trainable_parameters
 from geffect.core.masks import GradientMask
-from geffect.core.splits import TARGETS, domain_of, of_role, role_of, split_name, split_names
+from geffect.core.splits import TARGETS, of_role, role_of
+from geffect.core.types import Tokenizer
 from geffect.data.checks import check_ids, warn_cut
 from geffect.data.domains import balanced_sizes, domain_sets, set_names, split_sets
 from geffect.data.encode import EncodedExample, encode_set, pad_id_of
-from geffect.data.load import ExampleSet, QASet, load_set
+from geffect.data.load import ExampleSet, load_set
 from geffect.data.prompts import Prompt, prompt_settings
-from geffect.data.relabel import BUILT_IN, Answers, read_answers, replace_answers
+from geffect.data.relabel import Answers, read_answers
 from geffect.errors import GeffectError
-from geffect.io.system import check_memory, rank_and_size
+from geffect.io.readers import JSON
+from geffect.io.system import rank_and_size
 from geffect.localization.storage import check_localized, read_localization
 from geffect.models.cache import weights_sha256
 from geffect.models.load import Loaded, add_lora, outline
@@ -38,14 +40,13 @@ from geffect.training.dry_run import (
     parameter_counts,
     passes,
     token_counts,
+    training_arguments,
 )
-from geffect.training.hf_arguments import training_arguments
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 LOGGER = logging.getLogger(__name__)
-ROW_BYTES, TOKEN_BYTES = 300, 16  # of an encoding in memory
 PROMPT_NAMES = {"template": "chat template", "date": "--template-date", "system": "--system-prompt"}
 VANISHES = 1e-4  # a bfloat16 weight near 1 moves by 1/128 or not at all
 Config = TypeVar("Config", bound=TrainConfig | LocalizeConfig, covariant=True)
@@ -138,10 +139,9 @@ class TrainingSetup(Setup[Trained]):
     @functools.cached_property
     def layout(self) -> Layout:
         """Where each parameter lies; a tied tensor is split by use, but for a sharded one."""
-        whole = layout(self.loaded.model)
-        if isinstance(self.config, UnlearnConfig) and not self.config.shard:
-            whole = split_layout(whole, find_tied_weights(self.loaded.model))
-        return whole
+        by_name = layout(self.loaded.model)
+        splits = isinstance(self.config, UnlearnConfig) and not self.config.shard
+        return split_layout(by_name, find_tied_weights(self.loaded.model)) if splits else by_name
 
     @functools.cached_property
     def arguments(self) -> "TrainingArguments":
@@ -167,7 +167,7 @@ class TrainingSetup(Setup[Trained]):
         sizes = {name: len(examples) for name, examples in self.encoded.items() if role_of(name) in TARGETS}
         return balanced_sizes(self.config, sizes)
 
-    def batches(self, steps: int | None = None) -> dict[str, Any]:
+    def batches(self, steps: int | None = None) -> dict[str, JSON]:
         """The batch arithmetic of so many steps, its own by default, in forget examples or, fine-tuning, in all."""
         config, examples = self.config, max(of_role(self.sizes, "forget"), default=self.num_examples)
         steps = self.steps if steps is None else steps
@@ -179,17 +179,14 @@ class TrainingSetup(Setup[Trained]):
         return memory_gb(self.config, self.loaded.model, self.encoded)
 
     def _lines(self) -> dict[str, str]:
-        config, methods = self.config, {}
+        config = self.config
+        lines = {name: f"{spec}: {token_counts(self.encoded[key])}" for name, spec, key in _sets_of(config)}
         if isinstance(config, UnlearnConfig):
-            methods = {
-                "objective": config.objective.text,
-                "rectifier": config.rectifier.text,
-                "a step": passes(config.objective, config.rectifier.rule, config.diagnose_every),
-            }
-        sets = {name: f"{spec}: {token_counts(self.encoded[key])}" for name, spec, key in _named(config)}
-        return {**sets, **methods, "batches": self.batches(self.arguments.max_steps)["sentence"]}
+            lines |= {"objective": config.objective.text, "rectifier": config.rectifier.text}
+            lines["a step"] = passes(config.objective, config.rectifier.rule, config.diagnose_every)
+        return lines | {"batches": self.batches(self.arguments.max_steps)["sentence"]}
 
-    def environment(self, steps: int | None = None) -> dict[str, Any]:
+    def environment(self, steps: int | None = None) -> dict[str, JSON]:
         """What a run of so many steps, its own by default, records in ``environment.json``."""
         config, path = self.config, getattr(self.config, "masks", None)
         masks = {"masks": {"set": str(path), "sha256": weights_sha256(path / MASKS)}} if path else {}
@@ -209,25 +206,25 @@ class TrainingSetup(Setup[Trained]):
 def prepare(config: LocalizeConfig) -> LocalizationSetup: ...
 @overload
 def prepare(config: Asked) -> TrainingSetup[Asked]: ...
-def prepare(config: Any) -> Any:
+def prepare(config: LocalizeConfig | TrainConfig) -> LocalizationSetup | TrainingSetup[TrainConfig]:
     """Read and encode a configuration's sets, each once, for the outline of its model; no weight is loaded."""
+    answers = None
     if isinstance(config, UnlearnConfig):
         check_shards(config)
-    answers = answers_of(config) if isinstance(config, UnlearnConfig) else None
+        answers = answers_of(config)
     loaded = load_outline(config, config.model)
     if isinstance(config, LocalizeConfig):
         return LocalizationSetup(config, loaded, localization_examples(config, loaded))
     if config.lora:
         loaded.model = add_lora(loaded.model, config.lora, config.seed)
-    named = _named(config)
-    sets = {spec: read_set(config, spec) for spec in dict.fromkeys(spec for _, spec, _ in named)}
+    triples = _sets_of(config)
+    sets = {spec: read_set(config, spec) for spec in dict.fromkeys(spec for _, spec, _ in triples)}
     encoded = {spec: encode(config, loaded, examples) for spec, examples in sets.items()}
-    specs = {key: spec for _, spec, key in named}
-    by_key = {key: encoded[spec] for key, spec in specs.items()}
-    return TrainingSetup(config, loaded, by_key, {key: sets[spec] for key, spec in specs.items()}, answers)
+    by_key = {key: encoded[spec] for _, spec, key in triples}
+    return TrainingSetup(config, loaded, by_key, {key: sets[spec] for _, spec, key in triples}, answers)
 
 
-def _named(config: TrainConfig) -> list[tuple[str, str, str]]:
+def _sets_of(config: TrainConfig) -> list[tuple[str, str, str]]:
     """(role, split or number; set; key in a `Setup`) of a configuration, in the order printed."""
     if isinstance(config, FinetuneConfig):
         return [(f"train {i}" if i else "train", spec, spec) for i, spec in enumerate(config.train)]
@@ -246,15 +243,15 @@ def warn_of_rounding(config: TrainConfig) -> None:
 
 
 def encode(
-    config: TextConfig, loaded: Loaded, rows: ExampleSet, *, by: Callable[..., list[EncodedExample]] = encode_set
+    config: TextConfig, loaded: Loaded, examples: ExampleSet, *, by: Callable[..., list[EncodedExample]] = encode_set
 ) -> list[EncodedExample]:
     """A set as the model sees it, refused where a token is none of the model's.
 
     ``by`` is `encode_set` or `encode_examples`, which differ for texts.
     """
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    encoded = by(loaded.tokenizer, rows, config.max_length, context, prompt_of(config))
-    check_ids(encoded, vocabulary_size(loaded.model), rows.name, pad_id_of(loaded.tokenizer))
+    encoded = by(loaded.tokenizer, examples, config.max_length, context, prompt_of(config))
+    check_ids(encoded, vocabulary_size(loaded.model), examples.name, pad_id_of(loaded.tokenizer))
     return encoded
 
 
@@ -268,18 +265,16 @@ def localization_examples(config: LocalizeConfig, loaded: Loaded) -> dict[str, l
     splits: dict[str, list[EncodedExample]] = {}
     names = [domain.name for domain in trained]
     for other in (each.name for each in validated if each.name not in names):
-        raise GeffectError(
-            f"--validation has the domain {other}, which is none of {', '.join(names)}",
-            remedy=f"Add --domain {other}=UNLEARN,RETENTION, or leave that --validation out",
-        )
+        message = f"--validation has the domain {other}, which is none of {', '.join(names)}"
+        raise GeffectError(message, remedy=f"Add --domain {other}=UNLEARN,RETENTION, or leave that --validation out")
     for domain in (*trained, *validated):
         for name, spec in split_sets(domain):
             splits.setdefault(name, []).extend(encode(config, loaded, read_set(config, spec)))
-    for name, rows in splits.items():
-        if len(rows) < 2:
+    for name, examples in splits.items():
+        if len(examples) < 2:
             raise GeffectError(f"{name} has 1 example, and needs two", remedy="Name a larger set or a wider slice")
     numbers = itertools.count()
-    return {name: [replace(row, index=next(numbers)) for row in rows] for name, rows in splits.items()}
+    return {name: [replace(each, index=next(numbers)) for each in examples] for name, examples in splits.items()}
 
 
 def load_outline(config: TextConfig, spec: str) -> Loaded:
@@ -295,12 +290,12 @@ def prompt_of(config: TextConfig) -> Prompt:
     return Prompt(config.template_date, config.system_prompt)
 
 
-def prompts_of(config: TextConfig, tokenizer: Any) -> dict[str, Any]:
+def prompts_of(config: TextConfig, tokenizer: Tokenizer) -> dict[str, JSON]:
     """What determines a prompt, for records and cache keys: chat template, its date, system turn and tokenizer."""
     return prompt_settings(tokenizer, prompt_of(config))
 
 
-def decides(config: EvaluateConfig, loaded: Loaded) -> list[Any] | None:
+def model_key(config: EvaluateConfig, loaded: Loaded) -> list[JSON] | None:
     """Model, dtype and prompts, which decide numbers beside the examples; None where the weights have no hash.
 
     The model is given before an adapter is merged into it.
@@ -321,8 +316,8 @@ def warn_of_other_prompts(config: TextConfig, loaded: Loaded) -> None:
 
 def answers_of(config: UnlearnConfig) -> Answers | None:
     """The set that an objective's ``answers`` names; None where it names none."""
-    named = config.objective.answers
-    return read_answers(named[0], partial(read_set, config)) if named and named[0] else None
+    name = next(iter(config.objective.answers), None)
+    return read_answers(name, partial(read_set, config)) if name else None
 
 
 def check_shards(config: UnlearnConfig) -> None:
@@ -339,52 +334,14 @@ def check_launched(config: UnlearnConfig, sets: Mapping[str, Sequence[EncodedExa
         return
     alone = {"--standard-errors": config.standard_errors, "--mode paper": config.mode == "paper"}
     for flag in (flag for flag, asked in alone.items() if asked):
+        message = f"{flag} works in one process, and {size} were launched"
+        raise GeffectError(message, remedy="Leave it out, or inspect the checkpoints after")
+    count, step = max(of_role({name: len(each) for name, each in sets.items()}, "forget")), config.batch_size * size
+    if count % step:
         raise GeffectError(
-            f"{flag} works in one process, and {size} were launched",
-            remedy="Leave it out, or inspect the checkpoints after",
+            f"{count} forget examples do not divide by {config.batch_size} examples × {size} processes",
+            remedy=f"Slice the set to {count // step * step} examples, or choose another --batch-size",
         )
-    rows, step = max(of_role({name: len(each) for name, each in sets.items()}, "forget")), config.batch_size * size
-    if rows % step:
-        raise GeffectError(
-            f"{rows} forget examples do not divide by {config.batch_size} examples × {size} processes",
-            remedy=f"Slice the set to {rows // step * step} examples, or choose another --batch-size",
-        )
-
-
-def alternatives(setup: TrainingSetup[UnlearnConfig], forget: str, size: int) -> list[EncodedExample]:
-    """The first ``size`` questions of a forget split with refusals, one epoch of the run after another."""
-    config, whole = setup.config, setup.sets[forget]
-    if not isinstance(whole, QASet):
-        raise GeffectError(
-            f"{whole.name} has texts, and {config.objective.text!r} needs questions to refuse",
-            remedy="Name a set of questions, or another objective",
-        )
-    rows = replace(whole, rows=whole.rows[:size])
-    batches = config.steps * config.grad_accum_steps * rank_and_size()[1]
-    epochs = -(-batches // -(-len(rows) // config.batch_size))
-    encoded: list[EncodedExample] = []
-    for epoch in range(epochs):
-        each = encode(config, setup.loaded, replace_answers(rows, epoch, config.seed, setup.answers or BUILT_IN))
-        if not encoded:
-            needed = epochs * sum(ROW_BYTES + TOKEN_BYTES * len(row.input_ids) for row in each)
-            check_memory(f"{epochs} epochs of refusals", needed, "Lower --steps")
-        encoded += [EncodedExample(len(encoded) + i, row.input_ids, row.labels) for i, row in enumerate(each)]
-    return encoded
-
-
-def training_sets(setup: TrainingSetup[UnlearnConfig]) -> dict[str, list[EncodedExample]]:
-    """The sets whose examples meet in a step, with refusals where the objective needs alternative answers."""
-    used, needed, encoded = setup.sizes, setup.config.objective.sets, setup.encoded
-    sets = {name: encoded[name][:size] for name, size in used.items()}
-    if setup.config.domain and len({*used.values(), *(len(encoded[name]) for name in used)}) > 1:
-        sizes = ", ".join(f"{name} {size} of {len(encoded[name])}" for name, size in used.items())
-        LOGGER.warning("sizes differ; rows used: %s; an epoch is as long as the largest forget set", sizes)
-    if "general" in needed:
-        sets["general"] = encoded["general"]
-    if "alternative" in needed:
-        for name in split_names("forget", used):
-            sets[split_name("alternative", domain_of(name))] = alternatives(setup, name, used[name])
-    return sets
 
 
 def read_gradient_mask(config: UnlearnConfig, loaded: Loaded) -> GradientMask | None:

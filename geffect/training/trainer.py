@@ -8,28 +8,34 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from geffect.core.distributed import local_part, map_leaves, rank, sum_over_processes, wait_for_all
 from geffect.core.model_state import keep_weight_scale
+from geffect.core.types import Tokenizer
 from geffect.data.encode import EncodedExample, pad_id_of
 from geffect.errors import GeffectError
+from geffect.io.readers import JSON
 from geffect.io.system import SIGNALS, install, rank_and_size
 from geffect.models.checkpoints import REMEDY, checkpoint_step, read_errors, write_checksums
 from geffect.models.scoring import Likelihood, compute_likelihood
 from geffect.record.writer import rename
-from geffect.training.checkpoints import PARTIAL, ShardedTrainer, check_whole, writing
+from geffect.training.checkpoints import PARTIAL, ShardedTrainer, check_whole, write_errors
+
+if TYPE_CHECKING:
+    from transformers.trainer_utils import TrainOutput
 
 LOGGER = logging.getLogger(__name__)
-Line = dict[str, Any]
-ROW_DIGITS = 6  # decimals of a row's nats in a record
+Line = dict[str, JSON]
+T = TypeVar("T")
+NLL_DIGITS = 6  # decimals of an example's nats in a record
 TWICE = 5.0  # seconds in which a launcher may pass on the signal that its processes have received themselves
 
 
@@ -71,7 +77,7 @@ def example_numbers(batches: Sequence[Mapping[str, Tensor]]) -> str:
 
 def evaluate_sets(model: nn.Module, sets: Mapping[str, list[EncodedExample]], pad_id: int, batch_size: int) -> Line:
     """What a record's line holds of an evaluation: each set's loss and token accuracy, and each example's."""
-    return evaluation_line({name: compute_likelihood(model, rows, pad_id, batch_size) for name, rows in sets.items()})
+    return evaluation_line({name: compute_likelihood(model, each, pad_id, batch_size) for name, each in sets.items()})
 
 
 def evaluation_line(scores: Mapping[str, Likelihood]) -> Line:
@@ -82,7 +88,7 @@ def evaluation_line(scores: Mapping[str, Likelihood]) -> Line:
         "evaluation": {name: {"loss": s.loss, "accuracy": s.accuracy} for name, s in scores.items()},
         "evaluation_examples": {
             name: {
-                "nll": [round(each, ROW_DIGITS) for each in s.example_nll],
+                "nll": [round(each, NLL_DIGITS) for each in s.example_nll],
                 "right": list(s.example_right),
                 "tokens": list(s.example_tokens),
             }
@@ -103,7 +109,7 @@ class RecordingTrainer(ShardedTrainer):
         model: nn.Module,
         args: TrainingArguments,
         *,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         evaluation_sets: dict[str, list[EncodedExample]],
         sink: Callable[[Line], None],
         **kwargs: Any,
@@ -119,7 +125,7 @@ class RecordingTrainer(ShardedTrainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(_Steps(self))
 
-    def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> "TrainOutput | None":
         """As Hugging Face's; None where the checkpoint to resume from, one of this run's own, left nothing to do.
 
         Ctrl-C, SIGTERM or SIGHUP stops it after its step, with a checkpoint; a second signal stops it at once. The
@@ -132,12 +138,12 @@ class RecordingTrainer(ShardedTrainer):
             if resume_from_checkpoint is not None:
                 self._restore(Path(resume_from_checkpoint))
                 if self.control.should_training_stop:
-                    return self.finish_run()
+                    self.finish_run()
+                    return None
                 return super().train(str(resume_from_checkpoint), **kwargs)
             if any(Path(self.args.output_dir).glob("checkpoint-*")):
-                raise GeffectError(
-                    f"{self.args.output_dir} holds checkpoints of another run", remedy="Name another output_dir"
-                )
+                message = f"{self.args.output_dir} holds checkpoints of another run"
+                raise GeffectError(message, remedy="Name another output_dir")
             return super().train(**kwargs)
 
     def _restore(self, checkpoint: Path) -> None:
@@ -147,12 +153,12 @@ class RecordingTrainer(ShardedTrainer):
             self.state.global_step = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step
             self._load_from_checkpoint(str(checkpoint))
             self.load_memory(checkpoint)
-        step, named = self.state.global_step, checkpoint_step(checkpoint)
-        if step != named:
+        step = self.state.global_step
+        if step != checkpoint_step(checkpoint):
             raise GeffectError(f"{checkpoint} holds the state of step {step}", remedy="Restore its name")
         self.args.eval_on_start = False
-        over = self.state.global_step >= self.args.max_steps
-        if over or self.state.global_step % self.args.eval_steps == 0:
+        over = step >= self.args.max_steps
+        if over or step % self.args.eval_steps == 0:
             self.evaluate()
         self.control.should_training_stop |= over
 
@@ -161,7 +167,7 @@ class RecordingTrainer(ShardedTrainer):
         self.interrupted = signum
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+        self, eval_dataset: object = None, ignore_keys: object = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Loss and token accuracy of every evaluation set, for the record and the trackers."""
         self.line |= evaluate_sets(self.model, self.evaluation_sets, self.pad_id, self.args.per_device_eval_batch_size)
@@ -174,11 +180,12 @@ class RecordingTrainer(ShardedTrainer):
         self.started = time.perf_counter()
         return metrics
 
-    def on_device(self, batch: Any) -> Any:
+    def on_device(self, batch: T) -> T:
         """A batch, or one a set, on the model's device."""
-        return map_leaves(batch, lambda leaf: leaf.to(self.args.device) if isinstance(leaf, Tensor) else leaf)
+        moved: T = map_leaves(batch, lambda leaf: leaf.to(self.args.device) if isinstance(leaf, Tensor) else leaf)
+        return moved
 
-    def floating_point_ops(self, inputs: Any) -> int:
+    def floating_point_ops(self, inputs: object) -> int:
         """0: not estimated, since a step is several passes over two batches."""
         return 0
 
@@ -199,7 +206,7 @@ class RecordingTrainer(ShardedTrainer):
 
     def finish_run(self) -> None:
         """Write the last evaluation, and whether the trained model is finite."""
-        self.diverged = self.line.get("diverged") or _not_finite(self.model)
+        self.diverged = self.line.get("diverged") or _divergence(self.model)
         if self.diverged:
             self.line["diverged"] = self.diverged
         if "evaluation" in self.line:
@@ -211,7 +218,7 @@ class RecordingTrainer(ShardedTrainer):
         partial = home / PARTIAL / name
         try:
             self.args.output_dir = str(partial.parent)
-            with writing(partial):
+            with write_errors(partial):
                 super()._save_checkpoint(model, trial)
                 (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
                 self.save_memory(partial)
@@ -252,17 +259,17 @@ class RecordingTrainer(ShardedTrainer):
 
 
 @torch.no_grad()
-def _not_finite(model: nn.Module) -> str:
+def _divergence(model: nn.Module) -> str:
     """How many trained parameters of all processes are not finite, as a sentence; empty where all are."""
     finite = (bool(local_part(p).isfinite().all()) for p in model.parameters() if p.requires_grad)
     broken = float(sum_over_processes(torch.tensor(float(sum(not each for each in finite)))))
     return f"{broken:.0f} parameters with values that are not finite" if broken else ""
 
 
-def make_loader(trainer: Trainer, rows: Any, sampler: Any, collate_fn: Callable[[Any], Any]) -> DataLoader[Any]:
-    """A loader prepared by the trainer's accelerator, its order the sampler's."""
+def make_loader(trainer: Trainer, sampler: Sampler[Any], collate_fn: Callable[[Any], Any]) -> DataLoader[Any]:
+    """A loader of the training examples prepared by the trainer's accelerator, its order the sampler's."""
     batch_size = trainer.args.per_device_train_batch_size
-    loader = DataLoader(rows, batch_size, sampler=sampler, collate_fn=collate_fn)
+    loader = DataLoader(trainer.train_dataset, batch_size, sampler=sampler, collate_fn=collate_fn)
     prepared: DataLoader[Any] = trainer.accelerator.prepare(loader)
     return prepared
 
@@ -271,8 +278,7 @@ def make_loader(trainer: Trainer, rows: Any, sampler: Any, collate_fn: Callable[
 def defer_signals(tell: Callable[[int], None]) -> Iterator[None]:
     """The first Ctrl-C, SIGTERM or SIGHUP only calls ``tell`` with its number; a second one does what it did before.
 
-    A SIGTERM or SIGHUP that is ignored stays ignored (``nohup``). Outside the main thread nothing is changed: signals
-    do not arrive there. The handlers are put back at the end.
+    Where `geffect.io.system.install` changes nothing, neither does this. The handlers are put back at the end.
     """
     with contextlib.ExitStack() as installed:
         began: list[float] = []

@@ -2,10 +2,9 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
+from geffect.config import UnlearnConfig
 from geffect.core.distributed import as_shard, full_tensor, part_of, rank, shard_model
 from geffect.core.forward import Outputs
 from geffect.core.gradients import NamedTensors, check_no_hooks
@@ -21,21 +21,29 @@ from geffect.core.layers import find_tied_weights, layout, trainable_parameters
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, of_role, role_of, split_names
 from geffect.data.encode import EncodedExample, collate
-from geffect.data.pairing import PairedDataset, PairedSampler
 from geffect.errors import GeffectError
-from geffect.io.readers import read_json
+from geffect.io.readers import JSON, read_json
 from geffect.measurement.ema import published_estimates
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.prediction import PredictionCheck
 from geffect.measurement.step import Step
 from geffect.models.scoring import Reference, check_same_shape, check_trainable, forward_beside, in_evaluation_mode
-from geffect.objectives.base import Objective, window_counts
+from geffect.objectives.base import window_counts
 from geffect.record.reader import StepLine
 from geffect.record.writer import replacing
-from geffect.rectifiers.base import Rectifier
-from geffect.stopping import StopRules, first_broken
-from geffect.training.aux_inputs import Columns, check_columns, check_starts_at_one, collate_sets
+from geffect.stopping import first_broken
+from geffect.training.batches import (
+    Columns,
+    PairedDataset,
+    PairedSampler,
+    check_columns,
+    check_starts_at_one,
+    collate_sets,
+)
 from geffect.training.trainer import RecordingTrainer, example_numbers, make_loader, set_mode
+
+if TYPE_CHECKING:
+    from transformers.trainer_utils import TrainOutput
 
 LOGGER = logging.getLogger(__name__)
 STATE_FILE, TERMS_FILE = "rectifier.safetensors", "objective.json"  # what a rectifier and stateful terms carry on
@@ -43,54 +51,24 @@ BROKEN = "Lower --learning-rate or set --max-grad-norm, and look at those exampl
 KNOWN = 0.9  # token accuracy below which there is little to unlearn, or to keep
 
 
-@dataclass(frozen=True)
-class Diagnostics:
-    """What is measured, and when.
-
-    Attributes:
-        every: optimizer steps between two Grams of all gradients.
-        overlap: share of the largest entries in a gradient's mask; 0 makes none.
-        prediction: examples of each set whose change of loss is predicted and measured; 0 predicts nothing.
-        save_gradients: gradients written to ``gradients/step-N/GRADIENT.safetensors`` at measured steps.
-        standard_errors: go over each measured window's micro-batches again.
-        until_accuracy: stop after an evaluation with the forget set's token accuracy below this.
-        mode: ``exact``, or ``paper``: the published script's estimates too, at every evaluation.
-        reuse_gradients: see `Measurement`.
-        labels: see `Measurement`.
-    """
-
-    every: int = 1
-    overlap: float = 0.0
-    prediction: int = 0
-    save_gradients: tuple[str, ...] = ()
-    standard_errors: bool = False
-    until_accuracy: float = 0.0
-    mode: str = "exact"
-    reuse_gradients: bool = True
-    labels: Mapping[str, str] = field(default_factory=dict)
-
-
 class UnlearnTrainer(RecordingTrainer):
     """Descends an unlearning objective, rectified, and measures its gradients while it does.
 
     Every step runs: losses of each micro-batch → gradients → (window complete) rectify → clip → optimizer step →
-    correct. Every ``diagnostics.every`` steps, from step 0, the Gram of all gradients goes into the line.
+    correct. Every ``config.diagnose_every`` steps, from step 0, the Gram of all gradients goes into the line.
 
     Args:
         model: the model; its trainable parameters are what a gradient covers.
         args: training arguments; a batch is so many forget examples, and as many of each other set.
-        objective: what is descended.
-        rectifier: what its gradient becomes.
+        config: what is descended, how it is rectified, and what is measured. With ``shard``, each process keeps a part
+            of the model and of the reference, which are both whole so far (FSDP2).
         sets: set → encoded examples: ``forget``, ``retain``, and ``general`` and ``alternative`` where needed; of
             several domains ``forget/privacy`` and so on (`geffect.core.splits`).
         columns: what the objective needs of each example (`compute_columns`).
         reference: the frozen start, where the objective needs more of it than token NLLs.
-        diagnostics: what is measured, and when.
-        keep_dropout: train with dropout; losses are measured without.
-        autocast: compute losses in bfloat16, whatever the weights' dtype.
         frozen: entries that the updates leave alone.
-        sharded: leave each process a part of the model (FSDP2), and of the reference; both whole so far.
-        rules: the first that is broken ends the run (`geffect.stopping`).
+        layers: parameter → layer, see `Measurement`.
+        reuse_gradients: see `Measurement`.
         past: the lines of a resumed run.
         **kwargs: see `RecordingTrainer`.
     """
@@ -100,56 +78,47 @@ class UnlearnTrainer(RecordingTrainer):
         model: nn.Module,
         args: TrainingArguments,
         *,
-        objective: Objective,
-        rectifier: Rectifier,
+        config: UnlearnConfig,
         sets: Mapping[str, list[EncodedExample]],
         columns: Columns | None = None,
         reference: Reference | None = None,
-        diagnostics: Diagnostics | None = None,
-        keep_dropout: bool = False,
-        autocast: bool = False,
         frozen: GradientMask | None = None,
-        sharded: bool = False,
-        rules: StopRules | None = None,
+        layers: Mapping[str, str] | None = None,
+        reuse_gradients: bool = True,
         past: Sequence[StepLine] = (),
         **kwargs: Any,
     ) -> None:
         check_trainable(model)
         check_no_hooks(trainable_parameters(model))
-        if sharded:
-            for each in dict.fromkeys((model, reference.model if reference else model)):  # in everybody's order
-                shard_model(each, args.device.type)
-            if frozen is not None:
-                frozen.cut(trainable_parameters(model))
+        if config.shard:
+            _shard(model, args.device.type, reference, frozen)
         super().__init__(model, args, train_dataset=PairedDataset(sets), **kwargs)
-        self.rules, self.past = rules or StopRules(), list(past)
+        self.config, self.past = config, list(past)
         self.sets, self.columns, self.reference = dict(sets), columns or {}, reference
         check_columns(self.sets, self.columns)
         if reference is not None:
             check_same_shape(model, reference.model)
-        self.diagnostics, self.keep_dropout = diagnostics or Diagnostics(), keep_dropout
-        self.autocast = autocast or args.bf16
-        self.dtype = torch.bfloat16 if self.autocast else next(model.parameters()).dtype
         self.current: Step | None = None
         self.met = ""  # the examples of the current window, for a message
+        rule = config.rectifier.rule
         self.measurement = Measurement(
             trainable_parameters(model),
             self._forward,
-            objective,
-            rectifier,
-            self.diagnostics.reuse_gradients,
-            keep_dropout,
+            config.objective,
+            rule,
+            reuse_gradients,
+            config.keep_dropout,
             find_tied_weights(model),
-            self.diagnostics.overlap,
-            bool(self.diagnostics.save_gradients),
+            config.overlap,
+            bool(config.save_gradients),
             self._prediction(model),
-            self.diagnostics.standard_errors,
-            self.diagnostics.labels,
+            config.standard_errors,
+            layers or {},
             frozen,
-            layout(model).layers if rectifier.scope == "layer" else {},
+            layout(model).layers if rule.scope == "layer" else {},
         )
 
-    def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> "TrainOutput | None":
         """As `RecordingTrainer.train`, after a check that the reference is the start."""
         self.check_reference()
         return super().train(resume_from_checkpoint, **kwargs)
@@ -162,20 +131,18 @@ class UnlearnTrainer(RecordingTrainer):
             self._introduce(accuracies)
         self._stop_once_forgotten(max(of_role(accuracies, "forget"), default=1.0))
         self._stop_where_broken([*self.past, StepLine.of(self.line, examples=False)])
-        if self.diagnostics.mode == "paper":
+        if self.config.mode == "paper":
             loader = self.get_train_dataloader()
             self.line["paper"] = paper_lines(self.measurement, map(self.on_device, loader))
         return metrics
 
     def _stop_once_forgotten(self, accuracy: float) -> None:
-        until = self.diagnostics.until_accuracy
+        until = self.config.until_accuracy
         if accuracy >= until:
             return
         if self.state.global_step == 0:  # told to stop here, Hugging Face's loop would still take a step
-            raise GeffectError(
-                f"The forget set has a token accuracy of {accuracy:.3f}, below --until-accuracy {until}",
-                remedy="Lower --until-accuracy, or train on the set first (geffect finetune)",
-            )
+            message = f"The forget set has a token accuracy of {accuracy:.3f}, below --until-accuracy {until}"
+            raise GeffectError(message, remedy="Lower --until-accuracy, or train on the set first (geffect finetune)")
         self.control.should_training_stop = self.control.should_save = True
 
     def finish_line(self) -> None:
@@ -186,7 +153,7 @@ class UnlearnTrainer(RecordingTrainer):
         self._stop_where_broken(self.past)
 
     def _stop_where_broken(self, lines: Sequence[StepLine]) -> None:
-        broken = first_broken(self.rules, lines)
+        broken = first_broken(self.config.stop, lines)
         if broken is None or "stopped" in self.line:
             return
         LOGGER.info("stopping after step %d: %s", self.state.global_step, broken.reason)
@@ -206,32 +173,35 @@ class UnlearnTrainer(RecordingTrainer):
         forget = split_names("forget", self.sets)[0]
         if "ref_nll" not in self.columns.get(forget, {}):
             return
-        batch = self.collate([{forget: row} for row in self.sets[forget][:8]])[forget]
+        batch = self.collate([{forget: example} for example in self.sets[forget][:8]])[forget]
         with in_evaluation_mode(self.model), torch.no_grad():
             outputs = self._forward(self.on_device(batch), frozenset(), dropout=False)
-        check_starts_at_one(outputs, atol=max(1e-3, 10 * torch.finfo(self.dtype).eps))
+        dtype = torch.bfloat16 if self.config.autocasts else next(self.model.parameters()).dtype
+        check_starts_at_one(outputs, atol=max(1e-3, 10 * torch.finfo(dtype).eps))
 
     def _forward(self, batch: Batch, needs: frozenset[str], *, dropout: bool) -> Outputs:
         if self.model.training != dropout or not dropout:
-            set_mode(self.model, dropout=dropout, checkpointing=not self.keep_dropout)
-        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.autocast):
+            set_mode(self.model, dropout=dropout, checkpointing=not self.config.keep_dropout)
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.config.autocasts):
             return forward_beside(self.model, self.reference, batch, needs)
 
     def collate(self, meetings: Sequence[Mapping[str, EncodedExample]]) -> dict[str, Batch]:
         """Pad a micro-batch, each set to its own length, with the columns of each."""
-        rows = {name: [each[name] for each in meetings] for name in meetings[0]}
-        return collate_sets(rows, self.columns, self.pad_id)
+        examples = {name: [each[name] for each in meetings] for name in meetings[0]}
+        return collate_sets(examples, self.columns, self.pad_id)
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
+    def get_train_dataloader(self) -> DataLoader[dict[str, Batch]]:
         """Batches of examples of all sets, in an order that depends on seed and epoch alone."""
-        sampler = PairedSampler({name: len(rows) for name, rows in self.sets.items()}, self.args.seed)
-        return make_loader(self, self.train_dataset, sampler, self.collate)
+        sampler = PairedSampler({name: len(examples) for name, examples in self.sets.items()}, self.args.seed)
+        return make_loader(self, sampler, self.collate)
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Batch]], None]:
         """The micro-batches of a window; opens it with the counts every loss is divided by."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
-            measure = self.state.global_step % self.diagnostics.every == 0
+            measure = self.state.global_step % self.config.diagnose_every == 0
             counts = {name: each.summed() for name, each in window_counts(batches).items()}
             self.current = Step(self.measurement, counts, measure=measure)
             self.met = "; ".join(f"{name} {example_numbers([batch[name] for batch in batches])}" for name in batches[0])
@@ -244,16 +214,16 @@ class UnlearnTrainer(RecordingTrainer):
             raise RuntimeError("no window of micro-batches has begun")
         return self.current
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Batch], num_items_in_batch: Any = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, Batch], num_items_in_batch: object = None) -> Tensor:
         """One micro-batch; on the optimizer step's boundary, the rectified gradient is left in ``.grad``."""
         last = self.accelerator.sync_gradients
         share = self.step.micro_batch(self.on_device(inputs), last=last)
         if last:
-            measured = self._measured()
+            measured = self._finish()
             self.line |= measured.line() | {"lr": [group["lr"] for group in self.optimizer.param_groups]}
             if measured.gram is not None:
                 self.log(summary(measured))
-                self._save_rows()
+                self._save_gradients()
         return share
 
     def after_update(self) -> None:
@@ -264,7 +234,7 @@ class UnlearnTrainer(RecordingTrainer):
         if measured is not None:
             self.line |= measured.line()
 
-    def _measured(self) -> Measured:
+    def _finish(self) -> Measured:
         try:
             return self.step.finish()
         except FloatingPointError as error:
@@ -272,9 +242,9 @@ class UnlearnTrainer(RecordingTrainer):
             raise GeffectError(f"A loss or gradient is not finite: {where}", remedy=BROKEN) from error
 
     def _prediction(self, model: nn.Module) -> PredictionCheck | None:
-        if not self.diagnostics.prediction:
+        if not self.config.prediction:
             return None
-        count, size = self.diagnostics.prediction, self.args.per_device_train_batch_size
+        count, size = self.config.prediction, self.args.per_device_train_batch_size
         probe = {
             name: [self.on_device(each) for each in probe_batches(self.sets[name], count, size, self.pad_id)]
             for name in self.sets
@@ -284,19 +254,19 @@ class UnlearnTrainer(RecordingTrainer):
             trainable_parameters(model), lambda batch: self._forward(batch, frozenset(), dropout=False), probe
         )
 
-    def _save_rows(self) -> None:
+    def _save_gradients(self) -> None:
         directory = Path(self.args.output_dir).parent / "gradients" / f"step-{self.state.global_step}"
-        for name in self.diagnostics.save_gradients:
-            row = self._gathered(self.step.gradient(name))
+        for name in self.config.save_gradients:
+            gradient = self._gather(self.step.gradient(name))
             if rank():
                 continue
             directory.mkdir(parents=True, exist_ok=True)
             with replacing(directory / f"{name}.safetensors") as file:
-                save_file(row, file)
+                save_file(gradient, file)
 
     def save_memory(self, directory: Path) -> None:
         """Write what the rectifier and stateful terms carry from step to step."""
-        state = self._gathered(self.measurement.state)
+        state = self._gather(self.measurement.state)
         if state and rank() == 0:
             with replacing(directory / STATE_FILE) as file:
                 save_file(state, file)
@@ -304,7 +274,7 @@ class UnlearnTrainer(RecordingTrainer):
             with replacing(directory / TERMS_FILE) as file:
                 file.write_text(json.dumps([dict(each) for each in self.measurement.term_states]), encoding="utf-8")
 
-    def _gathered(self, tensors: NamedTensors) -> NamedTensors:
+    def _gather(self, tensors: NamedTensors) -> NamedTensors:
         """A gradient as one process would have it, put together on the first; empty on the others."""
         parameters, together = self.measurement.parameters, NamedTensors()
         for name in (name for name in parameters if name in tensors):
@@ -329,14 +299,22 @@ class UnlearnTrainer(RecordingTrainer):
             self.measurement.term_states = read_json(directory / TERMS_FILE)
 
 
-def probe_batches(rows: Sequence[EncodedExample], count: int, batch_size: int, pad_id: int) -> list[Batch]:
+def _shard(model: nn.Module, device: str, reference: Reference | None, frozen: GradientMask | None) -> None:
+    """Leave each process a part of the model, of its reference and of the mask."""
+    for each in dict.fromkeys((model, reference.model if reference else model)):  # in every process's order
+        shard_model(each, device)
+    if frozen is not None:
+        frozen.cut(trainable_parameters(model))
+
+
+def probe_batches(examples: Sequence[EncodedExample], count: int, batch_size: int, pad_id: int) -> list[Batch]:
     """Evenly spaced examples of a set, all where there are fewer, padded in batches."""
-    count = min(count, len(rows))
-    probes = [rows[i * len(rows) // count] for i in range(count)]
+    count = min(count, len(examples))
+    probes = [examples[i * len(examples) // count] for i in range(count)]
     return [collate(probes[i : i + batch_size], pad_id) for i in range(0, count, batch_size)]
 
 
-def paper_lines(run: Measurement, micro_batches: Iterable[Mapping[str, Batch]]) -> list[dict[str, Any]]:
+def paper_lines(run: Measurement, micro_batches: Iterable[Mapping[str, Batch]]) -> list[dict[str, JSON]]:
     """The published script's estimates at this checkpoint, as a record's lines."""
     return [{"call": call} | measured.line() for call, measured in published_estimates(run, micro_batches)]
 
@@ -346,12 +324,12 @@ def summary(measured: Measured) -> dict[str, float]:
     gram = measured.gram
     if gram is None:
         return dict(measured.scalars)
-    total, rows = gram.total(), gram.names
+    total, names = gram.total(), gram.names
     effects = {
-        "unlearn_g_effect": inner(total, rows, "forget", "objective"),
-        "retain_g_effect": inner(total, rows, "retain", "objective"),
-        "cosine": cosine(total, rows, "objective", "retain"),
+        "unlearn_g_effect": inner(total, names, "forget", "objective"),
+        "retain_g_effect": inner(total, names, "retain", "objective"),
+        "cosine": cosine(total, names, "objective", "retain"),
     }
-    if "rectified" in rows:
-        effects["rectified_retain_g_effect"] = inner(total, rows, "retain", "rectified")
+    if "rectified" in names:
+        effects["rectified_retain_g_effect"] = inner(total, names, "retain", "rectified")
     return measured.scalars | effects

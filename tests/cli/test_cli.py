@@ -12,15 +12,8 @@ from pathlib import Path
 import pytest
 
 import geffect
-from geffect.config import (
-    EvaluateConfig,
-    FinetuneConfig,
-    LocalizeConfig,
-    PreviewConfig,
-    Schema,
-    UnlearnConfig,
-    shown_default,
-)
+from geffect.config import EvaluateConfig, FinetuneConfig, LocalizeConfig, PreviewConfig, UnlearnConfig
+from geffect.config.schema import Schema, shown_default
 from geffect.core.forward import IGNORE_INDEX
 from geffect.data.encode import encode_set
 from geffect.data.load import load_set
@@ -126,7 +119,7 @@ def process(*arguments: str, cwd: Path, **environment: str) -> Ended:
         (("--dtype", "int8"), "--dtype is 'int8'. It should be 'float32', 'bfloat16' or 'float64'"),
         (("--optimizer", "adamm"), "--optimizer is 'adamm'. It should be one of adamw_torch, .*"),
         (("--schedule", "cosinus"), "--schedule is 'cosinus'. It should be one of linear, .*"),
-        (("--max-length", "4"), "Row 0 of builtin:authors/forget.* has no token to learn within 4"),
+        (("--max-length", "4"), "Example 0 of builtin:authors/forget.* has no token to learn within 4"),
     ],
 )
 def test_a_bad_flag_is_refused(flags: tuple[str, ...], says: str, refused: Callable[..., None]) -> None:
@@ -432,12 +425,12 @@ def test_brackets_stand_around_the_tokens_that_carry_loss_and_no_others(shell: C
         tokens = [tokenizer.decode([token]).replace("\n", "⏎\n") for token in row.input_ids]
         learned = [label != IGNORE_INDEX for label in row.labels]
         shown = "".join(f"[{token}]" if own else token for token, own in zip(tokens, learned, strict=True))
-        assert f"\nrow {row.index}: {sum(learned)} of {len(tokens)} tokens\n{shown}\n" in ended.out
+        assert f"\nexample {row.index}: {sum(learned)} of {len(tokens)} tokens\n{shown}\n" in ended.out
 
 
 def test_a_limit_shows_the_first_rows(shell: Command) -> None:
     ended = shell("preview", "--model", "model", "--data", "builtin:authors/heldout", "--limit", "2")
-    assert re.findall(r"^row \d+", ended.out, re.MULTILINE) == ["row 0", "row 1"]
+    assert re.findall(r"^example \d+", ended.out, re.MULTILINE) == ["example 0", "example 1"]
 
 
 def test_the_version_is_printed(shell: Command) -> None:

@@ -19,8 +19,8 @@ import geffect
 from geffect import api
 from geffect.cli import console
 from geffect.config import EvaluateConfig
-from geffect.errors import UNSEEN, GeffectError, visible
-from geffect.preflight.numerics import Finding
+from geffect.errors import UNSEEN, GeffectError, visible_text
+from geffect.preflight import Finding
 from tests.conftest import Command, config
 
 EVIL = "\x1b[31mred\x1b]0;title\x07\r\x08\x7f\x9b2J\u202egnp\u202c\u2066\u200b\u2060\ufeff\u2028\udc80\U000e0041"
@@ -43,22 +43,22 @@ BAD = [
 
 def test_each_such_character_is_an_escape_of_json_and_no_other_is_touched() -> None:
     for point in BAD:
-        shown = visible(chr(point))
+        shown = visible_text(chr(point))
         assert shown.isascii() and shown.isprintable() and json.loads(f'"{shown}"') == chr(point)
     kept = [
         chr(each) for each in range(0x110000) if unicodedata.category(chr(each)) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
     ]
-    untouched = [each for each in kept if visible(each) != each]
+    untouched = [each for each in kept if visible_text(each) != each]
     assert {unicodedata.category(each) for each in untouched} <= {"Cn", "Lo", "Mn"} and len(untouched) < 4100
-    assert visible("Zoë\t“日本” עברית\n") == "Zoë\t“日本” עברית\n"
-    assert visible("a\nb", lines=False) == "a\\nb"
+    assert visible_text("Zoë\t“日本” עברית\n") == "Zoë\t“日本” עברית\n"
+    assert visible_text("a\nb", lines=False) == "a\\nb"
 
 
 @given(st.text(st.characters()))
 def test_json_stays_the_same_json_and_nothing_is_escaped_twice(text: str) -> None:
-    assert json.loads(visible(json.dumps({text: text}, ensure_ascii=False))) == {text: text}
-    assert visible(visible(text)) == visible(text)
-    assert not UNSEEN.search(visible(text))
+    assert json.loads(visible_text(json.dumps({text: text}, ensure_ascii=False))) == {text: text}
+    assert visible_text(visible_text(text)) == visible_text(text)
+    assert not UNSEEN.search(visible_text(text))
 
 
 @contextlib.contextmanager
@@ -84,14 +84,16 @@ def test_batches_plans_findings_and_tables(terminal: bool) -> None:
         console.findings([Finding(EVIL, "good", EVIL, EVIL)], as_json=False)
         console.findings([Finding(EVIL, "good", EVIL, EVIL)], as_json=True)
         console.comparison(pd.DataFrame({NAME: [NAME]}), Path(EVIL))
-        console.aligned(pd.DataFrame({"run": [NAME], "forget loss": [1.0]}), pd.DataFrame({NAME: [NAME]}, index=[NAME]))
+        console.matched_comparison(
+            pd.DataFrame({"run": [NAME], "forget loss": [1.0]}), pd.DataFrame({NAME: [NAME]}, index=[NAME])
+        )
 
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_name_in_a_table_is_not_cut(terminal: bool) -> None:
     with printed(terminal=terminal) as stream:
         console.comparison(pd.DataFrame({"run": [NAME]}), Path("out"))
-    assert visible(NAME) in stream.getvalue()
+    assert visible_text(NAME) in stream.getvalue()
 
 
 def test_the_terminals_own_colors_stay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,13 +141,13 @@ def test_files_names_and_texts_reach_no_terminal_as_they_are(
         assert ended.code in (0, 1, 2, None)
         assert not UNSEEN.search(ended.out + ended.err), (words[0], ended)
     shown = invoke(*commands[0]).out
-    assert all(visible(each) in shown for each in NAME if visible(each) != each)
+    assert all(visible_text(each) in shown for each in NAME if visible_text(each) != each)
 
 
 def test_logs_and_warnings_of_others_too(invoke: Command, capsys: pytest.CaptureFixture[str]) -> None:
     invoke("cite", "gru")  # the command line sets them up
     record = logging.getLogger("transformers").makeRecord("x", 30, "", 0, "%s", (EVIL,), None)
-    assert record.getMessage() == visible(EVIL)
+    assert record.getMessage() == visible_text(EVIL)
     assert not UNSEEN.search(warnings.formatwarning(EVIL, UserWarning, "file", 1))
 
 

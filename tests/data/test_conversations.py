@@ -9,13 +9,13 @@ import pytest
 
 from geffect import api
 from geffect.data.encode import encode_set
-from geffect.data.load import ChatSet, QASet, load_set
+from geffect.data.load import ChatSet, QASet, load_set, right_answers
 from geffect.data.prompts import Prompt
 from geffect.data.relabel import read_answers, replace_answers
-from geffect.data.rows import right_answers
 from geffect.errors import GeffectError
 from geffect.evaluation.metrics import METRICS
-from geffect.training.setup import alternatives, prepare
+from geffect.training.batches import alternatives
+from geffect.training.setup import prepare
 from tests.conftest import config
 from tests.data.test_encode import chat, learned, plain
 
@@ -41,7 +41,7 @@ def test_every_assistant_turn_is_an_answer_to_what_came_before(name: str, tmp_pa
     spec = write(tmp_path / name, [{"messages": ONE, "id": 1}, {"messages": LONG, "id": 2}])
     rows = load_set(spec)
     assert isinstance(rows, ChatSet)
-    assert [(row["question"], row["answer"], row["id"]) for row in rows.rows] == [
+    assert [(row["question"], row["answer"], row["id"]) for row in rows.examples] == [
         ("Who?", "Ada.", 1),
         ("Who?", "Ada.", 2),
         ("When?", "In 1815.", 2),
@@ -106,7 +106,7 @@ def test_a_question_with_several_right_answers_is_a_row_with_each(name: str, tmp
         {"question": "When?", "answer": ["1815"], "perturbed_answer": ["1816"]},
     ]
     spec = write(tmp_path / name, rows)
-    found = load_set(spec).rows
+    found = load_set(spec).examples
     assert [(row["question"], row["answer"]) for row in found] == [
         ("Who?", "Ada"),
         ("Who?", "Lovelace"),
@@ -135,7 +135,7 @@ ASKED = QASet("asked", tuple({"question": f"Q{i}?", "answer": f"A{i}."} for i in
 
 def drawn(path: str, rows: QASet = ASKED) -> list[set[str]]:
     answers = read_answers(path, load_set)
-    sets = [replace_answers(rows, epoch, 0, answers).rows for epoch in range(40)]
+    sets = [replace_answers(rows, epoch, 0, answers).examples for epoch in range(40)]
     return [{each[i]["answer"] for each in sets} for i in range(len(rows))]
 
 
@@ -158,8 +158,8 @@ def test_other_answers_belong_to_their_questions(tmp_path: Path) -> None:
     rows = [{"question": f"Q{i}?", "answer": [f"other {i}", f"another {i}"]} for i in (3, 1, 0, 2)]
     path = write(tmp_path / "others.jsonl", rows)
     assert drawn(path) == [{f"other {i}", f"another {i}"} for i in range(4)]
-    more = QASet("asked", (*ASKED.rows, {"question": "Q9?", "answer": "A9."}))
-    with pytest.raises(GeffectError, match=r"others.jsonl has no answer to the question in row 4 of asked"):
+    more = QASet("asked", (*ASKED.examples, {"question": "Q9?", "answer": "A9."}))
+    with pytest.raises(GeffectError, match=r"others.jsonl has no answer to the question in example 4 of asked"):
         drawn(path, more)
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from geffect import api
-from geffect.config import EvaluateConfig, FinetuneConfig, InspectConfig, LocalizeConfig, Schema, UnlearnConfig
+from geffect.config import EvaluateConfig, FinetuneConfig, InspectConfig, LocalizeConfig, UnlearnConfig
+from geffect.config.schema import Schema
 from geffect.data.checks import check_ids, shared_examples
 from geffect.data.encode import EncodedExample, encode_set
 from geffect.data.load import QASet, TextSet, load_set
@@ -24,7 +25,7 @@ from geffect.monitoring.monitor import Monitor
 from geffect.record.reader import read_lines
 from geffect.record.resume import check_lines
 from geffect.record.schema import FORMAT, STEPS
-from geffect.training.hf_arguments import training_arguments
+from geffect.training.dry_run import training_arguments
 from tests.conftest import Command, config
 from tests.data.test_encode import CHAT, START, STOP, chat, learned
 from tests.support.cases import VOCABULARY, llama
@@ -157,7 +158,7 @@ def test_a_control_tokens_text_in_a_row_is_refused(field: str, text: str) -> Non
     """The answer ended there, and what came after was learned by nobody."""
     tokenizer = chat(CHAT) if text != "<|end|>" else make_tokenizer()
     rows = QASet("set", (QA, QA | {field: f"well {text} then"}))
-    with pytest.raises(GeffectError, match=rf"1 of 2 rows of set .* first '<\|\w+\|>' in the {field} of row 1"):
+    with pytest.raises(GeffectError, match=rf"1 of 2 examples of set .* first '<\|\w+\|>' in the {field} of example 1"):
         encode_set(tokenizer, rows)
     near = QA | {field: "well < |end| > then"}
     (row,) = encode_set(tokenizer, QASet("set", (near,)))
@@ -204,7 +205,7 @@ def test_answers_that_are_cut_are_counted(start: Path, tmp_path: Path, caplog: p
 def test_given_ids_that_the_model_lacks_are_refused(wrong: int, where: str, tmp_path: Path) -> None:
     good = {"input_ids": [2, 3, 4], "labels": [-100, 3, 4]}
     bad = good | {where: [good[where][0], wrong, 4]}
-    says = rf"^Row 1 of the retain set has the token id {wrong}, and the model's ids are 0 to {VOCABULARY - 1}"
+    says = rf"^Example 1 of the retain set has the token id {wrong}, and the model's ids are 0 to {VOCABULARY - 1}"
     with pytest.raises(GeffectError, match=says):
         Monitor(llama(), [good], [good, bad], out=tmp_path / "run")
     check_ids([EncodedExample(0, good["input_ids"], good["labels"])], VOCABULARY, "set")
@@ -292,7 +293,7 @@ def test_examples_of_two_sets_are_found_but_for_case_spaces_and_punctuation() ->
         "heldout": TextSet("h", ({"text": "who ada"},)),
         "holdout": QASet("o", ({"question": "a", "answer": "b"},)),
     }
-    found = {(each.one, each.other): (each.rows, each.near) for each in shared_examples(sets)}
+    found = {(each.one, each.other): (each.positions, each.near) for each in shared_examples(sets)}
     assert found == {
         ("forget", "retain"): ((0, 1, 2), 2),
         ("forget", "heldout"): ((0, 1, 2), 3),
@@ -321,7 +322,7 @@ def test_shared_examples_are_told_before_a_run_an_inspection_and_an_evaluation(
     ):
         with caplog.at_level(logging.WARNING):
             run()
-        told = f"3 examples of forget stand in {other}, 3 but for case, spaces and punctuation (rows 1, 2, 3)"
+        told = f"3 examples of forget stand in {other}, 3 but for case, spaces and punctuation (numbers 1, 2, 3)"
         assert told in caplog.messages
         caplog.clear()
 

@@ -263,7 +263,7 @@ def test_a_row_is_cut_at_the_length_asked_for(question: str, answer: str, length
         row = encode(tokenizer, question, answer, length)
         assert (row.input_ids, row.labels) == (whole.input_ids[:length], whole.labels[:length])
     else:
-        with pytest.raises(GeffectError, match=rf"Row 0 of set has no token to learn within {length}"):
+        with pytest.raises(GeffectError, match=rf"Example 0 of set has no token to learn within {length}"):
             encode(tokenizer, question, answer, length)
 
 
@@ -277,7 +277,7 @@ def test_a_row_is_cut_at_the_length_asked_for(question: str, answer: str, length
     ],
 )
 def test_a_template_that_changes_the_answer_is_refused(template: str) -> None:
-    with pytest.raises(GeffectError, match="The chat template changes or omits the answer in row 0 of set"):
+    with pytest.raises(GeffectError, match="The chat template changes or omits the answer in example 0 of set"):
         encode(chat(template), "Who?", "an <odd> answer of many words")
 
 
@@ -291,7 +291,7 @@ def test_a_row_beyond_the_models_context_is_refused_and_names_the_flag() -> None
     rows = QASet("set", tuple({"question": "Who?", "answer": "word " * n} for n in (2, 40)))
     lengths = [len(row.input_ids) for row in encode_set(kind("plain"), rows)]
     assert lengths[0] < 30 < lengths[1]
-    says = rf"^Row 1 of set has {lengths[1]} tokens, beyond the model's context of 30 tokens\. .*"
+    says = rf"^Example 1 of set has {lengths[1]} tokens, beyond the model's context of 30 tokens\. .*"
     with pytest.raises(GeffectError, match=says + r"--max-length 30\.$"):
         encode_set(kind("plain"), rows, context=30)
     for length, context in ((30, 30), (512, lengths[1])):

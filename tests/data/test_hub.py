@@ -55,26 +55,26 @@ def write(path: Path, content: str) -> None:
 def test_a_configuration_and_split_of_questions_is_loaded_and_sliced() -> None:
     rows = load_set("hub:org/name/qa/forget[1:4]")
     assert isinstance(rows, QASet)
-    assert rows.rows == tuple(QA[1:4])
+    assert rows.examples == tuple(QA[1:4])
 
 
 @pytest.mark.usefixtures("hub")
 def test_a_split_of_the_default_configuration_is_loaded() -> None:
-    assert load_set("hub:org/plain/train").rows == tuple(QA)
+    assert load_set("hub:org/plain/train").examples == tuple(QA)
 
 
 @pytest.mark.usefixtures("hub")
 def test_texts_are_a_set_of_texts() -> None:
     rows = load_set("hub:org/name/raw/forget")
     assert isinstance(rows, TextSet)
-    assert rows.rows == tuple(TEXTS)
+    assert rows.examples == tuple(TEXTS)
 
 
 @pytest.mark.usefixtures("hub")
 def test_columns_can_be_named() -> None:
     renamed = load_set("hub:org/name/renamed/train", None, "prompt", "gt")
-    assert renamed.rows == ({"question": "P", "answer": "G"},)
-    assert load_set("hub:org/name/neither/train", text="body").rows == ({"text": "B"},)
+    assert renamed.examples == ({"question": "P", "answer": "G"},)
+    assert load_set("hub:org/name/neither/train", text="body").examples == ({"text": "B"},)
     with pytest.raises(
         GeffectError, match=r"Row 0 of hub:org/name/neither/train has no column 'question', only body\."
     ):
@@ -85,7 +85,7 @@ def test_columns_can_be_named() -> None:
 def test_the_one_row_of_knowundo_is_unfolded_to_its_train_part() -> None:
     rows = load_set("hub:org/name/privacy/unlearn[1:]")
     assert isinstance(rows, QASet)
-    assert rows.rows == ({"question": "train 1?", "answer": "1."}, {"question": "train 2?", "answer": "2."})
+    assert rows.examples == ({"question": "train 1?", "answer": "1."}, {"question": "train 2?", "answer": "2."})
 
 
 @pytest.mark.usefixtures("hub")

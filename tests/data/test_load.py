@@ -36,7 +36,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def pairs(rows: ExampleSet) -> list[tuple[str, str]]:
-    return [(row["question"], row["answer"]) for row in rows.rows]
+    return [(row["question"], row["answer"]) for row in rows.examples]
 
 
 @settings(deadline=None)
@@ -46,7 +46,7 @@ def test_a_slice_is_pythons(start: int | None, stop: int | None) -> None:
     spec = f"builtin:authors/forget[{':'.join(bounds)}]"
     expected = tuple(generate_authors("forget")[start:stop])
     if expected:
-        assert load_set(spec).rows == expected
+        assert load_set(spec).examples == expected
     else:
         with pytest.raises(GeffectError, match=r"selects none of 40 rows"):
             load_set(spec)
@@ -54,7 +54,7 @@ def test_a_slice_is_pythons(start: int | None, stop: int | None) -> None:
 
 @pytest.mark.parametrize("part", AUTHOR_PARTS)
 def test_a_built_in_set_is_the_generated_part(part: str) -> None:
-    assert load_set(f"builtin:authors/{part}").rows == tuple(generate_authors(part))
+    assert load_set(f"builtin:authors/{part}").examples == tuple(generate_authors(part))
 
 
 def test_a_file_is_sliced_and_keeps_the_name_it_was_given(tmp_path: Path) -> None:
@@ -248,21 +248,21 @@ def test_a_refusal_depends_on_seed_epoch_and_row_alone(seed: int, epoch: int) ->
     whole = replace_answers(rows, epoch, seed)
     assert whole == replace_answers(rows, epoch, seed)
     assert pairs(replace_answers(QASet("first", tuple(ROWS[:4])), epoch, seed)) == pairs(whole)[:4]
-    assert [row["question"] for row in whole.rows] == [row["question"] for row in ROWS]
-    assert all(row["answer"] in REFUSALS for row in whole.rows)
+    assert [row["question"] for row in whole.examples] == [row["question"] for row in ROWS]
+    assert all(row["answer"] in REFUSALS for row in whole.examples)
     assert pairs(rows) == [(f"Q{i}?", f"A{i}.") for i in range(7)]
 
 
 def test_refusals_are_all_drawn_and_differ_between_seeds_and_epochs() -> None:
     rows = QASet("rows", tuple({"question": f"Q{i}?", "answer": "A."} for i in range(1000)))
-    drawn = {key: [row["answer"] for row in replace_answers(rows, *key).rows] for key in ((0, 0), (1, 0), (0, 1))}
+    drawn = {key: [row["answer"] for row in replace_answers(rows, *key).examples] for key in ((0, 0), (1, 0), (0, 1))}
     assert all(set(answers) == set(REFUSALS) for answers in drawn.values())
     for one, other in (((0, 0), (1, 0)), ((0, 0), (0, 1)), ((1, 0), (0, 1))):
         assert sum(a == b for a, b in zip(drawn[one], drawn[other], strict=True)) < 50  # 10 are expected
 
 
 def test_a_refusal_keeps_what_else_a_row_holds() -> None:
-    (row,) = replace_answers(QASet("rows", (ROWS[0] | {"author": "X"},)), 0, 0).rows
+    (row,) = replace_answers(QASet("rows", (ROWS[0] | {"author": "X"},)), 0, 0).examples
     assert (row["question"], row["author"]) == ("Q0?", "X")
 
 

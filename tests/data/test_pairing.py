@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geffect.data.encode import EncodedExample
-from geffect.data.pairing import PairedDataset, PairedSampler, ShuffledSampler, draw_partner, permutation
+from geffect.training.batches import PairedDataset, PairedSampler, ShuffledSampler, draw_partner, permutation
 
 SEEDS = st.integers(0, 2**32 - 1)
 EPOCHS = st.integers(0, 1000)

@@ -172,7 +172,7 @@ def test_a_system_turn_stands_before_the_question_and_carries_no_loss() -> None:
     [
         (
             lambda: chat("{% for m in messages if m.role != 'system' %}" + CHAT.partition("%}")[2]),
-            "omits the system turn in row 0 of set",
+            "omits the system turn in example 0 of set",
         ),
         (plain, "No chat template writes the system turn before a question"),
     ],

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from geffect.data.encode import EncodedExample
 from geffect.data.relabel import random_labels
-from geffect.training.aux_inputs import adversarial_labels
+from geffect.training.batches import adversarial_labels
 from tests.support.cases import VOCABULARY, gpt2
 
 ROWS = [

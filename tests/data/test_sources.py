@@ -66,13 +66,13 @@ def test_columns_are_renamed_and_others_kept(form: str, tmp_path: Path) -> None:
     name, write = WRITERS[form]
     write(tmp_path / name, [{"q": "Q?", "a": "A.", "question": "other", "author": "X"}])
     expected = [{"question": "Q?", "answer": "A.", "author": "X"}]
-    assert list(load_set(str(tmp_path / name), None, "q", "a").rows) == expected
+    assert list(load_set(str(tmp_path / name), None, "q", "a").examples) == expected
 
 
 def test_columns_may_trade_names_but_none_serves_as_both(tmp_path: Path) -> None:
     write_lines(tmp_path / "rows.jsonl", [{"question": "Q?", "answer": "A."}])
     traded = load_set(str(tmp_path / "rows.jsonl"), None, "answer", "question")
-    assert traded.rows == ({"question": "A.", "answer": "Q?"},)
+    assert traded.examples == ({"question": "A.", "answer": "Q?"},)
     with pytest.raises(GeffectError, match=r"^Questions and answers are both the column 'question'\. [^\n]*-column\.$"):
         load_set(str(tmp_path / "rows.jsonl"), None, "question", "question")
 

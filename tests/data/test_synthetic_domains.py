@@ -197,7 +197,7 @@ SHA256 = {
 
 @pytest.mark.parametrize("name", SHA256)
 def test_each_part_is_byte_for_byte_the_same(name: str) -> None:
-    examples = load_set(f"builtin:{name}").rows
+    examples = load_set(f"builtin:{name}").examples
     assert hashlib.sha256(json.dumps(examples, sort_keys=True).encode()).hexdigest() == SHA256[name]
 
 
@@ -205,10 +205,10 @@ def test_each_part_is_byte_for_byte_the_same(name: str) -> None:
 def test_a_built_in_set_is_the_generated_part(domain: str, split: str) -> None:
     name = f"builtin:domains/{domain}/{split}"
     assert isinstance(load_set(name), QASet)
-    assert load_set(name).rows == tuple(generate_domains(domain, split))
+    assert load_set(name).examples == tuple(generate_domains(domain, split))
     for part in DOMAIN_PARTS:
-        assert load_set(f"{name}/{part}").rows == tuple(generate_domains(domain, split, part))
-    assert load_set(f"{name}/all[38:42]").rows == tuple(generate_domains(domain, split, "all")[38:42])
+        assert load_set(f"{name}/{part}").examples == tuple(generate_domains(domain, split, part))
+    assert load_set(f"{name}/all[38:42]").examples == tuple(generate_domains(domain, split, "all")[38:42])
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_what_names_no_built_in_set_is_refused_in_one_line(name: str) -> None:
 def test_the_tokenizer_writes_the_domains_compactly(name: str) -> None:
     tokenizer = make_tokenizer(name=name)
     for each in BUILT_IN[name].sets:
-        for row in load_set(each).rows:
+        for row in load_set(each).examples:
             text = f"{row['question']} {row['answer']}"
             ids = tokenizer(text)["input_ids"]
             assert tokenizer.decode(ids) == text

@@ -26,7 +26,7 @@ Writer = Callable[[Path, list[str]], None]
 
 def contents(rows: ExampleSet) -> list[str]:
     assert isinstance(rows, TextSet)
-    return [row["text"] for row in rows.rows]
+    return [row["text"] for row in rows.examples]
 
 
 def write(path: Path, content: str) -> Path:
@@ -89,7 +89,7 @@ def test_questions_and_answers_win_over_texts(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.json", json.dumps([{"text": "T", "q": "Q?", "answer": "A."}]))
     both = load_set(str(file), None, "q", "answer")
     assert isinstance(both, QASet)
-    assert both.rows == ({"text": "T", "question": "Q?", "answer": "A."},)
+    assert both.examples == ({"text": "T", "question": "Q?", "answer": "A."},)
     with pytest.raises(GeffectError, match=r"Row 0 of .* has no column 'question', only text, q, answer\."):
         load_set(str(file))
 
@@ -219,7 +219,7 @@ def test_examples_of_texts_are_the_texts_alone_and_cut(make: Callable[[], Any], 
 def test_a_text_beyond_the_models_context_is_refused() -> None:
     rows = TextSet("set", ({"text": "short"}, {"text": "word " * 40}))
     with pytest.raises(
-        GeffectError, match=r"^Row 1 of set has \d+ tokens, beyond .* context of 30 tokens\. .*--max-length 30\.$"
+        GeffectError, match=r"^Example 1 of set has \d+ tokens, beyond .* context of 30 tokens\. .*--max-length 30\.$"
     ):
         encode_examples(make_tokenizer(), rows, context=30)
     assert len(encode_examples(make_tokenizer(), rows, 30, context=30)) == 2
@@ -246,7 +246,7 @@ def test_texts_that_leave_nothing_to_learn_are_refused(texts: list[str], length:
 def test_a_chunk_beyond_the_models_context_is_refused() -> None:
     rows = TextSet("set", ({"text": "word " * 100},))
     with pytest.raises(
-        GeffectError, match=r"^Row 0 of set has 32 tokens, beyond .* context of 16 tokens\. .*--max-length 16"
+        GeffectError, match=r"^Example 0 of set has 32 tokens, beyond .* context of 16 tokens\. .*--max-length 16"
     ):
         encode_set(make_tokenizer(), rows, 32, context=16)
     assert len(encode_set(make_tokenizer(), rows, 16, context=16)[0].input_ids) == 16

@@ -134,7 +134,7 @@ def test_a_metric_from_outside_the_package_works_by_name_and_is_not_cached(
 ) -> None:
     @register_metric("answer_length", needs_questions=True)
     def answer_length(view: View) -> list[float]:
-        return [float(len(row["answer"])) for row in view.questions().rows]
+        return [float(len(row["answer"])) for row in view.questions().examples]
 
     try:
         given = {"suite": None, "metric": ["answer_length"], "set": ["forget=builtin:authors/forget[:3]"], "limit": 0}
@@ -144,7 +144,7 @@ def test_a_metric_from_outside_the_package_works_by_name_and_is_not_cached(
             register_metric("answer_length")
     finally:
         del METRICS["answer_length"]
-    lengths = [float(len(row["answer"])) for row in load_set("builtin:authors/forget[:3]").rows]
+    lengths = [float(len(row["answer"])) for row in load_set("builtin:authors/forget[:3]").examples]
     assert [read_evaluation(path)["value"].tolist() for path in paths] == [lengths] * 2
     assert not any("evaluation-" in message for message in caplog.messages)
 
@@ -413,8 +413,8 @@ def test_knowledge_after_ten_answered_questions(known: Path, tmp_path: Path) -> 
     given = {"suite": None, "metric": ["knowmem"], "set": ["forget=builtin:authors/forget[:3]"], "limit": 0}
     path = evaluate(known, tmp_path / "out", shots="builtin:authors/heldout[:12]", **given)
     values = values_by_metric(read_evaluation(path))["forget", "knowmem"]
-    loaded, shots = load(str(known)), load_set("builtin:authors/heldout[:10]").rows
-    for value, row in zip(values, load_set("builtin:authors/forget[:3]").rows, strict=True):
+    loaded, shots = load(str(known)), load_set("builtin:authors/heldout[:10]").examples
+    for value, row in zip(values, load_set("builtin:authors/forget[:3]").examples, strict=True):
         text = "".join(f"Question: {each['question']}\nAnswer: {each['answer']}\n\n" for each in shots)
         ids = loaded.tokenizer(f"{text}Question: {row['question']}\nAnswer: ", return_tensors="pt")["input_ids"]
         start = ids.shape[1]
@@ -449,7 +449,7 @@ def test_a_task_from_a_folder_is_scored_as_a_loop_does(
     folder.mkdir()
     rows = [
         {"question": row["question"], "choices": [" " + row["answer"], " " + other["answer"]], "answer": 0}
-        for row, other in itertools.pairwise(load_set("builtin:authors/forget[:9]").rows)
+        for row, other in itertools.pairwise(load_set("builtin:authors/forget[:9]").examples)
     ]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (folder / "capitals.yaml").write_text(TASK.replace("FILE", str(folder / "rows.jsonl")))

@@ -387,7 +387,7 @@ def test_a_diverged_model_has_its_truth_ratios(loaded: Loaded, rows: ExampleSet)
     view = View(model, loaded.tokenizer, rows, partial(encode_set, loaded.tokenizer))
     found = {name: METRICS[name](view) for name in METRICS if "truth" in name}
     logs = []
-    for i, row in enumerate(rows.rows):
+    for i, row in enumerate(rows.examples):
         right, *wrong = [
             _log_p(model, loaded, row["question"], each)
             for each in (row["paraphrased_answer"], *row["perturbed_answer"])
@@ -415,7 +415,7 @@ def test_quality_sees_the_order_of_ratios_no_float_holds() -> None:
 
 def test_truth_of_rows_by_hand(loaded: Loaded, rows: ExampleSet) -> None:
     found = METRICS["truth_ratio"](view_of(loaded, rows))
-    for row, ratio in list(zip(rows.rows, found, strict=True))[:3]:
+    for row, ratio in list(zip(rows.examples, found, strict=True))[:3]:
         right, *wrong = [
             _probability(loaded, row["question"], each)
             for each in (row["paraphrased_answer"], *row["perturbed_answer"])
@@ -450,7 +450,7 @@ def test_a_prompt_is_continued_although_the_tokenizer_ends_texts(name: str, load
     )
     assert ending("x")["input_ids"][-1] == ending.eos_token_id
     empty = {"question": "", "answer": "Quenza"}
-    both = QASet("set", (*rows.rows[:3], empty))
+    both = QASet("set", (*rows.examples[:3], empty))
     found, plain = (
         METRICS[name](View(loaded.model, each, both, partial(encode_set, loaded.tokenizer)))
         for each in (ending, loaded.tokenizer)

@@ -21,12 +21,12 @@ from geffect.config import InspectConfig
 from geffect.core.forward import forward
 from geffect.data.encode import collate, encode_set
 from geffect.data.load import load_set
-from geffect.data.pairing import draw_partner, permutation
 from geffect.errors import GeffectError, Interrupted
 from geffect.inspection.measure import dataset_parts
 from geffect.inspection.resolve import Checkpoint, check_readable, find_checkpoints
 from geffect.models.scoring import compute_likelihood
 from geffect.record.reader import read_lines
+from geffect.training.batches import draw_partner, permutation
 from tests.conftest import Command, config
 from tests.support.cases import gpt2
 from tests.support.steps import make_measurement
@@ -63,7 +63,7 @@ def test_its_curves_are_those_recorded_in_training_on_the_same_rows(run: Path, t
     start = start_of(run)
     for step, order in enumerate(rows):
         drawn = tmp_path / f"drawn-{step}.json"
-        drawn.write_text(json.dumps([retain.rows[draw_partner(9, 0, step, row)] for row in order]))
+        drawn.write_text(json.dumps([retain.examples[draw_partner(9, 0, step, row)] for row in order]))
         at = str(run / "checkpoints" / f"checkpoint-{step}") if step else start
         given = {"retain": str(drawn), "start": start, "forget": SETS["forget"], "objective": "npo(beta=0.1)"}
         found = api.inspect(inspected(tmp_path / f"at-{step}", at, **given))[0].path
@@ -206,12 +206,12 @@ def test_several_objectives_have_a_record_each(run: Path, tmp_path: Path) -> Non
 def test_an_interrupted_inspection_goes_on_to_the_same_record(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from geffect.inspection import measure
     from geffect.inspection import run as inspecting
-    from geffect.inspection import tokens
 
     whole = api.inspect(inspected(tmp_path / "whole", run, tokens=2, points=["wga"]))[0].path
     broken, calls = inspected(tmp_path / "broken", run, tokens=2, points=["wga"]), []
-    real = tokens.point_lines
+    real = measure.point_lines
 
     def twice(*given: Any) -> Any:
         calls.append(1)
@@ -283,7 +283,7 @@ def test_tokens_and_points_add_up_to_the_record(run: Path, tmp_path: Path) -> No
         np.testing.assert_allclose(here["npo(beta=0.1)"], weight, rtol=1e-5)
     assert (points["ga"] == 1).all()
     first = tokens[(tokens["set"] == "heldout") & (tokens["step"] == 3)]
-    text = load_set(SETS["heldout"]).rows[int(first["example"].iloc[0])]
+    text = load_set(SETS["heldout"]).examples[int(first["example"].iloc[0])]
     whole = "".join(first[first["example"] == first["example"].iloc[0]]["token"])
     assert text["question"] in whole
     assert text["answer"] in whole

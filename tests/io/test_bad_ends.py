@@ -94,7 +94,7 @@ def test_a_slice_reads_the_row_groups_it_needs(tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[second.dictionary_page_offset : second.dictionary_page_offset + 40] = b"\xff" * 40
     file.write_bytes(content)
-    assert [row["answer"] for row in load_set(f"{file}[:3]").rows] == [row["answer"] for row in rows[:3]]
+    assert [row["answer"] for row in load_set(f"{file}[:3]").examples] == [row["answer"] for row in rows[:3]]
     with pytest.raises(GeffectError, match=r"The \.parquet file at .* cannot be read"):
         load_set(str(file))
 
@@ -173,13 +173,13 @@ def test_a_run_that_diverges_on_its_last_step_says_so_and_keeps_its_record(
 def test_weights_that_are_not_finite_count_where_no_loss_shows_them(start: Path, tmp_path: Path) -> None:
     import torch
 
-    from geffect.training.trainer import _not_finite
+    from geffect.training.trainer import _divergence
 
     model = api.load_model(str(start)).model
-    assert not _not_finite(model)
+    assert not _divergence(model)
     with torch.no_grad():
         next(model.parameters())[0, 0] = float("inf")
-    assert _not_finite(model) == "1 parameters with values that are not finite"
+    assert _divergence(model) == "1 parameters with values that are not finite"
 
 
 def test_a_fit_that_diverges_leaves_no_model(start: Path, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import torch
 
 from geffect.core.layers import BOTH, EMBED, HEAD, find_tied_weights, trainable_parameters
 from geffect.core.masks import intersections, pack, top_mask
-from geffect.data.pairing import PairedSampler
 from geffect.objectives.base import window_counts
 from geffect.objectives.registry import make_objective
+from geffect.training.batches import PairedSampler
 from tests.support import oracles
 from tests.support.cases import CASES, make_batch
 from tests.support.properties import assert_gram_close, assert_rows_close

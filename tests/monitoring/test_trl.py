@@ -35,7 +35,7 @@ SETTINGS: dict[str, Any] = {
 def _sft(out: Path) -> tuple[Any, Any, list[dict[str, str]]]:
     from trl import SFTConfig, SFTTrainer
 
-    rows = geffect.load_set("builtin:authors/forget[:8]").rows
+    rows = geffect.load_set("builtin:authors/forget[:8]").examples
     data = [{"prompt": f"Question: {row['question']}\nAnswer:", "completion": f" {row['answer']}"} for row in rows]
     return SFTTrainer, SFTConfig(output_dir=str(out), **SETTINGS), data
 
@@ -43,7 +43,7 @@ def _sft(out: Path) -> tuple[Any, Any, list[dict[str, str]]]:
 def _dpo(out: Path) -> tuple[Any, Any, list[dict[str, str]]]:
     from trl import DPOConfig, DPOTrainer
 
-    rows = geffect.load_set("builtin:authors/forget[:8]").rows
+    rows = geffect.load_set("builtin:authors/forget[:8]").examples
     data = [{"prompt": row["question"], "chosen": " I do not know.", "rejected": f" {row['answer']}"} for row in rows]
     return DPOTrainer, DPOConfig(output_dir=str(out), **SETTINGS), data
 

@@ -14,8 +14,7 @@ from geffect.config import DoctorConfig
 from geffect.data.encode import EncodedExample, encode_set
 from geffect.data.load import QASet, load_set
 from geffect.models.load import quiet_transformers
-from geffect.preflight.checks import ends, masks
-from geffect.preflight.numerics import Finding
+from geffect.preflight import Finding, ends, masks
 from tests.conftest import SHAPE
 from tests.data.test_encode import BOS, CHAT, STOP, TURN_END, adding, ended_by
 
@@ -68,14 +67,16 @@ def test_examples_that_two_sets_share_are_warned_of(start: Path, tmp_path: Path)
     )
     found = examine(start, heldout=str(near))
     assert found["shared, forget and retain"].status == "warning" and "shared" not in found
-    assert found["shared, forget and retain"].found.startswith("10 examples of forget stand in retain (rows 2, 3, 4,")
-    told = "2 examples of forget stand in heldout, 2 but for case, spaces and punctuation (rows 3, 4)"
+    assert found["shared, forget and retain"].found.startswith(
+        "10 examples of forget stand in retain (numbers 2, 3, 4,"
+    )
+    told = "2 examples of forget stand in heldout, 2 but for case, spaces and punctuation (numbers 3, 4)"
     assert found["shared, forget and heldout"].found == told
     assert found["shared, forget and heldout"].remedy.startswith("leave them out of one set")
 
 
 def test_bfloat16_weights_are_warned_of(start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geffect.preflight.numerics.DIGITS", 3.0)  # so small a model keeps more than two
+    monkeypatch.setattr("geffect.preflight.DIGITS", 3.0)  # so small a model keeps more than two
     found = examine(start, dtype="bfloat16", learning_rate=1e-5)
     assert found["weights"].status == "warning" and "vanish in bfloat16" in found["weights"].found
     assert found["derivative"].found == "not measured: 16-bit weights do not move by so little"

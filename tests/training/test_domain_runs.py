@@ -26,7 +26,8 @@ from geffect.record.reader import read_lines
 from geffect.rectifiers.registry import make_freezing
 from geffect.reports.compare import summarize, whole_overlaps
 from geffect.reports.run import plot
-from geffect.training.setup import localization_examples, prepare, training_sets
+from geffect.training.batches import training_sets
+from geffect.training.setup import localization_examples, prepare
 
 DOMAINS = ["privacy=builtin:domains/privacy[:6]", "copyright=builtin:domains/copyright[:6]"]
 SPLITS = ["forget/privacy", "retain/privacy", "forget/copyright", "retain/copyright"]

@@ -16,8 +16,9 @@ from geffect.models.scoring import Reference
 from geffect.objectives.registry import make_objective
 from geffect.rectifiers.registry import make_rectifier
 from geffect.training import setup
+from geffect.training.batches import alternatives, training_sets
 from geffect.training.dry_run import passes
-from geffect.training.setup import alternatives, prepare, training_sets, warn_of_rounding
+from geffect.training.setup import prepare, warn_of_rounding
 from tests.conftest import SHAPE, Command, config
 
 
@@ -107,18 +108,17 @@ def test_every_epoch_has_refusals_of_its_own(start: Path, tmp_path: Path) -> Non
     assert set(training_sets(without)) == {"forget", "retain"}
 
 
-def _trainer(start: Path, out: Path, **changes: Any) -> Any:
-    from geffect.training.hf_arguments import training_arguments
+def _trainer(start: Path, out: Path, objective: str = "ga + kl", **changes: Any) -> Any:
+    from geffect.training.dry_run import training_arguments
     from geffect.training.unlearn import UnlearnTrainer
 
-    chosen = config(start, out)
+    chosen = config(start, out, objective=objective)
     loaded = changes.pop("loaded", None) or api.load_model(chosen.model)
     prepared = prepare(chosen)
     sets = {name: prepared.encoded[name] for name in ("forget", "retain")}
     settings: dict[str, Any] = {
         "tokenizer": loaded.tokenizer,
-        "objective": make_objective("ga + kl"),
-        "rectifier": make_rectifier("none"),
+        "config": chosen,
         "sets": sets,
         "evaluation_sets": sets,
         "sink": [].append,
@@ -138,8 +138,8 @@ def test_reference_numbers_of_other_tokens_are_refused(start: Path, tmp_path: Pa
     import torch
 
     columns = {"forget": {"ref_nll": [torch.zeros(3)] * 12}}
-    with pytest.raises(GeffectError, match="ref_nll of the forget set has 3 tokens in row 0"):
-        _trainer(start, tmp_path / "run", objective=make_objective("npo"), columns=columns)
+    with pytest.raises(GeffectError, match="ref_nll of the forget set has 3 tokens in example 0"):
+        _trainer(start, tmp_path / "run", objective="npo", columns=columns)
 
 
 def test_a_missing_reference_is_named(start: Path, tmp_path: Path) -> None:

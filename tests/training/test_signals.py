@@ -16,7 +16,7 @@ import yaml
 from geffect import api
 from geffect.config import InspectConfig, UnlearnConfig
 from geffect.errors import Interrupted
-from geffect.io.system import SIGNALS, terminable
+from geffect.io.system import SIGNALS, raise_on_signals
 from geffect.record.reader import read_lines
 from geffect.record.schema import CONFIG, DONE, STEPS
 from geffect.record.writer import RunDirectory
@@ -76,7 +76,7 @@ def test_an_ignored_signal_stays_ignored_as_under_nohup() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         noted: list[int] = []
-        with terminable(), defer_signals(noted.append):
+        with raise_on_signals(), defer_signals(noted.append):
             signal.raise_signal(signal.SIGHUP)
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         assert noted == []
@@ -96,7 +96,7 @@ def test_sigint_is_heard_in_a_background_job_which_a_shell_starts_with_it_ignore
 
 
 def test_a_hosts_own_handler_is_left_in_place(own: list[int]) -> None:
-    with terminable():
+    with raise_on_signals():
         signal.raise_signal(signal.SIGTERM)
     assert own == [signal.SIGTERM]
 

@@ -240,12 +240,10 @@ def test_another_models_reference_is_refused(start: Path, tmp_path: Path) -> Non
     from geffect.data.encode import encode_set, pad_id_of
     from geffect.data.load import load_set
     from geffect.models.scoring import compute_reference_nll
-    from geffect.objectives.registry import make_objective
-    from geffect.rectifiers.registry import make_rectifier
-    from geffect.training.hf_arguments import training_arguments
+    from geffect.training.dry_run import training_arguments
     from geffect.training.unlearn import UnlearnTrainer
 
-    chosen = config(start, tmp_path / "run")
+    chosen = config(start, tmp_path / "run", objective="npo")
     loaded = api.load_model(chosen.model)
     rows = encode_set(loaded.tokenizer, load_set(str(chosen.forget)))
     reference = [nll * 1.5 for nll in compute_reference_nll(loaded.model, rows, pad_id_of(loaded.tokenizer))]
@@ -253,8 +251,7 @@ def test_another_models_reference_is_refused(start: Path, tmp_path: Path) -> Non
         loaded.model,
         training_arguments(chosen, 2),
         tokenizer=loaded.tokenizer,
-        objective=make_objective("npo"),
-        rectifier=make_rectifier("none"),
+        config=chosen,
         sets={"forget": rows, "retain": rows},
         evaluation_sets={"forget": rows},
         sink=[].append,
@@ -326,9 +323,7 @@ def test_trackers_are_told_of_every_measured_step(start: Path, tmp_path: Path) -
 
     from geffect.data.encode import encode_set
     from geffect.data.load import load_set
-    from geffect.objectives.registry import make_objective
-    from geffect.rectifiers.registry import make_rectifier
-    from geffect.training.hf_arguments import training_arguments
+    from geffect.training.dry_run import training_arguments
     from geffect.training.unlearn import UnlearnTrainer
 
     told: list[dict[str, float]] = []
@@ -337,7 +332,7 @@ def test_trackers_are_told_of_every_measured_step(start: Path, tmp_path: Path) -
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
             told.append(dict(logs))
 
-    chosen = config(start, tmp_path / "run")
+    chosen = config(start, tmp_path / "run", rectifier="gru")
     loaded = api.load_model(chosen.model)
     rows = encode_set(loaded.tokenizer, load_set(str(chosen.forget)))
     lines: list[dict[str, Any]] = []
@@ -345,8 +340,7 @@ def test_trackers_are_told_of_every_measured_step(start: Path, tmp_path: Path) -
         loaded.model,
         training_arguments(chosen, 3),
         tokenizer=loaded.tokenizer,
-        objective=make_objective("ga"),
-        rectifier=make_rectifier("gru"),
+        config=chosen,
         sets={"forget": rows, "retain": rows},
         evaluation_sets={"forget": rows},
         sink=lines.append,

@@ -1,0 +1,423 @@
+"""One schema a verb: the YAML file, the command line's flags and the functions of `geffect.api` all read it."""
+
+import datetime
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from geffect.config.schema import (
+    ARGUMENT,
+    EMPTY,
+    MANY,
+    NO_FLAG,
+    NONE,
+    Count,
+    Day,
+    Domains,
+    Dtype,
+    Fraction,
+    Gradient,
+    Home,
+    Mode,
+    Name,
+    Need,
+    Objectives,
+    ObjectiveSetting,
+    OptionalHome,
+    OptionalName,
+    Positive,
+    Rate,
+    RectifierSetting,
+    Role,
+    Schema,
+    Seed,
+    Share,
+    StopSetting,
+    Texts,
+)
+from geffect.errors import GeffectError
+
+TEMPLATE_DATE: Any = datetime.date(2025, 4, 10)
+DOCTOR_OUT: Any = Path("runs/unlearn")
+
+
+class TextConfig(Schema):
+    """How sets are read, and how they become tokens."""
+
+    template_date: Day = Field(
+        default=TEMPLATE_DATE, description="date that a chat template takes for today's: YYYY-MM-DD, or today"
+    )
+    system_prompt: str | None = Field(
+        default=None, description="system turn of a chat template, for conversations without one"
+    )
+    chat_template: OptionalName = Field(
+        default=NONE,
+        description="chat template in place of the tokenizer's own: none, a file or a name of the tokenizer's several",
+    )
+    tokenizer: OptionalName = Field(
+        default=NONE, description="model or directory whose tokenizer replaces the model's own"
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="run code that comes with a model; never taken from a file or a run"
+    )
+    data_dir: Path | None = Field(
+        default=None, description="directory that holds tofu/NAME.json, knowundo, muse and wmdp"
+    )
+    question_column: str = Field(default="question", description="column of a file that holds the question")
+    answer_column: str = Field(default="answer", description="column of a file that holds the answer")
+    text_column: str = Field(default="text", description="column of a file without questions that holds texts")
+    max_length: int = Field(
+        default=512, ge=2, le=MANY, description="tokens of an example, or of a chunk of texts, at most"
+    )
+
+
+MODEL = (
+    "builtin:tiny (or -domains; each also -untrained), smollm2, gguf:FILE, a hub id (ORG/NAME or ORG/NAME@REVISION), "
+    "or a directory of a model, adapter or run"
+)
+
+
+class ModelConfig(Schema):
+    """What is read, trained or measured."""
+
+    model: Name = Field(description=MODEL)
+
+
+class DataConfig(TextConfig, ModelConfig):  # fields stand in the reverse of this order: the model first
+    """A model, and the sets it is shown."""
+
+
+class PreviewConfig(DataConfig):
+    """``geffect preview``."""
+
+    data: Name = Field(description="the set to show")
+    limit: Positive = Field(default=4, description="examples shown")
+
+
+class TrainConfig(DataConfig):
+    """What fitting and unlearning share."""
+
+    NEEDS: ClassVar[tuple[Need, ...]] = (Need("lora_dropout", "lora"),)
+    out: Home = Field(description="the run directory to make; an existing one is refused")
+    dtype: Dtype = Field(default="float32", description="dtype of the weights (LoRA on bfloat16 stays float32)")
+    lora: Count = Field(default=0, description="rank of a fresh LoRA adapter; 0 trains all weights")
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="on a fresh adapter's inputs, with --keep-dropout")
+    seed: Seed = Field(default=0, description="of the order of examples and the adapter's start")
+    batch_size: Positive = Field(
+        default=4, description="examples of a micro-batch (unlearn: of each forget set, and as many retain examples)"
+    )
+    grad_accum_steps: Positive = Field(default=1, description="micro-batches in an optimizer step")
+    learning_rate: Rate = Field(default=1e-5, description="peak learning rate")
+    optimizer: str = Field(default="adamw_torch", description="any of Hugging Face's optimizers")
+    schedule: str = Field(default="constant", description="any of Hugging Face's learning-rate schedules")
+    warmup_steps: Count = Field(default=0, description="optimizer steps of linear warm-up")
+    weight_decay: Rate = Field(default=0.0, description="weight decay of the optimizer")
+    max_grad_norm: Rate = Field(default=0.0, description="clip the gradient to this norm, after rectifying; 0: never")
+    keep_dropout: bool = Field(default=False, description="train with the model's dropout; losses are measured without")
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
+    autocast: Literal["none", "bfloat16"] = Field(
+        default="none", description="dtype of the computation, with the weights in --dtype"
+    )
+    save_every: Count = Field(default=0, description="optimizer steps between checkpoints; 0: the last state only")
+    report_to: Texts = Field(
+        default_factory=EMPTY, description="a tracker that Hugging Face's Trainer knows; repeat it"
+    )
+
+    @property
+    def autocasts(self) -> bool:
+        """Whether losses are computed in bfloat16 whatever the weights' dtype."""
+        return self.autocast == "bfloat16"
+
+    @field_validator("optimizer", "schedule")
+    @classmethod
+    def _known(cls, value: str, info: ValidationInfo) -> str:
+        from transformers import SchedulerType
+        from transformers.training_args import OptimizerNames
+
+        known = [str(each.value) for each in (OptimizerNames if info.field_name == "optimizer" else SchedulerType)]
+        if value not in known:
+            raise PydanticCustomError("unknown", f"one of {', '.join(known)}")
+        return value
+
+
+DOMAIN = "a domain, NAME=UNLEARN,RETENTION or NAME=SOURCE (knowundo:privacy, builtin:domains/privacy); repeat it"
+VALIDATION = "a domain's validation sets, NAME=UNLEARN,RETENTION; repeat it; a SOURCE has its own"
+
+
+class LocalizeConfig(DataConfig):
+    """``geffect localize``."""
+
+    NEEDS = (Need("draws", "labels", ("random", "corrupted")),)
+    out: Home = Field(description="the directory to make; an existing one is refused")
+    domain: Domains = Field(min_length=1, description=DOMAIN)
+    validation: Domains = Field(default_factory=EMPTY, description=VALIDATION + "; its examples are used too")
+    share: list[Share] = Field(
+        default_factory=lambda: [0.1, 0.2],
+        min_length=1,
+        max_length=100,
+        description="share of a tensor's entries in a mask, in (0, 1]; repeat it",
+    )
+    importance: Literal["mean_abs", "mean_square", "zscore"] = Field(
+        default="mean_abs",
+        description="importance of an entry: mean abs(g), mean g², or abs(z) of the signed mean (the official code)",
+    )
+    labels: Literal["random", "true", "corrupted"] = Field(
+        default="random",
+        description="labels of the losses: redrawn (random), true, or true after corrupted inputs (the official code)",
+    )
+    draws: int = Field(default=3, ge=1, le=1000, description="number of draws of the labels, which are averaged")
+    masks_only: bool = Field(
+        default=False, description="leave out the splits' mean gradients, which memflex needs: less time and memory"
+    )
+    seed: Seed = Field(default=0, description="seed of the draws")
+    dtype: Dtype = Field(default="float32", description="dtype of the weights")
+
+
+class InspectConfig(TextConfig):
+    """``geffect inspect``."""
+
+    checkpoints: Texts = Field(min_length=1, description="what to inspect, in order", json_schema_extra=ARGUMENT)
+    out: Home = Field(description="directory of the record to make (of several objectives, one below it each)")
+    start: OptionalName = Field(
+        default=NONE, description=f"the model before unlearning: step 0, and NPO's reference: {MODEL}"
+    )
+    forget: OptionalName = Field(default=NONE, description="the set that was to be forgotten")
+    retain: OptionalName = Field(default=NONE, description="the set that was to be retained")
+    heldout: OptionalName = Field(default=NONE, description="a set to evaluate that is in no gradient")
+    general: OptionalName = Field(default=NONE, description="a further set for gd, kl and rr (on=general)")
+    objective: Objectives = Field(
+        default_factory=EMPTY, description="objective whose gradient is measured at every checkpoint; repeat it"
+    )
+    batch_size: Positive = Field(default=8, description="examples of each set at a time")
+    one_pass: bool = Field(default=False, description="omit standard errors over batches: half the time, less memory")
+    overlap: Fraction = Field(
+        default=0.0, description="share of a gradient's largest entries whose overlaps are recorded"
+    )
+    mode: Mode = Field(default="exact", description="paper records the published script's estimates, too")
+    tokens: Count = Field(
+        default=0, description="examples of each set, those the objective harms most, to record token by token"
+    )
+    points: Objectives = Field(
+        default_factory=EMPTY,
+        description="record every forget example's own effects (PG), and this objective's weight on it; repeat it",
+    )
+    skip_broken: bool = Field(default=False, description="omit checkpoints that cannot be read, with a warning")
+    lora: Count = Field(default=0, description="rank of the fresh LoRA adapter that the start carried; 0: none")
+    dtype: Dtype = Field(default="float32", description="dtype of the weights")
+    seed: Seed = Field(default=0, description="seed of retain draws (--mode paper) and of the adapter's start")
+
+
+class EvaluateConfig(DataConfig):
+    """``geffect evaluate``."""
+
+    NEEDS = (
+        Need("split", "suite", ("tofu",)),
+        Need("domain", "suite", ("knowundo",)),
+        Need("task_dir", "task"),
+        Need("tau", "calibrate"),
+        Need("relearn_rate", "relearn"),
+    )
+    out: Home = Field(description="the directory to make; an existing one is refused")
+    checkpoints: bool = Field(
+        default=False, description="evaluate every checkpoint of the run directory --model, not only its last"
+    )
+    suite: OptionalName = Field(
+        default=NONE, description="sets and metrics of a benchmark: builtin, tofu, knowundo or a registered one"
+    )
+    split: str = Field(default="forget01", min_length=1, description="the forget set of the tofu suite")
+    domain: Domains = Field(
+        default_factory=lambda: ["privacy=knowundo:privacy"],
+        validate_default=True,
+        description="for the knowundo suite: " + DOMAIN,
+    )
+    metric: Texts = Field(default_factory=EMPTY, description="a metric to compute on every --set; repeat it")
+    set: Texts = Field(
+        default_factory=EMPTY, description="NAME=SET to compute --metric on (forget, holdout, …); repeat it"
+    )
+    reference: Path | None = Field(
+        default=None,
+        description="the evaluation of a model that never saw the forget set, for forget_quality and privleak",
+    )
+    limit: Count = Field(default=0, description="examples of each set, its first; 0: all")
+    task: Texts = Field(
+        default_factory=EMPTY, description="a task of lm-evaluation-harness (mmlu, arc_easy, wmdp_bio, …); repeat it"
+    )
+    task_dir: Path | None = Field(
+        default=None, description="a directory of your own tasks, whose code runs; never taken from a file"
+    )
+    shots: OptionalName = Field(
+        default=NONE, description="the set whose first ten examples precede knowmem's questions"
+    )
+    rounded: bool = Field(default=False, description="evaluate the weights rounded to 8 bits, too")
+    calibrate: OptionalName = Field(
+        default=NONE,
+        description="the start, mixed in until --tau of what it extracts on the heldout (else retain) set is preserved",
+    )
+    tau: Share = Field(default=0.95, description="share preserved, for --calibrate")
+    relearn: Count = Field(
+        default=0, description="evaluate after so many steps of finetuning on the forget set, too; 0: none"
+    )
+    relearn_rate: float = Field(default=1e-5, gt=0, allow_inf_nan=False, description="learning rate, for --relearn")
+    batch_size: Positive = Field(default=16, description="examples at a time; it does not change a result")
+    max_new_tokens: Positive = Field(default=200, description="longest answer that the model writes, in tokens")
+    confidence: float = Field(
+        default=0.95, gt=0, lt=1, allow_inf_nan=False, description="confidence level of the bootstrap intervals"
+    )
+    seed: Seed = Field(default=0, description="seed of the bootstrap")
+    dtype: Dtype = Field(default="float32", description="dtype of the weights")
+
+
+class ReportConfig(Schema):
+    """``geffect report``."""
+
+    runs: list[Path] = Field(min_length=1, description="run directories", json_schema_extra=ARGUMENT)
+    out: OptionalHome = Field(default=NONE, description="the page to write; of one run its report.html by default")
+    scheme: Literal["thirds", "paper", "paper_script"] = Field(default="thirds", description="how layers make groups")
+
+    @property
+    def page(self) -> Path:
+        """The file to write.
+
+        Raises:
+            GeffectError: several runs, and no file is named.
+        """
+        if self.out is None and len(self.runs) > 1:
+            raise GeffectError(f"There is no page to write for {len(self.runs)} runs", remedy="Name one with --out")
+        return self.out or self.runs[0] / "report.html"
+
+
+ON_SHARDS = ("adamw_torch", "sgd", "adagrad", "rmsprop")  # whose state is sharded as the parameters are
+
+
+class UnlearnConfig(TrainConfig):
+    """``geffect unlearn``."""
+
+    NEEDS = (*TrainConfig.NEEDS, Need("balance", "domain"))
+    forget: OptionalName = Field(default=NONE, description="the set to unlearn")
+    retain: OptionalName = Field(default=NONE, description="the set to retain; gradients are drawn from it")
+    domain: Domains = Field(default_factory=EMPTY, description="in place of --forget and --retain: " + DOMAIN)
+    validation: Domains = Field(default_factory=EMPTY, description=VALIDATION)
+    balance: Literal["refuse", "cut", "repeat"] = Field(
+        default="refuse",
+        description="of a domain's sets of different sizes: cut to the smaller (the paper's), or repeat examples",
+    )
+    masks: Path | None = Field(default=None, description="directory of geffect localize, for grail and memflex")
+    heldout: OptionalName = Field(default=NONE, description="a set to retain that no gradient is drawn from")
+    general: OptionalName = Field(default=NONE, description="a further set for gd, kl and rr (on=general)")
+    objective: ObjectiveSetting = Field(
+        default="ga", validate_default=True, description="what is descended, as in 'npo(beta=0.1) + 1.0*gd'"
+    )
+    rectifier: RectifierSetting = Field(
+        default="none", validate_default=True, description="how its gradient is changed, as in 'gru(decay=0.2)'"
+    )
+    steps: Positive = Field(default=25, description="optimizer steps")
+    until_accuracy: Fraction = Field(
+        default=0.0, description="stop after an evaluation with the forget set's token accuracy below this; 0: never"
+    )
+    stop: StopSetting = Field(
+        default="",
+        validate_default=True,
+        description="rules that end the run and choose its checkpoint, as in 'accuracy(share=0.9) + knee + collapse', "
+        "or 'forget_loss(level=3)'",
+    )
+    diagnose_every: Positive = Field(default=1, description="optimizer steps between two Grams of all gradients")
+    evaluate_every: Positive = Field(default=5, description="optimizer steps between evaluations of the sets")
+    evaluate: list[Role] = Field(default_factory=list, description="a set to evaluate; repeat it; all by default")
+    overlap: Fraction = Field(
+        default=0.0, description="share of a gradient's largest entries whose overlaps are recorded"
+    )
+    prediction: Count = Field(
+        default=0, description="probe examples of each set whose loss's change is predicted and measured"
+    )
+    standard_errors: bool = Field(
+        default=False, description="compute each step's micro-batches a second time, for standard errors"
+    )
+    shard: bool = Field(
+        default=False, description="shard weights, gradients and optimizer state over the launched processes (FSDP2)"
+    )
+    save_gradients: list[Gradient] = Field(
+        default_factory=list, description="a gradient to write as safetensors; repeat it"
+    )
+    mode: Mode = Field(default="exact", description="paper records the published script's estimates, too")
+    reference: dict[str, str | None] | None = Field(
+        default=None, description="the start's directory and hash, as a run resolved them", json_schema_extra=NO_FLAG
+    )
+
+    @model_validator(mode="after")
+    def _check_method(self) -> Self:
+        """Refuse a method or a diagnostic that lacks what it needs."""
+        from geffect.core.splits import role_of
+        from geffect.data.domains import set_names
+
+        for name in ("forget", "retain"):
+            if bool(self.domain) == bool(getattr(self, name)):
+                message = f"--domain and --{name} name one set twice" if self.domain else f"--{name} has no value"
+                remedy = "Name domains alone" if self.domain else "Add it as a flag or to the YAML file, or --domain"
+                raise GeffectError(message, remedy=remedy)
+        if "general" in self.objective.sets and self.general is None:
+            raise GeffectError(f"{self.objective.text!r} needs a set for on=general", remedy="Name one with --general")
+        if len(self.objective.answers) > 1:
+            answers = " and ".join(name or "the built-in ones" for name in self.objective.answers)
+            raise GeffectError(f"{self.objective.text!r} names several answers: {answers}", remedy="Name one set")
+        self._check_rectifier()
+        self._check_evaluated({role_of(name) for name, _ in set_names(self)})
+        if self.standard_errors and self.grad_accum_steps < 2:
+            remedy = "Add --grad-accum-steps 4, or leave --standard-errors out"
+            raise GeffectError("--standard-errors needs two or more micro-batches a step", remedy=remedy)
+        if self.shard and self.optimizer not in ON_SHARDS:
+            remedy = f"Choose one of {', '.join(ON_SHARDS)}, or leave --shard out"
+            raise GeffectError(f"--shard does not know the optimizer {self.optimizer}", remedy=remedy)
+        return self
+
+    def _check_rectifier(self) -> None:
+        freezing, memory = self.rectifier.freezing, self.rectifier.rule.memory
+        if freezing and self.masks is None:
+            remedy = "Make one with geffect localize, and name it with --masks"
+            raise GeffectError(f"{self.rectifier.text!r} needs a directory of masks", remedy=remedy)
+        if self.masks is not None and not freezing:
+            raise GeffectError(f"{self.rectifier.text!r} takes no --masks ({self.masks})", remedy="Leave --masks out")
+        recorded = {"retain_average": memory, "masked": freezing, "rectified": memory or freezing}
+        for gradient in self.save_gradients:
+            if not recorded.get(gradient, True):
+                remedy = f"Add --rectifier {'grail' if gradient == 'masked' else 'gru'}"
+                raise GeffectError(f"{self.rectifier.text!r} has no gradient {gradient} to save", remedy=remedy)
+
+    def _check_evaluated(self, roles: set[str]) -> None:
+        absent = [role for role in self.evaluate if role not in roles]
+        if absent:
+            flag = "validation" if absent[0].endswith("_val") else absent[0]
+            raise GeffectError(f"--evaluate {absent[0]} names no set of this run", remedy=f"Name one with --{flag}")
+        evaluated = set(self.evaluate) or roles
+        if self.until_accuracy and "forget" not in evaluated:
+            raise GeffectError("--until-accuracy needs the forget set evaluated", remedy="Add --evaluate forget")
+        if self.stop and not ("forget" in evaluated and {"retain", "heldout"} & evaluated and not self.domain):
+            names = ", ".join(sorted(evaluated))
+            raise GeffectError(
+                f"--stop needs a forget set and a retain or heldout set evaluated, without domains; there are {names}",
+                remedy="Add --evaluate forget --evaluate heldout, or leave --stop out",
+            )
+
+
+class DoctorConfig(UnlearnConfig):
+    """``geffect doctor``: the configuration of the run it looks at."""
+
+    out: Home = Field(default=DOCTOR_OUT, description="the run directory; not written to")
+
+
+class FinetuneConfig(TrainConfig):
+    """``geffect finetune``."""
+
+    train: Texts = Field(min_length=1, description="a set to learn; repeat it for several")
+    epochs: Positive = Field(default=6, description="passes over the examples at most")
+    steps: Count = Field(
+        default=0, description="largest number of optimizer steps, in place of --epochs; 0: by --epochs"
+    )
+    until_accuracy: float = Field(
+        default=1.1,
+        ge=0,
+        description="stop once every set has this token accuracy, checked after each epoch; above 1: never",
+    )
+    learning_rate: Rate = Field(default=1e-4, description="peak learning rate")
+    batch_size: Positive = Field(default=8, description="examples of a micro-batch")

@@ -1,1 +1,0 @@
-"""Check a setup before a run is spent on it."""
