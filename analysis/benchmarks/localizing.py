@@ -8,8 +8,7 @@ from analysis.benchmarks.timing import Seconds, interleave, ratio
 from geffect.api import load_model
 from geffect.config import LocalizeConfig
 from geffect.core.layers import trainable_parameters
-from geffect.localization.localize import localize
-from geffect.localization.losses import split_losses
+from geffect.localization.localize import localize, split_losses
 from geffect.models.scoring import in_evaluation_mode
 from geffect.training.setup import prepare
 

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
+from geffect.core.architectures import is_shard
 from geffect.core.gradients import NamedTensors
 from geffect.core.gram import Gram
 from geffect.core.layers import decoder_blocks, unwrap
-from geffect.core.types import is_shard
 from geffect.errors import GeffectError
 from geffect.io.system import rank_and_size
 

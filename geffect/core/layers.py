@@ -20,11 +20,11 @@ from geffect.core.architectures import (
     ForwardTrace,
     check_causal,
     check_kind,
+    is_shard,
     non_text_parameters,
     text_decoder,
     warn_non_text,
 )
-from geffect.core.types import is_shard
 from geffect.errors import GeffectError
 
 GROUPS = ("embed", "shallow", "middle", "deep", "lm_head", "shared", "tied")  # in the order they are shown in

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from geffect.core.architectures import Tokenizer
 from geffect.core.forward import IGNORE_INDEX, shift_labels
 from geffect.core.losses import log_probabilities, nll_at
-from geffect.core.types import Tokenizer
 from geffect.data.encode import EncodedExample, pad_id_of, turn_end
 from geffect.data.load import ExampleSet, QASet
 from geffect.errors import GeffectError

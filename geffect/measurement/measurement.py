@@ -12,7 +12,7 @@ from geffect.core.gradients import NamedTensors
 from geffect.core.gram import Gram
 from geffect.core.layers import TiedWeights
 from geffect.core.masks import GradientMask, Overlap
-from geffect.measurement.standard_errors import StandardErrors
+from geffect.measurement.basis import StandardErrors
 from geffect.objectives.base import Objective, State
 from geffect.rectifiers.base import Rectifier
 

@@ -11,13 +11,11 @@ from geffect.core.gradients import NamedTensors, add_scaled
 from geffect.core.gram import Gram, norm
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, role_of
-from geffect.measurement.applied import Applied
-from geffect.measurement.basis import Basis, Combinations, added
+from geffect.measurement.basis import Basis, Combinations, Shares, StandardErrors, added, standard_errors
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.passes import RETAIN_SIDE, Passes
-from geffect.measurement.rectifier_step import Coefficients, RectifierStep
-from geffect.measurement.standard_errors import Shares, StandardErrors, standard_errors
 from geffect.measurement.topk import Masks
+from geffect.measurement.update import Applied, Coefficients, RectifierStep
 from geffect.objectives.base import Counts
 
 Tensors = dict[str, Tensor | None]

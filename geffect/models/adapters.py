@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from geffect.core.types import CausalLM
+from geffect.core.architectures import CausalLM
 from geffect.errors import GeffectError
 from geffect.io.readers import read_json
 from geffect.models.checkpoints import check_loading_info, stored_shapes

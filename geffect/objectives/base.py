@@ -12,12 +12,7 @@ from geffect.core.forward import FROM_REFERENCE, FROM_START, IGNORE_INDEX, Outpu
 from geffect.core.registry import Configurable
 from geffect.core.splits import role_of
 
-SETS = (
-    "forget",
-    "alternative",
-    "general",
-    "retain",
-)  # the order of passes: the retain gradient comes last, and streams
+SETS = ("forget", "alternative", "general", "retain")  # in the order of passes: the retain gradient streams
 State = Mapping[str, float]  # of a term, between steps
 
 
@@ -109,14 +104,7 @@ class Counts:
 
 
 def window_counts(micro_batches: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> dict[str, Counts]:
-    """Count a window's micro-batches, set by set, and over all domains of a role.
-
-    Args:
-        micro_batches: set → collated batch, each.
-
-    Returns:
-        Set or role → its counts.
-    """
+    """Set or role → the counts of a window of micro-batches (set → collated batch), over all domains of a role."""
     by_name: dict[str, list[Mapping[str, Tensor]]] = {}
     for batches in micro_batches:
         for name, batch in batches.items():
@@ -205,16 +193,9 @@ class Objective:
         return sum(weight * (term.multiple_of_loss or 0.0) for weight, term in self.on("retain"))
 
     def loss(self, name: str, outputs: Outputs, counts: Mapping[str, Counts], *, besides_loss: bool = False) -> Tensor:
-        """The loss of one set's terms: each term's sum divided by the window's count of its unit.
+        """The loss of one set's terms, a scalar: each term's sum divided by the window's count of its unit.
 
-        Args:
-            name: the set.
-            outputs: of its batch.
-            counts: set → what the window holds.
-            besides_loss: leave out the terms that are multiples of the set's mean NLL.
-
-        Returns:
-            A scalar.
+        ``besides_loss`` leaves out the terms that are multiples of the set's mean NLL.
         """
         terms = [(w, t) for w, t in self.on(name) if not (besides_loss and t.multiple_of_loss is not None)]
         losses = [w * term.loss(outputs) / self._count(term, counts) for w, term in terms]

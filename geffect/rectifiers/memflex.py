@@ -53,18 +53,9 @@ def region(
 ) -> list[str]:
     """MemFlex's region: the tensors with cosine < μ and magnitude > σ, both strict (arXiv 2407.01920).
 
-    Args:
-        cosines: parameter → cosine of the forget and retain splits' mean gradients, 0 where one is zero.
-        magnitudes: parameter → mean |ḡ| over the entries of the forget split's mean gradient.
-        mu: μ.
-        sigma: σ; absolute thresholds do not carry over between models.
-        quantiles: μ and σ are quantiles of the cosines and the magnitudes.
-
-    Returns:
-        The tensors that stay trainable, in order.
-
-    Raises:
-        GeffectError: there are none.
+    ``cosines`` (of the forget and retain splits' mean gradients, 0 where one is zero) and ``magnitudes`` (mean |ḡ| of
+    the forget split) are by parameter. ``quantiles``: μ and σ are quantiles of these; absolute thresholds do not carry
+    over between models. An empty region is refused.
 
     >>> region({"a": 0.1, "b": 0.99, "c": 0.2}, {"a": 1e-3, "b": 1e-3, "c": 1e-5}, mu=0.92, sigma=6e-4)
     ['a']

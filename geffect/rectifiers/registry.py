@@ -1,7 +1,4 @@
-"""Rectifiers by name: they change the update, never the loss.
-
-One that combines gradients (GRU) and one that freezes entries (GRAIL, MemFlex) may go together.
-"""
+"""The names of rectifiers; one that combines gradients (GRU) and one that freezes (GRAIL, MemFlex) may go together."""
 
 from dataclasses import dataclass
 
@@ -42,13 +39,7 @@ class Rectification:
 
 
 def make_rectification(text: str) -> Rectification:
-    """Build both parts of a rectifier from its text.
-
-    Args:
-        text: names of `RECTIFIERS` with named parameters: at most one that freezes and one that combines gradients.
-
-    Returns:
-        Both parts.
+    """The rules of a text, names of `RECTIFIERS`: at most one that freezes and one that combines gradients.
 
     Raises:
         GeffectError: a name or a parameter is unknown, there are too many, or they do not go together.

@@ -26,8 +26,8 @@ from geffect.errors import GeffectError
 from geffect.io.readers import read_json
 from geffect.measurement.ema import published_estimates
 from geffect.measurement.measurement import Batch, Measured, Measurement
-from geffect.measurement.prediction import PredictionCheck
 from geffect.measurement.step import Step
+from geffect.measurement.update import PredictionCheck
 from geffect.models.scoring import Reference, check_same_shape, check_trainable, forward_beside, in_evaluation_mode
 from geffect.objectives.base import Objective, window_counts
 from geffect.record.reader import StepLine

@@ -20,8 +20,7 @@ from geffect.core.masks import Localization, chance_jaccard, jaccard, mask_count
 from geffect.data.encode import EncodedExample
 from geffect.data.relabel import corrupt_answer, random_labels
 from geffect.errors import GeffectError
-from geffect.localization.localize import IMPORTANCES, Importance, localize, scores
-from geffect.localization.losses import example_losses
+from geffect.localization.localize import IMPORTANCES, Importance, example_losses, localize, scores
 from geffect.localization.storage import read_localization, sort_metadata
 from geffect.models.builtin import make_tiny
 from geffect.rectifiers.grail import op_rr, op_ur

@@ -11,7 +11,7 @@ from transformers.training_args import OptimizerNames
 
 from geffect.core.gram import r_squared
 from geffect.core.layers import find_tied_weights, trainable_parameters
-from geffect.measurement.prediction import PredictionCheck
+from geffect.measurement.update import PredictionCheck
 from tests.support import oracles
 from tests.support.cases import CASES, gpt2, make_batch
 from tests.support.properties import assert_gram_close

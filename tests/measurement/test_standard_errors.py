@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from geffect.core.layers import find_tied_weights, layout, split_layout, trainable_parameters
-from geffect.measurement.standard_errors import Shares, standard_errors
+from geffect.measurement.basis import Shares, standard_errors
 from geffect.objectives.base import Counts
 from geffect.objectives.registry import make_objective
 from tests.support import oracles
