@@ -31,10 +31,9 @@ SPARSE, MARGIN = 64, 1.1  # every 64th entry says where the largest are, give or
 def top_mask(tensor: Tensor, share: float) -> Tensor:
     """The entries of largest magnitude: ⌈share · N⌉ of N, ties going to the lowest flat index.
 
-    Zeros are never in a mask, so a tensor with fewer other entries than that has a smaller mask, and one of zeros
-    an empty mask. Infinities are the largest of all. ``share`` in (0, 1] is read as the decimal it prints as: 0.07
-    of 100 are 7. The tensor may have any shape and floating-point dtype; the mask is bool, of its shape, on the
-    CPU. NaN is refused.
+    Zeros are in no mask, so a tensor with fewer other entries than that has a smaller one. Infinities are the largest
+    of all. ``share`` in (0, 1] is read as the decimal it prints as: 0.07 of 100 are 7. The tensor may have any shape
+    and floating-point dtype; the mask is bool, of its shape, on the CPU. NaN is refused.
 
     >>> top_mask(torch.tensor([[0.5, -3.0], [0.0, 0.5]]), 0.5).tolist()
     [[True, True], [False, False]]
@@ -121,11 +120,7 @@ def pack(mask: Tensor) -> Tensor:
 def empty_masks(sizes: Mapping[str, int]) -> dict[str, Tensor]:
     """Name → ⌈N / 8⌉ zero bytes for each name → N: packed empty masks.
 
-    All are in one buffer: many small ones that stay would scatter over the memory that later passes need in one
-    piece.
-
-    >>> {name: mask.tolist() for name, mask in empty_masks({"a": 8, "b": 9}).items()}
-    {'a': [0], 'b': [0, 0]}
+    All are in one buffer: many small ones would scatter over the memory that later passes need in one piece.
     """
     lengths = [math.ceil(numel / 8) for numel in sizes.values()]
     return dict(zip(sizes, torch.zeros(sum(lengths), dtype=torch.uint8).split(lengths), strict=True))
@@ -138,7 +133,7 @@ def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def intersections(masks: Sequence[Tensor | None]) -> Tensor:
-    """|A_i ∩ A_j| of M packed masks of one shape, ``[M, M]`` int64, on the diagonal their sizes; None is an empty mask.
+    """|A_i ∩ A_j| of M packed masks of one shape, ``[M, M]`` int64, their sizes on the diagonal; None is an empty mask.
 
     >>> intersections([pack(torch.tensor([True, True])), None, pack(torch.tensor([False, True]))]).tolist()
     [[2, 0, 1], [0, 0, 0], [1, 0, 1]]
@@ -149,27 +144,13 @@ def intersections(masks: Sequence[Tensor | None]) -> Tensor:
         return counts
     bits = torch.stack([mask for mask in masks if mask is not None]).numpy()  # [K, bytes]
     for place, i in enumerate(present):
-        row = np.bitwise_count(bits[place:] & bits[place]).sum(1, dtype=np.int64)
-        counts[i, present[place:]] = counts[present[place:], i] = torch.from_numpy(row)
+        common = np.bitwise_count(bits[place:] & bits[place]).sum(1, dtype=np.int64)
+        counts[i, present[place:]] = counts[present[place:], i] = torch.from_numpy(common)
     return counts
 
 
-def mask_union(masks: Sequence[Tensor]) -> Tensor:
-    """The packed mask of every entry in any of several packed masks of one shape."""
-    return functools.reduce(torch.bitwise_or, masks)
-
-
-def mask_intersection(masks: Sequence[Tensor]) -> Tensor:
-    """The packed mask of every entry in all of several packed masks of one shape."""
-    return functools.reduce(torch.bitwise_and, masks)
-
-
 def mask_count(bits: Tensor) -> int:
-    """The number of entries in a packed mask.
-
-    >>> mask_count(mask_union([pack(torch.tensor([True, False])), pack(torch.tensor([True, True]))]))
-    2
-    """
+    """The number of entries in a packed mask."""
     return int(np.bitwise_count(bits.numpy()).sum(dtype=np.int64))
 
 
@@ -202,7 +183,7 @@ class Overlap:
     share: float
     values: dict[str, Tensor] = field(default_factory=dict)
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, object]:
         """The share, the names, and each tensor's upper triangle, line by line."""
         triangles = [upper_triangle(counts) for counts in self.values.values()]
         return {"share": self.share, "gradients": list(self.names), "values": triangles}
@@ -212,25 +193,23 @@ class Overlap:
         counts = self.values.values() if names is None else [self.values[name] for name in names]
         return sum(counts, torch.zeros(len(self.names), len(self.names), dtype=torch.int64))
 
-    def by(self, labels: Mapping[str, str]) -> dict[str, Tensor]:
-        """The sums under each label (a layer or group a parameter), in order of first appearance."""
-        members: dict[str, list[str]] = {}
-        for name in self.values:
-            members.setdefault(labels[name], []).append(name)
-        return {label: self.total(names) for label, names in members.items()}
-
 
 def union_of_masks(masks: Sequence[PackedMasks]) -> PackedMasks:
-    """Parameter → the packed mask of every entry in any of several masks."""
+    """Parameter → the packed mask of every entry in any of several masks.
+
+    >>> a, b = ({"w": pack(torch.tensor(bits))} for bits in ([True, False], [True, True]))
+    >>> mask_count(union_of_masks([a, b])["w"]), mask_count(intersection_of_masks([a, b])["w"])
+    (2, 1)
+    """
     names = dict.fromkeys(name for each in masks for name in each)
-    return {name: mask_union([each[name] for each in masks if name in each]) for name in names}
+    return {name: functools.reduce(torch.bitwise_or, [m[name] for m in masks if name in m]) for name in names}
 
 
 def intersection_of_masks(masks: Sequence[PackedMasks]) -> PackedMasks:
     """Parameter → the packed mask of every entry in all of several masks; empty ones are missing."""
-    common = [name for name in masks[0] if all(name in each for each in masks)]
-    shared = {name: mask_intersection([each[name] for each in masks]) for name in common}
-    return {name: mask for name, mask in shared.items() if mask_count(mask)}
+    names = [name for name in masks[0] if all(name in each for each in masks)]
+    common = {name: functools.reduce(torch.bitwise_and, [each[name] for each in masks]) for name in names}
+    return {name: mask for name, mask in common.items() if mask_count(mask)}
 
 
 @dataclass(repr=False)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 
 from geffect.core.gradients import NamedTensors
-from geffect.core.gram import Gram, inner_products, norm
+from geffect.core.gram import Gram, inner_products
 from geffect.core.layers import BOTH, EMBED, HEAD
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.step import Step
@@ -65,5 +65,4 @@ def _read(averages: Mapping[str, NamedTensors], run: Measurement, value: float) 
             gram.values |= {name + EMBED: product, name + HEAD: nothing, name + BOTH: nothing}
         else:
             gram.values[name] = product
-    norms = {f"norm_{each}": norm(gram.total(), GRADIENTS, each) for each in GRADIENTS}
-    return Measured({"loss": value} | norms, gram)
+    return Measured({"loss": value} | gram.norms(), gram)

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from geffect.core.distributed import as_shard, local_part, num_processes, sum_over_processes
 from geffect.core.gradients import NamedTensors, add_scaled
-from geffect.core.gram import Gram, norm
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, role_of
 from geffect.measurement.basis import Basis, Combinations, Shares, StandardErrors, added, standard_errors
@@ -111,7 +110,7 @@ class Step:
 
     def _report(self, scalars: Mapping[str, float], named: Combinations) -> Measured:
         gram = self.basis.combine(named, list(self.run.parameters))
-        measured = Measured(dict(scalars) | norms(gram), gram)
+        measured = Measured(dict(scalars) | gram.norms(), gram)
         if self.masks is not None:
             measured.overlap = self.masks.overlap(named, list(self.run.parameters), self.run.tie)
         if len(self.parts) > 1:  # an epoch's last window may hold one, which has no standard error
@@ -223,14 +222,14 @@ class Step:
 
     def _norms(self) -> dict[str, float]:
         """‖gradient‖ of what was back-propagated: not finite where one of its entries is not."""
-        found = norms(self.basis.gram)
+        norms = self.basis.gram.norms()
         if self.rectifier.sources:  # without a rectifier there are none, and norms of zero say nothing
-            return found | norms(self.rectifier.products.gram)
+            return norms | self.rectifier.products.gram.norms()
         if not self.measure:
             gradient = self.passes.window.gradients.get("objective", {})
             square = torch.nn.utils.get_total_norm(gradient.values()).double() ** 2
-            found["norm_objective"] = math.sqrt(float(sum_over_processes(square) if self.run.sharded else square))
-        return found
+            norms["norm_objective"] = math.sqrt(float(sum_over_processes(square) if self.run.sharded else square))
+        return norms
 
     def _hand_back(self, rectified: Coefficients) -> None:
         gradient = self.rectifier.combine(self.passes.window.gradients.pop("objective", {}), rectified)
@@ -287,9 +286,3 @@ def refuse_broken(numbers: Mapping[str, float]) -> None:
     for name, value in numbers.items():
         if not math.isfinite(value):
             raise FloatingPointError(f"{name} = {value}")
-
-
-def norms(gram: Gram) -> dict[str, float]:
-    """‖gradient‖ over the whole model, by name."""
-    total = gram.total()
-    return {f"norm_{name}": norm(total, gram.names, name) for name in gram.names}

@@ -12,13 +12,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from geffect.core.architectures import check_kind, check_runs
+from geffect.core.architectures import check_class, check_runs
 from geffect.core.distributed import is_sharded, local_part, rank
 from geffect.core.gradients import NamedTensors
 from geffect.core.layers import TiedWeights, find_tied_weights, layout, split_layout, trainable_parameters, unwrap
 from geffect.core.model_state import ModelState
 from geffect.errors import GeffectError
-from geffect.measurement.step import norms
 from geffect.models.tokenizers import vocabulary_size
 from geffect.monitoring.targets import TargetSet, compute_gram, compute_target_gradients, make_target, without_ddp
 from geffect.record.resume import check_lines, steps_of
@@ -254,7 +253,7 @@ class Monitor:
     def _write(self, rows: dict[str, NamedTensors]) -> None:
         gram = compute_gram(rows, self.parameters, self.tied)
         if self._sink is not None:
-            self._sink(self._line | norms(gram) | {"gram": gram})
+            self._sink(self._line | gram.norms() | {"gram": gram})
 
 
 def _temporary(owner: Monitor) -> Path:
@@ -273,7 +272,7 @@ def _check_model(model: nn.Module) -> None:
         )
     sharded = is_sharded(trainable_parameters(model))
     _refuse_hooks(trainable_parameters(model))
-    check_kind(unwrap(model))
+    check_class(type(unwrap(model)).__name__, getattr(unwrap(model), "config", None))
     if not sharded:  # FSDP2 exchanges parameters during a pass
         check_runs(unwrap(model))
 

@@ -13,7 +13,7 @@ from geffect.objectives.base import Term
 
 
 def hidden_layer(states: tuple[Tensor, ...], layer: int) -> Tensor:
-    """One of L + 1 hidden states ``[B, T, d]`` (`RMU`), in float32 or better; −1 is the middle block's output, ⌈L/2⌉."""
+    """One of L + 1 hidden states ``[B, T, d]`` (`RMU`), in float32 or better; −1 is the middle block's, ⌈L/2⌉."""
     last = len(states) - 1
     if not -1 <= layer <= last:
         raise GeffectError(
