@@ -47,7 +47,7 @@ def token_scores(
     scores: dict[int, TokenScores] = {}
     for places, outputs in forward_batches(model, rows, pad_id, batch_size):
         labels = shift_labels(outputs.labels)
-        for i, logits, shifted, mask in zip(places, outputs.logits_by_row(), labels, outputs.mask, strict=True):
+        for i, logits, shifted, mask in zip(places, outputs.logits_by_example(), labels, outputs.mask, strict=True):
             scores[i] = _scored(logits, shifted[mask])
     return [scores[i] for i in range(len(rows))]
 

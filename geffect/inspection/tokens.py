@@ -67,7 +67,7 @@ def point_lines(
     """
     for batch in _batches(rows, columns, pad_id, batch_size):
         here = _on_device(model, batch)
-        effects = {name: -token_effects(model, here, row).by_row() for name, row in losses.items()}
+        effects = {name: -token_effects(model, here, row).by_example() for name, row in losses.items()}
         with torch.no_grad():
             outputs = forward(model, here)
             counts = outputs.mask.sum(1)
@@ -86,7 +86,7 @@ def point_lines(
 
 def _row_means(model: Any, batch: Mapping[str, Tensor], direction: NamedTensors) -> Tensor:
     effects = token_effects(model, _on_device(model, batch), direction)
-    return effects.by_row() / effects.labeled.sum(1)
+    return effects.by_example() / effects.labeled.sum(1)
 
 
 def _batches(rows: Sequence[EncodedExample], columns: Columns, pad_id: int, size: int) -> Iterator[dict[str, Tensor]]:

@@ -118,7 +118,7 @@ def adversarial_labels(
     labels: dict[int, Tensor] = {}
     label = _misaligned if misaligned else _aligned
     for chosen, outputs in forward_batches(model, rows, pad_id, batch_size, {ALL_LOGITS} if misaligned else ()):
-        for i, logits in zip(chosen, outputs.logits_by_row(), strict=True):
+        for i, logits in zip(chosen, outputs.logits_by_example(), strict=True):
             labels[i] = label(logits.cpu(), rows[i])
     return [labels[i] for i in range(len(rows))]
 

@@ -121,19 +121,19 @@ def test_a_tensor_no_loss_reaches_is_missing_and_visited_as_none() -> None:
 
 
 def test_gradients_move_and_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, hooked = CASES["llama"](), geffect.core.gradients._hooked
+    model, backward = CASES["llama"](), geffect.core.gradients._backward
     pointers: dict[str, int] = {}
 
-    def noting(parameters: Any, take: Any) -> Any:
+    def noting(parameters: Any, loss: Tensor, take: Any, retain: bool) -> None:
         def note(name: str, gradient: Tensor) -> None:
             pointers[name] = gradient.data_ptr()
             take(name, gradient)
 
-        return hooked(parameters, note)
+        backward(parameters, loss, note, retain)
 
-    monkeypatch.setattr(geffect.core.gradients, "_hooked", noting)
-    rows = capture_gradients(model, {"loss": lambda: _mean_nll(model, FORGET)})["loss"]
-    assert {name: tensor.data_ptr() for name, tensor in rows.items()} == pointers
+    monkeypatch.setattr(geffect.core.gradients, "_backward", noting)
+    gradient = capture_gradients(model, {"loss": lambda: _mean_nll(model, FORGET)})["loss"]
+    assert {name: tensor.data_ptr() for name, tensor in gradient.items()} == pointers
 
 
 def test_add_scaled_treats_missing_as_zero() -> None:

@@ -80,7 +80,7 @@ def test_tokens_add_up_to_the_inner_product_of_rows(family: str) -> None:
             inner_products([rows[r].get(n) for r in ("forget", "retain")])[0, 1] for n in names if groups[n] == group
         ]
         assert abs(float(part.double().sum()) / tokens - float(sum(within))) <= 1e-5 * scale
-    assert torch.allclose(found.by_row().sum(), found.total.sum())
+    assert torch.allclose(found.by_example().sum(), found.total.sum())
 
 
 def test_a_step_along_the_direction_does_what_was_said() -> None:
