@@ -22,7 +22,7 @@ READ = (RECIPE, STEPS, ENVIRONMENT)  # what a localization is read back from, be
 AGAIN = "Restore it from a copy, or localize again"
 
 
-def write_localization(run: RunDirectory, localization: Localization, recipe: Mapping[str, Any]) -> None:
+def write_localization(run: RunDirectory, localization: Localization, recipe: Mapping[str, object]) -> None:
     """Write a localization's record, its masks, one file a share, and its recipe, which is also in every mask file."""
     path = run.path
     for place, overlap in enumerate(localization.overlaps.values()):
@@ -54,10 +54,7 @@ def sort_metadata(file: Path) -> None:
 
 @damage_refused
 def read_localization(path: StrPath) -> Localization:
-    """Read a localization back.
-
-    Args:
-        path: a directory of ``geffect localize``.
+    """Read a localization back from a directory of ``geffect localize``.
 
     Returns:
         Masks, inner products, magnitudes and numbers of examples; the overlaps are read by `read_overlap`.
@@ -72,9 +69,7 @@ def read_localization(path: StrPath) -> Localization:
     for file in sorted((path / MASKS).glob("share-*.safetensors")):
         share = float(file.stem.removeprefix("share-"))
         localization.masks[share] = _masks(file, list(localization.examples), content["recipe"])
-    gram = first_gram(path)
-    if gram is not None:
-        localization.gram = gram
+    localization.gram = first_gram(path) or localization.gram
     return localization
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +9,7 @@ from torch import Tensor
 from geffect.core.distributed import sum_gram
 from geffect.core.gradients import NamedTensors
 from geffect.core.gram import Gram, inner_products, upper_triangle
-from geffect.core.layers import BOTH, EMBED, HEAD, TiedWeights, split_by_use
+from geffect.core.layers import TiedWeights, split_by_use
 from geffect.core.splits import TARGETS, role_of
 
 Tensors = Mapping[str, Tensor | None]
@@ -54,12 +53,7 @@ class Combinations:
 
 
 class Basis:
-    """Inner products of gradients that others are linear combinations of.
-
-    Args:
-        gradients: their names.
-        tie: the tied tensor, whose loss gradients are split by use.
-    """
+    """Inner products of gradients that others are linear combinations of; a tied tensor's losses are split by use."""
 
     def __init__(self, gradients: Sequence[str], tie: TiedWeights | None) -> None:
         self.gram, self.tie = Gram(tuple(gradients)), tie
@@ -104,11 +98,11 @@ class Basis:
             embed = Gram(self.names, {"": self.embed}).combine(combinations.at(name)).values[""]
             of_targets = [role_of(each) in TARGETS for each in combinations.names]
             uses = split_by_use(combined[name], embed, of_targets)
-            values |= dict(zip((name + EMBED, name + HEAD, name + BOTH), uses, strict=True))
+            values |= zip(self.tie.uses, uses, strict=True)
         return Gram(combinations.names, values)
 
 
-def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     """a + b, where None is zero; no operand is changed."""
     if a is None or b is None:
         return b if a is None else a
@@ -137,11 +131,11 @@ class StandardErrors:
     linearized: dict[str, Tensor]
     halves: dict[str, Tensor]
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, object]:
         """The names, the labels, and the upper triangles of every label's matrices."""
         linearized, halves = (list(map(upper_triangle, part.values())) for part in (self.linearized, self.halves))
-        names = {"gradients": list(self.gradients), "labels": list(self.halves)}
-        return names | {"linearized": linearized, "halves": halves}
+        labels = list(self.halves)
+        return {"gradients": list(self.gradients), "labels": labels, "linearized": linearized, "halves": halves}
 
 
 def standard_errors(
@@ -168,7 +162,7 @@ def standard_errors(
     size = len(named)
     for shares in micro_batches:
         gram = _products(basis, window, shares, order, tie).combine(Combinations.everywhere(doubled), order)
-        for label, both in Gram(gram.names, gram.values).by({n: labels.get(n, n) for n in gram.values}).items():
+        for label, both in gram.by({name: labels.get(name, name) for name in gram.values}).items():
             whole[label], one = both[:size, :size], both[size:, :size]
             linearized.setdefault(label, []).append(one + one.T)
             inside[label] = inside.get(label, torch.zeros(())) + both[size:, size:]

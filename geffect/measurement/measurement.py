@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
@@ -15,6 +15,9 @@ from geffect.core.masks import GradientMask, Overlap
 from geffect.measurement.basis import StandardErrors
 from geffect.objectives.base import Objective, State
 from geffect.rectifiers.base import Rectifier
+
+if TYPE_CHECKING:
+    from geffect.measurement.update import PredictionCheck
 
 Batch = dict[str, Tensor]
 
@@ -42,7 +45,7 @@ class Measured:
     scalars: dict[str, float]
     gram: Gram | None = None
     overlap: Overlap | None = None
-    prediction: dict[str, Any] | None = None
+    prediction: dict[str, dict[str, float]] | None = None
     standard_errors: StandardErrors | None = None
 
     def line(self) -> dict[str, Any]:
@@ -84,7 +87,7 @@ class Measurement:
     tie: TiedWeights | None = None
     overlap: float = 0.0
     keep: bool = False
-    prediction: Any = None
+    prediction: "PredictionCheck | None" = None
     standard_errors: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     frozen: GradientMask | None = None
@@ -121,8 +124,7 @@ class Measurement:
     @property
     def differentiated(self) -> dict[str, nn.Parameter]:
         """The parameters a backward pass reaches, the tied one's stand-in among them."""
-        alias = {self.tie.head_name: self.tie.alias} if self.tie else {}
-        return dict(self.parameters) | alias
+        return dict(self.parameters) | ({self.tie.head_name: self.tie.alias} if self.tie else {})
 
     def outputs(self, name: str, batches: Mapping[str, Batch], *, dropout: bool) -> Outputs:
         """One set's forward pass, with whatever the objective's terms on it need."""

@@ -10,7 +10,7 @@ from geffect.core.distributed import as_shard, local_part, num_processes, sum_ov
 from geffect.core.gradients import NamedTensors, add_scaled
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, role_of
-from geffect.measurement.basis import Basis, Combinations, Shares, StandardErrors, added, standard_errors
+from geffect.measurement.basis import Basis, Combinations, Shares, StandardErrors, add, standard_errors
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.passes import RETAIN_SIDE, Passes
 from geffect.measurement.topk import Masks
@@ -63,10 +63,7 @@ class Step:
         return self.passes.run_all(batches, self._visit if streams else None)
 
     def finish(self) -> Measured:
-        """Close the window: rectify, hand the gradient back, and report.
-
-        Returns:
-            What to record.
+        """Close the window: rectify, hand the gradient back, and report what to record.
 
         Raises:
             FloatingPointError: a raw loss or a gradient is not finite; no gradient was handed back.
@@ -83,7 +80,8 @@ class Step:
         self._hand_back(rectified)
         named = self._combinations(rectified)
         if self.kept is not None or self.rule.corrects or self.run.frozen is not None:
-            self.applied = Applied(self.run, self.basis, named, self.kept, self.kept_embeds, self.masks)
+            shares = None if self.kept is None else (self.kept, self.kept_embeds)
+            self.applied = Applied(self.run, named, self.basis.names, shares, self.masks)
         measured = self._report(scalars, named) if self.measure else Measured(scalars)
         self.run.term_states = self.run.objective.update_states(self.run.term_states, scalars)
         return measured
@@ -99,9 +97,9 @@ class Step:
         """A recorded gradient, where gradients are kept: parameter → tensor (of shards, this process's part)."""
         if name == "rectified":
             return {key: local_part(p.grad) for key, p in self.run.parameters.items() if p.grad is not None}
-        parts, kept, gradient = self._named()[name], self.kept or {}, NamedTensors()
+        parts, gradient = self._named()[name], NamedTensors()
         for source, scale in parts.items():
-            tensors = self.run.state if source == self.rule.memory else kept.get(source, {})
+            tensors = self.run.state if source == self.rule.memory else (self.kept or {}).get(source, {})
             if len(parts) == 1 and scale == 1:
                 return dict(tensors)
             for key, tensor in tensors.items():
@@ -141,18 +139,18 @@ class Step:
         """Everything that must see this tensor of the last retain gradient before it is freed."""
         tie = self.run.tie
         if tie is None or name not in (tie.name, tie.head_name):
-            return self._settle(name, self._taken(name, streamed), None)
+            return self._settle(name, self._pop(name, streamed), None)
         self._tied[name] = streamed
         if len(self._tied) < 2:
             return None
-        embed, head = (self._taken(each, self._tied.pop(each)) for each in (tie.name, tie.head_name))
+        embed, head = (self._pop(each, self._tied.pop(each)) for each in (tie.name, tie.head_name))
         return self._settle(tie.name, {each: _onto(head[each], embed[each]) for each in embed}, embed)
 
-    def _taken(self, name: str, streamed: Tensor | None) -> Tensors:
+    def _pop(self, name: str, streamed: Tensor | None) -> Tensors:
         """One tensor of every gradient the passes left, taken out of its buffer."""
         passes = self.passes
-        taken = {each: passes.window.gradients.get(each, {}).pop(name, None) for each in passes.buffers}
-        return taken if streamed is None else taken | {passes.retain[-1]: streamed}
+        tensors = {each: passes.window.gradients.get(each, {}).pop(name, None) for each in passes.buffers}
+        return tensors if streamed is None else tensors | {passes.retain[-1]: streamed}
 
     def _settle(self, name: str, own: Tensors, embed: Tensors | None) -> None:
         """Combine and reduce one tensor of every gradient; what is descended is left in the objective's buffer."""
@@ -203,8 +201,8 @@ class Step:
         side = NamedTensors() if kept is None else {name: kept}
         add_scaled(side, name, retain, self.passes.plan.retain_weight)
         free = frozen.free("forget", name, forget), frozen.free("retain", name, side.get(name))
-        whole = added(forget, side.get(name)) if self.measure else None
-        return {"objective": whole, MASKED: added(*free), MASKED_RETAIN: frozen.free("retain", name, retain)}
+        whole = add(forget, side.get(name)) if self.measure else None
+        return {"objective": whole, MASKED: add(*free), MASKED_RETAIN: frozen.free("retain", name, retain)}
 
     def _keep(self, name: str, tensors: Tensors, embeds: Tensors | None) -> None:
         """Hold what is needed once the gradient has been rectified, clipped and stepped with."""
@@ -260,8 +258,8 @@ class Step:
         retain = {name: passes.shares[name] for name in passes.retain}
         named = each | {"objective": {"objective": 1.0}, "forget": forget, "retain": retain}
         order = dict.fromkeys(("objective", "forget", "retain", *each))
-        own = {name: {name: 1.0} for name in (MASKED, *self._memory) if name in self.basis.names}
-        return {name: named[name] for name in order} | own
+        others = {name: {name: 1.0} for name in (MASKED, *self._memory) if name in self.basis.names}
+        return {name: named[name] for name in order} | others
 
     def _handed_back(self, rectified: Mapping[str, float]) -> dict[str, float]:
         """A rectifier's combination in terms of the basis, and the retain gradient added to it."""
@@ -273,16 +271,12 @@ class Step:
 
 
 def _onto(ours: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """As `added`, in place; the first must not be shared."""
-    return added(ours, other) if ours is None or other is None else ours.add_(other)
+    """As `add`, in place; the first must not be shared."""
+    return add(ours, other) if ours is None or other is None else ours.add_(other)
 
 
 def refuse_broken(numbers: Mapping[str, float]) -> None:
-    """Raise where a number is not finite; it is named.
-
-    Raises:
-        FloatingPointError: the first such.
-    """
+    """Raise a FloatingPointError that names the first number that is not finite."""
     for name, value in numbers.items():
         if not math.isfinite(value):
             raise FloatingPointError(f"{name} = {value}")

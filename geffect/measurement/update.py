@@ -7,18 +7,17 @@ R(θ_T) − R(θ_0).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from geffect.core.distributed import is_sharded, local_part, sum_gram, sum_over_processes
 from geffect.core.forward import Outputs
 from geffect.core.gradients import GradientBuffer, NamedTensors, add_scaled
-from geffect.core.gram import Gram, inner_products, norm
+from geffect.core.gram import Gram, inner_products
 from geffect.errors import GeffectError
-from geffect.measurement.basis import Basis, Combinations, Parts
-from geffect.measurement.measurement import Measured, Measurement
+from geffect.measurement.basis import Basis, Combinations, Parts, Shares
+from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.topk import Masks
 from geffect.objectives.base import Counts, mean_nll
 from geffect.rectifiers.base import InnerProducts
@@ -29,18 +28,12 @@ Coefficients = Mapping[str, Parts]  # part of the model → gradient of the basi
 class RectifierStep:
     """The gradients that a rectifier reads, reduced tensor by tensor, then combined as it says.
 
-    The inner products are of its own, so that measuring changes no bit of an update.
-
-    Args:
-        run: what the steps share.
-        named: gradient → its combination of the step's basis, of all that the step computes.
+    The inner products are of its own, so that measuring changes no bit of an update. ``named`` has every gradient that
+    the step computes, as a combination of its basis; a rectifier that reads another one is refused.
 
     Attributes:
         sources: the gradients of the basis that the rectifier reads, in combinations or themselves.
         products: their inner products.
-
-    Raises:
-        GeffectError: it reads a gradient that the step does not compute.
     """
 
     def __init__(self, run: Measurement, named: Mapping[str, Parts]) -> None:
@@ -62,11 +55,7 @@ class RectifierStep:
             add_scaled(stored, name, tensors[source], 1.0)
 
     def coefficients(self) -> Coefficients:
-        """The rectified gradient as a combination of the sources, by part of the model.
-
-        Raises:
-            GeffectError: the rectifier combines what it does not read.
-        """
+        """The rectified gradient as a combination of the sources, by part of the model; refuse what is not read."""
         if not self.sources:
             return {"": {"objective": 1.0}}
         part_of = self.run.parts
@@ -108,25 +97,18 @@ class Applied:
 
     Args:
         run: what the steps share.
-        basis: the step's gradients.
-        named: every recorded gradient as a combination of them.
-        kept: the gradients themselves, before rectification; None where only a correction is wanted.
-        embeds: gradient → the tied tensor's part as embedding.
+        named: every recorded gradient as a combination of the step's basis.
+        basis: the gradients of that.
+        shares: these gradients before rectification (`Shares`); None where only a correction is wanted.
         masks: overlaps so far.
     """
 
     def __init__(
-        self,
-        run: Measurement,
-        basis: Basis,
-        named: Combinations,
-        kept: dict[str, NamedTensors] | None,
-        embeds: Mapping[str, Tensor | None] | None,
-        masks: Masks | None,
+        self, run: Measurement, named: Combinations, basis: Sequence[str], shares: Shares | None, masks: Masks | None
     ) -> None:
-        self.run, self.basis, self.named, self.kept, self.embeds, self.masks = run, basis, named, kept, embeds, masks
-        self.before = {name: local_part(parameter.detach()).clone() for name, parameter in run.parameters.items()}
-        if run.prediction is not None and kept is not None:
+        self.run, self.named, self.basis, self.shares, self.masks = run, named, basis, shares, masks
+        self.before = snapshot(run.parameters)
+        if run.prediction is not None and shares is not None:
             run.prediction.open()
 
     @torch.no_grad()
@@ -135,74 +117,78 @@ class Applied:
 
         ``learning_rates`` are those of every parameter in this step.
         """
-        scale, frozen = self._correction(), self.run.frozen
-        names = ("update", "applied")
-        basis = Basis((*self.basis.names, *names), self.run.tie)
-        for name, parameter in ((n, local_part(p.detach())) for n, p in self.run.parameters.items()):
-            update = self._moved(name)
-            if frozen is not None:
-                frozen.put_back(name, parameter, self.before[name])
-            if scale and name in self.run.state:
-                parameter.sub_(self.run.state[name].to(parameter.dtype), alpha=scale)
-            if self.kept is not None:
-                self._measure(basis, name, update, self._moved(name), learning_rates[name])
-        if self.kept is None:
+        run, scale, updates = self.run, self._correction(), ("update", "applied")
+        basis = Basis((*self.basis, *updates), run.tie)
+        for name, parameter in ((n, local_part(p.detach())) for n, p in run.parameters.items()):
+            update = moved(self.before[name], parameter)
+            if run.frozen is not None:
+                run.frozen.put_back(name, parameter, self.before[name])
+            if scale and name in run.state:
+                parameter.sub_(run.state[name].to(parameter.dtype), alpha=scale)
+            if self.shares is not None:
+                applied = moved(self.before[name], parameter)
+                self._measure(basis, name, self.shares, {"update": update, "applied": applied}, learning_rates[name])
+        if self.shares is None:
             return None
-        basis.sum_up(sharded=self.run.sharded)
-        named = self.named.extend(names)
-        gram = basis.combine(named, list(self.run.parameters))
-        measured = Measured({f"norm_{name}": norm(gram.total(), gram.names, name) for name in names}, gram)
+        basis.sum_up(sharded=run.sharded)
+        named = self.named.extend(updates)
+        gram = basis.combine(named, list(run.parameters))
+        norms = gram.norms()
+        measured = Measured({f"norm_{name}": norms[f"norm_{name}"] for name in updates}, gram)
         if self.masks is not None:
-            measured.overlap = self.masks.overlap(named, list(self.run.parameters), self.run.tie)
-        measured.prediction = self.run.prediction.close() if self.run.prediction is not None else None
+            measured.overlap = self.masks.overlap(named, list(run.parameters), run.tie)
+        measured.prediction = run.prediction.close() if run.prediction is not None else None
         return measured
-
-    def _moved(self, name: str, *, free: bool = False) -> Tensor:
-        """θ_before − θ of one tensor, in float32 or better; ``free``: 0 where it is about to be put back."""
-        parameter = local_part(self.run.parameters[name].detach())
-        wide = torch.promote_types(parameter.dtype, torch.float32)
-        moved = self.before[name].to(wide) - parameter.to(wide)
-        still = self.run.frozen.still(name) if free and self.run.frozen else None
-        return moved if still is None else moved.masked_fill_(still, 0)
 
     def _correction(self) -> float:
         """How much of the memory is taken off θ, so that the update no longer conflicts with it."""
-        rectifier = self.run.rectifier
+        run, rectifier = self.run, self.run.rectifier
         if not rectifier.corrects:
             return 0.0
         gram = Gram(("update", str(rectifier.memory)))
-        for name in self.run.parameters:
-            gram.values[name] = inner_products([self._moved(name, free=True), self.run.state.get(name)])
-        total = sum_gram(gram, sharded=self.run.sharded).total()
-        return rectifier.correction(InnerProducts(gram.names, total))
+        for name, parameter in run.parameters.items():
+            update, still = moved(self.before[name], parameter), run.frozen.still(name) if run.frozen else None
+            if still is not None:  # about to be put back
+                update.masked_fill_(still, 0)
+            gram.values[name] = inner_products([update, run.state.get(name)])
+        return rectifier.correction(InnerProducts(gram.names, sum_gram(gram, sharded=run.sharded).total()))
 
-    def _measure(self, basis: Basis, name: str, update: Tensor, applied: Tensor, lr: float) -> None:
-        memory, stored = self.run.rectifier.memory, self.kept or {}
-        gradients = {each: self.run.state if each == memory else stored.get(each, {}) for each in self.basis.names}
-        tensors = {each: tensors.get(name) for each, tensors in gradients.items()}
-        tied = self.run.tie is not None and name == self.run.tie.name
-        basis.add(name, {**tensors, "update": update, "applied": applied}, self.embeds if tied else None)
+    def _measure(self, basis: Basis, name: str, shares: Shares, updates: dict[str, Tensor], rate: float) -> None:
+        run, (stored, embeds) = self.run, shares
+        gradients = {each: run.state if each == run.rectifier.memory else stored.get(each, {}) for each in self.basis}
+        tensors = {each: gradient.get(name) for each, gradient in gradients.items()}
+        basis.add(name, tensors | updates, embeds if run.tie is not None and name == run.tie.name else None)
         if self.masks is not None:
-            self.masks.add(name, {"update": update, "applied": applied})
-        if self.run.prediction is not None:
-            gradient = self.run.parameters[name].grad
-            self.run.prediction.add(name, None if gradient is None else local_part(gradient), applied, lr)
+            self.masks.add(name, updates)
+        if run.prediction is not None:
+            gradient = run.parameters[name].grad
+            received = None if gradient is None else local_part(gradient)
+            run.prediction.add(name, received, updates["applied"], rate)
 
 
-Batch = dict[str, Tensor]
+def snapshot(parameters: Mapping[str, nn.Parameter]) -> NamedTensors:
+    """A copy of this process's part of every parameter."""
+    return {name: local_part(parameter.detach()).clone() for name, parameter in parameters.items()}
+
+
+def moved(before: Tensor, parameter: Tensor) -> Tensor:
+    """−Δθ = θ_before − θ of one tensor (of a shard, this process's part), in float32 or better."""
+    after = local_part(parameter.detach())
+    wide = torch.promote_types(after.dtype, torch.float32)
+    return before.to(wide) - after.to(wide)
 
 
 class PredictionCheck:
     """`open` before a step, `add` for every tensor, `close` after it.
 
-    Args:
-        parameters: by name.
-        forward: runs the model over a batch, without dropout.
-        probe: set → its fixed batches.
+    ``forward`` runs the model over a batch, without dropout; ``probe`` maps a set to its fixed batches.
     """
 
     def __init__(
-        self, parameters: Mapping[str, Any], forward: Callable[[Batch], Outputs], probe: Mapping[str, Sequence[Batch]]
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        forward: Callable[[Batch], Outputs],
+        probe: Mapping[str, Sequence[Batch]],
     ) -> None:
         self.parameters, self.forward, self.probe = parameters, forward, probe
         self.counts = {name: Counts.of(batches) for name, batches in probe.items()}
@@ -232,16 +218,10 @@ class PredictionCheck:
     def close(self) -> dict[str, dict[str, float]]:
         """Probe → loss ``before`` and ``after`` (nats a token), its change by ``gradient`` and by ``update``."""
         if is_sharded(self.parameters):  # each process has added up its own part of every tensor
-            self._sum_up()
+            for entry in self.entries.values():
+                parts = torch.tensor([entry["gradient"], entry["update"]], dtype=torch.float64)
+                entry["gradient"], entry["update"] = sum_over_processes(parts).tolist()
         for name, batches in self.probe.items():
             shares = [float(mean_nll(self.forward(batch), self.counts[name])) for batch in batches]
             self.entries[name]["after"] = sum(shares)
         return self.entries
-
-    def _sum_up(self) -> None:
-        kinds = ("gradient", "update")
-        parts = [[entry[kind] for kind in kinds] for entry in self.entries.values()]
-        for entry, sums in zip(
-            self.entries.values(), sum_over_processes(torch.tensor(parts, dtype=torch.float64)).tolist(), strict=True
-        ):
-            entry |= dict(zip(kinds, sums, strict=True))

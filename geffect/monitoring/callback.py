@@ -2,23 +2,20 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
 
+from geffect.core.architectures import CausalLM, Tokenizer
 from geffect.errors import GeffectError
 from geffect.monitoring.monitor import Monitor
 from geffect.monitoring.targets import TargetSet
 from geffect.reports.run import Run
 
-SETTINGS = (
-    "learning_rate",
-    "optim",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "max_grad_norm",
-    "seed",
-)
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+ARGS = ("learning_rate", "optim", "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "seed")
 
 
 class Callback(TrainerCallback):  # type: ignore[misc]
@@ -50,7 +47,7 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         forget: TargetSet,
         retain: TargetSet,
         *,
-        tokenizer: Any = None,
+        tokenizer: Tokenizer | None = None,
         every: int = 1,
         update: bool = False,
         batch_size: int = 8,
@@ -74,12 +71,19 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         return self.monitor.run
 
     def on_train_begin(
-        self, args: Any, state: Any, control: Any, model: Any = None, processing_class: Any = None, **_: Any
+        self,
+        args: "TrainingArguments",
+        state: "TrainerState",
+        control: "TrainerControl",
+        *,
+        model: CausalLM,
+        processing_class: object = None,
+        **_: object,
     ) -> None:
         """Read the sets and open the record."""
         _refuse(args)
         settings = {"host": "transformers.Trainer", "model": getattr(model.config, "_name_or_path", "")}
-        settings |= {"steps": state.max_steps} | {name: _plain(getattr(args, name, None)) for name in SETTINGS}
+        settings |= {"steps": state.max_steps} | {name: _plain(getattr(args, name, None)) for name in ARGS}
         if args.auto_find_batch_size:
             settings["per_device_train_batch_size"] = state.train_batch_size // max(1, args.n_gpu)
         tokenizer = self._tokenizer or getattr(processing_class, "tokenizer", processing_class)
@@ -87,23 +91,23 @@ class Callback(TrainerCallback):  # type: ignore[misc]
             self.monitor.withdraw()
         self.monitor = self._make(model, tokenizer=tokenizer, settings=settings, training=state).open(state.global_step)
 
-    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+    def on_pre_optimizer_step(self, *_: object, **__: object) -> None:
         """Measure the gradients: they are accumulated, averaged and clipped, and the optimizer has not stepped."""
         if self.monitor:
             self.monitor.step()
 
-    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+    def on_optimizer_step(self, *_: object, **__: object) -> None:
         """Measure the update: the optimizer has stepped, and the learning rate is still that of the step."""
         if self.monitor:
             self.monitor.updated()
 
-    def on_train_end(self, *_: Any, **__: Any) -> None:
+    def on_train_end(self, *_: object, **__: object) -> None:
         """Mark the record as finished."""
         if self.monitor:
             self.monitor.close()
 
 
-def _refuse(args: Any) -> None:
+def _refuse(args: "TrainingArguments") -> None:
     if getattr(args, "fp16", False):
         raise GeffectError("fp16 scales the gradients that are measured", remedy="Train with bf16=True")
     if getattr(args, "deepspeed", None):
@@ -113,11 +117,11 @@ def _refuse(args: Any) -> None:
         )
 
 
-def _begins_again(args: Any, state: Any) -> bool:
+def _begins_again(args: "TrainingArguments", state: "TrainerState") -> bool:
     """Whether the Trainer ran out of memory and repeats its loop, from the first step, with smaller batches."""
     smaller = args.auto_find_batch_size and state.train_batch_size < args.train_batch_size
     return bool(smaller) and state.global_step == 0
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return value if type(value) in (bool, int, float, str, type(None)) else str(getattr(value, "value", value))

@@ -69,7 +69,7 @@ def test_importance_equals_a_loop_over_examples(case: str, mode: str) -> None:
         mean = stacked.mean(0)
         expected["zscore"] = ((mean - mean.mean()) / mean.std(correction=0)).abs() * mean.std(correction=0)
         assert torch.allclose(means[name], mean, atol=1e-12)
-        score = found.take(name) / (1 if mode == "zscore" else len(gradients))
+        score = found.pop(name) / (1 if mode == "zscore" else len(gradients))
         assert torch.allclose(score, expected[mode], atol=1e-12), name
 
 
@@ -104,7 +104,7 @@ def test_cancelling_gradients_matter_to_magnitudes_and_not_to_the_signed_mean() 
         importance = Importance({"w": weight}, mode)
         for sign in (1.0, -1.0):
             importance.add((weight * torch.tensor([5.0 * sign, 1.0, 2.0])).sum())
-        found[mode] = int(importance.take("w").argmax())
+        found[mode] = int(importance.pop("w").argmax())
     assert found["mean_abs"] == found["mean_square"] == 0
     mean = torch.tensor([0.0, 1.0, 2.0])
     assert torch.equal(scores(mean), torch.tensor([1.0, 0.0, 1.0]))
