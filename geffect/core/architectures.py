@@ -84,12 +84,13 @@ def _precision(base: nn.Module, logits: Tensor) -> float:
 
 
 def check_runs(base: nn.Module) -> None:
-    """Refuse an unwrapped model that does not run on tokens alone, forward and backward, or is not causal.
+    """Refuse an unwrapped model that fails on tokens alone, forward or backward, or gives no logits, or is not causal.
 
-    It is refused where it fails, gives no logits, or predicts from later tokens, from padding or from its length.
+    That is, predicts from later tokens, from padding or from its length.
     """
     beside = set(map(id, non_text_parameters(base).values()))
-    seen = [p for p in base.parameters() if p.requires_grad and id(p) not in beside and not _is_hooked(p)]
+    seen = [p for p in base.parameters() if p.requires_grad and id(p) not in beside]
+    seen = [p for p in seen if not p._backward_hooks and not hasattr(p, "device_mesh")]  # a caller's, and shards
     try:
         with ModelState(base).preserve():
             answer = short_pass(base, graph=bool(seen))
@@ -111,11 +112,6 @@ def check_runs(base: nn.Module) -> None:
         what = "padding on the right" if _differ(beside_padding) else "the length of the padding"
         message = f"The predictions of {type(base).__name__} depend on {what}; {NEEDED}"
         raise GeffectError(message, remedy="Choose another model")
-
-
-def _is_hooked(parameter: nn.Parameter) -> bool:
-    # a check leaves a caller's hooks alone, and those that gather shards
-    return bool(parameter._backward_hooks) or hasattr(parameter, "device_mesh")
 
 
 def text_decoder(base: nn.Module) -> nn.Module | None:

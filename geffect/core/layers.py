@@ -155,10 +155,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 def decoder_blocks(base: nn.Module) -> tuple[str, nn.ModuleList]:
     """The name and list of the decoder blocks of a bare language model: its outermost list with the most parameters."""
     decoder = text_decoder(base)
-    lists = {name: module for name, module in base.named_modules() if isinstance(module, nn.ModuleList)}
-    if decoder is not None:
-        inner = set(decoder.modules())
-        lists = {name: module for name, module in lists.items() if module in inner}
+    inside = set((decoder or base).modules())
+    lists = {n: m for n, m in base.named_modules() if isinstance(m, nn.ModuleList) and m in inside}
     outermost = {n: m for n, m in lists.items() if not any(n.startswith(f"{o}.") for o in lists)}
     if not outermost:
         raise GeffectError(

@@ -246,11 +246,10 @@ class Localization:
             raise GeffectError(
                 "The localization has masks and no mean gradients", remedy="Localize without --masks-only"
             )
-        total = {role: sum(of_role(self.examples, role)) for role in TARGETS}
-        weights = {
-            role: {each: n / total[role] for each, n in self.examples.items() if role_of(each) == role}
-            for role in TARGETS
-        }
+        weights = {}
+        for role in TARGETS:
+            total = sum(of_role(self.examples, role))
+            weights[role] = {split: n / total for split, n in self.examples.items() if role_of(split) == role}
         pooled = self.gram.combine(weights)
         values = {name: cosine(g, pooled.names, *TARGETS) for name, g in pooled.values.items()}
         return {name: 0.0 if math.isnan(value) else value for name, value in values.items()}
@@ -315,10 +314,8 @@ class GradientMask:
     def shares(self) -> dict[str, dict[str, float]]:
         """Side (``forget``, ``retain``, or ``never`` for both) → parameter → share of its entries that are frozen."""
         sides = {"forget": self.forget, "retain": self.retain, "never": self._still}
-        return {
-            side: {n: float(masks[n].double().mean()) if n in masks else 0.0 for n in self._names}
-            for side, masks in sides.items()
-        }
+        zeros = dict.fromkeys(self._names, 0.0)
+        return {s: zeros | {n: float(mask.double().mean()) for n, mask in masks.items()} for s, masks in sides.items()}
 
     @torch.no_grad()
     def put_back(self, name: str, parameter: Tensor, before: Tensor) -> None:

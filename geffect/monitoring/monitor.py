@@ -189,10 +189,7 @@ class Monitor:
         self._before = {}
 
     def close(self, *, finished: bool = True) -> None:
-        """End: mark the record as finished, and let the model be monitored again.
-
-        Args:
-            finished: the training came to its end.
+        """End: mark the record as finished if the training came to its end, and let the model be monitored again.
 
         Raises:
             GeffectError: it did, but `updated` was not called after the last step.

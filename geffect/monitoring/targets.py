@@ -32,7 +32,7 @@ FORMS = "a set's name, geffect.load_set(…), or examples with input_ids and lab
 
 @dataclass(frozen=True)
 class Target:
-    """The encoded examples of a set, and the same in padded batches; ``name`` is the set's, or ``rows``."""
+    """The encoded examples of a set, and the same in padded batches; ``name`` is the set's, or ``examples``."""
 
     name: str
     examples: list[EncodedExample]
@@ -79,7 +79,7 @@ def _examples(
     examples = [_encode(role, i, example) for i, example in enumerate(content)]
     if not examples:
         raise GeffectError(f"The {role} set has no example", remedy=f"Give {FORMS}")
-    return "rows", examples
+    return "examples", examples
 
 
 def _encode(role: str, index: int, example: object) -> EncodedExample:

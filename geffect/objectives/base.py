@@ -85,17 +85,14 @@ class Counts:
         """Count the collated batches of a window; index 0 is never labeled, so shifting loses none."""
         labels = [batch["labels"] for batch in batches]
         others = [name for name in (batches[0] if batches else ()) if name.endswith("_labels")]
-        return cls(
-            sum(map(_labeled, labels)),
-            sum(len(each) for each in labels),
-            sum(each.numel() for each in labels),
-            {name: sum(_labeled(batch[name]) for batch in batches) for name in others},
-        )
+        labeled = {name: sum(_labeled(batch[name]) for batch in batches) for name in others}
+        sizes = sum(len(each) for each in labels), sum(each.numel() for each in labels)
+        return cls(sum(map(_labeled, labels)), *sizes, labeled)
 
     def summed(self) -> "Counts":
         """The same over all processes, each of which holds other batches of the window."""
-        own = torch.tensor([self.token, self.example, self.position, *self.labeled.values()], dtype=torch.float64)
-        token, example, position, *labeled = (int(each) for each in sum_over_processes(own).tolist())
+        counts = torch.tensor([self.token, self.example, self.position, *self.labeled.values()], dtype=torch.float64)
+        token, example, position, *labeled = (int(each) for each in sum_over_processes(counts).tolist())
         return Counts(token, example, position, dict(zip(self.labeled, labeled, strict=True)))
 
     def per(self, unit: str) -> int:
