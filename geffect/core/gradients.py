@@ -123,13 +123,16 @@ def _backward(
 
     attributes = ("grad", "_backward_hooks", "_post_accumulate_grad_hooks")
     before = [(p, attribute, getattr(p, attribute)) for p in parameters.values() for attribute in attributes]
+    handles = []
     try:
         for parameter, attribute, _ in before:
             setattr(parameter, attribute, None)
         for name, parameter in parameters.items():
-            parameter.register_post_accumulate_grad_hook(functools.partial(move, name))
+            handles.append(parameter.register_post_accumulate_grad_hook(functools.partial(move, name)))
         with torch.enable_grad():
             loss.backward(retain_graph=retain)
     finally:
+        for handle in handles:
+            handle.remove()
         for parameter, attribute, value in before:
             setattr(parameter, attribute, value)
