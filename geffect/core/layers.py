@@ -203,7 +203,7 @@ def _numbers(lists: Sequence[nn.ModuleList]) -> dict[nn.Module, int]:
 
 def _places(base: nn.Module, lists: Sequence[nn.ModuleList], trace: ForwardTrace) -> dict[int, str]:
     """id(parameter) → layer."""
-    owners, places = _owners(base, lists), _registered(base)
+    owners, places = _owners(base, lists), _places_by_order(base)
     for parameter in base.parameters():
         if place := _place(owners.get(id(parameter), set()), set(map(_layer, trace.places(parameter)))):
             places[id(parameter)] = place
@@ -239,7 +239,7 @@ def _place(owners: set[str], used: set[str]) -> str | None:
     return "shared" if len(used) > 1 else next(iter(used), None)
 
 
-def _registered(base: nn.Module) -> dict[int, str]:
+def _places_by_order(base: nn.Module) -> dict[int, str]:
     """id(parameter) → ``embed`` or ``final_norm``, as its module is registered before the blocks or after them."""
     places: dict[int, str] = {}
     parts = decoder_blocks(base)[0].split(".")

@@ -49,13 +49,13 @@ def top_masks(tensor: Tensor, shares: Sequence[float]) -> list[Tensor]:
     """
     counts = [mask_size(tensor.numel(), share) for share in shares]
     sizes = magnitudes(tensor)
-    large = _large(sizes, max(counts, default=0))
-    smallest = _smallest(large, counts)
-    masks = [_largest(sizes, smallest.get(count), count) for count in counts]
+    large = _candidates(sizes, max(counts, default=0))
+    smallest = _thresholds(large, counts)
+    masks = [_largest_mask(sizes, smallest.get(count), count) for count in counts]
     return [torch.from_numpy(mask).view(tensor.shape) for mask in masks]
 
 
-def _large(sizes: "np.ndarray[Any, Any]", count: int) -> "np.ndarray[Any, Any]":
+def _candidates(sizes: "np.ndarray[Any, Any]", count: int) -> "np.ndarray[Any, Any]":
     # the entries to rank: so many of the largest at least, and none that is zero, unless there are fewer. A sample says
     # where to cut; were it wrong, or were zeros in it, all others are ranked: many equal ones would slow that tenfold
     sample = np.sort(sizes[::SPARSE])
@@ -65,7 +65,7 @@ def _large(sizes: "np.ndarray[Any, Any]", count: int) -> "np.ndarray[Any, Any]":
     return large if len(large) >= count else sizes.compress(sizes > 0)
 
 
-def _smallest(large: "np.ndarray[Any, Any]", counts: Sequence[int]) -> dict[int, Any]:
+def _thresholds(large: "np.ndarray[Any, Any]", counts: Sequence[int]) -> dict[int, Any]:
     # count → the smallest of so many of the largest. One place at a time, each among what the one before left above it:
     # asked for several at once, NumPy takes four times as long; torch's kthvalue and topk ten times
     thresholds = {}
@@ -77,7 +77,7 @@ def _smallest(large: "np.ndarray[Any, Any]", counts: Sequence[int]) -> dict[int,
     return thresholds
 
 
-def _largest(sizes: "np.ndarray[Any, Any]", threshold: Any, count: int) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+def _largest_mask(sizes: "np.ndarray[Any, Any]", threshold: Any, count: int) -> "np.ndarray[Any, np.dtype[np.bool_]]":
     # the mask of so many entries, the smallest of which is known; None where all are zero
     if threshold is None:
         return np.zeros(len(sizes), dtype=bool)
@@ -283,13 +283,13 @@ class GradientMask:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], forget: PackedMasks, retain: PackedMasks) -> None:
         self._names = list(parameters)
-        self.forget = _unpacked(parameters, forget)
-        self.retain = self.forget if retain is forget else _unpacked(parameters, retain)
-        self._still = {n: self.forget[n] & self.retain[n] for n in self.forget if n in self.retain}
+        self.forget = _unpack_all(parameters, forget)
+        self.retain = self.forget if retain is forget else _unpack_all(parameters, retain)
+        self._never = {n: self.forget[n] & self.retain[n] for n in self.forget if n in self.retain}
         sides = {"forget": self.forget, "retain": self.retain}
         self._closed = {(side, n) for side, masks in sides.items() for n, mask in masks.items() if bool(mask.all())}
 
-    def free(self, side: str, name: str, tensor: Tensor | None) -> Tensor | None:
+    def apply(self, side: str, name: str, tensor: Tensor | None) -> Tensor | None:
         """One side's gradient with zeros where it is frozen; None where nothing of it is left, and for None.
 
         The tensor that is passed is not changed.
@@ -299,31 +299,31 @@ class GradientMask:
             return tensor
         return None if (side, name) in self._closed else tensor.masked_fill(mask, 0)
 
-    def cut(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def shard(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Cut the masks to this process's part of the parameters, which are sharded by now.
 
         A tensor stays closed to a side only where the whole of it is.
         """
-        for masks in {id(each): each for each in (self.forget, self.retain, self._still)}.values():
+        for masks in {id(each): each for each in (self.forget, self.retain, self._never)}.values():
             masks |= {name: part_of(mask, parameters[name]) for name, mask in masks.items()}
 
-    def still(self, name: str) -> Tensor | None:
+    def never(self, name: str) -> Tensor | None:
         """The mask of one tensor's entries that never move; None where all may."""
-        return self._still.get(name)
+        return self._never.get(name)
 
     def shares(self) -> dict[str, dict[str, float]]:
         """Side (``forget``, ``retain``, or ``never`` for both) → parameter → share of its entries that are frozen."""
-        sides = {"forget": self.forget, "retain": self.retain, "never": self._still}
+        sides = {"forget": self.forget, "retain": self.retain, "never": self._never}
         zeros = dict.fromkeys(self._names, 0.0)
         return {s: zeros | {n: float(mask.double().mean()) for n, mask in masks.items()} for s, masks in sides.items()}
 
     @torch.no_grad()
     def put_back(self, name: str, parameter: Tensor, before: Tensor) -> None:
         """Undo what an optimizer did to entries that never move: weight decay, momentum from before."""
-        still = self.still(name)
+        still = self.never(name)
         if still is not None:
             parameter.copy_(torch.where(still, before, parameter))
 
 
-def _unpacked(parameters: Mapping[str, nn.Parameter], masks: PackedMasks) -> dict[str, Tensor]:
+def _unpack_all(parameters: Mapping[str, nn.Parameter], masks: PackedMasks) -> dict[str, Tensor]:
     return {name: unpack(bits, parameters[name].shape).to(parameters[name].device) for name, bits in masks.items()}

@@ -203,7 +203,7 @@ class _Writes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at the arguments that the operation writes into, then run it."""
         if func not in self._places:
-            self._places[func] = _written(func)
+            self._places[func] = _write_places(func)
         for at, name in self._places[func]:
             self._note(args[at] if at < len(args) else (kwargs or {}).get(name))
         return func(*args, **(kwargs or {}))
@@ -220,7 +220,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)
 
 
-def _written(func: Any) -> tuple[tuple[int, str], ...]:
+def _write_places(func: Any) -> tuple[tuple[int, str], ...]:
     """Position and name of the arguments that an operation writes into."""
     arguments = getattr(getattr(func, "_schema", None), "arguments", ())
     return tuple((i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write)

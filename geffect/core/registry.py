@@ -173,13 +173,13 @@ class Registry(Mapping[str, type[Item]]):
             if name not in known:
                 have = ", ".join(known) or "none"
                 raise GeffectError(f"{call.name} has no parameter {name!r}", remedy=f"It has {have}")
-            check_value(call.name, name, _spoken(value, known[name]), known[name])
+            check_value(call.name, name, _read_word(value, known[name]), known[name])
         for each in fields(cls):
             if each.name not in call.parameters and each.default is each.default_factory is MISSING:
                 raise GeffectError(
                     f"{call.name} needs a value of {each.name}", remedy=f"Write {call.name}({each.name}=…)"
                 )
-        item: Item = cls(**{name: _spoken(value, known[name]) for name, value in call.parameters.items()})
+        item: Item = cls(**{name: _read_word(value, known[name]) for name, value in call.parameters.items()})
         return item
 
     def write(self, item: Item) -> str:
@@ -193,7 +193,7 @@ class Registry(Mapping[str, type[Item]]):
         return f"{names[0]}({', '.join(f'{name}={value!r}' for name, value, default in values if value != default)})"
 
 
-def _spoken(value: Value, annotation: Any) -> Value:
+def _read_word(value: Value, annotation: Any) -> Value:
     """``none``, ``true`` and ``false`` as what they mean, of a parameter that takes no such text."""
     if not isinstance(value, str) or value.lower() not in WORDS:
         return value

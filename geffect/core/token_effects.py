@@ -97,12 +97,12 @@ def token_effects(
     parameters = trainable_parameters(model)
     _check(parameters, direction)
     with _differentiable(model):
-        total, labeled = _pushed(model, batch, direction)
+        total, labeled = _push(model, batch, direction)
         names = sorted(dict.fromkeys(groups[name] for name in parameters), key=depth_key) if groups else []
         parts = {}
         for group in names[:-1]:
             within = {name: v for name, v in direction.items() if (groups or {})[name] == group}
-            parts[group] = _pushed(model, batch, within)[0]
+            parts[group] = _push(model, batch, within)[0]
         if names:
             parts[names[-1]] = total - sum(parts.values(), torch.zeros_like(total))
     return TokenEffects(total, parts, labeled)
@@ -125,7 +125,7 @@ def _check(parameters: Mapping[str, nn.Parameter], direction: Mapping[str, Tenso
             )
 
 
-def _pushed(model: nn.Module, batch: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _push(model: nn.Module, batch: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """The tangent ``[B, T]`` of every token's NLL along a direction, and which positions are labeled."""
     parameters = trainable_parameters(model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}  # in full, wrappers included

@@ -39,7 +39,7 @@ class Step:
         masked = (MASKED, *((MASKED_RETAIN,) if self.rule.add_retain else ())) if run.frozen else ()
         self.basis = Basis(("objective", *forget, *retain, *self._memory, *masked), run.tie)
         self.descends = MASKED if run.frozen else "objective"
-        self.rectifier = RectifierStep(run, self._named())
+        self.rectifier = RectifierStep(run, self._parts_by_name())
         self.masks = Masks(run.overlap, sharded=run.sharded) if measure and run.overlap else None
         self.kept: dict[str, NamedTensors] | None = {} if measure and run.keep else None
         self.kept_embeds: Tensors | None = None
@@ -97,7 +97,7 @@ class Step:
         """A recorded gradient, where gradients are kept: parameter → tensor (of shards, this process's part)."""
         if name == "rectified":
             return {key: local_part(p.grad) for key, p in self.run.parameters.items() if p.grad is not None}
-        parts, gradient = self._named()[name], NamedTensors()
+        parts, gradient = self._parts_by_name()[name], NamedTensors()
         for source, scale in parts.items():
             tensors = self.run.state if source == self.rule.memory else (self.kept or {}).get(source, {})
             if len(parts) == 1 and scale == 1:
@@ -131,7 +131,9 @@ class Step:
                     step.micro_batch(batches, last=batches is part[-1])
                 yield step.kept or {}, step.kept_embeds
 
-        named = {each: parts for each, parts in self._named().items() if role_of(each) in ("objective", *TARGETS)}
+        named = {
+            each: parts for each, parts in self._parts_by_name().items() if role_of(each) in ("objective", *TARGETS)
+        }
         window = (self.kept or {}, self.kept_embeds)
         return standard_errors(window, shares(), named, list(run.parameters), run.labels, run.tie)
 
@@ -156,7 +158,7 @@ class Step:
         """Combine and reduce one tensor of every gradient; what is descended is left in the objective's buffer."""
         run, passes = self.run, self.passes
         tensors, embeds = self._losses(own), None if embed is None else self._losses(embed)
-        gradient, retain = passes.window.gradients.setdefault("objective", {}), self._pooled(passes.retain, own)
+        gradient, retain = passes.window.gradients.setdefault("objective", {}), self._pool(passes.retain, own)
         forget = passes.forget_side(own)
         if run.frozen is None:
             if forget is not None:
@@ -164,7 +166,7 @@ class Step:
             add_scaled(gradient, name, retain, passes.plan.retain_weight)
             tensors["objective"] = gradient.get(name)
         else:
-            tensors |= self._masked(run.frozen, name, forget, own[RETAIN_SIDE], retain)
+            tensors |= self._mask(run.frozen, name, forget, own[RETAIN_SIDE], retain)
             retain = tensors[MASKED_RETAIN]
             if (masked := tensors[MASKED]) is not None:
                 gradient[name] = masked
@@ -185,7 +187,7 @@ class Step:
             losses[forget] = own[forget] if passes.plan.runs_forget else free
         return losses | {"objective": None if passes.plan.splits_forget else own["objective"]}
 
-    def _pooled(self, splits: Sequence[str], tensors: Tensors) -> Tensor | None:
+    def _pool(self, splits: Sequence[str], tensors: Tensors) -> Tensor | None:
         """One tensor of a role's gradient over all its domains."""
         if len(splits) == 1:
             return tensors[splits[0]]
@@ -194,21 +196,21 @@ class Step:
             add_scaled(gradient, "", tensors[each], self.passes.shares[each])
         return gradient.get("")
 
-    def _masked(
+    def _mask(
         self, frozen: GradientMask, name: str, forget: Tensor | None, kept: Tensor | None, retain: Tensor | None
     ) -> Tensors:
         """What freezing leaves of one tensor of either side and of the retain gradient; and the objective's, whole."""
         side = NamedTensors() if kept is None else {name: kept}
         add_scaled(side, name, retain, self.passes.plan.retain_weight)
-        free = frozen.free("forget", name, forget), frozen.free("retain", name, side.get(name))
+        free = frozen.apply("forget", name, forget), frozen.apply("retain", name, side.get(name))
         whole = add(forget, side.get(name)) if self.measure else None
-        return {"objective": whole, MASKED: add(*free), MASKED_RETAIN: frozen.free("retain", name, retain)}
+        return {"objective": whole, MASKED: add(*free), MASKED_RETAIN: frozen.apply("retain", name, retain)}
 
     def _keep(self, name: str, tensors: Tensors, embeds: Tensors | None) -> None:
         """Hold what is needed once the gradient has been rectified, clipped and stepped with."""
         if self.masks is not None:
             splits = {"forget": self.passes.forget, "retain": self.passes.retain}
-            pooled = {role: self._pooled(each, tensors) for role, each in splits.items() if len(each) > 1}
+            pooled = {role: self._pool(each, tensors) for role, each in splits.items() if len(each) > 1}
             self.masks.add(name, {each: tensors[each] for each in self.basis.names} | pooled)
         if self.kept is None:
             return
@@ -242,13 +244,13 @@ class Step:
 
     def _combinations(self, rectified: Coefficients) -> Combinations:
         """Every recorded gradient as a combination of the basis."""
-        named = self._named()
+        named = self._parts_by_name()
         if not self._rectifies:
             return Combinations.everywhere(named)
-        by_part = {part: named | {"rectified": self._handed_back(each)} for part, each in rectified.items()}
+        by_part = {part: named | {"rectified": self._rectified_parts(each)} for part, each in rectified.items()}
         return Combinations(by_part, self.run.parts)
 
-    def _named(self) -> dict[str, dict[str, float]]:
+    def _parts_by_name(self) -> dict[str, dict[str, float]]:
         """Every recorded gradient but the rectified one as a combination of the basis."""
         passes, plan = self.passes, self.passes.plan
         c = None if plan.splits_forget else plan.factor
@@ -261,7 +263,7 @@ class Step:
         others = {name: {name: 1.0} for name in (MASKED, *self._memory) if name in self.basis.names}
         return {name: named[name] for name in order} | others
 
-    def _handed_back(self, rectified: Mapping[str, float]) -> dict[str, float]:
+    def _rectified_parts(self, rectified: Mapping[str, float]) -> dict[str, float]:
         """A rectifier's combination in terms of the basis, and the retain gradient added to it."""
         extra, passes = self.rule.add_retain, self.passes
         parts = {self.descends if source == "objective" else source: c for source, c in rectified.items()}

@@ -85,11 +85,11 @@ class Counts:
         """Count the collated batches of a window; index 0 is never labeled, so shifting loses none."""
         labels = [batch["labels"] for batch in batches]
         others = [name for name in (batches[0] if batches else ()) if name.endswith("_labels")]
-        labeled = {name: sum(_labeled(batch[name]) for batch in batches) for name in others}
+        labeled = {name: sum(_count_labels(batch[name]) for batch in batches) for name in others}
         sizes = sum(len(each) for each in labels), sum(each.numel() for each in labels)
-        return cls(sum(map(_labeled, labels)), *sizes, labeled)
+        return cls(sum(map(_count_labels, labels)), *sizes, labeled)
 
-    def summed(self) -> "Counts":
+    def over_processes(self) -> "Counts":
         """The same over all processes, each of which holds other batches of the window."""
         counts = torch.tensor([self.token, self.example, self.position, *self.labeled.values()], dtype=torch.float64)
         token, example, position, *labeled = (int(each) for each in sum_over_processes(counts).tolist())
@@ -110,7 +110,7 @@ def window_counts(micro_batches: Sequence[Mapping[str, Mapping[str, Tensor]]]) -
     return {name: Counts.of(batches) for name, batches in by_name.items()}
 
 
-def _labeled(labels: Tensor) -> int:
+def _count_labels(labels: Tensor) -> int:
     return int((labels[:, 1:] != IGNORE_INDEX).sum())
 
 

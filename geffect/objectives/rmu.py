@@ -55,9 +55,9 @@ class RMU(Term):
         phi = hidden_layer(outputs.need("hidden"), self.layer)
         target = self.c * self.direction(phi.shape[-1]).to(phi)
         squares = (phi - target).square()
-        return (reduced(squares, self.dims) * outputs.mask).sum()
+        return (reduce_dims(squares, self.dims) * outputs.mask).sum()
 
 
-def reduced(squares: Tensor, dims: str) -> Tensor:
+def reduce_dims(squares: Tensor, dims: str) -> Tensor:
     """``[B, T, d]`` → ``[B, T]`` by mean or sum."""
     return squares.mean(-1) if dims == "mean" else squares.sum(-1)

@@ -33,7 +33,7 @@ class GRAIL(Freezing):
     reading: Literal["frozen_set", "micro_batch"] = "frozen_set"
     sets: Literal["both", "op_ur", "op_rr"] = "both"
 
-    def frozen(self, parameters: Mapping[str, nn.Parameter], localized: Localization) -> GradientMask:
+    def gradient_mask(self, parameters: Mapping[str, nn.Parameter], localized: Localization) -> GradientMask:
         """OP-UR and OP-RR of a localization that has masks of both shares."""
         unlearn, retain = self.masks(localized)
         if self.reading == "frozen_set":

@@ -41,7 +41,7 @@ class MemFlex(Freezing):
         quantiles = self.thresholds == "quantile"
         return region(localized.cosines(), localized.magnitudes["forget"], self.mu, self.sigma, quantiles=quantiles)
 
-    def frozen(self, parameters: Mapping[str, nn.Parameter], localized: Localization) -> GradientMask:
+    def gradient_mask(self, parameters: Mapping[str, nn.Parameter], localized: Localization) -> GradientMask:
         """The whole tensors outside the region of a localization that has mean gradients."""
         region = set(self.region(localized))
         outside = {n: pack(torch.ones(p.shape, dtype=torch.bool)) for n, p in parameters.items() if n not in region}

@@ -395,7 +395,7 @@ def read_gradient_mask(config: UnlearnConfig, loaded: Loaded) -> GradientMask | 
     parameters = trainable_parameters(loaded.model)
     shapes = {name: list(parameter.shape) for name, parameter in parameters.items()}
     check_localized(config.masks, loaded.sha256, shapes)
-    return freezing.frozen(parameters, read_localization(config.masks))
+    return freezing.gradient_mask(parameters, read_localization(config.masks))
 
 
 def _check_recorded(config: UnlearnConfig, loaded: Loaded) -> None:

@@ -120,7 +120,7 @@ class UnlearnTrainer(RecordingTrainer):
             for each in dict.fromkeys((model, reference.model if reference else model)):  # in everybody's order
                 shard_model(each, args.device.type)
             if frozen is not None:
-                frozen.cut(trainable_parameters(model))
+                frozen.shard(trainable_parameters(model))
         super().__init__(model, args, train_dataset=PairedDataset(sets), **kwargs)
         self.rules, self.past = rules or StopRules(), list(past)
         self.sets, self.columns, self.reference = dict(sets), columns or {}, reference
@@ -232,7 +232,7 @@ class UnlearnTrainer(RecordingTrainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             measure = self.state.global_step % self.diagnostics.every == 0
-            counts = {name: each.summed() for name, each in window_counts(batches).items()}
+            counts = {name: each.over_processes() for name, each in window_counts(batches).items()}
             self.current = Step(self.measurement, counts, measure=measure)
             self.met = "; ".join(f"{name} {example_numbers([batch[name] for batch in batches])}" for name in batches[0])
         return batches, None

@@ -45,7 +45,7 @@ def _localized(model: Any) -> Localization:
 def _frozen(model: Any, text: str) -> GradientMask:
     freezing = make_freezing(text)
     assert freezing is not None
-    return freezing.frozen(trainable_parameters(model), _localized(model))
+    return freezing.gradient_mask(trainable_parameters(model), _localized(model))
 
 
 def _reference(model: Any) -> Any:
@@ -93,7 +93,7 @@ def test_each_mask_meets_the_gradients_it_belongs_to(text: str, freezing: str, s
     assert measured.gram.names == ("objective", "forget", "retain", "masked", "rectified")
     losses = [oracles.gradient(model, partial(oracles.mean_nll, model, batches[name])) for name in ("forget", "retain")]
     assert_gram_close(measured.gram.total(), oracles.gram([whole, *losses, expected, expected], list(whole)), 3e-5)
-    for mask, gradient in ((frozen.still(name), p.grad) for name, p in trainable_parameters(model).items()):
+    for mask, gradient in ((frozen.never(name), p.grad) for name, p in trainable_parameters(model).items()):
         assert mask is None or gradient is None or not gradient[mask].any()
 
 
@@ -163,7 +163,7 @@ def test_frozen_entries_do_not_move_by_a_bit(freezing: str, rectifier: str, opti
         stepper.zero_grad()
     moved = 0
     for name, parameter in trainable_parameters(model).items():
-        still = frozen.still(name)
+        still = frozen.never(name)
         if still is not None:
             assert torch.equal(parameter[still], before[name][still]), name
             moved += int((parameter[~still] != before[name][~still]).sum())
@@ -207,7 +207,7 @@ def test_grail_freezes_what_its_sets_say() -> None:
         }.items():
             freezing = make_freezing(text)
             assert freezing is not None
-            still = freezing.frozen({name: parameter}, _only(localized, name)).still(name)
+            still = freezing.gradient_mask({name: parameter}, _only(localized, name)).never(name)
             assert torch.equal(torch.zeros_like(expected) if still is None else still, expected), text
 
 
@@ -223,10 +223,10 @@ def test_memflex_trains_its_region_alone() -> None:
     model = CASES["llama"]()
     localized = _localized(model)
     memflex = MemFlex(mu=0.7, sigma=0.3, thresholds="quantile")
-    chosen, frozen = memflex.region(localized), memflex.frozen(trainable_parameters(model), localized)
+    chosen, frozen = memflex.region(localized), memflex.gradient_mask(trainable_parameters(model), localized)
     assert 0 < len(chosen) < len(trainable_parameters(model))
     for name in trainable_parameters(model):
-        still = frozen.still(name)
+        still = frozen.never(name)
         assert (still is None) if name in chosen else (still is not None and bool(still.all()))
 
 
