@@ -103,11 +103,6 @@ class Measurement:
         self.term_states = self.objective.init_states()
         self.keep = self.keep or self.prediction is not None or self.standard_errors
 
-    @property
-    def current_objective(self) -> Objective:
-        """The objective with this step's weights of its terms."""
-        return self.objective.at(self.term_states)
-
     def alone(self, **changes: Any) -> "Measurement":
         """The same gradients, held and left as they are: no rectifier, frozen entries or other diagnostics."""
         plain: dict[str, Any] = {"prediction": None, "overlap": 0.0, "standard_errors": False, "frozen": None}
@@ -134,7 +129,3 @@ class Measurement:
             return outputs
         other = self.forward(batches["alternative"], needs & {"ref_nll"}, dropout=dropout)
         return replace(outputs, alternative=other)
-
-    def loss_outputs(self, batch: Batch) -> Outputs:
-        """One batch's forward pass for its loss alone, without dropout."""
-        return self.forward(batch, frozenset(), dropout=False)

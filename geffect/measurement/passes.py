@@ -94,7 +94,7 @@ class Passes:
     """
 
     def __init__(self, run: Measurement, counts: Mapping[str, Counts], *, measure: bool) -> None:
-        self.run, self.counts, self.objective = run, counts, run.current_objective
+        self.run, self.counts, self.objective = run, counts, run.objective.at(run.term_states)
         self.forget, self.retain = split_names("forget", counts), split_names("retain", counts)
         self.shares = {name: counts[name].token / counts[role_of(name)].token for name in self.forget + self.retain}
         self.plan = plan_passes(
@@ -161,7 +161,7 @@ class Passes:
             if weights is not None:
                 self._sum("weight_mean", weights.sum() / self.counts["forget"].token)
         if self.plan.runs_forget and (outputs is None or not shared):
-            outputs = self.run.loss_outputs(batches["forget"])
+            outputs = self.run.forward(batches["forget"], frozenset(), dropout=False)
         elif not shared:
             return loss
         if outputs is not None:
@@ -182,7 +182,7 @@ class Passes:
         if not self.plan.runs_retain:
             return loss
         if outputs is None or not shared:
-            outputs = self.run.loss_outputs(batches["retain"])
+            outputs = self.run.forward(batches["retain"], frozenset(), dropout=False)
         retain_loss = self._loss(name, outputs)
         self._complete(name, retain_loss, visit)
         share = self.plan.retain_weight * self.shares[name] * retain_loss.detach()

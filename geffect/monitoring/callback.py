@@ -22,17 +22,9 @@ class Callback(TrainerCallback):  # type: ignore[misc]
     """Monitors any ``transformers.Trainer``, TRL's among them: measures its steps, and changes no bit of its training.
 
     The Trainer accumulates and clips gradients before callbacks run, so the gradient is named ``applied_gradient``. See
-    `geffect.monitor` for the recorded gradients, their signs and what a measured step costs.
-
-    Args:
-        forget: the forget set: its name, a set, or examples with ``input_ids`` and ``labels``.
-        retain: the retain set, likewise.
-        tokenizer: to encode named sets with; the Trainer's own by default.
-        every: measure every so many optimizer steps, beginning with the first.
-        update: measure the optimizer's own update too.
-        batch_size: examples of a set's forward pass.
-        out: the run directory that is written; a temporary one by default. Where the Trainer resumes, the record is
-            continued. Where ``auto_find_batch_size`` begins the training again, the record begins again, too.
+    `geffect.monitor` for the arguments, the recorded gradients, their signs and what a measured step costs. The
+    tokenizer is the Trainer's own by default. Where the Trainer resumes, the record is continued. Where
+    ``auto_find_batch_size`` begins the training again, the record begins again, too.
 
     Raises:
         GeffectError: when training begins: a set cannot be read, ``out`` exists, a model is monitored twice, or
@@ -87,7 +79,8 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         if args.auto_find_batch_size:
             settings["per_device_train_batch_size"] = state.train_batch_size // max(1, args.n_gpu)
         tokenizer = self._tokenizer or getattr(processing_class, "tokenizer", processing_class)
-        if self.monitor and _begins_again(args, state):
+        smaller = args.auto_find_batch_size and state.train_batch_size < args.train_batch_size
+        if self.monitor and smaller and state.global_step == 0:  # memory ran out: the Trainer's loop begins again
             self.monitor.withdraw()
         self.monitor = self._make(model, tokenizer=tokenizer, settings=settings, training=state).open(state.global_step)
 
@@ -115,12 +108,6 @@ def _refuse(args: "TrainingArguments") -> None:
             "DeepSpeed keeps gradients of its own, not those in .grad",
             remedy="Shard with FSDP2 (fsdp_version: 2), or train with DDP",
         )
-
-
-def _begins_again(args: "TrainingArguments", state: "TrainerState") -> bool:
-    """Whether the Trainer ran out of memory and repeats its loop, from the first step, with smaller batches."""
-    smaller = args.auto_find_batch_size and state.train_batch_size < args.train_batch_size
-    return bool(smaller) and state.global_step == 0
 
 
 def _plain(value: object) -> object:
