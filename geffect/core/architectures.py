@@ -24,14 +24,11 @@ NEEDED = f"geffect needs {CAUSAL}"
 def check_class(name: str, config: object) -> None:
     """Refuse a class of model that is an encoder-decoder or scores whole texts, by its name and configuration."""
     if getattr(config, "is_encoder_decoder", False):
-        raise GeffectError(
-            f"{name} is an encoder-decoder; {NEEDED}", remedy="Choose a decoder-only model, such as a Llama or Qwen"
-        )
+        remedy = "Choose a decoder-only model, such as a Llama or Qwen"
+        raise GeffectError(f"{name} is an encoder-decoder; {NEEDED}", remedy=remedy)
     if name.endswith(("RewardModel", *(f"For{each}" for each in SCORERS))):
-        raise GeffectError(
-            f"{name} scores texts and predicts no token; {NEEDED}",
-            remedy="Name the causal language model it was made from",
-        )
+        remedy = "Name the causal language model it was made from"
+        raise GeffectError(f"{name} scores texts and predicts no token; {NEEDED}", remedy=remedy)
 
 
 def check_causal(base: nn.Module, answer: Any) -> None:

@@ -192,10 +192,8 @@ def inner_by_label(frame: pd.DataFrame, a: str, b: str) -> "pd.Series[float]":
     label = label_column(frame)
     known = sorted({*frame["gradient"], *frame["other"]})
     if missing := {a, b} - set(known):
-        raise GeffectError(
-            f"There is no gradient {min(missing)!r}; there are {', '.join(known)}",
-            remedy="Name one of these; a run without rectifier has no 'rectified'",
-        )
+        message = f"There is no gradient {min(missing)!r}; there are {', '.join(known)}"
+        raise GeffectError(message, remedy="Name one of these; a run without rectifier has no 'rectified'")
     gradient, other = frame["gradient"], frame["other"]
     rows = frame[((gradient == a) & (other == b)) | ((gradient == b) & (other == a))]
     return rows.set_index(["step", label])["inner"]

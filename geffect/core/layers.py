@@ -77,10 +77,8 @@ def layout(model: nn.Module) -> Layout:
     layers, numel = {}, {}
     for name, parameter in trainable_parameters(model).items():
         if id(parameter) not in places:
-            raise GeffectError(
-                f"The trainable parameter {name} is outside the decoder and its head",
-                remedy="Freeze it, or move it out of the model",
-            )
+            message = f"The trainable parameter {name} is outside the decoder and its head"
+            raise GeffectError(message, remedy="Freeze it, or move it out of the model")
         layers[name], numel[name] = places[id(parameter)], parameter.numel()
     return Layout(layers, numel, len(lists[0]))
 
@@ -159,10 +157,8 @@ def decoder_blocks(base: nn.Module) -> tuple[str, nn.ModuleList]:
     lists = {n: m for n, m in base.named_modules() if isinstance(m, nn.ModuleList) and m in inside}
     outermost = {n: m for n, m in lists.items() if not any(n.startswith(f"{o}.") for o in lists)}
     if not outermost:
-        raise GeffectError(
-            f"{type(base).__name__} has no ModuleList that holds the blocks of a decoder",
-            remedy="Use a Hugging Face causal language model",
-        )
+        message = f"{type(base).__name__} has no ModuleList that holds the blocks of a decoder"
+        raise GeffectError(message, remedy="Use a Hugging Face causal language model")
     return max(outermost.items(), key=lambda item: sum(p.numel() for p in item[1].parameters()))
 
 

@@ -92,10 +92,8 @@ def _largest_mask(sizes: "np.ndarray[Any, Any]", threshold: Any, count: int) -> 
 def mask_size(numel: int, share: float) -> int:
     """⌈share · N⌉, the number of entries in a mask; the share in (0, 1] is read as the decimal it prints as."""
     if not 0 < share <= 1:
-        raise GeffectError(
-            f"The share of a tensor's entries is {share!r}, not in (0, 1]",
-            remedy="Correct it; 0.1 keeps the largest tenth",
-        )
+        message = f"The share of a tensor's entries is {share!r}, not in (0, 1]"
+        raise GeffectError(message, remedy="Correct it; 0.1 keeps the largest tenth")
     return math.ceil(Fraction(str(float(share))) * numel)
 
 
@@ -234,10 +232,8 @@ class Localization:
         """The masks of a share: split → parameter → packed mask; refuse a share that was not localized."""
         if share not in self.masks:
             have = ", ".join(f"{each:g}" for each in self.masks)
-            raise GeffectError(
-                f"There are no masks of the largest {share:g} of each tensor, only of {have}",
-                remedy=f"Localize with --share {share:g} too",
-            )
+            message = f"There are no masks of the largest {share:g} of each tensor, only of {have}"
+            raise GeffectError(message, remedy=f"Localize with --share {share:g} too")
         return self.masks[share]
 
     def cosines(self) -> dict[str, float]:

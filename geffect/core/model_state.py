@@ -90,10 +90,8 @@ class ModelState:
 
 def _refuse(changed: list[str], lost: list[str]) -> None:
     if lost:
-        raise GeffectError(
-            f"A pass wrote into {lost[0]}, which the first pass did not change, so that it cannot be restored",
-            remedy="Resume from the last checkpoint without monitoring this model",
-        )
+        message = f"A pass wrote into {lost[0]}, which the first pass did not change, so that it cannot be restored"
+        raise GeffectError(message, remedy="Resume from the last checkpoint without monitoring this model")
     if changed:
         raise GeffectError(
             f"A forward pass changed the trainable weights {changed[0]} (now restored), "

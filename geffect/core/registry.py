@@ -168,18 +168,18 @@ class Registry(Mapping[str, type[Item]]):
         if call.name not in self:
             raise unknown_name(self.kind, call.name, self)
         cls: Any = self[call.name]
-        known = annotations(cls)
+        known, values = annotations(cls), {}
         for name, value in call.parameters.items():
             if name not in known:
                 have = ", ".join(known) or "none"
                 raise GeffectError(f"{call.name} has no parameter {name!r}", remedy=f"It has {have}")
-            check_value(call.name, name, _read_word(value, known[name]), known[name])
+            values[name] = _read_word(value, known[name])
+            check_value(call.name, name, values[name], known[name])
         for each in fields(cls):
-            if each.name not in call.parameters and each.default is each.default_factory is MISSING:
-                raise GeffectError(
-                    f"{call.name} needs a value of {each.name}", remedy=f"Write {call.name}({each.name}=…)"
-                )
-        item: Item = cls(**{name: _read_word(value, known[name]) for name, value in call.parameters.items()})
+            if each.name not in values and each.default is each.default_factory is MISSING:
+                remedy = f"Write {call.name}({each.name}=…)"
+                raise GeffectError(f"{call.name} needs a value of {each.name}", remedy=remedy)
+        item: Item = cls(**values)
         return item
 
     def write(self, item: Item) -> str:

@@ -113,16 +113,12 @@ def _check(parameters: Mapping[str, nn.Parameter], direction: Mapping[str, Tenso
         shape = tuple(parameters[name].shape) if name in parameters else None
         if shape != tuple(v.shape):
             here = f"which has shape {shape} in this model" if shape else "which this model does not train"
-            raise GeffectError(
-                f"The direction has shape {tuple(v.shape)} for {name}, {here}",
-                remedy="Take its gradients from the same model",
-            )
+            message = f"The direction has shape {tuple(v.shape)} for {name}, {here}"
+            raise GeffectError(message, remedy="Take its gradients from the same model")
     for name, parameter in parameters.items():
         if parameter.dtype in (torch.bfloat16, torch.float16):
-            raise GeffectError(
-                f"{name} is in {str(parameter.dtype).removeprefix('torch.')}, and forward mode needs float32",
-                remedy="Load the model with dtype float32",
-            )
+            message = f"{name} is in {str(parameter.dtype).removeprefix('torch.')}, and forward mode needs float32"
+            raise GeffectError(message, remedy="Load the model with dtype float32")
 
 
 def _push(model: nn.Module, batch: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -89,10 +89,8 @@ def check_localized(path: Path, sha256: str | None, shapes: Mapping[str, list[in
     if list(names) != list(shapes) or names != dict(shapes):
         other = next((n for n in (*shapes, *names) if names.get(n) != shapes.get(n)), "their order")
         here, there = (f"{table[other]}" if other in table else "none" for table in (shapes, names))
-        raise GeffectError(
-            f"The masks in {path} are of other trained parameters than the model's ({other}: {there}, not {here})",
-            remedy=remedy,
-        )
+        message = f"The masks in {path} are of other trained parameters than the model's ({other}: {there}, not {here})"
+        raise GeffectError(message, remedy=remedy)
     if recipe["sha256"] != sha256:
         raise GeffectError(
             f"The masks in {path} are of {recipe['model']} (weights {str(recipe['sha256'])[:12]}), "

@@ -104,10 +104,8 @@ def _refuse(args: "TrainingArguments") -> None:
     if getattr(args, "fp16", False):
         raise GeffectError("fp16 scales the gradients that are measured", remedy="Train with bf16=True")
     if getattr(args, "deepspeed", None):
-        raise GeffectError(
-            "DeepSpeed keeps gradients of its own, not those in .grad",
-            remedy="Shard with FSDP2 (fsdp_version: 2), or train with DDP",
-        )
+        message = "DeepSpeed keeps gradients of its own, not those in .grad"
+        raise GeffectError(message, remedy="Shard with FSDP2 (fsdp_version: 2), or train with DDP")
 
 
 def _plain(value: object) -> object:

@@ -216,10 +216,8 @@ class Monitor:
         """Refuse to continue where `updated`, which writes the line of a step, was not called."""
         if self._gradients is not None:
             self._gradients = None
-            raise GeffectError(
-                f"updated() was not called after step {self._line['step']}, which is not recorded",
-                remedy="Call it after every optimizer.step(), or monitor without update=True",
-            )
+            message = f"updated() was not called after step {self._line['step']}, which is not recorded"
+            raise GeffectError(message, remedy="Call it after every optimizer.step(), or monitor without update=True")
 
     def _check_lines(self, step: int) -> None:
         """Refuse to continue a record that lacks a line of a measured step before this one."""
@@ -251,10 +249,8 @@ def _check_model(model: nn.Module) -> None:
     """Refuse wrappers with gradients elsewhere than in ``.grad``, hooks on parameters, and unsupported models."""
     names = {type(module).__name__ for module in model.modules()}
     if hidden := sorted(names & {"FullyShardedDataParallel", "DeepSpeedEngine"}):
-        raise GeffectError(
-            f"{hidden[0]} keeps gradients of its own, not those in .grad",
-            remedy="Shard with FSDP2 (fsdp_version: 2, fully_shard), or train with DDP",
-        )
+        message = f"{hidden[0]} keeps gradients of its own, not those in .grad"
+        raise GeffectError(message, remedy="Shard with FSDP2 (fsdp_version: 2, fully_shard), or train with DDP")
     parameters, base = trainable_parameters(model), unwrap(model)
     sharded = is_sharded(parameters)
     _refuse_hooks(parameters)

@@ -16,10 +16,8 @@ def hidden_layer(states: tuple[Tensor, ...], layer: int) -> Tensor:
     """One of L + 1 hidden states ``[B, T, d]`` (`RMU`), in float32 or better; −1 is the middle block's, ⌈L/2⌉."""
     last = len(states) - 1
     if not -1 <= layer <= last:
-        raise GeffectError(
-            f"The model has no hidden state {layer}",
-            remedy=f"Choose one from 0 (of the embedding) to {last} (of the last block), or -1 (of the middle one)",
-        )
+        remedy = f"Choose one from 0 (of the embedding) to {last} (of the last block), or -1 (of the middle one)"
+        raise GeffectError(f"The model has no hidden state {layer}", remedy=remedy)
     return widen(states[(last + 1) // 2 if layer == -1 else layer])
 
 

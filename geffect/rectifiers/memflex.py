@@ -31,10 +31,8 @@ class MemFlex(Freezing):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.thresholds == "quantile" and not (0 <= self.mu <= 1 and 0 <= self.sigma <= 1):
-            raise GeffectError(
-                f"mu={self.mu}, sigma={self.sigma} are no quantiles for memflex",
-                remedy="Choose both from 0 to 1, such as 0.8 and 0.2",
-            )
+            message = f"mu={self.mu}, sigma={self.sigma} are no quantiles for memflex"
+            raise GeffectError(message, remedy="Choose both from 0 to 1, such as 0.8 and 0.2")
 
     def region(self, localized: Localization) -> list[str]:
         """The tensors that stay trainable."""

@@ -53,10 +53,8 @@ def make_rectification(text: str) -> Rectification:
     freezing = [each for each in rules if isinstance(each, Freezing)]
     others = [each for each in rules if isinstance(each, Rectifier)]
     if len(freezing) > 1 or len(others) > 1 or any(call.weight != 1.0 for call in calls):
-        raise GeffectError(
-            f"{text!r} is more than one rectifier that combines gradients and one that freezes, or has weights",
-            remedy="Write for example 'gru(decay=0.2)' or 'grail + gru'",
-        )
+        message = f"{text!r} is more than one rectifier that combines gradients and one that freezes, or has weights"
+        raise GeffectError(message, remedy="Write for example 'gru(decay=0.2)' or 'grail + gru'")
     rule = others[0] if others else NoRectifier()
     unmasked = set(rule.gradients) - {"objective", rule.memory}
     if freezing and unmasked:
