@@ -184,7 +184,11 @@ class Passes:
         if outputs is None or not shared:
             outputs = self.run.forward(batches["retain"], frozenset(), dropout=False)
         retain_loss = self._loss(name, outputs)
-        self._complete(name, retain_loss, visit)
+        if visit is None:
+            self.window.add(name, retain_loss)
+        else:
+            self.streamed = True
+            self.window.stream(name, retain_loss, visit)
         share = self.plan.retain_weight * self.shares[name] * retain_loss.detach()
         return share if loss is None else loss + share
 
@@ -195,12 +199,6 @@ class Passes:
         if role != name:
             self._sum(f"loss_{role}", self.shares[name] * loss)
         return loss
-
-    def _complete(self, gradient: str, loss: Tensor, visit: Visit | None) -> None:
-        if visit is None:
-            return self.window.add(gradient, loss)
-        self.streamed = True
-        return self.window.stream(gradient, loss, visit)
 
     def _descend(
         self,
