@@ -54,9 +54,9 @@ def _products(flat: list[Tensor]) -> Tensor:
     total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device="cpu" if without_float64 else device)
     for start in range(0, flat[0].numel(), CHUNK * SLAB):
         slab = torch.stack([each[start : start + CHUNK * SLAB].to(dtype) for each in flat])  # [M, n]
-        whole = slab.shape[1] // CHUNK * CHUNK
-        chunks = slab[:, :whole].unflatten(1, (-1, CHUNK)).transpose(0, 1)  # [C, M, CHUNK]
-        for part in (chunks, slab[None, :, whole:]):
+        even = slab.shape[1] // CHUNK * CHUNK
+        chunks = slab[:, :even].unflatten(1, (-1, CHUNK)).transpose(0, 1)  # [C, M, CHUNK]
+        for part in (chunks, slab[None, :, even:]):
             products = torch.bmm(part, part.transpose(1, 2))  # [C, M, M]
             total += (products.cpu() if without_float64 else products).sum(0, dtype=torch.float64)
     return total

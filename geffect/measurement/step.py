@@ -154,19 +154,19 @@ class Step:
         tensors = {each: passes.window.gradients.get(each, {}).pop(name, None) for each in passes.buffers}
         return tensors if streamed is None else tensors | {passes.retain[-1]: streamed}
 
-    def _settle(self, name: str, own: Tensors, embed: Tensors | None) -> None:
+    def _settle(self, name: str, buffers: Tensors, embed: Tensors | None) -> None:
         """Combine and reduce one tensor of every gradient; what is descended is left in the objective's buffer."""
         run, passes = self.run, self.passes
-        tensors, embeds = self._losses(own), None if embed is None else self._losses(embed)
-        gradient, retain = passes.window.gradients.setdefault("objective", {}), self._pool(passes.retain, own)
-        forget = passes.forget_side(own)
+        tensors, embeds = self._losses(buffers), None if embed is None else self._losses(embed)
+        gradient, retain = passes.window.gradients.setdefault("objective", {}), self._pool(passes.retain, buffers)
+        forget = passes.forget_side(buffers)
         if run.frozen is None:
             if forget is not None:
                 gradient[name] = forget
             add_scaled(gradient, name, retain, passes.plan.retain_weight)
             tensors["objective"] = gradient.get(name)
         else:
-            tensors |= self._mask(run.frozen, name, forget, own[RETAIN_SIDE], retain)
+            tensors |= self._mask(run.frozen, name, forget, buffers[RETAIN_SIDE], retain)
             retain = tensors[MASKED_RETAIN]
             if (masked := tensors[MASKED]) is not None:
                 gradient[name] = masked
@@ -177,15 +177,15 @@ class Step:
         self._keep(name, tensors, embeds)
         add_scaled(gradient, name, retain, self.rule.add_retain)
 
-    def _losses(self, own: Tensors) -> Tensors:
+    def _losses(self, buffers: Tensors) -> Tensors:
         """One tensor of the loss gradients, back-propagated or a multiple of the objective's."""
         passes = self.passes
-        losses: Tensors = {each: own[each] for each in passes.retain}
+        losses: Tensors = {each: buffers[each] for each in passes.retain}
         for forget in passes.forget:
-            side, c = own[passes.side(forget)], (passes.plan.factor or 0.0) * passes.shares[forget]
+            side, c = buffers[passes.side(forget)], (passes.plan.factor or 0.0) * passes.shares[forget]
             free = side / c if c and passes.plan.splits_forget and side is not None else None
-            losses[forget] = own[forget] if passes.plan.runs_forget else free
-        return losses | {"objective": None if passes.plan.splits_forget else own["objective"]}
+            losses[forget] = buffers[forget] if passes.plan.runs_forget else free
+        return losses | {"objective": None if passes.plan.splits_forget else buffers["objective"]}
 
     def _pool(self, splits: Sequence[str], tensors: Tensors) -> Tensor | None:
         """One tensor of a role's gradient over all its domains."""
@@ -197,10 +197,10 @@ class Step:
         return gradient.get("")
 
     def _mask(
-        self, frozen: GradientMask, name: str, forget: Tensor | None, kept: Tensor | None, retain: Tensor | None
+        self, frozen: GradientMask, name: str, forget: Tensor | None, terms: Tensor | None, retain: Tensor | None
     ) -> Tensors:
         """What freezing leaves of one tensor of either side and of the retain gradient; and the objective's, whole."""
-        side = NamedTensors() if kept is None else {name: kept}
+        side = NamedTensors() if terms is None else {name: terms}
         add_scaled(side, name, retain, self.passes.plan.retain_weight)
         free = frozen.apply("forget", name, forget), frozen.apply("retain", name, side.get(name))
         whole = add(forget, side.get(name)) if self.measure else None
