@@ -43,7 +43,7 @@ from geffect.inspection.tasks import InspectionSetup, prepare_inspection, record
 from geffect.io.readers import JSON, StrPath, read_json
 from geffect.io.system import check_single_process, launch_command, raise_on_signals
 from geffect.localization.localize import localize as find
-from geffect.localization.losses import split_losses
+from geffect.localization.localize import split_losses
 from geffect.localization.storage import read_localization, write_localization
 from geffect.models.builtin import BUILT_IN, UNTRAINED, built_in_key, is_built_in, make_tiny
 from geffect.models.cache import cached_directory

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from geffect.config import UnlearnConfig
+from geffect.core.architectures import CausalLM, Tokenizer
 from geffect.core.forward import IGNORE_INDEX, forward
 from geffect.core.gradients import NamedTensors, capture_gradients
 from geffect.core.gram import Gram, inner_products
 from geffect.core.layers import find_tied_weights, trainable_parameters
 from geffect.core.splits import TARGETS, role_of, split_names
-from geffect.core.types import CausalLM, Tokenizer
 from geffect.data.checks import shared_examples
 from geffect.data.encode import EncodedExample, collate, pad_id_of, turn_end
 from geffect.data.load import ExampleSet

@@ -149,7 +149,7 @@ def _loaded(times: str) -> set[str]:
 
 
 def test_the_names_known_early_are_those_of_the_registries() -> None:
-    from geffect.core import names
+    from geffect.core import registry as names
     from geffect.evaluation.metrics import METRICS
     from geffect.evaluation.suites import DERIVED, SUITES
     from geffect.objectives.registry import OBJECTIVES

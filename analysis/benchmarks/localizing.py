@@ -8,8 +8,7 @@ from analysis.benchmarks.timing import Seconds, interleave, ratio
 from geffect.api import load_model
 from geffect.config import LocalizeConfig
 from geffect.core.layers import trainable_parameters
-from geffect.localization.localize import localize
-from geffect.localization.losses import split_losses
+from geffect.localization.localize import localize, split_losses
 from geffect.models.scoring import in_evaluation_mode
 from geffect.training.setup import prepare
 
@@ -31,18 +30,18 @@ def passes(model: str, examples: int) -> dict[str, Callable[[], object]]:
         for name in ("privacy", "copyright")
     ]
     config, loaded = LocalizeConfig.read(model=model, domain=domain, out="unused"), load_model(model)
-    examples, parameters = prepare(config).encoded, trainable_parameters(loaded.model)
+    sets, parameters = prepare(config).encoded, trainable_parameters(loaded.model)
 
     def alone() -> None:
         with in_evaluation_mode(loaded.model):
-            for losses in split_losses(loaded, examples).values():
+            for losses in split_losses(loaded, sets).values():
                 for loss in losses:
                     loss().backward()
                     loaded.model.zero_grad()
 
     def whole(*, masks_only: bool) -> None:
         with in_evaluation_mode(loaded.model):
-            localize(parameters, split_losses(loaded, examples), masks_only=masks_only)
+            localize(parameters, split_losses(loaded, sets), masks_only=masks_only)
 
     return {
         "passes": alone,

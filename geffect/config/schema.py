@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from geffect.core.names import check_names
+from geffect.core.registry import check_names
 from geffect.errors import GeffectError, shorten
 from geffect.io.readers import Unreadable, duplicate, read_yaml
 

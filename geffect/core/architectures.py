@@ -1,10 +1,12 @@
-"""The kinds of model that are supported: causal language models, and the text decoder of multimodal ones."""
+"""The kinds of model that are supported, and their types: causal ones, and the text decoder of multimodal ones."""
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from math import isfinite
-from typing import Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -14,40 +16,25 @@ from geffect.core.model_state import ModelState
 from geffect.errors import GeffectError
 
 LOGGER = logging.getLogger(__name__)
-REWARDS = (
-    "ForSequenceClassification",
-    "ForTokenClassification",
-    "ForRewardModel",
-    "RewardModel",
-    "ForQuestionAnswering",
-    "ForMultipleChoice",
-)
+SCORERS = ("SequenceClassification", "TokenClassification", "RewardModel", "QuestionAnswering", "MultipleChoice")
 CAUSAL = "a causal language model (decoder-only, with an output head over its vocabulary)"
 NEEDED = f"geffect needs {CAUSAL}"
 
 
-def check_kind(base: nn.Module) -> None:
-    """Refuse an unwrapped model that is no causal language model by its class and configuration."""
-    check_class(type(base).__name__, getattr(base, "config", None))
-
-
-def check_class(name: str, config: Any) -> None:
+def check_class(name: str, config: object) -> None:
     """Refuse a class of model that is an encoder-decoder or scores whole texts, by its name and configuration."""
     if getattr(config, "is_encoder_decoder", False):
-        raise GeffectError(
-            f"{name} is an encoder-decoder; {NEEDED}", remedy="Choose a decoder-only model, such as a Llama or Qwen"
-        )
-    if name.endswith(REWARDS):
-        raise GeffectError(
-            f"{name} scores texts and predicts no token; {NEEDED}",
-            remedy="Name the causal language model it was made from",
-        )
+        remedy = "Choose a decoder-only model, such as a Llama or Qwen"
+        raise GeffectError(f"{name} is an encoder-decoder; {NEEDED}", remedy=remedy)
+    if name.endswith(("RewardModel", *(f"For{each}" for each in SCORERS))):
+        remedy = "Name the causal language model it was made from"
+        raise GeffectError(f"{name} scores texts and predicts no token; {NEEDED}", remedy=remedy)
 
 
 def check_causal(base: nn.Module, answer: Any) -> None:
-    """Refuse an unwrapped model whose logits at a token move with later tokens, by more than rounding.
+    """Refuse an unwrapped model whose logits of a `short_pass` move with later tokens, by more than rounding.
 
-    ``answer`` is its output of `short_pass`; None, one on the meta device, or one that is not finite shows nothing.
+    An answer None, on the meta device, or not finite shows nothing.
     """
     if _differ(answer):
         raise GeffectError(
@@ -73,14 +60,11 @@ def _are_apart(one: Tensor, other: Tensor, precision: float) -> bool:
 
 
 def _depends_on_length(base: nn.Module, answer: Any) -> bool:
-    """Whether a text's logits without padding differ from those beside it, which `short_pass` answered.
-
-    False also where nothing can be told: on the meta device, and where the model does not take the shorter text.
-    """
+    """Whether a text's logits without padding differ from those beside it; False where the text is not taken."""
     logits = answer.logits.detach()
     if logits.device.type == "meta":
         return False
-    ids, mask = _texts(base, logits.shape[1], next(base.parameters()).device, padded=True)
+    ids, mask = _texts(base, logits.shape[1], padded=True)
     try:
         with torch.no_grad():
             alone = base(input_ids=ids[1:, :-LATER], attention_mask=mask[1:, :-LATER], use_cache=False).logits[0]
@@ -97,12 +81,13 @@ def _precision(base: nn.Module, logits: Tensor) -> float:
 
 
 def check_runs(base: nn.Module) -> None:
-    """Refuse an unwrapped model that does not run on tokens alone, forward and backward, or is not causal.
+    """Refuse an unwrapped model that fails on tokens alone, forward or backward, or gives no logits, or is not causal.
 
-    It is refused where it fails, gives no logits, or predicts from later tokens, from padding or from its length.
+    That is, predicts from later tokens, from padding or from its length.
     """
     beside = set(map(id, non_text_parameters(base).values()))
-    seen = [p for p in base.parameters() if p.requires_grad and id(p) not in beside and not _is_hooked(p)]
+    seen = [p for p in base.parameters() if p.requires_grad and id(p) not in beside]
+    seen = [p for p in seen if not p._backward_hooks and not hasattr(p, "device_mesh")]  # a caller's, and shards
     try:
         with ModelState(base).preserve():
             answer = short_pass(base, graph=bool(seen))
@@ -124,11 +109,6 @@ def check_runs(base: nn.Module) -> None:
         what = "padding on the right" if _differ(beside_padding) else "the length of the padding"
         message = f"The predictions of {type(base).__name__} depend on {what}; {NEEDED}"
         raise GeffectError(message, remedy="Choose another model")
-
-
-def _is_hooked(parameter: nn.Parameter) -> bool:
-    # a check leaves a caller's hooks alone, and those that gather shards
-    return bool(parameter._backward_hooks) or hasattr(parameter, "device_mesh")
 
 
 def text_decoder(base: nn.Module) -> nn.Module | None:
@@ -155,37 +135,28 @@ def non_text_parameters(base: nn.Module) -> dict[str, nn.Parameter]:
 
 def freeze_non_text(base: nn.Module) -> None:
     """Freeze the parameters beside a multimodal model's text decoder, and log one line about them."""
-    rest = non_text_parameters(base)
-    for parameter in rest.values():
-        parameter.requires_grad_(False)
-    if rest:
+    if rest := non_text_parameters(base):
+        for parameter in rest.values():
+            parameter.requires_grad_(False)
         warn_non_text(base, rest, "frozen")
 
 
 def warn_non_text(base: nn.Module, rest: dict[str, nn.Parameter], fate: str) -> None:
     """Log one line about the parameters beside the text decoder (`non_text_parameters`), and what becomes of them."""
-    parts = sorted({".".join(name.split(".")[:2]) for name in rest})
-    size = sum(parameter.numel() for parameter in rest.values())
-    LOGGER.warning(
-        "%s: its text decoder is measured; the other %d parameters (%s) are %s",
-        type(base).__name__,
-        size,
-        ", ".join(parts),
-        fate,
-    )
+    parts = ", ".join(sorted({".".join(name.split(".")[:2]) for name in rest}))
+    size, kind = sum(parameter.numel() for parameter in rest.values()), type(base).__name__
+    LOGGER.warning("%s: its text decoder is measured; the other %d parameters (%s) are %s", kind, size, parts, fate)
 
 
 BEFORE, AFTER = -1, -2  # places that are no block's number
 TF32 = 2**-10  # relative precision
-LENGTHS, LATER = (8, 64), 2  # tokens of a short pass (some kinds of attention take whole chunks), and its texts' own
+SHORT, LONG, LATER = 8, 64, 2  # tokens of a short pass (some attention takes whole chunks), and its texts' own
 
 
 class ForwardTrace(TorchFunctionMode):
     """A record of the blocks that a forward pass enters, and of the parameters that functions take meanwhile.
 
-    Args:
-        base: the model, without wrappers.
-        blocks: decoder block → its number; several modules may make up one.
+    ``blocks`` maps each decoder block of the unwrapped model to its number; several modules may make up one.
     """
 
     def __init__(self, base: nn.Module, blocks: Mapping[nn.Module, int]) -> None:
@@ -211,8 +182,8 @@ class ForwardTrace(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the function; where it makes or fills a tensor, note the parameters it takes."""
         result = func(*args, **(kwargs or {}))
-        if func is Tensor.__setitem__ or any(isinstance(each, Tensor) for each in _flat(result)):  # no shape or dtype
-            self._note(id(each) for each in _flat((args, kwargs or {})) if isinstance(each, Tensor))
+        if func is Tensor.__setitem__ or any(True for _ in _tensors(result)):  # no shape or dtype
+            self._note(map(id, _tensors((args, kwargs))))
         return result
 
     def places(self, parameter: nn.Parameter) -> set[int]:
@@ -225,21 +196,16 @@ class ForwardTrace(TorchFunctionMode):
 
         return {place(*each) for each in self.uses.get(id(parameter), ())}
 
-    def repeats(self, block: nn.Module) -> bool:
-        """Whether a block was entered more than once."""
-        return self.entered.count(block) > 1
-
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Record forward passes while this lasts.
 
-        A module's call counts as a use of the parameters it owns: for a shard, functions take the gathered
-        tensor.
+        A module's call uses the parameters it owns: for a shard, functions take the gathered tensor.
         """
         around = {each for each in self.base.modules() if not self.blocks.keys().isdisjoint(each.modules())}
+        owners = [each for each in self.base.modules() if each in self.blocks or each not in around]
         handles = [block.register_forward_pre_hook(self._enter) for block in self.blocks]
         handles += [block.register_forward_hook(self._leave) for block in self.blocks]
-        owners = [each for each in self.base.modules() if each in self.blocks or each not in around]
         handles += [each.register_forward_pre_hook(self._call) for each in owners]
         try:
             with self:
@@ -270,43 +236,83 @@ def short_pass(base: nn.Module, *, graph: bool = False, padded: bool = False) ->
     ``padded`` puts padding in these places of the second text, in place of other tokens. The model's own exception
     passes where it does not run on token ids and a mask.
     """
-    device = next(base.parameters()).device
     with torch.set_grad_enabled(graph):
-        for length in LENGTHS[:-1]:
-            with contextlib.suppress(Exception):  # of any kind: a chunk too short
-                return _answer(base, length, device, padded=padded)
-        return _answer(base, LENGTHS[-1], device, padded=padded)
+        with contextlib.suppress(Exception):  # of any kind: a chunk too short
+            return _answer(base, SHORT, padded=padded)
+        return _answer(base, LONG, padded=padded)
 
 
-def _answer(base: nn.Module, length: int, device: torch.device, *, padded: bool) -> Any:
-    ids, mask = _texts(base, length, device, padded=padded)
-    if device.type == "meta":  # no value of a mask can be looked at
+def _answer(base: nn.Module, length: int, *, padded: bool) -> Any:
+    ids, mask = _texts(base, length, padded=padded)
+    if ids.device.type == "meta":  # no value of a mask can be looked at
         return base(input_ids=ids, use_cache=False)
     return base(input_ids=ids, attention_mask=mask, use_cache=False)
 
 
-def _texts(base: nn.Module, length: int, device: torch.device, *, padded: bool) -> tuple[Tensor, Tensor]:
-    (other, *plain), padding = _ids(base)
+def _texts(base: nn.Module, length: int, *, padded: bool) -> tuple[Tensor, Tensor]:
+    # of tokens without a meaning of their own, since positions and masks of some models follow from padding
+    config = getattr(base, "config", None)
+    padding, *special = (getattr(config, f"{kind}_token_id", None) for kind in ("pad", "bos", "eos"))
+    other, *plain = [token for token in range(8) if token not in (0, padding, *special)][:4]
+    device = next(base.parameters()).device
     ids = torch.tensor([plain[i % len(plain)] for i in range(length)], device=device).repeat(2, 1)
-    ids[1, -LATER:] = padding if padded else other
     mask = torch.ones_like(ids)
+    ids[1, -LATER:] = (padding if isinstance(padding, int) else 0) if padded else other
     mask[1, -LATER:] = not padded
     return ids, mask
 
 
-def _ids(base: nn.Module) -> tuple[list[int], int]:
-    # tokens without a meaning of their own, since positions and masks of some models follow from padding; and that
-    config = getattr(base, "config", None)
-    padding, *special = (getattr(config, f"{kind}_token_id", None) for kind in ("pad", "bos", "eos"))
-    plain = [token for token in range(8) if token not in (0, padding, *special)]
-    return plain[:4], padding if isinstance(padding, int) else 0
-
-
-def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, list | tuple):
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested lists, tuples and dictionaries."""
+    if isinstance(value, Tensor):
         yield value
-        return
-    for each in value:
-        yield from _flat(each)
+    elif isinstance(value, dict | list | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(each)
+
+
+__all__ = ["CausalLM", "Tokenizer"]
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+    class CausalLM(nn.Module):
+        """A module with what geffect uses of a causal language model, bare or with an adapter.
+
+        No model inherits from it: annotate what is loaded with it, and what a user passes with `torch.nn.Module`.
+        """
+
+        config: Any
+        device: torch.device
+        dtype: torch.dtype
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """Run a forward pass: an output with ``logits`` and perhaps ``hidden_states``."""
+
+        def __getattr__(self, name: str) -> Any:
+            """Whatever else a kind of model has."""
+
+        def get_input_embeddings(self) -> nn.Embedding:
+            """The token embedding."""
+
+        def get_output_embeddings(self) -> nn.Linear | None:
+            """The head."""
+
+        def get_base_model(self) -> "CausalLM":
+            """The model inside an adapter's wrapper."""
+
+        def generate(self, *args: Any, **kwargs: Any) -> Tensor:
+            """Token ids ``[B, T]`` of continuations."""
+
+        def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+            """Write weights and configuration."""
+
+else:  # importing transformers takes seconds
+    CausalLM, Tokenizer = nn.Module, object
+
+
+def is_shard(tensor: object) -> TypeGuard["DTensor"]:
+    """Whether a tensor is this process's part of one that lies in parts."""
+    loaded = sys.modules.get("torch.distributed.tensor")  # takes a second to import; not imported, there is no shard
+    return loaded is not None and isinstance(tensor, loaded.DTensor)

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
+from geffect.core.architectures import is_shard
 from geffect.core.gradients import NamedTensors
 from geffect.core.gram import Gram
 from geffect.core.layers import decoder_blocks, unwrap
-from geffect.core.types import is_shard
 from geffect.errors import GeffectError
 from geffect.io.system import rank_and_size
 
@@ -39,28 +39,28 @@ def assign_items(items: Sequence[Item]) -> list[tuple[Item, float]]:
     """
     here, world = rank(), num_processes()
     turns = -(-len(items) // world)
-    places = [turn * world + here for turn in range(turns)]
+    places = range(here, turns * world, world)
     return [(items[place % len(items)], float(place < len(items))) for place in places]
 
 
-def sum_gradients(rows: Mapping[str, NamedTensors], parameters: Mapping[str, nn.Parameter]) -> dict[str, NamedTensors]:
+def sum_gradients(
+    gradients: Mapping[str, NamedTensors], parameters: Mapping[str, nn.Parameter]
+) -> dict[str, NamedTensors]:
     """Gradients (name → parameter → tensor, changed in place) summed over the processes; of shards, this process's.
 
     Each process has back-propagated its share of a sum. ``parameters`` has the same order in every process.
     """
-    if num_processes() == 1:
-        return dict(rows)
+    size = num_processes()
+    if size == 1:
+        return dict(gradients)
     if is_sharded(parameters):  # the reduction divided by the number of processes
-        return {
-            name: {key: local_part(t).mul_(num_processes()) for key, t in row.items()} for name, row in rows.items()
-        }
-    places = [(name, key) for name in rows for key in parameters]
-    reached = sum_over_processes(torch.tensor([float(key in rows[name]) for name, key in places]))
+        return {name: {key: local_part(t).mul_(size) for key, t in each.items()} for name, each in gradients.items()}
+    places = [(name, key) for name in gradients for key in parameters]
+    reached = sum_over_processes(torch.tensor([float(key in gradients[name]) for name, key in places]))
     for (name, key), count in zip(places, reached.tolist(), strict=True):
         if count:
-            tensor = rows[name].setdefault(key, torch.zeros_like(parameters[key]))
-            sum_over_processes(tensor)
-    return dict(rows)
+            sum_over_processes(gradients[name].setdefault(key, torch.zeros_like(parameters[key])))
+    return dict(gradients)
 
 
 def sum_gram(gram: Gram, *, sharded: bool) -> Gram:
@@ -90,11 +90,10 @@ MESH = "Shard with fully_shard over one mesh dimension, along each tensor's firs
 
 
 def shard_model(model: nn.Module, device: str) -> None:
-    """Shard every parameter over the processes: block by block, then what is outside the blocks.
+    """Shard every parameter, the same in every process, on a type of device: block by block, then what is outside.
 
     Weights are gathered for a block's passes and freed after each, those outside the blocks too: otherwise a pass
-    without a backward pass would leave gathered weights, which the optimizer's step does not reach. The model is
-    the same in every process; ``device`` is the type of device of the shards.
+    without a backward pass would leave gathered weights, which the optimizer's step does not reach.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -135,7 +134,7 @@ def part_of(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def as_shard(tensor: Tensor | None, like: Tensor) -> Tensor | None:
-    """This process's part of a gradient (None: zeros) as a shard over the same memory, as the optimizer wants it.
+    """This process's part of a gradient (None: zeros) as a shard like a parameter, over the same memory.
 
     Where the parameter ``like`` is no shard, the tensor itself.
     """

@@ -24,7 +24,7 @@ ALL_LOGITS = "all_logits"  # a need: the logits of every position, prompts and p
 FROM_REFERENCE = frozenset({"ref_logits", "ref_hidden"})  # needs that take a pass of the frozen reference
 FROM_START = FROM_REFERENCE | {"ref_nll"}  # needs that take the model a run starts from
 SUPPLY = {
-    "ref_nll": "Pass reference=compute_reference_nll(model, rows, pad_id)",
+    "ref_nll": "Pass reference=compute_reference_nll(model, examples, pad_id)",
     "ref_logits": "Give the forward pass a frozen reference model",
     "ref_hidden": "Give the forward pass a frozen reference model",
     "hidden": "Run the model with output_hidden_states=True",
@@ -94,7 +94,7 @@ class Outputs:
         """``[B, T]`` bool: the positions whose most likely token is the labeled one."""
         return self.spread(self.logits.argmax(-1) == shift_labels(self.labels).flatten()[self.index]) & self.mask
 
-    def logits_by_row(self) -> list[Tensor]:
+    def logits_by_example(self) -> list[Tensor]:
         """``[n, V]`` for each example: the logits at its own positions of ``index``, in order."""
         counts = torch.bincount(self.index // self.labels.shape[1], minlength=len(self.labels))
         return list(self.logits.split(counts.tolist()))
@@ -127,11 +127,9 @@ class Outputs:
 
 
 def forward(model: nn.Module, batch: Mapping[str, Tensor], needs: Collection[str] = ()) -> Outputs:
-    """Run a causal language model over a collated batch.
+    """Run a causal language model over a batch: its ids, mask and labels, perhaps ``ref_nll`` and other ``*_labels``.
 
-    The batch has ``input_ids``, ``attention_mask``, ``labels``, perhaps ``ref_nll`` and other labelings
-    (``*_labels``). Of an objective's needs, ``hidden`` keeps the hidden states and `ALL_LOGITS` the logits of every
-    position.
+    Of an objective's needs, ``hidden`` keeps the hidden states and `ALL_LOGITS` the logits of every position.
     """
     relabeled = {name: labels for name, labels in batch.items() if name.endswith("_labels")}
     labels = batch["labels"]
@@ -153,9 +151,8 @@ def logits_at(
 ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
     """Logits ``[N, V]`` at flat positions ``index``, and the L + 1 hidden states ``[B, T, d]`` where ``hidden`` is set.
 
-    Where the model takes ``logits_to_keep``, no other logits are computed. ``call`` runs the model in place of
-    calling it, as `torch.func.functional_call` does with other parameters. A model whose logits are of other
-    positions than its inputs, as with virtual tokens, is refused.
+    Where the model takes ``logits_to_keep``, no others are computed. ``call`` runs in place of the model, as
+    `torch.func.functional_call` does. Logits of other positions than the inputs', as with virtual tokens, are refused.
     """
     shape = batch["input_ids"].shape
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}

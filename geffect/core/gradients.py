@@ -4,8 +4,8 @@ A gradient maps canonical parameter names to tensors of the parameters' shapes. 
 the loss did not reach it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -47,30 +47,30 @@ class GradientBuffer:
         ``retain_graph`` keeps the graph for another loss over the same forward pass; ``merged`` maps a tensor
         to another one in whose place its gradient is summed.
         """
-        row, places = self.gradients.setdefault(name, {}), merged or {}
+        sums, places = self.gradients.setdefault(name, {}), merged or {}
 
         def keep(key: str, gradient: Tensor) -> None:
             place = places.get(key, key)
-            row[place] = row[place].add_(gradient) if place in row else gradient
+            sums[place] = sums[place].add_(gradient) if place in sums else gradient
 
-        _backward(self.parameters, loss, keep, retain_graph=retain_graph)
+        _backward(self.parameters, loss, keep, retain_graph)
 
     def stream(self, name: str, loss: Tensor, visit: Visit) -> None:
         """Complete the gradient ``name`` with ∇loss, call ``visit`` once for every parameter, and free the gradient.
 
         ``visit`` gets the parameter's name and tensor, None where no loss of the window reached it.
         """
-        row = self.gradients.pop(name, {})
+        sums = self.gradients.pop(name, {})
         waiting = dict.fromkeys(self.parameters)
 
         def hand_over(key: str, gradient: Tensor) -> None:
             waiting.pop(key)
-            earlier = row.pop(key, None)
+            earlier = sums.pop(key, None)
             visit(key, gradient if earlier is None else earlier.add_(gradient))
 
         _backward(self.parameters, loss, hand_over)
         for key in waiting:
-            visit(key, row.pop(key, None))
+            visit(key, sums.pop(key, None))
 
 
 def capture_gradients(model: nn.Module, losses: Mapping[str, Callable[[], Tensor]]) -> dict[str, NamedTensors]:
@@ -96,56 +96,43 @@ def capture_gradients(model: nn.Module, losses: Mapping[str, Callable[[], Tensor
         for name, loss in losses.items():
             window.add(name, loss())
     return {
-        name: {key: row[key] for key in window.parameters if key in row}  # a backward pass fills them from the end
-        for name, row in window.gradients.items()
+        name: {key: each[key] for key in window.parameters if key in each}  # a backward pass fills them from the end
+        for name, each in window.gradients.items()
     }
 
 
-def add_scaled(row: NamedTensors, key: str, tensor: Tensor | None, scale: float) -> None:
-    """row[key] += scale · tensor in place, where a missing entry on either side is zero."""
+def add_scaled(gradient: NamedTensors, key: str, tensor: Tensor | None, scale: float) -> None:
+    """gradient[key] += scale · tensor in place, where a missing entry on either side is zero."""
     if tensor is None or scale == 0.0:
         return
-    row[key] = row[key].add_(tensor, alpha=scale) if key in row else tensor * scale
+    gradient[key] = gradient[key].add_(tensor, alpha=scale) if key in gradient else tensor * scale
 
 
 def _backward(
-    parameters: Mapping[str, nn.Parameter],
-    loss: Tensor,
-    take: Callable[[str, Tensor], None],
-    *,
-    retain_graph: bool = False,
+    parameters: Mapping[str, nn.Parameter], loss: Tensor, take: Callable[[str, Tensor], None], retain: bool = False
 ) -> None:
-    with _set_aside(parameters), _hooked(parameters, take), torch.enable_grad():
-        loss.backward(retain_graph=retain_graph)
+    """Back-propagate a loss, and call a function with the name and gradient of each tensor once that is complete.
 
+    ``.grad`` and the hooks on the parameters are put back afterwards; meanwhile only the hooks made here run.
+    """
 
-@contextmanager
-def _set_aside(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Remove ``.grad`` and the hooks on the parameters meanwhile, so that only this module's own hooks run."""
-    names = ("grad", "_backward_hooks", "_post_accumulate_grad_hooks")
-    values = [(p, name, getattr(p, name)) for p in parameters.values() for name in names]
-    for parameter, name, _ in values:
-        setattr(parameter, name, None)
+    def move(name: str, parameter: Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        if gradient is not None:
+            take(name, gradient)
+
+    attributes = ("grad", "_backward_hooks", "_post_accumulate_grad_hooks")
+    before = [(p, attribute, getattr(p, attribute)) for p in parameters.values() for attribute in attributes]
+    handles = []
     try:
-        yield
-    finally:
-        for parameter, name, value in values:
-            setattr(parameter, name, value)
-
-
-@contextmanager
-def _hooked(parameters: Mapping[str, nn.Parameter], take: Callable[[str, Tensor], None]) -> Iterator[None]:
-    def moving(name: str) -> Callable[[Tensor], None]:
-        def move(parameter: Tensor) -> None:
-            gradient, parameter.grad = parameter.grad, None
-            if gradient is not None:
-                take(name, gradient)
-
-        return move
-
-    handles = [p.register_post_accumulate_grad_hook(moving(name)) for name, p in parameters.items()]
-    try:
-        yield
+        for parameter, attribute, _ in before:
+            setattr(parameter, attribute, None)
+        for name, parameter in parameters.items():
+            handles.append(parameter.register_post_accumulate_grad_hook(functools.partial(move, name)))
+        with torch.enable_grad():
+            loss.backward(retain_graph=retain)
     finally:
         for handle in handles:
             handle.remove()
+        for parameter, attribute, value in before:
+            setattr(parameter, attribute, value)

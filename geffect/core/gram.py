@@ -1,13 +1,13 @@
 """Inner products of gradients: per parameter tensor, summed when a record is read.
 
-Gradients are huge and short-lived; their Gram ``G[i, j] = ⟨row_i, row_j⟩`` is tiny, exact to float32 rounding of the
+Gradients are huge and short-lived; their Gram ``G[i, j] = ⟨g_i, g_j⟩`` is tiny, exact to float32 rounding of the
 products, and enough for every norm, cosine, G-effect and projection.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -27,17 +27,11 @@ SLAB = 256  # chunks multiplied at once: small enough to stay in cache
 
 
 def inner_products(vectors: Sequence[Tensor | None]) -> Tensor:
-    """All inner products of M tensors of one shape.
+    """All inner products of M tensors of one shape, None standing for zeros: ``[M, M]``, float64, on the CPU.
 
     Products are taken in float32 (float64 for float64 tensors) over chunks of 1024 elements by one batched
     matrix product; the chunks are summed in float64. A plain float32 dot product over an embedding matrix is wrong in
     the fourth digit.
-
-    Args:
-        vectors: M tensors of N elements each, None standing for zeros.
-
-    Returns:
-        G ``[M, M]``, float64, on the CPU; entry (i, j) is ⟨vectors_i, vectors_j⟩.
 
     >>> inner_products([torch.tensor([1.0, 2.0]), None, torch.tensor([3.0, -1.0])]).tolist()
     [[5.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 0.0, 10.0]]
@@ -47,14 +41,10 @@ def inner_products(vectors: Sequence[Tensor | None]) -> Tensor:
     if not present:
         return gram
     flat = [each.detach().reshape(-1) for each in vectors if each is not None]
-    with _own_precision(flat[0].device.type):
+    device = flat[0].device.type  # a caller's autocast would round what is multiplied to 16 bits
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext():
         gram[torch.tensor(present)[:, None], torch.tensor(present)] = _products(flat).cpu()
     return gram
-
-
-def _own_precision(device: str) -> AbstractContextManager[Any]:
-    """Turn off a caller's autocast, which would round what is multiplied to 16 bits."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _products(flat: list[Tensor]) -> Tensor:
@@ -64,9 +54,9 @@ def _products(flat: list[Tensor]) -> Tensor:
     total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device="cpu" if without_float64 else device)
     for start in range(0, flat[0].numel(), CHUNK * SLAB):
         slab = torch.stack([each[start : start + CHUNK * SLAB].to(dtype) for each in flat])  # [M, n]
-        whole = slab.shape[1] // CHUNK * CHUNK
-        chunks = slab[:, :whole].unflatten(1, (-1, CHUNK)).transpose(0, 1)  # [C, M, CHUNK]
-        for part in (chunks, slab[None, :, whole:]):
+        even = slab.shape[1] // CHUNK * CHUNK
+        chunks = slab[:, :even].unflatten(1, (-1, CHUNK)).transpose(0, 1)  # [C, M, CHUNK]
+        for part in (chunks, slab[None, :, even:]):
             products = torch.bmm(part, part.transpose(1, 2))  # [C, M, M]
             total += (products.cpu() if without_float64 else products).sum(0, dtype=torch.float64)
     return total
@@ -86,13 +76,9 @@ class Gram:
 
     @classmethod
     def of(cls, gradients: Mapping[str, NamedTensors]) -> Self:
-        """The Gram of gradients in memory, as `geffect.capture_gradients` returns them.
+        """The Gram of gradients in memory (name → parameter name → tensor), as of `geffect.capture_gradients`.
 
-        Args:
-            gradients: name → parameter name → tensor; a parameter that is missing counts as zero.
-
-        Returns:
-            Their inner products.
+        A parameter that is missing counts as zero.
 
         >>> Gram.of({"a": {"w": torch.tensor([1.0, 2.0])}, "b": {}}).values["w"].tolist()
         [[5.0, 0.0], [0.0, 0.0]]
@@ -103,8 +89,13 @@ class Gram:
 
     def total(self, names: Iterable[str] | None = None) -> Tensor:
         """The sum over the named parameters (all by default), ``[M, M]``."""
-        chosen = self.values.values() if names is None else [self.values[name] for name in names]
-        return sum(chosen, torch.zeros(len(self.names), len(self.names), dtype=torch.float64))
+        matrices = self.values.values() if names is None else [self.values[name] for name in names]
+        return sum(matrices, torch.zeros(len(self.names), len(self.names), dtype=torch.float64))
+
+    def norms(self) -> dict[str, float]:
+        """‖gradient‖ over the whole model, as the scalar ``norm_NAME`` of a record."""
+        total = self.total()
+        return {f"norm_{name}": norm(total, self.names, name) for name in self.names}
 
     def by(self, labels: Mapping[str, str]) -> dict[str, Tensor]:
         """The sums under each label (a layer or group a parameter), from the embedding to the head (`depth_key`)."""
@@ -114,13 +105,7 @@ class Gram:
         return {label: self.total(members[label]) for label in sorted(members, key=depth_key)}
 
     def combine(self, combinations: Mapping[str, Mapping[str, float]]) -> "Gram":
-        """The Gram of linear combinations of these gradients: C G Cᵀ, no gradient needed.
-
-        Args:
-            combinations: new name → {name in this Gram: coefficient}.
-
-        Returns:
-            The Gram of the combinations, in their order.
+        """The Gram of linear combinations (new name → {name in this Gram: coefficient}): C G Cᵀ, no gradient needed.
 
         >>> gram = Gram(("forget",), {"w": torch.tensor([[4.0]], dtype=torch.float64)})
         >>> gram.combine({"forget": {"forget": 1}, "objective": {"forget": -1}}).values["w"].tolist()
@@ -133,28 +118,24 @@ class Gram:
         return Gram(tuple(combinations), {name: matrix @ g @ matrix.T for name, g in self.values.items()})
 
     def to_frame(self, labels: Mapping[str, str] | None = None, by: str = "group") -> pd.DataFrame:
-        """The inner products as a tidy frame like a record's, without a step.
+        """The inner products as a tidy frame like a record's, without a step; each unordered pair once.
 
-        Args:
-            labels: parameter → label to sum under, such as `geffect.core.layers.Layout.groups`; nothing is summed by
-                default.
-            by: the kind of the labels, the name of their column: ``group`` or ``layer``.
-
-        Returns:
-            Columns ``by`` (``parameter`` without labels), ``gradient``, ``other``, ``inner``; each unordered pair once.
+        ``labels`` says what a parameter is summed under, such as `geffect.core.layers.Layout.groups`, and ``by`` what
+        these labels are: ``group`` or ``layer``. The columns are ``by`` (``parameter`` without labels), ``gradient``,
+        ``other`` and ``inner``.
         """
         sums = self.values if labels is None else self.by(labels)
         pairs = [(i, j) for i in range(len(self.names)) for j in range(i, len(self.names))]
         lines = [(label, self.names[i], self.names[j], float(g[i, j])) for label, g in sums.items() for i, j in pairs]
         return pd.DataFrame(lines, columns=["parameter" if labels is None else by, "gradient", "other", "inner"])
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, list[Any]]:
         """The names, and each tensor's upper triangle, line by line, to nine significant digits."""
         triangles = [[float(f"{x:.{DIGITS}g}") for x in upper_triangle(matrix)] for matrix in self.values.values()]
         return {"gradients": list(self.names), "values": triangles}
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], parameters: Sequence[str]) -> Self:
+    def from_record(cls, record: Mapping[str, list[Any]], parameters: Sequence[str]) -> Self:
         """The Gram of a `to_record` over these parameters; null becomes NaN."""
         return cls(tuple(record["gradients"]), dict(zip(parameters, map(_symmetric, record["values"]), strict=True)))
 
@@ -197,7 +178,7 @@ def norm(gram: Tensor, names: Sequence[str], a: str) -> float:
 
 
 def cosine(gram: Tensor, names: Sequence[str], a: str, b: str) -> float:
-    """⟨a, b⟩ / (‖a‖‖b‖), in [−1, 1]; NaN where either row is zero."""
+    """⟨a, b⟩ / (‖a‖‖b‖), in [−1, 1]; NaN where either is zero."""
     scale = norm(gram, names, a) * norm(gram, names, b)
     return max(-1.0, min(1.0, inner(gram, names, a, b) / scale)) if scale else math.nan
 
@@ -211,14 +192,11 @@ def inner_by_label(frame: pd.DataFrame, a: str, b: str) -> "pd.Series[float]":
     label = label_column(frame)
     known = sorted({*frame["gradient"], *frame["other"]})
     if missing := {a, b} - set(known):
-        raise GeffectError(
-            f"There is no gradient {min(missing)!r}; there are {', '.join(known)}",
-            remedy="Name one of these; a run without rectifier has no 'rectified'",
-        )
-    chosen = frame[
-        ((frame["gradient"] == a) & (frame["other"] == b)) | ((frame["gradient"] == b) & (frame["other"] == a))
-    ]
-    return chosen.set_index(["step", label])["inner"]
+        message = f"There is no gradient {min(missing)!r}; there are {', '.join(known)}"
+        raise GeffectError(message, remedy="Name one of these; a run without rectifier has no 'rectified'")
+    gradient, other = frame["gradient"], frame["other"]
+    rows = frame[((gradient == a) & (other == b)) | ((gradient == b) & (other == a))]
+    return rows.set_index(["step", label])["inner"]
 
 
 def label_column(frame: pd.DataFrame) -> str:
@@ -251,11 +229,8 @@ def g_effect(frame: pd.DataFrame, direction: str = "objective") -> pd.DataFrame:
 
 
 def _effects(frame: pd.DataFrame, direction: str) -> pd.DataFrame:
-    effects = {
-        "unlearn": inner_by_label(frame, "forget", direction),
-        "retain": inner_by_label(frame, "retain", direction),
-    }
-    return pd.DataFrame(effects).reset_index()
+    losses = {"unlearn": "forget", "retain": "retain"}
+    return pd.DataFrame({name: inner_by_label(frame, of, direction) for name, of in losses.items()}).reset_index()
 
 
 def _without_rest(effects: pd.DataFrame) -> pd.DataFrame:
@@ -266,15 +241,11 @@ def _without_rest(effects: pd.DataFrame) -> pd.DataFrame:
 def removed_g_effect(frame: pd.DataFrame) -> pd.DataFrame:
     """The part of the G-effect that freezing removed: ⟨∇loss, objective − masked⟩, units of gradient².
 
-    Args:
-        frame: a record's tidy frame of a run that froze entries.
-
-    Returns:
-        As `g_effect`; unlearn < 0: lost forgetting, retain < 0: averted harm.
+    ``frame`` is a record's tidy frame of a run that froze entries, the result as that of `g_effect`; unlearn < 0: lost
+    forgetting, retain < 0: averted harm.
     """
-    whole, masked = (_effects(frame, row) for row in ("objective", "masked"))
-    names = ["unlearn", "retain"]
-    return _without_rest(whole.assign(**{name: whole[name] - masked[name] for name in names}))
+    objective, masked = (_effects(frame, name) for name in ("objective", "masked"))
+    return _without_rest(objective.assign(**{name: objective[name] - masked[name] for name in ("unlearn", "retain")}))
 
 
 def total_cosine(frame: pd.DataFrame, a: str, b: str) -> "pd.Series[float]":
@@ -294,19 +265,18 @@ def cosines(frame: pd.DataFrame) -> pd.DataFrame:
 def gram_at(frame: pd.DataFrame, step: int | None = None) -> pd.DataFrame:
     """The whole model's inner products at one step ``[M, M]``: symmetric, names in order of first appearance.
 
-    The frame has the columns ``step``, ``gradient``, ``other`` and ``inner``, each unordered pair once a label;
-    labels are summed. ``step`` may be None where there is one. NaN stands for a pair that is missing.
+    The labels of a record's tidy frame are summed. ``step`` may be None where there is one. NaN: a pair is missing.
     """
     steps = sorted(frame["step"].unique())
     if step is None and len(steps) == 1:
         step = steps[0]
     if step not in steps:
-        chosen = "No step is chosen" if step is None else f"There is no step {step}"
-        raise GeffectError(f"{chosen}; there are {', '.join(map(str, steps))}", remedy="Name one of these")
+        problem = "No step is chosen" if step is None else f"There is no step {step}"
+        raise GeffectError(f"{problem}; there are {', '.join(map(str, steps))}", remedy="Name one of these")
     sums = frame[frame["step"] == step].groupby(["gradient", "other"], sort=False)["inner"].sum(min_count=1)
-    rows = list(dict.fromkeys(name for pair in sums.index for name in pair))
-    upper = sums.unstack("other").reindex(index=rows, columns=rows)
-    return upper.combine_first(upper.T).loc[rows, rows].rename_axis(index=None, columns=None)
+    names = list(dict.fromkeys(name for pair in sums.index for name in pair))
+    upper = sums.unstack("other").reindex(index=names, columns=names)
+    return upper.combine_first(upper.T).loc[names, names].rename_axis(index=None, columns=None)
 
 
 def plane_coordinates(gram: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -330,14 +300,9 @@ def plane_coordinates(gram: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def r_squared(predicted: Sequence[float], measured: Sequence[float]) -> float:
-    """R² = 1 − Σ(measured − predicted)² / Σ(measured − mean)² of a prediction without a fit; may be negative.
+    """R² = 1 − Σ(measured − predicted)² / Σ(measured − mean)² of predicted changes, without a fit; may be negative.
 
-    Args:
-        predicted: changes.
-        measured: changes, as many.
-
-    Returns:
-        R²; NaN where all measured changes are equal.
+    NaN where all measured changes are equal.
 
     >>> r_squared([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]), r_squared([0.0, 0.0], [1.0, -1.0])
     (1.0, 0.0)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +20,12 @@ from geffect.core.architectures import (
     BEFORE,
     ForwardTrace,
     check_causal,
-    check_kind,
+    check_class,
+    is_shard,
     non_text_parameters,
     text_decoder,
     warn_non_text,
 )
-from geffect.core.types import is_shard
 from geffect.errors import GeffectError
 
 GROUPS = ("embed", "shallow", "middle", "deep", "lm_head", "shared", "tied")  # in the order they are shown in
@@ -52,7 +53,7 @@ class Layout:
 
 
 def layout(model: nn.Module) -> Layout:
-    """Assign every trainable parameter to its layer.
+    """Assign every trainable parameter of a model, bare or wrapped by DDP, PEFT or ``torch.compile``, to its layer.
 
     The embedding and the head are the model's ``get_input_embeddings`` and ``get_output_embeddings``, the blocks are
     the children of its largest outermost ``ModuleList`` (see `decoder_blocks`). A tensor that is both embedding and
@@ -62,17 +63,11 @@ def layout(model: nn.Module) -> Layout:
     does not use is placed by the order of registration, and so are all where the pass fails. The model is left
     unchanged.
 
-    Args:
-        model: a causal language model, bare or wrapped by DDP, PEFT or ``torch.compile``.
-
-    Returns:
-        The layout.
-
     Raises:
         GeffectError: the model is no causal language model, or a trainable parameter has no home; it is named.
     """
     base = unwrap(model)
-    check_kind(base)
+    check_class(type(base).__name__, getattr(base, "config", None))
     lists = parallel_blocks(base)
     trace = ForwardTrace.of(base, _numbers(lists))
     check_causal(base, trace.answer)
@@ -82,10 +77,8 @@ def layout(model: nn.Module) -> Layout:
     layers, numel = {}, {}
     for name, parameter in trainable_parameters(model).items():
         if id(parameter) not in places:
-            raise GeffectError(
-                f"The trainable parameter {name} is outside the decoder and its head",
-                remedy="Freeze it, or move it out of the model",
-            )
+            message = f"The trainable parameter {name} is outside the decoder and its head"
+            raise GeffectError(message, remedy="Freeze it, or move it out of the model")
         layers[name], numel[name] = places[id(parameter)], parameter.numel()
     return Layout(layers, numel, len(lists[0]))
 
@@ -116,16 +109,7 @@ def block_groups(num_blocks: int, scheme: str = "thirds") -> list[str]:
     ``thirds`` splits the blocks in three, the first parts the larger. ``paper`` splits the hidden states in three, of
     which the first is the embedding's output (arXiv 2502.19301: states 1–11, 12–22, 23–33 of 32 blocks, hence blocks
     10/11/11). ``paper_script`` cuts at blocks 10 and 20 whatever the depth, as the published script does (10/10/12).
-
-    Args:
-        num_blocks: L, the number of blocks.
-        scheme: ``thirds``, ``paper`` or ``paper_script``.
-
-    Returns:
-        L names among ``shallow``, ``middle``, ``deep``.
-
-    Raises:
-        GeffectError: the scheme is unknown.
+    Any other scheme is refused.
 
     >>> block_groups(7)
     ['shallow', 'shallow', 'shallow', 'middle', 'middle', 'deep', 'deep']
@@ -169,16 +153,12 @@ def unwrap(model: nn.Module) -> nn.Module:
 def decoder_blocks(base: nn.Module) -> tuple[str, nn.ModuleList]:
     """The name and list of the decoder blocks of a bare language model: its outermost list with the most parameters."""
     decoder = text_decoder(base)
-    lists = {name: module for name, module in base.named_modules() if isinstance(module, nn.ModuleList)}
-    if decoder is not None:
-        inner = set(decoder.modules())
-        lists = {name: module for name, module in lists.items() if module in inner}
+    inside = set((decoder or base).modules())
+    lists = {n: m for n, m in base.named_modules() if isinstance(m, nn.ModuleList) and m in inside}
     outermost = {n: m for n, m in lists.items() if not any(n.startswith(f"{o}.") for o in lists)}
     if not outermost:
-        raise GeffectError(
-            f"{type(base).__name__} has no ModuleList that holds the blocks of a decoder",
-            remedy="Use a Hugging Face causal language model",
-        )
+        message = f"{type(base).__name__} has no ModuleList that holds the blocks of a decoder"
+        raise GeffectError(message, remedy="Use a Hugging Face causal language model")
     return max(outermost.items(), key=lambda item: sum(p.numel() for p in item[1].parameters()))
 
 
@@ -219,24 +199,21 @@ def _numbers(lists: Sequence[nn.ModuleList]) -> dict[nn.Module, int]:
 
 def _places(base: nn.Module, lists: Sequence[nn.ModuleList], trace: ForwardTrace) -> dict[int, str]:
     """id(parameter) → layer."""
-    owners, places = _owners(base, lists), _registered(base)
+    owners, places = _owners(base, lists), _places_by_order(base)
     for parameter in base.parameters():
         if place := _place(owners.get(id(parameter), set()), set(map(_layer, trace.places(parameter)))):
             places[id(parameter)] = place
-    looped = (p for block in trace.blocks if trace.repeats(block) for p in block.parameters())
+    looped = (p for block in trace.blocks if trace.entered.count(block) > 1 for p in block.parameters())
     return places | dict.fromkeys(map(id, looped), "shared")
 
 
 def _owners(base: nn.Module, lists: Sequence[nn.ModuleList]) -> dict[int, set[str]]:
     """id(parameter) → the layers whose modules hold it."""
     owners: dict[int, set[str]] = {}
-    held = [(f"block_{i}", list(block.parameters())) for blocks in lists for i, block in enumerate(blocks)]
-    held += [
-        ("embed", _parameters(base, "get_input_embeddings")),
-        ("lm_head", _parameters(base, "get_output_embeddings")),
-    ]
-    for layer, parameters in held:
-        for parameter in parameters:
+    modules = [(f"block_{i}", block) for blocks in lists for i, block in enumerate(blocks)]
+    modules += zip(("embed", "lm_head"), _ends(base), strict=True)
+    for layer, module in modules:
+        for parameter in module.parameters() if module is not None else ():
             owners.setdefault(id(parameter), set()).add(layer)
     return owners
 
@@ -258,7 +235,7 @@ def _place(owners: set[str], used: set[str]) -> str | None:
     return "shared" if len(used) > 1 else next(iter(used), None)
 
 
-def _registered(base: nn.Module) -> dict[int, str]:
+def _places_by_order(base: nn.Module) -> dict[int, str]:
     """id(parameter) → ``embed`` or ``final_norm``, as its module is registered before the blocks or after them."""
     places: dict[int, str] = {}
     parts = decoder_blocks(base)[0].split(".")
@@ -272,9 +249,10 @@ def _registered(base: nn.Module) -> dict[int, str]:
     return places
 
 
-def _parameters(base: nn.Module, accessor: str) -> list[nn.Parameter]:
-    module: nn.Module | None = getattr(base, accessor)() if hasattr(base, accessor) else None
-    return list(module.parameters()) if module is not None else []
+def _ends(base: nn.Module) -> list[Any]:
+    """The modules that are the embedding and the head; None where the model has none."""
+    accessors = ("get_input_embeddings", "get_output_embeddings")
+    return [getattr(base, accessor)() if hasattr(base, accessor) else None for accessor in accessors]
 
 
 EMBED, HEAD, BOTH = "@embed", "@lm_head", "@tied"
@@ -302,6 +280,11 @@ class TiedWeights:
         """The name of the alias's gradient."""
         return self.name + HEAD
 
+    @property
+    def uses(self) -> tuple[str, str, str]:
+        """The names under which a record has its part as embedding, its part as head, and what is not split."""
+        return self.name + EMBED, self.name + HEAD, self.name + BOTH
+
     @contextmanager
     def untied(self) -> Iterator[None]:
         """While this lasts, a forward pass reads the head's weight from the alias; values are the same."""
@@ -322,10 +305,7 @@ def find_tied_weights(model: nn.Module) -> TiedWeights | None:
     cannot be separated.
     """
     base = unwrap(model)
-    embedding, head = (
-        getattr(base, accessor)() if hasattr(base, accessor) else None
-        for accessor in ("get_input_embeddings", "get_output_embeddings")
-    )
+    embedding, head = _ends(base)
     weight = getattr(embedding, "weight", None)
     gathers = any(type(module).__name__ in GATHERING for module in model.modules())
     if gathers or is_shard(weight) or not isinstance(head, nn.Module) or getattr(head, "weight", None) is not weight:
@@ -348,31 +328,30 @@ def split_layout(layout: Layout, tie: TiedWeights | None) -> Layout:
     """A layout with three entries for the tied tensor: embedding, head, and ``NAME@tied``, which counts elements."""
     if tie is None:
         return layout
-    parts = {tie.name + EMBED: "embed", tie.name + HEAD: "lm_head", tie.name + BOTH: "tied"}
     layers: dict[str, str] = {}
     numel: dict[str, int] = {}
     for name, layer in layout.layers.items():
-        layers |= parts if name == tie.name else {name: layer}
-        sizes = dict.fromkeys(parts, 0) | {tie.name + BOTH: layout.numel[name]}
-        numel |= sizes if name == tie.name else {name: layout.numel[name]}
+        names, size = (tie.uses, layout.numel[name]) if name == tie.name else ((name,), layout.numel[name])
+        layers |= zip(names, ("embed", "lm_head", "tied") if name == tie.name else (layer,), strict=True)
+        numel |= zip(names, (0, 0, size) if name == tie.name else (size,), strict=True)
     return Layout(layers, numel, layout.num_blocks)
 
 
 def split_by_use(whole: Tensor, embed: Tensor, losses: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
     """Inner products ``[M, M]`` of the tied tensor, split by how the loss uses it: as embedding, as head, not split.
 
-    ⟨∇R, row⟩ = ⟨∇R as embedding, row⟩ + ⟨∇R as head, row⟩. Of two loss gradients the mean of both ways to split is
-    taken; pairs without a loss gradient are not split. The three parts add up to the whole.
+    ⟨∇R, g⟩ = ⟨∇R as embedding, g⟩ + ⟨∇R as head, g⟩. Of two loss gradients the mean of both ways to split is taken;
+    pairs without a loss gradient are not split. The three parts add up to the whole.
 
-    ``whole`` has ⟨row_i, row_j⟩, ``embed`` ⟨row_i as embedding, row_j⟩, of which only the lines of loss gradients
-    are read, and ``losses`` says which of the M gradients are a loss's.
+    ``whole`` has ⟨g_i, g_j⟩, ``embed`` ⟨g_i as embedding, g_j⟩, of which only the lines of loss gradients are read,
+    and ``losses`` says which of the M gradients are a loss's.
 
     >>> one = torch.ones(2, 2)
     >>> [part.tolist() for part in split_by_use(4 * one, one, [True, False])]
     [[[1.0, 1.0], [1.0, 0.0]], [[3.0, 3.0], [3.0, 0.0]], [[0.0, 0.0], [0.0, 4.0]]]
     """
     line = torch.tensor(losses, dtype=whole.dtype)[:, None]  # [M, 1]
-    ways = line + line.T  # [M, M]: how many of the two rows are losses
+    ways = line + line.T  # [M, M]: how many of the two are losses
     split = (line * embed + (line * embed).T) / ways.clamp(min=1)
     unsplit = torch.where(ways > 0, 0.0, whole)
     return split, torch.where(ways > 0, whole - split, 0.0), unsplit

@@ -103,7 +103,7 @@ class _NLL(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         logits, labels = ctx.saved_tensors
-        return _in_chunks(_scaled(_nll_gradient), torch.empty_like(logits), logits, labels, grad), None
+        return _in_chunks(_scale(_nll_gradient), torch.empty_like(logits), logits, labels, grad), None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
@@ -124,10 +124,10 @@ class _KL(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         logits, reference = ctx.saved_tensors
-        return _in_chunks(_scaled(_kl_gradient), torch.empty_like(logits), logits, reference, grad), None
+        return _in_chunks(_scale(_kl_gradient), torch.empty_like(logits), logits, reference, grad), None
 
 
-def _scaled(gradient: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _scale(gradient: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The gradient ``[N, V]`` times what comes from above ``[N]``."""
     return lambda logits, other, grad: gradient(logits, other).mul_(grad[:, None])
 
@@ -141,7 +141,7 @@ def _kl(logits: Tensor, reference: Tensor) -> Tensor:
 
 
 def _kl_gradient(logits: Tensor, reference: Tensor) -> Tensor:
-    return _gained(*_log_ratio(logits, reference))
+    return _gain(*_log_ratio(logits, reference))
 
 
 def _log_ratio(logits: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,13 +151,13 @@ def _log_ratio(logits: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     log_ref = (wide - peak[:, None]) - rest.log1p()[:, None]
     moved = (widen(logits) - wide).masked_fill(logits == reference, 0.0)  # −inf in both included
     moved = moved - moved.gather(1, best[:, None])  # a constant a position changes no probability
-    near = _gained(log_ref, moved).sum(1).log1p()
+    near = _gain(log_ref, moved).sum(1).log1p()
     far = (log_ref + moved).logsumexp(1)
     norm = torch.where(moved.abs().amax(1) < 1, near, far)
     return log_ref, moved - norm[:, None]
 
 
-def _gained(log_ref: Tensor, ratio: Tensor) -> Tensor:
+def _gain(log_ref: Tensor, ratio: Tensor) -> Tensor:
     """p_ref (e^ratio − 1) ``[N, V]``: p − p_ref where ratio is log(p/p_ref)."""
     p_ref = log_ref.exp()
     return torch.where(ratio < NEAR, p_ref * ratio.expm1(), (log_ref + ratio).exp() - p_ref)
@@ -168,5 +168,5 @@ def _kl_terms(log_ref: Tensor, ratio: Tensor) -> Tensor:
     p_ref = log_ref.exp()
     x = ratio
     series = x * x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6 * (1 + x / 7)))))
-    terms = torch.where(x.abs() < SERIES, p_ref * series, _gained(log_ref, x) - p_ref * x)
+    terms = torch.where(x.abs() < SERIES, p_ref * series, _gain(log_ref, x) - p_ref * x)
     return torch.where(p_ref == 0, (log_ref + x).exp(), terms)

@@ -31,10 +31,9 @@ SPARSE, MARGIN = 64, 1.1  # every 64th entry says where the largest are, give or
 def top_mask(tensor: Tensor, share: float) -> Tensor:
     """The entries of largest magnitude: ⌈share · N⌉ of N, ties going to the lowest flat index.
 
-    Zeros are never in a mask, so a tensor with fewer other entries than that has a smaller mask, and one of zeros
-    an empty mask. Infinities are the largest of all. ``share`` in (0, 1] is read as the decimal it prints as: 0.07
-    of 100 are 7. The tensor may have any shape and floating-point dtype; the mask is bool, of its shape, on the
-    CPU. NaN is refused.
+    Zeros are in no mask, so a tensor with fewer other entries than that has a smaller one. Infinities are the largest
+    of all. ``share`` in (0, 1] is read as the decimal it prints as: 0.07 of 100 are 7. The tensor may have any shape
+    and floating-point dtype; the mask is bool, of its shape, on the CPU. NaN is refused.
 
     >>> top_mask(torch.tensor([[0.5, -3.0], [0.0, 0.5]]), 0.5).tolist()
     [[True, True], [False, False]]
@@ -50,13 +49,13 @@ def top_masks(tensor: Tensor, shares: Sequence[float]) -> list[Tensor]:
     """
     counts = [mask_size(tensor.numel(), share) for share in shares]
     sizes = magnitudes(tensor)
-    large = _large(sizes, max(counts, default=0))
-    smallest = _smallest(large, counts)
-    masks = [_largest(sizes, smallest.get(count), count) for count in counts]
+    large = _candidates(sizes, max(counts, default=0))
+    smallest = _thresholds(large, counts)
+    masks = [_largest_mask(sizes, smallest.get(count), count) for count in counts]
     return [torch.from_numpy(mask).view(tensor.shape) for mask in masks]
 
 
-def _large(sizes: "np.ndarray[Any, Any]", count: int) -> "np.ndarray[Any, Any]":
+def _candidates(sizes: "np.ndarray[Any, Any]", count: int) -> "np.ndarray[Any, Any]":
     # the entries to rank: so many of the largest at least, and none that is zero, unless there are fewer. A sample says
     # where to cut; were it wrong, or were zeros in it, all others are ranked: many equal ones would slow that tenfold
     sample = np.sort(sizes[::SPARSE])
@@ -66,7 +65,7 @@ def _large(sizes: "np.ndarray[Any, Any]", count: int) -> "np.ndarray[Any, Any]":
     return large if len(large) >= count else sizes.compress(sizes > 0)
 
 
-def _smallest(large: "np.ndarray[Any, Any]", counts: Sequence[int]) -> dict[int, Any]:
+def _thresholds(large: "np.ndarray[Any, Any]", counts: Sequence[int]) -> dict[int, Any]:
     # count → the smallest of so many of the largest. One place at a time, each among what the one before left above it:
     # asked for several at once, NumPy takes four times as long; torch's kthvalue and topk ten times
     thresholds = {}
@@ -78,7 +77,7 @@ def _smallest(large: "np.ndarray[Any, Any]", counts: Sequence[int]) -> dict[int,
     return thresholds
 
 
-def _largest(sizes: "np.ndarray[Any, Any]", threshold: Any, count: int) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+def _largest_mask(sizes: "np.ndarray[Any, Any]", threshold: Any, count: int) -> "np.ndarray[Any, np.dtype[np.bool_]]":
     # the mask of so many entries, the smallest of which is known; None where all are zero
     if threshold is None:
         return np.zeros(len(sizes), dtype=bool)
@@ -93,10 +92,8 @@ def _largest(sizes: "np.ndarray[Any, Any]", threshold: Any, count: int) -> "np.n
 def mask_size(numel: int, share: float) -> int:
     """⌈share · N⌉, the number of entries in a mask; the share in (0, 1] is read as the decimal it prints as."""
     if not 0 < share <= 1:
-        raise GeffectError(
-            f"The share of a tensor's entries is {share!r}, not in (0, 1]",
-            remedy="Correct it; 0.1 keeps the largest tenth",
-        )
+        message = f"The share of a tensor's entries is {share!r}, not in (0, 1]"
+        raise GeffectError(message, remedy="Correct it; 0.1 keeps the largest tenth")
     return math.ceil(Fraction(str(float(share))) * numel)
 
 
@@ -121,11 +118,7 @@ def pack(mask: Tensor) -> Tensor:
 def empty_masks(sizes: Mapping[str, int]) -> dict[str, Tensor]:
     """Name → ⌈N / 8⌉ zero bytes for each name → N: packed empty masks.
 
-    All are in one buffer: many small ones that stay would scatter over the memory that later passes need in one
-    piece.
-
-    >>> {name: mask.tolist() for name, mask in empty_masks({"a": 8, "b": 9}).items()}
-    {'a': [0], 'b': [0, 0]}
+    All are in one buffer: many small ones would scatter over the memory that later passes need in one piece.
     """
     lengths = [math.ceil(numel / 8) for numel in sizes.values()]
     return dict(zip(sizes, torch.zeros(sum(lengths), dtype=torch.uint8).split(lengths), strict=True))
@@ -138,7 +131,7 @@ def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def intersections(masks: Sequence[Tensor | None]) -> Tensor:
-    """|A_i ∩ A_j| of M packed masks of one shape, ``[M, M]`` int64, on the diagonal their sizes; None is an empty mask.
+    """|A_i ∩ A_j| of M packed masks of one shape, ``[M, M]`` int64, their sizes on the diagonal; None is an empty mask.
 
     >>> intersections([pack(torch.tensor([True, True])), None, pack(torch.tensor([False, True]))]).tolist()
     [[2, 0, 1], [0, 0, 0], [1, 0, 1]]
@@ -149,27 +142,13 @@ def intersections(masks: Sequence[Tensor | None]) -> Tensor:
         return counts
     bits = torch.stack([mask for mask in masks if mask is not None]).numpy()  # [K, bytes]
     for place, i in enumerate(present):
-        row = np.bitwise_count(bits[place:] & bits[place]).sum(1, dtype=np.int64)
-        counts[i, present[place:]] = counts[present[place:], i] = torch.from_numpy(row)
+        common = np.bitwise_count(bits[place:] & bits[place]).sum(1, dtype=np.int64)
+        counts[i, present[place:]] = counts[present[place:], i] = torch.from_numpy(common)
     return counts
 
 
-def mask_union(masks: Sequence[Tensor]) -> Tensor:
-    """The packed mask of every entry in any of several packed masks of one shape."""
-    return functools.reduce(torch.bitwise_or, masks)
-
-
-def mask_intersection(masks: Sequence[Tensor]) -> Tensor:
-    """The packed mask of every entry in all of several packed masks of one shape."""
-    return functools.reduce(torch.bitwise_and, masks)
-
-
 def mask_count(bits: Tensor) -> int:
-    """The number of entries in a packed mask.
-
-    >>> mask_count(mask_union([pack(torch.tensor([True, False])), pack(torch.tensor([True, True]))]))
-    2
-    """
+    """The number of entries in a packed mask."""
     return int(np.bitwise_count(bits.numpy()).sum(dtype=np.int64))
 
 
@@ -202,7 +181,7 @@ class Overlap:
     share: float
     values: dict[str, Tensor] = field(default_factory=dict)
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, object]:
         """The share, the names, and each tensor's upper triangle, line by line."""
         triangles = [upper_triangle(counts) for counts in self.values.values()]
         return {"share": self.share, "gradients": list(self.names), "values": triangles}
@@ -212,25 +191,23 @@ class Overlap:
         counts = self.values.values() if names is None else [self.values[name] for name in names]
         return sum(counts, torch.zeros(len(self.names), len(self.names), dtype=torch.int64))
 
-    def by(self, labels: Mapping[str, str]) -> dict[str, Tensor]:
-        """The sums under each label (a layer or group a parameter), in order of first appearance."""
-        members: dict[str, list[str]] = {}
-        for name in self.values:
-            members.setdefault(labels[name], []).append(name)
-        return {label: self.total(names) for label, names in members.items()}
-
 
 def union_of_masks(masks: Sequence[PackedMasks]) -> PackedMasks:
-    """Parameter → the packed mask of every entry in any of several masks."""
+    """Parameter → the packed mask of every entry in any of several masks.
+
+    >>> a, b = ({"w": pack(torch.tensor(bits))} for bits in ([True, False], [True, True]))
+    >>> mask_count(union_of_masks([a, b])["w"]), mask_count(intersection_of_masks([a, b])["w"])
+    (2, 1)
+    """
     names = dict.fromkeys(name for each in masks for name in each)
-    return {name: mask_union([each[name] for each in masks if name in each]) for name in names}
+    return {name: functools.reduce(torch.bitwise_or, [m[name] for m in masks if name in m]) for name in names}
 
 
 def intersection_of_masks(masks: Sequence[PackedMasks]) -> PackedMasks:
     """Parameter → the packed mask of every entry in all of several masks; empty ones are missing."""
-    common = [name for name in masks[0] if all(name in each for each in masks)]
-    shared = {name: mask_intersection([each[name] for each in masks]) for name in common}
-    return {name: mask for name, mask in shared.items() if mask_count(mask)}
+    names = [name for name in masks[0] if all(name in each for each in masks)]
+    common = {name: functools.reduce(torch.bitwise_and, [each[name] for each in masks]) for name in names}
+    return {name: mask for name, mask in common.items() if mask_count(mask)}
 
 
 @dataclass(repr=False)
@@ -255,10 +232,8 @@ class Localization:
         """The masks of a share: split → parameter → packed mask; refuse a share that was not localized."""
         if share not in self.masks:
             have = ", ".join(f"{each:g}" for each in self.masks)
-            raise GeffectError(
-                f"There are no masks of the largest {share:g} of each tensor, only of {have}",
-                remedy=f"Localize with --share {share:g} too",
-            )
+            message = f"There are no masks of the largest {share:g} of each tensor, only of {have}"
+            raise GeffectError(message, remedy=f"Localize with --share {share:g} too")
         return self.masks[share]
 
     def cosines(self) -> dict[str, float]:
@@ -267,11 +242,10 @@ class Localization:
             raise GeffectError(
                 "The localization has masks and no mean gradients", remedy="Localize without --masks-only"
             )
-        total = {role: sum(of_role(self.examples, role)) for role in TARGETS}
-        weights = {
-            role: {each: n / total[role] for each, n in self.examples.items() if role_of(each) == role}
-            for role in TARGETS
-        }
+        weights = {}
+        for role in TARGETS:
+            total = sum(of_role(self.examples, role))
+            weights[role] = {split: n / total for split, n in self.examples.items() if role_of(split) == role}
         pooled = self.gram.combine(weights)
         values = {name: cosine(g, pooled.names, *TARGETS) for name, g in pooled.values.items()}
         return {name: 0.0 if math.isnan(value) else value for name, value in values.items()}
@@ -305,13 +279,13 @@ class GradientMask:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], forget: PackedMasks, retain: PackedMasks) -> None:
         self._names = list(parameters)
-        self.forget = _unpacked(parameters, forget)
-        self.retain = self.forget if retain is forget else _unpacked(parameters, retain)
-        self._still = {n: self.forget[n] & self.retain[n] for n in self.forget if n in self.retain}
+        self.forget = _unpack_all(parameters, forget)
+        self.retain = self.forget if retain is forget else _unpack_all(parameters, retain)
+        self._never = {n: self.forget[n] & self.retain[n] for n in self.forget if n in self.retain}
         sides = {"forget": self.forget, "retain": self.retain}
         self._closed = {(side, n) for side, masks in sides.items() for n, mask in masks.items() if bool(mask.all())}
 
-    def free(self, side: str, name: str, tensor: Tensor | None) -> Tensor | None:
+    def apply(self, side: str, name: str, tensor: Tensor | None) -> Tensor | None:
         """One side's gradient with zeros where it is frozen; None where nothing of it is left, and for None.
 
         The tensor that is passed is not changed.
@@ -321,33 +295,31 @@ class GradientMask:
             return tensor
         return None if (side, name) in self._closed else tensor.masked_fill(mask, 0)
 
-    def cut(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def shard(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Cut the masks to this process's part of the parameters, which are sharded by now.
 
         A tensor stays closed to a side only where the whole of it is.
         """
-        for masks in {id(each): each for each in (self.forget, self.retain, self._still)}.values():
+        for masks in {id(each): each for each in (self.forget, self.retain, self._never)}.values():
             masks |= {name: part_of(mask, parameters[name]) for name, mask in masks.items()}
 
-    def still(self, name: str) -> Tensor | None:
+    def never(self, name: str) -> Tensor | None:
         """The mask of one tensor's entries that never move; None where all may."""
-        return self._still.get(name)
+        return self._never.get(name)
 
     def shares(self) -> dict[str, dict[str, float]]:
         """Side (``forget``, ``retain``, or ``never`` for both) → parameter → share of its entries that are frozen."""
-        sides = {"forget": self.forget, "retain": self.retain, "never": self._still}
-        return {
-            side: {n: float(masks[n].double().mean()) if n in masks else 0.0 for n in self._names}
-            for side, masks in sides.items()
-        }
+        sides = {"forget": self.forget, "retain": self.retain, "never": self._never}
+        zeros = dict.fromkeys(self._names, 0.0)
+        return {s: zeros | {n: float(mask.double().mean()) for n, mask in masks.items()} for s, masks in sides.items()}
 
     @torch.no_grad()
     def put_back(self, name: str, parameter: Tensor, before: Tensor) -> None:
         """Undo what an optimizer did to entries that never move: weight decay, momentum from before."""
-        still = self.still(name)
+        still = self.never(name)
         if still is not None:
             parameter.copy_(torch.where(still, before, parameter))
 
 
-def _unpacked(parameters: Mapping[str, nn.Parameter], masks: PackedMasks) -> dict[str, Tensor]:
+def _unpack_all(parameters: Mapping[str, nn.Parameter], masks: PackedMasks) -> dict[str, Tensor]:
     return {name: unpack(bits, parameters[name].shape).to(parameters[name].device) for name, bits in masks.items()}

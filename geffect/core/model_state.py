@@ -46,15 +46,14 @@ def keep_weight_scale(model: nn.Module) -> None:
 class ModelState:
     """Runs passes of a model and leaves no trace: ``with ModelState(model).preserve(): …``.
 
-    Restored are the random states of Python, NumPy and torch and, of every module and its configuration,
-    attributes, parameters, buffers and hooks (identity, order, and what lists and dictionaries among them hold),
-    and of every tensor among these its values, version, ``.grad`` and ``requires_grad``. Backward hooks of modules
-    are removed meanwhile. Forward hooks run, since they are part of what the model computes.
+    Restored are the random states of Python, NumPy and torch and, of every module and its configuration, attributes,
+    parameters, buffers and hooks (identity, order, and what lists and dictionaries among them hold), and of every
+    tensor among these its values, version, ``.grad`` and ``requires_grad``. Backward hooks of modules are removed
+    meanwhile. Forward hooks run, since they are part of what the model computes. The model may be wrapped. Of one that
+    `fully_shard` has sharded, parameters and hooks are left to it.
 
     The first use sees every operation and copies a tensor before something is written into it. Later uses copy
     those tensors beforehand, and small buffers; version counters show that nothing else has changed.
-
-    The model may be wrapped. Of one that `fully_shard` has sharded, parameters and hooks are left to it.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -66,13 +65,13 @@ class ModelState:
     def preserve(self, *, evaluate: bool = True) -> Iterator[None]:
         """Run passes while this lasts, in evaluation mode or in the modules' present modes, then restore everything.
 
-        Passes that changed a trainable weight, which is restored, or something that cannot be restored, are
-        refused.
+        Passes that changed a trainable weight (which is restored), or what cannot be restored, are refused.
         """
         parts = _Parts(self.model)
         writes = _Writes(parts.tensors)
         for each in parts.tensors:
-            if each.name in self._written or (not isinstance(each.tensor, nn.Parameter) and each.small):
+            small = each.tensor.numel() <= SMALL and not isinstance(each.tensor, nn.Parameter)
+            if small or each.name in self._written:
                 writes.keep(each)
         try:
             with ExitStack() as stack:
@@ -91,10 +90,8 @@ class ModelState:
 
 def _refuse(changed: list[str], lost: list[str]) -> None:
     if lost:
-        raise GeffectError(
-            f"A pass wrote into {lost[0]}, which the first pass did not change, so that it cannot be restored",
-            remedy="Resume from the last checkpoint without monitoring this model",
-        )
+        message = f"A pass wrote into {lost[0]}, which the first pass did not change, so that it cannot be restored"
+        raise GeffectError(message, remedy="Resume from the last checkpoint without monitoring this model")
     if changed:
         raise GeffectError(
             f"A forward pass changed the trainable weights {changed[0]} (now restored), "
@@ -118,10 +115,6 @@ class _Tensor:
         if self.leaf and self.grad is not None:
             self.tensor.grad = None  # a backward pass would add to it
 
-    @property
-    def small(self) -> bool:
-        return self.tensor.numel() <= SMALL
-
     def put_back(self, copy: Tensor | None) -> bool:
         """Restore it; whether its values had changed, as far as a copy or another memory shows."""
         changed = False
@@ -144,15 +137,14 @@ class _Parts:
         self.containers: dict[int, tuple[Any, list[Any]]] = {}
         tensors: dict[int, _Tensor] = {}
         for path, module in model.named_modules():
-            own = _rewired(module)
-            for name, tensor in self._inside(f"{path}.", {k: v for k, v in vars(module).items() if k not in own}):
+            exchanged = _exchanged(module)
+            attributes = {name: value for name, value in vars(module).items() if name not in exchanged}
+            for name, tensor in self._inside(f"{path}.", attributes):
                 if id(tensor) not in tensors and _plain(tensor):
                     tensors[id(tensor)] = _Tensor(name.strip("."), tensor)
             self.containers[id(vars(module))] = vars(module), list(vars(module).items())
         self.tensors = list(tensors.values())
-        self._versions = [
-            preserve_versions(each.tensor) for each in self.tensors
-        ]  # torch 2.6 takes one tensor at a time
+        self._versions = [preserve_versions(each.tensor) for each in self.tensors]  # torch 2.6 takes one at a time
 
     def _inside(self, name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
         """The tensors in an attribute; the containers on the way are noted."""
@@ -163,23 +155,24 @@ class _Parts:
             return
         if kind is not tuple and depth:
             self.containers[id(value)] = value, list(value.items() if kind in DICTS else value)
-        for key, each in _items(value):
+        if len(value) > WIDTH:
+            return
+        for key, each in value.items() if kind in DICTS else (("", each) for each in value):
             if key == "config" and hasattr(each, "__dict__"):
                 each = vars(each)
-            yield from self._inside(name if key in ("_parameters", "_buffers") else name + key, each, depth + 1)
+            place = name if key in ("_parameters", "_buffers") else f"{name}{key}"
+            yield from self._inside(place, each, depth + 1)
 
     @torch.no_grad()
     def put_back(self, copies: Mapping[int, Tensor]) -> tuple[list[str], list[str]]:
         """Restore everything from copies by id of a tensor.
 
-        The trainable tensors that had changed, and those that were written into and have no copy, are returned
-        by name.
+        Returned are the names of trainable tensors that had changed, and of those written into that have no copy.
         """
-        for container, held in self.containers.values():
-            _refill(container, held)
-        lost = [
-            each.name for each in self.tensors if each.tensor._version != each.version and id(each.tensor) not in copies
-        ]
+        for container, content in self.containers.values():
+            _refill(container, content)
+        written = [each for each in self.tensors if each.tensor._version != each.version]
+        lost = [each.name for each in written if id(each.tensor) not in copies]
         changed = [each for each in self.tensors if each.put_back(copies.get(id(each.tensor)))]
         for each in self._versions:  # what was written is undone, so that a graph outside may still use it
             each.__exit__()
@@ -208,7 +201,7 @@ class _Writes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at the arguments that the operation writes into, then run it."""
         if func not in self._places:
-            self._places[func] = _written(func)
+            self._places[func] = _write_places(func)
         for at, name in self._places[func]:
             self._note(args[at] if at < len(args) else (kwargs or {}).get(name))
         return func(*args, **(kwargs or {}))
@@ -225,7 +218,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)
 
 
-def _written(func: Any) -> tuple[tuple[int, str], ...]:
+def _write_places(func: Any) -> tuple[tuple[int, str], ...]:
     """Position and name of the arguments that an operation writes into."""
     arguments = getattr(getattr(func, "_schema", None), "arguments", ())
     return tuple((i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write)
@@ -237,33 +230,25 @@ def _plain(tensor: Tensor) -> bool:
     return known and not is_traceable_wrapper_subclass(tensor)
 
 
-def _rewired(module: nn.Module) -> set[str]:
+def _exchanged(module: nn.Module) -> set[str]:
     """The attributes of a module that FSDP2 exchanges while it runs, and sets up in its first pass."""
-    if not any(base.__name__ == "FSDPModule" for base in type(module).__mro__) and not _sharded(module):
-        return set()
-    return {"_parameters", *(name for name in vars(module) if name.endswith("hooks"))}
+    kinds = {base.__name__ for base in type(module).__mro__}
+    if "FSDPModule" in kinds or any(type(each).__name__ == "DTensor" for each in module._parameters.values()):
+        return {"_parameters", *(name for name in vars(module) if name.endswith("hooks"))}
+    return set()
 
 
-def _sharded(module: nn.Module) -> bool:
-    return any(type(each).__name__ == "DTensor" for each in module._parameters.values())
-
-
-def _items(value: Any) -> Iterator[tuple[str, Any]]:
-    if len(value) <= WIDTH:
-        yield from ((str(k), v) for k, v in value.items()) if type(value) in DICTS else (("", v) for v in value)
-
-
-def _refill(container: Any, held: list[Any]) -> None:
+def _refill(container: Any, content: list[Any]) -> None:
     """Restore the content of a container."""
     if type(container) not in DICTS:
-        if len(container) != len(held) or any(a is not b for a, b in zip(container, held, strict=True)):
+        if len(container) != len(content) or any(a is not b for a, b in zip(container, content, strict=True)):
             container.clear()
-            container.update(held) if type(container) in SETS else container.extend(held)
+            container.update(content) if type(container) in SETS else container.extend(content)
         return
     now = container.items()
-    if len(now) == len(held) and all(k is a and v is b for (k, v), (a, b) in zip(now, held, strict=True)):
+    if len(now) == len(content) and all(k is a and v is b for (k, v), (a, b) in zip(now, content, strict=True)):
         return
-    before = dict(held)
+    before = dict(content)
     for key in [key for key in container if key not in before]:
         del container[key]
     if list(container) != list(before):
@@ -275,13 +260,13 @@ def _refill(container: Any, held: list[Any]) -> None:
 def preserve_random_states(devices: Iterable[torch.device] = ()) -> Iterator[None]:
     """Restore the random states of Python, NumPy, torch and the devices' generators afterwards."""
     gpus = sorted({each.index or 0 for each in devices if each.type == "cuda"})
-    own, numpys = random.getstate(), np.random.get_state()
+    python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(gpus):
             yield
     finally:
-        random.setstate(own)
-        np.random.set_state(numpys)
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 @contextmanager
@@ -289,11 +274,11 @@ def _hooks_aside(model: nn.Module) -> Iterator[None]:
     """Remove the backward hooks of modules meanwhile; their handles work again after."""
     places: list[tuple[dict[str, Any], str]] = [(vars(torch_module), f"_global{name}") for name in HOOKS]
     places += [(vars(module), name) for module in model.modules() for name in HOOKS]
-    held = [(owner, name, owner[name]) for owner, name in places if owner.get(name)]
-    for owner, name, _ in held:
+    removed = [(owner, name, owner[name]) for owner, name in places if owner.get(name)]
+    for owner, name, _ in removed:
         owner[name] = OrderedDict()
     try:
         yield
     finally:
-        for owner, name, hooks in held:
+        for owner, name, hooks in removed:
             owner[name] = hooks

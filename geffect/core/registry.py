@@ -1,11 +1,12 @@
-"""Registries: classes by name, built from texts such as ``0.5*npo(beta=0.1) + 1.0*gd``."""
+"""Registries: classes by name, built from texts such as ``0.5*npo(beta=0.1) + 1.0*gd``, and the built-in names."""
 
 import ast
 import functools
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -29,16 +30,7 @@ class Call:
 
 
 def parse(text: str) -> list[Call]:
-    """Read a weighted sum of named terms.
-
-    Args:
-        text: terms joined by ``+``; each is ``NAME``, ``NAME(parameter=value, …)`` or ``NUMBER*TERM``.
-
-    Returns:
-        The terms in the order written.
-
-    Raises:
-        GeffectError: the text is of another form.
+    """The terms ``NAME``, ``NAME(parameter=value, …)`` or ``NUMBER*TERM`` of a sum, as written; refuse another form.
 
     >>> parse("NPO(beta=0.1) + 2*gd")  # doctest: +NORMALIZE_WHITESPACE
     [Call(name='npo', parameters={'beta': 0.1}, weight=1.0), Call(name='gd', parameters={}, weight=2.0)]
@@ -111,28 +103,21 @@ def annotations(cls: Any) -> dict[str, Any]:
 _adapter = functools.cache(TypeAdapter[Any])
 
 
-def check_value(owner: str, name: str, value: Any, annotation: Any) -> None:
+def check_value(owner: str, name: str, value: object, annotation: Any) -> None:
     """Raise GeffectError unless a value is of an annotation's type and within its bounds, without conversion."""
-    try:
-        if isinstance(value, float) and not math.isfinite(value):
-            raise _refusal(owner, name, value, "a finite number")
-        _adapter(annotation).validate_python(value, strict=True)
-    except ValidationError as error:
-        wanted = dict.fromkeys(each["msg"].removeprefix("Input should be ") for each in error.errors())
-        raise _refusal(owner, name, value, " or ".join(wanted)) from error
-
-
-def _refusal(owner: str, name: str, value: Any, wanted: str) -> GeffectError:
-    return GeffectError(f"{name} of {owner} is {shorten(repr(value))}", remedy=f"It should be {wanted}")
+    wanted = [] if not isinstance(value, float) or math.isfinite(value) else ["a finite number"]
+    if not wanted:
+        try:
+            _adapter(annotation).validate_python(value, strict=True)
+        except ValidationError as error:
+            wanted = [each["msg"].removeprefix("Input should be ") for each in error.errors()]
+    if wanted:
+        remedy = f"It should be {' or '.join(dict.fromkeys(wanted))}"
+        raise GeffectError(f"{name} of {owner} is {shorten(repr(value))}", remedy=remedy)
 
 
 class Registry(Mapping[str, type[Item]]):
-    """Dataclasses by name, in lower case.
-
-    Args:
-        kind: of what they are, with its article, for messages.
-        classes: name → dataclass.
-    """
+    """Dataclasses by name, in lower case; ``kind`` says in messages what they are, with its article."""
 
     def __init__(self, kind: str, classes: Mapping[str, type[Item]]) -> None:
         self.kind = kind
@@ -149,16 +134,17 @@ class Registry(Mapping[str, type[Item]]):
         return len(self._classes)
 
     def register(self, name: str) -> Callable[[Class], Class]:
-        """Make a dataclass known by a name, on the command line and wherever a text names such things.
+        """Decorate a frozen dataclass to make it known by a name wherever a text names such things.
 
-        It derives from `geffect.Term` (`geffect.register_objective`), from `geffect.Rectifier` or `geffect.Freezing`
-        (`geffect.register_rectifier`), or from `geffect.Rule` (`geffect.register_stop_rule`): ``docs/extending.md``.
+        Its fields are the parameters. It derives from `geffect.Term` (`geffect.register_objective`), from
+        `geffect.Rectifier` or `geffect.Freezing` (`geffect.register_rectifier`), or from `geffect.Rule`
+        (`geffect.register_stop_rule`): ``docs/extending.md``.
 
         Args:
             name: letters, digits and underscores; upper and lower case are the same.
 
         Returns:
-            A decorator of the class, a frozen dataclass whose fields are the parameters; it returns the class itself.
+            The decorator, which returns the class itself.
 
         Raises:
             GeffectError: the name is taken or no word, or (by the decorator) the class is no dataclass.
@@ -178,45 +164,36 @@ class Registry(Mapping[str, type[Item]]):
         return add
 
     def build(self, call: Call) -> Item:
-        """The instance that a term names; its weight is left to the caller.
-
-        Raises:
-            GeffectError: the name or a parameter is unknown, or a parameter's value is refused.
-        """
+        """The instance that a term names; its weight is left to the caller. Unknown names and values are refused."""
         if call.name not in self:
             raise unknown_name(self.kind, call.name, self)
         cls: Any = self[call.name]
-        known = annotations(cls)
+        known, values = annotations(cls), {}
         for name, value in call.parameters.items():
             if name not in known:
                 have = ", ".join(known) or "none"
                 raise GeffectError(f"{call.name} has no parameter {name!r}", remedy=f"It has {have}")
-            check_value(call.name, name, _spoken(value, known[name]), known[name])
+            values[name] = _read_word(value, known[name])
+            check_value(call.name, name, values[name], known[name])
         for each in fields(cls):
-            if each.name not in call.parameters and each.default is each.default_factory is MISSING:
-                raise GeffectError(
-                    f"{call.name} needs a value of {each.name}", remedy=f"Write {call.name}({each.name}=…)"
-                )
-        item: Item = cls(**{name: _spoken(value, known[name]) for name, value in call.parameters.items()})
+            if each.name not in values and each.default is each.default_factory is MISSING:
+                remedy = f"Write {call.name}({each.name}=…)"
+                raise GeffectError(f"{call.name} needs a value of {each.name}", remedy=remedy)
+        item: Item = cls(**values)
         return item
 
     def write(self, item: Item) -> str:
-        """The text that builds an equal instance.
-
-        Raises:
-            GeffectError: its class is not registered.
-        """
+        """The text that builds an equal instance; refuse one whose class is not registered."""
         names = [name for name, cls in self._classes.items() if cls is type(item)]
         if not names:
             remedy = "Register it under a name, so that a run's config.yaml can name it"
             raise GeffectError(f"{type(item).__name__} is not registered as {self.kind}", remedy=remedy)
-        settings: Any = item
-        given = {each.name: getattr(settings, each.name) for each in fields(settings)}
-        changed = {each.name: given[each.name] for each in fields(settings) if given[each.name] != each.default}
-        return f"{names[0]}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+        instance: Any = item
+        values = [(each.name, getattr(instance, each.name), each.default) for each in fields(instance)]
+        return f"{names[0]}({', '.join(f'{name}={value!r}' for name, value, default in values if value != default)})"
 
 
-def _spoken(value: Value, annotation: Any) -> Value:
+def _read_word(value: Value, annotation: Any) -> Value:
     """``none``, ``true`` and ``false`` as what they mean, of a parameter that takes no such text."""
     if not isinstance(value, str) or value.lower() not in WORDS:
         return value
@@ -225,3 +202,66 @@ def _spoken(value: Value, annotation: Any) -> Value:
     except ValidationError:
         return WORDS[value.lower()]
     return value
+
+
+class Names(NamedTuple):
+    """The built-in names of one registry, so that a misspelled one is refused before torch is imported.
+
+    Attributes:
+        kind: of what they name, with its article.
+        module: defines the registry; once it is imported, others may have added to it, and it judges a name itself.
+        text: every built-in name, between blanks.
+        weighed: a setting is a weighted sum of names, not one name.
+    """
+
+    kind: str
+    module: str
+    text: str
+    weighed: bool = True
+
+    @property
+    def names(self) -> list[str]:
+        """Every built-in name."""
+        return self.text.split()
+
+    def read(self, setting: str) -> list[str]:
+        """The names in a setting."""
+        if not self.weighed:
+            return [setting]
+        return [call.name for call in parse(setting)] if setting else []
+
+
+OBJECTIVES = Names(
+    "an objective",
+    "geffect.objectives.registry",
+    "adversarial dpo ga gd kl npo po random rmu rr satimp simnpo tnpo wga wtnpo",
+)
+METRICS = Names(
+    "a metric",
+    "geffect.evaluation.metrics",
+    "loss perplexity mean_perplexity accuracy probability probability_normalized exact_memorization "
+    "extraction_strength extraction_strength_floored extraction_strength_generated rouge_l_recall rouge_l_f1 "
+    "truth_ratio truth_ratio_geometric log_truth_ratio_geometric forget_truth retain_truth verbmem knowmem "
+    "min_k min_k_plus_plus zlib forget_quality privleak "
+    "auc_reference auc_loss auc_zlib auc_min_k auc_min_k_plus_plus",
+    weighed=False,
+)
+OF_SETTING = {
+    "objective": OBJECTIVES,
+    "points": OBJECTIVES,
+    "rectifier": Names("a rectifier", "geffect.rectifiers.registry", "grail gru memflex none"),
+    "stop": Names("a stop rule", "geffect.stopping", "accuracy collapse forget_loss knee"),
+    "suite": Names("a suite", "geffect.evaluation.suites", "builtin tofu knowundo", weighed=False),
+    "metric": METRICS,
+}
+
+
+def check_names(setting: str, value: object) -> None:
+    """Raise where a setting of a configuration names what no registry can have; other settings pass."""
+    registry = OF_SETTING.get(setting)
+    if registry is None or registry.module in sys.modules:
+        return
+    for text in [value] if isinstance(value, str) else value if isinstance(value, list) else []:
+        for name in registry.read(text) if isinstance(text, str) else ():
+            if name not in registry.names:
+                raise unknown_name(registry.kind, name, registry.names)

@@ -11,11 +11,7 @@ Content = TypeVar("Content")
 
 
 def split_name(role: str, domain: str = "") -> str:
-    """The name of a domain's split; the domain is empty where there are none.
-
-    >>> split_name("forget", "privacy"), split_name("forget")
-    ('forget/privacy', 'forget')
-    """
+    """The name of a domain's split; the domain is empty where there are none."""
     return f"{role}/{domain}" if domain else role
 
 

@@ -55,14 +55,14 @@ def bootstrap(sets: Sequence[Numbers], statistic: Statistic, seed: int = 0) -> N
     from scipy.stats import DegenerateDataWarning
     from scipy.stats import bootstrap as resample
 
-    def drawn(*places: Any, axis: int = -1) -> Any:
+    def of_places(*places: Any, axis: int = -1) -> Any:
         return statistic(*(values[place.astype(int)] for values, place in zip(sets, places, strict=True)))
 
     with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateDataWarning)  # of scipy's own interval, which is not used
         result = resample(
             [np.arange(len(values)) for values in sets],
-            drawn,
+            of_places,
             n_resamples=RESAMPLES,
             vectorized=True,
             method="percentile",

@@ -30,7 +30,7 @@ EXPERTS = "_experts_implementation"  # where transformers keeps how it multiplie
 
 @dataclass(frozen=True)
 class TokenEffects:
-    """⟨∇ℓ, v⟩ of every token, B rows of T positions, laid out as `Outputs.nll`.
+    """⟨∇ℓ, v⟩ of every token of B examples of T positions, laid out as `Outputs.nll`.
 
     Attributes:
         total: over all parameters ``[B, T]`` (nats per unit of v), 0 where no loss is carried.
@@ -42,7 +42,7 @@ class TokenEffects:
     groups: dict[str, Tensor]
     labeled: Tensor
 
-    def by_row(self) -> Tensor:
+    def by_example(self) -> Tensor:
         """Each example's sum over its tokens ``[B]``."""
         return self.total.sum(1)
 
@@ -55,23 +55,19 @@ class TokenEffects:
         import pandas as pd
 
         B, T = self.total.shape
-        row, position = (
-            each.reshape(-1) for each in torch.meshgrid(torch.arange(B), torch.arange(1, T), indexing="ij")
-        )
+        example, position = torch.meshgrid(torch.arange(B), torch.arange(1, T), indexing="ij")
         parts = {"labeled": self.labeled, "effect": self.total} | self.groups  # [B, T] each
-        columns = {"example": row, "position": position} | {
-            name: each[:, :-1].reshape(-1) for name, each in parts.items()
-        }
-        return pd.DataFrame({name: each.numpy(force=True) for name, each in columns.items()})
+        columns = {"example": example, "position": position} | {name: each[:, :-1] for name, each in parts.items()}
+        return pd.DataFrame({name: each.reshape(-1).numpy(force=True) for name, each in columns.items()})
 
     def __repr__(self) -> str:
-        return f"TokenEffects({len(self.total)} rows, {int(self.labeled.sum())} labeled tokens)"
+        return f"TokenEffects({len(self.total)} examples, {int(self.labeled.sum())} labeled tokens)"
 
     def _repr_html_(self) -> str:
         frame = self.to_frame()
         rows = frame[frame["labeled"]].groupby("example")["effect"].agg(["size", "sum", "min", "max"])
-        names = {"size": "labeled tokens", "sum": "effect", "min": "lowest token", "max": "highest token"}
-        return f"<p>effect of a direction, by row</p>{rows.rename(columns=names).to_html(float_format='{:.4g}'.format)}"
+        rows.columns = ["labeled tokens", "effect", "lowest token", "highest token"]
+        return f"<p>effect of a direction, by example</p>{rows.to_html(float_format='{:.4g}'.format)}"
 
 
 def token_effects(
@@ -101,12 +97,12 @@ def token_effects(
     parameters = trainable_parameters(model)
     _check(parameters, direction)
     with _differentiable(model):
-        total, labeled = _pushed(model, batch, direction)
+        total, labeled = _push(model, batch, direction)
         names = sorted(dict.fromkeys(groups[name] for name in parameters), key=depth_key) if groups else []
         parts = {}
         for group in names[:-1]:
             within = {name: v for name, v in direction.items() if (groups or {})[name] == group}
-            parts[group] = _pushed(model, batch, within)[0]
+            parts[group] = _push(model, batch, within)[0]
         if names:
             parts[names[-1]] = total - sum(parts.values(), torch.zeros_like(total))
     return TokenEffects(total, parts, labeled)
@@ -117,19 +113,15 @@ def _check(parameters: Mapping[str, nn.Parameter], direction: Mapping[str, Tenso
         shape = tuple(parameters[name].shape) if name in parameters else None
         if shape != tuple(v.shape):
             here = f"which has shape {shape} in this model" if shape else "which this model does not train"
-            raise GeffectError(
-                f"The direction has shape {tuple(v.shape)} for {name}, {here}",
-                remedy="Take its gradients from the same model",
-            )
+            message = f"The direction has shape {tuple(v.shape)} for {name}, {here}"
+            raise GeffectError(message, remedy="Take its gradients from the same model")
     for name, parameter in parameters.items():
         if parameter.dtype in (torch.bfloat16, torch.float16):
-            raise GeffectError(
-                f"{name} is in {str(parameter.dtype).removeprefix('torch.')}, and forward mode needs float32",
-                remedy="Load the model with dtype float32",
-            )
+            message = f"{name} is in {str(parameter.dtype).removeprefix('torch.')}, and forward mode needs float32"
+            raise GeffectError(message, remedy="Load the model with dtype float32")
 
 
-def _pushed(model: nn.Module, batch: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _push(model: nn.Module, batch: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """The tangent ``[B, T]`` of every token's NLL along a direction, and which positions are labeled."""
     parameters = trainable_parameters(model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}  # in full, wrappers included
@@ -147,12 +139,10 @@ def _pushed(model: nn.Module, batch: Mapping[str, Tensor], direction: Mapping[st
     return effects, nn.functional.pad(labeled, (0, 1))
 
 
-def _nll(model: nn.Module, duals: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+def _nll(model: nn.Module, duals: dict[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
     index = labeled_positions(batch["labels"])
     try:
-        logits, _ = logits_at(
-            model, batch, index, call=lambda **inputs: functional_call(model, dict(duals), (), inputs)
-        )
+        logits, _ = logits_at(model, batch, index, call=lambda **inputs: functional_call(model, duals, (), inputs))
     except (RuntimeError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0]
         if not any(word in reason for word in ("jvp", "forward AD", "forward mode")):
@@ -166,19 +156,17 @@ def _nll(model: nn.Module, duals: Mapping[str, Tensor], batch: Mapping[str, Tens
 @contextmanager
 def _differentiable(model: nn.Module) -> Iterator[None]:
     """Use evaluation mode, and the attention kernel and experts' loop that forward mode supports; restore all after."""
-    configs = {id(each.config): each.config for each in model.modules() if hasattr(each, "config")}
-    before = {key: getattr(config, EXPERTS, None) for key, config in configs.items()}
+    configs = {id(each.config): each.config for each in model.modules() if hasattr(each, "config")}.values()
+    experts = [(config, getattr(config, EXPERTS)) for config in configs if getattr(config, EXPERTS, None) is not None]
     modes = {module: module.training for module in model.modules()}
     try:
         enter_evaluation_mode(model)  # gradient checkpointing rests in it, too
-        for key, config in configs.items():
-            if before[key] is not None:
-                setattr(config, EXPERTS, "eager")
+        for config, _ in experts:
+            setattr(config, EXPERTS, "eager")
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        for key, config in configs.items():
-            if before[key] is not None:
-                setattr(config, EXPERTS, before[key])
+        for config, before in experts:
+            setattr(config, EXPERTS, before)
         for module, training in modes.items():
             module.training = training

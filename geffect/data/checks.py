@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from geffect.core.architectures import Tokenizer
 from geffect.core.forward import IGNORE_INDEX
-from geffect.core.types import Tokenizer
 from geffect.data.load import ExampleSet, TextSet
 from geffect.errors import GeffectError
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geffect.core.architectures import Tokenizer
 from geffect.core.forward import IGNORE_INDEX
-from geffect.core.types import Tokenizer
 from geffect.data.checks import check_control_texts, warn_unknown
 from geffect.data.load import ChatSet, ExampleSet, TextSet
 from geffect.data.prompts import Prompt, Turn, has_template, render

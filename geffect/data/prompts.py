@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 import psutil
 
-from geffect.core.types import Tokenizer
+from geffect.core.architectures import Tokenizer
 from geffect.errors import GeffectError
 from geffect.io.readers import JSON
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from geffect.core.architectures import Tokenizer
 from geffect.core.forward import IGNORE_INDEX, shift_labels
 from geffect.core.losses import log_probabilities, nll_at
-from geffect.core.types import Tokenizer
 from geffect.data.encode import EncodedExample, pad_id_of, turn_end
 from geffect.data.load import ExampleSet, QASet
 from geffect.errors import GeffectError
@@ -47,7 +47,7 @@ def token_scores(
     scores: dict[int, TokenScores] = {}
     for places, outputs in forward_batches(model, rows, pad_id, batch_size):
         labels = shift_labels(outputs.labels)
-        for i, logits, shifted, mask in zip(places, outputs.logits_by_row(), labels, outputs.mask, strict=True):
+        for i, logits, shifted, mask in zip(places, outputs.logits_by_example(), labels, outputs.mask, strict=True):
             scores[i] = _scored(logits, shifted[mask])
     return [scores[i] for i in range(len(rows))]
 

@@ -7,11 +7,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from geffect.core.architectures import Tokenizer
 from geffect.core.forward import IGNORE_INDEX, Outputs, forward
 from geffect.core.gradients import NamedTensors
 from geffect.core.layers import find_tied_weights, layout, trainable_parameters
 from geffect.core.token_effects import token_effects
-from geffect.core.types import Tokenizer
 from geffect.data.encode import EncodedExample, token_texts
 from geffect.errors import GeffectError
 from geffect.io.readers import JSON
@@ -157,7 +157,7 @@ def token_lines(
         effects = (
             token_effects(model, batch, direction) for batch in _batches(model, examples, {}, pad_id, batch_size)
         )
-        means = torch.cat([each.by_row() / each.labeled.sum(1) for each in effects])
+        means = torch.cat([each.by_example() / each.labeled.sum(1) for each in effects])
         worst = means.argsort(descending=name not in HARMED, stable=True)[:count].tolist()
         for chunk in _chunks([examples[position] for position in worst], batch_size):
             (batch,) = _batches(model, chunk, {}, pad_id, batch_size)
@@ -190,7 +190,7 @@ def point_lines(
     ``retain`` → ∇R; ``columns`` has ``ref_nll`` where there is a start; a weight is a mean over labeled tokens.
     """
     for batch in _batches(model, examples, columns, pad_id, batch_size):
-        effects = {name: -token_effects(model, batch, gradient).by_row() for name, gradient in losses.items()}
+        effects = {name: -token_effects(model, batch, gradient).by_example() for name, gradient in losses.items()}
         with torch.no_grad():
             outputs = forward(model, batch)
             counts = outputs.mask.sum(1)

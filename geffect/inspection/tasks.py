@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 
 from geffect.config import InspectConfig, UnlearnConfig
+from geffect.core.architectures import CausalLM
 from geffect.core.layers import trainable_parameters
-from geffect.core.types import CausalLM
 from geffect.data.encode import EncodedExample, pad_id_of
 from geffect.errors import GeffectError
 from geffect.inspection.measure import Inputs, dataset_parts, num_parts

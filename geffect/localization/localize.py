@@ -3,16 +3,24 @@
 One pass over every split's examples makes masks of the most important entries, their overlaps, and mean gradients.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
+from geffect.core.architectures import CausalLM, Tokenizer
+from geffect.core.forward import IGNORE_INDEX, Outputs, forward
 from geffect.core.gradients import GradientBuffer, NamedTensors, add_scaled
 from geffect.core.gram import Gram, inner_products
-from geffect.core.masks import Localization, Overlap, PackedMasks, empty_masks, intersections, pack, top_masks
+from geffect.core.masks import Localization, Overlap, empty_masks, intersections, pack, top_masks
 from geffect.core.splits import role_of
+from geffect.data.encode import EncodedExample, collate, pad_id_of
+from geffect.data.relabel import corrupt_answer, random_labels
 from geffect.errors import GeffectError
+from geffect.models.load import Loaded
 
 IMPORTANCES = ("mean_abs", "mean_square", "zscore")
 FLAT = 1e-12  # a standard deviation below it ranks nothing
@@ -29,10 +37,9 @@ def localize(
 ) -> Localization:
     """Localize each split's knowledge in the parameters.
 
-    ``losses`` maps a split to functions, one an example, that return its loss, a scalar with a graph; masks hold
-    the ``shares`` in (0, 1] of each tensor's entries that are most important (`Importance`). ``masks_only`` keeps
-    no mean gradient a split: less time and memory, but no Gram and no magnitudes, so that a region cannot be chosen
-    by them.
+    ``losses`` maps a split to functions, one an example, that return its loss, a scalar with a graph; masks hold the
+    ``shares`` in (0, 1] of each tensor's entries that are most important (`Importance`). ``masks_only`` keeps no mean
+    gradient a split: less time and memory, but no Gram and no magnitudes to choose a region by.
 
     >>> weight = nn.Parameter(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     >>> one = localize({"w": weight}, {"forget": [lambda: (weight * torch.tensor([0.0, 5.0, -1.0, 2.0])).sum()]}, [0.5])
@@ -49,15 +56,16 @@ def localize(
         for share in shares:
             localization.masks[share][split] = empty_masks(scorer.reached)
         for name in scorer.reached:
-            _mask(localization, split, name, scorer.take(name))
+            _mask(localization, split, name, scorer.pop(name))
         if not masks_only:
             means[split] = split_means
     names = list(parameters)
-    localization.overlaps = {share: _overlap(masks, share, names) for share, masks in localization.masks.items()}
+    for share, splits in localization.masks.items():
+        counts = {name: intersections([masks.get(name) for masks in splits.values()]) for name in names}
+        localization.overlaps[share] = Overlap(tuple(splits), share, counts)
     if means:
-        localization.gram = Gram(
-            tuple(means), {n: inner_products([row.get(n) for row in means.values()]) for n in names}
-        )
+        products = {name: inner_products([mean.get(name) for mean in means.values()]) for name in names}
+        localization.gram = Gram(tuple(means), products)
         localization.magnitudes = _magnitudes(localization.examples, means, names)
     return localization
 
@@ -70,22 +78,18 @@ def _mask(localization: Localization, split: str, name: str, score: Tensor) -> N
             del splits[split][name]
 
 
-def _overlap(splits: Mapping[str, PackedMasks], share: float, names: Sequence[str]) -> Overlap:
-    return Overlap(tuple(splits), share, {n: intersections([masks.get(n) for masks in splits.values()]) for n in names})
-
-
 def _magnitudes(
     examples: Mapping[str, int], means: Mapping[str, NamedTensors], names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    magnitudes = {split: {n: _mean_abs(row.get(n)) for n in names} for split, row in means.items()}
+    magnitudes = {split: {n: _mean_abs(mean.get(n)) for n in names} for split, mean in means.items()}
     forget = [split for split in means if role_of(split) == "forget"]
     total = sum(examples[split] for split in forget)
     pooled = {}
     for name in names:
-        row: NamedTensors = {}
+        mean: NamedTensors = {}
         for split in forget:
-            add_scaled(row, name, means[split].get(name), examples[split] / total)
-        pooled[name] = _mean_abs(row.get(name))
+            add_scaled(mean, name, means[split].get(name), examples[split] / total)
+        pooled[name] = _mean_abs(mean.get(name))
     return magnitudes | {"forget": pooled}
 
 
@@ -142,7 +146,7 @@ class Importance:
         """The number of entries of each tensor that a loss reached."""
         return {name: parameter.numel() for name, parameter in self.parameters.items() if name in self._reached}
 
-    def take(self, name: str) -> Tensor:
+    def pop(self, name: str) -> Tensor:
         """The importance of one tensor's entries, up to a factor, of its shape; its magnitudes are freed."""
         return scores(self.sums[name]) if self.mode == "zscore" else self.sizes.pop(name)
 
@@ -159,3 +163,74 @@ def scores(mean: Tensor) -> Tensor:
     """
     centered = mean - mean.mean()
     return centered.abs() if float(centered.square().mean().sqrt()) >= FLAT else torch.zeros_like(mean)
+
+
+Labels = Literal["random", "true", "corrupted"]
+
+
+def split_losses(
+    loaded: Loaded, sets: Mapping[str, list[EncodedExample]], labels: Labels = "random", draws: int = 3, seed: int = 0
+) -> dict[str, Iterator[Callable[[], Tensor]]]:
+    """The losses of each split's examples (`example_losses`), under one progress bar."""
+    bar = tqdm(total=sum(map(len, sets.values())), unit="example", disable=None)
+
+    def with_progress(examples: list[EncodedExample]) -> Iterator[Callable[[], Tensor]]:
+        for loss in example_losses(loaded.model, loaded.tokenizer, examples, labels, draws, seed):
+            yield loss
+            bar.update()
+        if bar.n == bar.total:
+            bar.close()
+
+    return {name: with_progress(examples) for name, examples in sets.items()}
+
+
+def example_losses(
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    examples: Sequence[EncodedExample],
+    labels: Labels = "random",
+    draws: int = 3,
+    seed: int = 0,
+) -> Iterator[Callable[[], Tensor]]:
+    """The losses of a set's examples, one forward pass each: the token mean, averaged over draws of labels.
+
+    - ``random``: the answer's labels are replaced by uniform draws (arXiv 2504.12681); the inputs are not, so that all
+      draws share a forward and a backward pass.
+    - ``true``: the labels of the data.
+    - ``corrupted``: half of the answer's positions are drawn anew in the *inputs*, and the labels copy them (that
+      paper's official code, after arXiv 2407.01920's).
+
+    Each value is a function that runs the model in its present mode and returns the loss; one that is not finite is
+    refused. Draws depend on (seed, the example's index, draw) alone.
+    """
+    vocabulary, special = int(model.config.get_text_config().vocab_size), tokenizer.all_special_ids
+    pad_id = pad_id_of(tokenizer)
+
+    def outputs_of(examples: Sequence[EncodedExample]) -> Outputs:
+        return forward(model, {name: tensor.to(model.device) for name, tensor in collate(examples, pad_id).items()})
+
+    def loss(example: EncodedExample) -> Tensor:
+        if labels == "random":
+            others = [random_labels([example], vocabulary, special, seed, draw=draw)[0] for draw in range(draws)]
+            value = _mean_over_labels(outputs_of([example]), torch.stack(others))
+        elif labels == "corrupted":
+            corrupted = [corrupt_answer(example, vocabulary, special, seed, draw) for draw in range(draws)]
+            value = _mean_over_examples(outputs_of(corrupted))
+        else:
+            value = _mean_over_examples(outputs_of([example]))
+        if not bool(value.detach().isfinite()):
+            message = f"The loss of example {example.index} is {float(value.detach())}"
+            raise GeffectError(message, remedy="Look at the model with geffect doctor")
+        return value
+
+    return (functools.partial(loss, example) for example in examples)
+
+
+def _mean_over_examples(outputs: Outputs) -> Tensor:
+    return (outputs.sequence_nll / outputs.mask.sum(1)).mean()
+
+
+def _mean_over_labels(outputs: Outputs, labels: Tensor) -> Tensor:
+    labels = labels.to(outputs.logits.device)  # [draws, T]
+    nlls = torch.stack([outputs.nll_of(each[None]) for each in labels])
+    return nlls.sum() / (labels[:, 1:] != IGNORE_INDEX).sum()

@@ -22,7 +22,7 @@ READ = (RECIPE, STEPS, ENVIRONMENT)  # what a localization is read back from, be
 AGAIN = "Restore it from a copy, or localize again"
 
 
-def write_localization(run: RunDirectory, localization: Localization, recipe: Mapping[str, Any]) -> None:
+def write_localization(run: RunDirectory, localization: Localization, recipe: Mapping[str, object]) -> None:
     """Write a localization's record, its masks, one file a share, and its recipe, which is also in every mask file."""
     path = run.path
     for place, overlap in enumerate(localization.overlaps.values()):
@@ -54,10 +54,7 @@ def sort_metadata(file: Path) -> None:
 
 @damage_refused
 def read_localization(path: StrPath) -> Localization:
-    """Read a localization back.
-
-    Args:
-        path: a directory of ``geffect localize``.
+    """Read a localization back from a directory of ``geffect localize``.
 
     Returns:
         Masks, inner products, magnitudes and numbers of examples; the overlaps are read by `read_overlap`.
@@ -72,9 +69,7 @@ def read_localization(path: StrPath) -> Localization:
     for file in sorted((path / MASKS).glob("share-*.safetensors")):
         share = float(file.stem.removeprefix("share-"))
         localization.masks[share] = _masks(file, list(localization.examples), content["recipe"])
-    gram = first_gram(path)
-    if gram is not None:
-        localization.gram = gram
+    localization.gram = first_gram(path) or localization.gram
     return localization
 
 
@@ -94,10 +89,8 @@ def check_localized(path: Path, sha256: str | None, shapes: Mapping[str, list[in
     if list(names) != list(shapes) or names != dict(shapes):
         other = next((n for n in (*shapes, *names) if names.get(n) != shapes.get(n)), "their order")
         here, there = (f"{table[other]}" if other in table else "none" for table in (shapes, names))
-        raise GeffectError(
-            f"The masks in {path} are of other trained parameters than the model's ({other}: {there}, not {here})",
-            remedy=remedy,
-        )
+        message = f"The masks in {path} are of other trained parameters than the model's ({other}: {there}, not {here})"
+        raise GeffectError(message, remedy=remedy)
     if recipe["sha256"] != sha256:
         raise GeffectError(
             f"The masks in {path} are of {recipe['model']} (weights {str(recipe['sha256'])[:12]}), "

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 
 from geffect.core.gradients import NamedTensors
-from geffect.core.gram import Gram, inner_products, norm
-from geffect.core.layers import BOTH, EMBED, HEAD
+from geffect.core.gram import Gram, inner_products
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.step import Step
 from geffect.objectives.base import window_counts
@@ -27,9 +26,8 @@ def published_estimates(
 ) -> Iterator[tuple[int, Measured]]:
     """The running averages at their published cadence; weights and ``.grad`` are left unchanged.
 
-    Args:
-        run: model, objective and parameters; its rectifier takes no part.
-        micro_batches: one pass over the forget set, each with as many retain examples.
+    ``micro_batches`` are one pass over the forget set, each with as many retain examples; the run's rectifier takes no
+    part.
 
     Yields:
         (call, measured): the micro-batches averaged so far, 3, 7, 11, …; the Gram of the averaged gradients, and
@@ -62,8 +60,7 @@ def _read(averages: Mapping[str, NamedTensors], run: Measurement, value: float) 
         product = inner_products([averages[each].get(name) for each in GRADIENTS])
         if run.tie is not None and name == run.tie.name:  # the script counts a tied tensor as embedding
             nothing = torch.zeros_like(product)
-            gram.values |= {name + EMBED: product, name + HEAD: nothing, name + BOTH: nothing}
+            gram.values |= zip(run.tie.uses, (product, nothing, nothing), strict=True)
         else:
             gram.values[name] = product
-    norms = {f"norm_{each}": norm(gram.total(), GRADIENTS, each) for each in GRADIENTS}
-    return Measured({"loss": value} | norms, gram)
+    return Measured({"loss": value} | gram.norms(), gram)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
@@ -12,9 +12,12 @@ from geffect.core.gradients import NamedTensors
 from geffect.core.gram import Gram
 from geffect.core.layers import TiedWeights
 from geffect.core.masks import GradientMask, Overlap
-from geffect.measurement.standard_errors import StandardErrors
+from geffect.measurement.basis import StandardErrors
 from geffect.objectives.base import Objective, State
 from geffect.rectifiers.base import Rectifier
+
+if TYPE_CHECKING:
+    from geffect.measurement.update import PredictionCheck
 
 Batch = dict[str, Tensor]
 
@@ -42,7 +45,7 @@ class Measured:
     scalars: dict[str, float]
     gram: Gram | None = None
     overlap: Overlap | None = None
-    prediction: dict[str, Any] | None = None
+    prediction: dict[str, dict[str, float]] | None = None
     standard_errors: StandardErrors | None = None
 
     def line(self) -> dict[str, Any]:
@@ -84,7 +87,7 @@ class Measurement:
     tie: TiedWeights | None = None
     overlap: float = 0.0
     keep: bool = False
-    prediction: Any = None
+    prediction: "PredictionCheck | None" = None
     standard_errors: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     frozen: GradientMask | None = None
@@ -99,11 +102,6 @@ class Measurement:
         self.state, self.sharded = self.rectifier.init(), is_sharded(self.parameters)
         self.term_states = self.objective.init_states()
         self.keep = self.keep or self.prediction is not None or self.standard_errors
-
-    @property
-    def current_objective(self) -> Objective:
-        """The objective with this step's weights of its terms."""
-        return self.objective.at(self.term_states)
 
     def alone(self, **changes: Any) -> "Measurement":
         """The same gradients, held and left as they are: no rectifier, frozen entries or other diagnostics."""
@@ -121,8 +119,7 @@ class Measurement:
     @property
     def differentiated(self) -> dict[str, nn.Parameter]:
         """The parameters a backward pass reaches, the tied one's stand-in among them."""
-        alias = {self.tie.head_name: self.tie.alias} if self.tie else {}
-        return dict(self.parameters) | alias
+        return dict(self.parameters) | ({self.tie.head_name: self.tie.alias} if self.tie else {})
 
     def outputs(self, name: str, batches: Mapping[str, Batch], *, dropout: bool) -> Outputs:
         """One set's forward pass, with whatever the objective's terms on it need."""
@@ -132,7 +129,3 @@ class Measurement:
             return outputs
         other = self.forward(batches["alternative"], needs & {"ref_nll"}, dropout=dropout)
         return replace(outputs, alternative=other)
-
-    def loss_outputs(self, batch: Batch) -> Outputs:
-        """One batch's forward pass for its loss alone, without dropout."""
-        return self.forward(batch, frozenset(), dropout=False)

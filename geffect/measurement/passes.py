@@ -12,7 +12,7 @@ from geffect.core.distributed import num_processes, sum_gradients, sum_over_proc
 from geffect.core.forward import Outputs
 from geffect.core.gradients import GradientBuffer, Visit
 from geffect.core.splits import domain_of, of_domain, role_of, split_names
-from geffect.measurement.basis import added
+from geffect.measurement.basis import add
 from geffect.measurement.measurement import Batch, Measurement
 from geffect.objectives.base import Counts, Objective, mean_nll
 from geffect.rectifiers.base import Rectifier
@@ -58,14 +58,7 @@ def plan_passes(
 ) -> PassPlan:
     """The fewest passes that supply the objective's gradient and those that are measured or that the rectifier reads.
 
-    Args:
-        objective: what is descended.
-        rectifier: what its gradient becomes.
-        measure: the gradients of the forget and retain losses are wanted.
-        free: a gradient that is a multiple of another is not back-propagated.
-        keep_dropout: the objective sees dropout and the losses do not, so nothing is shared.
-        frozen: the two sides are masked apart.
-        num_domains: forget sets.
+    The keywords are those of `Measurement` and `Passes`; ``frozen``: the two sides are masked apart.
     """
     read = {role_of(name) for name in rectifier.gradients}
     factor = objective.forget_multiple if free and not keep_dropout else None
@@ -89,10 +82,8 @@ def plan_passes(
 class Passes:
     """The passes of one window, by its plan.
 
-    Args:
-        run: what the steps share.
-        counts: set → what the whole window of micro-batches holds of it (`geffect.objectives.base.window_counts`).
-        measure: the gradients of the forget and retain losses are wanted.
+    ``counts`` is what the whole window of micro-batches holds of a set (`geffect.objectives.base.window_counts`);
+    ``measure``: the gradients of the forget and retain losses are wanted.
 
     Attributes:
         forget: the forget splits, one a domain.
@@ -103,7 +94,7 @@ class Passes:
     """
 
     def __init__(self, run: Measurement, counts: Mapping[str, Counts], *, measure: bool) -> None:
-        self.run, self.counts, self.objective = run, counts, run.current_objective
+        self.run, self.counts, self.objective = run, counts, run.objective.at(run.term_states)
         self.forget, self.retain = split_names("forget", counts), split_names("retain", counts)
         self.shares = {name: counts[name].token / counts[role_of(name)].token for name in self.forget + self.retain}
         self.plan = plan_passes(
@@ -123,10 +114,10 @@ class Passes:
         """The buffer of the objective's terms on a forget split."""
         return f"{SIDE} {forget}" if self.plan.splits_sides else "objective"
 
-    def forget_side(self, own: Mapping[str, Tensor | None]) -> Tensor | None:
+    def forget_side(self, tensors: Mapping[str, Tensor | None]) -> Tensor | None:
         """One tensor of what the objective descends on forget sets, and of whatever else shares its buffer."""
-        sides = [own[self.side(each)] for each in self.forget] if self.plan.splits_sides else []
-        return functools.reduce(added, sides, own["objective"])
+        sides = [tensors[self.side(each)] for each in self.forget] if self.plan.splits_sides else []
+        return functools.reduce(add, sides, tensors["objective"])
 
     @property
     def buffers(self) -> tuple[str, ...]:
@@ -142,14 +133,14 @@ class Passes:
         with self.run.tie.untied() if self.run.tie else contextlib.nullcontext():
             shares = []
             for forget in (each for each in self.forget if each in batches):
-                own = of_domain(batches, domain_of(forget))
-                shares += [self._forget(forget, own), self._beside("alternative", own, "objective")]
+                of_its = of_domain(batches, domain_of(forget))
+                shares += [self._forget(forget, of_its), self._beside("alternative", of_its, "objective")]
             shares.append(self._beside("general", batches, self._retain_side))
             for retain in (each for each in self.retain if each in batches):
                 closes = visit if retain == self.retain[-1] else None
                 shares.append(self._retain(retain, of_domain(batches, domain_of(retain)), closes))
-        computed = [each for each in shares if each is not None]
-        total = torch.stack(computed).sum() if computed else torch.zeros(())
+        losses = [share for share in shares if share is not None]
+        total = torch.stack(losses).sum() if losses else torch.zeros(())
         self._sum("loss_objective", total)
         return total
 
@@ -158,19 +149,19 @@ class Passes:
         if num_processes() == 1:
             return
         self.window.gradients = sum_gradients(self.window.gradients, self.run.differentiated)
-        values = sum_over_processes(
-            torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in self.sums.values()])
-        )
-        self.sums = dict(zip(self.sums, values, strict=True))
+        sums = torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in self.sums.values()])
+        self.sums = dict(zip(self.sums, sum_over_processes(sums), strict=True))
 
     def _forget(self, name: str, batches: Mapping[str, Batch]) -> Tensor | None:
         outputs, loss, shared = None, None, not self.run.keep_dropout
         if self.objective.on("forget"):
             again = self.plan.runs_forget and shared
             outputs, loss = self._descend("forget", batches, self.side(name), retain_graph=again)
-            self._weigh(outputs)
+            weights = self.objective.forget_weights(outputs)
+            if weights is not None:
+                self._sum("weight_mean", weights.sum() / self.counts["forget"].token)
         if self.plan.runs_forget and (outputs is None or not shared):
-            outputs = self.run.loss_outputs(batches["forget"])
+            outputs = self.run.forward(batches["forget"], frozenset(), dropout=False)
         elif not shared:
             return loss
         if outputs is not None:
@@ -191,9 +182,13 @@ class Passes:
         if not self.plan.runs_retain:
             return loss
         if outputs is None or not shared:
-            outputs = self.run.loss_outputs(batches["retain"])
+            outputs = self.run.forward(batches["retain"], frozenset(), dropout=False)
         retain_loss = self._loss(name, outputs)
-        self._complete(name, retain_loss, visit)
+        if visit is None:
+            self.window.add(name, retain_loss)
+        else:
+            self.streamed = True
+            self.window.stream(name, retain_loss, visit)
         share = self.plan.retain_weight * self.shares[name] * retain_loss.detach()
         return share if loss is None else loss + share
 
@@ -204,12 +199,6 @@ class Passes:
         if role != name:
             self._sum(f"loss_{role}", self.shares[name] * loss)
         return loss
-
-    def _complete(self, gradient: str, loss: Tensor, visit: Visit | None) -> None:
-        if visit is None:
-            return self.window.add(gradient, loss)
-        self.streamed = True
-        return self.window.stream(gradient, loss, visit)
 
     def _descend(
         self,
@@ -231,11 +220,6 @@ class Passes:
         tie = self.run.tie
         losses = (*self.forget, *self.retain, *(self.side(each) for each in self.forget if self.plan.factor))
         return {} if tie is None or gradient in losses else {tie.head_name: tie.name}
-
-    def _weigh(self, outputs: Outputs) -> None:
-        weights = self.objective.forget_weights(outputs)
-        if weights is not None:
-            self._sum("weight_mean", weights.sum() / self.counts["forget"].token)
 
     def _sum(self, name: str, value: Tensor) -> None:
         self.sums[name] = self.sums.get(name, 0.0) + value.detach()

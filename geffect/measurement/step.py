@@ -8,16 +8,13 @@ from torch import Tensor
 
 from geffect.core.distributed import as_shard, local_part, num_processes, sum_over_processes
 from geffect.core.gradients import NamedTensors, add_scaled
-from geffect.core.gram import Gram, norm
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, role_of
-from geffect.measurement.applied import Applied
-from geffect.measurement.basis import Basis, Combinations, added
+from geffect.measurement.basis import Basis, Combinations, Shares, StandardErrors, add, standard_errors
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.passes import RETAIN_SIDE, Passes
-from geffect.measurement.rectifier_step import Coefficients, RectifierStep
-from geffect.measurement.standard_errors import Shares, StandardErrors, standard_errors
 from geffect.measurement.topk import Masks
+from geffect.measurement.update import Applied, Coefficients, RectifierStep
 from geffect.objectives.base import Counts
 
 Tensors = dict[str, Tensor | None]
@@ -42,7 +39,7 @@ class Step:
         masked = (MASKED, *((MASKED_RETAIN,) if self.rule.add_retain else ())) if run.frozen else ()
         self.basis = Basis(("objective", *forget, *retain, *self._memory, *masked), run.tie)
         self.descends = MASKED if run.frozen else "objective"
-        self.rectifier = RectifierStep(run, self._named())
+        self.rectifier = RectifierStep(run, self._parts_by_name())
         self.masks = Masks(run.overlap, sharded=run.sharded) if measure and run.overlap else None
         self.kept: dict[str, NamedTensors] | None = {} if measure and run.keep else None
         self.kept_embeds: Tensors | None = None
@@ -66,10 +63,7 @@ class Step:
         return self.passes.run_all(batches, self._visit if streams else None)
 
     def finish(self) -> Measured:
-        """Close the window: rectify, hand the gradient back, and report.
-
-        Returns:
-            What to record.
+        """Close the window: rectify, hand the gradient back, and report what to record.
 
         Raises:
             FloatingPointError: a raw loss or a gradient is not finite; no gradient was handed back.
@@ -86,7 +80,8 @@ class Step:
         self._hand_back(rectified)
         named = self._combinations(rectified)
         if self.kept is not None or self.rule.corrects or self.run.frozen is not None:
-            self.applied = Applied(self.run, self.basis, named, self.kept, self.kept_embeds, self.masks)
+            shares = None if self.kept is None else (self.kept, self.kept_embeds)
+            self.applied = Applied(self.run, named, self.basis.names, shares, self.masks)
         measured = self._report(scalars, named) if self.measure else Measured(scalars)
         self.run.term_states = self.run.objective.update_states(self.run.term_states, scalars)
         return measured
@@ -102,9 +97,9 @@ class Step:
         """A recorded gradient, where gradients are kept: parameter → tensor (of shards, this process's part)."""
         if name == "rectified":
             return {key: local_part(p.grad) for key, p in self.run.parameters.items() if p.grad is not None}
-        parts, kept, gradient = self._named()[name], self.kept or {}, NamedTensors()
+        parts, gradient = self._parts_by_name()[name], NamedTensors()
         for source, scale in parts.items():
-            tensors = self.run.state if source == self.rule.memory else kept.get(source, {})
+            tensors = self.run.state if source == self.rule.memory else (self.kept or {}).get(source, {})
             if len(parts) == 1 and scale == 1:
                 return dict(tensors)
             for key, tensor in tensors.items():
@@ -113,7 +108,7 @@ class Step:
 
     def _report(self, scalars: Mapping[str, float], named: Combinations) -> Measured:
         gram = self.basis.combine(named, list(self.run.parameters))
-        measured = Measured(dict(scalars) | norms(gram), gram)
+        measured = Measured(dict(scalars) | gram.norms(), gram)
         if self.masks is not None:
             measured.overlap = self.masks.overlap(named, list(self.run.parameters), self.run.tie)
         if len(self.parts) > 1:  # an epoch's last window may hold one, which has no standard error
@@ -136,7 +131,9 @@ class Step:
                     step.micro_batch(batches, last=batches is part[-1])
                 yield step.kept or {}, step.kept_embeds
 
-        named = {each: parts for each, parts in self._named().items() if role_of(each) in ("objective", *TARGETS)}
+        named = {
+            each: parts for each, parts in self._parts_by_name().items() if role_of(each) in ("objective", *TARGETS)
+        }
         window = (self.kept or {}, self.kept_embeds)
         return standard_errors(window, shares(), named, list(run.parameters), run.labels, run.tie)
 
@@ -144,32 +141,32 @@ class Step:
         """Everything that must see this tensor of the last retain gradient before it is freed."""
         tie = self.run.tie
         if tie is None or name not in (tie.name, tie.head_name):
-            return self._settle(name, self._taken(name, streamed), None)
+            return self._settle(name, self._pop(name, streamed), None)
         self._tied[name] = streamed
         if len(self._tied) < 2:
             return None
-        embed, head = (self._taken(each, self._tied.pop(each)) for each in (tie.name, tie.head_name))
+        embed, head = (self._pop(each, self._tied.pop(each)) for each in (tie.name, tie.head_name))
         return self._settle(tie.name, {each: _onto(head[each], embed[each]) for each in embed}, embed)
 
-    def _taken(self, name: str, streamed: Tensor | None) -> Tensors:
+    def _pop(self, name: str, streamed: Tensor | None) -> Tensors:
         """One tensor of every gradient the passes left, taken out of its buffer."""
         passes = self.passes
-        taken = {each: passes.window.gradients.get(each, {}).pop(name, None) for each in passes.buffers}
-        return taken if streamed is None else taken | {passes.retain[-1]: streamed}
+        tensors = {each: passes.window.gradients.get(each, {}).pop(name, None) for each in passes.buffers}
+        return tensors if streamed is None else tensors | {passes.retain[-1]: streamed}
 
-    def _settle(self, name: str, own: Tensors, embed: Tensors | None) -> None:
+    def _settle(self, name: str, buffers: Tensors, embed: Tensors | None) -> None:
         """Combine and reduce one tensor of every gradient; what is descended is left in the objective's buffer."""
         run, passes = self.run, self.passes
-        tensors, embeds = self._losses(own), None if embed is None else self._losses(embed)
-        gradient, retain = passes.window.gradients.setdefault("objective", {}), self._pooled(passes.retain, own)
-        forget = passes.forget_side(own)
+        tensors, embeds = self._losses(buffers), None if embed is None else self._losses(embed)
+        gradient, retain = passes.window.gradients.setdefault("objective", {}), self._pool(passes.retain, buffers)
+        forget = passes.forget_side(buffers)
         if run.frozen is None:
             if forget is not None:
                 gradient[name] = forget
             add_scaled(gradient, name, retain, passes.plan.retain_weight)
             tensors["objective"] = gradient.get(name)
         else:
-            tensors |= self._masked(run.frozen, name, forget, own[RETAIN_SIDE], retain)
+            tensors |= self._mask(run.frozen, name, forget, buffers[RETAIN_SIDE], retain)
             retain = tensors[MASKED_RETAIN]
             if (masked := tensors[MASKED]) is not None:
                 gradient[name] = masked
@@ -180,17 +177,17 @@ class Step:
         self._keep(name, tensors, embeds)
         add_scaled(gradient, name, retain, self.rule.add_retain)
 
-    def _losses(self, own: Tensors) -> Tensors:
+    def _losses(self, buffers: Tensors) -> Tensors:
         """One tensor of the loss gradients, back-propagated or a multiple of the objective's."""
         passes = self.passes
-        losses: Tensors = {each: own[each] for each in passes.retain}
+        losses: Tensors = {each: buffers[each] for each in passes.retain}
         for forget in passes.forget:
-            side, c = own[passes.side(forget)], (passes.plan.factor or 0.0) * passes.shares[forget]
+            side, c = buffers[passes.side(forget)], (passes.plan.factor or 0.0) * passes.shares[forget]
             free = side / c if c and passes.plan.splits_forget and side is not None else None
-            losses[forget] = own[forget] if passes.plan.runs_forget else free
-        return losses | {"objective": None if passes.plan.splits_forget else own["objective"]}
+            losses[forget] = buffers[forget] if passes.plan.runs_forget else free
+        return losses | {"objective": None if passes.plan.splits_forget else buffers["objective"]}
 
-    def _pooled(self, splits: Sequence[str], tensors: Tensors) -> Tensor | None:
+    def _pool(self, splits: Sequence[str], tensors: Tensors) -> Tensor | None:
         """One tensor of a role's gradient over all its domains."""
         if len(splits) == 1:
             return tensors[splits[0]]
@@ -199,21 +196,21 @@ class Step:
             add_scaled(gradient, "", tensors[each], self.passes.shares[each])
         return gradient.get("")
 
-    def _masked(
-        self, frozen: GradientMask, name: str, forget: Tensor | None, kept: Tensor | None, retain: Tensor | None
+    def _mask(
+        self, frozen: GradientMask, name: str, forget: Tensor | None, terms: Tensor | None, retain: Tensor | None
     ) -> Tensors:
         """What freezing leaves of one tensor of either side and of the retain gradient; and the objective's, whole."""
-        side = NamedTensors() if kept is None else {name: kept}
+        side = NamedTensors() if terms is None else {name: terms}
         add_scaled(side, name, retain, self.passes.plan.retain_weight)
-        free = frozen.free("forget", name, forget), frozen.free("retain", name, side.get(name))
-        whole = added(forget, side.get(name)) if self.measure else None
-        return {"objective": whole, MASKED: added(*free), MASKED_RETAIN: frozen.free("retain", name, retain)}
+        free = frozen.apply("forget", name, forget), frozen.apply("retain", name, side.get(name))
+        whole = add(forget, side.get(name)) if self.measure else None
+        return {"objective": whole, MASKED: add(*free), MASKED_RETAIN: frozen.apply("retain", name, retain)}
 
     def _keep(self, name: str, tensors: Tensors, embeds: Tensors | None) -> None:
         """Hold what is needed once the gradient has been rectified, clipped and stepped with."""
         if self.masks is not None:
             splits = {"forget": self.passes.forget, "retain": self.passes.retain}
-            pooled = {role: self._pooled(each, tensors) for role, each in splits.items() if len(each) > 1}
+            pooled = {role: self._pool(each, tensors) for role, each in splits.items() if len(each) > 1}
             self.masks.add(name, {each: tensors[each] for each in self.basis.names} | pooled)
         if self.kept is None:
             return
@@ -225,14 +222,14 @@ class Step:
 
     def _norms(self) -> dict[str, float]:
         """‖gradient‖ of what was back-propagated: not finite where one of its entries is not."""
-        found = norms(self.basis.gram)
+        norms = self.basis.gram.norms()
         if self.rectifier.sources:  # without a rectifier there are none, and norms of zero say nothing
-            return found | norms(self.rectifier.products.gram)
+            return norms | self.rectifier.products.gram.norms()
         if not self.measure:
             gradient = self.passes.window.gradients.get("objective", {})
             square = torch.nn.utils.get_total_norm(gradient.values()).double() ** 2
-            found["norm_objective"] = math.sqrt(float(sum_over_processes(square) if self.run.sharded else square))
-        return found
+            norms["norm_objective"] = math.sqrt(float(sum_over_processes(square) if self.run.sharded else square))
+        return norms
 
     def _hand_back(self, rectified: Coefficients) -> None:
         gradient = self.rectifier.combine(self.passes.window.gradients.pop("objective", {}), rectified)
@@ -247,13 +244,13 @@ class Step:
 
     def _combinations(self, rectified: Coefficients) -> Combinations:
         """Every recorded gradient as a combination of the basis."""
-        named = self._named()
+        named = self._parts_by_name()
         if not self._rectifies:
             return Combinations.everywhere(named)
-        by_part = {part: named | {"rectified": self._handed_back(each)} for part, each in rectified.items()}
+        by_part = {part: named | {"rectified": self._rectified_parts(each)} for part, each in rectified.items()}
         return Combinations(by_part, self.run.parts)
 
-    def _named(self) -> dict[str, dict[str, float]]:
+    def _parts_by_name(self) -> dict[str, dict[str, float]]:
         """Every recorded gradient but the rectified one as a combination of the basis."""
         passes, plan = self.passes, self.passes.plan
         c = None if plan.splits_forget else plan.factor
@@ -263,10 +260,10 @@ class Step:
         retain = {name: passes.shares[name] for name in passes.retain}
         named = each | {"objective": {"objective": 1.0}, "forget": forget, "retain": retain}
         order = dict.fromkeys(("objective", "forget", "retain", *each))
-        own = {name: {name: 1.0} for name in (MASKED, *self._memory) if name in self.basis.names}
-        return {name: named[name] for name in order} | own
+        others = {name: {name: 1.0} for name in (MASKED, *self._memory) if name in self.basis.names}
+        return {name: named[name] for name in order} | others
 
-    def _handed_back(self, rectified: Mapping[str, float]) -> dict[str, float]:
+    def _rectified_parts(self, rectified: Mapping[str, float]) -> dict[str, float]:
         """A rectifier's combination in terms of the basis, and the retain gradient added to it."""
         extra, passes = self.rule.add_retain, self.passes
         parts = {self.descends if source == "objective" else source: c for source, c in rectified.items()}
@@ -276,22 +273,12 @@ class Step:
 
 
 def _onto(ours: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """As `added`, in place; the first must not be shared."""
-    return added(ours, other) if ours is None or other is None else ours.add_(other)
+    """As `add`, in place; the first must not be shared."""
+    return add(ours, other) if ours is None or other is None else ours.add_(other)
 
 
 def refuse_broken(numbers: Mapping[str, float]) -> None:
-    """Raise where a number is not finite; it is named.
-
-    Raises:
-        FloatingPointError: the first such.
-    """
+    """Raise a FloatingPointError that names the first number that is not finite."""
     for name, value in numbers.items():
         if not math.isfinite(value):
             raise FloatingPointError(f"{name} = {value}")
-
-
-def norms(gram: Gram) -> dict[str, float]:
-    """‖gradient‖ over the whole model, by name."""
-    total = gram.total()
-    return {f"norm_{name}": norm(total, gram.names, name) for name in gram.names}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from geffect.core.distributed import num_processes, rank, sum_over_processes
-from geffect.core.layers import BOTH, EMBED, HEAD, TiedWeights
+from geffect.core.layers import TiedWeights
 from geffect.core.masks import Overlap, intersections, magnitudes, mask_size, pack, top_mask
 from geffect.measurement.basis import Combinations
 
@@ -53,7 +53,7 @@ class Masks:
         for name, counts in zip(order, sum_over_processes(sizes) if self.sharded else sizes, strict=True):
             nothing = torch.zeros_like(counts)
             if tie is not None and name == tie.name:
-                values |= {name + EMBED: nothing, name + HEAD: nothing, name + BOTH: counts}
+                values |= zip(tie.uses, (nothing, nothing, counts), strict=True)
             else:
                 values[name] = counts
         return Overlap(named.names, self.share, values)
@@ -63,10 +63,8 @@ def top_mask_of_parts(tensor: Tensor, share: float) -> Tensor | None:
     """`geffect.core.masks.top_mask` of a whole tensor, of which every process holds a part and gets that part's mask.
 
     Magnitudes of floats are ordered as their bits are, so the threshold is read off histograms of 16 bits at a time,
-    added up over the processes. Entries equal to it are taken in the order of the parts, as the whole's would be.
-
-    Parts lie along the first dimension, in the processes' order. The mask is bool, on the CPU; None in every process
-    where any part has a NaN.
+    added up over the processes. Entries equal to it are taken in the order of the parts, which lie along the first
+    dimension in the processes' order. The mask is bool, on the CPU; None in every process where any part has a NaN.
     """
     broken = bool(tensor.isnan().any())
     sizes = magnitudes(torch.zeros_like(tensor) if broken else tensor)
@@ -80,7 +78,10 @@ def top_mask_of_parts(tensor: Tensor, share: float) -> Tensor | None:
         threshold, ties = _threshold(bits, wanted)
         mask = bits > threshold
         equal = np.flatnonzero(bits == threshold)
-        mask[equal[: _own_ties(len(equal), ties)]] = True
+        counts = torch.zeros(num_processes(), dtype=torch.int64)
+        counts[rank()] = len(equal)
+        before = int(sum_over_processes(counts)[: rank()].sum())  # entries of earlier processes come first
+        mask[equal[: max(0, ties - before)]] = True
     return torch.from_numpy(mask).view(tensor.shape)
 
 
@@ -95,11 +96,3 @@ def _threshold(bits: Bits, wanted: int) -> tuple[int, int]:
         wanted -= int(from_top[-1 - digit]) - int(histogram[digit])
         threshold, candidates = threshold << DIGIT | digit, candidates[digits == digit]
     return threshold, wanted
-
-
-def _own_ties(here: int, wanted: int) -> int:
-    """How many of this process's entries at the threshold are wanted: those of earlier processes come first."""
-    counts = torch.zeros(num_processes(), dtype=torch.int64)
-    counts[rank()] = here
-    before = int(sum_over_processes(counts)[: rank()].sum())
-    return max(0, min(wanted - before, here))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from geffect.core.types import CausalLM, Tokenizer
+from geffect.core.architectures import CausalLM, Tokenizer
 from geffect.data.encode import PLAIN
 from geffect.data.load import load_set
 from geffect.errors import GeffectError

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 import geffect
-from geffect.core.types import CausalLM
+from geffect.core.architectures import CausalLM
 from geffect.errors import GeffectError
 from geffect.io.readers import read_json
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from geffect.core.types import CausalLM
+from geffect.core.architectures import CausalLM
 from geffect.errors import GeffectError
 from geffect.io.readers import JSON, read_json
 from geffect.models.cache import file_sha256

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 
-from geffect.core.architectures import CAUSAL, check_class, check_runs, freeze_non_text
-from geffect.core.types import CausalLM, Tokenizer
+from geffect.core.architectures import CAUSAL, CausalLM, Tokenizer, check_class, check_runs, freeze_non_text
 from geffect.errors import GeffectError
 from geffect.io.readers import check_regular, read_json
 from geffect.io.system import check_memory

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from geffect.core.types import Tokenizer
+from geffect.core.architectures import Tokenizer
 from geffect.errors import GeffectError
 from geffect.io.readers import read_json
 

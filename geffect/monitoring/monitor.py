@@ -9,16 +9,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from geffect.core.architectures import check_kind, check_runs
+from geffect.core.architectures import Tokenizer, check_class, check_runs
 from geffect.core.distributed import is_sharded, local_part, rank
 from geffect.core.gradients import NamedTensors
 from geffect.core.layers import TiedWeights, find_tied_weights, layout, split_layout, trainable_parameters, unwrap
 from geffect.core.model_state import ModelState
 from geffect.errors import GeffectError
-from geffect.measurement.step import norms
+from geffect.measurement.update import moved, snapshot
 from geffect.models.tokenizers import vocabulary_size
 from geffect.monitoring.targets import TargetSet, compute_gram, compute_target_gradients, make_target, without_ddp
 from geffect.record.resume import check_lines, steps_of
@@ -74,12 +73,12 @@ class Monitor:
         forget: TargetSet,
         retain: TargetSet,
         *,
-        tokenizer: Any = None,
+        tokenizer: Tokenizer | None = None,
         every: int = 1,
         update: bool = False,
         batch_size: int = 8,
         out: Path | str | None = None,
-        settings: dict[str, Any] | None = None,
+        settings: Mapping[str, object] | None = None,
         training: object = None,
     ) -> None:
         if every < 1 or batch_size < 1:
@@ -91,11 +90,8 @@ class Monitor:
         sets, known = {"forget": forget, "retain": retain}, vocabulary_size(unwrap(model))
         self.targets = {n: make_target(n, each, tokenizer, batch_size, context, known) for n, each in sets.items()}
         self.path = Path(out) if out is not None else _temporary(self)
-        self.settings = (
-            (settings or {})
-            | {name: target.name for name, target in self.targets.items()}
-            | {"every": every, "update": update, "batch_size": batch_size}
-        )
+        names = {name: target.name for name, target in self.targets.items()}
+        self.settings = {**(settings or {}), **names, "every": every, "update": update, "batch_size": batch_size}
         self.parameters: dict[str, nn.Parameter] = {}  # read when the monitor opens, with all below
         self.tied: TiedWeights | None = None
         self._state = ModelState(model)
@@ -103,7 +99,7 @@ class Monitor:
         self._directory: RunDirectory | None = None  # locked by the first process from `open` to `close`
         self._sink: Callable[..., None] | None = None  # the same
         self._line: dict[str, Any] = {}  # of the step that is measured
-        self._rows: dict[str, NamedTensors] | None = None  # of a measured step, until its update is measured
+        self._gradients: dict[str, NamedTensors] | None = None  # of that step, until its update is measured
         self._before: NamedTensors = {}
 
     @property
@@ -120,13 +116,10 @@ class Monitor:
         self.close(finished=kind is None)
 
     def open(self, step: int = 0) -> Self:
-        """Begin, or continue the record in ``out``.
+        """Begin, or continue the record in ``out``; this monitor itself is returned.
 
         Args:
             step: the number of the next step; above 0 a record in ``out`` is cut back to it and continued.
-
-        Returns:
-            This monitor.
 
         Raises:
             GeffectError: ``out`` exists, gradients are hidden or may be used in the backward pass, or the model is
@@ -178,28 +171,25 @@ class Monitor:
                 remedy="Call step() after backward() and before optimizer.step() and zero_grad()",
             )
         batches = {name: target.batches for name, target in self.targets.items()}
-        rows, scores = compute_target_gradients(self.model, self.parameters, batches, self.tied, self._state)
-        rows = {GRADIENT: {name: local_part(each) for name, each in gradient.items()}} | rows
+        losses, scores = compute_target_gradients(self.model, self.parameters, batches, self.tied, self._state)
+        gradient = {name: local_part(each) for name, each in gradient.items()}
         self._line = {"step": at} | evaluation_line(scores)
         if not self.update:
-            self._write(rows)
+            self._write({GRADIENT: gradient} | losses)
             return
-        rows[GRADIENT] = {name: each.clone() for name, each in rows[GRADIENT].items()}  # the training changes them
-        self._rows, self._before = rows, {name: local_part(p.detach()).clone() for name, p in self.parameters.items()}
+        gradient = {name: each.clone() for name, each in gradient.items()}  # the training changes them
+        self._gradients, self._before = {GRADIENT: gradient} | losses, snapshot(self.parameters)
 
     def updated(self) -> None:
         """Measure −Δθ of the optimizer's step: call it after every step of the optimizer."""
-        if self._rows is None:
+        if self._gradients is None:
             return
-        rows, self._rows = self._rows, None
-        self._write(rows | {UPDATE: {name: self._moved(name) for name in self.parameters}})
+        gradients, self._gradients = self._gradients, None
+        self._write(gradients | {UPDATE: {name: moved(self._before[name], p) for name, p in self.parameters.items()}})
         self._before = {}
 
     def close(self, *, finished: bool = True) -> None:
-        """End: mark the record as finished, and let the model be monitored again.
-
-        Args:
-            finished: the training came to its end.
+        """End: mark the record as finished if the training came to its end, and let the model be monitored again.
 
         Raises:
             GeffectError: it did, but `updated` was not called after the last step.
@@ -211,7 +201,7 @@ class Monitor:
                 if finished:
                     self._refuse_lost()
             finally:
-                self._rows, self._before = None, {}
+                self._gradients, self._before = None, {}
             if finished and directory and (self.path / CONFIG).exists():
                 directory.finish(final_metrics(self.path))
 
@@ -224,12 +214,10 @@ class Monitor:
 
     def _refuse_lost(self) -> None:
         """Refuse to continue where `updated`, which writes the line of a step, was not called."""
-        if self._rows is not None:
-            self._rows = None
-            raise GeffectError(
-                f"updated() was not called after step {self._line['step']}, which is not recorded",
-                remedy="Call it after every optimizer.step(), or monitor without update=True",
-            )
+        if self._gradients is not None:
+            self._gradients = None
+            message = f"updated() was not called after step {self._line['step']}, which is not recorded"
+            raise GeffectError(message, remedy="Call it after every optimizer.step(), or monitor without update=True")
 
     def _check_lines(self, step: int) -> None:
         """Refuse to continue a record that lacks a line of a measured step before this one."""
@@ -245,16 +233,10 @@ class Monitor:
             if another and same:
                 each.close(finished=False)
 
-    def _moved(self, name: str) -> Tensor:
-        """−Δθ of one parameter, in float32 or better."""
-        after = local_part(self.parameters[name].detach())
-        wide = torch.promote_types(after.dtype, torch.float32)
-        return self._before[name].to(wide) - after.to(wide)
-
-    def _write(self, rows: dict[str, NamedTensors]) -> None:
-        gram = compute_gram(rows, self.parameters, self.tied)
+    def _write(self, gradients: dict[str, NamedTensors]) -> None:
+        gram = compute_gram(gradients, self.parameters, self.tied)
         if self._sink is not None:
-            self._sink(self._line | norms(gram) | {"gram": gram})
+            self._sink(self._line | gram.norms() | {"gram": gram})
 
 
 def _temporary(owner: Monitor) -> Path:
@@ -267,15 +249,14 @@ def _check_model(model: nn.Module) -> None:
     """Refuse wrappers with gradients elsewhere than in ``.grad``, hooks on parameters, and unsupported models."""
     names = {type(module).__name__ for module in model.modules()}
     if hidden := sorted(names & {"FullyShardedDataParallel", "DeepSpeedEngine"}):
-        raise GeffectError(
-            f"{hidden[0]} keeps gradients of its own, not those in .grad",
-            remedy="Shard with FSDP2 (fsdp_version: 2, fully_shard), or train with DDP",
-        )
-    sharded = is_sharded(trainable_parameters(model))
-    _refuse_hooks(trainable_parameters(model))
-    check_kind(unwrap(model))
+        message = f"{hidden[0]} keeps gradients of its own, not those in .grad"
+        raise GeffectError(message, remedy="Shard with FSDP2 (fsdp_version: 2, fully_shard), or train with DDP")
+    parameters, base = trainable_parameters(model), unwrap(model)
+    sharded = is_sharded(parameters)
+    _refuse_hooks(parameters)
+    check_class(type(base).__name__, getattr(base, "config", None))
     if not sharded:  # FSDP2 exchanges parameters during a pass
-        check_runs(unwrap(model))
+        check_runs(base)
 
 
 def _refuse_hooks(parameters: Mapping[str, nn.Parameter]) -> None:

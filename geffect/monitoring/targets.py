@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from geffect.core.architectures import Tokenizer
 from geffect.core.distributed import assign_items, is_sharded, sum_gradients, sum_over_processes
 from geffect.core.forward import IGNORE_INDEX, forward
 from geffect.core.gradients import GradientBuffer, NamedTensors
@@ -20,18 +21,18 @@ from geffect.data.checks import check_ids, warn_cut
 from geffect.data.encode import EncodedExample, collate, encode_set, pad_id_of
 from geffect.data.load import ExampleSet, load_set
 from geffect.errors import GeffectError, shorten
-from geffect.measurement.basis import Basis, Combinations, added
+from geffect.measurement.basis import Basis, Combinations, add
 from geffect.measurement.measurement import Batch
 from geffect.models.scoring import Likelihood, example_scores
 from geffect.objectives.base import Counts, mean_nll
 
-TargetSet = str | ExampleSet | Sequence[EncodedExample] | Sequence[Mapping[str, Any]]
+TargetSet = str | ExampleSet | Sequence[EncodedExample] | Sequence[Mapping[str, Sequence[int]]]
 FORMS = "a set's name, geffect.load_set(…), or examples with input_ids and labels"
 
 
 @dataclass(frozen=True)
 class Target:
-    """The encoded examples of a set, and the same in padded batches; ``name`` is the set's, or ``rows``."""
+    """The encoded examples of a set, and the same in padded batches; ``name`` is the set's, or ``examples``."""
 
     name: str
     examples: list[EncodedExample]
@@ -45,7 +46,12 @@ class Target:
 
 
 def make_target(
-    role: str, content: TargetSet, tokenizer: Any, batch_size: int, context: int | None, vocabulary: int | None = None
+    role: str,
+    content: TargetSet,
+    tokenizer: Tokenizer | None,
+    batch_size: int,
+    context: int | None,
+    vocabulary: int | None = None,
 ) -> Target:
     """Read and batch the ``forget`` or ``retain`` set; refuse examples without a label, and tokens the model lacks.
 
@@ -62,19 +68,21 @@ def make_target(
     return Target(name, examples, batches)
 
 
-def _examples(role: str, content: TargetSet, tokenizer: Any, context: int | None) -> tuple[str, list[EncodedExample]]:
+def _examples(
+    role: str, content: TargetSet, tokenizer: Tokenizer | None, context: int | None
+) -> tuple[str, list[EncodedExample]]:
     if isinstance(content, str | ExampleSet):
         if tokenizer is None:
             raise GeffectError(f"The {role} set needs a tokenizer to be encoded with", remedy="Pass tokenizer=…")
         example_set = load_set(content) if isinstance(content, str) else content
         return example_set.name, encode_set(tokenizer, example_set, context=context)
-    examples = [_encoded(role, i, example) for i, example in enumerate(content)]
+    examples = [_encode(role, i, example) for i, example in enumerate(content)]
     if not examples:
         raise GeffectError(f"The {role} set has no example", remedy=f"Give {FORMS}")
-    return "rows", examples
+    return "examples", examples
 
 
-def _encoded(role: str, index: int, example: Any) -> EncodedExample:
+def _encode(role: str, index: int, example: object) -> EncodedExample:
     if isinstance(example, EncodedExample):
         return EncodedExample(index, example.input_ids, example.labels)
     if not isinstance(example, Mapping) or not {"input_ids", "labels"} <= set(example):
@@ -111,7 +119,7 @@ def compute_target_gradients(
     device = next(iter(parameters.values())).device
     buffer = GradientBuffer(dict(parameters) | ({tied.head_name: tied.alias} if tied else {}))
     counts = {name: Counts.of(each) for name, each in batches.items()}
-    scores = {name: torch.zeros(_size(each), 3, dtype=torch.float64) for name, each in batches.items()}
+    scores = {name: torch.zeros(each.example, 3, dtype=torch.float64) for name, each in counts.items()}
     with state.preserve(), torch.enable_grad(), tied.untied() if tied else contextlib.nullcontext():
         for name, target_batches in batches.items():
             for batch, weight in assign_items(target_batches):
@@ -119,33 +127,30 @@ def compute_target_gradients(
                 buffer.add(name, weight * mean_nll(outputs, counts[name]))
                 if weight:
                     scores[name][batch["index"]] = example_scores(outputs)
-    rows = sum_gradients(buffer.gradients, buffer.parameters)
-    return rows, {name: Likelihood.from_examples(sum_over_processes(each)) for name, each in scores.items()}
-
-
-def _size(batches: Sequence[Batch]) -> int:
-    return sum(len(batch["index"]) for batch in batches)
+    gradients = sum_gradients(buffer.gradients, buffer.parameters)
+    return gradients, {name: Likelihood.from_examples(sum_over_processes(each)) for name, each in scores.items()}
 
 
 def compute_gram(
-    rows: Mapping[str, NamedTensors], parameters: Mapping[str, nn.Parameter], tied: TiedWeights | None
+    gradients: Mapping[str, NamedTensors], parameters: Mapping[str, nn.Parameter], tied: TiedWeights | None
 ) -> Gram:
     """All inner products of gradients by parameter, the same in every process; those of a tied tensor by use.
 
-    ``rows`` maps a gradient's name to this process's part of it by parameter, ``forget`` and ``retain`` with the two
+    ``gradients`` maps a name to this process's part of a gradient by parameter, ``forget`` and ``retain`` with the two
     uses of the tied tensor apart.
     """
-    basis = Basis(tuple(rows), tied)
+    basis = Basis(tuple(gradients), tied)
     for name in parameters:
-        embeds = {row: tensors.get(name) for row, tensors in rows.items()}
+        embeds = {each: tensors.get(name) for each, tensors in gradients.items()}
         if tied is None or name != tied.name:
             basis.add(name, embeds)
         else:
-            basis.add(name, {row: added(embeds[row], rows[row].get(tied.head_name)) for row in rows}, embeds)
+            heads = {each: tensors.get(tied.head_name) for each, tensors in gradients.items()}
+            basis.add(name, {each: add(embeds[each], heads[each]) for each in gradients}, embeds)
     basis.sum_up(sharded=is_sharded(parameters))
-    return basis.combine(Combinations.everywhere({row: {row: 1.0} for row in rows}), list(parameters))
+    return basis.combine(Combinations.everywhere({each: {each: 1.0} for each in gradients}), list(parameters))
 
 
-def without_ddp(model: nn.Module) -> Any:
+def without_ddp(model: nn.Module) -> nn.Module:
     """The model without DDP's wrapper; an adapter, a compiled model and shards run as they are."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

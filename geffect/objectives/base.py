@@ -12,12 +12,7 @@ from geffect.core.forward import FROM_REFERENCE, FROM_START, IGNORE_INDEX, Outpu
 from geffect.core.registry import Configurable
 from geffect.core.splits import role_of
 
-SETS = (
-    "forget",
-    "alternative",
-    "general",
-    "retain",
-)  # the order of passes: the retain gradient comes last, and streams
+SETS = ("forget", "alternative", "general", "retain")  # in the order of passes: the retain gradient streams
 State = Mapping[str, float]  # of a term, between steps
 
 
@@ -90,17 +85,14 @@ class Counts:
         """Count the collated batches of a window; index 0 is never labeled, so shifting loses none."""
         labels = [batch["labels"] for batch in batches]
         others = [name for name in (batches[0] if batches else ()) if name.endswith("_labels")]
-        return cls(
-            sum(map(_labeled, labels)),
-            sum(len(each) for each in labels),
-            sum(each.numel() for each in labels),
-            {name: sum(_labeled(batch[name]) for batch in batches) for name in others},
-        )
+        labeled = {name: sum(_count_labels(batch[name]) for batch in batches) for name in others}
+        sizes = sum(len(each) for each in labels), sum(each.numel() for each in labels)
+        return cls(sum(map(_count_labels, labels)), *sizes, labeled)
 
-    def summed(self) -> "Counts":
+    def over_processes(self) -> "Counts":
         """The same over all processes, each of which holds other batches of the window."""
-        own = torch.tensor([self.token, self.example, self.position, *self.labeled.values()], dtype=torch.float64)
-        token, example, position, *labeled = (int(each) for each in sum_over_processes(own).tolist())
+        counts = torch.tensor([self.token, self.example, self.position, *self.labeled.values()], dtype=torch.float64)
+        token, example, position, *labeled = (int(each) for each in sum_over_processes(counts).tolist())
         return Counts(token, example, position, dict(zip(self.labeled, labeled, strict=True)))
 
     def per(self, unit: str) -> int:
@@ -109,14 +101,7 @@ class Counts:
 
 
 def window_counts(micro_batches: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> dict[str, Counts]:
-    """Count a window's micro-batches, set by set, and over all domains of a role.
-
-    Args:
-        micro_batches: set → collated batch, each.
-
-    Returns:
-        Set or role → its counts.
-    """
+    """Set or role → the counts of a window of micro-batches (set → collated batch), over all domains of a role."""
     by_name: dict[str, list[Mapping[str, Tensor]]] = {}
     for batches in micro_batches:
         for name, batch in batches.items():
@@ -125,7 +110,7 @@ def window_counts(micro_batches: Sequence[Mapping[str, Mapping[str, Tensor]]]) -
     return {name: Counts.of(batches) for name, batches in by_name.items()}
 
 
-def _labeled(labels: Tensor) -> int:
+def _count_labels(labels: Tensor) -> int:
     return int((labels[:, 1:] != IGNORE_INDEX).sum())
 
 
@@ -205,16 +190,9 @@ class Objective:
         return sum(weight * (term.multiple_of_loss or 0.0) for weight, term in self.on("retain"))
 
     def loss(self, name: str, outputs: Outputs, counts: Mapping[str, Counts], *, besides_loss: bool = False) -> Tensor:
-        """The loss of one set's terms: each term's sum divided by the window's count of its unit.
+        """The loss of one set's terms, a scalar: each term's sum divided by the window's count of its unit.
 
-        Args:
-            name: the set.
-            outputs: of its batch.
-            counts: set → what the window holds.
-            besides_loss: leave out the terms that are multiples of the set's mean NLL.
-
-        Returns:
-            A scalar.
+        ``besides_loss`` leaves out the terms that are multiples of the set's mean NLL.
         """
         terms = [(w, t) for w, t in self.on(name) if not (besides_loss and t.multiple_of_loss is not None)]
         losses = [w * term.loss(outputs) / self._count(term, counts) for w, term in terms]

@@ -43,7 +43,7 @@ class NPO(Term):
 
 
 @dataclass(frozen=True)
-class SimNPO(Term):
+class SimNPO(NPO):
     """L = −(2/β) (1/B) Σ_s log σ(β(ℓ(s)/n(s) − γ)), n(s) its labeled tokens: no reference (arXiv 2410.07163).
 
     Its weight on ∇log p_i is w(s) = (2/n) σ(−β(ℓ/n − γ)). γ stands inside β(·), as in the published code.
@@ -55,7 +55,7 @@ class SimNPO(Term):
 
     beta: Positive = 2.5
     gamma: float = 0.0
-    unit: ClassVar[str] = "example"
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     def margin(self, outputs: Outputs) -> Tensor:
         """``[B]`` β(ℓ/n − γ)."""
@@ -66,10 +66,6 @@ class SimNPO(Term):
         saturation = torch.sigmoid(-self.margin(outputs).detach())
         return (2 * saturation / outputs.mask.sum(1))[:, None] * outputs.mask
 
-    def loss(self, outputs: Outputs) -> Tensor:
-        """−(2/β) Σ_s log σ(margin) over the batch's examples; the caller divides by their count B."""
-        return -(2 / self.beta) * functional.logsigmoid(self.margin(outputs)).sum()
-
 
 @dataclass(frozen=True)
 class TNPO(Term):
@@ -79,8 +75,7 @@ class TNPO(Term):
 
     Attributes:
         beta: β > 0.
-        epsilon: added to the weight's denominator; the published code has 1e-5, which decides where both
-            probabilities are small.
+        epsilon: added to the weight's denominator; the published 1e-5 decides where both probabilities are small.
     """
 
     beta: Positive = 4.0

@@ -1,4 +1,4 @@
-"""Unlearning objectives by name, each a pure function of one forward pass's outputs."""
+"""The names of objectives, and the objective that a text names."""
 
 from geffect.core.registry import Registry, parse
 from geffect.errors import GeffectError
@@ -31,13 +31,7 @@ register_objective = OBJECTIVES.register
 
 
 def make_objective(text: str) -> Objective:
-    """Build an objective from its text.
-
-    Args:
-        text: terms as in ``npo(beta=0.1) + 1.0*gd``; ``geffect list objectives`` prints the names.
-
-    Returns:
-        The objective.
+    """The objective of a text, as in ``npo(beta=0.1) + 1.0*gd``; ``geffect list objectives`` prints the names.
 
     Raises:
         GeffectError: a name or parameter is unknown, or no term unlearns.

@@ -8,7 +8,7 @@ from torch import Tensor
 from geffect.core.forward import ALL_LOGITS, Outputs
 from geffect.core.losses import kl_at
 from geffect.objectives.base import Term
-from geffect.objectives.rmu import hidden_layer, reduced
+from geffect.objectives.rmu import hidden_layer, reduce_dims
 
 PreservedSet = Literal["retain", "general"]  # in distribution, or out of it (``--general``)
 
@@ -95,4 +95,4 @@ class RR(Term):
         """Σ_i ‖φ_i − φ_i^ref‖² / d over the labeled tokens; the caller divides by their count N."""
         phi = hidden_layer(outputs.need("hidden"), self.layer)
         ref = hidden_layer(outputs.need("ref_hidden"), self.layer)
-        return (reduced((phi - ref).square(), self.dims) * outputs.mask).sum()
+        return (reduce_dims((phi - ref).square(), self.dims) * outputs.mask).sum()

@@ -13,24 +13,11 @@ from geffect.objectives.base import Term
 
 
 def hidden_layer(states: tuple[Tensor, ...], layer: int) -> Tensor:
-    """One of L + 1 hidden states, in float32 or better.
-
-    Args:
-        states: the embedding's output, then each block's.
-        layer: an index of these; −1 is the middle block's output, ⌈L/2⌉.
-
-    Returns:
-        The state ``[B, T, d]``.
-
-    Raises:
-        GeffectError: there is no such layer.
-    """
+    """One of L + 1 hidden states ``[B, T, d]`` (`RMU`), in float32 or better; −1 is the middle block's, ⌈L/2⌉."""
     last = len(states) - 1
     if not -1 <= layer <= last:
-        raise GeffectError(
-            f"The model has no hidden state {layer}",
-            remedy=f"Choose one from 0 (of the embedding) to {last} (of the last block), or -1 (of the middle one)",
-        )
+        remedy = f"Choose one from 0 (of the embedding) to {last} (of the last block), or -1 (of the middle one)"
+        raise GeffectError(f"The model has no hidden state {layer}", remedy=remedy)
     return widen(states[(last + 1) // 2 if layer == -1 else layer])
 
 
@@ -66,9 +53,9 @@ class RMU(Term):
         phi = hidden_layer(outputs.need("hidden"), self.layer)
         target = self.c * self.direction(phi.shape[-1]).to(phi)
         squares = (phi - target).square()
-        return (reduced(squares, self.dims) * outputs.mask).sum()
+        return (reduce_dims(squares, self.dims) * outputs.mask).sum()
 
 
-def reduced(squares: Tensor, dims: str) -> Tensor:
+def reduce_dims(squares: Tensor, dims: str) -> Tensor:
     """``[B, T, d]`` → ``[B, T]`` by mean or sum."""
     return squares.mean(-1) if dims == "mean" else squares.sum(-1)

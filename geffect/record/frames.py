@@ -102,7 +102,7 @@ def read_overlap(path: StrPath, by: str = "group", scheme: str = "thirds") -> pd
 
 @damage_refused
 def read_standard_errors(path: StrPath, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
-    """Inner products with their standard errors (`geffect.measurement.standard_errors`).
+    """Inner products with their standard errors (`geffect.measurement.basis`).
 
     Args:
         path: the run directory.
@@ -131,7 +131,7 @@ def read_standard_errors(path: StrPath, by: str = "group", scheme: str = "thirds
 
 @damage_refused
 def read_prediction(path: StrPath) -> pd.DataFrame:
-    """Predicted and measured change of each target's loss, a row a step and reading (`geffect.measurement.prediction`).
+    """Predicted and measured change of each target's loss, a row a step and reading (`geffect.measurement.update`).
 
     Args:
         path: the run directory.

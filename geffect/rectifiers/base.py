@@ -93,5 +93,5 @@ class Freezing(Configurable, ABC):
     """A rule that freezes entries of the parameters for a whole run; gradients are masked before they are rectified."""
 
     @abstractmethod
-    def frozen(self, parameters: Mapping[str, nn.Parameter], localized: Localization) -> GradientMask:
+    def gradient_mask(self, parameters: Mapping[str, nn.Parameter], localized: Localization) -> GradientMask:
         """What a localization freezes of these parameters."""

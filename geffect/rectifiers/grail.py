@@ -33,7 +33,7 @@ class GRAIL(Freezing):
     reading: Literal["frozen_set", "micro_batch"] = "frozen_set"
     sets: Literal["both", "op_ur", "op_rr"] = "both"
 
-    def frozen(self, parameters: Mapping[str, nn.Parameter], localized: Localization) -> GradientMask:
+    def gradient_mask(self, parameters: Mapping[str, nn.Parameter], localized: Localization) -> GradientMask:
         """OP-UR and OP-RR of a localization that has masks of both shares."""
         unlearn, retain = self.masks(localized)
         if self.reading == "frozen_set":
@@ -51,23 +51,11 @@ class GRAIL(Freezing):
 def op_ur(forget: Sequence[PackedMasks], retain: Sequence[PackedMasks]) -> PackedMasks:
     """OP-UR = (∪_d T_forget,d) ∩ (∪_d T_retain,d): where unlearning and retaining overlap (arXiv 2504.12681).
 
-    Args:
-        forget: T a domain, what matters to what it forgets.
-        retain: T a domain, what matters to what it retains.
-
-    Returns:
-        Parameter → packed mask; empty ones are missing.
+    A mask T a domain says what matters to what it forgets or retains.
     """
     return intersection_of_masks([union_of_masks(forget), union_of_masks(retain)])
 
 
 def op_rr(retain: Sequence[PackedMasks]) -> PackedMasks:
-    """OP-RR = ∩_d T_retain,d: what matters to what every domain retains (arXiv 2504.12681).
-
-    Args:
-        retain: T a domain.
-
-    Returns:
-        Parameter → packed mask; empty ones are missing.
-    """
+    """OP-RR = ∩_d T_retain,d: what matters to what every domain retains (arXiv 2504.12681)."""
     return intersection_of_masks(retain)

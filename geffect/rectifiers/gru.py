@@ -78,16 +78,9 @@ class GRU(Rectifier):
 
 
 def projection(objective: float, conflict: float, memory: float, cos_clip: float = -1.0) -> float:
-    """The coefficient of m in x* (the closed form of arXiv 2503.09117).
+    """The coefficient ≥ 0 of m in x* from ‖g‖², ⟨g, m⟩ and ‖m‖² (the closed form of arXiv 2503.09117).
 
-    Args:
-        objective: ‖g‖².
-        conflict: ⟨g, m⟩.
-        memory: ‖m‖².
-        cos_clip: c; the coefficient is −‖g‖·max(cos θ, c)/‖m‖ where ⟨g, m⟩ < 0, else 0.
-
-    Returns:
-        A number ≥ 0.
+    It is −‖g‖·max(cos θ, c)/‖m‖ where ⟨g, m⟩ < 0, with c = ``cos_clip``, else 0.
     """
     if not conflict < 0 or memory < sys.float_info.min:
         return 0.0
@@ -96,15 +89,7 @@ def projection(objective: float, conflict: float, memory: float, cos_clip: float
 
 
 def rectify(objective: Tensor, memory: Tensor, cos_clip: float = -1.0) -> Tensor:
-    """x* for two flat vectors, in float64: what a notebook plays with.
-
-    Args:
-        objective: g ``[N]``.
-        memory: m ``[N]``.
-        cos_clip: see `GRU`.
-
-    Returns:
-        x* ``[N]``, in g's dtype.
+    """x* for two flat vectors g and m ``[N]``, computed in float64, in g's dtype: what a notebook plays with.
 
     >>> import torch
     >>> rectify(torch.tensor([1.0, -1.0]), torch.tensor([0.0, 2.0])).tolist()

@@ -31,17 +31,15 @@ class MemFlex(Freezing):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.thresholds == "quantile" and not (0 <= self.mu <= 1 and 0 <= self.sigma <= 1):
-            raise GeffectError(
-                f"mu={self.mu}, sigma={self.sigma} are no quantiles for memflex",
-                remedy="Choose both from 0 to 1, such as 0.8 and 0.2",
-            )
+            message = f"mu={self.mu}, sigma={self.sigma} are no quantiles for memflex"
+            raise GeffectError(message, remedy="Choose both from 0 to 1, such as 0.8 and 0.2")
 
     def region(self, localized: Localization) -> list[str]:
         """The tensors that stay trainable."""
         quantiles = self.thresholds == "quantile"
         return region(localized.cosines(), localized.magnitudes["forget"], self.mu, self.sigma, quantiles=quantiles)
 
-    def frozen(self, parameters: Mapping[str, nn.Parameter], localized: Localization) -> GradientMask:
+    def gradient_mask(self, parameters: Mapping[str, nn.Parameter], localized: Localization) -> GradientMask:
         """The whole tensors outside the region of a localization that has mean gradients."""
         region = set(self.region(localized))
         outside = {n: pack(torch.ones(p.shape, dtype=torch.bool)) for n, p in parameters.items() if n not in region}
@@ -53,18 +51,9 @@ def region(
 ) -> list[str]:
     """MemFlex's region: the tensors with cosine < μ and magnitude > σ, both strict (arXiv 2407.01920).
 
-    Args:
-        cosines: parameter → cosine of the forget and retain splits' mean gradients, 0 where one is zero.
-        magnitudes: parameter → mean |ḡ| over the entries of the forget split's mean gradient.
-        mu: μ.
-        sigma: σ; absolute thresholds do not carry over between models.
-        quantiles: μ and σ are quantiles of the cosines and the magnitudes.
-
-    Returns:
-        The tensors that stay trainable, in order.
-
-    Raises:
-        GeffectError: there are none.
+    ``cosines`` (of the forget and retain splits' mean gradients, 0 where one is zero) and ``magnitudes`` (mean |ḡ| of
+    the forget split) are by parameter. ``quantiles``: μ and σ are quantiles of these; absolute thresholds do not carry
+    over between models. An empty region is refused.
 
     >>> region({"a": 0.1, "b": 0.99, "c": 0.2}, {"a": 1e-3, "b": 1e-3, "c": 1e-5}, mu=0.92, sigma=6e-4)
     ['a']

@@ -1,7 +1,4 @@
-"""Rectifiers by name: they change the update, never the loss.
-
-One that combines gradients (GRU) and one that freezes entries (GRAIL, MemFlex) may go together.
-"""
+"""The names of rectifiers; one that combines gradients (GRU) and one that freezes (GRAIL, MemFlex) may go together."""
 
 from dataclasses import dataclass
 
@@ -42,13 +39,7 @@ class Rectification:
 
 
 def make_rectification(text: str) -> Rectification:
-    """Build both parts of a rectifier from its text.
-
-    Args:
-        text: names of `RECTIFIERS` with named parameters: at most one that freezes and one that combines gradients.
-
-    Returns:
-        Both parts.
+    """The rules of a text, names of `RECTIFIERS`: at most one that freezes and one that combines gradients.
 
     Raises:
         GeffectError: a name or a parameter is unknown, there are too many, or they do not go together.
@@ -62,10 +53,8 @@ def make_rectification(text: str) -> Rectification:
     freezing = [each for each in rules if isinstance(each, Freezing)]
     others = [each for each in rules if isinstance(each, Rectifier)]
     if len(freezing) > 1 or len(others) > 1 or any(call.weight != 1.0 for call in calls):
-        raise GeffectError(
-            f"{text!r} is more than one rectifier that combines gradients and one that freezes, or has weights",
-            remedy="Write for example 'gru(decay=0.2)' or 'grail + gru'",
-        )
+        message = f"{text!r} is more than one rectifier that combines gradients and one that freezes, or has weights"
+        raise GeffectError(message, remedy="Write for example 'gru(decay=0.2)' or 'grail + gru'")
     rule = others[0] if others else NoRectifier()
     unmasked = set(rule.gradients) - {"objective", rule.memory}
     if freezing and unmasked:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 
 from geffect.config import UnlearnConfig
+from geffect.core.architectures import CausalLM, Tokenizer
 from geffect.core.forward import ALL_LOGITS, IGNORE_INDEX, Outputs
 from geffect.core.splits import domain_of, domains, of_role, role_of, split_name, split_names
-from geffect.core.types import CausalLM, Tokenizer
 from geffect.data.encode import EncodedExample, collate, pad_id_of
 from geffect.data.load import QASet
 from geffect.data.relabel import BUILT_IN, random_labels, replace_answers
@@ -215,7 +215,7 @@ def adversarial_labels(
     label = _misaligned if misaligned else _aligned
     needs = {ALL_LOGITS} if misaligned else ()
     for indices, outputs in forward_batches(model, examples, pad_id, batch_size, needs):
-        for i, logits in zip(indices, outputs.logits_by_row(), strict=True):
+        for i, logits in zip(indices, outputs.logits_by_example(), strict=True):
             labels[i] = label(logits.cpu(), examples[i])
     return [labels[i] for i in range(len(examples))]
 

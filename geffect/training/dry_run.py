@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from geffect.config import FinetuneConfig, LocalizeConfig, TrainConfig, UnlearnConfig
+from geffect.core.architectures import CausalLM
 from geffect.core.forward import IGNORE_INDEX
 from geffect.core.layers import decoder_blocks, unwrap
-from geffect.core.types import CausalLM
 from geffect.data.encode import EncodedExample
 from geffect.errors import GeffectError
 from geffect.io.system import check_launch_settings, rank_and_size

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar, overload
 import psutil
 
 from geffect.config import EvaluateConfig, FinetuneConfig, LocalizeConfig, TextConfig, TrainConfig, UnlearnConfig
+from geffect.core.architectures import Tokenizer
 from geffect.core.layers import Layout, find_tied_weights, layout, split_layout, trainable_parameters
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, of_role, role_of
-from geffect.core.types import Tokenizer
 from geffect.data.checks import check_ids, warn_cut
 from geffect.data.domains import balanced_sizes, domain_sets, set_names, split_sets
 from geffect.data.encode import EncodedExample, encode_set, pad_id_of
@@ -352,7 +352,7 @@ def read_gradient_mask(config: UnlearnConfig, loaded: Loaded) -> GradientMask | 
     parameters = trainable_parameters(loaded.model)
     shapes = {name: list(parameter.shape) for name, parameter in parameters.items()}
     check_localized(config.masks, loaded.sha256, shapes)
-    return freezing.frozen(parameters, read_localization(config.masks))
+    return freezing.gradient_mask(parameters, read_localization(config.masks))
 
 
 def _check_recorded(config: UnlearnConfig, loaded: Loaded) -> None:

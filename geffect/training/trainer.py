@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from geffect.core.architectures import Tokenizer
 from geffect.core.distributed import local_part, map_leaves, rank, sum_over_processes, wait_for_all
 from geffect.core.model_state import keep_weight_scale
-from geffect.core.types import Tokenizer
 from geffect.data.encode import EncodedExample, pad_id_of
 from geffect.errors import GeffectError
 from geffect.io.readers import JSON

@@ -25,8 +25,8 @@ from geffect.errors import GeffectError
 from geffect.io.readers import JSON, read_json
 from geffect.measurement.ema import published_estimates
 from geffect.measurement.measurement import Batch, Measured, Measurement
-from geffect.measurement.prediction import PredictionCheck
 from geffect.measurement.step import Step
+from geffect.measurement.update import PredictionCheck
 from geffect.models.scoring import Reference, check_same_shape, check_trainable, forward_beside, in_evaluation_mode
 from geffect.objectives.base import window_counts
 from geffect.record.reader import StepLine
@@ -202,7 +202,7 @@ class UnlearnTrainer(RecordingTrainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             measure = self.state.global_step % self.config.diagnose_every == 0
-            counts = {name: each.summed() for name, each in window_counts(batches).items()}
+            counts = {name: each.over_processes() for name, each in window_counts(batches).items()}
             self.current = Step(self.measurement, counts, measure=measure)
             self.met = "; ".join(f"{name} {example_numbers([batch[name] for batch in batches])}" for name in batches[0])
         return batches, None
@@ -304,7 +304,7 @@ def _shard(model: nn.Module, device: str, reference: Reference | None, frozen: G
     for each in dict.fromkeys((model, reference.model if reference else model)):  # in every process's order
         shard_model(each, device)
     if frozen is not None:
-        frozen.cut(trainable_parameters(model))
+        frozen.shard(trainable_parameters(model))
 
 
 def probe_batches(examples: Sequence[EncodedExample], count: int, batch_size: int, pad_id: int) -> list[Batch]:

@@ -88,7 +88,7 @@ def test_backward_passes_find_the_token_effects(setting: Setting) -> None:
     direction = setting.direction()
     effects = token_effects(setting.model, setting.batches["forget"], direction)
     by_row = torch.tensor(backward_per_sequence(setting, direction))
-    assert torch.allclose(by_row, effects.by_row(), rtol=1e-4, atol=1e-6)
+    assert torch.allclose(by_row, effects.by_example(), rtol=1e-4, atol=1e-6)
     first = effects.total[0][effects.labeled[0]]
     assert torch.allclose(torch.tensor(backward_per_token(setting, direction, 99)), first, rtol=1e-4, atol=1e-6)
 

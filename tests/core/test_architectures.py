@@ -75,13 +75,13 @@ def test_a_step_on_blocks_that_share_a_tensor_is_that_of_flattened_gradients() -
     batches = {"forget": make_batch(LENGTHS, seed=1), "retain": make_batch(LENGTHS, seed=2)}
     gram = take_step(make_measurement(model, "ga"), [batches]).gram
     assert gram is not None
-    rows = [oracles.gradient(model, partial(oracles.mean_nll, model, batch)) for batch in batches.values()]
+    gradients = [oracles.gradient(model, partial(oracles.mean_nll, model, batch)) for batch in batches.values()]
     layers = layout(model).layers
     by_layer = gram.by(layers)
     assert list(by_layer) == ["block_0", "block_1", "block_2", "final_norm", "shared", "tied"]
-    whole = oracles.gram(rows, list(layers))
+    whole = oracles.gram(gradients, list(layers))
     for layer, found in by_layer.items():
-        expected = oracles.gram(rows, [name for name in layers if layers[name] == layer])
+        expected = oracles.gram(gradients, [name for name in layers if layers[name] == layer])
         assert (found[1:, 1:] - expected).abs().max() <= 1e-5 * whole.diagonal().max(), layer
 
 
@@ -93,10 +93,10 @@ def test_groups_sum_to_the_totals_and_ties_to_their_whole(family: str, tied: boo
     def loss(batch: dict[str, torch.Tensor]) -> Callable[[], torch.Tensor]:
         return lambda: mean_nll(forward(model, batch), Counts.of([batch]))
 
-    rows = capture_gradients(model, {"forget": loss(forget), "retain": loss(retain)})
+    gradients = capture_gradients(model, {"forget": loss(forget), "retain": loss(retain)})
     names = list(trainable_parameters(model))
     gram = Gram(
-        ("forget", "retain"), {n: inner_products([rows[r].get(n) for r in ("forget", "retain")]) for n in names}
+        ("forget", "retain"), {n: inner_products([gradients[r].get(n) for r in ("forget", "retain")]) for n in names}
     )
     parts = gram.by(layout(model).groups())
     assert torch.allclose(torch.stack(list(parts.values())).sum(0), gram.total(), rtol=1e-12)

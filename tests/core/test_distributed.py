@@ -43,7 +43,7 @@ def _inner(run: Path) -> "pd.Series[float]":
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_two_processes_are_one(name: str, kind: str, launched: Path, tmp_path: Path) -> None:
-    """Gram, losses and updates in float64: each process holds other rows of the batch and of the probes."""
+    """Gram, losses and updates in float64: each process holds other examples of the batch and of the probes."""
     train_monitored("alone", tmp_path / f"{name}-alone")
     alone, losses = _inner(tmp_path / f"{name}-alone"), read_steps(tmp_path / f"{name}-alone")
     found, own = _inner(launched / f"{name}-{kind}"), read_steps(launched / f"{name}-{kind}")
@@ -72,10 +72,10 @@ def test_a_plan_that_hides_gradients_is_refused(launched: Path) -> None:
 
 
 def test_alone_there_is_nothing_to_add_up() -> None:
-    parameter, rows = nn.Parameter(torch.ones(2)), {"forget": {"w": torch.ones(2)}}
-    gram = Gram.of(rows)
+    parameter, gradients = nn.Parameter(torch.ones(2)), {"forget": {"w": torch.ones(2)}}
+    gram = Gram.of(gradients)
     assert (num_processes(), rank(), assign_items("abc")) == (1, 0, [("a", 1.0), ("b", 1.0), ("c", 1.0)])
-    assert sum_gradients(rows, {"w": parameter})["forget"]["w"] is rows["forget"]["w"]
+    assert sum_gradients(gradients, {"w": parameter})["forget"]["w"] is gradients["forget"]["w"]
     assert sum_gram(gram, sharded=True) is gram
     assert local_part(parameter) is parameter
     assert not is_sharded({"w": parameter})

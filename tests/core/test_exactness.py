@@ -17,7 +17,7 @@ EXACT = ["gpt2", "falcon"]
 MIXED = ["llama", "mistral", "qwen2", "gemma2"]  # norms and rotations in float32, whatever the dtype
 
 
-def _rows(model: Any, text_scale: float = -1.0) -> list[dict[str, Tensor]]:
+def _gradients(model: Any, text_scale: float = -1.0) -> list[dict[str, Tensor]]:
     forget, retain = (oracles.gradient(model, partial(oracles.mean_nll, model, batch)) for batch in (FORGET, RETAIN))
     return [{name: text_scale * g for name, g in forget.items()}, forget, retain]
 
@@ -32,7 +32,7 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 def test_streamed_products_equal_loops_over_examples(family: str, tied: bool) -> None:
     model = make(family, tied=tied).double()
     bound = 1e-10 if family in EXACT else 1e-5
-    expected = oracles.gram(_rows(model), list(trainable_parameters(model)))
+    expected = oracles.gram(_gradients(model), list(trainable_parameters(model)))
     for size in (4, 1):
         gram = take_step(make_measurement(model, "ga"), split(TWO, size)).gram
         assert gram is not None
@@ -44,7 +44,7 @@ def test_a_finite_difference_of_the_loss_is_the_g_effect(family: str) -> None:
     """Descending d by h changes the retain loss by −h·⟨∇R, d⟩."""
     model = make(family, tied=False).double()
     bound, h = (1e-6, 1e-4) if family in EXACT else (1e-3, 1e-2)
-    objective, _, retain = _rows(model)
+    objective, _, retain = _gradients(model)
     effect = float(sum((retain[name] * objective[name]).sum() for name in objective))
     norm = float(sum(g.square().sum() for g in objective.values())) ** 0.5
 

@@ -16,7 +16,7 @@ from geffect.objectives.base import Counts
 from geffect.objectives.base import mean_nll as fast_nll
 from tests.support import oracles
 from tests.support.cases import CASES, make_batch
-from tests.support.properties import assert_gram_close, assert_rows_close, assert_unchanged, snapshot
+from tests.support.properties import assert_gradients_close, assert_gram_close, assert_unchanged, snapshot
 
 FORGET, RETAIN = make_batch([9, 5, 7], seed=1), make_batch([6, 8, 4], seed=2)
 
@@ -28,22 +28,22 @@ def _mean_nll(model: Any, batch: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("case", CASES)
 def test_captured_rows_equal_a_loop_over_examples(case: str) -> None:
     model = CASES[case]()
-    rows = capture_gradients(
+    gradients = capture_gradients(
         model, {"forget": lambda: _mean_nll(model, FORGET), "retain": lambda: _mean_nll(model, RETAIN)}
     )
-    assert_rows_close(rows["forget"], oracles.gradient(model, lambda: oracles.mean_nll(model, FORGET)), 1e-5)
-    assert_rows_close(rows["retain"], oracles.gradient(model, lambda: oracles.mean_nll(model, RETAIN)), 1e-5)
+    assert_gradients_close(gradients["forget"], oracles.gradient(model, lambda: oracles.mean_nll(model, FORGET)), 1e-5)
+    assert_gradients_close(gradients["retain"], oracles.gradient(model, lambda: oracles.mean_nll(model, RETAIN)), 1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_streamed_equals_stored_equals_flattened(case: str) -> None:
     model = CASES[case]()
-    rows = capture_gradients(
+    gradients = capture_gradients(
         model, {"forget": lambda: _mean_nll(model, FORGET), "retain": lambda: _mean_nll(model, RETAIN)}
     )
     stored = Gram(
         ("forget", "retain"),
-        {n: inner_products([r.get(n) for r in rows.values()]) for n in trainable_parameters(model)},
+        {n: inner_products([r.get(n) for r in gradients.values()]) for n in trainable_parameters(model)},
     )
     streamed = Gram(("forget", "retain"))
     window = GradientBuffer(trainable_parameters(model))
@@ -76,7 +76,7 @@ def test_streaming_completes_what_earlier_micro_batches_added() -> None:
         share = Counts.of([batch]).token / counts.token
         for name, gradient in oracles.gradient(model, partial(oracles.mean_nll, model, batch)).items():
             alone[name] += share * gradient
-    assert_rows_close(seen, alone, 1e-5)
+    assert_gradients_close(seen, alone, 1e-5)
     assert "retain" not in window.gradients
 
 
@@ -121,25 +121,25 @@ def test_a_tensor_no_loss_reaches_is_missing_and_visited_as_none() -> None:
 
 
 def test_gradients_move_and_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, hooked = CASES["llama"](), geffect.core.gradients._hooked
+    model, backward = CASES["llama"](), geffect.core.gradients._backward
     pointers: dict[str, int] = {}
 
-    def noting(parameters: Any, take: Any) -> Any:
+    def noting(parameters: Any, loss: Tensor, take: Any, retain: bool) -> None:
         def note(name: str, gradient: Tensor) -> None:
             pointers[name] = gradient.data_ptr()
             take(name, gradient)
 
-        return hooked(parameters, note)
+        backward(parameters, loss, note, retain)
 
-    monkeypatch.setattr(geffect.core.gradients, "_hooked", noting)
-    rows = capture_gradients(model, {"loss": lambda: _mean_nll(model, FORGET)})["loss"]
-    assert {name: tensor.data_ptr() for name, tensor in rows.items()} == pointers
+    monkeypatch.setattr(geffect.core.gradients, "_backward", noting)
+    gradient = capture_gradients(model, {"loss": lambda: _mean_nll(model, FORGET)})["loss"]
+    assert {name: tensor.data_ptr() for name, tensor in gradient.items()} == pointers
 
 
 def test_add_scaled_treats_missing_as_zero() -> None:
-    row: NamedTensors = {"a": torch.ones(2)}
-    add_scaled(row, "a", None, 2.0)
-    add_scaled(row, "b", None, 2.0)
-    add_scaled(row, "b", torch.ones(1), 2.0)
-    add_scaled(row, "a", torch.ones(2), -3.0)
-    assert {name: t.tolist() for name, t in row.items()} == {"a": [-2.0, -2.0], "b": [2.0]}
+    gradient: NamedTensors = {"a": torch.ones(2)}
+    add_scaled(gradient, "a", None, 2.0)
+    add_scaled(gradient, "b", None, 2.0)
+    add_scaled(gradient, "b", torch.ones(1), 2.0)
+    add_scaled(gradient, "a", torch.ones(2), -3.0)
+    assert {name: t.tolist() for name, t in gradient.items()} == {"a": [-2.0, -2.0], "b": [2.0]}

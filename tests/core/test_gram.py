@@ -14,22 +14,22 @@ def _random(shape: tuple[int, ...], seed: int, scale: float = 1.0) -> torch.Tens
 
 @given(
     numel=st.sampled_from([1, 2, CHUNK - 1, CHUNK, CHUNK + 1, CHUNK * SLAB, CHUNK * SLAB + 17]),
-    num_rows=st.integers(1, 5),
+    num_vectors=st.integers(1, 5),
     exponent=st.integers(-8, 8),
 )
 @settings(max_examples=40, deadline=None)
-def test_every_entry_is_the_float64_inner_product(numel: int, num_rows: int, exponent: int) -> None:
-    rows = [_random((numel,), i, 10.0**exponent) for i in range(num_rows)]
-    stacked = torch.stack(rows).double()
-    assert_gram_close(inner_products(rows), stacked @ stacked.T, 1e-6)
+def test_every_entry_is_the_float64_inner_product(numel: int, num_vectors: int, exponent: int) -> None:
+    vectors = [_random((numel,), i, 10.0**exponent) for i in range(num_vectors)]
+    stacked = torch.stack(vectors).double()
+    assert_gram_close(inner_products(vectors), stacked @ stacked.T, 1e-6)
 
 
 def test_a_callers_autocast_rounds_nothing() -> None:
-    rows = [_random((5000,), i) for i in range(3)]
-    rows[1] -= 0.999 * rows[0]
-    stacked = torch.stack(rows).double()
+    vectors = [_random((5000,), i) for i in range(3)]
+    vectors[1] -= 0.999 * vectors[0]
+    stacked = torch.stack(vectors).double()
     with torch.autocast("cpu", torch.bfloat16):
-        assert_gram_close(inner_products(rows), stacked @ stacked.T, 1e-6)
+        assert_gram_close(inner_products(vectors), stacked @ stacked.T, 1e-6)
         assert torch.is_autocast_enabled("cpu")
 
 
@@ -44,9 +44,9 @@ def test_an_empty_tensor_has_no_length() -> None:
 
 
 def test_long_sums_keep_digits_that_float32_loses() -> None:
-    row = torch.full((20_000_000,), 1.1)
-    exact = float(row[0].double()) ** 2 * len(row)
-    assert abs(float(inner_products([row])) / exact - 1) < 1e-6
+    vector = torch.full((20_000_000,), 1.1)
+    exact = float(vector[0].double()) ** 2 * len(vector)
+    assert abs(float(inner_products([vector])) / exact - 1) < 1e-6
 
 
 def test_float64_rows_are_multiplied_in_float64() -> None:
@@ -56,9 +56,9 @@ def test_float64_rows_are_multiplied_in_float64() -> None:
 
 
 def test_bfloat16_rows_are_multiplied_in_float32() -> None:
-    rows = [_random((CHUNK * 2,), i).bfloat16() for i in range(2)]
-    stacked = torch.stack(rows).double()
-    assert_gram_close(inner_products(rows), stacked @ stacked.T, 1e-6)
+    vectors = [_random((CHUNK * 2,), i).bfloat16() for i in range(2)]
+    stacked = torch.stack(vectors).double()
+    assert_gram_close(inner_products(vectors), stacked @ stacked.T, 1e-6)
 
 
 def test_shapes_and_strides_do_not_matter() -> None:
@@ -76,7 +76,7 @@ def test_parts_sum_to_the_whole() -> None:
 
 @given(coefficients=st.lists(st.floats(-3, 3), min_size=2, max_size=2))
 @settings(deadline=None)
-def test_combinations_equal_the_gram_of_combined_rows(coefficients: list[float]) -> None:
+def test_combinations_equal_the_gram_of_combined_gradients(coefficients: list[float]) -> None:
     a, b = _random((40,), 0).double(), _random((40,), 1).double()
     mixed = coefficients[0] * a + coefficients[1] * b
     gram = Gram(("a", "b"), {"w": inner_products([a, b])})

@@ -121,8 +121,8 @@ def test_an_inspection_leaves_checkpoints_models_and_the_process(
     whole = model.get_base_model() if kind == "lora" else model
     loaded = Loaded(model, tokenizer, str(tmp_path), "0" * 64)
     assert len(tokenizer) <= VOCABULARY
-    rows = {part: tmp_path / f"{part}.json" for part in ("forget", "retain")}
-    for path in rows.values():
+    files = {part: tmp_path / f"{part}.json" for part in ("forget", "retain")}
+    for path in files.values():
         path.write_text('[{"question": "a?", "answer": "b"}, {"question": "c?", "answer": "d e"}]')
     config = InspectConfig.read(
         None,
@@ -130,7 +130,7 @@ def test_an_inspection_leaves_checkpoints_models_and_the_process(
         out=tmp_path / "out",
         objective="ga",
         batch_size=2,
-        **{part: str(path) for part, path in rows.items()},
+        **{part: str(path) for part, path in files.items()},
     )
     before = everything(model)
     inspect(prepare_inspection(config), lambda _: loaded, resume=False)
@@ -357,7 +357,7 @@ def test_a_layout_and_captured_rows_leave_the_model_as_found() -> None:
 
 
 def test_rows_of_a_model_that_rescales_its_weights_are_those_of_its_own_weights(tmp_path: Path) -> None:
-    """RWKV in training mode, which has no dropout, against its rows in evaluation mode."""
+    """RWKV in training mode, which has no dropout, against its gradients in evaluation mode."""
     model = make_host("rwkv").double()
     names = [name for name, _ in model.named_parameters()]
     with Monitor(model, FORGET, FORGET, out=tmp_path / "run") as monitor:

@@ -1,4 +1,4 @@
-"""A tied embedding's loss rows, told apart by use: both parts add up to the whole, and each is what it says."""
+"""A tied embedding's loss gradients, told apart by use: both parts add up to the whole, and each is what it says."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +13,7 @@ from geffect.measurement.step import Step
 from geffect.objectives.base import window_counts
 from tests.support import oracles
 from tests.support.cases import CASES, gpt2, llama
-from tests.support.properties import assert_gram_close, assert_rows_close
+from tests.support.properties import assert_gradients_close, assert_gram_close
 from tests.support.steps import FORGET, RETAIN, gradients, make_batches, make_measurement, split, take_step
 
 TIED: dict[str, tuple[str, Callable[[], Any]]] = {
@@ -45,18 +45,18 @@ def test_parts_are_those_of_a_model_with_a_head_of_its_own(case: str, text: str,
     whole = take_step(make_measurement(model, text, "gru"), split(batches, size))
     assert measured.gram is not None and whole.gram is not None
     assert_gram_close(measured.gram.total(), whole.gram.total(), 1e-5)
-    rows = measured.gram.names
+    order = measured.gram.names
     for part, at in ((EMBED, name), (HEAD, head)):
         for loss, batch in (("forget", FORGET), ("retain", RETAIN)):
             mine = oracles.gradient(twin, partial(oracles.mean_nll, twin, batch))[at].double()
-            for row, tensor in {
+            for gradient, tensor in {
                 "objective": None,
                 "rectified": gradients_of(model, text, split(batches, size)),
             }.items():
                 if tensor is None:
                     continue
                 expected = float((mine * tensor[name].double()).sum())
-                found = float(measured.gram.values[name + part][rows.index(loss), rows.index(row)])
+                found = float(measured.gram.values[name + part][order.index(loss), order.index(gradient)])
                 scale = float(mine.norm() * tensor[name].double().norm())
                 assert abs(found - expected) <= 1e-5 * scale
 
@@ -79,10 +79,10 @@ def test_the_parts_sum_exactly_and_the_update_is_the_same(case: str) -> None:
     assert told is not None and whole is not None
     parts = sum((told.values[name + part] for part in (EMBED, HEAD, BOTH)), torch.zeros(5, 5).double())
     assert_gram_close(parts, whole.values[name], 1e-6)
-    loss = [told.names.index(row) for row in ("forget", "retain")]
+    loss = [told.names.index(gradient) for gradient in ("forget", "retain")]
     unsplit = told.values[name + BOTH]
     assert not unsplit[loss].any() and not unsplit[:, loss].any()
-    assert_rows_close(with_tie, without, 1e-6)
+    assert_gradients_close(with_tie, without, 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,9 @@ def test_both_uses_are_held_apart_only_in_rows_that_losses_are_read_from(text: s
         )
         step.micro_batch(make_batches(model), last=False)
         windows.append({
-            row for row, held in step.passes.window.gradients.items() if "transformer.wte.weight@lm_head" in held
+            gradient
+            for gradient, held in step.passes.window.gradients.items()
+            if "transformer.wte.weight@lm_head" in held
         })
     assert windows[0] == apart
     assert windows[1] == apart & {"objective"}

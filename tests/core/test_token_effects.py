@@ -60,27 +60,29 @@ def test_effects_are_those_of_a_backward_pass_a_token(case: str) -> None:
 
 
 @pytest.mark.parametrize("family", [each for each in FAMILIES if each != "bloom"])
-def test_tokens_add_up_to_the_inner_product_of_rows(family: str) -> None:
+def test_tokens_add_up_to_the_inner_product_of_gradients(family: str) -> None:
     model = make(family, tied=False)
     forget, retain = make_batch(LENGTHS, seed=1), make_batch(LENGTHS, seed=2)
 
     def loss(batch: dict[str, Tensor]) -> Any:
         return lambda: mean_nll(forward(model, batch), Counts.of([batch]))
 
-    rows = capture_gradients(model, {"forget": loss(forget), "retain": loss(retain)})
+    gradients = capture_gradients(model, {"forget": loss(forget), "retain": loss(retain)})
     names, groups = list(trainable_parameters(model)), layout(model).groups()
-    gram = sum(inner_products([rows[r].get(name) for r in ("forget", "retain")]) for name in names)
+    gram = sum(inner_products([gradients[r].get(name) for r in ("forget", "retain")]) for name in names)
     assert isinstance(gram, Tensor)
-    found = token_effects(model, forget, rows["retain"], groups)
+    found = token_effects(model, forget, gradients["retain"], groups)
     scale = float((gram[0, 0] * gram[1, 1]).sqrt())
     tokens = int(found.labeled.sum())
     assert abs(float(found.total.double().sum()) / tokens - float(gram[0, 1])) <= 1e-5 * scale
     for group, part in found.groups.items():
         within = [
-            inner_products([rows[r].get(n) for r in ("forget", "retain")])[0, 1] for n in names if groups[n] == group
+            inner_products([gradients[r].get(n) for r in ("forget", "retain")])[0, 1]
+            for n in names
+            if groups[n] == group
         ]
         assert abs(float(part.double().sum()) / tokens - float(sum(within))) <= 1e-5 * scale
-    assert torch.allclose(found.by_row().sum(), found.total.sum())
+    assert torch.allclose(found.by_example().sum(), found.total.sum())
 
 
 def test_a_step_along_the_direction_does_what_was_said() -> None:

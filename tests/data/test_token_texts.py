@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from geffect.core.types import Tokenizer
+from geffect.core.architectures import Tokenizer
 from geffect.data.encode import token_texts
 from geffect.models.builtin import make_tokenizer
 

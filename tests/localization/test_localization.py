@@ -20,8 +20,7 @@ from geffect.core.masks import Localization, chance_jaccard, jaccard, mask_count
 from geffect.data.encode import EncodedExample
 from geffect.data.relabel import corrupt_answer, random_labels
 from geffect.errors import GeffectError
-from geffect.localization.localize import IMPORTANCES, Importance, localize, scores
-from geffect.localization.losses import example_losses
+from geffect.localization.localize import IMPORTANCES, Importance, example_losses, localize, scores
 from geffect.localization.storage import read_localization, sort_metadata
 from geffect.models.builtin import make_tiny
 from geffect.rectifiers.grail import op_rr, op_ur
@@ -36,7 +35,7 @@ SPLITS = {"forget/a": 1, "retain/a": 2, "forget/b": 3, "retain/b": 4}
 
 def _losses(model: Any, seed: int) -> list[Callable[[], Tensor]]:
     batch = make_batch([5, 8, 6], seed=seed)
-    return [lambda i=i: oracles.row_nll(model, batch, i).mean() for i in range(3)]  # type: ignore[misc]
+    return [lambda i=i: oracles.example_nll(model, batch, i).mean() for i in range(3)]  # type: ignore[misc]
 
 
 def _examples(model: Any, seed: int) -> list[dict[str, Tensor]]:
@@ -70,7 +69,7 @@ def test_importance_equals_a_loop_over_examples(case: str, mode: str) -> None:
         mean = stacked.mean(0)
         expected["zscore"] = ((mean - mean.mean()) / mean.std(correction=0)).abs() * mean.std(correction=0)
         assert torch.allclose(means[name], mean, atol=1e-12)
-        score = found.take(name) / (1 if mode == "zscore" else len(gradients))
+        score = found.pop(name) / (1 if mode == "zscore" else len(gradients))
         assert torch.allclose(score, expected[mode], atol=1e-12), name
 
 
@@ -105,7 +104,7 @@ def test_cancelling_gradients_matter_to_magnitudes_and_not_to_the_signed_mean() 
         importance = Importance({"w": weight}, mode)
         for sign in (1.0, -1.0):
             importance.add((weight * torch.tensor([5.0 * sign, 1.0, 2.0])).sum())
-        found[mode] = int(importance.take("w").argmax())
+        found[mode] = int(importance.pop("w").argmax())
     assert found["mean_abs"] == found["mean_square"] == 0
     mean = torch.tensor([0.0, 1.0, 2.0])
     assert torch.equal(scores(mean), torch.tensor([1.0, 0.0, 1.0]))
@@ -164,11 +163,11 @@ BOOLS = st.lists(st.booleans(), min_size=9, max_size=9)
 @given(forget=st.lists(BOOLS, min_size=1, max_size=3), retain=st.lists(BOOLS, min_size=1, max_size=3))
 @settings(deadline=None)
 def test_op_ur_and_op_rr_are_what_sets_say(forget: list[list[bool]], retain: list[list[bool]]) -> None:
-    def packed(rows: list[list[bool]]) -> list[dict[str, Tensor]]:
-        return [{"w": pack(torch.tensor(row))} if any(row) else {} for row in rows]
+    def packed(bits: list[list[bool]]) -> list[dict[str, Tensor]]:
+        return [{"w": pack(torch.tensor(each))} if any(each) else {} for each in bits]
 
-    def sets(rows: list[list[bool]]) -> list[set[int]]:
-        return [{i for i, bit in enumerate(row) if bit} for row in rows]
+    def sets(bits: list[list[bool]]) -> list[set[int]]:
+        return [{i for i, bit in enumerate(each) if bit} for each in bits]
 
     u, r = sets(forget), sets(retain)
     for masks, expected in (
@@ -236,46 +235,46 @@ def tiny() -> tuple[Any, Any]:
     return model.double().eval(), tokenizer
 
 
-def _row(index: int = 5) -> EncodedExample:
+def _example(index: int = 5) -> EncodedExample:
     ids = [20, 30, 40, 50, 60, 70, 80, 1]
     return EncodedExample(index, ids, [-100, -100, -100, *ids[3:]])
 
 
 def test_random_labels_are_averaged_over_their_draws(tiny: tuple[Any, Any]) -> None:
     model, tokenizer = tiny
-    row, special = _row(), tokenizer.all_special_ids
+    example, special = _example(), tokenizer.all_special_ids
     vocabulary = model.config.vocab_size
-    (loss,) = example_losses(model, tokenizer, [row], "random", draws=3, seed=7)
-    draws = [random_labels([row], vocabulary, special, 7, draw=draw)[0] for draw in range(3)]
-    log_p = model(input_ids=torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
+    (loss,) = example_losses(model, tokenizer, [example], "random", draws=3, seed=7)
+    draws = [random_labels([example], vocabulary, special, 7, draw=draw)[0] for draw in range(3)]
+    log_p = model(input_ids=torch.tensor([example.input_ids])).logits[0].log_softmax(-1)
     expected = [-log_p[t - 1, labels[t]] for labels in draws for t in range(3, 8)]
     assert float(loss().detach()) == pytest.approx(float(torch.stack(expected).mean().detach()), rel=1e-6)
     assert len({tuple(labels.tolist()) for labels in draws}) == 3
-    assert all(labels[7] == row.labels[7] for labels in draws), "the answer's end keeps its label"
-    assert torch.equal(draws[0], random_labels([row], vocabulary, special, 7)[0])
+    assert all(labels[7] == example.labels[7] for labels in draws), "the answer's end keeps its label"
+    assert torch.equal(draws[0], random_labels([example], vocabulary, special, 7)[0])
 
 
 def test_a_corrupted_answer_is_corrupted_in_inputs_and_labels_alike() -> None:
-    row = _row()
-    found = [corrupt_answer(row, 1000, [0, 1], seed=3, draw=draw) for draw in range(20)]
+    example = _example()
+    found = [corrupt_answer(example, 1000, [0, 1], seed=3, draw=draw) for draw in range(20)]
     for each in found:
-        changed = [i for i, (a, b) in enumerate(zip(row.input_ids, each.input_ids, strict=True)) if a != b]
+        changed = [i for i, (a, b) in enumerate(zip(example.input_ids, each.input_ids, strict=True)) if a != b]
         assert set(changed) <= {3, 4, 5, 6}
         assert len(changed) <= 2
         assert each.labels == [-100, -100, -100, *each.input_ids[3:]]
     assert len({tuple(each.input_ids) for each in found}) > 10
-    assert corrupt_answer(row, 1000, [0, 1], seed=3, draw=4) == found[4]
+    assert corrupt_answer(example, 1000, [0, 1], seed=3, draw=4) == found[4]
 
 
 @pytest.mark.parametrize("labels", ["true", "corrupted"])
-def test_losses_are_token_means_of_whole_rows(labels: Any, tiny: tuple[Any, Any]) -> None:
+def test_losses_are_token_means_of_whole_examples(labels: Any, tiny: tuple[Any, Any]) -> None:
     model, tokenizer = tiny
-    row, special = _row(), tokenizer.all_special_ids
-    (loss,) = example_losses(model, tokenizer, [row], labels, draws=2, seed=0)
-    draw = partial(corrupt_answer, row, model.config.vocab_size, special, 0)
-    rows = [row] if labels == "true" else [draw(0), draw(1)]
+    example, special = _example(), tokenizer.all_special_ids
+    (loss,) = example_losses(model, tokenizer, [example], labels, draws=2, seed=0)
+    draw = partial(corrupt_answer, example, model.config.vocab_size, special, 0)
+    examples = [example] if labels == "true" else [draw(0), draw(1)]
     nlls = []
-    for each in rows:
+    for each in examples:
         log_p = model(input_ids=torch.tensor([each.input_ids])).logits[0].log_softmax(-1)
         nlls.append(torch.stack([-log_p[t - 1, each.labels[t]] for t in range(3, 8)]).mean())
     assert float(loss().detach()) == pytest.approx(float(torch.stack(nlls).mean().detach()), rel=1e-6)
@@ -286,7 +285,7 @@ def test_a_loss_that_is_not_finite_names_its_example(tiny: tuple[Any, Any]) -> N
     model, _ = make_tiny(**SHAPE)
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
-    (loss,) = example_losses(model, tokenizer, [_row()], "true")
+    (loss,) = example_losses(model, tokenizer, [_example()], "true")
     with pytest.raises(GeffectError, match=r"loss of example 5 is nan"):
         loss()
 

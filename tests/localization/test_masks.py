@@ -20,7 +20,7 @@ from geffect.rectifiers.registry import make_freezing, make_rectifier
 from tests.conftest import sweep
 from tests.support import oracles
 from tests.support.cases import CASES, make_batch
-from tests.support.properties import assert_gram_close, assert_rows_close
+from tests.support.properties import assert_gradients_close, assert_gram_close
 from tests.support.steps import Batches, gradients, make_batches, make_measurement, open_step, split, take_step
 
 OBJECTIVES = ["ga", "0.4*ga + 2*gd", "npo + kl", "po + gd", "ga + kl(on=general) + 0.5*gd", "dpo + po"]
@@ -37,7 +37,7 @@ def _localized(model: Any) -> Localization:
         "retain/b": make_batch([9, 5, 4], seed=14),
     }
     losses = {
-        name: [partial(lambda b, i: oracles.row_nll(model, b, i).mean(), batch, i) for i in range(3)]
+        name: [partial(lambda b, i: oracles.example_nll(model, b, i).mean(), batch, i) for i in range(3)]
         for name, batch in batches.items()
     }
     return localize(trainable_parameters(model), losses, [0.1, 0.2, 0.5])
@@ -46,7 +46,7 @@ def _localized(model: Any) -> Localization:
 def _frozen(model: Any, text: str) -> GradientMask:
     freezing = make_freezing(text)
     assert freezing is not None
-    return freezing.frozen(trainable_parameters(model), _localized(model))
+    return freezing.gradient_mask(trainable_parameters(model), _localized(model))
 
 
 def _reference(model: Any) -> Any:
@@ -87,12 +87,12 @@ def test_each_mask_meets_the_gradients_it_belongs_to(text: str, freezing: str, s
     whole = {n: forget[n] + retain[n] for n in forget}
     measurement = make_measurement(model, text, reference=reference, frozen=frozen)
     measured = take_step(measurement, split(batches, size))
-    assert_rows_close(gradients(model), expected, 2e-5)
+    assert_gradients_close(gradients(model), expected, 2e-5)
     assert measured.gram is not None
     assert measured.gram.names == ("objective", "forget", "retain", "masked", "rectified")
     losses = [oracles.gradient(model, partial(oracles.mean_nll, model, batches[name])) for name in ("forget", "retain")]
     assert_gram_close(measured.gram.total(), oracles.gram([whole, *losses, expected, expected], list(whole)), 3e-5)
-    for mask, gradient in ((frozen.still(name), p.grad) for name, p in trainable_parameters(model).items()):
+    for mask, gradient in ((frozen.never(name), p.grad) for name, p in trainable_parameters(model).items()):
         assert mask is None or gradient is None or not gradient[mask].any()
 
 
@@ -111,11 +111,11 @@ def test_masked_rows_are_projected(rectifier: str, freezing: str) -> None:
     extra = 0.5 if "add_retain" in rectifier else 0.0
     expected = {n: masked[n] + scale * memory[n] + extra / 0.8 * memory[n] for n in names}
     measured = take_step(make_measurement(model, text, rectifier, frozen=frozen), split(batches, 2))
-    assert_rows_close(gradients(model), expected, 3e-5)
+    assert_gradients_close(gradients(model), expected, 3e-5)
     assert measured.gram is not None
-    rows = list(measured.gram.names)
-    assert rows == ["objective", "forget", "retain", "masked", "retain_average", "rectified"]
-    chosen = [rows.index(row) for row in ("masked", "retain_average", "rectified")]
+    order = list(measured.gram.names)
+    assert order == ["objective", "forget", "retain", "masked", "retain_average", "rectified"]
+    chosen = [order.index(name) for name in ("masked", "retain_average", "rectified")]
     assert_gram_close(measured.gram.total()[chosen][:, chosen], oracles.gram([masked, memory, expected], names), 5e-5)
 
 
@@ -159,7 +159,7 @@ def test_frozen_entries_do_not_move_by_a_bit(freezing: str, rectifier: str, opti
         stepper.zero_grad()
     moved = 0
     for name, parameter in trainable_parameters(model).items():
-        still = frozen.still(name)
+        still = frozen.never(name)
         if still is not None:
             assert torch.equal(parameter[still], before[name][still]), name
             moved += int((parameter[~still] != before[name][~still]).sum())
@@ -178,8 +178,8 @@ def test_what_is_applied_does_not_run_against_the_masked_memory(space: str) -> N
         stepper.step()
         measured = step.after(dict.fromkeys(measurement.parameters, 1e-2))
         assert measured is not None and measured.gram is not None
-        rows, total = measured.gram.names, measured.gram.total()
-        a, m = rows.index("applied"), rows.index("retain_average")
+        order, total = measured.gram.names, measured.gram.total()
+        a, m = order.index("applied"), order.index("retain_average")
         assert float(total[a, m]) >= -1e-5 * float(total[a, a] * total[m, m]) ** 0.5
         stepper.zero_grad()
 
@@ -203,7 +203,7 @@ def test_grail_freezes_what_its_sets_say() -> None:
         }.items():
             freezing = make_freezing(text)
             assert freezing is not None
-            still = freezing.frozen({name: parameter}, _only(localized, name)).still(name)
+            still = freezing.gradient_mask({name: parameter}, _only(localized, name)).never(name)
             assert torch.equal(torch.zeros_like(expected) if still is None else still, expected), text
 
 
@@ -219,10 +219,10 @@ def test_memflex_trains_its_region_alone() -> None:
     model = CASES["llama"]()
     localized = _localized(model)
     memflex = MemFlex(mu=0.7, sigma=0.3, thresholds="quantile")
-    chosen, frozen = memflex.region(localized), memflex.frozen(trainable_parameters(model), localized)
+    chosen, frozen = memflex.region(localized), memflex.gradient_mask(trainable_parameters(model), localized)
     assert 0 < len(chosen) < len(trainable_parameters(model))
     for name in trainable_parameters(model):
-        still = frozen.still(name)
+        still = frozen.never(name)
         assert (still is None) if name in chosen else (still is not None and bool(still.all()))
 
 

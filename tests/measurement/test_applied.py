@@ -1,4 +1,4 @@
-"""What an optimizer makes of a gradient: rows update and applied, GRU in either space, the prediction."""
+"""What an optimizer makes of a gradient: update and applied, GRU in either space, the prediction."""
 
 from functools import partial
 from typing import Any
@@ -11,15 +11,15 @@ from transformers.training_args import OptimizerNames
 
 from geffect.core.gram import r_squared
 from geffect.core.layers import find_tied_weights, trainable_parameters
-from geffect.measurement.prediction import PredictionCheck
+from geffect.measurement.update import PredictionCheck
 from tests.support import oracles
 from tests.support.cases import CASES, gpt2, make_batch
 from tests.support.properties import assert_gram_close
 from tests.support.steps import FORGET, RETAIN, Batches, make_batches, make_measurement, model_forward, open_step, split
 
 
-def _flat(rows: dict[str, Tensor]) -> Tensor:
-    return torch.cat([rows[name].double().flatten() for name in sorted(rows)])
+def _flat(vectors: dict[str, Tensor]) -> Tensor:
+    return torch.cat([vectors[name].double().flatten() for name in sorted(vectors)])
 
 
 def _weights(model: Any) -> dict[str, Tensor]:
@@ -82,8 +82,8 @@ def test_what_is_applied_never_runs_against_the_memory(optimizer: str, space: st
             scale = float(update.norm() * memory.norm())
             assert float(applied @ memory) >= -1e-5 * scale
         assert float((applied - expected).norm()) <= 1e-5 * float(update.norm()) + 1e-7
-        total, rows = measured.gram.total(), measured.gram.names
-        assert float(total[rows.index("update"), rows.index("update")]) == pytest.approx(
+        total, order = measured.gram.total(), measured.gram.names
+        assert float(total[order.index("update"), order.index("update")]) == pytest.approx(
             float(update @ update), rel=1e-4
         )
         conflicts.append(float(update @ memory))
@@ -104,8 +104,8 @@ def test_under_adam_a_rectified_gradient_still_moves_against_the_memory() -> Non
         stepper.step()
         measured = step.after(dict.fromkeys(measurement.parameters, 1e-2))
         assert measured is not None and measured.gram is not None
-        rows = measured.gram.names
-        found.append(float(measured.gram.total()[rows.index("retain_average"), rows.index("applied")]))
+        order = measured.gram.names
+        found.append(float(measured.gram.total()[order.index("retain_average"), order.index("applied")]))
     assert min(found) < 0
 
 
@@ -125,9 +125,9 @@ def test_rows_of_the_update_equal_flattened_differences(tied: bool) -> None:
     assert measured is not None and measured.gram is not None and finished.gram is not None
     update = {n: before[n] - between[n] for n in names}
     applied = {n: before[n] - p.detach() for n, p in trainable_parameters(model).items()}
-    rows = list(measured.gram.names)
-    assert rows == [*finished.gram.names, "update", "applied"]
-    chosen = [rows.index(row) for row in ("forget", "retain", "update", "applied")]
+    order = list(measured.gram.names)
+    assert order == [*finished.gram.names, "update", "applied"]
+    chosen = [order.index(name) for name in ("forget", "retain", "update", "applied")]
     total = measured.gram.total()
     assert_gram_close(total[chosen][:, chosen], oracles.gram([forget, retain, update, applied], names), 1e-5)
     size = len(finished.gram.names)

@@ -1,4 +1,4 @@
-"""Several domains: a row a split against autograd, and their sum against one merged set."""
+"""Several domains: a gradient a split against autograd, and their sum against one merged set."""
 
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from geffect.objectives.registry import make_objective
 from geffect.training.batches import PairedSampler
 from tests.support import oracles
 from tests.support.cases import CASES, make_batch
-from tests.support.properties import assert_gram_close, assert_rows_close
+from tests.support.properties import assert_gradients_close, assert_gram_close
 from tests.support.steps import GENERAL, Batches, gradients, make_measurement, split, take_step, with_reference
 
 SPLITS = ("forget/a", "forget/b", "retain/a", "retain/b")
@@ -34,7 +34,7 @@ def _batches(model: Any) -> Batches:
 
 
 def _merged(batches: Batches, role: str) -> dict[str, torch.Tensor]:
-    """Both domains' rows in one padded batch."""
+    """Both domains' examples in one padded batch."""
     both = [batches[f"{role}/{domain}"] for domain in "ab"]
     width = max(each["labels"].shape[1] for each in both)
     fill = {"labels": -100}
@@ -69,15 +69,15 @@ def test_a_row_a_scope_and_the_sum_of_all_equal_autograd(text: str, size: int) -
         return torch.stack(parts).sum()
 
     losses = [whole["forget"], whole["retain"], *(batches[name] for name in SPLITS)]
-    rows = [oracles.gradient(model, partial(oracles.mean_nll, model, batch)) for batch in losses]
-    expected = [oracles.gradient(model, loss), *rows]
+    vectors = [oracles.gradient(model, partial(oracles.mean_nll, model, batch)) for batch in losses]
+    expected = [oracles.gradient(model, loss), *vectors]
     measured = take_step(measurement, split(batches, size))
     assert measured.gram is not None
     assert measured.gram.names == ("objective", "forget", "retain", *SPLITS, "retain_average", "rectified")
     assert_gram_close(measured.gram.total()[:7, :7], oracles.gram(expected, list(trainable_parameters(model))), 3e-5)
     plain = make_measurement(model, text, reference=reference)
     take_step(plain, split(batches, size), measure=False)
-    assert_rows_close(gradients(model), expected[0], 3e-5)
+    assert_gradients_close(gradients(model), expected[0], 3e-5)
     for name, batch in zip(("forget", "retain", *SPLITS), losses, strict=True):
         assert measured.scalars[f"loss_{name}"] == pytest.approx(
             float(oracles.mean_nll(model, batch).detach()), rel=1e-5
@@ -91,11 +91,11 @@ def test_a_tied_tensor_is_told_apart_for_every_scope() -> None:
     assert measured.gram is not None
     names = list(trainable_parameters(model))
     splits = [oracles.gradient(model, partial(oracles.mean_nll, model, batches[name])) for name in SPLITS]
-    rows = [measured.gram.names.index(name) for name in SPLITS]
-    assert_gram_close(measured.gram.total()[rows][:, rows], oracles.gram(splits, names), 3e-5)
+    places = [measured.gram.names.index(name) for name in SPLITS]
+    assert_gram_close(measured.gram.total()[places][:, places], oracles.gram(splits, names), 3e-5)
     tied = sum(measured.gram.values["model.embed_tokens.weight" + part] for part in (EMBED, HEAD, BOTH))
     expected = oracles.gram(splits, ["model.embed_tokens.weight"])
-    assert_gram_close(tied[rows][:, rows], expected, 3e-5)  # type: ignore[index]
+    assert_gram_close(tied[places][:, places], expected, 3e-5)  # type: ignore[index]
 
 
 def test_the_mask_of_a_roles_row_is_its_own_and_no_domains() -> None:
@@ -105,10 +105,10 @@ def test_the_mask_of_a_roles_row_is_its_own_and_no_domains() -> None:
     assert measured.overlap is not None and measured.gram is not None
     pooled = oracles.gradient(model, partial(oracles.mean_nll, model, _merged(batches, "forget")))
     own = oracles.gradient(model, partial(oracles.mean_nll, model, batches["forget/a"]))
-    rows = [measured.overlap.names.index(name) for name in ("forget", "forget/a")]
+    places = [measured.overlap.names.index(name) for name in ("forget", "forget/a")]
     name = "model.layers.0.mlp.up_proj.weight"
-    expected = intersections([pack(top_mask(row[name], 0.1)) for row in (pooled, own)])
-    assert (measured.overlap.values[name][rows][:, rows] - expected).abs().max() <= 1
+    expected = intersections([pack(top_mask(vector[name], 0.1)) for vector in (pooled, own)])
+    assert (measured.overlap.values[name][places][:, places] - expected).abs().max() <= 1
     assert expected[0, 1] < expected[0, 0]
 
 
@@ -120,17 +120,17 @@ def test_kept_rows_standard_errors_and_updates_know_domains() -> None:
     assert set(measured.standard_errors.gradients) == {"objective", "forget", "retain", *SPLITS}
 
 
-def test_domains_meet_row_by_row_and_the_smaller_comes_round_again() -> None:
+def test_domains_meet_example_by_example_and_the_smaller_comes_round_again() -> None:
     sizes = {"forget/a": 6, "forget/b": 4, "retain/a": 6, "retain/b": 4, "general": 3}
     order = PairedSampler(sizes, seed=0)
     met = list(order)
     assert len(met) == len(order) == 6
-    assert sorted(row[0] for row in met) == list(range(6))
-    assert sorted(row[1] for row in met[:4]) == list(range(4))
-    assert all(position < size for row in met for position, size in zip(row, sizes.values(), strict=True))
+    assert sorted(places[0] for places in met) == list(range(6))
+    assert sorted(places[1] for places in met[:4]) == list(range(4))
+    assert all(position < size for places in met for position, size in zip(places, sizes.values(), strict=True))
     assert list(order) == met
     order.set_epoch(1)
     assert list(order) != met
     both = list(PairedSampler({"forget/a": 50, "forget/b": 50, "retain/a": 50, "retain/b": 50}, seed=0))
-    assert [row[0] for row in both] != [row[1] for row in both], "domains of one size are shuffled apart"
-    assert [row[2] for row in both] != [row[3] for row in both]
+    assert [places[0] for places in both] != [places[1] for places in both], "domains of one size are shuffled apart"
+    assert [places[2] for places in both] != [places[3] for places in both]

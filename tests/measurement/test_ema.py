@@ -32,19 +32,19 @@ def test_averages_and_cadence(text: str) -> None:
     for call, batches in enumerate(_stream(9), start=1):
 
         def objective(batch: dict[str, torch.Tensor] = batches["forget"]) -> torch.Tensor:
-            nll = torch.cat([oracles.row_nll(model, batch, i) for i in range(2)])
+            nll = torch.cat([oracles.example_nll(model, batch, i) for i in range(2)])
             return -(torch.exp(-alpha * nll.detach()) * nll).mean()
 
-        rows = [oracles.gradient(model, objective)]
-        rows += [
+        vectors = [oracles.gradient(model, objective)]
+        vectors += [
             oracles.gradient(model, partial(oracles.mean_nll, model, batches[side])) for side in ("forget", "retain")
         ]
         average = (
-            rows
+            vectors
             if call == 1
             else [
                 {name: 0.6 * old[name] + 0.4 * new[name] for name in names}
-                for old, new in zip(average, rows, strict=True)
+                for old, new in zip(average, vectors, strict=True)
             ]
         )
         grams[call] = oracles.gram(average, names)
@@ -80,11 +80,11 @@ def test_the_first_reading_weighs_three_micro_batches() -> None:
         averages.append(weights @ torch.stack(gradients))
         if side == "forget":
             value = -float(weights @ torch.tensor([loss().item() for loss in losses]).double())
-    rows = torch.stack([-averages[0], *averages])
+    vectors = torch.stack([-averages[0], *averages])
     assert call == 3
     assert measured.scalars["loss"] == pytest.approx(value, rel=1e-5)
     assert measured.gram is not None
-    assert_gram_close(measured.gram.total(), rows @ rows.T, 1e-5)
+    assert_gram_close(measured.gram.total(), vectors @ vectors.T, 1e-5)
 
 
 @pytest.mark.parametrize(("count", "calls"), [(2, []), (3, [3]), (6, [3]), (7, [3, 7]), (12, [3, 7, 11])])

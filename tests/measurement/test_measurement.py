@@ -1,4 +1,4 @@
-"""A step's rows and gradient against flattened oracles, whatever the accumulation."""
+"""A step's gradients against flattened oracles, whatever the accumulation."""
 
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from geffect.objectives.registry import make_objective
 from tests.conftest import sweep
 from tests.support import oracles
 from tests.support.cases import CASES, make_batch
-from tests.support.properties import assert_gram_close, assert_rows_close
+from tests.support.properties import assert_gradients_close, assert_gram_close
 from tests.support.steps import (
     FORGET,
     RETAIN,
@@ -35,13 +35,13 @@ TWO = {"forget": FORGET, "retain": RETAIN}
 def _oracle(model: Any, text: str, forget: Batch) -> list[dict[str, Tensor]]:
     """objective, forget, retain by `torch.autograd.grad`."""
     objective, counts = make_objective(text), {"forget": Counts.of([forget])}
-    rows = [
+    vectors = [
         oracles.gradient(model, lambda: objective.loss("forget", forward(model, forget), counts)),
         oracles.gradient(model, lambda: oracles.mean_nll(model, forget)),
         oracles.gradient(model, lambda: oracles.mean_nll(model, RETAIN)),
     ]
-    rows[0] = {name: g + objective.retain_multiple * rows[2][name] for name, g in rows[0].items()}
-    return rows
+    vectors[0] = {name: g + objective.retain_multiple * vectors[2][name] for name, g in vectors[0].items()}
+    return vectors
 
 
 @sweep(
@@ -62,7 +62,7 @@ def test_rows_and_gradient_equal_the_oracles(case: str, text: str, size: int) ->
     assert_gram_close(measured.gram.total(), oracles.gram(expected, names), 1e-5)
     for name in names:
         assert_gram_close(measured.gram.values[name], oracles.gram(expected, [name]), 1e-4)
-    assert_rows_close(gradients(model), expected[0], 1e-5)
+    assert_gradients_close(gradients(model), expected[0], 1e-5)
 
 
 @pytest.mark.parametrize("text", ["ga", "ga + 0.5*gd", "0.5*ga + 2.0*gd", "ga + 100*gd", "0.001*ga + gd"])
@@ -81,9 +81,11 @@ def test_ga_propagated_apart_is_minus_the_objective_and_only_on_its_own_batch() 
     measurement = make_measurement(model, "ga", "none", free=False)
     gram = take_step(measurement, [TWO]).gram
     assert gram is not None
-    total, rows = gram.total(), gram.names
-    assert cosine(total, rows, "objective", "forget") == pytest.approx(-1, abs=1e-5)
-    assert inner(total, rows, "objective", "forget") == pytest.approx(-inner(total, rows, "forget", "forget"), rel=1e-5)
+    total, order = gram.total(), gram.names
+    assert cosine(total, order, "objective", "forget") == pytest.approx(-1, abs=1e-5)
+    assert inner(total, order, "objective", "forget") == pytest.approx(
+        -inner(total, order, "forget", "forget"), rel=1e-5
+    )
 
     other = oracles.gradient(model, lambda: oracles.mean_nll(model, make_batch([9, 5, 7, 12], seed=9)))
     mine = oracles.gradient(model, lambda: oracles.mean_nll(model, FORGET))
@@ -112,7 +114,7 @@ def test_gru_leaves_the_oracles_projection_in_grad(text: str, measure: bool) -> 
         gram = oracles.gram([g, memory], names)
         scale = max(0.0, -float(gram[0, 1])) / float(gram[1, 1])
         measured = take_step(measurement, split({"forget": forget, "retain": retain}, 2), measure=measure)
-        assert_rows_close(gradients(model), {n: x + scale * memory[n] for n, x in g.items()}, 1e-5)
+        assert_gradients_close(gradients(model), {n: x + scale * memory[n] for n, x in g.items()}, 1e-5)
         assert (measured.gram is not None) == measure
 
 
@@ -124,9 +126,9 @@ def test_rectified_entries_by_algebra_equal_those_of_the_gradient_left_behind() 
     assert measured.gram is not None
     retain = oracles.gradient(model, lambda: oracles.mean_nll(model, RETAIN))
     forget = oracles.gradient(model, lambda: oracles.mean_nll(model, FORGET))
-    rows = [{n: -g for n, g in forget.items()}, forget, retain, measurement.state, gradients(model)]
+    vectors = [{n: -g for n, g in forget.items()}, forget, retain, measurement.state, gradients(model)]
     assert measured.gram.names == ("objective", "forget", "retain", "retain_average", "rectified")
-    assert_gram_close(measured.gram.total(), oracles.gram(rows, list(forget)), 1e-5)
+    assert_gram_close(measured.gram.total(), oracles.gram(vectors, list(forget)), 1e-5)
 
 
 def test_groups_sum_to_the_total() -> None:
@@ -155,14 +157,14 @@ def test_one_by_eight_equals_eight_by_one() -> None:
     (one, one_grad), (eight, eight_grad) = found
     assert one.gram is not None and eight.gram is not None
     assert_gram_close(one.gram.total(), eight.gram.total(), 1e-5)
-    assert_rows_close(eight_grad, one_grad, 1e-5)
+    assert_gradients_close(eight_grad, one_grad, 1e-5)
     assert one.scalars == pytest.approx(eight.scalars, rel=1e-5, abs=1e-6)  # one loss is a small difference
 
 
 def test_weight_means_run_over_labeled_tokens_only() -> None:
     model = CASES["llama"]()
     measured = take_step(make_measurement(model, "wga(alpha=2)", "none"), split(TWO, 2))
-    tokens = torch.cat([oracles.row_nll(model, FORGET, i) for i in range(4)])
+    tokens = torch.cat([oracles.example_nll(model, FORGET, i) for i in range(4)])
     assert measured.scalars["weight_mean"] == pytest.approx(float(torch.exp(-2 * tokens.detach()).mean()), rel=1e-5)
 
 
@@ -251,7 +253,7 @@ def test_an_objective_gradient_that_is_not_finite_stops_though_the_retain_gradie
     assert not gradients(model)
 
 
-def test_norms_are_those_of_the_rows() -> None:
+def test_norms_are_those_of_the_gradients() -> None:
     model = CASES["llama"]()
     measured = take_step(make_measurement(model, "ga", "gru"), [TWO])
     assert measured.gram is not None

@@ -1,4 +1,4 @@
-"""Every mix of terms and sets: the rows of a step against autograd, whatever the accumulation and the free rows."""
+"""Every mix of terms and sets: a step's gradients, free ones too, against autograd, whatever the accumulation."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from geffect.objectives.base import Counts
 from geffect.objectives.registry import make_objective
 from tests.support import oracles
 from tests.support.cases import CASES
-from tests.support.properties import assert_gram_close, assert_rows_close
+from tests.support.properties import assert_gradients_close, assert_gram_close
 from tests.support.steps import Batches, gradients, make_batches, make_measurement, model_forward, split, take_step
 
 OBJECTIVES = [
@@ -74,7 +74,7 @@ def test_rows_equal_autograd(text: str, size: int) -> None:
     assert_gram_close(total, oracles.gram(expected, names), 2e-5)
     plain = make_measurement(model, text, reference=reference)
     assert take_step(plain, split(batches, size), measure=False).gram is None
-    assert_rows_close(gradients(model), expected[0], 2e-5)
+    assert_gradients_close(gradients(model), expected[0], 2e-5)
 
 
 @pytest.mark.parametrize("text", OBJECTIVES)

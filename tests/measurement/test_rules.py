@@ -19,7 +19,7 @@ from geffect.rectifiers.base import InnerProducts, Rectifier
 from tests.conftest import sweep
 from tests.support import oracles
 from tests.support.cases import CASES
-from tests.support.properties import assert_gram_close, assert_rows_close
+from tests.support.properties import assert_gradients_close, assert_gram_close
 from tests.support.steps import FORGET, RETAIN, gradients, model_forward, split, take_step, with_reference
 
 Gradients = dict[str, Tensor]
@@ -111,14 +111,14 @@ def test_a_rule_by_part_of_the_model_equals_its_oracle(
 ) -> None:
     model = CASES[case]()
     layers, parts = _parts(model, scope)
-    rows, rectified = _expected(model, text, other, parts)
+    vectors, rectified = _expected(model, text, other, parts)
     batches = split({"forget": with_reference(model, FORGET), "retain": RETAIN}, size)
     rule, objective = PCGrad(other, scope), make_objective(text)
     measured = take_step(_measurement(model, objective, rule, layers), batches)
-    assert_rows_close(gradients(model), rectified, 1e-5)
+    assert_gradients_close(gradients(model), rectified, 1e-5)
     assert measured.gram is not None
     assert measured.gram.names == ("objective", "forget", "retain", "rectified")
-    assert_gram_close(measured.gram.total(), oracles.gram([*rows, rectified], list(layers)), 2e-5)
+    assert_gram_close(measured.gram.total(), oracles.gram([*vectors, rectified], list(layers)), 2e-5)
     seen = {name: gradient.clone() for name, gradient in gradients(model).items()}
     take_step(_measurement(model, objective, rule, layers), batches, measure=False)
     assert all(torch.equal(gradient, seen[name]) for name, gradient in gradients(model).items())
@@ -154,7 +154,7 @@ def test_a_term_with_a_state_is_weighed_by_it_step_by_step() -> None:
     for _ in range(3):
         measured = take_step(measurement, [{"forget": FORGET, "retain": RETAIN}])
         expected = {name: 2 * multiplier * retain[name] - forget[name] for name in forget}
-        assert_rows_close(gradients(model), expected, 1e-5)
+        assert_gradients_close(gradients(model), expected, 1e-5)
         multiplier += measured.scalars["loss_retain"]
         assert measurement.term_states == [{}, {"multiplier": multiplier}]
 

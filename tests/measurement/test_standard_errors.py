@@ -1,4 +1,4 @@
-"""Standard errors of a window, and norms without the gradient's own variance, against stored micro-batch rows."""
+"""Standard errors of a window, and norms without the gradient's own variance, against stored micro-batch gradients."""
 
 import weakref
 from collections.abc import Iterator
@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 from geffect.core.layers import find_tied_weights, layout, split_layout, trainable_parameters
-from geffect.measurement.standard_errors import Shares, standard_errors
+from geffect.measurement.basis import Shares, standard_errors
 from geffect.objectives.base import Counts
 from geffect.objectives.registry import make_objective
 from tests.support import oracles
 from tests.support.cases import CASES, gpt2
-from tests.support.properties import assert_rows_close
+from tests.support.properties import assert_gradients_close
 from tests.support.steps import Batches, gradients, make_batches, make_measurement, split, take_step
 
-ROWS = ("objective", "forget", "retain")
+NAMES = ("objective", "forget", "retain")
 
 
 def _shares(model: Any, text: str, windows: list[Batches]) -> list[list[Tensor]]:
-    """B times each micro-batch's share of each row, flattened, in float64."""
+    """B times each micro-batch's share of each gradient, flattened, in float64."""
     objective, names = make_objective(text), list(trainable_parameters(model))
     counts = {name: Counts.of([each[name] for each in windows]) for name in windows[0]}
     measurement = make_measurement(model, text)
@@ -38,13 +38,13 @@ def _shares(model: Any, text: str, windows: list[Batches]) -> list[list[Tensor]]
             tokens = Counts.of([batches[name]]).token
             return oracles.mean_nll(model, batches[name]) * tokens / counts[name].token
 
-        rows = [oracles.gradient(model, loss), *(oracles.gradient(model, partial(share, n)) for n in ROWS[1:])]
-        found.append([len(windows) * oracles.flat(row, names) for row in rows])
+        vectors = [oracles.gradient(model, loss), *(oracles.gradient(model, partial(share, n)) for n in NAMES[1:])]
+        found.append([len(windows) * oracles.flat(vector, names) for vector in vectors])
     return found
 
 
 @pytest.mark.parametrize("text", ["ga", "npo + 0.5*gd", "ga + gd", "po"])
-def test_linearized_effects_and_halves_equal_stored_rows(text: str) -> None:
+def test_linearized_effects_and_halves_equal_stored_gradients(text: str) -> None:
     model = CASES["llama"]()
     windows = split(make_batches(model), 1)
     shares = _shares(model, text, windows)
@@ -52,7 +52,7 @@ def test_linearized_effects_and_halves_equal_stored_rows(text: str) -> None:
     means = [torch.stack([share[i] for share in shares]).mean(0) for i in range(3)]
     measurement = make_measurement(model, text, "gru", standard_errors=True)
     found = take_step(measurement, windows).standard_errors
-    assert found is not None and found.gradients == ROWS
+    assert found is not None and found.gradients == NAMES
     linearized = sum(found.linearized.values(), torch.zeros(count, 3, 3).double())
     halves = sum(found.halves.values(), torch.zeros(3, 3).double())
     for i in range(3):
@@ -88,7 +88,7 @@ def test_the_second_pass_leaves_update_and_memory_alone() -> None:
         found.append((gradients(model), measurement.state))
     for a, b in zip(found[0], found[1], strict=True):
         assert a.keys() == b.keys()
-        assert_rows_close(a, b, 1e-12)
+        assert_gradients_close(a, b, 1e-12)
 
 
 def test_one_part_of_a_window_is_held_at_a_time() -> None:

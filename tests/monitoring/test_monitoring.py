@@ -26,19 +26,19 @@ CHECKPOINTING = next(n for n in ("activation_checkpointing", "gradient_checkpoin
 FORGET, RETAIN = made_rows([7, 5, 9, 6, 8], 0), made_rows([6, 8, 5, 7], 1)
 
 
-def _mean_nll(model: Any, rows: Rows) -> Tensor:
-    """Token-mean NLL, a row after another."""
+def _mean_nll(model: Any, examples: Rows) -> Tensor:
+    """Token-mean NLL, an example after another."""
     nll, count = [], 0
-    for row in rows:
-        logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0]
-        labels = torch.tensor(row["labels"])[1:]
+    for example in examples:
+        logits = model(input_ids=torch.tensor([example["input_ids"]])).logits[0]
+        labels = torch.tensor(example["labels"])[1:]
         count += int((labels != -100).sum())
         nll.append(nn.functional.cross_entropy(logits[:-1], labels, reduction="sum"))
     return torch.stack(nll).sum() / count
 
 
-def _flat(row: dict[str, Tensor], model: nn.Module) -> Tensor:
-    return torch.cat([row.get(n, torch.zeros_like(p)).double().reshape(-1) for n, p in model.named_parameters()])
+def _flat(gradient: dict[str, Tensor], model: nn.Module) -> Tensor:
+    return torch.cat([gradient.get(n, torch.zeros_like(p)).double().reshape(-1) for n, p in model.named_parameters()])
 
 
 @pytest.fixture
@@ -107,18 +107,18 @@ def test_adapters_are_monitored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [gpt2, llama, neox, lambda: gpt2(tied=False)], ids=["gpt2", "llama", "neox", "untied"])
 def test_rows_equal_a_loop_over_examples(make: Callable[[], Any], tmp_path: Path) -> None:
-    """Every entry of the Gram, in float64, from flattened gradients of a row at a time."""
+    """Every entry of the Gram, in float64, from flattened gradients of an example at a time."""
     model = make().double().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     found = []
     with Monitor(model, FORGET, RETAIN, update=True, batch_size=2, out=tmp_path / "run") as monitor:
-        for rows in (FORGET[:2], RETAIN[1:3]):
+        for examples in (FORGET[:2], RETAIN[1:3]):
             model.eval()
             slow = capture_gradients(
                 model, {"forget": lambda: _mean_nll(model, FORGET), "retain": lambda: _mean_nll(model, RETAIN)}
             )
             model.train()
-            (-_mean_nll(model, rows)).backward()
+            (-_mean_nll(model, examples)).backward()
             slow["applied_gradient"] = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
             before = {n: p.detach().clone() for n, p in model.named_parameters()}
             monitor.step()
@@ -131,10 +131,10 @@ def test_rows_equal_a_loop_over_examples(make: Callable[[], Any], tmp_path: Path
     sums = frame.groupby(["step", "gradient", "other"])["inner"].sum()
     exact = 1e-6 if make is llama else 1e-8  # a Llama computes in float32 inside; a record keeps nine digits
     for step, slow in enumerate(found):
-        vectors = {name: _flat(row, model) for name, row in slow.items()}
-        for row, other in sums.loc[step].index:
-            a, b = vectors[row], vectors[other]
-            assert float(sums[step, row, other]) == pytest.approx(float(a @ b), abs=exact * float(a.norm() * b.norm()))
+        vectors = {name: _flat(each, model) for name, each in slow.items()}
+        for name, other in sums.loc[step].index:
+            a, b = vectors[name], vectors[other]
+            assert float(sums[step, name, other]) == pytest.approx(float(a @ b), abs=exact * float(a.norm() * b.norm()))
 
 
 def test_a_loop_is_left_as_found(dropout_model: Any) -> None:
@@ -160,7 +160,7 @@ def test_the_record_is_one_that_everything_reads(tmp_path: Path) -> None:
     """Sets by name, every second step, in a temporary directory: tables and pictures as of any run."""
     loaded = geffect.load_model("builtin:tiny-untrained")
     optimizer = torch.optim.SGD(loaded.model.parameters(), lr=0.1)
-    row = geffect.collate(geffect.encode_set(loaded.tokenizer, geffect.load_set("builtin:authors/forget[:4]")), 0)
+    batch = geffect.collate(geffect.encode_set(loaded.tokenizer, geffect.load_set("builtin:authors/forget[:4]")), 0)
     with geffect.monitor(
         loaded.model,
         "builtin:authors/forget[:4]",
@@ -169,7 +169,7 @@ def test_the_record_is_one_that_everything_reads(tmp_path: Path) -> None:
         every=2,
     ) as monitor:
         for _ in range(4):
-            loss = loaded.model(**{name: row[name] for name in ("input_ids", "attention_mask", "labels")}).loss
+            loss = loaded.model(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss
             loss.backward()
             monitor.step()
             optimizer.step()
@@ -367,7 +367,7 @@ def test_a_broken_loss_does_not_end_the_hosts_training() -> None:
 
 def test_the_gram_is_that_of_rows_at_hand() -> None:
     model = llama()
-    rows = capture_gradients(
+    gradients = capture_gradients(
         model, {"forget": lambda: _mean_nll(model, FORGET), "retain": lambda: _mean_nll(model, RETAIN)}
     )
     with Monitor(model, FORGET, RETAIN) as monitor:
@@ -375,11 +375,11 @@ def test_the_gram_is_that_of_rows_at_hand() -> None:
         monitor.step()
     frame = read(monitor.path, "parameter")
     total = frame.groupby(["gradient", "other"])["inner"].sum()
-    assert total["forget", "retain"] == pytest.approx(float(Gram.of(rows).total()[0, 1]), rel=1e-5)
+    assert total["forget", "retain"] == pytest.approx(float(Gram.of(gradients).total()[0, 1]), rel=1e-5)
 
 
 class Small(Trainer):  # type: ignore[misc]
-    """A GPU whose memory is full once two steps are done with more than two rows."""
+    """A GPU whose memory is full once two steps are done with more than two examples."""
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if len(inputs["input_ids"]) > 2 and self.state.global_step == 2:

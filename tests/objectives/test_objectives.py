@@ -1,4 +1,4 @@
-"""Each objective against a hand-written float64 twin that goes through single rows and tokens."""
+"""Each objective against a hand-written float64 twin that goes through single examples and tokens."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from geffect.objectives.base import Counts, mean_nll
 from geffect.objectives.registry import OBJECTIVES, make_objective
 from tests.support import oracles
 from tests.support.cases import llama
-from tests.support.properties import assert_rows_close
+from tests.support.properties import assert_gradients_close
 from tests.support.worlds import LABELLINGS, World, at_the_start, make_world, one_token_world, padded, parts
 
 Twin = Callable[[World], Tensor]
@@ -25,7 +25,7 @@ Weight = Callable[[Tensor, Tensor], Tensor]
 
 
 def _tokens(world: World, name: str, labels: str = "labels") -> Tensor:
-    return torch.cat([world.nll(name, i, labels) for i in world.rows(name)])
+    return torch.cat([world.nll(name, i, labels) for i in world.places(name)])
 
 
 def _mean(world: World, name: str, labels: str = "labels") -> Tensor:
@@ -38,7 +38,7 @@ def _weighted(weight: Weight) -> Twin:
 
     def twin(world: World) -> Tensor:
         found = []
-        for i in world.rows("forget"):
+        for i in world.places("forget"):
             for nll, ref in zip(world.nll("forget", i), world.ref("forget", i), strict=True):
                 found.append(weight(torch.exp(-nll.detach()), torch.exp(-ref)) * -nll)
         return torch.stack(found).sum() / len(found)
@@ -50,7 +50,7 @@ def _npo(beta: float) -> Twin:
     def twin(world: World) -> Tensor:
         ratios = [
             torch.exp(-world.nll("forget", i).sum()) / torch.exp(-world.ref("forget", i).sum())
-            for i in world.rows("forget")
+            for i in world.places("forget")
         ]
         return torch.stack([2 / beta * torch.log(1 + ratio**beta) for ratio in ratios]).mean()
 
@@ -59,7 +59,7 @@ def _npo(beta: float) -> Twin:
 
 def _simnpo(beta: float, gamma: float) -> Twin:
     def twin(world: World) -> Tensor:
-        means = [world.nll("forget", i).mean() for i in world.rows("forget")]
+        means = [world.nll("forget", i).mean() for i in world.places("forget")]
         sigmas = [1 / (1 + torch.exp(-beta * (mean - gamma))) for mean in means]
         return torch.stack([-2 / beta * torch.log(sigma) for sigma in sigmas]).mean()
 
@@ -69,7 +69,7 @@ def _simnpo(beta: float, gamma: float) -> Twin:
 def _tnpo(beta: float, epsilon: float = 0.0) -> Twin:
     def twin(world: World) -> Tensor:
         p = torch.exp(-_tokens(world, "forget"))
-        p0 = torch.exp(-torch.cat([world.ref("forget", i) for i in world.rows("forget")]))
+        p0 = torch.exp(-torch.cat([world.ref("forget", i) for i in world.places("forget")]))
         return (2 / beta * torch.log((p**beta + p0**beta + epsilon) / p0**beta)).mean()
 
     return twin
@@ -78,7 +78,7 @@ def _tnpo(beta: float, epsilon: float = 0.0) -> Twin:
 def _dpo(beta: float, scale: float) -> Twin:
     def twin(world: World) -> Tensor:
         found = []
-        for i in world.rows("forget"):
+        for i in world.places("forget"):
             won = world.ref("alternative", i).sum() - world.nll("alternative", i).sum()
             lost = world.ref("forget", i).sum() - world.nll("forget", i).sum()
             found.append(-scale * torch.log(1 / (1 + torch.exp(-beta * (won - lost)))))
@@ -93,7 +93,7 @@ def _rmu(layer: int, c: float, *, normalized: bool, mean: bool) -> Twin:
         target = c * (u / u.norm() if normalized else u)
         found = [
             (world.hidden("forget", i, layer)[t - 1] - target).square()
-            for i in world.rows("forget")
+            for i in world.places("forget")
             for t in world.labeled("forget", i)
         ]
         return torch.stack([each.mean() if mean else each.sum() for each in found]).mean()
@@ -104,7 +104,7 @@ def _rmu(layer: int, c: float, *, normalized: bool, mean: bool) -> Twin:
 def _kl(name: str) -> Twin:
     def twin(world: World) -> Tensor:
         found = []
-        for i in world.rows(name):
+        for i in world.places(name):
             log_p, log_ref = world.log_p(name, i), world.log_p(name, i, start=True).detach()
             for t in world.labeled(name, i):
                 terms = [r.exp() * (r - p) for r, p in zip(log_ref[t - 1], log_p[t - 1], strict=True)]
@@ -125,7 +125,7 @@ def _kl_everywhere(world: World) -> Tensor:
 def _rr(layer: int, *, mean: bool) -> Twin:
     def twin(world: World) -> Tensor:
         found = []
-        for i in world.rows("retain"):
+        for i in world.places("retain"):
             now, then = (world.hidden("retain", i, layer, start=start) for start in (False, True))
             found += [(now[t - 1] - then[t - 1].detach()).square() for t in world.labeled("retain", i)]
         return torch.stack([each.mean() if mean else each.sum() for each in found]).mean()
@@ -191,7 +191,12 @@ SMOOTH: dict[str, Twin] = {
 }
 ALL = sorted({*SMOOTH, *DETACHED})
 PADDED = [text for text in ALL if "variant=tofu" not in text or text.startswith("dpo")]
-LEVELS = {"npo(beta=0.1)": "row", "npo(beta=2)": "row", "simnpo": "row", "simnpo(beta=4.5, gamma=0.3)": "row"}
+LEVELS = {
+    "npo(beta=0.1)": "example",
+    "npo(beta=2)": "example",
+    "simnpo": "example",
+    "simnpo(beta=4.5, gamma=0.3)": "example",
+}
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +213,7 @@ def test_loss_and_gradient_equal_the_twin(text: str, world: World) -> None:
     twin, objective = SMOOTH.get(text) or _weighted(WEIGHTS[text]), make_objective(text)
     assert torch.allclose(world.loss(objective), twin(world), rtol=1e-10)
     found = oracles.gradient(world.model, lambda: world.loss(objective))
-    assert_rows_close(found, oracles.gradient(world.model, lambda: twin(world)), 1e-10)
+    assert_gradients_close(found, oracles.gradient(world.model, lambda: twin(world)), 1e-10)
 
 
 @pytest.mark.parametrize("text", WEIGHTS)
@@ -218,7 +223,7 @@ def test_token_weights_are_the_formulas(text: str, world: World) -> None:
     weights = objective.forget_weights(outputs)
     assert weights is not None and not weights.requires_grad
     assert not weights[~outputs.mask].any()
-    for i in world.rows("forget"):
+    for i in world.places("forget"):
         p, q = torch.exp(-world.nll("forget", i).detach()), torch.exp(-world.ref("forget", i))
         expected = torch.stack([WEIGHTS[text](a, b) for a, b in zip(p, q, strict=True)])
         assert torch.allclose(weights[i][outputs.mask[i]], expected, rtol=1e-10), i
@@ -236,7 +241,7 @@ def test_the_gradient_is_the_weighted_sum_of_token_gradients(text: str, world: W
         return -(weights * forward(world.model, world.batches["forget"]).nll).sum() / count
 
     found = oracles.gradient(world.model, lambda: world.loss(objective))
-    assert_rows_close(oracles.gradient(world.model, weighted), found, 1e-10)
+    assert_gradients_close(oracles.gradient(world.model, weighted), found, 1e-10)
 
 
 @pytest.mark.parametrize("text", ["dpo", "dpo(beta=0.5, variant=tofu)"])
@@ -245,14 +250,14 @@ def test_dpo_pulls_both_answers_by_one_weight(text: str, world: World) -> None:
     outputs = world.outputs(objective, "forget")
     weights = objective.forget_weights(outputs)
     assert weights is not None
-    pull = weights.max(1).values  # [B]: one number a row
+    pull = weights.max(1).values  # [B]: one number an example
 
     def weighted() -> Tensor:
         lost, won = (forward(world.model, world.batches[name]).nll.sum(1) for name in ("forget", "alternative"))
         return (pull * (won - lost)).mean()
 
     found = oracles.gradient(world.model, lambda: world.loss(objective))
-    assert_rows_close(oracles.gradient(world.model, weighted), found, 1e-10)
+    assert_gradients_close(oracles.gradient(world.model, weighted), found, 1e-10)
 
 
 @pytest.mark.parametrize("text", SMOOTH)
@@ -281,7 +286,7 @@ def test_padding_changes_nothing(text: str) -> None:
 
     wide = padded(world.batches, 6)
     found = oracles.gradient(world.model, lambda: loss(wide))
-    assert_rows_close(found, oracles.gradient(world.model, lambda: loss(world.batches)), 1e-5)
+    assert_gradients_close(found, oracles.gradient(world.model, lambda: loss(world.batches)), 1e-5)
 
 
 def test_the_published_mean_over_positions_does_depend_on_padding(world: World) -> None:
@@ -312,24 +317,24 @@ def test_splitting_a_batch_changes_nothing_when_counts_are_the_windows(text: str
 )
 def test_special_cases_have_the_same_gradient(text: str, other: str, world: World) -> None:
     found, expected = (oracles.gradient(world.model, partial(world.loss, make_objective(t))) for t in (text, other))
-    assert_rows_close(found, expected, 1e-12)
+    assert_gradients_close(found, expected, 1e-12)
 
 
 @pytest.mark.parametrize("beta", [0.5, 4.0])
 def test_on_rows_of_one_token_tnpo_is_npo(beta: float) -> None:
     world = one_token_world()
-    token, row = (make_objective(f"{name}(beta={beta})") for name in ("tnpo", "npo"))
-    assert torch.allclose(world.loss(token), world.loss(row), rtol=1e-12)
-    found, expected = (oracles.gradient(world.model, partial(world.loss, each)) for each in (token, row))
-    assert_rows_close(found, expected, 1e-12)
+    token, example = (make_objective(f"{name}(beta={beta})") for name in ("tnpo", "npo"))
+    assert torch.allclose(world.loss(token), world.loss(example), rtol=1e-12)
+    found, expected = (oracles.gradient(world.model, partial(world.loss, each)) for each in (token, example))
+    assert_gradients_close(found, expected, 1e-12)
 
 
 def test_npo_with_a_vanishing_beta_is_ascent_on_sequence_sums(world: World) -> None:
     def ascent() -> Tensor:
-        return -torch.stack([world.nll("forget", i).sum() for i in world.rows("forget")]).mean()
+        return -torch.stack([world.nll("forget", i).sum() for i in world.places("forget")]).mean()
 
     found = oracles.gradient(world.model, lambda: world.loss(make_objective("npo(beta=1e-7)")))
-    assert_rows_close(found, oracles.gradient(world.model, ascent), 1e-5)
+    assert_gradients_close(found, oracles.gradient(world.model, ascent), 1e-5)
 
 
 @pytest.mark.parametrize("beta", [0.05, 0.1, 1.0])
@@ -358,7 +363,7 @@ def test_at_the_start_a_reference_part_is_zero_with_zero_gradient(text: str, wor
     start, ga, both = at_the_start(world), make_objective("ga"), make_objective(f"ga + 7*{text}")
     assert float(start.loss(both).detach()) == pytest.approx(float(start.loss(ga).detach()), abs=1e-12)
     alone = oracles.gradient(start.model, lambda: start.loss(ga))
-    assert_rows_close(oracles.gradient(start.model, lambda: start.loss(both)), alone, 1e-12)
+    assert_gradients_close(oracles.gradient(start.model, lambda: start.loss(both)), alone, 1e-12)
 
 
 def test_simnpo_weighs_a_certain_row_by_one_over_its_length() -> None:

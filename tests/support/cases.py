@@ -90,7 +90,7 @@ CASES: dict[str, Callable[[], Any]] = {
 
 
 def make_batch(lengths: list[int], prompt: int = 2, seed: int = 0) -> dict[str, Tensor]:
-    """Rows of these lengths; the first ``prompt`` tokens of each carry no loss."""
+    """Examples of these lengths; the first ``prompt`` tokens of each carry no loss."""
     generator = torch.Generator().manual_seed(seed)
     width = max(lengths)
     ids = torch.randint(2, VOCABULARY, (len(lengths), width), generator=generator)

@@ -11,10 +11,10 @@ from geffect.core.layers import trainable_parameters
 Batch = dict[str, Tensor]
 
 
-def row_nll(model: Any, batch: Batch, row: int) -> Tensor:
+def example_nll(model: Any, batch: Batch, example: int) -> Tensor:
     """Token NLLs of one example, unpadded, by picking one log-probability after another."""
-    length = int(batch["attention_mask"][row].sum())
-    ids, labels = batch["input_ids"][row, :length], batch["labels"][row, :length]
+    length = int(batch["attention_mask"][example].sum())
+    ids, labels = batch["input_ids"][example, :length], batch["labels"][example, :length]
     log_p = model(input_ids=ids[None]).logits[0].log_softmax(-1)
     picked = [-log_p[t - 1, labels[t]] for t in range(1, length) if labels[t] != -100]
     return torch.stack(picked)
@@ -22,7 +22,7 @@ def row_nll(model: Any, batch: Batch, row: int) -> Tensor:
 
 def mean_nll(model: Any, batch: Batch) -> Tensor:
     """Σ NLL / count, an example at a time."""
-    nlls = torch.cat([row_nll(model, batch, i) for i in range(len(batch["labels"]))])
+    nlls = torch.cat([example_nll(model, batch, i) for i in range(len(batch["labels"]))])
     return nlls.sum() / len(nlls)
 
 
@@ -35,12 +35,12 @@ def gradient(model: Any, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
     }
 
 
-def flat(row: Mapping[str, Tensor], names: list[str]) -> Tensor:
+def flat(gradient: Mapping[str, Tensor], names: list[str]) -> Tensor:
     """One float64 vector over the named parameters, in their order."""
-    return torch.cat([row[name].detach().double().reshape(-1) for name in names])
+    return torch.cat([gradient[name].detach().double().reshape(-1) for name in names])
 
 
-def gram(rows: list[dict[str, Tensor]], names: list[str]) -> Tensor:
-    """Inner products of flattened float64 rows."""
-    stacked = torch.stack([flat(row, names) for row in rows])
+def gram(gradients: list[dict[str, Tensor]], names: list[str]) -> Tensor:
+    """Inner products of flattened float64 gradients."""
+    stacked = torch.stack([flat(each, names) for each in gradients])
     return stacked @ stacked.T

@@ -14,8 +14,8 @@ def assert_gram_close(found: Tensor, expected: Tensor, tolerance: float) -> None
     assert error.max() <= tolerance, f"relative error {error.max():.2e} > {tolerance:.0e}"
 
 
-def assert_rows_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float) -> None:
-    """Tensors agree relative to the whole row's norm; a missing tensor is zero."""
+def assert_gradients_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float) -> None:
+    """Tensors agree relative to the whole gradient's norm; a missing tensor is zero."""
     norm = torch.sqrt(torch.stack([t.double().square().sum() for t in expected.values()]).sum())
     for name, tensor in expected.items():
         difference = found[name] - tensor if name in found else tensor

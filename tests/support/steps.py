@@ -38,7 +38,7 @@ def make_batches(model: Any) -> Batches:
 
 
 def split(batches: Mapping[str, Batch], size: int) -> list[Batches]:
-    """Micro-batches of so many rows."""
+    """Micro-batches of so many examples."""
     total = len(next(iter(batches.values()))["labels"])
     return [
         {name: {key: t[i : i + size] for key, t in batch.items()} for name, batch in batches.items()}

@@ -44,7 +44,7 @@ class World:
             objective.loss(name, self.outputs(objective, name, batches), counts) for name in sets
         ]).sum()
 
-    def rows(self, name: str) -> range:
+    def places(self, name: str) -> range:
         """The positions of a set's rows."""
         return range(len(self.batches[name]["labels"]))
 

@@ -173,10 +173,12 @@ def test_frozen_entries_end_where_they_started(
     before, after = _weights(start), _weights(path)
     freezing = make_freezing(GRAIL)
     assert freezing is not None
-    frozen = freezing.frozen(trainable_parameters(api.load_model(str(start)).model), read_localization(localized))
+    frozen = freezing.gradient_mask(
+        trainable_parameters(api.load_model(str(start)).model), read_localization(localized)
+    )
     moved = still = 0
     for name, tensor in after.items():
-        mask = frozen.still(name)
+        mask = frozen.never(name)
         if mask is not None:
             assert torch.equal(tensor[mask], before[name][mask]), name
             still += int(mask.sum())
@@ -234,9 +236,9 @@ def test_it_works_on_an_adapter(adapted: Path, tmp_path: Path) -> None:
     path = api.unlearn(_config(adapted, tmp_path / "run", rectifier=GRAIL, masks=masks)).path
     freezing = make_freezing(GRAIL)
     assert freezing is not None
-    frozen = freezing.frozen(trainable_parameters(api.load_model(str(adapted)).model), read_localization(masks))
+    frozen = freezing.gradient_mask(trainable_parameters(api.load_model(str(adapted)).model), read_localization(masks))
     for name, tensor in _weights(path).items():
-        mask = frozen.still(name)
+        mask = frozen.never(name)
         assert mask is None or torch.equal(tensor[mask], before[name][mask])
     assert any(not torch.equal(tensor, before[name]) for name, tensor in _weights(path).items())
 

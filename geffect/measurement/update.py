@@ -1,0 +1,227 @@
+"""The update: what a rectifier makes of the objective's gradient, and what the optimizer makes of that.
+
+`PredictionCheck` compares two approximations of a loss's change in one step with the measured R(θ_{t+1}) − R(θ_t):
+−lr·⟨∇R, gradient⟩, true for plain SGD and the published one (arXiv 2502.19301), and −⟨∇R, applied⟩ with what the
+optimizer made of the gradient. All are taken on the same fixed probe examples, so that they add up over a run to
+R(θ_T) − R(θ_0).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from geffect.core.distributed import is_sharded, local_part, sum_gram, sum_over_processes
+from geffect.core.forward import Outputs
+from geffect.core.gradients import GradientBuffer, NamedTensors, add_scaled
+from geffect.core.gram import Gram, inner_products
+from geffect.errors import GeffectError
+from geffect.measurement.basis import Basis, Combinations, Parts, Shares
+from geffect.measurement.measurement import Batch, Measured, Measurement
+from geffect.measurement.topk import Masks
+from geffect.objectives.base import Counts, mean_nll
+from geffect.rectifiers.base import InnerProducts
+
+Coefficients = Mapping[str, Parts]  # part of the model → gradient of the basis → coefficient in the rectified one
+
+
+class RectifierStep:
+    """The gradients that a rectifier reads, reduced tensor by tensor, then combined as it says.
+
+    The inner products are of its own, so that measuring changes no bit of an update. ``named`` has every gradient that
+    the step computes, as a combination of its basis; a rectifier that reads another one is refused.
+
+    Attributes:
+        sources: the gradients of the basis that the rectifier reads, in combinations or themselves.
+        products: their inner products.
+    """
+
+    def __init__(self, run: Measurement, named: Mapping[str, Parts]) -> None:
+        self.run, self.rule = run, run.rectifier
+        unknown = [name for name in self.rule.gradients if name not in named]
+        if unknown:
+            remedy = f"Choose among {', '.join(named)}"
+            raise GeffectError(f"{self.rule} reads a gradient {unknown[0]!r}, which this run has not", remedy=remedy)
+        self.read = {name: named[name] for name in self.rule.gradients}
+        self.sources = tuple(dict.fromkeys(source for parts in self.read.values() for source in parts))
+        self.products = Basis(self.sources, None)
+        self._stored = {each: NamedTensors() for each in self.sources if each not in ("objective", self.rule.memory)}
+
+    def add(self, name: str, tensors: Mapping[str, Tensor | None]) -> None:
+        """Reduce one tensor of every source, and hold what is combined with the objective's gradient later."""
+        if self.sources:
+            self.products.add(name, tensors)
+        for source, stored in self._stored.items():
+            add_scaled(stored, name, tensors[source], 1.0)
+
+    def coefficients(self) -> Coefficients:
+        """The rectified gradient as a combination of the sources, by part of the model; refuse what is not read."""
+        if not self.sources:
+            return {"": {"objective": 1.0}}
+        part_of = self.run.parts
+        gram = self.products.combine(Combinations.everywhere(self.read), list(self.run.parameters))
+        totals = gram.by(part_of) if part_of else {"": gram.total()}
+        return {part: self._of_part(InnerProducts(gram.names, total)) for part, total in totals.items()}
+
+    def _of_part(self, gram: InnerProducts) -> dict[str, float]:
+        coefficients = dict.fromkeys(self.sources, 0.0)
+        for name, coefficient in self.rule.coefficients(gram).items():
+            if name not in self.read:
+                remedy = f"Choose among its gradients ({', '.join(self.read)}), or name it there"
+                raise GeffectError(f"{self.rule} combines {name!r}, which it does not read", remedy=remedy)
+            for source, scale in self.read[name].items():
+                coefficients[source] += coefficient * scale
+        if self.rule.add_retain and coefficients["objective"] != 1:
+            remedy = "Let its coefficients name retain instead"
+            raise GeffectError(f"{self.rule} scales the objective's gradient and has add_retain", remedy=remedy)
+        return coefficients
+
+    def combine(self, objective: NamedTensors, coefficients: Coefficients) -> NamedTensors:
+        """The rectified gradient, in place of the objective's: a parameter that is missing is zero."""
+        part_of = self.run.parts
+        for name in self.run.parameters:
+            for source, coefficient in coefficients[part_of.get(name, "")].items():
+                if source != "objective":
+                    stored = self.run.state if source == self.rule.memory else self._stored[source]
+                    add_scaled(objective, name, stored.get(name), coefficient)
+                elif coefficient != 1 and name in objective:
+                    objective[name].mul_(coefficient)
+        return objective
+
+
+class Applied:
+    """The gradients ``update`` and ``applied``, both −Δθ: made before the optimizer steps, closed after it.
+
+    ``update`` is what the optimizer did, ``applied`` what is left of it once frozen entries are put back and the
+    rectifier has corrected θ; both hold the learning rate, momentum and weight decay, so ΔR ≈ −⟨∇R, applied⟩.
+
+    Args:
+        run: what the steps share.
+        named: every recorded gradient as a combination of the step's basis.
+        basis: the gradients of that.
+        shares: these gradients before rectification (`Shares`); None where only a correction is wanted.
+        masks: overlaps so far.
+    """
+
+    def __init__(
+        self, run: Measurement, named: Combinations, basis: Sequence[str], shares: Shares | None, masks: Masks | None
+    ) -> None:
+        self.run, self.named, self.basis, self.shares, self.masks = run, named, basis, shares, masks
+        self.before = snapshot(run.parameters)
+        if run.prediction is not None and shares is not None:
+            run.prediction.open()
+
+    @torch.no_grad()
+    def close(self, learning_rates: Mapping[str, float]) -> Measured | None:
+        """Correct θ, then measure; None where only a correction was wanted.
+
+        ``learning_rates`` are those of every parameter in this step.
+        """
+        run, scale, updates = self.run, self._correction(), ("update", "applied")
+        basis = Basis((*self.basis, *updates), run.tie)
+        for name, parameter in ((n, local_part(p.detach())) for n, p in run.parameters.items()):
+            update = moved(self.before[name], parameter)
+            if run.frozen is not None:
+                run.frozen.put_back(name, parameter, self.before[name])
+            if scale and name in run.state:
+                parameter.sub_(run.state[name].to(parameter.dtype), alpha=scale)
+            if self.shares is not None:
+                applied = moved(self.before[name], parameter)
+                self._measure(basis, name, self.shares, {"update": update, "applied": applied}, learning_rates[name])
+        if self.shares is None:
+            return None
+        basis.sum_up(sharded=run.sharded)
+        named = self.named.extend(updates)
+        gram = basis.combine(named, list(run.parameters))
+        norms = gram.norms()
+        measured = Measured({f"norm_{name}": norms[f"norm_{name}"] for name in updates}, gram)
+        if self.masks is not None:
+            measured.overlap = self.masks.overlap(named, list(run.parameters), run.tie)
+        measured.prediction = run.prediction.close() if run.prediction is not None else None
+        return measured
+
+    def _correction(self) -> float:
+        """How much of the memory is taken off θ, so that the update no longer conflicts with it."""
+        run, rectifier = self.run, self.run.rectifier
+        if not rectifier.corrects:
+            return 0.0
+        gram = Gram(("update", str(rectifier.memory)))
+        for name, parameter in run.parameters.items():
+            update, still = moved(self.before[name], parameter), run.frozen.never(name) if run.frozen else None
+            if still is not None:  # about to be put back
+                update.masked_fill_(still, 0)
+            gram.values[name] = inner_products([update, run.state.get(name)])
+        return rectifier.correction(InnerProducts(gram.names, sum_gram(gram, sharded=run.sharded).total()))
+
+    def _measure(self, basis: Basis, name: str, shares: Shares, updates: dict[str, Tensor], rate: float) -> None:
+        run, (stored, embeds) = self.run, shares
+        gradients = {each: run.state if each == run.rectifier.memory else stored.get(each, {}) for each in self.basis}
+        tensors = {each: gradient.get(name) for each, gradient in gradients.items()}
+        basis.add(name, tensors | updates, embeds if run.tie is not None and name == run.tie.name else None)
+        if self.masks is not None:
+            self.masks.add(name, updates)
+        if run.prediction is not None:
+            gradient = run.parameters[name].grad
+            received = None if gradient is None else local_part(gradient)
+            run.prediction.add(name, received, updates["applied"], rate)
+
+
+def snapshot(parameters: Mapping[str, nn.Parameter]) -> NamedTensors:
+    """A copy of this process's part of every parameter."""
+    return {name: local_part(parameter.detach()).clone() for name, parameter in parameters.items()}
+
+
+def moved(before: Tensor, parameter: Tensor) -> Tensor:
+    """−Δθ = θ_before − θ of one tensor (of a shard, this process's part), in float32 or better."""
+    after = local_part(parameter.detach())
+    wide = torch.promote_types(after.dtype, torch.float32)
+    return before.to(wide) - after.to(wide)
+
+
+class PredictionCheck:
+    """`open` before a step, `add` for every tensor, `close` after it.
+
+    ``forward`` runs the model over a batch, without dropout; ``probe`` maps a set to its fixed batches.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        forward: Callable[[Batch], Outputs],
+        probe: Mapping[str, Sequence[Batch]],
+    ) -> None:
+        self.parameters, self.forward, self.probe = parameters, forward, probe
+        self.counts = {name: Counts.of(batches) for name, batches in probe.items()}
+        self.gradients: dict[str, NamedTensors] = {}
+        self.entries: dict[str, dict[str, float]] = {}
+
+    def open(self) -> None:
+        """Compute the loss and gradient of every probe at θ_t."""
+        window = GradientBuffer(self.parameters)
+        for name, batches in self.probe.items():
+            before = 0.0
+            for batch in batches:
+                share = mean_nll(self.forward(batch), self.counts[name])
+                before += float(share.detach())
+                window.add(name, share)
+            self.entries[name] = {"before": before, "gradient": 0.0, "update": 0.0}
+        self.gradients = {name: {k: local_part(t) for k, t in each.items()} for name, each in window.gradients.items()}
+
+    def add(self, name: str, gradient: Tensor | None, applied: Tensor, learning_rate: float) -> None:
+        """Add one tensor's share of both predictions: ``gradient`` is the optimizer's input, ``applied`` is −Δθ."""
+        for probe, tensors in self.gradients.items():
+            products = inner_products([tensors.pop(name, None), gradient, applied])[0]
+            self.entries[probe]["gradient"] -= learning_rate * float(products[1])
+            self.entries[probe]["update"] -= float(products[2])
+
+    @torch.no_grad()
+    def close(self) -> dict[str, dict[str, float]]:
+        """Probe → loss ``before`` and ``after`` (nats a token), its change by ``gradient`` and by ``update``."""
+        if is_sharded(self.parameters):  # each process has added up its own part of every tensor
+            for entry in self.entries.values():
+                parts = torch.tensor([entry["gradient"], entry["update"]], dtype=torch.float64)
+                entry["gradient"], entry["update"] = sum_over_processes(parts).tolist()
+        for name, batches in self.probe.items():
+            shares = [float(mean_nll(self.forward(batch), self.counts[name])) for batch in batches]
+            self.entries[name]["after"] = sum(shares)
+        return self.entries
