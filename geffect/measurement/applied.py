@@ -67,8 +67,9 @@ class Applied:
         gram = basis.combine(named, list(self.run.parameters))
         measured = Measured({f"norm_{name}": norm(gram.total(), gram.names, name) for name in names}, gram)
         if self.masks is not None:
-            measured.overlap = self.masks.overlap(named, list(self.run.parameters), self.run.tie)
-        measured.prediction = self.run.prediction.close() if self.run.prediction is not None else None
+            measured.parts["overlap"] = self.masks.overlap(named, list(self.run.parameters), self.run.tie)
+        if self.run.prediction is not None:
+            measured.parts["prediction"] = self.run.prediction.close()
         return measured
 
     def _moved(self, name: str, *, free: bool = False) -> Tensor:

@@ -202,7 +202,7 @@ def _rates(part: Any, _: Table | None) -> None:
     _numbers(part if isinstance(part, list) else [part], empty=True)
 
 
-CHECKS: Mapping[str, Callable[[Any, Table | None], None]] = {
+STRUCTURES: dict[str, Callable[[Any, Table | None], None]] = {  # parts of a line that are no column of its own
     "gram": _gram,
     "overlap": _overlap,
     "standard_errors": _standard_errors,
@@ -211,6 +211,5 @@ CHECKS: Mapping[str, Callable[[Any, Table | None], None]] = {
     "evaluation": _named,
     "evaluation_examples": _named,
     "stopped": _named,
-    "lr": _rates,
-    "seconds": _rates,
 }
+CHECKS = STRUCTURES | {"lr": _rates, "seconds": _rates}

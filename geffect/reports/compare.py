@@ -15,7 +15,7 @@ from geffect.core.statistics import Numbers, bootstrap
 from geffect.errors import GeffectError, visible
 from geffect.io.readers import StrPath
 from geffect.record.frames import read, read_overlap, read_settings, read_standard_errors, read_steps
-from geffect.record.reader import contents, damage_refused, evaluations
+from geffect.record.reader import damage_refused, evaluations, num_micro_batches
 
 
 def summarize(runs: Sequence[StrPath]) -> pd.DataFrame:
@@ -74,7 +74,7 @@ def at_checkpoints(path: StrPath) -> pd.DataFrame:
     effects = g_effect(gram).groupby("step")[["unlearn", "retain"]].sum()
     losses = [name for name in ("forget_loss", "retain_loss", "heldout_loss") if name in steps]
     parts = [steps[losses], effects]
-    if contents(path).batches:
+    if num_micro_batches(path):
         errors = read_standard_errors(path, "total")
         for effect, row in zip(("unlearn", "retain"), TARGETS, strict=True):
             pair = errors[(errors["gradient"] == "objective") & (errors["other"] == row)].set_index("step")

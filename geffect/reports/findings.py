@@ -15,7 +15,7 @@ from geffect.core.gram import direction_name, inner_by_label, total_cosine
 from geffect.core.statistics import Estimate, Numbers, block_length, moving_blocks, over_steps
 from geffect.io.readers import StrPath
 from geffect.record.frames import read, read_standard_errors
-from geffect.record.reader import contents, damage_refused, read_config
+from geffect.record.reader import damage_refused, num_micro_batches, read_config
 
 
 class Finding(NamedTuple):
@@ -66,7 +66,7 @@ def read_findings(path: StrPath, run: str = "", scheme: str = "thirds") -> list[
     """
     path = Path(path)
     findings = findings_of(read(path, "group", scheme), _rectifier(str(read_config(path).get("rectifier", "none"))))
-    batches = contents(path).batches
+    batches = num_micro_batches(path)
     if batches and not any(finding.kind == "conflict" for finding in findings):
         findings = [*_present(conflict_at_checkpoints(read_standard_errors(path, "total"), batches)), *findings]
     return [finding._replace(run=run) for finding in findings]

@@ -142,7 +142,7 @@ class Run(os.PathLike[str]):
         """Single examples' effects on both losses, where recorded, as `geffect.read_points`."""
         return read_points(self.path)
 
-    def plot(self, kind: str = "g_effect", *others: "Run", scheme: str = "thirds", **options: Any) -> "Figure":
+    def plot(self, kind: str = "g_effect", *others: "Run", scheme: str = "thirds", **options: object) -> "Figure":
         """Draw the run, alone or with others.
 
         A run that recorded nothing to draw is left out with a warning, if another one can be drawn.

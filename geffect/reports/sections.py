@@ -23,9 +23,8 @@ from geffect.record.schema import TOKENS
 from geffect.reports.compare import compare, descended, differences, summarize
 from geffect.reports.findings import Finding, read_findings
 from geffect.reports.outcome import Outcome, outcome
-from geffect.reports.plots.panels import SIGNED, ink, signed
 from geffect.reports.plots.registry import Plot, draw_all, plots_of
-from geffect.reports.plots.style import STYLE
+from geffect.reports.plots.style import SIGNED, STYLE, ink, signed
 from geffect.reports.run import Run
 
 if TYPE_CHECKING:

@@ -7,8 +7,26 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from geffect.errors import GeffectError
-from geffect.reports.plots.panels import at_most, by_run, center, check, curve, finish, furnish, once
-from geffect.reports.plots.style import GROUPS, NOTE, ONE_COLUMN, RUNS, STYLE, TWO_COLUMN, Figure, Look
+from geffect.reports.plots.style import (
+    GROUPS,
+    NOTE,
+    ONE_COLUMN,
+    RUNS,
+    STYLE,
+    TWO_COLUMN,
+    Figure,
+    Look,
+    at_most,
+    band,
+    by_run,
+    center,
+    check,
+    curve,
+    finish,
+    furnish,
+    name_axes,
+    once,
+)
 
 
 def g_effect_curves(frame: pd.DataFrame) -> Figure:
@@ -77,7 +95,8 @@ def jaccard_curves(frame: pd.DataFrame, gradient: str, other: str, share: float)
                 curve(axes, rows[rows["group"] == group], "jaccard", group, look)
             furnish(axes, "").set(title=run, xlabel="unlearning step", ylim=(0, min(1.0, 1.1 * top)))
             axes.axhline(level, color="0.35", ls="--", lw=0.9, label="chance")
-        _name_chance(panels[-1], level)
+        last = panels[-1]
+        last.text(1.02, level, f"chance\n{level:.3f}", transform=last.get_yaxis_transform(), va="center", **NOTE)
         panels[0].set_ylabel(f"Jaccard index, largest {100 * share:g} %\nof {gradient} and {other}")
         finish(figure, looks, 6 if len(runs) > 1 else 3)
     return figure
@@ -90,10 +109,6 @@ def _pair(frame: pd.DataFrame, gradient: str, other: str) -> pd.DataFrame:
         known = ", ".join(sorted({*frame["gradient"], *frame["other"]}))
         raise GeffectError(f"There are no overlaps of {gradient} and {other}", remedy=f"Name two of {known}")
     return pair
-
-
-def _name_chance(axes: Axes, level: float) -> None:
-    axes.text(1.02, level, f"chance\n{level:.3f}", transform=axes.get_yaxis_transform(), va="center", **NOTE)
 
 
 SIDES = {"unlearn": "unlearn; below 0: forgets", "retain": "retain; below 0: harms"}
@@ -127,10 +142,7 @@ def g_effect_panels(frame: pd.DataFrame, zoom: tuple[float, float] | None = None
         for i, pair in enumerate(panels[: len(cells)]):
             for axes in pair:
                 axes.tick_params(labelbottom=i + across >= len(cells))
-        figure.supxlabel("unlearning step", size=8)
-        figure.supylabel(
-            "G-effect  $\\langle\\nabla R,\\, d\\rangle$\n(gradient² units)", size=8, multialignment="center"
-        )
+        name_axes(figure, "unlearning step", "G-effect  $\\langle\\nabla R,\\, d\\rangle$\n(gradient² units)")
         finish(figure, {"total": TOTAL} | looks, 7 if across > 1 else 4, above=True)
     return figure
 
@@ -156,18 +168,14 @@ def _method(left: Axes, right: Axes, rows: pd.DataFrame, title: str, looks: dict
             curve(axes, rows[rows["group"] == group], side, group, look)
         furnish(axes, note)
         center(axes, pd.concat([part[name] for part in (total, rows) for name in SIDES]), "", ticks=2, ratio=ratio)
-        axes.set(ylabel="", xlim=_wide(rows["step"].min(), rows["step"].max()))
+        first, last = rows["step"].min(), rows["step"].max()
+        room = 0.03 * (last - first) or 0.5  # at both ends, for markers
+        axes.set(ylabel="", xlim=(first - room, last + room))
         if axes.get_yscale() == "linear":
             axes.yaxis.set_major_locator(MaxNLocator(nbins=4, symmetric=True))
             axes.yaxis.set_major_formatter(FuncFormatter(_short))
     right.tick_params(labelleft=False)
     left.set_title(title + (" (symlog)" if left.get_yscale() == "symlog" else ""), loc="left", parse_math=False)
-
-
-def _wide(first: float, last: float) -> tuple[float, float]:
-    """Limits with a little space at both ends, for markers."""
-    room = 0.03 * (last - first) or 0.5
-    return first - room, last + room
 
 
 def _short(value: float, _: object) -> str:
@@ -188,32 +196,22 @@ def success_sweep(frame: pd.DataFrame) -> Figure:
     ``retention_success`` (in %), and ``seed``; each combination once. A line is a domain's mean over seeds, its band
     goes from the lowest to the highest.
     """
-    looks = _domains(frame)
-    masks = list(frame["which"].unique())
+    check(frame, SWEEP)
+    once(frame, ["which", "share", "domain", "seed"])
+    masks, domains = frame["which"].unique(), frame["domain"].unique()
+    at_most(4, "masks", masks)
+    at_most(len(RUNS), "domains", domains)
+    looks = dict(zip(domains, RUNS, strict=False))
+    percent = frame.assign(share=100 * frame["share"])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(TWO_COLUMN, 0.6 + 2.0 * len(masks)), layout="constrained")
         panels = figure.subplots(len(masks), 2, squeeze=False, sharex="row", sharey="col")
         for mask, line in zip(masks, panels, strict=True):
             for (column, label), axes in zip(SUCCESSES.items(), line, strict=True):
                 for domain, look in looks.items():
-                    rows = frame[(frame["which"] == mask) & (frame["domain"] == domain)]
-                    _band(axes, rows, column, domain, look)
+                    rows = percent[(percent["which"] == mask) & (percent["domain"] == domain)]
+                    band(axes, rows, "share", column, ("pi", 100), look | {"label": domain})
                 axes.set(xlabel=f"{mask}: share of entries (%)", ylabel=label)
-        band = {"lowest to highest seed": BAND} if frame["seed"].nunique() > 1 else {}
-        finish(figure, looks | band, 4)
+        range_of_seeds = {"lowest to highest seed": BAND} if frame["seed"].nunique() > 1 else {}
+        finish(figure, looks | range_of_seeds, 4)
     return figure
-
-
-def _domains(frame: pd.DataFrame) -> dict[str, Look]:
-    check(frame, SWEEP)
-    once(frame, ["which", "share", "domain", "seed"])
-    at_most(4, "masks", frame["which"].unique())
-    at_most(len(RUNS), "domains", frame["domain"].unique())
-    return dict(zip(frame["domain"].unique(), RUNS, strict=False))
-
-
-def _band(axes: Axes, rows: pd.DataFrame, column: str, domain: str, look: Look) -> None:
-    seeds = rows.groupby("share")[column].agg(["mean", "min", "max"])
-    share = 100 * seeds.index.to_numpy(float)
-    axes.fill_between(share, seeds["min"], seeds["max"], color=look["c"], alpha=0.2, lw=0)
-    axes.plot(share, seeds["mean"], label=domain, **look)

@@ -6,6 +6,7 @@ from functools import cache
 
 import matplotlib
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -15,27 +16,37 @@ from matplotlib.patches import Rectangle
 from matplotlib.scale import SymmetricalLogScale
 
 from geffect.errors import GeffectError
-from geffect.reports.plots.panels import (
+from geffect.reports.plots.style import (
+    NOTE,
+    ONE_COLUMN,
+    RUNS,
     SIGNED,
+    STYLE,
+    TWO_COLUMN,
+    Figure,
+    Look,
     Numbers,
     around_zero,
+    band,
     bar,
     check,
-    curve,
+    cross,
     decades,
     finish,
     furnish,
     ink,
+    literal,
+    name_axes,
     once,
+    panel_grid,
     signed,
     spread,
 )
-from geffect.reports.plots.style import NOTE, ONE_COLUMN, RUNS, STYLE, TWO_COLUMN, Figure, Look
 
 FIXED = ("step", "example", "unlearn", "retain", "nll", "reference_nll", "num_tokens")  # the rest are weights
 EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 ENOUGH, PANELS, GRID = 20, 3, 80  # points for a density, panels side by side, its grid's lines
-HELD = {0.5: "-", 0.9: (0, (3, 1.5))}  # a contour holds such a share of its range's points
+HELD = {0.5: "-", 0.9: (0, (3, 1.5))}  # a contour holds such a share of the density
 REST: Look = {"c": "0.8", "ls": "", "marker": "o", "ms": 1.5, "mec": "none", "zorder": 1}
 POINT: Look = {"c": "#004488", "ls": "", "marker": "o", "ms": 2.2, "mec": "none", "alpha": 0.6, "zorder": 2}
 CONTOUR: Look = {"c": "#BB5566", "lw": 1.0}
@@ -47,7 +58,7 @@ def point_plane(points: pd.DataFrame, weight: str = "") -> Figure:
     PG(s; D) = ⟨∇R(D), ∇log p(s)⟩: what gradient ascent on example s alone does, with the sign of a G-effect (arXiv
     2502.19301). Columns ``unlearn``, ``retain`` (gradient² units) and ``weight`` (an objective's weights; by default
     the first such column); a row a step and forget example, all steps together. A range's points lie on gray ones of
-    all others. Of twenty or more that are not on a line, contours of a kernel density hold half and 90 % of them.
+    all others. Of twenty or more that are not on a line, contours hold 50 % and 90 % of a kernel density estimate.
     """
     weight = weight or next(iter(_weights(points)), "a column of weights")
     check(points, ("unlearn", "retain", weight))
@@ -56,39 +67,19 @@ def point_plane(points: pd.DataFrame, weight: str = "") -> Figure:
         message = f"No example has finite unlearn, retain and {weight}"
         raise GeffectError(message, remedy="Draw a record made with --points")
     places = np.digitize(rows[weight].round(6), EDGES[1:], right=True)  # NPO's 1 at the start is 1 to rounding
-    ranges, places_xy = sorted(set(places)), rows[["unlearn", "retain"]].to_numpy(float)
-    across = min(PANELS, len(ranges))
-    width, lines = (TWO_COLUMN if across > 1 else ONE_COLUMN), -(-len(ranges) // across)
+    ranges, effects = sorted(set(places)), rows[["unlearn", "retain"]].to_numpy(float)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, 1.1 + min(2.2, 0.85 * width / across) * lines), layout="constrained")
-        panels = list(figure.subplots(lines, across, sharex=True, sharey=True, squeeze=False).flat)
-        notes = _scale(panels[0], places_xy)
-        for place, axes in zip(ranges, panels, strict=False):
-            _range(axes, places_xy, places == place)
+        figure, panels, across = panel_grid(len(ranges), PANELS, lambda width, n: min(2.2, 0.85 * width / n), 1.1)
+        notes = _scale(panels[0], effects)
+        for place, axes in zip(ranges, panels, strict=True):
+            _range(axes, effects, places == place)
             axes.set_title(f"weight {_name(place)} (n = {(places == place).sum()})")
-        for axes in panels[len(ranges) :]:
-            axes.remove()
-        for axes in panels[max(0, len(ranges) - across) : len(ranges)]:
-            axes.tick_params(labelbottom=True)  # below some of these stands no panel
-        label = f"PG-effect on the forget loss (gradient² units{notes[0]}; left: forgets)"
-        figure.supxlabel(
-            f"{label}\npanels: weight of {weight}; shaded: forgets and retains",
-            size=8,
-            multialignment="center",
-            parse_math=False,
-        )
-        figure.supylabel(
-            f"PG-effect on the retain loss\n(gradient² units{notes[1]}; below 0: harms)",
-            size=8,
-            multialignment="center",
-        )
-        contours = {f"holds {100 * share:g} %": CONTOUR | {"ls": style} for share, style in HELD.items()}
-        finish(
-            figure,
-            {"an example at a step": POINT, "of another weight": REST} | contours,
-            4 if across > 1 else 2,
-            above=True,
-        )
+        x = f"PG-effect on the forget loss (gradient² units{notes[0]}; left: forgets)"
+        y = f"PG-effect on the retain loss\n(gradient² units{notes[1]}; below 0: harms)"
+        name_axes(figure, f"{x}\npanels: weight of {literal(weight)}; shaded: forgets and retains", y)
+        looks = {"an example at a step": POINT, "of another weight": REST}
+        looks |= {f"{100 * share:g} % of the density": CONTOUR | {"ls": style} for share, style in HELD.items()}
+        finish(figure, looks, 4 if across > 1 else 2, above=True)
     return figure
 
 
@@ -113,34 +104,23 @@ def _scale(axes: Axes, points: Numbers) -> tuple[str, str]:
     return notes[0], notes[1]
 
 
-def _range(axes: Axes, points: Numbers, inside: "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]") -> None:
+def _range(axes: Axes, points: Numbers, inside: npt.NDArray[np.bool_]) -> None:
     """Draw one panel: zero lines, all points, the range's own, and their contours where they are enough."""
-    axes.axhline(0, color="0.55", lw=0.7, zorder=1)
-    axes.axvline(0, color="0.55", lw=0.7, zorder=1)
+    cross(axes)
     axes.plot(*points[~inside].T, **REST)
     axes.plot(*points[inside].T, **POINT)
     left, top = axes.get_xlim()[0], axes.get_ylim()[1]
     axes.add_patch(Rectangle((left, 0), -left, top, fc="0.92", ec="none", zorder=0))
     scaled = axes.transScale.transform(points[inside])
-    if len(scaled) >= ENOUGH:
-        _contours(axes, scaled)
+    spans = np.linalg.svd(scaled - scaled.mean(0), compute_uv=False)[-1] > 1e-9 * np.abs(scaled).max()
+    if len(scaled) >= ENOUGH and spans:  # else nothing but rounding lies across their line
+        import seaborn  # two seconds, which only these figures take
 
-
-def _contours(axes: Axes, points: Numbers) -> None:
-    """Draw contours of the density over the axes as scaled; none where the points lie on a line."""
-    from scipy.stats import gaussian_kde
-
-    if np.linalg.svd(points - points.mean(0), compute_uv=False)[-1] <= 1e-9 * np.abs(points).max():
-        return  # nothing but rounding across the line
-    density = gaussian_kde(points.T)
-    low, high = axes.transScale.transform(np.transpose([axes.get_xlim(), axes.get_ylim()]))
-    x, y = np.linspace(low, high, GRID).T
-    heights = density(np.stack(np.meshgrid(x, y)).reshape(2, -1)).reshape(GRID, GRID)
-    levels = {float(np.quantile(density(points.T), 1 - share)): style for share, style in HELD.items()}
-    back = axes.transScale.inverted()
-    grid = back.transform(np.stack([x, y], axis=1))
-    for level, style in levels.items():
-        axes.contour(*grid.T, heights, [level], colors=[CONTOUR["c"]], linewidths=CONTOUR["lw"], linestyles=[style])
+        for share, style in HELD.items():  # of the density over the axes as they are scaled
+            look = {"color": CONTOUR["c"], "linewidths": CONTOUR["lw"], "linestyles": [style]}
+            seaborn.kdeplot(
+                x=points[inside, 0], y=points[inside, 1], levels=[1 - share], gridsize=GRID, ax=axes, **look
+            )
 
 
 def weight_curves(points: pd.DataFrame, weights: Sequence[str] = ()) -> Figure:
@@ -159,10 +139,7 @@ def weight_curves(points: pd.DataFrame, weights: Sequence[str] = ()) -> Figure:
         figure = Figure(figsize=(ONE_COLUMN, 2.6), layout="constrained")
         axes = furnish(figure.subplots(), "")
         for name, look in looks.items():
-            table = points.groupby("step")[name].agg(["mean", "sem"]).reset_index()
-            edges = (table["mean"] - table["sem"], table["mean"] + table["sem"])
-            axes.fill_between(table["step"], *edges, color=look["c"], alpha=0.2, lw=0)
-            curve(axes, table, "mean", name, look)
+            band(axes, points, "step", name, "se", look | {"label": name})
         axes.set(xlabel="unlearning step", ylabel=r"mean weight on $\nabla\log p$" + "\n(band: ± 1 standard error)")
         axes.set_ylim(0, None)
         finish(figure, looks, 2)
@@ -213,7 +190,8 @@ def token_strip(tokens: pd.DataFrame, column: str = "effect") -> Figure:
         raise GeffectError(message, remedy="Choose some examples, at one step")
     scale, note, ticks = signed(tokens.loc[tokens["labeled"].astype(bool), column].to_numpy(float))
     colors = ScalarMappable(scale, SIGNED)
-    laid = [(_title(*key), rows.sort_values("position"), list(_lay(rows))) for key, rows in texts]
+    title = "{1} example {2}, step {0}, along the {3}"
+    laid = [(title.format(*key), rows.sort_values("position"), list(_lay(rows))) for key, rows in texts]
     lines = sum(boxes[-1].line + 2.3 for _, _, boxes in laid)
     height = lines * LINE + BELOW
     with matplotlib.rc_context(STYLE):
@@ -233,10 +211,6 @@ def token_strip(tokens: pd.DataFrame, column: str = "effect") -> Figure:
         label = f"{of} on a token's NLL ({note}; gray: no loss)"
         bar(figure, below, colors, label, ticks).ax.xaxis.label.set_fontsize(7)
     return figure
-
-
-def _title(step: object, name: object, example: object, direction: object) -> str:
-    return f"{name} example {example}, step {step}, along the {direction}"
 
 
 def _lay(rows: pd.DataFrame) -> Iterator[Box]:
@@ -265,18 +239,9 @@ def _drawable(char: str) -> bool:
 
 def _write(axes: Axes, rows: pd.DataFrame, boxes: list[Box], column: str, top: float, colors: ScalarMappable) -> None:
     """Draw one text: a rectangle and the letters of each token."""
+    letters: Look = {"va": "center_baseline", "family": FONT, "size": SIZE, "parse_math": False}
     for box, labeled, value in zip(boxes, rows["labeled"], rows[column], strict=True):
         fill = colors.to_rgba(value) if labeled and np.isfinite(value) else PROMPT
-        pen = ink(colors, value) if labeled else "0.45"
-        corner = (box.column, top + box.line)
-        axes.add_patch(Rectangle(corner, len(box.text), 0.94, fc=fill, ec="white", lw=0.4))
-        axes.text(
-            corner[0],
-            corner[1] + 0.5,
-            box.text,
-            va="center_baseline",
-            family=FONT,
-            size=SIZE,
-            color=pen,
-            parse_math=False,
-        )
+        x, y = box.column, top + box.line
+        axes.add_patch(Rectangle((x, y), len(box.text), 0.94, fc=fill, ec="white", lw=0.4))
+        axes.text(x, y + 0.5, box.text, color=ink(colors, value) if labeled else "0.45", **letters)

@@ -16,8 +16,13 @@ from geffect.core.gram import Gram, gram_at
 from geffect.core.layers import depth_key
 from geffect.core.splits import domain_of
 from geffect.errors import GeffectError
-from geffect.reports.plots.panels import (
+from geffect.reports.plots.style import (
+    NOTE,
+    ONE_COLUMN,
     SIGNED,
+    STYLE,
+    TWO_COLUMN,
+    Figure,
     Numbers,
     at_most,
     bar,
@@ -27,9 +32,9 @@ from geffect.reports.plots.panels import (
     name_columns,
     number,
     once,
+    settle,
     signed,
 )
-from geffect.reports.plots.style import NOTE, ONE_COLUMN, STYLE, TWO_COLUMN, Figure
 
 BAR, MOST = 0.09, 12  # how high a color bar is in inches, rows of a Gram
 SIDES = {"unlearn": "below 0: forgets", "retain": "below 0: harms the retain set"}
@@ -63,15 +68,14 @@ def layer_heat_map(frame: pd.DataFrame) -> Figure:
         notes = "; ".join(filter(None, ["gradient² units", note_of_scale, "dots: above 0"]))
         label = rf"G-effect $\langle\nabla R,\, d\rangle$ ({notes})"
         bar(figure, figure.add_subplot(grid[1, :]), mesh, label, ticks)
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+        settle(figure)
     return figure
 
 
 def _side(axes: Axes, table: pd.DataFrame, scale: Normalize, high: float) -> QuadMesh:
     """Draw one panel, whose cells are ``high`` points high."""
     edges = _edges(table.columns.to_numpy(float))
-    mesh = heat(axes, table, edges, cmap=SIGNED, norm=scale)
+    mesh = heat(axes, table, SIGNED, scale, edges)
     every = int(np.ceil(8.5 / high))  # points a name needs
     axes.set_yticks(np.arange(0, len(table), every) + 0.5, table.index[::every])
     few = table.shape[1] <= STEPS
@@ -115,7 +119,7 @@ def gram_heat_map(gram: Gram | pd.DataFrame, step: int | None = None) -> Figure:
         figure = Figure(figsize=(ONE_COLUMN, 1.3 + min(2.4, 0.5 * len(table))), layout="constrained")
         axes, below = figure.subplots(2, height_ratios=[min(2.4, 0.5 * len(table)), BAR])
         axes.set_box_aspect(1)
-        mesh = heat(axes, cosines, cmap=SIGNED, vmin=-1, vmax=1)
+        mesh = heat(axes, cosines, SIGNED, Normalize(-1, 1))
         name_columns(axes, list(map(str, cosines.columns)))
         number(axes, mesh, cosines.to_numpy(float))
         for place, norm in enumerate(norms):
@@ -123,8 +127,7 @@ def gram_heat_map(gram: Gram | pd.DataFrame, step: int | None = None) -> Figure:
         axes.text(len(table) + 0.15, -0.15, "norm", va="bottom", **NOTE)
         axes.set_title("" if step is None else f"step {step:g}")
         bar(figure, below, mesh, "cosine of two gradients (norms in gradient units)", [-1, -0.5, 0, 0.5, 1])
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+        settle(figure)
     return figure
 
 
@@ -165,12 +168,13 @@ def jaccard_matrix(frame: pd.DataFrame, share: float, within: Sequence[Sequence[
             axes.add_patch(Rectangle((i, i), 1, 1, fc=DIAGONAL, ec="white", lw=0.5))
         number(axes, mesh, matrix.to_numpy(float))
         _frame_groups(axes, [len(group) for group in within])
-        _settle(figure, bar, mesh, share)
+        _chance_bar(figure, bar, mesh, share)
     return figure
 
 
 def overlap_matrix(frame: pd.DataFrame, share: float) -> Figure:
-    """Draw the overlaps of a localization's splits, those of a domain framed."""
+    """Draw the overlaps of a localization's splits at one ``share``, those of a domain framed."""
+    frame = frame[frame["share"] == share]
     splits = dict.fromkeys([*frame["gradient"], *frame["other"]])
     pairs = {domain: [name for name in splits if domain_of(name) == domain] for domain in map(domain_of, splits)}
     return jaccard_matrix(frame, share, [names for names in pairs.values() if len(names) == 2])
@@ -193,7 +197,7 @@ def jaccard_by_layer(frame: pd.DataFrame, share: float) -> Figure:
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=SPARE))
         axes, bar = figure.subplots(2, height_ratios=[0.18 * len(pairs), BAR])
         mesh = _heat(axes, table.set_axis(pairs), share)
-        _settle(figure, bar, mesh, share)
+        _chance_bar(figure, bar, mesh, share)
     return figure
 
 
@@ -224,7 +228,7 @@ def _heat(axes: Axes, table: pd.DataFrame, share: float) -> QuadMesh:
     values = table.to_numpy(float)
     top = max(np.nanmax(values, initial=0), 2 * share / (2 - share))
     step = 0.1 if top > 0.2 else 0.02
-    mesh = heat(axes, table, cmap=MAP, vmin=0, vmax=min(1.0, step * np.ceil(top / step)))
+    mesh = heat(axes, table, MAP, Normalize(0, min(1.0, step * np.ceil(top / step))))
     name_columns(axes, list(map(str, table.columns)))
     return mesh
 
@@ -234,7 +238,7 @@ def _frame_groups(axes: Axes, sizes: list[int]) -> None:
         axes.add_patch(Rectangle((start, start), size, size, fill=False, ec="black", lw=1.1, clip_on=False, zorder=3))
 
 
-def _settle(figure: Figure, axes: Axes, mesh: QuadMesh, share: float) -> None:
+def _chance_bar(figure: Figure, axes: Axes, mesh: QuadMesh, share: float) -> None:
     """Draw the color bar with chance on it, and fix the layout."""
     level = share / (2 - share)
     bar = figure.colorbar(mesh, cax=axes, orientation="horizontal")
@@ -242,5 +246,4 @@ def _settle(figure: Figure, axes: Axes, mesh: QuadMesh, share: float) -> None:
     axes.spines[:].set_visible(False)
     axes.axvline(level, ymax=1.5, color="black", lw=1.2, clip_on=False, label="chance")
     axes.text(level, 1.7, f"chance {level:.3f}", transform=axes.get_xaxis_transform(), ha="center", **NOTE)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    settle(figure)

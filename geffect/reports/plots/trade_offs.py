@@ -8,8 +8,20 @@ from matplotlib.axis import XAxis, YAxis
 from matplotlib.ticker import LogLocator
 
 from geffect.errors import GeffectError
-from geffect.reports.plots.panels import at_most, by_run, check, finish
-from geffect.reports.plots.style import NOTE, ONE_COLUMN, RUNS, STYLE, TWO_COLUMN, Figure, Look
+from geffect.reports.plots.style import (
+    NOTE,
+    ONE_COLUMN,
+    RUNS,
+    STYLE,
+    Figure,
+    Look,
+    at_most,
+    by_run,
+    check,
+    finish,
+    name_axes,
+    panel_grid,
+)
 
 
 def trade_off(frame: pd.DataFrame) -> Figure:
@@ -31,14 +43,14 @@ def trade_off(frame: pd.DataFrame) -> Figure:
         axes.plot(*np.unique([path.iloc[0] for path in paths.values()], axis=0).T, zorder=5, **start)
         axes.margins(x=0.1, y=0.2)
         axes.text(0.98, 0.02, "forgotten and kept ↘", transform=axes.transAxes, ha="right", **NOTE)
-        name_loss(axes.xaxis, "forget loss (nats/token{}; higher: forgotten)", axes.xaxis.get_data_interval())
-        name_loss(axes.yaxis, "heldout loss (nats/token{}; lower: kept)", axes.yaxis.get_data_interval())
+        _name_loss(axes.xaxis, "forget loss (nats/token{}; higher: forgotten)", axes.xaxis.get_data_interval())
+        _name_loss(axes.yaxis, "heldout loss (nats/token{}; lower: kept)", axes.yaxis.get_data_interval())
         _number_steps(axes, paths, looks)
         finish(figure, looks | {"start": start, "end": start | {"mfc": "0.7"}}, 2 if len(runs) > 1 else 3)
     return figure
 
 
-def name_loss(axis: XAxis | YAxis, text: str, interval: tuple[float, float]) -> None:
+def _name_loss(axis: XAxis | YAxis, text: str, interval: tuple[float, float]) -> None:
     """Name the axis of a loss; it is logarithmic where the interval of the data spans more than a decade."""
     low, high = interval
     if wide := 0 < 10 * low < high:
@@ -89,30 +101,21 @@ def trade_off_grid(frame: pd.DataFrame, x: str = "forget_loss") -> Figure:
     is a seed, a thick one the mean over the steps that every seed reached.
     """
     rows = _evaluations(frame, x)
-    objectives, looks = list(rows["objective"].unique()), looks_of(rows)
+    objectives, looks = list(rows["objective"].unique()), _looks(rows)
     with matplotlib.rc_context(STYLE):
-        figure, panels, columns = small_panels(len(objectives))
+        figure, panels, columns = _small_panels(len(objectives))
         for objective, axes in zip(objectives, panels, strict=False):
             for rectifier, look in looks.items():
                 _paths(axes, rows[(rows["objective"] == objective) & (rows["rectifier"] == rectifier)], x, look)
             axes.set_title(objective)
-        _name_axes(figure, panels[0], rows[x])
+        _name_loss_axes(figure, panels[0], rows[x])
         seed = {"one seed": SEED} if rows["seed"].nunique() > 1 else {}
         finish(figure, looks | seed | {"start": START}, 6 if columns > 1 else 2, above=True)
     return figure
 
 
-def small_panels(count: int) -> tuple[Figure, list[Axes], int]:
-    """A figure of so many empty panels that share both axes, the panels, and how many stand side by side."""
-    columns = min(COLUMNS, count)
-    width, lines = TWO_COLUMN if columns > 1 else ONE_COLUMN, -(-count // columns)
-    figure = Figure(figsize=(width, 0.8 + 0.78 * width / columns * lines), layout="constrained")
-    panels = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
-    for axes in panels[count:]:
-        axes.remove()
-    for axes in panels[count - columns : count]:
-        axes.tick_params(labelbottom=True)  # below some of these stands no panel
-    return figure, panels[:count], columns
+def _small_panels(count: int) -> tuple[Figure, list[Axes], int]:
+    return panel_grid(count, COLUMNS, lambda width, across: 0.78 * width / across, 0.8)
 
 
 def _evaluations(frame: pd.DataFrame, x: str) -> pd.DataFrame:
@@ -130,7 +133,7 @@ def _evaluations(frame: pd.DataFrame, x: str) -> pd.DataFrame:
     return rows.assign(place=rows["objective"].map(places)).sort_values(["place", "step"], kind="stable")
 
 
-def looks_of(rows: pd.DataFrame) -> dict[str, Look]:
+def _looks(rows: pd.DataFrame) -> dict[str, Look]:
     """Rectifier → the look of its paths; the column's ``none`` comes first."""
     names = sorted(rows["rectifier"].unique(), key=lambda name: bool(name != "none"))
     return dict(zip(names, RECTIFIERS, strict=False))
@@ -148,15 +151,14 @@ def _paths(axes: Axes, cell: pd.DataFrame, x: str, look: Look) -> None:
         axes.plot(*mean.iloc[0], **START)
 
 
-def _name_axes(figure: Figure, axes: Axes, values: "pd.Series[float]") -> None:
+def _name_loss_axes(figure: Figure, axes: Axes, values: "pd.Series[float]") -> None:
     """Name the axes that all panels share; an accuracy's axis is never logarithmic."""
     label = X[str(values.name)]
     if values.name == "forget_loss":
-        name_loss(axes.xaxis, label, (values.min(), values.max()))
+        _name_loss(axes.xaxis, label, (values.min(), values.max()))
         label = axes.get_xlabel()
         axes.set_xlabel("")
-    figure.supxlabel(label, size=8)
-    figure.supylabel("heldout accuracy (up: kept)", size=8)
+    name_axes(figure, label, "heldout accuracy (up: kept)")
 
 
 def leaderboard(frame: pd.DataFrame, label: str) -> Figure:
@@ -169,7 +171,7 @@ def leaderboard(frame: pd.DataFrame, label: str) -> Figure:
     best = frame.groupby("objective")["mean"].max().sort_values(na_position="first")
     if best.isna().all():
         raise GeffectError("No method forgets as much as the level", remedy="Compare at a lower forget loss")
-    looks = looks_of(frame)
+    looks = _looks(frame)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(ONE_COLUMN, 0.9 + 0.22 * len(best)), layout="constrained")
         axes = figure.subplots()
@@ -198,10 +200,10 @@ def trade_off_bands(frame: pd.DataFrame, label: str) -> Figure:
     row a level. ``label`` names what is retained.
     """
     check(frame, ("objective", "rectifier", "forget_loss", "mean", "low", "high"))
-    objectives, looks = list(frame["objective"].unique()), looks_of(frame)
+    objectives, looks = list(frame["objective"].unique()), _looks(frame)
     at_most(MOST, "objectives", objectives)
     with matplotlib.rc_context(STYLE):
-        figure, panels, _ = small_panels(len(objectives))
+        figure, panels, _ = _small_panels(len(objectives))
         for objective, axes in zip(objectives, panels, strict=True):
             for rectifier, look in looks.items():
                 rows = frame[(frame["objective"] == objective) & (frame["rectifier"] == rectifier)]
@@ -209,7 +211,6 @@ def trade_off_bands(frame: pd.DataFrame, label: str) -> Figure:
                 axes.fill_between(rows["forget_loss"], rows["low"], rows["high"], color=look["c"], alpha=0.2, lw=0)
                 axes.plot(rows["forget_loss"], rows["mean"], c=look["c"], ls=look["ls"])
             axes.set_title(objective)
-        figure.supxlabel("forget loss (nats/token; right: forgotten)", size=8)
-        figure.supylabel(label, size=8)
+        name_axes(figure, "forget loss (nats/token; right: forgotten)", label)
         finish(figure, {name: {"c": look["c"], "ls": look["ls"]} for name, look in looks.items()}, 6, above=True)
     return figure
