@@ -171,12 +171,12 @@ def evaluation(path: Path, *, as_json: bool = False) -> None:
 def _of_sets(title: str, sets: Mapping[str, Any]) -> Table:
     """A table with one line a set and metric."""
     table = Table(title=title, title_justify="left")
-    for column in ("set", "metric", "mean", "interval", "rows"):
+    for column in ("set", "metric", "mean", "interval", "examples"):
         table.add_column(column, justify="left" if column in ("set", "metric") else "right")
     for name, metrics in sets.items():
         for kind, each in metrics.items():
             ends = " – ".join(_decimal(each[end]) for end in ("low", "high"))
-            table.add_row(name, kind, _decimal(each["mean"]), ends, str(each["rows"]))
+            table.add_row(name, kind, _decimal(each["mean"]), ends, str(each["examples"]))
     return table
 
 

@@ -261,7 +261,7 @@ def test_one_domain_validates_another(start: Path, tmp_path: Path) -> None:
     path = api.unlearn(_config(start, tmp_path / "run", domain=DOMAINS[:1], validation=other)).path
     scores = json.loads((path / "metrics.json").read_text())["success"]["end"]
     assert list(scores) == ["privacy", "copyright"]
-    assert scores["copyright"]["forget"]["rows"] == 4
+    assert scores["copyright"]["forget"]["examples"] == 4
 
 
 def test_three_domains_from_any_source(start: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ from geffect.reports.plots.style import (
 FIXED = ("step", "example", "unlearn", "retain", "nll", "reference_nll", "num_tokens")  # the rest are weights
 EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 ENOUGH, PANELS, GRID = 20, 3, 80  # points for a density, panels side by side, its grid's lines
-HELD = {0.5: "-", 0.9: (0, (3, 1.5))}  # a contour holds such a share of the density
+HELD = {0.5: "-", 0.9: (0, (3, 1.5))}  # a contour holds such a share of its range's points
 REST: Look = {"c": "0.8", "ls": "", "marker": "o", "ms": 1.5, "mec": "none", "zorder": 1}
 POINT: Look = {"c": "#004488", "ls": "", "marker": "o", "ms": 2.2, "mec": "none", "alpha": 0.6, "zorder": 2}
 CONTOUR: Look = {"c": "#BB5566", "lw": 1.0}
@@ -58,7 +58,7 @@ def point_plane(points: pd.DataFrame, weight: str = "") -> Figure:
     PG(s; D) = ⟨∇R(D), ∇log p(s)⟩: what gradient ascent on example s alone does, with the sign of a G-effect (arXiv
     2502.19301). Columns ``unlearn``, ``retain`` (gradient² units) and ``weight`` (an objective's weights; by default
     the first such column); a row a step and forget example, all steps together. A range's points lie on gray ones of
-    all others. Of twenty or more that are not on a line, contours hold 50 % and 90 % of a kernel density estimate.
+    all others. Of twenty or more that are not on a line, contours of a kernel density hold half and 90 % of them.
     """
     weight = weight or next(iter(_weights(points)), "a column of weights")
     check(points, ("unlearn", "retain", weight))
@@ -78,7 +78,7 @@ def point_plane(points: pd.DataFrame, weight: str = "") -> Figure:
         y = f"PG-effect on the retain loss\n(gradient² units{notes[1]}; below 0: harms)"
         name_axes(figure, f"{x}\npanels: weight of {literal(weight)}; shaded: forgets and retains", y)
         looks = {"an example at a step": POINT, "of another weight": REST}
-        looks |= {f"{100 * share:g} % of the density": CONTOUR | {"ls": style} for share, style in HELD.items()}
+        looks |= {f"holds {100 * share:g} %": CONTOUR | {"ls": style} for share, style in HELD.items()}
         finish(figure, looks, 4 if across > 1 else 2, above=True)
     return figure
 
@@ -112,15 +112,27 @@ def _range(axes: Axes, points: Numbers, inside: npt.NDArray[np.bool_]) -> None:
     left, top = axes.get_xlim()[0], axes.get_ylim()[1]
     axes.add_patch(Rectangle((left, 0), -left, top, fc="0.92", ec="none", zorder=0))
     scaled = axes.transScale.transform(points[inside])
-    spans = np.linalg.svd(scaled - scaled.mean(0), compute_uv=False)[-1] > 1e-9 * np.abs(scaled).max()
-    if len(scaled) >= ENOUGH and spans:  # else nothing but rounding lies across their line
-        import seaborn  # two seconds, which only these figures take
+    if len(scaled) >= ENOUGH:
+        _contours(axes, scaled)
 
-        for share, style in HELD.items():  # of the density over the axes as they are scaled
-            look = {"color": CONTOUR["c"], "linewidths": CONTOUR["lw"], "linestyles": [style]}
-            seaborn.kdeplot(
-                x=points[inside, 0], y=points[inside, 1], levels=[1 - share], gridsize=GRID, ax=axes, **look
-            )
+
+def _contours(axes: Axes, points: Numbers) -> None:
+    """Draw contours of the density over the axes as scaled; none where the points lie on a line.
+
+    Each holds a share of the points; seaborn's ``kdeplot`` would hold a share of the smoothed density, and be wider.
+    """
+    from scipy.stats import gaussian_kde
+
+    if np.linalg.svd(points - points.mean(0), compute_uv=False)[-1] <= 1e-9 * np.abs(points).max():
+        return  # nothing but rounding across the line
+    density = gaussian_kde(points.T)
+    low, high = axes.transScale.transform(np.transpose([axes.get_xlim(), axes.get_ylim()]))
+    x, y = np.linspace(low, high, GRID).T
+    heights = density(np.stack(np.meshgrid(x, y)).reshape(2, -1)).reshape(GRID, GRID)
+    grid = axes.transScale.inverted().transform(np.stack([x, y], axis=1))
+    for share, style in HELD.items():
+        level = np.quantile(density(points.T), 1 - share)
+        axes.contour(*grid.T, heights, [level], colors=[CONTOUR["c"]], linewidths=CONTOUR["lw"], linestyles=[style])
 
 
 def weight_curves(points: pd.DataFrame, weights: Sequence[str] = ()) -> Figure:

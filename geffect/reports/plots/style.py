@@ -163,7 +163,7 @@ def band(axes: Axes, rows: pd.DataFrame, x: str, y: str, interval: str | tuple[s
     import seaborn  # two seconds, which only these figures take
 
     edge = {"lw": 0, "alpha": 0.2}
-    seaborn.lineplot(rows, x=x, y=y, errorbar=interval, ax=axes, legend=False, err_kws=edge, **look)
+    seaborn.lineplot(rows, x=x, y=y, errorbar=interval, ax=axes, legend=False, err_kws=edge, mec=look["c"], **look)
 
 
 def panel_grid(
