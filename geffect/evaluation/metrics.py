@@ -102,26 +102,27 @@ def _each(score: Callable[..., float]) -> PerExample:
 
 def _accuracy(view: View) -> list[float]:
     """Share of an example's labeled tokens that are the most likely ones."""
-    return [row.right.double().mean().item() for row in view.scores()]
+    return [example.right.double().mean().item() for example in view.scores()]
 
 
 def _rouge(measure: Measure) -> PerExample:
     def score(view: View) -> list[float]:
-        return [_best(answer, row, measure) for answer, row in zip(view.answers(), view.questions().rows, strict=True)]
+        return _best(view.answers(), view.questions(), measure)
 
     score.__doc__ = f"ROUGE-L ({measure}) of the answer that the model writes, against the right one."
     return score
 
 
-def _best(answer: str, row: Mapping[str, Any], measure: Measure) -> float:
-    """ROUGE-L against the one of a question's right answers that is most like the answer."""
-    return max(rouge_l(answer, true, measure) for true in right_answers(row))
+def _best(answers: Sequence[str], questions: QASet, measure: Measure = "fmeasure") -> list[float]:
+    """ROUGE-L of each answer against the one of its question's right answers that is most like it."""
+    pairs = zip(answers, questions.rows, strict=True)
+    return [max(rouge_l(answer, true, measure) for true in right_answers(question)) for answer, question in pairs]
 
 
 def _normalized(view: View) -> list[float]:
     """P(right) / (P(right) + Σ P(wrong)) over a question's choices (TOFU, arXiv 2401.06121)."""
     right, wrong = (
-        [[scores.answer_probability(each) for each in row] for row in view.column_scores(field)]
+        [[scores.answer_probability(answer) for answer in answers] for answers in view.column_scores(field)]
         for field in ("answer", "perturbed_answer")
     )
     return [scores.normalized_probability(p, others) for [p], others in zip(right, wrong, strict=True)]
@@ -132,7 +133,7 @@ def _truth(
 ) -> PerExample:
     def score(view: View) -> list[float]:
         right, wrong = (
-            [[-each.nll for each in row] for row in view.column_scores(*fields)]
+            [[-answer.nll for answer in answers] for answers in view.column_scores(*fields)]
             for fields in (("paraphrased_answer", "answer"), ("perturbed_answer",))
         )
         means = [math.fsum(each) / len(each) for each in right]  # of several paraphrases, as open-unlearning
@@ -144,12 +145,12 @@ def _truth(
 
 def _zlib(view: View) -> list[float]:
     """LOSS over the bytes the text takes when compressed, in nats a token and byte (arXiv 2012.07805)."""
-    return [scores.zlib(row, text) for row, text in zip(view.scores(), view.targets(), strict=True)]
+    return [scores.zlib(*pair) for pair in zip(view.scores(), view.targets(), strict=True)]
 
 
 def _extraction_by_generation(view: View) -> list[float]:
     """ES = 1 − k/n, with k the fewest tokens after which greedy decoding writes the rest, by bisection (2406.09179)."""
-    answers = [[label for label in row.labels if label != IGNORE_INDEX][:-1] for row in view.encoded]
+    answers = [[label for label in example.labels if label != IGNORE_INDEX][:-1] for example in view.encoded]
     least, most = [0] * len(answers), [len(answer) for answer in answers]
     while unsettled := [i for i in range(len(answers)) if least[i] < most[i]]:
         middle = {i: (least[i] + most[i]) // 2 for i in unsettled}
@@ -174,10 +175,9 @@ def _prompt_ids(view: View, text: str) -> list[int]:
 
 def _verbatim(view: View) -> list[float]:
     """MUSE's VerbMem: ROUGE-L F1 of 128 tokens that continue a prompt, without a template."""
-    rows = view.questions().rows
-    prompts = [_prompt_ids(view, row["question"]) for row in rows]
+    prompts = [_prompt_ids(view, example["question"]) for example in view.questions().rows]
     continued = generate(view.model, view.tokenizer, prompts, VERBATIM_TOKENS, view.batch_size)
-    return [_best(view.text(ids), row, "fmeasure") for ids, row in zip(continued, rows, strict=True)]
+    return _best([view.text(ids) for ids in continued], view.questions())
 
 
 def knowledge_prompt(question: str, shots: Sequence[Mapping[str, Any]]) -> str:
@@ -186,7 +186,7 @@ def knowledge_prompt(question: str, shots: Sequence[Mapping[str, Any]]) -> str:
     >>> knowledge_prompt("Who?", [{"question": "Where?", "answer": "Here."}])
     'Question: Where?\nAnswer: Here.\n\nQuestion: Who?\nAnswer: '
     """
-    examples = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in shots)
+    examples = "".join(f"Question: {shot['question']}\nAnswer: {shot['answer']}\n\n" for shot in shots)
     return f"{examples}Question: {question}\nAnswer: "
 
 
@@ -203,11 +203,10 @@ def cut(text: str) -> str:
 
 def _knowledge(view: View) -> list[float]:
     """MUSE's KnowMem: ROUGE-L F1 of 32 tokens, after ten answered questions and without a template."""
-    rows = view.questions().rows
-    prompts = [_prompt_ids(view, knowledge_prompt(row["question"], view.shots[:SHOTS])) for row in rows]
+    texts = [knowledge_prompt(example["question"], view.shots[:SHOTS]) for example in view.questions().rows]
+    prompts = [_prompt_ids(view, text) for text in texts]
     continued = generate(view.model, view.tokenizer, prompts, KNOWLEDGE_TOKENS, view.batch_size)
-    answers = [cut(view.tokenizer.decode(ids, skip_special_tokens=True)) for ids in continued]
-    return [_best(answer, row, "fmeasure") for answer, row in zip(answers, rows, strict=True)]
+    return _best([cut(view.tokenizer.decode(ids, skip_special_tokens=True)) for ids in continued], view.questions())
 
 
 register_metric("loss")(_each(scores.loss))
