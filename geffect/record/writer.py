@@ -229,11 +229,13 @@ def layout_to_json(layout: Layout) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A value in JSON's own types: an object by its ``to_record``, a number that is not finite as null."""
+    """A value in JSON's own types: an object by its ``to_record``, a named tuple by its names, NaN and ∞ as null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if hasattr(value, "to_record"):
         return plain(value.to_record())
+    if hasattr(value, "_asdict"):
+        return plain(value._asdict())
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in value.items()}
     return [plain(part) for part in value] if isinstance(value, list | tuple) else value

@@ -13,9 +13,10 @@ from geffect.core.splits import role_of
 from geffect.core.statistics import Numbers, over_examples
 from geffect.io.readers import StrPath
 from geffect.record.reader import StepLine, damage_refused, step_lines
-from geffect.reports.findings import number, percent, within
+from geffect.record.writer import plain
+from geffect.reports.findings import nats, number, percent, within
 
-Statistic = Callable[[Numbers], Any]
+Statistic = Callable[[Numbers], Numbers]
 NLL, RIGHT, TOKENS = slice(0, 2), slice(2, 4), 4  # columns of `examples_of`: the first two at both ends
 
 
@@ -56,17 +57,19 @@ class SetChange(NamedTuple):
     loss: Change
 
 
-def rise(examples: Numbers) -> Any:
+def rise(examples: Numbers) -> Numbers:
     """The rise of the loss in nats a token, ``[…, examples, 5]`` → ``[…]``."""
-    return (examples[..., 1] - examples[..., 0]).sum(-1) / examples[..., TOKENS].sum(-1)
+    rises: Numbers = (examples[..., 1] - examples[..., 0]).sum(-1) / examples[..., TOKENS].sum(-1)
+    return rises
 
 
-def lost_accuracy(examples: Numbers) -> Any:
+def lost_accuracy(examples: Numbers) -> Numbers:
     """The share of the tokens right at the start that is gone, net of those won, ``[…, examples, 5]`` → ``[…]``."""
-    return 1 - examples[..., 3].sum(-1) / examples[..., 2].sum(-1)
+    shares: Numbers = 1 - examples[..., 3].sum(-1) / examples[..., 2].sum(-1)
+    return shares
 
 
-def lost_probability(examples: Numbers) -> Any:
+def lost_probability(examples: Numbers) -> Numbers:
     """The share that the probability exp(−loss) of a token lost, 1 − exp(−rise), ``[…, examples, 5]`` → ``[…]``."""
     return 1 - np.exp(-rise(examples))
 
@@ -77,18 +80,15 @@ def examples_of(first: StepLine, last: StepLine, role: str) -> Numbers:
     Σ −log p at both ends, right tokens at both ends, and labeled tokens. A loss that is not finite counts as infinite.
     Right tokens are NaN where the record has none by example.
     """
-    names = [name for name in first.examples if role_of(name) == role]
-    examples = np.concatenate([_columns(first, last, name) for name in names])
+    sets = []
+    for name in (name for name in first.examples if role_of(name) == role):
+        start, end = (line.examples[name] for line in (first, last))
+        unknown = [math.nan] * len(start.tokens)
+        columns = [start.nll, end.nll, *(each.right or unknown for each in (start, end)), start.tokens]
+        sets.append(np.array(columns, dtype=np.float64).T)
+    examples = np.concatenate(sets)
     examples[:, NLL] = np.nan_to_num(examples[:, NLL], nan=np.inf, posinf=np.inf)
     return examples
-
-
-def _columns(first: StepLine, last: StepLine, name: str) -> Numbers:
-    both = [line.examples[name] for line in (first, last)]
-    tokens = np.array(both[0].tokens, dtype=np.float64)
-    unknown = np.full(len(tokens), np.nan)
-    parts = [*(each.nll for each in both), *(unknown if each.right is None else each.right for each in both), tokens]
-    return np.stack([np.array(each, dtype=np.float64) for each in parts], axis=-1)
 
 
 def change_of(first: StepLine, last: StepLine, role: str) -> SetChange:
@@ -96,33 +96,21 @@ def change_of(first: StepLine, last: StepLine, role: str) -> SetChange:
     examples = examples_of(first, last, role)
     losses, accuracies = ((examples[:, each].sum(0) / examples[:, TOKENS].sum()).tolist() for each in (NLL, RIGHT))
     if any(map(math.isnan, accuracies)):
-        accuracies = [_mean_accuracy(line, role) for line in (first, last)]
+        accuracies = [
+            float(np.mean([score.accuracy for name, score in line.scores.items() if role_of(name) == role]))
+            for line in (first, last)
+        ]
     accuracy = Change(accuracies[0], accuracies[1], interval(lost_accuracy, examples))
     return SetChange(role, len(examples), accuracy, Change(losses[0], losses[1], interval(rise, examples)))
 
 
-def _mean_accuracy(line: StepLine, role: str) -> float:
-    return float(np.mean([score.accuracy for name, score in line.scores.items() if role_of(name) == role]))
-
-
-def interval(statistic: Callable[..., Any], *sets: Numbers) -> Interval:
+def interval(statistic: Callable[..., Numbers], *sets: Numbers) -> Interval:
     """A statistic of examples with its interval, by `over_examples`; without one where there are too few examples."""
     estimate = over_examples(list(sets), statistic)
     if estimate is not None:
         return Interval(estimate.value, *estimate.interval())
     with np.errstate(divide="ignore", invalid="ignore"):
         return Interval(float(statistic(*sets)))
-
-
-def plain(content: Any) -> Any:
-    """Named tuples as dictionaries, and None in place of a number that JSON lacks."""
-    if hasattr(content, "_asdict"):
-        content = content._asdict()
-    if isinstance(content, Mapping):
-        return {key: plain(each) for key, each in content.items()}
-    if isinstance(content, float) and not math.isfinite(content):
-        return None
-    return list(content) if isinstance(content, tuple) else content
 
 
 SELECTIVE, NOT_SELECTIVE, NOTHING, NOT_TOLD = "selective", "not selective", "nothing forgotten", "not told"
@@ -209,7 +197,7 @@ def _missing(roles: set[str]) -> str:
 def _judge(first: StepLine, last: StepLine, compared: str) -> Outcome:
     sets = [examples_of(first, last, role) for role in ("forget", compared)]
     verdicts = {scale: _verdict(sets, lost) for scale, lost in SCALES.items()}
-    verdict, scale = _chosen(verdicts)
+    verdict, scale = _decisive(verdicts)
     forget, other = (change_of(first, last, role) for role in ("forget", compared))
     difference = {"accuracy": lost_accuracy, "loss": rise}
     return Outcome(
@@ -240,7 +228,7 @@ def _verdict(sets: list[Numbers], lost: Statistic) -> str | None:
     return SELECTIVE if forgot.low > 0 and contrast.low > 0 else NOT_TOLD
 
 
-def _chosen(verdicts: Mapping[str, str | None]) -> tuple[str, str | None]:
+def _decisive(verdicts: Mapping[str, str | None]) -> tuple[str, str | None]:
     """The verdict of the first scale that decides, and that scale."""
     for scale, verdict in verdicts.items():
         if verdict in {SELECTIVE, NOT_SELECTIVE}:
@@ -254,7 +242,7 @@ def _sentence(verdict: str, scale: str | None, sets: list[Numbers], both: tuple[
         ", ".join(
             f"{each.name} {kind} {show(getattr(each, kind).start)} → {show(getattr(each, kind).end)}" for each in both
         )
-        for kind, show in (("accuracy", number), ("loss", _nats))
+        for kind, show in (("accuracy", number), ("loss", nats))
     )
     parts = [f"{HEADS[verdict]}: {accuracies}; {losses} nats a token.", _shares(verdict, scale, sets)]
     parts += ["No heldout set was evaluated."] if both[1].name == "retain" else []
@@ -280,7 +268,3 @@ def _shares(verdict: str, scale: str | None, sets: list[Numbers]) -> str:
 def _share(lost: Interval) -> str:
     value, low, high = (0.0 if abs(each) < 0.005 else each for each in lost)
     return f"{percent(value)} {within(100 * low, 100 * high, 0)}"
-
-
-def _nats(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}".replace("-", "−")
