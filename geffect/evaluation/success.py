@@ -94,17 +94,11 @@ class Success:
     """How well a model answers a set; every example counts the same (in `compute_likelihood` every token does).
 
     Of a retain set the accuracy is the retention success (RS), of a forget set 100 − accuracy the unlearn success (US).
-
-    Attributes:
-        accuracy: share of an example's labeled tokens that are the most likely one, averaged over examples, in %.
-        perplexity: exp of the mean over examples of an example's nats per labeled token.
-        rouge_l: ROUGE-L of the most likely tokens against the labeled ones, averaged over examples, in %.
-        examples: how many.
     """
 
-    accuracy: float
-    perplexity: float
-    rouge_l: float
+    accuracy: float  # share of an example's labeled tokens that are the most likely one, averaged over examples, in %
+    perplexity: float  # exp of the mean over examples of an example's nats per labeled token
+    rouge_l: float  # of the most likely tokens against the labeled ones, averaged over examples, in %
     examples: int
 
 
@@ -133,7 +127,7 @@ def success(
         parts.append(_means(outputs).cpu())
         for answer, true, mask in zip(likely, labels, outputs.mask, strict=True):
             texts = (tokenizer.decode(ids[mask].tolist(), skip_special_tokens=True) for ids in (answer, true))
-            rouge += rouge_l(*texts, measure=measure)
+            rouge += rouge_l(*texts, measure)
     accuracy, nll = torch.cat(parts).mean(0)
     return Success(100 * accuracy.item(), nll.exp().item(), 100 * rouge / len(examples), len(examples))
 

@@ -36,21 +36,13 @@ SHARED = {  # of the evaluation, for relearning
 
 @dataclass(frozen=True)
 class Variant:
-    """A model with changed weights.
+    """A model with changed weights."""
 
-    Attributes:
-        label: its name in the result.
-        loaded: the model.
-        weights: the change of its weights, for the key of a cached result; empty: none.
-        context: changes the weights on entry and restores them on exit.
-        numbers: that describe it, for the result.
-    """
-
-    label: str
+    label: str  # its name in the result
     loaded: Loaded
-    weights: str = ""
-    context: Callable[[], AbstractContextManager[None]] = nullcontext
-    numbers: dict[str, float] = field(default_factory=dict)
+    weights: str = ""  # the change of its weights, for the key of a cached result; empty: none
+    context: Callable[[], AbstractContextManager[None]] = nullcontext  # changes the weights, and restores them on exit
+    numbers: dict[str, float] = field(default_factory=dict)  # that describe it, for the result
 
 
 def variants(

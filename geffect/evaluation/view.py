@@ -20,19 +20,12 @@ from geffect.models.scoring import forward_batches, in_evaluation_mode
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Scores of an example's n labeled tokens, in order, on the CPU in float64.
+    """Scores of an example's n labeled tokens, in order, on the CPU in float64."""
 
-    Attributes:
-        log_p: ``[n]`` log p of each, in nats.
-        right: ``[n]`` bool, whether it is the most likely one.
-        mean: ``[n]`` μ = Σ_v p(v) log p(v) over the vocabulary at its position.
-        std: ``[n]`` σ, with σ² = Σ_v p(v) (log p(v))² − μ².
-    """
-
-    log_p: Tensor
-    right: Tensor
-    mean: Tensor
-    std: Tensor
+    log_p: Tensor  # [n], log p of each, in nats
+    right: Tensor  # [n], bool: whether it is the most likely one
+    mean: Tensor  # [n], μ = Σ_v p(v) log p(v) over the vocabulary at its position
+    std: Tensor  # [n], σ with σ² = Σ_v p(v) (log p(v))² − μ²
 
     @property
     def nll(self) -> float:

@@ -39,29 +39,18 @@ Result = TypeVar("Result")
 
 
 class Score(NamedTuple):
-    """How well a model knows one set; None where the model has diverged.
+    """How well a model knows one set; None where the model has diverged."""
 
-    Attributes:
-        loss: mean NLL over the set's labeled tokens, nats a token.
-        accuracy: share of the labeled tokens whose most probable prediction is right.
-    """
-
-    loss: float
-    accuracy: float
+    loss: float  # mean NLL over the set's labeled tokens, nats a token
+    accuracy: float  # share of the labeled tokens whose most probable prediction is right
 
 
 class Examples(NamedTuple):
-    """An evaluation of one set, example by example.
+    """An evaluation of one set, example by example."""
 
-    Attributes:
-        nll: Σ −log p of the labeled tokens, nats; None where it is not finite.
-        tokens: labeled tokens.
-        right: labeled tokens whose most probable prediction is right; None where they were not counted.
-    """
-
-    nll: list[float | None]
-    tokens: list[int]
-    right: list[int] | None = None
+    nll: list[float | None]  # Σ −log p of the labeled tokens, nats; None where it is not finite
+    tokens: list[int]  # labeled tokens
+    right: list[int] | None = None  # those whose most probable prediction is right; None where they were not counted
 
 
 class Stop(NamedTuple):
@@ -73,23 +62,14 @@ class Stop(NamedTuple):
 
 @dataclass(frozen=True)
 class StepLine:
-    """A line of ``steps.jsonl`` without its matrices (`geffect.record.frames`).
+    """A line of ``steps.jsonl`` without its matrices (`geffect.record.frames`)."""
 
-    Attributes:
-        step: the optimizer step it was measured before.
-        scores: set → score, where the step was evaluated.
-        examples: set → scores by example, where they were recorded.
-        norm_objective: ‖∇objective‖, where the step was measured.
-        diverged: which losses are not finite; empty where all are.
-        stop: the rule that ended the run after this line.
-    """
-
-    step: int = -1
-    scores: Mapping[str, Score] = field(default_factory=dict)
-    examples: Mapping[str, Examples] = field(default_factory=dict)
-    norm_objective: float | None = None
-    diverged: str = ""
-    stop: Stop | None = None
+    step: int = -1  # the optimizer step it was measured before
+    scores: Mapping[str, Score] = field(default_factory=dict)  # by set, where the step was evaluated
+    examples: Mapping[str, Examples] = field(default_factory=dict)  # by set, where they were recorded
+    norm_objective: float | None = None  # ‖∇objective‖, where the step was measured
+    diverged: str = ""  # which losses are not finite; empty where all are
+    stop: Stop | None = None  # the rule that ended the run after this line
 
     @classmethod
     def of(cls, line: Mapping[str, Any], *, examples: bool = True) -> Self:

@@ -19,25 +19,14 @@ from geffect.record.reader import damage_refused, num_micro_batches, read_config
 
 
 class Finding(NamedTuple):
-    """One result of a run that its test distinguishes from noise.
+    """One result of a run that its test distinguishes from noise, its number with a 95 % interval."""
 
-    Attributes:
-        kind: ``conflict``, ``start``, ``layers``, ``removed`` or ``applied``.
-        text: in plain words, with the number and its 95 % interval.
-        value: the number.
-        low: lower end of its 95 % interval.
-        high: upper end.
-        gradient: the one it is about: ``objective``, before any rectifier; ``rectified``; or ``applied``, what the
-            optimizer made of that.
-        run: its name.
-    """
-
-    kind: str
-    text: str
+    kind: str  # conflict, start, layers, removed or applied
+    text: str  # in plain words, with the number and its interval
     value: float
     low: float
     high: float
-    gradient: str = "objective"
+    gradient: str = "objective"  # before any rectifier; or rectified; or applied, what the optimizer made of that
     run: str = ""
 
 
@@ -50,7 +39,7 @@ def nats(value: float) -> str:
     """A loss as it is printed: three digits, or whole from 100 on; – for none."""
     if math.isnan(value):
         return "–"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}".replace("-", "−")
+    return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}").replace("-", "−")
 
 
 def percent(share: float) -> str:

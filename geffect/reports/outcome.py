@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from geffect.core.splits import role_of
 from geffect.core.statistics import Numbers, over_examples
 from geffect.io.readers import StrPath
-from geffect.record.reader import StepLine, damage_refused, step_lines
+from geffect.record.reader import StepLine, damage_refused, evaluations, step_lines
 from geffect.record.writer import plain
 from geffect.reports.findings import nats, number, percent, within
 
@@ -42,19 +43,12 @@ class Change(NamedTuple):
 
 
 class SetChange(NamedTuple):
-    """What became of one set.
+    """What became of one set."""
 
-    Attributes:
-        name: ``forget``, ``heldout`` or ``retain``.
-        examples: how many.
-        accuracy: of tokens; its change is the share lost, 1 − end/start.
-        loss: nats a token; its change is the rise, end − start.
-    """
-
-    name: str
+    name: str  # forget, heldout or retain
     examples: int
-    accuracy: Change
-    loss: Change
+    accuracy: Change  # of tokens; its change is the share lost, 1 − end/start
+    loss: Change  # nats a token; its change is the rise, end − start
 
 
 def rise(examples: Numbers) -> Numbers:
@@ -133,24 +127,16 @@ TRIVIAL = 0.05  # a share below this is not lost
 class Outcome(NamedTuple):
     """Whether a run forgot selectively.
 
-    Attributes:
-        verdict: ``selective``, ``not selective``, ``nothing forgotten`` or ``not told``.
-        sentence: the verdict in plain words, the numbers it rests on, and what to try where that helps.
-        judged_by: ``accuracy``, or ``probability`` (exp(−loss) of a token) where accuracies do not tell; None where
-            neither does.
-        steps: of the first and the last evaluation; None where there are not two.
-        forget: what became of the forget set; None where nothing can be compared.
-        compared: of the heldout set, or of the retain set where no heldout set was evaluated.
-        difference: ``accuracy``: the share of its accuracy that the forget set lost, less that of the other set.
-            ``loss``: the rise of the forget loss, less that of the other set's, nats a token.
+    ``difference`` holds, of ``accuracy``, the share that the forget set lost less that of the other set, and of
+    ``loss`` the rise of the forget loss less that of the other set's (nats a token).
     """
 
-    verdict: str
-    sentence: str
-    judged_by: str | None = None
-    steps: tuple[int, int] | None = None
-    forget: SetChange | None = None
-    compared: SetChange | None = None
+    verdict: str  # selective, not selective, nothing forgotten or not told
+    sentence: str  # the verdict in plain words, the numbers it rests on, and what to try where that helps
+    judged_by: str | None = None  # accuracy, or probability (exp(−loss) of a token) where accuracies do not tell
+    steps: tuple[int, int] | None = None  # of the first and the last evaluation
+    forget: SetChange | None = None  # None where nothing can be compared
+    compared: SetChange | None = None  # of the heldout set, or of the retain set where no heldout set was evaluated
     difference: Mapping[str, Interval] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -268,3 +254,24 @@ def _shares(verdict: str, scale: str | None, sets: list[Numbers]) -> str:
 def _share(lost: Interval) -> str:
     value, low, high = (0.0 if abs(each) < 0.005 else each for each in lost)
     return f"{percent(value)} {within(100 * low, 100 * high, 0)}"
+
+
+WORST = ["set", "example", "nats a token, start", "nats a token, end", "rise"]
+
+
+def worst_examples(path: StrPath, count: int = 3) -> pd.DataFrame:
+    """The examples of every evaluated set that moved the wrong way most, or the right way least; columns are `WORST`.
+
+    Of a forget set those whose −log p rose least, of any other those whose rose most; empty where fewer than two
+    evaluations recorded their examples.
+    """
+    scored = [line.examples for line in evaluations(path) if line.examples and not line.diverged]
+    if len(scored) < 2:
+        return pd.DataFrame(columns=WORST)
+    worst = []
+    for name, first in scored[0].items():
+        frame = pd.DataFrame({"start": first.nll, "end": scored[-1][name].nll}).div(first.tokens, axis=0)
+        frame["rise"] = frame["end"] - frame["start"]
+        most = frame.sort_values("rise", ascending=role_of(name).startswith("forget")).head(count)  # or forget_val
+        worst.append(most.rename_axis("example").reset_index().assign(set=name))
+    return pd.concat(worst)[["set", "example", "start", "end", "rise"]].set_axis(WORST, axis=1)

@@ -2,7 +2,6 @@
 
 import math
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -11,31 +10,8 @@ from matplotlib.patches import Circle, Wedge
 
 from geffect.core.gram import gram_at, plane_coordinates, r_squared
 from geffect.errors import GeffectError
-from geffect.reports.plots.style import (
-    NOTE,
-    ONE_COLUMN,
-    READINGS,
-    RUNS,
-    STYLE,
-    TWO_COLUMN,
-    Figure,
-    Look,
-    Numbers,
-    around_zero,
-    at_most,
-    by_run,
-    center,
-    check,
-    cross,
-    curve,
-    decades,
-    finish,
-    finite,
-    furnish,
-    literal,
-    name_axes,
-    panel_grid,
-)
+from geffect.reports.plots import style
+from geffect.reports.plots.style import NOTE, ONE_COLUMN, READINGS, RUNS, TWO_COLUMN, Figure, Look, Numbers, styled
 
 TARGETS = {"forget": r"$\nabla R_f$", "retain": r"$\nabla R_r$"}
 DIRECTIONS = {"objective": "-", "rectified": (0, (4, 1.5))}
@@ -43,6 +19,7 @@ LOSS: Look = {"c": "0.5"}
 MOST, ACROSS, SAME = 8, 4, 0.5  # planes, planes side by side, degrees between two angles that are one
 
 
+@styled
 def g_effect_plane(frame: pd.DataFrame, step: int | None = None) -> Figure:
     """Draw where objectives' gradients lie in the plane spanned by the gradients of the two losses.
 
@@ -56,26 +33,23 @@ def g_effect_plane(frame: pd.DataFrame, step: int | None = None) -> Figure:
     one. Runs (at most six) share a plane where their angle of the two losses is the same to half a degree; otherwise
     each of at most eight runs has its own.
     """
-    check(frame, ("run", "step", "gradient", "other", "inner"))
+    style.check(frame, ("run", "step", "gradient", "other", "inner"))
     arrows = {str(run): _arrows(str(run), gram_at(frame[frame["run"] == run], step)) for run in frame["run"].unique()}
     angles = [_angle(each["retain"]) for each in arrows.values()]
     together = len(arrows) <= len(RUNS) and max(angles) - min(angles) <= SAME
     planes = {"": list(arrows)} if together else {run: [run] for run in arrows}
-    at_most(MOST, "runs", planes)
+    style.at_most(MOST, "runs", planes)
     looks = dict(zip(arrows, RUNS, strict=False)) if together else dict.fromkeys(arrows, RUNS[0])
-    with matplotlib.rc_context(STYLE):
-        figure, panels, _ = panel_grid(len(planes), ACROSS, lambda width, across: (width - 0.5) / across + 0.35, 0.85)
-        for (title, runs), axes in zip(planes.items(), panels, strict=True):
-            _furnish(axes, arrows[runs[0]], title)
-            for width, run in zip(
-                1.2 + 0.6 * np.arange(len(runs))[::-1], runs, strict=True
-            ):  # thick first, to hide none
-                for name in (name for name in DIRECTIONS if name in arrows[run]):
-                    _arrow(axes, arrows[run][name], looks[run], DIRECTIONS[name], width)
-        name_axes(
-            figure, "along the forget gradient (share of a direction's norm)", "across it, towards the retain gradient"
-        )
-        finish(figure, _keys(arrows, looks if together else {"objective": RUNS[0]}), 3, above=True)
+    figure, panels, _ = style.panel_grid(len(planes), ACROSS, lambda width, across: (width - 0.5) / across + 0.35, 0.85)
+    for (title, runs), axes in zip(planes.items(), panels, strict=True):
+        _furnish(axes, arrows[runs[0]], title)
+        for width, run in zip(1.2 + 0.6 * np.arange(len(runs))[::-1], runs, strict=True):  # thick first, to hide none
+            for name in (name for name in DIRECTIONS if name in arrows[run]):
+                _arrow(axes, arrows[run][name], looks[run], DIRECTIONS[name], width)
+    style.name_axes(
+        figure, "along the forget gradient (share of a direction's norm)", "across it, towards the retain gradient"
+    )
+    style.finish(figure, _keys(arrows, looks if together else {"objective": RUNS[0]}), 3, above=True)
     return figure
 
 
@@ -113,13 +87,13 @@ def _furnish(axes: Axes, arrows: dict[str, Numbers], title: str) -> None:
     axes.set_title(f"{title}\n{caption}" if title else caption, parse_math=False, size=7)
 
 
-def _arrow(axes: Axes, tip: Numbers, look: Look, style: object, width: float) -> None:
-    properties = {"arrowstyle": "-|>", "color": look["c"], "ls": style, "lw": width, "shrinkA": 0, "shrinkB": 0}
+def _arrow(axes: Axes, tip: Numbers, look: Look, dashes: object, width: float) -> None:
+    properties = {"arrowstyle": "-|>", "color": look["c"], "ls": dashes, "lw": width, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", tuple(tip), (0, 0), arrowprops=properties)
 
 
 def _keys(arrows: dict[str, dict[str, Numbers]], looks: dict[str, Look]) -> dict[str, Look]:
-    keys = {literal(name): {"c": look["c"]} for name, look in looks.items()}
+    keys = {style.literal(name): {"c": look["c"]} for name, look in looks.items()}
     if any("rectified" in each for each in arrows.values()):
         keys["rectified"] = {"c": RUNS[0]["c"] if len(looks) == 1 else "0.35", "ls": DIRECTIONS["rectified"]}
     return keys
@@ -135,6 +109,7 @@ BEFORE: Look = DOT | {"mfc": "none", "alpha": 0.55, "zorder": 2}
 WAY: Look = {"c": "0.8", "lw": 0.5, "zorder": 1}
 
 
+@styled
 def retain_by_cosine(frame: pd.DataFrame, y: str = "heldout_rise") -> Figure:
     """Draw every step's cosine with the retain gradient against what became of the heldout set, a panel a rectifier.
 
@@ -146,29 +121,28 @@ def retain_by_cosine(frame: pd.DataFrame, y: str = "heldout_rise") -> Figure:
     """
     if y not in Y:
         raise GeffectError(f"There is no y {y!r}", remedy=f"Choose one of {', '.join(Y)}")
-    check(frame, ("run", "rectifier", "step", "cosine", "rectified", y))
+    style.check(frame, ("run", "rectifier", "step", "cosine", "rectified", y))
     rows = frame.dropna(subset=["cosine", y])
     if rows.empty:
         raise GeffectError(f"No step has a cosine and {y}", remedy="Draw runs with --evaluate-every 1")
-    at_most(len(RUNS), "runs", rows["run"].unique())
-    at_most(MOST_RECTIFIERS, "rectifiers", rows["rectifier"].unique())
+    style.at_most(len(RUNS), "runs", rows["run"].unique())
+    style.at_most(MOST_RECTIFIERS, "rectifiers", rows["rectifier"].unique())
     looks = dict(zip(rows["run"].unique(), RUNS, strict=False))
     rectifiers = list(rows["rectifier"].unique())
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(TWO_COLUMN if len(rectifiers) > 1 else ONE_COLUMN, 3), layout="constrained")
-        panels = figure.subplots(1, len(rectifiers), sharex=True, sharey=True, squeeze=False)[0]
-        for rectifier, axes in zip(rectifiers, panels, strict=True):
-            _furnish_cosine(axes, "without rectifier" if rectifier == "none" else f"with {rectifier}")
-            for run, look in looks.items():
-                _steps(axes, rows[(rows["run"] == run) & (rows["rectifier"] == rectifier)], y, look)
-        if y == "heldout_accuracy":
-            panels[0].set_ylim(-0.03, 1.03)
-        panels[0].set_ylabel(Y[y])
-        figure.supxlabel("cosine to the step's retain gradient", size=8)
-        keys = {run: DOT | {"c": look["c"], "marker": look["marker"]} for run, look in looks.items()}
-        if rows["rectified"].notna().any():
-            keys |= {"before rectification": BEFORE | {"c": "0.35", "marker": "o"}}
-        finish(figure, keys, 4 if len(rectifiers) > 1 else 2, above=True)
+    figure = Figure(figsize=(TWO_COLUMN if len(rectifiers) > 1 else ONE_COLUMN, 3), layout="constrained")
+    panels = figure.subplots(1, len(rectifiers), sharex=True, sharey=True, squeeze=False)[0]
+    for rectifier, axes in zip(rectifiers, panels, strict=True):
+        _furnish_cosine(axes, "without rectifier" if rectifier == "none" else f"with {rectifier}")
+        for run, look in looks.items():
+            _steps(axes, rows[(rows["run"] == run) & (rows["rectifier"] == rectifier)], y, look)
+    if y == "heldout_accuracy":
+        panels[0].set_ylim(-0.03, 1.03)
+    panels[0].set_ylabel(Y[y])
+    figure.supxlabel("cosine to the step's retain gradient", size=8)
+    keys = {run: DOT | {"c": look["c"], "marker": look["marker"]} for run, look in looks.items()}
+    if rows["rectified"].notna().any():
+        keys |= {"before rectification": BEFORE | {"c": "0.35", "marker": "o"}}
+    style.finish(figure, keys, 4 if len(rectifiers) > 1 else 2, above=True)
     return figure
 
 
@@ -197,6 +171,7 @@ MEASURED: Look = {"c": "black", "marker": "D", "ls": "-", "lw": 1.6}
 IDENTITY: Look = {"c": "0.35", "ls": "--", "lw": 0.9}
 
 
+@styled
 def prediction_plane(frame: pd.DataFrame) -> Figure:
     """Draw the predicted (x) against the measured (y) change of each loss, a point a step and a square panel a target.
 
@@ -205,42 +180,41 @@ def prediction_plane(frame: pd.DataFrame) -> Figure:
     R² = 1 − Σ(measured − predicted)² / Σ(measured − mean)² of each reading; nothing is fitted.
     """
     runs, targets = _facets(frame)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(TWO_COLUMN, 0.8 + 3.6 * len(runs)), layout=ConstrainedLayoutEngine(h_pad=0.08))
-        panels = figure.subplots(len(runs), len(targets), squeeze=False)
-        for (run, rows), line in zip(runs.items(), panels, strict=True):
-            for target, axes in zip(targets, line, strict=True):
-                _prediction(axes, rows[rows["target"] == target], _title(run, target))
-        for axes in panels[:, 0]:
-            axes.set_ylabel("measured change (nats/token)")
-        for axes in panels[-1]:
-            axes.set_xlabel("predicted change (nats/token)")
-        looks = {f"{reading}: {FORMULAS[reading]}": look for reading, look in _dots(frame).items()}
-        finish(figure, looks | {"predicted = measured": IDENTITY}, 3)
+    figure = Figure(figsize=(TWO_COLUMN, 0.8 + 3.6 * len(runs)), layout=ConstrainedLayoutEngine(h_pad=0.08))
+    panels = figure.subplots(len(runs), len(targets), squeeze=False)
+    for (run, rows), line in zip(runs.items(), panels, strict=True):
+        for target, axes in zip(targets, line, strict=True):
+            _prediction(axes, rows[rows["target"] == target], _title(run, target))
+    for axes in panels[:, 0]:
+        axes.set_ylabel("measured change (nats/token)")
+    for axes in panels[-1]:
+        axes.set_xlabel("predicted change (nats/token)")
+    looks = {f"{reading}: {FORMULAS[reading]}": look for reading, look in _dots(frame).items()}
+    style.finish(figure, looks | {"predicted = measured": IDENTITY}, 3)
     return figure
 
 
+@styled
 def prediction_sums(frame: pd.DataFrame) -> Figure:
     """Draw the predicted and the measured changes of each loss, summed from the first step on, a panel a target.
 
     Columns as of `prediction_plane`; a step without a number adds nothing.
     """
     runs, targets = _facets(frame)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(TWO_COLUMN, 0.6 + 2.0 * len(runs)), layout="constrained")
-        panels = figure.subplots(len(runs), len(targets), squeeze=False, sharex="col")
-        for (run, rows), line in zip(runs.items(), panels, strict=True):
-            for target, axes in zip(targets, line, strict=True):
-                _sums(axes, rows[rows["target"] == target], WATCHED[target])
-                axes.set_title(_title(run, target))
-        for axes in panels[-1]:
-            axes.set_xlabel("unlearning step")
-        finish(figure, {name: READINGS[name] for name in _dots(frame)} | {"measured": MEASURED}, 3)
+    figure = Figure(figsize=(TWO_COLUMN, 0.6 + 2.0 * len(runs)), layout="constrained")
+    panels = figure.subplots(len(runs), len(targets), squeeze=False, sharex="col")
+    for (run, rows), line in zip(runs.items(), panels, strict=True):
+        for target, axes in zip(targets, line, strict=True):
+            _sums(axes, rows[rows["target"] == target], WATCHED[target])
+            axes.set_title(_title(run, target))
+    for axes in panels[-1]:
+        axes.set_xlabel("unlearning step")
+    style.finish(figure, {name: READINGS[name] for name in _dots(frame)} | {"measured": MEASURED}, 3)
     return figure
 
 
 def _facets(frame: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    runs = by_run(frame, COLUMNS, most=4)
+    runs = style.by_run(frame, COLUMNS, most=4)
     for column, known in (("target", WATCHED), ("reading", READINGS)):
         if unknown := set(frame[column]) - set(known):
             message = f"{', '.join(sorted(map(str, unknown)))} is no {column} of a prediction check"
@@ -286,17 +260,17 @@ def _digits(value: float) -> str:
 
 def _same_scales(axes: Axes, cell: pd.DataFrame) -> bool:
     """Put both axes on one scale and draw the diagonal; True if symlog, as where predictions are far off."""
-    predicted, measured = (finite(cell[column]) for column in ("predicted", "measured"))
+    predicted, measured = (style.finite(cell[column]) for column in ("predicted", "measured"))
     reach, size = (np.abs(values).max(initial=0) for values in (predicted, measured))
     wide = bool(reach > 30 * size > 0)
     if wide:
         low, high = np.floor(np.log10([np.median(np.abs(measured[measured != 0])), reach])).astype(int)
         axes.set_xscale("symlog", linthresh=10.0**low)
         axes.set_yscale("symlog", linthresh=10.0**low)
-        ticks = decades(low, high, 2)
+        ticks = style.decades(low, high, 2)
         axes.set(xticks=ticks, yticks=ticks)
-    limits = around_zero(axes.yaxis, np.concatenate([predicted, measured]), 0.06)
-    cross(axes)
+    limits = style.around_zero(axes.yaxis, np.concatenate([predicted, measured]), 0.06)
+    style.cross(axes)
     axes.plot(limits, limits, zorder=1, **IDENTITY)
     axes.set(xlim=limits, ylim=limits, box_aspect=1)
     return wide
@@ -309,8 +283,8 @@ def _sums(axes: Axes, cell: pd.DataFrame, note: str) -> None:
     for reading, rows in cell.groupby("reading", sort=False):
         parts[str(reading)] = rows.assign(sum=rows["predicted"])
     for name, rows in parts.items():
-        curve(axes, rows.assign(sum=rows["sum"].fillna(0).cumsum()), "sum", name, READINGS.get(name, MEASURED))
+        style.curve(axes, rows.assign(sum=rows["sum"].fillna(0).cumsum()), "sum", name, READINGS.get(name, MEASURED))
     drawn = pd.Series(np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines]))
-    furnish(axes, note)
-    center(axes, drawn, "summed change of loss", "nats/token")
-    axes.set_ylim(*around_zero(axes.yaxis, finite(drawn), 0.15))  # most sums have one sign
+    style.furnish(axes, note)
+    style.center(axes, drawn, "summed change of loss", "nats/token")
+    axes.set_ylim(*style.around_zero(axes.yaxis, style.finite(drawn), 0.15))  # most sums have one sign

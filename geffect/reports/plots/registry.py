@@ -43,15 +43,10 @@ class Drawing(NamedTuple):
 class Plot:
     """What is drawn of runs, under a name.
 
+    Its fields are the arguments of `register_plot` and the function that draws, and more of the built-in plots'.
+
     Attributes:
-        name: for `geffect.Run.plot`, and of the files that ``geffect plot`` writes.
-        frame: the data frame of one run. It raises a GeffectError, or is empty, where the run recorded nothing to draw.
-        draw: makes the figure of that frame; of several runs' frames in one, with a column ``run``, if ``several``.
-        title: the heading in the HTML page.
-        caption: how to read the figure. The page shows a plot that has a caption.
-        several: the figure can show several runs side by side.
         by_group: ``frame`` takes a keyword ``scheme``: how layers make groups.
-        localization: it is drawn of a directory of ``geffect localize``, not of a run.
         options: the options of ``draw`` for each figure that the command and the page draw of a frame, such as
             ``[{"share": 0.1}, {"share": 0.2}]``; they are columns of the frame. The first are the defaults.
     """

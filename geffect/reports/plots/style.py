@@ -52,6 +52,9 @@ STYLE: Final[dict[Any, Any]] = {  # on top of the defaults, so that a user's own
 }
 
 
+styled = matplotlib.rc_context(STYLE)  # decorates a function that draws
+
+
 def literal(name: object) -> str:
     """A name as matplotlib shows it; unescaped dollars would make a formula."""
     return str(name).replace("$", r"\$")
