@@ -126,8 +126,8 @@ def success(
         likely, labels = outputs.spread(outputs.logits.argmax(-1)), shift_labels(outputs.labels)
         parts.append(_means(outputs).cpu())
         for answer, true, mask in zip(likely, labels, outputs.mask, strict=True):
-            texts = (tokenizer.decode(ids[mask].tolist(), skip_special_tokens=True) for ids in (answer, true))
-            rouge += rouge_l(*texts, measure)
+            said, right = (tokenizer.decode(ids[mask].tolist(), skip_special_tokens=True) for ids in (answer, true))
+            rouge += rouge_l(said, right, measure)
     accuracy, nll = torch.cat(parts).mean(0)
     return Success(100 * accuracy.item(), nll.exp().item(), 100 * rouge / len(examples), len(examples))
 
