@@ -60,7 +60,8 @@ def register_metric(
 ) -> Callable[[PerExample], PerExample]:
     """Make a metric known by a name, for ``geffect evaluate --metric NAME`` and suites.
 
-    Results of a metric from outside the package are not cached, since no key hashes its code.
+    Decorates a function that takes a `View` and returns one number an example. Results of a metric from outside the
+    package are not cached, since no key hashes its code.
 
     Args:
         name: of the metric.
@@ -68,9 +69,6 @@ def register_metric(
         columns: of texts that every example must have; they imply questions.
         paraphrase: a ``paraphrased_answer``, where every example has it, is the right answer.
         geometric: of a set, the geometric mean over its examples, not the arithmetic one.
-
-    Returns:
-        A decorator of a function that takes a `View` and returns one number an example.
 
     Raises:
         GeffectError: the name is taken.

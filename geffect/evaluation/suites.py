@@ -74,15 +74,12 @@ DERIVED: dict[str, Derived] = {}
 def register_suite(
     name: str, *, totals: Totals | None = None, comparisons: Sequence[str] = ()
 ) -> Callable[[Parts], Parts]:
-    """Make a suite known by a name, for ``geffect evaluate --suite NAME``.
+    """Make a suite known by a name, for ``geffect evaluate --suite NAME``; decorates a function of a configuration.
 
     Args:
         name: of the suite.
         totals: means by (set, metric) → numbers of several sets, by name.
         comparisons: names of derived numbers that are computed where there is a reference.
-
-    Returns:
-        A decorator of a function that takes a configuration and returns the parts.
 
     Raises:
         GeffectError: the name is taken.
@@ -102,15 +99,14 @@ def register_derived(
 ) -> Callable[[Compute], Compute]:
     """Make a number of several sets known by a name, for ``geffect evaluate --metric NAME``.
 
+    Decorates a function of this evaluation's values and the reference's (or None).
+
     Args:
         name: of the number.
         metrics: those it is computed from, on each of the sets.
         sets: names of sets, such as ``forget`` and ``holdout``.
         compares: whether it uses the reference, where there is one.
         needs_reference: whether it is refused without one.
-
-    Returns:
-        A decorator of a function of this evaluation's values and the reference's (or None).
 
     Raises:
         GeffectError: the name is taken.

@@ -61,11 +61,7 @@ class Run(os.PathLike[str]):
         return (self.path / RECIPE).exists()
 
     def summary(self) -> dict[str, str]:
-        """Its settings, its last step, and every set's loss and accuracy at the first and the last evaluation.
-
-        Returns:
-            Name → text.
-        """
+        """Name → text: its settings, last step, and every set's loss and accuracy at the first and last evaluation."""
         return dict(_summary(self.path))
 
     def to_frame(self, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
@@ -73,15 +69,9 @@ class Run(os.PathLike[str]):
         return frames.read(self.path, by, scheme)
 
     def g_effect(self, by: str = "group", direction: str | None = None, scheme: str = "thirds") -> pd.DataFrame:
-        """The G-effects, as `geffect.g_effect`.
+        """The G-effects of a direction, as `geffect.g_effect`: columns ``step``, ``by``, ``unlearn``, ``retain``.
 
-        Args:
-            by: ``group``, ``layer`` or ``parameter``.
-            direction: a gradient of the record; by default what was descended: ``rectified`` where a rectifier ran.
-            scheme: how layers make groups.
-
-        Returns:
-            Columns ``step``, ``by``, ``unlearn``, ``retain``.
+        ``direction`` is a gradient of the record; by default what was descended: ``rectified`` where a rectifier ran.
         """
         frame = self.to_frame(by, scheme)
         return g_effect(frame, direction or direction_name(frame))
