@@ -132,7 +132,12 @@ def retain_by_cosine(frame: pd.DataFrame, y: str = "heldout_rise") -> Figure:
     figure = Figure(figsize=(TWO_COLUMN if len(rectifiers) > 1 else ONE_COLUMN, 3), layout="constrained")
     panels = figure.subplots(1, len(rectifiers), sharex=True, sharey=True, squeeze=False)[0]
     for rectifier, axes in zip(rectifiers, panels, strict=True):
-        _furnish_cosine(axes, "without rectifier" if rectifier == "none" else f"with {rectifier}")
+        axes.axvspan(-1, 0, color="0.95", lw=0, zorder=0)
+        axes.axhline(0, color="0.55", lw=0.7, zorder=1)
+        axes.text(0.02, 0.98, "conflict", transform=axes.transAxes, va="top", in_layout=False, **NOTE)
+        title = "without rectifier" if rectifier == "none" else f"with {rectifier}"
+        axes.set(title=title, xlim=(-1, 1), xticks=[-1, -0.5, 0, 0.5, 1])
+        axes.xaxis.set_major_formatter("{x:g}")
         for run, look in looks.items():
             _steps(axes, rows[(rows["run"] == run) & (rows["rectifier"] == rectifier)], y, look)
     if y == "heldout_accuracy":
@@ -144,14 +149,6 @@ def retain_by_cosine(frame: pd.DataFrame, y: str = "heldout_rise") -> Figure:
         keys |= {"before rectification": BEFORE | {"c": "0.35", "marker": "o"}}
     style.finish(figure, keys, 4 if len(rectifiers) > 1 else 2, above=True)
     return figure
-
-
-def _furnish_cosine(axes: Axes, title: str) -> None:
-    axes.axvspan(-1, 0, color="0.95", lw=0, zorder=0)
-    axes.axhline(0, color="0.55", lw=0.7, zorder=1)
-    axes.text(0.02, 0.98, "conflict", transform=axes.transAxes, va="top", in_layout=False, **NOTE)
-    axes.set(title=title, xlim=(-1, 1), xticks=[-1, -0.5, 0, 0.5, 1])
-    axes.xaxis.set_major_formatter("{x:g}")
 
 
 def _steps(axes: Axes, rows: pd.DataFrame, y: str, look: Look) -> None:
@@ -179,12 +176,12 @@ def prediction_plane(frame: pd.DataFrame) -> Figure:
     ``measured`` (nats a token), and optionally ``run`` (at most four, a row of panels each). Above a panel stands
     R² = 1 − Σ(measured − predicted)² / Σ(measured − mean)² of each reading; nothing is fitted.
     """
-    runs, targets = _facets(frame)
-    figure = Figure(figsize=(TWO_COLUMN, 0.8 + 3.6 * len(runs)), layout=ConstrainedLayoutEngine(h_pad=0.08))
-    panels = figure.subplots(len(runs), len(targets), squeeze=False)
-    for (run, rows), line in zip(runs.items(), panels, strict=True):
-        for target, axes in zip(targets, line, strict=True):
-            _prediction(axes, rows[rows["target"] == target], _title(run, target))
+    cells, shape = _cells(frame)
+    layout = ConstrainedLayoutEngine(h_pad=0.08)
+    figure = Figure(figsize=(TWO_COLUMN, 0.8 + 3.6 * shape[0]), layout=layout)
+    panels = figure.subplots(*shape, squeeze=False)
+    for (title, _, rows), axes in zip(cells, panels.flat, strict=True):
+        _prediction(axes, rows, title)
     for axes in panels[:, 0]:
         axes.set_ylabel("measured change (nats/token)")
     for axes in panels[-1]:
@@ -200,30 +197,32 @@ def prediction_sums(frame: pd.DataFrame) -> Figure:
 
     Columns as of `prediction_plane`; a step without a number adds nothing.
     """
-    runs, targets = _facets(frame)
-    figure = Figure(figsize=(TWO_COLUMN, 0.6 + 2.0 * len(runs)), layout="constrained")
-    panels = figure.subplots(len(runs), len(targets), squeeze=False, sharex="col")
-    for (run, rows), line in zip(runs.items(), panels, strict=True):
-        for target, axes in zip(targets, line, strict=True):
-            _sums(axes, rows[rows["target"] == target], WATCHED[target])
-            axes.set_title(_title(run, target))
+    cells, shape = _cells(frame)
+    figure = Figure(figsize=(TWO_COLUMN, 0.6 + 2.0 * shape[0]), layout="constrained")
+    panels = figure.subplots(*shape, squeeze=False, sharex="col")
+    for (title, target, rows), axes in zip(cells, panels.flat, strict=True):
+        _sums(axes, rows, WATCHED[target])
+        axes.set_title(title)
     for axes in panels[-1]:
         axes.set_xlabel("unlearning step")
     style.finish(figure, {name: READINGS[name] for name in _dots(frame)} | {"measured": MEASURED}, 3)
     return figure
 
 
-def _facets(frame: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], list[str]]:
+def _cells(frame: pd.DataFrame) -> tuple[list[tuple[str, str, pd.DataFrame]], tuple[int, int]]:
+    """Title, target and rows of each run and target, and how many there are of runs and targets."""
     runs = style.by_run(frame, COLUMNS, most=4)
     for column, known in (("target", WATCHED), ("reading", READINGS)):
         if unknown := set(frame[column]) - set(known):
             message = f"{', '.join(sorted(map(str, unknown)))} is no {column} of a prediction check"
             raise GeffectError(message, remedy=f"Leave it out; there are {', '.join(known)}")
-    return runs, [target for target in WATCHED if target in set(frame["target"])]
-
-
-def _title(run: str, target: str) -> str:
-    return f"{run}: {target} loss" if run else f"{target} loss"
+    targets = [target for target in WATCHED if target in set(frame["target"])]
+    cells = [
+        (f"{run}: {target} loss" if run else f"{target} loss", target, rows[rows["target"] == target])
+        for run, rows in runs.items()
+        for target in targets
+    ]
+    return cells, (len(runs), len(targets))
 
 
 def _dots(frame: pd.DataFrame) -> dict[str, Look]:
@@ -239,19 +238,15 @@ def _prediction(axes: Axes, cell: pd.DataFrame, title: str) -> None:
     """Draw one panel of the plane; its title and R² stand above it, where no point can be."""
     for reading, look in _dots(cell).items():
         points = cell[cell["reading"] == reading]
-        label = f"{reading}: R² = {_digits(_fit(points))}"
+        finite = points[["predicted", "measured"]].replace([np.inf, -np.inf], np.nan).dropna()
+        fit = r_squared(list(finite["predicted"]), list(finite["measured"])) if len(finite) else math.nan
+        label = f"{reading}: R² = {_digits(fit)}"
         axes.plot(points["predicted"], points["measured"], label=label, **look)
     title += " (symlog)" if _same_scales(axes, cell) else ""
     axes.yaxis.get_offset_text().set_horizontalalignment("right")  # beside what stands above the panel
     axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1), title=title, title_fontsize=8, alignment="left", handlelength=1
     )
-
-
-def _fit(points: pd.DataFrame) -> float:
-    """R² of the finite points."""
-    known = points[["predicted", "measured"]].replace([np.inf, -np.inf], np.nan).dropna()
-    return r_squared(list(known["predicted"]), list(known["measured"])) if len(known) else math.nan
 
 
 def _digits(value: float) -> str:
