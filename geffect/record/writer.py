@@ -228,7 +228,7 @@ def layout_to_json(layout: Layout) -> dict[str, Any]:
     }
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """A value in JSON's own types: an object by its ``to_record``, a named tuple by its names, NaN and ∞ as null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None

@@ -18,7 +18,7 @@ from geffect.errors import GeffectError
 from geffect.reports.plots import style
 from geffect.reports.plots.style import NOTE, ONE_COLUMN, SIGNED, TWO_COLUMN, Figure, Numbers, styled
 
-BAR, MOST = 0.09, 12  # how high a color bar is in inches, rows of a Gram
+BAR, MOST = 0.09, 12  # how high a color bar is in inches, gradients of a Gram
 SIDES = {"unlearn": "below 0: forgets", "retain": "below 0: harms the retain set"}
 DOT = 4  # points a cell must have for its mark
 STEPS = 6  # named below a panel
@@ -133,16 +133,16 @@ def jaccard_matrix(frame: pd.DataFrame, share: float, within: Sequence[Sequence[
     share / (2 − share), marked on the color bar. Each group of gradients in ``within`` is put side by side and framed.
     """
     style.check(frame, ("gradient", "other", "jaccard"))
-    rows = _order(frame, within)
-    matrix = pd.DataFrame(np.nan, rows, rows)
-    for row, other, value in _pairs(frame, ())["jaccard"].reset_index().itertuples(index=False):
-        matrix.loc[row, other] = matrix.loc[other, row] = value
-    names = [row.replace(" ", "\n") if len(rows) <= 6 else row for row in rows]
+    gradients = _order(frame, within)
+    matrix = pd.DataFrame(np.nan, gradients, gradients)
+    for gradient, other, value in _pairs(frame, ())["jaccard"].reset_index().itertuples(index=False):
+        matrix.loc[gradient, other] = matrix.loc[other, gradient] = value
+    names = [name.replace(" ", "\n") if len(gradients) <= 6 else name for name in gradients]
     figure = Figure(figsize=(ONE_COLUMN, 3.6), layout="constrained")
     axes, bar = figure.subplots(2, height_ratios=[2.4, BAR])
     axes.set_box_aspect(1)
     mesh = _heat(axes, matrix.set_axis(names).set_axis(names, axis=1), share)
-    for i in range(len(rows)):
+    for i in range(len(gradients)):
         axes.add_patch(Rectangle((i, i), 1, 1, fc=DIAGONAL, ec="white", lw=0.5))
     style.number(axes, mesh, matrix.to_numpy(float))
     for start, size in zip(np.cumsum([0, *map(len, within)]), map(len, within), strict=False):
@@ -171,7 +171,7 @@ def jaccard_by_layer(frame: pd.DataFrame, share: float) -> Figure:
     table = _pairs(frame, ("layer",))["jaccard"].unstack("layer", sort=False)
     layers: list[str] = sorted(map(str, table.columns), key=depth_key)
     table = table[layers]
-    pairs = [f"{row} ∩ {other}" for row, other in table.index]
+    pairs = [f"{gradient} ∩ {other}" for gradient, other in table.index]
     size = TWO_COLUMN if table.shape[1] > 12 else ONE_COLUMN, 1.35 + 0.18 * len(pairs)
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=SPARE))
     axes, bar = figure.subplots(2, height_ratios=[0.18 * len(pairs), BAR])
@@ -195,9 +195,9 @@ def _pairs(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """The frame indexed by keys and pair; a pair is always in the order of its first appearance."""
     first: dict[frozenset[str], tuple[str, str]] = {}
     pairs = [first.setdefault(frozenset(pair), pair) for pair in zip(frame["gradient"], frame["other"], strict=True)]
-    named = frame.assign(gradient=[row for row, _ in pairs], other=[other for _, other in pairs])
+    named = frame.assign(gradient=[gradient for gradient, _ in pairs], other=[other for _, other in pairs])
     style.once(named, [*keys, "gradient", "other"])
-    if same := [row for row, other in pairs if row == other]:
+    if same := [gradient for gradient, other in pairs if gradient == other]:
         raise GeffectError(f"The frame pairs {same[0]} with itself", remedy="Leave that pair out")
     return named.set_index([*keys, "gradient", "other"])
 
