@@ -34,8 +34,18 @@ from geffect.data.checks import check_ids, warn_shared
 from geffect.data.encode import EncodedExample, encode_set, token_texts
 from geffect.data.load import ExampleSet
 from geffect.errors import Interrupted
-from geffect.evaluation.results import EXAMPLES, read_evaluation, read_reference, summary, write_texts
-from geffect.evaluation.run import check_tasks, evaluate_tasks, evaluate_variant, make_view, read_part
+from geffect.evaluation.results import (
+    EXAMPLES,
+    check_tasks,
+    evaluate_tasks,
+    evaluate_variant,
+    make_view,
+    read_evaluation,
+    read_part,
+    read_reference,
+    summary,
+    write_texts,
+)
 from geffect.evaluation.success import successes
 from geffect.evaluation.suites import Part, parts
 from geffect.evaluation.variants import Variant, check_variants, variants

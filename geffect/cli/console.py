@@ -172,7 +172,7 @@ def evaluation(path: Path, *, as_json: bool = False) -> None:
 def _of_sets(title: str, sets: Mapping[str, Any]) -> Table:
     """A table with one line a set and metric."""
     rows = (
-        [name, kind, _digits(each["mean"]), f"{_digits(each['low'])} – {_digits(each['high'])}", str(each["rows"])]
+        [name, kind, _digits(each["mean"]), f"{_digits(each['low'])} – {_digits(each['high'])}", str(each["examples"])]
         for name, metrics in sets.items()
         for kind, each in metrics.items()
     )

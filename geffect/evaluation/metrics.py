@@ -59,7 +59,8 @@ def register_metric(
 ) -> Callable[[PerExample], PerExample]:
     """Make a metric known by a name, for ``geffect evaluate --metric NAME`` and suites.
 
-    Results of a metric from outside the package are not cached, since no key hashes its code.
+    Decorates a function that takes a `View` and returns one number an example. Results of a metric from outside the
+    package are not cached, since no key hashes its code.
 
     Args:
         name: of the metric.
@@ -67,9 +68,6 @@ def register_metric(
         columns: of texts that every example must have; they imply questions.
         paraphrase: a ``paraphrased_answer``, where every example has it, is the right answer.
         geometric: of a set, the geometric mean over its examples, not the arithmetic one.
-
-    Returns:
-        A decorator of a function that takes a `View` and returns one number an example.
 
     Raises:
         GeffectError: the name is taken.
@@ -101,28 +99,27 @@ def _each(score: Callable[..., float]) -> PerExample:
 
 def _accuracy(view: View) -> list[float]:
     """Share of an example's labeled tokens that are the most likely ones."""
-    return [row.right.double().mean().item() for row in view.scores()]
+    return [example.right.double().mean().item() for example in view.scores()]
 
 
 def _rouge(measure: Measure) -> PerExample:
     def score(view: View) -> list[float]:
-        return [
-            _best(answer, row, measure) for answer, row in zip(view.answers(), view.questions().examples, strict=True)
-        ]
+        return _best(view.answers(), view.questions(), measure)
 
     score.__doc__ = f"ROUGE-L ({measure}) of the answer that the model writes, against the right one."
     return score
 
 
-def _best(answer: str, row: Mapping[str, Any], measure: Measure) -> float:
-    """ROUGE-L against the one of a question's right answers that is most like the answer."""
-    return max(rouge_l(answer, true, measure) for true in right_answers(row))
+def _best(answers: Sequence[str], questions: QASet, measure: Measure = "fmeasure") -> list[float]:
+    """ROUGE-L of each answer against the one of its question's right answers that is most like it."""
+    pairs = zip(answers, questions.examples, strict=True)
+    return [max(rouge_l(answer, true, measure) for true in right_answers(question)) for answer, question in pairs]
 
 
 def _normalized(view: View) -> list[float]:
     """P(right) / (P(right) + Σ P(wrong)) over a question's choices (TOFU, arXiv 2401.06121)."""
     right, wrong = (
-        [[scores.answer_probability(each) for each in row] for row in view.column_scores(field)]
+        [[scores.answer_probability(answer) for answer in answers] for answers in view.column_scores(field)]
         for field in ("answer", "perturbed_answer")
     )
     return [scores.normalized_probability(p, others) for [p], others in zip(right, wrong, strict=True)]
@@ -133,7 +130,7 @@ def _truth(
 ) -> PerExample:
     def score(view: View) -> list[float]:
         right, wrong = (
-            [[-each.nll for each in row] for row in view.column_scores(*fields)]
+            [[-answer.nll for answer in answers] for answers in view.column_scores(*fields)]
             for fields in (("paraphrased_answer", "answer"), ("perturbed_answer",))
         )
         means = [math.fsum(each) / len(each) for each in right]  # of several paraphrases, as open-unlearning
@@ -145,12 +142,12 @@ def _truth(
 
 def _zlib(view: View) -> list[float]:
     """LOSS over the bytes the text takes when compressed, in nats a token and byte (arXiv 2012.07805)."""
-    return [scores.zlib(row, text) for row, text in zip(view.scores(), view.targets(), strict=True)]
+    return [scores.zlib(*pair) for pair in zip(view.scores(), view.targets(), strict=True)]
 
 
 def _extraction_by_generation(view: View) -> list[float]:
     """ES = 1 − k/n, with k the fewest tokens after which greedy decoding writes the rest, by bisection (2406.09179)."""
-    answers = [[label for label in row.labels if label != IGNORE_INDEX][:-1] for row in view.encoded]
+    answers = [[label for label in example.labels if label != IGNORE_INDEX][:-1] for example in view.encoded]
     least, most = [0] * len(answers), [len(answer) for answer in answers]
     while unsettled := [i for i in range(len(answers)) if least[i] < most[i]]:
         middle = {i: (least[i] + most[i]) // 2 for i in unsettled}
@@ -175,10 +172,9 @@ def _prompt_ids(view: View, text: str) -> list[int]:
 
 def _verbatim(view: View) -> list[float]:
     """MUSE's VerbMem: ROUGE-L F1 of 128 tokens that continue a prompt, without a template."""
-    rows = view.questions().examples
-    prompts = [_prompt_ids(view, row["question"]) for row in rows]
+    prompts = [_prompt_ids(view, example["question"]) for example in view.questions().examples]
     continued = generate(view.model, view.tokenizer, prompts, VERBATIM_TOKENS, view.batch_size)
-    return [_best(view.text(ids), row, "fmeasure") for ids, row in zip(continued, rows, strict=True)]
+    return _best([view.text(ids) for ids in continued], view.questions())
 
 
 def knowledge_prompt(question: str, shots: Sequence[Mapping[str, Any]]) -> str:
@@ -187,7 +183,7 @@ def knowledge_prompt(question: str, shots: Sequence[Mapping[str, Any]]) -> str:
     >>> knowledge_prompt("Who?", [{"question": "Where?", "answer": "Here."}])
     'Question: Where?\nAnswer: Here.\n\nQuestion: Who?\nAnswer: '
     """
-    examples = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in shots)
+    examples = "".join(f"Question: {shot['question']}\nAnswer: {shot['answer']}\n\n" for shot in shots)
     return f"{examples}Question: {question}\nAnswer: "
 
 
@@ -204,11 +200,10 @@ def cut(text: str) -> str:
 
 def _knowledge(view: View) -> list[float]:
     """MUSE's KnowMem: ROUGE-L F1 of 32 tokens, after ten answered questions and without a template."""
-    rows = view.questions().examples
-    prompts = [_prompt_ids(view, knowledge_prompt(row["question"], view.shots[:SHOTS])) for row in rows]
+    texts = [knowledge_prompt(example["question"], view.shots[:SHOTS]) for example in view.questions().examples]
+    prompts = [_prompt_ids(view, text) for text in texts]
     continued = generate(view.model, view.tokenizer, prompts, KNOWLEDGE_TOKENS, view.batch_size)
-    answers = [cut(view.tokenizer.decode(ids, skip_special_tokens=True)) for ids in continued]
-    return [_best(answer, row, "fmeasure") for answer, row in zip(answers, rows, strict=True)]
+    return _best([cut(view.tokenizer.decode(ids, skip_special_tokens=True)) for ids in continued], view.questions())
 
 
 register_metric("loss")(_each(scores.loss))

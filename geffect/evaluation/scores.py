@@ -31,11 +31,7 @@ def exponential(value: float) -> float:
 
 
 def answer_probability(answer: TokenScores) -> float:
-    """P = exp((1/n) Σ log p) over an answer's n labeled tokens, its end included (TOFU, arXiv 2401.06121).
-
-    Returns:
-        In (0, 1]; NaN where n = 0.
-    """
+    """P = exp((1/n) Σ log p) ∈ (0, 1] over an answer's n labeled tokens, its end included (TOFU, arXiv 2401.06121)."""
     return exponential(-answer.nll)
 
 
@@ -44,10 +40,7 @@ def perplexity(example: TokenScores) -> float:
 
     Of a set, ``perplexity`` is exp of the exponent's mean over examples, the geometric mean of this number (arXiv
     2407.01920's, and that of `geffect.evaluation.success`), and ``mean_perplexity`` the arithmetic mean, which is
-    larger.
-
-    Returns:
-        1 or more; infinite beyond 709 nats a token, NaN where n = 0.
+    larger. Infinite beyond 709 nats a token, NaN where n = 0.
     """
     return exponential(example.nll)
 
@@ -55,10 +48,7 @@ def perplexity(example: TokenScores) -> float:
 def exact_memorization(answer: TokenScores) -> float:
     """Share of an answer's tokens but the last (the end) that are the most likely ones (as open-unlearning has it).
 
-    KnowUnDo's accuracy (`geffect.evaluation.success`) counts the last, too.
-
-    Returns:
-        In [0, 1]; NaN where the answer has no token but the last.
+    KnowUnDo's accuracy (`geffect.evaluation.success`) counts the last, too. NaN where there is no token but the last.
     """
     right = answer.right[:-1]
     return right.double().mean().item() if len(right) else math.nan
@@ -67,15 +57,9 @@ def exact_memorization(answer: TokenScores) -> float:
 def extraction_strength(answer: TokenScores, *, floor: bool = False) -> float:
     """ES = 1 − k/n, with k the fewest tokens of the answer after which all others are the most likely ones.
 
-    The last labeled token, the end, does not count (arXiv 2406.09179; teacher-forced as in open-unlearning).
-
-    Args:
-        answer: its scores.
-        floor: as open-unlearning's code, whose k is at most n − 1: the least ES is then 1/n, that of an answer of which
-            only the last token is right, and 0 for an empty answer.
-
-    Returns:
-        In [0, 1]; NaN where the answer has no token but the last, or 0 with ``floor``.
+    The last labeled token, the end, does not count (arXiv 2406.09179; teacher-forced as in open-unlearning). NaN where
+    there is no other. ``floor`` is open-unlearning's code, whose k is at most n − 1: the least ES is then 1/n, that of
+    an answer of which only the last token is right, and 0 for an empty answer.
     """
     right = answer.right[:-1].tolist()
     n = len(right)
@@ -96,30 +80,16 @@ def zlib(text: TokenScores, content: str) -> float:
 
 
 def min_k(text: TokenScores, k: float = K) -> float:
-    """Min-K %: the mean −log p of the share k of least likely tokens (arXiv 2310.16789).
+    """Min-K %: the mean −log p, in nats, of the share k ∈ (0, 1] of least likely tokens (arXiv 2310.16789).
 
-    The last labeled token, of an answer its end, does not count, as in open-unlearning's code.
-
-    Args:
-        text: its scores.
-        k: in (0, 1]; ⌊k·n⌋ of the n tokens before the last, one at least.
-
-    Returns:
-        In nats; NaN where there is no token but the last (open-unlearning has 0).
+    They are ⌊k·n⌋ of the n tokens before the last, one at least: the last, of an answer its end, does not count, as in
+    open-unlearning's code. NaN where there is no other (open-unlearning has 0).
     """
     return -_least(text.log_p, k)
 
 
 def min_k_plus_plus(text: TokenScores, k: float = K) -> float:
-    """Min-K%++: as `min_k`, the last token left out, of (log p − μ)/σ over the vocabulary (arXiv 2404.02936).
-
-    Args:
-        text: its scores.
-        k: in (0, 1].
-
-    Returns:
-        In standard deviations; σ² is 1e-6 at least. NaN where there is no token but the last.
-    """
+    """Min-K%++: as `min_k`, of (log p − μ)/σ over the vocabulary (arXiv 2404.02936); σ² is 1e-6 at least."""
     return -_least((text.log_p - text.mean) / text.std.clamp_min(1e-3), k)
 
 
@@ -134,15 +104,9 @@ def _least(values: torch.Tensor, k: float) -> float:
 def auc(members: Sequence[float], others: Sequence[float]) -> float:
     """P(a member's score < another's) + ½ P(they are equal): the area under the ROC curve.
 
-    1: members look trained on, each likelier than every other text; 0.5: the two are alike; 0: members look less
-    trained on than texts never seen. Other code may score by log p, or label the other way round: that is 1 − AUC.
-
-    Args:
-        members: scores of what was trained on (the forget set), lower for likelier.
-        others: scores of what never was (a holdout).
-
-    Returns:
-        In [0, 1].
+    Members were trained on (the forget set), others never (a holdout); a score is lower for a likelier text. 1: members
+    look trained on, each likelier than every other text; 0.5: the two are alike; 0: members look less trained on than
+    texts never seen. Other code may score by log p, or label the other way round: that is 1 − AUC.
 
     Raises:
         GeffectError: a side is empty or has NaN.
@@ -162,14 +126,10 @@ def auc(members: Sequence[float], others: Sequence[float]) -> float:
 
 
 def privleak(auc_unlearned: float, auc_retrained: float = 0.5) -> float:
-    """PrivLeak = 100 · ((1 − AUC_u) − (1 − AUC_ref)) / (1 − AUC_ref + 1e-10), of `min_k` with K = 40 % (MUSE).
+    """PrivLeak = 100 · ((1 − AUC_u) − (1 − AUC_ref)) / (1 − AUC_ref + 1e-10), of `min_k` with K = 40 % (MUSE), in %.
 
-    Args:
-        auc_unlearned: `auc` of the unlearned model, forget set against holdout.
-        auc_retrained: that of a model trained without the forget set.
-
-    Returns:
-        In %; 0 is ideal, below: under-unlearned, still looks trained on; above: over-unlearned.
+    Of the `auc` of the unlearned model, forget set against holdout, and of one trained without the forget set. 0 is
+    ideal; below: under-unlearned, still looks trained on; above: over-unlearned.
 
     >>> privleak(0.5), privleak(1.0), privleak(0.0)
     (0.0, -99.99999998, 99.99999998)
@@ -178,19 +138,13 @@ def privleak(auc_unlearned: float, auc_retrained: float = 0.5) -> float:
 
 
 def log_truth_ratio(right: float, wrong: Sequence[float], aggregation: Aggregation = "arithmetic") -> float:
-    """log TR, with TR = agg_j P(wrong_j) / P(right) of length-normalized probabilities (TOFU, arXiv 2401.06121).
+    """log TR, in nats: TR = agg_j P(wrong_j) / P(right) of length-normalized probabilities (TOFU, arXiv 2401.06121).
 
-    Below 0 the right answer is likelier. The sources disagree on agg: TOFU's utility code takes the arithmetic mean of
-    probabilities, its forget quality and the forks of NPO and GRU the geometric one. No probability is formed, so that
-    answers of any length and likelihood have their ratio.
-
-    Args:
-        right: log P of the paraphrased answer, or of the answer where there is no paraphrase.
-        wrong: log P of each wrong answer.
-        aggregation: of the wrong ones.
-
-    Returns:
-        In nats; infinite where P(right) is exactly 0, NaN where those of the wrong answers are too.
+    ``right`` is log P of the paraphrased answer, or of the answer where there is no paraphrase, ``wrong`` that of each
+    wrong one. Below 0 the right answer is likelier. The sources disagree on agg: TOFU's utility code takes the
+    arithmetic mean of probabilities, its forget quality and the forks of NPO and GRU the geometric one. No probability
+    is formed, so that answers of any length and likelihood have their ratio: infinite where P(right) is exactly 0, NaN
+    where those of the wrong answers are too.
 
     >>> round(log_truth_ratio(-760, [-760, -761]), 6), log_truth_ratio(-760, [-760, -761], "geometric")
     (-0.379885, -0.5)
@@ -212,10 +166,7 @@ def retain_truth(log_ratio: float) -> float:
 
 
 def normalized_probability(right: float, wrong: Sequence[float]) -> float:
-    """P(right) / (P(right) + Σ_j P(wrong_j) + 1e-10), of sets with choices (real authors, world facts).
-
-    Returns:
-        In [0, 1).
+    """P(right) / (P(right) + Σ_j P(wrong_j) + 1e-10) ∈ [0, 1), of sets with choices (real authors, world facts).
 
     >>> round(normalized_probability(0.3, [0.1, 0.2]), 6)
     0.5
@@ -225,9 +176,6 @@ def normalized_probability(right: float, wrong: Sequence[float]) -> float:
 
 def model_utility(numbers: Sequence[float]) -> float:
     """The harmonic mean of probability, ROUGE-L recall and max(0, 1 − TR) of every set to retain; 0 where one is 0.
-
-    Returns:
-        In [0, 1].
 
     Raises:
         GeffectError: there are none, or one is NaN or negative.
@@ -247,15 +195,8 @@ def model_utility(numbers: Sequence[float]) -> float:
 def forget_quality(unlearned: Sequence[float], retained: Sequence[float]) -> float:
     """The p-value of the two-sided Kolmogorov–Smirnov test between truth ratios of the forget set.
 
-    High: the unlearned model looks like one that never saw the set. Transforms that keep or turn the order, as log TR
-    or 1/TR, do not change it.
-
-    Args:
-        unlearned: TR an example, or its logarithm, of the unlearned model.
-        retained: the same of a model trained on the retain set alone.
-
-    Returns:
-        In [0, 1].
+    TR an example, of the unlearned model and of one trained on the retain set alone. High: the unlearned model looks
+    like one that never saw the set. Transforms that keep or turn the order, as log TR or 1/TR, do not change it.
 
     >>> forget_quality([0.1, 0.2, 0.3], [0.1, 0.2, 0.3])
     1.0

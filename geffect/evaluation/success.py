@@ -7,7 +7,7 @@ import functools
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import regex
 import torch
@@ -18,6 +18,9 @@ from geffect.core.splits import domain_of, role_of
 from geffect.data.encode import EncodedExample, pad_id_of
 from geffect.errors import GeffectError
 from geffect.models.scoring import forward_batches
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Measure = Literal["recall", "fmeasure", "precision"]
 
@@ -31,15 +34,8 @@ ANYTHING = regex.compile(r"[^\s\p{P}\p{C}]+")
 def rouge_l(answer: str, true: str, measure: Measure = "recall") -> float:
     """ROUGE-L with Porter's stemmer: the longest common subsequence of words, over those of the true text for recall.
 
-    Words are those of `words`: a text of the letters a–z and digits has exactly its published score.
-
-    Args:
-        answer: of a model.
-        true: the reference.
-        measure: ``recall`` (TOFU), ``fmeasure`` (MUSE) or ``precision``.
-
-    Returns:
-        In [0, 1]; 0 where a text has no word.
+    Words are those of `words`: a text of the letters a–z and digits has exactly its published score. ``recall`` is
+    TOFU's measure, ``fmeasure`` MUSE's. In [0, 1]; 0 where a text has no word.
 
     >>> rouge_l("the mentor was Oskar", "the mentor of Hanae was Oskar"), rouge_l("a b", "a b c d", "fmeasure")
     (0.6666666666666666, 0.6666666666666666)
@@ -98,24 +94,18 @@ class Success:
     """How well a model answers a set; every example counts the same (in `compute_likelihood` every token does).
 
     Of a retain set the accuracy is the retention success (RS), of a forget set 100 − accuracy the unlearn success (US).
-
-    Attributes:
-        accuracy: share of an example's labeled tokens that are the most likely one, averaged over examples, in %.
-        perplexity: exp of the mean over examples of an example's nats per labeled token.
-        rouge_l: ROUGE-L of the most likely tokens against the labeled ones, averaged over examples, in %.
-        rows: number of examples.
     """
 
-    accuracy: float
-    perplexity: float
-    rouge_l: float
-    rows: int
+    accuracy: float  # share of an example's labeled tokens that are the most likely one, averaged over examples, in %
+    perplexity: float  # exp of the mean over examples of an example's nats per labeled token
+    rouge_l: float  # of the most likely tokens against the labeled ones, averaged over examples, in %
+    examples: int
 
 
 def success(
     model: nn.Module,
-    tokenizer: Any,
-    rows: Sequence[EncodedExample],
+    tokenizer: "PreTrainedTokenizerBase",
+    examples: Sequence[EncodedExample],
     batch_size: int = 16,
     *,
     measure: Measure = "fmeasure",
@@ -127,15 +117,19 @@ def success(
     toolkit's choice. The end-of-sequence token that `encode_set` labels counts in accuracy and perplexity; the papers'
     validation examples have none.
     """
-    _check(rows)
+    bare = [example.index for example in examples if all(label == IGNORE_INDEX for label in example.labels[1:])]
+    if bare or not examples:
+        state = f"example {bare[0]} has no labeled token" if bare else "there are no examples"
+        raise GeffectError(f"Success cannot be computed: {state}", remedy="Encode a set that has answers")
     parts, rouge = [], 0.0
-    for _, outputs in forward_batches(model, rows, pad_id_of(tokenizer), batch_size):
-        likely = outputs.spread(outputs.logits.argmax(-1))
+    for _, outputs in forward_batches(model, examples, pad_id_of(tokenizer), batch_size):
+        likely, labels = outputs.spread(outputs.logits.argmax(-1)), shift_labels(outputs.labels)
         parts.append(_means(outputs).cpu())
-        for answer, true in _texts(tokenizer, outputs, likely):
-            rouge += rouge_l(answer, true, measure)
+        for answer, true, mask in zip(likely, labels, outputs.mask, strict=True):
+            said, right = (tokenizer.decode(ids[mask].tolist(), skip_special_tokens=True) for ids in (answer, true))
+            rouge += rouge_l(said, right, measure)
     accuracy, nll = torch.cat(parts).mean(0)
-    return Success(100 * accuracy.item(), nll.exp().item(), 100 * rouge / len(rows), len(rows))
+    return Success(100 * accuracy.item(), nll.exp().item(), 100 * rouge / len(examples), len(examples))
 
 
 def harmonic_success(unlearn: float, retention: float) -> float:
@@ -148,42 +142,21 @@ def harmonic_success(unlearn: float, retention: float) -> float:
 
 
 def successes(
-    model: nn.Module, tokenizer: Any, sets: Mapping[str, Sequence[EncodedExample]]
+    model: nn.Module, tokenizer: "PreTrainedTokenizerBase", sets: Mapping[str, Sequence[EncodedExample]]
 ) -> dict[str, dict[str, Any]]:
     """US, RS, HS, perplexity and ROUGE-L of every domain's validation sets."""
     by_domain: dict[str, dict[str, Any]] = {}
-    for name, rows in sets.items():
+    for name, examples in sets.items():
         role, _, validation = role_of(name).partition("_")
         if validation == "val":
-            by_domain.setdefault(domain_of(name), {})[role] = asdict(success(model, tokenizer, rows))
+            by_domain.setdefault(domain_of(name), {})[role] = asdict(success(model, tokenizer, examples))
     for scores in by_domain.values():
         unlearn, retention = 100 - scores["forget"]["accuracy"], scores["retain"]["accuracy"]
         scores |= {"US": unlearn, "RS": retention, "HS": harmonic_success(unlearn, retention)}
     return by_domain
 
 
-def _check(rows: Sequence[EncodedExample]) -> None:
-    bare = [row.index for row in rows if all(label == IGNORE_INDEX for label in row.labels[1:])]
-    if bare or not rows:
-        state = f"example {bare[0]} has no labeled token" if bare else "there are no examples"
-        raise GeffectError(f"Success cannot be computed: {state}", remedy="Encode a set that has answers")
-
-
 def _means(outputs: Outputs) -> Tensor:
     """Each example's token accuracy and nats a token, ``[B, 2]``."""
     sums = torch.stack([each.sum(1, dtype=torch.float64) for each in (outputs.right, outputs.nll)], 1)
     return sums / outputs.mask.sum(1, keepdim=True)
-
-
-def _texts(tokenizer: Any, outputs: Outputs, likely: Tensor) -> list[tuple[str, str]]:
-    """Each example's most likely and labeled tokens, as text."""
-    labels = shift_labels(outputs.labels)
-    return [
-        (_text(tokenizer, answer[mask]), _text(tokenizer, true[mask]))
-        for answer, true, mask in zip(likely, labels, outputs.mask, strict=True)
-    ]
-
-
-def _text(tokenizer: Any, ids: Tensor) -> str:
-    text: str = tokenizer.decode(ids.tolist(), skip_special_tokens=True)
-    return text

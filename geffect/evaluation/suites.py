@@ -40,62 +40,46 @@ class Part:
     metrics: tuple[str, ...]
 
 
+Parts = Callable[[EvaluateConfig], list[Part]]
+Totals = Callable[[Means], Mapping[str, Any]]
+Compute = Callable[[Values, Values | None], float]
+
+
 @dataclass(frozen=True)
 class Suite:
-    """A registered suite.
-
-    Attributes:
-        name: of the suite.
-        parts: a configuration → its sets.
-        totals: means → numbers of several sets, by name.
-        comparisons: derived numbers that are computed where there is a reference.
-    """
+    """A registered suite; its fields are the arguments of `register_suite`, and ``parts`` what that decorates."""
 
     name: str
-    parts: Callable[[EvaluateConfig], list[Part]]
-    totals: Callable[[Means], Mapping[str, Any]] | None = None
+    parts: Parts
+    totals: Totals | None = None
     comparisons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Derived:
-    """A registered number of several sets, or of a set and another model's.
-
-    Attributes:
-        name: of the number.
-        metrics: those it is computed from.
-        sets: those on which the metrics are computed.
-        compute: this evaluation's values and the reference's (None without one) → the number.
-        compares: whether it uses the reference, where there is one.
-        needs_reference: whether it is refused without one.
-    """
+    """A registered number of several sets; its fields are the arguments of `register_derived`, and the function."""
 
     name: str
     metrics: tuple[str, ...]
     sets: tuple[str, ...]
-    compute: Callable[[Values, Values | None], float]
+    compute: Compute
     compares: bool = False
     needs_reference: bool = False
 
 
 SUITES: dict[str, Suite] = {}
 DERIVED: dict[str, Derived] = {}
-Compute = Callable[[Values, Values | None], float]
-Parts = Callable[[EvaluateConfig], list[Part]]
 
 
 def register_suite(
-    name: str, *, totals: Callable[[Means], Mapping[str, Any]] | None = None, comparisons: Sequence[str] = ()
+    name: str, *, totals: Totals | None = None, comparisons: Sequence[str] = ()
 ) -> Callable[[Parts], Parts]:
-    """Make a suite known by a name, for ``geffect evaluate --suite NAME``.
+    """Make a suite known by a name, for ``geffect evaluate --suite NAME``; decorates a function of a configuration.
 
     Args:
         name: of the suite.
         totals: means by (set, metric) → numbers of several sets, by name.
         comparisons: names of derived numbers that are computed where there is a reference.
-
-    Returns:
-        A decorator of a function that takes a configuration and returns the parts.
 
     Raises:
         GeffectError: the name is taken.
@@ -115,15 +99,14 @@ def register_derived(
 ) -> Callable[[Compute], Compute]:
     """Make a number of several sets known by a name, for ``geffect evaluate --metric NAME``.
 
+    Decorates a function of this evaluation's values and the reference's (or None).
+
     Args:
         name: of the number.
         metrics: those it is computed from, on each of the sets.
         sets: names of sets, such as ``forget`` and ``holdout``.
         compares: whether it uses the reference, where there is one.
         needs_reference: whether it is refused without one.
-
-    Returns:
-        A decorator of a function of this evaluation's values and the reference's (or None).
 
     Raises:
         GeffectError: the name is taken.
@@ -191,13 +174,9 @@ def _quality(values: Values, reference: Values | None) -> float:
     return scores.forget_quality(values[key], (reference or {})[key])
 
 
-def _auc(values: Values, *, metric: str) -> float:
-    return scores.auc(values["forget", metric], values["holdout", metric])
-
-
 def _make_auc(metric: str) -> Compute:
     def compute(values: Values, reference: Values | None) -> float:
-        return _auc(values, metric=metric)
+        return scores.auc(values["forget", metric], values["holdout", metric])
 
     compute.__doc__ = f"AUC of {metric} between the forget set and a holdout: 1 where the forget set looks trained on."
     return compute
@@ -206,7 +185,8 @@ def _make_auc(metric: str) -> Compute:
 @register_derived("privleak", ["min_k"], ["forget", "holdout"], compares=True)
 def _privleak(values: Values, reference: Values | None) -> float:
     """MUSE's PrivLeak, of the AUC of Min-K %, against the reference's AUC or 0.5."""
-    return scores.privleak(*(_auc(each, metric="min_k") for each in (values, reference) if each is not None))
+    auc = _make_auc("min_k")
+    return scores.privleak(auc(values, None), 0.5 if reference is None else auc(reference, None))
 
 
 @register_derived("auc_reference", ["loss"], ["forget", "holdout"], needs_reference=True)
@@ -269,9 +249,7 @@ def _refuse_unused(config: EvaluateConfig, suite: Suite | None, sets: Sequence[P
 def _add_metrics(by_name: dict[str, Part], number: Derived, config: EvaluateConfig) -> None:
     """Add the metrics that a derived number needs to each of its sets."""
     if number.needs_reference and config.reference is None:
-        remedy = (
-            "Evaluate a model trained without the forget set in the same way, and name its directory with --reference"
-        )
+        remedy = "Evaluate a model trained without the forget set alike, and name its directory with --reference"
         raise GeffectError(f"{number.name} needs a reference", remedy=remedy)
     for name in number.sets:
         if name not in by_name:

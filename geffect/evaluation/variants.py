@@ -1,6 +1,7 @@
 """Variants of a model that an evaluation scores: as it is, rounded, mixed with its start, or relearned."""
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,25 +28,21 @@ from geffect.training.setup import model_key
 
 Sets = Sequence[tuple[Part, ExampleSet]]
 Load = Callable[[str], Loaded]
+SHARED = {  # of the evaluation, for relearning
+    *("trust_remote_code", "data_dir", "question_column", "answer_column", "text_column", "max_length", "seed"),
+    *("template_date", "system_prompt", "chat_template", "tokenizer", "dtype"),
+}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A model with changed weights.
+    """A model with changed weights."""
 
-    Attributes:
-        label: its name in the result.
-        loaded: the model.
-        weights: the change of its weights, for the key of a cached result; empty: none.
-        context: changes the weights on entry and restores them on exit.
-        numbers: that describe it, for the result.
-    """
-
-    label: str
+    label: str  # its name in the result
     loaded: Loaded
-    weights: str = ""
-    context: Callable[[], AbstractContextManager[None]] = nullcontext
-    numbers: dict[str, float] = field(default_factory=dict)
+    weights: str = ""  # the change of its weights, for the key of a cached result; empty: none
+    context: Callable[[], AbstractContextManager[None]] = nullcontext  # changes the weights, and restores them on exit
+    numbers: dict[str, float] = field(default_factory=dict)  # that describe it, for the result
 
 
 def variants(
@@ -86,9 +83,8 @@ def _retain_set(sets: Sets) -> ExampleSet:
     by_name = {part.name: examples for part, examples in sets if part.name in ("retain", "heldout")}
     if not by_name:
         names = ", ".join(part.name for part, _ in sets)
-        raise GeffectError(
-            f"--calibrate needs a set named heldout or retain, and there is {names}", remedy="Add --set heldout=SET"
-        )
+        message = f"--calibrate needs a set named heldout or retain, and there is {names}"
+        raise GeffectError(message, remedy="Add --set heldout=SET")
     return by_name.get("heldout") or by_name["retain"]  # heldout: no gradient was drawn from it
 
 
@@ -97,7 +93,7 @@ def _calibrated(
     label: str,
     loaded: Loaded,
     start: Loaded,
-    rows: ExampleSet,
+    examples: ExampleSet,
     view: Callable[[ExampleSet, Loaded], View],
 ) -> Variant:
     """The model mixed with its start until ``--tau`` of the start's extraction strength on a set remains (UWC)."""
@@ -107,28 +103,25 @@ def _calibrated(
 
     def retention(alpha: float) -> float:
         with mixed(loaded.model, before, alpha):
-            scores = [extraction_strength(each) for each in view(rows, loaded).scores()]
-        present = [each for each in scores if each == each]
+            scores = [extraction_strength(example) for example in view(examples, loaded).scores()]
+        present = [score for score in scores if not math.isnan(score)]
         if not present:
-            raise GeffectError(
-                f"--calibrate needs an example of {rows.name} with two labeled tokens, and there is none",
-                remedy="Name a set of longer examples or raise --max-length",
-            )
+            message = f"--calibrate needs an example of {examples.name} with two labeled tokens, and there is none"
+            raise GeffectError(message, remedy="Name a set of longer examples or raise --max-length")
         return sum(present) / len(present)
 
     def search(directory: Path) -> None:
         (directory / "alpha.json").write_text(json.dumps(calibrate(retention, config.tau)), encoding="utf-8")
 
-    key = json.dumps([both, config.tau, config.max_length, rows.examples])
+    key = json.dumps([both, config.tau, config.max_length, examples.examples])
     if all(both):
         alpha = read_json(cached_directory("calibration", key, search) / "alpha.json")
     else:
         alpha = calibrate(retention, config.tau)
     weights = f"mixed {alpha} {json.dumps(both)}"
     hashed = replace(loaded, sha256=loaded.sha256 if start.sha256 else None)
-    return Variant(
-        f"{label} calibrated", hashed, weights, partial(mixed, loaded.model, before, alpha), {"alpha": alpha}
-    )
+    mix = partial(mixed, loaded.model, before, alpha)
+    return Variant(f"{label} calibrated", hashed, weights, mix, {"alpha": alpha})
 
 
 def _merged(model: Any) -> Any:
@@ -141,31 +134,9 @@ def _relearning(config: EvaluateConfig, spec: str, sets: Sets, out: Path) -> Fin
     if not train:
         names = ", ".join(part.name for part, _ in sets)
         raise GeffectError(f"--relearn needs a set named forget, and there is {names}", remedy="Add --set forget=SET")
-    shared = config.model_dump(
-        include={
-            "trust_remote_code",
-            "data_dir",
-            "question_column",
-            "answer_column",
-            "text_column",
-            "max_length",
-            "template_date",
-            "system_prompt",
-            "chat_template",
-            "tokenizer",
-            "dtype",
-            "seed",
-        },
-        exclude_none=True,
-    )
-    given = {
-        "model": spec or config.model,
-        "train": train,
-        "steps": config.relearn,
-        "out": out,
-        "learning_rate": config.relearn_rate,
-    }
-    return FinetuneConfig.read(**(shared | given))
+    given: dict[str, Any] = {"model": spec or config.model, "train": train, "steps": config.relearn, "out": out}
+    shared = config.model_dump(include=SHARED, exclude_none=True)
+    return FinetuneConfig.read(**shared, **given, learning_rate=config.relearn_rate)
 
 
 @contextmanager
@@ -201,16 +172,12 @@ def _changed_weights(
 def calibrate(retention: Callable[[float], float], tau: float = 0.95, tolerance: float = 0.01) -> float:
     """The largest α at which retention is τ of the start's or more, by bisection.
 
-    Retention is assumed to fall with α. The paper names no search, and its published script tries α = 0 and 1 alone.
-
-    Args:
-        retention: α → a score of retained knowledge, such as the mean extraction strength on a retain set.
-        tau: share of ``retention(0)`` that must remain.
-        tolerance: of α.
+    ``retention`` scores retained knowledge at α, such as by the mean extraction strength on a retain set, and is
+    assumed to fall with α; a share ``tau`` of ``retention(0)`` must remain. The paper names no search, and its
+    published script tries α = 0 and 1 alone.
 
     Returns:
-        α: 1 where the unlearned model retains enough, else one that does, ``tolerance`` at most below one that does
-        not.
+        1 where the unlearned model retains enough, else an α that does, ``tolerance`` at most below one that does not.
 
     >>> calibrate(lambda alpha: 1 - alpha, tau=0.75, tolerance=0.001)
     0.25

@@ -20,19 +20,12 @@ from geffect.models.scoring import forward_batches, in_evaluation_mode
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Scores of an example's n labeled tokens, in order, on the CPU in float64.
+    """Scores of an example's n labeled tokens, in order, on the CPU in float64."""
 
-    Attributes:
-        log_p: ``[n]`` log p of each, in nats.
-        right: ``[n]`` bool, whether it is the most likely one.
-        mean: ``[n]`` μ = Σ_v p(v) log p(v) over the vocabulary at its position.
-        std: ``[n]`` σ, with σ² = Σ_v p(v) (log p(v))² − μ².
-    """
-
-    log_p: Tensor
-    right: Tensor
-    mean: Tensor
-    std: Tensor
+    log_p: Tensor  # [n], log p of each, in nats
+    right: Tensor  # [n], bool: whether it is the most likely one
+    mean: Tensor  # [n], μ = Σ_v p(v) log p(v) over the vocabulary at its position
+    std: Tensor  # [n], σ with σ² = Σ_v p(v) (log p(v))² − μ²
 
     @property
     def nll(self) -> float:
@@ -41,33 +34,31 @@ class TokenScores:
 
 
 def token_scores(
-    model: nn.Module, rows: Sequence[EncodedExample], pad_id: int, batch_size: int = 16
+    model: nn.Module, examples: Sequence[EncodedExample], pad_id: int, batch_size: int = 16
 ) -> list[TokenScores]:
     """Score every labeled token of a set; the model stays in its mode."""
     scores: dict[int, TokenScores] = {}
-    for places, outputs in forward_batches(model, rows, pad_id, batch_size):
+    for places, outputs in forward_batches(model, examples, pad_id, batch_size):
         labels = shift_labels(outputs.labels)
         for i, logits, shifted, mask in zip(places, outputs.logits_by_example(), labels, outputs.mask, strict=True):
-            scores[i] = _scored(logits, shifted[mask])
-    return [scores[i] for i in range(len(rows))]
+            scores[i] = _scores(logits, shifted[mask])
+    return [scores[i] for i in range(len(examples))]
 
 
-def _scored(logits: Tensor, labels: Tensor) -> TokenScores:
+def _scores(logits: Tensor, labels: Tensor) -> TokenScores:
     log_ps = log_probabilities(logits)  # [n, V]
     p = log_ps.exp()
     mean = (p * log_ps).nan_to_num().sum(-1)  # 0 · log 0 is 0
     second = (p * log_ps.square()).nan_to_num().sum(-1)
     std = (second - mean.square()).clamp_min(0).sqrt()
-    log_p = -nll_at(logits, labels)
-    return TokenScores(
-        log_p.cpu().double(), (logits.argmax(-1) == labels).cpu(), mean.cpu().double(), std.cpu().double()
-    )
+    log_p, mean, std = (each.cpu().double() for each in (-nll_at(logits, labels), mean, std))
+    return TokenScores(log_p, (logits.argmax(-1) == labels).cpu(), mean, std)
 
 
-def prompt_of(row: EncodedExample) -> list[int]:
+def prompt_of(example: EncodedExample) -> list[int]:
     """The tokens of an example before its first labeled one."""
-    start = next((i for i, label in enumerate(row.labels) if label != IGNORE_INDEX), len(row.input_ids))
-    return row.input_ids[:start]
+    start = next((i for i, label in enumerate(example.labels) if label != IGNORE_INDEX), len(example.input_ids))
+    return example.input_ids[:start]
 
 
 def end_ids(model: nn.Module, tokenizer: Tokenizer) -> set[int]:
@@ -75,9 +66,8 @@ def end_ids(model: nn.Module, tokenizer: Tokenizer) -> set[int]:
     config: Any = getattr(model, "config", None)
     decoder = config.get_text_config() if hasattr(config, "get_text_config") else None
     places = (tokenizer, getattr(model, "generation_config", None), config, decoder)
-    named = [turn_end(tokenizer), *(getattr(place, "eos_token_id", None) for place in places)]
-    lists = [torch.as_tensor(each).flatten().tolist() for each in named if each is not None]
-    return {int(each) for ids in lists for each in ids}
+    ends = [turn_end(tokenizer), *(getattr(place, "eos_token_id", None) for place in places)]
+    return {int(i) for each in ends if each is not None for i in torch.as_tensor(each).flatten().tolist()}
 
 
 def generate(
@@ -177,7 +167,11 @@ class View:
         """
         column = next(name for name in columns if all(name in example for example in self.examples))
         if column not in self._column_scores:
-            self._column_scores[column] = self._score_column(column)
+            examples = self.examples.examples
+            texts = [[each[column]] if isinstance(each[column], str) else each[column] for each in examples]
+            flat = [each | {"answer": text} for each, several in zip(examples, texts, strict=True) for text in several]
+            scores = iter(self._score(self._encode(replace(self.examples, examples=tuple(flat)))))
+            self._column_scores[column] = [[next(scores) for _ in several] for several in texts]
         return self._column_scores[column]
 
     def answers(self) -> list[str]:
@@ -215,10 +209,3 @@ class View:
 
     def _score(self, examples: Sequence[EncodedExample]) -> list[TokenScores]:
         return token_scores(self.model, examples, pad_id_of(self.tokenizer), self.batch_size)
-
-    def _score_column(self, column: str) -> list[list[TokenScores]]:
-        examples = self.examples.examples
-        texts = [[each[column]] if isinstance(each[column], str) else each[column] for each in examples]
-        flat = tuple(row | {"answer": text} for row, each in zip(examples, texts, strict=True) for text in each)
-        scores = iter(self._score(self._encode(replace(self.examples, examples=flat))))
-        return [[next(scores) for _ in each] for each in texts]

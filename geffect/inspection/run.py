@@ -21,7 +21,7 @@ from geffect.measurement.step import Step
 from geffect.models.builtin import is_built_in
 from geffect.models.checkpoints import CHECKSUMS, check_checksums
 from geffect.models.load import Loaded, add_lora, base_of_adapter, model_errors, quiet_transformers, resolve, sha256_of
-from geffect.record.resume import check_unfinished
+from geffect.record.reader import check_unfinished
 from geffect.record.schema import POINTS, TOKENS
 from geffect.training.run import disk_errors, final_metrics
 from geffect.training.trainer import evaluate_sets

@@ -21,9 +21,9 @@ from geffect.models.load import Loaded, add_lora
 from geffect.models.scoring import Reference
 from geffect.objectives.base import Objective
 from geffect.objectives.registry import make_objective
-from geffect.record.resume import check_lines, check_same_data, steps_of
+from geffect.record.reader import check_same_data
 from geffect.record.schema import CONFIG, DONE, STEPS
-from geffect.record.writer import RunDirectory
+from geffect.record.writer import RunDirectory, check_lines, steps_of
 from geffect.training.batches import Columns, compute_columns, training_sets
 from geffect.training.dry_run import PROCESS, activations_bytes, model_bytes, parameter_counts, token_counts
 from geffect.training.run import open_record, read_unfinished, recorded_config

@@ -11,8 +11,7 @@ from geffect.core.forward import Outputs
 from geffect.core.gradients import NamedTensors
 from geffect.core.gram import Gram
 from geffect.core.layers import TiedWeights
-from geffect.core.masks import GradientMask, Overlap
-from geffect.measurement.basis import StandardErrors
+from geffect.core.masks import GradientMask
 from geffect.objectives.base import Objective, State
 from geffect.rectifiers.base import Rectifier
 
@@ -37,21 +36,16 @@ class Measured:
         scalars: ``loss_objective``, ``loss_forget``, ``loss_retain``, ``weight_mean`` (labeled tokens only) and the
             norms; a loss that no pass computed is missing.
         gram: the inner products of the named gradients; None where the step was not measured.
-        overlap: overlaps of the gradients' masks, where asked for.
-        prediction: predicted and measured change of the probe's losses, where asked for.
-        standard_errors: over the window's micro-batches, where asked for.
+        parts: what else was measured, under its name in the record: ``overlap``, ``prediction``, ``standard_errors``.
     """
 
     scalars: dict[str, float]
     gram: Gram | None = None
-    overlap: Overlap | None = None
-    prediction: dict[str, dict[str, float]] | None = None
-    standard_errors: StandardErrors | None = None
+    parts: dict[str, Any] = field(default_factory=dict)
 
     def line(self) -> dict[str, Any]:
         """What goes into a record: the scalars, and whatever else was measured under its name."""
-        others = {name: getattr(self, name) for name in ("gram", "overlap", "prediction", "standard_errors")}
-        return self.scalars | {name: value for name, value in others.items() if value is not None}
+        return self.scalars | ({"gram": self.gram} if self.gram is not None else {}) | self.parts
 
 
 @dataclass

@@ -110,9 +110,9 @@ class Step:
         gram = self.basis.combine(named, list(self.run.parameters))
         measured = Measured(dict(scalars) | gram.norms(), gram)
         if self.masks is not None:
-            measured.overlap = self.masks.overlap(named, list(self.run.parameters), self.run.tie)
+            measured.parts["overlap"] = self.masks.overlap(named, list(self.run.parameters), self.run.tie)
         if len(self.parts) > 1:  # an epoch's last window may hold one, which has no standard error
-            measured.standard_errors = self._standard_errors()
+            measured.parts["standard_errors"] = self._standard_errors()
         return measured
 
     def _note(self, batches: Mapping[str, Batch], part: int | None) -> None:

@@ -136,8 +136,9 @@ class Applied:
         norms = gram.norms()
         measured = Measured({f"norm_{name}": norms[f"norm_{name}"] for name in updates}, gram)
         if self.masks is not None:
-            measured.overlap = self.masks.overlap(named, list(run.parameters), run.tie)
-        measured.prediction = run.prediction.close() if run.prediction is not None else None
+            measured.parts["overlap"] = self.masks.overlap(named, list(run.parameters), run.tie)
+        if run.prediction is not None:
+            measured.parts["prediction"] = run.prediction.close()
         return measured
 
     def _correction(self) -> float:

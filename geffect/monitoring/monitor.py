@@ -20,9 +20,8 @@ from geffect.errors import GeffectError
 from geffect.measurement.update import moved, snapshot
 from geffect.models.tokenizers import vocabulary_size
 from geffect.monitoring.targets import TargetSet, compute_gram, compute_target_gradients, make_target, without_ddp
-from geffect.record.resume import check_lines, steps_of
 from geffect.record.schema import CONFIG, ENVIRONMENT, STEPS
-from geffect.record.writer import RunDirectory, describe, layout_to_json
+from geffect.record.writer import RunDirectory, check_lines, describe, layout_to_json, steps_of
 from geffect.reports.run import Run
 from geffect.training.run import final_metrics, open_record
 from geffect.training.trainer import evaluation_line

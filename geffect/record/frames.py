@@ -1,8 +1,9 @@
 """Read a run's record as tidy frames."""
 
 import itertools
+import math
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,9 @@ from geffect.core.layers import depth_key, layer_groups
 from geffect.errors import GeffectError
 from geffect.io.readers import StrPath
 from geffect.record.reader import damage_refused, each_line, read_config, read_environment
-from geffect.record.schema import POINTS, STEPS, TOKENS
+from geffect.record.schema import POINTS, STEPS, STRUCTURES, TOKENS
 
 Summed = tuple[tuple[str, ...], npt.NDArray[Any]]  # the gradients, and [labels, pairs]
-MATRICES = {"gram", "overlap", "prediction", "standard_errors", "paper"}
-NOT_SCALAR = MATRICES | {"format", "evaluation", "evaluation_examples", "stopped"}
 READINGS = ("gradient", "update")
 CHANGEABLE = ("python", "versions", "git", "processor", "threads", "attention")  # of an environment: may move digits
 
@@ -36,9 +35,8 @@ def read(path: StrPath, by: str = "group", scheme: str = "thirds") -> pd.DataFra
         Columns ``step``, ``by``, ``gradient``, ``other``, ``inner``; each unordered pair of gradients once.
 
     Raises:
-        GeffectError: no run is there, or ``by`` is unknown.
+        GeffectError: no run is there, ``by`` is unknown, or none were recorded. So do all readers of a run.
     """
-    path = Path(path)
     onto, names = _onto(path, by, scheme)
     lines = [(line["step"], *_summed(line["gram"], onto, names)) for line in each_line(path) if "gram" in line]
     if not lines:
@@ -50,53 +48,35 @@ def read(path: StrPath, by: str = "group", scheme: str = "thirds") -> pd.DataFra
 def read_published(path: StrPath, by: str = "group", scheme: str = "paper_script") -> pd.DataFrame:
     """The published script's running averages (`geffect.measurement.ema`), in its own groups.
 
-    Args:
-        path: the run directory.
-        by: sum parameters up to ``group``, ``layer``, or not at all (``parameter``).
-        scheme: how layers make groups; the script cuts at blocks 10 and 20, and a tied tensor is ``embed``.
+    Arguments as of `read`; the script cuts groups at blocks 10 and 20, and a tied tensor is ``embed``.
 
     Returns:
         Columns ``step`` (of the checkpoint), ``call`` (micro-batches averaged: 3, 7, …), ``by``, ``gradient``,
         ``other``, ``inner``.
-
-    Raises:
-        GeffectError: no run is there, ``by`` is unknown, or no such estimates were recorded.
     """
-    path = Path(path)
     onto, names = _onto(path, by, scheme)
-    frames = [
+    frames = (
         _gram_frame([(line["step"], *_summed(call["gram"], onto, names))], names, by).assign(call=call["call"])
         for line in each_line(path)
         for call in line.get("paper") or []
-    ]
-    if not frames:
-        remedy = "Run geffect unlearn with --mode paper and a forget set of three micro-batches or more"
-        raise GeffectError(f"{path / STEPS} has no estimates of the published script", remedy=remedy)
-    return pd.concat(frames, ignore_index=True)
+    )
+    remedy = "Run geffect unlearn with --mode paper and a forget set of three micro-batches or more"
+    return _joined(frames, path, "estimates of the published script", remedy)
 
 
 @damage_refused
 def read_overlap(path: StrPath, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
     """The overlaps of the top-k masks of a run's gradients (`geffect.core.masks`), counted in entries.
 
-    Args:
-        path: the run directory.
-        by: sum parameters up to ``group``, ``layer``, or not at all (``parameter``).
-        scheme: how layers make groups (`geffect.core.layers.block_groups`).
+    Arguments as of `read`.
 
     Returns:
         Columns ``step``, ``by``, ``gradient``, ``other``, ``intersection``, ``union``, ``share``, ``jaccard`` (of the
         summed counts; NaN where the union is empty); each unordered pair of two gradients once.
-
-    Raises:
-        GeffectError: no run is there, ``by`` is unknown, or no overlaps were recorded.
     """
-    path = Path(path)
     onto, names = _onto(path, by, scheme)
-    frames = [_overlap_frame(line, onto, names, by) for line in each_line(path) if line.get("overlap")]
-    if not frames:
-        raise GeffectError(f"{path / STEPS} has no overlaps", remedy="Run geffect unlearn with --overlap 0.1")
-    frame = pd.concat(frames, ignore_index=True)
+    frames = (_overlap_frame(line, onto, names, by) for line in each_line(path) if line.get("overlap"))
+    frame = _joined(frames, path, "overlaps", "Run geffect unlearn with --overlap 0.1")
     return frame.assign(jaccard=frame["intersection"] / frame["union"].where(frame["union"] > 0))
 
 
@@ -104,53 +84,38 @@ def read_overlap(path: StrPath, by: str = "group", scheme: str = "thirds") -> pd
 def read_standard_errors(path: StrPath, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
     """Inner products with their standard errors (`geffect.measurement.basis`).
 
-    Args:
-        path: the run directory.
-        by: ``total``, ``group`` or ``layer``.
-        scheme: how layers make groups.
+    ``by`` is ``total``, ``group`` or ``layer``, else arguments as of `read`.
 
     Returns:
         Columns ``step``, ``by``, ``gradient``, ``other``, ``inner`` (⟨gradient, other⟩ of the window),
         ``standard_error`` (std over its B micro-batches of the linearized products, over √B) and ``halves`` (the mean
         product of two disjoint halves: for a gradient with itself, ‖g‖² without the variance that ‖ĝ‖² adds).
-
-    Raises:
-        GeffectError: no run is there, none were recorded, or ``by`` is unknown.
     """
-    path = Path(path)
     if by not in ("total", "group", "layer"):
         raise GeffectError(f"by is {by!r}", remedy="Choose one of total, group, layer")
     groups = layer_groups(read_environment(path)["parameters"]["num_blocks"], scheme)
-    names = {"total": lambda _: "total", "group": groups.__getitem__, "layer": str}[by]
-    frames = [_error_frame(line, by, names) for line in each_line(path) if line.get("standard_errors")]
-    if not frames:
-        remedy = "Run geffect unlearn with --standard-errors"
-        raise GeffectError(f"{path / STEPS} has no standard errors", remedy=remedy)
-    return pd.concat(frames, ignore_index=True)
+    label_of: dict[str, Callable[[str], str]] = {"total": lambda _: "total", "group": groups.__getitem__, "layer": str}
+    frames = (_error_frame(line, by, label_of[by]) for line in each_line(path) if line.get("standard_errors"))
+    return _joined(frames, path, "standard errors", "Run geffect unlearn with --standard-errors")
 
 
 @damage_refused
 def read_prediction(path: StrPath) -> pd.DataFrame:
     """Predicted and measured change of each target's loss, a row a step and reading (`geffect.measurement.update`).
 
-    Args:
-        path: the run directory.
-
     Returns:
         Columns ``step``, ``target`` (``forget``, ``retain``), ``reading`` (``gradient``, ``update``), ``predicted``,
         ``measured`` (nats a token), ``before`` and ``after``. Where every step was measured the changes add up to that
         of the whole run.
-
-    Raises:
-        GeffectError: no run is there, or it has no prediction check.
     """
-    rows = [
-        {"step": line["step"], "target": target, "reading": reading, "predicted": part[reading]}
-        | {"measured": _difference(part), "before": part["before"], "after": part["after"]}
-        for line in each_line(Path(path))
-        for target, part in (line.get("prediction") or {}).items()
-        for reading in READINGS
-    ]
+    rows = []
+    for line in each_line(path):
+        for target, part in (line.get("prediction") or {}).items():
+            before, after = part["before"], part["after"]
+            measured = math.nan if before is None or after is None else after - before
+            values = {"measured": measured, "before": before, "after": after}
+            keys = {"step": line["step"], "target": target}
+            rows += [keys | {"reading": name, "predicted": part[name]} | values for name in READINGS]
     if not rows:
         raise GeffectError(f"{Path(path) / STEPS} has no prediction", remedy="Run geffect unlearn with --prediction 16")
     return pd.DataFrame(rows)
@@ -160,20 +125,14 @@ def read_prediction(path: StrPath) -> pd.DataFrame:
 def read_steps(path: StrPath) -> pd.DataFrame:
     """A run's scalars: one row a step, evaluations as ``forget_loss``, ``heldout_accuracy`` and so on.
 
-    Args:
-        path: the run directory.
-
     Returns:
         A frame with ``step`` and whatever was recorded; NaN where a step did not record it.
-
-    Raises:
-        GeffectError: no run is there.
     """
     rows = []
-    for line in each_line(Path(path)):
+    for line in each_line(path):
         scores = line.get("evaluation", {}).items()
         columns = {f"{name}_{kind}": value for name, score in scores for kind, value in score.items()}
-        rows.append({key: value for key, value in line.items() if key not in NOT_SCALAR} | columns)
+        rows.append({key: value for key, value in line.items() if key not in ("format", *STRUCTURES)} | columns)
     return pd.DataFrame(rows)
 
 
@@ -181,18 +140,12 @@ def read_steps(path: StrPath) -> pd.DataFrame:
 def read_tokens(path: StrPath) -> pd.DataFrame:
     """The effect of the objective's direction on every token of the examples it serves worst (``--tokens``).
 
-    Args:
-        path: the record.
-
     Returns:
         A row a token: ``step``, ``set``, ``example``, ``position``, ``token``, ``labeled``, ``direction``, ``effect`` =
         ⟨∇ℓ, direction⟩ (below 0: a step along it makes the token less likely), and a column a layer group.
-
-    Raises:
-        GeffectError: there is no such record, or it is empty.
     """
     frames = []
-    for line in each_line(Path(path), TOKENS):
+    for line in each_line(path, TOKENS):
         columns = {"token": line["tokens"], "labeled": line["labeled"], "effect": line["effect"]} | line["groups"]
         keys = {name: line[name] for name in ("step", "set", "example")}
         frame = pd.DataFrame(columns).assign(**keys, direction=line["direction"], position=range(len(line["tokens"])))
@@ -205,17 +158,11 @@ def read_tokens(path: StrPath) -> pd.DataFrame:
 def read_points(path: StrPath) -> pd.DataFrame:
     """Every forget example's own effects on both losses, and objectives' weights on it (``--points``).
 
-    Args:
-        path: the record.
-
     Returns:
         A row a forget example and step: ``step``, ``example``, ``unlearn`` and ``retain`` = ⟨∇R, ∇log p(s)⟩, ``nll``
         and ``reference_nll`` (nats of the whole example; NaN without a start), ``num_tokens``, and a column a weight.
-
-    Raises:
-        GeffectError: there is no such record, or it is empty.
     """
-    lines = each_line(Path(path), POINTS)
+    lines = each_line(path, POINTS)
     rows = [{k: v for k, v in line.items() if k not in ("format", "weights")} | line["weights"] for line in lines]
     return pd.DataFrame(rows).astype({"reference_nll": float})
 
@@ -223,7 +170,6 @@ def read_points(path: StrPath) -> pd.DataFrame:
 @damage_refused
 def read_settings(path: StrPath) -> dict[str, str]:
     """A run's configuration, versions and hashes of data, flat, as text; without the place where the run lies."""
-    path = Path(path)
     environment = read_environment(path)
     machine = {key: environment.get(key) for key in CHANGEABLE}
     data = {f"data {name}": part["sha256"][:12] for name, part in environment.get("data", {}).items()}
@@ -239,43 +185,48 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
-def _onto(path: Path, by: str, scheme: str) -> tuple[list[int], list[str]]:
-    # each parameter's place among the labels, and the labels: layers and groups from the embedding to the head
-    labels = _labels(read_environment(path)["parameters"], by, scheme)
-    names = list(dict.fromkeys(labels))
-    if by != "parameter":
-        names.sort(key=depth_key)
-    return [names.index(label) for label in labels], names
+def _joined(frames: Iterable[pd.DataFrame], path: StrPath, what: str, remedy: str) -> pd.DataFrame:
+    """The frames of a record's lines in one; raise where no line has one."""
+    frames = list(frames)
+    if not frames:
+        raise GeffectError(f"{Path(path) / STEPS} has no {what}", remedy=remedy)
+    return pd.concat(frames, ignore_index=True)
 
 
-def _labels(table: Mapping[str, Any], by: str, scheme: str) -> list[str]:
+def _onto(path: StrPath, by: str, scheme: str) -> tuple[list[int], list[str]]:
+    """Each parameter's place among the labels, and the labels: layers and groups from the embedding to the head."""
+    table = read_environment(path)["parameters"]
     groups = layer_groups(table["num_blocks"], scheme)
-    by_group = [groups[layer] for layer in table["layers"]]
-    columns = {"parameter": table["names"], "layer": table["layers"], "group": by_group}
+    columns = {"parameter": table["names"], "layer": table["layers"], "group": [groups[x] for x in table["layers"]]}
     if by not in columns:
         raise GeffectError(f"by is {by!r}", remedy=f"Choose one of {', '.join(columns)}")
-    labels: list[str] = columns[by]
-    return labels
+    names = list(dict.fromkeys(columns[by]))
+    if by != "parameter":
+        names.sort(key=depth_key)
+    return [names.index(label) for label in columns[by]], names
 
 
 def _summed(part: Mapping[str, Any], onto: list[int], names: list[str]) -> Summed:
-    return tuple(part["gradients"]), _sums(part, onto, len(names), float)
+    return tuple(part["gradients"]), _sums(part["values"], onto, len(names), float)
 
 
-def _sums(part: Mapping[str, Any], onto: list[int], size: int, dtype: type) -> npt.NDArray[Any]:
-    # upper triangles summed onto labels, [labels, pairs]; not by a matrix product, whose 0 · NaN is NaN
-    values: npt.NDArray[Any] = np.asarray(part["values"], dtype)
-    sums = np.zeros((size, values.shape[1]), values.dtype)
-    np.add.at(sums, onto, values)
+def _sums(values: list[Any], onto: list[int], size: int, dtype: type) -> npt.NDArray[Any]:
+    """Values summed onto labels, ``[labels, …]``; not by a matrix product, whose 0 · NaN is NaN."""
+    array: npt.NDArray[Any] = np.asarray(values, dtype)
+    sums = np.zeros((size, *array.shape[1:]), array.dtype)
+    np.add.at(sums, onto, array)
     return sums
 
 
 def _gram_frame(lines: Sequence[tuple[int, *Summed]], names: list[str], by: str) -> pd.DataFrame:
-    # (step, gradients, sums) a line; steps with the same gradients share their keys, most of a frame's cost
+    """The frame of (step, gradients, sums) of each line.
+
+    Steps with the same gradients share their keys, which are most of a frame's cost.
+    """
     frames = []
     for gradients, same in itertools.groupby(lines, key=operator.itemgetter(1)):
         steps, _, sums = zip(*same, strict=True)
-        keys = _keys(0, by, names, list(gradients), *np.triu_indices(len(gradients)))
+        keys = _keys(0, by, names, gradients, *np.triu_indices(len(gradients)))
         repeated = keys.iloc[np.tile(np.arange(len(keys)), len(steps))]
         frames.append(repeated.assign(step=np.repeat(steps, len(keys)), inner=np.concatenate(sums).ravel()))
     return pd.concat(frames, ignore_index=True)
@@ -286,34 +237,29 @@ def _overlap_frame(line: Mapping[str, Any], onto: list[int], names: list[str], b
     size = len(part["gradients"])
     upper, (i, j) = np.triu_indices(size), np.triu_indices(size, 1)
     counts = np.zeros((len(names), size, size), dtype=np.int64)
-    counts[:, *upper] = _sums(part, onto, len(names), np.int64)
+    counts[:, *upper] = _sums(part["values"], onto, len(names), np.int64)
     both = counts[:, i, j]
     either = counts[:, i, i] + counts[:, j, j] - both
     keys = _keys(line["step"], by, names, part["gradients"], i, j)
     return keys.assign(intersection=both.ravel(), union=either.ravel(), share=part["share"])
 
 
-def _error_frame(line: Mapping[str, Any], by: str, names: Any) -> pd.DataFrame:
+def _error_frame(line: Mapping[str, Any], by: str, label_of: Callable[[str], str]) -> pd.DataFrame:
     part = line["standard_errors"]
-    labels = [names(layer) for layer in part["labels"]]
-    known = sorted(dict.fromkeys(labels), key=depth_key)
-    onto = [known.index(label) for label in labels]
-    products = np.asarray(part["linearized"], dtype=float)  # [labels, B, pairs]
-    halves = np.asarray(part["halves"], dtype=float)  # [labels, pairs]
-    sums, half_sums = np.zeros((len(known), *products.shape[1:])), np.zeros((len(known), halves.shape[1]))
-    np.add.at(sums, onto, products)
-    np.add.at(half_sums, onto, halves)
-    keys = _keys(line["step"], by, known, part["gradients"], *np.triu_indices(len(part["gradients"])))
-    error = (sums.std(1, ddof=1) / np.sqrt(products.shape[1])).ravel()
-    return keys.assign(inner=sums.mean(1).ravel(), standard_error=error, halves=half_sums.ravel())
+    labels = [label_of(layer) for layer in part["labels"]]
+    names = sorted(dict.fromkeys(labels), key=depth_key)
+    onto = [names.index(label) for label in labels]
+    products = _sums(part["linearized"], onto, len(names), float)  # [labels, B, pairs]
+    halves = _sums(part["halves"], onto, len(names), float)  # [labels, pairs]
+    keys = _keys(line["step"], by, names, part["gradients"], *np.triu_indices(len(part["gradients"])))
+    error = products.std(1, ddof=1) / np.sqrt(products.shape[1])
+    return keys.assign(inner=products.mean(1).ravel(), standard_error=error.ravel(), halves=halves.ravel())
 
 
-def _keys(step: int, by: str, names: list[str], gradients: list[str], first: Any, second: Any) -> pd.DataFrame:
+def _keys(
+    step: int, by: str, names: list[str], gradients: Sequence[str], first: Iterable[int], second: Iterable[int]
+) -> pd.DataFrame:
+    """The first columns of a frame: a row a label and pair of gradients."""
     pairs = {"gradient": [gradients[i] for i in first], "other": [gradients[j] for j in second]}
     columns = {name: values * len(names) for name, values in pairs.items()}
-    return pd.DataFrame({"step": step, by: np.repeat(names, len(first))} | columns)
-
-
-def _difference(part: Mapping[str, float | None]) -> float:
-    before, after = part["before"], part["after"]
-    return float("nan") if before is None or after is None else after - before
+    return pd.DataFrame({"step": step, by: np.repeat(names, len(pairs["other"]))} | columns)

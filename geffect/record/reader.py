@@ -1,10 +1,11 @@
-"""Read a run directory: the only place that takes lines and files of a record apart.
+"""Read a run directory, and check that it can be resumed: the only place that takes lines and files of a record apart.
 
 A reader checks the format and every line (`geffect.record.schema`) and returns typed values; the frames of
 `geffect.record.frames` are made of the same lines.
 """
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,37 +28,29 @@ from geffect.record.schema import (
     check_environment,
 )
 
+LOGGER = logging.getLogger(__name__)
 NO_RUN = "Name a directory written by geffect unlearn, finetune or inspect"
 MADE_BY = {TOKENS: "Make them with geffect inspect --tokens 3", POINTS: "Make them with geffect inspect --points ga"}
 RESTORE = "Restore its files from a copy"
+PROMPTS = {"template": "chat template", "date": "template's date", "system": "system turn"}
+BROKEN = (AttributeError, LookupError, TypeError, ValueError)  # what the content of a damaged file raises
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
 class Score(NamedTuple):
-    """How well a model knows one set; None where the model has diverged.
+    """How well a model knows one set; None where the model has diverged."""
 
-    Attributes:
-        loss: mean NLL over the set's labeled tokens, nats a token.
-        accuracy: share of the labeled tokens whose most probable prediction is right.
-    """
-
-    loss: float
-    accuracy: float
+    loss: float  # mean NLL over the set's labeled tokens, nats a token
+    accuracy: float  # share of the labeled tokens whose most probable prediction is right
 
 
 class Examples(NamedTuple):
-    """An evaluation of one set, example by example.
+    """An evaluation of one set, example by example."""
 
-    Attributes:
-        nll: Σ −log p of the labeled tokens, nats; None where it is not finite.
-        tokens: labeled tokens.
-        right: labeled tokens whose most probable prediction is right; None where they were not counted.
-    """
-
-    nll: list[float | None]
-    tokens: list[int]
-    right: list[int] | None = None
+    nll: list[float | None]  # Σ −log p of the labeled tokens, nats; None where it is not finite
+    tokens: list[int]  # labeled tokens
+    right: list[int] | None = None  # those whose most probable prediction is right; None where they were not counted
 
 
 class Stop(NamedTuple):
@@ -69,23 +62,14 @@ class Stop(NamedTuple):
 
 @dataclass(frozen=True)
 class StepLine:
-    """A line of ``steps.jsonl`` without its matrices (`geffect.record.frames`).
+    """A line of ``steps.jsonl`` without its matrices (`geffect.record.frames`)."""
 
-    Attributes:
-        step: the optimizer step it was measured before.
-        scores: set → score, where the step was evaluated.
-        examples: set → scores by example, where they were recorded.
-        norm_objective: ‖∇objective‖, where the step was measured.
-        diverged: which losses are not finite; empty where all are.
-        stop: the rule that ended the run after this line.
-    """
-
-    step: int = -1
-    scores: Mapping[str, Score] = field(default_factory=dict)
-    examples: Mapping[str, Examples] = field(default_factory=dict)
-    norm_objective: float | None = None
-    diverged: str = ""
-    stop: Stop | None = None
+    step: int = -1  # the optimizer step it was measured before
+    scores: Mapping[str, Score] = field(default_factory=dict)  # by set, where the step was evaluated
+    examples: Mapping[str, Examples] = field(default_factory=dict)  # by set, where they were recorded
+    norm_objective: float | None = None  # ‖∇objective‖, where the step was measured
+    diverged: str = ""  # which losses are not finite; empty where all are
+    stop: Stop | None = None  # the rule that ended the run after this line
 
     @classmethod
     def of(cls, line: Mapping[str, Any], *, examples: bool = True) -> Self:
@@ -103,54 +87,41 @@ class StepLine:
         )
 
 
-class Contents(NamedTuple):
-    """What the lines of a run hold beside inner products and evaluations.
-
-    Attributes:
-        prediction: whether a prediction check was recorded.
-        shares: of the overlaps' masks, each once.
-        batches: the number of micro-batches of the standard errors; 0 where none were recorded.
-    """
-
-    prediction: bool = False
-    shares: tuple[float, ...] = ()
-    batches: int = 0
-
-
 class Damaged(GeffectError):
     """A file of a run is not as geffect writes it."""
 
 
 def damage_refused(
-    read: Callable[Concatenate[StrPath, Parameters], Result],
+    read: Callable[Concatenate[Path, Parameters], Result],
 ) -> Callable[Concatenate[StrPath, Parameters], Result]:
-    """Decorate a reader of a run so that whatever a damaged file makes it raise is `Damaged`."""
+    """Decorate a reader of a run: it receives a `Path`, and whatever a damaged file makes it raise is `Damaged`."""
 
     @functools.wraps(read)
     def checked(path: StrPath, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        path = Path(path)
         try:
             return read(path, *args, **kwargs)
         except GeffectError:
             raise
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except (ArithmeticError, *BROKEN) as error:
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             raise Damaged(f"The record in {path} is damaged ({reason})", remedy=RESTORE) from error
 
     return checked
 
 
-def read_lines(path: Path, name: str = STEPS) -> list[dict[str, Any]]:
+def read_lines(path: StrPath, name: str = STEPS) -> list[dict[str, Any]]:
     """The lines of ``steps.jsonl`` or of a file beside it, as written; a torn last line is dropped."""
     return list(each_line(path, name))
 
 
-def each_line(path: Path, name: str = STEPS) -> Iterator[dict[str, Any]]:
+def each_line(path: StrPath, name: str = STEPS) -> Iterator[dict[str, Any]]:
     """As `read_lines`, one at a time: a long record is larger than memory once it is parsed."""
     check_format(path)
-    file = path / name
+    file = Path(path) / name
     if not file.is_file():
         raise GeffectError(f"There is no {name} in {path}", remedy=MADE_BY.get(name, NO_RUN))
-    table = read_environment(path).get("parameters") if (path / ENVIRONMENT).exists() else None
+    table = read_environment(path).get("parameters") if file.with_name(ENVIRONMENT).exists() else None
     checker, number = LineChecker(table, repeats=name != STEPS), 0
     try:
         for text in byte_lines(file):
@@ -163,7 +134,7 @@ def each_line(path: Path, name: str = STEPS) -> Iterator[dict[str, Any]]:
             yield line
     except GeffectError:
         raise
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except BROKEN as error:
         where = f" in line {number}" if number else ""
         raise Damaged(f"{file} is not as geffect writes it: {error}{where}", remedy=RESTORE) from error
 
@@ -171,7 +142,7 @@ def each_line(path: Path, name: str = STEPS) -> Iterator[dict[str, Any]]:
 @damage_refused
 def step_lines(path: StrPath) -> list[StepLine]:
     """The lines of ``steps.jsonl``, without their matrices."""
-    return [StepLine.of(line) for line in each_line(Path(path))]
+    return [StepLine.of(line) for line in each_line(path)]
 
 
 def evaluations(path: StrPath) -> list[StepLine]:
@@ -180,49 +151,40 @@ def evaluations(path: StrPath) -> list[StepLine]:
 
 
 @damage_refused
-def contents(path: StrPath) -> Contents:
-    """Which of the optional parts the lines of a run have."""
-    lines = list(each_line(Path(path)))
-    errors = [line["standard_errors"] for line in lines if line.get("standard_errors")]
-    shares = {line["overlap"]["share"] for line in lines if line.get("overlap")}
-    batches = len(errors[0]["linearized"][0]) if errors else 0
-    return Contents(any("prediction" in line for line in lines), tuple(sorted(shares)), batches)
+def num_micro_batches(path: StrPath) -> int:
+    """The number of micro-batches of a run's standard errors; 0 where none were recorded."""
+    errors = (line["standard_errors"] for line in each_line(path) if line.get("standard_errors"))
+    return next((len(part["linearized"][0]) for part in errors), 0)
 
 
 @damage_refused
 def first_gram(path: StrPath) -> Gram | None:
     """The inner products of a record's first line, by parameter; None where it has none."""
-    record = next(each_line(Path(path))).get("gram")
-    return Gram.from_record(record, parameter_names(Path(path))) if record else None
+    record = next(each_line(path)).get("gram")
+    return Gram.from_record(record, read_environment(path)["parameters"]["names"]) if record else None
 
 
-@damage_refused
-def parameter_names(path: StrPath) -> list[str]:
-    """The trainable parameters of a run, in order."""
-    names: list[str] = read_environment(Path(path))["parameters"]["names"]
-    return names
-
-
-def is_finished(path: Path) -> bool:
+def is_finished(path: StrPath) -> bool:
     """Whether a run is finished."""
-    return (path / DONE).exists()
+    return (Path(path) / DONE).exists()
 
 
-def read_environment(path: Path) -> dict[str, Any]:
+def read_environment(path: StrPath) -> dict[str, Any]:
     """A run's ``environment.json`` without the format."""
+    file = Path(path) / ENVIRONMENT
     try:
-        content = _json_object(read_bytes(path / ENVIRONMENT))
-        _check_format(path / ENVIRONMENT, content)
+        content = _json_object(read_bytes(file))
+        _check_format(file, content)
         check_environment(content)
     except GeffectError:  # a ValueError, too
         raise
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except BROKEN as error:
         reason = f"There is no {ENVIRONMENT} of a run in {path}: {error}"
         raise GeffectError(reason, remedy="Name a directory written by geffect") from error
     return {key: value for key, value in content.items() if key != "format"}
 
 
-def check_run(path: Path) -> None:
+def check_run(path: StrPath) -> None:
     """Refuse a directory that is no run, or a run in another format."""
     read_environment(path)
 
@@ -242,9 +204,9 @@ def read_metrics(path: StrPath) -> dict[str, Any]:
     return read_document(Path(path) / METRICS)
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: StrPath) -> dict[str, Any]:
     """A run's ``config.yaml``, of whichever command: setting → value. A file without a format has this one."""
-    file = path / CONFIG
+    file = Path(path) / CONFIG
     try:
         first = read_text(file).partition("\n")[0]
         if first.startswith(FORMAT_COMMENT):
@@ -258,13 +220,14 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_format(path: Path) -> None:
+def check_format(path: StrPath) -> None:
     """Refuse a run whose environment has another format; one that is missing or broken is refused where it is read."""
+    file = Path(path) / ENVIRONMENT
     try:
-        content = _json_object(read_bytes(path / ENVIRONMENT))
+        content = _json_object(read_bytes(file))
     except (OSError, ValueError):
         return
-    _check_format(path / ENVIRONMENT, content)
+    _check_format(file, content)
 
 
 def _check_format(file: Path, content: Mapping[str, Any]) -> None:
@@ -301,3 +264,68 @@ def _part(line: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if not isinstance(part, Mapping):
         raise TypeError(f"{name} is no object")
     return part
+
+
+def check_unfinished(path: Path) -> None:
+    """Refuse to resume where there is no run, it has another format, or it is finished."""
+    check_format(path)
+    if not (path / CONFIG).is_file():
+        remedy = "Restore it" if (path / STEPS).exists() else "Leave --resume out to start the run"
+        raise GeffectError(f"There is no run in {path} to --resume: it has no {CONFIG}", remedy=remedy)
+    if is_finished(path):
+        raise GeffectError(f"The run in {path} is finished", remedy="Name another --out for another run")
+
+
+@damage_refused
+def check_resumable(path: Path, environment: Mapping[str, Any]) -> None:
+    """Refuse to resume with other weights, data, prompts or processes than the run began with; warn of threads."""
+    check_unfinished(path)
+    recorded = read_environment(path)
+    before, now = (str(content["start"]["sha256"])[:12] for content in (recorded, environment))
+    if before != now:
+        raise GeffectError(
+            f"{path} began with weights {before}; those in {environment['start']['path']} are {now}",
+            remedy="Restore them, or name where they lie with --model",
+        )
+    check_same_data(path, environment)
+    before, now = (content["batch"]["processes"] for content in (recorded, environment))
+    if before != now:
+        raise GeffectError(f"{path} began with {before} processes; these are {now}", remedy=f"Launch {before}")
+    if recorded["threads"] != environment["threads"]:
+        threads = recorded["threads"], environment["threads"]
+        LOGGER.warning("the run began with %d threads and continues with %d: last digits may differ", *threads)
+
+
+@damage_refused
+def check_same_data(path: Path, environment: Mapping[str, Any]) -> None:
+    """Refuse a run of which a set, or a part that decides prompts, has changed since it began; the first is named."""
+    recorded = read_environment(path)["data"]
+    for name, now in environment["data"].items():
+        before = recorded.get(name)
+        if before != now:
+            what = name if name in ("masks", "answers") else f"{name} set"
+            raise GeffectError(
+                f"The {what} of {path} has changed: sha256 {str((before or {}).get('sha256'))[:12]} when it began,"
+                f" {now['sha256'][:12]} now",
+                remedy="Restore its file",
+            )
+    for name, before in recorded_prompts(path).items():
+        if environment["prompts"].get(name) != before:
+            remedy = f"Restore its tokenizer's files, or start anew; {ENVIRONMENT} records what it was"
+            raise GeffectError(f"The {PROMPTS.get(name, name)} is not the one that {path} began with", remedy=remedy)
+
+
+@damage_refused
+def recorded_start(path: StrPath) -> str:
+    """The directory or name of the model that a run began with."""
+    return str(read_environment(path)["start"]["path"])
+
+
+def recorded_prompts(path: Path) -> dict[str, Any]:
+    """The recorded parts that decide the prompts of a run, or of a checkpoint's run; empty without a record."""
+    run = path.parent.parent if path.parent.name == "checkpoints" else path
+    try:
+        prompts = read_environment(run).get("prompts") if (run / ENVIRONMENT).is_file() else None
+    except (GeffectError, RecursionError):
+        return {}
+    return prompts if isinstance(prompts, dict) else {}

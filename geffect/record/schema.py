@@ -12,7 +12,7 @@ from geffect.core.splits import TARGETS, role_of
 STEPS, TOKENS, POINTS = "steps.jsonl", "tokens.jsonl", "points.jsonl"
 ENVIRONMENT, CONFIG, METRICS, DONE = "environment.json", "config.yaml", "metrics.json", "DONE"
 MASKS, RECIPE = "masks", "localization.json"  # of a localization
-FORMAT = 2  # of every file; a change that an older reader misreads raises it
+FORMAT = 3  # of every file; a change that an older reader misreads raises it
 FORMAT_COMMENT = "# geffect format "  # begins a config.yaml
 
 Table = Mapping[str, Any]
@@ -141,12 +141,6 @@ def _triangles(part: Table, table: Table | None, kinds: tuple[type, ...], *, emp
     _numbers(list(itertools.chain.from_iterable(values)), kinds, empty=empty)
 
 
-def _diagonals(part: Table) -> list[list[Any]]:
-    """Every parameter's products of a gradient with itself."""
-    places = list(itertools.accumulate(range(len(part["gradients"]), 1, -1), initial=0))
-    return [[triangle[i] for i in places] for triangle in part["values"]]
-
-
 def _gram(part: Any, table: Table | None) -> None:
     names = _gradients(part, "values")
     _triangles(part, table, (int, float), empty=True)  # a product that overflowed is null
@@ -154,8 +148,9 @@ def _gram(part: Any, table: Table | None) -> None:
     known = {*TARGETS} <= roles if DIRECTIONS & set(names) else roles <= {*TARGETS}  # the latter of a localization
     check(known, f"{', '.join(names):.50} for the names of gradients")
     parameters = table["names"] if table is not None else [""] * len(part["values"])
-    for name, diagonal, triangle in zip(parameters, _diagonals(part), part["values"], strict=True):
-        least = min((x for x in diagonal if x is not None), default=0)
+    diagonal = list(itertools.accumulate(range(len(names), 1, -1), initial=0))  # places of a gradient's own product
+    for name, triangle in zip(parameters, part["values"], strict=True):
+        least = min((triangle[i] for i in diagonal if triangle[i] is not None), default=0)
         most = max((abs(x) for x in triangle if x is not None), default=0)
         whole = "@" not in name  # parts of a tied tensor are products of different tensors
         check(not whole or least >= -NEGATIVE * most, f"a squared norm of {least:.3g} in {name}")
@@ -202,7 +197,7 @@ def _rates(part: Any, _: Table | None) -> None:
     _numbers(part if isinstance(part, list) else [part], empty=True)
 
 
-CHECKS: Mapping[str, Callable[[Any, Table | None], None]] = {
+STRUCTURES: dict[str, Callable[[Any, Table | None], None]] = {  # parts of a line that are no column of its own
     "gram": _gram,
     "overlap": _overlap,
     "standard_errors": _standard_errors,
@@ -211,6 +206,5 @@ CHECKS: Mapping[str, Callable[[Any, Table | None], None]] = {
     "evaluation": _named,
     "evaluation_examples": _named,
     "stopped": _named,
-    "lr": _rates,
-    "seconds": _rates,
 }
+CHECKS = STRUCTURES | {"lr": _rates, "seconds": _rates}

@@ -4,12 +4,14 @@ A file is written aside and renamed, so that it is whole or absent; a line is on
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +22,8 @@ import yaml
 from geffect.core.layers import Layout
 from geffect.errors import GeffectError
 from geffect.io.system import rank_and_size
-from geffect.record.schema import CONFIG, DONE, ENVIRONMENT, FORMAT, FORMAT_COMMENT, METRICS, STEPS
+from geffect.record.reader import each_line
+from geffect.record.schema import CONFIG, DONE, ENVIRONMENT, FORMAT, FORMAT_COMMENT, METRICS, POINTS, STEPS, TOKENS
 
 PACKAGES = ("geffect", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy", "pandas")
 LOCK = ".lock"  # exists, and is held, while a process writes
@@ -158,6 +161,33 @@ class RunDirectory:
         write(self.path / DONE, "")
 
 
+def check_lines(path: Path, expected: Sequence[int]) -> None:
+    """Refuse a record in which a line of one of these steps is missing, doubled or out of order."""
+    steps = steps_of(path)
+    counts = Counter(steps)
+    for number, (step, here) in enumerate(itertools.zip_longest(expected, steps[: len(expected)]), start=1):
+        if here != step or counts[step] > 1:
+            twice = f"step {step} has {counts[step]} lines"
+            wrong = twice if counts[step] > 1 else "it is missing" if here is None else f"it is that of step {here}"
+            raise GeffectError(
+                f"Line {number} of {path / STEPS} is not the one line of step {step}: {wrong}",
+                remedy="Restore the file from a copy, or begin again with another --out",
+            )
+
+
+def steps_of(path: Path) -> list[int | None]:
+    """The step of every line of a record, in order; None of a line that names none. None written yet: no step."""
+    steps = (line.get("step") for line in each_line(path)) if (path / STEPS).exists() else ()
+    return [step if type(step) is int else None for step in steps]
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Remove a run's lines from a step on, and a torn line: the resumed run writes them again, the same."""
+    for file in (path / name for name in (STEPS, TOKENS, POINTS) if (path / name).exists()):
+        count = sum(line["step"] < step for line in each_line(path, file.name))
+        write(file, b"".join(text + b"\n" for text in file.read_bytes().split(b"\n")[:count]))
+
+
 def refuse_existing(path: Path) -> None:
     """Refuse a run directory that holds a file already, or that cannot be made."""
     if rank_and_size()[0]:  # of several processes the first writes, and may have begun
@@ -198,12 +228,14 @@ def layout_to_json(layout: Layout) -> dict[str, Any]:
     }
 
 
-def plain(value: Any) -> Any:
-    """A value in JSON's own types: an object by its ``to_record``, a number that is not finite as null."""
+def plain(value: object) -> Any:
+    """A value in JSON's own types: an object by its ``to_record``, a named tuple by its names, NaN and ∞ as null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if hasattr(value, "to_record"):
         return plain(value.to_record())
+    if hasattr(value, "_asdict"):
+        return plain(value._asdict())
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in value.items()}
     return [plain(part) for part in value] if isinstance(value, list | tuple) else value

@@ -1,6 +1,8 @@
 """Tables of runs side by side, and runs at equal forgetting: what each retains, and in which settings they differ."""
 
+import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,11 @@ from geffect.core.statistics import Numbers, bootstrap
 from geffect.errors import GeffectError, visible_text
 from geffect.io.readers import StrPath
 from geffect.record.frames import read, read_overlap, read_settings, read_standard_errors, read_steps
-from geffect.record.reader import contents, damage_refused, evaluations
+from geffect.record.reader import damage_refused, evaluations, num_micro_batches
 
 
 def summarize(runs: Sequence[StrPath]) -> pd.DataFrame:
     """What each run forgot and retained at its last evaluation, its cosines, and its summed G-effects.
-
-    Args:
-        runs: run directories.
 
     Returns:
         One row a run: accuracies and losses (nats a token) of the ``forget`` and the ``heldout`` set (else of the
@@ -54,13 +53,12 @@ def _row(run: StrPath) -> dict[str, Any]:
     }
 
 
-def _with_roles(scores: "pd.Series[Any]") -> "pd.Series[Any]":
+def _with_roles(scores: "pd.Series[float]") -> "pd.Series[float]":
     """Scores with those of each role, where a run has domains: the mean over them."""
-    for kind in ("accuracy", "loss"):
-        for role in TARGETS:
-            parts = [scores[name] for name in scores.index if str(name).startswith(f"{role}/") and name.endswith(kind)]
-            if parts:
-                scores[f"{role}_{kind}"] = sum(parts) / len(parts)
+    for role, kind in itertools.product(TARGETS, ("accuracy", "loss")):
+        parts = [value for name, value in scores.items() if re.fullmatch(rf"{role}/.*{kind}", str(name))]
+        if parts:
+            scores[f"{role}_{kind}"] = sum(parts) / len(parts)
     return scores
 
 
@@ -74,10 +72,10 @@ def at_checkpoints(path: StrPath) -> pd.DataFrame:
     effects = g_effect(gram).groupby("step")[["unlearn", "retain"]].sum()
     losses = [name for name in ("forget_loss", "retain_loss", "heldout_loss") if name in steps]
     parts = [steps[losses], effects]
-    if contents(path).batches:
+    if num_micro_batches(path):
         errors = read_standard_errors(path, "total")
-        for effect, row in zip(("unlearn", "retain"), TARGETS, strict=True):
-            pair = errors[(errors["gradient"] == "objective") & (errors["other"] == row)].set_index("step")
+        for effect, target in zip(("unlearn", "retain"), TARGETS, strict=True):
+            pair = errors[(errors["gradient"] == "objective") & (errors["other"] == target)].set_index("step")
             parts.append(pair["standard_error"].rename(f"± {effect}").to_frame())
     parts.append(total_cosine(gram, "objective", "retain").rename("cosine").to_frame())
     return pd.concat(parts, axis=1).rename_axis("step").reset_index()
@@ -106,10 +104,10 @@ def named(runs: Sequence[StrPath]) -> dict[str, Path]:
     paths = [Path(run) for run in runs]
     names = [path.resolve().name for path in paths]
     labels = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
-    named = {visible_text(label, lines=False): path for label, path in zip(labels, paths, strict=True)}
-    if len(named) < len(paths):
+    by_name = {visible_text(label, lines=False): path for label, path in zip(labels, paths, strict=True)}
+    if len(by_name) < len(paths):
         raise GeffectError("A run is named twice", remedy="Name each once")
-    return named
+    return by_name
 
 
 def at_forget_loss(run: pd.DataFrame, column: str, at: float) -> float:
@@ -121,7 +119,7 @@ def at_forget_loss(run: pd.DataFrame, column: str, at: float) -> float:
     return float("nan") if place is None else _between(run[column].to_numpy(), *place)
 
 
-def _place(losses: Any, at: float) -> tuple[int, float] | None:
+def _place(losses: Numbers, at: float) -> tuple[int, float] | None:
     """The evaluation at which a level is reached, and the share of the way to it from the one before."""
     above = np.flatnonzero(losses >= at)
     if not len(above) or (above[0] == 0 and losses[0] > at):
@@ -132,7 +130,7 @@ def _place(losses: Any, at: float) -> tuple[int, float] | None:
     return i, float((at - losses[i - 1]) / (losses[i] - losses[i - 1]))
 
 
-def _between(values: Any, i: int, share: float) -> Any:
+def _between(values: Numbers, i: int, share: float) -> Any:  # a number, or an array of them
     return values[i - 1] + share * (values[i] - values[i - 1])
 
 
@@ -170,7 +168,9 @@ def compare(runs: Mapping[str, StrPath] | Sequence[StrPath], at: float | None = 
             remedy="Name a higher one with --at, or runs that forget",
         )
     harms = {name: _harm(path, other, level) for name, path in runs.items()}
-    _check_same_examples(harms, other)
+    if len({tuple(harm[1]) for harm in harms.values() if harm is not None}) > 1:
+        message = f"The runs were evaluated on different {other} examples"
+        raise GeffectError(message, remedy="Compare runs of the same sets")
     first = next(iter(harms.values()))
     rows = {name: _at_level(curve, other, level) | _paired(harms[name], first, seed) for name, curve in curves.items()}
     return pd.DataFrame(list(rows.values())).assign(run=list(rows))[["run", *next(iter(rows.values()))]]
@@ -203,7 +203,7 @@ def _at_level(curve: pd.DataFrame, other: str, level: float) -> dict[str, float]
     }
 
 
-def examples_at(path: StrPath, other: str, level: float) -> tuple[Any, Any, Any] | None:
+def examples_at(path: StrPath, other: str, level: float) -> tuple[Numbers, Numbers, Numbers] | None:
     """The examples of a set where the forget loss first reaches a level, linear between evaluations.
 
     Arrays, a number an example: Σ −log p there, that of the first evaluation, labeled tokens. None where the level is
@@ -217,20 +217,12 @@ def examples_at(path: StrPath, other: str, level: float) -> tuple[Any, Any, Any]
     return _between(nll, *place), nll[0], np.array(lines[0].examples[other].tokens)
 
 
-Harm = tuple[Any, Any] | None  # rise of each example's Σ −log p, and its labeled tokens
+Harm = tuple[Numbers, Numbers] | None  # rise of each example's Σ −log p, and its labeled tokens
 
 
 def _harm(path: StrPath, other: str, level: float) -> Harm:
     examples = examples_at(path, other, level)
     return None if examples is None else (examples[0] - examples[1], examples[2])
-
-
-def _check_same_examples(harms: Mapping[str, Harm], other: str) -> None:
-    counts = [each[1].tolist() for each in harms.values() if each is not None]
-    if any(each != counts[0] for each in counts):
-        raise GeffectError(
-            f"The runs were evaluated on different {other} examples", remedy="Compare runs of the same sets"
-        )
 
 
 def _paired(harm: Harm, first: Harm, seed: int) -> dict[str, float]:
@@ -247,12 +239,11 @@ def differences(runs: Mapping[str, StrPath]) -> pd.DataFrame:
 
     ``–`` stands where a run does not have a setting. Directories and times of the runs do not count.
     """
-    settings = {name: read_settings(path) for name, path in runs.items()}
-    keys = dict.fromkeys(key for each in settings.values() for key in each)
-    rows = {key: [each.get(key, "–") for each in settings.values()] for key in keys}
-    return pd.DataFrame({key: values for key, values in rows.items() if len(set(values)) > 1}, index=list(settings)).T
+    settings = pd.DataFrame({name: read_settings(path) for name, path in runs.items()}).fillna("–")
+    return settings[settings.nunique(axis=1) > 1]
 
 
-def _rate(examples: Numbers) -> Any:
+def _rate(examples: Numbers) -> Numbers:
     """Σ differences over Σ tokens, ``[…, examples, 2]`` → ``[…]``."""
-    return examples[..., 0].sum(-1) / examples[..., 1].sum(-1)
+    rates: Numbers = examples[..., 0].sum(-1) / examples[..., 1].sum(-1)
+    return rates

@@ -4,8 +4,8 @@
 ``subject`` is what the sentence calls it.
 """
 
+import math
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,35 +15,31 @@ from geffect.core.gram import direction_name, inner_by_label, total_cosine
 from geffect.core.statistics import Estimate, Numbers, block_length, moving_blocks, over_steps
 from geffect.io.readers import StrPath
 from geffect.record.frames import read, read_standard_errors
-from geffect.record.reader import contents, damage_refused, read_config
+from geffect.record.reader import damage_refused, num_micro_batches, read_config
 
 
 class Finding(NamedTuple):
-    """One result of a run that its test distinguishes from noise.
+    """One result of a run that its test distinguishes from noise, its number with a 95 % interval."""
 
-    Attributes:
-        kind: ``conflict``, ``start``, ``layers``, ``removed`` or ``applied``.
-        text: in plain words, with the number and its 95 % interval.
-        value: the number.
-        low: lower end of its 95 % interval.
-        high: upper end.
-        gradient: the one it is about: ``objective``, before any rectifier; ``rectified``; or ``applied``, what the
-            optimizer made of that.
-        run: its name.
-    """
-
-    kind: str
-    text: str
+    kind: str  # conflict, start, layers, removed or applied
+    text: str  # in plain words, with the number and its interval
     value: float
     low: float
     high: float
-    gradient: str = "objective"
+    gradient: str = "objective"  # before any rectifier; or rectified; or applied, what the optimizer made of that
     run: str = ""
 
 
 def number(value: float, digits: int = 2) -> str:
     """A number as it is printed, with a real minus."""
     return f"{value:.{digits}f}".replace("-", "−")
+
+
+def nats(value: float) -> str:
+    """A loss as it is printed: three digits, or whole from 100 on; – for none."""
+    if math.isnan(value):
+        return "–"
+    return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}").replace("-", "−")
 
 
 def percent(share: float) -> str:
@@ -64,9 +60,10 @@ def read_findings(path: StrPath, run: str = "", scheme: str = "thirds") -> list[
     bootstrap, over checkpoints by their standard errors where an inspection recorded them. The layers of the harm to
     the retain set, and its removal, are tested only where there is such harm. `outcome` says what became of the sets.
     """
-    path = Path(path)
-    findings = findings_of(read(path, "group", scheme), _rectifier(str(read_config(path).get("rectifier", "none"))))
-    batches = contents(path).batches
+    rectifier = str(read_config(path).get("rectifier", "none"))  # grail(k_unlearn=0.1) + gru(decay=0.2): GRAIL + GRU
+    name = "" if rectifier == "none" else re.sub(r"\(.*?\)", "", rectifier).upper()
+    findings = findings_of(read(path, "group", scheme), name)
+    batches = num_micro_batches(path)
     if batches and not any(finding.kind == "conflict" for finding in findings):
         findings = [*_present(conflict_at_checkpoints(read_standard_errors(path, "total"), batches)), *findings]
     return [finding._replace(run=run) for finding in findings]
@@ -77,21 +74,12 @@ def findings_of(frame: pd.DataFrame, rectifier: str = "") -> list[Finding]:
     rectifier = rectifier or ("the rectifier" if frame["gradient"].isin(["rectified", "masked"]).any() else "")
     subject = f"The objective before {rectifier}" if rectifier else "The objective"
     harm = _present(conflict(frame, subject), start(frame, subject))
-    where = _present(layers(frame, subject), removal(frame, _capital(rectifier))) if harm else []
+    where = _present(layers(frame, subject), removal(frame, rectifier[:1].upper() + rectifier[1:])) if harm else []
     return [*harm, *where, *_present(optimizer_harm(frame))]
 
 
 def _present(*findings: Finding | None) -> list[Finding]:
     return [finding for finding in findings if finding is not None]
-
-
-def _rectifier(written: str) -> str:
-    """``grail(k_unlearn=0.1) + gru(decay=0.2)`` → GRAIL + GRU; empty for none."""
-    return "" if written == "none" else re.sub(r"\(.*?\)", "", written).upper()
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 TRIVIAL = 0.02  # a mean cosine nearer to zero is not reported
@@ -158,9 +146,9 @@ def layers(frame: pd.DataFrame, subject: str = "The objective") -> Finding | Non
         return None
     low, high = _clipped(estimate, 0, np.inf)
     name = NAMES.get(str(effects.columns[place]), str(effects.columns[place]))
+    share, lower = f"{percent(estimate.value)} {within(100 * low, 100 * high, 0)}", subject[0].lower() + subject[1:]
     text = (
-        f"{name} {percent(estimate.value)} {within(100 * low, 100 * high, 0)} of the harm that {_lower(subject)} would "
-        f"do to the retain set, to first order; "
+        f"{name} {share} of the harm that {lower} would do to the retain set, to first order; "
         f"an equal share of {values.shape[1]} groups would be {percent(equal)}."
     )
     return Finding("layers", text, estimate.value, low, high)
@@ -177,24 +165,22 @@ NAMES = {
 }
 
 
-def removal(frame: pd.DataFrame, name: str = "The rectifier") -> Finding | None:
+def removal(frame: pd.DataFrame, subject: str = "The rectifier") -> Finding | None:
     """How much of the retain harm a rectifier or frozen entries took out: 1 − Σ max(0, −e_after) / Σ max(0, −e_before).
 
     None where nothing rectified.
     """
-    after = next((row for row in ("rectified", "masked") if (frame["gradient"] == row).any()), None)
+    after = next((name for name in ("rectified", "masked") if (frame["gradient"] == name).any()), None)
     if after is None:
         return None
-    effects = pd.concat(
-        [inner_by_label(frame, "retain", row).groupby("step").sum() for row in ("objective", after)], axis=1
-    )
-    harm = np.maximum(0, -effects.dropna().to_numpy(np.float64))
+    effects = [inner_by_label(frame, "retain", name).groupby("step").sum() for name in ("objective", after)]
+    harm = np.maximum(0, -pd.concat(effects, axis=1).dropna().to_numpy(np.float64))
     estimate = over_steps(harm, lambda x: 1 - x[..., 1].sum(-1) / x[..., 0].sum(-1)) if len(harm) else None
     if estimate is None or not estimate.above(0) or estimate.value < CLEAR:
         return None
     low, high = _clipped(estimate, -np.inf, 1)
     text = (
-        f"{name} removed {percent(estimate.value)} {within(100 * low, 100 * high, 0)} of the harm that the "
+        f"{subject} removed {percent(estimate.value)} {within(100 * low, 100 * high, 0)} of the harm that the "
         "objective's gradient would do to the retain set: to first order, on the examples of each step, and before "
         "the optimizer."
     )
@@ -208,8 +194,8 @@ def optimizer_harm(frame: pd.DataFrame) -> Finding | None:
     """
     if not (frame["gradient"] == "applied").any() and not (frame["other"] == "applied").any():
         return None
-    rows = (direction_name(frame), "applied")
-    both = pd.concat([total_cosine(frame, row, "retain") for row in rows], axis=1).dropna().to_numpy(np.float64)
+    names = (direction_name(frame), "applied")
+    both = pd.concat([total_cosine(frame, name, "retain") for name in names], axis=1).dropna().to_numpy(np.float64)
     descended, applied = (over_steps(column[:, None], _mean) for column in both.T)
     apart = over_steps(both, lambda x: (x[..., 1] - x[..., 0]).mean(-1))
     if applied is None or descended is None or apart is None:
@@ -223,10 +209,6 @@ def optimizer_harm(frame: pd.DataFrame) -> Finding | None:
         f"{percent(float(np.mean(both[:, 0] * both[:, 1] < 0)))} of {len(both)} steps."
     )
     return Finding("applied", text, applied.value, low, high, "applied")
-
-
-def _lower(subject: str) -> str:
-    return subject[0].lower() + subject[1:]
 
 
 def _mean(values: Numbers) -> Numbers:
@@ -267,14 +249,13 @@ def conflict_at_checkpoints(errors: pd.DataFrame, batches: int) -> Finding | Non
         int(step): Estimate(float(inner), float(error), batches - 1)
         for step, inner, error in rows[["step", "inner", "standard_error"]].itertuples(index=False)
     }
-    below = [step for step, each in estimates.items() if each.below(0, tests=len(estimates))]
+    below = [step for step, estimate in estimates.items() if estimate.below(0, tests=len(estimates))]
     if not below:
         return None
-    last = max(below)
-    low, high = estimates[last].interval()
-    digits = int(np.clip(3 - np.floor(np.log10(abs(estimates[last].value))), 0, 6))
+    value, (low, high) = estimates[max(below)].value, estimates[max(below)].interval()
+    digits = int(np.clip(3 - np.floor(np.log10(abs(value))), 0, 6))
     text = (
-        f"The objective conflicts with the retain set at {len(below)} of {len(estimates)} checkpoints; at step {last} "
-        f"the retain G-effect is {number(estimates[last].value, digits)} {within(low, high, digits)}."
+        f"The objective conflicts with the retain set at {len(below)} of {len(estimates)} checkpoints; at step "
+        f"{max(below)} the retain G-effect is {number(value, digits)} {within(low, high, digits)}."
     )
-    return Finding("conflict", text, estimates[last].value, low, high)
+    return Finding("conflict", text, value, low, high)

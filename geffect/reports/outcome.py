@@ -8,14 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from geffect.core.splits import role_of
 from geffect.core.statistics import Numbers, over_examples
 from geffect.io.readers import StrPath
-from geffect.record.reader import StepLine, damage_refused, step_lines
-from geffect.reports.findings import number, percent, within
+from geffect.record.reader import StepLine, damage_refused, evaluations, step_lines
+from geffect.record.writer import plain
+from geffect.reports.findings import nats, number, percent, within
 
-Statistic = Callable[[Numbers], Any]
+Statistic = Callable[[Numbers], Numbers]
 NLL, RIGHT, TOKENS = slice(0, 2), slice(2, 4), 4  # columns of `examples_of`: the first two at both ends
 
 
@@ -41,32 +43,27 @@ class Change(NamedTuple):
 
 
 class SetChange(NamedTuple):
-    """What became of one set.
+    """What became of one set."""
 
-    Attributes:
-        name: ``forget``, ``heldout`` or ``retain``.
-        examples: how many.
-        accuracy: of tokens; its change is the share lost, 1 − end/start.
-        loss: nats a token; its change is the rise, end − start.
-    """
-
-    name: str
+    name: str  # forget, heldout or retain
     examples: int
-    accuracy: Change
-    loss: Change
+    accuracy: Change  # of tokens; its change is the share lost, 1 − end/start
+    loss: Change  # nats a token; its change is the rise, end − start
 
 
-def rise(examples: Numbers) -> Any:
+def rise(examples: Numbers) -> Numbers:
     """The rise of the loss in nats a token, ``[…, examples, 5]`` → ``[…]``."""
-    return (examples[..., 1] - examples[..., 0]).sum(-1) / examples[..., TOKENS].sum(-1)
+    rises: Numbers = (examples[..., 1] - examples[..., 0]).sum(-1) / examples[..., TOKENS].sum(-1)
+    return rises
 
 
-def lost_accuracy(examples: Numbers) -> Any:
+def lost_accuracy(examples: Numbers) -> Numbers:
     """The share of the tokens right at the start that is gone, net of those won, ``[…, examples, 5]`` → ``[…]``."""
-    return 1 - examples[..., 3].sum(-1) / examples[..., 2].sum(-1)
+    shares: Numbers = 1 - examples[..., 3].sum(-1) / examples[..., 2].sum(-1)
+    return shares
 
 
-def lost_probability(examples: Numbers) -> Any:
+def lost_probability(examples: Numbers) -> Numbers:
     """The share that the probability exp(−loss) of a token lost, 1 − exp(−rise), ``[…, examples, 5]`` → ``[…]``."""
     return 1 - np.exp(-rise(examples))
 
@@ -77,18 +74,15 @@ def examples_of(first: StepLine, last: StepLine, role: str) -> Numbers:
     Σ −log p at both ends, right tokens at both ends, and labeled tokens. A loss that is not finite counts as infinite.
     Right tokens are NaN where the record has none by example.
     """
-    names = [name for name in first.examples if role_of(name) == role]
-    examples = np.concatenate([_columns(first, last, name) for name in names])
+    sets = []
+    for name in (name for name in first.examples if role_of(name) == role):
+        start, end = (line.examples[name] for line in (first, last))
+        unknown = [math.nan] * len(start.tokens)
+        columns = [start.nll, end.nll, *(each.right or unknown for each in (start, end)), start.tokens]
+        sets.append(np.array(columns, dtype=np.float64).T)
+    examples = np.concatenate(sets)
     examples[:, NLL] = np.nan_to_num(examples[:, NLL], nan=np.inf, posinf=np.inf)
     return examples
-
-
-def _columns(first: StepLine, last: StepLine, name: str) -> Numbers:
-    both = [line.examples[name] for line in (first, last)]
-    tokens = np.array(both[0].tokens, dtype=np.float64)
-    unknown = np.full(len(tokens), np.nan)
-    parts = [*(each.nll for each in both), *(unknown if each.right is None else each.right for each in both), tokens]
-    return np.stack([np.array(each, dtype=np.float64) for each in parts], axis=-1)
 
 
 def change_of(first: StepLine, last: StepLine, role: str) -> SetChange:
@@ -96,33 +90,21 @@ def change_of(first: StepLine, last: StepLine, role: str) -> SetChange:
     examples = examples_of(first, last, role)
     losses, accuracies = ((examples[:, each].sum(0) / examples[:, TOKENS].sum()).tolist() for each in (NLL, RIGHT))
     if any(map(math.isnan, accuracies)):
-        accuracies = [_mean_accuracy(line, role) for line in (first, last)]
+        accuracies = [
+            float(np.mean([score.accuracy for name, score in line.scores.items() if role_of(name) == role]))
+            for line in (first, last)
+        ]
     accuracy = Change(accuracies[0], accuracies[1], interval(lost_accuracy, examples))
     return SetChange(role, len(examples), accuracy, Change(losses[0], losses[1], interval(rise, examples)))
 
 
-def _mean_accuracy(line: StepLine, role: str) -> float:
-    return float(np.mean([score.accuracy for name, score in line.scores.items() if role_of(name) == role]))
-
-
-def interval(statistic: Callable[..., Any], *sets: Numbers) -> Interval:
+def interval(statistic: Callable[..., Numbers], *sets: Numbers) -> Interval:
     """A statistic of examples with its interval, by `over_examples`; without one where there are too few examples."""
     estimate = over_examples(list(sets), statistic)
     if estimate is not None:
         return Interval(estimate.value, *estimate.interval())
     with np.errstate(divide="ignore", invalid="ignore"):
         return Interval(float(statistic(*sets)))
-
-
-def plain(content: Any) -> Any:
-    """Named tuples as dictionaries, and None in place of a number that JSON lacks."""
-    if hasattr(content, "_asdict"):
-        content = content._asdict()
-    if isinstance(content, Mapping):
-        return {key: plain(each) for key, each in content.items()}
-    if isinstance(content, float) and not math.isfinite(content):
-        return None
-    return list(content) if isinstance(content, tuple) else content
 
 
 SELECTIVE, NOT_SELECTIVE, NOTHING, NOT_TOLD = "selective", "not selective", "nothing forgotten", "not told"
@@ -145,24 +127,16 @@ TRIVIAL = 0.05  # a share below this is not lost
 class Outcome(NamedTuple):
     """Whether a run forgot selectively.
 
-    Attributes:
-        verdict: ``selective``, ``not selective``, ``nothing forgotten`` or ``not told``.
-        sentence: the verdict in plain words, the numbers it rests on, and what to try where that helps.
-        judged_by: ``accuracy``, or ``probability`` (exp(−loss) of a token) where accuracies do not tell; None where
-            neither does.
-        steps: of the first and the last evaluation; None where there are not two.
-        forget: what became of the forget set; None where nothing can be compared.
-        compared: of the heldout set, or of the retain set where no heldout set was evaluated.
-        difference: ``accuracy``: the share of its accuracy that the forget set lost, less that of the other set.
-            ``loss``: the rise of the forget loss, less that of the other set's, nats a token.
+    ``difference`` holds, of ``accuracy``, the share that the forget set lost less that of the other set, and of
+    ``loss`` the rise of the forget loss less that of the other set's (nats a token).
     """
 
-    verdict: str
-    sentence: str
-    judged_by: str | None = None
-    steps: tuple[int, int] | None = None
-    forget: SetChange | None = None
-    compared: SetChange | None = None
+    verdict: str  # selective, not selective, nothing forgotten or not told
+    sentence: str  # the verdict in plain words, the numbers it rests on, and what to try where that helps
+    judged_by: str | None = None  # accuracy, or probability (exp(−loss) of a token) where accuracies do not tell
+    steps: tuple[int, int] | None = None  # of the first and the last evaluation
+    forget: SetChange | None = None  # None where nothing can be compared
+    compared: SetChange | None = None  # of the heldout set, or of the retain set where no heldout set was evaluated
     difference: Mapping[str, Interval] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -209,7 +183,7 @@ def _missing(roles: set[str]) -> str:
 def _judge(first: StepLine, last: StepLine, compared: str) -> Outcome:
     sets = [examples_of(first, last, role) for role in ("forget", compared)]
     verdicts = {scale: _verdict(sets, lost) for scale, lost in SCALES.items()}
-    verdict, scale = _chosen(verdicts)
+    verdict, scale = _decisive(verdicts)
     forget, other = (change_of(first, last, role) for role in ("forget", compared))
     difference = {"accuracy": lost_accuracy, "loss": rise}
     return Outcome(
@@ -240,8 +214,8 @@ def _verdict(sets: list[Numbers], lost: Statistic) -> str | None:
     return SELECTIVE if forgot.low > 0 and contrast.low > 0 else NOT_TOLD
 
 
-def _chosen(verdicts: Mapping[str, str | None]) -> tuple[str, str | None]:
-    """The verdict of the first scale that decides, and that scale."""
+def _decisive(verdicts: Mapping[str, str | None]) -> tuple[str, str | None]:
+    """The verdict of the first scale that model_key, and that scale."""
     for scale, verdict in verdicts.items():
         if verdict in {SELECTIVE, NOT_SELECTIVE}:
             return verdict, scale
@@ -254,7 +228,7 @@ def _sentence(verdict: str, scale: str | None, sets: list[Numbers], both: tuple[
         ", ".join(
             f"{each.name} {kind} {show(getattr(each, kind).start)} → {show(getattr(each, kind).end)}" for each in both
         )
-        for kind, show in (("accuracy", number), ("loss", _nats))
+        for kind, show in (("accuracy", number), ("loss", nats))
     )
     parts = [f"{HEADS[verdict]}: {accuracies}; {losses} nats a token.", _shares(verdict, scale, sets)]
     parts += ["No heldout set was evaluated."] if both[1].name == "retain" else []
@@ -282,5 +256,22 @@ def _share(lost: Interval) -> str:
     return f"{percent(value)} {within(100 * low, 100 * high, 0)}"
 
 
-def _nats(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}".replace("-", "−")
+WORST = ["set", "example", "nats a token, start", "nats a token, end", "rise"]
+
+
+def worst_examples(path: StrPath, count: int = 3) -> pd.DataFrame:
+    """The examples of every evaluated set that moved the wrong way most, or the right way least; columns are `WORST`.
+
+    Of a forget set those whose −log p rose least, of any other those whose rose most; empty where fewer than two
+    evaluations recorded their examples.
+    """
+    scored = [line.examples for line in evaluations(path) if line.examples and not line.diverged]
+    if len(scored) < 2:
+        return pd.DataFrame(columns=WORST)
+    worst = []
+    for name, first in scored[0].items():
+        frame = pd.DataFrame({"start": first.nll, "end": scored[-1][name].nll}).div(first.tokens, axis=0)
+        frame["rise"] = frame["end"] - frame["start"]
+        most = frame.sort_values("rise", ascending=role_of(name).startswith("forget")).head(count)  # or forget_val
+        worst.append(most.rename_axis("example").reset_index().assign(set=name))
+    return pd.concat(worst)[["set", "example", "start", "end", "rise"]].set_axis(WORST, axis=1)

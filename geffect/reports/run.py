@@ -4,22 +4,14 @@ import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from geffect.core.gram import cosines, direction_name, g_effect
 from geffect.errors import visible_text
 from geffect.io.readers import StrPath
-from geffect.record.frames import (
-    read,
-    read_overlap,
-    read_points,
-    read_prediction,
-    read_standard_errors,
-    read_steps,
-    read_tokens,
-)
+from geffect.record import frames
 from geffect.record.reader import check_run, damage_refused, is_finished, read_config, step_lines
 from geffect.record.schema import RECIPE
 from geffect.reports.compare import at_checkpoints, named
@@ -30,20 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SETTINGS = (
-    "model",
-    "checkpoints",
-    "start",
-    "train",
-    "forget",
-    "retain",
-    "heldout",
-    "domain",
-    "objective",
-    "rectifier",
-    "learning_rate",
-    "share",
-    "importance",
-    "labels",
+    *("model", "checkpoints", "start", "train", "forget", "retain", "heldout", "domain"),
+    *("objective", "rectifier", "learning_rate", "share", "importance", "labels"),
 )
 
 
@@ -81,27 +61,17 @@ class Run(os.PathLike[str]):
         return (self.path / RECIPE).exists()
 
     def summary(self) -> dict[str, str]:
-        """Its settings, its last step, and every set's loss and accuracy at the first and the last evaluation.
-
-        Returns:
-            Name → text.
-        """
+        """Name → text: its settings, last step, and every set's loss and accuracy at the first and last evaluation."""
         return dict(_summary(self.path))
 
     def to_frame(self, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
         """The inner products of the run's gradients, as `geffect.read`."""
-        return read(self.path, by, scheme)
+        return frames.read(self.path, by, scheme)
 
     def g_effect(self, by: str = "group", direction: str | None = None, scheme: str = "thirds") -> pd.DataFrame:
-        """The G-effects, as `geffect.g_effect`.
+        """The G-effects of a direction, as `geffect.g_effect`: columns ``step``, ``by``, ``unlearn``, ``retain``.
 
-        Args:
-            by: ``group``, ``layer`` or ``parameter``.
-            direction: a gradient of the record; by default what was descended: ``rectified`` where a rectifier ran.
-            scheme: how layers make groups.
-
-        Returns:
-            Columns ``step``, ``by``, ``unlearn``, ``retain``.
+        ``direction`` is a gradient of the record; by default what was descended: ``rectified`` where a rectifier ran.
         """
         frame = self.to_frame(by, scheme)
         return g_effect(frame, direction or direction_name(frame))
@@ -112,15 +82,16 @@ class Run(os.PathLike[str]):
 
     def steps(self) -> pd.DataFrame:
         """The run's scalars, a line a step, as `geffect.read_steps`."""
-        return read_steps(self.path)
+        return frames.read_steps(self.path)
 
     def evaluations(self) -> pd.DataFrame:
         """Every set's loss (nats a token) and token accuracy: columns ``step``, ``set``, ``loss``, ``accuracy``."""
-        return pd.DataFrame(_evaluations(self.path), columns=["step", "set", "loss", "accuracy"])
+        scores = [(line.step, name, *score) for line in step_lines(self.path) for name, score in line.scores.items()]
+        return pd.DataFrame(scores, columns=["step", "set", "loss", "accuracy"])
 
     def prediction(self) -> pd.DataFrame:
         """Predicted against measured change of the losses, where recorded, as `geffect.read_prediction`."""
-        return read_prediction(self.path)
+        return frames.read_prediction(self.path)
 
     def checkpoints(self) -> pd.DataFrame:
         """What an inspection measured at every checkpoint, as the command prints it."""
@@ -128,21 +99,21 @@ class Run(os.PathLike[str]):
 
     def standard_errors(self, by: str = "total", scheme: str = "thirds") -> pd.DataFrame:
         """Inner products with their standard errors, where recorded, as `geffect.read_standard_errors`."""
-        return read_standard_errors(self.path, by, scheme)
+        return frames.read_standard_errors(self.path, by, scheme)
 
     def overlap(self, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
         """The overlaps of the gradients' top-k masks, where recorded, as `geffect.read_overlap`."""
-        return read_overlap(self.path, by, scheme)
+        return frames.read_overlap(self.path, by, scheme)
 
     def tokens(self) -> pd.DataFrame:
         """Effects on single tokens, where recorded, as `geffect.read_tokens`."""
-        return read_tokens(self.path)
+        return frames.read_tokens(self.path)
 
     def points(self) -> pd.DataFrame:
         """Single examples' effects on both losses, where recorded, as `geffect.read_points`."""
-        return read_points(self.path)
+        return frames.read_points(self.path)
 
-    def plot(self, kind: str = "g_effect", *others: "Run", scheme: str = "thirds", **options: Any) -> "Figure":
+    def plot(self, kind: str = "g_effect", *others: "Run", scheme: str = "thirds", **options: object) -> "Figure":
         """Draw the run, alone or with others.
 
         A run that recorded nothing to draw is left out with a warning, if another one can be drawn.
@@ -166,36 +137,20 @@ class Run(os.PathLike[str]):
 
 @damage_refused
 def _summary(path: StrPath) -> list[tuple[str, str]]:
-    path = Path(path)
-    config = read_config(path)
-    lines, finished = step_lines(path), is_finished(path)
+    config, lines = read_config(path), step_lines(path)
     last = lines[-1].step if lines else "none"
-    content = [(name, _text(config[name])) for name in SETTINGS if config.get(name)]
-    if not (path / RECIPE).exists():
+    settings = {name: config[name] for name in SETTINGS if config.get(name)}
+    content = [(key, ", ".join(map(str, x)) if isinstance(x, list) else str(x)) for key, x in settings.items()]
+    if not (Path(path) / RECIPE).exists():
         content += [("last step", f"{last} of {config['steps']}" if config.get("steps") else str(last))]
-    content += [("finished", "yes" if finished else "no")]
+    content += [("finished", "yes" if is_finished(path) else "no")]
     content += [("stopped", line.stop.reason) for line in lines if line.stop]
     scored = [line.scores for line in lines if line.scores]
     for name in scored[0] if scored else ():
         for kind in ("loss", "accuracy"):
-            content.append((
-                f"{name} {kind}",
-                " → ".join(_number(getattr(each[name], kind)) for each in (scored[0], scored[-1])),
-            ))
+            ends = (getattr(scores[name], kind) for scores in (scored[0], scored[-1]))
+            content.append((f"{name} {kind}", " → ".join(map(_number, ends))))
     return content
-
-
-@damage_refused
-def _evaluations(path: StrPath) -> list[tuple[int, str, float, float]]:
-    return [
-        (line.step, name, score.loss, score.accuracy)
-        for line in step_lines(path)
-        for name, score in line.scores.items()
-    ]
-
-
-def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _number(value: float | None) -> str:

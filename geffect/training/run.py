@@ -12,10 +12,9 @@ from geffect.errors import GeffectError, Interrupted, shorten
 from geffect.io.readers import JSON
 from geffect.io.system import rank_and_size
 from geffect.models.checkpoints import checkpoint_step, checkpoints
-from geffect.record.reader import StepLine, evaluations, step_lines
-from geffect.record.resume import check_lines, check_resumable, check_unfinished, cut_back, recorded_start
+from geffect.record.reader import StepLine, check_resumable, check_unfinished, evaluations, recorded_start, step_lines
 from geffect.record.schema import CONFIG, STEPS
-from geffect.record.writer import RunDirectory
+from geffect.record.writer import RunDirectory, check_lines, cut_back
 
 if TYPE_CHECKING:
     from geffect.stopping import StopRules

@@ -30,7 +30,7 @@ from geffect.localization.storage import check_localized, read_localization
 from geffect.models.cache import weights_sha256
 from geffect.models.load import Loaded, add_lora, outline
 from geffect.models.tokenizers import vocabulary_size
-from geffect.record.resume import recorded_prompts
+from geffect.record.reader import recorded_prompts
 from geffect.record.schema import MASKS
 from geffect.record.writer import batch_arithmetic, describe, layout_to_json
 from geffect.training.dry_run import (

@@ -23,8 +23,8 @@ from geffect.models.builtin import make_tokenizer
 from geffect.models.load import load
 from geffect.monitoring.monitor import Monitor
 from geffect.record.reader import read_lines
-from geffect.record.resume import check_lines
 from geffect.record.schema import FORMAT, STEPS
+from geffect.record.writer import check_lines
 from geffect.training.dry_run import training_arguments
 from tests.conftest import Command, config
 from tests.data.test_encode import CHAT, START, STOP, chat, learned

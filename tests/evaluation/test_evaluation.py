@@ -20,8 +20,7 @@ from geffect.data.encode import encode_set
 from geffect.data.load import load_set
 from geffect.errors import GeffectError
 from geffect.evaluation.metrics import METRICS, register_metric
-from geffect.evaluation.results import read_evaluation, values_by_metric
-from geffect.evaluation.run import check_tasks
+from geffect.evaluation.results import check_tasks, read_evaluation, values_by_metric
 from geffect.evaluation.success import rouge_l, success
 from geffect.evaluation.suites import SUITES, Part, register_suite
 from geffect.evaluation.view import View
@@ -61,7 +60,7 @@ def test_a_suite_is_rows_and_their_means(evaluated: Path, reference: Path, known
         told = metrics["sets"][name][kind]
         assert told["mean"] == pytest.approx(sum(each) / 5)
         assert told["low"] <= told["mean"] <= told["high"]
-        assert told["rows"] == 5
+        assert told["examples"] == 5
     kept = [metrics["sets"]["heldout"][kind]["mean"] for kind in ("probability", "rouge_l_recall", "retain_truth")]
     assert metrics["totals"]["model_utility"] == pytest.approx(hmean(kept) if min(kept) > 0 else 0)
     ratios = [[math.exp(x) for x in each["forget", "log_truth_ratio_geometric"]] for each in (values, others)]

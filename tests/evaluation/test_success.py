@@ -134,7 +134,7 @@ def test_the_model_keeps_its_mode_and_gets_no_gradient(tiny: tuple[Any, Any]) ->
 def test_who_knows_all_is_right_throughout() -> None:
     tokenizer = make_tokenizer()
     known = success(Certain(len(tokenizer)), tokenizer, encoded(tokenizer))
-    assert (known.accuracy, known.rouge_l, known.rows) == (100, 100, 9)
+    assert (known.accuracy, known.rouge_l, known.examples) == (100, 100, 9)
     assert known.perplexity == pytest.approx(1, abs=1e-6)
 
 

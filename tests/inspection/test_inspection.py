@@ -161,7 +161,7 @@ def test_standard_errors_are_those_of_parts_however_they_are_cut() -> None:
         flat = [(i, each) for i, part in enumerate(parts) for each in part]
         for i, (part, each) in enumerate(flat):
             step.micro_batch(each, last=i == len(flat) - 1, part=part)
-        spread = step.finish().standard_errors
+        spread = step.finish().parts["standard_errors"]
         assert spread is not None
         found.append(torch.stack(list(spread.linearized.values())))
     assert found[0].shape[1] == 2

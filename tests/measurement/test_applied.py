@@ -152,8 +152,8 @@ def _run(model: Any, stepper: Any, batches: list[Batches], rates: dict[str, floa
         step.finish()
         stepper.step()
         measured = step.after(rates)
-        assert measured is not None and measured.prediction is not None
-        entries.append({name: dict(entry) for name, entry in measured.prediction.items()})
+        assert measured is not None and "prediction" in measured.parts
+        entries.append({name: dict(entry) for name, entry in measured.parts["prediction"].items()})
         stepper.zero_grad()
     return entries
 

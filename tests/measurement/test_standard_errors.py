@@ -51,7 +51,7 @@ def test_linearized_effects_and_halves_equal_stored_gradients(text: str) -> None
     count = len(shares)
     means = [torch.stack([share[i] for share in shares]).mean(0) for i in range(3)]
     measurement = make_measurement(model, text, "gru", standard_errors=True)
-    found = take_step(measurement, windows).standard_errors
+    found = take_step(measurement, windows).parts["standard_errors"]
     assert found is not None and found.gradients == NAMES
     linearized = sum(found.linearized.values(), torch.zeros(count, 3, 3).double())
     halves = sum(found.halves.values(), torch.zeros(3, 3).double())
@@ -71,10 +71,10 @@ def test_their_mean_is_the_windows_own_product_also_by_use_of_a_tied_tensor() ->
     labels = split_layout(layout(model), tie).layers
     measurement = make_measurement(model, "npo", tie=tie, standard_errors=True, labels=labels)
     measured = take_step(measurement, split(make_batches(model), 1))
-    assert measured.standard_errors is not None and measured.gram is not None
+    assert "standard_errors" in measured.parts and measured.gram is not None
     by_layer = measured.gram.by(labels)
-    assert set(measured.standard_errors.linearized) == set(by_layer) >= {"embed", "lm_head", "tied", "block_0"}
-    for layer, values in measured.standard_errors.linearized.items():
+    assert set(measured.parts["standard_errors"].linearized) == set(by_layer) >= {"embed", "lm_head", "tied", "block_0"}
+    for layer, values in measured.parts["standard_errors"].linearized.items():
         scale = by_layer[layer].abs().max() + 1e-12
         assert (values.mean(0) - by_layer[layer]).abs().max() <= 1e-5 * scale
 

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ import geffect
 from geffect import api
 from geffect.config import InspectConfig
 from geffect.errors import GeffectError
+from geffect.measurement.measurement import Measured
+from geffect.record import schema
 from geffect.record.frames import read_points, read_steps, read_tokens
-from geffect.record.reader import read_config, read_metrics, step_lines
+from geffect.record.reader import read_config, read_lines, read_metrics, step_lines
 from geffect.record.schema import CONFIG, ENVIRONMENT, FORMAT, METRICS, POINTS, STEPS, TOKENS
+from geffect.record.writer import append_line
 from tests.conftest import config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,12 +81,37 @@ def test_each_file_by_itself_is_refused_in_another_format(inspected: Path, file:
     try:
         (inspected / file).write_text(other, encoding="utf-8")
         with pytest.raises(
-            GeffectError, match=rf"{file} has format 1 \(written by geffect .*this geffect reads format 2"
+            GeffectError, match=rf"{file} has format 1 \(written by geffect .*this geffect reads format 3"
         ):
             reader(inspected)
     finally:
         (inspected / file).write_text(whole, encoding="utf-8")
     reader(inspected)
+
+
+class Largest:
+    """A measurement as an extension of the package would make it."""
+
+    def to_record(self) -> dict[str, Any]:
+        return {"gradients": ["objective"], "values": [[0.5]]}
+
+
+def test_a_new_measurement_needs_a_check_and_a_reader_alone(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check_part(part: Any, _: object) -> None:
+        schema.check(part["gradients"] == ["objective"], "other gradients")
+
+    for table in (schema.STRUCTURES, schema.CHECKS):
+        monkeypatch.setitem(table, "largest", check_part)
+    path = Path(shutil.copytree(run, tmp_path / "run"))
+    append_line(path / STEPS, {"step": 9} | Measured({"ratio": 0.5}, parts={"largest": Largest()}).line())
+    assert read_lines(path)[-1]["largest"] == Largest().to_record()
+    steps = read_steps(path)
+    assert steps["ratio"].iloc[-1] == 0.5 and "largest" not in steps
+    append_line(path / STEPS, {"step": 10, "largest": {"gradients": []}})
+    with pytest.raises(GeffectError, match="other gradients in line"):
+        read_steps(path)
 
 
 def test_nobody_outside_the_package_imports_a_reader_of_raw_lines() -> None:

@@ -125,7 +125,7 @@ def test_an_adapter_names_its_base_beside_itself(start: Path, tmp_path: Path) ->
     assert load(str(whole / fitted.name)).sha256
 
 
-@pytest.mark.parametrize("written", [None, FORMAT + 1, "2", True, [1], {}])
+@pytest.mark.parametrize("written", [None, FORMAT + 1, str(FORMAT), True, [1], {}])
 def test_a_run_in_another_format_is_refused_in_one_line(
     project: Path, tmp_path: Path, invoke: Command, written: Any
 ) -> None:
@@ -151,7 +151,7 @@ def test_a_run_in_another_format_is_refused_in_one_line(
     ended = invoke("unlearn", "run/config.yaml", "--resume")
     assert ended.code == 2 and ended.err.startswith(says.replace("RUN", "run"))
     for reader in (read, read_environment, read_lines, geffect.Run):
-        with pytest.raises(GeffectError, match="this geffect reads format 2"):
+        with pytest.raises(GeffectError, match="this geffect reads format 3"):
             reader(Path("whole"))
     assert before == {each: each.read_bytes() for each in project.rglob("*") if each.is_file()}
 
@@ -175,7 +175,7 @@ def test_an_evaluation_and_a_localization_are_refused_likewise(start: Path, tmp_
         assert reader(path) is not None
         content = json.loads((path / ENVIRONMENT).read_text())
         (path / ENVIRONMENT).write_text(json.dumps(content | {"format": 0}))
-        with pytest.raises(GeffectError, match=r"has format 0 \(written by geffect .*; this geffect reads format 2"):
+        with pytest.raises(GeffectError, match=r"has format 0 \(written by geffect .*; this geffect reads format 3"):
             reader(path)
 
 

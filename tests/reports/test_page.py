@@ -18,9 +18,8 @@ from geffect.config import InspectConfig, ReportConfig
 from geffect.errors import UNSEEN, GeffectError
 from geffect.record.reader import read_lines
 from geffect.record.schema import CONFIG
-from geffect.reports.outcome import outcome
-from geffect.reports.page import MARK
-from geffect.reports.sections import layer_maps, worst_rows
+from geffect.reports.outcome import outcome, worst_examples
+from geffect.reports.page import MARK, layer_maps
 from tests.conftest import Command, config
 
 WIDTHS = {"desktop": (1280, 800), "phone": (375, 740)}
@@ -184,7 +183,7 @@ def test_the_rows_served_worst_stand_there_without_tokens(runs: list[Path], page
     """Against a loop over the rows of the first and the last evaluation."""
     scored = [line["evaluation_examples"] for line in read_lines(runs[0]) if "evaluation_examples" in line]
     assert len(scored) >= 2
-    found = worst_rows(runs[0])
+    found = worst_examples(runs[0])
     for name in ("forget", "retain", "heldout"):
         rises = []
         for row, tokens in enumerate(scored[0][name]["tokens"]):

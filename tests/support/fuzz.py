@@ -34,8 +34,8 @@ from geffect.errors import GeffectError
 from geffect.record.frames import read, read_overlap, read_prediction, read_published, read_standard_errors, read_steps
 from geffect.reports.compare import compare, differences, summarize, whole_overlaps
 from geffect.reports.findings import read_findings
+from geffect.reports.outcome import worst_examples
 from geffect.reports.run import Run, plot
-from geffect.reports.sections import worst_rows
 from geffect.training.setup import read_gradient_mask
 
 RUN: dict[str, Any] = {
@@ -308,7 +308,7 @@ def value(world: World, draw: random.Random) -> Callable[[], object]:
         lambda: read_findings(run),
         lambda: compare({"run": run}),
         lambda: differences({"run": run}),
-        lambda: worst_rows(run),
+        lambda: worst_examples(run),
         lambda: Run(run).summary(),
     ]
     return draw.choice(readers)

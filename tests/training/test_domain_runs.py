@@ -269,7 +269,7 @@ def test_one_domain_validates_another(start: Path, tmp_path: Path) -> None:
     path = api.unlearn(_config(start, tmp_path / "run", domain=DOMAINS[:1], validation=other)).path
     scores = json.loads((path / "metrics.json").read_text())["success"]["end"]
     assert list(scores) == ["privacy", "copyright"]
-    assert scores["copyright"]["forget"]["rows"] == 4
+    assert scores["copyright"]["forget"]["examples"] == 4
 
 
 def test_three_domains_from_any_source(start: Path, tmp_path: Path) -> None:
@@ -390,7 +390,7 @@ def test_masks_of_another_model_or_adapter_are_refused(
 def test_harmed_masks_are_refused(localized: Path, start: Path, tmp_path: Path) -> None:
     harmed = tmp_path / "harmed"
     shutil.copytree(localized, harmed)
-    (harmed / "localization.json").write_text('{"format": 2}')
+    (harmed / "localization.json").write_text('{"format": 3}')
     with pytest.raises(GeffectError, match="lacks a key"):
         check_localized(harmed, None, {})
     os.remove(harmed / "DONE")

@@ -1,62 +1,62 @@
 """Diagnostics by step, of few runs and of many methods (arXiv 2502.19301, Fig. 3 and 4), and success by mask size."""
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from geffect.errors import GeffectError
-from geffect.reports.plots.panels import at_most, by_run, center, check, curve, finish, furnish, once
-from geffect.reports.plots.style import GROUPS, NOTE, ONE_COLUMN, RUNS, STYLE, TWO_COLUMN, Figure, Look
+from geffect.reports.plots import style
+from geffect.reports.plots.style import GROUPS, NOTE, ONE_COLUMN, RUNS, TWO_COLUMN, Figure, Look, styled
 
 
+@styled
 def g_effect_curves(frame: pd.DataFrame) -> Figure:
     """Draw the unlearn (top) and retain (bottom) G-effects by step, one column of panels a run.
 
     Columns ``run`` (at most four), ``step``, ``group`` (of ``GROUPS``), ``unlearn`` and ``retain``. Each row of panels
     has one y-axis, centered on zero.
     """
-    runs = by_run(frame, ("run", "step", "group", "unlearn", "retain"), most=4)
+    runs = style.by_run(frame, ("run", "step", "group", "unlearn", "retain"), most=4)
     looks = {group: look for group, look in GROUPS.items() if group in set(frame["group"])}
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(TWO_COLUMN if len(runs) > 1 else ONE_COLUMN, 4), layout="constrained")
-        panels = figure.subplots(2, len(runs), sharex="col", sharey="row", squeeze=False)
-        for (run, rows), (top, bottom) in zip(runs.items(), panels.T, strict=True):
-            for group, look in looks.items():
-                curve(top, rows[rows["group"] == group], "unlearn", group, look)
-                curve(bottom, rows[rows["group"] == group], "retain", group, look)
-            furnish(top, "below 0: forgets").set_title(run)
-            furnish(bottom, "below 0: harms the retain set").set_xlabel("unlearning step")
-        center(panels[0, 0], frame["unlearn"], r"unlearn G-effect  $\langle\nabla R_f,\, d\rangle$")
-        center(panels[1, 0], frame["retain"], r"retain G-effect  $\langle\nabla R_r,\, d\rangle$")
-        finish(figure, looks, 6 if len(runs) > 1 else 3)
+    figure = Figure(figsize=(TWO_COLUMN if len(runs) > 1 else ONE_COLUMN, 4), layout="constrained")
+    panels = figure.subplots(2, len(runs), sharex="col", sharey="row", squeeze=False)
+    for (run, rows), (top, bottom) in zip(runs.items(), panels.T, strict=True):
+        for group, look in looks.items():
+            style.curve(top, rows[rows["group"] == group], "unlearn", group, look)
+            style.curve(bottom, rows[rows["group"] == group], "retain", group, look)
+        style.furnish(top, "below 0: forgets").set_title(run)
+        style.furnish(bottom, "below 0: harms the retain set").set_xlabel("unlearning step")
+    style.center(panels[0, 0], frame["unlearn"], r"unlearn G-effect  $\langle\nabla R_f,\, d\rangle$")
+    style.center(panels[1, 0], frame["retain"], r"retain G-effect  $\langle\nabla R_r,\, d\rangle$")
+    style.finish(figure, looks, 6 if len(runs) > 1 else 3)
     return figure
 
 
+@styled
 def cosine_curves(frame: pd.DataFrame) -> Figure:
     """Draw the cosine of the objective's and the retain gradient by step, before and after rectification.
 
     Columns ``run`` (at most six), ``step``, ``cosine`` and ``rectified`` (NaN where the run has no rectifier). A line
     is solid before and dashed after; the negative half is shaded as conflict.
     """
-    runs = by_run(frame, ("run", "step", "cosine", "rectified"), most=len(RUNS))
+    runs = style.by_run(frame, ("run", "step", "cosine", "rectified"), most=len(RUNS))
     looks = dict(zip(runs, RUNS, strict=False))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(ONE_COLUMN, 2.8), layout="constrained")
-        axes = furnish(figure.subplots(subplot_kw={"ylim": (-1, 1), "xlabel": "unlearning step"}), "")
-        axes.axhspan(-1, 0, color="0.95", lw=0, zorder=0)
-        axes.text(1.02, 0.25, "conflict", transform=axes.transAxes, rotation=90, va="center", **NOTE)
-        for run, rows in runs.items():
-            curve(axes, rows, "cosine", run, looks[run])
-            curve(axes, rows, "rectified", run, looks[run] | {"ls": "--", "mfc": "white"})
-        axes.set(ylabel="cosine to the retain gradient", yticks=[-1, -0.5, 0, 0.5, 1])
-        if frame["rectified"].notna().any():
-            looks |= {"before": {"c": "0.35"}, "rectified": {"c": "0.35", "ls": "--"}}
-        finish(figure, looks, 2 if len(runs) > 1 else 3)
+    figure = Figure(figsize=(ONE_COLUMN, 2.8), layout="constrained")
+    axes = style.furnish(figure.subplots(subplot_kw={"ylim": (-1, 1), "xlabel": "unlearning step"}), "")
+    axes.axhspan(-1, 0, color="0.95", lw=0, zorder=0)
+    axes.text(1.02, 0.25, "conflict", transform=axes.transAxes, rotation=90, va="center", **NOTE)
+    for run, rows in runs.items():
+        style.curve(axes, rows, "cosine", run, looks[run])
+        style.curve(axes, rows, "rectified", run, looks[run] | {"ls": "--", "mfc": "white"})
+    axes.set(ylabel="cosine to the retain gradient", yticks=[-1, -0.5, 0, 0.5, 1])
+    if frame["rectified"].notna().any():
+        looks |= {"before": {"c": "0.35"}, "rectified": {"c": "0.35", "ls": "--"}}
+    style.finish(figure, looks, 2 if len(runs) > 1 else 3)
     return figure
 
 
+@styled
 def jaccard_curves(frame: pd.DataFrame, gradient: str, other: str, share: float) -> Figure:
     """Draw the Jaccard index of two gradients' masks by step and layer group, against chance.
 
@@ -65,35 +65,31 @@ def jaccard_curves(frame: pd.DataFrame, gradient: str, other: str, share: float)
     dashed.
     """
     frame = _pair(frame, gradient, other)
-    runs = by_run(frame, ("step", "group", "gradient", "other", "jaccard"), most=4)
+    runs = style.by_run(frame, ("step", "group", "gradient", "other", "jaccard"), most=4)
     looks = {group: look for group, look in GROUPS.items() if group in set(frame["group"])}
     level = share / (2 - share)
     top = np.nanmax([level, *frame["jaccard"].to_numpy(float)])
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(TWO_COLUMN if len(runs) > 1 else ONE_COLUMN, 2.8), layout="constrained")
-        panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
-        for (run, rows), axes in zip(runs.items(), panels, strict=True):
-            for group, look in looks.items():
-                curve(axes, rows[rows["group"] == group], "jaccard", group, look)
-            furnish(axes, "").set(title=run, xlabel="unlearning step", ylim=(0, min(1.0, 1.1 * top)))
-            axes.axhline(level, color="0.35", ls="--", lw=0.9, label="chance")
-        _name_chance(panels[-1], level)
-        panels[0].set_ylabel(f"Jaccard index, largest {100 * share:g} %\nof {gradient} and {other}")
-        finish(figure, looks, 6 if len(runs) > 1 else 3)
+    figure = Figure(figsize=(TWO_COLUMN if len(runs) > 1 else ONE_COLUMN, 2.8), layout="constrained")
+    panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+    for (run, rows), axes in zip(runs.items(), panels, strict=True):
+        for group, look in looks.items():
+            style.curve(axes, rows[rows["group"] == group], "jaccard", group, look)
+        style.furnish(axes, "").set(title=run, xlabel="unlearning step", ylim=(0, min(1.0, 1.1 * top)))
+        axes.axhline(level, color="0.35", ls="--", lw=0.9, label="chance")
+    last = panels[-1]
+    last.text(1.02, level, f"chance\n{level:.3f}", transform=last.get_yaxis_transform(), va="center", **NOTE)
+    panels[0].set_ylabel(f"Jaccard index, largest {100 * share:g} %\nof {gradient} and {other}")
+    style.finish(figure, looks, 6 if len(runs) > 1 else 3)
     return figure
 
 
 def _pair(frame: pd.DataFrame, gradient: str, other: str) -> pd.DataFrame:
-    check(frame, ("step", "group", "gradient", "other", "jaccard"))
+    style.check(frame, ("step", "group", "gradient", "other", "jaccard"))
     pair = frame[[{a, b} == {gradient, other} for a, b in zip(frame["gradient"], frame["other"], strict=True)]]
     if pair.empty:
         known = ", ".join(sorted({*frame["gradient"], *frame["other"]}))
         raise GeffectError(f"There are no overlaps of {gradient} and {other}", remedy=f"Name two of {known}")
     return pair
-
-
-def _name_chance(axes: Axes, level: float) -> None:
-    axes.text(1.02, level, f"chance\n{level:.3f}", transform=axes.get_yaxis_transform(), va="center", **NOTE)
 
 
 SIDES = {"unlearn": "unlearn; below 0: forgets", "retain": "retain; below 0: harms"}
@@ -102,6 +98,7 @@ THIN: Look = {"lw": 0.9, "ms": 2.2, "zorder": 3}
 CELLS = 16  # pairs of panels on a page
 
 
+@styled
 def g_effect_panels(frame: pd.DataFrame, zoom: tuple[float, float] | None = None) -> Figure:
     """Draw many methods' unlearn (left) and retain (right) G-effect by step, in total and by layer group.
 
@@ -110,28 +107,22 @@ def g_effect_panels(frame: pd.DataFrame, zoom: tuple[float, float] | None = None
     of a window that is drawn again to the right, on a scale of its own. The two panels of a method share a y-axis
     centered on zero, two methods do not. A title says where it is a symmetric logarithm; with a zoom it never is.
     """
-    runs = by_run(frame, ("run", "step", "group", "unlearn", "retain"), CELLS // 2 if zoom else CELLS)
+    runs = style.by_run(frame, ("run", "step", "group", "unlearn", "retain"), CELLS // 2 if zoom else CELLS)
     cells = [cell for run, rows in runs.items() for cell in _windows(run, rows, zoom)]
     looks = {group: look | THIN for group, look in GROUPS.items() if group in set(frame["group"])}
     across = min(2, len(cells))
     lines = -(-len(cells) // across)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(
-            figsize=(TWO_COLUMN, 1 + 1.05 * lines) if across > 1 else (ONE_COLUMN, 2.3), layout="constrained"
-        )
-        panels = figure.subplots(lines, 2 * across, squeeze=False).reshape(-1, 2)
-        for (title, rows), (left, right) in zip(cells, panels, strict=False):
-            _method(left, right, rows, title, looks, np.inf if zoom else 100)
-        for axes in panels[len(cells) :].flat:
-            axes.remove()
-        for i, pair in enumerate(panels[: len(cells)]):
-            for axes in pair:
-                axes.tick_params(labelbottom=i + across >= len(cells))
-        figure.supxlabel("unlearning step", size=8)
-        figure.supylabel(
-            "G-effect  $\\langle\\nabla R,\\, d\\rangle$\n(gradient² units)", size=8, multialignment="center"
-        )
-        finish(figure, {"total": TOTAL} | looks, 7 if across > 1 else 4, above=True)
+    figure = Figure(figsize=(TWO_COLUMN, 1 + 1.05 * lines) if across > 1 else (ONE_COLUMN, 2.3), layout="constrained")
+    panels = figure.subplots(lines, 2 * across, squeeze=False).reshape(-1, 2)
+    for (title, rows), (left, right) in zip(cells, panels, strict=False):
+        _method(left, right, rows, title, looks, np.inf if zoom else 100)
+    for axes in panels[len(cells) :].flat:
+        axes.remove()
+    for i, pair in enumerate(panels[: len(cells)]):
+        for axes in pair:
+            axes.tick_params(labelbottom=i + across >= len(cells))
+    style.name_axes(figure, "unlearning step", "G-effect  $\\langle\\nabla R,\\, d\\rangle$\n(gradient² units)")
+    style.finish(figure, {"total": TOTAL} | looks, 7 if across > 1 else 4, above=True)
     return figure
 
 
@@ -153,21 +144,19 @@ def _method(left: Axes, right: Axes, rows: pd.DataFrame, title: str, looks: dict
     for axes, (side, note) in zip((left, right), SIDES.items(), strict=True):
         axes.plot(total["step"], total[side], label="total", **TOTAL)
         for group, look in looks.items():
-            curve(axes, rows[rows["group"] == group], side, group, look)
-        furnish(axes, note)
-        center(axes, pd.concat([part[name] for part in (total, rows) for name in SIDES]), "", ticks=2, ratio=ratio)
-        axes.set(ylabel="", xlim=_wide(rows["step"].min(), rows["step"].max()))
+            style.curve(axes, rows[rows["group"] == group], side, group, look)
+        style.furnish(axes, note)
+        style.center(
+            axes, pd.concat([part[name] for part in (total, rows) for name in SIDES]), "", ticks=2, ratio=ratio
+        )
+        first, last = rows["step"].min(), rows["step"].max()
+        room = 0.03 * (last - first) or 0.5  # at both ends, for markers
+        axes.set(ylabel="", xlim=(first - room, last + room))
         if axes.get_yscale() == "linear":
             axes.yaxis.set_major_locator(MaxNLocator(nbins=4, symmetric=True))
             axes.yaxis.set_major_formatter(FuncFormatter(_short))
     right.tick_params(labelleft=False)
     left.set_title(title + (" (symlog)" if left.get_yscale() == "symlog" else ""), loc="left", parse_math=False)
-
-
-def _wide(first: float, last: float) -> tuple[float, float]:
-    """Limits with a little space at both ends, for markers."""
-    room = 0.03 * (last - first) or 0.5
-    return first - room, last + room
 
 
 def _short(value: float, _: object) -> str:
@@ -181,6 +170,7 @@ SWEEP = ("which", "share", "domain", "unlearn_success", "retention_success", "se
 SUCCESSES = {"unlearn_success": "unlearn success (%)", "retention_success": "retention success (%)"}
 
 
+@styled
 def success_sweep(frame: pd.DataFrame) -> Figure:
     """Draw unlearn (left) and retention (right) success by the share of entries in a mask, one row of panels a mask.
 
@@ -188,32 +178,21 @@ def success_sweep(frame: pd.DataFrame) -> Figure:
     ``retention_success`` (in %), and ``seed``; each combination once. A line is a domain's mean over seeds, its band
     goes from the lowest to the highest.
     """
-    looks = _domains(frame)
-    masks = list(frame["which"].unique())
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(TWO_COLUMN, 0.6 + 2.0 * len(masks)), layout="constrained")
-        panels = figure.subplots(len(masks), 2, squeeze=False, sharex="row", sharey="col")
-        for mask, line in zip(masks, panels, strict=True):
-            for (column, label), axes in zip(SUCCESSES.items(), line, strict=True):
-                for domain, look in looks.items():
-                    rows = frame[(frame["which"] == mask) & (frame["domain"] == domain)]
-                    _band(axes, rows, column, domain, look)
-                axes.set(xlabel=f"{mask}: share of entries (%)", ylabel=label)
-        band = {"lowest to highest seed": BAND} if frame["seed"].nunique() > 1 else {}
-        finish(figure, looks | band, 4)
+    style.check(frame, SWEEP)
+    style.once(frame, ["which", "share", "domain", "seed"])
+    masks, domains = frame["which"].unique(), frame["domain"].unique()
+    style.at_most(4, "masks", masks)
+    style.at_most(len(RUNS), "domains", domains)
+    looks = dict(zip(domains, RUNS, strict=False))
+    percent = frame.assign(share=100 * frame["share"])
+    figure = Figure(figsize=(TWO_COLUMN, 0.6 + 2.0 * len(masks)), layout="constrained")
+    panels = figure.subplots(len(masks), 2, squeeze=False, sharex="row", sharey="col")
+    for mask, line in zip(masks, panels, strict=True):
+        for (column, label), axes in zip(SUCCESSES.items(), line, strict=True):
+            for domain, look in looks.items():
+                rows = percent[(percent["which"] == mask) & (percent["domain"] == domain)]
+                style.band(axes, rows, "share", column, ("pi", 100), look | {"label": domain})
+            axes.set(xlabel=f"{mask}: share of entries (%)", ylabel=label)
+    range_of_seeds = {"lowest to highest seed": BAND} if frame["seed"].nunique() > 1 else {}
+    style.finish(figure, looks | range_of_seeds, 4)
     return figure
-
-
-def _domains(frame: pd.DataFrame) -> dict[str, Look]:
-    check(frame, SWEEP)
-    once(frame, ["which", "share", "domain", "seed"])
-    at_most(4, "masks", frame["which"].unique())
-    at_most(len(RUNS), "domains", frame["domain"].unique())
-    return dict(zip(frame["domain"].unique(), RUNS, strict=False))
-
-
-def _band(axes: Axes, rows: pd.DataFrame, column: str, domain: str, look: Look) -> None:
-    seeds = rows.groupby("share")[column].agg(["mean", "min", "max"])
-    share = 100 * seeds.index.to_numpy(float)
-    axes.fill_between(share, seeds["min"], seeds["max"], color=look["c"], alpha=0.2, lw=0)
-    axes.plot(share, seeds["mean"], label=domain, **look)

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import matplotlib
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -15,22 +15,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.scale import SymmetricalLogScale
 
 from geffect.errors import GeffectError
-from geffect.reports.plots.panels import (
-    SIGNED,
-    Numbers,
-    around_zero,
-    bar,
-    check,
-    curve,
-    decades,
-    finish,
-    furnish,
-    ink,
-    once,
-    signed,
-    spread,
-)
-from geffect.reports.plots.style import NOTE, ONE_COLUMN, RUNS, STYLE, TWO_COLUMN, Figure, Look
+from geffect.reports.plots import style
+from geffect.reports.plots.style import NOTE, ONE_COLUMN, RUNS, SIGNED, TWO_COLUMN, Figure, Look, Numbers, styled
 
 FIXED = ("step", "example", "unlearn", "retain", "nll", "reference_nll", "num_tokens")  # the rest are weights
 EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -41,6 +27,7 @@ POINT: Look = {"c": "#004488", "ls": "", "marker": "o", "ms": 2.2, "mec": "none"
 CONTOUR: Look = {"c": "#BB5566", "lw": 1.0}
 
 
+@styled
 def point_plane(points: pd.DataFrame, weight: str = "") -> Figure:
     """Draw every forget example's PG-effect on the forget (x) and the retain (y) loss, a panel a range of its weight.
 
@@ -50,45 +37,24 @@ def point_plane(points: pd.DataFrame, weight: str = "") -> Figure:
     all others. Of twenty or more that are not on a line, contours of a kernel density hold half and 90 % of them.
     """
     weight = weight or next(iter(_weights(points)), "a column of weights")
-    check(points, ("unlearn", "retain", weight))
+    style.check(points, ("unlearn", "retain", weight))
     rows = points[["unlearn", "retain", weight]].replace([np.inf, -np.inf], np.nan).dropna()
     if rows.empty:
         message = f"No example has finite unlearn, retain and {weight}"
         raise GeffectError(message, remedy="Draw a record made with --points")
     places = np.digitize(rows[weight].round(6), EDGES[1:], right=True)  # NPO's 1 at the start is 1 to rounding
-    ranges, places_xy = sorted(set(places)), rows[["unlearn", "retain"]].to_numpy(float)
-    across = min(PANELS, len(ranges))
-    width, lines = (TWO_COLUMN if across > 1 else ONE_COLUMN), -(-len(ranges) // across)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, 1.1 + min(2.2, 0.85 * width / across) * lines), layout="constrained")
-        panels = list(figure.subplots(lines, across, sharex=True, sharey=True, squeeze=False).flat)
-        notes = _scale(panels[0], places_xy)
-        for place, axes in zip(ranges, panels, strict=False):
-            _range(axes, places_xy, places == place)
-            axes.set_title(f"weight {_name(place)} (n = {(places == place).sum()})")
-        for axes in panels[len(ranges) :]:
-            axes.remove()
-        for axes in panels[max(0, len(ranges) - across) : len(ranges)]:
-            axes.tick_params(labelbottom=True)  # below some of these stands no panel
-        label = f"PG-effect on the forget loss (gradient² units{notes[0]}; left: forgets)"
-        figure.supxlabel(
-            f"{label}\npanels: weight of {weight}; shaded: forgets and retains",
-            size=8,
-            multialignment="center",
-            parse_math=False,
-        )
-        figure.supylabel(
-            f"PG-effect on the retain loss\n(gradient² units{notes[1]}; below 0: harms)",
-            size=8,
-            multialignment="center",
-        )
-        contours = {f"holds {100 * share:g} %": CONTOUR | {"ls": style} for share, style in HELD.items()}
-        finish(
-            figure,
-            {"an example at a step": POINT, "of another weight": REST} | contours,
-            4 if across > 1 else 2,
-            above=True,
-        )
+    ranges, effects = sorted(set(places)), rows[["unlearn", "retain"]].to_numpy(float)
+    figure, panels, across = style.panel_grid(len(ranges), PANELS, lambda width, n: min(2.2, 0.85 * width / n), 1.1)
+    notes = _scale(panels[0], effects)
+    for place, axes in zip(ranges, panels, strict=True):
+        _range(axes, effects, places == place)
+        axes.set_title(f"weight {_name(place)} (n = {(places == place).sum()})")
+    x = f"PG-effect on the forget loss (gradient² units{notes[0]}; left: forgets)"
+    y = f"PG-effect on the retain loss\n(gradient² units{notes[1]}; below 0: harms)"
+    style.name_axes(figure, f"{x}\npanels: weight of {style.literal(weight)}; shaded: forgets and retains", y)
+    looks = {"an example at a step": POINT, "of another weight": REST}
+    looks |= {f"holds {100 * share:g} %": CONTOUR | {"ls": dashes} for share, dashes in HELD.items()}
+    style.finish(figure, looks, 4 if across > 1 else 2, above=True)
     return figure
 
 
@@ -104,19 +70,18 @@ def _scale(axes: Axes, points: Numbers) -> tuple[str, str]:
     """Set scales and limits of all panels; what the labels of both axes must add."""
     notes = []
     for name, values in zip("xy", points.T, strict=True):
-        if exponents := spread(values, 10)[1]:
+        if exponents := style.spread(values, 10)[1]:
             low, high = exponents
             axes.set(**{f"{name}scale": SymmetricalLogScale(None, linthresh=10.0**low)})
-            axes.set(**{f"{name}ticks": decades(low, high, 2)})
-        axes.set(**{f"{name}lim": around_zero(getattr(axes, f"{name}axis"), values, 0.12)})
+            axes.set(**{f"{name}ticks": style.decades(low, high, 2)})
+        axes.set(**{f"{name}lim": style.around_zero(getattr(axes, f"{name}axis"), values, 0.12)})
         notes.append(", symlog" if exponents else "")
     return notes[0], notes[1]
 
 
-def _range(axes: Axes, points: Numbers, inside: "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]") -> None:
+def _range(axes: Axes, points: Numbers, inside: npt.NDArray[np.bool_]) -> None:
     """Draw one panel: zero lines, all points, the range's own, and their contours where they are enough."""
-    axes.axhline(0, color="0.55", lw=0.7, zorder=1)
-    axes.axvline(0, color="0.55", lw=0.7, zorder=1)
+    style.cross(axes)
     axes.plot(*points[~inside].T, **REST)
     axes.plot(*points[inside].T, **POINT)
     left, top = axes.get_xlim()[0], axes.get_ylim()[1]
@@ -127,7 +92,10 @@ def _range(axes: Axes, points: Numbers, inside: "np.ndarray[tuple[int, ...], np.
 
 
 def _contours(axes: Axes, points: Numbers) -> None:
-    """Draw contours of the density over the axes as scaled; none where the points lie on a line."""
+    """Draw contours of the density over the axes as scaled; none where the points lie on a line.
+
+    Each holds a share of the points; seaborn's ``kdeplot`` would hold a share of the smoothed density, and be wider.
+    """
     from scipy.stats import gaussian_kde
 
     if np.linalg.svd(points - points.mean(0), compute_uv=False)[-1] <= 1e-9 * np.abs(points).max():
@@ -136,13 +104,13 @@ def _contours(axes: Axes, points: Numbers) -> None:
     low, high = axes.transScale.transform(np.transpose([axes.get_xlim(), axes.get_ylim()]))
     x, y = np.linspace(low, high, GRID).T
     heights = density(np.stack(np.meshgrid(x, y)).reshape(2, -1)).reshape(GRID, GRID)
-    levels = {float(np.quantile(density(points.T), 1 - share)): style for share, style in HELD.items()}
-    back = axes.transScale.inverted()
-    grid = back.transform(np.stack([x, y], axis=1))
-    for level, style in levels.items():
-        axes.contour(*grid.T, heights, [level], colors=[CONTOUR["c"]], linewidths=CONTOUR["lw"], linestyles=[style])
+    grid = axes.transScale.inverted().transform(np.stack([x, y], axis=1))
+    for share, dashes in HELD.items():
+        level = np.quantile(density(points.T), 1 - share)
+        axes.contour(*grid.T, heights, [level], colors=[CONTOUR["c"]], linewidths=CONTOUR["lw"], linestyles=[dashes])
 
 
+@styled
 def weight_curves(points: pd.DataFrame, weights: Sequence[str] = ()) -> Figure:
     """Draw the mean weight that objectives put on the forget examples by step, with a band of ± std/√n over examples.
 
@@ -153,19 +121,15 @@ def weight_curves(points: pd.DataFrame, weights: Sequence[str] = ()) -> Figure:
     if not 0 < len(names) <= len(RUNS):
         message = f"There are {len(names)} columns of weights in {list(points)}; a figure shows one to {len(RUNS)}"
         raise GeffectError(message, remedy="Name some")
-    check(points, ("step", *names))
+    style.check(points, ("step", *names))
     looks = dict(zip(names, RUNS, strict=False))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(ONE_COLUMN, 2.6), layout="constrained")
-        axes = furnish(figure.subplots(), "")
-        for name, look in looks.items():
-            table = points.groupby("step")[name].agg(["mean", "sem"]).reset_index()
-            edges = (table["mean"] - table["sem"], table["mean"] + table["sem"])
-            axes.fill_between(table["step"], *edges, color=look["c"], alpha=0.2, lw=0)
-            curve(axes, table, "mean", name, look)
-        axes.set(xlabel="unlearning step", ylabel=r"mean weight on $\nabla\log p$" + "\n(band: ± 1 standard error)")
-        axes.set_ylim(0, None)
-        finish(figure, looks, 2)
+    figure = Figure(figsize=(ONE_COLUMN, 2.6), layout="constrained")
+    axes = style.furnish(figure.subplots(), "")
+    for name, look in looks.items():
+        style.band(axes, points, "step", name, "se", look | {"label": name})
+    axes.set(xlabel="unlearning step", ylabel=r"mean weight on $\nabla\log p$" + "\n(band: ± 1 standard error)")
+    axes.set_ylim(0, None)
+    style.finish(figure, looks, 2)
     return figure
 
 
@@ -195,6 +159,7 @@ def worst_texts(tokens: pd.DataFrame) -> pd.DataFrame:
     return pd.merge(last, worst)
 
 
+@styled
 def token_strip(tokens: pd.DataFrame, column: str = "effect") -> Figure:
     """Draw texts token by token, each on the color of its effect.
 
@@ -205,38 +170,34 @@ def token_strip(tokens: pd.DataFrame, column: str = "effect") -> Figure:
     without loss are gray. A line break is drawn as ⏎, and a character that matplotlib's own font lacks as □.
     """
     keys = ["step", "set", "example"]
-    check(tokens, (*keys, "position", "token", "labeled", "direction", column))
-    once(tokens, [*keys, "direction", "position"])
+    style.check(tokens, (*keys, "position", "token", "labeled", "direction", column))
+    style.once(tokens, [*keys, "direction", "position"])
     texts = list(tokens.groupby([*keys, "direction"], sort=False))
     if len(texts) > MOST:
         message = f"A figure shows at most {MOST} texts, not {len(texts)}"
         raise GeffectError(message, remedy="Choose some examples, at one step")
-    scale, note, ticks = signed(tokens.loc[tokens["labeled"].astype(bool), column].to_numpy(float))
+    scale, note, ticks = style.signed(tokens.loc[tokens["labeled"].astype(bool), column].to_numpy(float))
     colors = ScalarMappable(scale, SIGNED)
-    laid = [(_title(*key), rows.sort_values("position"), list(_lay(rows))) for key, rows in texts]
+    title = "{1} example {2}, step {0}, along the {3}"
+    laid = [(title.format(*key), rows.sort_values("position"), list(_lay(rows))) for key, rows in texts]
     lines = sum(boxes[-1].line + 2.3 for _, _, boxes in laid)
     height = lines * LINE + BELOW
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(TWO_COLUMN, height))
-        axes = figure.add_axes((0, BELOW / height, 1, lines * LINE / height))
-        inches = MARGIN / WIDTH
-        axes.set(xlim=(-inches, TWO_COLUMN / WIDTH - inches), ylim=(lines, 0))
-        axes.set_axis_off()
-        top = 0.0
-        for title, rows, boxes in laid:
-            axes.text(0, top + 0.65, title, va="center", parse_math=False, **NOTE)
-            _write(axes, rows, boxes, column, top + 1.1, colors)
-            top += boxes[-1].line + 2.3
-        below = figure.add_axes((0.2, (BELOW - 0.14) / height, 0.6, 0.09 / height))
-        of = "effect" if column == "effect" else f"effect within {column}"
-        note = "; ".join(["nats per unit of the direction", *([note] if note else []), "below 0: less likely"])
-        label = f"{of} on a token's NLL ({note}; gray: no loss)"
-        bar(figure, below, colors, label, ticks).ax.xaxis.label.set_fontsize(7)
+    figure = Figure(figsize=(TWO_COLUMN, height))
+    axes = figure.add_axes((0, BELOW / height, 1, lines * LINE / height))
+    inches = MARGIN / WIDTH
+    axes.set(xlim=(-inches, TWO_COLUMN / WIDTH - inches), ylim=(lines, 0))
+    axes.set_axis_off()
+    top = 0.0
+    for title, rows, boxes in laid:
+        axes.text(0, top + 0.65, title, va="center", parse_math=False, **NOTE)
+        _write(axes, rows, boxes, column, top + 1.1, colors)
+        top += boxes[-1].line + 2.3
+    below = figure.add_axes((0.2, (BELOW - 0.14) / height, 0.6, 0.09 / height))
+    of = "effect" if column == "effect" else f"effect within {column}"
+    note = "; ".join(["nats per unit of the direction", *([note] if note else []), "below 0: less likely"])
+    label = f"{of} on a token's NLL ({note}; gray: no loss)"
+    style.bar(figure, below, colors, label, ticks).ax.xaxis.label.set_fontsize(7)
     return figure
-
-
-def _title(step: object, name: object, example: object, direction: object) -> str:
-    return f"{name} example {example}, step {step}, along the {direction}"
 
 
 def _lay(rows: pd.DataFrame) -> Iterator[Box]:
@@ -265,18 +226,9 @@ def _drawable(char: str) -> bool:
 
 def _write(axes: Axes, rows: pd.DataFrame, boxes: list[Box], column: str, top: float, colors: ScalarMappable) -> None:
     """Draw one text: a rectangle and the letters of each token."""
+    letters: Look = {"va": "center_baseline", "family": FONT, "size": SIZE, "parse_math": False}
     for box, labeled, value in zip(boxes, rows["labeled"], rows[column], strict=True):
         fill = colors.to_rgba(value) if labeled and np.isfinite(value) else PROMPT
-        pen = ink(colors, value) if labeled else "0.45"
-        corner = (box.column, top + box.line)
-        axes.add_patch(Rectangle(corner, len(box.text), 0.94, fc=fill, ec="white", lw=0.4))
-        axes.text(
-            corner[0],
-            corner[1] + 0.5,
-            box.text,
-            va="center_baseline",
-            family=FONT,
-            size=SIZE,
-            color=pen,
-            parse_math=False,
-        )
+        x, y = box.column, top + box.line
+        axes.add_patch(Rectangle((x, y), len(box.text), 0.94, fc=fill, ec="white", lw=0.4))
+        axes.text(x, y + 0.5, box.text, color=style.ink(colors, value) if labeled else "0.45", **letters)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -16,27 +15,16 @@ from geffect.core.gram import Gram, gram_at
 from geffect.core.layers import depth_key
 from geffect.core.splits import domain_of
 from geffect.errors import GeffectError
-from geffect.reports.plots.panels import (
-    SIGNED,
-    Numbers,
-    at_most,
-    bar,
-    check,
-    heat,
-    ink,
-    name_columns,
-    number,
-    once,
-    signed,
-)
-from geffect.reports.plots.style import NOTE, ONE_COLUMN, STYLE, TWO_COLUMN, Figure
+from geffect.reports.plots import style
+from geffect.reports.plots.style import NOTE, ONE_COLUMN, SIGNED, TWO_COLUMN, Figure, Numbers, styled
 
-BAR, MOST = 0.09, 12  # how high a color bar is in inches, rows of a Gram
+BAR, MOST = 0.09, 12  # how high a color bar is in inches, gradients of a Gram
 SIDES = {"unlearn": "below 0: forgets", "retain": "below 0: harms the retain set"}
 DOT = 4  # points a cell must have for its mark
 STEPS = 6  # named below a panel
 
 
+@styled
 def layer_heat_map(frame: pd.DataFrame) -> Figure:
     """Draw one run's unlearn (left) and retain (right) G-effect by layer and step.
 
@@ -46,32 +34,30 @@ def layer_heat_map(frame: pd.DataFrame) -> Figure:
     the embedding at the top to the head, then what is in several. Cells above zero bear a dot where there is room, so
     that signs can be read in gray.
     """
-    check(frame, ("step", "layer", "unlearn", "retain"))
-    once(frame, ["step", "layer"])
+    style.check(frame, ("step", "layer", "unlearn", "retain"))
+    style.once(frame, ["step", "layer"])
     layers = sorted(frame["layer"].unique(), key=depth_key)
-    scale, note_of_scale, ticks = signed(frame[list(SIDES)].to_numpy(float).ravel())
+    scale, note_of_scale, ticks = style.signed(frame[list(SIDES)].to_numpy(float).ravel())
     height = min(6.0, max(1.2, 0.15 * len(layers)))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(TWO_COLUMN, height + 1.3), layout="constrained")
-        grid = figure.add_gridspec(2, 2, height_ratios=[height, BAR])
-        for place, (side, note) in enumerate(SIDES.items()):
-            table = frame.pivot(index="layer", columns="step", values=side).loc[layers]
-            axes = figure.add_subplot(grid[0, place], title=f"{side} G-effect ({note})", xlabel="unlearning step")
-            mesh = _side(axes, table, scale, 72 * height / len(layers))
-            if place > 0:
-                axes.set_yticks([])
-        notes = "; ".join(filter(None, ["gradient² units", note_of_scale, "dots: above 0"]))
-        label = rf"G-effect $\langle\nabla R,\, d\rangle$ ({notes})"
-        bar(figure, figure.add_subplot(grid[1, :]), mesh, label, ticks)
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+    figure = Figure(figsize=(TWO_COLUMN, height + 1.3), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=[height, BAR])
+    for place, (side, note) in enumerate(SIDES.items()):
+        table = frame.pivot(index="layer", columns="step", values=side).loc[layers]
+        axes = figure.add_subplot(grid[0, place], title=f"{side} G-effect ({note})", xlabel="unlearning step")
+        mesh = _side(axes, table, scale, 72 * height / len(layers))
+        if place > 0:
+            axes.set_yticks([])
+    notes = "; ".join(filter(None, ["gradient² units", note_of_scale, "dots: above 0"]))
+    label = rf"G-effect $\langle\nabla R,\, d\rangle$ ({notes})"
+    style.bar(figure, figure.add_subplot(grid[1, :]), mesh, label, ticks)
+    style.settle(figure)
     return figure
 
 
 def _side(axes: Axes, table: pd.DataFrame, scale: Normalize, high: float) -> QuadMesh:
     """Draw one panel, whose cells are ``high`` points high."""
     edges = _edges(table.columns.to_numpy(float))
-    mesh = heat(axes, table, edges, cmap=SIGNED, norm=scale)
+    mesh = style.heat(axes, table, SIGNED, scale, edges)
     every = int(np.ceil(8.5 / high))  # points a name needs
     axes.set_yticks(np.arange(0, len(table), every) + 0.5, table.index[::every])
     few = table.shape[1] <= STEPS
@@ -79,17 +65,13 @@ def _side(axes: Axes, table: pd.DataFrame, scale: Normalize, high: float) -> Qua
         FixedLocator(list(map(float, table.columns))) if few else MaxNLocator(nbins=STEPS, integer=True)
     )
     if min(high, 190 / table.shape[1]) >= DOT:  # points a panel is wide, about
-        _dot(axes, mesh, table.to_numpy(float), edges)
+        values = table.to_numpy(float)
+        lines, columns = np.nonzero(values > 0)
+        colors = [style.ink(mesh, value) for value in values[lines, columns]]
+        axes.scatter((edges[columns] + edges[columns + 1]) / 2, lines + 0.5, s=3, c=colors, lw=0)
     else:
         mesh.set_edgecolor("face")
     return mesh
-
-
-def _dot(axes: Axes, mesh: QuadMesh, values: Numbers, edges: Numbers) -> None:
-    """Draw a dot in every cell above zero."""
-    lines, columns = np.nonzero(values > 0)
-    colors = [ink(mesh, value) for value in values[lines, columns]]
-    axes.scatter((edges[columns] + edges[columns + 1]) / 2, lines + 0.5, s=3, c=colors, lw=0)
 
 
 def _edges(steps: Numbers) -> Numbers:
@@ -100,6 +82,7 @@ def _edges(steps: Numbers) -> Numbers:
     return np.concatenate([[2 * steps[0] - middles[0]], middles, [2 * steps[-1] - middles[-1]]])
 
 
+@styled
 def gram_heat_map(gram: Gram | pd.DataFrame, step: int | None = None) -> Figure:
     """Draw the cosines of all gradients with one another, with their norms beside.
 
@@ -111,20 +94,18 @@ def gram_heat_map(gram: Gram | pd.DataFrame, step: int | None = None) -> Figure:
     norms = np.sqrt(np.clip(np.diag(table), 0, None))
     known = np.where(norms > 0, norms, np.nan)
     cosines = table.div(known, axis=0).div(known, axis=1).clip(-1, 1)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(ONE_COLUMN, 1.3 + min(2.4, 0.5 * len(table))), layout="constrained")
-        axes, below = figure.subplots(2, height_ratios=[min(2.4, 0.5 * len(table)), BAR])
-        axes.set_box_aspect(1)
-        mesh = heat(axes, cosines, cmap=SIGNED, vmin=-1, vmax=1)
-        name_columns(axes, list(map(str, cosines.columns)))
-        number(axes, mesh, cosines.to_numpy(float))
-        for place, norm in enumerate(norms):
-            axes.text(len(table) + 0.15, place + 0.5, f"{norm:.3g}", va="center", size=7)
-        axes.text(len(table) + 0.15, -0.15, "norm", va="bottom", **NOTE)
-        axes.set_title("" if step is None else f"step {step:g}")
-        bar(figure, below, mesh, "cosine of two gradients (norms in gradient units)", [-1, -0.5, 0, 0.5, 1])
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+    figure = Figure(figsize=(ONE_COLUMN, 1.3 + min(2.4, 0.5 * len(table))), layout="constrained")
+    axes, below = figure.subplots(2, height_ratios=[min(2.4, 0.5 * len(table)), BAR])
+    axes.set_box_aspect(1)
+    mesh = style.heat(axes, cosines, SIGNED, Normalize(-1, 1))
+    style.name_columns(axes, list(map(str, cosines.columns)))
+    style.number(axes, mesh, cosines.to_numpy(float))
+    for place, norm in enumerate(norms):
+        axes.text(len(table) + 0.15, place + 0.5, f"{norm:.3g}", va="center", size=7)
+    axes.text(len(table) + 0.15, -0.15, "norm", va="bottom", **NOTE)
+    axes.set_title("" if step is None else f"step {step:g}")
+    style.bar(figure, below, mesh, "cosine of two gradients (norms in gradient units)", [-1, -0.5, 0, 0.5, 1])
+    style.settle(figure)
     return figure
 
 
@@ -132,9 +113,9 @@ def _table(gram: Gram | pd.DataFrame, step: int | None) -> pd.DataFrame:
     if isinstance(gram, Gram):
         table = pd.DataFrame(gram.total().numpy(), gram.names, gram.names)
     else:
-        check(gram, ("step", "gradient", "other", "inner"))
+        style.check(gram, ("step", "gradient", "other", "inner"))
         table = gram_at(gram, step)
-    at_most(MOST, "gradients", table.index)
+    style.at_most(MOST, "gradients", table.index)
     return table
 
 
@@ -143,6 +124,7 @@ MAP = "YlGnBu"  # from light to dark in gray too
 DIAGONAL = "0.82"
 
 
+@styled
 def jaccard_matrix(frame: pd.DataFrame, share: float, within: Sequence[Sequence[str]] = ()) -> Figure:
     """Draw the Jaccard indices of the masks of every two gradients.
 
@@ -150,50 +132,51 @@ def jaccard_matrix(frame: pd.DataFrame, share: float, within: Sequence[Sequence[
     pair that is missing or NaN is hatched. A mask holds a ``share`` of the entries; two random ones have the index
     share / (2 − share), marked on the color bar. Each group of gradients in ``within`` is put side by side and framed.
     """
-    check(frame, ("gradient", "other", "jaccard"))
-    rows = _order(frame, within)
-    matrix = pd.DataFrame(np.nan, rows, rows)
-    for row, other, value in _pairs(frame, ())["jaccard"].reset_index().itertuples(index=False):
-        matrix.loc[row, other] = matrix.loc[other, row] = value
-    names = [row.replace(" ", "\n") if len(rows) <= 6 else row for row in rows]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(ONE_COLUMN, 3.6), layout="constrained")
-        axes, bar = figure.subplots(2, height_ratios=[2.4, BAR])
-        axes.set_box_aspect(1)
-        mesh = _heat(axes, matrix.set_axis(names).set_axis(names, axis=1), share)
-        for i in range(len(rows)):
-            axes.add_patch(Rectangle((i, i), 1, 1, fc=DIAGONAL, ec="white", lw=0.5))
-        number(axes, mesh, matrix.to_numpy(float))
-        _frame_groups(axes, [len(group) for group in within])
-        _settle(figure, bar, mesh, share)
+    style.check(frame, ("gradient", "other", "jaccard"))
+    gradients = _order(frame, within)
+    matrix = pd.DataFrame(np.nan, gradients, gradients)
+    for gradient, other, value in _pairs(frame, ())["jaccard"].reset_index().itertuples(index=False):
+        matrix.loc[gradient, other] = matrix.loc[other, gradient] = value
+    names = [name.replace(" ", "\n") if len(gradients) <= 6 else name for name in gradients]
+    figure = Figure(figsize=(ONE_COLUMN, 3.6), layout="constrained")
+    axes, bar = figure.subplots(2, height_ratios=[2.4, BAR])
+    axes.set_box_aspect(1)
+    mesh = _heat(axes, matrix.set_axis(names).set_axis(names, axis=1), share)
+    for i in range(len(gradients)):
+        axes.add_patch(Rectangle((i, i), 1, 1, fc=DIAGONAL, ec="white", lw=0.5))
+    style.number(axes, mesh, matrix.to_numpy(float))
+    for start, size in zip(np.cumsum([0, *map(len, within)]), map(len, within), strict=False):
+        axes.add_patch(Rectangle((start, start), size, size, fill=False, ec="black", lw=1.1, clip_on=False, zorder=3))
+    _chance_bar(figure, bar, mesh, share)
     return figure
 
 
 def overlap_matrix(frame: pd.DataFrame, share: float) -> Figure:
-    """Draw the overlaps of a localization's splits, those of a domain framed."""
+    """Draw the overlaps of a localization's splits at one ``share``, those of a domain framed."""
+    frame = frame[frame["share"] == share]
     splits = dict.fromkeys([*frame["gradient"], *frame["other"]])
     pairs = {domain: [name for name in splits if domain_of(name) == domain] for domain in map(domain_of, splits)}
     return jaccard_matrix(frame, share, [names for names in pairs.values() if len(names) == 2])
 
 
+@styled
 def jaccard_by_layer(frame: pd.DataFrame, share: float) -> Figure:
     """Draw the Jaccard index of every pair of gradients by layer, from the embedding (left) to the head.
 
     Columns ``layer``, ``gradient``, ``other`` and ``jaccard``; each layer has an unordered pair of different gradients
     (at most twelve) once. A value that is missing or NaN is hatched. ``share`` is as of `jaccard_matrix`.
     """
-    check(frame, ("layer", "gradient", "other", "jaccard"))
+    style.check(frame, ("layer", "gradient", "other", "jaccard"))
     _order(frame, ())
     table = _pairs(frame, ("layer",))["jaccard"].unstack("layer", sort=False)
     layers: list[str] = sorted(map(str, table.columns), key=depth_key)
     table = table[layers]
-    pairs = [f"{row} ∩ {other}" for row, other in table.index]
+    pairs = [f"{gradient} ∩ {other}" for gradient, other in table.index]
     size = TWO_COLUMN if table.shape[1] > 12 else ONE_COLUMN, 1.35 + 0.18 * len(pairs)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=SPARE))
-        axes, bar = figure.subplots(2, height_ratios=[0.18 * len(pairs), BAR])
-        mesh = _heat(axes, table.set_axis(pairs), share)
-        _settle(figure, bar, mesh, share)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=SPARE))
+    axes, bar = figure.subplots(2, height_ratios=[0.18 * len(pairs), BAR])
+    mesh = _heat(axes, table.set_axis(pairs), share)
+    _chance_bar(figure, bar, mesh, share)
     return figure
 
 
@@ -204,7 +187,7 @@ def _order(frame: pd.DataFrame, within: Sequence[Sequence[str]]) -> list[str]:
     if len(set(grouped)) < len(grouped) or not set(grouped) <= set(names):
         message = f"The groups {[*map(list, within)]} share a gradient, or name none of {', '.join(names)}"
         raise GeffectError(message, remedy="Correct within")
-    at_most(MOST, "gradients", names)
+    style.at_most(MOST, "gradients", names)
     return grouped + [name for name in names if name not in grouped]
 
 
@@ -212,9 +195,9 @@ def _pairs(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """The frame indexed by keys and pair; a pair is always in the order of its first appearance."""
     first: dict[frozenset[str], tuple[str, str]] = {}
     pairs = [first.setdefault(frozenset(pair), pair) for pair in zip(frame["gradient"], frame["other"], strict=True)]
-    named = frame.assign(gradient=[row for row, _ in pairs], other=[other for _, other in pairs])
-    once(named, [*keys, "gradient", "other"])
-    if same := [row for row, other in pairs if row == other]:
+    named = frame.assign(gradient=[gradient for gradient, _ in pairs], other=[other for _, other in pairs])
+    style.once(named, [*keys, "gradient", "other"])
+    if same := [gradient for gradient, other in pairs if gradient == other]:
         raise GeffectError(f"The frame pairs {same[0]} with itself", remedy="Leave that pair out")
     return named.set_index([*keys, "gradient", "other"])
 
@@ -224,17 +207,12 @@ def _heat(axes: Axes, table: pd.DataFrame, share: float) -> QuadMesh:
     values = table.to_numpy(float)
     top = max(np.nanmax(values, initial=0), 2 * share / (2 - share))
     step = 0.1 if top > 0.2 else 0.02
-    mesh = heat(axes, table, cmap=MAP, vmin=0, vmax=min(1.0, step * np.ceil(top / step)))
-    name_columns(axes, list(map(str, table.columns)))
+    mesh = style.heat(axes, table, MAP, Normalize(0, min(1.0, step * np.ceil(top / step))))
+    style.name_columns(axes, list(map(str, table.columns)))
     return mesh
 
 
-def _frame_groups(axes: Axes, sizes: list[int]) -> None:
-    for start, size in zip(np.cumsum([0, *sizes]), sizes, strict=False):
-        axes.add_patch(Rectangle((start, start), size, size, fill=False, ec="black", lw=1.1, clip_on=False, zorder=3))
-
-
-def _settle(figure: Figure, axes: Axes, mesh: QuadMesh, share: float) -> None:
+def _chance_bar(figure: Figure, axes: Axes, mesh: QuadMesh, share: float) -> None:
     """Draw the color bar with chance on it, and fix the layout."""
     level = share / (2 - share)
     bar = figure.colorbar(mesh, cax=axes, orientation="horizontal")
@@ -242,5 +220,4 @@ def _settle(figure: Figure, axes: Axes, mesh: QuadMesh, share: float) -> None:
     axes.spines[:].set_visible(False)
     axes.axvline(level, ymax=1.5, color="black", lw=1.2, clip_on=False, label="chance")
     axes.text(level, 1.7, f"chance {level:.3f}", transform=axes.get_xaxis_transform(), ha="center", **NOTE)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    style.settle(figure)

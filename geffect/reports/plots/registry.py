@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
@@ -16,9 +16,8 @@ from geffect.record.reader import Damaged
 from geffect.reports.compare import descended, whole_overlaps
 from geffect.reports.plots.curves import cosine_curves, g_effect_curves, jaccard_curves
 from geffect.reports.plots.examples import point_plane, token_strip, worst_texts
-from geffect.reports.plots.gradients import g_effect_plane
 from geffect.reports.plots.heat_maps import gram_heat_map, jaccard_by_layer, layer_heat_map, overlap_matrix
-from geffect.reports.plots.prediction import prediction_plane, prediction_sums
+from geffect.reports.plots.planes import g_effect_plane, prediction_plane, prediction_sums
 from geffect.reports.plots.trade_offs import trade_off
 
 if TYPE_CHECKING:
@@ -44,15 +43,10 @@ class Drawing(NamedTuple):
 class Plot:
     """What is drawn of runs, under a name.
 
+    Its fields are the arguments of `register_plot` and the function that draws, and more of the built-in plots'.
+
     Attributes:
-        name: for `geffect.Run.plot`, and of the files that ``geffect plot`` writes.
-        frame: the data frame of one run. It raises a GeffectError, or is empty, where the run recorded nothing to draw.
-        draw: makes the figure of that frame; of several runs' frames in one, with a column ``run``, if ``several``.
-        title: the heading in the HTML page.
-        caption: how to read the figure. The page shows a plot that has a caption.
-        several: the figure can show several runs side by side.
         by_group: ``frame`` takes a keyword ``scheme``: how layers make groups.
-        localization: it is drawn of a directory of ``geffect localize``, not of a run.
         options: the options of ``draw`` for each figure that the command and the page draw of a frame, such as
             ``[{"share": 0.1}, {"share": 0.2}]``; they are columns of the frame. The first are the defaults.
     """
@@ -67,7 +61,7 @@ class Plot:
     localization: bool = False
     options: Callable[[pd.DataFrame], list[Options]] = lambda _: [{}]
 
-    def figure(self, runs: "Mapping[str, Run]", scheme: str = "thirds", **options: Any) -> "Figure":
+    def figure(self, runs: "Mapping[str, Run]", scheme: str = "thirds", **options: object) -> "Figure":
         """The figure of runs by name; a run that recorded nothing to draw is left out with a warning."""
         if len(runs) > 1 and not self.several:
             raise GeffectError(f"A plot of {self.name} shows one run, not {len(runs)}", remedy="Draw each by itself")
@@ -196,16 +190,6 @@ def _each_share(frame: pd.DataFrame) -> list[Options]:
     return [{"share": float(share)} for share in sorted(frame["share"].unique())]
 
 
-def _overlap(frame: pd.DataFrame, share: float) -> "Figure":
-    """Draw the Jaccard indices of a localization's splits, those of a domain framed."""
-    return overlap_matrix(frame[frame["share"] == share], share)
-
-
-def _overlap_by_layer(frame: pd.DataFrame, share: float) -> "Figure":
-    """Draw the Jaccard index of every pair of a localization's splits by layer."""
-    return jaccard_by_layer(frame[frame["share"] == share], share)
-
-
 def _jaccard(frame: pd.DataFrame) -> "Figure":
     """Draw the overlap of the objective's and the retain gradient by step and layer group, against chance."""
     share, *others = frame["share"].unique()
@@ -282,11 +266,11 @@ _ALL = (
         "Each point is a forget example: what ascending on it alone would do to both losses, to first order.",
     ),
     Plot("jaccard", lambda run, scheme: read_overlap(run, "group", scheme), _jaccard, several=True, by_group=True),
-    Plot("overlap", whole_overlaps, _overlap, localization=True, options=_each_share),
+    Plot("overlap", whole_overlaps, overlap_matrix, localization=True, options=_each_share),
     Plot(
         "overlap_by_layer",
         lambda run: read_overlap(run, "layer"),
-        _overlap_by_layer,
+        lambda frame, share: jaccard_by_layer(frame[frame["share"] == share], share),
         localization=True,
         options=_each_share,
     ),

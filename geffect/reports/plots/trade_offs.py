@@ -1,6 +1,5 @@
 """What is forgotten against what is retained: paths of runs, panels of objectives, and methods with intervals."""
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -8,37 +7,37 @@ from matplotlib.axis import XAxis, YAxis
 from matplotlib.ticker import LogLocator
 
 from geffect.errors import GeffectError
-from geffect.reports.plots.panels import at_most, by_run, check, finish
-from geffect.reports.plots.style import NOTE, ONE_COLUMN, RUNS, STYLE, TWO_COLUMN, Figure, Look
+from geffect.reports.plots import style
+from geffect.reports.plots.style import NOTE, ONE_COLUMN, RUNS, Figure, Look, styled
 
 
+@styled
 def trade_off(frame: pd.DataFrame) -> Figure:
     """Draw each run's path in the plane of forget loss and heldout loss.
 
     Columns ``run`` (at most six), ``step``, ``forget_loss`` and ``heldout_loss`` (nats a token). Start and ends are
     marked, some points bear their step, and the good corner is named.
     """
-    runs = by_run(frame, ("run", "step", "forget_loss", "heldout_loss"), most=len(RUNS))
+    runs = style.by_run(frame, ("run", "step", "forget_loss", "heldout_loss"), most=len(RUNS))
     looks = dict(zip(runs, RUNS, strict=False))
     paths = {run: rows.set_index("step")[["forget_loss", "heldout_loss"]] for run, rows in runs.items()}
     start: Look = {"c": "black", "marker": "o", "ls": "", "mfc": "white", "ms": 7}
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(ONE_COLUMN, 3.2), layout="constrained")
-        axes = figure.subplots()
-        for run, path in paths.items():
-            end = looks[run] | {"markevery": [len(path) - 1], "ms": 7, "mec": "black"}
-            axes.plot(*path.to_numpy(float).T, label=run, **end)
-        axes.plot(*np.unique([path.iloc[0] for path in paths.values()], axis=0).T, zorder=5, **start)
-        axes.margins(x=0.1, y=0.2)
-        axes.text(0.98, 0.02, "forgotten and kept ↘", transform=axes.transAxes, ha="right", **NOTE)
-        name_loss(axes.xaxis, "forget loss (nats/token{}; higher: forgotten)", axes.xaxis.get_data_interval())
-        name_loss(axes.yaxis, "heldout loss (nats/token{}; lower: kept)", axes.yaxis.get_data_interval())
-        _number_steps(axes, paths, looks)
-        finish(figure, looks | {"start": start, "end": start | {"mfc": "0.7"}}, 2 if len(runs) > 1 else 3)
+    figure = Figure(figsize=(ONE_COLUMN, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for run, path in paths.items():
+        end = looks[run] | {"markevery": [len(path) - 1], "ms": 7, "mec": "black"}
+        axes.plot(*path.to_numpy(float).T, label=run, **end)
+    axes.plot(*np.unique([path.iloc[0] for path in paths.values()], axis=0).T, zorder=5, **start)
+    axes.margins(x=0.1, y=0.2)
+    axes.text(0.98, 0.02, "forgotten and kept ↘", transform=axes.transAxes, ha="right", **NOTE)
+    _name_loss(axes.xaxis, "forget loss (nats/token{}; higher: forgotten)", axes.xaxis.get_data_interval())
+    _name_loss(axes.yaxis, "heldout loss (nats/token{}; lower: kept)", axes.yaxis.get_data_interval())
+    _number_steps(axes, paths, looks)
+    style.finish(figure, looks | {"start": start, "end": start | {"mfc": "0.7"}}, 2 if len(runs) > 1 else 3)
     return figure
 
 
-def name_loss(axis: XAxis | YAxis, text: str, interval: tuple[float, float]) -> None:
+def _name_loss(axis: XAxis | YAxis, text: str, interval: tuple[float, float]) -> None:
     """Name the axis of a loss; it is logarithmic where the interval of the data spans more than a decade."""
     low, high = interval
     if wide := 0 < 10 * low < high:
@@ -81,6 +80,7 @@ RECTIFIERS: tuple[Look, ...] = (
 )
 
 
+@styled
 def trade_off_grid(frame: pd.DataFrame, x: str = "forget_loss") -> Figure:
     """Draw the paths of many runs in the plane of forgetting and heldout accuracy, a small panel an objective.
 
@@ -89,30 +89,20 @@ def trade_off_grid(frame: pd.DataFrame, x: str = "forget_loss") -> Figure:
     is a seed, a thick one the mean over the steps that every seed reached.
     """
     rows = _evaluations(frame, x)
-    objectives, looks = list(rows["objective"].unique()), looks_of(rows)
-    with matplotlib.rc_context(STYLE):
-        figure, panels, columns = small_panels(len(objectives))
-        for objective, axes in zip(objectives, panels, strict=False):
-            for rectifier, look in looks.items():
-                _paths(axes, rows[(rows["objective"] == objective) & (rows["rectifier"] == rectifier)], x, look)
-            axes.set_title(objective)
-        _name_axes(figure, panels[0], rows[x])
-        seed = {"one seed": SEED} if rows["seed"].nunique() > 1 else {}
-        finish(figure, looks | seed | {"start": START}, 6 if columns > 1 else 2, above=True)
+    objectives, looks = list(rows["objective"].unique()), _looks(rows)
+    figure, panels, columns = _small_panels(len(objectives))
+    for objective, axes in zip(objectives, panels, strict=False):
+        for rectifier, look in looks.items():
+            _paths(axes, rows[(rows["objective"] == objective) & (rows["rectifier"] == rectifier)], x, look)
+        axes.set_title(objective)
+    _name_loss_axes(figure, panels[0], rows[x])
+    seed = {"one seed": SEED} if rows["seed"].nunique() > 1 else {}
+    style.finish(figure, looks | seed | {"start": START}, 6 if columns > 1 else 2, above=True)
     return figure
 
 
-def small_panels(count: int) -> tuple[Figure, list[Axes], int]:
-    """A figure of so many empty panels that share both axes, the panels, and how many stand side by side."""
-    columns = min(COLUMNS, count)
-    width, lines = TWO_COLUMN if columns > 1 else ONE_COLUMN, -(-count // columns)
-    figure = Figure(figsize=(width, 0.8 + 0.78 * width / columns * lines), layout="constrained")
-    panels = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
-    for axes in panels[count:]:
-        axes.remove()
-    for axes in panels[count - columns : count]:
-        axes.tick_params(labelbottom=True)  # below some of these stands no panel
-    return figure, panels[:count], columns
+def _small_panels(count: int) -> tuple[Figure, list[Axes], int]:
+    return style.panel_grid(count, COLUMNS, lambda width, across: 0.78 * width / across, 0.8)
 
 
 def _evaluations(frame: pd.DataFrame, x: str) -> pd.DataFrame:
@@ -120,9 +110,9 @@ def _evaluations(frame: pd.DataFrame, x: str) -> pd.DataFrame:
     if x not in X:
         raise GeffectError(f"There is no x {x!r}", remedy=f"Choose one of {', '.join(X)}")
     columns = ["objective", "rectifier", "seed", "step", x, "heldout_accuracy"]
-    check(frame, tuple(columns))
-    at_most(MOST, "objectives", frame["objective"].unique())
-    at_most(len(RECTIFIERS), "rectifiers", frame["rectifier"].unique())
+    style.check(frame, tuple(columns))
+    style.at_most(MOST, "objectives", frame["objective"].unique())
+    style.at_most(len(RECTIFIERS), "rectifiers", frame["rectifier"].unique())
     rows = frame[columns].dropna()
     if rows.empty:
         raise GeffectError(f"No evaluation has {x} and heldout_accuracy", remedy="Evaluate with a heldout set")
@@ -130,7 +120,7 @@ def _evaluations(frame: pd.DataFrame, x: str) -> pd.DataFrame:
     return rows.assign(place=rows["objective"].map(places)).sort_values(["place", "step"], kind="stable")
 
 
-def looks_of(rows: pd.DataFrame) -> dict[str, Look]:
+def _looks(rows: pd.DataFrame) -> dict[str, Look]:
     """Rectifier → the look of its paths; the column's ``none`` comes first."""
     names = sorted(rows["rectifier"].unique(), key=lambda name: bool(name != "none"))
     return dict(zip(names, RECTIFIERS, strict=False))
@@ -148,68 +138,66 @@ def _paths(axes: Axes, cell: pd.DataFrame, x: str, look: Look) -> None:
         axes.plot(*mean.iloc[0], **START)
 
 
-def _name_axes(figure: Figure, axes: Axes, values: "pd.Series[float]") -> None:
+def _name_loss_axes(figure: Figure, axes: Axes, values: "pd.Series[float]") -> None:
     """Name the axes that all panels share; an accuracy's axis is never logarithmic."""
     label = X[str(values.name)]
     if values.name == "forget_loss":
-        name_loss(axes.xaxis, label, (values.min(), values.max()))
+        _name_loss(axes.xaxis, label, (values.min(), values.max()))
         label = axes.get_xlabel()
         axes.set_xlabel("")
-    figure.supxlabel(label, size=8)
-    figure.supylabel("heldout accuracy (up: kept)", size=8)
+    style.name_axes(figure, label, "heldout accuracy (up: kept)")
 
 
+@styled
 def leaderboard(frame: pd.DataFrame, label: str) -> Figure:
     """Draw what methods retain at equal forgetting, the best on top, with intervals: a line an objective.
 
     Columns ``objective``, ``rectifier`` (at most six), ``mean``, ``low`` and ``high``; a row a method, NaN where it
     never reached the level. ``label`` names the axis.
     """
-    check(frame, ("objective", "rectifier", "mean", "low", "high"))
+    style.check(frame, ("objective", "rectifier", "mean", "low", "high"))
     best = frame.groupby("objective")["mean"].max().sort_values(na_position="first")
     if best.isna().all():
         raise GeffectError("No method forgets as much as the level", remedy="Compare at a lower forget loss")
-    looks = looks_of(frame)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(ONE_COLUMN, 0.9 + 0.22 * len(best)), layout="constrained")
-        axes = figure.subplots()
-        for place, (rectifier, look) in enumerate(looks.items()):
-            rows = frame[frame["rectifier"] == rectifier].set_index("objective").reindex(best.index)
-            heights = np.arange(len(best)) + 0.26 * (place - (len(looks) - 1) / 2) * 2 / max(1, len(looks) - 1) / 1.6
-            errors = np.abs(rows[["low", "high"]].to_numpy(float).T - rows["mean"].to_numpy(float))
-            marks = {key: look[key] for key in ("c", "marker")}
-            axes.errorbar(rows["mean"], heights, xerr=errors, ls="", elinewidth=1, mec="black", mew=0.4, **marks)
-        left = axes.get_xlim()[0]
-        for height, missing in enumerate(best.isna()):
-            if missing:
-                axes.text(left, height, " never reached", va="center", size=6, color="0.35")
-        axes.set(yticks=range(len(best)), yticklabels=list(best.index), xlabel=label, ylim=(-0.7, len(best) - 0.3))
-        axes.grid(axis="y", color="0.93", lw=0.6)
-        axes.set_axisbelow(True)
-        marked = {name: {"ls": "", **{key: look[key] for key in ("c", "marker")}} for name, look in looks.items()}
-        finish(figure, marked, len(marked), above=True)
+    looks = _looks(frame)
+    figure = Figure(figsize=(ONE_COLUMN, 0.9 + 0.22 * len(best)), layout="constrained")
+    axes = figure.subplots()
+    for place, (rectifier, look) in enumerate(looks.items()):
+        rows = frame[frame["rectifier"] == rectifier].set_index("objective").reindex(best.index)
+        heights = np.arange(len(best)) + 0.26 * (place - (len(looks) - 1) / 2) * 2 / max(1, len(looks) - 1) / 1.6
+        errors = np.abs(rows[["low", "high"]].to_numpy(float).T - rows["mean"].to_numpy(float))
+        marks = {key: look[key] for key in ("c", "marker")}
+        axes.errorbar(rows["mean"], heights, xerr=errors, ls="", elinewidth=1, mec="black", mew=0.4, **marks)
+    left = axes.get_xlim()[0]
+    for height, missing in enumerate(best.isna()):
+        if missing:
+            axes.text(left, height, " never reached", va="center", size=6, color="0.35")
+    axes.set(yticks=range(len(best)), yticklabels=list(best.index), xlabel=label, ylim=(-0.7, len(best) - 0.3))
+    axes.grid(axis="y", color="0.93", lw=0.6)
+    axes.set_axisbelow(True)
+    marked = {name: {"ls": "", **{key: look[key] for key in ("c", "marker")}} for name, look in looks.items()}
+    style.finish(figure, marked, len(marked), above=True)
     return figure
 
 
+@styled
 def trade_off_bands(frame: pd.DataFrame, label: str) -> Figure:
     """Draw what is retained along what is forgotten, with intervals, a small panel an objective.
 
     Columns ``objective`` (at most 16), ``rectifier`` (at most six), ``forget_loss``, ``mean``, ``low`` and ``high``; a
     row a level. ``label`` names what is retained.
     """
-    check(frame, ("objective", "rectifier", "forget_loss", "mean", "low", "high"))
-    objectives, looks = list(frame["objective"].unique()), looks_of(frame)
-    at_most(MOST, "objectives", objectives)
-    with matplotlib.rc_context(STYLE):
-        figure, panels, _ = small_panels(len(objectives))
-        for objective, axes in zip(objectives, panels, strict=True):
-            for rectifier, look in looks.items():
-                rows = frame[(frame["objective"] == objective) & (frame["rectifier"] == rectifier)]
-                rows = rows.dropna().sort_values("forget_loss")
-                axes.fill_between(rows["forget_loss"], rows["low"], rows["high"], color=look["c"], alpha=0.2, lw=0)
-                axes.plot(rows["forget_loss"], rows["mean"], c=look["c"], ls=look["ls"])
-            axes.set_title(objective)
-        figure.supxlabel("forget loss (nats/token; right: forgotten)", size=8)
-        figure.supylabel(label, size=8)
-        finish(figure, {name: {"c": look["c"], "ls": look["ls"]} for name, look in looks.items()}, 6, above=True)
+    style.check(frame, ("objective", "rectifier", "forget_loss", "mean", "low", "high"))
+    objectives, looks = list(frame["objective"].unique()), _looks(frame)
+    style.at_most(MOST, "objectives", objectives)
+    figure, panels, _ = _small_panels(len(objectives))
+    for objective, axes in zip(objectives, panels, strict=True):
+        for rectifier, look in looks.items():
+            rows = frame[(frame["objective"] == objective) & (frame["rectifier"] == rectifier)]
+            rows = rows.dropna().sort_values("forget_loss")
+            axes.fill_between(rows["forget_loss"], rows["low"], rows["high"], color=look["c"], alpha=0.2, lw=0)
+            axes.plot(rows["forget_loss"], rows["mean"], c=look["c"], ls=look["ls"])
+        axes.set_title(objective)
+    style.name_axes(figure, "forget loss (nats/token; right: forgotten)", label)
+    style.finish(figure, {name: {"c": look["c"], "ls": look["ls"]} for name, look in looks.items()}, 6, above=True)
     return figure
