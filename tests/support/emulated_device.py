@@ -20,6 +20,7 @@ the engine, and ``device`` is an attribute of the tensor's own.
 
 import functools
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 
 import geffect
@@ -140,6 +140,7 @@ class Traffic:
 
 
 TRAFFIC = Traffic()  # of this process
+_HERE = threading.local()  # where torch's own formulas make tensors, which it sees on the first device only
 
 
 class EmulatedTensor(Tensor):
@@ -300,6 +301,7 @@ def emulate(count: int = 2) -> Traffic:
         library.impl(name, functools.partial(_dispatched, func), "PrivateUse1")
     library.impl("_efficientzerotensor", _zeros, "PrivateUse1")
     _load_onto_devices()
+    _attend()
     return TRAFFIC
 
 
@@ -324,6 +326,22 @@ def _load_onto_devices() -> None:
     safetensors.torch.load_file = load_file
 
 
+def _attend() -> None:
+    """Use torch's plain formula of attention, whose masks lie where the query does, on the CPU as on a device."""
+    plain = torch.nn.functional.scaled_dot_product_attention
+    for switch in (torch.backends.cuda.enable_flash_sdp, torch.backends.cuda.enable_mem_efficient_sdp):
+        switch(False)
+
+    def attention(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        _HERE.place = query.device
+        try:
+            return plain(query, *args, **kwargs)
+        finally:
+            del _HERE.place
+
+    torch.nn.functional.scaled_dot_product_attention = attention  # type: ignore[assignment]  # a builtin function
+
+
 def where() -> str:
     """The innermost line of geffect that is being carried out, else of whoever calls torch."""
     frame: FrameType | None = sys._getframe(2)
@@ -339,6 +357,9 @@ def where() -> str:
 
 
 def _dispatched(func: Any, *args: Any, **kwargs: Any) -> Any:
+    here = getattr(_HERE, "place", None)
+    if here is not None and kwargs.get("device") == torch.device(NAME, 0):
+        kwargs["device"] = here
     return _carry_out(func, args, kwargs)
 
 
@@ -353,12 +374,31 @@ def _numbered(device: Any) -> torch.device:
 
 
 def _tensors(*values: Any) -> list[Tensor]:
-    return [each for each in pytree.tree_leaves(values) if isinstance(each, Tensor)]
+    """The tensors among the arguments of an operation, which nest in lists at most."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(*value)
+    return found
+
+
+def _on_host(value: Any) -> Any:
+    if isinstance(value, EmulatedTensor):
+        return value.data_on_host
+    return [_on_host(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _on_device(value: Any, place: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return EmulatedTensor(value, place)
+    return type(value)(_on_device(each, place) for each in value) if isinstance(value, list | tuple) else value
 
 
 def _carry_out(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Run an operation on the data, and put what it gives where a GPU would."""
-    packet, tensors = func.overloadpacket, _tensors(args, kwargs)
+    packet, tensors = func.overloadpacket, _tensors(args, *kwargs.values())
     written = _written(func, args, kwargs)
     if packet not in COPIES:
         _refuse_mixed(packet, tensors, written)
@@ -374,17 +414,13 @@ def _carry_out(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any
         _count_copy(tensors[0], place, bool(kwargs.get("non_blocking")))
     if place is not None and place.type == NAME:
         _count(func, args)
-    given = func(*_on_host(args), **_on_host(options))
+    given = func(*map(_on_host, args), **{name: _on_host(value) for name, value in options.items()})
     if written:
         _refuse_resized(func, written)
         return written[0] if len(written) == 1 else tuple(written)
     if place is None or place.type != NAME:
         return given
-    return pytree.tree_map_only(Tensor, lambda each: EmulatedTensor(each, place), given)
-
-
-def _on_host(values: Any) -> Any:
-    return pytree.tree_map_only(EmulatedTensor, lambda each: each.data_on_host, values)
+    return _on_device(given, place)
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -439,7 +475,7 @@ def _count(func: Any, args: Sequence[Any]) -> None:
     kind = WAITS.get(packet)
     if packet in INDEXING:
         indices = _tensors(args[1])
-        masks = any(each.dtype == torch.bool and isinstance(each, EmulatedTensor) for each in indices)
+        masks = any(isinstance(each, EmulatedTensor) and each.dtype == torch.bool for each in indices)
         kind = "index" if masks else None
         for each in (each for each in indices if not isinstance(each, EmulatedTensor)):
             TRAFFIC.add_copy("h2d", each.nbytes, waits=True)
