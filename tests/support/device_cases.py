@@ -59,10 +59,10 @@ SETS = {  # read once: a built-in set takes a while to make
     "forget": "builtin:authors/forget[:6]",
     "retain": "builtin:authors/retain[:6]",
     "heldout": "builtin:authors/heldout[:3]",
-    "privacy": "builtin:domains/privacy/unlearn[:6]",
-    "privacy-retain": "builtin:domains/privacy/retention[:6]",
-    "copyright": "builtin:domains/copyright/unlearn[:6]",
-    "copyright-retain": "builtin:domains/copyright/retention[:5]",
+    "privacy": "builtin:authors/forget[6:12]",
+    "privacy-retain": "builtin:authors/retain[6:12]",
+    "copyright": "builtin:authors/forget[12:18]",
+    "copyright-retain": "builtin:authors/retain[12:17]",
 }
 DOMAINS = ("privacy", "copyright")
 STEPS = 3
@@ -71,7 +71,7 @@ PLAIN: dict[str, Any] = {
     "batch_size": 2,
     "learning_rate": 1e-3,
     "evaluate_every": STEPS,
-    "max_length": 48,
+    "max_length": 64,
 }
 WINDOW = {"grad_accum_steps": 2, "batch_size": 1}
 OBJECTIVES = {
@@ -102,7 +102,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "overlap of domains": {"overlap": 0.1, "domains": True},
     "prediction": {"prediction": 4},
     "standard errors": {"standard_errors": True, **WINDOW},
-    "paper": {"mode": "paper", **WINDOW},
+    "paper": {"mode": "paper", "batch_size": 3},
     "saved gradients": {"save_gradients": ["objective", "retain_average", "rectified"], "rectifier": "gru"},
     "every other step, clipped": {"diagnose_every": 2, "max_grad_norm": 0.5},
     "weight decay": {"weight_decay": 0.1, "optimizer": "sgd"},
@@ -126,6 +126,12 @@ EXTRAS: dict[str, dict[str, Any]] = {
 FREEZING = {
     "memflex": "memflex(mu=1, sigma=0, thresholds=quantile)",
     "grail by micro-batch": "grail(reading=micro_batch) + gru",
+}
+INSPECTIONS: dict[str, dict[str, Any]] = {
+    "points": {"points": ["npo"], "one_pass": True},
+    "tokens": {"tokens": 1, "one_pass": True},
+    "paper": {"mode": "paper"},
+    "overlap": {"overlap": 0.1, "one_pass": True},
 }
 UNMEASURED = {"diagnose_every": 1000}  # after step 0
 UNCOMPARED = ("seconds", "peak_memory_gb", "path", "masks", "model", "cached", "when", "memory")  # names in JSON
@@ -172,7 +178,7 @@ class World:
     @cached_property
     def adapter(self) -> Path:
         """An adapter on it that does something."""
-        settings = {"model": str(self.start), "train": [self.sets["forget"]], "epochs": 1, "lora": 2, "max_length": 48}
+        settings = {"model": str(self.start), "train": [self.sets["forget"]], "epochs": 1, "lora": 2, "max_length": 64}
         return api.finetune(FinetuneConfig.read(None, **settings, learning_rate=1e-2, out=self.folder / "adapter")).path
 
     @cached_property
@@ -187,13 +193,13 @@ class World:
 
     @cached_property
     def run(self) -> Path:
-        """A run with two checkpoints."""
-        settings = PLAIN | {"model": str(self.start), "steps": 2, "save_every": 1, "objective": "npo"}
+        """A run of one step."""
+        settings = PLAIN | {"model": str(self.start), "steps": 1, "objective": "npo"}
         return api.unlearn(UnlearnConfig.read(None, **settings, **self.targets, out=self.folder / "run")).path
 
     def localize(self, model: Path, out: Path, **settings: Any) -> Path:
         """Localize the domains."""
-        plain = {"model": str(model), "share": [0.1, 0.2], "draws": 2, "max_length": 48} | self.domains
+        plain = {"model": str(model), "share": [0.1, 0.2], "draws": 2, "max_length": 64} | self.domains
         return api.localize(LocalizeConfig.read(None, **(plain | settings), out=out)).path
 
 
@@ -307,7 +313,8 @@ def _verbs() -> Iterator[Case]:
             yield Case(f"localize by {importance}{end}", run, loads=loads, sample=False)
         yield Case(f"localize, adapter{end}", partial(_localize, adapter=True), loads=loads, sample=False)
         yield Case(f"inspect{end}", _inspect, loads=loads)
-        yield Case(f"inspect, paper, overlap{end}", partial(_inspect, mode="paper", overlap=0.1), loads, sample=False)
+        for name, settings in INSPECTIONS.items():
+            yield Case(f"inspect, {name}{end}", partial(_inspect, **settings), loads, sample=False)
         yield Case(f"evaluate{end}", _evaluate, loads=loads)
         yield Case(
             f"evaluate, variants{end}",
@@ -382,7 +389,7 @@ def _resumed(place: Place) -> None:
 def _finetune(place: Place, **settings: Any) -> None:
     sets = [place.world.sets[name] for name in ("forget", "retain")]
     plain = {"model": str(place.world.start), "train": sets, "steps": STEPS}
-    more: dict[str, Any] = {"batch_size": 4, "max_length": 48, "learning_rate": 1e-3}
+    more: dict[str, Any] = {"batch_size": 4, "max_length": 64, "learning_rate": 1e-3}
     api.finetune(FinetuneConfig.read(None, **(plain | more | settings), out=place.out / "run"))
 
 
@@ -392,7 +399,7 @@ def _localize(place: Place, *, adapter: bool = False, **settings: Any) -> None:
 
 
 def _inspect(place: Place, **settings: Any) -> None:
-    plain = {"checkpoints": [str(place.world.run)], "objective": ["npo + gd"], "tokens": 2, "points": ["npo"]}
+    plain = {"checkpoints": [str(place.world.run)], "objective": ["npo + gd"]}
     api.inspect(InspectConfig.read(None, **(plain | settings), batch_size=4, out=place.out / "inspection"))
 
 
@@ -582,7 +589,11 @@ def _note(outcome: Outcome, error: Exception, device: str) -> None:
     if device == "cpu":
         outcome.on_cpu = text
         return
-    frames = [each for each in traceback.extract_tb(error.__traceback__) if each.filename.startswith(PACKAGE)]
+    frames = [
+        each
+        for each in traceback.extract_tb(error.__traceback__)
+        if each.filename.startswith(PACKAGE) and each.name != "__torch_dispatch__"
+    ]
     outcome.error = text
     outcome.where = f"{frames[-1].filename.removeprefix(PACKAGE)}:{frames[-1].lineno}" if frames else ""
 

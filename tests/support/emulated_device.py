@@ -186,7 +186,8 @@ class EmulatedTensor(Tensor):
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """As `torch.Tensor.to`; the engine does not see that a tensor goes to another device."""
-        device, dtype, *_ = torch._C._nn._parse_to(*(each for each in args if not isinstance(each, Tensor)), **kwargs)
+        options = {name: value for name, value in kwargs.items() if name != "copy"}
+        device, dtype, *_ = torch._C._nn._parse_to(*(each for each in args if not isinstance(each, Tensor)), **options)
         device = next((each.device for each in args if isinstance(each, Tensor)), device)
         if device is None or device.type != NAME or _numbered(device) == self.place:
             return super().to(*args, **kwargs)
@@ -343,12 +344,12 @@ def _attend() -> None:
 
 
 def where() -> str:
-    """The innermost line of geffect that is being carried out, else of whoever calls torch."""
+    """The innermost line of geffect that is carried out, a dispatch mode's aside, else of whoever calls torch."""
     frame: FrameType | None = sys._getframe(2)
     other = ""
     while frame is not None:
         file = frame.f_code.co_filename
-        if file.startswith(PACKAGE):
+        if file.startswith(PACKAGE) and frame.f_code.co_name != "__torch_dispatch__":
             return f"{file.removeprefix(PACKAGE)}:{frame.f_lineno}"
         if not other and not file.startswith(PASSED_OVER):
             other = f"({file.removeprefix(LIBRARIES)}:{frame.f_lineno})"
