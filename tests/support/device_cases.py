@@ -2,9 +2,10 @@
 
     python -m tests.support.device_cases OUT [--only TEXT …] [--exhaustive]
 
-The process writes a JSON object to ``OUT``: case → what became of it (`Outcome`). Each case writes its numbers into a
-folder; those of the two devices are compared bit for bit. A case named ``…, loaded there`` has the model on the device
-as soon as its weights are read; in the others it goes there when a Trainer takes it, if one does.
+The process writes a JSON object to ``OUT``: ``cases``, case → what became of it (`Outcome`), and ``emulation``, what
+the device itself does (`emulation`). Each case writes its numbers into a folder; those of the two devices are compared
+bit for bit. A case named ``…, loaded there`` has the model on the device as soon as its weights are read; in the others
+it goes there when a Trainer takes it, if one does.
 """
 
 import contextlib
@@ -199,7 +200,7 @@ class World:
 
     def localize(self, model: Path, out: Path, **settings: Any) -> Path:
         """Localize the domains."""
-        plain = {"model": str(model), "share": [0.1, 0.2], "draws": 2, "max_length": 64} | self.domains
+        plain = {"model": str(model), "share": [0.1, 0.2], "max_length": 64} | self.domains
         return api.localize(LocalizeConfig.read(None, **(plain | settings), out=out)).path
 
 
@@ -287,12 +288,12 @@ def _unlearning() -> Iterator[Case]:
         run, short = partial(_unlearn, weights=weights, **settings), (name, rectifier, weights) in sample
         label = f"unlearn {name}, {rectifier}, {weights}"
         yield Case(label, run, sample=short)
-        yield Case(f"{label}, loaded there", run, loads=True, sample=short and weights == "full")
+        if weights == "full" or rectifier == "grail":
+            yield Case(f"{label}, loaded there", run, loads=True, sample=short and name != "npo")
         if name in ("ga", "npo", "gd"):
             yield Case(f"{label}, not measured", partial(run, **UNMEASURED), loads=True, sample=False)
-    everything = ("all at once", "domains", "paper", "dropout", "saved gradients")
     for name, settings in EXTRAS.items():
-        yield Case(f"unlearn with {name}", partial(_unlearn, **settings), sample=name in everything)
+        yield Case(f"unlearn with {name}", partial(_unlearn, **settings), sample=name == "all at once")
     for name, rectifier in FREEZING.items():
         for loads in (False, True):
             run = partial(_unlearn, rectifier=rectifier, objective="npo + gd")
@@ -307,15 +308,15 @@ def _verbs() -> Iterator[Case]:
         end = ", loaded there" if loads else ""
         for labels in ("random", "true", "corrupted"):
             run = partial(_localize, labels=labels)
-            yield Case(f"localize, {labels} labels{end}", run, loads=loads, sample=labels == "random")
+            yield Case(f"localize, {labels} labels{end}", run, loads=loads, sample=loads and labels == "random")
         for importance in ("mean_square", "zscore"):
             run = partial(_localize, importance=importance, masks_only=importance == "zscore")
             yield Case(f"localize by {importance}{end}", run, loads=loads, sample=False)
         yield Case(f"localize, adapter{end}", partial(_localize, adapter=True), loads=loads, sample=False)
-        yield Case(f"inspect{end}", _inspect, loads=loads)
+        yield Case(f"inspect{end}", _inspect, loads=loads, sample=loads)
         for name, settings in INSPECTIONS.items():
             yield Case(f"inspect, {name}{end}", partial(_inspect, **settings), loads, sample=False)
-        yield Case(f"evaluate{end}", _evaluate, loads=loads)
+        yield Case(f"evaluate{end}", _evaluate, loads=loads, sample=loads)
         yield Case(
             f"evaluate, variants{end}",
             partial(_evaluate, rounded=True, relearn=1, limit=2, calibrate="start"),
@@ -326,7 +327,7 @@ def _verbs() -> Iterator[Case]:
 
 
 def _loops() -> Iterator[Case]:
-    yield Case("monitor", partial(_monitor, make=models.gpt2))
+    yield Case("monitor", partial(_monitor, make=models.gpt2), sample=False)
     yield Case("monitor, update", partial(_monitor, make=models.llama, update=True))
     yield Case("monitor, lora", partial(_monitor, make=models.lora, update=True), sample=False)
     yield Case("callback", _callback)
@@ -535,12 +536,15 @@ def _on(device: str, *, loads: bool) -> Iterator[None]:
         del os.environ["ACCELERATE_TORCH_DEVICE"]
 
 
-def carry_out(case: Case, world: World, before_it: Case | None = None) -> Outcome:
+def carry_out(case: Case, world: World, before_it: tuple[Case, Outcome] | None = None) -> Outcome:
     """Run a case on both devices, and compare; on the CPU the case before it may have been the same."""
     began, outcome = time.perf_counter(), Outcome()
+    ran = before_it is not None and before_it[0].run is case.run
+    if before_it is not None and ran:
+        outcome.on_cpu = before_it[1].on_cpu
     places = {device: Place(device, world.folder / "out" / device.partition(":")[0], world) for device in ("cpu", GPU)}
     for device, place in places.items():
-        if device == "cpu" and before_it is not None and before_it.run is case.run:
+        if device == "cpu" and ran:
             continue
         shutil.rmtree(place.out, ignore_errors=True)
         place.out.mkdir(parents=True)
@@ -651,6 +655,60 @@ def _leaves(place: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield place, value
 
 
+def emulation() -> dict[str, Any]:
+    """What the device does in cases that are known: the error of each that is refused, and what is counted."""
+    here, there, host = torch.ones(3, device=GPU), torch.ones(3, device=f"{NAME}:1"), torch.ones(3)
+    refused: dict[str, Callable[[], Any]] = {
+        "a host tensor": lambda: here + host,
+        "another device": lambda: here + there,
+        "a host tensor written to": lambda: host.add_(here),
+        "a host number stacked": lambda: torch.stack([here.sum(), torch.tensor(1.0)]),
+        "a host mask": lambda: here.masked_fill(host.bool(), 0),
+        "a host tensor indexed": lambda: host[here.long()],
+        "numpy": lambda: here.numpy(),
+        "in a hook": lambda: _backward_into(lambda parameter: parameter.grad + host),
+    }
+    counted: dict[str, Callable[[], Any]] = {
+        "a host number": lambda: here + torch.tensor(2.0),
+        "to the host": lambda: here.cpu(),
+        "to the device": lambda: host.to(GPU),
+        "not waited for": lambda: host.to(GPU, non_blocking=True),
+        "to another device": lambda: here.to(f"{NAME}:1"),
+        "item": lambda: float(here.sum()),
+        "tolist": lambda: here.tolist(),
+        "truth": lambda: bool((here > 0).all()),
+        "a mask's entries": lambda: here[here > 0],
+        "nonzero": lambda: here.nonzero(),
+        "equal": lambda: torch.equal(here, here),
+        "host indices": lambda: here[torch.tensor([0, 1])],
+        "a view": lambda: here.view(3, 1)[:2].T,
+    }
+    return {
+        "refused": {name: _error(run) for name, run in refused.items()},
+        "counted": {name: _counted(run) for name, run in counted.items()},
+    }
+
+
+def _backward_into(hook: Callable[[Any], Any]) -> None:
+    parameter = torch.nn.Parameter(torch.ones(3, device=GPU))
+    parameter.register_post_accumulate_grad_hook(lambda each: hook(each) and None)
+    parameter.sum().backward()
+
+
+def _error(run: Callable[[], Any]) -> str:
+    try:
+        return f"none: {run()}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _counted(run: Callable[[], Any]) -> dict[str, Any]:
+    before = TRAFFIC.copy()
+    run()
+    happened = (TRAFFIC - before).to_json()
+    return happened["events"] | {name: happened[name] for name in ("waits", "launches") if happened[name]}
+
+
 def main(
     out: Path,
     only: Annotated[list[str] | None, typer.Option(help="run cases whose name has this text; repeat it")] = None,
@@ -660,9 +718,11 @@ def main(
     import logging
 
     emulate()
+    checked = emulation()
     gc.collect()
     gc.freeze()  # a Trainer collects all there is, modules included, again and again
     logging.disable(logging.WARNING)
+    api.plot = lambda *_: []  # type: ignore[assignment]  # figures take longer than all else
     outcomes = {}
     with tempfile.TemporaryDirectory() as folder:
         world, before = World(Path(folder)), None
@@ -670,10 +730,11 @@ def main(
             named = any(text in case.name for text in only or [])
             if named or (not only and (case.sample or exhaustive)):
                 outcomes[case.name] = outcome = carry_out(case, world, before)
-                before = case
+                before = case, outcome
                 became = outcome.error or outcome.on_cpu or outcome.same
+                written = {name: asdict(each) for name, each in outcomes.items()}
+                out.write_text(json.dumps({"emulation": checked, "cases": written}), encoding="utf-8")
                 print(f"{outcome.seconds:6.2f} {case.name}: {became}", file=sys.stderr, flush=True)
-    out.write_text(json.dumps({name: asdict(outcome) for name, outcome in outcomes.items()}), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import functools
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -37,7 +37,6 @@ NAME = "gpu"
 PACKAGE = f"{Path(geffect.__file__).parent}/"
 LIBRARIES = f"{Path(torch.__file__).parent.parent}/"
 PASSED_OVER = (f"{Path(torch.__file__).parent}/", __file__, "<")  # no line of these is anybody's own doing
-ENGINE = "backward"  # the engine's own thread has no frames
 aten = torch.ops.aten
 
 # these block until the device has computed their input, since a number or a shape depends on it
@@ -70,7 +69,7 @@ class Event(NamedTuple):
     Attributes:
         kind: ``h2d``, ``d2h`` or ``d2d`` of a copy; ``item``, ``tolist``, ``nonzero``, ``equal`` or ``index`` (by a
             boolean mask) of a wait.
-        where: the innermost line of geffect, as ``core/gram.py:51``; of others the library's, else ``backward``.
+        where: the innermost line of geffect, as ``core/gram.py:51``, or in brackets the library's.
     """
 
     kind: str
@@ -140,7 +139,7 @@ class Traffic:
 
 
 TRAFFIC = Traffic()  # of this process
-_HERE = threading.local()  # where torch's own formulas make tensors, which it sees on the first device only
+_HERE = threading.local()  # ``place``: where an attention makes its masks; ``errors``: of the backward pass that runs
 
 
 class EmulatedTensor(Tensor):
@@ -215,6 +214,12 @@ class EmulatedTensor(Tensor):
 
     def is_pinned(self, *_: Any) -> bool:
         return False
+
+    def register_hook(self, hook: Callable[..., Any]) -> Any:
+        return super().register_hook(_hook(hook))
+
+    def register_post_accumulate_grad_hook(self, hook: Callable[..., Any]) -> Any:
+        return super().register_post_accumulate_grad_hook(_hook(hook))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         twin = self.detach().clone()
@@ -295,6 +300,7 @@ def emulate(count: int = 2) -> Traffic:
     """
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Backend(count))
     torch.__future__.set_swap_module_params_on_conversion(True)  # .data cannot become a tensor of another class
+    torch.autograd.set_multithreading_enabled(False)  # hooks run where backward() was called, in sight of `where`
     library = _library()
     for name in f"{NAMED} {WHOLE}".split():
         packet, _, overload = name.partition(".")
@@ -303,6 +309,7 @@ def emulate(count: int = 2) -> Traffic:
     library.impl("_efficientzerotensor", _zeros, "PrivateUse1")
     _load_onto_devices()
     _attend()
+    _raise_after_backward()
     return TRAFFIC
 
 
@@ -325,6 +332,55 @@ def _load_onto_devices() -> None:
         return {name: tensor.to(device) for name, tensor in load(filename).items()}
 
     safetensors.torch.load_file = load_file
+
+
+def _raise_after_backward() -> None:
+    """Raise an error of a backward pass once it is over.
+
+    Within it, torch would abort: as it unwinds, it calls the backend's guard, which is Python, with an error pending.
+    """
+    run = torch.autograd._engine_run_backward
+
+    def run_backward(*args: Any, **kwargs: Any) -> Any:
+        before, errors = _errors(), list[Exception]()
+        _HERE.errors = errors
+        try:
+            gradients = run(*args, **kwargs)
+        finally:
+            _HERE.errors = before
+        if errors:
+            raise errors[0]
+        return gradients
+
+    torch.autograd._engine_run_backward = run_backward
+
+
+def _errors() -> list[Exception] | None:
+    """The errors so far of the backward pass that runs; None where none does, and in its hooks."""
+    errors: list[Exception] | None = getattr(_HERE, "errors", None)
+    return errors
+
+
+def _hook(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, whose error waits for the end of the backward pass; after an error no hook is called."""
+
+    @functools.wraps(hook)
+    def call(*args: Any) -> Any:
+        errors = _errors()
+        if errors is None:
+            return hook(*args)
+        if errors:
+            return None
+        _HERE.errors = None
+        try:
+            return hook(*args)
+        except Exception as error:
+            errors.append(error)
+            return None
+        finally:
+            _HERE.errors = errors
+
+    return call
 
 
 def _attend() -> None:
@@ -354,7 +410,7 @@ def where() -> str:
         if not other and not file.startswith(PASSED_OVER):
             other = f"({file.removeprefix(LIBRARIES)}:{frame.f_lineno})"
         frame = frame.f_back
-    return other if other and "threading.py" not in other else ENGINE
+    return other
 
 
 def _dispatched(func: Any, *args: Any, **kwargs: Any) -> Any:
@@ -450,11 +506,13 @@ def _refuse_mixed(packet: Any, tensors: Iterable[Tensor], written: Sequence[Any]
     strict = packet in STRICT or any(not isinstance(each, EmulatedTensor) for each in _tensors(written))
     sized = [each for each in host if each.dim() or strict]
     if len(places) > 1 or (places and sized):
-        names = sorted({str(each) for each in places} | {str(each.device) for each in sized})
-        raise RuntimeError(
-            f"Expected all tensors to be on the same device, but found at least two devices, {' and '.join(names)}! "
-            f"({packet})"
+        names = " and ".join(sorted({str(each) for each in places} | {str(each.device) for each in sized}))
+        error = RuntimeError(
+            f"Expected all tensors to be on the same device, but found at least two devices, {names}! ({packet})"
         )
+        if (errors := _errors()) is None:
+            raise error
+        errors.append(error)
 
 
 def _refuse_resized(func: Any, written: Iterable[Any]) -> None:
