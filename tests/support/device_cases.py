@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
+from unittest import mock
 
 import torch
 import typer
@@ -284,8 +285,8 @@ def all_cases() -> Iterator[Case]:
 def _unlearning() -> Iterator[Case]:
     sample = {("npo", "gru", "full"), ("kl", "none", "full"), ("ga", "grail", "full"), ("kl", "gru", "lora")}
     for (name, text), rectifier, weights in itertools.product(OBJECTIVES.items(), RECTIFIERS, WEIGHTS):
-        settings = {"objective": text, "rectifier": rectifier}
-        run, short = partial(_unlearn, weights=weights, **settings), (name, rectifier, weights) in sample
+        settings: dict[str, Any] = {"objective": text, "rectifier": rectifier, "weights": weights}
+        run, short = partial(_unlearn, **settings), (name, rectifier, weights) in sample
         label = f"unlearn {name}, {rectifier}, {weights}"
         yield Case(label, run, sample=short)
         if weights == "full" or rectifier == "grail":
@@ -296,7 +297,8 @@ def _unlearning() -> Iterator[Case]:
         yield Case(f"unlearn with {name}", partial(_unlearn, **settings), sample=name == "all at once")
     for name, rectifier in FREEZING.items():
         for loads in (False, True):
-            run = partial(_unlearn, rectifier=rectifier, objective="npo + gd")
+            settings = {"rectifier": rectifier, "objective": "npo + gd"}
+            run = partial(_unlearn, **settings)
             yield Case(f"unlearn with {name}{', loaded there' if loads else ''}", run, loads=loads, sample=False)
     yield Case("unlearn, resumed", _resumed)
     yield Case("finetune", partial(_finetune))
@@ -366,24 +368,19 @@ def _resumed(place: Place) -> None:
     class Stopped(Exception):
         """Stops the run."""
 
-    append, written = RunDirectory.append, list[Any]()
+    written: list[Any] = []
 
-    def counted(self: RunDirectory, *line: Any) -> None:
-        append(self, *line)
+    def append(self: RunDirectory, *line: Any) -> None:
+        plain(self, *line)
         written.append(line)
         if len(written) == STEPS:
             raise Stopped
 
-    settings = (
-        PLAIN | place.world.targets | {"model": str(place.world.start), "save_every": 1, "rectifier": "gru(space=both)"}
-    )
-    config = UnlearnConfig.read(None, **settings, objective="npo", out=place.out / "run")
-    RunDirectory.append = counted  # type: ignore[method-assign]
-    try:
-        with contextlib.suppress(Stopped):
-            api.unlearn(config)
-    finally:
-        RunDirectory.append = append  # type: ignore[method-assign]
+    settings = PLAIN | place.world.targets | {"model": str(place.world.start), "save_every": 1, "objective": "npo"}
+    config = UnlearnConfig.read(None, **settings, rectifier="gru(space=both)", out=place.out / "run")
+    plain = RunDirectory.append
+    with mock.patch.object(RunDirectory, "append", append), contextlib.suppress(Stopped):
+        api.unlearn(config)
     api.unlearn(config, resume=True)
 
 
@@ -702,11 +699,14 @@ def _error(run: Callable[[], Any]) -> str:
         return f"{type(error).__name__}: {error}"
 
 
-def _counted(run: Callable[[], Any]) -> dict[str, Any]:
+def _counted(run: Callable[[], Any]) -> dict[str, int]:
     before = TRAFFIC.copy()
     run()
-    happened = (TRAFFIC - before).to_json()
-    return happened["events"] | {name: happened[name] for name in ("waits", "launches") if happened[name]}
+    happened = TRAFFIC - before
+    totals = {"waits": happened.waits.total(), "launches": happened.launches.total()}
+    return {kind: happened.count(kind) for kind in sorted({event.kind for event in happened.events})} | {
+        name: total for name, total in totals.items() if total
+    }
 
 
 def main(
@@ -722,9 +722,9 @@ def main(
     gc.collect()
     gc.freeze()  # a Trainer collects all there is, modules included, again and again
     logging.disable(logging.WARNING)
-    api.plot = lambda *_: []  # type: ignore[assignment]  # figures take longer than all else
     outcomes = {}
-    with tempfile.TemporaryDirectory() as folder:
+    drawing = mock.patch.object(api, "plot")  # figures take longer than all else
+    with tempfile.TemporaryDirectory() as folder, drawing:
         world, before = World(Path(folder)), None
         for case in all_cases():
             named = any(text in case.name for text in only or [])

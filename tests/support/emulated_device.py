@@ -155,8 +155,8 @@ class EmulatedTensor(Tensor):
     place: torch.device
 
     @staticmethod
-    def __new__(cls, data: Tensor, device: torch.device) -> "EmulatedTensor":  # type: ignore[misc]  # a Tensor's own __new__ takes anything
-        made: EmulatedTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]  # missing in the stubs
+    def __new__(cls, data: Tensor, device: torch.device) -> "EmulatedTensor":
+        made: EmulatedTensor = torch.Tensor._make_wrapper_subclass(
             cls,
             data.size(),
             strides=data.stride(),
@@ -171,7 +171,7 @@ class EmulatedTensor(Tensor):
         """All of it is done in ``__new__``."""
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]  # the stub's is no class method
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         return _carry_out(func, args, kwargs or {})
@@ -190,7 +190,7 @@ class EmulatedTensor(Tensor):
         device = next((each.device for each in args if isinstance(each, Tensor)), device)
         if device is None or device.type != NAME or _numbered(device) == self.place:
             return super().to(*args, **kwargs)
-        moved = _Move.apply(self, _numbered(device))
+        moved = _moved(self, _numbered(device))
         return moved if dtype is None else moved.to(dtype)
 
     def tolist(self) -> Any:
@@ -216,10 +216,12 @@ class EmulatedTensor(Tensor):
         return False
 
     def register_hook(self, hook: Callable[..., Any]) -> Any:
-        return super().register_hook(_hook(hook))
+        register: Callable[..., Any] = super().register_hook
+        return register(_hook(hook))
 
     def register_post_accumulate_grad_hook(self, hook: Callable[..., Any]) -> Any:
-        return super().register_post_accumulate_grad_hook(_hook(hook))
+        register: Callable[..., Any] = super().register_post_accumulate_grad_hook
+        return register(_hook(hook))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         twin = self.detach().clone()
@@ -231,7 +233,7 @@ class EmulatedTensor(Tensor):
         """A file holds its data, which are read onto the CPU as with ``map_location="cpu"``."""
         return self.data_on_host.__reduce_ex__(protocol)
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]  # the stub has a keyword without a name
         return f"EmulatedTensor({self.data_on_host}, device={self.place})"
 
 
@@ -240,7 +242,7 @@ class _Move(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, tensor: EmulatedTensor, device: torch.device) -> Tensor:
-        context.back = tensor.device
+        context.back, context.there = tensor.device, device
         TRAFFIC.add_copy("d2d", tensor.nbytes, waits=False)
         return EmulatedTensor(tensor.data_on_host.clone(), device)
 
@@ -250,7 +252,12 @@ class _Move(torch.autograd.Function):
 
     @staticmethod
     def jvp(context: Any, *tangents: Any) -> Any:
-        return None if tangents[0] is None else _Move.apply(tangents[0], context.device)
+        return None if tangents[0] is None else _moved(tangents[0], context.there)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    apply: Callable[..., Tensor] = _Move.apply
+    return apply(tensor, device)
 
 
 class Backend(backend_registration._DummyBackendModule):
@@ -339,7 +346,8 @@ def _raise_after_backward() -> None:
 
     Within it, torch would abort: as it unwinds, it calls the backend's guard, which is Python, with an error pending.
     """
-    run = torch.autograd._engine_run_backward
+    autograd: Any = torch.autograd  # whose stubs hide this
+    run = autograd._engine_run_backward
 
     def run_backward(*args: Any, **kwargs: Any) -> Any:
         before, errors = _errors(), list[Exception]()
@@ -352,7 +360,7 @@ def _raise_after_backward() -> None:
             raise errors[0]
         return gradients
 
-    torch.autograd._engine_run_backward = run_backward
+    autograd._engine_run_backward = run_backward
 
 
 def _errors() -> list[Exception] | None:
@@ -396,7 +404,7 @@ def _attend() -> None:
         finally:
             del _HERE.place
 
-    torch.nn.functional.scaled_dot_product_attention = attention  # type: ignore[assignment]  # a builtin function
+    torch.nn.functional.scaled_dot_product_attention = attention
 
 
 def where() -> str:
