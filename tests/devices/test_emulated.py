@@ -1,0 +1,128 @@
+"""Every verb and method on an emulated GPU: it runs there, to the numbers of the CPU, and waits no more than it did.
+
+One process runs a sample of the cases of `tests.support.device_cases`; ``make test-all`` runs all of them.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from geffect.objectives.registry import TERMS
+from tests.support.device_cases import GPU, OBJECTIVES, Case, all_cases
+
+HOST_MASKS = "core/masks.py: masks are made where the parameters lie, before a Trainer moves them"
+HOST_REFERENCE = "models/scoring.py: the reference is copied before a Trainer moves the model"
+POSITIONS = "core/forward.py: the positions to keep lie with the inputs, and not with the head"
+TWO_DEVICES = {
+    f"{name} over two devices": POSITIONS
+    for name in ("Gram and norms", "likelihood", "token effects", "reference", "monitor")
+}
+Results = dict[str, dict[str, Any]]
+
+
+def reason(name: str) -> str | None:
+    """Why a case fails as yet; none where it passes."""
+    if name in TWO_DEVICES:
+        return TWO_DEVICES[name]
+    if name.endswith(", loaded there") or not name.startswith("unlearn"):
+        return None
+    if ", grail," in name or "with grail" in name or "with memflex" in name:
+        return HOST_MASKS
+    return HOST_REFERENCE if name.startswith(("unlearn kl, ", "unlearn rr, ")) and name.endswith("full") else None
+
+
+def parameters(cases: list[Case]) -> list[Any]:
+    """The names of cases, those that fail marked so."""
+    reasons = {case.name: reason(case.name) for case in cases}
+    return [
+        pytest.param(name, marks=[pytest.mark.xfail(reason=why, strict=True)] if why else [])
+        for name, why in reasons.items()
+    ]
+
+
+def run(out: Path, *options: str) -> Results:
+    """What the process writes: ``cases`` and ``emulation``."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    command = [sys.executable, "-m", "tests.support.device_cases", str(out), *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results: Results = json.loads(out.read_text(encoding="utf-8"))
+    return results
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return run(tmp_path_factory.mktemp("devices") / "sample.json")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return run(tmp_path_factory.mktemp("devices") / "all.json", "--exhaustive")
+
+
+def check(outcome: dict[str, Any]) -> None:
+    """A case passed on both devices, to the same bits."""
+    assert not outcome["on_cpu"]
+    assert not outcome["error"], outcome["where"]
+    assert outcome["same"], f"{outcome['differs']} differs by {outcome['difference']:.2g}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", parameters([case for case in all_cases() if case.sample]))
+def test_a_sample_runs_on_a_gpu_to_the_same_bits(name: str, sample: Results) -> None:
+    check(sample["cases"][name])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", parameters(list(all_cases())))
+def test_everything_runs_on_a_gpu_to_the_same_bits(name: str, sweep: Results) -> None:
+    check(sweep["cases"][name])
+
+
+def test_every_objective_is_among_the_cases() -> None:
+    assert list(OBJECTIVES) == sorted(TERMS)
+
+
+REFUSED = {
+    "a host tensor": f"at least two devices, cpu and {GPU}!",
+    "another device": f"at least two devices, {GPU} and gpu:1!",
+    "a host tensor written to": f"at least two devices, cpu and {GPU}!",
+    "a host number stacked": f"at least two devices, cpu and {GPU}!",
+    "a host mask": f"at least two devices, cpu and {GPU}!",
+    "a host tensor indexed": "indices should be either on cpu or on the same device",
+    "numpy": f"can't convert {GPU} device type tensor to numpy",
+    "in a hook": f"at least two devices, cpu and {GPU}!",
+}
+COUNTED = {
+    "a host number": {"launches": 1},
+    "to the host": {"d2h": 1, "waits": 1},
+    "to the device": {"h2d": 1, "waits": 1},
+    "not waited for": {"h2d": 1},
+    "to another device": {"d2d": 1},
+    "item": {"item": 1, "waits": 1, "launches": 1},
+    "tolist": {"d2h": 1, "tolist": 1, "waits": 1},
+    "truth": {"item": 1, "waits": 1, "launches": 2},
+    "a mask's entries": {"index": 1, "waits": 1, "launches": 2},
+    "nonzero": {"nonzero": 1, "waits": 1, "launches": 1},
+    "equal": {"equal": 1, "waits": 1, "launches": 1},
+    "host indices": {"h2d": 1, "waits": 1, "launches": 1},
+    "a view": {},
+}
+
+
+@pytest.mark.slow
+def test_the_emulated_gpu_refuses_what_a_gpu_refuses(sample: Results) -> None:
+    refused = sample["emulation"]["refused"]
+    assert list(refused) == list(REFUSED)
+    assert [name for name, text in refused.items() if REFUSED[name] not in text] == []
+
+
+@pytest.mark.slow
+def test_the_emulated_gpu_counts_copies_waits_and_launches(sample: Results) -> None:
+    assert sample["emulation"]["counted"] == COUNTED
