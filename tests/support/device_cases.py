@@ -122,6 +122,8 @@ EXTRAS: dict[str, dict[str, Any]] = {
         "standard_errors": True,
         "max_grad_norm": 0.5,
         "save_gradients": ["retain"],
+        "steps": 2,
+        "evaluate_every": 2,
         **WINDOW,
     },
 }
@@ -300,7 +302,7 @@ def _unlearning() -> Iterator[Case]:
             settings = {"rectifier": rectifier, "objective": "npo + gd"}
             run = partial(_unlearn, **settings)
             yield Case(f"unlearn with {name}{', loaded there' if loads else ''}", run, loads=loads, sample=False)
-    yield Case("unlearn, resumed", _resumed)
+    yield Case("unlearn, resumed", _resume)
     yield Case("finetune", partial(_finetune))
     yield Case("finetune, lora", partial(_finetune, lora=2), sample=False)
 
@@ -346,7 +348,7 @@ def _two_devices() -> Iterator[Case]:
         "monitor": _monitor_of,
     }
     for name, run in two.items():
-        yield Case(f"{name} over two devices", lambda place, run=run: run(place, _dispatched(place)))  # type: ignore[misc]
+        yield Case(f"{name} over two devices", lambda place, run=run: run(place, _over_two(place)))  # type: ignore[misc]
         yield Case(f"{name} on one device", lambda place, run=run: run(place, models.llama().to(place.device)))  # type: ignore[misc]
 
 
@@ -361,7 +363,7 @@ def _unlearn(place: Place, weights: str = "full", *, domains: bool = False, **se
     api.unlearn(UnlearnConfig.read(None, **(plain | settings), out=place.out / "run"))
 
 
-def _resumed(place: Place) -> None:
+def _resume(place: Place) -> None:
     """Stop a run after its second step, and resume it."""
     from geffect.record.writer import RunDirectory
 
@@ -461,7 +463,7 @@ def _save_weights(place: Place, model: Any) -> None:
     save_file(weights, place.out / "weights.safetensors")
 
 
-def _dispatched(place: Place) -> Any:
+def _over_two(place: Place) -> Any:
     """An untied Llama whose second block and head lie on a second device, as accelerate places them."""
     from accelerate import dispatch_model
 
@@ -682,7 +684,7 @@ def emulation() -> dict[str, Any]:
     }
     return {
         "refused": {name: _error(run) for name, run in refused.items()},
-        "counted": {name: _counted(run) for name, run in counted.items()},
+        "counted": {name: _events(run) for name, run in counted.items()},
     }
 
 
@@ -699,7 +701,7 @@ def _error(run: Callable[[], Any]) -> str:
         return f"{type(error).__name__}: {error}"
 
 
-def _counted(run: Callable[[], Any]) -> dict[str, int]:
+def _events(run: Callable[[], Any]) -> dict[str, int]:
     before = TRAFFIC.copy()
     run()
     happened = TRAFFIC - before

@@ -190,7 +190,7 @@ class EmulatedTensor(Tensor):
         device = next((each.device for each in args if isinstance(each, Tensor)), device)
         if device is None or device.type != NAME or _numbered(device) == self.place:
             return super().to(*args, **kwargs)
-        moved = _moved(self, _numbered(device))
+        moved = _move(self, _numbered(device))
         return moved if dtype is None else moved.to(dtype)
 
     def tolist(self) -> Any:
@@ -252,10 +252,10 @@ class _Move(torch.autograd.Function):
 
     @staticmethod
     def jvp(context: Any, *tangents: Any) -> Any:
-        return None if tangents[0] is None else _moved(tangents[0], context.there)
+        return None if tangents[0] is None else _move(tangents[0], context.there)
 
 
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+def _move(tensor: Tensor, device: torch.device) -> Tensor:
     apply: Callable[..., Tensor] = _Move.apply
     return apply(tensor, device)
 
@@ -312,7 +312,7 @@ def emulate(count: int = 2) -> Traffic:
     for name in f"{NAMED} {WHOLE}".split():
         packet, _, overload = name.partition(".")
         func = getattr(getattr(aten, packet), overload or "default")
-        library.impl(name, functools.partial(_dispatched, func), "PrivateUse1")
+        library.impl(name, functools.partial(_dispatch, func), "PrivateUse1")
     library.impl("_efficientzerotensor", _zeros, "PrivateUse1")
     _load_onto_devices()
     _attend()
@@ -421,7 +421,7 @@ def where() -> str:
     return other
 
 
-def _dispatched(func: Any, *args: Any, **kwargs: Any) -> Any:
+def _dispatch(func: Any, *args: Any, **kwargs: Any) -> Any:
     here = getattr(_HERE, "place", None)
     if here is not None and kwargs.get("device") == torch.device(NAME, 0):
         kwargs["device"] = here
@@ -464,7 +464,7 @@ def _on_device(value: Any, place: torch.device) -> Any:
 def _carry_out(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Run an operation on the data, and put what it gives where a GPU would."""
     packet, tensors = func.overloadpacket, _tensors(args, *kwargs.values())
-    written = _written(func, args, kwargs)
+    written = _targets(func, args, kwargs)
     if packet not in COPIES:
         _refuse_mixed(packet, tensors, written)
     if packet is aten.copy_:
@@ -488,13 +488,13 @@ def _carry_out(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any
     return _on_device(given, place)
 
 
-def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+def _targets(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
     """The arguments that an operation writes to and returns."""
-    return [args[i] if i < len(args) else kwargs.get(name) for i, name in _places_written(func)]
+    return [args[i] if i < len(args) else kwargs.get(name) for i, name in _write_places(func)]
 
 
 @functools.cache
-def _places_written(func: Any) -> tuple[tuple[int, str], ...]:
+def _write_places(func: Any) -> tuple[tuple[int, str], ...]:
     schema = func._schema
     if not any(each.alias_info is not None and each.alias_info.is_write for each in schema.returns):
         return ()
