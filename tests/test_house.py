@@ -1,14 +1,19 @@
 """The house: arrows run one way, importing is silent, and nothing foreign stands in the tree."""
 
 import ast
+import inspect
+import re
 import subprocess
 import sys
+import textwrap
 import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+import geffect
 
 PACKAGE = Path(__file__).resolve().parent.parent / "geffect"
 ORDER = [
@@ -190,3 +195,21 @@ def test_a_wheel_has_every_file_that_is_no_code() -> None:
     packaged = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
     files = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}}
     assert files <= packaged
+
+
+def test_no_public_signature_says_any() -> None:
+    """Of `geffect.__all__`: functions, and the public methods of classes; `JSON` is what a file may hold."""
+    hits = []
+    for name in geffect.__all__:
+        value = getattr(geffect, name)
+        if not inspect.isclass(value) and not inspect.isfunction(value):
+            continue
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(value))).body
+        for function in definition.body if isinstance(definition, ast.ClassDef) else [definition]:
+            if isinstance(function, ast.FunctionDef) and (
+                not function.name.startswith("_") or "__init__" in function.name
+            ):
+                annotations = [each.annotation for each in ast.walk(function.args) if isinstance(each, ast.arg)]
+                said = [ast.unparse(each) for each in [*annotations, function.returns] if each is not None]
+                hits += [f"{name}.{function.name}: {each}" for each in said if re.search(r"\bAny\b", each)]
+    assert not hits

@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -129,13 +129,15 @@ class Gram:
         lines = [(label, self.names[i], self.names[j], float(g[i, j])) for label, g in sums.items() for i, j in pairs]
         return pd.DataFrame(lines, columns=["parameter" if labels is None else by, "gradient", "other", "inner"])
 
-    def to_record(self) -> dict[str, list[Any]]:
+    def to_record(self) -> "GramRecord":
         """The names, and each tensor's upper triangle, line by line, to nine significant digits."""
-        triangles = [[float(f"{x:.{DIGITS}g}") for x in upper_triangle(matrix)] for matrix in self.values.values()]
+        triangles: list[list[float | None]] = [
+            [float(f"{x:.{DIGITS}g}") for x in upper_triangle(matrix)] for matrix in self.values.values()
+        ]
         return {"gradients": list(self.names), "values": triangles}
 
     @classmethod
-    def from_record(cls, record: Mapping[str, list[Any]], parameters: Sequence[str]) -> Self:
+    def from_record(cls, record: "GramRecord", parameters: Sequence[str]) -> Self:
         """The Gram of a `to_record` over these parameters; null becomes NaN."""
         return cls(tuple(record["gradients"]), dict(zip(parameters, map(_symmetric, record["values"]), strict=True)))
 
@@ -148,13 +150,20 @@ class Gram:
         return f"<p>{title}</p>{table.to_html(float_format='{:.4g}'.format)}"
 
 
+class GramRecord(TypedDict):
+    """A Gram as a record holds it."""
+
+    gradients: list[str]
+    values: list[list[float | None]]  # a tensor each: the upper triangle, line by line; null where it is not finite
+
+
 _upper = functools.cache(np.triu_indices)  # a Gram a tensor asks for the same ones
 
 
-def upper_triangle(matrices: Tensor) -> list[Any]:
+def upper_triangle(matrices: Tensor) -> list[float]:
     """The upper triangles of ``[…, M, M]``, line by line: lists ``[…, M (M + 1) / 2]``."""
     i, j = _upper(matrices.shape[-1])
-    triangle: list[Any] = matrices.numpy()[..., i, j].tolist()
+    triangle: list[float] = matrices.numpy()[..., i, j].tolist()
     return triangle
 
 

@@ -177,7 +177,7 @@ def _verbatim(view: View) -> list[float]:
     return _best([view.text(ids) for ids in continued], view.questions())
 
 
-def knowledge_prompt(question: str, shots: Sequence[Mapping[str, Any]]) -> str:
+def knowledge_prompt(question: str, shots: Sequence[Mapping[str, str]]) -> str:
     r"""MUSE's prompt: answered questions, then one more.
 
     >>> knowledge_prompt("Who?", [{"question": "Where?", "answer": "Here."}])

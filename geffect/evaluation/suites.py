@@ -41,7 +41,7 @@ class Part:
 
 
 Parts = Callable[[EvaluateConfig], list[Part]]
-Totals = Callable[[Means], Mapping[str, Any]]
+Totals = Callable[[Means], Mapping[str, object]]
 Compute = Callable[[Values, Values | None], float]
 
 

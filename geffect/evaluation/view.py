@@ -145,7 +145,7 @@ class View:
         encode: Callable[[ExampleSet], list[EncodedExample]],
         batch_size: int = 16,
         max_new_tokens: int = 200,
-        shots: Sequence[Mapping[str, Any]] = (),
+        shots: Sequence[Mapping[str, str]] = (),
     ) -> None:
         self.model, self.tokenizer, self.examples = model, tokenizer, examples
         self.batch_size, self.max_new_tokens, self.shots = batch_size, max_new_tokens, shots
