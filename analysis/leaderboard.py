@@ -38,7 +38,7 @@ TO_LEVEL = {
     "diagnose_every": 25,
 }
 UTILITY = ("probability", "rouge_l_recall", "retain_truth")
-HELD = "heldout answer probability"
+HELDOUT = "heldout answer probability"
 
 
 def main(
@@ -63,9 +63,9 @@ def main(
         for name, each in methods.items()
         for level in LEVELS
     ])
-    label = f"{HELD}\nat a forget loss of {AT_LOSS:g} nats/token"
+    label = f"{HELDOUT}\nat a forget loss of {AT_LOSS:g} nats/token"
     plots.save(plots.leaderboard(board, label), out / "board", board)
-    plots.save(plots.trade_off_bands(bands, HELD), out / "bands", bands)
+    plots.save(plots.trade_off_bands(bands, HELDOUT), out / "bands", bands)
     board.to_csv(out / "table.csv", index=False, float_format="%.4f")
     keep_configs(stopped, out)
     print(board.to_string(index=False, float_format="%.3f"))

@@ -40,7 +40,7 @@ Cell = tuple[str, str, int]
 RECTIFIERS = ("none", "gru")
 SEEDS = (0, 1, 2)
 STEPS, RATE = 25, 3e-4
-AT_LOSS = 3.0  # nats a token: where held accuracies are compared
+AT_LOSS = 3.0  # nats a token: where heldout accuracies are compared
 
 
 def main(runs: Path = Path("runs/trade_off"), out: Path = Path("figures/trade_off")) -> None:
