@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import psutil
+import torch
 import yaml
 
+from geffect.core.devices import device_name
 from geffect.core.layers import Layout
 from geffect.errors import GeffectError
 from geffect.io.system import rank_and_size
@@ -241,10 +243,8 @@ def plain(value: object) -> Any:
     return [plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-def describe() -> dict[str, Any]:
-    """The versions, git revision of the source tree, and hardware that a run is made with."""
-    import torch
-
+def describe(device: torch.device) -> dict[str, Any]:
+    """The versions, git revision of the source tree, and hardware that a run is made with, on a device."""
     return {
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
@@ -252,6 +252,8 @@ def describe() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": platform.machine(),
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "device": str(device),
+        "device_name": device_name(device),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),

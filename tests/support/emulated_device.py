@@ -188,8 +188,10 @@ class EmulatedTensor(Tensor):
         options = {name: value for name, value in kwargs.items() if name != "copy"}
         device, dtype, *_ = torch._C._nn._parse_to(*(each for each in args if not isinstance(each, Tensor)), **options)
         device = next((each.device for each in args if isinstance(each, Tensor)), device)
-        if device is None or device.type != NAME or _numbered(device) == self.place:
+        if device is None or device.type != NAME:
             return super().to(*args, **kwargs)
+        if _numbered(device) == self.place:
+            return super().to(dtype or self.dtype, copy=kwargs.get("copy", False))
         moved = _moved(self, _numbered(device))
         return moved if dtype is None else moved.to(dtype)
 
