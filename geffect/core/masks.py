@@ -129,9 +129,13 @@ def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
     size = math.prod(shape)
     if bits.device.type == "cpu":
         return torch.from_numpy(np.unpackbits(bits.numpy(), count=size)).view(torch.bool).view(tuple(shape))
+    return _entries(bits)[:size].view(tuple(shape))
+
+
+def _entries(bits: Tensor) -> Tensor:
+    """The mask ``[8 · bytes]`` of packed bits, by torch alone: `numpy.unpackbits` on any device."""
     places = torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
-    flat = bits[:, None].bitwise_right_shift(places).bitwise_and_(1).view(-1)[:size]
-    return flat.view(torch.bool).view(tuple(shape))
+    return bits[:, None].bitwise_right_shift(places).bitwise_and_(1).view(-1).view(torch.bool)
 
 
 def intersections(masks: Sequence[Tensor | None]) -> Tensor:

@@ -8,6 +8,7 @@ from torch import nn
 
 from geffect.config import FinetuneConfig, LocalizeConfig, TrainConfig, UnlearnConfig
 from geffect.core.architectures import CausalLM
+from geffect.core.devices import find_device
 from geffect.core.forward import IGNORE_INDEX
 from geffect.core.layers import decoder_blocks, unwrap
 from geffect.data.encode import EncodedExample
@@ -25,14 +26,15 @@ if TYPE_CHECKING:
 NEVER = 10**9
 
 
-def training_arguments(config: TrainConfig, steps: int, device: torch.device) -> "TrainingArguments":
-    """Hugging Face's arguments for a run of so many steps on a device; a fine-tuning is evaluated after each epoch.
+def training_arguments(config: TrainConfig, steps: int) -> "TrainingArguments":
+    """Hugging Face's training arguments for a run of so many steps; a fine-tuning is evaluated after each epoch.
 
     It refuses a warm-up longer than the run, and a setting that is unknown, needs a package that is not installed, or
     was given to the launcher.
     """
     from transformers import TrainingArguments
 
+    device = find_device(config.device)
     check_launch_settings()
     _check_warm_up(config, steps)
     try:

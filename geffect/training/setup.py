@@ -153,7 +153,7 @@ class TrainingSetup(Setup[Trained]):
     @functools.cached_property
     def arguments(self) -> "TrainingArguments":
         """Hugging Face's training arguments; making them refuses what this machine cannot carry out."""
-        return training_arguments(self.config, self.steps, self.device)
+        return training_arguments(self.config, self.steps)
 
     @property
     def steps(self) -> int:

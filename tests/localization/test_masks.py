@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from geffect.core.layers import find_tied_weights, trainable_parameters
-from geffect.core.masks import GradientMask, Localization, unpack
+from geffect.core.masks import GradientMask, Localization, _entries, pack, unpack
 from geffect.errors import GeffectError
 from geffect.localization.localize import localize
 from geffect.objectives.base import window_counts
@@ -230,6 +230,21 @@ def test_memflex_trains_its_region_alone() -> None:
     for name in trainable_parameters(model):
         still = frozen.never(name)
         assert (still is None) if name in chosen else (still is not None and bool(still.all()))
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 1003])
+def test_bits_are_unpacked_on_any_device_as_on_the_cpu(size: int) -> None:
+    mask = torch.rand(size, generator=torch.Generator().manual_seed(size)) < 0.3
+    assert torch.equal(unpack(pack(mask), [size]), mask)
+    assert torch.equal(_entries(pack(mask))[:size], mask)
+
+
+def test_a_mask_takes_a_bit_an_entry() -> None:
+    model = CASES["llama"]()
+    frozen = _frozen(model, "grail(reading=micro_batch)")
+    bits = [each for side in frozen._bits.values() for each in side.values()]
+    entries = sum(p.numel() for p in trainable_parameters(model).values())
+    assert 0 < sum(each.numel() * each.element_size() for each in bits) <= 2 * (entries / 8 + len(bits))
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ from geffect.monitoring.monitor import Monitor
 from geffect.objectives.base import Counts, mean_nll
 from geffect.rectifiers.grail import GRAIL
 from tests.support import cases as models
-from tests.support.emulated_device import NAME, PACKAGE, TRAFFIC, Traffic, emulate
+from tests.support.emulated_device import NAME, PACKAGE, TRAFFIC, Traffic, emulate, made_on
 from tests.support.rows import made_rows, padded
 
 GPU = f"{NAME}:0"
@@ -358,14 +358,15 @@ def _unlearn(place: Place, weights: str = "full", *, domains: bool = False, **se
 def _on_second(place: Place) -> None:
     """On the device that ``--device`` names, with the reference, the masks and the memory of a rectifier."""
     device = "cpu" if place.device == "cpu" else f"{NAME}:1"
-    _unlearn(place, objective="npo + kl", rectifier="grail + gru(space=both)", prediction=2, device=device)
+    with contextlib.nullcontext() if device == "cpu" else made_on(torch.device(device)):
+        _unlearn(place, objective="npo + kl", rectifier="grail + gru(space=both)", prediction=2, device=device)
     recorded = json.loads((place.out / "run" / "environment.json").read_text(encoding="utf-8"))
     assert recorded["device"] == device, recorded["device"]
 
 
 def _beside_another(place: Place) -> None:
     """A Trainer left to itself would copy the model onto both, in silence."""
-    with mock.patch.object(torch.cuda, "device_count", lambda: 2), mock.patch.object(torch.cuda, "get_device_name"):
+    with mock.patch.multiple(torch.cuda, device_count=lambda: 2, get_device_name=str):
         _unlearn(place)
 
 
@@ -475,6 +476,7 @@ def _dispatched(place: Place) -> Any:
 
     model = models.llama()
     if place.device == "cpu":
+        model.hf_device_map = {"model": "cpu", "lm_head": "cpu:0"}  # all logits are computed, as over two devices
         return model
     first, second = GPU, f"{NAME}:1"
     layers = {"model.embed_tokens": first, "model.rotary_emb": first, "model.layers.0": first}
