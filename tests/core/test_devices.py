@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from geffect import api
-from geffect.config import EvaluateConfig, FinetuneConfig, InspectConfig, LocalizeConfig, UnlearnConfig
+from geffect.config import DoctorConfig, EvaluateConfig, FinetuneConfig, InspectConfig, LocalizeConfig, UnlearnConfig
 from geffect.core import devices
 from geffect.core.devices import deterministic_algorithms, find_device, seeded
 from geffect.errors import GeffectError
@@ -73,7 +73,7 @@ def test_an_absent_device_is_refused_before_weights_are_read(
         "localize": lambda: api.localize(LocalizeConfig(model=model, domain=domain, out=out, device="xpu:7")),
         "inspect": lambda: api.inspect(InspectConfig(checkpoints=model, **SETS, out=out, device="xpu:7")),
         "evaluate": lambda: api.evaluate(EvaluateConfig(model=model, suite="builtin", out=out, device="xpu:7")),
-        "doctor": lambda: list(api.doctor(api.DoctorConfig(model=model, **SETS, device="xpu:7"))),
+        "doctor": lambda: list(api.doctor(DoctorConfig(model=model, **SETS, device="xpu:7"))),
         "load_model": lambda: api.load_model(model, device="xpu:7"),
     }[verb]
     with pytest.raises(GeffectError, match="The device xpu:7 is not available: torch sees none of its kind"):

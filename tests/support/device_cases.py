@@ -316,7 +316,7 @@ def _verbs() -> Iterator[Case]:
     for name, settings in INSPECTIONS.items():
         yield Case(f"inspect, {name}", partial(_inspect, **settings), sample=False)
     yield Case("evaluate", _evaluate)
-    varied = {"rounded": True, "relearn": 1, "limit": 2, "calibrate": "start"}
+    varied: dict[str, Any] = {"rounded": True, "relearn": 1, "limit": 2, "calibrate": "start"}
     yield Case("evaluate, variants", partial(_evaluate, **varied), sample=False)
     yield Case("doctor", _doctor)
 

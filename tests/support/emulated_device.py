@@ -434,9 +434,6 @@ def where() -> str:
 
 
 def _dispatched(func: Any, *args: Any, **kwargs: Any) -> Any:
-    here = getattr(_HERE, "place", None)
-    if here is not None and kwargs.get("device") == torch.device(NAME, 0):
-        kwargs["device"] = here
     return _carry_out(func, args, kwargs)
 
 
@@ -482,7 +479,9 @@ def _carry_out(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any
     if packet is aten.copy_:
         _count_copy(tensors[1], tensors[0].device, bool(kwargs.get("non_blocking", len(args) > 2 and args[2])))
     place = next((each.device for each in tensors if isinstance(each, EmulatedTensor)), None)
-    options = dict(kwargs)
+    options, here = dict(kwargs), getattr(_HERE, "place", None)
+    if here is not None and packet not in COPIES and options.get("device") == torch.device(NAME, 0):
+        options["device"] = here
     if options.get("device") is not None:
         place = _numbered(options["device"])
         options |= {"device": torch.device("cpu"), "pin_memory": False} if "pin_memory" in options else {}
