@@ -7,13 +7,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial, update_wrapper
+from functools import partial, update_wrapper, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 import pandas as pd
 
 from geffect.config import (
+    DeviceConfig,
     DoctorConfig,
     EvaluateConfig,
     FinetuneConfig,
@@ -25,6 +26,7 @@ from geffect.config import (
     UnlearnConfig,
 )
 from geffect.config.schema import Schema
+from geffect.core.devices import AUTO, deterministic_algorithms, find_device
 from geffect.core.distributed import rank, wait_for_all
 from geffect.core.forward import IGNORE_INDEX
 from geffect.core.layers import trainable_parameters
@@ -136,6 +138,17 @@ def verb(schema: Callable[Fields, Config]) -> Callable[[Callable[..., Result]], 
     return lambda run: Verb(schema, run)
 
 
+def _as_configured(run: Callable[..., Result]) -> Callable[..., Result]:
+    """Run a verb with deterministic algorithms alone where its configuration asks for them."""
+
+    @wraps(run)
+    def carry_out(config: DeviceConfig, **options: Any) -> Result:
+        with deterministic_algorithms(config.deterministic):
+            return run(config, **options)
+
+    return carry_out
+
+
 class Evaluation(os.PathLike[str]):
     """The directory ``path`` of an evaluation; every function that takes a path takes it."""
 
@@ -172,17 +185,21 @@ def load_model(
     spec: str,
     dtype: str = "float32",
     *,
+    device: str = AUTO,
     trust_remote_code: bool = False,
     tokenizer: str | None = None,
     chat_template: str | None = None,
 ) -> Loaded:
     """Load a model by any of its names (`geffect.models.load.FORMS`), and its tokenizer, as `geffect.models.load.load`.
 
-    A built-in model is fitted on first use (about a minute) and cached.
+    ``device`` is ``auto`` (an accelerator if torch sees one, else the CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps`` and
+    so on. A built-in model is fitted on first use (about a minute, on the CPU) and cached.
     """
+    find_device(device)
     if is_built_in(spec):
         spec = str(builtin_tiny(spec))
-    return load(spec, dtype, trust_remote_code=trust_remote_code, tokenizer=tokenizer, chat_template=chat_template)
+    options: dict[str, Any] = {"tokenizer": tokenizer, "chat_template": chat_template}
+    return load(spec, dtype, device=device, trust_remote_code=trust_remote_code, **options)
 
 
 def _loader(config: TrainConfig | LocalizeConfig | InspectConfig | EvaluateConfig) -> Callable[[str], Loaded]:
@@ -190,6 +207,7 @@ def _loader(config: TrainConfig | LocalizeConfig | InspectConfig | EvaluateConfi
     return partial(
         load_model,
         dtype=config.dtype,
+        device=config.device,
         trust_remote_code=config.trust_remote_code,
         tokenizer=config.tokenizer,
         chat_template=config.chat_template,
@@ -214,7 +232,8 @@ def _fit_tiny(name: str, directory: Path) -> None:
     LOGGER.info("fitting %s once, about a minute; it is kept in %s", name, directory.parent)
     _save_tiny(name, directory / "init")
     sets, recipe, _ = BUILT_IN[name]
-    config = FinetuneConfig.read(model=str(directory / "init"), train=list(sets), out=directory / "fit", **recipe)
+    place = {"model": str(directory / "init"), "out": directory / "fit", "device": "cpu"}  # the same on every machine
+    config = FinetuneConfig.read(train=list(sets), **place, **recipe)
     try:
         finetune(config)
     except Interrupted as stopped:  # a cache holds nothing unfinished
@@ -233,6 +252,7 @@ def _start(config: Trained, setup: TrainingSetup[Trained] | None = None) -> Trai
 
 @verb(FinetuneConfig)
 @raise_on_signals()
+@_as_configured
 def finetune(
     config: FinetuneConfig, *, resume: bool = False, setup: TrainingSetup[FinetuneConfig] | None = None
 ) -> Run:
@@ -249,7 +269,7 @@ def finetune(
     with RunDirectory(config.out, resume=resume) as run:
         start = _start(config, setup)
         loaded, encoded = start.loaded, itertools.chain(*start.encoded.values())
-        environment = start.environment()
+        environment = start.environment() | {"optimizer": start.arguments.optim}
         checkpoint = find_checkpoint(config.out, environment) if resume else None
         recorded, first = recorded_config(config), first_step(checkpoint)
         with quiet_transformers(), open_record(run, recorded, environment, first) as sink:
@@ -274,6 +294,7 @@ def finetune(
 
 @verb(UnlearnConfig)
 @raise_on_signals()
+@_as_configured
 def unlearn(
     config: UnlearnConfig,
     *,
@@ -296,7 +317,8 @@ def unlearn(
         frozen = read_gradient_mask(config, loaded)
         success = {"start": successes(loaded.model, loaded.tokenizer, start.encoded)}
         recorded = recorded_config(config) | {"reference": {"path": loaded.source, "sha256": loaded.sha256}}
-        environment = start.environment() | ({"frozen": frozen.shares()} if frozen else {})
+        environment = start.environment() | {"optimizer": start.arguments.optim}
+        environment |= {"frozen": frozen.shares()} if frozen else {}
         checkpoint = find_checkpoint(config.out, environment) if resume else None
         past = lines_before(config.out, checkpoint)
         with quiet_transformers(), open_record(run, recorded, environment, first_step(checkpoint)) as sink:
@@ -337,6 +359,7 @@ def _unlearn_trainer(
 
 @verb(LocalizeConfig)
 @raise_on_signals()
+@_as_configured
 def localize(config: LocalizeConfig, *, setup: LocalizationSetup | None = None) -> LocalizationRun:
     """Find the weights where each domain's knowledge lies: top-k masks of every split, and their overlaps."""
     check_single_process("geffect localize")
@@ -353,7 +376,7 @@ def localize(config: LocalizeConfig, *, setup: LocalizationSetup | None = None) 
             "sha256": loaded.sha256,
             "shapes": {name: list(p.shape) for name, p in parameters.items()},
         }
-        environment = describe() | {
+        environment = describe(start.device) | {
             "parameters": layout_to_json(start.layout),
             "dtype": config.dtype,
             "prompts": prompts_of(config, loaded.tokenizer),
@@ -370,6 +393,7 @@ def localize(config: LocalizeConfig, *, setup: LocalizationSetup | None = None) 
 
 @verb(InspectConfig)
 @raise_on_signals()
+@_as_configured
 def inspect(config: InspectConfig, *, resume: bool = False, setup: InspectionSetup | None = None) -> list[Run]:
     """Measure objectives at every checkpoint of a series, over whole sets and without training; a run an objective.
 
@@ -387,6 +411,7 @@ def inspect(config: InspectConfig, *, resume: bool = False, setup: InspectionSet
 
 @verb(EvaluateConfig)
 @raise_on_signals()
+@_as_configured
 def evaluate(config: EvaluateConfig) -> Evaluation:
     """Score a model, an adapter or a run's checkpoints on a suite, or on sets by named metrics.
 
@@ -395,7 +420,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     (means with intervals, and numbers of several sets).
     """
     check_single_process("geffect evaluate")
-    began = time.perf_counter()
+    device, began = find_device(config.device), time.perf_counter()
     with RunDirectory(config.out) as run:
         sets = [(part, read_part(config, part)) for part in parts(config)]
         check_variants(config, sets)
@@ -415,7 +440,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         examples = pd.concat(frames, ignore_index=True)
         models = summary(config, examples, read_reference(config, examples), numbers)
         with disk_errors(config.out, "name another --out"):
-            environment = describe() | {"dtype": config.dtype, "prompts": prompts}
+            environment = describe(device) | {"dtype": config.dtype, "prompts": prompts}
             run.create(config.model_dump(mode="json", exclude_none=True), environment)
             with replacing(config.out / EXAMPLES) as file:
                 examples.to_csv(file, index=False)
@@ -454,7 +479,8 @@ def doctor(config: DoctorConfig) -> "Iterator[Finding]":
     """
     from geffect.preflight import examine
 
-    yield from examine(_start(config))
+    with deterministic_algorithms(config.deterministic):
+        yield from examine(_start(config))
 
 
 @verb(PreviewConfig)

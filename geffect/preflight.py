@@ -142,7 +142,8 @@ def _gradients(model: CausalLM, batches: Batches) -> dict[str, NamedTensors]:
 
 
 def _gram(model: CausalLM, dtype: torch.dtype, batches: Batches) -> Tensor:
-    twin = copy.deepcopy(model).to(dtype)
+    place = "cpu" if model.device.type == "mps" else model.device  # Apple's GPUs have no float64
+    twin = copy.deepcopy(model).to(place, dtype)
     gradients = _gradients(twin, batches)
     products = {n: inner_products([each.get(n) for each in gradients.values()]) for n in trainable_parameters(twin)}
     return Gram(tuple(gradients), products).total()

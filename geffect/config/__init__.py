@@ -15,6 +15,7 @@ from geffect.config.schema import (
     NONE,
     Count,
     Day,
+    Device,
     Domains,
     Dtype,
     Fraction,
@@ -89,6 +90,18 @@ class DataConfig(TextConfig, ModelConfig):  # fields stand in the reverse of thi
     """A model, and the sets it is shown."""
 
 
+class DeviceConfig(Schema):
+    """Where a model computes."""
+
+    device: Device = Field(
+        default="auto",
+        description="where the model computes: auto (an accelerator if there is one), cpu, cuda, cuda:1 or mps",
+    )
+    deterministic: bool = Field(
+        default=False, description="use deterministic algorithms alone, and refuse an operation that has none"
+    )
+
+
 class PreviewConfig(DataConfig):
     """``geffect preview``."""
 
@@ -96,7 +109,7 @@ class PreviewConfig(DataConfig):
     limit: Positive = Field(default=4, description="examples shown")
 
 
-class TrainConfig(DataConfig):
+class TrainConfig(DeviceConfig, DataConfig):
     """What fitting and unlearning share."""
 
     NEEDS: ClassVar[tuple[Need, ...]] = (Need("lora_dropout", "lora"),)
@@ -146,7 +159,7 @@ DOMAIN = "a domain, NAME=UNLEARN,RETENTION or NAME=SOURCE (knowundo:privacy, bui
 VALIDATION = "a domain's validation sets, NAME=UNLEARN,RETENTION; repeat it; a SOURCE has its own"
 
 
-class LocalizeConfig(DataConfig):
+class LocalizeConfig(DeviceConfig, DataConfig):
     """``geffect localize``."""
 
     NEEDS = (Need("draws", "labels", ("random", "corrupted")),)
@@ -175,7 +188,7 @@ class LocalizeConfig(DataConfig):
     dtype: Dtype = Field(default="float32", description="dtype of the weights")
 
 
-class InspectConfig(TextConfig):
+class InspectConfig(DeviceConfig, TextConfig):
     """``geffect inspect``."""
 
     checkpoints: Texts = Field(min_length=1, description="what to inspect, in order", json_schema_extra=ARGUMENT)
@@ -209,7 +222,7 @@ class InspectConfig(TextConfig):
     seed: Seed = Field(default=0, description="seed of retain draws (--mode paper) and of the adapter's start")
 
 
-class EvaluateConfig(DataConfig):
+class EvaluateConfig(DeviceConfig, DataConfig):
     """``geffect evaluate``."""
 
     NEEDS = (

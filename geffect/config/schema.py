@@ -45,6 +45,7 @@ Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Dtype = Literal["float32", "bfloat16", "float64"]
+Device = Annotated[str, Field(pattern=r"^[a-z]+(:[0-9]{1,3})?$")]
 Mode = Literal["exact", "paper"]
 Gradient = Literal["objective", "forget", "retain", "retain_average", "masked", "rectified"]
 Role = Literal["forget", "retain", "general", "heldout", "forget_val", "retain_val"]
@@ -161,6 +162,7 @@ EMPTY: Any = list
 
 TEXT_LENGTH = 10_000  # characters of a setting
 NO_FLAG: dict[str, Any] = {"flag": False}  # set by geffect, not a flag
+DEVICES = "auto, cpu, cuda, cuda:1 (a GPU by its number) or mps"
 RUNS_CODE = ("trust_remote_code", "task_dir")  # what a file may not ask for on its own
 ARGUMENT: dict[str, Any] = {"flag": False, "argument": True}  # a field that stands without a flag
 
@@ -277,6 +279,7 @@ def _refusal(schema: type[Schema], error: ValidationError) -> GeffectError:
         twice = duplicate(map(str, first["input"]))
         return GeffectError(f"{shown} names {twice!r} twice", remedy="Leave one of them out")
     wanted = "a path" if first["type"] == "path_type" else first["msg"]
+    wanted = DEVICES if name == "device" else wanted
     should = re.sub("^(Input|String|List|Value) should ", "It should ", wanted)
     return GeffectError(
         f"{shown} is {shorten(repr(first['input']))}",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from geffect.core.devices import is_dispatched
 from geffect.core.layers import unwrap
 from geffect.core.losses import nll_at
 from geffect.errors import GeffectError
@@ -138,7 +139,10 @@ def forward(model: nn.Module, batch: Mapping[str, Tensor], needs: Collection[str
     else:
         index = labeled_positions(labels, *relabeled.values())
     logits, hidden = logits_at(model, batch, index, hidden="hidden" in needs)
-    return Outputs(logits, labels, index, batch.get("ref_nll"), hidden, relabeled=relabeled)
+    if logits.device != labels.device:  # the head lies on another device than the embedding
+        batch = {name: tensor.to(logits.device) for name, tensor in batch.items()}
+        relabeled = {name: batch[name] for name in relabeled}
+    return Outputs(logits, batch["labels"], index.to(logits.device), batch.get("ref_nll"), hidden, relabeled=relabeled)
 
 
 def logits_at(
@@ -169,12 +173,14 @@ def logits_at(
             f"for inputs of {shape[0]} × {shape[1]}",
             remedy="Merge or drop virtual tokens (prompt tuning) first",
         )
-    return logits.flatten(0, 1)[index], states
+    return logits.flatten(0, 1)[index.to(logits.device)], states
 
 
 def _keeps_positions(model: nn.Module) -> bool:
     """Whether the model's head can be restricted to a mask of positions."""
     base = unwrap(model)
+    if is_dispatched(base):  # accelerate would move the mask to the first device, where the head's inputs may not be
+        return False
     if "logits_to_keep" not in signature(base.forward).parameters:
         return False
     code = sys.modules[type(base).__module__]

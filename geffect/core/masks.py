@@ -7,7 +7,7 @@ over parameters. Masks are made on the CPU and do not depend on threads.
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -125,9 +125,17 @@ def empty_masks(sizes: Mapping[str, int]) -> dict[str, Tensor]:
 
 
 def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
-    """The mask of a shape from its bits (`pack`)."""
-    flat = np.unpackbits(bits.numpy(), count=math.prod(shape))
-    return torch.from_numpy(flat).bool().view(tuple(shape))
+    """The mask of a shape from its bits (`pack`), where they lie."""
+    size = math.prod(shape)
+    if bits.device.type == "cpu":
+        return torch.from_numpy(np.unpackbits(bits.numpy(), count=size)).view(torch.bool).view(tuple(shape))
+    return _entries(bits)[:size].view(tuple(shape))
+
+
+def _entries(bits: Tensor) -> Tensor:
+    """The mask ``[8 · bytes]`` of packed bits, by torch alone: `numpy.unpackbits` on any device."""
+    places = torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
+    return bits[:, None].bitwise_right_shift(places).bitwise_and_(1).view(-1).view(torch.bool)
 
 
 def intersections(masks: Sequence[Tensor | None]) -> Tensor:
@@ -271,55 +279,84 @@ class GradientMask:
     """Two masks a tensor: the entries frozen to the forget side's gradients, and those frozen to the retain side's.
 
     A side is everything that the objective back-propagates to that end. An entry frozen to both sides never moves.
+    A mask takes a bit an entry, on the device of its parameter; one tensor's is unpacked at a time.
 
-    Attributes:
-        forget: parameter → bool mask of its shape, on its device; missing: empty.
+    Args:
+        parameters: what is masked.
+        forget: parameter → packed mask; missing: empty.
         retain: the same for the retain side.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], forget: PackedMasks, retain: PackedMasks) -> None:
-        self._names = list(parameters)
-        self.forget = _unpack_all(parameters, forget)
-        self.retain = self.forget if retain is forget else _unpack_all(parameters, retain)
-        self._never = {n: self.forget[n] & self.retain[n] for n in self.forget if n in self.retain}
-        sides = {"forget": self.forget, "retain": self.retain}
-        self._closed = {(side, n) for side, masks in sides.items() for n, mask in masks.items() if bool(mask.all())}
+        self._shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+        bits = {name: mask.to(parameters[name].device) for name, mask in forget.items()}
+        self._bits = {"forget": bits, "retain": bits}
+        if retain is not forget:
+            self._bits["retain"] = {name: mask.to(parameters[name].device) for name, mask in retain.items()}
+        every = [(side, name) for side, bits in self._bits.items() for name in bits]
+        self._closed = {(side, name) for side, name in every if bool(self._mask(side, name).all())}
+
+    def mask(self, side: str, name: str, device: torch.device | None = None) -> Tensor | None:
+        """The mask of one tensor on a ``forget`` or ``retain`` side, a bool of its shape; None where it is empty.
+
+        It is made on the ``device``, that of the parameter by default.
+        """
+        return self._mask(side, name, device) if name in self._bits[side] else None
+
+    def _mask(self, side: str, name: str, device: torch.device | None = None) -> Tensor:
+        bits = self._bits[side]
+        if device is not None and bits[name].device != device:
+            bits[name] = bits[name].to(device)
+        return unpack(bits[name], self._shapes[name])
 
     def apply(self, side: str, name: str, tensor: Tensor | None) -> Tensor | None:
         """One side's gradient with zeros where it is frozen; None where nothing of it is left, and for None.
 
         The tensor that is passed is not changed.
         """
-        mask = (self.forget if side == "forget" else self.retain).get(name)
-        if tensor is None or mask is None:
-            return tensor
-        return None if (side, name) in self._closed else tensor.masked_fill(mask, 0)
+        if tensor is None or (side, name) in self._closed:
+            return None
+        mask = self.mask(side, name, tensor.device)
+        return tensor if mask is None else tensor.masked_fill(mask, 0)
 
     def shard(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Cut the masks to this process's part of the parameters, which are sharded by now.
 
         A tensor stays closed to a side only where the whole of it is.
         """
-        for masks in {id(each): each for each in (self.forget, self.retain, self._never)}.values():
-            masks |= {name: part_of(mask, parameters[name]) for name, mask in masks.items()}
+        parts = {side: {n: part_of(self._mask(side, n), parameters[n]) for n in bits} for side, bits in self._sides()}
+        for side, bits in self._sides():
+            bits |= {name: pack(part).to(part.device) for name, part in parts[side].items()}
+            self._shapes |= {name: tuple(part.shape) for name, part in parts[side].items()}
 
-    def never(self, name: str) -> Tensor | None:
-        """The mask of one tensor's entries that never move; None where all may."""
-        return self._never.get(name)
+    def _sides(self) -> list[tuple[str, PackedMasks]]:
+        """Each side with its masks; once where both sides have the same."""
+        same = self._bits["forget"] is self._bits["retain"]
+        return list(self._bits.items())[: 1 if same else 2]
+
+    def never(self, name: str, device: torch.device | None = None) -> Tensor | None:
+        """The mask of one tensor's entries that never move; None where all may. ``device`` is that of `mask`."""
+        if not all(name in bits for bits in self._bits.values()):
+            return None
+        masks = [self._mask(side, name, device) for side, _ in self._sides()]
+        return functools.reduce(torch.logical_and, masks)
 
     def shares(self) -> dict[str, dict[str, float]]:
         """Side (``forget``, ``retain``, or ``never`` for both) → parameter → share of its entries that are frozen."""
-        sides = {"forget": self.forget, "retain": self.retain, "never": self._never}
-        zeros = dict.fromkeys(self._names, 0.0)
-        return {s: zeros | {n: float(mask.double().mean()) for n, mask in masks.items()} for s, masks in sides.items()}
+        sides: dict[str, Callable[[str], Tensor | None]] = {
+            "forget": lambda name: self.mask("forget", name),
+            "retain": lambda name: self.mask("retain", name),
+            "never": self.never,
+        }
+        return {side: {name: _share(mask(name)) for name in self._shapes} for side, mask in sides.items()}
 
     @torch.no_grad()
     def put_back(self, name: str, parameter: Tensor, before: Tensor) -> None:
         """Undo what an optimizer did to entries that never move: weight decay, momentum from before."""
-        still = self.never(name)
+        still = self.never(name, parameter.device)
         if still is not None:
             parameter.copy_(torch.where(still, before, parameter))
 
 
-def _unpack_all(parameters: Mapping[str, nn.Parameter], masks: PackedMasks) -> dict[str, Tensor]:
-    return {name: unpack(bits, parameters[name].shape).to(parameters[name].device) for name, bits in masks.items()}
+def _share(mask: Tensor | None) -> float:
+    return 0.0 if mask is None else int(mask.sum()) / mask.numel()

@@ -30,7 +30,8 @@ Sets = Sequence[tuple[Part, ExampleSet]]
 Load = Callable[[str], Loaded]
 SHARED = {  # of the evaluation, for relearning
     *("trust_remote_code", "data_dir", "question_column", "answer_column", "text_column", "max_length", "seed"),
-    *("template_date", "system_prompt", "chat_template", "tokenizer", "dtype"),
+    *("template_date", "system_prompt", "chat_template", "tokenizer"),
+    *("dtype", "device", "deterministic"),
 }
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from geffect.core.architectures import Tokenizer
+from geffect.core.devices import input_device
 from geffect.core.forward import IGNORE_INDEX, Outputs, forward
 from geffect.core.gradients import NamedTensors
 from geffect.core.layers import find_tied_weights, layout, trainable_parameters
@@ -56,7 +57,7 @@ def measurement(
     ``overlap`` is the share of the largest entries in a gradient's mask, ``standard_errors`` goes over the window's
     parts again, ``keep`` holds the gradients.
     """
-    device = next(model.parameters()).device
+    device = input_device(model)
 
     def run(batch: Batch, needs: frozenset[str], *, dropout: bool) -> Outputs:
         on_device = {name: tensor.to(device) for name, tensor in batch.items()}
@@ -211,7 +212,7 @@ def _batches(
     model: nn.Module, examples: Sequence[EncodedExample], columns: Columns, pad_id: int, size: int
 ) -> Iterator[Batch]:
     """Forget batches on the model's device."""
-    device = next(model.parameters()).device
+    device = input_device(model)
     for chunk in _chunks(examples, size):
         batch = collate_sets({"forget": chunk}, columns, pad_id)["forget"]
         yield {name: tensor.to(device) for name, tensor in batch.items()}

@@ -189,7 +189,7 @@ def _of_run(checkpoints: list[str]) -> dict[str, Any]:
 
 def as_run(config: InspectConfig, objective: Objective) -> UnlearnConfig:
     """The configuration of a run that matches an inspection of one objective; it is never run."""
-    names = (*FROM_RUN, "dtype", "overlap", "mode")
+    names = (*FROM_RUN, "device", "deterministic", "dtype", "overlap", "mode")
     shared = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     return UnlearnConfig.read(
         None, **shared, model=config.start or config.checkpoints[0], objective=objective, steps=1, out=config.out

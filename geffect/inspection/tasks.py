@@ -11,6 +11,7 @@ import psutil
 
 from geffect.config import InspectConfig, UnlearnConfig
 from geffect.core.architectures import CausalLM
+from geffect.core.devices import find_device
 from geffect.core.layers import trainable_parameters
 from geffect.data.encode import EncodedExample, pad_id_of
 from geffect.errors import GeffectError
@@ -167,6 +168,7 @@ class InspectionSetup:
 
 def prepare_inspection(config: InspectConfig, *, resume: bool = False) -> InspectionSetup:
     """Find an inspection's checkpoints, fill its options, and refuse directories that are taken."""
+    find_device(config.device)
     series = check_readable(find_checkpoints(config.checkpoints), skip_broken=config.skip_broken)
     setup = InspectionSetup(complete(config), series)
     tasks(setup.config, resume=resume)

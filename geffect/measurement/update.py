@@ -148,7 +148,9 @@ class Applied:
             return 0.0
         gram = Gram(("update", str(rectifier.memory)))
         for name, parameter in run.parameters.items():
-            update, still = moved(self.before[name], parameter), run.frozen.never(name) if run.frozen else None
+            update, still = moved(self.before[name], parameter), None
+            if run.frozen is not None:
+                still = run.frozen.never(name, update.device)
             if still is not None:  # about to be put back
                 update.masked_fill_(still, 0)
             gram.values[name] = inner_products([update, run.state.get(name)])

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from geffect.core.architectures import CausalLM, Tokenizer
+from geffect.core.devices import seeded
 from geffect.data.encode import PLAIN
 from geffect.data.load import load_set
 from geffect.errors import GeffectError
@@ -84,8 +85,7 @@ def make_tiny(
         **BUILT_IN[name].shape,
         **shape,
     })
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 
 from geffect.core.architectures import CAUSAL, CausalLM, Tokenizer, check_class, check_runs, freeze_non_text
+from geffect.core.devices import AUTO, find_device, seeded
 from geffect.errors import GeffectError
 from geffect.io.readers import check_regular, read_json
 from geffect.io.system import check_memory
@@ -110,19 +111,24 @@ def load(
     spec: str,
     dtype: str = "float32",
     *,
+    device: str = AUTO,
     trust_remote_code: bool = False,
     tokenizer: str | None = None,
     chat_template: str | None = None,
 ) -> Loaded:
-    """Load a model for training or measuring; `geffect.load_model` also loads the built-in ones.
+    """Load a model onto a device for training or measuring; `geffect.load_model` also loads the built-in ones.
 
-    An adapter is put on its base and made trainable, its base frozen. The weights have the dtype of the argument, not
-    the checkpoint's; on a bfloat16 base PEFT keeps the adapter's in float32. ``trust_remote_code`` runs code that comes
-    with the model. ``tokenizer`` names a model or directory whose tokenizer replaces the model's own (an adapter's
-    before its base's), ``chat_template`` is ``none``, one of its several templates, or a file; None keeps its own.
+    ``device`` is a name that `geffect.core.devices.find_device` takes. An adapter is put on its base and made
+    trainable, its base frozen. The weights have the dtype of the argument, not the checkpoint's; on a bfloat16 base
+    PEFT keeps the adapter's in float32. ``trust_remote_code`` runs code that comes with the model. ``tokenizer`` names
+    a model or directory whose tokenizer replaces the model's own (an adapter's before its base's), ``chat_template``
+    is ``none``, one of its several templates, or a file; None keeps its own.
     """
     if dtype not in DTYPES:
         raise GeffectError(f"There is no dtype {dtype!r}", remedy=f"Choose one of {', '.join(DTYPES)}")
+    place = find_device(device)
+    if dtype == "float64" and place.type == "mps":
+        raise GeffectError("Apple's GPUs have no float64", remedy="Choose --device cpu or another --dtype")
     with model_errors(spec):
         source = resolve(spec)
         if isinstance(source, Path) and (source / CHECKSUMS).exists():
@@ -130,7 +136,21 @@ def load(
         _outline(source, trust_remote_code, check_files=True)  # refuses what would fill the memory
         model = _read_weights(source, dtype, trust_remote_code)
         words = load_tokenizer(source, model.config, trust_remote_code, tokenizer, chat_template)
-        return Loaded(model, words, str(source), sha256_of(source))
+        loaded = Loaded(model, words, str(source), sha256_of(source))
+    _move(model, place)
+    return loaded
+
+
+def _move(model: CausalLM, device: torch.device) -> None:
+    """Move a model to a device; a quantized one stays where its kernels put it."""
+    if getattr(model, "is_quantized", False):
+        return
+    try:
+        model.to(device)
+    except torch.OutOfMemoryError as error:
+        size = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9
+        message = f"The weights take {size:.1f} GB, more than {device} has free"
+        raise GeffectError(message, remedy="Choose another --device, or --dtype bfloat16") from error
 
 
 def _is_adapter(source: Path | str) -> TypeGuard[Path]:
@@ -345,8 +365,7 @@ def add_lora(model: torch.nn.Module, rank: int, seed: int, dropout: float = 0.0)
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    with quiet_transformers(), torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with quiet_transformers(), seeded(seed):
         return get_peft_model(model, config)
 
 

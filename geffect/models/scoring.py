@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from geffect.core.devices import input_device
 from geffect.core.forward import FROM_REFERENCE, Outputs, forward, logits_at
 from geffect.core.model_state import enter_evaluation_mode
 from geffect.data.encode import EncodedExample, collate
@@ -84,7 +85,7 @@ def forward_batches(
 
     ``needs`` is that of `geffect.core.forward.forward`.
     """
-    device = next(model.parameters()).device
+    device = input_device(model)
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))
     with in_evaluation_mode(model), torch.no_grad():
         for start in range(0, len(order), batch_size):

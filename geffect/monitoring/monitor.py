@@ -143,8 +143,9 @@ class Monitor:
         return self
 
     def _environment(self) -> dict[str, Any]:
-        return describe() | {
-            "dtype": str(next(iter(self.parameters.values())).dtype).removeprefix("torch."),
+        first = next(iter(self.parameters.values()))
+        return describe(first.device) | {
+            "dtype": str(first.dtype).removeprefix("torch."),
             "data": {name: target.data for name, target in self.targets.items()},
             "parameters": layout_to_json(split_layout(layout(self.model), self.tied)),
         }

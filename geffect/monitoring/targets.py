@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from geffect.core.architectures import Tokenizer
+from geffect.core.devices import input_device
 from geffect.core.distributed import assign_items, is_sharded, sum_gradients, sum_over_processes
 from geffect.core.forward import IGNORE_INDEX, forward
 from geffect.core.gradients import GradientBuffer, NamedTensors
@@ -116,7 +117,7 @@ def compute_target_gradients(
     Every process gets the same batches and runs its share of them. The model is left as it was, and hooks on its
     parameters do not run. Under DDP the wrapper is bypassed, so that no all-reduce is triggered.
     """
-    device = next(iter(parameters.values())).device
+    device = input_device(without_ddp(model))
     buffer = GradientBuffer(dict(parameters) | ({tied.head_name: tied.alias} if tied else {}))
     counts = {name: Counts.of(each) for name, each in batches.items()}
     scores = {name: torch.zeros(each.example, 3, dtype=torch.float64) for name, each in counts.items()}

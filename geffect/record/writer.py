@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 import yaml
@@ -24,6 +24,9 @@ from geffect.errors import GeffectError
 from geffect.io.system import rank_and_size
 from geffect.record.reader import each_line
 from geffect.record.schema import CONFIG, DONE, ENVIRONMENT, FORMAT, FORMAT_COMMENT, METRICS, POINTS, STEPS, TOKENS
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("geffect", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy", "pandas")
 LOCK = ".lock"  # exists, and is held, while a process writes
@@ -241,9 +244,11 @@ def plain(value: object) -> Any:
     return [plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-def describe() -> dict[str, Any]:
-    """The versions, git revision of the source tree, and hardware that a run is made with."""
+def describe(device: "torch.device | None" = None) -> dict[str, Any]:
+    """The versions, git revision of the source tree, and hardware that a run is made with; and the device it took."""
     import torch
+
+    from geffect.core.devices import device_name
 
     return {
         "python": platform.python_version(),
@@ -252,6 +257,7 @@ def describe() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": platform.machine(),
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        **({"device": str(device), "device_name": device_name(device)} if device else {}),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),

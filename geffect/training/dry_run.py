@@ -8,6 +8,7 @@ from torch import nn
 
 from geffect.config import FinetuneConfig, LocalizeConfig, TrainConfig, UnlearnConfig
 from geffect.core.architectures import CausalLM
+from geffect.core.devices import find_device
 from geffect.core.forward import IGNORE_INDEX
 from geffect.core.layers import decoder_blocks, unwrap
 from geffect.data.encode import EncodedExample
@@ -17,6 +18,7 @@ from geffect.measurement.passes import plan_passes
 from geffect.models.load import DTYPES
 from geffect.objectives.base import Objective
 from geffect.rectifiers.base import Rectifier
+from geffect.training.devices import loader_settings, optimizer_name, take_device
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -32,6 +34,7 @@ def training_arguments(config: TrainConfig, steps: int) -> "TrainingArguments":
     """
     from transformers import TrainingArguments
 
+    device = find_device(config.device)
     check_launch_settings()
     _check_warm_up(config, steps)
     try:
@@ -42,7 +45,7 @@ def training_arguments(config: TrainConfig, steps: int) -> "TrainingArguments":
             per_device_eval_batch_size=max(8, config.batch_size),
             gradient_accumulation_steps=config.grad_accum_steps,
             learning_rate=config.learning_rate,
-            optim=config.optimizer,
+            optim=optimizer_name(config, device),
             lr_scheduler_type=_schedule(config),
             warmup_steps=config.warmup_steps,
             weight_decay=config.weight_decay,
@@ -57,11 +60,12 @@ def training_arguments(config: TrainConfig, steps: int) -> "TrainingArguments":
             report_to=config.report_to or "none",
             disable_tqdm=True,  # the trainer shows a bar of its own
             remove_unused_columns=False,
-            dataloader_pin_memory=False,
             # else processes on a CPU would not find one another
-            use_cpu=rank_and_size()[1] > 1 and not torch.cuda.is_available(),
+            use_cpu=rank_and_size()[1] > 1 and device.type == "cpu",
+            **loader_settings(device),
             **_checkpointing(config),
         )
+        take_device(arguments, device)
         _try_out(arguments, steps)
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Self, TypeVar, overload
 
 import psutil
+import torch
 
 from geffect.config import EvaluateConfig, FinetuneConfig, LocalizeConfig, TextConfig, TrainConfig, UnlearnConfig
 from geffect.core.architectures import Tokenizer
+from geffect.core.devices import find_device
 from geffect.core.layers import Layout, find_tied_weights, layout, split_layout, trainable_parameters
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, of_role, role_of
@@ -73,6 +75,11 @@ class Setup(ABC, Generic[Config]):
         warn_cut(self.encoded)
         warn_of_other_prompts(self.config, loaded)
         return replace(self, loaded=loaded)
+
+    @functools.cached_property
+    def device(self) -> torch.device:
+        """The device that it computes on."""
+        return find_device(self.config.device)
 
     @functools.cached_property
     def layout(self) -> Layout:
@@ -191,7 +198,7 @@ class TrainingSetup(Setup[Trained]):
         config, path = self.config, getattr(self.config, "masks", None)
         masks = {"masks": {"set": str(path), "sha256": weights_sha256(path / MASKS)}} if path else {}
         others = masks | ({"answers": self.answers.data} if self.answers else {})
-        return describe() | {
+        return describe(self.device) | {
             "dtype": config.dtype,
             "start": {"path": self.loaded.source, "sha256": self.loaded.sha256},
             "attention": getattr(self.loaded.model.config, "_attn_implementation", None),
@@ -208,6 +215,7 @@ def prepare(config: LocalizeConfig) -> LocalizationSetup: ...
 def prepare(config: Asked) -> TrainingSetup[Asked]: ...
 def prepare(config: LocalizeConfig | TrainConfig) -> LocalizationSetup | TrainingSetup[TrainConfig]:
     """Read and encode a configuration's sets, each once, for the outline of its model; no weight is loaded."""
+    find_device(config.device)
     answers = None
     if isinstance(config, UnlearnConfig):
         check_shards(config)

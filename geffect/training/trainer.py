@@ -28,6 +28,7 @@ from geffect.models.checkpoints import REMEDY, checkpoint_step, read_errors, wri
 from geffect.models.scoring import Likelihood, compute_likelihood
 from geffect.record.writer import rename
 from geffect.training.checkpoints import PARTIAL, ShardedTrainer, check_whole, write_errors
+from geffect.training.devices import take_device
 
 if TYPE_CHECKING:
     from transformers.trainer_utils import TrainOutput
@@ -114,6 +115,7 @@ class RecordingTrainer(ShardedTrainer):
         sink: Callable[[Line], None],
         **kwargs: Any,
     ) -> None:
+        take_device(args, args.device)  # another training may have taken one since
         super().__init__(model, args, processing_class=tokenizer, eval_dataset=evaluation_sets, **kwargs)
         self.sink, self.evaluation_sets, self.pad_id = sink, evaluation_sets, pad_id_of(tokenizer)
         self.line: Line = {}
@@ -269,7 +271,8 @@ def _divergence(model: nn.Module) -> str:
 def make_loader(trainer: Trainer, sampler: Sampler[Any], collate_fn: Callable[[Any], Any]) -> DataLoader[Any]:
     """A loader of the training examples prepared by the trainer's accelerator, its order the sampler's."""
     batch_size = trainer.args.per_device_train_batch_size
-    loader = DataLoader(trainer.train_dataset, batch_size, sampler=sampler, collate_fn=collate_fn)
+    pins = trainer.args.dataloader_pin_memory
+    loader = DataLoader(trainer.train_dataset, batch_size, sampler=sampler, collate_fn=collate_fn, pin_memory=pins)
     prepared: DataLoader[Any] = trainer.accelerator.prepare(loader)
     return prepared
 

@@ -291,10 +291,9 @@ class UnlearnTrainer(RecordingTrainer):
     def load_memory(self, directory: Path) -> None:
         """Read what `save_memory` wrote."""
         if (directory / STATE_FILE).exists():
-            parameters = self.measurement.parameters
-            device = str(next(iter(parameters.values())).device)
-            saved = load_file(directory / STATE_FILE, device=device)
-            self.measurement.state.update({name: part_of(tensor, parameters[name]) for name, tensor in saved.items()})
+            for name, tensor in load_file(directory / STATE_FILE).items():
+                parameter = self.measurement.parameters[name]
+                self.measurement.state[name] = part_of(tensor, parameter).to(parameter.device)
         if (directory / TERMS_FILE).exists():
             self.measurement.term_states = read_json(directory / TERMS_FILE)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from geffect.core.layers import find_tied_weights, trainable_parameters
-from geffect.core.masks import GradientMask, Localization, unpack
+from geffect.core.masks import GradientMask, Localization, _entries, pack, unpack
 from geffect.errors import GeffectError
 from geffect.localization.localize import localize
 from geffect.objectives.base import window_counts
@@ -78,12 +78,19 @@ def _kept(mask: Tensor | None, tensor: Tensor) -> Tensor:
     return tensor if mask is None else tensor * (~mask)
 
 
+def _masked(frozen: GradientMask, forget: dict[str, Tensor], retain: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What freezing leaves of the two sides' gradients."""
+    return {n: _kept(frozen.mask("forget", n), forget[n]) + _kept(frozen.mask("retain", n), retain[n]) for n in forget}
+
+
 @sweep(2, text=OBJECTIVES, freezing=FREEZINGS, size=[4, 2])
 def test_each_mask_meets_the_gradients_it_belongs_to(text: str, freezing: str, size: int) -> None:
     model, reference = CASES["llama"](), _reference(None)
     batches, frozen = make_batches(model), _frozen(model, freezing)
     forget, retain = _sides(model, reference, text, batches)
-    expected = {n: _kept(frozen.forget.get(n), forget[n]) + _kept(frozen.retain.get(n), retain[n]) for n in forget}
+    expected = {
+        n: _kept(frozen.mask("forget", n), forget[n]) + _kept(frozen.mask("retain", n), retain[n]) for n in forget
+    }
     whole = {n: forget[n] + retain[n] for n in forget}
     measurement = make_measurement(model, text, reference=reference, frozen=frozen)
     measured = take_step(measurement, split(batches, size))
@@ -102,10 +109,9 @@ def test_masked_rows_are_projected(rectifier: str, freezing: str) -> None:
     model = CASES["llama"]()
     text, batches, frozen = "ga + 0.5*gd", make_batches(model), _frozen(model, freezing)
     forget, retain = _sides(model, None, text, batches)
-    names = list(forget)
-    masked = {n: _kept(frozen.forget.get(n), forget[n]) + _kept(frozen.retain.get(n), retain[n]) for n in names}
+    names, masked = list(forget), _masked(frozen, forget, retain)
     loss = oracles.gradient(model, partial(oracles.mean_nll, model, batches["retain"]))
-    memory = {n: 0.8 * _kept(frozen.retain.get(n), loss[n]) for n in names}
+    memory = {n: 0.8 * _kept(frozen.mask("retain", n), loss[n]) for n in names}
     g, m = oracles.flat(masked, names), oracles.flat(memory, names)
     scale = max(0.0, -float(g @ m)) / float(m @ m) if "update" not in rectifier else 0.0
     extra = 0.5 if "add_retain" in rectifier else 0.0
@@ -224,6 +230,21 @@ def test_memflex_trains_its_region_alone() -> None:
     for name in trainable_parameters(model):
         still = frozen.never(name)
         assert (still is None) if name in chosen else (still is not None and bool(still.all()))
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 1003])
+def test_bits_are_unpacked_on_any_device_as_on_the_cpu(size: int) -> None:
+    mask = torch.rand(size, generator=torch.Generator().manual_seed(size)) < 0.3
+    assert torch.equal(unpack(pack(mask), [size]), mask)
+    assert torch.equal(_entries(pack(mask))[:size], mask)
+
+
+def test_a_mask_takes_a_bit_an_entry() -> None:
+    model = CASES["llama"]()
+    frozen = _frozen(model, "grail(reading=micro_batch)")
+    bits = [each for side in frozen._bits.values() for each in side.values()]
+    entries = sum(p.numel() for p in trainable_parameters(model).values())
+    assert 0 < sum(each.numel() * each.element_size() for each in bits) <= 2 * (entries / 8 + len(bits))
 
 
 @pytest.mark.parametrize(

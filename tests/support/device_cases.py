@@ -4,8 +4,8 @@
 
 The process writes a JSON object to ``OUT``: ``cases``, case → what became of it (`Outcome`), and ``emulation``, what
 the device itself does (`emulation`). Each case writes its numbers into a folder; those of the two devices are compared
-bit for bit. A case named ``…, loaded there`` has the model on the device as soon as its weights are read; in the others
-it goes there when a Trainer takes it, if one does.
+bit for bit. What is
+`auto` to geffect is ``gpu:0``.
 """
 
 import contextlib
@@ -37,15 +37,18 @@ from geffect.config import DoctorConfig, EvaluateConfig, FinetuneConfig, Inspect
 from geffect.core.forward import forward
 from geffect.core.gradients import capture_gradients
 from geffect.core.gram import Gram
+from geffect.core.layers import trainable_parameters
 from geffect.core.token_effects import token_effects
 from geffect.data.encode import EncodedExample
 from geffect.data.load import load_set
+from geffect.localization.localize import localize
 from geffect.models.scoring import Reference, compute_likelihood, forward_beside
 from geffect.monitoring.callback import Callback
 from geffect.monitoring.monitor import Monitor
 from geffect.objectives.base import Counts, mean_nll
+from geffect.rectifiers.grail import GRAIL
 from tests.support import cases as models
-from tests.support.emulated_device import NAME, PACKAGE, TRAFFIC, Traffic, emulate
+from tests.support.emulated_device import NAME, PACKAGE, TRAFFIC, Traffic, emulate, made_on
 from tests.support.rows import made_rows, padded
 
 GPU = f"{NAME}:0"
@@ -112,6 +115,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "dropout": {"lora": 2, "lora_dropout": 0.2, "keep_dropout": True},
     "bfloat16": {"dtype": "bfloat16", "objective": "npo", "rectifier": "gru"},
     "float64": {"dtype": "float64", "objective": "npo", "rectifier": "gru"},
+    "deterministic algorithms": {"objective": "npo", "rectifier": "gru", "deterministic": True},
     "stop rules": {"stop": "forget_loss(level=3)", "evaluate_every": 1},
     "general": {"general": "builtin:authors/retain[6:12]", "objective": "ga + kl(on=general)", "lora": 2},
     "all at once": {
@@ -156,7 +160,7 @@ class World:
         """Name → file, of `SETS`."""
         files = {name: self.folder / f"{name}.json" for name in SETS}
         for name, file in files.items():
-            file.write_text(json.dumps(load_set(SETS[name]).rows), encoding="utf-8")
+            file.write_text(json.dumps([dict(each) for each in load_set(SETS[name])]), encoding="utf-8")
         return {name: str(file) for name, file in files.items()}
 
     @property
@@ -237,13 +241,11 @@ class Case:
     Attributes:
         name: of it.
         run: does it.
-        loads: put the model on the device as soon as its weights are read.
         sample: whether a short run of the tests includes it.
     """
 
     name: str
     run: Callable[[Place], None]
-    loads: bool = False
     sample: bool = True
 
 
@@ -291,43 +293,34 @@ def _unlearning() -> Iterator[Case]:
         run, short = partial(_unlearn, **settings), (name, rectifier, weights) in sample
         label = f"unlearn {name}, {rectifier}, {weights}"
         yield Case(label, run, sample=short)
-        if weights == "full" or rectifier == "grail":
-            yield Case(f"{label}, loaded there", run, loads=True, sample=short and name != "npo")
         if name in ("ga", "npo", "gd"):
-            yield Case(f"{label}, not measured", partial(run, **UNMEASURED), loads=True, sample=False)
+            yield Case(f"{label}, not measured", partial(run, **UNMEASURED), sample=False)
     for name, settings in EXTRAS.items():
         yield Case(f"unlearn with {name}", partial(_unlearn, **settings), sample=name == "all at once")
     for name, rectifier in FREEZING.items():
-        for loads in (False, True):
-            settings = {"rectifier": rectifier, "objective": "npo + gd"}
-            run = partial(_unlearn, **settings)
-            yield Case(f"unlearn with {name}{', loaded there' if loads else ''}", run, loads=loads, sample=False)
+        settings = {"rectifier": rectifier, "objective": "npo + gd"}
+        yield Case(f"unlearn with {name}", partial(_unlearn, **settings), sample=name == "memflex")
+    yield Case("unlearn on the second device", _on_second)
+    yield Case("unlearn where the Trainer sees two GPUs", _beside_another)
     yield Case("unlearn, resumed", _resume)
     yield Case("finetune", partial(_finetune))
     yield Case("finetune, lora", partial(_finetune, lora=2), sample=False)
 
 
 def _verbs() -> Iterator[Case]:
-    for loads in (False, True):
-        end = ", loaded there" if loads else ""
-        for labels in ("random", "true", "corrupted"):
-            run = partial(_localize, labels=labels)
-            yield Case(f"localize, {labels} labels{end}", run, loads=loads, sample=loads and labels == "random")
-        for importance in ("mean_square", "zscore"):
-            run = partial(_localize, importance=importance, masks_only=importance == "zscore")
-            yield Case(f"localize by {importance}{end}", run, loads=loads, sample=False)
-        yield Case(f"localize, adapter{end}", partial(_localize, adapter=True), loads=loads, sample=False)
-        yield Case(f"inspect{end}", _inspect, loads=loads, sample=loads)
-        for name, settings in INSPECTIONS.items():
-            yield Case(f"inspect, {name}{end}", partial(_inspect, **settings), loads, sample=False)
-        yield Case(f"evaluate{end}", _evaluate, loads=loads, sample=loads)
-        yield Case(
-            f"evaluate, variants{end}",
-            partial(_evaluate, rounded=True, relearn=1, limit=2, calibrate="start"),
-            loads=loads,
-            sample=False,
-        )
-        yield Case(f"doctor{end}", _doctor, loads=loads, sample=loads)
+    for labels in ("random", "true", "corrupted"):
+        yield Case(f"localize, {labels} labels", partial(_localize, labels=labels), sample=labels == "random")
+    for importance in ("mean_square", "zscore"):
+        run = partial(_localize, importance=importance, masks_only=importance == "zscore")
+        yield Case(f"localize by {importance}", run, sample=False)
+    yield Case("localize, adapter", partial(_localize, adapter=True), sample=False)
+    yield Case("inspect", _inspect)
+    for name, settings in INSPECTIONS.items():
+        yield Case(f"inspect, {name}", partial(_inspect, **settings), sample=False)
+    yield Case("evaluate", _evaluate)
+    varied: dict[str, Any] = {"rounded": True, "relearn": 1, "limit": 2, "calibrate": "start"}
+    yield Case("evaluate, variants", partial(_evaluate, **varied), sample=False)
+    yield Case("doctor", _doctor)
 
 
 def _loops() -> Iterator[Case]:
@@ -343,6 +336,7 @@ def _two_devices() -> Iterator[Case]:
         "Gram and norms": _gram,
         "generation": _generation,
         "likelihood": _likelihood,
+        "localization": _localization,
         "token effects": _token_effects,
         "reference": _reference,
         "monitor": _monitor_of,
@@ -361,6 +355,21 @@ def _unlearn(place: Place, weights: str = "full", *, domains: bool = False, **se
         plain |= {"model": str(world.start)} | ({"masks": world.masks} if freezes else {})
         plain |= {"lora": 2} if weights == "lora" else {}
     api.unlearn(UnlearnConfig.read(None, **(plain | settings), out=place.out / "run"))
+
+
+def _on_second(place: Place) -> None:
+    """On the device that ``--device`` names, with the reference, the masks and the memory of a rectifier."""
+    device = "cpu" if place.device == "cpu" else f"{NAME}:1"
+    with contextlib.nullcontext() if device == "cpu" else made_on(torch.device(device)):
+        _unlearn(place, objective="npo + kl", rectifier="grail + gru(space=both)", prediction=2, device=device)
+    recorded = json.loads((place.out / "run" / "environment.json").read_text(encoding="utf-8"))
+    assert recorded["device"] == device, recorded["device"]
+
+
+def _beside_another(place: Place) -> None:
+    """A Trainer left to itself would copy the model onto both, in silence."""
+    with mock.patch.multiple(torch.cuda, device_count=lambda: 2, get_device_name=str):
+        _unlearn(place)
 
 
 def _resume(place: Place) -> None:
@@ -469,6 +478,7 @@ def _over_two(place: Place) -> Any:
 
     model = models.llama()
     if place.device == "cpu":
+        model.hf_device_map = {"model": "cpu", "lm_head": "cpu:0"}  # all logits are computed, as over two devices
         return model
     first, second = GPU, f"{NAME}:1"
     layers = {"model.embed_tokens": first, "model.rotary_emb": first, "model.layers.0": first}
@@ -497,6 +507,21 @@ def _likelihood(place: Place, model: Any) -> None:
     place.write(likelihood=asdict(compute_likelihood(model, rows, 0, 2)))
 
 
+def _localization(place: Place, model: Any) -> None:
+    """With the masks that it leads to."""
+
+    def loss(seed: int) -> Tensor:
+        batch = place.put(models.make_batch([9, 5, 7], seed=seed))
+        return mean_nll(forward(model, batch), Counts.of([batch]))
+
+    losses = {f"{role}/a": [partial(loss, seed)] for seed, role in enumerate(("forget", "retain"))}
+    localized = localize(trainable_parameters(model), losses, [0.1])
+    mask = GRAIL(k_unlearn=0.1, k_retain=0.1).gradient_mask(trainable_parameters(model), localized)
+    left = {name: mask.apply("forget", name, p.detach()) for name, p in trainable_parameters(model).items()}
+    save_file({name: each.cpu() for name, each in left.items() if each is not None}, place.out / "masked.safetensors")
+    place.write(overlap=localized.overlaps[0.1].to_record(), frozen=mask.shares())
+
+
 def _token_effects(place: Place, model: Any) -> None:
     batch = place.put(models.make_batch([9, 5, 7]))
     gradient = capture_gradients(model, {"forget": lambda: mean_nll(forward(model, batch), Counts.of([batch]))})
@@ -511,28 +536,14 @@ def _reference(place: Place, model: Any) -> None:
 
 
 @contextlib.contextmanager
-def _on(device: str, *, loads: bool) -> Iterator[None]:
-    """Hugging Face's Trainer uses a device, and where a model ``loads`` there, so does everything else."""
+def _on(device: str) -> Iterator[None]:
+    """A device is that of Hugging Face's Trainer, and what `auto` stands for."""
     from accelerate.state import AcceleratorState, GradientState
-    from transformers import PreTrainedModel
 
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    os.environ["ACCELERATE_TORCH_DEVICE"] = device
-    read = PreTrainedModel.__dict__["from_pretrained"]
-
-    def moved(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        loaded = read.__get__(None, cls)(*args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded).to(device)
-        return loaded
-
-    if loads:
-        PreTrainedModel.from_pretrained = classmethod(moved)
-    try:
+    with mock.patch.dict(os.environ, ACCELERATE_TORCH_DEVICE=device):
         yield
-    finally:
-        PreTrainedModel.from_pretrained = read
-        del os.environ["ACCELERATE_TORCH_DEVICE"]
 
 
 def carry_out(case: Case, world: World, before_it: tuple[Case, Outcome] | None = None) -> Outcome:
@@ -551,7 +562,7 @@ def carry_out(case: Case, world: World, before_it: tuple[Case, Outcome] | None =
         before, marks = TRAFFIC.copy(), list[Traffic]()
         hook = register_optimizer_step_post_hook(partial(_mark, marks))
         try:
-            with _on(device, loads=case.loads), warnings.catch_warnings():
+            with _on(device), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 torch.manual_seed(0)
                 case.run(place)
@@ -620,6 +631,8 @@ def _difference(a: Any, b: Any) -> float:
         if torch.equal(a, b):
             return 0.0
         return float((a.double() - b.double()).abs().max() / a.double().abs().max().clamp(min=1e-30))
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return torch.inf
     if a == b or (a != a and b != b):
         return 0.0
     if isinstance(a, int | float) and isinstance(b, int | float):

@@ -18,11 +18,12 @@ torch's engine keeps one queue for a backend written in Python, and so one devic
 the engine, and ``device`` is an attribute of the tensor's own.
 """
 
+import contextlib
 import functools
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -54,6 +55,7 @@ WAITS = {
 COPIES = {aten.copy_, aten._to_copy}
 INDEXING = {aten.index, aten.index_put_, aten.index_put, aten._index_put_impl_, aten._unsafe_index}
 STRICT = {aten.cat, aten.stack, aten.embedding, aten.gather, aten.scatter, aten.index_select}  # no CPU scalar either
+SHAPES = {aten.is_same_size, aten._has_same_storage_numel}  # these look at no number
 IDLE = {aten.empty, aten.empty_strided, aten.empty_like, aten.new_empty, aten.detach, aten.alias, aten.lift_fresh}
 # these reach a device without one of its tensors among their arguments, or with Python's own dispatch switched off
 NAMED = (
@@ -188,8 +190,10 @@ class EmulatedTensor(Tensor):
         options = {name: value for name, value in kwargs.items() if name != "copy"}
         device, dtype, *_ = torch._C._nn._parse_to(*(each for each in args if not isinstance(each, Tensor)), **options)
         device = next((each.device for each in args if isinstance(each, Tensor)), device)
-        if device is None or device.type != NAME or _numbered(device) == self.place:
+        if device is None or device.type != NAME:
             return super().to(*args, **kwargs)
+        if _numbered(device) == self.place:
+            return super().to(dtype or self.dtype, copy=kwargs.get("copy", False))
         moved = _move(self, _numbered(device))
         return moved if dtype is None else moved.to(dtype)
 
@@ -398,13 +402,21 @@ def _attend() -> None:
         switch(False)
 
     def attention(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        _HERE.place = query.device
-        try:
+        with made_on(query.device):
             return plain(query, *args, **kwargs)
-        finally:
-            del _HERE.place
 
     torch.nn.functional.scaled_dot_product_attention = attention
+
+
+@contextlib.contextmanager
+def made_on(place: torch.device) -> Iterator[None]:
+    """What torch's own code makes beside a tensor lies on a device; to that code all are on the first."""
+    before = getattr(_HERE, "place", None)
+    _HERE.place = place
+    try:
+        yield
+    finally:
+        _HERE.place = before
 
 
 def where() -> str:
@@ -422,14 +434,11 @@ def where() -> str:
 
 
 def _dispatch(func: Any, *args: Any, **kwargs: Any) -> Any:
-    here = getattr(_HERE, "place", None)
-    if here is not None and kwargs.get("device") == torch.device(NAME, 0):
-        kwargs["device"] = here
     return _carry_out(func, args, kwargs)
 
 
 def _zeros(size: Any, **options: Any) -> Tensor:
-    device = _numbered(options["device"])
+    device = getattr(_HERE, "place", None) or _numbered(options["device"])
     return EmulatedTensor(torch.zeros(size, dtype=options.get("dtype")), device)
 
 
@@ -465,12 +474,14 @@ def _carry_out(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any
     """Run an operation on the data, and put what it gives where a GPU would."""
     packet, tensors = func.overloadpacket, _tensors(args, *kwargs.values())
     written = _targets(func, args, kwargs)
-    if packet not in COPIES:
+    if packet not in COPIES and packet not in SHAPES:
         _refuse_mixed(packet, tensors, written)
     if packet is aten.copy_:
         _count_copy(tensors[1], tensors[0].device, bool(kwargs.get("non_blocking", len(args) > 2 and args[2])))
     place = next((each.device for each in tensors if isinstance(each, EmulatedTensor)), None)
-    options = dict(kwargs)
+    options, here = dict(kwargs), getattr(_HERE, "place", None)
+    if here is not None and packet not in COPIES and options.get("device") == torch.device(NAME, 0):
+        options["device"] = here
     if options.get("device") is not None:
         place = _numbered(options["device"])
         options |= {"device": torch.device("cpu"), "pin_memory": False} if "pin_memory" in options else {}
