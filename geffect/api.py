@@ -55,10 +55,11 @@ from geffect.io.system import check_single_process, launch_command, raise_on_sig
 from geffect.localization.localize import localize as find
 from geffect.localization.localize import split_losses
 from geffect.localization.storage import read_localization, write_localization
-from geffect.models.builtin import BUILT_IN, UNTRAINED, built_in_key, is_built_in, make_tiny
+from geffect.models.builtin import BUILT_IN, built_in_key, is_built_in, make_tiny
 from geffect.models.cache import cached_directory
 from geffect.models.checkpoints import named_checkpoints
 from geffect.models.load import Loaded, load, quiet_transformers
+from geffect.models.names import UNTRAINED
 from geffect.models.scoring import Reference, check_trainable, in_evaluation_mode
 from geffect.models.tokenizers import vocabulary_size
 from geffect.record.schema import METRICS
@@ -176,7 +177,7 @@ def load_model(
     tokenizer: str | None = None,
     chat_template: str | None = None,
 ) -> Loaded:
-    """Load a model by any of its names (`geffect.models.load.FORMS`), and its tokenizer, as `geffect.models.load.load`.
+    """Load a model by any name (`geffect.models.names.FORMS`), and its tokenizer, as `geffect.models.load.load`.
 
     A built-in model is fitted on first use (about a minute) and cached.
     """

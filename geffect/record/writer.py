@@ -14,16 +14,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 import yaml
 
-from geffect.core.layers import Layout
 from geffect.errors import GeffectError
 from geffect.io.system import rank_and_size
 from geffect.record.reader import each_line
 from geffect.record.schema import CONFIG, DONE, ENVIRONMENT, FORMAT, FORMAT_COMMENT, METRICS, POINTS, STEPS, TOKENS
+
+if TYPE_CHECKING:
+    from geffect.core.layers import Layout
 
 PACKAGES = ("geffect", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy", "pandas")
 LOCK = ".lock"  # exists, and is held, while a process writes
@@ -217,7 +219,7 @@ def _holds_no_run(path: Path) -> bool:
         return stream.read(len(BEGINNING)) == BEGINNING
 
 
-def layout_to_json(layout: Layout) -> dict[str, Any]:
+def layout_to_json(layout: "Layout") -> dict[str, Any]:
     """The parameter table of a run's environment: names, layers, sizes, number of blocks."""
     names = list(layout.layers)
     return {
