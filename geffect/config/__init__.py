@@ -92,6 +92,15 @@ class DataConfig(TextConfig, ModelConfig):  # fields stand in the reverse of thi
     """A model, and the sets it is shown."""
 
 
+class MemoryConfig(Schema):
+    """How much memory may be taken."""
+
+    max_memory: Rate = Field(
+        default=0.0,
+        description="refuse to start where the memory estimate exceeds so many GB; 0: warn if it exceeds what is free",
+    )
+
+
 class PreviewConfig(DataConfig):
     """``geffect preview``."""
 
@@ -99,7 +108,7 @@ class PreviewConfig(DataConfig):
     limit: Positive = Field(default=4, description="examples shown")
 
 
-class TrainConfig(DataConfig):
+class TrainConfig(MemoryConfig, DataConfig):
     """What fitting and unlearning share."""
 
     NEEDS: ClassVar[tuple[Need, ...]] = (Need("lora_dropout", "lora"),)
@@ -154,7 +163,7 @@ DOMAIN = "a domain, NAME=UNLEARN,RETENTION or NAME=SOURCE (knowundo:privacy, bui
 VALIDATION = "a domain's validation sets, NAME=UNLEARN,RETENTION; repeat it; a SOURCE has its own"
 
 
-class LocalizeConfig(DataConfig):
+class LocalizeConfig(MemoryConfig, DataConfig):
     """``geffect localize``."""
 
     NEEDS = (Need("draws", "labels", ("random", "corrupted")),)
@@ -183,7 +192,7 @@ class LocalizeConfig(DataConfig):
     dtype: Dtype = Field(default="float32", description="dtype of the weights")
 
 
-class InspectConfig(TextConfig):
+class InspectConfig(MemoryConfig, TextConfig):
     """``geffect inspect``."""
 
     checkpoints: Texts = Field(min_length=1, description="what to inspect, in order", json_schema_extra=ARGUMENT)
@@ -217,7 +226,7 @@ class InspectConfig(TextConfig):
     seed: Seed = Field(default=0, description="seed of retain draws (--mode paper) and of the adapter's start")
 
 
-class EvaluateConfig(DataConfig):
+class EvaluateConfig(MemoryConfig, DataConfig):
     """``geffect evaluate``."""
 
     NEEDS = (
