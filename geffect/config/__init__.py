@@ -97,7 +97,7 @@ class MemoryConfig(Schema):
 
     max_memory: Rate = Field(
         default=0.0,
-        description="refuse to start where the memory estimate exceeds so many GB; 0: warn if it exceeds what is free",
+        description="refuse to start if the memory estimate exceeds so many GB; 0: warn if more than is free",
     )
 
 

@@ -39,13 +39,8 @@ def check_fit(config: Config, estimate: MemoryEstimate, device: torch.device) ->
         )
     if asked.total > free:
         names = remedies(config, asked, asked.total - free)
-        LOGGER.warning(
-            "%s, and %.3g GB are free on %s: %s",
-            needs.lower(),
-            free / GB,
-            device,
-            _sentence(names, "use another device"),
-        )
+        remedy = _sentence(names, "use another device")
+        LOGGER.warning("%s, and %.3g GB are free on %s: %s", needs.replace("A", "a", 1), free / GB, device, remedy)
 
 
 def _sentence(names: list[str], otherwise: str) -> str:
