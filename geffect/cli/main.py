@@ -19,7 +19,7 @@ import typer.main
 from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.models import CommandInfo
 
-from geffect.errors import GeffectError, VisibleRecord, format_warning, visible_text
+from geffect.errors import GeffectError, VisibleRecord, format_warning, nearest, visible_text
 from geffect.io.system import check_single_process, raise_on_signals, rank_and_size, signal_of
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class OnceCommand(TyperCommand):
 OUTPUT_REMEDY = "Free disk space, or name another output"
 DRY_RUN = {"dry_run": "print the plan, the batch arithmetic and an estimate of the memory, and stop"}
 RESUME = {"resume": "continue the unfinished run in --out from its last checkpoint"}
+LISTS = ("objectives", "rectifiers", "metrics", "suites", "stop-rules", "plots", "models")
 YAML = "a YAML file with these names, such as a run's config.yaml"
 
 
@@ -379,6 +380,10 @@ def list_(
     what: Annotated[str, typer.Argument(help="objectives, rectifiers, metrics, suites, stop-rules, plots or models")],
 ) -> None:
     """Print what can be named, each with its definition in one line."""
+    if what not in LISTS:
+        raise GeffectError(
+            f"There is no list of {what!r}", remedy=f"{nearest(what, LISTS)}Choose one of {', '.join(LISTS)}"
+        )
     from geffect.cli import console
 
     console.names(what)

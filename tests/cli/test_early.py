@@ -74,6 +74,7 @@ CASES: list[tuple[list[str], str]] = [
     (["report", "runs/first", "--scheme", "third"], "--scheme is 'third'. It should be 'thirds', 'paper' or "),
     (["unlearn", *TINY, *OUT], "--forget has no value."),
     (["cite", "adam"], "There is no reference for 'adam'."),
+    (["list", "objectivs"], "There is no list of 'objectivs'. Did you mean objectives? Choose one of objectives, "),
     (["unlern"], "No such command 'unlern'. Did you mean 'unlearn'?"),
 ]
 RUN = """
