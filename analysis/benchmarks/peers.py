@@ -4,6 +4,7 @@ They are optional: one that cannot be imported is a row that says so. ``PYTHONPA
 """
 
 import copy
+import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -82,16 +83,14 @@ def projection(setting: Setting, name: str) -> Callable[[], None]:
     Returns:
         The step.
     """
-    import torchjd.aggregation
-    from torchjd.autojac import backward, jac_to_grad
-
-    aggregator = getattr(torchjd.aggregation, name)()
+    autojac: Any = importlib.import_module("torchjd.autojac")
+    aggregator = getattr(importlib.import_module("torchjd.aggregation"), name)()
     parameters = list(trainable_parameters(setting.model).values())
 
     def step() -> None:
         losses = torch.stack([-plain_loss(setting, "forget"), plain_loss(setting, "retain")])
-        backward(losses, inputs=parameters)
-        jac_to_grad(parameters, aggregator)
+        autojac.backward(losses, inputs=parameters)
+        autojac.jac_to_grad(parameters, aggregator)
 
     return step
 
@@ -161,10 +160,9 @@ def nll_of(logits: Tensor, labels: Tensor) -> Tensor:
 
 def examples_by_opacus(setting: Setting, direction: Mapping[str, Tensor]) -> Callable[[], list[float]]:
     """As `examples_by_vmap`, by the hooks of opacus, on a copy of the model."""
-    from opacus import GradSampleModule
-
+    opacus: Any = importlib.import_module("opacus")
     batch = setting.batches["forget"]
-    wrapped: Any = GradSampleModule(copy.deepcopy(setting.model).train(), loss_reduction="sum", strict=False)
+    wrapped: Any = opacus.GradSampleModule(copy.deepcopy(setting.model).train(), loss_reduction="sum", strict=False)
 
     def run() -> list[float]:
         logits = wrapped(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits

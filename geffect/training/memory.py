@@ -17,8 +17,8 @@ from geffect.core.forward import IGNORE_INDEX
 from geffect.core.layers import decoder_blocks, unwrap
 from geffect.data.encode import EncodedExample
 from geffect.io.system import rank_and_size
+from geffect.measurement.passes import plan_passes
 from geffect.models.load import DTYPES
-from geffect.objectives.base import Objective
 
 Encoded = Mapping[str, Sequence[EncodedExample]]
 OPTIMIZER_COPIES = {"sgd": 0, "adagrad": 1, "rmsprop": 1, "adafactor": 0}  # tensors of the parameters' size; else 2
@@ -145,22 +145,22 @@ def training_memory(config: TrainConfig, model: CausalLM, encoded: Encoded) -> M
         {"gradients": sizes.trained, "activations": activations, "logits": logits, "weights": sizes.weights} | each
         for each in steps
     ]
-    estimate = MemoryEstimate(**{"process": PROCESS, "optimizer": averages, **max(moments, key=_sum)})
+    largest = max(moments, key=lambda parts: sum(parts.values()))
+    estimate = MemoryEstimate(process=PROCESS, optimizer=averages, **largest)
     return _shard(estimate, config, model, sizes) if isinstance(config, UnlearnConfig) and config.shard else estimate
-
-
-def _sum(parts: Mapping[str, int]) -> int:
-    return sum(parts.values())
 
 
 def _moments(config: UnlearnConfig, sizes: Sizes, activations: int, logits: int) -> list[dict[str, int]]:
     """The parts of an unlearning step in its last backward pass, at its end, and where it goes over its parts again."""
     objective, rule, one = config.objective, config.rectifier.rule, sizes.trained
     freezing = config.rectifier.freezing is not None
-    separate = objective.forget_multiple is None  # the forget loss has a gradient of its own
+    domains = max(1, len(config.domain))
+    plan = plan_passes(
+        objective, rule, measure=True, keep_dropout=config.keep_dropout, frozen=freezing, num_domains=domains
+    )
+    separate = domains * (plan.runs_forget + plan.splits_sides)  # buffers of forget losses and of the objective's side
     streams = config.grad_accum_steps == rank_and_size()[1] == 1  # the last retain gradient is freed as it arrives
-    domains = max(0, len(config.domain) - 1)
-    beside = int(freezing and _has_retain_terms(objective))
+    beside = int(plan.splits_retain and (plan.retain_terms or bool(objective.on("general"))))
     combined = len({*rule.gradients} - {"objective", rule.memory})
     keeps = bool(config.prediction or config.save_gradients or config.standard_errors)
     held = {
@@ -169,9 +169,9 @@ def _moments(config: UnlearnConfig, sizes: Sizes, activations: int, logits: int)
         "masks": 3 * MASK * sizes.entries * freezing,
     }
     before = one * (keeps or rule.corrects or freezing)  # θ, from the end of a step until the optimizer has moved it
-    stored = one * keeps * (2 + separate + 2 * domains + (1 + bool(rule.add_retain)) * freezing)
+    stored = one * keeps * (1 + domains * (1 + plan.splits_forget) + (1 + bool(rule.add_retain)) * freezing)
     averages = 3 * one * (config.mode == "paper")
-    backward = {"gradients": one * (1 + separate + (not streams) + beside + 2 * domains), "kept": averages}
+    backward = {"gradients": one * (separate + beside + domains + (not streams)), "kept": averages}
     nothing = {"activations": 0, "logits": 0}
     end = {"gradients": one, "kept": stored + before + averages, **nothing}
     probed = {
@@ -185,10 +185,6 @@ def _moments(config: UnlearnConfig, sizes: Sizes, activations: int, logits: int)
         **({} if config.standard_errors else nothing),
     }
     return [held | each for each in (backward, end, probed, again)]
-
-
-def _has_retain_terms(objective: Objective) -> bool:
-    return any(term.multiple_of_loss is None for _, term in objective.on("retain")) or bool(objective.on("general"))
 
 
 def _shard(estimate: MemoryEstimate, config: UnlearnConfig, model: CausalLM, sizes: Sizes) -> MemoryEstimate:
