@@ -36,6 +36,7 @@ from geffect.data.checks import check_ids, warn_shared
 from geffect.data.encode import EncodedExample, encode_set, token_texts
 from geffect.data.load import ExampleSet
 from geffect.errors import Interrupted
+from geffect.evaluation.fit import estimate_memory
 from geffect.evaluation.results import (
     EXAMPLES,
     check_tasks,
@@ -57,16 +58,20 @@ from geffect.io.system import check_single_process, launch_command, raise_on_sig
 from geffect.localization.localize import localize as find
 from geffect.localization.localize import split_losses
 from geffect.localization.storage import read_localization, write_localization
-from geffect.models.builtin import BUILT_IN, UNTRAINED, built_in_key, is_built_in, make_tiny
+from geffect.models.builtin import BUILT_IN, built_in_key, is_built_in, make_tiny
 from geffect.models.cache import cached_directory
 from geffect.models.checkpoints import named_checkpoints
 from geffect.models.load import Loaded, load, quiet_transformers
+from geffect.models.names import UNTRAINED
 from geffect.models.scoring import Reference, check_trainable, in_evaluation_mode
 from geffect.models.tokenizers import vocabulary_size
+from geffect.record.directory import refuse_existing
 from geffect.record.schema import METRICS
-from geffect.record.writer import RunDirectory, describe, layout_to_json, peak_memory_gb, refuse_existing, replacing
+from geffect.record.writer import RunDirectory, describe, layout_to_json, replacing
 from geffect.reports.run import Run, plot
 from geffect.training.batches import compute_columns, training_sets
+from geffect.training.fit import check_fit, peak_memory
+from geffect.training.memory import run_device
 from geffect.training.run import (
     check_converged,
     disk_errors,
@@ -190,7 +195,7 @@ def load_model(
     tokenizer: str | None = None,
     chat_template: str | None = None,
 ) -> Loaded:
-    """Load a model by any of its names (`geffect.models.load.FORMS`), and its tokenizer, as `geffect.models.load.load`.
+    """Load a model by any name (`geffect.models.names.FORMS`), and its tokenizer, as `geffect.models.load.load`.
 
     ``device`` is ``auto`` (an accelerator if torch sees one, else the CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps`` and
     so on. A built-in model is fitted on first use (about a minute, on the CPU) and cached.
@@ -247,7 +252,24 @@ def _fit_tiny(name: str, directory: Path) -> None:
 def _start(config: Trained, setup: TrainingSetup[Trained] | None = None) -> TrainingSetup[Trained]:
     """What a run starts from, with the model's weights."""
     warn_of_rounding(config)
-    return (setup or read_setup(config)).with_weights(_loader(config)(config.model))
+    return (setup or _read_setup(config)).with_weights(_loader(config)(config.model))
+
+
+@overload
+def _read_setup(config: LocalizeConfig) -> LocalizationSetup: ...
+@overload
+def _read_setup(config: Trained) -> TrainingSetup[Trained]: ...
+def _read_setup(config: LocalizeConfig | TrainConfig) -> LocalizationSetup | TrainingSetup[TrainConfig]:
+    """What a verb starts from; warn or raise where the model will not fit the memory."""
+    setup: LocalizationSetup | TrainingSetup[TrainConfig] = read_setup(config)
+    check_fit(config, setup.memory, run_device(config))
+    return setup
+
+
+def _read_inspection(config: InspectConfig, *, resume: bool) -> InspectionSetup:
+    setup = prepare_inspection(config, resume=resume)
+    check_fit(setup.config, setup.memory, run_device(config))
+    return setup
 
 
 @verb(FinetuneConfig)
@@ -364,7 +386,7 @@ def localize(config: LocalizeConfig, *, setup: LocalizationSetup | None = None) 
     """Find the weights where each domain's knowledge lies: top-k masks of every split, and their overlaps."""
     check_single_process("geffect localize")
     with RunDirectory(config.out) as run:
-        start = (setup or read_setup(config)).with_weights(_loader(config)(config.model))
+        start = (setup or _read_setup(config)).with_weights(_loader(config)(config.model))
         loaded = start.loaded
         check_trainable(loaded.model)
         parameters, began = trainable_parameters(loaded.model), time.perf_counter()
@@ -384,8 +406,7 @@ def localize(config: LocalizeConfig, *, setup: LocalizationSetup | None = None) 
         with disk_errors(config.out, "name another --out"):
             run.create(config.model_dump(mode="json", exclude_none=True), environment)
             write_localization(run, localization, recipe)
-            memory = round(peak_memory_gb(), 3)
-            run.finish({"examples": localization.examples, "seconds": seconds, "peak_memory_gb": memory})
+            run.finish({"examples": localization.examples, "seconds": seconds} | peak_memory())
     with disk_errors(config.out, "then draw the figures with geffect plot"):
         plot([config.out])
     return LocalizationRun(config.out)
@@ -403,7 +424,7 @@ def inspect(config: InspectConfig, *, resume: bool = False, setup: InspectionSet
     from geffect.inspection.run import inspect as inspect_all
 
     check_single_process("geffect inspect")
-    setup = setup or prepare_inspection(config, resume=resume)
+    setup = setup or _read_inspection(config, resume=resume)
     completed = setup.config
     inspect_all(setup, _loader(completed), resume=resume)
     return [Run(record_of(completed, objective)) for objective in completed.objective]
@@ -429,6 +450,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             check_tasks(config.task, config.task_dir)
         if config.reference is not None:
             read_evaluation(config.reference)
+        if sets:
+            check_fit(config, estimate_memory(config, [examples for _, examples in sets]), run_device(config))
         frames, texts, numbers, prompts = [], [], {}, {}
         for variant in _variants(config, sets):
             prompts[variant.label] = prompts_of(config, variant.loaded.tokenizer)
@@ -445,7 +468,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             with replacing(config.out / EXAMPLES) as file:
                 examples.to_csv(file, index=False)
             write_texts(config.out, texts)
-            run.finish({"models": models, "seconds": round(time.perf_counter() - began, 3)})
+            run.finish({"models": models, "seconds": round(time.perf_counter() - began, 3)} | peak_memory())
     return Evaluation(config.out)
 
 
@@ -480,7 +503,7 @@ def doctor(config: DoctorConfig) -> "Iterator[Finding]":
     from geffect.preflight import examine
 
     with deterministic_algorithms(config.deterministic):
-        yield from examine(_start(config))
+        yield from examine(_start(config, read_setup(config)))
 
 
 @verb(PreviewConfig)
@@ -523,7 +546,7 @@ def prepare(
         GeffectError: the directory is taken, something cannot be read, or this machine cannot carry the run out.
     """
     if isinstance(config, InspectConfig):
-        inspection = prepare_inspection(config, resume=resume)
+        inspection = _read_inspection(config, resume=resume)
         check_trainable(inspection.outline.model)
         warn_shared(inspection.sets.sets)
         return inspection
@@ -531,7 +554,7 @@ def prepare(
         config = read_unfinished(config)
     else:
         refuse_existing(config.out)
-    setup: LocalizationSetup | TrainingSetup[TrainConfig] = read_setup(config)
+    setup: LocalizationSetup | TrainingSetup[TrainConfig] = _read_setup(config)
     check_trainable(setup.loaded.model)
     if isinstance(config, UnlearnConfig) and isinstance(setup, TrainingSetup):
         warn_shared(setup.sets)

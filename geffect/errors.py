@@ -2,14 +2,17 @@
 
 import copyreg
 import difflib
+import itertools
 import json
 import logging
+import os
 import re
 import signal
 from collections.abc import Iterable
 from typing import Any
 
 LONGEST = 400  # characters shown of a value
+SIBLINGS = 2000  # entries of a directory among which a name is looked for
 
 # C0 without tab and line feed, DEL, C1, zero-width and bidirectional controls, line separators, surrogates, tags
 UNSEEN = re.compile(
@@ -99,9 +102,30 @@ def unknown_name(kind: str, name: str, names: Iterable[str]) -> GeffectError:
     "'tofuu' is not a suite. Did you mean tofu? There are builtin, tofu."
     """
     names = list(names)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"Did you mean {close[0]}? There are" if close else "Choose one of"
-    return GeffectError(f"{name!r} is not {kind}", remedy=f"{hint} {', '.join(names)}")
+    hint = nearest(name, names)
+    choice = f"{hint}There are" if hint else "Choose one of"
+    return GeffectError(f"{name!r} is not {kind}", remedy=f"{choice} {', '.join(names)}")
+
+
+def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
+    """The question for the name that was meant, with a blank after it; empty where none is near.
+
+    >>> nearest("author/forget", ["authors/forget", "domains/privacy/unlearn"], "builtin:")
+    'Did you mean builtin:authors/forget? '
+    """
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"Did you mean {prefix}{close[0]}? " if close else ""
+
+
+def missing_path(path: str | os.PathLike[str], remedy: str) -> str:
+    """A remedy for a path where nothing is, after the question for the nearest name in its directory."""
+    folder, name = os.path.split(os.path.expanduser(path))
+    try:
+        with os.scandir(folder or ".") as entries:
+            siblings = [entry.name for entry in itertools.islice(entries, SIBLINGS)]
+    except (OSError, ValueError):
+        return remedy
+    return nearest(name, sorted({*siblings} - {name}), os.path.join(os.path.split(path)[0], "")) + remedy
 
 
 def shorten(value: object, longest: int = LONGEST) -> str:

@@ -181,7 +181,7 @@ def examine(start: TrainingSetup[UnlearnConfig]) -> Iterator[Finding]:
 
 def memory(start: TrainingSetup[UnlearnConfig]) -> Finding:
     """Compare the plan's estimate with the free memory; loaded weights count as free, since the estimate has them."""
-    needed = start.memory_gb
+    needed = start.memory.gb
     loaded = sum(p.numel() * p.element_size() for p in start.loaded.model.parameters())
     free = (psutil.virtual_memory().available + loaded) / 1e9
     numbers = f"about {needed:.1f} GB needed, {free:.1f} GB free"

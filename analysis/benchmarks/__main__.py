@@ -22,7 +22,8 @@ from analysis.benchmarks.table import Finding, read_findings, table
 from geffect.errors import GeffectError
 
 MODELS = {"tiny": "builtin:tiny", "smollm2": "smollm2"}
-OF_MODELS, ALONE, LONG = ("steps", "memory", "tokens", "localize"), ("front", "records", "growth"), ("demo", "suite")
+OF_MODELS = ("steps", "peers", "memory", "tokens", "localize")
+ALONE, LONG = ("front", "records", "growth"), ("demo", "suite")
 FIGURES = Path("figures/benchmarks")
 Benchmark = Callable[[], tuple[list[Finding], dict[str, list[float]]]]
 
@@ -91,7 +92,7 @@ def chosen(
     Raises:
         GeffectError: a name is unknown.
     """
-    from analysis.benchmarks import front, growth, localizing, memory, records, steps, tokens
+    from analysis.benchmarks import front, growth, localizing, memory, peers, records, steps, tokens
     from analysis.benchmarks.setting import make_setting
 
     known = (*OF_MODELS, *ALONE, *LONG)
@@ -99,7 +100,7 @@ def chosen(
         if name not in known:
             raise GeffectError(f"There is no {name!r} for --only", remedy=f"Choose one of {', '.join(known)}")
     for spec in (MODELS.get(each, each) for each in models):
-        held = make_setting(spec, examples, data_dir) if {"steps", "tokens"} & set(only) else None
+        held = make_setting(spec, examples, data_dir) if {"steps", "peers", "tokens"} & set(only) else None
         of_model: dict[str, Benchmark] = {
             "memory": partial(memory.benchmark, spec, examples, min(repeats, 3), data_dir),
             "localize": partial(localizing.benchmark, spec, examples, repeats),
@@ -107,6 +108,7 @@ def chosen(
         if held:
             of_model |= {
                 "steps": partial(steps.benchmark, held, repeats),
+                "peers": partial(peers.benchmark, held, repeats),
                 "tokens": partial(tokens.benchmark, held, repeats),
             }
         yield from ((f"{name}, {spec}", of_model[name]) for name in OF_MODELS if name in only)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import torch
 
 from analysis.benchmarks.table import Finding
 from analysis.benchmarks.timing import Seconds, StandardErrors
@@ -39,6 +40,15 @@ def watched() -> Iterator[list[int]]:
         thread.join()
 
 
+@contextmanager
+def watched_on(device: torch.device) -> Iterator[list[int]]:
+    """As `watched`, of a GPU's memory that torch has allocated."""
+    torch.cuda.reset_peak_memory_stats(device)
+    seen = [torch.cuda.memory_allocated(device)] * 2
+    yield seen
+    seen[1] = torch.cuda.max_memory_allocated(device)
+
+
 def measure(kind: str, model: str, examples: int, data_dir: Path | None = None) -> dict[str, float]:
     """Two steps of one kind in this process.
 
@@ -62,8 +72,8 @@ def measure(kind: str, model: str, examples: int, data_dir: Path | None = None) 
         "npo": lambda: setting.stepping("npo(beta=0.1)"),
         "three backwards": lambda: ThreeBackwards(setting),
     }
-    step = made[kind]()
-    with watched() as seen:
+    step, device = made[kind](), setting.model.device
+    with watched_on(device) if device.type == "cuda" else watched() as seen:
         for _ in range(2):
             setting.clear()
             step()

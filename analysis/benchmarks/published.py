@@ -73,7 +73,8 @@ class FlatProjection:
             forget = torch.from_numpy(g - (g @ m) / (m @ m) * m).to(retain.dtype)
         start = 0
         for parameter in trainable_parameters(self.setting.model).values():
-            parameter.grad = forget[start : start + parameter.numel()].view_as(parameter).clone()
+            part = forget[start : start + parameter.numel()].view_as(parameter)
+            parameter.grad = part.clone().to(parameter.device)
             start += parameter.numel()
 
     def _flat(self, name: str, sign: float) -> Tensor:

@@ -46,7 +46,7 @@ class Setting:
     def of_random_examples(self, examples: int, tokens: int) -> "Setting":
         """The same model with other forget examples: random ones of equal length, labeled throughout."""
         forget = random_batch(self.model.config.vocab_size, examples, tokens, torch.Generator().manual_seed(0))
-        return replace(self, batches=self.batches | {"forget": forget})
+        return replace(self, batches=self.batches | {"forget": on_device(forget, self.model.device)})
 
     def clear(self) -> None:
         """Leave no gradient behind."""
@@ -94,23 +94,32 @@ def random_batch(vocabulary: int, examples: int, tokens: int, generator: torch.G
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
 
-def make_setting(spec: str, examples: int = 8, data_dir: Path | None = None) -> Setting:
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch on a device."""
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def make_setting(
+    spec: str, examples: int = 8, data_dir: Path | None = None, device: torch.device | str | None = None
+) -> Setting:
     """Load a model and the first examples of two sets.
 
     Args:
         spec: of the model.
         examples: of each batch.
         data_dir: where ``tofu/*.json`` lies; without it the built-in authors are used.
+        device: of the model and its batches; that of the loaded model by default.
 
     Returns:
         The setting.
     """
     loaded = load_model(spec)
-    batches = {}
+    model, batches = loaded.model.eval(), {}
+    if device is not None:
+        model.to(device)
     for name, source in (TOFU if data_dir else BUILT_IN).items():
         encoded = encode_set(loaded.tokenizer, load_set(f"{source}[:{examples}]", data_dir))
-        batches[name] = collate(encoded, pad_id_of(loaded.tokenizer))
-    model = loaded.model.eval()
+        batches[name] = on_device(collate(encoded, pad_id_of(loaded.tokenizer)), model.device)
     with torch.no_grad():
         batches["forget"]["ref_nll"] = forward(model, batches["forget"]).nll
     return Setting(spec, model, batches)

@@ -9,6 +9,7 @@ from rich.table import Table
 from analysis.benchmarks.timing import StandardErrors
 
 NOT_RUN = "not run"
+NOT_INSTALLED = "not installed"
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,13 @@ BUDGETS = {
         "token effects: times faster than a backward pass a token, examples alone", 100, at_least=True
     ),
     "tokens speed long": Budget("the same of answers of 255 tokens", 100, at_least=True),
+    "peer pcgrad": Budget(f"a GA + GRU step with all its gradients, beside TorchJD's PCGrad; both {PLAIN}", None),
+    "peer upgrad": Budget(f"the same beside TorchJD's UPGrad; both {PLAIN}", None),
+    "peer npo": Budget(f"an NPO + GD step with all its gradients, beside open-unlearning's; both {PLAIN}", None),
+    "peer vmap": Budget(
+        "effects of every forget example, beside gradients by torch.func.vmap; both against one forward pass", None
+    ),
+    "peer opacus": Budget("the same beside opacus; both against one forward pass", None),
     "localize": Budget("localization of four sets (masks, Jaccard, mean gradients), against its passes alone", 1.2),
     "help": Budget("geffect --help (published: importing Trainer and peft alone)", 0.5, "s"),
     "record": Budget("reading a record of 5,000 SmolLM2 steps by group", 30, "s"),
@@ -141,7 +149,8 @@ def table(findings: Iterable[Finding]) -> Table:
         own = [each for each in found if each.key == key]
         for each in own:
             met = {None: "–", True: "yes", False: "no"}[budget.met(each.ours)]
-            published = _told(each.published, budget.unit) if each.published else "–"
+            other = NOT_INSTALLED if each.note.endswith(NOT_INSTALLED) else "–"
+            published = _told(each.published, budget.unit) if each.published else other
             made.add_row(budget.what, each.model, _told(each.ours, budget.unit), budget.told, published, met)
         if not own:
             made.add_row(budget.what, "–", NOT_RUN, budget.told, "–", "–")

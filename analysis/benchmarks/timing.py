@@ -50,9 +50,15 @@ class StandardErrors:
         return cls(statistics.median(found), min(found), max(found), len(found))
 
 
+def synchronize() -> None:
+    """Wait until the accelerator has done all that it was given; nothing where there is none."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
 def clock() -> tuple[str, Callable[[], float]]:
-    """Its name and the clock: CPU seconds on one thread, whatever else the machine does; else wall seconds."""
-    alone = torch.get_num_threads() == 1
+    """Its name and the clock: CPU seconds on one thread without an accelerator; else wall seconds."""
+    alone = torch.get_num_threads() == 1 and not torch.accelerator.is_available()
     return ("CPU seconds", time.process_time) if alone else ("wall seconds", time.perf_counter)
 
 
@@ -79,8 +85,10 @@ def interleave(
         for name in names[turn:] + names[:turn]:
             between()
             gc.collect()
+            synchronize()
             began = now()
             variants[name]()
+            synchronize()
             took = now() - began
             LOGGER.info("%s, %s: %.3f s", label, name, took)
             if repeat >= 0:

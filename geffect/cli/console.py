@@ -12,7 +12,7 @@ from rich.highlighter import JSONHighlighter
 from rich.segment import Segment
 from rich.table import Table
 
-from geffect.errors import GeffectError, visible_text
+from geffect.errors import visible_text
 from geffect.io.system import rank_and_size
 
 if TYPE_CHECKING:
@@ -294,8 +294,6 @@ def names(kind: str) -> None:
         "plots": {name: each.draw for name, each in PLOTS.items()},
         "models": dict.fromkeys((*BUILT_IN, "smollm2")),
     }
-    if kind not in tables:
-        raise GeffectError(f"There is no list of {kind!r}", remedy=f"Choose one of {', '.join(tables)}")
     console = Console(soft_wrap=True, highlight=False)
     width = max(map(len, tables[kind]))
     for name, each in sorted(tables[kind].items()):

@@ -9,31 +9,48 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import typer
-from pydantic.fields import FieldInfo
-from typer.core import TyperCommand, TyperOption
+import typer.main
+from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.models import CommandInfo
 
-from geffect.config import (
-    DoctorConfig,
-    EvaluateConfig,
-    FinetuneConfig,
-    InspectConfig,
-    LocalizeConfig,
-    PreviewConfig,
-    ReportConfig,
-    UnlearnConfig,
-)
-from geffect.config.schema import ARGUMENT, Schema, flag_name, place, shown_default
-from geffect.errors import GeffectError, VisibleRecord, format_warning, visible_text
-from geffect.io.readers import duplicate
+from geffect.errors import GeffectError, VisibleRecord, format_warning, nearest, visible_text
 from geffect.io.system import check_single_process, raise_on_signals, rank_and_size, signal_of
 
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from geffect.config import (
+        DoctorConfig,
+        EvaluateConfig,
+        FinetuneConfig,
+        InspectConfig,
+        LocalizeConfig,
+        PreviewConfig,
+        ReportConfig,
+        UnlearnConfig,
+    )
+    from geffect.config.schema import Schema
+
+
+class VerbGroup(TyperGroup):
+    """Commands whose flags are made once one of them is named: the schemas take half of what ``--help`` may take."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """As Typer's, with a verb's flags."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, VERBS[name]() if name in VERBS else command, rest
+
+
+VERBS: dict[str | None, Callable[[], Any]] = {}
 app = typer.Typer(
     name="geffect",
+    cls=VerbGroup,
     help="Gradient diagnostics for language-model unlearning.",
     no_args_is_help=True,
     add_completion=False,
@@ -47,6 +64,8 @@ class OnceCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse as Typer does, and raise GeffectError where a flag of one value stands twice."""
+        from geffect.io.readers import duplicate
+
         _, _, order = self.make_parser(ctx).parse_args(args=list(args))
         once = (each.opts[0] for each in order if isinstance(each, TyperOption) and not (each.multiple or each.count))
         if (flag := duplicate(once)) is not None:
@@ -57,15 +76,26 @@ class OnceCommand(TyperCommand):
 OUTPUT_REMEDY = "Free disk space, or name another output"
 DRY_RUN = {"dry_run": "print the plan, the batch arithmetic and an estimate of the memory, and stop"}
 RESUME = {"resume": "continue the unfinished run in --out from its last checkpoint"}
+LISTS = ("objectives", "rectifiers", "metrics", "suites", "stop-rules", "plots", "models")
 YAML = "a YAML file with these names, such as a run's config.yaml"
 
 
-def verb(name: str, schema: type[Schema], run: Callable[..., None], **switches: str) -> None:
-    """Register a command with a flag for every field of a schema.
+def verb(name: str, schema: str, run: Callable[..., None], **switches: str) -> None:
+    """Register a command with a flag for every field of a schema, which is named.
 
     A flag overrides the YAML file, and the file overrides the default. ``run`` takes the checked configuration and the
     switches, which are flags beside the schema's (name → help); its docstring is the command's help.
     """
+    app.command(name, help=inspect.getdoc(run))(lambda: None)
+    VERBS[name] = partial(_make_command, name, schema, run, switches)
+
+
+def _make_command(name: str, schema_name: str, run: Callable[..., None], switches: Mapping[str, str]) -> Any:
+    """The command that `verb` describes."""
+    import geffect.config
+    from geffect.config.schema import ARGUMENT, flag_name
+
+    schema: type[Schema] = getattr(geffect.config, schema_name)
     listed = next((key for key, field in schema.model_fields.items() if field.json_schema_extra == ARGUMENT), "")
 
     def command(config: Any = None, **flags: Any) -> None:
@@ -79,7 +109,7 @@ def verb(name: str, schema: type[Schema], run: Callable[..., None], **switches: 
             check_single_process(f"geffect {name}")
         if options.get("resume") and file and "out" not in settings:
             settings |= _directory_of(file)
-        checked = schema.read(file, **settings)
+        checked = _read(schema, file, settings, resume=bool(options.get("resume")))
         with _exit_on_signal(getattr(checked, "out", None) if "resume" in switches else None):
             run(checked, **options)
 
@@ -89,10 +119,23 @@ def verb(name: str, schema: type[Schema], run: Callable[..., None], **switches: 
         parameters.append(_parameter(key, False, bool, typer.Option(flag_name(key), help=text)))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
-    app.command(name, cls=OnceCommand, help=inspect.getdoc(run))(command)
+    info = CommandInfo(name, cls=OnceCommand, callback=command, help=inspect.getdoc(run))
+    return typer.main.get_command_from_info(info, pretty_exceptions_short=False, rich_markup_mode=None)
 
 
-def _argument(schema: type[Schema], listed: str) -> inspect.Parameter:
+def _read(schema: "type[Schema]", file: Path | None, settings: dict[str, Any], *, resume: bool) -> "Schema":
+    """The checked configuration; unless torch is there already, what can be refused without it is refused first."""
+    from geffect.config.schema import read_mapping
+
+    content = read_mapping(file) if file else {}
+    if "torch" not in sys.modules:
+        from geffect.config.places import check_places
+
+        check_places(schema.draft(content | settings), resume=resume)
+    return schema.combine(content, settings, file)
+
+
+def _argument(schema: "type[Schema]", listed: str) -> inspect.Parameter:
     """The YAML file, or the values of the field that has no flag."""
     if not listed:
         return _parameter("config", None, Path | None, typer.Argument(help=YAML))
@@ -100,8 +143,10 @@ def _argument(schema: type[Schema], listed: str) -> inspect.Parameter:
     return _parameter("config", None, list[str] | None, typer.Argument(help=text, metavar="PATH..."))
 
 
-def _flags(schema: type[Schema]) -> Iterator[inspect.Parameter]:
+def _flags(schema: "type[Schema]") -> Iterator[inspect.Parameter]:
     """An optional flag for every field that has one; None means that the flag is absent."""
+    from geffect.config.schema import flag_name, shown_default
+
     for key, field in schema.model_fields.items():
         if field.json_schema_extra:
             continue
@@ -112,7 +157,7 @@ def _flags(schema: type[Schema]) -> Iterator[inspect.Parameter]:
         yield _parameter(key, None, kind | None, typer.Option(flag_name(key), help=text, show_default=False))
 
 
-def _choices(field: FieldInfo) -> str:
+def _choices(field: "FieldInfo") -> str:
     """The words that a field takes one of, for its help; nothing where the description has them."""
     kinds = get_args(field.annotation) if get_origin(field.annotation) is list else (field.annotation,)
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
@@ -152,7 +197,7 @@ def _say(text: object, *, err: bool = False) -> None:
     typer.echo(visible_text(str(text), lines=not err), err=err)
 
 
-def _finetune(config: FinetuneConfig, *, dry_run: bool, resume: bool) -> None:
+def _finetune(config: "FinetuneConfig", *, dry_run: bool, resume: bool) -> None:
     """Descend the NLL of named sets (full weights or LoRA) and write a model directory with a record."""
     from geffect import api
     from geffect.cli import console
@@ -163,7 +208,7 @@ def _finetune(config: FinetuneConfig, *, dry_run: bool, resume: bool) -> None:
         console.run(api.finetune.run(setup.config, resume=resume, setup=setup).path)
 
 
-def _unlearn(config: UnlearnConfig, *, dry_run: bool, resume: bool) -> None:
+def _unlearn(config: "UnlearnConfig", *, dry_run: bool, resume: bool) -> None:
     """Unlearn a set with an objective and a rectifier, recording the G-effect of every update."""
     from geffect import api
     from geffect.cli import console
@@ -174,7 +219,7 @@ def _unlearn(config: UnlearnConfig, *, dry_run: bool, resume: bool) -> None:
         console.unlearning(api.unlearn.run(setup.config, resume=resume, setup=setup).path)
 
 
-def _localize(config: LocalizeConfig, *, dry_run: bool) -> None:
+def _localize(config: "LocalizeConfig", *, dry_run: bool) -> None:
     """Find the weights where each domain's knowledge lies: top-k masks of every split, overlaps and heat maps."""
     from geffect import api
     from geffect.cli import console
@@ -185,7 +230,7 @@ def _localize(config: LocalizeConfig, *, dry_run: bool) -> None:
         console.localization(api.localize.run(config, setup=setup).path)
 
 
-def _inspect(config: InspectConfig, *, dry_run: bool, resume: bool) -> None:
+def _inspect(config: "InspectConfig", *, dry_run: bool, resume: bool) -> None:
     """Measure objectives at every checkpoint of a series, over whole sets and without training.
 
     PATH is a directory with checkpoints (a run's, or Hugging Face's checkpoint-N), or models, adapters and hub
@@ -200,7 +245,7 @@ def _inspect(config: InspectConfig, *, dry_run: bool, resume: bool) -> None:
         console.inspections(run.path for run in api.inspect.run(config, resume=resume, setup=setup))
 
 
-def _evaluate(config: EvaluateConfig, *, json: bool) -> None:
+def _evaluate(config: "EvaluateConfig", *, json: bool) -> None:
     """Score a model, an adapter or a run's checkpoints on a suite, or on sets by named metrics."""
     from geffect import api
     from geffect.cli import console
@@ -208,7 +253,7 @@ def _evaluate(config: EvaluateConfig, *, json: bool) -> None:
     console.evaluation(api.evaluate(config).path, as_json=json)
 
 
-def _report(config: ReportConfig, *, json: bool) -> None:
+def _report(config: "ReportConfig", *, json: bool) -> None:
     """Write runs as one HTML page for any browser, offline: the outcome, findings, figures, layers, worst examples."""
     from geffect import api
     from geffect.cli import console
@@ -216,7 +261,7 @@ def _report(config: ReportConfig, *, json: bool) -> None:
     console.report(api.report(config), as_json=json)
 
 
-def _preview(config: PreviewConfig) -> None:
+def _preview(config: "PreviewConfig") -> None:
     """Print the first examples of a set, and color the tokens that carry loss."""
     from geffect import api
     from geffect.cli import console
@@ -224,7 +269,7 @@ def _preview(config: PreviewConfig) -> None:
     console.batch(api.preview(config))
 
 
-def _doctor(config: DoctorConfig, *, json: bool) -> None:
+def _doctor(config: "DoctorConfig", *, json: bool) -> None:
     """Check a run before it begins: precision, determinism, masks, tied weights, what the model knows, memory."""
     from geffect import api
     from geffect.cli import console
@@ -233,14 +278,14 @@ def _doctor(config: DoctorConfig, *, json: bool) -> None:
         raise typer.Exit(1)
 
 
-verb("finetune", FinetuneConfig, _finetune, **DRY_RUN, **RESUME)
-verb("unlearn", UnlearnConfig, _unlearn, **DRY_RUN, **RESUME)
-verb("localize", LocalizeConfig, _localize, **DRY_RUN)
-verb("inspect", InspectConfig, _inspect, **DRY_RUN, resume="continue the unfinished inspection in --out")
-verb("evaluate", EvaluateConfig, _evaluate, json="print metrics.json in place of a table")
-verb("report", ReportConfig, _report, json="print each run's outcome and findings as JSON")
-verb("preview", PreviewConfig, _preview)
-verb("doctor", DoctorConfig, _doctor, json="print the findings as a JSON list")
+verb("finetune", "FinetuneConfig", _finetune, **DRY_RUN, **RESUME)
+verb("unlearn", "UnlearnConfig", _unlearn, **DRY_RUN, **RESUME)
+verb("localize", "LocalizeConfig", _localize, **DRY_RUN)
+verb("inspect", "InspectConfig", _inspect, **DRY_RUN, resume="continue the unfinished inspection in --out")
+verb("evaluate", "EvaluateConfig", _evaluate, json="print metrics.json in place of a table")
+verb("report", "ReportConfig", _report, json="print each run's outcome and findings as JSON")
+verb("preview", "PreviewConfig", _preview)
+verb("doctor", "DoctorConfig", _doctor, json="print the findings as a JSON list")
 
 
 @app.command(cls=OnceCommand)
@@ -260,6 +305,8 @@ def demo(
 
         numbered = (Path(f"runs/demo-{number}") for number in itertools.count(2))
         free = (path for path in itertools.chain([Path("runs/demo")], numbered) if not path.exists())
+        from geffect.config.schema import place
+
         out = place(out) if out else next(free)
         console.comparison(demo_.demo(out), out)
         if grail:
@@ -279,6 +326,9 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="print both tables as JSON")] = False,
 ) -> None:
     """Compare what runs retain at the same forget loss, and list every setting in which they differ."""
+    from geffect.config.places import check_runs
+
+    check_runs(runs)
     from geffect.cli import console
     from geffect.reports import compare as tables
 
@@ -293,6 +343,10 @@ def plot(
     scheme: Annotated[str, typer.Option(help="how layers make groups: thirds, paper or paper_script")] = "thirds",
 ) -> None:
     """Draw every plot that runs recorded enough for; several runs side by side."""
+    from geffect.config.places import check_runs
+    from geffect.config.schema import place
+
+    check_runs(runs)
     from geffect.reports.run import plot as draw
     from geffect.training.run import disk_errors
 
@@ -326,6 +380,10 @@ def list_(
     what: Annotated[str, typer.Argument(help="objectives, rectifiers, metrics, suites, stop-rules, plots or models")],
 ) -> None:
     """Print what can be named, each with its definition in one line."""
+    if what not in LISTS:
+        raise GeffectError(
+            f"There is no list of {what!r}", remedy=f"{nearest(what, LISTS)}Choose one of {', '.join(LISTS)}"
+        )
     from geffect.cli import console
 
     console.names(what)

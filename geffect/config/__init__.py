@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from geffect.config.schema import (
     ARGUMENT,
+    DRAFT,
     EMPTY,
     MANY,
     NO_FLAG,
@@ -37,9 +38,11 @@ from geffect.config.schema import (
     Share,
     StopSetting,
     Texts,
+    names_in_transformers,
 )
 from geffect.errors import GeffectError
 
+NAMED_BY = {"optimizer": ("training_args.py", "OptimizerNames"), "schedule": ("trainer_utils.py", "SchedulerType")}
 TEMPLATE_DATE: Any = datetime.date(2025, 4, 10)
 DOCTOR_OUT: Any = Path("runs/unlearn")
 
@@ -91,7 +94,7 @@ class DataConfig(TextConfig, ModelConfig):  # fields stand in the reverse of thi
 
 
 class DeviceConfig(Schema):
-    """Where a model computes."""
+    """Where a model computes, and how much memory that may take."""
 
     device: Device = Field(
         default="auto",
@@ -99,6 +102,10 @@ class DeviceConfig(Schema):
     )
     deterministic: bool = Field(
         default=False, description="use deterministic algorithms alone, and refuse an operation that has none"
+    )
+    max_memory: Rate = Field(
+        default=0.0,
+        description="refuse to start if the memory estimate exceeds so many GB; 0: warn if more than is free",
     )
 
 
@@ -146,6 +153,11 @@ class TrainConfig(DeviceConfig, DataConfig):
     @field_validator("optimizer", "schedule")
     @classmethod
     def _known(cls, value: str, info: ValidationInfo) -> str:
+        if DRAFT.get():
+            known = names_in_transformers(*NAMED_BY[str(info.field_name)])
+            if known and value not in known:
+                raise PydanticCustomError("unknown", f"one of {', '.join(known)}")
+            return value
         from transformers import SchedulerType
         from transformers.training_args import OptimizerNames
 
@@ -361,6 +373,13 @@ class UnlearnConfig(TrainConfig):
     @model_validator(mode="after")
     def _check_method(self) -> Self:
         """Refuse a method or a diagnostic that lacks what it needs."""
+        self._check_sets()
+        if not DRAFT.get():
+            self._check_objective()
+            self._check_rectifier()
+        return self
+
+    def _check_sets(self) -> None:
         from geffect.core.splits import role_of
         from geffect.data.domains import set_names
 
@@ -369,12 +388,6 @@ class UnlearnConfig(TrainConfig):
                 message = f"--domain and --{name} name one set twice" if self.domain else f"--{name} has no value"
                 remedy = "Name domains alone" if self.domain else "Add it as a flag or to the YAML file, or --domain"
                 raise GeffectError(message, remedy=remedy)
-        if "general" in self.objective.sets and self.general is None:
-            raise GeffectError(f"{self.objective.text!r} needs a set for on=general", remedy="Name one with --general")
-        if len(self.objective.answers) > 1:
-            answers = " and ".join(name or "the built-in ones" for name in self.objective.answers)
-            raise GeffectError(f"{self.objective.text!r} names several answers: {answers}", remedy="Name one set")
-        self._check_rectifier()
         self._check_evaluated({role_of(name) for name, _ in set_names(self)})
         if self.standard_errors and self.grad_accum_steps < 2:
             remedy = "Add --grad-accum-steps 4, or leave --standard-errors out"
@@ -382,7 +395,13 @@ class UnlearnConfig(TrainConfig):
         if self.shard and self.optimizer not in ON_SHARDS:
             remedy = f"Choose one of {', '.join(ON_SHARDS)}, or leave --shard out"
             raise GeffectError(f"--shard does not know the optimizer {self.optimizer}", remedy=remedy)
-        return self
+
+    def _check_objective(self) -> None:
+        if "general" in self.objective.sets and self.general is None:
+            raise GeffectError(f"{self.objective.text!r} needs a set for on=general", remedy="Name one with --general")
+        if len(self.objective.answers) > 1:
+            answers = " and ".join(name or "the built-in ones" for name in self.objective.answers)
+            raise GeffectError(f"{self.objective.text!r} names several answers: {answers}", remedy="Name one set")
 
     def _check_rectifier(self) -> None:
         freezing, memory = self.rectifier.freezing, self.rectifier.rule.memory

@@ -2,10 +2,12 @@
 
 import contextlib
 import datetime
+import importlib.util
 import inspect
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar, overload
 
@@ -25,7 +27,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from geffect.core.registry import check_names
-from geffect.errors import GeffectError, shorten
+from geffect.errors import GeffectError, missing_path, nearest, shorten
 from geffect.io.readers import Unreadable, duplicate, read_yaml
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from geffect.rectifiers.registry import Rectification
     from geffect.stopping import Rule, StopRules
 
+DRAFT: ContextVar[bool] = ContextVar("DRAFT", default=False)  # what needs torch stays a text: `Schema.draft`
 PATH_BYTES, NAME_BYTES = 4000, 250  # Linux takes 4095 and 255; geffect writes below, and beside, what is named
 MANY = 10**9  # a larger count is a typing error
 
@@ -95,6 +98,8 @@ if TYPE_CHECKING:
 else:  # a setting imports what its text names when it is checked: loading torch takes seconds
 
     def _objective(value):
+        if DRAFT.get():
+            return value
         from geffect.objectives.base import Objective, Term
         from geffect.objectives.registry import OBJECTIVES, make_objective
 
@@ -102,6 +107,8 @@ else:  # a setting imports what its text names when it is checked: loading torch
         return _parsed(text, Objective, make_objective, "an objective")
 
     def _rectifier(value):
+        if DRAFT.get():
+            return value
         from geffect.rectifiers.base import Freezing, Rectifier
         from geffect.rectifiers.registry import RECTIFIERS, Rectification, make_rectification
 
@@ -109,6 +116,8 @@ else:  # a setting imports what its text names when it is checked: loading torch
         return _parsed(text, Rectification, make_rectification, "a rectifier")
 
     def _stop(value):
+        if DRAFT.get():
+            return value
         from geffect.stopping import RULES, Rule, StopRules, make_rules
 
         text = RULES.write(value) if isinstance(value, Rule) else value
@@ -248,8 +257,24 @@ class Schema(BaseModel):
             GeffectError: the file cannot be read, or a key or value is refused; the first such is named. So is a file
                 that asks to run code (`RUNS_CODE`): files are passed on, and only the command itself may ask for that.
         """
-        content = _mapping(Path(file)) if file else {}
-        config = cls(**(content | settings))
+        return cls.combine(read_mapping(Path(file)) if file else {}, settings, file)
+
+    @classmethod
+    def draft(cls, settings: Mapping[str, object]) -> Self:
+        """The same with every field checked but for those that need torch: objectives, rectifiers and rules as texts.
+
+        The command line refuses a mistake here, before anything heavy is imported.
+        """
+        token = DRAFT.set(True)
+        try:
+            return cls(**settings)
+        finally:
+            DRAFT.reset(token)
+
+    @classmethod
+    def combine(cls, content: Mapping[str, object], settings: Mapping[str, object], file: Path | str | None) -> Self:
+        """The configuration of a file's content and of values that override it; see `read`."""
+        config = cls(**{**content, **settings})
         for name in (name for name in RUNS_CODE if getattr(config, name, None) and name not in settings):
             raise GeffectError(
                 f"{file} asks to run code ({name}: {content[name]}), which a file alone may not",
@@ -263,13 +288,15 @@ class Schema(BaseModel):
 
 
 def _refusal(schema: type[Schema], error: ValidationError) -> GeffectError:
-    """The first thing that pydantic refused, as a sentence."""
-    first = error.errors()[0]
+    """The first thing that pydantic refused, as a sentence; an unknown key may be what is missing, misspelled."""
+    errors = error.errors()
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     cause, name = first.get("ctx", {}).get("error"), str(first["loc"][0]) if first["loc"] else "the configuration"
     if isinstance(cause, GeffectError):
         return cause
     if first["type"] == "extra_forbidden":
-        return GeffectError(f"There is no key {name!r}", remedy=f"Use one of {', '.join(schema.model_fields)}")
+        remedy = f"{nearest(name, schema.model_fields)}Use one of {', '.join(schema.model_fields)}"
+        return GeffectError(f"There is no key {name!r}", remedy=remedy)
     stands = name in schema.model_fields and schema.model_fields[name].json_schema_extra == ARGUMENT
     shown = name if stands or name not in schema.model_fields else flag_name(name)
     if first["type"] == "missing":
@@ -322,12 +349,24 @@ def _as_text(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _mapping(file: Path) -> dict[str, Any]:
+def names_in_transformers(file: str, enumeration: str) -> list[str]:
+    """The values of an enumeration of transformers, by its source: importing it takes seconds. Empty if not found."""
+    package = importlib.util.find_spec("transformers")
+    source = Path(str(package.origin)).with_name(file) if package else Path(file)
+    with contextlib.suppress(OSError, UnicodeError):
+        text = source.read_text(encoding="utf-8")
+        body = re.search(rf"^class {enumeration}\b[^\n]*\n((?:[ \t][^\n]*\n|\n)*)", text, re.MULTILINE)
+        return re.findall(r"^    [A-Z0-9_]+ = \"([\w.-]+)\"", body[1], re.MULTILINE) if body else []
+    return []
+
+
+def read_mapping(file: Path) -> dict[str, Any]:
+    """The names and values in a YAML file."""
     try:
         content = read_yaml(file)
     except Unreadable as error:
-        message = f"{file} is no readable YAML file: {error}"
-        raise GeffectError(message, remedy="Correct the path or the file") from error
+        message, remedy = f"{file} is no readable YAML file: {error}", "Correct the path or the file"
+        raise GeffectError(message, remedy=remedy if file.exists() else missing_path(file, remedy)) from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         kind = type(content).__name__
         raise GeffectError(f"{file} holds no names with values but a {kind}", remedy="Write one 'name: value' a line")

@@ -246,6 +246,7 @@ METRICS = Names(
     "auc_reference auc_loss auc_zlib auc_min_k auc_min_k_plus_plus",
     weighed=False,
 )
+MODELS = ("builtin:tiny", "builtin:tiny-domains", "builtin:tiny-domains-qwen2")  # each also with -untrained
 OF_SETTING = {
     "objective": OBJECTIVES,
     "points": OBJECTIVES,

@@ -22,17 +22,27 @@ import itertools
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
-from geffect.data.sources import KNOWUNDO, LAYOUTS, QUESTIONS, READERS, Columns, Row, hub_rows, locate, read_rows
+from geffect.data.sources import (
+    KNOWUNDO,
+    LAYOUTS,
+    QUESTIONS,
+    READERS,
+    Columns,
+    Row,
+    check_file,
+    hub_rows,
+    locate,
+    read_rows,
+)
 from geffect.data.synthetic import AUTHOR_PARTS, DOMAIN_PARTS, DOMAINS, SPLITS, generate_authors, generate_domains
-from geffect.errors import GeffectError, shorten
+from geffect.errors import GeffectError, nearest, shorten
 from geffect.io.readers import JSON
 
 SPEC = re.compile(r"^(?P<name>.+?)(?:\[(?P<start>[0-9]*):(?P<stop>[0-9]*)\])?$")
@@ -143,6 +153,21 @@ def load_set(
     return examples
 
 
+def check_set(spec: str, data_dir: Path | None = None) -> None:
+    """Raise where `load_set` would find no such set or file; nothing is read, and a hub's set passes."""
+    match = SPEC.match(spec)
+    if match is None:
+        raise _unknown(spec)
+    name = match["name"]
+    kind, _, rest = name.partition(":")
+    if kind == "builtin":
+        _check_builtin(rest)
+    elif kind in LAYOUTS:
+        locate(kind, rest, data_dir)
+    elif kind != "hub":
+        check_file(_file(name))
+
+
 def _unknown(spec: str) -> GeffectError:
     return GeffectError(f"There is no set {spec!r}", remedy=f"Name one such as {FORMS}")
 
@@ -181,19 +206,27 @@ def _table(
         return rows, LAYOUTS[kind].choices, RESTORE
     if kind == "hub":
         return hub_rows(rest), choices, NAME_COLUMNS
+    return read_rows(_file(name), most), choices, NAME_COLUMNS
+
+
+def _file(name: str) -> Path:
     path = Path(os.path.expanduser(name))  # unlike pathlib's, an unknown ~user stays as it is
     if path.suffix.lower() not in READERS:
         raise _unknown(name)
-    return read_rows(path, most), choices, NAME_COLUMNS
+    return path
 
 
 def _builtin(rest: str) -> list[Example]:
+    _check_builtin(rest)
+    return BUILTIN[rest]()
+
+
+def _check_builtin(rest: str) -> None:
     if rest not in BUILTIN:
         known = ", ".join(f"builtin:{each}" for each in BUILTIN if each.count("/") < 3)
         parts = ", ".join(f"/{each}" for each in DOMAIN_PARTS)
-        remedy = f"Name one of {known} (domains also with {parts})"
+        remedy = f"{nearest(rest, BUILTIN, 'builtin:')}Name one of {known} (domains also with {parts})"
         raise GeffectError(f"There is no built-in set {f'builtin:{rest}'!r}", remedy=remedy)
-    return BUILTIN[rest]()
 
 
 def _check_texts(examples: ExampleSet, index: int) -> None:
@@ -274,9 +307,15 @@ def _to_lists(value: Any) -> Any:
     """Lists as JSON has them: a parquet file has arrays, also of objects that hold arrays."""
     if isinstance(value, dict):
         return {key: _to_lists(each) for key, each in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_to_lists(each) for each in (value.tolist() if isinstance(value, np.ndarray) else value)]
+    if isinstance(value, list | tuple) or _is_array(value):
+        return [_to_lists(each) for each in (value.tolist() if _is_array(value) else value)]
     return value
+
+
+def _is_array(value: Any) -> bool:
+    """Whether a value is numpy's array; there is none where numpy is not imported."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
 
 
 def split_answers(row: Example) -> list[Example]:

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from geffect.errors import GeffectError
+from geffect.errors import GeffectError, missing_path, nearest
 from geffect.io.readers import PARSED, Unreadable, duplicate, open_regular, parse_json, read_text, reasons, text_lines
 from geffect.io.system import free_memory
 
@@ -34,8 +34,7 @@ def read_rows(path: Path, most: int | None = None) -> list[Row]:
     text. Lines, CSV and Parquet files are read no further than needed. Raise where memory cannot hold the rows.
     """
     try:
-        if not path.is_file():
-            raise GeffectError(f"There is no file at {path}", remedy="Correct the path")
+        check_file(path)
         with reasons():
             rows = READERS[path.suffix.lower()](path, most)
     except GeffectError:
@@ -47,6 +46,12 @@ def read_rows(path: Path, most: int | None = None) -> list[Row]:
     if not rows:
         raise GeffectError(f"The file at {path} has no rows", remedy="Name another file")
     return rows
+
+
+def check_file(path: Path) -> None:
+    """Raise where there is no file."""
+    if not path.is_file():
+        raise GeffectError(f"There is no file at {path}", remedy=missing_path(path, "Correct the path"))
 
 
 def _json(path: Path, most: int | None) -> list[Any]:
@@ -188,7 +193,7 @@ def locate(benchmark: str, name: str, data_dir: Path | None) -> list[Path]:
         suffixes = dict.fromkeys(PurePath(pattern).suffix for pattern in layout.patterns)
         have = ", ".join(sorted(sets)) or f"no {' or '.join(suffixes)} file"
         message = f"There is no set {benchmark}:{name} among those in {folder}: {have}"
-        raise GeffectError(message, remedy="Name one of these")
+        raise GeffectError(message, remedy=nearest(name, sets, f"{benchmark}:") + "Name one of these")
     _check_shards(f"{benchmark}:{name}", sets[name])
     return sets[name]
 

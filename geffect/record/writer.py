@@ -19,19 +19,18 @@ from typing import TYPE_CHECKING, Any, Self
 import psutil
 import yaml
 
-from geffect.core.layers import Layout
 from geffect.errors import GeffectError
 from geffect.io.system import rank_and_size
+from geffect.record.directory import LOCK, PARTIAL, refuse_existing
 from geffect.record.reader import each_line
 from geffect.record.schema import CONFIG, DONE, ENVIRONMENT, FORMAT, FORMAT_COMMENT, METRICS, POINTS, STEPS, TOKENS
 
 if TYPE_CHECKING:
     import torch
 
+    from geffect.core.layers import Layout
+
 PACKAGES = ("geffect", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy", "pandas")
-LOCK = ".lock"  # exists, and is held, while a process writes
-PARTIAL = ".partial"  # ends the name of a file that is being written
-BEGINNING = b'{\n "format": '  # of what `write_json` writes
 
 
 @contextlib.contextmanager
@@ -191,36 +190,7 @@ def cut_back(path: Path, step: int) -> None:
         write(file, b"".join(text + b"\n" for text in file.read_bytes().split(b"\n")[:count]))
 
 
-def refuse_existing(path: Path) -> None:
-    """Refuse a run directory that holds a file already, or that cannot be made."""
-    if rank_and_size()[0]:  # of several processes the first writes, and may have begun
-        return
-    dangling = path.is_symlink() and not path.exists()
-    if dangling or (path.exists() and not (path.is_dir() and _holds_no_run(path))):
-        raise GeffectError(f"--out {path} exists already", remedy="Choose another name, or move it away")
-    full = path.absolute()
-    ground = next(folder for folder in (full, *full.parents) if folder.exists())
-    if not ground.is_dir() or not os.access(ground, os.W_OK):
-        raise GeffectError(
-            f"--out {path} cannot be made: {ground} is no directory that can be written to",
-            remedy="Choose another place",
-        )
-
-
-def _holds_no_run(path: Path) -> bool:
-    """Whether a directory holds no file but, at most, what a run that was killed before its first line leaves."""
-    left = path / ENVIRONMENT
-    for file in path.rglob("*"):  # ends at the first
-        partial = file.name.startswith(".") and file.name.endswith(PARTIAL)
-        if not (file == left or file.name == LOCK or partial or file.is_dir()):
-            return False
-    if not left.is_file():
-        return True
-    with left.open("rb") as stream:
-        return stream.read(len(BEGINNING)) == BEGINNING
-
-
-def layout_to_json(layout: Layout) -> dict[str, Any]:
+def layout_to_json(layout: "Layout") -> dict[str, Any]:
     """The parameter table of a run's environment: names, layers, sizes, number of blocks."""
     names = list(layout.layers)
     return {

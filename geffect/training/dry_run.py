@@ -1,21 +1,18 @@
-"""What a configuration asks of this machine: Hugging Face's arguments, passes, steps and memory of a run."""
+"""What a configuration asks of this machine: Hugging Face's arguments, passes and steps of a run."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from geffect.config import FinetuneConfig, LocalizeConfig, TrainConfig, UnlearnConfig
-from geffect.core.architectures import CausalLM
+from geffect.config import FinetuneConfig, TrainConfig, UnlearnConfig
 from geffect.core.devices import find_device
 from geffect.core.forward import IGNORE_INDEX
-from geffect.core.layers import decoder_blocks, unwrap
 from geffect.data.encode import EncodedExample
 from geffect.errors import GeffectError
 from geffect.io.system import check_launch_settings, rank_and_size
 from geffect.measurement.passes import plan_passes
-from geffect.models.load import DTYPES
 from geffect.objectives.base import Objective
 from geffect.rectifiers.base import Rectifier
 from geffect.training.devices import loader_settings, optimizer_name, take_device
@@ -118,29 +115,6 @@ def _schedule(config: TrainConfig) -> str:
     return "constant_with_warmup" if config.schedule == "constant" and config.warmup_steps else config.schedule
 
 
-Encoded = Mapping[str, Sequence[EncodedExample]]
-OPTIMIZER_COPIES = {"sgd": 0, "adagrad": 1, "rmsprop": 1, "adafactor": 0}  # tensors of the parameters' size; else 2
-ACTIVATION_FLOATS = 34  # kept for the backward pass a token, block and hidden unit: the usual count without scores
-LOGIT_COPIES = 3  # logits, their gradient, and a cast or a reference's
-PROCESS = 500_000_000  # bytes of a process that has imported torch, transformers and peft
-
-
-def model_bytes(model: nn.Module, dtype: str) -> tuple[int, int, int]:
-    """Bytes of a number of this dtype, of all weights, and of a gradient."""
-    size = torch.empty((), dtype=DTYPES[dtype]).element_size()
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return size, size * sum(p.numel() for p in model.parameters()), size * trained
-
-
-def localization_gb(config: LocalizeConfig, model: CausalLM, encoded: Encoded) -> float:
-    """GB (10⁹ bytes) at the peak, roughly: weights, mean gradients if any, scores, one example's activations."""
-    size, weights, gradient = model_bytes(model, config.dtype)
-    wide = gradient // size * (8 if config.dtype == "float64" else 4)
-    means = 0 if config.masks_only else len(encoded)
-    copies = max(means, config.importance == "zscore") + (config.importance != "zscore")
-    return float(PROCESS + weights + wide * copies + activations_bytes(model, encoded, 1, size)) / 1e9
-
-
 def num_finetune_steps(config: TrainConfig, num_examples: int) -> int:
     """Optimizer steps of a fine-tuning on so many examples, at most."""
     if isinstance(config, FinetuneConfig) and config.steps:
@@ -171,52 +145,6 @@ def passes(objective: Objective, rectifier: Rectifier, diagnose_every: int) -> s
 
     measured = count(measure=True)
     return measured if diagnose_every == 1 else f"{count(measure=False)}; every {diagnose_every} steps: {measured}"
-
-
-def memory_gb(config: TrainConfig, model: CausalLM, encoded: Encoded) -> float:
-    """GB (10⁹ bytes) of a process at its peak, roughly, for a model's outline.
-
-    It counts weights, gradients, optimizer, and the activations and logits of one micro-batch. Shards are parts of a
-    model that every process has loaded whole.
-    """
-    size, weights, gradient = model_bytes(model, config.dtype)
-    total = weights + gradient * (1 + OPTIMIZER_COPIES.get(config.optimizer, 2) + _extra_copies(config))
-    if isinstance(config, UnlearnConfig) and config.shard:
-        around = weights - sum(p.numel() for p in decoder_blocks(unwrap(model))[1].parameters()) * size
-        references = config.objective.needs_reference and not config.lora
-        # what lies around the blocks is whole, and so are its gradients
-        total = max(weights * (1 + references), total // rank_and_size()[1] + 2 * around)
-    return float(PROCESS + total + activations_bytes(model, encoded, config.batch_size, size)) / 1e9
-
-
-def activations_bytes(model: CausalLM, encoded: Encoded, batch_size: int, size: int) -> int:
-    """Bytes of a micro-batch's activations and logits, of the set that takes the most; ``size`` is a number's bytes."""
-    shape = model.config.get_text_config()
-
-    def largest(count: Callable[[EncodedExample], int]) -> int:
-        return max(min(batch_size, len(examples)) * max(map(count, examples)) for examples in encoded.values())
-
-    tokens = largest(lambda example: len(example.input_ids))
-    labeled = largest(lambda example: len(example.labels) - example.labels.count(IGNORE_INDEX))
-    activations = tokens * shape.hidden_size * shape.num_hidden_layers * ACTIVATION_FLOATS * size
-    return int(activations + labeled * shape.vocab_size * 4 * LOGIT_COPIES)
-
-
-def _extra_copies(config: TrainConfig) -> int:
-    """Tensors of the parameters' size held beside the objective's gradient."""
-    if not isinstance(config, UnlearnConfig):
-        return 0
-    objective, rectifier = config.objective, config.rectifier.rule
-    separate = objective.forget_multiple is None  # the forget loss has a gradient of its own
-    streamed = config.grad_accum_steps == rank_and_size()[1] == 1
-    keeps = bool(config.prediction or config.save_gradients or config.standard_errors)
-    freezing = config.rectifier.freezing is not None
-    copies = keeps or rectifier.corrects or freezing  # θ before the optimizer's step
-    domains = 2 * max(0, len(config.domain) - 1)  # a gradient a split
-    copied = objective.needs_reference and not config.lora
-    probes = 2 * bool(config.prediction) + 2 * config.standard_errors + 3 * (config.mode == "paper")
-    read = len({*rectifier.gradients, rectifier.memory} - {"objective", None})  # until they are combined, or longer
-    return separate + read + (not streamed) + (3 + freezing) * keeps + copies + copied + probes + domains
 
 
 def parameter_counts(model: nn.Module) -> str:

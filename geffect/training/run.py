@@ -15,13 +15,14 @@ from geffect.models.checkpoints import checkpoint_step, checkpoints
 from geffect.record.reader import StepLine, check_resumable, check_unfinished, evaluations, recorded_start, step_lines
 from geffect.record.schema import CONFIG, STEPS
 from geffect.record.writer import RunDirectory, check_lines, cut_back
+from geffect.training.fit import peak_memory
 
 if TYPE_CHECKING:
     from geffect.stopping import StopRules
     from geffect.training.trainer import RecordingTrainer
 
 LOGGER = logging.getLogger(__name__)
-ELSEWHERE = ("model", "reference", "trust_remote_code")  # the start is told by its weights, not by where it lies
+ELSEWHERE = ("model", "reference", "trust_remote_code", "max_memory")  # the start is told by its weights, not its place
 Config = TypeVar("Config", TrainConfig, UnlearnConfig, FinetuneConfig, InspectConfig)
 
 
@@ -36,7 +37,8 @@ def read_unfinished(config: Config) -> Config:
     It refuses where there is no such run, it is finished, or a setting differs from what is asked for, by its name.
     """
     check_unfinished(config.out)
-    begun = type(config).read(config.out / CONFIG, out=config.out, trust_remote_code=config.trust_remote_code)
+    asked_again = {"trust_remote_code": config.trust_remote_code, "max_memory": config.max_memory}
+    begun = type(config).read(config.out / CONFIG, out=config.out, **asked_again)
     recorded, asked = recorded_config(begun), recorded_config(config)
     for key in {**recorded, **asked}:
         if key not in ELSEWHERE and recorded.get(key) != asked.get(key):
@@ -140,7 +142,6 @@ def lines_before(path: Path, checkpoint: Path | None) -> list[StepLine]:
 
 def final_metrics(path: Path, rules: "StopRules | None" = None) -> dict[str, JSON]:
     """The first and last evaluation, the checkpoint that rules choose, and the peak memory."""
-    from geffect.record.writer import peak_memory_gb
     from geffect.stopping import checkpoint_choice
 
     lines = evaluations(path)
@@ -152,7 +153,7 @@ def final_metrics(path: Path, rules: "StopRules | None" = None) -> dict[str, JSO
         scores["diverged"] = lines[-1].diverged
     if rules:
         scores["chosen"] = checkpoint_choice(rules, step_lines(path), [first_step(each) for each in checkpoints(path)])
-    return scores | {"peak_memory_gb": round(peak_memory_gb(), 3)}
+    return scores | peak_memory()
 
 
 def unmet_goals(config: FinetuneConfig | UnlearnConfig) -> dict[str, list[str]]:

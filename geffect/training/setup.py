@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Self, TypeVar, overload
 
-import psutil
 import torch
 
 from geffect.config import EvaluateConfig, FinetuneConfig, LocalizeConfig, TextConfig, TrainConfig, UnlearnConfig
@@ -35,15 +34,9 @@ from geffect.models.tokenizers import vocabulary_size
 from geffect.record.reader import recorded_prompts
 from geffect.record.schema import MASKS
 from geffect.record.writer import batch_arithmetic, describe, layout_to_json
-from geffect.training.dry_run import (
-    localization_gb,
-    memory_gb,
-    num_finetune_steps,
-    parameter_counts,
-    passes,
-    token_counts,
-    training_arguments,
-)
+from geffect.training.dry_run import num_finetune_steps, parameter_counts, passes, token_counts, training_arguments
+from geffect.training.fit import memory_lines
+from geffect.training.memory import MemoryEstimate, localization_memory, run_device, training_memory
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -88,17 +81,17 @@ class Setup(ABC, Generic[Config]):
 
     @property
     @abstractmethod
-    def memory_gb(self) -> float:
-        """A rough estimate of a process's peak, in GB of 10⁹ bytes."""
+    def memory(self) -> MemoryEstimate:
+        """A rough estimate of a process's peak."""
 
     @property
     def plan(self) -> dict[str, str]:
         """What the work asks for: model, sets, passes or batches, memory, in lines by name."""
-        config, free = self.config, psutil.virtual_memory().available / 1e9
+        config = self.config
         return {
             "model": f"{config.model}, {parameter_counts(self.loaded.model)}, {config.dtype}",
             **self._lines(),
-            "memory": f"about {self.memory_gb:.1f} GB; {free:.1f} GB are free",
+            **memory_lines(self.memory, run_device(config)),
             "out": str(config.out),
         }
 
@@ -112,9 +105,9 @@ class LocalizationSetup(Setup[LocalizeConfig]):
     """What a localization starts from."""
 
     @property
-    def memory_gb(self) -> float:
-        """As `Setup.memory_gb`."""
-        return localization_gb(self.config, self.loaded.model, self.encoded)
+    def memory(self) -> MemoryEstimate:
+        """As `Setup.memory`."""
+        return localization_memory(self.config, self.loaded.model, self.encoded)
 
     def _lines(self) -> dict[str, str]:
         count = sum(map(len, self.encoded.values()))
@@ -181,9 +174,9 @@ class TrainingSetup(Setup[Trained]):
         return batch_arithmetic(examples, config.batch_size, config.grad_accum_steps, steps, rank_and_size()[1])
 
     @property
-    def memory_gb(self) -> float:
-        """As `Setup.memory_gb`."""
-        return memory_gb(self.config, self.loaded.model, self.encoded)
+    def memory(self) -> MemoryEstimate:
+        """As `Setup.memory`."""
+        return training_memory(self.config, self.loaded.model, self.encoded)
 
     def _lines(self) -> dict[str, str]:
         config = self.config

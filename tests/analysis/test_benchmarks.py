@@ -13,13 +13,14 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from analysis.benchmarks import __main__ as command
-from analysis.benchmarks import growth, localizing, memory, records, steps, tokens
+from analysis.benchmarks import growth, localizing, memory, peers, records, steps, tokens
 from analysis.benchmarks.drawing import OURS, PLAIN, slope
 from analysis.benchmarks.published import FlatProjection, ThreeBackwards, backward_per_sequence, backward_per_token
 from analysis.benchmarks.setting import Setting
 from analysis.benchmarks.table import BUDGETS, Finding, read_findings, table
 from analysis.benchmarks.timing import StandardErrors, interleave
 from geffect.api import builtin_tiny
+from geffect.core.forward import forward
 from geffect.core.gram import Gram
 from geffect.core.layers import Layout, trainable_parameters
 from geffect.core.token_effects import token_effects
@@ -120,6 +121,40 @@ def test_steps_and_tokens_have_their_findings(setting: Setting) -> None:
     assert [each.key for each in told] == ["tokens", "tokens by group", "tokens speed", "tokens speed long"]
     assert "510 labeled tokens" in told[-1].note
     assert all(p.grad is None for p in setting.model.parameters())
+
+
+def test_peers_do_our_work(setting: Setting) -> None:
+    with torch.no_grad():
+        setting.batches["forget"]["ref_nll"] = forward(setting.model, setting.batches["forget"]).nll
+    gradients = []
+    for step in (peers.preference(setting), setting.stepping(peers.NPO)):
+        step()
+        gradients.append(gradient(setting))
+        setting.clear()
+    theirs, ours = gradients
+    assert torch.linalg.norm(theirs - ours) < 1e-5 * torch.linalg.norm(ours)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_gradients_of_all_examples_have_our_effects(setting: Setting) -> None:
+    direction = setting.direction()
+    effects = token_effects(setting.model, setting.batches["forget"], direction).by_example()
+    found = torch.tensor(peers.examples_by_vmap(setting, direction)())
+    assert torch.allclose(found, effects.float(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_a_peer_that_is_not_installed_is_a_row_that_says_so(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "is_installed", lambda package: not package)
+    found, seconds = peers.benchmark(setting, 1)
+    assert [each.key for each in found] == list(peers.PAIRS)
+    assert not {"PCGrad", "UPGrad", "opacus"} & set(seconds)
+    with (console := Console(width=300)).capture() as text:
+        console.print(table(found))
+    lines = text.get().splitlines()
+    told = {key: next(line for line in lines if BUDGETS[key].what in line) for key in peers.PAIRS}
+    absent = {key for key, line in told.items() if "not installed" in line}
+    assert absent == {"peer pcgrad", "peer upgrad", "peer opacus"}
 
 
 def test_variants_take_turns() -> None:

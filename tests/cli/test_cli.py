@@ -187,7 +187,7 @@ def test_a_model_directory_without_a_model_is_refused(refused: Callable[..., Non
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"stepz: 3\n", "no key 'stepz'. Use one of model, "),
+        (b"stepz: 3\n", r"no key 'stepz'. Did you mean steps\? Use one of model, "),
         (b"- steps\n", "run.yaml holds no names with values but a list"),
         (b"", "run.yaml holds no names with values but a NoneType"),
         (b"steps: [", "run.yaml is no readable YAML file"),

@@ -307,7 +307,8 @@ def test_adapters_on_one_base_are_exchanged_not_loaded_anew(known: Path, tmp_pat
 
 def test_a_memory_estimate_sees_the_parts(run: Path, tmp_path: Path) -> None:
     """One retain row makes one part, whose spread cannot be told: no rows are held for it."""
-    from geffect.inspection.tasks import inspection_gb
+    from geffect.inspection.measure import num_parts
+    from geffect.training.memory import inspection_memory
 
     loaded = api.load_model(str(run))
     rows = encode_set(loaded.tokenizer, load_set("builtin:authors/forget[:16]"))
@@ -316,7 +317,8 @@ def test_a_memory_estimate_sees_the_parts(run: Path, tmp_path: Path) -> None:
 
     def estimate(num_retain: int, batch_size: int, *, one_pass: bool) -> float:
         asked = InspectConfig.read(None, **(given | {"batch_size": batch_size, "one_pass": one_pass}))
-        return inspection_gb(asked, loaded.model, {"forget": rows, "retain": rows[:num_retain]})
+        parts = num_parts(min(16, num_retain), batch_size)
+        return inspection_memory(asked, loaded.model, {"forget": rows, "retain": rows[:num_retain]}, parts).gb
 
     assert estimate(16, 8, one_pass=False) - estimate(16, 8, one_pass=True) == pytest.approx(3 * weights, rel=1e-6)
     assert estimate(1, 8, one_pass=False) - estimate(1, 8, one_pass=True) == pytest.approx(weights, rel=1e-6)
