@@ -72,8 +72,9 @@ def localize(
 
 def _mask(localization: Localization, split: str, name: str, score: Tensor) -> None:
     for splits, mask in zip(localization.masks.values(), top_masks(score, list(localization.masks)), strict=True):
-        if mask.numpy().any():  # ends at the first; torch's own looks at all
-            splits[split][name].copy_(pack(mask))
+        bits = pack(mask).cpu()
+        if bits.numpy().any():  # ends at the first; torch's own looks at all
+            splits[split][name].copy_(bits)
         else:
             del splits[split][name]
 

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from geffect.core.distributed import sum_gram
 from geffect.core.gradients import NamedTensors
-from geffect.core.gram import Gram, inner_products, upper_triangle
+from geffect.core.gram import Gram, pairwise_products, upper_triangle
 from geffect.core.layers import TiedWeights, split_by_use
 from geffect.core.splits import TARGETS, role_of
+from geffect.core.transfer import Pairwise, matrices
 
 Tensors = Mapping[str, Tensor | None]
 Parts = Mapping[str, float]  # gradient of a basis → its coefficient
@@ -58,6 +59,7 @@ class Basis:
     def __init__(self, gradients: Sequence[str], tie: TiedWeights | None) -> None:
         self.gram, self.tie = Gram(tuple(gradients)), tie
         self.embed: Tensor | None = None
+        self._waiting: dict[str, Pairwise] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -67,15 +69,24 @@ class Basis:
     def add(self, name: str, tensors: Tensors, embeds: Tensors | None = None) -> None:
         """Reduce one tensor of every gradient, None for zeros.
 
-        ``embeds`` are the tied tensor's parts as embedding, of the gradients that loss gradients are made of.
+        ``embeds`` are the tied tensor's parts as embedding, of the gradients that loss gradients are made of. The
+        products stay on the tensors' device until `gather`.
         """
         wholes = [tensors.get(each) for each in self.names]
-        if embeds is None:
-            self.gram.values[name] = inner_products(wholes)
-            return
-        both = inner_products([*(embeds.get(each) for each in self.names), *wholes])
-        size = len(wholes)
-        self.gram.values[name], self.embed = both[size:, size:], both[:size, size:]
+        uses = [] if embeds is None else [embeds.get(each) for each in self.names]
+        self._waiting[name] = pairwise_products([*uses, *wholes])
+
+    @staticmethod
+    def gather(*bases: "Basis") -> None:
+        """Move the products of several bases to the host, by one copy a device; once, before `sum_up` and `combine`."""
+        waiting = [(basis, *item) for basis in bases for item in basis._waiting.items()]
+        for (basis, name, _), matrix in zip(waiting, matrices([pairs for *_, pairs in waiting]), strict=True):
+            size = len(basis.names)
+            basis.gram.values[name] = matrix[-size:, -size:]
+            if len(matrix) > size:
+                basis.embed = matrix[:size, size:]
+        for basis in bases:
+            basis._waiting.clear()
 
     def sum_up(self, *, sharded: bool) -> None:
         """Add the inner products of all processes where they hold shards; once, before `combine`."""
@@ -186,4 +197,5 @@ def _products(
             tensors |= {f"{source}/{part}": gradients.get(source, {}).get(name) for source in basis}
             embeds |= {f"{source}/{part}": (embedding or {}).get(source) for source in basis}
         products.add(name, tensors, embeds if tie is not None and name == tie.name else None)
+    Basis.gather(products)
     return products

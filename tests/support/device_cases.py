@@ -154,7 +154,7 @@ class World:
         """Name → file, of `SETS`."""
         files = {name: self.folder / f"{name}.json" for name in SETS}
         for name, file in files.items():
-            file.write_text(json.dumps(load_set(SETS[name]).rows), encoding="utf-8")
+            file.write_text(json.dumps([dict(each) for each in load_set(SETS[name])]), encoding="utf-8")
         return {name: str(file) for name, file in files.items()}
 
     @property
