@@ -24,8 +24,7 @@ from geffect.errors import GeffectError
 
 CHUNK = 1024  # elements summed in float32 before float64 takes over; 4096 is no faster and four times less exact
 DIGITS = 9  # significant ones of a recorded inner product: more than float32 products hold
-SLAB = 128  # chunks multiplied at once on the CPU: small enough to stay in cache
-BLOCK = 256  # chunks whose products are added at once there: it fixes the order of additions, and so the last digits
+SLAB = 256  # chunks multiplied at once on the CPU: small enough to stay in cache; another number, other last digits
 DEVICE_SLAB = 2**26  # entries, of all tensors together, multiplied at once elsewhere: launches cost more than memory
 
 
@@ -54,29 +53,18 @@ def pairwise_products(vectors: Sequence[Tensor | None]) -> Pairwise:
 
 
 def _products(flat: list[Tensor]) -> Tensor:
-    device, numel = flat[0].device, flat[0].numel()
-    block = CHUNK * (BLOCK if device.type == "cpu" else max(1, DEVICE_SLAB // (CHUNK * len(flat))))
+    device, dtype = flat[0].device, _factor_dtype(flat)
+    size = CHUNK * (SLAB if device.type == "cpu" else max(1, DEVICE_SLAB // (CHUNK * len(flat))))
     summed_on_host = device.type == "mps"  # Apple's GPUs have no float64
     total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device="cpu" if summed_on_host else device)
-    for start in range(0, numel, block):
-        for products in _block_products([each[start : start + block] for each in flat]):
-            total += (products.cpu() if summed_on_host else products).sum(0, dtype=torch.float64)
-    return total
-
-
-def _block_products(flat: list[Tensor]) -> list[Tensor]:
-    """The products ``[C, M, M]`` of all whole chunks, and those ``[1, M, M]`` of what is left at the end."""
-    dtype, numel = _factor_dtype(flat), flat[0].numel()
-    whole = flat[0].device.type == "cpu" and numel == CHUNK * BLOCK  # else other strides would change the last digits
-    size, chunks, rest = CHUNK * SLAB if whole else numel, list[Tensor](), list[Tensor]()
-    for start in range(0, numel, size):
+    for start in range(0, flat[0].numel(), size):
         slab = _stack([each[start : start + size].to(dtype) for each in flat])  # [M, n]
         even = slab.shape[1] // CHUNK * CHUNK
-        if even:
-            chunks.append(_multiply(slab[:, :even].unflatten(1, (-1, CHUNK)).transpose(0, 1)))
-        if even < slab.shape[1]:
-            rest.append(_multiply(slab[None, :, even:]))
-    return [*([torch.cat(chunks)] if len(chunks) > 1 else chunks), *rest]
+        chunks = slab[:, :even].unflatten(1, (-1, CHUNK)).transpose(0, 1)  # [C, M, CHUNK]
+        for part in (each for each in (chunks, slab[None, :, even:]) if each.numel()):
+            products = _multiply(part)
+            total += (products.cpu() if summed_on_host else products).sum(0, dtype=torch.float64)
+    return total
 
 
 def _stack(flat: list[Tensor]) -> Tensor:

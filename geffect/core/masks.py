@@ -115,8 +115,10 @@ def refuse_nan(count: int, numel: int) -> None:
 def pack(mask: Tensor) -> Tensor:
     """A mask's bits in row-major order, the first the highest of its byte: ⌈N / 8⌉ bytes, uint8, on its device."""
     flat = mask.reshape(-1)
-    if flat.device.type == "cpu":
-        return torch.from_numpy(np.packbits(flat.numpy()))
+    return torch.from_numpy(np.packbits(flat.numpy())) if flat.device.type == "cpu" else _pack_on_device(flat)
+
+
+def _pack_on_device(flat: Tensor) -> Tensor:
     entries = functional.pad(flat.view(torch.uint8), (0, -len(flat) % 8)).view(-1, 8)
     places = torch.arange(7, -1, -1, dtype=torch.uint8, device=flat.device)
     return (entries << places).sum(1, dtype=torch.uint8)
@@ -152,14 +154,20 @@ def pairwise_intersections(masks: Sequence[Tensor | None]) -> Pairwise:
     if not present:
         return Pairwise(len(masks), (), torch.zeros(0, 0, dtype=torch.int64))
     bits = torch.stack([mask for mask in masks if mask is not None])  # [K, bytes]
-    if bits.device.type != "cpu":
-        counts = torch.stack([_count_bits(bits & each) for each in bits])
-        return Pairwise(len(masks), present, counts)
-    counts, flat = torch.zeros(len(bits), len(bits), dtype=torch.int64), bits.numpy()
-    for i in range(len(flat)):
-        common = np.bitwise_count(flat[i:] & flat[i]).sum(1, dtype=np.int64)
-        counts[i, i:] = counts[i:, i] = torch.from_numpy(common)
+    counts = _common_bits(bits.numpy()) if bits.device.type == "cpu" else _common_bits_on_device(bits)
     return Pairwise(len(masks), present, counts)
+
+
+def _common_bits(bits: "np.ndarray[Any, Any]") -> Tensor:
+    counts = torch.zeros(len(bits), len(bits), dtype=torch.int64)
+    for i in range(len(bits)):
+        common = np.bitwise_count(bits[i:] & bits[i]).sum(1, dtype=np.int64)
+        counts[i, i:] = counts[i:, i] = torch.from_numpy(common)
+    return counts
+
+
+def _common_bits_on_device(bits: Tensor) -> Tensor:
+    return torch.stack([_count_bits(bits & each) for each in bits])
 
 
 def _count_bits(masks: Tensor) -> Tensor:
