@@ -120,8 +120,16 @@ class Gram:
         [[5.0, 0.0], [0.0, 0.0]]
         """
         parameters = dict.fromkeys(name for each in gradients.values() for name in each)
-        products = [pairwise_products([each.get(name) for each in gradients.values()]) for name in parameters]
-        return cls(tuple(gradients), dict(zip(parameters, matrices(products), strict=True)))
+        return cls.reduce(tuple(gradients), parameters, gradients)
+
+    @classmethod
+    def reduce(
+        cls, names: Sequence[str], parameters: Iterable[str], gradients: Mapping[str, Mapping[str, Tensor]]
+    ) -> Self:
+        """The Gram of these gradients over these parameters, moved to the host by one copy a device."""
+        order = list(parameters)
+        products = [pairwise_products([gradients[each].get(name) for each in names]) for name in order]
+        return cls(tuple(names), dict(zip(order, matrices(products), strict=True)))
 
     def total(self, names: Iterable[str] | None = None) -> Tensor:
         """The sum over the named parameters (all by default), ``[M, M]``."""

@@ -14,10 +14,10 @@ from tqdm.auto import tqdm
 from geffect.core.architectures import CausalLM, Tokenizer
 from geffect.core.forward import IGNORE_INDEX, Outputs, forward
 from geffect.core.gradients import GradientBuffer, NamedTensors, add_scaled
-from geffect.core.gram import Gram, pairwise_products
+from geffect.core.gram import Gram
 from geffect.core.masks import Localization, Overlap, empty_masks, intersections, pack, top_masks
 from geffect.core.splits import role_of
-from geffect.core.transfer import matrices, to_host
+from geffect.core.transfer import to_host
 from geffect.data.encode import EncodedExample, collate, pad_id_of
 from geffect.data.relabel import corrupt_answer, random_labels
 from geffect.errors import GeffectError
@@ -60,8 +60,7 @@ def localize(
         counts = {name: intersections([masks.get(name) for masks in splits.values()]) for name in names}
         localization.overlaps[share] = Overlap(tuple(splits), share, counts)
     if means:
-        products = matrices([pairwise_products([mean.get(name) for mean in means.values()]) for name in names])
-        localization.gram = Gram(tuple(means), dict(zip(names, products, strict=True)))
+        localization.gram = Gram.reduce(tuple(means), names, means)
         sizes = {name: parameter.numel() for name, parameter in parameters.items()}
         localization.magnitudes = _magnitudes(localization.examples, means, sizes)
     return localization

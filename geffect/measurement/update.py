@@ -132,7 +132,6 @@ class Applied:
                 self._measure(basis, name, self.shares, {"update": update, "applied": applied}, learning_rates[name])
         if self.shares is None:
             return None
-        Basis.gather(basis)
         basis.sum_up(sharded=run.sharded)
         named = self.named.extend(updates)
         gram = basis.combine(named, list(run.parameters))
