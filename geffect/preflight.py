@@ -14,7 +14,7 @@ from geffect.config import UnlearnConfig
 from geffect.core.architectures import CausalLM, Tokenizer
 from geffect.core.forward import IGNORE_INDEX, forward
 from geffect.core.gradients import NamedTensors, capture_gradients
-from geffect.core.gram import Gram, inner_products
+from geffect.core.gram import Gram
 from geffect.core.layers import find_tied_weights, trainable_parameters
 from geffect.core.splits import TARGETS, role_of, split_names
 from geffect.data.checks import shared_examples
@@ -145,8 +145,7 @@ def _gram(model: CausalLM, dtype: torch.dtype, batches: Batches) -> Tensor:
     place = "cpu" if model.device.type == "mps" else model.device  # Apple's GPUs have no float64
     twin = copy.deepcopy(model).to(place, dtype)
     gradients = _gradients(twin, batches)
-    products = {n: inner_products([each.get(n) for each in gradients.values()]) for n in trainable_parameters(twin)}
-    return Gram(tuple(gradients), products).total()
+    return Gram.reduce(tuple(gradients), trainable_parameters(twin), gradients).total()
 
 
 def _digits(gram: Tensor, exact: Tensor) -> float:

@@ -44,6 +44,12 @@ def labeled_positions(*labelings: Tensor) -> Tensor:
     return carries.flatten().nonzero()[:, 0]
 
 
+def add_positions(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A collated batch with its labeled ``positions``: their number is known on the host without a wait."""
+    labelings = [labels for name, labels in batch.items() if name == "labels" or name.endswith("_labels")]
+    return {**batch, "positions": labeled_positions(*labelings)}
+
+
 @dataclass(frozen=True)
 class Outputs:
     """One forward pass over a batch, with what else an objective may need.
@@ -130,6 +136,8 @@ class Outputs:
 def forward(model: nn.Module, batch: Mapping[str, Tensor], needs: Collection[str] = ()) -> Outputs:
     """Run a causal language model over a batch: its ids, mask and labels, perhaps ``ref_nll`` and other ``*_labels``.
 
+    And perhaps its ``positions`` (`add_positions`).
+
     Of an objective's needs, ``hidden`` keeps the hidden states and `ALL_LOGITS` the logits of every position.
     """
     relabeled = {name: labels for name, labels in batch.items() if name.endswith("_labels")}
@@ -137,7 +145,7 @@ def forward(model: nn.Module, batch: Mapping[str, Tensor], needs: Collection[str
     if ALL_LOGITS in needs:
         index = torch.arange(labels.numel(), device=labels.device)
     else:
-        index = labeled_positions(labels, *relabeled.values())
+        index = batch["positions"] if "positions" in batch else labeled_positions(labels, *relabeled.values())
     logits, hidden = logits_at(model, batch, index, hidden="hidden" in needs)
     if logits.device != labels.device:  # the head lies on another device than the embedding
         batch = {name: tensor.to(logits.device) for name, tensor in batch.items()}

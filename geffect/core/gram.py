@@ -19,11 +19,13 @@ from torch import Tensor
 
 from geffect.core.gradients import NamedTensors
 from geffect.core.layers import depth_key
+from geffect.core.transfer import Pairwise, matrices
 from geffect.errors import GeffectError
 
 CHUNK = 1024  # elements summed in float32 before float64 takes over; 4096 is no faster and four times less exact
 DIGITS = 9  # significant ones of a recorded inner product: more than float32 products hold
-SLAB = 256  # chunks multiplied at once: small enough to stay in cache
+SLAB = 256  # chunks multiplied at once on the CPU: small enough to stay in cache; another number, other last digits
+DEVICE_SLAB = 2**26  # entries, of all tensors together, multiplied at once elsewhere: launches cost more than memory
 
 
 def inner_products(vectors: Sequence[Tensor | None]) -> Tensor:
@@ -36,30 +38,64 @@ def inner_products(vectors: Sequence[Tensor | None]) -> Tensor:
     >>> inner_products([torch.tensor([1.0, 2.0]), None, torch.tensor([3.0, -1.0])]).tolist()
     [[5.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 0.0, 10.0]]
     """
-    present = [i for i, each in enumerate(vectors) if each is not None]
-    gram = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
-    if not present:
-        return gram
+    return matrices([pairwise_products(vectors)])[0]
+
+
+def pairwise_products(vectors: Sequence[Tensor | None]) -> Pairwise:
+    """`inner_products`, left on the tensors' device; on the CPU where that has no float64."""
+    present = tuple(i for i, each in enumerate(vectors) if each is not None)
     flat = [each.detach().reshape(-1) for each in vectors if each is not None]
+    if not flat:
+        return Pairwise(len(vectors), (), torch.zeros(0, 0, dtype=torch.float64))
     device = flat[0].device.type  # a caller's autocast would round what is multiplied to 16 bits
     with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext():
-        gram[torch.tensor(present)[:, None], torch.tensor(present)] = _products(flat).cpu()
-    return gram
+        return Pairwise(len(vectors), present, _products(flat))
 
 
 def _products(flat: list[Tensor]) -> Tensor:
-    dtype = torch.promote_types(flat[0].dtype, torch.float32)
-    device = flat[0].device
-    without_float64 = device.type == "mps"  # Apple's GPUs have none
-    total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device="cpu" if without_float64 else device)
-    for start in range(0, flat[0].numel(), CHUNK * SLAB):
-        slab = torch.stack([each[start : start + CHUNK * SLAB].to(dtype) for each in flat])  # [M, n]
+    device, dtype = flat[0].device, _factor_dtype(flat)
+    size = CHUNK * (SLAB if device.type == "cpu" else max(1, DEVICE_SLAB // (CHUNK * len(flat))))
+    summed_on_host = device.type == "mps"  # Apple's GPUs have no float64
+    total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device="cpu" if summed_on_host else device)
+    for start in range(0, flat[0].numel(), size):
+        slab = _stack([each[start : start + size].to(dtype) for each in flat])  # [M, n]
         even = slab.shape[1] // CHUNK * CHUNK
         chunks = slab[:, :even].unflatten(1, (-1, CHUNK)).transpose(0, 1)  # [C, M, CHUNK]
-        for part in (chunks, slab[None, :, even:]):
-            products = torch.bmm(part, part.transpose(1, 2))  # [C, M, M]
-            total += (products.cpu() if without_float64 else products).sum(0, dtype=torch.float64)
+        for part in (each for each in (chunks, slab[None, :, even:]) if each.numel()):
+            products = _multiply(part)
+            total += (products.cpu() if summed_on_host else products).sum(0, dtype=torch.float64)
     return total
+
+
+def _stack(flat: list[Tensor]) -> Tensor:
+    return torch.stack(flat) if len(flat) > 1 else flat[0][None]
+
+
+def _multiply(part: Tensor) -> Tensor:
+    """Products ``[C, M, M]`` of ``[C, M, n]``, in float32 or better."""
+    if part.dtype.itemsize == 2:
+        return torch.bmm(part, part.transpose(1, 2), out_dtype=torch.float32)
+    return torch.bmm(part, part.transpose(1, 2))
+
+
+def _factor_dtype(flat: Sequence[Tensor]) -> torch.dtype:
+    """The dtype to multiply in: float32 or better, or 16 bits where a device sums products of those in float32."""
+    dtype, device = flat[0].dtype, flat[0].device.type
+    if all(each.dtype == dtype for each in flat) and dtype.itemsize == 2 and _sums_halves(device, dtype):
+        return dtype
+    return torch.promote_types(dtype, torch.float32)
+
+
+@functools.cache
+def _sums_halves(device: str, dtype: torch.dtype) -> bool:
+    if device == "cpu":  # it would be slower, to other digits
+        return False
+    one = torch.ones(1, 1, 1, dtype=dtype, device=device)
+    try:
+        torch.bmm(one, one, out_dtype=torch.float32)
+    except (RuntimeError, TypeError):  # a device without it; a torch without it
+        return False
+    return True
 
 
 @dataclass
@@ -84,8 +120,16 @@ class Gram:
         [[5.0, 0.0], [0.0, 0.0]]
         """
         parameters = dict.fromkeys(name for each in gradients.values() for name in each)
-        products = {name: inner_products([each.get(name) for each in gradients.values()]) for name in parameters}
-        return cls(tuple(gradients), products)
+        return cls.reduce(tuple(gradients), parameters, gradients)
+
+    @classmethod
+    def reduce(
+        cls, names: Sequence[str], parameters: Iterable[str], gradients: Mapping[str, Mapping[str, Tensor]]
+    ) -> Self:
+        """The Gram of these gradients over these parameters, moved to the host by one copy a device."""
+        order = list(parameters)
+        products = [pairwise_products([gradients[each].get(name) for each in names]) for name in order]
+        return cls(tuple(names), dict(zip(order, matrices(products), strict=True)))
 
     def total(self, names: Iterable[str] | None = None) -> Tensor:
         """The sum over the named parameters (all by default), ``[M, M]``."""

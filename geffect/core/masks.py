@@ -2,23 +2,25 @@
 
 A top-k mask has the entries of largest magnitude of one tensor of one gradient, a bit an entry. The counts ``[M, M]``
 of the intersections are all that is recorded of M masks; unions and Jaccard indices follow from them, and counts add up
-over parameters. Masks are made on the CPU and do not depend on threads.
+over parameters. Masks are made on their tensor's device and do not depend on threads.
 """
 
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from geffect.core.distributed import part_of
 from geffect.core.gram import Gram, cosine, upper_triangle
+from geffect.core.histograms import mask_by_histogram, mask_size
 from geffect.core.splits import TARGETS, of_role, role_of
+from geffect.core.transfer import Pairwise, matrices
 from geffect.errors import GeffectError
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def top_mask(tensor: Tensor, share: float) -> Tensor:
 
     Zeros are in no mask, so a tensor with fewer other entries than that has a smaller one. Infinities are the largest
     of all. ``share`` in (0, 1] is read as the decimal it prints as: 0.07 of 100 are 7. The tensor may have any shape
-    and floating-point dtype; the mask is bool, of its shape, on the CPU. NaN is refused.
+    and floating-point dtype; the mask is bool, of its shape, on its device. NaN is refused.
 
     >>> top_mask(torch.tensor([[0.5, -3.0], [0.0, 0.5]]), 0.5).tolist()
     [[True, True], [False, False]]
@@ -47,6 +49,9 @@ def top_masks(tensor: Tensor, shares: Sequence[float]) -> list[Tensor]:
     >>> [int(mask.sum()) for mask in top_masks(torch.arange(10.0), [0.1, 0.5, 1])]
     [1, 5, 9]
     """
+    if tensor.device.type != "cpu":
+        refuse_nan(int(tensor.isnan().sum()), tensor.numel())
+        return [mask_by_histogram(tensor, share) for share in shares]
     counts = [mask_size(tensor.numel(), share) for share in shares]
     sizes = magnitudes(tensor)
     large = _candidates(sizes, max(counts, default=0))
@@ -89,30 +94,34 @@ def _largest_mask(sizes: "np.ndarray[Any, Any]", threshold: Any, count: int) -> 
     return mask
 
 
-def mask_size(numel: int, share: float) -> int:
-    """⌈share · N⌉, the number of entries in a mask; the share in (0, 1] is read as the decimal it prints as."""
-    if not 0 < share <= 1:
-        message = f"The share of a tensor's entries is {share!r}, not in (0, 1]"
-        raise GeffectError(message, remedy="Correct it; 0.1 keeps the largest tenth")
-    return math.ceil(Fraction(str(float(share))) * numel)
-
-
 def magnitudes(tensor: Tensor) -> "np.ndarray[tuple[int], np.dtype[np.floating]]":
     """|tensor| as a flat CPU array ``[N]``, float32 or float64: NumPy has no bfloat16, and float32 holds it exactly."""
     exact = tensor.dtype if tensor.dtype == torch.float64 else torch.float32
     sizes = tensor.detach().reshape(-1).cpu().to(exact).abs().numpy()
     if np.isnan(sizes.max(initial=0)):
-        raise GeffectError(
-            f"A gradient has {np.isnan(sizes).sum()} NaN in a tensor of {sizes.size} entries, "
-            "so that its overlap is not defined",
-            remedy="Lower the learning rate, or run without --overlap",
-        )
+        refuse_nan(int(np.isnan(sizes).sum()), sizes.size)
     return sizes
 
 
+def refuse_nan(count: int, numel: int) -> None:
+    """Refuse a tensor that has any NaN."""
+    if count:
+        raise GeffectError(
+            f"A gradient has {count} NaN in a tensor of {numel} entries, so that its overlap is not defined",
+            remedy="Lower the learning rate, or run without --overlap",
+        )
+
+
 def pack(mask: Tensor) -> Tensor:
-    """A mask's bits in row-major order, the first the highest of its byte: ⌈N / 8⌉ bytes, uint8."""
-    return torch.from_numpy(np.packbits(mask.reshape(-1).numpy(force=True)))
+    """A mask's bits in row-major order, the first the highest of its byte: ⌈N / 8⌉ bytes, uint8, on its device."""
+    flat = mask.reshape(-1)
+    return torch.from_numpy(np.packbits(flat.numpy())) if flat.device.type == "cpu" else _pack_on_device(flat)
+
+
+def _pack_on_device(flat: Tensor) -> Tensor:
+    entries = functional.pad(flat.view(torch.uint8), (0, -len(flat) % 8)).view(-1, 8)
+    places = torch.arange(7, -1, -1, dtype=torch.uint8, device=flat.device)
+    return (entries << places).sum(1, dtype=torch.uint8)
 
 
 def empty_masks(sizes: Mapping[str, int]) -> dict[str, Tensor]:
@@ -144,15 +153,36 @@ def intersections(masks: Sequence[Tensor | None]) -> Tensor:
     >>> intersections([pack(torch.tensor([True, True])), None, pack(torch.tensor([False, True]))]).tolist()
     [[2, 0, 1], [0, 0, 0], [1, 0, 1]]
     """
-    present = [i for i, mask in enumerate(masks) if mask is not None]
-    counts = torch.zeros(len(masks), len(masks), dtype=torch.int64)
+    return matrices([pairwise_intersections(masks)])[0]
+
+
+def pairwise_intersections(masks: Sequence[Tensor | None]) -> Pairwise:
+    """`intersections`, left on the masks' device."""
+    present = tuple(i for i, mask in enumerate(masks) if mask is not None)
     if not present:
-        return counts
-    bits = torch.stack([mask for mask in masks if mask is not None]).numpy()  # [K, bytes]
-    for place, i in enumerate(present):
-        common = np.bitwise_count(bits[place:] & bits[place]).sum(1, dtype=np.int64)
-        counts[i, present[place:]] = counts[present[place:], i] = torch.from_numpy(common)
+        return Pairwise(len(masks), (), torch.zeros(0, 0, dtype=torch.int64))
+    bits = torch.stack([mask for mask in masks if mask is not None])  # [K, bytes]
+    counts = _common_bits(bits.numpy()) if bits.device.type == "cpu" else _common_bits_on_device(bits)
+    return Pairwise(len(masks), present, counts)
+
+
+def _common_bits(bits: "np.ndarray[Any, Any]") -> Tensor:
+    counts = torch.zeros(len(bits), len(bits), dtype=torch.int64)
+    for i in range(len(bits)):
+        common = np.bitwise_count(bits[i:] & bits[i]).sum(1, dtype=np.int64)
+        counts[i, i:] = counts[i:, i] = torch.from_numpy(common)
     return counts
+
+
+def _common_bits_on_device(bits: Tensor) -> Tensor:
+    return torch.stack([_count_bits(bits & each) for each in bits])
+
+
+def _count_bits(masks: Tensor) -> Tensor:
+    """The entries ``[K]`` of packed masks ``[K, bytes]``: torch counts no bits, so pairs, nibbles and bytes add up."""
+    pairs = masks - ((masks >> 1) & 0x55)
+    nibbles = (pairs & 0x33) + ((pairs >> 2) & 0x33)
+    return ((nibbles + (nibbles >> 4)) & 0x0F).sum(1, dtype=torch.int64)
 
 
 def mask_count(bits: Tensor) -> int:

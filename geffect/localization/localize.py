@@ -14,9 +14,10 @@ from tqdm.auto import tqdm
 from geffect.core.architectures import CausalLM, Tokenizer
 from geffect.core.forward import IGNORE_INDEX, Outputs, forward
 from geffect.core.gradients import GradientBuffer, NamedTensors, add_scaled
-from geffect.core.gram import Gram, inner_products
+from geffect.core.gram import Gram
 from geffect.core.masks import Localization, Overlap, empty_masks, intersections, pack, top_masks
 from geffect.core.splits import role_of
+from geffect.core.transfer import to_host
 from geffect.data.encode import EncodedExample, collate, pad_id_of
 from geffect.data.relabel import corrupt_answer, random_labels
 from geffect.errors import GeffectError
@@ -50,54 +51,64 @@ def localize(
     means: dict[str, NamedTensors] = {}
     for split, examples in losses.items():
         scorer = Importance(parameters, importance, signed=not masks_only)
-        for loss in examples:
-            scorer.add(loss())
-        localization.examples[split], split_means = scorer.examples, scorer.means()
-        for share in shares:
-            localization.masks[share][split] = empty_masks(scorer.reached)
-        for name in scorer.reached:
-            _mask(localization, split, name, scorer.pop(name))
+        split_means = _localize_split(localization, split, scorer, examples)
         if not masks_only:
             means[split] = split_means
+        del scorer, split_means  # else the next split would add up its gradients beside these
     names = list(parameters)
     for share, splits in localization.masks.items():
         counts = {name: intersections([masks.get(name) for masks in splits.values()]) for name in names}
         localization.overlaps[share] = Overlap(tuple(splits), share, counts)
     if means:
-        products = {name: inner_products([mean.get(name) for mean in means.values()]) for name in names}
-        localization.gram = Gram(tuple(means), products)
-        localization.magnitudes = _magnitudes(localization.examples, means, names)
+        localization.gram = Gram.reduce(tuple(means), names, means)
+        sizes = {name: parameter.numel() for name, parameter in parameters.items()}
+        localization.magnitudes = _magnitudes(localization.examples, means, sizes)
     return localization
 
 
+def _localize_split(localization: Localization, split: str, importance: "Importance", losses: Losses) -> NamedTensors:
+    """Add a split's masks; its mean gradients, where they were summed."""
+    for loss in losses:
+        importance.add(loss())
+    localization.examples[split], means = importance.examples, importance.means()
+    for masks in localization.masks.values():
+        masks[split] = empty_masks(importance.reached)
+    for name in importance.reached:
+        _mask(localization, split, name, importance.pop(name))
+    return means
+
+
 def _mask(localization: Localization, split: str, name: str, score: Tensor) -> None:
-    for splits, mask in zip(localization.masks.values(), top_masks(score, list(localization.masks)), strict=True):
-        if mask.numpy().any():  # ends at the first; torch's own looks at all
-            splits[split][name].copy_(pack(mask))
+    packed = to_host([pack(mask) for mask in top_masks(score, list(localization.masks))])
+    for splits, bits in zip(localization.masks.values(), packed, strict=True):
+        if bits.numpy().any():
+            splits[split][name].copy_(bits)
         else:
             del splits[split][name]
 
 
 def _magnitudes(
-    examples: Mapping[str, int], means: Mapping[str, NamedTensors], names: Sequence[str]
+    examples: Mapping[str, int], means: Mapping[str, NamedTensors], sizes: Mapping[str, int]
 ) -> dict[str, dict[str, float]]:
-    magnitudes = {split: {n: _mean_abs(mean.get(n)) for n in names} for split, mean in means.items()}
+    names = list(sizes)
+    sums = {split: {n: _sum_abs(mean.get(n)) for n in names} for split, mean in means.items()}
     forget = [split for split in means if role_of(split) == "forget"]
     total = sum(examples[split] for split in forget)
-    pooled = {}
+    sums["forget"] = {}
     for name in names:
         mean: NamedTensors = {}
         for split in forget:
             add_scaled(mean, name, means[split].get(name), examples[split] / total)
-        pooled[name] = _mean_abs(mean.get(name))
-    return magnitudes | {"forget": pooled}
+        sums["forget"][name] = _sum_abs(mean.get(name))
+    numbers = map(float, to_host([sum_abs for each in sums.values() for sum_abs in each.values()]))
+    return {split: {name: next(numbers) / sizes[name] for name in each} for split, each in sums.items()}
 
 
-def _mean_abs(tensor: Tensor | None) -> float:
+def _sum_abs(tensor: Tensor | None) -> Tensor:
     if tensor is None:
-        return 0.0
+        return torch.zeros((), dtype=torch.float64)
     lines = tensor.abs().sum(-1)  # short enough for float32; a float64 norm of the whole takes three times as long
-    return float(lines.sum(dtype=torch.float64)) / tensor.numel()
+    return lines.sum(dtype=torch.float64)
 
 
 class Importance:
@@ -116,8 +127,8 @@ class Importance:
         if mode not in IMPORTANCES:
             raise GeffectError(f"There is no importance {mode!r}", remedy=f"Choose one of {', '.join(IMPORTANCES)}")
         self.parameters, self.mode, self.examples = dict(parameters), mode, 0
-        self.sums = _zeros(self.parameters) if signed or mode == "zscore" else {}
-        self.sizes = _zeros(self.parameters) if mode != "zscore" else {}
+        self.signed = signed or mode == "zscore"
+        self.sums, self.sizes = NamedTensors(), NamedTensors()
         self._reached: set[str] = set()
 
     def add(self, loss: Tensor) -> None:
@@ -130,12 +141,15 @@ class Importance:
             return
         gradient = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
         self._reached.add(name)
-        if self.sums:
+        if name in self.sums:
             self.sums[name].add_(gradient)
-        if self.mode == "mean_abs":
-            self.sizes[name].add_(gradient.abs_())  # the gradient itself is freed with this call
-        elif self.mode == "mean_square":
+        elif self.signed:
+            self.sums[name] = gradient if self.mode == "zscore" else gradient.clone()
+        if self.mode == "mean_square" and name in self.sizes:
             self.sizes[name].addcmul_(gradient, gradient)
+        elif self.mode != "zscore":  # the gradient itself is freed with this call
+            size = gradient.abs_() if self.mode == "mean_abs" else gradient.square_()
+            self.sizes[name] = self.sizes[name].add_(size) if name in self.sizes else size
 
     def means(self) -> NamedTensors:
         """The signed means ḡ by parameter, computed in the sums' memory; a tensor that no loss reached is missing."""
@@ -149,10 +163,6 @@ class Importance:
     def pop(self, name: str) -> Tensor:
         """The importance of one tensor's entries, up to a factor, of its shape; its magnitudes are freed."""
         return scores(self.sums[name]) if self.mode == "zscore" else self.sizes.pop(name)
-
-
-def _zeros(parameters: Mapping[str, nn.Parameter]) -> NamedTensors:
-    return {n: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for n, p in parameters.items()}
 
 
 def scores(mean: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from geffect.core.distributed import sum_gram
 from geffect.core.gradients import NamedTensors
-from geffect.core.gram import Gram, inner_products, upper_triangle
+from geffect.core.gram import Gram, pairwise_products, upper_triangle
 from geffect.core.layers import TiedWeights, split_by_use
 from geffect.core.splits import TARGETS, role_of
+from geffect.core.transfer import Pairwise, matrices
 
 Tensors = Mapping[str, Tensor | None]
 Parts = Mapping[str, float]  # gradient of a basis → its coefficient
@@ -56,39 +57,55 @@ class Basis:
     """Inner products of gradients that others are linear combinations of; a tied tensor's losses are split by use."""
 
     def __init__(self, gradients: Sequence[str], tie: TiedWeights | None) -> None:
-        self.gram, self.tie = Gram(tuple(gradients)), tie
+        self._gram, self.tie = Gram(tuple(gradients)), tie
         self.embed: Tensor | None = None
+        self._waiting: dict[str, Pairwise] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
         """The gradients' names, the order of every matrix."""
-        return self.gram.names
+        return self._gram.names
+
+    @property
+    def gram(self) -> Gram:
+        """The inner products of the tensors so far; a look at them moves those that are elsewhere to the host."""
+        Basis.gather(self)
+        return self._gram
 
     def add(self, name: str, tensors: Tensors, embeds: Tensors | None = None) -> None:
         """Reduce one tensor of every gradient, None for zeros.
 
-        ``embeds`` are the tied tensor's parts as embedding, of the gradients that loss gradients are made of.
+        ``embeds`` are the tied tensor's parts as embedding, of the gradients that loss gradients are made of. The
+        products stay on the tensors' device until they are looked at or gathered.
         """
         wholes = [tensors.get(each) for each in self.names]
-        if embeds is None:
-            self.gram.values[name] = inner_products(wholes)
-            return
-        both = inner_products([*(embeds.get(each) for each in self.names), *wholes])
-        size = len(wholes)
-        self.gram.values[name], self.embed = both[size:, size:], both[:size, size:]
+        uses = [] if embeds is None else [embeds.get(each) for each in self.names]
+        self._waiting[name] = pairwise_products([*uses, *wholes])
+
+    @staticmethod
+    def gather(*bases: "Basis") -> None:
+        """Move the products of several bases to the host, by one copy a device for all of them."""
+        waiting = [(basis, *item) for basis in bases for item in basis._waiting.items()]
+        for (basis, name, _), matrix in zip(waiting, matrices([pairs for *_, pairs in waiting]), strict=True):
+            size = len(basis.names)
+            basis._gram.values[name] = matrix[-size:, -size:]
+            if len(matrix) > size:
+                basis.embed = matrix[:size, size:]
+        for basis in bases:
+            basis._waiting.clear()
 
     def sum_up(self, *, sharded: bool) -> None:
         """Add the inner products of all processes where they hold shards; once, before `combine`."""
-        self.gram = sum_gram(self.gram, sharded=sharded)
+        self._gram = sum_gram(self.gram, sharded=sharded)
 
     def combine(self, combinations: Combinations, order: Sequence[str]) -> Gram:
         """The Gram of linear combinations of the basis, the parameters in this order (backward visits them in another).
 
         The tied tensor stands in it three times (see `geffect.core.layers.split_by_use`).
         """
-        combined: dict[str, Tensor] = {}
+        combined, gram = dict[str, Tensor](), self.gram
         for part, parts in combinations.by_part.items():
-            members = {name: self.gram.values[name] for name in order if combinations.part(name) == part}
+            members = {name: gram.values[name] for name in order if combinations.part(name) == part}
             combined |= Gram(self.names, members).combine(parts).values
         values: dict[str, Tensor] = {}
         for name in order:

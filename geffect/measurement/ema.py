@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 
 from geffect.core.gradients import NamedTensors
-from geffect.core.gram import Gram, inner_products
+from geffect.core.gram import Gram
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.step import Step
 from geffect.objectives.base import window_counts
@@ -56,8 +56,8 @@ def _fold(average: NamedTensors, gradient: NamedTensors) -> None:
 
 def _read(averages: Mapping[str, NamedTensors], run: Measurement, value: float) -> Measured:
     gram = Gram(GRADIENTS)
-    for name in run.parameters:
-        product = inner_products([averages[each].get(name) for each in GRADIENTS])
+    products = Gram.reduce(GRADIENTS, run.parameters, averages).values
+    for name, product in products.items():
         if run.tie is not None and name == run.tie.name:  # the script counts a tied tensor as embedding
             nothing = torch.zeros_like(product)
             gram.values |= zip(run.tie.uses, (product, nothing, nothing), strict=True)

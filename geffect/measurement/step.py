@@ -10,6 +10,7 @@ from geffect.core.distributed import as_shard, local_part, num_processes, sum_ov
 from geffect.core.gradients import NamedTensors, add_scaled
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, role_of
+from geffect.core.transfer import to_host
 from geffect.measurement.basis import Basis, Combinations, Shares, StandardErrors, add, standard_errors
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.passes import RETAIN_SIDE, Passes
@@ -69,10 +70,12 @@ class Step:
             FloatingPointError: a raw loss or a gradient is not finite; no gradient was handed back.
         """
         self.passes.gather()
-        scalars = {name: float(value) for name, value in self.passes.sums.items()}
+        sums = self.passes.sums
+        scalars = dict(zip(sums, map(float, to_host(list(sums.values()))), strict=True))
         refuse_broken(scalars)
         for name in () if self.passes.streamed else self.run.differentiated:
             self._visit(name, None)
+        Basis.gather(self.basis, self.rectifier.products)
         self.basis.sum_up(sharded=self.run.sharded)
         self.rectifier.products.sum_up(sharded=self.run.sharded)
         refuse_broken(self._norms())

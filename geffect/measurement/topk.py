@@ -1,20 +1,16 @@
 """Top-k masks of a step's gradients, one bit an entry until all of them are known."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from geffect.core.distributed import num_processes, rank, sum_over_processes
+from geffect.core.distributed import sum_over_processes
+from geffect.core.histograms import mask_by_histogram
 from geffect.core.layers import TiedWeights
-from geffect.core.masks import Overlap, intersections, magnitudes, mask_size, pack, top_mask
+from geffect.core.masks import Overlap, pack, pairwise_intersections, top_mask
+from geffect.core.transfer import matrices
 from geffect.measurement.basis import Combinations
-
-Bits = npt.NDArray[np.signedinteger[Any]]
-DIGIT = 16  # bits of a magnitude resolved in one round: two rounds for float32, four for float64
 
 
 class Masks:
@@ -35,9 +31,9 @@ class Masks:
                 self.packed.setdefault(gradient, {})[name] = pack(mask)
 
     def _mask(self, tensor: Tensor) -> Tensor | None:
-        """None where there is a NaN: a broken loss is reported by the step itself."""
-        if self.sharded:
-            return top_mask_of_parts(tensor, self.share)
+        """None or nothing in it where there is a NaN: a broken loss is reported by the step itself."""
+        if self.sharded or tensor.device.type != "cpu":
+            return mask_by_histogram(tensor, self.share, sum_over_processes if self.sharded else None)
         return None if bool(tensor.isnan().any()) else top_mask(tensor, self.share)
 
     def overlap(self, named: Combinations, order: Sequence[str], tie: TiedWeights | None) -> Overlap:
@@ -48,7 +44,7 @@ class Masks:
         first = next(iter(named.by_part.values()))
         sources = (each if each in self.packed else next(iter(parts)) for each, parts in first.items())
         packed = [self.packed.get(source, {}) for source in sources]
-        sizes = torch.stack([intersections([each.get(name) for each in packed]) for name in order])
+        sizes = torch.stack(matrices([pairwise_intersections([each.get(name) for each in packed]) for name in order]))
         values: dict[str, Tensor] = {}
         for name, counts in zip(order, sum_over_processes(sizes) if self.sharded else sizes, strict=True):
             nothing = torch.zeros_like(counts)
@@ -57,42 +53,3 @@ class Masks:
             else:
                 values[name] = counts
         return Overlap(named.names, self.share, values)
-
-
-def top_mask_of_parts(tensor: Tensor, share: float) -> Tensor | None:
-    """`geffect.core.masks.top_mask` of a whole tensor, of which every process holds a part and gets that part's mask.
-
-    Magnitudes of floats are ordered as their bits are, so the threshold is read off histograms of 16 bits at a time,
-    added up over the processes. Entries equal to it are taken in the order of the parts, which lie along the first
-    dimension in the processes' order. The mask is bool, on the CPU; None in every process where any part has a NaN.
-    """
-    broken = bool(tensor.isnan().any())
-    sizes = magnitudes(torch.zeros_like(tensor) if broken else tensor)
-    bits: Bits = sizes.view(np.int64 if sizes.itemsize == 8 else np.int32)
-    numel, others, anywhere = sum_over_processes(torch.tensor([len(bits), np.count_nonzero(bits), broken])).tolist()
-    if anywhere:
-        return None
-    wanted = min(mask_size(numel, share), others)  # zeros are in no mask
-    mask = np.zeros(len(bits), dtype=bool)
-    if wanted:
-        threshold, ties = _threshold(bits, wanted)
-        mask = bits > threshold
-        equal = np.flatnonzero(bits == threshold)
-        counts = torch.zeros(num_processes(), dtype=torch.int64)
-        counts[rank()] = len(equal)
-        before = int(sum_over_processes(counts)[: rank()].sum())  # entries of earlier processes come first
-        mask[equal[: max(0, ties - before)]] = True
-    return torch.from_numpy(mask).view(tensor.shape)
-
-
-def _threshold(bits: Bits, wanted: int) -> tuple[int, int]:
-    """The magnitude that the wanted-th largest of all has, as bits, and how many that equal it are wanted."""
-    threshold, candidates = 0, bits
-    for shift in range(8 * bits.itemsize - DIGIT, -1, -DIGIT):
-        digits = (candidates >> shift) & ((1 << DIGIT) - 1)
-        histogram = sum_over_processes(torch.from_numpy(np.bincount(digits, minlength=1 << DIGIT))).numpy()
-        from_top = np.cumsum(histogram[::-1])
-        digit = len(histogram) - 1 - int(np.searchsorted(from_top, wanted))
-        wanted -= int(from_top[-1 - digit]) - int(histogram[digit])
-        threshold, candidates = threshold << DIGIT | digit, candidates[digits == digit]
-    return threshold, wanted

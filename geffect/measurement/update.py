@@ -6,6 +6,7 @@ optimizer made of the gradient. All are taken on the same fixed probe examples, 
 R(θ_T) − R(θ_0).
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from geffect.core.distributed import is_sharded, local_part, sum_gram, sum_over_processes
 from geffect.core.forward import Outputs
 from geffect.core.gradients import GradientBuffer, NamedTensors, add_scaled
-from geffect.core.gram import Gram, inner_products
+from geffect.core.gram import Gram, pairwise_products
+from geffect.core.transfer import Pairwise, matrices, to_host
 from geffect.errors import GeffectError
 from geffect.measurement.basis import Basis, Combinations, Parts, Shares
 from geffect.measurement.measurement import Batch, Measured, Measurement
@@ -146,14 +148,16 @@ class Applied:
         run, rectifier = self.run, self.run.rectifier
         if not rectifier.corrects:
             return 0.0
-        gram = Gram(("update", str(rectifier.memory)))
+        products: dict[str, Pairwise] = {}
         for name, parameter in run.parameters.items():
             update, still = moved(self.before[name], parameter), None
             if run.frozen is not None:
                 still = run.frozen.never(name, update.device)
             if still is not None:  # about to be put back
                 update.masked_fill_(still, 0)
-            gram.values[name] = inner_products([update, run.state.get(name)])
+            products[name] = pairwise_products([update, run.state.get(name)])
+        values = dict(zip(products, matrices(list(products.values())), strict=True))
+        gram = Gram(("update", str(rectifier.memory)), values)
         return rectifier.correction(InnerProducts(gram.names, sum_gram(gram, sharded=run.sharded).total()))
 
     def _measure(self, basis: Basis, name: str, shares: Shares, updates: dict[str, Tensor], rate: float) -> None:
@@ -196,35 +200,53 @@ class PredictionCheck:
         self.parameters, self.forward, self.probe = parameters, forward, probe
         self.counts = {name: Counts.of(batches) for name, batches in probe.items()}
         self.gradients: dict[str, NamedTensors] = {}
-        self.entries: dict[str, dict[str, float]] = {}
+        self._before: dict[str, list[Tensor]] = {}
+        self._products: dict[str, list[tuple[float, Pairwise]]] = {}  # probe → learning rate and products, by tensor
 
     def open(self) -> None:
         """Compute the loss and gradient of every probe at θ_t."""
         window = GradientBuffer(self.parameters)
         for name, batches in self.probe.items():
-            before = 0.0
+            self._before[name], self._products[name] = [], []
             for batch in batches:
                 share = mean_nll(self.forward(batch), self.counts[name])
-                before += float(share.detach())
+                self._before[name].append(share.detach())
                 window.add(name, share)
-            self.entries[name] = {"before": before, "gradient": 0.0, "update": 0.0}
         self.gradients = {name: {k: local_part(t) for k, t in each.items()} for name, each in window.gradients.items()}
 
     def add(self, name: str, gradient: Tensor | None, applied: Tensor, learning_rate: float) -> None:
         """Add one tensor's share of both predictions: ``gradient`` is the optimizer's input, ``applied`` is −Δθ."""
         for probe, tensors in self.gradients.items():
-            products = inner_products([tensors.pop(name, None), gradient, applied])[0]
-            self.entries[probe]["gradient"] -= learning_rate * float(products[1])
-            self.entries[probe]["update"] -= float(products[2])
+            products = pairwise_products([tensors.pop(name, None), gradient, applied])
+            self._products[probe].append((learning_rate, products))
 
     @torch.no_grad()
     def close(self) -> dict[str, dict[str, float]]:
         """Probe → loss ``before`` and ``after`` (nats a token), its change by ``gradient`` and by ``update``."""
+        after = {
+            name: [mean_nll(self.forward(batch), self.counts[name]) for batch in batches]
+            for name, batches in self.probe.items()
+        }
+        shares = [share for name in self.probe for share in (*self._before[name], *after[name])]
+        losses, entries = iter(map(float, to_host(shares))), self._changes()
+        for name, entry in entries.items():
+            before, now = (sum(itertools.islice(losses, len(each[name]))) for each in (self._before, after))
+            entries[name] = {"before": before, **entry, "after": now}
+        return entries
+
+    def _changes(self) -> dict[str, dict[str, float]]:
+        """Probe → both predictions of its loss's change."""
+        waiting = iter(matrices([pairs for each in self._products.values() for _, pairs in each]))
+        changes = {}
+        for name, products in self._products.items():
+            by_gradient = by_update = 0.0
+            for (rate, _), matrix in zip(products, itertools.islice(waiting, len(products)), strict=True):
+                by_gradient -= rate * float(matrix[0, 1])
+                by_update -= float(matrix[0, 2])
+            changes[name] = [by_gradient, by_update]
         if is_sharded(self.parameters):  # each process has added up its own part of every tensor
-            for entry in self.entries.values():
-                parts = torch.tensor([entry["gradient"], entry["update"]], dtype=torch.float64)
-                entry["gradient"], entry["update"] = sum_over_processes(parts).tolist()
-        for name, batches in self.probe.items():
-            shares = [float(mean_nll(self.forward(batch), self.counts[name])) for batch in batches]
-            self.entries[name]["after"] = sum(shares)
-        return self.entries
+            changes = {
+                name: sum_over_processes(torch.tensor(parts, dtype=torch.float64)).tolist()
+                for name, parts in changes.items()
+            }
+        return {name: dict(zip(("gradient", "update"), parts, strict=True)) for name, parts in changes.items()}

@@ -184,7 +184,9 @@ class RecordingTrainer(ShardedTrainer):
 
     def on_device(self, batch: T) -> T:
         """A batch, or one a set, on the model's device."""
-        moved: T = map_leaves(batch, lambda leaf: leaf.to(self.args.device) if isinstance(leaf, Tensor) else leaf)
+        moved: T = map_leaves(
+            batch, lambda leaf: leaf.to(self.args.device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
+        )
         return moved
 
     def floating_point_ops(self, inputs: object) -> int:
@@ -273,7 +275,7 @@ def make_loader(trainer: Trainer, sampler: Sampler[Any], collate_fn: Callable[[A
     batch_size = trainer.args.per_device_train_batch_size
     pins = trainer.args.dataloader_pin_memory
     loader = DataLoader(trainer.train_dataset, batch_size, sampler=sampler, collate_fn=collate_fn, pin_memory=pins)
-    prepared: DataLoader[Any] = trainer.accelerator.prepare(loader)
+    prepared: DataLoader[Any] = trainer.accelerator.prepare(loader, device_placement=[False])  # counted on the host
     return prepared
 
 

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 
 from geffect.config import UnlearnConfig
 from geffect.core.distributed import as_shard, full_tensor, part_of, rank, shard_model
-from geffect.core.forward import Outputs
+from geffect.core.forward import Outputs, add_positions
 from geffect.core.gradients import NamedTensors, check_no_hooks
 from geffect.core.gram import cosine, inner
 from geffect.core.layers import find_tied_weights, layout, trainable_parameters
@@ -217,7 +217,8 @@ class UnlearnTrainer(RecordingTrainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Batch], num_items_in_batch: object = None) -> Tensor:
         """One micro-batch; on the optimizer step's boundary, the rectified gradient is left in ``.grad``."""
         last = self.accelerator.sync_gradients
-        share = self.step.micro_batch(self.on_device(inputs), last=last)
+        batches = {name: add_positions(batch) for name, batch in inputs.items()}
+        share = self.step.micro_batch(self.on_device(batches), last=last)
         if last:
             measured = self._finish()
             self.line |= measured.line() | {"lr": [group["lr"] for group in self.optimizer.param_groups]}
@@ -246,7 +247,9 @@ class UnlearnTrainer(RecordingTrainer):
             return None
         count, size = self.config.prediction, self.args.per_device_train_batch_size
         probe = {
-            name: [self.on_device(each) for each in probe_batches(self.sets[name], count, size, self.pad_id)]
+            name: [
+                self.on_device(add_positions(each)) for each in probe_batches(self.sets[name], count, size, self.pad_id)
+            ]
             for name in self.sets
             if role_of(name) in TARGETS
         }

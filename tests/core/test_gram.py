@@ -1,10 +1,16 @@
 """Inner products against flattened float64 vectors."""
 
+import math
+from typing import Any
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from geffect.core.gram import CHUNK, SLAB, Gram, inner_products
+from geffect.core.gram import CHUNK, DEVICE_SLAB, SLAB, Gram, _products, inner_products
 from tests.support.properties import assert_gram_close
 
 
@@ -82,3 +88,36 @@ def test_combinations_equal_the_gram_of_combined_gradients(coefficients: list[fl
     gram = Gram(("a", "b"), {"w": inner_products([a, b])})
     found = gram.combine({"a": {"a": 1.0}, "mixed": dict(zip("ab", coefficients, strict=True))})
     assert torch.allclose(found.values["w"], inner_products([a, mixed]), atol=1e-12)
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that are no views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not (func.is_view or func.overloadpacket in (torch.ops.aten.detach, torch.ops.aten._unsafe_view))
+        return func(*args, **(kwargs or {}))
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "1.24B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True},
+    "8.03B": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("num_gradients", [2, 4])
+def test_a_slab_costs_few_launches_and_slabs_are_few(name: str, num_gradients: int) -> None:
+    config = LlamaConfig(vocab_size=128256, num_attention_heads=32, num_key_value_heads=8, **SHAPES[name])
+    with torch.device("meta"):
+        parameters = list(LlamaForCausalLM(config).parameters())
+    with Launches() as launches:
+        for parameter in parameters:
+            _products([parameter.detach().reshape(-1)] * num_gradients)
+    slabs = sum(math.ceil(parameter.numel() * num_gradients / DEVICE_SLAB) for parameter in parameters)
+    assert sum(parameter.numel() for parameter in parameters) > 1e9
+    assert launches.count <= 5 * slabs + len(parameters)
+    print(f"{name}, {num_gradients} gradients: {launches.count} launches")

@@ -12,7 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from geffect.core.masks import Overlap, chance_jaccard, intersections, jaccard, pack, top_mask, unpack
+from geffect.core.masks import (
+    Overlap,
+    _common_bits_on_device,
+    _pack_on_device,
+    chance_jaccard,
+    intersections,
+    jaccard,
+    pack,
+    top_mask,
+    unpack,
+)
 from geffect.errors import GeffectError
 
 FEW = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 1e-40, math.inf])  # many ties, and a subnormal
@@ -156,6 +166,20 @@ def test_overlaps_count_what_sets_share(vectors: list[list[bool]], missing: set[
     assert torch.equal(counts, counts.T)
     expected = [[len(a & b) / len(a | b) if a | b else math.nan for b in sets] for a in sets]
     assert torch.equal(jaccard(counts).nan_to_num(-1), torch.tensor(expected, dtype=torch.float64).nan_to_num(-1))
+
+
+@given(vectors=BITS)
+@settings(deadline=None)
+def test_bits_are_packed_and_counted_elsewhere_as_on_the_cpu(vectors: list[list[bool]]) -> None:
+    masks = [torch.tensor(vector) for vector in vectors]
+    packed = [_pack_on_device(mask) for mask in masks]
+    assert all(torch.equal(bits, pack(mask)) for bits, mask in zip(packed, masks, strict=True))
+    assert torch.equal(_common_bits_on_device(torch.stack(packed)), intersections(packed))
+
+
+def test_all_bytes_are_counted() -> None:
+    every = torch.arange(256, dtype=torch.uint8)[:, None]
+    assert _common_bits_on_device(every).diagonal().tolist() == [i.bit_count() for i in range(256)]
 
 
 def test_bits_fill_bytes_from_the_highest() -> None:
