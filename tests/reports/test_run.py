@@ -294,4 +294,4 @@ def test_grams_and_effects_are_short_in_a_shell() -> None:
     gram = Gram.of({"a": {"w": torch.ones(2)}, "b": {"v": torch.ones(2)}})
     effects = TokenEffects(torch.ones(2, 3), {}, torch.ones(2, 3, dtype=torch.bool))
     assert repr(gram) == "Gram(a, b; 2 tensors)"
-    assert repr(effects) == "TokenEffects(2 rows, 6 labeled tokens)"
+    assert repr(effects) == "TokenEffects(2 examples, 6 labeled tokens)"

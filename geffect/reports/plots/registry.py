@@ -190,6 +190,11 @@ def _each_share(frame: pd.DataFrame) -> list[Options]:
     return [{"share": float(share)} for share in sorted(frame["share"].unique())]
 
 
+def _overlap_by_layer(frame: pd.DataFrame, share: float) -> "Figure":
+    """Draw the Jaccard index of every pair of a localization's splits by layer."""
+    return jaccard_by_layer(frame[frame["share"] == share], share)
+
+
 def _jaccard(frame: pd.DataFrame) -> "Figure":
     """Draw the overlap of the objective's and the retain gradient by step and layer group, against chance."""
     share, *others = frame["share"].unique()
@@ -270,7 +275,7 @@ _ALL = (
     Plot(
         "overlap_by_layer",
         lambda run: read_overlap(run, "layer"),
-        lambda frame, share: jaccard_by_layer(frame[frame["share"] == share], share),
+        _overlap_by_layer,
         localization=True,
         options=_each_share,
     ),
