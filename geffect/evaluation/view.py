@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from geffect.core.architectures import Tokenizer
 from geffect.core.forward import IGNORE_INDEX, shift_labels
-from geffect.core.losses import log_probabilities, nll_at
+from geffect.core.losses import in_chunks, log_probabilities, nll_at, widen
 from geffect.data.encode import EncodedExample, pad_id_of, turn_end
 from geffect.data.load import ExampleSet, QASet
 from geffect.errors import GeffectError
@@ -27,6 +27,12 @@ class TokenScores:
     mean: Tensor  # [n], μ = Σ_v p(v) log p(v) over the vocabulary at its position
     std: Tensor  # [n], σ with σ² = Σ_v p(v) (log p(v))² − μ²
 
+    @classmethod
+    def of(cls, columns: Tensor) -> Self:
+        """The scores in the columns of a tensor ``[n, 4]``, in this order."""
+        log_p, right, mean, std = columns.double().unbind(1)
+        return cls(log_p, right.bool(), mean, std)
+
     @property
     def nll(self) -> float:
         """Mean −log p over the n tokens; NaN where there are none."""
@@ -39,20 +45,25 @@ def token_scores(
     """Score every labeled token of a set; the model stays in its mode."""
     scores: dict[int, TokenScores] = {}
     for places, outputs in forward_batches(model, examples, pad_id, batch_size):
-        labels = shift_labels(outputs.labels)
-        for i, logits, shifted, mask in zip(places, outputs.logits_by_example(), labels, outputs.mask, strict=True):
-            scores[i] = _scores(logits, shifted[mask])
+        labels = shift_labels(outputs.labels).flatten()[outputs.index]
+        numbers = outputs.map_logits(_statistics, labels).cpu()
+        scores |= dict(zip(places, map(TokenScores.of, outputs.by_example(numbers)), strict=True))
     return [scores[i] for i in range(len(examples))]
 
 
-def _scores(logits: Tensor, labels: Tensor) -> TokenScores:
+def _statistics(logits: Tensor, labels: Tensor) -> Tensor:
+    """``[n, 4]`` what `TokenScores` holds, some positions at a time."""
+    return in_chunks(_columns, widen(logits.new_empty(len(logits), 4)), logits, labels)
+
+
+def _columns(logits: Tensor, labels: Tensor) -> Tensor:
     log_ps = log_probabilities(logits)  # [n, V]
     p = log_ps.exp()
     mean = (p * log_ps).nan_to_num().sum(-1)  # 0 · log 0 is 0
     second = (p * log_ps.square()).nan_to_num().sum(-1)
     std = (second - mean.square()).clamp_min(0).sqrt()
-    log_p, mean, std = (each.cpu().double() for each in (-nll_at(logits, labels), mean, std))
-    return TokenScores(log_p, (logits.argmax(-1) == labels).cpu(), mean, std)
+    right = (logits.argmax(-1) == labels).to(mean)
+    return torch.stack([-nll_at(logits, labels), right, mean, std], 1)
 
 
 def prompt_of(example: EncodedExample) -> list[int]:

@@ -89,9 +89,9 @@ def test_tokens_are_scored_as_one_by_one(loaded: Loaded, rows: ExampleSet) -> No
 
 
 def test_a_certain_model_has_no_spread() -> None:
-    from geffect.evaluation.view import _scores
+    from geffect.evaluation.view import _statistics
 
-    scores = _scores(torch.tensor([[0.0, -torch.inf, -torch.inf]]), torch.tensor([0]))
+    scores = TokenScores.of(_statistics(torch.tensor([[0.0, -torch.inf, -torch.inf]]), torch.tensor([0])))
     assert (scores.log_p.item(), scores.mean.item(), scores.std.item()) == (0, 0, 0)
 
 
