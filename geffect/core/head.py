@@ -22,7 +22,7 @@ from geffect.core.architectures import is_shard
 from geffect.core.layers import unwrap
 
 CHUNK = 2**26  # logits at a time: 256 MB in float32
-TRAINED = 2**28  # logits up to which a pass with a graph keeps them: beyond, the head is computed twice
+TRAINED = 2**27  # logits that a pass with a graph keeps at most; of more, the head is computed twice
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,11 @@ from geffect.core.losses import in_chunks, log_probabilities, nll_at, widen
 from geffect.data.encode import EncodedExample, pad_id_of, turn_end
 from geffect.data.load import ExampleSet, QASet
 from geffect.errors import GeffectError
-from geffect.models.scoring import forward_batches, in_evaluation_mode
+from geffect.models.scoring import batches_by_length, forward_batches, in_evaluation_mode
+
+SCORED = 16  # examples scored at a time by default
+MOST = 128  # prompts continued at a time by default
+CACHE = 2**30  # bytes of keys and values of a batch of prompts and their continuations
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class TokenScores:
 
 
 def token_scores(
-    model: nn.Module, examples: Sequence[EncodedExample], pad_id: int, batch_size: int = 16
+    model: nn.Module, examples: Sequence[EncodedExample], pad_id: int, batch_size: int = SCORED
 ) -> list[TokenScores]:
     """Score every labeled token of a set; the model stays in its mode."""
     scores: dict[int, TokenScores] = {}
@@ -86,11 +90,13 @@ def generate(
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int = 200,
-    batch_size: int = 16,
+    batch_size: int = 0,
 ) -> list[list[int]]:
     """Continue prompts greedily: the new tokens of each, in the prompts' order, without the end (`end_ids`).
 
     Batches are padded on the left and masked there, so that a prompt's continuation does not depend on the others'.
+    A batch has at most ``batch_size`` prompts (0: `MOST`), and no more than `CACHE` is estimated to hold the keys and
+    values of.
     Each token is the most likely one: penalties, forced or banned tokens and least lengths in the model's generation
     settings do not apply. The model stays in its mode.
     """
@@ -101,10 +107,10 @@ def generate(
         max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=sorted(ends) or None
     )
     device, continued = next(model.parameters()).device, dict[int, list[int]]()
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    lengths, room = [len(prompt) for prompt in prompts], cache_tokens(model)
+    batches = batches_by_length(lengths, batch_size or MOST, room, max_new_tokens)
     with in_evaluation_mode(model), _default_generation_settings(model), torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+        for batch in batches:
             width = max(len(prompts[i]) for i in batch)
             ids = torch.tensor([[pad] * (width - len(prompts[i])) + list(prompts[i]) for i in batch], device=device)
             mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in batch], device=device)
@@ -112,6 +118,17 @@ def generate(
             for i, tokens in zip(batch, ids_out[:, width:].tolist(), strict=True):
                 continued[i] = list(takewhile(lambda token: token not in ends, tokens))
     return [continued[i] for i in range(len(prompts))]
+
+
+def cache_tokens(model: nn.Module) -> int:
+    """How many tokens' keys and values `CACHE` holds, by the shape in the model's configuration."""
+    config: Any = getattr(model, "config", None)
+    shape = config.get_text_config() if hasattr(config, "get_text_config") else config
+    heads = getattr(shape, "num_attention_heads", 0) or 1
+    hidden = getattr(shape, "hidden_size", 0) or 1
+    width = (getattr(shape, "num_key_value_heads", 0) or heads) * (getattr(shape, "head_dim", 0) or hidden // heads)
+    blocks = getattr(shape, "num_hidden_layers", 0) or 1
+    return CACHE // (2 * blocks * max(1, width) * next(model.parameters()).element_size())
 
 
 @contextmanager
@@ -139,7 +156,7 @@ class View:
         tokenizer: its tokenizer.
         examples: the set.
         encode: a set as the model sees it, one encoding an example (`encode_examples`).
-        batch_size: examples at a time; it does not change a result.
+        batch_size: examples at a time, which does not change a result; 0: 16 to score, and to continue as `generate`.
         max_new_tokens: of an answer the model writes itself.
         shots: examples shown before a question, to `knowmem` alone.
 
@@ -154,7 +171,7 @@ class View:
         tokenizer: Tokenizer,
         examples: ExampleSet,
         encode: Callable[[ExampleSet], list[EncodedExample]],
-        batch_size: int = 16,
+        batch_size: int = 0,
         max_new_tokens: int = 200,
         shots: Sequence[Mapping[str, Any]] = (),
     ) -> None:
@@ -219,4 +236,4 @@ class View:
         return text
 
     def _score(self, examples: Sequence[EncodedExample]) -> list[TokenScores]:
-        return token_scores(self.model, examples, pad_id_of(self.tokenizer), self.batch_size)
+        return token_scores(self.model, examples, pad_id_of(self.tokenizer), self.batch_size or SCORED)

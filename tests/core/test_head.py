@@ -10,11 +10,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from geffect.core import head
-from geffect.core.forward import IGNORE_INDEX, Outputs, forward, shift_labels
+from geffect.core.forward import IGNORE_INDEX, Outputs, forward, labeled_positions, shift_labels
 from geffect.core.gradients import capture_gradients
 from geffect.core.head import Head
+from geffect.core.model_state import ModelState
+from geffect.core.token_effects import token_effects
+from geffect.data.encode import EncodedExample, collate
+from geffect.evaluation.success import success
+from geffect.evaluation.view import token_scores
+from geffect.localization.localize import example_losses
+from geffect.models.builtin import make_tokenizer
+from geffect.models.scoring import Reference, compute_likelihood, compute_reference_nll
+from geffect.monitoring.targets import compute_target_gradients
+from geffect.training.batches import adversarial_labels
 from tests.support.architectures import FAMILIES, make
 from tests.support.cases import llama, lora
+from tests.support.steps import make_batches, make_measurement, take_step
 
 LABELED = [(1, 3), (4, 12), (2, 5)]  # first and last labeled token of each example
 
@@ -132,3 +143,90 @@ def test_small_passes_keep_their_logits() -> None:
     assert isinstance(outputs, Outputs)
     assert isinstance(outputs.head, Tensor)
     assert outputs.head is outputs.logits
+
+
+ANSWERS = [(3, 8), (2, 4), (5, 6)]  # tokens of each example, and where its answer begins
+ENCODED = [
+    EncodedExample(i, list(range(2, 2 + length)), [IGNORE_INDEX] * start + list(range(2 + start, 2 + length)))
+    for i, (start, length) in enumerate(ANSWERS)
+]
+LABELED_TOKENS = sum(length - start for start, length in ANSWERS)
+
+
+def _evaluate(model: Any) -> None:
+    compute_likelihood(model, ENCODED, 0)
+
+
+def _score(model: Any) -> None:
+    token_scores(model, ENCODED, 0)
+
+
+def _success(model: Any) -> None:
+    success(model, make_tokenizer(), ENCODED)
+
+
+def _reference_nll(model: Any) -> None:
+    compute_reference_nll(model, ENCODED, 0)
+
+
+def _reference(model: Any) -> None:
+    batch = collate(ENCODED, 0)
+    outputs = Outputs(torch.zeros(0), batch["labels"], labeled_positions(batch["labels"]))
+    Reference(model)(batch, outputs, frozenset({"ref_logits"}))
+
+
+def _adversarial(model: Any) -> None:
+    adversarial_labels(model, ENCODED, 0)
+
+
+def _targets(model: Any) -> None:
+    parameters = dict(model.named_parameters())
+    compute_target_gradients(model, parameters, {"forget": [collate(ENCODED, 0)]}, None, ModelState(model))
+
+
+def _token_effects(model: Any) -> None:
+    batch = collate(ENCODED, 0)
+    token_effects(model, batch, {name: torch.ones_like(p) for name, p in model.named_parameters()})
+
+
+def _localization(model: Any) -> None:
+    for loss in example_losses(model, make_tokenizer(), ENCODED):
+        loss()
+
+
+@pytest.mark.parametrize(
+    "run",
+    [_evaluate, _score, _success, _reference_nll, _reference, _adversarial, _targets, _token_effects, _localization],
+)
+def test_only_labeled_positions_reach_the_head(run: Callable[[Any], None]) -> None:
+    model = llama()
+    with positions(model) as counts:
+        run(model)
+    assert sum(counts) == LABELED_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("objective", "sets"),
+    [
+        ("ga + gd", ("forget", "retain")),
+        ("npo + gd", ("forget", "retain")),
+        ("dpo + kl", ("forget", "alternative", "retain")),
+        ("rmu(layer=1) + gd(on=general)", ("forget", "general", "retain")),
+    ],
+)
+def test_only_labeled_positions_of_a_training_step_reach_the_head(objective: str, sets: tuple[str, ...]) -> None:
+    model, reference = llama(), llama()
+    batches = make_batches(model)
+    labeled = {name: int((batches[name]["labels"][:, 1:] != IGNORE_INDEX).sum()) for name in batches}
+    with positions(model) as counts, positions(reference) as others:
+        take_step(make_measurement(model, objective, "gru", reference=reference), [batches])
+    assert sum(counts) == sum(labeled[name] for name in sets)
+    assert sum(others) == ("kl" in objective) * labeled["retain"]
+
+
+def test_the_published_divergence_takes_every_position() -> None:
+    model, reference = llama(), llama()
+    batches = make_batches(model)
+    with positions(model) as counts:
+        take_step(make_measurement(model, "ga + kl(variant=tofu)", reference=reference), [batches])
+    assert max(counts) == batches["retain"]["labels"].numel()
