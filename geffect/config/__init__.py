@@ -285,7 +285,11 @@ class EvaluateConfig(DeviceConfig, DataConfig):
         default=0, description="evaluate after so many steps of finetuning on the forget set, too; 0: none"
     )
     relearn_rate: float = Field(default=1e-5, gt=0, allow_inf_nan=False, description="learning rate, for --relearn")
-    batch_size: Positive = Field(default=16, description="examples at a time; it does not change a result")
+    batch_size: Count = Field(
+        default=0,
+        description="examples at a time, at most; it does not change a result; 0: 16 to score, and to generate up to "
+        "128, of which 1 GB holds the keys and values",
+    )
     max_new_tokens: Positive = Field(default=200, description="longest answer that the model writes, in tokens")
     confidence: float = Field(
         default=0.95, gt=0, lt=1, allow_inf_nan=False, description="confidence level of the bootstrap intervals"

@@ -4,19 +4,16 @@ Letters: B examples, T tokens, N of the B·T positions, V vocabulary, L blocks, 
 and nowhere else: position t predicts token t+1.
 """
 
-import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from geffect.core.devices import is_dispatched
-from geffect.core.layers import unwrap
+from geffect.core.head import Head, keep_mask, keeps_positions, run_decoder
 from geffect.core.losses import nll_at
 from geffect.errors import GeffectError
 
@@ -55,7 +52,8 @@ class Outputs:
     """One forward pass over a batch, with what else an objective may need.
 
     Attributes:
-        logits: ``[N, V]`` at the positions of ``index``, with a graph.
+        head: the logits ``[N, V]`` at the positions of ``index``, with a graph; or, where they would be too many, the
+            head that computes them some positions at a time.
         labels: ``[B, T]``, ``IGNORE_INDEX`` where no loss is carried.
         index: ``[N]`` flat positions b·T + t, ascending; those that predict a labeled token are among them.
         ref_nll: ``[B, T]`` token NLLs under the frozen reference, laid out as `nll`; None unless needed, as all below.
@@ -66,7 +64,7 @@ class Outputs:
         relabeled: labeling → other labels ``[B, T]`` for the same inputs.
     """
 
-    logits: Tensor
+    head: Tensor | Head
     labels: Tensor
     index: Tensor
     ref_nll: Tensor | None = None
@@ -75,6 +73,18 @@ class Outputs:
     ref_hidden: tuple[Tensor, ...] | None = None
     alternative: "Outputs | None" = None
     relabeled: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """``[N, V]`` at the positions of ``index``, all at once."""
+        return self.head.logits() if isinstance(self.head, Head) else self.head
+
+    def map_logits(self, function: Callable[..., Tensor], *others: Tensor) -> Tensor:
+        """A function of logits ``[n, V]`` and other tensors ``[n, …]`` at all N positions.
+
+        It is called once, or several times with some of the positions where all logits would take too much memory.
+        """
+        return self.head.map(function, *others) if isinstance(self.head, Head) else function(self.head, *others)
 
     @cached_property
     def mask(self) -> Tensor:
@@ -89,7 +99,7 @@ class Outputs:
     def nll_of(self, labels: Tensor) -> Tensor:
         """``[B, T]`` token NLLs of other labels ``[B, T]`` for the same inputs, 0 where not labeled."""
         shifted = shift_labels(labels).flatten()[self.index]  # [N]
-        nll = nll_at(self.logits, shifted.clamp(min=0))
+        nll = self.map_logits(nll_at, shifted.clamp(min=0))
         return self.spread(torch.where(shifted == IGNORE_INDEX, 0.0, nll))
 
     def spread(self, values: Tensor) -> Tensor:
@@ -97,14 +107,19 @@ class Outputs:
         return values.new_zeros(self.labels.numel()).index_copy(0, self.index, values).view(self.labels.shape)
 
     @cached_property
+    def likeliest(self) -> Tensor:
+        """``[N]`` the most likely token at each position of ``index``."""
+        return self.map_logits(lambda logits: logits.argmax(-1))
+
+    @cached_property
     def right(self) -> Tensor:
         """``[B, T]`` bool: the positions whose most likely token is the labeled one."""
-        return self.spread(self.logits.argmax(-1) == shift_labels(self.labels).flatten()[self.index]) & self.mask
+        return self.spread(self.likeliest == shift_labels(self.labels).flatten()[self.index]) & self.mask
 
-    def logits_by_example(self) -> list[Tensor]:
-        """``[n, V]`` for each example: the logits at its own positions of ``index``, in order."""
-        counts = torch.bincount(self.index // self.labels.shape[1], minlength=len(self.labels))
-        return list(self.logits.split(counts.tolist()))
+    def by_example(self, values: Tensor) -> list[Tensor]:
+        """Values ``[N, …]`` at the positions of ``index`` → those of each example, in order."""
+        sizes: list[int] = torch.bincount(self.index // self.labels.shape[1], minlength=len(self.labels)).tolist()
+        return list(values.split(sizes))
 
     @cached_property
     def sequence_nll(self) -> Tensor:
@@ -146,11 +161,17 @@ def forward(model: nn.Module, batch: Mapping[str, Tensor], needs: Collection[str
         index = torch.arange(labels.numel(), device=labels.device)
     else:
         index = batch["positions"] if "positions" in batch else labeled_positions(labels, *relabeled.values())
-    logits, hidden = logits_at(model, batch, index, hidden="hidden" in needs)
-    if logits.device != labels.device:  # the head lies on another device than the embedding
-        batch = {name: tensor.to(logits.device) for name, tensor in batch.items()}
+    hidden = "hidden" in needs
+    apart = run_decoder(model, _inputs(batch), index, hidden=hidden)
+    head, states = apart or logits_at(model, batch, index, hidden=hidden)
+    if isinstance(head, Tensor) and head.device != labels.device:  # the head lies on another device than the embedding
+        batch, index = {name: tensor.to(head.device) for name, tensor in batch.items()}, index.to(head.device)
         relabeled = {name: batch[name] for name in relabeled}
-    return Outputs(logits, batch["labels"], index.to(logits.device), batch.get("ref_nll"), hidden, relabeled=relabeled)
+    return Outputs(head, batch["labels"], index, batch.get("ref_nll"), states, relabeled=relabeled)
+
+
+def _inputs(batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
 
 
 def logits_at(
@@ -166,11 +187,9 @@ def logits_at(
     Where the model takes ``logits_to_keep``, no others are computed. ``call`` runs in place of the model, as
     `torch.func.functional_call` does. Logits of other positions than the inputs', as with virtual tokens, are refused.
     """
-    shape = batch["input_ids"].shape
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-    if _keeps_positions(model):
-        nowhere = torch.zeros(shape.numel(), dtype=torch.bool, device=index.device)
-        inputs["logits_to_keep"] = nowhere.index_fill(0, index, True).view(shape)
+    shape, inputs = batch["input_ids"].shape, _inputs(batch)
+    if keeps_positions(model):
+        inputs["logits_to_keep"] = keep_mask(index, shape)
     output = (call or model)(**inputs, output_hidden_states=hidden)
     logits, states = output.logits, output.hidden_states if hidden else None
     if logits.shape[:-1] == (len(index),):
@@ -182,14 +201,3 @@ def logits_at(
             remedy="Merge or drop virtual tokens (prompt tuning) first",
         )
     return logits.flatten(0, 1)[index.to(logits.device)], states
-
-
-def _keeps_positions(model: nn.Module) -> bool:
-    """Whether the model's head can be restricted to a mask of positions."""
-    base = unwrap(model)
-    if is_dispatched(base):  # accelerate would move the mask to the first device, where the head's inputs may not be
-        return False
-    if "logits_to_keep" not in signature(base.forward).parameters:
-        return False
-    code = sys.modules[type(base).__module__]
-    return hasattr(code, "slice_logits_to_keep")  # transformers' own, which takes masks; older ones take ranges only

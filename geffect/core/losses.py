@@ -65,7 +65,7 @@ def _split(wide: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return peak, best, others, others.sum(1)
 
 
-def _in_chunks(make: Callable[..., Tensor], out: Tensor, logits: Tensor, *others: Tensor) -> Tensor:
+def in_chunks(make: Callable[..., Tensor], out: Tensor, logits: Tensor, *others: Tensor) -> Tensor:
     """``out`` filled with a function of the logits and other tensors, some positions at a time."""
     size = max(1, CHUNK.get(logits.device.type, DEVICE_CHUNK) // max(1, logits.shape[1]))
     for chunk in (slice(start, start + size) for start in range(0, len(logits), size)):
@@ -92,7 +92,7 @@ def _nll_gradient(logits: Tensor, labels: Tensor) -> Tensor:
 class _NLL(torch.autograd.Function):
     @staticmethod
     def forward(logits: Tensor, labels: Tensor) -> Tensor:
-        return _in_chunks(_nll, widen(logits.new_empty(len(logits))), logits, labels)
+        return in_chunks(_nll, widen(logits.new_empty(len(logits))), logits, labels)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -103,18 +103,18 @@ class _NLL(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         logits, labels = ctx.saved_tensors
-        return _in_chunks(_scale(_nll_gradient), torch.empty_like(logits), logits, labels, grad), None
+        return in_chunks(_scale(_nll_gradient), torch.empty_like(logits), logits, labels, grad), None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         logits, labels = ctx.saved_tensors
-        return _in_chunks(_nll_tangent, widen(tangent.new_empty(len(tangent))), logits, labels, tangent)
+        return in_chunks(_nll_tangent, widen(tangent.new_empty(len(tangent))), logits, labels, tangent)
 
 
 class _KL(torch.autograd.Function):
     @staticmethod
     def forward(logits: Tensor, reference: Tensor) -> Tensor:
-        return _in_chunks(_kl, widen(logits.new_empty(len(logits))), logits, reference)
+        return in_chunks(_kl, widen(logits.new_empty(len(logits))), logits, reference)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -124,7 +124,7 @@ class _KL(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         logits, reference = ctx.saved_tensors
-        return _in_chunks(_scale(_kl_gradient), torch.empty_like(logits), logits, reference, grad), None
+        return in_chunks(_scale(_kl_gradient), torch.empty_like(logits), logits, reference, grad), None
 
 
 def _scale(gradient: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

@@ -29,7 +29,7 @@ from geffect.evaluation.metrics import METRICS, SHOTS, check_fields
 from geffect.evaluation.scores import exponential
 from geffect.evaluation.suites import Derived, Part, Values, compared, totals
 from geffect.evaluation.variants import Variant
-from geffect.evaluation.view import View
+from geffect.evaluation.view import SCORED, View
 from geffect.io.readers import StrPath, byte_lines, parse_json, read_bytes
 from geffect.models.cache import cached_directory, file_sha256
 from geffect.models.load import Loaded
@@ -186,7 +186,7 @@ def evaluate_tasks(config: EvaluateConfig, variant: Variant) -> Scores:
 
     def make(directory: Path) -> None:
         with variant.context():
-            loaded, options = variant.loaded, (config.task_dir, config.limit, config.batch_size)
+            loaded, options = variant.loaded, (config.task_dir, config.limit, config.batch_size or SCORED)
             result = harness(loaded.model, loaded.tokenizer, config.task, *options)
         (directory / TASKS).write_text(json.dumps(result), encoding="utf-8")
 

@@ -123,7 +123,7 @@ def success(
         raise GeffectError(f"Success cannot be computed: {state}", remedy="Encode a set that has answers")
     parts, rouge = [], 0.0
     for _, outputs in forward_batches(model, examples, pad_id_of(tokenizer), batch_size):
-        likely, labels = outputs.spread(outputs.logits.argmax(-1)), shift_labels(outputs.labels)
+        likely, labels = outputs.spread(outputs.likeliest), shift_labels(outputs.labels)
         parts.append(_means(outputs).cpu())
         for answer, true, mask in zip(likely, labels, outputs.mask, strict=True):
             said, right = (tokenizer.decode(ids[mask].tolist(), skip_special_tokens=True) for ids in (answer, true))

@@ -4,18 +4,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from geffect.core.architectures import Tokenizer
 from geffect.core.forward import IGNORE_INDEX, shift_labels
-from geffect.core.losses import log_probabilities, nll_at
+from geffect.core.losses import in_chunks, log_probabilities, nll_at, widen
 from geffect.data.encode import EncodedExample, pad_id_of, turn_end
 from geffect.data.load import ExampleSet, QASet
 from geffect.errors import GeffectError
-from geffect.models.scoring import forward_batches, in_evaluation_mode
+from geffect.models.scoring import batches_by_length, forward_batches, in_evaluation_mode
+
+SCORED = 16  # examples scored at a time by default
+MOST = 128  # prompts continued at a time by default
+CACHE = 2**30  # bytes of keys and values of a batch of prompts and their continuations
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,12 @@ class TokenScores:
     mean: Tensor  # [n], μ = Σ_v p(v) log p(v) over the vocabulary at its position
     std: Tensor  # [n], σ with σ² = Σ_v p(v) (log p(v))² − μ²
 
+    @classmethod
+    def of(cls, columns: Tensor) -> Self:
+        """The scores in the columns of a tensor ``[n, 4]``, in this order."""
+        log_p, right, mean, std = columns.double().unbind(1)
+        return cls(log_p, right.bool(), mean, std)
+
     @property
     def nll(self) -> float:
         """Mean −log p over the n tokens; NaN where there are none."""
@@ -34,25 +44,30 @@ class TokenScores:
 
 
 def token_scores(
-    model: nn.Module, examples: Sequence[EncodedExample], pad_id: int, batch_size: int = 16
+    model: nn.Module, examples: Sequence[EncodedExample], pad_id: int, batch_size: int = SCORED
 ) -> list[TokenScores]:
     """Score every labeled token of a set; the model stays in its mode."""
     scores: dict[int, TokenScores] = {}
     for places, outputs in forward_batches(model, examples, pad_id, batch_size):
-        labels = shift_labels(outputs.labels)
-        for i, logits, shifted, mask in zip(places, outputs.logits_by_example(), labels, outputs.mask, strict=True):
-            scores[i] = _scores(logits, shifted[mask])
+        labels = shift_labels(outputs.labels).flatten()[outputs.index]
+        numbers = outputs.map_logits(_statistics, labels).cpu()
+        scores |= dict(zip(places, map(TokenScores.of, outputs.by_example(numbers)), strict=True))
     return [scores[i] for i in range(len(examples))]
 
 
-def _scores(logits: Tensor, labels: Tensor) -> TokenScores:
+def _statistics(logits: Tensor, labels: Tensor) -> Tensor:
+    """``[n, 4]`` what `TokenScores` holds, some positions at a time."""
+    return in_chunks(_columns, widen(logits.new_empty(len(logits), 4)), logits, labels)
+
+
+def _columns(logits: Tensor, labels: Tensor) -> Tensor:
     log_ps = log_probabilities(logits)  # [n, V]
     p = log_ps.exp()
     mean = (p * log_ps).nan_to_num().sum(-1)  # 0 · log 0 is 0
     second = (p * log_ps.square()).nan_to_num().sum(-1)
     std = (second - mean.square()).clamp_min(0).sqrt()
-    log_p, mean, std = (each.cpu().double() for each in (-nll_at(logits, labels), mean, std))
-    return TokenScores(log_p, (logits.argmax(-1) == labels).cpu(), mean, std)
+    right = (logits.argmax(-1) == labels).to(mean)
+    return torch.stack([-nll_at(logits, labels), right, mean, std], 1)
 
 
 def prompt_of(example: EncodedExample) -> list[int]:
@@ -75,11 +90,13 @@ def generate(
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int = 200,
-    batch_size: int = 16,
+    batch_size: int = 0,
 ) -> list[list[int]]:
     """Continue prompts greedily: the new tokens of each, in the prompts' order, without the end (`end_ids`).
 
     Batches are padded on the left and masked there, so that a prompt's continuation does not depend on the others'.
+    A batch has at most ``batch_size`` prompts (0: `MOST`), and no more than `CACHE` is estimated to hold the keys and
+    values of.
     Each token is the most likely one: penalties, forced or banned tokens and least lengths in the model's generation
     settings do not apply. The model stays in its mode.
     """
@@ -90,10 +107,10 @@ def generate(
         max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=sorted(ends) or None
     )
     device, continued = next(model.parameters()).device, dict[int, list[int]]()
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    lengths, room = [len(prompt) for prompt in prompts], cache_tokens(model)
+    batches = batches_by_length(lengths, batch_size or MOST, room, max_new_tokens)
     with in_evaluation_mode(model), _default_generation_settings(model), torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+        for batch in batches:
             width = max(len(prompts[i]) for i in batch)
             ids = torch.tensor([[pad] * (width - len(prompts[i])) + list(prompts[i]) for i in batch], device=device)
             mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in batch], device=device)
@@ -101,6 +118,17 @@ def generate(
             for i, tokens in zip(batch, ids_out[:, width:].tolist(), strict=True):
                 continued[i] = list(takewhile(lambda token: token not in ends, tokens))
     return [continued[i] for i in range(len(prompts))]
+
+
+def cache_tokens(model: nn.Module) -> int:
+    """How many tokens' keys and values `CACHE` holds, by the shape in the model's configuration."""
+    config: Any = getattr(model, "config", None)
+    shape = config.get_text_config() if hasattr(config, "get_text_config") else config
+    heads = getattr(shape, "num_attention_heads", 0) or 1
+    hidden = getattr(shape, "hidden_size", 0) or 1
+    width = (getattr(shape, "num_key_value_heads", 0) or heads) * (getattr(shape, "head_dim", 0) or hidden // heads)
+    blocks = getattr(shape, "num_hidden_layers", 0) or 1
+    return CACHE // (2 * blocks * max(1, width) * next(model.parameters()).element_size())
 
 
 @contextmanager
@@ -128,7 +156,7 @@ class View:
         tokenizer: its tokenizer.
         examples: the set.
         encode: a set as the model sees it, one encoding an example (`encode_examples`).
-        batch_size: examples at a time; it does not change a result.
+        batch_size: examples at a time, which does not change a result; 0: 16 to score, and to continue as `generate`.
         max_new_tokens: of an answer the model writes itself.
         shots: examples shown before a question, to `knowmem` alone.
 
@@ -143,7 +171,7 @@ class View:
         tokenizer: Tokenizer,
         examples: ExampleSet,
         encode: Callable[[ExampleSet], list[EncodedExample]],
-        batch_size: int = 16,
+        batch_size: int = 0,
         max_new_tokens: int = 200,
         shots: Sequence[Mapping[str, str]] = (),
     ) -> None:
@@ -208,4 +236,4 @@ class View:
         return text
 
     def _score(self, examples: Sequence[EncodedExample]) -> list[TokenScores]:
-        return token_scores(self.model, examples, pad_id_of(self.tokenizer), self.batch_size)
+        return token_scores(self.model, examples, pad_id_of(self.tokenizer), self.batch_size or SCORED)

@@ -16,6 +16,8 @@ from geffect.core.model_state import enter_evaluation_mode
 from geffect.data.encode import EncodedExample, collate
 from geffect.errors import GeffectError
 
+TOKENS = 2**15  # of a batch, with padding
+
 
 @dataclass(frozen=True)
 class Likelihood:
@@ -81,17 +83,35 @@ def compute_reference_nll(
 def forward_batches(
     model: nn.Module, examples: Sequence[EncodedExample], pad_id: int, batch_size: int, needs: Collection[str] = ()
 ) -> Iterator[tuple[list[int], Outputs]]:
-    """Outputs of batches of similar length in evaluation mode, with the positions of their examples.
+    """Outputs of batches of similar length (`batches_by_length`) in evaluation mode, with their examples' positions.
 
     ``needs`` is that of `geffect.core.forward.forward`.
     """
     device = input_device(model)
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))
     with in_evaluation_mode(model), torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
+        for indices in batches_by_length([len(each.input_ids) for each in examples], batch_size):
             batch = collate([examples[i] for i in indices], pad_id)
             yield indices, forward(model, {name: tensor.to(device) for name, tensor in batch.items()}, needs)
+
+
+def batches_by_length(
+    lengths: Sequence[int], batch_size: int, tokens: int = TOKENS, further: int = 0
+) -> Iterator[list[int]]:
+    """Positions of examples by length, in batches of at most ``batch_size`` and, padded, of at most so many tokens.
+
+    Each example grows by ``further`` tokens. One that is longer than ``tokens`` has a batch of its own.
+
+    >>> list(batches_by_length([5, 2, 9, 2], batch_size=3, tokens=12))
+    [[1, 3], [0], [2]]
+    """
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) == batch_size or (len(batch) + 1) * (lengths[i] + further) > tokens):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 @contextmanager

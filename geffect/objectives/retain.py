@@ -46,12 +46,15 @@ class GD(Term):
 
 @dataclass(frozen=True)
 class KL(Term):
-    """L = (1/N) Σ_i KL(p_ref(·|i) ‖ p(·|i)) over the positions that predict a labeled token: 0 at the start.
+    """L = (1/N) Σ_i KL(p_ref(·|i) ‖ p(·|i)) over labeled positions; variant=tofu over all, with the logits of all.
+
+    It is 0 at the start.
 
     Attributes:
         on: ``retain`` or ``general``.
-        variant: ``labeled``, or ``tofu``: the mean over all positions, prompts and padding included, as the code of
-            TOFU, NPO, G-effect and GRU takes it (so it depends on how a batch is padded).
+        variant: ``labeled``: the positions that predict a labeled token; or ``tofu``: the mean over all positions,
+            prompts and padding included, as the code of TOFU, NPO, G-effect and GRU takes it. So it depends on how a
+            batch is padded, and takes the memory and time of every position's logits, here and in the reference.
     """
 
     on: PreservedSet = "retain"

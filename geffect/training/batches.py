@@ -212,29 +212,37 @@ def adversarial_labels(
     They are ``[T]`` an example, ``IGNORE_INDEX`` where no loss is carried.
     """
     labels: dict[int, Tensor] = {}
-    label = _misaligned if misaligned else _aligned
     needs = {ALL_LOGITS} if misaligned else ()
+    best, label = (_best_but_last, _misaligned) if misaligned else (_best, _aligned)
     for indices, outputs in forward_batches(model, examples, pad_id, batch_size, needs):
-        for i, logits in zip(indices, outputs.logits_by_example(), strict=True):
-            labels[i] = label(logits.cpu(), examples[i])
+        ids = collate([examples[i] for i in indices], pad_id)["input_ids"]  # [B, T]
+        banned = (ids if misaligned else ids.roll(-1, 1)).flatten().to(outputs.index.device)[outputs.index]
+        tokens = outputs.by_example(outputs.map_logits(best, banned).cpu())
+        labels |= {i: label(each, examples[i]) for i, each in zip(indices, tokens, strict=True)}
     return [labels[i] for i in range(len(examples))]
 
 
-def _aligned(logits: Tensor, example: EncodedExample) -> Tensor:
-    """Of the n labeled tokens' predictions ``[n, V]``."""
+def _best(logits: Tensor, banned: Tensor) -> Tensor:
+    """The most likely token ``[n]`` but a banned one at each position."""
+    return logits.scatter(1, banned[:, None], -torch.inf).argmax(-1)
+
+
+def _best_but_last(logits: Tensor, banned: Tensor) -> Tensor:
+    """The same, with the vocabulary's last token banned everywhere."""
+    last = torch.full_like(banned, logits.shape[1] - 1)
+    return logits.scatter(1, torch.stack([banned, last], 1), -torch.inf).argmax(-1)
+
+
+def _aligned(tokens: Tensor, example: EncodedExample) -> Tensor:
+    """Of the tokens ``[n]`` at the positions that predict the n labeled ones."""
     labels = torch.tensor(example.labels)
-    labeled = labels[1:] != IGNORE_INDEX  # nothing predicts the first token
-    true = torch.tensor(example.input_ids)[1:][labeled]
-    labels[1:][labeled] = logits.scatter(1, true[:, None], -torch.inf).argmax(-1)
+    labels[1:][labels[1:] != IGNORE_INDEX] = tokens  # nothing predicts the first token
     return labels
 
 
-def _misaligned(logits: Tensor, example: EncodedExample) -> Tensor:
-    """Of every position's prediction, padding included."""
-    ids = torch.tensor(example.input_ids)
-    banned = logits[: len(ids)].scatter(1, ids[:, None], -torch.inf)
-    banned[:, -1] = -torch.inf
-    return banned.argmax(-1)
+def _misaligned(tokens: Tensor, example: EncodedExample) -> Tensor:
+    """Of the tokens at every position, padding included."""
+    return tokens[: len(example.input_ids)].clone()
 
 
 def alternatives(setup: TrainingSetup[UnlearnConfig], forget: str, size: int) -> list[EncodedExample]:

@@ -21,7 +21,7 @@ from transformers import GenerationConfig
 from geffect.data.encode import encode_set, pad_id_of
 from geffect.data.load import ExampleSet, QASet, load_set
 from geffect.errors import GeffectError
-from geffect.evaluation import scores
+from geffect.evaluation import scores, view
 from geffect.evaluation.metrics import METRICS
 from geffect.evaluation.results import geometric_interval, mean_interval
 from geffect.evaluation.scores import (
@@ -39,6 +39,7 @@ from geffect.evaluation.success import Measure, rouge_l, words
 from geffect.evaluation.variants import calibrate, mixed, rounded
 from geffect.evaluation.view import TokenScores, View, end_ids, generate, prompt_of, token_scores
 from geffect.models.load import Loaded, add_lora, load
+from geffect.models.scoring import batches_by_length
 
 LONG = "geffect's own rows are of several lengths, so that batches are padded"
 
@@ -89,9 +90,9 @@ def test_tokens_are_scored_as_one_by_one(loaded: Loaded, rows: ExampleSet) -> No
 
 
 def test_a_certain_model_has_no_spread() -> None:
-    from geffect.evaluation.view import _scores
+    from geffect.evaluation.view import _statistics
 
-    scores = _scores(torch.tensor([[0.0, -torch.inf, -torch.inf]]), torch.tensor([0]))
+    scores = TokenScores.of(_statistics(torch.tensor([[0.0, -torch.inf, -torch.inf]]), torch.tensor([0])))
     assert (scores.log_p.item(), scores.mean.item(), scores.std.item()) == (0, 0, 0)
 
 
@@ -147,9 +148,42 @@ def test_greedy_text_is_that_of_a_loop_and_of_any_batch(loaded: Loaded, rows: Ex
     prompts = [prompt_of(row) for row in encode_set(loaded.tokenizer, rows)]
     prompts.append(prompts[0][:1])
     together = generate(loaded.model, loaded.tokenizer, prompts, 24)
-    assert together == generate(loaded.model, loaded.tokenizer, prompts, 24, batch_size=1)
+    assert all(together == generate(loaded.model, loaded.tokenizer, prompts, 24, batch_size=n) for n in (1, 3, 16))
     assert together == [_greedy(loaded, prompt, 24) for prompt in prompts]
     assert len({len(each) for each in together}) > 1
+
+
+def test_the_memory_for_keys_and_values_bounds_a_batch(
+    loaded: Loaded, rows: ExampleSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [prompt_of(row) for row in encode_set(loaded.tokenizer, rows)]
+    shape = loaded.model.config
+    token = 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * 4
+    longest, sizes = max(map(len, prompts)) + 24, list[int]()
+
+    def count(_module: object, _inputs: object, inputs: dict[str, Any]) -> None:
+        sizes.append(len(inputs["input_ids"]))
+
+    together = generate(loaded.model, loaded.tokenizer, prompts, 24)
+    monkeypatch.setattr(view, "CACHE", 3 * longest * token)
+    assert view.cache_tokens(loaded.model) == 3 * longest
+    with loaded.model.register_forward_pre_hook(count, with_kwargs=True):
+        assert generate(loaded.model, loaded.tokenizer, prompts, 24) == together
+    assert max(sizes) == 3
+
+
+@given(
+    lengths=st.lists(st.integers(1, 30), max_size=20),
+    batch_size=st.integers(1, 6),
+    tokens=st.integers(1, 90),
+    further=st.integers(0, 9),
+)
+def test_batches_hold_what_they_may(lengths: list[int], batch_size: int, tokens: int, further: int) -> None:
+    batches = list(batches_by_length(lengths, batch_size, tokens, further))
+    assert [i for batch in batches for i in batch] == sorted(range(len(lengths)), key=lengths.__getitem__)
+    sizes = [len(batch) * (max(lengths[i] for i in batch) + further) for batch in batches]
+    assert all(1 <= len(batch) <= batch_size for batch in batches)
+    assert all(size <= tokens or len(batch) == 1 for size, batch in zip(sizes, batches, strict=True))
 
 
 def _greedy(loaded: Loaded, prompt: list[int], most: int) -> list[int]:
