@@ -326,9 +326,9 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="print both tables as JSON")] = False,
 ) -> None:
     """Compare what runs retain at the same forget loss, and list every setting in which they differ."""
-    from geffect.config.places import check_runs
+    from geffect.record.reader import check_directories
 
-    check_runs(runs)
+    check_directories(runs)
     from geffect.cli import console
     from geffect.reports import compare as tables
 
@@ -343,10 +343,10 @@ def plot(
     scheme: Annotated[str, typer.Option(help="how layers make groups: thirds, paper or paper_script")] = "thirds",
 ) -> None:
     """Draw every plot that runs recorded enough for; several runs side by side."""
-    from geffect.config.places import check_runs
-    from geffect.config.schema import place
+    from geffect.record.reader import check_directories
 
-    check_runs(runs)
+    check_directories(runs)
+    from geffect.config.schema import place
     from geffect.reports.run import plot as draw
     from geffect.training.run import disk_errors
 

@@ -1,7 +1,7 @@
 """Models, sets, runs and files that a configuration names: whether they are there, before torch is imported."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from geffect.data.load import check_set
 from geffect.errors import GeffectError, missing_path
 from geffect.models.names import check_model
 from geffect.record.directory import refuse_existing
-from geffect.record.reader import check_localization, check_run, check_unfinished
+from geffect.record.reader import check_directories, check_localization, check_unfinished
 
 MODELS = ("model", "start", "calibrate")
 SETS = ("forget", "retain", "heldout", "general", "data", "shots", "train", "set", "domain", "validation")
@@ -40,16 +40,9 @@ def check_places(draft: Schema, *, resume: bool = False) -> None:
         if isinstance(paths := named.get("checkpoints"), list):
             for path in paths:
                 check_model(path)
-        check_runs(named.get("runs", ()))
+        check_directories(named.get("runs", ()))
         if isinstance(draft, TrainConfig | LocalizeConfig | EvaluateConfig) and not isinstance(draft, DoctorConfig):
             check_unfinished(draft.out) if resume else refuse_existing(draft.out)
-
-
-def check_runs(paths: Iterable[Path]) -> None:
-    """Raise where a path is no run's."""
-    for path in paths:
-        if not path.is_dir():
-            check_run(path)
 
 
 def _sets(setting: str, value: Any) -> Iterator[str]:

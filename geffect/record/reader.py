@@ -6,7 +6,7 @@ A reader checks the format and every line (`geffect.record.schema`) and returns 
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
@@ -199,6 +199,13 @@ def read_environment(path: StrPath) -> dict[str, Any]:
 def check_run(path: StrPath) -> None:
     """Refuse a directory that is no run, or a run in another format."""
     read_environment(path)
+
+
+def check_directories(paths: Iterable[Path]) -> None:
+    """Refuse a run whose directory is not there; what the others hold is not read."""
+    for path in paths:
+        if not path.is_dir():
+            check_run(path)
 
 
 def read_document(file: Path) -> dict[str, Any]:

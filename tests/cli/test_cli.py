@@ -393,7 +393,7 @@ def test_a_plan_counts_what_the_configuration_asks_for(shell: Command, tmp_path:
     assert sentence in ended.err
     rows = encode_set(make_tokenizer(), load_set(SETS[1]))
     labeled = sum(label != IGNORE_INDEX for row in rows for label in row.labels)
-    assert f"4 rows, {sum(len(row.labels) for row in rows)} tokens ({labeled} carry loss)" in ended.err
+    assert f"4 examples, {sum(len(row.labels) for row in rows)} tokens ({labeled} carry loss)" in ended.err
 
 
 def test_a_file_flags_and_a_mixture_plan_the_same_run(shell: Command, tmp_path: Path) -> None:

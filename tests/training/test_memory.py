@@ -115,7 +115,7 @@ def test_a_sentence_warns_of_too_little_memory(
     with caplog.at_level(logging.WARNING, "geffect"):
         api.prepare(UnlearnConfig(model=TINY, out=tmp_path / "out", prediction=2, **SETS))
     (said,) = [each.getMessage() for each in caplog.records if "GB are free" in each.getMessage()]
-    assert said.startswith("about 0.5") and "and 0.1 GB are free on cpu: " in said
+    assert said.startswith("about 0.6") and "and 0.1 GB are free on cpu: " in said
     assert said.count(" or ") == 1
 
 
