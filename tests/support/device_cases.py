@@ -300,7 +300,7 @@ def _unlearning() -> Iterator[Case]:
     for name, rectifier in FREEZING.items():
         settings = {"rectifier": rectifier, "objective": "npo + gd"}
         yield Case(f"unlearn with {name}", partial(_unlearn, **settings), sample=name == "memflex")
-    yield Case("unlearn on the second device", _on_second)
+    yield Case("likelihood on the second device", _on_second)
     yield Case("unlearn where the Trainer sees two GPUs", _beside_another)
     yield Case("unlearn, resumed", _resume)
     yield Case("finetune", partial(_finetune))
@@ -358,12 +358,12 @@ def _unlearn(place: Place, weights: str = "full", *, domains: bool = False, **se
 
 
 def _on_second(place: Place) -> None:
-    """On the device that ``--device`` names, with the reference, the masks and the memory of a rectifier."""
+    """On the device that is named, and not on the first."""
     device = "cpu" if place.device == "cpu" else f"{NAME}:1"
+    model = api.load_model(str(place.world.start), device=device).model
+    assert {str(p.device) for p in model.parameters()} == {device}
     with contextlib.nullcontext() if device == "cpu" else made_on(torch.device(device)):
-        _unlearn(place, objective="npo + kl", rectifier="grail + gru(space=both)", prediction=2, device=device)
-    recorded = json.loads((place.out / "run" / "environment.json").read_text(encoding="utf-8"))
-    assert recorded["device"] == device, recorded["device"]
+        _likelihood(place, model)
 
 
 def _beside_another(place: Place) -> None:
