@@ -11,7 +11,6 @@ from geffect.evaluation.suites import Part
 from geffect.training.memory import MemoryEstimate, evaluation_memory
 from geffect.training.setup import encode, load_outline
 
-
 WRITES = ("rouge_l_recall", "rouge_l_f1", "extraction_strength_generated", "verbmem", "knowmem")  # ask for answers
 
 
