@@ -451,7 +451,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         if config.reference is not None:
             read_evaluation(config.reference)
         if sets:
-            check_fit(config, estimate_memory(config, [examples for _, examples in sets]), run_device(config))
+            check_fit(config, estimate_memory(config, sets), run_device(config))
         frames, texts, numbers, prompts = [], [], {}, {}
         for variant in _variants(config, sets):
             prompts[variant.label] = prompts_of(config, variant.loaded.tokenizer)

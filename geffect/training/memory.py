@@ -240,15 +240,15 @@ def inspection_memory(config: InspectConfig, model: CausalLM, encoded: Encoded, 
     )
 
 
-def evaluation_memory(config: EvaluateConfig, model: CausalLM, encoded: Encoded) -> MemoryEstimate:
-    """What an evaluation takes: weights, keys and values of the answers that are written, the logits of a batch."""
+def evaluation_memory(config: EvaluateConfig, model: CausalLM, encoded: Encoded, *, writes: bool) -> MemoryEstimate:
+    """What an evaluation takes: weights, keys and values where answers are written, the logits of a batch."""
     sizes = Sizes.of(model, config.dtype)
     shape = model.config.get_text_config()
     tokens, labeled = micro_batch(encoded, config.batch_size)
     longest = micro_batch(encoded, 1)[1]
     heads = getattr(shape, "num_attention_heads", 1) or 1
     keys = shape.hidden_size * (getattr(shape, "num_key_value_heads", None) or heads) // heads
-    written = tokens + config.batch_size * config.max_new_tokens
+    written = (tokens + config.batch_size * config.max_new_tokens) * writes
     one_block = activation_bytes(model, tokens, sizes.number) // (shape.num_hidden_layers + 1)
     relearn = 4 * sizes.weights if config.relearn else 0  # a fine-tuning of a copy: weights, gradient, two averages
     return MemoryEstimate(

@@ -17,6 +17,7 @@ from geffect.data.encode import collate, encode_set, pad_id_of
 from geffect.data.load import load_set
 from geffect.errors import GeffectError
 from geffect.evaluation.fit import estimate_memory
+from geffect.evaluation.suites import Part
 from geffect.models.builtin import make_tiny
 from geffect.models.load import DTYPES
 from geffect.objectives.base import Counts, mean_nll
@@ -155,8 +156,12 @@ def test_more_than_max_memory_is_refused_before_a_model_is_loaded(
 def test_an_evaluation_is_estimated_from_its_longest_examples(tmp_path: Path) -> None:
     config = EvaluateConfig(model=TINY, out=tmp_path / "out", metric=["loss"], set=["forget=builtin:authors/forget"])
     some, all_ = load_set("builtin:authors/forget[:2]"), load_set("builtin:authors/forget")
-    assert estimate_memory(config, [some]).activations < estimate_memory(config, [all_]).activations
-    assert estimate_memory(config, [all_]).weights == 4 * sum(p.numel() for p in make_tiny(0)[0].parameters())
+    part = Part("forget", "builtin:authors/forget", ("loss",))
+    scored = estimate_memory(config, [(part, all_)])
+    assert estimate_memory(config, [(part, some)]).activations < scored.activations
+    assert scored.weights == 4 * sum(p.numel() for p in make_tiny(0)[0].parameters())
+    writing = replace(part, metrics=("rouge_l_recall",))
+    assert estimate_memory(config, [(writing, all_)]).activations > scored.activations
 
 
 def test_every_verb_records_its_peak(tmp_path: Path) -> None:
