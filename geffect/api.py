@@ -36,10 +36,10 @@ from geffect.data.checks import check_ids, warn_shared
 from geffect.data.encode import EncodedExample, encode_set, token_texts
 from geffect.data.load import ExampleSet
 from geffect.errors import Interrupted
-from geffect.evaluation.fit import estimate_memory
 from geffect.evaluation.results import (
     EXAMPLES,
     check_tasks,
+    estimate_memory,
     evaluate_tasks,
     evaluate_variant,
     make_view,
@@ -65,13 +65,11 @@ from geffect.models.load import Loaded, load, quiet_transformers
 from geffect.models.names import UNTRAINED
 from geffect.models.scoring import Reference, check_trainable, in_evaluation_mode
 from geffect.models.tokenizers import vocabulary_size
-from geffect.record.directory import refuse_existing
-from geffect.record.schema import METRICS
+from geffect.record.schema import METRICS, refuse_existing
 from geffect.record.writer import RunDirectory, describe, layout_to_json, replacing
 from geffect.reports.run import Run, plot
 from geffect.training.batches import compute_columns, training_sets
 from geffect.training.fit import check_fit, peak_memory
-from geffect.training.memory import run_device
 from geffect.training.run import (
     check_converged,
     disk_errors,
@@ -262,13 +260,13 @@ def _read_setup(config: Trained) -> TrainingSetup[Trained]: ...
 def _read_setup(config: LocalizeConfig | TrainConfig) -> LocalizationSetup | TrainingSetup[TrainConfig]:
     """What a verb starts from; warn or raise where the model will not fit the memory."""
     setup: LocalizationSetup | TrainingSetup[TrainConfig] = read_setup(config)
-    check_fit(config, setup.memory, run_device(config))
+    check_fit(config, setup.memory, find_device(config.device))
     return setup
 
 
 def _read_inspection(config: InspectConfig, *, resume: bool) -> InspectionSetup:
     setup = prepare_inspection(config, resume=resume)
-    check_fit(setup.config, setup.memory, run_device(config))
+    check_fit(setup.config, setup.memory, find_device(config.device))
     return setup
 
 
@@ -451,7 +449,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         if config.reference is not None:
             read_evaluation(config.reference)
         if sets:
-            check_fit(config, estimate_memory(config, sets), run_device(config))
+            check_fit(config, estimate_memory(config, sets), find_device(config.device))
         frames, texts, numbers, prompts = [], [], {}, {}
         for variant in _variants(config, sets):
             prompts[variant.label] = prompts_of(config, variant.loaded.tokenizer)

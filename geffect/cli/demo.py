@@ -6,7 +6,7 @@ import pandas as pd
 
 from geffect.api import builtin_tiny, localize, unlearn
 from geffect.config import LocalizeConfig, UnlearnConfig
-from geffect.record.directory import refuse_existing
+from geffect.record.schema import refuse_existing
 from geffect.reports.compare import summarize
 from geffect.reports.run import plot
 

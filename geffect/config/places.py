@@ -11,8 +11,8 @@ from geffect.data.domains import Domain
 from geffect.data.load import check_set
 from geffect.errors import GeffectError, missing_path
 from geffect.models.names import check_model
-from geffect.record.directory import refuse_existing
 from geffect.record.reader import check_directories, check_localization, check_unfinished
+from geffect.record.schema import refuse_existing
 
 MODELS = ("model", "start", "calibrate")
 SETS = ("forget", "retain", "heldout", "general", "data", "shots", "train", "set", "domain", "validation")

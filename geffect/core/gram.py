@@ -17,9 +17,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from geffect.core.devices import Pairwise, matrices
 from geffect.core.gradients import NamedTensors
 from geffect.core.layers import depth_key
-from geffect.core.transfer import Pairwise, matrices
 from geffect.errors import GeffectError
 
 CHUNK = 1024  # elements summed in float32 before float64 takes over; 4096 is no faster and four times less exact

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from geffect.core.devices import Pairwise, matrices
 from geffect.core.distributed import part_of
 from geffect.core.gram import Gram, cosine, upper_triangle
 from geffect.core.histograms import mask_by_histogram, mask_size
 from geffect.core.splits import TARGETS, of_role, role_of
-from geffect.core.transfer import Pairwise, matrices
 from geffect.errors import GeffectError
 
 if TYPE_CHECKING:

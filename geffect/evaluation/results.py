@@ -41,6 +41,11 @@ from geffect.training.setup import encode, model_key, read_set
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+from collections.abc import Iterable
+
+from geffect.data.encode import EncodedExample
+from geffect.training.memory import MemoryEstimate, evaluation_memory
+from geffect.training.setup import load_outline
 
 TASKS = "tasks.json"
 INSTALL = "pip install 'lm-eval>=0.4.9'"
@@ -339,3 +344,24 @@ def _numbers(scores: dict[str, Any]) -> dict[str, float]:
     """Name ``acc,none`` acc; a filtered metric keeps its filter's name."""
     values = {key: value for key, value in scores.items() if "," in key and isinstance(value, float)}
     return {key.removesuffix(",none"): value for key, value in values.items()}
+
+
+WRITES = ("rouge_l_recall", "rouge_l_f1", "extraction_strength_generated", "verbmem", "knowmem")  # ask for answers
+
+
+def estimate_memory(config: EvaluateConfig, sets: Iterable[tuple[Part, ExampleSet]]) -> MemoryEstimate:
+    """What the evaluation of sets takes, from the outline of the model and the longest examples of each set."""
+    sets = list(sets)
+    writes = any(name in WRITES for part, _ in sets for name in part.metrics)
+    loaded = load_outline(config, config.model)
+    encoder = partial(encode, config, loaded, by=encode_examples)
+    encoded: dict[str, Sequence[EncodedExample]] = {
+        part.name: encoder(_longest(examples, config.batch_size)) for part, examples in sets
+    }
+    return evaluation_memory(config, loaded.model, encoded, writes=writes) if encoded else MemoryEstimate()
+
+
+def _longest(examples: ExampleSet, count: int) -> ExampleSet:
+    """The examples with the most characters."""
+    by_length = sorted(examples, key=lambda each: -sum(len(str(each[field])) for field in examples.FIELDS))
+    return replace(examples, examples=tuple(by_length[:count]))

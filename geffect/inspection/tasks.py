@@ -25,7 +25,7 @@ from geffect.record.writer import RunDirectory, check_lines, steps_of
 from geffect.training.batches import Columns, compute_columns, training_sets
 from geffect.training.dry_run import parameter_counts, token_counts
 from geffect.training.fit import memory_lines
-from geffect.training.memory import MemoryEstimate, inspection_memory, run_device
+from geffect.training.memory import MemoryEstimate, inspection_memory
 from geffect.training.run import open_record, read_unfinished, recorded_config
 from geffect.training.setup import TrainingSetup, answers_of, load_outline, prepare
 
@@ -166,7 +166,7 @@ class InspectionSetup:
             **{name: f"{each.name}: {token_counts(encoded[name])}" for name, each in self.sets.sets.items()},
             "objective": "; ".join(map(str, config.objective)),
             "gradients": "of whole sets" + (", computed twice for standard errors" if not config.one_pass else ""),
-            **memory_lines(self.memory, run_device(config)),
+            **memory_lines(self.memory, find_device(config.device)),
             "out": str(config.out),
         }
 

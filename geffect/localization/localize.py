@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from geffect.core.architectures import CausalLM, Tokenizer
+from geffect.core.devices import to_host
 from geffect.core.forward import IGNORE_INDEX, Outputs, forward
 from geffect.core.gradients import GradientBuffer, NamedTensors, add_scaled
 from geffect.core.gram import Gram
 from geffect.core.masks import Localization, Overlap, empty_masks, intersections, pack, top_masks
 from geffect.core.splits import role_of
-from geffect.core.transfer import to_host
 from geffect.data.encode import EncodedExample, collate, pad_id_of
 from geffect.data.relabel import corrupt_answer, random_labels
 from geffect.errors import GeffectError

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from geffect.core.devices import Pairwise, matrices
 from geffect.core.distributed import sum_gram
 from geffect.core.gradients import NamedTensors
 from geffect.core.gram import Gram, pairwise_products, upper_triangle
 from geffect.core.layers import TiedWeights, split_by_use
 from geffect.core.splits import TARGETS, role_of
-from geffect.core.transfer import Pairwise, matrices
 
 Tensors = Mapping[str, Tensor | None]
 Parts = Mapping[str, float]  # gradient of a basis → its coefficient

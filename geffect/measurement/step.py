@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from geffect.core.devices import to_host
 from geffect.core.distributed import as_shard, local_part, num_processes, sum_over_processes
 from geffect.core.gradients import NamedTensors, add_scaled
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, role_of
-from geffect.core.transfer import to_host
 from geffect.measurement.basis import Basis, Combinations, Shares, StandardErrors, add, standard_errors
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.passes import RETAIN_SIDE, Passes

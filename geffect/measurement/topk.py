@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from geffect.core.devices import matrices
 from geffect.core.distributed import sum_over_processes
 from geffect.core.histograms import mask_by_histogram
 from geffect.core.layers import TiedWeights
 from geffect.core.masks import Overlap, pack, pairwise_intersections, top_mask
-from geffect.core.transfer import matrices
 from geffect.measurement.basis import Combinations
 
 

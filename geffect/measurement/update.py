@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from geffect.core.devices import Pairwise, matrices, to_host
 from geffect.core.distributed import is_sharded, local_part, sum_gram, sum_over_processes
 from geffect.core.forward import Outputs
 from geffect.core.gradients import GradientBuffer, NamedTensors, add_scaled
 from geffect.core.gram import Gram, pairwise_products
-from geffect.core.transfer import Pairwise, matrices, to_host
 from geffect.errors import GeffectError
 from geffect.measurement.basis import Basis, Combinations, Parts, Shares
 from geffect.measurement.measurement import Batch, Measured, Measurement

@@ -21,9 +21,21 @@ import yaml
 
 from geffect.errors import GeffectError
 from geffect.io.system import rank_and_size
-from geffect.record.directory import LOCK, PARTIAL, refuse_existing
 from geffect.record.reader import each_line
-from geffect.record.schema import CONFIG, DONE, ENVIRONMENT, FORMAT, FORMAT_COMMENT, METRICS, POINTS, STEPS, TOKENS
+from geffect.record.schema import (
+    CONFIG,
+    DONE,
+    ENVIRONMENT,
+    FORMAT,
+    FORMAT_COMMENT,
+    LOCK,
+    METRICS,
+    PARTIAL,
+    POINTS,
+    STEPS,
+    TOKENS,
+    refuse_existing,
+)
 
 if TYPE_CHECKING:
     import torch

@@ -1,13 +1,15 @@
 """What a configuration asks of this machine: Hugging Face's arguments, passes and steps of a run."""
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from geffect.config import FinetuneConfig, TrainConfig, UnlearnConfig
-from geffect.core.devices import find_device
+from geffect.core.devices import VARIABLE, find_device
 from geffect.core.forward import IGNORE_INDEX
 from geffect.data.encode import EncodedExample
 from geffect.errors import GeffectError
@@ -15,7 +17,6 @@ from geffect.io.system import check_launch_settings, rank_and_size
 from geffect.measurement.passes import plan_passes
 from geffect.objectives.base import Objective
 from geffect.rectifiers.base import Rectifier
-from geffect.training.devices import loader_settings, optimizer_name, take_device
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -161,3 +162,49 @@ def token_counts(examples: Sequence[EncodedExample]) -> str:
     cut = sum(example.cut > 0 for example in examples)
     shortened = f", {cut} cut at --max-length" if cut else ""
     return f"{len(examples)} examples, {sum(lengths)} tokens ({labeled} carry loss), longest {max(lengths)}{shortened}"
+
+
+def optimizer_name(config: TrainConfig, device: torch.device) -> str:
+    """The optimizer that runs: of the default one, on CUDA, the kernel that needs no temporary copies of the weights.
+
+    That kernel takes no shards.
+    """
+    fuses = config.optimizer == "adamw_torch" and device.type == "cuda" and not getattr(config, "shard", False)
+    return "adamw_torch_fused" if fuses else config.optimizer
+
+
+def loader_settings(device: torch.device) -> dict[str, object]:
+    """Batches go to CUDA from pinned memory, beside the host's work; other devices gain nothing by it."""
+    if device.type != "cuda":
+        return {"dataloader_pin_memory": False}
+    return {"dataloader_pin_memory": True, "accelerator_config": {"non_blocking": True}}
+
+
+def take_device(arguments: "TrainingArguments", device: torch.device) -> None:
+    """Make a Trainer of these arguments use one device; else it takes the first, and DataParallel where it sees more.
+
+    Of several launched processes each keeps the one that accelerate gives it.
+    """
+    from accelerate.state import AcceleratorState, PartialState
+
+    if rank_and_size()[1] > 1 or "LOCAL_RANK" in os.environ:
+        return
+    AcceleratorState._reset_state(reset_partial_state=True)  # as the arguments do when they choose a device
+    with _variable(VARIABLE, str(device)):
+        arguments.distributed_state = PartialState()
+    vars(arguments).update(_setup_devices=device, _n_gpu=int(device.type != "cpu"))  # what they have chosen
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+@contextlib.contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable meanwhile."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before

@@ -6,7 +6,6 @@ moment at which they are largest together: the backward pass of a step, or its e
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 from torch import nn
@@ -23,7 +22,7 @@ from geffect.models.load import DTYPES
 Encoded = Mapping[str, Sequence[EncodedExample]]
 OPTIMIZER_COPIES = {"sgd": 0, "adagrad": 1, "rmsprop": 1, "adafactor": 0}  # tensors of the parameters' size; else 2
 PROCESS = 560_000_000  # bytes of a process that has imported torch, transformers and peft, and made a Trainer
-FLOAT32, MASK = 4, 1  # bytes of a number, and of an entry of a mask that is unpacked
+FLOAT32 = 4  # bytes of a number
 SCORE_COPIES = 5  # arrays of an example's logits that its scores are made of, in float32: `geffect.evaluation.view`
 
 
@@ -166,7 +165,7 @@ def _moments(config: UnlearnConfig, sizes: Sizes, activations: int, logits: int)
     held = {
         "rectifier": one * (combined + (rule.memory is not None)),
         "reference": (sizes.weights if objective.needs_reference and not config.lora else 0),
-        "masks": 3 * MASK * sizes.entries * freezing,
+        "masks": 3 * sizes.entries // 8 * freezing,  # a bit an entry
     }
     before = one * (keeps or rule.corrects or freezing)  # θ, from the end of a step until the optimizer has moved it
     stored = one * keeps * (1 + domains * (1 + plan.splits_forget) + (1 + bool(rule.add_retain)) * freezing)
@@ -269,11 +268,3 @@ def available_bytes(device: torch.device) -> int:
         return free_memory()
     free: int = torch.cuda.mem_get_info(device)[0]
     return free
-
-
-def run_device(config: Any) -> torch.device:
-    """The device that a configuration's model computes on."""
-    name = getattr(config, "device", "auto")
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() and isinstance(config, TrainConfig) else "cpu")

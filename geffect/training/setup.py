@@ -36,7 +36,7 @@ from geffect.record.schema import MASKS
 from geffect.record.writer import batch_arithmetic, describe, layout_to_json
 from geffect.training.dry_run import num_finetune_steps, parameter_counts, passes, token_counts, training_arguments
 from geffect.training.fit import memory_lines
-from geffect.training.memory import MemoryEstimate, localization_memory, run_device, training_memory
+from geffect.training.memory import MemoryEstimate, localization_memory, training_memory
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -91,7 +91,7 @@ class Setup(ABC, Generic[Config]):
         return {
             "model": f"{config.model}, {parameter_counts(self.loaded.model)}, {config.dtype}",
             **self._lines(),
-            **memory_lines(self.memory, run_device(config)),
+            **memory_lines(self.memory, find_device(config.device)),
             "out": str(config.out),
         }
 

@@ -28,7 +28,7 @@ from geffect.models.checkpoints import REMEDY, checkpoint_step, read_errors, wri
 from geffect.models.scoring import Likelihood, compute_likelihood
 from geffect.record.writer import rename
 from geffect.training.checkpoints import PARTIAL, ShardedTrainer, check_whole, write_errors
-from geffect.training.devices import take_device
+from geffect.training.dry_run import take_device
 
 if TYPE_CHECKING:
     from transformers.trainer_utils import TrainOutput

@@ -13,8 +13,7 @@ from geffect.config import DoctorConfig, EvaluateConfig, FinetuneConfig, Inspect
 from geffect.core import devices
 from geffect.core.devices import deterministic_algorithms, find_device, seeded
 from geffect.errors import GeffectError
-from geffect.training.devices import loader_settings, optimizer_name
-from geffect.training.dry_run import training_arguments
+from geffect.training.dry_run import loader_settings, optimizer_name, training_arguments
 
 SETS: Any = {"forget": "builtin:authors/forget[:4]", "retain": "builtin:authors/retain[:4]"}
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")

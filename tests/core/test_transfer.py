@@ -2,7 +2,7 @@
 
 import torch
 
-from geffect.core.transfer import Pairwise, matrices, to_host
+from geffect.core.devices import Pairwise, matrices, to_host
 
 
 def test_what_lies_on_the_host_is_not_copied() -> None:

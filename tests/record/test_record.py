@@ -19,10 +19,9 @@ from geffect.core.gram import Gram
 from geffect.core.layers import SCHEMES, Layout, block_groups
 from geffect.core.masks import Overlap, intersections, jaccard, pack, top_mask
 from geffect.errors import GeffectError
-from geffect.record.directory import LOCK, refuse_existing
 from geffect.record.frames import read, read_overlap, read_steps
 from geffect.record.reader import read_environment, read_lines
-from geffect.record.schema import DONE, ENVIRONMENT, FORMAT, METRICS, STEPS
+from geffect.record.schema import DONE, ENVIRONMENT, FORMAT, LOCK, METRICS, STEPS, refuse_existing
 from geffect.record.writer import RunDirectory, describe, layout_to_json
 
 NUM_BLOCKS = 4

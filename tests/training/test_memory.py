@@ -16,7 +16,7 @@ from geffect.core.forward import forward
 from geffect.data.encode import collate, encode_set, pad_id_of
 from geffect.data.load import load_set
 from geffect.errors import GeffectError
-from geffect.evaluation.fit import estimate_memory
+from geffect.evaluation.results import estimate_memory
 from geffect.evaluation.suites import Part
 from geffect.models.builtin import make_tiny
 from geffect.models.load import DTYPES

@@ -19,9 +19,8 @@ from geffect import api
 from geffect.config import FinetuneConfig, UnlearnConfig
 from geffect.errors import GeffectError
 from geffect.models.checkpoints import write_checksums
-from geffect.record.directory import LOCK
 from geffect.record.reader import read_lines
-from geffect.record.schema import CONFIG, DONE, STEPS
+from geffect.record.schema import CONFIG, DONE, LOCK, STEPS
 from geffect.record.writer import RunDirectory
 from geffect.training import run as training_run
 from tests.conftest import SHAPE, config, exhaustive
