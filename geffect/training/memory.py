@@ -12,7 +12,7 @@ from torch import nn
 
 from geffect.config import EvaluateConfig, InspectConfig, LocalizeConfig, TrainConfig, UnlearnConfig
 from geffect.core.architectures import CausalLM
-from geffect.core.forward import IGNORE_INDEX
+from geffect.core.forward import ALL_LOGITS, IGNORE_INDEX
 from geffect.core.layers import decoder_blocks, unwrap
 from geffect.data.encode import EncodedExample
 from geffect.io.system import rank_and_size
@@ -137,7 +137,8 @@ def training_memory(config: TrainConfig, model: CausalLM, encoded: Encoded) -> M
     activations = activation_bytes(model, tokens, sizes.number, checkpointing=config.gradient_checkpointing)
     activations += sizes.weights // 2 if config.autocasts and sizes.number == FLOAT32 else 0  # their casts
     copies = 2 if not isinstance(config, UnlearnConfig) else 2 + config.objective.needs_reference
-    logits = labeled * model.config.get_text_config().vocab_size * sizes.number * copies
+    positions = tokens if isinstance(config, UnlearnConfig) and ALL_LOGITS in config.objective.needs else labeled
+    logits = positions * model.config.get_text_config().vocab_size * sizes.number * copies
     averages = OPTIMIZER_COPIES.get(config.optimizer, 2) * sizes.trained + 2 * sizes.largest
     steps = _moments(config, sizes, activations, logits) if isinstance(config, UnlearnConfig) else [{}]
     moments = [
