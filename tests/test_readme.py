@@ -44,8 +44,13 @@ def _run(shown: Shown) -> str:
     return out.getvalue()
 
 
+# Another processor fits another start, and so near a bound one may give another verdict, with its own remedy.
+VERDICT = re.compile(r"^(?:Selective|Not selective|Not told from noise whether [^:]*): (.* against [^;.]*\]).*", re.M)
+
+
 def _words(text: str) -> list[str]:
-    """What is left without digits, signs and the frames of tables."""
+    """What is left without digits, signs, the frames of tables, and whether numbers are clear enough to tell."""
+    text = VERDICT.sub(r"\1", text)
     return re.findall(r"[^\W\d_]{2,}[\w./+]*", re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", " ", text))
 
 
