@@ -29,7 +29,7 @@ from geffect.evaluation.metrics import METRICS, SHOTS, check_fields
 from geffect.evaluation.scores import exponential
 from geffect.evaluation.suites import Derived, Part, Values, compared, totals
 from geffect.evaluation.variants import Variant
-from geffect.evaluation.view import SCORED, View
+from geffect.evaluation.view import CACHE, MOST, SCORED, View
 from geffect.io.readers import StrPath, byte_lines, parse_json, read_bytes
 from geffect.models.cache import cached_directory, file_sha256
 from geffect.models.load import Loaded
@@ -353,12 +353,15 @@ def estimate_memory(config: EvaluateConfig, sets: Iterable[tuple[Part, ExampleSe
     """What the evaluation of sets takes, from the outline of the model and the longest examples of each set."""
     sets = list(sets)
     writes = any(name in WRITES for part, _ in sets for name in part.metrics)
+    size, prompts = config.batch_size or SCORED, (config.batch_size or MOST) * writes
     loaded = load_outline(config, config.model)
     encoder = partial(encode, config, loaded, by=encode_examples)
     encoded: dict[str, Sequence[EncodedExample]] = {
-        part.name: encoder(_longest(examples, config.batch_size)) for part, examples in sets
+        part.name: encoder(_longest(examples, size)) for part, examples in sets
     }
-    return evaluation_memory(config, loaded.model, encoded, writes=writes) if encoded else MemoryEstimate()
+    if not encoded:
+        return MemoryEstimate()
+    return evaluation_memory(config, loaded.model, encoded, batch_size=size, prompts=prompts, cache=CACHE)
 
 
 def _longest(examples: ExampleSet, count: int) -> ExampleSet:

@@ -240,15 +240,20 @@ def inspection_memory(config: InspectConfig, model: CausalLM, encoded: Encoded, 
     )
 
 
-def evaluation_memory(config: EvaluateConfig, model: CausalLM, encoded: Encoded, *, writes: bool) -> MemoryEstimate:
-    """What an evaluation takes: weights, keys and values where answers are written, the logits of a batch."""
+def evaluation_memory(
+    config: EvaluateConfig, model: CausalLM, encoded: Encoded, *, batch_size: int, prompts: int = 0, cache: int = 0
+) -> MemoryEstimate:
+    """What an evaluation takes: weights, the logits of a batch, and keys and values where answers are written.
+
+    Answers to so many ``prompts`` are written at a time, or to fewer, whose keys and values take ``cache`` bytes.
+    """
     sizes = Sizes.of(model, config.dtype)
     shape = model.config.get_text_config()
-    tokens, labeled = micro_batch(encoded, config.batch_size)
-    longest = micro_batch(encoded, 1)[1]
+    tokens, labeled = micro_batch(encoded, batch_size)
+    length, longest = micro_batch(encoded, 1)
     heads = getattr(shape, "num_attention_heads", 1) or 1
     keys = shape.hidden_size * (getattr(shape, "num_key_value_heads", None) or heads) // heads
-    written = (tokens + config.batch_size * config.max_new_tokens) * writes
+    written = 2 * shape.num_hidden_layers * keys * prompts * (length + config.max_new_tokens) * sizes.number
     one_block = activation_bytes(model, tokens, sizes.number) // (shape.num_hidden_layers + 1)
     relearn = 4 * sizes.weights if config.relearn else 0  # a fine-tuning of a copy: weights, gradient, two averages
     return MemoryEstimate(
@@ -256,7 +261,7 @@ def evaluation_memory(config: EvaluateConfig, model: CausalLM, encoded: Encoded,
         weights=sizes.weights,
         gradients=relearn,
         reference=2 * sizes.weights * bool(config.calibrate) + sizes.weights * config.rounded,
-        activations=one_block + 2 * shape.num_hidden_layers * keys * written * sizes.number,
+        activations=one_block + min(written, cache),
         logits=(labeled + SCORE_COPIES * longest) * shape.vocab_size * sizes.number,
     )
 

@@ -274,11 +274,11 @@ def test_a_run_that_ended_meanwhile_is_left_alone(start: Path, tmp_path: Path, m
         api.unlearn(chosen, resume=True)
         return asked
 
-    def while_loading(asked: Any) -> Any:
+    def while_loading(asked: Any, setup: Any) -> Any:
         monkeypatch.setattr(api, "_start", begun)
         with pytest.raises(GeffectError, match="Another process writes"):
             api.unlearn(chosen, resume=True)
-        return begun(asked)
+        return begun(asked, setup)
 
     monkeypatch.setattr(api, "read_unfinished", and_ends_elsewhere)
     with pytest.raises(GeffectError, match=r"The run in .* is finished"):
@@ -293,11 +293,11 @@ def test_who_is_refused_leaves_the_first_ones_rows(
     first = config(start, tmp_path / "run", steps=1, save_gradients=["objective"])
     second, begun = first.model_copy(update={"seed": 7}), api._start
 
-    def beside_another(asked: Any) -> Any:
+    def beside_another(asked: Any, setup: Any) -> Any:
         monkeypatch.setattr(api, "_start", begun)
         with pytest.raises(GeffectError, match="Another process writes"):
             api.unlearn(second)
-        return begun(asked)
+        return begun(asked, setup)
 
     monkeypatch.setattr(api, "_start", beside_another)
     api.unlearn(first)
