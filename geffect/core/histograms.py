@@ -57,7 +57,7 @@ def _wanted(chunks: Sequence[Tensor], share: float, sum_up: Sum | None) -> Tenso
     counts = torch.stack([others, broken])
     if sum_up is not None:
         numel, counts = int(sum_up(torch.tensor(numel))), sum_up(counts)
-    return torch.where(counts[1:] > 0, 0, counts[:1].clamp(max=mask_size(numel, share)))
+    return counts[:1].clamp(max=mask_size(numel, share)).masked_fill(counts[1:] > 0, 0)
 
 
 def _threshold(chunks: Sequence[Tensor], wanted: Tensor, sum_up: Sum | None) -> tuple[Tensor, Tensor, Tensor]:

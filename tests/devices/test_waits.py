@@ -10,11 +10,8 @@ from tests.devices.test_emulated import Results, run
 
 PACKAGE = Path(geffect.__file__).parent
 BUDGET = 10  # waits a step
-TRANSFERS = "core/transfer.py"
-CASES = {
-    name: f"unlearn {name}, loaded there"
-    for name in ("ga, none, full", "ga, gru, full", "npo, none, full", "npo, gru, full")
-}
+TRANSFERS = "core/devices.py"
+CASES = {name: f"unlearn {name}" for name in ("ga, none, full", "ga, gru, full", "npo, none, full", "npo, gru, full")}
 OVERLAP, PREDICTION = "unlearn with overlap", "unlearn with prediction"
 
 
