@@ -77,6 +77,8 @@ def _depends_on_length(base: nn.Module, answer: Any) -> bool:
 def _precision(base: nn.Module, logits: Tensor) -> float:
     """The unit of the coarsest type a model may compute in: float32 in any case, as norms do; TF32 off the CPU."""
     types = {p.dtype for p in base.parameters() if p.is_floating_point()} | {logits.dtype, torch.float32}
+    if hasattr(base, "_original_forward"):  # accelerate runs it in bfloat16 and hands on float32
+        types.add(torch.bfloat16)
     return max(TF32 if logits.device.type != "cpu" else 0.0, *(torch.finfo(each).eps for each in types))
 
 

@@ -90,6 +90,7 @@ def test_measuring_changes_no_bit_of_the_update(text: str) -> None:
 
 
 def test_dropout_is_the_objectives_and_never_the_losses() -> None:
+    torch.manual_seed(0)  # other draws than these may leave the norm as it was
     model = CASES["gpt2"]()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
