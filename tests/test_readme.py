@@ -49,8 +49,8 @@ VERDICT = re.compile(r"^(?:Selective|Not selective|Not told from noise whether [
 
 
 def _words(text: str) -> list[str]:
-    """What is left without digits, signs, the frames of tables, and whether numbers are clear enough to tell."""
-    text = VERDICT.sub(r"\1", text)
+    """What is left without digits, signs, the frames of tables, and what only clear enough numbers say: findings."""
+    text = re.sub(r"^- .*", "", VERDICT.sub(r"\1", text), flags=re.M)
     return re.findall(r"[^\W\d_]{2,}[\w./+]*", re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", " ", text))
 
 
