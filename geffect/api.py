@@ -449,7 +449,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         if config.reference is not None:
             read_evaluation(config.reference)
         if sets:
-            check_fit(config, estimate_memory(config, sets), find_device(config.device))
+            check_fit(config, estimate_memory(config, sets), device)
         frames, texts, numbers, prompts = [], [], {}, {}
         for variant in _variants(config, sets):
             prompts[variant.label] = prompts_of(config, variant.loaded.tokenizer)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -21,9 +20,11 @@ from geffect.data.checks import shared_examples
 from geffect.data.encode import EncodedExample, collate, pad_id_of, turn_end
 from geffect.data.load import ExampleSet
 from geffect.errors import GeffectError
+from geffect.io.system import free_memory
 from geffect.models.load import DTYPES
 from geffect.models.scoring import check_trainable, compute_likelihood, in_evaluation_mode
 from geffect.objectives.base import Counts, mean_nll
+from geffect.training.memory import available_bytes
 from geffect.training.setup import VANISHES, TrainingSetup
 from geffect.training.unlearn import KNOWN
 
@@ -116,7 +117,7 @@ def precision(config: UnlearnConfig, model: CausalLM, batches: Batches) -> Itera
 
     A Llama-like model computes its norms in float32 whatever the dtype, so its float64 is no better than that.
     """
-    needed, free = 32 * sum(p.numel() for p in model.parameters()) / 1e9, psutil.virtual_memory().available / 1e9
+    needed, free = 32 * sum(p.numel() for p in model.parameters()) / 1e9, free_memory() / 1e9
     if is_quantized(model) or needed > free:
         why = "quantized weights have no other dtype" if is_quantized(model) else f"it takes {needed:.1f} GB"
         yield Finding("precision", "warning", f"not measured: {why}", "measure it on a smaller model of the family")
@@ -180,9 +181,9 @@ def examine(start: TrainingSetup[UnlearnConfig]) -> Iterator[Finding]:
 
 def memory(start: TrainingSetup[UnlearnConfig]) -> Finding:
     """Compare the plan's estimate with the free memory; loaded weights count as free, since the estimate has them."""
-    needed = start.memory.gb
+    needed = start.memory.on(start.device).gb
     loaded = sum(p.numel() * p.element_size() for p in start.loaded.model.parameters())
-    free = (psutil.virtual_memory().available + loaded) / 1e9
+    free = (available_bytes(start.device) + loaded) / 1e9
     numbers = f"about {needed:.1f} GB needed, {free:.1f} GB free"
     return Finding("memory", "bad", numbers, SMALLER) if needed > free else Finding("memory", "good", numbers)
 

@@ -98,8 +98,6 @@ if TYPE_CHECKING:
 else:  # a setting imports what its text names when it is checked: loading torch takes seconds
 
     def _objective(value):
-        if DRAFT.get():
-            return value
         from geffect.objectives.base import Objective, Term
         from geffect.objectives.registry import OBJECTIVES, make_objective
 
@@ -107,8 +105,6 @@ else:  # a setting imports what its text names when it is checked: loading torch
         return _parsed(text, Objective, make_objective, "an objective")
 
     def _rectifier(value):
-        if DRAFT.get():
-            return value
         from geffect.rectifiers.base import Freezing, Rectifier
         from geffect.rectifiers.registry import RECTIFIERS, Rectification, make_rectification
 
@@ -116,8 +112,6 @@ else:  # a setting imports what its text names when it is checked: loading torch
         return _parsed(text, Rectification, make_rectification, "a rectifier")
 
     def _stop(value):
-        if DRAFT.get():
-            return value
         from geffect.stopping import RULES, Rule, StopRules, make_rules
 
         text = RULES.write(value) if isinstance(value, Rule) else value
@@ -151,6 +145,9 @@ else:  # a setting imports what its text names when it is checked: loading torch
                 return datetime.datetime.strptime(value, form).date()
         raise PydanticCustomError("date", "a date as YYYY-MM-DD, or today")
 
+    def _unless_draft(check):
+        return BeforeValidator(lambda value: value if DRAFT.get() else check(value))
+
     AS_TEXT = PlainSerializer(str)
     AS_TEXTS = PlainSerializer(lambda values: [str(value) for value in values])
     Home = Annotated[Path, AfterValidator(place)]
@@ -158,10 +155,10 @@ else:  # a setting imports what its text names when it is checked: loading torch
     Name, OptionalName = Annotated[str, Field(min_length=1)], Annotated[str | None, Field(min_length=1)]
     Texts = Annotated[list[str], BeforeValidator(_list)]
     Day = Annotated[datetime.date, BeforeValidator(_day)]
-    ObjectiveSetting = Annotated[Any, BeforeValidator(_objective), AS_TEXT]
+    ObjectiveSetting = Annotated[Any, _unless_draft(_objective), AS_TEXT]
     Objectives = Annotated[list[ObjectiveSetting], BeforeValidator(_list)]
-    RectifierSetting = Annotated[Any, BeforeValidator(_rectifier), AS_TEXT]
-    StopSetting = Annotated[Any, BeforeValidator(_stop), AS_TEXT]
+    RectifierSetting = Annotated[Any, _unless_draft(_rectifier), AS_TEXT]
+    StopSetting = Annotated[Any, _unless_draft(_stop), AS_TEXT]
     Domains = Annotated[list[Any], BeforeValidator(_domains), AS_TEXTS]
 
 # defaults of fields whose accepted type is wider than their own

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from geffect.core.architectures import Tokenizer
+from geffect.core.devices import input_device
 from geffect.core.forward import IGNORE_INDEX, shift_labels
 from geffect.core.losses import in_chunks, log_probabilities, nll_at, widen
 from geffect.data.encode import EncodedExample, pad_id_of, turn_end
 from geffect.data.load import ExampleSet, QASet
 from geffect.errors import GeffectError
 from geffect.models.scoring import batches_by_length, forward_batches, in_evaluation_mode
+from geffect.training.memory import key_width
 
 SCORED = 16  # examples scored at a time by default
 MOST = 128  # prompts continued at a time by default
@@ -95,8 +97,7 @@ def generate(
     """Continue prompts greedily: the new tokens of each, in the prompts' order, without the end (`end_ids`).
 
     Batches are padded on the left and masked there, so that a prompt's continuation does not depend on the others'.
-    A batch has at most ``batch_size`` prompts (0: `MOST`), and no more than `CACHE` is estimated to hold the keys and
-    values of.
+    A batch has at most ``batch_size`` prompts (0: `MOST`), and keys and values of about `CACHE` bytes at most.
     Each token is the most likely one: penalties, forced or banned tokens and least lengths in the model's generation
     settings do not apply. The model stays in its mode.
     """
@@ -106,7 +107,7 @@ def generate(
     greedy = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=sorted(ends) or None
     )
-    device, continued = next(model.parameters()).device, dict[int, list[int]]()
+    device, continued = input_device(model), dict[int, list[int]]()
     lengths, room = [len(prompt) for prompt in prompts], cache_tokens(model)
     batches = batches_by_length(lengths, batch_size or MOST, room, max_new_tokens)
     with in_evaluation_mode(model), _default_generation_settings(model), torch.no_grad():
@@ -124,11 +125,8 @@ def cache_tokens(model: nn.Module) -> int:
     """How many tokens' keys and values `CACHE` holds, by the shape in the model's configuration."""
     config: Any = getattr(model, "config", None)
     shape = config.get_text_config() if hasattr(config, "get_text_config") else config
-    heads = getattr(shape, "num_attention_heads", 0) or 1
-    hidden = getattr(shape, "hidden_size", 0) or 1
-    width = (getattr(shape, "num_key_value_heads", 0) or heads) * (getattr(shape, "head_dim", 0) or hidden // heads)
     blocks = getattr(shape, "num_hidden_layers", 0) or 1
-    return CACHE // (2 * blocks * max(1, width) * next(model.parameters()).element_size())
+    return CACHE // (2 * blocks * key_width(shape) * next(model.parameters()).element_size())
 
 
 @contextmanager

@@ -21,7 +21,7 @@ def memory_lines(estimate: MemoryEstimate, device: torch.device) -> dict[str, st
     >>> memory_lines(MemoryEstimate(weights=2 * 10**9, gradients=10**9), torch.device("cpu"))["memory: weights"]
     '2.00 GB'
     """
-    asked = estimate if device.type == "cpu" else estimate.on_device()
+    asked = estimate.on(device)
     free = available_bytes(device) / GB
     total = {"memory": f"about {asked.gb:.1f} GB; {free:.1f} GB are free on {device}"}
     return total | {f"memory: {name}": f"{size / GB:.2f} GB" for name, size in asked.parts().items()}
@@ -29,7 +29,7 @@ def memory_lines(estimate: MemoryEstimate, device: torch.device) -> dict[str, st
 
 def check_fit(config: Config, estimate: MemoryEstimate, device: torch.device) -> None:
     """Warn where an estimate exceeds a device's free memory; refuse where it exceeds ``--max-memory``."""
-    asked = estimate if device.type == "cpu" else estimate.on_device()
+    asked = estimate.on(device)
     free, limit = available_bytes(device), config.max_memory * GB
     needs = f"About {asked.gb:.3g} GB of memory are needed"
     if limit and asked.total > limit:

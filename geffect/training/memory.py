@@ -6,6 +6,7 @@ moment at which they are largest together: the backward pass of a step, or its e
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from geffect.core.architectures import CausalLM
 from geffect.core.forward import ALL_LOGITS, IGNORE_INDEX
 from geffect.core.layers import decoder_blocks, unwrap
 from geffect.data.encode import EncodedExample
-from geffect.io.system import rank_and_size
+from geffect.io.system import free_memory, rank_and_size
 from geffect.measurement.passes import plan_passes
 from geffect.models.load import DTYPES
 
@@ -68,8 +69,10 @@ class MemoryEstimate:
         """Part → bytes, of those that are not zero."""
         return {each.name: size for each in fields(self) if (size := getattr(self, each.name))}
 
-    def on_device(self) -> "MemoryEstimate":
-        """The same of an accelerator, whose memory holds no process."""
+    def on(self, device: torch.device) -> "MemoryEstimate":
+        """What of it a device holds: all on the CPU; no process on an accelerator."""
+        if device.type == "cpu":
+            return self
         return MemoryEstimate(**{name: size for name, size in self.parts().items() if name != "process"})
 
 
@@ -110,14 +113,20 @@ def activation_bytes(model: CausalLM, tokens: int, number: int, *, checkpointing
     """
     shape = model.config.get_text_config()
     hidden, layers = shape.hidden_size, shape.num_hidden_layers
-    heads = getattr(shape, "num_attention_heads", 1) or 1
-    groups = (getattr(shape, "num_key_value_heads", None) or heads) / heads
     inner = getattr(shape, "intermediate_size", None) or getattr(shape, "ffn_dim", None) or 4 * hidden
     norm = hidden * (FLOAT32 + 2 * number)
-    block = 2 * norm + number * (2 * hidden + 2 * int(groups * hidden) + 4 * inner)
+    block = 2 * norm + number * (2 * hidden + 2 * key_width(shape) + 4 * inner)
     backward = number * (3 * inner + 3 * hidden)
     held = layers * hidden * number + block if checkpointing else layers * block
     return int(tokens * (held + norm + backward))
+
+
+def key_width(shape: Any) -> int:
+    """The width of a token's keys, and of its values, in a block, by the configuration of a model's text part."""
+    heads = getattr(shape, "num_attention_heads", 0) or 1
+    hidden = getattr(shape, "hidden_size", 0) or 1
+    key_heads = getattr(shape, "num_key_value_heads", 0) or heads
+    return int(max(1, key_heads * (getattr(shape, "head_dim", 0) or hidden // heads)))
 
 
 def micro_batch(encoded: Encoded, batch_size: int) -> tuple[int, int]:
@@ -251,9 +260,7 @@ def evaluation_memory(
     shape = model.config.get_text_config()
     tokens, labeled = micro_batch(encoded, batch_size)
     length, longest = micro_batch(encoded, 1)
-    heads = getattr(shape, "num_attention_heads", 1) or 1
-    keys = shape.hidden_size * (getattr(shape, "num_key_value_heads", None) or heads) // heads
-    written = 2 * shape.num_hidden_layers * keys * prompts * (length + config.max_new_tokens) * sizes.number
+    written = 2 * shape.num_hidden_layers * key_width(shape) * prompts * (length + config.max_new_tokens) * sizes.number
     one_block = activation_bytes(model, tokens, sizes.number) // (shape.num_hidden_layers + 1)
     relearn = 4 * sizes.weights if config.relearn else 0  # a fine-tuning of a copy: weights, gradient, two averages
     return MemoryEstimate(
@@ -268,8 +275,6 @@ def evaluation_memory(
 
 def available_bytes(device: torch.device) -> int:
     """Bytes of a device's memory that can be taken now: the machine's where the device is the CPU or shares it."""
-    from geffect.io.system import free_memory
-
     if device.type != "cuda":
         return free_memory()
     free: int = torch.cuda.mem_get_info(device)[0]

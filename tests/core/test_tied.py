@@ -1,4 +1,4 @@
-"""A tied embedding's loss gradients, told apart by use: both parts add up to the whole, and each is what it says."""
+"""A tied embedding's loss gradients, split by use: both parts add up to the whole, and each is what it says."""
 
 from collections.abc import Callable
 from functools import partial

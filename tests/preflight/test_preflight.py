@@ -164,7 +164,7 @@ def test_a_last_step_of_fewer_rows_and_a_tie_are_told(start: Path, tmp_path: Pat
 def test_too_little_memory_is_bad(start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000, total=10**12))
     found = examine(start)
     assert found["memory"].status == "bad" and "--batch-size" in found["memory"].remedy
     assert found["precision"].found.startswith("not measured: it takes ")

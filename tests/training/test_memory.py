@@ -104,7 +104,7 @@ def test_the_parts_are_those_of_the_method(tmp_path: Path) -> None:
 
 def test_an_accelerator_holds_no_process() -> None:
     both = MemoryEstimate(process=5, weights=3, logits=1)
-    assert (both.total, both.on_device().total) == (9, 4)
+    assert (both.total, both.on(torch.device("cuda")).total) == (9, 4)
     lines = fit.memory_lines(both, CPU)
     assert list(lines) == ["memory", "memory: process", "memory: weights", "memory: logits"]
 
