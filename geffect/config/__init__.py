@@ -363,6 +363,11 @@ class UnlearnConfig(TrainConfig):
     standard_errors: bool = Field(
         default=False, description="compute each step's micro-batches a second time, for standard errors"
     )
+    keep_on: Literal["device", "cpu"] = Field(
+        default="device",
+        description="where gradients are held for --prediction, --standard-errors and --save-gradients: cpu spares an "
+        "accelerator's memory, and each travels there and back",
+    )
     shard: bool = Field(
         default=False, description="shard weights, gradients and optimizer state over the launched processes (FSDP2)"
     )

@@ -5,7 +5,7 @@ taken: the inner product of two means is not the mean of inner products. The gra
 their inner products are parts of a sum, so those are summed. No process gathers a whole gradient.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +19,7 @@ from geffect.errors import GeffectError
 from geffect.io.system import rank_and_size
 
 Item = TypeVar("Item")
+BUCKET = 25_000_000  # bytes of small tensors that travel together: each exchange costs a round trip
 
 
 def num_processes() -> int:
@@ -57,10 +58,40 @@ def sum_gradients(
         return {name: {key: local_part(t).mul_(size) for key, t in each.items()} for name, each in gradients.items()}
     places = [(name, key) for name in gradients for key in parameters]
     reached = sum_over_processes(torch.tensor([float(key in gradients[name]) for name, key in places]))
-    for (name, key), count in zip(places, reached.tolist(), strict=True):
-        if count:
-            sum_over_processes(gradients[name].setdefault(key, torch.zeros_like(parameters[key])))
+    for bucket in _buckets(
+        gradients[name].setdefault(key, torch.zeros_like(parameters[key]))
+        for (name, key), count in zip(places, reached.tolist(), strict=True)
+        if count
+    ):
+        _sum_together(bucket)
     return dict(gradients)
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in their order, as many neighbors of one dtype and device at a time as `BUCKET` holds, at least one.
+
+    >>> [len(each) for each in _buckets([torch.zeros(2), torch.zeros(3), torch.zeros(3, dtype=torch.float64)])]
+    [2, 1]
+    """
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        fits = sum(each.nbytes for each in bucket) + tensor.nbytes <= BUCKET
+        if bucket and not (fits and (tensor.dtype, tensor.device) == (bucket[0].dtype, bucket[0].device)):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+def _sum_together(tensors: Sequence[Tensor]) -> None:
+    """Sum tensors over the processes, in place, by one exchange."""
+    if len(tensors) == 1 and tensors[0].is_contiguous():  # a large one, without a copy of it
+        sum_over_processes(tensors[0])
+        return
+    flat = sum_over_processes(torch.cat([each.reshape(-1) for each in tensors]))
+    for each, part in zip(tensors, flat.split([each.numel() for each in tensors]), strict=True):
+        each.copy_(part.view(each.shape))
 
 
 def sum_gram(gram: Gram, *, sharded: bool) -> Gram:
@@ -104,8 +135,11 @@ def shard_model(model: nn.Module, device: str) -> None:
 
 
 def is_sharded(parameters: Mapping[str, nn.Parameter]) -> bool:
-    """Whether any parameter is a shard; one not along its first dimension, or over several of a mesh, is refused."""
+    """Whether any parameter is a shard of FSDP2's; one of a tensor-parallel plan, or of another mesh, is refused."""
     shards = [p for p in parameters.values() if is_shard(p)]
+    if any("tp" in (p.device_mesh.mesh_dim_names or ()) for p in shards):  # each process then sees every example
+        message = "The model is tensor-parallel (tp_plan): its processes share each pass, not the examples"
+        raise GeffectError(message, remedy="Load it without tp_plan, and shard it with FSDP2 (fully_shard)")
     for mesh in (p.device_mesh for p in shards if p.device_mesh.ndim > 1):
         raise GeffectError(f"The parameters are sharded over {mesh.ndim} dimensions of a mesh", remedy=MESH)
     for placement in (p.placements[0] for p in shards if not p.placements[0].is_shard(0)):

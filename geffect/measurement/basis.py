@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from geffect.core.devices import Pairwise, matrices
 from geffect.core.distributed import sum_gram
@@ -126,6 +126,13 @@ def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return torch.add(a, b)
 
 
+def held(tensor: Tensor | None, place: torch.device | None, *, copy: bool = False) -> Tensor | None:
+    """A tensor on the device where it is held (None: its own); ``copy``: never the same memory."""
+    if tensor is None:
+        return None
+    return tensor.to(place or tensor.device, copy=copy)
+
+
 # gradients by name, and the tied tensor's parts as embedding
 Shares = tuple[Mapping[str, NamedTensors], Mapping[str, Tensor | None] | None]
 
@@ -159,7 +166,7 @@ def standard_errors(
     window: Shares,
     micro_batches: Iterable[Shares],
     named: Mapping[str, Mapping[str, float]],
-    order: Sequence[str],
+    parameters: Mapping[str, nn.Parameter],
     labels: Mapping[str, str],
     tie: TiedWeights | None,
 ) -> StandardErrors:
@@ -178,7 +185,8 @@ def standard_errors(
     whole: dict[str, Tensor] = {}
     size = len(named)
     for shares in micro_batches:
-        gram = _products(basis, window, shares, order, tie).combine(Combinations.everywhere(doubled), order)
+        products = _products(basis, window, shares, parameters, tie)
+        gram = products.combine(Combinations.everywhere(doubled), list(parameters))
         for label, both in gram.by({name: labels.get(name, name) for name in gram.values}).items():
             whole[label], one = both[:size, :size], both[size:, :size]
             linearized.setdefault(label, []).append(one + one.T)
@@ -193,14 +201,18 @@ def standard_errors(
 
 
 def _products(
-    basis: Sequence[str], window: Shares, shares: Shares, order: Sequence[str], tie: TiedWeights | None
+    basis: Sequence[str],
+    window: Shares,
+    shares: Shares,
+    parameters: Mapping[str, nn.Parameter],
+    tie: TiedWeights | None,
 ) -> Basis:
     products = Basis([f"{source}/{part}" for part in ("all", "one") for source in basis], tie)
     both = {"all": window, "one": shares}
-    for name in order:
+    for name, place in ((name, parameter.device) for name, parameter in parameters.items()):
         tensors, embeds = dict[str, Tensor | None](), dict[str, Tensor | None]()
         for part, (gradients, embedding) in both.items():
-            tensors |= {f"{source}/{part}": gradients.get(source, {}).get(name) for source in basis}
-            embeds |= {f"{source}/{part}": (embedding or {}).get(source) for source in basis}
+            tensors |= {f"{each}/{part}": held(gradients.get(each, {}).get(name), place) for each in basis}
+            embeds |= {f"{each}/{part}": held((embedding or {}).get(each), place) for each in basis}
         products.add(name, tensors, embeds if tie is not None and name == tie.name else None)
     return products

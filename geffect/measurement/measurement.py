@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from geffect.core.distributed import is_sharded
@@ -62,6 +63,7 @@ class Measurement:
         tie: the tied tensor, whose loss gradients are split by use.
         overlap: share of the largest entries in a gradient's mask; 0 makes none.
         keep: hold the gradients until the optimizer has stepped, and measure its update.
+        keep_on: the device on which these, and the weights before the step, are held; None: each on its own.
         prediction: the probe whose losses' change is predicted and measured; implies ``keep``.
         standard_errors: go over the window's micro-batches again, for standard errors; implies ``keep``.
         labels: parameter → what standard errors are summed under (itself where it is missing).
@@ -81,6 +83,7 @@ class Measurement:
     tie: TiedWeights | None = None
     overlap: float = 0.0
     keep: bool = False
+    keep_on: torch.device | None = None
     prediction: "PredictionCheck | None" = None
     standard_errors: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from geffect.core.distributed import as_shard, local_part, num_processes, sum_ov
 from geffect.core.gradients import NamedTensors, add_scaled
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, role_of
-from geffect.measurement.basis import Basis, Combinations, Shares, StandardErrors, add, standard_errors
+from geffect.measurement.basis import Basis, Combinations, Shares, StandardErrors, add, held, standard_errors
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.passes import RETAIN_SIDE, Passes
 from geffect.measurement.topk import Masks
@@ -138,7 +138,7 @@ class Step:
             each: parts for each, parts in self._parts_by_name().items() if role_of(each) in ("objective", *TARGETS)
         }
         window = (self.kept or {}, self.kept_embeds)
-        return standard_errors(window, shares(), named, list(run.parameters), run.labels, run.tie)
+        return standard_errors(window, shares(), named, run.parameters, run.labels, run.tie)
 
     def _visit(self, name: str, streamed: Tensor | None) -> None:
         """Everything that must see this tensor of the last retain gradient before it is freed."""
@@ -217,11 +217,13 @@ class Step:
             self.masks.add(name, {each: tensors[each] for each in self.basis.names} | pooled)
         if self.kept is None:
             return
-        self.kept_embeds = embeds if embeds is not None else self.kept_embeds
+        if embeds is not None:
+            self.kept_embeds = {each: held(embeds[each], self.run.keep_on) for each in embeds}
         for each in (each for each in self.basis.names if each != self.rule.memory):
-            tensor = tensors[each]
-            if tensor is not None:  # what is descended is rectified and clipped in place
-                self.kept.setdefault(each, {})[name] = tensor.clone() if each in ("objective", MASKED) else tensor
+            changes = each in ("objective", MASKED)  # what is descended is rectified and clipped in place
+            tensor = held(tensors[each], self.run.keep_on, copy=changes)
+            if tensor is not None:
+                self.kept.setdefault(each, {})[name] = tensor
 
     def _norms(self) -> dict[str, float]:
         """‖gradient‖ of what was back-propagated: not finite where one of its entries is not."""

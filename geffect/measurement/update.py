@@ -18,7 +18,7 @@ from geffect.core.forward import Outputs
 from geffect.core.gradients import GradientBuffer, NamedTensors, add_scaled
 from geffect.core.gram import Gram, pairwise_products
 from geffect.errors import GeffectError
-from geffect.measurement.basis import Basis, Combinations, Parts, Shares
+from geffect.measurement.basis import Basis, Combinations, Parts, Shares, held
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.topk import Masks
 from geffect.objectives.base import Counts, mean_nll
@@ -109,7 +109,7 @@ class Applied:
         self, run: Measurement, named: Combinations, basis: Sequence[str], shares: Shares | None, masks: Masks | None
     ) -> None:
         self.run, self.named, self.basis, self.shares, self.masks = run, named, basis, shares, masks
-        self.before = snapshot(run.parameters)
+        self.before = snapshot(run.parameters, run.keep_on)
         if run.prediction is not None and shares is not None:
             run.prediction.open()
 
@@ -122,13 +122,14 @@ class Applied:
         run, scale, updates = self.run, self._correction(), ("update", "applied")
         basis = Basis((*self.basis, *updates), run.tie)
         for name, parameter in ((n, local_part(p.detach())) for n, p in run.parameters.items()):
-            update = moved(self.before[name], parameter)
+            before = self.before.pop(name).to(parameter.device)
+            update = moved(before, parameter)
             if run.frozen is not None:
-                run.frozen.put_back(name, parameter, self.before[name])
+                run.frozen.put_back(name, parameter, before)
             if scale and name in run.state:
                 parameter.sub_(run.state[name].to(parameter.dtype), alpha=scale)
             if self.shares is not None:
-                applied = moved(self.before[name], parameter)
+                applied = moved(before, parameter)
                 self._measure(basis, name, self.shares, {"update": update, "applied": applied}, learning_rates[name])
         if self.shares is None:
             return None
@@ -150,7 +151,7 @@ class Applied:
             return 0.0
         products: dict[str, Pairwise] = {}
         for name, parameter in run.parameters.items():
-            update, still = moved(self.before[name], parameter), None
+            update, still = moved(self.before[name].to(parameter.device), parameter), None
             if run.frozen is not None:
                 still = run.frozen.never(name, update.device)
             if still is not None:  # about to be put back
@@ -163,7 +164,9 @@ class Applied:
     def _measure(self, basis: Basis, name: str, shares: Shares, updates: dict[str, Tensor], rate: float) -> None:
         run, (stored, embeds) = self.run, shares
         gradients = {each: run.state if each == run.rectifier.memory else stored.get(each, {}) for each in self.basis}
-        tensors = {each: gradient.get(name) for each, gradient in gradients.items()}
+        place = run.parameters[name].device
+        tensors = {each: held(gradient.get(name), place) for each, gradient in gradients.items()}
+        embeds = {each: held(tensor, place) for each, tensor in (embeds or {}).items()}
         basis.add(name, tensors | updates, embeds if run.tie is not None and name == run.tie.name else None)
         if self.masks is not None:
             self.masks.add(name, updates)
@@ -173,9 +176,10 @@ class Applied:
             run.prediction.add(name, received, updates["applied"], rate)
 
 
-def snapshot(parameters: Mapping[str, nn.Parameter]) -> NamedTensors:
-    """A copy of this process's part of every parameter."""
-    return {name: local_part(parameter.detach()).clone() for name, parameter in parameters.items()}
+def snapshot(parameters: Mapping[str, nn.Parameter], place: torch.device | None = None) -> NamedTensors:
+    """A copy of this process's part of every parameter, on a device (None: its own)."""
+    parts = {name: local_part(parameter.detach()) for name, parameter in parameters.items()}
+    return {name: part.to(place or part.device, copy=True) for name, part in parts.items()}
 
 
 def moved(before: Tensor, parameter: Tensor) -> Tensor:
@@ -188,7 +192,8 @@ def moved(before: Tensor, parameter: Tensor) -> Tensor:
 class PredictionCheck:
     """`open` before a step, `add` for every tensor, `close` after it.
 
-    ``forward`` runs the model over a batch, without dropout; ``probe`` maps a set to its fixed batches.
+    ``forward`` runs the model over a batch, without dropout; ``probe`` maps a set to its fixed batches; gradients are
+    held on the device ``keep_on`` (None: their own).
     """
 
     def __init__(
@@ -196,8 +201,9 @@ class PredictionCheck:
         parameters: Mapping[str, nn.Parameter],
         forward: Callable[[Batch], Outputs],
         probe: Mapping[str, Sequence[Batch]],
+        keep_on: torch.device | None = None,
     ) -> None:
-        self.parameters, self.forward, self.probe = parameters, forward, probe
+        self.parameters, self.forward, self.probe, self.keep_on = parameters, forward, probe, keep_on
         self.counts = {name: Counts.of(batches) for name, batches in probe.items()}
         self.gradients: dict[str, NamedTensors] = {}
         self._before: dict[str, list[Tensor]] = {}
@@ -212,12 +218,13 @@ class PredictionCheck:
                 share = mean_nll(self.forward(batch), self.counts[name])
                 self._before[name].append(share.detach())
                 window.add(name, share)
-        self.gradients = {name: {k: local_part(t) for k, t in each.items()} for name, each in window.gradients.items()}
+            parts = {key: local_part(tensor) for key, tensor in window.gradients.pop(name, {}).items()}
+            self.gradients[name] = {key: part.to(self.keep_on or part.device) for key, part in parts.items()}
 
     def add(self, name: str, gradient: Tensor | None, applied: Tensor, learning_rate: float) -> None:
         """Add one tensor's share of both predictions: ``gradient`` is the optimizer's input, ``applied`` is −Δθ."""
         for probe, tensors in self.gradients.items():
-            products = pairwise_products([tensors.pop(name, None), gradient, applied])
+            products = pairwise_products([held(tensors.pop(name, None), applied.device), gradient, applied])
             self._products[probe].append((learning_rate, products))
 
     @torch.no_grad()

@@ -77,11 +77,17 @@ def write_errors(directory: Path) -> Iterator[None]:
 
 
 class ShardedTrainer(Trainer):  # type: ignore[misc]
-    """As Hugging Face's, which would replicate what is sharded already; accelerate's own sharding works on no CPU."""
+    """As Hugging Face's, which would replicate what is sharded already; accelerate's own sharding works on no CPU.
+
+    A subclass that sums its gradients itself has ``wraps`` False: DDP's wrapper, which it would never run, holds
+    buckets as large as a gradient.
+    """
+
+    wraps = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.sharded:  # else accelerate replicates it
+        if self.sharded or not self.wraps:
             prepare = type(self.accelerator).prepare_model
             self.accelerator.prepare_model = functools.partial(prepare, self.accelerator, evaluation_mode=True)
 

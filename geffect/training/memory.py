@@ -37,6 +37,7 @@ class MemoryEstimate:
         gradients: what is back-propagated and handed to the optimizer.
         optimizer: its averages, and what it computes with.
         kept: gradients and weights held for the prediction check, standard errors, saved gradients and frozen entries.
+        host: of these, what ``--keep-on cpu`` holds in the machine's memory.
         rectifier: a rectifier's memory, and gradients that it combines later.
         reference: a frozen copy of the start, or the other models of an evaluation.
         masks: frozen entries, and the masks of a localization.
@@ -49,6 +50,7 @@ class MemoryEstimate:
     gradients: int = 0
     optimizer: int = 0
     kept: int = 0
+    host: int = 0
     rectifier: int = 0
     reference: int = 0
     masks: int = 0
@@ -70,10 +72,11 @@ class MemoryEstimate:
         return {each.name: size for each in fields(self) if (size := getattr(self, each.name))}
 
     def on(self, device: torch.device) -> "MemoryEstimate":
-        """What of it a device holds: all on the CPU; no process on an accelerator."""
+        """What of it a device holds: all on the CPU; no process on an accelerator, and not what the host holds."""
         if device.type == "cpu":
             return self
-        return MemoryEstimate(**{name: size for name, size in self.parts().items() if name != "process"})
+        parts = self.parts()
+        return MemoryEstimate(**{name: size for name, size in parts.items() if name not in ("process", "host")})
 
 
 @dataclass(frozen=True)
@@ -154,8 +157,9 @@ def training_memory(config: TrainConfig, model: CausalLM, encoded: Encoded) -> M
         {"gradients": sizes.trained, "activations": activations, "logits": logits, "weights": sizes.weights} | each
         for each in steps
     ]
+    host = max(each.pop("host", 0) for each in moments)
     largest = max(moments, key=lambda parts: sum(parts.values()))
-    estimate = MemoryEstimate(process=PROCESS, optimizer=averages, **largest)
+    estimate = MemoryEstimate(process=PROCESS, optimizer=averages, host=host, **largest)
     return _shard(estimate, config, model, sizes) if isinstance(config, UnlearnConfig) and config.shard else estimate
 
 
@@ -193,14 +197,17 @@ def _moments(config: UnlearnConfig, sizes: Sizes, activations: int, logits: int)
         "kept": stored + averages + one * config.standard_errors * (1 + separate),
         **({} if config.standard_errors else nothing),
     }
-    return [held | each for each in (backward, end, probed, again)]
+    moments = [held | each for each in (backward, end, probed, again)]
+    if config.keep_on == "device":
+        return moments
+    return [each | {"kept": averages, "host": each["kept"] - averages} for each in moments]
 
 
 def _shard(estimate: MemoryEstimate, config: UnlearnConfig, model: CausalLM, sizes: Sizes) -> MemoryEstimate:
     """A process's part of an estimate; what lies around the blocks is whole, and so are its gradients."""
     size = rank_and_size()[1]
     around = sizes.weights - sum(p.numel() for p in decoder_blocks(unwrap(model))[1].parameters()) * sizes.number
-    sharded = ("weights", "gradients", "optimizer", "kept", "rectifier", "reference", "masks")
+    sharded = ("weights", "gradients", "optimizer", "kept", "host", "rectifier", "reference", "masks")
     parts = {name: bytes_ // size if name in sharded else bytes_ for name, bytes_ in estimate.parts().items()}
     parts["weights"] += around
     parts["gradients"] += around

@@ -73,6 +73,8 @@ class UnlearnTrainer(RecordingTrainer):
         **kwargs: see `RecordingTrainer`.
     """
 
+    wraps = False  # `Passes.gather` sums the gradients of replicas
+
     def __init__(
         self,
         model: nn.Module,
@@ -111,6 +113,7 @@ class UnlearnTrainer(RecordingTrainer):
             find_tied_weights(model),
             config.overlap,
             bool(config.save_gradients),
+            self.keep_on,
             self._prediction(model),
             config.standard_errors,
             layers or {},
@@ -242,6 +245,11 @@ class UnlearnTrainer(RecordingTrainer):
             where = f"{error} in step {self.state.global_step}, examples: {self.met}"
             raise GeffectError(f"A loss or gradient is not finite: {where}", remedy=BROKEN) from error
 
+    @property
+    def keep_on(self) -> torch.device | None:
+        """Where gradients kept for diagnostics are held; None: on their own device."""
+        return None if self.config.keep_on == "device" else torch.device(self.config.keep_on)
+
     def _prediction(self, model: nn.Module) -> PredictionCheck | None:
         if not self.config.prediction:
             return None
@@ -254,7 +262,10 @@ class UnlearnTrainer(RecordingTrainer):
             if role_of(name) in TARGETS
         }
         return PredictionCheck(
-            trainable_parameters(model), lambda batch: self._forward(batch, frozenset(), dropout=False), probe
+            trainable_parameters(model),
+            lambda batch: self._forward(batch, frozenset(), dropout=False),
+            probe,
+            self.keep_on,
         )
 
     def _save_gradients(self) -> None:
@@ -281,7 +292,7 @@ class UnlearnTrainer(RecordingTrainer):
         """A gradient as one process would have it, put together on the first; empty on the others."""
         parameters, together = self.measurement.parameters, NamedTensors()
         for name in (name for name in parameters if name in tensors):
-            tensor = full_tensor(as_shard(tensors[name], parameters[name]))
+            tensor = full_tensor(as_shard(tensors[name].to(parameters[name].device), parameters[name]))
             if rank() == 0:
                 together[name] = tensor.contiguous()
         return together

@@ -71,6 +71,40 @@ def test_a_plan_that_hides_gradients_is_refused(launched: Path) -> None:
     }
 
 
+@pytest.mark.slow
+def test_a_plan_whose_processes_share_a_pass_is_refused(launched: Path) -> None:
+    """Each process sees every example there: their gradients are no shares of a sum."""
+    told = {path.read_text(encoding="utf-8") for path in launched.glob("parallel-*.txt")}
+    assert told == {
+        "The model is tensor-parallel (tp_plan): its processes share each pass, not the examples. "
+        "Load it without tp_plan, and shard it with FSDP2 (fully_shard)."
+    }
+
+
+def test_small_tensors_travel_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One exchange a bucket, of one dtype each; a tensor larger than a bucket travels alone, and in place."""
+    travelled = []
+
+    def double(values: torch.Tensor) -> torch.Tensor:
+        travelled.append(values.numel())
+        return values.mul_(2)
+
+    monkeypatch.setattr("geffect.core.distributed.num_processes", lambda: 2)
+    monkeypatch.setattr("geffect.core.distributed.BUCKET", 40)
+    monkeypatch.setattr("geffect.core.distributed.sum_over_processes", double)
+    sizes = {"a": 4, "b": 6, "c": 1, "large": 30, "d": 2}
+    parameters = {name: nn.Parameter(torch.zeros(size)) for name, size in sizes.items()}
+    parameters["wide"] = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    parameters["unreached"] = nn.Parameter(torch.zeros(3))
+    gradients = {"forget": {n: torch.ones_like(p) for n, p in parameters.items() if n != "unreached"}}
+    kept = gradients["forget"]["large"]
+    summed = sum_gradients(gradients, parameters)["forget"]
+    assert travelled == [len(parameters), 10, 1, 30, 2, 2]
+    assert summed["large"] is kept
+    assert all(torch.equal(summed[n], torch.full_like(p, 2)) for n, p in parameters.items() if n != "unreached")
+    assert "unreached" not in summed
+
+
 def test_alone_there_is_nothing_to_add_up() -> None:
     parameter, gradients = nn.Parameter(torch.ones(2)), {"forget": {"w": torch.ones(2)}}
     gram = Gram.of(gradients)

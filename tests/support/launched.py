@@ -1,7 +1,8 @@
 """What every launched process does: ``torchrun -m tests.support.launched OUT``.
 
 A tiny model in float64 is trained for three steps on rows that are dealt over the processes, and monitored, once as
-replicas and once as shards. FSDP1 is refused. Then a Hugging Face Trainer trains twice, with the callback and without.
+replicas and once as shards. FSDP1 and a tensor-parallel plan are refused. Then a Hugging Face Trainer trains twice,
+with the callback and without.
 """
 
 import sys
@@ -94,10 +95,24 @@ def hidden(out: Path) -> None:
     """FSDP1 keeps gradients in flat parameters of its own; what is said of it goes into a file."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
+    refused(FullyShardedDataParallel(gpt2(), device_id=torch.device("cpu")), out / f"hidden-{rank()}.txt")
+
+
+def parallel(out: Path) -> None:
+    """The processes of a tensor-parallel plan share each pass."""
+    from transformers import LlamaForCausalLM
+
+    llama().save_pretrained(out / "start")  # by the first process alone
+    distributed.barrier()
+    refused(LlamaForCausalLM.from_pretrained(out / "start", tp_plan="auto"), out / f"parallel-{rank()}.txt")
+
+
+def refused(model: Any, file: Path) -> None:
+    """What a monitor says of a model goes into a file."""
     try:
-        Monitor(FullyShardedDataParallel(gpt2(), device_id=torch.device("cpu")), FORGET, RETAIN).open()
+        Monitor(model, FORGET, RETAIN).open()
     except GeffectError as error:
-        (out / f"hidden-{rank()}.txt").write_text(str(error), encoding="utf-8")
+        file.write_text(str(error), encoding="utf-8")
 
 
 def main(out: Path) -> None:
@@ -107,6 +122,7 @@ def main(out: Path) -> None:
         for kind in ("ddp", "fsdp2"):
             train_monitored(kind, out / f"{name}-{kind}")
     hidden(out)
+    parallel(out)
     for kind in ("ddp", "fsdp2"):
         trainer(out, kind)
     distributed.destroy_process_group()

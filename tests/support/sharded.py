@@ -1,14 +1,21 @@
-"""What every launched process does: ``torchrun -m tests.support.sharded START MASKS OUT``.
+"""What every launched process does: ``torchrun -m tests.support.sharded START MASKS OUT BATCH_SIZE``.
 
 Methods are run one after another in float64 on shards of a tiny model: most of a launch's time goes into importing.
 """
 
+import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+from torch import Tensor
+
 from geffect import api
 from geffect.config import UnlearnConfig
+from geffect.core.distributed import local_part, rank
+from geffect.training.unlearn import UnlearnTrainer
 
 STEPS = 7
 AUTHORS = {"forget": "builtin:authors/forget[:12]", "retain": "builtin:authors/retain[:12]"}
@@ -56,9 +63,30 @@ def run(name: str, start: Path, masks: Path, out: Path, **changes: Any) -> Path:
         "out": out / name,
     }
     frozen = {"masks": masks} if name == "grail" else {}
-    return api.unlearn(UnlearnConfig.read(None, **(plain | METHODS[name] | frozen | changes))).path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UnlearnTrainer, "finish_run", lambda trainer: finish(trainer, out / f"{name}-{rank()}.json"))
+        return api.unlearn(UnlearnConfig.read(None, **(plain | METHODS[name] | frozen | changes))).path
+
+
+END = UnlearnTrainer.finish_run
+
+
+def finish(trainer: UnlearnTrainer, file: Path) -> None:
+    """End a run, and write how many bytes this process holds between two steps."""
+    END(trainer)
+    file.write_text(json.dumps(sum(local_part(tensor).nbytes for tensor in held(trainer))))
+
+
+def held(trainer: UnlearnTrainer) -> Iterator[Tensor]:
+    """Weights, those of a reference, the optimizer's averages and a rectifier's memory."""
+    yield from trainer.model.parameters()
+    if trainer.reference is not None and trainer.reference.model is not trainer.model:
+        yield from trainer.reference.model.parameters()
+    for state in trainer.optimizer.state.values():
+        yield from (each for each in state.values() if isinstance(each, Tensor))
+    yield from trainer.measurement.state.values()
 
 
 if __name__ == "__main__":
     for each in METHODS:
-        run(each, *map(Path, sys.argv[1:4]), shard=True)
+        run(each, *map(Path, sys.argv[1:4]), shard=True, batch_size=int(sys.argv[4]))

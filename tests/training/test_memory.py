@@ -102,6 +102,17 @@ def test_the_parts_are_those_of_the_method(tmp_path: Path) -> None:
     assert estimate(tmp_path, batch_size=2).activations < ga.activations
 
 
+def test_what_the_host_holds_is_not_the_device_s(tmp_path: Path) -> None:
+    """A prediction keeps two gradients of the loss, the objective's, θ, and one gradient a probe."""
+    asked: dict[str, Any] = {"prediction": 2, "objective": "npo"}
+    on_device, on_host = (estimate(tmp_path, **asked, keep_on=place) for place in ("device", "cpu"))
+    assert (on_host.kept, on_device.host) == (0, 0)
+    assert on_host.host == on_device.kept == 6 * on_device.weights
+    gpu = torch.device("cuda")
+    assert on_host.on(gpu).total < on_device.on(gpu).total - 3 * on_device.weights
+    assert on_host.on(CPU) is on_host
+
+
 def test_an_accelerator_holds_no_process() -> None:
     both = MemoryEstimate(process=5, weights=3, logits=1)
     assert (both.total, both.on(torch.device("cuda")).total) == (9, 4)

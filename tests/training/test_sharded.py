@@ -1,5 +1,6 @@
-"""geffect unlearn on shards: two processes hold a part of the model each, and make the run of one."""
+"""geffect unlearn on shards: two or four processes hold a part of the model each, and make the run of one."""
 
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from geffect.config import LocalizeConfig
 from geffect.models.builtin import make_tiny
 from geffect.record.frames import read, read_overlap
 from geffect.record.reader import read_lines
-from tests.conftest import SHAPE
+from tests.conftest import SHAPE, exhaustive
 from tests.support.sharded import DOMAINS, METHODS, STEPS, run
 from tests.training.test_distributed import whole
 
@@ -40,13 +41,19 @@ def masks(tied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return api.localize(LocalizeConfig.read(**(settings | DOMAINS))).path
 
 
+@pytest.fixture(scope="module", params=[2, exhaustive(4)])
+def size(request: pytest.FixtureRequest) -> int:
+    """The number of processes; each step has four examples."""
+    return int(request.param)
+
+
 @pytest.fixture(scope="module")
-def two(tied: Path, masks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All methods in two processes."""
-    out = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def several(size: int, tied: Path, masks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All methods in several processes."""
+    out = tmp_path_factory.mktemp("several")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
     found = subprocess.run(
-        [*command, "-m", "tests.support.sharded", str(tied), str(masks), str(out)],
+        [*command, "-m", "tests.support.sharded", str(tied), str(masks), str(out), str(4 // size)],
         cwd=ROOT,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -57,22 +64,28 @@ def two(tied: Path, masks: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_shards_make_the_run_of_one(name: str, two: Path, tied: Path, masks: Path, tmp_path: Path) -> None:
-    """Gram, update, masks, prediction and weights after seven steps in float64."""
+def test_shards_make_the_run_of_one(
+    name: str, size: int, several: Path, tied: Path, masks: Path, tmp_path: Path
+) -> None:
+    """Gram, update, masks, prediction and weights after seven steps in float64; and what each process holds."""
     one = run(name, tied, masks, tmp_path, grad_accum_steps=2)
-    left, right = (whole(read(path, "parameter")) for path in (one, two / name))
+    left, right = (whole(read(path, "parameter")) for path in (one, several / name))
     assert len(left) > 100
-    assert set(read(two / name, "layer")["layer"]) >= {"block_0", "block_2"}
+    assert set(read(several / name, "layer")["layer"]) >= {"block_0", "block_2"}
     pd.testing.assert_series_equal(right, left, rtol=1e-7, atol=1e-8 * left.abs().max())  # a record keeps nine digits
     if METHODS[name].get("overlap"):
-        counted, again = (whole(read_overlap(path, by="parameter"), "intersection") for path in (one, two / name))
+        counted, again = (whole(read_overlap(path, by="parameter"), "intersection") for path in (one, several / name))
         pd.testing.assert_series_equal(again, counted)
-    for own, other in zip(read_lines(one), read_lines(two / name), strict=True):
+    for own, other in zip(read_lines(one), read_lines(several / name), strict=True):
         predictions: list[Any] = [line.get("prediction", {}) for line in (own, other)]
         for loss, numbers in predictions[0].items():
             assert predictions[1][loss] == pytest.approx(numbers, rel=1e-7)
         assert other.get("clip", 1.0) == pytest.approx(own.get("clip", 1.0), rel=1e-7)
-    _same_files(one, two / name)
+    _same_files(one, several / name)
+    whole_bytes = json.loads((tmp_path / f"{name}-0.json").read_text())
+    shares = [json.loads((several / f"{name}-{rank}.json").read_text()) for rank in range(size)]
+    if name != "lora":  # its factors have two rows, which four processes cannot share
+        assert max(shares) <= 1.1 * whole_bytes / size
 
 
 def _same_files(one: Path, two: Path) -> None:
