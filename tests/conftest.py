@@ -26,17 +26,18 @@ SHAPE = {
     "num_key_value_heads": 2,
 }
 FIRST = ("test_readme.py", "test_builtin.py")  # each begins with the fit of one built-in model, at the same time
+LAST = "test_notebooks.py"  # needs both
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, since files are shared out whole: those with slow tests, then those that train a model."""
+    """Long files early, since files are shared out whole: those with slow tests, then those that train a model."""
     selected = [item for item in items if not item.get_closest_marker("exhaustive")]
     slow = {item.path for item in selected if item.get_closest_marker("slow")}
     trains = {item.path for item in selected if {"start", "known"} & set(getattr(item, "fixturenames", ()))}
 
-    def place(item: pytest.Item) -> tuple[int, bool, bool]:
+    def place(item: pytest.Item) -> tuple[int, bool, bool, bool]:
         first = FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST)
-        return first, item.path not in slow, item.path not in trains
+        return first, item.path not in slow, item.path.name == LAST, item.path not in trains
 
     items.sort(key=place)
 

@@ -1,6 +1,7 @@
 """The words of the package, its documentation and its studies: one a thing, the field's own, in American spelling."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -51,13 +52,21 @@ def files() -> list[str]:
     return sorted(name for name in names if not name.startswith("docs/_build/"))
 
 
+@cache
+def texts() -> dict[str, str]:
+    """File → its text."""
+    return {name: (ROOT / name).read_text(encoding="utf-8") for name in files()}
+
+
 @pytest.mark.parametrize("pattern", SAY)
 def test_no_word_has_another_one_in_its_place(pattern: str) -> None:
     search = re.compile(pattern, re.IGNORECASE)
+    inside = re.compile(pattern.removeprefix(r"\w*"), re.IGNORECASE)  # far faster, and in every text of a hit
     hits = [
         f"{name}:{number}: {match[0]!r}"
-        for name in files()
-        for number, line in enumerate((ROOT / name).read_text(encoding="utf-8").splitlines(), 1)
+        for name, text in texts().items()
+        if inside.search(text)
+        for number, line in enumerate(text.splitlines(), 1)
         for match in search.finditer(line)
         if (name, match[0]) not in EXCEPTIONS
     ]

@@ -112,7 +112,7 @@ def test_a_trainer_with_a_callback_is_left_as_found(name: str, kind: str, tmp_pa
 
 
 @pytest.mark.slow
-@sweep(3, turn=2, name=ARCHITECTURES, kind=KINDS)
+@sweep(7, turn=2, name=ARCHITECTURES, kind=KINDS)
 def test_an_inspection_leaves_checkpoints_models_and_the_process(
     name: str, kind: str, start: Path, tmp_path: Path
 ) -> None:

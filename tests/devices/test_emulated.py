@@ -1,4 +1,4 @@
-"""Every verb and method on an emulated GPU: it runs there, to the numbers of the CPU, and waits no more than it did.
+"""Every verb and method on an emulated GPU: it runs there, to the CPU's numbers, and a step waits ten times at most.
 
 One process runs a sample of the cases of `tests.support.device_cases`; ``make test-all`` runs all of them.
 """
@@ -12,11 +12,17 @@ from typing import Any
 
 import pytest
 
+import geffect
 from geffect.objectives.registry import TERMS
 from tests.support.device_cases import GPU, OBJECTIVES, Case, all_cases
 
 NOT_EMULATED = {"token effects over two devices": "the emulated device has no forward mode over two devices"}
 Results = dict[str, dict[str, Any]]
+PACKAGE = Path(geffect.__file__).parent
+BUDGET = 10  # waits a step
+TRANSFERS = "core/devices.py"
+CASES = {name: f"unlearn {name}" for name in ("ga, none, full", "ga, gru, full", "npo, none, full", "npo, gru, full")}
+OVERLAP, PREDICTION = "unlearn with overlap", "unlearn with prediction"
 
 
 def parameters(cases: list[Case]) -> list[Any]:
@@ -110,3 +116,38 @@ def test_the_emulated_gpu_refuses_what_a_gpu_refuses(sample: Results) -> None:
 @pytest.mark.slow
 def test_the_emulated_gpu_counts_copies_waits_and_launches(sample: Results) -> None:
     assert sample["emulation"]["counted"] == COUNTED
+
+
+def of_a_step(case: dict[str, Any]) -> dict[str, float]:
+    """Line of geffect → its waits a step; the calls of Hugging Face's own methods aside."""
+    assert case["same"], case["error"] or case["differs"]
+    waits = {event: count for event, (count, _) in case["step"]["by_line"].items() if not event.startswith("h2d")}
+    assert sum(waits.values()) == pytest.approx(case["step"]["waits"])  # what goes to the device is not waited for
+    return {event: count for event, count in waits.items() if "super()" not in _source(event.split(" ", 1)[1])}
+
+
+def _source(place: str) -> str:
+    file, line = place.rsplit(":", 1)
+    return (PACKAGE / file).read_text(encoding="utf-8").splitlines()[int(line) - 1]
+
+
+def copies(waits: dict[str, float]) -> float:
+    """The copies of numbers to the host."""
+    return sum(count for event, count in waits.items() if TRANSFERS in event)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_a_measured_step_waits_ten_times_at_most(name: str, sample: Results) -> None:
+    waits = of_a_step(sample["cases"][CASES[name]])
+    assert sum(waits.values()) <= BUDGET, waits
+    assert copies(waits) == 2, waits  # of the losses, and of the inner products
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "more"), [(OVERLAP, 1), (PREDICTION, 3)])
+def test_other_diagnostics_add_a_few_copies_whatever_the_number_of_tensors(
+    name: str, more: int, sample: Results
+) -> None:
+    waits = of_a_step(sample["cases"][name])
+    assert copies(waits) == 2 + more, waits

@@ -27,7 +27,7 @@ from geffect.inspection.resolve import Checkpoint, check_readable, find_checkpoi
 from geffect.models.scoring import compute_likelihood
 from geffect.record.reader import read_lines
 from geffect.training.batches import draw_partner, permutation
-from tests.conftest import Command, config
+from tests.conftest import Command, config, exhaustive
 from tests.support.cases import gpt2
 from tests.support.steps import make_measurement
 
@@ -120,7 +120,9 @@ def test_parts_hold_every_row_once_and_end_with_every_set() -> None:
             assert all(len(batch["labels"]) <= size for each in part for batch in each.values())
 
 
-@pytest.mark.parametrize("objective", ["ga", "npo(beta=0.1) + 0.5*gd", "ga + kl", "po + gd", "rmu(layer=1, c=2)"])
+@pytest.mark.parametrize(
+    "objective", ["npo(beta=0.1) + 0.5*gd", "rmu(layer=1, c=2)", *map(exhaustive, ("ga", "ga + kl", "po + gd"))]
+)
 def test_sets_of_different_sizes_are_as_one_batch(known: Path, tmp_path: Path, objective: str) -> None:
     changes = {"forget": "builtin:authors/forget[:5]", "retain": "builtin:authors/retain[:12]", "start": str(known)}
     both = [

@@ -102,6 +102,11 @@ def test_one_part_of_a_window_is_held_at_a_time() -> None:
 
     parameters = {"w": torch.nn.Parameter(torch.ones(4))}
     found = standard_errors(
-        ({"objective": {"w": 3 * torch.ones(4)}}, None), parts(), {"objective": {"objective": 1.0}}, parameters, {}, None
+        ({"objective": {"w": 3 * torch.ones(4)}}, None),
+        parts(),
+        {"objective": {"objective": 1.0}},
+        parameters,
+        {},
+        None,
     )
     assert found.halves["w"].tolist() == [[36.0]]

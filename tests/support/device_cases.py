@@ -78,6 +78,7 @@ PLAIN: dict[str, Any] = {
     "evaluate_every": STEPS,
     "max_length": 64,
 }
+HOST = "all that is kept on the host"
 WINDOW = {"grad_accum_steps": 2, "batch_size": 1}
 OBJECTIVES = {
     "adversarial": "adversarial",
@@ -106,7 +107,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "overlap": {"overlap": 0.1, "rectifier": "gru"},
     "overlap of domains": {"overlap": 0.1, "domains": True},
     "prediction": {"prediction": 4},
-    "kept on the host": {
+    HOST: {
         "rectifier": "gru(space=both)",
         "prediction": 2,
         "standard_errors": True,
@@ -295,7 +296,11 @@ def all_cases() -> Iterator[Case]:
 
 
 def _unlearning() -> Iterator[Case]:
-    sample = {("npo", "gru", "full"), ("kl", "none", "full"), ("ga", "grail", "full"), ("kl", "gru", "lora")}
+    sample = {
+        *itertools.product(("ga", "npo"), ("none", "gru"), ("full",)),
+        ("ga", "grail", "full"),
+        ("kl", "gru", "lora"),
+    }
     for (name, text), rectifier, weights in itertools.product(OBJECTIVES.items(), RECTIFIERS, WEIGHTS):
         settings: dict[str, Any] = {"objective": text, "rectifier": rectifier, "weights": weights}
         run, short = partial(_unlearn, **settings), (name, rectifier, weights) in sample
@@ -304,12 +309,14 @@ def _unlearning() -> Iterator[Case]:
         if name in ("ga", "npo", "gd"):
             yield Case(f"{label}, not measured", partial(run, **UNMEASURED), sample=False)
     for name, settings in EXTRAS.items():
-        yield Case(f"unlearn with {name}", partial(_unlearn, **settings), sample=name == "all at once")
+        yield Case(
+            f"unlearn with {name}", partial(_unlearn, **settings), sample=name in ("overlap", "prediction", HOST)
+        )
     for name, rectifier in FREEZING.items():
         settings = {"rectifier": rectifier, "objective": "npo + gd"}
         yield Case(f"unlearn with {name}", partial(_unlearn, **settings), sample=name == "memflex")
     yield Case("likelihood on the second device", _on_second)
-    yield Case("unlearn where the Trainer sees two GPUs", _beside_another)
+    yield Case("unlearn where the Trainer sees two GPUs", _beside_another, sample=False)
     yield Case("unlearn, resumed", _resume)
     yield Case("finetune", partial(_finetune))
     yield Case("finetune, lora", partial(_finetune, lora=2), sample=False)
@@ -351,7 +358,8 @@ def _two_devices() -> Iterator[Case]:
     }
     for name, run in two.items():
         yield Case(f"{name} over two devices", lambda place, run=run: run(place, _over_two(place)))  # type: ignore[misc]
-        yield Case(f"{name} on one device", lambda place, run=run: run(place, models.llama().to(place.device)))  # type: ignore[misc]
+        alone = lambda place, run=run: run(place, models.llama().to(place.device))  # noqa: E731
+        yield Case(f"{name} on one device", alone, sample=False)
 
 
 def _unlearn(place: Place, weights: str = "full", *, domains: bool = False, **settings: Any) -> None:

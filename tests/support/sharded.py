@@ -1,4 +1,4 @@
-"""What every launched process does: ``torchrun -m tests.support.sharded START MASKS OUT BATCH_SIZE``.
+"""What every launched process does: ``torchrun -m tests.support.sharded START MASKS OUT BATCH_SIZE METHOD …``.
 
 Methods are run one after another in float64 on shards of a tiny model: most of a launch's time goes into importing.
 """
@@ -88,5 +88,5 @@ def held(trainer: UnlearnTrainer) -> Iterator[Tensor]:
 
 
 if __name__ == "__main__":
-    for each in METHODS:
+    for each in sys.argv[5:]:
         run(each, *map(Path, sys.argv[1:4]), shard=True, batch_size=int(sys.argv[4]))

@@ -209,7 +209,7 @@ def test_a_process_that_receives_it_says_how_to_continue(start: Path, tmp_path: 
     assert (tmp_path / "run" / CONFIG).exists() and UnlearnConfig.read(file).out == tmp_path / "run"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_launched_processes_stop_together_and_go_on(start: Path, tmp_path: Path) -> None:
     """A cluster signals the launcher and its processes alike; the launcher passes the signal on once more."""
     plain = config(start, tmp_path / "run", steps=20, save_every=0, batch_size=2, heldout="builtin:authors/heldout[:2]")
