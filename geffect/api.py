@@ -52,6 +52,7 @@ from geffect.evaluation.results import (
 from geffect.evaluation.success import successes
 from geffect.evaluation.suites import Part, parts
 from geffect.evaluation.variants import Variant, check_variants, variants
+from geffect.evaluation.view import SCORED
 from geffect.inspection.tasks import InspectionSetup, prepare_inspection, record_of
 from geffect.io.readers import JSON, StrPath, read_json
 from geffect.io.system import check_single_process, launch_command, raise_on_signals
@@ -449,7 +450,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         if config.reference is not None:
             read_evaluation(config.reference)
         if sets:
-            check_fit(config, estimate_memory(config, sets), device)
+            check_fit(config.replace(batch_size=config.batch_size or SCORED), estimate_memory(config, sets), device)
         frames, texts, numbers, prompts = [], [], {}, {}
         for variant in _variants(config, sets):
             prompts[variant.label] = prompts_of(config, variant.loaded.tokenizer)

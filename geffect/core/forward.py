@@ -94,6 +94,8 @@ class Outputs:
     @cached_property
     def nll(self) -> Tensor:
         """``[B, T]`` token NLLs in nats, 0 where not labeled."""
+        if isinstance(self.head, Head) and not torch.is_grad_enabled():
+            return torch.where(self.mask, self.spread(self._scored[:, 0]), 0.0)
         return self.nll_of(self.labels)
 
     def nll_of(self, labels: Tensor) -> Tensor:
@@ -109,7 +111,22 @@ class Outputs:
     @cached_property
     def likeliest(self) -> Tensor:
         """``[N]`` the most likely token at each position of ``index``."""
+        if isinstance(self.head, Head) and not torch.is_grad_enabled():
+            return self._scored[:, 1].long()
         return self.map_logits(lambda logits: logits.argmax(-1))
+
+    @cached_property
+    def _scored(self) -> Tensor:
+        """``[N, 2]`` the NLL and the most likely token, of a head that would else compute its logits twice.
+
+        A token's number, below 2²⁴, is exact in float32.
+        """
+
+        def both(logits: Tensor, labels: Tensor) -> Tensor:
+            nll = nll_at(logits, labels)
+            return torch.stack([nll, logits.argmax(-1).to(nll.dtype)], 1)
+
+        return self.map_logits(both, shift_labels(self.labels).flatten()[self.index].clamp(min=0))
 
     @cached_property
     def right(self) -> Tensor:

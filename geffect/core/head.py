@@ -99,10 +99,8 @@ def run_decoder(
     the logits of every position, its decoder is no module of its own or has forward hooks, or parameters are shards.
     """
     base, vocabulary = unwrap(model), _vocabulary(model)
-    if len(index) * vocabulary <= (TRAINED if torch.is_grad_enabled() else CHUNK):
-        return None
     decoder, decoded = _decoder(base), list[Any]()
-    if decoder is None or any(map(is_shard, base.parameters())) or not keeps_positions(model):
+    if decoder is None or not computes_in_chunks(model, len(index), graph=torch.is_grad_enabled()):
         return None
     with decoder.register_forward_hook(lambda _module, _arguments, output: decoded.append(output)):
         one = keep_mask(index[:1], inputs["input_ids"].shape)
@@ -111,6 +109,21 @@ def run_decoder(
         return None
     head = Head(base, decoder, inputs, decoded[0], index, max(1, CHUNK // vocabulary))
     return head, output.hidden_states if hidden else None
+
+
+def computes_in_chunks(model: nn.Module, positions: int, *, graph: bool) -> bool:
+    """Whether a pass with or without a graph computes the logits of so many positions a chunk at a time."""
+    base = unwrap(model)
+    if positions * _vocabulary(model) <= (TRAINED if graph else CHUNK) or _decoder(base) is None:
+        return False
+    return keeps_positions(model) and not any(map(is_shard, base.parameters()))
+
+
+def logits_at_once(model: nn.Module, positions: int, *, graph: bool) -> int:
+    """The number of logits of so many positions that a pass holds at a time."""
+    vocabulary = _vocabulary(model)
+    in_chunks = computes_in_chunks(model, positions, graph=graph)
+    return vocabulary * (max(1, CHUNK // vocabulary) if in_chunks else positions)
 
 
 def _decoder(base: nn.Module) -> nn.Module | None:

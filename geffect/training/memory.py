@@ -14,6 +14,7 @@ from torch import nn
 from geffect.config import EvaluateConfig, InspectConfig, LocalizeConfig, TrainConfig, UnlearnConfig
 from geffect.core.architectures import CausalLM
 from geffect.core.forward import ALL_LOGITS, IGNORE_INDEX
+from geffect.core.head import logits_at_once
 from geffect.core.layers import decoder_blocks, unwrap
 from geffect.data.encode import EncodedExample
 from geffect.io.system import free_memory, rank_and_size
@@ -148,9 +149,10 @@ def training_memory(config: TrainConfig, model: CausalLM, encoded: Encoded) -> M
     tokens, labeled = micro_batch(encoded, config.batch_size)
     activations = activation_bytes(model, tokens, sizes.number, checkpointing=config.gradient_checkpointing)
     activations += sizes.weights // 2 if config.autocasts and sizes.number == FLOAT32 else 0  # their casts
-    copies = 2 if not isinstance(config, UnlearnConfig) else 2 + config.objective.needs_reference
-    positions = tokens if isinstance(config, UnlearnConfig) and ALL_LOGITS in config.objective.needs else labeled
-    logits = positions * model.config.get_text_config().vocab_size * sizes.number * copies
+    everywhere = isinstance(config, UnlearnConfig) and ALL_LOGITS in config.objective.needs
+    logits = _logits(model, tokens if everywhere else labeled, sizes.number, 2)  # and their gradient
+    if isinstance(config, UnlearnConfig) and config.objective.needs_reference:
+        logits += (tokens if everywhere else labeled) * model.config.get_text_config().vocab_size * sizes.number
     averages = OPTIMIZER_COPIES.get(config.optimizer, 2) * sizes.trained + 2 * sizes.largest
     steps = _moments(config, sizes, activations, logits) if isinstance(config, UnlearnConfig) else [{}]
     moments = [
@@ -231,7 +233,7 @@ def localization_memory(config: LocalizeConfig, model: CausalLM, encoded: Encode
         gradients=wide * copies + 3 * sizes.largest,
         masks=sizes.entries // 8 * len(config.share) * len(encoded),
         activations=activation_bytes(model, tokens, sizes.number),
-        logits=labeled * model.config.get_text_config().vocab_size * sizes.number * (1 + draws),
+        logits=_logits(model, labeled, sizes.number, 1 + draws),
     )
 
 
@@ -245,6 +247,7 @@ def inspection_memory(config: InspectConfig, model: CausalLM, encoded: Encoded, 
     longest = {name: sorted(each, key=lambda example: -len(example.input_ids)) for name, each in encoded.items()}
     a_part = {name: each[: -(-len(each) // num_parts)] for name, each in longest.items()}
     tokens, labeled = micro_batch(a_part, config.batch_size)
+    whole = labeled * model.config.get_text_config().vocab_size * sizes.number  # neither is computed in chunks
     return MemoryEstimate(
         process=PROCESS,
         weights=sizes.weights,
@@ -252,7 +255,7 @@ def inspection_memory(config: InspectConfig, model: CausalLM, encoded: Encoded, 
         kept=sizes.trained * (kept + 3 * (config.mode == "paper")),
         reference=sizes.weights * references,
         activations=activation_bytes(model, tokens, sizes.number) * (1 + singly),  # a tangent beside each, no graph
-        logits=labeled * model.config.get_text_config().vocab_size * sizes.number * (2 + references + singly),
+        logits=_logits(model, labeled, sizes.number, 2) + whole * (references + singly),
     )
 
 
@@ -276,8 +279,14 @@ def evaluation_memory(
         gradients=relearn,
         reference=2 * sizes.weights * bool(config.calibrate) + sizes.weights * config.rounded,
         activations=one_block + min(written, cache),
-        logits=(labeled + SCORE_COPIES * longest) * shape.vocab_size * sizes.number,
+        logits=_logits(model, labeled, sizes.number, 1, graph=False)
+        + SCORE_COPIES * longest * shape.vocab_size * sizes.number,
     )
+
+
+def _logits(model: CausalLM, positions: int, number: int, copies: int, *, graph: bool = True) -> int:
+    """Bytes of so many copies of the logits that a pass over labeled positions holds at a time."""
+    return logits_at_once(model, positions, graph=graph) * number * copies
 
 
 def available_bytes(device: torch.device) -> int:

@@ -8,15 +8,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from typer import Typer
 from typer.testing import CliRunner
 
 from analysis.gpu import check as command
-from analysis.gpu import numbers
+from analysis.gpu import numbers, study
 from analysis.gpu.running import FAILED, OK, SKIPPED, Check, Number, Numbers, Place, results, seconds_of
 from geffect.core.gram import inner_products
+from geffect.errors import GeffectError
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -216,3 +218,40 @@ def test_everything_runs_small_on_the_cpu(tmp_path: Path) -> None:
     assert {each["check"].partition("/")[0] for each in found["checks"]} == {"numbers", "paths", "1b", "8b"}
     assert {"versions", "device", "small", "at", "accelerators", "minutes"} <= set(found)
     assert all(each["seconds"] > 0 and each["peak_gb"] is None for each in found["checks"] if each["status"] == OK)
+
+
+@pytest.mark.slow
+def test_the_study_runs_small_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second call finds its runs; a table of five methods and a picture of what was drawn are left."""
+    app = Typer()
+    app.command()(study.main)
+    asked = [
+        "--small",
+        "--device",
+        "cpu",
+        "--seeds",
+        "1",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    tables = []
+    for _ in range(2):
+        ended = CliRunner().invoke(app, asked, catch_exceptions=False)
+        assert ended.exit_code == 0, ended.output
+        tables.append((tmp_path / "out" / "table.csv").read_text())
+    assert tables[0] == tables[1]
+    assert list(pd.read_csv(tmp_path / "out" / "table.csv")["objective"]) == [name for name, _ in study.METHODS]
+    assert (tmp_path / "out" / "by_loss.png").exists() and (tmp_path / "out" / "by_loss.csv").exists()
+
+
+def test_a_model_comes_in_parts(tmp_path: Path) -> None:
+    parts = [tmp_path / "a", tmp_path / "b"]
+    for part, text in zip(parts, (b"one", b"two"), strict=True):
+        part.write_bytes(text)
+    assert study.joined(parts, tmp_path / "deep" / "whole").read_bytes() == b"onetwo"
+    with pytest.raises(GeffectError, match=r"There is no file .*missing"):
+        study.joined([*parts, tmp_path / "missing"], tmp_path / "other")
+    with pytest.raises(GeffectError, match="No part of the model is named"):
+        study.joined([], tmp_path / "other")

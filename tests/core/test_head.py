@@ -98,6 +98,28 @@ def test_no_call_of_the_head_takes_more_than_a_chunk(few: None) -> None:
     assert sum(counts) == 1 + 2 * labeled  # once for the value, once for the gradient
 
 
+@torch.no_grad()
+def test_an_evaluation_reads_every_chunk_once(few: None) -> None:
+    """Losses and most likely tokens, also where another labeling has positions of its own."""
+    model, batch = llama(), make_batch()
+    other = torch.where(batch["labels"] == IGNORE_INDEX, 1, IGNORE_INDEX)
+    with positions(model) as counts:
+        outputs = forward(model, batch | {"other_labels": other})
+        found = outputs.nll, outputs.right
+    assert sum(counts) == 1 + len(outputs.index)
+    assert len(outputs.index) > sum(end - first for first, end in LABELED)
+    whole = forward(model, batch)
+    assert torch.equal(found[0], whole.nll_of(batch["labels"]))
+    assert torch.equal(
+        found[1], outputs.spread(outputs.logits.argmax(-1) == shifted(batch)[outputs.index]) & outputs.mask
+    )
+
+
+def shifted(batch: dict[str, Tensor]) -> Tensor:
+    """``[B·T]`` the label that each position predicts."""
+    return torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
+
+
 def test_two_losses_over_one_pass(few: None) -> None:
     """As NPO has: the objective and the loss are back-propagated one after the other."""
     model, batch = llama().double(), make_batch()

@@ -12,6 +12,7 @@ from torch import Tensor
 import geffect
 from geffect import api
 from geffect.config import EvaluateConfig, FinetuneConfig, InspectConfig, LocalizeConfig, UnlearnConfig
+from geffect.core import head
 from geffect.core.forward import forward
 from geffect.data.encode import collate, encode_set, pad_id_of
 from geffect.data.load import load_set
@@ -100,6 +101,32 @@ def test_the_parts_are_those_of_the_method(tmp_path: Path) -> None:
     assert adapter.gradients < 0.1 * weights and adapter.reference == 0
     assert estimate(tmp_path, gradient_checkpointing=True).activations < ga.activations / 2
     assert estimate(tmp_path, batch_size=2).activations < ga.activations
+
+
+def test_logits_are_bounded_where_the_head_is_chunked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frozen reference, and an objective over every position, hold all of theirs."""
+    plain, kl = estimate(tmp_path).logits, estimate(tmp_path, objective="ga + kl").logits
+    monkeypatch.setattr(head, "TRAINED", 10_000)
+    monkeypatch.setattr(head, "CHUNK", 10_000)
+    vocabulary = make_tiny(0)[0].config.vocab_size
+    chunk = 10_000 // vocabulary * vocabulary * 4
+    assert (estimate(tmp_path).logits, estimate(tmp_path, objective="ga + kl").logits) == (
+        2 * chunk,
+        2 * chunk + plain // 2,
+    )
+    assert kl == plain + plain // 2 > 6 * chunk
+
+
+def test_a_smaller_batch_is_a_remedy_of_an_evaluation_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fit, "available_bytes", lambda device: 10**8)
+    with caplog.at_level(logging.WARNING, "geffect"):
+        api.evaluate(
+            EvaluateConfig(model=TINY, out=tmp_path / "out", metric=["loss"], set=[f"forget={SETS['forget']}"])
+        )
+    (said,) = [each.getMessage() for each in caplog.records if "GB are free" in each.getMessage()]
+    assert "lower --batch-size to 8" in said
 
 
 def test_what_the_host_holds_is_not_the_device_s(tmp_path: Path) -> None:
