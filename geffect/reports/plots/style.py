@@ -271,7 +271,7 @@ def finish(figure: Figure, looks: dict[str, Look], columns: int, *, above: bool 
 def settle(figure: Figure) -> None:
     """Fix the layout so that drawing again moves nothing."""
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)
 
 
 SIGNED = "PuOr"  # orange below zero, purple above: distinct for every kind of color vision
