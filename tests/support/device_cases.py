@@ -316,6 +316,7 @@ def _unlearning() -> Iterator[Case]:
         settings = {"rectifier": rectifier, "objective": "npo + gd"}
         yield Case(f"unlearn with {name}", partial(_unlearn, **settings), sample=name == "memflex")
     yield Case("likelihood on the second device", _on_second)
+    yield Case("unlearn on the second device", _unlearn_on_second)
     yield Case("unlearn where the Trainer sees two GPUs", _beside_another, sample=False)
     yield Case("unlearn, resumed", _resume)
     yield Case("finetune", partial(_finetune))
@@ -380,6 +381,13 @@ def _on_second(place: Place) -> None:
     assert {str(p.device) for p in model.parameters()} == {device}
     with contextlib.nullcontext() if device == "cpu" else made_on(torch.device(device)):
         _likelihood(place, model)
+
+
+def _unlearn_on_second(place: Place) -> None:
+    """A whole training on the device that is named."""
+    device = "cpu" if place.device == "cpu" else f"{NAME}:1"
+    with contextlib.nullcontext() if device == "cpu" else made_on(torch.device(device)):
+        _unlearn(place, objective="npo", rectifier="gru", device=device)
 
 
 def _beside_another(place: Place) -> None:

@@ -141,7 +141,10 @@ class Traffic:
 
 
 TRAFFIC = Traffic()  # of this process
-_HERE = threading.local()  # ``place``: where an attention makes its masks; ``errors``: of the backward pass that runs
+_HERE = threading.local()  # ``errors``: of the backward pass that runs
+_PLACE: list[torch.device | None] = [
+    None
+]  # where torch's own code makes what it makes, in a backward pass's thread too
 
 
 class EmulatedTensor(Tensor):
@@ -192,9 +195,12 @@ class EmulatedTensor(Tensor):
         device = next((each.device for each in args if isinstance(each, Tensor)), device)
         if device is None or device.type != NAME:
             return super().to(*args, **kwargs)
-        if _numbered(device) == self.place:
+        there = _numbered(device)
+        if there.index == 0 and _PLACE[-1] is not None:  # as torch's own code names it
+            there = _PLACE[-1]
+        if there == self.place:
             return super().to(dtype or self.dtype, copy=kwargs.get("copy", False))
-        moved = _move(self, _numbered(device))
+        moved = _move(self, there)
         return moved if dtype is None else moved.to(dtype)
 
     def tolist(self) -> Any:
@@ -411,12 +417,11 @@ def _attend() -> None:
 @contextlib.contextmanager
 def made_on(place: torch.device) -> Iterator[None]:
     """What torch's own code makes beside a tensor lies on a device; to that code all are on the first."""
-    before = getattr(_HERE, "place", None)
-    _HERE.place = place
+    _PLACE.append(place)
     try:
         yield
     finally:
-        _HERE.place = before
+        _PLACE.pop()
 
 
 def where() -> str:
@@ -438,7 +443,7 @@ def _dispatch(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _zeros(size: Any, **options: Any) -> Tensor:
-    device = getattr(_HERE, "place", None) or _numbered(options["device"])
+    device = _PLACE[-1] or _numbered(options["device"])
     return EmulatedTensor(torch.zeros(size, dtype=options.get("dtype")), device)
 
 
@@ -479,8 +484,8 @@ def _carry_out(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any
     if packet is aten.copy_:
         _count_copy(tensors[1], tensors[0].device, bool(kwargs.get("non_blocking", len(args) > 2 and args[2])))
     place = next((each.device for each in tensors if isinstance(each, EmulatedTensor)), None)
-    options, here = dict(kwargs), getattr(_HERE, "place", None)
-    if here is not None and packet not in COPIES and options.get("device") == torch.device(NAME, 0):
+    options, here = dict(kwargs), _PLACE[-1]
+    if here is not None and options.get("device") == torch.device(NAME, 0):
         options["device"] = here
     if options.get("device") is not None:
         place = _numbered(options["device"])
