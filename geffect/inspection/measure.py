@@ -71,6 +71,7 @@ def measurement(
         tie=find_tied_weights(model),
         overlap=overlap,
         keep=keep,
+        updates=False,
         standard_errors=standard_errors,
         labels=inputs.labels,
     )

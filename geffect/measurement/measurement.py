@@ -64,6 +64,7 @@ class Measurement:
         overlap: share of the largest entries in a gradient's mask; 0 makes none.
         keep: hold the gradients until the optimizer has stepped, and measure its update.
         keep_on: the device on which these, and the weights before the step, are held; None: each on its own.
+        updates: an optimizer steps after each step; False measures gradients alone.
         prediction: the probe whose losses' change is predicted and measured; implies ``keep``.
         standard_errors: go over the window's micro-batches again, for standard errors; implies ``keep``.
         labels: parameter → what standard errors are summed under (itself where it is missing).
@@ -84,6 +85,7 @@ class Measurement:
     overlap: float = 0.0
     keep: bool = False
     keep_on: torch.device | None = None
+    updates: bool = True
     prediction: "PredictionCheck | None" = None
     standard_errors: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -101,9 +103,9 @@ class Measurement:
         self.keep = self.keep or self.prediction is not None or self.standard_errors
 
     def alone(self, **changes: Any) -> "Measurement":
-        """The same gradients, held and left as they are: no rectifier, frozen entries or other diagnostics."""
+        """The same gradients, held and left as they are: no update, rectifier, frozen entries or other diagnostics."""
         plain: dict[str, Any] = {"prediction": None, "overlap": 0.0, "standard_errors": False, "frozen": None}
-        measurement = replace(self, rectifier=Rectifier(), keep=True, **(plain | changes))
+        measurement = replace(self, rectifier=Rectifier(), keep=True, updates=False, **(plain | changes))
         measurement.term_states = self.term_states
         return measurement
 

@@ -82,7 +82,7 @@ class Step:
         rectified = self.rectifier.coefficients()
         self._hand_back(rectified)
         named = self._combinations(rectified)
-        if self.kept is not None or self.rule.corrects or self.run.frozen is not None:
+        if self.run.updates and (self.kept is not None or self.rule.corrects or self.run.frozen is not None):
             shares = None if self.kept is None else (self.kept, self.kept_embeds)
             self.applied = Applied(self.run, named, self.basis.names, shares, self.masks)
         measured = self._report(scalars, named) if self.measure else Measured(scalars)
