@@ -23,7 +23,7 @@ from geffect.models.load import DTYPES
 
 Encoded = Mapping[str, Sequence[EncodedExample]]
 OPTIMIZER_COPIES = {"sgd": 0, "adagrad": 1, "rmsprop": 1, "adafactor": 0}  # tensors of the parameters' size; else 2
-PROCESS = 560_000_000  # bytes of a process that has imported torch, transformers and peft, and made a Trainer
+PROCESS = 600_000_000  # bytes of a process that has imported torch, transformers and peft, and made a Trainer
 FLOAT32 = 4  # bytes of a number
 SCORE_COPIES = 5  # arrays of an example's logits that its scores are made of, in float32: `geffect.evaluation.view`
 
