@@ -5,6 +5,8 @@ import json
 import logging
 import random
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -100,6 +102,33 @@ def test_a_template_that_does_not_end_is_stopped(template: str, monkeypatch: pyt
     assert bytearray(300 << 20)
     time.sleep(0.1)
     assert threading.active_count() <= threads
+
+
+def test_no_interruption_arrives_after_its_limits() -> None:
+    """However close to the end it was sent."""
+    stopped = 0
+    for i in range(400):
+        try:
+            with prompts._time(i % 40 * 1e-5):
+                sum(range(2000))
+        except prompts.TimeIsUp:
+            stopped += 1
+        for _ in range(3000):
+            pass
+    assert stopped
+
+
+def test_a_debugger_traces_what_follows_a_rendering() -> None:
+    """CPython 3.11 would hang in the first function that is called after an exception was taken back."""
+    code = (
+        "import sys; from geffect.data.prompts import limits\n"
+        "def trace(*_): return trace\n"
+        "def follow(): return 'traced'\n"
+        "with limits(9.0, 1 << 30): pass\n"
+        "sys.settrace(trace); print(follow())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "traced\n"
 
 
 @pytest.mark.parametrize("template", [5, 0, True, 1.5])
