@@ -7,6 +7,7 @@ The paper rectifies the gradient; the other two spaces are this toolkit's. Compa
 *measured* loss of the heldout set rises, and heldout accuracy at equal forget loss.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,18 @@ def main(
         }
         for name, space, seed in cells
     ])
+    draw(paths, cells, losses, out)
+
+
+def draw(paths: list[Path], cells: Sequence[tuple[str, str, int]], losses: tuple[float, ...], out: Path) -> None:
+    """Tabulate and draw finished runs.
+
+    Args:
+        paths: of the runs.
+        cells: objective, rectifier and seed of each.
+        losses: as of `tabulate`.
+        out: where to write.
+    """
     columns = ["step", "forget_loss", "forget_accuracy", "heldout_loss", "heldout_accuracy"]
     frame = pd.concat([
         read_steps(path)[columns].assign(objective=name, rectifier=space, seed=seed)

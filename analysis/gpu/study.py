@@ -12,11 +12,10 @@ import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd
 import typer
 
-from analysis.gru_spaces import tabulate
-from analysis.runs import ensure, keep_configs
+from analysis.gru_spaces import draw
+from analysis.runs import ensure
 from geffect.errors import GeffectError
 
 METHODS = {
@@ -79,9 +78,6 @@ def joined(parts: list[Path], out: Path) -> Path:
 
 def study(settings: dict[str, Any], seeds: int, runs: Path, out: Path, *, small: bool) -> None:
     """Run what is missing, then tabulate and draw."""
-    from geffect.record.frames import read_steps
-    from geffect.reports import plots
-
     sets, fit, unlearn = (SMALL, SMALL_FIT, SMALL_UNLEARN) if small else (TOFU, FIT, UNLEARN)
     known = [sets["forget"], sets["retain"], sets["heldout"]]
     (start,) = ensure([settings | fit | {"train": known, "out": runs / "start"}], "finetune")
@@ -91,16 +87,7 @@ def study(settings: dict[str, Any], seeds: int, runs: Path, out: Path, *, small:
         plain | method | {"seed": seed, "out": runs / f"{i}-{seed}"}
         for i, ((_, _, seed), method) in enumerate(cells.items())
     ])
-    columns = ["step", "forget_loss", "forget_accuracy", "heldout_loss", "heldout_accuracy"]
-    frame = pd.concat([
-        read_steps(path)[columns].assign(objective=name, rectifier=rule, seed=seed)
-        for path, (name, rule, seed) in zip(paths, cells, strict=True)
-    ])
-    plots.save(plots.trade_off_grid(frame), out / "by_loss", frame)
-    table = tabulate(frame, LOSSES)
-    table.to_csv(out / "table.csv", index=False, float_format="%.4f")
-    keep_configs(paths, out)
-    print(table.to_string(index=False, float_format="%.3f"))
+    draw(paths, list(cells), LOSSES, out)
 
 
 if __name__ == "__main__":

@@ -365,8 +365,8 @@ class UnlearnConfig(TrainConfig):
     )
     keep_on: Literal["device", "cpu"] = Field(
         default="device",
-        description="where gradients are held for --prediction, --standard-errors and --save-gradients: cpu spares an "
-        "accelerator's memory, and each travels there and back",
+        description="where gradients, and the weights before a step, are held for --prediction, --standard-errors and "
+        "--save-gradients: cpu spares an accelerator's memory, and each travels there and back",
     )
     shard: bool = Field(
         default=False, description="shard weights, gradients and optimizer state over the launched processes (FSDP2)"

@@ -73,13 +73,14 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     >>> [len(each) for each in _buckets([torch.zeros(2), torch.zeros(3), torch.zeros(3, dtype=torch.float64)])]
     [2, 1]
     """
-    bucket: list[Tensor] = []
+    bucket, size = list[Tensor](), 0
     for tensor in tensors:
-        fits = sum(each.nbytes for each in bucket) + tensor.nbytes <= BUCKET
+        fits = size + tensor.nbytes <= BUCKET
         if bucket and not (fits and (tensor.dtype, tensor.device) == (bucket[0].dtype, bucket[0].device)):
             yield bucket
-            bucket = []
+            bucket, size = [], 0
         bucket.append(tensor)
+        size += tensor.nbytes
     if bucket:
         yield bucket
 

@@ -94,7 +94,7 @@ class Outputs:
     @cached_property
     def nll(self) -> Tensor:
         """``[B, T]`` token NLLs in nats, 0 where not labeled."""
-        if isinstance(self.head, Head) and not torch.is_grad_enabled():
+        if self._scores_at_once:
             return torch.where(self.mask, self.spread(self._scored[:, 0]), 0.0)
         return self.nll_of(self.labels)
 
@@ -111,13 +111,18 @@ class Outputs:
     @cached_property
     def likeliest(self) -> Tensor:
         """``[N]`` the most likely token at each position of ``index``."""
-        if isinstance(self.head, Head) and not torch.is_grad_enabled():
+        if self._scores_at_once:
             return self._scored[:, 1].long()
         return self.map_logits(lambda logits: logits.argmax(-1))
 
+    @property
+    def _scores_at_once(self) -> bool:
+        """Whether the head runs in chunks and without a graph: for two numbers it would compute its logits twice."""
+        return isinstance(self.head, Head) and not torch.is_grad_enabled()
+
     @cached_property
     def _scored(self) -> Tensor:
-        """``[N, 2]`` the NLL and the most likely token, of a head that would else compute its logits twice.
+        """``[N, 2]`` the NLL and the most likely token, of one pass over the head.
 
         A token's number, below 2²⁴, is exact in float32.
         """

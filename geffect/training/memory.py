@@ -150,9 +150,10 @@ def training_memory(config: TrainConfig, model: CausalLM, encoded: Encoded) -> M
     activations = activation_bytes(model, tokens, sizes.number, checkpointing=config.gradient_checkpointing)
     activations += sizes.weights // 2 if config.autocasts and sizes.number == FLOAT32 else 0  # their casts
     everywhere = isinstance(config, UnlearnConfig) and ALL_LOGITS in config.objective.needs
-    logits = _logits(model, tokens if everywhere else labeled, sizes.number, 2)  # and their gradient
+    positions = tokens if everywhere else labeled
+    logits = _logits(model, positions, sizes.number, 2)  # and their gradient
     if isinstance(config, UnlearnConfig) and config.objective.needs_reference:
-        logits += (tokens if everywhere else labeled) * model.config.get_text_config().vocab_size * sizes.number
+        logits += positions * model.config.get_text_config().vocab_size * sizes.number
     averages = OPTIMIZER_COPIES.get(config.optimizer, 2) * sizes.trained + 2 * sizes.largest
     steps = _moments(config, sizes, activations, logits) if isinstance(config, UnlearnConfig) else [{}]
     moments = [

@@ -62,23 +62,19 @@ def test_a_trainer_trains_to_the_same_bits(kind: str, launched: Path) -> None:
     assert (launched / kind / "run" / "DONE").exists()
 
 
-@pytest.mark.slow
-def test_a_plan_that_hides_gradients_is_refused(launched: Path) -> None:
-    told = {path.read_text(encoding="utf-8") for path in launched.glob("hidden-*.txt")}
-    assert told == {
-        "FullyShardedDataParallel keeps gradients of its own, not those in .grad. "
-        "Shard with FSDP2 (fsdp_version: 2, fully_shard), or train with DDP."
-    }
+REFUSED = {
+    "hidden": "FullyShardedDataParallel keeps gradients of its own, not those in .grad. "
+    "Shard with FSDP2 (fsdp_version: 2, fully_shard), or train with DDP.",
+    # each process sees every example there: their gradients are no shares of a sum
+    "parallel": "The model is tensor-parallel (tp_plan): its processes share each pass, not the examples. "
+    "Load it without tp_plan, and shard it with FSDP2 (fully_shard).",
+}
 
 
 @pytest.mark.slow
-def test_a_plan_whose_processes_share_a_pass_is_refused(launched: Path) -> None:
-    """Each process sees every example there: their gradients are no shares of a sum."""
-    told = {path.read_text(encoding="utf-8") for path in launched.glob("parallel-*.txt")}
-    assert told == {
-        "The model is tensor-parallel (tp_plan): its processes share each pass, not the examples. "
-        "Load it without tp_plan, and shard it with FSDP2 (fully_shard)."
-    }
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_plan_with_other_gradients_is_refused(kind: str, launched: Path) -> None:
+    assert {path.read_text(encoding="utf-8") for path in launched.glob(f"{kind}-*.txt")} == {REFUSED[kind]}
 
 
 def test_small_tensors_travel_together(monkeypatch: pytest.MonkeyPatch) -> None:
