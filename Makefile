@@ -12,7 +12,7 @@ PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reor
 
 .PHONY: demo docs figures figures-plain figures-others figures-real check-data test test-all test-lowest coverage fuzz lint smollm2
 
-demo: $(INSTALLED)  ## fit the tiny model, unlearn it in three ways, print a table, draw three pictures
+demo: $(INSTALLED)  ## unlearn the tiny model in three ways, print a table, draw three pictures
 	$(BIN)/geffect demo
 
 # one thread each: two scripts at a time, and the same numbers on any number of cores

@@ -26,6 +26,7 @@ from geffect.config import (
     UnlearnConfig,
 )
 from geffect.config.schema import Schema
+from geffect.core.architectures import CausalLM, Tokenizer
 from geffect.core.devices import AUTO, deterministic_algorithms, find_device
 from geffect.core.distributed import rank, wait_for_all
 from geffect.core.forward import IGNORE_INDEX
@@ -59,7 +60,7 @@ from geffect.io.system import check_single_process, launch_command, raise_on_sig
 from geffect.localization.localize import localize as find
 from geffect.localization.localize import split_losses
 from geffect.localization.storage import read_localization, write_localization
-from geffect.models.builtin import BUILT_IN, built_in_key, is_built_in, make_tiny
+from geffect.models.builtin import BUILT_IN, built_in_key, is_built_in, load_fitted, make_tiny
 from geffect.models.cache import cached_directory
 from geffect.models.checkpoints import named_checkpoints
 from geffect.models.load import Loaded, load, quiet_transformers
@@ -197,7 +198,7 @@ def load_model(
     """Load a model by any name (`geffect.models.names.FORMS`), and its tokenizer, as `geffect.models.load.load`.
 
     ``device`` is ``auto`` (an accelerator if torch sees one, else the CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps`` and
-    so on. A built-in model is fitted on first use (about a minute, on the CPU) and cached.
+    so on. A built-in model without weights in the package is fitted on first use (about a minute, on the CPU) and cached.
     """
     find_device(device)
     if is_built_in(spec):
@@ -221,20 +222,33 @@ def _loader(config: TrainConfig | LocalizeConfig | InspectConfig | EvaluateConfi
 def builtin_tiny(name: str = "builtin:tiny") -> Path:
     """The directory of a built-in model, made on first use; a name with ``-untrained`` after it is the model before."""
     base = name.removesuffix(UNTRAINED)
-    make = partial(_save_tiny if name != base else _fit_tiny, base)
+    make = partial(_save_untrained if name != base else _save_fitted, base)
     return cached_directory(name.removeprefix("builtin:"), built_in_key(base), make)
 
 
-def _save_tiny(name: str, directory: Path) -> None:
-    model, tokenizer = make_tiny(0, name)
+def _save_untrained(name: str, directory: Path) -> None:
+    _save(directory, *make_tiny(0, name))
+
+
+def _save_fitted(name: str, directory: Path) -> None:
+    """Save the weights that the package holds, else fit them."""
+    fitted = load_fitted(name)
+    if fitted is None:
+        fit_builtin(name, directory)
+    else:
+        _save(directory, *fitted)
+
+
+def _save(directory: Path, model: CausalLM, tokenizer: Tokenizer) -> None:
     with quiet_transformers():
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
 
 
-def _fit_tiny(name: str, directory: Path) -> None:
+def fit_builtin(name: str, directory: Path) -> None:
+    """Fit a built-in model by its recipe into an empty directory, which becomes a finished run."""
     LOGGER.info("fitting %s once, about a minute; it is kept in %s", name, directory.parent)
-    _save_tiny(name, directory / "init")
+    _save_untrained(name, directory / "init")
     sets, recipe, _ = BUILT_IN[name]
     place = {"model": str(directory / "init"), "out": directory / "fit", "device": "cpu"}  # the same on every machine
     config = FinetuneConfig.read(train=list(sets), **place, **recipe)

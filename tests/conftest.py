@@ -25,8 +25,6 @@ SHAPE = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
 }
-FIRST = ("test_readme.py", "test_builtin.py")  # each begins with the fit of one built-in model, at the same time
-LAST = "test_notebooks.py"  # needs both
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,11 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = {item.path for item in selected if item.get_closest_marker("slow")}
     trains = {item.path for item in selected if {"start", "known"} & set(getattr(item, "fixturenames", ()))}
 
-    def place(item: pytest.Item) -> tuple[int, bool, bool, bool]:
-        first = FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST)
-        return first, item.path not in slow, item.path.name == LAST, item.path not in trains
-
-    items.sort(key=place)
+    items.sort(key=lambda item: (item.path not in slow, item.path not in trains))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -18,7 +18,7 @@ SETTINGS = {
     "steps": 25,
     "batch_size": 8,
     "learning_rate": 3e-4,
-    "evaluate_every": 1,
+    "evaluate_every": 2,
 }
 DOMAINS = {
     "model": "builtin:tiny-domains",

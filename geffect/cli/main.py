@@ -411,6 +411,8 @@ def main() -> NoReturn:
     logging.setLogRecordFactory(VisibleRecord)
     warnings.formatwarning = format_warning
     logging.basicConfig(format="geffect: %(message)s", level=logging.WARNING)
+    for library in ("huggingface_hub", "datasets"):  # each has a handler of its own
+        logging.getLogger(library).propagate = False
     logging.getLogger("geffect").setLevel(logging.ERROR if rank_and_size()[0] else logging.INFO)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

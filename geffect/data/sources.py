@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from geffect.errors import GeffectError, missing_path, nearest
+from geffect.io.hub import offline_if_unreachable
 from geffect.io.readers import PARSED, Unreadable, duplicate, open_regular, parse_json, read_text, reasons, text_lines
 from geffect.io.system import free_memory
 
@@ -271,8 +272,10 @@ def hub_rows(name: str) -> list[Row]:
         message = f"hub:{name} needs the datasets library, which cannot be imported: {error}"
         raise GeffectError(message, remedy="Run: pip install 'geffect[hub]'") from error
     config = parts[2] if len(parts) == 4 else None
+    place = "/".join(parts[:2])
     try:
-        table = load_dataset("/".join(parts[:2]), name=config, split=parts[-1])
+        with offline_if_unreachable(place):
+            table = load_dataset(place, name=config, split=parts[-1])
         rows: list[Any] = [_plain_row(row) for row in table.to_list()]
     except Exception as error:  # each builder, reader and network layer below has errors of its own
         reason = " ".join(str(error).split()) or type(error).__name__

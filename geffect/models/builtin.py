@@ -1,4 +1,8 @@
-"""Models without a directory of their own: built-in ones, which learn in a minute, and converted GGUF files."""
+"""Models without a directory of their own: built-in ones, which learn in a minute, and converted GGUF files.
+
+The package holds the fitted weights of `SHIPPED`, rounded to bfloat16, so that every machine starts from the same.
+``python -m analysis.built_in`` fits them again and writes the files.
+"""
 
 import hashlib
 import importlib.util
@@ -8,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from geffect.core.architectures import CausalLM, Tokenizer
 from geffect.core.devices import seeded
@@ -15,7 +21,7 @@ from geffect.data.encode import PLAIN
 from geffect.data.load import load_set
 from geffect.errors import GeffectError
 from geffect.models.cache import cached_directory, file_sha256
-from geffect.models.checkpoints import check_loading_info
+from geffect.models.checkpoints import check_loading_info, read_errors
 from geffect.models.names import UNTRAINED, check_gguf
 
 SHAPE = {  # about 1.7 million parameters
@@ -52,6 +58,7 @@ BUILT_IN = {
     "builtin:tiny-domains": BuiltIn(DOMAINS, SLOWER, {}),
     "builtin:tiny-domains-qwen2": BuiltIn(DOMAINS, SLOWER, {"model_type": "qwen2"}),
 }
+SHIPPED = (TINY, "builtin:tiny-domains")
 
 
 def is_built_in(spec: str) -> bool:
@@ -61,8 +68,47 @@ def is_built_in(spec: str) -> bool:
 
 def built_in_key(name: str = TINY) -> str:
     """All that a trained built-in model depends on, for its place in the cache."""
-    texts = hashlib.sha256("\n".join(_texts(name)).encode()).hexdigest()
-    return json.dumps([SHAPE | BUILT_IN[name].shape, VOCABULARY, BUILT_IN[name].recipe, texts])
+    file = weights_file(name)
+    return json.dumps([recipe_sha256(name), file_sha256(file) if file.exists() else None])
+
+
+def recipe_sha256(name: str = TINY) -> str:
+    """The hash of how a built-in model is fitted: its texts, shape, size of the vocabulary and training."""
+    recipe = [SHAPE | BUILT_IN[name].shape, VOCABULARY, BUILT_IN[name].recipe, _texts(name)]
+    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
+
+
+def weights_file(name: str = TINY) -> Path:
+    """Where the package keeps a built-in model's fitted weights; only those in `SHIPPED` have the file."""
+    return Path(__file__).parent / "weights" / f"{name.removeprefix('builtin:')}.safetensors"
+
+
+def save_fitted(model: CausalLM, tokenizer: Tokenizer, name: str, file: Path) -> None:
+    """Write a built-in model's fitted weights in bfloat16, with what `load_fitted` recognizes them by."""
+    weights = {key: tensor.to(torch.bfloat16).contiguous() for key, tensor in model.state_dict().items()}
+    save_file(weights, file, metadata=_identity(name, tokenizer))
+
+
+def load_fitted(name: str = TINY) -> tuple[CausalLM, Tokenizer] | None:
+    """A built-in model with the weights that the package holds (float32), and its tokenizer.
+
+    None where the package holds none, or where they are of another recipe or vocabulary (an installed tokenizers that
+    trains another one): the model is then to be fitted.
+    """
+    file = weights_file(name)
+    if not file.exists():
+        return None
+    model, tokenizer = make_tiny(0, name)
+    with read_errors(f"weights at {file}", "Install geffect again"), safe_open(file, "pt") as stored:
+        if stored.metadata() != _identity(name, tokenizer):
+            return None
+        model.load_state_dict({key: stored.get_tensor(key) for key in stored.keys()})  # noqa: SIM118
+    return model, tokenizer
+
+
+def _identity(name: str, tokenizer: Tokenizer) -> dict[str, str]:
+    vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return {"recipe": recipe_sha256(name), "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest()}
 
 
 def make_tiny(

@@ -14,6 +14,7 @@ import torch
 from geffect.core.architectures import CAUSAL, CausalLM, Tokenizer, check_class, check_runs, freeze_non_text
 from geffect.core.devices import AUTO, find_device, seeded
 from geffect.errors import GeffectError
+from geffect.io.hub import offline_if_unreachable
 from geffect.io.readers import check_regular, read_json
 from geffect.io.system import check_memory
 from geffect.models.builtin import convert_gguf, is_built_in, make_tiny, make_tokenizer, smollm2_file
@@ -186,7 +187,7 @@ def load_tokenizer(
 
 def _own_tokenizer(source: Path | str, config: "PretrainedConfig | None", trust: bool) -> Tokenizer:
     """An adapter's tokenizer, else its base's; in either case the adapter's chat template replaces its base's."""
-    with quiet_transformers():
+    with quiet_transformers(), offline_if_unreachable(str(source)):
         if not _is_adapter(source):
             name, revision = _revision(str(source))
             return read_tokenizer(name, trust, **revision)
@@ -208,7 +209,7 @@ def _read_weights(source: Path | str, dtype: str, trust: bool) -> CausalLM:
         with quiet_transformers():
             adapted: CausalLM = PeftModel.from_pretrained(base, str(source), is_trainable=True)
             return adapted
-    with quiet_transformers():
+    with quiet_transformers(), offline_if_unreachable(str(source)):
         name, revision = _revision(str(source))
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust, **revision)
         model, info = _auto_class(config).from_pretrained(
@@ -299,7 +300,7 @@ def _outline(source: Path | str, trust: bool, *, check_files: bool = False) -> C
         check_directory(source)
     if _is_adapter(source):
         return _adapter_outline(source, trust, check_files)
-    with quiet_transformers(), torch.device("meta"):
+    with quiet_transformers(), offline_if_unreachable(str(source)), torch.device("meta"):
         name, revision = _revision(str(source))
         check_config(str(source), PretrainedConfig.get_config_dict(name, **revision)[0])
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust, **revision)

@@ -273,4 +273,3 @@ def test_the_second_model_is_a_qwen2_with_biases_on_queries_keys_and_values() ->
 
 def test_each_built_in_model_has_a_place_of_its_own_in_the_cache() -> None:
     assert len({built_in_key(name) for name in BUILT_IN}) == 3
-    assert hashlib.sha256(built_in_key().encode()).hexdigest().startswith("391f392c9c5a2044")
