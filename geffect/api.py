@@ -198,7 +198,7 @@ def load_model(
     """Load a model by any name (`geffect.models.names.FORMS`), and its tokenizer, as `geffect.models.load.load`.
 
     ``device`` is ``auto`` (an accelerator if torch sees one, else the CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps`` and
-    so on. A built-in model without weights in the package is fitted on first use (about a minute, on the CPU) and cached.
+    so on. A built-in model that comes without weights is fitted on first use (about a minute, on the CPU) and cached.
     """
     find_device(device)
     if is_built_in(spec):

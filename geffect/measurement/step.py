@@ -82,10 +82,10 @@ class Step:
         rectified = self.rectifier.coefficients()
         self._hand_back(rectified)
         named = self._combinations(rectified)
+        measured = self._report(scalars, named) if self.measure else Measured(scalars)
         if self.run.updates and (self.kept is not None or self.rule.corrects or self.run.frozen is not None):
             shares = None if self.kept is None else (self.kept, self.kept_embeds)
-            self.applied = Applied(self.run, named, self.basis.names, shares, self.masks)
-        measured = self._report(scalars, named) if self.measure else Measured(scalars)
+            self.applied = Applied(self.run, named, self.basis.names, shares, self.masks)  # which copies θ
         self.run.term_states = self.run.objective.update_states(self.run.term_states, scalars)
         return measured
 

@@ -26,7 +26,6 @@ METHODS: dict[str, dict[str, Any]] = {
         "objective": "npo + gd",
         "rectifier": "gru(space=both)",
         "max_grad_norm": 0.5,
-        "overlap": 0.1,
         "prediction": 4,
         "save_gradients": ["retain_average"],
     },
