@@ -50,7 +50,7 @@ test-all: $(INSTALLED)  ## with the exhaustive sweeps, which take hours
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m ""
 
 test-lowest:  ## the tests with the lowest versions that pyproject.toml allows, in .venv-lowest
-	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) -m venv --clear .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python $(PYTEST) -W default  # old libraries warn of newer ones

@@ -44,7 +44,7 @@ def _run(shown: Shown) -> str:
     return out.getvalue()
 
 
-# Another processor fits another start, and so near a bound one may give another verdict, with its own remedy.
+# Another processor rounds otherwise, and so near a bound one may give another verdict, with its own remedy.
 VERDICT = re.compile(r"^(?:Selective|Not selective|Not told from noise whether [^:]*): (.* against [^;.]*\]).*", re.M)
 FINDING = re.compile(r"^- .*", re.M)
 
@@ -86,8 +86,8 @@ def test_what_readme_says_of_the_demo_is_so(workplace: Path) -> None:
     """All three forget; at equal forget loss the heldout loss is lower with GRU, at every level that all reach."""
     runs = {name: read_steps(workplace / "runs" / "demo" / name) for name in ("GA", "GA+GRU", "NPO+GRU")}
     for steps in runs.values():
-        assert steps["forget_accuracy"].iloc[-1] < 0.75  # .16 to .62 on the processors seen: each fits another start
-        assert steps["forget_loss"].iloc[-1] > 1
+        assert steps["forget_accuracy"].iloc[-1] < 0.65
+        assert steps["forget_loss"].iloc[-1] > 2.5
     level = np.linspace(0.5, min(steps["forget_loss"].max() for steps in runs.values()), 20)
     held = {name: np.interp(level, steps["forget_loss"], steps["heldout_loss"]) for name, steps in runs.items()}
     assert (held["GA+GRU"] < held["GA"]).all()

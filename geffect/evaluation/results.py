@@ -48,7 +48,7 @@ from geffect.training.memory import MemoryEstimate, evaluation_memory
 from geffect.training.setup import load_outline
 
 TASKS = "tasks.json"
-INSTALL = "pip install 'lm-eval>=0.4.9'"
+INSTALL = "pip install 'lm-eval>=0.4.10'"
 EXAMPLES, TEXTS = "examples.csv", "texts.jsonl"
 Scores = dict[str, dict[str, float]]  # task → metric → value
 KEEP = ["set", "sha256", "index", "metric", "value"]

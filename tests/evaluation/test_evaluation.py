@@ -474,5 +474,5 @@ def test_a_task_from_a_folder_is_scored_as_a_loop_does(
 
 def test_a_missing_harness_names_its_installation(known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(GeffectError, match=r"is not installed. Run pip install 'lm-eval>=0.4.9'"):
+    with pytest.raises(GeffectError, match=r"is not installed. Run pip install 'lm-eval>=0.4.10'"):
         evaluate(known, tmp_path / "out", task=["mmlu"])

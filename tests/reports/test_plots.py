@@ -238,7 +238,7 @@ def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     here = plots.save(plots.g_effect_curves(frame), tmp_path / "here", frame)
     code = (
         "import sys; from pathlib import Path; import pandas as pd; from geffect.reports import plots\n"
-        "frame = pd.read_csv(sys.argv[1])\n"
+        "frame = pd.read_csv(sys.argv[1], float_precision='round_trip')\n"
         "plots.save(plots.g_effect_curves(frame), Path(sys.argv[2]), frame)\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
@@ -260,7 +260,7 @@ def test_saved_files_carry_no_date_or_software_and_embed_type_42(tmp_path: Path)
 def test_saved_data_reads_back_exactly(tmp_path: Path) -> None:
     frame = make().assign(unlearn=lambda rows: rows["unlearn"] / 3)
     *_, csv = plots.save(plots.g_effect_curves(frame), tmp_path / "figure", frame)
-    pd.testing.assert_frame_equal(pd.read_csv(csv), frame, check_exact=True)
+    pd.testing.assert_frame_equal(pd.read_csv(csv, float_precision="round_trip"), frame, check_exact=True)
     assert b"\r" not in csv.read_bytes()
 
 
