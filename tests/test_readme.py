@@ -84,7 +84,10 @@ def test_readme_prints_what_it_shows(shown: Shown, workplace: Path, monkeypatch:
 @pytest.mark.slow
 def test_what_readme_says_of_the_demo_is_so(workplace: Path) -> None:
     """All three forget; at equal forget loss the heldout loss is lower with GRU, at every level that all reach."""
-    runs = {name: read_steps(workplace / "runs" / "demo" / name) for name in ("GA", "GA+GRU", "NPO+GRU")}
+    runs = {
+        name: read_steps(workplace / "runs" / "demo" / name).dropna(subset="forget_loss")  # the steps evaluated
+        for name in ("GA", "GA+GRU", "NPO+GRU")
+    }
     for steps in runs.values():
         assert steps["forget_accuracy"].iloc[-1] < 0.65
         assert steps["forget_loss"].iloc[-1] > 2.5
