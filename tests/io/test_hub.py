@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,24 +37,24 @@ def unreachable(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def test_a_host_that_listens_is_reachable_and_a_proxy_is_trusted(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
     with socket.create_server(("127.0.0.1", 0)) as server:
         assert is_reachable(f"http://127.0.0.1:{server.getsockname()[1]}")
     assert not is_reachable(f"http://127.0.0.1:{port}")
     assert not is_reachable("https://no.such.host.invalid")
-    monkeypatch.setattr(hub.urllib.request, "getproxies", lambda: {"https": "http://proxy:3128"})
+    monkeypatch.setattr(urllib.request, "getproxies", lambda: {"https": "http://proxy:3128"})
     assert is_reachable("https://no.such.host.invalid")
 
 
 @pytest.mark.usefixtures("unreachable")
 def test_only_what_is_not_here_is_asked_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with offline_if_unreachable("org/model"):
-        assert constants.HF_HUB_OFFLINE
-    with offline_if_unreachable(str(tmp_path)):
-        assert not constants.HF_HUB_OFFLINE
+    def inside(name: str) -> bool:
+        with offline_if_unreachable(name):
+            return bool(constants.HF_HUB_OFFLINE)
+
+    assert (inside("org/model"), inside(str(tmp_path))) == (True, False)
     monkeypatch.setattr(hub, "is_reachable", lambda address: True)
-    with offline_if_unreachable("org/model"):
-        assert not constants.HF_HUB_OFFLINE
+    assert not inside("org/model")
 
 
 @pytest.mark.usefixtures("unreachable")
