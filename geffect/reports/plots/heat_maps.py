@@ -168,9 +168,10 @@ def jaccard_by_layer(frame: pd.DataFrame, share: float) -> Figure:
     """
     style.check(frame, ("layer", "gradient", "other", "jaccard"))
     _order(frame, ())
-    table = _pairs(frame, ("layer",))["jaccard"].unstack("layer", sort=False)
-    layers: list[str] = sorted(map(str, table.columns), key=depth_key)
-    table = table[layers]
+    values = _pairs(frame, ("layer",))["jaccard"]
+    rows = values.groupby(level=["gradient", "other"], sort=False).size().index
+    layers = sorted(map(str, frame["layer"].unique()), key=depth_key)
+    table = values.unstack("layer").loc[rows, layers]  # unstack(sort=False) moves values to other rows in pandas 2
     pairs = [f"{gradient} ∩ {other}" for gradient, other in table.index]
     size = TWO_COLUMN if table.shape[1] > 12 else ONE_COLUMN, 1.35 + 0.18 * len(pairs)
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=SPARE))
