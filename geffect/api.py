@@ -65,7 +65,7 @@ from geffect.models.cache import cached_directory
 from geffect.models.checkpoints import named_checkpoints
 from geffect.models.load import Loaded, load, quiet_transformers
 from geffect.models.names import UNTRAINED
-from geffect.models.scoring import Reference, check_trainable, in_evaluation_mode
+from geffect.models.scoring import Reference, check_trainable, in_evaluation_mode, shard_start
 from geffect.models.tokenizers import vocabulary_size
 from geffect.record.schema import METRICS, refuse_existing
 from geffect.record.writer import RunDirectory, describe, layout_to_json, replacing
@@ -208,11 +208,11 @@ def load_model(
 
 
 def _loader(config: TrainConfig | LocalizeConfig | InspectConfig | EvaluateConfig) -> Callable[[str], Loaded]:
-    """Loads models by their names as a configuration says."""
+    """Loads models by their names as a configuration says; a model to shard on the CPU, since a device holds parts."""
     return partial(
         load_model,
         dtype=config.dtype,
-        device=config.device,
+        device="cpu" if getattr(config, "shard", False) else config.device,
         trust_remote_code=config.trust_remote_code,
         tokenizer=config.tokenizer,
         chat_template=config.chat_template,
@@ -350,15 +350,18 @@ def unlearn(
         loaded, sets = start.loaded, training_sets(start)
         check_launched(config, sets)
         frozen = read_gradient_mask(config, loaded)
-        success = {"start": successes(loaded.model, loaded.tokenizer, start.encoded)}
         recorded = recorded_config(config) | {"reference": {"path": loaded.source, "sha256": loaded.sha256}}
         environment = start.environment() | {"optimizer": start.arguments.optim}
         environment |= {"frozen": frozen.shares()} if frozen else {}
         checkpoint = find_checkpoint(config.out, environment) if resume else None
+        reference = Reference(loaded.model) if config.objective.needs_reference else None
+        if config.shard:
+            shard_start(loaded.model, reference, frozen, start.arguments.device.type)
+        success = {"start": successes(loaded.model, loaded.tokenizer, start.encoded)}
         past = lines_before(config.out, checkpoint)
         with quiet_transformers(), open_record(run, recorded, environment, first_step(checkpoint)) as sink:
-            options = {"frozen": frozen, "past": past, "reuse_gradients": reuse_gradients, "sink": sink}
-            trainer = _unlearn_trainer(start, sets, **options)
+            options = {"past": past, "reuse_gradients": reuse_gradients, "sink": sink}
+            trainer = _unlearn_trainer(start, sets, frozen=frozen, reference=reference, **options)
             train(trainer, checkpoint, f"{launch_command()}geffect unlearn {resume_command(config)}")
             if success["start"] and not trainer.diverged:
                 success["end"] = successes(loaded.model, loaded.tokenizer, start.encoded)
@@ -386,7 +389,6 @@ def _unlearn_trainer(
         sets=sets,
         evaluation_sets={name: each for name, each in start.encoded.items() if role_of(name) in evaluated},
         columns=compute_columns(model, tokenizer, config.objective, sets, config.seed, autocast=config.autocasts),
-        reference=Reference(model) if config.objective.needs_reference else None,
         layers=start.layout.layers,
         **options,
     )

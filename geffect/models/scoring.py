@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from geffect.core.devices import input_device
+from geffect.core.distributed import shard_model
 from geffect.core.forward import FROM_REFERENCE, Outputs, forward, logits_at
+from geffect.core.layers import trainable_parameters
+from geffect.core.masks import GradientMask
 from geffect.core.model_state import enter_evaluation_mode
 from geffect.data.encode import EncodedExample, collate
 from geffect.errors import GeffectError
@@ -142,6 +145,17 @@ class Reference:
         with self.model.disable_adapter() if self.is_fresh else contextlib.nullcontext():
             logits, hidden = logits_at(self.model, batch, outputs.index, hidden="ref_hidden" in needs)
         return replace(outputs, ref_logits=logits, ref_hidden=hidden)
+
+
+def shard_start(model: nn.Module, reference: Reference | None, frozen: GradientMask | None, device: str) -> None:
+    """Leave each process a part of a run's model, of its reference and of its mask, on a type of device.
+
+    All may lie on the CPU, whole: a device then holds its parts and one whole block at a time.
+    """
+    for each in dict.fromkeys((model, reference.model if reference else model)):  # in every process's order
+        shard_model(each, device)
+    if frozen is not None:
+        frozen.shard(trainable_parameters(model))
 
 
 def forward_beside(

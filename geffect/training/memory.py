@@ -13,6 +13,7 @@ from torch import nn
 
 from geffect.config import EvaluateConfig, InspectConfig, LocalizeConfig, TrainConfig, UnlearnConfig
 from geffect.core.architectures import CausalLM
+from geffect.core.devices import find_device
 from geffect.core.forward import ALL_LOGITS, IGNORE_INDEX
 from geffect.core.head import logits_at_once
 from geffect.core.layers import decoder_blocks, unwrap
@@ -214,9 +215,10 @@ def _shard(estimate: MemoryEstimate, config: UnlearnConfig, model: CausalLM, siz
     parts = {name: bytes_ // size if name in sharded else bytes_ for name, bytes_ in estimate.parts().items()}
     parts["weights"] += around
     parts["gradients"] += around
-    whole = sizes.weights * (1 + (config.objective.needs_reference and not config.lora))  # as each process loads it
-    shards = sum(parts[name] for name in sharded if name in parts)
-    parts["weights"] += max(0, whole - shards)
+    if find_device(config.device).type == "cpu":  # each process loads the whole there, and an accelerator gets parts
+        whole = sizes.weights * (1 + (config.objective.needs_reference and not config.lora))
+        shards = sum(parts[name] for name in sharded if name in parts)
+        parts["weights"] += max(0, whole - shards)
     return MemoryEstimate(**parts)
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from geffect.config import UnlearnConfig
-from geffect.core.distributed import as_shard, full_tensor, part_of, rank, shard_model
+from geffect.core.distributed import as_shard, full_tensor, part_of, rank
 from geffect.core.forward import Outputs, add_positions
 from geffect.core.gradients import NamedTensors, check_no_hooks
 from geffect.core.gram import cosine, inner
@@ -61,7 +61,7 @@ class UnlearnTrainer(RecordingTrainer):
         model: the model; its trainable parameters are what a gradient covers.
         args: training arguments; a batch is so many forget examples, and as many of each other set.
         config: what is descended, how it is rectified, and what is measured. With ``shard``, each process keeps a part
-            of the model and of the reference, which are both whole so far (FSDP2).
+            of the model and of the reference, which `shard_start` has sharded (FSDP2).
         sets: set → encoded examples: ``forget``, ``retain``, and ``general`` and ``alternative`` where needed; of
             several domains ``forget/privacy`` and so on (`geffect.core.splits`).
         columns: what the objective needs of each example (`compute_columns`).
@@ -92,8 +92,6 @@ class UnlearnTrainer(RecordingTrainer):
     ) -> None:
         check_trainable(model)
         check_no_hooks(trainable_parameters(model))
-        if config.shard:
-            _shard(model, args.device.type, reference, frozen)
         super().__init__(model, args, train_dataset=PairedDataset(sets), **kwargs)
         self.config, self.past = config, list(past)
         self.sets, self.columns, self.reference = dict(sets), columns or {}, reference
@@ -310,14 +308,6 @@ class UnlearnTrainer(RecordingTrainer):
                 self.measurement.state[name] = part_of(tensor, parameter).to(parameter.device)
         if (directory / TERMS_FILE).exists():
             self.measurement.term_states = read_json(directory / TERMS_FILE)
-
-
-def _shard(model: nn.Module, device: str, reference: Reference | None, frozen: GradientMask | None) -> None:
-    """Leave each process a part of the model, of its reference and of the mask."""
-    for each in dict.fromkeys((model, reference.model if reference else model)):  # in every process's order
-        shard_model(each, device)
-    if frozen is not None:
-        frozen.shard(trainable_parameters(model))
 
 
 def probe_batches(examples: Sequence[EncodedExample], count: int, batch_size: int, pad_id: int) -> list[Batch]:
