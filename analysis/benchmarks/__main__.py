@@ -22,8 +22,9 @@ from analysis.benchmarks.table import Finding, read_findings, table
 from geffect.errors import GeffectError
 
 MODELS = {"tiny": "builtin:tiny", "smollm2": "smollm2"}
-OF_MODELS = ("steps", "peers", "memory", "tokens", "localize")
+OF_MODELS = ("steps", "peers", "memory", "tokens", "localize", "evaluation")
 ALONE, LONG = ("front", "records", "growth"), ("demo", "suite")
+LOCALIZED = 5  # batches a set of a localization
 FIGURES = Path("figures/benchmarks")
 Benchmark = Callable[[], tuple[list[Finding], dict[str, list[float]]]]
 
@@ -92,7 +93,7 @@ def chosen(
     Raises:
         GeffectError: a name is unknown.
     """
-    from analysis.benchmarks import front, growth, localizing, memory, peers, records, steps, tokens
+    from analysis.benchmarks import evaluating, front, growth, localizing, memory, peers, records, steps, tokens
     from analysis.benchmarks.setting import make_setting
 
     known = (*OF_MODELS, *ALONE, *LONG)
@@ -103,7 +104,8 @@ def chosen(
         held = make_setting(spec, examples, data_dir) if {"steps", "peers", "tokens"} & set(only) else None
         of_model: dict[str, Benchmark] = {
             "memory": partial(memory.benchmark, spec, examples, min(repeats, 3), data_dir),
-            "localize": partial(localizing.benchmark, spec, examples, repeats),
+            "localize": partial(localizing.benchmark, spec, LOCALIZED * examples, repeats),
+            "evaluation": partial(evaluating.benchmark, spec, repeats),
         }
         if held:
             of_model |= {

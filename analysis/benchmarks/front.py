@@ -12,23 +12,23 @@ from analysis.benchmarks.table import Finding
 from analysis.benchmarks.timing import Seconds, StandardErrors, child_seconds, interleave_with
 
 HELP = [sys.executable, "-m", "geffect", "--help"]
+TYPO = [sys.executable, "-m", "geffect", "unlearn", "--model", "builtin:tiny", "--objective", "npoo"]
 OTHERS = [sys.executable, "-c", "from transformers import Trainer; import peft"]
 
 
 def benchmark(repeats: int) -> tuple[list[Finding], Seconds]:
-    """Start the command and, beside it, import what a Trainer-based script imports.
+    """Start the command, mistype an objective and, beside both, import what a Trainer-based script imports.
 
     Args:
         repeats: of each.
 
     Returns:
-        The finding, and the seconds it was made of.
+        The findings, and the seconds they were made of.
     """
-    variants = {"help": _running(HELP), "Trainer and peft": _running(OTHERS)}
+    variants = {"help": _running(HELP), "typo": _running(TYPO, code=2), "Trainer and peft": _running(OTHERS)}
     seconds = interleave_with(child_seconds, variants, repeats)
-    return [
-        Finding("help", "–", StandardErrors.of(seconds["help"]), StandardErrors.of(seconds["Trainer and peft"]))
-    ], seconds
+    found = {name: StandardErrors.of(each) for name, each in seconds.items()}
+    return [Finding(key, "–", found[key], found["Trainer and peft"]) for key in ("help", "typo")], seconds
 
 
 def demonstration() -> tuple[list[Finding], Seconds]:
@@ -58,5 +58,12 @@ def suite() -> tuple[list[Finding], Seconds]:
     return [Finding("suite", "–", StandardErrors.of(seconds["suite"]))], seconds
 
 
-def _running(command: list[str], environment: dict[str, str] | None = None) -> Callable[[], object]:
-    return lambda: subprocess.run(command, check=True, capture_output=True, env=environment)
+def _running(command: list[str], environment: dict[str, str] | None = None, code: int = 0) -> Callable[[], object]:
+    """A function that runs a command, and raises where it ends with another code."""
+
+    def run() -> None:
+        found = subprocess.run(command, capture_output=True, env=environment)
+        if found.returncode != code:
+            raise subprocess.CalledProcessError(found.returncode, command, found.stdout, found.stderr)
+
+    return run

@@ -59,9 +59,9 @@ def benchmark(model: str, examples: int, repeats: int) -> tuple[list[Finding], S
         repeats: of each.
 
     Returns:
-        The finding, and the seconds it was made of.
+        The findings, and the seconds they were made of.
     """
     seconds = interleave(passes(model, examples), repeats, label=f"localization of {model}")
-    masks = ratio(seconds, "masks only", "passes")
-    note = f"{examples} examples a set; masks alone: {masks.median:.2f} ×"
-    return [Finding("localize", model, ratio(seconds, "localize", "passes"), note=note)], seconds
+    note = f"{examples} examples a set"
+    variants = {"localize": "localize", "localize masks": "masks only"}
+    return [Finding(key, model, ratio(seconds, of, "passes"), note=note) for key, of in variants.items()], seconds
