@@ -65,8 +65,8 @@ def compute_likelihood(
 
 def example_scores(outputs: Outputs) -> Tensor:
     """``[B, 3]``, float64, on the CPU: nats, most likely tokens that are right, and labeled tokens of every example."""
-    parts = [x.detach().cpu().sum(1, dtype=torch.float64) for x in (outputs.nll, outputs.right, outputs.mask)]
-    return torch.stack(parts, 1)
+    parts = torch.stack([x.detach().to(outputs.nll.dtype) for x in (outputs.nll, outputs.right, outputs.mask)], 1)
+    return parts.cpu().sum(2, dtype=torch.float64)  # one copy, and not every device has float64
 
 
 def compute_reference_nll(

@@ -163,7 +163,7 @@ def test_the_forward_pass_beside_an_evaluation_finds_its_loss() -> None:
     loss, scores = (timed[name]() for name in ("forward", "evaluation"))
     assert isinstance(loss, torch.Tensor) and isinstance(scores, Likelihood)
     assert len(scores.example_nll) == evaluating.EXAMPLES
-    assert float(loss) == pytest.approx(scores.loss, rel=1e-5)
+    assert float(loss) == pytest.approx(scores.loss, rel=1e-4)  # log_softmax in float32 is the coarser
 
 
 def test_variants_take_turns() -> None:
