@@ -268,7 +268,7 @@ def faults(model: Any) -> Iterator[str]:
     forget, retain = rows(1), rows(2)
     parameters = trainable_parameters(model)
     before = state(model)
-    with geffect.monitor(model, forget=forget, retain=retain) as monitor:
+    with geffect.monitor(model, {"forget": forget, "retain": retain}) as monitor:
         yield from changes(before, state(model))
         (-one_by_one(model, forget)).backward()
         before = state(model)

@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from geffect.objectives.registry import make_objective as make_objective
     from geffect.objectives.registry import register_objective as register_objective
     from geffect.record.frames import read as read
+    from geffect.record.frames import read_cosines as read_cosines
+    from geffect.record.frames import read_effects as read_effects
     from geffect.record.frames import read_overlap as read_overlap
     from geffect.record.frames import read_points as read_points
     from geffect.record.frames import read_prediction as read_prediction
@@ -98,7 +100,7 @@ _MODULES = {
     "geffect.monitoring.monitor": "monitor",
     "geffect.objectives.base": "Objective Term",
     "geffect.objectives.registry": "make_objective register_objective",
-    "geffect.record.frames": "read read_overlap read_points read_prediction "
+    "geffect.record.frames": "read read_cosines read_effects read_overlap read_points read_prediction "
     "read_published read_standard_errors read_steps read_tokens",
     "geffect.rectifiers.base": "Freezing InnerProducts Rectifier",
     "geffect.rectifiers.registry": "make_freezing make_rectifier register_rectifier",

@@ -1,6 +1,6 @@
 """The gradients that are back-propagated, reduced to inner products tensor by tensor, and standard errors of these."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -54,10 +54,13 @@ class Combinations:
 
 
 class Basis:
-    """Inner products of gradients that others are linear combinations of; a tied tensor's losses are split by use."""
+    """Inner products of gradients that others are linear combinations of; a tied tensor's losses are split by use.
 
-    def __init__(self, gradients: Sequence[str], tie: TiedWeights | None) -> None:
-        self._gram, self.tie = Gram(tuple(gradients)), tie
+    ``losses`` are the names, or roles, of the gradients of losses.
+    """
+
+    def __init__(self, gradients: Sequence[str], tie: TiedWeights | None, losses: Collection[str] = TARGETS) -> None:
+        self._gram, self.tie, self.losses = Gram(tuple(gradients)), tie, losses
         self.embed: Tensor | None = None
         self._waiting: dict[str, Pairwise] = {}
 
@@ -113,7 +116,7 @@ class Basis:
                 values[name] = combined[name]
                 continue
             embed = Gram(self.names, {"": self.embed}).combine(combinations.at(name)).values[""]
-            of_targets = [role_of(each) in TARGETS for each in combinations.names]
+            of_targets = [bool({each, role_of(each)} & {*self.losses}) for each in combinations.names]
             uses = split_by_use(combined[name], embed, of_targets)
             values |= zip(self.tie.uses, uses, strict=True)
         return Gram(combinations.names, values)

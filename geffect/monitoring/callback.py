@@ -1,54 +1,95 @@
 """A callback that monitors any Hugging Face Trainer."""
 
+import importlib
+import logging
+import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from geffect.core.architectures import CausalLM, Tokenizer
 from geffect.errors import GeffectError
 from geffect.monitoring.monitor import Monitor
-from geffect.monitoring.targets import TargetSet
+from geffect.monitoring.numbers import step_numbers
+from geffect.monitoring.targets import EXAMPLES, TargetSet, check_names
+from geffect.record.reader import Score
 from geffect.reports.run import Run
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
+LOGGER = logging.getLogger(__name__)
 ARGS = ("learning_rate", "optim", "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "seed")
 
 
 class Callback(TrainerCallback):  # type: ignore[misc]
     """Monitors any ``transformers.Trainer``, TRL's among them: measures its steps, and changes no bit of its training.
 
+    The numbers of a measured step go into the Trainer's own log, so that every tracker draws them:
+    ``geffect/math/effect`` is the change of a target's loss by the step (nats a token; above 0: harm); see
+    `geffect.monitoring.numbers.step_numbers` for all of them. The whole record is at hand as `run`.
+
     The Trainer accumulates and clips gradients before callbacks run, so the gradient is named ``applied_gradient``. See
     `geffect.monitor` for the arguments, the recorded gradients, their signs and what a measured step costs. The
     tokenizer is the Trainer's own by default. Where the Trainer resumes, the record is continued. Where
     ``auto_find_batch_size`` begins the training again, the record begins again, too.
+
+    Args:
+        targets: as of `geffect.monitor`, and so are those that are not named here.
+        tokenizer: as there.
+        every: as there.
+        update: as there; without it no effects are known, and a copy of the weights is saved.
+        examples: as there.
+        batch_size: as there.
+        keep_on: as there.
+        alerts: target → rise of its loss since the first measured step (nats a token) above which a warning is told,
+            and given to trackio where that runs.
+        stop: target → rise above which the training ends after the step.
+        log: whether numbers go into the Trainer's log.
+        out: as of `geffect.monitor`.
 
     Raises:
         GeffectError: when training begins: a set cannot be read, ``out`` exists, a model is monitored twice, or
             gradients are scaled (fp16), elsewhere than in ``.grad`` (DeepSpeed) or used in the backward pass.
 
     >>> from geffect import Callback
-    >>> callback = Callback("builtin:authors/forget", "builtin:authors/retain[:40]", every=5)
+    >>> callback = Callback({"authors": "builtin:authors/retain[:40]"}, every=5, alerts={"authors": 0.1})
     """
 
     def __init__(
         self,
-        forget: TargetSet,
-        retain: TargetSet,
+        targets: Mapping[str, TargetSet],
         *,
         tokenizer: Tokenizer | None = None,
         every: int = 1,
-        update: bool = False,
+        update: bool = True,
+        examples: int | None = EXAMPLES,
         batch_size: int = 8,
+        keep_on: str | None = None,
+        alerts: Mapping[str, float] | None = None,
+        stop: Mapping[str, float] | None = None,
+        log: bool = True,
         out: Path | str | None = None,
     ) -> None:
-        self._tokenizer = tokenizer
+        check_names(targets)
+        self.alerts, self.stop = (_limits(name, each, targets) for name, each in (("alerts", alerts), ("stop", stop)))
+        self._tokenizer, self._log = tokenizer, log
         self.monitor: Monitor | None = None
+        self._host: Trainer | None = None
+        self._first: dict[str, float] = {}  # target → loss at the first measured step
+        self._told: set[str] = set()  # targets whose alert was told
         self._make = partial(
-            Monitor, forget=forget, retain=retain, every=every, update=update, batch_size=batch_size, out=out
+            Monitor,
+            targets=targets,
+            every=every,
+            update=update,
+            examples=examples,
+            batch_size=batch_size,
+            keep_on=keep_on,
+            out=out,
         )
 
     @property
@@ -83,6 +124,7 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         if self.monitor and smaller and state.global_step == 0:  # memory ran out: the Trainer's loop begins again
             self.monitor.withdraw()
         self.monitor = self._make(model, tokenizer=tokenizer, settings=settings, training=state).open(state.global_step)
+        self._host, self._first, self._told = _calling_trainer(state), {}, set()
 
     def on_pre_optimizer_step(self, *_: object, **__: object) -> None:
         """Measure the gradients: they are accumulated, averaged and clipped, and the optimizer has not stepped."""
@@ -94,10 +136,68 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         if self.monitor:
             self.monitor.updated()
 
+    def on_step_end(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
+    ) -> None:
+        """Log a measured step, under the number of steps that are done; alert, and end the training."""
+        if self.monitor is None or self.monitor.line.get("step") != self.monitor.steps - 1:
+            return
+        scores = {name: Score(**score) for name, score in self.monitor.line["evaluation"].items()}
+        if self._log and self._host is not None and self.monitor.gram is not None:
+            self._host_log(step_numbers(self.monitor.gram, self.monitor.groups, scores), control)
+        for name, score in scores.items():
+            rise = score.loss - self._first.setdefault(name, score.loss)
+            self._judge(name, rise, control)
+
     def on_train_end(self, *_: object, **__: object) -> None:
         """Mark the record as finished."""
         if self.monitor:
             self.monitor.close()
+
+    def _host_log(self, numbers: dict[str, float], control: "TrainerControl") -> None:
+        """Log by the Trainer's plain method; a line of its own that is due now is still logged after."""
+        due = control.should_log
+        Trainer.log(self._host, numbers)  # a subclass's own method empties averages that its next line tells
+        control.should_log = due
+
+    def _judge(self, name: str, rise: float, control: "TrainerControl") -> None:
+        """Tell a rise of a target's loss (nats a token) that is above its limits."""
+        text = f"the loss of {name} has risen by {rise:.4g} nats a token since training began"
+        if rise <= self.alerts.get(name, float("inf")):
+            self._told.discard(name)
+        elif name not in self._told:
+            self._told.add(name)
+            LOGGER.warning("%s (alert at %g)", text, self.alerts[name])
+            _alert_trackio(f"geffect: {name}", text)
+        if rise > self.stop.get(name, float("inf")):
+            LOGGER.warning("%s: the training ends (stop at %g)", text, self.stop[name])
+            control.should_training_stop = True
+
+
+def _limits(name: str, limits: Mapping[str, float] | None, targets: Mapping[str, TargetSet]) -> dict[str, float]:
+    for target in (each for each in limits or {} if each not in targets):
+        raise GeffectError(f"{name} names {target}, which is no target", remedy=f"Choose among {', '.join(targets)}")
+    return dict(limits or {})
+
+
+def _calling_trainer(state: "TrainerState") -> Trainer | None:
+    """The Trainer whose loop calls: a callback is given its state, and not the Trainer itself, which alone can log."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        host = frame.f_locals.get("self")
+        if isinstance(host, Trainer) and host.state is state:
+            return host
+    return None
+
+
+def _alert_trackio(title: str, text: str) -> None:
+    """Alert a trackio run of this process, if there is one."""
+    if "trackio" not in sys.modules:
+        return
+    trackio = importlib.import_module("trackio")
+    if importlib.import_module("trackio.context_vars").current_run.get() is not None:
+        trackio.alert(title=title, text=text)
 
 
 def _refuse(args: "TrainingArguments") -> None:

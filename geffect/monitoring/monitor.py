@@ -1,105 +1,135 @@
-"""Monitor an external training loop: what each of its steps does to a forget and a retain set."""
+"""Monitor an external training loop: what each of its steps does to named sets of examples."""
 
 import contextlib
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from geffect.core.architectures import Tokenizer, check_class, check_runs
 from geffect.core.distributed import is_sharded, local_part, rank
 from geffect.core.gradients import NamedTensors
+from geffect.core.gram import Gram
 from geffect.core.layers import TiedWeights, find_tied_weights, layout, split_layout, trainable_parameters, unwrap
 from geffect.core.model_state import ModelState
 from geffect.errors import GeffectError
+from geffect.measurement.basis import Tensors
 from geffect.measurement.update import moved, snapshot
 from geffect.models.tokenizers import vocabulary_size
-from geffect.monitoring.targets import TargetSet, compute_gram, compute_target_gradients, make_target, without_ddp
+from geffect.monitoring.targets import (
+    EXAMPLES,
+    GRADIENT,
+    UPDATE,
+    WEIGHTS,
+    Others,
+    TargetSet,
+    make_targets,
+    measure_targets,
+    without_ddp,
+)
 from geffect.record.schema import CONFIG, ENVIRONMENT, STEPS
 from geffect.record.writer import RunDirectory, check_lines, describe, layout_to_json, steps_of
 from geffect.reports.run import Run
 from geffect.training.run import final_metrics, open_record
 from geffect.training.trainer import evaluation_line
 
-GRADIENT, UPDATE = "applied_gradient", "update"
 _OPEN: "weakref.WeakSet[Monitor]" = weakref.WeakSet()
 
 
 class Monitor:
     """Monitors a training loop of your own: measures its steps, and changes no bit of it.
 
-    Use it as ``with geffect.monitor(model, forget=…, retain=…) as monitor:``, and call ``monitor.step()`` between the
-    backward pass and ``optimizer.step()``. The content of ``.grad`` at that time is the gradient ``applied_gradient``,
-    whatever accumulation, clipping, noise or averaging over processes made it. It is recorded beside ``forget`` and
-    ``retain``, the gradients ∇R of the token-mean NLL R of the two sets at the same weights, without dropout.
-    ⟨∇R, applied_gradient⟩ > 0: plain descent of it lowers R. Under Adam the optimizer's own step says more:
-    ``update`` = −Δθ, for which ΔR ≈ −⟨∇R, update⟩. Set ``update``, and call ``monitor.updated()`` after
-    ``optimizer.step()``.
+    Use it as ``with geffect.monitor(model, {"math": …, "chat": …}, optimizer=optimizer) as monitor:`` around the loop.
+    The targets are any named sets of examples; ``forget`` and ``retain`` are two names that reports of unlearning know.
+    Of each target R, the token-mean NLL at the weights before the step and without dropout, these are recorded:
 
-    A measured step costs the forward and backward passes over both sets and the memory of two gradients, with
-    ``update`` that of two more. Unscale gradients that a scaler has scaled before ``step``.
+    - ``update`` = −Δθ, whatever the optimizer made of its gradient. To first order the step changes R by
+      −⟨∇R, update⟩ nats a token (`geffect.Run.effects`): above 0 it harms that target, below 0 it helps.
+    - ``applied_gradient``, the content of ``.grad``, whatever accumulation, clipping, noise or averaging over processes
+      made it. ⟨∇R, applied_gradient⟩ > 0: plain descent of it lowers R. It is left out of a step whose optimizer
+      changed ``.grad`` in place, and copied in the steps after.
+    - ``weights``, θ before the step: ‖update‖ / ‖weights‖ is the relative size of a step, by layer.
 
-    The model, its hooks and the random states stay the same bit for bit (`geffect.core.model_state`). Forward hooks run
+    Without ``optimizer``, call ``monitor.step()`` between the backward pass and ``optimizer.step()``; ``update`` and
+    ``weights`` are then left out, unless ``update`` is set and ``monitor.updated()`` is called after the step.
+
+    A measured step costs a forward and a backward pass over all targets and, of n targets, the memory of n − 1
+    gradients and, with ``update``, of one copy of the trainable weights. Unscale gradients that a scaler has scaled
+    before ``step``.
+
+    The model, its hooks and the random states stay the same bit for bit (`geffect.core.model_state`). With ``update``,
+    the passes run after the optimizer's step, at the weights before it, which are put back meanwhile. Forward hooks run
     on the passes of a measured step; hooks on parameters and backward hooks of modules do not. A model with
     post-accumulate-grad hooks is refused, since an optimizer that steps in them leaves no gradient, and so is one whose
     forward pass changes trainable weights.
 
     Args:
         model: a causal language model, bare or wrapped by DDP, ``fully_shard``, PEFT or ``torch.compile``.
-        forget: the forget set: its name, a set, or examples with ``input_ids`` and ``labels``.
-        retain: the retain set, likewise.
+        targets: name → a set's name, a set, or examples with ``input_ids`` and ``labels``.
+        optimizer: the loop's; `step` and `updated` are then called by its own hooks.
         tokenizer: to encode sets that are named.
         every: measure every so many steps, beginning with the first.
-        update: measure the optimizer's own update too.
-        batch_size: examples of a set's forward pass.
+        update: measure the optimizer's own update too; by default where ``optimizer`` is given.
+        examples: take at most so many examples of a target, evenly spaced; None: all.
+        batch_size: examples of a forward pass.
+        keep_on: the device where the copy of the weights is held, such as ``cpu``; by default the weights' own.
         out: the run directory that is written; by default a temporary one, removed with this object.
         settings: more settings of the training for ``config.yaml``.
         training: identifies the training, for a trainer that does not tell when it ends in an exception: when this
             monitor opens, one of another training on the same model or record is closed unfinished.
 
     Raises:
-        GeffectError: a set cannot be read, ``out`` exists, or the model is monitored already.
+        GeffectError: a target cannot be named or read, ``out`` exists, or the model is monitored already.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        forget: TargetSet,
-        retain: TargetSet,
+        targets: Mapping[str, TargetSet],
         *,
+        optimizer: torch.optim.Optimizer | None = None,
         tokenizer: Tokenizer | None = None,
         every: int = 1,
-        update: bool = False,
+        update: bool | None = None,
+        examples: int | None = EXAMPLES,
         batch_size: int = 8,
+        keep_on: str | None = None,
         out: Path | str | None = None,
         settings: Mapping[str, object] | None = None,
         training: object = None,
     ) -> None:
-        if every < 1 or batch_size < 1:
-            raise GeffectError(
-                f"every is {every} and batch_size {batch_size}; both must be at least 1", remedy="Correct them"
-            )
-        self.model, self.every, self.update, self.steps, self.training = model, every, update, 0, training
-        context = getattr(getattr(unwrap(model), "config", None), "max_position_embeddings", None)
-        sets, known = {"forget": forget, "retain": retain}, vocabulary_size(unwrap(model))
-        self.targets = {n: make_target(n, each, tokenizer, batch_size, context, known) for n, each in sets.items()}
+        for name, value in {"every": every, "batch_size": batch_size, "examples": examples}.items():
+            if value is not None and value < 1:
+                raise GeffectError(f"{name} is {value}; it must be at least 1", remedy="Correct it")
+        self.model, self.every, self.steps, self.training = model, every, 0, training
+        self.optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper holds it
+        self.update = self.optimizer is not None if update is None else update
+        self.keep_on = None if keep_on is None else torch.device(keep_on)
+        bare = unwrap(model)
+        self.targets = make_targets(targets, tokenizer, batch_size, examples, bare.config, vocabulary_size(bare))
         self.path = Path(out) if out is not None else _temporary(self)
-        names = {name: target.name for name, target in self.targets.items()}
-        self.settings = {**(settings or {}), **names, "every": every, "update": update, "batch_size": batch_size}
+        own = {"every": every, "update": self.update, "examples": examples, "batch_size": batch_size}
+        names = {"targets": {name: target.name for name, target in self.targets.items()}}
+        self.settings = {**(settings or {}), **names, **{k: v for k, v in own.items() if v is not None}}
         self.parameters: dict[str, nn.Parameter] = {}  # read when the monitor opens, with all below
         self.tied: TiedWeights | None = None
+        self.groups: dict[str, str] = {}  # parameter → layer group
+        self.gram: Gram | None = None  # of the last measured step
+        self.line: dict[str, Any] = {}  # of that step
         self._state = ModelState(model)
         self._stack = contextlib.ExitStack()
         self._directory: RunDirectory | None = None  # locked by the first process from `open` to `close`
         self._sink: Callable[..., None] | None = None  # the same
-        self._line: dict[str, Any] = {}  # of the step that is measured
-        self._gradients: dict[str, NamedTensors] | None = None  # of that step, until its update is measured
-        self._before: NamedTensors = {}
+        self._gradient: dict[str, tuple[Tensor, int]] = {}  # of a step before its update: ``.grad`` and its version
+        self._before: NamedTensors | None = None  # the weights then
+        self._at = 0  # the number of the step that is measured
+        self._copies = False  # this loop's optimizer changes ``.grad``
 
     @property
     def run(self) -> Run:
@@ -132,13 +162,22 @@ class Monitor:
         _check_model(self.model)
         self.parameters, self.tied = trainable_parameters(self.model), find_tied_weights(without_ddp(self.model))
         self._state = ModelState(self.model)
+        places = split_layout(layout(self.model), self.tied)
+        self.groups = places.groups()
         self.steps, resumes = step, step > 0 and (self.path / CONFIG).exists()
-        environment = self._environment()
+        environment = self._environment() | {"parameters": layout_to_json(places)}
         if rank() == 0:
             self._directory = self._stack.enter_context(RunDirectory(self.path, resume=resumes))
             if resumes:
                 self._check_lines(step)
             self._sink = self._stack.enter_context(open_record(self._directory, self.settings, environment, step))
+        if self.optimizer is not None:
+            hooks = (
+                self.optimizer.register_step_pre_hook(lambda *_: self.step()),
+                self.optimizer.register_step_post_hook(lambda *_: self.updated()),
+            )
+            for hook in hooks:
+                self._stack.callback(hook.remove)
         _OPEN.add(self)
         return self
 
@@ -147,7 +186,6 @@ class Monitor:
         return describe(first.device) | {
             "dtype": str(first.dtype).removeprefix("torch."),
             "data": {name: target.data for name, target in self.targets.items()},
-            "parameters": layout_to_json(split_layout(layout(self.model), self.tied)),
         }
 
     def step(self) -> None:
@@ -170,23 +208,34 @@ class Monitor:
                 f"None of {len(self.parameters)} trainable parameters has a gradient in .grad",
                 remedy="Call step() after backward() and before optimizer.step() and zero_grad()",
             )
-        batches = {name: target.batches for name, target in self.targets.items()}
-        losses, scores = compute_target_gradients(self.model, self.parameters, batches, self.tied, self._state)
-        gradient = {name: local_part(each) for name, each in gradient.items()}
-        self._line = {"step": at} | evaluation_line(scores)
+        self._at = at
         if not self.update:
-            self._write({GRADIENT: gradient} | losses)
+            self._measure(Others((GRADIENT,), lambda name: {GRADIENT: _part(gradient.get(name))}))
             return
-        gradient = {name: each.clone() for name, each in gradient.items()}  # the training changes them
-        self._gradients, self._before = {GRADIENT: gradient} | losses, snapshot(self.parameters)
+        kept = {name: each.clone() if self._copies else each for name, each in gradient.items()}
+        self._gradient = {name: (each, each._version) for name, each in kept.items()}
+        self._before = snapshot(self.parameters, self.keep_on)
 
     def updated(self) -> None:
         """Measure −Δθ of the optimizer's step: call it after every step of the optimizer."""
-        if self._gradients is None:
+        if self._before is None:
             return
-        gradients, self._gradients = self._gradients, None
-        self._write(gradients | {UPDATE: {name: moved(self._before[name], p) for name, p in self.parameters.items()}})
-        self._before = {}
+        before, self._before, gradient, self._gradient = self._before, None, self._gradient, {}
+        whole = self._copies or all(
+            each is self.parameters[name].grad and each._version == version
+            for name, (each, version) in gradient.items()
+        )
+        self._copies |= not whole  # from now on: this step's gradient is lost
+
+        def tensors(name: str) -> Tensors:
+            weights = local_part(self.parameters[name].detach())  # as before the step; it has the others in ``before``
+            update = moved(weights, before[name].to(weights.device))
+            received = {GRADIENT: _part(gradient[name][0] if name in gradient else None)} if whole else {}
+            return received | {UPDATE: update, WEIGHTS: weights}
+
+        names = (*((GRADIENT,) if whole else ()), UPDATE, WEIGHTS)
+        with exchanged(self.parameters, before):
+            self._measure(Others(names, tensors))
 
     def close(self, *, finished: bool = True) -> None:
         """End: mark the record as finished if the training came to its end, and let the model be monitored again.
@@ -201,7 +250,7 @@ class Monitor:
                 if finished:
                     self._refuse_lost()
             finally:
-                self._gradients, self._before = None, {}
+                self._gradient, self._before = {}, None
             if finished and directory and (self.path / CONFIG).exists():
                 directory.finish(final_metrics(self.path))
 
@@ -214,9 +263,9 @@ class Monitor:
 
     def _refuse_lost(self) -> None:
         """Refuse to continue where `updated`, which writes the line of a step, was not called."""
-        if self._gradients is not None:
-            self._gradients = None
-            message = f"updated() was not called after step {self._line['step']}, which is not recorded"
+        if self._before is not None:
+            self._before = None
+            message = f"updated() was not called after step {self._at}, which is not recorded"
             raise GeffectError(message, remedy="Call it after every optimizer.step(), or monitor without update=True")
 
     def _check_lines(self, step: int) -> None:
@@ -233,10 +282,34 @@ class Monitor:
             if another and same:
                 each.close(finished=False)
 
-    def _write(self, gradients: dict[str, NamedTensors]) -> None:
-        gram = compute_gram(gradients, self.parameters, self.tied)
+    def _measure(self, others: Others) -> None:
+        batches = {name: target.batches for name, target in self.targets.items()}
+        gram, scores = measure_targets(self.model, self.parameters, batches, self.tied, self._state, others)
+        self.gram, self.line = gram, {"step": self._at} | evaluation_line(scores)
         if self._sink is not None:
-            self._sink(self._line | gram.norms() | {"gram": gram})
+            self._sink(self.line | gram.norms() | {"gram": gram})
+
+
+@contextlib.contextmanager
+def exchanged(parameters: Mapping[str, nn.Parameter], held: NamedTensors) -> Iterator[None]:
+    """Put held weights into parameters, and theirs in the place of these, until the end; bit for bit."""
+    _exchange(parameters, held)
+    try:
+        yield
+    finally:
+        _exchange(parameters, held)
+
+
+@torch.no_grad()
+def _exchange(parameters: Mapping[str, nn.Parameter], held: NamedTensors) -> None:
+    for name, part in ((name, local_part(each.detach())) for name, each in parameters.items()):
+        now = part.clone()
+        part.copy_(held[name])
+        held[name].copy_(now)
+
+
+def _part(gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else local_part(gradient)
 
 
 def _temporary(owner: Monitor) -> Path:

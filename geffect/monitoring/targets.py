@@ -1,9 +1,11 @@
-"""The sets that a monitored step is measured against: their examples, and the gradients of their losses."""
+"""Targets: the named sets that a monitored step is measured against, and the inner products of their gradients."""
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +14,16 @@ from torch import nn
 
 from geffect.core.architectures import Tokenizer
 from geffect.core.devices import input_device
-from geffect.core.distributed import assign_items, is_sharded, sum_gradients, sum_over_processes
+from geffect.core.distributed import (
+    assign_items,
+    is_sharded,
+    local_part,
+    num_processes,
+    sum_gradients,
+    sum_over_processes,
+)
 from geffect.core.forward import IGNORE_INDEX, forward
-from geffect.core.gradients import GradientBuffer, NamedTensors
+from geffect.core.gradients import GradientBuffer
 from geffect.core.gram import Gram
 from geffect.core.layers import TiedWeights
 from geffect.core.model_state import ModelState
@@ -22,13 +31,19 @@ from geffect.data.checks import check_ids, warn_cut
 from geffect.data.encode import EncodedExample, collate, encode_set, pad_id_of
 from geffect.data.load import ExampleSet, load_set
 from geffect.errors import GeffectError, shorten
-from geffect.measurement.basis import Basis, Combinations, add
+from geffect.measurement.basis import Basis, Combinations, Tensors, add
 from geffect.measurement.measurement import Batch
 from geffect.models.scoring import Likelihood, example_scores
 from geffect.objectives.base import Counts, mean_nll
 
+LOGGER = logging.getLogger(__name__)
 TargetSet = str | ExampleSet | Sequence[EncodedExample] | Sequence[Mapping[str, Sequence[int]]]
 FORMS = "a set's name, geffect.load_set(…), or examples with input_ids and labels"
+EXAMPLES = 64  # of a target, at most, by default
+GRADIENT, UPDATE, WEIGHTS = "applied_gradient", "update", "weights"
+OTHERS = (GRADIENT, UPDATE, WEIGHTS)  # what a monitored step records beside its targets
+RESERVED = {*OTHERS, "objective", "rectified", "masked", "applied", "total"}
+NAME = re.compile(r"\w[\w.-]{0,39}(/\w[\w.-]{0,39})?")  # the latter as of a domain's split, forget/privacy
 
 
 @dataclass(frozen=True)
@@ -46,27 +61,56 @@ class Target:
         return {"set": self.name, "examples": len(self.examples), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def make_target(
-    role: str,
-    content: TargetSet,
+def make_targets(
+    targets: Mapping[str, TargetSet],
     tokenizer: Tokenizer | None,
     batch_size: int,
-    context: int | None,
+    most: int | None = None,
+    config: object = None,
     vocabulary: int | None = None,
-) -> Target:
-    """Read and batch the ``forget`` or ``retain`` set; refuse examples without a label, and tokens the model lacks.
+) -> dict[str, Target]:
+    """Read and batch named sets; refuse names, examples without a label, too long ones, and tokens the model lacks.
 
-    Encoded examples need no tokenizer. The model's positions (``context``) and tokens (``vocabulary``) are None where
-    they are unknown.
+    Encoded examples need no tokenizer. Of a set of more than ``most`` examples so many are taken, evenly spaced.
+    ``config`` is the model's, ``vocabulary`` how many tokens it knows, None where that is unknown.
     """
-    name, examples = _examples(role, content, tokenizer, context)
-    for example in examples:
-        _check_labels(role, example)
+    check_names(targets)
+    context = getattr(config, "max_position_embeddings", None)
+    rotates = any(getattr(config, name, None) for name in ("rope_parameters", "rope_scaling"))
+    longest = None if rotates else context  # a rotary model runs beyond its context, too
     pad_id = 0 if tokenizer is None else pad_id_of(tokenizer)
-    check_ids(examples, vocabulary, f"the {role} set", pad_id)
-    warn_cut({f"the {role} set": examples})
-    batches = [collate(examples[i : i + batch_size], pad_id) for i in range(0, len(examples), batch_size)]
-    return Target(name, examples, batches)
+    found: dict[str, Target] = {}
+    for name, content in targets.items():
+        source, whole = _examples(name, content, tokenizer, context)
+        count = min(most or len(whole), len(whole))
+        examples = [whole[i * len(whole) // count] for i in range(count)]
+        for example in examples:
+            _check(name, example, longest)
+        check_ids(examples, vocabulary, f"the {name} set", pad_id)
+        warn_cut({f"the {name} set": examples})
+        if count < len(whole):
+            LOGGER.info("target %s: %d of %d examples, evenly spaced", name, count, len(whole))
+        numbered = [EncodedExample(i, each.input_ids, each.labels) for i, each in enumerate(examples)]
+        batches = [collate(numbered[i : i + batch_size], pad_id) for i in range(0, count, batch_size)]
+        found[name] = Target(source, examples, batches)
+    return found
+
+
+def check_names(targets: object) -> None:
+    """Refuse targets that are no mapping, none, or whose names no record can hold."""
+    form = 'Write targets={"math": "math.jsonl"}'
+    if not isinstance(targets, Mapping):
+        raise GeffectError(f"The targets are {shorten(targets)}, not sets by name", remedy=form)
+    if not targets:
+        raise GeffectError("There is no target to measure a step against", remedy=form)
+    seen: dict[str, str] = {}
+    for name in targets:
+        if not isinstance(name, str) or not NAME.fullmatch(name) or name in RESERVED:
+            remedy = f"Choose letters and digits, and none of {', '.join(sorted(RESERVED))}"
+            raise GeffectError(f"A target cannot be called {shorten(name)}", remedy=remedy)
+        if other := seen.get(name.casefold()):
+            raise GeffectError(f"Two targets are called {other} and {name}", remedy="Give each a name of its own")
+        seen[name.casefold()] = name
 
 
 def _examples(
@@ -95,7 +139,8 @@ def _encode(role: str, index: int, example: object) -> EncodedExample:
     return EncodedExample(index, ids, labels)
 
 
-def _check_labels(role: str, example: EncodedExample) -> None:
+def _check(role: str, example: EncodedExample, longest: int | None) -> None:
+    """Refuse an example without loss, or of more tokens than a model can run over."""
     carrying = sum(each != IGNORE_INDEX for each in example.labels[1:])
     if len(example.labels) != len(example.input_ids) or not carrying:
         raise GeffectError(
@@ -103,53 +148,91 @@ def _check_labels(role: str, example: EncodedExample) -> None:
             f"of {len(example.input_ids)} tokens, {carrying} of them with loss",
             remedy="Label every token: the answer with its own ids and the prompt with -100",
         )
+    if longest is not None and len(example.input_ids) > longest:
+        length = f"has {len(example.input_ids)} tokens, and the model {longest} positions"
+        raise GeffectError(f"Example {example.index} of the {role} set {length}", remedy="Cut it, or leave it out")
 
 
-def compute_target_gradients(
+@dataclass(frozen=True)
+class Others:
+    """Gradients that are at hand, beside those of the targets: their names, and one tensor of each by parameter."""
+
+    names: tuple[str, ...]
+    tensors: Callable[[str], Tensors]
+
+
+def measure_targets(
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
     batches: Mapping[str, Sequence[Batch]],
     tied: TiedWeights | None,
     state: ModelState,
-) -> tuple[dict[str, NamedTensors], dict[str, Likelihood]]:
-    """Each set's ∇R, R its token-mean NLL, and its scores, both summed over processes; a tied tensor is split by use.
+    others: Others,
+) -> tuple[Gram, dict[str, Likelihood]]:
+    """The Gram of every target's ∇R and of the others, R a target's token-mean NLL; and the targets' scores.
 
-    Every process gets the same batches and runs its share of them. The model is left as it was, and hooks on its
-    parameters do not run. Under DDP the wrapper is bypassed, so that no all-reduce is triggered.
+    Of M targets M − 1 gradients are held; in one process the last one is met tensor by tensor in its backward pass.
+    Every process gets the same batches, runs its share of them, and has the same Gram in the end. The model is left as
+    it was, and hooks on its parameters do not run. Under DDP the wrapper is bypassed, so that no all-reduce is
+    triggered. The losses of a tied tensor are split by use.
     """
-    device = input_device(without_ddp(model))
-    buffer = GradientBuffer(dict(parameters) | ({tied.head_name: tied.alias} if tied else {}))
+    bare = without_ddp(model)
+    device = input_device(bare)
+    products = _Products(parameters, tuple(batches), tied, others)
     counts = {name: Counts.of(each) for name, each in batches.items()}
     scores = {name: torch.zeros(each.example, 3, dtype=torch.float64) for name, each in counts.items()}
+    turns = [(name, *item) for name, each in batches.items() for item in assign_items(each)]
     with state.preserve(), torch.enable_grad(), tied.untied() if tied else contextlib.nullcontext():
-        for name, target_batches in batches.items():
-            for batch, weight in assign_items(target_batches):
-                outputs = forward(without_ddp(model), {key: tensor.to(device) for key, tensor in batch.items()})
-                buffer.add(name, weight * mean_nll(outputs, counts[name]))
-                if weight:
-                    scores[name][batch["index"]] = example_scores(outputs)
-    gradients = sum_gradients(buffer.gradients, buffer.parameters)
-    return gradients, {name: Likelihood.from_examples(sum_over_processes(each)) for name, each in scores.items()}
+        for i, (name, batch, weight) in enumerate(turns):
+            outputs = forward(bare, {key: tensor.to(device) for key, tensor in batch.items()})
+            products.descend(name, weight * mean_nll(outputs, counts[name]), last=i == len(turns) - 1)
+            if weight:
+                scores[name][batch["index"]] = example_scores(outputs)
+    gram = products.finish()
+    return gram, {name: Likelihood.from_examples(sum_over_processes(each)) for name, each in scores.items()}
 
 
-def compute_gram(
-    gradients: Mapping[str, NamedTensors], parameters: Mapping[str, nn.Parameter], tied: TiedWeights | None
-) -> Gram:
-    """All inner products of gradients by parameter, the same in every process; those of a tied tensor by use.
+class _Products:
+    """Inner products of targets' gradients and others, parameter by parameter."""
 
-    ``gradients`` maps a name to this process's part of a gradient by parameter, ``forget`` and ``retain`` with the two
-    uses of the tied tensor apart.
-    """
-    basis = Basis(tuple(gradients), tied)
-    for name in parameters:
-        embeds = {each: tensors.get(name) for each, tensors in gradients.items()}
-        if tied is None or name != tied.name:
-            basis.add(name, embeds)
-        else:
-            heads = {each: tensors.get(tied.head_name) for each, tensors in gradients.items()}
-            basis.add(name, {each: add(embeds[each], heads[each]) for each in gradients}, embeds)
-    basis.sum_up(sharded=is_sharded(parameters))
-    return basis.combine(Combinations.everywhere({each: {each: 1.0} for each in gradients}), list(parameters))
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], targets: tuple[str, ...], tied: TiedWeights | None, others: Others
+    ) -> None:
+        self.parameters, self.targets, self.tied, self.others = parameters, targets, tied, others
+        self.buffer = GradientBuffer(dict(parameters) | ({tied.head_name: tied.alias} if tied else {}))
+        self.basis = Basis((*targets, *others.names), tied, losses=targets)
+        self._uses: dict[str, Tensors] = {}  # of the tied tensor, whose two parts arrive apart
+
+    def descend(self, name: str, loss: torch.Tensor, *, last: bool) -> None:
+        """Add a share of a target's gradient; the ``last`` one is met as it is made."""
+        if last and num_processes() == 1:
+            self.buffer.stream(name, loss, self._visit)
+        else:  # of several processes, gradients are added up before any product is taken
+            self.buffer.add(name, loss)
+
+    def finish(self) -> Gram:
+        """The Gram, over all processes."""
+        if num_processes() > 1:
+            self.buffer.gradients = sum_gradients(self.buffer.gradients, self.buffer.parameters)
+            for key in self.buffer.parameters:
+                self._visit(key, self.buffer.gradients.get(self.targets[-1], {}).pop(key, None))
+        self.basis.sum_up(sharded=is_sharded(self.parameters))
+        everywhere = Combinations.everywhere({each: {each: 1.0} for each in self.basis.names})
+        return self.basis.combine(everywhere, list(self.parameters))
+
+    def _visit(self, key: str, streamed: torch.Tensor | None) -> None:
+        held = {each: self.buffer.gradients.get(each, {}).pop(key, None) for each in self.targets[:-1]}
+        arrived = held | {self.targets[-1]: streamed}
+        losses = {each: None if tensor is None else local_part(tensor) for each, tensor in arrived.items()}
+        if self.tied is None or key not in (self.tied.name, self.tied.head_name):
+            self.basis.add(key, losses | dict(self.others.tensors(key)))
+            return
+        self._uses[key] = losses
+        if len(self._uses) == 2:
+            embed, head = (self._uses.pop(each) for each in (self.tied.name, self.tied.head_name))
+            others = dict(self.others.tensors(self.tied.name))
+            whole = {each: add(embed[each], head[each]) for each in self.targets}
+            self.basis.add(self.tied.name, whole | others, dict(embed) | others)
 
 
 def without_ddp(model: nn.Module) -> nn.Module:

@@ -11,14 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from geffect.core.gram import inner_by_label
 from geffect.core.layers import depth_key, layer_groups
 from geffect.errors import GeffectError
 from geffect.io.readers import StrPath
-from geffect.record.reader import damage_refused, each_line, read_config, read_environment
+from geffect.record.reader import Damaged, damage_refused, each_line, read_config, read_environment
 from geffect.record.schema import POINTS, STEPS, STRUCTURES, TOKENS
 
 Summed = tuple[tuple[str, ...], npt.NDArray[Any]]  # the gradients, and [labels, pairs]
 READINGS = ("gradient", "update")
+APPLIED = ("applied", "update")  # −Δθ: after every correction, and the optimizer's own
 CHANGEABLE = ("python", "versions", "git", "processor", "threads", "attention")  # of an environment: may move digits
 
 
@@ -65,6 +67,72 @@ def read_published(path: StrPath, by: str = "group", scheme: str = "paper_script
 
 
 @damage_refused
+def read_targets(path: StrPath) -> list[str]:
+    """The sets whose losses' gradients a run measured, in the order of its gradients; empty where it measured none."""
+    names: list[str] = next((line["gram"]["gradients"] for line in each_line(path) if "gram" in line), [])
+    return _targets(path, names)
+
+
+def _targets(path: StrPath, names: Iterable[str]) -> list[str]:
+    sets = read_environment(path).get("data", {})
+    return [name for name in dict.fromkeys(names) if name in sets]
+
+
+@damage_refused
+def read_effects(path: StrPath, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
+    """What every measured step does to every target, to first order.
+
+    Arguments as of `read`. Needs the applied update, which a monitor records by default, and ``geffect unlearn`` with
+    ``--prediction``.
+
+    Returns:
+        Columns ``step``, ``by``, ``target``, ``effect`` = −⟨∇R, applied update⟩: the change of the target's loss R by
+        the step, in nats a token. Above 0 the step harms that target, below 0 it helps. The effects of all labels add
+        up to the whole model's.
+    """
+    frame = read(path, by, scheme)
+    known = [*frame["gradient"].unique(), *frame["other"].unique()]
+    applied = next((name for name in APPLIED if name in known), None)
+    if applied is None:
+        remedy = "Monitor with update=True, or run geffect unlearn with --prediction 16"
+        raise GeffectError(f"{path} recorded no applied update", remedy=remedy)
+    parts = [
+        inner_by_label(frame, target, applied).mul(-1).rename("effect").reset_index().assign(target=target)
+        for target in _targets(path, known)
+    ]
+    effects = pd.concat(parts, ignore_index=True)[["step", by, "target", "effect"]]
+    tied = effects[by].str.rpartition("@")[2] == "tied"  # its two uses have lines of their own, where they are told
+    return effects[~tied | (effects["effect"] != 0)].reset_index(drop=True)
+
+
+@damage_refused
+def read_cosines(path: StrPath, by: str = "total", scheme: str = "thirds") -> pd.DataFrame:
+    """The cosines of every two targets' gradients: below 0 a step that helps one harms the other.
+
+    ``by`` is ``total``, ``group``, ``layer`` or ``parameter``, else arguments as of `read`.
+
+    Returns:
+        Columns ``step``, ``by``, ``target``, ``other``, ``cosine`` (NaN where a gradient is zero).
+    """
+    frame = read(path, "layer" if by == "total" else by, scheme)
+    names = _targets(path, [*frame["gradient"], *frame["other"]])
+    keys = ["step"] if by == "total" else ["step", by]
+    products = {
+        pair: inner_by_label(frame, *pair).groupby(level=keys).sum()
+        for pair in itertools.combinations_with_replacement(names, 2)
+    }
+    parts = []
+    for a, b in itertools.combinations(names, 2):
+        scale = (products[a, a] * products[b, b]).clip(lower=0) ** 0.5
+        cosine = (products[a, b] / scale.where(scale > 0)).clip(-1, 1)
+        parts.append(cosine.rename("cosine").reset_index().assign(target=a, other=b))
+    if not parts:
+        raise GeffectError(f"{path} has fewer than two targets", remedy="Monitor two or more")
+    frame = pd.concat(parts, ignore_index=True)
+    return frame.assign(**({"total": "total"} if by == "total" else {}))[["step", by, "target", "other", "cosine"]]
+
+
+@damage_refused
 def read_overlap(path: StrPath, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
     """The overlaps of the top-k masks of a run's gradients (`geffect.core.masks`), counted in entries.
 
@@ -104,9 +172,10 @@ def read_prediction(path: StrPath) -> pd.DataFrame:
     """Predicted and measured change of each target's loss, a row a step and reading (`geffect.measurement.update`).
 
     Returns:
-        Columns ``step``, ``target`` (``forget``, ``retain``), ``reading`` (``gradient``, ``update``), ``predicted``,
-        ``measured`` (nats a token), ``before`` and ``after``. Where every step was measured the changes add up to that
-        of the whole run.
+        Columns ``step``, ``target`` (``forget``, ``retain``, or a monitor's), ``reading`` (``gradient``, ``update``;
+        of a monitor ``update`` alone), ``predicted``, ``measured`` (nats a token), ``before`` and ``after``. Where
+        every step was measured the changes add up to that of the whole run. A monitor's steps are there where the next
+        one was measured, too.
     """
     rows = []
     for line in each_line(path):
@@ -116,9 +185,34 @@ def read_prediction(path: StrPath) -> pd.DataFrame:
             values = {"measured": measured, "before": before, "after": after}
             keys = {"step": line["step"], "target": target}
             rows += [keys | {"reading": name, "predicted": part[name]} | values for name in READINGS]
+    return pd.DataFrame(rows) if rows else _monitored_prediction(path)
+
+
+def _monitored_prediction(path: StrPath) -> pd.DataFrame:
+    """A monitor measures its targets' losses on the same examples at every step that it measures."""
+    losses = {line["step"]: line.get("evaluation", {}) for line in each_line(path)}
+    rows = []
+    for step, target, predicted in _whole_effects(path):
+        before, after = (losses.get(at, {}).get(target, {}).get("loss") for at in (step, step + 1))
+        if before is not None and after is not None:
+            keys = {"step": step, "target": target, "reading": "update", "predicted": predicted}
+            rows.append(keys | {"measured": after - before, "before": before, "after": after})
     if not rows:
-        raise GeffectError(f"{Path(path) / STEPS} has no prediction", remedy="Run geffect unlearn with --prediction 16")
+        remedy = "Run geffect unlearn with --prediction 16, or monitor every step"
+        raise GeffectError(f"{Path(path) / STEPS} has no prediction", remedy=remedy)
     return pd.DataFrame(rows)
+
+
+def _whole_effects(path: StrPath) -> list[Any]:
+    """(Step, target, effect of the whole model) of a record; empty where it has none."""
+    try:
+        frame = read_effects(path)
+    except Damaged:
+        raise
+    except GeffectError:
+        return []
+    rows: list[Any] = frame.groupby(["step", "target"], sort=False)["effect"].sum().reset_index().to_numpy().tolist()
+    return rows
 
 
 @damage_refused

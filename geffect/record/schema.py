@@ -22,7 +22,7 @@ Table = Mapping[str, Any]
 MOST_STEPS, MOST_BLOCKS = 10**9, 10_000
 LARGEST = 1e100  # an inner product of float32 gradients is far below it
 NEGATIVE = 1e-6  # of a tensor's largest product: what is left where a squared norm cancels
-DIRECTIONS = {"objective", "applied_gradient"}  # the latter of another training that is monitored
+MONITORED = {"applied_gradient", "weights"}  # either is in every line of another training that is monitored
 
 
 class LineChecker:
@@ -150,7 +150,10 @@ def _gram(part: Any, table: Table | None) -> None:
     names = _gradients(part, "values")
     _triangles(part, table, (int, float), empty=True)  # a product that overflowed is null
     roles = set(map(role_of, names))
-    known = {*TARGETS} <= roles if DIRECTIONS & set(names) else roles <= {*TARGETS}  # the latter of a localization
+    if roles & MONITORED:  # beside any targets
+        known = len(roles - MONITORED) > 0
+    else:
+        known = {*TARGETS} <= roles if "objective" in roles else roles <= {*TARGETS}  # the latter of a localization
     check(known, f"{', '.join(names):.50} for the names of gradients")
     parameters = table["names"] if table is not None else [""] * len(part["values"])
     diagonal = list(itertools.accumulate(range(len(names), 1, -1), initial=0))  # places of a gradient's own product

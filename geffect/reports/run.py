@@ -76,6 +76,19 @@ class Run(os.PathLike[str]):
         frame = self.to_frame(by, scheme)
         return g_effect(frame, direction or direction_name(frame))
 
+    @property
+    def targets(self) -> list[str]:
+        """The sets whose losses' gradients were measured; empty where none were."""
+        return frames.read_targets(self.path)
+
+    def effects(self, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
+        """What every measured step did to every target, in nats a token, as `geffect.read_effects`."""
+        return frames.read_effects(self.path, by, scheme)
+
+    def target_cosines(self, by: str = "total", scheme: str = "thirds") -> pd.DataFrame:
+        """The cosines of every two targets' gradients, as `geffect.read_cosines`."""
+        return frames.read_cosines(self.path, by, scheme)
+
     def cosine(self) -> pd.DataFrame:
         """Cosine with the retain gradient: columns ``step``, ``cosine``, ``rectified`` (NaN without a rectifier)."""
         return cosines(self.to_frame())

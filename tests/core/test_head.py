@@ -21,7 +21,7 @@ from geffect.evaluation.view import token_scores
 from geffect.localization.localize import example_losses
 from geffect.models.builtin import make_tokenizer
 from geffect.models.scoring import Reference, compute_likelihood, compute_reference_nll
-from geffect.monitoring.targets import compute_target_gradients
+from geffect.monitoring.targets import Others, measure_targets
 from geffect.training.batches import adversarial_labels
 from tests.support.architectures import FAMILIES, make
 from tests.support.cases import llama, lora
@@ -203,7 +203,8 @@ def _adversarial(model: Any) -> None:
 
 def _targets(model: Any) -> None:
     parameters = dict(model.named_parameters())
-    compute_target_gradients(model, parameters, {"forget": [collate(ENCODED, 0)]}, None, ModelState(model))
+    none = Others((), lambda _: {})
+    measure_targets(model, parameters, {"forget": [collate(ENCODED, 0)]}, None, ModelState(model), none)
 
 
 def _token_effects(model: Any) -> None:

@@ -98,7 +98,7 @@ def test_an_outline_refuses_them_too(kind: str, tmp_path: Path) -> None:
 def test_a_monitor_refuses_them_and_leaves_nothing(kind: str, tmp_path: Path) -> None:
     make_one, reason = REFUSED[kind]
     with pytest.raises(GeffectError, match=reason):
-        geffect.monitor(make_one(), forget=ROWS, retain=ROWS, out=tmp_path / "run").open()
+        geffect.monitor(make_one(), {"forget": ROWS, "retain": ROWS}, out=tmp_path / "run").open()
     assert not (tmp_path / "run").exists()
 
 
@@ -145,7 +145,7 @@ class Changed(nn.Module):
 def test_a_model_that_sees_padding_is_refused() -> None:
     model = Changed(lambda logits, mask: logits + mask.float().mean(1)[:, None, None])
     with pytest.raises(GeffectError, match="depend on padding on the right"):
-        geffect.monitor(model, forget=ROWS, retain=ROWS).open()
+        geffect.monitor(model, {"forget": ROWS, "retain": ROWS}).open()
 
 
 @pytest.mark.parametrize("shift", [0.002, 0.1])  # a text, of the logits' largest, by the width of the batch
@@ -184,7 +184,7 @@ def test_a_model_that_fails_on_tokens_is_refused() -> None:
     with pytest.raises(
         GeffectError, match=r"^LlamaForCausalLM gives no logits [^\n]*\(RuntimeError: wants pixels\)[^\n]*$"
     ):
-        geffect.monitor(model, forget=ROWS, retain=ROWS).open()
+        geffect.monitor(model, {"forget": ROWS, "retain": ROWS}).open()
 
 
 def test_of_a_multimodal_model_the_text_decoder_is_measured_and_the_rest_is_frozen(
@@ -206,7 +206,10 @@ def test_of_a_multimodal_model_the_text_decoder_is_measured_and_the_rest_is_froz
 
 def test_a_monitor_on_a_multimodal_model_leaves_the_rest_out_and_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
     model = make_unusual("llava")
-    with caplog.at_level(logging.WARNING, "geffect"), geffect.monitor(model, forget=ROWS, retain=ROWS) as monitor:
+    with (
+        caplog.at_level(logging.WARNING, "geffect"),
+        geffect.monitor(model, {"forget": ROWS, "retain": ROWS}) as monitor,
+    ):
         ids = torch.tensor([[5, 6, 7]])
         model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
         before = state(model)

@@ -75,7 +75,7 @@ def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def test_a_monitored_loop_is_left_as_found(name: str, kind: str) -> None:
     model = make_host(name, kind)
     alone = make_host(name, kind)
-    assert _loop(model, lambda: Monitor(model, FORGET, RETAIN)) == []
+    assert _loop(model, lambda: Monitor(model, {"forget": FORGET, "retain": RETAIN})) == []
     _loop(alone, None)
     assert _equal(_ends(model), _ends(alone))
 
@@ -86,7 +86,7 @@ def test_a_trainer_with_a_callback_is_left_as_found(name: str, kind: str, tmp_pa
     ends: list[dict[str, Any]] = []
     for monitored in (False, True):
         model = make_host(name, kind)
-        callbacks = [Callback(FORGET, RETAIN, out=tmp_path / "run")] if monitored else []
+        callbacks = [Callback({"forget": FORGET, "retain": RETAIN}, out=tmp_path / "run")] if monitored else []
         arguments = TrainingArguments(
             str(tmp_path / "host"),
             max_steps=2,
@@ -101,7 +101,8 @@ def test_a_trainer_with_a_callback_is_left_as_found(name: str, kind: str, tmp_pa
         )
         trainer = Trainer(model, arguments, train_dataset=FORGET + RETAIN, data_collator=padded, callbacks=callbacks)
         trainer.train()
-        logs = [{key: line.get(key) for key in ("loss", "grad_norm", "step")} for line in trainer.state.log_history]
+        own_lines = [line for line in trainer.state.log_history if "geffect/forget/loss" not in line]  # its own
+        logs = [{key: line.get(key) for key in ("loss", "grad_norm", "step")} for line in own_lines]
         state = everything(model)
         hooks = {key: len(value) for key, value in state.items() if key.endswith("hooks") and isinstance(value, list)}
         modes = {key: value for key, value in state.items() if key.endswith(".training")}
@@ -226,7 +227,7 @@ def _with_habit(what: str) -> Any:
 @pytest.mark.parametrize("what", HABITS)
 def test_what_a_pass_does_to_the_model_is_undone(what: str) -> None:
     model, alone = _with_habit(what), _with_habit(what)
-    assert _loop(model, lambda: Monitor(model, FORGET, RETAIN), steps=3) == []
+    assert _loop(model, lambda: Monitor(model, {"forget": FORGET, "retain": RETAIN}), steps=3) == []
     _loop(alone, None, steps=3)
     assert _equal(_ends(model), _ends(alone))
 
@@ -236,10 +237,10 @@ def test_a_pass_that_changes_trainable_weights_is_refused_and_undone() -> None:
     still = model.model.layers[0].input_layernorm[1].still.requires_grad_(True)
     before = everything(model)
     with pytest.raises(GeffectError, match=r"changed the trainable weights [^\n]*input_layernorm\.1\.still "):
-        Monitor(model, FORGET, RETAIN).open()
+        Monitor(model, {"forget": FORGET, "retain": RETAIN}).open()
     assert differences(before, everything(model)) == []
     still.requires_grad_(False)
-    with Monitor(model, FORGET, RETAIN) as monitor:
+    with Monitor(model, {"forget": FORGET, "retain": RETAIN}) as monitor:
         still.requires_grad_(True)
         _loss(model).backward()
         before = everything(model)
@@ -250,7 +251,7 @@ def test_a_pass_that_changes_trainable_weights_is_refused_and_undone() -> None:
 
 def test_a_later_pass_that_writes_elsewhere_is_refused() -> None:
     model = _with_habit("counts")
-    with Monitor(model, FORGET, RETAIN) as monitor:
+    with Monitor(model, {"forget": FORGET, "retain": RETAIN}) as monitor:
         _loss(model).backward()
         monitor.step()
         model.model.layers[0].input_layernorm[1].what = "writes_a_part"
@@ -271,7 +272,7 @@ def test_an_end_in_the_middle_leaves_no_trace(error: type[BaseException], where:
             end() if where == "forward" else output.register_hook(end)
 
     model.model.norm.register_forward_hook(fails)
-    with Monitor(model, FORGET, RETAIN, batch_size=1) as monitor:
+    with Monitor(model, {"forget": FORGET, "retain": RETAIN}, batch_size=1) as monitor:
         _loss(model).backward()
         before = everything(model)
         armed[:] = ["last", "first", "first"]
@@ -295,7 +296,7 @@ def test_backward_hooks_of_the_host_rest_during_a_look_and_work_after() -> None:
     ]
     try:
         kinds = {"tensor", "multi", "module", "before", "global"}
-        with Monitor(model, FORGET, RETAIN) as monitor:
+        with Monitor(model, {"forget": FORGET, "retain": RETAIN}) as monitor:
             _loss(model).backward()
             assert set(calls) == kinds
             before, seen = everything(model), len(calls)
@@ -323,10 +324,10 @@ def test_an_optimizer_in_the_backward_pass_is_refused(late: bool) -> None:
     if not late:
         hook()
         with pytest.raises(GeffectError, match=r"^lm_head\.weight has a post-accumulate-grad hook"):
-            Monitor(model, FORGET, RETAIN).open()
+            Monitor(model, {"forget": FORGET, "retain": RETAIN}).open()
         assert stepped == []
         return
-    with Monitor(model, FORGET, RETAIN) as monitor:
+    with Monitor(model, {"forget": FORGET, "retain": RETAIN}) as monitor:
         handle = hook()
         _loss(model).backward()
         with pytest.raises(GeffectError, match=r"^lm_head\.weight has a post-accumulate-grad hook"):
@@ -340,7 +341,7 @@ def test_an_optimizer_in_the_backward_pass_is_refused(late: bool) -> None:
 def test_a_graph_of_the_host_can_still_be_run_backward() -> None:
     """A tensor that a look wrote into has its version again."""
     model = _with_habit("writes_an_attribute")
-    with Monitor(model, FORGET, RETAIN) as monitor:
+    with Monitor(model, {"forget": FORGET, "retain": RETAIN}) as monitor:
         _loss(model).backward()
         loss = _loss(model)
         monitor.step()
@@ -360,7 +361,7 @@ def test_rows_of_a_model_that_rescales_its_weights_are_those_of_its_own_weights(
     """RWKV in training mode, which has no dropout, against its gradients in evaluation mode."""
     model = make_host("rwkv").double()
     names = [name for name, _ in model.named_parameters()]
-    with Monitor(model, FORGET, FORGET, out=tmp_path / "run") as monitor:
+    with Monitor(model, {"forget": FORGET, "retain": FORGET}, out=tmp_path / "run") as monitor:
         batch = padded(FORGET)
         counts = (batch["labels"][:, 1:] != -100).sum()
         logits = model(batch["input_ids"], use_cache=False).logits[:, :-1].flatten(0, 1)

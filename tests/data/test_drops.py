@@ -207,7 +207,7 @@ def test_given_ids_that_the_model_lacks_are_refused(wrong: int, where: str, tmp_
     bad = good | {where: [good[where][0], wrong, 4]}
     says = rf"^Example 1 of the retain set has the token id {wrong}, and the model's ids are 0 to {VOCABULARY - 1}"
     with pytest.raises(GeffectError, match=says):
-        Monitor(llama(), [good], [good, bad], out=tmp_path / "run")
+        Monitor(llama(), {"forget": [good], "retain": [good, bad]}, out=tmp_path / "run")
     check_ids([EncodedExample(0, good["input_ids"], good["labels"])], VOCABULARY, "set")
 
 

@@ -89,7 +89,7 @@ def test_the_host_trains_to_the_same_bits(dropout_model: Any, tmp_path: Path, se
     """With dropout, accumulation, clipping and AdamW, the callback's passes leave no trace."""
     other = copy.deepcopy(dropout_model)
     plain = _trained(dropout_model, tmp_path / "plain", host=Ascending, **settings)
-    callback = Callback(FORGET, RETAIN, update=True, batch_size=2)
+    callback = Callback({"forget": FORGET, "retain": RETAIN}, update=True, batch_size=2)
     monitored = _trained(other, tmp_path / "monitored", callback, host=Ascending, **settings)
     assert len(read_lines(callback.run.path)) == 4
     assert all(torch.equal(plain[name], monitored[name]) for name in plain)
@@ -99,7 +99,7 @@ def test_adapters_are_monitored(tmp_path: Path) -> None:
     model = lora()
     other = copy.deepcopy(model)
     plain = _trained(model, tmp_path / "plain")
-    callback = Callback(FORGET, RETAIN)
+    callback = Callback({"forget": FORGET, "retain": RETAIN})
     monitored = _trained(other, tmp_path / "monitored", callback)
     assert all(torch.equal(plain[name], monitored[name]) for name in plain)
     assert all("lora_" in name for name in read(callback.run.path, "parameter")["parameter"])
@@ -111,7 +111,9 @@ def test_rows_equal_a_loop_over_examples(make: Callable[[], Any], tmp_path: Path
     model = make().double().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     found = []
-    with Monitor(model, FORGET, RETAIN, update=True, batch_size=2, out=tmp_path / "run") as monitor:
+    with Monitor(
+        model, {"forget": FORGET, "retain": RETAIN}, update=True, batch_size=2, out=tmp_path / "run"
+    ) as monitor:
         for examples in (FORGET[:2], RETAIN[1:3]):
             model.eval()
             slow = capture_gradients(
@@ -125,6 +127,7 @@ def test_rows_equal_a_loop_over_examples(make: Callable[[], Any], tmp_path: Path
             optimizer.step()
             monitor.updated()
             slow["update"] = {n: before[n] - p.detach() for n, p in model.named_parameters()}
+            slow["weights"] = before
             optimizer.zero_grad()
             found.append(slow)
     frame = read(tmp_path / "run", "parameter")
@@ -145,7 +148,7 @@ def test_a_loop_is_left_as_found(dropout_model: Any) -> None:
     before = {name: p.grad for name, p in model.named_parameters()}
     copies = {name: None if g is None else g.clone() for name, g in before.items()}
     modes, state = {m: m.training for m in model.modules()}, torch.random.get_rng_state()
-    with Monitor(model, FORGET, RETAIN) as monitor:
+    with Monitor(model, {"forget": FORGET, "retain": RETAIN}) as monitor:
         monitor.step()
     for name, parameter in model.named_parameters():
         assert parameter.grad is before[name]
@@ -163,8 +166,7 @@ def test_the_record_is_one_that_everything_reads(tmp_path: Path) -> None:
     batch = geffect.collate(geffect.encode_set(loaded.tokenizer, geffect.load_set("builtin:authors/forget[:4]")), 0)
     with geffect.monitor(
         loaded.model,
-        "builtin:authors/forget[:4]",
-        geffect.load_set("builtin:authors/retain[:3]"),
+        {"forget": "builtin:authors/forget[:4]", "retain": geffect.load_set("builtin:authors/retain[:3]")},
         tokenizer=loaded.tokenizer,
         every=2,
     ) as monitor:
@@ -193,12 +195,12 @@ def test_the_record_is_one_that_everything_reads(tmp_path: Path) -> None:
 def test_a_resumed_host_goes_on_in_its_record(tmp_path: Path) -> None:
     model = gpt2()
     other = copy.deepcopy(model)
-    whole = Callback(FORGET, RETAIN, out=tmp_path / "whole")
+    whole = Callback({"forget": FORGET, "retain": RETAIN}, out=tmp_path / "whole")
     _trained(other, tmp_path / "a", whole)
-    first = Callback(FORGET, RETAIN, out=tmp_path / "run")
+    first = Callback({"forget": FORGET, "retain": RETAIN}, out=tmp_path / "run")
     _trained(model, tmp_path / "b", first, save_strategy="steps", save_steps=2)
     (tmp_path / "run" / "DONE").unlink()
-    again = Callback(FORGET, RETAIN, out=tmp_path / "run")
+    again = Callback({"forget": FORGET, "retain": RETAIN}, out=tmp_path / "run")
     args = {
         "max_steps": 4,
         "per_device_train_batch_size": 2,
@@ -241,12 +243,12 @@ class Broken(TrainerCallback):  # type: ignore[misc]
 @pytest.mark.parametrize("anew", [True, False], ids=["a new callback and model", "the same ones"])
 def test_a_host_that_failed_goes_on_in_the_same_notebook(anew: bool, tmp_path: Path) -> None:
     """An interpreter keeps the last exception, and with it the callback that nobody told."""
-    callbacks = [Callback(FORGET, RETAIN, out=tmp_path / "run"), Broken()]
+    callbacks = [Callback({"forget": FORGET, "retain": RETAIN}, out=tmp_path / "run"), Broken()]
     model, settings = gpt2(), dict[str, Any](save_strategy="steps", save_steps=2)
     with pytest.raises(KeyboardInterrupt) as kept:
         _trained(model, tmp_path / "host", *callbacks, **settings)
     if anew:
-        callbacks[0], model = Callback(FORGET, RETAIN, out=tmp_path / "run"), gpt2()
+        callbacks[0], model = Callback({"forget": FORGET, "retain": RETAIN}, out=tmp_path / "run"), gpt2()
     _trained(model, tmp_path / "host", *callbacks, resume=True, **settings)
     assert kept.value is not None
     assert [line["step"] for line in read_lines(tmp_path / "run")] == [0, 1, 2, 3]
@@ -256,15 +258,15 @@ def test_a_host_that_failed_goes_on_in_the_same_notebook(anew: bool, tmp_path: P
 def test_a_host_that_failed_leaves_its_model_to_another_callback(tmp_path: Path) -> None:
     model = gpt2()
     with pytest.raises(KeyboardInterrupt) as kept:
-        _trained(model, tmp_path / "host", Callback(FORGET, RETAIN), Broken())
-    again = Callback(FORGET, RETAIN, out=tmp_path / "run")
+        _trained(model, tmp_path / "host", Callback({"forget": FORGET, "retain": RETAIN}), Broken())
+    again = Callback({"forget": FORGET, "retain": RETAIN}, out=tmp_path / "run")
     _trained(model, tmp_path / "host", again)
     assert kept.value is not None
     assert [line["step"] for line in read_lines(tmp_path / "run")] == [0, 1, 2, 3]
 
 
 def test_a_closed_monitor_writes_nothing(tmp_path: Path) -> None:
-    with Monitor(llama(), FORGET, RETAIN, out=tmp_path / "run") as monitor:
+    with Monitor(llama(), {"forget": FORGET, "retain": RETAIN}, out=tmp_path / "run") as monitor:
         _mean_nll(monitor.model, FORGET).backward()
         monitor.step()
     with pytest.raises(GeffectError, match="monitor is closed"):
@@ -273,11 +275,11 @@ def test_a_closed_monitor_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_monitor_that_was_never_opened_ends_nothing(tmp_path: Path) -> None:
-    with Monitor(llama(), FORGET, RETAIN, out=tmp_path / "run") as monitor:
+    with Monitor(llama(), {"forget": FORGET, "retain": RETAIN}, out=tmp_path / "run") as monitor:
         _mean_nll(monitor.model, FORGET).backward()
         monitor.step()
     (tmp_path / "run" / "DONE").unlink()
-    Monitor(llama(), FORGET, RETAIN, out=tmp_path / "run").close()
+    Monitor(llama(), {"forget": FORGET, "retain": RETAIN}, out=tmp_path / "run").close()
     assert not (tmp_path / "run" / "DONE").exists()
 
 
@@ -295,18 +297,23 @@ def test_a_monitor_that_was_never_opened_ends_nothing(tmp_path: Path) -> None:
 )
 def test_a_set_that_cannot_be_judged_by_is_refused(given: Any, told: str) -> None:
     with pytest.raises(GeffectError, match=told):
-        Monitor(llama(), given, RETAIN)
+        Monitor(llama(), {"forget": given, "retain": RETAIN})
 
 
 def test_two_monitors_on_a_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(GeffectError, match="monitored already"):
-        _trained(llama(), tmp_path, Callback(FORGET, RETAIN), Callback(FORGET, RETAIN))
+        _trained(
+            llama(),
+            tmp_path,
+            Callback({"forget": FORGET, "retain": RETAIN}),
+            Callback({"forget": FORGET, "retain": RETAIN}),
+        )
 
 
 def test_a_monitor_can_follow_another_on_the_same_model() -> None:
     model = llama()
     for _ in range(2):
-        with Monitor(model, FORGET, RETAIN) as monitor:
+        with Monitor(model, {"forget": FORGET, "retain": RETAIN}) as monitor:
             _mean_nll(model, FORGET).backward()
             monitor.step()
         assert (monitor.path / "DONE").exists()
@@ -314,7 +321,10 @@ def test_a_monitor_can_follow_another_on_the_same_model() -> None:
 
 def test_a_loop_that_fails_is_not_finished(tmp_path: Path) -> None:
     model = llama()
-    with pytest.raises(RuntimeError, match="broken"), Monitor(model, FORGET, RETAIN, out=tmp_path / "run") as monitor:
+    with (
+        pytest.raises(RuntimeError, match="broken"),
+        Monitor(model, {"forget": FORGET, "retain": RETAIN}, out=tmp_path / "run") as monitor,
+    ):
         _mean_nll(model, FORGET).backward()
         monitor.step()
         raise RuntimeError("broken")
@@ -326,24 +336,27 @@ def test_a_directory_that_is_taken_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("precious")
     with pytest.raises(GeffectError, match="exists already"):
-        Monitor(llama(), FORGET, RETAIN, out=tmp_path / "run").open()
+        Monitor(llama(), {"forget": FORGET, "retain": RETAIN}, out=tmp_path / "run").open()
     assert (tmp_path / "run" / "mine.txt").read_text() == "precious"
 
 
 def test_a_step_without_gradients_is_refused() -> None:
-    with Monitor(llama(), FORGET, RETAIN) as monitor, pytest.raises(GeffectError, match=r"has a gradient in \.grad"):
+    with (
+        Monitor(llama(), {"forget": FORGET, "retain": RETAIN}) as monitor,
+        pytest.raises(GeffectError, match=r"has a gradient in \.grad"),
+    ):
         monitor.step()
 
 
 @pytest.mark.parametrize(("setting", "told"), [({"every": 0}, "every"), ({"batch_size": 0}, "batch_size")], ids=str)
 def test_settings_out_of_range_are_refused(setting: dict[str, int], told: str) -> None:
     with pytest.raises(GeffectError, match=told):
-        Monitor(llama(), FORGET, RETAIN, **setting)  # type: ignore[arg-type]
+        Monitor(llama(), {"forget": FORGET, "retain": RETAIN}, **setting)  # type: ignore[arg-type]
 
 
 def test_a_callback_that_has_not_begun_says_so() -> None:
     with pytest.raises(GeffectError, match="Training has not begun"):
-        _ = Callback(FORGET, RETAIN).run
+        _ = Callback({"forget": FORGET, "retain": RETAIN}).run
 
 
 def test_scaled_gradients_are_refused(tmp_path: Path) -> None:
@@ -351,14 +364,14 @@ def test_scaled_gradients_are_refused(tmp_path: Path) -> None:
         fp16, deepspeed = True, None
 
     with pytest.raises(GeffectError, match="bf16"):
-        Callback(FORGET, RETAIN).on_train_begin(Args(), None, None, model=llama())
+        Callback({"forget": FORGET, "retain": RETAIN}).on_train_begin(Args(), None, None, model=llama())
 
 
 def test_a_broken_loss_does_not_end_the_hosts_training() -> None:
     model = llama()
     with torch.no_grad():
         model.lm_head.weight[0, 0] = math.nan
-    with Monitor(model, FORGET, RETAIN) as monitor:
+    with Monitor(model, {"forget": FORGET, "retain": RETAIN}) as monitor:
         _mean_nll(model, FORGET).backward()
         monitor.step()
     (line,) = read_lines(monitor.path)
@@ -370,7 +383,7 @@ def test_the_gram_is_that_of_rows_at_hand() -> None:
     gradients = capture_gradients(
         model, {"forget": lambda: _mean_nll(model, FORGET), "retain": lambda: _mean_nll(model, RETAIN)}
     )
-    with Monitor(model, FORGET, RETAIN) as monitor:
+    with Monitor(model, {"forget": FORGET, "retain": RETAIN}) as monitor:
         _mean_nll(model, FORGET).backward()
         monitor.step()
     frame = read(monitor.path, "parameter")
@@ -396,7 +409,7 @@ AGAIN: dict[str, Any] = {
 
 
 def test_a_trainer_that_begins_again_with_smaller_batches_begins_its_record_again(tmp_path: Path) -> None:
-    callback = Callback(FORGET, RETAIN, update=True, out=tmp_path / "run")
+    callback = Callback({"forget": FORGET, "retain": RETAIN}, update=True, out=tmp_path / "run")
     _trained(gpt2(), tmp_path / "host", callback, **AGAIN)
     assert callback.run.steps()["step"].tolist() == [0, 1, 2, 3]
     assert (tmp_path / "run" / "DONE").exists()
@@ -411,7 +424,7 @@ class Stopped(TrainerCallback):  # type: ignore[misc]
 
 
 def test_a_record_that_was_interrupted_is_not_taken_for_one_that_begins_again(tmp_path: Path) -> None:
-    model, callback = gpt2(), Callback(FORGET, RETAIN, out=tmp_path / "run")
+    model, callback = gpt2(), Callback({"forget": FORGET, "retain": RETAIN}, out=tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         _trained(model, tmp_path / "host", callback, Stopped(), **AGAIN)
     with pytest.raises(GeffectError, match="exists already"):
@@ -422,7 +435,7 @@ def test_a_record_that_was_interrupted_is_not_taken_for_one_that_begins_again(tm
 @pytest.mark.parametrize("every", [1, 2])
 def test_an_update_that_was_never_told_is_refused_at_the_next_step(every: int) -> None:
     model = llama()
-    with Monitor(model, FORGET, RETAIN, update=True, every=every) as monitor:
+    with Monitor(model, {"forget": FORGET, "retain": RETAIN}, update=True, every=every) as monitor:
         _mean_nll(model, FORGET).backward()
         monitor.step()
         with pytest.raises(GeffectError, match=r"updated\(\) was not called after step 0"):
@@ -431,7 +444,7 @@ def test_an_update_that_was_never_told_is_refused_at_the_next_step(every: int) -
 
 def test_an_update_that_was_never_told_is_refused_at_the_end(tmp_path: Path) -> None:
     model = llama()
-    monitor = Monitor(model, FORGET, RETAIN, update=True, out=tmp_path / "run").open()
+    monitor = Monitor(model, {"forget": FORGET, "retain": RETAIN}, update=True, out=tmp_path / "run").open()
     for _ in range(2):
         _mean_nll(model, FORGET).backward()
         monitor.step()
@@ -441,13 +454,16 @@ def test_an_update_that_was_never_told_is_refused_at_the_end(tmp_path: Path) -> 
         monitor.close()
     assert [line["step"] for line in read_lines(tmp_path / "run")] == [0]
     assert not (tmp_path / "run" / "DONE").exists()
-    with Monitor(model, FORGET, RETAIN):
+    with Monitor(model, {"forget": FORGET, "retain": RETAIN}):
         pass
 
 
 def test_a_loop_that_fails_before_its_update_tells_its_own_error() -> None:
     model = llama()
-    with pytest.raises(RuntimeError, match="broken"), Monitor(model, FORGET, RETAIN, update=True) as monitor:
+    with (
+        pytest.raises(RuntimeError, match="broken"),
+        Monitor(model, {"forget": FORGET, "retain": RETAIN}, update=True) as monitor,
+    ):
         _mean_nll(model, FORGET).backward()
         monitor.step()
         raise RuntimeError("broken")

@@ -52,7 +52,9 @@ def _dpo(out: Path) -> tuple[Any, Any, list[dict[str, str]]]:
 def test_trl_trains_to_the_same_bits(make: Any, tmp_path: Path) -> None:
     """And its gradient is measured: supervised fine-tuning on the forget rows lowers their loss."""
     weights: list[dict[str, Tensor]] = []
-    callback = geffect.Callback("builtin:authors/forget[:8]", "builtin:authors/retain[:8]", batch_size=4)
+    callback = geffect.Callback(
+        {"forget": "builtin:authors/forget[:8]", "retain": "builtin:authors/retain[:8]"}, batch_size=4
+    )
     for callbacks in ([], [callback]):
         loaded = geffect.load_model("builtin:tiny-untrained")
         trainer, config, rows = make(tmp_path)

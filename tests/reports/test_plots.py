@@ -418,10 +418,15 @@ def test_one_reading_of_one_loss_is_enough_and_nothing_may_happen(draw: Draw) ->
 
 
 @pytest.mark.parametrize("draw", [plots.prediction_plane, plots.prediction_sums])
-@pytest.mark.parametrize(("column", "value"), [("target", "heldout"), ("reading", "applied")])
-def test_an_unknown_target_or_reading_is_refused(draw: Draw, column: str, value: str) -> None:
-    with pytest.raises(ValueError, match=rf"^{value} is no {column} of a prediction check\. [^\n]*$"):
-        draw(prediction().assign(**{column: value}))
+def test_any_targets_are_drawn_and_an_unknown_reading_is_refused(draw: Draw) -> None:
+    frame = prediction(["one"])
+    named = frame.assign(target=frame["target"].map({"forget": "math", "retain": "chat"}))
+    assert len(draw(named).axes) == 2
+    with pytest.raises(ValueError, match=r"^applied is no reading of a prediction check\. [^\n]*$"):
+        draw(frame.assign(reading="applied"))
+    many = pd.concat([frame.assign(target=f"target {i}") for i in range(5)])
+    with pytest.raises(ValueError, match=r"at most 4 targets"):
+        draw(many)
 
 
 @pytest.mark.parametrize("x", ["forget_loss", "forget_accuracy"])

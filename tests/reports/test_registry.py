@@ -91,7 +91,7 @@ def test_what_was_not_recorded_is_skipped_with_a_line_that_says_why(
     assert len(caplog.records) == len(told)
     assert set(told) == {*skipped, "trade_off"}, "of several runs one is left out of the trade-off"
     of = ", ".join(path.name for path in paths)
-    remedy = "Run geffect unlearn with --prediction 16."
+    remedy = "Run geffect unlearn with --prediction 16, or monitor every step."
     assert told["prediction"] == f"prediction is not drawn of {of}: {paths[0] / STEPS} has no prediction. {remedy}"
     assert not names & set(skipped)
     drawable = {"g_effect", "cosine", "plane-3"} | ({"trade_off"} if several else {"layers", "gram-3"})

@@ -458,7 +458,9 @@ def _monitor_of(place: Place, model: Any, *, update: bool = True) -> None:
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     batch = place.put(models.make_batch([6, 9, 7], seed=5))
-    with Monitor(model, forget, retain, update=update, batch_size=2, out=place.out / "run") as monitor:
+    with Monitor(
+        model, {"forget": forget, "retain": retain}, update=update, batch_size=2, out=place.out / "run"
+    ) as monitor:
         for _ in range(STEPS):
             model(**batch).loss.backward()
             monitor.step()
@@ -485,7 +487,7 @@ def _callback(place: Place, **settings: Any) -> None:
         logging_strategy="no",
         dataloader_pin_memory=False,
     )
-    callback = Callback(forget, retain, batch_size=2, out=place.out / "run", **settings)
+    callback = Callback({"forget": forget, "retain": retain}, batch_size=2, out=place.out / "run", **settings)
     trainer = Trainer(model, arguments, train_dataset=forget + retain, data_collator=padded, callbacks=[callback])
     trainer.train()
     _save_weights(place, trainer.model)

@@ -33,7 +33,7 @@ def train_monitored(kind: str, out: Path) -> None:
     model = wrapped(MODELS[out.name.partition("-")[0]]().double(), kind)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     counted = sum(sum(label != -100 for label in row["labels"][1:]) for row in TRAIN)
-    with Monitor(model, FORGET, RETAIN, update=True, batch_size=2, out=out) as monitor:
+    with Monitor(model, {"forget": FORGET, "retain": RETAIN}, update=True, batch_size=2, out=out) as monitor:
         for _ in range(STEPS):
             own = TRAIN[rank() :: num_processes()]
             loss = -nats(model, padded(own)).sum() / counted
@@ -80,7 +80,11 @@ def trainer(out: Path, kind: str) -> None:
             dataloader_pin_memory=False,
             seed=3,
         )
-        callbacks = [Callback(FORGET, RETAIN, update=True, out=out / kind / "run")] if name == "monitored" else []
+        callbacks = (
+            [Callback({"forget": FORGET, "retain": RETAIN}, update=True, out=out / kind / "run")]
+            if name == "monitored"
+            else []
+        )
         if kind == "fsdp2":
             shard_model(model, "cpu")
         ShardedTrainer(
@@ -110,7 +114,7 @@ def parallel(out: Path) -> None:
 def refused(model: Any, file: Path) -> None:
     """What a monitor says of a model goes into a file."""
     try:
-        Monitor(model, FORGET, RETAIN).open()
+        Monitor(model, {"forget": FORGET, "retain": RETAIN}).open()
     except GeffectError as error:
         file.write_text(str(error), encoding="utf-8")
 

@@ -163,8 +163,10 @@ def _steps(axes: Axes, rows: pd.DataFrame, y: str, look: Look) -> None:
 
 COLUMNS = ("step", "target", "reading", "predicted", "measured")
 WATCHED = {"forget": "above 0: forgets", "retain": "above 0: harms the retain set"}
+HARM = "above 0: harm"
 FORMULAS = {"gradient": r"$-\eta\,\langle\nabla R,\, d\rangle$", "update": r"$\langle\nabla R,\, \Delta\theta\rangle$"}
 MEASURED: Look = {"c": "black", "marker": "D", "ls": "-", "lw": 1.6}
+MOST_TARGETS = 4
 IDENTITY: Look = {"c": "0.35", "ls": "--", "lw": 0.9}
 
 
@@ -201,7 +203,7 @@ def prediction_sums(frame: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(TWO_COLUMN, 0.6 + 2.0 * shape[0]), layout="constrained")
     panels = figure.subplots(*shape, squeeze=False, sharex="col")
     for (title, target, rows), axes in zip(cells, panels.flat, strict=True):
-        _sums(axes, rows, WATCHED[target])
+        _sums(axes, rows, WATCHED.get(target, HARM))
         axes.set_title(title)
     for axes in panels[-1]:
         axes.set_xlabel("unlearning step")
@@ -212,11 +214,11 @@ def prediction_sums(frame: pd.DataFrame) -> Figure:
 def _cells(frame: pd.DataFrame) -> tuple[list[tuple[str, str, pd.DataFrame]], tuple[int, int]]:
     """Title, target and rows of each run and target, and how many there are of runs and targets."""
     runs = style.by_run(frame, COLUMNS, most=4)
-    for column, known in (("target", WATCHED), ("reading", READINGS)):
-        if unknown := set(frame[column]) - set(known):
-            message = f"{', '.join(sorted(map(str, unknown)))} is no {column} of a prediction check"
-            raise GeffectError(message, remedy=f"Leave it out; there are {', '.join(known)}")
-    targets = [target for target in WATCHED if target in set(frame["target"])]
+    if unknown := set(frame["reading"]) - set(READINGS):
+        message = f"{', '.join(sorted(map(str, unknown)))} is no reading of a prediction check"
+        raise GeffectError(message, remedy=f"Leave it out; there are {', '.join(READINGS)}")
+    targets = sorted(frame["target"].unique(), key=lambda each: list(WATCHED).index(each) if each in WATCHED else 2)
+    style.at_most(MOST_TARGETS, "targets", targets)
     cells = [
         (f"{run}: {target} loss" if run else f"{target} loss", target, rows[rows["target"] == target])
         for run, rows in runs.items()

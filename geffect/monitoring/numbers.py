@@ -1,0 +1,63 @@
+"""A measured step in numbers by name, as trackers draw them."""
+
+import math
+from collections.abc import Mapping
+
+from geffect.core.gram import Gram, cosine, inner, norm
+from geffect.monitoring.targets import GRADIENT, OTHERS, UPDATE, WEIGHTS
+from geffect.record.reader import Score
+
+PREFIX = "geffect"
+
+
+def step_numbers(gram: Gram, groups: Mapping[str, str], scores: Mapping[str, Score]) -> dict[str, float]:
+    """The numbers of a measured step, without those that are not finite.
+
+    Of each target R: ``R/loss`` and ``R/accuracy`` before the step; ``R/effect`` = −⟨∇R, update⟩, the first-order
+    change of its loss by the step (nats a token; above 0: harm), and ``R/effect/GROUP``, which add up to it;
+    ``R/norm`` = ‖∇R‖ and ``cos/R~update``, ``cos/R~gradient``. Of each two ``cos/A~B``. Of the step ``update/norm``,
+    ``update/norm/GROUP``, ``update/relative`` = ‖update‖ / ‖weights‖, ``update/radial`` = cos(update, weights), and
+    ``gradient/norm``. What needs an update is left out where none was measured.
+
+    Args:
+        gram: of targets and others.
+        groups: parameter → layer group.
+        scores: target → its loss and accuracy.
+
+    Returns:
+        Name, which begins with ``geffect/``, → number.
+    """
+    total, names = gram.total(), gram.names
+    targets = [name for name in names if name not in OTHERS]
+    found: dict[str, float] = {}
+    for name, score in scores.items():
+        found |= {f"{name}/loss": score.loss, f"{name}/accuracy": score.accuracy}
+    found |= {f"{name}/norm": norm(total, names, name) for name in targets}
+    pairs = [(a, b) for i, a in enumerate(targets) for b in targets[i + 1 :]]
+    found |= {f"cos/{a}~{b}": cosine(total, names, a, b) for a, b in pairs}
+    if GRADIENT in names:
+        found["gradient/norm"] = norm(total, names, GRADIENT)
+        found |= {f"cos/{name}~gradient": cosine(total, names, name, GRADIENT) for name in targets}
+    if UPDATE in names:
+        found |= _of_update(gram, groups, targets)
+    return {f"{PREFIX}/{name}": value for name, value in found.items() if math.isfinite(value)}
+
+
+def effects(gram: Gram, groups: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """Target → group → −⟨∇R, update⟩; the group ``""`` is the whole model."""
+    parts, names = {"": gram.total(), **gram.by(groups)}, gram.names
+    targets = [name for name in names if name not in OTHERS]
+    if "tied" in parts and not any(inner(parts["tied"], names, name, UPDATE) for name in targets):
+        del parts["tied"]  # its two uses count under embed and lm_head
+    return {name: {group: -inner(matrix, names, name, UPDATE) for group, matrix in parts.items()} for name in targets}
+
+
+def _of_update(gram: Gram, groups: Mapping[str, str], targets: list[str]) -> dict[str, float]:
+    total, names = gram.total(), gram.names
+    length = norm(total, names, UPDATE)
+    found = {"update/norm": length, "update/radial": cosine(total, names, UPDATE, WEIGHTS)}
+    found["update/relative"] = length / (norm(total, names, WEIGHTS) or math.nan)
+    found |= {f"update/norm/{group}": norm(part, names, UPDATE) for group, part in gram.by(groups).items()}
+    for name, by_group in effects(gram, groups).items():
+        found |= {f"{name}/effect" + (f"/{group}" if group else ""): value for group, value in by_group.items()}
+    return found | {f"cos/{name}~update": cosine(total, names, name, UPDATE) for name in targets}

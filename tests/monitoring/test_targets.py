@@ -1,0 +1,274 @@
+"""Any named sets as targets: their Gram, their effects in nats, the Trainer's log, alerts and the end of a training."""
+
+import copy
+import itertools
+import logging
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+import geffect
+from geffect.core.gradients import capture_gradients
+from geffect.core.layers import layout, trainable_parameters
+from geffect.errors import GeffectError
+from geffect.monitoring.callback import Callback
+from geffect.monitoring.monitor import Monitor
+from tests.support.cases import gpt2, llama, lora
+from tests.support.rows import Rows, made_rows, nats, padded
+
+MATH, CHAT, CODE = made_rows([7, 5, 9, 6, 8], 0), made_rows([6, 8, 5, 7], 1), made_rows([5, 6], 2)
+TARGETS = {"math": MATH, "chat": CHAT, "code/python": CODE}
+OTHERS = ("applied_gradient", "update", "weights")
+ARGUMENTS: dict[str, Any] = {
+    "max_steps": 4,
+    "per_device_train_batch_size": 2,
+    "learning_rate": 1e-2,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "seed": 3,
+    "logging_strategy": "no",
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+}
+
+
+def mean_nll(model: nn.Module, examples: Rows) -> Tensor:
+    """Token-mean NLL, an example after another."""
+    total = [nats(model, padded([example])).sum() for example in examples]
+    return torch.stack(total).sum() / sum(sum(each != -100 for each in example["labels"][1:]) for example in examples)
+
+
+def flat(gradient: dict[str, Tensor], model: nn.Module) -> Tensor:
+    """One vector of all parameters."""
+    parameters = trainable_parameters(model).items()
+    return torch.cat([gradient.get(name, torch.zeros_like(p)).double().reshape(-1) for name, p in parameters])
+
+
+def trainer(model: Any, out: Path, *callbacks: TrainerCallback, **settings: Any) -> Trainer:
+    """A Trainer over some rows."""
+    args = TrainingArguments(output_dir=str(out), **ARGUMENTS | settings)
+    return Trainer(model, args, train_dataset=MATH + CHAT, data_collator=padded, callbacks=list(callbacks))
+
+
+@pytest.mark.parametrize("make", [gpt2, llama, lora], ids=["tied", "untied", "adapter"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_gram_of_any_targets_is_that_of_single_examples(
+    make: Callable[[], Any], count: int, tmp_path: Path
+) -> None:
+    """In float64, two steps of AdamW: targets, gradient, update and weights, by parameter, with the effects in nats."""
+    model = make().double().train()
+    targets = dict(itertools.islice(TARGETS.items(), count))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    found = []
+    with Monitor(model, targets, optimizer=optimizer, batch_size=2, out=tmp_path / "run") as monitor:
+        for examples in (MATH[:2], CHAT[1:3]):
+            model.eval()
+            slow = capture_gradients(model, {name: partial(mean_nll, model, each) for name, each in targets.items()})
+            model.train()
+            mean_nll(model, examples).backward()
+            trained = trainable_parameters(model)
+            slow["applied_gradient"] = {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
+            slow["weights"] = {name: p.detach().clone() for name, p in trained.items()}
+            optimizer.step()
+            slow["update"] = {name: slow["weights"][name] - p.detach() for name, p in trained.items()}
+            optimizer.zero_grad()
+            found.append(slow)
+    frame = geffect.read(tmp_path / "run", "parameter")
+    sums = frame.groupby(["step", "gradient", "other"])["inner"].sum()
+    assert monitor.run.targets == list(targets)
+    effects = monitor.run.effects().groupby(["step", "target"])["effect"].sum()
+    for step, slow in enumerate(found):
+        vectors = {name: flat(each, model) for name, each in slow.items()}
+        assert {*sums.loc[step].index} == {*itertools.combinations_with_replacement([*targets, *OTHERS], 2)}
+        for name, other in sums.loc[step].index:
+            a, b = vectors[name], vectors[other]
+            assert float(sums[step, name, other]) == pytest.approx(float(a @ b), abs=1e-6 * float(a.norm() * b.norm()))
+        for name in targets:
+            exact = -float(vectors[name] @ vectors["update"])
+            assert effects[step, name] == pytest.approx(exact, rel=1e-5)
+
+
+def test_an_effect_is_the_change_of_the_loss(tmp_path: Path) -> None:
+    """At a small learning rate the next step's loss is this one's plus the effect."""
+    callback = Callback({"math": MATH, "chat": CHAT})
+    trainer(llama(), tmp_path, callback, learning_rate=1e-5, max_steps=6).train()
+    frame = callback.run.prediction()
+    assert len(frame) == 2 * 5
+    assert set(frame["reading"]) == {"update"}
+    assert frame["predicted"].to_numpy() == pytest.approx(frame["measured"].to_numpy(), rel=0.05)
+    assert callback.run.plot("prediction").axes
+
+
+def test_cosines_are_those_of_the_gradients(tmp_path: Path) -> None:
+    model = llama()
+    slow = capture_gradients(model, {name: partial(mean_nll, model, each) for name, each in TARGETS.items()})
+    callback = Callback(TARGETS)
+    trainer(model, tmp_path, callback, max_steps=1).train()
+    whole, by_layer = callback.run.target_cosines(), callback.run.target_cosines("layer")
+    vectors = {name: flat(each, model) for name, each in slow.items()}
+    for _, row in whole.iterrows():
+        a, b = vectors[row["target"]], vectors[row["other"]]
+        assert row["cosine"] == pytest.approx(float(a @ b / a.norm() / b.norm()), rel=1e-4)
+    assert len(whole) == 3
+    layers = layout(model).layers
+    for _, row in by_layer.iterrows():
+        members = [name for name, layer in layers.items() if layer == row["layer"]]
+        a, b = (
+            torch.cat([slow[row[key]].get(name, torch.zeros(1)).reshape(-1) for name in members])
+            for key in ("target", "other")
+        )
+        assert row["cosine"] == pytest.approx(float(a @ b / a.norm() / b.norm()), abs=1e-4)
+
+
+class Dividing(torch.optim.SGD):
+    """An optimizer that changes ``.grad`` in place."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for parameter in (p for p in group["params"] if p.grad is not None):
+                parameter.grad.div_(2)
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("loses", [Dividing, torch.optim.SGD], ids=["changed", "removed"])
+def test_a_gradient_that_the_optimizer_changed_is_copied_from_then_on(loses: Any, tmp_path: Path) -> None:
+    """It is not told as what was applied; ``zero_grad`` before `updated` loses it as well."""
+    model = llama()
+    optimizer, steps = loses(model.parameters(), lr=0.1), []
+    with Monitor(model, {"math": MATH}, update=True, out=tmp_path / "run") as monitor:
+        for _ in range(2):
+            mean_nll(model, MATH).backward()
+            steps.append(flat({n: p.grad.clone() for n, p in model.named_parameters()}, model).norm())
+            monitor.step()
+            optimizer.step()
+            if loses is torch.optim.SGD:
+                optimizer.zero_grad()
+            monitor.updated()
+            optimizer.zero_grad()
+    frame = monitor.run.steps()
+    assert math.isnan(frame["norm_applied_gradient"][0])
+    assert frame["norm_applied_gradient"][1] == pytest.approx(float(steps[1]), rel=1e-5)
+    assert (frame["norm_update"] > 0).all()
+
+
+def test_numbers_go_into_the_trainers_own_log(tmp_path: Path) -> None:
+    """A target's effects by group add up, and every number is that of the record."""
+    callback = Callback({"math": MATH, "chat": CHAT}, every=2)
+    host = trainer(gpt2(), tmp_path, callback)
+    host.train()
+    lines = [line for line in host.state.log_history if "geffect/math/effect" in line]
+    assert [line["step"] for line in lines] == [1, 3]
+    effects = callback.run.effects().set_index(["step", "group", "target"])["effect"]
+    for line in lines:
+        for name in ("math", "chat"):
+            own = effects.loc[line["step"] - 1, :, name]
+            groups = {key.rpartition("/")[2]: line[key] for key in line if key.startswith(f"geffect/{name}/effect/")}
+            assert groups == pytest.approx(own.to_dict(), rel=1e-6)
+            assert line[f"geffect/{name}/effect"] == pytest.approx(own.sum(), rel=1e-5)
+            assert -1 <= line[f"geffect/cos/{name}~update"] <= 1
+        assert -1 <= line["geffect/cos/math~chat"] <= 1
+        assert 0 < line["geffect/update/relative"] < 1
+        assert -1 <= line["geffect/update/radial"] <= 1
+    steps = callback.run.steps()
+    assert [line["geffect/math/loss"] for line in lines] == pytest.approx(list(steps["math_loss"]))
+    silent = trainer(gpt2(), tmp_path, Callback({"math": MATH}, log=False))
+    silent.train()
+    assert not any("geffect" in key for line in silent.state.log_history for key in line)
+
+
+@pytest.mark.parametrize("update", [True, False])
+def test_a_host_with_any_targets_trains_to_the_same_bits(update: bool, tmp_path: Path) -> None:
+    model = gpt2()
+    other = copy.deepcopy(model)
+    trainer(model, tmp_path / "plain").train()
+    trainer(other, tmp_path / "monitored", Callback(TARGETS, update=update, examples=2)).train()
+    for (name, a), (_, b) in zip(model.state_dict().items(), other.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_the_trainers_own_lines_stay(tmp_path: Path) -> None:
+    """A line that is due in a measured step is there, to the last digit, as without the callback."""
+    found = []
+    for callbacks in ([], [Callback({"math": MATH})]):
+        settings = {"logging_strategy": "steps", "logging_steps": 2}
+        host = trainer(gpt2(), tmp_path, *callbacks, **settings)
+        host.train()
+        lines = [line for line in host.state.log_history if "geffect/math/loss" not in line]
+        timed = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
+        found.append([{key: value for key, value in line.items() if key not in timed} for line in lines])
+    assert found[0] == found[1]
+    assert [line["step"] for line in found[0]] == [2, 4, 4]
+
+
+def test_alerts_tell_once_and_stop_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Training on one set at a high rate raises the loss of another."""
+    callback = Callback({"chat": CHAT}, alerts={"chat": 1e-3}, stop={"chat": 0.1})
+    args = TrainingArguments(output_dir=str(tmp_path), **ARGUMENTS | {"learning_rate": 0.05, "max_steps": 40})
+    host = Trainer(llama(), args, train_dataset=CODE, data_collator=padded, callbacks=[callback])
+    with caplog.at_level(logging.WARNING, "geffect"):
+        host.train()
+    texts = [record.getMessage() for record in caplog.records]
+    assert sum("(alert at 0.001)" in text for text in texts) == 1
+    assert sum("the training ends (stop at 0.1)" in text for text in texts) == 1
+    assert host.state.global_step < 40
+    rise = callback.run.steps()["chat_loss"]
+    assert rise.iloc[-1] - rise.iloc[0] > 0.1 >= rise.iloc[-2] - rise.iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, "There is no target"),
+        (["math.jsonl"], "not sets by name"),
+        ({"update": MATH}, "A target cannot be called update"),
+        ({"a\nb": MATH}, "A target cannot be called"),
+        ({"": MATH}, "A target cannot be called"),
+        ({"../out": MATH}, "A target cannot be called"),
+        ({"math": MATH, "Math": CHAT}, "Two targets are called math and Math"),
+        ({"math": []}, "The math set has no example"),
+    ],
+    ids=lambda each: str(each)[:30],
+)
+def test_targets_that_no_record_can_hold_are_refused(given: Any, told: str) -> None:
+    with pytest.raises(GeffectError, match=told) as error:
+        Monitor(llama(), given)
+    assert "\n" not in str(error.value)
+
+
+def test_an_example_longer_than_the_model_is_refused() -> None:
+    model = gpt2()
+    long = made_rows([model.config.max_position_embeddings + 1], 0)
+    with pytest.raises(GeffectError, match=r"Example 0 of the long set has \d+ tokens, and the model \d+ positions"):
+        Monitor(model, {"long": long})
+
+
+@pytest.mark.parametrize("name", ["alerts", "stop"])
+def test_a_limit_of_no_target_is_refused(name: str) -> None:
+    limits: dict[str, Any] = {name: {"maths": 0.1}}
+    with pytest.raises(GeffectError, match=f"{name} names maths, which is no target"):
+        Callback({"math": MATH}, **limits)
+
+
+def test_examples_are_spread_over_the_set(tmp_path: Path) -> None:
+    with Monitor(llama(), {"math": MATH, "code": CODE}, examples=2, out=tmp_path / "run") as monitor:
+        pass
+    chosen = [each.input_ids for each in monitor.targets["math"].examples]
+    assert chosen == [MATH[0]["input_ids"], MATH[2]["input_ids"]]
+    assert len(monitor.targets["code"].examples) == 2
+
+
+def test_a_run_without_an_update_says_what_to_do(tmp_path: Path) -> None:
+    callback = Callback({"math": MATH}, update=False)
+    trainer(llama(), tmp_path, callback, max_steps=1).train()
+    with pytest.raises(GeffectError, match="recorded no applied update"):
+        callback.run.effects()
+    with pytest.raises(GeffectError, match="fewer than two targets"):
+        callback.run.target_cosines()
