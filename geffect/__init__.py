@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from geffect.rectifiers.registry import register_rectifier as register_rectifier
     from geffect.reports.compare import compare as compare
     from geffect.reports.compare import summarize as summarize
+    from geffect.reports.limits import check as check
     from geffect.reports.plots.registry import register_plot as register_plot
     from geffect.reports.run import Run as Run
     from geffect.reports.run import plot as plot
@@ -106,6 +107,7 @@ _MODULES = {
     "geffect.rectifiers.registry": "make_freezing make_rectifier register_rectifier",
     "geffect.reports.compare": "compare summarize",
     "geffect.reports.plots.registry": "register_plot",
+    "geffect.reports.limits": "check",
     "geffect.reports.run": "Run plot",
     "geffect.stopping": "Rule register_stop_rule",
 }

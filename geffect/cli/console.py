@@ -3,9 +3,11 @@
 from collections.abc import Collection, Iterable, Mapping
 from json import dumps, loads
 from pathlib import Path
+from time import sleep
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from rich import box
 from rich import console as rich_console
 from rich import text as rich_text
 from rich.highlighter import JSONHighlighter
@@ -17,9 +19,12 @@ from geffect.io.system import rank_and_size
 
 if TYPE_CHECKING:
     from geffect.preflight import Finding
+    from geffect.reports.limits import Verdict
+    from geffect.reports.live import View
     from geffect.reports.page import Report
 
 LEARNED = "bold black on green"
+NAME_WIDTH = 14  # characters of a set's name
 STATUS = {"good": "green", "warning": "yellow", "bad": "bold red"}
 
 
@@ -66,7 +71,7 @@ def plan(content: Mapping[str, str]) -> None:
 
 def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], left: Collection[str] = ()) -> Table:
     """A table whose columns are aligned to the right, but for those on the ``left``."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title or None, title_justify="left")
     for column in columns:
         table.add_column(column, justify="left" if column in left else "right")
     for row in rows:
@@ -96,6 +101,61 @@ def unlearning(path: Path) -> None:
 
     Console(soft_wrap=True, highlight=False).print(Text(outcome(path).sentence))
     run(path)
+
+
+def verdicts(found: "list[Verdict]", *, as_json: bool) -> bool:
+    """Print verdicts; whether a limit was broken."""
+    if as_json:
+        Console().print_json(dumps([each._asdict() for each in found]))
+    for each in () if as_json else found:
+        mark = Text("kept  ", STATUS["good"]) if each.kept else Text("broken", STATUS["bad"])
+        Console(soft_wrap=True, highlight=False).print(Text.assemble(mark, "  ", each.sentence))
+    return not all(each.kept for each in found)
+
+
+def live(path: Path, every: float, *, once: bool) -> None:
+    """Print how a run stands, again and again until it ends."""
+    from rich.live import Live as Screen
+
+    from geffect.reports.live import Live
+
+    looks, shown = Live(path), Console(highlight=False)
+    view = looks.look()
+    if once or view.finished or not shown.is_terminal:
+        shown.print(_standing(view))
+        return
+    with Screen(_standing(view), console=shown, auto_refresh=False) as screen:
+        while not view.finished:
+            sleep(every)
+            view = looks.look()
+            screen.update(_standing(view), refresh=True)
+
+
+def _standing(view: "View") -> rich_console.Group:
+    """A run's sets at one look, in 80 columns: losses, and the last measured step's effect by layer group."""
+    from geffect.reports.live import groups_of
+
+    step = "before its first line" if view.step is None else f"step {view.step}"
+    of = f" of {view.steps}" if view.steps else ""
+    title = f"{view.path}: {step}{of}{', finished' if view.finished else ''}"
+    groups = groups_of(view.sets)
+    rows = []
+    for each in view.sets:
+        rise = None if each.loss is None or each.start is None else each.loss - each.start
+        numbers = [each.effect, *(each.by_group.get(group) for group in groups)]
+        name = each.name if len(each.name) <= NAME_WIDTH else f"{each.name[: NAME_WIDTH - 1]}…"
+        rows.append([name, _decimals(each.loss, 3), _signed(rise), *map(_signed, numbers)])
+    table = _table("", ("set", "loss", "rise", "effect", *groups), rows, left=("set",))
+    table.box, table.pad_edge, table.collapse_padding = box.SIMPLE_HEAD, False, True
+    legend = "Nats a token. Effect of the last measured step, and its parts; above 0: harm."
+    return rich_console.Group(Text(title), table, Text(legend, "dim"))
+
+
+def _signed(value: float | None) -> str:
+    """A number with its sign in at most seven characters."""
+    if value is None:
+        return "–"
+    return f"{value:+.0e}" if 0 < abs(value) < 1e-3 else f"{value:+.3g}" if abs(value) >= 1 else f"{value:+.3f}"
 
 
 def _decimals(value: float | None, count: int) -> str:

@@ -357,6 +357,59 @@ def plot(
 
 
 @app.command(cls=OnceCommand)
+def check(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run, or a monitored training's record")],
+    max_harm: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=NATS", help="largest rise of a set's loss; repeat it")
+    ] = None,
+    min_forget: Annotated[float | None, typer.Option(help="smallest rise of the forget loss, nats a token")] = None,
+    json: Annotated[bool, typer.Option("--json", help="print the verdicts as a JSON list")] = False,
+) -> None:
+    """Say whether a run kept limits on its sets' losses, and exit with 1 where it did not."""
+    from geffect.record.reader import check_directories
+
+    check_directories([run])
+    from geffect.cli import console
+    from geffect.reports.limits import check as judge
+
+    if console.verdicts(judge(run, _limits(max_harm or []), min_forget), as_json=json):
+        raise typer.Exit(1)
+
+
+def _limits(texts: list[str]) -> dict[str, float]:
+    """NAME=NATS, each name once."""
+    limits: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.rpartition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = None
+        if not name or number is None:
+            raise GeffectError(f"--max-harm {text!r} is no limit", remedy="Write NAME=NATS, such as retain=0.1")
+        if name in limits:
+            raise GeffectError(f"--max-harm names {name} twice", remedy="Leave one of them out")
+        limits[name] = number
+    return limits
+
+
+@app.command(cls=OnceCommand)
+def monitor(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="the directory of a run that is being trained")],
+    every: Annotated[float, typer.Option(min=0.2, help="seconds between two looks")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="look once")] = False,
+) -> None:
+    """Show what the last step does to every set, by layer group, until the run ends; Ctrl-C stops looking."""
+    from geffect.record.reader import check_directories
+
+    check_directories([run])
+    from geffect.cli import console
+
+    with contextlib.suppress(KeyboardInterrupt):
+        console.live(run, every, once=once)
+
+
+@app.command(cls=OnceCommand)
 def cite(
     method: Annotated[str, typer.Argument(help="geffect, g-effect, gru, npo, tofu, … ; all by default")] = "all",
 ) -> None:

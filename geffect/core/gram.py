@@ -236,6 +236,23 @@ def cosine(gram: Tensor, names: Sequence[str], a: str, b: str) -> float:
     return max(-1.0, min(1.0, inner(gram, names, a, b) / scale)) if scale else math.nan
 
 
+def effects_by_group(
+    gram: Gram, groups: Mapping[str, str], targets: Iterable[str], applied: str
+) -> dict[str, dict[str, float]]:
+    """Target → layer group → −⟨∇R, applied⟩: what a step does to a target's loss R, in nats; ``""`` is the whole model.
+
+    ``groups`` maps a parameter to its group, ``applied`` names −Δθ among the gradients.
+    """
+    parts, names = {"": gram.total(), **gram.by(groups)}, gram.names
+    found = {
+        target: {group: -inner(each, names, target, applied) for group, each in parts.items()} for target in targets
+    }
+    if not any(each.get("tied") for each in found.values()):  # its two uses count under embed and lm_head
+        for each in found.values():
+            each.pop("tied", None)
+    return found
+
+
 def inner_by_label(frame: pd.DataFrame, a: str, b: str) -> "pd.Series[float]":
     """⟨a, b⟩ by (step, label), from a record's tidy frame.
 

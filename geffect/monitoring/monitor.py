@@ -1,6 +1,7 @@
 """Monitor an external training loop: what each of its steps does to named sets of examples."""
 
 import contextlib
+import logging
 import shutil
 import tempfile
 import weakref
@@ -31,6 +32,7 @@ from geffect.monitoring.targets import (
     TargetSet,
     make_targets,
     measure_targets,
+    score_targets,
     without_ddp,
 )
 from geffect.record.schema import CONFIG, ENVIRONMENT, STEPS
@@ -39,6 +41,7 @@ from geffect.reports.run import Run
 from geffect.training.run import final_metrics, open_record
 from geffect.training.trainer import evaluation_line
 
+LOGGER = logging.getLogger(__name__)
 _OPEN: "weakref.WeakSet[Monitor]" = weakref.WeakSet()
 
 
@@ -245,11 +248,13 @@ class Monitor:
         """
         with self._stack:
             _OPEN.discard(self)
-            directory, self._directory, self._sink = self._directory, None, None
+            directory = self._directory
             try:
                 if finished:
                     self._refuse_lost()
+                    self._evaluate()
             finally:
+                self._directory = self._sink = None
                 self._gradient, self._before = {}, None
             if finished and directory and (self.path / CONFIG).exists():
                 directory.finish(final_metrics(self.path))
@@ -281,6 +286,19 @@ class Monitor:
             same = unwrap(each.model) is unwrap(self.model) or each.path.resolve() == self.path.resolve()
             if another and same:
                 each.close(finished=False)
+
+    def _evaluate(self) -> None:
+        """Write the targets' scores at the weights after the last step."""
+        if self.gram is None:
+            return
+        batches = {name: target.batches for name, target in self.targets.items()}
+        try:
+            scores = score_targets(self.model, batches, self._state)
+        except GeffectError as error:  # the training itself is over, and well
+            LOGGER.warning("the targets are not scored at the end: %s", error)
+            return
+        if self._sink is not None:
+            self._sink({"step": self.steps} | evaluation_line(scores))
 
     def _measure(self, others: Others) -> None:
         batches = {name: target.batches for name, target in self.targets.items()}

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from geffect.core.gram import Gram, cosine, inner, norm
+from geffect.core.gram import Gram, cosine, effects_by_group, norm
 from geffect.monitoring.targets import GRADIENT, OTHERS, UPDATE, WEIGHTS
 from geffect.record.reader import Score
 
@@ -43,21 +43,12 @@ def step_numbers(gram: Gram, groups: Mapping[str, str], scores: Mapping[str, Sco
     return {f"{PREFIX}/{name}": value for name, value in found.items() if math.isfinite(value)}
 
 
-def effects(gram: Gram, groups: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    """Target → group → −⟨∇R, update⟩; the group ``""`` is the whole model."""
-    parts, names = {"": gram.total(), **gram.by(groups)}, gram.names
-    targets = [name for name in names if name not in OTHERS]
-    if "tied" in parts and not any(inner(parts["tied"], names, name, UPDATE) for name in targets):
-        del parts["tied"]  # its two uses count under embed and lm_head
-    return {name: {group: -inner(matrix, names, name, UPDATE) for group, matrix in parts.items()} for name in targets}
-
-
 def _of_update(gram: Gram, groups: Mapping[str, str], targets: list[str]) -> dict[str, float]:
     total, names = gram.total(), gram.names
     length = norm(total, names, UPDATE)
     found = {"update/norm": length, "update/radial": cosine(total, names, UPDATE, WEIGHTS)}
     found["update/relative"] = length / (norm(total, names, WEIGHTS) or math.nan)
     found |= {f"update/norm/{group}": norm(part, names, UPDATE) for group, part in gram.by(groups).items()}
-    for name, by_group in effects(gram, groups).items():
+    for name, by_group in effects_by_group(gram, groups, targets, UPDATE).items():
         found |= {f"{name}/effect" + (f"/{group}" if group else ""): value for group, value in by_group.items()}
     return found | {f"cos/{name}~update": cosine(total, names, name, UPDATE) for name in targets}

@@ -192,6 +192,21 @@ def measure_targets(
     return gram, {name: Likelihood.from_examples(sum_over_processes(each)) for name, each in scores.items()}
 
 
+@torch.no_grad()
+def score_targets(model: nn.Module, batches: Mapping[str, Sequence[Batch]], state: ModelState) -> dict[str, Likelihood]:
+    """The targets' scores alone, as of `measure_targets`."""
+    bare = without_ddp(model)
+    device = input_device(bare)
+    scores = {name: torch.zeros(Counts.of(each).example, 3, dtype=torch.float64) for name, each in batches.items()}
+    with state.preserve():
+        for name, each in batches.items():
+            for batch, weight in assign_items(each):
+                outputs = forward(bare, {key: tensor.to(device) for key, tensor in batch.items()})
+                if weight:
+                    scores[name][batch["index"]] = example_scores(outputs)
+    return {name: Likelihood.from_examples(sum_over_processes(each)) for name, each in scores.items()}
+
+
 class _Products:
     """Inner products of targets' gradients and others, parameter by parameter."""
 

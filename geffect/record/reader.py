@@ -142,6 +142,52 @@ def each_line(path: StrPath, name: str = STEPS) -> Iterator[dict[str, Any]]:
         raise Damaged(f"{file} is not as geffect writes it: {error}{where}", remedy=RESTORE) from error
 
 
+class Tail:
+    """The record of a run that may still be written: each look reads what is new.
+
+    Attributes:
+        step: of the last whole line so far; None before the first.
+    """
+
+    def __init__(self, path: StrPath, name: str = STEPS) -> None:
+        self.file, self.step = Path(path) / name, None
+        self._read = 0  # bytes
+        self._measured: dict[str, bytes] = {}  # part of a line → the last line that has it
+
+    def new_lines(self) -> list[dict[str, Any]]:
+        """The new whole lines that hold an evaluation, without their matrices, and in any case the last new one."""
+        if not self.file.is_file():
+            return []
+        with self.file.open("rb") as stream:
+            stream.seek(self._read)
+            texts = stream.read().splitlines(keepends=True)
+        whole = [text for text in texts if text.endswith(b"\n")]
+        self._read += sum(map(len, whole))
+        lines = []
+        for i, text in enumerate(whole):
+            if b'"gram"' in text:
+                self._measured["gram"] = text
+            if b'"evaluation"' in text or i == len(whole) - 1:
+                lines.append(self._parse(text))
+        self.step = lines[-1].get("step", self.step) if lines else self.step
+        return lines
+
+    def last_with(self, part: str) -> dict[str, Any] | None:
+        """The last line that has a part, once: None where no newer one has come."""
+        text = self._measured.pop(part, None)
+        return None if text is None else self._parse(text)
+
+    def _parse(self, text: bytes) -> dict[str, Any]:
+        try:
+            line = _json_object(text)
+            _check_format(self.file, line)
+        except GeffectError:
+            raise
+        except BROKEN as error:
+            raise Damaged(f"{self.file} is not as geffect writes it: {error}", remedy=RESTORE) from error
+        return line
+
+
 @damage_refused
 def step_lines(path: StrPath) -> list[StepLine]:
     """The lines of ``steps.jsonl``, without their matrices."""

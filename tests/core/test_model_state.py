@@ -108,7 +108,7 @@ def test_a_trainer_with_a_callback_is_left_as_found(name: str, kind: str, tmp_pa
         modes = {key: value for key, value in state.items() if key.endswith(".training")}
         own = {name: state[name] for name in STATES}
         ends.append(_ends(model) | own | {"logs": logs, "names": list(state), "hooks": hooks, "modules": modes})
-    assert [line["step"] for line in read_lines(tmp_path / "run")] == [0, 1]
+    assert [line["step"] for line in read_lines(tmp_path / "run")] == [0, 1, 2]
     assert differences(*ends) == []
 
 

@@ -101,10 +101,19 @@ def test_an_effect_is_the_change_of_the_loss(tmp_path: Path) -> None:
     callback = Callback({"math": MATH, "chat": CHAT})
     trainer(llama(), tmp_path, callback, learning_rate=1e-5, max_steps=6).train()
     frame = callback.run.prediction()
-    assert len(frame) == 2 * 5
+    assert len(frame) == 2 * 6
     assert set(frame["reading"]) == {"update"}
     assert frame["predicted"].to_numpy() == pytest.approx(frame["measured"].to_numpy(), rel=0.05)
     assert callback.run.plot("prediction").axes
+
+
+def test_the_record_ends_with_the_scores_of_the_final_weights(tmp_path: Path) -> None:
+    model, callback = llama(), Callback({"math": MATH, "chat": CHAT}, every=3)
+    trainer(model, tmp_path, callback).train()
+    last = callback.run.evaluations().set_index(["step", "set"])["loss"]
+    model.eval()
+    for name, examples in (("math", MATH), ("chat", CHAT)):
+        assert last[4, name] == pytest.approx(mean_nll(model, examples).item(), rel=1e-5)
 
 
 def test_cosines_are_those_of_the_gradients(tmp_path: Path) -> None:
@@ -156,7 +165,7 @@ def test_a_gradient_that_the_optimizer_changed_is_copied_from_then_on(loses: Any
     frame = monitor.run.steps()
     assert math.isnan(frame["norm_applied_gradient"][0])
     assert frame["norm_applied_gradient"][1] == pytest.approx(float(steps[1]), rel=1e-5)
-    assert (frame["norm_update"] > 0).all()
+    assert (frame["norm_update"][:2] > 0).all()
 
 
 def test_numbers_go_into_the_trainers_own_log(tmp_path: Path) -> None:
@@ -178,7 +187,7 @@ def test_numbers_go_into_the_trainers_own_log(tmp_path: Path) -> None:
         assert 0 < line["geffect/update/relative"] < 1
         assert -1 <= line["geffect/update/radial"] <= 1
     steps = callback.run.steps()
-    assert [line["geffect/math/loss"] for line in lines] == pytest.approx(list(steps["math_loss"]))
+    assert [line["geffect/math/loss"] for line in lines] == pytest.approx(list(steps["math_loss"][:2]))
     silent = trainer(gpt2(), tmp_path, Callback({"math": MATH}, log=False))
     silent.train()
     assert not any("geffect" in key for line in silent.state.log_history for key in line)
@@ -219,8 +228,8 @@ def test_alerts_tell_once_and_stop_ends(tmp_path: Path, caplog: pytest.LogCaptur
     assert sum("(alert at 0.001)" in text for text in texts) == 1
     assert sum("the training ends (stop at 0.1)" in text for text in texts) == 1
     assert host.state.global_step < 40
-    rise = callback.run.steps()["chat_loss"]
-    assert rise.iloc[-1] - rise.iloc[0] > 0.1 >= rise.iloc[-2] - rise.iloc[0]
+    loss = callback.run.steps()["chat_loss"].iloc[:-1]  # the last is of the weights after
+    assert loss.iloc[-1] - loss.iloc[0] > 0.1 >= loss.iloc[-2] - loss.iloc[0]
 
 
 @pytest.mark.parametrize(

@@ -572,3 +572,41 @@ def test_no_text_or_legend_leaves_the_page_or_lies_on_another(name: str) -> None
 def test_the_later_figures_are_saved_with_the_same_bytes_twice(name: str, tmp_path: Path) -> None:
     first, again = (plots.save(LATER[name](), tmp_path / each, make()) for each in ("first", "again"))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 9])
+def test_effects_are_drawn_by_target_with_their_total(count: int) -> None:
+    steps, groups = range(6), ["embed", "shallow", "lm_head"]
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        [(s, g, f"target {t}", random.normal()) for t in range(count) for s in steps for g in groups],
+        columns=["step", "group", "target", "effect"],
+    )
+    figure = plots.effect_curves(frame)
+    assert [axes.get_title() for axes in figure.axes] == [f"target {t}" for t in range(count)]
+    for axes, (_, rows) in zip(figure.axes, frame.groupby("target"), strict=True):
+        (total,) = [line for line in axes.lines if line.get_label() == "total"]
+        np.testing.assert_allclose(np.asarray(total.get_ydata(), float), rows.groupby("step")["effect"].sum())
+        low, high = axes.get_ylim()
+        assert low < min(0, frame["effect"].min()) <= max(0, frame["effect"].max()) < high
+    with pytest.raises(ValueError, match="at most 9 targets"):
+        plots.effect_curves(pd.concat([frame.assign(target=f"t{i}") for i in range(10)]))
+
+
+def test_conflicts_are_the_frames_cosines() -> None:
+    names, layers = ["math", "chat", "code"], ["embed", *(f"block_{i}" for i in range(6)), "lm_head"]
+    pairs = [("math", "chat"), ("math", "code"), ("chat", "code")]
+    values = np.random.default_rng(0).uniform(-1, 1, (3, 1 + len(layers)))
+    frame = pd.DataFrame(
+        [(layer, *pair, values[i, j]) for i, pair in enumerate(pairs) for j, layer in enumerate(["whole", *layers])],
+        columns=["layer", "target", "other", "cosine"],
+    )
+    figure = plots.conflict_map(frame.sample(frac=1, random_state=0).sort_values(["target"], ascending=False))
+    whole, by_layer = figure.axes[:2]
+    assert [label.get_text() for label in by_layer.get_xticklabels()] == layers
+    labels = [label.get_text() for label in whole.get_yticklabels()]
+    order = [labels.index(f"{a} · {b}") for a, b in pairs]
+    for axes, expected in ((whole, values[:, :1]), (by_layer, values[:, 1:])):
+        (mesh,) = [each for each in axes.collections if hasattr(each, "get_array") and each.get_array() is not None]
+        np.testing.assert_array_equal(np.asarray(mesh.get_array())[order], expected)
+    assert names

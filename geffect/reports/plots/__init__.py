@@ -1,8 +1,21 @@
 """A data frame of diagnostics in, a matplotlib figure out; legible in gray, and no global setting touched."""
 
-from geffect.reports.plots.curves import cosine_curves, g_effect_curves, g_effect_panels, jaccard_curves, success_sweep
+from geffect.reports.plots.curves import (
+    cosine_curves,
+    effect_curves,
+    g_effect_curves,
+    g_effect_panels,
+    jaccard_curves,
+    success_sweep,
+)
 from geffect.reports.plots.examples import point_plane, token_strip, weight_curves
-from geffect.reports.plots.heat_maps import gram_heat_map, jaccard_by_layer, jaccard_matrix, layer_heat_map
+from geffect.reports.plots.heat_maps import (
+    conflict_map,
+    gram_heat_map,
+    jaccard_by_layer,
+    jaccard_matrix,
+    layer_heat_map,
+)
 from geffect.reports.plots.planes import g_effect_plane, prediction_plane, prediction_sums, retain_by_cosine
 from geffect.reports.plots.style import GROUPS, ONE_COLUMN, READINGS, RUNS, STYLE, TWO_COLUMN, save
 from geffect.reports.plots.trade_offs import leaderboard, trade_off, trade_off_bands, trade_off_grid
@@ -14,7 +27,9 @@ __all__ = [
     "RUNS",
     "STYLE",
     "TWO_COLUMN",
+    "conflict_map",
     "cosine_curves",
+    "effect_curves",
     "g_effect_curves",
     "g_effect_panels",
     "g_effect_plane",

@@ -33,6 +33,46 @@ def g_effect_curves(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+MOST_TARGETS = 9
+TOTAL: Look = {"c": "black", "ls": "-", "lw": 1.6, "zorder": 2}
+THIN: Look = {"lw": 0.9, "ms": 2.2, "zorder": 3}
+
+
+@styled
+def effect_curves(frame: pd.DataFrame) -> Figure:
+    """Draw what every step does to every target, in total and by layer group, a panel a target.
+
+    Columns ``step``, ``group`` (of ``GROUPS``), ``target`` (at most nine) and ``effect`` (nats a token; above 0 the
+    step raises the target's loss), as of `geffect.read_effects`. The panels share both axes; the y-axis includes zero,
+    and is a symmetric logarithm where a few values are far larger than the rest.
+    """
+    style.check(frame, ("step", "group", "target", "effect"))
+    targets = list(frame["target"].unique())
+    style.at_most(MOST_TARGETS, "targets", targets)
+    looks = {group: look | THIN for group, look in GROUPS.items() if group in set(frame["group"])}
+    figure, panels, across = style.panel_grid(len(targets), 3, lambda *_: 1.6, 0.8)
+    frame = frame.sort_values("step", kind="stable")
+    totals = frame.groupby(["target", "step"], as_index=False)["effect"].sum()
+    for target, axes in zip(targets, panels, strict=True):
+        rows = frame[frame["target"] == target]
+        for group, look in looks.items():
+            style.curve(axes, rows[rows["group"] == group], "effect", group, look)
+        style.curve(axes, totals[totals["target"] == target], "effect", "total", TOTAL)
+        style.furnish(axes, "").set_title(style.literal(target))
+    drawn = style.finite(pd.concat([frame["effect"], totals["effect"]]))
+    _, exponents = style.spread(drawn)
+    if exponents:
+        low, high = exponents
+        for axes in panels[:1]:  # shared
+            axes.set_yscale("symlog", linthresh=10.0**low)
+            axes.set_yticks(style.decades(low, high, 2))
+    panels[0].set_ylim(*style.around_zero(panels[0].yaxis, drawn, 0.08))
+    scale = ", symlog" if exponents else ""
+    style.name_axes(figure, "training step", f"change of the loss by a step\n(nats/token{scale}; above 0: harm)")
+    style.finish(figure, {"total": TOTAL} | looks, 7 if across > 1 else 4, above=True)
+    return figure
+
+
 @styled
 def cosine_curves(frame: pd.DataFrame) -> Figure:
     """Draw the cosine of the objective's and the retain gradient by step, before and after rectification.
@@ -93,8 +133,6 @@ def _pair(frame: pd.DataFrame, gradient: str, other: str) -> pd.DataFrame:
 
 
 SIDES = {"unlearn": "unlearn; below 0: forgets", "retain": "retain; below 0: harms"}
-TOTAL: Look = {"c": "black", "ls": "-", "lw": 1.6, "zorder": 2}
-THIN: Look = {"lw": 0.9, "ms": 2.2, "zorder": 3}
 CELLS = 16  # pairs of panels on a page
 
 

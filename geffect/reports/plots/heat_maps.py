@@ -18,7 +18,7 @@ from geffect.errors import GeffectError
 from geffect.reports.plots import style
 from geffect.reports.plots.style import NOTE, ONE_COLUMN, SIGNED, TWO_COLUMN, Figure, Numbers, styled
 
-BAR, MOST = 0.09, 12  # how high a color bar is in inches, gradients of a Gram
+BAR, MOST, MOST_PAIRS = 0.09, 12, 36  # how high a color bar is in inches, gradients of a Gram
 SIDES = {"unlearn": "below 0: forgets", "retain": "below 0: harms the retain set"}
 DOT = 4  # points a cell must have for its mark
 STEPS = 6  # named below a panel
@@ -178,6 +178,41 @@ def jaccard_by_layer(frame: pd.DataFrame, share: float) -> Figure:
     axes, bar = figure.subplots(2, height_ratios=[0.18 * len(pairs), BAR])
     mesh = _heat(axes, table.set_axis(pairs), share)
     _chance_bar(figure, bar, mesh, share)
+    return figure
+
+
+WHOLE = "whole"
+
+
+@styled
+def conflict_map(frame: pd.DataFrame) -> Figure:
+    """Draw the cosine of every two targets' gradients, of the whole model (left) and by layer.
+
+    Columns ``layer`` (``whole`` among them), ``target``, ``other`` and ``cosine``, each layer and pair once. Below 0
+    (orange) a step that helps one of the two harms the other. The number is the whole model's.
+    """
+    style.check(frame, ("layer", "target", "other", "cosine"))
+    style.once(frame, ["layer", "target", "other"])
+    style.at_most(MOST_PAIRS, "pairs of targets", frame[["target", "other"]].drop_duplicates().index)
+    layers = sorted(set(frame["layer"]) - {WHOLE}, key=depth_key)
+    pairs = list(dict.fromkeys(zip(frame["target"], frame["other"], strict=True)))
+    named = frame.assign(pair=[f"{a} · {b}" for a, b in zip(frame["target"], frame["other"], strict=True)])
+    table = named.pivot(index="pair", columns="layer", values="cosine").loc[[f"{a} · {b}" for a, b in pairs]]
+    height = 0.22 * len(pairs)
+    size = TWO_COLUMN if len(layers) > 12 else ONE_COLUMN, 1.35 + height
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=SPARE))
+    grid = figure.add_gridspec(2, 2, height_ratios=[height, BAR], width_ratios=[1.5, max(3, len(layers))])
+    axes, beside = (figure.add_subplot(grid[0, place]) for place in (0, 1))
+    mesh = style.heat(axes, table[[WHOLE]], SIGNED, Normalize(-1, 1))
+    for place, value in enumerate(table[WHOLE].to_numpy(float)):
+        text = f"{value:.2f}".replace("-", "−") if np.isfinite(value) else "–"
+        axes.text(0.5, place + 0.5, text, ha="center", va="center", color=style.ink(mesh, value), size=7)
+    axes.set_xticks([0.5], [WHOLE], rotation=90)
+    style.heat(beside, table[layers], SIGNED, Normalize(-1, 1))
+    beside.set_yticks([])
+    style.name_columns(beside, layers)
+    style.bar(figure, figure.add_subplot(grid[1, :]), mesh, "cosine of two targets' gradients", [-1, -0.5, 0, 0.5, 1])
+    style.settle(figure)
     return figure
 
 

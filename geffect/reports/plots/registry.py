@@ -11,12 +11,28 @@ import pandas as pd
 from geffect.core.gram import cosines
 from geffect.errors import GeffectError
 from geffect.io.readers import StrPath
-from geffect.record.frames import read, read_overlap, read_points, read_prediction, read_steps, read_tokens
+from geffect.record.frames import (
+    read,
+    read_cosines,
+    read_effects,
+    read_overlap,
+    read_points,
+    read_prediction,
+    read_steps,
+    read_tokens,
+)
 from geffect.record.reader import Damaged
 from geffect.reports.compare import descended, whole_overlaps
-from geffect.reports.plots.curves import cosine_curves, g_effect_curves, jaccard_curves
+from geffect.reports.plots.curves import cosine_curves, effect_curves, g_effect_curves, jaccard_curves
 from geffect.reports.plots.examples import point_plane, token_strip, worst_texts
-from geffect.reports.plots.heat_maps import gram_heat_map, jaccard_by_layer, layer_heat_map, overlap_matrix
+from geffect.reports.plots.heat_maps import (
+    WHOLE,
+    conflict_map,
+    gram_heat_map,
+    jaccard_by_layer,
+    layer_heat_map,
+    overlap_matrix,
+)
 from geffect.reports.plots.planes import g_effect_plane, prediction_plane, prediction_sums
 from geffect.reports.plots.trade_offs import trade_off
 
@@ -195,6 +211,13 @@ def _overlap_by_layer(frame: pd.DataFrame, share: float) -> "Figure":
     return jaccard_by_layer(frame[frame["share"] == share], share)
 
 
+def _mean_cosines(run: StrPath) -> pd.DataFrame:
+    """The mean cosine of every two targets' gradients over the measured steps, of the whole model and by layer."""
+    whole = read_cosines(run).rename(columns={"total": "layer"}).assign(layer=WHOLE)
+    both = pd.concat([whole, read_cosines(run, "layer")])
+    return both.groupby(["layer", "target", "other"], sort=False)["cosine"].mean().reset_index()
+
+
 def _jaccard(frame: pd.DataFrame) -> "Figure":
     """Draw the overlap of the objective's and the retain gradient by step and layer group, against chance."""
     share, *others = frame["share"].unique()
@@ -250,6 +273,24 @@ _ALL = (
         "harm.",
         several=True,
         options=_last_step,
+    ),
+    Plot(
+        "effects",
+        lambda run, scheme: read_effects(run, "group", scheme),
+        effect_curves,
+        "What each step does to each target",
+        "To first order, the change of a target's loss by what the optimizer applied, in nats a token, as the sum of "
+        "the layer groups' parts: above 0 the step harms that target, below 0 it helps. It holds for steps small "
+        "enough; the prediction check says how well.",
+        by_group=True,
+    ),
+    Plot(
+        "conflicts",
+        _mean_cosines,
+        conflict_map,
+        "Which targets pull apart",
+        "Mean over the measured steps of the cosine of two targets' gradients, in the whole model and by layer. Below "
+        "0 (orange) a step that helps one of the two harms the other.",
     ),
     Plot("prediction", read_prediction, prediction_plane, several=True),
     Plot(
