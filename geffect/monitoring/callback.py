@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from transformers import Trainer, TrainerCallback
 
@@ -14,7 +14,7 @@ from geffect.core.architectures import CausalLM, Tokenizer
 from geffect.errors import GeffectError
 from geffect.monitoring.monitor import Monitor
 from geffect.monitoring.numbers import step_numbers
-from geffect.monitoring.targets import EXAMPLES, TargetSet, check_names
+from geffect.monitoring.targets import EXAMPLES, Target, TargetSet, check_names
 from geffect.record.reader import Score
 from geffect.reports.run import Run
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 LOGGER = logging.getLogger(__name__)
+MOST_TRAINED = 50_000  # rows of a training set that are looked at
 ARGS = ("learning_rate", "optim", "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm", "seed")
 
 
@@ -41,6 +42,7 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         targets: as of `geffect.monitor`, and so are those that are not named here.
         tokenizer: as there.
         every: as there.
+        overhead: as there.
         update: as there; without it no effects are known, and a copy of the weights is saved.
         examples: as there.
         batch_size: as there.
@@ -64,7 +66,8 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         targets: Mapping[str, TargetSet],
         *,
         tokenizer: Tokenizer | None = None,
-        every: int = 1,
+        every: int | Literal["auto"] = 1,
+        overhead: float = 0.05,
         update: bool = True,
         examples: int | None = EXAMPLES,
         batch_size: int = 8,
@@ -85,6 +88,7 @@ class Callback(TrainerCallback):  # type: ignore[misc]
             Monitor,
             targets=targets,
             every=every,
+            overhead=overhead,
             update=update,
             examples=examples,
             batch_size=batch_size,
@@ -111,9 +115,10 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         *,
         model: CausalLM,
         processing_class: object = None,
+        train_dataloader: object = None,
         **_: object,
     ) -> None:
-        """Read the sets and open the record."""
+        """Read the sets and open the record; warn of targets' examples that are trained on."""
         _refuse(args)
         settings = {"host": "transformers.Trainer", "model": getattr(model.config, "_name_or_path", "")}
         settings |= {"steps": state.max_steps} | {name: _plain(getattr(args, name, None)) for name in ARGS}
@@ -124,6 +129,7 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         if self.monitor and smaller and state.global_step == 0:  # memory ran out: the Trainer's loop begins again
             self.monitor.withdraw()
         self.monitor = self._make(model, tokenizer=tokenizer, settings=settings, training=state).open(state.global_step)
+        _warn_of_trained(self.monitor.targets, getattr(train_dataloader, "dataset", None))
         self._host, self._first, self._told = _calling_trainer(state), {}, set()
 
     def on_pre_optimizer_step(self, *_: object, **__: object) -> None:
@@ -178,6 +184,23 @@ def _limits(name: str, limits: Mapping[str, float] | None, targets: Mapping[str,
     for target in (each for each in limits or {} if each not in targets):
         raise GeffectError(f"{name} names {target}, which is no target", remedy=f"Choose among {', '.join(targets)}")
     return dict(limits or {})
+
+
+def _warn_of_trained(targets: Mapping[str, Target], dataset: object) -> None:
+    """Warn of examples that stand in the training set token by token; a set that makes its rows anew is not asked."""
+    if type(dataset) is list:
+        trained = [row.get("input_ids") for row in dataset[:MOST_TRAINED] if isinstance(row, Mapping)]
+    elif "input_ids" in (getattr(dataset, "column_names", None) or ()) and hasattr(dataset, "with_format"):
+        trained = dataset.with_format(None)[:MOST_TRAINED]["input_ids"]
+    else:
+        return
+    known = {tuple(map(int, ids)) for ids in trained if ids is not None}
+    for name, target in targets.items():
+        if count := sum(tuple(example.input_ids) in known for example in target.examples):
+            text = (
+                "%d of %d examples of the target %s are in the training set: what is trained on is no measure of harm"
+            )
+            LOGGER.warning(text, count, len(target.examples), name)
 
 
 def _calling_trainer(state: "TrainerState") -> Trainer | None:

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from geffect.errors import GeffectError
 from geffect.measurement.basis import Tensors
 from geffect.measurement.update import moved, snapshot
 from geffect.models.tokenizers import vocabulary_size
+from geffect.monitoring.pace import Pace
 from geffect.monitoring.targets import (
     EXAMPLES,
     GRADIENT,
@@ -77,7 +78,9 @@ class Monitor:
         targets: name → a set's name, a set, or examples with ``input_ids`` and ``labels``.
         optimizer: the loop's; `step` and `updated` are then called by its own hooks.
         tokenizer: to encode sets that are named.
-        every: measure every so many steps, beginning with the first.
+        every: measure every so many steps, beginning with the first. ``"auto"``: the first and the sixth, then as
+            often as ``overhead`` allows, by the seconds that these took; a line of log tells what was chosen.
+        overhead: the share of the training's time that ``every="auto"`` may add.
         update: measure the optimizer's own update too; by default where ``optimizer`` is given.
         examples: take at most so many examples of a target, evenly spaced; None: all.
         batch_size: examples of a forward pass.
@@ -98,7 +101,8 @@ class Monitor:
         *,
         optimizer: torch.optim.Optimizer | None = None,
         tokenizer: Tokenizer | None = None,
-        every: int = 1,
+        every: int | Literal["auto"] = 1,
+        overhead: float = 0.05,
         update: bool | None = None,
         examples: int | None = EXAMPLES,
         batch_size: int = 8,
@@ -108,9 +112,12 @@ class Monitor:
         training: object = None,
     ) -> None:
         for name, value in {"every": every, "batch_size": batch_size, "examples": examples}.items():
-            if value is not None and value < 1:
+            if value is not None and value != "auto" and value < 1:
                 raise GeffectError(f"{name} is {value}; it must be at least 1", remedy="Correct it")
-        self.model, self.every, self.steps, self.training = model, every, 0, training
+        if not 0 < overhead < 1:
+            raise GeffectError(f"overhead is {overhead}; it must lie between 0 and 1", remedy="Write 0.05 for 5 %")
+        self.model, self.steps, self.training = model, 0, training
+        self.pace = Pace(None if every == "auto" else every, overhead)
         self.optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper holds it
         self.update = self.optimizer is not None if update is None else update
         self.keep_on = None if keep_on is None else torch.device(keep_on)
@@ -167,6 +174,7 @@ class Monitor:
         self._state = ModelState(self.model)
         places = split_layout(layout(self.model), self.tied)
         self.groups = places.groups()
+        self.pace.begin(step)
         self.steps, resumes = step, step > 0 and (self.path / CONFIG).exists()
         environment = self._environment() | {"parameters": layout_to_json(places)}
         if rank() == 0:
@@ -203,7 +211,7 @@ class Monitor:
         self._refuse_lost()
         _refuse_hooks(self.parameters)
         at, self.steps = self.steps, self.steps + 1
-        if at % self.every:
+        if not self.pace.due(at):
             return
         gradient = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         if not gradient:
@@ -214,10 +222,12 @@ class Monitor:
         self._at = at
         if not self.update:
             self._measure(Others((GRADIENT,), lambda name: {GRADIENT: _part(gradient.get(name))}))
+            self.pace.measured()
             return
         kept = {name: each.clone() if self._copies else each for name, each in gradient.items()}
         self._gradient = {name: (each, each._version) for name, each in kept.items()}
         self._before = snapshot(self.parameters, self.keep_on)
+        self.pace.pause()
 
     def updated(self) -> None:
         """Measure −Δθ of the optimizer's step: call it after every step of the optimizer."""
@@ -237,8 +247,10 @@ class Monitor:
             return received | {UPDATE: update, WEIGHTS: weights}
 
         names = (*((GRADIENT,) if whole else ()), UPDATE, WEIGHTS)
+        self.pace.resume()
         with exchanged(self.parameters, before):
             self._measure(Others(names, tensors))
+        self.pace.measured()
 
     def close(self, *, finished: bool = True) -> None:
         """End: mark the record as finished if the training came to its end, and let the model be monitored again.
@@ -276,8 +288,8 @@ class Monitor:
     def _check_lines(self, step: int) -> None:
         """Refuse to continue a record that lacks a line of a measured step before this one."""
         first = next(iter(steps_of(self.path)), None)
-        if first is not None:
-            check_lines(self.path, [each for each in range(first, step) if each % self.every == 0])
+        if first is not None and self.pace.every is not None:
+            check_lines(self.path, [each for each in range(first, step) if each % self.pace.every == 0])
 
     def _close_dead(self) -> None:
         """Close the monitors of trainings that ended in an exception: a notebook keeps the last exception alive."""

@@ -4,6 +4,7 @@ import copy
 import itertools
 import logging
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,8 @@ from geffect.core.layers import layout, trainable_parameters
 from geffect.errors import GeffectError
 from geffect.monitoring.callback import Callback
 from geffect.monitoring.monitor import Monitor
+from geffect.monitoring.pace import Pace
+from geffect.record.reader import read_lines
 from tests.support.cases import gpt2, llama, lora
 from tests.support.rows import Rows, made_rows, nats, padded
 
@@ -281,3 +284,87 @@ def test_a_run_without_an_update_says_what_to_do(tmp_path: Path) -> None:
         callback.run.effects()
     with pytest.raises(GeffectError, match="fewer than two targets"):
         callback.run.target_cosines()
+
+
+def test_tensorboard_has_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the files that it reads, under the Trainer's own prefix."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    callback = Callback({"math": MATH, "chat": CHAT})
+    host = trainer(llama(), tmp_path / "host", callback, report_to="tensorboard")
+    host.train()
+    (file,) = (tmp_path / "board").rglob("events.*")
+    events = EventAccumulator(str(file)).Reload()
+    effects = callback.run.effects().groupby(["step", "target"])["effect"].sum()
+    for name in ("math", "chat"):
+        drawn = {event.step: event.value for event in events.Scalars(f"train/geffect/{name}/effect")}
+        assert drawn == pytest.approx({step + 1: effects[step, name] for step in range(4)}, rel=1e-5)
+    assert "train/geffect/cos/math~chat" in events.Tags()["scalars"]
+
+
+def test_trackio_is_told_of_an_alert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An alert of a run that trackio holds open; without such a run nothing is begun."""
+    trackio = pytest.importorskip("trackio", exc_type=ImportError)
+    told: list[tuple[str, str]] = []
+    monkeypatch.setattr(trackio, "alert", lambda title, text: told.append((title, text)))
+    settings = {"learning_rate": 0.05, "max_steps": 6}
+    trainer(llama(), tmp_path / "alone", Callback({"chat": CHAT}, alerts={"chat": -1.0}), **settings).train()
+    assert not told
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    trackio.init(project="geffect-test", embed=False)
+    try:
+        trainer(llama(), tmp_path / "held", Callback({"chat": CHAT}, alerts={"chat": -1.0}), **settings).train()
+    finally:
+        trackio.finish()
+    assert [title for title, _ in told] == ["geffect: chat"]
+
+
+def test_an_automatic_pace_keeps_to_its_overhead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By a clock that tells a second a step and two a measurement: every step in ⌈2 / (0.1 · 1)⌉ = 20 is measured."""
+    pace, now, measured = Pace(None, 0.1), [0.0], []
+    monkeypatch.setattr("geffect.monitoring.pace.perf_counter", lambda: now[0])
+    for step in range(60):
+        now[0] += 1.0
+        if pace.due(step):
+            measured.append(step)
+            now[0] += 0.5
+            pace.pause()
+            now[0] += 7.0  # the optimizer's own
+            pace.resume()
+            now[0] += 1.5
+            pace.measured()
+    assert measured == [0, 5, 25, 45]
+    assert pace.chosen == 20
+
+
+@pytest.mark.parametrize("update", [True, False])
+def test_the_automatic_pace_of_a_training(update: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    callback = Callback({"math": MATH}, every="auto", overhead=0.5, update=update)
+    with caplog.at_level(logging.INFO, "geffect"):
+        trainer(llama(), tmp_path, callback, max_steps=12).train()
+    steps = [line["step"] for line in read_lines(callback.run.path) if "gram" in line]
+    (chosen,) = re.findall(r"every step in (\d+) is measured", caplog.text)
+    assert steps == [0, *range(5, 12, int(chosen))]
+
+
+@pytest.mark.parametrize("overhead", [0.0, 1.0, -1.0, math.nan])
+def test_an_overhead_that_is_no_share_is_refused(overhead: float) -> None:
+    with pytest.raises(GeffectError, match="overhead is"):
+        Monitor(llama(), {"math": MATH}, every="auto", overhead=overhead)
+
+
+@pytest.mark.parametrize("kind", ["list", "datasets"])
+def test_examples_that_are_trained_on_are_told(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two of four examples of one target, none of the other."""
+    rows = [{"input_ids": each["input_ids"], "labels": each["labels"]} for each in (*MATH[:2], *CHAT)]
+    args = TrainingArguments(output_dir=str(tmp_path), **ARGUMENTS | {"max_steps": 1})
+    trained: Any = rows
+    if kind == "datasets":
+        trained = pytest.importorskip("datasets").Dataset.from_list(rows)
+    callback = Callback({"math": MATH[:4], "code": CODE})
+    with caplog.at_level(logging.WARNING, "geffect"):
+        Trainer(llama(), args, train_dataset=trained, data_collator=padded, callbacks=[callback]).train()
+    told = [record.getMessage() for record in caplog.records if "training set" in record.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("2 of 4 examples of the target math are in the training set")
