@@ -14,19 +14,21 @@ import pandas as pd
 from geffect.core.gram import direction_name, inner_by_label, total_cosine
 from geffect.core.statistics import Estimate, Numbers, block_length, moving_blocks, over_steps
 from geffect.io.readers import StrPath
-from geffect.record.frames import read, read_standard_errors
+from geffect.record.frames import read, read_effects, read_standard_errors
 from geffect.record.reader import damage_refused, num_micro_batches, read_config
 
 
 class Finding(NamedTuple):
     """One result of a run that its test distinguishes from noise, its number with a 95 % interval."""
 
-    kind: str  # conflict, start, layers, removed or applied
+    kind: str  # conflict, start, layers, removed or applied; of a monitored training effect
     text: str  # in plain words, with the number and its interval
     value: float
     low: float
     high: float
-    gradient: str = "objective"  # before any rectifier; or rectified; or applied, what the optimizer made of that
+    gradient: str = (
+        "objective"  # before any rectifier; or rectified; or applied or update, what the optimizer made of it
+    )
     run: str = ""
 
 
@@ -62,7 +64,11 @@ def read_findings(path: StrPath, run: str = "", scheme: str = "thirds") -> list[
     """
     rectifier = str(read_config(path).get("rectifier", "none"))  # grail(k_unlearn=0.1) + gru(decay=0.2): GRAIL + GRU
     name = "" if rectifier == "none" else re.sub(r"\(.*?\)", "", rectifier).upper()
-    findings = findings_of(read(path, "group", scheme), name)
+    frame = read(path, "group", scheme)
+    if not (frame["gradient"] == "objective").any():  # another training, which was monitored
+        effects = read_effects(path, "group", scheme)
+        return [each._replace(run=run) for each in target_effects(effects)]
+    findings = findings_of(frame, name)
     batches = num_micro_batches(path)
     if batches and not any(finding.kind == "conflict" for finding in findings):
         findings = [*_present(conflict_at_checkpoints(read_standard_errors(path, "total"), batches)), *findings]
@@ -76,6 +82,37 @@ def findings_of(frame: pd.DataFrame, rectifier: str = "") -> list[Finding]:
     harm = _present(conflict(frame, subject), start(frame, subject))
     where = _present(layers(frame, subject), removal(frame, rectifier[:1].upper() + rectifier[1:])) if harm else []
     return [*harm, *where, *_present(optimizer_harm(frame))]
+
+
+def target_effects(effects: pd.DataFrame) -> list[Finding]:
+    """Which targets the steps harm, and which they help, by the mean effect over the measured steps; harm first."""
+    found = []
+    for target in effects["target"].unique():
+        rows = effects[effects["target"] == target].pivot(index="step", columns="group", values="effect").dropna()
+        values = rows.to_numpy(np.float64)
+        estimate = over_steps(values, lambda x: x.sum(-1).mean(-1)) if len(values) else None
+        if estimate is None or not (estimate.above(0) or estimate.below(0)):
+            continue
+        harms, total = estimate.value > 0, values.sum(-1)
+        low, high = estimate.interval()
+        place = int(np.argmax(values.sum(0) if harms else -values.sum(0)))
+        group = NAMES.get(str(rows.columns[place]), f"{rows.columns[place]} carries")
+        share = percent(float(values[:, place].sum() / total.sum()))
+        verb, change = ("harm", "raised") if harms else ("help", "lowered")
+        agree, interval = (
+            percent(float(np.mean((total > 0) == harms))),
+            f"[{_small(low)},\N{NO-BREAK SPACE}{_small(high)}]",
+        )
+        text = (
+            f"The steps {verb} {target}: {agree} of {len(total)} measured ones {change} its loss to first order, by "
+            f"{_small(estimate.value)} {interval} nats a token on average. {group} most of it, {share}."
+        )
+        found.append(Finding("effect", text, estimate.value, low, high, "update"))
+    return sorted(found, key=lambda each: -each.value)
+
+
+def _small(value: float) -> str:
+    return f"{value:+.2g}".replace("-", "−").replace("e−0", "e−")
 
 
 def _present(*findings: Finding | None) -> list[Finding]:

@@ -170,6 +170,8 @@ def _missing(roles: set[str]) -> str:
     """What a judgment lacks, and how to get it, from the sets that a run evaluated."""
     if not roles:
         return "no set was evaluated. Add --evaluate forget and --evaluate heldout, or leave --evaluate out"
+    if not roles & {"forget", *COMPARED}:
+        return f"no set is called forget; what became of {', '.join(sorted(roles))} stands below"
     if "forget" not in roles:
         return f"only {', '.join(sorted(roles))} was evaluated. Add --evaluate forget, or leave --evaluate out"
     if not roles & set(COMPARED):

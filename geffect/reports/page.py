@@ -14,6 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_hex
 
 from geffect.core.layers import depth_key
+from geffect.core.splits import TARGETS, role_of
 from geffect.errors import GeffectError, visible_text
 from geffect.io.readers import open_regular
 from geffect.record.frames import read_settings
@@ -200,7 +201,7 @@ def section(path: Path, name: str, key: str, scheme: str = "thirds") -> Section:
     """Read a run."""
     run = Run(path)
     findings = read_findings(path, name, scheme)  # first, as it refuses a run without measured steps
-    maps = layer_maps(descended(run.to_frame("layer")))
+    maps = layer_maps(descended(run.to_frame("layer"))) if {*TARGETS} <= {*map(role_of, run.targets)} else []
     texts = token_texts(run.tokens()) if (path / TOKENS).exists() else []
     scores, worst = _scores(run), _table(worst_examples(path))
     figures, judged = pictures({name: run}, scheme), outcome(path)

@@ -14,7 +14,7 @@ from geffect.core.layers import layer_groups, layout
 from geffect.core.statistics import LEVEL, over_steps
 from geffect.data.encode import collate, encode_set
 from geffect.data.load import load_set
-from geffect.reports.findings import Finding, conflict_at_checkpoints, findings_of
+from geffect.reports.findings import Finding, conflict_at_checkpoints, findings_of, target_effects
 
 STEPS, BATCH, SEEDS = 60, 4, 20
 Numbers = np.ndarray[Any, Any]
@@ -260,3 +260,29 @@ def test_checkpoints_are_judged_by_their_standard_errors() -> None:
     assert "at 2 of 3 checkpoints; at step 20" in found.text
     assert conflict_at_checkpoints(errors_of([0.5, -4.0, -6.0], 2.0), batches=20) is None
     assert conflict_at_checkpoints(errors_of([0.5, -40.0, -60.0], 2.0), batches=2) is None
+
+
+def planted_effects(random: np.random.Generator, means: dict[str, float]) -> pd.DataFrame:
+    """Effects of targets over steps: a mean, most of it in the deep layers, in noise of size one."""
+    shares = {"embed": 0.1, "shallow": 0.1, "deep": 0.8}
+    rows = [
+        (step, group, target, share * mean + random.normal(0, 0.3))
+        for step in range(STEPS)
+        for target, mean in means.items()
+        for group, share in shares.items()
+    ]
+    return pd.DataFrame(rows, columns=["step", "group", "target", "effect"])
+
+
+def test_what_steps_do_to_targets_is_found_and_noise_is_not() -> None:
+    """Harm first; a sentence names the number, and where most of it lies. Noise alone is told by one draw in twenty."""
+    found = target_effects(planted_effects(np.random.default_rng(0), {"math-1": -1.0, "chat": 2.0, "noise": 0.0}))
+    assert [finding.value > 0 for finding in found] == [True, False]
+    harm, helped = (finding.text for finding in found)
+    assert harm.startswith("The steps harm chat: ")
+    assert "Deep layers carry most of it, " in harm
+    assert helped.startswith("The steps help math-1: ")
+    for finding, mean in zip(found, (2.0, -1.0), strict=True):
+        assert finding.low < mean < finding.high
+    told = [target_effects(planted_effects(np.random.default_rng(seed), {"a": 0.0})) for seed in range(SEEDS)]
+    assert sum(map(len, told)) <= 3

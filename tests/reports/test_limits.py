@@ -127,3 +127,21 @@ def test_the_live_view_fits_80_columns(run: Path, invoke: Command, monkeypatch: 
     assert max(map(len, ended.out.splitlines())) <= 80
     assert "…" not in ended.out.partition("\n")[2]
     assert all(name in ended.out for name in (*SETS, "effect", "lm_head", "above 0: harm"))
+
+
+def test_a_report_needs_no_forget_set(tmp_path: Path, invoke: Command) -> None:
+    """A monitored training of any targets: scores, effects and conflicts stand on the page, and no G-effect's map."""
+    model: Any = llama()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    targets = {"math": SETS["math"], "chat": SETS["forget"]}
+    with Monitor(model, targets, optimizer=optimizer, out=tmp_path / "run"):
+        for _ in range(3):
+            nats(model, padded(SETS["math"])).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    ended = invoke("report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html"))
+    assert ended.code == 0, ended.err
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    for text in ("What each step does to each target", "Which targets pull apart", "no set is called forget"):
+        assert text in page
+    assert "Layers by step" not in page
