@@ -1,0 +1,28 @@
+"""The guides' blocks run, in their order, and their tables name what there is."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from geffect.monitoring.numbers import step_numbers
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory.*")
+def test_the_guide_to_targets_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own claims stand in it as asserts; the prediction holds, and the log has the numbers of its table."""
+    text = (DOCS / "targets.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, "targets.md", "exec"), found)
+    assert float(str(found["within"])) > 0.5
+    logged = {key for line in found["trainer"].state.log_history for key in line}  # type: ignore[attr-defined]
+    told = re.findall(r"^\| `(geffect/[^`]+)`", text, re.MULTILINE)
+    assert len(told) == 10
+    for name in told:
+        pattern = re.escape(name).replace("NAME", r"\w+").replace("GROUP", r"\w+").replace(r"A\~B", r"\w+\~\w+")
+        assert any(re.fullmatch(pattern, key) for key in logged), name
+    assert step_numbers.__doc__
