@@ -22,7 +22,7 @@ from analysis.benchmarks.table import Finding, read_findings, table
 from geffect.errors import GeffectError
 
 MODELS = {"tiny": "builtin:tiny", "smollm2": "smollm2"}
-OF_MODELS = ("steps", "peers", "memory", "tokens", "localize", "evaluation")
+OF_MODELS = ("steps", "peers", "memory", "tokens", "localize", "evaluation", "monitoring")
 ALONE, LONG = ("front", "records", "growth"), ("demo", "suite")
 LOCALIZED = 5  # batches a set of a localization
 FIGURES = Path("figures/benchmarks")
@@ -93,7 +93,18 @@ def chosen(
     Raises:
         GeffectError: a name is unknown.
     """
-    from analysis.benchmarks import evaluating, front, growth, localizing, memory, peers, records, steps, tokens
+    from analysis.benchmarks import (
+        evaluating,
+        front,
+        growth,
+        localizing,
+        memory,
+        monitoring,
+        peers,
+        records,
+        steps,
+        tokens,
+    )
     from analysis.benchmarks.setting import make_setting
 
     known = (*OF_MODELS, *ALONE, *LONG)
@@ -101,7 +112,9 @@ def chosen(
         if name not in known:
             raise GeffectError(f"There is no {name!r} for --only", remedy=f"Choose one of {', '.join(known)}")
     for spec in (MODELS.get(each, each) for each in models):
-        held = make_setting(spec, examples, data_dir) if {"steps", "peers", "tokens"} & set(only) else None
+        held = (
+            make_setting(spec, examples, data_dir) if {"steps", "peers", "tokens", "monitoring"} & set(only) else None
+        )
         of_model: dict[str, Benchmark] = {
             "memory": partial(memory.benchmark, spec, examples, min(repeats, 3), data_dir),
             "localize": partial(localizing.benchmark, spec, LOCALIZED * examples, repeats),
@@ -112,6 +125,7 @@ def chosen(
                 "steps": partial(steps.benchmark, held, repeats),
                 "peers": partial(peers.benchmark, held, repeats),
                 "tokens": partial(tokens.benchmark, held, repeats),
+                "monitoring": partial(monitoring.benchmark, held, repeats),
             }
         yield from ((f"{name}, {spec}", of_model[name]) for name in OF_MODELS if name in only)
     alone: dict[str, Benchmark] = {

@@ -121,6 +121,8 @@ BUDGETS = {
     "localize": Budget("localization of four sets (masks, Jaccard, mean gradients), against its passes alone", None),
     "localize masks": Budget("localization of four sets, masks alone, against its passes alone", 1.10),
     "evaluation": Budget("loss and accuracy of 160 examples, against one forward pass at labeled positions", 1.2),
+    "monitor": Budget("what a monitor adds to a step, two targets, against plain passes over these targets", 1.10),
+    "monitor run": Budget("a training monitored every tenth step, two targets as large as its batch", None),
     "help": Budget("geffect --help (published: importing Trainer and peft alone)", 0.3, "s"),
     "typo": Budget("a mistyped name, until it is refused", 0.5, "s"),
     "record": Budget("reading a record of 5,000 SmolLM2 steps by group", 30, "s"),

@@ -15,7 +15,8 @@ from geffect.errors import GeffectError
 from geffect.monitoring.monitor import Monitor
 from geffect.monitoring.numbers import step_numbers
 from geffect.monitoring.targets import EXAMPLES, Target, TargetSet, check_names
-from geffect.record.reader import Score
+from geffect.record.reader import Score, evaluations
+from geffect.record.schema import STEPS
 from geffect.reports.run import Run
 
 if TYPE_CHECKING:
@@ -131,6 +132,10 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         self.monitor = self._make(model, tokenizer=tokenizer, settings=settings, training=state).open(state.global_step)
         _warn_of_trained(self.monitor.targets, getattr(train_dataloader, "dataset", None))
         self._host, self._first, self._told = _calling_trainer(state), {}, set()
+        if state.global_step and (self.monitor.path / STEPS).exists():  # a record that is continued
+            self._first = {
+                n: score.loss for line in evaluations(self.monitor.path)[:1] for n, score in line.scores.items()
+            }
 
     def on_pre_optimizer_step(self, *_: object, **__: object) -> None:
         """Measure the gradients: they are accumulated, averaged and clipped, and the optimizer has not stepped."""

@@ -321,21 +321,25 @@ class Monitor:
 
 
 @contextlib.contextmanager
+@torch.no_grad()
 def exchanged(parameters: Mapping[str, nn.Parameter], held: NamedTensors) -> Iterator[None]:
-    """Put held weights into parameters, and theirs in the place of these, until the end; bit for bit."""
-    _exchange(parameters, held)
+    """Put held weights into parameters until the end, and theirs in the place of these; they are back after, all bits.
+
+    An interruption may come amid the exchange: the weights of a tensor are in ``moving`` then, and put back as well.
+    """
+    parts = {name: local_part(parameter.detach()) for name, parameter in parameters.items()}
+    moving, moved_out = NamedTensors(), list[str]()
     try:
+        for name, part in parts.items():
+            moving[name] = part.clone()
+            part.copy_(held[name])
+            held[name].copy_(moving[name])
+            moved_out.append(name)
+            del moving[name]
         yield
     finally:
-        _exchange(parameters, held)
-
-
-@torch.no_grad()
-def _exchange(parameters: Mapping[str, nn.Parameter], held: NamedTensors) -> None:
-    for name, part in ((name, local_part(each.detach())) for name, each in parameters.items()):
-        now = part.clone()
-        part.copy_(held[name])
-        held[name].copy_(now)
+        for name in {*moved_out, *moving}:
+            parts[name].copy_(moving.get(name, held[name]))
 
 
 def _part(gradient: Tensor | None) -> Tensor | None:

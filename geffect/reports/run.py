@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SETTINGS = (
-    *("model", "checkpoints", "start", "train", "forget", "retain", "heldout", "domain"),
+    *("model", "checkpoints", "start", "train", "targets", "forget", "retain", "heldout", "domain"),
     *("objective", "rectifier", "learning_rate", "share", "importance", "labels"),
 )
 
@@ -153,7 +153,7 @@ def _summary(path: StrPath) -> list[tuple[str, str]]:
     config, lines = read_config(path), step_lines(path)
     last = lines[-1].step if lines else "none"
     settings = {name: config[name] for name in SETTINGS if config.get(name)}
-    content = [(key, ", ".join(map(str, x)) if isinstance(x, list) else str(x)) for key, x in settings.items()]
+    content = [(key, _setting(value)) for key, value in settings.items()]
     if not (Path(path) / RECIPE).exists():
         content += [("last step", f"{last} of {config['steps']}" if config.get("steps") else str(last))]
     content += [("finished", "yes" if is_finished(path) else "no")]
@@ -164,6 +164,12 @@ def _summary(path: StrPath) -> list[tuple[str, str]]:
             ends = (getattr(scores[name], kind) for scores in (scored[0], scored[-1]))
             content.append((f"{name} {kind}", " → ".join(map(_number, ends))))
     return content
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={each}" for name, each in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _number(value: float | None) -> str:

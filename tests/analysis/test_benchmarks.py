@@ -13,7 +13,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from analysis.benchmarks import __main__ as command
-from analysis.benchmarks import evaluating, growth, localizing, memory, peers, records, steps, tokens
+from analysis.benchmarks import evaluating, growth, localizing, memory, monitoring, peers, records, steps, tokens
 from analysis.benchmarks.drawing import OURS, PLAIN, slope
 from analysis.benchmarks.published import FlatProjection, ThreeBackwards, backward_per_sequence, backward_per_token
 from analysis.benchmarks.setting import Setting
@@ -122,6 +122,15 @@ def test_steps_and_tokens_have_their_findings(setting: Setting) -> None:
     assert [each.key for each in told] == ["tokens", "tokens by group", "tokens speed", "tokens speed long"]
     assert "510 labeled tokens" in told[-1].note
     assert all(p.grad is None for p in setting.model.parameters())
+
+
+def test_a_monitored_step_is_timed_beside_its_passes(setting: Setting) -> None:
+    found, seconds = monitoring.benchmark(setting, 1)
+    assert [each.key for each in found] == ["monitor", "monitor run"]
+    assert set(seconds) == {"plain", "step", "measured", "added"}
+    assert all(p.grad is None for p in setting.model.parameters())
+    encoded = monitoring.examples(setting, "forget")
+    assert len(encoded) == len(setting.batches["forget"]["input_ids"])
 
 
 def test_peers_do_our_work(setting: Setting) -> None:

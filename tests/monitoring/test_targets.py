@@ -20,7 +20,7 @@ from geffect.core.gradients import capture_gradients
 from geffect.core.layers import layout, trainable_parameters
 from geffect.errors import GeffectError
 from geffect.monitoring.callback import Callback
-from geffect.monitoring.monitor import Monitor
+from geffect.monitoring.monitor import Monitor, exchanged
 from geffect.monitoring.pace import Pace
 from geffect.record.reader import read_lines
 from tests.support.cases import gpt2, llama, lora
@@ -368,3 +368,31 @@ def test_examples_that_are_trained_on_are_told(kind: str, tmp_path: Path, caplog
     told = [record.getMessage() for record in caplog.records if "training set" in record.getMessage()]
     assert len(told) == 1
     assert told[0].startswith("2 of 4 examples of the target math are in the training set")
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("at", range(1, 7))
+def test_an_interruption_amid_the_exchange_of_weights_loses_none(
+    at: int, before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three tensors' six copies any one is interrupted, before or after it: the weights are those of after the step."""
+    parameters = dict(itertools.islice(llama().named_parameters(), 3))
+    held = {name: torch.randn_like(p) for name, p in parameters.items()}
+    wanted = {name: p.detach().clone() for name, p in parameters.items()}
+    copy_, count = Tensor.copy_, [0]
+
+    def interrupted(self: Tensor, *args: Any) -> Tensor:
+        count[0] += 1
+        if before and count[0] == at:
+            raise KeyboardInterrupt
+        done = copy_(self, *args)
+        if not before and count[0] == at:
+            raise KeyboardInterrupt
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "copy_", interrupted)
+        with pytest.raises(KeyboardInterrupt), exchanged(parameters, held):
+            pass
+    for name, parameter in parameters.items():
+        assert torch.equal(parameter, wanted[name]), name
