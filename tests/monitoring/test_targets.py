@@ -375,7 +375,7 @@ def test_examples_that_are_trained_on_are_told(kind: str, tmp_path: Path, caplog
 def test_an_interruption_amid_the_exchange_of_weights_loses_none(
     at: int, before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of three tensors' six copies any one is interrupted, before or after it: the weights are those of after the step."""
+    """Of three tensors, any one of six copies is interrupted: the weights are those of after the step."""
     parameters = dict(itertools.islice(llama().named_parameters(), 3))
     held = {name: torch.randn_like(p) for name, p in parameters.items()}
     wanted = {name: p.detach().clone() for name, p in parameters.items()}
