@@ -49,7 +49,8 @@ def test_two_processes_are_one(name: str, kind: str, launched: Path, tmp_path: P
     found, own = _inner(launched / f"{name}-{kind}"), read_steps(launched / f"{name}-{kind}")
     pd.testing.assert_series_equal(found, alone, rtol=1e-7, atol=1e-8 * alone.abs().max())  # a record keeps nine digits
     for column in ("forget_loss", "retain_accuracy", "norm_update"):
-        assert own[column].to_numpy() == pytest.approx(losses[column].to_numpy(), rel=1e-8)
+        measured = pytest.approx(losses[column].to_numpy(), rel=1e-8, nan_ok=True)  # the last line has scores alone
+        assert own[column].to_numpy() == measured
 
 
 @pytest.mark.slow
@@ -58,7 +59,7 @@ def test_a_trainer_trains_to_the_same_bits(kind: str, launched: Path) -> None:
     """With dropout, accumulation, clipping and AdamW in two processes."""
     plain, monitored = (load_file(launched / kind / f"{name}.safetensors") for name in ("plain", "monitored"))
     assert all(torch.equal(plain[name], monitored[name]) for name in plain)
-    assert list(read_steps(launched / kind / "run")["step"]) == [0, 1, 2]
+    assert list(read_steps(launched / kind / "run")["step"]) == [0, 1, 2, 3]
     assert (launched / kind / "run" / "DONE").exists()
 
 
