@@ -50,7 +50,7 @@ def effect_curves(frame: pd.DataFrame) -> Figure:
     targets = list(frame["target"].unique())
     style.at_most(MOST_TARGETS, "targets", targets)
     looks = {group: look | THIN for group, look in GROUPS.items() if group in set(frame["group"])}
-    figure, panels, across = style.panel_grid(len(targets), 3, lambda *_: 1.6, 0.8)
+    figure, panels, across = style.panel_grid(len(targets), 2 if len(targets) == 4 else 3, lambda *_: 1.6, 0.8)
     frame = frame.sort_values("step", kind="stable")
     totals = frame.groupby(["target", "step"], as_index=False)["effect"].sum()
     for target, axes in zip(targets, panels, strict=True):

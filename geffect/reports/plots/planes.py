@@ -182,8 +182,10 @@ def prediction_plane(frame: pd.DataFrame) -> Figure:
     layout = ConstrainedLayoutEngine(h_pad=0.08)
     figure = Figure(figsize=(TWO_COLUMN, 0.8 + 3.6 * shape[0]), layout=layout)
     panels = figure.subplots(*shape, squeeze=False)
-    for (title, _, rows), axes in zip(cells, panels.flat, strict=True):
+    for (title, _, rows), axes in zip(cells, panels.flat, strict=False):
         _prediction(axes, rows, title)
+    for axes in panels.flat[len(cells) :]:
+        axes.remove()
     for axes in panels[:, 0]:
         axes.set_ylabel("measured change (nats/token)")
     for axes in panels[-1]:
@@ -202,17 +204,19 @@ def prediction_sums(frame: pd.DataFrame) -> Figure:
     cells, shape = _cells(frame)
     figure = Figure(figsize=(TWO_COLUMN, 0.6 + 2.0 * shape[0]), layout="constrained")
     panels = figure.subplots(*shape, squeeze=False, sharex="col")
-    for (title, target, rows), axes in zip(cells, panels.flat, strict=True):
+    for (title, target, rows), axes in zip(cells, panels.flat, strict=False):
         _sums(axes, rows, WATCHED.get(target, HARM))
         axes.set_title(title)
+    for axes in panels.flat[len(cells) :]:
+        axes.remove()
     for axes in panels[-1]:
-        axes.set_xlabel("unlearning step")
+        axes.set_xlabel("unlearning step" if set(frame["target"]) <= set(WATCHED) else "training step")
     style.finish(figure, {name: READINGS[name] for name in _dots(frame)} | {"measured": MEASURED}, 3)
     return figure
 
 
 def _cells(frame: pd.DataFrame) -> tuple[list[tuple[str, str, pd.DataFrame]], tuple[int, int]]:
-    """Title, target and rows of each run and target, and how many there are of runs and targets."""
+    """Title, target and rows of each run and target, and how many panels stand one below another and side by side."""
     runs = style.by_run(frame, COLUMNS, most=4)
     if unknown := set(frame["reading"]) - set(READINGS):
         message = f"{', '.join(sorted(map(str, unknown)))} is no reading of a prediction check"
@@ -224,7 +228,7 @@ def _cells(frame: pd.DataFrame) -> tuple[list[tuple[str, str, pd.DataFrame]], tu
         for run, rows in runs.items()
         for target in targets
     ]
-    return cells, (len(runs), len(targets))
+    return cells, ((len(cells) + 1) // 2, 2) if len(runs) == 1 and len(targets) > 2 else (len(runs), len(targets))
 
 
 def _dots(frame: pd.DataFrame) -> dict[str, Look]:
