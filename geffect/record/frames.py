@@ -74,8 +74,22 @@ def read_targets(path: StrPath) -> list[str]:
 
 
 def _targets(path: StrPath, names: Iterable[str]) -> list[str]:
-    sets = read_environment(path).get("data", {})
+    sets = read_sets(path)
     return [name for name in dict.fromkeys(names) if name in sets]
+
+
+@damage_refused
+def read_sets(path: StrPath) -> list[str]:
+    """The names of the sets that a run read."""
+    return list(read_environment(path).get("data", {}))
+
+
+@damage_refused
+def read_groups(path: StrPath, scheme: str = "thirds") -> dict[str, str]:
+    """Parameter → layer group, in the order of a record's inner products; empty where there are none."""
+    table = read_environment(path).get("parameters", {"names": [], "layers": [], "num_blocks": 0})
+    groups = layer_groups(table["num_blocks"], scheme)
+    return {name: groups[layer] for name, layer in zip(table["names"], table["layers"], strict=True)}
 
 
 @damage_refused

@@ -6,7 +6,7 @@ A reader checks the format and every line (`geffect.record.schema`) and returns 
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
@@ -143,44 +143,37 @@ def each_line(path: StrPath, name: str = STEPS) -> Iterator[dict[str, Any]]:
 
 
 class Tail:
-    """The record of a run that may still be written: each look reads what is new.
+    """The record of a run that may still be written: each look reads what is new."""
 
-    Attributes:
-        step: of the last whole line so far; None before the first.
-    """
-
-    def __init__(self, path: StrPath, name: str = STEPS) -> None:
-        self.file, self.step = Path(path) / name, None
+    def __init__(self, path: StrPath) -> None:
+        self.file = Path(path) / STEPS
         self._read = 0  # bytes
-        self._measured: dict[str, bytes] = {}  # part of a line → the last line that has it
+        self._measured = b""  # the newest line with inner products that was not asked for
 
-    def new_lines(self) -> list[dict[str, Any]]:
-        """The new whole lines that hold an evaluation, without their matrices, and in any case the last new one."""
+    def look(self) -> list[StepLine]:
+        """The new whole lines with an evaluation, and the last new one in any case."""
         if not self.file.is_file():
             return []
         with self.file.open("rb") as stream:
             stream.seek(self._read)
-            texts = stream.read().splitlines(keepends=True)
-        whole = [text for text in texts if text.endswith(b"\n")]
+            whole = [text for text in stream.read().splitlines(keepends=True) if text.endswith(b"\n")]
         self._read += sum(map(len, whole))
-        lines = []
-        for i, text in enumerate(whole):
-            if b'"gram"' in text:
-                self._measured["gram"] = text
-            if b'"evaluation"' in text or i == len(whole) - 1:
-                lines.append(self._parse(text))
-        self.step = lines[-1].get("step", self.step) if lines else self.step
-        return lines
+        self._measured = next((text for text in reversed(whole) if b'"gram"' in text), self._measured)
+        chosen = [text for i, text in enumerate(whole) if b'"evaluation"' in text or i == len(whole) - 1]
+        return [StepLine.of(self._parse(text), examples=False) for text in chosen]
 
-    def last_with(self, part: str) -> dict[str, Any] | None:
-        """The last line that has a part, once: None where no newer one has come."""
-        text = self._measured.pop(part, None)
-        return None if text is None else self._parse(text)
+    def gram(self, parameters: Sequence[str]) -> "Gram | None":
+        """The newest inner products, once: None where no newer ones have come."""
+        from geffect.core.gram import Gram
+
+        text, self._measured = self._measured, b""
+        return Gram.from_record(self._parse(text)["gram"], parameters) if text else None
 
     def _parse(self, text: bytes) -> dict[str, Any]:
         try:
             line = _json_object(text)
             _check_format(self.file, line)
+            LineChecker(None).check(line)
         except GeffectError:
             raise
         except BROKEN as error:

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from geffect.core.gram import Gram, effects_by_group
-from geffect.core.layers import depth_key, layer_groups
+from geffect.core.layers import depth_key
 from geffect.io.readers import StrPath
-from geffect.record.frames import APPLIED
-from geffect.record.reader import Tail, check_run, is_finished, read_config, read_environment
+from geffect.record.frames import APPLIED, read_groups, read_sets
+from geffect.record.reader import Score, Tail, check_run, is_finished, read_config
 
 
 class Standing(NamedTuple):
@@ -42,40 +42,36 @@ class Live:
         self.path = Path(path)
         check_run(self.path)
         self._steps = read_config(self.path).get("steps")
-        environment = read_environment(self.path)
-        table = environment.get("parameters", {"names": [], "layers": [], "num_blocks": 0})
-        groups = layer_groups(table["num_blocks"])
-        self._groups = {name: groups[layer] for name, layer in zip(table["names"], table["layers"], strict=True)}
-        self._data = environment.get("data", {})
-        self._tail = Tail(self.path)
-        self._first: dict[str, Any] = {}
-        self._scores: dict[str, Any] = {}
+        self._groups, self._sets = read_groups(self.path), read_sets(self.path)
+        self._tail, self._step = Tail(self.path), -1
+        self._first: dict[str, Score] = {}
+        self._scores: dict[str, Score] = {}
         self._effects: dict[str, dict[str, float]] = {}
 
     def look(self) -> View:
         """How it stands now."""
-        for line in self._tail.new_lines():
-            scores = line.get("evaluation") or {}
-            self._scores |= scores
-            self._first = {**scores, **self._first}
-        if (measured := self._tail.last_with("gram")) is not None:
-            self._effects = self._of_gram(measured["gram"])
+        for line in self._tail.look():
+            self._step = line.step
+            self._scores |= line.scores
+            self._first = {**line.scores, **self._first}
+        gram = self._tail.gram(list(self._groups))
+        if gram is not None:
+            self._effects = self._of_gram(gram)
         names = dict.fromkeys([*self._first, *self._effects])
-        sets = [self._standing(name) for name in names]
         steps = self._steps if isinstance(self._steps, int) and self._steps > 0 else None
-        return View(self.path, self._tail.step, steps, is_finished(self.path), sets)
+        step = self._step if self._step >= 0 else None
+        return View(self.path, step, steps, is_finished(self.path), list(map(self._standing, names)))
 
     def _standing(self, name: str) -> Standing:
-        start, loss = (each.get(name, {}).get("loss") for each in (self._first, self._scores))
+        start, now = self._first.get(name), self._scores.get(name)
         by_group = dict(self._effects.get(name, {}))
-        return Standing(name, start, loss, by_group.pop("", None), by_group)
+        whole = by_group.pop("", None)
+        return Standing(name, None if start is None else start.loss, None if now is None else now.loss, whole, by_group)
 
-    def _of_gram(self, record: Any) -> dict[str, dict[str, float]]:
-        applied = next((name for name in APPLIED if name in record["gradients"]), None)
-        if applied is None:
-            return {}
-        gram = Gram.from_record(record, list(self._groups))
-        return effects_by_group(gram, self._groups, [each for each in gram.names if each in self._data], applied)
+    def _of_gram(self, gram: Gram) -> dict[str, dict[str, float]]:
+        applied = next((name for name in APPLIED if name in gram.names), None)
+        targets = [name for name in gram.names if name in self._sets]
+        return effects_by_group(gram, self._groups, targets, applied) if applied else {}
 
 
 def groups_of(sets: Iterable[Standing]) -> list[str]:

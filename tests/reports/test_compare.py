@@ -51,7 +51,7 @@ def test_runs_that_share_a_name_are_told_apart(start: Path, runs: list[Path], tm
 
 def test_a_run_without_a_held_set_has_no_trade_off_plane(start: Path, tmp_path: Path) -> None:
     run = api.unlearn(config(start, tmp_path / "run", steps=1, heldout=None)).path
-    assert {p.stem for p in plot([run])} == {"g_effect", "layers", "cosine", "gram-0", "plane-0"}
+    assert {p.stem for p in plot([run])} == {"g_effect", "layers", "cosine", "conflicts", "gram-0", "plane-0"}
     assert "retain loss" in summarize([run])
 
 

@@ -86,7 +86,7 @@ def test_what_was_not_recorded_is_skipped_with_a_line_that_says_why(
     caplog.set_level(logging.INFO, "geffect.reports")
     names = {path.stem for path in plot(paths, tmp_path)}
     skipped = ["prediction", "prediction_sums", "jaccard"]
-    skipped += [] if several else ["trade_off", "tokens", "points"]
+    skipped += [] if several else ["trade_off", "tokens", "points", "effects"]
     told = {record.getMessage().partition(" ")[0]: record.getMessage() for record in caplog.records}
     assert len(caplog.records) == len(told)
     assert set(told) == {*skipped, "trade_off"}, "of several runs one is left out of the trade-off"
@@ -94,7 +94,7 @@ def test_what_was_not_recorded_is_skipped_with_a_line_that_says_why(
     remedy = "Run geffect unlearn with --prediction 16, or monitor every step."
     assert told["prediction"] == f"prediction is not drawn of {of}: {paths[0] / STEPS} has no prediction. {remedy}"
     assert not names & set(skipped)
-    drawable = {"g_effect", "cosine", "plane-3"} | ({"trade_off"} if several else {"layers", "gram-3"})
+    drawable = {"g_effect", "cosine", "plane-3"} | ({"trade_off"} if several else {"layers", "conflicts", "gram-3"})
     assert names == drawable
 
 
@@ -119,10 +119,10 @@ def test_the_page_says_what_it_leaves_out(
     caplog.set_level(logging.INFO, "geffect.reports")
     page = api.report(ReportConfig.read(None, runs=[runs["without"]], out=tmp_path / "page.html")).path
     left_out = {record.getMessage().partition(" ")[0] for record in caplog.records}
-    assert left_out == {"trade_off", "prediction_sums", "points"}
+    assert left_out == {"trade_off", "prediction_sums", "points", "effects"}
     text = page.read_text(encoding="utf-8")
     shown = {plot.title for plot in PLOTS.values() if f"<h3>{plot.title.replace(chr(39), '&#39;')}</h3>" in text}
-    assert shown == {PLOTS[name].title for name in ("g_effect", "cosine", "plane")}
+    assert shown == {PLOTS[name].title for name in ("g_effect", "cosine", "conflicts", "plane")}
 
 
 def test_runs_without_a_common_step_need_one_named(

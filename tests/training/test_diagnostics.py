@@ -136,7 +136,17 @@ def test_saved_rows_are_the_gradients_of_the_record(watched: Path) -> None:
 def test_figures_draw_what_was_recorded(watched: Path, tmp_path: Path) -> None:
     names = {path.stem for path in plot([watched], tmp_path)}
     last = read(watched)["step"].max()
-    of_steps = {"g_effect", "layers", "cosine", "trade_off", "prediction", "prediction_sums", "jaccard"}
+    of_steps = {
+        "g_effect",
+        "layers",
+        "cosine",
+        "trade_off",
+        "prediction",
+        "prediction_sums",
+        "jaccard",
+        "effects",
+        "conflicts",
+    }
     assert names == of_steps | {f"gram-{last}", f"plane-{last}"}
 
 
