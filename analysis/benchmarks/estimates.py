@@ -96,6 +96,8 @@ def alone(verb: str, settings: dict[str, Any]) -> dict[str, int]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("usage: python -m analysis.benchmarks.estimates FILE.csv [WORD ...]")
     if sys.argv[1] == "--run":
         print(json.dumps(run(sys.argv[2], json.loads(sys.argv[3]))))
     else:
