@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from geffect.monitoring.numbers import step_numbers
-
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
@@ -25,4 +23,3 @@ def test_the_guide_to_targets_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in told:
         pattern = re.escape(name).replace("NAME", r"\w+").replace("GROUP", r"\w+").replace(r"A\~B", r"\w+\~\w+")
         assert any(re.fullmatch(pattern, key) for key in logged), name
-    assert step_numbers.__doc__

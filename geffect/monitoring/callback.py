@@ -174,14 +174,14 @@ class Callback(TrainerCallback):  # type: ignore[misc]
     def _judge(self, name: str, rise: float, control: "TrainerControl") -> None:
         """Tell a rise of a target's loss (nats a token) that is above its limits."""
         text = f"the loss of {name} has risen by {rise:.4g} nats a token since training began"
-        if rise <= self.alerts.get(name, float("inf")):
-            self._told.discard(name)
-        elif name not in self._told:
-            self._told.add(name)
-            LOGGER.warning("%s (alert at %g)", text, self.alerts[name])
+        alert, end = self.alerts.get(name), self.stop.get(name)
+        above = alert is not None and not rise <= alert  # a loss that is not finite is above every limit
+        if above and name not in self._told:
+            LOGGER.warning("%s (alert at %g)", text, alert)
             _alert_trackio(f"geffect: {name}", text)
-        if rise > self.stop.get(name, float("inf")):
-            LOGGER.warning("%s: the training ends (stop at %g)", text, self.stop[name])
+        (self._told.add if above else self._told.discard)(name)
+        if end is not None and not rise <= end:
+            LOGGER.warning("%s: the training ends (stop at %g)", text, end)
             control.should_training_stop = True
 
 

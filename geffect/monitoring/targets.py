@@ -22,7 +22,7 @@ from geffect.core.distributed import (
     sum_gradients,
     sum_over_processes,
 )
-from geffect.core.forward import IGNORE_INDEX, forward
+from geffect.core.forward import IGNORE_INDEX, Outputs, forward
 from geffect.core.gradients import GradientBuffer
 from geffect.core.gram import Gram
 from geffect.core.layers import TiedWeights
@@ -176,15 +176,13 @@ def measure_targets(
     it was, and hooks on its parameters do not run. Under DDP the wrapper is bypassed, so that no all-reduce is
     triggered. The losses of a tied tensor are split by use.
     """
-    bare = without_ddp(model)
-    device = input_device(bare)
     products = _Products(parameters, tuple(batches), tied, others)
     counts = {name: Counts.of(each) for name, each in batches.items()}
     scores = {name: torch.zeros(each.example, 3, dtype=torch.float64) for name, each in counts.items()}
     turns = [(name, *item) for name, each in batches.items() for item in assign_items(each)]
     with state.preserve(), torch.enable_grad(), tied.untied() if tied else contextlib.nullcontext():
         for i, (name, batch, weight) in enumerate(turns):
-            outputs = forward(bare, {key: tensor.to(device) for key, tensor in batch.items()})
+            outputs = _outputs(model, batch)
             products.descend(name, weight * mean_nll(outputs, counts[name]), last=i == len(turns) - 1)
             if weight:
                 scores[name][batch["index"]] = example_scores(outputs)
@@ -195,16 +193,21 @@ def measure_targets(
 @torch.no_grad()
 def score_targets(model: nn.Module, batches: Mapping[str, Sequence[Batch]], state: ModelState) -> dict[str, Likelihood]:
     """The targets' scores alone, as of `measure_targets`."""
-    bare = without_ddp(model)
-    device = input_device(bare)
     scores = {name: torch.zeros(Counts.of(each).example, 3, dtype=torch.float64) for name, each in batches.items()}
     with state.preserve():
         for name, each in batches.items():
             for batch, weight in assign_items(each):
-                outputs = forward(bare, {key: tensor.to(device) for key, tensor in batch.items()})
+                outputs = _outputs(model, batch)
                 if weight:
                     scores[name][batch["index"]] = example_scores(outputs)
     return {name: Likelihood.from_examples(sum_over_processes(each)) for name, each in scores.items()}
+
+
+def _outputs(model: nn.Module, batch: Batch) -> Outputs:
+    """The model's outputs on a batch, without DDP's wrapper, whose passes all processes would have to share."""
+    bare = without_ddp(model)
+    device = input_device(bare)
+    return forward(bare, {key: tensor.to(device) for key, tensor in batch.items()})
 
 
 class _Products:

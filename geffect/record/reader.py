@@ -155,6 +155,8 @@ class Tail:
         if not self.file.is_file():
             return []
         with self.file.open("rb") as stream:
+            if self.file.stat().st_size < self._read:  # a run that was resumed is cut back first
+                self._read = 0
             stream.seek(self._read)
             whole = [text for text in stream.read().splitlines(keepends=True) if text.endswith(b"\n")]
         self._read += sum(map(len, whole))

@@ -63,6 +63,7 @@ def _verdict(first: StepLine, last: StepLine, name: str, limit: float, *, most: 
     rise = end - start if finite else None
     kept = bool((rise is not None and rise <= limit) if most else (rise is None or rise >= limit))
     asked = f"{'at most' if most else 'at least'} {limit:g} was asked"
-    told = "is not finite any more" if rise is None else f"rose by {rise:.4g} nats a token ({start:.4g} to {end:.4g})"
-    told = told if rise is None or rise >= 0 else told.replace("rose by -", "fell by ")
+    told = "is not finite any more"
+    if rise is not None:
+        told = f"{'rose' if rise >= 0 else 'fell'} by {abs(rise):.4g} nats a token ({start:.4g} to {end:.4g})"
     return Verdict(name, kept, f"{name}: its loss {told}, {asked}", limit, rise, start, end if finite else None)

@@ -235,6 +235,23 @@ def test_alerts_tell_once_and_stop_ends(tmp_path: Path, caplog: pytest.LogCaptur
     assert loss.iloc[-1] - loss.iloc[0] > 0.1 >= loss.iloc[-2] - loss.iloc[0]
 
 
+def test_a_loss_that_is_not_finite_is_above_every_limit_and_ends_no_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without limits the host goes on; an alert is told once, and ``stop`` ends the training."""
+    for limits, steps in (({}, 4), ({"alerts": {"math": 9.0}}, 4), ({"stop": {"math": 9.0}}, 1)):
+        model: Any = llama()
+        with torch.no_grad():
+            model.lm_head.weight[0, 0] = math.nan
+        given: dict[str, Any] = limits
+        host = trainer(model, tmp_path, Callback({"math": MATH}, **given))
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "geffect"):
+            host.train()
+        assert host.state.global_step == steps
+        assert caplog.text.count("(alert at 9)") == ("alerts" in limits)
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

@@ -106,6 +106,10 @@ def test_a_run_is_followed_line_by_line(tmp_path: Path) -> None:
     for i in (1, 2, 3):
         (whole / STEPS).write_text("".join(text[: i + 1]) + ("" if i == 3 else text[i + 1][:50]))
         seen.append(live.look())
+    (whole / STEPS).write_text("".join(text[:2]))  # resumed from its second step
+    assert live.look().step == 1
+    (whole / STEPS).write_text("".join(text[:4]))
+    assert live.look().step == 3
     (whole / "DONE").touch()
     assert [view.step for view in seen] == [0, 1, 2, 3]
     assert live.look().finished

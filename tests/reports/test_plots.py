@@ -594,7 +594,7 @@ def test_effects_are_drawn_by_target_with_their_total(count: int) -> None:
 
 
 def test_conflicts_are_the_frames_cosines() -> None:
-    names, layers = ["math", "chat", "code"], ["embed", *(f"block_{i}" for i in range(6)), "lm_head"]
+    layers = ["embed", *(f"block_{i}" for i in range(6)), "lm_head"]
     pairs = [("math", "chat"), ("math", "code"), ("chat", "code")]
     values = np.random.default_rng(0).uniform(-1, 1, (3, 1 + len(layers)))
     frame = pd.DataFrame(
@@ -609,4 +609,3 @@ def test_conflicts_are_the_frames_cosines() -> None:
     for axes, expected in ((whole, values[:, :1]), (by_layer, values[:, 1:])):
         (mesh,) = [each for each in axes.collections if hasattr(each, "get_array") and each.get_array() is not None]
         np.testing.assert_array_equal(np.asarray(mesh.get_array())[order], expected)
-    assert names

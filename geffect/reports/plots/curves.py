@@ -63,9 +63,8 @@ def effect_curves(frame: pd.DataFrame) -> Figure:
     _, exponents = style.spread(drawn)
     if exponents:
         low, high = exponents
-        for axes in panels[:1]:  # shared
-            axes.set_yscale("symlog", linthresh=10.0**low)
-            axes.set_yticks(style.decades(low, high, 2))
+        panels[0].set_yscale("symlog", linthresh=10.0**low)  # all panels share it
+        panels[0].set_yticks(style.decades(low, high, 2))
     panels[0].set_ylim(*style.around_zero(panels[0].yaxis, drawn, 0.08))
     scale = ", symlog" if exponents else ""
     style.name_axes(figure, "training step", f"change of the loss by a step\n(nats/token{scale}; above 0: harm)")
