@@ -196,3 +196,13 @@ def load_parameters(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor
     """Copy whole saved tensors into parameters, of which each process may hold a part; other names are ignored."""
     for name in (each for each in saved if each in parameters):
         local_part(parameters[name]).copy_(part_of(saved[name], parameters[name]))
+
+
+def gather_tensors(tensors: NamedTensors, parameters: Mapping[str, nn.Parameter]) -> NamedTensors:
+    """Tensors of parameters as one process would have them, put together on the first; empty on the others."""
+    together = NamedTensors()
+    for name in (name for name in parameters if name in tensors):
+        tensor = full_tensor(as_shard(tensors[name].to(parameters[name].device), parameters[name]))
+        if rank() == 0:
+            together[name] = tensor.contiguous()
+    return together

@@ -8,6 +8,7 @@ R(θ_T) − R(θ_0).
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,30 @@ from geffect.core.distributed import is_sharded, local_part, sum_gram, sum_over_
 from geffect.core.forward import Outputs
 from geffect.core.gradients import GradientBuffer, NamedTensors, add_scaled
 from geffect.core.gram import Gram, pairwise_products
+from geffect.core.masks import GradientMask
 from geffect.errors import GeffectError
 from geffect.measurement.basis import Basis, Combinations, Parts, Shares, held
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.topk import Masks
 from geffect.objectives.base import Counts, mean_nll
-from geffect.rectifiers.base import InnerProducts
+from geffect.rectifiers.base import InnerProducts, Rectifier
 
 Coefficients = Mapping[str, Parts]  # part of the model → gradient of the basis → coefficient in the rectified one
+
+
+class Rectified(Protocol):
+    """What a rectifier's steps share: parameters, its state, and parameter → the part of the model it reads."""
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]: ...  # noqa: D102
+    @property
+    def rectifier(self) -> Rectifier: ...  # noqa: D102
+    @property
+    def state(self) -> NamedTensors: ...  # noqa: D102
+    @property
+    def parts(self) -> Mapping[str, str]: ...  # noqa: D102
+    @property
+    def sharded(self) -> bool: ...  # noqa: D102
 
 
 class RectifierStep:
@@ -38,7 +55,7 @@ class RectifierStep:
         products: their inner products.
     """
 
-    def __init__(self, run: Measurement, named: Mapping[str, Parts]) -> None:
+    def __init__(self, run: Rectified, named: Mapping[str, Parts]) -> None:
         self.run, self.rule = run, run.rectifier
         unknown = [name for name in self.rule.gradients if name not in named]
         if unknown:
@@ -119,7 +136,8 @@ class Applied:
 
         ``learning_rates`` are those of every parameter in this step.
         """
-        run, scale, updates = self.run, self._correction(), ("update", "applied")
+        run, updates = self.run, ("update", "applied")
+        scale = correction(run, self.before, run.frozen)
         basis = Basis((*self.basis, *updates), run.tie)
         for name, parameter in ((n, local_part(p.detach())) for n, p in run.parameters.items()):
             before = self.before.pop(name).to(parameter.device)
@@ -144,23 +162,6 @@ class Applied:
             measured.parts["prediction"] = run.prediction.close()
         return measured
 
-    def _correction(self) -> float:
-        """How much of the memory is taken off θ, so that the update no longer conflicts with it."""
-        run, rectifier = self.run, self.run.rectifier
-        if not rectifier.corrects:
-            return 0.0
-        products: dict[str, Pairwise] = {}
-        for name, parameter in run.parameters.items():
-            update, still = moved(self.before[name].to(parameter.device), parameter), None
-            if run.frozen is not None:
-                still = run.frozen.never(name, update.device)
-            if still is not None:  # about to be put back
-                update.masked_fill_(still, 0)
-            products[name] = pairwise_products([update, run.state.get(name)])
-        values = dict(zip(products, matrices(list(products.values())), strict=True))
-        gram = Gram(("update", str(rectifier.memory)), values)
-        return rectifier.correction(InnerProducts(gram.names, sum_gram(gram, sharded=run.sharded).total()))
-
     def _measure(self, basis: Basis, name: str, shares: Shares, updates: dict[str, Tensor], rate: float) -> None:
         run, (stored, embeds) = self.run, shares
         gradients = {each: run.state if each == run.rectifier.memory else stored.get(each, {}) for each in self.basis}
@@ -174,6 +175,25 @@ class Applied:
             gradient = run.parameters[name].grad
             received = None if gradient is None else local_part(gradient)
             run.prediction.add(name, received, updates["applied"], rate)
+
+
+def correction(run: Rectified, before: Mapping[str, Tensor], frozen: GradientMask | None = None) -> float:
+    """How much of a rectifier's memory is taken off θ, so that the update from ``before`` no longer conflicts with it.
+
+    Entries that are ``frozen`` are about to be put back, and count as still.
+    """
+    if not run.rectifier.corrects:
+        return 0.0
+    products: dict[str, Pairwise] = {}
+    for name, parameter in run.parameters.items():
+        update = moved(before[name].to(parameter.device), parameter)
+        still = None if frozen is None else frozen.never(name, update.device)
+        if still is not None:
+            update.masked_fill_(still, 0)
+        products[name] = pairwise_products([update, run.state.get(name)])
+    values = dict(zip(products, matrices(list(products.values())), strict=True))
+    gram = Gram(("update", str(run.rectifier.memory)), values)
+    return run.rectifier.correction(InnerProducts(gram.names, sum_gram(gram, sharded=run.sharded).total()))
 
 
 def snapshot(parameters: Mapping[str, nn.Parameter], place: torch.device | None = None) -> NamedTensors:

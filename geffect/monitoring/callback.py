@@ -3,7 +3,7 @@
 import importlib
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,11 +13,13 @@ from transformers import Trainer, TrainerCallback
 from geffect.core.architectures import CausalLM, Tokenizer
 from geffect.errors import GeffectError
 from geffect.monitoring.monitor import Monitor
-from geffect.monitoring.numbers import step_numbers
+from geffect.monitoring.numbers import protection_numbers, step_numbers
+from geffect.monitoring.protection import make_rule
 from geffect.monitoring.targets import EXAMPLES, Target, TargetSet, check_names
 from geffect.record.reader import Score, evaluations
 from geffect.record.schema import STEPS
 from geffect.reports.run import Run
+from geffect.training.checkpoints import load_rectifier, save_rectifier
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -30,6 +32,8 @@ ARGS = ("learning_rate", "optim", "per_device_train_batch_size", "gradient_accum
 class Callback(TrainerCallback):  # type: ignore[misc]
     """Monitors any ``transformers.Trainer``, TRL's among them: measures its steps, and changes no bit of its training.
 
+    Where targets are protected, it changes the training: each gradient is rectified, then clipped, then stepped with.
+
     The numbers of a measured step go into the Trainer's own log, so that every tracker draws them:
     ``geffect/math/effect`` is the change of a target's loss by the step (nats a token; above 0: harm); see
     `geffect.monitoring.numbers.step_numbers` for all of them. The whole record is at hand as `run`.
@@ -37,7 +41,8 @@ class Callback(TrainerCallback):  # type: ignore[misc]
     The Trainer accumulates and clips gradients before callbacks run, so the gradient is named ``applied_gradient``. See
     `geffect.monitor` for the arguments, the recorded gradients, their signs and what a measured step costs. The
     tokenizer is the Trainer's own by default. Where the Trainer resumes, the record is continued. Where
-    ``auto_find_batch_size`` begins the training again, the record begins again, too.
+    ``auto_find_batch_size`` begins the training again, the record begins again, too. What the rectifier of protected
+    targets carries from step to step is saved in every checkpoint.
 
     Args:
         targets: as of `geffect.monitor`, and so are those that are not named here.
@@ -48,6 +53,8 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         examples: as there.
         batch_size: as there.
         keep_on: as there.
+        protect: as there.
+        rectifier: as there.
         alerts: target → rise of its loss since the first measured step (nats a token) above which a warning is told,
             and given to trackio where that runs.
         stop: target → rise above which the training ends after the step.
@@ -73,12 +80,15 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         examples: int | None = EXAMPLES,
         batch_size: int = 8,
         keep_on: str | None = None,
+        protect: Sequence[str] = (),
+        rectifier: str | None = None,
         alerts: Mapping[str, float] | None = None,
         stop: Mapping[str, float] | None = None,
         log: bool = True,
         out: Path | str | None = None,
     ) -> None:
         check_names(targets)
+        make_rule(rectifier, protect, targets)  # refused before a training has begun
         self.alerts, self.stop = (_limits(name, each, targets) for name, each in (("alerts", alerts), ("stop", stop)))
         self._tokenizer, self._log = tokenizer, log
         self.monitor: Monitor | None = None
@@ -94,6 +104,8 @@ class Callback(TrainerCallback):  # type: ignore[misc]
             examples=examples,
             batch_size=batch_size,
             keep_on=keep_on,
+            protect=protect,
+            rectifier=rectifier,
             out=out,
         )
 
@@ -132,10 +144,30 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         self.monitor = self._make(model, tokenizer=tokenizer, settings=settings, training=state).open(state.global_step)
         _warn_of_trained(self.monitor.targets, getattr(train_dataloader, "dataset", None))
         self._host, self._first, self._told = _calling_trainer(state), {}, set()
+        self._protect(args, state.global_step)
         if state.global_step and (self.monitor.path / STEPS).exists():  # a record that is continued
             self._first = {
                 n: score.loss for line in evaluations(self.monitor.path)[:1] for n, score in line.scores.items()
             }
+
+    def _protect(self, args: "TrainingArguments", step: int) -> None:
+        """Rectify before the Trainer clips, and continue from a checkpoint."""
+        monitor = self.monitor
+        if monitor is None or monitor.protection is None:
+            return
+        if self._host is not None:
+            _call_before_clipping(self._host, monitor.rectify)
+        if step:
+            found = load_rectifier(_checkpoint(args, step), monitor.parameters)
+            monitor.protection.state.update(found)
+            if not found and monitor.protection.rectifier.memory:
+                LOGGER.warning("no average of protected gradients is saved in %s: it begins anew", args.output_dir)
+
+    def on_save(self, args: "TrainingArguments", state: "TrainerState", *_: object, **__: object) -> None:
+        """Save in the checkpoint what the rectifier of protected targets carries on."""
+        if self.monitor and self.monitor.protection:
+            directory = _checkpoint(args, state.global_step)
+            save_rectifier(directory, self.monitor.protection.state, self.monitor.parameters)
 
     def on_pre_optimizer_step(self, *_: object, **__: object) -> None:
         """Measure the gradients: they are accumulated, averaged and clipped, and the optimizer has not stepped."""
@@ -155,13 +187,16 @@ class Callback(TrainerCallback):  # type: ignore[misc]
             return
         scores = {name: Score(**score) for name, score in self.monitor.line["evaluation"].items()}
         if self._log and self._host is not None and self.monitor.gram is not None:
-            self._host_log(step_numbers(self.monitor.gram, self.monitor.groups, scores), control)
+            of_rule = protection_numbers(self.monitor.line)
+            self._host_log(step_numbers(self.monitor.gram, self.monitor.groups, scores) | of_rule, control)
         for name, score in scores.items():
             rise = score.loss - self._first.setdefault(name, score.loss)
             self._judge(name, rise, control)
 
     def on_train_end(self, *_: object, **__: object) -> None:
         """Mark the record as finished."""
+        if self._host is not None:
+            self._host.__dict__.pop("_clip_grad_norm", None)
         if self.monitor:
             self.monitor.close()
 
@@ -217,6 +252,21 @@ def _calling_trainer(state: "TrainerState") -> Trainer | None:
         if isinstance(host, Trainer) and host.state is state:
             return host
     return None
+
+
+def _call_before_clipping(host: Trainer, rectify: Callable[[], None]) -> None:
+    """Rectify before this Trainer clips: a callback is called after. Without clipping, `Monitor.step` rectifies."""
+    clip = type(host)._clip_grad_norm.__get__(host)  # of the class: an earlier training may have left its own
+
+    def rectify_and_clip(*args: object, **kwargs: object) -> object:
+        rectify()
+        return clip(*args, **kwargs)
+
+    host._clip_grad_norm = rectify_and_clip
+
+
+def _checkpoint(args: "TrainingArguments", step: int) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{step}"
 
 
 def _alert_trackio(title: str, text: str) -> None:

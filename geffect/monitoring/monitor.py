@@ -5,7 +5,7 @@ import logging
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -24,6 +24,7 @@ from geffect.measurement.basis import Tensors
 from geffect.measurement.update import moved, snapshot
 from geffect.models.tokenizers import vocabulary_size
 from geffect.monitoring.pace import Pace
+from geffect.monitoring.protection import DEFAULT, Protection, make_protection, make_rule
 from geffect.monitoring.targets import (
     EXAMPLES,
     GRADIENT,
@@ -33,6 +34,7 @@ from geffect.monitoring.targets import (
     TargetSet,
     make_targets,
     measure_targets,
+    pad_of,
     score_targets,
     without_ddp,
 )
@@ -47,7 +49,7 @@ _OPEN: "weakref.WeakSet[Monitor]" = weakref.WeakSet()
 
 
 class Monitor:
-    """Monitors a training loop of your own: measures its steps, and changes no bit of it.
+    """Monitors a training loop of your own: measures its steps, and changes no bit of it unless targets are protected.
 
     Use it as ``with geffect.monitor(model, {"math": …, "chat": …}, optimizer=optimizer) as monitor:`` around the loop.
     The targets are any named sets of examples; ``forget`` and ``retain`` are two names that reports of unlearning know.
@@ -73,6 +75,11 @@ class Monitor:
     post-accumulate-grad hooks is refused, since an optimizer that steps in them leaves no gradient, and so is one whose
     forward pass changes trainable weights.
 
+    With ``protect``, each gradient is rectified before the optimizer steps, so that the step does not raise the loss of
+    these targets, as far as the ``rectifier`` goes (`geffect.monitoring.protection.Protection`): call `rectify` between
+    the backward pass and the clipping of its gradient. Every step then costs a forward and a backward pass over
+    ``batch_size`` examples of each of them, and the memory of two gradients.
+
     Args:
         model: a causal language model, bare or wrapped by DDP, ``fully_shard``, PEFT or ``torch.compile``.
         targets: name → a set's name, a set, or examples with ``input_ids`` and ``labels``.
@@ -85,6 +92,9 @@ class Monitor:
         examples: take at most so many examples of a target, evenly spaced; None: all.
         batch_size: examples of a forward pass.
         keep_on: the device where the copy of the weights is held, such as ``cpu``; by default the weights' own.
+        protect: the targets whose loss the steps must not raise.
+        rectifier: what keeps them from it, such as ``gru(decay=0.5)``, or ``gru(space=both)``, which corrects the
+            optimizer's own update too; by default ``gru``.
         out: the run directory that is written; by default a temporary one, removed with this object.
         settings: more settings of the training for ``config.yaml``.
         training: identifies the training, for a trainer that does not tell when it ends in an exception: when this
@@ -107,6 +117,8 @@ class Monitor:
         examples: int | None = EXAMPLES,
         batch_size: int = 8,
         keep_on: str | None = None,
+        protect: Sequence[str] = (),
+        rectifier: str | None = None,
         out: Path | str | None = None,
         settings: Mapping[str, object] | None = None,
         training: object = None,
@@ -117,6 +129,7 @@ class Monitor:
         if not 0 < overhead < 1:
             raise GeffectError(f"overhead is {overhead}; it must lie between 0 and 1", remedy="Write 0.05 for 5 %")
         self.model, self.steps, self.training = model, 0, training
+        self.protect, self._rule = tuple(protect), make_rule(rectifier, protect, targets)
         self.pace = Pace(None if every == "auto" else every, overhead)
         self.optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper holds it
         self.update = self.optimizer is not None if update is None else update
@@ -124,9 +137,12 @@ class Monitor:
         bare = unwrap(model)
         self.targets = make_targets(targets, tokenizer, batch_size, examples, bare.config, vocabulary_size(bare))
         self.path = Path(out) if out is not None else _temporary(self)
+        self._batch_size, self._pad_id = batch_size, pad_of(tokenizer)
         own = {"every": every, "update": self.update, "examples": examples, "batch_size": batch_size}
         names = {"targets": {name: target.name for name, target in self.targets.items()}}
-        self.settings = {**(settings or {}), **names, **{k: v for k, v in own.items() if v is not None}}
+        rectified = {"protect": list(self.protect), "rectifier": rectifier or DEFAULT} if self.protect else {}
+        own = {name: value for name, value in own.items() if value is not None}
+        self.settings = {**(settings or {}), **names, **own, **rectified}
         self.parameters: dict[str, nn.Parameter] = {}  # read when the monitor opens, with all below
         self.tied: TiedWeights | None = None
         self.groups: dict[str, str] = {}  # parameter → layer group
@@ -140,6 +156,9 @@ class Monitor:
         self._before: NamedTensors | None = None  # the weights then
         self._at = 0  # the number of the step that is measured
         self._copies = False  # this loop's optimizer changes ``.grad``
+        self.protection: Protection | None = None  # made when the monitor opens
+        self._rectified = False  # this step's gradient
+        self._due = False  # this step is measured
 
     @property
     def run(self) -> Run:
@@ -174,6 +193,7 @@ class Monitor:
         self._state = ModelState(self.model)
         places = split_layout(layout(self.model), self.tied)
         self.groups = places.groups()
+        self.protection = self._make_protection()
         self.pace.begin(step)
         self.steps, resumes = step, step > 0 and (self.path / CONFIG).exists()
         environment = self._environment() | {"parameters": layout_to_json(places)}
@@ -199,6 +219,37 @@ class Monitor:
             "data": {name: target.data for name, target in self.targets.items()},
         }
 
+    def _make_protection(self) -> Protection | None:
+        if self._rule is None:
+            return None
+        protected = {name: self.targets[name] for name in self.protect}
+        return make_protection(
+            self.model, self.parameters, protected, self._rule, self._state, self._batch_size, self._pad_id
+        )
+
+    def _gradients(self) -> dict[str, Tensor]:
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        if not gradients:
+            raise GeffectError(
+                f"None of {len(self.parameters)} trainable parameters has a gradient in .grad",
+                remedy="Call step() after backward() and before optimizer.step() and zero_grad()",
+            )
+        return gradients
+
+    @property
+    def _corrects(self) -> bool:
+        return self._rule is not None and self._rule.corrects
+
+    def rectify(self) -> None:
+        """Rectify the gradients in ``.grad``: call it after the backward pass and before they are clipped.
+
+        `step` does so where it was not called. Without ``protect`` it does nothing.
+        """
+        if self.protection is not None and not self._rectified:
+            self._gradients()
+            self.protection.rectify(self.steps)
+            self._rectified = True
+
     def step(self) -> None:
         """Measure the gradients in ``.grad``: call it between the backward pass and the optimizer's step.
 
@@ -210,30 +261,31 @@ class Monitor:
             raise GeffectError("This monitor is closed", remedy="Open it, or use it in a with statement")
         self._refuse_lost()
         _refuse_hooks(self.parameters)
-        at, self.steps = self.steps, self.steps + 1
-        if not self.pace.due(at):
+        self.rectify()
+        self._at, self.steps, self._rectified = self.steps, self.steps + 1, False
+        self._due = self.pace.due(self._at)
+        gradient = self._gradients() if self._due else {}
+        if self._corrects or (self._due and self.update):
+            self._before = snapshot(self.parameters, self.keep_on)
+        if not self._due:
             return
-        gradient = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        if not gradient:
-            raise GeffectError(
-                f"None of {len(self.parameters)} trainable parameters has a gradient in .grad",
-                remedy="Call step() after backward() and before optimizer.step() and zero_grad()",
-            )
-        self._at = at
         if not self.update:
             self._measure(Others((GRADIENT,), lambda name: {GRADIENT: _part(gradient.get(name))}))
             self.pace.measured()
             return
         kept = {name: each.clone() if self._copies else each for name, each in gradient.items()}
         self._gradient = {name: (each, each._version) for name, each in kept.items()}
-        self._before = snapshot(self.parameters, self.keep_on)
         self.pace.pause()
 
     def updated(self) -> None:
-        """Measure −Δθ of the optimizer's step: call it after every step of the optimizer."""
+        """Correct θ where a rectifier does, and measure −Δθ: call it after every step of the optimizer."""
         if self._before is None:
             return
         before, self._before, gradient, self._gradient = self._before, None, self._gradient, {}
+        if self.protection is not None:
+            self.protection.correct(before)
+        if not (self._due and self.update):
+            return
         whole = self._copies or all(
             each is self.parameters[name].grad and each._version == version
             for name, (each, version) in gradient.items()
@@ -315,7 +367,8 @@ class Monitor:
     def _measure(self, others: Others) -> None:
         batches = {name: target.batches for name, target in self.targets.items()}
         gram, scores = measure_targets(self.model, self.parameters, batches, self.tied, self._state, others)
-        self.gram, self.line = gram, {"step": self._at} | evaluation_line(scores)
+        rule = self.protection.told() if self.protection is not None else {}
+        self.gram, self.line = gram, {"step": self._at, **evaluation_line(scores), **rule}
         if self._sink is not None:
             self._sink(self.line | gram.norms() | {"gram": gram})
 

@@ -52,3 +52,14 @@ def _of_update(gram: Gram, groups: Mapping[str, str], targets: list[str]) -> dic
     for name, by_group in effects_by_group(gram, groups, targets, UPDATE).items():
         found |= {f"{name}/effect" + (f"/{group}" if group else ""): value for group, value in by_group.items()}
     return found | {f"cos/{name}~update": cosine(total, names, name, UPDATE) for name in targets}
+
+
+def protection_numbers(line: Mapping[str, object]) -> dict[str, float]:
+    """The numbers of protected targets in a step's line, where there are any.
+
+    ``protection/cosine`` is that of the training's gradient and the protected one, ``protection/removed`` =
+    ‖rectified − gradient‖ / ‖gradient‖, ``protection/conflicts`` the share of the steps since the last measured one
+    whose cosine was below 0.
+    """
+    found = {name: value for name, value in line.items() if name.startswith("protection_")}
+    return {f"{PREFIX}/{name.replace('_', '/', 1)}": value for name, value in found.items() if isinstance(value, float)}

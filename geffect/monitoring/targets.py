@@ -48,17 +48,26 @@ NAME = re.compile(r"\w[\w.-]{0,39}(/\w[\w.-]{0,39})?")  # the latter as of a dom
 
 @dataclass(frozen=True)
 class Target:
-    """The encoded examples of a set, and the same in padded batches; ``name`` is the set's, or ``examples``."""
+    """The encoded examples of a set.
+
+    Attributes:
+        name: the set's, or ``examples``.
+        examples: those that are measured.
+        batches: the same, padded.
+        whole: all of the set, of which ``examples`` may be evenly spaced ones.
+    """
 
     name: str
     examples: list[EncodedExample]
     batches: list[Batch]
+    whole: list[EncodedExample]
 
     @property
     def data(self) -> dict[str, Any]:
         """The set's entry in a record's environment."""
         text = json.dumps([[example.input_ids, example.labels] for example in self.examples])
-        return {"set": self.name, "examples": len(self.examples), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        content = {"set": self.name, "examples": len(self.examples), "of": len(self.whole)}
+        return content | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def make_targets(
@@ -78,22 +87,27 @@ def make_targets(
     context = getattr(config, "max_position_embeddings", None)
     rotates = any(getattr(config, name, None) for name in ("rope_parameters", "rope_scaling"))
     longest = None if rotates else context  # a rotary model runs beyond its context, too
-    pad_id = 0 if tokenizer is None else pad_id_of(tokenizer)
+    pad_id = pad_of(tokenizer)
     found: dict[str, Target] = {}
     for name, content in targets.items():
         source, whole = _examples(name, content, tokenizer, context)
         count = min(most or len(whole), len(whole))
         examples = [whole[i * len(whole) // count] for i in range(count)]
-        for example in examples:
+        for example in whole:
             _check(name, example, longest)
-        check_ids(examples, vocabulary, f"the {name} set", pad_id)
+        check_ids(whole, vocabulary, f"the {name} set", pad_id)
         warn_cut({f"the {name} set": examples})
         if count < len(whole):
             LOGGER.info("target %s: %d of %d examples, evenly spaced", name, count, len(whole))
         numbered = [EncodedExample(i, each.input_ids, each.labels) for i, each in enumerate(examples)]
         batches = [collate(numbered[i : i + batch_size], pad_id) for i in range(0, count, batch_size)]
-        found[name] = Target(source, examples, batches)
+        found[name] = Target(source, examples, batches, whole)
     return found
+
+
+def pad_of(tokenizer: Tokenizer | None) -> int:
+    """What fills batches; encoded examples need no tokenizer, and what fills them is masked."""
+    return 0 if tokenizer is None else pad_id_of(tokenizer)
 
 
 def check_names(targets: object) -> None:
@@ -182,7 +196,7 @@ def measure_targets(
     turns = [(name, *item) for name, each in batches.items() for item in assign_items(each)]
     with state.preserve(), torch.enable_grad(), tied.untied() if tied else contextlib.nullcontext():
         for i, (name, batch, weight) in enumerate(turns):
-            outputs = _outputs(model, batch)
+            outputs = bare_outputs(model, batch)
             products.descend(name, weight * mean_nll(outputs, counts[name]), last=i == len(turns) - 1)
             if weight:
                 scores[name][batch["index"]] = example_scores(outputs)
@@ -197,13 +211,13 @@ def score_targets(model: nn.Module, batches: Mapping[str, Sequence[Batch]], stat
     with state.preserve():
         for name, each in batches.items():
             for batch, weight in assign_items(each):
-                outputs = _outputs(model, batch)
+                outputs = bare_outputs(model, batch)
                 if weight:
                     scores[name][batch["index"]] = example_scores(outputs)
     return {name: Likelihood.from_examples(sum_over_processes(each)) for name, each in scores.items()}
 
 
-def _outputs(model: nn.Module, batch: Batch) -> Outputs:
+def bare_outputs(model: nn.Module, batch: Batch) -> Outputs:
     """The model's outputs on a batch, without DDP's wrapper, whose passes all processes would have to share."""
     bare = without_ddp(model)
     device = input_device(bare)

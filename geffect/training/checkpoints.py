@@ -5,13 +5,13 @@ A checkpoint is written aside and renamed, and checked before a run resumes from
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed import DistError
 from transformers import Trainer
@@ -19,6 +19,7 @@ from transformers import Trainer
 from geffect.core.distributed import (
     as_shard,
     full_tensor,
+    gather_tensors,
     is_sharded,
     load_parameters,
     local_part,
@@ -27,13 +28,35 @@ from geffect.core.distributed import (
     part_of,
     rank,
 )
+from geffect.core.gradients import NamedTensors
 from geffect.core.layers import trainable_parameters
 from geffect.errors import GeffectError
 from geffect.models.checkpoints import REMEDY, check_checksums, checkpoint_shapes
+from geffect.record.writer import replacing
 
 PARTIAL = ".partial"  # where a checkpoint is written before it gets its name
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 FILES = ("trainer_state.json", OPTIMIZER, SCHEDULER)
+RECTIFIER = "rectifier.safetensors"  # what a rectifier carries from step to step
+
+
+def save_rectifier(checkpoint: Path, state: NamedTensors, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Write a rectifier's state, of which each process may hold a part, into a checkpoint; nothing where it is empty.
+
+    Every process must call it.
+    """
+    whole = gather_tensors(state, parameters)
+    if whole:
+        with replacing(checkpoint / RECTIFIER) as file:
+            save_file(whole, file)
+
+
+def load_rectifier(checkpoint: Path, parameters: Mapping[str, nn.Parameter]) -> NamedTensors:
+    """What `save_rectifier` wrote, of shards this process's part; empty where it wrote nothing."""
+    if not (checkpoint / RECTIFIER).exists():
+        return {}
+    saved = load_file(checkpoint / RECTIFIER).items()
+    return {name: part_of(tensor, parameters[name]).to(parameters[name].device) for name, tensor in saved}
 
 
 def check_whole(checkpoint: Path, model: nn.Module, others: Sequence[str] = ()) -> None:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from geffect.config import UnlearnConfig
-from geffect.core.distributed import as_shard, full_tensor, part_of, rank
+from geffect.core.distributed import gather_tensors, rank
 from geffect.core.forward import Outputs, add_positions
-from geffect.core.gradients import NamedTensors, check_no_hooks
+from geffect.core.gradients import check_no_hooks
 from geffect.core.gram import cosine, inner
 from geffect.core.layers import find_tied_weights, layout, trainable_parameters
 from geffect.core.masks import GradientMask
@@ -40,13 +40,14 @@ from geffect.training.batches import (
     check_starts_at_one,
     collate_sets,
 )
+from geffect.training.checkpoints import RECTIFIER, load_rectifier, save_rectifier
 from geffect.training.trainer import RecordingTrainer, example_numbers, make_loader, set_mode
 
 if TYPE_CHECKING:
     from transformers.trainer_utils import TrainOutput
 
 LOGGER = logging.getLogger(__name__)
-STATE_FILE, TERMS_FILE = "rectifier.safetensors", "objective.json"  # what a rectifier and stateful terms carry on
+TERMS_FILE = "objective.json"  # what stateful terms carry on
 BROKEN = "Lower --learning-rate or set --max-grad-norm, and look at those examples with geffect preview"
 KNOWN = 0.9  # token accuracy below which there is little to unlearn, or to keep
 
@@ -269,7 +270,7 @@ class UnlearnTrainer(RecordingTrainer):
     def _save_gradients(self) -> None:
         directory = Path(self.args.output_dir).parent / "gradients" / f"step-{self.state.global_step}"
         for name in self.config.save_gradients:
-            gradient = self._gather(self.step.gradient(name))
+            gradient = gather_tensors(self.step.gradient(name), self.measurement.parameters)
             if rank():
                 continue
             directory.mkdir(parents=True, exist_ok=True)
@@ -278,34 +279,19 @@ class UnlearnTrainer(RecordingTrainer):
 
     def save_memory(self, directory: Path) -> None:
         """Write what the rectifier and stateful terms carry from step to step."""
-        state = self._gather(self.measurement.state)
-        if state and rank() == 0:
-            with replacing(directory / STATE_FILE) as file:
-                save_file(state, file)
+        save_rectifier(directory, self.measurement.state, self.measurement.parameters)
         if any(self.measurement.term_states) and rank() == 0:
             with replacing(directory / TERMS_FILE) as file:
                 file.write_text(json.dumps([dict(each) for each in self.measurement.term_states]), encoding="utf-8")
 
-    def _gather(self, tensors: NamedTensors) -> NamedTensors:
-        """A gradient as one process would have it, put together on the first; empty on the others."""
-        parameters, together = self.measurement.parameters, NamedTensors()
-        for name in (name for name in parameters if name in tensors):
-            tensor = full_tensor(as_shard(tensors[name].to(parameters[name].device), parameters[name]))
-            if rank() == 0:
-                together[name] = tensor.contiguous()
-        return together
-
     def memory_files(self) -> list[str]:
         """The files of a rectifier with a memory, and of terms with a state."""
-        files = {STATE_FILE: self.measurement.rectifier.memory, TERMS_FILE: any(self.measurement.term_states)}
+        files = {RECTIFIER: self.measurement.rectifier.memory, TERMS_FILE: any(self.measurement.term_states)}
         return [name for name, present in files.items() if present]
 
     def load_memory(self, directory: Path) -> None:
         """Read what `save_memory` wrote."""
-        if (directory / STATE_FILE).exists():
-            for name, tensor in load_file(directory / STATE_FILE).items():
-                parameter = self.measurement.parameters[name]
-                self.measurement.state[name] = part_of(tensor, parameter).to(parameter.device)
+        self.measurement.state.update(load_rectifier(directory, self.measurement.parameters))
         if (directory / TERMS_FILE).exists():
             self.measurement.term_states = read_json(directory / TERMS_FILE)
 

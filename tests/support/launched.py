@@ -25,15 +25,17 @@ from tests.support.cases import gpt2, llama
 from tests.support.rows import made_rows, nats, padded
 
 FORGET, RETAIN, TRAIN = made_rows([7, 5, 9, 6, 8], 0), made_rows([6, 8, 5, 7], 1), made_rows([6, 9, 7, 5], 2)
-STEPS, MODELS = 3, {"gpt2": gpt2, "llama": llama}
+STEPS, MODELS = 3, {"gpt2": gpt2, "llama": llama, "protected": gpt2}
 
 
 def train_monitored(kind: str, out: Path) -> None:
-    """Train in a bare loop that is monitored."""
-    model = wrapped(MODELS[out.name.partition("-")[0]]().double(), kind)
+    """Train in a bare loop that is monitored, and of the model ``protected`` rectified."""
+    name = out.name.partition("-")[0]
+    model = wrapped(MODELS[name]().double(), kind)
+    rule: dict[str, Any] = {"protect": ["retain"], "rectifier": "gru(space=both)"} if name == "protected" else {}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     counted = sum(sum(label != -100 for label in row["labels"][1:]) for row in TRAIN)
-    with Monitor(model, {"forget": FORGET, "retain": RETAIN}, update=True, batch_size=2, out=out) as monitor:
+    with Monitor(model, {"forget": FORGET, "retain": RETAIN}, update=True, batch_size=2, out=out, **rule) as monitor:
         for _ in range(STEPS):
             own = TRAIN[rank() :: num_processes()]
             loss = -nats(model, padded(own)).sum() / counted

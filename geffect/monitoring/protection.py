@@ -1,0 +1,178 @@
+"""Protected targets: a training's own gradient, rectified so that its steps do not raise their loss."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from geffect.core.distributed import as_shard, assign_items, is_sharded, local_part, sum_gradients
+from geffect.core.gradients import GradientBuffer, NamedTensors
+from geffect.core.gram import cosine, norm
+from geffect.core.layers import layout
+from geffect.core.model_state import ModelState
+from geffect.data.encode import EncodedExample, collate
+from geffect.errors import GeffectError, shorten
+from geffect.measurement.measurement import Batch
+from geffect.measurement.update import Coefficients, RectifierStep, correction
+from geffect.monitoring.targets import Target, bare_outputs
+from geffect.objectives.base import Counts, mean_nll
+from geffect.rectifiers.base import Rectifier
+from geffect.rectifiers.registry import make_rectification
+
+PROTECTED = "retain"  # what a rule calls the gradient of the protected targets' loss
+DEFAULT = "gru"
+ORDER_SEED = 0  # of the order in which their examples are drawn
+
+
+def make_rule(text: str | None, protect: object, targets: Mapping[str, object]) -> Rectifier | None:
+    """The rule that a text names (None: `DEFAULT`) for protected targets; None where none is protected.
+
+    Raises:
+        GeffectError: one of them is no target, nothing is protected, or the rule needs another gradient.
+    """
+    if isinstance(protect, str) or not isinstance(protect, Sequence):
+        raise GeffectError(f"protect is {shorten(protect)}, no list of targets", remedy=f"Write protect={[*targets]}")
+    for name in (each for each in protect if each not in targets):
+        message = f"protect names {shorten(name)}, which is no target"
+        raise GeffectError(message, remedy=f"Choose among {', '.join(targets)}")
+    if not protect:
+        if text is not None:
+            message = f"rectifier={text!r} has no target to protect"
+            raise GeffectError(message, remedy=f"Name them, such as protect={[*targets][:1]}")
+        return None
+    asked = make_rectification(text or DEFAULT)
+    others = sorted(set(asked.rule.gradients) - {"objective", PROTECTED, asked.rule.memory})
+    if asked.freezing or others or not asked.rule.gradients:
+        what = "masks of a localization" if asked.freezing else " and ".join(others) or "no protected gradient"
+        message = f"{asked.text!r} reads {what}, where there are the training's gradient and the protected one"
+        raise GeffectError(message, remedy="Write rectifier='gru', or a rule that reads objective and retain")
+    return asked.rule
+
+
+def make_protection(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    targets: Mapping[str, Target],
+    rule: Rectifier,
+    state: ModelState,
+    batch_size: int,
+    pad_id: int,
+) -> "Protection":
+    """The protection of targets, whose examples are drawn in batches in an order of their own, all of each in turn."""
+    batches = {name: _shuffled(target.whole, batch_size, pad_id) for name, target in targets.items()}
+    return Protection(model, parameters, batches, rule, state)
+
+
+def _shuffled(examples: Sequence[EncodedExample], size: int, pad_id: int) -> list[Batch]:
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(ORDER_SEED)).tolist()
+    mixed = [examples[i] for i in order]
+    return [collate(mixed[i : i + size], pad_id) for i in range(0, len(mixed), size)]
+
+
+@dataclass
+class Protection:
+    """Rectifies the gradients in ``.grad``.
+
+    At step t the loss of the protected targets is the token-mean NLL over batch t of each, without dropout, and the
+    next ones in turn at later steps. A rule such as GRU (arXiv 2503.09117) combines its gradient, or the average of
+    those of the past steps, with the training's own.
+
+    Attributes:
+        model: the model.
+        parameters: what a gradient covers.
+        batches: protected target → its examples.
+        rectifier: the rule.
+        model_state: puts the model back after a pass.
+        state: the rule's own, kept between steps.
+        numbers: of the last step: ``cosine`` of the training's gradient with what the rule compares it to, below 0
+            where they conflict, and ``removed``: ‖rectified − gradient‖ / ‖gradient‖.
+    """
+
+    model: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    batches: Mapping[str, Sequence[Batch]]
+    rectifier: Rectifier
+    model_state: ModelState
+    state: NamedTensors = field(init=False)
+    numbers: dict[str, float] = field(default_factory=dict, init=False)
+    conflicts: list[bool] = field(default_factory=list, init=False)  # of the steps since `told`
+
+    def __post_init__(self) -> None:
+        self.state = self.rectifier.init()
+
+    @property
+    def sharded(self) -> bool:
+        """The parameters lie in parts over processes."""
+        return is_sharded(self.parameters)
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Parameter → the part of the model whose inner products are read together; empty: one part."""
+        if self.rectifier.scope == "model":
+            return {}
+        if self.rectifier.scope == "layer":
+            return dict(layout(self.model).layers)
+        return {name: name for name in self.parameters}
+
+    @torch.no_grad()
+    def rectify(self, step: int) -> None:
+        """Replace what lies in ``.grad``, of all processes, at a step; a parameter without one may receive one."""
+        protected = self._gradient(step)
+        objective = {n: local_part(p.grad) for n, p in self.parameters.items() if p.grad is not None}
+        memory = self.rectifier.memory
+        rectifying = RectifierStep(self, {each: {each: 1.0} for each in ("objective", PROTECTED, memory) if each})
+        for name in self.parameters:
+            kept = {} if memory is None else {memory: self.rectifier.update(self.state, name, protected.get(name))}
+            rectifying.add(name, {"objective": objective.get(name), PROTECTED: protected.get(name), **kept})
+        rectifying.products.sum_up(sharded=self.sharded)
+        coefficients = rectifying.coefficients()
+        self._note(rectifying, coefficients)
+        rectified = rectifying.combine(objective, coefficients)
+        for name, parameter in self.parameters.items():
+            tensor = rectified.get(name)
+            if self.rectifier.add_retain and name in protected:
+                share = protected[name] * self.rectifier.add_retain
+                tensor = share if tensor is None else tensor.add_(share)
+            if parameter.grad is None and tensor is not None:
+                parameter.grad = as_shard(tensor.to(parameter.dtype), parameter)
+
+    def correct(self, before: Mapping[str, Tensor]) -> None:
+        """Once the optimizer has stepped from the weights ``before``: take off θ what the rule corrects."""
+        scale = correction(self, before)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                if scale and name in self.state:
+                    weights = local_part(parameter.detach())
+                    weights.sub_(self.state[name].to(weights.dtype), alpha=scale)
+
+    def told(self) -> dict[str, float]:
+        """`numbers`, and ``conflicts``: the share of the steps since the last call whose cosine was below 0.
+
+        They are named as in a record, ``protection_cosine`` and so on.
+        """
+        share = sum(self.conflicts) / max(1, len(self.conflicts))
+        self.conflicts.clear()
+        return {f"protection_{name}": each for name, each in (*self.numbers.items(), ("conflicts", share))}
+
+    def _gradient(self, step: int) -> NamedTensors:
+        """The gradient of this step's protected loss; every process runs its share of the batches."""
+        drawn = [each[step % len(each)] for each in self.batches.values()]
+        counts, buffer = Counts.of(drawn), GradientBuffer(self.parameters)
+        with self.model_state.preserve(), torch.enable_grad():
+            for batch, weight in assign_items(drawn):
+                buffer.add(PROTECTED, weight * mean_nll(bare_outputs(self.model, batch), counts))
+        return {n: local_part(t) for n, t in sum_gradients(buffer.gradients, self.parameters)[PROTECTED].items()}
+
+    def _note(self, rectifying: RectifierStep, coefficients: Coefficients) -> None:
+        names, gram, part_of = rectifying.sources, rectifying.products.gram, self.parts
+        against = next(each for each in names if each != "objective")
+        square = 0.0
+        for part, matrix in (gram.by(part_of) if part_of else {"": gram.total()}).items():
+            change = [coefficients[part][each] - (each == "objective") for each in names]
+            square += float(torch.tensor(change, dtype=torch.float64) @ matrix @ torch.tensor(change).double())
+        length = norm(gram.total(), names, "objective")
+        removed = math.sqrt(max(0.0, square)) / length if length else 0.0
+        self.numbers = {"cosine": cosine(gram.total(), names, "objective", against), "removed": removed}
+        self.conflicts.append(self.numbers["cosine"] < 0)
