@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from geffect.core.architectures import Tokenizer
 from geffect.core.forward import IGNORE_INDEX
-from geffect.data.load import ExampleSet, TextSet
+from geffect.data.load import ExampleSet
 from geffect.errors import GeffectError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def control_texts(tokenizer: Tokenizer) -> set[str]:
 
 
 def check_control_texts(tokenizer: Tokenizer, examples: ExampleSet) -> None:
-    """Raise where a question or an answer contains a control token's text; in a set of texts, only warn."""
+    """Raise where a question or an answer contains a control token's text; in texts, only warn."""
     texts = sorted(control_texts(tokenizer), key=len, reverse=True)
     if not texts:
         return
@@ -40,7 +40,7 @@ def check_control_texts(tokenizer: Tokenizer, examples: ExampleSet) -> None:
     if not matches:
         return
     count, (index, field, text) = len({i for i, _, _ in matches}), matches[0]
-    if isinstance(examples, TextSet):
+    if "question" not in examples.FIELDS:
         message = "%d of %d texts of %s hold %r or another text that this tokenizer reads as a control token"
         LOGGER.warning(message, count, len(examples), examples.name, text)
         return

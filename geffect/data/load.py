@@ -140,17 +140,44 @@ def load_set(
     >>> len(load_set("builtin:authors/forget[:7]"))
     7
     """
-    match = SPEC.match(spec)
-    if match is None:
-        raise _unknown(spec)
-    start, stop = (_end(spec, match[part]) for part in ("start", "stop"))
-    rows, choices, remedy = _table(match["name"], data_dir, column_choices(question, answer, text), stop)
+    name, bounds = _parse(spec)
+    rows, choices, remedy = _table(name, data_dir, column_choices(question, answer, text), bounds.stop)
+    return _make(spec, rows, choices, bounds, remedy)
+
+
+def load_rows(spec: str, most: int | None = None, data_dir: Path | None = None) -> Sequence[Row]:
+    """The rows of a named set as they stand, by its own columns, sliced; at most ``most``. It raises as `load_set`."""
+    name, bounds = _parse(spec)
+    rows, *_ = _table(name, data_dir, column_choices("question", "answer", "text"), bounds.stop)
+    return rows[bounds][:most]
+
+
+def make_set(name: str, rows: Sequence[Row]) -> ExampleSet:
+    """The set of rows with the columns that a file may have, such as ``question`` and ``answer``, under a name.
+
+    >>> len(make_set("capitals", [{"question": "Of Peru?", "answer": "Lima"}]))
+    1
+    """
+    remedy = "Give rows with question and answer, messages, or text"
+    return _make(name, rows, column_choices("question", "answer", "text"), slice(None), remedy)
+
+
+def _make(spec: str, rows: Sequence[Row], choices: Sequence[Columns], bounds: slice, remedy: str) -> ExampleSet:
     columns = choose_columns(rows[0] if rows else None, choices)
-    examples = _read(spec, rename_columns(rows, columns, match["name"], remedy), columns, slice(start, stop))
+    examples = _read(spec, rename_columns(rows, columns, SPEC.sub(r"\g<name>", spec), remedy), columns, bounds)
     if not any(field.strip() for content in examples.contents for field in content):
         content = f"{len(examples)} blank rows" if examples else f"none of {len(rows)} rows"
         raise GeffectError(f"{spec} selects {content}", remedy="Widen the slice or name another set")
     return examples
+
+
+def _parse(spec: str) -> tuple[str, slice]:
+    """The name of a set, and its slice."""
+    match = SPEC.match(spec)
+    if match is None:
+        raise _unknown(spec)
+    start, stop = (_end(spec, match[part]) for part in ("start", "stop"))
+    return match["name"], slice(start, stop)
 
 
 def check_set(spec: str, data_dir: Path | None = None) -> None:

@@ -15,7 +15,7 @@ from geffect.errors import GeffectError
 from geffect.monitoring.monitor import Monitor
 from geffect.monitoring.numbers import protection_numbers, step_numbers
 from geffect.monitoring.protection import make_rule
-from geffect.monitoring.targets import EXAMPLES, Target, TargetSet, check_names
+from geffect.monitoring.targets import EXAMPLES, Target, TargetSet, check_names, is_among
 from geffect.record.reader import Score, evaluations
 from geffect.record.schema import STEPS
 from geffect.reports.run import Run
@@ -221,7 +221,7 @@ class Callback(TrainerCallback):  # type: ignore[misc]
 
 
 def _limits(name: str, limits: Mapping[str, float] | None, targets: Mapping[str, TargetSet]) -> dict[str, float]:
-    for target in (each for each in limits or {} if each not in targets):
+    for target in (each for each in limits or {} if not is_among(each, targets)):
         raise GeffectError(f"{name} names {target}, which is no target", remedy=f"Choose among {', '.join(targets)}")
     return dict(limits or {})
 

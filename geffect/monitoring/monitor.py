@@ -32,6 +32,7 @@ from geffect.monitoring.targets import (
     WEIGHTS,
     Others,
     TargetSet,
+    is_among,
     make_targets,
     measure_targets,
     pad_of,
@@ -82,7 +83,9 @@ class Monitor:
 
     Args:
         model: a causal language model, bare or wrapped by DDP, ``fully_shard``, PEFT or ``torch.compile``.
-        targets: name → a set's name, a set, or examples with ``input_ids`` and ``labels``.
+        targets: name → a set's name, a set, or rows: with columns as a set's file has them, with a prompt and a
+            completion, preference pairs (``chosen`` and ``rejected``, each then a target, ``NAME/chosen`` and
+            ``NAME/rejected``), or with ``input_ids`` and ``labels``.
         optimizer: the loop's; `step` and `updated` are then called by its own hooks.
         tokenizer: to encode sets that are named.
         every: measure every so many steps, beginning with the first. ``"auto"``: the first and the sixth, then as
@@ -222,7 +225,7 @@ class Monitor:
     def _make_protection(self) -> Protection | None:
         if self._rule is None:
             return None
-        protected = {name: self.targets[name] for name in self.protect}
+        protected = {name: target for name, target in self.targets.items() if is_among(name, self.protect)}
         return make_protection(
             self.model, self.parameters, protected, self._rule, self._state, self._batch_size, self._pad_id
         )

@@ -16,7 +16,7 @@ from geffect.data.encode import EncodedExample, collate
 from geffect.errors import GeffectError, shorten
 from geffect.measurement.measurement import Batch
 from geffect.measurement.update import Coefficients, RectifierStep, correction
-from geffect.monitoring.targets import Target, bare_outputs
+from geffect.monitoring.targets import Target, bare_outputs, is_among
 from geffect.objectives.base import Counts, mean_nll
 from geffect.rectifiers.base import Rectifier
 from geffect.rectifiers.registry import make_rectification
@@ -34,7 +34,7 @@ def make_rule(text: str | None, protect: object, targets: Mapping[str, object]) 
     """
     if isinstance(protect, str) or not isinstance(protect, Sequence):
         raise GeffectError(f"protect is {shorten(protect)}, no list of targets", remedy=f"Write protect={[*targets]}")
-    for name in (each for each in protect if each not in targets):
+    for name in (each for each in protect if not is_among(each, targets)):
         message = f"protect names {shorten(name)}, which is no target"
         raise GeffectError(message, remedy=f"Choose among {', '.join(targets)}")
     if not protect:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,9 @@ from geffect.core.gram import Gram
 from geffect.core.layers import TiedWeights
 from geffect.core.model_state import ModelState
 from geffect.data.checks import check_ids, warn_cut
-from geffect.data.encode import EncodedExample, collate, encode_set, pad_id_of
-from geffect.data.load import ExampleSet, load_set
+from geffect.data.completions import PAIR, encode_completions, read_sets
+from geffect.data.encode import EncodedExample, collate, pad_id_of
+from geffect.data.load import ExampleSet
 from geffect.errors import GeffectError, shorten
 from geffect.measurement.basis import Basis, Combinations, Tensors, add
 from geffect.measurement.measurement import Batch
@@ -37,8 +38,8 @@ from geffect.models.scoring import Likelihood, example_scores
 from geffect.objectives.base import Counts, mean_nll
 
 LOGGER = logging.getLogger(__name__)
-TargetSet = str | ExampleSet | Sequence[EncodedExample] | Sequence[Mapping[str, Sequence[int]]]
-FORMS = "a set's name, geffect.load_set(…), or examples with input_ids and labels"
+TargetSet = str | ExampleSet | Sequence[EncodedExample] | Sequence[Mapping[str, Any]]
+FORMS = "a set's name, geffect.load_set(…), rows with columns such as question and answer, or input_ids and labels"
 EXAMPLES = 64  # of a target, at most, by default
 GRADIENT, UPDATE, WEIGHTS = "applied_gradient", "update", "weights"
 OTHERS = (GRADIENT, UPDATE, WEIGHTS)  # what a monitored step records beside its targets
@@ -80,7 +81,8 @@ def make_targets(
 ) -> dict[str, Target]:
     """Read and batch named sets; refuse names, examples without a label, too long ones, and tokens the model lacks.
 
-    Encoded examples need no tokenizer. Of a set of more than ``most`` examples so many are taken, evenly spaced.
+    Of preference pairs, the target ``NAME`` becomes ``NAME/chosen`` and ``NAME/rejected``. Encoded examples need no
+    tokenizer. Of a set of more than ``most`` examples so many are taken, evenly spaced.
     ``config`` is the model's, ``vocabulary`` how many tokens it knows, None where that is unknown.
     """
     check_names(targets)
@@ -89,8 +91,7 @@ def make_targets(
     longest = None if rotates else context  # a rotary model runs beyond its context, too
     pad_id = pad_of(tokenizer)
     found: dict[str, Target] = {}
-    for name, content in targets.items():
-        source, whole = _examples(name, content, tokenizer, context)
+    for name, source, whole in _sources(targets, tokenizer, context):
         count = min(most or len(whole), len(whole))
         examples = [whole[i * len(whole) // count] for i in range(count)]
         for example in whole:
@@ -127,18 +128,36 @@ def check_names(targets: object) -> None:
         seen[name.casefold()] = name
 
 
-def _examples(
-    role: str, content: TargetSet, tokenizer: Tokenizer | None, context: int | None
-) -> tuple[str, list[EncodedExample]]:
-    if isinstance(content, str | ExampleSet):
+def _sources(
+    targets: Mapping[str, TargetSet], tokenizer: Tokenizer | None, context: int | None
+) -> Iterator[tuple[str, str, list[EncodedExample]]]:
+    """Target, the name of its set, and its examples; two of a target of preference pairs."""
+    for name, content in targets.items():
+        rows = None if isinstance(content, str | ExampleSet) else list(content)
+        if rows == []:
+            raise GeffectError(f"The {name} set has no example", remedy=f"Give {FORMS}")
+        if rows and _is_encoded(rows[0]):
+            yield name, "examples", [_encode(name, i, example) for i, example in enumerate(rows)]
+            continue
         if tokenizer is None:
-            raise GeffectError(f"The {role} set needs a tokenizer to be encoded with", remedy="Pass tokenizer=…")
-        example_set = load_set(content) if isinstance(content, str) else content
-        return example_set.name, encode_set(tokenizer, example_set, context=context)
-    examples = [_encode(role, i, example) for i, example in enumerate(content)]
-    if not examples:
-        raise GeffectError(f"The {role} set has no example", remedy=f"Give {FORMS}")
-    return "examples", examples
+            raise GeffectError(f"The {name} set needs a tokenizer to be encoded with", remedy="Pass tokenizer=…")
+        for side, each in read_sets(content if rows is None else rows, f"the {name} set").items():
+            yield f"{name}/{side}".rstrip("/"), each.name, encode_completions(tokenizer, each, context=context)
+
+
+def _is_encoded(example: object) -> bool:
+    """Also an example with one of the two columns alone, of which `_encode` tells what is missing."""
+    return isinstance(example, EncodedExample) or not isinstance(example, Mapping | str) or "input_ids" in example
+
+
+def is_among(name: str, names: Collection[str]) -> bool:
+    """Whether a target, or the preference pairs that it is one side of, is among names.
+
+    >>> is_among("pairs/chosen", ["pairs"]), is_among("code/python", ["code"])
+    (True, False)
+    """
+    pairs, _, side = name.rpartition("/")
+    return name in names or (side in PAIR and pairs in names)
 
 
 def _encode(role: str, index: int, example: object) -> EncodedExample:

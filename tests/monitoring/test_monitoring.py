@@ -290,7 +290,8 @@ def test_a_monitor_that_was_never_opened_ends_nothing(tmp_path: Path) -> None:
     [
         ([], "no example"),
         ([{"input_ids": [1, 2]}], "Example 0 of the forget set has input_ids, not"),
-        (["text"], "Example 0 of the forget set has str, not"),
+        ([3], "Example 0 of the forget set has int, not"),
+        (["text"], "a tokenizer"),
         ([{"input_ids": [1, 2, 3], "labels": [-100, -100, -100]}], "Example 0 .* 0 of them with loss"),
         ([{"input_ids": [1, 2, 3], "labels": [1, 2]}], "2 labels of 3 tokens"),
         ("builtin:authors/forget", "a tokenizer"),
