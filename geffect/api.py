@@ -34,6 +34,7 @@ from geffect.core.layers import trainable_parameters
 from geffect.core.masks import Localization
 from geffect.core.splits import role_of
 from geffect.data.checks import check_ids, warn_shared
+from geffect.data.domains import target_sets
 from geffect.data.encode import EncodedExample, encode_set, token_texts
 from geffect.data.load import ExampleSet
 from geffect.errors import Interrupted
@@ -380,7 +381,8 @@ def _unlearn_trainer(
     from geffect.training.unlearn import UnlearnTrainer
 
     config, model, tokenizer = start.config, start.loaded.model, start.loaded.tokenizer
-    evaluated = set(config.evaluate or map(role_of, start.encoded))
+    targets = {name: start.encoded[name] for name, _ in target_sets(config)}
+    evaluated = {*(config.evaluate or map(role_of, start.encoded)), *map(role_of, targets)}
     return UnlearnTrainer(
         model,
         start.arguments,
@@ -390,6 +392,7 @@ def _unlearn_trainer(
         evaluation_sets={name: each for name, each in start.encoded.items() if role_of(name) in evaluated},
         columns=compute_columns(model, tokenizer, config.objective, sets, config.seed, autocast=config.autocasts),
         layers=start.layout.layers,
+        targets=targets,
         **options,
     )
 

@@ -24,6 +24,7 @@ from geffect.config.schema import (
     Home,
     Mode,
     Name,
+    NamedSets,
     Need,
     Objectives,
     ObjectiveSetting,
@@ -212,6 +213,10 @@ class InspectConfig(DeviceConfig, TextConfig):
     retain: OptionalName = Field(default=NONE, description="the set that was to be retained")
     heldout: OptionalName = Field(default=NONE, description="a set to evaluate that is in no gradient")
     general: OptionalName = Field(default=NONE, description="a further set for gd, kl and rr (on=general)")
+    target: NamedSets = Field(
+        default_factory=EMPTY,
+        description="NAME=SET, a further set to tell the effects on, in nats, and to evaluate; repeat it",
+    )
     objective: Objectives = Field(
         default_factory=EMPTY, description="objective whose gradient is measured at every checkpoint; repeat it"
     )
@@ -335,6 +340,10 @@ class UnlearnConfig(TrainConfig):
     masks: Path | None = Field(default=None, description="directory of geffect localize, for grail and memflex")
     heldout: OptionalName = Field(default=NONE, description="a set to retain that no gradient is drawn from")
     general: OptionalName = Field(default=NONE, description="a further set for gd, kl and rr (on=general)")
+    target: NamedSets = Field(
+        default_factory=EMPTY,
+        description="NAME=SET, a further set to tell the effects on, in nats, and to evaluate; repeat it",
+    )
     objective: ObjectiveSetting = Field(
         default="ga", validate_default=True, description="what is descended, as in 'npo(beta=0.1) + 1.0*gd'"
     )
@@ -389,9 +398,10 @@ class UnlearnConfig(TrainConfig):
         return self
 
     def _check_sets(self) -> None:
-        from geffect.core.splits import role_of
-        from geffect.data.domains import set_names
+        from geffect.core.splits import ROLES, check_target_names, role_of
+        from geffect.data.domains import set_names, target_sets
 
+        check_target_names([name for name, _ in target_sets(self)], taken=ROLES)
         for name in ("forget", "retain"):
             if bool(self.domain) == bool(getattr(self, name)):
                 message = f"--domain and --{name} name one set twice" if self.domain else f"--{name} has no value"

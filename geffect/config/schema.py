@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     RectifierSetting = Setting[Rectification, str | Rectification | Rectifier | Freezing]
     StopSetting = Setting[StopRules, str | StopRules | Rule]
     Domains = Setting[list[Domain], Sequence[str | Domain]]
+    NamedSets = Setting[list[str], str | Sequence[str] | Mapping[str, str | os.PathLike[str]]]
 else:  # a setting imports what its text names when it is checked: loading torch takes seconds
 
     def _objective(value):
@@ -131,6 +132,10 @@ else:  # a setting imports what its text names when it is checked: loading torch
             raise PydanticCustomError("parsed", "{name} or its text", {"name": name})
         return value
 
+    def _named_sets(value):
+        """Names with sets, as NAME=SET."""
+        return [f"{name}={each}" for name, each in value.items()] if isinstance(value, dict) else _list(value)
+
     def _list(value):
         return [value] if isinstance(value, str) or not isinstance(value, list | dict) else value
 
@@ -154,6 +159,7 @@ else:  # a setting imports what its text names when it is checked: loading torch
     OptionalHome = Home | None
     Name, OptionalName = Annotated[str, Field(min_length=1)], Annotated[str | None, Field(min_length=1)]
     Texts = Annotated[list[str], BeforeValidator(_list)]
+    NamedSets = Annotated[list[str], BeforeValidator(_named_sets)]
     Day = Annotated[datetime.date, BeforeValidator(_day)]
     ObjectiveSetting = Annotated[Any, _unless_draft(_objective), AS_TEXT]
     Objectives = Annotated[list[ObjectiveSetting], BeforeValidator(_list)]

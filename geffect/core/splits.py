@@ -1,12 +1,20 @@
 """Splits: the forget and retain examples of a domain.
 
-They are named ``forget/privacy`` and ``retain/privacy``; without domains, ``forget`` and ``retain``.
+They are named ``forget/privacy`` and ``retain/privacy``; without domains, ``forget`` and ``retain``. Other sets whose
+losses are measured, *targets*, have any names but those of roles and gradients.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from geffect.errors import GeffectError, shorten
+
 TARGETS = ("forget", "retain")
+ROLES = (*TARGETS, "general", "heldout", "alternative", "forget_val", "retain_val")
+GRADIENTS = ("objective", "rectified", "masked", "masked_retain", "retain_average", "applied_gradient", "applied")
+RESERVED = {*GRADIENTS, "update", "weights", "total"}
+TARGET_NAME = re.compile(r"\w[\w.-]{0,39}(/\w[\w.-]{0,39})?")  # the latter as of a domain's split, forget/privacy
 Content = TypeVar("Content")
 
 
@@ -50,3 +58,15 @@ def of_domain(sets: Mapping[str, Content], domain: str) -> dict[str, Content]:
 def split_names(role: str, names: Iterable[str]) -> tuple[str, ...]:
     """The splits of a role, one a domain."""
     return tuple(split_name(role, domain) for domain in domains(names))
+
+
+def check_target_names(names: Iterable[object], taken: Iterable[str] = ()) -> None:
+    """Refuse names of targets that no record can hold, that are ``taken``, or that differ in case alone."""
+    seen, reserved = dict[str, str](), {*RESERVED, *taken}
+    for name in names:
+        if not isinstance(name, str) or not TARGET_NAME.fullmatch(name) or {name, role_of(name)} & reserved:
+            remedy = f"Choose letters and digits, and none of {', '.join(sorted(reserved))}"
+            raise GeffectError(f"A target cannot be called {shorten(name)}", remedy=remedy)
+        if other := seen.get(name.casefold()):
+            raise GeffectError(f"Two targets are called {other} and {name}", remedy="Give each a name of its own")
+        seen[name.casefold()] = name

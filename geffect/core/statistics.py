@@ -86,6 +86,24 @@ def over_examples(sets: Sequence[Numbers], statistic: Statistic, seed: int = 0) 
     return _finite(Estimate(value, error, fewest - 1))
 
 
+def paired_change(before: Sequence[float], after: Sequence[float], tokens: Sequence[int]) -> tuple[float, float]:
+    """The change of a token-mean loss and its standard error, from the nats of the same examples before and after.
+
+    With n examples of t_i tokens and changes d_i = after_i − before_i the change is m = Σd_i / Σt_i, and its error as
+    of a sample of examples √(n/(n − 1) · Σ(d_i − m·t_i)²) / Σt_i; NaN of one example.
+
+    >>> paired_change([1.0, 4.0], [2.0, 4.0], [1, 1])
+    (0.5, 0.5)
+    """
+    changes, sizes = np.subtract(after, before, dtype=float), np.asarray(tokens, dtype=float)
+    count, total = len(sizes), sizes.sum()
+    mean = float(changes.sum() / total)
+    if count < 2:
+        return mean, math.nan
+    spread = float(np.square(changes - mean * sizes).sum()) * count / (count - 1)
+    return mean, math.sqrt(spread) / float(total)
+
+
 def block_length(series: Numbers) -> int:
     """How many consecutive steps are drawn together: n^⅓, and more where steps resemble the ones before them.
 

@@ -9,7 +9,7 @@ from geffect.core.splits import TARGETS, domain_of, split_name
 from geffect.errors import GeffectError
 
 if TYPE_CHECKING:
-    from geffect.config import LocalizeConfig, UnlearnConfig
+    from geffect.config import InspectConfig, LocalizeConfig, UnlearnConfig
 
 FORM = re.compile(r"^(?P<name>[\w-]+)=(?P<sets>.+)$")
 SLICE = re.compile(r"^(?P<source>.+?)(?P<slice>\[\d*:\d*\])?$")
@@ -100,7 +100,24 @@ def set_names(config: "UnlearnConfig") -> list[tuple[str, str]]:
     trained, validated = domain_sets(config)
     pairs = [pair for domain in trained for pair in split_sets(domain)]
     pairs += [pair for domain in validated for pair in split_sets(domain, "_val")]
-    return pairs + [(role, spec) for role in ROLES if (spec := getattr(config, role))]
+    return pairs + [(role, spec) for role in ROLES if (spec := getattr(config, role))] + target_sets(config)
+
+
+def target_sets(config: "UnlearnConfig | InspectConfig") -> list[tuple[str, str]]:
+    """(target, set) pairs of a configuration."""
+    return [named_set(text, "--target") for text in config.target]
+
+
+def named_set(text: str, flag: str) -> tuple[str, str]:
+    """The name and the set of ``NAME=SET``, the value of a flag.
+
+    >>> named_set("math=math.jsonl[:8]", "--target")
+    ('math', 'math.jsonl[:8]')
+    """
+    name, equals, spec = text.partition("=")
+    if not (name and equals and spec):
+        raise GeffectError(f"{flag} {text!r} is not NAME=SET", remedy="Write forget=tofu:forget01, for example")
+    return name, spec
 
 
 def balanced_sizes(config: "UnlearnConfig", sizes: Mapping[str, int]) -> dict[str, int]:

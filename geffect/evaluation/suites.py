@@ -7,6 +7,7 @@ from typing import Any
 
 from geffect.config import EvaluateConfig
 from geffect.core.splits import domain_of, role_of, split_name
+from geffect.data.domains import named_set
 from geffect.errors import GeffectError, unknown_name
 from geffect.evaluation import scores
 from geffect.evaluation.metrics import METRICS
@@ -214,7 +215,7 @@ def parts(config: EvaluateConfig) -> list[Part]:
         raise GeffectError(f"--metric {plain[0]} has no set", remedy="Add --set NAME=SET")
     suite = suite_of(config)
     by_name = {part.name: part for part in (suite.parts(config) if suite else ())}
-    for name, spec in map(_split_name, config.set):
+    for name, spec in (named_set(text, "--set") for text in config.set):
         if name in by_name:
             raise GeffectError(f"Two sets are named {name!r}", remedy="Name each once")
         by_name[name] = Part(name, spec, plain)
@@ -257,13 +258,6 @@ def _add_metrics(by_name: dict[str, Part], number: Derived, config: EvaluateConf
             raise GeffectError(message, remedy=f"Add --set {name}=SET")
         metrics = dict.fromkeys([*by_name[name].metrics, *number.metrics])
         by_name[name] = replace(by_name[name], metrics=tuple(metrics))
-
-
-def _split_name(text: str) -> tuple[str, str]:
-    name, equals, spec = text.partition("=")
-    if not (name and equals and spec):
-        raise GeffectError(f"--set {text!r} is not NAME=SET", remedy="Write forget=tofu:forget01, for example")
-    return name, spec
 
 
 def compared(config: EvaluateConfig) -> list[Derived]:

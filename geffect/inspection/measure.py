@@ -1,7 +1,7 @@
 """Gradients of one checkpoint over whole sets, and effects on its single tokens and of single examples."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from geffect.core.devices import input_device
 from geffect.core.forward import IGNORE_INDEX, Outputs, forward
 from geffect.core.gradients import NamedTensors
 from geffect.core.layers import find_tied_weights, layout, trainable_parameters
+from geffect.core.splits import role_of
 from geffect.core.token_effects import token_effects
 from geffect.data.encode import EncodedExample, token_texts
 from geffect.errors import GeffectError
@@ -25,7 +26,6 @@ from geffect.training.batches import Columns, PairedDataset, PairedSampler, coll
 
 T = TypeVar("T")
 FEWEST = 2  # parts for a standard error
-HARMED = ("retain", "heldout")  # of these, examples whose loss is raised most are recorded; of others, least
 
 
 @dataclass
@@ -39,6 +39,7 @@ class Inputs:
         reference: the frozen start, where the objective needs more of it than token NLLs.
         labels: parameter → layer.
         pad_id: fills the batches.
+        targets: name → the batches of a further set, whose gradient is measured beside the others.
     """
 
     objective: Objective
@@ -47,6 +48,7 @@ class Inputs:
     reference: Reference | None
     labels: Mapping[str, str]
     pad_id: int
+    targets: Mapping[str, list[Batch]] = field(default_factory=dict)
 
 
 def measurement(
@@ -74,6 +76,7 @@ def measurement(
         updates=False,
         standard_errors=standard_errors,
         labels=inputs.labels,
+        targets=inputs.targets,
     )
 
 
@@ -103,11 +106,11 @@ def dataset_parts(
     count = num_parts(min(map(len, sets.values())), batch_size)
     parts = []
     for part in range(count):
-        chunks = {name: _chunks(_share(examples, part, count), batch_size) for name, examples in sets.items()}
-        longest = max(map(len, chunks.values()))
+        cut = {name: chunks(_share(examples, part, count), batch_size) for name, examples in sets.items()}
+        longest = max(map(len, cut.values()))
         parts.append([
             collate_sets(
-                {name: each[i - longest] for name, each in chunks.items() if longest - i <= len(each)}, columns, pad_id
+                {name: each[i - longest] for name, each in cut.items() if longest - i <= len(each)}, columns, pad_id
             )
             for i in range(longest)
         ])
@@ -127,7 +130,8 @@ def _share(examples: Sequence[EncodedExample], part: int, count: int) -> Sequenc
     return examples[part * len(examples) // count : (part + 1) * len(examples) // count]
 
 
-def _chunks(examples: Sequence[T], size: int) -> list[Sequence[T]]:
+def chunks(examples: Sequence[T], size: int) -> list[Sequence[T]]:
+    """The examples in their order, so many at a time."""
     return [examples[i : i + size] for i in range(0, len(examples), size)]
 
 
@@ -136,7 +140,7 @@ def paper_batches(
 ) -> Iterator[dict[str, Batch]]:
     """One pass over the forget examples beside as many random ones of each other set, drawn as a run draws them."""
     pairs, sampler = PairedDataset(sets), PairedSampler({name: len(each) for name, each in sets.items()}, seed)
-    for chunk in _chunks([pairs[positions] for positions in sampler], batch_size):
+    for chunk in chunks([pairs[positions] for positions in sampler], batch_size):
         yield collate_sets({name: [pair[name] for pair in chunk] for name in sets}, columns, pad_id)
 
 
@@ -151,7 +155,7 @@ def token_lines(
 ) -> Iterator[dict[str, JSON]]:
     """The ``count`` examples of each set that a descended direction serves worst, and its effect on their tokens.
 
-    Worst are the retained examples whose loss it raises most, and the forget examples whose loss it raises least. Each
+    Worst are the forget examples whose loss it raises least, and of other sets those whose loss it raises most. Each
     line has ``tokens``, ``labeled``, ``effect`` = ⟨∇ℓ_i, direction⟩ of every token i, and its ``groups``.
     """
     groups = layout(model).groups()
@@ -160,8 +164,8 @@ def token_lines(
             token_effects(model, batch, direction) for batch in _batches(model, examples, {}, pad_id, batch_size)
         )
         means = torch.cat([each.by_example() / each.labeled.sum(1) for each in effects])
-        worst = means.argsort(descending=name not in HARMED, stable=True)[:count].tolist()
-        for chunk in _chunks([examples[position] for position in worst], batch_size):
+        worst = means.argsort(descending=role_of(name) == "forget", stable=True)[:count].tolist()
+        for chunk in chunks([examples[position] for position in worst], batch_size):
             (batch,) = _batches(model, chunk, {}, pad_id, batch_size)
             by_group = token_effects(model, batch, direction, groups)
             for i, example in enumerate(chunk):
@@ -214,7 +218,7 @@ def _batches(
 ) -> Iterator[Batch]:
     """Forget batches on the model's device."""
     device = input_device(model)
-    for chunk in _chunks(examples, size):
+    for chunk in chunks(examples, size):
         batch = collate_sets({"forget": chunk}, columns, pad_id)["forget"]
         yield {name: tensor.to(device) for name, tensor in batch.items()}
 

@@ -24,7 +24,7 @@ SKIP = "restore it, or leave such out with --skip-broken"
 PASSING = {"base_model_name_or_path", "inference_mode", "revision", "peft_version"}  # of an adapter's configuration
 PROMPTS = ("template_date", "system_prompt", "chat_template", "tokenizer")
 FROM_RUN = (
-    *("forget", "retain", "heldout", "general"),
+    *("forget", "retain", "heldout", "general", "target"),
     *("data_dir", "question_column", "answer_column", "text_column", "max_length"),
     *PROMPTS,
     *("lora", "seed", "batch_size"),

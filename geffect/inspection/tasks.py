@@ -10,9 +10,10 @@ from pathlib import Path
 from geffect.config import InspectConfig, UnlearnConfig
 from geffect.core.devices import find_device
 from geffect.core.layers import trainable_parameters
-from geffect.data.encode import EncodedExample, pad_id_of
+from geffect.data.domains import target_sets
+from geffect.data.encode import EncodedExample, collate, pad_id_of
 from geffect.errors import GeffectError
-from geffect.inspection.measure import Inputs, dataset_parts, num_parts
+from geffect.inspection.measure import Inputs, chunks, dataset_parts, num_parts
 from geffect.inspection.resolve import Checkpoint, as_run, check_readable, complete, find_checkpoints
 from geffect.measurement.measurement import Batch
 from geffect.models.load import Loaded, add_lora
@@ -196,7 +197,8 @@ def open_task(
     environment["batch"]["sentence"] = f"whole sets, {task.config.batch_size} examples of each at a time"
     if task.directory.resume:
         check_same_data(task.config.out, environment)
-    evaluated = {name: sets.encoded[name] for name in EVALUATED if name in sets.encoded}
+    targets = [name for name, _ in target_sets(task.run)]
+    evaluated = {name: sets.encoded[name] for name in (*EVALUATED, *targets) if name in sets.encoded}
     parts = dataset_parts(inputs.sets, inputs.columns, inputs.pad_id, task.config.batch_size)
     del sets, start  # one model at a time: nothing here holds the first once the next is loaded
     with open_record(task.directory, recorded_config(task.config), environment, task.first(steps)) as sink:
@@ -218,4 +220,9 @@ def _inputs(
         for name, by_column in compute_columns(origin.model, origin.tokenizer, each, sets, task.config.seed).items():
             columns[name] = columns.get(name, {}) | by_column
     reference = Reference(origin.model) if objective.needs_reference else None
-    return Inputs(objective, sets, columns, reference, setup.layout.layers, pad_id_of(origin.tokenizer))
+    pad_id, size = pad_id_of(origin.tokenizer), task.config.batch_size
+    targets = {
+        name: [collate(chunk, pad_id) for chunk in chunks(setup.encoded[name], size)]
+        for name, _ in target_sets(task.run)
+    }
+    return Inputs(objective, sets, columns, reference, setup.layout.layers, pad_id, targets)

@@ -1,6 +1,6 @@
 """What every step of a run shares."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,6 +13,7 @@ from geffect.core.gradients import NamedTensors
 from geffect.core.gram import Gram
 from geffect.core.layers import TiedWeights
 from geffect.core.masks import GradientMask
+from geffect.core.splits import TARGETS
 from geffect.objectives.base import Objective, State
 from geffect.rectifiers.base import Rectifier
 
@@ -71,6 +72,8 @@ class Measurement:
         frozen: the entries that updates leave alone; the gradients are masked before they are projected.
         state: the rectifier's own, kept between steps.
         layers: parameter → layer, for a rectifier of that scope.
+        targets: name → the batches of a further set, whose loss's gradient is measured beside the others; it is held
+            through the step, and so is what is needed to measure the update's effect on it.
         term_states: of the objective's terms, kept between steps.
         sharded: the parameters lie in parts over processes; gradients and state hold this process's part.
     """
@@ -91,6 +94,7 @@ class Measurement:
     labels: Mapping[str, str] = field(default_factory=dict)
     frozen: GradientMask | None = None
     layers: Mapping[str, str] = field(default_factory=dict)
+    targets: Mapping[str, Sequence[Batch]] = field(default_factory=dict)
     state: NamedTensors = field(init=False)
     term_states: list[State] = field(init=False)
     sharded: bool = field(init=False)
@@ -100,14 +104,21 @@ class Measurement:
             raise ValueError(f"{self.rectifier} reads inner products by layer, and no layers are given")
         self.state, self.sharded = self.rectifier.init(), is_sharded(self.parameters)
         self.term_states = self.objective.init_states()
-        self.keep = self.keep or self.prediction is not None or self.standard_errors
+        effects = bool(self.targets) and self.updates
+        self.keep = self.keep or effects or self.prediction is not None or self.standard_errors
 
     def alone(self, **changes: Any) -> "Measurement":
         """The same gradients, held and left as they are: no update, rectifier, frozen entries or other diagnostics."""
         plain: dict[str, Any] = {"prediction": None, "overlap": 0.0, "standard_errors": False, "frozen": None}
+        plain["targets"] = {}
         measurement = replace(self, rectifier=Rectifier(), keep=True, updates=False, **(plain | changes))
         measurement.term_states = self.term_states
         return measurement
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """The names, or roles, of all gradients of losses."""
+        return (*TARGETS, *self.targets)
 
     @property
     def parts(self) -> dict[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geffect.core.distributed import num_processes, sum_gradients, sum_over_processes
+from geffect.core.distributed import assign_items, num_processes, sum_gradients, sum_over_processes
 from geffect.core.forward import Outputs
 from geffect.core.gradients import GradientBuffer, Visit
 from geffect.core.splits import domain_of, of_domain, role_of, split_names
@@ -88,6 +88,7 @@ class Passes:
     Attributes:
         forget: the forget splits, one a domain.
         retain: the retain splits; the last of them streams.
+        targets: further sets whose losses' gradients are wanted.
         shares: split → share of its role's labeled tokens: the role's loss is the mean weighed by it.
         window: the buffers.
         sums: losses and weights so far.
@@ -106,6 +107,8 @@ class Passes:
             frozen=run.frozen is not None,
             num_domains=len(self.forget),
         )
+        self.targets = tuple(run.targets) if measure else ()
+        self._waiting = [*self.targets]
         self._retain_side = RETAIN_SIDE if self.plan.splits_retain else "objective"
         self.window, self.sums = GradientBuffer(run.differentiated), dict[str, Tensor]()
         self.streamed = False
@@ -122,7 +125,8 @@ class Passes:
     @property
     def buffers(self) -> tuple[str, ...]:
         """The names of all buffers."""
-        return ("objective", RETAIN_SIDE, *(f"{SIDE} {each}" for each in self.forget), *self.forget, *self.retain)
+        sides = (f"{SIDE} {each}" for each in self.forget)
+        return ("objective", RETAIN_SIDE, *sides, *self.forget, *self.retain, *self.targets)
 
     def run_all(self, batches: Mapping[str, Batch], visit: Visit | None) -> Tensor:
         """Back-propagate one micro-batch; the objective's share of it, detached.
@@ -131,6 +135,7 @@ class Passes:
         window, and the last retain gradient streams through it.
         """
         with self.run.tie.untied() if self.run.tie else contextlib.nullcontext():
+            self._run_targets()
             shares = []
             for forget in (each for each in self.forget if each in batches):
                 of_its = of_domain(batches, domain_of(forget))
@@ -143,6 +148,15 @@ class Passes:
         total = torch.stack(losses).sum() if losses else torch.zeros(())
         self._sum("loss_objective", total)
         return total
+
+    def _run_targets(self) -> None:
+        """Back-propagate every target's loss, once a window; each process runs its share of the batches."""
+        for name in self._waiting:
+            counts = Counts.of(self.run.targets[name])
+            for batch, weight in assign_items(self.run.targets[name]):
+                outputs = self.run.forward(batch, frozenset(), dropout=False)
+                self.window.add(name, weight * mean_nll(outputs, counts))
+        self._waiting.clear()
 
     def gather(self) -> None:
         """Add up the gradients and sums of all processes."""

@@ -38,7 +38,8 @@ class Step:
         forget = passes.forget if passes.plan.splits_forget else ()
         retain = passes.retain if measure or "retain" in read else ()
         masked = (MASKED, *((MASKED_RETAIN,) if self.rule.add_retain else ())) if run.frozen else ()
-        self.basis = Basis(("objective", *forget, *retain, *self._memory, *masked), run.tie)
+        names = ("objective", *forget, *retain, *self._memory, *masked, *passes.targets)
+        self.basis = Basis(names, run.tie, run.losses)
         self.descends = MASKED if run.frozen else "objective"
         self.rectifier = RectifierStep(run, self._parts_by_name())
         self.masks = Masks(run.overlap, sharded=run.sharded) if measure and run.overlap else None
@@ -183,7 +184,7 @@ class Step:
     def _losses(self, buffers: Tensors) -> Tensors:
         """One tensor of the loss gradients, back-propagated or a multiple of the objective's."""
         passes = self.passes
-        losses: Tensors = {each: buffers[each] for each in passes.retain}
+        losses: Tensors = {each: buffers[each] for each in (*passes.retain, *passes.targets)}
         for forget in passes.forget:
             side, c = buffers[passes.side(forget)], (passes.plan.factor or 0.0) * passes.shares[forget]
             free = side / c if c and passes.plan.splits_forget and side is not None else None
@@ -265,7 +266,7 @@ class Step:
         retain = {name: passes.shares[name] for name in passes.retain}
         named = each | {"objective": {"objective": 1.0}, "forget": forget, "retain": retain}
         order = dict.fromkeys(("objective", "forget", "retain", *each))
-        others = {name: {name: 1.0} for name in (MASKED, *self._memory) if name in self.basis.names}
+        others = {n: {n: 1.0} for n in (MASKED, *self._memory, *passes.targets) if n in self.basis.names}
         return {name: named[name] for name in order} | others
 
     def _rectified_parts(self, rectified: Mapping[str, float]) -> dict[str, float]:

@@ -138,7 +138,7 @@ class Applied:
         """
         run, updates = self.run, ("update", "applied")
         scale = correction(run, self.before, run.frozen)
-        basis = Basis((*self.basis, *updates), run.tie)
+        basis = Basis((*self.basis, *updates), run.tie, run.losses)
         for name, parameter in ((n, local_part(p.detach())) for n, p in run.parameters.items()):
             before = self.before.pop(name).to(parameter.device)
             update = moved(before, parameter)

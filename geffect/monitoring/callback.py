@@ -53,6 +53,9 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         examples: as there.
         batch_size: as there.
         keep_on: as there.
+        check: as there.
+        overlap: as there.
+        tokens: as there.
         protect: as there.
         rectifier: as there.
         alerts: target → rise of its loss since the first measured step (nats a token) above which a warning is told,
@@ -80,6 +83,9 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         examples: int | None = EXAMPLES,
         batch_size: int = 8,
         keep_on: str | None = None,
+        check: bool = False,
+        overlap: float = 0.0,
+        tokens: int = 0,
         protect: Sequence[str] = (),
         rectifier: str | None = None,
         alerts: Mapping[str, float] | None = None,
@@ -104,6 +110,9 @@ class Callback(TrainerCallback):  # type: ignore[misc]
             examples=examples,
             batch_size=batch_size,
             keep_on=keep_on,
+            check=check,
+            overlap=overlap,
+            tokens=tokens,
             protect=protect,
             rectifier=rectifier,
             out=out,

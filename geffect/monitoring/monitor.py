@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -14,15 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from geffect.core.architectures import Tokenizer, check_class, check_runs
-from geffect.core.distributed import is_sharded, local_part, rank
+from geffect.core.distributed import is_sharded, local_part, num_processes, rank
 from geffect.core.gradients import NamedTensors
 from geffect.core.gram import Gram
 from geffect.core.layers import TiedWeights, find_tied_weights, layout, split_layout, trainable_parameters, unwrap
 from geffect.core.model_state import ModelState
 from geffect.errors import GeffectError
-from geffect.measurement.basis import Tensors
+from geffect.inspection.measure import token_lines
+from geffect.measurement.basis import Combinations, Tensors
+from geffect.measurement.measurement import Batch
+from geffect.measurement.topk import Masks
 from geffect.measurement.update import moved, snapshot
+from geffect.models.scoring import Likelihood
 from geffect.models.tokenizers import vocabulary_size
+from geffect.monitoring.numbers import predictions
 from geffect.monitoring.pace import Pace
 from geffect.monitoring.protection import DEFAULT, Protection, make_protection, make_rule
 from geffect.monitoring.targets import (
@@ -39,7 +45,7 @@ from geffect.monitoring.targets import (
     score_targets,
     without_ddp,
 )
-from geffect.record.schema import CONFIG, ENVIRONMENT, STEPS
+from geffect.record.schema import CONFIG, ENVIRONMENT, STEPS, TOKENS
 from geffect.record.writer import RunDirectory, check_lines, describe, layout_to_json, steps_of
 from geffect.reports.run import Run
 from geffect.training.run import final_metrics, open_record
@@ -95,6 +101,11 @@ class Monitor:
         examples: take at most so many examples of a target, evenly spaced; None: all.
         batch_size: examples of a forward pass.
         keep_on: the device where the copy of the weights is held, such as ``cpu``; by default the weights' own.
+        check: score the targets after a measured step too, so that the record says how far the step's effects came true
+            where the next step is not measured; with ``every=1`` it says so without.
+        overlap: share of the largest entries of the targets' gradients and of the update whose overlaps are recorded.
+        tokens: examples of each target, those that the update harms most, to record token by token; it needs a
+            tokenizer, one process, ``update``, and the memory of one more gradient.
         protect: the targets whose loss the steps must not raise.
         rectifier: what keeps them from it, such as ``gru(decay=0.5)``, or ``gru(space=both)``, which corrects the
             optimizer's own update too; by default ``gru``.
@@ -120,23 +131,24 @@ class Monitor:
         examples: int | None = EXAMPLES,
         batch_size: int = 8,
         keep_on: str | None = None,
+        check: bool = False,
+        overlap: float = 0.0,
+        tokens: int = 0,
         protect: Sequence[str] = (),
         rectifier: str | None = None,
         out: Path | str | None = None,
         settings: Mapping[str, object] | None = None,
         training: object = None,
     ) -> None:
-        for name, value in {"every": every, "batch_size": batch_size, "examples": examples}.items():
-            if value is not None and value != "auto" and value < 1:
-                raise GeffectError(f"{name} is {value}; it must be at least 1", remedy="Correct it")
-        if not 0 < overhead < 1:
-            raise GeffectError(f"overhead is {overhead}; it must lie between 0 and 1", remedy="Write 0.05 for 5 %")
+        _check_numbers({"every": every, "batch_size": batch_size, "examples": examples}, overhead)
         self.model, self.steps, self.training = model, 0, training
         self.protect, self._rule = tuple(protect), make_rule(rectifier, protect, targets)
         self.pace = Pace(None if every == "auto" else every, overhead)
         self.optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper holds it
         self.update = self.optimizer is not None if update is None else update
         self.keep_on = None if keep_on is None else torch.device(keep_on)
+        self.extras = Extras(check, overlap, tokens, tokenizer)
+        self.extras.refuse(update=self.update)
         bare = unwrap(model)
         self.targets = make_targets(targets, tokenizer, batch_size, examples, bare.config, vocabulary_size(bare))
         self.path = Path(out) if out is not None else _temporary(self)
@@ -295,16 +307,21 @@ class Monitor:
         )
         self._copies |= not whole  # from now on: this step's gradient is lost
 
+        def update_of(name: str) -> Tensor:  # while the weights before the step and after it are exchanged
+            weights = local_part(self.parameters[name].detach())
+            return moved(weights, before[name].to(weights.device))
+
         def tensors(name: str) -> Tensors:
-            weights = local_part(self.parameters[name].detach())  # as before the step; it has the others in ``before``
-            update = moved(weights, before[name].to(weights.device))
             received = {GRADIENT: _part(gradient[name][0] if name in gradient else None)} if whole else {}
-            return received | {UPDATE: update, WEIGHTS: weights}
+            return received | {UPDATE: update_of(name), WEIGHTS: local_part(self.parameters[name].detach())}
 
         names = (*((GRADIENT,) if whole else ()), UPDATE, WEIGHTS)
         self.pace.resume()
+        after = self._score() if self.extras.check and self.pace.every != 1 else None
         with exchanged(self.parameters, before):
-            self._measure(Others(names, tensors))
+            self._measure(Others(names, tensors), after)
+            if self.extras.tokens:
+                self._record_tokens({name: update_of(name) for name in self.parameters})
         self.pace.measured()
 
     def close(self, *, finished: bool = True) -> None:
@@ -358,22 +375,55 @@ class Monitor:
         """Write the targets' scores at the weights after the last step."""
         if self.gram is None:
             return
-        batches = {name: target.batches for name, target in self.targets.items()}
         try:
-            scores = score_targets(self.model, batches, self._state)
+            scores = self._score()
         except GeffectError as error:  # the training itself is over, and well
             LOGGER.warning("the targets are not scored at the end: %s", error)
             return
         if self._sink is not None:
             self._sink({"step": self.steps} | evaluation_line(scores))
 
-    def _measure(self, others: Others) -> None:
-        batches = {name: target.batches for name, target in self.targets.items()}
-        gram, scores = measure_targets(self.model, self.parameters, batches, self.tied, self._state, others)
+    @property
+    def _batches(self) -> dict[str, list[Batch]]:
+        return {name: target.batches for name, target in self.targets.items()}
+
+    def _score(self) -> dict[str, Likelihood]:
+        return score_targets(self.model, self._batches, self._state)
+
+    def _measure(self, others: Others, after: Mapping[str, Likelihood] | None = None) -> None:
+        """Write the step's line; ``after`` are the targets' scores at the weights after it."""
+        share = self.extras.overlap
+        masks = Masks(share, sharded=is_sharded(self.parameters)) if share else None
+        place = self.parameters, self._batches, self.tied, self._state
+        gram, scores = measure_targets(self.model, *place, others, masks)
         rule = self.protection.told() if self.protection is not None else {}
         self.gram, self.line = gram, {"step": self._at, **evaluation_line(scores), **rule}
+        parts: dict[str, Any] = {"gram": gram}
+        if masks is not None:
+            named = Combinations.everywhere({each: {each: 1.0} for each in gram.names if each != WEIGHTS})
+            parts["overlap"] = masks.overlap(named, list(self.parameters), self.tied)
+        if after is not None:
+            parts["prediction"] = predictions(gram, scores, after)
         if self._sink is not None:
-            self._sink(self.line | gram.norms() | {"gram": gram})
+            self._sink(self.line | gram.norms() | parts)
+
+    def _record_tokens(self, update: NamedTensors) -> None:
+        """Write the examples of each target that an update harms most, token by token."""
+        if self._sink is None or self.extras.tokenizer is None:
+            return
+        examples = {name: target.examples for name, target in self.targets.items()}
+        with self._state.preserve():
+            lines = token_lines(
+                without_ddp(self.model),
+                self.extras.tokenizer,
+                examples,
+                update,
+                self._pad_id,
+                self.extras.tokens,
+                self._batch_size,
+            )
+            for line in lines:
+                self._sink({"step": self._at} | line | {"direction": UPDATE}, TOKENS)
 
 
 @contextlib.contextmanager
@@ -396,6 +446,36 @@ def exchanged(parameters: Mapping[str, nn.Parameter], held: NamedTensors) -> Ite
     finally:
         for name in {*moved_out, *moving}:
             parts[name].copy_(moving.get(name, held[name]))
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a monitor measures beside effects, see `Monitor`."""
+
+    check: bool
+    overlap: float
+    tokens: int
+    tokenizer: Tokenizer | None
+
+    def refuse(self, *, update: bool) -> None:
+        """Refuse what cannot be measured."""
+        if not 0 <= self.overlap <= 1:
+            raise GeffectError(f"overlap is {self.overlap}, no share between 0 and 1", remedy="Write 0.1 for 10 %")
+        for name in (each for each in ("check", "tokens") if getattr(self, each) and not update):
+            raise GeffectError(f"{name} needs the optimizer's update", remedy="Monitor with update=True")
+        if self.tokens and self.tokenizer is None:
+            raise GeffectError("tokens needs a tokenizer to tell their texts", remedy="Pass tokenizer=…")
+        if self.tokens and num_processes() > 1:
+            message = f"tokens works in one process, and {num_processes()} were launched"
+            raise GeffectError(message, remedy="Leave it out, or monitor a training of one process")
+
+
+def _check_numbers(counts: Mapping[str, int | str | None], overhead: float) -> None:
+    for name, value in counts.items():
+        if isinstance(value, int) and value < 1:
+            raise GeffectError(f"{name} is {value}; it must be at least 1", remedy="Correct it")
+    if not 0 < overhead < 1:
+        raise GeffectError(f"overhead is {overhead}; it must lie between 0 and 1", remedy="Write 0.05 for 5 %")
 
 
 def _part(gradient: Tensor | None) -> Tensor | None:

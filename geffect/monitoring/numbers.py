@@ -3,7 +3,9 @@
 import math
 from collections.abc import Mapping
 
-from geffect.core.gram import Gram, cosine, effects_by_group, norm
+from geffect.core.gram import Gram, cosine, effects_by_group, inner, norm
+from geffect.core.statistics import paired_change
+from geffect.models.scoring import Likelihood
 from geffect.monitoring.targets import GRADIENT, OTHERS, UPDATE, WEIGHTS
 from geffect.record.reader import Score
 
@@ -52,6 +54,21 @@ def _of_update(gram: Gram, groups: Mapping[str, str], targets: list[str]) -> dic
     for name, by_group in effects_by_group(gram, groups, targets, UPDATE).items():
         found |= {f"{name}/effect" + (f"/{group}" if group else ""): value for group, value in by_group.items()}
     return found | {f"cos/{name}~update": cosine(total, names, name, UPDATE) for name in targets}
+
+
+def predictions(
+    gram: Gram, before: Mapping[str, Likelihood], after: Mapping[str, Likelihood]
+) -> dict[str, dict[str, float]]:
+    """Target → its loss ``before`` and ``after`` a step (nats a token), its effect, ``update``, and the standard error.
+
+    The error is that of the loss's change, and so, to first order, of the effect: as of a sample of examples.
+    """
+    total, found = gram.total(), dict[str, dict[str, float]]()
+    for name, score in before.items():
+        _, error = paired_change(score.example_nll, after[name].example_nll, score.example_tokens)
+        losses = {"before": score.loss, "update": -inner(total, gram.names, name, UPDATE), "after": after[name].loss}
+        found[name] = losses | ({"standard_error": error} if math.isfinite(error) else {})
+    return found
 
 
 def protection_numbers(line: Mapping[str, object]) -> dict[str, float]:

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +26,7 @@ from geffect.core.gradients import GradientBuffer
 from geffect.core.gram import Gram
 from geffect.core.layers import TiedWeights
 from geffect.core.model_state import ModelState
+from geffect.core.splits import check_target_names
 from geffect.data.checks import check_ids, warn_cut
 from geffect.data.completions import PAIR, encode_completions, read_sets
 from geffect.data.encode import EncodedExample, collate, pad_id_of
@@ -34,6 +34,7 @@ from geffect.data.load import ExampleSet
 from geffect.errors import GeffectError, shorten
 from geffect.measurement.basis import Basis, Combinations, Tensors, add
 from geffect.measurement.measurement import Batch
+from geffect.measurement.topk import Masks
 from geffect.models.scoring import Likelihood, example_scores
 from geffect.objectives.base import Counts, mean_nll
 
@@ -43,8 +44,6 @@ FORMS = "a set's name, geffect.load_set(…), rows with columns such as question
 EXAMPLES = 64  # of a target, at most, by default
 GRADIENT, UPDATE, WEIGHTS = "applied_gradient", "update", "weights"
 OTHERS = (GRADIENT, UPDATE, WEIGHTS)  # what a monitored step records beside its targets
-RESERVED = {*OTHERS, "objective", "rectified", "masked", "applied", "total"}
-NAME = re.compile(r"\w[\w.-]{0,39}(/\w[\w.-]{0,39})?")  # the latter as of a domain's split, forget/privacy
 
 
 @dataclass(frozen=True)
@@ -118,14 +117,7 @@ def check_names(targets: object) -> None:
         raise GeffectError(f"The targets are {shorten(targets)}, not sets by name", remedy=form)
     if not targets:
         raise GeffectError("There is no target to measure a step against", remedy=form)
-    seen: dict[str, str] = {}
-    for name in targets:
-        if not isinstance(name, str) or not NAME.fullmatch(name) or name in RESERVED:
-            remedy = f"Choose letters and digits, and none of {', '.join(sorted(RESERVED))}"
-            raise GeffectError(f"A target cannot be called {shorten(name)}", remedy=remedy)
-        if other := seen.get(name.casefold()):
-            raise GeffectError(f"Two targets are called {other} and {name}", remedy="Give each a name of its own")
-        seen[name.casefold()] = name
+    check_target_names(targets)
 
 
 def _sources(
@@ -201,15 +193,16 @@ def measure_targets(
     tied: TiedWeights | None,
     state: ModelState,
     others: Others,
+    masks: Masks | None = None,
 ) -> tuple[Gram, dict[str, Likelihood]]:
     """The Gram of every target's ∇R and of the others, R a target's token-mean NLL; and the targets' scores.
 
     Of M targets M − 1 gradients are held; in one process the last one is met tensor by tensor in its backward pass.
-    Every process gets the same batches, runs its share of them, and has the same Gram in the end. The model is left as
-    it was, and hooks on its parameters do not run. Under DDP the wrapper is bypassed, so that no all-reduce is
-    triggered. The losses of a tied tensor are split by use.
+    Every process gets the same batches, runs its share of them, and has the same Gram in the end. The model is left
+    as it was, and hooks on its parameters do not run. ``masks`` gathers the top-k masks of all gradients. Under DDP
+    the wrapper is bypassed, so that no all-reduce is triggered. The losses of a tied tensor are split by use.
     """
-    products = _Products(parameters, tuple(batches), tied, others)
+    products = _Products(parameters, tuple(batches), tied, others, masks)
     counts = {name: Counts.of(each) for name, each in batches.items()}
     scores = {name: torch.zeros(each.example, 3, dtype=torch.float64) for name, each in counts.items()}
     turns = [(name, *item) for name, each in batches.items() for item in assign_items(each)]
@@ -247,9 +240,15 @@ class _Products:
     """Inner products of targets' gradients and others, parameter by parameter."""
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], targets: tuple[str, ...], tied: TiedWeights | None, others: Others
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        targets: tuple[str, ...],
+        tied: TiedWeights | None,
+        others: Others,
+        masks: Masks | None,
     ) -> None:
         self.parameters, self.targets, self.tied, self.others = parameters, targets, tied, others
+        self.masks = masks
         self.buffer = GradientBuffer(dict(parameters) | ({tied.head_name: tied.alias} if tied else {}))
         self.basis = Basis((*targets, *others.names), tied, losses=targets)
         self._uses: dict[str, Tensors] = {}  # of the tied tensor, whose two parts arrive apart
@@ -276,14 +275,19 @@ class _Products:
         arrived = held | {self.targets[-1]: streamed}
         losses = {each: None if tensor is None else local_part(tensor) for each, tensor in arrived.items()}
         if self.tied is None or key not in (self.tied.name, self.tied.head_name):
-            self.basis.add(key, losses | dict(self.others.tensors(key)))
+            self._add(key, losses | dict(self.others.tensors(key)))
             return
         self._uses[key] = losses
         if len(self._uses) == 2:
             embed, head = (self._uses.pop(each) for each in (self.tied.name, self.tied.head_name))
             others = dict(self.others.tensors(self.tied.name))
             whole = {each: add(embed[each], head[each]) for each in self.targets}
-            self.basis.add(self.tied.name, whole | others, dict(embed) | others)
+            self._add(self.tied.name, whole | others, dict(embed) | others)
+
+    def _add(self, key: str, tensors: Tensors, embeds: Tensors | None = None) -> None:
+        self.basis.add(key, tensors, embeds)
+        if self.masks is not None:
+            self.masks.add(key, {name: tensor for name, tensor in tensors.items() if name != WEIGHTS})
 
 
 def without_ddp(model: nn.Module) -> nn.Module:

@@ -13,9 +13,18 @@ import pandas as pd
 
 from geffect.core.gram import inner_by_label
 from geffect.core.layers import depth_key, layer_groups
+from geffect.core.statistics import paired_change
 from geffect.errors import GeffectError
 from geffect.io.readers import StrPath
-from geffect.record.reader import Damaged, damage_refused, each_line, read_config, read_environment
+from geffect.record.reader import (
+    Damaged,
+    Examples,
+    damage_refused,
+    each_line,
+    read_config,
+    read_environment,
+    step_lines,
+)
 from geffect.record.schema import POINTS, STEPS, STRUCTURES, TOKENS
 
 Summed = tuple[tuple[str, ...], npt.NDArray[Any]]  # the gradients, and [labels, pairs]
@@ -93,23 +102,29 @@ def read_groups(path: StrPath, scheme: str = "thirds") -> dict[str, str]:
 
 
 @damage_refused
-def read_effects(path: StrPath, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
+def read_effects(
+    path: StrPath, by: str = "group", scheme: str = "thirds", direction: str | None = None
+) -> pd.DataFrame:
     """What every measured step does to every target, to first order.
 
-    Arguments as of `read`. Needs the applied update, which a monitor records by default, and ``geffect unlearn`` with
-    ``--prediction``.
+    Arguments as of `read`. ``direction`` is a gradient of the record; by default the applied update −Δθ, which a
+    monitor records by default, and ``geffect unlearn`` with ``--target`` or ``--prediction``. An inspection applies no
+    update: there ``objective`` is the step that plain gradient descent would take with a learning rate of 1.
 
     Returns:
-        Columns ``step``, ``by``, ``target``, ``effect`` = −⟨∇R, applied update⟩: the change of the target's loss R by
-        the step, in nats a token. Above 0 the step harms that target, below 0 it helps. The effects of all labels add
-        up to the whole model's.
+        Columns ``step``, ``by``, ``target``, ``effect`` = −⟨∇R, direction⟩: the change of the target's loss R by the
+        step, in nats a token. Above 0 the step harms that target, below 0 it helps. The effects of all labels add up
+        to the whole model's.
     """
     frame = read(path, by, scheme)
     known = [*frame["gradient"].unique(), *frame["other"].unique()]
-    applied = next((name for name in APPLIED if name in known), None)
+    applied = next((name for name in ((direction,) if direction else APPLIED) if name in known), None)
     if applied is None:
-        remedy = "Monitor with update=True, or run geffect unlearn with --prediction 16"
-        raise GeffectError(f"{path} recorded no applied update", remedy=remedy)
+        choices = ", ".join(sorted({*known} - {*_targets(path, known)})) or "none"
+        remedy = (
+            f"Name one of the record's gradients ({choices}), or monitor with update=True, or unlearn with --target"
+        )
+        raise GeffectError(f"{path} recorded no {direction or 'applied update'}", remedy=remedy)
     parts = [
         inner_by_label(frame, target, applied).mul(-1).rename("effect").reset_index().assign(target=target)
         for target in _targets(path, known)
@@ -189,32 +204,45 @@ def read_prediction(path: StrPath) -> pd.DataFrame:
         Columns ``step``, ``target`` (``forget``, ``retain``, or a monitor's), ``reading`` (``gradient``, ``update``;
         of a monitor ``update`` alone), ``predicted``, ``measured`` (nats a token), ``before`` and ``after``. Where
         every step was measured the changes add up to that of the whole run. A monitor's steps are there where the next
-        one was measured, too.
+        one was measured, too, and with ``check`` everywhere. Theirs have a ``standard_error`` of the measured change,
+        as of a sample of examples (`geffect.core.statistics.paired_change`); NaN elsewhere.
     """
     rows = []
     for line in each_line(path):
         for target, part in (line.get("prediction") or {}).items():
             before, after = part["before"], part["after"]
             measured = math.nan if before is None or after is None else after - before
-            values = {"measured": measured, "before": before, "after": after}
+            error = part.get("standard_error", math.nan)
+            values = {"measured": measured, "before": before, "after": after, "standard_error": error}
             keys = {"step": line["step"], "target": target}
-            rows += [keys | {"reading": name, "predicted": part[name]} | values for name in READINGS]
+            rows += [keys | {"reading": name, "predicted": part[name]} | values for name in READINGS if name in part]
     return pd.DataFrame(rows) if rows else _monitored_prediction(path)
 
 
 def _monitored_prediction(path: StrPath) -> pd.DataFrame:
     """A monitor measures its targets' losses on the same examples at every step that it measures."""
-    losses = {line["step"]: line.get("evaluation", {}) for line in each_line(path)}
+    lines = {line.step: line for line in step_lines(path)}
     rows = []
     for step, target, predicted in _whole_effects(path):
-        before, after = (losses.get(at, {}).get(target, {}).get("loss") for at in (step, step + 1))
-        if before is not None and after is not None:
-            keys = {"step": step, "target": target, "reading": "update", "predicted": predicted}
-            rows.append(keys | {"measured": after - before, "before": before, "after": after})
+        known = [lines[at] for at in (step, step + 1) if at in lines and target in lines[at].scores]
+        losses = [line.scores[target].loss for line in known]
+        if len(losses) < 2 or None in losses:
+            continue
+        error = _error_of_change(*(line.examples.get(target) for line in known))
+        keys = {"step": step, "target": target, "reading": "update", "predicted": predicted}
+        change = {"measured": losses[1] - losses[0], "before": losses[0], "after": losses[1]}
+        rows.append(keys | change | {"standard_error": error})
     if not rows:
         remedy = "Run geffect unlearn with --prediction 16, or monitor every step"
         raise GeffectError(f"{Path(path) / STEPS} has no prediction", remedy=remedy)
     return pd.DataFrame(rows)
+
+
+def _error_of_change(before: Examples | None, after: Examples | None) -> float:
+    if before is None or after is None or None in (*before.nll, *after.nll):
+        return math.nan
+    first, then = ([each or 0.0 for each in part.nll] for part in (before, after))
+    return paired_change(first, then, before.tokens)[1]
 
 
 def _whole_effects(path: StrPath) -> list[Any]:

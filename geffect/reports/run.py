@@ -81,9 +81,9 @@ class Run(os.PathLike[str]):
         """The sets whose losses' gradients were measured; empty where none were."""
         return frames.read_targets(self.path)
 
-    def effects(self, by: str = "group", scheme: str = "thirds") -> pd.DataFrame:
+    def effects(self, by: str = "group", direction: str | None = None, scheme: str = "thirds") -> pd.DataFrame:
         """What every measured step did to every target, in nats a token, as `geffect.read_effects`."""
-        return frames.read_effects(self.path, by, scheme)
+        return frames.read_effects(self.path, by, scheme, direction)
 
     def target_cosines(self, by: str = "total", scheme: str = "thirds") -> pd.DataFrame:
         """The cosines of every two targets' gradients, as `geffect.read_cosines`."""

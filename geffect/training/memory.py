@@ -179,21 +179,22 @@ def _moments(config: UnlearnConfig, sizes: Sizes, activations: int, logits: int)
     streams = config.grad_accum_steps == rank_and_size()[1] == 1  # the last retain gradient is freed as it arrives
     beside = int(plan.splits_retain and (plan.retain_terms or bool(objective.on("general"))))
     combined = len({*rule.gradients} - {"objective", rule.memory})
-    keeps = bool(config.prediction or config.save_gradients or config.standard_errors)
+    targets = len(config.target)
+    keeps = bool(targets or config.prediction or config.save_gradients or config.standard_errors)
     held = {
         "rectifier": one * (combined + (rule.memory is not None)),
         "reference": (sizes.weights if objective.needs_reference and not config.lora else 0),
         "masks": 3 * sizes.entries // 8 * freezing,  # a bit an entry
     }
     before = one * (keeps or rule.corrects or freezing)  # θ, from the end of a step until the optimizer has moved it
-    stored = one * keeps * (1 + domains * (1 + plan.splits_forget) + (1 + bool(rule.add_retain)) * freezing)
+    stored = one * keeps * (1 + targets + domains * (1 + plan.splits_forget) + (1 + bool(rule.add_retain)) * freezing)
     averages = 3 * one * (config.mode == "paper")
-    backward = {"gradients": one * (separate + beside + domains + (not streams)), "kept": averages}
+    backward = {"gradients": one * (targets + separate + beside + domains + (not streams)), "kept": averages}
     nothing = {"activations": 0, "logits": 0}
     end = {"gradients": one, "kept": stored + before + averages, **nothing}
     probed = {
         "gradients": one,
-        "kept": stored + before + averages + 2 * one * bool(config.prediction),
+        "kept": stored + before + averages + (2 + targets) * one * bool(config.prediction),
         **({} if config.prediction else nothing),
     }
     again = {
@@ -244,7 +245,7 @@ def inspection_memory(config: InspectConfig, model: CausalLM, encoded: Encoded, 
     """What an inspection takes whose sets are measured in so many parts: weights, gradients, one micro-batch."""
     sizes = Sizes.of(model, config.dtype)
     references = any(each.needs_reference for each in config.objective)  # the start stays beside
-    gradients = 2 + any(each.forget_multiple is None for each in config.objective)
+    gradients = 2 + len(config.target) + any(each.forget_multiple is None for each in config.objective)
     singly = bool(config.tokens or config.points)
     kept = (not config.one_pass or singly) + gradients * (not config.one_pass and num_parts > 1)
     longest = {name: sorted(each, key=lambda example: -len(example.input_ids)) for name, each in encoded.items()}

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger(__name__)
 TERMS_FILE = "objective.json"  # what stateful terms carry on
 BROKEN = "Lower --learning-rate or set --max-grad-norm, and look at those examples with geffect preview"
+TARGET_EXAMPLES = 64  # of a target, at most, that a step's effects are measured on
 KNOWN = 0.9  # token accuracy below which there is little to unlearn, or to keep
 
 
@@ -66,6 +67,7 @@ class UnlearnTrainer(RecordingTrainer):
         sets: set → encoded examples: ``forget``, ``retain``, and ``general`` and ``alternative`` where needed; of
             several domains ``forget/privacy`` and so on (`geffect.core.splits`).
         columns: what the objective needs of each example (`compute_columns`).
+        targets: name → examples of a further set, on which the effects are measured.
         reference: the frozen start, where the objective needs more of it than token NLLs.
         frozen: entries that the updates leave alone.
         layers: parameter → layer, see `Measurement`.
@@ -84,6 +86,7 @@ class UnlearnTrainer(RecordingTrainer):
         config: UnlearnConfig,
         sets: Mapping[str, list[EncodedExample]],
         columns: Columns | None = None,
+        targets: Mapping[str, list[EncodedExample]] | None = None,
         reference: Reference | None = None,
         frozen: GradientMask | None = None,
         layers: Mapping[str, str] | None = None,
@@ -99,6 +102,7 @@ class UnlearnTrainer(RecordingTrainer):
         check_columns(self.sets, self.columns)
         if reference is not None:
             check_same_shape(model, reference.model)
+        self.targets = dict(targets or {})
         self.current: Step | None = None
         self.met = ""  # the examples of the current window, for a message
         rule = config.rectifier.rule
@@ -118,6 +122,7 @@ class UnlearnTrainer(RecordingTrainer):
             labels=layers or {},
             frozen=frozen,
             layers=layout(model).layers if rule.scope == "layer" else {},
+            targets={name: self._probe(each, TARGET_EXAMPLES) for name, each in self.targets.items()},
         )
 
     def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> "TrainOutput | None":
@@ -165,7 +170,7 @@ class UnlearnTrainer(RecordingTrainer):
 
     def _introduce(self, accuracies: dict[str, float]) -> None:
         LOGGER.info("start: token accuracy %s", ", ".join(f"{name} {value:.3f}" for name, value in accuracies.items()))
-        for name in (name for name, value in accuracies.items() if value < KNOWN):
+        for name in (name for name, value in accuracies.items() if value < KNOWN and name not in self.targets):
             LOGGER.warning(
                 "this model does not know the %s set (below %s): fit it first (geffect finetune)", name, KNOWN
             )
@@ -252,20 +257,19 @@ class UnlearnTrainer(RecordingTrainer):
     def _prediction(self, model: nn.Module) -> PredictionCheck | None:
         if not self.config.prediction:
             return None
-        count, size = self.config.prediction, self.args.per_device_train_batch_size
-        probe = {
-            name: [
-                self.on_device(add_positions(each)) for each in probe_batches(self.sets[name], count, size, self.pad_id)
-            ]
-            for name in self.sets
-            if role_of(name) in TARGETS
-        }
+        sets = {name: each for name, each in self.sets.items() if role_of(name) in TARGETS} | self.targets
+        probe = {name: self._probe(each, self.config.prediction) for name, each in sets.items()}
         return PredictionCheck(
             trainable_parameters(model),
             lambda batch: self._forward(batch, frozenset(), dropout=False),
             probe,
             self.keep_on,
         )
+
+    def _probe(self, examples: Sequence[EncodedExample], count: int) -> list[Batch]:
+        """Evenly spaced examples of a set, in batches on the model's device."""
+        batches = probe_batches(examples, count, self.args.per_device_train_batch_size, self.pad_id)
+        return [self.on_device(add_positions(each)) for each in batches]
 
     def _save_gradients(self) -> None:
         directory = Path(self.args.output_dir).parent / "gradients" / f"step-{self.state.global_step}"

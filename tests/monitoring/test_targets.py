@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 import geffect
 from geffect.core.gradients import capture_gradients
 from geffect.core.layers import layout, trainable_parameters
+from geffect.core.masks import top_mask
 from geffect.errors import GeffectError
 from geffect.monitoring.callback import Callback
 from geffect.monitoring.monitor import Monitor, exchanged
@@ -413,3 +414,98 @@ def test_an_interruption_amid_the_exchange_of_weights_loses_none(
             pass
     for name, parameter in parameters.items():
         assert torch.equal(parameter, wanted[name]), name
+
+
+def looped(model: Any, out: Path, **settings: Any) -> Monitor:
+    """Four steps of SGD, measured at every second one unless told otherwise."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    plain: dict[str, Any] = {"optimizer": optimizer, "every": 2, "batch_size": 2, "out": out}
+    with Monitor(model, TARGETS, **plain | settings) as monitor:
+        for _ in range(4):
+            mean_nll(model, MATH[:2]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return monitor
+
+
+def test_a_checked_step_says_how_far_its_effects_came_true(tmp_path: Path) -> None:
+    """Between steps that are not measured, too; and the error of the change is that of its examples, one by one."""
+    model = gpt2().double()
+    start = copy.deepcopy(model).eval()
+    checked = looped(model, tmp_path / "run", check=True).run.prediction()
+    assert sorted(checked["step"].unique()) == [0, 2]
+    assert sorted(checked["target"].unique()) == sorted(TARGETS)
+    assert list(checked["predicted"]) == pytest.approx(list(checked["measured"]), rel=0.1)
+    after = copy.deepcopy(start)
+    optimizer = torch.optim.SGD(after.parameters(), lr=1e-3)
+    mean_nll(after, MATH[:2]).backward()
+    optimizer.step()
+    for name, rows in TARGETS.items():
+        own = checked[(checked["step"] == 0) & (checked["target"] == name)].iloc[0]
+        with torch.no_grad():
+            changes = torch.stack([nats(after, padded([row])).sum() - nats(start, padded([row])).sum() for row in rows])
+        sizes = torch.tensor([float(sum(each != -100 for each in row["labels"][1:])) for row in rows])
+        mean = changes.sum() / sizes.sum()
+        residual = (changes - mean * sizes).square().sum() * len(rows) / (len(rows) - 1)
+        assert own["measured"] == pytest.approx(mean.item(), rel=1e-6)
+        assert own["standard_error"] == pytest.approx((residual.sqrt() / sizes.sum()).item(), rel=1e-3)
+
+
+def test_where_every_step_is_measured_the_record_has_the_errors(tmp_path: Path) -> None:
+    checked = looped(gpt2().double(), tmp_path / "run", every=1, check=True)
+    assert not any("prediction" in line for line in read_lines(checked.path))
+    frame = checked.run.prediction()
+    assert len(frame) == 4 * len(TARGETS)
+    assert (frame["standard_error"] > 0).all()
+
+
+@pytest.mark.parametrize("make", [gpt2, llama], ids=["tied", "untied"])
+def test_masks_overlap_as_whole_gradients_do(make: Callable[[], Any], tmp_path: Path) -> None:
+    """The first step's counts against masks of single gradients, tensor by tensor; the weights have none."""
+    model = make().double()
+    start = copy.deepcopy(model).eval()
+    slow = capture_gradients(start, {name: partial(mean_nll, start, each) for name, each in TARGETS.items()})
+    frame = looped(model, tmp_path / "run", overlap=0.2).run.overlap("parameter")
+    assert sorted(frame["gradient"].unique()) == sorted({*TARGETS, "applied_gradient"})
+    first = frame[(frame["step"] == 0) & (frame["gradient"] == "math") & (frame["other"] == "chat")]
+    for name, gradient in slow["math"].items():
+        both = top_mask(gradient, 0.2) & top_mask(slow["chat"][name], 0.2)
+        own = first[first["parameter"].isin([name, f"{name}@tied"])]["intersection"].sum()
+        assert own == int(both.sum()), name
+
+
+def test_tokens_add_up_to_the_effect(tmp_path: Path) -> None:
+    """−Σ over a target's tokens / their number is its effect in the record."""
+    loaded = geffect.load_model("builtin:tiny-untrained")
+    sets = {"math": "builtin:authors/forget[:3]", "chat": "builtin:authors/retain[:2]"}
+    optimizer = torch.optim.AdamW(loaded.model.parameters(), lr=1e-4)
+    rows = geffect.encode_set(loaded.tokenizer, geffect.load_set("builtin:authors/heldout[:2]"))
+    before = loaded.model.state_dict()
+    with Monitor(
+        loaded.model, sets, optimizer=optimizer, tokenizer=loaded.tokenizer, tokens=3, out=tmp_path / "run"
+    ) as monitor:
+        batch = geffect.collate(rows, 0)
+        loaded.model(**{k: batch[k] for k in ("input_ids", "attention_mask", "labels")}).loss.backward()
+        optimizer.step()
+    tokens, effects = monitor.run.tokens(), monitor.run.effects().groupby("target")["effect"].sum()
+    assert (tokens["direction"] == "update").all()
+    for name in sets:
+        own = tokens[tokens["set"] == name]
+        assert -own["effect"].sum() / own["labeled"].sum() == pytest.approx(effects[name], rel=1e-4)
+    assert set(before) == set(loaded.model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tokens": 2}, "tokens needs a tokenizer to tell their texts. Pass tokenizer=…."),
+        ({"update": False, "check": True}, "check needs the optimizer's update. Monitor with update=True."),
+        ({"overlap": 2.0}, "overlap is 2.0, no share between 0 and 1. Write 0.1 for 10 %."),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_measured_beside_is_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(GeffectError) as caught:
+        looped(gpt2(), tmp_path / "run", **settings)
+    assert str(caught.value).rstrip(".") == message.rstrip(".")
+    assert not (tmp_path / "run").exists()
