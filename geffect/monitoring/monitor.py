@@ -217,7 +217,8 @@ class Monitor:
         if not gradient:
             raise GeffectError(
                 f"None of {len(self.parameters)} trainable parameters has a gradient in .grad",
-                remedy="Call step() after backward() and before optimizer.step() and zero_grad()",
+                remedy="Call step() after backward() and before optimizer.step() and zero_grad(); an optimizer that steps "
+                "in the backward pass leaves none",
             )
         self._at = at
         if not self.update:
