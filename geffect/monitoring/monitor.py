@@ -1,6 +1,7 @@
 """Monitor an external training loop: what each of its steps does to named sets of examples."""
 
 import contextlib
+import itertools
 import logging
 import shutil
 import tempfile
@@ -184,7 +185,7 @@ class Monitor:
             self._sink = self._stack.enter_context(open_record(self._directory, self.settings, environment, step))
         if self.optimizer is not None:
             hooks = (
-                self.optimizer.register_step_pre_hook(lambda *_: self.step()),
+                self.optimizer.register_step_pre_hook(_measures_first(self)),
                 self.optimizer.register_step_post_hook(lambda *_: self.updated()),
             )
             for hook in hooks:
@@ -376,6 +377,31 @@ def _refuse_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
                 "so that .grad may hold no gradient",
                 remedy="Step the optimizer after the backward pass and remove the hooks",
             )
+
+
+def _measures_first(monitor: Monitor) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
+    """A hook before an optimizer's step. Where a closure makes the gradients, they are measured after its first call.
+
+    A closure that makes none, as Lightning's where a batch is skipped, is not measured.
+    """
+
+    def hook(
+        optimizer: object, args: tuple[Any, ...], given: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        closure, calls = args[1] if args[1:] else given.get("closure"), itertools.count()
+        if closure is None:
+            monitor.step()
+            return None
+
+        def measured() -> object:
+            loss: object = closure()
+            if next(calls) == 0 and any(p.grad is not None for p in monitor.parameters.values()):
+                monitor.step()
+            return loss
+
+        return ((optimizer, measured, *args[2:]), given) if args[1:] else (args, given | {"closure": measured})
+
+    return hook
 
 
 monitor = Monitor  # a verb: with geffect.monitor(model, …) as monitor
