@@ -47,8 +47,8 @@ def keep_weight_scale(model: nn.Module) -> None:
 def _keep_weight_format(model: nn.Module) -> None:
     """Let no module pack its weights meanwhile.
 
-    On a CPU with AVX512-BF16, bitsandbytes packs 4-bit weights at the first pass in evaluation mode. Packed weights pass
-    no gradient on, in training mode neither, and stay packed. The attribute is restored with all others.
+    On a CPU with AVX512-BF16, bitsandbytes packs 4-bit weights at the first pass in evaluation mode. They stay packed,
+    and then no gradient passes through them in training mode either. The attribute is restored with all others.
     """
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
@@ -91,7 +91,7 @@ class ModelState:
                 stack.enter_context(_hooks_aside(self.model))
                 enter_evaluation_mode(self.model) if evaluate else keep_weight_scale(self.model)
                 _keep_weight_format(self.model)
-                stack.enter_context(uncompiled())
+                stack.enter_context(_uncompiled())
                 if self._first:
                     stack.enter_context(writes)
                 yield
@@ -102,7 +102,7 @@ class ModelState:
         _refuse(changed, lost)
 
 
-def uncompiled() -> AbstractContextManager[object]:
+def _uncompiled() -> AbstractContextManager[Any]:
     """Run what ``torch.compile`` has compiled as it was written.
 
     A compiled model is compiled again for every kind of input, then for changing shapes, so that passes over other
@@ -110,7 +110,8 @@ def uncompiled() -> AbstractContextManager[object]:
     """
     if "torch._dynamo" not in sys.modules:  # nothing is compiled
         return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _refuse(changed: list[str], lost: list[str]) -> None:

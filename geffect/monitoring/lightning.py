@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from torch import nn
 
@@ -34,7 +34,7 @@ def _base() -> Any:
 BASE = _base()
 
 
-class LightningCallback(BASE):  # type: ignore[misc]
+class LightningCallback(BASE):  # type: ignore[misc, valid-type]
     """Monitors a Lightning ``Trainer``: measures its steps, and changes no bit of its training.
 
     `geffect.Callback` for Lightning. The numbers of a measured step go to the trainer's loggers at once, and into
@@ -112,7 +112,7 @@ class LightningCallback(BASE):  # type: ignore[misc]
         if not isinstance(model, nn.Module):
             message = f"{type(pl_module).__name__}.{self._model} is no model"
             raise GeffectError(message, remedy="Name the attribute that holds the language model: model=…")
-        tokenizer = self._tokenizer or cast("Tokenizer | None", getattr(pl_module, "tokenizer", None))
+        tokenizer = self._tokenizer or getattr(pl_module, "tokenizer", None)
         settings = {"host": "lightning.Trainer", "steps": trainer.max_steps, "precision": str(trainer.precision)}
         self.monitor = self._make(
             model, optimizer=trainer.optimizers[0], tokenizer=tokenizer, settings=settings, training=trainer

@@ -141,6 +141,7 @@ class Monitor:
         self._before: NamedTensors | None = None  # the weights then
         self._at = 0  # the number of the step that is measured
         self._copies = False  # this loop's optimizer changes ``.grad``
+        self._left: list[int] | None = None  # the version of every weight when the last step was over
 
     @property
     def run(self) -> Run:
@@ -218,8 +219,8 @@ class Monitor:
         if not gradient:
             raise GeffectError(
                 f"None of {len(self.parameters)} trainable parameters has a gradient in .grad",
-                remedy="Call step() after backward() and before optimizer.step() and zero_grad(); an optimizer that steps "
-                "in the backward pass leaves none",
+                remedy="Call step() after backward() and before optimizer.step() and zero_grad(); an optimizer that "
+                "steps in the backward pass leaves none",
             )
         self._at = at
         if not self.update:
@@ -234,6 +235,7 @@ class Monitor:
     def updated(self) -> None:
         """Measure −Δθ of the optimizer's step: call it after every step of the optimizer."""
         if self._before is None:
+            self._left = self._versions()
             return
         before, self._before, gradient, self._gradient = self._before, None, self._gradient, {}
         whole = self._copies or all(
@@ -253,6 +255,10 @@ class Monitor:
         with exchanged(self.parameters, before):
             self._measure(Others(names, tensors))
         self.pace.measured()
+        self._left = self._versions()
+
+    def _versions(self) -> list[int]:
+        return [local_part(parameter.detach())._version for parameter in self.parameters.values()]
 
     def close(self, *, finished: bool = True) -> None:
         """End: mark the record as finished if the training came to its end, and let the model be monitored again.
@@ -302,8 +308,11 @@ class Monitor:
                 each.close(finished=False)
 
     def _evaluate(self) -> None:
-        """Write the targets' scores at the weights after the last step."""
+        """Write the targets' scores at the weights after the last step, if these are still in place."""
         if self.gram is None:
+            return
+        if self._left is not None and self._left != self._versions():
+            LOGGER.warning("the targets are not scored at the end: the weights are no longer those of the last step")
             return
         batches = {name: target.batches for name, target in self.targets.items()}
         try:

@@ -1,7 +1,8 @@
 """Lightning's Trainer, with the callback in it."""
 
-import importlib.util
+import importlib
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def test_lightning_trains_to_the_same_bits(make: Any, settings: dict[str, Any], 
     assert all(torch.equal(plain[name], monitored[name]) for name in plain)
     every = settings.get("accumulate_grad_batches", 1)
     weights = [*hosts[0].kept[::every], plain]
-    judge(callback.run, hosts[0].model, list(zip(weights, weights[1:], strict=False)), TARGETS, within=within)
+    judge(callback.run, hosts[0].model, list(pairwise(weights)), TARGETS, within=within)
     steps = callback.run.steps()
     assert (steps["norm_applied_gradient"].dropna() <= 0.5001).all()
     assert steps["norm_applied_gradient"].notna().sum() == len(weights) - 1
@@ -161,7 +162,7 @@ def test_gradients_that_a_closure_makes_are_measured_after_its_first_call(positi
         def closure(model: Any = model, optimizer: Any = optimizer) -> Tensor:
             optimizer.zero_grad()
             loss = nats(model, padded(MATH[:2])).mean()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             first.append(float(torch.cat([p.grad.flatten() for p in model.parameters()]).norm()))
             return loss
 

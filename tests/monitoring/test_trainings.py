@@ -4,6 +4,7 @@ Optimizers, quantizers and Lightning that are not installed are skipped. Replica
 ``test_distributed.py``, killed and resumed trainings in ``test_monitoring.py``.
 """
 
+import contextlib
 import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -72,7 +73,9 @@ def _check(make_model: Callable[[], Any], out: Path, *, within: float = 1e-3, **
 )
 def test_optimizers(name: str, package: str, tmp_path: Path) -> None:
     pytest.importorskip(package)
-    low_rank = {"optim_target_modules": ["attn", "mlp"]} if name.startswith(("galore", "apollo")) else {}
+    low_rank: dict[str, Any] = (
+        {"optim_target_modules": ["attn", "mlp"]} if name.startswith(("galore", "apollo")) else {}
+    )
     _check(llama, tmp_path, optim=name, **low_rank)
 
 
@@ -113,11 +116,11 @@ def test_a_compiled_trainer(backend: str, tmp_path: Path) -> None:
     _check(llama, tmp_path, torch_compile=True, torch_compile_backend=backend)
 
 
-
 def _muon(model: nn.Module) -> list[torch.optim.Optimizer]:
-    blocks = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
-    others = [p for p in model.parameters() if not any(p is each for each in blocks)]
-    return [torch.optim.Muon(blocks, lr=1e-2), torch.optim.AdamW(others, lr=1e-2)]
+    """Muon takes matrices alone."""
+    blocks = {name: p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name}
+    others = [p for name, p in model.named_parameters() if name not in blocks]
+    return [torch.optim.Muon(blocks.values(), lr=1e-2), torch.optim.AdamW(others, lr=1e-2)]
 
 
 def test_two_optimizers_of_a_loop(tmp_path: Path) -> None:
@@ -127,23 +130,20 @@ def test_two_optimizers_of_a_loop(tmp_path: Path) -> None:
     for monitored in (False, True):
         model = llama().train()
         optimizers = _muon(model)
-        monitor = geffect.monitor(model, TARGETS, update=True, out=tmp_path / "run") if monitored else None
-        if monitor is not None:
-            monitor.open()
-        for rows in (MATH[:2], MATH[2:4]):
-            nats(model, padded(rows)).mean().backward()
-            before = weights_of(model)
-            if monitor is not None:
-                monitor.step()
-            for optimizer in optimizers:
-                optimizer.step()
-            if monitor is not None:
-                monitor.updated()
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            steps += [(before, weights_of(model))] if not monitored else []
-        if monitor is not None:
-            monitor.close()
+        with contextlib.ExitStack() as stack:
+            given: dict[str, Any] = {"update": True, "out": tmp_path / "run"}
+            monitor = stack.enter_context(geffect.monitor(model, TARGETS, **given)) if monitored else None
+            for rows in (MATH[:2], MATH[2:4]):
+                nats(model, padded(rows)).mean().backward()
+                before = weights_of(model)
+                if monitor is not None:
+                    monitor.step()
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                if monitor is not None:
+                    monitor.updated()
+                steps += [] if monitored else [(before, weights_of(model))]
         ended.append(weights_of(model))
     assert all(torch.equal(ended[0][name], ended[1][name]) for name in ended[0])
     judge(geffect.Run(tmp_path / "run"), llama(), steps, TARGETS)
@@ -154,12 +154,7 @@ def test_muon_trains_an_adapter(tmp_path: Path) -> None:
         args, model = TrainingArguments(output_dir=str(tmp_path), **SETTINGS), lora()
         muon = torch.optim.Muon([p for p in model.parameters() if p.requires_grad], lr=1e-2)
         return Trainer(
-            model,
-            args,
-            train_dataset=MATH,
-            data_collator=padded,
-            optimizers=(muon, None),
-            callbacks=list(callbacks),
+            model, args, train_dataset=MATH, data_collator=padded, optimizers=(muon, None), callbacks=list(callbacks)
         )
 
     callback = geffect.Callback(TARGETS)
@@ -177,7 +172,9 @@ def test_accelerates_bare_loop(tmp_path: Path) -> None:
         accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
         bare = llama().train()
         model, optimizer = accelerator.prepare(bare, torch.optim.AdamW(bare.parameters(), lr=1e-2))
-        monitor = geffect.monitor(model, TARGETS, optimizer=optimizer, out=tmp_path / "run").open() if monitored else None
+        monitor = geffect.monitor(model, TARGETS, optimizer=optimizer, out=tmp_path / "run")
+        if monitored:
+            monitor.open()
         before = weights_of(bare)
         for micro in (MATH[:2], MATH[2:4], CHAT[:2], CHAT[2:]):
             with accelerator.accumulate(model):
@@ -188,7 +185,7 @@ def test_accelerates_bare_loop(tmp_path: Path) -> None:
                 optimizer.zero_grad()
             if accelerator.sync_gradients and not monitored:
                 steps.append((before, before := weights_of(bare)))
-        if monitor is not None:
+        if monitored:
             monitor.close()
         ended.append(weights_of(bare))
     assert all(torch.equal(ended[0][name], ended[1][name]) for name in ended[0])
@@ -198,14 +195,14 @@ def test_accelerates_bare_loop(tmp_path: Path) -> None:
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("in_place", [False, True], ids=["wrapped", "in place"])
 def test_a_compiled_loop_runs_the_same_code(backend: str, in_place: bool, tmp_path: Path) -> None:
-    """Measuring batches of other shapes would have changed what was compiled for those that follow, and its rounding."""
+    """Passes over batches of other shapes would change what is compiled for those that follow, and its rounding."""
     batches = [made_rows([length, length], length) for length in (5, 7, 9, 6)]
     targets = {"a": made_rows([3, 12, 14, 6, 8], 1), "b": made_rows([10, 5, 17], 2)}
     ended: list[Weights] = []
     for monitored in (False, True):
         torch._dynamo.reset()
         bare = llama().train()
-        compiled = bare if in_place else torch.compile(bare, backend=backend)
+        compiled: Any = bare if in_place else torch.compile(bare, backend=backend)
         if in_place:
             bare.compile(backend=backend)
         optimizer = torch.optim.AdamW(bare.parameters(), lr=1e-2)
@@ -292,8 +289,23 @@ def test_no_layer_packs_its_weight_while_it_is_measured() -> None:
 def test_what_is_refused_says_what_can_be_done(given: dict[str, Any], told: str, tmp_path: Path) -> None:
     args = TrainingArguments(output_dir=str(tmp_path), **SETTINGS)
     for name, value in given.items():
-        setattr(args, name, value)  # the arguments themselves refuse both here: fp16 on a CPU, and DeepSpeed unless there
+        setattr(args, name, value)  # given to the arguments themselves, transformers refuses both on this machine
     callback = geffect.Callback(TARGETS)
     host = Trainer(llama(), TrainingArguments(output_dir=str(tmp_path), **SETTINGS), train_dataset=MATH)
     with pytest.raises(GeffectError, match=told):
         callback.on_train_begin(args, host.state, host.control, model=host.model)
+
+
+@pytest.mark.parametrize("make_model", [llama, lora], ids=["whole", "adapter"])
+def test_a_checkpoint_that_is_loaded_at_the_end_is_not_taken_for_the_last_step(
+    make_model: Callable[[], Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first checkpoint is the best one at so high a rate: its scores are those of the second step."""
+    callback = geffect.Callback(TARGETS)
+    each = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    settings = SETTINGS | each | {"load_best_model_at_end": True, "learning_rate": 0.5}
+    args, model = TrainingArguments(output_dir=str(tmp_path), **settings), make_model()
+    Trainer(model, args, train_dataset=MATH, eval_dataset=CHAT, data_collator=padded, callbacks=[callback]).train()
+    assert "no longer those of the last step" in caplog.text
+    assert set(callback.run.evaluations()["step"]) == {0, 1, 2}
+    assert set(callback.run.prediction()["step"]) == {0, 1}

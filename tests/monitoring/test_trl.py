@@ -84,7 +84,8 @@ def _rewarded(completions: Sequence[str], **_: object) -> list[float]:
 
 
 def _rows(kind: str) -> list[dict[str, Any]]:
-    pairs = [(each["question"], f" {each['answer']}") for each in geffect.load_set("builtin:authors/forget[:8]").examples]
+    examples = geffect.load_set("builtin:authors/forget[:8]").examples
+    pairs = [(each["question"], f" {each['answer']}") for each in examples]
     return {
         "sft": [{"prompt": question, "completion": answer} for question, answer in pairs],
         "text": [{"text": question + answer} for question, answer in pairs],
@@ -121,6 +122,7 @@ PACKED = {"packing": True, "max_length": 64}
         ("SFT", "sft", {"gradient_checkpointing": True}),
         ("SFT", "sft", {"bf16": True}),
         ("SFT", "sft", {"adapter": True}),
+        ("SFT", "sft", {"padding_free": True, "max_length": None}),
         ("SFT", "text", PACKED | {"packing_strategy": "bfd"}),
         ("SFT", "text", PACKED | {"packing_strategy": "wrapped"}),
         ("DPO", "preference", {}),
@@ -129,6 +131,7 @@ PACKED = {"packing": True, "max_length": 64}
         ("ORPO", "preference", {}),
         ("CPO", "preference", {}),
         ("GRPO", "prompts", ONLINE | {"beta": 0.1, "num_iterations": 2}),
+        ("GRPO", "prompts", ONLINE | {"adapter": True}),
         ("RLOO", "prompts", ONLINE),
     ],
     ids=str,

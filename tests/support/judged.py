@@ -1,6 +1,5 @@
 """A training twice, without and with the callback; and a slow judge of what the record says of its steps."""
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -90,5 +89,3 @@ def descend(model: nn.Module, parameters: Mapping[str, nn.Parameter], rows: Rows
     loss = total / sum(sum(each != -100 for each in row["labels"][1:]) for row in rows)
     found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     return loss.item(), {n: g.double() for n, g in zip(parameters, found, strict=True) if g is not None}
-
-
