@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -16,6 +16,9 @@ from geffect.monitoring.numbers import step_numbers
 from geffect.monitoring.targets import EXAMPLES, TargetSet, check_names
 from geffect.record.reader import Score
 from geffect.reports.run import Run
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")  # the same library under two names
 ELSEWHERE = ("DeepSpeedStrategy", "FSDPStrategy")  # with gradients of their own
@@ -105,7 +108,7 @@ class LightningCallback(BASE):  # type: ignore[misc, valid-type]
             raise GeffectError("Training has not begun", remedy="Call the Trainer's fit() first")
         return self.monitor.run
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """Read the sets and open the record; the optimizer's own hooks call the monitor from here on."""
         _refuse(trainer)
         model = getattr(pl_module, self._model, None)
@@ -119,7 +122,7 @@ class LightningCallback(BASE):  # type: ignore[misc, valid-type]
         ).open(trainer.global_step)
         self._logged = -1
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: object) -> None:
+    def on_train_batch_end(self, trainer: "Trainer", pl_module: "LightningModule", *_: object) -> None:
         """Log a step that was measured, under the number of steps that are done."""
         monitor = self.monitor
         if not self._log or monitor is None or monitor.gram is None or monitor.line["step"] == self._logged:
@@ -142,7 +145,7 @@ class LightningCallback(BASE):  # type: ignore[misc, valid-type]
             self.monitor.close(finished=False)
 
 
-def _refuse(trainer: Any) -> None:
+def _refuse(trainer: "Trainer") -> None:
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         raise GeffectError("fp16 scales the gradients that are measured", remedy='Train with precision="bf16-mixed"')
     if (strategy := type(trainer.strategy).__name__) in ELSEWHERE:

@@ -177,6 +177,7 @@ class Monitor:
         places = split_layout(layout(self.model), self.tied)
         self.groups = places.groups()
         self.pace.begin(step)
+        self._left = None
         self.steps, resumes = step, step > 0 and (self.path / CONFIG).exists()
         environment = self._environment() | {"parameters": layout_to_json(places)}
         if rank() == 0:

@@ -1,7 +1,7 @@
 """One training after another, without and with the callback: the same bits, and a record that a slow judge confirms.
 
-Optimizers, quantizers and Lightning that are not installed are skipped. Replicas and shards are in
-``test_distributed.py``, killed and resumed trainings in ``test_monitoring.py``.
+Optimizers and quantizers that are not installed are skipped. Others train elsewhere: TRL in ``test_trl.py``, Lightning in
+``test_lightning.py``, resumed ones in ``test_monitoring.py``, replicas and shards in ``tests/core/test_distributed.py``.
 """
 
 import contextlib
