@@ -1,11 +1,12 @@
 """One training after another, without and with the callback: the same bits, and a record that a slow judge confirms.
 
-Optimizers and quantizers that are not installed are skipped. Others train elsewhere: TRL in ``test_trl.py``, Lightning in
-``test_lightning.py``, resumed ones in ``test_monitoring.py``, replicas and shards in ``tests/core/test_distributed.py``.
+Optimizers and quantizers that are not installed are skipped. Others train elsewhere: TRL in ``test_trl.py``, Lightning
+in ``test_lightning.py``, resumed ones in ``test_monitoring.py``, replicas and shards in ``core/test_distributed.py``.
 """
 
 import contextlib
 import importlib
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ pytestmark = [
 MATH, CHAT = made_rows([7, 5, 9, 6, 8], 0), made_rows([6, 8, 5, 7], 1)
 TARGETS = {"math": MATH, "chat": CHAT}
 COARSE = 0.1  # relative error of an effect in bfloat16, or through 8-bit activations
+COMPILER = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="there is no C++ compiler")
+INDUCTOR = pytest.param("inductor", marks=[pytest.mark.slow, COMPILER])
 SETTINGS: dict[str, Any] = {
     "max_steps": 3,
     "per_device_train_batch_size": 2,
@@ -111,7 +114,7 @@ def test_settings(make_model: Callable[[], Any], settings: dict[str, Any], withi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
 def test_a_compiled_trainer(backend: str, tmp_path: Path) -> None:
     _check(llama, tmp_path, torch_compile=True, torch_compile_backend=backend)
 
@@ -192,7 +195,7 @@ def test_accelerates_bare_loop(tmp_path: Path) -> None:
     judge(geffect.Run(tmp_path / "run"), llama(), steps, TARGETS)
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["eager", INDUCTOR])
 @pytest.mark.parametrize("in_place", [False, True], ids=["wrapped", "in place"])
 def test_a_compiled_loop_runs_the_same_code(backend: str, in_place: bool, tmp_path: Path) -> None:
     """Passes over batches of other shapes would change what is compiled for those that follow, and its rounding."""
