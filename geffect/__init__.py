@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from geffect.evaluation.view import View as View
     from geffect.localization.storage import read_localization as read_localization
     from geffect.monitoring.callback import Callback as Callback
+    from geffect.monitoring.lightning import LightningCallback as LightningCallback
     from geffect.monitoring.monitor import monitor as monitor
     from geffect.objectives.base import Objective as Objective
     from geffect.objectives.base import Term as Term
@@ -98,6 +99,7 @@ _MODULES = {
     "geffect.evaluation.view": "View",
     "geffect.localization.storage": "read_localization",
     "geffect.monitoring.callback": "Callback",
+    "geffect.monitoring.lightning": "LightningCallback",
     "geffect.monitoring.monitor": "monitor",
     "geffect.objectives.base": "Objective Term",
     "geffect.objectives.registry": "make_objective register_objective",

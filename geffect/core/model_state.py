@@ -5,9 +5,10 @@ are rescaled. `ModelState` runs passes and restores all of it.
 """
 
 import random
+import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,17 @@ def keep_weight_scale(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "layers_are_rescaled"):
             module.training = not module.layers_are_rescaled
+
+
+def _keep_weight_format(model: nn.Module) -> None:
+    """Let no module pack its weights meanwhile.
+
+    On a CPU with AVX512-BF16, bitsandbytes packs 4-bit weights at the first pass in evaluation mode. They stay packed,
+    and then no gradient passes through them in training mode either. The attribute is restored with all others.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            vars(module)["support_avx512bf16_for_cpu"] = False
 
 
 class ModelState:
@@ -78,6 +90,8 @@ class ModelState:
                 stack.enter_context(preserve_random_states({p.device for p in self.model.parameters()}))
                 stack.enter_context(_hooks_aside(self.model))
                 enter_evaluation_mode(self.model) if evaluate else keep_weight_scale(self.model)
+                _keep_weight_format(self.model)
+                stack.enter_context(_uncompiled())
                 if self._first:
                     stack.enter_context(writes)
                 yield
@@ -86,6 +100,18 @@ class ModelState:
             self._written |= {each.name for each in writes.seen}
         self._first = False
         _refuse(changed, lost)
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Run what ``torch.compile`` has compiled as it was written.
+
+    A compiled model is compiled again for every kind of input, then for changing shapes, so that passes over other
+    batches would change the code, and the rounding, of those that follow.
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _refuse(changed: list[str], lost: list[str]) -> None:

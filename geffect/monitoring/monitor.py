@@ -1,6 +1,7 @@
 """Monitor an external training loop: what each of its steps does to named sets of examples."""
 
 import contextlib
+import itertools
 import logging
 import shutil
 import tempfile
@@ -174,6 +175,7 @@ class Monitor:
         self.protection: Protection | None = None  # made when the monitor opens
         self._rectified = False  # this step's gradient
         self._due = False  # this step is measured
+        self._left: list[int] | None = None  # the version of every weight when the last step was over
 
     @property
     def run(self) -> Run:
@@ -210,6 +212,7 @@ class Monitor:
         self.groups = places.groups()
         self.protection = self._make_protection()
         self.pace.begin(step)
+        self._left = None
         self.steps, resumes = step, step > 0 and (self.path / CONFIG).exists()
         environment = self._environment() | {"parameters": layout_to_json(places)}
         if rank() == 0:
@@ -219,7 +222,7 @@ class Monitor:
             self._sink = self._stack.enter_context(open_record(self._directory, self.settings, environment, step))
         if self.optimizer is not None:
             hooks = (
-                self.optimizer.register_step_pre_hook(lambda *_: self.step()),
+                self.optimizer.register_step_pre_hook(_measures_first(self)),
                 self.optimizer.register_step_post_hook(lambda *_: self.updated()),
             )
             for hook in hooks:
@@ -247,7 +250,8 @@ class Monitor:
         if not gradients:
             raise GeffectError(
                 f"None of {len(self.parameters)} trainable parameters has a gradient in .grad",
-                remedy="Call step() after backward() and before optimizer.step() and zero_grad()",
+                remedy="Call step() after backward() and before optimizer.step() and zero_grad(); an optimizer that "
+                "steps in the backward pass leaves none",
             )
         return gradients
 
@@ -294,13 +298,16 @@ class Monitor:
 
     def updated(self) -> None:
         """Correct θ where a rectifier does, and measure −Δθ: call it after every step of the optimizer."""
-        if self._before is None:
-            return
-        before, self._before, gradient, self._gradient = self._before, None, self._gradient, {}
-        if self.protection is not None:
-            self.protection.correct(before)
-        if not (self._due and self.update):
-            return
+        if self._before is not None:
+            before, self._before = self._before, None
+            if self.protection is not None:
+                self.protection.correct(before)
+            if self._due and self.update:
+                self._measure_update(before)
+        self._left = self._versions()
+
+    def _measure_update(self, before: NamedTensors) -> None:
+        gradient, self._gradient = self._gradient, {}
         whole = self._copies or all(
             each is self.parameters[name].grad and each._version == version
             for name, (each, version) in gradient.items()
@@ -323,6 +330,9 @@ class Monitor:
             if self.extras.tokens:
                 self._record_tokens({name: update_of(name) for name in self.parameters})
         self.pace.measured()
+
+    def _versions(self) -> list[int]:
+        return [local_part(parameter.detach())._version for parameter in self.parameters.values()]
 
     def close(self, *, finished: bool = True) -> None:
         """End: mark the record as finished if the training came to its end, and let the model be monitored again.
@@ -372,8 +382,11 @@ class Monitor:
                 each.close(finished=False)
 
     def _evaluate(self) -> None:
-        """Write the targets' scores at the weights after the last step."""
+        """Write the targets' scores at the weights after the last step, if these are still in place."""
         if self.gram is None:
+            return
+        if self._left is not None and self._left != self._versions():
+            LOGGER.warning("the targets are not scored at the end: the weights are no longer those of the last step")
             return
         try:
             scores = self._score()
@@ -511,6 +524,31 @@ def _refuse_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
                 "so that .grad may hold no gradient",
                 remedy="Step the optimizer after the backward pass and remove the hooks",
             )
+
+
+def _measures_first(monitor: Monitor) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
+    """A hook before an optimizer's step. Where a closure makes the gradients, they are measured after its first call.
+
+    A closure that makes none, as Lightning's where a batch is skipped, is not measured.
+    """
+
+    def hook(
+        optimizer: object, args: tuple[Any, ...], given: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        closure, calls = args[1] if args[1:] else given.get("closure"), itertools.count()
+        if closure is None:
+            monitor.step()
+            return None
+
+        def measured() -> object:
+            loss: object = closure()
+            if next(calls) == 0 and any(p.grad is not None for p in monitor.parameters.values()):
+                monitor.step()
+            return loss
+
+        return ((optimizer, measured, *args[2:]), given) if args[1:] else (args, given | {"closure": measured})
+
+    return hook
 
 
 monitor = Monitor  # a verb: with geffect.monitor(model, …) as monitor
