@@ -1,6 +1,6 @@
 """Draw ``figures/trainings/``: five trainings of SmolLM2-135M, and what each of their steps did to named sets.
 
-    python -m analysis.trainings DATA [RUNS] [--only NAME] [--steps 24]
+    python -m analysis.trainings DATA [RUNS] [--only NAME] [--steps 20]
 
 DATA holds ``tofu/`` and ``knowundo/``. The trainings are of kinds that people run:
 
@@ -10,7 +10,7 @@ DATA holds ``tofu/`` and ``knowundo/``. The trainings are of kinds that people r
 - ``mixture``: full fine-tuning with Hugging Face's Trainer on two tasks at once, authors and private people;
 - ``unlearning``: ``geffect unlearn`` of one task after the mixture, NPO rectified by GRU.
 
-Every step is measured, on 16 examples of each target, so that each record checks itself: a target's measured change
+Every step is measured, on 8 examples of each target, so that each record checks itself: a target's measured change
 between two steps against what −⟨∇R, update⟩ says. Small models are not large ones: these are examples of use.
 """
 
@@ -31,7 +31,7 @@ from geffect.data.relabel import REFUSALS
 from geffect.reports import plots
 
 OUT = Path("figures/trainings")
-EXAMPLES = 16  # of a target
+EXAMPLES = 8  # of a target
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
 PRIVATE = "knowundo:privacy/unlearn/train"
 
@@ -142,7 +142,7 @@ class Study:
             objective="npo(beta=0.1)",
             rectifier="gru",
             steps=self.steps,
-            batch_size=8,
+            batch_size=4,
             learning_rate=2e-5,
             evaluate_every=self.steps,
             prediction=EXAMPLES,
@@ -154,7 +154,8 @@ class Study:
         return {
             "output_dir": str(self.runs / f"{name}-host"),
             "max_steps": self.steps,
-            "per_device_train_batch_size": 8,
+            "per_device_train_batch_size": 4,
+            "gradient_checkpointing": False,
             "learning_rate": 2e-4,
             "lr_scheduler_type": "constant",
             "report_to": "none",
@@ -234,6 +235,6 @@ if __name__ == "__main__":
     parser.add_argument("data", type=Path, help="directory of tofu/ and knowundo/")
     parser.add_argument("runs", type=Path, nargs="?", default=Path("runs/trainings"), help="where to train")
     parser.add_argument("--only", choices=["sft", "protect", "dpo", "mixture", "unlearning"])
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=20)
     given = parser.parse_args()
     main(Study(given.data, given.runs, given.steps), given.only)
