@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from transformers import Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from geffect.core.architectures import CausalLM, Tokenizer
 from geffect.errors import GeffectError
@@ -197,7 +197,8 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         scores = {name: Score(**score) for name, score in self.monitor.line["evaluation"].items()}
         if self._log and self._host is not None and self.monitor.gram is not None:
             of_rule = protection_numbers(self.monitor.line)
-            self._host_log(step_numbers(self.monitor.gram, self.monitor.groups, scores) | of_rule, control)
+            numbers = step_numbers(self.monitor.gram, self.monitor.groups, scores) | of_rule
+            _log(self._host, numbers, control)
         for name, score in scores.items():
             rise = score.loss - self._first.setdefault(name, score.loss)
             self._judge(name, rise, control)
@@ -208,12 +209,6 @@ class Callback(TrainerCallback):  # type: ignore[misc]
             self._host.__dict__.pop("_clip_grad_norm", None)
         if self.monitor:
             self.monitor.close()
-
-    def _host_log(self, numbers: dict[str, float], control: "TrainerControl") -> None:
-        """Log by the Trainer's plain method; a line of its own that is due now is still logged after."""
-        due = control.should_log
-        Trainer.log(self._host, numbers)  # a subclass's own method empties averages that its next line tells
-        control.should_log = due
 
     def _judge(self, name: str, rise: float, control: "TrainerControl") -> None:
         """Tell a rise of a target's loss (nats a token) that is above its limits."""
@@ -227,6 +222,21 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         if end is not None and not rise <= end:
             LOGGER.warning("%s: the training ends (stop at %g)", text, end)
             control.should_training_stop = True
+
+
+def _log(host: Trainer, numbers: dict[str, float], control: "TrainerControl") -> None:
+    """Log by the Trainer's plain method; a line of its own that is due now is still logged after.
+
+    What prints to a terminal is left out, which a hundred numbers a step would fill.
+    """
+    due, handler = control.should_log, host.callback_handler
+    everybody = handler.callbacks
+    handler.callbacks = [each for each in everybody if not isinstance(each, PrinterCallback | ProgressCallback)]
+    try:
+        Trainer.log(host, numbers)  # a subclass's own method empties averages that its next line tells
+    finally:
+        handler.callbacks = everybody
+        control.should_log = due
 
 
 def _limits(name: str, limits: Mapping[str, float] | None, targets: Mapping[str, TargetSet]) -> dict[str, float]:

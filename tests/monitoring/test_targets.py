@@ -509,3 +509,16 @@ def test_what_cannot_be_measured_beside_is_refused(settings: dict[str, Any], mes
         looped(gpt2(), tmp_path / "run", **settings)
     assert str(caught.value).rstrip(".") == message.rstrip(".")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("quiet", [True, False], ids=["printer", "progress bar"])
+def test_a_hundred_numbers_do_not_fill_the_terminal(
+    quiet: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The Trainer's own line is printed, the callback's is in its history alone."""
+    host = trainer(gpt2(), tmp_path, Callback(TARGETS), disable_tqdm=quiet, logging_strategy="steps", logging_steps=1)
+    host.train()
+    printed = "".join(capfd.readouterr())
+    assert "grad_norm" in printed
+    assert "geffect/" not in printed
+    assert any("geffect/math/effect" in line for line in host.state.log_history)
