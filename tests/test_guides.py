@@ -34,7 +34,7 @@ def test_the_guide_to_targets_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert float(str(found["within"])) > 0.5
     logged = {key for line in found["trainer"].state.log_history for key in line}  # type: ignore[attr-defined]
     told = re.findall(r"^\| `(geffect/[^`]+)`", text, re.MULTILINE)
-    assert len(told) == 10
+    assert len(told) == 11
     for name in told:
         pattern = re.escape(name).replace("NAME", r"\w+").replace("GROUP", r"\w+").replace(r"A\~B", r"\w+\~\w+")
         assert any(re.fullmatch(pattern, key) for key in logged), name

@@ -395,7 +395,10 @@ def _limits(texts: list[str]) -> dict[str, float]:
 
 @app.command(cls=OnceCommand)
 def monitor(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="the directory of a run that is being trained")],
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="the directory of a run that is being trained, or of several: the newest"),
+    ],
     every: Annotated[float, typer.Option(min=0.2, help="seconds between two looks")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="look once")] = False,
 ) -> None:

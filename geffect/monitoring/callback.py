@@ -3,6 +3,7 @@
 import importlib
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -101,6 +102,7 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         self._host: Trainer | None = None
         self._first: dict[str, float] = {}  # target → loss at the first measured step
         self._told: set[str] = set()  # targets whose alert was told
+        self._harmed: Counter[str] = Counter()  # target → measured steps that harmed it, of those under ""
         self._make = partial(
             Monitor,
             targets=targets,
@@ -153,6 +155,7 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         self.monitor = self._make(model, tokenizer=tokenizer, settings=settings, training=state).open(state.global_step)
         _warn_of_trained(self.monitor.targets, getattr(train_dataloader, "dataset", None))
         self._host, self._first, self._told = _calling_trainer(state), {}, set()
+        self._harmed.clear()
         self._protect(args, state.global_step)
         if state.global_step and (self.monitor.path / STEPS).exists():  # a record that is continued
             self._first = {
@@ -198,10 +201,17 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         if self._log and self._host is not None and self.monitor.gram is not None:
             of_rule = protection_numbers(self.monitor.line)
             numbers = step_numbers(self.monitor.gram, self.monitor.groups, scores) | of_rule
+            numbers |= self._shares_harmed(numbers, list(scores))
             _log(self._host, numbers, control)
         for name, score in scores.items():
             rise = score.loss - self._first.setdefault(name, score.loss)
             self._judge(name, rise, control)
+
+    def _shares_harmed(self, numbers: Mapping[str, float], targets: Sequence[str]) -> dict[str, float]:
+        """Target → the share of the measured steps so far whose effect on it is above 0; none without effects."""
+        effects = {name: numbers[f"geffect/{name}/effect"] for name in targets if f"geffect/{name}/effect" in numbers}
+        self._harmed.update(["", *(name for name, effect in effects.items() if effect > 0)])
+        return {f"geffect/{name}/harmed": self._harmed[name] / self._harmed[""] for name in effects}
 
     def on_train_end(self, *_: object, **__: object) -> None:
         """Mark the record as finished."""

@@ -9,6 +9,7 @@ from geffect.core.layers import depth_key
 from geffect.io.readers import StrPath
 from geffect.record.frames import APPLIED, read_groups, read_sets
 from geffect.record.reader import Score, Tail, check_run, is_finished, read_config
+from geffect.record.schema import ENVIRONMENT, STEPS
 
 
 class Standing(NamedTuple):
@@ -34,12 +35,14 @@ class View(NamedTuple):
 class Live:
     """A run's directory that is looked at again and again; each look reads only what is new in it.
 
+    Of a directory that holds runs, the one that was written to last is looked at.
+
     Raises:
         GeffectError: no run is there, or it is damaged.
     """
 
     def __init__(self, path: StrPath) -> None:
-        self.path = Path(path)
+        self.path = newest_run(Path(path))
         check_run(self.path)
         self._steps = read_config(self.path).get("steps")
         self._groups, self._sets = read_groups(self.path), read_sets(self.path)
@@ -72,6 +75,19 @@ class Live:
         applied = next((name for name in APPLIED if name in gram.names), None)
         targets = [name for name in gram.names if name in self._sets]
         return effects_by_group(gram, self._groups, targets, applied) if applied else {}
+
+
+def newest_run(path: Path) -> Path:
+    """A run's directory itself; of one that holds runs, at any depth up to two, the one that was written to last."""
+    if (path / ENVIRONMENT).exists():
+        return path
+    runs = [each.parent for depth in ("*", "*/*") for each in path.glob(f"{depth}/{ENVIRONMENT}")]
+    return max(runs, key=_written, default=path)
+
+
+def _written(run: Path) -> float:
+    lines = run / STEPS
+    return (lines if lines.exists() else run / ENVIRONMENT).stat().st_mtime
 
 
 def groups_of(sets: Iterable[Standing]) -> list[str]:

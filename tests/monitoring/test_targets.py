@@ -521,4 +521,6 @@ def test_a_hundred_numbers_do_not_fill_the_terminal(
     printed = "".join(capfd.readouterr())
     assert "grad_norm" in printed
     assert "geffect/" not in printed
-    assert any("geffect/math/effect" in line for line in host.state.log_history)
+    effects = [line["geffect/math/effect"] for line in host.state.log_history if "geffect/math/effect" in line]
+    shares = [line["geffect/math/harmed"] for line in host.state.log_history if "geffect/math/harmed" in line]
+    assert shares == [sum(each > 0 for each in effects[: i + 1]) / (i + 1) for i in range(len(effects))]

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,20 @@ def test_a_run_is_followed_line_by_line(tmp_path: Path) -> None:
             assert each.by_group == pytest.approx(own.set_index("group")["effect"].to_dict())
             assert each.start == losses[f"{each.name}_loss"].iloc[0]
             assert each.loss == losses[f"{each.name}_loss"].iloc[view.step or 0]
+
+
+def test_of_several_runs_the_newest_is_followed(tmp_path: Path) -> None:
+    first, second = train(tmp_path / "logs" / "a", steps=1), train(tmp_path / "logs" / "deep" / "b", steps=2)
+    for age, each in ((100, second), (0, first)):
+        times = (time.time() - age, time.time() - age)
+        os.utime(each / STEPS, times)
+    assert Live(tmp_path / "logs").path == first
+    os.utime(second / STEPS)
+    os.utime(first / STEPS, (0, 0))
+    assert Live(tmp_path / "logs").look().step == 2
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(GeffectError, match="There is no environment.json"):
+        Live(tmp_path / "empty")
 
 
 def test_the_live_view_fits_80_columns(run: Path, invoke: Command, monkeypatch: pytest.MonkeyPatch) -> None:
