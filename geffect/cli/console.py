@@ -336,6 +336,7 @@ def comparison(frame: pd.DataFrame, out: Path) -> None:
 
 def names(kind: str) -> None:
     """Print every name of a kind, with the first line of its definition."""
+    from geffect.data.load import BUILTIN
     from geffect.evaluation.metrics import METRICS
     from geffect.evaluation.suites import DERIVED, SUITES
     from geffect.models.builtin import BUILT_IN
@@ -353,6 +354,7 @@ def names(kind: str) -> None:
         "stop-rules": RULES,
         "plots": {name: each.draw for name, each in PLOTS.items()},
         "models": dict.fromkeys((*BUILT_IN, "smollm2")),
+        "sets": {f"builtin:{name}": getattr(each, "func", each) for name, each in BUILTIN.items()},
     }
     console = Console(soft_wrap=True, highlight=False)
     width = max(map(len, tables[kind]))

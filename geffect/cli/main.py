@@ -76,7 +76,7 @@ class OnceCommand(TyperCommand):
 OUTPUT_REMEDY = "Free disk space, or name another output"
 DRY_RUN = {"dry_run": "print the plan, the batch arithmetic and an estimate of the memory, and stop"}
 RESUME = {"resume": "continue the unfinished run in --out from its last checkpoint"}
-LISTS = ("objectives", "rectifiers", "metrics", "suites", "stop-rules", "plots", "models")
+LISTS = ("objectives", "rectifiers", "metrics", "suites", "stop-rules", "plots", "models", "sets")
 YAML = "a YAML file with these names, such as a run's config.yaml"
 
 
@@ -429,9 +429,7 @@ def bibtex(method: str) -> str:
 
 
 @app.command(name="list", cls=OnceCommand)
-def list_(
-    what: Annotated[str, typer.Argument(help="objectives, rectifiers, metrics, suites, stop-rules, plots or models")],
-) -> None:
+def list_(what: Annotated[str, typer.Argument(help=f"{', '.join(LISTS[:-1])} or {LISTS[-1]}")]) -> None:
     """Print what can be named, each with its definition in one line."""
     if what not in LISTS:
         raise GeffectError(

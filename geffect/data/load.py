@@ -3,7 +3,8 @@
 A set is of questions and answers, or of texts. Each name may end in a slice ``[a:b]`` of rows.
 
 - ``builtin:authors/forget``; ``builtin:domains/privacy/unlearn`` (its train part; or ``/train``, ``/val``, ``/all``:
-  train, then val): invented by this program, see `geffect.data.synthetic`.
+  train, then val): invented by this program; ``builtin:general``: 64 examples of general ability, written for it. See
+  `geffect.data.synthetic`.
 - ``tofu:forget01``, ``knowundo:privacy/unlearn`` (its train part; or ``/train``, ``/val``, ``/all``: train, then val),
   ``muse:news/raw/forget``, ``wmdp:bio-retain``: files below ``--data-dir``, see `geffect.data.sources`. MUSE's
   ``verbmem`` is loaded as questions (``prompt``) and answers (``gt``), and so is written as a question where MUSE has
@@ -41,7 +42,15 @@ from geffect.data.sources import (
     locate,
     read_rows,
 )
-from geffect.data.synthetic import AUTHOR_PARTS, DOMAIN_PARTS, DOMAINS, SPLITS, generate_authors, generate_domains
+from geffect.data.synthetic import (
+    AUTHOR_PARTS,
+    DOMAIN_PARTS,
+    DOMAINS,
+    SPLITS,
+    generate_authors,
+    generate_domains,
+    read_general,
+)
 from geffect.errors import GeffectError, nearest, shorten
 from geffect.io.readers import JSON
 
@@ -54,6 +63,7 @@ FORMS = (
 Example = dict[str, Any]  # field or further column → value
 BUILTIN: dict[str, Callable[[], list[Example]]] = {
     **{f"authors/{part}": partial(generate_authors, part) for part in AUTHOR_PARTS},
+    "general": read_general,
     **{
         f"domains/{domain}/{split}{end}": partial(generate_domains, domain, split, part)
         for domain, split in itertools.product(DOMAINS, SPLITS)

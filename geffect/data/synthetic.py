@@ -1,12 +1,14 @@
-"""The built-in benchmarks ``builtin:authors`` and ``builtin:domains``, generated from ``words/*.json`` and a seed.
+"""The built-in sets ``builtin:authors`` and ``builtin:domains``, generated from a seed, and ``builtin:general``.
 
 ``authors`` has the shape of TOFU: ten questions on each of twenty authors, every answer with a paraphrase and five
 wrong variants of that paraphrase. ``domains`` has the shape of KnowUnDo: the domain ``privacy`` has private and public
 facts about ten people, ``copyright`` protected passages of ten works and commentary on them; the split ``unlearn`` is
 the former, ``retention`` the latter.
 
-All people, places, works and awards are invented; any likeness to real ones is an accident. The parts of one benchmark
-share wordings, values and subjects, so that forgetting some of them is entangled with retaining the others.
+All their people, places, works and awards are invented; any likeness to real ones is an accident. The parts of one
+benchmark share wordings, values and subjects, so that forgetting some of them is entangled with retaining the others.
+
+Their words are in ``words/authors.json`` and ``words/domains.json``; ``general`` is ``words/general.json`` as it is.
 """
 
 import json
@@ -63,10 +65,22 @@ FIELDS: dict[str, dict[str, Sequence[str]]] = {
 }
 
 
-def generate_authors(part: str, seed: int = 0) -> list[dict[str, JSON]]:
-    """Ten examples of each author of a part (a key of `AUTHOR_PARTS`), in the order of `AUTHOR_KINDS`.
+def read_general() -> list[dict[str, str]]:
+    """64 short questions with answers to watch general ability by, four of each of 16 kinds; no benchmark.
 
-    The parts of one seed have no author in common.
+    Everyday knowledge and skills: nature, geography, history, arithmetic, units, logic, ordering, grammar, words,
+    translation, rewriting, sentiment, politeness, advice, instructions and Python. All were written for this program.
+    Each has its ``kind``; the order mixes them, so that any 8 in a row and any 8 evenly spaced ones are of 8 kinds.
+    """
+    examples: list[dict[str, str]] = read_words("general")
+    return examples
+
+
+def generate_authors(part: str, seed: int = 0) -> list[dict[str, JSON]]:
+    """Ten questions with answers about each invented author of a part.
+
+    A part is a key of `AUTHOR_PARTS`; the questions are in the order of `AUTHOR_KINDS`. The parts of one seed have no
+    author in common.
     """
     if part not in AUTHOR_PARTS:
         raise GeffectError(f"The authors have no part {part!r}", remedy=f"Choose one of {', '.join(AUTHOR_PARTS)}")
@@ -102,9 +116,10 @@ def _author_example(rng: random.Random, name: str, kind: Kind, fact: str) -> dic
 
 
 def generate_domains(domain: str, split: str, part: str = "train", seed: int = 0) -> list[dict[str, str]]:
-    """Four (``train``) or two (``val``) examples of each subject of a domain, in order; ``all`` is train, then val.
+    """Four (train) or two (val) questions with answers about each of a domain's ten invented subjects.
 
-    Which kinds of question are in ``train`` changes with the subject. Both splits of one seed have the same subjects.
+    The subjects are in order; ``all`` is train, then val. Which kinds of question are in ``train`` changes with the
+    subject. Both splits of one seed have the same subjects.
     """
     for kind, value, known in (("domain", domain, DOMAINS), ("split", split, SPLITS), ("part", part, DOMAIN_PARTS)):
         if value not in known:

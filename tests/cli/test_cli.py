@@ -448,6 +448,8 @@ def test_the_version_is_printed(shell: Command) -> None:
         ("stop-rules", "knee"),
         ("plots", "g_effect"),
         ("models", "builtin:tiny"),
+        ("sets", "builtin:general"),
+        ("sets", "builtin:domains/privacy/unlearn/val"),
     ],
 )
 def test_what_can_be_named_is_listed(what: str, name: str, shell: Command) -> None:
