@@ -24,6 +24,7 @@ from geffect.errors import GeffectError
 MODELS = {"tiny": "builtin:tiny", "smollm2": "smollm2"}
 OF_MODELS = ("steps", "peers", "memory", "tokens", "localize", "evaluation", "monitoring")
 ALONE, LONG = ("front", "records", "growth"), ("demo", "suite")
+TRAINED = ("watching-lora", "watching-full")  # of models, too, and long
 LOCALIZED = 5  # batches a set of a localization
 FIGURES = Path("figures/benchmarks")
 Benchmark = Callable[[], tuple[list[Finding], dict[str, list[float]]]]
@@ -34,15 +35,19 @@ def main(
         Path | None, typer.Option("--json", help="write here; what it holds of others is kept")
     ] = None,
     model: Annotated[list[str] | None, typer.Option(help=f"{', '.join(MODELS)} or any model; both by default")] = None,
-    only: Annotated[list[str] | None, typer.Option(help=f"of {', '.join((*OF_MODELS, *ALONE, *LONG))}")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"of {', '.join((*OF_MODELS, *TRAINED, *ALONE, *LONG))}")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="of every variant")] = 5,
-    examples: Annotated[int, typer.Option(min=1, help="of each batch")] = 8,
+    examples: Annotated[int, typer.Option(min=1, help="of each batch; rows, of watching")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="of each training of watching")] = 20,
+    tokens: Annotated[int, typer.Option(min=2, help="of each row of watching")] = 128,
     data_dir: Annotated[Path | None, typer.Option(help="holds tofu/*.json; else the built-in authors")] = None,
     figures: Annotated[Path, typer.Option(help="where the picture of growth goes")] = FIGURES,
 ) -> None:
     """Time variants in turn and print ratios beside their budgets.
 
-    The demonstration and the test suite take minutes: they run where --only names them.
+    Watched trainings, the demonstration and the test suite take long: they run where --only names them.
 
     Raises:
         Exit: with code 2, once a mistake has been told.
@@ -51,7 +56,7 @@ def main(
     try:
         found = json.loads(json_file.read_text(encoding="utf-8")) if json_file and json_file.exists() else {}
         for name, run in chosen(
-            only or [*OF_MODELS, *ALONE], model or list(MODELS), repeats, examples, data_dir, figures
+            only or [*OF_MODELS, *ALONE], model or list(MODELS), repeats, examples, data_dir, figures, (steps, tokens)
         ):
             own, seconds = run()
             found[name] = environment() | {"findings": [each.line() for each in own], "seconds": seconds}
@@ -75,7 +80,13 @@ def main(
 
 
 def chosen(
-    only: list[str], models: list[str], repeats: int, examples: int, data_dir: Path | None, figures: Path
+    only: list[str],
+    models: list[str],
+    repeats: int,
+    examples: int,
+    data_dir: Path | None,
+    figures: Path,
+    shape: tuple[int, int],
 ) -> Iterator[tuple[str, Benchmark]]:
     """What is to be run, one after another.
 
@@ -86,6 +97,7 @@ def chosen(
         examples: of each batch.
         data_dir: see `analysis.benchmarks.setting.make_setting`.
         figures: where pictures go.
+        shape: steps of a watched training, and tokens of its rows.
 
     Yields:
         Its name, and a function that runs it.
@@ -107,7 +119,7 @@ def chosen(
     )
     from analysis.benchmarks.setting import make_setting
 
-    known = (*OF_MODELS, *ALONE, *LONG)
+    known = (*OF_MODELS, *TRAINED, *ALONE, *LONG)
     for name in only:
         if name not in known:
             raise GeffectError(f"There is no {name!r} for --only", remedy=f"Choose one of {', '.join(known)}")
@@ -127,7 +139,14 @@ def chosen(
                 "tokens": partial(tokens.benchmark, held, repeats),
                 "monitoring": partial(monitoring.benchmark, held, repeats),
             }
-        yield from ((f"{name}, {spec}", of_model[name]) for name in OF_MODELS if name in only)
+        if set(TRAINED) & set(only):
+            from analysis.benchmarks import watching  # here: a Trainer and what it imports
+
+            asked = watching.Shape(shape[0], examples, shape[1])
+            for name in TRAINED:
+                training = name.removeprefix("watching-")
+                of_model[name] = partial(watching.benchmark, training, spec, repeats, asked)
+        yield from ((f"{name}, {spec}", of_model[name]) for name in (*OF_MODELS, *TRAINED) if name in only)
     alone: dict[str, Benchmark] = {
         "front": partial(front.benchmark, repeats),
         "records": partial(records.benchmark, min(repeats, 3)),

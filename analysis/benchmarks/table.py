@@ -88,6 +88,14 @@ def read_findings(benchmarks: Mapping[str, Any]) -> list[Finding]:
     ]
 
 
+TRAININGS = {"lora": "TRL's SFTTrainer with LoRA and packing", "full": "full fine-tuning by transformers.Trainer"}
+WATCHERS = {
+    "1": "one target of 8 examples",
+    "2": "two targets of 8 examples",
+    "4": "four targets of 8 examples",
+    "wandb": "wandb.watch(log='gradients')",
+    "bergson": "bergson's callback, which looks at every step",
+}
 PLAIN = "against plain forward + backward of the same two batches"
 BUDGETS = {
     "bare": Budget("a GA step without any diagnostics, against plain forward + backward of its forget batch", None),
@@ -123,6 +131,16 @@ BUDGETS = {
     "evaluation": Budget("loss and accuracy of 160 examples, against one forward pass at labeled positions", 1.2),
     "monitor": Budget("what a monitor adds to a step, two targets, against plain passes over these targets", 1.10),
     "monitor run": Budget("a training monitored every tenth step, two targets as large as its batch", None),
+    **{
+        f"watch {key} {name}": Budget(f"{training} watched each tenth step by {watcher}, against plain", None)
+        for key, training in TRAININGS.items()
+        for name, watcher in WATCHERS.items()
+    },
+    **{
+        f"watch memory {key} {name}": Budget(f"peak memory of {training} watched by {watcher}, above the model", None)
+        for key, training in TRAININGS.items()
+        for name, watcher in WATCHERS.items()
+    },
     "help": Budget("geffect --help (published: importing Trainer and peft alone)", 0.3, "s"),
     "typo": Budget("a mistyped name, until it is refused", 0.5, "s"),
     "record": Budget("reading a record of 5,000 SmolLM2 steps by group", 30, "s"),
