@@ -374,7 +374,7 @@ def test_r_squared_is_of_the_prediction_as_it_stands() -> None:
     frame.loc[3, "predicted"] = np.nan
     legend = plots.prediction_plane(frame).axes[0].get_legend()
     assert legend is not None
-    assert legend.get_title().get_text() == "one: forget loss"
+    assert legend.get_title().get_text() == "forget loss"
     for text, reading in zip(legend.get_texts(), ("gradient", "update"), strict=True):
         rows = frame[(frame["target"] == "forget") & (frame["reading"] == reading)].dropna()
         errors, measured = rows["measured"] - rows["predicted"], rows["measured"]

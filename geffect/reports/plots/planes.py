@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Circle, Wedge
+from matplotlib.ticker import MaxNLocator
 
 from geffect.core.gram import gram_at, plane_coordinates, r_squared
 from geffect.errors import GeffectError
@@ -166,7 +167,7 @@ WATCHED = {"forget": "above 0: forgets", "retain": "above 0: harms the retain se
 HARM = "above 0: harm"
 FORMULAS = {"gradient": r"$-\eta\,\langle\nabla R,\, d\rangle$", "update": r"$\langle\nabla R,\, \Delta\theta\rangle$"}
 MEASURED: Look = {"c": "black", "marker": "D", "ls": "-", "lw": 1.6}
-MOST_TARGETS = 4
+MOST_TARGETS, MOST_TICKS = 4, 5
 IDENTITY: Look = {"c": "0.35", "ls": "--", "lw": 0.9}
 
 
@@ -224,7 +225,7 @@ def _cells(frame: pd.DataFrame) -> tuple[list[tuple[str, str, pd.DataFrame]], tu
     targets = sorted(frame["target"].unique(), key=lambda each: list(WATCHED).index(each) if each in WATCHED else 2)
     style.at_most(MOST_TARGETS, "targets", targets)
     cells = [
-        (f"{run}: {target} loss" if run else f"{target} loss", target, rows[rows["target"] == target])
+        (f"{run}: {target} loss" if len(runs) > 1 else f"{target} loss", target, rows[rows["target"] == target])
         for run, rows in runs.items()
         for target in targets
     ]
@@ -274,6 +275,9 @@ def _same_scales(axes: Axes, cell: pd.DataFrame) -> bool:
     style.cross(axes)
     axes.plot(limits, limits, zorder=1, **IDENTITY)
     axes.set(xlim=limits, ylim=limits, box_aspect=1)
+    if not wide:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(MOST_TICKS))  # more touch each other below a panel
     return wide
 
 
