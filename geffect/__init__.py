@@ -74,8 +74,10 @@ if TYPE_CHECKING:
     from geffect.reports.compare import summarize as summarize
     from geffect.reports.limits import check as check
     from geffect.reports.plots.registry import register_plot as register_plot
+    from geffect.reports.price import price as price
     from geffect.reports.run import Run as Run
     from geffect.reports.run import plot as plot
+    from geffect.reports.simulation import simulate as simulate
     from geffect.stopping import Rule as Rule
     from geffect.stopping import register_stop_rule as register_stop_rule
 
@@ -110,7 +112,9 @@ _MODULES = {
     "geffect.reports.compare": "compare summarize",
     "geffect.reports.plots.registry": "register_plot",
     "geffect.reports.limits": "check",
+    "geffect.reports.price": "price",
     "geffect.reports.run": "Run plot",
+    "geffect.reports.simulation": "simulate",
     "geffect.stopping": "Rule register_stop_rule",
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}

@@ -318,6 +318,18 @@ def matched_comparison(frame: pd.DataFrame, differences: pd.DataFrame, *, as_jso
         console.print("no setting differs")
 
 
+def simulations(tables: Mapping[str, pd.DataFrame], *, as_json: bool = False) -> None:
+    """Print what other rectifiers would have done at the steps of each run."""
+    console = Console(width=140 if not Console().is_terminal else None)
+    if as_json:
+        console.print_json(dumps({run: loads(frame.to_json(orient="records")) for run, frame in tables.items()}))
+        return
+    for run, frame in tables.items():
+        console.print(_of_frame(f"{run}: effects of each rule, summed over the measured steps", frame))
+    console.print("effects: −⟨∇loss, direction⟩ for a learning rate of 1, each direction as long as what was descended")
+    console.print("  (nats a token; above 0: that loss rises). cosine: with what the run descended, the steps' mean.")
+
+
 def _of_frame(title: str, frame: pd.DataFrame) -> Table:
     """A table of a frame, whose first column is on the left."""
     rows = ([value if isinstance(value, str) else _number(value) for value in row] for row in frame.itertuples(False))

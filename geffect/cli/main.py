@@ -322,6 +322,10 @@ def compare(
     at: Annotated[
         float | None, typer.Option(help="forget loss (nats a token) [default: the largest that all reached]")
     ] = None,
+    simulate: Annotated[
+        list[str] | None,
+        typer.Option(help="a rectifier that is not run: what it would have done at every step of each RUN; repeat it"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="seed of the bootstrap")] = 0,
     json: Annotated[bool, typer.Option("--json", help="print both tables as JSON")] = False,
 ) -> None:
@@ -331,8 +335,12 @@ def compare(
     check_directories(runs)
     from geffect.cli import console
     from geffect.reports import compare as tables
+    from geffect.reports.simulation import simulated
 
     paths = tables.named(runs)
+    if simulate:
+        console.simulations({name: simulated(path, simulate) for name, path in paths.items()}, as_json=json)
+        return
     console.matched_comparison(tables.compare(paths, at, seed), tables.differences(paths), as_json=json)
 
 

@@ -210,6 +210,15 @@ def first_gram(path: StrPath) -> "Gram | None":
     return Gram.from_record(record, read_environment(path)["parameters"]["names"]) if record else None
 
 
+@damage_refused
+def grams(path: StrPath) -> "list[tuple[int, Gram]]":
+    """The step and the inner products, by parameter, of every line that has them."""
+    from geffect.core.gram import Gram
+
+    names = read_environment(path).get("parameters", {}).get("names", [])
+    return [(line["step"], Gram.from_record(line["gram"], names)) for line in each_line(path) if line.get("gram")]
+
+
 def is_finished(path: StrPath) -> bool:
     """Whether a run is finished."""
     return (Path(path) / DONE).exists()

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from geffect.core.gram import direction_name, inner_by_label, total_cosine
+from geffect.core.splits import TARGETS, role_of
 from geffect.core.statistics import Estimate, Numbers, block_length, moving_blocks, over_steps
 from geffect.io.readers import StrPath
-from geffect.record.frames import read, read_effects, read_standard_errors
+from geffect.record.frames import read, read_effects, read_standard_errors, read_targets
 from geffect.record.reader import damage_refused, num_micro_batches, read_config
 
 
@@ -72,6 +73,10 @@ def read_findings(path: StrPath, run: str = "", scheme: str = "thirds") -> list[
     batches = num_micro_batches(path)
     if batches and not any(finding.kind == "conflict" for finding in findings):
         findings = [*_present(conflict_at_checkpoints(read_standard_errors(path, "total"), batches)), *findings]
+    further = [name for name in read_targets(path) if role_of(name) not in TARGETS]
+    if further and (frame["gradient"] == "applied").any():
+        effects = read_effects(path, "group", scheme)
+        findings = [*findings, *target_effects(effects[effects["target"].isin(further)])]
     return [finding._replace(run=run) for finding in findings]
 
 

@@ -17,6 +17,8 @@ from geffect.record.schema import RECIPE
 from geffect.reports.compare import at_checkpoints, named
 from geffect.reports.plots.registry import draw_all, find_plot, plots_of
 from geffect.reports.plots.style import save
+from geffect.reports.price import price
+from geffect.reports.simulation import simulate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,6 +90,14 @@ class Run(os.PathLike[str]):
     def target_cosines(self, by: str = "total", scheme: str = "thirds") -> pd.DataFrame:
         """The cosines of every two targets' gradients, as `geffect.read_cosines`."""
         return frames.read_cosines(self.path, by, scheme)
+
+    def price(self, by: str = "total", scheme: str = "thirds") -> pd.DataFrame:
+        """What each step forgot and harmed, and the least harm it could have done, as `geffect.price`."""
+        return price(self.path, by, scheme)
+
+    def simulate(self, *rules: str, by: str = "total", scheme: str = "thirds") -> pd.DataFrame:
+        """What other rectifiers would have done at every recorded step, as `geffect.simulate`."""
+        return simulate(self.path, rules, by, scheme)
 
     def cosine(self) -> pd.DataFrame:
         """Cosine with the retain gradient: columns ``step``, ``cosine``, ``rectified`` (NaN without a rectifier)."""

@@ -86,7 +86,7 @@ def test_what_was_not_recorded_is_skipped_with_a_line_that_says_why(
     caplog.set_level(logging.INFO, "geffect.reports")
     names = {path.stem for path in plot(paths, tmp_path)}
     skipped = ["prediction", "prediction_sums", "jaccard"]
-    skipped += [] if several else ["trade_off", "tokens", "points", "effects"]
+    skipped += [] if several else ["trade_off", "tokens", "points", "effects", "price"]
     told = {record.getMessage().partition(" ")[0]: record.getMessage() for record in caplog.records}
     assert len(caplog.records) == len(told)
     assert set(told) == {*skipped, "trade_off"}, "of several runs one is left out of the trade-off"
@@ -119,7 +119,7 @@ def test_the_page_says_what_it_leaves_out(
     caplog.set_level(logging.INFO, "geffect.reports")
     page = api.report(ReportConfig.read(None, runs=[runs["without"]], out=tmp_path / "page.html")).path
     left_out = {record.getMessage().partition(" ")[0] for record in caplog.records}
-    assert left_out == {"trade_off", "prediction_sums", "points", "effects"}
+    assert left_out == {"trade_off", "prediction_sums", "points", "effects", "price"}
     text = page.read_text(encoding="utf-8")
     shown = {plot.title for plot in PLOTS.values() if f"<h3>{plot.title.replace(chr(39), '&#39;')}</h3>" in text}
     assert shown == {PLOTS[name].title for name in ("g_effect", "cosine", "conflicts", "plane")}

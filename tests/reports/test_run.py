@@ -30,7 +30,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "prediction_sums": {},
     "jaccard": {},
 }
-ALONE: dict[str, dict[str, Any]] = {"layers": {}, "gram": {}, "effects": {}, "conflicts": {}}
+ALONE: dict[str, dict[str, Any]] = {"layers": {}, "gram": {}, "effects": {}, "conflicts": {}, "price": {}}
 INSPECTED: dict[str, dict[str, Any]] = {"tokens": {"column": "embed"}, "points": {}}
 LOCALIZED: dict[str, dict[str, Any]] = {"overlap": {}, "overlap_by_layer": {"share": 0.2}}
 

@@ -6,6 +6,7 @@ from geffect.reports.plots.curves import (
     g_effect_curves,
     g_effect_panels,
     jaccard_curves,
+    price_curves,
     success_sweep,
 )
 from geffect.reports.plots.examples import point_plane, token_strip, weight_curves
@@ -42,6 +43,7 @@ __all__ = [
     "point_plane",
     "prediction_plane",
     "prediction_sums",
+    "price_curves",
     "retain_by_cosine",
     "save",
     "success_sweep",

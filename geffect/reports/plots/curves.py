@@ -72,6 +72,34 @@ def effect_curves(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+PAID: Look = {"c": "black", "marker": "o", "ms": 2.5, "ls": "-", "lw": 1.6}
+POSSIBLE: Look = {"c": "0.6", "ls": "-", "lw": 5, "alpha": 0.5}
+
+
+@styled
+def price_curves(frame: pd.DataFrame) -> Figure:
+    """Draw what each step harmed within what steps of its length and gain can harm, and below how well it chose.
+
+    Columns ``step``, ``harm``, ``cheapest``, ``dearest`` (nats a token) and ``efficiency``, as of `geffect.price` for
+    the whole model. An efficiency of 1 is the cheapest step, 0 the dearest; one that ignores the retain set has about
+    one half.
+    """
+    style.check(frame, ("step", "harm", "cheapest", "dearest", "efficiency"))
+    figure = Figure(figsize=(ONE_COLUMN, 3.8), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    style.furnish(top, "")
+    top.fill_between(frame["step"], frame["cheapest"], frame["dearest"], color="0.6", alpha=0.5, lw=0)
+    style.curve(top, frame, "harm", "harm", PAID)
+    drawn = style.finite(pd.concat([frame["harm"], frame["cheapest"], frame["dearest"]]))
+    top.set_ylim(*style.around_zero(top.yaxis, drawn, 0.08))
+    top.set_ylabel("rise of the retain loss\n(nats/token a step)")
+    style.curve(bottom, frame, "efficiency", "efficiency", PAID)
+    bottom.axhline(0.5, color="0.55", lw=0.9, ls=":")
+    bottom.set(ylim=(0, 1), yticks=[0, 0.5, 1], ylabel="efficiency", xlabel="unlearning step")
+    style.finish(figure, {"the step": PAID, "steps of its gain and length": POSSIBLE}, 2)
+    return figure
+
+
 @styled
 def cosine_curves(frame: pd.DataFrame) -> Figure:
     """Draw the cosine of the objective's and the retain gradient by step, before and after rectification.

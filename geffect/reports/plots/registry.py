@@ -23,7 +23,7 @@ from geffect.record.frames import (
 )
 from geffect.record.reader import Damaged
 from geffect.reports.compare import descended, whole_overlaps
-from geffect.reports.plots.curves import cosine_curves, effect_curves, g_effect_curves, jaccard_curves
+from geffect.reports.plots.curves import cosine_curves, effect_curves, g_effect_curves, jaccard_curves, price_curves
 from geffect.reports.plots.examples import point_plane, token_strip, worst_texts
 from geffect.reports.plots.heat_maps import (
     WHOLE,
@@ -35,6 +35,7 @@ from geffect.reports.plots.heat_maps import (
 )
 from geffect.reports.plots.planes import g_effect_plane, prediction_plane, prediction_sums
 from geffect.reports.plots.trade_offs import trade_off
+from geffect.reports.price import price
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -291,6 +292,14 @@ _ALL = (
         "Which targets pull apart",
         "Mean over the measured steps of the cosine of two targets' gradients, in the whole model and by layer. Below "
         "0 (orange) a step that helps one of the two harms the other.",
+    ),
+    Plot(
+        "price",
+        price,
+        price_curves,
+        "What each step cost the retain set",
+        "To first order. The gray band is what steps of the same length and the same gain on the forget loss can do to "
+        "the retain loss; the line is what this one did. Below: 1 is the cheapest of them, 0 the dearest.",
     ),
     Plot("prediction", read_prediction, prediction_plane, several=True),
     Plot(
