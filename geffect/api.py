@@ -410,7 +410,8 @@ def localize(config: LocalizeConfig, *, setup: LocalizationSetup | None = None) 
         parameters, began = trainable_parameters(loaded.model), time.perf_counter()
         with in_evaluation_mode(loaded.model):
             losses = split_losses(loaded, start.encoded, config.labels, config.draws, config.seed)
-            localization = find(parameters, losses, config.share, config.importance, masks_only=config.masks_only)
+            options: dict[str, Any] = {"masks_only": config.masks_only, "seed": config.seed}
+            localization = find(parameters, losses, config.share, config.importance, **options)
         seconds = time.perf_counter() - began
         recipe = config.model_dump(mode="json", include={"model", "importance", "labels", "draws", "seed"}) | {
             "sha256": loaded.sha256,

@@ -185,9 +185,10 @@ class LocalizeConfig(DeviceConfig, DataConfig):
         max_length=100,
         description="share of a tensor's entries in a mask, in (0, 1]; repeat it",
     )
-    importance: Literal["mean_abs", "mean_square", "zscore"] = Field(
+    importance: Literal["mean_abs", "mean_square", "zscore", "random"] = Field(
         default="mean_abs",
-        description="importance of an entry: mean abs(g), mean g², or abs(z) of the signed mean (the official code)",
+        description="importance of an entry: mean abs(g), mean g², abs(z) of the signed mean (the official code), or "
+        "drawn by lot (random: a control)",
     )
     labels: Literal["random", "true", "corrupted"] = Field(
         default="random",

@@ -4,6 +4,7 @@ One pass over every split's examples makes masks of the most important entries, 
 """
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -24,6 +25,7 @@ from geffect.errors import GeffectError
 from geffect.models.load import Loaded
 
 IMPORTANCES = ("mean_abs", "mean_square", "zscore")
+CONTROL = "random"  # beside these: entries drawn by lot
 FLAT = 1e-12  # a standard deviation below it ranks nothing
 Losses = Iterable[Callable[[], Tensor]]
 
@@ -35,12 +37,14 @@ def localize(
     importance: str = "mean_abs",
     *,
     masks_only: bool = False,
+    seed: int = 0,
 ) -> Localization:
     """Localize each split's knowledge in the parameters.
 
     ``losses`` maps a split to functions, one an example, that return its loss, a scalar with a graph; masks hold the
     ``shares`` in (0, 1] of each tensor's entries that are most important (`Importance`). ``masks_only`` keeps no mean
-    gradient a split: less time and memory, but no Gram and no magnitudes to choose a region by.
+    gradient a split: less time and memory, but no Gram and no magnitudes to choose a region by. ``seed`` is that of
+    ``random`` importance.
 
     >>> weight = nn.Parameter(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     >>> one = localize({"w": weight}, {"forget": [lambda: (weight * torch.tensor([0.0, 5.0, -1.0, 2.0])).sum()]}, [0.5])
@@ -50,7 +54,7 @@ def localize(
     localization = Localization({share: {} for share in shares})
     means: dict[str, NamedTensors] = {}
     for split, examples in losses.items():
-        scorer = Importance(parameters, importance, signed=not masks_only)
+        scorer = Importance(parameters, importance, signed=not masks_only, lot=f"{seed} {split}")
         split_means = _localize_split(localization, split, scorer, examples)
         if not masks_only:
             means[split] = split_means
@@ -119,14 +123,19 @@ class Importance:
     - ``mean_square``: (1/N) Σ g_i².
     - ``zscore``: |z| of the signed mean, z = (ḡ − mean ḡ)/std ḡ over a tensor (the paper's official code). Where the
       examples' gradients cancel it is small, and the other two are not.
+    - ``random``: drawn uniformly, by the ``lot`` and the tensor's name alone. It says nothing of the examples: masks of
+      it are the control that a localization has to beat (arXiv 2505.16252).
 
     ``signed`` sums g_i too where the mode does not need it.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], mode: str = "mean_abs", *, signed: bool = True) -> None:
-        if mode not in IMPORTANCES:
-            raise GeffectError(f"There is no importance {mode!r}", remedy=f"Choose one of {', '.join(IMPORTANCES)}")
-        self.parameters, self.mode, self.examples = dict(parameters), mode, 0
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], mode: str = "mean_abs", *, signed: bool = True, lot: str = ""
+    ) -> None:
+        if mode not in (*IMPORTANCES, CONTROL):
+            remedy = f"Choose one of {', '.join((*IMPORTANCES, CONTROL))}"
+            raise GeffectError(f"There is no importance {mode!r}", remedy=remedy)
+        self.parameters, self.mode, self.examples, self.lot = dict(parameters), mode, 0, lot
         self.signed = signed or mode == "zscore"
         self.sums, self.sizes = NamedTensors(), NamedTensors()
         self._reached: set[str] = set()
@@ -144,10 +153,10 @@ class Importance:
         if name in self.sums:
             self.sums[name].add_(gradient)
         elif self.signed:
-            self.sums[name] = gradient if self.mode == "zscore" else gradient.clone()
+            self.sums[name] = gradient if self.mode in ("zscore", CONTROL) else gradient.clone()
         if self.mode == "mean_square" and name in self.sizes:
             self.sizes[name].addcmul_(gradient, gradient)
-        elif self.mode != "zscore":  # the gradient itself is freed with this call
+        elif self.mode not in ("zscore", CONTROL):  # the gradient itself is freed with this call
             size = gradient.abs_() if self.mode == "mean_abs" else gradient.square_()
             self.sizes[name] = self.sizes[name].add_(size) if name in self.sizes else size
 
@@ -162,7 +171,15 @@ class Importance:
 
     def pop(self, name: str) -> Tensor:
         """The importance of one tensor's entries, up to a factor, of its shape; its magnitudes are freed."""
+        if self.mode == CONTROL:
+            return _drawn(self.parameters[name], f"{self.lot} {name}")
         return scores(self.sums[name]) if self.mode == "zscore" else self.sizes.pop(name)
+
+
+def _drawn(like: Tensor, lot: str) -> Tensor:
+    """Uniform numbers of a tensor's shape: the same on every device."""
+    seed = int.from_bytes(hashlib.sha256(lot.encode()).digest()[:8], "big") >> 1
+    return torch.rand(like.shape, generator=torch.Generator().manual_seed(seed)).to(like.device)
 
 
 def scores(mean: Tensor) -> Tensor:

@@ -228,7 +228,7 @@ def localization_memory(config: LocalizeConfig, model: CausalLM, encoded: Encode
     sizes = Sizes.of(model, config.dtype)
     wide = sizes.entries * max(sizes.number, FLOAT32)
     means = 0 if config.masks_only else len(encoded)
-    copies = max(means, config.importance == "zscore") + (config.importance != "zscore")
+    copies = max(means, config.importance == "zscore") + (config.importance not in ("zscore", "random"))
     tokens, labeled = micro_batch(encoded, config.draws if config.labels == "corrupted" else 1)
     draws = 1 if config.labels != "random" else config.draws  # each has a gradient of the same logits
     return MemoryEstimate(

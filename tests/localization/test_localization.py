@@ -27,7 +27,7 @@ from geffect.rectifiers.grail import op_rr, op_ur
 from geffect.rectifiers.memflex import region
 from tests.conftest import SHAPE
 from tests.support import oracles
-from tests.support.cases import CASES, make_batch
+from tests.support.cases import CASES, gpt2, make_batch
 from tests.support.properties import assert_unchanged, snapshot
 
 SPLITS = {"forget/a": 1, "retain/a": 2, "forget/b": 3, "retain/b": 4}
@@ -306,3 +306,31 @@ def test_a_mask_file_has_its_metadata_in_one_order(tmp_path: Path) -> None:
 def test_what_is_no_localization_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GeffectError, match="no localization in"):
         read_localization(tmp_path)
+
+
+def test_masks_drawn_by_lot_are_of_the_same_size_and_of_no_example() -> None:
+    """As many entries a tensor as another importance marks; the same for other examples; others for another seed."""
+    model = gpt2()
+    parameters = trainable_parameters(model)
+
+    def masks(importance: str, seed: int = 0, shift: int = 0) -> dict[str, Tensor]:
+        losses = {split: _losses(model, number + shift) for split, number in SPLITS.items()}
+        found = localize(parameters, losses, [0.1], importance, masks_only=True, seed=seed)
+        return {
+            f"{split} {name}": unpack(packed, parameters[name].shape)
+            for split, by_name in found.masks[0.1].items()
+            for name, packed in by_name.items()
+        }
+
+    drawn, others, measured = masks("random"), masks("random", shift=7), masks("mean_abs")
+    assert all(torch.equal(drawn[key], others[key]) for key in drawn)
+    assert {key: int(each.sum()) for key, each in drawn.items()} == {
+        key: int(each.sum()) for key, each in measured.items()
+    }
+    again = masks("random", seed=1)
+    both = sum(int((drawn[key] & again[key]).sum()) for key in drawn) / sum(int(each.sum()) for each in drawn.values())
+    assert both == pytest.approx(0.1, abs=0.02)  # as chance has it
+    first, second = (
+        torch.cat([each.flatten() for k, each in drawn.items() if k.startswith(f"{s} ")]) for s in [*SPLITS][:2]
+    )
+    assert float((first & second).sum() / first.sum()) == pytest.approx(0.1, abs=0.02)
