@@ -9,13 +9,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from geffect.core.forward import IGNORE_INDEX
-from geffect.data.encode import pad_id_of
+import torch
+from torch import Tensor, nn
+
+from geffect.core.devices import input_device
+from geffect.core.forward import IGNORE_INDEX, forward
+from geffect.core.gradients import GradientBuffer
+from geffect.core.gram import inner_products
+from geffect.core.model_state import ModelState
+from geffect.data.encode import collate, pad_id_of
 from geffect.data.load import ExampleSet, QASet, right_answers
 from geffect.errors import GeffectError
 from geffect.evaluation import scores
 from geffect.evaluation.success import Measure, rouge_l
 from geffect.evaluation.view import View, generate, prompt_of
+from geffect.objectives.base import Counts, mean_nll
 
 VERBATIM_TOKENS, KNOWLEDGE_TOKENS = 128, 32  # MUSE's
 SHOTS = 10  # MUSE's
@@ -145,6 +153,34 @@ def _zlib(view: View) -> list[float]:
     return [scores.zlib(*pair) for pair in zip(view.scores(), view.targets(), strict=True)]
 
 
+def _gradient_norm(view: View) -> list[float]:
+    """‖∇ of the mean NLL‖₂ of an example over all weights, nats a token: a membership score (arXiv 2402.17012)."""
+    parameters, pad_id = dict(view.model.named_parameters()), pad_id_of(view.tokenizer)
+    with ModelState(view.model).preserve():
+        asked = {name: parameter.requires_grad for name, parameter in parameters.items()}
+        try:
+            view.model.requires_grad_(True)
+            return [_norm_of(view.model, parameters, collate([each], pad_id)) for each in view.encoded]
+        finally:
+            for name, parameter in parameters.items():
+                parameter.requires_grad_(asked[name])
+
+
+def _norm_of(model: nn.Module, parameters: Mapping[str, nn.Parameter], batch: Mapping[str, Tensor]) -> float:
+    """The norm of one example's gradient, whose tensors are freed as they are made."""
+    squares: list[Tensor] = []
+
+    def add(_: str, gradient: Tensor | None) -> None:
+        if gradient is not None:
+            squares.append(inner_products([gradient])[0, 0])
+
+    device = input_device(model)
+    with torch.enable_grad():
+        outputs = forward(model, {name: tensor.to(device) for name, tensor in batch.items()})
+        GradientBuffer(parameters).stream("example", mean_nll(outputs, Counts.of([batch])), add)
+    return math.sqrt(math.fsum(map(float, squares)))
+
+
 def _extraction_by_generation(view: View) -> list[float]:
     """ES = 1 − k/n, with k the fewest tokens after which greedy decoding writes the rest, by bisection (2406.09179)."""
     answers = [[label for label in example.labels if label != IGNORE_INDEX][:-1] for example in view.encoded]
@@ -230,6 +266,7 @@ register_metric("knowmem", needs_questions=True)(_knowledge)
 register_metric("min_k")(_each(scores.min_k))
 register_metric("min_k_plus_plus")(_each(scores.min_k_plus_plus))
 register_metric("zlib")(_zlib)
+register_metric("gradient_norm")(_gradient_norm)
 
 
 def check_fields(name: str, examples: ExampleSet) -> None:

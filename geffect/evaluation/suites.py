@@ -200,7 +200,7 @@ def _reference_auc(values: Values, reference: Values | None) -> float:
     return scores.auc(*sides)
 
 
-for _metric in ("loss", "zlib", "min_k", "min_k_plus_plus"):
+for _metric in ("loss", "zlib", "min_k", "min_k_plus_plus", "gradient_norm"):
     register_derived(f"auc_{_metric}", [_metric], ["forget", "holdout"])(_make_auc(_metric))
 
 

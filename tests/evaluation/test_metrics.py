@@ -571,6 +571,25 @@ def test_attacks_are_those_of_open_unlearning(loaded: Loaded, rows: ExampleSet) 
         assert found["min_k_plus_plus"][i] == pytest.approx(least, rel=1e-6)
 
 
+def test_a_gradient_s_norm_is_that_of_one_example_at_a_time(loaded: Loaded, rows: ExampleSet) -> None:
+    """Plain autograd in float64, one flat vector an example; the model stays the same."""
+    model = deepcopy(loaded.model).double().eval()
+    first = next(model.parameters())
+    first.requires_grad_(False)
+    before = _weights(model)
+    view = View(model, loaded.tokenizer, rows, partial(encode_set, loaded.tokenizer), 5)
+    found = METRICS["gradient_norm"](view)
+    assert not first.requires_grad
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(each, before[name]) for name, each in _weights(model).items())
+    first.requires_grad_(True)
+    for i, row in enumerate(view.encoded):
+        logits = model(torch.tensor([row.input_ids])).logits[0, :-1]
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(row.labels[1:]))
+        flat = torch.cat([each.flatten() for each in torch.autograd.grad(loss, list(model.parameters()))])
+        assert found[i] == pytest.approx(float(flat.norm()), rel=1e-9)
+
+
 def _weights(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
