@@ -399,16 +399,17 @@ class UnlearnConfig(TrainConfig):
         return self
 
     def _check_sets(self) -> None:
-        from geffect.core.splits import ROLES, check_target_names, role_of
-        from geffect.data.domains import set_names, target_sets
+        from geffect.core.splits import TARGETS, check_target_names, role_of
+        from geffect.data.domains import named_sets, target_sets
 
-        check_target_names([name for name, _ in target_sets(self)], taken=ROLES)
+        used = {role_of(name) for name, _ in named_sets(self)}
+        check_target_names([name for name, _ in target_sets(self)], taken={*used, *TARGETS, "alternative"})
         for name in ("forget", "retain"):
             if bool(self.domain) == bool(getattr(self, name)):
                 message = f"--domain and --{name} name one set twice" if self.domain else f"--{name} has no value"
                 remedy = "Name domains alone" if self.domain else "Add it as a flag or to the YAML file, or --domain"
                 raise GeffectError(message, remedy=remedy)
-        self._check_evaluated({role_of(name) for name, _ in set_names(self)})
+        self._check_evaluated(used)
         if self.standard_errors and self.grad_accum_steps < 2:
             remedy = "Add --grad-accum-steps 4, or leave --standard-errors out"
             raise GeffectError("--standard-errors needs two or more micro-batches a step", remedy=remedy)

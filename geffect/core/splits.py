@@ -11,7 +11,6 @@ from typing import TypeVar
 from geffect.errors import GeffectError, shorten
 
 TARGETS = ("forget", "retain")
-ROLES = (*TARGETS, "general", "heldout", "alternative", "forget_val", "retain_val")
 GRADIENTS = ("objective", "rectified", "masked", "masked_retain", "retain_average", "applied_gradient", "applied")
 RESERVED = {*GRADIENTS, "update", "weights", "total"}
 TARGET_NAME = re.compile(r"\w[\w.-]{0,39}(/\w[\w.-]{0,39})?")  # the latter as of a domain's split, forget/privacy

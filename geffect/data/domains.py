@@ -96,11 +96,16 @@ def split_sets(domain: Domain, suffix: str = "") -> list[tuple[str, str]]:
 
 
 def set_names(config: "UnlearnConfig") -> list[tuple[str, str]]:
-    """(role or split, set) pairs of a run, in the order printed."""
+    """(role, split or target; set) pairs of a run, in the order printed."""
+    return named_sets(config) + target_sets(config)
+
+
+def named_sets(config: "UnlearnConfig") -> list[tuple[str, str]]:
+    """(role or split, set) pairs of a run, without its further targets."""
     trained, validated = domain_sets(config)
     pairs = [pair for domain in trained for pair in split_sets(domain)]
     pairs += [pair for domain in validated for pair in split_sets(domain, "_val")]
-    return pairs + [(role, spec) for role in ROLES if (spec := getattr(config, role))] + target_sets(config)
+    return pairs + [(role, spec) for role in ROLES if (spec := getattr(config, role))]
 
 
 def target_sets(config: "UnlearnConfig | InspectConfig") -> list[tuple[str, str]]:

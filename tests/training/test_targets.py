@@ -15,7 +15,7 @@ from geffect.errors import GeffectError
 from geffect.record.reader import read_lines
 from tests.conftest import Command, config
 
-TARGETS = {"privacy": "builtin:domains/privacy/retention[:6]", "other/authors": "builtin:authors/heldout[:5]"}
+TARGETS = {"general": "builtin:general[:6]", "other/authors": "builtin:authors/heldout[:5]"}
 
 
 SETTINGS: dict[str, Any] = {
@@ -106,12 +106,12 @@ def test_an_inspection_measures_them_over_whole_sets(run: geffect.Run, tmp_path:
 
 
 def test_limits_and_the_report_know_them(run: geffect.Run, invoke: Command) -> None:
-    told = invoke("check", str(run.path), "--max-harm", "privacy=100", "--max-harm", "other/authors=100")
+    told = invoke("check", str(run.path), "--max-harm", "general=100", "--max-harm", "other/authors=100")
     assert told.code == 0, told.err
     broken = invoke("check", str(run.path), "--max-harm", "other/authors=-1")
     assert broken.code == 1
     page = geffect.report(runs=[run.path], out=run.path.parent / "page")
-    assert "privacy" in page.path.read_text(encoding="utf-8")
+    assert "general" in page.path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -121,6 +121,7 @@ def test_limits_and_the_report_know_them(run: geffect.Run, invoke: Command) -> N
         ({"forget": "a.jsonl"}, "A target cannot be called forget"),
         ({"retain/x": "a.jsonl"}, "A target cannot be called retain/x"),
         ({"update": "a.jsonl"}, "A target cannot be called update"),
+        ({"heldout": "a.jsonl"}, "A target cannot be called heldout"),  # which this run has
         (["a=builtin:authors/forget", "A=builtin:authors/retain"], "Two targets are called a and A"),
         ({"a b": "a.jsonl"}, "A target cannot be called a b"),
         ({"a": "nothing.jsonl"}, "There is no file"),
