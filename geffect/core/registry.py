@@ -234,7 +234,7 @@ class Names(NamedTuple):
 OBJECTIVES = Names(
     "an objective",
     "geffect.objectives.registry",
-    "adversarial dpo ga gd kl npo po random rmu rr satimp simnpo tnpo wga wtnpo",
+    "adversarial ceu dpo flat ga gd kl npo pdu po random rmu rr satimp simnpo tnpo undial wga wtnpo",
 )
 METRICS = Names(
     "a metric",

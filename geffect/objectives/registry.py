@@ -3,19 +3,23 @@
 from geffect.core.registry import Registry, parse
 from geffect.errors import GeffectError
 from geffect.objectives.base import Objective, Term
+from geffect.objectives.logits import PDU, UNDIAL
 from geffect.objectives.npo import NPO, TNPO, WTNPO, SimNPO
-from geffect.objectives.preference import DPO, PO, AdversarialLabels, RandomLabels
+from geffect.objectives.preference import DPO, FLAT, PO, AdversarialLabels, RandomLabels
 from geffect.objectives.retain import GD, KL, RR
 from geffect.objectives.rmu import RMU
-from geffect.objectives.weighted import GA, WGA, SatImp
+from geffect.objectives.weighted import CEU, GA, WGA, SatImp
 
 TERMS: dict[str, type[Term]] = {
     "adversarial": AdversarialLabels,
+    "ceu": CEU,
     "dpo": DPO,
+    "flat": FLAT,
     "ga": GA,
     "gd": GD,
     "kl": KL,
     "npo": NPO,
+    "pdu": PDU,
     "po": PO,
     "random": RandomLabels,
     "rmu": RMU,
@@ -23,6 +27,7 @@ TERMS: dict[str, type[Term]] = {
     "satimp": SatImp,
     "simnpo": SimNPO,
     "tnpo": TNPO,
+    "undial": UNDIAL,
     "wga": WGA,
     "wtnpo": WTNPO,
 }

@@ -27,6 +27,9 @@ OBJECTIVES = [
     "ga + gd(on=general)",
     "simnpo + kl(on=general) + 0.5*gd",
     "satimp + tnpo + wtnpo",
+    "undial + gd",
+    "0.5*ceu + pdu",
+    "flat + ceu + kl",
     "po(variant=pooled) + gd(variant=pooled)",
     "ga + kl(variant=tofu)",
 ]
