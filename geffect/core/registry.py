@@ -5,7 +5,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -22,18 +22,29 @@ Class = TypeVar("Class", bound=type[Any])
 
 @dataclass(frozen=True)
 class Call:
-    """One term of a text: a weight, a name in lower case, and its named parameters."""
+    """One term of a text: a weight, a name in lower case, its named parameters, and the term that it wraps, if any."""
 
     name: str
     parameters: dict[str, Value] = field(default_factory=dict)
     weight: float = 1.0
+    wrapped: "Call | None" = None
+
+    @property
+    def names(self) -> list[str]:
+        """Its name, and those of what it wraps."""
+        return [self.name, *(self.wrapped.names if self.wrapped else ())]
 
 
 def parse(text: str) -> list[Call]:
-    """The terms ``NAME``, ``NAME(parameter=value, …)`` or ``NUMBER*TERM`` of a sum, as written; refuse another form.
+    """The terms of a sum, as written; refuse another form.
 
-    >>> parse("NPO(beta=0.1) + 2*gd")  # doctest: +NORMALIZE_WHITESPACE
-    [Call(name='npo', parameters={'beta': 0.1}, weight=1.0), Call(name='gd', parameters={}, weight=2.0)]
+    A term is ``NAME``, ``NAME(parameter=value, …)``, ``NAME(TERM, parameter=value, …)``, which wraps a term, or
+    ``NUMBER*TERM``.
+
+    >>> [(call.weight, call.name, call.parameters) for call in parse("NPO(beta=0.1) + 2*gd")]
+    [(1.0, 'npo', {'beta': 0.1}), (2, 'gd', {})]
+    >>> parse("dual(gd, eps=0.3)")[0].wrapped.name
+    'gd'
     """
     try:
         return _sum(ast.parse(text.strip(), mode="eval").body)
@@ -53,14 +64,15 @@ def _sum(node: ast.expr) -> list[Call]:
 def _term(node: ast.expr) -> Call:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
         inner = _term(node.right)
-        return Call(inner.name, inner.parameters, _weight(node.left) * inner.weight)
+        return replace(inner, weight=_weight(node.left) * inner.weight)
     if isinstance(node, ast.Name):
         return Call(node.id.lower())
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) < 2:
         names = [str(keyword.arg) for keyword in node.keywords]
         if len(set(names)) < len(names) or "None" in names:
             raise ValueError("each parameter is named once")
-        return Call(node.func.id.lower(), {str(k.arg): _value(k.value) for k in node.keywords})
+        parameters = {str(k.arg): _value(k.value) for k in node.keywords}
+        return Call(node.func.id.lower(), parameters, wrapped=_term(node.args[0]) if node.args else None)
     raise ValueError(f"not a term: {ast.unparse(node)}")
 
 
@@ -83,7 +95,8 @@ class Configurable:
     """The base of frozen dataclasses that texts name: a field's value must fit its annotation.
 
     An annotation is ``float``, ``int``, ``str``, ``bool``, a ``Literal`` or one of these or ``None``, with bounds as
-    pydantic's ``Field`` gives them, so that Python code and a text are refused alike. Infinities and NaN are refused.
+    pydantic's ``Field`` gives them, so that Python code and a text are refused alike. Infinities and NaN are refused. A
+    field whose annotation is a subclass of this one is the thing that an instance wraps; there is one at most.
 
     Raises:
         GeffectError: a value does not fit.
@@ -103,10 +116,21 @@ def annotations(cls: Any) -> dict[str, Any]:
 _adapter = functools.cache(TypeAdapter[Any])
 
 
+def _wrapped_field(cls: Any) -> str | None:
+    """The field that holds what an instance wraps; None where it wraps nothing."""
+    return next((name for name, annotation in annotations(cls).items() if _wraps(annotation)), None)
+
+
+def _wraps(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Configurable)
+
+
 def check_value(owner: str, name: str, value: object, annotation: Any) -> None:
     """Raise GeffectError unless a value is of an annotation's type and within its bounds, without conversion."""
     wanted = [] if not isinstance(value, float) or math.isfinite(value) else ["a finite number"]
-    if not wanted:
+    if _wraps(annotation):
+        wanted = [] if isinstance(value, annotation) else [f"a {annotation.__name__}"]
+    elif not wanted:
         try:
             _adapter(annotation).validate_python(value, strict=True)
         except ValidationError as error:
@@ -168,7 +192,8 @@ class Registry(Mapping[str, type[Item]]):
         if call.name not in self:
             raise unknown_name(self.kind, call.name, self)
         cls: Any = self[call.name]
-        known, values = annotations(cls), {}
+        known, values = annotations(cls), self._wrapped(cls, call)
+        known = {name: annotation for name, annotation in known.items() if name not in values}
         for name, value in call.parameters.items():
             if name not in known:
                 have = ", ".join(known) or "none"
@@ -182,6 +207,21 @@ class Registry(Mapping[str, type[Item]]):
         item: Item = cls(**values)
         return item
 
+    def _wrapped(self, cls: Any, call: Call) -> dict[str, Any]:
+        """The field that holds what a term wraps, built; empty where the class wraps nothing."""
+        name = _wrapped_field(cls)
+        if name is None and call.wrapped is not None:
+            remedy = f"Write its parameters by name, as in {call.name}(…=…)"
+            raise GeffectError(f"{call.name} takes no term such as {call.wrapped.name!r}", remedy=remedy)
+        if name is None:
+            return {}
+        if call.wrapped is None:
+            raise GeffectError(f"{call.name} needs a term", remedy=f"Write {call.name}(TERM)")
+        if call.wrapped.weight != 1:
+            message = f"The term in {call.name}(…) has the weight {call.wrapped.weight:g}"
+            raise GeffectError(message, remedy=f"Write the weight before {call.name}")
+        return {name: self.build(call.wrapped)}
+
     def write(self, item: Item) -> str:
         """The text that builds an equal instance; refuse one whose class is not registered."""
         names = [name for name, cls in self._classes.items() if cls is type(item)]
@@ -189,8 +229,11 @@ class Registry(Mapping[str, type[Item]]):
             remedy = "Register it under a name, so that a run's config.yaml can name it"
             raise GeffectError(f"{type(item).__name__} is not registered as {self.kind}", remedy=remedy)
         instance: Any = item
-        values = [(each.name, getattr(instance, each.name), each.default) for each in fields(instance)]
-        return f"{names[0]}({', '.join(f'{name}={value!r}' for name, value, default in values if value != default)})"
+        wrapped = _wrapped_field(type(item))
+        texts = [self.write(getattr(instance, wrapped))] if wrapped else []
+        values = [(e.name, getattr(instance, e.name), e.default) for e in fields(instance) if e.name != wrapped]
+        texts += [f"{name}={value!r}" for name, value, default in values if value != default]
+        return f"{names[0]}({', '.join(texts)})"
 
 
 def _read_word(value: Value, annotation: Any) -> Value:
@@ -228,13 +271,13 @@ class Names(NamedTuple):
         """The names in a setting."""
         if not self.weighed:
             return [setting]
-        return [call.name for call in parse(setting)] if setting else []
+        return [name for call in parse(setting) for name in call.names] if setting else []
 
 
 OBJECTIVES = Names(
     "an objective",
     "geffect.objectives.registry",
-    "adversarial ceu dpo flat ga gd kl npo pdu po random rmu rr satimp simnpo tnpo undial wga wtnpo",
+    "adversarial ceu dpo dual flat ga gd kl npo pdu po random rmu rr satimp simnpo tnpo undial wga wtnpo",
 )
 METRICS = Names(
     "a metric",

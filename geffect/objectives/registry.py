@@ -3,6 +3,7 @@
 from geffect.core.registry import Registry, parse
 from geffect.errors import GeffectError
 from geffect.objectives.base import Objective, Term
+from geffect.objectives.dual import Dual
 from geffect.objectives.logits import PDU, UNDIAL
 from geffect.objectives.npo import NPO, TNPO, WTNPO, SimNPO
 from geffect.objectives.preference import DPO, FLAT, PO, AdversarialLabels, RandomLabels
@@ -14,6 +15,7 @@ TERMS: dict[str, type[Term]] = {
     "adversarial": AdversarialLabels,
     "ceu": CEU,
     "dpo": DPO,
+    "dual": Dual,
     "flat": FLAT,
     "ga": GA,
     "gd": GD,

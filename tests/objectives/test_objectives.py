@@ -14,7 +14,9 @@ from geffect.core.forward import Outputs, forward
 from geffect.core.layers import trainable_parameters
 from geffect.errors import GeffectError
 from geffect.objectives.base import Counts, mean_nll
+from geffect.objectives.dual import Dual
 from geffect.objectives.registry import OBJECTIVES, make_objective
+from geffect.objectives.retain import KL
 from tests.support import oracles
 from tests.support.cases import llama
 from tests.support.properties import assert_gradients_close
@@ -243,6 +245,8 @@ SMOOTH: dict[str, Twin] = {
     "ga + kl(variant=tofu)": lambda world: _ga(world) + _kl_everywhere(world),
     "ga + rr": lambda world: _ga(world) + _rr(1, mean=True)(world),
     "ga + rr(layer=2, dims=sum)": lambda world: _ga(world) + _rr(2, mean=False)(world),
+    "ga + dual(gd, start=3)": lambda world: _ga(world) + _mean(world, "retain"),  # λ enters with a step's state
+    "ga + 0.5*dual(kl(on=general))": lambda world: _ga(world) + 0.5 * _kl("general")(world),
     "0.3*npo(beta=2) + 0.5*simnpo": lambda world: 0.3 * _npo(2.0)(world) + 0.5 * _simnpo(2.5, 0.0)(world),
 }
 ALL = sorted({*SMOOTH, *DETACHED})
@@ -552,6 +556,38 @@ def test_needs_and_multiples_follow_from_the_terms() -> None:
 def test_an_objective_unlearns_something(text: str) -> None:
     with pytest.raises(GeffectError, match="forget set"):
         make_objective(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("ga + dual", "dual needs a term. Write dual(TERM)"),
+        ("ga + dual(eps=0.3)", "dual needs a term. Write dual(TERM)"),
+        ("ga + dual(ga)", "dual takes a term on a retain or general set, not GA. Write dual(gd)"),
+        ("ga + dual(2*gd)", "The term in dual(…) has the weight 2. Write the weight before dual"),
+        ("ga + dual(dual(gd))", "dual takes a term without a state of its own. Write dual once"),
+        ("ga + dual(gd, eta=0)", "eta of dual is 0. It should be greater than 0"),
+        ("ga + dual(gd, start=-1)", "start of dual is -1. It should be greater than or equal to 0"),
+        ("ga + dual(gd, term=gd)", "dual has no parameter 'term'. It has eps, eta, start"),
+        ("ga + dual(gdd)", "'gdd' is not an objective. Did you mean gd?"),
+        ("ga(gd)", "ga takes no term such as 'gd'. Write its parameters by name"),
+        ("ceu(skip=-1)", "skip of ceu is -1. It should be greater than or equal to 0"),
+        ("undial(beta=0)", "beta of undial is 0. It should be greater than 0"),
+        ("flat(answers=3)", "answers of flat is 3. It should be a valid string"),
+        ("pdu(eps=1)", "pdu has no parameter 'eps'. It has none"),
+    ],
+)
+def test_what_does_not_fit_is_refused(text: str, says: str) -> None:
+    with pytest.raises(GeffectError, match=re.escape(says)):
+        make_objective(text)
+
+
+def test_a_wrapper_is_written_as_it_is_read() -> None:
+    term = Dual(KL(on="general"), eps=0.1)
+    assert OBJECTIVES.write(term) == "dual(kl(on='general'), eps=0.1)"
+    assert make_objective(f"ga + {OBJECTIVES.write(term)}").terms[1] == (1.0, term)
+    with pytest.raises(GeffectError, match=r"term of Dual is 3. It should be a Term"):
+        Dual(3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["npo", "simnpo", "tnpo", "wtnpo", "dpo"])

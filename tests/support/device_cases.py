@@ -84,6 +84,7 @@ OBJECTIVES = {
     "adversarial": "adversarial",
     "ceu": "ceu(skip=1) + gd",
     "dpo": "dpo",
+    "dual": "npo + dual(kl, start=1)",
     "flat": "flat",
     "ga": "ga",
     "gd": "ga + gd",
