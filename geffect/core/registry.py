@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -53,6 +54,27 @@ def parse(text: str) -> list[Call]:
             f"{shorten(repr(text))} is no sum of names with parameters, such as 'npo(beta=0.1) + 1.0*gd'",
             remedy="Write names, numbers, *, + and named parameters only, a set's name in quotes",
         ) from error
+
+
+def expand(call: Call, aliases: Mapping[str, str]) -> list[Call]:
+    """The terms that a term stands for, where its name or that of what it wraps is an alias: a name → its text.
+
+    >>> [(each.weight, each.name) for each in expand(parse("2*GradDiff")[0], {"graddiff": "ga + gd"})]
+    [(2.0, 'ga'), (2.0, 'gd')]
+    """
+    inner = expand(call.wrapped, aliases) if call.wrapped else []
+    text = aliases.get(call.name)
+    terms = parse(text) if text else [call]
+    if len(inner) > 1 or (len(terms) > 1 and (call.parameters or inner)):
+        name = call.wrapped.name if call.wrapped and len(inner) > 1 else call.name
+        raise GeffectError(f"{name} stands for the sum {aliases[name]!r}, not for one term", remedy="Write the sum out")
+    wrapped = inner[0] if inner else None
+    if not text:
+        return [replace(call, wrapped=wrapped)]
+    return [
+        Call(each.name, each.parameters | call.parameters, each.weight * call.weight, each.wrapped or wrapped)
+        for each in terms
+    ]
 
 
 def _sum(node: ast.expr) -> list[Call]:
@@ -141,10 +163,14 @@ def check_value(owner: str, name: str, value: object, annotation: Any) -> None:
 
 
 class Registry(Mapping[str, type[Item]]):
-    """Dataclasses by name, in lower case; ``kind`` says in messages what they are, with its article."""
+    """Dataclasses by name, in lower case; ``kind`` says in messages what they are, with its article.
 
-    def __init__(self, kind: str, classes: Mapping[str, type[Item]]) -> None:
-        self.kind = kind
+    Attributes:
+        aliases: other names → the texts that they stand for (`expand`).
+    """
+
+    def __init__(self, kind: str, classes: Mapping[str, type[Item]], aliases: Mapping[str, str] | None = None) -> None:
+        self.kind, self.aliases = kind, dict(aliases or {})
         self._classes: dict[str, Any] = dict(classes)
 
     def __getitem__(self, name: str) -> type[Item]:
@@ -173,8 +199,9 @@ class Registry(Mapping[str, type[Item]]):
         Raises:
             GeffectError: the name is taken or no word, or (by the decorator) the class is no dataclass.
         """
-        if not name.isidentifier() or name.lower() in self:
-            problem = "taken" if name.lower() in self else "no word"
+        is_taken = name.lower() in self or name.lower() in self.aliases
+        if not name.isidentifier() or is_taken:
+            problem = "taken" if is_taken else "no word"
             raise GeffectError(f"The name {name!r} is {problem}", remedy=f"Choose another one for {self.kind}")
 
         def add(cls: Class) -> Class:
@@ -190,7 +217,7 @@ class Registry(Mapping[str, type[Item]]):
     def build(self, call: Call) -> Item:
         """The instance that a term names; its weight is left to the caller. Unknown names and values are refused."""
         if call.name not in self:
-            raise unknown_name(self.kind, call.name, self)
+            raise unknown_name(self.kind, call.name, [*self, *self.aliases])
         cls: Any = self[call.name]
         known, values = annotations(cls), self._wrapped(cls, call)
         known = {name: annotation for name, annotation in known.items() if name not in values}
@@ -255,12 +282,14 @@ class Names(NamedTuple):
         module: defines the registry; once it is imported, others may have added to it, and it judges a name itself.
         text: every built-in name, between blanks.
         weighed: a setting is a weighted sum of names, not one name.
+        aliases: as of the registry.
     """
 
     kind: str
     module: str
     text: str
     weighed: bool = True
+    aliases: Mapping[str, str] = MappingProxyType({})
 
     @property
     def names(self) -> list[str]:
@@ -271,13 +300,16 @@ class Names(NamedTuple):
         """The names in a setting."""
         if not self.weighed:
             return [setting]
-        return [name for call in parse(setting) for name in call.names] if setting else []
+        terms = [term for call in parse(setting) for term in expand(call, self.aliases)] if setting else []
+        return [name for term in terms for name in term.names]
 
 
+ALIASES = {"gradascent": "ga", "graddiff": "ga + gd", "idknll": "po", "idkdpo": "dpo"}  # open-unlearning's names
 OBJECTIVES = Names(
     "an objective",
     "geffect.objectives.registry",
     "adversarial ceu dpo dual flat ga gd kl npo pdu po random rmu rr satimp simnpo tnpo undial wga wtnpo",
+    aliases=ALIASES,
 )
 METRICS = Names(
     "a metric",
@@ -308,4 +340,4 @@ def check_names(setting: str, value: object) -> None:
     for text in [value] if isinstance(value, str) else value if isinstance(value, list) else []:
         for name in registry.read(text) if isinstance(text, str) else ():
             if name not in registry.names:
-                raise unknown_name(registry.kind, name, registry.names)
+                raise unknown_name(registry.kind, name, [*registry.names, *registry.aliases])

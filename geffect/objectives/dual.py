@@ -15,8 +15,8 @@ from geffect.objectives.base import State, Wrapper
 class Dual(Wrapper):
     """λ · term, a term on a retain or general set; λ ← max(0, λ + η(L_term − ε)) once an optimizer step.
 
-    Dual ascent on the constraint L_term ≤ ε (arXiv 2506.05314 with the retain loss): λ is the price of one
-    unit of L_term in units of the other terms. L_term is the term's loss over the step's own examples, at the weights before the step.
+    Dual ascent on the constraint L_term ≤ ε (arXiv 2506.05314 with the retain loss): λ is the price of one unit of
+    L_term in units of the other terms. L_term is the loss over the step's own examples, at the weights before the step.
 
     Attributes:
         eps: ε, the loss that the term may have.

@@ -582,6 +582,32 @@ def test_what_does_not_fit_is_refused(text: str, says: str) -> None:
         make_objective(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("GradAscent", "ga"),
+        ("0.5*GradDiff + kl", "0.5*ga + 0.5*gd + kl"),
+        ("IdkNLL(answers='mine.txt')", "po(answers='mine.txt')"),
+        ("2*IdkDPO(beta=0.5, variant=tofu)", "2*dpo(beta=0.5, variant=tofu)"),
+    ],
+)
+def test_an_alias_stands_for_its_terms(text: str, other: str) -> None:
+    objective = make_objective(text)
+    assert objective.terms == make_objective(other).terms
+    assert objective.text == text
+
+
+@pytest.mark.parametrize("text", ["GradDiff(beta=1)", "GradDiff(gd)", "ga + dual(GradDiff)"])
+def test_an_alias_of_a_sum_is_no_term(text: str) -> None:
+    with pytest.raises(GeffectError, match=r"graddiff stands for the sum 'ga \+ gd', not for one term. Write the sum"):
+        make_objective(text)
+
+
+def test_an_alias_is_taken() -> None:
+    with pytest.raises(GeffectError, match="'GradDiff' is taken"):
+        OBJECTIVES.register("GradDiff")
+
+
 def test_a_wrapper_is_written_as_it_is_read() -> None:
     term = Dual(KL(on="general"), eps=0.1)
     assert OBJECTIVES.write(term) == "dual(kl(on='general'), eps=0.1)"
