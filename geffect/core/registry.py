@@ -43,7 +43,7 @@ def parse(text: str) -> list[Call]:
     ``NUMBER*TERM``.
 
     >>> [(call.weight, call.name, call.parameters) for call in parse("NPO(beta=0.1) + 2*gd")]
-    [(1.0, 'npo', {'beta': 0.1}), (2, 'gd', {})]
+    [(1.0, 'npo', {'beta': 0.1}), (2.0, 'gd', {})]
     >>> parse("dual(gd, eps=0.3)")[0].wrapped.name
     'gd'
     """
