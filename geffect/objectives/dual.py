@@ -17,6 +17,7 @@ class Dual(Wrapper):
 
     Dual ascent on the constraint L_term ≤ ε (arXiv 2506.05314 with the retain loss): λ is the price of one unit of
     L_term in units of the other terms. L_term is the loss over the step's own examples, at the weights before the step.
+    An inspection measures every checkpoint with λ = start.
 
     Attributes:
         eps: ε, the loss that the term may have.

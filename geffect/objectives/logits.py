@@ -49,5 +49,5 @@ class PDU(Term):
 
 def _peak_square(logits: Tensor) -> Tensor:
     """(max − mean)² ``[N]`` of logits ``[N, V]``, in float32 or better."""
-    wide = widen(logits)
-    return (wide.amax(-1) - wide.mean(-1)).square()
+    peak = widen(logits.amax(-1))  # no second array of [N, V], but for the gradient
+    return (peak - logits.mean(-1, dtype=peak.dtype)).square()
