@@ -8,10 +8,12 @@ import yaml
 
 from geffect import api
 from geffect.config import FinetuneConfig, InspectConfig, PreviewConfig, UnlearnConfig
+from geffect.config.presets import PRESETS
 from geffect.config.schema import Schema
 from geffect.errors import GeffectError
-from geffect.record.reader import read_environment
+from geffect.record.reader import read_environment, read_lines
 from geffect.record.schema import CONFIG
+from tests.conftest import config
 
 REQUIRED = {"model": "builtin:tiny", "out": "runs/x", "forget": "builtin:authors/forget", "retain": "rows.json[:9]"}
 CHANGED: dict[str, Any] = REQUIRED | {
@@ -87,6 +89,37 @@ def test_a_runs_configuration_reads_back_and_replays(start: Path, tmp_path: Path
     assert again.model_copy(update={"out": config.out, "reference": None}) == config
     assert read_environment(first)["data"] == read_environment(second)["data"]
     assert (second / CONFIG).read_text() == (first / CONFIG).read_text().replace("first", "second")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_fills_what_is_not_given(name: str) -> None:
+    chosen = UnlearnConfig.read(**REQUIRED, preset=name)
+    assert chosen.objective.text == PRESETS[name]["objective"]
+    assert chosen.learning_rate == (1e-4 if name.endswith("UNDIAL") else 1e-5)
+    assert chosen.batch_size * chosen.grad_accum_steps == 32
+    other = UnlearnConfig.read(**REQUIRED, preset=name.upper(), objective="ga", batch_size=2)
+    assert (other.objective.text, other.batch_size, other.grad_accum_steps) == ("ga", 2, 4)
+    assert other.replace(batch_size=3).objective.text == "ga"
+
+
+def test_what_a_file_gives_a_preset_leaves(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("preset: open_unlearning:NPO\nlearning_rate: 2.0e-5\n", encoding="utf-8")
+    chosen = UnlearnConfig.read(tmp_path / "run.yaml", **REQUIRED)
+    assert (chosen.objective.text, chosen.learning_rate) == ("npo(beta=0.1) + gd", 2e-5)
+
+
+@pytest.mark.parametrize("name", ["open_unlearning:NPOO", "NPO", ""])
+def test_an_unknown_preset_is_refused(name: str) -> None:
+    with pytest.raises(GeffectError, match=f"'{name}' is not a preset. [^\n]*open_unlearning:NPO"):
+        UnlearnConfig.read(**REQUIRED, preset=name)
+
+
+def test_a_run_with_a_preset_reads_back_and_resumes(start: Path, tmp_path: Path) -> None:
+    chosen = config(start, tmp_path / "run", preset="open_unlearning:PDU", batch_size=2, grad_accum_steps=2, steps=2)
+    run = api.unlearn(chosen).path
+    again = UnlearnConfig.read(run / CONFIG)
+    assert (again.preset, again.objective.text) == ("open_unlearning:PDU", chosen.objective.text)
+    assert read_lines(run)[0]["multiplier_2"] == 100
 
 
 def test_a_replay_from_another_start_is_refused(start: Path, tmp_path: Path) -> None:

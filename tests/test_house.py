@@ -128,6 +128,9 @@ EVALUATE = ["evaluate", "--model", "m", "--out", "o"]
     ("arguments", "says"),
     [
         ([*UNLEARN, "--objective", "npoo"], "'npoo' is not an objective. Did you mean npo? There are adversarial"),
+        ([*UNLEARN, "--objective", "ga + dual(gdd)"], "'gdd' is not an objective. Did you mean gd?"),
+        ([*UNLEARN, "--objective", "GradDif"], "'graddif' is not an objective. Did you mean graddiff?"),
+        ([*UNLEARN, "--preset", "open_unlearning:NPOO"], "is not a preset. Did you mean open_unlearning:NPO?"),
         ([*UNLEARN, "--objective", "ga + + gd)"], "'ga + + gd)'"),
         ([*UNLEARN, "--rectifier", "grue"], "'grue' is not a rectifier. Did you mean gru?"),
         ([*UNLEARN, "--stop", "kneel"], "'kneel' is not a stop rule. Did you mean knee?"),

@@ -348,6 +348,7 @@ def comparison(frame: pd.DataFrame, out: Path) -> None:
 
 def names(kind: str) -> None:
     """Print every name of a kind, with the first line of its definition."""
+    from geffect.config.presets import PRESETS
     from geffect.data.load import BUILTIN
     from geffect.evaluation.metrics import METRICS
     from geffect.evaluation.suites import DERIVED, SUITES
@@ -359,7 +360,8 @@ def names(kind: str) -> None:
 
     metrics = {name: each.compute for name, each in METRICS.items()}
     tables: dict[str, Mapping[str, object]] = {
-        "objectives": OBJECTIVES,
+        "objectives": {**OBJECTIVES, **OBJECTIVES.aliases},
+        "presets": {name: ", ".join(f"{key} {value}" for key, value in each.items()) for name, each in PRESETS.items()},
         "rectifiers": RECTIFIERS,
         "metrics": metrics | {name: each.compute for name, each in DERIVED.items()},
         "suites": {name: suite.parts for name, suite in SUITES.items()},
@@ -371,5 +373,6 @@ def names(kind: str) -> None:
     console = Console(soft_wrap=True, highlight=False)
     width = max(map(len, tables[kind]))
     for name, each in sorted(tables[kind].items()):
-        lines = ((each.__doc__ if each else None) or "").strip().splitlines()
-        console.print(Text(f"{name:<{width}}  {lines[0]}" if lines and callable(each) else name))
+        text = each if isinstance(each, str) else each.__doc__ if callable(each) else ""
+        lines = (text or "").strip().splitlines()
+        console.print(Text(f"{name:<{width}}  {lines[0]}" if lines else name))

@@ -76,7 +76,7 @@ class OnceCommand(TyperCommand):
 OUTPUT_REMEDY = "Free disk space, or name another output"
 DRY_RUN = {"dry_run": "print the plan, the batch arithmetic and an estimate of the memory, and stop"}
 RESUME = {"resume": "continue the unfinished run in --out from its last checkpoint"}
-LISTS = ("objectives", "rectifiers", "metrics", "suites", "stop-rules", "plots", "models", "sets")
+LISTS = ("objectives", "presets", "rectifiers", "metrics", "suites", "stop-rules", "plots", "models", "sets")
 YAML = "a YAML file with these names, such as a run's config.yaml"
 
 

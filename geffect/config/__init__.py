@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from geffect.config.presets import preset_settings
 from geffect.config.schema import (
     ARGUMENT,
     DRAFT,
@@ -348,6 +349,10 @@ class UnlearnConfig(TrainConfig):
     objective: ObjectiveSetting = Field(
         default="ga", validate_default=True, description="what is descended, as in 'npo(beta=0.1) + 1.0*gd'"
     )
+    preset: OptionalName = Field(
+        default=NONE,
+        description="a benchmark's published settings, such as open_unlearning:NPO, for what is not given otherwise",
+    )
     rectifier: RectifierSetting = Field(
         default="none", validate_default=True, description="how its gradient is changed, as in 'gru(decay=0.2)'"
     )
@@ -388,6 +393,13 @@ class UnlearnConfig(TrainConfig):
     reference: dict[str, str | None] | None = Field(
         default=None, description="the start's directory and hash, as a run resolved them", json_schema_extra=NO_FLAG
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, settings: Any) -> Any:
+        """Take from the preset what is not given."""
+        preset = settings.get("preset") if isinstance(settings, dict) else None
+        return preset_settings(preset) | settings if isinstance(preset, str) else settings
 
     @model_validator(mode="after")
     def _check_method(self) -> Self:

@@ -42,6 +42,15 @@ def kl_at(logits: Tensor, reference: Tensor) -> Tensor:
     return divergence
 
 
+def suppressed_ce_at(logits: Tensor, reference: Tensor, labels: Tensor, beta: float) -> Tensor:
+    """−Σ_v q(v) log p(v) at every position, q = softmax(z_ref − β·1[label]), in nats ``[N]``, in float32 or better.
+
+    Both logits are ``[N, V]``, the labels ``[N]``. The gradient is p − q; the reference carries none.
+    """
+    entropy: Tensor = _SuppressedCE.apply(logits, reference, labels, beta)  # type: ignore[no-untyped-call]
+    return entropy
+
+
 def log_probabilities(logits: Tensor) -> Tensor:
     """log p(v) of every entry of the vocabulary, in nats ``[N, V]``, in float32 or better.
 
@@ -127,9 +136,27 @@ class _KL(torch.autograd.Function):
         return in_chunks(_scale(_kl_gradient), torch.empty_like(logits), logits, reference, grad), None
 
 
-def _scale(gradient: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The gradient ``[N, V]`` times what comes from above ``[N]``."""
-    return lambda logits, other, grad: gradient(logits, other).mul_(grad[:, None])
+class _SuppressedCE(torch.autograd.Function):
+    @staticmethod
+    def forward(logits: Tensor, reference: Tensor, labels: Tensor, beta: float) -> Tensor:
+        return in_chunks(_suppressed_ce(beta), widen(logits.new_empty(len(logits))), logits, reference, labels)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, float], output: Tensor) -> None:
+        *tensors, ctx.beta = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, reference, labels = ctx.saved_tensors
+        gradient = _scale(_suppressed_ce_gradient(ctx.beta))
+        return in_chunks(gradient, torch.empty_like(logits), logits, reference, labels, grad), None, None, None
+
+
+def _scale(gradient: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The gradient ``[N, V]`` times what comes from above ``[N]``, its last argument."""
+    return lambda *tensors: gradient(*tensors[:-1]).mul_(tensors[-1][:, None])
 
 
 def _nll_tangent(logits: Tensor, labels: Tensor, tangent: Tensor) -> Tensor:
@@ -142,6 +169,26 @@ def _kl(logits: Tensor, reference: Tensor) -> Tensor:
 
 def _kl_gradient(logits: Tensor, reference: Tensor) -> Tensor:
     return _gain(*_log_ratio(logits, reference))
+
+
+def _suppress(reference: Tensor, labels: Tensor, beta: float) -> Tensor:
+    """z_ref − β·1[label] ``[N, V]``."""
+    wide = widen(reference)
+    return wide.scatter(1, labels[:, None], wide.gather(1, labels[:, None]) - beta)
+
+
+def _suppressed_ce(beta: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def of(logits: Tensor, reference: Tensor, labels: Tensor) -> Tensor:
+        target = _suppress(reference, labels, beta)
+        log_q = log_probabilities(target)
+        entropy = -torch.where(log_q.isneginf(), 0.0, log_q * log_q.exp()).sum(1)
+        return _kl(logits, target) + entropy
+
+    return of
+
+
+def _suppressed_ce_gradient(beta: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    return lambda logits, reference, labels: _kl_gradient(logits, _suppress(reference, labels, beta))
 
 
 def _log_ratio(logits: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

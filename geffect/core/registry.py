@@ -5,7 +5,8 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -22,18 +23,29 @@ Class = TypeVar("Class", bound=type[Any])
 
 @dataclass(frozen=True)
 class Call:
-    """One term of a text: a weight, a name in lower case, and its named parameters."""
+    """One term of a text: a weight, a name in lower case, its named parameters, and the term that it wraps, if any."""
 
     name: str
     parameters: dict[str, Value] = field(default_factory=dict)
     weight: float = 1.0
+    wrapped: "Call | None" = None
+
+    @property
+    def names(self) -> list[str]:
+        """Its name, and those of what it wraps."""
+        return [self.name, *(self.wrapped.names if self.wrapped else ())]
 
 
 def parse(text: str) -> list[Call]:
-    """The terms ``NAME``, ``NAME(parameter=value, …)`` or ``NUMBER*TERM`` of a sum, as written; refuse another form.
+    """The terms of a sum, as written; refuse another form.
 
-    >>> parse("NPO(beta=0.1) + 2*gd")  # doctest: +NORMALIZE_WHITESPACE
-    [Call(name='npo', parameters={'beta': 0.1}, weight=1.0), Call(name='gd', parameters={}, weight=2.0)]
+    A term is ``NAME``, ``NAME(parameter=value, …)``, ``NAME(TERM, parameter=value, …)``, which wraps a term, or
+    ``NUMBER*TERM``.
+
+    >>> [(call.weight, call.name, call.parameters) for call in parse("NPO(beta=0.1) + 2*gd")]
+    [(1.0, 'npo', {'beta': 0.1}), (2.0, 'gd', {})]
+    >>> parse("dual(gd, eps=0.3)")[0].wrapped.name
+    'gd'
     """
     try:
         return _sum(ast.parse(text.strip(), mode="eval").body)
@@ -42,6 +54,27 @@ def parse(text: str) -> list[Call]:
             f"{shorten(repr(text))} is no sum of names with parameters, such as 'npo(beta=0.1) + 1.0*gd'",
             remedy="Write names, numbers, *, + and named parameters only, a set's name in quotes",
         ) from error
+
+
+def expand(call: Call, aliases: Mapping[str, str]) -> list[Call]:
+    """The terms that a term stands for, where its name or that of what it wraps is an alias: a name → its text.
+
+    >>> [(each.weight, each.name) for each in expand(parse("2*GradDiff")[0], {"graddiff": "ga + gd"})]
+    [(2.0, 'ga'), (2.0, 'gd')]
+    """
+    inner = expand(call.wrapped, aliases) if call.wrapped else []
+    text = aliases.get(call.name)
+    terms = parse(text) if text else [call]
+    if len(inner) > 1 or (len(terms) > 1 and (call.parameters or inner)):
+        name = call.wrapped.name if call.wrapped and len(inner) > 1 else call.name
+        raise GeffectError(f"{name} stands for the sum {aliases[name]!r}, not for one term", remedy="Write the sum out")
+    wrapped = inner[0] if inner else None
+    if not text:
+        return [replace(call, wrapped=wrapped)]
+    return [
+        Call(each.name, each.parameters | call.parameters, each.weight * call.weight, each.wrapped or wrapped)
+        for each in terms
+    ]
 
 
 def _sum(node: ast.expr) -> list[Call]:
@@ -53,14 +86,15 @@ def _sum(node: ast.expr) -> list[Call]:
 def _term(node: ast.expr) -> Call:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
         inner = _term(node.right)
-        return Call(inner.name, inner.parameters, _weight(node.left) * inner.weight)
+        return replace(inner, weight=_weight(node.left) * inner.weight)
     if isinstance(node, ast.Name):
         return Call(node.id.lower())
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) < 2:
         names = [str(keyword.arg) for keyword in node.keywords]
         if len(set(names)) < len(names) or "None" in names:
             raise ValueError("each parameter is named once")
-        return Call(node.func.id.lower(), {str(k.arg): _value(k.value) for k in node.keywords})
+        parameters = {str(k.arg): _value(k.value) for k in node.keywords}
+        return Call(node.func.id.lower(), parameters, wrapped=_term(node.args[0]) if node.args else None)
     raise ValueError(f"not a term: {ast.unparse(node)}")
 
 
@@ -83,7 +117,8 @@ class Configurable:
     """The base of frozen dataclasses that texts name: a field's value must fit its annotation.
 
     An annotation is ``float``, ``int``, ``str``, ``bool``, a ``Literal`` or one of these or ``None``, with bounds as
-    pydantic's ``Field`` gives them, so that Python code and a text are refused alike. Infinities and NaN are refused.
+    pydantic's ``Field`` gives them, so that Python code and a text are refused alike. Infinities and NaN are refused. A
+    field whose annotation is a subclass of this one is the thing that an instance wraps; there is one at most.
 
     Raises:
         GeffectError: a value does not fit.
@@ -103,10 +138,21 @@ def annotations(cls: Any) -> dict[str, Any]:
 _adapter = functools.cache(TypeAdapter[Any])
 
 
+def _wrapped_field(cls: Any) -> str | None:
+    """The field that holds what an instance wraps; None where it wraps nothing."""
+    return next((name for name, annotation in annotations(cls).items() if _wraps(annotation)), None)
+
+
+def _wraps(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Configurable)
+
+
 def check_value(owner: str, name: str, value: object, annotation: Any) -> None:
     """Raise GeffectError unless a value is of an annotation's type and within its bounds, without conversion."""
     wanted = [] if not isinstance(value, float) or math.isfinite(value) else ["a finite number"]
-    if not wanted:
+    if _wraps(annotation):
+        wanted = [] if isinstance(value, annotation) else [f"a {annotation.__name__}"]
+    elif not wanted:
         try:
             _adapter(annotation).validate_python(value, strict=True)
         except ValidationError as error:
@@ -117,10 +163,14 @@ def check_value(owner: str, name: str, value: object, annotation: Any) -> None:
 
 
 class Registry(Mapping[str, type[Item]]):
-    """Dataclasses by name, in lower case; ``kind`` says in messages what they are, with its article."""
+    """Dataclasses by name, in lower case; ``kind`` says in messages what they are, with its article.
 
-    def __init__(self, kind: str, classes: Mapping[str, type[Item]]) -> None:
-        self.kind = kind
+    Attributes:
+        aliases: other names → the texts that they stand for (`expand`).
+    """
+
+    def __init__(self, kind: str, classes: Mapping[str, type[Item]], aliases: Mapping[str, str] | None = None) -> None:
+        self.kind, self.aliases = kind, dict(aliases or {})
         self._classes: dict[str, Any] = dict(classes)
 
     def __getitem__(self, name: str) -> type[Item]:
@@ -149,8 +199,9 @@ class Registry(Mapping[str, type[Item]]):
         Raises:
             GeffectError: the name is taken or no word, or (by the decorator) the class is no dataclass.
         """
-        if not name.isidentifier() or name.lower() in self:
-            problem = "taken" if name.lower() in self else "no word"
+        is_taken = name.lower() in self or name.lower() in self.aliases
+        if not name.isidentifier() or is_taken:
+            problem = "taken" if is_taken else "no word"
             raise GeffectError(f"The name {name!r} is {problem}", remedy=f"Choose another one for {self.kind}")
 
         def add(cls: Class) -> Class:
@@ -166,9 +217,10 @@ class Registry(Mapping[str, type[Item]]):
     def build(self, call: Call) -> Item:
         """The instance that a term names; its weight is left to the caller. Unknown names and values are refused."""
         if call.name not in self:
-            raise unknown_name(self.kind, call.name, self)
+            raise unknown_name(self.kind, call.name, [*self, *self.aliases])
         cls: Any = self[call.name]
-        known, values = annotations(cls), {}
+        known, values = annotations(cls), self._wrapped(cls, call)
+        known = {name: annotation for name, annotation in known.items() if name not in values}
         for name, value in call.parameters.items():
             if name not in known:
                 have = ", ".join(known) or "none"
@@ -182,6 +234,21 @@ class Registry(Mapping[str, type[Item]]):
         item: Item = cls(**values)
         return item
 
+    def _wrapped(self, cls: Any, call: Call) -> dict[str, Any]:
+        """The field that holds what a term wraps, built; empty where the class wraps nothing."""
+        name = _wrapped_field(cls)
+        if name is None and call.wrapped is not None:
+            remedy = f"Write its parameters by name, as in {call.name}(…=…)"
+            raise GeffectError(f"{call.name} takes no term such as {call.wrapped.name!r}", remedy=remedy)
+        if name is None:
+            return {}
+        if call.wrapped is None:
+            raise GeffectError(f"{call.name} needs a term", remedy=f"Write {call.name}(TERM)")
+        if call.wrapped.weight != 1:
+            message = f"The term in {call.name}(…) has the weight {call.wrapped.weight:g}"
+            raise GeffectError(message, remedy=f"Write the weight before {call.name}")
+        return {name: self.build(call.wrapped)}
+
     def write(self, item: Item) -> str:
         """The text that builds an equal instance; refuse one whose class is not registered."""
         names = [name for name, cls in self._classes.items() if cls is type(item)]
@@ -189,8 +256,11 @@ class Registry(Mapping[str, type[Item]]):
             remedy = "Register it under a name, so that a run's config.yaml can name it"
             raise GeffectError(f"{type(item).__name__} is not registered as {self.kind}", remedy=remedy)
         instance: Any = item
-        values = [(each.name, getattr(instance, each.name), each.default) for each in fields(instance)]
-        return f"{names[0]}({', '.join(f'{name}={value!r}' for name, value, default in values if value != default)})"
+        wrapped = _wrapped_field(type(item))
+        texts = [self.write(getattr(instance, wrapped))] if wrapped else []
+        values = [(e.name, getattr(instance, e.name), e.default) for e in fields(instance) if e.name != wrapped]
+        texts += [f"{name}={value!r}" for name, value, default in values if value != default]
+        return f"{names[0]}({', '.join(texts)})"
 
 
 def _read_word(value: Value, annotation: Any) -> Value:
@@ -212,12 +282,14 @@ class Names(NamedTuple):
         module: defines the registry; once it is imported, others may have added to it, and it judges a name itself.
         text: every built-in name, between blanks.
         weighed: a setting is a weighted sum of names, not one name.
+        aliases: as of the registry.
     """
 
     kind: str
     module: str
     text: str
     weighed: bool = True
+    aliases: Mapping[str, str] = MappingProxyType({})
 
     @property
     def names(self) -> list[str]:
@@ -228,13 +300,16 @@ class Names(NamedTuple):
         """The names in a setting."""
         if not self.weighed:
             return [setting]
-        return [call.name for call in parse(setting)] if setting else []
+        terms = [term for call in parse(setting) for term in expand(call, self.aliases)] if setting else []
+        return [name for term in terms for name in term.names]
 
 
+ALIASES = {"gradascent": "ga", "graddiff": "ga + gd", "idknll": "po", "idkdpo": "dpo"}  # open-unlearning's names
 OBJECTIVES = Names(
     "an objective",
     "geffect.objectives.registry",
-    "adversarial dpo ga gd kl npo po random rmu rr satimp simnpo tnpo wga wtnpo",
+    "adversarial ceu dpo dual flat ga gd kl npo pdu po random rmu rr satimp simnpo tnpo undial wga wtnpo",
+    aliases=ALIASES,
 )
 METRICS = Names(
     "a metric",
@@ -265,4 +340,4 @@ def check_names(setting: str, value: object) -> None:
     for text in [value] if isinstance(value, str) else value if isinstance(value, list) else []:
         for name in registry.read(text) if isinstance(text, str) else ():
             if name not in registry.names:
-                raise unknown_name(registry.kind, name, registry.names)
+                raise unknown_name(registry.kind, name, [*registry.names, *registry.aliases])

@@ -143,6 +143,24 @@ def random_labels(
     return all_labels
 
 
+def skip_labels(examples: Sequence[EncodedExample], count: int) -> list[Tensor]:
+    """Labels ``[T]`` of each example without its first so many labeled tokens; refuse one that none is left of.
+
+    >>> skip_labels([EncodedExample(0, [5, 6, 7], [-100, 6, 7])], 1)[0].tolist()
+    [-100, -100, 7]
+    """
+    all_labels = []
+    for example in examples:
+        labels = torch.tensor(example.labels)
+        labeled = (labels != IGNORE_INDEX).nonzero()[:, 0]
+        if len(labeled) <= count:
+            message = f"skip={count} leaves no labeled token of example {example.index}, which has {len(labeled)}"
+            raise GeffectError(message, remedy="Lower skip, or leave that example out")
+        labels[labeled[:count]] = IGNORE_INDEX
+        all_labels.append(labels)
+    return all_labels
+
+
 def corrupt_answer(
     example: EncodedExample, vocabulary: int, special: Collection[int], seed: int, draw: int = 0
 ) -> EncodedExample:

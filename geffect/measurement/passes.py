@@ -64,6 +64,7 @@ def plan_passes(
     factor = objective.forget_multiple if free and not keep_dropout else None
     weight = 0.0 if keep_dropout else objective.retain_multiple
     terms = any(keep_dropout or term.multiple_of_loss is None for _, term in objective.on("retain"))
+    followed = bool(objective.stateful_multiples("retain")) and not keep_dropout  # a weight of 0 may rise again
     beside = terms or bool(objective.on("alternative") or objective.on("general"))
     sides = bool(factor) and (beside or num_domains > 1)
     forget = measure or "forget" in read
@@ -71,7 +72,7 @@ def plan_passes(
         factor=factor,
         retain_weight=weight,
         runs_forget=forget and not factor,
-        runs_retain=measure or "retain" in read or rectifier.memory is not None or weight != 0,
+        runs_retain=measure or "retain" in read or rectifier.memory is not None or weight != 0 or followed,
         retain_terms=terms,
         splits_forget=forget and (not factor or sides or weight != 0),
         splits_sides=sides,
@@ -198,6 +199,8 @@ class Passes:
         if outputs is None or not shared:
             outputs = self.run.forward(batches["retain"], frozenset(), dropout=False)
         retain_loss = self._loss(name, outputs)
+        for term, multiple in self.objective.stateful_multiples("retain").items() if shared else ():
+            self._sum(term, multiple * self.shares[name] * retain_loss)
         if visit is None:
             self.window.add(name, retain_loss)
         else:
@@ -226,6 +229,10 @@ class Passes:
         """Back-propagate the objective's terms on one set; its outputs and the loss, detached."""
         outputs = self.run.outputs(name, batches, dropout=self.run.keep_dropout)
         loss = self.objective.loss(name, outputs, self.counts, besides_loss=besides_loss)
+        for term, share in self.objective.stateful_losses(
+            name, outputs, self.counts, besides_loss=besides_loss
+        ).items():
+            self._sum(term, share)
         self.window.add(gradient, loss, retain_graph=retain_graph, merged=self._merged(gradient))
         return outputs, loss.detach()
 

@@ -83,6 +83,7 @@ class Step:
         rectified = self.rectifier.coefficients()
         self._hand_back(rectified)
         named = self._combinations(rectified)
+        scalars |= self.run.objective.multipliers(self.run.term_states)
         measured = self._report(scalars, named) if self.measure else Measured(scalars)
         if self.run.updates and (self.kept is not None or self.rule.corrects or self.run.frozen is not None):
             shares = None if self.kept is None else (self.kept, self.kept_embeds)

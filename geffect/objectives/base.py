@@ -20,7 +20,8 @@ class Term(Configurable, ABC):
     """One named loss over one set's batch: a frozen dataclass, and a pure function of `Outputs`.
 
     A subclass overrides by a class variable, a field or a property what differs, and writes `loss`. One with a state,
-    such as a dual variable, also writes `init_state`, `multiplier` and `update_state`.
+    such as a dual variable, also writes `init_state`, `multiplier` and `update_state`. One that changes another term
+    is a `Wrapper`.
     """
 
     @property
@@ -60,8 +61,65 @@ class Term(Configurable, ABC):
         return 1.0
 
     def update_state(self, state: State, losses: Mapping[str, float]) -> State:
-        """The state after an optimizer step, from the losses it computed (``loss_objective``, ``loss_retain``, …)."""
+        """The state after an optimizer step, from the losses it computed (``loss_objective``, ``loss_retain``, …).
+
+        ``losses["term"]`` is the term's own loss over the whole step, before its weight and its multiplier.
+        """
         return state
+
+    @property
+    def has_state(self) -> bool:
+        """Whether it carries anything from step to step."""
+        return bool(self.init_state())
+
+    @property
+    def innermost(self) -> "Term":
+        """The term itself, or what it wraps."""
+        return self
+
+
+@dataclass(frozen=True)
+class Wrapper(Term):
+    """A term that changes another one, written ``NAME(TERM, parameter=value)``; it overrides what differs.
+
+    Attributes:
+        term: the other term.
+    """
+
+    term: Term
+
+    @property
+    def on(self) -> str:
+        """The set that the term runs on."""
+        return self.term.on
+
+    @property
+    def unit(self) -> str:
+        """What the term's loss is a sum of."""
+        return self.term.unit
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the term needs."""
+        return self.term.needs
+
+    @property
+    def multiple_of_loss(self) -> float | None:
+        """As of the term."""
+        return self.term.multiple_of_loss
+
+    @property
+    def innermost(self) -> Term:
+        """The term within, itself unwrapped."""
+        return self.term.innermost
+
+    def weights(self, outputs: Outputs) -> Tensor | None:
+        """As of the term."""
+        return self.term.weights(outputs)
+
+    def loss(self, outputs: Outputs) -> Tensor:
+        """As of the term."""
+        return self.term.loss(outputs)
 
 
 @dataclass(frozen=True)
@@ -156,7 +214,8 @@ class Objective:
     @property
     def answers(self) -> tuple[str, ...]:
         """The sets of refusals that terms name; an empty name is the built-in set."""
-        return tuple(dict.fromkeys(term.answers for _, term in self.terms if hasattr(term, "answers")))
+        terms = (term.innermost for _, term in self.terms)
+        return tuple(dict.fromkeys(term.answers for term in terms if hasattr(term, "answers")))
 
     def init_states(self) -> list[State]:
         """Each term's state before the first step, in order."""
@@ -168,8 +227,31 @@ class Objective:
         return replace(self, terms=tuple((weight * term.multiplier(state), term) for (weight, term), state in scaled))
 
     def update_states(self, states: Sequence[State], losses: Mapping[str, float]) -> list[State]:
-        """Each term's state after a step with these losses."""
-        return [term.update_state(state, losses) for (_, term), state in zip(self.terms, states, strict=True)]
+        """Each term's state after a step with these losses, those of `stateful_losses` among them."""
+        found = []
+        for place, ((_, term), state) in enumerate(zip(self.terms, states, strict=True), 1):
+            own = {"term": losses[f"term_{place}"]} if term.has_state else {}
+            found.append(term.update_state(state, {**losses, **own}))
+        return found
+
+    def multipliers(self, states: Sequence[State]) -> dict[str, float]:
+        """``multiplier_K`` of each term with a state, K its place in the sum from 1."""
+        places = enumerate(zip(self.terms, states, strict=True), 1)
+        return {f"multiplier_{k}": term.multiplier(state) for k, ((_, term), state) in places if term.has_state}
+
+    @torch.no_grad()
+    def stateful_losses(
+        self, name: str, outputs: Outputs, counts: Mapping[str, Counts], *, besides_loss: bool = False
+    ) -> dict[str, Tensor]:
+        """``term_K`` of each term with a state on one set: its share of its loss, before weight and multiplier."""
+        places = [(k, term) for k, (_, term) in enumerate(self.terms, 1) if term.on == name and term.has_state]
+        terms = [(k, term) for k, term in places if not (besides_loss and term.multiple_of_loss is not None)]
+        return {f"term_{k}": term.loss(outputs) / self._count(term, counts) for k, term in terms}
+
+    def stateful_multiples(self, name: str) -> dict[str, float]:
+        """``term_K`` of each term with a state that is a multiple of one set's loss: that multiple."""
+        places = [(k, term) for k, (_, term) in enumerate(self.terms, 1) if term.on == name and term.has_state]
+        return {f"term_{k}": term.multiple_of_loss for k, term in places if term.multiple_of_loss is not None}
 
     def on(self, name: str) -> list[tuple[float, Term]]:
         """The terms that run on one set."""

@@ -19,7 +19,8 @@ class PO(Term):
     Attributes:
         variant: ``mean`` divides by the refusals' own tokens; ``pooled``, beside ``gd(variant=pooled)``, by those of
             refusals and retain answers together, as TOFU's and GRU's code does with one concatenated batch.
-        answers: a set to take them from, in place of the built-in refusals.
+        answers: a set to take them from, in place of the built-in refusals: refusals of your own, or another answer to
+            every question, as LUNE and TOFU's list of refusals have them.
     """
 
     variant: Literal["mean", "pooled"] = "mean"
@@ -45,7 +46,8 @@ class DPO(Term):
     Attributes:
         beta: β > 0.
         variant: c = 2/β (``npo``, as in NPO's code and open-unlearning) or c = 1 (``tofu``).
-        answers: a set to take w from, in place of the built-in refusals (AltPO, arXiv 2409.13474).
+        answers: a set to take w from, in place of the built-in refusals. With other answers to the same questions it is
+            AltPO's −(2/β) mean log σ(βΔ) (arXiv 2409.13474).
     """
 
     beta: Positive = 0.1
@@ -74,6 +76,38 @@ class DPO(Term):
     def loss(self, outputs: Outputs) -> Tensor:
         """−c Σ_s log σ(βΔ) over the batch's examples; the caller divides by their count B."""
         return -self.scale * functional.logsigmoid(self.margin(outputs)).sum()
+
+
+@dataclass(frozen=True)
+class FLAT(Term):
+    """L = (1/B) Σ_s ½(tanh p̄(s) − tanh p̄(a)), p̄ an answer's mean token probability, a the alternative to s.
+
+    It is descended. FLAT with the total variation as its divergence (arXiv 2410.11143). That p̄ is a mean over the
+    labeled tokens of one example, and L one over examples, is UNVERIFIED: the paper's own code was not at hand.
+
+    Attributes:
+        answers: a set to take a from, in place of the built-in refusals.
+    """
+
+    answers: str = ""
+    unit: ClassVar[str] = "example"
+    needs: ClassVar[frozenset[str]] = frozenset({"alternative"})
+
+    def weights(self, outputs: Outputs) -> Tensor:
+        """``[B, T]`` ½(1 − tanh² p̄) p_i/n on the true answer's n labeled tokens, zeros elsewhere; no graph."""
+        p = outputs.nll.detach().neg().exp() * outputs.mask
+        slope = 0.5 * (1 - _mean_probability(outputs).detach().tanh().square()) / outputs.mask.sum(1)
+        return slope[:, None] * p
+
+    def loss(self, outputs: Outputs) -> Tensor:
+        """½ Σ_s (tanh p̄(s) − tanh p̄(a)) over the batch's examples; the caller divides by their count B."""
+        other: Outputs = outputs.need("alternative")
+        return 0.5 * (_mean_probability(outputs).tanh() - _mean_probability(other).tanh()).sum()
+
+
+def _mean_probability(outputs: Outputs) -> Tensor:
+    """``[B]`` the mean probability of each example's labeled tokens."""
+    return (outputs.nll.neg().exp() * outputs.mask).sum(1) / outputs.mask.sum(1)
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,27 @@
 """The names of objectives, and the objective that a text names."""
 
-from geffect.core.registry import Registry, parse
+from geffect.core.registry import ALIASES, Registry, expand, parse
 from geffect.errors import GeffectError
 from geffect.objectives.base import Objective, Term
+from geffect.objectives.dual import Dual
+from geffect.objectives.logits import PDU, UNDIAL
 from geffect.objectives.npo import NPO, TNPO, WTNPO, SimNPO
-from geffect.objectives.preference import DPO, PO, AdversarialLabels, RandomLabels
+from geffect.objectives.preference import DPO, FLAT, PO, AdversarialLabels, RandomLabels
 from geffect.objectives.retain import GD, KL, RR
 from geffect.objectives.rmu import RMU
-from geffect.objectives.weighted import GA, WGA, SatImp
+from geffect.objectives.weighted import CEU, GA, WGA, SatImp
 
 TERMS: dict[str, type[Term]] = {
     "adversarial": AdversarialLabels,
+    "ceu": CEU,
     "dpo": DPO,
+    "dual": Dual,
+    "flat": FLAT,
     "ga": GA,
     "gd": GD,
     "kl": KL,
     "npo": NPO,
+    "pdu": PDU,
     "po": PO,
     "random": RandomLabels,
     "rmu": RMU,
@@ -23,10 +29,11 @@ TERMS: dict[str, type[Term]] = {
     "satimp": SatImp,
     "simnpo": SimNPO,
     "tnpo": TNPO,
+    "undial": UNDIAL,
     "wga": WGA,
     "wtnpo": WTNPO,
 }
-OBJECTIVES: Registry[Term] = Registry("an objective", TERMS)
+OBJECTIVES: Registry[Term] = Registry("an objective", TERMS, ALIASES)
 register_objective = OBJECTIVES.register
 
 
@@ -39,7 +46,9 @@ def make_objective(text: str) -> Objective:
     >>> [(weight, term.on) for weight, term in make_objective("ga + 0.5*kl(on=general)").terms]
     [(1.0, 'forget'), (0.5, 'general')]
     """
-    terms = tuple((call.weight, OBJECTIVES.build(call)) for call in parse(text))
+    terms = tuple(
+        (call.weight, OBJECTIVES.build(call)) for each in parse(text) for call in expand(each, OBJECTIVES.aliases)
+    )
     if not any(term.on in ("forget", "alternative") for _, term in terms):
         raise GeffectError(f"{text!r} has no term on the forget set", remedy="Add one, as in 'ga + 1.0*gd'")
     return Objective(text, terms)

@@ -2,12 +2,13 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from geffect.core.forward import Outputs
+from geffect.core.forward import IGNORE_INDEX, Outputs, shift_labels
 from geffect.objectives.base import Term
 
 
@@ -71,3 +72,33 @@ class SatImp(WeightedAscent):
         """``[B, T]`` w_i = p_i^β₁ (1 − p_i)^β₂ on labeled tokens, zeros elsewhere; no graph."""
         nll = outputs.nll.detach()
         return torch.exp(-self.beta1 * nll) * (-torch.expm1(-nll)) ** self.beta2 * outputs.mask
+
+
+@dataclass(frozen=True)
+class CEU(WeightedAscent):
+    """CE-U: w_i = p_i/(1 − p_i), detached; the gradient of the mean CE(p, q), q the model's own p without the label.
+
+    With q = softmax(z), the label's logit at −∞, without a graph, ∇CE(p_i, q_i) = w_i ∇log p_i (arXiv 2503.01224). So
+    the gradient on a logit never exceeds 1, however sure the label is; 1 − p is a sum over the other tokens.
+
+    Attributes:
+        skip: labeled tokens at the start of each example that are left out, and not counted; 1 in the published code.
+    """
+
+    skip: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def unit(self) -> str:
+        """Labeled tokens, or those of the labeling that leaves out each example's first."""
+        return f"skipped_{self.skip}_labels" if self.skip else "token"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """That labeling."""
+        return frozenset({self.unit} if self.skip else ())
+
+    def weights(self, outputs: Outputs) -> Tensor:
+        """``[B, T]`` w_i = p_i/(1 − p_i) = 1/(e^(−log p_i) − 1) on the tokens that count, zeros elsewhere; no graph."""
+        nll = outputs.nll.detach()
+        counts = shift_labels(outputs.labeling(self.unit)) != IGNORE_INDEX if self.skip else outputs.mask
+        return torch.expm1(nll.clamp(min=torch.finfo(nll.dtype).tiny)).reciprocal() * counts

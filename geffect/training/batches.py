@@ -19,7 +19,7 @@ from geffect.core.forward import ALL_LOGITS, IGNORE_INDEX, Outputs
 from geffect.core.splits import domain_of, domains, of_role, role_of, split_name, split_names
 from geffect.data.encode import EncodedExample, collate, pad_id_of
 from geffect.data.load import QASet
-from geffect.data.relabel import BUILT_IN, random_labels, replace_answers
+from geffect.data.relabel import BUILT_IN, random_labels, replace_answers, skip_labels
 from geffect.errors import GeffectError
 from geffect.io.system import check_memory, rank_and_size
 from geffect.models.scoring import compute_reference_nll, forward_batches
@@ -154,6 +154,8 @@ def _labels(
     kind, _, variant = need.removesuffix("_labels").partition("_")
     if kind == "adversarial":
         return {need: adversarial_labels(model, examples, pad_id_of(tokenizer), misaligned=variant == "knowundo")}
+    if kind == "skipped":
+        return {need: skip_labels(examples, int(variant))}
     if kind == "random":
         vocabulary, special = int(model.config.get_text_config().vocab_size), tokenizer.all_special_ids
         return {need: random_labels(examples, vocabulary, special, seed, everywhere=variant == "knowundo")}

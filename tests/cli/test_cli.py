@@ -442,6 +442,8 @@ def test_the_version_is_printed(shell: Command) -> None:
     ("what", "name"),
     [
         ("objectives", "npo"),
+        ("objectives", "graddiff +ga"),
+        ("presets", "open_unlearning:NPO"),
         ("rectifiers", "gru"),
         ("metrics", "min_k"),
         ("suites", "tofu"),

@@ -25,7 +25,8 @@ from geffect.monitoring.targets import Others, measure_targets
 from geffect.training.batches import adversarial_labels
 from tests.support.architectures import FAMILIES, make
 from tests.support.cases import llama, lora
-from tests.support.steps import make_batches, make_measurement, take_step
+from tests.support.properties import assert_gradients_close
+from tests.support.steps import gradients, make_batches, make_measurement, take_step
 
 LABELED = [(1, 3), (4, 12), (2, 5)]  # first and last labeled token of each example
 
@@ -215,6 +216,21 @@ def _token_effects(model: Any) -> None:
 def _localization(model: Any) -> None:
     for loss in example_losses(model, make_tokenizer(), ENCODED):
         loss()
+
+
+@pytest.mark.parametrize("text", ["undial + gd", "pdu + dual(gd, start=1)", "ceu + gd", "flat + dual(kl, start=1)"])
+def test_chunks_have_an_objectives_gradient_of_the_whole(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, reference = llama(), llama()
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.mul_(1.1)
+    batches, found = make_batches(model), []
+    for size in (head.CHUNK, 3 * 48):
+        monkeypatch.setattr(head, "CHUNK", size)
+        monkeypatch.setattr(head, "TRAINED", size)
+        take_step(make_measurement(model, text, reference=reference), [batches])
+        found.append(gradients(model))
+    assert_gradients_close(found[1], found[0], 1e-5)
 
 
 @pytest.mark.parametrize(

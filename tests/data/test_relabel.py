@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geffect.data.encode import EncodedExample
-from geffect.data.relabel import random_labels
+from geffect.data.relabel import random_labels, skip_labels
+from geffect.errors import GeffectError
 from geffect.training.batches import adversarial_labels
 from tests.support.cases import VOCABULARY, gpt2
 
@@ -74,3 +75,9 @@ def test_the_published_adversarial_labels_are_misaligned_by_one(batch_size: int)
         for j, token in enumerate(row.input_ids):
             others = [v for v in range(VOCABULARY - 1) if v != token]
             assert labels[j] == max(others, key=logits[j].tolist().__getitem__)
+
+
+def test_skipping_every_labeled_token_of_an_example_is_refused() -> None:
+    examples = [EncodedExample(0, [5, 6, 7], [-100, 6, 7]), EncodedExample(1, [5, 6], [-100, 6])]
+    with pytest.raises(GeffectError, match=r"skip=1 leaves no labeled token of example 1, which has 1. Lower skip"):
+        skip_labels(examples, 1)

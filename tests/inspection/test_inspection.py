@@ -28,6 +28,7 @@ from geffect.models.scoring import compute_likelihood
 from geffect.record.reader import read_lines
 from geffect.training.batches import draw_partner, permutation
 from tests.conftest import Command, config, exhaustive
+from tests.support import oracles
 from tests.support.cases import gpt2
 from tests.support.steps import make_measurement
 
@@ -203,6 +204,22 @@ def test_several_objectives_have_a_record_each(run: Path, tmp_path: Path) -> Non
         pd.testing.assert_series_equal(total(made[1].path, step), total(alone, step))
     with pytest.raises(GeffectError, match=r"has no standard errors\. Run geffect unlearn with --standard-errors"):
         geffect.read_standard_errors(alone)
+
+
+def test_points_tell_ceus_weights_without_an_answers_first_token(run: Path, tmp_path: Path) -> None:
+    text = "ceu(skip=1)"
+    place = run / "checkpoints" / "checkpoint-2"
+    asked = inspected(tmp_path / "points", place, **SETS, points=[text], one_pass=True)
+    record = api.inspect(asked)[0].path
+    loaded = api.load_model(str(place))
+    examples = encode_set(loaded.tokenizer, load_set(SETS["forget"]), 512)
+    lines = [line for line in read_lines(record, "points.jsonl") if line["step"] == 2]
+    assert len(lines) == len(examples) > 2
+    for line in lines:
+        batch = collate([examples[line["example"]]], 0)
+        with torch.no_grad():
+            p = torch.exp(-oracles.example_nll(loaded.model.double(), batch, 0))
+        assert line["weights"][text] == pytest.approx(float((p / (1 - p))[1:].sum() / len(p)), rel=1e-4)
 
 
 def test_an_interrupted_inspection_goes_on_to_the_same_record(

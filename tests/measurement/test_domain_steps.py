@@ -17,7 +17,16 @@ from tests.support.properties import assert_gradients_close, assert_gram_close
 from tests.support.steps import GENERAL, Batches, gradients, make_measurement, split, take_step, with_reference
 
 SPLITS = ("forget/a", "forget/b", "retain/a", "retain/b")
-OBJECTIVES = ["ga", "0.4*ga + 2*gd", "npo + kl", "po + gd", "wga + kl(on=general)", "dpo + gd"]
+OBJECTIVES = [
+    "ga",
+    "0.4*ga + 2*gd",
+    "npo + kl",
+    "po + gd",
+    "wga + kl(on=general)",
+    "dpo + gd",
+    "pdu + dual(gd, start=1)",
+    "undial + dual(kl, start=1)",
+]
 LENGTHS = {
     "forget/a": [9, 5, 7, 12],
     "forget/b": [4, 11, 6, 6],

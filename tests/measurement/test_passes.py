@@ -27,6 +27,11 @@ OBJECTIVES = [
     "ga + gd(on=general)",
     "simnpo + kl(on=general) + 0.5*gd",
     "satimp + tnpo + wtnpo",
+    "undial + gd",
+    "0.5*ceu + pdu",
+    "flat + ceu + kl",
+    "npo + 0.5*dual(gd, start=1)",
+    "ga + gd + dual(kl(on=general), start=1) + 2*dual(gd, start=1)",
     "po(variant=pooled) + gd(variant=pooled)",
     "ga + kl(variant=tofu)",
 ]
@@ -109,6 +114,19 @@ def test_dropout_is_the_objectives_and_never_the_losses() -> None:
     assert plain.gram is not None
     assert abs(thinned / float(plain.gram.total()[0, 0]) - 1) > 0.01
     assert measured.scalars["loss_forget"] == pytest.approx(plain.scalars["loss_forget"], rel=1e-6)
+
+
+def test_with_dropout_kept_a_multiplier_follows_the_loss_that_is_descended() -> None:
+    model = CASES["gpt2"]()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    measurement = make_measurement(model, "ga + dual(gd, eps=1, eta=2, start=3)", keep_dropout=True)
+    torch.manual_seed(3)
+    scalars = take_step(measurement, split(make_batches(model), 2), measure=False).scalars
+    assert scalars["loss_objective"] + scalars["term_2"] * -3 < 0  # what is left is ascent on the forget loss
+    assert "loss_retain" not in scalars
+    assert measurement.term_states[1] == {"multiplier": pytest.approx(3 + 2 * (scalars["term_2"] - 1))}
 
 
 def test_with_dropout_kept_an_unmeasured_step_draws_the_same_numbers() -> None:

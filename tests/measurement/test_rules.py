@@ -20,7 +20,16 @@ from tests.conftest import sweep
 from tests.support import oracles
 from tests.support.cases import CASES
 from tests.support.properties import assert_gradients_close, assert_gram_close
-from tests.support.steps import FORGET, RETAIN, gradients, model_forward, split, take_step, with_reference
+from tests.support.steps import (
+    FORGET,
+    RETAIN,
+    gradients,
+    make_measurement,
+    model_forward,
+    split,
+    take_step,
+    with_reference,
+)
 
 Gradients = dict[str, Tensor]
 
@@ -157,6 +166,60 @@ def test_a_term_with_a_state_is_weighed_by_it_step_by_step() -> None:
         assert_gradients_close(gradients(model), expected, 1e-5)
         multiplier += measured.scalars["loss_retain"]
         assert measurement.term_states == [{}, {"multiplier": multiplier}]
+
+
+def _dual_oracle(model: Any, inner: str, weight: float) -> tuple[Gradients, Gradients, float]:
+    """∇ of the forget loss, ∇ of ``weight`` · a retain term, and that term's loss; gd's an example at a time."""
+    objective = make_objective(f"ga + {inner}")
+    other, reference = CASES["llama"](), _shifted(CASES["llama"]())
+    other.load_state_dict(model.state_dict())
+    counts = {"retain": Counts.of([RETAIN])}
+    term = objective.terms[1][1]
+    run = model_forward(other, reference)
+
+    def loss() -> Tensor:
+        if inner == "gd":
+            return oracles.mean_nll(other, RETAIN)
+        return term.loss(run(RETAIN, term.needs)) / counts["retain"].token
+
+    forget = oracles.gradient(other, lambda: oracles.mean_nll(other, FORGET))
+    return forget, oracles.gradient(other, lambda: weight * loss()), float(loss().detach())
+
+
+def _shifted(model: Any) -> Any:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    return model
+
+
+@pytest.mark.parametrize("measure", [True, False])
+@pytest.mark.parametrize("size", [4, 2, 1])
+@pytest.mark.parametrize("inner", ["gd", "kl", "rr"])
+def test_a_dual_multiplier_follows_its_term_step_by_step(inner: str, size: int, measure: bool) -> None:
+    """λ falls to zero, where nothing is descended on the retain set, and rises again; measured or not."""
+    model = CASES["llama"]()
+    start = _dual_oracle(model, inner, 1.0)[2]
+    multiplier, ceiling = 1.0, start * (1.02 if inner == "gd" else 2.0)
+    eta = 1.5 / (ceiling - start)
+    measurement = make_measurement(
+        model, f"ga + 2*dual({inner}, eps={ceiling}, eta={eta}, start=1)", reference=_shifted(CASES["llama"]())
+    )
+    seen = []
+    for step in range(5):
+        forget, retain, loss = _dual_oracle(model, inner, 2 * multiplier)
+        parts = split({"forget": FORGET, "retain": RETAIN}, size)
+        measured = take_step(measurement, parts, measure=measure)
+        assert_gradients_close(gradients(model), {name: retain[name] - forget[name] for name in forget}, 2e-5)
+        assert measured.scalars["term_2"] == pytest.approx(loss, rel=1e-5)
+        assert measured.scalars["multiplier_2"] == pytest.approx(multiplier, rel=1e-5)
+        seen.append(multiplier)
+        multiplier = max(0.0, multiplier + eta * (loss - ceiling))
+        assert measurement.term_states[1] == {"multiplier": pytest.approx(multiplier, rel=1e-4, abs=1e-6)}
+        with torch.no_grad():  # the term's loss rises
+            for parameter in trainable_parameters(model).values():
+                parameter.mul_(2.0 if inner == "gd" else 0.5 if step == 0 else 1.6)
+    assert 0.0 in seen and seen[-1] > 0
 
 
 def test_standard_errors_go_over_micro_batches_with_the_step_s_own_weights() -> None:

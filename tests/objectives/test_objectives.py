@@ -14,11 +14,13 @@ from geffect.core.forward import Outputs, forward
 from geffect.core.layers import trainable_parameters
 from geffect.errors import GeffectError
 from geffect.objectives.base import Counts, mean_nll
+from geffect.objectives.dual import Dual
 from geffect.objectives.registry import OBJECTIVES, make_objective
+from geffect.objectives.retain import KL
 from tests.support import oracles
 from tests.support.cases import llama
 from tests.support.properties import assert_gradients_close
-from tests.support.worlds import LABELLINGS, World, at_the_start, make_world, one_token_world, padded, parts
+from tests.support.worlds import LABELLINGS, SKIPPED, World, at_the_start, make_world, one_token_world, padded, parts
 
 Twin = Callable[[World], Tensor]
 Weight = Callable[[Tensor, Tensor], Tensor]
@@ -87,6 +89,57 @@ def _dpo(beta: float, scale: float) -> Twin:
     return twin
 
 
+def _undial(beta: float) -> Twin:
+    def twin(world: World) -> Tensor:
+        found = []
+        for i in world.places("forget"):
+            log_p, log_ref = world.log_p("forget", i), world.log_p("forget", i, start=True).detach()
+            for t in world.labeled("forget", i):
+                lowered = log_ref[t - 1].clone()
+                lowered[world.batches["forget"]["labels"][i, t]] -= beta
+                total = lowered.exp().sum()
+                found.append(
+                    torch.stack([-z.exp() / total * p for z, p in zip(lowered, log_p[t - 1], strict=True)]).sum()
+                )
+        return torch.stack(found).mean()
+
+    return twin
+
+
+def _pdu(world: World) -> Tensor:
+    """Of log-probabilities: the constant that they differ by from logits falls out."""
+    found = [
+        (max(world.log_p("forget", i)[t - 1]) - world.log_p("forget", i)[t - 1].mean()) ** 2
+        for i in world.places("forget")
+        for t in world.labeled("forget", i)
+    ]
+    return torch.stack(found).mean()
+
+
+def _flat(world: World) -> Tensor:
+    found = []
+    for i in world.places("forget"):
+        bad, good = (torch.exp(-world.nll(name, i)).mean() for name in ("forget", "alternative"))
+        found.append(-0.5 * torch.tanh(good) + 0.5 * torch.tanh(bad))
+    return torch.stack(found).mean()
+
+
+def _ceu(skip: int) -> Twin:
+    """CE-U as its paper writes it: the cross-entropy with the model's own distribution, the label at −∞, detached."""
+
+    def twin(world: World) -> Tensor:
+        found = []
+        for i in world.places("forget"):
+            log_p = world.log_p("forget", i)
+            for t in world.labeled("forget", i)[skip:]:
+                others = log_p[t - 1].detach().clone()
+                others[world.batches["forget"]["labels"][i, t]] = -torch.inf
+                found.append(-(others.softmax(-1) * log_p[t - 1]).sum())
+        return torch.stack(found).mean()
+
+    return twin
+
+
 def _rmu(layer: int, c: float, *, normalized: bool, mean: bool) -> Twin:
     def twin(world: World) -> Tensor:
         u = torch.rand(16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -150,6 +203,7 @@ WEIGHTS: dict[str, Weight] = {
     "satimp": lambda p, _: p**5 * (1 - p),
     "satimp(beta1=2, beta2=0.5)": lambda p, _: p**2 * (1 - p) ** 0.5,
     "satimp(beta1=1, beta2=0)": lambda p, _: p,
+    "ceu": lambda p, _: p / (1 - p),
     "tnpo": lambda p, q: 2 * p**4 / (p**4 + q**4),
     "tnpo(beta=0.5)": lambda p, q: 2 * p**0.5 / (p**0.5 + q**0.5),
     "tnpo(beta=2, epsilon=1e-5)": lambda p, q: 2 * p**2 / (p**2 + q**2 + 1e-5),
@@ -173,6 +227,10 @@ SMOOTH: dict[str, Twin] = {
     "po(variant=pooled) + gd(variant=pooled)": _pooled,
     "dpo": _dpo(0.1, 2 / 0.1),
     "dpo(beta=0.5, variant=tofu)": _dpo(0.5, 1.0),
+    "undial": _undial(10.0),
+    "undial(beta=0.7)": _undial(0.7),
+    "pdu": _pdu,
+    "flat": _flat,
     "rmu": _rmu(1, 20.0, normalized=True, mean=True),
     "rmu(layer=2, c=2, vector=raw)": _rmu(2, 2.0, normalized=False, mean=True),
     "rmu(layer=0, c=2, vector=raw, dims=sum)": _rmu(0, 2.0, normalized=False, mean=False),
@@ -187,10 +245,12 @@ SMOOTH: dict[str, Twin] = {
     "ga + kl(variant=tofu)": lambda world: _ga(world) + _kl_everywhere(world),
     "ga + rr": lambda world: _ga(world) + _rr(1, mean=True)(world),
     "ga + rr(layer=2, dims=sum)": lambda world: _ga(world) + _rr(2, mean=False)(world),
+    "ga + dual(gd, start=3)": lambda world: _ga(world) + _mean(world, "retain"),  # λ enters with a step's state
+    "ga + 0.5*dual(kl(on=general))": lambda world: _ga(world) + 0.5 * _kl("general")(world),
     "0.3*npo(beta=2) + 0.5*simnpo": lambda world: 0.3 * _npo(2.0)(world) + 0.5 * _simnpo(2.5, 0.0)(world),
 }
 ALL = sorted({*SMOOTH, *DETACHED})
-PADDED = [text for text in ALL if "variant=tofu" not in text or text.startswith("dpo")]
+PADDED = ["ceu(skip=1)"] + [text for text in ALL if "variant=tofu" not in text or text.startswith("dpo")]
 LEVELS = {
     "npo(beta=0.1)": "example",
     "npo(beta=2)": "example",
@@ -258,6 +318,71 @@ def test_dpo_pulls_both_answers_by_one_weight(text: str, world: World) -> None:
 
     found = oracles.gradient(world.model, lambda: world.loss(objective))
     assert_gradients_close(oracles.gradient(world.model, weighted), found, 1e-10)
+
+
+@pytest.mark.parametrize("skip", [0, 1])
+def test_ceu_has_the_gradient_of_its_papers_cross_entropy(skip: int, world: World) -> None:
+    found = oracles.gradient(world.model, lambda: world.loss(make_objective(f"ceu(skip={skip})")))
+    assert_gradients_close(found, oracles.gradient(world.model, lambda: _ceu(skip)(world)), 1e-10)
+
+
+@pytest.mark.parametrize("gap", [1e-4, 1e-9, 1e-30, 0.0])
+def test_ceu_is_right_where_a_token_is_certain_in_float32(gap: float) -> None:
+    """1 − p = 1e-9 vanishes in float32 beside 1; the oracle is autograd of the published loss in float64."""
+    logits = torch.cat([torch.zeros(1), torch.tensor([0.2, 0.5, 0.3]).log() + math.log(gap or 1e-300)])[None]
+    logits.requires_grad_()  # the label is entry 0
+    wide = logits.detach().double().requires_grad_()
+    outputs = Outputs(logits, torch.tensor([[-100, 0]]), torch.tensor([0]))
+    make_objective("ceu").loss("forget", outputs, {"forget": Counts(1, 1)}).backward()
+    others = wide.detach().clone()
+    others[0, 0] = -torch.inf
+    (-(others.softmax(-1)[:, 1:] * wide.log_softmax(-1)[:, 1:]).sum()).backward()
+    assert wide.grad is not None and logits.grad is not None
+    if gap:
+        assert torch.allclose(logits.grad.double(), wide.grad, rtol=1e-6, atol=0)
+    else:
+        assert torch.isfinite(logits.grad).all() and logits.grad.abs().max() <= 1
+
+
+@pytest.mark.parametrize("beta", [0.5, 10.0])
+def test_undials_first_step_is_weighted_ascent(beta: float, world: World) -> None:
+    start, k = at_the_start(world), 1 - math.exp(-beta)
+    found = oracles.gradient(start.model, lambda: start.loss(make_objective(f"undial(beta={beta})")))
+    twin = _weighted(lambda p, _: k * p / (1 - k * p))
+    assert_gradients_close(found, oracles.gradient(start.model, lambda: twin(start)), 1e-10)
+
+
+@pytest.mark.parametrize("rest", [0.5, 1e-4, 1e-9])
+def test_undials_gradient_is_right_in_float32(rest: float) -> None:
+    logits = torch.cat([torch.zeros(1), torch.tensor([0.2, 0.5, 0.3]).log() + math.log(rest)])[None]
+    reference = (logits * 1.1).double()
+    logits.requires_grad_()
+    wide = logits.detach().double().requires_grad_()
+    outputs = Outputs(logits, torch.tensor([[-100, 0]]), torch.tensor([0]), ref_logits=reference.float())
+    make_objective("undial").loss("forget", outputs, {"forget": Counts(1, 1)}).backward()
+    lowered = reference.clone()
+    lowered[0, 0] -= 10
+    loss = -(lowered.softmax(-1) * wide.log_softmax(-1)).sum()
+    loss.backward()
+    assert wide.grad is not None and logits.grad is not None
+    assert torch.allclose(logits.grad.double(), wide.grad, rtol=3e-3, atol=0), logits.grad.double() / wide.grad - 1
+
+
+def test_flat_weighs_the_true_answers_tokens(world: World) -> None:
+    objective = make_objective("flat")
+    outputs = world.outputs(objective, "forget")
+    weights = objective.forget_weights(outputs)
+    assert weights is not None and not weights.requires_grad and not weights[~outputs.mask].any()
+
+    def forget_side() -> Tensor:
+        means = [torch.exp(-world.nll("forget", i)).mean() for i in world.places("forget")]
+        return torch.stack([0.5 * torch.tanh(mean) for mean in means]).mean()
+
+    def weighted() -> Tensor:
+        return -(weights * forward(world.model, world.batches["forget"]).nll).sum() / len(weights)
+
+    expected = oracles.gradient(world.model, forget_side)
+    assert_gradients_close(oracles.gradient(world.model, weighted), expected, 1e-10)
 
 
 @pytest.mark.parametrize("text", SMOOTH)
@@ -394,6 +519,9 @@ def test_sequences_whose_probability_underflows_stay_finite(text: str) -> None:
         ("tnpo", "ref_nll"),
         ("wtnpo", "ref_nll"),
         ("dpo", "alternative"),
+        ("flat", "alternative"),
+        ("undial", "ref_logits"),
+        ("ceu(skip=1)", SKIPPED),
         ("rmu", "hidden"),
         ("random", "random_aligned_labels"),
         ("adversarial(variant=knowundo)", "adversarial_knowundo_labels"),
@@ -402,7 +530,7 @@ def test_sequences_whose_probability_underflows_stay_finite(text: str) -> None:
 def test_a_need_that_is_not_met_is_named(text: str, need: str) -> None:
     batch = {k: v for k, v in make_world(llama).batches["forget"].items() if not k.endswith("_labels")}
     batch.pop("ref_nll")
-    counts = Counts(3, 1, labeled=dict.fromkeys(LABELLINGS, 1))
+    counts = Counts(3, 1, labeled=dict.fromkeys([*LABELLINGS, SKIPPED], 1))
     with pytest.raises(GeffectError, match=f"needs {need}, which|no labels '{need}'"):
         make_objective(text).loss("forget", forward(llama(), batch), {"forget": counts})
 
@@ -428,6 +556,64 @@ def test_needs_and_multiples_follow_from_the_terms() -> None:
 def test_an_objective_unlearns_something(text: str) -> None:
     with pytest.raises(GeffectError, match="forget set"):
         make_objective(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("ga + dual", "dual needs a term. Write dual(TERM)"),
+        ("ga + dual(eps=0.3)", "dual needs a term. Write dual(TERM)"),
+        ("ga + dual(ga)", "dual takes a term on a retain or general set, not GA. Write dual(gd)"),
+        ("ga + dual(2*gd)", "The term in dual(…) has the weight 2. Write the weight before dual"),
+        ("ga + dual(dual(gd))", "dual takes a term without a state of its own. Write dual once"),
+        ("ga + dual(gd, eta=0)", "eta of dual is 0. It should be greater than 0"),
+        ("ga + dual(gd, start=-1)", "start of dual is -1. It should be greater than or equal to 0"),
+        ("ga + dual(gd, term=gd)", "dual has no parameter 'term'. It has eps, eta, start"),
+        ("ga + dual(gdd)", "'gdd' is not an objective. Did you mean gd?"),
+        ("ga(gd)", "ga takes no term such as 'gd'. Write its parameters by name"),
+        ("ceu(skip=-1)", "skip of ceu is -1. It should be greater than or equal to 0"),
+        ("undial(beta=0)", "beta of undial is 0. It should be greater than 0"),
+        ("flat(answers=3)", "answers of flat is 3. It should be a valid string"),
+        ("pdu(eps=1)", "pdu has no parameter 'eps'. It has none"),
+    ],
+)
+def test_what_does_not_fit_is_refused(text: str, says: str) -> None:
+    with pytest.raises(GeffectError, match=re.escape(says)):
+        make_objective(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("GradAscent", "ga"),
+        ("0.5*GradDiff + kl", "0.5*ga + 0.5*gd + kl"),
+        ("IdkNLL(answers='mine.txt')", "po(answers='mine.txt')"),
+        ("2*IdkDPO(beta=0.5, variant=tofu)", "2*dpo(beta=0.5, variant=tofu)"),
+    ],
+)
+def test_an_alias_stands_for_its_terms(text: str, other: str) -> None:
+    objective = make_objective(text)
+    assert objective.terms == make_objective(other).terms
+    assert objective.text == text
+
+
+@pytest.mark.parametrize("text", ["GradDiff(beta=1)", "GradDiff(gd)", "ga + dual(GradDiff)"])
+def test_an_alias_of_a_sum_is_no_term(text: str) -> None:
+    with pytest.raises(GeffectError, match=r"graddiff stands for the sum 'ga \+ gd', not for one term. Write the sum"):
+        make_objective(text)
+
+
+def test_an_alias_is_taken() -> None:
+    with pytest.raises(GeffectError, match="'GradDiff' is taken"):
+        OBJECTIVES.register("GradDiff")
+
+
+def test_a_wrapper_is_written_as_it_is_read() -> None:
+    term = Dual(KL(on="general"), eps=0.1)
+    assert OBJECTIVES.write(term) == "dual(kl(on='general'), eps=0.1)"
+    assert make_objective(f"ga + {OBJECTIVES.write(term)}").terms[1] == (1.0, term)
+    with pytest.raises(GeffectError, match=r"term of Dual is 3. It should be a Term"):
+        Dual(3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["npo", "simnpo", "tnpo", "wtnpo", "dpo"])

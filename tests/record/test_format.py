@@ -24,7 +24,7 @@ from tests.conftest import config
 
 ROOT = Path(__file__).resolve().parents[2]
 RAW = {"read_lines", "each_line", "read_environment"}
-OPEN = re.compile(r"norm_\w+|loss_[\w/]+")  # of any gradient, of any split
+OPEN = re.compile(r"norm_\w+|loss_[\w/]+|(term|multiplier)_\d+")  # of any gradient, split or term
 
 
 @pytest.fixture(scope="module")

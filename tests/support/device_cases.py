@@ -82,11 +82,15 @@ HOST = "all that is kept on the host"
 WINDOW = {"grad_accum_steps": 2, "batch_size": 1}
 OBJECTIVES = {
     "adversarial": "adversarial",
+    "ceu": "ceu(skip=1) + gd",
     "dpo": "dpo",
+    "dual": "npo + dual(kl, start=1)",
+    "flat": "flat",
     "ga": "ga",
     "gd": "ga + gd",
     "kl": "ga + kl",
     "npo": "npo",
+    "pdu": "pdu",
     "po": "po",
     "random": "random",
     "rmu": "rmu(c=2)",
@@ -94,6 +98,7 @@ OBJECTIVES = {
     "satimp": "satimp",
     "simnpo": "simnpo",
     "tnpo": "tnpo",
+    "undial": "undial",
     "wga": "wga",
     "wtnpo": "wtnpo",
 }

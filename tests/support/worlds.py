@@ -14,6 +14,7 @@ from tests.support.steps import Batches, make_measurement
 
 LENGTHS = {"forget": [9, 5, 7], "alternative": [6, 8, 4], "general": [7, 3, 5], "retain": [4, 8, 6]}
 LABELLINGS = [f"{kind}_{variant}_labels" for kind in ("random", "adversarial") for variant in ("aligned", "knowundo")]
+SKIPPED = "skipped_1_labels"
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def at_the_start(world: World) -> World:
 
 def padded(batches: Batches, width: int) -> Batches:
     """More padding on every batch."""
-    fills = {"labels": -100} | dict.fromkeys(LABELLINGS, -100)
+    fills = {"labels": -100} | dict.fromkeys([*LABELLINGS, SKIPPED], -100)
     return {
         name: {key: torch.nn.functional.pad(t, (0, width), value=fills.get(key, 0)) for key, t in batch.items()}
         for name, batch in batches.items()
@@ -127,10 +128,11 @@ def parts(batches: Batches, sizes: Sequence[int]) -> list[Batches]:
 
 
 def _relabeled(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Other labels: on the answer's tokens, or on the whole row."""
+    """Other labels: on the answer's tokens, on the whole row, or on the answer without its first token."""
     found = {}
     for seed, name in enumerate(LABELLINGS):
         drawn = torch.randint(VOCABULARY, batch["labels"].shape, generator=torch.Generator().manual_seed(90 + seed))
         carries = batch["attention_mask"].bool() if "knowundo" in name else batch["labels"] != -100
         found[name] = drawn.where(carries, -100)
-    return found
+    first = (batch["labels"] != -100).cumsum(1) == 1
+    return found | {SKIPPED: batch["labels"].masked_fill(first, -100)}

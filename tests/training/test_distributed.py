@@ -25,7 +25,13 @@ from tests.conftest import Command, config, exhaustive
 pytestmark = pytest.mark.slow
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "geffect"]
 STEPS, KEYS = 8, ["step", "parameter", "gradient", "other"]
-METHOD = {"objective": "npo + gd", "rectifier": "gru", "optimizer": "adamw_torch", "prediction": 4, "overlap": 0.1}
+METHOD = {
+    "objective": "npo + dual(gd, eps=1, start=1)",
+    "rectifier": "gru",
+    "optimizer": "adamw_torch",
+    "prediction": 4,
+    "overlap": 0.1,
+}
 
 
 def settings(start: Path, out: Path) -> UnlearnConfig:
@@ -103,6 +109,7 @@ def test_two_processes_make_the_run_of_one(one: Path, two: tuple[Path, str]) -> 
     for own, other in zip(read_lines(one), read_lines(two[0]), strict=True):
         assert own.get("evaluation", {}).keys() == other.get("evaluation", {}).keys()
         assert other.get("loss_forget", 0.0) == pytest.approx(own.get("loss_forget", 0.0), rel=1e-5)
+        assert other.get("multiplier_2", 0.0) == pytest.approx(own.get("multiplier_2", 0.0), rel=1e-5)
 
 
 def test_it_is_one_run_with_one_record(two: tuple[Path, str]) -> None:

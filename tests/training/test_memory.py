@@ -92,6 +92,9 @@ def test_the_parts_are_those_of_the_method(tmp_path: Path) -> None:
     assert estimate(tmp_path, rectifier="gru").rectifier == weights
     kl = estimate(tmp_path, objective="ga + kl")
     assert (kl.reference, kl.gradients) == (weights, 2 * weights)  # either side of the objective has a buffer
+    undial = estimate(tmp_path, objective="undial")
+    assert (undial.reference, undial.gradients, undial.logits) == (weights, 2 * weights, kl.logits)
+    assert estimate(tmp_path, objective="ceu(skip=1)").reference == 0
     assert estimate(tmp_path, grad_accum_steps=2).gradients == 2 * weights
     assert estimate(tmp_path, optimizer="sgd").optimizer < 0.5 * weights
     assert estimate(tmp_path, save_gradients=["objective"]).kept == 3 * weights  # a copy, the retain gradient, and θ

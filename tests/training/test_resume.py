@@ -105,6 +105,25 @@ def test_it_goes_on_after_kill_9(whole: Path, tmp_path: Path) -> None:
     _assert_same(api.unlearn(UnlearnConfig.read(file), resume=True).path, whole, 7)
 
 
+def test_a_stopped_run_goes_on_with_its_multiplier(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = "pdu + 0.5*dual(gd, eps=0.3, eta=2, start=1)"
+    settings = SETTINGS | {"objective": objective, "steps": 5, "diagnose_every": 2, "rectifier": "none"}
+    chosen = config(start, tmp_path / "run", **settings)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        _stop_after(4, patch)
+        api.unlearn(chosen)
+    lines = read_lines(api.unlearn(chosen, resume=True).path)
+    _assert_same(api.unlearn(chosen.model_copy(update={"out": tmp_path / "again"})).path, tmp_path / "run", 5)
+    multiplier = 1.0
+    for line in lines[:5]:
+        assert line["multiplier_2"] == pytest.approx(multiplier, rel=1e-12)
+        assert line["term_2"] == line["loss_retain"]
+        multiplier = max(0.0, multiplier + 2 * (line["term_2"] - 0.3))
+    assert multiplier > 10
+
+
 def _tear(steps: Path) -> None:
     """Add half a line, as a process writes that is killed."""
     with steps.open("ab") as stream:

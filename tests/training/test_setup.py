@@ -1,6 +1,7 @@
 """What a run needs before it starts, and what is said where it is missing."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,9 +12,11 @@ import pytest
 
 from geffect import api
 from geffect.data import encode, sources
+from geffect.data.load import load_set
 from geffect.errors import GeffectError
 from geffect.models.scoring import Reference
 from geffect.objectives.registry import make_objective
+from geffect.record.reader import read_environment, read_lines
 from geffect.rectifiers.registry import make_rectifier
 from geffect.training import setup
 from geffect.training.batches import alternatives, training_sets
@@ -106,6 +109,25 @@ def test_every_epoch_has_refusals_of_its_own(start: Path, tmp_path: Path) -> Non
     assert set(training_sets(prepared)) == {"forget", "retain", "alternative"}
     without = replace(prepared, config=chosen.replace(objective="ga + gd(on=retain)"))
     assert set(training_sets(without)) == {"forget", "retain"}
+
+
+@pytest.mark.parametrize("name", ["dpo", "po", "flat", "IdkDPO"])
+def test_other_answers_meet_their_own_questions(name: str, start: Path, tmp_path: Path) -> None:
+    """As AltPO and LUNE have them: several alternatives to every forget question, in a file."""
+    questions = [str(each["question"]) for each in load_set("builtin:authors/forget[:4]").examples]
+    rows = [{"question": each, "answer": f"Other {i}, {draw}."} for i, each in enumerate(questions) for draw in "ab"]
+    (tmp_path / "other.json").write_text(json.dumps(rows), encoding="utf-8")
+    objective = f"{name}(answers='{tmp_path}/other.json') + gd"
+    chosen = config(start, tmp_path / "run", objective=objective, forget="builtin:authors/forget[:4]", steps=2)
+    prepared = prepare(chosen)
+    decode = prepared.loaded.tokenizer.decode
+    for row in alternatives(prepared, "forget", 4):
+        text = decode(row.input_ids)
+        assert questions[row.index % 4] in text and f"Other {row.index % 4}, " in text
+    first = read_lines(api.unlearn(chosen).path)[0]
+    assert read_environment(chosen.out)["data"]["answers"]["examples"] == 4
+    if name.lower().endswith("dpo"):  # −(2/β) mean log σ(0), and the retain loss
+        assert first["loss_objective"] - first["loss_retain"] == pytest.approx(2 / 0.1 * math.log(2), rel=1e-5)
 
 
 def _trainer(start: Path, out: Path, objective: str = "ga + kl", **changes: Any) -> Any:

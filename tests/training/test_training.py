@@ -38,7 +38,7 @@ def _assert_same_run(a: Path, b: Path, tolerance: float) -> None:
     assert (np.abs(left["inner"] - right["inner"]) <= tolerance * scale).all()
 
 
-@pytest.mark.parametrize("objective", ["ga", "npo + 0.5*gd"])
+@pytest.mark.parametrize("objective", ["ga", "npo + 0.5*gd", "undial + gd", "ceu(skip=1)", "pdu", "flat"])
 def test_one_by_eight_equals_eight_by_one(start: Path, tmp_path: Path, objective: str) -> None:
     common: dict[str, Any] = {"objective": objective, "rectifier": "gru", "steps": 3, "optimizer": "sgd"}
     runs = [
