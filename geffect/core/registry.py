@@ -317,8 +317,8 @@ METRICS = Names(
     "loss perplexity mean_perplexity accuracy probability probability_normalized exact_memorization "
     "extraction_strength extraction_strength_floored extraction_strength_generated rouge_l_recall rouge_l_f1 "
     "truth_ratio truth_ratio_geometric log_truth_ratio_geometric forget_truth retain_truth verbmem knowmem "
-    "min_k min_k_plus_plus zlib forget_quality privleak "
-    "auc_reference auc_loss auc_zlib auc_min_k auc_min_k_plus_plus",
+    "min_k min_k_plus_plus zlib gradient_norm forget_quality privleak "
+    "auc_reference auc_loss auc_zlib auc_min_k auc_min_k_plus_plus auc_gradient_norm",
     weighed=False,
 )
 MODELS = ("builtin:tiny", "builtin:tiny-domains", "builtin:tiny-domains-qwen2")  # each also with -untrained
