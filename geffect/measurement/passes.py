@@ -71,7 +71,7 @@ def plan_passes(
         factor=factor,
         retain_weight=weight,
         runs_forget=forget and not factor,
-        runs_retain=measure or "retain" in read or rectifier.memory is not None or weight != 0,
+        runs_retain=measure or "retain" in read or bool(rectifier.memories) or weight != 0,
         retain_terms=terms,
         splits_forget=forget and (not factor or sides or weight != 0),
         splits_sides=sides,

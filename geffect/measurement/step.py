@@ -38,7 +38,7 @@ class Step:
         forget = passes.forget if passes.plan.splits_forget else ()
         retain = passes.retain if measure or "retain" in read else ()
         masked = (MASKED, *((MASKED_RETAIN,) if self.rule.add_retain else ())) if run.frozen else ()
-        names = ("objective", *forget, *retain, *self._memory, *masked, *passes.targets)
+        names = ("objective", *forget, *retain, *self.rule.memories, *masked, *passes.targets)
         self.basis = Basis(names, run.tie, run.losses)
         self.descends = MASKED if run.frozen else "objective"
         self.rectifier = RectifierStep(run, self._parts_by_name())
@@ -48,10 +48,6 @@ class Step:
         self.parts: list[list[Mapping[str, Batch]]] = []  # of the window, for standard errors: its micro-batches
         self.applied: Applied | None = None
         self._tied = Tensors()  # the tied tensor's two parts arrive apart
-
-    @property
-    def _memory(self) -> tuple[str, ...]:
-        return () if self.rule.memory is None else (self.rule.memory,)
 
     def micro_batch(self, batches: Mapping[str, Batch], *, last: bool, part: int | None = None) -> Tensor:
         """Back-propagate one micro-batch; the objective's share of it, detached.
@@ -103,7 +99,7 @@ class Step:
             return {key: local_part(p.grad) for key, p in self.run.parameters.items() if p.grad is not None}
         parts, gradient = self._parts_by_name()[name], NamedTensors()
         for source, scale in parts.items():
-            tensors = self.run.state if source == self.rule.memory else (self.kept or {}).get(source, {})
+            tensors = self.run.state[source] if source in self.run.state else (self.kept or {}).get(source, {})
             if len(parts) == 1 and scale == 1:
                 return dict(tensors)
             for key, tensor in tensors.items():
@@ -112,7 +108,7 @@ class Step:
 
     def _report(self, scalars: Mapping[str, float], named: Combinations) -> Measured:
         gram = self.basis.combine(named, list(self.run.parameters))
-        measured = Measured(dict(scalars) | gram.norms(), gram)
+        measured = Measured(dict(scalars) | gram.norms() | self.rectifier.numbers, gram)
         if self.masks is not None:
             measured.parts["overlap"] = self.masks.overlap(named, list(self.run.parameters), self.run.tie)
         if len(self.parts) > 1:  # an epoch's last window may hold one, which has no standard error
@@ -174,7 +170,8 @@ class Step:
             retain = tensors[MASKED_RETAIN]
             if (masked := tensors[MASKED]) is not None:
                 gradient[name] = masked
-        tensors |= {memory: self.rule.update(run.state, name, retain) for memory in self._memory}
+        self.rule.update(run.state, name, retain)
+        tensors |= {memory: run.state[memory].get(name) for memory in self.rule.memories}
         self.rectifier.add(name, {**tensors, "objective": gradient.get(name)})
         if self.measure:
             self.basis.add(name, tensors, embeds)
@@ -220,7 +217,7 @@ class Step:
             return
         if embeds is not None:
             self.kept_embeds = {each: held(embeds[each], self.run.keep_on) for each in embeds}
-        for each in (each for each in self.basis.names if each != self.rule.memory):
+        for each in (each for each in self.basis.names if each not in self.rule.memories):
             changes = each in ("objective", MASKED)  # what is descended is rectified and clipped in place
             tensor = held(tensors[each], self.run.keep_on, copy=changes)
             if tensor is not None:
@@ -266,7 +263,7 @@ class Step:
         retain = {name: passes.shares[name] for name in passes.retain}
         named = each | {"objective": {"objective": 1.0}, "forget": forget, "retain": retain}
         order = dict.fromkeys(("objective", "forget", "retain", *each))
-        others = {n: {n: 1.0} for n in (MASKED, *self._memory, *passes.targets) if n in self.basis.names}
+        others = {n: {n: 1.0} for n in (MASKED, *self.rule.memories, *passes.targets) if n in self.basis.names}
         return {name: named[name] for name in order} | others
 
     def _rectified_parts(self, rectified: Mapping[str, float]) -> dict[str, float]:

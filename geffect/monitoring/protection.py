@@ -1,5 +1,6 @@
 """Protected targets: a training's own gradient, rectified so that its steps do not raise their loss."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +16,10 @@ from geffect.core.model_state import ModelState
 from geffect.data.encode import EncodedExample, collate
 from geffect.errors import GeffectError, shorten
 from geffect.measurement.measurement import Batch
-from geffect.measurement.update import Coefficients, RectifierStep, correction
+from geffect.measurement.update import Coefficients, RectifierStep, correction, sums_by_part, take_off
 from geffect.monitoring.targets import Target, bare_outputs, is_among
 from geffect.objectives.base import Counts, mean_nll
-from geffect.rectifiers.base import Rectifier
+from geffect.rectifiers.base import Memories, Rectifier
 from geffect.rectifiers.registry import make_rectification
 
 PROTECTED = "retain"  # what a rule calls the gradient of the protected targets' loss
@@ -43,7 +44,7 @@ def make_rule(text: str | None, protect: object, targets: Mapping[str, object]) 
             raise GeffectError(message, remedy=f"Name them, such as protect={[*targets][:1]}")
         return None
     asked = make_rectification(text or DEFAULT)
-    others = sorted(set(asked.rule.gradients) - {"objective", PROTECTED, asked.rule.memory})
+    others = sorted(set(asked.rule.gradients) - {"objective", PROTECTED, *asked.rule.memories})
     if asked.freezing or others or not asked.rule.gradients:
         what = "masks of a localization" if asked.freezing else " and ".join(others) or "no protected gradient"
         message = f"{asked.text!r} reads {what}, where there are the training's gradient and the protected one"
@@ -95,7 +96,7 @@ class Protection:
     batches: Mapping[str, Sequence[Batch]]
     rectifier: Rectifier
     model_state: ModelState
-    state: NamedTensors = field(init=False)
+    state: Memories = field(init=False)
     numbers: dict[str, float] = field(default_factory=dict, init=False)
     conflicts: list[bool] = field(default_factory=list, init=False)  # of the steps since `told`
 
@@ -107,7 +108,7 @@ class Protection:
         """The parameters lie in parts over processes."""
         return is_sharded(self.parameters)
 
-    @property
+    @functools.cached_property
     def parts(self) -> dict[str, str]:
         """Parameter → the part of the model whose inner products are read together; empty: one part."""
         if self.rectifier.scope == "model":
@@ -121,10 +122,11 @@ class Protection:
         """Replace what lies in ``.grad``, of all processes, at a step; a parameter without one may receive one."""
         protected = self._gradient(step)
         objective = {n: local_part(p.grad) for n, p in self.parameters.items() if p.grad is not None}
-        memory = self.rectifier.memory
-        rectifying = RectifierStep(self, {each: {each: 1.0} for each in ("objective", PROTECTED, memory) if each})
+        memories = self.rectifier.memories
+        rectifying = RectifierStep(self, {each: {each: 1.0} for each in ("objective", PROTECTED, *memories)})
         for name in self.parameters:
-            kept = {} if memory is None else {memory: self.rectifier.update(self.state, name, protected.get(name))}
+            self.rectifier.update(self.state, name, protected.get(name))
+            kept = {memory: self.state[memory].get(name) for memory in memories}
             rectifying.add(name, {"objective": objective.get(name), PROTECTED: protected.get(name), **kept})
         rectifying.products.sum_up(sharded=self.sharded)
         coefficients = rectifying.coefficients()
@@ -140,12 +142,10 @@ class Protection:
 
     def correct(self, before: Mapping[str, Tensor]) -> None:
         """Once the optimizer has stepped from the weights ``before``: take off θ what the rule corrects."""
-        scale = correction(self, before)
+        corrected, _ = correction(self, before)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                if scale and name in self.state:
-                    weights = local_part(parameter.detach())
-                    weights.sub_(self.state[name].to(weights.dtype), alpha=scale)
+                take_off(self.state, corrected.get(name, {}), name, local_part(parameter.detach()))
 
     def told(self) -> dict[str, float]:
         """`numbers`, and ``conflicts``: the share of the steps since the last call whose cosine was below 0.
@@ -166,13 +166,16 @@ class Protection:
         return {n: local_part(t) for n, t in sum_gradients(buffer.gradients, self.parameters)[PROTECTED].items()}
 
     def _note(self, rectifying: RectifierStep, coefficients: Coefficients) -> None:
-        names, gram, part_of = rectifying.sources, rectifying.products.gram, self.parts
+        names, gram = rectifying.sources, rectifying.products.gram
         against = next(each for each in names if each != "objective")
         square = 0.0
-        for part, matrix in (gram.by(part_of) if part_of else {"": gram.total()}).items():
+        for part, matrix in sums_by_part(gram, self.parts).items():
             change = [coefficients[part][each] - (each == "objective") for each in names]
             square += float(torch.tensor(change, dtype=torch.float64) @ matrix @ torch.tensor(change).double())
         length = norm(gram.total(), names, "objective")
         removed = math.sqrt(max(0.0, square)) / length if length else 0.0
-        self.numbers = {"cosine": cosine(gram.total(), names, "objective", against), "removed": removed}
+        self.numbers = {
+            "cosine": cosine(gram.total(), names, "objective", against),
+            "removed": removed,
+        } | rectifying.numbers
         self.conflicts.append(self.numbers["cosine"] < 0)

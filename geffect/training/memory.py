@@ -178,11 +178,11 @@ def _moments(config: UnlearnConfig, sizes: Sizes, activations: int, logits: int)
     separate = domains * (plan.runs_forget + plan.splits_sides)  # buffers of forget losses and of the objective's side
     streams = config.grad_accum_steps == rank_and_size()[1] == 1  # the last retain gradient is freed as it arrives
     beside = int(plan.splits_retain and (plan.retain_terms or bool(objective.on("general"))))
-    combined = len({*rule.gradients} - {"objective", rule.memory})
+    combined = len({*rule.gradients} - {"objective", *rule.memories})
     targets = len(config.target)
     keeps = bool(targets or config.prediction or config.save_gradients or config.standard_errors)
     held = {
-        "rectifier": one * (combined + (rule.memory is not None)),
+        "rectifier": one * (combined + len(rule.memories)),
         "reference": (sizes.weights if objective.needs_reference and not config.lora else 0),
         "masks": 3 * sizes.entries // 8 * freezing,  # a bit an entry
     }

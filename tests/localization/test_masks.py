@@ -272,6 +272,6 @@ def test_impossible_settings_are_refused(text: str) -> None:
 def test_a_text_names_what_freezes_and_what_projects_in_any_order() -> None:
     for text in ("grail(k_unlearn=0.05) + gru(decay=0.5)", "gru(decay=0.5) + grail(k_unlearn=0.05)"):
         assert make_freezing(text) == GRAIL(k_unlearn=0.05)
-        assert make_rectifier(text).memory == "retain_average"
+        assert make_rectifier(text).memories == ("retain_average",)
     assert make_freezing("gru") is None
-    assert make_rectifier("grail").memory is None
+    assert make_rectifier("grail").memories == ()

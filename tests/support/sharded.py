@@ -83,7 +83,8 @@ def held(trainer: UnlearnTrainer) -> Iterator[Tensor]:
         yield from trainer.reference.model.parameters()
     for state in trainer.optimizer.state.values():
         yield from (each for each in state.values() if isinstance(each, Tensor))
-    yield from trainer.measurement.state.values()
+    for memory in trainer.measurement.state.values():
+        yield from memory.values()
 
 
 if __name__ == "__main__":
