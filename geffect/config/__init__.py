@@ -429,7 +429,7 @@ class UnlearnConfig(TrainConfig):
             raise GeffectError(f"{self.rectifier.text!r} needs a directory of masks", remedy=remedy)
         if self.masks is not None and not freezing:
             raise GeffectError(f"{self.rectifier.text!r} takes no --masks ({self.masks})", remedy="Leave --masks out")
-        average, rectifies = "retain_average" in rule.memories, bool(rule.gradients) or freezing
+        average, rectifies = "retain_average" in rule.memories, rule.rectifies or freezing
         recorded = {"retain_average": average, "masked": freezing, "rectified": rectifies}
         for gradient in self.save_gradients:
             if not recorded.get(gradient, True):

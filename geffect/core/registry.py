@@ -251,7 +251,9 @@ OF_SETTING = {
     "objective": OBJECTIVES,
     "points": OBJECTIVES,
     "rectifier": Names(
-        "a rectifier", "geffect.rectifiers.registry", "blur gem grail gru hamu memflex ngdiff none pcgrad"
+        "a rectifier",
+        "geffect.rectifiers.registry",
+        "blur disruption gem grail gru hamu memflex ngdiff none pcgrad sago",
     ),
     "stop": Names("a stop rule", "geffect.stopping", "accuracy collapse forget_loss knee"),
     "suite": Names("a suite", "geffect.evaluation.suites", "builtin tofu knowundo", weighed=False),

@@ -55,6 +55,11 @@ class Rectifier(Configurable):
         return ()
 
     @property
+    def rectifies(self) -> bool:
+        """Whether it changes the objective's gradient."""
+        return bool(self.gradients)
+
+    @property
     def scope(self) -> Scope:
         """The part of the model over which inner products are summed: each has coefficients of its own."""
         return "model"

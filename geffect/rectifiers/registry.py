@@ -6,6 +6,7 @@ from geffect.core.registry import Registry, parse
 from geffect.errors import GeffectError
 from geffect.rectifiers.base import Freezing, Rectifier
 from geffect.rectifiers.combined import BLUR, HAMU, NGDiff, PCGrad
+from geffect.rectifiers.elementwise import SAGO, Disruption
 from geffect.rectifiers.gem import GEM
 from geffect.rectifiers.grail import GRAIL
 from geffect.rectifiers.gru import GRU
@@ -19,6 +20,7 @@ class NoRectifier(Rectifier):
 
 RULES: dict[str, type[Rectifier | Freezing]] = {
     "blur": BLUR,
+    "disruption": Disruption,
     "gem": GEM,
     "grail": GRAIL,
     "gru": GRU,
@@ -27,6 +29,7 @@ RULES: dict[str, type[Rectifier | Freezing]] = {
     "ngdiff": NGDiff,
     "none": NoRectifier,
     "pcgrad": PCGrad,
+    "sago": SAGO,
 }
 RECTIFIERS: Registry[Rectifier | Freezing] = Registry("a rectifier", RULES)
 register_rectifier = RECTIFIERS.register

@@ -14,12 +14,13 @@ from geffect.rectifiers.registry import make_rectifier
 from tests.conftest import sweep
 from tests.support import oracles
 from tests.support.cases import CASES, make_batch
-from tests.support.properties import assert_gradients_close
+from tests.support.properties import assert_gradients_close, assert_gram_close
 from tests.support.steps import FORGET, RETAIN, Batches, gradients, make_measurement, open_step, split, take_step
 
 Gradients = dict[str, Tensor]
 OBJECTIVE = "ga + 0.5*gd"
 RULES = ("pcgrad", "pcgrad(alpha=0.5)", "blur", "ngdiff", "hamu", "hamu(gain=0.3, radius=0.1)")
+ENTRIES = ("sago(alpha=0.5, gamma=2)", "disruption")
 EXACT = 1e-6  # of float32 products, relative to the lengths
 
 
@@ -116,7 +117,7 @@ def _margins(text: str, gram: InnerProducts, direction: str, scale: float) -> li
     """The stated guarantees as numbers that are not negative, in cosines; the direction is ``scale`` times d."""
     retain, forget = _cosine(gram, "retain", direction), _cosine(gram, "forget", direction)
     length = math.sqrt(gram[direction, direction])
-    if text.startswith("pcgrad"):
+    if text.startswith("pcgrad") or text in ("sago", "disruption"):
         return [retain]
     if text.startswith("blur"):
         share = gram["objective", direction] / scale / gram["objective", "objective"]
@@ -129,8 +130,50 @@ def _margins(text: str, gram: InnerProducts, direction: str, scale: float) -> li
     return [_cosine(gram, name, direction) for name in gram.names if name.startswith("retain_")]
 
 
+@pytest.mark.parametrize("size", [4, 1])
+@pytest.mark.parametrize("text", ENTRIES)
+@pytest.mark.parametrize("case", ["llama", "llama-tied", "lora"])
+def test_an_elementwise_rule_equals_its_formula(case: str, text: str, size: int) -> None:
+    model = CASES[case]().double()
+    objective, forget, retain = _losses(model, {"forget": FORGET, "retain": RETAIN})
+    expected: Gradients = {}
+    for name, o in objective.items():
+        r = retain[name]
+        sago = torch.where(o * r < 0, 0.5 * r, 2 * o)
+        expected[name] = sago if text.startswith("sago") else torch.where(o.sign() == r.sign(), o, torch.zeros_like(o))
+    layers = layout(model).layers
+    settings: dict[str, Any] = {"tie": find_tied_weights(model), "layers": layers, "overlap": 0.1}
+    measured = take_step(
+        make_measurement(model, OBJECTIVE, text, **settings), split({"forget": FORGET, "retain": RETAIN}, size)
+    )
+    assert_gradients_close(gradients(model), expected, 1e-10)
+    assert measured.gram is not None
+    assert measured.gram.names == ("objective", "forget", "retain", "rectified")
+    vectors = [objective, forget, retain, expected]
+    assert_gram_close(measured.gram.total(), oracles.gram(vectors, list(objective)), 1e-9)
+    assert measured.parts["overlap"].names == measured.gram.names
+    seen = {name: gradient.clone() for name, gradient in gradients(model).items()}
+    plain = make_measurement(model, OBJECTIVE, text, **settings)
+    take_step(plain, split({"forget": FORGET, "retain": RETAIN}, size), measure=False)
+    assert all(torch.equal(gradient, seen[name]) for name, gradient in gradients(model).items())
+
+
+def test_the_rectified_gradient_is_the_one_before_clipping() -> None:
+    model = CASES["llama"]()
+    measurement = make_measurement(model, "ga", "sago", keep=True)
+    step = open_step(measurement, _batches(0))
+    finished = step.finish()
+    torch.nn.utils.clip_grad_norm_(list(trainable_parameters(model).values()), 1e-3)
+    torch.optim.SGD(trainable_parameters(model).values(), lr=1e-2).step()
+    measured = step.after(dict.fromkeys(measurement.parameters, 1e-2))
+    assert finished.gram is not None and measured is not None and measured.gram is not None
+    size = len(finished.gram.names)
+    assert finished.gram.names[-1] == "rectified"
+    assert_gram_close(measured.gram.total()[:size, :size], finished.gram.total(), 1e-6)
+
+
 @pytest.mark.parametrize("case", ["llama", "lora"])
-@pytest.mark.parametrize("text", ["pcgrad", "blur", "ngdiff", "hamu", "gem(memory=3)"])
+@pytest.mark.parametrize("text", ["pcgrad", "blur", "ngdiff", "hamu", "gem(memory=3)", "sago", "disruption"])
 def test_the_guarantee_holds_of_what_sgd_applies_and_not_of_what_adamw_applies(text: str, case: str) -> None:
     """Of the rectified gradient it holds under both."""
     worst: dict[tuple[str, str], float] = {}
@@ -151,7 +194,31 @@ def test_the_guarantee_holds_of_what_sgd_applies_and_not_of_what_adamw_applies(t
     assert worst["sgd", "rectified"] >= -EXACT
     assert worst["adamw", "rectified"] >= -EXACT
     assert worst["sgd", "applied"] >= -1e-4  # θ moves by whole units of float32
-    assert (worst["adamw", "applied"] < -1e-3) == (text != "ngdiff")  # which has room to spare, and no guarantee
+    spares = text in ("ngdiff", "sago", "disruption")  # in these steps; they have no guarantee either
+    assert (worst["adamw", "applied"] < -1e-3) == (not spares)
+
+
+@pytest.mark.parametrize("text", ["sago", "disruption"])
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adamw"])
+def test_no_entry_moves_against_the_retain_gradient_unless_an_optimizer_has_momentum(name: str, text: str) -> None:
+    model = CASES["llama"]()
+    measurement = make_measurement(model, "ga", text, keep=True)
+    parameters = list(trainable_parameters(model).values())
+    makers: dict[str, Any] = {"sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW}
+    stepper = makers[name](parameters, lr=1e-3)
+    against = []
+    for seed in range(4):
+        step = open_step(measurement, _batches(seed))
+        step.finish()
+        before = {n: p.detach().clone() for n, p in measurement.parameters.items()}
+        retain = {n: t.clone() for n, t in step.gradient("retain").items()}
+        stepper.step()
+        step.after(dict.fromkeys(measurement.parameters, 1e-3))
+        moved = {n: before[n] - p.detach() for n, p in measurement.parameters.items()}
+        against.append(sum(int((moved[n] * t < 0).sum()) for n, t in retain.items()))
+        stepper.zero_grad()
+    assert against[0] == 0 or name == "adamw"  # which decays weights from the first step on
+    assert any(against) == (name == "adamw")
 
 
 @pytest.mark.parametrize("case", ["llama", "lora"])

@@ -14,6 +14,7 @@ from torch import Tensor
 from geffect.errors import GeffectError
 from geffect.rectifiers.base import InnerProducts, Rectifier
 from geffect.rectifiers.combined import BLUR, HAMU, NGDiff, PCGrad
+from geffect.rectifiers.elementwise import SAGO, Disruption, Elementwise
 from geffect.rectifiers.gem import GEM, kkt_residual, multipliers
 from geffect.rectifiers.gru import GRU, rectify
 from geffect.rectifiers.registry import RULES, make_rectification, make_rectifier
@@ -94,10 +95,11 @@ def test_hamu(o: Tensor, f: Tensor, r: Tensor, gain: float, radius: float | None
         assert float(d.norm()) <= limit * (1 + EXACT)
     if cos <= -gain and r.any() and f.any():
         torch.testing.assert_close(d, limit * r / r.norm())
-    elif sin > 1e-2 and f.any() and r.any():  # METHODS' form, of the update −d
+    elif sin > 1e-2 and f.any() and r.any():  # as the source writes the update −d
         across = r - float(f @ r) / float(f @ f) * f
         length = math.sqrt(max(0.0, limit**2 - wanted**2 / float(f @ f)))
-        torch.testing.assert_close(d, -wanted / float(f @ f) * f + length * across / across.norm())
+        expected = -wanted / float(f @ f) * f + length * across / across.norm()
+        torch.testing.assert_close(d, expected, rtol=1e-7, atol=1e-6 * limit)  # the root of a difference of squares
         price = -limit * float(r.norm()) * math.sin(math.acos(cos) - math.asin(gain))
         assert -float(r @ d) == pytest.approx(price, abs=1e-7 * limit * float(r.norm()))
         if gain <= sin:
@@ -192,10 +194,29 @@ def test_gem_remembers_the_newest_gradients_by_age() -> None:
     assert "w" not in state["retain_0"]
 
 
+@given(o=VECTORS, r=VECTORS, alpha=st.sampled_from([0.0, 1.0, 3.0]), gamma=st.sampled_from([0.0, 1.0, 0.5]))
+@settings(deadline=None)
+def test_no_entry_of_an_elementwise_rule_conflicts(o: Tensor, r: Tensor, alpha: float, gamma: float) -> None:
+    d = SAGO(alpha, gamma).entries(o, r)
+    assert d.tolist() == [alpha * b if a * b < 0 else gamma * a for a, b in zip(o.tolist(), r.tolist(), strict=True)]
+    assert float((d * r).min()) >= 0
+    d = Disruption().entries(o, r)
+    signs = zip(o.tolist(), r.tolist(), strict=True)
+    assert d.tolist() == [a if (a > 0) - (a < 0) == (b > 0) - (b < 0) else 0.0 for a, b in signs]
+    assert float((d * r).min()) >= 0 and float((d * o).min()) >= 0
+
+
+def test_a_gradient_that_is_missing_counts_as_zeros() -> None:
+    ones = torch.ones(2)
+    assert SAGO(gamma=0.5).rectify(ones, None).tolist() == [0.5, 0.5]  # type: ignore[union-attr]
+    assert SAGO().rectify(None, ones).tolist() == [0.0, 0.0]  # type: ignore[union-attr]
+    assert Disruption().rectify(None, None) is None
+
+
 @pytest.mark.parametrize("name", sorted(RULES))
 def test_every_rule_reads_inner_products_without_a_model(name: str) -> None:
     rule = RULES[name]()
-    if isinstance(rule, Rectifier) and rule.memories != GRU.memories:
+    if isinstance(rule, Rectifier) and rule.memories != GRU.memories and not isinstance(rule, Elementwise):
         gram = InnerProducts(NAMES, torch.tensor([[2.0, -1.0, -1.0], [-1.0, 1.0, 0.5], [-1.0, 0.5, 1.0]]))
         assert set(rule.coefficients(gram)) <= set(NAMES)
 
@@ -213,6 +234,8 @@ def test_every_rule_reads_inner_products_without_a_model(name: str) -> None:
         ("pcgrad(scope=group)", "scope of pcgrad is 'group'. It should be 'model', 'layer' or 'parameter'"),
         ("blur(gamma=-1)", "gamma of blur is -1"),
         ("ngdiff(alpha=1)", "ngdiff has no parameter 'alpha'"),
+        ("sago(alpha=-1)", "alpha of sago is -1"),
+        ("disruption(alpha=1)", "disruption has no parameter 'alpha'"),
         ("pcgrad + gem", "more than one rectifier that combines gradients"),
         ("grail + pcgrad", "freezes entries and combines retain, which is not masked"),
     ],
