@@ -11,6 +11,7 @@ from geffect.rectifiers.gem import GEM
 from geffect.rectifiers.grail import GRAIL
 from geffect.rectifiers.gru import GRU
 from geffect.rectifiers.memflex import MemFlex
+from geffect.rectifiers.weightings import TorchJD
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ RULES: dict[str, type[Rectifier | Freezing]] = {
     "none": NoRectifier,
     "pcgrad": PCGrad,
     "sago": SAGO,
+    "torchjd": TorchJD,
 }
 RECTIFIERS: Registry[Rectifier | Freezing] = Registry("a rectifier", RULES)
 register_rectifier = RECTIFIERS.register
