@@ -17,6 +17,7 @@ from geffect.core.devices import find_device
 from geffect.core.forward import ALL_LOGITS, IGNORE_INDEX
 from geffect.core.head import logits_at_once
 from geffect.core.layers import decoder_blocks, unwrap
+from geffect.core.splits import domain_of
 from geffect.data.encode import EncodedExample
 from geffect.io.system import free_memory, rank_and_size
 from geffect.measurement.passes import plan_passes
@@ -180,7 +181,9 @@ def _moments(config: UnlearnConfig, sizes: Sizes, activations: int, logits: int)
     streams = config.grad_accum_steps == rank_and_size()[1] == 1  # the last retain gradient is freed as it arrives
     beside = int(plan.splits_retain and (plan.retain_terms or bool(objective.on("general"))))
     entrywise = isinstance(rule, Elementwise)  # a copy of what it made of the gradient
-    combined = len({*rule.gradients} - {"objective", *rule.memories})
+    derived = plan.factor is not None and not plan.splits_forget  # a multiple of the objective's gradient
+    beside_it = {*rule.gradients} - {"objective", *rule.memories, *(["forget"] if derived else ())}
+    combined = sum(1 if domain_of(name) else domains for name in beside_it)
     targets = len(config.target)
     keeps = bool(targets or config.prediction or config.save_gradients or config.standard_errors)
     held = {

@@ -94,6 +94,8 @@ def process(*arguments: str, cwd: Path, **environment: str) -> Ended:
         (("--objective", "gd"), "'gd' has no term on the forget set"),
         (("--rectifier", "grv"), "'grv' is not a rectifier. Did you mean gru"),
         (("--rectifier", "gru(decay=1)"), "decay of gru is 1. It should be less than 1"),
+        (("--rectifier", "hamu(gain=1.5)"), "gain of hamu is 1.5. It should be less than or equal to 1"),
+        (("--rectifier", "gem(memory=0)"), "memory of gem is 0. It should be greater than or equal to 1"),
         (("--rectifier", "2*gru"), "'2\\*gru' is more than one rectifier .* or has weights"),
         (("--forget", "builtin:autors/forget"), "There is no built-in set .*Name one of builtin:authors/forget, .*"),
         (("--forget", "builtin:authors/forget[9:3]"), "selects none of 40 rows"),
@@ -443,6 +445,7 @@ def test_the_version_is_printed(shell: Command) -> None:
     [
         ("objectives", "npo"),
         ("rectifiers", "gru"),
+        ("rectifiers", "hamu"),
         ("metrics", "min_k"),
         ("suites", "tofu"),
         ("stop-rules", "knee"),
