@@ -75,26 +75,28 @@ class GEM(Rectifier):
         {'objective': 1.0, 'retain_0': 2.0}
         """
         here = self.space in ("gradient", "both")
-        return {"objective": 1.0, **(self._multipliers(gram) if here else dict.fromkeys(self._among(gram), 0.0))}
+        memories = self._multipliers(gram, "objective") if here else dict.fromkeys(self._among(gram), 0.0)
+        return {"objective": 1.0, **memories}
 
     def correction(self, gram: InnerProducts) -> dict[str, float]:
         """Memory → λ of the projection of the update −Δθ; nothing in gradient space."""
-        return self._multipliers(gram) if self.corrects else {}
+        return self._multipliers(gram, "update") if self.corrects else {}
 
     def numbers(self, gram: InnerProducts, coefficients: Mapping[str, float]) -> dict[str, float]:
-        """``kkt_residual`` of the projection, 0 where that space is not projected."""
-        chosen = [gram.names[0], *self._among(gram)]
-        projects = self.corrects if chosen[0] == "update" else self.space in ("gradient", "both")
-        weights = np.array([coefficients.get(name, 0.0) for name in chosen[1:]])
-        return {"kkt_residual": kkt_residual(_matrix(gram, chosen), weights)} if projects else {}
+        """``kkt_residual`` of the projection; nothing where that space is not projected."""
+        here, names = "objective" in coefficients, self._among(gram)
+        if not (self.space in ("gradient", "both") if here else self.corrects):
+            return {}
+        matrix = _matrix(gram, ["objective" if here else "update", *names])
+        return {"kkt_residual": kkt_residual(matrix, np.array([coefficients.get(name, 0.0) for name in names]))}
 
     def _among(self, gram: InnerProducts) -> tuple[str, ...]:
         known = tuple(name for name in self.memories if name in gram.names)
         return known or ("retain",)
 
-    def _multipliers(self, gram: InnerProducts) -> dict[str, float]:
+    def _multipliers(self, gram: InnerProducts, projected: str) -> dict[str, float]:
         names = self._among(gram)
-        return dict(zip(names, map(float, multipliers(_matrix(gram, [gram.names[0], *names]))), strict=True))
+        return dict(zip(names, map(float, multipliers(_matrix(gram, [projected, *names]))), strict=True))
 
 
 def _matrix(gram: InnerProducts, names: list[str]) -> Array:
