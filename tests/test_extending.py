@@ -11,7 +11,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 NAMES = """
 import contextlib, io
 from geffect.cli import console
-for kind, name in [("objectives", "hinge"), ("objectives", "ceiling"), ("rectifiers", "pcgrad"),
+for kind, name in [("objectives", "hinge"), ("objectives", "ceiling"), ("rectifiers", "shortest"),
                    ("stop-rules", "patience"), ("metrics", "answer_tokens"), ("plots", "losses")]:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         console.names(kind)
@@ -19,11 +19,11 @@ for kind, name in [("objectives", "hinge"), ("objectives", "ceiling"), ("rectifi
 """
 CHECKS = """
 import os, yaml
-assert yaml.safe_load(open("pcgrad/config.yaml"))["rectifier"] == "pcgrad()"
+assert yaml.safe_load(open("shortest/config.yaml"))["rectifier"] == "shortest()"
 assert yaml.safe_load(open("patience/config.yaml"))["stop"] == "patience(evaluations=2)"
-gradients = set(geffect.read("pcgrad")["gradient"])
+gradients = set(geffect.read("shortest")["gradient"])
 assert gradients == {"objective", "forget", "retain", "rectified"}, gradients
-assert os.path.exists("pcgrad/figures/losses.png")
+assert os.path.exists("shortest/figures/losses.png")
 """
 
 

@@ -437,13 +437,14 @@ class UnlearnConfig(TrainConfig):
             raise GeffectError(f"{self.objective.text!r} names several answers: {answers}", remedy="Name one set")
 
     def _check_rectifier(self) -> None:
-        freezing, memory = self.rectifier.freezing, self.rectifier.rule.memory
+        freezing, rule = self.rectifier.freezing, self.rectifier.rule
         if freezing and self.masks is None:
             remedy = "Make one with geffect localize, and name it with --masks"
             raise GeffectError(f"{self.rectifier.text!r} needs a directory of masks", remedy=remedy)
         if self.masks is not None and not freezing:
             raise GeffectError(f"{self.rectifier.text!r} takes no --masks ({self.masks})", remedy="Leave --masks out")
-        recorded = {"retain_average": memory, "masked": freezing, "rectified": memory or freezing}
+        average, rectifies = "retain_average" in rule.memories, rule.rectifies or freezing
+        recorded = {"retain_average": average, "masked": freezing, "rectified": rectifies}
         for gradient in self.save_gradients:
             if not recorded.get(gradient, True):
                 remedy = f"Add --rectifier {'grail' if gradient == 'masked' else 'gru'}"

@@ -325,7 +325,11 @@ MODELS = ("builtin:tiny", "builtin:tiny-domains", "builtin:tiny-domains-qwen2") 
 OF_SETTING = {
     "objective": OBJECTIVES,
     "points": OBJECTIVES,
-    "rectifier": Names("a rectifier", "geffect.rectifiers.registry", "grail gru memflex none"),
+    "rectifier": Names(
+        "a rectifier",
+        "geffect.rectifiers.registry",
+        "blur disruption gem grail gru hamu memflex ngdiff none pcgrad sago torchjd",
+    ),
     "stop": Names("a stop rule", "geffect.stopping", "accuracy collapse forget_loss knee"),
     "suite": Names("a suite", "geffect.evaluation.suites", "builtin tofu knowundo", weighed=False),
     "metric": METRICS,

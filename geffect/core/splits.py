@@ -12,7 +12,9 @@ from geffect.errors import GeffectError, shorten
 
 TARGETS = ("forget", "retain")
 GRADIENTS = ("objective", "rectified", "masked", "masked_retain", "retain_average", "applied_gradient", "applied")
-RESERVED = {*GRADIENTS, "update", "weights", "total"}
+MOST_REMEMBERED = 16  # retain gradients that a rectifier may remember
+REMEMBERED = tuple(f"retain_{age}" for age in range(MOST_REMEMBERED))  # by their age in steps
+RESERVED = {*GRADIENTS, *REMEMBERED, "update", "weights", "total"}
 TARGET_NAME = re.compile(r"\w[\w.-]{0,39}(/\w[\w.-]{0,39})?")  # the latter as of a domain's split, forget/privacy
 Content = TypeVar("Content")
 

@@ -9,13 +9,12 @@ from torch import Tensor, nn
 
 from geffect.core.distributed import is_sharded
 from geffect.core.forward import Outputs
-from geffect.core.gradients import NamedTensors
 from geffect.core.gram import Gram
 from geffect.core.layers import TiedWeights
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS
 from geffect.objectives.base import Objective, State
-from geffect.rectifiers.base import Rectifier
+from geffect.rectifiers.base import Memories, Rectifier
 
 if TYPE_CHECKING:
     from geffect.measurement.update import PredictionCheck
@@ -95,7 +94,7 @@ class Measurement:
     frozen: GradientMask | None = None
     layers: Mapping[str, str] = field(default_factory=dict)
     targets: Mapping[str, Sequence[Batch]] = field(default_factory=dict)
-    state: NamedTensors = field(init=False)
+    state: Memories = field(init=False)
     term_states: list[State] = field(init=False)
     sharded: bool = field(init=False)
 

@@ -16,6 +16,7 @@ from geffect.measurement.basis import add
 from geffect.measurement.measurement import Batch, Measurement
 from geffect.objectives.base import Counts, Objective, mean_nll
 from geffect.rectifiers.base import Rectifier
+from geffect.rectifiers.elementwise import Elementwise
 
 SIDE = "forget side"  # the objective's terms on forget sets, apart from its other terms
 RETAIN_SIDE = "retain side"  # its terms on retain and general sets, apart where each side has a mask
@@ -61,6 +62,7 @@ def plan_passes(
     The keywords are those of `Measurement` and `Passes`; ``frozen``: the two sides are masked apart.
     """
     read = {role_of(name) for name in rectifier.gradients}
+    reads_retain = bool(rectifier.memories) or isinstance(rectifier, Elementwise)
     factor = objective.forget_multiple if free and not keep_dropout else None
     weight = 0.0 if keep_dropout else objective.retain_multiple
     terms = any(keep_dropout or term.multiple_of_loss is None for _, term in objective.on("retain"))
@@ -72,7 +74,7 @@ def plan_passes(
         factor=factor,
         retain_weight=weight,
         runs_forget=forget and not factor,
-        runs_retain=measure or "retain" in read or rectifier.memory is not None or weight != 0 or followed,
+        runs_retain=measure or "retain" in read or reads_retain or weight != 0 or followed,
         retain_terms=terms,
         splits_forget=forget and (not factor or sides or weight != 0),
         splits_sides=sides,

@@ -17,8 +17,10 @@ from geffect.measurement.passes import RETAIN_SIDE, Passes
 from geffect.measurement.topk import Masks
 from geffect.measurement.update import Applied, Coefficients, RectifierStep
 from geffect.objectives.base import Counts
+from geffect.rectifiers.elementwise import Elementwise
 
 Tensors = dict[str, Tensor | None]
+RECTIFIED = "rectified"
 MASKED, MASKED_RETAIN = "masked", "masked_retain"  # what is left of two gradients once entries are frozen
 
 
@@ -38,7 +40,8 @@ class Step:
         forget = passes.forget if passes.plan.splits_forget else ()
         retain = passes.retain if measure or "retain" in read else ()
         masked = (MASKED, *((MASKED_RETAIN,) if self.rule.add_retain else ())) if run.frozen else ()
-        names = ("objective", *forget, *retain, *self._memory, *masked, *passes.targets)
+        entries = (RECTIFIED,) if isinstance(self.rule, Elementwise) else ()
+        names = ("objective", *forget, *retain, *self.rule.memories, *masked, *passes.targets, *entries)
         self.basis = Basis(names, run.tie, run.losses)
         self.descends = MASKED if run.frozen else "objective"
         self.rectifier = RectifierStep(run, self._parts_by_name())
@@ -48,10 +51,6 @@ class Step:
         self.parts: list[list[Mapping[str, Batch]]] = []  # of the window, for standard errors: its micro-batches
         self.applied: Applied | None = None
         self._tied = Tensors()  # the tied tensor's two parts arrive apart
-
-    @property
-    def _memory(self) -> tuple[str, ...]:
-        return () if self.rule.memory is None else (self.rule.memory,)
 
     def micro_batch(self, batches: Mapping[str, Batch], *, last: bool, part: int | None = None) -> Tensor:
         """Back-propagate one micro-batch; the objective's share of it, detached.
@@ -100,11 +99,11 @@ class Step:
 
     def gradient(self, name: str) -> NamedTensors:
         """A recorded gradient, where gradients are kept: parameter → tensor (of shards, this process's part)."""
-        if name == "rectified":
+        if name == RECTIFIED:
             return {key: local_part(p.grad) for key, p in self.run.parameters.items() if p.grad is not None}
         parts, gradient = self._parts_by_name()[name], NamedTensors()
         for source, scale in parts.items():
-            tensors = self.run.state if source == self.rule.memory else (self.kept or {}).get(source, {})
+            tensors = self.run.state[source] if source in self.run.state else (self.kept or {}).get(source, {})
             if len(parts) == 1 and scale == 1:
                 return dict(tensors)
             for key, tensor in tensors.items():
@@ -113,7 +112,7 @@ class Step:
 
     def _report(self, scalars: Mapping[str, float], named: Combinations) -> Measured:
         gram = self.basis.combine(named, list(self.run.parameters))
-        measured = Measured(dict(scalars) | gram.norms(), gram)
+        measured = Measured(dict(scalars) | gram.norms() | self.rectifier.numbers, gram)
         if self.masks is not None:
             measured.parts["overlap"] = self.masks.overlap(named, list(self.run.parameters), self.run.tie)
         if len(self.parts) > 1:  # an epoch's last window may hold one, which has no standard error
@@ -175,11 +174,16 @@ class Step:
             retain = tensors[MASKED_RETAIN]
             if (masked := tensors[MASKED]) is not None:
                 gradient[name] = masked
-        tensors |= {memory: self.rule.update(run.state, name, retain) for memory in self._memory}
+        self.rule.update(run.state, name, retain)
+        tensors |= {memory: run.state[memory].get(name) for memory in self.rule.memories}
+        if isinstance(self.rule, Elementwise):
+            tensors[RECTIFIED] = self.rule.rectify(gradient.get(name), retain)
         self.rectifier.add(name, {**tensors, "objective": gradient.get(name)})
         if self.measure:
             self.basis.add(name, tensors, embeds)
         self._keep(name, tensors, embeds)
+        if (rectified := tensors.get(RECTIFIED)) is not None:
+            gradient[name] = rectified
         add_scaled(gradient, name, retain, self.rule.add_retain)
 
     def _losses(self, buffers: Tensors) -> Tensors:
@@ -221,8 +225,8 @@ class Step:
             return
         if embeds is not None:
             self.kept_embeds = {each: held(embeds[each], self.run.keep_on) for each in embeds}
-        for each in (each for each in self.basis.names if each != self.rule.memory):
-            changes = each in ("objective", MASKED)  # what is descended is rectified and clipped in place
+        for each in (each for each in self.basis.names if each not in self.rule.memories):
+            changes = each in ("objective", MASKED, RECTIFIED)  # what is descended is rectified and clipped in place
             tensor = held(tensors[each], self.run.keep_on, copy=changes)
             if tensor is not None:
                 self.kept.setdefault(each, {})[name] = tensor
@@ -243,18 +247,19 @@ class Step:
         for name, parameter in self.run.parameters.items():
             parameter.grad = as_shard(gradient.get(name), parameter)
             if self.masks is not None and self._rectifies:
-                self.masks.add(name, {"rectified": gradient.get(name)})
+                self.masks.add(name, {RECTIFIED: gradient.get(name)})
 
     @property
     def _rectifies(self) -> bool:
-        return bool(self.rule.gradients) or self.run.frozen is not None
+        """Whether the rectified gradient is known at the step's end only."""
+        return (bool(self.rule.gradients) or self.run.frozen is not None) and RECTIFIED not in self.basis.names
 
     def _combinations(self, rectified: Coefficients) -> Combinations:
         """Every recorded gradient as a combination of the basis."""
         named = self._parts_by_name()
         if not self._rectifies:
             return Combinations.everywhere(named)
-        by_part = {part: named | {"rectified": self._rectified_parts(each)} for part, each in rectified.items()}
+        by_part = {part: named | {RECTIFIED: self._rectified_parts(each)} for part, each in rectified.items()}
         return Combinations(by_part, self.run.parts)
 
     def _parts_by_name(self) -> dict[str, dict[str, float]]:
@@ -267,8 +272,8 @@ class Step:
         retain = {name: passes.shares[name] for name in passes.retain}
         named = each | {"objective": {"objective": 1.0}, "forget": forget, "retain": retain}
         order = dict.fromkeys(("objective", "forget", "retain", *each))
-        others = {n: {n: 1.0} for n in (MASKED, *self._memory, *passes.targets) if n in self.basis.names}
-        return {name: named[name] for name in order} | others
+        others = (MASKED, *self.rule.memories, *passes.targets, RECTIFIED)
+        return {name: named[name] for name in order} | {n: {n: 1.0} for n in others if n in self.basis.names}
 
     def _rectified_parts(self, rectified: Mapping[str, float]) -> dict[str, float]:
         """A rectifier's combination in terms of the basis, and the retain gradient added to it."""

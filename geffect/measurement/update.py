@@ -24,7 +24,7 @@ from geffect.measurement.basis import Basis, Combinations, Parts, Shares, held
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.topk import Masks
 from geffect.objectives.base import Counts, mean_nll
-from geffect.rectifiers.base import InnerProducts, Rectifier
+from geffect.rectifiers.base import InnerProducts, Memories, Rectifier
 
 Coefficients = Mapping[str, Parts]  # part of the model → gradient of the basis → coefficient in the rectified one
 
@@ -37,7 +37,7 @@ class Rectified(Protocol):
     @property
     def rectifier(self) -> Rectifier: ...  # noqa: D102
     @property
-    def state(self) -> NamedTensors: ...  # noqa: D102
+    def state(self) -> Memories: ...  # noqa: D102
     @property
     def parts(self) -> Mapping[str, str]: ...  # noqa: D102
     @property
@@ -53,6 +53,7 @@ class RectifierStep:
     Attributes:
         sources: the gradients of the basis that the rectifier reads, in combinations or themselves.
         products: their inner products.
+        numbers: what the rectifier records of its choice.
     """
 
     def __init__(self, run: Rectified, named: Mapping[str, Parts]) -> None:
@@ -64,7 +65,8 @@ class RectifierStep:
         self.read = {name: named[name] for name in self.rule.gradients}
         self.sources = tuple(dict.fromkeys(source for parts in self.read.values() for source in parts))
         self.products = Basis(self.sources, None)
-        self._stored = {each: NamedTensors() for each in self.sources if each not in ("objective", self.rule.memory)}
+        self._stored = {each: NamedTensors() for each in self.sources if each not in ("objective", *self.rule.memories)}
+        self.numbers: dict[str, float] = {}
 
     def add(self, name: str, tensors: Mapping[str, Tensor | None]) -> None:
         """Reduce one tensor of every source, and hold what is combined with the objective's gradient later."""
@@ -77,14 +79,14 @@ class RectifierStep:
         """The rectified gradient as a combination of the sources, by part of the model; refuse what is not read."""
         if not self.sources:
             return {"": {"objective": 1.0}}
-        part_of = self.run.parts
         gram = self.products.combine(Combinations.everywhere(self.read), list(self.run.parameters))
-        totals = gram.by(part_of) if part_of else {"": gram.total()}
+        totals = sums_by_part(gram, self.run.parts)
         return {part: self._of_part(InnerProducts(gram.names, total)) for part, total in totals.items()}
 
     def _of_part(self, gram: InnerProducts) -> dict[str, float]:
-        coefficients = dict.fromkeys(self.sources, 0.0)
-        for name, coefficient in self.rule.coefficients(gram).items():
+        coefficients, chosen = dict.fromkeys(self.sources, 0.0), self.rule.coefficients(gram)
+        self.numbers = largest(self.numbers, self.rule.numbers(gram, chosen))
+        for name, coefficient in chosen.items():
             if name not in self.read:
                 remedy = f"Choose among its gradients ({', '.join(self.read)}), or name it there"
                 raise GeffectError(f"{self.rule} combines {name!r}, which it does not read", remedy=remedy)
@@ -101,7 +103,7 @@ class RectifierStep:
         for name in self.run.parameters:
             for source, coefficient in coefficients[part_of.get(name, "")].items():
                 if source != "objective":
-                    stored = self.run.state if source == self.rule.memory else self._stored[source]
+                    stored = self.run.state[source] if source in self.run.state else self._stored[source]
                     add_scaled(objective, name, stored.get(name), coefficient)
                 elif coefficient != 1 and name in objective:
                     objective[name].mul_(coefficient)
@@ -137,15 +139,14 @@ class Applied:
         ``learning_rates`` are those of every parameter in this step.
         """
         run, updates = self.run, ("update", "applied")
-        scale = correction(run, self.before, run.frozen)
+        corrected, numbers = correction(run, self.before, run.frozen)
         basis = Basis((*self.basis, *updates), run.tie, run.losses)
         for name, parameter in ((n, local_part(p.detach())) for n, p in run.parameters.items()):
             before = self.before.pop(name).to(parameter.device)
             update = moved(before, parameter)
             if run.frozen is not None:
                 run.frozen.put_back(name, parameter, before)
-            if scale and name in run.state:
-                parameter.sub_(run.state[name].to(parameter.dtype), alpha=scale)
+            take_off(run.state, corrected.get(name, {}), name, parameter)
             if self.shares is not None:
                 applied = moved(before, parameter)
                 self._measure(basis, name, self.shares, {"update": update, "applied": applied}, learning_rates[name])
@@ -155,7 +156,7 @@ class Applied:
         named = self.named.extend(updates)
         gram = basis.combine(named, list(run.parameters))
         norms = gram.norms()
-        measured = Measured({f"norm_{name}": norms[f"norm_{name}"] for name in updates}, gram)
+        measured = Measured({f"norm_{name}": norms[f"norm_{name}"] for name in updates} | numbers, gram)
         if self.masks is not None:
             measured.parts["overlap"] = self.masks.overlap(named, list(run.parameters), run.tie)
         if run.prediction is not None:
@@ -164,7 +165,7 @@ class Applied:
 
     def _measure(self, basis: Basis, name: str, shares: Shares, updates: dict[str, Tensor], rate: float) -> None:
         run, (stored, embeds) = self.run, shares
-        gradients = {each: run.state if each == run.rectifier.memory else stored.get(each, {}) for each in self.basis}
+        gradients: dict[str, NamedTensors] = {each: stored.get(each, {}) for each in self.basis} | run.state
         place = run.parameters[name].device
         tensors = {each: held(gradient.get(name), place) for each, gradient in gradients.items()}
         embeds = {each: held(tensor, place) for each, tensor in (embeds or {}).items()}
@@ -177,23 +178,52 @@ class Applied:
             run.prediction.add(name, received, updates["applied"], rate)
 
 
-def correction(run: Rectified, before: Mapping[str, Tensor], frozen: GradientMask | None = None) -> float:
-    """How much of a rectifier's memory is taken off θ, so that the update from ``before`` no longer conflicts with it.
+def correction(
+    run: Rectified, before: Mapping[str, Tensor], frozen: GradientMask | None = None
+) -> tuple[Mapping[str, Parts], dict[str, float]]:
+    """Parameter → memory → how much of it is taken off θ, so that the update no longer conflicts with the memories.
 
-    Entries that are ``frozen`` are about to be put back, and count as still.
+    ``before`` are the weights before the update. Entries that are ``frozen`` are about to be put back, and count as
+    still. The second of the pair are the rectifier's numbers, named ``update_NAME``.
     """
-    if not run.rectifier.corrects:
-        return 0.0
+    rule = run.rectifier
+    if not rule.corrects:
+        return {}, {}
     products: dict[str, Pairwise] = {}
     for name, parameter in run.parameters.items():
         update = moved(before[name].to(parameter.device), parameter)
         still = None if frozen is None else frozen.never(name, update.device)
         if still is not None:
             update.masked_fill_(still, 0)
-        products[name] = pairwise_products([update, run.state.get(name)])
+        products[name] = pairwise_products([update, *(run.state[memory].get(name) for memory in rule.memories)])
     values = dict(zip(products, matrices(list(products.values())), strict=True))
-    gram = Gram(("update", str(run.rectifier.memory)), values)
-    return run.rectifier.correction(InnerProducts(gram.names, sum_gram(gram, sharded=run.sharded).total()))
+    gram = sum_gram(Gram(("update", *rule.memories), values), sharded=run.sharded)
+    by_part: dict[str, Parts] = {}
+    numbers: dict[str, float] = {}
+    part_of = run.parts
+    for part, total in sums_by_part(gram, part_of).items():
+        of_part = InnerProducts(gram.names, total)
+        by_part[part] = rule.correction(of_part)
+        numbers = largest(numbers, rule.numbers(of_part, by_part[part]))
+    corrected = {name: by_part[part_of.get(name, "")] for name in run.parameters}
+    return corrected, {f"update_{name}": value for name, value in numbers.items()}
+
+
+def take_off(state: Memories, parts: Parts, name: str, parameter: Tensor) -> None:
+    """Take these parts of the memories off one tensor of θ, in place."""
+    for memory, scale in parts.items():
+        if scale and name in state[memory]:
+            parameter.sub_(state[memory][name].to(parameter.dtype), alpha=scale)
+
+
+def sums_by_part(gram: Gram, part_of: Mapping[str, str]) -> dict[str, Tensor]:
+    """Part of the model → its inner products; one part without a name where ``part_of`` is empty."""
+    return gram.by(part_of) if part_of else {"": gram.total()}
+
+
+def largest(numbers: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
+    """The larger of two numbers of each name."""
+    return {**numbers, **{name: max(value, numbers.get(name, value)) for name, value in others.items()}}
 
 
 def snapshot(parameters: Mapping[str, nn.Parameter], place: torch.device | None = None) -> NamedTensors:

@@ -171,8 +171,9 @@ class Callback(TrainerCallback):  # type: ignore[misc]
             _call_before_clipping(self._host, monitor.rectify)
         if step:
             found = load_rectifier(_checkpoint(args, step), monitor.parameters)
-            monitor.protection.state.update(found)
-            if not found and monitor.protection.rectifier.memory:
+            memories = monitor.protection.rectifier.memories
+            monitor.protection.state.update({name: each for name, each in found.items() if name in memories})
+            if not set(found) & set(memories) and memories:
                 LOGGER.warning("no average of protected gradients is saved in %s: it begins anew", args.output_dir)
 
     def on_save(self, args: "TrainingArguments", state: "TrainerState", *_: object, **__: object) -> None:

@@ -1,5 +1,6 @@
 """Protected targets: a training's own gradient, rectified so that its steps do not raise their loss."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,16 +10,18 @@ from torch import Tensor, nn
 
 from geffect.core.distributed import as_shard, assign_items, is_sharded, local_part, sum_gradients
 from geffect.core.gradients import GradientBuffer, NamedTensors
-from geffect.core.gram import cosine, norm
+from geffect.core.gram import Gram, cosine, norm
 from geffect.core.layers import layout
 from geffect.core.model_state import ModelState
 from geffect.data.encode import EncodedExample, collate
 from geffect.errors import GeffectError, shorten
+from geffect.measurement.basis import Basis
 from geffect.measurement.measurement import Batch
-from geffect.measurement.update import Coefficients, RectifierStep, correction
+from geffect.measurement.update import Coefficients, RectifierStep, correction, sums_by_part, take_off
 from geffect.monitoring.targets import Target, bare_outputs, is_among
 from geffect.objectives.base import Counts, mean_nll
-from geffect.rectifiers.base import Rectifier
+from geffect.rectifiers.base import Memories, Rectifier
+from geffect.rectifiers.elementwise import Elementwise
 from geffect.rectifiers.registry import make_rectification
 
 PROTECTED = "retain"  # what a rule calls the gradient of the protected targets' loss
@@ -43,8 +46,8 @@ def make_rule(text: str | None, protect: object, targets: Mapping[str, object]) 
             raise GeffectError(message, remedy=f"Name them, such as protect={[*targets][:1]}")
         return None
     asked = make_rectification(text or DEFAULT)
-    others = sorted(set(asked.rule.gradients) - {"objective", PROTECTED, asked.rule.memory})
-    if asked.freezing or others or not asked.rule.gradients:
+    others = sorted(set(asked.rule.gradients) - {"objective", PROTECTED, *asked.rule.memories})
+    if asked.freezing or others or not asked.rule.rectifies:
         what = "masks of a localization" if asked.freezing else " and ".join(others) or "no protected gradient"
         message = f"{asked.text!r} reads {what}, where there are the training's gradient and the protected one"
         raise GeffectError(message, remedy="Write rectifier='gru', or a rule that reads objective and retain")
@@ -95,7 +98,7 @@ class Protection:
     batches: Mapping[str, Sequence[Batch]]
     rectifier: Rectifier
     model_state: ModelState
-    state: NamedTensors = field(init=False)
+    state: Memories = field(init=False)
     numbers: dict[str, float] = field(default_factory=dict, init=False)
     conflicts: list[bool] = field(default_factory=list, init=False)  # of the steps since `told`
 
@@ -107,7 +110,7 @@ class Protection:
         """The parameters lie in parts over processes."""
         return is_sharded(self.parameters)
 
-    @property
+    @functools.cached_property
     def parts(self) -> dict[str, str]:
         """Parameter → the part of the model whose inner products are read together; empty: one part."""
         if self.rectifier.scope == "model":
@@ -121,15 +124,10 @@ class Protection:
         """Replace what lies in ``.grad``, of all processes, at a step; a parameter without one may receive one."""
         protected = self._gradient(step)
         objective = {n: local_part(p.grad) for n, p in self.parameters.items() if p.grad is not None}
-        memory = self.rectifier.memory
-        rectifying = RectifierStep(self, {each: {each: 1.0} for each in ("objective", PROTECTED, memory) if each})
-        for name in self.parameters:
-            kept = {} if memory is None else {memory: self.rectifier.update(self.state, name, protected.get(name))}
-            rectifying.add(name, {"objective": objective.get(name), PROTECTED: protected.get(name), **kept})
-        rectifying.products.sum_up(sharded=self.sharded)
-        coefficients = rectifying.coefficients()
-        self._note(rectifying, coefficients)
-        rectified = rectifying.combine(objective, coefficients)
+        if isinstance(self.rectifier, Elementwise):
+            rectified = self._replace(self.rectifier, objective, protected)
+        else:
+            rectified = self._combine(objective, protected)
         for name, parameter in self.parameters.items():
             tensor = rectified.get(name)
             if self.rectifier.add_retain and name in protected:
@@ -138,14 +136,39 @@ class Protection:
             if parameter.grad is None and tensor is not None:
                 parameter.grad = as_shard(tensor.to(parameter.dtype), parameter)
 
+    def _combine(self, objective: NamedTensors, protected: NamedTensors) -> NamedTensors:
+        """The combination that the rule chooses, in place of the objective's gradient."""
+        memories = self.rectifier.memories
+        rectifying = RectifierStep(self, {each: {each: 1.0} for each in ("objective", PROTECTED, *memories)})
+        for name in self.parameters:
+            self.rectifier.update(self.state, name, protected.get(name))
+            kept = {memory: self.state[memory].get(name) for memory in memories}
+            rectifying.add(name, {"objective": objective.get(name), PROTECTED: protected.get(name), **kept})
+        rectifying.products.sum_up(sharded=self.sharded)
+        coefficients = rectifying.coefficients()
+        self._note(rectifying.products.gram, self._change(rectifying, coefficients), rectifying.numbers)
+        return rectifying.combine(objective, coefficients)
+
+    def _replace(self, rule: Elementwise, objective: NamedTensors, protected: NamedTensors) -> NamedTensors:
+        """What an elementwise rule makes of the objective's gradient, in its place."""
+        products = Basis(("objective", PROTECTED, "rectified"), None)
+        for name in self.parameters:
+            ours, theirs = objective.get(name), protected.get(name)
+            rectified = rule.rectify(ours, theirs)
+            products.add(name, {"objective": ours, PROTECTED: theirs, "rectified": rectified})
+            if rectified is not None:
+                objective[name] = rectified if ours is None else ours.copy_(rectified)
+        products.sum_up(sharded=self.sharded)
+        total = products.gram.total()
+        self._note(products.gram, float(total[0, 0] + total[2, 2] - 2 * total[0, 2]), {})
+        return objective
+
     def correct(self, before: Mapping[str, Tensor]) -> None:
         """Once the optimizer has stepped from the weights ``before``: take off θ what the rule corrects."""
-        scale = correction(self, before)
+        corrected, _ = correction(self, before)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                if scale and name in self.state:
-                    weights = local_part(parameter.detach())
-                    weights.sub_(self.state[name].to(weights.dtype), alpha=scale)
+                take_off(self.state, corrected.get(name, {}), name, local_part(parameter.detach()))
 
     def told(self) -> dict[str, float]:
         """`numbers`, and ``conflicts``: the share of the steps since the last call whose cosine was below 0.
@@ -165,14 +188,19 @@ class Protection:
                 buffer.add(PROTECTED, weight * mean_nll(bare_outputs(self.model, batch), counts))
         return {n: local_part(t) for n, t in sum_gradients(buffer.gradients, self.parameters)[PROTECTED].items()}
 
-    def _note(self, rectifying: RectifierStep, coefficients: Coefficients) -> None:
-        names, gram, part_of = rectifying.sources, rectifying.products.gram, self.parts
-        against = next(each for each in names if each != "objective")
-        square = 0.0
-        for part, matrix in (gram.by(part_of) if part_of else {"": gram.total()}).items():
+    def _change(self, rectifying: RectifierStep, coefficients: Coefficients) -> float:
+        """‖rectified − gradient‖², by the coefficients of either."""
+        names, square = rectifying.sources, 0.0
+        for part, matrix in sums_by_part(rectifying.products.gram, self.parts).items():
             change = [coefficients[part][each] - (each == "objective") for each in names]
             square += float(torch.tensor(change, dtype=torch.float64) @ matrix @ torch.tensor(change).double())
-        length = norm(gram.total(), names, "objective")
-        removed = math.sqrt(max(0.0, square)) / length if length else 0.0
-        self.numbers = {"cosine": cosine(gram.total(), names, "objective", against), "removed": removed}
-        self.conflicts.append(self.numbers["cosine"] < 0)
+        return square
+
+    def _note(self, products: Gram, change: float, numbers: Mapping[str, float]) -> None:
+        """The last step's `numbers`; ``change`` is ‖rectified − gradient‖²."""
+        total, names = products.total(), products.names
+        length = norm(total, names, "objective")
+        against = cosine(total, names, "objective", next(each for each in names if each != "objective"))
+        removed = math.sqrt(max(0.0, change)) / length if length else 0.0
+        self.numbers = {"cosine": against, "removed": removed, **numbers}
+        self.conflicts.append(against < 0)

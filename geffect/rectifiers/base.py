@@ -12,6 +12,7 @@ from geffect.core.masks import GradientMask, Localization
 from geffect.core.registry import Configurable
 
 Scope = Literal["model", "layer", "parameter"]
+Memories = dict[str, NamedTensors]  # memory → parameter → tensor
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Rectifier(Configurable):
     """A combination of gradients in place of the objective's, chosen by their inner products; by default none.
 
     A subclass is a frozen dataclass that overrides `gradients` and `coefficients`, and by a class variable, a field or
-    a property whatever else differs. State is in the open: `init`, then `update` once a tensor and optimizer step.
+    a property whatever else differs. State is in the open: `init`, then `update` once a tensor and optimizer step,
+    before anything is combined; checkpoints hold it.
     """
 
     @property
@@ -48,9 +50,14 @@ class Rectifier(Configurable):
         """What `coefficients` reads and combines, the objective first; empty: the objective's gradient stands.
 
         Names are ``objective``, ``forget`` and ``retain`` (of these sets' losses), a domain's ``forget/NAME``, and
-        `memory`. What a step does not compute anyway costs its passes and a gradient's memory.
+        `memories`. What a step does not compute anyway costs its passes and a gradient's memory.
         """
         return ()
+
+    @property
+    def rectifies(self) -> bool:
+        """Whether it changes the objective's gradient."""
+        return bool(self.gradients)
 
     @property
     def scope(self) -> Scope:
@@ -58,9 +65,9 @@ class Rectifier(Configurable):
         return "model"
 
     @property
-    def memory(self) -> str | None:
-        """The name of the gradient that is stored from one step to the next; None without one."""
-        return None
+    def memories(self) -> tuple[str, ...]:
+        """The names of the gradients that are stored from one step to the next."""
+        return ()
 
     @property
     def add_retain(self) -> float:
@@ -72,21 +79,24 @@ class Rectifier(Configurable):
         """Whether θ is corrected once the optimizer has stepped."""
         return False
 
-    def init(self) -> NamedTensors:
-        """The memory before the first step."""
-        return {}
+    def init(self) -> Memories:
+        """The memories before the first step: zeros, which are left out."""
+        return {name: NamedTensors() for name in self.memories}
 
-    def update(self, state: NamedTensors, name: str, retain: Tensor | None) -> Tensor | None:
-        """Fold one tensor of this step's retain gradient into the memory, in place; the memory's tensor or None."""
-        return None
+    def update(self, state: Memories, name: str, retain: Tensor | None) -> None:
+        """Fold one tensor of this step's retain gradient (None is zeros) into the memories, in place."""
 
     def coefficients(self, gram: InnerProducts) -> Mapping[str, float]:
         """Gradient → its coefficient in the rectified one, from the inner products of `gradients` over a part."""
         return {"objective": 1.0}
 
-    def correction(self, gram: InnerProducts) -> float:
-        """How much of the memory is taken off θ, from the inner products of ``update`` (−Δθ) and the memory."""
-        return 0.0
+    def correction(self, gram: InnerProducts) -> Mapping[str, float]:
+        """Memory → how much of it is taken off θ, from the inner products of ``update`` (−Δθ) and the memories."""
+        return {}
+
+    def numbers(self, gram: InnerProducts, coefficients: Mapping[str, float]) -> Mapping[str, float]:
+        """What a step records of a choice of `coefficients` or of a `correction`; of several parts, the largest."""
+        return {}
 
 
 class Freezing(Configurable, ABC):

@@ -8,8 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from geffect.core.gradients import NamedTensors
-from geffect.rectifiers.base import InnerProducts, Rectifier
+from geffect.rectifiers.base import InnerProducts, Memories, Rectifier
 
 
 @dataclass(frozen=True)
@@ -33,18 +32,18 @@ class GRU(Rectifier):
     cos_clip: Annotated[float, Field(ge=-1, le=0)] = -1.0
     add_retain: float = 0.0
     space: Literal["gradient", "update", "both"] = "gradient"
-    memory: ClassVar[str] = "retain_average"
+    memories: ClassVar[tuple[str, ...]] = ("retain_average",)
     gradients: ClassVar[tuple[str, ...]] = ("objective", "retain_average")
 
-    def update(self, state: NamedTensors, name: str, retain: Tensor | None) -> Tensor | None:
-        """Fold one tensor of this step's retain gradient into the average, in place; its new tensor. None is zeros."""
-        if name in state:
-            state[name].mul_(self.decay)
+    def update(self, state: Memories, name: str, retain: Tensor | None) -> None:
+        """Fold one tensor of this step's retain gradient into the average, in place. None is zeros."""
+        average = state["retain_average"]
+        if name in average:
+            average[name].mul_(self.decay)
             if retain is not None:
-                state[name].add_(retain, alpha=1 - self.decay)
+                average[name].add_(retain, alpha=1 - self.decay)
         elif retain is not None:
-            state[name] = retain * (1 - self.decay)
-        return state.get(name)
+            average[name] = retain * (1 - self.decay)
 
     def coefficients(self, gram: InnerProducts) -> dict[str, float]:
         """The objective's gradient and, where its space is projected, `projection`'s coefficient of the memory.
@@ -62,18 +61,18 @@ class GRU(Rectifier):
         """Whether θ is corrected once the optimizer has stepped."""
         return self.space in ("update", "both")
 
-    def correction(self, gram: InnerProducts) -> float:
-        """The coefficient of m in what is taken off θ: `projection` of the update −Δθ; 0 in gradient space.
+    def correction(self, gram: InnerProducts) -> dict[str, float]:
+        """The coefficient of m in what is taken off θ: `projection` of the update −Δθ; nothing in gradient space.
 
         >>> import torch
         >>> gram = InnerProducts(("update", "retain_average"), torch.tensor([[1.0, -0.5], [-0.5, 0.25]]))
         >>> GRU(space="update").correction(gram)
-        2.0
+        {'retain_average': 2.0}
         """
-        return self._projection(gram, "update") if self.corrects else 0.0
+        return {"retain_average": self._projection(gram, "update")} if self.corrects else {}
 
     def _projection(self, gram: InnerProducts, name: str) -> float:
-        memory = self.memory
+        memory = "retain_average"
         return projection(gram[name, name], gram[name, memory], gram[memory, memory], self.cos_clip)
 
 

@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from geffect.core.registry import Registry, parse
 from geffect.errors import GeffectError
 from geffect.rectifiers.base import Freezing, Rectifier
+from geffect.rectifiers.combined import BLUR, HAMU, NGDiff, PCGrad
+from geffect.rectifiers.elementwise import SAGO, Disruption
+from geffect.rectifiers.gem import GEM
 from geffect.rectifiers.grail import GRAIL
 from geffect.rectifiers.gru import GRU
 from geffect.rectifiers.memflex import MemFlex
+from geffect.rectifiers.weightings import TorchJD
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,20 @@ class NoRectifier(Rectifier):
     """Descend the objective's gradient as it is."""
 
 
-RULES: dict[str, type[Rectifier | Freezing]] = {"grail": GRAIL, "gru": GRU, "memflex": MemFlex, "none": NoRectifier}
+RULES: dict[str, type[Rectifier | Freezing]] = {
+    "blur": BLUR,
+    "disruption": Disruption,
+    "gem": GEM,
+    "grail": GRAIL,
+    "gru": GRU,
+    "hamu": HAMU,
+    "memflex": MemFlex,
+    "ngdiff": NGDiff,
+    "none": NoRectifier,
+    "pcgrad": PCGrad,
+    "sago": SAGO,
+    "torchjd": TorchJD,
+}
 RECTIFIERS: Registry[Rectifier | Freezing] = Registry("a rectifier", RULES)
 register_rectifier = RECTIFIERS.register
 
@@ -56,7 +73,7 @@ def make_rectification(text: str) -> Rectification:
         message = f"{text!r} is more than one rectifier that combines gradients and one that freezes, or has weights"
         raise GeffectError(message, remedy="Write for example 'gru(decay=0.2)' or 'grail + gru'")
     rule = others[0] if others else NoRectifier()
-    unmasked = set(rule.gradients) - {"objective", rule.memory}
+    unmasked = set(rule.gradients) - {"objective", *rule.memories}
     if freezing and unmasked:
         names = ", ".join(sorted(unmasked))
         raise GeffectError(

@@ -40,23 +40,30 @@ FILES = ("trainer_state.json", OPTIMIZER, SCHEDULER)
 RECTIFIER = "rectifier.safetensors"  # what a rectifier carries from step to step
 
 
-def save_rectifier(checkpoint: Path, state: NamedTensors, parameters: Mapping[str, nn.Parameter]) -> None:
+def save_rectifier(checkpoint: Path, state: Mapping[str, NamedTensors], parameters: Mapping[str, nn.Parameter]) -> None:
     """Write a rectifier's state, of which each process may hold a part, into a checkpoint; nothing where it is empty.
 
     Every process must call it.
     """
-    whole = gather_tensors(state, parameters)
+    whole = {
+        f"{memory}/{name}": tensor
+        for memory, tensors in state.items()
+        for name, tensor in gather_tensors(tensors, parameters).items()
+    }
     if whole:
         with replacing(checkpoint / RECTIFIER) as file:
             save_file(whole, file)
 
 
-def load_rectifier(checkpoint: Path, parameters: Mapping[str, nn.Parameter]) -> NamedTensors:
+def load_rectifier(checkpoint: Path, parameters: Mapping[str, nn.Parameter]) -> dict[str, NamedTensors]:
     """What `save_rectifier` wrote, of shards this process's part; empty where it wrote nothing."""
-    if not (checkpoint / RECTIFIER).exists():
-        return {}
-    saved = load_file(checkpoint / RECTIFIER).items()
-    return {name: part_of(tensor, parameters[name]).to(parameters[name].device) for name, tensor in saved}
+    state: dict[str, NamedTensors] = {}
+    saved = load_file(checkpoint / RECTIFIER) if (checkpoint / RECTIFIER).exists() else {}
+    for key, tensor in saved.items():
+        memory, _, name = key.partition("/") if "/" in key else ("retain_average", "", key)  # GRU alone, once
+        part = part_of(tensor, parameters[name]).to(parameters[name].device)
+        state.setdefault(memory, NamedTensors())[name] = part
+    return state
 
 
 def check_whole(checkpoint: Path, model: nn.Module, others: Sequence[str] = ()) -> None:

@@ -17,10 +17,12 @@ from geffect.core.devices import find_device
 from geffect.core.forward import ALL_LOGITS, IGNORE_INDEX
 from geffect.core.head import logits_at_once
 from geffect.core.layers import decoder_blocks, unwrap
+from geffect.core.splits import domain_of
 from geffect.data.encode import EncodedExample
 from geffect.io.system import free_memory, rank_and_size
 from geffect.measurement.passes import plan_passes
 from geffect.models.load import DTYPES
+from geffect.rectifiers.elementwise import Elementwise
 
 Encoded = Mapping[str, Sequence[EncodedExample]]
 OPTIMIZER_COPIES = {"sgd": 0, "adagrad": 1, "rmsprop": 1, "adafactor": 0}  # tensors of the parameters' size; else 2
@@ -178,16 +180,20 @@ def _moments(config: UnlearnConfig, sizes: Sizes, activations: int, logits: int)
     separate = domains * (plan.runs_forget + plan.splits_sides)  # buffers of forget losses and of the objective's side
     streams = config.grad_accum_steps == rank_and_size()[1] == 1  # the last retain gradient is freed as it arrives
     beside = int(plan.splits_retain and (plan.retain_terms or bool(objective.on("general"))))
-    combined = len({*rule.gradients} - {"objective", rule.memory})
+    entrywise = isinstance(rule, Elementwise)  # a copy of what it made of the gradient
+    derived = plan.factor is not None and not plan.splits_forget  # a multiple of the objective's gradient
+    beside_it = {*rule.gradients} - {"objective", *rule.memories, *(["forget"] if derived else ())}
+    combined = sum(1 if domain_of(name) else domains for name in beside_it)
     targets = len(config.target)
     keeps = bool(targets or config.prediction or config.save_gradients or config.standard_errors)
     held = {
-        "rectifier": one * (combined + (rule.memory is not None)),
+        "rectifier": one * (combined + len(rule.memories)),
         "reference": (sizes.weights if objective.needs_reference and not config.lora else 0),
         "masks": 3 * sizes.entries // 8 * freezing,  # a bit an entry
     }
     before = one * (keeps or rule.corrects or freezing)  # θ, from the end of a step until the optimizer has moved it
-    stored = one * keeps * (1 + targets + domains * (1 + plan.splits_forget) + (1 + bool(rule.add_retain)) * freezing)
+    masked = (1 + bool(rule.add_retain)) * freezing
+    stored = one * keeps * (1 + targets + domains * (1 + plan.splits_forget) + masked + entrywise)
     averages = 3 * one * (config.mode == "paper")
     backward = {"gradients": one * (targets + separate + beside + domains + (not streams)), "kept": averages}
     nothing = {"activations": 0, "logits": 0}

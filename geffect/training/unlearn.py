@@ -290,7 +290,7 @@ class UnlearnTrainer(RecordingTrainer):
 
     def memory_files(self) -> list[str]:
         """The files of a rectifier with a memory, and of terms with a state."""
-        files = {RECTIFIER: self.measurement.rectifier.memory, TERMS_FILE: any(self.measurement.term_states)}
+        files = {RECTIFIER: bool(self.measurement.rectifier.memories), TERMS_FILE: any(self.measurement.term_states)}
         return [name for name, present in files.items() if present]
 
     def load_memory(self, directory: Path) -> None:

@@ -173,6 +173,23 @@ def test_frozen_entries_do_not_move_by_a_bit(freezing: str, rectifier: str, opti
     assert any(not torch.equal(p, before[name]) for name, p in trainable_parameters(model).items())
 
 
+@pytest.mark.parametrize("freezing", FREEZINGS)
+def test_masked_gradients_are_rectified_entry_by_entry(freezing: str) -> None:
+    model = CASES["llama"]()
+    text, batches, frozen = "ga + 0.5*gd", make_batches(model), _frozen(model, freezing)
+    forget, retain = _sides(model, None, text, batches)
+    masked = _masked(frozen, forget, retain)
+    loss = oracles.gradient(model, partial(oracles.mean_nll, model, batches["retain"]))
+    kept = {n: _kept(frozen.mask("retain", n), loss[n]) for n in masked}
+    expected = {n: torch.where(masked[n] * kept[n] < 0, kept[n], masked[n]) for n in masked}
+    measured = take_step(make_measurement(model, text, "sago", frozen=frozen), split(batches, 2))
+    assert_gradients_close(gradients(model), expected, 3e-5)
+    assert measured.gram is not None
+    order = list(measured.gram.names)
+    assert order == ["objective", "forget", "retain", "masked", "rectified"]
+    assert_gram_close(measured.gram.total()[3:, 3:], oracles.gram([masked, expected], list(masked)), 5e-5)
+
+
 @pytest.mark.parametrize("space", ["update", "both"])
 def test_what_is_applied_does_not_run_against_the_masked_memory(space: str) -> None:
     model = CASES["llama"]()
@@ -272,6 +289,6 @@ def test_impossible_settings_are_refused(text: str) -> None:
 def test_a_text_names_what_freezes_and_what_projects_in_any_order() -> None:
     for text in ("grail(k_unlearn=0.05) + gru(decay=0.5)", "gru(decay=0.5) + grail(k_unlearn=0.05)"):
         assert make_freezing(text) == GRAIL(k_unlearn=0.05)
-        assert make_rectifier(text).memory == "retain_average"
+        assert make_rectifier(text).memories == ("retain_average",)
     assert make_freezing("gru") is None
-    assert make_rectifier("grail").memory is None
+    assert make_rectifier("grail").memories == ()

@@ -73,7 +73,8 @@ def test_what_is_applied_never_runs_against_the_memory(optimizer: str, space: st
         assert measured is not None and measured.gram is not None
         after = _flat(_weights(model))
         memory = _flat({
-            n: measurement.state.get(n, torch.zeros_like(p)) for n, p in trainable_parameters(model).items()
+            n: measurement.state["retain_average"].get(n, torch.zeros_like(p))
+            for n, p in trainable_parameters(model).items()
         })
         update, applied = before - between, before - after
         expected = update

@@ -17,6 +17,7 @@ from geffect.core.layers import trainable_parameters
 from geffect.errors import GeffectError
 from geffect.monitoring.monitor import Monitor
 from geffect.record.reader import read_lines
+from geffect.rectifiers.gem import multipliers
 from tests.monitoring.test_targets import ARGUMENTS, CHAT, MATH, flat, mean_nll, trainer
 from tests.support.cases import gpt2, llama, lora
 from tests.support.rows import Rows, padded
@@ -68,6 +69,42 @@ def test_the_gradient_is_projected_as_gru_says(make: Callable[[], Any], tmp_path
             conflicts.append(line["protection_conflicts"])
             optimizer.zero_grad()
     assert conflicts == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("rectifier", ["pcgrad(alpha=0.5)", "blur", "gem(memory=2)", "sago", "disruption"])
+@pytest.mark.parametrize("make", [gpt2, lora], ids=["tied", "adapter"])
+def test_the_other_rules_protect_too(make: Callable[[], Any], rectifier: str, tmp_path: Path) -> None:
+    """Beside each rule's formula in flat float64 vectors."""
+    model = make().double().train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    memories: list[Tensor] = []
+    settings: dict[str, Any] = {"optimizer": optimizer, "protect": ["math"], "rectifier": rectifier}
+    with Monitor(model, TARGETS, out=tmp_path / "run", batch_size=len(MATH), **settings) as monitor:
+        for sign in (ASCENT, 1.0, ASCENT):
+            memories = [protected_gradient(model, MATH), *memories][:2]
+            (sign * mean_nll(model, MATH[:2])).backward()
+            g, r = gradients(model), memories[0]
+            if rectifier.startswith("pcgrad"):
+                expected = g + (0.5 - min(0.0, float(g @ r)) / float(r @ r)) * r
+            elif rectifier == "blur":
+                expected = r + (1 - float(g @ r) / float(g @ g)) * g
+            elif rectifier == "sago":
+                expected = torch.where(g * r < 0, r, g)
+            elif rectifier == "disruption":
+                expected = torch.where(g.sign() == r.sign(), g, 0.0)
+            else:
+                vectors = torch.stack([g, *memories])
+                expected = g + torch.from_numpy(multipliers((vectors @ vectors.T).numpy())) @ vectors[1:]
+            monitor.rectify()
+            torch.testing.assert_close(gradients(model), expected, rtol=1e-7, atol=1e-10)
+            optimizer.step()
+            line = read_lines(monitor.path)[-1]
+            assert line["protection_cosine"] == pytest.approx(float(g @ r / g.norm() / r.norm()), rel=1e-7)
+            removed = float((expected - g).norm() / g.norm())
+            assert line["protection_removed"] == pytest.approx(removed, rel=1e-6, abs=1e-6)
+            assert line.get("protection_kkt_residual", 0.0) <= 1e-10
+            assert ("protection_kkt_residual" in line) == rectifier.startswith("gem")
+            optimizer.zero_grad()
 
 
 def test_the_batches_of_protected_targets_go_round(tmp_path: Path) -> None:
@@ -159,14 +196,15 @@ def test_without_clipping_it_is_rectified_too(tmp_path: Path) -> None:
     assert effects.abs().max() < 1e-10
 
 
-def test_a_protected_training_that_resumes_ends_in_the_same_bits(tmp_path: Path) -> None:
-    """The average of protected gradients is in the checkpoint."""
+@pytest.mark.parametrize("rectifier", ["gru(decay=0.5)", "gem(memory=3)", "gem(memory=2, space=both)"])
+def test_a_protected_training_that_resumes_ends_in_the_same_bits(rectifier: str, tmp_path: Path) -> None:
+    """The average of protected gradients, or the last of them, are in the checkpoint."""
     model = gpt2()
     start = copy.deepcopy(model)
     settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
 
     def callback() -> geffect.Callback:
-        return geffect.Callback({"math": MATH, "chat": CHAT}, protect=["chat"], rectifier="gru(decay=0.5)")
+        return geffect.Callback({"math": MATH, "chat": CHAT}, protect=["chat"], rectifier=rectifier)
 
     ascending(model, tmp_path / "a", callback(), **settings).train()
     again = ascending(start, tmp_path / "a", callback(), **settings)
@@ -191,6 +229,7 @@ def test_what_the_trainer_logs_of_it(tmp_path: Path) -> None:
         ({"rectifier": "gru"}, "rectifier='gru' has no target to protect. Name them, such as protect=['math']."),
         ({"protect": ["math"], "rectifier": "grail"}, "'grail' reads masks of a localization, where there are"),
         ({"protect": ["math"], "rectifier": "none"}, "'none' reads no protected gradient, where there are"),
+        ({"protect": ["math"], "rectifier": "hamu"}, "'hamu' reads forget, where there are the training's gradient"),
         ({"protect": ["math"], "rectifier": "grux"}, "'grux' is not a rectifier. Did you mean gru?"),
     ],
     ids=str,

@@ -31,7 +31,12 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "dpo": AUTHORS | {"objective": "dpo + gd"},
     "kl": AUTHORS | {"objective": "ga + kl", "optimizer": "sgd", "weight_decay": 0.1},
-    "rmu": AUTHORS | {"objective": "rmu(layer=2, c=2)", "gradient_checkpointing": True},
+    "rmu": AUTHORS
+    | {
+        "objective": "rmu(layer=2, c=2)",
+        "rectifier": "gem(memory=2, space=both, scope=layer)",
+        "gradient_checkpointing": True,
+    },
     "grail": DOMAINS | {"objective": "0.4*ga + 2*gd", "rectifier": "grail + gru", "weight_decay": 0.1, "overlap": 0.1},
     "lora": AUTHORS | {"objective": "npo", "rectifier": "gru", "lora": 2},
 }
@@ -83,7 +88,8 @@ def held(trainer: UnlearnTrainer) -> Iterator[Tensor]:
         yield from trainer.reference.model.parameters()
     for state in trainer.optimizer.state.values():
         yield from (each for each in state.values() if isinstance(each, Tensor))
-    yield from trainer.measurement.state.values()
+    for memory in trainer.measurement.state.values():
+        yield from memory.values()
 
 
 if __name__ == "__main__":

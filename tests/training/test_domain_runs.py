@@ -154,17 +154,20 @@ def test_every_importance_and_labeling_localizes(labels: str, importance: str, s
     assert list(read_localization(path).masks) == [0.3]
 
 
-@pytest.mark.parametrize("space", ["", " + gru", " + gru(space=update)", " + gru(space=both)"])
+RULES = ["", " + gru", " + gru(space=update)", " + gru(space=both)", " + gem(memory=2, space=both)", " + sago"]
+
+
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_frozen_entries_end_where_they_started(
-    space: str, accumulate: int, localized: Path, start: Path, tmp_path: Path
+    rule: str, accumulate: int, localized: Path, start: Path, tmp_path: Path
 ) -> None:
     """Under the real Trainer, AdamW, momentum and weight decay."""
     path = api.unlearn(
         _config(
             start,
             tmp_path / "run",
-            rectifier=GRAIL + space,
+            rectifier=GRAIL + rule,
             masks=localized,
             grad_accum_steps=accumulate,
             diagnose_every=2,

@@ -89,7 +89,9 @@ def test_the_parts_are_those_of_the_method(tmp_path: Path) -> None:
     assert 2 * weights < ga.optimizer < 2.5 * weights
     assert ga.total == sum(ga.parts().values())
     assert estimate(tmp_path, objective="npo").gradients == 2 * weights
-    assert estimate(tmp_path, rectifier="gru").rectifier == weights
+    rules = {"gru": 1, "gem(memory=3)": 3, "pcgrad": 1, "hamu": 1, "sago": 0}  # ga's forget gradient is the objective's
+    assert {text: estimate(tmp_path, rectifier=text).rectifier / weights for text in rules} == rules
+    assert estimate(tmp_path, rectifier="hamu", objective="npo").rectifier == 2 * weights
     kl = estimate(tmp_path, objective="ga + kl")
     assert (kl.reference, kl.gradients) == (weights, 2 * weights)  # either side of the objective has a buffer
     undial = estimate(tmp_path, objective="undial")

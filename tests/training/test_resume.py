@@ -93,6 +93,19 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     _assert_same(api.unlearn(chosen, resume=True).path, whole, 7)
 
 
+@pytest.mark.parametrize("rectifier", ["gem(memory=3)", exhaustive("gem(memory=4, space=both, scope=layer)")])
+def test_remembered_gradients_are_resumed_bit_for_bit(
+    start: Path, tmp_path: Path, rectifier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the step before the checkpoint and of the one before that."""
+    chosen = config(start, tmp_path / "run", **(SETTINGS | {"rectifier": rectifier}))
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        _stop_after(5, patch)
+        api.unlearn(chosen)
+    again = api.unlearn(chosen.model_copy(update={"out": tmp_path / "again"})).path
+    _assert_same(api.unlearn(chosen, resume=True).path, again, 7)
+
+
 @pytest.mark.exhaustive
 def test_it_goes_on_after_kill_9(whole: Path, tmp_path: Path) -> None:
     file = _written(tmp_path, yaml.safe_load((whole / CONFIG).read_text(encoding="utf-8")))

@@ -164,7 +164,7 @@ def test_a_checkpoint_is_whole_and_holds_the_average(start: Path, tmp_path: Path
         assert {"model.safetensors", "config.json", "tokenizer.json", "trainer_state.json", "optimizer.pt"} <= files
         assert "training_args.bin" not in files
         state = load_file(checkpoint / "rectifier.safetensors")
-        assert set(state) == set(read_environment(run)["parameters"]["names"])
+        assert set(state) == {f"retain_average/{name}" for name in read_environment(run)["parameters"]["names"]}
     assert (run / "DONE").exists()
 
 
