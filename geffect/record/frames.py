@@ -102,6 +102,13 @@ def read_groups(path: StrPath, scheme: str = "thirds") -> dict[str, str]:
 
 
 @damage_refused
+def read_layers(path: StrPath) -> dict[str, str]:
+    """Parameter → layer, in the order of a record's inner products; empty where there are none."""
+    table = read_environment(path).get("parameters", {"names": [], "layers": []})
+    return dict(zip(table["names"], table["layers"], strict=True))
+
+
+@damage_refused
 def read_effects(
     path: StrPath, by: str = "group", scheme: str = "thirds", direction: str | None = None
 ) -> pd.DataFrame:

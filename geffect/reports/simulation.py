@@ -1,15 +1,16 @@
 """What other rectifiers would have done at every recorded step: their coefficients need the inner products alone."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from geffect.core.gram import Gram
+from geffect.core.gram import Gram, inner
 from geffect.errors import GeffectError
 from geffect.io.readers import StrPath
-from geffect.record.frames import read_groups, read_targets
+from geffect.record.frames import read_groups, read_layers, read_targets
 from geffect.record.reader import grams
 from geffect.rectifiers.base import InnerProducts, Rectifier
 from geffect.rectifiers.registry import make_rectification
@@ -43,12 +44,14 @@ def simulate(path: StrPath, rules: Sequence[str], by: str = "total", scheme: str
     if by not in ("total", "group"):
         raise GeffectError(f"by is {by!r}", remedy="Choose one of total, group")
     made = {text: _rule(text) for text in rules}
-    groups, targets = read_groups(path, scheme), read_targets(path)
+    groups, layers, targets = read_groups(path, scheme), read_layers(path), read_targets(path)
     labels = {name: TIED if "@" in name else group for name, group in groups.items()} if by == "group" else {}
     rows = []
     for step, gram in grams(path):
-        directions = {AS_IT_WAS: {"": {_descended(gram): 1.0}}}
-        directions |= {text: _coefficients(text, rule, gram) for text, rule in made.items()}
+        was = {"": {_descended(gram): 1.0}}
+        directions = {AS_IT_WAS: _vectors(gram, was, "model", layers)}
+        for text, rule in made.items():
+            directions[text] = _vectors(gram, _coefficients(text, rule, gram, layers), rule.scope, layers)
         rows += _rows(step, gram, directions, targets, labels, by)
     if not rows:
         raise GeffectError(f"{path} has no measured step", remedy="Name a run of geffect unlearn, or a monitored one")
@@ -78,15 +81,14 @@ def _source(name: str, gram: Gram, text: str) -> str:
     return found
 
 
-def _coefficients(text: str, rule: Rectifier, gram: Gram) -> dict[str, dict[str, float]]:
-    """Part of the model → recorded gradient → its coefficient in what the rule makes."""
+def _coefficients(text: str, rule: Rectifier, gram: Gram, layers: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """Part of the model → recorded gradient → its coefficient in what the rule makes; parts as of `_part`."""
     sources = {name: _source(name, gram, text) for name in rule.gradients}
     read = gram.combine({name: {source: 1.0} for name, source in sources.items()})
-    parts = {"model": {"": read.total()}, "parameter": _of_tensors(read)}
-    if rule.scope not in parts:
-        raise GeffectError(f"{text!r} has the scope {rule.scope}, which is not simulated", remedy="Leave scope out")
+    part_of = {name: _part(name, rule.scope, layers) for name in read.values}
+    parts = {"": read.total()} if rule.scope == "model" else read.by(part_of)
     found: dict[str, dict[str, float]] = {}
-    for part, matrix in parts[rule.scope].items():
+    for part, matrix in parts.items():
         combined: dict[str, float] = {}
         for name, coefficient in rule.coefficients(InnerProducts(read.names, matrix)).items():
             combined[sources[name]] = combined.get(sources[name], 0.0) + coefficient
@@ -96,43 +98,48 @@ def _coefficients(text: str, rule: Rectifier, gram: Gram) -> dict[str, dict[str,
     return found
 
 
-def _of_tensors(gram: Gram) -> dict[str, Tensor]:
-    """The products by tensor, a tied one's uses together."""
-    return gram.by({name: name.partition("@")[0] for name in gram.values})
+def _part(name: str, scope: str, layers: Mapping[str, str]) -> str:
+    """The part of the model that a tensor belongs to; a tied one's uses, which a rule reads as one, to ``embed``."""
+    if scope == "model":
+        return ""
+    tensor, tied, _ = name.partition("@")
+    return tensor if scope == "parameter" else "embed" if tied else layers[name]
+
+
+def _vectors(
+    gram: Gram, by_part: Mapping[str, Mapping[str, float]], scope: str, layers: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """Tensor → the coefficient of every recorded gradient in a direction."""
+    parts = {name: by_part[_part(name, scope, layers)] for name in gram.values}
+    return {
+        name: torch.tensor([part.get(each, 0.0) for each in gram.names], dtype=torch.float64)
+        for name, part in parts.items()
+    }
 
 
 def _rows(
     step: int,
     gram: Gram,
-    directions: Mapping[str, Mapping[str, Mapping[str, float]]],
+    directions: Mapping[str, Mapping[str, Tensor]],
     targets: Sequence[str],
     labels: Mapping[str, str],
     by: str,
 ) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
-    was = gram.total()[gram.names.index(_descended(gram)), gram.names.index(_descended(gram))]
-    for rule, by_part in directions.items():
-        vectors = {
-            name: _vector(gram, by_part.get("", by_part.get(name.partition("@")[0], {}))) for name in gram.values
-        }
+    descended = _descended(gram)
+    square_was = inner(gram.total(), gram.names, descended, descended)
+    for rule, vectors in directions.items():
         square = sum(float(vectors[name] @ matrix @ vectors[name]) for name, matrix in gram.values.items())
-        scale = float(was / square) ** 0.5 if square > 0 else 0.0
-        along = _products(gram, vectors, _descended(gram))
-        cosine = sum(along.values()) / float(was * square) ** 0.5 if square > 0 and was > 0 else float("nan")
+        scale = math.sqrt(square_was / square) if square > 0 else 0.0
+        along, lengths = sum(_products(gram, vectors, descended).values()), math.sqrt(max(0.0, square_was * square))
         for target in targets:
             sums: dict[str, float] = {}
             for name, product in _products(gram, vectors, target).items():
                 label = labels.get(name, "total")
                 sums[label] = sums.get(label, 0.0) - scale * product
-            rows += [
-                {"step": step, by: label, "rule": rule, "target": target, "effect": effect, "cosine": cosine}
-                for label, effect in sums.items()
-            ]
+            shared = {"rule": rule, "target": target, "cosine": along / lengths if lengths else math.nan}
+            rows += [{"step": step, by: label, **shared, "effect": effect} for label, effect in sums.items()]
     return rows
-
-
-def _vector(gram: Gram, parts: Mapping[str, float]) -> Tensor:
-    return torch.tensor([parts.get(name, 0.0) for name in gram.names], dtype=torch.float64)
 
 
 def _products(gram: Gram, vectors: Mapping[str, Tensor], other: str) -> dict[str, float]:

@@ -76,6 +76,23 @@ def test_at_the_start_it_is_what_the_rule_does(run: geffect.Run, known: Path, tm
         assert close == (step == 0)
 
 
+def test_a_scope_has_coefficients_of_its_own(run: geffect.Run) -> None:
+    """PCGrad by tensor against the saved gradients, tensor by tensor; by layer it lies between the two."""
+    from safetensors.torch import load_file
+
+    rows = geffect.simulate(run.path, ["pcgrad(scope=parameter)", "pcgrad(scope=layer)"]).to_dict("records")
+    by_rule = {(row["step"], row["rule"]): row["effect"] for row in rows if row["target"] == "retain"}
+    for step in range(5):
+        folder = run.path / "gradients" / f"step-{step}"
+        objective, retain = (load_file(folder / f"{name}.safetensors") for name in ("objective", "retain"))
+        made = {name: rectify(objective[name].flatten().double(), retain[name].flatten().double()) for name in retain}
+        length = math.sqrt(sum(float(each.double().square().sum()) for each in objective.values()))
+        scale = length / math.sqrt(sum(float(each.square().sum()) for each in made.values()))
+        expected = -scale * sum(float(made[name] @ retain[name].flatten().double()) for name in made)
+        assert by_rule[step, "pcgrad(scope=parameter)"] == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        assert by_rule[step, "pcgrad(scope=layer)"] <= 1e-6
+
+
 def test_groups_add_up_to_the_whole(run: geffect.Run) -> None:
     whole = geffect.simulate(run.path, ["gru"]).set_index(["step", "rule", "target"])["effect"]
     parts = geffect.simulate(run.path, ["gru"], by="group").groupby(["step", "rule", "target"])["effect"].sum()
@@ -96,6 +113,7 @@ def test_the_shell_prints_a_rule_a_line(run: geffect.Run, invoke: Command) -> No
     [
         ("grail", "'grail' cannot be simulated"),
         ("none", "'none' cannot be simulated"),
+        ("sago", "'sago' cannot be simulated"),  # entry by entry
         ("grux", "'grux' is not a rectifier"),
     ],
 )
