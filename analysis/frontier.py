@@ -2,11 +2,11 @@
 
     python -m analysis.frontier [RUNS]
 
-The built-in authors, gradient ascent by AdamW at 3e-4, three seeds, at most 60 steps. Each method is a rectifier, a weighted retain term, or
-both; terms have several weights, so that each stands at its best. Compared is the heldout accuracy where the forget
-loss comes to 2 and to 4 nats a token, read off between the two steps around it, with the number of steps and of
-passes that it took: a forward and a backward pass over a batch of forget or of retain examples is one. A small model
-of 1.7 million parameters on generated text: what holds here need not hold elsewhere.
+The built-in authors, gradient ascent by AdamW at 3e-4, three seeds, at most 60 steps. Each method is a rectifier, a
+weighted retain term, or both; terms have several weights, so that each stands at its best. Compared is the heldout
+accuracy where the forget loss comes to 2 and to 4 nats a token, read off between the two steps around it, with the
+number of steps and of passes that it took: a forward and a backward pass over a batch of forget or of retain examples
+is one. A small model of 1.7 million parameters on generated text: what holds here need not hold elsewhere.
 """
 
 import time
