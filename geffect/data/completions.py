@@ -11,7 +11,7 @@ from geffect.core.architectures import Tokenizer
 from geffect.core.forward import IGNORE_INDEX
 from geffect.data.checks import check_control_texts
 from geffect.data.encode import EncodedExample, encode_set
-from geffect.data.load import ChatSet, Example, ExampleSet, load_rows, load_set, make_set, split_turns
+from geffect.data.load import ChatSet, Example, ExampleSet, load_rows, load_set, make_set, split_turns, to_lists
 from geffect.data.sources import Row
 from geffect.errors import GeffectError
 
@@ -36,10 +36,11 @@ def read_sets(spec: str | ExampleSet | Sequence[Any], name: str) -> dict[str, Ex
     columns = set(first) if isinstance(first, Mapping) else set()
     name = spec if isinstance(spec, str) else name
     if {*PAIR} <= columns:
-        rows = load_rows(spec) if isinstance(spec, str) else spec
+        rows = [to_lists(row) for row in (load_rows(spec) if isinstance(spec, str) else spec)]
         return {each: _completions(name, [_one(row, each, i, name) for i, row in enumerate(rows)]) for each in PAIR}
     if {"prompt", "completion"} <= columns:
-        return {"": _completions(name, load_rows(spec) if isinstance(spec, str) else spec)}
+        rows = [to_lists(row) for row in (load_rows(spec) if isinstance(spec, str) else spec)]
+        return {"": _completions(name, rows)}
     return {"": load_set(spec) if isinstance(spec, str) else make_set(name, spec)}
 
 

@@ -336,16 +336,16 @@ def _rename(row: Row, index: int, columns: Columns, source: str, remedy: str) ->
     if missing := [column for column in columns.values() if column not in row]:
         present = ", ".join(map(str, row)) or "none"
         raise GeffectError(f"Row {index} of {source} has no column {missing[0]!r}, only {present}", remedy=remedy)
-    rest = {key: _to_lists(value) for key, value in row.items() if key not in columns.values()}
-    return rest | {field: _to_lists(row[column]) for field, column in columns.items()}
+    rest = {key: to_lists(value) for key, value in row.items() if key not in columns.values()}
+    return rest | {field: to_lists(row[column]) for field, column in columns.items()}
 
 
-def _to_lists(value: Any) -> Any:
+def to_lists(value: Any) -> Any:
     """Lists as JSON has them: a parquet file has arrays, also of objects that hold arrays."""
     if isinstance(value, dict):
-        return {key: _to_lists(each) for key, each in value.items()}
+        return {key: to_lists(each) for key, each in value.items()}
     if isinstance(value, list | tuple) or _is_array(value):
-        return [_to_lists(each) for each in (value.tolist() if _is_array(value) else value)]
+        return [to_lists(each) for each in (value.tolist() if _is_array(value) else value)]
     return value
 
 

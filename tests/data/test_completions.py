@@ -50,6 +50,21 @@ def test_conversations_without_a_prompt_share_their_beginning() -> None:
     assert found["rejected"].examples[0]["answer"] == "Nobody"
 
 
+def test_a_parquet_file_of_pairs_is_as_its_rows(tmp_path: Path) -> None:
+    """There, lists of turns are arrays."""
+    import pandas as pd
+
+    rows = [
+        {"prompt": turns("Who?"), "chosen": turns("x", "Ada")[1:], "rejected": turns("x", answer)[1:]}
+        for answer in ("Bob", "Eve")
+    ]
+    pd.DataFrame(rows).to_parquet(tmp_path / "pairs.parquet")
+    found, expected = read_sets(str(tmp_path / "pairs.parquet"), "pairs"), read_sets(rows, "pairs")
+    assert {side: each.contents for side, each in found.items()} == {
+        side: each.contents for side, each in expected.items()
+    }
+
+
 def test_rows_of_every_kind_are_read(tmp_path: Path) -> None:
     rows: dict[type, list[Any]] = {
         QASet: [{"question": "Who?", "answer": "Ada"}],
