@@ -356,6 +356,11 @@ class UnlearnConfig(TrainConfig):
     rectifier: RectifierSetting = Field(
         default="none", validate_default=True, description="how its gradient is changed, as in 'gru(decay=0.2)'"
     )
+    max_rise: Rate | None = Field(
+        default=None,
+        description="halve a step, six times at most, until it raises the loss of its own retain examples by no more "
+        "(nats a token, measured)",
+    )
     steps: Positive = Field(default=25, description="optimizer steps")
     until_accuracy: Fraction = Field(
         default=0.0, description="stop after an evaluation with the forget set's token accuracy below this; 0: never"

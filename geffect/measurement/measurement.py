@@ -71,6 +71,8 @@ class Measurement:
         frozen: the entries that updates leave alone; the gradients are masked before they are projected.
         state: the rectifier's own, kept between steps.
         layers: parameter → layer, for a rectifier of that scope.
+        max_rise: the largest rise of the retain loss by one step (nats a token); a larger one is halved
+            (`geffect.measurement.filter`). None: no step is looked at.
         targets: name → the batches of a further set, whose loss's gradient is measured beside the others; it is held
             through the step, and so is what is needed to measure the update's effect on it.
         term_states: of the objective's terms, kept between steps.
@@ -94,6 +96,7 @@ class Measurement:
     frozen: GradientMask | None = None
     layers: Mapping[str, str] = field(default_factory=dict)
     targets: Mapping[str, Sequence[Batch]] = field(default_factory=dict)
+    max_rise: float | None = None
     state: Memories = field(init=False)
     term_states: list[State] = field(init=False)
     sharded: bool = field(init=False)
@@ -109,7 +112,7 @@ class Measurement:
     def alone(self, **changes: Any) -> "Measurement":
         """The same gradients, held and left as they are: no update, rectifier, frozen entries or other diagnostics."""
         plain: dict[str, Any] = {"prediction": None, "overlap": 0.0, "standard_errors": False, "frozen": None}
-        plain["targets"] = {}
+        plain |= {"targets": {}, "max_rise": None}
         measurement = replace(self, rectifier=Rectifier(), keep=True, updates=False, **(plain | changes))
         measurement.term_states = self.term_states
         return measurement

@@ -12,6 +12,7 @@ from geffect.core.gradients import NamedTensors, add_scaled
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, role_of
 from geffect.measurement.basis import Basis, Combinations, Shares, StandardErrors, add, held, standard_errors
+from geffect.measurement.filter import StepFilter
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.passes import RETAIN_SIDE, Passes
 from geffect.measurement.topk import Masks
@@ -49,6 +50,7 @@ class Step:
         self.kept: dict[str, NamedTensors] | None = {} if measure and run.keep else None
         self.kept_embeds: Tensors | None = None
         self.parts: list[list[Mapping[str, Batch]]] = []  # of the window, for standard errors: its micro-batches
+        self.retained: dict[str, list[Batch]] = {name: [] for name in passes.retain}  # of the window, to be filtered by
         self.applied: Applied | None = None
         self._tied = Tensors()  # the tied tensor's two parts arrive apart
 
@@ -60,6 +62,9 @@ class Step:
         """
         if self.measure and self.run.standard_errors:
             self._note(batches, part)
+        if self.run.max_rise is not None:
+            for name in (each for each in self.passes.retain if each in batches):
+                self.retained[name].append(batches[name])
         streams = last and num_processes() == 1  # of several, each gradient is added up before anything is made of it
         return self.passes.run_all(batches, self._visit if streams else None)
 
@@ -84,11 +89,17 @@ class Step:
         named = self._combinations(rectified)
         scalars |= self.run.objective.multipliers(self.run.term_states)
         measured = self._report(scalars, named) if self.measure else Measured(scalars)
-        if self.run.updates and (self.kept is not None or self.rule.corrects or self.run.frozen is not None):
+        corrects = self.rule.corrects or self.run.frozen is not None or self.run.max_rise is not None
+        if self.run.updates and (self.kept is not None or corrects):
             shares = None if self.kept is None else (self.kept, self.kept_embeds)
-            self.applied = Applied(self.run, named, self.basis.names, shares, self.masks)  # which copies θ
+            self.applied = Applied(self.run, named, self.basis.names, shares, self.masks, self._filter())  # copies θ
         self.run.term_states = self.run.objective.update_states(self.run.term_states, scalars)
         return measured
+
+    def _filter(self) -> StepFilter | None:
+        if self.run.max_rise is None:
+            return None
+        return StepFilter(self.run, self.retained, self.passes.counts, self.passes.shares)
 
     def after(self, learning_rates: Mapping[str, float]) -> Measured | None:
         """Measure what the optimizer made of the gradient, once it has stepped and before the learning rate moves.

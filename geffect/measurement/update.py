@@ -21,6 +21,7 @@ from geffect.core.gram import Gram, pairwise_products
 from geffect.core.masks import GradientMask
 from geffect.errors import GeffectError
 from geffect.measurement.basis import Basis, Combinations, Parts, Shares, held
+from geffect.measurement.filter import StepFilter
 from geffect.measurement.measurement import Batch, Measured, Measurement
 from geffect.measurement.topk import Masks
 from geffect.objectives.base import Counts, mean_nll
@@ -122,23 +123,32 @@ class Applied:
         basis: the gradients of that.
         shares: these gradients before rectification (`Shares`); None where only a correction is wanted.
         masks: overlaps so far.
+        step_filter: halves an update that harms too much; before anything else is made of it.
     """
 
     def __init__(
-        self, run: Measurement, named: Combinations, basis: Sequence[str], shares: Shares | None, masks: Masks | None
+        self,
+        run: Measurement,
+        named: Combinations,
+        basis: Sequence[str],
+        shares: Shares | None,
+        masks: Masks | None,
+        step_filter: StepFilter | None = None,
     ) -> None:
         self.run, self.named, self.basis, self.shares, self.masks = run, named, basis, shares, masks
+        self.step_filter = step_filter
         self.before = snapshot(run.parameters, run.keep_on)
         if run.prediction is not None and shares is not None:
             run.prediction.open()
 
     @torch.no_grad()
     def close(self, learning_rates: Mapping[str, float]) -> Measured | None:
-        """Correct θ, then measure; None where only a correction was wanted.
+        """Filter and correct θ, then measure; None where only a correction was wanted.
 
         ``learning_rates`` are those of every parameter in this step.
         """
         run, updates = self.run, ("update", "applied")
+        filtered = self.step_filter.close(self.before) if self.step_filter else {}
         corrected, numbers = correction(run, self.before, run.frozen)
         basis = Basis((*self.basis, *updates), run.tie, run.losses)
         for name, parameter in ((n, local_part(p.detach())) for n, p in run.parameters.items()):
@@ -151,12 +161,12 @@ class Applied:
                 applied = moved(before, parameter)
                 self._measure(basis, name, self.shares, {"update": update, "applied": applied}, learning_rates[name])
         if self.shares is None:
-            return None
+            return Measured(filtered) if filtered else None
         basis.sum_up(sharded=run.sharded)
         named = self.named.extend(updates)
         gram = basis.combine(named, list(run.parameters))
         norms = gram.norms()
-        measured = Measured({f"norm_{name}": norms[f"norm_{name}"] for name in updates} | numbers, gram)
+        measured = Measured({f"norm_{name}": norms[f"norm_{name}"] for name in updates} | numbers | filtered, gram)
         if self.masks is not None:
             measured.parts["overlap"] = self.masks.overlap(named, list(run.parameters), run.tie)
         if run.prediction is not None:

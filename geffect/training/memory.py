@@ -191,7 +191,10 @@ def _moments(config: UnlearnConfig, sizes: Sizes, activations: int, logits: int)
         "reference": (sizes.weights if objective.needs_reference and not config.lora else 0),
         "masks": 3 * sizes.entries // 8 * freezing,  # a bit an entry
     }
-    before = one * (keeps or rule.corrects or freezing)  # θ, from the end of a step until the optimizer has moved it
+    filters = config.max_rise is not None
+    before = one * (
+        keeps or rule.corrects or freezing or filters
+    )  # θ, from the end of a step until the optimizer has moved it
     masked = (1 + bool(rule.add_retain)) * freezing
     stored = one * keeps * (1 + targets + domains * (1 + plan.splits_forget) + masked + entrywise)
     averages = 3 * one * (config.mode == "paper")

@@ -123,6 +123,7 @@ class UnlearnTrainer(RecordingTrainer):
             frozen=frozen,
             layers=layout(model).layers if rule.scope == "layer" else {},
             targets={name: self._probe(each, TARGET_EXAMPLES) for name, each in self.targets.items()},
+            max_rise=config.max_rise,
         )
 
     def train(self, resume_from_checkpoint: Path | str | None = None, **kwargs: Any) -> "TrainOutput | None":
