@@ -146,6 +146,7 @@ def test_figures_draw_what_was_recorded(watched: Path, tmp_path: Path) -> None:
         "jaccard",
         "effects",
         "conflicts",
+        "price",
     }
     assert names == of_steps | {f"gram-{last}", f"plane-{last}"}
 
