@@ -158,7 +158,9 @@ def load_set(
 def load_rows(spec: str, most: int | None = None, data_dir: Path | None = None) -> Sequence[Row]:
     """The rows of a named set as they stand, by its own columns, sliced; at most ``most``. It raises as `load_set`."""
     name, bounds = _parse(spec)
-    rows, *_ = _table(name, data_dir, column_choices("question", "answer", "text"), bounds.stop)
+    ends = [bounds.stop, None if most is None else (bounds.start or 0) + most]
+    stop = min((end for end in ends if end is not None), default=None)
+    rows, *_ = _table(name, data_dir, column_choices("question", "answer", "text"), stop)
     return rows[bounds][:most]
 
 

@@ -13,7 +13,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from geffect.core.architectures import CausalLM, Tokenizer
 from geffect.errors import GeffectError
-from geffect.monitoring.monitor import Monitor
+from geffect.monitoring.monitor import Monitor, run_of
 from geffect.monitoring.numbers import protection_numbers, step_numbers
 from geffect.monitoring.protection import make_rule
 from geffect.monitoring.targets import EXAMPLES, Target, TargetSet, check_names, is_among
@@ -66,7 +66,8 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         out: as of `geffect.monitor`.
 
     Raises:
-        GeffectError: when training begins: a set cannot be read, ``out`` exists, a model is monitored twice, or
+        GeffectError: a limit or ``protect`` names no target, or the rectifier needs what a training lacks; when
+            training begins: a set cannot be read, ``out`` exists, a model is monitored twice, or
             gradients are scaled (fp16), elsewhere than in ``.grad`` (DeepSpeed) or used in the backward pass.
 
     >>> from geffect import Callback
@@ -127,9 +128,7 @@ class Callback(TrainerCallback):  # type: ignore[misc]
         Raises:
             GeffectError: training has not begun.
         """
-        if self.monitor is None:
-            raise GeffectError("Training has not begun", remedy="Call the Trainer's train() first")
-        return self.monitor.run
+        return run_of(self.monitor, "train()")
 
     def on_train_begin(
         self,

@@ -11,7 +11,7 @@ from torch import nn
 
 from geffect.core.architectures import Tokenizer
 from geffect.errors import GeffectError
-from geffect.monitoring.monitor import Monitor
+from geffect.monitoring.monitor import Monitor, run_of
 from geffect.monitoring.numbers import step_numbers
 from geffect.monitoring.targets import EXAMPLES, TargetSet, check_names
 from geffect.record.reader import Score
@@ -104,9 +104,7 @@ class LightningCallback(BASE):  # type: ignore[misc, valid-type]
         Raises:
             GeffectError: training has not begun.
         """
-        if self.monitor is None:
-            raise GeffectError("Training has not begun", remedy="Call the Trainer's fit() first")
-        return self.monitor.run
+        return run_of(self.monitor, "fit()")
 
     def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """Read the sets and open the record; the optimizer's own hooks call the monitor from here on."""

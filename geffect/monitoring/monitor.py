@@ -526,6 +526,13 @@ def _refuse_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
             )
 
 
+def run_of(monitor: Monitor | None, call: str) -> Run:
+    """The record of a callback's monitor, which is made when training begins, by ``call``."""
+    if monitor is None:
+        raise GeffectError("Training has not begun", remedy=f"Call the Trainer's {call} first")
+    return monitor.run
+
+
 def _measures_first(monitor: Monitor) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
     """A hook before an optimizer's step. Where a closure makes the gradients, they are measured after its first call.
 

@@ -20,7 +20,7 @@ from geffect.monitoring.monitor import Monitor
 from geffect.record.frames import read
 from geffect.record.reader import read_lines
 from tests.support.cases import gpt2, llama, lora, neox
-from tests.support.rows import Rows, made_rows, padded
+from tests.support.rows import QUIET, Rows, made_rows, padded
 
 CHECKPOINTING = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if hasattr(TrainingArguments, n))
 FORGET, RETAIN = made_rows([7, 5, 9, 6, 8], 0), made_rows([6, 8, 5, 7], 1)
@@ -59,13 +59,7 @@ def _trained(
         "gradient_accumulation_steps": 2,
         "learning_rate": 1e-2,
         "max_grad_norm": 0.5,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "seed": 3,
-        "logging_strategy": "no",
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
+        **QUIET,
     }
     args = TrainingArguments(output_dir=str(out), **arguments | settings)
     trainer = host(model, args, train_dataset=FORGET + RETAIN, data_collator=padded, callbacks=list(callbacks))
@@ -207,13 +201,7 @@ def test_a_resumed_host_goes_on_in_its_record(tmp_path: Path) -> None:
         "gradient_accumulation_steps": 2,
         "learning_rate": 1e-2,
         "max_grad_norm": 0.5,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "seed": 3,
-        "logging_strategy": "no",
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
+        **QUIET,
     }
     trainer = Trainer(
         gpt2(),

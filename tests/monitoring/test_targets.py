@@ -25,23 +25,12 @@ from geffect.monitoring.monitor import Monitor, exchanged
 from geffect.monitoring.pace import Pace
 from geffect.record.reader import read_lines
 from tests.support.cases import gpt2, llama, lora
-from tests.support.rows import Rows, made_rows, nats, padded
+from tests.support.rows import QUIET, Rows, made_rows, nats, padded
 
 MATH, CHAT, CODE = made_rows([7, 5, 9, 6, 8], 0), made_rows([6, 8, 5, 7], 1), made_rows([5, 6], 2)
 TARGETS = {"math": MATH, "chat": CHAT, "code/python": CODE}
 OTHERS = ("applied_gradient", "update", "weights")
-ARGUMENTS: dict[str, Any] = {
-    "max_steps": 4,
-    "per_device_train_batch_size": 2,
-    "learning_rate": 1e-2,
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
-    "seed": 3,
-    "logging_strategy": "no",
-    "use_cpu": True,
-    "dataloader_pin_memory": False,
-}
+ARGUMENTS: dict[str, Any] = {"max_steps": 4, "per_device_train_batch_size": 2, "learning_rate": 1e-2, **QUIET}
 
 
 def mean_nll(model: nn.Module, examples: Rows) -> Tensor:

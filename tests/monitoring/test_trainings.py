@@ -21,7 +21,7 @@ from geffect.core.model_state import ModelState
 from geffect.errors import GeffectError
 from tests.support.cases import SMALL, gpt2, llama, lora
 from tests.support.judged import Weights, judge, train_twice, weights_of
-from tests.support.rows import made_rows, nats, padded
+from tests.support.rows import QUIET, made_rows, nats, padded
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning"),
@@ -33,18 +33,7 @@ TARGETS = {"math": MATH, "chat": CHAT}
 COARSE = 0.1  # relative error of an effect in bfloat16, or through 8-bit activations
 COMPILER = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="there is no C++ compiler")
 INDUCTOR = pytest.param("inductor", marks=[pytest.mark.slow, COMPILER])
-SETTINGS: dict[str, Any] = {
-    "max_steps": 3,
-    "per_device_train_batch_size": 2,
-    "learning_rate": 1e-2,
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
-    "seed": 3,
-    "logging_strategy": "no",
-    "use_cpu": True,
-    "dataloader_pin_memory": False,
-}
+SETTINGS: dict[str, Any] = {"max_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 1e-2, **QUIET}
 
 
 def _check(make_model: Callable[[], Any], out: Path, *, within: float = 1e-3, **settings: Any) -> geffect.Run:

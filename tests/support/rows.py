@@ -7,6 +7,15 @@ from torch import Tensor, nn
 
 from tests.support.cases import VOCABULARY
 
+QUIET: dict[str, Any] = {  # of a Trainer: nothing is saved, reported or printed, on the CPU
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "seed": 3,
+    "logging_strategy": "no",
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+}
 Rows = list[dict[str, Any]]
 
 
