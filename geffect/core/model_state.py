@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from geffect.errors import GeffectError
 
 DICTS, LISTS, SETS = (dict, OrderedDict, defaultdict), (list, deque), (set,)
+CONTAINERS = frozenset((*DICTS, *LISTS, *SETS, tuple))
 HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 SMALL = 1 << 16  # elements of a buffer that is copied before every look
 DEPTH, WIDTH = 4, 1000  # how deep, and into how large a container, tensors are looked for
@@ -161,6 +162,7 @@ class _Parts:
 
     def __init__(self, model: nn.Module) -> None:
         self.containers: dict[int, tuple[Any, list[Any]]] = {}
+        self.empty: list[Any] = []  # most of them, as of hooks: objects made here would wake Python's collector
         tensors: dict[int, _Tensor] = {}
         for path, module in model.named_modules():
             exchanged = _exchanged(module)
@@ -177,7 +179,10 @@ class _Parts:
         if isinstance(value, Tensor):
             yield name, value
         kind = type(value)
-        if kind not in (*DICTS, *LISTS, *SETS, tuple) or depth > DEPTH or id(value) in self.containers:
+        if kind not in CONTAINERS or depth > DEPTH or id(value) in self.containers:
+            return
+        if not value:
+            self.empty.append(value)
             return
         if kind is not tuple and depth:
             self.containers[id(value)] = value, list(value.items() if kind in DICTS else value)
@@ -186,8 +191,9 @@ class _Parts:
         for key, each in value.items() if kind in DICTS else (("", each) for each in value):
             if key == "config" and hasattr(each, "__dict__"):
                 each = vars(each)
-            place = name if key in ("_parameters", "_buffers") else f"{name}{key}"
-            yield from self._inside(place, each, depth + 1)
+            if isinstance(each, Tensor) or type(each) in CONTAINERS:  # asked here: most attributes are neither
+                place = name if key in ("_parameters", "_buffers") else f"{name}{key}"
+                yield from self._inside(place, each, depth + 1)
 
     @torch.no_grad()
     def put_back(self, copies: Mapping[int, Tensor]) -> tuple[list[str], list[str]]:
@@ -195,6 +201,9 @@ class _Parts:
 
         Returned are the names of trainable tensors that had changed, and of those written into that have no copy.
         """
+        for container in self.empty:
+            if container:
+                container.clear()
         for container, content in self.containers.values():
             _refill(container, content)
         written = [each for each in self.tensors if each.tensor._version != each.version]
