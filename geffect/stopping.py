@@ -4,11 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from geffect.core.price import step_price
 from geffect.core.registry import Configurable, Positive, Registry, Share, parse
 from geffect.errors import GeffectError, shorten
-from geffect.record.reader import Score, StepLine, Stop
+from geffect.record.reader import NO_PRODUCTS, Score, StepLine, Stop
 
 Lines = Sequence[StepLine]
+STEPPED = ("applied", "update", "rectified", "masked", "objective")  # the first recorded one is the step, negated
 
 
 class Rule(Configurable, ABC):
@@ -97,7 +99,39 @@ class ForgetLoss(Rule):
         return f"the forget loss {scores[-1]['forget'].loss:.3g} has reached {self.level:g}"
 
 
-NAMED: dict[str, type[Rule]] = {"accuracy": Accuracy, "collapse": Collapse, "forget_loss": ForgetLoss, "knee": Knee}
+@dataclass(frozen=True)
+class Dear(Rule):
+    """Forgetting has become dear: even the cheapest step of the last measured one's length and gain costs too much.
+
+    The step is the applied update where it is recorded (``--prediction``, ``--target``), else one along what was
+    descended. Cost and gain are first-order changes of the retain and of the forget loss (`geffect.core.price`).
+
+    Attributes:
+        cost: nats of the retain loss for each nat of forgetting.
+    """
+
+    cost: Positive = 1.0
+
+    def broken(self, lines: Lines) -> str | None:
+        """As `Rule.broken`."""
+        measured = (line.products for line in reversed(lines) if {"forget", "retain"} <= {*line.products.names})
+        names, matrix = next(measured, NO_PRODUCTS)
+        step = next((name for name in STEPPED if name in names), None)
+        price = step_price(matrix, names, step) if step else {"gain": 0.0, "cheapest": 0.0}
+        gain, cheapest = price["gain"], price["cheapest"]
+        if not gain > 0 or cheapest <= self.cost * gain:
+            return None
+        least = f"a nat of forgetting costs at least {cheapest / gain:.3g} nats of retain loss at this length of step"
+        return f"{least}, more than {self.cost:g}"
+
+
+NAMED: dict[str, type[Rule]] = {
+    "accuracy": Accuracy,
+    "collapse": Collapse,
+    "dear": Dear,
+    "forget_loss": ForgetLoss,
+    "knee": Knee,
+}
 RULES: Registry[Rule] = Registry("a stop rule", NAMED)
 register_stop_rule = RULES.register
 

@@ -1,5 +1,6 @@
 """Rules end a run, say why, and choose a checkpoint; a run that goes on keeps them."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from geffect import api
 from geffect.errors import GeffectError
 from geffect.record.reader import Score, StepLine, read_lines
-from geffect.stopping import Accuracy, Collapse, ForgetLoss, Knee, checkpoint_choice, first_broken, make_rules
+from geffect.stopping import Accuracy, Collapse, Dear, ForgetLoss, Knee, checkpoint_choice, first_broken, make_rules
 from tests.conftest import config
 
 
@@ -35,7 +36,7 @@ def test_rules_by_hand() -> None:
     )
     assert ForgetLoss(3.0).broken([line(0, 1, 1), line(1, 2.9, 1)]) is None
     assert ForgetLoss(3.0).broken([line(0, 1, 1), line(1, 3, 1)]) == "the forget loss 3 has reached 3"
-    for rule in (Accuracy(), Knee(), Collapse(), ForgetLoss()):
+    for rule in (Accuracy(), Knee(), Collapse(), Dear(), ForgetLoss()):
         assert rule.broken([]) is None
         assert rule.broken([StepLine(0)]) is None
         assert rule.broken([line(0, 1, 1, 0.0, 0.0)]) is None
@@ -53,9 +54,34 @@ def test_the_last_checkpoint_before_a_rule_is_broken_is_chosen() -> None:
     }
 
 
+def test_forgetting_is_dear_once_the_cheapest_step_costs_too_much() -> None:
+    """g_f = (1, 0), g_r = (0.6, 0.8), steps of length 1: a step along g_f costs 0.6 a nat, and none is cheaper."""
+    vectors = {"forget": (1.0, 0.0), "retain": (0.6, 0.8), "objective": (-1.0, 0.0), "rectified": (-0.8, 0.6)}
+
+    def measured(*names: str) -> StepLine:
+        pairs = itertools.combinations_with_replacement(names, 2)
+        products = [sum(x * y for x, y in zip(vectors[a], vectors[b], strict=True)) / 2 for a, b in pairs]
+        return StepLine.of({"step": 0, "gram": {"gradients": list(names), "values": [products, products]}})
+
+    ascent, free = measured("objective", "forget", "retain"), measured("objective", "forget", "retain", "rectified")
+    assert Dear(0.59).broken([ascent, StepLine(1)]) == (
+        "a nat of forgetting costs at least 0.6 nats of retain loss at this length of step, more than 0.59"
+    )
+    assert Dear(0.61).broken([ascent]) is None
+    assert Dear(0.01).broken([free]) is None  # gains 0.8 = sin θ, the most that is free
+    assert Dear(0.01).broken([measured("objective", "forget")]) is None
+
+
+def test_a_run_ends_where_forgetting_is_dear(known: Path, tmp_path: Path) -> None:
+    run = api.unlearn(config(known, tmp_path / "run", stop="dear(cost=1e-6)", steps=6, diagnose_every=2)).path
+    last = read_lines(run)[-1]["stopped"]
+    assert last["rule"] == "dear" and last["reason"].startswith("a nat of forgetting costs at least")
+
+
 @pytest.mark.parametrize(
     "text",
     [
+        "dear(cost=0)",
         "accuracy(share=0)",
         "accuracy(share=1.5)",
         "knee(harm=0)",

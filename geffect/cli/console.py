@@ -189,8 +189,9 @@ def localization(path: Path) -> None:
 def inspections(paths: Iterable[Path]) -> None:
     """Print each objective's G-effects at every checkpoint with their standard errors, and both losses."""
     from geffect.reports.compare import at_checkpoints
+    from geffect.reports.price import price_sentences
 
-    errors = False
+    errors, paths = False, list(paths)
     for path in paths:
         frame = at_checkpoints(path)
         errors |= bool(frame.filter(like="±").notna().to_numpy().any())
@@ -200,7 +201,10 @@ def inspections(paths: Iterable[Path]) -> None:
         Console().print(_table(f"{path}", (name.replace("_", " ") for name in columns), rows))
     with_errors = ", with standard errors over batches" if errors else ""
     sentence = f"G-effects: ⟨∇loss, objective⟩ over whole sets{with_errors}; "
-    Console(soft_wrap=True).print(Text(sentence + "unlearn < 0 forgets, retain < 0 harms the retain set."))
+    console = Console(soft_wrap=True)
+    console.print(Text(sentence + "unlearn < 0 forgets, retain < 0 harms the retain set."))
+    for text in dict.fromkeys(text for path in paths for text in price_sentences(path)):
+        console.print(Text(text))
 
 
 def _with_error(row: Mapping[Any, Any], name: str) -> str:
@@ -262,13 +266,14 @@ def findings(checks: "Iterable[Finding]", *, as_json: bool) -> bool:
 def report(result: "Report", *, as_json: bool = False) -> None:
     """Print each run's outcome and findings and the page's path; or the same as JSON.
 
-    The JSON is ``{"page": …, "runs": [{"run": …, "outcome": {…}, "findings": [{…}]}]}``.
+    The JSON is ``{"page": …, "runs": [{"run": …, "outcome": {…}, "findings": [{…}], "price": […]}]}``.
     """
     console = Console(soft_wrap=True, highlight=False)
     findings = {run: [each for each in result.findings if each.run == run] for run in result.outcomes}
     if as_json:
         runs = [
             {"run": run, "outcome": outcome.to_json(), "findings": [each._asdict() for each in findings[run]]}
+            | {"price": result.prices[run]}
             for run, outcome in result.outcomes.items()
         ]
         console.print_json(dumps({"page": str(result.path), "runs": runs}))
@@ -279,6 +284,8 @@ def report(result: "Report", *, as_json: bool = False) -> None:
             console.print(Text(f"- {each.text}"))
         if not findings[run]:
             console.print(Text("- No finding on its gradients is distinguishable from noise."))
+        for text in result.prices[run]:
+            console.print(Text(f"- {text}"))
     console.print(Text(f"page: {result.path}"))
 
 

@@ -330,7 +330,7 @@ OF_SETTING = {
         "geffect.rectifiers.registry",
         "blur disruption gem grail gru hamu memflex ngdiff none pcgrad sago torchjd",
     ),
-    "stop": Names("a stop rule", "geffect.stopping", "accuracy collapse forget_loss knee"),
+    "stop": Names("a stop rule", "geffect.stopping", "accuracy collapse dear forget_loss knee"),
     "suite": Names("a suite", "geffect.evaluation.suites", "builtin tofu knowundo", weighed=False),
     "metric": METRICS,
 }

@@ -56,6 +56,16 @@ class Examples(NamedTuple):
     right: list[int] | None = None  # those whose most probable prediction is right; None where they were not counted
 
 
+class Products(NamedTuple):
+    """The inner products of gradients, over all entries."""
+
+    names: tuple[str, ...] = ()
+    matrix: Sequence[Sequence[float]] = ()  # ``[M][M]`` in the order of ``names``; NaN where one is not finite
+
+
+NO_PRODUCTS = Products()
+
+
 class Stop(NamedTuple):
     """The rule that ended a run, and why."""
 
@@ -71,6 +81,7 @@ class StepLine:
     scores: Mapping[str, Score] = field(default_factory=dict)  # by set, where the step was evaluated
     examples: Mapping[str, Examples] = field(default_factory=dict)  # by set, where they were recorded
     norm_objective: float | None = None  # ‖∇objective‖, where the step was measured
+    products: Products = NO_PRODUCTS  # of the whole model's gradients, where the step was measured
     diverged: str = ""  # which losses are not finite; empty where all are
     stop: Stop | None = None  # the rule that ended the run after this line
 
@@ -85,9 +96,22 @@ class StepLine:
             scores,
             {name: Examples(part["nll"], part["tokens"], part.get("right")) for name, part in single.items()},
             line.get("norm_objective"),
+            _total(_part(line, "gram")),
             str(line.get("diverged") or ""),
             Stop(str(stopped["rule"]), str(stopped["reason"])) if stopped else None,
         )
+
+
+def _total(gram: Mapping[str, Any]) -> Products:
+    """The inner products of a recorded Gram, summed over all tensors."""
+    import numpy as np  # here: a refusal imports none
+
+    names = tuple(gram.get("gradients", ()))
+    matrix = np.zeros((len(names), len(names)))
+    if names:
+        upper = np.triu_indices(len(names))
+        matrix[upper] = matrix.T[upper] = np.array(gram["values"], dtype=np.float64).sum(0)
+    return Products(names, matrix.tolist())
 
 
 class Damaged(GeffectError):

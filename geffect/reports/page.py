@@ -27,6 +27,7 @@ from geffect.reports.outcome import Outcome, outcome, worst_examples
 from geffect.reports.plots.examples import SHOWN
 from geffect.reports.plots.registry import draw_all, plots_of
 from geffect.reports.plots.style import SIGNED, STYLE, ink, signed
+from geffect.reports.price import price_sentences
 from geffect.reports.run import Run
 
 if TYPE_CHECKING:
@@ -185,6 +186,7 @@ class Section(NamedTuple):
     texts: list[Text]
     worst: Table  # by likelihood, where no tokens were recorded
     settings: dict[str, str]
+    price: list[str]  # of forgetting, in words
 
 
 class Comparison(NamedTuple):
@@ -205,7 +207,20 @@ def section(path: Path, name: str, key: str, scheme: str = "thirds") -> Section:
     texts = token_texts(run.tokens()) if (path / TOKENS).exists() else []
     scores, worst = _scores(run), _table(worst_examples(path))
     figures, judged = pictures({name: run}, scheme), outcome(path)
-    return Section(name, str(path), key, judged, findings, scores, figures, maps, texts, worst, read_settings(path))
+    return Section(
+        name,
+        str(path),
+        key,
+        judged,
+        findings,
+        scores,
+        figures,
+        maps,
+        texts,
+        worst,
+        read_settings(path),
+        price_sentences(path),
+    )
 
 
 def comparison(runs: Mapping[str, Path], scheme: str = "thirds") -> Comparison:
@@ -247,6 +262,7 @@ class Report(NamedTuple):
     path: Path
     findings: list[Finding]
     outcomes: dict[str, Outcome]
+    prices: dict[str, list[str]]  # of forgetting at each run's first and last measured weights, in words
 
 
 def write(runs: Mapping[str, Path], out: Path, scheme: str = "thirds") -> Report:
@@ -262,7 +278,8 @@ def write(runs: Mapping[str, Path], out: Path, scheme: str = "thirds") -> Report
         reason = f"--out {out} cannot be written to: {error.strerror}"
         raise GeffectError(reason, remedy="Choose another place") from error
     findings = [finding for each in sections for finding in each.findings]
-    return Report(out, findings, {each.name: each.outcome for each in sections})
+    prices = {each.name: each.price for each in sections}
+    return Report(out, findings, {each.name: each.outcome for each in sections}, prices)
 
 
 def _check_replaceable(out: Path) -> None:

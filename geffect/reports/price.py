@@ -1,23 +1,13 @@
-"""The price of forgetting: how much a step must harm the retain set, at the least, for what it makes forget.
-
-A step Δ of length R forgets by the gain B = ⟨g_f, Δ⟩ and harms by ρ = ⟨g_r, Δ⟩, to first order, where g_f and g_r are
-the gradients of the two losses. Of all steps of that length and gain the harm lies between c(B) = R‖g_r‖ cos(φ + θ) and
-R‖g_r‖ cos(φ − θ), with the angle θ between g_f and g_r and cos φ = B / (R‖g_f‖): both ends lie in the plane of the two
-gradients (arXiv 2606.02119 names the cheapest direction). For B ≤ R‖g_f‖ sin θ the cheapest step harms nothing, and for
-any B where the gradients point apart (θ > 90°).
-"""
-
-import math
-from collections.abc import Sequence
+"""The price of forgetting (`geffect.core.price`) in a record: of each step, and before any."""
 
 import pandas as pd
-from torch import Tensor
 
-from geffect.core.gram import inner, norm
+from geffect.core.price import ascent_price, step_price
 from geffect.errors import GeffectError
 from geffect.io.readers import StrPath
 from geffect.record.frames import APPLIED, read_groups
-from geffect.record.reader import grams
+from geffect.record.reader import damage_refused, grams
+from geffect.reports.findings import number
 
 
 def price(path: StrPath, by: str = "total", scheme: str = "thirds") -> pd.DataFrame:
@@ -55,33 +45,21 @@ def price(path: StrPath, by: str = "total", scheme: str = "thirds") -> pd.DataFr
     return pd.DataFrame(rows)
 
 
-def step_price(part: Tensor, names: Sequence[str], applied: str = "applied") -> dict[str, float]:
-    """The numbers of `price` for one matrix of inner products ``[M, M]`` over a part of the model, by its names.
+@damage_refused
+def price_sentences(path: StrPath) -> list[str]:
+    """What forgetting costs at the first and at the last measured weights, to first order, in words.
 
-    >>> import torch
-    >>> vectors = torch.tensor([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0]], dtype=torch.float64)
-    >>> found = step_price(vectors @ vectors.T, ("forget", "retain", "applied"))
-    >>> {name: round(value, 3) for name, value in found.items() if name in ("gain", "harm", "free")}
-    {'gain': 1.0, 'harm': 0.6, 'free': 0.8}
+    Empty where a record lacks the gradient of the forget or of the retain loss.
     """
-    length, forget, retain = (norm(part, names, each) for each in (applied, "forget", "retain"))
-    gain, harm = (-inner(part, names, each, applied) for each in ("forget", "retain"))
-    if not (length and forget and retain):
-        return {"gain": gain, "harm": harm, "cheapest": 0.0, "dearest": 0.0, "free": 0.0, "efficiency": math.nan}
-    angle = math.acos(_unit(inner(part, names, "forget", "retain") / (forget * retain)))
-    share = math.acos(_unit(gain / (length * forget)))
-    scale = length * retain
-    cheapest, dearest = scale * math.cos(share + angle), scale * math.cos(share - angle)
-    spread = dearest - cheapest
-    return {
-        "gain": gain,
-        "harm": harm,
-        "cheapest": cheapest,
-        "dearest": dearest,
-        "free": length * forget * (math.sin(angle) if angle <= math.pi / 2 else 1.0),
-        "efficiency": _unit((dearest - harm) / spread) if spread > 1e-12 * scale else math.nan,
-    }
+    found = [(step, gram.total(), gram.names) for step, gram in grams(path) if {"forget", "retain"} <= {*gram.names}]
+    ends = found[:1] + found[1:][-1:]
+    priced = [(step, ascent_price(total, names)) for step, total, names in ends]
+    return [_sentence(step, *found) for step, found in priced if found]
 
 
-def _unit(value: float) -> float:
-    return max(-1.0, min(1.0, value))
+def _sentence(step: int, harm: float, free: float) -> str:
+    start = f"The price of forgetting at step {step}, to first order: gradient ascent"
+    if harm <= 0:
+        return f"{start} lowers the retain loss by {number(-harm)} nats for each nat of forgetting: it is free."
+    rest = f"a step of its length forgets {number(free)} nats at most without any harm."
+    return f"{start} raises the retain loss by {number(harm)} nats for each nat of forgetting; {rest}"

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from geffect.config import UnlearnConfig
 from geffect.core.distributed import gather_tensors, rank
 from geffect.core.forward import Outputs, add_positions
 from geffect.core.gradients import check_no_hooks
-from geffect.core.gram import cosine, inner
+from geffect.core.gram import Gram, cosine, inner
 from geffect.core.layers import find_tied_weights, layout, trainable_parameters
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, of_role, role_of, split_names
@@ -29,7 +30,7 @@ from geffect.measurement.step import Step
 from geffect.measurement.update import PredictionCheck
 from geffect.models.scoring import Reference, check_same_shape, check_trainable, forward_beside, in_evaluation_mode
 from geffect.objectives.base import window_counts
-from geffect.record.reader import StepLine
+from geffect.record.reader import NO_PRODUCTS, Products, StepLine
 from geffect.record.writer import replacing
 from geffect.stopping import first_broken
 from geffect.training.batches import (
@@ -138,7 +139,7 @@ class UnlearnTrainer(RecordingTrainer):
         if self.state.global_step == 0:
             self._introduce(accuracies)
         self._stop_once_forgotten(max(of_role(accuracies, "forget"), default=1.0))
-        self._stop_where_broken([*self.past, StepLine.of(self.line, examples=False)])
+        self._stop_where_broken([*self.past, _line_of(self.line)])
         if self.config.mode == "paper":
             loader = self.get_train_dataloader()
             self.line["paper"] = paper_lines(self.measurement, map(self.on_device, loader))
@@ -155,8 +156,7 @@ class UnlearnTrainer(RecordingTrainer):
 
     def finish_line(self) -> None:
         """As `RecordingTrainer.finish_line`; then the stop rules are applied."""
-        line = {"step": self.state.global_step - 1} | self.line
-        self.past.append(StepLine.of(line, examples=False))
+        self.past.append(_line_of({"step": self.state.global_step - 1} | self.line))
         super().finish_line()
         self._stop_where_broken(self.past)
 
@@ -327,3 +327,10 @@ def summary(measured: Measured) -> dict[str, float]:
     if "rectified" in names:
         effects["rectified_retain_g_effect"] = inner(total, names, "retain", "rectified")
     return measured.scalars | effects
+
+
+def _line_of(line: Mapping[str, Any]) -> StepLine:
+    """A line that is not written yet, whose Gram is one still."""
+    gram: Gram | None = line.get("gram")
+    read = StepLine.of({key: value for key, value in line.items() if key != "gram"}, examples=False)
+    return replace(read, products=Products(gram.names, gram.total().tolist()) if gram else NO_PRODUCTS)

@@ -262,7 +262,9 @@ def test_the_outcome_comes_first_then_the_findings(runs: list[Path], tmp_path: P
     found = told["runs"][0]["findings"]
     assert told["page"] == str(out)
     nothing = ["- No finding on its gradients is distinguishable from noise."]
-    assert ([f"- {each['text']}" for each in found] or nothing) == printed[1:-1]
+    price = told["runs"][0]["price"]
+    assert ([f"- {each['text']}" for each in found] or nothing) + [f"- {each}" for each in price] == printed[1:-1]
+    assert len(price) == 2 and all(each in text for each in price)
     assert text.count("<li data-kind=") == len(found)
     assert all(each["low"] <= each["value"] <= each["high"] and each["gradient"] for each in found)
     assert told["runs"][0]["outcome"] == expected.to_json()

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 import geffect
 from geffect import api
 from geffect.core.gram import norm
+from geffect.core.price import ascent_price, step_price
 from geffect.errors import GeffectError
 from geffect.record.reader import grams
 from geffect.rectifiers.gru import rectify
-from geffect.reports.price import step_price
 from geffect.reports.simulation import AS_IT_WAS, simulated
 from tests.conftest import Command, config
 
@@ -166,6 +166,26 @@ def test_what_is_free_harms_nothing() -> None:
         assert math.copysign(1, found["cheapest"]) == sign
     apart = torch.stack([forget, -forget, -forget / 4])
     assert step_price(apart @ apart.T, NAMES)["free"] == pytest.approx(0.5 * 2)
+
+
+def test_the_price_before_any_step_is_that_of_ascent_and_of_the_best_step_of_its_length() -> None:
+    """Over drawn steps of ascent's length: none without harm forgets more than the free share, the best forgets it."""
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        forget, retain = (torch.randn(4, generator=generator, dtype=torch.float64) for _ in range(2))
+        pair = torch.stack([forget, retain])
+        found = ascent_price(pair @ pair.T, ("forget", "retain"))
+        assert found is not None
+        step = forget / forget.norm() ** 2  # forgets one nat
+        assert found.harm == pytest.approx(float(step @ retain), rel=1e-12)
+        drawn = torch.randn(4000, 4, generator=generator, dtype=torch.float64)
+        drawn *= step.norm() / drawn.norm(dim=-1, keepdim=True)
+        assert float((drawn @ forget)[drawn @ retain <= 0].max()) <= found.free + 1e-12
+        best = step - max(found.harm, 0) * retain / float(retain @ retain)
+        best *= step.norm() / best.norm()
+        assert float(best @ forget) == pytest.approx(found.free, rel=1e-12)
+        assert float(best @ retain) <= 1e-12
+    assert ascent_price([[0.0, 0.0], [0.0, 1.0]], ("forget", "retain")) is None
 
 
 def test_a_run_tells_its_price(run: geffect.Run) -> None:
