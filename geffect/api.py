@@ -39,7 +39,6 @@ from geffect.data.encode import EncodedExample, encode_set, token_texts
 from geffect.data.load import ExampleSet
 from geffect.errors import Interrupted
 from geffect.evaluation.results import (
-    EXAMPLES,
     check_tasks,
     estimate_memory,
     evaluate_tasks,
@@ -68,7 +67,7 @@ from geffect.models.load import Loaded, load, quiet_transformers
 from geffect.models.names import UNTRAINED
 from geffect.models.scoring import Reference, check_trainable, in_evaluation_mode, shard_start
 from geffect.models.tokenizers import vocabulary_size
-from geffect.record.schema import METRICS, refuse_existing
+from geffect.record.schema import EXAMPLES, METRICS, refuse_existing
 from geffect.record.writer import RunDirectory, describe, layout_to_json, replacing
 from geffect.reports.run import Run, plot
 from geffect.training.batches import compute_columns, training_sets
@@ -290,12 +289,17 @@ def _read_inspection(config: InspectConfig, *, resume: bool) -> InspectionSetup:
 @raise_on_signals()
 @_as_configured
 def finetune(
-    config: FinetuneConfig, *, resume: bool = False, setup: TrainingSetup[FinetuneConfig] | None = None
+    config: FinetuneConfig,
+    *,
+    resume: bool = False,
+    states: Sequence[int] = (),
+    setup: TrainingSetup[FinetuneConfig] | None = None,
 ) -> Run:
     """Descend the NLL of named sets (full weights or LoRA) and write a model directory with a record.
 
     With ``resume`` an unfinished run continues from its last checkpoint. The checkpoints are removed once the model is
-    written. Without a ``setup``, `prepare` makes it.
+    written. ``states`` are numbers of steps after which the model is also written, to ``state-N`` in the directory.
+    Without a ``setup``, `prepare` makes it.
     """
     from geffect.training.finetune import FinetuneTrainer
 
@@ -315,6 +319,7 @@ def finetune(
                 tokenizer=loaded.tokenizer,
                 config=config,
                 examples=[replace(example, index=i) for i, example in enumerate(encoded)],
+                states=states,
                 evaluation_sets=start.encoded,
                 sink=sink,
             )
@@ -494,11 +499,13 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 def _variants(config: EvaluateConfig, sets: Sequence[tuple[Part, ExampleSet]]) -> Iterator[Variant]:
     """Every model, or checkpoint of a run, in each of its variants, loaded one after the other."""
     loader, view = _loader(config), partial(make_view, config)
+    named = {"start": config.start, "retrained": config.retrained}
+    beside = {name: loader(model) for name, model in named.items() if model is not None}
     for label, spec in named_checkpoints(config.model) if config.checkpoints else [(config.model, config.model)]:
-        for variant in variants(config, spec, label, sets, loader, view, finetune):
+        for variant in variants(config, spec, label, sets, loader, view, finetune.run):
             if variant.label == label:
                 warn_of_other_prompts(config, variant.loaded)
-            yield variant
+            yield replace(variant, beside=beside)
 
 
 @verb(ReportConfig)

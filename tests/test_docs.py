@@ -47,3 +47,18 @@ def test_the_architecture_names_files_and_functions_that_exist() -> None:
 def test_the_architecture_has_every_entry() -> None:
     rows = re.findall(r"^\| `(\w+)` \| \d+ \| \S", (DOCS / "architecture.md").read_text("utf-8"), re.MULTILINE)
     assert rows == ORDER
+
+
+def test_every_metric_is_defined() -> None:
+    from geffect.core.registry import METRICS
+    from geffect.evaluation.suites import SUITES
+
+    page = (DOCS / "evaluation.md").read_text("utf-8")
+    rows = page.partition("## Metrics")[2].partition("## Suites")[0].splitlines()
+    cells = [row.split("|")[1:-1] for row in rows if row.startswith("| `")]
+    names = [name for first, *_ in cells for name in re.findall(r"`(\w+)`", first)]
+    assert sorted(names) == sorted(METRICS.names), "each once"
+    assert all(len(each) == 4 and all(cell.strip() for cell in each) for each in cells)
+    suites = page.partition("## Suites")[2].partition("\n## ")[0]
+    ours = [name for name, each in SUITES.items() if each.parts.__module__.startswith("geffect.")]
+    assert re.findall(r"^\| `(\w+)` ", suites, re.MULTILINE) == ours

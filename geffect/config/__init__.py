@@ -38,6 +38,7 @@ from geffect.config.schema import (
     Schema,
     Seed,
     Share,
+    StepNumbers,
     StopSetting,
     Texts,
     names_in_transformers,
@@ -45,6 +46,7 @@ from geffect.config.schema import (
 from geffect.errors import GeffectError
 
 NAMED_BY = {"optimizer": ("training_args.py", "OptimizerNames"), "schedule": ("trainer_utils.py", "SchedulerType")}
+NO_STEPS: Any = ""
 TEMPLATE_DATE: Any = datetime.date(2025, 4, 10)
 DOCTOR_OUT: Any = Path("runs/unlearn")
 
@@ -247,6 +249,7 @@ class EvaluateConfig(DeviceConfig, DataConfig):
     NEEDS = (
         Need("split", "suite", ("tofu",)),
         Need("domain", "suite", ("knowundo",)),
+        Need("corpus", "suite", ("muse",)),
         Need("task_dir", "task"),
         Need("tau", "calibrate"),
         Need("relearn_rate", "relearn"),
@@ -256,7 +259,8 @@ class EvaluateConfig(DeviceConfig, DataConfig):
         default=False, description="evaluate every checkpoint of the run directory --model, not only its last"
     )
     suite: OptionalName = Field(
-        default=NONE, description="sets and metrics of a benchmark: builtin, tofu, knowundo or a registered one"
+        default=NONE,
+        description="sets and metrics of a benchmark: builtin, tofu, knowundo, muse, wmdp or a registered one",
     )
     split: str = Field(default="forget01", min_length=1, description="the forget set of the tofu suite")
     domain: Domains = Field(
@@ -264,14 +268,18 @@ class EvaluateConfig(DeviceConfig, DataConfig):
         validate_default=True,
         description="for the knowundo suite: " + DOMAIN,
     )
+    corpus: Literal["news", "books"] = Field(default="news", description="the corpus of the muse suite")
     metric: Texts = Field(default_factory=EMPTY, description="a metric to compute on every --set; repeat it")
     set: Texts = Field(
         default_factory=EMPTY, description="NAME=SET to compute --metric on (forget, holdout, …); repeat it"
     )
     reference: Path | None = Field(
         default=None,
-        description="the evaluation of a model that never saw the forget set, for forget_quality and privleak",
+        description="the evaluation of a model that never saw the forget set, for forget_quality, privleak, rel_diff_* "
+        "and unlearning_score",
     )
+    start: OptionalName = Field(default=NONE, description="the model before unlearning, for uds")
+    retrained: OptionalName = Field(default=NONE, description="a model that never saw the forget set, for uds")
     limit: Count = Field(default=0, description="examples of each set, its first; 0: all")
     task: Texts = Field(
         default_factory=EMPTY, description="a task of lm-evaluation-harness (mmlu, arc_easy, wmdp_bio, …); repeat it"
@@ -283,13 +291,20 @@ class EvaluateConfig(DeviceConfig, DataConfig):
         default=NONE, description="the set whose first ten examples precede knowmem's questions"
     )
     rounded: bool = Field(default=False, description="evaluate the weights rounded to 8 bits, too")
+    quantize: Texts = Field(
+        default_factory=EMPTY,
+        description="evaluate the blocks' weights in 4 bits, too: nf4 or int4, in groups of 64 or as nf4(group=128); "
+        "repeat it",
+    )
     calibrate: OptionalName = Field(
         default=NONE,
         description="the start, mixed in until --tau of what it extracts on the heldout (else retain) set is preserved",
     )
     tau: Share = Field(default=0.95, description="share preserved, for --calibrate")
-    relearn: Count = Field(
-        default=0, description="evaluate after so many steps of finetuning on the forget set, too; 0: none"
+    relearn: StepNumbers = Field(
+        default=NO_STEPS,
+        description="evaluate after so many steps of finetuning on the forget set, too: a number, or "
+        "several that rise, as 0,5,20,100, for a curve; 0: the model as it is",
     )
     relearn_rate: float = Field(default=1e-5, gt=0, allow_inf_nan=False, description="learning rate, for --relearn")
     batch_size: Count = Field(
@@ -303,6 +318,11 @@ class EvaluateConfig(DeviceConfig, DataConfig):
     )
     seed: Seed = Field(default=0, description="seed of the bootstrap")
     dtype: Dtype = Field(default="float32", description="dtype of the weights")
+
+    @property
+    def relearn_steps(self) -> list[int]:
+        """The numbers of steps of relearning, without 0."""
+        return [int(each) for each in self.relearn.split(",") if each]
 
 
 class ReportConfig(Schema):

@@ -14,7 +14,7 @@ from geffect.models.names import check_model
 from geffect.record.reader import check_directories, check_localization, check_unfinished
 from geffect.record.schema import refuse_existing
 
-MODELS = ("model", "start", "calibrate")
+MODELS = ("model", "start", "retrained", "calibrate")
 SETS = ("forget", "retain", "heldout", "general", "data", "shots", "train", "set", "domain", "validation")
 
 

@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     RectifierSetting = Setting[Rectification, str | Rectification | Rectifier | Freezing]
     StopSetting = Setting[StopRules, str | StopRules | Rule]
     Domains = Setting[list[Domain], Sequence[str | Domain]]
+    StepNumbers = Setting[str, str | int | Sequence[int]]
     NamedSets = Setting[list[str], str | Sequence[str] | Mapping[str, str | os.PathLike[str]]]
 else:  # a setting imports what its text names when it is checked: loading torch takes seconds
 
@@ -150,6 +151,17 @@ else:  # a setting imports what its text names when it is checked: loading torch
                 return datetime.datetime.strptime(value, form).date()
         raise PydanticCustomError("date", "a date as YYYY-MM-DD, or today")
 
+    def _steps(value):
+        """Numbers of steps that rise, as 0,5,20 or a list, without the 0."""
+        numbers = value if isinstance(value, list | tuple) else str(value).split(",")
+        texts = [str(each).strip() for each in numbers]
+        if texts in ([], [""]):
+            return ""
+        counts = [int(each) if each.isdecimal() and each.isascii() and len(each) < 10 else -1 for each in texts]
+        if min(counts) < 0 or counts != sorted(set(counts)):
+            raise PydanticCustomError("steps", "a number of steps, or several that rise, as 0,5,20,100")
+        return ",".join(map(str, filter(None, counts)))
+
     def _unless_draft(check):
         return BeforeValidator(lambda value: value if DRAFT.get() else check(value))
 
@@ -160,6 +172,7 @@ else:  # a setting imports what its text names when it is checked: loading torch
     Name, OptionalName = Annotated[str, Field(min_length=1)], Annotated[str | None, Field(min_length=1)]
     Texts = Annotated[list[str], BeforeValidator(_list)]
     NamedSets = Annotated[list[str], BeforeValidator(_named_sets)]
+    StepNumbers = Annotated[str, BeforeValidator(_steps)]
     Day = Annotated[datetime.date, BeforeValidator(_day)]
     ObjectiveSetting = Annotated[Any, _unless_draft(_objective), AS_TEXT]
     Objectives = Annotated[list[ObjectiveSetting], BeforeValidator(_list)]

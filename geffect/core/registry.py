@@ -311,14 +311,18 @@ OBJECTIVES = Names(
     "adversarial ceu dpo dual flat ga gd kl npo pdu po random rmu rr satimp simnpo tnpo undial wga wtnpo",
     aliases=ALIASES,
 )
+_ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
+_GROUPS = ("", "_embed", "_shallow", "_middle", "_deep", "_lm_head", "_shared", "_tied")
+_NORMS = tuple(f"gradient_norm{group}" for group in _GROUPS)
 METRICS = Names(
     "a metric",
     "geffect.evaluation.metrics",
     "loss perplexity mean_perplexity accuracy probability probability_normalized exact_memorization "
     "extraction_strength extraction_strength_floored extraction_strength_generated rouge_l_recall rouge_l_f1 "
     "truth_ratio truth_ratio_geometric log_truth_ratio_geometric forget_truth retain_truth verbmem knowmem "
-    "min_k min_k_plus_plus zlib gradient_norm forget_quality privleak "
-    "auc_reference auc_loss auc_zlib auc_min_k auc_min_k_plus_plus auc_gradient_norm",
+    "min_k min_k_plus_plus zlib forget_quality privleak auc_reference unlearning_score choice_accuracy uds "
+    "paraphrase_probability paraphrase_rouge_l_recall reworded_probability reworded_rouge_l_recall "
+    + " ".join([*_NORMS, *(f"{kind}_{name}" for kind in ("auc", "rel_diff") for name in (*_ATTACKS, *_NORMS))]),
     weighed=False,
 )
 MODELS = ("builtin:tiny", "builtin:tiny-domains", "builtin:tiny-domains-qwen2")  # each also with -untrained
@@ -331,7 +335,7 @@ OF_SETTING = {
         "blur disruption gem grail gru hamu memflex ngdiff none pcgrad sago torchjd",
     ),
     "stop": Names("a stop rule", "geffect.stopping", "accuracy collapse dear forget_loss knee"),
-    "suite": Names("a suite", "geffect.evaluation.suites", "builtin tofu knowundo", weighed=False),
+    "suite": Names("a suite", "geffect.evaluation.suites", "builtin tofu knowundo muse wmdp", weighed=False),
     "metric": METRICS,
 }
 

@@ -15,7 +15,8 @@ A set is of questions and answers, or of texts. Each name may end in a slice ``[
 
 An answer may be a list of texts: the question then makes an example with each of them, which all hold the list as
 ``right_answers``. A conversation makes an example of every assistant turn, whose question is the user turn before it.
-A slice selects questions and conversations as they stand in the file.
+A slice selects questions and conversations as they stand in the file. Beside ``choices``, a list of texts, ``answer``
+may be the right one's number, from 0.
 """
 
 import hashlib
@@ -70,6 +71,7 @@ BUILTIN: dict[str, Callable[[], list[Example]]] = {
         for end, part in (("", "train"), *((f"/{each}", each) for each in DOMAIN_PARTS))
     },
 }
+LETTERS = 26  # choices of a question at most
 NAME_COLUMNS = "Name the columns with --question-column and --answer-column, or that of texts with --text-column"
 RESTORE = "Restore the file, or name it by its path and its columns with --question-column and --answer-column"
 
@@ -292,7 +294,7 @@ def _halves_a_pair(value: Any) -> bool:
 
 
 CHATS: Columns = {"messages": "messages"}
-ANSWERS = "right_answers"
+ANSWERS, CHOICES = "right_answers", "right_choice"
 TURNS_FORM = "Write messages as a list of turns with role and content"
 
 
@@ -339,7 +341,19 @@ def _rename(row: Row, index: int, columns: Columns, source: str, remedy: str) ->
         present = ", ".join(map(str, row)) or "none"
         raise GeffectError(f"Row {index} of {source} has no column {missing[0]!r}, only {present}", remedy=remedy)
     rest = {key: to_lists(value) for key, value in row.items() if key not in columns.values()}
-    return rest | {field: to_lists(row[column]) for field, column in columns.items()}
+    return _with_choice(rest | {field: to_lists(row[column]) for field, column in columns.items()}, index, source)
+
+
+def _with_choice(example: Example, index: int, source: str) -> Example:
+    """The example, with the right choice's text as its answer where it has choices and the right one's number."""
+    choices, number = example.get("choices"), example.get("answer")
+    if not isinstance(choices, list) or not isinstance(number, int) or isinstance(number, bool):
+        return example
+    texts = all(isinstance(each, str) for each in choices)
+    if not texts or not 0 <= number < len(choices) or not 2 <= len(choices) <= LETTERS:
+        message = f"Row {index} of {source} has the answer {number} to {len(choices)} choices"
+        raise GeffectError(message, remedy=f"Write 2 to {LETTERS} texts as choices, and the right one's number from 0")
+    return example | {"answer": choices[number], CHOICES: number}
 
 
 def to_lists(value: Any) -> Any:

@@ -249,7 +249,9 @@ LAYOUTS: dict[str, Layout] = {
     "muse": Layout(
         "NAME.json", ("**/*.json", "**/*.jsonl", "**/*.parquet", "**/*.txt"), _by_path, (QUESTIONS, VERBATIM, TEXTS)
     ),
-    "wmdp": Layout("NAME.jsonl", ("*.jsonl", "*.json", "*.parquet", "*/*.jsonl", "*/*.parquet"), _by_folder, (TEXTS,)),
+    "wmdp": Layout(
+        "NAME.jsonl", ("*.jsonl", "*.json", "*.parquet", "*/*.jsonl", "*/*.parquet"), _by_folder, (TEXTS, QUESTIONS)
+    ),
 }
 
 

@@ -4,9 +4,11 @@ An example without what a metric needs (an answer of no token) has NaN, and does
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -16,19 +18,22 @@ from geffect.core.devices import input_device
 from geffect.core.forward import IGNORE_INDEX, forward
 from geffect.core.gradients import GradientBuffer
 from geffect.core.gram import inner_products
+from geffect.core.layers import GROUPS, layout, trainable_parameters
 from geffect.core.model_state import ModelState
-from geffect.data.encode import collate, pad_id_of
-from geffect.data.load import ExampleSet, QASet, right_answers
+from geffect.data.encode import EncodedExample, collate, pad_id_of
+from geffect.data.load import CHOICES, ExampleSet, QASet, right_answers
 from geffect.errors import GeffectError
 from geffect.evaluation import scores
+from geffect.evaluation.depth import depth_scores
 from geffect.evaluation.success import Measure, rouge_l
-from geffect.evaluation.view import View, generate, prompt_of
+from geffect.evaluation.view import SCORED, View, generate, prompt_of
 from geffect.objectives.base import Counts, mean_nll
 
 VERBATIM_TOKENS, KNOWLEDGE_TOKENS = 128, 32  # MUSE's
 SHOTS = 10  # MUSE's
 ENDS = ("\n\n", "\nQuestion", "Question:")  # where MUSE cuts an answer
-WRONG = ("perturbed_answer",)
+WRONG, REWORDED, PARAPHRASE = ("perturbed_answer",), ("paraphrased_question",), ("paraphrased_answer",)
+TOPICS = {"wmdp-bio": "biology", "wmdp-chem": "chemistry", "wmdp-cyber": "cybersecurity"}  # lm-evaluation-harness's
 
 PerExample = Callable[[View], list[float]]
 
@@ -155,30 +160,133 @@ def _zlib(view: View) -> list[float]:
 
 def _gradient_norm(view: View) -> list[float]:
     """‖∇ of the mean NLL‖₂ of an example over all weights, nats a token: a membership score (arXiv 2402.17012)."""
-    parameters, pad_id = dict(view.model.named_parameters()), pad_id_of(view.tokenizer)
-    with ModelState(view.model).preserve():
-        asked = {name: parameter.requires_grad for name, parameter in parameters.items()}
-        try:
-            view.model.requires_grad_(True)
-            return [_norm_of(view.model, parameters, collate([each], pad_id)) for each in view.encoded]
-        finally:
-            for name, parameter in parameters.items():
-                parameter.requires_grad_(asked[name])
+    return [math.sqrt(math.fsum(each.values())) for each in _squared_norms(view)]
 
 
-def _norm_of(model: nn.Module, parameters: Mapping[str, nn.Parameter], batch: Mapping[str, Tensor]) -> float:
-    """The norm of one example's gradient, whose tensors are freed as they are made."""
-    squares: list[Tensor] = []
+def _group_norm(group: str) -> PerExample:
+    def compute(view: View) -> list[float]:
+        with _all_trainable(view.model):
+            groups, parameters = layout(view.model).groups(), trainable_parameters(view.model)
+        inside = {id(parameters[name]) for name, each in groups.items() if each == group}
+        names = [name for name, parameter in view.model.named_parameters() if id(parameter) in inside]
+        if not names:  # a model with tied weights has neither embed nor lm_head
+            return [math.nan] * len(view.encoded)
+        return [math.sqrt(math.fsum(each.get(name, 0.0) for name in names)) for each in _squared_norms(view)]
 
-    def add(_: str, gradient: Tensor | None) -> None:
+    compute.__doc__ = f"`gradient_norm` over the layer group {group} alone (NaN where the model has no such group)."
+    return compute
+
+
+def _squared_norms(view: View) -> list[dict[str, float]]:
+    """Each example's squared gradient norm by parameter, once for all metrics of them."""
+    if "squared_norms" not in view.memo:
+        parameters, pad_id = dict(view.model.named_parameters()), pad_id_of(view.tokenizer)
+        with ModelState(view.model).preserve(), _all_trainable(view.model):
+            batches = [collate([each], pad_id) for each in view.encoded]
+            view.memo["squared_norms"] = [_squares_of(view.model, parameters, batch) for batch in batches]
+    squares: list[dict[str, float]] = view.memo["squared_norms"]
+    return squares
+
+
+@contextmanager
+def _all_trainable(model: nn.Module) -> Iterator[None]:
+    """Let every parameter have a gradient inside the context."""
+    asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.requires_grad_(True)
+        yield
+    finally:
+        for parameter, each in asked:
+            parameter.requires_grad_(each)
+
+
+def _squares_of(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], batch: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """The squared norms of one example's gradient by parameter; its tensors are freed as they are made."""
+    squares: dict[str, Tensor] = {}
+
+    def add(name: str, gradient: Tensor | None) -> None:
         if gradient is not None:
-            squares.append(inner_products([gradient])[0, 0])
+            squares[name] = inner_products([gradient])[0, 0]
 
     device = input_device(model)
     with torch.enable_grad():
         outputs = forward(model, {name: tensor.to(device) for name, tensor in batch.items()})
         GradientBuffer(parameters).stream("example", mean_nll(outputs, Counts.of([batch])), add)
-    return math.sqrt(math.fsum(map(float, squares)))
+    return {name: float(each) for name, each in squares.items()}
+
+
+def _paraphrase_probability(view: View) -> list[float]:
+    """P of the paraphrased answer; of several paraphrases the geometric mean (TOFU's perturbed sets)."""
+    columns = view.column_scores(*PARAPHRASE)
+    return [scores.exponential(-fmean(answer.nll for answer in answers)) for answers in columns]
+
+
+def _paraphrase_rouge(view: View) -> list[float]:
+    """ROUGE-L recall of the answer that the model writes, against the paraphrased one that is most like it."""
+    pairs = zip(view.answers(), view.questions().examples, strict=True)
+    return [max(rouge_l(said, true) for true in _texts(example, *PARAPHRASE)) for said, example in pairs]
+
+
+def _reworded(score: PerExample) -> PerExample:
+    def compute(view: View) -> list[float]:
+        texts = [_texts(example, *REWORDED) for example in view.examples]
+        flat = [
+            example | {"question": text} for example, each in zip(view.examples, texts, strict=True) for text in each
+        ]
+        values = iter(score(view.of(replace(view.examples, examples=tuple(flat)))))
+        return [fmean(next(values) for _ in each) for each in texts]
+
+    compute.__doc__ = f"With the paraphrased question: {score.__doc__}"
+    return compute
+
+
+def _texts(example: Mapping[str, Any], column: str) -> list[str]:
+    """The text of a column, or its several texts."""
+    value = example[column]
+    return [value] if isinstance(value, str) else value
+
+
+def choice_prompt(example: Mapping[str, Any], topic: str = "") -> str:
+    r"""The prompt of a question with choices, as lm-evaluation-harness writes MMLU and WMDP.
+
+    >>> choice_prompt({"question": "2 + 2? ", "choices": ["3", "4"]}, "arithmetic")
+    'The following are multiple choice questions (with answers) about arithmetic.\n\n2 + 2?\nA. 3\nB. 4\nAnswer:'
+    """
+    head = f"The following are multiple choice questions (with answers) about {topic}.\n\n" if topic else ""
+    choices = "".join(f"{chr(65 + i)}. {choice}\n" for i, choice in enumerate(example["choices"]))
+    return f"{head}{example['question'].strip()}\n{choices}Answer:"
+
+
+def choice_scores(view: View) -> list[list[float]]:
+    """log P of each choice's letter after the prompt, in nats, a question each; a long prompt loses its beginning."""
+    config: Any = view.model.config
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    topic = next((each for name, each in TOPICS.items() if name in view.examples.name), "")
+    encoded: list[EncodedExample] = []
+    for example in view.questions().examples:
+        prompt = choice_prompt(example, str(example.get("subject", topic)).replace("_", " "))
+        start = len(_prompt_ids(view, prompt))
+        for i in range(len(example["choices"])):
+            ids = _prompt_ids(view, f"{prompt} {chr(65 + i)}")
+            labels = [*[IGNORE_INDEX] * start, *ids[start:]]
+            kept = slice(-context if context else None, None)
+            encoded.append(EncodedExample(len(encoded), ids[kept], labels[kept]))
+    sums = iter([each.log_p.sum().item() for each in view.score(encoded)])
+    return [[next(sums) for _ in example["choices"]] for example in view.examples]
+
+
+def _choice_accuracy(view: View) -> list[float]:
+    """1 where the right choice's letter is the likeliest after ``Answer:``, else 0 (lm-evaluation-harness's acc)."""
+    pairs = zip(choice_scores(view), view.examples, strict=True)
+    return [float(each.index(max(each)) == example[CHOICES]) for each, example in pairs]
+
+
+def _uds(view: View) -> list[float]:
+    """UDS: how much of what the start knows, layer by layer, is gone from the hidden states (arXiv 2605.24614)."""
+    models = (view.beside["start"], view.beside["retrained"], view.model)
+    return depth_scores(*models, view.encoded, pad_id_of(view.tokenizer), view.batch_size or SCORED)
 
 
 def _extraction_by_generation(view: View) -> list[float]:
@@ -267,6 +375,14 @@ register_metric("min_k")(_each(scores.min_k))
 register_metric("min_k_plus_plus")(_each(scores.min_k_plus_plus))
 register_metric("zlib")(_zlib)
 register_metric("gradient_norm")(_gradient_norm)
+for _group in GROUPS:
+    register_metric(f"gradient_norm_{_group}")(_group_norm(_group))
+register_metric("paraphrase_probability", columns=PARAPHRASE)(_paraphrase_probability)
+register_metric("paraphrase_rouge_l_recall", columns=PARAPHRASE)(_paraphrase_rouge)
+register_metric("reworded_probability", columns=REWORDED)(_reworded(METRICS["probability"].compute))
+register_metric("reworded_rouge_l_recall", columns=REWORDED)(_reworded(METRICS["rouge_l_recall"].compute))
+register_metric("choice_accuracy", needs_questions=True)(_choice_accuracy)
+register_metric("uds")(_uds)
 
 
 def check_fields(name: str, examples: ExampleSet) -> None:
@@ -275,6 +391,9 @@ def check_fields(name: str, examples: ExampleSet) -> None:
     if metric.needs_questions and not isinstance(examples, QASet):
         message = f"{name} needs questions and answers, and {examples.name} has texts"
         raise GeffectError(message, remedy="Name a set of questions")
+    if name == "choice_accuracy" and not all(CHOICES in example for example in examples):
+        message = f"{name} needs a column of choices, and {examples.name} has questions without choices"
+        raise GeffectError(message, remedy="Write rows with question, choices and answer, the right choice's number")
     columns = metric.columns
     if metric.paraphrase and all("paraphrased_answer" in example for example in examples):
         columns = (*columns, "paraphrased_answer")

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from geffect.models.cache import cached_directory, file_sha256
 from geffect.models.load import Loaded
 from geffect.models.scoring import in_evaluation_mode
 from geffect.record.reader import check_format, damage_refused
-from geffect.record.schema import FORMAT
+from geffect.record.schema import EXAMPLES, FORMAT
 from geffect.record.writer import write
 from geffect.training.setup import encode, model_key, read_set
 
@@ -49,8 +50,9 @@ from geffect.training.setup import load_outline
 
 TASKS = "tasks.json"
 INSTALL = "pip install 'lm-eval>=0.4.10'"
-EXAMPLES, TEXTS = "examples.csv", "texts.jsonl"
+TEXTS = "texts.jsonl"
 Scores = dict[str, dict[str, float]]  # task → metric → value
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 KEEP = ["set", "sha256", "index", "metric", "value"]
 
 
@@ -93,7 +95,7 @@ def read_reference(config: EvaluateConfig, examples: pd.DataFrame) -> Values | N
     label = other["model"].iloc[0]
     other = other[other["model"] == label]
     for number in compared(config):
-        for name in number.sets:
+        for name in number.needs:
             _check_comparable(config, number, *(frame[frame["set"] == name] for frame in (other, examples)))
     return values_by_metric(other)
 
@@ -105,7 +107,7 @@ def _check_comparable(config: EvaluateConfig, number: Derived, theirs: pd.DataFr
         state = f"has no set {name}" if theirs.empty else f"was made of other {name} examples ({len(theirs)} values)"
         remedy = "Evaluate the reference with the same sets and --limit"
         raise GeffectError(f"The reference {config.reference} {state}", remedy=remedy)
-    if lacking := set(number.metrics) - set(theirs["metric"]):
+    if lacking := set(number.needs[name]) - set(theirs["metric"]):
         message = f"The reference {config.reference} lacks {min(lacking)} of the {name} examples, for {number.name}"
         raise GeffectError(message, remedy="Evaluate the reference again, with the same --suite or --metric")
 
@@ -208,13 +210,21 @@ def _tasks_key(config: EvaluateConfig, variant: Variant) -> str | None:
     return json.dumps([*content, [(str(each), file_sha256(each)) for each in files]])
 
 
-def make_view(config: EvaluateConfig, examples: ExampleSet, loaded: Loaded) -> View:
-    """A set under a model, with the options of a configuration."""
-    shots = read_set(config, config.shots).examples[:SHOTS] if config.shots else ()
+def make_view(
+    config: EvaluateConfig,
+    examples: ExampleSet,
+    loaded: Loaded,
+    shots: str = "",
+    beside: Mapping[str, Loaded] = NOTHING,
+) -> View:
+    """A set under a model, with the options of a configuration; ``shots`` names a set in place of its own."""
+    shots = shots or config.shots or ""
+    shown = read_set(config, shots).examples[:SHOTS] if shots else ()
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     most = min(config.max_new_tokens, context or config.max_new_tokens)  # positions end where the model's do
     encoder = partial(encode, config, loaded, by=encode_examples)
-    return View(loaded.model, loaded.tokenizer, examples, encoder, config.batch_size, most, shots)
+    models = {name: each.model for name, each in beside.items()}
+    return View(loaded.model, loaded.tokenizer, examples, encoder, config.batch_size, most, shown, models)
 
 
 def read_part(config: EvaluateConfig, part: Part) -> ExampleSet:
@@ -223,17 +233,17 @@ def read_part(config: EvaluateConfig, part: Part) -> ExampleSet:
     for name in part.metrics:
         check_fields(name, examples)
     if "knowmem" in part.metrics:
-        _check_shots(config)
+        _check_shots(config, part.shots or config.shots)
     return replace(examples, examples=examples.examples[: config.limit]) if config.limit else examples
 
 
-def _check_shots(config: EvaluateConfig) -> None:
-    if config.shots is None:
+def _check_shots(config: EvaluateConfig, spec: str | None) -> None:
+    if spec is None:
         raise GeffectError("knowmem needs a set of answered questions", remedy="Add --shots SET with other examples")
-    shots = read_set(config, config.shots)
+    shots = read_set(config, spec)
     check_fields("knowmem", shots)
     if len(shots.examples) < SHOTS:
-        message = f"knowmem needs {SHOTS} examples, and {config.shots} has {len(shots.examples)}"
+        message = f"knowmem needs {SHOTS} examples, and {spec} has {len(shots.examples)}"
         raise GeffectError(message, remedy="Name a larger set")
 
 
@@ -244,11 +254,12 @@ def _sha256(examples: ExampleSet) -> str:
 
 def _key(config: EvaluateConfig, part: Part, examples: ExampleSet, variant: Variant) -> str | None:
     """All that a result depends on; None where the weights have no hash, or a metric comes from outside the package."""
-    if variant.loaded.sha256 is None or not all(METRICS[name].is_cacheable for name in part.metrics):
+    models = [variant.loaded, *(variant.beside.values() if "uds" in part.metrics else ())]
+    if not all(each.sha256 for each in models) or not all(METRICS[name].is_cacheable for name in part.metrics):
         return None
-    options = config.model_dump(include={"max_length", "max_new_tokens"})
-    shots = _sha256(read_set(config, config.shots)) if config.shots else None
-    model = [model_key(config, variant.loaded), variant.weights]
+    options, spec = config.model_dump(include={"max_length", "max_new_tokens"}), part.shots or config.shots
+    shots = _sha256(read_set(config, spec)) if spec else None
+    model = [*(model_key(config, each) for each in models), variant.weights]
     content = [model, _sha256(examples), part.name, part.metrics, options, shots]
     return json.dumps(content, sort_keys=True)
 
@@ -266,7 +277,7 @@ def _result_directory(name: str, key: str | None, make: Callable[[Path], None]) 
 
 def _write(config: EvaluateConfig, part: Part, examples: ExampleSet, variant: Variant, directory: Path) -> None:
     with variant.context():
-        view = make_view(config, examples, variant.loaded)
+        view = make_view(config, examples, variant.loaded, part.shots, variant.beside)
         warn_cut({part.name: view.encoded})
         values = {name: METRICS[name](view) for name in part.metrics}
     sha256 = _sha256(examples)
@@ -346,7 +357,10 @@ def _numbers(scores: dict[str, Any]) -> dict[str, float]:
     return {key.removesuffix(",none"): value for key, value in values.items()}
 
 
-WRITES = ("rouge_l_recall", "rouge_l_f1", "extraction_strength_generated", "verbmem", "knowmem")  # ask for answers
+WRITES = (  # ask for answers
+    *("rouge_l_recall", "rouge_l_f1", "extraction_strength_generated", "verbmem", "knowmem"),
+    *("paraphrase_rouge_l_recall", "reworded_rouge_l_recall"),
+)
 
 
 def estimate_memory(config: EvaluateConfig, sets: Iterable[tuple[Part, ExampleSet]]) -> MemoryEstimate:

@@ -137,6 +137,38 @@ def privleak(auc_unlearned: float, auc_retrained: float = 0.5) -> float:
     return 100 * ((1 - auc_unlearned) - (1 - auc_retrained)) / (1 - auc_retrained + 1e-10)
 
 
+def relative_difference(auc_unlearned: float, auc_retrained: float) -> float:
+    """100 · (AUC_u − AUC_ref) / AUC_ref, in %, of the unlearned model's `auc` and a retrained one's; NaN if that is 0.
+
+    >>> relative_difference(0.75, 0.5), relative_difference(0.5, 0.5)
+    (50.0, 0.0)
+    """
+    return 100 * (auc_unlearned - auc_retrained) / auc_retrained if auc_retrained else math.nan
+
+
+def privacy(aucs: Sequence[float], retrained: Sequence[float]) -> float:
+    """The harmonic mean over attacks of 1 − |AUC_u − AUC_ref| / max(AUC_ref, 1 − AUC_ref), in [0, 1].
+
+    1: every attack does as well as on a model that never saw the forget set; 0: one does as differently as it can.
+
+    >>> privacy([0.5, 0.75], [0.5, 0.5])
+    0.6666666666666666
+    """
+    pairs = zip(aucs, retrained, strict=True)
+    return harmonic_mean([1 - abs(ours - theirs) / max(theirs, 1 - theirs) for ours, theirs in pairs])
+
+
+def harmonic_mean(numbers: Sequence[float]) -> float:
+    """The harmonic mean of numbers of 0 or more: 0 where one is 0, NaN where one is NaN or there are none.
+
+    >>> harmonic_mean([1.0, 0.5, 0.5]), harmonic_mean([1.0, 0.0]), harmonic_mean([1.0, math.nan])
+    (0.6, 0.0, nan)
+    """
+    if not numbers or any(map(math.isnan, numbers)):
+        return math.nan
+    return len(numbers) / math.fsum(1 / each for each in numbers) if min(numbers) > 0 else 0.0
+
+
 def log_truth_ratio(right: float, wrong: Sequence[float], aggregation: Aggregation = "arithmetic") -> float:
     """log TR, in nats: TR = agg_j P(wrong_j) / P(right) of length-normalized probabilities (TOFU, arXiv 2401.06121).
 

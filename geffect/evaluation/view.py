@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
@@ -157,10 +158,12 @@ class View:
         batch_size: examples at a time, which does not change a result; 0: 16 to score, and to continue as `generate`.
         max_new_tokens: of an answer the model writes itself.
         shots: examples shown before a question, to `knowmem` alone.
+        beside: further models by name, for `uds` alone: ``start`` and ``retrained``.
 
     Attributes:
         examples: the set.
         encoded: its examples as the model sees them, one each.
+        memo: what several metrics share, by name.
     """
 
     def __init__(
@@ -172,18 +175,29 @@ class View:
         batch_size: int = 0,
         max_new_tokens: int = 200,
         shots: Sequence[Mapping[str, str]] = (),
+        beside: Mapping[str, nn.Module] = MappingProxyType({}),
     ) -> None:
         self.model, self.tokenizer, self.examples = model, tokenizer, examples
-        self.batch_size, self.max_new_tokens, self.shots = batch_size, max_new_tokens, shots
+        self.batch_size, self.max_new_tokens, self.shots, self.beside = batch_size, max_new_tokens, shots, beside
+        self.memo: dict[str, Any] = {}
         self._encode, self.encoded = encode, encode(examples)
         self._scores: list[TokenScores] | None = None
         self._column_scores: dict[str, list[list[TokenScores]]] = {}
         self._answers: list[str] | None = None
 
+    def of(self, examples: ExampleSet) -> "View":
+        """Another set under the same model."""
+        options = (self.batch_size, self.max_new_tokens, self.shots, self.beside)
+        return View(self.model, self.tokenizer, examples, self._encode, *options)
+
+    def score(self, encoded: Sequence[EncodedExample]) -> list[TokenScores]:
+        """Scores of the labeled tokens of any examples under the model."""
+        return token_scores(self.model, encoded, pad_id_of(self.tokenizer), self.batch_size or SCORED)
+
     def scores(self) -> list[TokenScores]:
         """Scores of every example's labeled tokens."""
         if self._scores is None:
-            self._scores = self._score(self.encoded)
+            self._scores = self.score(self.encoded)
         return self._scores
 
     def column_scores(self, *columns: str) -> list[list[TokenScores]]:
@@ -196,7 +210,7 @@ class View:
             examples = self.examples.examples
             texts = [[each[column]] if isinstance(each[column], str) else each[column] for each in examples]
             flat = [each | {"answer": text} for each, several in zip(examples, texts, strict=True) for text in several]
-            scores = iter(self._score(self._encode(replace(self.examples, examples=tuple(flat)))))
+            scores = iter(self.score(self._encode(replace(self.examples, examples=tuple(flat)))))
             self._column_scores[column] = [[next(scores) for _ in several] for several in texts]
         return self._column_scores[column]
 
@@ -232,6 +246,3 @@ class View:
     def _decode(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
-
-    def _score(self, examples: Sequence[EncodedExample]) -> list[TokenScores]:
-        return token_scores(self.model, examples, pad_id_of(self.tokenizer), self.batch_size or SCORED)

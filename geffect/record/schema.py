@@ -14,6 +14,7 @@ from geffect.io.system import rank_and_size
 
 STEPS, TOKENS, POINTS = "steps.jsonl", "tokens.jsonl", "points.jsonl"
 ENVIRONMENT, CONFIG, METRICS, DONE = "environment.json", "config.yaml", "metrics.json", "DONE"
+EXAMPLES = "examples.csv"  # of an evaluation
 MASKS, RECIPE = "masks", "localization.json"  # of a localization
 FORMAT = 3  # of every file; a change that an older reader misreads raises it
 FORMAT_COMMENT = "# geffect format "  # begins a config.yaml

@@ -13,7 +13,7 @@ from geffect.errors import visible_text
 from geffect.io.readers import StrPath
 from geffect.record import frames
 from geffect.record.reader import check_run, damage_refused, is_finished, read_config, step_lines
-from geffect.record.schema import RECIPE
+from geffect.record.schema import EXAMPLES, RECIPE
 from geffect.reports.compare import at_checkpoints, named
 from geffect.reports.plots.registry import draw_all, find_plot, plots_of
 from geffect.reports.plots.style import save
@@ -61,6 +61,11 @@ class Run(os.PathLike[str]):
     def is_localization(self) -> bool:
         """Whether the directory is of ``geffect localize``."""
         return (self.path / RECIPE).exists()
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether the directory is of ``geffect evaluate``."""
+        return (self.path / EXAMPLES).exists()
 
     def summary(self) -> dict[str, str]:
         """Name → text: its settings, last step, and every set's loss and accuracy at the first and last evaluation."""

@@ -1,7 +1,8 @@
 """A Hugging Face Trainer that descends the NLL of its examples."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ from geffect.training.trainer import RecordingTrainer, example_numbers, make_loa
 class FinetuneTrainer(RecordingTrainer):
     """Descends the token-mean NLL of its examples; each loss is divided by the count of the whole window.
 
-    It stops after an evaluation in which every set reaches the token accuracy ``config.until_accuracy``.
+    It stops after an evaluation in which every set reaches the token accuracy ``config.until_accuracy``. The model as
+    it is after each number of steps in ``states`` is written to a directory of its own (`state_path`).
     """
 
     def __init__(
@@ -33,11 +35,12 @@ class FinetuneTrainer(RecordingTrainer):
         *,
         config: FinetuneConfig,
         examples: list[EncodedExample],
+        states: Collection[int] = (),
         **kwargs: Any,
     ) -> None:
         check_trainable(model)
         super().__init__(model, args, train_dataset=examples, **kwargs)
-        self.config = config
+        self.config, self.states = config, states
         self.counts, self.met = Counts(0, 0), ""  # of the current window
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
@@ -68,6 +71,14 @@ class FinetuneTrainer(RecordingTrainer):
         self.line["lr"] = [group["lr"] for group in self.optimizer.param_groups]
         return loss.detach()
 
+    def finish_line(self) -> None:
+        """As `RecordingTrainer.finish_line`; writes the model where its state is asked for."""
+        super().finish_line()
+        if self.state.global_step in self.states:
+            path = state_path(self.config.out, self.state.global_step)
+            self.model.save_pretrained(path)
+            self.processing_class.save_pretrained(path)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As `RecordingTrainer.evaluate`; asks for the end once every set is known."""
         metrics = super().evaluate(*args, **kwargs)
@@ -79,3 +90,8 @@ class FinetuneTrainer(RecordingTrainer):
             raise GeffectError(message, remedy="Raise --until-accuracy, or use the model as it is")
         self.control.should_training_stop |= known
         return metrics
+
+
+def state_path(run: Path, step: int) -> Path:
+    """The directory, in a run's, of the model as it was after so many steps."""
+    return run / f"state-{step}"

@@ -285,12 +285,20 @@ def evaluation_memory(
     length, longest = micro_batch(encoded, 1)
     written = 2 * shape.num_hidden_layers * key_width(shape) * prompts * (length + config.max_new_tokens) * sizes.number
     one_block = activation_bytes(model, tokens, sizes.number) // (shape.num_hidden_layers + 1)
-    relearn = 4 * sizes.weights if config.relearn else 0  # a fine-tuning of a copy: weights, gradient, two averages
+    relearn = (
+        4 * sizes.weights if config.relearn_steps else 0
+    )  # a fine-tuning of a copy: weights, gradient, two averages
     return MemoryEstimate(
         process=PROCESS,
         weights=sizes.weights,
         gradients=relearn,
-        reference=2 * sizes.weights * bool(config.calibrate) + sizes.weights * config.rounded,
+        reference=sizes.weights
+        * (
+            2 * bool(config.calibrate)
+            + (config.rounded or bool(config.quantize))
+            + bool(config.start)
+            + bool(config.retrained)
+        ),
         activations=one_block + min(written, cache),
         logits=_logits(model, labeled, sizes.number, 1, graph=False)
         + SCORE_COPIES * longest * shape.vocab_size * sizes.number,

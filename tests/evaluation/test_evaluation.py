@@ -283,7 +283,21 @@ def test_texts_have_a_likelihood_and_no_answers(known: Path, tmp_path: Path, cap
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"suite": "muse"}, "'muse' is not a suite. Choose one of builtin, tofu, knowundo"),
+        ({"suite": "mouse"}, "'mouse' is not a suite. Did you mean muse"),
+        ({"suite": "muse"}, "needs --data-dir, a directory with muse"),
+        ({"relearn": "5,0"}, "--relearn is '5,0'. It should be a number of steps, or several that rise, as 0,5,20,100"),
+        ({"relearn": "five"}, "--relearn is 'five'. It should be a number of steps"),
+        ({"relearn": [2, -1]}, "--relearn is .2, -1.. It should be a number of steps"),
+        ({"quantize": ["fp4"]}, "--quantize is 'fp4'. Write nf4 or int4"),
+        ({"quantize": ["nf4(group=0)"]}, "group"),
+        ({"quantize": ["nf4", "nf4(group=64)"]}, "--quantize names nf4 twice"),
+        ({"metric": ["uds"], "set": ATTACKED[1:]}, "uds needs --start and --retrained. Add --start MODEL"),
+        ({"start": "builtin:tiny"}, "--start does nothing without uds. Add --metric uds, or omit --start"),
+        ({"metric": ["rel_diff_loss"], "set": ATTACKED[1:]}, "rel_diff_loss needs a reference. Evaluate a model"),
+        (
+            {"suite": None, "metric": ["choice_accuracy"], "set": ATTACKED},
+            "choice_accuracy needs a column of choices, and builtin:authors/forget.* has questions without choices",
+        ),
         ({"metric": ["rouge"], "set": ATTACKED}, "'rouge' is not a metric. Did you mean rouge_l_f1. There are loss, "),
         ({"metric": ["loss"]}, "--metric loss has no set. Add --set"),
         ({"suite": None}, "There is nothing to evaluate: no suite, no set and no task"),

@@ -32,6 +32,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
 }
 ALONE: dict[str, dict[str, Any]] = {"layers": {}, "gram": {}, "effects": {}, "conflicts": {}, "price": {}}
 INSPECTED: dict[str, dict[str, Any]] = {"tokens": {"column": "embed"}, "points": {}}
+EVALUATED = {"relearning"}  # drawn in tests/evaluation
 LOCALIZED: dict[str, dict[str, Any]] = {"overlap": {}, "overlap_by_layer": {"share": 0.2}}
 
 
@@ -227,7 +228,7 @@ def test_a_fit_shows_itself_too(start: Path, tmp_path: Path) -> None:
 
 
 def test_every_kind_is_tested() -> None:
-    assert set(PLOTS) == {*TOGETHER, *ALONE, *INSPECTED, *LOCALIZED}
+    assert set(PLOTS) == {*TOGETHER, *ALONE, *INSPECTED, *LOCALIZED, *EVALUATED}
 
 
 def test_an_inspection_is_a_run_like_any_other(inspected: Path) -> None:

@@ -100,6 +100,45 @@ def price_curves(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+MOST_METRICS, SET_LINES = 6, ("-", "--", ":", "-.")
+NATS = ("loss", "min_k", "gradient_norm")  # nats a token
+SHARES = ("probability", "rouge", "accuracy", "memorization", "extraction", "truth", "verbmem", "knowmem", "uds")
+
+
+@styled
+def relearning_curves(frame: pd.DataFrame) -> Figure:
+    """Draw each metric of each set by steps of relearning, a panel a metric, with the examples' intervals.
+
+    Columns ``run``, ``model`` (at most six of both), ``step``, ``set`` (at most four), ``metric`` (at most six),
+    ``mean``, ``low`` and ``high``. Step 0 is the model before relearning. Models have colors, sets kinds of lines.
+    """
+    style.check(frame, ("run", "model", "step", "set", "metric", "mean", "low", "high"))
+    metrics, sets = list(frame["metric"].unique()), list(frame["set"].unique())
+    style.at_most(MOST_METRICS, "metrics", metrics)
+    style.at_most(len(SET_LINES), "sets", sets)
+    several = frame.groupby("run")["model"].nunique().max() > 1
+    names = frame["run"] + ": " + frame["model"] if several else frame["run"]
+    frame = frame.assign(name=names.map(style.literal))
+    style.at_most(len(RUNS), "models", frame["name"].unique())
+    models = dict(zip(frame["name"].unique(), RUNS, strict=False))
+    lines = dict(zip(sets, SET_LINES, strict=False))
+    figure = Figure(figsize=(TWO_COLUMN if len(metrics) > 1 else ONE_COLUMN, 2.9), layout="constrained")
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for metric, axes in zip(metrics, panels, strict=True):
+        for (name, kind), rows in frame[frame["metric"] == metric].groupby(["name", "set"]):
+            look = models[name] | {"ls": lines[kind]}
+            axes.fill_between(rows["step"], rows["low"], rows["high"], color=look["c"], alpha=0.15, lw=0)
+            style.curve(axes, rows, "mean", f"{name}: {kind}", look)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=True))
+        nats = " (nats/token)" if metric.startswith(NATS) and metric != "min_k_plus_plus" else ""
+        share = " (0 to 1)" if any(each in metric for each in SHARES) and "ratio" not in metric else ""
+        axes.set_ylabel(metric.replace("_", " ") + nats + share)
+    figure.supxlabel("relearning (optimizer steps)", size=8)
+    kinds: dict[str, Look] = {style.literal(name): {"c": "0.35", "ls": line} for name, line in lines.items()}
+    style.finish(figure, models | kinds, 4, above=True)
+    return figure
+
+
 @styled
 def cosine_curves(frame: pd.DataFrame) -> Figure:
     """Draw the cosine of the objective's and the retain gradient by step, before and after rectification.

@@ -21,9 +21,16 @@ from geffect.record.frames import (
     read_steps,
     read_tokens,
 )
-from geffect.record.reader import Damaged
+from geffect.record.reader import Damaged, read_metrics
 from geffect.reports.compare import descended, whole_overlaps
-from geffect.reports.plots.curves import cosine_curves, effect_curves, g_effect_curves, jaccard_curves, price_curves
+from geffect.reports.plots.curves import (
+    cosine_curves,
+    effect_curves,
+    g_effect_curves,
+    jaccard_curves,
+    price_curves,
+    relearning_curves,
+)
 from geffect.reports.plots.examples import point_plane, token_strip, worst_texts
 from geffect.reports.plots.heat_maps import (
     WHOLE,
@@ -63,6 +70,7 @@ class Plot:
     Its fields are the arguments of `register_plot` and the function that draws, and more of the built-in plots'.
 
     Attributes:
+        evaluation: it is drawn of a directory of ``geffect evaluate``, not of a run.
         by_group: ``frame`` takes a keyword ``scheme``: how layers make groups.
         options: the options of ``draw`` for each figure that the command and the page draw of a frame, such as
             ``[{"share": 0.1}, {"share": 0.2}]``; they are columns of the frame. The first are the defaults.
@@ -76,6 +84,7 @@ class Plot:
     several: bool = False
     by_group: bool = False
     localization: bool = False
+    evaluation: bool = False
     options: Callable[[pd.DataFrame], list[Options]] = lambda _: [{}]
 
     def figure(self, runs: "Mapping[str, Run]", scheme: str = "thirds", **options: object) -> "Figure":
@@ -112,6 +121,8 @@ class Plot:
     def _frame(self, run: "Run", scheme: str) -> pd.DataFrame:
         if self.localization and not run.is_localization:
             raise GeffectError(f"There is no localization in {run.path}", remedy="Name a directory of geffect localize")
+        if self.evaluation and not run.is_evaluation:
+            raise GeffectError(f"There is no evaluation in {run.path}", remedy="Name a directory of geffect evaluate")
         frame = self.frame(run, scheme=scheme) if self.by_group else self.frame(run)
         if frame.empty:
             raise GeffectError(f"{run.path} recorded nothing that {self.name} draws", remedy="Draw another plot")
@@ -126,9 +137,10 @@ def find_plot(name: str) -> Plot:
 
 
 def plots_of(runs: "Mapping[str, Run]") -> list[Plot]:
-    """The plots that suit directories: of localizations or of runs, and of several where there are several."""
-    localization = all(run.is_localization for run in runs.values())
-    return [each for each in PLOTS.values() if each.localization == localization and (each.several or len(runs) == 1)]
+    """The plots that suit directories: localizations, evaluations or runs, and of several where there are several."""
+    kind = tuple(all(getattr(run, name) for run in runs.values()) for name in ("is_localization", "is_evaluation"))
+    suited = [each for each in PLOTS.values() if (each.localization, each.evaluation) == kind]
+    return [each for each in suited if each.several or len(runs) == 1]
 
 
 def draw_all(
@@ -194,6 +206,30 @@ def _evaluated_losses(run: StrPath) -> pd.DataFrame:
         message = f"{os.fspath(run)} has no evaluations of a forget and a heldout set"
         raise GeffectError(message, remedy="Draw another plot")
     return frame
+
+
+def _relearning(run: StrPath) -> pd.DataFrame:
+    """The means of an evaluation's metrics, with intervals, by set and steps of relearning."""
+    models = read_metrics(run)["models"]
+    steps = {label: results["totals"].get("relearn_steps") for label, results in models.items()}
+    starts = {label.rpartition(" relearned")[0] for label, step in steps.items() if step}
+    rows = [
+        {
+            "model": label.rpartition(" relearned")[0] if step else label,
+            "step": step or 0,
+            "set": name,
+            "metric": metric,
+        }
+        | {key: each[key] for key in ("mean", "low", "high")}
+        for label, step in steps.items()
+        if step or label in starts
+        for name, metrics in models[label]["sets"].items()
+        for metric, each in metrics.items()
+    ]
+    if not rows:
+        message = f"{os.fspath(run)} has no evaluation of a relearned model"
+        raise GeffectError(message, remedy="Run geffect evaluate with --relearn 0,5,20,100")
+    return pd.DataFrame(rows).sort_values("step", kind="stable")
 
 
 def _last_step(frame: pd.DataFrame) -> list[Options]:
@@ -312,6 +348,7 @@ _ALL = (
         "'gradient' with the objective's gradient times the learning rate.",
         several=True,
     ),
+    Plot("relearning", _relearning, relearning_curves, several=True, evaluation=True),
     Plot("tokens", lambda run: worst_texts(read_tokens(run)), token_strip),
     Plot(
         "points",
