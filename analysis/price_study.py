@@ -50,7 +50,10 @@ def main(common: dict[str, Any], optimizers: dict[str, tuple[str, float]], steps
         for name, gain in cells
     ])
     frame = pd.concat(
-        [with_measured(path).assign(run=f"{name}, gain {gain}") for path, (name, gain) in zip(paths, cells, strict=True)],
+        [
+            with_measured(path).assign(run=f"{name}, gain {gain}")
+            for path, (name, gain) in zip(paths, cells, strict=True)
+        ],
         ignore_index=True,
     )
     table = tabulate(frame)
