@@ -1,6 +1,6 @@
 """Draw ``figures/localization/`` and write ``docs/results/localization.md``: localizers against random masks.
 
-    python -m analysis.localization_controls [RUNS] [--seeds N] [--draws N] [--steps N] [--objective TEXT]
+    python -m analysis.localization_controls [RUNS] [--seeds N] [--trainings N] [--draws N] [--steps N]
 
 Two questions of the tiny built-in model. Planted: people of the privacy domain are fine-tuned into a random 5 % of each
 tensor's entries and nowhere else; how much of these does each importance find? Confined: the authors are unlearned in
@@ -30,6 +30,8 @@ from geffect.reports.compare import at_forget_loss
 
 SHARE, LEVELS = 0.05, (2.0, 4.0)
 WEIGHTS = "weight size"
+REFERENCES = (WEIGHTS, "random")
+CONTROL = "random:0-4"  # random importances on the planted entries
 LOCALIZERS: dict[str, dict[str, Any]] = {
     "mean_abs": {},
     "mean_square": {},
@@ -82,27 +84,28 @@ def main(
     page: Path = Path("docs/results/localization.md"),
     *,
     seeds: int = 3,
+    trainings: int = 3,
     draws: int = 5,
     steps: int = 80,
     objective: str = "ga",
 ) -> None:
     """Run what is missing, then tabulate, draw and tell."""
     started, made = time.perf_counter(), list[Path]()
-    found = planted(runs, seeds, draws, made)
-    curves = confined(runs, seeds, draws, {"steps": steps, "objective": objective}, made)
+    found = planted(runs, seeds, made)
+    curves = confined(runs, trainings, draws, {"steps": steps, "objective": objective}, made)
     table = tabulate(curves)
     plots.save(draw(found, table), out / "localization", curves)
     found.to_csv(out / "planted.csv", index=False, float_format="%.4f")
     table.to_csv(out / "confined.csv", index=False, float_format="%.4f")
     keep_configs(made, out)
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(tell(found, table, seeds, draws, objective), encoding="utf-8")
+    page.write_text(tell(found, table, (seeds, trainings, draws), objective), encoding="utf-8")
     print(found.groupby("localizer", sort=False)[["precision", "recall", "auc"]].mean().to_string(float_format="%.3f"))
     print(table.to_string(index=False, float_format="%.3f"))
     print(f"{len(made)} runs, {(time.perf_counter() - started) / 60:.1f} min")
 
 
-def planted(runs: Path, seeds: int, draws: int, made: list[Path]) -> pd.DataFrame:
+def planted(runs: Path, seeds: int, made: list[Path]) -> pd.DataFrame:
     """A row a localizer and seed: precision and recall of the forget masks of the planted size, and the AUC."""
     frames = []
     for seed in range(seeds):
@@ -118,7 +121,7 @@ def planted(runs: Path, seeds: int, draws: int, made: list[Path]) -> pd.DataFram
             "masks_only": True,
         }
         for name, changes in LOCALIZERS.items():
-            control = {"control": [f"random:0-{draws - 1}"]} if name == "mean_abs" else {}
+            control = {"control": [CONTROL]} if name == "mean_abs" else {}
             place = {"out": runs / f"found-{name.replace(', μ = ', '-')}-{seed}"}
             (path,) = ensure([common | {"importance": name} | changes | control | place], "localize")
             rows = pd.DataFrame(json.loads((path / "metrics.json").read_text(encoding="utf-8"))["truth"])
@@ -211,10 +214,10 @@ def draw(found: pd.DataFrame, table: pd.DataFrame) -> Any:
 
 def _planted_panel(axes: Any, found: pd.DataFrame) -> None:
     grouped = found.groupby("localizer", sort=False)["auc"]
-    order = [name for name in grouped.groups if name != "random"] + ["random"]
+    order = [*(name for name in grouped.groups if name not in REFERENCES), *REFERENCES]
     for place, name in enumerate(reversed(order)):
         values = grouped.get_group(name)
-        color, marker = (ORANGE, "s") if name == "random" else (BLUE, "o")
+        color, marker = (ORANGE, "s") if name in REFERENCES else (BLUE, "o")
         axes.hlines(place, values.min(), values.max(), color=color, lw=1.2)
         axes.plot(values.mean(), place, marker, color=color, ms=4)
     axes.axvline(0.5, color="0.6", lw=0.6, ls=":")
@@ -236,21 +239,23 @@ def _confined_panel(axes: Any, rows: pd.DataFrame) -> None:
     axes.grid(axis="y", color="0.9", lw=0.6)
 
 
-def tell(found: pd.DataFrame, table: pd.DataFrame, seeds: int, draws: int, objective: str) -> str:
-    """The page, in Markdown: both tables, and whether a random mask does as well."""
+def tell(found: pd.DataFrame, table: pd.DataFrame, sizes: tuple[int, int, int], objective: str) -> str:
+    """The page, in Markdown: both tables, and whether a random mask does as well; ``sizes`` are those of `main`."""
+    seeds, trainings, draws = sizes
     return "\n".join([
         "# Localization against random masks",
         "",
         "`python -m analysis.localization_controls` writes this page from its runs; `figures/localization/` has the",
-        f"figure, the tables and the configurations. The built-in tiny model of 1.7 million parameters, {seeds} seeds;",
-        "what holds here need not hold for another model or data set.",
+        "figure, the tables and the configurations. The built-in tiny model of 1.7 million parameters: what",
+        "holds here need not hold for another model or data set.",
         "",
         "## Planted entries",
         "",
         f"24 people of the privacy domain were fine-tuned into a random {100 * SHARE:g} % of each tensor's",
-        "entries (`geffect finetune --only-mask`). Importance is that of these examples, with true labels; the other",
-        "split is 40 authors. Precision is that of masks with as many entries of each tensor as were planted there,",
-        "where it equals recall; the AUC compares entries of one tensor, and 0.5 is chance. Means (lowest–highest).",
+        f"entries (`geffect finetune --only-mask`), {seeds} seeds. Importance is that of these examples, with true",
+        "labels; the other split is 40 authors. Precision is that of masks with as many entries of each tensor as were",
+        "planted there, where it equals recall; the AUC compares entries of one tensor, and 0.5 is chance.",
+        "Means (lowest–highest).",
         f"`{WEIGHTS}` is |θ| alone, which reads no gradient: an importance that finds no more knows only that planting",
         "makes weights large.",
         "",
@@ -259,7 +264,7 @@ def tell(found: pd.DataFrame, table: pd.DataFrame, seeds: int, draws: int, objec
         "## Confined unlearning",
         "",
         f"The authors' forget set, objective `{objective}`, AdamW. Each method trains the entries that its rule leaves",
-        f"free, {seeds} seeds; its control is the same training with the rule's mask drawn by lot, {draws} draws:",
+        f"free, {trainings} seeds; its control is the same training with the rule's mask drawn by lot, {draws} draws:",
         "as many entries of each tensor, or for MemFlex, which frees whole tensors, as many in all, the same share of",
         "each tensor. Heldout accuracy where the forget loss first comes to a level; mean (lowest–highest).",
         "At equal forgetting the order of GRAIL's harmonic score is that of what is retained.",
@@ -271,18 +276,15 @@ def tell(found: pd.DataFrame, table: pd.DataFrame, seeds: int, draws: int, objec
 
 def _planted_lines(found: pd.DataFrame) -> list[str]:
     lines = ["| importance | precision | AUC |", "|---|---|---|"]
-    names = list(dict.fromkeys(found["localizer"]))
-    lottery = found[found["localizer"] == "random"]["auc"]
-    better, level = list[str](), list[str]()
-    for name in [*(each for each in names if each != "random"), "random"]:
-        part = found[found["localizer"] == name]
-        lines.append(f"| {name} | {_range(part['precision'])} | {_range(part['auc'])} |")
-        if name != "random":
-            (better if part["auc"].min() > lottery.max() else level).append(name)
-    ends = [
-        f"Above every random draw in every seed, by the AUC: {', '.join(better) or 'none'}.",
-        f"Not told from random importance that way: {', '.join(level) or 'none'}.",
-    ]
+    by_name = {str(name): part for name, part in found.groupby("localizer", sort=False)}
+    names = [name for name in by_name if name not in REFERENCES]
+    rows = [(name, _range(by_name[name]["precision"]), _range(by_name[name]["auc"])) for name in [*names, *REFERENCES]]
+    lines += [f"| {name} | {precision} | {auc} |" for name, precision, auc in rows]
+    ends = []
+    for reference in REFERENCES:
+        most = by_name[reference]["auc"].max()
+        better = [name for name in names if by_name[name]["auc"].min() > most]
+        ends.append(f"AUC above that of {reference} in every seed: {', '.join(better) or 'none'}.")
     return [*lines, "", *ends]
 
 
@@ -318,7 +320,8 @@ def _range(values: "pd.Series[float]") -> str:
 if __name__ == "__main__":
     parser = command_line(__doc__, Path("runs/localization"))
     for flag, value, meaning in (
-        ("--seeds", 3, "seeds of trainings and localizations"),
+        ("--seeds", 3, "seeds of the planted entries"),
+        ("--trainings", 3, "seeds of every confined unlearning"),
         ("--draws", 5, "random masks of each size"),
         ("--steps", 80, "largest number of steps of an unlearning"),
     ):

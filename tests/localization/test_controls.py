@@ -17,7 +17,7 @@ from geffect.core.lots import control_seeds
 from geffect.core.masks import Localization, complement, pack, random_masks, top_mask, unpack
 from geffect.errors import GeffectError
 from geffect.localization.localize import FLOOR, PAIRED, localize
-from geffect.localization.storage import read_planted
+from geffect.localization.storage import read_localization, read_planted
 from geffect.localization.truth import Recovery, largest, wins
 from geffect.rectifiers.registry import make_freezing
 from tests.conftest import Ended
@@ -193,7 +193,7 @@ def test_a_localization_tells_what_it_recovers_beside_its_controls(start: Path, 
     assert {key[2] for key in found} == {"planted", "0.1"}
     shapes = {n: list(p.shape) for n, p in trainable_parameters(api.load_model(str(start)).model).items()}
     planted = random_masks(shapes, 0.2, 5)
-    masks = api.read_localization(path).masks[0.1]["forget/a"]
+    masks = read_localization(path).masks[0.1]["forget/a"]
     bits = {n: (unpack(planted[n], s), unpack(masks[n], s)) for n, s in shapes.items() if n in masks}
     hits, chosen = (
         sum(int(each.sum()) for each in some)
