@@ -24,8 +24,12 @@ from geffect.reports.price import price, price_sentences
 GAINS = (0.6, 0.95)
 TINY = AUTHORS | {"forget": "builtin:authors/forget[:32]", "retain": "builtin:authors/retain[:32]", "batch_size": 32}
 TINY_OPTIMIZERS = {"SGD": ("sgd", 2e-2), "AdamW": ("adamw_torch", 1e-4)}
-REAL = {"forget": "tofu:forget01[:12]", "retain": "tofu:retain99[40:52]", "heldout": "tofu:retain99[:12]"}
-REAL |= {"batch_size": 12}
+REAL: dict[str, Any] = {
+    "forget": "tofu:forget01[:12]",
+    "retain": "tofu:retain99[40:52]",
+    "heldout": "tofu:retain99[:12]",
+    "batch_size": 12,
+}
 REAL_OPTIMIZERS = {"SGD": ("sgd", 3e-3), "AdamW": ("adamw_torch", 1e-5)}
 READINGS = {"cheapest": "the cheapest step of its gain and length", "harm": "the step itself"}
 

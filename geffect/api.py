@@ -31,6 +31,7 @@ from geffect.core.devices import AUTO, deterministic_algorithms, find_device
 from geffect.core.distributed import rank, wait_for_all
 from geffect.core.forward import IGNORE_INDEX
 from geffect.core.layers import trainable_parameters
+from geffect.core.lots import control_seeds
 from geffect.core.masks import Localization
 from geffect.core.splits import role_of
 from geffect.data.checks import check_ids, warn_shared
@@ -60,6 +61,7 @@ from geffect.io.system import check_single_process, launch_command, raise_on_sig
 from geffect.localization.localize import localize as find
 from geffect.localization.localize import split_losses
 from geffect.localization.storage import read_localization, write_localization
+from geffect.localization.truth import Recovery, add_random, random_overlaps
 from geffect.models.builtin import BUILT_IN, built_in_key, is_built_in, load_fitted, make_tiny
 from geffect.models.cache import cached_directory
 from geffect.models.checkpoints import named_checkpoints
@@ -94,6 +96,8 @@ from geffect.training.setup import (
     prompt_of,
     prompts_of,
     read_gradient_mask,
+    read_mask,
+    read_only_mask,
     read_set,
     warn_of_other_prompts,
     warn_of_rounding,
@@ -309,7 +313,9 @@ def finetune(
     with RunDirectory(config.out, resume=resume) as run:
         start = _start(config, setup)
         loaded, encoded = start.loaded, itertools.chain(*start.encoded.values())
+        frozen = read_only_mask(config, loaded)
         environment = start.environment() | {"optimizer": start.arguments.optim}
+        environment |= {"frozen": frozen.shares()} if frozen else {}
         checkpoint = find_checkpoint(config.out, environment) if resume else None
         recorded, first = recorded_config(config), first_step(checkpoint)
         with quiet_transformers(), open_record(run, recorded, environment, first) as sink:
@@ -320,6 +326,7 @@ def finetune(
                 config=config,
                 examples=[replace(example, index=i) for i, example in enumerate(encoded)],
                 states=states,
+                frozen=frozen,
                 evaluation_sets=start.encoded,
                 sink=sink,
             )
@@ -415,10 +422,18 @@ def localize(config: LocalizeConfig, *, setup: LocalizationSetup | None = None) 
         parameters, began = trainable_parameters(loaded.model), time.perf_counter()
         with in_evaluation_mode(loaded.model):
             losses = split_losses(loaded, start.encoded, config.labels, config.draws, config.seed)
-            options: dict[str, Any] = {"masks_only": config.masks_only, "seed": config.seed}
-            localization = find(parameters, losses, config.share, config.importance, **options)
+            planted = read_mask(config, loaded)
+            recovery = Recovery(planted, {name: p.numel() for name, p in parameters.items()}) if planted else None
+            options: dict[str, Any] = {"masks_only": config.masks_only, "seed": config.seed, "mu": config.mu}
+            localization = find(parameters, losses, config.share, config.importance, recovery=recovery, **options)
+        controls = random_overlaps(localization, parameters, control_seeds(config.control))
+        judged: dict[str, Any] = {"controls": controls} if controls else {}
+        if recovery is not None:
+            add_random(recovery, localization, parameters, control_seeds(config.control))
+            judged["truth"] = recovery.rows()
         seconds = time.perf_counter() - began
-        recipe = config.model_dump(mode="json", include={"model", "importance", "labels", "draws", "seed"}) | {
+        named = {"model", "importance", "labels", "draws", "seed"} | ({"mu"} if config.importance == "wagle" else set())
+        recipe = config.model_dump(mode="json", include=named) | {
             "sha256": loaded.sha256,
             "shapes": {name: list(p.shape) for name, p in parameters.items()},
         }
@@ -430,7 +445,7 @@ def localize(config: LocalizeConfig, *, setup: LocalizationSetup | None = None) 
         with disk_errors(config.out, "name another --out"):
             run.create(config.model_dump(mode="json", exclude_none=True), environment)
             write_localization(run, localization, recipe)
-            run.finish({"examples": localization.examples, "seconds": seconds} | peak_memory())
+            run.finish({"examples": localization.examples, "seconds": seconds} | judged | peak_memory())
     with disk_errors(config.out, "then draw the figures with geffect plot"):
         plot([config.out])
     return LocalizationRun(config.out)

@@ -175,15 +175,34 @@ def _successes(scores: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -
 
 
 def localization(path: Path) -> None:
-    """Print a localization's overlaps over the whole model, beside chance, and its path."""
+    """Print a localization's overlaps over the whole model, beside chance and its controls, and what it recovers."""
+    from geffect.record.reader import read_metrics
     from geffect.reports.compare import whole_overlaps
 
-    rows = (
-        [f"{row['share']:g}", str(row["gradient"]), str(row["other"]), f"{row['jaccard']:.3f}", f"{row['chance']:.3f}"]
-        for row in whole_overlaps(path).to_dict("records")
-    )
+    metrics, keys = read_metrics(path), ["share", "gradient", "other"]
+    frame, columns = whole_overlaps(path), ["share", "split", "other", "Jaccard", "chance"]
+    shown = {"jaccard": 3, "chance": 3}
+    if "controls" in metrics:
+        drawn = pd.DataFrame(metrics["controls"]).groupby(keys)["jaccard"]
+        frame = frame.join(drawn.agg(["mean", "min", "max"]), on=keys)
+        columns, shown = [*columns, "random", "least", "most"], shown | {"mean": 3, "min": 3, "max": 3}
     title = f"{path}: Jaccard index of the most important entries"
-    Console().print(_table(title, ("share", "split", "other", "Jaccard", "chance"), rows, left=("split", "other")))
+    Console().print(_table(title, columns, _cells(frame, keys, shown), left=("split", "other")))
+    if "truth" in metrics:
+        found = pd.DataFrame(metrics["truth"])
+        found["localizer"] = found["localizer"].str.replace(r"^random:.*", "random", regex=True)
+        keys, shown = ["split", "localizer", "size"], {"precision": 3, "recall": 3, "auc": 3, "draws": 0}
+        means = found.groupby(keys, sort=False)[["precision", "recall", "auc"]].mean()
+        means = means.assign(draws=found.groupby(keys, sort=False).size()).reset_index()
+        title = "planted entries found, by masks of the planted size and of each share"
+        Console().print(_table(title, [*keys, *shown], _cells(means, keys, shown), left=keys))
+
+
+def _cells(frame: pd.DataFrame, names: Iterable[str], numbers: Mapping[str, int]) -> Iterable[list[str]]:
+    """The rows of a table: columns as they are, then those of numbers with so many decimals."""
+    for row in frame.to_dict("records"):
+        texts = [f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) for name in names]
+        yield [*texts, *(_decimals(row[name], count) for name, count in numbers.items())]
 
 
 def inspections(paths: Iterable[Path]) -> None:

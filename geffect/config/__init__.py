@@ -43,6 +43,7 @@ from geffect.config.schema import (
     Texts,
     names_in_transformers,
 )
+from geffect.core.lots import control_seeds, planted_lot
 from geffect.errors import GeffectError
 
 NAMED_BY = {"optimizer": ("training_args.py", "OptimizerNames"), "schedule": ("trainer_utils.py", "SchedulerType")}
@@ -178,7 +179,7 @@ VALIDATION = "a domain's validation sets, NAME=UNLEARN,RETENTION; repeat it; a S
 class LocalizeConfig(DeviceConfig, DataConfig):
     """``geffect localize``."""
 
-    NEEDS = (Need("draws", "labels", ("random", "corrupted")),)
+    NEEDS = (Need("draws", "labels", ("random", "corrupted")), Need("mu", "importance", ("wagle",)))
     out: Home = Field(description="the directory to make; an existing one is refused")
     domain: Domains = Field(min_length=1, description=DOMAIN)
     validation: Domains = Field(default_factory=EMPTY, description=VALIDATION + "; its examples are used too")
@@ -188,10 +189,18 @@ class LocalizeConfig(DeviceConfig, DataConfig):
         max_length=100,
         description="share of a tensor's entries in a mask, in (0, 1]; repeat it",
     )
-    importance: Literal["mean_abs", "mean_square", "zscore", "random"] = Field(
+    importance: Literal["mean_abs", "mean_square", "zscore", "ratio", "wagle", "random"] = Field(
         default="mean_abs",
-        description="importance of an entry: mean abs(g), mean g², abs(z) of the signed mean (the official code), or "
-        "drawn by lot (random: a control)",
+        description="importance of an entry: mean abs(g), mean g², abs(z) of the signed mean (the official code), "
+        "abs(g_f)/abs(g_r) of both signed means (ratio), abs((θ − g_r/μ)·g_f) (wagle), or drawn by lot (random)",
+    )
+    mu: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="wagle's μ, the curvature of the retain loss")
+    control: Texts = Field(
+        default_factory=EMPTY,
+        description="random:SEED or random:FIRST-LAST: masks of the same sizes drawn by lot, to stand beside",
+    )
+    truth: OptionalName = Field(
+        default=NONE, description="the --only-mask that the model was fine-tuned with: print how much of it is found"
     )
     labels: Literal["random", "true", "corrupted"] = Field(
         default="random",
@@ -203,6 +212,12 @@ class LocalizeConfig(DeviceConfig, DataConfig):
     )
     seed: Seed = Field(default=0, description="seed of the draws")
     dtype: Dtype = Field(default="float32", description="dtype of the weights")
+
+    @model_validator(mode="after")
+    def _check_lots(self) -> Self:
+        control_seeds(self.control)
+        planted_lot(self.truth or "")
+        return self
 
 
 class InspectConfig(DeviceConfig, TextConfig):
@@ -510,5 +525,15 @@ class FinetuneConfig(TrainConfig):
         ge=0,
         description="stop once every set has this token accuracy, checked after each epoch; above 1: never",
     )
+    only_mask: OptionalName = Field(
+        default=NONE,
+        description="train only these entries: random:SEED:SHARE of each tensor, or the forget masks in a file of "
+        "geffect localize (masks/share-….safetensors)",
+    )
     learning_rate: Rate = Field(default=1e-4, description="peak learning rate")
     batch_size: Positive = Field(default=8, description="examples of a micro-batch")
+
+    @model_validator(mode="after")
+    def _check_mask(self) -> Self:
+        planted_lot(self.only_mask or "")
+        return self

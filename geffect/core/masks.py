@@ -6,6 +6,7 @@ over parameters. Masks are made on their tensor's device and do not depend on th
 """
 
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -230,6 +231,33 @@ class Overlap:
         return sum(counts, torch.zeros(len(self.names), len(self.names), dtype=torch.int64))
 
 
+def make_generator(lot: str) -> torch.Generator:
+    """A generator of random numbers on the CPU whose seed is the hash of a text: the same on every machine."""
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(lot.encode()).digest()[:8], "big") >> 1)
+
+
+def shuffled(mask: Tensor, lot: str) -> Tensor:
+    """The entries of one tensor's mask in an order drawn by lot: a random mask of the same size, on the CPU."""
+    order = torch.randperm(mask.numel(), generator=make_generator(lot))
+    return mask.reshape(-1).cpu()[order].view(mask.shape)
+
+
+def random_masks(shapes: Mapping[str, Sequence[int]], share: float, seed: int) -> PackedMasks:
+    """Parameter → the packed mask of ⌈share · N⌉ entries of each tensor, drawn by lot."""
+    masks = {}
+    for name, shape in shapes.items():
+        numel = math.prod(shape)
+        masks[name] = pack(shuffled(torch.arange(numel) < mask_size(numel, share), f"{seed} {name}"))
+    return masks
+
+
+def complement(masks: PackedMasks, parameters: Mapping[str, Tensor]) -> PackedMasks:
+    """Parameter → the packed mask of the entries that are not in a mask; a missing mask is empty."""
+    everything = {n: torch.ones(p.shape, dtype=torch.bool) for n, p in parameters.items() if n not in masks}
+    others = {name: ~unpack(masks[name], parameters[name].shape) for name in parameters if name in masks}
+    return {name: pack(each) for name, each in (everything | others).items()}
+
+
 def union_of_masks(masks: Sequence[PackedMasks]) -> PackedMasks:
     """Parameter → the packed mask of every entry in any of several masks.
 
@@ -359,10 +387,14 @@ class GradientMask:
             bits |= {name: pack(part).to(part.device) for name, part in parts[side].items()}
             self._shapes |= {name: tuple(part.shape) for name, part in parts[side].items()}
 
+    @property
+    def symmetric(self) -> bool:
+        """Whether one mask is that of both sides."""
+        return self._bits["forget"] is self._bits["retain"]
+
     def _sides(self) -> list[tuple[str, PackedMasks]]:
         """Each side with its masks; once where both sides have the same."""
-        same = self._bits["forget"] is self._bits["retain"]
-        return list(self._bits.items())[: 1 if same else 2]
+        return list(self._bits.items())[: 1 if self.symmetric else 2]
 
     def never(self, name: str, device: torch.device | None = None) -> Tensor | None:
         """The mask of one tensor's entries that never move; None where all may. ``device`` is that of `mask`."""

@@ -332,7 +332,7 @@ OF_SETTING = {
     "rectifier": Names(
         "a rectifier",
         "geffect.rectifiers.registry",
-        "blur disruption gem grail gru hamu memflex ngdiff none pcgrad sago torchjd",
+        "blur confine disruption gem grail gru hamu memflex ngdiff none pcgrad random sago torchjd",
     ),
     "stop": Names("a stop rule", "geffect.stopping", "accuracy collapse dear forget_loss knee"),
     "suite": Names("a suite", "geffect.evaluation.suites", "builtin tofu knowundo muse wmdp", weighed=False),

@@ -4,7 +4,6 @@ One pass over every split's examples makes masks of the most important entries, 
 """
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -18,15 +17,18 @@ from geffect.core.forward import IGNORE_INDEX, Outputs, forward
 from geffect.core.gradients import GradientBuffer, NamedTensors, add_scaled
 from geffect.core.gram import Gram
 from geffect.core.masks import Localization, Overlap, empty_masks, intersections, pack, top_masks
-from geffect.core.splits import role_of
+from geffect.core.splits import TARGETS, domain_of, role_of, split_name
 from geffect.data.encode import EncodedExample, collate, pad_id_of
 from geffect.data.relabel import corrupt_answer, random_labels
 from geffect.errors import GeffectError
+from geffect.localization.truth import Recovery, random_importance
 from geffect.models.load import Loaded
 
 IMPORTANCES = ("mean_abs", "mean_square", "zscore")
-CONTROL = "random"  # beside these: entries drawn by lot
+PAIRED = ("ratio", "wagle")  # beside these: of the mean gradients of a domain's two splits
+CONTROL = "random"  # and entries drawn by lot
 FLAT = 1e-12  # a standard deviation below it ranks nothing
+FLOOR = 1e-3  # of a tensor's root mean square, the least that ratio divides by
 Losses = Iterable[Callable[[], Tensor]]
 
 
@@ -38,13 +40,15 @@ def localize(
     *,
     masks_only: bool = False,
     seed: int = 0,
+    mu: float = 1.0,
+    recovery: Recovery | None = None,
 ) -> Localization:
     """Localize each split's knowledge in the parameters.
 
     ``losses`` maps a split to functions, one an example, that return its loss, a scalar with a graph; masks hold the
     ``shares`` in (0, 1] of each tensor's entries that are most important (`Importance`). ``masks_only`` keeps no mean
     gradient a split: less time and memory, but no Gram and no magnitudes to choose a region by. ``seed`` is that of
-    ``random`` importance.
+    ``random`` importance, ``mu`` that of ``wagle``. A ``recovery`` counts what of known entries is found.
 
     >>> weight = nn.Parameter(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     >>> one = localize({"w": weight}, {"forget": [lambda: (weight * torch.tensor([0.0, 5.0, -1.0, 2.0])).sum()]}, [0.5])
@@ -53,42 +57,107 @@ def localize(
     """
     localization = Localization({share: {} for share in shares})
     means: dict[str, NamedTensors] = {}
+    partners = _partners(losses, importance) if importance in PAIRED else {}
     for split, examples in losses.items():
         scorer = Importance(parameters, importance, signed=not masks_only, lot=f"{seed} {split}")
-        split_means = _localize_split(localization, split, scorer, examples)
-        if not masks_only:
+        for loss in examples:
+            scorer.add(loss())
+        localization.examples[split], split_means = scorer.examples, scorer.means()
+        if not partners:
+            _mask_split(localization, split, scorer.reached, scorer.pop, importance, recovery)
+        if partners or not masks_only:
             means[split] = split_means
         del scorer, split_means  # else the next split would add up its gradients beside these
+    for split, partner in partners.items():
+        score = functools.partial(_paired, importance, parameters, means[split], means[partner], mu)
+        reached = {name: mean.numel() for name, mean in means[split].items()}
+        _mask_split(localization, split, reached, score, importance, recovery)
     names = list(parameters)
     for share, splits in localization.masks.items():
         counts = {name: intersections([masks.get(name) for masks in splits.values()]) for name in names}
         localization.overlaps[share] = Overlap(tuple(splits), share, counts)
-    if means:
+    if not masks_only:
         localization.gram = Gram.reduce(tuple(means), names, means)
         sizes = {name: parameter.numel() for name, parameter in parameters.items()}
         localization.magnitudes = _magnitudes(localization.examples, means, sizes)
     return localization
 
 
-def _localize_split(localization: Localization, split: str, importance: "Importance", losses: Losses) -> NamedTensors:
-    """Add a split's masks; its mean gradients, where they were summed."""
-    for loss in losses:
-        importance.add(loss())
-    localization.examples[split], means = importance.examples, importance.means()
+def _partners(splits: Iterable[str], importance: str) -> dict[str, str]:
+    """Split → the other one of its domain, whose mean gradient the importance reads beside its own."""
+    others = {"forget": "retain", "retain": "forget"}
+    partners = {split: split_name(others.get(role_of(split), ""), domain_of(split)) for split in splits}
+    for split in (split for split, partner in partners.items() if partner not in partners):
+        missing = partners[split] or " and ".join(TARGETS)
+        message = f"The importance {importance} of {split} needs the mean gradient of {missing}, which is no split here"
+        raise GeffectError(message, remedy="Localize both of a domain's splits, or choose mean_abs")
+    return partners
+
+
+def _paired(
+    importance: str,
+    parameters: Mapping[str, nn.Parameter],
+    own: NamedTensors,
+    other: NamedTensors,
+    mu: float,
+    name: str,
+) -> Tensor:
+    gradient = own[name]
+    beside = other[name] if name in other else torch.zeros_like(gradient)  # no loss reached it
+    return ratio(gradient, beside) if importance == "ratio" else wagle(parameters[name], gradient, beside, mu)
+
+
+def ratio(own: Tensor, other: Tensor) -> Tensor:
+    """|own| / |other|, where |other| counts as 0.001 of its root mean square over the tensor at least.
+
+    Where all of ``other`` is zero, it is |own|: the order of the own gradient alone.
+
+    >>> ratio(torch.tensor([2.0, 3.0]), torch.tensor([-4.0, 1.0])).tolist()
+    [0.5, 3.0]
+    """
+    floor = FLOOR * other.square().mean().sqrt()
+    return own.abs() / other.abs().clamp(min=floor if float(floor) else torch.ones_like(floor))
+
+
+def wagle(parameter: Tensor, own: Tensor, other: Tensor, mu: float) -> Tensor:
+    """|(θ − other/μ) · own|: WAGLE's first-order effect of removing an entry (arXiv 2410.17509).
+
+    μ > 0 stands for the curvature of the retain loss: the smaller, the more the other split's gradient counts.
+
+    >>> wagle(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 3.0]), torch.tensor([0.0, 1.0]), mu=0.25).tolist()
+    [3.0, 6.0]
+    """
+    if not mu > 0:
+        raise GeffectError(f"wagle's mu is {mu:g}", remedy="Choose a number above 0, such as 1")
+    return (parameter.detach().to(own.dtype) - other / mu).mul_(own).abs_()
+
+
+def _mask_split(
+    localization: Localization,
+    split: str,
+    reached: Mapping[str, int],
+    score: Callable[[str], Tensor],
+    importance: str,
+    recovery: Recovery | None,
+) -> None:
+    """Add a split's masks, a tensor at a time."""
     for masks in localization.masks.values():
-        masks[split] = empty_masks(importance.reached)
-    for name in importance.reached:
-        _mask(localization, split, name, importance.pop(name))
-    return means
+        masks[split] = empty_masks(reached)
+    for name in reached:
+        scored = score(name)
+        packed = _mask(localization, split, name, scored)
+        if recovery is not None:
+            recovery.add(split, importance, name, scored, dict(zip(localization.masks, packed, strict=True)))
 
 
-def _mask(localization: Localization, split: str, name: str, score: Tensor) -> None:
+def _mask(localization: Localization, split: str, name: str, score: Tensor) -> list[Tensor]:
     packed = to_host([pack(mask) for mask in top_masks(score, list(localization.masks))])
     for splits, bits in zip(localization.masks.values(), packed, strict=True):
         if bits.numpy().any():
             splits[split][name].copy_(bits)
         else:
             del splits[split][name]
+    return packed
 
 
 def _magnitudes(
@@ -123,6 +192,8 @@ class Importance:
     - ``mean_square``: (1/N) Σ g_i².
     - ``zscore``: |z| of the signed mean, z = (ḡ − mean ḡ)/std ḡ over a tensor (the paper's official code). Where the
       examples' gradients cancel it is small, and the other two are not.
+    - ``ratio`` and ``wagle``: of the signed means of this set and of the other one of its domain (`ratio`, `wagle`),
+      which are made of `means` once both sets are through.
     - ``random``: drawn uniformly, by the ``lot`` and the tensor's name alone. It says nothing of the examples: masks of
       it are the control that a localization has to beat (arXiv 2505.16252).
 
@@ -132,11 +203,12 @@ class Importance:
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], mode: str = "mean_abs", *, signed: bool = True, lot: str = ""
     ) -> None:
-        if mode not in (*IMPORTANCES, CONTROL):
-            remedy = f"Choose one of {', '.join((*IMPORTANCES, CONTROL))}"
+        if mode not in (*IMPORTANCES, *PAIRED, CONTROL):
+            remedy = f"Choose one of {', '.join((*IMPORTANCES, *PAIRED, CONTROL))}"
             raise GeffectError(f"There is no importance {mode!r}", remedy=remedy)
         self.parameters, self.mode, self.examples, self.lot = dict(parameters), mode, 0, lot
-        self.signed = signed or mode == "zscore"
+        self.unsized = mode in ("zscore", *PAIRED, CONTROL)  # sums the gradients themselves alone
+        self.signed = signed or mode in ("zscore", *PAIRED)
         self.sums, self.sizes = NamedTensors(), NamedTensors()
         self._reached: set[str] = set()
 
@@ -153,10 +225,10 @@ class Importance:
         if name in self.sums:
             self.sums[name].add_(gradient)
         elif self.signed:
-            self.sums[name] = gradient if self.mode in ("zscore", CONTROL) else gradient.clone()
+            self.sums[name] = gradient if self.unsized else gradient.clone()
         if self.mode == "mean_square" and name in self.sizes:
             self.sizes[name].addcmul_(gradient, gradient)
-        elif self.mode not in ("zscore", CONTROL):  # the gradient itself is freed with this call
+        elif not self.unsized:  # the gradient itself is freed with this call
             size = gradient.abs_() if self.mode == "mean_abs" else gradient.square_()
             self.sizes[name] = self.sizes[name].add_(size) if name in self.sizes else size
 
@@ -172,14 +244,8 @@ class Importance:
     def pop(self, name: str) -> Tensor:
         """The importance of one tensor's entries, up to a factor, of its shape; its magnitudes are freed."""
         if self.mode == CONTROL:
-            return _drawn(self.parameters[name], f"{self.lot} {name}")
+            return random_importance(self.parameters[name], f"{self.lot} {name}")
         return scores(self.sums[name]) if self.mode == "zscore" else self.sizes.pop(name)
-
-
-def _drawn(like: Tensor, lot: str) -> Tensor:
-    """Uniform numbers of a tensor's shape: the same on every device."""
-    seed = int.from_bytes(hashlib.sha256(lot.encode()).digest()[:8], "big") >> 1
-    return torch.rand(like.shape, generator=torch.Generator().manual_seed(seed)).to(like.device)
 
 
 def scores(mean: Tensor) -> Tensor:

@@ -10,9 +10,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from geffect.core.masks import Localization
-from geffect.errors import GeffectError
-from geffect.io.readers import StrPath
+from geffect.core.lots import planted_lot
+from geffect.core.masks import Localization, PackedMasks, mask_count, random_masks, union_of_masks
+from geffect.core.splits import of_role
+from geffect.errors import GeffectError, missing_path
+from geffect.io.readers import StrPath, open_regular
 from geffect.models.checkpoints import CHECKSUMS, check_checksums, read_checksums, write_checksums
 from geffect.record.reader import check_format, check_localization, damage_refused, first_gram, read_document
 from geffect.record.schema import ENVIRONMENT, FORMAT, MASKS, RECIPE, STEPS
@@ -85,18 +87,60 @@ def _check_unharmed(path: Path) -> None:
 def check_localized(path: Path, sha256: str | None, shapes: Mapping[str, list[int]]) -> None:
     """Refuse a localization of other weights (``sha256``) or of other trainable parameters (name → shape)."""
     recipe, remedy = _content(path)["recipe"], "Localize this model, and name the result with --masks"
-    names = recipe["shapes"]
-    if list(names) != list(shapes) or names != dict(shapes):
-        other = next((n for n in (*shapes, *names) if names.get(n) != shapes.get(n)), "their order")
-        here, there = (f"{table[other]}" if other in table else "none" for table in (shapes, names))
-        message = f"The masks in {path} are of other trained parameters than the model's ({other}: {there}, not {here})"
-        raise GeffectError(message, remedy=remedy)
+    _check_shapes(path, recipe["shapes"], shapes, remedy)
     if recipe["sha256"] != sha256:
         raise GeffectError(
             f"The masks in {path} are of {recipe['model']} (weights {str(recipe['sha256'])[:12]}), "
             f"not of these weights ({str(sha256)[:12]})",
             remedy=remedy,
         )
+
+
+def _check_shapes(path: Path, names: Mapping[str, list[int]], shapes: Mapping[str, list[int]], remedy: str) -> None:
+    if list(names) != list(shapes) or names != dict(shapes):
+        other = next((n for n in (*shapes, *names) if names.get(n) != shapes.get(n)), "their order")
+        here, there = (f"{table[other]}" if other in table else "none" for table in (shapes, names))
+        message = f"The masks in {path} are of other trained parameters than the model's ({other}: {there}, not {here})"
+        raise GeffectError(message, remedy=remedy)
+
+
+def read_planted(text: str, shapes: Mapping[str, list[int]]) -> PackedMasks:
+    """The entries that ``--only-mask`` trains, and that ``--truth`` looks for.
+
+    Args:
+        text: ``random:SEED:SHARE``, entries of each tensor drawn by lot, or one of a localization's mask files, whose
+            forget masks are joined.
+        shapes: trainable parameter → shape, of the model.
+
+    Returns:
+        Parameter → packed mask; empty ones may be missing.
+
+    Raises:
+        GeffectError: the file cannot be read, holds no mask of a forget split, or is of other parameters.
+    """
+    lot = planted_lot(text)
+    if lot is not None:
+        seed, share = lot
+        return random_masks(shapes, share, seed)
+    file = Path(text)
+    recipe, splits = _metadata(file)
+    _check_shapes(file, recipe["shapes"], shapes, "Name masks of this model, or random:SEED:SHARE")
+    masks = union_of_masks(of_role(_masks(file, splits, recipe), "forget"))
+    if not any(map(mask_count, masks.values())):
+        raise GeffectError(f"{file} holds no mask of a forget split", remedy="Name another file, or random:SEED:SHARE")
+    return masks
+
+
+def _metadata(file: Path) -> tuple[dict[str, Any], list[str]]:
+    """The recipe in a mask file, and its splits."""
+    try:
+        with open_regular(file), safe_open(file, "pt") as stored:
+            recipe = json.loads((stored.metadata() or {})["recipe"])
+            splits = {key.partition("|")[0] for key in stored.keys()}  # noqa: SIM118  a handle, not a mapping
+            return {"shapes": dict(recipe["shapes"])}, sorted(splits)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        remedy = missing_path(file, "Name a file such as masks/share-0.1.safetensors of geffect localize")
+        raise GeffectError(f"{file} is no file of masks", remedy=remedy) from error
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -120,7 +164,7 @@ def _masks(file: Path, splits: list[str], recipe: Mapping[str, Any]) -> dict[str
                 masks[split][name] = mask = stored.get_tensor(key)
                 if mask.dtype != torch.uint8 or len(mask) != -(-math.prod(recipe["shapes"][name]) // 8):
                     raise ValueError(f"{mask.numel()} numbers of {mask.dtype} for {name}")
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         reason = str(error).partition("\n")[0]
         raise GeffectError(f"{file} cannot be read: {reason}", remedy=AGAIN) from error
     return masks

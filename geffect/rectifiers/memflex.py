@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from geffect.core.masks import GradientMask, Localization, pack
+from geffect.core.masks import GradientMask, Localization, complement
 from geffect.errors import GeffectError
 from geffect.rectifiers.base import Freezing
 
@@ -42,7 +42,7 @@ class MemFlex(Freezing):
     def gradient_mask(self, parameters: Mapping[str, nn.Parameter], localized: Localization) -> GradientMask:
         """The whole tensors outside the region of a localization that has mean gradients."""
         region = set(self.region(localized))
-        outside = {n: pack(torch.ones(p.shape, dtype=torch.bool)) for n, p in parameters.items() if n not in region}
+        outside = complement({}, {name: each for name, each in parameters.items() if name not in region})
         return GradientMask(parameters, outside, outside)
 
 

@@ -6,6 +6,7 @@ from geffect.core.registry import Registry, parse
 from geffect.errors import GeffectError
 from geffect.rectifiers.base import Freezing, Rectifier
 from geffect.rectifiers.combined import BLUR, HAMU, NGDiff, PCGrad
+from geffect.rectifiers.confined import Confine, RandomMask
 from geffect.rectifiers.elementwise import SAGO, Disruption
 from geffect.rectifiers.gem import GEM
 from geffect.rectifiers.grail import GRAIL
@@ -21,6 +22,7 @@ class NoRectifier(Rectifier):
 
 RULES: dict[str, type[Rectifier | Freezing]] = {
     "blur": BLUR,
+    "confine": Confine,
     "disruption": Disruption,
     "gem": GEM,
     "grail": GRAIL,
@@ -30,6 +32,7 @@ RULES: dict[str, type[Rectifier | Freezing]] = {
     "ngdiff": NGDiff,
     "none": NoRectifier,
     "pcgrad": PCGrad,
+    "random": RandomMask,
     "sago": SAGO,
     "torchjd": TorchJD,
 }

@@ -12,6 +12,8 @@ from transformers import TrainingArguments
 
 from geffect.config import FinetuneConfig
 from geffect.core.forward import forward
+from geffect.core.layers import trainable_parameters
+from geffect.core.masks import GradientMask
 from geffect.data.encode import EncodedExample, collate
 from geffect.errors import GeffectError
 from geffect.measurement.measurement import Batch
@@ -25,7 +27,8 @@ class FinetuneTrainer(RecordingTrainer):
     """Descends the token-mean NLL of its examples; each loss is divided by the count of the whole window.
 
     It stops after an evaluation in which every set reaches the token accuracy ``config.until_accuracy``. The model as
-    it is after each number of steps in ``states`` is written to a directory of its own (`state_path`).
+    it is after each number of steps in ``states`` is written to a directory of its own (`state_path`). Entries that
+    are ``frozen`` keep every bit, whatever the optimizer does: each step puts them back.
     """
 
     def __init__(
@@ -36,12 +39,16 @@ class FinetuneTrainer(RecordingTrainer):
         config: FinetuneConfig,
         examples: list[EncodedExample],
         states: Collection[int] = (),
+        frozen: GradientMask | None = None,
         **kwargs: Any,
     ) -> None:
         check_trainable(model)
         super().__init__(model, args, train_dataset=examples, **kwargs)
         self.config, self.states = config, states
         self.counts, self.met = Counts(0, 0), ""  # of the current window
+        self.frozen = frozen
+        self.trained = trainable_parameters(model) if frozen else {}
+        self.start = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
         """Batches of examples in an order that depends on seed and epoch alone."""
@@ -63,6 +70,9 @@ class FinetuneTrainer(RecordingTrainer):
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.config.autocasts):
             loss = mean_nll(forward(model, self.on_device(inputs)), self.counts)
         self.accelerator.backward(loss)
+        if self.frozen and self.accelerator.sync_gradients:
+            for name, parameter in self.trained.items():
+                parameter.grad = self.frozen.apply("forget", name, parameter.grad)
         value = float(loss.detach())
         if not math.isfinite(value):
             where = f"{value} in step {self.state.global_step}, examples {self.met} of the sets in their order"
@@ -78,6 +88,13 @@ class FinetuneTrainer(RecordingTrainer):
             path = state_path(self.config.out, self.state.global_step)
             self.model.save_pretrained(path)
             self.processing_class.save_pretrained(path)
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """Put back what weight decay did to frozen entries."""
+        if self.frozen:
+            for name, parameter in self.trained.items():
+                self.frozen.put_back(name, parameter, self.start[name].to(parameter.device))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As `RecordingTrainer.evaluate`; asks for the end once every set is known."""

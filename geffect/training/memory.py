@@ -158,7 +158,8 @@ def training_memory(config: TrainConfig, model: CausalLM, encoded: Encoded) -> M
     if isinstance(config, UnlearnConfig) and config.objective.needs_reference:
         logits += positions * model.config.get_text_config().vocab_size * sizes.number
     averages = OPTIMIZER_COPIES.get(config.optimizer, 2) * sizes.trained + 2 * sizes.largest
-    steps = _moments(config, sizes, activations, logits) if isinstance(config, UnlearnConfig) else [{}]
+    confined = {"kept": sizes.trained, "masks": sizes.entries // 8} if getattr(config, "only_mask", None) else {}
+    steps = _moments(config, sizes, activations, logits) if isinstance(config, UnlearnConfig) else [confined]
     moments = [
         {"gradients": sizes.trained, "activations": activations, "logits": logits, "weights": sizes.weights} | each
         for each in steps
@@ -236,8 +237,10 @@ def localization_memory(config: LocalizeConfig, model: CausalLM, encoded: Encode
     """What a localization takes: weights, sums of gradients and of their magnitudes, masks, one example."""
     sizes = Sizes.of(model, config.dtype)
     wide = sizes.entries * max(sizes.number, FLOAT32)
-    means = 0 if config.masks_only else len(encoded)
-    copies = max(means, config.importance == "zscore") + (config.importance not in ("zscore", "random"))
+    paired = config.importance in ("ratio", "wagle")
+    means = 0 if config.masks_only and not paired else len(encoded)
+    signed = paired or config.importance in ("zscore", "random")
+    copies = max(means, config.importance == "zscore") + (not signed)
     tokens, labeled = micro_batch(encoded, config.draws if config.labels == "corrupted" else 1)
     draws = 1 if config.labels != "random" else config.draws  # each has a gradient of the same logits
     return MemoryEstimate(

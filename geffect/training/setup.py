@@ -16,7 +16,7 @@ from geffect.config import EvaluateConfig, FinetuneConfig, LocalizeConfig, TextC
 from geffect.core.architectures import Tokenizer
 from geffect.core.devices import find_device
 from geffect.core.layers import Layout, find_tied_weights, layout, split_layout, trainable_parameters
-from geffect.core.masks import GradientMask
+from geffect.core.masks import GradientMask, PackedMasks, complement
 from geffect.core.splits import TARGETS, of_role, role_of
 from geffect.data.checks import check_ids, warn_cut
 from geffect.data.domains import balanced_sizes, domain_sets, set_names, split_sets
@@ -27,7 +27,7 @@ from geffect.data.relabel import Answers, read_answers
 from geffect.errors import GeffectError
 from geffect.io.readers import JSON
 from geffect.io.system import rank_and_size
-from geffect.localization.storage import check_localized, read_localization
+from geffect.localization.storage import check_localized, read_localization, read_planted
 from geffect.models.cache import weights_sha256
 from geffect.models.load import Loaded, add_lora, outline
 from geffect.models.tokenizers import vocabulary_size
@@ -181,6 +181,7 @@ class TrainingSetup(Setup[Trained]):
     def _lines(self) -> dict[str, str]:
         config = self.config
         lines = {name: f"{spec}: {token_counts(self.encoded[key])}" for name, spec, key in _sets_of(config)}
+        lines |= {"trains only": config.only_mask} if isinstance(config, FinetuneConfig) and config.only_mask else {}
         if isinstance(config, UnlearnConfig):
             lines |= {"objective": config.objective.text, "rectifier": config.rectifier.text}
             lines["a step"] = passes(config.objective, config.rectifier.rule, config.diagnose_every)
@@ -215,9 +216,11 @@ def prepare(config: LocalizeConfig | TrainConfig) -> LocalizationSetup | Trainin
         answers = answers_of(config)
     loaded = load_outline(config, config.model)
     if isinstance(config, LocalizeConfig):
+        read_mask(config, loaded)
         return LocalizationSetup(config, loaded, localization_examples(config, loaded))
     if config.lora:
         loaded.model = add_lora(loaded.model, config.lora, config.seed)
+    read_mask(config, loaded)
     triples = _sets_of(config)
     sets = {spec: read_set(config, spec) for spec in dict.fromkeys(spec for _, spec, _ in triples)}
     encoded = {spec: encode(config, loaded, examples) for spec, examples in sets.items()}
@@ -350,10 +353,28 @@ def read_gradient_mask(config: UnlearnConfig, loaded: Loaded) -> GradientMask | 
     freezing = config.rectifier.freezing
     if freezing is None or config.masks is None:
         return None
+    check_localized(config.masks, loaded.sha256, _shapes(loaded))
+    return freezing.gradient_mask(trainable_parameters(loaded.model), read_localization(config.masks))
+
+
+def read_mask(config: LocalizeConfig | TrainConfig, loaded: Loaded) -> PackedMasks | None:
+    """The entries of ``--truth`` or ``--only-mask``, of the model's trainable parameters; None where none are named."""
+    text = getattr(config, "truth", None) or getattr(config, "only_mask", None)
+    return read_planted(text, _shapes(loaded)) if text else None
+
+
+def read_only_mask(config: FinetuneConfig, loaded: Loaded) -> GradientMask | None:
+    """What a fine-tuning that trains the entries of a mask alone leaves as it is; None where it trains all."""
+    planted = read_mask(config, loaded)
+    if planted is None:
+        return None
     parameters = trainable_parameters(loaded.model)
-    shapes = {name: list(parameter.shape) for name, parameter in parameters.items()}
-    check_localized(config.masks, loaded.sha256, shapes)
-    return freezing.gradient_mask(parameters, read_localization(config.masks))
+    outside = complement(planted, parameters)
+    return GradientMask(parameters, outside, outside)
+
+
+def _shapes(loaded: Loaded) -> dict[str, list[int]]:
+    return {name: list(parameter.shape) for name, parameter in trainable_parameters(loaded.model).items()}
 
 
 def _check_recorded(config: UnlearnConfig, loaded: Loaded) -> None:
