@@ -308,7 +308,7 @@ ALIASES = {"gradascent": "ga", "graddiff": "ga + gd", "idknll": "po", "idkdpo": 
 OBJECTIVES = Names(
     "an objective",
     "geffect.objectives.registry",
-    "adversarial ceu dpo dual flat ga gd kl npo pdu po random rmu rr satimp simnpo tnpo undial wga wtnpo",
+    "adversarial ceu dpo dual flat ga gd kl npo pdu po random rmu rr sam satimp simnpo tnpo undial wga wtnpo",
     aliases=ALIASES,
 )
 METRICS = Names(
@@ -328,7 +328,7 @@ OF_SETTING = {
     "rectifier": Names(
         "a rectifier",
         "geffect.rectifiers.registry",
-        "blur disruption gem grail gru hamu memflex ngdiff none pcgrad sago torchjd",
+        "blur consistent disruption gem grail gru gu hamu memflex ngdiff none orthograd pcgrad sago torchjd",
     ),
     "stop": Names("a stop rule", "geffect.stopping", "accuracy collapse forget_loss knee"),
     "suite": Names("a suite", "geffect.evaluation.suites", "builtin tofu knowundo", weighed=False),
