@@ -1,6 +1,6 @@
 """Write ``figures/guarantees/`` and ``docs/results/guarantees.md``: what the rectifiers' guarantees are worth.
 
-    python -m analysis.guarantees  (two minutes of one core)
+    python -m analysis.guarantees  (two minutes of processor time)
 
 Every rectifier states to first order what a step does not do to a loss. The statement is about the gradient that is
 descended, or about the optimizer's update. Here both are measured in float64, on the built-in model, under SGD, AdamW
