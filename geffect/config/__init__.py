@@ -359,6 +359,7 @@ class ReportConfig(Schema):
         return self.out or self.runs[0] / "report.html"
 
 
+WITH_MOMENTS = ("adamw_torch", "adamw_torch_fused")  # whose state has exp_avg_sq
 ON_SHARDS = ("adamw_torch", "sgd", "adagrad", "rmsprop")  # whose state is sharded as the parameters are
 
 
@@ -483,12 +484,29 @@ class UnlearnConfig(TrainConfig):
             raise GeffectError(f"{self.rectifier.text!r} needs a directory of masks", remedy=remedy)
         if self.masks is not None and not freezing:
             raise GeffectError(f"{self.rectifier.text!r} takes no --masks ({self.masks})", remedy="Leave --masks out")
+        self._check_rule()
         average, rectifies = "retain_average" in rule.memories, rule.rectifies or freezing
         recorded = {"retain_average": average, "masked": freezing, "rectified": rectifies}
         for gradient in self.save_gradients:
             if not recorded.get(gradient, True):
                 remedy = f"Add --rectifier {'grail' if gradient == 'masked' else 'gru'}"
                 raise GeffectError(f"{self.rectifier.text!r} has no gradient {gradient} to save", remedy=remedy)
+
+    def _check_rule(self) -> None:
+        """Refuse a rule, or a term, that this run cannot give what it reads."""
+        rule, text, terms = self.rectifier.rule, self.rectifier.text, self.objective
+        if rule.metric == "adam" and self.optimizer not in WITH_MOMENTS:
+            message = f"{text!r} reads Adam's second moments, which --optimizer {self.optimizer} has not"
+            raise GeffectError(message, remedy=f"Choose one of {', '.join(WITH_MOMENTS)}, or another rectifier")
+        if len(rule.memories) > self.steps:
+            message = f"{text!r} remembers {len(rule.memories)} steps, and this run has {self.steps}"
+            raise GeffectError(message, remedy=f"Write memory={self.steps}")
+        if rule.by_domain and (len(self.domain) < 2 or not terms.on("forget")):
+            message = f"{text!r} compares an objective on the forget sets of several domains, which this run has not"
+            raise GeffectError(message, remedy="Name two or more with --domain, and a term such as ga")
+        if self.shard and (rule.examples or terms.rho is not None):
+            what = "single examples' gradients" if rule.examples else "weights that sam moves during a pass"
+            raise GeffectError(f"--shard has no {what}", remedy="Leave --shard out, or choose another method")
 
     def _check_evaluated(self, roles: set[str]) -> None:
         absent = [role for role in self.evaluate if role not in roles]

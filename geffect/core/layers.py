@@ -83,6 +83,14 @@ def layout(model: nn.Module) -> Layout:
     return Layout(layers, numel, len(lists[0]))
 
 
+def by_scope(model: nn.Module, scope: str) -> dict[str, str]:
+    """Parameter → its layer (``layer``) or layer group (``group``); empty of any other scope."""
+    if scope not in ("layer", "group"):
+        return {}
+    placed = layout(model)
+    return placed.groups() if scope == "group" else dict(placed.layers)
+
+
 def depth_key(label: str) -> tuple[int, int]:
     """A sort key of layers and groups: from the embedding to the head, then what is in several, then any other name.
 

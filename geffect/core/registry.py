@@ -308,7 +308,7 @@ ALIASES = {"gradascent": "ga", "graddiff": "ga + gd", "idknll": "po", "idkdpo": 
 OBJECTIVES = Names(
     "an objective",
     "geffect.objectives.registry",
-    "adversarial ceu dpo dual flat ga gd kl npo pdu po random rmu rr satimp simnpo tnpo undial wga wtnpo",
+    "adversarial ceu dpo dual flat ga gd kl npo pdu po random rmu rr sam satimp simnpo tnpo undial wga wtnpo",
     aliases=ALIASES,
 )
 _ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
@@ -332,7 +332,7 @@ OF_SETTING = {
     "rectifier": Names(
         "a rectifier",
         "geffect.rectifiers.registry",
-        "blur confine disruption gem grail gru hamu memflex ngdiff none pcgrad random sago torchjd",
+        "blur confine consistent disruption gem grail gru gu hamu memflex ngdiff none orthograd pcgrad random sago torchjd",
     ),
     "stop": Names("a stop rule", "geffect.stopping", "accuracy collapse dear forget_loss knee"),
     "suite": Names("a suite", "geffect.evaluation.suites", "builtin tofu knowundo muse wmdp", weighed=False),

@@ -14,7 +14,8 @@ TARGETS = ("forget", "retain")
 GRADIENTS = ("objective", "rectified", "masked", "masked_retain", "retain_average", "applied_gradient", "applied")
 MOST_REMEMBERED = 16  # retain gradients that a rectifier may remember
 REMEMBERED = tuple(f"retain_{age}" for age in range(MOST_REMEMBERED))  # by their age in steps
-RESERVED = {*GRADIENTS, *REMEMBERED, "update", "weights", "total"}
+EXAMPLES = tuple(f"example_{i}" for i in range(MOST_REMEMBERED))  # gradients of single retain examples
+RESERVED = {*GRADIENTS, *REMEMBERED, *EXAMPLES, "update", "weights", "total"}
 TARGET_NAME = re.compile(r"\w[\w.-]{0,39}(/\w[\w.-]{0,39})?")  # the latter as of a domain's split, forget/privacy
 Content = TypeVar("Content")
 

@@ -84,6 +84,7 @@ def dataset_step(run: Measurement, parts: Sequence[Sequence[Mapping[str, Batch]]
     """The gradients of whole sets, in `dataset_parts`: the step, which may keep them, and the numbers."""
     flat = [(place, batches) for place, part in enumerate(parts) for batches in part]
     step = Step(run, window_counts([batches for _, batches in flat]), measure=True)
+    step.ascend(batches for _, batches in flat)
     for i, (place, batches) in enumerate(flat):
         step.micro_batch(batches, last=i == len(flat) - 1, part=place)
     try:

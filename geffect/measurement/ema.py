@@ -38,6 +38,7 @@ def published_estimates(
     value = 0.0
     for call, batches in enumerate(micro_batches, start=1):
         step = Step(alone, window_counts([batches]), measure=True)
+        step.ascend([batches])
         loss = float(step.micro_batch(batches, last=True))
         value = loss if call == 1 else PAST * value + (1 - PAST) * loss
         for each in GRADIENTS:

@@ -13,6 +13,8 @@ from geffect.core.gram import Gram
 from geffect.core.layers import TiedWeights
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS
+from geffect.errors import GeffectError
+from geffect.measurement.metric import Preconditioner
 from geffect.objectives.base import Objective, State
 from geffect.rectifiers.base import Memories, Rectifier
 
@@ -70,7 +72,8 @@ class Measurement:
         labels: parameter → what standard errors are summed under (itself where it is missing).
         frozen: the entries that updates leave alone; the gradients are masked before they are projected.
         state: the rectifier's own, kept between steps.
-        layers: parameter → layer, for a rectifier of that scope.
+        layers: parameter → layer, or layer group, for a rectifier of that scope.
+        preconditioner: parameter → the diagonal of the optimizer's metric, for a rectifier that projects in it.
         max_rise: the largest rise of the retain loss by one step (nats a token); a larger one is halved
             (`geffect.measurement.filter`). None: no step is looked at.
         targets: name → the batches of a further set, whose loss's gradient is measured beside the others; it is held
@@ -95,6 +98,7 @@ class Measurement:
     labels: Mapping[str, str] = field(default_factory=dict)
     frozen: GradientMask | None = None
     layers: Mapping[str, str] = field(default_factory=dict)
+    preconditioner: Preconditioner | None = None
     targets: Mapping[str, Sequence[Batch]] = field(default_factory=dict)
     max_rise: float | None = None
     state: Memories = field(init=False)
@@ -102,8 +106,13 @@ class Measurement:
     sharded: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.rectifier.scope == "layer" and not self.layers:
-            raise ValueError(f"{self.rectifier} reads inner products by layer, and no layers are given")
+        if self.rectifier.scope in ("layer", "group") and not self.layers:
+            raise ValueError(
+                f"{self.rectifier} reads inner products by {self.rectifier.scope}, and no layers are given"
+            )
+        if self.rectifier.metric == "adam" and self.preconditioner is None:
+            message = f"{self.rectifier} reads the optimizer's second moments, and no optimizer is given"
+            raise GeffectError(message, remedy="Choose a rectifier without metric=adam")
         self.state, self.sharded = self.rectifier.init(), is_sharded(self.parameters)
         self.term_states = self.objective.init_states()
         effects = bool(self.targets) and self.updates
@@ -125,8 +134,9 @@ class Measurement:
     @property
     def parts(self) -> dict[str, str]:
         """Parameter → the part of the model whose inner products the rectifier reads together; empty: one part."""
-        names = {"model": {}, "layer": self.layers, "parameter": {name: name for name in self.parameters}}
-        return dict(names[self.rectifier.scope])
+        names = {name: name for name in self.parameters}
+        by_scope = {"model": {}, "group": self.layers, "layer": self.layers, "parameter": names}
+        return dict(by_scope[self.rectifier.scope])
 
     @property
     def differentiated(self) -> dict[str, nn.Parameter]:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geffect.core.distributed import assign_items, num_processes, sum_gradients, sum_over_processes
-from geffect.core.forward import Outputs
-from geffect.core.gradients import GradientBuffer, Visit
-from geffect.core.splits import domain_of, of_domain, role_of, split_names
+from geffect.core.distributed import assign_items, num_processes, rank, sum_gradients, sum_over_processes
+from geffect.core.forward import Outputs, add_positions
+from geffect.core.gradients import GradientBuffer, NamedTensors, Visit
+from geffect.core.splits import EXAMPLES, domain_of, of_domain, role_of, split_names
 from geffect.measurement.basis import add
 from geffect.measurement.measurement import Batch, Measurement
+from geffect.measurement.update import exchanged
 from geffect.objectives.base import Counts, Objective, mean_nll
 from geffect.rectifiers.base import Rectifier
 from geffect.rectifiers.elementwise import Elementwise
@@ -62,13 +63,13 @@ def plan_passes(
     The keywords are those of `Measurement` and `Passes`; ``frozen``: the two sides are masked apart.
     """
     read = {role_of(name) for name in rectifier.gradients}
-    reads_retain = bool(rectifier.memories) or isinstance(rectifier, Elementwise)
+    reads_retain = bool(rectifier.memories) or (isinstance(rectifier, Elementwise) and not rectifier.by_domain)
     factor = objective.forget_multiple if free and not keep_dropout else None
     weight = 0.0 if keep_dropout else objective.retain_multiple
     terms = any(keep_dropout or term.multiple_of_loss is None for _, term in objective.on("retain"))
     followed = bool(objective.stateful_multiples("retain")) and not keep_dropout  # a weight of 0 may rise again
     beside = terms or bool(objective.on("alternative") or objective.on("general"))
-    sides = bool(factor) and (beside or num_domains > 1)
+    sides = rectifier.by_domain or (bool(factor) and (beside or num_domains > 1))
     forget = measure or "forget" in read
     return PassPlan(
         factor=factor,
@@ -95,6 +96,8 @@ class Passes:
         shares: split → share of its role's labeled tokens: the role's loss is the mean weighed by it.
         window: the buffers.
         sums: losses and weights so far.
+        examples: the gradients of single retain examples that the rectifier reads.
+        ascended: the weights at which the forget term is differentiated (`geffect.measurement.ascent`).
     """
 
     def __init__(self, run: Measurement, counts: Mapping[str, Counts], *, measure: bool) -> None:
@@ -114,7 +117,11 @@ class Passes:
         self._waiting = [*self.targets]
         self._retain_side = RETAIN_SIDE if self.plan.splits_retain else "objective"
         self.window, self.sums = GradientBuffer(run.differentiated), dict[str, Tensor]()
+        self.examples = EXAMPLES[: run.rectifier.examples]
+        self.window.gradients |= {name: {} for name in self.examples}
+        self.ascended: NamedTensors | None = None
         self.streamed = False
+        self._ordinal = 0  # of the next retain example, over all processes
 
     def side(self, forget: str) -> str:
         """The buffer of the objective's terms on a forget split."""
@@ -129,7 +136,7 @@ class Passes:
     def buffers(self) -> tuple[str, ...]:
         """The names of all buffers."""
         sides = (f"{SIDE} {each}" for each in self.forget)
-        return ("objective", RETAIN_SIDE, *sides, *self.forget, *self.retain, *self.targets)
+        return ("objective", RETAIN_SIDE, *sides, *self.forget, *self.retain, *self.targets, *self.examples)
 
     def run_all(self, batches: Mapping[str, Batch], visit: Visit | None) -> Tensor:
         """Back-propagate one micro-batch; the objective's share of it, detached.
@@ -144,6 +151,7 @@ class Passes:
                 of_its = of_domain(batches, domain_of(forget))
                 shares += [self._forget(forget, of_its), self._beside("alternative", of_its, "objective")]
             shares.append(self._beside("general", batches, self._retain_side))
+            self._run_examples(batches)
             for retain in (each for each in self.retain if each in batches):
                 closes = visit if retain == self.retain[-1] else None
                 shares.append(self._retain(retain, of_domain(batches, domain_of(retain)), closes))
@@ -161,6 +169,17 @@ class Passes:
                 self.window.add(name, weight * mean_nll(outputs, counts))
         self._waiting.clear()
 
+    def _run_examples(self, batches: Mapping[str, Batch]) -> None:
+        """Back-propagate single retain examples' shares of the retain loss, in turn into so many buffers."""
+        rows = [
+            (batches[name], i) for name in self.retain if name in batches for i in range(len(batches[name]["labels"]))
+        ]
+        for place, (batch, i) in enumerate(rows if self.examples else (), self._ordinal + rank() * len(rows)):
+            row = add_positions({key: tensor[i : i + 1] for key, tensor in batch.items() if key != "positions"})
+            outputs = self.run.forward(row, frozenset(), dropout=False)
+            self.window.add(self.examples[place % len(self.examples)], mean_nll(outputs, self.counts["retain"]))
+        self._ordinal += num_processes() * len(rows)
+
     def gather(self) -> None:
         """Add up the gradients and sums of all processes."""
         if num_processes() == 1:
@@ -170,10 +189,12 @@ class Passes:
         self.sums = dict(zip(self.sums, sum_over_processes(sums), strict=True))
 
     def _forget(self, name: str, batches: Mapping[str, Batch]) -> Tensor | None:
-        outputs, loss, shared = None, None, not self.run.keep_dropout
+        moved = self.objective.rho is not None
+        outputs, loss, shared = None, None, not (self.run.keep_dropout or moved)
         if self.objective.on("forget"):
             again = self.plan.runs_forget and shared
-            outputs, loss = self._descend("forget", batches, self.side(name), retain_graph=again)
+            with self._ascended() if moved else contextlib.nullcontext():
+                outputs, loss = self._descend("forget", batches, self.side(name), retain_graph=again)
             weights = self.objective.forget_weights(outputs)
             if weights is not None:
                 self._sum("weight_mean", weights.sum() / self.counts["forget"].token)
@@ -186,6 +207,12 @@ class Passes:
             if self.plan.runs_forget:
                 self.window.add(name, forget_loss)
         return loss
+
+    def _ascended(self) -> contextlib.AbstractContextManager[None]:
+        """While this lasts, the weights are those at which the forget term is differentiated."""
+        if self.ascended is None:
+            raise RuntimeError("Step.ascend comes before the micro-batches of an objective with sam")
+        return exchanged({name: self.run.parameters[name] for name in self.ascended}, self.ascended)
 
     def _beside(self, name: str, batches: Mapping[str, Batch], gradient: str) -> Tensor | None:
         """The objective's terms on a set whose loss is not measured."""

@@ -1,7 +1,7 @@
 """One optimizer step: its gradients are combined, reduced, rectified and handed back, tensor by tensor."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from geffect.core.distributed import as_shard, local_part, num_processes, sum_ov
 from geffect.core.gradients import NamedTensors, add_scaled
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, role_of
+from geffect.measurement.ascent import ascended
 from geffect.measurement.basis import Basis, Combinations, Shares, StandardErrors, add, held, standard_errors
 from geffect.measurement.filter import StepFilter
 from geffect.measurement.measurement import Batch, Measured, Measurement
@@ -42,7 +43,8 @@ class Step:
         retain = passes.retain if measure or "retain" in read else ()
         masked = (MASKED, *((MASKED_RETAIN,) if self.rule.add_retain else ())) if run.frozen else ()
         entries = (RECTIFIED,) if isinstance(self.rule, Elementwise) else ()
-        names = ("objective", *forget, *retain, *self.rule.memories, *masked, *passes.targets, *entries)
+        alone = (*self.rule.memories, *passes.examples)
+        names = ("objective", *forget, *retain, *alone, *masked, *passes.targets, *entries)
         self.basis = Basis(names, run.tie, run.losses)
         self.descends = MASKED if run.frozen else "objective"
         self.rectifier = RectifierStep(run, self._parts_by_name())
@@ -53,6 +55,11 @@ class Step:
         self.retained: dict[str, list[Batch]] = {name: [] for name in passes.retain}  # of the window, to be filtered by
         self.applied: Applied | None = None
         self._tied = Tensors()  # the tied tensor's two parts arrive apart
+
+    def ascend(self, window: Iterable[Mapping[str, Batch]]) -> None:
+        """The first of two rounds over the window's micro-batches, where the objective asks for it (``sam``)."""
+        if self.passes.objective.rho is not None:
+            self.passes.ascended = ascended(self.run, self.passes.objective, self.passes.counts, window)
 
     def micro_batch(self, batches: Mapping[str, Batch], *, last: bool, part: int | None = None) -> Tensor:
         """Back-propagate one micro-batch; the objective's share of it, detached.
@@ -89,6 +96,7 @@ class Step:
         named = self._combinations(rectified)
         scalars |= self.run.objective.multipliers(self.run.term_states)
         measured = self._report(scalars, named) if self.measure else Measured(scalars)
+        self.passes.ascended = None
         corrects = self.rule.corrects or self.run.frozen is not None or self.run.max_rise is not None
         if self.run.updates and (self.kept is not None or corrects):
             shares = None if self.kept is None else (self.kept, self.kept_embeds)
@@ -142,6 +150,7 @@ class Step:
         def shares() -> Iterator[Shares]:
             for part in self.parts:
                 step = Step(alone, self.passes.counts, measure=True)
+                step.passes.ascended = self.passes.ascended
                 for batches in part:
                     step.micro_batch(batches, last=batches is part[-1])
                 yield step.kept or {}, step.kept_embeds
@@ -174,7 +183,7 @@ class Step:
         run, passes = self.run, self.passes
         tensors, embeds = self._losses(buffers), None if embed is None else self._losses(embed)
         gradient, retain = passes.window.gradients.setdefault("objective", {}), self._pool(passes.retain, buffers)
-        forget = passes.forget_side(buffers)
+        forget, other = passes.forget_side(buffers), self._sides(buffers) if self.rule.by_domain else None
         if run.frozen is None:
             if forget is not None:
                 gradient[name] = forget
@@ -188,7 +197,7 @@ class Step:
         self.rule.update(run.state, name, retain)
         tensors |= {memory: run.state[memory].get(name) for memory in self.rule.memories}
         if isinstance(self.rule, Elementwise):
-            tensors[RECTIFIED] = self.rule.rectify(gradient.get(name), retain)
+            tensors[RECTIFIED] = self.rule.rectify(gradient.get(name), other if self.rule.by_domain else retain)
         self.rectifier.add(name, {**tensors, "objective": gradient.get(name)})
         if self.measure:
             self.basis.add(name, tensors, embeds)
@@ -200,7 +209,7 @@ class Step:
     def _losses(self, buffers: Tensors) -> Tensors:
         """One tensor of the loss gradients, back-propagated or a multiple of the objective's."""
         passes = self.passes
-        losses: Tensors = {each: buffers[each] for each in (*passes.retain, *passes.targets)}
+        losses: Tensors = {each: buffers[each] for each in (*passes.retain, *passes.targets, *passes.examples)}
         for forget in passes.forget:
             side, c = buffers[passes.side(forget)], (passes.plan.factor or 0.0) * passes.shares[forget]
             free = side / c if c and passes.plan.splits_forget and side is not None else None
@@ -215,6 +224,16 @@ class Step:
         for each in splits:
             add_scaled(gradient, "", tensors[each], self.passes.shares[each])
         return gradient.get("")
+
+    def _sides(self, buffers: Tensors) -> Tensor | None:
+        """One tensor of the objective's mean loss on each domain's forget set, ``[E, …]``."""
+        passes = self.passes
+        sides = {each: buffers[passes.side(each)] for each in passes.forget}
+        known = next((side for side in sides.values() if side is not None), None)
+        if known is None:
+            return None
+        wholes = ((torch.zeros_like(known) if s is None else s) / passes.shares[each] for each, s in sides.items())
+        return torch.stack([*wholes])
 
     def _mask(
         self, frozen: GradientMask, name: str, forget: Tensor | None, terms: Tensor | None, retain: Tensor | None
@@ -283,7 +302,7 @@ class Step:
         retain = {name: passes.shares[name] for name in passes.retain}
         named = each | {"objective": {"objective": 1.0}, "forget": forget, "retain": retain}
         order = dict.fromkeys(("objective", "forget", "retain", *each))
-        others = (MASKED, *self.rule.memories, *passes.targets, RECTIFIED)
+        others = (MASKED, *self.rule.memories, *passes.examples, *passes.targets, RECTIFIED)
         return {name: named[name] for name in order} | {n: {n: 1.0} for n in others if n in self.basis.names}
 
     def _rectified_parts(self, rectified: Mapping[str, float]) -> dict[str, float]:

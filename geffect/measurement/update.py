@@ -6,8 +6,9 @@ optimizer made of the gradient. All are taken on the same fixed probe examples, 
 R(θ_T) − R(θ_0).
 """
 
+import contextlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -23,6 +24,7 @@ from geffect.errors import GeffectError
 from geffect.measurement.basis import Basis, Combinations, Parts, Shares, held
 from geffect.measurement.filter import StepFilter
 from geffect.measurement.measurement import Batch, Measured, Measurement
+from geffect.measurement.metric import Preconditioner, divided
 from geffect.measurement.topk import Masks
 from geffect.objectives.base import Counts, mean_nll
 from geffect.rectifiers.base import InnerProducts, Memories, Rectifier
@@ -43,6 +45,8 @@ class Rectified(Protocol):
     def parts(self) -> Mapping[str, str]: ...  # noqa: D102
     @property
     def sharded(self) -> bool: ...  # noqa: D102
+    @property
+    def preconditioner(self) -> Preconditioner | None: ...  # noqa: D102
 
 
 class RectifierStep:
@@ -72,7 +76,8 @@ class RectifierStep:
     def add(self, name: str, tensors: Mapping[str, Tensor | None]) -> None:
         """Reduce one tensor of every source, and hold what is combined with the objective's gradient later."""
         if self.sources:
-            self.products.add(name, tensors)
+            root = metric_root(self.run, name)
+            self.products.add(name, {source: divided(tensors.get(source), root) for source in self.sources})
         for source, stored in self._stored.items():
             add_scaled(stored, name, tensors[source], 1.0)
 
@@ -156,7 +161,7 @@ class Applied:
             update = moved(before, parameter)
             if run.frozen is not None:
                 run.frozen.put_back(name, parameter, before)
-            take_off(run.state, corrected.get(name, {}), name, parameter)
+            take_off(run, corrected.get(name, {}), name, parameter)
             if self.shares is not None:
                 applied = moved(before, parameter)
                 self._measure(basis, name, self.shares, {"update": update, "applied": applied}, learning_rates[name])
@@ -205,7 +210,9 @@ def correction(
         still = None if frozen is None else frozen.never(name, update.device)
         if still is not None:
             update.masked_fill_(still, 0)
-        products[name] = pairwise_products([update, *(run.state[memory].get(name) for memory in rule.memories)])
+        root = metric_root(run, name)
+        memories = [divided(run.state[memory].get(name), root) for memory in rule.memories]
+        products[name] = pairwise_products([update if root is None else update * root, *memories])
     values = dict(zip(products, matrices(list(products.values())), strict=True))
     gram = sum_gram(Gram(("update", *rule.memories), values), sharded=run.sharded)
     by_part: dict[str, Parts] = {}
@@ -219,11 +226,21 @@ def correction(
     return corrected, {f"update_{name}": value for name, value in numbers.items()}
 
 
-def take_off(state: Memories, parts: Parts, name: str, parameter: Tensor) -> None:
-    """Take these parts of the memories off one tensor of θ, in place."""
+def take_off(run: Rectified, parts: Parts, name: str, parameter: Tensor) -> None:
+    """Take these parts of the memories, divided by the rule's metric, off one tensor of θ, in place."""
     for memory, scale in parts.items():
-        if scale and name in state[memory]:
-            parameter.sub_(state[memory][name].to(parameter.dtype), alpha=scale)
+        if scale and (kept := run.state[memory].get(name)) is not None:
+            diagonal = run.preconditioner(name) if run.rectifier.metric == "adam" and run.preconditioner else None
+            taken = kept if diagonal is None else kept / diagonal
+            parameter.sub_(taken.to(parameter.dtype), alpha=scale)
+
+
+def metric_root(run: Rectified, name: str) -> Tensor | None:
+    """√M of one tensor in the rule's metric; None: ones. Of vectors divided by it, products are those with M⁻¹."""
+    if run.rectifier.metric != "adam" or run.preconditioner is None:
+        return None
+    diagonal = run.preconditioner(name)
+    return None if diagonal is None else diagonal.sqrt_()
 
 
 def sums_by_part(gram: Gram, part_of: Mapping[str, str]) -> dict[str, Tensor]:
@@ -247,6 +264,32 @@ def moved(before: Tensor, parameter: Tensor) -> Tensor:
     after = local_part(parameter.detach())
     wide = torch.promote_types(after.dtype, torch.float32)
     return before.to(wide) - after.to(wide)
+
+
+@contextlib.contextmanager
+@torch.no_grad()
+def exchanged(parameters: Mapping[str, nn.Parameter], held: NamedTensors) -> Iterator[None]:
+    """Put held weights into parameters until the end, and theirs in the place of these; both are back after, all bits.
+
+    An interruption may come amid the exchange: the weights of a tensor are in ``moving`` then, and put back as well.
+    """
+    parts = {name: local_part(parameter.detach()) for name, parameter in parameters.items()}
+    moving, moved_out = NamedTensors(), list[str]()
+    try:
+        for name, part in parts.items():
+            moving[name] = part.clone()
+            part.copy_(held[name])
+            held[name].copy_(moving[name])
+            moved_out.append(name)
+            del moving[name]
+        yield
+    finally:
+        for name in moved_out:
+            away = parts[name].clone()
+            parts[name].copy_(held[name])
+            held[name].copy_(away)
+        for name, theirs in moving.items():
+            parts[name].copy_(theirs)
 
 
 class PredictionCheck:

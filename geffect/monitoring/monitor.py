@@ -6,7 +6,7 @@ import logging
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +26,7 @@ from geffect.inspection.measure import token_lines
 from geffect.measurement.basis import Combinations, Tensors
 from geffect.measurement.measurement import Batch
 from geffect.measurement.topk import Masks
-from geffect.measurement.update import moved, snapshot
+from geffect.measurement.update import exchanged, moved, snapshot
 from geffect.models.scoring import Likelihood
 from geffect.models.tokenizers import vocabulary_size
 from geffect.monitoring.numbers import predictions
@@ -437,28 +437,6 @@ class Monitor:
             )
             for line in lines:
                 self._sink({"step": self._at} | line | {"direction": UPDATE}, TOKENS)
-
-
-@contextlib.contextmanager
-@torch.no_grad()
-def exchanged(parameters: Mapping[str, nn.Parameter], held: NamedTensors) -> Iterator[None]:
-    """Put held weights into parameters until the end, and theirs in the place of these; they are back after, all bits.
-
-    An interruption may come amid the exchange: the weights of a tensor are in ``moving`` then, and put back as well.
-    """
-    parts = {name: local_part(parameter.detach()) for name, parameter in parameters.items()}
-    moving, moved_out = NamedTensors(), list[str]()
-    try:
-        for name, part in parts.items():
-            moving[name] = part.clone()
-            part.copy_(held[name])
-            held[name].copy_(moving[name])
-            moved_out.append(name)
-            del moving[name]
-        yield
-    finally:
-        for name in {*moved_out, *moving}:
-            parts[name].copy_(moving.get(name, held[name]))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from geffect.core.distributed import as_shard, assign_items, is_sharded, local_part, sum_gradients
 from geffect.core.gradients import GradientBuffer, NamedTensors
 from geffect.core.gram import Gram, cosine, norm
-from geffect.core.layers import layout
+from geffect.core.layers import by_scope
 from geffect.core.model_state import ModelState
 from geffect.data.encode import EncodedExample, collate
 from geffect.errors import GeffectError, shorten
@@ -47,8 +47,14 @@ def make_rule(text: str | None, protect: object, targets: Mapping[str, object]) 
         return None
     asked = make_rectification(text or DEFAULT)
     others = sorted(set(asked.rule.gradients) - {"objective", PROTECTED, *asked.rule.memories})
-    if asked.freezing or others or not asked.rule.rectifies:
-        what = "masks of a localization" if asked.freezing else " and ".join(others) or "no protected gradient"
+    foreign = {
+        "masks of a localization": asked.freezing is not None,
+        "the optimizer's second moments": asked.rule.metric == "adam",
+        "the objectives of several domains": asked.rule.by_domain,
+        " and ".join(others) or "no protected gradient": bool(others) or not asked.rule.rectifies,
+    }
+    if any(foreign.values()):
+        what = next(each for each, reads in foreign.items() if reads)
         message = f"{asked.text!r} reads {what}, where there are the training's gradient and the protected one"
         raise GeffectError(message, remedy="Write rectifier='gru', or a rule that reads objective and retain")
     return asked.rule
@@ -100,6 +106,7 @@ class Protection:
     model_state: ModelState
     state: Memories = field(init=False)
     numbers: dict[str, float] = field(default_factory=dict, init=False)
+    preconditioner: None = None  # a monitor need not have the optimizer
     conflicts: list[bool] = field(default_factory=list, init=False)  # of the steps since `told`
 
     def __post_init__(self) -> None:
@@ -115,8 +122,8 @@ class Protection:
         """Parameter → the part of the model whose inner products are read together; empty: one part."""
         if self.rectifier.scope == "model":
             return {}
-        if self.rectifier.scope == "layer":
-            return dict(layout(self.model).layers)
+        if self.rectifier.scope in ("layer", "group"):
+            return by_scope(self.model, self.rectifier.scope)
         return {name: name for name in self.parameters}
 
     @torch.no_grad()
@@ -168,7 +175,7 @@ class Protection:
         corrected, _ = correction(self, before)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                take_off(self.state, corrected.get(name, {}), name, local_part(parameter.detach()))
+                take_off(self, corrected.get(name, {}), name, local_part(parameter.detach()))
 
     def told(self) -> dict[str, float]:
         """`numbers`, and ``conflicts``: the share of the steps since the last call whose cosine was below 0.

@@ -44,6 +44,11 @@ class Term(Configurable, ABC):
         """c where the loss is c times its set's loss (mean NLL), so that its gradient is too; else None."""
         return None
 
+    @property
+    def rho(self) -> float | None:
+        """How far up the weights are moved before its gradient is taken (`geffect.measurement.ascent`); None: not."""
+        return None
+
     def weights(self, outputs: Outputs) -> Tensor | None:
         """``[B, T]`` weights w_i on ∇log p_i of the set's own labels (ascent side); None without such a form."""
         return None
@@ -265,6 +270,11 @@ class Objective:
             return None
         c = sum(w * (m or 0.0) for (w, _), m in zip(self.on("forget"), multiples, strict=True))
         return c or None
+
+    @property
+    def rho(self) -> float | None:
+        """How far up the weights are moved for the term on the forget set; None where no term asks for it."""
+        return next((term.rho for _, term in self.terms if term.rho is not None), None)
 
     @property
     def retain_multiple(self) -> float:

@@ -9,6 +9,7 @@ from geffect.objectives.npo import NPO, TNPO, WTNPO, SimNPO
 from geffect.objectives.preference import DPO, FLAT, PO, AdversarialLabels, RandomLabels
 from geffect.objectives.retain import GD, KL, RR
 from geffect.objectives.rmu import RMU
+from geffect.objectives.sam import SAM
 from geffect.objectives.weighted import CEU, GA, WGA, SatImp
 
 TERMS: dict[str, type[Term]] = {
@@ -26,6 +27,7 @@ TERMS: dict[str, type[Term]] = {
     "random": RandomLabels,
     "rmu": RMU,
     "rr": RR,
+    "sam": SAM,
     "satimp": SatImp,
     "simnpo": SimNPO,
     "tnpo": TNPO,
@@ -51,4 +53,7 @@ def make_objective(text: str) -> Objective:
     )
     if not any(term.on in ("forget", "alternative") for _, term in terms):
         raise GeffectError(f"{text!r} has no term on the forget set", remedy="Add one, as in 'ga + 1.0*gd'")
+    of_forget = [term for _, term in terms if term.on == "forget"]
+    if len(of_forget) > 1 and any(term.rho is not None for term in of_forget):
+        raise GeffectError(f"{text!r} has terms on the forget set beside sam", remedy="Leave sam or the others out")
     return Objective(text, terms)

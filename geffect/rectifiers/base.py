@@ -11,7 +11,8 @@ from geffect.core.gradients import NamedTensors
 from geffect.core.masks import GradientMask, Localization
 from geffect.core.registry import Configurable
 
-Scope = Literal["model", "layer", "parameter"]
+Scope = Literal["model", "group", "layer", "parameter"]
+Metric = Literal["euclidean", "adam"]
 Memories = dict[str, NamedTensors]  # memory → parameter → tensor
 
 
@@ -49,8 +50,9 @@ class Rectifier(Configurable):
     def gradients(self) -> tuple[str, ...]:
         """What `coefficients` reads and combines, the objective first; empty: the objective's gradient stands.
 
-        Names are ``objective``, ``forget`` and ``retain`` (of these sets' losses), a domain's ``forget/NAME``, and
-        `memories`. What a step does not compute anyway costs its passes and a gradient's memory.
+        Names are ``objective``, ``forget`` and ``retain`` (of these sets' losses), a domain's ``forget/NAME``,
+        `memories`, and ``example_0`` and so on (`examples`). What a step does not compute anyway costs its passes and a
+        gradient's memory.
         """
         return ()
 
@@ -63,6 +65,26 @@ class Rectifier(Configurable):
     def scope(self) -> Scope:
         """The part of the model over which inner products are summed: each has coefficients of its own."""
         return "model"
+
+    @property
+    def metric(self) -> Metric:
+        """In what metric it projects updates; ``adam``: M = diag(√v̂ + ε), v̂ the optimizer's second moment.
+
+        A step of Adam with the gradient g is along M⁻¹g. So `coefficients` are chosen from the inner products
+        ⟨g, M⁻¹h⟩, by which ⟨h, M⁻¹d⟩ is what the step does to the loss whose gradient is h; and what `correction` takes
+        off θ are combinations of M⁻¹h.
+        """
+        return "euclidean"
+
+    @property
+    def examples(self) -> int:
+        """Of how many retain examples it reads the gradients, ``example_0`` and so on; each has a pass of its own."""
+        return 0
+
+    @property
+    def by_domain(self) -> bool:
+        """Whether it compares the objectives of several domains."""
+        return False
 
     @property
     def memories(self) -> tuple[str, ...]:

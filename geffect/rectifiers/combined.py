@@ -1,4 +1,4 @@
-"""PCGrad, BLUR, NGDiff, HAMU: combinations of this step's gradients, chosen by their inner products.
+"""PCGrad, BLUR, NGDiff, HAMU, OrthoGrad: combinations of this step's gradients, chosen by their inner products.
 
 Letters: g_o, g_f and g_r are the gradients of the objective, the forget loss and the retain loss, d is what is
 descended instead of g_o (θ ← θ − lr·d), and products are those over one part of the model (``scope``). To first order a
@@ -11,15 +11,17 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field
 
 from geffect.core.registry import Positive, Share
+from geffect.core.splits import EXAMPLES, MOST_REMEMBERED
 from geffect.rectifiers.base import InnerProducts, Rectifier, Scope
 from geffect.rectifiers.gru import projection
 
 PAIRS = (("objective", "objective"), ("objective", "retain"), ("retain", "retain"))
 SHORT = sys.float_info.min  # a squared norm below it cannot be divided by: the gradient counts as zero
-PARALLEL = 1e-12  # sin² of an angle below it is rounding
+PARALLEL = 1e-12  # sin² of an angle, or an eigenvalue of unit vectors' Gram, below it is rounding
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,47 @@ class HAMU(Rectifier):
         else:
             along, across = -radius * self.gain, 0.0
         return {"objective": 0.0, "forget": along * forget, "retain": across * retain}
+
+
+@dataclass(frozen=True)
+class OrthoGrad(Rectifier):
+    """d = g_o − its projection on the span of single retain examples' gradients (arXiv 2503.02312).
+
+    Each retain example of the step has a pass of its own, whose gradient is that of its share of the retain loss. Where
+    there are more than ``examples``, every so many-th is added to the same gradient, and the span is that of the sums.
+
+    Guarantee: ⟨e_i, d⟩ = 0 of every gradient e_i of the span, so the step leaves each one's loss as it is, and the
+    retain loss, which is their sum; and ⟨g_o, d⟩ = ‖d‖² ≥ 0, so the objective does not rise.
+
+    Attributes:
+        examples: dimensions of the span at most; each takes the memory of the trained parameters.
+        scope: the part of the model over which the guarantee holds.
+    """
+
+    examples: Annotated[int, Field(ge=1, le=MOST_REMEMBERED)] = 8
+    scope: Scope = "model"
+
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        """The objective's and the examples'."""
+        return ("objective", *EXAMPLES[: self.examples])
+
+    def coefficients(self, gram: InnerProducts) -> dict[str, float]:
+        """1 of the objective's gradient, and of each example's what takes the shadow on the span out.
+
+        >>> import torch
+        >>> gram = InnerProducts(("objective", "example_0"), torch.tensor([[1.0, 0.5], [0.5, 0.25]]))
+        >>> OrthoGrad(examples=1).coefficients(gram)
+        {'objective': 1.0, 'example_0': -2.0}
+        """
+        names = [name for name in gram.names if name in EXAMPLES[: self.examples]]
+        lengths = torch.tensor([inverse_length(gram, name) for name in names], dtype=torch.float64)
+        chosen = [gram.names.index(name) for name in names]
+        matrix = gram.matrix.double()
+        unit = matrix[chosen][:, chosen] * torch.outer(lengths, lengths)
+        shadow = matrix[chosen, gram.names.index("objective")] * lengths
+        weights = torch.linalg.pinv(unit, rtol=PARALLEL, hermitian=True) @ shadow * -lengths
+        return {"objective": 1.0, **dict(zip(names, weights.tolist(), strict=True))}
 
 
 def inverse_length(gram: InnerProducts, name: str) -> float:

@@ -1,6 +1,6 @@
-"""SAGO and the disruption mask: entries of the gradient are replaced where the retain gradient has another sign.
+"""SAGO, the disruption mask and CGLearn: entries of the gradient are replaced or left out, each by itself.
 
-g_o and g_r are the gradients of the objective and of the retain loss, d is what is descended. Both rules guarantee
+g_o and g_r are the gradients of the objective and of the retain loss, d is what is descended. The first two guarantee
 d_i·g_r,i ≥ 0 of every entry i, so to first order the retain loss does not rise, in the whole model and in any part of
 it, whatever positive step size each entry has. An optimizer with momentum, as AdamW, still moves entries by what
 earlier steps left.
@@ -17,6 +17,7 @@ from torch import Tensor
 from geffect.rectifiers.base import Rectifier
 
 Weight = Annotated[float, Field(ge=0)]
+SMALL = 1e-8  # added to a standard deviation, as published
 
 
 class Elementwise(Rectifier, ABC):
@@ -28,16 +29,19 @@ class Elementwise(Rectifier, ABC):
     rectifies: ClassVar[bool] = True
 
     @abstractmethod
-    def entries(self, objective: Tensor, retain: Tensor) -> Tensor:
-        """The rectified gradient's tensor, a new one, from those of this step's objective and retain loss."""
+    def entries(self, objective: Tensor, other: Tensor) -> Tensor:
+        """The rectified gradient's tensor, a new one, from those of this step's objective and retain loss.
 
-    def rectify(self, objective: Tensor | None, retain: Tensor | None) -> Tensor | None:
+        Of a rule `by_domain` the other tensor stacks the objective's sides on each domain's forget set, ``[E, …]``.
+        """
+
+    def rectify(self, objective: Tensor | None, other: Tensor | None) -> Tensor | None:
         """`entries`, where None is zeros."""
-        known = objective if objective is not None else retain
+        known = objective if objective is not None else other
         if known is None:
             return None
-        zeros = torch.zeros_like(known) if objective is None or retain is None else known
-        return self.entries(zeros if objective is None else objective, zeros if retain is None else retain)
+        zeros = torch.zeros_like(known) if objective is None or other is None else known
+        return self.entries(zeros if objective is None else objective, zeros if other is None else other)
 
 
 @dataclass(frozen=True)
@@ -54,14 +58,14 @@ class SAGO(Elementwise):
     alpha: Weight = 1.0
     gamma: Weight = 1.0
 
-    def entries(self, objective: Tensor, retain: Tensor) -> Tensor:
+    def entries(self, objective: Tensor, other: Tensor) -> Tensor:
         """Either gradient's entry, by the sign of the product.
 
         >>> SAGO(alpha=2).entries(torch.tensor([1.0, 1.0, 3.0]), torch.tensor([-1.0, 2.0, 0.0])).tolist()
         [-2.0, 1.0, 3.0]
         """
-        conflict = objective.sign() * retain.sign() < 0  # the product itself may underflow
-        return torch.where(conflict, self.alpha * retain, self.gamma * objective)
+        conflict = objective.sign() * other.sign() < 0  # the product itself may underflow
+        return torch.where(conflict, self.alpha * other, self.gamma * objective)
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,38 @@ class Disruption(Elementwise):
     entry, so neither the retain loss nor the objective rises.
     """
 
-    def entries(self, objective: Tensor, retain: Tensor) -> Tensor:
+    def entries(self, objective: Tensor, other: Tensor) -> Tensor:
         """The objective's entries, those of another sign as zeros.
 
         >>> Disruption().entries(torch.tensor([1.0, 1.0, 3.0]), torch.tensor([-1.0, 2.0, 0.0])).tolist()
         [0.0, 1.0, 0.0]
         """
-        return objective * (objective.sign() == retain.sign())
+        return objective * (objective.sign() == other.sign())
+
+
+@dataclass(frozen=True)
+class Consistent(Elementwise):
+    """d_i = g_o,i where |mean_e g_e,i| > threshold·(std_e g_e,i + 1e-8), else 0: CGLearn's mask (arXiv 2411.06040).
+
+    g_e is the gradient of what the objective descends on domain e's forget set, divided by that set's share of all
+    forget tokens; mean and standard deviation (divisor E) go over the E domains. What the objective adds on other sets
+    is masked with it.
+
+    Guarantee: d_i·g_o,i ≥ 0 of every entry, so the objective does not rise. Nothing is said of the retain loss.
+
+    Attributes:
+        threshold: τ, how many standard deviations the mean must lie from 0.
+    """
+
+    threshold: Weight = 1.0
+    by_domain: ClassVar[bool] = True
+
+    def entries(self, objective: Tensor, other: Tensor) -> Tensor:
+        """The objective's entries, those on which the domains disagree as zeros.
+
+        >>> sides = torch.tensor([[1.0, 1.0, 0.0], [2.0, -1.0, 0.0]])
+        >>> Consistent().entries(torch.tensor([3.0, 3.0, 3.0]), sides).tolist()
+        [3.0, 0.0, 0.0]
+        """
+        spread = other.std(0, correction=0) + SMALL
+        return objective * (other.mean(0).abs() > self.threshold * spread)

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from geffect.rectifiers.base import InnerProducts, Memories, Rectifier
+from geffect.rectifiers.base import InnerProducts, Memories, Metric, Rectifier, Scope
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,17 @@ class GRU(Rectifier):
         space: what is projected: the ``gradient`` (the paper's), the ``update`` −Δθ that the optimizer makes of it, or
             ``both``. The latter two are this toolkit's: under AdamW a gradient without conflict still moves θ against
             m, so θ ← θ − max(0, ⟨m, Δθ⟩)/‖m‖² · m after the optimizer's step, the same form for any optimizer.
+        scope: the part of the model over which the guarantee holds.
+        metric: ``adam``, this toolkit's, projects in Adam's metric M (`Rectifier.metric`): ⟨a, b⟩ above is ⟨a, M⁻¹b⟩
+            of gradients, and θ ← θ − max(0, ⟨m, Δθ⟩)/⟨m, M⁻¹m⟩ · M⁻¹m of updates.
     """
 
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.2
     cos_clip: Annotated[float, Field(ge=-1, le=0)] = -1.0
     add_retain: float = 0.0
     space: Literal["gradient", "update", "both"] = "gradient"
+    scope: Scope = "model"
+    metric: Metric = "euclidean"
     memories: ClassVar[tuple[str, ...]] = ("retain_average",)
     gradients: ClassVar[tuple[str, ...]] = ("objective", "retain_average")
 

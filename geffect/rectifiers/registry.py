@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from geffect.core.registry import Registry, parse
 from geffect.errors import GeffectError
 from geffect.rectifiers.base import Freezing, Rectifier
-from geffect.rectifiers.combined import BLUR, HAMU, NGDiff, PCGrad
+from geffect.rectifiers.combined import BLUR, HAMU, NGDiff, OrthoGrad, PCGrad
 from geffect.rectifiers.confined import Confine, RandomMask
-from geffect.rectifiers.elementwise import SAGO, Disruption
-from geffect.rectifiers.gem import GEM
+from geffect.rectifiers.elementwise import SAGO, Consistent, Disruption
+from geffect.rectifiers.gem import GEM, GU
 from geffect.rectifiers.grail import GRAIL
 from geffect.rectifiers.gru import GRU
 from geffect.rectifiers.memflex import MemFlex
@@ -23,14 +23,17 @@ class NoRectifier(Rectifier):
 RULES: dict[str, type[Rectifier | Freezing]] = {
     "blur": BLUR,
     "confine": Confine,
+    "consistent": Consistent,
     "disruption": Disruption,
     "gem": GEM,
     "grail": GRAIL,
     "gru": GRU,
+    "gu": GU,
     "hamu": HAMU,
     "memflex": MemFlex,
     "ngdiff": NGDiff,
     "none": NoRectifier,
+    "orthograd": OrthoGrad,
     "pcgrad": PCGrad,
     "random": RandomMask,
     "sago": SAGO,

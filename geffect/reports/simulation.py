@@ -45,13 +45,15 @@ def simulate(path: StrPath, rules: Sequence[str], by: str = "total", scheme: str
         raise GeffectError(f"by is {by!r}", remedy="Choose one of total, group")
     made = {text: _rule(text) for text in rules}
     groups, layers, targets = read_groups(path, scheme), read_layers(path), read_targets(path)
+    thirds = read_groups(path)
     labels = {name: TIED if "@" in name else group for name, group in groups.items()} if by == "group" else {}
     rows = []
     for step, gram in grams(path):
         was = {"": {_descended(gram): 1.0}}
         directions = {AS_IT_WAS: _vectors(gram, was, "model", layers)}
         for text, rule in made.items():
-            directions[text] = _vectors(gram, _coefficients(text, rule, gram, layers), rule.scope, layers)
+            places = thirds if rule.scope == "group" else layers
+            directions[text] = _vectors(gram, _coefficients(text, rule, gram, places), rule.scope, places)
         rows += _rows(step, gram, directions, targets, labels, by)
     if not rows:
         raise GeffectError(f"{path} has no measured step", remedy="Name a run of geffect unlearn, or a monitored one")
@@ -60,7 +62,7 @@ def simulate(path: StrPath, rules: Sequence[str], by: str = "total", scheme: str
 
 def _rule(text: str) -> Rectifier:
     asked = make_rectification(text)
-    if asked.freezing is not None or not asked.rule.gradients:
+    if asked.freezing is not None or not asked.rule.gradients or asked.rule.metric == "adam":
         message = f"{text!r} cannot be simulated: it is no combination of recorded gradients"
         raise GeffectError(message, remedy="Name a rule such as gru, or run it")
     return asked.rule
@@ -99,11 +101,11 @@ def _coefficients(text: str, rule: Rectifier, gram: Gram, layers: Mapping[str, s
 
 
 def _part(name: str, scope: str, layers: Mapping[str, str]) -> str:
-    """The part of the model that a tensor belongs to; a tied one's uses, which a rule reads as one, to ``embed``."""
+    """The part of the model that a tensor belongs to; a tied one's uses, which a rule reads as one, to ``tied``."""
     if scope == "model":
         return ""
     tensor, tied, _ = name.partition("@")
-    return tensor if scope == "parameter" else "embed" if tied else layers[name]
+    return tensor if scope == "parameter" else TIED if tied else layers[name]
 
 
 def _vectors(

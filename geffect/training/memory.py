@@ -17,7 +17,7 @@ from geffect.core.devices import find_device
 from geffect.core.forward import ALL_LOGITS, IGNORE_INDEX
 from geffect.core.head import logits_at_once
 from geffect.core.layers import decoder_blocks, unwrap
-from geffect.core.splits import domain_of
+from geffect.core.splits import TARGETS
 from geffect.data.encode import EncodedExample
 from geffect.io.system import free_memory, rank_and_size
 from geffect.measurement.passes import plan_passes
@@ -184,7 +184,7 @@ def _moments(config: UnlearnConfig, sizes: Sizes, activations: int, logits: int)
     entrywise = isinstance(rule, Elementwise)  # a copy of what it made of the gradient
     derived = plan.factor is not None and not plan.splits_forget  # a multiple of the objective's gradient
     beside_it = {*rule.gradients} - {"objective", *rule.memories, *(["forget"] if derived else ())}
-    combined = sum(1 if domain_of(name) else domains for name in beside_it)
+    combined = sum(domains if name in TARGETS else 1 for name in beside_it)
     targets = len(config.target)
     keeps = bool(targets or config.prediction or config.save_gradients or config.standard_errors)
     held = {
@@ -197,9 +197,10 @@ def _moments(config: UnlearnConfig, sizes: Sizes, activations: int, logits: int)
         keeps or rule.corrects or freezing or filters
     )  # θ, from the end of a step until the optimizer has moved it
     masked = (1 + bool(rule.add_retain)) * freezing
-    stored = one * keeps * (1 + targets + domains * (1 + plan.splits_forget) + masked + entrywise)
+    stored = one * keeps * (1 + targets + domains * (1 + plan.splits_forget) + masked + entrywise + rule.examples)
     averages = 3 * one * (config.mode == "paper")
-    backward = {"gradients": one * (targets + separate + beside + domains + (not streams)), "kept": averages}
+    moved = objective.rho is not None  # the weights at which the forget term is differentiated
+    backward = {"gradients": one * (targets + separate + beside + domains + (not streams) + moved), "kept": averages}
     nothing = {"activations": 0, "logits": 0}
     end = {"gradients": one, "kept": stored + before + averages, **nothing}
     probed = {
@@ -208,7 +209,7 @@ def _moments(config: UnlearnConfig, sizes: Sizes, activations: int, logits: int)
         **({} if config.prediction else nothing),
     }
     again = {
-        "gradients": one * (1 + config.standard_errors * (1 + separate)),
+        "gradients": one * (1 + config.standard_errors * (1 + separate + moved)),
         "kept": stored + averages + one * config.standard_errors * (1 + separate),
         **({} if config.standard_errors else nothing),
     }

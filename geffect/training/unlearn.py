@@ -18,7 +18,7 @@ from geffect.core.distributed import gather_tensors, rank
 from geffect.core.forward import Outputs, add_positions
 from geffect.core.gradients import check_no_hooks
 from geffect.core.gram import Gram, cosine, inner
-from geffect.core.layers import find_tied_weights, layout, trainable_parameters
+from geffect.core.layers import by_scope, find_tied_weights, trainable_parameters
 from geffect.core.masks import GradientMask
 from geffect.core.splits import TARGETS, of_role, role_of, split_names
 from geffect.data.encode import EncodedExample, collate
@@ -26,6 +26,7 @@ from geffect.errors import GeffectError
 from geffect.io.readers import JSON, read_json
 from geffect.measurement.ema import published_estimates
 from geffect.measurement.measurement import Batch, Measured, Measurement
+from geffect.measurement.metric import adam_metric
 from geffect.measurement.step import Step
 from geffect.measurement.update import PredictionCheck
 from geffect.models.scoring import Reference, check_same_shape, check_trainable, forward_beside, in_evaluation_mode
@@ -122,7 +123,8 @@ class UnlearnTrainer(RecordingTrainer):
             standard_errors=config.standard_errors,
             labels=layers or {},
             frozen=frozen,
-            layers=layout(model).layers if rule.scope == "layer" else {},
+            layers=by_scope(model, rule.scope),
+            preconditioner=adam_metric(trainable_parameters(model), lambda: self.optimizer),
             targets={name: self._probe(each, TARGET_EXAMPLES) for name, each in self.targets.items()},
             max_rise=config.max_rise,
         )
@@ -212,6 +214,7 @@ class UnlearnTrainer(RecordingTrainer):
             measure = self.state.global_step % self.config.diagnose_every == 0
             counts = {name: each.over_processes() for name, each in window_counts(batches).items()}
             self.current = Step(self.measurement, counts, measure=measure)
+            self.current.ascend(map(self._placed, batches))
             self.met = "; ".join(f"{name} {example_numbers([batch[name] for batch in batches])}" for name in batches[0])
         return batches, None
 
@@ -225,8 +228,7 @@ class UnlearnTrainer(RecordingTrainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Batch], num_items_in_batch: object = None) -> Tensor:
         """One micro-batch; on the optimizer step's boundary, the rectified gradient is left in ``.grad``."""
         last = self.accelerator.sync_gradients
-        batches = {name: add_positions(batch) for name, batch in inputs.items()}
-        share = self.step.micro_batch(self.on_device(batches), last=last)
+        share = self.step.micro_batch(self._placed(inputs), last=last)
         if last:
             measured = self._finish()
             self.line |= measured.line() | {"lr": [group["lr"] for group in self.optimizer.param_groups]}
@@ -234,6 +236,9 @@ class UnlearnTrainer(RecordingTrainer):
                 self.log(summary(measured))
                 self._save_gradients()
         return share
+
+    def _placed(self, inputs: Mapping[str, Batch]) -> dict[str, Batch]:
+        return self.on_device({name: add_positions(batch) for name, batch in inputs.items()})
 
     def after_update(self) -> None:
         """The optimizer has stepped, the learning rate has not moved: correct, and measure what was applied."""

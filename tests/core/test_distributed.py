@@ -1,5 +1,6 @@
 """Two processes are one: launched in earnest, over gloo on the CPU."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from torch import nn
 from geffect.core.distributed import assign_items, is_sharded, local_part, num_processes, rank, sum_gradients, sum_gram
 from geffect.core.gram import Gram
 from geffect.record.frames import read, read_steps
-from tests.support.launched import MODELS, train_monitored
+from tests.support.launched import MODELS, rectified, train_monitored
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = ["step", "group", "gradient", "other"]
@@ -76,6 +77,17 @@ REFUSED = {
 @pytest.mark.parametrize("kind", REFUSED)
 def test_a_plan_with_other_gradients_is_refused(kind: str, launched: Path) -> None:
     assert {path.read_text(encoding="utf-8") for path in launched.glob(f"{kind}-*.txt")} == {REFUSED[kind]}
+
+
+@pytest.mark.slow
+def test_every_rectifier_makes_the_same_of_two_processes(launched: Path, tmp_path: Path) -> None:
+    """Its gradient's and its update's violation of the guarantee, the update's length and its effect."""
+    rectified(tmp_path / "alone.json")
+    alone, found = (json.loads(path.read_text()) for path in (tmp_path / "alone.json", launched / "rectified.json"))
+    assert found.keys() == alone.keys() and len(found) > 15
+    for name, rows in alone.items():
+        for own, other in zip(rows, found[name], strict=True):
+            assert other == pytest.approx(own, rel=1e-6, abs=1e-9), name
 
 
 def test_small_tensors_travel_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,9 @@ from geffect.core.gradients import capture_gradients
 from geffect.core.layers import layout, trainable_parameters
 from geffect.core.masks import top_mask
 from geffect.errors import GeffectError
+from geffect.measurement.update import exchanged
 from geffect.monitoring.callback import Callback
-from geffect.monitoring.monitor import Monitor, exchanged
+from geffect.monitoring.monitor import Monitor
 from geffect.monitoring.pace import Pace
 from geffect.record.reader import read_lines
 from tests.support.cases import gpt2, llama, lora

@@ -1,10 +1,11 @@
 """What every launched process does: ``torchrun -m tests.support.launched OUT``.
 
-A tiny model in float64 is trained for three steps on rows that are dealt over the processes, and monitored, once as
-replicas and once as shards. FSDP1 and a tensor-parallel plan are refused. Then a Hugging Face Trainer trains twice,
-with the callback and without.
+Every rectifier takes two steps. A tiny model in float64 is trained for three steps on rows that are dealt over the
+processes, and monitored, once as replicas and once as shards. FSDP1 and a tensor-parallel plan are refused. Then a
+Hugging Face Trainer trains twice, with the callback and without.
 """
 
+import json
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -16,8 +17,10 @@ from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from analysis.guarantees import GUARANTEES, Start, measure
 from geffect.core.distributed import full_tensor, num_processes, rank, shard_model
 from geffect.errors import GeffectError
+from geffect.models.builtin import make_tiny
 from geffect.monitoring.callback import Callback
 from geffect.monitoring.monitor import Monitor
 from geffect.training.checkpoints import ShardedTrainer
@@ -25,6 +28,13 @@ from tests.support.cases import gpt2, llama
 from tests.support.rows import made_rows, nats, padded
 
 FORGET, RETAIN, TRAIN = made_rows([7, 5, 9, 6, 8], 0), made_rows([6, 8, 5, 7], 1), made_rows([6, 9, 7, 5], 2)
+SMALL = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
 STEPS, MODELS = 3, {"gpt2": gpt2, "llama": llama, "protected": gpt2}
 
 
@@ -97,6 +107,15 @@ def trainer(out: Path, kind: str) -> None:
             save_file(untied, out / kind / f"{name}.safetensors")
 
 
+def rectified(out: Path) -> None:
+    """What every rectifier makes of two steps, whose micro-batches are dealt over the processes; and ``sam``."""
+    start = Start.of(*make_tiny(vocabulary=400, **SMALL))
+    cases = {text: (text, "ga") for text in GUARANTEES if text != "torchjd"} | {"sam": ("gru", "sam(ga) + gd")}
+    rows = {name: measure(text, "adamw", "full", start, 2, objective) for name, (text, objective) in cases.items()}
+    if rank() == 0:
+        out.write_text(json.dumps(rows))
+
+
 def hidden(out: Path) -> None:
     """FSDP1 keeps gradients in flat parameters of its own; what is said of it goes into a file."""
     from torch.distributed.fsdp import FullyShardedDataParallel
@@ -124,6 +143,7 @@ def refused(model: Any, file: Path) -> None:
 def main(out: Path) -> None:
     """All of it in one launch: most of its time goes into importing."""
     distributed.init_process_group("gloo", timeout=timedelta(seconds=120))
+    rectified(out / "rectified.json")
     for name in MODELS:
         for kind in ("ddp", "fsdp2"):
             train_monitored(kind, out / f"{name}-{kind}")

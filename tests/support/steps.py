@@ -78,6 +78,7 @@ def open_step(measurement: Measurement, micro_batches: list[Batches], *, measure
     """A step whose micro-batches are through."""
     counts = window_counts(micro_batches)
     step = Step(measurement, counts, measure=measure)
+    step.ascend(micro_batches)
     for i, batches in enumerate(micro_batches):
         step.micro_batch(batches, last=i == len(micro_batches) - 1)
     return step
