@@ -410,6 +410,7 @@ def _values(result: Mapping[str, Any], key: str) -> list[float]:
     return [float(np.mean(each[key])) for each in result["value_by_index"].values()]
 
 
+BOTH = ("forget", "heldout")
 SINGLE = "they compute it in float32"
 NORM = "theirs is the mean of the parameter tensors' norms, without the last token; ours the norm over all weights"
 ARITHMETIC = "of several wrong answers they take the geometric mean of P, ours (as TOFU's utility) the arithmetic one"
@@ -439,6 +440,7 @@ def metrics(world: World, load: Callable[[str], ModuleType]) -> list[dict[str, A
             now.on("extraction_strength"),
             "score",
         ),
+        _options_row(now),
         *_truth_rows(now),
         *_attack_rows(now),
         *_reference_rows(now, before),
@@ -465,6 +467,14 @@ def _row(
     row = {"kind": "metric", "name": name, "ours": float(np.mean(ours)), "theirs": float(theirs["agg_value"])}
     again = {} if explained is None else {"explained": largest(explained)}
     return {**row, "difference": largest(ours), "reason": reason, **again}
+
+
+def _options_row(now: Scored) -> dict[str, Any]:
+    """The right answer's probability among a question's choices."""
+    columns = {"correct": "answer", "wrong": "perturbed_answer"}
+    found = {key: now.on("probability", "forget", column) for key, column in columns.items()}
+    theirs = now.theirs("probability_w_options", pre_compute=found)
+    return _row("normalized probability", now.ours("forget", "probability_normalized"), theirs, "prob")
 
 
 def as_theirs(now: Scored, name: str) -> list[float]:
@@ -534,12 +544,22 @@ def _reference_rows(now: Scored, before: Scored) -> list[dict[str, Any]]:
     aucs = [scores.auc(each.ours("forget", "min_k"), each.ours("heldout", "min_k")) for each in (now, before)]
     attacks = [each.attack("mia_min_k", k=K) for each in (now, before)]
     truths = [each.truth("forget", "closer_to_1_better") for each in (now, before)]
-    ours = scores.forget_quality(*(each.ours("forget", "log_truth_ratio_geometric") for each in (now, before)))
+    p_value = scores.forget_quality(*(each.ours("forget", "log_truth_ratio_geometric") for each in (now, before)))
     leak, quality = (
         now.theirs(name, pre_compute={"forget": a}, reference_logs={"retain_model_logs": {"retain": b}}, ref_value=0.5)
         for name, (a, b) in (("privleak", attacks), ("ks_test", truths))
     )
-    return [_row("privleak", scores.privleak(*aucs), leak), _row("forget quality (KS)", ours, quality)]
+    ours = [[now.ours(name, "loss"), before.ours(name, "loss")] for name in BOTH]
+    sides = [[a - b for a, b in zip(*each, strict=True)] for each in ours]
+    data = dict(zip(("forget", "holdout"), map(now.items, BOTH), strict=True))
+    cls, mia_auc = now.load("evals.metrics.mia.reference").ReferenceAttack, now.load("evals.metrics.mia.utils").mia_auc
+    against = mia_auc(cls, now.model, data, now.collate, 5, reference_model=before.model)
+    return [
+        _row("reference, of an example", sides[0], against["forget"], "score"),
+        _row("reference, AUC", scores.auc(*sides), against),
+        _row("privleak", scores.privleak(*aucs), leak),
+        _row("forget quality (KS)", p_value, quality),
+    ]
 
 
 def _utility_row(now: Scored) -> dict[str, Any]:
