@@ -344,6 +344,18 @@ def matched_comparison(frame: pd.DataFrame, differences: pd.DataFrame, *, as_jso
         console.print("no setting differs")
 
 
+def final_scores(scores: Mapping[str, Mapping[str, float]], *, as_json: bool = False) -> None:
+    """Print the final scores of evaluations, one a column; – where one lacks a score."""
+    console = Console(width=140 if not Console().is_terminal else None)
+    if as_json:
+        console.print_json(
+            dumps({n: {k: None if v != v else v for k, v in each.items()} for n, each in scores.items()})
+        )
+        return
+    frame = pd.DataFrame({name: pd.Series(each, dtype=object) for name, each in scores.items()}).fillna("–")
+    console.print(_of_frame("final scores", frame.rename_axis("score").reset_index()))
+
+
 def simulations(tables: Mapping[str, pd.DataFrame], *, as_json: bool = False) -> None:
     """Print what other rectifiers would have done at the steps of each run."""
     console = Console(width=140 if not Console().is_terminal else None)

@@ -316,9 +316,37 @@ def demo(
                 console.unlearning(path)
 
 
+@app.command(name="import-config", cls=OnceCommand)
+def import_config(
+    experiment: Annotated[
+        Path, typer.Argument(help="an experiment of open-unlearning that Hydra composed, or its output folder")
+    ],
+    out: Annotated[Path | None, typer.Option(help="YAML file to write, beside printing it")] = None,
+) -> None:
+    """Turn an experiment of open-unlearning into a YAML file for geffect unlearn, and name all that was not mapped."""
+    from geffect.config.imported import import_experiment
+    from geffect.config.schema import place
+    from geffect.record.schema import refuse_existing
+    from geffect.record.writer import write
+
+    if out is not None:
+        refuse_existing(out := place(out))
+    text = import_experiment(experiment).text
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write(out, text)
+    _say(text.rstrip())
+
+
 @app.command(cls=OnceCommand)
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="runs; the others are compared with the first")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="runs; the others are compared with the first. Or evaluations, of geffect evaluate or open-unlearning",
+        ),
+    ],
     at: Annotated[
         float | None, typer.Option(help="forget loss (nats a token) [default: the largest that all reached]")
     ] = None,
@@ -329,13 +357,26 @@ def compare(
     seed: Annotated[int, typer.Option(help="seed of the bootstrap")] = 0,
     json: Annotated[bool, typer.Option("--json", help="print both tables as JSON")] = False,
 ) -> None:
-    """Compare what runs retain at the same forget loss, and list every setting in which they differ."""
-    from geffect.record.reader import check_directories
+    """Compare what runs retain at the same forget loss, and list every setting in which they differ.
 
-    check_directories(runs)
+    Evaluations are compared by their final scores. One of open-unlearning is its TOFU_SUMMARY.json or TOFU_EVAL.json,
+    or the folder that has it.
+    """
+    from geffect.record.reader import check_directories
+    from geffect.reports.scores import final_scores, is_evaluation
+
+    evaluations = [each for each in runs if is_evaluation(each)]
+    check_directories(each for each in runs if each not in evaluations)
     from geffect.cli import console
     from geffect.reports import compare as tables
     from geffect.reports.simulation import simulated
+
+    if evaluations:
+        if simulate or at is not None:
+            message = f"{evaluations[0]} is an evaluation, which has no steps for --{'simulate' if simulate else 'at'}"
+            raise GeffectError(message, remedy="Leave it out, or name runs alone")
+        console.final_scores(final_scores(tables.named(runs)), as_json=json)
+        return
 
     paths = tables.named(runs)
     if simulate:

@@ -84,7 +84,7 @@ class TextConfig(Schema):
 
 MODEL = (
     "builtin:tiny (or -domains; each also -untrained), smollm2, gguf:FILE, a hub id (ORG/NAME or ORG/NAME@REVISION), "
-    "or a directory of a model, adapter or run"
+    "open_unlearning:NAME, or a directory of a model, adapter or run"
 )
 
 

@@ -332,7 +332,8 @@ OF_SETTING = {
     "rectifier": Names(
         "a rectifier",
         "geffect.rectifiers.registry",
-        "blur confine consistent disruption gem grail gru gu hamu memflex ngdiff none orthograd pcgrad random sago torchjd",
+        "blur confine consistent disruption gem grail gru gu hamu memflex ngdiff none orthograd pcgrad random sago "
+        "torchjd",
     ),
     "stop": Names("a stop rule", "geffect.stopping", "accuracy collapse dear forget_loss knee"),
     "suite": Names("a suite", "geffect.evaluation.suites", "builtin tofu knowundo muse wmdp", weighed=False),

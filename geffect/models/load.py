@@ -33,7 +33,7 @@ from geffect.models.checkpoints import (
     read_errors,
     resize_vocabulary,
 )
-from geffect.models.names import UNTRAINED, check_hub_id
+from geffect.models.names import UNTRAINED, hub_id
 from geffect.models.tokenizers import has_tokenizer, read_template, read_tokenizer, set_template
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def resolve(spec: str) -> Path | str:
     path = Path(spec).expanduser()
     if path.is_dir():
         return _model_directory(path).resolve()  # an adapter's configuration will name this path
-    check_hub_id(spec)
-    return spec
+    return hub_id(spec)
 
 
 def _model_directory(path: Path) -> Path:

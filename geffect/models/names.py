@@ -8,8 +8,10 @@ from geffect.errors import GeffectError, missing_path, nearest
 
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?(@[\w./-]+)?$")
 UNTRAINED = "-untrained"  # after a built-in model's name: its tokenizer and first weights
+PUBLISHED = {"open_unlearning:": "open-unlearning/"}  # a benchmark's checkpoints, as open_unlearning:NAME
 FORMS = (
     f"{', '.join(MODELS)} (each also {UNTRAINED}), smollm2, gguf:FILE, a hub id ORG/NAME or ORG/NAME@REVISION, "
+    "open_unlearning:NAME, "
     "or a directory with a model, an adapter or a run"
 )
 
@@ -19,7 +21,7 @@ def check_model(spec: str) -> None:
     if spec.startswith("gguf:"):
         check_gguf(Path(spec.removeprefix("gguf:")).expanduser())
     elif not (spec == "smollm2" or spec.removesuffix(UNTRAINED) in MODELS or Path(spec).expanduser().is_dir()):
-        check_hub_id(spec)
+        hub_id(spec)
 
 
 def check_gguf(file: Path) -> None:
@@ -28,12 +30,19 @@ def check_gguf(file: Path) -> None:
         raise GeffectError(f"There is no GGUF file at {file}", remedy=missing_path(file, "Correct the path"))
 
 
-def check_hub_id(spec: str) -> None:
-    """Raise where a name that is no directory cannot be that of a model on a hub."""
+def hub_id(spec: str) -> str:
+    """The hub id of a name that is no directory; raise where it cannot be that of a model on a hub.
+
+    >>> hub_id("open_unlearning:tofu_Llama-3.2-1B-Instruct_full")
+    'open-unlearning/tofu_Llama-3.2-1B-Instruct_full'
+    """
     folder = spec.partition("/")[0]
     is_local = "/" in spec and Path(folder).is_dir()  # runs/nope is a missing directory, no hub id
-    if is_local or spec.startswith(("builtin:", ".", "/", "~")) or not HUB_ID.match(spec):
+    prefix = next((each for each in PUBLISHED if spec.startswith(each)), "")
+    name = PUBLISHED.get(prefix, "") + spec.removeprefix(prefix)
+    if is_local or spec.startswith(("builtin:", ".", "/", "~")) or not HUB_ID.match(name):
         kind, _, name = spec.partition(":")
         names = [each.partition(":")[2] + end for each in MODELS for end in ("", UNTRAINED)]
         hint = nearest(name, names, "builtin:") if kind == "builtin" else missing_path(spec, "")
         raise GeffectError(f"There is no model {spec!r}", remedy=f"{hint}Name one of {FORMS}")
+    return name
