@@ -244,6 +244,8 @@ def _number(value: float) -> str:
 
 HEAD = """# What the rectifiers' guarantees are worth
 
+*Written by `python -m analysis.guarantees` from `figures/guarantees/guarantees.csv`.*
+
 Every rectifier says to first order what a step does not do: GRU, that it does not conflict with the average of the
 retain gradients, GEM, with none of the last ones, BLUR, that the objective falls. The statement is exact about the
 gradient that is descended (or, in the space of updates, about the update). An optimizer with momentum, or that scales
@@ -255,8 +257,7 @@ ascent (`ga`), {steps} steps of two micro-batches of two examples, float64; SGD 
 stands for less than 1e-10. Rules in `space=update` state nothing about it. *SGD, AdamW, Muon*: the worst violation by
 the applied update, and the share of steps that have one above 1e-6. *retain*: the mean of cos(g_r, Δθ) with the
 retain gradient g_r of the same step; above 0 the step raises the retain loss. `grail` and `memflex` freeze every
-other entry here, and a violation is the length of what moved. Written by `python -m analysis.guarantees` from
-`figures/guarantees/guarantees.csv`."""
+other entry here, and a violation is the length of what moved."""
 
 
 def main(steps: int, out: Path) -> None:

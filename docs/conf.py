@@ -12,6 +12,7 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"geffect {release}"
 html_copy_source = False
+html_static_path, html_css_files = ["_static"], ["site.css"]
 default_role = "py:obj"  # `name` in a docstring links to that name
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

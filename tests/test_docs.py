@@ -62,3 +62,31 @@ def test_every_metric_is_defined() -> None:
     suites = page.partition("## Suites")[2].partition("\n## ")[0]
     ours = [name for name, each in SUITES.items() if each.parts.__module__.startswith("geffect.")]
     assert re.findall(r"^\| `(\w+)` ", suites, re.MULTILINE) == ours
+
+
+def _literals() -> str:
+    """Every piece of text in the package's source, f-strings without their values."""
+    trees = (ast.parse(path.read_text("utf-8")) for path in (DOCS.parent / "geffect").rglob("*.py"))
+    nodes = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return "\n".join(node.value for node in nodes if isinstance(node.value, str))
+
+
+def test_the_faq_quotes_the_code() -> None:
+    text = (DOCS / "faq.md").read_text("utf-8")
+    refusals, remedies = (re.findall(form, text, re.MULTILINE) for form in (r"^### `(.+)`$", r"^> (.+)$"))
+    literals = _literals()
+    assert len(refusals) == 10
+    for quoted in (*refusals, *remedies):
+        pieces = [piece.strip(" '") for piece in quoted.split("…")]
+        assert max(len(piece.split()) for piece in pieces) >= 2
+        assert not [piece for piece in pieces if piece not in literals], quoted
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "results").glob("*.md")), ids=lambda page: page.stem)
+def test_a_result_names_its_source(page: Path) -> None:
+    """Its first paragraph tells the script or command, and whether the numbers are of another start."""
+    title, _, source = page.read_text("utf-8").split("\n")[:3]
+    assert title.startswith("# ") and source.startswith("*")
+    for module in re.findall(r"python -m ([\w.]+)", page.read_text("utf-8")):
+        path = DOCS.parent / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module

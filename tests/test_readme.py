@@ -1,8 +1,9 @@
-"""What README shows is run here, in its order, and must print what it shows; digits may differ between machines."""
+"""What README and the guides show is run here, in their order, and must print what they show; digits may differ."""
 
 import contextlib
 import io
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -11,26 +12,43 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 
+import geffect
 from geffect.cli.main import app
+from geffect.core.registry import ALIASES
+from geffect.objectives.registry import OBJECTIVES
 from geffect.record.frames import read_steps
+from geffect.rectifiers.registry import RECTIFIERS
+from geffect.reports.plots.registry import PLOTS
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"```(sh|python)\n(.*?)```\n```text\n(.*?)```", re.DOTALL)
+README = ROOT / "README.md"
+GUIDES = [ROOT / "docs" / f"{name}.md" for name in ("start", "reading", "evaluating", "domains", "checkpoints")]
+PAGES = [README, *sorted((ROOT / "docs").glob("**/*.md"))]
+PAGES = [page for page in PAGES if "_build" not in page.parts]
+LINES = r"((?:(?!```).*\n)+)```"
+FENCE = re.compile(r"^```(\S*)\n" + LINES, re.MULTILINE)
+BLOCK = re.compile(r"^```(sh|python)\n" + LINES + r"\n```text\n" + LINES, re.MULTILINE)
 EXACT = ("geffect preview", "geffect plot")
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A command or program with the output README prints below it."""
+    """A command or program with the output that a page prints below it."""
 
+    page: str
     language: str
     source: str
     output: str
 
 
+def _text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
 def _blocks() -> list[Shown]:
-    return [Shown(*found) for found in BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))]
+    return [Shown(page.stem, *found) for page in (README, *GUIDES) for found in BLOCK.findall(_text(page))]
 
 
 def _run(shown: Shown) -> str:
@@ -69,8 +87,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("shown", _blocks(), ids=lambda shown: shown.source.split("\n")[0])
-def test_readme_prints_what_it_shows(shown: Shown, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shown", _blocks(), ids=lambda shown: f"{shown.page}: {shown.source.splitlines()[0]}")
+def test_a_page_prints_what_it_shows(shown: Shown, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     found = _run(shown)
     if shown.source.startswith(EXACT):
@@ -98,38 +116,94 @@ def test_what_readme_says_of_the_demo_is_so(workplace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_readme_says_of_grail_is_so(workplace: Path) -> None:
+def test_what_the_guide_says_of_grail_is_so(workplace: Path) -> None:
     """Nearly all is forgotten in both domains, and most of the retain sets is kept."""
     scores = json.loads((workplace / "runs" / "grail" / "metrics.json").read_text())["success"]["end"]
     assert all(each["US"] > 90 and each["RS"] > 65 for each in scores.values())
 
 
 def test_there_are_blocks_to_run() -> None:
+    verbs = ["demo", "preview", "unlearn", "plot", "report", "evaluate", "compare", "localize", "unlearn", "inspect"]
     assert [block.source.split()[:2] for block in _blocks() if block.language == "sh"] == [
-        ["geffect", verb]
-        for verb in (
-            "demo",
-            "unlearn",
-            "plot",
-            "preview",
-            "evaluate",
-            "compare",
-            "localize",
-            "unlearn",
-            "inspect",
-            "report",
-        )
+        ["geffect", verb] for verb in verbs
     ]
+    assert sum(block.language == "python" for block in _blocks()) == 3
 
 
-def test_nothing_is_left_to_fill_in() -> None:
-    assert not re.findall(r"\b[A-Z]+_[A-Z]+\b", (ROOT / "README.md").read_text(encoding="utf-8"))
+def _commands() -> Iterator[list[str]]:
+    for page in PAGES:
+        for block in (block for language, block in FENCE.findall(_text(page)) if language in {"", "sh"}):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith("geffect "):
+                    yield shlex.split(line, comments=True)[1:]
 
 
-def test_what_readme_links_to_exists() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
-    headings = {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in re.findall(r"^#+ (.+)$", text, re.M)}
-    assert {"#" + each for each in headings} & set(links)
-    assert not [link for link in links if link[0] != "#" and not (ROOT / link).exists()]
-    assert not [link for link in links if link[0] == "#" and link[1:] not in headings]
+def test_every_command_shown_has_verbs_and_flags_that_exist() -> None:
+    commands = list(_commands())
+    assert len(commands) > 20
+    group = typer.main.get_group(app)
+    context = typer.Context(group)
+    for arguments in commands:
+        name, command, rest = group.resolve_command(context, arguments)
+        assert command is not None
+        command.make_context(name, rest, parent=context)
+
+
+def test_readme_is_short_and_names_the_two_commands() -> None:
+    lines = _text(README).splitlines()
+    assert len(lines) <= 150
+    assert {line.partition("#")[0].strip() for line in lines} >= {"make demo", "make test"}
+    assert (
+        f"objective ({len(set(OBJECTIVES) - set(ALIASES))} terms), rectifier ({len(set(RECTIFIERS) - {'none'})})"
+        in (_text(README))
+    )
+
+
+def test_the_guides_have_every_objective_rectifier_and_plot() -> None:
+    methods, reading = (
+        re.findall(r"^\| (.*?) \|", _text(ROOT / "docs" / f"{p}.md"), re.M) for p in ("methods", "reading")
+    )
+    listed = {name for cell in methods for name in re.findall(r"`(\w+)[`(]", cell)}
+    assert set(OBJECTIVES) - set(ALIASES) <= listed
+    assert set(RECTIFIERS) - {"none"} <= listed
+    assert set(PLOTS) <= {name for cell in reading for name in re.findall(r"`(\w+)`", cell)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_nothing_is_left_to_fill_in(page: Path) -> None:
+    assert not re.findall(r"\bTODO\b|\bTBD\b|\?\?\?", _text(page))
+    assert page.stem == "api" or not set(re.findall(r"(?<![\w/.$])[A-Z]+_[A-Z]+\b", _text(page))) - KNOWN
+
+
+KNOWN = {"MALLOC_MMAP_THRESHOLD_", "OMP_NUM_THREADS"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_name_of_the_package_is_public(page: Path) -> None:
+    named = set(re.findall(r"\bgeffect\.(\w+)", re.sub(r"geffect\.errors\.\w+", "", _text(page))))
+    assert named <= {*geffect.__all__, "NAME", "objectives"}
+
+
+def _anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", _text(page), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", each).strip().lower().replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "figures" / "README.md"], ids=lambda page: page.stem)
+def test_what_a_page_links_to_exists(page: Path) -> None:
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", _text(page), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("http"):
+            continue
+        path, _, anchor = link.partition("#")
+        file = Path(os.path.normpath(page.parent / path)) if path else page
+        assert file.exists(), link
+        assert not anchor or anchor in _anchors(file), link
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")))
+def test_what_a_notebook_links_to_exists(name: str) -> None:
+    cells = json.loads(_text(ROOT / "notebooks" / f"{name}.ipynb"))["cells"]
+    text = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith("http")]
+    assert not [link for link in links if not (ROOT / "notebooks" / link).exists()]
