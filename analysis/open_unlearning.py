@@ -596,7 +596,8 @@ def page(frame: pd.DataFrame, about: Mapping[str, str]) -> str:
     lines = [
         "# Agreement with open-unlearning",
         "",
-        f"*Written by `python -m analysis.open_unlearning --code PATH` on {about['date']} ({about['device']}): {told}.*",
+        f"*Written by `python -m analysis.open_unlearning --code PATH` on {about['date']} ({about['device']}): "
+        f"{told}.*",
         "",
         "Both codes see one model (`builtin:tiny`, its weights moved by noise), the same token ids and labels, in "
         f"float64. Of {len(frame)} rows {apart} differ by more than {EQUAL:g}, each for the reason that is named "
