@@ -183,7 +183,8 @@ class Gram:
     @classmethod
     def from_record(cls, record: "GramRecord", parameters: Sequence[str]) -> Self:
         """The Gram of a `to_record` over these parameters; null becomes NaN."""
-        return cls(tuple(record["gradients"]), dict(zip(parameters, map(_symmetric, record["values"]), strict=True)))
+        matrices = _symmetric(np.array(record["values"], dtype=np.float64), len(record["gradients"]))
+        return cls(tuple(record["gradients"]), dict(zip(parameters, matrices, strict=True)))
 
     def __repr__(self) -> str:
         return f"Gram({', '.join(self.names)}; {len(self.values)} tensors)"
@@ -211,13 +212,12 @@ def upper_triangle(matrices: Tensor) -> list[float]:
     return triangle
 
 
-def _symmetric(upper: Sequence[float | None]) -> Tensor:
-    """A symmetric matrix from its upper triangle, line by line."""
-    size = int((2 * len(upper)) ** 0.5)
-    i, j = map(torch.from_numpy, _upper(size))
-    matrix = torch.zeros(size, size, dtype=torch.float64)
-    matrix[i, j] = matrix[j, i] = torch.tensor([float("nan") if x is None else x for x in upper], dtype=torch.float64)
-    return matrix
+def _symmetric(upper: npt.NDArray[np.float64], size: int) -> Tensor:
+    """Symmetric matrices ``[P, M, M]`` from their upper triangles, line by line, ``[P, M (M + 1) / 2]``."""
+    i, j = _upper(size)
+    matrices = np.zeros((len(upper), size, size))
+    matrices[:, i, j] = matrices[:, j, i] = upper
+    return torch.from_numpy(matrices)
 
 
 def inner(gram: Tensor, names: Sequence[str], a: str, b: str) -> float:

@@ -7,6 +7,8 @@ A reader checks the format and every line (`geffect.record.schema`) and returns 
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
@@ -148,8 +150,42 @@ def each_line(path: StrPath, name: str = STEPS) -> Iterator[dict[str, Any]]:
     file = Path(path) / name
     if not file.is_file():
         raise GeffectError(f"There is no {name} in {path}", remedy=MADE_BY.get(name, NO_RUN))
+    kept, status = _KEPT.get(), file.stat()
+    if kept is None or status.st_size > MOST_KEPT:
+        yield from _parsed_lines(path, file)
+        return
+    key = file.resolve(), status.st_size, status.st_mtime_ns
+    if key not in kept:
+        kept[key] = list(map(_packed, _parsed_lines(path, file)))
+    yield from kept[key]
+
+
+_KEPT: ContextVar[dict[tuple[Path, int, int], list[dict[str, Any]]] | None] = ContextVar("_KEPT", default=None)
+MOST_KEPT = 1 << 30  # bytes of a file; a line that is kept takes about as many as in the file
+
+
+@contextmanager
+def keep_lines() -> Iterator[None]:
+    """Parse the lines of a record once while this lasts: a report reads them for every table and picture."""
+    kept = _KEPT.get()
+    token = _KEPT.set({} if kept is None else kept)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
+
+
+def _packed(line: dict[str, Any]) -> dict[str, Any]:
+    """A line whose inner products are one array: Python's numbers would take five times the memory."""
+    import numpy as np
+
+    gram = line.get("gram")
+    return line | ({"gram": gram | {"values": np.array(gram["values"], dtype=np.float64)}} if gram else {})
+
+
+def _parsed_lines(path: StrPath, file: Path) -> Iterator[dict[str, Any]]:
     table = read_environment(path).get("parameters") if file.with_name(ENVIRONMENT).exists() else None
-    checker, number = LineChecker(table, repeats=name != STEPS), 0
+    checker, number = LineChecker(table, repeats=file.name != STEPS), 0
     try:
         for text in byte_lines(file):
             number += 1

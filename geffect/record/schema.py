@@ -6,11 +6,15 @@ import operator
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from geffect.core.splits import TARGETS, role_of
 from geffect.errors import GeffectError
 from geffect.io.system import rank_and_size
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 STEPS, TOKENS, POINTS = "steps.jsonl", "tokens.jsonl", "points.jsonl"
 ENVIRONMENT, CONFIG, METRICS, DONE = "environment.json", "config.yaml", "metrics.json", "DONE"
@@ -112,12 +116,17 @@ def _check_table(table: Table) -> None:
 
 def _numbers(values: Any, kinds: tuple[type, ...] = (int, float), *, empty: bool = False) -> None:
     """Raise unless these are finite numbers of one list, or null where that is allowed."""
-    allowed = {*kinds, type(None)} if empty else {*kinds}
-    check(isinstance(values, list), f"{values!r:.50} for a list of numbers")
-    wrong = sorted(kind.__name__ for kind in set(map(type, values)) - allowed)
-    check(not wrong, f"{''.join(wrong[:1])} where a number belongs")
+    if not isinstance(values, list):  # a message made in vain would take longer than the check
+        raise ValueError(f"{values!r:.50} for a list of numbers")
+    _types(values, kinds, empty=empty)
     largest = max(map(abs, (value for value in values if value is not None)), default=0)
     check(largest <= LARGEST, f"{largest!r:.50} where a number belongs")
+
+
+def _types(values: list[Any], kinds: tuple[type, ...], *, empty: bool) -> None:
+    allowed = {*kinds, type(None)} if empty else {*kinds}
+    wrong = sorted(kind.__name__ for kind in set(map(type, values)) - allowed)
+    check(not wrong, f"{''.join(wrong[:1])} where a number belongs")
 
 
 def _within(what: str, value: Any, low: float, high: float, *, empty: bool = False) -> None:
@@ -129,40 +138,53 @@ def _within(what: str, value: Any, low: float, high: float, *, empty: bool = Fal
 
 def _gradients(part: Any, *keys: str) -> list[str]:
     """The names of a part's gradients."""
-    check(isinstance(part, dict) and {"gradients", *keys} <= set(part), f"{part!r:.50} where gradients belong")
+    if not (isinstance(part, dict) and {"gradients", *keys} <= set(part)):  # as in `_numbers`
+        raise ValueError(f"{part!r:.50} where gradients belong")
     names: list[str] = part["gradients"]
     right = isinstance(names, list) and {str} >= set(map(type, names)) and len(set(names)) == len(names) > 0
     check(right, f"{names!r:.50} for the names of gradients")
     return names
 
 
-def _triangles(part: Table, table: Table | None, kinds: tuple[type, ...], *, empty: bool) -> None:
-    """Raise unless every parameter has its upper triangle of numbers."""
+def _triangles(part: Table, table: Table | None, kinds: tuple[type, ...], *, empty: bool) -> "NDArray[np.float64]":
+    """The upper triangle of every parameter, ``[P, M (M + 1) / 2]``, NaN for null; raise where one is no such thing."""
+    import numpy as np  # here: a refusal imports none
+
     values, size = part["values"], len(part["gradients"])
     check(isinstance(values, list) and {list} >= set(map(type, values)), "no list of numbers a parameter")
     if table is not None:
         check(len(values) == len(table["names"]), f"{len(values)} of {len(table['names'])} parameters")
     lengths = set(map(len, values)) - {size * (size + 1) // 2}
     check(not lengths, f"{min(lengths, default=0)} products of {size} gradients")
-    _numbers(list(itertools.chain.from_iterable(values)), kinds, empty=empty)
+    flat = list(itertools.chain.from_iterable(values))
+    _types(flat, kinds, empty=empty)
+    try:
+        array = np.array(flat, dtype=np.float64).reshape(len(values), size * (size + 1) // 2)
+    except OverflowError as error:
+        raise ValueError("a whole number of hundreds of digits where a number belongs") from error
+    largest = np.fmax.reduce(np.abs(array), axis=None, initial=0)
+    check(largest <= LARGEST, f"{largest!r:.50} where a number belongs")
+    return array
 
 
 def _gram(part: Any, table: Table | None) -> None:
     names = _gradients(part, "values")
-    _triangles(part, table, (int, float), empty=True)  # a product that overflowed is null
+    values = _triangles(part, table, (int, float), empty=True)  # a product that overflowed is null
     roles = set(map(role_of, names))
     if roles & MONITORED:  # beside any targets
         known = len(roles - MONITORED) > 0
     else:
         known = {*TARGETS} <= roles if "objective" in roles else roles <= {*TARGETS}  # the latter of a localization
     check(known, f"{', '.join(names):.50} for the names of gradients")
-    parameters = table["names"] if table is not None else [""] * len(part["values"])
+    import numpy as np
+
+    parameters = table["names"] if table is not None else [""] * len(values)
     diagonal = list(itertools.accumulate(range(len(names), 1, -1), initial=0))  # places of a gradient's own product
-    for name, triangle in zip(parameters, part["values"], strict=True):
-        least = min((triangle[i] for i in diagonal if triangle[i] is not None), default=0)
-        most = max((abs(x) for x in triangle if x is not None), default=0)
-        whole = "@" not in name  # parts of a tied tensor are products of different tensors
-        check(not whole or least >= -NEGATIVE * most, f"a squared norm of {least:.3g} in {name}")
+    least = np.fmin.reduce(values[:, diagonal], axis=1, initial=0)
+    below = least < -NEGATIVE * np.fmax.reduce(np.abs(values), axis=1, initial=0)
+    for place in np.flatnonzero(below):
+        whole = "@" not in parameters[place]  # parts of a tied tensor are products of different tensors
+        check(not whole, f"a squared norm of {least[place]:.3g} in {parameters[place]}")
 
 
 def _overlap(part: Any, table: Table | None) -> None:

@@ -18,7 +18,7 @@ from geffect.core.splits import TARGETS, role_of
 from geffect.errors import GeffectError, visible_text
 from geffect.io.readers import open_regular
 from geffect.record.frames import read_settings
-from geffect.record.reader import check_run
+from geffect.record.reader import check_run, keep_lines
 from geffect.record.schema import TOKENS
 from geffect.record.writer import write as write_file
 from geffect.reports.compare import compare, descended, differences, summarize
@@ -270,8 +270,9 @@ def write(runs: Mapping[str, Path], out: Path, scheme: str = "thirds") -> Report
     for path in runs.values():
         check_run(path)
     _check_replaceable(out)
-    sections = [section(path, name, f"run-{i}", scheme) for i, (name, path) in enumerate(runs.items())]
-    page = _render(runs=sections, comparison=comparison(runs, scheme) if len(sections) > 1 else None)
+    with keep_lines():
+        sections = [section(path, name, f"run-{i}", scheme) for i, (name, path) in enumerate(runs.items())]
+        page = _render(runs=sections, comparison=comparison(runs, scheme) if len(sections) > 1 else None)
     try:
         write_file(out, page)
     except OSError as error:

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+import torch
 
 import geffect
 from geffect import api
@@ -17,7 +19,7 @@ from geffect.errors import GeffectError
 from geffect.measurement.measurement import Measured
 from geffect.record import schema
 from geffect.record.frames import read_points, read_steps, read_tokens
-from geffect.record.reader import read_config, read_lines, read_metrics, step_lines
+from geffect.record.reader import each_line, grams, keep_lines, read_config, read_lines, read_metrics, step_lines
 from geffect.record.schema import CONFIG, ENVIRONMENT, FORMAT, METRICS, POINTS, STEPS, TOKENS
 from geffect.record.writer import append_line
 from tests.conftest import config
@@ -130,3 +132,21 @@ def test_only_the_writer_writes(run: Path) -> None:
         if path.name != "writer.py":
             assert not re.search(r"write_(text|bytes)\(|\.open\(\"[wa]|fsync|\.replace\(\w+\)$", text), path
     assert not list(run.rglob("*.partial"))
+
+
+def test_lines_that_are_kept_are_those_of_the_file(run: Path, tmp_path: Path) -> None:
+    """One parse for all readers, the same bits, and another one once the file has changed."""
+    copy = shutil.copytree(run, tmp_path / "copy")
+    apart = geffect.read(copy), read_steps(copy), geffect.read_overlap(copy), grams(copy)
+    with keep_lines():
+        together = geffect.read(copy), read_steps(copy), geffect.read_overlap(copy), grams(copy)
+        with keep_lines():  # as a report draws its pictures
+            assert next(each_line(copy)) is next(each_line(copy))
+        lines = (copy / STEPS).read_bytes().splitlines(keepends=True)
+        (copy / STEPS).write_bytes(b"".join(lines[:-1]))
+        assert len(read_steps(copy)) == len(lines) - 1
+    for one, other in zip(apart[:3], together[:3], strict=True):
+        pd.testing.assert_frame_equal(one, other, check_exact=True)
+    totals = [torch.stack([gram.total() for _, gram in each[3]]) for each in (apart, together)]
+    assert torch.equal(*totals)
+    assert next(each_line(copy)) is not next(each_line(copy))

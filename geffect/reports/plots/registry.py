@@ -21,7 +21,7 @@ from geffect.record.frames import (
     read_steps,
     read_tokens,
 )
-from geffect.record.reader import Damaged, read_metrics
+from geffect.record.reader import Damaged, keep_lines, read_metrics
 from geffect.reports.compare import descended, whole_overlaps
 from geffect.reports.plots.curves import (
     cosine_curves,
@@ -149,14 +149,15 @@ def draw_all(
     """The figures of plots, and why others could not be drawn; a line of log says that, too."""
     drawn: list[Drawing] = []
     refused: list[GeffectError] = []
-    for plot in plots:
-        try:
-            drawn += plot.drawings(runs, scheme)
-        except Damaged:
-            raise
-        except GeffectError as error:
-            LOGGER.info("%s is not drawn of %s: %s", plot.name, ", ".join(runs), error)
-            refused.append(error)
+    with keep_lines():
+        for plot in plots:
+            try:
+                drawn += plot.drawings(runs, scheme)
+            except Damaged:
+                raise
+            except GeffectError as error:
+                LOGGER.info("%s is not drawn of %s: %s", plot.name, ", ".join(runs), error)
+                refused.append(error)
     return drawn, refused
 
 
