@@ -238,6 +238,7 @@ SMOOTH: dict[str, Twin] = {
     "random(variant=knowundo)": lambda world: _mean(world, "forget", "random_knowundo_labels"),
     "adversarial": lambda world: _mean(world, "forget", "adversarial_aligned_labels"),
     "adversarial(variant=knowundo)": lambda world: _mean(world, "forget", "adversarial_knowundo_labels"),
+    "sam(npo)": _npo(0.1),  # at θ itself; the two rounds are in tests/measurement/test_further_reads.py
     "ga + gd": lambda world: _ga(world) + _mean(world, "retain"),
     "ga + 0.5*gd(on=general)": lambda world: _ga(world) + 0.5 * _mean(world, "general"),
     "ga + kl": lambda world: _ga(world) + _kl("retain")(world),

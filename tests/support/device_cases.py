@@ -95,6 +95,7 @@ OBJECTIVES = {
     "random": "random",
     "rmu": "rmu(c=2)",
     "rr": "npo + rr",
+    "sam": "sam(npo)",
     "satimp": "satimp",
     "simnpo": "simnpo",
     "tnpo": "tnpo",
