@@ -3,12 +3,13 @@
     python -m analysis.price_study [RUNS]             the built-in model
     python -m analysis.price_study --real START DATA  SmolLM2 fitted to TOFU in START
 
-The path is that of HAMU (arXiv 2606.02119), which takes the cheapest step of its gain and length, at two gains. A step
+The path is that of HAMU (arXiv 2606.02119), which takes the cheapest step of its gain and length, at two gains (SmolLM2: one). A step
 sees every forget and every retain example, so that what it predicts and what is measured are of the same examples.
 Predicted is the least harm that a step of the applied one's length and gain can do (`geffect.price`, ``cheapest``), and
 the first-order harm of the step itself; measured is the change of the retain loss from one evaluation to the next.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from geffect.record.frames import read_steps
 from geffect.reports import plots
 from geffect.reports.price import price, price_sentences
 
-GAINS = (0.6, 0.95)
+GAINS, REAL_GAINS = (0.6, 0.95), (0.95,)
 TINY = AUTHORS | {"forget": "builtin:authors/forget[:32]", "retain": "builtin:authors/retain[:32]", "batch_size": 32}
 TINY_OPTIMIZERS = {"SGD": ("sgd", 2e-2), "AdamW": ("adamw_torch", 1e-4)}
 REAL: dict[str, Any] = {
@@ -34,9 +35,16 @@ REAL_OPTIMIZERS = {"SGD": ("sgd", 3e-3), "AdamW": ("adamw_torch", 1e-5)}
 READINGS = {"cheapest": "the cheapest step of its gain and length", "harm": "the step itself"}
 
 
-def main(common: dict[str, Any], optimizers: dict[str, tuple[str, float]], steps: int, runs: Path, out: Path) -> None:
+def main(
+    common: dict[str, Any],
+    optimizers: dict[str, tuple[str, float]],
+    gains: Sequence[float],
+    steps: int,
+    runs: Path,
+    out: Path,
+) -> None:
     """Run what is missing, then draw and tabulate."""
-    cells = [(name, gain) for name in optimizers for gain in GAINS]
+    cells = [(name, gain) for name in optimizers for gain in gains]
     paths = ensure([
         common
         | {
@@ -99,7 +107,7 @@ def draw(frame: pd.DataFrame) -> Any:
     """Measured against predicted, a panel a run."""
     names = list(dict.fromkeys(frame["run"]))
     with plt.rc_context(plots.STYLE):
-        figure, panels = plt.subplots(1, len(names), figsize=(7, 2.3), layout="constrained")
+        figure, panels = plt.subplots(1, len(names), figsize=(1.75 * len(names), 2.3), layout="constrained")
         for axes, name in zip(panels, names, strict=True):
             rows = frame[frame["run"] == name]
             for reading, color, marker in (("cheapest", "#0072b2", "o"), ("harm", "#d55e00", "x")):
@@ -120,6 +128,6 @@ if __name__ == "__main__":
     if chosen.real:
         start, data = chosen.real
         out = Path("figures/price_real")
-        main(REAL | {"model": start, "data_dir": data}, REAL_OPTIMIZERS, 12, chosen.runs / "real", out)
+        main(REAL | {"model": start, "data_dir": data}, REAL_OPTIMIZERS, REAL_GAINS, 12, chosen.runs / "real", out)
     else:
-        main(TINY, TINY_OPTIMIZERS, 60, chosen.runs, Path("figures/price"))
+        main(TINY, TINY_OPTIMIZERS, GAINS, 60, chosen.runs, Path("figures/price"))
