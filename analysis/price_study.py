@@ -3,10 +3,11 @@
     python -m analysis.price_study [RUNS]             the built-in model
     python -m analysis.price_study --real START DATA  SmolLM2 fitted to TOFU in START
 
-The path is that of HAMU (arXiv 2606.02119), which takes the cheapest step of its gain and length, at two gains (SmolLM2: one). A step
-sees every forget and every retain example, so that what it predicts and what is measured are of the same examples.
-Predicted is the least harm that a step of the applied one's length and gain can do (`geffect.price`, ``cheapest``), and
-the first-order harm of the step itself; measured is the change of the retain loss from one evaluation to the next.
+The path is that of HAMU (arXiv 2606.02119), which takes the cheapest step of its gain and length, at two gains
+(SmolLM2: one). A step sees every forget and every retain example, so that what it predicts and what is measured are of
+the same examples. Predicted is the least harm that a step of the applied one's length and gain can do (`geffect.price`,
+``cheapest``), and the first-order harm of the step itself; measured is the change of the retain loss between two
+evaluations.
 """
 
 from collections.abc import Sequence
