@@ -158,10 +158,11 @@ def draw(table: pd.DataFrame) -> Any:
 if __name__ == "__main__":
     parser = command_line(__doc__, Path("runs/frontier"))
     parser.add_argument("--real", nargs=2, metavar=("START", "DATA"), help="the study of SmolLM2")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"of {'; '.join(METHODS)}")
     chosen = parser.parse_args()
     if chosen.real:
         start, data = chosen.real
         out = Path("figures/frontier_real")
-        main(REAL | {"model": start, "data_dir": data}, REAL_METHODS, (0,), chosen.runs / "real", out)
+        main(REAL | {"model": start, "data_dir": data}, chosen.methods or REAL_METHODS, (0,), chosen.runs / "real", out)
     else:
-        main(runs=chosen.runs)
+        main(methods=chosen.methods or tuple(METHODS), runs=chosen.runs)
