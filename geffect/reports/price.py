@@ -7,7 +7,7 @@ from geffect.errors import GeffectError
 from geffect.io.readers import StrPath
 from geffect.record.frames import APPLIED, read_groups
 from geffect.record.reader import damage_refused, grams
-from geffect.reports.findings import number
+from geffect.reports.findings import nats, number
 
 
 def price(path: StrPath, by: str = "total", scheme: str = "thirds") -> pd.DataFrame:
@@ -60,6 +60,6 @@ def price_sentences(path: StrPath) -> list[str]:
 def _sentence(step: int, harm: float, free: float) -> str:
     start = f"The price of forgetting at step {step}, to first order: gradient ascent"
     if harm <= 0:
-        return f"{start} lowers the retain loss by {number(-harm)} nats for each nat of forgetting: it is free."
+        return f"{start} lowers the retain loss by {nats(-harm)} nats for each nat of forgetting: it is free."
     rest = f"a step of its length forgets {number(free)} nats at most without any harm."
-    return f"{start} raises the retain loss by {number(harm)} nats for each nat of forgetting; {rest}"
+    return f"{start} raises the retain loss by {nats(harm)} nats for each nat of forgetting; {rest}"
