@@ -74,7 +74,7 @@ def main(
     columns = ["step", "forget_loss", "forget_accuracy", "heldout_loss", "heldout_accuracy"]
     frame = pd.concat(
         [
-            read_steps(path)[columns].assign(method=name, seed=seed)
+            read_steps(path)[columns].dropna().assign(method=name, seed=seed)
             for path, (name, seed) in zip(paths, cells, strict=True)
         ],
         ignore_index=True,
