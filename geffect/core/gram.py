@@ -260,7 +260,7 @@ def inner_by_label(frame: pd.DataFrame, a: str, b: str) -> "pd.Series[float]":
     ``inner``, each unordered pair once. A gradient that the record lacks is refused.
     """
     label = label_column(frame)
-    known = sorted({*frame["gradient"], *frame["other"]})
+    known = sorted({*frame["gradient"].unique(), *frame["other"].unique()})
     if missing := {a, b} - set(known):
         message = f"There is no gradient {min(missing)!r}; there are {', '.join(known)}"
         raise GeffectError(message, remedy="Name one of these; a run without rectifier has no 'rectified'")

@@ -6,7 +6,7 @@ from geffect.core.price import ascent_price, step_price
 from geffect.errors import GeffectError
 from geffect.io.readers import StrPath
 from geffect.record.frames import APPLIED, read_groups
-from geffect.record.reader import damage_refused, grams
+from geffect.record.reader import damage_refused, grams, step_lines
 from geffect.reports.findings import nats, number
 
 
@@ -51,9 +51,9 @@ def price_sentences(path: StrPath) -> list[str]:
 
     Empty where a record lacks the gradient of the forget or of the retain loss.
     """
-    found = [(step, gram.total(), gram.names) for step, gram in grams(path) if {"forget", "retain"} <= {*gram.names}]
+    found = [line for line in step_lines(path) if {"forget", "retain"} <= {*line.products.names}]
     ends = found[:1] + found[1:][-1:]
-    priced = [(step, ascent_price(total, names)) for step, total, names in ends]
+    priced = [(line.step, ascent_price(line.products.matrix, line.products.names)) for line in ends]
     return [_sentence(step, *found) for step, found in priced if found]
 
 
