@@ -266,7 +266,7 @@ def main(steps: int, out: Path) -> None:
     from geffect.api import load_model
 
     loaded = load_model("builtin:tiny")
-    texts = [text for text in GUARANTEES if text != "torchjd" or find_spec("torchjd")]
+    texts = [text for text in GUARANTEES if text != "torchjd" or find_spec("quadprog")]  # TorchJD and its extra
     frame = table(Start.of(loaded.model, loaded.tokenizer), steps, texts)
     (out / "figures" / "guarantees").mkdir(parents=True, exist_ok=True)
     (out / "docs" / "results").mkdir(parents=True, exist_ok=True)

@@ -9,20 +9,14 @@ from analysis.guarantees import GUARANTEES, KINDS, OPTIMIZERS, Start, measure
 from geffect.errors import GeffectError
 from geffect.models.builtin import make_tiny
 from geffect.rectifiers.registry import RULES
+from tests.support.cases import NARROW
 
-SMALL = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-}
 EXACT = {"torchjd": 1e-3}  # of others 1e-10
 
 
 @pytest.fixture(scope="module")
 def start() -> Start:
-    return Start.of(*make_tiny(vocabulary=400, **SMALL))
+    return Start.of(*make_tiny(vocabulary=400, **NARROW))
 
 
 def test_every_rule_is_here() -> None:

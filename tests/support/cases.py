@@ -8,6 +8,13 @@ from torch import Tensor, nn
 
 VOCABULARY = 48
 SMALL = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+NARROW = {  # of a built-in model
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
 
 
 def llama(num_blocks: int = 2, *, tied: bool = False) -> Any:

@@ -24,17 +24,10 @@ from geffect.models.builtin import make_tiny
 from geffect.monitoring.callback import Callback
 from geffect.monitoring.monitor import Monitor
 from geffect.training.checkpoints import ShardedTrainer
-from tests.support.cases import gpt2, llama
+from tests.support.cases import NARROW, gpt2, llama
 from tests.support.rows import made_rows, nats, padded
 
 FORGET, RETAIN, TRAIN = made_rows([7, 5, 9, 6, 8], 0), made_rows([6, 8, 5, 7], 1), made_rows([6, 9, 7, 5], 2)
-SMALL = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-}
 STEPS, MODELS = 3, {"gpt2": gpt2, "llama": llama, "protected": gpt2}
 
 
@@ -109,7 +102,7 @@ def trainer(out: Path, kind: str) -> None:
 
 def rectified(out: Path) -> None:
     """What every rectifier makes of two steps, whose micro-batches are dealt over the processes; and ``sam``."""
-    start = Start.of(*make_tiny(vocabulary=400, **SMALL))
+    start = Start.of(*make_tiny(vocabulary=400, **NARROW))
     cases = {text: (text, "ga") for text in GUARANTEES if text != "torchjd"} | {"sam": ("gru", "sam(ga) + gd")}
     rows = {name: measure(text, "adamw", "full", start, 2, objective) for name, (text, objective) in cases.items()}
     if rank() == 0:
