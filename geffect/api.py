@@ -35,7 +35,7 @@ from geffect.core.lots import control_seeds
 from geffect.core.masks import Localization
 from geffect.core.splits import role_of
 from geffect.data.checks import check_ids, warn_shared
-from geffect.data.domains import target_sets
+from geffect.data.domains import bare_or_named, target_sets
 from geffect.data.encode import EncodedExample, encode_set, token_texts
 from geffect.data.load import ExampleSet
 from geffect.errors import Interrupted
@@ -551,9 +551,10 @@ def doctor(config: DoctorConfig) -> "Iterator[Finding]":
 def preview(config: PreviewConfig) -> list[tuple[str, list[tuple[str, bool]]]]:
     """The first examples of a set as a model sees them: (title, [(token's text, carries loss)]) an example."""
     loaded = load_outline(config, config.model)
-    encoded = encode_set(loaded.tokenizer, read_set(config, config.data), config.max_length, prompt=prompt_of(config))
+    _, spec = bare_or_named(config.set)
+    encoded = encode_set(loaded.tokenizer, read_set(config, spec), config.max_length, prompt=prompt_of(config))
     examples = encoded[: config.limit]
-    check_ids(examples, vocabulary_size(loaded.model), config.data)
+    check_ids(examples, vocabulary_size(loaded.model), spec)
     warn_of_other_prompts(config, loaded)
     shown = []
     for example in examples:

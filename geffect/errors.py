@@ -107,14 +107,27 @@ def unknown_name(kind: str, name: str, names: Iterable[str]) -> GeffectError:
     return GeffectError(f"{name!r} is not {kind}", remedy=f"{choice} {', '.join(names)}")
 
 
+def spelled(name: str, names: Iterable[str]) -> str:
+    """A name as it is written among ``names``, whatever its case; itself where none is alike.
+
+    >>> spelled("Thirds", ["thirds", "paper"]), spelled("third", ["thirds", "paper"])
+    ('thirds', 'third')
+    """
+    return {each.lower(): each for each in names}.get(name.lower(), name)
+
+
 def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
     """The question for the name that was meant, with a blank after it; empty where none is near.
+
+    A name that begins with what was given is the nearest.
 
     >>> nearest("author/forget", ["authors/forget", "domains/privacy/unlearn"], "builtin:")
     'Did you mean builtin:authors/forget? '
     """
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"Did you mean {prefix}{close[0]}? " if close else ""
+    by_case = {each.lower(): each for each in names}
+    begun = [each for each in by_case if len(name) > 2 and each.startswith(name.lower())]
+    close = begun or difflib.get_close_matches(name.lower(), list(by_case), n=1)
+    return f"Did you mean {prefix}{by_case[close[0]]}? " if close else ""
 
 
 def missing_path(path: str | os.PathLike[str], remedy: str) -> str:

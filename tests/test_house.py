@@ -133,6 +133,7 @@ EVALUATE = ["evaluate", "--model", "m", "--out", "o"]
         ([*UNLEARN, "--preset", "open_unlearning:NPOO"], "is not a preset. Did you mean open_unlearning:NPO?"),
         ([*UNLEARN, "--objective", "ga + + gd)"], "'ga + + gd)'"),
         ([*UNLEARN, "--rectifier", "grue"], "'grue' is not a rectifier. Did you mean gru?"),
+        ([*UNLEARN, "--objective", "npo(bta=1)"], "npo has no parameter 'bta'. Did you mean beta? It has beta."),
         ([*UNLEARN, "--stop", "kneel"], "'kneel' is not a stop rule. Did you mean knee?"),
         ([*EVALUATE, "--suite", "tofuu"], "'tofuu' is not a suite. Did you mean tofu?"),
         ([*EVALUATE, "--set", "a=b", "--metric", "losss"], "'losss' is not a metric. Did you mean loss?"),
@@ -176,6 +177,10 @@ def test_the_names_known_early_are_those_of_the_registries() -> None:
         assert early.module in sys.modules
         ours = {name for name, each in table.items() if each.__module__.startswith("geffect.")}  # no other test's
         assert set(early.names) == ours
+        if early.weighed:
+            for name, own in early.parameters.items():
+                fields = names.annotations(table[name])
+                assert own == [each for each, kind in fields.items() if not names._wraps(kind)], name
 
 
 def test_importing_configures_no_logger() -> None:

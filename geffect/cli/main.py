@@ -9,22 +9,20 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args, get_origin
 
 import typer
 import typer.main
-from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.models import CommandInfo
 
-from geffect.errors import GeffectError, VisibleRecord, format_warning, nearest, visible_text
+from geffect.cli.help import HELP, LOOK, PREPARE, RUN, VerbCommand, VerbGroup
+from geffect.errors import GeffectError, VisibleRecord, format_warning, nearest, spelled, unknown_name, visible_text
 from geffect.io.system import check_single_process, raise_on_signals, rank_and_size, signal_of
 
 if TYPE_CHECKING:
-    from pydantic.fields import FieldInfo
-
     from geffect.config import (
         DoctorConfig,
         EvaluateConfig,
@@ -38,62 +36,41 @@ if TYPE_CHECKING:
     from geffect.config.schema import Schema
 
 
-class VerbGroup(TyperGroup):
-    """Commands whose flags are made once one of them is named: the schemas take half of what ``--help`` may take."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """As Typer's, with a verb's flags."""
-        name, command, rest = super().resolve_command(ctx, args)
-        return name, VERBS[name]() if name in VERBS else command, rest
-
-
-VERBS: dict[str | None, Callable[[], Any]] = {}
 app = typer.Typer(
     name="geffect",
     cls=VerbGroup,
     help="Gradient diagnostics for language-model unlearning.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"token_normalize_func": str.lower},  # verbs and flags in any case
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-class OnceCommand(TyperCommand):
-    """A command that refuses a flag with two values; Typer's own keeps the last one and drops the first silently."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse as Typer does, and raise GeffectError where a flag of one value stands twice."""
-        from geffect.io.readers import duplicate
-
-        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
-        once = (each.opts[0] for each in order if isinstance(each, TyperOption) and not (each.multiple or each.count))
-        if (flag := duplicate(once)) is not None:
-            raise GeffectError(f"{flag} stands twice", remedy="Leave one of them out")
-        return super().parse_args(ctx, args)
-
+VerbGroup.made = {}
+LOGGER = logging.getLogger(__name__)
 
 OUTPUT_REMEDY = "Free disk space, or name another output"
 DRY_RUN = {"dry_run": "print the plan, the batch arithmetic and an estimate of the memory, and stop"}
 RESUME = {"resume": "continue the unfinished run in --out from its last checkpoint"}
+SUMS = ("objective", "points", "rectifier", "stop")
+SCHEMES = ("thirds", "paper", "paper_script")
 LISTS = ("objectives", "presets", "rectifiers", "metrics", "suites", "stop-rules", "plots", "models", "sets")
 YAML = "a YAML file with these names, such as a run's config.yaml"
 
 
-def verb(name: str, schema: str, run: Callable[..., None], **switches: str) -> None:
-    """Register a command with a flag for every field of a schema, which is named.
+def verb(heading: str, name: str, schema: str, run: Callable[..., None], **switches: str) -> None:
+    """Register a command, under a heading, with a flag for every field of a schema, which is named.
 
     A flag overrides the YAML file, and the file overrides the default. ``run`` takes the checked configuration and the
     switches, which are flags beside the schema's (name → help); its docstring is the command's help.
     """
-    app.command(name, help=inspect.getdoc(run))(lambda: None)
-    VERBS[name] = partial(_make_command, name, schema, run, switches)
+    app.command(name, help=inspect.getdoc(run), rich_help_panel=heading)(lambda: None)
+    VerbGroup.made[name] = partial(_make_command, name, schema, run, switches)
 
 
 def _make_command(name: str, schema_name: str, run: Callable[..., None], switches: Mapping[str, str]) -> Any:
     """The command that `verb` describes."""
     import geffect.config
-    from geffect.config.schema import ARGUMENT, flag_name
+    from geffect.config.schema import ARGUMENT, OUTPUT, flag_name
 
     schema: type[Schema] = getattr(geffect.config, schema_name)
     listed = next((key for key, field in schema.model_fields.items() if field.json_schema_extra == ARGUMENT), "")
@@ -114,12 +91,13 @@ def _make_command(name: str, schema_name: str, run: Callable[..., None], switche
             run(checked, **options)
 
     # Typer reads the flags off the function's signature
-    parameters = [_argument(schema, listed), *_flags(schema)]
+    flags = _flags(schema)
     for key, text in switches.items():
-        parameters.append(_parameter(key, False, bool, typer.Option(flag_name(key), help=text)))
+        flags.append(_parameter(key, False, bool, typer.Option(flag_name(key), help=text, rich_help_panel=OUTPUT)))
+    parameters = [_argument(schema, listed), *sorted(flags, key=_place)]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
-    info = CommandInfo(name, cls=OnceCommand, callback=command, help=inspect.getdoc(run))
+    info = CommandInfo(name, cls=VerbCommand, callback=command, help=inspect.getdoc(run))
     return typer.main.get_command_from_info(info, pretty_exceptions_short=False, rich_markup_mode=None)
 
 
@@ -132,6 +110,8 @@ def _read(schema: "type[Schema]", file: Path | None, settings: dict[str, Any], *
         from geffect.config.places import check_places
 
         check_places(schema.draft(content | settings), resume=resume)
+        if {"model", "checkpoints"} & schema.model_fields.keys():
+            LOGGER.info("loading the model...")  # importing torch takes seconds
     return schema.combine(content, settings, file)
 
 
@@ -139,31 +119,60 @@ def _argument(schema: "type[Schema]", listed: str) -> inspect.Parameter:
     """The YAML file, or the values of the field that has no flag."""
     if not listed:
         return _parameter("config", None, Path | None, typer.Argument(help=YAML))
-    text = f"{schema.model_fields[listed].description}; or {YAML}"
+    text = f"{schema.model_fields[listed].description}; or {YAML} [required]"
     return _parameter("config", None, list[str] | None, typer.Argument(help=text, metavar="PATH..."))
 
 
-def _flags(schema: "type[Schema]") -> Iterator[inspect.Parameter]:
+def _flags(schema: "type[Schema]") -> list[inspect.Parameter]:
     """An optional flag for every field that has one; None means that the flag is absent."""
-    from geffect.config.schema import flag_name, shown_default
+    from geffect.cli.completion import completer, names_of, shown_names
+    from geffect.config.schema import flag_name, has_flag, shown_default
 
+    flags = []
     for key, field in schema.model_fields.items():
-        if field.json_schema_extra:
+        if not has_flag(field):
             continue
         kind: Any = field.annotation if field.annotation in (int, float, bool) else str
         if get_origin(field.annotation) is list:
             kind = list[str]  # the schema makes numbers of them
-        text = f"{field.description} [{_choices(field)}{shown_default(field)}]"
-        yield _parameter(key, None, kind | None, typer.Option(flag_name(key), help=text, show_default=False))
+        option = typer.Option(
+            *(flag_name(word) for word in (key, *(word for word, name in schema.ALIASES.items() if name == key))),
+            help=f"{field.description} [{shown_names(key, field)}{shown_default(field)}]",
+            show_default=False,
+            rich_help_panel=field.title,
+            autocompletion=None if kind is bool else completer(partial(names_of, key, field), is_sum=key in SUMS),
+        )
+        flags.append(_parameter(key, None, kind | None, option))
+    return sorted(flags, key=partial(_depth, schema))
 
 
-def _choices(field: "FieldInfo") -> str:
-    """The words that a field takes one of, for its help; nothing where the description has them."""
-    kinds = get_args(field.annotation) if get_origin(field.annotation) is list else (field.annotation,)
-    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
-    if all(word in str(field.description) for word in words):
-        return ""
-    return f"{', '.join(words[:-1])} or {words[-1]}; "
+def _depth(schema: "type[Schema]", flag: inspect.Parameter) -> int:
+    """How far up the schema's bases a field stands: a verb's own come first, but what matters most is as it is."""
+    from geffect.config.schema import MAIN
+
+    if schema.model_fields[flag.name].title == MAIN:
+        return 0
+    return next(i for i, base in enumerate(schema.__mro__) if flag.name in inspect.get_annotations(base))
+
+
+def _place(flag: inspect.Parameter) -> int:
+    """The number of a flag's heading."""
+    from geffect.config.schema import GROUPS
+
+    option = get_args(flag.annotation)[1]
+    return GROUPS.index(option.rich_help_panel)
+
+
+def _complete(setting: str, names: Sequence[str] = ()) -> Callable[[str], list[str]]:
+    """The completion of a flag that is no schema's field: of its ``names``, or of what the setting takes."""
+
+    def complete(incomplete: str) -> list[str]:
+        from geffect.cli.completion import completer, names_of
+
+        known = names or (_references() if setting == "method" else names_of(setting))
+        return completer(lambda: known, is_sum=setting in SUMS)(incomplete)
+
+    return complete
 
 
 def _parameter(name: str, default: Any, kind: Any, option: Any) -> inspect.Parameter:
@@ -198,7 +207,10 @@ def _say(text: object, *, err: bool = False) -> None:
 
 
 def _finetune(config: "FinetuneConfig", *, dry_run: bool, resume: bool) -> None:
-    """Descend the NLL of named sets (full weights or LoRA) and write a model directory with a record."""
+    """Fit a model to sets, all weights or a LoRA adapter.
+
+    It descends the negative log-likelihood, and writes a model directory with a record.
+    """
     from geffect import api
     from geffect.cli import console
 
@@ -209,7 +221,10 @@ def _finetune(config: "FinetuneConfig", *, dry_run: bool, resume: bool) -> None:
 
 
 def _unlearn(config: "UnlearnConfig", *, dry_run: bool, resume: bool) -> None:
-    """Unlearn a set with an objective and a rectifier, recording the G-effect of every update."""
+    """Unlearn a set with an objective and a rectifier.
+
+    Every update's G-effect is recorded: what it does to each set, in nats.
+    """
     from geffect import api
     from geffect.cli import console
 
@@ -220,7 +235,10 @@ def _unlearn(config: "UnlearnConfig", *, dry_run: bool, resume: bool) -> None:
 
 
 def _localize(config: "LocalizeConfig", *, dry_run: bool) -> None:
-    """Find the weights where each domain's knowledge lies: top-k masks of every split, overlaps and heat maps."""
+    """Find the weights where each domain's knowledge lies.
+
+    It writes top-k masks of every split, their overlaps and heat maps.
+    """
     from geffect import api
     from geffect.cli import console
 
@@ -231,8 +249,9 @@ def _localize(config: "LocalizeConfig", *, dry_run: bool) -> None:
 
 
 def _inspect(config: "InspectConfig", *, dry_run: bool, resume: bool) -> None:
-    """Measure objectives at every checkpoint of a series, over whole sets and without training.
+    """Measure objectives at checkpoints, without training.
 
+    They are measured at every checkpoint of a series, over whole sets.
     PATH is a directory with checkpoints (a run's, or Hugging Face's checkpoint-N), or models, adapters and hub
     revisions one by one. Options left out are taken from the configuration of a run of geffect unlearn.
     """
@@ -246,7 +265,7 @@ def _inspect(config: "InspectConfig", *, dry_run: bool, resume: bool) -> None:
 
 
 def _evaluate(config: "EvaluateConfig", *, json: bool) -> None:
-    """Score a model, an adapter or a run's checkpoints on a suite, or on sets by named metrics."""
+    """Score a model or checkpoints on a suite, or sets by metrics."""
     from geffect import api
     from geffect.cli import console
 
@@ -254,7 +273,10 @@ def _evaluate(config: "EvaluateConfig", *, json: bool) -> None:
 
 
 def _report(config: "ReportConfig", *, json: bool) -> None:
-    """Write runs as one HTML page for any browser, offline: the outcome, findings, figures, layers, worst examples."""
+    """Write runs as one HTML page that needs no network.
+
+    It shows the outcome, findings, figures, layers and the worst examples.
+    """
     from geffect import api
     from geffect.cli import console
 
@@ -262,7 +284,7 @@ def _report(config: "ReportConfig", *, json: bool) -> None:
 
 
 def _preview(config: "PreviewConfig") -> None:
-    """Print the first examples of a set, and color the tokens that carry loss."""
+    """Print a set's first examples and color what is learned."""
     from geffect import api
     from geffect.cli import console
 
@@ -270,7 +292,10 @@ def _preview(config: "PreviewConfig") -> None:
 
 
 def _doctor(config: "DoctorConfig", *, json: bool) -> None:
-    """Check a run before it begins: precision, determinism, masks, tied weights, what the model knows, memory."""
+    """Check a run before it begins.
+
+    It checks precision, determinism, masks, tied weights, what the model knows, and memory.
+    """
     from geffect import api
     from geffect.cli import console
 
@@ -278,17 +303,17 @@ def _doctor(config: "DoctorConfig", *, json: bool) -> None:
         raise typer.Exit(1)
 
 
-verb("finetune", "FinetuneConfig", _finetune, **DRY_RUN, **RESUME)
-verb("unlearn", "UnlearnConfig", _unlearn, **DRY_RUN, **RESUME)
-verb("localize", "LocalizeConfig", _localize, **DRY_RUN)
-verb("inspect", "InspectConfig", _inspect, **DRY_RUN, resume="continue the unfinished inspection in --out")
-verb("evaluate", "EvaluateConfig", _evaluate, json="print metrics.json in place of a table")
-verb("report", "ReportConfig", _report, json="print each run's outcome and findings as JSON")
-verb("preview", "PreviewConfig", _preview)
-verb("doctor", "DoctorConfig", _doctor, json="print the findings as a JSON list")
+verb(RUN, "finetune", "FinetuneConfig", _finetune, **DRY_RUN, **RESUME)
+verb(RUN, "unlearn", "UnlearnConfig", _unlearn, **DRY_RUN, **RESUME)
+verb(RUN, "localize", "LocalizeConfig", _localize, **DRY_RUN)
+verb(LOOK, "inspect", "InspectConfig", _inspect, **DRY_RUN, resume="continue the unfinished inspection in --out")
+verb(LOOK, "evaluate", "EvaluateConfig", _evaluate, json="print metrics.json in place of a table")
+verb(LOOK, "report", "ReportConfig", _report, json="print each run's outcome and findings as JSON")
+verb(PREPARE, "preview", "PreviewConfig", _preview)
+verb(PREPARE, "doctor", "DoctorConfig", _doctor, json="print the findings as a JSON list")
 
 
-@app.command(cls=OnceCommand)
+@app.command(cls=VerbCommand, rich_help_panel=RUN)
 def demo(
     out: Annotated[
         Path | None, typer.Option(help="directory to make [default: runs/demo, or the next free number]")
@@ -297,9 +322,14 @@ def demo(
         bool, typer.Option("--grail", help="then localize two domains and unlearn them with GRAIL")
     ] = False,
 ) -> None:
-    """Unlearn the tiny built-in model with GA, GA+GRU and NPO+GRU, and print and draw what they did."""
+    """Unlearn the tiny built-in model in three ways, and draw it.
+
+    The ways are GA, GA+GRU and NPO+GRU; a table says what each did.
+    """
     check_single_process("geffect demo")
     with _exit_on_signal():
+        if "torch" not in sys.modules:
+            LOGGER.info("loading the model...")
         from geffect.cli import console
         from geffect.cli import demo as demo_
 
@@ -316,14 +346,17 @@ def demo(
                 console.unlearning(path)
 
 
-@app.command(name="import-config", cls=OnceCommand)
+@app.command(name="import-config", cls=VerbCommand, rich_help_panel=PREPARE)
 def import_config(
     experiment: Annotated[
         Path, typer.Argument(help="an experiment of open-unlearning that Hydra composed, or its output folder")
     ],
     out: Annotated[Path | None, typer.Option(help="YAML file to write, beside printing it")] = None,
 ) -> None:
-    """Turn an experiment of open-unlearning into a YAML file for geffect unlearn, and name all that was not mapped."""
+    """Turn an open-unlearning experiment into a YAML file.
+
+    The file is for geffect unlearn; all that was not mapped is named.
+    """
     from geffect.config.imported import import_experiment
     from geffect.config.schema import place
     from geffect.record.schema import refuse_existing
@@ -338,7 +371,7 @@ def import_config(
     _say(text.rstrip())
 
 
-@app.command(cls=OnceCommand)
+@app.command(cls=VerbCommand, rich_help_panel=LOOK)
 def compare(
     runs: Annotated[
         list[Path],
@@ -352,19 +385,24 @@ def compare(
     ] = None,
     simulate: Annotated[
         list[str] | None,
-        typer.Option(help="a rectifier that is not run: what it would have done at every step of each RUN; repeat it"),
+        typer.Option(
+            help="a rectifier that is not run: what it would have done at every step of each RUN; repeat it",
+            autocompletion=_complete("rectifier"),
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="seed of the bootstrap")] = 0,
     json: Annotated[bool, typer.Option("--json", help="print both tables as JSON")] = False,
 ) -> None:
-    """Compare what runs retain at the same forget loss, and list every setting in which they differ.
+    """Compare what runs retain at the same forget loss.
 
-    Evaluations are compared by their final scores. One of open-unlearning is its TOFU_SUMMARY.json or TOFU_EVAL.json,
-    or the folder that has it.
+    Every setting in which they differ is listed. Evaluations are compared by their final scores. One of open-unlearning
+    is its TOFU_SUMMARY.json or TOFU_EVAL.json, or the folder that has it.
     """
+    from geffect.core.registry import read_names
     from geffect.record.reader import check_directories
     from geffect.reports.scores import final_scores, is_evaluation
 
+    read_names("rectifier", simulate)
     evaluations = [each for each in runs if is_evaluation(each)]
     check_directories(each for each in runs if each not in evaluations)
     from geffect.cli import console
@@ -385,13 +423,24 @@ def compare(
     console.matched_comparison(tables.compare(paths, at, seed), tables.differences(paths), as_json=json)
 
 
-@app.command(cls=OnceCommand)
+@app.command(cls=VerbCommand, rich_help_panel=LOOK)
 def plot(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run directories, to draw side by side")],
     out: Annotated[Path | None, typer.Option(help="directory to write to [default: the first RUN/figures]")] = None,
-    scheme: Annotated[str, typer.Option(help="how layers make groups: thirds, paper or paper_script")] = "thirds",
+    scheme: Annotated[
+        str,
+        typer.Option(
+            help=f"how layers make groups: {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}",
+            autocompletion=_complete("scheme", SCHEMES),
+        ),
+    ] = "thirds",
 ) -> None:
-    """Draw every plot that runs recorded enough for; several runs side by side."""
+    """Draw every plot that runs recorded enough for.
+
+    Several runs are drawn side by side.
+    """
+    if (scheme := spelled(scheme, SCHEMES)) not in SCHEMES:
+        raise unknown_name("a scheme", scheme, SCHEMES)
     from geffect.record.reader import check_directories
 
     check_directories(runs)
@@ -405,7 +454,7 @@ def plot(
         _say(path)
 
 
-@app.command(cls=OnceCommand)
+@app.command(cls=VerbCommand, rich_help_panel=LOOK)
 def check(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run, or a monitored training's record")],
     max_harm: Annotated[
@@ -414,14 +463,20 @@ def check(
     min_forget: Annotated[float | None, typer.Option(help="smallest rise of the forget loss, nats a token")] = None,
     json: Annotated[bool, typer.Option("--json", help="print the verdicts as a JSON list")] = False,
 ) -> None:
-    """Say whether a run kept limits on its sets' losses, and exit with 1 where it did not."""
+    """Say whether a run kept limits on its sets' losses.
+
+    The exit code is 1 where it did not.
+    """
     from geffect.record.reader import check_directories
 
     check_directories([run])
-    from geffect.cli import console
+    limits = _limits(max_harm or [])
     from geffect.reports.limits import check as judge
 
-    if console.verdicts(judge(run, _limits(max_harm or []), min_forget), as_json=json):
+    found = judge(run, limits, min_forget)
+    from geffect.cli import console
+
+    if console.verdicts(found, as_json=json):
         raise typer.Exit(1)
 
 
@@ -442,7 +497,7 @@ def _limits(texts: list[str]) -> dict[str, float]:
     return limits
 
 
-@app.command(cls=OnceCommand)
+@app.command(cls=VerbCommand, rich_help_panel=LOOK)
 def monitor(
     run: Annotated[
         Path,
@@ -451,7 +506,10 @@ def monitor(
     every: Annotated[float, typer.Option(min=0.2, help="seconds between two looks")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="look once")] = False,
 ) -> None:
-    """Show what the last step does to every set, by layer group, until the run ends; Ctrl-C stops looking."""
+    """Show what the last step does to every set, live.
+
+    It shows that by layer group, until the run ends; Ctrl-C stops looking.
+    """
     from geffect.record.reader import check_directories
 
     check_directories([run])
@@ -461,28 +519,41 @@ def monitor(
         console.live(run, every, once=once)
 
 
-@app.command(cls=OnceCommand)
+@app.command(cls=VerbCommand, rich_help_panel=HELP)
 def cite(
-    method: Annotated[str, typer.Argument(help="geffect, g-effect, gru, npo, tofu, … ; all by default")] = "all",
+    method: Annotated[
+        str, typer.Argument(help="geffect, g-effect, gru, npo, tofu, …", autocompletion=_complete("method"))
+    ] = "all",
 ) -> None:
-    """Print the BibTeX entry of a method, benchmark or of this toolkit."""
+    """Print the BibTeX entry of a method or of this toolkit."""
     typer.echo(bibtex(method))
 
 
 def bibtex(method: str) -> str:
     """The entry of one method in ``references.bib``, or of ``all``."""
-    text = Path(__file__).with_name("references.bib").read_text(encoding="utf-8").strip()
-    entries = dict(part.removeprefix("% ").split("\n", 1) for part in text.split("\n\n"))
-    if method == "all":
+    entries = _references()
+    if method.lower() == "all":
         return "\n\n".join(entries.values())
     if method.lower() not in entries:
-        raise GeffectError(f"There is no reference for {method!r}", remedy=f"Choose one of {', '.join(entries)}")
+        remedy = f"{nearest(method, entries)}Choose one of {', '.join(entries)}"
+        raise GeffectError(f"There is no reference for {method!r}", remedy=remedy)
     return entries[method.lower()]
 
 
-@app.command(name="list", cls=OnceCommand)
-def list_(what: Annotated[str, typer.Argument(help=f"{', '.join(LISTS[:-1])} or {LISTS[-1]}")]) -> None:
-    """Print what can be named, each with its definition in one line."""
+def _references() -> dict[str, str]:
+    """Method → entry in ``references.bib``."""
+    text = Path(__file__).with_name("references.bib").read_text(encoding="utf-8").strip()
+    return dict(part.removeprefix("% ").split("\n", 1) for part in text.split("\n\n"))
+
+
+@app.command(name="list", cls=VerbCommand, rich_help_panel=HELP)
+def list_(
+    what: Annotated[
+        str, typer.Argument(help=f"{', '.join(LISTS[:-1])} or {LISTS[-1]}", autocompletion=_complete("list", LISTS))
+    ],
+) -> None:
+    """Print what can be named, with definitions."""
+    what = what.lower()
     if what not in LISTS:
         raise GeffectError(
             f"There is no list of {what!r}", remedy=f"{nearest(what, LISTS)}Choose one of {', '.join(LISTS)}"
@@ -537,10 +608,14 @@ def main() -> NoReturn:
 
 
 def _run() -> None:
+    if "_GEFFECT_COMPLETE" in os.environ:
+        from geffect.cli.completion import join_words
+
+        join_words()
     if rank_and_size()[0] == 0:
-        app(standalone_mode=True)
+        app(prog_name="geffect", standalone_mode=True)
     with Path(os.devnull).open("w") as silent, contextlib.redirect_stdout(silent):  # the first process prints
-        app(standalone_mode=True)
+        app(prog_name="geffect", standalone_mode=True)
 
 
 def _print_error(text: str) -> None:

@@ -9,7 +9,20 @@ import re
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    NamedTuple,
+    Self,
+    TypeVar,
+    get_args,
+    get_origin,
+    overload,
+)
 
 from pydantic import (
     AfterValidator,
@@ -26,8 +39,8 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from geffect.core.registry import check_names
-from geffect.errors import GeffectError, missing_path, nearest, shorten
+from geffect.core.registry import read_names
+from geffect.errors import GeffectError, missing_path, nearest, shorten, spelled
 from geffect.io.readers import Unreadable, duplicate, read_yaml
 
 if TYPE_CHECKING:
@@ -39,6 +52,9 @@ if TYPE_CHECKING:
 
 DRAFT: ContextVar[bool] = ContextVar("DRAFT", default=False)  # what needs torch stays a text: `Schema.draft`
 PATH_BYTES, NAME_BYTES = 4000, 250  # Linux takes 4095 and 255; geffect writes below, and beside, what is named
+MODEL_FIELDS = ("model", "start", "retrained", "calibrate", "checkpoints", "tokenizer")
+SET_FIELDS = ("forget", "retain", "heldout", "general", "shots", "train", "set", "target", "domain", "validation")
+BUILTIN = re.compile(r"(?:^|(?<=[=,]))builtin:[^,\[]*", re.IGNORECASE)  # the name of a set or model of ours
 MANY = 10**9  # a larger count is a typing error
 
 Count = Annotated[int, Field(ge=0, le=MANY)]
@@ -48,8 +64,10 @@ Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Dtype = Literal["float32", "bfloat16", "float64"]
-Device = Annotated[str, Field(pattern=r"^[a-z]+(:[0-9]{1,3})?$")]
+DEVICE_KINDS = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu", "mlu", "mtia", "musa", "xla", "meta")
+Device = Annotated[str, Field(pattern=rf"^({'|'.join(DEVICE_KINDS)})(:[0-9]{{1,3}})?$")]
 Mode = Literal["exact", "paper"]
+Scheme = Literal["thirds", "paper", "paper_script"]
 Gradient = Literal["objective", "forget", "retain", "retain_average", "masked", "rectified"]
 Role = Literal["forget", "retain", "general", "heldout", "forget_val", "retain_val"]
 
@@ -186,6 +204,9 @@ EMPTY: Any = list
 
 
 TEXT_LENGTH = 10_000  # characters of a setting
+MAIN, MODEL, DATA, METHOD = "Main", "Model", "Data", "Objective and rectifier"
+TRAINING, MEASURING, OUTPUT, DEVICE = "Training", "Measuring", "Output", "Device"
+GROUPS = (MAIN, MODEL, DATA, METHOD, TRAINING, MEASURING, OUTPUT, DEVICE)  # a field's title: its heading in --help
 NO_FLAG: dict[str, Any] = {"flag": False}  # set by geffect, not a flag
 DEVICES = "auto, cpu, cuda, cuda:1 (a GPU by its number) or mps"
 RUNS_CODE = ("trust_remote_code", "task_dir")  # what a file may not ask for on its own
@@ -211,6 +232,7 @@ class Schema(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # --help reads none: a quarter of its time
     NEEDS: ClassVar[tuple[Need, ...]] = ()
+    ALIASES: ClassVar[Mapping[str, str]] = {}  # other words for a field, as flags and keys
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -222,12 +244,23 @@ class Schema(BaseModel):
         cls.__doc__ = "\n".join([head, "", "Attributes:", *fields])
 
     def __init__(self, **settings: object) -> None:
-        for name, value in settings.items():
-            check_names(name, value)
+        given = self._named_once(settings)
         try:
-            super().__init__(**{name: _as_text(value) for name, value in settings.items()})
+            super().__init__(**{name: _as_text(read_names(name, value)) for name, value in given.items()})
         except ValidationError as error:
             raise _refusal(type(self), error) from error
+
+    @classmethod
+    def _named_once(cls, settings: Mapping[str, object]) -> dict[str, object]:
+        """Settings by their fields' names; refuse two of one field."""
+        given: dict[str, object] = {}
+        for name, value in settings.items():
+            field = cls.ALIASES.get(name, name)
+            if field in given:
+                words = " and ".join(flag_name(each) for each in settings if cls.ALIASES.get(each, each) == field)
+                raise GeffectError(f"{words} are one setting", remedy="Leave one of them out")
+            given[field] = value
+        return given
 
     @field_validator("*", mode="before")
     @classmethod
@@ -238,7 +271,7 @@ class Schema(BaseModel):
         if value == "" and "Path" in str(annotation):
             raise PydanticCustomError("path", "a path")  # pathlib would read it as the current directory
         _check_texts(value)
-        return value
+        return _spelled(str(info.field_name), value, words_of(annotation))
 
     @field_validator("*")
     @classmethod
@@ -290,7 +323,7 @@ class Schema(BaseModel):
     @classmethod
     def combine(cls, content: Mapping[str, object], settings: Mapping[str, object], file: Path | str | None) -> Self:
         """The configuration of a file's content and of values that override it; see `read`."""
-        config = cls(**{**content, **settings})
+        config = cls(**cls._named_once(content) | cls._named_once(settings))
         for name in (name for name in RUNS_CODE if getattr(config, name, None) and name not in settings):
             raise GeffectError(
                 f"{file} asks to run code ({name}: {content[name]}), which a file alone may not",
@@ -321,12 +354,15 @@ def _refusal(schema: type[Schema], error: ValidationError) -> GeffectError:
     if first["type"] == "twice":
         twice = duplicate(map(str, first["input"]))
         return GeffectError(f"{shown} names {twice!r} twice", remedy="Leave one of them out")
+    words = words_of(schema.model_fields[name].annotation) if name in schema.model_fields else []
+    given = first["input"][-1] if isinstance(first["input"], list) and first["input"] else first["input"]
+    hint = nearest(str(given), DEVICE_KINDS if name == "device" else words or first.get("ctx", {}).get("known", ()))
     wanted = "a path" if first["type"] == "path_type" else first["msg"]
     wanted = DEVICES if name == "device" else wanted
     should = re.sub("^(Input|String|List|Value) should ", "It should ", wanted)
     return GeffectError(
         f"{shown} is {shorten(repr(first['input']))}",
-        remedy=should if should.startswith("It ") else f"It should be {wanted}",
+        remedy=hint + (should if should.startswith("It ") else f"It should be {wanted}"),
     )
 
 
@@ -335,12 +371,37 @@ def flag_name(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def has_flag(field: FieldInfo) -> bool:
+    """Whether the command line has a flag for a field."""
+    return field.json_schema_extra not in (NO_FLAG, ARGUMENT)
+
+
+def words_of(annotation: Any) -> list[str]:
+    """The words that a field, or each of its list, takes one of; none where it takes others, too."""
+    kinds = get_args(annotation) if get_origin(annotation) is list else (annotation,)
+    return [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+
+
 def shown_default(field: FieldInfo) -> str:
     """A field's default as help shows it."""
     if field.is_required():
         return "required"
+    if isinstance(field.json_schema_extra, dict) and "default" in field.json_schema_extra:
+        return str(field.json_schema_extra["default"])
     default = field.get_default(call_default_factory=True)
     return f"default: {'none' if default in (None, '', []) else default}"
+
+
+def _spelled(name: str, value: Any, words: Sequence[str]) -> Any:
+    """A value with the names of ours in it as they are written here, in whatever case they were given."""
+    if isinstance(value, list):
+        return [_spelled(name, each, words) for each in value]
+    if not isinstance(value, str):
+        return value
+    if name == "device":
+        return value.lower()
+    built_in = name in (*MODEL_FIELDS, *SET_FIELDS)
+    return BUILTIN.sub(lambda match: match[0].lower(), value) if built_in else spelled(value, words)
 
 
 def _texts(value: Any) -> Any:
@@ -366,13 +427,16 @@ def _as_text(value: Any) -> Any:
 
 
 def names_in_transformers(file: str, enumeration: str) -> list[str]:
-    """The values of an enumeration of transformers, by its source: importing it takes seconds. Empty if not found."""
+    """The values of an enumeration, or keys of a table, of transformers by its source; empty if not found.
+
+    Importing it takes seconds.
+    """
     package = importlib.util.find_spec("transformers")
-    source = Path(str(package.origin)).with_name(file) if package else Path(file)
+    source = Path(str(package.origin)).parent / file if package else Path(file)
     with contextlib.suppress(OSError, UnicodeError):
         text = source.read_text(encoding="utf-8")
-        body = re.search(rf"^class {enumeration}\b[^\n]*\n((?:[ \t][^\n]*\n|\n)*)", text, re.MULTILINE)
-        return re.findall(r"^    [A-Z0-9_]+ = \"([\w.-]+)\"", body[1], re.MULTILINE) if body else []
+        body = re.search(rf"^(?:class )?{enumeration}\b[^\n]*\n((?:[ \t][^\n]*\n|\n)*)", text, re.MULTILINE)
+        return re.findall(r"^    (?:[A-Z0-9_]+ = )?\"([\w.-]+)\"", body[1], re.MULTILINE) if body else []
     return []
 
 

@@ -3,19 +3,22 @@
 import ast
 import functools
 import math
+import re
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from geffect.errors import GeffectError, shorten, unknown_name
+from geffect.errors import GeffectError, nearest, shorten, spelled, unknown_name
 
 Value = float | int | str | bool | None
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]  # of something, and not none of it
+BESIDE = re.compile(r"(?<![\w.])(\d+\.?\d*|\.\d+)(?:\s+|\s*[×·]\s*)(?=[A-Za-z_])")  # a weight beside its term
 WORDS = {"none": None, "true": True, "false": False}  # of a parameter that takes no text
 Item = TypeVar("Item")
 Class = TypeVar("Class", bound=type[Any])
@@ -31,29 +34,42 @@ class Call:
     wrapped: "Call | None" = None
 
     @property
-    def names(self) -> list[str]:
-        """Its name, and those of what it wraps."""
-        return [self.name, *(self.wrapped.names if self.wrapped else ())]
+    def parts(self) -> list["Call"]:
+        """Itself, and what it wraps."""
+        return [self, *(self.wrapped.parts if self.wrapped else ())]
 
 
 def parse(text: str) -> list[Call]:
     """The terms of a sum, as written; refuse another form.
 
     A term is ``NAME``, ``NAME(parameter=value, …)``, ``NAME(TERM, parameter=value, …)``, which wraps a term, or
-    ``NUMBER*TERM``.
+    ``NUMBER*TERM``, also as tables and papers have it: ``3 GD``, ``3×GD``.
 
     >>> [(call.weight, call.name, call.parameters) for call in parse("NPO(beta=0.1) + 2*gd")]
     [(1.0, 'npo', {'beta': 0.1}), (2.0, 'gd', {})]
     >>> parse("dual(gd, eps=0.3)")[0].wrapped.name
     'gd'
     """
+    return [_term(node) for node in _terms(text)]
+
+
+def _terms(text: str) -> list[ast.expr]:
+    """The terms of a sum, in Python's syntax."""
     try:
-        return _sum(ast.parse(text.strip(), mode="eval").body)
+        nodes = _sum(ast.parse(_starred(text.strip()), mode="eval").body)
+        for node in nodes:
+            _term(node)
     except (SyntaxError, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
         raise GeffectError(
             f"{shorten(repr(text))} is no sum of names with parameters, such as 'npo(beta=0.1) + 1.0*gd'",
             remedy="Write names, numbers, *, + and named parameters only, a set's name in quotes",
         ) from error
+    return nodes
+
+
+def _starred(text: str) -> str:
+    """``3 GD`` and ``3×GD`` as ``3*GD``; a text with quotes stays as it is."""
+    return text if {"'", '"'} & {*text} else BESIDE.sub(r"\1*", text)
 
 
 def expand(call: Call, aliases: Mapping[str, str]) -> list[Call]:
@@ -77,10 +93,10 @@ def expand(call: Call, aliases: Mapping[str, str]) -> list[Call]:
     ]
 
 
-def _sum(node: ast.expr) -> list[Call]:
+def _sum(node: ast.expr) -> list[ast.expr]:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return _sum(node.left) + _sum(node.right)
-    return [_term(node)]
+    return [node]
 
 
 def _term(node: ast.expr) -> Call:
@@ -217,14 +233,13 @@ class Registry(Mapping[str, type[Item]]):
     def build(self, call: Call) -> Item:
         """The instance that a term names; its weight is left to the caller. Unknown names and values are refused."""
         if call.name not in self:
-            raise unknown_name(self.kind, call.name, [*self, *self.aliases])
+            raise _unknown(self.kind, call.name, [*self, *self.aliases])
         cls: Any = self[call.name]
         known, values = annotations(cls), self._wrapped(cls, call)
         known = {name: annotation for name, annotation in known.items() if name not in values}
         for name, value in call.parameters.items():
             if name not in known:
-                have = ", ".join(known) or "none"
-                raise GeffectError(f"{call.name} has no parameter {name!r}", remedy=f"It has {have}")
+                raise _no_parameter(call.name, name, known)
             values[name] = _read_word(value, known[name])
             check_value(call.name, name, values[name], known[name])
         for each in fields(cls):
@@ -280,7 +295,7 @@ class Names(NamedTuple):
     Attributes:
         kind: of what they name, with its article.
         module: defines the registry; once it is imported, others may have added to it, and it judges a name itself.
-        text: every built-in name, between blanks.
+        text: every built-in name, between blanks, its parameters in brackets.
         weighed: a setting is a weighted sum of names, not one name.
         aliases: as of the registry.
     """
@@ -294,21 +309,34 @@ class Names(NamedTuple):
     @property
     def names(self) -> list[str]:
         """Every built-in name."""
-        return self.text.split()
+        return [*self.parameters]
 
-    def read(self, setting: str) -> list[str]:
-        """The names in a setting."""
+    @property
+    def parameters(self) -> dict[str, list[str]]:
+        """Built-in name → its parameters."""
+        parts = [each.rstrip(")").partition("(") for each in self.text.split()]
+        return {name: [*filter(None, own.split(","))] for name, _, own in parts}
+
+    def has(self, name: str) -> bool:
+        """Whether a name in lower case is built in."""
+        return name in self.names or name in self.aliases
+
+    def read(self, setting: str) -> list[Call]:
+        """The terms in a setting, and what they wrap."""
         if not self.weighed:
-            return [setting]
+            return [Call(spelled(setting, self.names))]
         terms = [term for call in parse(setting) for term in expand(call, self.aliases)] if setting else []
-        return [name for term in terms for name in term.names]
+        return [part for term in terms for part in term.parts]
 
 
 ALIASES = {"gradascent": "ga", "graddiff": "ga + gd", "idknll": "po", "idkdpo": "dpo"}  # open-unlearning's names
 OBJECTIVES = Names(
     "an objective",
     "geffect.objectives.registry",
-    "adversarial ceu dpo dual flat ga gd kl npo pdu po random rmu rr sam satimp simnpo tnpo undial wga wtnpo",
+    "adversarial(variant) ceu(skip) dpo(beta,variant,answers) dual(eps,eta,start) flat(answers) ga gd(on,variant) "
+    "kl(on,variant) npo(beta) pdu po(variant,answers) random(variant) rmu(layer,c,vector,dims,seed) rr(on,layer,dims) "
+    "sam(rho) satimp(beta1,beta2) simnpo(beta,gamma) tnpo(beta,epsilon) undial(beta) wga(alpha) "
+    "wtnpo(beta,alpha,epsilon)",
     aliases=ALIASES,
 )
 _ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
@@ -332,21 +360,57 @@ OF_SETTING = {
     "rectifier": Names(
         "a rectifier",
         "geffect.rectifiers.registry",
-        "blur confine consistent disruption gem grail gru gu hamu memflex ngdiff none orthograd pcgrad random sago "
-        "torchjd",
+        "blur(gamma,scope) confine(k) consistent(threshold) disruption gem(memory,space,scope) "
+        "grail(k_unlearn,k_retain,reading,sets) gru(decay,cos_clip,add_retain,space,scope,metric) "
+        "gu(memory,tolerance,scope) hamu(gain,radius,scope) memflex(mu,sigma,thresholds) ngdiff(scope) none "
+        "orthograd(examples,scope) pcgrad(alpha,scope) random(seed,scope) sago(alpha,gamma) torchjd(weighting,scope)",
     ),
-    "stop": Names("a stop rule", "geffect.stopping", "accuracy collapse dear forget_loss knee"),
+    "stop": Names(
+        "a stop rule", "geffect.stopping", "accuracy(share) collapse(share) dear(cost) forget_loss(level) knee(harm)"
+    ),
     "suite": Names("a suite", "geffect.evaluation.suites", "builtin tofu knowundo muse wmdp", weighed=False),
     "metric": METRICS,
+    "quantize": Names("a quantization", "geffect.evaluation.variants", "nf4(group) int4(group)"),
 }
 
 
-def check_names(setting: str, value: object) -> None:
-    """Raise where a setting of a configuration names what no registry can have; other settings pass."""
+def read_names(setting: str, value: object) -> object:
+    """A setting's value with the names of ours in it as they are written here; other settings stay as they are.
+
+    Raises:
+        GeffectError: it names what no registry can have. A registry that is there already judges that itself.
+    """
     registry = OF_SETTING.get(setting)
-    if registry is None or registry.module in sys.modules:
-        return
-    for text in [value] if isinstance(value, str) else value if isinstance(value, list) else []:
-        for name in registry.read(text) if isinstance(text, str) else ():
-            if name not in registry.names:
-                raise unknown_name(registry.kind, name, [*registry.names, *registry.aliases])
+    if registry is None:
+        return value
+    if isinstance(value, list):
+        return [read_names(setting, each) for each in value]
+    if not isinstance(value, str):
+        return value
+    known = registry.parameters
+    for call in registry.read(value) if registry.module not in sys.modules else ():
+        if call.name not in known:
+            raise _unknown(registry.kind, call.name, [*known, *registry.aliases], value)
+        for name in call.parameters:
+            if name not in known[call.name]:
+                raise _no_parameter(call.name, name, known[call.name])
+    return value if registry.weighed else spelled(value, registry.names)
+
+
+def _no_parameter(owner: str, name: str, known: Iterable[str]) -> GeffectError:
+    known = [*known]
+    remedy = f"{nearest(name, known)}It has {', '.join(known) or 'none'}"
+    return GeffectError(f"{owner} has no parameter {name!r}", remedy=remedy)
+
+
+def _unknown(kind: str, name: str, names: list[str], text: str = "") -> GeffectError:
+    """The refusal of a name, which may be another flag's; ``text`` is the sum in which it stands."""
+    sums = {flag: each for flag, each in OF_SETTING.items() if each.weighed and flag != "points"}
+    other = next((flag for flag, each in sums.items() if each.has(name) and each.kind != kind), None)
+    if other is None:
+        return unknown_name(kind, name, names)
+    own = next((flag for flag, each in OF_SETTING.items() if each.kind == kind), other)
+    terms = [(_term(node).name, ast.unparse(node)) for node in _terms(text or name)]
+    shares = {flag: [term for each, term in terms if OF_SETTING[flag].has(each)] for flag in (own, other)}
+    remedy = " ".join(f"--{flag} {shlex.quote(' + '.join(share))}" for flag, share in shares.items() if share)
+    return GeffectError(f"{name!r} is not {kind} but {OF_SETTING[other].kind}", remedy=f"Write {remedy}")

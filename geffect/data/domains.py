@@ -125,6 +125,16 @@ def named_set(text: str, flag: str) -> tuple[str, str]:
     return name, spec
 
 
+def bare_or_named(text: str) -> tuple[str, str]:
+    """The name and the set of ``NAME=SET``, or of ``SET``, whose name it is itself.
+
+    >>> bare_or_named("math=math.jsonl"), bare_or_named("./a=b.jsonl")
+    (('math', 'math.jsonl'), ('./a=b.jsonl', './a=b.jsonl'))
+    """
+    match = FORM.match(text)
+    return (match["name"], match["sets"]) if match else (text, text)
+
+
 def balanced_sizes(config: "UnlearnConfig", sizes: Mapping[str, int]) -> dict[str, int]:
     """How many examples of each split a run with domains uses, from split → size; ``config.balance`` decides."""
     if not config.domain:

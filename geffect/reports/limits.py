@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from geffect.core.splits import role_of
-from geffect.errors import GeffectError
+from geffect.errors import GeffectError, nearest
 from geffect.io.readers import StrPath
 from geffect.record.reader import StepLine, evaluations
 
@@ -56,8 +56,9 @@ def check(run: StrPath, max_harm: Mapping[str, float] | None = None, min_forget:
 
 def _verdict(first: StepLine, last: StepLine, name: str, limit: float, *, most: bool) -> Verdict:
     if not (name in first.scores and name in last.scores):
-        known = ", ".join(each for each in first.scores if each in last.scores)
-        raise GeffectError(f"The run did not evaluate {name}", remedy=f"Name one of {known}")
+        known = [each for each in first.scores if each in last.scores]
+        remedy = f"{nearest(name, known)}Name one of {', '.join(known)}"
+        raise GeffectError(f"The run did not evaluate {name}", remedy=remedy)
     start, end = (line.scores[name].loss for line in (first, last))
     finite = end is not None and math.isfinite(end)
     rise = end - start if finite else None

@@ -19,7 +19,7 @@ from geffect.core.layers import Layout, find_tied_weights, layout, split_layout,
 from geffect.core.masks import GradientMask, PackedMasks, complement
 from geffect.core.splits import TARGETS, of_role, role_of
 from geffect.data.checks import check_ids, warn_cut
-from geffect.data.domains import balanced_sizes, domain_sets, set_names, split_sets
+from geffect.data.domains import balanced_sizes, bare_or_named, domain_sets, set_names, split_sets
 from geffect.data.encode import EncodedExample, encode_set, pad_id_of
 from geffect.data.load import ExampleSet, load_set
 from geffect.data.prompts import Prompt, prompt_settings
@@ -231,7 +231,8 @@ def prepare(config: LocalizeConfig | TrainConfig) -> LocalizationSetup | Trainin
 def _sets_of(config: TrainConfig) -> list[tuple[str, str, str]]:
     """(role, split or number; set; key in a `Setup`) of a configuration, in the order printed."""
     if isinstance(config, FinetuneConfig):
-        return [(f"train {i}" if i else "train", spec, spec) for i, spec in enumerate(config.train)]
+        pairs = map(bare_or_named, config.train)
+        return [(f"train {i}" if i else "train", spec, name) for i, (name, spec) in enumerate(pairs)]
     return [(name, spec, name) for name, spec in set_names(config)] if isinstance(config, UnlearnConfig) else []
 
 
