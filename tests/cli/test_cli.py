@@ -119,7 +119,7 @@ def process(*arguments: str, cwd: Path, **environment: str) -> Ended:
         (("--steps", "0"), "--steps is 0. It should be greater than or equal to 1"),
         (("--learning-rate", "nan"), "--learning-rate is nan. It should be a finite number"),
         (("--dtype", "int8"), "--dtype is 'int8'. It should be 'float32', 'bfloat16' or 'float64'"),
-        (("--optimizer", "adamm"), "--optimizer is 'adamm'. Did you mean adam.*It should be one of adamw_torch, .*"),
+        (("--optimizer", "adamm"), "--optimizer is 'adamm'. Did you mean .*It should be one of adamw_torch, .*"),
         (("--schedule", "cosinus"), "--schedule is 'cosinus'. Did you mean cosine. It should be one of linear, .*"),
         (("--max-length", "4"), "Example 0 of builtin:authors/forget.* has no token to learn within 4"),
     ],
