@@ -1,6 +1,7 @@
 """Draw ``figures/frontier/``: what rectifiers and weighted retain terms keep at equal forgetting.
 
     python -m analysis.frontier [RUNS]             the built-in model, three seeds
+    python -m analysis.frontier --measured         the built-in model, and what the accuracy at a level does not tell
     python -m analysis.frontier --real START DATA  SmolLM2 fitted to TOFU in START, one seed
 
 The built-in authors, gradient ascent by AdamW at 3e-4, three seeds, at most 60 steps. Each method is a rectifier, a
@@ -9,10 +10,17 @@ accuracy where the forget loss comes to 2 and to 4 nats a token, read off betwee
 number of steps and of passes that it took: a forward and a backward pass over a batch of forget or of retain examples
 is one. A small model of 1.7 million parameters on generated text: what holds here need not hold elsewhere.
 
+``--measured`` draws ``figures/frontier_measured/``: the same methods in runs of their own, every step measured, at the
+first weights at or past each level. What the retain loss has risen by, above what the price says is the least along the
+way (`geffect.price` in Adam's metric, of the batches that were trained on), what the heldout answers are worth (the
+utility of the leaderboard), and the forget loss after 5 and 20 steps of relearning.
+
 SmolLM2: AdamW at 5e-5, batches of 4, at most 40 steps, each second one evaluated on 24 forget and 24 heldout
 examples.
 """
 
+import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +30,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from analysis.leaderboard import UTILITY
 from analysis.runs import AUTHORS, command_line, ensure, keep_configs
+from geffect.evaluation.scores import model_utility
+from geffect.models.checkpoints import checkpoints
 from geffect.record.frames import read_steps
 from geffect.reports import plots
 from geffect.reports.compare import at_forget_loss
+from geffect.reports.price import price
 
 METHODS: dict[str, tuple[str, str]] = {
     "GA": ("ga", "none"),
@@ -44,7 +56,7 @@ METHODS: dict[str, tuple[str, str]] = {
     "GA + 3 GD, GEM": ("ga + 3*gd", "gem(memory=6)"),
 }
 LEVELS = (2.0, 4.0)
-TINY = AUTHORS | {"learning_rate": 3e-4, "steps": 60, "evaluate_every": 1}
+TINY: dict[str, Any] = AUTHORS | {"learning_rate": 3e-4, "steps": 60, "evaluate_every": 1}
 REAL = {
     "forget": "tofu:forget01[:24]",
     "retain": "tofu:retain99[40:80]",
@@ -53,6 +65,16 @@ REAL = {
     "learning_rate": 5e-5,
     "steps": 40,
     "evaluate_every": 2,
+}
+MEASURED = {"adam_metric": True, "diagnose_every": 1, "save_every": 1, "evaluate": ["forget", "retain", "heldout"]}
+RELEARN = {"relearn": "5,20", "relearn_rate": 1e-4, "metric": ["loss"], "set": ["forget=builtin:authors/forget"]}
+SHOWN = {  # column of the measured table → what it is
+    "retain rise": "rise of the retain\nloss (nats/token)",
+    "above the least": "… above the least\nprice (nats/token)",
+    "efficiency": "mean efficiency\nof the steps",
+    "utility": "heldout utility",
+    "relearned 5": "forget loss after\n5 steps of relearning",
+    "relearned 20": "… 20 steps",
 }
 REAL_METHODS = (
     *("GA", "GA + 3 GD", "GRU", "GA + 3 GD, GRU", "HAMU, 0.6", "GEM, 6", "GA + 3 GD, GEM"),
@@ -104,6 +126,87 @@ def settings(name: str, seed: int, runs: Path, steps: int) -> dict[str, Any]:
 def passes(name: str) -> int:
     """Passes of a step: one over forget examples, and one over retain examples where anything reads these."""
     return 1 + (METHODS[name] != METHODS["GA"])
+
+
+def measured(methods: Sequence[str], seeds: Sequence[int], runs: Path, out: Path) -> None:
+    """Run what is missing, measure at the first weights at or past each level, then draw and tabulate."""
+    started, rows, paths = time.perf_counter(), list[dict[str, Any]](), list[Path]()
+    for name, seed in ((name, seed) for name in methods for seed in seeds):
+        given = (
+            TINY | settings(name, seed, runs, TINY["steps"]) | MEASURED | {"stop": f"forget_loss(level={LEVELS[-1]:g})"}
+        )
+        (path,) = ensure([given])
+        frame = along(path)
+        at = {level: int((frame["forget_loss"] >= level).to_numpy().argmax()) for level in LEVELS}
+        at = {level: place for level, place in at.items() if frame["forget_loss"][place] >= level}
+        for folder in checkpoints(path):  # of twenty megabytes each
+            if folder.name not in {f"checkpoint-{frame['step'][place]}" for place in at.values()}:
+                shutil.rmtree(folder)
+        rows += [{"method": name, "seed": seed, **at_level(path, frame, level, place)} for level, place in at.items()]
+        paths.append(path)
+    cells = pd.DataFrame(rows)
+    table = cells.drop(columns="seed").groupby(["forget loss", "method"], sort=False).mean()
+    table.insert(0, "seeds", cells.groupby(["forget loss", "method"]).size())
+    table = table.reset_index().sort_values(["forget loss", "above the least"])
+    plots.save(draw_measured(cells), out / "measured", cells)
+    table.to_csv(out / "table.csv", index=False, float_format="%.4f")
+    keep_configs(paths, out)
+    print(table.to_string(index=False, float_format="%.3f"))
+    print(f"{len(paths)} runs, {(time.perf_counter() - started) / 60:.1f} min")
+
+
+def along(path: Path) -> pd.DataFrame:
+    """A run's scores by step, and by then the retain loss's rise, sums of price and harm, and the mean efficiency."""
+    frame = read_steps(path)[["step", "forget_loss", "retain_loss", "heldout_accuracy"]].dropna().reset_index(drop=True)
+    told = price(path, metric="adam").set_index("step")
+    told = told[["cheapest", "harm"]].cumsum().assign(efficiency=told["efficiency"].expanding().mean())
+    sums = told.reindex(frame["step"] - 1).fillna(0.0).reset_index(drop=True)  # of the steps before
+    rise = frame["retain_loss"] - frame["retain_loss"][0]
+    found = {"retain rise": rise, "least": sums["cheapest"], "first order": sums["harm"]}
+    return frame.assign(**found, efficiency=sums["efficiency"])
+
+
+def at_level(path: Path, frame: pd.DataFrame, level: float, place: int) -> dict[str, Any]:
+    """What a run is worth at a level: read off between steps where it can be, else at the first weights past it."""
+    step = frame["step"][place]
+    names = ("retain rise", "least", "first order", "efficiency", "heldout_accuracy")
+    found = {name.replace("_", " "): at_forget_loss(frame, name, level) for name in names}
+    found["above the least"] = found["retain rise"] - found["least"]
+    common = {
+        "model": str(path / "checkpoints" / f"checkpoint-{step}"),
+        "out": path.with_name(f"{path.name}-at-{step}"),
+    }
+    heldout = {"metric": list(UTILITY), "set": ["heldout=builtin:authors/heldout"]}
+    relearned = RELEARN | {"out": path.with_name(f"{path.name}-relearned-{step}")}
+    kept, again = (models(each) for each in ensure([common | heldout, common | relearned], "evaluate"))
+    found["utility"] = model_utility([kept[0]["sets"]["heldout"][name]["mean"] for name in UTILITY])
+    losses = dict(zip(("at", "relearned 5", "relearned 20"), again, strict=True))
+    losses = {name: each["sets"]["forget"]["loss"]["mean"] for name, each in losses.items()}
+    return {"forget loss": level, "checkpoint": step} | found | losses
+
+
+def models(path: Path) -> list[dict[str, Any]]:
+    """The models of an evaluation, in order."""
+    return list(json.loads((path / "metrics.json").read_text(encoding="utf-8"))["models"].values())
+
+
+def draw_measured(cells: pd.DataFrame) -> Any:
+    """A panel a number and level, a row a method, a mark a seed."""
+    order = cells.groupby("method")["above the least"].max().sort_values(ascending=False).index
+    with plt.rc_context(plots.STYLE):
+        size = (1.5 * len(SHOWN) + 1, 0.2 * len(order) * len(LEVELS) + 1.4)
+        figure, grid = plt.subplots(len(LEVELS), len(SHOWN), figsize=size, sharey=True, layout="constrained")
+        for panels, level in zip(grid, LEVELS, strict=True):
+            rows = cells[cells["forget loss"] == level]
+            places = [order.get_loc(name) for name in rows["method"]]
+            for axes, (column, label) in zip(panels, SHOWN.items(), strict=True):
+                axes.plot(rows[column], places, "o", color="#0072b2", ms=3.5)
+                if column == "above the least":
+                    axes.set_xscale("symlog", linthresh=1)
+                axes.set(xlabel=label, yticks=range(len(order)), yticklabels=order)
+                axes.grid(axis="y", color="0.9", lw=0.6)
+            panels[0].set_title(f"forget loss {level:g}", loc="left")
+    return figure
 
 
 def tabulate(frame: pd.DataFrame) -> pd.DataFrame:
@@ -159,10 +262,15 @@ if __name__ == "__main__":
     parser = command_line(__doc__, Path("runs/frontier"))
     parser.add_argument("--real", nargs=2, metavar=("START", "DATA"), help="the study of SmolLM2")
     parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"of {'; '.join(METHODS)}")
+    parser.add_argument("--measured", action="store_true", help="relearning, utility and the price's bound")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the built-in model")
     chosen = parser.parse_args()
-    if chosen.real:
+    if chosen.measured:
+        names = chosen.methods or tuple(METHODS)
+        measured(names, chosen.seeds, chosen.runs / "measured", Path("figures/frontier_measured"))
+    elif chosen.real:
         start, data = chosen.real
         out = Path("figures/frontier_real")
         main(REAL | {"model": start, "data_dir": data}, chosen.methods or REAL_METHODS, (0,), chosen.runs / "real", out)
     else:
-        main(methods=chosen.methods or tuple(METHODS), runs=chosen.runs)
+        main(methods=chosen.methods or tuple(METHODS), seeds=chosen.seeds, runs=chosen.runs)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from geffect.core.price import step_price
-from geffect.core.registry import Configurable, Positive, Registry, Share, parse
+from geffect.core.registry import Configurable, Metric, Positive, Registry, Share, parse
 from geffect.errors import GeffectError, shorten
 from geffect.record.reader import NO_PRODUCTS, Score, StepLine, Stop
 
@@ -108,14 +108,16 @@ class Dear(Rule):
 
     Attributes:
         cost: nats of the retain loss for each nat of forgetting.
+        metric: what a length is (`geffect.price`); ``adam`` needs --adam-metric.
     """
 
     cost: Positive = 1.0
+    metric: Metric = "euclidean"
 
     def broken(self, lines: Lines) -> str | None:
         """As `Rule.broken`."""
-        measured = (line.products for line in reversed(lines) if {"forget", "retain"} <= {*line.products.names})
-        names, matrix = next(measured, NO_PRODUCTS)
+        products = (line.products_in(self.metric) for line in reversed(lines))
+        names, matrix = next((each for each in products if {"forget", "retain"} <= {*each.names}), NO_PRODUCTS)
         step = next((name for name in STEPPED if name in names), None)
         price = step_price(matrix, names, step) if step else {"gain": 0.0, "cheapest": 0.0}
         gain, cheapest = price["gain"], price["cheapest"]

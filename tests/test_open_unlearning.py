@@ -194,6 +194,7 @@ def test_other_sets_are_files_and_those_of_the_hub(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"trainer__handler": None}, "names no trainer (trainer.handler). Choose one of GradAscent, GradDiff"),
         ({"trainer__handler": "NPOO"}, "'NPOO' is not a trainer of open-unlearning that unlearns. Did you mean NPO?"),
         ({"defaults": ["x"]}, "is not composed: it has defaults. Name .hydra/config.yaml in its output folder"),
         ({"trainer": None}, "is no experiment of open-unlearning: it has no trainer."),

@@ -1,8 +1,8 @@
 """Memory estimates beside what processes really held: ``python -m analysis.benchmarks.estimates FILE.csv [WORD ...]``.
 
-Twelve verbs and methods run on a model of 44 million untrained parameters, each in a process of its own. ``measured``
-is the highest resident memory that the process had, ``estimate`` what its plan said before it began; both hold the
-interpreter with its libraries, of which ``idle`` says what a process takes that has only imported them.
+Seventeen verbs and methods run on a model of 44 million untrained parameters, each in a process of its own.
+``measured`` is the highest resident memory that the process had, ``estimate`` what its plan said before it began; both
+hold the interpreter with its libraries, of which ``idle`` says what a process takes that has only imported them.
 """
 
 import json
@@ -37,6 +37,12 @@ def cases(model: Path, masks: Path) -> Iterator[tuple[str, str, dict[str, Any]]]
     yield "npo, prediction", "unlearn", unlearn | {"objective": "npo", "prediction": 4}
     errors = {"objective": "npo", "grad_accum_steps": 2, "standard_errors": True}
     yield "npo, standard errors", "unlearn", unlearn | errors
+    yield "ga, adam metric", "unlearn", unlearn | {"objective": "ga", "adam_metric": True}
+    yield "sam", "unlearn", unlearn | {"objective": "sam(npo)"}
+    yield "sam, 2 micro-batches", "unlearn", unlearn | {"objective": "sam(npo) + gd", "grad_accum_steps": 2}
+    yield "orthograd", "unlearn", unlearn | {"objective": "npo", "rectifier": "orthograd(examples=4)"}
+    two = {"domain": [DOMAIN, "copyright=builtin:domains/copyright[:8]"], "rectifier": "consistent"}
+    yield "consistent", "unlearn", plain | STEPS | two | {"objective": "ga"}
     yield "localize", "localize", plain | {"domain": [DOMAIN], "out": str(masks)}
     yield "grail", "unlearn", plain | STEPS | {"domain": [DOMAIN], "rectifier": "grail", "masks": str(masks)}
     yield "inspect", "inspect", AUTHORS | {"checkpoints": [str(model)], "start": str(model), "objective": ["npo"]}

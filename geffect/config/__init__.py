@@ -572,6 +572,9 @@ class UnlearnConfig(TrainConfig):
         description="compute each step's micro-batches a second time, for standard errors",
         title=MEASURING,
     )
+    adam_metric: bool = Field(
+        default=False, description="record what the price of forgetting takes in Adam's metric, too"
+    )
     keep_on: Literal["device", "cpu"] = Field(
         default="device",
         description="where gradients, and the weights before a step, are held for --prediction, --standard-errors and "
@@ -656,6 +659,13 @@ class UnlearnConfig(TrainConfig):
         if rule.metric == "adam" and self.optimizer not in WITH_MOMENTS:
             message = f"{text!r} reads Adam's second moments, which --optimizer {self.optimizer} has not"
             raise GeffectError(message, remedy=f"Choose one of {', '.join(WITH_MOMENTS)}, or another rectifier")
+        if self.adam_metric and self.optimizer not in WITH_MOMENTS:
+            message = f"--adam-metric reads Adam's second moments, which --optimizer {self.optimizer} has not"
+            raise GeffectError(message, remedy=f"Choose one of {', '.join(WITH_MOMENTS)}, or leave it out")
+        dear = [each for each in self.stop.rules.values() if getattr(each, "metric", "") == "adam"]
+        if dear and not self.adam_metric:
+            message = f"--stop {self.stop.text!r} reads products in Adam's metric"
+            raise GeffectError(message, remedy="Add --adam-metric, or leave metric=adam out")
         if len(rule.memories) > self.steps:
             message = f"{text!r} remembers {len(rule.memories)} steps, and this run has {self.steps}"
             raise GeffectError(message, remedy=f"Write memory={self.steps}")

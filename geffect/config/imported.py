@@ -209,6 +209,9 @@ class _Reader:
     def run(self) -> None:
         """Map all that has a counterpart."""
         handler = self.get("trainer.handler", "", str)
+        if not handler:
+            remedy = f"Choose one of {', '.join(HANDLERS)}"
+            raise GeffectError(f"{self.file} names no trainer (trainer.handler)", remedy=remedy)
         if handler not in HANDLERS:
             raise unknown_name("a trainer of open-unlearning that unlearns", handler, HANDLERS)
         self.imported.title = f"{self.file.name}: trainer {handler} of open-unlearning, on one device"

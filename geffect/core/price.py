@@ -5,6 +5,11 @@ the gradients of the two losses. Of all steps of that length and gain the harm l
 R‖g_r‖ cos(φ − θ), with the angle θ between g_f and g_r and cos φ = B / (R‖g_f‖): both ends lie in the plane of the two
 gradients (arXiv 2606.02119 names the cheapest direction). For B ≤ R‖g_f‖ sin θ the cheapest step harms nothing, and for
 any B where the gradients point apart (θ > 90°).
+
+All of this holds in any metric M, of lengths R = √⟨Δ, MΔ⟩ and products ⟨g, M⁻¹h⟩: put M^½Δ for Δ and M^−½g for g, and B
+and ρ stay what they are. In Adam's, M = diag(√v̂ + ε), a step of Adam without momentum along a combination of the two
+gradients lies in their plane, and costs one of the two ends: c(B) is what a step of its Adam-length must cost, to first
+order, where in the Euclidean metric it is a bound that Adam does not come to.
 """
 
 import math

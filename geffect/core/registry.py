@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -19,6 +19,7 @@ Value = float | int | str | bool | None
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]  # of something, and not none of it
 BESIDE = re.compile(r"(?<![\w.])(\d+\.?\d*|\.\d+)(?:\s+|\s*[×·]\s*)(?=[A-Za-z_])")  # a weight beside its term
+Metric = Literal["euclidean", "adam"]
 WORDS = {"none": None, "true": True, "false": False}  # of a parameter that takes no text
 Item = TypeVar("Item")
 Class = TypeVar("Class", bound=type[Any])

@@ -47,6 +47,16 @@ class Combinations:
         """Gradient → its combination at a parameter."""
         return self.by_part[self.part(parameter)]
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What the combinations are made of."""
+        return tuple(dict.fromkeys(s for part in self.by_part.values() for parts in part.values() for s in parts))
+
+    def only(self, names: Iterable[str]) -> "Combinations":
+        """The combinations of these names alone."""
+        names = tuple(names)
+        return Combinations({p: {name: each[name] for name in names} for p, each in self.by_part.items()}, self.part_of)
+
     def extend(self, names: Iterable[str]) -> "Combinations":
         """The same, and gradients that are of the basis themselves."""
         more = {name: {name: 1.0} for name in names}

@@ -39,7 +39,8 @@ class Measured:
         scalars: ``loss_objective``, ``loss_forget``, ``loss_retain``, ``weight_mean`` (labeled tokens only) and the
             norms; a loss that no pass computed is missing.
         gram: the inner products of the named gradients; None where the step was not measured.
-        parts: what else was measured, under its name in the record: ``overlap``, ``prediction``, ``standard_errors``.
+        parts: what else was measured, under its name in the record: ``overlap``, ``prediction``, ``standard_errors``,
+            ``adam_gram``.
     """
 
     scalars: dict[str, float]
@@ -74,6 +75,7 @@ class Measurement:
         state: the rectifier's own, kept between steps.
         layers: parameter → layer, or layer group, for a rectifier of that scope.
         preconditioner: parameter → the diagonal of the optimizer's metric, for a rectifier that projects in it.
+        adam_products: measure the inner products of the price in that metric, too; implies ``keep``.
         max_rise: the largest rise of the retain loss by one step (nats a token); a larger one is halved
             (`geffect.measurement.filter`). None: no step is looked at.
         targets: name → the batches of a further set, whose loss's gradient is measured beside the others; it is held
@@ -99,6 +101,7 @@ class Measurement:
     frozen: GradientMask | None = None
     layers: Mapping[str, str] = field(default_factory=dict)
     preconditioner: Preconditioner | None = None
+    adam_products: bool = False
     targets: Mapping[str, Sequence[Batch]] = field(default_factory=dict)
     max_rise: float | None = None
     state: Memories = field(init=False)
@@ -116,12 +119,12 @@ class Measurement:
         self.state, self.sharded = self.rectifier.init(), is_sharded(self.parameters)
         self.term_states = self.objective.init_states()
         effects = bool(self.targets) and self.updates
-        self.keep = self.keep or effects or self.prediction is not None or self.standard_errors
+        self.keep |= effects or self.prediction is not None or self.standard_errors or self.adam_products
 
     def alone(self, **changes: Any) -> "Measurement":
         """The same gradients, held and left as they are: no update, rectifier, frozen entries or other diagnostics."""
         plain: dict[str, Any] = {"prediction": None, "overlap": 0.0, "standard_errors": False, "frozen": None}
-        plain |= {"targets": {}, "max_rise": None}
+        plain |= {"targets": {}, "max_rise": None, "adam_products": False}
         measurement = replace(self, rectifier=Rectifier(), keep=True, updates=False, **(plain | changes))
         measurement.term_states = self.term_states
         return measurement

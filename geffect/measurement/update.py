@@ -20,6 +20,7 @@ from geffect.core.forward import Outputs
 from geffect.core.gradients import GradientBuffer, NamedTensors, add_scaled
 from geffect.core.gram import Gram, pairwise_products
 from geffect.core.masks import GradientMask
+from geffect.core.splits import TARGETS
 from geffect.errors import GeffectError
 from geffect.measurement.basis import Basis, Combinations, Parts, Shares, held
 from geffect.measurement.filter import StepFilter
@@ -156,6 +157,7 @@ class Applied:
         filtered = self.step_filter.close(self.before) if self.step_filter else {}
         corrected, numbers = correction(run, self.before, run.frozen)
         basis = Basis((*self.basis, *updates), run.tie, run.losses)
+        adam = AdamProducts(run, self.named) if run.adam_products else None
         for name, parameter in ((n, local_part(p.detach())) for n, p in run.parameters.items()):
             before = self.before.pop(name).to(parameter.device)
             update = moved(before, parameter)
@@ -164,7 +166,8 @@ class Applied:
             take_off(run, corrected.get(name, {}), name, parameter)
             if self.shares is not None:
                 applied = moved(before, parameter)
-                self._measure(basis, name, self.shares, {"update": update, "applied": applied}, learning_rates[name])
+                updates_of = {"update": update, "applied": applied}
+                self._measure(basis, name, self.shares, updates_of, learning_rates[name], adam)
         if self.shares is None:
             return Measured(filtered) if filtered else None
         basis.sum_up(sharded=run.sharded)
@@ -176,21 +179,73 @@ class Applied:
             measured.parts["overlap"] = self.masks.overlap(named, list(run.parameters), run.tie)
         if run.prediction is not None:
             measured.parts["prediction"] = run.prediction.close()
+        if adam is not None:
+            measured.parts["adam_gram"] = adam.close()
         return measured
 
-    def _measure(self, basis: Basis, name: str, shares: Shares, updates: dict[str, Tensor], rate: float) -> None:
+    def _measure(
+        self,
+        basis: Basis,
+        name: str,
+        shares: Shares,
+        updates: dict[str, Tensor],
+        rate: float,
+        adam: "AdamProducts | None",
+    ) -> None:
         run, (stored, embeds) = self.run, shares
         gradients: dict[str, NamedTensors] = {each: stored.get(each, {}) for each in self.basis} | run.state
         place = run.parameters[name].device
         tensors = {each: held(gradient.get(name), place) for each, gradient in gradients.items()}
         embeds = {each: held(tensor, place) for each, tensor in (embeds or {}).items()}
-        basis.add(name, tensors | updates, embeds if run.tie is not None and name == run.tie.name else None)
+        uses = embeds if run.tie is not None and name == run.tie.name else None
+        basis.add(name, tensors | updates, uses)
+        if adam is not None:
+            adam.add(name, tensors, updates["applied"], uses)
         if self.masks is not None:
             self.masks.add(name, updates)
         if run.prediction is not None:
             gradient = run.parameters[name].grad
             received = None if gradient is None else local_part(gradient)
             run.prediction.add(name, received, updates["applied"], rate)
+
+
+class AdamProducts:
+    """The inner products of the price (`geffect.core.price`) in the metric M of the step that was just applied.
+
+    Gradients are divided by √M and −Δθ is multiplied by it: products of two gradients are those with M⁻¹, ‖−Δθ‖² that
+    with M, and ⟨gradient, −Δθ⟩, what the step does to a loss, is the plain one.
+
+    Args:
+        run: what the steps share; its preconditioner is asked once the optimizer has stepped.
+        named: every recorded gradient as a combination of the step's basis.
+    """
+
+    def __init__(self, run: Measurement, named: Combinations) -> None:
+        if run.preconditioner is None:
+            raise ValueError("no optimizer is given, whose metric is asked for")
+        self.run, self.preconditioner = run, run.preconditioner
+        self.named = named.only(TARGETS).extend(["applied"])
+        self.basis = Basis(self.named.sources, run.tie, run.losses)
+
+    def add(
+        self,
+        name: str,
+        tensors: Mapping[str, Tensor | None],
+        applied: Tensor,
+        embeds: Mapping[str, Tensor | None] | None,
+    ) -> None:
+        """Reduce one tensor of the gradients and of −Δθ; ``embeds`` are the tied tensor's parts as embedding."""
+        root = root_of(self.preconditioner, name)
+        scaled, uses = (
+            None if part is None else {each: divided(part.get(each), root) for each in self.basis.names}
+            for part in (tensors, embeds)
+        )
+        self.basis.add(name, {**(scaled or {}), "applied": applied if root is None else applied * root}, uses)
+
+    def close(self) -> Gram:
+        """The Gram of ``forget``, ``retain`` and ``applied``."""
+        self.basis.sum_up(sharded=self.run.sharded)
+        return self.basis.combine(self.named, list(self.run.parameters))
 
 
 def correction(
@@ -239,7 +294,12 @@ def metric_root(run: Rectified, name: str) -> Tensor | None:
     """√M of one tensor in the rule's metric; None: ones. Of vectors divided by it, products are those with M⁻¹."""
     if run.rectifier.metric != "adam" or run.preconditioner is None:
         return None
-    diagonal = run.preconditioner(name)
+    return root_of(run.preconditioner, name)
+
+
+def root_of(preconditioner: Preconditioner, name: str) -> Tensor | None:
+    """√M of one tensor; None: ones."""
+    diagonal = preconditioner(name)
     return None if diagonal is None else diagonal.sqrt_()
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 
+from geffect.core.registry import Metric
 from geffect.errors import GeffectError, missing_path
 from geffect.io.readers import StrPath, Unreadable, byte_lines, parse_json, read_bytes, read_text, read_yaml
 from geffect.record.schema import (
@@ -21,6 +22,7 @@ from geffect.record.schema import (
     ENVIRONMENT,
     FORMAT,
     FORMAT_COMMENT,
+    GRAMS,
     METRICS,
     POINTS,
     RECIPE,
@@ -84,8 +86,13 @@ class StepLine:
     examples: Mapping[str, Examples] = field(default_factory=dict)  # by set, where they were recorded
     norm_objective: float | None = None  # ‖∇objective‖, where the step was measured
     products: Products = NO_PRODUCTS  # of the whole model's gradients, where the step was measured
+    adam_products: Products = NO_PRODUCTS  # of the price in Adam's metric, where they were recorded
     diverged: str = ""  # which losses are not finite; empty where all are
     stop: Stop | None = None  # the rule that ended the run after this line
+
+    def products_in(self, metric: Metric) -> Products:
+        """The inner products in a metric; none where they were not recorded."""
+        return self.adam_products if metric == "adam" else self.products
 
     @classmethod
     def of(cls, line: Mapping[str, Any], *, examples: bool = True) -> Self:
@@ -99,6 +106,7 @@ class StepLine:
             {name: Examples(part["nll"], part["tokens"], part.get("right")) for name, part in single.items()},
             line.get("norm_objective"),
             _total(_part(line, "gram")),
+            _total(_part(line, "adam_gram")),
             str(line.get("diverged") or ""),
             Stop(str(stopped["rule"]), str(stopped["reason"])) if stopped else None,
         )
@@ -179,8 +187,8 @@ def _packed(line: dict[str, Any]) -> dict[str, Any]:
     """A line whose inner products are one array: Python's numbers would take five times the memory."""
     import numpy as np
 
-    gram = line.get("gram")
-    return line | ({"gram": gram | {"values": np.array(gram["values"], dtype=np.float64)}} if gram else {})
+    grams = {name: line[name] for name in GRAMS.values() if line.get(name)}
+    return line | {name: each | {"values": np.array(each["values"], dtype=np.float64)} for name, each in grams.items()}
 
 
 def _parsed_lines(path: StrPath, file: Path) -> Iterator[dict[str, Any]]:
@@ -271,12 +279,12 @@ def first_gram(path: StrPath) -> "Gram | None":
 
 
 @damage_refused
-def grams(path: StrPath) -> "list[tuple[int, Gram]]":
-    """The step and the inner products, by parameter, of every line that has them."""
+def grams(path: StrPath, metric: Metric = "euclidean") -> "list[tuple[int, Gram]]":
+    """The step and the inner products in a metric, by parameter, of every line that has them."""
     from geffect.core.gram import Gram
 
-    names = read_environment(path).get("parameters", {}).get("names", [])
-    return [(line["step"], Gram.from_record(line["gram"], names)) for line in each_line(path) if line.get("gram")]
+    names, name = read_environment(path).get("parameters", {}).get("names", []), GRAMS[metric]
+    return [(line["step"], Gram.from_record(line[name], names)) for line in each_line(path) if line.get(name)]
 
 
 def is_finished(path: StrPath) -> bool:

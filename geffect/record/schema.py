@@ -24,6 +24,7 @@ FORMAT = 3  # of every file; a change that an older reader misreads raises it
 FORMAT_COMMENT = "# geffect format "  # begins a config.yaml
 
 Table = Mapping[str, Any]
+GRAMS = {"euclidean": "gram", "adam": "adam_gram"}  # metric → where a line has its inner products
 MOST_STEPS, MOST_BLOCKS = 10**9, 10_000
 LARGEST = 1e100  # an inner product of float32 gradients is far below it
 NEGATIVE = 1e-6  # of a tensor's largest product: what is left where a squared norm cancels
@@ -176,6 +177,17 @@ def _gram(part: Any, table: Table | None) -> None:
     else:
         known = {*TARGETS} <= roles if "objective" in roles else roles <= {*TARGETS}  # the latter of a localization
     check(known, f"{', '.join(names):.50} for the names of gradients")
+    _squares(names, values, table)
+
+
+def _adam_gram(part: Any, table: Table | None) -> None:
+    names = _gradients(part, "values")
+    check(names == [*TARGETS, "applied"], f"{', '.join(names):.50} for the gradients in Adam's metric")
+    _squares(names, _triangles(part, table, (int, float), empty=True), table)
+
+
+def _squares(names: list[str], values: "NDArray[np.float64]", table: Table | None) -> None:
+    """Raise where a squared norm is negative."""
     import numpy as np
 
     parameters = table["names"] if table is not None else [""] * len(values)
@@ -230,6 +242,7 @@ def _rates(part: Any, _: Table | None) -> None:
 
 STRUCTURES: dict[str, Callable[[Any, Table | None], None]] = {  # parts of a line that are no column of its own
     "gram": _gram,
+    "adam_gram": _adam_gram,
     "overlap": _overlap,
     "standard_errors": _standard_errors,
     "prediction": _prediction,

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from geffect.core.gradients import NamedTensors
 from geffect.core.masks import GradientMask, Localization
-from geffect.core.registry import Configurable
+from geffect.core.registry import Configurable, Metric
 
 Scope = Literal["model", "group", "layer", "parameter"]
-Metric = Literal["euclidean", "adam"]
 Memories = dict[str, NamedTensors]  # memory → parameter → tensor
 
 

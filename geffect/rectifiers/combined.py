@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from geffect.core.registry import Positive, Share
+from geffect.core.registry import Metric, Positive, Share
 from geffect.core.splits import EXAMPLES, MOST_REMEMBERED
 from geffect.rectifiers.base import InnerProducts, Rectifier, Scope
 from geffect.rectifiers.gru import projection
@@ -124,11 +124,15 @@ class HAMU(Rectifier):
         gain: share of the largest gain of forget loss, in (0, 1]; 1 is normalized gradient ascent.
         radius: R; None takes ‖g_o‖, so that the step keeps the length of the objective's.
         scope: the part of the model over which the guarantee holds.
+        metric: ``adam``, this toolkit's, chooses in Adam's metric (`Rectifier.metric`): ⟨g, h⟩ above is ⟨g, M⁻¹h⟩, and
+            the step is along M⁻¹d, as that of Adam without momentum is. Leave ``radius`` out there: before the first
+            step M is the identity, so that the same R would be of another scale in all others.
     """
 
     gain: Share = 0.5
     radius: Positive | None = None
     scope: Scope = "model"
+    metric: Metric = "euclidean"
     gradients: ClassVar[tuple[str, ...]] = ("objective", "forget", "retain")
 
     def coefficients(self, gram: InnerProducts) -> dict[str, float]:

@@ -14,8 +14,9 @@ from pydantic import Field
 from scipy.optimize import nnls
 from torch import Tensor
 
+from geffect.core.registry import Metric
 from geffect.core.splits import MOST_REMEMBERED, REMEMBERED
-from geffect.rectifiers.base import InnerProducts, Memories, Metric, Rectifier, Scope
+from geffect.rectifiers.base import InnerProducts, Memories, Rectifier, Scope
 
 Array = npt.NDArray[np.float64]
 ROUNDING = 1e-8  # of a coefficient of unit vectors, whose products are exact to twice the digits of their root

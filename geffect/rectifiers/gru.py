@@ -8,7 +8,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from geffect.rectifiers.base import InnerProducts, Memories, Metric, Rectifier, Scope
+from geffect.core.registry import Metric
+from geffect.rectifiers.base import InnerProducts, Memories, Rectifier, Scope
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,11 @@
 """The price of forgetting (`geffect.core.price`) in a record: of each step, and before any."""
 
+from typing import get_args
+
 import pandas as pd
 
 from geffect.core.price import ascent_price, step_price
+from geffect.core.registry import Metric
 from geffect.errors import GeffectError
 from geffect.io.readers import StrPath
 from geffect.record.frames import APPLIED, read_groups
@@ -10,38 +13,52 @@ from geffect.record.reader import damage_refused, grams, step_lines
 from geffect.reports.findings import nats, number
 
 
-def price(path: StrPath, by: str = "total", scheme: str = "thirds") -> pd.DataFrame:
+def price(path: StrPath, by: str = "total", scheme: str = "thirds", metric: Metric = "euclidean") -> pd.DataFrame:
     """What each measured step forgot and harmed, and the least harm that a step of its length and gain could do.
 
-    It needs the applied update, which ``geffect unlearn`` records with ``--prediction`` or ``--target``, and a monitor
-    of the targets ``forget`` and ``retain`` by default.
+    It needs the applied update, which ``geffect unlearn`` records with ``--prediction``, ``--target`` or
+    ``--adam-metric``, and a monitor of the targets ``forget`` and ``retain`` by default.
 
     Args:
         path: a run's directory.
         by: ``total``, or ``group``: each group alone, with its own part of the step.
         scheme: how layers make groups.
+        metric: what a length is: ``euclidean``, or ``adam``, √⟨Δ, MΔ⟩ with M = diag(√v̂ + ε) and v̂ the second moment
+            that the step was divided by, which ``geffect unlearn --adam-metric`` records. The former is a bound that
+            AdamW does not come to. In the latter an entry that no gradient has reached has M = ε, and moves at almost
+            no length: of a rule that descends no retain gradient, as plain ascent, the least price says little.
 
     Returns:
-        Columns ``step``, ``by``; ``gain`` and ``harm``, the first-order rise of the forget and of the retain loss by
-        the step; ``cheapest`` and ``dearest``, the least and the largest harm of a step of the same length and gain;
-        ``free``, the largest gain at that length whose cheapest step harms nothing (all in nats a token); and
-        ``efficiency`` = (dearest − harm) / (dearest − cheapest), 1 where no step is cheaper, NaN where all cost alike.
+        Columns ``step``, ``by``, ``metric``; ``gain`` and ``harm``, the first-order rise of the forget and of the
+        retain loss by the step; ``cheapest`` and ``dearest``, the least and the largest harm of a step of the same
+        length and gain; ``free``, the largest gain at that length whose cheapest step harms nothing (all in nats a
+        token); and ``efficiency`` = (dearest − harm) / (dearest − cheapest), 1 where no step is cheaper, NaN where all
+        cost alike.
 
     Raises:
         GeffectError: ``by`` is another word, or the record lacks the applied update or one of the two losses.
     """
     if by not in ("total", "group"):
         raise GeffectError(f"by is {by!r}", remedy="Choose one of total, group")
+    if metric not in get_args(Metric):
+        raise GeffectError(f"metric is {metric!r}", remedy=f"Choose one of {', '.join(get_args(Metric))}")
     groups = read_groups(path, scheme)
     labels = {name: "tied" if "@" in name else group for name, group in groups.items()} if by == "group" else {}
     rows: list[dict[str, object]] = []
-    for step, gram in grams(path):
+    measured = grams(path, metric)
+    if metric == "adam" and not measured:
+        remedy = "Run geffect unlearn with --adam-metric"
+        raise GeffectError(f"{path} has no price in Adam's metric", remedy=remedy)
+    for step, gram in measured:
         applied = next((name for name in APPLIED if name in gram.names), None)
         if applied is None or not {"forget", "retain"} <= {*gram.names}:
             remedy = "Run geffect unlearn with --prediction 16 or --target, or monitor targets forget and retain"
             raise GeffectError(f"{path} has no price: it lacks an applied update, or a loss of the two", remedy=remedy)
         parts = gram.by(labels) if labels else {"total": gram.total()}
-        rows += [{"step": step, by: label, **step_price(part, gram.names, applied)} for label, part in parts.items()]
+        rows += [
+            {"step": step, by: label, "metric": metric, **step_price(part, gram.names, applied)}
+            for label, part in parts.items()
+        ]
     return pd.DataFrame(rows)
 
 
@@ -53,12 +70,14 @@ def price_sentences(path: StrPath) -> list[str]:
     """
     found = [line for line in step_lines(path) if {"forget", "retain"} <= {*line.products.names}]
     ends = found[:1] + found[1:][-1:]
-    priced = [(line.step, ascent_price(line.products.matrix, line.products.names)) for line in ends]
-    return [_sentence(step, *found) for step, found in priced if found]
+    told = [(line.step, metric, line.products_in(metric)) for metric in get_args(Metric) for line in ends]
+    priced = [(step, metric, ascent_price(each.matrix, each.names)) for step, metric, each in told if each.names]
+    return [_sentence(step, metric, *found) for step, metric, found in priced if found]
 
 
-def _sentence(step: int, harm: float, free: float) -> str:
-    start = f"The price of forgetting at step {step}, to first order: gradient ascent"
+def _sentence(step: int, metric: Metric, harm: float, free: float) -> str:
+    kind, ascent = (" in Adam's metric", "ascent by Adam") if metric == "adam" else ("", "gradient ascent")
+    start = f"The price of forgetting{kind} at step {step}, to first order: {ascent}"
     if harm <= 0:
         return f"{start} lowers the retain loss by {nats(-harm)} nats for each nat of forgetting: it is free."
     rest = f"a step of its length forgets {number(free)} nats at most without any harm."

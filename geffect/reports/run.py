@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from geffect.core.gram import cosines, direction_name, g_effect
+from geffect.core.registry import Metric
 from geffect.errors import visible_text
 from geffect.io.readers import StrPath
 from geffect.record import frames
@@ -96,9 +97,9 @@ class Run(os.PathLike[str]):
         """The cosines of every two targets' gradients, as `geffect.read_cosines`."""
         return frames.read_cosines(self.path, by, scheme)
 
-    def price(self, by: str = "total", scheme: str = "thirds") -> pd.DataFrame:
+    def price(self, by: str = "total", scheme: str = "thirds", metric: Metric = "euclidean") -> pd.DataFrame:
         """What each step forgot and harmed, and the least harm it could have done, as `geffect.price`."""
-        return price(self.path, by, scheme)
+        return price(self.path, by, scheme, metric)
 
     def simulate(self, *rules: str, by: str = "total", scheme: str = "thirds") -> pd.DataFrame:
         """What other rectifiers would have done at every recorded step, as `geffect.simulate`."""

@@ -186,7 +186,8 @@ def _moments(config: UnlearnConfig, sizes: Sizes, activations: int, logits: int)
     beside_it = {*rule.gradients} - {"objective", *rule.memories, *(["forget"] if derived else ())}
     combined = sum(domains if name in TARGETS else 1 for name in beside_it)
     targets = len(config.target)
-    keeps = bool(targets or config.prediction or config.save_gradients or config.standard_errors)
+    diagnosed = config.prediction or config.save_gradients or config.standard_errors or config.adam_metric
+    keeps = bool(targets or diagnosed)
     held = {
         "rectifier": one * (combined + len(rule.memories)),
         "reference": (sizes.weights if objective.needs_reference and not config.lora else 0),

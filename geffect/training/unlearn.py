@@ -32,6 +32,7 @@ from geffect.measurement.update import PredictionCheck
 from geffect.models.scoring import Reference, check_same_shape, check_trainable, forward_beside, in_evaluation_mode
 from geffect.objectives.base import window_counts
 from geffect.record.reader import NO_PRODUCTS, Products, StepLine
+from geffect.record.schema import GRAMS
 from geffect.record.writer import replacing
 from geffect.stopping import first_broken
 from geffect.training.batches import (
@@ -125,6 +126,7 @@ class UnlearnTrainer(RecordingTrainer):
             frozen=frozen,
             layers=by_scope(model, rule.scope),
             preconditioner=adam_metric(trainable_parameters(model), lambda: self.optimizer),
+            adam_products=config.adam_metric,
             targets={name: self._probe(each, TARGET_EXAMPLES) for name, each in self.targets.items()},
             max_rise=config.max_rise,
         )
@@ -335,7 +337,8 @@ def summary(measured: Measured) -> dict[str, float]:
 
 
 def _line_of(line: Mapping[str, Any]) -> StepLine:
-    """A line that is not written yet, whose Gram is one still."""
-    gram: Gram | None = line.get("gram")
-    read = StepLine.of({key: value for key, value in line.items() if key != "gram"}, examples=False)
-    return replace(read, products=Products(gram.names, gram.total().tolist()) if gram else NO_PRODUCTS)
+    """A line that is not written yet, whose Grams are such still."""
+    written = {key: value for key, value in line.items() if key not in GRAMS.values()}
+    grams: list[Gram | None] = [line.get(key) for key in GRAMS.values()]
+    products = [Products(gram.names, gram.total().tolist()) if gram else NO_PRODUCTS for gram in grams]
+    return replace(StepLine.of(written, examples=False), products=products[0], adam_products=products[1])

@@ -113,6 +113,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "overlap": {"overlap": 0.1, "rectifier": "gru"},
     "overlap of domains": {"overlap": 0.1, "domains": True},
     "prediction": {"prediction": 4},
+    "adam metric": {"rectifier": "hamu(metric=adam)", "adam_metric": True},
     HOST: {
         "rectifier": "gru(space=both)",
         "prediction": 2,
