@@ -573,7 +573,7 @@ class UnlearnConfig(TrainConfig):
         title=MEASURING,
     )
     adam_metric: bool = Field(
-        default=False, description="record what the price of forgetting takes in Adam's metric, too"
+        default=False, description="record what the price of forgetting takes in Adam's metric, too", title=MEASURING
     )
     keep_on: Literal["device", "cpu"] = Field(
         default="device",
