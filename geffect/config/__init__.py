@@ -41,6 +41,8 @@ from geffect.config.schema import (
     StepNumbers,
     StopSetting,
     Texts,
+    flag_name,
+    named_paths,
     names_in_transformers,
 )
 from geffect.core.lots import control_seeds, planted_lot
@@ -114,6 +116,28 @@ class DeviceConfig(Schema):
     )
 
 
+class WritingConfig(Schema):
+    """What may happen to what stands in ``out`` already."""
+
+    overwrite: bool = Field(
+        default=False,
+        exclude=True,
+        description="replace a run that --out holds, which is removed once the new one begins; never taken from a file",
+    )
+
+    @model_validator(mode="after")
+    def _check_inputs(self) -> Self:
+        """Refuse to overwrite what is read."""
+        out = getattr(self, "out", None)
+        if self.overwrite and out is not None:
+            for name in self.model_fields_set - {"out"}:
+                for path in named_paths(getattr(self, name)):
+                    if path.exists() and path.resolve().is_relative_to(out.resolve()):
+                        message = f"--overwrite would remove {path}, which {flag_name(name)} names"
+                        raise GeffectError(message, remedy="Choose another --out")
+        return self
+
+
 class PreviewConfig(DataConfig):
     """``geffect preview``."""
 
@@ -121,7 +145,7 @@ class PreviewConfig(DataConfig):
     limit: Positive = Field(default=4, description="examples shown")
 
 
-class TrainConfig(DeviceConfig, DataConfig):
+class TrainConfig(WritingConfig, DeviceConfig, DataConfig):
     """What fitting and unlearning share."""
 
     NEEDS: ClassVar[tuple[Need, ...]] = (Need("lora_dropout", "lora"),)
@@ -176,7 +200,7 @@ DOMAIN = "a domain, NAME=UNLEARN,RETENTION or NAME=SOURCE (knowundo:privacy, bui
 VALIDATION = "a domain's validation sets, NAME=UNLEARN,RETENTION; repeat it; a SOURCE has its own"
 
 
-class LocalizeConfig(DeviceConfig, DataConfig):
+class LocalizeConfig(WritingConfig, DeviceConfig, DataConfig):
     """``geffect localize``."""
 
     NEEDS = (Need("draws", "labels", ("random", "corrupted")), Need("mu", "importance", ("wagle",)))
@@ -220,7 +244,7 @@ class LocalizeConfig(DeviceConfig, DataConfig):
         return self
 
 
-class InspectConfig(DeviceConfig, TextConfig):
+class InspectConfig(WritingConfig, DeviceConfig, TextConfig):
     """``geffect inspect``."""
 
     checkpoints: Texts = Field(min_length=1, description="what to inspect, in order", json_schema_extra=ARGUMENT)
@@ -258,7 +282,7 @@ class InspectConfig(DeviceConfig, TextConfig):
     seed: Seed = Field(default=0, description="seed of retain draws (--mode paper) and of the adapter's start")
 
 
-class EvaluateConfig(DeviceConfig, DataConfig):
+class EvaluateConfig(WritingConfig, DeviceConfig, DataConfig):
     """``geffect evaluate``."""
 
     NEEDS = (

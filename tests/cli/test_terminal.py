@@ -1,0 +1,80 @@
+"""Tables, messages and progress bars on terminals of several widths."""
+
+import io
+import re
+import sys
+from typing import Any
+
+import pytest
+from rich.cells import cell_len
+
+from geffect.cli import console
+
+NAMES = [f"npo-gru-decay-0.99-learning-rate-3e-04-{i:02}" for i in range(6)]  # 40 characters each
+METRICS = ["step", "forget acc.", "heldout loss", "heldout acc.", "gained", "harm", "gained per harm", "low", "high"]
+WIDTHS = [60, 80, 100, 160]
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, width: int, *table: Any) -> str:
+    """A table as a terminal of so many columns shows it."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    console.Console(highlight=False).show(*table)
+    return re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue())
+
+
+def cells_of(names: list[str], cell: str = "{:.4f}") -> list[list[str]]:
+    """A row a name with numbers that are all different."""
+    return [[name, *(cell.format(i + j / 100 + 0.001) for j in range(len(METRICS)))] for i, name in enumerate(names)]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("names", [NAMES, ["ga", "npo"], [f"r{i}" for i in range(60)]], ids=["long", "two", "many"])
+@pytest.mark.parametrize("cell", ["{:.4f}", "{:.4f} ± 0.021"])
+def test_every_name_and_number_is_whole(
+    monkeypatch: pytest.MonkeyPatch, width: int, names: list[str], cell: str
+) -> None:
+    rows = cells_of(names, cell)
+    text = shown(monkeypatch, width, "runs", ["run", *METRICS], rows, ["run"])
+    wanted = [each for row in rows for each in row] + [word for name in METRICS for word in name.split()]
+    assert [each for each in wanted if each not in text] == []
+    assert "…" not in text
+    assert max(map(cell_len, text.splitlines())) <= width
+
+
+def test_a_wide_terminal_has_the_plain_table_and_a_narrow_one_has_runs_as_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = cells_of(["npo_a", "npo_b"])
+    wide, narrow = (shown(monkeypatch, width, "", ["run", *METRICS], rows, ["run"]) for width in (160, 60))
+    assert re.search(r"run +┃ +step ┃ forget acc\.", wide)
+    assert re.search(r"run +┃ +npo_a ┃ +npo_b ┃", narrow)
+    assert re.search(r"gained per harm +│ 0\.0610 │ 1\.0610 │", narrow)
+
+
+def test_tables_of_some_columns_each_repeat_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [["forget", f"metric_{i}", *row[1:]] for i, row in enumerate(cells_of([""] * 8))]
+    text = shown(monkeypatch, 60, "", ["set", "metric", *METRICS], rows, ["set", "metric"])
+    tables = text.count("┏")
+    assert tables > 1
+    assert len(re.findall(r"│ forget │ metric_7 │", text)) == tables
+
+
+def test_a_value_wider_than_the_terminal_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = "runs/" + "x" * 90
+    text = shown(monkeypatch, 60, "", ["setting", *NAMES], [["masks", *([value] * 6)]], ["setting"])
+    assert text.count(value) == 6
+    assert all(f"  {name}  {value}" in text for name in NAMES)
+
+
+def test_a_pipe_is_not_as_wide_as_anything(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    console.Console().show("runs", ["run", *METRICS], cells_of(NAMES), ["run"])
+    console.Console().say("word " * 60)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 1 + 4 + 6 + 1
+    assert all(name in line for name, line in zip(NAMES, printed[4:10], strict=True))
