@@ -3,12 +3,15 @@
 import contextlib
 import logging
 import os
+import re
 import sys
 import textwrap
 import warnings
 from typing import Any, TextIO
 
 from geffect.errors import format_warning
+
+COMMAND = re.compile(r" ((torchrun .*)?geffect \w+ \S*config\.yaml .*)$")
 
 
 def width_of(stream: TextIO | None) -> int | None:
@@ -25,13 +28,15 @@ def width_of(stream: TextIO | None) -> int | None:
 def wrap(text: str, width: int | None, indent: int = 0) -> str:
     r"""Text whose lines end between words, further lines of a paragraph indented; as it is without a width.
 
-    A word that is longer than a line, such as a path, is left whole.
+    A word that is longer than a line, such as a path, is left whole, and so is a command at the end, to be copied.
 
     >>> wrap("a path is left whole: runs/a-long-name", 12, indent=2)
     'a path is\\n  left\\n  whole:\\n  runs/a-long-name'
     """
     if width is None:
         return text
+    if command := COMMAND.search(text):
+        return f"{wrap(text[: command.start()], width, indent)}\n  {command[1]}"
     options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
     further = " " * indent
     lines = (textwrap.wrap(line, width, subsequent_indent=further, **options) or [""] for line in text.split("\n"))

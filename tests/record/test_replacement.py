@@ -15,7 +15,7 @@ import geffect
 from geffect.cli.main import main
 from geffect.config import EvaluateConfig, UnlearnConfig
 from geffect.errors import GeffectError
-from geffect.record import replacement, writer
+from geffect.record import writer
 from geffect.record.replacement import REPLACED, foreign_file, is_run, move_aside, settle
 from geffect.record.writer import RunDirectory
 from geffect.reports.plots.style import save
@@ -41,10 +41,8 @@ def made(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     run = geffect.unlearn(config(start, home / "unlearned", steps=2, evaluate_every=1, **settings))
     save(run.plot("cosine"), run.path / "figures" / "cosine", run.cosine())
-    train = {"model": str(start), "train": ["builtin:authors/forget[:4]"], "epochs": 1}
-    geffect.finetune(**train, out=home / "adapter", lora=2)  # type: ignore[arg-type]
-    sets = {"set": "forget=builtin:authors/forget[:2]", "metric": "loss"}
-    geffect.evaluate(model=str(start), **sets, out=home / "evaluated")  # type: ignore[arg-type]
+    geffect.finetune(model=start, train="builtin:authors/forget[:4]", epochs=1, lora=2, out=home / "adapter")
+    geffect.evaluate(model=start, set="forget=builtin:authors/forget[:2]", metric="loss", out=home / "evaluated")
     return home
 
 
@@ -155,7 +153,7 @@ def _replace_until(place: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> 
     with monkeypatch.context() as patch:
         for name in ("rename", "unlink", "rmdir", "mkdir", "touch"):
             patch.setattr(Path, name, counted(getattr(Path, name)))
-        patch.setattr(replacement.shutil, "rmtree", counted(shutil.rmtree))
+        patch.setattr(shutil, "rmtree", counted(shutil.rmtree))
         patch.setattr(writer, "rename", counted(writer.rename))
         try:
             move_aside(place)
@@ -173,7 +171,7 @@ def test_a_second_kill_while_it_is_put_back_loses_nothing(run: Path, monkeypatch
     (run / "environment.json").write_text("{", encoding="utf-8")
     rename = Path.rename
     for allowed in range(3):
-        done = []
+        done: list[int] = []
 
         def some(self: Path, target: Path, allowed: int = allowed, done: list[int] = done) -> Path:
             done.append(1)
