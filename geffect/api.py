@@ -69,7 +69,8 @@ from geffect.models.load import Loaded, load, quiet_transformers
 from geffect.models.names import UNTRAINED
 from geffect.models.scoring import Reference, check_trainable, in_evaluation_mode, shard_start
 from geffect.models.tokenizers import vocabulary_size
-from geffect.record.schema import EXAMPLES, METRICS, refuse_existing
+from geffect.record.replacement import refuse_taken
+from geffect.record.schema import EXAMPLES, METRICS
 from geffect.record.writer import RunDirectory, describe, layout_to_json, replacing
 from geffect.reports.run import Run, plot
 from geffect.training.batches import compute_columns, training_sets
@@ -310,13 +311,13 @@ def finetune(
     check_single_process("geffect finetune")
     if resume and setup is None:
         config = read_unfinished(config)
-    with RunDirectory(config.out, resume=resume) as run:
+    with RunDirectory(config.out, resume=resume, overwrite=config.overwrite) as run:
         start = _start(config, setup)
         loaded, encoded = start.loaded, itertools.chain(*start.encoded.values())
         frozen = read_only_mask(config, loaded)
         environment = start.environment() | {"optimizer": start.arguments.optim}
         environment |= {"frozen": frozen.shares()} if frozen else {}
-        checkpoint = find_checkpoint(config.out, environment) if resume else None
+        checkpoint = find_checkpoint(config.out, environment, config) if resume else None
         recorded, first = recorded_config(config), first_step(checkpoint)
         with quiet_transformers(), open_record(run, recorded, environment, first) as sink:
             trainer = FinetuneTrainer(
@@ -358,7 +359,7 @@ def unlearn(
     """
     if resume and setup is None:
         config = read_unfinished(config)
-    with RunDirectory(config.out, resume=resume) as run:
+    with RunDirectory(config.out, resume=resume, overwrite=config.overwrite) as run:
         start = _start(config, setup)
         loaded, sets = start.loaded, training_sets(start)
         check_launched(config, sets)
@@ -366,7 +367,7 @@ def unlearn(
         recorded = recorded_config(config) | {"reference": {"path": loaded.source, "sha256": loaded.sha256}}
         environment = start.environment() | {"optimizer": start.arguments.optim}
         environment |= {"frozen": frozen.shares()} if frozen else {}
-        checkpoint = find_checkpoint(config.out, environment) if resume else None
+        checkpoint = find_checkpoint(config.out, environment, config) if resume else None
         reference = Reference(loaded.model) if config.objective.needs_reference else None
         if config.shard:
             shard_start(loaded.model, reference, frozen, start.arguments.device.type)
@@ -415,7 +416,7 @@ def _unlearn_trainer(
 def localize(config: LocalizeConfig, *, setup: LocalizationSetup | None = None) -> LocalizationRun:
     """Find the weights where each domain's knowledge lies: top-k masks of every split, and their overlaps."""
     check_single_process("geffect localize")
-    with RunDirectory(config.out) as run:
+    with RunDirectory(config.out, overwrite=config.overwrite) as run:
         start = (setup or _read_setup(config)).with_weights(_loader(config)(config.model))
         loaded = start.loaded
         check_trainable(loaded.model)
@@ -481,7 +482,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """
     check_single_process("geffect evaluate")
     device, began = find_device(config.device), time.perf_counter()
-    with RunDirectory(config.out) as run:
+    with RunDirectory(config.out, overwrite=config.overwrite) as run:
         sets = [(part, read_part(config, part)) for part in parts(config)]
         check_variants(config, sets)
         warn_shared({part.name: examples for part, examples in sets})
@@ -595,7 +596,7 @@ def prepare(
     if resume and isinstance(config, TrainConfig):
         config = read_unfinished(config)
     else:
-        refuse_existing(config.out)
+        refuse_taken(config.out, overwrite=config.overwrite)
     setup: LocalizationSetup | TrainingSetup[TrainConfig] = _read_setup(config)
     check_trainable(setup.loaded.model)
     if isinstance(config, UnlearnConfig) and isinstance(setup, TrainingSetup):

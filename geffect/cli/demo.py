@@ -28,12 +28,13 @@ WEIGHTED = {"objective": "0.4*ga + 2*gd", "steps": 40, "batch_size": 4, "learnin
 RUNS = (("GA", "ga", "none"), ("GA+GRU", "ga", "gru"), ("NPO+GRU", "npo", "gru"))
 
 
-def demo(out: Path) -> pd.DataFrame:
+def demo(out: Path, *, overwrite: bool = False) -> pd.DataFrame:
     """Make and draw three runs in a new directory; their table, one row a run, as `geffect.summarize`."""
-    refuse_existing(out)
+    if not overwrite:
+        refuse_existing(out)
     builtin_tiny()
     configs = [
-        UnlearnConfig.read(**SETTINGS, objective=objective, rectifier=rectifier, out=out / name)
+        UnlearnConfig.read(**SETTINGS, objective=objective, rectifier=rectifier, out=out / name, overwrite=overwrite)
         for name, objective, rectifier in RUNS
     ]
     runs = [unlearn(config) for config in configs]
@@ -41,12 +42,14 @@ def demo(out: Path) -> pd.DataFrame:
     return summarize(runs)
 
 
-def demo_grail(out: Path) -> tuple[Path, list[Path]]:
+def demo_grail(out: Path, *, overwrite: bool = False) -> tuple[Path, list[Path]]:
     """Localize two domains and unlearn them without freezing and with GRAIL: the localization, and both runs."""
-    localized = localize(LocalizeConfig.read(**DOMAINS, out=out / "localized")).path
+    localized = localize(LocalizeConfig.read(**DOMAINS, out=out / "localized", overwrite=overwrite)).path
     frozen = {"none": {}, "grail": {"rectifier": "grail", "masks": localized}}
     runs = [
-        unlearn(UnlearnConfig.read(**DOMAINS, **WEIGHTED, **settings, out=out / f"domains-{name}")).path
+        unlearn(
+            UnlearnConfig.read(**DOMAINS, **WEIGHTED, **settings, out=out / f"domains-{name}", overwrite=overwrite)
+        ).path
         for name, settings in frozen.items()
     ]
     return localized, runs

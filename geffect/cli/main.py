@@ -8,10 +8,10 @@ import itertools
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args, get_origin
 
 import typer
@@ -19,8 +19,9 @@ import typer.main
 from typer.models import CommandInfo
 
 from geffect.cli.help import HELP, LOOK, PREPARE, RUN, VerbCommand, VerbGroup
-from geffect.errors import GeffectError, VisibleRecord, format_warning, nearest, spelled, unknown_name, visible_text
+from geffect.errors import GeffectError, VisibleRecord, nearest, spelled, unknown_name, visible_text
 from geffect.io.system import check_single_process, raise_on_signals, rank_and_size, signal_of
+from geffect.io.terminal import close_bars, say, take_messages
 
 if TYPE_CHECKING:
     from geffect.config import (
@@ -50,6 +51,7 @@ LOGGER = logging.getLogger(__name__)
 
 OUTPUT_REMEDY = "Free disk space, or name another output"
 DRY_RUN = {"dry_run": "print the plan, the batch arithmetic and an estimate of the memory, and stop"}
+YES = {"yes": "answer the question that --overwrite asks"}
 RESUME = {"resume": "continue the unfinished run in --out from its last checkpoint"}
 SUMS = ("objective", "points", "rectifier", "stop")
 SCHEMES = ("thirds", "paper", "paper_script")
@@ -77,6 +79,7 @@ def _make_command(name: str, schema_name: str, run: Callable[..., None], switche
 
     def command(config: Any = None, **flags: Any) -> None:
         options = {key: flags.pop(key) for key in switches}
+        yes = options.pop("yes", False)
         file, settings = config, {key: value for key, value in flags.items() if value is not None and value != []}
         if listed:
             is_file = config and len(config) == 1 and config[0].endswith((".yaml", ".yml"))
@@ -87,6 +90,8 @@ def _make_command(name: str, schema_name: str, run: Callable[..., None], switche
         if options.get("resume") and file and "out" not in settings:
             settings |= _directory_of(file)
         checked = _read(schema, file, settings, resume=bool(options.get("resume")))
+        if "yes" in switches and not options.get("dry_run"):
+            _confirm(checked, yes=yes, resume=bool(options.get("resume")))
         with _exit_on_signal(getattr(checked, "out", None) if "resume" in switches else None):
             run(checked, **options)
 
@@ -113,6 +118,30 @@ def _read(schema: "type[Schema]", file: Path | None, settings: dict[str, Any], *
         if {"model", "checkpoints"} & schema.model_fields.keys():
             LOGGER.info("loading the model...")  # importing torch takes seconds
     return schema.combine(content, settings, file)
+
+
+def _confirm(config: Any, *, yes: bool, resume: bool = False) -> None:
+    """Ask before a run is overwritten, or raise where there is no terminal to ask on."""
+    from geffect.record.replacement import describe_run, is_run, refuse_taken
+
+    if not config.overwrite:
+        if yes:
+            raise GeffectError("--yes does nothing without --overwrite", remedy="Add --overwrite, or leave --yes out")
+        return
+    if resume:
+        raise GeffectError("--resume continues the run that --overwrite removes", remedy="Leave one of them out")
+    inside = sorted(config.out.iterdir()) if config.out.is_dir() and not is_run(config.out) else []
+    for path in filter(is_run, [config.out, *inside]):
+        refuse_taken(path, overwrite=True)
+        if yes or rank_and_size()[0]:
+            continue
+        if rank_and_size()[1] > 1 or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+            message = f"--overwrite would remove {path}, and there is no terminal to ask on"
+            raise GeffectError(message, remedy="Add --yes")
+        say(f"geffect: --overwrite removes {path}, {describe_run(path)}")
+        if not typer.confirm("remove it?", err=True):
+            say("geffect: nothing was removed")
+            raise typer.Exit(1)
 
 
 def _argument(schema: "type[Schema]", listed: str) -> inspect.Parameter:
@@ -198,12 +227,12 @@ def _exit_on_signal(out: Path | None = None) -> Iterator[None]:
         if out and "--resume" not in message and (out / CONFIG).exists() and not (out / DONE).exists():
             message += "; continue with the same command and --resume"
         if rank_and_size()[0] == 0:
-            _say(f"geffect: {message}", err=True)
+            _print_error(message)
         raise typer.Exit(128 + signal_of(stopped)) from None
 
 
-def _say(text: object, *, err: bool = False) -> None:
-    typer.echo(visible_text(str(text), lines=not err), err=err)
+def _say(text: object) -> None:
+    typer.echo(visible_text(str(text)))
 
 
 def _finetune(config: "FinetuneConfig", *, dry_run: bool, resume: bool) -> None:
@@ -303,11 +332,11 @@ def _doctor(config: "DoctorConfig", *, json: bool) -> None:
         raise typer.Exit(1)
 
 
-verb(RUN, "finetune", "FinetuneConfig", _finetune, **DRY_RUN, **RESUME)
-verb(RUN, "unlearn", "UnlearnConfig", _unlearn, **DRY_RUN, **RESUME)
-verb(RUN, "localize", "LocalizeConfig", _localize, **DRY_RUN)
-verb(LOOK, "inspect", "InspectConfig", _inspect, **DRY_RUN, resume="continue the unfinished inspection in --out")
-verb(LOOK, "evaluate", "EvaluateConfig", _evaluate, json="print metrics.json in place of a table")
+verb(RUN, "finetune", "FinetuneConfig", _finetune, **DRY_RUN, **RESUME, **YES)
+verb(RUN, "unlearn", "UnlearnConfig", _unlearn, **DRY_RUN, **RESUME, **YES)
+verb(RUN, "localize", "LocalizeConfig", _localize, **DRY_RUN, **YES)
+verb(LOOK, "inspect", "InspectConfig", _inspect, **DRY_RUN, resume="continue the unfinished inspection in --out", **YES)
+verb(LOOK, "evaluate", "EvaluateConfig", _evaluate, json="print metrics.json in place of a table", **YES)
 verb(LOOK, "report", "ReportConfig", _report, json="print each run's outcome and findings as JSON")
 verb(PREPARE, "preview", "PreviewConfig", _preview)
 verb(PREPARE, "doctor", "DoctorConfig", _doctor, json="print the findings as a JSON list")
@@ -321,6 +350,10 @@ def demo(
     grail: Annotated[
         bool, typer.Option("--grail", help="then localize two domains and unlearn them with GRAIL")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace the runs of an earlier demo in --out")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help=YES["yes"])] = False,
 ) -> None:
     """Unlearn the tiny built-in model in three ways, and draw it.
 
@@ -337,10 +370,11 @@ def demo(
         free = (path for path in itertools.chain([Path("runs/demo")], numbered) if not path.exists())
         from geffect.config.schema import place
 
-        out = place(out) if out else next(free)
-        console.comparison(demo_.demo(out), out)
+        out = place(out) if out else Path("runs/demo") if overwrite else next(free)
+        _confirm(SimpleNamespace(out=out, overwrite=overwrite), yes=yes)
+        console.comparison(demo_.demo(out, overwrite=overwrite), out)
         if grail:
-            localized, runs = demo_.demo_grail(out)
+            localized, runs = demo_.demo_grail(out, overwrite=overwrite)
             console.localization(localized)
             for path in runs:
                 console.unlearning(path)
@@ -583,8 +617,7 @@ def _options(
 def main() -> NoReturn:
     """Run the command line; an error of the user ends in one line and exit code 2."""
     logging.setLogRecordFactory(VisibleRecord)
-    warnings.formatwarning = format_warning
-    logging.basicConfig(format="geffect: %(message)s", level=logging.WARNING)
+    take_messages()
     for library in ("huggingface_hub", "datasets"):  # each has a handler of its own
         logging.getLogger(library).propagate = False
     logging.getLogger("geffect").setLevel(logging.ERROR if rank_and_size()[0] else logging.INFO)
@@ -620,7 +653,8 @@ def _run() -> None:
 
 def _print_error(text: str) -> None:
     with contextlib.suppress(OSError):  # a closed pipe, or a full disk
-        _say(f"geffect: {text}", err=True)
+        close_bars()
+        say(f"geffect: {visible_text(text, lines=False)}")
 
 
 def _flush(code: object) -> object:

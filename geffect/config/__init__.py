@@ -51,6 +51,8 @@ from geffect.config.schema import (
     StepNumbers,
     StopSetting,
     Texts,
+    flag_name,
+    named_paths,
     names_in_transformers,
 )
 from geffect.core.lots import control_seeds, planted_lot
@@ -138,6 +140,29 @@ class DeviceConfig(Schema):
     )
 
 
+class WritingConfig(Schema):
+    """What may happen to what stands in ``out`` already."""
+
+    overwrite: bool = Field(
+        default=False,
+        exclude=True,
+        description="replace a run that --out holds, which is removed once the new one begins; never taken from a file",
+        title=OUTPUT,
+    )
+
+    @model_validator(mode="after")
+    def _check_inputs(self) -> Self:
+        """Refuse to overwrite what is read."""
+        out = getattr(self, "out", None)
+        if self.overwrite and out is not None:
+            for name in self.model_fields_set - {"out"}:
+                for path in named_paths(getattr(self, name)):
+                    if path.exists() and path.resolve().is_relative_to(out.resolve()):
+                        message = f"--overwrite would remove {path}, which {flag_name(name)} names"
+                        raise GeffectError(message, remedy="Choose another --out")
+        return self
+
+
 class PreviewConfig(DataConfig):
     """``geffect preview``."""
 
@@ -146,7 +171,7 @@ class PreviewConfig(DataConfig):
     limit: Positive = Field(default=4, description="examples shown", title=DATA)
 
 
-class TrainConfig(DeviceConfig, DataConfig):
+class TrainConfig(WritingConfig, DeviceConfig, DataConfig):
     """What fitting and unlearning share."""
 
     NEEDS: ClassVar[tuple[Need, ...]] = (Need("lora_dropout", "lora"),)
@@ -225,7 +250,7 @@ DOMAIN = "a domain, NAME=UNLEARN,RETENTION or NAME=SOURCE (knowundo:privacy, bui
 VALIDATION = "a domain's validation sets, NAME=UNLEARN,RETENTION; repeat it; a SOURCE has its own"
 
 
-class LocalizeConfig(DeviceConfig, DataConfig):
+class LocalizeConfig(WritingConfig, DeviceConfig, DataConfig):
     """``geffect localize``."""
 
     NEEDS = (Need("draws", "labels", ("random", "corrupted")), Need("mu", "importance", ("wagle",)))
@@ -287,7 +312,7 @@ class LocalizeConfig(DeviceConfig, DataConfig):
         return self
 
 
-class InspectConfig(DeviceConfig, TextConfig):
+class InspectConfig(WritingConfig, DeviceConfig, TextConfig):
     """``geffect inspect``."""
 
     ALIASES: ClassVar[Mapping[str, str]] = {"set": "target"}
@@ -344,7 +369,7 @@ class InspectConfig(DeviceConfig, TextConfig):
     )
 
 
-class EvaluateConfig(DeviceConfig, DataConfig):
+class EvaluateConfig(WritingConfig, DeviceConfig, DataConfig):
     """``geffect evaluate``."""
 
     NEEDS = (

@@ -13,7 +13,7 @@ from geffect.data.load import check_set
 from geffect.errors import GeffectError, missing_path
 from geffect.models.names import check_model
 from geffect.record.reader import check_directories, check_localization, check_unfinished
-from geffect.record.schema import refuse_existing
+from geffect.record.replacement import refuse_taken
 
 MASKS = "Name a file such as masks/share-0.1.safetensors of geffect localize, or random:SEED:SHARE"
 
@@ -47,7 +47,7 @@ def check_places(draft: Schema, *, resume: bool = False) -> None:
                 check_model(path)
         check_directories(named.get("runs", ()))
         if isinstance(draft, TrainConfig | LocalizeConfig | EvaluateConfig) and not isinstance(draft, DoctorConfig):
-            check_unfinished(draft.out) if resume else refuse_existing(draft.out)
+            check_unfinished(draft.out, draft) if resume else refuse_taken(draft.out, overwrite=draft.overwrite)
 
 
 def _sets(setting: str, value: Any) -> Iterator[str]:

@@ -209,7 +209,11 @@ TRAINING, MEASURING, OUTPUT, DEVICE = "Training", "Measuring", "Output", "Device
 GROUPS = (MAIN, MODEL, DATA, METHOD, TRAINING, MEASURING, OUTPUT, DEVICE)  # a field's title: its heading in --help
 NO_FLAG: dict[str, Any] = {"flag": False}  # set by geffect, not a flag
 DEVICES = "auto, cpu, cuda, cuda:1 (a GPU by its number) or mps"
-RUNS_CODE = ("trust_remote_code", "task_dir")  # what a file may not ask for on its own
+NOT_BY_FILE = {  # what a file may not ask for on its own
+    "trust_remote_code": ("run code", "you trust that code"),
+    "task_dir": ("run code", "you trust that code"),
+    "overwrite": ("overwrite a run", "that run may go"),
+}
 ARGUMENT: dict[str, Any] = {"flag": False, "argument": True}  # a field that stands without a flag
 
 
@@ -304,7 +308,8 @@ class Schema(BaseModel):
 
         Raises:
             GeffectError: the file cannot be read, or a key or value is refused; the first such is named. So is a file
-                that asks to run code (`RUNS_CODE`): files are passed on, and only the command itself may ask for that.
+                that asks to run code or to overwrite (`NOT_BY_FILE`): files are passed on, and only the command itself
+                may ask for that.
         """
         return cls.combine(read_mapping(Path(file)) if file else {}, settings, file)
 
@@ -324,10 +329,11 @@ class Schema(BaseModel):
     def combine(cls, content: Mapping[str, object], settings: Mapping[str, object], file: Path | str | None) -> Self:
         """The configuration of a file's content and of values that override it; see `read`."""
         config = cls(**cls._named_once(content) | cls._named_once(settings))
-        for name in (name for name in RUNS_CODE if getattr(config, name, None) and name not in settings):
+        for name in (name for name in NOT_BY_FILE if getattr(config, name, None) and name not in settings):
+            what, condition = NOT_BY_FILE[name]
             raise GeffectError(
-                f"{file} asks to run code ({name}: {content[name]}), which a file alone may not",
-                remedy=f"Add {flag_name(name)} to the command if you trust that code, else delete the line",
+                f"{file} asks to {what} ({name}: {content[name]}), which a file alone may not",
+                remedy=f"Add {flag_name(name)} to the command if {condition}, else delete the line",
             )
         return config
 
@@ -364,6 +370,13 @@ def _refusal(schema: type[Schema], error: ValidationError) -> GeffectError:
         f"{shown} is {shorten(repr(first['input']))}",
         remedy=hint + (should if should.startswith("It ") else f"It should be {wanted}"),
     )
+
+
+def named_paths(value: Any) -> list[Path]:
+    """The paths that a setting may name: a text, NAME=PATH, PATH,PATH, a kind before a colon, rows behind a bracket."""
+    texts = [str(each) for each in (value if isinstance(value, list) else [value])] if value else []
+    parts = [part for text in texts for part in re.split(r"[=,]", text.partition("[")[0])]
+    return [Path(each).expanduser() for part in parts for each in {part, part.rpartition(":")[2]} if each.strip()]
 
 
 def flag_name(name: str) -> str:

@@ -363,7 +363,7 @@ OF_SETTING = {
         "geffect.rectifiers.registry",
         "blur(gamma,scope) confine(k) consistent(threshold) disruption gem(memory,space,scope) "
         "grail(k_unlearn,k_retain,reading,sets) gru(decay,cos_clip,add_retain,space,scope,metric) "
-        "gu(memory,tolerance,scope) hamu(gain,radius,scope) memflex(mu,sigma,thresholds) ngdiff(scope) none "
+        "gu(memory,tolerance,scope) hamu(gain,radius,scope,metric) memflex(mu,sigma,thresholds) ngdiff(scope) none "
         "orthograd(examples,scope) pcgrad(alpha,scope) random(seed,scope) sago(alpha,gamma) torchjd(weighting,scope)",
     ),
     "stop": Names(

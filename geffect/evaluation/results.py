@@ -7,7 +7,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from torch import nn
-from tqdm.auto import tqdm
 
 from geffect.config import EvaluateConfig
 from geffect.core.statistics import bootstrap, percentile_interval
@@ -31,6 +30,7 @@ from geffect.evaluation.scores import exponential
 from geffect.evaluation.suites import Derived, Part, Values, compared, totals
 from geffect.evaluation.variants import Variant
 from geffect.evaluation.view import CACHE, MOST, SCORED, View
+from geffect.io.progress import Bar
 from geffect.io.readers import StrPath, byte_lines, parse_json, read_bytes
 from geffect.models.cache import cached_directory, file_sha256
 from geffect.models.load import Loaded
@@ -177,11 +177,14 @@ def evaluate_variant(
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Compute every metric of every example under one variant of a model, or read it from the cache."""
     frames, texts = [], []
-    for part, examples in tqdm(sets, desc=visible_text(variant.label, lines=False), unit="set", disable=None):
-        make = partial(_write, config, part, examples, variant)
-        with _result_directory("evaluation", _key(config, part, examples, variant), make) as directory:
-            frames.append(read_values(directory / EXAMPLES).assign(model=variant.label))
-            texts += [{"model": variant.label} | parse_json(line) for line in byte_lines(directory / TEXTS)]
+    with closing(Bar(len(sets), "set", label=visible_text(variant.label, lines=False))) as bar:
+        for part, examples in sets:
+            bar.tell({visible_text(part.name, lines=False): ""})
+            make = partial(_write, config, part, examples, variant)
+            with _result_directory("evaluation", _key(config, part, examples, variant), make) as directory:
+                frames.append(read_values(directory / EXAMPLES).assign(model=variant.label))
+                texts += [{"model": variant.label} | parse_json(line) for line in byte_lines(directory / TEXTS)]
+            bar.update()
     result = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["model", *KEEP])
     return result[["model", *KEEP]], texts
 

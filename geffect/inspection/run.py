@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from tqdm.auto import tqdm
 
 from geffect.config import InspectConfig
 from geffect.core.model_state import ModelState, preserve_random_states
@@ -16,6 +15,7 @@ from geffect.errors import GeffectError, Interrupted
 from geffect.inspection.measure import dataset_step, measurement, paper_batches, point_lines, token_lines
 from geffect.inspection.resolve import Checkpoint, recorded_start
 from geffect.inspection.tasks import InspectionSetup, OpenTask, Task, open_task, tasks
+from geffect.io.progress import Bar
 from geffect.io.system import signal_of
 from geffect.measurement.step import Step
 from geffect.models.builtin import is_built_in
@@ -25,7 +25,7 @@ from geffect.record.reader import check_unfinished
 from geffect.record.schema import POINTS, TOKENS
 from geffect.training.run import disk_errors, final_metrics
 from geffect.training.trainer import evaluate_sets
-from geffect.training.unlearn import paper_lines
+from geffect.training.unlearn import losses_by_role, paper_lines
 
 Load = Callable[[str], Loaded]
 
@@ -60,14 +60,12 @@ def _measure(setup: InspectionSetup, left: Sequence[Task], load: Load) -> None:
         open_tasks = [stack.enter_context(open_task(task, sets, start, steps)) for task in left]
         del sets
         start = None  # it may be the checkpoint at hand, which is let go before the next is loaded
-        bar = stack.enter_context(tqdm(total=len(steps), initial=steps.index(step), unit="checkpoint", disable=None))
+        bar = stack.enter_context(contextlib.closing(Bar(len(steps), "checkpoint", done=steps.index(step))))
         try:
-            _measure_at(step, loaded, open_tasks)
-            bar.update()
+            bar.tell(_measure_at(step, loaded, open_tasks), steps=1)
             del loaded
             for step, loaded in stops:
-                _measure_at(step, loaded, open_tasks)
-                bar.update()
+                bar.tell(_measure_at(step, loaded, open_tasks), steps=1)
                 del loaded
         except KeyboardInterrupt as stopped:
             again = "continue with the same command and --resume"
@@ -125,8 +123,8 @@ def _exchange(loaded: Loaded, source: Path) -> None:
     loaded.source, loaded.sha256 = str(source), sha256_of(source)
 
 
-def _measure_at(step: int, loaded: Loaded, open_tasks: Sequence[OpenTask]) -> None:
-    """Measure this checkpoint for every objective that has no line of it yet."""
+def _measure_at(step: int, loaded: Loaded, open_tasks: Sequence[OpenTask]) -> dict[str, float | str | None]:
+    """Measure this checkpoint for every objective that has no line of it yet; its losses, for the progress bar."""
     scores: dict[str, Any] = {}
     for here in (each for each in open_tasks if step not in each.task.done):
         began = time.perf_counter()
@@ -138,6 +136,7 @@ def _measure_at(step: int, loaded: Loaded, open_tasks: Sequence[OpenTask]) -> No
         head = {"step": step, "checkpoint": Path(loaded.source).name, "sha256": loaded.sha256}
         here.sink(head | scores | line | {"seconds": round(time.perf_counter() - began, 3)})
         loaded.model.zero_grad(set_to_none=True)
+    return losses_by_role({name: each["loss"] for name, each in scores.get("evaluation", {}).items()})
 
 
 def _numbers(step: int, loaded: Loaded, here: OpenTask) -> dict[str, Any]:

@@ -110,7 +110,9 @@ def tasks(config: InspectConfig, *, resume: bool) -> list[Task]:
             continue
         if begun:
             alone = read_unfinished(alone)
-        left.append(Task(alone, as_run(alone, objective), RunDirectory(alone.out, resume=begun)))
+        left.append(
+            Task(alone, as_run(alone, objective), RunDirectory(alone.out, resume=begun, overwrite=config.overwrite))
+        )
     return left
 
 

@@ -9,7 +9,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from geffect.core.architectures import CausalLM, Tokenizer
 from geffect.core.devices import to_host
@@ -21,6 +20,7 @@ from geffect.core.splits import TARGETS, domain_of, role_of, split_name
 from geffect.data.encode import EncodedExample, collate, pad_id_of
 from geffect.data.relabel import corrupt_answer, random_labels
 from geffect.errors import GeffectError
+from geffect.io.progress import Bar
 from geffect.localization.truth import Recovery, random_importance
 from geffect.models.load import Loaded
 
@@ -265,16 +265,16 @@ def split_losses(
     loaded: Loaded, sets: Mapping[str, list[EncodedExample]], labels: Labels = "random", draws: int = 3, seed: int = 0
 ) -> dict[str, Iterator[Callable[[], Tensor]]]:
     """The losses of each split's examples (`example_losses`), under one progress bar."""
-    bar = tqdm(total=sum(map(len, sets.values())), unit="example", disable=None)
+    bar = Bar(sum(map(len, sets.values())), "example")
 
-    def with_progress(examples: list[EncodedExample]) -> Iterator[Callable[[], Tensor]]:
+    def with_progress(name: str, examples: list[EncodedExample]) -> Iterator[Callable[[], Tensor]]:
         for loss in example_losses(loaded.model, loaded.tokenizer, examples, labels, draws, seed):
             yield loss
-            bar.update()
+            bar.tell({name: ""}, steps=1)
         if bar.n == bar.total:
             bar.close()
 
-    return {name: with_progress(examples) for name, examples in sets.items()}
+    return {name: with_progress(name, examples) for name, examples in sets.items()}
 
 
 def example_losses(

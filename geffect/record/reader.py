@@ -403,20 +403,35 @@ def _part(line: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return part
 
 
-def check_unfinished(path: Path) -> None:
-    """Refuse to resume where there is no run, it has another format, or it is finished."""
+LENGTHS = ("steps", "epochs")  # settings that a resumed run may raise
+
+
+def lengthened(path: Path, config: object) -> dict[str, tuple[int, int]]:
+    """The settings of a run's length that a configuration raises: name → recorded, asked."""
+    recorded = read_config(path)
+    pairs = {name: (recorded.get(name), getattr(config, name, None)) for name in LENGTHS}
+    return {name: (a, b) for name, (a, b) in pairs.items() if type(a) is int and type(b) is int and 0 < a < b}
+
+
+def check_unfinished(path: Path, config: object = None) -> None:
+    """Refuse to resume where there is no run, it has another format, or it is finished and ``config`` is no longer."""
     check_format(path)
     if not (path / CONFIG).is_file():
         remedy = "Restore it" if (path / STEPS).exists() else "Leave --resume out to start the run"
         raise GeffectError(f"There is no run in {path} to --resume: it has no {CONFIG}", remedy=remedy)
-    if is_finished(path):
-        raise GeffectError(f"The run in {path} is finished", remedy="Name another --out for another run")
+    if is_finished(path) and not lengthened(path, config):
+        longer = (
+            ", or ask for more --steps"
+            if read_config(path).get("objective") and (path / "checkpoints").is_dir()
+            else ""
+        )
+        raise GeffectError(f"The run in {path} is finished", remedy=f"Name another --out for another run{longer}")
 
 
 @damage_refused
-def check_resumable(path: Path, environment: Mapping[str, Any]) -> None:
+def check_resumable(path: Path, environment: Mapping[str, Any], config: object = None) -> None:
     """Refuse to resume with other weights, data, prompts or processes than the run began with; warn of threads."""
-    check_unfinished(path)
+    check_unfinished(path, config)
     recorded = read_environment(path)
     before, now = (str(content["start"]["sha256"])[:12] for content in (recorded, environment))
     if before != now:

@@ -21,7 +21,8 @@ import yaml
 
 from geffect.errors import GeffectError
 from geffect.io.system import rank_and_size
-from geffect.record.reader import each_line
+from geffect.record.reader import LENGTHS, each_line, read_config, read_document
+from geffect.record.replacement import is_run, move_aside, refuse_taken, settle
 from geffect.record.schema import (
     CONFIG,
     DONE,
@@ -34,7 +35,6 @@ from geffect.record.schema import (
     POINTS,
     STEPS,
     TOKENS,
-    refuse_existing,
 )
 
 if TYPE_CHECKING:
@@ -99,15 +99,16 @@ class RunDirectory:
 
     No existing file is overwritten. Only this process changes the directory while it is entered, so that a resumed
     run reads it inside. Without ``resume`` the directory must not exist, or hold no file; with it, it holds an
-    unfinished run.
+    unfinished run. With ``overwrite`` it may hold any run, which is removed once this one begins
+    (`geffect.record.replacement`).
     """
 
-    def __init__(self, path: Path, *, resume: bool = False) -> None:
-        self.path, self.resume = path, resume
+    def __init__(self, path: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+        self.path, self.resume, self.overwrite = path, resume, overwrite
         self._lock: Any = None
         self._new_folders: list[Path] = []
         if not resume:
-            refuse_existing(path)
+            refuse_taken(path, overwrite=overwrite)
 
     def __enter__(self) -> Self:
         """Lock the directory until the end, or until this process dies; refuse one that another process writes."""
@@ -115,8 +116,12 @@ class RunDirectory:
             self._new_folders = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             try:
                 self._acquire()
+                if self.resume or self.overwrite:
+                    settle(self.path)
                 if not self.resume:
-                    refuse_existing(self.path)
+                    refuse_taken(self.path, overwrite=self.overwrite)
+                    if is_run(self.path):
+                        move_aside(self.path)
             except BaseException:
                 self._release()
                 raise
@@ -144,6 +149,8 @@ class RunDirectory:
 
     def _release(self) -> None:
         if self._lock is not None:
+            with contextlib.suppress(OSError):  # the next --overwrite does it
+                settle(self.path)
             with contextlib.suppress(OSError):  # open files stay on some systems
                 (self.path / LOCK).unlink()
             with contextlib.suppress(OSError):  # not empty, or not there
@@ -158,12 +165,30 @@ class RunDirectory:
         """Write the environment and, last, the configuration: both or neither."""
         try:
             write_json(self.path / ENVIRONMENT, environment)
-            text = yaml.safe_dump(dict(config), sort_keys=False)
-            write(self.path / CONFIG, f"{FORMAT_COMMENT}{FORMAT}\n{text}")
+            self._write_config(config)
+            settle(self.path)
         except OSError:
             for name in (CONFIG, ENVIRONMENT):
                 (self.path / name).unlink(missing_ok=True)
             raise
+
+    def _write_config(self, config: Mapping[str, Any]) -> None:
+        text = yaml.safe_dump(dict(config), sort_keys=False)
+        write(self.path / CONFIG, f"{FORMAT_COMMENT}{FORMAT}\n{text}")
+
+    def lengthen(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        """Record that a run takes more steps than it began with: it is unfinished again, then it has its new length.
+
+        After a kill in between it is the shorter run or the longer one, unfinished, and can be resumed.
+        """
+        recorded, batch = read_config(self.path), environment.get("batch")
+        if any(recorded.get(name) != config.get(name) for name in LENGTHS):
+            for name in (DONE, METRICS):
+                (self.path / name).unlink(missing_ok=True)
+            self._write_config(recorded | {name: config[name] for name in LENGTHS if name in config})
+        before = read_document(self.path / ENVIRONMENT)
+        if "batch" in before and before["batch"] != batch:
+            write_json(self.path / ENVIRONMENT, before | {"batch": batch})
 
     def append(self, line: Mapping[str, Any], file: str = STEPS) -> None:
         """Add one line to ``steps.jsonl`` or a file beside it (`append_line`)."""

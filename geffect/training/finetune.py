@@ -1,7 +1,7 @@
 """A Hugging Face Trainer that descends the NLL of its examples."""
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,7 @@ class FinetuneTrainer(RecordingTrainer):
 
     def finish_line(self) -> None:
         """As `RecordingTrainer.finish_line`; writes the model where its state is asked for."""
+        self.live["loss"] = self.line.get("loss_train")
         super().finish_line()
         if self.state.global_step in self.states:
             path = state_path(self.config.out, self.state.global_step)
@@ -95,6 +96,10 @@ class FinetuneTrainer(RecordingTrainer):
         if self.frozen:
             for name, parameter in self.trained.items():
                 self.frozen.put_back(name, parameter, self.start[name].to(parameter.device))
+
+    def live_scores(self, scores: Mapping[str, Any]) -> dict[str, float | str | None]:
+        """The least token accuracy of its sets, which ``until_accuracy`` is about."""
+        return {"loss": self.live.get("loss"), "accuracy": min(each["accuracy"] for each in scores.values())}
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As `RecordingTrainer.evaluate`; asks for the end once every set is known."""

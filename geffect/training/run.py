@@ -12,7 +12,16 @@ from geffect.errors import GeffectError, Interrupted, shorten
 from geffect.io.readers import JSON
 from geffect.io.system import rank_and_size
 from geffect.models.checkpoints import checkpoint_step, checkpoints
-from geffect.record.reader import StepLine, check_resumable, check_unfinished, evaluations, recorded_start, step_lines
+from geffect.record.reader import (
+    StepLine,
+    check_resumable,
+    check_unfinished,
+    evaluations,
+    is_finished,
+    lengthened,
+    recorded_start,
+    step_lines,
+)
 from geffect.record.schema import CONFIG, STEPS
 from geffect.record.writer import RunDirectory, check_lines, cut_back
 from geffect.training.fit import peak_memory
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger(__name__)
 ELSEWHERE = ("model", "reference", "trust_remote_code", "max_memory")  # the start is told by its weights, not its place
+ENDLESS = ("constant", "constant_with_warmup", "inverse_sqrt")  # schedules that know no last step
 Config = TypeVar("Config", TrainConfig, UnlearnConfig, FinetuneConfig, InspectConfig)
 
 
@@ -35,18 +45,47 @@ def read_unfinished(config: Config) -> Config:
     """The recorded configuration of the unfinished run in ``config.out``, with the start that the run had.
 
     It refuses where there is no such run, it is finished, or a setting differs from what is asked for, by its name.
+    More ``steps`` or ``epochs`` may be asked for (`check_longer`), of a finished run too.
     """
-    check_unfinished(config.out)
+    check_unfinished(config.out, config)
     asked_again = {"trust_remote_code": config.trust_remote_code, "max_memory": config.max_memory}
     begun = type(config).read(config.out / CONFIG, out=config.out, **asked_again)
     recorded, asked = recorded_config(begun), recorded_config(config)
+    longer = {name: new for name, (_, new) in lengthened(config.out, config).items()}
     for key in {**recorded, **asked}:
-        if key not in ELSEWHERE and recorded.get(key) != asked.get(key):
+        if key not in ELSEWHERE and key not in longer and recorded.get(key) != asked.get(key):
             message = f"{key} is {shorten(asked.get(key))}, and {shorten(recorded.get(key))} in {config.out / CONFIG}"
             raise GeffectError(message, remedy="Resume the run from that file")
     if isinstance(begun, InspectConfig) or isinstance(config, InspectConfig):
         return begun
-    return begun.replace(model=locate_model(config.model, recorded_start(config.out)))
+    if longer:
+        check_longer(begun, longer)
+    return begun.replace(model=locate_model(config.model, recorded_start(config.out)), **longer)
+
+
+def check_longer(begun: TrainConfig, longer: Mapping[str, int]) -> None:
+    """Refuse to make a run longer where a run of that length in one go would have been another one from its start.
+
+    It would under a schedule that depends on the number of steps, and where evaluations would lie elsewhere. A run that
+    ended early by its rules would have ended there too, and a finished fine-tuning has no checkpoint left.
+    """
+    (name, asked), *_ = longer.items()
+    out, recorded, flag = begun.out, getattr(begun, name), f"--{name} {asked}"
+    anew = f"Start a new run with {flag} and another --out"
+    if begun.schedule not in ENDLESS:
+        message = f"--schedule {begun.schedule} depends on the number of {name}, so that the {recorded} {name} in {out}"
+        raise GeffectError(f"{message} are not the first of {asked}", remedy=anew)
+    if isinstance(begun, FinetuneConfig):
+        if begun.steps and "epochs" not in longer and begun.steps // begun.epochs != asked // begun.epochs:
+            message = f"A fine-tuning of {asked} steps is evaluated at other steps than that of {recorded} in {out}"
+            raise GeffectError(message, remedy=f"{anew}, or leave --steps to --epochs")
+        if is_finished(out):
+            message = f"The fine-tuning in {out} is finished, and its checkpoints were removed with its end"
+            raise GeffectError(message, remedy=f"Train its model further with --model {out} and another --out")
+    last = step_lines(out)[-1]
+    if is_finished(out) and isinstance(begun, UnlearnConfig) and (last.stop or last.step < begun.steps - 1):
+        message = f"The run in {out} ended after step {last.step} of {recorded}, by its rules; so would one of {asked}"
+        raise GeffectError(message, remedy="Start a new run without --stop and --until-accuracy")
 
 
 def locate_model(model: str, recorded: object) -> str:
@@ -72,6 +111,7 @@ def open_record(
         if not writes:
             return
         if fresh and run.resume:
+            run.lengthen(config, environment)
             cut_back(run.path, step)
         elif fresh:
             run.create(config, environment)
@@ -95,13 +135,13 @@ def disk_errors(path: Path, then: str) -> Iterator[None]:
         raise GeffectError(f"{path} cannot be written to: {reason}", remedy=remedy) from error
 
 
-def find_checkpoint(path: Path, environment: Mapping[str, JSON]) -> Path | None:
+def find_checkpoint(path: Path, environment: Mapping[str, JSON], config: TrainConfig) -> Path | None:
     """The checkpoint an unfinished run resumes from; None where it has none and starts again.
 
     It refuses where another process has finished the run meanwhile, where its data or number of processes differ from
     what the run would record now, and where a line of its record is missing, doubled or out of order.
     """
-    check_resumable(path, environment)
+    check_resumable(path, environment, config)
     checkpoint = next(reversed(checkpoints(path)), None)
     check_lines(path, range(first_step(checkpoint)))
     LOGGER.info("resuming %s at step %d", path, first_step(checkpoint))

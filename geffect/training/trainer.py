@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -22,6 +21,7 @@ from geffect.core.distributed import local_part, map_leaves, rank, sum_over_proc
 from geffect.core.model_state import keep_weight_scale
 from geffect.data.encode import EncodedExample, pad_id_of
 from geffect.errors import GeffectError
+from geffect.io.progress import Bar
 from geffect.io.readers import JSON
 from geffect.io.system import SIGNALS, install, rank_and_size
 from geffect.models.checkpoints import REMEDY, checkpoint_step, read_errors, write_checksums
@@ -44,13 +44,15 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
     """Calls the trainer after each step, and shows a progress bar on a terminal."""
 
     def __init__(self, trainer: "RecordingTrainer") -> None:
-        self._trainer, self._bar = trainer, tqdm(disable=True)
+        self._trainer, self._bar = trainer, Bar(0, "step", shown=False)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The bar counts optimizer steps; off a terminal there is none."""
-        self._bar = tqdm(
-            total=state.max_steps, initial=state.global_step, unit="step", disable=True if rank() else None
-        )
+        self._bar = Bar(state.max_steps, "step", done=state.global_step, shown=rank() == 0)
+
+    def on_evaluate(self, *_: Any, **__: Any) -> None:
+        """The sets have been scored."""
+        self._bar.tell(self._trainer.live)
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         """The optimizer has stepped; the learning rate has not moved yet."""
@@ -59,7 +61,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The learning rate has moved on."""
         self._trainer.finish_line()
-        self._bar.update()
+        self._bar.tell(self._trainer.live, steps=1)
         received = sum_over_processes(torch.tensor([float(self._trainer.interrupted == each) for each in SIGNALS]))
         if float(received.max()):  # in any process, and now in all
             self._trainer.interrupted = int(SIGNALS[int(received.argmax())])
@@ -119,6 +121,7 @@ class RecordingTrainer(ShardedTrainer):
         super().__init__(model, args, processing_class=tokenizer, eval_dataset=evaluation_sets, **kwargs)
         self.sink, self.evaluation_sets, self.pad_id = sink, evaluation_sets, pad_id_of(tokenizer)
         self.line: Line = {}
+        self.live: dict[str, float | str | None] = {}  # numbers for the progress bar
         self.control: Any
         self.clip_factor = 1.0
         self.interrupted = 0  # the signal that asked for the end
@@ -178,9 +181,14 @@ class RecordingTrainer(ShardedTrainer):
             f"{metric_key_prefix}_{name}_{kind}": scores[name][kind] for kind in ("loss", "accuracy") for name in scores
         }
         self.log(dict(metrics))
+        self.live |= self.live_scores(scores)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.started = time.perf_counter()
         return metrics
+
+    def live_scores(self, scores: Mapping[str, Any]) -> dict[str, float | str | None]:
+        """What the progress bar shows of an evaluation."""
+        return {}
 
     def on_device(self, batch: T) -> T:
         """A batch, or one a set, on the model's device."""

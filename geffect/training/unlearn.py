@@ -149,6 +149,10 @@ class UnlearnTrainer(RecordingTrainer):
             self.line["paper"] = paper_lines(self.measurement, map(self.on_device, loader))
         return metrics
 
+    def live_scores(self, scores: Mapping[str, Any]) -> dict[str, float | str | None]:
+        """The losses of the forget and of the heldout (else retain) set; of domains, their mean."""
+        return losses_by_role({name: each["loss"] for name, each in scores.items()})
+
     def _stop_once_forgotten(self, accuracy: float) -> None:
         until = self.config.until_accuracy
         if accuracy >= until:
@@ -306,6 +310,13 @@ class UnlearnTrainer(RecordingTrainer):
         self.measurement.state.update(load_rectifier(directory, self.measurement.parameters))
         if (directory / TERMS_FILE).exists():
             self.measurement.term_states = read_json(directory / TERMS_FILE)
+
+
+def losses_by_role(losses: Mapping[str, float]) -> dict[str, float | str | None]:
+    """The forget loss beside that of the heldout (else retain) set, each the mean over domains, for a progress bar."""
+    roles = ("forget", "heldout" if of_role(losses, "heldout") else "retain")
+    parts = {role: of_role(losses, role) for role in roles}
+    return {role: sum(part) / len(part) for role, part in parts.items() if part}
 
 
 def probe_batches(examples: Sequence[EncodedExample], count: int, batch_size: int, pad_id: int) -> list[Batch]:
