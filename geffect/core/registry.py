@@ -367,7 +367,9 @@ OF_SETTING = {
         "orthograd(examples,scope) pcgrad(alpha,scope) random(seed,scope) sago(alpha,gamma) torchjd(weighting,scope)",
     ),
     "stop": Names(
-        "a stop rule", "geffect.stopping", "accuracy(share) collapse(share) dear(cost) forget_loss(level) knee(harm)"
+        "a stop rule",
+        "geffect.stopping",
+        "accuracy(share) collapse(share) dear(cost,metric) forget_loss(level) knee(harm)",
     ),
     "suite": Names("a suite", "geffect.evaluation.suites", "builtin tofu knowundo muse wmdp", weighed=False),
     "metric": METRICS,
