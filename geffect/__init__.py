@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from geffect.config import PreviewConfig as PreviewConfig
     from geffect.config import ReportConfig as ReportConfig
     from geffect.config import UnlearnConfig as UnlearnConfig
+    from geffect.core.effects import g_effect as g_effect
+    from geffect.core.effects import r_squared as r_squared
+    from geffect.core.effects import removed_g_effect as removed_g_effect
     from geffect.core.gradients import capture_gradients as capture_gradients
     from geffect.core.gram import Gram as Gram
-    from geffect.core.gram import g_effect as g_effect
     from geffect.core.gram import inner_products as inner_products
-    from geffect.core.gram import r_squared as r_squared
-    from geffect.core.gram import removed_g_effect as removed_g_effect
     from geffect.core.layers import layout as layout
     from geffect.core.token_effects import token_effects as token_effects
     from geffect.data.encode import collate as collate
@@ -89,7 +89,8 @@ _MODULES = {
     "geffect.config": "DoctorConfig EvaluateConfig FinetuneConfig InspectConfig "
     "LocalizeConfig PreviewConfig ReportConfig UnlearnConfig",
     "geffect.core.gradients": "capture_gradients",
-    "geffect.core.gram": "Gram g_effect inner_products r_squared removed_g_effect",
+    "geffect.core.effects": "g_effect r_squared removed_g_effect",
+    "geffect.core.gram": "Gram inner_products",
     "geffect.core.layers": "layout",
     "geffect.core.token_effects": "token_effects",
     "geffect.data.encode": "collate encode_set",
