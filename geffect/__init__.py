@@ -3,6 +3,8 @@
 Importing this package imports nothing else; a name below loads its module when it is first used.
 """
 
+import sys
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from geffect.reports.compare import summarize as summarize
     from geffect.reports.limits import check as check
     from geffect.reports.plots.registry import register_plot as register_plot
+    from geffect.reports.plots.style import PLOT_STYLE as PLOT_STYLE
     from geffect.reports.price import price as price
     from geffect.reports.run import Run as Run
     from geffect.reports.run import plot as plot
@@ -112,6 +115,7 @@ _MODULES = {
     "geffect.rectifiers.registry": "make_freezing make_rectifier register_rectifier",
     "geffect.reports.compare": "compare summarize",
     "geffect.reports.plots.registry": "register_plot",
+    "geffect.reports.plots.style": "PLOT_STYLE",
     "geffect.reports.limits": "check",
     "geffect.reports.price": "price",
     "geffect.reports.run": "Run plot",
@@ -131,6 +135,10 @@ if not TYPE_CHECKING:  # so that a misspelled name is an error to a type checker
         name = _EARLIER.get(name, name)
         if name not in _HOME:
             raise AttributeError(f"module 'geffect' has no attribute {name!r}; it has {', '.join(__all__)}")
+        if "ipykernel" in sys.modules and "tqdm.auto" not in sys.modules:
+            with warnings.catch_warnings():  # that a notebook has no widgets; no bar is drawn there
+                warnings.filterwarnings("ignore", "IProgress not found")
+                import_module("tqdm.auto")
         return getattr(import_module(_HOME[name]), name)
 
 
