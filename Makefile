@@ -1,4 +1,5 @@
-# make demo | docs | figures | figures-real | test | test-all | test-lowest | coverage | fuzz | lint | smollm2:
+# make demo | docs | figures | figures-real | test | test-all | test-lowest | coverage | fuzz | lint | check-wheel |
+# check-extras | recording | smollm2:
 # each sets up .venv by itself; only Python is needed.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,10 +8,11 @@ SMOLLM2 := .venv/.smollm2
 DATA ?=
 START ?= runs/start
 SEED ?= 0
+EXTRAS ?=
 
 PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo docs figures figures-plain figures-others figures-real check-data test test-all test-lowest coverage fuzz lint smollm2
+.PHONY: demo docs figures figures-plain figures-others figures-real check-data test test-all test-lowest coverage fuzz lint check-wheel check-extras recording smollm2
 
 demo: $(INSTALLED)  ## unlearn the tiny model in three ways, print a table, draw three pictures
 	$(BIN)/geffect demo
@@ -68,6 +70,15 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+check-wheel: $(INSTALLED)  ## build the wheel, look into it, and run the demo from it in a bare environment
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.packaged
+
+check-extras: $(INSTALLED)  ## install each extra alone, import what it brings, run its smallest test: EXTRAS="hub docs"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.packaged --extras $(EXTRAS)
+
+recording: $(INSTALLED)  ## what README's commands print, as an animated picture: docs/_static/demo.svg
+	$(BIN)/python -m analysis.recording
 
 smollm2: $(SMOLLM2)  ## a real model of 135 million parameters, offline, for --model smollm2
 

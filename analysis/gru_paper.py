@@ -85,7 +85,7 @@ def steps(path: Path) -> "pd.DataFrame":
         ``rectified`` (with the step's retain gradient, of the objective's gradient and of what the rectifier made of
         it), all at θ^(t), and ``heldout_rise``: by how much step t then raises the heldout loss; NaN at the end.
     """
-    from geffect.core.gram import cosines
+    from geffect.core.effects import cosines
     from geffect.record.frames import read, read_steps
 
     columns = ["step", "forget_loss", "forget_accuracy", "heldout_loss", "heldout_accuracy"]

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.runs import AUTHORS, command_line, ensure, keep_configs
-from geffect.core.gram import r_squared
+from geffect.core.effects import r_squared
 from geffect.record.frames import read_prediction
 from geffect.reports import plots
 

@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from analysis.runs import AUTHORS, command_line, ensure, keep_configs
-from geffect.core.gram import r_squared
+from geffect.core.effects import r_squared
 from geffect.record.frames import read_steps
 from geffect.reports import plots
 from geffect.reports.price import price, price_sentences

@@ -25,7 +25,7 @@ from typing import Any
 import pandas as pd
 
 import geffect
-from geffect.core.gram import r_squared
+from geffect.core.effects import r_squared
 from geffect.data.load import QASet
 from geffect.data.relabel import REFUSALS
 from geffect.reports import plots

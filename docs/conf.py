@@ -1,6 +1,10 @@
 """Sphinx configuration: ``make docs`` builds the site into docs/_build, with warnings as errors."""
 
+import re
 from importlib.metadata import version as installed_version
+from pathlib import Path
+
+from sphinx.application import Sphinx
 
 project = "geffect"
 author = copyright = "The geffect authors"
@@ -21,3 +25,9 @@ add_module_names = False
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+
+
+def setup(app: Sphinx) -> None:
+    """Put llms.txt at the site's root, with the site's pages for the clone's files."""
+    text = re.sub(r"\.md\)", ".html)", Path(__file__).with_name("llms.txt").read_text(encoding="utf-8"))
+    app.connect("build-finished", lambda app, _: Path(app.outdir, "llms.txt").write_text(text, encoding="utf-8"))

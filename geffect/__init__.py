@@ -3,6 +3,8 @@
 Importing this package imports nothing else; a name below loads its module when it is first used.
 """
 
+import sys
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +30,12 @@ if TYPE_CHECKING:
     from geffect.config import PreviewConfig as PreviewConfig
     from geffect.config import ReportConfig as ReportConfig
     from geffect.config import UnlearnConfig as UnlearnConfig
+    from geffect.core.effects import g_effect as g_effect
+    from geffect.core.effects import r_squared as r_squared
+    from geffect.core.effects import removed_g_effect as removed_g_effect
     from geffect.core.gradients import capture_gradients as capture_gradients
     from geffect.core.gram import Gram as Gram
-    from geffect.core.gram import g_effect as g_effect
     from geffect.core.gram import inner_products as inner_products
-    from geffect.core.gram import r_squared as r_squared
-    from geffect.core.gram import removed_g_effect as removed_g_effect
     from geffect.core.layers import layout as layout
     from geffect.core.token_effects import token_effects as token_effects
     from geffect.data.encode import collate as collate
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from geffect.reports.compare import summarize as summarize
     from geffect.reports.limits import check as check
     from geffect.reports.plots.registry import register_plot as register_plot
+    from geffect.reports.plots.style import PLOT_STYLE as PLOT_STYLE
     from geffect.reports.price import price as price
     from geffect.reports.run import Run as Run
     from geffect.reports.run import plot as plot
@@ -89,7 +92,8 @@ _MODULES = {
     "geffect.config": "DoctorConfig EvaluateConfig FinetuneConfig InspectConfig "
     "LocalizeConfig PreviewConfig ReportConfig UnlearnConfig",
     "geffect.core.gradients": "capture_gradients",
-    "geffect.core.gram": "Gram g_effect inner_products r_squared removed_g_effect",
+    "geffect.core.effects": "g_effect r_squared removed_g_effect",
+    "geffect.core.gram": "Gram inner_products",
     "geffect.core.layers": "layout",
     "geffect.core.token_effects": "token_effects",
     "geffect.data.encode": "collate encode_set",
@@ -111,6 +115,7 @@ _MODULES = {
     "geffect.rectifiers.registry": "make_freezing make_rectifier register_rectifier",
     "geffect.reports.compare": "compare summarize",
     "geffect.reports.plots.registry": "register_plot",
+    "geffect.reports.plots.style": "PLOT_STYLE",
     "geffect.reports.limits": "check",
     "geffect.reports.price": "price",
     "geffect.reports.run": "Run plot",
@@ -130,6 +135,10 @@ if not TYPE_CHECKING:  # so that a misspelled name is an error to a type checker
         name = _EARLIER.get(name, name)
         if name not in _HOME:
             raise AttributeError(f"module 'geffect' has no attribute {name!r}; it has {', '.join(__all__)}")
+        if "ipykernel" in sys.modules and "tqdm.auto" not in sys.modules:
+            with warnings.catch_warnings():  # that a notebook has no widgets; no bar is drawn there
+                warnings.filterwarnings("ignore", "IProgress not found")
+                import_module("tqdm.auto")
         return getattr(import_module(_HOME[name]), name)
 
 

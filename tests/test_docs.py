@@ -90,3 +90,15 @@ def test_a_result_names_its_source(page: Path) -> None:
     for module in re.findall(r"python -m ([\w.]+)", page.read_text("utf-8")):
         path = DOCS.parent / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+
+
+def test_llms_txt_lists_every_page_there_is() -> None:
+    """In the form of llmstxt.org: a title, a summary, sections of links, each with a line on what is there."""
+    lines = (DOCS / "llms.txt").read_text("utf-8").splitlines()
+    assert lines[0] == "# geffect"
+    assert lines[2].startswith("> ")
+    found = [re.fullmatch(r"- \[[^]]+\]\(([\w/]+\.md)\): \S.*", line) for line in lines if line.startswith("- ")]
+    linked = [each[1] for each in found if each]
+    pages = [page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md") if "_build" not in page.parts]
+    assert len(found) == len(linked)
+    assert sorted(linked) == sorted({*pages} - {"index.md"})

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import textwrap
-import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -195,14 +194,6 @@ def test_every_public_name_is_there() -> None:
         assert getattr(geffect, name) is not None
     with pytest.raises(AttributeError, match="it has"):
         _ = geffect.nothing  # type: ignore[attr-defined]
-
-
-def test_a_wheel_has_every_file_that_is_no_code() -> None:
-    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
-    patterns = settings["tool"]["setuptools"]["package-data"]["geffect"]
-    packaged = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
-    files = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}}
-    assert files <= packaged
 
 
 def test_no_public_signature_says_any() -> None:

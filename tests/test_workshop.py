@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+import geffect
+from tests.support.packaged import NEEDED, PROBES, PROJECT, faults
+
 ROOT = Path(__file__).resolve().parents[1]
 GITHUB = ROOT / ".github"
 WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
@@ -80,3 +83,32 @@ def test_an_issue_form_has_what_the_site_requires(path: Path) -> None:
     ids = [field["id"] for field in form["body"]]
     assert len(ids) == len(set(ids))
     assert all(field["attributes"]["label"] for field in form["body"])
+
+
+def test_the_version_stands_in_one_place() -> None:
+    """What repeats it says the same; the changelog's first release is this one, below what is not released."""
+    version = PROJECT["version"]
+    citation = _read(ROOT / "CITATION.cff")
+    titles = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert titles[:2] == ["[Unreleased]", f"[{version}] - {citation['date-released']}"]
+    assert citation["version"] == version
+    assert geffect.__version__ == version, "pip install -e . again"
+
+
+def test_every_extra_is_checked_and_every_bound_has_a_reason() -> None:
+    assert set(PROBES) == set(PROJECT["optional-dependencies"])
+    lines = (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
+    assert not [line for line in lines if re.search(r"\w>=\d", line) and not re.search(r"# \d[\d.]*: ", line)]
+
+
+def test_what_a_wheel_lacks_or_has_too_much_is_told() -> None:
+    assert {"geffect/py.typed", "geffect/cli/references.bib", "geffect/models/weights/tiny.safetensors"} <= {*NEEDED}
+    assert faults(NEEDED) == []
+    assert faults(NEEDED[1:]) == [f"{NEEDED[0]} is missing"]
+    for foreign in ("tests/test_a.py", "geffect/__pycache__/a.pyc", "analysis/runs.py", ".ruff_cache/x"):
+        assert faults([*NEEDED, foreign]) == [f"{foreign} does not belong there"]
+
+
+def test_the_checkout_is_what_is_checked() -> None:
+    """The last line of what the continuous integration runs builds the wheel and runs it alone."""
+    assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1] == "make check-wheel"

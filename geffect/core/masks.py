@@ -201,11 +201,6 @@ def jaccard(intersections: Tensor) -> Tensor:
     return intersections.double() / (sizes[:, None] + sizes - intersections).double()
 
 
-def chance_jaccard(share: float) -> float:
-    """The Jaccard index of two independent random masks of a large tensor: share / (2 − share)."""
-    return share / (2 - share)
-
-
 @dataclass
 class Overlap:
     """The overlaps of named gradients' masks, per parameter tensor.

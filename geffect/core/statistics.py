@@ -173,3 +173,8 @@ def percentile_interval(distribution: Numbers, confidence: float = 0.95) -> tupl
     """
     low, high = np.quantile(distribution, [(1 - confidence) / 2, 1 - (1 - confidence) / 2])
     return float(low), float(high)
+
+
+def chance_jaccard(share: float) -> float:
+    """The Jaccard index of two independent random masks of a large tensor: share / (2 − share)."""
+    return share / (2 - share)

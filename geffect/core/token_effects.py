@@ -18,7 +18,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from geffect.core.forward import IGNORE_INDEX, Outputs, labeled_positions, logits_at
-from geffect.core.layers import depth_key, trainable_parameters
+from geffect.core.groups import depth_key
+from geffect.core.layers import trainable_parameters
 from geffect.core.model_state import enter_evaluation_mode
 from geffect.errors import GeffectError
 

@@ -18,7 +18,8 @@ from geffect.core.devices import input_device
 from geffect.core.forward import IGNORE_INDEX, forward
 from geffect.core.gradients import GradientBuffer
 from geffect.core.gram import inner_products
-from geffect.core.layers import GROUPS, layout, trainable_parameters
+from geffect.core.groups import GROUPS
+from geffect.core.layers import layout, trainable_parameters
 from geffect.core.model_state import ModelState
 from geffect.data.encode import EncodedExample, collate, pad_id_of
 from geffect.data.load import CHOICES, ExampleSet, QASet, right_answers

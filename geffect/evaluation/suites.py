@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from geffect.config import EvaluateConfig
-from geffect.core.layers import GROUPS
+from geffect.core.groups import GROUPS
 from geffect.core.splits import domain_of, role_of, split_name
 from geffect.data.domains import named_set
 from geffect.errors import GeffectError, unknown_name

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from geffect.core.gram import inner_by_label
-from geffect.core.layers import depth_key, layer_groups
+from geffect.core.effects import inner_by_label
+from geffect.core.groups import depth_key, layer_groups
 from geffect.core.statistics import paired_change
 from geffect.errors import GeffectError
 from geffect.io.readers import StrPath

@@ -112,15 +112,16 @@ class StepLine:
         )
 
 
-def _total(gram: Mapping[str, Any]) -> Products:
-    """The inner products of a recorded Gram, summed over all tensors."""
+def _total(gram: Mapping[str, Any], tensors: Sequence[int] | None = None) -> Products:
+    """The inner products of a recorded Gram, summed over tensors, all by default."""
     import numpy as np  # here: a refusal imports none
 
     names = tuple(gram.get("gradients", ()))
     matrix = np.zeros((len(names), len(names)))
     if names:
         upper = np.triu_indices(len(names))
-        matrix[upper] = matrix.T[upper] = np.array(gram["values"], dtype=np.float64).sum(0)
+        values = np.asarray(gram["values"], dtype=np.float64)
+        matrix[upper] = matrix.T[upper] = (values if tensors is None else values[tensors]).sum(0)
     return Products(names, matrix.tolist())
 
 
@@ -285,6 +286,19 @@ def grams(path: StrPath, metric: Metric = "euclidean") -> "list[tuple[int, Gram]
 
     names, name = read_environment(path).get("parameters", {}).get("names", []), GRAMS[metric]
     return [(line["step"], Gram.from_record(line[name], names)) for line in each_line(path) if line.get(name)]
+
+
+@damage_refused
+def products_by(
+    path: StrPath, labels: Mapping[str, str], metric: Metric = "euclidean"
+) -> list[tuple[int, dict[str, Products]]]:
+    """The step and the inner products in a metric under each label (parameter → label) of every line that has them."""
+    names, part = read_environment(path).get("parameters", {}).get("names", []), GRAMS[metric]
+    under: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        under.setdefault(labels[name], []).append(place)
+    lines = (line for line in each_line(path) if line.get(part))
+    return [(line["step"], {label: _total(line[part], each) for label, each in under.items()}) for line in lines]
 
 
 def is_finished(path: StrPath) -> bool:

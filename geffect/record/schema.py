@@ -109,7 +109,7 @@ def _check_table(table: Table) -> None:
     check({str} >= set(map(type, (*names, *layers))) and len(set(names)) == len(names), "parameters without own names")
     _numbers(numel, (int,))
     check(min(numel, default=0) >= 0, "a parameter of negative size")
-    from geffect.core.layers import layer_groups  # imports torch, which a missing run need not wait for
+    from geffect.core.groups import layer_groups  # imports numpy, which a missing run need not wait for
 
     unknown = set(layers) - set(layer_groups(blocks))
     check(not unknown, f"layer {min(unknown, default='')!r:.50} in a model of {blocks} blocks")

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from geffect.core.gram import direction_name, g_effect, objective_name, total_cosine
-from geffect.core.masks import chance_jaccard
+from geffect.core.effects import direction_name, g_effect, objective_name, total_cosine
 from geffect.core.splits import TARGETS, role_of
-from geffect.core.statistics import Numbers, bootstrap
+from geffect.core.statistics import Numbers, bootstrap, chance_jaccard
 from geffect.errors import GeffectError, visible_text
 from geffect.io.readers import StrPath
 from geffect.record.frames import read, read_overlap, read_settings, read_standard_errors, read_steps

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from geffect.core.gram import direction_name, inner_by_label, total_cosine
+from geffect.core.effects import direction_name, inner_by_label, total_cosine
 from geffect.core.splits import TARGETS, role_of
 from geffect.core.statistics import Estimate, Numbers, block_length, moving_blocks, over_steps
 from geffect.io.readers import StrPath

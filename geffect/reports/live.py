@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from geffect.core.gram import Gram, effects_by_group
-from geffect.core.layers import depth_key
+from geffect.core.groups import depth_key
 from geffect.io.readers import StrPath
 from geffect.record.frames import APPLIED, read_groups, read_sets
 from geffect.record.reader import Score, Tail, check_run, is_finished, read_config

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_hex
 
-from geffect.core.layers import depth_key
+from geffect.core.groups import depth_key
 from geffect.core.splits import TARGETS, role_of
 from geffect.errors import GeffectError, visible_text
 from geffect.io.readers import open_regular

@@ -4,12 +4,13 @@ from typing import get_args
 
 import pandas as pd
 
+from geffect.core.groups import depth_key
 from geffect.core.price import ascent_price, step_price
 from geffect.core.registry import Metric
 from geffect.errors import GeffectError
 from geffect.io.readers import StrPath
 from geffect.record.frames import APPLIED, read_groups
-from geffect.record.reader import damage_refused, grams, step_lines
+from geffect.record.reader import damage_refused, products_by, step_lines
 from geffect.reports.findings import nats, number
 
 
@@ -43,22 +44,20 @@ def price(path: StrPath, by: str = "total", scheme: str = "thirds", metric: Metr
     if metric not in get_args(Metric):
         raise GeffectError(f"metric is {metric!r}", remedy=f"Choose one of {', '.join(get_args(Metric))}")
     groups = read_groups(path, scheme)
-    labels = {name: "tied" if "@" in name else group for name, group in groups.items()} if by == "group" else {}
+    labels = {name: by if by == "total" else "tied" if "@" in name else group for name, group in groups.items()}
     rows: list[dict[str, object]] = []
-    measured = grams(path, metric)
+    measured = products_by(path, labels, metric)
     if metric == "adam" and not measured:
         remedy = "Run geffect unlearn with --adam-metric"
         raise GeffectError(f"{path} has no price in Adam's metric", remedy=remedy)
-    for step, gram in measured:
-        applied = next((name for name in APPLIED if name in gram.names), None)
-        if applied is None or not {"forget", "retain"} <= {*gram.names}:
+    for step, parts in measured:
+        names = next(iter(parts.values())).names
+        applied = next((name for name in APPLIED if name in names), None)
+        if applied is None or not {"forget", "retain"} <= {*names}:
             remedy = "Run geffect unlearn with --prediction 16 or --target, or monitor targets forget and retain"
             raise GeffectError(f"{path} has no price: it lacks an applied update, or a loss of the two", remedy=remedy)
-        parts = gram.by(labels) if labels else {"total": gram.total()}
-        rows += [
-            {"step": step, by: label, "metric": metric, **step_price(part, gram.names, applied)}
-            for label, part in parts.items()
-        ]
+        found = {label: step_price(parts[label].matrix, names, applied) for label in sorted(parts, key=depth_key)}
+        rows += [{"step": step, by: label, "metric": metric, **numbers} for label, numbers in found.items()]
     return pd.DataFrame(rows)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from geffect.core.gram import cosines, direction_name, g_effect
+from geffect.core.effects import cosines, direction_name, g_effect
 from geffect.core.registry import Metric
 from geffect.errors import visible_text
 from geffect.io.readers import StrPath
@@ -19,7 +19,6 @@ from geffect.reports.compare import at_checkpoints, named
 from geffect.reports.plots.registry import draw_all, find_plot, plots_of
 from geffect.reports.plots.style import save
 from geffect.reports.price import price
-from geffect.reports.simulation import simulate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,6 +102,8 @@ class Run(os.PathLike[str]):
 
     def simulate(self, *rules: str, by: str = "total", scheme: str = "thirds") -> pd.DataFrame:
         """What other rectifiers would have done at every recorded step, as `geffect.simulate`."""
+        from geffect.reports.simulation import simulate  # rules need torch; the rest of a record does not
+
         return simulate(self.path, rules, by, scheme)
 
     def cosine(self) -> pd.DataFrame:

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geffect.core.gram import cosine, direction_name, g_effect, inner, inner_by_label, norm, total_cosine
+from geffect.core.effects import direction_name, g_effect, inner_by_label, total_cosine
+from geffect.core.gram import cosine, inner, norm
 
 ROWS = ("objective", "forget", "retain")
 GRAM = torch.tensor([[4.0, -4.0, -1.0], [-4.0, 4.0, 1.0], [-1.0, 1.0, 9.0]], dtype=torch.float64)

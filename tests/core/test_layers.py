@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from geffect.core.layers import block_groups, layer_groups, layout
+from geffect.core.groups import block_groups, layer_groups
+from geffect.core.layers import layout
 from geffect.models.load import add_lora
 from tests.support import cases
 

@@ -16,13 +16,13 @@ from geffect.core.masks import (
     Overlap,
     _common_bits_on_device,
     _pack_on_device,
-    chance_jaccard,
     intersections,
     jaccard,
     pack,
     top_mask,
     unpack,
 )
+from geffect.core.statistics import chance_jaccard
 from geffect.errors import GeffectError
 
 FEW = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 1e-40, math.inf])  # many ties, and a subnormal

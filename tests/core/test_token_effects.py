@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from geffect.core.forward import forward
 from geffect.core.gradients import capture_gradients
 from geffect.core.gram import inner_products
-from geffect.core.layers import GROUPS, layout, trainable_parameters
+from geffect.core.groups import GROUPS
+from geffect.core.layers import layout, trainable_parameters
 from geffect.core.token_effects import token_effects
 from geffect.errors import GeffectError
 from geffect.objectives.base import Counts, mean_nll

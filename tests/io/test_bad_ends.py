@@ -227,7 +227,7 @@ def test_names_are_shown_as_they_are(world: World, tmp_path: Path, invoke: Comma
 
 
 def test_dollars_in_a_name_make_no_formula(world: World) -> None:
-    from geffect.core.gram import cosines
+    from geffect.core.effects import cosines
     from geffect.record.frames import read, read_prediction, read_steps
     from geffect.reports import plots
     from geffect.reports.compare import descended, whole_overlaps

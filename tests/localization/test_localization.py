@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from geffect.core.gram import Gram
 from geffect.core.layers import trainable_parameters
-from geffect.core.masks import Localization, chance_jaccard, jaccard, mask_count, pack, top_mask, unpack
+from geffect.core.masks import Localization, jaccard, mask_count, pack, top_mask, unpack
+from geffect.core.statistics import chance_jaccard
 from geffect.data.encode import EncodedExample
 from geffect.data.relabel import corrupt_answer, random_labels
 from geffect.errors import GeffectError

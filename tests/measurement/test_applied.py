@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from geffect.core.gram import r_squared
+from geffect.core.effects import r_squared
 from geffect.core.layers import find_tied_weights, trainable_parameters
 from geffect.measurement.update import PredictionCheck
 from tests.support import oracles

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geffect.core.gram import Gram
-from geffect.core.layers import SCHEMES, Layout, block_groups
+from geffect.core.groups import SCHEMES, block_groups
+from geffect.core.layers import Layout
 from geffect.core.masks import Overlap, intersections, jaccard, pack, top_mask
 from geffect.errors import GeffectError
 from geffect.record.frames import read, read_overlap, read_steps

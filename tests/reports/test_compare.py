@@ -19,7 +19,7 @@ def runs(start: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_the_table_sums_what_the_record_holds(runs: list[Path]) -> None:
-    from geffect.core.gram import inner_by_label
+    from geffect.core.effects import inner_by_label
     from geffect.record.frames import read
     from geffect.record.reader import read_lines
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from geffect.core.forward import forward
-from geffect.core.layers import layer_groups, layout
+from geffect.core.groups import layer_groups
+from geffect.core.layers import layout
 from geffect.core.statistics import LEVEL, over_steps
 from geffect.data.encode import collate, encode_set
 from geffect.data.load import load_set

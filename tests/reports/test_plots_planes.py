@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Wedge
 from matplotlib.text import Annotation
 
-from geffect.core.gram import gram_at, plane_coordinates
+from geffect.core.effects import gram_at, plane_coordinates
 from geffect.reports import plots
 from tests.support.pictures import fits, same_bytes
 

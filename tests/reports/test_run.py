@@ -12,7 +12,8 @@ from matplotlib.text import Text
 
 import geffect
 from geffect import api
-from geffect.core.gram import Gram, inner_by_label
+from geffect.core.effects import inner_by_label
+from geffect.core.gram import Gram
 from geffect.core.masks import mask_count
 from geffect.core.token_effects import TokenEffects
 from geffect.errors import GeffectError

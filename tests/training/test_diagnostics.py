@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from geffect import api
-from geffect.core.gram import g_effect, inner_by_label, r_squared
+from geffect.core.effects import g_effect, inner_by_label, r_squared
 from geffect.errors import GeffectError
 from geffect.record.frames import read, read_overlap, read_prediction, read_published, read_standard_errors
 from geffect.record.reader import read_environment, read_lines

@@ -14,7 +14,7 @@ import torch
 
 from geffect import api
 from geffect.config import DoctorConfig, FinetuneConfig, LocalizeConfig, UnlearnConfig
-from geffect.core.gram import removed_g_effect
+from geffect.core.effects import removed_g_effect
 from geffect.core.layers import trainable_parameters
 from geffect.core.masks import mask_count
 from geffect.data.domains import parse_domains

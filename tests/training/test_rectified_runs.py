@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from geffect import api
 from geffect.config import UnlearnConfig
-from geffect.core.gram import inner_by_label
+from geffect.core.effects import inner_by_label
 from geffect.errors import GeffectError
 from geffect.record.frames import read
 from geffect.record.reader import read_environment, read_lines

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from geffect import api
 from geffect.config import FinetuneConfig
-from geffect.core.gram import inner_by_label, total_cosine
+from geffect.core.effects import inner_by_label, total_cosine
 from geffect.errors import GeffectError
 from geffect.record.frames import read, read_steps
 from geffect.record.reader import read_environment, read_lines

@@ -27,6 +27,7 @@ def use() -> None:
     mean: float = scores.to_frame()["value"].mean()
     effects = inspected.g_effect(by="layer")
     frame = geffect.read(run)
+    size = geffect.PLOT_STYLE["font.size"]
     matched = geffect.compare([run, again])
     table = geffect.summarize([run, again])
-    print(mean, effects, frame, matched, table, objective, terms, learned, places, page)
+    print(mean, effects, frame, matched, table, objective, terms, learned, places, page, size)

@@ -1,6 +1,7 @@
 """Heat maps: a G-effect by layer and step, cosines of gradients, and overlaps of masks (arXiv 2504.12681, Fig. 3)."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,12 +12,15 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from geffect.core.gram import Gram, gram_at
-from geffect.core.layers import depth_key
+from geffect.core.effects import gram_at
+from geffect.core.groups import depth_key
 from geffect.core.splits import domain_of
 from geffect.errors import GeffectError
 from geffect.reports.plots import style
 from geffect.reports.plots.style import NOTE, ONE_COLUMN, SIGNED, TWO_COLUMN, Figure, Numbers, styled
+
+if TYPE_CHECKING:  # records are drawn without torch
+    from geffect.core.gram import Gram
 
 BAR, MOST, MOST_PAIRS = 0.09, 12, 36  # how high a color bar is in inches, gradients of a Gram
 SIDES = {"unlearn": "below 0: forgets", "retain": "below 0: harms the retain set"}
@@ -83,7 +87,7 @@ def _edges(steps: Numbers) -> Numbers:
 
 
 @styled
-def gram_heat_map(gram: Gram | pd.DataFrame, step: int | None = None) -> Figure:
+def gram_heat_map(gram: "Gram | pd.DataFrame", step: int | None = None) -> Figure:
     """Draw the cosines of all gradients with one another, with their norms beside.
 
     A Gram, or a record's frame with columns ``step``, ``gradient``, ``other`` and ``inner`` (labels are summed); at
@@ -109,12 +113,12 @@ def gram_heat_map(gram: Gram | pd.DataFrame, step: int | None = None) -> Figure:
     return figure
 
 
-def _table(gram: Gram | pd.DataFrame, step: int | None) -> pd.DataFrame:
-    if isinstance(gram, Gram):
-        table = pd.DataFrame(gram.total().numpy(), gram.names, gram.names)
-    else:
+def _table(gram: "Gram | pd.DataFrame", step: int | None) -> pd.DataFrame:
+    if isinstance(gram, pd.DataFrame):
         style.check(gram, ("step", "gradient", "other", "inner"))
         table = gram_at(gram, step)
+    else:
+        table = pd.DataFrame(gram.total().numpy(), gram.names, gram.names)
     style.at_most(MOST, "gradients", table.index)
     return table
 

@@ -9,7 +9,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Circle, Wedge
 from matplotlib.ticker import MaxNLocator
 
-from geffect.core.gram import gram_at, plane_coordinates, r_squared
+from geffect.core.effects import gram_at, plane_coordinates, r_squared
 from geffect.errors import GeffectError
 from geffect.reports.plots import style
 from geffect.reports.plots.style import NOTE, ONE_COLUMN, READINGS, RUNS, TWO_COLUMN, Figure, Look, Numbers, styled

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
-from geffect.core.gram import cosines
+from geffect.core.effects import cosines
 from geffect.errors import GeffectError
 from geffect.io.readers import StrPath
 from geffect.record.frames import (

@@ -26,8 +26,14 @@ Numbers = npt.NDArray[np.float64]
 Look = dict[str, Any]  # how a line looks: keywords of Line2D
 ONE_COLUMN, TWO_COLUMN = 3.4, 7.0  # inches
 NOTE: Final[Look] = {"color": "0.35", "size": 6}  # text inside a panel
-STYLE: Final[dict[Any, Any]] = {  # on top of the defaults, so that a user's own settings change no figure
-    **{key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")},
+DPI = 144  # 8-point text is 16 pixels high
+
+
+class Settings(dict[str, Any]):
+    """Matplotlib settings of the pictures, for pictures of your own: ``plt.rcParams.update(geffect.PLOT_STYLE)``."""
+
+
+PLOT_STYLE: Final = Settings({
     "font.size": 8,
     "axes.titlesize": 8,
     "xtick.labelsize": 7,
@@ -46,9 +52,14 @@ STYLE: Final[dict[Any, Any]] = {  # on top of the defaults, so that a user's own
     "legend.columnspacing": 1.2,
     "lines.linewidth": 1.1,
     "lines.markersize": 3.5,
-    "figure.dpi": 200,
+    "figure.dpi": DPI,
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
+})
+STYLE: Final[dict[Any, Any]] = {  # on top of the defaults, so that a user's own settings change no figure
+    **{key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")},
+    **PLOT_STYLE,
+    "figure.dpi": 200,
 }
 
 
@@ -81,9 +92,6 @@ READINGS: Final[dict[str, Look]] = {  # what a change of loss is predicted from
     "gradient": {"c": "#D55E00", "marker": "s", "ls": (0, (5, 1.5))},
     "update": {"c": "#0072B2", "marker": "o", "ls": (0, (5, 1.5, 1, 1.5))},
 }
-
-
-DPI = 144  # 8-point text is 16 pixels high
 
 
 class Figure(matplotlib.figure.Figure):
@@ -269,9 +277,10 @@ def finish(figure: Figure, looks: dict[str, Look], columns: int, *, above: bool 
 
 
 def settle(figure: Figure) -> None:
-    """Fix the layout so that drawing again moves nothing."""
+    """Fix the layout so that drawing again moves nothing, in the size that a notebook shows it in."""
     figure.draw_without_rendering()
     figure.set_layout_engine(None)
+    figure.set_dpi(DPI)  # IPython shows a figure in its own resolution once pyplot has drawn
 
 
 SIGNED = "PuOr"  # orange below zero, purple above: distinct for every kind of color vision
