@@ -1,7 +1,10 @@
 """Draw ``figures/claims/``: the claims of three papers, each decided over seeds by a rule written before any run.
 
-    python -m analysis.claims [RUNS] [--seeds N] [--only KEY ...] [--plan]     the built-in models
-    python -m analysis.claims --model smollm2 --start START --data DATA        SmolLM2, smaller sets
+    python -m analysis.claims [RUNS] [--seeds N] [--only KEY ...] [--plan]  the built-in models
+    python -m analysis.claims --model smollm2 --start START --data DATA     SmolLM2, fitted to TOFU in START
+
+Of the built-in models a seed is one of the start, fitted anew to the same sets, and of the order of data; of SmolLM2 it
+is one of the order, and of the start too where START holds ``{seed}``.
 
 ``claims.csv`` beside this file is the table: what a paper reports, the rule, and the runs that it reads. A rule
 measures one margin a seed, which is above 0 where the claim holds; `verdict` alone decides over seeds. When the rules
@@ -17,14 +20,22 @@ both domains; learning rates 1e-4, 3e-4 and 1e-3 (low, middle, high); GRAIL and 
 *best* weight or rate is that of each seed, for every method alike.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from analysis.runs import command_line, keep_configs
+from geffect.reports import plots
 from geffect.reports.compare import at_forget_loss
+
+if TYPE_CHECKING:
+    from analysis.claims_runs import Seed
 
 Frames = Mapping[str, pd.DataFrame]
 Numbers = dict[str, float]
@@ -326,3 +337,108 @@ RULES: dict[str, Rule] = {
     "19a": _scores_higher("HS", _GRAIL, _rated("random GRAIL", *UPPER), _MEAN),
     "19b": _scores_higher("HS", _rated("1: MemFlex", *UPPER), _rated("random MemFlex", *UPPER), _MEAN),
 }
+
+
+def measure(key: str, frames: Frames, seed: int) -> pd.DataFrame:
+    """What one claim's rule measures on one seed: ``claim``, ``seed``, ``quantity``, ``value``; the margin first."""
+    numbers = RULES[key](frames)
+    return pd.DataFrame({"claim": key, "seed": seed, "quantity": list(numbers), "value": list(numbers.values())})
+
+
+def judge(table: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
+    """A row a claim: what the table says of it, ``verdict``, ``low`` and ``high``, and each seed's margin."""
+    margins = measured[measured["quantity"] == "margin"].pivot(index="claim", columns="seed", values="value")
+    found = [(key, *verdict(margins.loc[key])) for key in table.index]
+    ends = pd.DataFrame(found, columns=["claim", "verdict", "low", "high"]).set_index("claim")
+    ends["seeds that agree"] = (margins > 0).sum(axis=1)
+    named = table.rename_axis("claim")[["paper", "reports", "rule"]]
+    return named.join(ends).join(margins.add_prefix("margin of seed ")).reset_index()
+
+
+COLORS = {"holds": ("#0072b2", "o"), "fails": ("#d55e00", "X"), "unclear": ("0.5", "D")}
+
+
+def draw(verdicts: pd.DataFrame) -> Any:
+    """A row a claim: each seed's margin and the interval of their mean, on a scale of the row's own."""
+    with plt.rc_context(plots.STYLE):
+        figure, axes = plt.subplots(figsize=(7, 0.17 * len(verdicts) + 0.9), layout="constrained")
+        for place, (_, row) in enumerate(verdicts[::-1].iterrows()):
+            margins = row.filter(like="margin of seed ").to_numpy(float)
+            ends = np.array([row["low"], row["high"]], float)
+            scale = np.abs(np.nan_to_num([*margins, *ends])).max() or 1.0
+            color, marker = COLORS[row["verdict"]]
+            axes.hlines(place, *(ends / scale), color=color, lw=1.2)
+            axes.plot(margins / scale, np.full(len(margins), place), marker, color=color, ms=3.5, mew=0)
+            mean = f"{margins.mean():.2g}" if np.isfinite(margins).all() else "undecided"
+            axes.text(1.02, place, mean, transform=axes.get_yaxis_transform(), va="center", size=6)
+        for name, (color, marker) in COLORS.items():
+            axes.plot([], [], marker, color=color, ms=3.5, label=name)
+        labels = verdicts["claim"] + "  " + verdicts["reports"].str.slice(0, 80)
+        axes.axvline(0, color="0.3", lw=0.8)
+        axes.set(
+            yticks=range(len(verdicts)), yticklabels=labels[::-1], xlim=(-1.08, 1.08), ylim=(-0.7, len(verdicts) - 0.3)
+        )
+        axes.set(xlabel="margin, in units of the row's largest; mean on the right", xticks=[-1, 0, 1])
+        axes.tick_params(axis="y", labelsize=6)
+        axes.grid(axis="y", color="0.92", lw=0.5)
+        figure.legend(loc="outside upper right", ncols=3, frameon=False)
+    return figure
+
+
+def main(seeds: Sequence["Seed"], keys: Sequence[str], out: Path) -> pd.DataFrame:
+    """Run what is missing, decide, tabulate and draw; returned are the verdicts."""
+    started = time.perf_counter()
+    table = read_claims().loc[list(keys)]
+    measured = pd.concat(
+        [measure(key, runs.frames(table["runs"][key]), seed) for seed, runs in enumerate(seeds) for key in table.index],
+        ignore_index=True,
+    )
+    verdicts = judge(table, measured)
+    plots.save(draw(verdicts), out / "verdicts", verdicts)
+    measured.to_csv(out / "claims.csv", index=False, float_format="%.6g")
+    keep_configs(seeds[0].directories(), out)  # other seeds' differ in the seed alone
+    print(verdicts[["claim", "verdict", "low", "high", "reports"]].to_string(index=False, float_format="%.3g"))
+    print(f"{len(seeds)} seeds, {(time.perf_counter() - started) / 60:.1f} min")
+    return verdicts
+
+
+def show_plan(seeds: Sequence["Seed"], keys: Sequence[str], seconds: Mapping[str, float]) -> None:
+    """Print the chosen claims' runs, how many of each kind are missing, and an estimate of their minutes."""
+    table, rows = read_claims(), []
+    for runs in seeds:
+        for name in runs.closure([each for key in keys for each in runs.matching(table["runs"][key])]):
+            minutes = 0.0 if runs.finished(name) else seconds[runs.plan[name].kind] / 60
+            rows.append({"run": name, "kind": runs.plan[name].kind, "missing": minutes > 0, "minutes": minutes})
+    plan = pd.DataFrame(rows)
+    print(*(f"{kind}: {'; '.join(dict.fromkeys(part['run']))}" for kind, part in plan.groupby("kind")), sep="\n")
+    print(plan.groupby("kind")[["missing", "minutes"]].sum().round(1).to_string())
+    print(f"about {plan['minutes'].sum():.0f} minutes of one core")
+
+
+def command(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    from analysis.claims_runs import MODELS, Seed, planned
+
+    parser = command_line(__doc__, Path("runs/claims"))
+    parser.add_argument("--model", choices=MODELS, default="tiny", help="(default: tiny)")
+    parser.add_argument("--start", help="of smollm2: the model fitted to TOFU; {seed} stands for the seed")
+    parser.add_argument("--data", help="of smollm2: the folder with tofu and knowundo")
+    parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
+    parser.add_argument("--only", nargs="+", choices=RULES, metavar="KEY", help="some claims alone, drawn in RUNS")
+    parser.add_argument("--steps", type=int, default=0, help="of every run at most, to try this out; drawn in RUNS")
+    parser.add_argument("--plan", action="store_true", help="print the runs and an estimate, and run nothing")
+    chosen = parser.parse_args(arguments)
+    if chosen.model == "smollm2" and not (chosen.start and chosen.data):
+        parser.error("--model smollm2 reads a fitted model and data sets; name --start and --data")
+    folder = chosen.runs / (f"{chosen.model}-{chosen.steps}-steps" if chosen.steps else chosen.model)
+    model = MODELS[chosen.model](chosen.start or "", chosen.data or "")
+    seeds = [Seed(planned(model, seed, chosen.steps), folder / f"{seed}") for seed in range(chosen.seeds)]
+    if chosen.plan:
+        show_plan(seeds, chosen.only or list(RULES), model.seconds)
+    else:
+        part = chosen.steps or chosen.only  # no more than a part of the study: it leaves figures/ as it is
+        main(seeds, chosen.only or list(RULES), folder if part else Path("figures/claims") / chosen.model)
+
+
+if __name__ == "__main__":
+    command()
