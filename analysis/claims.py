@@ -17,7 +17,8 @@ retain term has the weights 0.3, 1 and 3. *Checkpoints*: the start and steps 4, 
 all forget and all retain examples; e_u and e_r are the G-effects of the objective on the forget and the retain loss,
 and below 0 they raise it. *Domains*: 40 steps, batches of 4; US, RS and HS in percent on validation sets, means of
 both domains; learning rates 1e-4, 3e-4 and 1e-3 (low, middle, high); GRAIL and MemFlex descend 0.4 GA + 2 GD. The
-*best* weight or rate is that of each seed, for every method alike.
+*best* weight or rate is that of each seed, for every method alike. These are the built-in models' sizes;
+`claims_runs.smollm2` has SmolLM2's.
 """
 
 import time

@@ -14,7 +14,7 @@ from analysis.claims import LEVEL, UPPER
 from analysis.grail_settings import COMMON, DOMAINS, METHODS, REAL, REGION, method
 from analysis.grail_tables import metrics
 from analysis.prediction_study import OPTIMIZERS
-from analysis.runs import AUTHORS, DONE, ensure, inspected
+from analysis.runs import AUTHORS, DONE, ensure, inspected, remove_checkpoints
 from geffect.core.gram import cosines
 from geffect.models.builtin import BUILT_IN
 from geffect.record.frames import read, read_points, read_prediction, read_steps
@@ -77,12 +77,17 @@ def tiny(_start: str = "", _data: str = "") -> Model:
 
 
 def smollm2(start: str, data: str) -> Model:
-    """SmolLM2 fitted to TOFU in ``start`` (where it may hold ``{seed}``), and with an adapter fitted to two domains."""
+    """SmolLM2 fitted to TOFU in ``start`` (where it may hold ``{seed}``), and with an adapter fitted to two domains.
+
+    Seconds: of a curve by its first two steps, of domains by the runs of docs/results/grail.md, of others by passes.
+    """
     fitted, domains = REAL(data, Path())
-    authors = frontier.REAL | {"model": start, "data_dir": data}
+    sets = {"forget": "tofu:forget01[:12]", "retain": "tofu:retain99[40:56]", "heldout": "tofu:retain99[:12]"}
+    authors = frontier.REAL | sets | {"model": start, "data_dir": data, "steps": 30}
+    domains |= {"model": f"@{FITTED}", "batch_size": 2, "steps": 20}
     rates = {"low": 1e-3, "middle": 2e-3, "high": 4e-3}
-    domains |= {"model": f"@{FITTED}"}
-    return Model({FITTED: fitted}, authors, domains, tuple(range(3, 19, 3)), (5, 15, 30), rates, 8, {})
+    seconds = {"start": 900, "curve": 200, "checkpoints": 200, "prediction": 400, "localized": 200, "domains": 160}
+    return Model({FITTED: fitted}, authors, domains, (3, 6, 9, 12), (5, 15, 30), rates, 8, seconds)
 
 
 MODELS: dict[str, Callable[[str, str], Model]] = {"tiny": tiny, "smollm2": smollm2}
@@ -204,6 +209,9 @@ class Seed:
 
     def __init__(self, plan: Mapping[str, Planned], folder: Path) -> None:
         self.plan, self.folder = plan, folder
+        self.started_from = {
+            value for each in plan.values() for value in each.settings.values() if isinstance(value, str)
+        }
         self.made, self._frames = dict[str, Path](), dict[str, dict[str, pd.DataFrame]]()
 
     def matching(self, patterns: list[str]) -> list[str]:
@@ -248,6 +256,8 @@ class Seed:
                 for key, value in settings.items()
             } | {"out": self.place(name)}
             self.made[name] = _make(name, kind, settings)
+            if f"@{name}" not in self.started_from:
+                remove_checkpoints(self.place(name))
         return self.made[name]
 
 

@@ -200,7 +200,7 @@ def test_the_picture_shows_every_verdict(seed: Seed) -> None:
 
 @pytest.mark.slow
 def test_one_claim_from_the_command_to_its_picture(tmp_path: Path) -> None:
-    arguments = [str(tmp_path), "--steps", "2", "--seeds", "2", "--only", "1b"]
+    arguments = [str(tmp_path), "--steps", "2", "--seeds", "2", "--only", "1b", "9a"]
     claims.command([*arguments, "--plan"])
     assert not list(tmp_path.iterdir())
     claims.command(arguments)
@@ -208,8 +208,9 @@ def test_one_claim_from_the_command_to_its_picture(tmp_path: Path) -> None:
     measured, verdicts = pd.read_csv(out / "claims.csv"), pd.read_csv(out / "verdicts.csv")
     assert set(measured["seed"]) == {0, 1}
     margins = measured.loc[measured["quantity"] == "margin", "value"]
-    assert margins.nunique() == 2  # two starts, two orders
-    assert list(verdicts["verdict"]) == ["unclear"]  # of two seeds
+    assert margins.nunique() == 4  # two starts, two orders
+    assert list(verdicts["verdict"]) == ["unclear", "unclear"]  # of two seeds
+    assert not list(out.glob("*/GA*/checkpoints/checkpoint-*"))  # no weights but the starts'
     assert (out / "verdicts.png").stat().st_size > 1000
     configs = yaml.safe_load((out / "configs.yaml").read_text(encoding="utf-8"))
     assert configs["start"]["model"] == "builtin:tiny-untrained"
