@@ -1,5 +1,5 @@
-# make demo | docs | figures | figures-real | test | test-all | test-lowest | coverage | fuzz | lint | check-wheel |
-# check-extras | recording | smollm2:
+# make demo | docs | figures | figures-real | claims | test | test-all | test-lowest | coverage | fuzz | lint |
+# check-wheel | check-extras | recording | smollm2:
 # each sets up .venv by itself; only Python is needed.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,7 +12,7 @@ EXTRAS ?=
 
 PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo docs figures figures-plain figures-others figures-real check-data test test-all test-lowest coverage fuzz lint check-wheel check-extras recording smollm2
+.PHONY: demo docs figures figures-plain figures-others figures-real claims check-data test test-all test-lowest coverage fuzz lint check-wheel check-extras recording smollm2
 
 demo: $(INSTALLED)  ## unlearn the tiny model in three ways, print a table, draw three pictures
 	$(BIN)/geffect demo
@@ -37,6 +37,9 @@ figures-real: check-data $(SMOLLM2) $(START)/DONE  ## SmolLM2 on TOFU, hours: ma
 	$(BIN)/python -m analysis.geffect_paper --real $(START) $(DATA)
 	$(BIN)/python -m analysis.gru_spaces --real $(START) $(DATA)
 	$(BIN)/python -m analysis.grail_paper --real $(DATA)
+
+claims: $(INSTALLED)  ## three papers' claims on the built-in models over three seeds; finished runs are reused
+	OMP_NUM_THREADS=1 $(BIN)/python -m analysis.claims
 
 check-data:
 	@test -d "$(DATA)/tofu" || { echo "make: expected DATA=folder that holds tofu, found '$(DATA)'; name it as in make figures-real DATA=data" >&2; exit 2; }

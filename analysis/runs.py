@@ -85,16 +85,17 @@ def inspected(run: dict[str, Any], at: Collection[int], **inspection: Any) -> Pa
     record = out.with_name(f"{out.name}-inspected")
     if not (record / DONE).exists():
         ensure([run])
-        _remove_checkpoints(out, at)
+        remove_checkpoints(out, at)
     names = ("forget", "retain", "heldout", "data_dir", "objective", "batch_size")
     shared = {name: run[name] for name in names if name in run}
     settings = shared | {"checkpoints": [str(out)], "start": str(run["model"]), "out": record} | inspection
     ensure([settings], "inspect")
-    _remove_checkpoints(out)
+    remove_checkpoints(out)
     return record
 
 
-def _remove_checkpoints(run: Path, but: Collection[int] = ()) -> None:
+def remove_checkpoints(run: Path, but: Collection[int] = ()) -> None:
+    """Free the disk of a run's weights, but for those of some steps; what was recorded stays."""
     kept = {f"checkpoint-{step}" for step in but}
     for folder in (run / "checkpoints").glob("checkpoint-*"):
         if folder.name not in kept:
