@@ -214,6 +214,8 @@ class Page:
         )
         for axes in panels[count * block :]:
             axes.remove()
+        for axes in panels[(count - across) * block : count * block] if "x" in shared else ():
+            axes.tick_params(labelbottom=True)  # below some of these stands no panel
         return figure, panels[: count * block], across
 
     def name(self, figure: Figure, panels: Sequence[Axes], x: str, y: str, notes: Sequence[str] = ()) -> None:
