@@ -95,7 +95,7 @@ def _furnish(axes: Axes, arrows: dict[str, Numbers], title: str) -> None:
         x, y = 1.22 * arrows[name]
         axes.text(x, y, symbol, ha="center", va="center", size=8)
     caption = f"gradients of the losses at {angle:.0f}°"
-    axes.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1])
+    axes.set(xlim=(-1.75, 1.5), ylim=(-1.5, 1.5), aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1])
     axes.set_title(f"{title}\n{caption}" if title else caption, parse_math=False, size=7)
 
 
