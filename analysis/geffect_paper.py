@@ -86,13 +86,14 @@ def draw(study: Study, found: Records, out: Path) -> None:
     for name, methods in (("figure3", PLAIN), ("figure4", ("GA", "NPO", *REGULARIZED))):
         chosen = whole[whole["run"].isin(methods)]
         if name == "figure3" or set(REGULARIZED) & set(found):
-            plots.save(plots.g_effect_panels(chosen), out / name, chosen)
+            plots.save(plots.g_effect_curves(chosen), out / name, chosen)
+            plots.save(plots.g_effect_curves(chosen, page=plots.Page("column")), out / f"{name}_column", chosen)
     early = whole[whole["run"].isin(ZOOMED)]
-    plots.save(plots.g_effect_panels(early, study.zoom), out / "figure3b", early)
+    plots.save(plots.g_effect_curves(early, study.zoom), out / "figure3b", early)
     draw_points(found, out)
     for name in (each for each in BY_LAYER if each in found):
         layers = effects({name: found[name]}, "layer")
-        plots.save(plots.layer_heat_map(layers), out / f"layers_{name}", layers)
+        plots.save(plots.layer_heat_map(layers, "symlog"), out / f"layers_{name}", layers)
     at_all(found).to_csv(out / "checkpoints.csv", index=False, float_format="%.6g")
 
 
@@ -118,7 +119,7 @@ def draw_points(found: Records, out: Path) -> None:
     points = read_points(found["NPO"])
     plots.save(plots.weight_curves(points, WEIGHTS), out / "figure5a", points)
     pooled = points[points["step"] > 0]  # at the start every weight is 1
-    plots.save(plots.point_plane(pooled, WEIGHTS[0]), out / "figure5b", pooled)
+    plots.save(plots.point_plane(pooled, WEIGHTS[0], "symlog"), out / "figure5b", pooled)
     tokenwise = effects({"TNPO": found["TNPO"]})
     plots.save(plots.g_effect_curves(tokenwise), out / "figure5c", tokenwise)
 
@@ -131,14 +132,13 @@ def effects(found: Records, by: str = "group") -> "pd.DataFrame":
         by: ``group`` or ``layer``.
 
     Returns:
-        Columns ``run``, ``step``, ``by``, ``unlearn``, ``retain``.
+        Columns as of `geffect.reports.compare.effects_to_draw`, and ``run``.
     """
     import pandas as pd
 
-    from geffect.record.frames import read
-    from geffect.reports.compare import descended
+    from geffect.reports.compare import effects_to_draw
 
-    return pd.concat([descended(read(path, by)).assign(run=name) for name, path in found.items()])
+    return pd.concat([effects_to_draw(path, by).assign(run=name) for name, path in found.items()])
 
 
 def at_all(found: Records) -> "pd.DataFrame":

@@ -29,6 +29,7 @@ from geffect.core.effects import r_squared
 from geffect.data.load import QASet
 from geffect.data.relabel import REFUSALS
 from geffect.reports import plots
+from geffect.reports.plots.registry import draw_all, find_plot
 
 OUT = Path("figures/trainings")
 EXAMPLES = 8  # of a target
@@ -214,9 +215,8 @@ def study(made: Study, name: str, train: Callable[[], geffect.Run]) -> None:
         train()
         timed.write_text(json.dumps({"seconds": time.perf_counter() - began}), encoding="utf-8")
     run = geffect.Run(home)
-    frames = {"effects": run.effects(), "conflicts": run.target_cosines(), "prediction": run.prediction()}
-    for kind, frame in frames.items():
-        plots.save(run.plot(kind), OUT / f"{name}-{kind}", frame)
+    for each in draw_all([find_plot(kind) for kind in ("effects", "conflicts", "prediction")], {name: run})[0]:
+        plots.save(each.figure, OUT / f"{name}-{each.name}", each.frame)
     table = tabulate(name, run, json.loads(timed.read_text(encoding="utf-8"))["seconds"])
     table.to_csv(OUT / f"{name}.csv", index=False, float_format="%.6g")
     print(table.to_string(index=False, float_format="%.4g"))

@@ -509,3 +509,5 @@ def names(kind: str) -> None:
         text = each if isinstance(each, str) else each.__doc__ if callable(each) else ""
         lines = (text or "").strip().splitlines()
         console.say(f"{name:<{width}}  {lines[0]}" if lines else name, indent=min(width + 2, 30))
+        if kind == "plots":
+            console.say(f"{'':<{width}}  takes {', '.join(PLOTS[name].takes())}", indent=min(width + 2, 30))

@@ -460,6 +460,19 @@ def compare(
 @app.command(cls=VerbCommand, rich_help_panel=LOOK)
 def plot(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run directories, to draw side by side")],
+    kind: Annotated[list[str] | None, typer.Option(help="a plot of geffect list plots; repeat it")] = None,
+    targets: Annotated[str | None, typer.Option(metavar="A,B", help="sets to draw")] = None,
+    groups: Annotated[str | None, typer.Option(metavar="A,B", help="layer groups to draw, and total")] = None,
+    steps: Annotated[str | None, typer.Option(metavar="A:B", help="first and last step to draw")] = None,
+    reading: Annotated[
+        str | None, typer.Option(help="published (gradient² units), or nats (a token, of what was applied)")
+    ] = None,
+    scale: Annotated[str | None, typer.Option(help="linear, symlog or log [default: linear]")] = None,
+    width: Annotated[str | None, typer.Option(help="column (3.3 inches) or page (7)")] = None,
+    labels: Annotated[list[str] | None, typer.Option(metavar="RUN=LABEL", help="a run's name; repeat it")] = None,
+    format: Annotated[str | None, typer.Option(help="of png,pdf,svg [default: png,pdf]")] = None,
+    dpi: Annotated[int | None, typer.Option(help="dots an inch of a PNG [default: 200]")] = None,
+    style: Annotated[str | None, typer.Option(help="a matplotlib style sheet, by name or file")] = None,
     out: Annotated[Path | None, typer.Option(help="directory to write to [default: the first RUN/figures]")] = None,
     scheme: Annotated[
         str,
@@ -469,7 +482,7 @@ def plot(
         ),
     ] = "thirds",
 ) -> None:
-    """Draw every plot that runs recorded enough for.
+    """Draw every plot that runs recorded enough for, or those of --kind.
 
     Several runs are drawn side by side.
     """
@@ -482,8 +495,10 @@ def plot(
     from geffect.reports.run import plot as draw
     from geffect.training.run import disk_errors
 
+    names = ("targets", "groups", "steps", "reading", "scale", "width", "labels", "format", "dpi", "style")
+    options = {name: value for name, value in locals().items() if name in names and value not in (None, [])}
     with disk_errors(out or runs[0], "name another --out"):
-        written = draw(runs, out and place(out), scheme)
+        written = draw(runs, out and place(out), scheme, kind or (), **options)
     for path in written:
         _say(path)
 

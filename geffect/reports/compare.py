@@ -15,7 +15,7 @@ from geffect.core.splits import TARGETS, role_of
 from geffect.core.statistics import Numbers, bootstrap, chance_jaccard
 from geffect.errors import GeffectError, visible_text
 from geffect.io.readers import StrPath
-from geffect.record.frames import read, read_overlap, read_settings, read_standard_errors, read_steps
+from geffect.record.frames import read, read_effects, read_overlap, read_settings, read_standard_errors, read_steps
 from geffect.record.reader import damage_refused, evaluations, num_micro_batches
 
 
@@ -83,6 +83,48 @@ def at_checkpoints(path: StrPath) -> pd.DataFrame:
 def descended(gram: pd.DataFrame) -> pd.DataFrame:
     """The G-effects of the descended direction: the rectified gradient where a rectifier ran, else the objective's."""
     return g_effect(gram, direction_name(gram))
+
+
+def effects_to_draw(
+    path: StrPath, by: str = "group", scheme: str = "thirds", reading: str = "published"
+) -> pd.DataFrame:
+    """The G-effects that a figure draws, with the groups' ``total`` and standard errors.
+
+    Args:
+        path: a run.
+        by: ``group`` or ``layer``, which has no total.
+        scheme: how layers make groups.
+        reading: ``published``, ⟨∇R, d⟩ of what was descended, or ``nats``, the change of a loss by the applied update.
+
+    Returns:
+        Columns ``step``, ``by``, ``unlearn`` and ``retain``, and ``± unlearn`` and ``± retain`` where their standard
+        errors were recorded; in nats ``forget_change`` and ``retain_change`` (nats a token, above 0: the loss rises).
+    """
+    if reading == "nats":
+        changes = read_effects(path, by, scheme)
+        if missing := set(TARGETS) - set(changes["target"]):
+            message = f"{Path(path)} has no target {min(missing)}"
+            raise GeffectError(message, remedy="Draw the plot effects, a panel a target")
+        wide = changes.pivot(index=["step", by], columns="target", values="effect")[list(TARGETS)]
+        order = pd.MultiIndex.from_frame(changes[["step", by]].drop_duplicates())
+        frame = wide.loc[order].add_suffix("_change").reset_index().rename_axis(columns=None)
+    else:
+        gram = read(path, by, scheme)
+        frame = descended(gram)
+    if by == "group":
+        sums = frame.drop(columns=by).groupby("step").sum(min_count=1).reset_index()
+        frame = pd.concat([sums.assign(group="total")[list(frame)], frame], ignore_index=True)
+    if reading == "nats" or direction_name(gram) != "objective" or not num_micro_batches(path):
+        return frame
+    errors = read_standard_errors(path, by, scheme)
+    if by == "group":
+        errors = pd.concat([errors, read_standard_errors(path, "total").rename(columns={"total": by})])
+    for effect, target in zip(("unlearn", "retain"), TARGETS, strict=True):
+        pair = errors[(errors["gradient"] == "objective") & (errors["other"] == target)]
+        frame = frame.merge(pair[["step", by, "standard_error"]], "left").rename(
+            columns={"standard_error": f"± {effect}"}
+        )
+    return frame
 
 
 def whole_overlaps(path: StrPath) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """A run directory as an object: its summary, its data frames and its plots."""
 
+import logging
 import os
 from collections.abc import Sequence
 from html import escape
@@ -16,13 +17,15 @@ from geffect.record import frames
 from geffect.record.reader import check_run, damage_refused, is_finished, read_config, step_lines
 from geffect.record.schema import EXAMPLES, RECIPE
 from geffect.reports.compare import at_checkpoints, named
-from geffect.reports.plots.registry import draw_all, find_plot, plots_of
+from geffect.reports.plots.options import Options
+from geffect.reports.plots.registry import Plot, draw_all, find_plot, plots_of
 from geffect.reports.plots.style import save
 from geffect.reports.price import price
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LOGGER = logging.getLogger(__name__)
 SETTINGS = (
     *("model", "checkpoints", "start", "train", "targets", "forget", "retain", "heldout", "domain"),
     *("objective", "rectifier", "learning_rate", "share", "importance", "labels"),
@@ -152,17 +155,23 @@ class Run(os.PathLike[str]):
             kind: one of ``geffect list plots``, or registered by `geffect.register_plot`.
             *others: runs to draw with it, labeled with their directories' names.
             scheme: how layers make groups.
-            **options: of the function that draws the kind: ``step`` of ``gram`` and ``plane`` (the last by default),
-                ``weight`` of ``points``, ``column`` of ``tokens``, ``share`` of ``overlap`` and ``overlap_by_layer``.
+            **options: what the kind takes of ``targets``, ``groups`` (names), ``steps`` (``(first, last)`` or
+                ``"A:B"``), ``reading`` (``nats``, ``published``), ``scale`` (``linear``, ``symlog``, ``log``),
+                ``width`` (``column``, ``page``), ``figsize`` (inches), ``ax`` (of a figure of one panel), ``labels``
+                (run → name) and ``style`` (a matplotlib style sheet); and those of the function that draws it:
+                ``step`` of ``gram`` and ``plane`` (the last by default), ``weight`` of ``points``, ``column`` of
+                ``tokens``, ``share`` of ``overlap`` and ``overlap_by_layer``.
 
         Returns:
             The figure, which a notebook shows.
 
         Raises:
-            GeffectError: the kind is unknown, no run recorded it, or there are too many runs.
+            GeffectError: the kind or an option is unknown, the kind does not take the option, no run recorded what it
+                draws, or there are too many runs.
         """
         runs = {name: Run(path) for name, path in named([each.path for each in (self, *others)]).items()}
-        return find_plot(kind).figure(runs, scheme, **options)
+        plot = find_plot(kind)
+        return plot.figure(runs, scheme, Options.read(options, plot.own))
 
 
 @damage_refused
@@ -193,34 +202,58 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def plot(runs: Sequence[StrPath], out: Path | None = None, scheme: str = "thirds") -> list[Path]:
-    """Draw every plot that runs recorded enough for, built-in or registered; each with the rows it shows.
+def plot(
+    runs: Sequence[StrPath],
+    out: Path | None = None,
+    scheme: str = "thirds",
+    kind: str | Sequence[str] = (),
+    **options: object,
+) -> list[Path]:
+    """Draw plots of runs into files; each with the rows it shows.
 
     Several runs are drawn side by side, by the plots that can show several. Localizations are drawn each by itself.
-    Where a plot cannot be drawn, a line of log says why.
+    Where a plot cannot be drawn, or takes no option that is given, a line of log says why.
 
     Args:
         runs: directories of runs, or of localizations.
         out: where to write; ``figures`` in the first run by default. Of localizations, each in a directory of its name.
         scheme: how layers make groups.
+        kind: the plots to draw; by default every one, built-in or registered, that the runs recorded enough for. One
+            that is named and cannot be drawn is refused.
+        **options: as of `Run.plot` without ``ax``, ``format`` (of ``png``, ``pdf``, ``svg``; the first two by default)
+            and ``dpi`` (200).
 
     Returns:
-        The files written: PNG, PDF and CSV.
+        The files written, of each plot the pictures and then the CSV.
 
     Raises:
-        GeffectError: no run is there, a record is damaged, or nothing can be drawn.
+        GeffectError: no run is there, a record is damaged, an option is unknown, or nothing can be drawn.
     """
+    plots = [find_plot(name) for name in ((kind,) if isinstance(kind, str) else kind)]
+    chosen = Options.read(options, [name for each in plots for name in each.own])
     named_runs = {name: Run(path) for name, path in named(runs).items()}
     if all(run.is_localization for run in named_runs.values()):
         parts = [({name: run}, out and out / name) for name, run in named_runs.items()]
     else:
         parts = [(named_runs, out)]
-    return [file for part, folder in parts for file in _plot(part, folder, scheme)]
+    return [file for part, folder in parts for file in _plot(part, folder, scheme, plots, chosen)]
 
 
-def _plot(runs: dict[str, Run], out: Path | None, scheme: str) -> list[Path]:
-    drawings, refused = draw_all(plots_of(runs), runs, scheme)
-    if not drawings:
+def _plot(runs: dict[str, Run], out: Path | None, scheme: str, plots: Sequence[Plot], chosen: Options) -> list[Path]:
+    suited = plots or plots_of(runs)
+    if (
+        len(runs) > 1
+        and not plots
+        and (alone := [each.name for each in plots_of(dict([*runs.items()][:1])) if not each.several])
+    ):
+        LOGGER.info("%s show one run: name each run by itself for them", ", ".join(alone))
+    drawings, refused = draw_all(suited, runs, scheme, chosen)
+    if refused and (plots or not drawings):
         raise refused[0]
     folder = out or next(iter(runs.values())).path / "figures"
-    return [file for each in drawings for file in save(each.figure, folder / each.name, each.frame)]
+    with chosen.styled():
+        return [
+            file
+            for each in drawings
+            for file in save(each.figure, folder / each.name, each.frame, chosen.format, chosen.dpi)
+        ]

@@ -63,6 +63,8 @@ def test_figures_have_their_panels_and_the_csv_is_what_was_drawn(study: Study, d
     panels = {
         "figure3": 6,
         "figure4": 6,
+        "figure3_column": 6,
+        "figure4_column": 6,
         "figure3b": 12,
         "figure1": 1,
         "figure1_later": 4,

@@ -46,7 +46,7 @@ def test_cells_are_the_frames_from_the_embedding_down_to_the_head() -> None:
 def test_both_sides_share_one_scale_centered_on_zero_and_the_bar_says_how() -> None:
     for wide in (False, True):
         frame = make(wide=wide)
-        figure = plots.layer_heat_map(frame)
+        figure = plots.layer_heat_map(frame, "symlog" if wide else "linear")
         top = frame[["unlearn", "retain"]].abs().max().max()
         assert {mesh.get_clim() for mesh in meshes(figure)} == {(-top, top)}
         assert np.asarray(meshes(figure)[0].norm(np.zeros(1))).item() == pytest.approx(0.5)

@@ -1,4 +1,4 @@
-"""Many methods on a page: what is drawn is the frame, each method on its own scale."""
+"""G-effects of runs, a pair of panels each: what is drawn is the frame, on axes that fit it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,19 +12,21 @@ from matplotlib.figure import Figure
 from geffect.reports import plots
 from tests.support.pictures import fits, same_bytes
 
-GROUPS = ["embed", "shallow", "middle", "deep", "lm_head"]
+GROUPS = ["total", "embed", "shallow", "middle", "deep", "lm_head"]
 pytestmark = pytest.mark.usefixtures("untouched_style")
 
 
-def make(runs: Sequence[str], steps: int = 12) -> pd.DataFrame:
-    """Each run ten times as large as the one before; the retain side is half of the unlearn side."""
+def make(runs: Sequence[str], steps: int = 12, growth: float = 10, retain: float = 0.5) -> pd.DataFrame:
+    """Each run so many times as large as the one before; the retain side is a share of the unlearn side."""
     rows = [
-        (run, step, group, size := -(10.0**i) * (g + 1) * (1 + step), -size / 2)
+        (run, step, group, size := -(growth**i) * (g + 1) * (1 + step), retain * size)
         for i, run in enumerate(runs)
-        for g, group in enumerate(GROUPS)
+        for g, group in enumerate(GROUPS[1:])
         for step in range(steps)
     ]
-    return pd.DataFrame(rows, columns=["run", "step", "group", "unlearn", "retain"])
+    frame = pd.DataFrame(rows, columns=["run", "step", "group", "unlearn", "retain"])
+    totals = frame.groupby(["run", "step"], sort=False)[["unlearn", "retain"]].sum().reset_index()
+    return pd.concat([totals.assign(group="total")[list(frame)], frame])
 
 
 def pairs(figure: Figure) -> dict[str, tuple[Axes, Axes]]:
@@ -36,10 +38,10 @@ def pairs(figure: Figure) -> dict[str, tuple[Axes, Axes]]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_lines_are_the_frames_and_the_total_is_their_sum(count: int) -> None:
+def test_lines_are_the_frame(count: int) -> None:
     frame = make([f"m{i}" for i in range(count)])
     shuffled = frame.sample(frac=1, random_state=0).sort_values("run", kind="stable")
-    drawn = pairs(plots.g_effect_panels(shuffled))
+    drawn = pairs(plots.g_effect_curves(shuffled))
     assert list(drawn) == list(frame["run"].unique())
     for run, panels in drawn.items():
         own = frame[frame["run"] == run]
@@ -47,37 +49,68 @@ def test_lines_are_the_frames_and_the_total_is_their_sum(count: int) -> None:
             lines = {line.get_label(): np.asarray(line.get_xydata()) for line in axes.lines}
             for group in GROUPS:
                 np.testing.assert_array_equal(lines[group], own[own["group"] == group][["step", side]])
-            np.testing.assert_allclose(lines["total"][:, 1], own.groupby("step")[side].sum())
 
 
-def test_every_method_has_its_scale_zero_in_the_middle_and_its_two_panels_share_it() -> None:
-    tops = []
-    for left, right in pairs(plots.g_effect_panels(make(["a", "b", "c"]))).values():
-        low, high = left.get_ylim()
-        assert (low, right.get_ylim()) == (-high, left.get_ylim())
-        assert high >= max(np.abs(np.asarray(line.get_ydata())).max() for line in left.lines)
-        tops.append(high)
-    assert tops == pytest.approx([tops[0], 10 * tops[0], 100 * tops[0]])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_axes_are_not_symmetric_where_all_is_on_one_side(sign: int) -> None:
+    frame = make(["a"])
+    for axes in plots.g_effect_curves(frame.assign(unlearn=sign * frame["unlearn"], retain=0.0)).axes[:1]:
+        ends = sorted(np.abs(axes.get_ylim()))
+        assert ends[0] < 0.1 * ends[1]
+        assert ends[1] < 1.1 * frame["unlearn"].abs().max()
+        assert any(set(np.ravel(line.get_ydata())) == {0} for line in axes.lines)
 
 
-def test_a_title_says_where_the_scale_is_logarithmic_which_it_never_is_beside_a_zoom() -> None:
-    frame = make(["even", "steep"])
-    growth = np.where(frame["run"] == "steep", 10.0 ** (frame["step"] / 2), 1)
-    frame = frame.assign(unlearn=frame["unlearn"] * growth, retain=frame["retain"] * growth)
-    drawn = pairs(plots.g_effect_panels(frame))
-    assert list(drawn) == ["even", "steep (symlog)"]
-    assert [left.get_yscale() for left, _ in drawn.values()] == ["linear", "symlog"]
-    assert {axes.get_yscale() for axes in plots.g_effect_panels(frame, (0, 3)).axes} == {"linear"}
+@pytest.mark.parametrize(
+    ("growth", "retain", "limits", "says"),
+    [
+        (1.5, 0.5, 1, ""),
+        (10, 0.5, 2, "each run has a y-axis of its own"),
+        (10, 0.2, 4, "each panel has a y-axis of its own"),
+    ],
+)
+def test_panels_share_an_axis_only_where_each_is_readable_on_it(
+    growth: float, retain: float, limits: int, says: str
+) -> None:
+    figure = plots.g_effect_curves(make(["a", "b"], growth=growth, retain=retain))
+    assert len({axes.get_ylim() for axes in figure.axes}) == limits
+    assert figure.get_supxlabel() == "\n".join(["unlearning step", *filter(None, [says])])
+    for axes in figure.axes:
+        drawn = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
+        low, high = axes.get_ylim()
+        assert low < drawn.min() <= drawn.max() < high
+        assert np.ptp(drawn) > (high - low) / 4
+    numbered = [axes for axes in figure.axes if axes.yaxis.get_tick_params()["labelleft"]]
+    assert len(numbered) == limits
+
+
+@pytest.mark.parametrize("scale", ["linear", "symlog"])
+def test_every_panel_has_the_scale_that_is_asked_for(scale: str) -> None:
+    figure = plots.g_effect_curves(make(["even", "steep"]), scale=scale)
+    assert {axes.get_yscale() for axes in figure.axes} == {scale}
+    assert ("symlog, linear within ±" in figure.get_supylabel()) == (scale == "symlog")
+
+
+def test_bands_are_two_standard_errors_and_are_explained() -> None:
+    frame = make(["a"]).assign(**{"± unlearn": 3.0, "± retain": np.nan})
+    figure = plots.g_effect_curves(frame)
+    left, right = figure.axes
+    assert (len(left.collections), len(right.collections)) == (len(GROUPS), 0)
+    corners = np.asarray(left.collections[0].get_paths()[0].vertices)
+    for step, value in frame.loc[frame["group"] == "total", ["step", "unlearn"]].to_numpy(float):
+        assert {value - 6, value + 6} <= set(corners[corners[:, 0] == step, 1])
+    assert left.get_ylim()[0] < frame["unlearn"].min() - 6
+    assert "bands: two standard errors" in figure.get_supxlabel()
 
 
 def test_a_zoom_adds_the_window_on_a_scale_of_its_own() -> None:
-    drawn = pairs(plots.g_effect_panels(make(["ga", "wga"]), (2, 5)))
+    drawn = pairs(plots.g_effect_curves(make(["ga", "wga"]), (2, 5)))
     assert list(drawn) == ["ga", "ga, steps 2 to 5", "wga", "wga, steps 2 to 5"]
     for run in ("ga", "wga"):
         (whole, _), (window, _) = drawn[run], drawn[f"{run}, steps 2 to 5"]
         (total,) = [line for line in window.lines if line.get_label() == "total"]
         np.testing.assert_array_equal(total.get_xdata(), [2, 3, 4, 5])
-        assert window.get_ylim()[1] == pytest.approx(whole.get_ylim()[1] / 2)
+        assert window.get_ylim()[0] == pytest.approx(whole.get_ylim()[0] / 2)
 
 
 @pytest.mark.parametrize(
@@ -90,19 +123,21 @@ def test_a_zoom_adds_the_window_on_a_scale_of_its_own() -> None:
 )
 def test_what_does_not_fit_is_refused(count: int, zoom: tuple[float, float] | None, says: str) -> None:
     with pytest.raises(ValueError, match=rf"^{says}[^\n]*$"):
-        plots.g_effect_panels(make([f"m{i}" for i in range(count)]), zoom)
+        plots.g_effect_curves(make([f"m{i}" for i in range(count)]), zoom)
 
 
-@pytest.mark.parametrize("count", [1, 3, 16])
-def test_all_fits_on_a_page_whatever_a_method_is_called(count: int) -> None:
-    figure = plots.g_effect_panels(make([f"npo(beta=0.1)_{i} + 1.0*$kl$" for i in range(count)]))
+@pytest.mark.parametrize("width", ["column", "page"])
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_all_fits_on_a_page_whatever_a_method_is_called(count: int, width: str) -> None:
+    names = [f"npo(beta=0.1)_{i} + 1.0*$kl$" for i in range(count)]
+    figure = plots.g_effect_curves(make(names, growth=1.5), page=plots.Page(width))
     fits(figure)
     assert figure.get_figheight() < 10
     lowest = [axes for axes in figure.axes if axes.xaxis.get_tick_params()["labelbottom"]]
-    assert len(lowest) == (2 if count == 1 else 4)
+    assert len(lowest) == (2 if count == 1 or width == "column" else 4)
 
 
 def test_the_same_frame_gives_the_same_bytes(tmp_path: Path) -> None:
     same_bytes(
-        plots.g_effect_panels(make(["a", "b"]), (0, 4)), plots.g_effect_panels(make(["a", "b"]), (0, 4)), tmp_path
+        plots.g_effect_curves(make(["a", "b"]), (0, 4)), plots.g_effect_curves(make(["a", "b"]), (0, 4)), tmp_path
     )

@@ -141,8 +141,8 @@ def test_a_plane_needs_both_losses_gradients(vectors: Vectors, says: str) -> Non
 
 
 def test_more_planes_than_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^A figure shows at most 8 runs, not 9"):
-        plots.g_effect_plane(pd.concat([record(f"r{i}", vectors_of(i)) for i in range(9)]))
+    with pytest.raises(ValueError, match=r"^A figure shows at most 16 runs, not 17"):
+        plots.g_effect_plane(pd.concat([record(f"r{i}", vectors_of(i)) for i in range(17)]))
 
 
 def test_the_plane_fits_on_a_page_and_is_saved_alike(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def _within(polygon: np.ndarray, inside: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("scale", "kind"), [(1.0, "linear"), (3.0, "symlog")])
 def test_all_panels_share_axes_that_hold_zero_and_say_their_scale(scale: float, kind: str) -> None:
     frame = points(scale=scale)
-    figure = plots.point_plane(frame, NPO)
+    figure = plots.point_plane(frame, NPO, kind)
     fits(figure)
     for axes in figure.axes:
         assert (axes.get_xscale(), axes.get_yscale()) == (kind, kind)
@@ -259,7 +259,7 @@ def test_weights_are_means_in_a_band_of_their_standard_errors() -> None:
     error: pd.Series[float] = by_step.std(ddof=1) / np.sqrt(by_step.size())
     np.testing.assert_allclose(np.asarray(line.get_xydata()), mean.reset_index())
     corners = np.asarray(axes.collections[0].get_paths()[0].vertices)
-    for edge in (mean - error, mean + error):
+    for edge in (mean - 2 * error, mean + 2 * error):
         for point in edge.reset_index().to_numpy():
             assert np.isclose(corners, point).all(axis=1).any()
     assert axes.get_ylim()[0] == 0

@@ -89,6 +89,8 @@ def test_what_was_not_recorded_is_skipped_with_a_line_that_says_why(
     skipped += [] if several else ["trade_off", "tokens", "points", "effects", "price"]
     told = {record.getMessage().partition(" ")[0]: record.getMessage() for record in caplog.records}
     assert len(caplog.records) == len(told)
+    alone = "layers, gram, effects, conflicts, price, tokens, points show one run: name each run by itself for them"
+    assert told.pop("layers,", alone) == alone
     assert set(told) == {*skipped, "trade_off"}, "of several runs one is left out of the trade-off"
     of = ", ".join(path.name for path in paths)
     remedy = "Run geffect unlearn with --prediction 16, or monitor every step."
@@ -137,14 +139,15 @@ def test_runs_without_a_common_step_need_one_named(
     assert any("plane is not drawn of first, last: No step is chosen" in each.getMessage() for each in caplog.records)
 
 
-def test_too_many_runs_for_one_plot_leave_the_others(
+def test_seventeen_runs_are_too_many_and_every_plot_says_so(
     runs: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "geffect.reports")
-    many = [shutil.copytree(runs["with"], tmp_path / f"run{i}") for i in range(5)]
-    names = {path.stem for path in plot(many, tmp_path / "drawn")}
-    assert {"cosine", "trade_off", "plane-3"} == names
-    assert any("g_effect is not drawn of run0, run1" in record.getMessage() for record in caplog.records)
+    many = [shutil.copytree(runs["with"], tmp_path / f"run{i}") for i in range(17)]
+    with pytest.raises(GeffectError, match="A figure shows at most 16 runs, not 17: run0, "):
+        plot(many, tmp_path / "drawn")
+    for name in ("g_effect", "cosine", "trade_off", "plane"):
+        assert any(f"{name} is not drawn of run0, run1" in record.getMessage() for record in caplog.records)
 
 
 def test_a_damaged_record_is_refused_not_skipped(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -163,10 +166,12 @@ def test_layer_groups_follow_the_scheme(start: Path, runs: dict[str, Path], tmp_
         plot([runs["with"]], tmp_path / scheme, scheme)
         drawn[scheme] = pd.read_csv(tmp_path / scheme / "g_effect.csv")
         expected = geffect.g_effect(geffect.read(runs["with"], "group", scheme))
-        assert list(drawn[scheme]["unlearn"]) == pytest.approx(list(expected["unlearn"]))
+        of_groups = drawn[scheme][drawn[scheme]["group"] != "total"]
+        assert list(of_groups["unlearn"]) == pytest.approx(list(expected["unlearn"]))
     assert not drawn["thirds"].equals(drawn["paper_script"])
     texts = [text.get_text() for text in Run(runs["with"]).plot(scheme="paper_script").legends[0].get_texts()]
     assert texts == list(dict.fromkeys(drawn["paper_script"]["group"]))
+    assert texts[0] == "total"
 
 
 def test_every_built_in_plot_has_words_for_the_list_and_the_page() -> None:

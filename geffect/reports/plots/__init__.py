@@ -4,7 +4,6 @@ from geffect.reports.plots.curves import (
     cosine_curves,
     effect_curves,
     g_effect_curves,
-    g_effect_panels,
     jaccard_curves,
     price_curves,
     success_sweep,
@@ -18,7 +17,7 @@ from geffect.reports.plots.heat_maps import (
     layer_heat_map,
 )
 from geffect.reports.plots.planes import g_effect_plane, prediction_plane, prediction_sums, retain_by_cosine
-from geffect.reports.plots.style import GROUPS, ONE_COLUMN, READINGS, RUNS, STYLE, TWO_COLUMN, save
+from geffect.reports.plots.style import GROUPS, ONE_COLUMN, READINGS, RUNS, STYLE, TWO_COLUMN, Page, save
 from geffect.reports.plots.trade_offs import leaderboard, trade_off, trade_off_bands, trade_off_grid
 
 __all__ = [
@@ -28,11 +27,11 @@ __all__ = [
     "RUNS",
     "STYLE",
     "TWO_COLUMN",
+    "Page",
     "conflict_map",
     "cosine_curves",
     "effect_curves",
     "g_effect_curves",
-    "g_effect_panels",
     "g_effect_plane",
     "gram_heat_map",
     "jaccard_by_layer",

@@ -12,11 +12,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Rectangle
-from matplotlib.scale import SymmetricalLogScale
 
 from geffect.errors import GeffectError
 from geffect.reports.plots import style
-from geffect.reports.plots.style import NOTE, ONE_COLUMN, RUNS, SIGNED, TWO_COLUMN, Figure, Look, Numbers, styled
+from geffect.reports.plots.style import NOTE, ONE_COLUMN, PAGE, RUNS, SIGNED, Figure, Look, Numbers, Page, styled
 
 FIXED = ("step", "example", "unlearn", "retain", "nll", "reference_nll", "num_tokens")  # the rest are weights
 EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -28,7 +27,7 @@ CONTOUR: Look = {"c": "#BB5566", "lw": 1.0}
 
 
 @styled
-def point_plane(points: pd.DataFrame, weight: str = "") -> Figure:
+def point_plane(points: pd.DataFrame, weight: str = "", scale: str = "linear", page: Page = PAGE) -> Figure:
     """Draw every forget example's PG-effect on the forget (x) and the retain (y) loss, a panel a range of its weight.
 
     PG(s; D) = ⟨∇R(D), ∇log p(s)⟩: what gradient ascent on example s alone does, with the sign of a G-effect (arXiv
@@ -44,17 +43,18 @@ def point_plane(points: pd.DataFrame, weight: str = "") -> Figure:
         raise GeffectError(message, remedy="Draw a record made with --points")
     places = np.digitize(rows[weight].round(6), EDGES[1:], right=True)  # NPO's 1 at the start is 1 to rounding
     ranges, effects = sorted(set(places)), rows[["unlearn", "retain"]].to_numpy(float)
-    figure, panels, across = style.panel_grid(len(ranges), PANELS, lambda width, n: min(2.2, 0.85 * width / n), 1.1)
-    notes = _scale(panels[0], effects)
+    figure, panels, _ = page.panels(len(ranges), PANELS, lambda width, n: min(2.2, 0.85 * width / n), 1.1, shared="xy")
+    notes = _scale(panels[0], effects, scale)
     for place, axes in zip(ranges, panels, strict=True):
         _range(axes, effects, places == place)
         axes.set_title(f"weight {_name(place)} (n = {(places == place).sum()})")
-    x = f"PG-effect on the forget loss (gradient² units{notes[0]}; left: forgets)"
+    x = f"PG-effect on the forget loss\n(gradient² units{notes[0]}; left: forgets)"
     y = f"PG-effect on the retain loss\n(gradient² units{notes[1]}; below 0: harms)"
-    style.name_axes(figure, f"{x}\npanels: weight of {style.literal(weight)}; shaded: forgets and retains", y)
+    said = f"panels: weight of {style.literal(weight)}; shaded: forgets and retains"
+    page.name(figure, panels, x, y, [said])
     looks = {"an example at a step": POINT, "of another weight": REST}
     looks |= {f"holds {100 * share:g} %": CONTOUR | {"ls": dashes} for share, dashes in HELD.items()}
-    style.finish(figure, looks, 4 if across > 1 else 2, above=True)
+    style.finish(figure, looks, page)
     return figure
 
 
@@ -66,16 +66,13 @@ def _name(place: int) -> str:
     return f"above {EDGES[-1]:g}" if place == len(EDGES) - 1 else f"{EDGES[place]:g} to {EDGES[place + 1]:g}"
 
 
-def _scale(axes: Axes, points: Numbers) -> tuple[str, str]:
+def _scale(axes: Axes, points: Numbers, scale: str) -> tuple[str, str]:
     """Set scales and limits of all panels; what the labels of both axes must add."""
     notes = []
     for name, values in zip("xy", points.T, strict=True):
-        if exponents := style.spread(values, 10)[1]:
-            low, high = exponents
-            axes.set(**{f"{name}scale": SymmetricalLogScale(None, linthresh=10.0**low)})
-            axes.set(**{f"{name}ticks": style.decades(low, high, 2)})
-        axes.set(**{f"{name}lim": style.around_zero(getattr(axes, f"{name}axis"), values, 0.12)})
-        notes.append(", symlog" if exponents else "")
+        axis = getattr(axes, f"{name}axis")
+        notes.append(style.rescale([axis], values, scale, 2))
+        axes.set(**{f"{name}lim": style.around_zero(axis, values, 0.12)})
     return notes[0], notes[1]
 
 
@@ -112,7 +109,7 @@ def _contours(axes: Axes, points: Numbers) -> None:
 
 @styled
 def weight_curves(points: pd.DataFrame, weights: Sequence[str] = ()) -> Figure:
-    """Draw the mean weight that objectives put on the forget examples by step, with a band of ± std/√n over examples.
+    """Draw the mean weight that objectives put on the forget examples by step, in a band of two standard errors.
 
     Column ``step``, and one an objective (``weights``, at most six; by default all that are not of
     `geffect.read_points` itself); a row a step and forget example.
@@ -124,19 +121,18 @@ def weight_curves(points: pd.DataFrame, weights: Sequence[str] = ()) -> Figure:
     style.check(points, ("step", *names))
     looks = dict(zip(names, RUNS, strict=False))
     figure = Figure(figsize=(ONE_COLUMN, 2.6), layout="constrained")
-    axes = style.furnish(figure.subplots(), "")
+    axes = style.furnish(figure.subplots())
     for name, look in looks.items():
-        style.band(axes, points, "step", name, "se", look | {"label": name})
-    axes.set(xlabel="unlearning step", ylabel=r"mean weight on $\nabla\log p$" + "\n(band: ± 1 standard error)")
-    axes.set_ylim(0, None)
-    style.finish(figure, looks, 2)
+        style.band(axes, points, "step", name, ("se", 2), look | {"label": name})
+    axes.set(xlabel="unlearning step\nbands: two standard errors over examples", ylim=(0, None))
+    axes.set_ylabel(r"mean weight on $\nabla\log p$")
+    style.finish(figure, looks)
     return figure
 
 
 FONT, SIZE = "DejaVu Sans Mono", 7  # comes with matplotlib; every character has one width
 WIDTH, LINE = 0.617 * SIZE / 72, 0.17  # inches of a character (as wide as whole pixels make it) and of a line
-MARGIN, BELOW = 0.08, 0.55  # inches beside the text, and of the color bar with its label
-ACROSS = int((TWO_COLUMN - 2 * MARGIN) / WIDTH)  # characters of a line
+MARGIN, BELOW = 0.08, 0.68  # inches beside the text, and of the color bar with its label
 MOST, LONGEST = 8, 40  # texts in a picture, characters of a token
 SHOWN = str.maketrans({"\n": "⏎", "\r": "␍", "\t": "⇥"})
 PROMPT = "0.9"
@@ -160,14 +156,13 @@ def worst_texts(tokens: pd.DataFrame) -> pd.DataFrame:
 
 
 @styled
-def token_strip(tokens: pd.DataFrame, column: str = "effect") -> Figure:
+def token_strip(tokens: pd.DataFrame, column: str = "effect", scale: str = "linear", page: Page = PAGE) -> Figure:
     """Draw texts token by token, each on the color of its effect.
 
     Columns ``step``, ``set``, ``example``, ``position``, ``token``, ``labeled``, ``direction`` and ``column``
     (``effect``, or a layer group), as of `geffect.read_tokens`; at most eight texts. The effect is in nats per unit of
     the direction: below 0 for a token that a step along the direction makes less likely. The color scale is centered on
-    zero; it is a symmetric logarithm where a few tokens are far beyond the rest, and the color bar says so. Tokens
-    without loss are gray. A line break is drawn as ⏎, and a character that matplotlib's own font lacks as □.
+    zero. Tokens without loss are gray. A line break is drawn as ⏎, a character that matplotlib's own font lacks as □.
     """
     keys = ["step", "set", "example"]
     style.check(tokens, (*keys, "position", "token", "labeled", "direction", column))
@@ -176,16 +171,20 @@ def token_strip(tokens: pd.DataFrame, column: str = "effect") -> Figure:
     if len(texts) > MOST:
         message = f"A figure shows at most {MOST} texts, not {len(texts)}"
         raise GeffectError(message, remedy="Choose some examples, at one step")
-    scale, note, ticks = style.signed(tokens.loc[tokens["labeled"].astype(bool), column].to_numpy(float))
-    colors = ScalarMappable(scale, SIGNED)
+    effects = tokens.loc[tokens["labeled"].astype(bool), column].to_numpy(float)
+    norm, note, ticks = style.signed(effects, scale)
+    colors, wide = ScalarMappable(norm, SIGNED), page.inches(True)
+    across = int((wide - 2 * MARGIN) / WIDTH)  # characters of a line
     title = "{1} example {2}, step {0}, along the {3}"
-    laid = [(title.format(*key), rows.sort_values("position"), list(_lay(rows))) for key, rows in texts]
+    laid = [(title.format(*key), rows.sort_values("position"), list(_lay(rows, across))) for key, rows in texts]
     lines = sum(boxes[-1].line + 2.3 for _, _, boxes in laid)
     height = lines * LINE + BELOW
-    figure = Figure(figsize=(TWO_COLUMN, height))
+    if page.ax is not None:
+        page.figure(True, height)
+    figure = Figure(figsize=(wide, height))
     axes = figure.add_axes((0, BELOW / height, 1, lines * LINE / height))
     inches = MARGIN / WIDTH
-    axes.set(xlim=(-inches, TWO_COLUMN / WIDTH - inches), ylim=(lines, 0))
+    axes.set(xlim=(-inches, wide / WIDTH - inches), ylim=(lines, 0))
     axes.set_axis_off()
     top = 0.0
     for title, rows, boxes in laid:
@@ -195,17 +194,17 @@ def token_strip(tokens: pd.DataFrame, column: str = "effect") -> Figure:
     below = figure.add_axes((0.2, (BELOW - 0.14) / height, 0.6, 0.09 / height))
     of = "effect" if column == "effect" else f"effect within {column}"
     note = "; ".join(["nats per unit of the direction", *([note] if note else []), "below 0: less likely"])
-    label = f"{of} on a token's NLL ({note}; gray: no loss)"
-    style.bar(figure, below, colors, label, ticks).ax.xaxis.label.set_fontsize(7)
+    label = f"{of} on a token's NLL" + (" " if wide > 5 else "\n") + f"({note}; gray: no loss)"
+    style.bar(figure, below, colors, label, ticks, effects).ax.xaxis.label.set_fontsize(7 if wide > 5 else 6.5)
     return figure
 
 
-def _lay(rows: pd.DataFrame) -> Iterator[Box]:
+def _lay(rows: pd.DataFrame, across: int) -> Iterator[Box]:
     """The boxes of tokens from left to right; a line ends where a token does not fit, or after a line break."""
     column = line = 0
     for token in rows.sort_values("position")["token"]:
         text = _printable(str(token))
-        if column and column + len(text) > ACROSS:
+        if column and column + len(text) > across:
             column, line = 0, line + 1
         yield Box(column, line, text)
         column += len(text)

@@ -17,49 +17,53 @@ from geffect.core.groups import depth_key
 from geffect.core.splits import domain_of
 from geffect.errors import GeffectError
 from geffect.reports.plots import style
-from geffect.reports.plots.style import NOTE, ONE_COLUMN, SIGNED, TWO_COLUMN, Figure, Numbers, styled
+from geffect.reports.plots.curves import SIDES
+from geffect.reports.plots.style import NOTE, PAGE, SIGNED, Figure, Numbers, Page, styled
 
 if TYPE_CHECKING:  # records are drawn without torch
     from geffect.core.gram import Gram
 
 BAR, MOST, MOST_PAIRS = 0.09, 12, 36  # how high a color bar is in inches, gradients of a Gram
-SIDES = {"unlearn": "below 0: forgets", "retain": "below 0: harms the retain set"}
 DOT = 4  # points a cell must have for its mark
 STEPS = 6  # named below a panel
 
 
 @styled
-def layer_heat_map(frame: pd.DataFrame) -> Figure:
+def layer_heat_map(frame: pd.DataFrame, scale: str = "linear", page: Page = PAGE) -> Figure:
     """Draw one run's unlearn (left) and retain (right) G-effect by layer and step.
 
-    Columns ``step``, ``layer``, ``unlearn`` and ``retain``, as of `geffect.g_effect` on a record read by layer; each
-    layer and step once. A value that is missing or NaN is hatched. Both sides share a color scale centered on zero; it
-    is a symmetric logarithm where a few cells are far larger than the rest, and the color bar says so. Layers go from
-    the embedding at the top to the head, then what is in several. Cells above zero bear a dot where there is room, so
-    that signs can be read in gray.
+    Columns ``step``, ``layer``, and ``unlearn``, ``retain`` or both (or ``forget_change`` and ``retain_change``), as of
+    `geffect.g_effect` on a record read by layer; each layer and step once. A value that is missing or NaN is hatched.
+    Both sides share a color scale centered on zero. Layers go from the embedding at the top to the head, then what is
+    in several. Cells above zero bear a dot where there is room, so that signs can be read in gray.
     """
-    style.check(frame, ("step", "layer", "unlearn", "retain"))
+    sides = [side for side in SIDES if side in frame] or ["unlearn", "retain"]
+    style.check(frame, ("step", "layer", *sides))
     style.once(frame, ["step", "layer"])
     layers = sorted(frame["layer"].unique(), key=depth_key)
-    scale, note_of_scale, ticks = style.signed(frame[list(SIDES)].to_numpy(float).ravel())
+    values = frame[sides].to_numpy(float).ravel()
+    colors, note_of_scale, ticks = style.signed(values, scale)
     height = min(6.0, max(1.2, 0.15 * len(layers)))
-    figure = Figure(figsize=(TWO_COLUMN, height + 1.3), layout="constrained")
-    grid = figure.add_gridspec(2, 2, height_ratios=[height, BAR])
-    for place, (side, note) in enumerate(SIDES.items()):
+    figure = page.figure(len(sides) > 1, height + 1.3)
+    grid = figure.add_gridspec(2, len(sides), height_ratios=[height, BAR])
+    dotted = 0
+    for place, side in enumerate(sides):
         table = frame.pivot(index="layer", columns="step", values=side).loc[layers]
-        axes = figure.add_subplot(grid[0, place], title=f"{side} G-effect ({note})", xlabel="unlearning step")
-        mesh = _side(axes, table, scale, 72 * height / len(layers))
+        axes = figure.add_subplot(grid[0, place], title=SIDES[side][0], xlabel="unlearning step")
+        width = 72 * (figure.get_figwidth() - 0.9) / len(sides)
+        mesh = _side(axes, table, colors, 72 * height / len(layers), width)
+        dotted += len(axes.collections) - 1 if (values > 0).any() else 0
         if place > 0:
             axes.set_yticks([])
-    notes = "; ".join(filter(None, ["gradient² units", note_of_scale, "dots: above 0"]))
-    label = rf"G-effect $\langle\nabla R,\, d\rangle$ ({notes})"
-    style.bar(figure, figure.add_subplot(grid[1, :]), mesh, label, ticks)
+    name, unit = ("change", "nats/token") if sides[0].endswith("change") else ("G-effect", "gradient² units")
+    notes = [unit, *filter(None, [note_of_scale]), *(["dots: above 0"] if dotted else [])]
+    style.bar(figure, figure.add_subplot(grid[1, :]), mesh, f"{name} ({'; '.join(notes)})", ticks, values)
     style.settle(figure)
     return figure
 
 
-def _side(axes: Axes, table: pd.DataFrame, scale: Normalize, high: float) -> QuadMesh:
-    """Draw one panel, whose cells are ``high`` points high."""
+def _side(axes: Axes, table: pd.DataFrame, scale: Normalize, high: float, wide: float) -> QuadMesh:
+    """Draw one panel, which is ``wide`` points wide and whose cells are ``high`` points high."""
     edges = _edges(table.columns.to_numpy(float))
     mesh = style.heat(axes, table, SIGNED, scale, edges)
     every = int(np.ceil(8.5 / high))  # points a name needs
@@ -68,7 +72,7 @@ def _side(axes: Axes, table: pd.DataFrame, scale: Normalize, high: float) -> Qua
     axes.xaxis.set_major_locator(
         FixedLocator(list(map(float, table.columns))) if few else MaxNLocator(nbins=STEPS, integer=True)
     )
-    if min(high, 190 / table.shape[1]) >= DOT:  # points a panel is wide, about
+    if min(high, wide / table.shape[1]) >= DOT:
         values = table.to_numpy(float)
         lines, columns = np.nonzero(values > 0)
         colors = [style.ink(mesh, value) for value in values[lines, columns]]
@@ -87,7 +91,7 @@ def _edges(steps: Numbers) -> Numbers:
 
 
 @styled
-def gram_heat_map(gram: "Gram | pd.DataFrame", step: int | None = None) -> Figure:
+def gram_heat_map(gram: "Gram | pd.DataFrame", step: int | None = None, page: Page = PAGE) -> Figure:
     """Draw the cosines of all gradients with one another, with their norms beside.
 
     A Gram, or a record's frame with columns ``step``, ``gradient``, ``other`` and ``inner`` (labels are summed); at
@@ -98,8 +102,9 @@ def gram_heat_map(gram: "Gram | pd.DataFrame", step: int | None = None) -> Figur
     norms = np.sqrt(np.clip(np.diag(table), 0, None))
     known = np.where(norms > 0, norms, np.nan)
     cosines = table.div(known, axis=0).div(known, axis=1).clip(-1, 1)
-    figure = Figure(figsize=(ONE_COLUMN, 1.3 + min(2.4, 0.5 * len(table))), layout="constrained")
-    axes, below = figure.subplots(2, height_ratios=[min(2.4, 0.5 * len(table)), BAR])
+    side = 0.5 * len(table) if page.inches(len(table) > 5) > 5 else min(2.2, 0.5 * len(table))
+    figure = page.figure(len(table) > 5, 1.3 + side)
+    axes, below = figure.subplots(2, height_ratios=[side, BAR])
     axes.set_box_aspect(1)
     mesh = style.heat(axes, cosines, SIGNED, Normalize(-1, 1))
     style.name_columns(axes, list(map(str, cosines.columns)))
@@ -129,7 +134,9 @@ DIAGONAL = "0.82"
 
 
 @styled
-def jaccard_matrix(frame: pd.DataFrame, share: float, within: Sequence[Sequence[str]] = ()) -> Figure:
+def jaccard_matrix(
+    frame: pd.DataFrame, share: float, within: Sequence[Sequence[str]] = (), page: Page = PAGE
+) -> Figure:
     """Draw the Jaccard indices of the masks of every two gradients.
 
     Columns ``gradient``, ``other`` and ``jaccard``; each unordered pair of different gradients (at most twelve) once. A
@@ -142,8 +149,10 @@ def jaccard_matrix(frame: pd.DataFrame, share: float, within: Sequence[Sequence[
     for gradient, other, value in _pairs(frame, ())["jaccard"].reset_index().itertuples(index=False):
         matrix.loc[gradient, other] = matrix.loc[other, gradient] = value
     names = [name.replace(" ", "\n") if len(gradients) <= 6 else name for name in gradients]
-    figure = Figure(figsize=(ONE_COLUMN, 3.6), layout="constrained")
-    axes, bar = figure.subplots(2, height_ratios=[2.4, BAR])
+    wide = page.inches(len(gradients) > 6) > 5
+    side = max(2.4, 0.42 * len(gradients)) if wide else 2.4
+    figure = page.figure(wide, 1.2 + side)
+    axes, bar = figure.subplots(2, height_ratios=[side, BAR])
     axes.set_box_aspect(1)
     mesh = _heat(axes, matrix.set_axis(names).set_axis(names, axis=1), share)
     for i in range(len(gradients)):
@@ -155,16 +164,16 @@ def jaccard_matrix(frame: pd.DataFrame, share: float, within: Sequence[Sequence[
     return figure
 
 
-def overlap_matrix(frame: pd.DataFrame, share: float) -> Figure:
+def overlap_matrix(frame: pd.DataFrame, share: float, page: Page = PAGE) -> Figure:
     """Draw the overlaps of a localization's splits at one ``share``, those of a domain framed."""
     frame = frame[frame["share"] == share]
     splits = dict.fromkeys([*frame["gradient"], *frame["other"]])
     pairs = {domain: [name for name in splits if domain_of(name) == domain] for domain in map(domain_of, splits)}
-    return jaccard_matrix(frame, share, [names for names in pairs.values() if len(names) == 2])
+    return jaccard_matrix(frame, share, [names for names in pairs.values() if len(names) == 2], page)
 
 
 @styled
-def jaccard_by_layer(frame: pd.DataFrame, share: float) -> Figure:
+def jaccard_by_layer(frame: pd.DataFrame, share: float, page: Page = PAGE) -> Figure:
     """Draw the Jaccard index of every pair of gradients by layer, from the embedding (left) to the head.
 
     Columns ``layer``, ``gradient``, ``other`` and ``jaccard``; each layer has an unordered pair of different gradients
@@ -177,8 +186,7 @@ def jaccard_by_layer(frame: pd.DataFrame, share: float) -> Figure:
     layers = sorted(map(str, frame["layer"].unique()), key=depth_key)
     table = values.unstack("layer").loc[rows, layers]  # unstack(sort=False) moves values to other rows in pandas 2
     pairs = [f"{gradient} ∩ {other}" for gradient, other in table.index]
-    size = TWO_COLUMN if table.shape[1] > 12 else ONE_COLUMN, 1.35 + 0.18 * len(pairs)
-    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=SPARE))
+    figure = page.figure(table.shape[1] > 12, 1.35 + 0.18 * len(pairs), ConstrainedLayoutEngine(w_pad=SPARE))
     axes, bar = figure.subplots(2, height_ratios=[0.18 * len(pairs), BAR])
     mesh = _heat(axes, table.set_axis(pairs), share)
     _chance_bar(figure, bar, mesh, share)
@@ -189,7 +197,7 @@ WHOLE = "whole"
 
 
 @styled
-def conflict_map(frame: pd.DataFrame) -> Figure:
+def conflict_map(frame: pd.DataFrame, page: Page = PAGE) -> Figure:
     """Draw the cosine of every two targets' gradients, of the whole model (left) and by layer.
 
     Columns ``layer`` (``whole`` among them), ``target``, ``other`` and ``cosine``, each layer and pair once. Below 0
@@ -203,8 +211,7 @@ def conflict_map(frame: pd.DataFrame) -> Figure:
     named = frame.assign(pair=[f"{a} · {b}" for a, b in zip(frame["target"], frame["other"], strict=True)])
     table = named.pivot(index="pair", columns="layer", values="cosine").loc[[f"{a} · {b}" for a, b in pairs]]
     height = 0.22 * len(pairs)
-    size = TWO_COLUMN if len(layers) > 12 else ONE_COLUMN, 1.35 + height
-    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=SPARE))
+    figure = page.figure(len(layers) > 12, 1.35 + height, ConstrainedLayoutEngine(w_pad=SPARE))
     grid = figure.add_gridspec(2, 2, height_ratios=[height, BAR], width_ratios=[1.5, max(3, len(layers))])
     axes, beside = (figure.add_subplot(grid[0, place]) for place in (0, 1))
     mesh = style.heat(axes, table[[WHOLE]], SIGNED, Normalize(-1, 1))

@@ -5,23 +5,33 @@ import math
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Circle, Wedge
-from matplotlib.ticker import MaxNLocator
 
 from geffect.core.effects import gram_at, plane_coordinates, r_squared
 from geffect.errors import GeffectError
 from geffect.reports.plots import style
-from geffect.reports.plots.style import NOTE, ONE_COLUMN, READINGS, RUNS, TWO_COLUMN, Figure, Look, Numbers, styled
+from geffect.reports.plots.style import (
+    NOTE,
+    ONE_COLUMN,
+    PAGE,
+    READINGS,
+    RUNS,
+    TWO_COLUMN,
+    Figure,
+    Look,
+    Numbers,
+    Page,
+    styled,
+)
 
 TARGETS = {"forget": r"$\nabla R_f$", "retain": r"$\nabla R_r$"}
 DIRECTIONS = {"objective": "-", "rectified": (0, (4, 1.5))}
 LOSS: Look = {"c": "0.5"}
-MOST, ACROSS, SAME = 8, 4, 0.5  # planes, planes side by side, degrees between two angles that are one
+MOST, ACROSS, SAME = 16, 4, 0.5  # planes, planes side by side, degrees between two angles that are one
 
 
 @styled
-def g_effect_plane(frame: pd.DataFrame, step: int | None = None) -> Figure:
+def g_effect_plane(frame: pd.DataFrame, step: int | None = None, page: Page = PAGE) -> Figure:
     """Draw where objectives' gradients lie in the plane spanned by the gradients of the two losses.
 
     The forget and the retain gradient are unit arrows at their true angle. An objective's arrow (dashed where
@@ -32,7 +42,7 @@ def g_effect_plane(frame: pd.DataFrame, step: int | None = None) -> Figure:
     Columns ``run``, ``step``, ``gradient`` (``forget``, ``retain``, ``objective``, perhaps ``rectified``), ``other``
     and ``inner``; each unordered pair once a run, step and label (labels are summed). ``step`` may be None if there is
     one. Runs (at most six) share a plane where their angle of the two losses is the same to half a degree; otherwise
-    each of at most eight runs has its own.
+    each of at most 16 runs has its own.
     """
     style.check(frame, ("run", "step", "gradient", "other", "inner"))
     arrows = {str(run): _arrows(str(run), gram_at(frame[frame["run"] == run], step)) for run in frame["run"].unique()}
@@ -41,16 +51,17 @@ def g_effect_plane(frame: pd.DataFrame, step: int | None = None) -> Figure:
     planes = {"": list(arrows)} if together else {run: [run] for run in arrows}
     style.at_most(MOST, "runs", planes)
     looks = dict(zip(arrows, RUNS, strict=False)) if together else dict.fromkeys(arrows, RUNS[0])
-    figure, panels, _ = style.panel_grid(len(planes), ACROSS, lambda width, across: (width - 0.5) / across + 0.35, 0.85)
+    figure, panels, _ = page.panels(
+        len(planes), ACROSS, lambda width, across: (width - 0.5) / across + 0.35, 0.85, shared="xy"
+    )
     for (title, runs), axes in zip(planes.items(), panels, strict=True):
         _furnish(axes, arrows[runs[0]], title)
         for width, run in zip(1.2 + 0.6 * np.arange(len(runs))[::-1], runs, strict=True):  # thick first, to hide none
             for name in (name for name in DIRECTIONS if name in arrows[run]):
                 _arrow(axes, arrows[run][name], looks[run], DIRECTIONS[name], width)
-    style.name_axes(
-        figure, "along the forget gradient (share of a direction's norm)", "across it, towards the retain gradient"
-    )
-    style.finish(figure, _keys(arrows, looks if together else {"objective": RUNS[0]}), 3, above=True)
+    x, y = "along the forget gradient (share of a direction's norm)", "across it, towards the retain gradient"
+    page.name(figure, panels, *(text if len(panels) == 1 else text.replace(" (", "\n(") for text in (x, y)))
+    style.finish(figure, _keys(arrows, looks if together else {"objective": RUNS[0]}), page)
     return figure
 
 
@@ -84,7 +95,7 @@ def _furnish(axes: Axes, arrows: dict[str, Numbers], title: str) -> None:
         x, y = 1.22 * arrows[name]
         axes.text(x, y, symbol, ha="center", va="center", size=8)
     caption = f"gradients of the losses at {angle:.0f}°"
-    axes.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1])
+    axes.set(xlim=(-1.75, 1.5), ylim=(-1.5, 1.5), aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1])
     axes.set_title(f"{title}\n{caption}" if title else caption, parse_math=False, size=7)
 
 
@@ -135,20 +146,19 @@ def retain_by_cosine(frame: pd.DataFrame, y: str = "heldout_rise") -> Figure:
     for rectifier, axes in zip(rectifiers, panels, strict=True):
         axes.axvspan(-1, 0, color="0.95", lw=0, zorder=0)
         axes.axhline(0, color="0.55", lw=0.7, zorder=1)
-        axes.text(0.02, 0.98, "conflict", transform=axes.transAxes, va="top", in_layout=False, **NOTE)
         title = "without rectifier" if rectifier == "none" else f"with {rectifier}"
-        axes.set(title=title, xlim=(-1, 1), xticks=[-1, -0.5, 0, 0.5, 1])
-        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_title(title)
         for run, look in looks.items():
             _steps(axes, rows[(rows["run"] == run) & (rows["rectifier"] == rectifier)], y, look)
-    if y == "heldout_accuracy":
-        panels[0].set_ylim(-0.03, 1.03)
+    style.rescale([panels[0].xaxis], np.zeros(1), "linear", 4)
+    low, high = style.around_zero(panels[0].xaxis, style.finite(pd.concat([rows["cosine"], rows["rectified"]])), 0.05)
+    panels[0].set_xlim(max(-1, low), min(1, high))
     panels[0].set_ylabel(Y[y])
-    figure.supxlabel("cosine to the step's retain gradient", size=8)
+    figure.supxlabel("cosine to the step's retain gradient (shaded: conflict)", size=8)
     keys = {run: DOT | {"c": look["c"], "marker": look["marker"]} for run, look in looks.items()}
     if rows["rectified"].notna().any():
         keys |= {"before rectification": BEFORE | {"c": "0.35", "marker": "o"}}
-    style.finish(figure, keys, 4 if len(rectifiers) > 1 else 2, above=True)
+    style.finish(figure, keys)
     return figure
 
 
@@ -163,62 +173,63 @@ def _steps(axes: Axes, rows: pd.DataFrame, y: str, look: Look) -> None:
 
 
 COLUMNS = ("step", "target", "reading", "predicted", "measured")
-WATCHED = {"forget": "above 0: forgets", "retain": "above 0: harms the retain set"}
-HARM = "above 0: harm"
+WATCHED = {"forget": "above 0 forgets", "retain": "above 0 harms"}
+HARM = "above 0 harms"
 FORMULAS = {"gradient": r"$-\eta\,\langle\nabla R,\, d\rangle$", "update": r"$\langle\nabla R,\, \Delta\theta\rangle$"}
 MEASURED: Look = {"c": "black", "marker": "D", "ls": "-", "lw": 1.6}
-MOST_TARGETS, MOST_TICKS = 4, 5
+MOST_TARGETS = 4
 IDENTITY: Look = {"c": "0.35", "ls": "--", "lw": 0.9}
 
 
 @styled
-def prediction_plane(frame: pd.DataFrame) -> Figure:
+def prediction_plane(frame: pd.DataFrame, scale: str = "linear", page: Page = PAGE) -> Figure:
     """Draw the predicted (x) against the measured (y) change of each loss, a point a step and a square panel a target.
 
     Columns ``step``, ``target`` (``forget``, ``retain``), ``reading`` (``gradient``, ``update``), ``predicted`` and
-    ``measured`` (nats a token), and optionally ``run`` (at most four, a row of panels each). Above a panel stands
-    R² = 1 − Σ(measured − predicted)² / Σ(measured − mean)² of each reading; nothing is fitted.
+    ``measured`` (nats a token), and optionally ``run`` (at most eight) and ``standard_error`` (of the measured change;
+    bars of two). Above a panel stands R² = 1 − Σ(measured − predicted)² / Σ(measured − mean)² of each reading; nothing
+    is fitted. Every panel has axes of its own.
     """
-    cells, shape = _cells(frame)
-    layout = ConstrainedLayoutEngine(h_pad=0.08)
-    figure = Figure(figsize=(TWO_COLUMN, 0.8 + 3.6 * shape[0]), layout=layout)
-    panels = figure.subplots(*shape, squeeze=False)
-    for (title, _, rows), axes in zip(cells, panels.flat, strict=False):
+    cells, across = _cells(frame)
+    figure, panels, _ = page.panels(len(cells), across, lambda width, n: (width - 0.3) / n + 0.35, 0.8, least=1.0)
+    values = frame[["predicted", "measured"]].to_numpy(float).ravel()
+    note = style.rescale([axis for axes in panels for axis in (axes.xaxis, axes.yaxis)], values, scale, 2)
+    for (title, _, rows), axes in zip(cells, panels, strict=True):
         _prediction(axes, rows, title)
-    for axes in panels.flat[len(cells) :]:
-        axes.remove()
-    for axes in panels[:, 0]:
-        axes.set_ylabel("measured change (nats/token)")
-    for axes in panels[-1]:
-        axes.set_xlabel("predicted change (nats/token)")
+    bars = [BARS] if "standard_error" in frame and frame["standard_error"].notna().any() else []
+    page.name(figure, panels, f"predicted change (nats/token{note})", f"measured change\n(nats/token{note})", bars)
     looks = {f"{reading}: {FORMULAS[reading]}": look for reading, look in _dots(frame).items()}
-    style.finish(figure, looks | {"predicted = measured": IDENTITY}, 3)
+    style.finish(figure, looks | {"predicted = measured": IDENTITY}, page)
     return figure
 
 
+BARS = "bars: two standard errors of the measured change"
+
+
 @styled
-def prediction_sums(frame: pd.DataFrame) -> Figure:
+def prediction_sums(frame: pd.DataFrame, scale: str = "linear", page: Page = PAGE) -> Figure:
     """Draw the predicted and the measured changes of each loss, summed from the first step on, a panel a target.
 
     Columns as of `prediction_plane`; a step without a number adds nothing.
     """
-    cells, shape = _cells(frame)
-    figure = Figure(figsize=(TWO_COLUMN, 0.6 + 2.0 * shape[0]), layout="constrained")
-    panels = figure.subplots(*shape, squeeze=False, sharex="col")
-    for (title, target, rows), axes in zip(cells, panels.flat, strict=False):
-        _sums(axes, rows, WATCHED.get(target, HARM))
-        axes.set_title(title)
-    for axes in panels.flat[len(cells) :]:
-        axes.remove()
-    for axes in panels[-1]:
-        axes.set_xlabel("unlearning step" if set(frame["target"]) <= set(WATCHED) else "training step")
-    style.finish(figure, {name: READINGS[name] for name in _dots(frame)} | {"measured": MEASURED}, 3)
+    cells, across = _cells(frame)
+    figure, panels, side = page.panels(len(cells), across, lambda *_: 1.6, 0.8)
+    drawn = {axes: _sums(axes, rows) for (_, _, rows), axes in zip(cells, panels, strict=True)}
+    for i, ((title, target, _), axes) in enumerate(zip(cells, panels, strict=True)):
+        axes.set_title(f"{title}\n{WATCHED.get(target, HARM)}", size=7)
+        axes.tick_params(labelbottom=i + side >= len(cells))
+    note = style.rescale([axes.yaxis for axes in panels], np.concatenate([*drawn.values()]), scale)
+    each = frame["target"].nunique()
+    said = style.fit([panels[i : i + each] for i in range(0, len(panels), each)], drawn, "run")
+    step = "unlearning step" if set(frame["target"]) <= set(WATCHED) else "training step"
+    page.name(figure, panels, step, f"summed change of loss\n(nats/token{note})", [said])
+    style.finish(figure, {name: READINGS[name] for name in _dots(frame)} | {"measured": MEASURED}, page)
     return figure
 
 
-def _cells(frame: pd.DataFrame) -> tuple[list[tuple[str, str, pd.DataFrame]], tuple[int, int]]:
-    """Title, target and rows of each run and target, and how many panels stand one below another and side by side."""
-    runs = style.by_run(frame, COLUMNS, most=4)
+def _cells(frame: pd.DataFrame) -> tuple[list[tuple[str, str, pd.DataFrame]], int]:
+    """Title, target and rows of each run and target, and how many panels stand side by side."""
+    runs = style.by_run(frame, COLUMNS)
     if unknown := set(frame["reading"]) - set(READINGS):
         message = f"{', '.join(sorted(map(str, unknown)))} is no reading of a prediction check"
         raise GeffectError(message, remedy=f"Leave it out; there are {', '.join(READINGS)}")
@@ -229,7 +240,7 @@ def _cells(frame: pd.DataFrame) -> tuple[list[tuple[str, str, pd.DataFrame]], tu
         for run, rows in runs.items()
         for target in targets
     ]
-    return cells, ((len(cells) + 1) // 2, 2) if len(runs) == 1 and len(targets) > 2 else (len(runs), len(targets))
+    return cells, 2 if len(cells) < 3 else 3 if len(targets) == 3 else 4
 
 
 def _dots(frame: pd.DataFrame) -> dict[str, Look]:
@@ -243,16 +254,32 @@ def _dots(frame: pd.DataFrame) -> dict[str, Look]:
 
 def _prediction(axes: Axes, cell: pd.DataFrame, title: str) -> None:
     """Draw one panel of the plane; its title and R² stand above it, where no point can be."""
+    fits = {}
     for reading, look in _dots(cell).items():
         points = cell[cell["reading"] == reading]
         finite = points[["predicted", "measured"]].replace([np.inf, -np.inf], np.nan).dropna()
         fit = r_squared(list(finite["predicted"]), list(finite["measured"])) if len(finite) else math.nan
-        label = f"{reading}: R² = {_digits(fit)}"
-        axes.plot(points["predicted"], points["measured"], label=label, **look)
-    title += " (symlog)" if _same_scales(axes, cell) else ""
-    axes.yaxis.get_offset_text().set_horizontalalignment("right")  # beside what stands above the panel
+        (line,) = axes.plot(points["predicted"], points["measured"], label=reading, **look)
+        fits[line] = f"R² = {_digits(fit)}"
+        for low, high in style.errors(points.rename(columns={"standard_error": "± measured"}), "measured"):
+            axes.vlines(points["predicted"], low, high, color=look["c"], lw=0.7, zorder=1.5)
+    barred = cell.rename(columns={"standard_error": "± measured"})
+    edges = [pd.Series(edge) for pair in style.errors(barred, "measured") for edge in pair]
+    drawn = style.finite(pd.concat([cell["predicted"], cell["measured"], *edges]))
+    limits = style.around_zero(axes.yaxis, drawn, 0.06)
+    style.cross(axes)
+    axes.plot(limits, limits, zorder=1, **IDENTITY)
+    axes.set(xlim=limits, ylim=limits, box_aspect=1)
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), title=title, title_fontsize=8, alignment="left", handlelength=1
+        handles=list(fits),
+        labels=list(fits.values()),
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        title=title,
+        title_fontsize=7,
+        alignment="left",
+        handlelength=1,
+        borderpad=0.1,
     )
 
 
@@ -260,36 +287,14 @@ def _digits(value: float) -> str:
     return (f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}").replace("-", "−")
 
 
-def _same_scales(axes: Axes, cell: pd.DataFrame) -> bool:
-    """Put both axes on one scale and draw the diagonal; True if symlog, as where predictions are far off."""
-    predicted, measured = (style.finite(cell[column]) for column in ("predicted", "measured"))
-    reach, size = (np.abs(values).max(initial=0) for values in (predicted, measured))
-    wide = bool(reach > 30 * size > 0)
-    if wide:
-        low, high = np.floor(np.log10([np.median(np.abs(measured[measured != 0])), reach])).astype(int)
-        axes.set_xscale("symlog", linthresh=10.0**low)
-        axes.set_yscale("symlog", linthresh=10.0**low)
-        ticks = style.decades(low, high, 2)
-        axes.set(xticks=ticks, yticks=ticks)
-    limits = style.around_zero(axes.yaxis, np.concatenate([predicted, measured]), 0.06)
-    style.cross(axes)
-    axes.plot(limits, limits, zorder=1, **IDENTITY)
-    axes.set(xlim=limits, ylim=limits, box_aspect=1)
-    if not wide:
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(MOST_TICKS))  # more touch each other below a panel
-    return wide
-
-
-def _sums(axes: Axes, cell: pd.DataFrame, note: str) -> None:
-    """Draw one panel of sums; its y-axis includes zero and what is drawn."""
+def _sums(axes: Axes, cell: pd.DataFrame) -> Numbers:
+    """Draw one panel of sums, and return what its axis must hold."""
     measured = cell.drop_duplicates("step")
     parts = {"measured": measured.assign(sum=measured["measured"])}
     for reading, rows in cell.groupby("reading", sort=False):
         parts[str(reading)] = rows.assign(sum=rows["predicted"])
+    parts = {name: rows.assign(sum=rows["sum"].fillna(0).cumsum()) for name, rows in parts.items()}
     for name, rows in parts.items():
-        style.curve(axes, rows.assign(sum=rows["sum"].fillna(0).cumsum()), "sum", name, READINGS.get(name, MEASURED))
-    drawn = pd.Series(np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines]))
-    style.furnish(axes, note)
-    style.center(axes, drawn, "summed change of loss", "nats/token")
-    axes.set_ylim(*style.around_zero(axes.yaxis, style.finite(drawn), 0.15))  # most sums have one sign
+        style.curve(axes, rows, "sum", name, READINGS.get(name, MEASURED))
+    style.furnish(axes)
+    return style.finite(pd.concat([rows["sum"] for rows in parts.values()]))

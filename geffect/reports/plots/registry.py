@@ -4,7 +4,8 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from inspect import signature
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
@@ -22,12 +23,13 @@ from geffect.record.frames import (
     read_tokens,
 )
 from geffect.record.reader import Damaged, keep_lines, read_metrics
-from geffect.reports.compare import descended, whole_overlaps
+from geffect.reports.compare import effects_to_draw, whole_overlaps
 from geffect.reports.plots.curves import (
     cosine_curves,
     effect_curves,
     g_effect_curves,
     jaccard_curves,
+    overlaps_of,
     price_curves,
     relearning_curves,
 )
@@ -40,7 +42,9 @@ from geffect.reports.plots.heat_maps import (
     layer_heat_map,
     overlap_matrix,
 )
+from geffect.reports.plots.options import COLUMNS, FIGURE, FILES, FILTERS, Options
 from geffect.reports.plots.planes import g_effect_plane, prediction_plane, prediction_sums
+from geffect.reports.plots.style import PAGE, Page
 from geffect.reports.plots.trade_offs import trade_off
 from geffect.reports.price import price
 
@@ -51,7 +55,8 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger(__name__)
 Draw = Callable[..., "Figure"]
-Options = dict[str, float]
+Own = dict[str, float]
+DEFAULT = Options()
 
 
 class Drawing(NamedTuple):
@@ -72,6 +77,7 @@ class Plot:
     Attributes:
         evaluation: it is drawn of a directory of ``geffect evaluate``, not of a run.
         by_group: ``frame`` takes a keyword ``scheme``: how layers make groups.
+        filters: which of ``steps``, ``targets`` and ``groups`` a reader may choose among.
         options: the options of ``draw`` for each figure that the command and the page draw of a frame, such as
             ``[{"share": 0.1}, {"share": 0.2}]``; they are columns of the frame. The first are the defaults.
     """
@@ -85,29 +91,60 @@ class Plot:
     by_group: bool = False
     localization: bool = False
     evaluation: bool = False
-    options: Callable[[pd.DataFrame], list[Options]] = lambda _: [{}]
+    filters: tuple[str, ...] = ("steps",)
+    options: Callable[[pd.DataFrame], list[Own]] = lambda _: [{}]
 
-    def figure(self, runs: "Mapping[str, Run]", scheme: str = "thirds", **options: object) -> "Figure":
+    @property
+    def own(self) -> list[str]:
+        """The options of the function that draws, beside those that all plots may have."""
+        _, *rest = signature(self.draw).parameters
+        return [name for name in rest if name not in ("page", "scale")]
+
+    def takes(self, *further: str) -> list[str]:
+        """The options that the plot takes, with what is further taken of any figure."""
+        drawn, framed = signature(self.draw).parameters, signature(self.frame).parameters
+        names = [*self.filters, *(["reading"] if "reading" in framed else []), *(["scale"] if "scale" in drawn else [])]
+        names += ["width", "figsize"] if "page" in drawn else []
+        names += ["labels"] if self.several else []
+        return [*names, "style", *(each for each in further if each != "ax" or "page" in drawn), *self.own]
+
+    def figure(self, runs: "Mapping[str, Run]", scheme: str = "thirds", chosen: Options = DEFAULT) -> "Figure":
         """The figure of runs by name; a run that recorded nothing to draw is left out with a warning."""
-        if len(runs) > 1 and not self.several:
-            raise GeffectError(f"A plot of {self.name} shows one run, not {len(runs)}", remedy="Draw each by itself")
-        frame = self._frames(runs, scheme)
-        return self.draw(frame, **self.options(frame)[0] | options)
+        frame = self._frames(runs, scheme, chosen, FIGURE)
+        with chosen.styled():
+            return self.draw(frame, **self.options(frame)[0] | self._drawing(chosen))
 
-    def drawings(self, runs: "Mapping[str, Run]", scheme: str = "thirds") -> Iterator[Drawing]:
+    def drawings(
+        self, runs: "Mapping[str, Run]", scheme: str = "thirds", chosen: Options = DEFAULT
+    ) -> Iterator[Drawing]:
         """Every figure of runs by name that the command and the page show."""
-        frame = self._frames(runs, scheme)
+        frame = self._frames(runs, scheme, chosen, FILES)
         for options in self.options(frame):
             name = "-".join([self.name, *(f"{value:g}" for value in options.values())])
             shown = frame[(frame[list(options)] == pd.Series(options)).all(axis=1)] if options else frame
-            yield Drawing(self, name, self.draw(frame, **options), shown)
+            with chosen.styled():
+                yield Drawing(self, name, self.draw(frame, **options | self._drawing(chosen)), shown)
 
-    def _frames(self, runs: "Mapping[str, Run]", scheme: str) -> pd.DataFrame:
-        """The frames of all runs that have one, in one."""
+    def _drawing(self, chosen: Options) -> dict[str, Any]:
+        """What the function that draws is given of the reader's options."""
+        page = {"page": chosen.page} if "page" in signature(self.draw).parameters else {}
+        return page | ({"scale": chosen.scale} if chosen.scale else {}) | dict(chosen.own)
+
+    def _frames(
+        self, runs: "Mapping[str, Run]", scheme: str, chosen: Options, further: tuple[str, ...]
+    ) -> pd.DataFrame:
+        """The chosen rows of the frames of all runs that have one, in one."""
+        if refused_options := [name for name in chosen.given if name not in self.takes(*further)]:
+            message = f"A plot of {self.name} takes no option {', '.join(refused_options)}"
+            raise GeffectError(message, remedy=f"It takes {', '.join(self.takes(*further))}")
+        if len(runs) > 1 and not self.several:
+            raise GeffectError(f"A plot of {self.name} shows one run, not {len(runs)}", remedy="Draw each by itself")
         frames, refused = [], {}
-        for name, run in runs.items():
+        reading = {"reading": chosen.reading} if chosen.reading else {}
+        for name, run in chosen.rename(runs).items():
             try:
-                frames.append(self._frame(run, scheme).assign(**{"run": name} if self.several else {}))
+                frame = self._frame(run, reading | ({"scheme": scheme} if self.by_group else {}))
+                frames.append(frame.assign(**{"run": name} if self.several else {}))
             except Damaged:
                 raise
             except GeffectError as error:
@@ -116,14 +153,18 @@ class Plot:
             raise next(iter(refused.values()))
         for name, reason in refused.items():
             LOGGER.warning("%s is drawn without %s: %s", self.name, name, reason)
-        return pd.concat(frames)
+        frame = pd.concat(frames)
+        for option, columns in {"steps": {"step"}, "targets": {"target", *COLUMNS}, "groups": {"group"}}.items():
+            if option in chosen.given and not columns & set(frame):
+                raise GeffectError(f"A plot of {self.name} has no {option} to choose", remedy="Leave the option out")
+        return chosen.select(frame)
 
-    def _frame(self, run: "Run", scheme: str) -> pd.DataFrame:
+    def _frame(self, run: "Run", keywords: dict[str, str]) -> pd.DataFrame:
         if self.localization and not run.is_localization:
             raise GeffectError(f"There is no localization in {run.path}", remedy="Name a directory of geffect localize")
         if self.evaluation and not run.is_evaluation:
             raise GeffectError(f"There is no evaluation in {run.path}", remedy="Name a directory of geffect evaluate")
-        frame = self.frame(run, scheme=scheme) if self.by_group else self.frame(run)
+        frame = self.frame(run, **keywords)
         if frame.empty:
             raise GeffectError(f"{run.path} recorded nothing that {self.name} draws", remedy="Draw another plot")
         return frame
@@ -144,7 +185,7 @@ def plots_of(runs: "Mapping[str, Run]") -> list[Plot]:
 
 
 def draw_all(
-    plots: Sequence[Plot], runs: "Mapping[str, Run]", scheme: str = "thirds"
+    plots: Sequence[Plot], runs: "Mapping[str, Run]", scheme: str = "thirds", chosen: Options = DEFAULT
 ) -> tuple[list[Drawing], list[GeffectError]]:
     """The figures of plots, and why others could not be drawn; a line of log says that, too."""
     drawn: list[Drawing] = []
@@ -152,7 +193,7 @@ def draw_all(
     with keep_lines():
         for plot in plots:
             try:
-                drawn += plot.drawings(runs, scheme)
+                drawn += plot.drawings(runs, scheme, chosen)
             except Damaged:
                 raise
             except GeffectError as error:
@@ -193,7 +234,9 @@ def register_plot(
 
     def register(draw: Draw) -> Draw:
         text = caption or " ".join((draw.__doc__ or name).strip().split("\n\n")[0].split())
-        PLOTS[name] = Plot(name, frame, draw, title or name, text, several=several, localization=localization)
+        PLOTS[name] = Plot(
+            name, frame, draw, title or name, text, several=several, localization=localization, filters=FILTERS
+        )
         return draw
 
     return register
@@ -233,20 +276,27 @@ def _relearning(run: StrPath) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values("step", kind="stable")
 
 
-def _last_step(frame: pd.DataFrame) -> list[Options]:
+def _last_step(frame: pd.DataFrame) -> list[Own]:
     """The last step that all runs measured, if there is one."""
     runs = frame.groupby("run")["step"] if "run" in frame else [("", frame["step"])]
     common = set.intersection(*(set(steps) for _, steps in runs))
     return [{"step": int(max(common))} if common else {}]
 
 
-def _each_share(frame: pd.DataFrame) -> list[Options]:
+def _each_share(frame: pd.DataFrame) -> list[Own]:
     return [{"share": float(share)} for share in sorted(frame["share"].unique())]
 
 
-def _overlap_by_layer(frame: pd.DataFrame, share: float) -> "Figure":
+def _overlap_by_layer(frame: pd.DataFrame, share: float, page: Page = PAGE) -> "Figure":
     """Draw the Jaccard index of every pair of a localization's splits by layer."""
-    return jaccard_by_layer(frame[frame["share"] == share], share)
+    return jaccard_by_layer(frame[frame["share"] == share], share, page)
+
+
+def _effects(run: StrPath, scheme: str) -> pd.DataFrame:
+    """The effects on every target by layer group, after their total."""
+    frame = read_effects(run, "group", scheme)
+    sums = frame.groupby(["target", "step"], sort=False)["effect"].sum().reset_index()
+    return pd.concat([sums.assign(group="total").reindex(columns=frame.columns), frame], ignore_index=True)
 
 
 def _mean_cosines(run: StrPath) -> pd.DataFrame:
@@ -256,29 +306,39 @@ def _mean_cosines(run: StrPath) -> pd.DataFrame:
     return both.groupby(["layer", "target", "other"], sort=False)["cosine"].mean().reset_index()
 
 
-def _jaccard(frame: pd.DataFrame) -> "Figure":
+def _objective_and_retain(run: StrPath, scheme: str) -> pd.DataFrame:
+    return overlaps_of(read_overlap(run, "group", scheme), "objective", "retain")
+
+
+def _jaccard(frame: pd.DataFrame, page: Page = PAGE) -> "Figure":
     """Draw the overlap of the objective's and the retain gradient by step and layer group, against chance."""
     share, *others = frame["share"].unique()
     if others:
         shares = ", ".join(f"{each:g}" for each in (share, *others))
         raise GeffectError(f"The runs recorded overlaps of several shares: {shares}", remedy="Draw runs of one share")
-    return jaccard_curves(frame, "objective", "retain", share)
+    return jaccard_curves(frame, "objective", "retain", share, page)
 
 
 _ALL = (
     Plot(
         "g_effect",
-        lambda run, scheme: descended(read(run, "group", scheme)),
+        lambda run, scheme, reading="published": effects_to_draw(run, "group", scheme, reading),
         g_effect_curves,
         "G-effects by layer group",
-        "Each line is a layer group's inner product of a loss's gradient with what was descended. Upper "
-        "panel: below 0, the step raises the forget loss, which is wanted. Lower panel: below 0, it raises "
-        "the retain loss, which is harm. The sum of the lines is the whole model's G-effect. It predicts a "
-        "change under plain SGD; an adaptive optimizer applies something else.",
+        "Each line is a layer group's inner product of a loss's gradient with what was descended, the thick one their "
+        "sum. Left panel: below 0, the step raises the forget loss, which is wanted. Right panel: below 0, it raises "
+        "the retain loss, which is harm. It predicts a change under plain SGD; an adaptive optimizer applies something "
+        "else. Bands, where standard errors were measured, are two of them wide on either side.",
         several=True,
         by_group=True,
+        filters=FILTERS,
     ),
-    Plot("layers", lambda run: descended(read(run, "layer")), layer_heat_map),
+    Plot(
+        "layers",
+        lambda run, reading="published": effects_to_draw(run, "layer", reading=reading),
+        layer_heat_map,
+        filters=("steps", "targets"),
+    ),
     Plot(
         "cosine",
         lambda run: cosines(read(run)),
@@ -314,13 +374,14 @@ _ALL = (
     ),
     Plot(
         "effects",
-        lambda run, scheme: read_effects(run, "group", scheme),
+        _effects,
         effect_curves,
         "What each step does to each target",
         "To first order, the change of a target's loss by what the optimizer applied, in nats a token, as the sum of "
         "the layer groups' parts: above 0 the step harms that target, below 0 it helps. It holds for steps small "
         "enough; the prediction check says how well.",
         by_group=True,
+        filters=FILTERS,
     ),
     Plot(
         "conflicts",
@@ -329,6 +390,7 @@ _ALL = (
         "Which targets pull apart",
         "Mean over the measured steps of the cosine of two targets' gradients, in the whole model and by layer. Below "
         "0 (orange) a step that helps one of the two harms the other.",
+        filters=("targets",),
     ),
     Plot(
         "price",
@@ -338,7 +400,7 @@ _ALL = (
         "To first order. The gray band is what steps of the same length and the same gain on the forget loss can do to "
         "the retain loss; the line is what this one did. Below: 1 is the cheapest of them, 0 the dearest.",
     ),
-    Plot("prediction", read_prediction, prediction_plane, several=True),
+    Plot("prediction", read_prediction, prediction_plane, several=True, filters=("steps", "targets")),
     Plot(
         "prediction_sums",
         read_prediction,
@@ -348,9 +410,10 @@ _ALL = (
         "that follows it may be trusted: 'update' pairs the loss's gradient with what the optimizer applied, "
         "'gradient' with the objective's gradient times the learning rate.",
         several=True,
+        filters=("steps", "targets"),
     ),
     Plot("relearning", _relearning, relearning_curves, several=True, evaluation=True),
-    Plot("tokens", lambda run: worst_texts(read_tokens(run)), token_strip),
+    Plot("tokens", lambda run: worst_texts(read_tokens(run)), token_strip, filters=()),
     Plot(
         "points",
         read_points,
@@ -358,13 +421,14 @@ _ALL = (
         "Single examples of the forget set",
         "Each point is a forget example: what ascending on it alone would do to both losses, to first order.",
     ),
-    Plot("jaccard", lambda run, scheme: read_overlap(run, "group", scheme), _jaccard, several=True, by_group=True),
-    Plot("overlap", whole_overlaps, overlap_matrix, localization=True, options=_each_share),
+    Plot("jaccard", _objective_and_retain, _jaccard, several=True, by_group=True, filters=("steps", "groups")),
+    Plot("overlap", whole_overlaps, overlap_matrix, localization=True, options=_each_share, filters=()),
     Plot(
         "overlap_by_layer",
         lambda run: read_overlap(run, "layer"),
         _overlap_by_layer,
         localization=True,
+        filters=(),
         options=_each_share,
     ),
 )

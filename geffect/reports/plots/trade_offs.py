@@ -8,32 +8,46 @@ from matplotlib.ticker import LogLocator
 
 from geffect.errors import GeffectError
 from geffect.reports.plots import style
-from geffect.reports.plots.style import NOTE, ONE_COLUMN, RUNS, Figure, Look, styled
+from geffect.reports.plots.style import ONE_COLUMN, PAGE, RUNS, Figure, Look, Page, styled
+
+START: Look = {"c": "black", "marker": "o", "ls": "", "mfc": "white", "ms": 4.5, "zorder": 5}
+LOSSES = ("forget loss (nats/token{}; higher: forgotten)", "heldout loss (nats/token{}; lower: kept)")
 
 
 @styled
-def trade_off(frame: pd.DataFrame) -> Figure:
+def trade_off(frame: pd.DataFrame, scale: str = "linear", page: Page = PAGE) -> Figure:
     """Draw each run's path in the plane of forget loss and heldout loss.
 
-    Columns ``run`` (at most six), ``step``, ``forget_loss`` and ``heldout_loss`` (nats a token). Start and ends are
-    marked, some points bear their step, and the good corner is named.
+    Columns ``run`` (six in one panel, else at most 16, a panel each before the others in gray), ``step``,
+    ``forget_loss`` and ``heldout_loss`` (nats a token). Start and ends are marked, and some points bear their step.
     """
-    runs = style.by_run(frame, ("run", "step", "forget_loss", "heldout_loss"), most=len(RUNS))
-    looks = dict(zip(runs, RUNS, strict=False))
+    runs = style.by_run(frame, ("run", "step", "forget_loss", "heldout_loss"))
+    cells, looks = style.cells(runs)
     paths = {run: rows.set_index("step")[["forget_loss", "heldout_loss"]] for run, rows in runs.items()}
-    start: Look = {"c": "black", "marker": "o", "ls": "", "mfc": "white", "ms": 7}
-    figure = Figure(figsize=(ONE_COLUMN, 3.2), layout="constrained")
-    axes = figure.subplots()
-    for run, path in paths.items():
-        end = looks[run] | {"markevery": [len(path) - 1], "ms": 7, "mec": "black"}
-        axes.plot(*path.to_numpy(float).T, label=run, **end)
-    axes.plot(*np.unique([path.iloc[0] for path in paths.values()], axis=0).T, zorder=5, **start)
-    axes.margins(x=0.1, y=0.2)
-    axes.text(0.98, 0.02, "forgotten and kept ↘", transform=axes.transAxes, ha="right", **NOTE)
-    _name_loss(axes.xaxis, "forget loss (nats/token{}; higher: forgotten)", axes.xaxis.get_data_interval())
-    _name_loss(axes.yaxis, "heldout loss (nats/token{}; lower: kept)", axes.yaxis.get_data_interval())
-    _number_steps(axes, paths, looks)
-    style.finish(figure, looks | {"start": start, "end": start | {"mfc": "0.7"}}, 2 if len(runs) > 1 else 3)
+    figure, panels, across = page.panels(
+        len(cells), COLUMNS, lambda width, n: 2.2 if n == 1 else 0.85 * width / n, 0.9, shared="xy"
+    )
+    for i, (shown, axes) in enumerate(zip(cells, panels, strict=True)):
+        for run in paths if len(cells) > 1 else ():
+            axes.plot(*paths[run].to_numpy(float).T, label="others", **style.OTHERS)
+        for run in shown:
+            end = looks[run] | {"markevery": [len(paths[run]) - 1], "ms": 6, "mec": "black"}
+            axes.plot(*paths[run].to_numpy(float).T, label=run, **end)
+        starts = np.unique([paths[run].iloc[0] for run in shown], axis=0)
+        axes.plot(*starts.T, **START)
+        axes.set_title(shown[0] if len(cells) > 1 else "")
+        axes.tick_params(labelbottom=i + across >= len(cells))
+    axes = panels[0]
+    axes.margins(x=0.1, y=0.15)
+    added = [
+        style.rescale([axis], frame[column].to_numpy(float), scale)
+        for axis, column in ((axes.xaxis, "forget_loss"), (axes.yaxis, "heldout_loss"))
+    ]
+    page.name(figure, panels, *(text.format(note) for text, note in zip(LOSSES, added, strict=True)))
+    if len(cells) == 1:
+        _number_steps(axes, paths, looks)
+    keys = {"the run": RUNS[0], "others": style.OTHERS} if len(cells) > 1 else dict(looks)
+    style.finish(figure, keys | {"start": START}, page)
     return figure
 
 
@@ -61,7 +75,7 @@ def _number_steps(axes: Axes, paths: dict[str, pd.DataFrame], looks: dict[str, L
             text = f"{'step ' if len(taken) == len(paths) else ''}{paths[run].index[index]:g}"
             falls = point[1] < paths[run].iloc[0, 1]  # keep the number off the path it belongs to
             shift, side = ((3, 3), "left") if falls else ((-3, 3), "right")
-            axes.annotate(text, point, shift, textcoords="offset points", size=6, ha=side)
+            axes.annotate(text, point, shift, textcoords="offset points", size=6.5, ha=side)
             axes.plot(*point, **looks[run])
             taken.append(place)
 
@@ -73,7 +87,6 @@ X = {
 }
 SEED: Look = {"c": "0.35", "lw": 0.5, "alpha": 0.7}
 MEAN: Look = {"lw": 1.5, "mec": "black", "ms": 4.5}
-START: Look = {"c": "black", "marker": "o", "ls": "", "mfc": "white", "ms": 4.5, "zorder": 5}
 RECTIFIERS: tuple[Look, ...] = (
     {"c": "#BB5566", "marker": "s", "ls": (0, (4, 1.2))},
     *({"ls": "-"} | look for look in RUNS if look["c"] != "#BB5566"),
@@ -90,19 +103,23 @@ def trade_off_grid(frame: pd.DataFrame, x: str = "forget_loss") -> Figure:
     """
     rows = _evaluations(frame, x)
     objectives, looks = list(rows["objective"].unique()), _looks(rows)
-    figure, panels, columns = _small_panels(len(objectives))
+    figure, panels = _small_panels(len(objectives))
     for objective, axes in zip(objectives, panels, strict=False):
         for rectifier, look in looks.items():
             _paths(axes, rows[(rows["objective"] == objective) & (rows["rectifier"] == rectifier)], x, look)
         axes.set_title(objective)
-    _name_loss_axes(figure, panels[0], rows[x])
+    _name_loss_axes(figure, panels, rows[x])
     seed = {"one seed": SEED} if rows["seed"].nunique() > 1 else {}
-    style.finish(figure, looks | seed | {"start": START}, 6 if columns > 1 else 2, above=True)
+    style.finish(figure, looks | seed | {"start": START})
     return figure
 
 
-def _small_panels(count: int) -> tuple[Figure, list[Axes], int]:
-    return style.panel_grid(count, COLUMNS, lambda width, across: 0.78 * width / across, 0.8)
+def _small_panels(count: int) -> tuple[Figure, list[Axes]]:
+    height = lambda width, across: 0.78 * width / across  # noqa: E731
+    figure, panels, across = PAGE.panels(count, COLUMNS, height, 0.8, shared="xy")
+    for axes in panels[count - across :]:
+        axes.tick_params(labelbottom=True)  # below some of these stands no panel
+    return figure, panels
 
 
 def _evaluations(frame: pd.DataFrame, x: str) -> pd.DataFrame:
@@ -138,14 +155,14 @@ def _paths(axes: Axes, cell: pd.DataFrame, x: str, look: Look) -> None:
         axes.plot(*mean.iloc[0], **START)
 
 
-def _name_loss_axes(figure: Figure, axes: Axes, values: "pd.Series[float]") -> None:
+def _name_loss_axes(figure: Figure, panels: list[Axes], values: "pd.Series[float]") -> None:
     """Name the axes that all panels share; an accuracy's axis is never logarithmic."""
-    label = X[str(values.name)]
+    label, axes = X[str(values.name)], panels[0]
     if values.name == "forget_loss":
         _name_loss(axes.xaxis, label, (values.min(), values.max()))
         label = axes.get_xlabel()
         axes.set_xlabel("")
-    style.name_axes(figure, label, "heldout accuracy (up: kept)")
+    PAGE.name(figure, panels, label, "heldout accuracy (up: kept)")
 
 
 @styled
@@ -168,15 +185,16 @@ def leaderboard(frame: pd.DataFrame, label: str) -> Figure:
         errors = np.abs(rows[["low", "high"]].to_numpy(float).T - rows["mean"].to_numpy(float))
         marks = {key: look[key] for key in ("c", "marker")}
         axes.errorbar(rows["mean"], heights, xerr=errors, ls="", elinewidth=1, mec="black", mew=0.4, **marks)
-    left = axes.get_xlim()[0]
-    for height, missing in enumerate(best.isna()):
-        if missing:
-            axes.text(left, height, " never reached", va="center", size=6, color="0.35")
+        missing = {"c": look["c"], "marker": look["marker"], "mfc": "white"}
+        tried = rows.index.isin(frame.loc[frame["rectifier"] == rectifier, "objective"])
+        never = np.flatnonzero(rows["mean"].isna() & tried)
+        axes.plot([0.02] * len(never), heights[never], ls="", transform=axes.get_yaxis_transform(), **missing)
     axes.set(yticks=range(len(best)), yticklabels=list(best.index), xlabel=label, ylim=(-0.7, len(best) - 0.3))
     axes.grid(axis="y", color="0.93", lw=0.6)
     axes.set_axisbelow(True)
     marked = {name: {"ls": "", **{key: look[key] for key in ("c", "marker")}} for name, look in looks.items()}
-    style.finish(figure, marked, len(marked), above=True)
+    hollow: Look = {"c": "0.35", "marker": "o", "mfc": "white", "ls": ""}
+    style.finish(figure, marked | ({"never got there": hollow} if frame["mean"].isna().any() else {}))
     return figure
 
 
@@ -190,7 +208,7 @@ def trade_off_bands(frame: pd.DataFrame, label: str) -> Figure:
     style.check(frame, ("objective", "rectifier", "forget_loss", "mean", "low", "high"))
     objectives, looks = list(frame["objective"].unique()), _looks(frame)
     style.at_most(MOST, "objectives", objectives)
-    figure, panels, _ = _small_panels(len(objectives))
+    figure, panels = _small_panels(len(objectives))
     for objective, axes in zip(objectives, panels, strict=True):
         for rectifier, look in looks.items():
             rows = frame[(frame["objective"] == objective) & (frame["rectifier"] == rectifier)]
@@ -198,6 +216,6 @@ def trade_off_bands(frame: pd.DataFrame, label: str) -> Figure:
             axes.fill_between(rows["forget_loss"], rows["low"], rows["high"], color=look["c"], alpha=0.2, lw=0)
             axes.plot(rows["forget_loss"], rows["mean"], c=look["c"], ls=look["ls"])
         axes.set_title(objective)
-    style.name_axes(figure, "forget loss (nats/token; right: forgotten)", label)
-    style.finish(figure, {name: {"c": look["c"], "ls": look["ls"]} for name, look in looks.items()}, 6, above=True)
+    PAGE.name(figure, panels, "forget loss (nats/token; right: forgotten)", label)
+    style.finish(figure, {name: {"c": look["c"], "ls": look["ls"]} for name, look in looks.items()})
     return figure
