@@ -8,7 +8,8 @@ import pandas as pd
 
 from geffect.data.load import QASet, load_set
 from geffect.errors import GeffectError, shorten
-from geffect.record.reader import damage_refused, evaluations, read_config, read_environment
+from geffect.record.frames import read_origin
+from geffect.record.reader import damage_refused, evaluations, read_config
 from geffect.reports.plots.examples import SHOWN
 
 FACT, TEXT = 120, 600  # characters shown of a setting, and of an example
@@ -18,17 +19,17 @@ COLUMNS = {"question": "question_column", "answer": "answer_column", "text": "te
 @damage_refused
 def facts(path: Path) -> list[str]:
     """Model, objective, rectifier, steps, learning rate and optimizer, date and version of geffect, where known."""
-    config, environment = read_config(path), read_environment(path)
+    config, origin = read_config(path), read_origin(path)
     objective, rectifier, rate = (config.get(name) for name in ("objective", "rectifier", "learning_rate"))
     parts = [
         ("", config.get("model") or config.get("checkpoints")),
         ("objective ", objective),
         ("rectifier ", rectifier if objective else None),
-        ("steps ", config.get("steps") and environment.get("batch", {}).get("steps", config["steps"])),
+        ("steps ", config.get("steps") and (origin.steps or config["steps"])),
         ("learning rate ", f"{rate:g}" if isinstance(rate, float) else rate),
-        ("optimizer ", environment.get("optimizer") or config.get("optimizer")),
-        ("", str(environment.get("started", ""))[:10]),
-        ("geffect ", environment.get("versions", {}).get("geffect")),
+        ("optimizer ", origin.optimizer or config.get("optimizer")),
+        ("", origin.started[:10]),
+        ("geffect ", origin.version),
     ]
     return [f"{name}{shorten(_text(value), FACT)}" for name, value in parts if value]
 
@@ -39,18 +40,14 @@ def _text(value: Any) -> str:
 
 def cautions(runs: Mapping[str, Path]) -> list[str]:
     """In what runs differ that a comparison takes to be equal: models, starting weights, sets."""
-    environments = {name: read_environment(path) for name, path in runs.items()}
+    origins = {name: read_origin(path) for name, path in runs.items()}
     models = {name: read_config(path).get("model") for name, path in runs.items()}
-    starts = {name: _hash(content.get("start", {})) for name, content in environments.items()}
+    starts = {name: origin.weights[:12] or "unknown" for name, origin in origins.items()}
     found = _differ("models", models) or _differ("starting weights", starts)
-    data = {name: content.get("data", {}) for name, content in environments.items()}
-    for part in dict.fromkeys(part for sets in data.values() for part in sets):
-        found += _differ(f"{part} sets", {name: _hash(sets.get(part, {})) for name, sets in data.items()})
+    for part in dict.fromkeys(part for origin in origins.values() for part in origin.sets):
+        hashes = {name: origin.sets.get(part, ("", "none"))[1][:12] for name, origin in origins.items()}
+        found += _differ(f"{part} sets", hashes)
     return found
-
-
-def _hash(part: Mapping[str, Any]) -> str:
-    return str(part.get("sha256") or "unknown")[:12]
 
 
 def _differ(what: str, values: Mapping[str, Any]) -> list[str]:
@@ -66,12 +63,12 @@ def with_texts(path: Path, worst: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
     The sets are read again, files and built-in ones only; a text is shown where the set's hash is the recorded one.
     """
-    config, recorded = read_config(path), read_environment(path).get("data", {})
+    config, recorded = read_config(path), read_origin(path).sets
     counts = {name: len(each.tokens) for line in evaluations(path)[:1] for name, each in line.examples.items()}
     texts, reasons = {}, []
     for name in worst["set"].unique():
         try:
-            texts[name] = _texts(config, recorded.get(name, {}), counts.get(name, 0))
+            texts[name] = _texts(config, recorded.get(name, ("", "")), counts.get(name, 0))
         except (GeffectError, OSError) as error:
             texts[name] = []
             reasons.append(f"Of {name}, no texts are shown: {error}")
@@ -81,15 +78,15 @@ def with_texts(path: Path, worst: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return worst.assign(text=column), " ".join(reasons)
 
 
-def _texts(config: Mapping[str, Any], recorded: Mapping[str, Any], count: int) -> list[str]:
+def _texts(config: Mapping[str, Any], recorded: tuple[str, str], count: int) -> list[str]:
     """The texts of a set, shortened, in the order of its examples."""
-    spec, folder = str(recorded.get("set", "")), config.get("data_dir")
+    (spec, expected), folder = recorded, config.get("data_dir")
     if spec.startswith("hub:") or not spec:
         raise GeffectError("a report reads no set from a network" if spec else "the record names no set")
     columns = {name: str(config.get(key, name)) for name, key in COLUMNS.items()}
     found = load_set(spec, Path(folder) if folder else None, **columns)
     if not isinstance(found, QASet):
         raise GeffectError(f"the examples of {spec} are chunks of one stream")
-    if len(found) != count or found.sha256 != recorded.get("sha256"):
+    if len(found) != count or found.sha256 != expected:
         raise GeffectError(f"{spec} is not what the run evaluated, example by example", remedy="Restore its file")
     return [shorten(f"{each['question']} → {each['answer']}".translate(SHOWN), TEXT) for each in found]
