@@ -324,7 +324,7 @@ def _browse(page: Path) -> None:
     )
     if ("BROWSER" in os.environ or not elsewhere) and webbrowser.open(page.as_uri()):
         return
-    _say(f"geffect: no browser can be opened here; open {page.as_uri()}, or copy the file to where one is", err=True)
+    _say(f"geffect: no browser can be opened here; open {page.as_uri()}, or copy the file to where one is")
 
 
 def _preview(config: "PreviewConfig") -> None:
