@@ -324,7 +324,8 @@ def _browse(page: Path) -> None:
     )
     if ("BROWSER" in os.environ or not elsewhere) and webbrowser.open(page.as_uri()):
         return
-    _say(f"geffect: no browser can be opened here; open {page.as_uri()}, or copy the file to where one is")
+    message = f"geffect: no browser can be opened here; open {page.as_uri()}, or copy the file to where one is"
+    typer.echo(visible_text(message), err=True)
 
 
 def _preview(config: "PreviewConfig") -> None:
