@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_hex
 
-from geffect.core.gram import direction_name, objective_name
-from geffect.core.layers import depth_key
+from geffect.core.effects import direction_name, objective_name
+from geffect.core.groups import depth_key
 from geffect.reports.compare import descended
 from geffect.reports.plots.examples import SHOWN
 from geffect.reports.plots.style import SIGNED, Numbers, signed
