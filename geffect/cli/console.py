@@ -380,7 +380,7 @@ def findings(checks: "Iterable[Finding]", *, as_json: bool) -> bool:
 def report(result: "Report", *, as_json: bool = False) -> None:
     """Print each run's outcome and findings and the page's path; or the same as JSON.
 
-    The JSON is ``{"page": …, "runs": [{"run": …, "outcome": {…}, "findings": [{…}], "price": […]}]}``.
+    The JSON is ``{"page": …, "cautions": […], "runs": [{"run": …, "outcome": {…}, "findings": [{…}], "price": […]}]}``.
     """
     console = Console(highlight=False)
     findings = {run: [each for each in result.findings if each.run == run] for run in result.outcomes}
@@ -390,7 +390,7 @@ def report(result: "Report", *, as_json: bool = False) -> None:
             | {"price": result.prices[run]}
             for run, outcome in result.outcomes.items()
         ]
-        console.print_json(dumps({"page": str(result.path), "runs": runs}))
+        console.print_json(dumps({"page": str(result.path), "cautions": result.cautions, "runs": runs}))
         return
     for run, outcome in result.outcomes.items():
         console.say(f"{run}: {outcome.sentence}" if len(result.outcomes) > 1 else outcome.sentence)
@@ -400,6 +400,8 @@ def report(result: "Report", *, as_json: bool = False) -> None:
             console.say("- No finding on its gradients is distinguishable from noise.", indent=2)
         for text in result.prices[run]:
             console.say(f"- {text}", indent=2)
+    for text in result.cautions:
+        console.say(f"caution: {text}")
     console.say(f"page: {result.path}")
 
 

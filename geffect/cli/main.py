@@ -301,7 +301,7 @@ def _evaluate(config: "EvaluateConfig", *, json: bool) -> None:
     console.evaluation(api.evaluate(config).path, as_json=json)
 
 
-def _report(config: "ReportConfig", *, json: bool) -> None:
+def _report(config: "ReportConfig", *, json: bool, open: bool) -> None:
     """Write runs as one HTML page that needs no network.
 
     It shows the outcome, findings, figures, layers and the worst examples.
@@ -309,7 +309,23 @@ def _report(config: "ReportConfig", *, json: bool) -> None:
     from geffect import api
     from geffect.cli import console
 
-    console.report(api.report(config), as_json=json)
+    report = api.report(config)
+    console.report(report, as_json=json)
+    if open:
+        _browse(report.path.resolve())
+
+
+def _browse(page: Path) -> None:
+    """Open a page in the browser, or say where it is where there is no display to open one on."""
+    import webbrowser
+
+    elsewhere = "SSH_CONNECTION" in os.environ or (
+        sys.platform.startswith("linux") and not {"DISPLAY", "WAYLAND_DISPLAY"} & {*os.environ}
+    )
+    if ("BROWSER" in os.environ or not elsewhere) and webbrowser.open(page.as_uri()):
+        return
+    message = f"geffect: no browser can be opened here; open {page.as_uri()}, or copy the file to where one is"
+    typer.echo(visible_text(message), err=True)
 
 
 def _preview(config: "PreviewConfig") -> None:
@@ -337,7 +353,8 @@ verb(RUN, "unlearn", "UnlearnConfig", _unlearn, **DRY_RUN, **RESUME, **YES)
 verb(RUN, "localize", "LocalizeConfig", _localize, **DRY_RUN, **YES)
 verb(LOOK, "inspect", "InspectConfig", _inspect, **DRY_RUN, resume="continue the unfinished inspection in --out", **YES)
 verb(LOOK, "evaluate", "EvaluateConfig", _evaluate, json="print metrics.json in place of a table", **YES)
-verb(LOOK, "report", "ReportConfig", _report, json="print each run's outcome and findings as JSON")
+REPORT = {"json": "print each run's outcome and findings as JSON", "open": "open the page in the browser"}
+verb(LOOK, "report", "ReportConfig", _report, **REPORT)
 verb(PREPARE, "preview", "PreviewConfig", _preview)
 verb(PREPARE, "doctor", "DoctorConfig", _doctor, json="print the findings as a JSON list")
 

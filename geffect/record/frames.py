@@ -5,7 +5,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -318,6 +318,28 @@ def read_settings(path: StrPath) -> dict[str, str]:
     data = {f"data {name}": part["sha256"][:12] for name, part in environment.get("data", {}).items()}
     flat = _flat({**read_config(path), **machine, **data})
     return {key: str(value) for key, value in flat if key != "out"}
+
+
+class Origin(NamedTuple):
+    """What a run was made from, as far as it was recorded."""
+
+    started: str  # ISO 8601; empty where unknown, as all texts here
+    version: str  # of geffect
+    optimizer: str
+    steps: int | None  # planned
+    weights: str  # hash of the weights it began with
+    sets: Mapping[str, tuple[str, str]]  # name → the set as it was named, the hash of its content
+
+
+@damage_refused
+def read_origin(path: StrPath) -> Origin:
+    """When, with which version, from which weights and with which sets a run was made."""
+    content = read_environment(path)
+    words = (content.get("started"), content.get("versions", {}).get("geffect"), content.get("optimizer"))
+    started, version, optimizer = (str(each or "") for each in words)
+    sets = {name: (str(part.get("set", "")), part["sha256"]) for name, part in content.get("data", {}).items()}
+    weights = str(content.get("start", {}).get("sha256") or "")
+    return Origin(started, version, optimizer, content.get("batch", {}).get("steps"), weights, sets)
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,6 +4,7 @@ A file is written aside and renamed, so that it is whole or absent; a line is on
 """
 
 import contextlib
+import datetime
 import itertools
 import json
 import math
@@ -258,6 +259,7 @@ def describe(device: "torch.device | None" = None) -> dict[str, Any]:
     from geffect.core.devices import device_name
 
     return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "git": _git_revision(),

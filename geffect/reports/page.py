@@ -8,37 +8,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import matplotlib
-import numpy as np
 import pandas as pd
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import to_hex
 
-from geffect.core.groups import depth_key
 from geffect.core.splits import TARGETS, role_of
-from geffect.errors import GeffectError, visible_text
+from geffect.errors import GeffectError, shorten, visible_text
 from geffect.io.readers import open_regular
 from geffect.record.frames import read_settings
-from geffect.record.reader import check_run, keep_lines
+from geffect.record.reader import Damaged, check_run, keep_lines
 from geffect.record.schema import TOKENS
 from geffect.record.writer import write as write_file
-from geffect.reports.compare import compare, descended, differences, summarize
+from geffect.reports.colored import LayerMap, Texts, layer_maps_of, token_texts
+from geffect.reports.compare import compare, differences, summarize
+from geffect.reports.context import cautions, facts, with_texts
 from geffect.reports.findings import Finding, nats, read_findings
 from geffect.reports.outcome import Outcome, outcome, worst_examples
-from geffect.reports.plots.examples import SHOWN
 from geffect.reports.plots.registry import draw_all, plots_of
-from geffect.reports.plots.style import SIGNED, STYLE, ink, signed
-from geffect.reports.price import price_sentences
+from geffect.reports.plots.style import STYLE
+from geffect.reports.price import cheapest_harm, price_by_part, price_sentences
 from geffect.reports.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDE = 5  # inches: it stands alone
+LONGEST = 5000  # characters shown of one text
 
 
 class Picture(NamedTuple):
     """A figure in a page."""
 
+    name: str  # of its plot
     title: str
     source: str
     alternative: str
@@ -52,117 +51,18 @@ def pictures(runs: Mapping[str, Run], scheme: str = "thirds") -> list[Picture]:
     shown = []
     for plot, _, figure, _ in drawings:
         text = f"{plot.title}, of {', '.join(runs)}. {plot.caption}"
-        shown.append(Picture(plot.title, data_uri(figure), text, plot.caption, figure.get_figwidth() > WIDE))
+        shown.append(Picture(plot.name, plot.title, data_uri(figure), text, plot.caption, figure.get_figwidth() > WIDE))
     return shown
 
 
 def data_uri(figure: "Figure") -> str:
     """A figure as SVG inside a URI; the same figure gives the same text."""
+    from markupsafe import Markup
+
     stream = io.StringIO()
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": "geffect"}):
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue().encode()).decode()
-
-
-MOST, LABELS = 60, 12  # columns of a map; about as many of them are named
-SIDES = {
-    "retain": ("raises the retain loss: harm", "lowers the retain loss"),
-    "unlearn": ("raises the forget loss: forgets", "lowers the forget loss"),
-}
-
-
-class Cell(NamedTuple):
-    """One layer at one step: its number as text, its color, whether it is above zero."""
-
-    text: str
-    color: str
-    above: bool
-
-
-class LayerMap(NamedTuple):
-    """One G-effect by layer and step."""
-
-    side: str  # retain or unlearn
-    below: str  # what a number below zero means
-    above: str
-    columns: list[tuple[str, bool]]  # a step, or steps that were averaged, and whether its name is shown
-    rows: dict[str, list[Cell]]  # layer → cells
-    pooled: int  # steps in a column
-
-
-def layer_maps(frame: pd.DataFrame) -> list[LayerMap]:
-    """Both G-effects by layer and step, retain first, on one color scale centered on zero.
-
-    Of a run of more than 60 measured steps, a column is the mean of several.
-    """
-    layers = sorted(frame["layer"].unique(), key=depth_key)
-    steps = np.sort(frame["step"].unique())
-    pooled = -(-len(steps) // MOST)
-    parts = [steps[at : at + pooled] for at in range(0, len(steps), pooled)]
-    place = {step: number for number, part in enumerate(parts) for step in part}
-    means = frame.groupby(["layer", frame["step"].map(place)])[list(SIDES)].mean()
-    colors = ScalarMappable(signed(means.to_numpy(float).ravel())[0], SIGNED)
-    every = -(-len(parts) // LABELS)
-    spans = [str(part[0]) if len(part) == 1 else f"{part[0]}–{part[-1]}" for part in parts]
-    columns = [(span, number % every == 0) for number, span in enumerate(spans)]
-    return [
-        LayerMap(side, *meanings, columns, _cells(means[side].unstack().loc[layers], colors), pooled)
-        for side, meanings in SIDES.items()
-    ]
-
-
-def _cells(table: pd.DataFrame, colors: ScalarMappable) -> dict[str, list[Cell]]:
-    return {
-        str(layer): [Cell(signed_text(value), color_of(value, colors), bool(value > 0)) for value in values]
-        for layer, values in zip(table.index, table.to_numpy(float), strict=True)
-    }
-
-
-def signed_text(value: float) -> str:
-    """A number with its sign and three digits; ``unknown`` where it is not finite."""
-    return f"{value:+.3g}".replace("-", "−") if np.isfinite(value) else "unknown"
-
-
-def color_of(value: float, colors: ScalarMappable) -> str:
-    """A number's color as ``#rrggbb``; gray where it is not finite."""
-    red, green, blue, _ = colors.to_rgba(np.nan_to_num(value))
-    return to_hex((red, green, blue)) if np.isfinite(value) else "#bfbfbf"
-
-
-class Token(NamedTuple):
-    """A token of a text, the number shown for it, and its colors (empty: none)."""
-
-    text: str
-    says: str
-    color: str
-    ink: str
-
-
-class Text(NamedTuple):
-    """One example of a set."""
-
-    title: str
-    tokens: list[Token]
-
-
-def token_texts(frame: pd.DataFrame) -> list[Text]:
-    """Texts on one color scale, those of the last step."""
-    frame = frame[frame["step"] == frame["step"].max()]
-    labeled = frame["labeled"].astype(bool)
-    colors = ScalarMappable(signed(frame.loc[labeled, "effect"].to_numpy(float))[0], SIGNED)
-    texts = []
-    for (name, example, direction), rows in frame.groupby(["set", "example", "direction"], sort=False):
-        tokens = rows.sort_values("position")[["token", "labeled", "effect"]].itertuples(index=False)
-        title = f"{name} example {example}, along the {direction}"
-        texts.append(Text(title, [_token(str(text), known, effect, colors) for text, known, effect in tokens]))
-    return texts
-
-
-def _token(text: str, labeled: bool, effect: float, colors: ScalarMappable) -> Token:
-    text = text.translate(SHOWN)
-    if not labeled:
-        return Token(text, "no loss", "", "")
-    return Token(text, signed_text(effect), color_of(effect, colors), ink(colors, effect))
+    return Markup("data:image/svg+xml;base64," + base64.b64encode(stream.getvalue().encode()).decode())
 
 
 class Table(NamedTuple):
@@ -172,26 +72,38 @@ class Table(NamedTuple):
     lines: list[list[str]]
 
 
+class Price(NamedTuple):
+    """The price of forgetting in one run."""
+
+    sentences: list[str]  # at the first and last measured weights
+    cheapest: Table | None  # c(B)
+    parts: Table | None  # what the steps paid, by group
+    why_not: str  # there is no table of parts
+
+
 class Section(NamedTuple):
     """One run."""
 
     name: str
     path: str
     key: str  # its anchor
+    facts: list[str]
     outcome: Outcome
     findings: list[Finding]
     scores: Table
     figures: list[Picture]
     maps: list[LayerMap]
-    texts: list[Text]
+    texts: Texts | None
     worst: Table  # by likelihood, where no tokens were recorded
+    no_text: str  # why some of them have no text
     settings: dict[str, str]
-    price: list[str]  # of forgetting, in words
+    price: Price
 
 
 class Comparison(NamedTuple):
     """Several runs side by side."""
 
+    cautions: list[str]
     table: Table
     equal: Table | None
     why_not: str  # there is no table of equal forgetting
@@ -203,24 +115,36 @@ def section(path: Path, name: str, key: str, scheme: str = "thirds") -> Section:
     """Read a run."""
     run = Run(path)
     findings = read_findings(path, name, scheme)  # first, as it refuses a run without measured steps
-    maps = layer_maps(descended(run.to_frame("layer"))) if {*TARGETS} <= {*map(role_of, run.targets)} else []
-    texts = token_texts(run.tokens()) if (path / TOKENS).exists() else []
-    scores, worst = _scores(run), _table(worst_examples(path))
-    figures, judged = pictures({name: run}, scheme), outcome(path)
+    maps = layer_maps_of(run.to_frame("layer")) if {*TARGETS} <= {*map(role_of, run.targets)} else []
+    texts = token_texts(run.tokens()) if (path / TOKENS).exists() else None
+    worst, no_text = with_texts(path, worst_examples(path))
     return Section(
         name,
         str(path),
         key,
-        judged,
+        facts(path),
+        outcome(path),
         findings,
-        scores,
-        figures,
+        _scores(run),
+        pictures({name: run}, scheme),
         maps,
         texts,
-        worst,
+        _table(worst),
+        no_text,
         read_settings(path),
-        price_sentences(path),
+        _price(path, scheme),
     )
+
+
+def _price(path: Path, scheme: str) -> Price:
+    cheapest, parts, why_not = cheapest_harm(path), None, ""
+    try:
+        parts = _table(price_by_part(path, scheme))
+    except Damaged:
+        raise
+    except GeffectError as error:
+        why_not = str(error)
+    return Price(price_sentences(path), None if cheapest.empty else _table(cheapest), parts, why_not)
 
 
 def comparison(runs: Mapping[str, Path], scheme: str = "thirds") -> Comparison:
@@ -228,12 +152,22 @@ def comparison(runs: Mapping[str, Path], scheme: str = "thirds") -> Comparison:
     differ = differences(runs)
     equal, why_not = None, ""
     try:
-        equal = _table(compare(runs).drop(columns="forget loss"))
+        equal = _table(_with_interval(compare(runs).drop(columns="forget loss")))
     except GeffectError as error:
         why_not = str(error)
     together = pictures({name: Run(path) for name, path in runs.items()}, scheme)
     names = differ.rename_axis("setting").reset_index() if len(differ) else pd.DataFrame(columns=["setting"])
-    return Comparison(_table(summarize(list(runs.values()))), equal, why_not, _table(names), together)
+    table = _table(summarize(list(runs.values())))
+    return Comparison(cautions(runs), table, equal, why_not, _table(names), together)
+
+
+def _with_interval(frame: pd.DataFrame) -> pd.DataFrame:
+    """A matched comparison with its interval in one column; a dash for the run that others are compared with."""
+    cells = [
+        f"{nats(value)} [{nats(low)},\N{NO-BREAK SPACE}{nats(high)}]" if place else "–"
+        for place, (value, low, high) in enumerate(frame[["more harm", "low", "high"]].itertuples(index=False))
+    ]
+    return frame.drop(columns=["low", "high"]).assign(**{"more harm": cells})
 
 
 def _scores(run: Run) -> Table:
@@ -263,6 +197,7 @@ class Report(NamedTuple):
     findings: list[Finding]
     outcomes: dict[str, Outcome]
     prices: dict[str, list[str]]  # of forgetting at each run's first and last measured weights, in words
+    cautions: list[str]  # in what several runs differ that a comparison takes to be equal
 
 
 def write(runs: Mapping[str, Path], out: Path, scheme: str = "thirds") -> Report:
@@ -272,15 +207,17 @@ def write(runs: Mapping[str, Path], out: Path, scheme: str = "thirds") -> Report
     _check_replaceable(out)
     with keep_lines():
         sections = [section(path, name, f"run-{i}", scheme) for i, (name, path) in enumerate(runs.items())]
-        page = _render(runs=sections, comparison=comparison(runs, scheme) if len(sections) > 1 else None)
+        together = comparison(runs, scheme) if len(sections) > 1 else None
+        page = _render(runs=sections, comparison=together)
     try:
         write_file(out, page)
     except OSError as error:
         reason = f"--out {out} cannot be written to: {error.strerror}"
         raise GeffectError(reason, remedy="Choose another place") from error
     findings = [finding for each in sections for finding in each.findings]
-    prices = {each.name: each.price for each in sections}
-    return Report(out, findings, {each.name: each.outcome for each in sections}, prices)
+    prices = {each.name: each.price.sentences for each in sections}
+    outcomes = {each.name: each.outcome for each in sections}
+    return Report(out, findings, outcomes, prices, together.cautions if together else [])
 
 
 def _check_replaceable(out: Path) -> None:
@@ -311,7 +248,9 @@ class Shades:
 
     def rules(self) -> str:
         """The style sheet of all classes that were asked for."""
-        return "\n".join(f".{name} {{ {rule} }}" for name, rule in sorted(self._rules.items()))
+        from markupsafe import Markup
+
+        return Markup("\n").join(f".{name} {{ {rule} }}" for name, rule in sorted(self._rules.items()))
 
 
 def digest(content: str) -> str:
@@ -320,10 +259,10 @@ def digest(content: str) -> str:
 
 
 def _shown(value: object) -> object:
-    """The visible form of text from a run, a model or a file, as a template prints it."""
+    """The visible form of text from a run, a model or a file, as a template prints it; cut where it is very long."""
     from markupsafe import Markup
 
-    return visible_text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return visible_text(shorten(value, LONGEST)) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _render(**content: object) -> str:

@@ -1,5 +1,7 @@
 """The price of forgetting (`geffect.core.price`) in a record: of each step, and before any."""
 
+import math
+from pathlib import Path
 from typing import get_args
 
 import pandas as pd
@@ -81,3 +83,51 @@ def _sentence(step: int, metric: Metric, harm: float, free: float) -> str:
         return f"{start} lowers the retain loss by {nats(-harm)} nats for each nat of forgetting: it is free."
     rest = f"a step of its length forgets {number(free)} nats at most without any harm."
     return f"{start} raises the retain loss by {nats(harm)} nats for each nat of forgetting; {rest}"
+
+
+GAINS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # nats that a step forgets whose length gradient ascent needs for one nat
+
+
+@damage_refused
+def cheapest_harm(path: StrPath) -> pd.DataFrame:
+    """c(B) at the first and the last measured weights: the least harm of a step of fixed length that forgets B.
+
+    The length is the one at which gradient ascent forgets 1 nat, to first order: c(B) = ‖g_r‖/‖g_f‖ · cos(acos B + θ).
+
+    Returns:
+        Columns ``forgets (nats)``, B, and for each of the two steps ``least harm at step N (nats)``, the rise of the
+        retain loss (below 0 it falls). Empty where a record lacks one of the two gradients.
+    """
+    found = [line for line in step_lines(path) if {"forget", "retain"} <= {*line.products.names}]
+    columns: dict[str, object] = {}
+    for line in found[:1] + found[1:][-1:]:
+        names, matrix = line.products.names, line.products.matrix
+        forget, retain = (names.index(each) for each in ("forget", "retain"))
+        squares = [matrix[each][each] for each in (forget, retain)]
+        if min(squares) > 0:
+            ratio = math.sqrt(squares[1] / squares[0])
+            angle = math.acos(max(-1.0, min(1.0, matrix[forget][retain] / math.sqrt(squares[0] * squares[1]))))
+            columns[f"least harm at step {line.step} (nats)"] = [
+                ratio * math.cos(math.acos(gain) + angle) for gain in GAINS
+            ]
+    return pd.DataFrame({"forgets (nats)": GAINS} | columns) if columns else pd.DataFrame()
+
+
+@damage_refused
+def price_by_part(path: Path, scheme: str = "thirds") -> pd.DataFrame:
+    """What the measured steps did, in the whole model and in each group, and what the cheapest steps would have done.
+
+    Returns:
+        Columns ``part``; ``forgot``, ``harmed``, ``cheapest`` and ``free``, sums over the steps of `price` (nats a
+        token, to first order); ``efficiency``, its mean, and that of the first and of the last step.
+    """
+    if not {*APPLIED} & {name for line in step_lines(path)[:1] for name in line.products.names}:
+        remedy = "Run geffect unlearn with --prediction 16 or --target"
+        raise GeffectError(f"{path} recorded no applied update", remedy=remedy)
+    both = [price(path, by, scheme).rename(columns={by: "part"}) for by in ("total", "group")]
+    parts = pd.concat([both[0].assign(part="whole model"), both[1]]).groupby("part", sort=False)
+    sums = parts[["gain", "harm", "cheapest", "free"]].sum().set_axis(["forgot", "harmed", "cheapest", "free"], axis=1)
+    kinds = {"efficiency": "mean", "efficiency, first step": "first", "efficiency, last step": "last"}
+    return pd.concat(
+        [sums, *(parts["efficiency"].agg(how).rename(name) for name, how in kinds.items())], axis=1
+    ).reset_index()

@@ -1,6 +1,7 @@
 """The report: what it says, what it refuses, and how it behaves in a real browser, offline."""
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -10,16 +11,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from geffect import api
 from geffect.config import InspectConfig, ReportConfig
 from geffect.errors import UNSEEN, GeffectError
-from geffect.record.reader import read_lines
-from geffect.record.schema import CONFIG
+from geffect.record.reader import read_environment, read_lines
+from geffect.record.schema import CONFIG, ENVIRONMENT
+from geffect.reports import page as page_module
+from geffect.reports.colored import Scale, contrast, ink_on, layer_maps, token_texts
+from geffect.reports.context import cautions, facts, with_texts
 from geffect.reports.outcome import outcome, worst_examples
-from geffect.reports.page import MARK, layer_maps
+from geffect.reports.page import MARK
+from geffect.reports.price import cheapest_harm, price, price_by_part
 from tests.conftest import Command, config
 
 WIDTHS = {"desktop": (1280, 800), "phone": (375, 740)}
@@ -256,8 +262,8 @@ def test_the_outcome_comes_first_then_the_findings(runs: list[Path], tmp_path: P
     text, expected = out.read_text(encoding="utf-8"), outcome(runs[0])
     assert printed[0] == expected.sentence
     assert printed[-1].endswith(str(out))
-    assert text.index("<h2>Outcome") < text.index(f'data-verdict="{expected.verdict}"') < text.index("<h2>Findings")
-    assert text.index("<h2>Findings") < text.index("<figure")
+    parts = ('class="facts"', "<h2>Outcome", f'data-verdict="{expected.verdict}"', "<h2>Findings", "<figure")
+    assert sorted(parts, key=text.index) == list(parts)
     told = json.loads(invoke("report", runs[0], "--out", out, "--json").out)
     found = told["runs"][0]["findings"]
     assert told["page"] == str(out)
@@ -285,6 +291,10 @@ def test_of_several_runs_each_has_its_outcome(
     text = out.read_text(encoding="utf-8")
     assert text.count("data-verdict=") == len(names)
     assert text.index("data-verdict=") < text.index("<table")
+    assert text.index("At equal forgetting") < text.index("At the end of each run")
+    assert json.loads(invoke("report", *runs, "--out", out, "--json").out)["cautions"] == cautions(
+        dict(zip(names, runs, strict=False))
+    )
 
 
 def test_the_same_runs_give_the_same_bytes_and_a_report_may_be_drawn_again(runs: list[Path], tmp_path: Path) -> None:
@@ -329,7 +339,7 @@ def test_a_long_run_is_pooled_and_every_cell_has_its_number() -> None:
         [(step, layer, step, -step) for step in steps for layer in layers],
         columns=["step", "layer", "unlearn", "retain"],
     )
-    retain, unlearn = layer_maps(frame)
+    unlearn, retain = layer_maps(frame)
     assert list(retain.rows) == ["embed", "block_2", "block_10", "lm_head"]
     assert retain.pooled == 3
     assert [name for name, _ in retain.columns][:2] == ["0–2", "3–5"]
@@ -340,6 +350,153 @@ def test_a_long_run_is_pooled_and_every_cell_has_its_number() -> None:
 
 def test_a_number_nobody_knows_is_gray() -> None:
     frame = pd.DataFrame({"step": [0], "layer": ["embed"], "unlearn": [math.nan], "retain": [1.0]})
-    retain, unlearn = layer_maps(frame)
+    unlearn, retain = layer_maps(frame)
     assert unlearn.rows["embed"][0] == ("unknown", "#bfbfbf", False)
     assert retain.rows["embed"][0].text == "+1"
+
+
+def test_the_facts_of_a_run_and_what_runs_differ_in(runs: list[Path], inspected: Path, tmp_path: Path) -> None:
+    environment = read_environment(runs[1])
+    day, version = environment["started"][:10], environment["versions"]["geffect"]
+    told = facts(runs[1])
+    assert told[1:5] == ["objective ga", "rectifier gru", "steps 12", "learning rate 0.001"]
+    assert told[-2:] == [day, f"geffect {version}"] and re.fullmatch(r"\d{4}-\d\d-\d\d", day)
+    assert not any(each.startswith(("steps", "rectifier")) for each in facts(inspected))
+    assert cautions({"a": runs[1], "b": runs[1]}) == []
+    assert [each.split(" (")[0] for each in cautions({"a": runs[0], "b": runs[1]})] == [
+        "The runs have different forget sets"
+    ]
+    other = shutil.copytree(runs[1], tmp_path / "other")
+    content = json.loads((other / ENVIRONMENT).read_text())
+    content["start"]["sha256"] = "0" * 64
+    (other / ENVIRONMENT).write_text(json.dumps(content))
+    assert "different starting weights (a: " in cautions({"a": runs[1], "b": other})[0]
+
+
+def test_every_map_has_its_key_in_sight_and_forget_comes_first(opened: Opened) -> None:
+    tab = opened("phone")
+    for board in tab.locator(".board:has(.map)").all():
+        key = board.locator(".key")
+        assert key.is_visible() and "nats a token per unit of learning rate" in key.inner_text()
+        top = max(float(re.sub("[−+]", "", each)) for each in re.findall(r"[−+][\d.e−+]*\d", key.inner_text())[:1])
+        numbers = [float(each.replace("−", "-")) for each in board.locator("td span").all_text_contents()]
+        assert max(map(abs, numbers)) <= top * 1.01
+    heads = tab.locator("#run-1 .board:has(.map) h4").all_text_contents()
+    assert heads == ["unlearn G-effect of the rectified gradient", "retain G-effect of the rectified gradient"]
+    assert tab.locator("#run-2 .key:not(figure .key)").inner_text().count("nats per unit of learning rate") == 1
+
+
+def test_worst_examples_have_their_text_where_the_set_is_the_same(runs: list[Path], tmp_path: Path) -> None:
+    worst = worst_examples(runs[0])
+    found, reason = with_texts(runs[0], worst)
+    assert reason == ""
+    place = int(found["example"].iloc[0])
+    assert found["text"].iloc[0] == f"<b>Q{place}</b>? → <img src=x>"
+    copy = shutil.copytree(runs[0], tmp_path / "copy")
+    content = json.loads((copy / ENVIRONMENT).read_text())
+    content["data"]["forget"]["sha256"] = "0" * 64
+    content["data"]["heldout"]["set"] = "hub:org/name/config/split"
+    (copy / ENVIRONMENT).write_text(json.dumps(content))
+    found, reason = with_texts(copy, worst)
+    assert "not what the run evaluated" in reason and "no set from a network" in reason
+    assert [each == "–" for each in found["text"]] == [name != "retain" for name in found["set"]]
+
+
+def test_long_texts_are_cut_with_a_note(runs: list[Path], tmp_path: Path) -> None:
+    tokens = pd.DataFrame({"step": 0, "set": "forget", "example": 0, "direction": "update", "position": range(500)})
+    texts = token_texts(tokens.assign(token="a\nb", labeled=True, effect=1.0))
+    assert (len(texts.texts[0].tokens), texts.texts[0].left_out) == (400, 100)
+    assert texts.texts[0].tokens[0].text == "a⏎b" and texts.key.unit.startswith("nats;")
+    copy = shutil.copytree(runs[1], tmp_path / "copy")
+    content = json.loads((copy / ENVIRONMENT).read_text())
+    (copy / ENVIRONMENT).write_text(json.dumps(content | {"attention": "</script><script>" * 60_000}))
+    page = api.report(ReportConfig.read(None, runs=[copy])).path
+    assert "… (1020000 characters)" in page.read_text() and page.stat().st_size < 1_000_000
+
+
+def test_the_least_harm_is_that_of_the_best_of_many_steps(runs: list[Path]) -> None:
+    """c(B) against a search over the plane of the two gradients."""
+    gram = read_lines(runs[0])[0]["gram"]
+    names, size = gram["gradients"], len(gram["gradients"])
+    upper = np.array(gram["values"]).sum(0)
+    matrix = np.zeros((size, size))
+    matrix[np.triu_indices(size)] = matrix.T[np.triu_indices(size)] = upper
+    f, r = names.index("forget"), names.index("retain")
+    forget = np.array([math.sqrt(matrix[f, f]), 0])
+    retain = np.array([matrix[f, r] / forget[0], math.sqrt(matrix[r, r] - (matrix[f, r] / forget[0]) ** 2)])
+    turns = np.linspace(0, 2 * np.pi, 200_001)
+    steps = np.stack([np.cos(turns), np.sin(turns)], 1) / forget[0]  # as long as ascent's step that forgets 1 nat
+    found = cheapest_harm(runs[0])
+    for gain, harm in found.iloc[:, :2].itertuples(index=False):
+        assert harm == pytest.approx((steps @ retain)[np.abs(steps @ forget - gain) < 2e-5].min(), abs=0.02)
+    frame = price(runs[0])
+    parts = price_by_part(runs[0]).set_index("part")
+    assert parts.loc["whole model", "harmed"] == pytest.approx(frame["harm"].sum())
+    assert parts["forgot"].drop("whole model").sum() == pytest.approx(frame["gain"].sum())
+    assert parts.loc["whole model", "efficiency, last step"] == frame["efficiency"].iloc[-1]
+
+
+def test_a_printed_page_loses_nothing(opened: Opened) -> None:
+    """In print's style at A4's width nothing runs over the side, explanations are open, maps have their colors."""
+    tab = opened("phone")
+    tab.set_viewport_size({"width": 680, "height": 900})
+    tab.emulate_media(media="print", color_scheme="dark")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 680
+    wide = "[...document.querySelectorAll('table, img')].filter(e => e.getBoundingClientRect().right > 681).length"
+    assert tab.evaluate(wide) == 0
+    assert tab.locator("details p").first.is_visible() and not tab.locator("summary").first.is_visible()
+    style = "e => [getComputedStyle(e).printColorAdjust, getComputedStyle(e).backgroundColor]"
+    kept, color = tab.locator(".map td[tabindex]").first.evaluate(style)
+    assert kept == "exact" and color != "rgba(0, 0, 0, 0)"
+    assert tab.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+    assert tab.locator(".paper img").first.evaluate("e => getComputedStyle(e).filter") == "none"
+    assert tab.pdf(format="A4")[:4] == b"%PDF"
+
+
+def test_pictures_are_dark_on_a_dark_page(opened: Opened) -> None:
+    tab = opened("desktop")
+    tab.emulate_media(color_scheme="dark")
+    assert "invert" in tab.locator(".paper img").first.evaluate("e => getComputedStyle(e).filter")
+
+
+def test_headings_go_down_one_level_at_a_time_and_heads_have_scope(opened: Opened) -> None:
+    tab = opened("desktop")
+    levels = tab.locator("h1, h2, h3, h4").evaluate_all("all => all.map(e => +e.tagName[1])")
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    assert tab.locator("th:not([scope])").count() == 0
+    tab.locator("nav a").first.focus()
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+
+
+def test_text_has_contrast() -> None:
+    """The page's own colors in both schemes, and letters on every color of a scale: 4.5 or more (WCAG 2.2, AA)."""
+    assert contrast("#767676", "#ffffff") == pytest.approx(4.54, abs=0.01)  # known
+    style = (Path(page_module.__file__).parent / "templates" / "style.css").read_text()
+    schemes = [dict(re.findall(r"--(\w+): (#\w{6})", each)) for each in re.findall(r":root \{(.*?)\}", style, re.S)]
+    for scheme in (each for each in schemes if each.get("ground", "").__len__() == 7):
+        for ink, ground in itertools.product(("ink", "soft", "link"), ("ground", "tint")):
+            assert contrast(scheme[ink], scheme[ground]) >= 4.5, (ink, ground)
+    scale = Scale(np.array([-1.0, 1.0]))
+    for color in map(scale.color, np.linspace(-1, 1, 201)):
+        assert contrast(color, {"black": "#000000", "white": "#ffffff"}[ink_on(color)]) >= 4.5
+
+
+def test_the_page_opens_in_the_browser_or_says_where_it_is(
+    runs: list[Path], tmp_path: Path, invoke: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, seen = tmp_path / "page.html", tmp_path / "seen"
+    program = tmp_path / "browser"
+    program.write_text(f'#!/bin/sh\nprintf %s "$1" > {seen}\n')
+    program.chmod(0o755)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SSH_CONNECTION", "here")
+    told = invoke("report", runs[1], "--out", out, "--open", "--json")
+    assert json.loads(told.out)["page"] == str(out)
+    assert f"no browser can be opened here; open {out.as_uri()}" in told.err and not seen.exists()
+    monkeypatch.setattr("webbrowser._tryorder", None)  # it reads BROWSER once
+    monkeypatch.setenv("BROWSER", f"{program} %s")
+    assert "no browser" not in invoke("report", runs[1], "--out", out, "--open").err
+    assert seen.read_text() == out.as_uri()
