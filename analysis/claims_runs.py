@@ -15,7 +15,7 @@ from analysis.grail_settings import COMMON, DOMAINS, METHODS, REAL, REGION, meth
 from analysis.grail_tables import metrics
 from analysis.prediction_study import OPTIMIZERS
 from analysis.runs import AUTHORS, DONE, ensure, inspected, remove_checkpoints
-from geffect.core.gram import cosines
+from geffect.core.effects import cosines
 from geffect.models.builtin import BUILT_IN
 from geffect.record.frames import read, read_points, read_prediction, read_steps
 from geffect.reports.compare import at_checkpoints, descended, whole_overlaps
