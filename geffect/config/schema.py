@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -65,7 +66,18 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Dtype = Literal["float32", "bfloat16", "float64"]
 DEVICE_KINDS = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu", "mlu", "mtia", "musa", "xla", "meta")
-Device = Annotated[str, Field(pattern=rf"^({'|'.join(DEVICE_KINDS)})(:[0-9]{{1,3}})?$")]
+
+
+def _device(name: str) -> str:
+    """A device by its kind and number; a backend of one's own is known once it is registered with torch."""
+    kind = re.fullmatch("([a-z_0-9]+)(:[0-9]{1,3})?", name)
+    own = sys.modules["torch"]._C._get_privateuse1_backend_name() if "torch" in sys.modules else ""
+    if kind is None or kind[1] not in (*DEVICE_KINDS, own):
+        raise PydanticCustomError("device", "a device")
+    return name
+
+
+Device = Annotated[str, AfterValidator(_device)]
 Mode = Literal["exact", "paper"]
 Scheme = Literal["thirds", "paper", "paper_script"]
 Gradient = Literal["objective", "forget", "retain", "retain_average", "masked", "rectified"]

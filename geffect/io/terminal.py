@@ -31,7 +31,7 @@ def wrap(text: str, width: int | None, indent: int = 0) -> str:
     A word that is longer than a line, such as a path, is left whole, and so is a command at the end, to be copied.
 
     >>> wrap("a path is left whole: runs/a-long-name", 12, indent=2)
-    'a path is\\n  left\\n  whole:\\n  runs/a-long-name'
+    'a path is\n  left\n  whole:\n  runs/a-long-name'
     """
     if width is None:
         return text

@@ -53,7 +53,7 @@ def test_an_absent_device_is_refused_with_those_there_are(name: str, gpus: int) 
     assert "cuda:0, cuda:1" in caught.value.remedy
 
 
-@pytest.mark.parametrize("device", ["", "CUDA", "cuda:", "cuda:1,2", "cpu cuda"])
+@pytest.mark.parametrize("device", ["", "cudda", "cuda:", "cuda:1,2", "cpu cuda"])
 def test_what_is_no_device_is_no_configuration(device: str) -> None:
     with pytest.raises(GeffectError, match="--device is"):
         UnlearnConfig(model="m", **SETS, out="o", device=device)

@@ -216,7 +216,7 @@ def _stop(*_: Any) -> None:
     ("changes", "says"),
     [
         ({"learning_rate": 0.5}, r"learning_rate is 0.5, and 0.001 in .*config.yaml. Resume the run from that file"),
-        ({"steps": 9}, "steps is 9, and 7 in "),
+        ({"steps": 9}, "--schedule linear depends on the number of steps, so that the 7 steps in "),
         ({"heldout": None}, r"heldout is None, and builtin:authors/heldout\[:6\] in "),
     ],
 )
