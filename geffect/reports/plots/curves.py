@@ -40,7 +40,8 @@ def g_effect_curves(
     looks = style.group_looks(frame)
     several = len(cells) > 1
     height = 1.05 if several else 1.6
-    figure, panels, across = page.panels(len(cells), 4 // len(sides), lambda *_: height, 1.25, len(sides), wide=several)
+    most = 1 if len(cells) == 3 and len(sides) == 2 else 4 // len(sides)  # three pairs below one another leave no gap
+    figure, panels, across = page.panels(len(cells), most, lambda *_: height, 1.25, len(sides), wide=several)
     drawn = {}
     blocks = [panels[i : i + len(sides)] for i in range(0, len(panels), len(sides))]
     for (title, rows), block in zip(cells, blocks, strict=True):
