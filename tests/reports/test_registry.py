@@ -78,8 +78,14 @@ def test_a_name_is_taken_once(runs: dict[str, Path]) -> None:
         find_plot("pie")
 
 
+def left_out(caplog: pytest.LogCaptureFixture) -> set[str]:
+    """The plots that the one line of log names."""
+    (line,) = [each.getMessage() for each in caplog.records if each.getMessage().startswith("not drawn of ")]
+    return set(line.partition(" option: ")[2].partition(";")[0].split(", "))
+
+
 @pytest.mark.parametrize("several", [False, True])
-def test_what_was_not_recorded_is_skipped_with_a_line_that_says_why(
+def test_what_was_not_recorded_is_skipped_with_a_line_and_named_it_says_why(
     several: bool, runs: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = list(runs.values()) if several else [runs["without"]]
@@ -87,14 +93,13 @@ def test_what_was_not_recorded_is_skipped_with_a_line_that_says_why(
     names = {path.stem for path in plot(paths, tmp_path)}
     skipped = ["prediction", "prediction_sums", "jaccard"]
     skipped += [] if several else ["trade_off", "tokens", "points", "effects", "price"]
-    told = {record.getMessage().partition(" ")[0]: record.getMessage() for record in caplog.records}
-    assert len(caplog.records) == len(told)
+    assert left_out(caplog) == set(skipped)
+    lines = [record.getMessage() for record in caplog.records]
     alone = "layers, gram, effects, conflicts, price, tokens, points show one run: name each run by itself for them"
-    assert told.pop("layers,", alone) == alone
-    assert set(told) == {*skipped, "trade_off"}, "of several runs one is left out of the trade-off"
-    of = ", ".join(path.name for path in paths)
-    remedy = "Run geffect unlearn with --prediction 16, or monitor every step."
-    assert told["prediction"] == f"prediction is not drawn of {of}: {paths[0] / STEPS} has no prediction. {remedy}"
+    assert (alone in lines) == several
+    assert len(lines) == 1 + 2 * several, "of several runs one is left out of the trade-off, with a line"
+    with pytest.raises(GeffectError, match=r"has no prediction\. Run geffect unlearn with --prediction 16, or monitor"):
+        plot(paths, tmp_path, kind="prediction")
     assert not names & set(skipped)
     drawable = {"g_effect", "cosine", "plane-3"} | ({"trade_off"} if several else {"layers", "conflicts", "gram-3"})
     assert names == drawable
@@ -120,8 +125,7 @@ def test_the_page_says_what_it_leaves_out(
 ) -> None:
     caplog.set_level(logging.INFO, "geffect.reports")
     page = api.report(ReportConfig.read(None, runs=[runs["without"]], out=tmp_path / "page.html")).path
-    left_out = {record.getMessage().partition(" ")[0] for record in caplog.records}
-    assert left_out == {"trade_off", "prediction_sums", "points", "effects", "price"}
+    assert left_out(caplog) == {"trade_off", "prediction_sums", "points", "effects", "price"}
     text = page.read_text(encoding="utf-8")
     shown = {plot.title for plot in PLOTS.values() if f"<h3>{plot.title.replace(chr(39), '&#39;')}</h3>" in text}
     assert shown == {PLOTS[name].title for name in ("g_effect", "cosine", "conflicts", "plane")}
@@ -136,7 +140,9 @@ def test_runs_without_a_common_step_need_one_named(
         (shutil.copytree(runs["with"], tmp_path / name) / STEPS).write_text("".join(lines), encoding="utf-8")
     caplog.set_level(logging.INFO, "geffect.reports")
     assert "plane" not in {path.stem for path in plot([tmp_path / name for name in parts], tmp_path / "drawn")}
-    assert any("plane is not drawn of first, last: No step is chosen" in each.getMessage() for each in caplog.records)
+    assert "plane" in left_out(caplog)
+    with pytest.raises(GeffectError, match="No step is chosen"):
+        plot([tmp_path / name for name in parts], tmp_path / "drawn", kind="plane")
 
 
 def test_seventeen_runs_are_too_many_and_every_plot_says_so(
@@ -146,8 +152,7 @@ def test_seventeen_runs_are_too_many_and_every_plot_says_so(
     many = [shutil.copytree(runs["with"], tmp_path / f"run{i}") for i in range(17)]
     with pytest.raises(GeffectError, match="A figure shows at most 16 runs, not 17: run0, "):
         plot(many, tmp_path / "drawn")
-    for name in ("g_effect", "cosine", "trade_off", "plane"):
-        assert any(f"{name} is not drawn of run0, run1" in record.getMessage() for record in caplog.records)
+    assert left_out(caplog) >= {"g_effect", "cosine", "trade_off", "plane"}
 
 
 def test_a_damaged_record_is_refused_not_skipped(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -187,9 +187,9 @@ def plots_of(runs: "Mapping[str, Run]") -> list[Plot]:
 def draw_all(
     plots: Sequence[Plot], runs: "Mapping[str, Run]", scheme: str = "thirds", chosen: Options = DEFAULT
 ) -> tuple[list[Drawing], list[GeffectError]]:
-    """The figures of plots, and why others could not be drawn; a line of log says that, too."""
+    """The figures of plots, and why others could not be drawn; a line of log names these."""
     drawn: list[Drawing] = []
-    refused: list[GeffectError] = []
+    refused: dict[str, GeffectError] = {}
     with keep_lines():
         for plot in plots:
             try:
@@ -197,9 +197,11 @@ def draw_all(
             except Damaged:
                 raise
             except GeffectError as error:
-                LOGGER.info("%s is not drawn of %s: %s", plot.name, ", ".join(runs), error)
-                refused.append(error)
-    return drawn, refused
+                refused[plot.name] = error
+    if refused and len(plots) > 1:
+        message = "not drawn of %s, for want of records or of an option: %s; geffect plot --kind NAME says why"
+        LOGGER.info(message, ", ".join(runs), ", ".join(refused))
+    return drawn, list(refused.values())
 
 
 def register_plot(
@@ -216,7 +218,7 @@ def register_plot(
     Args:
         name: of the plot, and of its files: letters, digits and underscores.
         frame: what is drawn of a run, such as ``geffect.Run.evaluations``. It may raise `geffect.GeffectError`, or be
-            empty, where the run recorded nothing to draw: the plot is then skipped, and a line of log says why.
+            empty, where the run recorded nothing to draw: the plot is then skipped, and a line of log names it.
         title: the heading in the page; the name by default.
         caption: how to read the figure, for the page; the first paragraph of the function's docstring by default.
         several: the figure can show several runs side by side. The frame then has a column ``run``.
