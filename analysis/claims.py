@@ -371,16 +371,16 @@ def draw(verdicts: pd.DataFrame) -> Any:
             axes.hlines(place, *(ends / scale), color=color, lw=1.2)
             axes.plot(margins / scale, np.full(len(margins), place), marker, color=color, ms=3.5, mew=0)
             mean = f"{margins.mean():.2g}" if np.isfinite(margins).all() else "undecided"
-            axes.text(1.02, place, mean, transform=axes.get_yaxis_transform(), va="center", size=6)
+            axes.text(1.02, place, mean, transform=axes.get_yaxis_transform(), va="center", size=6.5)
         for name, (color, marker) in COLORS.items():
             axes.plot([], [], marker, color=color, ms=3.5, label=name)
-        labels = verdicts["claim"] + "  " + verdicts["reports"].str.slice(0, 80)
+        labels = verdicts["claim"] + "  " + verdicts["reports"].str.slice(0, 76)
         axes.axvline(0, color="0.3", lw=0.8)
         axes.set(
             yticks=range(len(verdicts)), yticklabels=labels[::-1], xlim=(-1.08, 1.08), ylim=(-0.7, len(verdicts) - 0.3)
         )
         axes.set(xlabel="margin, in units of the row's largest; mean on the right", xticks=[-1, 0, 1])
-        axes.tick_params(axis="y", labelsize=6)
+        axes.tick_params(axis="y", labelsize=6.5)
         axes.grid(axis="y", color="0.92", lw=0.5)
         figure.legend(loc="outside upper right", ncols=3, frameon=False)
     return figure
