@@ -499,7 +499,7 @@ def plot(
         ),
     ] = "thirds",
 ) -> None:
-    """Draw every plot that runs recorded enough for, or those of --kind.
+    """Draw every plot that runs recorded enough for.
 
     Several runs are drawn side by side.
     """
