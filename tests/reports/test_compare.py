@@ -39,7 +39,7 @@ def test_pictures_come_with_the_data_drawn(runs: list[Path], tmp_path: Path) -> 
     }
     drawn = pd.read_csv(tmp_path / "g_effect.csv")
     assert set(drawn["run"]) == {"none", "gru"}
-    assert set(drawn["group"]) == {"embed", "shallow", "middle", "deep", "lm_head"}
+    assert set(drawn["group"]) == {"total", "embed", "shallow", "middle", "deep", "lm_head"}
     cosines = pd.read_csv(tmp_path / "cosine.csv")
     assert (cosines["rectified"].isna() == (cosines["run"] == "none")).all()
 
