@@ -37,8 +37,10 @@ from geffect.models.checkpoints import checkpoints
 from geffect.record.frames import read_steps
 from geffect.reports import plots
 from geffect.reports.compare import at_forget_loss
+from geffect.reports.plots.style import NOTE
 from geffect.reports.price import price
 
+BLUE, ORANGE = "#0072b2", "#d55e00"
 METHODS: dict[str, tuple[str, str]] = {
     "GA": ("ga", "none"),
     "GRU": ("ga", "gru"),
@@ -69,12 +71,12 @@ REAL = {
 MEASURED = {"adam_metric": True, "diagnose_every": 1, "save_every": 1, "evaluate": ["forget", "retain", "heldout"]}
 RELEARN = {"relearn": "5,20", "relearn_rate": 1e-4, "metric": ["loss"], "set": ["forget=builtin:authors/forget"]}
 SHOWN = {  # column of the measured table → what it is
-    "retain rise": "rise of the retain\nloss (nats/token)",
-    "above the least": "… above the least\nprice (nats/token)",
-    "efficiency": "mean efficiency\nof the steps",
-    "utility": "heldout utility",
-    "relearned 5": "forget loss after\n5 steps of relearning",
-    "relearned 20": "… 20 steps",
+    "retain rise": "rise of the retain loss\n(nats a token)",
+    "above the least": "… above the least price\n(nats a token)",
+    "efficiency": "mean efficiency of the steps\n(0 to 1)",
+    "utility": "heldout utility\n(0 to 1)",
+    "relearned 5": "forget loss after 5 steps\nof relearning (nats a token)",
+    "relearned 20": "forget loss after 20 steps\nof relearning (nats a token)",
 }
 REAL_METHODS = (
     *("GA", "GA + 3 GD", "GRU", "GA + 3 GD, GRU", "HAMU, 0.6", "GEM, 6", "GA + 3 GD, GEM"),
@@ -191,21 +193,21 @@ def models(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_measured(cells: pd.DataFrame) -> Any:
-    """A panel a number and level, a row a method, a mark a seed."""
+    """A panel a number, a row a method, a mark a seed and level."""
     order = cells.groupby("method")["above the least"].max().sort_values(ascending=False).index
     with plt.rc_context(plots.STYLE):
-        size = (1.5 * len(SHOWN) + 1, 0.2 * len(order) * len(LEVELS) + 1.4)
-        figure, grid = plt.subplots(len(LEVELS), len(SHOWN), figsize=size, sharey=True, layout="constrained")
-        for panels, level in zip(grid, LEVELS, strict=True):
-            rows = cells[cells["forget loss"] == level]
-            places = [order.get_loc(name) for name in rows["method"]]
-            for axes, (column, label) in zip(panels, SHOWN.items(), strict=True):
-                axes.plot(rows[column], places, "o", color="#0072b2", ms=3.5)
-                if column == "above the least":
-                    axes.set_xscale("symlog", linthresh=1)
-                axes.set(xlabel=label, yticks=range(len(order)), yticklabels=order)
-                axes.grid(axis="y", color="0.9", lw=0.6)
-            panels[0].set_title(f"forget loss {level:g}", loc="left")
+        size = (plots.TWO_COLUMN, 0.4 * len(order) + 1.6)
+        figure, grid = plt.subplots(2, len(SHOWN) // 2, figsize=size, sharey=True, layout="constrained")
+        for axes, (column, label) in zip(grid.flat, SHOWN.items(), strict=True):
+            for level, marker, color in zip(LEVELS, "os", (BLUE, ORANGE), strict=True):
+                rows = cells[cells["forget loss"] == level]
+                places = [order.get_loc(name) for name in rows["method"]]
+                axes.plot(rows[column], places, marker, color=color, ms=4, label=f"forget loss {level:g} nats a token")
+            if column == "above the least":
+                axes.set_xscale("symlog", linthresh=1)
+            axes.set(xlabel=label, yticks=range(len(order)), yticklabels=order, ylim=(-0.5, len(order) - 0.5))
+            axes.grid(axis="y", color="0.9", lw=0.6)
+        figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -240,21 +242,24 @@ def draw(table: pd.DataFrame) -> Any:
     order = wide.sort_values(list(reversed(wide.columns)), na_position="first").index
     with plt.rc_context(plots.STYLE):
         figure, panels = plt.subplots(
-            1, len(LEVELS), figsize=(7, 0.24 * len(order) + 0.9), sharey=True, layout="constrained"
+            1, len(LEVELS), figsize=(plots.TWO_COLUMN, 0.22 * len(order) + 1.2), sharey=True, layout="constrained"
         )
         for axes, level in zip(panels, LEVELS, strict=True):
             rows = table[table["forget loss"] == level].set_index("method").loc[order]
             places = np.arange(len(rows))
             mixed = rows.index.str.contains("GD") & ~rows.index.str.contains("NGDiff")
-            for chosen, color, marker in ((mixed, "#0072b2", "o"), (~mixed, "#d55e00", "s")):
+            for chosen, color, marker, kind in ((mixed, BLUE, "o", "with"), (~mixed, ORANGE, "s", "without")):
                 axes.hlines(places[chosen], rows["low"][chosen], rows["high"][chosen], color=color, lw=1.2)
-                axes.plot(rows["heldout accuracy"][chosen], places[chosen], marker, color=color, ms=4)
+                label = f"{kind} a weighted retain term"
+                axes.plot(rows["heldout accuracy"][chosen], places[chosen], marker, color=color, ms=4, label=label)
             for place in places[rows["heldout accuracy"].isna()]:
-                axes.text(
-                    0.02, place, "not reached", transform=axes.get_yaxis_transform(), va="center", size=6, color="0.4"
-                )
-            axes.set(title=f"forget loss {level:g}", xlabel="heldout accuracy", yticks=places, yticklabels=rows.index)
+                axes.text(0.02, place, "not reached", transform=axes.get_yaxis_transform(), va="center", **NOTE)
+            axes.set(title=f"forget loss {level:g} nats a token", xlabel="heldout accuracy (0 to 1)")
+            axes.set(yticks=places, yticklabels=rows.index)
             axes.grid(axis="y", color="0.9", lw=0.6)
+        seeds = "mark: mean of the seeds, line: their range" if (table["high"] > table["low"]).any() else ""
+        keys = panels[0].get_legend_handles_labels()
+        figure.legend(*keys, title=seeds, title_fontsize=7, loc="outside lower center", ncols=2)
     return figure
 
 

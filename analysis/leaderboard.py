@@ -63,7 +63,7 @@ def main(
         for name, each in methods.items()
         for level in LEVELS
     ])
-    label = f"{HELDOUT}\nat a forget loss of {AT_LOSS:g} nats/token"
+    label = f"{HELDOUT}\nat a forget loss of {AT_LOSS:g} nats a token"
     plots.save(plots.leaderboard(board, label), out / "board", board)
     plots.save(plots.trade_off_bands(bands, HELDOUT), out / "bands", bands)
     board.to_csv(out / "table.csv", index=False, float_format="%.4f")

@@ -16,6 +16,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from analysis.runs import AUTHORS, command_line, ensure, keep_configs
 from geffect.core.effects import r_squared
@@ -128,9 +129,9 @@ def draw(frame: pd.DataFrame) -> Any:
     """Measured against predicted, a panel a run."""
     names = list(dict.fromkeys(frame["run"]))
     with plt.rc_context(plots.STYLE):
-        columns = min(4, len(names))
+        columns = min(3, len(names))
         rows_of = -(-len(names) // columns)
-        size = (1.75 * columns, 2.1 * rows_of + 0.3)
+        size = (plots.TWO_COLUMN if columns > 2 else 4.6, 2.1 * rows_of + 0.3)
         figure, grid = plt.subplots(rows_of, columns, figsize=size, layout="constrained", squeeze=False)
         panels = grid.flat[: len(names)]
         for axes in grid.flat[len(names) :]:
@@ -143,11 +144,16 @@ def draw(frame: pd.DataFrame) -> Any:
                 axes.plot(rows[reading], rows["measured"], marker, color=color, ms=4, label=READINGS[reading])
             low, high = axes.get_xlim()
             axes.plot([low, high], [low, high], color="0.6", lw=0.8, zorder=0)
-            axes.set(title=name.replace(", Adam", ",\nAdam"), xlabel="predicted")
+            axes.set(title=name.replace(", Adam", ",\nAdam"), xlabel="predicted (nats a token a step)")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(MaxNLocator(3))
         for axes in grid[:, 0]:
-            axes.set_ylabel("measured rise of the retain\nloss (nats/token a step)")
+            axes.set_ylabel("measured rise of the retain\nloss (nats a token a step)")
         handles, labels = panels[-1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+        if grid.size > len(names):
+            grid.flat[-1].legend(handles, labels, loc="center")
+        else:
+            figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
 
 

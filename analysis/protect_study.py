@@ -117,8 +117,8 @@ def _where(own: pd.DataFrame, level: float, name: str) -> float:
 
 
 def draw(frame: pd.DataFrame) -> Any:
-    """Rise of the two losses against the training loss: a line a method, the seeds' mean, the band their range."""
-    colors = plt.colormaps["viridis"](np.linspace(0.15, 0.85, 4))
+    """Rise of the two losses against the training loss: a line a method, the seeds' mean."""
+    colors = plt.colormaps["viridis"](np.linspace(0.15, 0.75, 4))
     styles: dict[str, dict[str, Any]] = {
         "plain": {"color": "black", "linestyle": "-"},
         "gru": {"color": "#d55e00", "linestyle": "--"},
@@ -136,8 +136,8 @@ def draw(frame: pd.DataFrame) -> Any:
                 axes.plot(mean["training"], rise, label=method, **styles[str(method)])
             axes.axhline(0, color="0.6", linewidth=0.6, zorder=0)
             axes.invert_xaxis()
-            axes.set(title=f"{name} authors", xlabel="training loss (nats/token)")
-        panels[0].set_ylabel("rise of their loss (nats/token)")
+            axes.set(title=f"{name} authors", xlabel="training loss (nats a token)")
+        panels[0].set_ylabel("rise of their loss (nats a token)")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return figure
 

@@ -128,9 +128,10 @@ def _resumable(out: Path, verb: str) -> bool:
 
 
 def _check_same(config: Any) -> None:
-    """A run under this name must be the one asked for."""
+    """A run under this name must be the one asked for; a setting that its version did not have is at its default."""
     asked = config.model_dump(mode="json", exclude_none=True)
-    found = yaml.safe_load((config.out / CONFIG).read_text(encoding="utf-8"))
+    defaults = type(config).model_construct().model_dump(mode="json")
+    found = defaults | yaml.safe_load((config.out / CONFIG).read_text(encoding="utf-8"))
     differing = [key for key, value in asked.items() if found.get(key) != value]
     if differing:
         key = differing[0]

@@ -482,7 +482,10 @@ def plot(
     groups: Annotated[str | None, typer.Option(metavar="A,B", help="layer groups to draw, and total")] = None,
     steps: Annotated[str | None, typer.Option(metavar="A:B", help="first and last step to draw")] = None,
     reading: Annotated[
-        str | None, typer.Option(help="published (gradient² units), or nats (a token, of what was applied)")
+        str | None,
+        typer.Option(
+            help="published (nats a token per unit of learning rate), or nats (a token, of the applied update)"
+        ),
     ] = None,
     scale: Annotated[str | None, typer.Option(help="linear, symlog or log [default: linear]")] = None,
     width: Annotated[str | None, typer.Option(help="column (3.3 inches) or page (7)")] = None,

@@ -42,7 +42,7 @@ def objective_name(frame: pd.DataFrame) -> str:
 
 
 def g_effect(frame: pd.DataFrame, direction: str = "objective") -> pd.DataFrame:
-    """Unlearn and retain G-effect: e = ⟨∇loss, direction⟩, units of gradient².
+    """Unlearn and retain G-effect: e = ⟨∇loss, direction⟩, nats a token per unit of learning rate.
 
     Args:
         frame: a record's tidy frame (see `inner_by_label`).
@@ -66,10 +66,10 @@ def _without_rest(effects: pd.DataFrame) -> pd.DataFrame:
 
 
 def removed_g_effect(frame: pd.DataFrame) -> pd.DataFrame:
-    """The part of the G-effect that freezing removed: ⟨∇loss, objective − masked⟩, units of gradient².
+    """The part of the G-effect that freezing removed: ⟨∇loss, objective − masked⟩.
 
-    ``frame`` is a record's tidy frame of a run that froze entries, the result as that of `g_effect`; unlearn < 0: lost
-    forgetting, retain < 0: averted harm.
+    In nats a token per unit of learning rate. ``frame`` is a record's tidy frame of a run that froze entries, the
+    result as that of `g_effect`; unlearn < 0: lost forgetting, retain < 0: averted harm.
     """
     objective, masked = (_effects(frame, name) for name in ("objective", "masked"))
     return _without_rest(objective.assign(**{name: objective[name] - masked[name] for name in ("unlearn", "retain")}))

@@ -10,18 +10,16 @@ from matplotlib.colors import to_hex
 from geffect.core.effects import direction_name, objective_name
 from geffect.core.groups import depth_key
 from geffect.reports.compare import descended
-from geffect.reports.plots.examples import SHOWN
-from geffect.reports.plots.style import SIGNED, Numbers, signed
+from geffect.reports.plots.examples import SHOWN, token_unit
+from geffect.reports.plots.style import PER_RATE, SIGNED, Numbers, signed
 
 MOST, LABELS = 60, 12  # columns of a map; about as many of them are named
 TOKENS_SHOWN = 400  # of a text
 STEPS_OF_KEY = 9
-PER_RATE = "nats a token per unit of learning rate"
 SIDES = {
     "unlearn": ("raises the forget loss: forgets", "lowers the forget loss"),
     "retain": ("raises the retain loss: harm", "lowers the retain loss"),
 }
-UPDATES = ("update", "applied")  # directions that are whole steps; any other is a gradient, which a rate multiplies
 
 
 class Key(NamedTuple):
@@ -177,9 +175,8 @@ def token_texts(frame: pd.DataFrame) -> Texts:
         tokens = [_token(str(text), known, effect, scale) for text, known, effect in columns.itertuples(index=False)]
         title = f"{name} example {example}, along the {direction}"
         texts.append(Text(title, tokens, len(rows) - len(tokens)))
-    unit = "nats" if {*frame["direction"]} <= {*UPDATES} else "nats per unit of learning rate"
     meanings = ("the step makes the token less likely", "the step makes it more likely (underlined)")
-    return Texts(scale.key(*meanings, f"{unit}; tokens without color carry no loss"), texts)
+    return Texts(scale.key(*meanings, f"{token_unit(frame)}; tokens without color carry no loss"), texts)
 
 
 def _token(text: str, labeled: bool, effect: float, scale: Scale) -> Token:

@@ -64,8 +64,9 @@ def _with_roles(scores: "pd.Series[float]") -> "pd.Series[float]":
 def at_checkpoints(path: StrPath) -> pd.DataFrame:
     """What an inspection measured at every checkpoint.
 
-    Columns ``step``, the sets' losses, ``unlearn`` and ``retain`` (G-effects, gradient²), their standard errors ``±
-    unlearn`` and ``± retain`` where recorded, and ``cosine`` (of the objective's and the retain gradient).
+    Columns ``step``, the sets' losses, ``unlearn`` and ``retain`` (G-effects, nats a token per unit of learning rate),
+    their standard errors ``± unlearn`` and ``± retain`` where recorded, and ``cosine`` (of the objective's and the
+    retain gradient).
     """
     gram, steps = read(path), read_steps(path).set_index("step")
     effects = g_effect(gram).groupby("step")[["unlearn", "retain"]].sum()

@@ -281,8 +281,8 @@ def _start(smooth: Numbers) -> Numbers:
 def conflict_at_checkpoints(errors: pd.DataFrame, batches: int) -> Finding | None:
     """Whether a step on the objective would raise the retain loss at the checkpoint where it would most surely.
 
-    The number is the retain G-effect there (gradient²); None where no checkpoint's is below zero at `LEVEL` shared
-    among the checkpoints.
+    The number is the retain G-effect there (nats a token per unit of learning rate); None where no checkpoint's is
+    below zero at `LEVEL` shared among the checkpoints.
     """
     rows = errors[(errors["gradient"] == "objective") & (errors["other"] == "retain")].dropna()
     if rows.empty or batches < 3:

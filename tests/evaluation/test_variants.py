@@ -70,7 +70,7 @@ def test_the_curve_is_drawn(curve: Path, known: Path, tmp_path: Path, invoke: Co
     assert rows[(rows["set"] == "forget") & (rows["metric"] == "loss")]["step"].tolist() == [0, 2, 3, 5]
     figure = geffect.Run(curve).plot("relearning")
     assert isinstance(figure, matplotlib.figure.Figure)
-    assert [axes.get_ylabel() for axes in figure.axes] == ["loss (nats/token)", "probability (0 to 1)"]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss (nats a token)", "probability (0 to 1)"]
     means = [each["sets"]["forget"]["loss"]["mean"] for each in geffect.Evaluation(curve).metrics.values()]
     drawn = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in figure.axes[0].lines}
     assert drawn["out: forget"] == pytest.approx(means)

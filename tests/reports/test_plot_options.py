@@ -78,9 +78,9 @@ def test_the_reading_in_nats_is_the_change_by_the_applied_update(run: Run) -> No
     for axes, target in zip(figure.axes, ("forget", "retain"), strict=True):
         (line,) = [each for each in axes.lines if each.get_label() == "total"]
         np.testing.assert_allclose(np.asarray(line.get_ydata(), float), effects[target])
-    assert "nats/token" in figure.get_supylabel()
+    assert "(nats a token)" in figure.get_supylabel()
     published = run.plot(reading="published")
-    assert "gradient²" in published.get_supylabel()
+    assert "nats a token per unit of learning rate" in published.get_supylabel()
     assert all(axes.collections for axes in published.axes), "two standard errors"
     assert "bands: two standard errors" in published.get_supxlabel()
     (mesh,) = [

@@ -52,7 +52,7 @@ def test_both_sides_share_one_scale_centered_on_zero_and_the_bar_says_how() -> N
         assert np.asarray(meshes(figure)[0].norm(np.zeros(1))).item() == pytest.approx(0.5)
         label = figure.axes[2].get_xlabel()
         assert ("symlog, linear within ±" in label) == wide
-        assert "gradient² units" in label
+        assert "nats a token per unit of learning rate" in label
 
 
 def test_cells_above_zero_bear_a_dot_where_there_is_room() -> None:

@@ -73,7 +73,7 @@ def test_colors_are_the_effects_on_a_scale_centered_on_zero_and_prompts_are_gray
 @pytest.mark.parametrize("scale", ["linear", "symlog"])
 def test_the_bar_says_unit_and_scale(scale: str) -> None:
     label = plots.token_strip(make(list("abcdefghij"), scale=4), scale=scale).axes[1].get_xlabel()
-    assert label.startswith("effect on a token's NLL (nats per unit of the direction")
+    assert label.startswith("effect on a token's NLL (nats per unit of learning rate")
     assert ("symlog" in label) == (scale == "symlog")
     assert "embed" in plots.token_strip(make(list("abcdefghij")), "embed").axes[1].get_xlabel()
 

@@ -9,10 +9,22 @@ from matplotlib.ticker import MaxNLocator
 
 from geffect.errors import GeffectError
 from geffect.reports.plots import style
-from geffect.reports.plots.style import NOTE, PAGE, RUNS, TWO_COLUMN, Figure, Look, Numbers, Page, styled
+from geffect.reports.plots.style import (
+    NATS,
+    NOTE,
+    PAGE,
+    PER_RATE,
+    RUNS,
+    TWO_COLUMN,
+    Figure,
+    Look,
+    Numbers,
+    Page,
+    styled,
+)
 
-G_EFFECT = "G-effect  $\\langle\\nabla R,\\, d\\rangle$\n(gradient² units{})"
-CHANGE = "change of the loss by a step\n(nats/token{}{})"
+G_EFFECT = f"G-effect  $\\langle\\nabla R,\\, d\\rangle${{}}\n({PER_RATE}{{}})"
+CHANGE = f"change of the loss by a step{{}}\n({NATS}{{}})"
 SIDES = {  # column → what stands above its panels, and the name of the axis
     "unlearn": ("unlearn: below 0 forgets", G_EFFECT),
     "retain": ("retain: below 0 harms", G_EFFECT),
@@ -142,7 +154,7 @@ def price_curves(frame: pd.DataFrame, scale: str = "linear", page: Page = PAGE) 
     drawn = style.finite(pd.concat([frame["harm"], frame["cheapest"], frame["dearest"]]))
     note = style.rescale([top.yaxis], drawn, scale)
     style.fit([[top]], {top: drawn}, "step")
-    top.set_ylabel(f"rise of the retain loss\n(nats/token a step{note})")
+    top.set_ylabel(f"rise of the retain loss\n({NATS} a step{note})")
     style.curve(bottom, frame, "efficiency", "efficiency", PAID)
     bottom.axhline(0.5, color="0.55", lw=0.9, ls=":")
     bottom.set(ylim=(0, 1), yticks=[0, 0.5, 1], ylabel="efficiency", xlabel="unlearning step")
@@ -151,7 +163,7 @@ def price_curves(frame: pd.DataFrame, scale: str = "linear", page: Page = PAGE) 
 
 
 MOST_METRICS, SET_LINES = 16, ("-", "--", ":", "-.")
-NATS = ("loss", "min_k", "gradient_norm")  # nats a token
+IN_NATS = ("loss", "min_k", "gradient_norm")
 SHARES = ("probability", "rouge", "accuracy", "memorization", "extraction", "truth", "verbmem", "knowmem", "uds")
 
 
@@ -179,7 +191,7 @@ def relearning_curves(frame: pd.DataFrame, page: Page = PAGE) -> Figure:
             axes.fill_between(rows["step"], rows["low"], rows["high"], color=look["c"], alpha=0.15, lw=0)
             style.curve(axes, rows, "mean", f"{name}: {kind}", look)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=True))
-        nats = " (nats/token)" if metric.startswith(NATS) and metric != "min_k_plus_plus" else ""
+        nats = f" ({NATS})" if metric.startswith(IN_NATS) and metric != "min_k_plus_plus" else ""
         share = " (0 to 1)" if any(each in metric for each in SHARES) and "ratio" not in metric else ""
         axes.set_ylabel(metric.replace("_", " ") + nats + share)
     for axes in panels if len(panels) == 1 else ():

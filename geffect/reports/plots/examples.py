@@ -15,7 +15,19 @@ from matplotlib.patches import Rectangle
 
 from geffect.errors import GeffectError
 from geffect.reports.plots import style
-from geffect.reports.plots.style import NOTE, ONE_COLUMN, PAGE, RUNS, SIGNED, Figure, Look, Numbers, Page, styled
+from geffect.reports.plots.style import (
+    NOTE,
+    ONE_COLUMN,
+    PAGE,
+    PER_RATE,
+    RUNS,
+    SIGNED,
+    Figure,
+    Look,
+    Numbers,
+    Page,
+    styled,
+)
 
 FIXED = ("step", "example", "unlearn", "retain", "nll", "reference_nll", "num_tokens")  # the rest are weights
 EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -31,9 +43,10 @@ def point_plane(points: pd.DataFrame, weight: str = "", scale: str = "linear", p
     """Draw every forget example's PG-effect on the forget (x) and the retain (y) loss, a panel a range of its weight.
 
     PG(s; D) = ⟨∇R(D), ∇log p(s)⟩: what gradient ascent on example s alone does, with the sign of a G-effect (arXiv
-    2502.19301). Columns ``unlearn``, ``retain`` (gradient² units) and ``weight`` (an objective's weights; by default
-    the first such column); a row a step and forget example, all steps together. A range's points lie on gray ones of
-    all others. Of twenty or more that are not on a line, contours of a kernel density hold half and 90 % of them.
+    2502.19301). Columns ``unlearn``, ``retain`` (nats a token per unit of learning rate) and ``weight`` (an objective's
+    weights; by default the first such column); a row a step and forget example, all steps together. A range's points
+    lie on gray ones of all others. Of twenty or more that are not on a line, contours of a kernel density hold half and
+    90 % of them.
     """
     weight = weight or next(iter(_weights(points)), "a column of weights")
     style.check(points, ("unlearn", "retain", weight))
@@ -48,8 +61,10 @@ def point_plane(points: pd.DataFrame, weight: str = "", scale: str = "linear", p
     for place, axes in zip(ranges, panels, strict=True):
         _range(axes, effects, places == place)
         axes.set_title(f"weight {_name(place)} (n = {(places == place).sum()})")
-    x = f"PG-effect on the forget loss\n(gradient² units{notes[0]}; left: forgets)"
-    y = f"PG-effect on the retain loss\n(gradient² units{notes[1]}; below 0: harms)"
+    x, y = (
+        f"PG-effect on the {side}\n({PER_RATE}{note})".replace(", ", ",\n", 1)
+        for side, note in zip(("forget loss; left: forgets", "retain loss; below 0: harms"), notes, strict=True)
+    )
     said = f"panels: weight of {style.literal(weight)}; shaded: forgets and retains"
     page.name(figure, panels, x, y, [said])
     looks = {"an example at a step": POINT, "of another weight": REST}
@@ -155,14 +170,20 @@ def worst_texts(tokens: pd.DataFrame) -> pd.DataFrame:
     return pd.merge(last, worst)
 
 
+def token_unit(tokens: pd.DataFrame) -> str:
+    """The unit of effects on single tokens: an update is a whole step, any other direction a rate multiplies."""
+    return "nats" if {*tokens["direction"]} <= {"update", "applied"} else "nats per unit of learning rate"
+
+
 @styled
 def token_strip(tokens: pd.DataFrame, column: str = "effect", scale: str = "linear", page: Page = PAGE) -> Figure:
     """Draw texts token by token, each on the color of its effect.
 
     Columns ``step``, ``set``, ``example``, ``position``, ``token``, ``labeled``, ``direction`` and ``column``
     (``effect``, or a layer group), as of `geffect.read_tokens`; at most eight texts. The effect is in nats per unit of
-    the direction: below 0 for a token that a step along the direction makes less likely. The color scale is centered on
-    zero. Tokens without loss are gray. A line break is drawn as ⏎, a character that matplotlib's own font lacks as □.
+    learning rate, along an update in nats: below 0 for a token that a step along the direction makes less likely. The
+    color scale is centered on zero. Tokens without loss are gray. A line break is drawn as ⏎, a character that
+    matplotlib's own font lacks as □.
     """
     keys = ["step", "set", "example"]
     style.check(tokens, (*keys, "position", "token", "labeled", "direction", column))
@@ -193,7 +214,7 @@ def token_strip(tokens: pd.DataFrame, column: str = "effect", scale: str = "line
         top += boxes[-1].line + 2.3
     below = figure.add_axes((0.2, (BELOW - 0.14) / height, 0.6, 0.09 / height))
     of = "effect" if column == "effect" else f"effect within {column}"
-    note = "; ".join(["nats per unit of the direction", *([note] if note else []), "below 0: less likely"])
+    note = "; ".join([token_unit(tokens), *([note] if note else []), "below 0: less likely"])
     label = f"{of} on a token's NLL" + (" " if wide > 5 else "\n") + f"({note}; gray: no loss)"
     style.bar(figure, below, colors, label, ticks, effects).ax.xaxis.label.set_fontsize(7 if wide > 5 else 6.5)
     return figure

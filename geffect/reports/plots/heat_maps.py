@@ -18,7 +18,7 @@ from geffect.core.splits import domain_of
 from geffect.errors import GeffectError
 from geffect.reports.plots import style
 from geffect.reports.plots.curves import SIDES
-from geffect.reports.plots.style import NOTE, PAGE, SIGNED, Figure, Numbers, Page, styled
+from geffect.reports.plots.style import NATS, NOTE, PAGE, PER_RATE, SIGNED, Figure, Numbers, Page, styled
 
 if TYPE_CHECKING:  # records are drawn without torch
     from geffect.core.gram import Gram
@@ -55,9 +55,9 @@ def layer_heat_map(frame: pd.DataFrame, scale: str = "linear", page: Page = PAGE
         dotted += len(axes.collections) - 1 if (values > 0).any() else 0
         if place > 0:
             axes.set_yticks([])
-    name, unit = ("change", "nats/token") if sides[0].endswith("change") else ("G-effect", "gradient² units")
-    notes = [unit, *filter(None, [note_of_scale]), *(["dots: above 0"] if dotted else [])]
-    style.bar(figure, figure.add_subplot(grid[1, :]), mesh, f"{name} ({'; '.join(notes)})", ticks, values)
+    label = f"change ({NATS})" if sides[0].endswith("change") else f"G-effect ({PER_RATE})"
+    notes = "; ".join([*filter(None, [note_of_scale]), *(["dots: above 0"] if dotted else [])])
+    style.bar(figure, figure.add_subplot(grid[1, :]), mesh, f"{label}\n{notes}".strip(), ticks, values)
     style.settle(figure)
     return figure
 
@@ -103,7 +103,8 @@ def gram_heat_map(gram: "Gram | pd.DataFrame", step: int | None = None, page: Pa
     known = np.where(norms > 0, norms, np.nan)
     cosines = table.div(known, axis=0).div(known, axis=1).clip(-1, 1)
     side = 0.5 * len(table) if page.inches(len(table) > 5) > 5 else min(2.2, 0.5 * len(table))
-    figure = page.figure(len(table) > 5, 1.3 + side)
+    names = 0.04 * max(len(str(name)) for name in table)  # inches that long ones take below the cells
+    figure = page.figure(len(table) > 5, 1.2 + side + names)
     axes, below = figure.subplots(2, height_ratios=[side, BAR])
     axes.set_box_aspect(1)
     mesh = style.heat(axes, cosines, SIGNED, Normalize(-1, 1))
@@ -113,7 +114,7 @@ def gram_heat_map(gram: "Gram | pd.DataFrame", step: int | None = None, page: Pa
         axes.text(len(table) + 0.15, place + 0.5, f"{norm:.3g}", va="center", size=7)
     axes.text(len(table) + 0.15, -0.15, "norm", va="bottom", **NOTE)
     axes.set_title("" if step is None else f"step {step:g}")
-    style.bar(figure, below, mesh, "cosine of two gradients (norms in gradient units)", [-1, -0.5, 0, 0.5, 1])
+    style.bar(figure, below, mesh, "cosine of two gradients", [-1, -0.5, 0, 0.5, 1])
     style.settle(figure)
     return figure
 

@@ -29,7 +29,8 @@ class Options:
         targets: the sets to draw, of those that the run measured.
         groups: the layer groups to draw, ``total`` among them.
         steps: the first and the last step to draw, ``A:B`` in a text.
-        reading: ``published``, ⟨∇R, d⟩ in gradient² units, or ``nats``, the change of the losses by the applied update.
+        reading: ``published``, ⟨∇R, d⟩ in nats a token per unit of learning rate, or ``nats``, the change of the losses
+            by the applied update.
         scale: ``linear`` (the default), ``symlog`` or ``log``; of every panel of the figure.
         width: ``column`` (3.3 inches) or ``page`` (7).
         figsize: width and height in inches, in place of ``width``.

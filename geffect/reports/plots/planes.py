@@ -11,6 +11,7 @@ from geffect.core.effects import gram_at, plane_coordinates, r_squared
 from geffect.errors import GeffectError
 from geffect.reports.plots import style
 from geffect.reports.plots.style import (
+    NATS,
     NOTE,
     ONE_COLUMN,
     PAGE,
@@ -52,7 +53,7 @@ def g_effect_plane(frame: pd.DataFrame, step: int | None = None, page: Page = PA
     style.at_most(MOST, "runs", planes)
     looks = dict(zip(arrows, RUNS, strict=False)) if together else dict.fromkeys(arrows, RUNS[0])
     figure, panels, _ = page.panels(
-        len(planes), ACROSS, lambda width, across: (width - 0.5) / across + 0.35, 0.85, shared="xy"
+        len(planes), ACROSS, lambda width, across: (width - 0.5) / across + 0.15, 0.85, shared="xy"
     )
     for (title, runs), axes in zip(planes.items(), panels, strict=True):
         _furnish(axes, arrows[runs[0]], title)
@@ -113,7 +114,7 @@ def _keys(arrows: dict[str, dict[str, Numbers]], looks: dict[str, Look]) -> dict
 
 Y = {
     "heldout_accuracy": "heldout accuracy where the step starts (up: kept)",
-    "heldout_rise": "rise of the heldout loss over the step\n(nats/token; above 0: harm)",
+    "heldout_rise": f"rise of the heldout loss over the step\n({NATS}; above 0: harm)",
 }
 MOST_RECTIFIERS = 4
 DOT: Look = {"ls": "", "ms": 3.5, "mew": 0.8, "zorder": 3}
@@ -191,13 +192,13 @@ def prediction_plane(frame: pd.DataFrame, scale: str = "linear", page: Page = PA
     is fitted. Every panel has axes of its own.
     """
     cells, across = _cells(frame)
-    figure, panels, _ = page.panels(len(cells), across, lambda width, n: (width - 0.3) / n + 0.35, 0.8, least=1.0)
+    figure, panels, _ = page.panels(len(cells), across, lambda width, n: (width - 0.3) / n + 0.2, 0.8, least=1.0)
     values = frame[["predicted", "measured"]].to_numpy(float).ravel()
     note = style.rescale([axis for axes in panels for axis in (axes.xaxis, axes.yaxis)], values, scale, 2)
     for (title, _, rows), axes in zip(cells, panels, strict=True):
         _prediction(axes, rows, title)
     bars = [BARS] if "standard_error" in frame and frame["standard_error"].notna().any() else []
-    page.name(figure, panels, f"predicted change (nats/token{note})", f"measured change\n(nats/token{note})", bars)
+    page.name(figure, panels, f"predicted change ({NATS}{note})", f"measured change\n({NATS}{note})", bars)
     looks = {f"{reading}: {FORMULAS[reading]}": look for reading, look in _dots(frame).items()}
     style.finish(figure, looks | {"predicted = measured": IDENTITY}, page)
     return figure
@@ -222,7 +223,7 @@ def prediction_sums(frame: pd.DataFrame, scale: str = "linear", page: Page = PAG
     each = frame["target"].nunique()
     said = style.fit([panels[i : i + each] for i in range(0, len(panels), each)], drawn, "run")
     step = "unlearning step" if set(frame["target"]) <= set(WATCHED) else "training step"
-    page.name(figure, panels, step, f"summed change of loss\n(nats/token{note})", [said])
+    page.name(figure, panels, step, f"summed change of loss\n({NATS}{note})", [said])
     style.finish(figure, {name: READINGS[name] for name in _dots(frame)} | {"measured": MEASURED}, page)
     return figure
 

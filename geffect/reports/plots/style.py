@@ -32,6 +32,8 @@ Numbers = npt.NDArray[np.float64]
 Look = dict[str, Any]  # how a line looks: keywords of Line2D
 ONE_COLUMN, TWO_COLUMN = 3.3, 7.0  # inches
 TALLEST = 9.2  # inches of a page
+NATS: Final = "nats a token"  # the unit of a change of loss, and below that of a G-effect, everywhere
+PER_RATE: Final = f"{NATS} per unit of learning rate"
 NOTE: Final[Look] = {"color": "0.35", "size": 6.5}  # the smallest text
 DPI = 144  # 8-point text is 16 pixels high
 

@@ -8,10 +8,10 @@ from matplotlib.ticker import LogLocator
 
 from geffect.errors import GeffectError
 from geffect.reports.plots import style
-from geffect.reports.plots.style import ONE_COLUMN, PAGE, RUNS, Figure, Look, Page, styled
+from geffect.reports.plots.style import NATS, ONE_COLUMN, PAGE, RUNS, Figure, Look, Page, styled
 
 START: Look = {"c": "black", "marker": "o", "ls": "", "mfc": "white", "ms": 4.5, "zorder": 5}
-LOSSES = ("forget loss (nats/token{}; higher: forgotten)", "heldout loss (nats/token{}; lower: kept)")
+LOSSES = (f"forget loss ({NATS}{{}}; higher: forgotten)", f"heldout loss ({NATS}{{}}; lower: kept)")
 
 
 @styled
@@ -82,7 +82,7 @@ def _number_steps(axes: Axes, paths: dict[str, pd.DataFrame], looks: dict[str, L
 
 MOST, COLUMNS = 16, 4
 X = {
-    "forget_loss": "forget loss (nats/token{}; right: forgotten)",
+    "forget_loss": f"forget loss ({NATS}{{}}; right: forgotten)",
     "forget_accuracy": "forget accuracy (left: forgotten)",
 }
 SEED: Look = {"c": "0.35", "lw": 0.5, "alpha": 0.7}
@@ -216,6 +216,6 @@ def trade_off_bands(frame: pd.DataFrame, label: str) -> Figure:
             axes.fill_between(rows["forget_loss"], rows["low"], rows["high"], color=look["c"], alpha=0.2, lw=0)
             axes.plot(rows["forget_loss"], rows["mean"], c=look["c"], ls=look["ls"])
         axes.set_title(objective)
-    PAGE.name(figure, panels, "forget loss (nats/token; right: forgotten)", label)
+    PAGE.name(figure, panels, f"forget loss ({NATS}; right: forgotten)", label)
     style.finish(figure, {name: {"c": look["c"], "ls": look["ls"]} for name, look in looks.items()})
     return figure
