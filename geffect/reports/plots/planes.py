@@ -89,8 +89,8 @@ def _furnish(axes: Axes, arrows: dict[str, Numbers], title: str) -> None:
     axes.add_patch(Circle((0, 0), 1, fill=False, ec="0.8", lw=0.6))
     if angle > SAME:
         axes.add_patch(Wedge((0, 0), 1, 90, 90 + angle, fc="0.9", ec="none", zorder=0))
-        far = math.radians(90 + 0.7 * angle)  # off the retain gradient's own name
-        axes.text(1.22 * math.cos(far), 1.22 * math.sin(far), "forgets\nand retains", ha="center", va="center", **NOTE)
+        corner = (1.45, "top") if angle < 90 else (-1.45, "bottom")  # off the circle and the retain gradient's name
+        axes.text(-1.7, corner[0], "shaded: forgets\nand retains", va=corner[1], **NOTE)
     for name, symbol in TARGETS.items():
         _arrow(axes, arrows[name], LOSS, "-", 2)
         x, y = 1.22 * arrows[name]
