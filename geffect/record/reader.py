@@ -324,7 +324,8 @@ def read_environment(path: StrPath) -> dict[str, Any]:
         raise
     except BROKEN as error:
         reason = f"There is no {ENVIRONMENT} of a run in {path}: {error}" if file.exists() else _absent(Path(path))
-        raise GeffectError(reason, remedy=missing_path(path, "Name a directory written by geffect")) from error
+        remedy = "Name a directory written by geffect"
+        raise GeffectError(reason, remedy=remedy if Path(path).exists() else missing_path(path, remedy)) from error
     return {key: value for key, value in content.items() if key != "format"}
 
 

@@ -331,7 +331,7 @@ def test_a_file_of_somebody_elses_is_left_alone(runs: list[Path], tmp_path: Path
 def test_what_is_no_measured_run_is_refused(runs: list[Path], known: Path, tmp_path: Path) -> None:
     with pytest.raises(GeffectError, match="There is no page to write"):
         api.report(ReportConfig.read(None, runs=runs))
-    with pytest.raises(GeffectError, match="of a run in"):
+    with pytest.raises(GeffectError, match="There is no run in"):
         api.report(ReportConfig.read(None, runs=[tmp_path]))
     with pytest.raises(GeffectError, match="measured step"):
         api.report(ReportConfig.read(None, runs=[known], out=tmp_path / "page.html"))
