@@ -8,10 +8,11 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 LONGEST = 400  # characters shown of a value
+CHOICES = 30  # names shown beside the nearest one
 SIBLINGS = 2000  # entries of a directory among which a name is looked for
 
 # C0 without tab and line feed, DEL, C1, zero-width and bidirectional controls, line separators, surrogates, tags
@@ -103,8 +104,16 @@ def unknown_name(kind: str, name: str, names: Iterable[str]) -> GeffectError:
     """
     names = list(names)
     hint = nearest(name, names)
-    choice = f"{hint}There are" if hint else "Choose one of"
-    return GeffectError(f"{name!r} is not {kind}", remedy=f"{choice} {', '.join(names)}")
+    return GeffectError(f"{name!r} is not {kind}", remedy=choice(hint, "There are" if hint else "Choose one of", names))
+
+
+def choice(hint: str, words: str, names: Sequence[str]) -> str:
+    """A remedy that names what there is: all of it, or the nearest alone (``hint``) where there is much.
+
+    >>> choice("Did you mean b? ", "There are", list("abc"))
+    'Did you mean b? There are a, b, c'
+    """
+    return hint.rstrip() if hint and len(names) > CHOICES else f"{hint}{words} {', '.join(names)}"
 
 
 def spelled(name: str, names: Iterable[str]) -> str:

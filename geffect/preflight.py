@@ -125,8 +125,9 @@ def precision(config: UnlearnConfig, model: CausalLM, batches: Batches) -> Itera
     exact = _gram(model, torch.float64, batches)
     for name in ("bfloat16", "float32"):
         digits = _digits(_gram(model, DTYPES[name], batches), exact)
-        state = f"inner products hold {digits:.1f} digits of those in float64"
-        poor = name == config.dtype and digits < DIGITS
+        used = name == config.dtype
+        state = f"inner products hold {digits:.1f} digits of those in float64{'' if used else '; not used here'}"
+        poor = used and digits < DIGITS
         yield Finding(f"precision, {name}", "warning" if poor else "good", state, FLOAT32 if poor else "")
 
 

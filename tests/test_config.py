@@ -190,7 +190,7 @@ def test_fitting_asks_for_a_set() -> None:
 
 def test_an_unknown_key_is_named_beside_the_known(tmp_path: Path) -> None:
     file = written(tmp_path / "run.yaml", REQUIRED | {"learning_rte": 1e-5})
-    with pytest.raises(GeffectError, match=r"no key 'learning_rte'. Did you mean learning_rate. Use one of model, .*"):
+    with pytest.raises(GeffectError, match=r"no key 'learning_rte'. Did you mean learning_rate.$"):
         UnlearnConfig.read(file)
 
 

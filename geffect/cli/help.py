@@ -1,12 +1,15 @@
 """``--help``: flags under the headings of their schema's fields, verbs by what they are for, and two examples each."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from geffect.errors import GeffectError
+from geffect.io.terminal import say
 
 RUN, LOOK, PREPARE, HELP = "Run", "Look at runs", "Prepare", "Help"
 OTHER = "Other"  # the heading of --help and of flags without a field
@@ -64,26 +67,77 @@ EXAMPLES = {
 }
 
 
+WHOLE = "\u2011"  # stands for a hyphen while lines are broken, so that none is broken at it
+CONTEXT: Any = TyperCommand.context_class
+FORMATTER: Any = CONTEXT.formatter_class
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # Typer does not export it
+
+
+class Formatter(FORMATTER):  # type: ignore[misc]
+    """Help in lines that end between words, never at the hyphen of a flag."""
+
+    def write_text(self, text: str) -> None:
+        """A paragraph."""
+        super().write_text(text.replace("-", WHOLE))
+
+    def write_dl(self, rows: Any, *args: Any, **kwargs: Any) -> None:
+        """Flags or verbs, each with its description."""
+        super().write_dl([(name, text.replace("-", WHOLE)) for name, text in rows], *args, **kwargs)
+
+    def write(self, string: str) -> None:
+        """A part of a line, with its hyphens."""
+        super().write(string.replace(WHOLE, "-"))
+
+
+class Context(CONTEXT):  # type: ignore[misc]
+    """A context that writes help by `Formatter`."""
+
+    formatter_class = Formatter
+
+
+@contextlib.contextmanager
+def refusals(context: Any) -> Iterator[None]:
+    """Raise what Typer refuses as a `GeffectError`, with the nearest name; help for want of arguments passes."""
+    try:
+        yield
+    except USAGE_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            raise
+        message = error.format_message().rstrip(".").split(", unable")[0]
+        if close := getattr(error, "possibilities", None):
+            message = f"No such option: {error.option_name}. Did you mean {close[0]}?"
+        raise GeffectError(message, remedy=f"See {context.command_path} --help") from None
+
+
 class VerbCommand(TyperCommand):
     """A command with flags under headings and examples, which refuses a flag of one value that stands twice.
 
     Typer's own keeps the last value, and drops the first silently.
     """
 
+    context_class = Context
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse as Typer does; raise GeffectError where a flag of one value stands twice."""
+        """Parse as Typer does; raise GeffectError where it refuses, or where a flag of one value stands twice."""
         from geffect.io.readers import duplicate
 
-        if not ctx.resilient_parsing:
-            try:
-                _, _, order = self.make_parser(ctx).parse_args(args=list(args))
-            except Exception as error:
-                raise _did_you_mean(error) from None
+        if ctx.resilient_parsing:
+            return super().parse_args(ctx, args)
+        with refusals(ctx):
+            _, _, order = self.make_parser(ctx).parse_args(args=list(args))
             options = (each for each in order if isinstance(each, TyperOption))
             once = (each.opts[0] for each in options if not (each.multiple or each.count))
             if (flag := duplicate(once)) is not None:
                 raise GeffectError(f"{flag} stands twice", remedy="Leave one of them out")
-        return super().parse_args(ctx, args)
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; Ctrl-C before its work begins ends it in one line, too."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say("geffect: stopped by Ctrl-C")
+            raise typer.Exit(130) from None
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Arguments, then every heading with its flags, in the order of the parameters."""
@@ -115,14 +169,6 @@ def _broken(command: str, width: int) -> Iterable[str]:
     yield line
 
 
-def _did_you_mean(error: Exception) -> Exception:
-    """Typer's refusal of a flag that does not exist, asking for the nearest one."""
-    if close := getattr(error, "possibilities", None):
-        error.possibilities = None  # type: ignore[attr-defined]
-        error.message = f"{str(error.message).rstrip('.')}. Did you mean {close[0]}?"  # type: ignore[attr-defined]
-    return error
-
-
 class VerbGroup(TyperGroup):
     """Commands whose flags are made once one of them is named: the schemas take half of what ``--help`` may take.
 
@@ -131,10 +177,17 @@ class VerbGroup(TyperGroup):
     """
 
     made: dict[str, Any]
+    context_class = Context
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As Typer's; raise GeffectError where it refuses."""
+        with refusals(ctx):
+            return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """As Typer's, with a verb's flags."""
-        name, command, rest = super().resolve_command(ctx, args)
+        with refusals(ctx):
+            name, command, rest = super().resolve_command(ctx, args)
         return name, self.made[name]() if name in self.made else command, rest
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

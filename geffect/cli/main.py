@@ -456,8 +456,12 @@ def compare(
     read_names("rectifier", simulate)
     evaluations = [each for each in runs if is_evaluation(each)]
     check_directories(each for each in runs if each not in evaluations)
+    if len(runs) < 2 and not (simulate or evaluations):
+        message = f"There is nothing to compare {runs[0]} with"
+        raise GeffectError(message, remedy="Name two runs or more, or add --simulate gru")
     from geffect.cli import console
     from geffect.reports import compare as tables
+    from geffect.reports.context import cautions
     from geffect.reports.simulation import simulated
 
     if evaluations:
@@ -468,6 +472,8 @@ def compare(
         return
 
     paths = tables.named(runs)
+    for text in cautions(paths):
+        LOGGER.warning("%s", text)
     if simulate:
         console.simulations({name: simulated(path, simulate) for name, path in paths.items()}, as_json=json)
         return
@@ -490,7 +496,9 @@ def plot(
     scale: Annotated[str | None, typer.Option(help="linear, symlog or log [default: linear]")] = None,
     width: Annotated[str | None, typer.Option(help="column (3.3 inches) or page (7)")] = None,
     labels: Annotated[list[str] | None, typer.Option(metavar="RUN=LABEL", help="a run's name; repeat it")] = None,
-    format: Annotated[str | None, typer.Option(help="of png,pdf,svg [default: png,pdf]")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="kinds of file to write, of png,pdf,svg [default: png,pdf]")
+    ] = None,
     dpi: Annotated[int | None, typer.Option(help="dots an inch of a PNG [default: 200]")] = None,
     style: Annotated[str | None, typer.Option(help="a matplotlib style sheet, by name or file")] = None,
     out: Annotated[Path | None, typer.Option(help="directory to write to [default: the first RUN/figures]")] = None,
@@ -527,9 +535,12 @@ def plot(
 def check(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run, or a monitored training's record")],
     max_harm: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=NATS", help="largest rise of a set's loss; repeat it")
+        list[str] | None,
+        typer.Option(metavar="NAME=NATS", help="largest rise allowed of a set's loss, nats a token; repeat it"),
     ] = None,
-    min_forget: Annotated[float | None, typer.Option(help="smallest rise of the forget loss, nats a token")] = None,
+    min_forget: Annotated[
+        float | None, typer.Option(help="smallest rise wanted of the forget loss, nats a token")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="print the verdicts as a JSON list")] = False,
 ) -> None:
     """Say whether a run kept limits on its sets' losses.
@@ -573,15 +584,16 @@ def monitor(
         typer.Argument(metavar="RUN", help="the directory of a run that is being trained, or of several: the newest"),
     ],
     every: Annotated[float, typer.Option(min=0.2, help="seconds between two looks")] = 2.0,
-    once: Annotated[bool, typer.Option("--once", help="look once")] = False,
+    once: Annotated[bool, typer.Option("--once", help="show the last step once, and stop")] = False,
 ) -> None:
     """Show what the last step does to every set, live.
 
     It shows that by layer group, until the run ends; Ctrl-C stops looking.
     """
-    from geffect.record.reader import check_directories
+    from geffect.record.reader import check_run
 
-    check_directories([run])
+    if not run.is_dir():
+        check_run(run)
     from geffect.cli import console
 
     with contextlib.suppress(KeyboardInterrupt):

@@ -181,9 +181,11 @@ class TrainConfig(WritingConfig, DeviceConfig, DataConfig):
     )
     lora: Count = Field(default=0, description="rank of a fresh LoRA adapter; 0 trains all weights", title=MODEL)
     lora_dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="on a fresh adapter's inputs, with --keep-dropout", title=MODEL
+        default=0.0, ge=0, lt=1, description="dropout on a fresh adapter's inputs; needs --keep-dropout", title=MODEL
     )
-    seed: Seed = Field(default=0, description="of the order of examples and the adapter's start", title=TRAINING)
+    seed: Seed = Field(
+        default=0, description="seed of the order of examples and of the adapter's start", title=TRAINING
+    )
     batch_size: Positive = Field(
         default=4,
         description="examples of a micro-batch (unlearn: of each forget set, and as many retain examples)",
@@ -213,7 +215,9 @@ class TrainConfig(WritingConfig, DeviceConfig, DataConfig):
         default=0, description="optimizer steps between checkpoints; 0: the last state only", title=OUTPUT
     )
     report_to: Texts = Field(
-        default_factory=EMPTY, description="a tracker that Hugging Face's Trainer knows; repeat it", title=OUTPUT
+        default_factory=EMPTY,
+        description="tensorboard, wandb or another tracker of Hugging Face's Trainer; repeat it",
+        title=OUTPUT,
     )
 
     @property
@@ -354,7 +358,8 @@ class InspectConfig(WritingConfig, DeviceConfig, TextConfig):
     )
     points: Objectives = Field(
         default_factory=EMPTY,
-        description="record every forget example's own effects (PG), and this objective's weight on it; repeat it",
+        description="record each forget example's own G-effects (PG-effects), and the weight that this objective gives "
+        "it; repeat it",
         title=MEASURING,
     )
     skip_broken: bool = Field(
@@ -474,6 +479,17 @@ class EvaluateConfig(WritingConfig, DeviceConfig, DataConfig):
     seed: Seed = Field(default=0, description="seed of the bootstrap", title=MEASURING)
     dtype: Dtype = Field(default="float32", description="dtype of the weights", title=MODEL)
 
+    @model_validator(mode="after")
+    def _check_sets(self) -> Self:
+        from geffect.data.domains import named_set
+
+        for text in self.set:
+            named_set(text, "--set")
+        if not (self.suite or self.set or self.task):
+            remedy = "Add --suite builtin, or --metric and --set, or --task"
+            raise GeffectError("There is nothing to evaluate: no suite, no set and no task", remedy=remedy)
+        return self
+
     @property
     def relearn_steps(self) -> list[int]:
         """The numbers of steps of relearning, without 0."""
@@ -558,8 +574,8 @@ class UnlearnConfig(TrainConfig):
     )
     max_rise: Rate | None = Field(
         default=None,
-        description="halve a step, six times at most, until it raises the loss of its own retain examples by no more "
-        "(nats a token, measured)",
+        description="largest measured rise of the loss of a step's own retain examples, in nats a token; a step that "
+        "raises it more is halved, six times at most",
         title=METHOD,
     )
     steps: Positive = Field(default=25, description="optimizer steps", title=TRAINING)
@@ -721,6 +737,7 @@ class DoctorConfig(UnlearnConfig):
     """``geffect doctor``: the configuration of the run it looks at."""
 
     out: Home = Field(default=DOCTOR_OUT, description="the run directory; not written to", title=MAIN)
+    overwrite: bool = Field(default=False, exclude=True, description="does nothing here", json_schema_extra=NO_FLAG)
 
 
 class FinetuneConfig(TrainConfig):

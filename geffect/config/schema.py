@@ -41,7 +41,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from geffect.core.registry import read_names
-from geffect.errors import GeffectError, missing_path, nearest, shorten, spelled
+from geffect.errors import GeffectError, choice, missing_path, nearest, shorten, spelled
 from geffect.io.readers import Unreadable, duplicate, read_yaml
 
 if TYPE_CHECKING:
@@ -362,7 +362,7 @@ def _refusal(schema: type[Schema], error: ValidationError) -> GeffectError:
     if isinstance(cause, GeffectError):
         return cause
     if first["type"] == "extra_forbidden":
-        remedy = f"{nearest(name, schema.model_fields)}Use one of {', '.join(schema.model_fields)}"
+        remedy = choice(nearest(name, schema.model_fields), "Use one of", list(schema.model_fields))
         return GeffectError(f"There is no key {name!r}", remedy=remedy)
     stands = name in schema.model_fields and schema.model_fields[name].json_schema_extra == ARGUMENT
     shown = name if stands or name not in schema.model_fields else flag_name(name)

@@ -318,9 +318,6 @@ def parts(config: EvaluateConfig) -> list[Part]:
     _refuse_unused(config, suite, list(by_name.values()))
     if bare := [name for name, part in by_name.items() if not part.metrics]:
         raise GeffectError(f"--set {bare[0]} has no metric", remedy="Add --metric NAME")
-    if not (by_name or config.task):
-        remedy = "Add --suite builtin, or --metric and --set, or --task"
-        raise GeffectError("There is nothing to evaluate: no suite, no set and no task", remedy=remedy)
     return list(by_name.values())
 
 

@@ -18,7 +18,7 @@ class Bar(tqdm):  # type: ignore[type-arg]
 
     def __init__(self, total: int, unit: str, *, label: str = "", done: int = 0, shown: bool = True) -> None:
         disable = None if shown else True
-        super().__init__(total=total, initial=done, unit=unit, desc=label or None, disable=disable)
+        super().__init__(total=total, initial=done, unit=unit, desc=f"{label}: " if label else None, disable=disable)
 
     def tell(self, numbers: Mapping[str, float | str | None], steps: int = 0) -> None:
         """Go on by some steps, and show these numbers."""

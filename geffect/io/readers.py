@@ -52,6 +52,8 @@ def reasons() -> Iterator[None]:
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, json.JSONDecodeError) and error.lineno == 1:
             reason = error.msg
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem and (mark := error.problem_mark):
+            reason = f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
         if isinstance(error, LookupError | AttributeError | TypeError):
             reason = f"a value that does not fit its tag ({reason})"
         raise Unreadable("a number of too many digits" if "integer string conversion" in reason else reason) from error

@@ -323,9 +323,16 @@ def read_environment(path: StrPath) -> dict[str, Any]:
     except GeffectError:  # a ValueError, too
         raise
     except BROKEN as error:
-        reason = f"There is no {ENVIRONMENT} of a run in {path}: {error}"
-        raise GeffectError(reason, remedy=missing_path(path, "Name a directory written by geffect")) from error
+        reason = f"There is no {ENVIRONMENT} of a run in {path}: {error}" if file.exists() else _absent(Path(path))
+        remedy = "Name a directory written by geffect"
+        raise GeffectError(reason, remedy=remedy if Path(path).exists() else missing_path(path, remedy)) from error
     return {key: value for key, value in content.items() if key != "format"}
+
+
+def _absent(path: Path) -> str:
+    """What a path is that holds no run."""
+    kind = f"which has no {ENVIRONMENT}" if path.is_dir() else "which is a file" if path.exists() else ""
+    return f"There is no run in {path}, {kind}" if kind else f"There is no directory {path}"
 
 
 def check_run(path: StrPath) -> None:
@@ -334,9 +341,9 @@ def check_run(path: StrPath) -> None:
 
 
 def check_directories(paths: Iterable[Path]) -> None:
-    """Refuse a run whose directory is not there; what the others hold is not read."""
+    """Refuse a directory that is not there, or holds no run; what a run holds is not read."""
     for path in paths:
-        if not path.is_dir():
+        if not (path / ENVIRONMENT).is_file():
             check_run(path)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -141,9 +142,9 @@ def whole_overlaps(path: StrPath) -> pd.DataFrame:
     )
 
 
-def named(runs: Sequence[StrPath]) -> dict[str, Path]:
+def named(runs: StrPath | Sequence[StrPath]) -> dict[str, Path]:
     """Directory of each run by its name, or by its path where two share a name; in visible form."""
-    paths = [Path(run) for run in runs]
+    paths = [Path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
     names = [path.resolve().name for path in paths]
     labels = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
     by_name = {visible_text(label, lines=False): path for label, path in zip(labels, paths, strict=True)}

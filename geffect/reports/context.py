@@ -9,7 +9,7 @@ import pandas as pd
 from geffect.data.load import QASet, load_set
 from geffect.errors import GeffectError, shorten
 from geffect.record.frames import read_origin
-from geffect.record.reader import damage_refused, evaluations, read_config
+from geffect.record.reader import damage_refused, evaluations, is_finished, read_config
 from geffect.reports.plots.examples import SHOWN
 
 FACT, TEXT = 120, 600  # characters shown of a setting, and of an example
@@ -48,6 +48,15 @@ def cautions(runs: Mapping[str, Path]) -> list[str]:
         hashes = {name: origin.sets.get(part, ("", "none"))[1][:12] for name, origin in origins.items()}
         found += _differ(f"{part} sets", hashes)
     return found
+
+
+def unfinished(runs: Mapping[str, Path]) -> list[str]:
+    """Which runs were stopped, or still go on."""
+    return [
+        f"{name} is unfinished: this is its state at its last recorded step."
+        for name, path in runs.items()
+        if not is_finished(path)
+    ]
 
 
 def _differ(what: str, values: Mapping[str, Any]) -> list[str]:

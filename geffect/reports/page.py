@@ -19,7 +19,7 @@ from geffect.record.schema import TOKENS
 from geffect.record.writer import write as write_file
 from geffect.reports.colored import LayerMap, Texts, layer_maps_of, token_texts
 from geffect.reports.compare import compare, differences, summarize
-from geffect.reports.context import cautions, facts, with_texts
+from geffect.reports.context import cautions, facts, unfinished, with_texts
 from geffect.reports.findings import Finding, nats, read_findings
 from geffect.reports.outcome import Outcome, outcome, worst_examples
 from geffect.reports.plots.registry import draw_all, plots_of
@@ -197,7 +197,7 @@ class Report(NamedTuple):
     findings: list[Finding]
     outcomes: dict[str, Outcome]
     prices: dict[str, list[str]]  # of forgetting at each run's first and last measured weights, in words
-    cautions: list[str]  # in what several runs differ that a comparison takes to be equal
+    cautions: list[str]  # which runs are unfinished; in what several differ that a comparison takes to be equal
 
 
 def write(runs: Mapping[str, Path], out: Path, scheme: str = "thirds") -> Report:
@@ -217,7 +217,8 @@ def write(runs: Mapping[str, Path], out: Path, scheme: str = "thirds") -> Report
     findings = [finding for each in sections for finding in each.findings]
     prices = {each.name: each.price.sentences for each in sections}
     outcomes = {each.name: each.outcome for each in sections}
-    return Report(out, findings, outcomes, prices, together.cautions if together else [])
+    told = [*unfinished(runs), *(together.cautions if together else [])]
+    return Report(out, findings, outcomes, prices, told)
 
 
 def _check_replaceable(out: Path) -> None:

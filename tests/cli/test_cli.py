@@ -189,7 +189,7 @@ def test_a_model_directory_without_a_model_is_refused(refused: Callable[..., Non
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"stepz: 3\n", r"no key 'stepz'. Did you mean steps\? Use one of model, "),
+        (b"stepz: 3\n", r"no key 'stepz'. Did you mean steps\?"),
         (b"- steps\n", "run.yaml holds no names with values but a list"),
         (b"", "run.yaml holds no names with values but a NoneType"),
         (b"steps: [", "run.yaml is no readable YAML file"),
@@ -217,11 +217,11 @@ def test_a_bad_yaml_file_is_refused(content: bytes, says: str, refused: Callable
         (("preview", "--model", "model", "--data", "builtin:authors/heldout", "--limit", "0"), "--limit"),
         (("preview", "--model", "model", "--data", "builtin:authors/hold"), "There is no built-in set"),
         (("demo", "--out", "model"), "--out model exists already"),
-        (("plot", "model"), "There is no environment.json of a run in model"),
-        (("plot", "absent", "model"), "There is no environment.json of a run in absent"),
+        (("plot", "model"), "There is no run in model, which has no environment.json"),
+        (("plot", "absent", "model"), "There is no directory absent"),
         (("report",), "runs has no value. Add it after the verb"),
-        (("report", "model"), "There is no environment.json of a run in model"),
-        (("report", "absent", "--out", "absent/page.html"), "There is no environment.json of a run in absent"),
+        (("report", "model"), "There is no run in model, which has no environment.json"),
+        (("report", "absent", "--out", "absent/page.html"), "There is no directory absent"),
         (("report", "absent", "model"), "There is no page to write for 2 runs"),
         (("report", "absent", "--scheme", "halves"), "--scheme"),
         (("cite", "adam"), "no reference for 'adam'. Choose one of geffect, g-effect, gru, "),
@@ -248,7 +248,7 @@ def test_a_usage_error_exits_with_2_and_writes_nothing(
     before = files(tmp_path)
     ended = shell(*arguments)
     assert (ended.code, ended.out) == (2, "")
-    assert ended.err.splitlines()[-1].startswith("Error: ")
+    assert re.fullmatch(r"geffect: .* See geffect( unlearn| plot)? --help\.\n", ended.err)
     assert files(tmp_path) == before
 
 
@@ -256,8 +256,8 @@ def test_a_usage_error_exits_with_2_and_writes_nothing(
     ("arguments", "says"),
     [
         (("report",), "runs has no value. Add it after the verb"),
-        (("report", "model"), "There is no environment.json of a run in model"),
-        (("report", "absent", "--out", "absent/page.html"), "There is no environment.json of a run in absent"),
+        (("report", "model"), "There is no run in model, which has no environment.json"),
+        (("report", "absent", "--out", "absent/page.html"), "There is no directory absent"),
         (("report", "absent", "model"), "There is no page to write for 2 runs"),
         (("report", "absent", "--scheme", "halves"), "--scheme"),
     ],

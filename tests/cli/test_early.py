@@ -36,12 +36,15 @@ CASES: list[tuple[list[str], str]] = [
     (["finetune", "--model", "runs/fist", *FINETUNE[3:]], "There is no model 'runs/fist'. Did you mean runs/first? "),
     (["finetune", "--model", "gguf:model.gguf", *FINETUNE[3:]], "There is no GGUF file at model.gguf. Correct the"),
     (["localize", "--model", "runs/fist", *LOCALIZE[3:]], "There is no model 'runs/fist'. Did you mean runs/first? "),
-    (["evaluate", "--model", "runs/fist", *OUT], "There is no model 'runs/fist'. Did you mean runs/first? "),
+    (
+        ["evaluate", "--model", "runs/fist", *OUT, "--suite", "builtin"],
+        "There is no model 'runs/fist'. Did you mean runs/first? ",
+    ),
     (["preview", "--model", "runs/fist", "--data", "builtin:authors/forget"], "There is no model 'runs/fist'. Did "),
     (["doctor", "--model", "runs/fist", *UNLEARN[3:-2]], "There is no model 'runs/fist'. Did you mean runs/first? "),
     (["inspect", "runs/fist", *OUT], "There is no model 'runs/fist'. Did you mean runs/first? "),
     (["inspect", "runs/first", "--start", "./absent", *OUT], "There is no model './absent'."),
-    ([*EVALUATE, "--calibrate", "./absent"], "There is no model './absent'."),
+    ([*EVALUATE, "--suite", "builtin", "--calibrate", "./absent"], "There is no model './absent'."),
     # sets
     ([*UNLEARN[:3], "--forget", "forgot.json", *UNLEARN[5:]], "no file at forgot.json. Did you mean forget.json?"),
     ([*UNLEARN, "--heldout", "data/absent.jsonl"], "There is no file at data/absent.jsonl. Correct the path."),
@@ -56,8 +59,15 @@ CASES: list[tuple[list[str], str]] = [
     ([*LOCALIZE[:3], "--domain", "a=zzz.json,forget.json", *OUT], "There is no file at zzz.json. Correct the path."),
     # directories
     ([*UNLEARN, "--rectifier", "grail", "--masks", "runs/mask"], "in runs/mask. Did you mean runs/masks? Make"),
-    ([*EVALUATE, "--reference", "runs/fist"], "There is no evaluation in runs/fist. Did you mean runs/first? "),
-    (["compare", "runs/fist", "runs/first"], "There is no environment.json of a run in runs/fist: "),
+    (
+        [*EVALUATE, "--suite", "builtin", "--reference", "runs/fist"],
+        "There is no evaluation in runs/fist. Did you mean runs/first? ",
+    ),
+    (["compare", "runs/fist", "runs/first"], "There is no directory runs/fist. Did you mean runs/first? "),
+    (["plot", "runs/first"], "There is no run in runs/first, which has no environment.json. "),
+    (["report", "forget.json"], "There is no run in forget.json, which is a file. "),
+    ([*EVALUATE], "There is nothing to evaluate: no suite, no set and no task. Add --suite"),
+    ([*EVALUATE, "--set", "forget.json", "--metric", "loss"], "--set 'forget.json' is not NAME=SET."),
     (["plot", "runs/fist"], "Did you mean runs/first? Name a directory written by geffect."),
     (["report", "runs/fist"], "Did you mean runs/first? Name a directory written by geffect."),
     ([*UNLEARN[:-1], "runs/first"], "--out runs/first exists already. Choose another name, or move it away."),
@@ -65,7 +75,7 @@ CASES: list[tuple[list[str], str]] = [
     # files, keys, numbers and choices
     (["unlearn", "bad.yaml"], "bad.yaml is no readable YAML file: "),
     (["unlearn", "bed.yaml"], "bed.yaml is no readable YAML file: No such file or directory. Did you mean bad.yaml? "),
-    (["unlearn", "key.yaml"], "There is no key 'learning_rat'. Did you mean learning_rate? Use one of model, "),
+    (["unlearn", "key.yaml"], "There is no key 'learning_rat'. Did you mean learning_rate?"),
     ([*UNLEARN, "--steps", "many"], "Invalid value for '--steps'"),
     ([*UNLEARN, "--steps", "0", "--objective", "npo"], "--steps is 0. It should be greater than or equal to 1."),
     ([*UNLEARN, "--learning-rate", "-1"], "--learning-rate is -1.0. It should be greater than or equal to 0."),
@@ -103,7 +113,7 @@ CASES: list[tuple[list[str], str]] = [
     ([*FINETUNE, "--only-mask", "runs/absent.safetensors"], "runs/absent.safetensors is no file of masks."),
     ([*FINETUNE[:3], "--set", "a=builtin:authors/forgot", *OUT], "Did you mean builtin:authors/forget?"),
     ([*LOCALIZE, "--importance", "mean_ab"], "--importance is 'mean_ab'. Did you mean mean_abs?"),
-    ([*EVALUATE, "--quantize", "nf5"], "'nf5' is not a quantization. Did you mean nf4?"),
+    ([*EVALUATE, "--suite", "builtin", "--quantize", "nf5"], "'nf5' is not a quantization. Did you mean nf4?"),
     (
         [*EVALUATE, "--suite", "tofu", "--split", "forget02", "--data-dir", "data"],
         "no set tofu:forget02_perturbed among",

@@ -42,7 +42,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch, invoke: Command) -> Command:
 @pytest.mark.parametrize("verb", EXAMPLES)
 def test_help_fits_has_headings_in_order_and_two_examples_that_parse(verb: str, narrow: Command) -> None:
     out = narrow(verb, "--help").out
-    assert max(map(len, out.splitlines())) <= 80
+    assert max(map(len, out.splitlines())) <= 80 and not re.search(r"\w-$", out, re.MULTILINE)
     headings = [line[:-1] for line in out.splitlines() if re.fullmatch(r"[A-Z][\w ]+:", line)]
     assert headings[-2:] == ["Other", "Examples"]
     assert [each for each in headings if each in GROUPS] == [each for each in GROUPS if each in headings]
@@ -67,6 +67,10 @@ def test_what_matters_is_first_and_every_choice_is_shown(narrow: Command) -> Non
     for name, field in UnlearnConfig.model_fields.items():
         if has_flag(field) and field.annotation is not bool:
             assert all(word in text for word in words_of(field.annotation)), name
+
+
+def test_doctor_offers_no_flag_for_what_it_does_not_do(narrow: Command) -> None:
+    assert "--overwrite" in narrow("unlearn", "--help").out and "--overwrite" not in narrow("doctor", "--help").out
 
 
 def test_the_verbs_stand_in_groups_each_with_a_whole_sentence(narrow: Command) -> None:

@@ -156,3 +156,12 @@ def test_bar_messages_and_ctrl_c_do_not_collide(width: int, start: Path, tmp_pat
     assert len(bars) == 1
     assert re.search(r"forget \d+\.\d+, heldout \d+\.\d+\]$", bars[0])
     assert all("geffect:" not in line or line.startswith("geffect:") for line in lines)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal")
+def test_ctrl_c_while_the_model_is_loaded_ends_in_a_line(start: Path, tmp_path: Path) -> None:
+    sets = ["--forget", "builtin:authors/forget", "--retain", "builtin:authors/retain"]
+    arguments = ["unlearn", "--model", str(start), *sets, "--out", str(tmp_path / "run")]
+    code, output = run_in_terminal(arguments, 80, "loading the model...")
+    assert code == 130 and "geffect: stopped by Ctrl-C" in screen_of(output, 80)
+    assert not (tmp_path / "run").exists()

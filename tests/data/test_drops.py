@@ -130,6 +130,7 @@ def test_a_setting_that_does_nothing_is_refused(
     plain: dict[str, Any] = {"model": "m", "out": "o"}
     plain |= {"forget": "a", "retain": "b"} if schema is UnlearnConfig else {}
     plain |= {"domain": ["p=a,b"]} if schema is LocalizeConfig else {}
+    plain |= {"set": ["forget=a"]} if schema is EvaluateConfig else {}
     with pytest.raises(GeffectError, match=r"^--\S+ does nothing without --\w.*, which is "):
         schema.read(**(plain | values))
     schema.read(**(plain | values | other))

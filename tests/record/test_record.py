@@ -287,7 +287,7 @@ def test_a_directory_below_a_file_is_refused(tmp_path: Path) -> None:
 def test_a_directory_that_is_no_run_is_refused(text: bytes | None, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / ENVIRONMENT).write_bytes(text)
-    with pytest.raises(GeffectError, match=r"^There is no environment\.json of a run in [^\n]*$|has no format"):
+    with pytest.raises(GeffectError, match=r"^There is no (environment\.json of a )?run in [^\n]*$|has no format"):
         read(tmp_path)
 
 

@@ -15,7 +15,8 @@ from geffect import api
 from geffect.errors import GeffectError
 from geffect.record.frames import read_steps
 from geffect.record.reader import read_lines
-from geffect.reports.compare import at_forget_loss, compare, differences
+from geffect.reports.compare import at_forget_loss, compare, differences, named
+from geffect.reports.run import Run
 from tests.conftest import Command, config
 
 
@@ -97,6 +98,12 @@ def test_the_command_prints_both_tables(runs: dict[str, Path], invoke: Command) 
     both = json.loads(invoke("compare", *runs.values(), "--json").out)
     assert both["runs"][1]["run"] == "gru"
     assert both["differences"]["seed"] == {"ga": "0", "gru": "1"}
+
+
+def test_one_run_is_named_without_a_list_and_compared_with_nothing(runs: dict[str, Path], invoke: Command) -> None:
+    assert named(runs["ga"]) == named([Run(runs["ga"])]) == {"ga": runs["ga"]}
+    ended = invoke("compare", runs["ga"])
+    assert ended.code == 2 and "There is nothing to compare" in ended.err and "--simulate" in ended.err
 
 
 def test_what_cannot_be_compared(runs: dict[str, Path], known: Path, tmp_path: Path) -> None:

@@ -256,6 +256,13 @@ def test_what_reverses_or_hides_text_is_written_out(runs: list[Path], tmp_path: 
         assert not UNSEEN.search(text)
 
 
+def test_an_unfinished_run_is_told(runs: list[Path], tmp_path: Path, invoke: Command) -> None:
+    stopped = shutil.copytree(runs[0], tmp_path / "stopped")
+    (stopped / "DONE").unlink()
+    assert "caution: stopped is unfinished" in invoke("report", stopped).out
+    assert "caution:" not in invoke("report", runs[0], "--out", tmp_path / "page.html").out
+
+
 def test_the_outcome_comes_first_then_the_findings(runs: list[Path], tmp_path: Path, invoke: Command) -> None:
     out = tmp_path / "one.html"
     printed = invoke("report", runs[0], "--out", out).out.splitlines()
@@ -324,7 +331,7 @@ def test_a_file_of_somebody_elses_is_left_alone(runs: list[Path], tmp_path: Path
 def test_what_is_no_measured_run_is_refused(runs: list[Path], known: Path, tmp_path: Path) -> None:
     with pytest.raises(GeffectError, match="There is no page to write"):
         api.report(ReportConfig.read(None, runs=runs))
-    with pytest.raises(GeffectError, match="of a run in"):
+    with pytest.raises(GeffectError, match="There is no run in"):
         api.report(ReportConfig.read(None, runs=[tmp_path]))
     with pytest.raises(GeffectError, match="measured step"):
         api.report(ReportConfig.read(None, runs=[known], out=tmp_path / "page.html"))
