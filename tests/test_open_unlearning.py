@@ -359,5 +359,5 @@ def test_a_broken_evaluation_is_refused(content: str, says: str, tmp_path: Path,
 
 def test_what_is_no_evaluation_does_not_stand_beside_one(saved: Path, tmp_path: Path, invoke: Command) -> None:
     (tmp_path / "run").mkdir()
-    assert "run has no final scores" in invoke("compare", saved, tmp_path / "run").err
+    assert "There is no run in" in invoke("compare", saved, tmp_path / "run").err
     assert "has no steps for --at" in invoke("compare", saved, "--at", "2").err

@@ -288,8 +288,8 @@ def test_a_full_disk_below_the_output_is_one_sentence() -> None:
 
 
 def test_an_output_that_lacks_a_character_gets_its_escape(world: World, tmp_path: Path) -> None:
-    run = shutil.copytree(world.folder / "run", tmp_path / "é漢")
-    command = [sys.executable, "-m", "geffect", "compare", str(run)]
+    runs = [shutil.copytree(world.folder / "run", tmp_path / name) for name in ("é漢", "other")]
+    command = [sys.executable, "-m", "geffect", "compare", *map(str, runs)]
     found = subprocess.run(command, capture_output=True, check=False, env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert found.returncode == 0, found.stderr
     assert rb"\xe9\u6f22" in found.stdout

@@ -443,9 +443,21 @@ def _damaged(damage: Callable[[Path], object], command: list[str], *, unfinished
     return make
 
 
-for verb in ("plot", "report", "compare"):
+def _beside(damage: Callable[[Path], object] = str) -> Callable[[Path], object]:
+    """Damage to a run with another beside it that is whole."""
+
+    def both(run: Path) -> None:
+        shutil.copytree(run, run.with_name("other"))
+        damage(run)
+
+    return both
+
+
+for verb in ("plot", "report"):
     for given, damage in {**DAMAGE, **(CONFIGS if verb != "plot" else {})}.items():
         CASES.append(Case("rundirs", f"{verb}: {given}", _damaged(damage, [verb, "run"])))
+for given, damage in {**DAMAGE, **CONFIGS}.items():
+    CASES.append(Case("rundirs", f"compare: {given}", _damaged(_beside(damage), ["compare", "run", "other"])))
 for given, damage in CONFIGS.items():
     if given not in (
         "config missing",
@@ -475,11 +487,15 @@ for given, damage in CONFIGS.items():
 
 # verbs
 
-case("verbs", "compare --at inf", ["compare", "run", "--at", "inf"], says="finite")
-case("verbs", "compare --at nan", ["compare", "run", "--at", "nan"], says="finite")
-case("verbs", "compare --seed -1", ["compare", "run", "--seed", "-1"], says="--seed")
-case("verbs", "compare --seed 2**32", ["compare", "run", "--seed", str(2**32)], says="--seed")
-case("verbs", "compare --seed of 5,000 digits", ["compare", "run", "--seed", "9" * 5000])
+for flag, value, says in (
+    ("--at", "inf", "finite"),
+    ("--at", "nan", "finite"),
+    ("--seed", "-1", "--seed"),
+    ("--seed", str(2**32), "--seed"),
+    ("--seed", "9" * 5000, ""),
+):
+    compared = _damaged(_beside(), ["compare", "run", "other", flag, value])
+    CASES.append(Case("verbs", f"compare {flag} {value[:12]}", compared, says=says))
 case("verbs", "steps of 5,000 digits", [*UNLEARN, "--dry-run", "--steps", "9" * 5000])
 case("verbs", "a rate of 5,000 digits", [*UNLEARN, "--dry-run", "--learning-rate", "9" * 5000])
 case("verbs", "an objective of 5,000 digits", [*UNLEARN, "--dry-run", "--objective", f"npo(beta={'9' * 5000})"])
