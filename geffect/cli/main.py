@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib
 import inspect
 import io
 import itertools
@@ -20,7 +21,7 @@ from typer.models import CommandInfo
 
 from geffect.cli.help import HELP, LOOK, PREPARE, RUN, VerbCommand, VerbGroup
 from geffect.errors import GeffectError, VisibleRecord, nearest, spelled, unknown_name, visible_text
-from geffect.io.system import check_single_process, raise_on_signals, rank_and_size, signal_of
+from geffect.io.system import check_single_process, keep_interrupts, raise_on_signals, rank_and_size, signal_of
 from geffect.io.terminal import close_bars, say, take_messages
 
 if TYPE_CHECKING:
@@ -117,7 +118,10 @@ def _read(schema: "type[Schema]", file: Path | None, settings: dict[str, Any], *
         check_places(schema.draft(content | settings), resume=resume)
         if {"model", "checkpoints"} & schema.model_fields.keys():
             LOGGER.info("loading the model...")  # importing torch takes seconds
-    return schema.combine(content, settings, file)
+    with keep_interrupts():
+        checked = schema.combine(content, settings, file)
+        importlib.import_module("geffect.api")  # what every verb of a schema runs
+    return checked
 
 
 def _confirm(config: Any, *, yes: bool, resume: bool = False) -> None:

@@ -84,6 +84,24 @@ def install(installed: contextlib.ExitStack, signum: int, handler: Handler) -> N
         installed.callback(signal.signal, signum, before)
 
 
+@contextlib.contextmanager
+def keep_interrupts() -> Iterator[None]:
+    """Raise Ctrl-C again at the end where it was swallowed: a module that is imported may catch everything."""
+    pressed = False
+
+    def stop(signum: int, frame: Any) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.default_int_handler(signum, frame)
+
+    with contextlib.ExitStack() as installed:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            install(installed, signal.SIGINT, stop)
+        yield
+    if pressed:
+        raise KeyboardInterrupt
+
+
 def signal_of(stopped: KeyboardInterrupt) -> int:
     """The signal that raised an interrupt."""
     return stopped.signum if isinstance(stopped, Interrupted) else signal.SIGINT

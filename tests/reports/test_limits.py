@@ -136,7 +136,7 @@ def test_of_several_runs_the_newest_is_followed(tmp_path: Path) -> None:
     os.utime(first / STEPS, (0, 0))
     assert Live(tmp_path / "logs").look().step == 2
     (tmp_path / "empty").mkdir()
-    with pytest.raises(GeffectError, match=r"There is no environment\.json"):
+    with pytest.raises(GeffectError, match=r"There is no run in .*, which has no environment\.json"):
         Live(tmp_path / "empty")
 
 

@@ -213,7 +213,7 @@ def test_what_cannot_be_drawn_is_refused(runs: dict[str, Path], start: Path, tmp
     for kind, says in (("trade_off", "a heldout set"), ("prediction", "has no prediction")):
         with pytest.raises(GeffectError, match=says):
             bare.plot(kind)
-    with pytest.raises(GeffectError, match=r"environment\.json"):
+    with pytest.raises(GeffectError, match=r"There is no directory"):
         geffect.Run(tmp_path / "absent")
 
 

@@ -1,5 +1,6 @@
 """SIGTERM and SIGHUP do what Ctrl-C does, and leave the host's handlers as they were."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import yaml
 from geffect import api
 from geffect.config import InspectConfig, UnlearnConfig
 from geffect.errors import Interrupted
-from geffect.io.system import SIGNALS, raise_on_signals
+from geffect.io.system import SIGNALS, keep_interrupts, raise_on_signals
 from geffect.record.reader import read_lines
 from geffect.record.schema import CONFIG, DONE, STEPS
 from geffect.record.writer import RunDirectory
@@ -93,6 +94,13 @@ def test_sigint_is_heard_in_a_background_job_which_a_shell_starts_with_it_ignore
         assert noted == [signal.SIGINT] and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_that_an_import_swallows_is_raised_after_it() -> None:
+    with pytest.raises(KeyboardInterrupt), keep_interrupts(), contextlib.suppress(BaseException):
+        signal.raise_signal(signal.SIGINT)
+    with keep_interrupts():
+        pass
 
 
 def test_a_hosts_own_handler_is_left_in_place(own: list[int]) -> None:
