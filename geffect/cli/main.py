@@ -112,15 +112,17 @@ def _read(schema: "type[Schema]", file: Path | None, settings: dict[str, Any], *
     from geffect.config.schema import read_mapping
 
     content = read_mapping(file) if file else {}
+    loads = bool({"model", "checkpoints"} & schema.model_fields.keys())
     if "torch" not in sys.modules:
         from geffect.config.places import check_places
 
         check_places(schema.draft(content | settings), resume=resume)
-        if {"model", "checkpoints"} & schema.model_fields.keys():
+        if loads:
             LOGGER.info("loading the model...")  # importing torch takes seconds
     with keep_interrupts():
         checked = schema.combine(content, settings, file)
-        importlib.import_module("geffect.api")  # what every verb of a schema runs
+        if loads:
+            importlib.import_module("geffect.api")
     return checked
 
 
@@ -310,10 +312,11 @@ def _report(config: "ReportConfig", *, json: bool, open: bool) -> None:
 
     It shows the outcome, findings, figures, layers and the worst examples.
     """
-    from geffect import api
     from geffect.cli import console
+    from geffect.reports.compare import named
+    from geffect.reports.page import write
 
-    report = api.report(config)
+    report = write(named(config.runs), config.page, config.scheme)  # without torch, which geffect.api imports
     console.report(report, as_json=json)
     if open:
         _browse(report.path.resolve())

@@ -7,6 +7,8 @@ import math
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,15 @@ def inspected(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Pat
 def page(runs: list[Path], inspected: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("page") / "report.html"
     return api.report(ReportConfig.read(None, runs=[*runs, inspected], out=out)).path
+
+
+def test_the_command_needs_no_torch(runs: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch is imported')")
+    command = [sys.executable, "-m", "geffect", "report", *map(str, runs), "--out", str(tmp_path / "page.html")]
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    found = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": paths})
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "page.html").stat().st_size > 100_000
 
 
 def chromium() -> str:
