@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -123,6 +124,7 @@ def run_in_terminal(arguments: list[str], width: int, interrupt_at: str) -> tupl
     child, terminal = pty.fork()
     if child == 0:
         time.sleep(0.2)  # until the size is set
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as in a terminal, also where these tests run in the background
         environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
         os.execve(sys.executable, [sys.executable, "-m", "geffect", *arguments], environment | {"TERM": "xterm"})
     ioctl(terminal, TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
