@@ -38,7 +38,7 @@ def names_of(setting: str, field: "FieldInfo | None" = None) -> list[str]:
 
         sources = [f"domains/{name}" for name in DOMAINS]
         return [f"builtin:{name}" for name in (sources if setting in ("domain", "validation") else BUILTIN)]
-    return {"preset": list(PRESETS), "device": ["auto", "cpu", "cuda", "mps"]}.get(setting, [])
+    return {"preset": list(PRESETS), "device": list(DEVICES)}.get(setting, [])
 
 
 def shown_names(setting: str, field: "FieldInfo") -> str:

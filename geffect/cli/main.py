@@ -20,6 +20,7 @@ import typer.main
 from typer.models import CommandInfo
 
 from geffect.cli.help import HELP, LOOK, PREPARE, RUN, VerbCommand, VerbGroup
+from geffect.core.groups import SCHEMES
 from geffect.errors import GeffectError, VisibleRecord, nearest, spelled, unknown_name, visible_text
 from geffect.io.system import check_single_process, keep_interrupts, raise_on_signals, rank_and_size, signal_of
 from geffect.io.terminal import close_bars, say, take_messages
@@ -55,7 +56,6 @@ DRY_RUN = {"dry_run": "print the plan, the batch arithmetic and an estimate of t
 YES = {"yes": "answer the question that --overwrite asks"}
 RESUME = {"resume": "continue the unfinished run in --out from its last checkpoint"}
 SUMS = ("objective", "points", "rectifier", "stop")
-SCHEMES = ("thirds", "paper", "paper_script")
 LISTS = ("objectives", "presets", "rectifiers", "metrics", "suites", "stop-rules", "plots", "models", "sets")
 YAML = "a YAML file with these names, such as a run's config.yaml"
 

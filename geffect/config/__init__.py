@@ -45,7 +45,6 @@ from geffect.config.schema import (
     RectifierSetting,
     Role,
     Schema,
-    Scheme,
     Seed,
     Share,
     StepNumbers,
@@ -55,6 +54,7 @@ from geffect.config.schema import (
     named_paths,
     names_in_transformers,
 )
+from geffect.core.groups import Scheme
 from geffect.core.lots import control_seeds, planted_lot
 from geffect.errors import GeffectError
 from geffect.io.readers import duplicate

@@ -79,7 +79,6 @@ def _device(name: str) -> str:
 
 Device = Annotated[str, AfterValidator(_device)]
 Mode = Literal["exact", "paper"]
-Scheme = Literal["thirds", "paper", "paper_script"]
 Gradient = Literal["objective", "forget", "retain", "retain_average", "masked", "rectified"]
 Role = Literal["forget", "retain", "general", "heldout", "forget_val", "retain_val"]
 

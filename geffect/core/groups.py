@@ -1,13 +1,13 @@
 """Layer → group under a scheme, and the order that both are shown in; `geffect.core.layers` says what a layer is."""
 
 import re
-
-import numpy as np
+from typing import Literal, get_args
 
 from geffect.errors import GeffectError
 
 GROUPS = ("embed", "shallow", "middle", "deep", "lm_head", "shared", "tied")  # in the order they are shown in
-SCHEMES = ("thirds", "paper", "paper_script")
+Scheme = Literal["thirds", "paper", "paper_script"]
+SCHEMES: tuple[str, ...] = get_args(Scheme)
 
 
 def depth_key(label: str) -> tuple[int, int]:
@@ -43,12 +43,17 @@ def block_groups(num_blocks: int, scheme: str = "thirds") -> list[str]:
     """
     thirds = ("shallow", "middle", "deep")
     if scheme == "thirds":
-        sizes = [len(part) for part in np.array_split(np.arange(num_blocks), 3)]
+        sizes = _in_three(num_blocks)
     elif scheme == "paper":
-        first, *rest = [len(part) for part in np.array_split(np.arange(num_blocks + 1), 3)]
+        first, *rest = _in_three(num_blocks + 1)
         sizes = [first - 1, *rest]
     elif scheme == "paper_script":
         sizes = [min(num_blocks, 10), min(max(num_blocks - 10, 0), 10), max(num_blocks - 20, 0)]
     else:
         raise GeffectError(f"There is no scheme {scheme!r}", remedy=f"Choose one of {', '.join(SCHEMES)}")
     return [group for group, size in zip(thirds, sizes, strict=True) for _ in range(size)]
+
+
+def _in_three(count: int) -> list[int]:
+    """The sizes of three parts, the first the larger."""
+    return [(count + 2 - i) // 3 for i in range(3)]

@@ -47,6 +47,16 @@ def ascent_price(part: Matrix, names: Sequence[str]) -> AscentPrice | None:
     return AscentPrice(product / forget**2, math.sqrt(1 - _unit(max(product, 0) / (forget * retain)) ** 2))
 
 
+def least_harm(part: Matrix, names: Sequence[str], gain: float) -> float | None:
+    """c(B) at the length at which ascent forgets 1 nat, ‖g_r‖/‖g_f‖ · cos(acos B + θ); None without a gradient.
+
+    >>> round(least_harm([[1.0, 0.6], [0.6, 1.0]], ("forget", "retain"), 1.0), 3)
+    0.6
+    """
+    forget, retain = (_norm(part, names, each) for each in ("forget", "retain"))
+    return retain / forget * math.cos(math.acos(gain) + _angle(part, names)) if forget and retain else None
+
+
 def step_price(part: Matrix, names: Sequence[str], applied: str = "applied") -> dict[str, float]:
     """The numbers of `geffect.price` for a matrix of inner products ``[M, M]`` over a part of the model.
 
@@ -60,7 +70,7 @@ def step_price(part: Matrix, names: Sequence[str], applied: str = "applied") -> 
     gain, harm = (-_inner(part, names, each, applied) for each in ("forget", "retain"))
     if not (length and forget and retain):
         return {"gain": gain, "harm": harm, "cheapest": 0.0, "dearest": 0.0, "free": 0.0, "efficiency": math.nan}
-    angle = math.acos(_unit(_inner(part, names, "forget", "retain") / (forget * retain)))
+    angle = _angle(part, names)
     share = math.acos(_unit(gain / (length * forget)))
     scale = length * retain
     cheapest, dearest = scale * math.cos(share + angle), scale * math.cos(share - angle)
@@ -73,6 +83,12 @@ def step_price(part: Matrix, names: Sequence[str], applied: str = "applied") -> 
         "free": length * forget * (math.sin(angle) if angle <= math.pi / 2 else 1.0),
         "efficiency": _unit((dearest - harm) / spread) if spread > 1e-12 * scale else math.nan,
     }
+
+
+def _angle(part: Matrix, names: Sequence[str]) -> float:
+    """θ, between the two losses' gradients."""
+    norms = _norm(part, names, "forget") * _norm(part, names, "retain")
+    return math.acos(_unit(_inner(part, names, "forget", "retain") / norms))
 
 
 def _unit(value: float) -> float:

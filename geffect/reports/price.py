@@ -1,13 +1,12 @@
 """The price of forgetting (`geffect.core.price`) in a record: of each step, and before any."""
 
-import math
 from pathlib import Path
 from typing import get_args
 
 import pandas as pd
 
 from geffect.core.groups import depth_key
-from geffect.core.price import ascent_price, step_price
+from geffect.core.price import ascent_price, least_harm, step_price
 from geffect.core.registry import Metric
 from geffect.errors import GeffectError
 from geffect.io.readers import StrPath
@@ -101,15 +100,9 @@ def cheapest_harm(path: StrPath) -> pd.DataFrame:
     found = [line for line in step_lines(path) if {"forget", "retain"} <= {*line.products.names}]
     columns: dict[str, object] = {}
     for line in found[:1] + found[1:][-1:]:
-        names, matrix = line.products.names, line.products.matrix
-        forget, retain = (names.index(each) for each in ("forget", "retain"))
-        squares = [matrix[each][each] for each in (forget, retain)]
-        if min(squares) > 0:
-            ratio = math.sqrt(squares[1] / squares[0])
-            angle = math.acos(max(-1.0, min(1.0, matrix[forget][retain] / math.sqrt(squares[0] * squares[1]))))
-            columns[f"least harm at step {line.step} (nats)"] = [
-                ratio * math.cos(math.acos(gain) + angle) for gain in GAINS
-            ]
+        harms = [least_harm(line.products.matrix, line.products.names, gain) for gain in GAINS]
+        if None not in harms:
+            columns[f"least harm at step {line.step} (nats)"] = harms
     return pd.DataFrame({"forgets (nats)": GAINS} | columns) if columns else pd.DataFrame()
 
 

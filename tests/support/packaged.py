@@ -84,7 +84,6 @@ def check_extras(work: Path, extras: Iterable[str]) -> None:
     """Install each extra alone, import what it brings, run its smallest test; a line of a table each."""
     subprocess.run([sys.executable, "-m", "venv", work / "uv"], check=True)
     subprocess.run([work / "uv" / "bin" / "pip", "install", "--quiet", "uv"], check=True)
-    links = ["--find-links", os.environ["PIP_FIND_LINKS"]] if "PIP_FIND_LINKS" in os.environ else []
     failed = []
     print("| extra | packages | install, s | test, s | result |\n|---|---|---|---|---|", flush=True)
     for extra in extras:
@@ -94,7 +93,7 @@ def check_extras(work: Path, extras: Iterable[str]) -> None:
         subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(venv)], check=True)
         python = str(venv / "bin" / "python")
         install = [uv, "pip", "install", "--quiet", "--python", python, "--constraint", str(ROOT / "constraints.txt")]
-        steps = [[*install, *links, f"{ROOT}[{extra}]", *TOOLS], [python, "-c", f"import geffect, {module}"]]
+        steps = [[*install, f"{ROOT}[{extra}]", *TOOLS], [python, "-c", f"import geffect, {module}"]]
         steps.append([python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *test])
         codes, seconds = list[int](), list[float]()
         for step in steps:
